@@ -1,0 +1,1 @@
+"""The library under the flows. It imports no Prefect."""

@@ -1,0 +1,246 @@
+"""Every setting a user can make. Unknown keys are errors; so are values that contradict each other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+
+
+class SettingsError(ValueError):
+    """A settings file that cannot be used: the message names the file, the key and the remedy."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, title=None)
+
+
+class AgentSettings(_Section):
+    """The agent, as it is: a Python callable or any command."""
+
+    callable: str | None = Field(None, description="`package.module:function` or `path/to/file.py:function`; called with the task")
+    command: str | list[str] | None = Field(None, description="a command line; gets the task as JSON on stdin and in $LIGHTNING_TASK")
+    working_directory: Path | None = Field(None, description="where the agent runs; default: where the flow was started")
+    environment: dict[str, str] = Field(default_factory=dict, description="extra environment variables")
+    pass_environment: list[str] = Field(
+        default_factory=list, description="variables handed on from the flow's own environment by name (secrets); never stored"
+    )
+    timeout_s: float = Field(120, gt=0, description="seconds until an attempt is ended and counted as the agent's failure")
+    preload: list[str] = Field(
+        default_factory=lambda: ["openai", "opentelemetry.sdk.trace.export", "opentelemetry.exporter.otlp.proto.http.trace_exporter"],
+        description="modules the process pool imports once, before the first attempt of a callable",
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> AgentSettings:
+        if (self.callable is None) == (self.command is None):
+            raise ValueError("give exactly one of `callable` and `command`")
+        if self.callable is not None and ":" not in self.callable:
+            raise ValueError(f"callable {self.callable!r}: write it as `module:function` or `path/to/file.py:function`")
+        return self
+
+
+class TaskSettings(_Section):
+    """Where tasks come from: `module:function` (returns a list of dicts) or a .jsonl / .json / .parquet file."""
+
+    train: str = Field(description="tasks to train on")
+    evaluate: str | None = Field(None, description="held-out tasks; without them nothing is evaluated")
+    id_field: str = Field("id", description="field that names a task; where it is missing the row number does")
+
+
+class RolloutSettings(_Section):
+    tasks_per_epoch: int = Field(8, ge=1, description="tasks drawn (in a seeded order, without repeats until all were seen)")
+    group_size: int = Field(8, ge=1, description="rollouts of each task")
+    concurrency: int = Field(16, ge=1, description="attempts that run at the same time, over all shards")
+    shards: int = Field(4, ge=1, description="Prefect tasks the rollouts of an epoch are spread over")
+    retries: int = Field(2, ge=0, description="further attempts after a failure of the infrastructure (never after the agent's)")
+
+
+class RewardSettings(_Section):
+    grader: str | None = Field(
+        None, description="`module:function` called with (task, output, spans), or a .sql file; without it the agent emits rewards"
+    )
+    failure_reward: float | None = Field(0.0, description="reward of an attempt the agent failed; null leaves it out of training")
+    assign: Literal["final"] = Field("final", description="`final`: the rollout's last reward, to every call")
+    reward_match: str | None = Field(None, description="regex (RE2): only rewards emitted under an agent it matches count")
+
+
+class SamplingSettings(_Section):
+    """What the policy samples with in training, whatever the agent asked for."""
+
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1, description="upper limit; a smaller one the agent asks for stays")
+
+
+class LoraSettings(_Section):
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class TrainingSettings(_Section):
+    learning_rate: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    steps_per_epoch: int = Field(1, ge=1, description="optimizer steps the groups of an epoch are spread over")
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field("dapo", description="TRL's GRPO loss")
+    epsilon: float = Field(0.2, gt=0, description="clip range of the ratio to the sampling logprobs")
+    epsilon_high: float | None = Field(None, gt=0)
+    beta: float = Field(0.0, ge=0, description="weight of the KL to the base model")
+    packing: Literal["none", "tree"] = Field("tree", description="`tree`: tokens that sequences of a group share are computed once")
+    tokens_per_micro_batch: int = Field(4096, ge=64, description="tokens (unique ones, where packed) in one forward pass")
+    max_sequence_tokens: int = Field(4096, ge=16, description="longer sequences are left out and counted")
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+
+
+class PolicySettings(_Section):
+    """One trainable model, and the calls that train it. Agents reach it under `model=<name>`."""
+
+    name: Name = "policy"
+    model: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description="hub id, or a folder, of the weights to begin with")
+    agent_match: str = Field("", description="regex (RE2, unanchored) on the nearest named agent of a call; empty matches all")
+    agent_exclude: str | None = Field(None, description="regex (RE2): agents taken out again")
+    advantages: Literal["grpo"] = Field("grpo", description="how rewards become advantages: a file of sql/advantages/")
+    sampling: SamplingSettings = SamplingSettings()
+    lora: LoraSettings | None = Field(None, description="train an adapter instead of the full weights")
+    training: TrainingSettings = TrainingSettings()
+
+
+class EvaluationSettings(_Section):
+    every: int = Field(1, ge=0, description="epochs between evaluations; 0: never")
+    limit: int | None = Field(None, ge=1, description="first so many held-out tasks")
+    success_reward: float = Field(1.0, description="an evaluation rollout counts as right from this reward on")
+    max_tokens: int | None = Field(None, ge=1, description="upper limit of a call's tokens in evaluation")
+
+
+class ServerSettings(_Section):
+    """Gateway and OTLP receiver: one process, one port, on loopback unless told otherwise."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535, description="0: any free port")
+    spool_max_gb: float = Field(4.0, gt=0, description="spans not yet decoded; past it the server answers 503")
+    max_body_mb: float = Field(64.0, gt=0)
+
+
+class VllmSettings(_Section):
+    kv_cache_gb: float = Field(0.5, gt=0, description="memory for the KV cache (CPU build)")
+    max_model_len: int = Field(2048, ge=64)
+    max_num_seqs: int = Field(64, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    start_timeout_s: float = Field(600, gt=0)
+    extra_args: list[str] = Field(default_factory=list, description="appended to vLLM's command line")
+
+
+class TrackingSettings(_Section):
+    mlflow_uri: str | None = Field(None, description="default: a SQLite file in `home`")
+    experiment: str = "lightning-flows"
+
+
+class Settings(_Section):
+    """The settings of a run."""
+
+    run: Name = Field("default", description="name of the run; the same name continues it")
+    home: Path = Field(Path("var"), description="folder for everything a run writes")
+    seed: int = 0
+    epochs: int = Field(4, ge=1, description="epochs `train` runs")
+    agent: AgentSettings
+    tasks: TaskSettings
+    rollout: RolloutSettings = RolloutSettings()
+    reward: RewardSettings = RewardSettings()
+    policies: list[PolicySettings] = Field(default_factory=lambda: [PolicySettings()], min_length=1)
+    evaluation: EvaluationSettings = EvaluationSettings()
+    server: ServerSettings = ServerSettings()
+    vllm: VllmSettings = VllmSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @field_validator("policies")
+    @classmethod
+    def _policies(cls, policies: list[PolicySettings]) -> list[PolicySettings]:
+        names = [p.name for p in policies]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two policies are called {name!r}; routing is by name, so give each its own")
+        if len(policies) > 1:
+            full = [p.name for p in policies if p.lora is None]
+            if full:
+                raise ValueError(
+                    f"policy {full[0]!r} trains full weights and cannot share a vLLM with another policy; "
+                    "give every policy a `lora:` section on the same base model"
+                )
+            if len({p.model for p in policies}) > 1:
+                raise ValueError("LoRA policies on one vLLM need the same `model`")
+        return policies
+
+    @model_validator(mode="after")
+    def _groups(self) -> Settings:
+        for policy in self.policies:
+            if policy.advantages == "grpo" and self.rollout.group_size < 2:
+                raise ValueError("rollout.group_size is 1, but `grpo` compares the rollouts of a group; make it 2 or more")
+        return self
+
+
+def load_settings(path: Path | str, overrides: dict[str, Any] | None = None) -> Settings:
+    """Read a YAML file of settings; `overrides` maps dotted keys to values (`{"rollout.group_size": 4}`).
+
+    Raises SettingsError, naming file and key, where the file is no YAML, has unknown keys, or holds wrong values.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such settings file") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise SettingsError(f"{path}: expected a mapping of settings at the top, got {type(raw).__name__}")
+    for dotted, value in (overrides or {}).items():
+        _assign(raw, dotted, value)
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError(f"{path}: " + explain_validation(error)) from None
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    here: Any = raw
+    *parents, last = re.split(r"\.", dotted)
+    for key in parents:
+        here = here[int(key)] if isinstance(here, list) else here.setdefault(key, {})
+    if isinstance(here, list):
+        here[int(last)] = value
+    else:
+        here[last] = value
+
+
+def explain_validation(error: ValidationError) -> str:
+    """The problems of a validation error, one a line, each with its key and what would be allowed there."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "settings"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key `{key}`; {_known_keys(problem['loc'][:-1])}")
+        elif problem["type"] == "missing":
+            lines.append(f"`{key}` is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"`{key}`: {message} (got {problem['input']!r:.80})" if problem["type"] != "value_error" else f"`{key}`: {message}")
+    return "; ".join(lines)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    model: Any = Settings
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), Settings)
+    return "known here: " + ", ".join(model.model_fields)
