@@ -1,0 +1,82 @@
+"""`catalog.duckdb`: views over the files that the manifests name, for anyone who can open a DuckDB file.
+
+Paths in it are relative to the lake: `lightning-flows sql` sets `file_search_path`, and `duckdb catalog.duckdb` is
+started in the lake's folder. It is built beside and renamed into place, so a reader has the old one or the new.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import duckdb
+
+from lightning_core.lake import schema, sql
+from lightning_core.lake.manifest import Manifests
+
+# Views in the order they build on one another.
+VIEWS = ("rollouts", "calls", "tool_calls", "rewards", "agents", "errors", "epochs", "exclusion_reasons")
+# Derived tables with their columns, so that the views can be made before the first epoch has derived any.
+DERIVED = (
+    "scored_attempts",
+    "span_tree",
+    "rollout_rewards",
+    "policy_calls",
+    "merges",
+    "advantages",
+    "sequences",
+    "exclusions",
+)
+
+
+def spans_view(files: list[str]) -> str:
+    """DDL of the view `spans` over some files; an empty table where there is none."""
+    if files:
+        return f"CREATE OR REPLACE VIEW spans AS FROM read_parquet({_file_list(files)})"
+    columns = ", ".join(f"NULL::{c.type} AS {c.name}" for c in schema.SPANS)
+    return f"CREATE OR REPLACE VIEW spans AS SELECT {columns} WHERE false"
+
+
+def build(root: Path, manifests: Manifests) -> Path:
+    """Build the catalog and rename it into place; returns its path."""
+    root.mkdir(parents=True, exist_ok=True)
+    beside = root / f".catalog-{secrets.token_hex(4)}.duckdb"
+    try:
+        with duckdb.connect(str(beside), config={"file_search_path": str(root)}) as con:
+            con.execute(spans_view([f.path for f in manifests.spans().files]))
+            tables: dict[str, list[str]] = {name: [] for name in DERIVED}
+            for epoch in manifests.epochs():
+                for name, table in epoch.tables.items():
+                    tables.setdefault(name, []).append(table.path)
+            for name, files in tables.items():
+                if files:
+                    con.execute(f"CREATE VIEW {name} AS FROM read_parquet({_file_list(files)}, union_by_name = true)")
+            known = {name for name, files in tables.items() if files}
+            for view in VIEWS:
+                text = sql.text(f"views/{view}")
+                missing = [t for t in _inputs(text) if t in DERIVED and t not in known]
+                if not missing:
+                    con.execute(f"CREATE VIEW {view} AS {text}")
+        beside.replace(root / "catalog.duckdb")
+    finally:
+        beside.unlink(missing_ok=True)
+        beside.with_suffix(".duckdb.wal").unlink(missing_ok=True)
+    return root / "catalog.duckdb"
+
+
+def connect(root: Path) -> duckdb.DuckDBPyConnection:
+    """The catalog, read-only, with its relative paths resolved. Raises FileNotFoundError before the first ingest."""
+    path = root / "catalog.duckdb"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no catalog yet; it is made when the first spans are decoded (run an epoch)")
+    return duckdb.connect(str(path), read_only=True, config={"file_search_path": str(root)})
+
+
+def _inputs(text: str) -> list[str]:
+    """Tables named on the `-- Inputs:` line of a file."""
+    line = next((x for x in text.splitlines() if x.startswith("-- Inputs:")), "-- Inputs:")
+    return [name.strip(" .") for name in line.removeprefix("-- Inputs:").split(",")]
+
+
+def _file_list(files: list[str]) -> str:
+    return "[" + ", ".join("'" + f.replace("'", "''") + "'" for f in files) + "]"

@@ -1,0 +1,106 @@
+"""Runs the SQL from spans to training sequences for one epoch, every step a table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import duckdb
+import pyarrow as pa
+
+from lightning_core.config import RewardSettings, Settings, SettingsError
+from lightning_core.lake import sql
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
+
+logger = logging.getLogger(__name__)
+
+_BEFORE_ADVANTAGES = (
+    "hierarchy/scored_attempts",
+    "hierarchy/epoch_spans",
+    "hierarchy/llm_twins",
+    "hierarchy/parents",
+    "hierarchy/span_tree",
+    "triplets/rollout_rewards",
+    "triplets/policy_calls",
+    "triplets/triplets",
+    "triplets/merges",
+)
+_AFTER_ADVANTAGES = ("advantages/sequences", "advantages/exclusions")
+# Tables kept for analysts and the trainer; the others are copies of spans and can be made again.
+_KEPT = ("scored_attempts", "span_tree", "rollout_rewards", "policy_calls", "merges", "advantages", "sequences", "exclusions")
+
+
+def sql_digest(settings: Settings) -> str:
+    """Digest of every SQL file that `derive` runs with these settings."""
+    return sql.digest(*_BEFORE_ADVANTAGES, *_estimators(settings).values(), *_AFTER_ADVANTAGES)
+
+
+def check_patterns(settings: Settings) -> None:
+    """Raise SettingsError for a pattern RE2 cannot take, naming the setting; called before the first rollout."""
+    patterns = {"reward.reward_match": settings.reward.reward_match}
+    for i, policy in enumerate(settings.policies):
+        patterns[f"policies.{i}.agent_match"] = policy.agent_match
+        patterns[f"policies.{i}.agent_exclude"] = policy.agent_exclude
+    with duckdb.connect() as con:
+        for key, pattern in patterns.items():
+            if pattern is None:
+                continue
+            try:
+                con.execute("SELECT regexp_matches('', ?)", [pattern])
+            except duckdb.Error as error:
+                reason = str(error).split("\n", 1)[0]
+                raise SettingsError(
+                    f"{key}: {pattern!r} is no pattern RE2 can take ({reason}); RE2 has no look-around and no "
+                    "back-references: say what to leave out with agent_exclude"
+                ) from None
+
+
+def derive(
+    lake: Lake, epoch: EpochManifest, settings: Settings, key: str, on_progress: Callable[[str], None] | None = None
+) -> dict[str, int]:
+    """Build the derived tables of an epoch from its span files; returns rows by table. The caller saves the manifest."""
+    estimators = _estimators(settings)
+    with lake.connect(epoch.span_files) as con:
+        _inputs(con, epoch, settings)
+        for name in _BEFORE_ADVANTAGES:
+            _create(con, name, on_progress)
+        parts = []
+        for estimator, file in estimators.items():
+            con.execute(f"CREATE TABLE advantages_{estimator} AS {sql.text(file)}")
+            parts.append(f"SELECT a.* FROM advantages_{estimator} AS a JOIN policies AS p USING (policy) WHERE p.advantages = '{estimator}'")
+        con.execute("CREATE TABLE advantages AS " + " UNION ALL ".join(parts) + " ORDER BY policy, group_id, rollout_id")
+        for name in _AFTER_ADVANTAGES:
+            _create(con, name, on_progress)
+        for table in _KEPT:
+            lake.put_table(epoch, table, con.sql(f"FROM {table}").to_arrow_table(), key)
+    return {name: table.rows for name, table in epoch.tables.items()}
+
+
+def _estimators(settings: Settings) -> dict[str, str]:
+    return {name: f"advantages/{name}" for name in sorted({p.advantages for p in settings.policies})}
+
+
+def _create(con: duckdb.DuckDBPyConnection, name: str, on_progress: Callable[[str], None] | None) -> None:
+    if on_progress is not None:
+        on_progress(name)
+    con.execute(f"CREATE TABLE {name.rsplit('/', 1)[-1]} AS {sql.text(name)}")
+
+
+def _inputs(con: duckdb.DuckDBPyConnection, epoch: EpochManifest, settings: Settings) -> None:
+    con.execute("CREATE TABLE epoch_scope AS SELECT ?::VARCHAR AS run, ?::BIGINT AS epoch", [epoch.run, epoch.epoch])
+    reward: RewardSettings = settings.reward
+    con.execute(
+        "CREATE TABLE reward_settings AS SELECT ?::DOUBLE AS failure_reward, ?::VARCHAR AS reward_match",
+        [reward.failure_reward, reward.reward_match],
+    )
+    policies = pa.table(
+        {
+            "policy": [p.name for p in settings.policies],
+            "agent_match": [p.agent_match for p in settings.policies],
+            "agent_exclude": pa.array([p.agent_exclude for p in settings.policies], pa.string()),
+            "advantages": [p.advantages for p in settings.policies],
+        }
+    )
+    con.register("policies_arrow", policies)
+    con.execute("CREATE TABLE policies AS FROM policies_arrow")

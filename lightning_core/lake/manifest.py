@@ -1,0 +1,110 @@
+"""A table is the list of files in its newest manifest, never a glob.
+
+`lake/manifests/spans.json` names the files of `spans`; `lake/manifests/<run>/<epoch>.json` the derived tables of an
+epoch and the stages that made them. A manifest is replaced as one small file, so a reader sees the old list or the new.
+Paths in it are relative to the lake.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from lightning_core.files import write_atomic
+
+
+class LakeError(RuntimeError):
+    """The lake cannot do what was asked; the message names the place and the remedy."""
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SpanFile(_Manifest):
+    path: str
+    rows: int
+    bytes: int
+    start: int  # spool offsets that the file decodes
+    end: int
+
+
+class SpanManifest(_Manifest):
+    decoded_offset: int = 0
+    rejected_spans: int = 0
+    files: list[SpanFile] = []
+
+
+class Stage(_Manifest):
+    key: str  # digest of everything the stage read
+    output: dict[str, Any]
+    seconds: float
+    finished_ns: int
+
+
+class DerivedTable(_Manifest):
+    path: str
+    rows: int
+    digest: str  # of the file's bytes
+
+
+class EpochManifest(_Manifest):
+    """What is known of one epoch of a run: where in the spool it lies, what was derived, which stages are done."""
+
+    run: str
+    epoch: int
+    opened_offset: int
+    sealed_offset: int | None = None
+    span_files: list[str] = []
+    tables: dict[str, DerivedTable] = {}
+    stages: dict[str, Stage] = {}
+
+    def done(self, stage: str, key: str) -> dict[str, Any] | None:
+        """Output of a stage that has run with this key already, else None."""
+        found = self.stages.get(stage)
+        return found.output if found is not None and found.key == key else None
+
+    def finish(self, stage: str, key: str, output: dict[str, Any], seconds: float) -> None:
+        self.stages[stage] = Stage(key=key, output=output, seconds=round(seconds, 3), finished_ns=time.time_ns())
+
+    def seconds(self, stage: str) -> float:
+        return self.stages[stage].seconds if stage in self.stages else 0.0
+
+
+class Manifests:
+    """Reads and replaces the manifests of a lake."""
+
+    def __init__(self, lake: Path) -> None:
+        self._directory = lake / "manifests"
+
+    def spans(self) -> SpanManifest:
+        return self._read(self._directory / "spans.json", SpanManifest) or SpanManifest()
+
+    def put_spans(self, manifest: SpanManifest) -> None:
+        write_atomic(self._directory / "spans.json", manifest.model_dump_json(indent=1).encode())
+
+    def epoch(self, run: str, epoch: int) -> EpochManifest | None:
+        return self._read(self._path(run, epoch), EpochManifest)
+
+    def put_epoch(self, manifest: EpochManifest) -> None:
+        write_atomic(self._path(manifest.run, manifest.epoch), manifest.model_dump_json(indent=1).encode())
+
+    def epochs(self, run: str | None = None) -> list[EpochManifest]:
+        """All epochs (of a run), in order of run and epoch."""
+        paths = sorted(self._directory.glob(f"{run or '*'}/*.json"))
+        return [m for p in paths if (m := self._read(p, EpochManifest)) is not None]
+
+    def _path(self, run: str, epoch: int) -> Path:
+        return self._directory / run / f"{epoch:04d}.json"
+
+    @staticmethod
+    def _read(path: Path, kind: type[Any]) -> Any:
+        try:
+            return kind.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise LakeError(f"{path}: not a manifest this version can read ({error}); move it away to decode the spool anew") from None

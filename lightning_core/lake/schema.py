@@ -1,0 +1,126 @@
+"""The columns of `spans`, declared once: the Arrow schema, the empty table and the data dictionary derive from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+_MAP = pa.map_(pa.string(), pa.string())
+_TYPES: dict[str, pa.DataType] = {
+    "VARCHAR": pa.string(),
+    "BIGINT": pa.int64(),
+    "INTEGER": pa.int32(),
+    "DOUBLE": pa.float64(),
+    "INTEGER[]": pa.list_(pa.int32()),
+    "FLOAT[]": pa.list_(pa.float32()),
+    "MAP(VARCHAR, VARCHAR)": _MAP,
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: str
+    meaning: str
+
+    @property
+    def arrow(self) -> pa.DataType:
+        return _TYPES[self.type]
+
+
+# What the decoder fills without looking at an attribute.
+_ENVELOPE = (
+    Column("trace_id", "VARCHAR", "trace id, 32 hex digits as sent"),
+    Column("span_id", "VARCHAR", "span id, 16 hex digits as sent"),
+    Column("parent_span_id", "VARCHAR", "declared parent; NULL where none was sent"),
+    Column("name", "VARCHAR", "span name"),
+    Column("kind", "VARCHAR", "internal, server, client, producer, consumer or unspecified"),
+    Column("start_ns", "BIGINT", "start, ns since 1970; NULL where none was sent"),
+    Column("end_ns", "BIGINT", "end, ns since 1970; NULL where none was sent"),
+    Column("status", "VARCHAR", "unset, ok or error"),
+    Column("status_message", "VARCHAR", "text of the status"),
+)
+_REST = (
+    Column("attributes", "MAP(VARCHAR, VARCHAR)", "every attribute that is no column; structures as JSON"),
+    Column("resource", "MAP(VARCHAR, VARCHAR)", "resource attributes"),
+    Column("instrumentation", "VARCHAR", "instrumentation scope: `name@version`"),
+    Column("events", "VARCHAR", "JSON list of {time_ns, name, attributes}; NULL where there are none"),
+    Column("links", "VARCHAR", "JSON list of {trace_id, span_id, attributes}; NULL where there are none"),
+    Column("received_ns", "BIGINT", "when the server took the request, ns since 1970"),
+    Column("record_offset", "BIGINT", "offset of the request in the spool"),
+    Column("record_index", "INTEGER", "position of the span in its request"),
+)
+# What `attribute_aliases` fills, by column name.
+_PROMOTED = (
+    Column("run", "VARCHAR", "run (on `rollout` and `rollout.start`)"),
+    Column("epoch", "BIGINT", "epoch (on `rollout` and `rollout.start`)"),
+    Column("mode", "VARCHAR", "train or evaluate (on `rollout` and `rollout.start`)"),
+    Column("group_id", "VARCHAR", "rollouts of one task in one epoch (on `rollout` and `rollout.start`)"),
+    Column("task_id", "VARCHAR", "task (on `rollout` and `rollout.start`)"),
+    Column("task", "VARCHAR", "the task as JSON (on `rollout`)"),
+    Column("output", "VARCHAR", "what the agent returned, as JSON (on `rollout`)"),
+    Column("outcome", "VARCHAR", "ok, error, timeout or infrastructure (on `rollout`)"),
+    Column("error", "VARCHAR", "what went wrong, for people"),
+    Column("policy", "VARCHAR", "policy that sampled this call (on calls through the gateway)"),
+    Column("policy_version", "VARCHAR", "its version; several, comma-separated, where a call ran through a swap"),
+    Column("model", "VARCHAR", "model name of an LLM call"),
+    Column("response_id", "VARCHAR", "id of the LLM's response"),
+    Column("finish_reasons", "VARCHAR", "JSON list, one a choice"),
+    Column("input_tokens", "BIGINT", "tokens of the prompt"),
+    Column("output_tokens", "BIGINT", "tokens of all choices"),
+    Column("input_messages", "VARCHAR", "messages of the request, as JSON"),
+    Column("output_messages", "VARCHAR", "messages of the reply, as JSON"),
+    Column("sampling", "VARCHAR", "sampling parameters in force, as JSON"),
+    Column("requested_sampling", "VARCHAR", "sampling parameters the agent asked for, as JSON"),
+    Column("untrainable", "VARCHAR", "why a call cannot be trained on"),
+    Column("first_token_ms", "DOUBLE", "milliseconds to the first token"),
+    Column("prompt_ids", "INTEGER[]", "token ids of the prompt"),
+    Column("response_ids", "INTEGER[]", "sampled token ids, all choices one after another"),
+    Column("choice_lengths", "INTEGER[]", "tokens of each choice, where there are several"),
+    Column("response_logprobs", "FLOAT[]", "logprob of each sampled token under the distribution sampled from"),
+    Column("tool_name", "VARCHAR", "tool"),
+    Column("tool_call_id", "VARCHAR", "id of the tool call"),
+    Column("tool_arguments", "VARCHAR", "arguments of the tool call"),
+    Column("tool_result", "VARCHAR", "result of the tool call"),
+    Column("reward", "DOUBLE", "reward that this span emits"),
+    Column("reward_name", "VARCHAR", "its name; `reward` unless said"),
+    Column("reward_source", "VARCHAR", "agent or grader"),
+)
+SPANS: tuple[Column, ...] = (
+    Column("rollout_id", "VARCHAR", "rollout; NULL for spans that came without a scope"),
+    Column("attempt_id", "VARCHAR", "execution of the rollout"),
+    Column("scope", "VARCHAR", "where the two came from: path, token, resource, span or none"),
+    *_ENVELOPE[:5],
+    Column("op", "VARCHAR", "llm, tool, agent, reward, rollout, rollout.start, embedding, …, other"),
+    *_ENVELOPE[5:],
+    Column("agent_name", "VARCHAR", "agent that this span itself names"),
+    Column("agent_name_source", "VARCHAR", "attribute the name was read from"),
+    *_PROMOTED,
+    *_REST,
+)
+# What the decoder hands to sql/ingest/spans.sql.
+DECODED: tuple[Column, ...] = (
+    Column("scoped_rollout_id", "VARCHAR", "rollout the server authenticated"),
+    Column("scoped_attempt_id", "VARCHAR", "attempt the server authenticated"),
+    Column("scope", "VARCHAR", "path, token or none"),
+    Column("declared_rollout_id", "VARCHAR", "rollout the span itself claims"),
+    Column("declared_attempt_id", "VARCHAR", "attempt the span itself claims"),
+    Column("operation", "VARCHAR", "operation name"),
+    Column("span_role", "VARCHAR", "kind of the span as its instrumentation calls it"),
+    Column("agent_name", "VARCHAR", "agent that this span names"),
+    Column("agent_name_source", "VARCHAR", "attribute it was read from"),
+    *_ENVELOPE,
+    *_PROMOTED,
+    *_REST,
+)
+
+
+def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
+    return pa.schema([(c.name, c.arrow) for c in columns])
+
+
+def data_dictionary() -> str:
+    """The columns of `spans` as a Markdown table."""
+    rows = "\n".join(f"| `{c.name}` | `{c.type}` | {c.meaning} |" for c in SPANS)
+    return f"| column | type | meaning |\n|---|---|---|\n{rows}\n"

@@ -1,0 +1,37 @@
+-- Which execution of each rollout counts.
+-- Grain: one row per attempt of the epoch that ended (has a root span).
+-- Inputs: spans, epoch_scope (one row: run, epoch).
+-- Rule: what the infrastructure broke never counts; of the others the earliest to end does.
+WITH roots AS (
+    SELECT
+        rollout_id,
+        attempt_id,
+        min(mode) AS mode,
+        min(group_id) AS group_id,
+        min(task_id) AS task_id,
+        min(outcome) AS outcome,
+        min(error) AS error,
+        min(start_ns) AS start_ns,
+        min(end_ns) AS end_ns
+    FROM spans
+    SEMI JOIN epoch_scope USING (run, epoch)
+    WHERE op = 'rollout'
+    GROUP BY rollout_id, attempt_id
+),
+ranked AS (
+    SELECT
+        *,
+        row_number() OVER (
+            PARTITION BY rollout_id ORDER BY outcome = 'infrastructure', end_ns, attempt_id
+        ) AS place
+    FROM roots
+)
+SELECT
+    * EXCLUDE (place),
+    place = 1 AND outcome <> 'infrastructure' AS counts,
+    CASE
+        WHEN outcome = 'infrastructure' THEN 'infrastructure'
+        WHEN place > 1 THEN 'superseded'
+    END AS left_out
+FROM ranked
+ORDER BY rollout_id, attempt_id
