@@ -1,0 +1,52 @@
+"""Python objects named in settings: `package.module:function` or `path/to/file.py:function`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning_core.config import SettingsError
+
+
+def load_callable(reference: str, setting: str) -> Callable[..., Any]:
+    """The function that a setting names. Raises SettingsError naming the setting and what was not found."""
+    place, _, name = reference.partition(":")
+    if not name:
+        raise SettingsError(f"{setting}: {reference!r}: write it as `module:function` or `path/to/file.py:function`")
+    try:
+        module = _from_file(Path(place), setting) if place.endswith(".py") else importlib.import_module(place)
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(f"{setting}: {place!r} cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        functions = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
+        raise SettingsError(f"{setting}: {place!r} has no function {name!r}; it has: {', '.join(functions) or 'none'}")
+    return found
+
+
+def _from_file(path: Path, setting: str) -> Any:
+    path = path.resolve()
+    if not path.is_file():
+        raise SettingsError(f"{setting}: {path}: no such file")
+    name = f"_lightning_{path.stem}_{abs(hash(path))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))  # a file's neighbours are importable, as when it is run
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    return module

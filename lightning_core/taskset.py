@@ -1,0 +1,104 @@
+"""Tasks, and which of them an epoch rolls out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_core.config import Settings, SettingsError
+from lightning_core.loading import load_callable
+
+Mode = Literal["train", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Task:
+    id: str
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedRollout:
+    """One rollout of an epoch. Its id says where it belongs, so a resumed epoch plans the same ones."""
+
+    rollout_id: str
+    group_id: str
+    task: Task
+
+
+def load_tasks(reference: str, id_field: str, setting: str) -> list[Task]:
+    """Tasks from `module:function`, .jsonl, .json or .parquet.
+
+    Raises SettingsError naming the setting, for what cannot be read, is empty, or has two tasks with one id.
+    """
+    if ":" in reference and not Path(reference).exists():
+        rows: Any = load_callable(reference, setting)()
+    else:
+        rows = _read(Path(reference), setting)
+    tasks = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise SettingsError(f"{setting}: {reference}: task {number} is a {type(row).__name__}; every task is a JSON object")
+        tasks.append(Task(str(row.get(id_field, number)), row))
+    if not tasks:
+        raise SettingsError(f"{setting}: {reference}: there is no task in it")
+    repeated = [name for name, n in Counter(t.id for t in tasks).items() if n > 1]
+    if repeated:
+        raise SettingsError(f"{setting}: {reference}: {len(repeated)} ids occur more than once, the first is {repeated[0]!r} (tasks.id_field is {id_field!r})")
+    return tasks
+
+
+def _read(path: Path, setting: str) -> Iterable[Any]:
+    if not path.is_file():
+        raise SettingsError(f"{setting}: {path}: no such file; give a .jsonl, .json or .parquet file, or `module:function`")
+    if path.suffix == ".parquet":
+        import polars
+
+        return polars.read_parquet(path).to_dicts()
+    try:
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except ValueError as error:
+        raise SettingsError(f"{setting}: {path}: not valid JSON: {error}") from None
+
+
+def plan_training(settings: Settings, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
+    """Rollouts of a training epoch: a seeded order over all tasks, none twice before all were seen."""
+    wanted = settings.rollout.tasks_per_epoch
+    start = epoch * wanted
+    chosen: list[Task] = []
+    while len(chosen) < wanted:
+        lap, place = divmod(start + len(chosen), len(tasks))
+        order = list(tasks)
+        random.Random(f"{settings.seed}/{lap}").shuffle(order)
+        chosen += order[place : place + wanted - len(chosen)]
+    return _plan(settings.run, f"{epoch:04d}", chosen, settings.rollout.group_size)
+
+
+def plan_evaluation(settings: Settings, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
+    """One rollout of each held-out task, after `epoch` epochs of training."""
+    return _plan(settings.run, f"{epoch:04d}e", tasks[: settings.evaluation.limit], 1)
+
+
+def _plan(run: str, label: str, tasks: list[Task], group_size: int) -> list[PlannedRollout]:
+    planned = []
+    seen: Counter[str] = Counter()
+    for task in tasks:
+        # A task set smaller than an epoch comes round again within it, as a group of its own.
+        seen[task.id] += 1
+        group = f"{run}.{label}.{_safe(task.id)}" + (f".{seen[task.id]}" if seen[task.id] > 1 else "")
+        planned += [PlannedRollout(f"{group}.{k}", group, task) for k in range(group_size)]
+    return planned
+
+
+def _safe(task_id: str) -> str:
+    """The id as it may stand in a URL; ids that had to be changed carry a digest so that no two become one."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in task_id)[:40]
+    return safe if safe == task_id else f"{safe}-{hashlib.sha256(task_id.encode()).hexdigest()[:8]}"
