@@ -95,7 +95,14 @@ class Decoder:
                     try:
                         row = self._span(span)
                     except Exception as error:  # noqa: BLE001 - one bad span must not lose its neighbours
-                        out.rejected.append({"offset": offset, "index": index, "reason": f"{type(error).__name__}: {error}", "span": _hex(span)})
+                        out.rejected.append(
+                            {
+                                "offset": offset,
+                                "index": index,
+                                "reason": f"{type(error).__name__}: {error}",
+                                "span": _hex(span),
+                            }
+                        )
                         continue
                     row["scoped_rollout_id"] = record.rollout_id
                     row["scoped_attempt_id"] = record.attempt_id
@@ -122,9 +129,17 @@ class Decoder:
             "end_ns": _time(span.end_time_unix_nano),
             "status": _STATUSES.get(span.status.code, str(span.status.code)),
             "status_message": span.status.message or None,
-            "events": _json([{"time_ns": e.time_unix_nano, "name": e.name, "attributes": _plain_map(e.attributes)} for e in span.events]),
+            "events": _json(
+                [
+                    {"time_ns": e.time_unix_nano, "name": e.name, "attributes": _plain_map(e.attributes)}
+                    for e in span.events
+                ]
+            ),
             "links": _json(
-                [{"trace_id": x.trace_id.hex(), "span_id": x.span_id.hex(), "attributes": _plain_map(x.attributes)} for x in span.links]
+                [
+                    {"trace_id": x.trace_id.hex(), "span_id": x.span_id.hex(), "attributes": _plain_map(x.attributes)}
+                    for x in span.links
+                ]
             ),
         }
         winners: dict[str, tuple[int, str, str | None]] = {}  # column → rank, key, text it would have as an attribute

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import duckdb
 import pyarrow as pa
@@ -15,25 +16,27 @@ from lightning_core.lake.manifest import EpochManifest
 
 logger = logging.getLogger(__name__)
 
-_BEFORE_ADVANTAGES = (
-    "hierarchy/scored_attempts",
-    "hierarchy/epoch_spans",
+_ATTEMPTS = ("hierarchy/scored_attempts", "hierarchy/epoch_spans")
+_REWARDS = (
     "hierarchy/llm_twins",
     "hierarchy/parents",
     "hierarchy/span_tree",
     "triplets/rollout_rewards",
+)
+_TRIPLETS = (
     "triplets/policy_calls",
     "triplets/triplets",
     "triplets/merges",
 )
 _AFTER_ADVANTAGES = ("advantages/sequences", "advantages/exclusions")
 # Tables kept for analysts and the trainer; the others are copies of spans and can be made again.
-_KEPT = ("scored_attempts", "span_tree", "rollout_rewards", "policy_calls", "merges", "advantages", "sequences", "exclusions")
+_KEPT = ("scored_attempts", "span_tree", "rollout_rewards")
+_KEPT_OF_TRAINING = ("policy_calls", "merges", "advantages", "sequences", "exclusions")
 
 
 def sql_digest(settings: Settings) -> str:
     """Digest of every SQL file that `derive` runs with these settings."""
-    return sql.digest(*_BEFORE_ADVANTAGES, *_estimators(settings).values(), *_AFTER_ADVANTAGES)
+    return sql.digest(*_ATTEMPTS, *_REWARDS, *_TRIPLETS, *_estimators(settings).values(), *_AFTER_ADVANTAGES)
 
 
 def check_patterns(settings: Settings) -> None:
@@ -56,23 +59,48 @@ def check_patterns(settings: Settings) -> None:
                 ) from None
 
 
+@contextlib.contextmanager
+def attempts(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with `scored_attempts` and `epoch_spans` of the epoch's span files: what a grader works on."""
+    with lake.connect(epoch.span_files) as con:
+        con.execute(
+            "CREATE TABLE epoch_scope AS SELECT ?::VARCHAR AS run, ?::BIGINT AS epoch, ?::VARCHAR AS mode",
+            [epoch.run, epoch.epoch, epoch.mode],
+        )
+        for name in _ATTEMPTS:
+            _create(con, name)
+        yield con
+
+
 def derive(
     lake: Lake, epoch: EpochManifest, settings: Settings, key: str, on_progress: Callable[[str], None] | None = None
 ) -> dict[str, int]:
-    """Build the derived tables of an epoch from its span files; returns rows by table. The caller saves the manifest."""
+    """Build the derived tables of an epoch from its span files; returns rows by table. The caller saves the manifest.
+
+    An evaluation stops at the rewards: nothing is trained on it.
+    """
     estimators = _estimators(settings)
-    with lake.connect(epoch.span_files) as con:
-        _inputs(con, epoch, settings)
-        for name in _BEFORE_ADVANTAGES:
+    with attempts(lake, epoch) as con:
+        _inputs(con, settings)
+        for name in _REWARDS:
             _create(con, name, on_progress)
-        parts = []
-        for estimator, file in estimators.items():
-            con.execute(f"CREATE TABLE advantages_{estimator} AS {sql.text(file)}")
-            parts.append(f"SELECT a.* FROM advantages_{estimator} AS a JOIN policies AS p USING (policy) WHERE p.advantages = '{estimator}'")
-        con.execute("CREATE TABLE advantages AS " + " UNION ALL ".join(parts) + " ORDER BY policy, group_id, rollout_id")
-        for name in _AFTER_ADVANTAGES:
-            _create(con, name, on_progress)
-        for table in _KEPT:
+        kept = _KEPT
+        if epoch.mode == "train":
+            for name in _TRIPLETS:
+                _create(con, name, on_progress)
+            parts = []
+            for estimator, file in estimators.items():
+                con.execute(f"CREATE TABLE advantages_{estimator} AS {sql.text(file)}")
+                parts.append(
+                    f"SELECT a.* FROM advantages_{estimator} AS a JOIN policies AS p USING (policy) WHERE p.advantages = '{estimator}'"
+                )
+            con.execute(
+                "CREATE TABLE advantages AS " + " UNION ALL ".join(parts) + " ORDER BY policy, group_id, rollout_id"
+            )
+            for name in _AFTER_ADVANTAGES:
+                _create(con, name, on_progress)
+            kept += _KEPT_OF_TRAINING
+        for table in kept:
             lake.put_table(epoch, table, con.sql(f"FROM {table}").to_arrow_table(), key)
     return {name: table.rows for name, table in epoch.tables.items()}
 
@@ -81,14 +109,13 @@ def _estimators(settings: Settings) -> dict[str, str]:
     return {name: f"advantages/{name}" for name in sorted({p.advantages for p in settings.policies})}
 
 
-def _create(con: duckdb.DuckDBPyConnection, name: str, on_progress: Callable[[str], None] | None) -> None:
+def _create(con: duckdb.DuckDBPyConnection, name: str, on_progress: Callable[[str], None] | None = None) -> None:
     if on_progress is not None:
         on_progress(name)
     con.execute(f"CREATE TABLE {name.rsplit('/', 1)[-1]} AS {sql.text(name)}")
 
 
-def _inputs(con: duckdb.DuckDBPyConnection, epoch: EpochManifest, settings: Settings) -> None:
-    con.execute("CREATE TABLE epoch_scope AS SELECT ?::VARCHAR AS run, ?::BIGINT AS epoch", [epoch.run, epoch.epoch])
+def _inputs(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
     reward: RewardSettings = settings.reward
     con.execute(
         "CREATE TABLE reward_settings AS SELECT ?::DOUBLE AS failure_reward, ?::VARCHAR AS reward_match",

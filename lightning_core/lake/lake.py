@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_core.files import fsync_directory, locked
-from lightning_core.lake import catalog, schema, spool
+from lightning_core.lake import catalog, spool
 from lightning_core.lake.decode import Decoder, write_rejected
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, Manifests, SpanFile
 
@@ -70,11 +70,12 @@ class Lake:
             spool.drop_before(self.spool, manifest.decoded_offset)
         return Ingested(spans, rejected, manifest.decoded_offset)
 
-    def open_epoch(self, run: str, epoch: int) -> EpochManifest:
-        """The manifest of an epoch; a new one begins at what is decoded now."""
-        found = self.manifests.epoch(run, epoch)
+    def open_epoch(self, run: str, epoch: int, mode: str, versions: dict[str, str]) -> EpochManifest:
+        """The manifest of an epoch; a new one begins at what is decoded now and remembers the policies' versions."""
+        found = self.manifests.epoch(run, epoch, mode)
         if found is None:
-            found = EpochManifest(run=run, epoch=epoch, opened_offset=self.manifests.spans().decoded_offset)
+            offset = self.manifests.spans().decoded_offset
+            found = EpochManifest(run=run, epoch=epoch, mode=mode, versions=versions, opened_offset=offset)
             self.manifests.put_epoch(found)
         return found
 
@@ -83,18 +84,23 @@ class Lake:
         return [f.path for f in self.manifests.spans().files if f.end > start and (end is None or f.start < end)]
 
     @contextlib.contextmanager
-    def connect(self, span_files: list[str] | None = None, memory_gb: float = 2.0) -> Iterator[duckdb.DuckDBPyConnection]:
+    def connect(
+        self, span_files: list[str] | None = None, memory_gb: float = 2.0
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
         """An in-memory DuckDB with `spans` as a view over some files (all by default); spills into the lake."""
         spill = self.root / "tmp"
         spill.mkdir(parents=True, exist_ok=True)
-        with duckdb.connect(config={"memory_limit": f"{memory_gb}GB", "temp_directory": str(spill), "file_search_path": str(self.root)}) as con:
+        with duckdb.connect(
+            config={"memory_limit": f"{memory_gb}GB", "temp_directory": str(spill), "file_search_path": str(self.root)}
+        ) as con:
             files = [f.path for f in self.manifests.spans().files] if span_files is None else span_files
             con.execute(catalog.spans_view(files))
             yield con
 
     def put_table(self, epoch: EpochManifest, name: str, table: pa.Table, key: str) -> DerivedTable:
         """Write a derived table of an epoch under a name that holds its key, and enter it in the epoch's manifest."""
-        path = f"derived/{epoch.run}/{epoch.epoch:04d}/{name}-{key}.parquet"
+        label = f"{epoch.epoch:04d}" if epoch.mode == "train" else f"{epoch.epoch:04d}-{epoch.mode}"
+        path = f"derived/{epoch.run}/{label}/{name}-{key}.parquet"
         run = pa.array([epoch.run] * table.num_rows, pa.string())
         number = pa.array([epoch.epoch] * table.num_rows, pa.int64())
         table = table.add_column(0, "run", run).add_column(1, "epoch", number)
@@ -134,7 +140,3 @@ def _batches(directory: Path, start: int, end: int) -> Iterator[list[tuple[int, 
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def empty_spans() -> pa.Table:
-    return schema.arrow_schema(schema.SPANS).empty_table()

@@ -52,10 +52,15 @@ class DerivedTable(_Manifest):
 
 
 class EpochManifest(_Manifest):
-    """What is known of one epoch of a run: where in the spool it lies, what was derived, which stages are done."""
+    """What is known of one epoch of a run: where in the spool it lies, what was derived, which stages are done.
+
+    mode `evaluate`: the evaluation after `epoch` epochs of training.
+    """
 
     run: str
     epoch: int
+    mode: str = "train"
+    versions: dict[str, str] = {}  # policy → version that its rollouts are sampled from
     opened_offset: int
     sealed_offset: int | None = None
     span_files: list[str] = []
@@ -86,19 +91,21 @@ class Manifests:
     def put_spans(self, manifest: SpanManifest) -> None:
         write_atomic(self._directory / "spans.json", manifest.model_dump_json(indent=1).encode())
 
-    def epoch(self, run: str, epoch: int) -> EpochManifest | None:
-        return self._read(self._path(run, epoch), EpochManifest)
+    def epoch(self, run: str, epoch: int, mode: str = "train") -> EpochManifest | None:
+        return self._read(self._path(run, epoch, mode), EpochManifest)
 
     def put_epoch(self, manifest: EpochManifest) -> None:
-        write_atomic(self._path(manifest.run, manifest.epoch), manifest.model_dump_json(indent=1).encode())
+        path = self._path(manifest.run, manifest.epoch, manifest.mode)
+        write_atomic(path, manifest.model_dump_json(indent=1).encode())
 
-    def epochs(self, run: str | None = None) -> list[EpochManifest]:
-        """All epochs (of a run), in order of run and epoch."""
+    def epochs(self, run: str | None = None, mode: str | None = None) -> list[EpochManifest]:
+        """All epochs and evaluations (of a run, of a mode), in order of run and epoch."""
         paths = sorted(self._directory.glob(f"{run or '*'}/*.json"))
-        return [m for p in paths if (m := self._read(p, EpochManifest)) is not None]
+        found = [m for p in paths if (m := self._read(p, EpochManifest)) is not None]
+        return [m for m in found if mode in (None, m.mode)]
 
-    def _path(self, run: str, epoch: int) -> Path:
-        return self._directory / run / f"{epoch:04d}.json"
+    def _path(self, run: str, epoch: int, mode: str) -> Path:
+        return self._directory / run / (f"{epoch:04d}.json" if mode == "train" else f"{epoch:04d}-{mode}.json")
 
     @staticmethod
     def _read(path: Path, kind: type[Any]) -> Any:
@@ -107,4 +114,6 @@ class Manifests:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise LakeError(f"{path}: not a manifest this version can read ({error}); move it away to decode the spool anew") from None
+            raise LakeError(
+                f"{path}: not a manifest this version can read ({error}); move it away to decode the spool anew"
+            ) from None

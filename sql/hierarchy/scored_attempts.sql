@@ -1,6 +1,6 @@
 -- Which execution of each rollout counts.
 -- Grain: one row per attempt of the epoch that ended (has a root span).
--- Inputs: spans, epoch_scope (one row: run, epoch).
+-- Inputs: spans, epoch_scope (one row: run, epoch, mode).
 -- Rule: what the infrastructure broke never counts; of the others the earliest to end does.
 WITH roots AS (
     SELECT
@@ -14,7 +14,7 @@ WITH roots AS (
         min(start_ns) AS start_ns,
         min(end_ns) AS end_ns
     FROM spans
-    SEMI JOIN epoch_scope USING (run, epoch)
+    SEMI JOIN epoch_scope USING (run, epoch, mode)
     WHERE op = 'rollout'
     GROUP BY rollout_id, attempt_id
 ),

@@ -1,4 +1,4 @@
--- Every LLM call of the epoch's training rollouts, and whether it trains a policy.
+-- Every LLM call of the epoch's rollouts, and whether it trains a policy.
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
 -- Inputs: epoch_spans, span_tree, rollout_rewards, policies (policy, agent_match, agent_exclude).
 -- Rule: a call trains the policy that sampled it, if that policy's agent_match takes the call's agent; the first
@@ -36,5 +36,5 @@ FROM epoch_spans AS spans
 JOIN span_tree AS tree USING (node)
 JOIN rollout_rewards AS rewards ON rewards.rollout_id = spans.rollout_id AND rewards.attempt_id = spans.attempt_id
 LEFT JOIN policies ON policies.policy = spans.policy
-WHERE spans.op = 'llm' AND tree.twin_of IS NULL AND rewards.mode = 'train'
+WHERE spans.op = 'llm' AND tree.twin_of IS NULL
 ORDER BY call_id

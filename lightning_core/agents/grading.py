@@ -1,0 +1,187 @@
+"""Rewards for agents that give none: `reward.grader` of the settings, run over what the attempts left behind.
+
+A grader is a callable `(task, output, spans) → float | dict of floats` or a SQL file. It runs after the attempts, over
+collected spans, so the same code grades a fresh epoch and regrades an old one. Its rewards are spans like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from lightning_core import names
+from lightning_core.client import STATUS_ERROR, STATUS_OK, SpanData, new_span_id, new_trace_id
+from lightning_core.config import SettingsError
+from lightning_core.loading import load_callable
+
+logger = logging.getLogger(__name__)
+
+Post = Callable[[str, str, list[SpanData]], None]  # (rollout id, attempt id, spans): durable when it returns
+_SETTING = "reward.grader"
+
+
+@dataclass(frozen=True)
+class Ungraded:
+    """An attempt that ran to its end and has no reward of the grader yet."""
+
+    rollout_id: str
+    attempt_id: str
+    task: Any
+    output: Any
+    spans: list[dict[str, Any]]
+
+
+@dataclass
+class Grades:
+    """What a grading gave: how many attempts, how many rewards could not be used, and the first reason."""
+
+    graded: int = 0
+    invalid: int = 0
+    first_error: str | None = None
+    rewards: list[float] = field(default_factory=list)
+
+
+def check_grader(reference: str | None) -> None:
+    """Raise SettingsError, before the first rollout, for a grader that cannot be loaded."""
+    if reference is None:
+        return
+    if reference.endswith(".sql"):
+        if not Path(reference).is_file():
+            raise SettingsError(f"{_SETTING}: {reference}: no such file")
+        return
+    load_callable(reference, _SETTING)
+
+
+def ungraded(con: duckdb.DuckDBPyConnection) -> list[Ungraded]:
+    """Attempts to grade, from the tables `scored_attempts` and `epoch_spans`, in order of their ids."""
+    attempts = con.execute(
+        """
+        SELECT spans.rollout_id, spans.attempt_id, spans.task, spans.output
+        FROM epoch_spans AS spans
+        ANTI JOIN (SELECT rollout_id, attempt_id FROM epoch_spans WHERE op = 'reward' AND reward_source = 'grader')
+            AS graded USING (rollout_id, attempt_id)
+        WHERE spans.op = 'rollout' AND spans.outcome = 'ok'
+        ORDER BY ALL
+        """
+    ).fetchall()
+    relation = con.sql(
+        """
+        SELECT * EXCLUDE (prompt_ids, response_ids, choice_lengths, response_logprobs, task, output, scope, record_offset, record_index)
+        FROM epoch_spans WHERE op <> 'rollout' ORDER BY node
+        """
+    )
+    by_attempt: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in relation.to_arrow_table().to_pylist(maps_as_pydicts="lossy"):
+        by_attempt.setdefault((row["rollout_id"], row["attempt_id"]), []).append(row)
+    return [Ungraded(r, a, _load(task), _load(output), by_attempt.get((r, a), [])) for r, a, task, output in attempts]
+
+
+def grade(
+    reference: str, con: duckdb.DuckDBPyConnection, post: Post, on_progress: Callable[[int, int], None] | None = None
+) -> Grades:
+    """Grade every ungraded attempt and post the rewards; a reward that is no finite number is posted as an error.
+
+    con: has the tables `scored_attempts` and `epoch_spans`; a SQL grader sees these two and returns the columns
+    rollout_id, attempt_id, reward.
+    """
+    waiting = ungraded(con)
+    if reference.endswith(".sql"):
+        results: Iterable[Any] = _from_sql(reference, con, waiting)
+    else:
+        function = load_callable(reference, _SETTING)
+        results = (_call(function, attempt) for attempt in waiting)
+    grades = Grades()
+    with ThreadPoolExecutor(8, thread_name_prefix="grade") as threads:
+        posted = []
+        for done, (attempt, result) in enumerate(zip(waiting, results, strict=True), 1):
+            spans, error = _reward_spans(result)
+            grades.graded += 1
+            if error is None:
+                grades.rewards.append(float(result["reward"] if isinstance(result, dict) else result))
+            else:
+                grades.invalid += 1
+                if grades.first_error is None:
+                    grades.first_error = f"rollout {attempt.rollout_id}: {error}"
+                    logger.error("%s %s gave no usable reward for %s", _SETTING, reference, grades.first_error)
+            posted.append(threads.submit(post, attempt.rollout_id, attempt.attempt_id, spans))
+            if on_progress is not None:
+                on_progress(done, len(waiting))
+        for future in posted:
+            future.result()
+    return grades
+
+
+def _call(function: Callable[..., Any], attempt: Ungraded) -> Any:
+    try:
+        return function(attempt.task, attempt.output, attempt.spans)
+    except Exception as error:  # noqa: BLE001 - the user's code; one attempt it fails on must not lose the others
+        return error
+
+
+def _from_sql(reference: str, con: duckdb.DuckDBPyConnection, waiting: list[Ungraded]) -> list[Any]:
+    try:
+        cursor = con.execute(Path(reference).read_text())
+        columns = [c[0] for c in cursor.description or []]
+        rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
+    except duckdb.Error as error:
+        raise SettingsError(f"{_SETTING}: {reference}: {error}") from error
+    missing = {"rollout_id", "attempt_id", "reward"} - set(columns)
+    if missing:
+        raise SettingsError(f"{_SETTING}: {reference}: no column {', '.join(sorted(missing))} in its result")
+    found = {(row["rollout_id"], row["attempt_id"]): row["reward"] for row in rows}
+    return [found.get((a.rollout_id, a.attempt_id), ValueError("the SQL returned no row for it")) for a in waiting]
+
+
+def _reward_spans(result: Any) -> tuple[list[SpanData], str | None]:
+    """Spans of one grader's result; where it cannot be used, one span that says so."""
+    if isinstance(result, Exception):
+        error = f"it raised {type(result).__name__}: {result}"
+        return [_span({names.REWARD_NAME: "reward", names.ERROR: error}, error)], error
+    values = result if isinstance(result, dict) else {"reward": result}
+    if "reward" not in values:
+        error = f"its dict has no key 'reward', only {', '.join(map(str, values)) or 'nothing'}"
+        return [_span({names.REWARD_NAME: "reward", names.ERROR: error}, error)], error
+    for name, value in values.items():
+        if isinstance(value, str) or not _is_number(value):
+            error = f"{name} is {value!r:.80}, not a finite number"
+            return [_span({names.REWARD_NAME: str(name), names.ERROR: error}, error)], error
+    return [_span({names.REWARD: float(v), names.REWARD_NAME: str(n)}, None) for n, v in values.items()], None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _span(attributes: dict[str, Any], error: str | None) -> SpanData:
+    now = time.time_ns()
+    return SpanData(
+        name=names.SPAN_REWARD,
+        start_ns=now,
+        end_ns=now,
+        trace_id=new_trace_id(),
+        span_id=new_span_id(),
+        attributes={**attributes, names.REWARD_SOURCE: "grader"},
+        status=STATUS_ERROR if error else STATUS_OK,
+        status_message=error or "",
+    )
+
+
+def _load(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
