@@ -1,0 +1,333 @@
+"""The spool: append-only segments of raw OTLP requests, each answered only once it is on disk.
+
+One process writes (`SpoolWriter`; an flock says so), any number read. Writing is a group commit in one thread, so
+that many requests share one fsync: an append is resolved after its bytes and, for a new segment, the folder's entry
+are on disk. Whatever was written but not acknowledged is cut off again when writing fails, and when the spool is
+opened after a crash. `lake.spool_format` has the layout. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import itertools
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lightning_core.lake.spool_format import (
+    Record,
+    Scope,
+    SpoolCorrupt,
+    SpoolError,
+    SpoolFull,
+    SpoolLocked,
+    corrupt,
+    decode,
+    encode,
+    encoded_size,
+    segment_path,
+    segments,
+    sound_end,
+    to_record,
+)
+
+__all__ = [
+    "Record",
+    "Scope",
+    "SpoolCorrupt",
+    "SpoolError",
+    "SpoolFull",
+    "SpoolLocked",
+    "SpoolWriter",
+    "drop_before",
+    "durable_end",
+    "read",
+]
+
+log = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 64 * 1024 * 1024
+_BATCH_BYTES = 16 * 1024 * 1024
+_RECOUNT_S = 0.2
+
+_Waiter = tuple[Record, int, asyncio.AbstractEventLoop, "asyncio.Future[int]"]
+
+
+def read(directory: Path | str, start: int, stop: int | None = None) -> Iterator[tuple[int, int, Record]]:
+    """Yield (offset, next offset, record) from the record that begins at `start` up to `stop` or the torn tail.
+
+    Offsets are global bytes; `start` and `stop` must be record boundaries (0, or an offset the spool has named).
+    Bytes below the server's `end()` are never torn, so compare the last next offset with `stop` if in doubt.
+    Raises SpoolCorrupt, naming segment and offset, for a damaged record, a gap between segments, or a `start` that
+    `drop_before` has freed.
+    """
+    found = segments(directory)
+    if not found or (stop is not None and start >= stop):
+        return
+    if start < found[0][0]:
+        raise SpoolCorrupt(
+            f"{directory}: offset {start} is gone, the first one kept is {found[0][0]}; "
+            "was the spool freed before it was decoded?"
+        )
+    first = max(i for i, (offset, _) in enumerate(found) if offset <= start)
+    for i in range(first, len(found)):
+        offset, path = found[i]
+        follows = found[i + 1][0] if i + 1 < len(found) else None
+        data = path.read_bytes()
+        at = max(start - offset, 0)
+        while stop is None or offset + at < stop:
+            decoded = decode(data, at)
+            if decoded is None:
+                break
+            size, _, header, body = decoded
+            yield offset + at, offset + at + size, to_record(header, body)
+            at += size
+        if stop is not None and offset + at >= stop:
+            return
+        if follows is None:
+            sound_end(offset, path, data, at)
+        elif offset + at != follows:
+            raise corrupt(path, offset + at)
+
+
+def durable_end(directory: Path | str) -> int:
+    """Offset behind the last sound record on disk; 0 where there is no spool.
+
+    While a server runs, its own `end()` (`POST /admin/seal`) is the acknowledged one; this may be a few records more.
+    """
+    found = segments(directory)
+    if not found:
+        return 0
+    offset, path = found[-1]
+    return offset + sound_end(offset, path, path.read_bytes())
+
+
+def drop_before(directory: Path | str, offset: int) -> int:
+    """Remove the segments that end at or below `offset`, never the last one; returns the bytes freed."""
+    found = segments(directory)
+    freed = 0
+    for (begin, path), (end, _) in itertools.pairwise(found):
+        if end > offset:
+            break
+        path.unlink(missing_ok=True)
+        freed += end - begin
+    return freed
+
+
+class SpoolWriter:
+    """Opens the spool for writing; `SpoolLocked` where another process has it.
+
+    `max_bytes` bounds what is kept (not yet freed by `drop_before`). `segment_bytes` is where a new segment begins;
+    by default 64 MiB, less where `max_bytes` is small, so that there is always something to free.
+    `torn_bytes` says how much of an unacknowledged tail was cut off on opening.
+    """
+
+    def __init__(self, directory: Path | str, max_bytes: int, segment_bytes: int | None = None) -> None:
+        self._directory = Path(directory)
+        self._max_bytes = max_bytes
+        self._segment_bytes = segment_bytes or min(SEGMENT_BYTES, max(max_bytes // 8, 4096))
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self._directory / ".lock")
+        try:
+            self._open_last()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._pending = 0  # bytes handed to the thread; touched by the event loop's thread only
+        self._first, self._counted = self._first_offset(), time.monotonic()
+        self._closed = False
+        self._queue: queue.SimpleQueue[_Waiter | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+        self._thread.start()
+
+    def _open_last(self) -> None:
+        found = segments(self._directory)
+        self._begin, path = found[-1] if found else (0, segment_path(self._directory, 0))
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        data = path.read_bytes()
+        good = sound_end(self._begin, path, data)
+        self.torn_bytes = len(data) - good
+        if self.torn_bytes:
+            log.warning("%s: cut off a torn tail of %d bytes at offset %d", path, self.torn_bytes, self._begin + good)
+        os.ftruncate(self._fd, good)
+        os.fsync(self._fd)
+        _fsync_directory(self._directory)
+        self._end = self._begin + good
+        self._tainted = False  # bytes past _end may be on disk and have to go before the next write
+
+    def end(self) -> int:
+        """Offset behind the last acknowledged record."""
+        return self._end
+
+    def kept_bytes(self) -> int:
+        """Bytes on disk that nobody has freed."""
+        return self._end - self._first_offset()
+
+    def is_full(self, more: int = 0) -> bool:
+        """Whether `more` bytes would exceed the limit; looks at the folder only when it seems so."""
+        if self._end + self._pending + more - self._first <= self._max_bytes:
+            return False
+        if time.monotonic() - self._counted > _RECOUNT_S:
+            self._first, self._counted = self._first_offset(), time.monotonic()
+        return self._end + self._pending + more - self._first > self._max_bytes
+
+    def _first_offset(self) -> int:
+        found = segments(self._directory)
+        return found[0][0] if found else self._end
+
+    async def append(self, record: Record) -> int:
+        """Store a record; returns its end offset once it is on disk.
+
+        Raises SpoolFull, or SpoolError naming the operating system's error (disk full, I/O error); after either the
+        record is not in the spool, and later appends may succeed.
+        """
+        size = encoded_size(record)
+        if self._closed:
+            raise SpoolError(f"{self._directory}: the spool is closed, the server is stopping")
+        if self.is_full(size):
+            raise SpoolFull(
+                f"{self._directory}: {self._max_bytes} bytes of spans wait to be decoded; run the ingestion, "
+                "or raise server.spool_max_gb"
+            )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[int] = loop.create_future()
+        self._pending += size
+        try:
+            self._queue.put((record, size, loop, future))
+            return await future
+        finally:
+            self._pending -= size
+
+    def close(self) -> None:
+        """Write what waits, then release the spool. Appends after this fail."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+        os.close(self._fd)
+        os.close(self._lock)
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            batch: list[_Waiter] = []
+            waiter = self._queue.get()
+            size = 0
+            while True:
+                if waiter is None:
+                    stopping = True
+                    break
+                batch.append(waiter)
+                size += waiter[1]
+                if size > _BATCH_BYTES:
+                    break
+                try:
+                    waiter = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if batch:
+                self._commit(batch)
+
+    def _commit(self, batch: list[_Waiter]) -> None:
+        durable = self._end
+        try:
+            encoded = [encode(record, durable) for record, _, _, _ in batch]
+            self._write(encoded)
+        except (OSError, ValueError) as error:
+            failure = SpoolError(f"{segment_path(self._directory, self._begin)}: spans were not stored: {error}")
+            log.error("%s", failure)
+            _resolve(batch, lambda i: failure)
+            return
+        ends, end = [], durable
+        for data in encoded:
+            end += len(data)
+            ends.append(end)
+        self._end = end
+        _resolve(batch, lambda i: ends[i])
+
+    def _write(self, encoded: list[bytes]) -> None:
+        if self._tainted:
+            self._cut_back()
+        if self._end - self._begin >= self._segment_bytes:
+            self._roll()
+        self._tainted = True
+        try:
+            at = self._end - self._begin
+            view = memoryview(b"".join(encoded))
+            while view:
+                written = os.pwrite(self._fd, view, at)
+                at, view = at + written, view[written:]
+            os.fsync(self._fd)
+        except OSError:
+            try:
+                self._cut_back()
+            except OSError as error:
+                log.error("could not cut back to offset %d, will try again: %s", self._end, error)
+            raise
+        self._tainted = False
+
+    def _cut_back(self) -> None:
+        os.ftruncate(self._fd, self._end - self._begin)
+        os.fsync(self._fd)
+        self._tainted = False
+
+    def _roll(self) -> None:
+        fd = os.open(segment_path(self._directory, self._end), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _fsync_directory(self._directory)
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(self._fd)
+        self._fd, self._begin = fd, self._end
+
+
+def _resolve(batch: list[_Waiter], outcome: Callable[[int], int | Exception]) -> None:
+    """Answer all waiters with one wake-up for each event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int | Exception]]] = {}
+    for i, (_, _, loop, future) in enumerate(batch):
+        by_loop.setdefault(loop, []).append((future, outcome(i)))
+    for loop, answers in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_answer, answers)
+        except RuntimeError:
+            log.warning("%d appends were stored after their event loop had closed", len(answers))
+
+
+def _answer(answers: list[tuple[asyncio.Future[int], int | Exception]]) -> None:
+    for future, result in answers:
+        if future.done():  # the waiter was cancelled
+            continue
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+
+def _lock(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise SpoolLocked(
+            f"{path.parent}: process {holder} already writes to this spool; stop that server, or use another `home`"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    return fd
+
+
+def _fsync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,57 @@
+"""Whatever a crash leaves of the last segment, only what was not acknowledged is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_core.lake import spool
+from lightning_core.lake.spool import Record, SpoolWriter
+from lightning_core.lake.spool_format import segments
+
+
+def write(directory: Path, batches: list[list[bytes]], segment_bytes: int) -> list[int]:
+    writer = SpoolWriter(directory, 1 << 30, segment_bytes)
+
+    async def main() -> list[int]:
+        ends: list[int] = []
+        for bodies in batches:
+            ends += await asyncio.gather(*(writer.append(Record("r", "a", "path", 1, "otlp", b)) for b in bodies))
+        return ends
+
+    ends = asyncio.run(main())
+    writer.close()
+    return ends
+
+
+batches = st.lists(st.lists(st.binary(max_size=60), min_size=1, max_size=3), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(batches=batches, segment_bytes=st.integers(60, 600), cut=st.floats(0, 1), junk=st.binary(max_size=30))
+def test_a_truncated_last_segment_loses_at_most_its_tail(
+    batches: list[list[bytes]], segment_bytes: int, cut: float, junk: bytes
+) -> None:
+    directory = Path(tempfile.mkdtemp())
+    try:
+        ends = write(directory, batches, segment_bytes)
+        bodies = [body for batch in batches for body in batch]
+        offset, path = segments(directory)[-1]
+        keep = int(path.stat().st_size * cut)
+        path.write_bytes(path.read_bytes()[:keep] + junk)
+        whole = [body for body, end in zip(bodies, ends, strict=True) if end <= offset + keep]
+        # What is left reads the same before and after the writer has cut off the rest …
+        assert [row.body for _, _, row in spool.read(directory, 0)] == whole
+        SpoolWriter(directory, 1 << 30, segment_bytes).close()
+        assert [row.body for _, _, row in spool.read(directory, 0)] == whole
+        # … and writing goes on behind it.
+        more = write(directory, [[b"more"]], segment_bytes)
+        assert [row.body for _, _, row in spool.read(directory, 0)] == [*whole, b"more"]
+        assert spool.durable_end(directory) == more[-1]
+    finally:
+        shutil.rmtree(directory)

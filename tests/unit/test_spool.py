@@ -1,0 +1,254 @@
+"""The spool: what was acknowledged is there, what was not may be cut off, nothing is silently wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from lightning_core.lake import spool
+from lightning_core.lake.spool import Record, SpoolCorrupt, SpoolError, SpoolFull, SpoolLocked, SpoolWriter
+from lightning_core.lake.spool_format import segments
+
+
+def record(body: bytes = b"body", rollout: str | None = "r.1") -> Record:
+    return Record(rollout, "a1" if rollout else None, "path" if rollout else "none", 123, "otlp", body)
+
+
+def append_all(writer: SpoolWriter, bodies: list[bytes]) -> list[int]:
+    async def main() -> list[int]:
+        return list(await asyncio.gather(*(writer.append(record(body)) for body in bodies)))
+
+    return asyncio.run(main())
+
+
+def written(directory: Path, bodies: list[bytes], **options: int) -> list[int]:
+    writer = SpoolWriter(directory, **({"max_bytes": 1 << 30} | options))
+    ends = append_all(writer, bodies)
+    writer.close()
+    return ends
+
+
+def test_records_come_back_as_they_went_in_with_chained_offsets(tmp_path: Path) -> None:
+    bodies = [b"", b"one", os.urandom(100_000)]
+    ends = written(tmp_path, bodies)
+    rows = list(spool.read(tmp_path, 0))
+    assert [row.body for _, _, row in rows] == bodies
+    assert rows[1][2] == record(b"one")
+    assert [end for _, end, _ in rows] == ends
+    assert [begin for begin, _, _ in rows] == [0, *ends[:-1]]
+    assert spool.durable_end(tmp_path) == ends[-1]
+
+
+def test_a_record_without_scope_keeps_none_apart_from_text(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 20)
+    asyncio.run(writer.append(record(rollout=None)))
+    writer.close()
+    assert next(iter(spool.read(tmp_path, 0)))[2].rollout_id is None
+
+
+def test_reading_begins_and_ends_at_the_offsets_given_over_segments(tmp_path: Path) -> None:
+    bodies = [bytes([i]) * 500 for i in range(20)]
+    ends: list[int] = []
+    writer = SpoolWriter(tmp_path, 1 << 30, segment_bytes=1500)
+    for body in bodies:
+        ends += append_all(writer, [body])
+    writer.close()
+    assert len(segments(tmp_path)) > 3
+    assert [row.body for _, _, row in spool.read(tmp_path, ends[4], ends[9])] == bodies[5:10]
+    assert list(spool.read(tmp_path, ends[-1])) == []
+    assert list(spool.read(tmp_path, ends[3], ends[3])) == []
+
+
+def test_no_spool_reads_as_empty(tmp_path: Path) -> None:
+    assert list(spool.read(tmp_path / "none", 0)) == []
+    assert spool.durable_end(tmp_path / "none") == 0
+
+
+def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 20)
+    try:
+        with pytest.raises(SpoolLocked, match=str(os.getpid())):
+            SpoolWriter(tmp_path, 1 << 20)
+    finally:
+        writer.close()
+    SpoolWriter(tmp_path, 1 << 20).close()
+
+
+def test_reopening_continues_at_the_same_offset(tmp_path: Path) -> None:
+    first = written(tmp_path, [b"a"])
+    second = written(tmp_path, [b"b"])
+    assert [row.body for _, _, row in spool.read(tmp_path, 0)] == [b"a", b"b"]
+    assert second[0] == 2 * first[0]
+
+
+def test_a_full_spool_refuses_until_segments_are_dropped(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, 20_000, segment_bytes=2_000)
+    ends = []
+    with pytest.raises(SpoolFull, match="spool_max_gb"):
+        for _ in range(100):
+            ends += append_all(writer, [b"x" * 900])
+    assert writer.kept_bytes() <= 20_000
+    freed = spool.drop_before(tmp_path, ends[-3])
+    assert freed > 10_000
+    asyncio.run(asyncio.sleep(0.25))  # the writer looks at the folder a few times a second
+    append_all(writer, [b"y"])
+    with pytest.raises(SpoolCorrupt, match="gone"):
+        list(spool.read(tmp_path, 0))
+    writer.close()
+
+
+def test_dropping_keeps_the_segment_that_holds_the_offset_and_the_last(tmp_path: Path) -> None:
+    ends: list[int] = []
+    writer = SpoolWriter(tmp_path, 1 << 30, segment_bytes=1500)
+    for _ in range(12):
+        ends += append_all(writer, [b"z" * 500])
+    writer.close()
+    spool.drop_before(tmp_path, ends[6] + 1)
+    assert [end for _, end, _ in spool.read(tmp_path, ends[6])] == ends[7:]
+    spool.drop_before(tmp_path, 1 << 40)
+    assert len(segments(tmp_path)) == 1
+
+
+def damage(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_damage_to_an_acknowledged_record_is_an_error_that_names_it(tmp_path: Path) -> None:
+    ends = written(tmp_path, [b"a" * 50])
+    written(tmp_path, [b"b" * 50])
+    [(_, path)] = segments(tmp_path)
+    damage(path, ends[0] - 5)
+    with pytest.raises(SpoolCorrupt, match=r"0\.seg.*offset 0"):
+        list(spool.read(tmp_path, 0))
+    with pytest.raises(SpoolCorrupt):
+        SpoolWriter(tmp_path, 1 << 20)
+
+
+def test_damage_in_a_segment_before_the_last_is_an_error(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30, segment_bytes=500)
+    for _ in range(4):
+        append_all(writer, [b"z" * 500])
+    writer.close()
+    damage(segments(tmp_path)[1][1], 200)
+    rows = []
+    with pytest.raises(SpoolCorrupt, match=segments(tmp_path)[1][1].name):
+        for row in spool.read(tmp_path, 0):
+            rows.append(row)
+    assert len(rows) == 1
+
+
+@pytest.mark.parametrize("failing", ["pwrite", "fsync"])
+def test_a_failed_write_fails_its_appends_only_and_leaves_no_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30)
+    append_all(writer, [b"before"])
+    end = writer.end()
+    real = getattr(os, failing)
+    failures = iter([True])
+
+    def broken(*args: object) -> object:
+        if next(failures, False):
+            if failing == "pwrite":
+                real(args[0], bytes(args[1])[:10], args[2])  # type: ignore[call-overload]
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(os, failing, broken)
+    with pytest.raises(SpoolError, match="No space left"):
+        append_all(writer, [b"lost"])
+    assert writer.end() == end == segments(tmp_path)[0][1].stat().st_size
+    append_all(writer, [b"after"])
+    writer.close()
+    assert [row.body for _, _, row in spool.read(tmp_path, 0)] == [b"before", b"after"]
+
+
+def test_a_cut_back_that_fails_is_made_good_before_the_next_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30)
+    real = os.fsync
+    failures = iter([True, True])  # that of the write, then that of the cut back
+
+    def broken(fd: int) -> None:
+        if next(failures, False):
+            raise OSError(errno.EIO, "Input/output error")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(SpoolError, match="Input/output"):
+        append_all(writer, [b"lost" * 100])
+    append_all(writer, [b"x"])
+    writer.close()
+    assert [row.body for _, _, row in spool.read(tmp_path, 0)] == [b"x"]
+
+
+def test_many_waiting_appends_share_an_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30)
+    calls: list[int] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(fd), real(fd))[1])
+    append_all(writer, [b"x"] * 500)
+    writer.close()
+    assert len(calls) < 100
+
+
+def test_a_cancelled_append_disturbs_nobody(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30)
+
+    async def main() -> int:
+        first: Callable[[], Awaitable[int]] = lambda: writer.append(record(b"1"))  # noqa: E731
+        task = asyncio.ensure_future(first())
+        await asyncio.sleep(0)
+        task.cancel()
+        return await writer.append(record(b"2"))
+
+    asyncio.run(main())
+    writer.close()
+    assert [row.body for _, _, row in spool.read(tmp_path, 0)][-1] == b"2"
+
+
+WRITER = """
+import asyncio, sys
+from lightning_core.lake.spool import Record, SpoolWriter
+
+async def worker(writer, name):
+    n = 0
+    while True:
+        body = f"{name}.{n}".encode() * 50
+        end = await writer.append(Record("r", "a", "path", n, "otlp", body))
+        sys.stdout.write(f"{name}.{n} {end}\\n")
+        sys.stdout.flush()
+        n += 1
+
+async def main():
+    writer = SpoolWriter(sys.argv[1], 1 << 30, segment_bytes=40_000)
+    await asyncio.gather(*(worker(writer, w) for w in range(8)))
+
+asyncio.run(main())
+"""
+
+
+def test_a_writer_killed_with_sigkill_leaves_every_acknowledged_record(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(400)]
+    process.send_signal(signal.SIGKILL)
+    lines += process.stdout.read().splitlines()
+    process.wait()
+    # The last line may itself be cut short by the kill: it has an end only when it is whole.
+    acknowledged = {name.strip(): int(end) for name, _, end in (line.partition(" ") for line in lines[:-1])}
+    SpoolWriter(tmp_path, 1 << 30).close()
+    stored = {row.body[: len(row.body) // 50].decode(): end for _, end, row in spool.read(tmp_path, 0)}
+    assert len(acknowledged) >= 399
+    assert acknowledged.items() <= stored.items()
