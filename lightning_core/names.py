@@ -17,6 +17,7 @@ TASK_ID = "lightning.task_id"
 GROUP_ID = "lightning.group_id"
 TASK = "lightning.task"  # the task as JSON
 OUTPUT = "lightning.output"  # what the agent returned or printed last, as JSON
+OUTPUT_NOTE = "lightning.output_note"  # how `lightning.output` differs from what the agent gave, where it does
 STATUS = "lightning.status"  # one of STATUSES
 ERROR = "lightning.error"  # what went wrong, for people
 

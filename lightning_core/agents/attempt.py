@@ -1,0 +1,80 @@
+"""What an attempt is asked to do and what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_core import names
+
+OUTPUT_LIMIT = 1_000_000  # characters of JSON
+
+
+@dataclass(frozen=True)
+class AttemptSpec:
+    """One execution of a rollout. `base_url` is the attempt's own prefix on the server; `token` opens that alone."""
+
+    run: str
+    epoch: int
+    mode: str  # "train" | "evaluate"
+    rollout_id: str
+    attempt_id: str
+    group_id: str
+    task_id: str
+    task: Mapping[str, Any]
+    base_url: str
+    token: str = field(repr=False)
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # further ones for the two durable spans
+
+    def resource(self) -> dict[str, str]:
+        """The resource attributes that give a span its scope."""
+        return {names.ROLLOUT_ID: self.rollout_id, names.ATTEMPT_ID: self.attempt_id}
+
+    def labels(self) -> dict[str, Any]:
+        """The attributes both durable spans carry."""
+        return {
+            **self.attributes,
+            names.RUN: self.run,
+            names.EPOCH: self.epoch,
+            names.MODE: self.mode,
+            names.GROUP_ID: self.group_id,
+            names.TASK_ID: self.task_id,
+            names.ROLLOUT_ID: self.rollout_id,
+            names.ATTEMPT_ID: self.attempt_id,
+        }
+
+
+@dataclass(frozen=True)
+class AttemptResult:
+    """How an attempt ended. `status` is one of `names.STATUSES`; times are ns since the epoch.
+
+    `output` can be written as JSON; where the agent gave something else it is that thing's `repr`, or cut short, and
+    `output_note` says so. `exit_code` is negative for a signal and None where nothing was run.
+    """
+
+    rollout_id: str
+    attempt_id: str
+    status: str
+    output: Any
+    error: str | None
+    start_ns: int
+    end_ns: int
+    exit_code: int | None
+    output_note: str | None = None
+
+
+def jsonable(value: Any) -> tuple[Any, str | None]:
+    """`value` as it can be written to JSON, and a note where that is not the value itself."""
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        try:
+            shown = repr(value)
+        except Exception as broken:  # noqa: BLE001 - a broken __repr__ is the agent's business
+            shown = f"<{type(value).__name__} whose repr raises {type(broken).__name__}>"
+        return shown[:OUTPUT_LIMIT], f"output is no JSON ({error}); its repr is kept"
+    if len(text) > OUTPUT_LIMIT:
+        return text[:OUTPUT_LIMIT], f"output of {len(text)} characters was cut to {OUTPUT_LIMIT}"
+    return json.loads(text), None

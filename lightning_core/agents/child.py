@@ -1,0 +1,186 @@
+"""What a forked child does: become the attempt, then run the callable or turn into the command. It never returns.
+
+The order matters to agents: environment, session, working directory and streams are in place before the agent's module
+is imported, as they would be for a process started by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import gc
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from lightning_core.agents import processes
+from lightning_core.agents.attempt import jsonable
+
+RESULT_FILE = "result.json"
+TASK_FILE = "task.json"
+_ERROR_LIMIT = 4000
+_FLUSH_MS = 10_000
+
+
+def become_attempt(
+    parent: int, attempt_id: str, environment: Mapping[str, str], directory: str, streams: tuple[int, int, int]
+) -> None:
+    """Own session, environment, working directory, streams; dies with the zygote."""
+    processes.end_with_parent(parent)
+    os.setsid()
+    processes.mark(attempt_id)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    for target, stream in enumerate(streams):
+        os.dup2(stream, target)
+    os.environ.update(environment)
+    os.chdir(directory)
+
+
+def run_command(argv: list[str]) -> NoReturn:
+    """Replace this process by the command; 127 where it cannot be started, as a shell would say."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs expect the default
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(argv[0], argv)
+    except OSError as error:
+        os.write(2, f"agent.command: {argv[0]} cannot be started: {error}\n".encode())
+    os._exit(127)
+
+
+def run_callable(target: str, folder: Path) -> NoReturn:
+    """Import the agent, call it with the task, write what it returned, end as a Python program ends."""
+    gc.enable()
+    code = 1
+    try:
+        result = _call(target, folder)
+        code = result.pop("code")
+        write_result(folder, result)
+        _finish()
+    except BaseException:  # noqa: BLE001 - the last frame of this process
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def check_callable(target: str, folder: Path) -> NoReturn:
+    """Import the agent and say whether it can be called."""
+    try:
+        load(target)
+        write_result(folder, {})
+    except BaseException as error:  # noqa: BLE001 - whatever the import raises is the answer
+        write_result(folder, {"error": _describe(error)})
+    finally:
+        os._exit(0)
+
+
+def load(target: str) -> Callable[[Any], Any]:
+    """The function of `module:function` or `path/to/file.py:function`; its folder comes first on the import path.
+
+    Raises what the import raises, or LookupError / TypeError with what is wrong.
+    """
+    where, _, name = target.rpartition(":")
+    if where.endswith(".py"):
+        module = _load_file(Path(where))
+    else:
+        sys.path.insert(0, os.getcwd())
+        module = importlib.import_module(where)
+    here: Any = module
+    for part in name.split("."):
+        if not hasattr(here, part):
+            raise LookupError(f"{where} has no {name!r}")
+        here = getattr(here, part)
+    if not callable(here):
+        raise TypeError(f"{name!r} of {where} is a {type(here).__name__} and cannot be called")
+    return here
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """All or nothing: a reader never sees half of it."""
+    temporary = folder / (RESULT_FILE + ".part")
+    temporary.write_text(json.dumps(result), encoding="utf-8")
+    temporary.rename(folder / RESULT_FILE)
+
+
+def _load_file(path: Path) -> ModuleType:
+    sys.path.insert(0, str(path.parent))
+    name = path.stem if path.stem not in sys.modules else f"agent_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise LookupError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _call(target: str, folder: Path) -> dict[str, Any]:
+    try:
+        function = load(target)
+        task = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
+        value = function(task)
+        if inspect.isawaitable(value):
+            value = asyncio.run(_await(value))
+    except SystemExit as error:
+        return _exited(error.code)
+    except BaseException as error:  # noqa: BLE001 - the agent's failure, whatever it is
+        traceback.print_exc()
+        return {"code": 1, "error": _describe(error)}
+    output, note = jsonable(value)
+    return {"code": 0, "output": output, "note": note}
+
+
+async def _await(value: Any) -> Any:
+    return await value
+
+
+def _exited(code: Any) -> dict[str, Any]:
+    if code in (None, 0):
+        return {"code": 0, "output": None, "note": "the agent called sys.exit() and returned nothing"}
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)  # noqa: T201 - what Python does with sys.exit("message")
+        return {"code": 1, "error": f"the agent called sys.exit({code!r:.{_ERROR_LIMIT}})"}
+    return {"code": code & 0xFF or 1, "error": f"the agent called sys.exit({code})"}
+
+
+def _describe(error: BaseException) -> str:
+    """The exception and where it came from, without the frames of this file."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    frames = [frame for frame in frames if "importlib" not in frame.filename]
+    said = "".join(traceback.format_exception_only(type(error), error)).strip()
+    where = "".join(traceback.format_list(frames[-3:])).rstrip()
+    return f"{said[:_ERROR_LIMIT]}\n{where[-_ERROR_LIMIT:]}".rstrip()
+
+
+def _finish() -> None:
+    """Wait for the agent's threads, run its exit handlers, send its last spans."""
+    # What multiprocessing does at the end of a forked process; there is no public name for it.
+    threading._shutdown()  # type: ignore[attr-defined]
+    _flush_spans()
+    atexit._run_exitfuncs()
+
+
+def _flush_spans() -> None:
+    """Spans an agent's OpenTelemetry provider still holds; one that nobody set up has nothing to flush."""
+    trace = sys.modules.get("opentelemetry.trace")
+    provider: Any = getattr(trace, "_TRACER_PROVIDER", None)
+    if hasattr(provider, "force_flush"):
+        try:
+            provider.force_flush(_FLUSH_MS)
+        except Exception:  # noqa: BLE001 - an exporter's fault must not undo the agent's result
+            traceback.print_exc()

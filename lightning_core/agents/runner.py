@@ -1,0 +1,294 @@
+"""Running one attempt: durable start span, the agent, what it leaves, acknowledged root span.
+
+    with Runner(settings.agent, model="policy", infrastructure_errors=server.upstream_errors) as runner:
+        runner.check()
+        result = run_rollout(runner, make_spec, retries=2)
+
+`Runner.run` is thread-safe; progress and threads are the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning_core import names
+from lightning_core.agents import program
+from lightning_core.agents.attempt import OUTPUT_LIMIT, AttemptResult, AttemptSpec, jsonable
+from lightning_core.agents.child import RESULT_FILE, TASK_FILE
+from lightning_core.agents.environment import attempt_environment, base_environment
+from lightning_core.agents.pool import Ended, Pool, PoolError, PreloadError
+from lightning_core.client import (
+    STATUS_ERROR,
+    STATUS_OK,
+    DeliveryError,
+    SpanData,
+    fallback,
+    new_span_id,
+    new_trace_id,
+    post_spans,
+)
+from lightning_core.config import AgentSettings, SettingsError
+
+log = logging.getLogger(__name__)
+
+_STDERR_CHARS = 2000
+_CHECK_TIMEOUT_S = 180.0
+# Waits of the two durable spans: the start is cheap to give up (nothing ran), the root is not.
+_START_RETRIES, _ROOT_RETRIES = 4, 8
+
+
+class Runner:
+    """Runs attempts of one agent.
+
+    `infrastructure_errors(rollout_id, attempt_id)` is asked before a failure counts as the agent's own: a text (what the
+    server saw fail behind it) makes it the infrastructure's. `logs` is a folder that keeps what attempts print.
+    Raises SettingsError at once for settings that cannot work; `check` finds those that take an import to find.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        model: str = "policy",
+        infrastructure_errors: Callable[[str, str], str | None] | None = None,
+        logs: Path | None = None,
+        kill_grace_s: float = 2.0,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._infrastructure_errors = infrastructure_errors
+        self._logs = logs
+        self._environment = base_environment(settings)
+        self._program = program.resolve(settings, self._environment, kill_grace_s)
+        self._folder = Path(tempfile.mkdtemp(prefix="lightning-"))
+        self._pool = Pool(self._program, self._folder)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every attempt still running, and remove what they left in the temporary folder."""
+        self._pool.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def check(self) -> None:
+        """Find before the first rollout what would fail every one: modules, files, programs. Raises SettingsError."""
+        try:
+            self._pool.start()
+        except PreloadError as error:
+            raise SettingsError(f"agent.preload: {error}; install the module, or take it out of the list") from None
+        if self._program.target is None:
+            return
+        spec = AttemptSpec("", 0, "train", "check", "check", "", "", {}, "http://127.0.0.1:9", "check")
+        with self._attempt_folder(spec) as folder:
+            ended = self._execute("check", spec, folder, _CHECK_TIMEOUT_S)
+            problem = _read_result(folder, ended).get("error")
+            if ended.timed_out:
+                problem = f"importing it took more than {_CHECK_TIMEOUT_S:.0f} s"
+            if problem:
+                raise SettingsError(f"agent.callable: {self._settings.callable}: {problem}")
+
+    def run(self, spec: AttemptSpec) -> AttemptResult:
+        """Run one attempt. Returns when no process of it is left and the server has acknowledged its root span.
+
+        A status of `infrastructure` says that this attempt decides nothing and another should be made: the server
+        could not be reached, the machine failed, or the server saw calls fail behind it.
+        """
+        trace_id, start_ns = new_trace_id(), time.time_ns()
+        try:
+            start = SpanData(names.SPAN_ROLLOUT_START, start_ns, start_ns, trace_id, new_span_id())
+            start.attributes = spec.labels()
+            self._post(spec, start, _START_RETRIES)
+        except DeliveryError as error:
+            return AttemptResult(
+                spec.rollout_id,
+                spec.attempt_id,
+                status="infrastructure",
+                output=None,
+                error=f"the attempt was not started: {error}",
+                start_ns=start_ns,
+                end_ns=time.time_ns(),
+                exit_code=None,
+            )
+        with self._attempt_folder(spec) as folder:
+            result = self._run_agent(spec, folder, start_ns)
+            try:
+                self._deliver_leftovers(spec, folder)
+                self._post(spec, _root_span(spec, result, trace_id), _ROOT_RETRIES)
+            except DeliveryError as error:
+                said = f"the end of the attempt could not be recorded: {error}"
+                result = replace(result, status="infrastructure", error=said)
+        return result
+
+    def _run_agent(self, spec: AttemptSpec, folder: Path, start_ns: int) -> AttemptResult:
+        kind = "command" if self._program.target is None else "callable"
+        exit_code: int | None = None
+        output: Any = None
+        note: str | None = None
+        said: str | None
+        try:
+            ended = self._execute(kind, spec, folder, self._settings.timeout_s)
+        except (PoolError, OSError) as error:
+            status, said = "infrastructure", f"{type(error).__name__}: {error}"
+        else:
+            exit_code = ended.code
+            status, output, note, said = _outcome(kind, folder, ended, self._settings.timeout_s)
+            if ended.left:
+                log.info("%s: ended %d processes the agent had left behind", spec.rollout_id, ended.left)
+            self._keep_logs(spec, ended)
+        if status in ("error", "timeout"):
+            broken = self._ask_infrastructure(spec)
+            if broken:
+                status, said = "infrastructure", f"{broken} (the agent then: {said})"
+        return AttemptResult(
+            spec.rollout_id, spec.attempt_id, status, output, said, start_ns, time.time_ns(), exit_code, note
+        )
+
+    def _execute(self, kind: str, spec: AttemptSpec, folder: Path, timeout_s: float) -> Ended:
+        task_file = folder / TASK_FILE
+        task_file.write_text(json.dumps(dict(spec.task), ensure_ascii=False), encoding="utf-8", errors="replace")
+        environment = attempt_environment(self._environment, spec, task_file, self._model)
+        return self._pool.run(kind, spec.attempt_id, folder, task_file, environment, timeout_s)
+
+    def _ask_infrastructure(self, spec: AttemptSpec) -> str | None:
+        if self._infrastructure_errors is None:
+            return None
+        try:
+            return self._infrastructure_errors(spec.rollout_id, spec.attempt_id)
+        except Exception as error:  # noqa: BLE001 - a server that cannot answer is no agent's failure
+            return f"the server could not say whether calls failed behind it: {type(error).__name__}: {error}"
+
+    def _post(self, spec: AttemptSpec, span: SpanData, retries: int) -> None:
+        post_spans(spec.base_url, self._headers(spec), _resource(spec), [span], retries=retries)
+
+    def _deliver_leftovers(self, spec: AttemptSpec, folder: Path) -> None:
+        """Rewards the agent's own processes could not deliver; they must be there before the root span is."""
+        path = folder / fallback.FILE_NAME
+        if path.exists():
+            try:
+                fallback.deliver(path, spec.base_url, self._headers(spec), retries=_ROOT_RETRIES)
+            except DeliveryError as error:
+                if not error.permanent:
+                    raise
+                log.error("%s: %s", spec.rollout_id, error)
+
+    @staticmethod
+    def _headers(spec: AttemptSpec) -> dict[str, str]:
+        return {"authorization": f"Bearer {spec.token}"}
+
+    @contextlib.contextmanager
+    def _attempt_folder(self, spec: AttemptSpec) -> Any:
+        folder = Path(tempfile.mkdtemp(prefix=f"{spec.attempt_id[:16]}-", dir=self._folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _keep_logs(self, spec: AttemptSpec, ended: Ended) -> None:
+        if self._logs is None:
+            return
+        folder = self._logs / spec.rollout_id
+        folder.mkdir(parents=True, exist_ok=True)
+        ended.stdout.write(folder / f"{spec.attempt_id}.stdout")
+        ended.stderr.write(folder / f"{spec.attempt_id}.stderr")
+
+
+def run_rollout(
+    runner: Runner, make_spec: Callable[[str], AttemptSpec], retries: int, backoff_s: float = 1.0
+) -> AttemptResult:
+    """Run attempts of one rollout until one is not the infrastructure's failure, `retries` further ones at most.
+
+    `make_spec` is called with a new attempt id for each execution. Waits `backoff_s`, then twice as long each time, 30 s
+    at most.
+    """
+    for further in range(retries + 1):
+        result = runner.run(make_spec(new_attempt_id()))
+        if result.status != "infrastructure" or further == retries:
+            return result
+        wait_s = min(30.0, backoff_s * 2**further) * (0.75 + random.SystemRandom().random() / 2)
+        log.warning("%s: %s; another attempt in %.1f s", result.rollout_id, result.error, wait_s)
+        time.sleep(wait_s)
+    raise ValueError(f"retries is {retries}; it cannot be negative")
+
+
+def new_attempt_id() -> str:
+    """16 hex digits that no other execution has."""
+    return os.urandom(8).hex()
+
+
+def _outcome(kind: str, folder: Path, ended: Ended, timeout_s: float) -> tuple[str, Any, str | None, str | None]:
+    """Status, output, note on the output, error."""
+    if ended.timed_out:
+        return "timeout", None, None, f"the agent took longer than {timeout_s:g} s (agent.timeout_s) and was ended"
+    if kind == "callable":
+        result = _read_result(folder, ended)
+        if result.get("error"):
+            return "error", None, None, result["error"]
+        if ended.code == 0:
+            return "ok", result.get("output"), result.get("note"), None
+    if ended.code != 0:
+        return "error", None, None, _with_stderr(f"the agent ended with {_exit_text(ended.code)}", ended)
+    line, cut = ended.stdout.last_line()
+    if cut or len(line) > OUTPUT_LIMIT:
+        return "ok", line[-OUTPUT_LIMIT:], "the last line printed was too long; its end is kept", None
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return "ok", line or None, None, None
+    output, note = jsonable(value)
+    return "ok", line if note else output, None, None
+
+
+def _read_result(folder: Path, ended: Ended) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        said = f"the agent's process ended with {_exit_text(ended.code)} before the callable returned"
+        return {"error": _with_stderr(said, ended)}
+
+
+def _exit_text(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _with_stderr(said: str, ended: Ended) -> str:
+    end = ended.stderr.end().decode("utf-8", "replace").strip()[-_STDERR_CHARS:]
+    return f"{said}; the end of stderr:\n{end}" if end else said
+
+
+def _resource(spec: AttemptSpec) -> dict[str, str]:
+    return {**spec.resource(), "service.name": "lightning-flows"}
+
+
+def _root_span(spec: AttemptSpec, result: AttemptResult, trace_id: str) -> SpanData:
+    attributes = spec.labels() | {
+        names.TASK: json.dumps(dict(spec.task), ensure_ascii=False),
+        names.OUTPUT: json.dumps(result.output, ensure_ascii=False),
+        names.OUTPUT_NOTE: result.output_note,
+        names.STATUS: result.status,
+        names.ERROR: result.error,
+    }
+    status = STATUS_OK if result.status == "ok" else STATUS_ERROR
+    root = SpanData(names.SPAN_ROLLOUT, result.start_ns, result.end_ns, trace_id, new_span_id(), attributes=attributes)
+    root.status, root.status_message = status, result.error or ""
+    return root

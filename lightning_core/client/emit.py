@@ -1,0 +1,219 @@
+"""What an agent calls: `emit_reward`, `emit_event`, `span`.
+
+Each sends its span at once and waits for the acknowledgement (a millisecond or two on one machine), so that a reward
+is safe before the agent goes on. Where the server does not answer, spans wait in a file (fallback.py) for the next
+emit or for the end of the process, and the agent goes on. Nothing here raises but a reward that is no number.
+
+The scope comes from the environment of the attempt: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_HEADERS`,
+`OTEL_RESOURCE_ATTRIBUTES`. Without an endpoint (the agent runs by itself) nothing is sent, and the log says so once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import contextvars
+import logging
+import math
+import os
+import sys
+import time
+import traceback
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_core import names
+from lightning_core.client import fallback, wire
+from lightning_core.client.wire import DeliveryError, SpanData
+
+log = logging.getLogger(__name__)
+
+_Context = tuple[str, str]  # trace id, span id
+_current: contextvars.ContextVar[tuple[_Context, _Context | None] | None] = contextvars.ContextVar(
+    "lightning_current_span", default=None
+)
+_said: set[str] = set()
+_at_exit = False
+
+
+def emit_reward(value: float, name: str = "reward", **attributes: Any) -> None:
+    """Give the current rollout a reward. `name` tells several kinds apart; `attributes` go onto the reward's span.
+
+    Its parent is the span that is current: OpenTelemetry's, where that is set up in this process, or one of `span`.
+    Raises ValueError where `value` is not a finite number.
+    """
+    number = _finite(value)
+    own = {names.REWARD: number, names.REWARD_NAME: name, names.REWARD_SOURCE: "agent"}
+    _emit(names.SPAN_REWARD, {**attributes, **own})
+
+
+def emit_event(name: str, **attributes: Any) -> None:
+    """Record that something happened now: a span of no length below the current one."""
+    _emit(name, attributes)
+
+
+class Span:
+    """The span that a `with span(...)` block is in; `set` adds attributes while it lasts."""
+
+    def __init__(self, data: SpanData) -> None:
+        self._data = data
+        self._attributes: dict[str, Any] = dict(data.attributes)
+        data.attributes = self._attributes
+
+    @property
+    def trace_id(self) -> str:
+        """32 hex digits."""
+        return self._data.trace_id
+
+    @property
+    def span_id(self) -> str:
+        """16 hex digits."""
+        return self._data.span_id
+
+    def set(self, attributes: Mapping[str, Any] | None = None, **more: Any) -> None:
+        """Add attributes; a mapping takes names with dots in them."""
+        self._attributes.update(attributes or {})
+        self._attributes.update(more)
+
+
+@contextlib.contextmanager
+def span(name: str, **attributes: Any) -> Iterator[Span]:
+    """A span round a block; rewards, events and spans inside become its children. An exception marks it and goes on."""
+    trace_id, parent_id = _parent()
+    now = time.time_ns()
+    data = SpanData(name, now, now, trace_id, wire.new_span_id(), parent_id, attributes)
+    handle = Span(data)
+    token = _current.set(((trace_id, data.span_id), _opentelemetry_context()))
+    try:
+        yield handle
+    except BaseException as error:
+        data.status, data.status_message = wire.STATUS_ERROR, f"{type(error).__name__}: {error}"
+        details = {
+            "exception.type": type(error).__qualname__,
+            "exception.message": str(error),
+            "exception.stacktrace": traceback.format_exc(),
+        }
+        data.events = [(time.time_ns(), "exception", details)]
+        raise
+    finally:
+        with contextlib.suppress(ValueError):  # a generator closed elsewhere leaves its context
+            _current.reset(token)
+        data.end_ns = max(time.time_ns(), data.start_ns)
+        _send(data)
+
+
+def _finite(value: Any) -> float:
+    remedy = "; give a finite number such as 1.0"
+    if isinstance(value, str | bytes) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+        raise ValueError(f"emit_reward: {value!r:.80} is a {type(value).__name__}, no number{remedy}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"emit_reward: {value!r:.80} is no number ({error}){remedy}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"emit_reward: {number} is not finite{remedy}")
+    return number
+
+
+def _emit(name: str, attributes: Mapping[str, Any]) -> None:
+    trace_id, parent_id = _parent()
+    now = time.time_ns()
+    _send(SpanData(name, now, now, trace_id, wire.new_span_id(), parent_id, attributes))
+
+
+def _parent() -> _Context:
+    """The innermost current span, ours or OpenTelemetry's; else a new trace."""
+    theirs = _opentelemetry_context()
+    ours = _current.get()
+    if ours is not None and ours[1] == theirs:
+        return ours[0]  # entered inside what OpenTelemetry still calls current
+    return theirs or (wire.new_trace_id(), "")
+
+
+def _opentelemetry_context() -> _Context | None:
+    """The current OpenTelemetry span, if this process uses OpenTelemetry; it is never imported from here."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None or not hasattr(trace, "get_current_span"):
+        return None
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return format(context.trace_id, "032x"), format(context.span_id, "016x")
+
+
+def _send(data: SpanData) -> None:
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not endpoint:
+        _say_once("no-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT is not set: rewards and spans are not recorded")
+        return
+    path = fallback.fallback_path(endpoint)
+    body = wire.encode_request(_resource(), [data.to_json()])
+    try:
+        # While others wait the server was away a moment ago: one try is enough to see whether it still is.
+        waiting = path.exists() and path.stat().st_size > 0
+        wire.post_request(endpoint, _headers(), body, retries=0 if waiting else 3)
+    except DeliveryError as error:
+        if error.permanent:
+            log.error("a span named %r was refused and is lost: %s", data.name, error)
+            return
+        _keep(path, body, error)
+        return
+    _deliver_waiting(retries=0)
+
+
+def _keep(path: Path, body: bytes, reason: DeliveryError) -> None:
+    try:
+        kept = fallback.keep(path, body)
+    except OSError as error:
+        log.error("a span is lost: %s, and %s cannot be written: %s", reason, path, error)
+        return
+    if not kept:
+        log.error("a span is lost: %s, and %s is full", reason, path)
+        return
+    _say_once("kept", f"{reason}; spans wait in {path} and are sent later")
+    _deliver_at_exit()
+
+
+def _deliver_waiting(retries: int) -> None:
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not endpoint:
+        return
+    path = fallback.fallback_path(endpoint)
+    try:
+        sent = fallback.deliver(path, endpoint, _headers(), retries=retries)
+    except (DeliveryError, OSError) as error:
+        log.warning("%s: not all waiting spans were delivered: %s", path, error)
+        return
+    if sent:
+        log.info("sent %d requests that had waited in %s", sent, path)
+
+
+def _deliver_at_exit() -> None:
+    global _at_exit
+    if not _at_exit:
+        _at_exit = True
+        atexit.register(_deliver_waiting, retries=2)
+
+
+def _headers() -> dict[str, str]:
+    return _pairs(os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""))
+
+
+def _resource() -> dict[str, str]:
+    resource = _pairs(os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
+    service = os.environ.get("OTEL_SERVICE_NAME")
+    return {**resource, "service.name": service} if service else resource
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """`k=v,k=v` with both sides URL-decoded, as OpenTelemetry writes headers and resource attributes."""
+    pairs = (item.split("=", 1) for item in text.split(",") if "=" in item)
+    return {urllib.parse.unquote(key.strip()): urllib.parse.unquote(value.strip()) for key, value in pairs}
+
+
+def _say_once(key: str, message: str) -> None:
+    if key not in _said:
+        _said.add(key)
+        log.warning(message)
