@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import duckdb
 import pyarrow as pa
 
-from lightning_core.config import RewardSettings, Settings, SettingsError
+from lightning_core.config import Settings, SettingsError
 from lightning_core.lake import sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -116,10 +116,12 @@ def _create(con: duckdb.DuckDBPyConnection, name: str, on_progress: Callable[[st
 
 
 def _inputs(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
-    reward: RewardSettings = settings.reward
     con.execute(
-        "CREATE TABLE reward_settings AS SELECT ?::DOUBLE AS failure_reward, ?::VARCHAR AS reward_match",
-        [reward.failure_reward, reward.reward_match],
+        """
+        CREATE TABLE reward_settings AS
+        SELECT ?::DOUBLE AS failure_reward, ?::VARCHAR AS reward_match, ?::DOUBLE AS success_reward
+        """,
+        [settings.reward.failure_reward, settings.reward.reward_match, settings.evaluation.success_reward],
     )
     policies = pa.table(
         {

@@ -1,6 +1,7 @@
 -- The reward of every rollout that counts (`assign: final`).
 -- Grain: one row per rollout. `reward` is NULL where the rollout is left out of training; `left_out` says why.
--- Inputs: epoch_spans, span_tree, scored_attempts, reward_settings (one row: failure_reward, reward_match).
+-- Inputs: epoch_spans, span_tree, scored_attempts, reward_settings (one row: failure_reward, reward_match,
+-- success_reward).
 -- Rule: the last finite reward named `reward` (of any name where none is so named), whoever emitted it unless
 -- reward_match narrows that. An attempt that the agent failed gets failure_reward instead.
 WITH candidates AS (
@@ -33,6 +34,7 @@ SELECT
     attempts.task_id,
     attempts.outcome,
     CASE WHEN attempts.outcome = 'ok' THEN chosen.reward ELSE reward_settings.failure_reward END AS reward,
+    attempts.outcome = 'ok' AND coalesce(chosen.reward >= reward_settings.success_reward, false) AS success,
     CASE WHEN attempts.outcome = 'ok' THEN chosen.reward_name ELSE 'failure_reward' END AS source,
     CASE
         WHEN attempts.outcome <> 'ok' AND reward_settings.failure_reward IS NULL THEN 'failed_attempt'

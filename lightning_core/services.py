@@ -1,0 +1,107 @@
+"""The processes an epoch needs: the server (gateway and OTLP) and vLLM.
+
+Found if they run, started if not; only what was started here is stopped here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from lightning_core.config import PolicySettings, Settings
+from lightning_core.policies.model import ModelFolder, resolve_model
+from lightning_core.policies.redeploy import hot_swap, load_lora, route
+from lightning_core.policies.store import PolicyStore
+from lightning_core.policies.vllm import VllmServer
+from lightning_core.server.handle import ServerHandle
+
+logger = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Services:
+    """Handles of the running processes, and the base model of the policies."""
+
+    server: ServerHandle
+    vllm: VllmServer
+    model: ModelFolder
+
+
+@contextlib.contextmanager
+def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
+    """Server and vLLM, serving every policy's current version; leaves running what ran before."""
+    model = base_model(settings, say)
+    with contextlib.ExitStack() as stack:
+        server = ServerHandle.find(settings.home)
+        if server is None:
+            say("starting the server")
+            server = ServerHandle.start(settings.home, settings.server, settings.home / "logs" / "server.log")
+            stack.callback(server.stop)
+        vllm = VllmServer.find(settings.home)
+        if vllm is None:
+            vllm = _start_vllm(settings, model, say)
+            stack.callback(vllm.stop)
+        services = Services(server, vllm, model)
+        deploy(settings, services)
+        yield services
+
+
+def base_model(settings: Settings, say: Say = logger.info) -> ModelFolder:
+    """The weights that the policies begin with, on disk; every policy has its v0000 afterwards."""
+    model = resolve_model(settings.policies[0].model, settings.home, say)
+    for policy in settings.policies:
+        store = PolicyStore(settings.home, policy.name)
+        if store.current() is None:
+            version = store.publish_base(model.path, policy.model, "lora" if policy.lora else "full")
+            store.set_current(version)
+    return model
+
+
+def versions(settings: Settings) -> dict[str, str]:
+    """Policy → the version that is current on disk."""
+    found = {}
+    for policy in settings.policies:
+        current = PolicyStore(settings.home, policy.name).current()
+        assert current is not None, "base_model() gives every policy a version"
+        found[policy.name] = current
+    return found
+
+
+def deploy(settings: Settings, services: Services) -> dict[str, float]:
+    """Make vLLM serve every policy's current version, then let the gateway route to it; returns seconds by policy."""
+    seconds: dict[str, float] = {}
+    routes = {}
+    for policy in settings.policies:
+        store = PolicyStore(settings.home, policy.name)
+        version = versions(settings)[policy.name]
+        seconds[policy.name] = _swap(policy, store, version, services.vllm)
+        routes[policy.name] = route(policy, services.vllm, version, settings.evaluation.max_tokens)
+    services.server.set_routes({"policies": routes})
+    return seconds
+
+
+def _swap(policy: PolicySettings, store: PolicyStore, version: str, vllm: VllmServer) -> float:
+    if policy.lora is not None:
+        if version == "v0000":
+            return 0.0  # no adapter yet: the base model serves it
+        return load_lora(vllm, policy.name, version, store.path(version)).seconds
+    if vllm.version() == version:
+        return 0.0
+    return hot_swap(vllm, store.path(version), version).seconds
+
+
+def _start_vllm(settings: Settings, model: ModelFolder, say: Say) -> VllmServer:
+    """vLLM on the current full weights, or on the base model where the policies are adapters."""
+    first = settings.policies[0]
+    if first.lora is not None:
+        rank = max(p.lora.rank for p in settings.policies if p.lora is not None)
+        return VllmServer.start(
+            settings.vllm, model.path, first.name, settings.home, say, lora_rank=rank, adapters=len(settings.policies)
+        )
+    version = versions(settings)[first.name]
+    folder = PolicyStore(settings.home, first.name).path(version)
+    return VllmServer.start(settings.vllm, folder, first.name, settings.home, say, version=version)

@@ -1,0 +1,100 @@
+"""One policy's training of one epoch: sequences in the lake → a job for the trainer → a published version."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+
+from lightning_core.config import PolicySettings, Settings
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.stages import stage_key
+from lightning_core.policies.store import Lineage, PolicyStore
+from lightning_core.training.job import Job
+from lightning_core.training.launch import train
+
+
+@cache
+def training_code() -> str:
+    """Digest of the trainer's source: a version trained by other code is another version."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+def train_version(
+    lake: Lake,
+    settings: Settings,
+    policy: PolicySettings,
+    epoch: EpochManifest,
+    base_model: Path,
+    key: str,
+    on_progress: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Train `policy` on its sequences of the epoch and publish the result.
+
+    Returns `{"version", "metrics"}`; with nothing to train on the version is the parent and `skipped` says why.
+    Raises training.launch.TrainingFailed; nothing is published then.
+    """
+    parent = epoch.versions[policy.name]
+    state = settings.home / "training" / settings.run / policy.name
+    state.mkdir(parents=True, exist_ok=True)
+    sequences = state / f"sequences-{epoch.epoch:04d}.parquet"
+    if not _select(lake, epoch, policy.name, sequences):
+        return {"version": parent, "metrics": {}, "skipped": _why_nothing(lake, epoch, policy.name)}
+    store = PolicyStore(settings.home, policy.name)
+    output = state / f"output-{epoch.epoch:04d}"
+    fresh_adapter = policy.lora is not None and parent == "v0000"
+    job = Job(
+        run=settings.run,
+        epoch=epoch.epoch,
+        policy=policy.name,
+        policy_settings=policy,
+        seed=settings.seed,
+        weights=None if fresh_adapter else store.path(parent),
+        base_model=base_model,
+        sequences=sequences,
+        output=output,
+        state=state / "optimizer",
+        progress=state / f"progress-{epoch.epoch:04d}.jsonl",
+    )
+    metrics = train(job, on_progress, settings.home / "logs" / f"train-{policy.name}-{epoch.epoch:04d}.log")
+    numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    lineage = Lineage(
+        run=settings.run,
+        epoch=epoch.epoch,
+        kind="lora" if policy.lora else "full",
+        base_model=policy.model,
+        parent=parent,
+        settings_digest=stage_key(policy),
+        sequences_digest=epoch.tables["sequences"].digest,
+        metrics=numbers,
+    )
+    version = store.publish(output, lineage)
+    shutil.rmtree(output, ignore_errors=True)
+    sequences.unlink()
+    return {"version": version, "metrics": numbers}
+
+
+def _select(lake: Lake, epoch: EpochManifest, policy: str, target: Path) -> int:
+    """Write the policy's sequences of the epoch to a file of their own; returns how many."""
+    table = pq.read_table(lake.path(epoch.tables["sequences"]), filters=[("policy", "=", policy)])
+    pq.write_table(table, target, compression="zstd")
+    return int(table.num_rows)
+
+
+def _why_nothing(lake: Lake, epoch: EpochManifest, policy: str) -> str:
+    source = str(lake.path(epoch.tables["exclusions"]))
+    with duckdb.connect() as con:
+        reasons = con.execute(
+            "SELECT reason, count(*) FROM read_parquet(?) WHERE policy IS NOT DISTINCT FROM ? GROUP BY ALL ORDER BY 2 DESC",
+            [source, policy],
+        ).fetchall()
+    told = ", ".join(f"{n} calls {reason}" for reason, n in reasons) or "no call went to it"
+    return f"nothing to train on in epoch {epoch.epoch}: {told}; the version stays"

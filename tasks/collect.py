@@ -1,0 +1,94 @@
+"""Rollouts of an epoch until its spans are sealed: roll out what is missing, decode, grade, seal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from prefect.futures import wait
+
+from lightning_core.config import Settings
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.stages import run_stage, stage_key
+from lightning_core.taskset import PlannedRollout
+from tasks.ingest import grade_rollouts, ingest_spans
+from tasks.progress import logger
+from tasks.rollout import rollout_shard, split
+
+_FINISHED = """
+    SELECT DISTINCT rollout_id FROM spans
+    WHERE op = 'rollout' AND run = ? AND epoch = ? AND mode = ? AND outcome <> 'infrastructure'
+"""
+
+
+class CollectionFailed(RuntimeError):
+    """Too few rollouts could be run; what was collected stays, and the next try goes on from there."""
+
+
+def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollout]) -> dict[str, Any]:
+    """Run the planned rollouts that have no result yet, and seal the epoch; called inside a flow.
+
+    Returns counts: rollouts by status, how many a former try had finished, rewards graded. A sealed epoch is left alone.
+    """
+    lake = Lake(settings.home)
+    key = stage_key([r.rollout_id for r in planned], settings.reward.grader)
+
+    def work() -> dict[str, Any]:
+        _open_range(settings, lake, epoch)
+        finished = _finished(lake, epoch)
+        missing = [r for r in planned if r.rollout_id not in finished]
+        if finished:
+            logger().info("%d of %d rollouts are finished already", len(planned) - len(missing), len(planned))
+        counts = _roll_out(settings, epoch, missing)
+        _open_range(settings, lake, epoch)
+        grades = grade_rollouts(settings, epoch)
+        epoch.sealed_offset = ingest_spans(settings)
+        epoch.span_files = lake.files_between(epoch.opened_offset, epoch.sealed_offset)
+        unfinished = len(planned) - len(_finished(lake, epoch) & {r.rollout_id for r in planned})
+        if unfinished > len(planned) // 2:
+            raise CollectionFailed(
+                f"{unfinished} of {len(planned)} rollouts of {epoch.mode} {epoch.epoch} failed for reasons of the "
+                f"infrastructure ({_first(counts)}); see {settings.home / 'logs'} and run the epoch again: finished ones are kept"
+            )
+        if unfinished:
+            logger().warning("%d rollouts have no result (infrastructure); the epoch goes on without them", unfinished)
+        return {"planned": len(planned), "unfinished": unfinished, **counts, "grades": grades}
+
+    return run_stage(lake, epoch, "collect", key, work)
+
+
+def _open_range(settings: Settings, lake: Lake, epoch: EpochManifest) -> None:
+    """Decode what there is, so that the epoch's files so far can be asked."""
+    ingest_spans(settings)
+    epoch.span_files = lake.files_between(epoch.opened_offset, None)
+
+
+def _finished(lake: Lake, epoch: EpochManifest) -> set[str]:
+    with lake.connect(epoch.span_files) as con:
+        return {row[0] for row in con.execute(_FINISHED, [epoch.run, epoch.epoch, epoch.mode]).fetchall()}
+
+
+def _roll_out(settings: Settings, epoch: EpochManifest, missing: list[PlannedRollout]) -> dict[str, Any]:
+    statuses: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    shards = split(missing, settings.rollout.shards)
+    futures = [
+        rollout_shard.submit(settings, shard, epoch.epoch, epoch.mode, number, len(shards))
+        for number, shard in enumerate(shards, 1)
+    ]
+    wait(futures)
+    for future in futures:
+        result = future.result(raise_on_failure=True)
+        statuses.update(result["statuses"])
+        errors.update(result["errors"])
+    log = logger()
+    if statuses:
+        log.info("%s %d: rollouts %s", epoch.mode, epoch.epoch, dict(statuses))
+    for error, count in errors.most_common(5):
+        log.warning("%d attempts: %s", count, error)
+    return {"statuses": dict(statuses), "errors": dict(errors.most_common(5))}
+
+
+def _first(counts: dict[str, Any]) -> str:
+    return next(iter(counts["errors"]), "no attempt says why")

@@ -1,0 +1,32 @@
+"""Spans to training sequences, in SQL."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from lightning_core.config import Settings
+from lightning_core.lake.derive import derive, sql_digest
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.stages import run_stage, stage_key
+from tasks.progress import say
+
+
+@task(task_run_name="derive {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
+def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
+    """Run the SQL of the epoch; returns rows by table."""
+    lake = Lake(settings.home)
+    policies = [(p.name, p.agent_match, p.agent_exclude, p.advantages) for p in settings.policies]
+    key = stage_key(
+        epoch.span_files,
+        epoch.sealed_offset,
+        settings.reward,
+        settings.evaluation.success_reward,
+        policies,
+        sql_digest(settings),
+    )
+
+    rows = run_stage(lake, epoch, "derive", key, lambda: derive(lake, epoch, settings, key, say("sql")))
+    lake.rebuild_catalog()
+    return rows

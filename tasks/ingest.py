@@ -1,0 +1,61 @@
+"""From the spool to the lake, and rewards for attempts whose agent gives none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from lightning_core.agents.grading import grade
+from lightning_core.client import SpanData, post_spans
+from lightning_core.config import Settings
+from lightning_core.lake.derive import attempts
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.server.handle import ServerHandle
+from tasks.progress import Progress, logger
+
+
+@task(task_run_name="decode spans", cache_policy=NO_CACHE, persist_result=False)
+def ingest_spans(settings: Settings) -> int:
+    """Decode what the server has made durable; returns the spool offset that is decoded now."""
+    server = ServerHandle.find(settings.home)
+    until = server.seal() if server is not None else None
+    lake = Lake(settings.home)
+    done = lake.ingest(until)
+    lake.rebuild_catalog()
+    if done.rejected:
+        logger().warning("%d spans could not be decoded; see %s", done.rejected, settings.home / "spool" / "rejected")
+    return done.decoded_offset
+
+
+@task(task_run_name="grade {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
+def grade_rollouts(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
+    """Run `reward.grader` over the attempts of the epoch that it has not graded yet; rewards are durable on return."""
+    grader = settings.reward.grader
+    if grader is None:
+        return {}
+    server = ServerHandle.find(settings.home)
+    assert server is not None, "the epoch's services hold a server open"
+
+    def post(rollout_id: str, attempt_id: str, spans: list[SpanData]) -> None:
+        token = server.mint(rollout_id, attempt_id, epoch.mode)
+        url = server.attempt_url(rollout_id, attempt_id)
+        post_spans(url, {"authorization": f"Bearer {token}"}, {}, spans)
+
+    lake = Lake(settings.home)
+    progress: Progress | None = None
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal progress
+        progress = progress or Progress(f"{epoch.mode} {epoch.epoch} grading", total)
+        progress.at(done)
+
+    with attempts(lake, epoch) as con:
+        grades = grade(grader, con, post, on_progress)
+    if grades.invalid:
+        logger().error(
+            "%s: %d of %d rewards cannot be used; first: %s", grader, grades.invalid, grades.graded, grades.first_error
+        )
+    return {"graded": grades.graded, "invalid": grades.invalid, "first_error": grades.first_error}

@@ -1,0 +1,78 @@
+"""Progress of long stages: a line in the log every few seconds and a progress artifact in the Prefect UI."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+
+_EVERY_S = 5.0
+
+
+def logger() -> Any:
+    """The run's logger inside a flow or task, a plain one elsewhere."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("lightning_flows")
+
+
+def say(stage: str) -> Callable[[str], None]:
+    """A function that logs what a stage says of itself."""
+    log = logger()
+    return lambda text: log.info("%s: %s", stage, text)
+
+
+class Progress:
+    """Counts towards a total, from any thread. Artifact updates never fail the work they report on."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = max(total, 1)
+        self._done = 0
+        self._note = ""
+        self._lock = threading.Lock()
+        self._began = self._said = time.monotonic()
+        self._logger = logger()
+        self._artifact: UUID | None = None
+        if FlowRunContext.get() or TaskRunContext.get():
+            key = re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
+            self._artifact = self._quietly(create_progress_artifact, progress=0.0, key=key, description=what)
+
+    def add(self, count: int = 1, note: str = "") -> None:
+        """So many more are done."""
+        self._update(count, 0, note)
+
+    def at(self, done: int, note: str = "") -> None:
+        """So many are done."""
+        self._update(0, done, note)
+
+    def _update(self, count: int, done: int, note: str) -> None:
+        with self._lock:
+            self._done = max(self._done + count, done)
+            self._note = note or self._note
+            now = time.monotonic()
+            if now - self._said < _EVERY_S and self._done < self._total:
+                return
+            self._said = now
+            line = f"{self._what}: {self._done}/{self._total} in {now - self._began:.0f} s"
+            self._logger.info(line + (f", {self._note}" if self._note else ""))
+            if self._artifact is not None:
+                share = min(100.0, 100.0 * self._done / self._total)
+                self._quietly(update_progress_artifact, artifact_id=self._artifact, progress=share, description=line)
+
+    def _quietly(self, function: Callable[..., Any], **arguments: Any) -> Any:
+        try:
+            return function(**arguments)
+        except Exception as error:  # noqa: BLE001 - a Prefect server that is away must not stop an epoch
+            self._logger.debug("no progress artifact for %s: %s", self._what, error)
+            return None

@@ -1,0 +1,114 @@
+"""Fan-out: shards of rollouts over Prefect's task runner, attempts of a shard side by side in threads."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from lightning_core.agents.attempt import AttemptResult, AttemptSpec
+from lightning_core.agents.runner import Runner, run_rollout
+from lightning_core.config import Settings
+from lightning_core.server.handle import ServerHandle
+from lightning_core.taskset import PlannedRollout
+from tasks.progress import Progress
+
+_shared_lock = threading.Lock()
+_shared: dict[str, tuple[Runner, int]] = {}
+
+
+def split(rollouts: list[PlannedRollout], shards: int) -> list[list[PlannedRollout]]:
+    """Rollouts dealt out over at most so many shards, none empty."""
+    return [part for i in range(shards) if (part := rollouts[i::shards])]
+
+
+@task(task_run_name="rollout shard {number}/{of}", cache_policy=NO_CACHE, persist_result=False)
+def rollout_shard(
+    settings: Settings, rollouts: list[PlannedRollout], epoch: int, mode: str, number: int, of: int
+) -> dict[str, Any]:
+    """Run a shard's rollouts. What an attempt did is in its spans; returned are counts by status and the first errors.
+
+    Failures of single attempts never fail the shard.
+    """
+    server = ServerHandle.find(settings.home)
+    if server is None:
+        raise RuntimeError(f"no server runs for {settings.home}; start the flow, or `lightning-flows serve`, first")
+    statuses: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    progress = Progress(f"{mode} {epoch} rollout shard {number} of {of}", len(rollouts))
+    workers = max(1, settings.rollout.concurrency // of)
+    with (
+        shared_runner(settings, server) as runner,
+        ThreadPoolExecutor(workers, thread_name_prefix="attempt") as threads,
+    ):
+        futures = [threads.submit(_rollout, runner, server, settings, rollout, epoch, mode) for rollout in rollouts]
+        try:
+            for future in as_completed(futures):
+                result = future.result()
+                statuses[result.status] += 1
+                if result.error is not None:
+                    errors[result.error[:300]] += 1
+                progress.add(note=", ".join(f"{n} {s}" for s, n in sorted(statuses.items())))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            runner.close()  # ends the attempts under way, so that the threads return
+            raise
+    return {"statuses": dict(statuses), "errors": dict(errors.most_common(5))}
+
+
+def _rollout(
+    runner: Runner, server: ServerHandle, settings: Settings, rollout: PlannedRollout, epoch: int, mode: str
+) -> AttemptResult:
+    def spec(attempt_id: str) -> AttemptSpec:
+        return AttemptSpec(
+            run=settings.run,
+            epoch=epoch,
+            mode=mode,
+            rollout_id=rollout.rollout_id,
+            attempt_id=attempt_id,
+            group_id=rollout.group_id,
+            task_id=rollout.task.id,
+            task=rollout.task.content,
+            base_url=server.attempt_url(rollout.rollout_id, attempt_id),
+            token=server.mint(rollout.rollout_id, attempt_id, mode),
+        )
+
+    return run_rollout(runner, spec, settings.rollout.retries)
+
+
+@contextlib.contextmanager
+def shared_runner(settings: Settings, server: ServerHandle) -> Iterator[Runner]:
+    """One preloaded pool for all shards of this process, closed when the last of them is done."""
+
+    def failed_behind(rollout_id: str, attempt_id: str) -> str | None:
+        seen = server.attempt(rollout_id, attempt_id)
+        return str(seen.get("last_error") or "calls failed") if seen.get("infrastructure_errors") else None
+
+    key = settings.model_dump_json(include={"agent", "home"})
+    with _shared_lock:
+        runner, users = _shared.get(key) or (
+            Runner(
+                settings.agent,
+                model=settings.policies[0].name,
+                infrastructure_errors=failed_behind,
+                logs=settings.home / "logs" / "attempts",
+            ),
+            0,
+        )
+        _shared[key] = (runner, users + 1)
+    try:
+        yield runner
+    finally:
+        with _shared_lock:
+            runner, users = _shared.pop(key)
+            if users > 1:
+                _shared[key] = (runner, users - 1)
+            else:
+                runner.close()
