@@ -69,13 +69,22 @@ def end_orphans(leader: int, attempt_id: str, running: Collection[int]) -> int:
 
 
 def end_all(attempts: Collection[tuple[int, str]]) -> None:
-    """End what is left of attempts whose zygote has gone, looking through all processes of the machine."""
+    """End what is left of attempts whose zygote has gone, looking through all processes of the machine.
+
+    Returns when none is left, after a second at the latest.
+    """
     for leader, _ in attempts:
         signal_group(leader, signal.SIGKILL)
-    for pid in _every_process():
-        if pid != os.getpid() and any(belongs_to(pid, leader, attempt_id) for leader, attempt_id in attempts):
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        others = [pid for pid in _every_process() if pid != os.getpid()]
+        left = [pid for pid in others if any(belongs_to(pid, *attempt) for attempt in attempts) and _alive(pid)]
+        if not left:
+            return
+        for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
 
 
 def belongs_to(pid: int, leader: int, attempt_id: str) -> bool:
@@ -133,7 +142,16 @@ def _every_process() -> list[int]:
 
 
 def _parent(pid: int) -> int:
+    return int(_stat(pid)[1])
+
+
+def _alive(pid: int) -> bool:
+    return _stat(pid)[0] not in ("Z", "X")
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and more, as `/proc/<pid>/stat` has them behind the name."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0
+        return ["X", "0"]

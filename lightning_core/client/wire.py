@@ -204,7 +204,10 @@ def _encode_value(value: Any) -> dict[str, Any]:
     if isinstance(value, bytes | bytearray | memoryview):
         return {"bytesValue": base64.b64encode(value).decode()}
     if isinstance(value, Mapping):
-        return {"stringValue": _text(json.dumps(value, ensure_ascii=False, default=str))}
+        try:
+            return {"stringValue": _text(json.dumps(dict(value), ensure_ascii=False, default=str))}
+        except (TypeError, ValueError):  # keys that JSON does not know, a mapping that holds itself
+            return {"stringValue": _text(str(value))}
     if isinstance(value, Sequence):
         return {"arrayValue": {"values": [_encode_value(item) for item in value if item is not None]}}
     return {"stringValue": _text(str(value))}

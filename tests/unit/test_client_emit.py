@@ -1,0 +1,220 @@
+"""What an agent's process sends, against a stand-in server (tests/standin_server.py) that records it."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lightning_core import client, names
+from lightning_core.client import fallback, wire
+from tests.standin_server import Standin, standin
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Standin]:
+    with standin() as running:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"{running.url}/rollouts/r1/attempts/a1")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20to%2Cken,x-more=1")
+        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "lightning.rollout_id=r%201,lightning.attempt_id=a1")
+        monkeypatch.setenv(names.ENV_TASK, str(tmp_path / "task.json"))
+        monkeypatch.setattr(wire.time, "sleep", lambda _: None)
+        monkeypatch.setattr("lightning_core.client.emit._said", set())
+        yield running
+
+
+def test_a_reward_arrives_with_its_scope_and_credentials(server: Standin) -> None:
+    client.emit_reward(0.25, name="style", judge="me", tries=3)
+    (span,) = server.spans
+    assert span.path == "/rollouts/r1/attempts/a1/v1/traces"
+    assert server.headers[0]["Authorization"] == "Bearer to,ken"
+    assert server.headers[0]["X-More"] == "1"
+    assert span.resource == {names.ROLLOUT_ID: "r 1", names.ATTEMPT_ID: "a1"}
+    assert span.attributes == {
+        names.REWARD: 0.25,
+        names.REWARD_NAME: "style",
+        names.REWARD_SOURCE: "agent",
+        "judge": "me",
+        "tries": 3,
+    }
+    assert len(span.raw["traceId"]) == 32
+    assert len(span.raw["spanId"]) == 16
+    assert isinstance(span.raw["startTimeUnixNano"], str)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "1.0", None, [1.0], 10**400, b"1"])
+def test_a_reward_that_is_no_finite_number_is_refused_where_it_is_given(server: Standin, value: object) -> None:
+    with pytest.raises(ValueError, match=r"emit_reward: .*finite number"):
+        client.emit_reward(value)  # type: ignore[arg-type]
+    assert server.spans == []
+
+
+def test_numbers_of_other_libraries_are_rewards(server: Standin) -> None:
+    import numpy
+
+    client.emit_reward(numpy.float32(0.5))  # type: ignore[arg-type]
+    client.emit_reward(True)
+    client.emit_reward(numpy.int64(2))  # type: ignore[arg-type]
+    assert [span.attributes[names.REWARD] for span in server.spans] == [0.5, 1.0, 2.0]
+
+
+def test_what_happens_in_a_span_becomes_its_child(server: Standin) -> None:
+    with client.span("plan", **{"gen_ai.agent.name": "planner"}) as outer:
+        with client.span("step"):
+            client.emit_event("looked up", source="wiki")
+        client.emit_reward(1)
+        outer.set({"steps.done": 1}, ok=True)
+    event, step, reward, plan = server.spans
+    assert [s.name for s in server.spans] == ["looked up", "step", "reward", "plan"]
+    assert event.raw["parentSpanId"] == step.raw["spanId"]
+    assert step.raw["parentSpanId"] == reward.raw["parentSpanId"] == plan.raw["spanId"] == outer.span_id
+    assert {s.raw["traceId"] for s in server.spans} == {outer.trace_id}
+    assert plan.attributes == {"gen_ai.agent.name": "planner", "steps.done": 1, "ok": True}
+
+
+def test_an_exception_marks_its_span_and_goes_on(server: Standin) -> None:
+    with pytest.raises(KeyError), client.span("plan"):
+        raise KeyError("x")
+    (span,) = server.spans
+    assert span.raw["status"]["code"] == wire.STATUS_ERROR
+    assert span.raw["events"][0]["name"] == "exception"
+
+
+def test_a_reward_hangs_below_the_current_opentelemetry_span(server: Standin) -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("agent")
+    with tracer.start_as_current_span("theirs") as theirs:
+        client.emit_reward(1)
+        with client.span("ours") as ours:
+            client.emit_reward(2)
+            with tracer.start_as_current_span("inner") as inner:
+                client.emit_reward(3)
+    found = {s.attributes.get(names.REWARD, s.name): s.raw["parentSpanId"] for s in server.spans}
+    assert found == {
+        1.0: format(theirs.get_span_context().span_id, "016x"),
+        2.0: ours.span_id,
+        3.0: format(inner.get_span_context().span_id, "016x"),
+        "ours": format(theirs.get_span_context().span_id, "016x"),
+    }
+    assert {s.raw["traceId"] for s in server.spans} == {format(theirs.get_span_context().trace_id, "032x")}
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_server_that_is_busy_is_asked_again(server: Standin, status: int) -> None:
+    server.fail = [(status, {"Retry-After": "0"}), (status, {})]
+    client.emit_reward(1)
+    assert len(server.spans) == 1
+
+
+def test_spans_wait_in_a_file_while_the_server_is_away_and_keep_no_credentials(server: Standin, tmp_path: Path) -> None:
+    server.fail = [(503, {})] * 4 + [(503, {})]
+    client.emit_reward(1)
+    client.emit_reward(2)
+    waiting = tmp_path / fallback.FILE_NAME
+    assert server.spans == []
+    assert len(waiting.read_bytes().splitlines()) == 2
+    assert b"to,ken" not in waiting.read_bytes()
+    assert waiting.stat().st_mode & 0o077 == 0
+    client.emit_reward(3)
+    assert sorted(span.attributes[names.REWARD] for span in server.spans) == [1.0, 2.0, 3.0]
+    assert waiting.read_bytes() == b""
+
+
+def test_a_refused_request_is_said_and_does_not_wait(
+    server: Standin, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.fail = [(400, {})]
+    client.emit_reward(1)
+    assert "was refused and is lost" in caplog.text
+    assert not (tmp_path / fallback.FILE_NAME).exists()
+
+
+def test_one_refused_request_does_not_hold_up_the_others(server: Standin, tmp_path: Path) -> None:
+    path = tmp_path / "waiting"
+    for number in range(3):
+        fallback.keep(path, wire.encode_request({}, [wire.SpanData(str(number), 1, 2, "a" * 32, "b" * 16).to_json()]))
+    server.fail = [(400, {})]
+    with pytest.raises(client.DeliveryError, match="1 kept requests were dropped"):
+        fallback.deliver(path, server.url, {})
+    assert [span.name for span in server.spans] == ["1", "2"]
+    assert path.read_bytes() == b""
+
+
+def test_waiting_spans_are_sent_when_the_process_ends(server: Standin, tmp_path: Path) -> None:
+    code = (
+        "from lightning_core.client import emit, wire; wire.time.sleep = lambda _: None;"
+        "wire._post_once, real = (lambda *_: (wire.DeliveryError('away'), None)), wire._post_once;"
+        "emit.emit_reward(7); wire._post_once = real"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=60)
+    assert [span.attributes[names.REWARD] for span in server.spans] == [7.0]
+
+
+def test_without_an_endpoint_nothing_happens_and_the_log_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    monkeypatch.setattr("lightning_core.client.emit._said", set())
+    client.emit_reward(1)
+    client.emit_reward(1)
+    assert caplog.text.count("OTEL_EXPORTER_OTLP_ENDPOINT is not set") == 1
+
+
+def test_seeding_random_does_not_repeat_ids() -> None:
+    ids = set()
+    for _ in range(3):
+        random.seed(42)
+        ids |= {client.new_span_id(), client.new_trace_id()}
+    assert len(ids) == 6
+
+
+def test_keys_that_are_no_json_keys_do_not_stop_a_span() -> None:
+    assert wire.encode_attributes({"a": {(1, 2): 3}}) == [{"key": "a", "value": {"stringValue": "{(1, 2): 3}"}}]
+
+
+def test_importing_the_client_imports_no_framework() -> None:
+    code = "import sys, lightning_core.client; print(*sorted({m.split('.')[0] for m in sys.modules} & set(sys.argv)))"
+    heavy = ["torch", "prefect", "duckdb", "pydantic", "opentelemetry", "numpy", "requests", "yaml"]
+    run = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == ""
+
+
+def test_post_spans_names_the_server_and_what_it_said(server: Standin) -> None:
+    server.fail = [(401, {})]
+    with pytest.raises(client.DeliveryError, match=r"answered 401: .*told to fail") as caught:
+        client.post_spans(server.url, {}, {}, [])
+    assert caught.value.permanent
+    with pytest.raises(client.DeliveryError, match="cannot be reached"):
+        client.post_spans("http://127.0.0.1:9", {}, {}, [], retries=0)
+    with pytest.raises(client.DeliveryError, match="no usable endpoint"):
+        client.post_spans("nonsense", {}, {}, [])
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3) | st.tuples(inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.text(st.characters()), VALUES, max_size=5))
+def test_whatever_the_attributes_are_the_request_is_valid_otlp(attributes: dict[str, object]) -> None:
+    from google.protobuf.json_format import Parse
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    span = wire.SpanData("name", 1, 2**63, "a" * 32, "b" * 16, attributes=attributes)
+    body = wire.encode_request({}, [span.to_json()])
+    request = Parse(body, ExportTraceServiceRequest())
+    (sent,) = request.resource_spans[0].scope_spans[0].spans
+    assert sent.end_time_unix_nano == 2**63
+    assert len(sent.attributes) == sum(value is not None for value in attributes.values())
