@@ -1,0 +1,131 @@
+"""Log-probabilities of a `Layout`, with hidden states only where a token is trained.
+
+The backbone runs over the layout; a hook keeps the hidden states that predict a trained token; TRL's fused LM head
+scores those alone. Soft-capping, logit scale, temperature and the head's dtype stay TRL's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from trl.trainer import utils as trl_utils
+
+from lightning_core.training.dataset import Sequence
+from lightning_core.training.packing import Layout, padded_layout, tree_layout
+
+logger = logging.getLogger(__name__)
+
+# Vocabulary entries projected at a time. TRL's 32,768 makes tiles of 128 KB a scored token, several at once.
+trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192
+
+_PROBE_TOLERANCE = 1e-3
+
+
+def causal_model(model: Any) -> Any:
+    """The transformers model under a peft adapter, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def score(model: Any, unwrapped: Any, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and entropy of each trained token, both `(B, T)` and 0 elsewhere.
+
+    `model` is what is called (possibly wrapped for several processes), `unwrapped` what lies in it. TRL's
+    `add_fused_lm_head(..., outputs=("log_probs", "entropy"))` must have been applied; without entropy it is zeros.
+    """
+    with _only(causal_model(unwrapped).base_model, layout.positions):
+        out = model(
+            input_ids=layout.input_ids,
+            attention_mask=layout.attention_mask,
+            position_ids=layout.position_ids,
+            shift_labels=layout.targets.unsqueeze(0),
+            fused_lm_head=True,
+        )
+    logps = _spread(out.log_probs, layout.gather)
+    return logps, torch.zeros_like(logps) if out.entropy is None else _spread(out.entropy, layout.gather)
+
+
+@contextlib.contextmanager
+def _only(backbone: torch.nn.Module, positions: torch.Tensor) -> Iterator[None]:
+    """Within, the backbone returns the hidden states of `positions` alone, as one row: `(1, N, hidden)`."""
+
+    def keep(module: torch.nn.Module, args: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state.flatten(0, 1).index_select(0, positions).unsqueeze(0)
+        return output
+
+    handle = backbone.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _spread(scores: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
+    flat = torch.nn.functional.pad(scores.flatten(), (0, 1))  # the appended zero is what untrained tokens read
+    return flat.index_select(0, gather.flatten()).view(gather.shape)
+
+
+def why_not_tree(model: Any, longest: int) -> str | None:
+    """Why this model cannot take prefix tries, or None where it can.
+
+    Runs two sequences that branch, packed and padded, through the backbone and compares the hidden states: an
+    architecture that ignores a 4-D mask or explicit positions (state spaces, linear attention, some sliding windows)
+    shows there. `longest` is the longest sequence in tokens, for windows the probe is too short to see.
+    """
+    base = causal_model(model)
+    config = base.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True) and longest > window:
+        return f"sequences of up to {longest} tokens do not fit the sliding attention window of {window}"
+    device = next(base.parameters()).device
+    sequences = _probe_sequences(int(config.vocab_size))
+    tree, plain = tree_layout([sequences]), padded_layout(sequences)
+    was_training = base.training
+    base.eval()
+    try:
+        with torch.no_grad():
+            packed, padded = (_hidden(base.base_model, layout.to(device)) for layout in (tree, plain))
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        return f"{type(base).__name__} refuses a 4-D attention mask: {str(error).splitlines()[0] if str(error) else error!r}"
+    finally:
+        base.train(was_training)
+    difference = float((packed - padded).abs().max() / padded.abs().max().clamp(min=1e-6))
+    if not difference < _PROBE_TOLERANCE:
+        return f"{type(base).__name__} does not honour a 4-D attention mask (hidden states off by {difference:.2g})"
+    return None
+
+
+def _probe_sequences(vocabulary: int) -> list[Sequence]:
+    shared = np.arange(1, 7) % vocabulary
+    sequences = []
+    for number in range(2):
+        ids = np.concatenate([shared, (np.arange(3) * 7 + 8 + number) % vocabulary]).astype(np.int32)
+        trained = np.arange(len(ids)) >= len(shared)
+        zeros = np.zeros(len(ids), np.float32)
+        sequences.append(Sequence(f"{number}", "probe", "", "probe", ids, len(shared), trained, zeros, zeros))
+    return sequences
+
+
+def _hidden(backbone: torch.nn.Module, layout: Layout) -> torch.Tensor:
+    """The hidden states that predict the trained tokens, `(B, T, hidden)`."""
+    out = backbone(
+        input_ids=layout.input_ids,
+        attention_mask=layout.attention_mask,
+        position_ids=layout.position_ids,
+        use_cache=False,
+    )
+    picked = out.last_hidden_state.flatten(0, 1).index_select(0, layout.positions).float()
+    return picked.index_select(0, layout.gather.flatten()).view(*layout.gather.shape, -1)
+
+
+def as_dtype(layout: Layout, dtype: torch.dtype) -> Layout:
+    """The layout with its tree mask as an additive one of `dtype` (0 / lowest), for kernels that take no bool."""
+    if layout.attention_mask.dim() != 4:
+        return layout
+    mask = torch.zeros(layout.attention_mask.shape, dtype=dtype, device=layout.attention_mask.device)
+    return replace(layout, attention_mask=mask.masked_fill_(~layout.attention_mask, torch.finfo(dtype).min))

@@ -1,0 +1,43 @@
+"""Sequences for the trainer's tests: random groups that share prompts, branch, and merge several turns."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_core.training.dataset import Sequence
+
+
+def make_sequence(name: str, group: str, turns: list[tuple[list[int], list[int]]], seed: int = 0) -> Sequence:
+    """One sequence of `turns` (context tokens, sampled tokens); advantages and logprobs are drawn from `seed`."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    ids = [token for context, sampled in turns for token in (*context, *sampled)]
+    mask = np.array([on for context, sampled in turns for on in (*[0] * len(context), *[1] * len(sampled))], bool)
+    logprobs = np.where(mask, -rng.uniform(3.0, 7.0, len(ids)), 0.0)
+    advantages = np.where(mask, rng.normal(), 0.0)
+    return Sequence(
+        sequence_id=name,
+        rollout_id=name,
+        attempt_id="a",
+        group_id=group,
+        token_ids=np.array(ids, np.int32),
+        prompt_length=len(turns[0][0]),
+        loss_mask=mask,
+        logprobs=logprobs.astype(np.float32),
+        advantages=advantages.astype(np.float32),
+    )
+
+
+def random_group(group: str, size: int, rng: np.random.Generator, vocabulary: int = 300, prompt: int = 20) -> list[Sequence]:
+    """`size` sequences of one prompt and one or two turns of 1 to 12 sampled tokens from few token ids (so they branch)."""
+
+    def draw(low: int, high: int) -> list[int]:
+        return (rng.integers(0, 4, int(rng.integers(low, high))) + vocabulary - 5).tolist()
+
+    shared = rng.integers(0, vocabulary, prompt).tolist()
+    sequences = []
+    for number in range(size):
+        turns = [(shared, draw(1, 12))]
+        if rng.random() < 0.5:
+            turns.append((rng.integers(0, vocabulary, 4).tolist(), draw(1, 12)))
+        sequences.append(make_sequence(f"{group}.{number}", group, turns))
+    return sequences
