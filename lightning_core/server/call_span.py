@@ -1,0 +1,127 @@
+"""One LLM call as a span: what the gateway knows and no instrumentation of the agent's does."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from lightning_core import names
+from lightning_core.lake.otlp import AttributeValue, SpanData, encode_spans, float32_bytes, int32_bytes
+from lightning_core.server.access import Caller
+from lightning_core.server.reply import Collected
+from lightning_core.server.sampling import Prepared
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+_KIND_CLIENT = 3
+
+
+def new_id(size: int) -> bytes:
+    """A random id that is not all zeros; from the operating system, because agents seed `random`."""
+    while not any(made := os.urandom(size)):
+        pass
+    return made
+
+
+def parse_traceparent(header: str | None) -> tuple[bytes, bytes] | None:
+    """(trace id, parent span id) of a W3C traceparent header; None where there is none that is valid."""
+    match = _TRACEPARENT.fullmatch((header or "").strip())
+    if match is None or match[1] == "ff" or (match[1] == "00" and match[4]):
+        return None
+    trace_id, span_id = bytes.fromhex(match[2]), bytes.fromhex(match[3])
+    return (trace_id, span_id) if any(trace_id) and any(span_id) else None
+
+
+def encode_call(
+    *,
+    caller: Caller,
+    policy: str,
+    versions: str,
+    request: Mapping[str, Any],
+    prepared: Prepared,
+    collected: Collected,
+    traceparent: str | None,
+    start_ns: int,
+    end_ns: int,
+    first_token_ms: float | None,
+    failure: str | None,
+    aborted: bool,
+) -> bytes:
+    """The OTLP request that holds the call's span; `failure` says why a call failed, for people."""
+    parent = parse_traceparent(traceparent)
+    choices = collected.ordered()
+    ids = [token for choice in choices for token in choice.token_ids]
+    logprobs = [value for choice in choices for value in choice.logprobs]
+    reason = _untrainable(prepared, collected, failure, aborted)
+    attributes: dict[str, AttributeValue | None] = {
+        names.POLICY: policy,
+        names.POLICY_VERSION: versions,
+        names.GEN_AI_OPERATION: "chat" if prepared.kind == "chat" else "text_completion",
+        names.GEN_AI_REQUEST_MODEL: policy,
+        names.GEN_AI_RESPONSE_MODEL: collected.model,
+        names.GEN_AI_RESPONSE_ID: collected.response_id,
+        names.GEN_AI_FINISH_REASONS: [choice.finish_reason or "" for choice in choices] or None,
+        names.GEN_AI_INPUT_TOKENS: _count(collected.usage.get("prompt_tokens"), collected.prompt_token_ids),
+        names.GEN_AI_OUTPUT_TOKENS: _count(collected.usage.get("completion_tokens"), ids),
+        names.GEN_AI_INPUT_MESSAGES: _json(_input_messages(request, prepared)),
+        names.GEN_AI_OUTPUT_MESSAGES: _json([choice.message for choice in choices]) if choices else None,
+        names.PROMPT_TOKEN_IDS: int32_bytes(collected.prompt_token_ids or []) if collected.prompt_token_ids else None,
+        names.RESPONSE_TOKEN_IDS: int32_bytes(ids) if ids else None,
+        names.RESPONSE_LOGPROBS: float32_bytes(logprobs) if logprobs else None,
+        names.CHOICE_LENGTHS: int32_bytes([len(c.token_ids) for c in choices]) if len(choices) > 1 else None,
+        names.SAMPLING: _json(prepared.used),
+        names.REQUESTED_SAMPLING: _json(prepared.requested),
+        names.UNTRAINABLE: reason,
+        names.FIRST_TOKEN_MS: first_token_ms,
+    }
+    span = SpanData(
+        name=names.SPAN_CALL_PREFIX + policy,
+        trace_id=parent[0] if parent else new_id(16),
+        span_id=new_id(8),
+        parent_id=parent[1] if parent else None,
+        kind=_KIND_CLIENT,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        attributes={key: value for key, value in attributes.items() if value is not None},
+        status="error" if failure else "ok",
+        status_message=failure or "",
+    )
+    resource: dict[str, AttributeValue] = {"service.name": "lightning-gateway"}
+    if caller.rollout_id is not None and caller.attempt_id is not None:
+        resource |= {names.ROLLOUT_ID: caller.rollout_id, names.ATTEMPT_ID: caller.attempt_id}
+    return encode_spans(resource, [span], scope="lightning_core.server")
+
+
+def _untrainable(prepared: Prepared, collected: Collected, failure: str | None, aborted: bool) -> str | None:
+    if aborted or any(choice.finish_reason == "abort" for choice in collected.choices.values()):
+        return "aborted"
+    if failure:
+        return "failed"
+    choices = collected.ordered()
+    if not collected.prompt_token_ids or not choices or any(not choice.token_ids for choice in choices):
+        return prepared.untrainable or "missing_ids"
+    if any(
+        len(choice.logprobs) != len(choice.token_ids) or any(value != value for value in choice.logprobs)
+        for choice in choices
+    ):
+        return prepared.untrainable or "missing_logprobs"
+    return prepared.untrainable
+
+
+def _count(reported: Any, ids: list[int] | None) -> int | None:
+    if isinstance(reported, int):
+        return reported
+    return len(ids) if ids else None
+
+
+def _input_messages(request: Mapping[str, Any], prepared: Prepared) -> Any:
+    if prepared.kind == "chat":
+        return request.get("messages")
+    return [{"role": "user", "content": request.get("prompt")}]
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()

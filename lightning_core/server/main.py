@@ -1,0 +1,135 @@
+"""Start the server.
+
+    python -m lightning_core.server --home var --host 127.0.0.1 --port 8080
+
+While it listens, `<home>/services/server.json` says where: `{"pid", "host", "port", "url"}`. Exit codes: 0 stopped
+by SIGTERM or SIGINT, 2 it could not start for a reason the user can mend (one line says which).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from lightning_core.lake.spool import SpoolError, SpoolWriter
+from lightning_core.server.app import make_app
+from lightning_core.server.files import load_secret, services, write_private
+from lightning_core.server.routes import RoutesError, RouteTable
+
+log = logging.getLogger(__name__)
+
+_DRAIN_S = 20
+
+
+class CannotStart(Exception):
+    """For a reason the user can mend; the message says how."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, that says where it listens for as long as it does."""
+
+    def __init__(self, config: uvicorn.Config, home: Path, host: str, port: int) -> None:
+        super().__init__(config)
+        self._file = services(home) / "server.json"
+        self._where = {"pid": os.getpid(), "host": host, "port": port, "url": url(host, port)}
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            write_private(self._file, json.dumps(self._where).encode())
+            log.info("listening on %s", self._where["url"])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._file.unlink(missing_ok=True)
+        await super().shutdown(sockets)
+
+
+def url(host: str, port: int) -> str:
+    """Where a client on this machine reaches a server that listens on `host`."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; CannotStart where the address is taken or not ours."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(2048)
+        sock.set_inheritable(True)
+        return sock
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CannotStart(
+                f"port {port} on {host} is in use by another process; set `server.port` to another one, or 0 for any"
+            ) from None
+        raise CannotStart(f"cannot listen on {host}:{port}: {error}; see `server.host` and `server.port`") from None
+
+
+def serve(home: Path, host: str, port: int, spool_max_bytes: int, max_body: int) -> None:
+    """Run until SIGTERM or SIGINT; then drain, flush and leave."""
+    sock = listen(host, port)
+    try:
+        spool = SpoolWriter(home / "spool", spool_max_bytes)
+    except SpoolError as error:
+        raise CannotStart(str(error)) from None
+    try:
+        app = make_app(load_secret(home), spool, RouteTable(home), max_body)
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # a forwarded address must not pass for loopback
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=_DRAIN_S,
+        )
+        # uvicorn raises the signal again after it has stopped; by then everything is flushed and the exit is clean.
+        server = Server(config, home, host, sock.getsockname()[1])
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+        server.run(sockets=[sock])
+    except (RoutesError, ValueError) as error:
+        raise CannotStart(str(error)) from None
+    finally:
+        spool.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lightning_core.server", description="gateway and OTLP receiver")
+    parser.add_argument("--home", type=Path, default=Path("var"), help="folder for everything a run writes")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port")
+    parser.add_argument("--spool-max-gb", type=float, default=4.0, help="spans not yet decoded; past it 503")
+    parser.add_argument("--max-body-mb", type=float, default=64.0)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        serve(
+            options.home.resolve(),
+            options.host,
+            options.port,
+            int(options.spool_max_gb * 1e9),
+            int(options.max_body_mb * 1e6),
+        )
+    except CannotStart as error:
+        log.error("the server cannot start: %s", error)
+        return 2
+    return 0

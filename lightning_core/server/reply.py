@@ -1,0 +1,154 @@
+"""The token ids, logprobs and text of a reply: collected for the span, removed for the client.
+
+Both shapes vLLM answers with pass through here: one JSON body, or the chunks of a stream. Streams carry the prompt
+ids in their first chunk and `token_ids` with each delta; a chunk that has ids but an empty delta exists only because
+ids were asked for, and the client does not get it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_core.server.sampling import Prepared
+
+
+@dataclass(slots=True)
+class Choice:
+    """What one choice of the reply came to."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
+    message: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Collected:
+    """Everything of a reply that the span keeps."""
+
+    response_id: str | None = None
+    model: str | None = None
+    prompt_token_ids: list[int] | None = None
+    choices: dict[int, Choice] = field(default_factory=dict)
+    usage: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None  # of an error chunk in the stream
+
+    def choice(self, index: int) -> Choice:
+        return self.choices.setdefault(index, Choice())
+
+    def ordered(self) -> list[Choice]:
+        return [self.choices[index] for index in sorted(self.choices)]
+
+    def finished(self) -> int:
+        return sum(choice.finish_reason is not None for choice in self.choices.values())
+
+
+def take_reply(reply: dict[str, Any], prepared: Prepared, name: str, into: Collected) -> dict[str, Any]:
+    """Collect a whole reply, and change it into the client's (`name` is the model it asked for)."""
+    _take_head(reply, prepared, name, into)
+    for raw in _choices(reply):
+        choice = into.choice(raw.get("index", 0))
+        _take_choice(raw, prepared, choice, into)
+        if prepared.kind == "chat":
+            choice.message = raw.get("message") or {}
+        else:
+            choice.message = {"role": "assistant", "content": raw.get("text", "")}
+    return reply
+
+
+def take_chunk(chunk: dict[str, Any], prepared: Prepared, name: str, into: Collected) -> dict[str, Any] | None:
+    """Collect a chunk, and change it into the client's; None where the client must not get it."""
+    if "error" in chunk and not chunk.get("choices"):
+        error = chunk["error"]
+        into.error = str(error.get("message") if isinstance(error, dict) else error)
+        return chunk
+    _take_head(chunk, prepared, name, into)
+    choices = _choices(chunk)
+    if not choices:
+        return chunk if prepared.wants_usage or not chunk.get("usage") else None
+    for raw in choices:
+        choice = into.choice(raw.get("index", 0))
+        had_ids = raw.get("token_ids") is not None
+        _take_choice(raw, prepared, choice, into)
+        if prepared.kind == "completion":
+            choice.message.setdefault("role", "assistant")
+            choice.message["content"] = choice.message.get("content", "") + (raw.get("text") or "")
+            continue
+        delta = raw.get("delta") or {}
+        _add_delta(choice.message, delta)
+        only_ids = had_ids and not delta and raw.get("finish_reason") is None
+        if only_ids and len(choices) == 1 and not (prepared.wants_logprobs or prepared.wants_token_ids):
+            return None
+    return chunk
+
+
+def _choices(reply: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = reply.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def _take_head(reply: dict[str, Any], prepared: Prepared, name: str, into: Collected) -> None:
+    into.response_id = reply.get("id") or into.response_id
+    into.model = reply.get("model") or into.model
+    into.usage = reply.get("usage") or into.usage
+    _take_prompt(reply, prepared, into)
+    reply["model"] = name
+
+
+def _take_prompt(holder: dict[str, Any], prepared: Prepared, into: Collected) -> None:
+    """Prompt ids are on the reply (chat) or on each choice (completion)."""
+    ids = holder.get("prompt_token_ids")
+    if ids is not None and into.prompt_token_ids is None:
+        into.prompt_token_ids = ids
+    if not prepared.wants_token_ids:
+        holder.pop("prompt_token_ids", None)
+
+
+def _take_choice(raw: dict[str, Any], prepared: Prepared, choice: Choice, into: Collected) -> None:
+    _take_prompt(raw, prepared, into)
+    ids = raw.get("token_ids") or []
+    logprobs = _sampled_logprobs(raw.get("logprobs"))
+    choice.token_ids += ids
+    choice.logprobs += logprobs[-len(ids) :] if ids else []  # an echoed prompt has logprobs too, in front
+    choice.finish_reason = raw.get("finish_reason") or choice.finish_reason
+    if not prepared.wants_token_ids:
+        raw.pop("token_ids", None)
+    if not prepared.wants_logprobs and "logprobs" in raw:
+        raw["logprobs"] = None
+
+
+def _sampled_logprobs(logprobs: Any) -> list[float]:
+    """The sampled tokens' logprobs, of the chat shape (`content`) or the completion shape (`token_logprobs`)."""
+    if not isinstance(logprobs, dict):
+        return []
+    content = logprobs.get("content")
+    if content is not None:
+        return [entry["logprob"] for entry in content]
+    values = logprobs.get("token_logprobs") or []
+    return [float("nan") if value is None else value for value in values]
+
+
+def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    """Put a delta onto the message so far, as the OpenAI clients do."""
+    for key, value in delta.items():
+        if value is None:
+            continue
+        if key == "tool_calls":
+            for part in value:
+                _add_tool_call(message.setdefault("tool_calls", []), part)
+        elif isinstance(value, str) and key != "role":
+            message[key] = message.get(key, "") + value
+        else:
+            message[key] = value
+
+
+def _add_tool_call(calls: list[dict[str, Any]], part: dict[str, Any]) -> None:
+    index = part.get("index", len(calls))
+    while len(calls) <= index:
+        calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
+    call = calls[index]
+    call |= {key: value for key, value in part.items() if key not in ("function", "index") and value is not None}
+    for key, value in (part.get("function") or {}).items():
+        if value is not None:
+            call["function"][key] = call["function"].get(key, "") + value

@@ -1,0 +1,96 @@
+"""Which policy a model name means, where it is served, and what it samples with."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lightning_core.config import Name, SamplingSettings
+from lightning_core.server.files import services, write_private
+
+log = logging.getLogger(__name__)
+
+
+class RoutesError(ValueError):
+    """Routes that cannot be used; the message names the key and what would be allowed."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Route(_Model):
+    """One policy and the vLLM that serves it."""
+
+    upstream: str = Field(description="`unix:///path.sock`, or `http://127.0.0.1:port`")
+    model: str = Field(min_length=1, description="name vLLM serves it under; an adapter's has the version in it")
+    version: str = Field(pattern=r"^v\d{4,}$")
+    sampling: SamplingSettings = Field(default_factory=lambda: SamplingSettings.model_validate({}))
+    evaluate_max_tokens: int | None = Field(None, ge=1)
+    api_key: str | None = None
+
+    @field_validator("upstream")
+    @classmethod
+    def _upstream(cls, upstream: str) -> str:
+        if upstream.startswith("unix:///") or upstream.startswith(("http://", "https://")):
+            return upstream.rstrip("/")
+        raise ValueError("write it as unix:///path/to.sock or http://host:port")
+
+
+class Routes(_Model):
+    policies: dict[Name, Route] = Field(default_factory=dict)
+
+
+def parse_routes(data: bytes) -> Routes:
+    """Raises RoutesError."""
+    try:
+        return Routes.model_validate_json(data)
+    except ValidationError as error:
+        problems = (
+            f"`{'.'.join(map(str, p['loc']))}`: {p['msg'].removeprefix('Value error, ')}" for p in error.errors()
+        )
+        raise RoutesError("; ".join(problems)) from None
+
+
+class RouteTable:
+    """The routes in force, and every version a policy has had since the server started.
+
+    The history is what lets a call that ran through one or more swaps name all the versions it may have seen.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._path = services(home) / "routes.json"
+        self._history: dict[str, list[str]] = {}
+        self._set(Routes())
+        if self._path.exists():
+            try:
+                self._set(parse_routes(self._path.read_bytes()))
+            except RoutesError as error:
+                raise RoutesError(f"{self._path}: {error}; correct the file, or remove it") from None
+
+    @property
+    def current(self) -> Routes:
+        return self._routes
+
+    def replace(self, routes: Routes) -> None:
+        """Store the routes, then put them in force; OSError where they cannot be stored."""
+        write_private(self._path, routes.model_dump_json(indent=2).encode())
+        self._set(routes)
+        log.info("routes: %s", ", ".join(f"{n} {r.version} at {r.upstream}" for n, r in routes.policies.items()))
+
+    def _set(self, routes: Routes) -> None:
+        self._routes = routes
+        for name, route in routes.policies.items():
+            seen = self._history.setdefault(name, [])
+            if not seen or seen[-1] != route.version:
+                seen.append(route.version)
+
+    def mark(self, policy: str) -> int:
+        """Where the policy's history stands; give it to `versions_since` when the call ends."""
+        return len(self._history[policy]) - 1
+
+    def versions_since(self, policy: str, mark: int) -> str:
+        """`v0003`, or `v0003,v0004` where the version changed meanwhile."""
+        return ",".join(dict.fromkeys(self._history[policy][mark:]))

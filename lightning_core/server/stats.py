@@ -1,0 +1,67 @@
+"""Counters: Prometheus's for operators, and a bounded memory of attempts for the flows."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_ATTEMPTS_KEPT = 20_000
+
+
+@dataclass(slots=True)
+class AttemptStats:
+    """What the gateway saw of one attempt since the server started."""
+
+    calls: int = 0
+    infrastructure_errors: int = 0
+    last_error: str | None = None
+    refused_otlp: int = 0  # OTLP requests answered 503; exporters retry those for a while
+
+
+class Stats:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "lightning_requests", "HTTP requests answered", ["route", "status"], registry=self.registry
+        )
+        self.calls = Counter("lightning_calls", "LLM calls by outcome", ["policy", "outcome"], registry=self.registry)
+        self.retries = Counter("lightning_upstream_retries", "tries repeated", ["policy"], registry=self.registry)
+        self.in_flight = Gauge("lightning_calls_in_flight", "LLM calls now", ["policy"], registry=self.registry)
+        self.tokens = Counter("lightning_tokens", "tokens of calls", ["policy", "kind"], registry=self.registry)
+        self.seconds = Histogram(
+            "lightning_call_seconds",
+            "duration of LLM calls",
+            ["policy"],
+            registry=self.registry,
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250),
+        )
+        self.spooled = Counter(
+            "lightning_spooled_bytes", "bytes of span requests kept", ["source"], registry=self.registry
+        )
+        self.refused = Counter("lightning_spool_refusals", "requests the spool could not take", registry=self.registry)
+        self.dropped = Counter(
+            "lightning_otlp_dropped", "metrics and logs sent here", ["signal"], registry=self.registry
+        )
+        self.spool_offset = Gauge("lightning_spool_offset_bytes", "durable end of the spool", registry=self.registry)
+        self.spool_kept = Gauge("lightning_spool_kept_bytes", "bytes not yet decoded", registry=self.registry)
+        self._attempts: OrderedDict[tuple[str, str], AttemptStats] = OrderedDict()
+
+    def attempt(self, rollout_id: str | None, attempt_id: str | None) -> AttemptStats:
+        """The attempt's record, made where there is none; the ones longest unused are forgotten."""
+        if rollout_id is None or attempt_id is None:
+            return AttemptStats()
+        key = (rollout_id, attempt_id)
+        found = self._attempts.setdefault(key, AttemptStats())
+        self._attempts.move_to_end(key)
+        if len(self._attempts) > _ATTEMPTS_KEPT:
+            self._attempts.popitem(last=False)
+        return found
+
+    def peek(self, rollout_id: str, attempt_id: str) -> dict[str, Any]:
+        return asdict(self._attempts.get((rollout_id, attempt_id), AttemptStats()))
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,149 @@
+"""A canned upstream: an aiohttp server with vLLM 0.32's reply shapes, and no model behind it.
+
+It mimics `vllm/entrypoints/openai/{chat_completion,completion}`: `prompt_token_ids` on the reply (chat) or the
+choice (completion), `token_ids` and `logprobs` per choice, the role chunk first in a stream, one chunk per token, an
+empty delta for a control token when ids were asked for, a usage chunk, `[DONE]`. What it says is fixed: it shows
+what the gateway does with a reply, not what a model would say. The real vLLM is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from aiohttp import web
+
+PROMPT_IDS = [1, 5, 9, 70_000]
+TOKENS = [(11, "Hello", -0.5), (12, " wor", -0.25), (13, "ld", -0.125), (2, "", -0.0625)]
+TEXT = "Hello world"
+USAGE = {"prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8}
+
+
+class CannedVllm:
+    """`requests` keeps what came; `fail_next` holds statuses (or "drop") for the next requests."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.fail_next: list[int | str] = []
+        self.gate: asyncio.Event | None = None  # holds a stream back before its second token
+        self.break_after: int | None = None  # tokens of a stream before the connection is dropped
+        self.cancelled = 0
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self, unix_path: str | None = None) -> str:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._handle)
+        app.router.add_post("/v1/completions", self._handle)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        if unix_path:
+            await web.UnixSite(self._runner, unix_path).start()
+            return f"unix://{unix_path}"
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        return f"http://127.0.0.1:{self.port}"
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append(body)
+        self.headers.append(dict(request.headers))
+        if self.fail_next:
+            fail = self.fail_next.pop(0)
+            if fail == "drop":
+                assert request.transport is not None
+                request.transport.close()
+                return web.Response()
+            error = {"message": "context is 8 tokens", "type": "BadRequestError", "param": "messages", "code": fail}
+            return web.json_response({"error": error}, status=int(fail))
+        try:
+            chat = request.path.endswith("chat/completions")
+            return await self._stream(request, body, chat) if body.get("stream") else await self._whole(body, chat)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.cancelled += 1
+            raise
+
+    async def _whole(self, body: dict[str, Any], chat: bool) -> web.Response:
+        if self.gate is not None:
+            await self.gate.wait()
+        ids = [token[0] for token in TOKENS] if body.get("return_token_ids") else None
+        prompt_ids = PROMPT_IDS if body.get("return_token_ids") else None
+        choices = []
+        for index in range(body.get("n") or 1):
+            choice: dict[str, Any] = {"index": index, "finish_reason": "stop", "stop_reason": None, "token_ids": ids}
+            if chat:
+                choice |= {"message": {"role": "assistant", "content": TEXT}, "logprobs": _chat_logprobs(TOKENS)}
+            else:
+                choice |= {"text": TEXT, "logprobs": _completion_logprobs(TOKENS), "prompt_token_ids": prompt_ids}
+            choices.append(choice)
+        reply = {
+            "id": "chatcmpl-canned" if chat else "cmpl-canned",
+            "object": "chat.completion" if chat else "text_completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": choices,
+            "usage": USAGE,
+            "system_fingerprint": "fp",
+        }
+        return web.json_response(reply | ({"prompt_token_ids": prompt_ids, "prompt_logprobs": None} if chat else {}))
+
+    async def _stream(self, request: web.Request, body: dict[str, Any], chat: bool) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        head = {"id": "chatcmpl-canned" if chat else "cmpl-canned", "created": 1, "model": body["model"]}
+        head["object"] = "chat.completion.chunk" if chat else "text_completion"
+        with_ids = bool(body.get("return_token_ids"))
+
+        async def send(chunk: dict[str, Any]) -> None:
+            await response.write(f"data: {json.dumps(head | chunk)}\n\n".encode())
+
+        if chat:
+            delta = {"role": "assistant", "content": ""}
+            choice: dict[str, Any] = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+            await send({"choices": [choice]} | ({"prompt_token_ids": PROMPT_IDS} if with_ids else {}))
+        for i, token in enumerate(TOKENS):
+            if i == 1 and self.gate is not None:
+                await self.gate.wait()
+            if i == self.break_after:
+                assert request.transport is not None
+                request.transport.close()
+                return response
+            last = i == len(TOKENS) - 1
+            choice = {"index": 0, "finish_reason": "stop" if last else None}
+            if chat:
+                # The second token is a control token: an empty delta, sent only because ids were asked for.
+                choice |= {"delta": {} if i == 1 else {"content": token[1]}, "logprobs": _chat_logprobs([token])}
+            else:
+                choice |= {"text": token[1], "logprobs": _completion_logprobs([token])}
+                if with_ids and i == 0:
+                    choice["prompt_token_ids"] = PROMPT_IDS
+            if with_ids:
+                choice["token_ids"] = [token[0]]
+            await send({"choices": [choice]})
+        if (body.get("stream_options") or {}).get("include_usage"):
+            await send({"choices": [], "usage": USAGE})
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+def _chat_logprobs(tokens: list[tuple[int, str, float]]) -> dict[str, Any]:
+    return {
+        "content": [{"token": t, "logprob": p, "bytes": list(t.encode()), "top_logprobs": []} for _, t, p in tokens]
+    }
+
+
+def _completion_logprobs(tokens: list[tuple[int, str, float]]) -> dict[str, Any]:
+    return {
+        "text_offset": [0] * len(tokens),
+        "token_logprobs": [p for _, _, p in tokens],
+        "tokens": [t for _, t, _ in tokens],
+        "top_logprobs": [{t: p} for _, t, p in tokens],
+    }

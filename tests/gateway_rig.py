@@ -1,0 +1,113 @@
+"""The real server process in front of the canned upstream, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from lightning_core.config import ServerSettings
+from lightning_core.lake import spool
+from lightning_core.server.handle import ServerHandle
+from tests.canned_vllm import CannedVllm
+
+T = TypeVar("T")
+
+
+@dataclass
+class Rig:
+    """`canned` runs in an event loop of its own thread; `on_loop` runs a coroutine there."""
+
+    home: Path
+    canned: CannedVllm
+    loop: asyncio.AbstractEventLoop
+    handle: ServerHandle = field(init=False)
+    upstream: str = ""
+
+    def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def start(self, **settings: Any) -> ServerHandle:
+        self.handle = ServerHandle.start(self.home, ServerSettings(**settings), self.home / "logs" / "server.log")
+        return self.handle
+
+    def route(self, **changes: Any) -> None:
+        policy = {"upstream": self.upstream, "model": "policy-v0003", "version": "v0003"} | changes
+        self.handle.set_routes({"policies": {"policy": policy}})
+
+    def base_url(self, rollout: str = "r.1", attempt: str = "a1") -> str:
+        return self.handle.attempt_url(rollout, attempt) + "/v1"
+
+    def gate(self) -> None:
+        """Hold streams back until `open`."""
+
+        async def make() -> None:
+            self.canned.gate = asyncio.Event()
+
+        self.on_loop(make())
+
+    def open(self) -> None:
+        gate = self.canned.gate
+        assert gate is not None
+        self.loop.call_soon_threadsafe(gate.set)
+
+    def reset(self) -> None:
+        self.canned.__init__()  # type: ignore[misc]
+
+    def records(self) -> list[spool.Record]:
+        return [record for _, _, record in spool.read(self.home / "spool", 0)]
+
+    def spans(self) -> list[Span]:
+        return [span for record in self.records() for span in spans_of(record.body)]
+
+
+def spans_of(body: bytes) -> list[Span]:
+    request = ExportTraceServiceRequest.FromString(body)
+    return [span for r in request.resource_spans for s in r.scope_spans for span in s.spans]
+
+
+def attributes(span: Span) -> dict[str, Any]:
+    """Plain values; bytes stay bytes, arrays become lists."""
+    plain: dict[str, Any] = {}
+    for item in span.attributes:
+        kind = item.value.WhichOneof("value")
+        value = getattr(item.value, kind or "string_value")
+        plain[item.key] = [v.string_value for v in value.values] if kind == "array_value" else value
+    return plain
+
+
+def int32(data: bytes) -> list[int]:
+    return list(struct.unpack(f"<{len(data) // 4}i", data))
+
+
+def float32(data: bytes) -> list[float]:
+    return list(struct.unpack(f"<{len(data) // 4}f", data))
+
+
+@contextmanager
+def rig(home: Path, unix: bool = False, **settings: Any) -> Iterator[Rig]:
+    """A server with one policy, `policy`, version v0003, served by a canned upstream."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    made = Rig(home, CannedVllm(), loop)
+    try:
+        made.upstream = made.on_loop(made.canned.start(str(home / "v.sock") if unix else None))
+        made.start(**settings)
+        try:
+            made.route()
+            yield made
+        finally:
+            made.handle.stop()
+    finally:
+        made.on_loop(made.canned.stop())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
