@@ -10,7 +10,6 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.train_epoch import next_epoch
 from lightning_core.config import Settings, SettingsError
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.report import epoch_rows
@@ -37,7 +36,7 @@ def evaluate(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
     if settings.tasks.evaluate is None:
         raise SettingsError("tasks.evaluate is not set: give held-out tasks to evaluate on")
     lake = Lake(settings.home)
-    number = next_epoch(lake, settings.run) if epoch is None else epoch
+    number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
     check(settings)
     with running(settings, say("services")):
         manifest = lake.open_epoch(settings.run, number, "evaluate", versions(settings))

@@ -36,7 +36,7 @@ def train_epoch(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
     An epoch that was interrupted goes on where it stopped: finished rollouts and stages are not run again.
     """
     lake = Lake(settings.home)
-    number = next_epoch(lake, settings.run) if epoch is None else epoch
+    number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
     check(settings)
     with running(settings, say("services")) as services:
         manifest = lake.open_epoch(settings.run, number, "train", versions(settings))
@@ -47,9 +47,3 @@ def train_epoch(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
         redeploy(settings, services)
         record(settings, manifest)
     return {"epoch": number, "collected": collected, "rows": rows, "trained": trained}
-
-
-def next_epoch(lake: Lake, run: str) -> int:
-    """The first epoch of a run that has not come to its end."""
-    epochs = lake.manifests.epochs(run, "train")
-    return next((e.epoch for e in epochs if "record" not in e.stages), epochs[-1].epoch + 1 if epochs else 0)

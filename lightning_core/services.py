@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lightning_core.config import PolicySettings, Settings
 from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.redeploy import hot_swap, load_lora, route
-from lightning_core.policies.store import PolicyStore
+from lightning_core.policies.store import BASE_VERSION, PolicyStore
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerHandle
 
@@ -55,9 +55,9 @@ def base_model(settings: Settings, say: Say = logger.info) -> ModelFolder:
     model = resolve_model(settings.policies[0].model, settings.home, say)
     for policy in settings.policies:
         store = PolicyStore(settings.home, policy.name)
+        first = store.publish_base(model.path, policy.model, "lora" if policy.lora else "full")
         if store.current() is None:
-            version = store.publish_base(model.path, policy.model, "lora" if policy.lora else "full")
-            store.set_current(version)
+            store.set_current(first)
     return model
 
 
@@ -73,35 +73,40 @@ def versions(settings: Settings) -> dict[str, str]:
 
 def deploy(settings: Settings, services: Services) -> dict[str, float]:
     """Make vLLM serve every policy's current version, then let the gateway route to it; returns seconds by policy."""
-    seconds: dict[str, float] = {}
-    routes = {}
-    for policy in settings.policies:
-        store = PolicyStore(settings.home, policy.name)
-        version = versions(settings)[policy.name]
-        seconds[policy.name] = _swap(policy, store, version, services.vllm)
-        routes[policy.name] = route(policy, services.vllm, version, settings.evaluation.max_tokens)
+    current = versions(settings)
+    seconds = {p.name: _swap(p, settings, current[p.name], services.vllm) for p in settings.policies}
+    limit = settings.evaluation.max_tokens
+    routes = {p.name: route(p, services.vllm, current[p.name], evaluate_max_tokens=limit) for p in settings.policies}
     services.server.set_routes({"policies": routes})
     return seconds
 
 
-def _swap(policy: PolicySettings, store: PolicyStore, version: str, vllm: VllmServer) -> float:
+def _swap(policy: PolicySettings, settings: Settings, version: str, vllm: VllmServer) -> float:
+    """Seconds that it took; 0 where the version is served already."""
+    folder = PolicyStore(settings.home, policy.name).path(version)
     if policy.lora is not None:
-        if version == "v0000":
+        if version == BASE_VERSION:
             return 0.0  # no adapter yet: the base model serves it
-        return load_lora(vllm, policy.name, version, store.path(version)).seconds
-    if vllm.version() == version:
+        return sum(load_lora(vllm, policy.name, version, folder).seconds.values())
+    if vllm.state.version == version:
         return 0.0
-    return hot_swap(vllm, store.path(version), version).seconds
+    return sum(hot_swap(vllm, folder, version).seconds.values())
 
 
 def _start_vllm(settings: Settings, model: ModelFolder, say: Say) -> VllmServer:
     """vLLM on the current full weights, or on the base model where the policies are adapters."""
     first = settings.policies[0]
-    if first.lora is not None:
-        rank = max(p.lora.rank for p in settings.policies if p.lora is not None)
+    ranks = [p.lora.rank for p in settings.policies if p.lora is not None]
+    if ranks:
         return VllmServer.start(
-            settings.vllm, model.path, first.name, settings.home, say, lora_rank=rank, adapters=len(settings.policies)
+            settings.vllm,
+            model.path,
+            first.name,
+            home=settings.home,
+            lora_rank=max(ranks),
+            lora_slots=2 * len(ranks),  # a version and the one before it
+            on_progress=say,
         )
     version = versions(settings)[first.name]
     folder = PolicyStore(settings.home, first.name).path(version)
-    return VllmServer.start(settings.vllm, folder, first.name, settings.home, say, version=version)
+    return VllmServer.start(settings.vllm, folder, first.name, home=settings.home, version=version, on_progress=say)

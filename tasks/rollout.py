@@ -16,7 +16,7 @@ from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.config import Settings
 from lightning_core.server.handle import ServerHandle
-from lightning_core.taskset import PlannedRollout
+from lightning_core.taskset import Mode, PlannedRollout
 from tasks.progress import Progress
 
 _shared_lock = threading.Lock()
@@ -30,7 +30,7 @@ def split(rollouts: list[PlannedRollout], shards: int) -> list[list[PlannedRollo
 
 @task(task_run_name="rollout shard {number}/{of}", cache_policy=NO_CACHE, persist_result=False)
 def rollout_shard(
-    settings: Settings, rollouts: list[PlannedRollout], epoch: int, mode: str, number: int, of: int
+    settings: Settings, rollouts: list[PlannedRollout], epoch: int, mode: Mode, number: int, of: int
 ) -> dict[str, Any]:
     """Run a shard's rollouts. What an attempt did is in its spans; returned are counts by status and the first errors.
 
@@ -64,7 +64,7 @@ def rollout_shard(
 
 
 def _rollout(
-    runner: Runner, server: ServerHandle, settings: Settings, rollout: PlannedRollout, epoch: int, mode: str
+    runner: Runner, server: ServerHandle, settings: Settings, rollout: PlannedRollout, epoch: int, mode: Mode
 ) -> AttemptResult:
     def spec(attempt_id: str) -> AttemptSpec:
         return AttemptSpec(

@@ -84,7 +84,7 @@ def derive(
         _inputs(con, settings)
         for name in _REWARDS:
             _create(con, name, on_progress)
-        kept = _KEPT
+        kept: tuple[str, ...] = _KEPT
         if epoch.mode == "train":
             for name in _TRIPLETS:
                 _create(con, name, on_progress)

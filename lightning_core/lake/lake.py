@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from lightning_core.files import fsync_directory, locked
 from lightning_core.lake import catalog, spool
 from lightning_core.lake.decode import Decoder, write_rejected
-from lightning_core.lake.manifest import DerivedTable, EpochManifest, Manifests, SpanFile
+from lightning_core.lake.manifest import DerivedTable, EpochManifest, Manifests, Mode, SpanFile
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Lake:
             spool.drop_before(self.spool, manifest.decoded_offset)
         return Ingested(spans, rejected, manifest.decoded_offset)
 
-    def open_epoch(self, run: str, epoch: int, mode: str, versions: dict[str, str]) -> EpochManifest:
+    def open_epoch(self, run: str, epoch: int, mode: Mode, versions: dict[str, str]) -> EpochManifest:
         """The manifest of an epoch; a new one begins at what is decoded now and remembers the policies' versions."""
         found = self.manifests.epoch(run, epoch, mode)
         if found is None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from lightning_core.files import write_atomic
+
+Mode = Literal["train", "evaluate"]
 
 
 class LakeError(RuntimeError):
@@ -59,7 +61,7 @@ class EpochManifest(_Manifest):
 
     run: str
     epoch: int
-    mode: str = "train"
+    mode: Mode = "train"
     versions: dict[str, str] = {}  # policy → version that its rollouts are sampled from
     opened_offset: int
     sealed_offset: int | None = None
@@ -103,6 +105,11 @@ class Manifests:
         paths = sorted(self._directory.glob(f"{run or '*'}/*.json"))
         found = [m for p in paths if (m := self._read(p, EpochManifest)) is not None]
         return [m for m in found if mode in (None, m.mode)]
+
+    def next_epoch(self, run: str) -> int:
+        """The first training epoch of a run that has not come to its end (its last stage is `record`)."""
+        epochs = self.epochs(run, "train")
+        return next((e.epoch for e in epochs if "record" not in e.stages), epochs[-1].epoch + 1 if epochs else 0)
 
     def _path(self, run: str, epoch: int, mode: str) -> Path:
         return self._directory / run / (f"{epoch:04d}.json" if mode == "train" else f"{epoch:04d}-{mode}.json")

@@ -1,0 +1,82 @@
+# `make demo` and `make test` make the environment if there is none. `make help` lists the rest.
+PYTHON ?= python3
+# cpu: vLLM's CPU build; gpu: vLLM and torch for CUDA. `make demo HARDWARE=gpu`.
+HARDWARE ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+READY := $(VENV)/ready-$(HARDWARE)
+ARGS ?=
+
+# The CPU build of torch: from a folder of wheels where the machine offers one, else from PyTorch's own index.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+WHEELS := $(firstword $(wildcard $(addsuffix /torch-*,$(PIP_FIND_LINKS))))
+ifneq ($(WHEELS),)
+TORCH_SOURCE := --find-links $(dir $(WHEELS))
+else ifeq ($(HARDWARE),cpu)
+TORCH_SOURCE := --extra-index-url $(TORCH_CPU_INDEX) --index-strategy unsafe-best-match
+endif
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+.PHONY: demo
+demo: $(READY) ## train a real LLM at the calculator example, four epochs, and show that it got better
+	@$(BIN)/lightning-flows demo $(ARGS)
+
+.PHONY: test
+test: lint $(READY) ## lint, unit, integration and end-to-end tests (under 25 minutes on two cores)
+	$(BIN)/pytest -m "not extra" $(ARGS)
+
+.PHONY: test-fast
+test-fast: $(READY) ## what needs no vLLM and no training (under 2 minutes)
+	$(BIN)/pytest -m "not slow and not extra" $(ARGS)
+
+.PHONY: test-all
+test-all: lint $(READY) ## every test (under 60 minutes)
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: lint
+lint: $(READY) ## ruff (format and lint) and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: env
+env: $(READY) ## the environment alone
+
+.PHONY: lock
+lock: $(UV) ## renew the pinned requirements of both kinds of machine
+	$(MAKE) --no-print-directory lock-one HARDWARE=cpu
+	$(MAKE) --no-print-directory lock-one HARDWARE=gpu
+
+.PHONY: lock-one
+lock-one: $(UV)
+	$(UV) pip compile pyproject.toml --extra $(HARDWARE) --extra test --override requirements/overrides.txt \
+		--universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		$(if $(filter cpu,$(HARDWARE)),$(TORCH_SOURCE)) --quiet --output-file requirements/$(HARDWARE).txt
+
+.PHONY: clean
+clean: ## remove the environment and every run
+	rm -rf $(VENV) var
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 …)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+
+# Nothing is resolved here: the lock is whole, and `--no-deps` keeps out what vLLM asks for and nothing uses.
+# Bytecode is compiled once, since some machines forbid to cache it later, and imports are most of every start.
+$(READY): requirements/$(HARDWARE).txt pyproject.toml | $(UV)
+	$(UV) pip sync --quiet $(TORCH_SOURCE) requirements/$(HARDWARE).txt requirements/tools.txt
+	$(UV) pip install --quiet --no-deps --editable .
+	@echo "compiling bytecode, once"
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
+	@rm -f $(VENV)/ready-*
+	@touch $@
