@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 START_TIMEOUT_S = 180.0
 _EOF_GRACE_S = 1.0
 _HUNG_S = 15.0
+_END_S = 5.0
 
 
 class PoolError(RuntimeError):
@@ -155,6 +156,7 @@ class _ZygoteProcess:
     def __init__(self, program: Program, log_file: Path) -> None:
         self._pending: dict[int, _Pending] = {}
         self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
         self.alive = True
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log_file.open("ab") as output:
@@ -234,11 +236,11 @@ class _ZygoteProcess:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         try:
-            self._process.wait(5)
+            self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if hasattr(self, "_thread") and self._thread is not threading.current_thread():
+        if self._thread is not None:
             self._thread.join()
         self._socket.close()
 
@@ -272,7 +274,7 @@ class _ZygoteProcess:
             self.alive = False
             lost, self._pending = list(self._pending.values()), {}
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
+            self._process.wait(_END_S)
         if lost:
             processes.end_all([(pending.pid, pending.attempt_id) for pending in lost if pending.pid])
         for pending in lost:

@@ -151,17 +151,18 @@ class Zygote:
 
 
 def preload(modules: list[str], optional: bool) -> str | None:
-    """Import modules for all attempts to share: what went wrong, if anything. Optional ones may be missing."""
+    """Import modules for all attempts to share: what went wrong, if anything.
+
+    Optional ones (the settings' own defaults) may fail: an agent that needs one will say so itself.
+    """
     for module in modules:
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            missing = error.name or ""
-            if optional and (module == missing or module.startswith(missing + ".")):
-                continue
-            return f"{module}: {error}"
         except BaseException as error:  # noqa: BLE001 - a module may do anything at import
-            return f"{module}: {type(error).__name__}: {error}"
+            if not optional:
+                return f"{module}: {type(error).__name__}: {error}"
+            if not isinstance(error, ModuleNotFoundError):
+                traceback.print_exc()  # into the zygote's log
     return None
 
 
