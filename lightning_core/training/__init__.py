@@ -1,0 +1,10 @@
+"""Training: sequences in, new weights out, in a process of its own.
+
+    dataset.py    reading and checking sequences          plan.py      steps, micro-batches, weights of the loss
+    packing.py    prefix tries, layouts of a pass         scoring.py   log-probabilities of a layout
+    trainer.py    TRL's GRPOTrainer fed with a plan       weights.py   folders of weights
+    state.py      optimizer state between epochs          job.py       the job, start to end
+    launch.py     starting that process from a flow
+
+Import `launch` and `job` from a flow: neither pulls in torch. Left out: sampling and rewards, which happen elsewhere.
+"""

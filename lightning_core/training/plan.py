@@ -78,7 +78,7 @@ def plan_steps(
 
     The order of groups is drawn from `seed`, and depends on the ids alone, not on the order of `sequences`. With
     fewer groups than steps there are fewer steps. Tries stay one a micro-batch unless `rows_together` (on a CPU a
-    second row makes a pass no faster, only larger). With several ranks each gets at least one micro-batch a step.
+    second row makes a pass no faster, only larger). Ranks get equally many micro-batches of a step.
     """
     groups: defaultdict[str, list[Sequence]] = defaultdict(list)
     for sequence in sorted(sequences, key=lambda s: s.sequence_id):
@@ -155,18 +155,32 @@ def _gather_rows(
 
 
 def _share(batches: list[MicroBatch], rank: int, ranks: int) -> list[MicroBatch]:
-    """This rank's micro-batches: the largest first, each to the rank with least to do."""
+    """This rank's micro-batches: the largest first, each to the rank with least to do.
+
+    Ranks meet in collectives in every pass, so all get equally many: a rank with less to do repeats a small pass
+    that weighs nothing.
+    """
     if ranks == 1:
         return batches
+    shares: list[list[MicroBatch]] = [[] for _ in range(ranks)]
     load = [0] * ranks
-    mine: list[MicroBatch] = []
     for batch in sorted(batches, key=lambda b: -b.unique_tokens):
-        target = load.index(min(load))
-        load[target] += batch.unique_tokens
-        if target == rank:
-            mine.append(batch)
-    if not mine:
-        # Ranks must meet in the gradient's all-reduce: one without work repeats a small pass that weighs nothing.
-        spare = min(batches, key=lambda b: b.unique_tokens)
-        mine = [MicroBatch(spare.rows, [0.0] * len(spare.sequences), spare.packing, spare.unique_tokens)]
-    return mine
+        least = load.index(min(load))
+        load[least] += batch.unique_tokens
+        shares[least].append(batch)
+    small = min(batches, key=lambda b: b.unique_tokens)
+    idle = MicroBatch(small.rows, [0.0] * len(small.sequences), small.packing, small.unique_tokens)
+    return shares[rank] + [idle] * (max(map(len, shares)) - len(shares[rank]))
+
+
+def line_up(steps: Rows[Step]) -> list[tuple[Step, MicroBatch | None]]:
+    """All micro-batches in order, with None so that every step has equally many (transformers counts on it).
+
+    A shorter step begins with its Nones: the last pass of a step is the one after which the optimizer moves.
+    """
+    width = max(len(step.micro_batches) for step in steps)
+    queue: list[tuple[Step, MicroBatch | None]] = []
+    for step in steps:
+        queue += [(step, None)] * (width - len(step.micro_batches))
+        queue += [(step, batch) for batch in step.micro_batches]
+    return queue

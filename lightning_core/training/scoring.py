@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ def score(model: Any, unwrapped: Any, layout: Layout) -> tuple[torch.Tensor, tor
     with _only(causal_model(unwrapped).base_model, layout.positions):
         out = model(
             input_ids=layout.input_ids,
-            attention_mask=layout.attention_mask,
+            attention_mask=_mask(layout, unwrapped),
             position_ids=layout.position_ids,
             shift_labels=layout.targets.unsqueeze(0),
             fused_lm_head=True,
@@ -115,7 +114,7 @@ def _hidden(backbone: torch.nn.Module, layout: Layout) -> torch.Tensor:
     """The hidden states that predict the trained tokens, `(B, T, hidden)`."""
     out = backbone(
         input_ids=layout.input_ids,
-        attention_mask=layout.attention_mask,
+        attention_mask=_mask(layout, backbone),
         position_ids=layout.position_ids,
         use_cache=False,
     )
@@ -123,9 +122,10 @@ def _hidden(backbone: torch.nn.Module, layout: Layout) -> torch.Tensor:
     return picked.index_select(0, layout.gather.flatten()).view(*layout.gather.shape, -1)
 
 
-def as_dtype(layout: Layout, dtype: torch.dtype) -> Layout:
-    """The layout with its tree mask as an additive one of `dtype` (0 / lowest), for kernels that take no bool."""
+def _mask(layout: Layout, model: Any) -> torch.Tensor:
+    """A trie's mask as an additive one (0 / lowest), which every attention takes that takes a 4-D mask at all."""
     if layout.attention_mask.dim() != 4:
-        return layout
+        return layout.attention_mask
+    dtype = next(model.parameters()).dtype
     mask = torch.zeros(layout.attention_mask.shape, dtype=dtype, device=layout.attention_mask.device)
-    return replace(layout, attention_mask=mask.masked_fill_(~layout.attention_mask, torch.finfo(dtype).min))
+    return mask.masked_fill_(~layout.attention_mask, torch.finfo(dtype).min)

@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from lightning_core.config import PolicySettings
 from lightning_core.training.errors import TrainingError
-from lightning_core.training.plan import MicroBatch, Step
+from lightning_core.training.plan import MicroBatch, Step, line_up
 from lightning_core.training.scoring import score
 
 logger = logging.getLogger(__name__)
@@ -61,12 +61,8 @@ class SequenceTrainer(GRPOTrainer):
         # More than one step an epoch: from the second on, the weights are no longer those that sampled.
         self.use_sampling_logps = settings.steps_per_epoch > 1
         self._optimizer_state = optimizer_state
-        # transformers counts on equally many micro-batches a step, so shorter steps begin with empty ones.
-        width = max(len(step.micro_batches) for step in steps)
-        self._queue: list[tuple[Step, MicroBatch | None]] = []
-        for step in steps:
-            self._queue += [(step, None)] * (width - len(step.micro_batches))
-            self._queue += [(step, batch) for batch in step.micro_batches]
+        self._queue = line_up(steps)
+        width = len(self._queue) // len(steps)
         self._current: Any = None
         self._trained: list[float] = []  # weight of each micro-batch of this step in the metrics
         self._mismatch: list[float] = []
@@ -130,11 +126,6 @@ class SequenceTrainer(GRPOTrainer):
         """Log-probabilities by the weights as they are, for `reference`: one `(B, T)` a micro-batch, no gradients."""
         return score_queue(self.model, [batch for _, batch in self._queue], self.args.device)
 
-    @property
-    def micro_batches(self) -> list[MicroBatch | None]:
-        """What is trained on, in order; None where a shorter step waits."""
-        return [batch for _, batch in self._queue]
-
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         optimizer = super().create_optimizer(*args, **kwargs)
         if self._optimizer_state is not None:
@@ -150,7 +141,10 @@ class SequenceTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called once an optimizer step (and once at the end, with what is ignored here)."""
-        measured = {"mismatch": self._mismatch, **{name: self._metrics["train"].get(key) for name, key in _METRICS.items()}}
+        measured = {
+            "mismatch": self._mismatch,
+            **{name: self._metrics["train"].get(key) for name, key in _METRICS.items()},
+        }
         metrics = {name: _mean(values, self._trained) if values else None for name, values in measured.items()}
         self._metrics["train"].clear()
         self._trained, self._mismatch = [], []

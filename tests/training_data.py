@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lightning_core.training.dataset import Sequence
 
@@ -27,7 +32,9 @@ def make_sequence(name: str, group: str, turns: list[tuple[list[int], list[int]]
     )
 
 
-def random_group(group: str, size: int, rng: np.random.Generator, vocabulary: int = 300, prompt: int = 20) -> list[Sequence]:
+def random_group(
+    group: str, size: int, rng: np.random.Generator, vocabulary: int = 300, prompt: int = 20
+) -> list[Sequence]:
     """`size` sequences of one prompt and one or two turns of 1 to 12 sampled tokens from few token ids (so they branch)."""
 
     def draw(low: int, high: int) -> list[int]:
@@ -41,3 +48,24 @@ def random_group(group: str, size: int, rng: np.random.Generator, vocabulary: in
             turns.append((rng.integers(0, vocabulary, 4).tolist(), draw(1, 12)))
         sequences.append(make_sequence(f"{group}.{number}", group, turns))
     return sequences
+
+
+def write_parquet(sequences: list[Sequence], path: Path, policy: str = "policy", **replaced: list[Any]) -> Path:
+    """The sequences as the lake writes them; `replaced` puts other values into whole columns."""
+    columns: dict[str, Any] = {
+        "sequence_id": pa.array([s.sequence_id for s in sequences], pa.string()),
+        "rollout_id": pa.array([s.rollout_id for s in sequences], pa.string()),
+        "attempt_id": pa.array([s.attempt_id for s in sequences], pa.string()),
+        "group_id": pa.array([s.group_id for s in sequences], pa.string()),
+        "policy": pa.array([policy] * len(sequences), pa.string()),
+        "call_ids": pa.array([["call"]] * len(sequences), pa.list_(pa.string())),
+        "token_ids": pa.array([s.token_ids.tolist() for s in sequences], pa.list_(pa.int32())),
+        "prompt_length": pa.array([s.prompt_length for s in sequences], pa.int32()),
+        "loss_mask": pa.array([s.loss_mask.astype(int).tolist() for s in sequences], pa.list_(pa.uint8())),
+        "logprobs": pa.array([s.logprobs.tolist() for s in sequences], pa.list_(pa.float32())),
+        "advantages": pa.array([s.advantages.tolist() for s in sequences], pa.list_(pa.float32())),
+    }
+    for name, values in replaced.items():
+        columns[name] = pa.array(values, columns[name].type)
+    pq.write_table(pa.table(columns), path)
+    return path

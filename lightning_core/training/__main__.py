@@ -1,0 +1,73 @@
+"""`python -m lightning_core.training job.json`: train one policy on one epoch's sequences, then exit.
+
+Exit codes: 0 with `training.json` in the job's output folder; 3 where data, weights or the job cannot be trained on,
+with `{"error": …}` as the progress file's last line; 1 for anything unforeseen, with a traceback. `--with-parent`
+ends the process when the one that started it is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lightning_core.config import explain_validation
+from lightning_core.training.errors import TrainingError
+from lightning_core.training.job import Job, Progress, run_job
+
+logger = logging.getLogger("lightning_core.training")
+
+EXIT_UNTRAINABLE = 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lightning_core.training", description="train one policy once")
+    parser.add_argument("job", type=Path, help="JSON file of a training job")
+    parser.add_argument("--with-parent", action="store_true", help="end when the process that started this one is gone")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Weights are folders and nothing is asked of a hub; both libraries would look there otherwise.
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if options.with_parent:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        job = Job.model_validate_json(options.job.read_text())
+    except OSError as error:
+        logger.error("%s: cannot read the job: %s", options.job, error.strerror)
+        return EXIT_UNTRAINABLE
+    except ValidationError as error:
+        logger.error("%s: %s", options.job, explain_validation(error))
+        return EXIT_UNTRAINABLE
+    job.progress.parent.mkdir(parents=True, exist_ok=True)
+    progress = Progress(job.progress)
+    try:
+        result = run_job(job, progress)
+    except TrainingError as error:
+        logger.error("%s", error, exc_info=error.__cause__)
+        progress.write({"error": str(error)})
+        return EXIT_UNTRAINABLE
+    logger.info("trained %s on %d sequences: %s", job.output, result["sequences"], result["seconds"])
+    return 0
+
+
+def _end_with(parent: int) -> None:
+    """A trainer whose flow was killed would train on for nobody, beside the one that resumes the epoch."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    code = main()
+    if "WORLD_SIZE" not in os.environ:
+        # All is written and synced; taking torch apart module by module would only cost the epoch two more seconds.
+        logging.shutdown()
+        os._exit(code)
+    raise SystemExit(code)

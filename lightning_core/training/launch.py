@@ -1,0 +1,123 @@
+"""Start a training process, follow its progress, hand back its result. Light: imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning_core
+from lightning_core.files import write_atomic
+from lightning_core.training.errors import TrainingFailed
+from lightning_core.training.job import Job
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+_GRACE_S = 5.0
+_LOG_LINES = 20
+
+
+def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Path) -> dict[str, Any]:
+    """Run `job` in a process of its own and return what its `output/training.json` holds.
+
+    `on_progress` gets each line of the job's progress file as it appears: `{"phase": …}`, then one dict an optimizer
+    step. The process's output is appended to `log_path`. Interrupted (any exception, KeyboardInterrupt too), it ends
+    the process and all its children first. Raises TrainingFailed with the process's own message, or the last lines
+    of its log.
+    """
+    job_file = job.progress.with_suffix(".job.json")
+    write_atomic(job_file, job.model_dump_json(indent=2).encode())
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    lines = _Tail(job.progress)
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            command(job, job_file),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            start_new_session=True,
+        )
+        error: str | None = None
+        try:
+            while True:
+                ended = process.poll() is not None
+                for line in lines.read():
+                    error = line.get("error", error)
+                    on_progress(line)
+                if ended:
+                    break
+                time.sleep(_POLL_S)
+        finally:
+            _end(process)
+    if process.returncode == 0:
+        return json.loads((job.output / "training.json").read_text())
+    raise TrainingFailed(_why(job, process.returncode, error, log_path))
+
+
+def command(job: Job, job_file: Path) -> list[str]:
+    """The command line of a job: plain Python for one process, `accelerate launch` for several."""
+    module = ["-m", "lightning_core.training"]
+    if job.num_processes == 1 and job.accelerate_config is None:
+        return [sys.executable, *module, str(job_file), "--with-parent"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(job.num_processes)]
+    if job.accelerate_config is not None:
+        launcher += ["--config_file", str(job.accelerate_config)]
+    return [*launcher, *module, str(job_file), "--with-parent"]
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, with the package importable from wherever it was started."""
+    root = str(Path(lightning_core.__file__).parent.parent)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of the process's group: it first, then, after a grace, whatever stayed."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            logger.warning("training process %d did not end within %g s: killing it", process.pid, _GRACE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _why(job: Job, code: int, error: str | None, log_path: Path) -> str:
+    where = f"training {job.policy} in epoch {job.epoch} of {job.run}"
+    if error is not None:
+        return f"{where}: {error}"
+    tail = log_path.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+    if code == -signal.SIGKILL:
+        tail.append("killed by the system, most likely for memory: lower `training.tokens_per_micro_batch`, or set")
+        tail.append("`training.gradient_checkpointing: true`")
+    return f"{where}: ended with {code}; the end of {log_path}:\n" + "\n".join(tail)
+
+
+class _Tail:
+    """New whole lines of a JSONL file that another process appends to; what was there before is skipped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = path.stat().st_size if path.exists() else 0
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines() if line]

@@ -1,0 +1,68 @@
+"""Optimizer state from epoch to epoch.
+
+`epoch-0007/` holds the state after epoch 7. Epoch 8 starts from the newest state before it, never from its own, so
+an epoch that is tried again starts from where it started the first time. The two newest are kept. Seeds derive from
+(seed, epoch) and the learning rate is constant, so there is no random state and no schedule to carry.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning_core.training.errors import WeightsError
+from lightning_core.training.weights import whole_folder
+
+logger = logging.getLogger(__name__)
+
+
+def load_state(folder: Path, epoch: int) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """State of the optimizer before `epoch`, with what was noted beside it (`epoch`, `step`, `parameters`).
+
+    (None, {"step": 0}) where there is none. Raises WeightsError where it cannot be read.
+    """
+    import torch
+
+    before = [e for e in _epochs(folder) if e < epoch]
+    if not before:
+        if epoch > 0:
+            logger.warning("%s: no optimizer state before epoch %d; AdamW starts afresh", folder, epoch)
+        return None, {"step": 0}
+    here = _of(folder, max(before))
+    try:
+        noted = json.loads((here / "state.json").read_text())
+        return torch.load(here / "optimizer.pt", map_location="cpu", weights_only=True), noted
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"{here}: cannot read the optimizer state: {error}; remove the folder to start afresh"
+        ) from error
+
+
+def save_state(folder: Path, epoch: int, optimizer: dict[str, Any], noted: dict[str, Any]) -> None:
+    """Write the state after `epoch`, whole or not at all, and remove those no retry can need."""
+    import torch
+
+    with whole_folder(_of(folder, epoch)) as beside:
+        torch.save(optimizer, beside / "optimizer.pt")
+        (beside / "state.json").write_text(json.dumps(noted | {"epoch": epoch}))
+    keep = sorted(e for e in _epochs(folder) if e <= epoch)[-2:]
+    for old in _epochs(folder):
+        if old < min(keep):
+            shutil.rmtree(_of(folder, old))
+
+
+def parameters_of(model: Any) -> list[list[Any]]:
+    """Names and shapes of what is trained, in the optimizer's order: what a state must match."""
+    return [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _epochs(folder: Path) -> list[int]:
+    return [int(path.name.removeprefix("epoch-")) for path in folder.glob("epoch-*")]
+
+
+def _of(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch:04d}"

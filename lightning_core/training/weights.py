@@ -1,0 +1,217 @@
+"""Folders of weights: checked before they are loaded, written whole or not at all.
+
+A folder is good when its config, its tokenizer and every tensor it promises are there. A file that ends early is
+recognised by its own header, so a copy that was cut off is an error here and not garbage in the optimizer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_core.config import LoraSettings
+from lightning_core.files import fsync_directory
+from lightning_core.training.errors import WeightsError
+
+logger = logging.getLogger(__name__)
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_NOT_HANDED_ON = ("training.json", "manifest.json", "README.md")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's config says about the sequences it can take."""
+
+    vocabulary: int  # token ids are below
+    positions: int | None  # longest sequence, tokens
+
+
+def check_model_folder(folder: Path) -> ModelFacts:
+    """Look a folder of full weights over without loading it. Raises WeightsError naming the file at fault."""
+    config = _read_json(folder / "config.json", folder)
+    inner = config.get("text_config") or config
+    if "vocab_size" not in inner:
+        raise WeightsError(f"{folder / 'config.json'}: no `vocab_size`; not the config of a language model")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = sorted(set(_read_json(index, folder).get("weight_map", {}).values()))
+    else:
+        shards = ["model.safetensors"]
+    for shard in shards:
+        check_safetensors(folder / shard)
+    if not any((folder / name).exists() for name in _TOKENIZERS):
+        raise WeightsError(f"{folder}: no tokenizer ({', '.join(_TOKENIZERS)}); copy the base model's files there")
+    positions = inner.get("max_position_embeddings")
+    return ModelFacts(int(inner["vocab_size"]), int(positions) if positions else None)
+
+
+def check_adapter_folder(folder: Path, lora: LoraSettings) -> None:
+    """Look a peft adapter over: complete, and of the rank the settings ask for. Raises WeightsError."""
+    config = _read_json(folder / "adapter_config.json", folder)
+    if config.get("r") != lora.rank:
+        raise WeightsError(
+            f"{folder}: the adapter has rank {config.get('r')}, the settings ask for {lora.rank}; "
+            "keep `lora.rank` within a run, or start a new run"
+        )
+    check_safetensors(folder / "adapter_model.safetensors")
+
+
+def check_safetensors(path: Path) -> None:
+    """Compare a file's size with what its header promises. Raises WeightsError where it is missing or cut off."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (header_length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(header_length)) if header_length < size else None
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file; the folder of weights is incomplete") from None
+    except (struct.error, ValueError):
+        header = None
+    if not isinstance(header, dict):
+        raise WeightsError(f"{path}: not a safetensors file, or cut off in its header; write the version again")
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected = 8 + header_length + max(ends, default=0)
+    if size != expected:
+        raise WeightsError(
+            f"{path}: {size} bytes, its header promises {expected}; half written, so write the version again"
+        )
+
+
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise WeightsError(f"{folder}: no {path.name}; not a folder of weights, or half written") from None
+    except ValueError as error:
+        raise WeightsError(f"{path}: not valid JSON ({error}); half written?") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a JSON object")
+    return content
+
+
+def load_model(folder: Path) -> Any:
+    """The model in float32: what is trained is kept in full precision from version to version.
+
+    Raises WeightsError where tensors are missing, which transformers would fill with random numbers.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{folder}: transformers cannot load it: {error}") from error
+    wrong = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if wrong:
+        raise WeightsError(f"{folder}: {len(wrong)} tensors missing or of another shape, the first {wrong[0]}")
+    return model
+
+
+def load_tokenizer(folder: Path, vocabulary: int) -> Any:
+    """The tokenizer. Raises WeightsError where it knows more tokens than the model does."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{folder}: transformers cannot load the tokenizer: {error}") from error
+    if len(tokenizer) > vocabulary:
+        raise WeightsError(
+            f"{folder}: the tokenizer knows {len(tokenizer)} tokens, the model {vocabulary}; they are not of one model"
+        )
+    return tokenizer
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """`model` with the adapter in `folder`, trainable. Raises WeightsError where the two do not fit."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        with safe_open(str(folder / "adapter_model.safetensors"), "pt") as file:
+            stored = set(file.keys())
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{folder}: peft cannot load the adapter: {error}") from error
+    wrong = set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) ^ stored
+    if wrong:
+        raise WeightsError(f"{folder}: the adapter does not fit the base model; first tensor at odds: {min(wrong)}")
+    return adapted
+
+
+def lora_config(lora: LoraSettings) -> Any:
+    """peft's configuration of a fresh adapter, such as vLLM can serve (no bias, no LM head)."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def save_weights(model: Any, source: Path, folder: Path) -> None:
+    """Write a trained model into an empty `folder`: full weights with all small files of `source`, or an adapter.
+
+    Config, generation config, tokenizer and chat template are copied as they are, so that nothing drifts from version
+    to version. Tensors are float32 whatever the config's dtype, which is what the server loads them as.
+    """
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+        return
+    model.save_pretrained(folder)
+    for file in source.iterdir():
+        handed_on = file.is_file() and not file.name.startswith(".") and file.name not in _NOT_HANDED_ON
+        if handed_on and not file.name.endswith((*_WEIGHT_SUFFIXES, ".index.json")):
+            shutil.copyfile(file, folder / file.name)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into; renamed to it at the end, replacing what was there, or removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left_behind in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    beside = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
+    beside.mkdir()
+    try:
+        yield beside
+        for file in beside.rglob("*"):
+            _fsync(file)
+        if folder.exists():
+            old = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
+            folder.rename(old)
+            beside.rename(folder)
+            shutil.rmtree(old)
+        else:
+            beside.rename(folder)
+        fsync_directory(folder.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
