@@ -1,0 +1,176 @@
+"""What comes in over OTLP becomes one protobuf encoding, or a refusal that says why."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+import struct
+import zlib
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from lightning_core.lake.otlp import (
+    JSON,
+    PROTOBUF,
+    OtlpError,
+    SpanData,
+    encode_spans,
+    float32_bytes,
+    int32_bytes,
+    parse_request,
+)
+
+MAX = 1 << 20
+TRACE, SPAN, PARENT = "5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174", "eee19b7ec3c1b173"
+
+
+def spans(**changes: Any) -> bytes:
+    span = SpanData("work", bytes.fromhex(TRACE), bytes.fromhex(SPAN), 1, 2, **changes)
+    return encode_spans({"service.name": "s"}, [span])
+
+
+def otlp_json(**span: Any) -> dict[str, Any]:
+    base = {"traceId": TRACE, "spanId": SPAN, "name": "work", "kind": 3, "startTimeUnixNano": "1544712660000000000"}
+    return {"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {}, "spans": [base | span]}]}]}
+
+
+def parse_json(body: Any) -> Any:
+    data = parse_request(json.dumps(body).encode(), "application/json; charset=utf-8", None, MAX)
+    return ExportTraceServiceRequest.FromString(data).resource_spans[0].scope_spans[0].spans[0]
+
+
+def refusal(*arguments: Any) -> OtlpError:
+    with pytest.raises(OtlpError) as caught:
+        parse_request(*arguments)
+    return caught.value
+
+
+def test_protobuf_passes_through_byte_for_byte() -> None:
+    assert parse_request(spans(), PROTOBUF, None, MAX) == spans()
+    assert parse_request(b"", PROTOBUF, None, MAX) == b""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP", gzip.compress)]
+)
+def test_compressed_bodies_are_undone(encoding: str, pack: Any) -> None:
+    assert parse_request(pack(spans()), PROTOBUF, encoding, MAX) == spans()
+
+
+def test_gzip_of_several_members_is_one_body() -> None:
+    body = spans()
+    assert parse_request(gzip.compress(body[:9]) + gzip.compress(body[9:]), PROTOBUF, "gzip", MAX) == body
+
+
+def test_a_gzip_bomb_is_413_and_is_not_unpacked() -> None:
+    bomb = gzip.compress(bytes(200_000_000), 1)
+    assert refusal(bomb, PROTOBUF, "gzip", MAX).status == 413
+    many = gzip.compress(bytes(600_000)) * 3
+    assert refusal(many, PROTOBUF, "gzip", MAX).status == 413
+
+
+def test_too_large_a_plain_body_is_413_that_names_the_setting() -> None:
+    error = refusal(bytes(MAX + 1), PROTOBUF, None, MAX)
+    assert error.status == 413 and "max_body_mb" in error.message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (b"\xff\xff\xff", PROTOBUF, None),
+        (b"{not json", JSON, None),
+        (b"[]", JSON, None),
+        (b"not gzip", PROTOBUF, "gzip"),
+        (gzip.compress(spans())[:-9], PROTOBUF, "gzip"),
+        (b'{"a":' * 100_000, JSON, None),
+        (json.dumps(otlp_json(traceId="xyz")).encode(), JSON, None),
+        (json.dumps(otlp_json(traceId=7)).encode(), JSON, None),
+        (json.dumps(otlp_json(startTimeUnixNano="late")).encode(), JSON, None),
+        (b'{"resourceSpans": 5}', JSON, None),
+        (b"\xff\xfe", JSON, None),
+        (spans()[:-3], PROTOBUF, None),
+    ],
+)
+def test_what_is_no_otlp_is_400(arguments: tuple[bytes, str, str | None]) -> None:
+    assert refusal(*arguments, MAX).status == 400
+
+
+def test_a_request_of_nothing_but_impossible_ids_is_400_and_one_among_others_is_kept() -> None:
+    bad = SpanData("bad", b"short", b"x", 1, 2)
+    good = SpanData("good", bytes(16), bytes(8), 1, 2)
+    assert "trace_id" in refusal(encode_spans({}, [bad]), PROTOBUF, None, MAX).message
+    both = encode_spans({}, [bad, good])
+    assert parse_request(both, PROTOBUF, None, MAX) == both
+
+
+def test_other_types_and_encodings_are_415() -> None:
+    assert refusal(b"", "text/plain", None, MAX).status == 415
+    assert refusal(b"", "", None, MAX).status == 415
+    assert refusal(b"", PROTOBUF, "br", MAX).status == 415
+
+
+def test_json_ids_are_hex_and_numbers_may_be_text() -> None:
+    span = parse_json(otlp_json(parentSpanId=PARENT.upper(), links=[{"traceId": TRACE, "spanId": SPAN}]))
+    assert (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()) == (TRACE, SPAN, PARENT)
+    assert span.links[0].trace_id.hex() == TRACE
+    assert span.start_time_unix_nano == 1544712660000000000
+
+
+@pytest.mark.parametrize("kind", [3, "SPAN_KIND_CLIENT"])
+def test_json_enums_may_be_numbers_or_names(kind: Any) -> None:
+    assert parse_json(otlp_json(kind=kind)).kind == 3
+
+
+def test_json_values_of_every_type_arrive() -> None:
+    values: list[Any] = [
+        {"stringValue": "é"},
+        {"boolValue": True},
+        {"intValue": "9007199254740993"},
+        {"doubleValue": 0.5},
+        {"bytesValue": base64.b64encode(b"\x01\x02").decode()},
+        {"arrayValue": {"values": [{"intValue": 1}]}},
+        {"kvlistValue": {"values": [{"key": "k", "value": {"stringValue": "v"}}]}},
+    ]
+    span = parse_json(otlp_json(attributes=[{"key": str(i), "value": v} for i, v in enumerate(values)], unknownField=1))
+    got = [a.value for a in span.attributes]
+    assert (got[0].string_value, got[1].bool_value, got[2].int_value) == ("é", True, 9007199254740993)
+    assert (got[3].double_value, got[4].bytes_value) == (0.5, b"\x01\x02")
+    assert got[5].array_value.values[0].int_value == 1 and got[6].kvlist_value.values[0].key == "k"
+
+
+def test_an_empty_parent_id_means_a_root() -> None:
+    assert parse_json(otlp_json(parentSpanId="")).parent_span_id == b""
+    assert parse_json(otlp_json(parentSpanId=None)).parent_span_id == b""
+
+
+def test_built_spans_hold_every_type_of_value() -> None:
+    attributes: dict[str, Any] = {"s": "x", "b": True, "i": -1, "f": 0.5, "y": b"\x00", "l": ["a", 1], "e": []}
+    body = spans(attributes=attributes, status="error", status_message="why", parent_id=bytes.fromhex(PARENT), kind=3)
+    request = ExportTraceServiceRequest.FromString(body)
+    assert request.resource_spans[0].resource.attributes[0].value.string_value == "s"
+    span = request.resource_spans[0].scope_spans[0].spans[0]
+    got = {a.key: a.value for a in span.attributes}
+    assert got["b"].WhichOneof("value") == "bool_value" and got["i"].int_value == -1
+    assert got["y"].bytes_value == b"\x00" and got["l"].array_value.values[1].int_value == 1
+    assert got["e"].WhichOneof("value") == "array_value"
+    assert (span.status.code, span.status.message, span.parent_span_id.hex()) == (2, "why", PARENT)
+
+
+def test_half_an_emoji_does_not_lose_the_span() -> None:
+    assert b"?" in spans(attributes={"text": "\ud83d"})
+
+
+def test_a_value_without_an_otlp_type_is_named() -> None:
+    with pytest.raises(TypeError, match=r"'odd'.*dict"):
+        spans(attributes={"odd": {}})
+
+
+def test_arrays_of_numbers_are_little_endian() -> None:
+    assert int32_bytes([1, -2, 70_000]) == struct.pack("<3i", 1, -2, 70_000)
+    assert float32_bytes([-0.5, -math.inf]) == struct.pack("<2f", -0.5, -math.inf)
+    with pytest.raises(OverflowError):
+        int32_bytes([1 << 31])
