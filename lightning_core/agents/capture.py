@@ -80,19 +80,24 @@ class Pump:
         self._thread.start()
 
     def open(self) -> tuple[int, Capture]:
-        """A new pipe: the writing end (the caller closes it) and what arrives at the other."""
+        """A new pipe: the writing end (the caller closes it) and what arrives at the other. OSError once closed."""
         read, write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read, False)
         capture = Capture()
         with self._lock:
+            if self._closed:
+                os.close(read)
+                os.close(write)
+                raise OSError("the pump was closed")
             self._arriving.append((read, capture))
-        self._wake()
+            self._wake()
         return write, capture
 
     def close(self) -> None:
         """Stop reading; captures still open end here."""
-        self._closed = True
-        self._wake()
+        with self._lock:
+            self._closed = True
+            self._wake()
         self._thread.join()
         os.close(self._wakeup_w)
         os.close(self._wakeup_r)
@@ -114,10 +119,10 @@ class Pump:
                         arriving, self._arriving = self._arriving, []
                     for descriptor, capture in arriving:
                         selector.register(descriptor, selectors.EVENT_READ, capture)
-            for key in list(selector.get_map().values()):
-                if key.data is not None:
-                    os.close(key.fd)
-                    key.data.ended.set()
+            open_still = [(key.fd, key.data) for key in selector.get_map().values() if key.data is not None]
+            for descriptor, capture in open_still + self._arriving:
+                os.close(descriptor)
+                capture.ended.set()
 
     @staticmethod
     def _read(selector: selectors.BaseSelector, descriptor: int, capture: Capture) -> None:

@@ -84,6 +84,7 @@ class Pool:
         self._zygote: _ZygoteProcess | None = None
         self._pump = Pump()
         self._keys = itertools.count()
+        self.closed = False
 
     def __enter__(self) -> Pool:
         return self
@@ -102,9 +103,6 @@ class Pool:
         zygote = self._ready()
         pending = _Pending(attempt_id)
         key = next(self._keys)
-        stdin_fd = os.open(stdin, os.O_RDONLY | os.O_CLOEXEC)
-        stdout_fd, stdout = self._pump.open()
-        stderr_fd, stderr = self._pump.open()
         message = {
             "op": "start",
             "key": key,
@@ -113,11 +111,14 @@ class Pool:
             "folder": str(folder),
             "environment": dict(environment),
         }
-        try:
+        with contextlib.ExitStack() as streams:  # the zygote has its own copies once they are sent
+            stdin_fd = os.open(stdin, os.O_RDONLY | os.O_CLOEXEC)
+            streams.callback(os.close, stdin_fd)
+            stdout_fd, stdout = self._pump.open()
+            streams.callback(os.close, stdout_fd)
+            stderr_fd, stderr = self._pump.open()
+            streams.callback(os.close, stderr_fd)
             zygote.send(key, pending, message, [stdin_fd, stdout_fd, stderr_fd])
-        finally:
-            for descriptor in (stdin_fd, stdout_fd, stderr_fd):
-                os.close(descriptor)
         timed_out = not pending.done.wait(timeout_s)
         if timed_out:
             zygote.kill(key)
@@ -133,8 +134,11 @@ class Pool:
         return Ended(pending.code, timed_out, pending.left, stdout, stderr)
 
     def close(self) -> None:
-        """End all attempts and the zygote."""
+        """End all attempts and the zygote; a second call does nothing."""
         with self._lock:
+            if self.closed:
+                return
+            self.closed = True
             if self._zygote is not None:
                 self._zygote.end()
                 self._zygote = None
@@ -142,6 +146,8 @@ class Pool:
 
     def _ready(self) -> _ZygoteProcess:
         with self._lock:
+            if self.closed:
+                raise PoolError("the runner was closed")
             if self._zygote is None or not self._zygote.alive:
                 if self._zygote is not None:
                     log.warning("the zygote has gone and is started again; its log is %s", self._log_file)

@@ -18,7 +18,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,13 @@ class Runner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called; what is run after that is an `infrastructure` failure."""
+        return self._pool.closed
+
     def close(self) -> None:
-        """End every attempt still running, and remove what they left in the temporary folder."""
+        """End every attempt still running, and remove what they left. From any thread; a second call does nothing."""
         self._pool.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -110,27 +115,22 @@ class Runner:
         could not be reached, the machine failed, or the server saw calls fail behind it.
         """
         trace_id, start_ns = new_trace_id(), time.time_ns()
-        try:
-            start = SpanData(names.SPAN_ROLLOUT_START, start_ns, start_ns, trace_id, new_span_id())
-            start.attributes = spec.labels()
-            self._post(spec, start, _START_RETRIES)
-        except DeliveryError as error:
-            return AttemptResult(
-                spec.rollout_id,
-                spec.attempt_id,
-                status="infrastructure",
-                output=None,
-                error=f"the attempt was not started: {error}",
-                start_ns=start_ns,
-                end_ns=time.time_ns(),
-                exit_code=None,
-            )
-        with self._attempt_folder(spec) as folder:
+        start = SpanData(names.SPAN_ROLLOUT_START, start_ns, start_ns, trace_id, new_span_id())
+        start.attributes = spec.labels()
+        with contextlib.ExitStack() as stack:
+            try:
+                folder = stack.enter_context(self._attempt_folder(spec))
+                self._post(spec, start, _START_RETRIES)
+            except (DeliveryError, OSError) as error:
+                said = f"the attempt was not started: {error}"
+                return AttemptResult(
+                    spec.rollout_id, spec.attempt_id, "infrastructure", None, said, start_ns, time.time_ns(), None
+                )
             result = self._run_agent(spec, folder, start_ns)
             try:
                 self._deliver_leftovers(spec, folder)
                 self._post(spec, _root_span(spec, result, trace_id), _ROOT_RETRIES)
-            except DeliveryError as error:
+            except (DeliveryError, OSError) as error:
                 said = f"the end of the attempt could not be recorded: {error}"
                 result = replace(result, status="infrastructure", error=said)
         return result
@@ -192,7 +192,9 @@ class Runner:
         return {"authorization": f"Bearer {spec.token}"}
 
     @contextlib.contextmanager
-    def _attempt_folder(self, spec: AttemptSpec) -> Any:
+    def _attempt_folder(self, spec: AttemptSpec) -> Iterator[Path]:
+        if self.closed:
+            raise OSError("the runner was closed")
         folder = Path(tempfile.mkdtemp(prefix=f"{spec.attempt_id[:16]}-", dir=self._folder))
         try:
             yield folder
@@ -214,11 +216,11 @@ def run_rollout(
     """Run attempts of one rollout until one is not the infrastructure's failure, `retries` further ones at most.
 
     `make_spec` is called with a new attempt id for each execution. Waits `backoff_s`, then twice as long each time, 30 s
-    at most.
+    at most. A runner that was closed meanwhile gets no further attempt.
     """
     for further in range(retries + 1):
         result = runner.run(make_spec(new_attempt_id()))
-        if result.status != "infrastructure" or further == retries:
+        if result.status != "infrastructure" or further == retries or runner.closed:
             return result
         wait_s = min(30.0, backoff_s * 2**further) * (0.75 + random.SystemRandom().random() / 2)
         log.warning("%s: %s; another attempt in %.1f s", result.rollout_id, result.error, wait_s)

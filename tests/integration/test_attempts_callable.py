@@ -292,6 +292,23 @@ def test_closing_ends_what_still_runs(server: Standin, tmp_path: Path) -> None:
     assert all(gone(pid) for pid in json.loads((tmp_path / "pids").read_text()))
 
 
+def test_a_closed_runner_starts_nothing_and_can_be_closed_again(server: Standin, tmp_path: Path) -> None:
+    runner = Runner(AgentSettings(callable=f"{AGENTS}:lasting_thread", preload=[]))
+    runner.check()
+    runner.close()
+    runner.close()
+    specs: list[AttemptSpec] = []
+
+    def make(attempt_id: str) -> AttemptSpec:
+        specs.append(spec_for(server, {"file": str(tmp_path / "ran")}, attempt_id))
+        return specs[-1]
+
+    result = run_rollout(runner, make, retries=2)
+    assert (result.status, len(specs)) == ("infrastructure", 1)
+    assert "was closed" in (result.error or "")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_failure_behind_the_server_is_not_the_agents(server: Standin) -> None:
     asked = []
 
