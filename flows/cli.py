@@ -39,7 +39,9 @@ class _Commands(click.Group):
 @click.version_option(package_name="lightning-flows")
 def main() -> None:
     """Train the LLM inside any agent by reinforcement learning, without changing the agent."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("lightning_core", "lightning_flows", "flows", "prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)
 
 
@@ -169,7 +171,9 @@ def _load(path: Path, assignments: tuple[str, ...]) -> Settings:
 def _prefect(settings: Settings) -> None:
     """Prefect keeps its record in the run's home, unless the user has a Prefect of their own; before its import."""
     if "PREFECT_API_URL" not in os.environ:
-        os.environ.setdefault("PREFECT_HOME", str((settings.home / "prefect").resolve()))
+        home = (settings.home / "prefect").resolve()
+        os.environ.setdefault("PREFECT_HOME", str(home))
+        os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(home / "memo_store.toml"))
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
 

@@ -24,7 +24,7 @@ from tasks.track import record
 
 @flow(
     name="evaluate",
-    flow_run_name="{settings.run} evaluation after {epoch} epochs",
+    flow_run_name="{settings.run} evaluation",
     task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
     persist_result=False,
 )

@@ -6,6 +6,7 @@ started in the lake's folder. It is built beside and renamed into place, so a re
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 
@@ -73,9 +74,9 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
 
 
 def _inputs(text: str) -> list[str]:
-    """Tables named on the `-- Inputs:` line of a file."""
-    line = next((x for x in text.splitlines() if x.startswith("-- Inputs:")), "-- Inputs:")
-    return [name.strip(" .") for name in line.removeprefix("-- Inputs:").split(",")]
+    """Tables that the header of a file names behind `Inputs:`."""
+    found = re.search(r"Inputs: ([\w, ]+)", text)
+    return [] if found is None else [name.strip() for name in found[1].split(",")]
 
 
 def _file_list(files: list[str]) -> str:
