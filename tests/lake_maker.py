@@ -1,0 +1,124 @@
+"""Epochs made of span rows, for tests of the SQL: what the decoder would have written, without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lightning_core.config import AgentSettings, PolicySettings, RewardSettings, Settings, TaskSettings
+from lightning_core.lake import schema
+from lightning_core.lake.derive import derive
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
+
+SECOND = 1_000_000_000
+
+
+class Attempt:
+    """Spans of one attempt. Times are in seconds after the attempt's start; ids count up."""
+
+    def __init__(self, rollout: str = "r.0", attempt: str = "a", group: str = "g", start: float = 100.0) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._scope = {"rollout_id": rollout, "attempt_id": attempt}
+        self._group = group
+        self._start = start
+
+    def span(
+        self, name: str = "step", at: tuple[float, float] = (0.1, 0.9), parent: str | None = None, **columns: Any
+    ) -> str:
+        """Add a span; returns its id."""
+        span_id = columns.pop("span_id", f"{len(self.rows) + 1:016x}")
+        row: dict[str, Any] = {c.name: None for c in schema.SPANS}
+        row |= self._scope | {
+            "scope": "path",
+            "trace_id": "0" * 31 + "1",
+            "span_id": span_id,
+            "parent_span_id": parent,
+            "name": name,
+            "kind": "internal",
+            "op": "other",
+            "start_ns": int((self._start + at[0]) * SECOND),
+            "end_ns": int((self._start + at[1]) * SECOND),
+            "status": "ok",
+            "attributes": [],
+            "resource": [],
+            "received_ns": 0,
+            "record_offset": len(self.rows),
+            "record_index": 0,
+        }
+        self.rows.append(row | columns)
+        return span_id
+
+    def root(
+        self, outcome: str = "ok", mode: str = "train", at: tuple[float, float] = (0.0, 1.0), **columns: Any
+    ) -> str:
+        scope = {"run": "run", "epoch": 0, "mode": mode, "group_id": self._group, "task_id": self._group}
+        return self.span("rollout", at, op="rollout", outcome=outcome, trace_id="f" * 32, **(scope | columns))
+
+    def agent(self, name: str, at: tuple[float, float] = (0.1, 0.9), parent: str | None = None, **columns: Any) -> str:
+        return self.span(f"{name}.run", at, parent, op="agent", agent_name=name, **columns)
+
+    def call(
+        self,
+        prompt: list[int],
+        response: list[int],
+        at: tuple[float, float] = (0.2, 0.3),
+        parent: str | None = None,
+        policy: str | None = "policy",
+        **columns: Any,
+    ) -> str:
+        """A call as the gateway records it: in a trace of its own unless it has a parent."""
+        row = {
+            "op": "llm",
+            "policy": policy,
+            "policy_version": "v0000",
+            "response_id": f"chatcmpl-{len(self.rows)}",
+            "prompt_ids": prompt,
+            "response_ids": response,
+            "response_logprobs": [-0.5] * len(response),
+            "trace_id": "0" * 31 + "1" if parent else f"{len(self.rows) + 16:032x}",
+        }
+        return self.span("chat policy", at, parent, **(row | columns))
+
+    def reward(self, value: float, at: float = 0.95, name: str = "reward", **columns: Any) -> str:
+        row = {"op": "reward", "reward": value, "reward_name": name, "reward_source": "grader", "trace_id": "e" * 32}
+        return self.span("reward", (at, at), **(row | columns))
+
+
+def settings(home: Path, **changes: Any) -> Settings:
+    """Settings for a derived epoch; `agent_match`, `agent_exclude` and reward settings may be given by name."""
+    policy = {k: changes.pop(k) for k in ("agent_match", "agent_exclude") if k in changes}
+    policies = changes.pop("policies", None) or [PolicySettings(**policy)]
+    reward = RewardSettings(**{k: changes.pop(k) for k in ("failure_reward", "reward_match") if k in changes})
+    return Settings(
+        run="run",
+        home=home,
+        agent=AgentSettings(callable="agent:run"),
+        tasks=TaskSettings(train="tasks.jsonl"),
+        policies=policies,
+        reward=reward,
+        **changes,
+    )
+
+
+def derived(home: Path, rows: list[dict[str, Any]], mode: str = "train", **changes: Any) -> tuple[Lake, EpochManifest]:
+    """Write rows as one span file in the order given and derive the epoch from it."""
+    lake = Lake(home)
+    path = "spans/0.parquet"
+    (lake.root / "spans").mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows, schema=schema.arrow_schema(schema.SPANS))
+    pq.write_table(table, lake.root / path)
+    file = SpanFile(path=path, rows=len(rows), bytes=1, start=0, end=1)
+    lake.manifests.put_spans(SpanManifest(decoded_offset=1, files=[file]))
+    epoch = EpochManifest(run="run", epoch=0, mode=mode, opened_offset=0, sealed_offset=1, span_files=[path])  # type: ignore[arg-type]
+    derive(lake, epoch, settings(home, **changes), "key")
+    lake.manifests.put_epoch(epoch)
+    return lake, epoch
+
+
+def table(lake: Lake, epoch: EpochManifest, name: str) -> list[dict[str, Any]]:
+    """Rows of a derived table."""
+    return pq.read_table(lake.path(epoch.tables[name])).to_pylist()

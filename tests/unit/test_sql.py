@@ -1,0 +1,285 @@
+"""From spans to sequences: what each SQL file promises in its header."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies
+
+from lightning_core.config import PolicySettings, SettingsError
+from lightning_core.lake.derive import check_patterns
+from tests import lake_maker
+from tests.lake_maker import Attempt, derived, table
+
+
+def group(rewards: list[float], **columns: Any) -> list[Attempt]:
+    """Rollouts of one task, each with an agent, one call, and a reward."""
+    attempts = []
+    for number, reward in enumerate(rewards):
+        attempt = Attempt(f"r.{number}", f"a{number}")
+        attempt.root()
+        attempt.agent("solver")
+        attempt.call([1, 2, 3], [10 + number, 4], **columns)
+        attempt.reward(reward)
+        attempts.append(attempt)
+    return attempts
+
+
+def rows(attempts: list[Attempt]) -> list[dict[str, Any]]:
+    return [row for attempt in attempts for row in attempt.rows]
+
+
+def reasons(tmp_path: Path, attempts: list[Attempt], **changes: Any) -> list[str]:
+    lake, epoch = derived(tmp_path, rows(attempts), **changes)
+    return [row["reason"] for row in table(lake, epoch, "exclusions")]
+
+
+def test_advantages_are_reward_less_mean_in_sample_standard_deviations(tmp_path: Path) -> None:
+    lake, epoch = derived(tmp_path, rows(group([0.0, 1.0, 1.0])))
+    deviation = math.sqrt(((2 / 3) ** 2 + 2 * (1 / 3) ** 2) / 2)
+    found = [row["advantage"] for row in table(lake, epoch, "advantages")]
+    assert found == pytest.approx([-2 / 3 / (deviation + 1e-4), 1 / 3 / (deviation + 1e-4), 1 / 3 / (deviation + 1e-4)])
+
+
+def test_a_sequence_has_one_mask_logprob_and_advantage_for_each_token(tmp_path: Path) -> None:
+    lake, epoch = derived(tmp_path, rows(group([0.0, 1.0])))
+    first, second = table(lake, epoch, "sequences")
+    assert first["token_ids"] == [1, 2, 3, 10, 4]
+    assert first["prompt_length"] == 3
+    assert first["loss_mask"] == [0, 0, 0, 1, 1]
+    assert first["logprobs"] == [0, 0, 0, -0.5, -0.5]
+    assert first["advantages"][:3] == [0, 0, 0]
+    assert first["advantages"][3] < 0 < second["advantages"][3]
+
+
+def test_a_group_without_spread_is_left_out_and_counted(tmp_path: Path) -> None:
+    assert reasons(tmp_path, group([0.3, 0.3, 0.3])) == ["no_spread"] * 3
+
+
+def test_a_group_of_one_is_left_out_and_counted(tmp_path: Path) -> None:
+    assert reasons(tmp_path, group([0.3])) == ["group_of_one"]
+
+
+def test_a_call_that_extends_another_joins_its_sequence_with_context_untrained(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    for attempt in attempts:
+        first = next(r for r in attempt.rows if r["op"] == "llm")
+        attempt.call([*first["prompt_ids"], *first["response_ids"], 7, 8], [9], at=(0.4, 0.5))
+    lake, epoch = derived(tmp_path, rows(attempts))
+    merged = table(lake, epoch, "sequences")
+    assert [len(s["call_ids"]) for s in merged] == [2, 2]
+    assert merged[0]["token_ids"] == [1, 2, 3, 10, 4, 7, 8, 9]
+    assert merged[0]["loss_mask"] == [0, 0, 0, 1, 1, 0, 0, 1]
+    assert len(merged[0]["logprobs"]) == len(merged[0]["advantages"]) == 8
+
+
+def test_of_two_calls_that_extend_the_same_one_the_second_begins_its_own_sequence(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    for attempt in attempts:
+        first = next(r for r in attempt.rows if r["op"] == "llm")
+        history = [*first["prompt_ids"], *first["response_ids"]]
+        attempt.call([*history, 7], [9], at=(0.4, 0.5))
+        attempt.call([*history, 8], [6], at=(0.6, 0.7))
+    lake, epoch = derived(tmp_path, rows(attempts))
+    merges = table(lake, epoch, "merges")
+    assert [m["reason"] for m in merges] == ["first_call", "continues", "branch"] * 2
+    trained = sum(sum(s["loss_mask"]) for s in table(lake, epoch, "sequences"))
+    assert trained == 2 * (2 + 1 + 1), "every sampled token is trained in exactly one sequence"
+
+
+def test_each_choice_of_a_call_is_a_triplet_of_its_own(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    for attempt in attempts:
+        call = next(r for r in attempt.rows if r["op"] == "llm")
+        call |= {"response_ids": [20, 21, 22], "response_logprobs": [-0.1, -0.2, -0.3], "choice_lengths": [1, 2]}
+    lake, epoch = derived(tmp_path, rows(attempts))
+    assert [s["token_ids"][3:] for s in table(lake, epoch, "sequences")] == [[20], [21, 22]] * 2
+
+
+def test_agent_match_searches_in_the_nearest_named_agent(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    assert reasons(tmp_path, attempts, agent_match="sol") == []
+    assert reasons(tmp_path, attempts, agent_match="^planner$") == ["agent_not_matched"] * 2
+    assert reasons(tmp_path, attempts, agent_exclude="solver") == ["agent_excluded"] * 2
+
+
+def test_a_call_inside_two_agents_spans_is_ambiguous_and_not_trained(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    for attempt in attempts:
+        attempt.agent("critic")
+    assert reasons(tmp_path, attempts) == ["ambiguous_agent"] * 2
+
+
+def test_of_nested_agents_the_inner_one_has_the_call(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    for attempt in attempts:
+        outer = next(r["span_id"] for r in attempt.rows if r["op"] == "agent")
+        attempt.agent("helper", at=(0.15, 0.5), parent=outer)
+    lake, epoch = derived(tmp_path, rows(attempts))
+    calls = table(lake, epoch, "policy_calls")
+    assert [(c["agent"], c["agent_path"], c["method"]) for c in calls] == [("helper", "solver/helper", "time")] * 2
+
+
+def test_a_twin_gives_its_place_to_the_call_that_has_the_token_ids(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    for attempt in attempts:
+        attempt.agent("other")  # time alone would be ambiguous
+        agent = next(r["span_id"] for r in attempt.rows if r["agent_name"] == "solver")
+        call = next(r for r in attempt.rows if r["op"] == "llm")
+        attempt.span("ChatCompletion", (0.2, 0.3), agent, op="llm", response_id=call["response_id"])
+    lake, epoch = derived(tmp_path, rows(attempts))
+    calls = table(lake, epoch, "policy_calls")
+    assert [(c["agent"], c["method"], c["left_out"]) for c in calls] == [("solver", "twin", None)] * 2
+
+
+def test_a_cycle_is_broken_and_every_span_has_a_place(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    attempts[0].span(span_id="aa", parent="bb", at=(0.1, 0.2))
+    attempts[0].span(span_id="bb", parent="cc", at=(0.2, 0.3))
+    attempts[0].span(span_id="cc", parent="aa", at=(0.3, 0.4))
+    attempts[0].span(span_id="dd", parent="bb", at=(0.3, 0.4))
+    attempts[0].span(span_id="ee", parent="ee", at=(0.1, 0.2))
+    lake, epoch = derived(tmp_path, rows(attempts))
+    tree = {r["span_id"]: r for r in table(lake, epoch, "span_tree") if r["attempt_id"] == "a0"}
+    assert len(tree) == len(attempts[0].rows)
+    assert tree["aa"]["method"] == "cycle" and tree["aa"]["depth"] == 1
+    assert (tree["cc"]["depth"], tree["bb"]["depth"], tree["dd"]["depth"]) == (2, 3, 4)
+
+
+def test_a_batch_sent_twice_counts_once_and_a_repeated_id_twice(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    again = [row | {"record_offset": 900, "received_ns": 5} for row in attempts[0].rows]
+    call = next(r for r in attempts[1].rows if r["op"] == "llm")
+    other = call | {"response_ids": [77], "response_logprobs": [-1.0], "response_id": "another"}
+    lake, epoch = derived(tmp_path, rows(attempts) + again + [other])
+    tree = table(lake, epoch, "span_tree")
+    assert len(tree) == len(rows(attempts)) + 1
+    assert sum(r["repeated_id"] for r in tree) == 2
+
+
+def test_the_agents_failure_gets_failure_reward_and_ours_is_not_counted(tmp_path: Path) -> None:
+    attempts = group([1.0, 1.0])
+    attempts[0].rows[0]["outcome"] = "timeout"
+    broken = Attempt("r.9", "a9")
+    broken.root("infrastructure")
+    broken.call([1, 2, 3], [4])
+    lake, epoch = derived(tmp_path, rows([*attempts, broken]))
+    assert [(r["rollout_id"], r["reward"]) for r in table(lake, epoch, "rollout_rewards")] == [
+        ("r.0", 0.0),
+        ("r.1", 1.0),
+    ]
+    assert len(table(lake, epoch, "sequences")) == 2
+
+
+def test_failure_reward_null_leaves_failed_attempts_out(tmp_path: Path) -> None:
+    attempts = group([1.0, 1.0, 0.0])
+    attempts[0].rows[0]["outcome"] = "error"
+    assert reasons(tmp_path, attempts, failure_reward=None) == ["failed_attempt"]
+
+
+def test_of_two_attempts_that_ended_the_earlier_counts(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    late = Attempt("r.0", "b")
+    late.root(at=(0.0, 5.0))
+    late.call([1, 2, 3], [99])
+    late.reward(1.0)
+    lake, epoch = derived(tmp_path, rows([*attempts, late]))
+    scored = {r["attempt_id"]: r["left_out"] for r in table(lake, epoch, "scored_attempts")}
+    assert scored == {"a0": None, "a1": None, "b": "superseded"}
+    assert all(99 not in s["token_ids"] for s in table(lake, epoch, "sequences"))
+
+
+def test_the_last_finite_reward_counts_whoever_gave_it(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    attempts[0].reward(0.7, at=0.96)
+    attempts[0].reward(math.nan, at=0.97)
+    attempts[0].reward(0.1, at=0.98, name="style")
+    lake, epoch = derived(tmp_path, rows(attempts))
+    assert [r["reward"] for r in table(lake, epoch, "rollout_rewards")] == [0.7, 1.0]
+
+
+def test_reward_match_narrows_who_may_give_it(tmp_path: Path) -> None:
+    attempts = group([0.2, 0.4])
+    for attempt in attempts:
+        critic = attempt.agent("critic", at=(0.85, 0.9))
+        attempt.span("score", (0.88, 0.88), critic, op="reward", reward=0.9, reward_name="reward")
+    lake, epoch = derived(tmp_path, rows(attempts), reward_match="critic")
+    assert [r["reward"] for r in table(lake, epoch, "rollout_rewards")] == [0.9, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"policy": "judge"}, "other_policy"),
+        ({"policy": None}, "other_policy"),
+        ({"prompt_ids": None}, "no_token_ids"),
+        ({"response_logprobs": [-0.5]}, "no_token_ids"),
+        ({"response_ids": [], "response_logprobs": []}, "empty_response"),
+        ({"status": "error"}, "failed_call"),
+        ({"untrainable": "greedy"}, "untrainable: greedy"),
+    ],
+)
+def test_a_call_that_cannot_train_is_counted_with_its_reason(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    attempts = group([0.0, 1.0, 0.5])
+    next(r for r in attempts[0].rows if r["op"] == "llm").update(change)
+    assert reasons(tmp_path, attempts) == [reason]
+
+
+def test_an_attempt_without_reward_is_left_out(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0, 0.5])
+    attempts[0].rows = [r for r in attempts[0].rows if r["op"] != "reward"]
+    assert reasons(tmp_path, attempts) == ["no_reward"]
+
+
+def test_each_policy_trains_on_the_calls_it_sampled(tmp_path: Path) -> None:
+    lora = {"rank": 4}
+    policies = [PolicySettings(name="a", lora=lora), PolicySettings(name="b", lora=lora)]  # type: ignore[arg-type]
+    attempts = group([0.0, 1.0], policy="a")
+    for attempt in attempts:
+        attempt.call([5, 6], [7], at=(0.5, 0.6), policy="b")
+    lake, epoch = derived(tmp_path, rows(attempts), policies=policies)
+    assert [s["policy"] for s in table(lake, epoch, "sequences")] == ["a", "a", "b", "b"]
+
+
+def test_an_evaluation_has_rewards_and_no_sequences(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    for attempt in attempts:
+        attempt.rows[0]["mode"] = "evaluate"
+    lake, epoch = derived(tmp_path, rows(attempts), mode="evaluate")
+    assert [r["success"] for r in table(lake, epoch, "rollout_rewards")] == [False, True]
+    assert "sequences" not in epoch.tables
+
+
+def test_an_epoch_without_spans_gives_empty_tables(tmp_path: Path) -> None:
+    lake, epoch = derived(tmp_path, [])
+    assert {name: t.rows for name, t in epoch.tables.items() if t.rows} == {}
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)", "(", r"(a)\1"])
+def test_a_pattern_re2_refuses_names_its_setting(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(SettingsError, match=r"policies\.0\.agent_match"):
+        check_patterns(lake_maker.settings(tmp_path, agent_match=pattern))
+
+
+@settings(max_examples=15, deadline=None)
+@given(order=strategies.randoms(use_true_random=False))
+def test_any_order_of_the_spans_gives_the_same_bytes(tmp_path_factory: pytest.TempPathFactory, order: Any) -> None:
+    attempts = group([0.1, 0.7, 0.3, 0.9])
+    for attempt in attempts:
+        first = next(r for r in attempt.rows if r["op"] == "llm")
+        attempt.call([*first["prompt_ids"], *first["response_ids"], 7, 8], [9], at=(0.4, 0.5))
+        attempt.span(parent="unknown", at=(0.3, 0.4))
+    attempts[0].span(span_id="aa", parent="bb", at=(0.1, 0.2))
+    attempts[0].span(span_id="bb", parent="aa", at=(0.1, 0.2))
+    everything = rows(attempts)
+    _, sorted_epoch = derived(tmp_path_factory.mktemp("sorted"), everything)
+    order.shuffle(everything)
+    _, shuffled_epoch = derived(tmp_path_factory.mktemp("shuffled"), everything)
+    assert {n: t.digest for n, t in shuffled_epoch.tables.items()} == {
+        n: t.digest for n, t in sorted_epoch.tables.items()
+    }
