@@ -25,8 +25,12 @@ from lightning_core.policies.weights import nonfinite_tensor, shape_mismatch
 log = logging.getLogger(__name__)
 
 
+class _HalfLoaded(VllmError):
+    """A reload that began and failed. vLLM then keeps tensors of it, and mixes them into the next one."""
+
+
 class RedeployFailed(RuntimeError):
-    """The new version is not being served. `restored`: the former one is; otherwise vLLM has to be restarted."""
+    """The new version is not being served. `restored`: the former one is; otherwise vLLM has to be started again."""
 
     def __init__(self, message: str, restored: bool) -> None:
         super().__init__(message)
@@ -85,7 +89,7 @@ def hot_swap(vllm: VllmServer, weights_path: Path, version: str, *, drain_s: flo
             with done.step("check"):
                 after = client.probe(vllm.state.served_name)
         except BaseException as error:  # noqa: BLE001 - an interrupt too must not leave vLLM paused, or between versions
-            _restore(client, former_path, former_version, version, error)
+            _restore(vllm, client, former_path, former_version, version, error)
     done.changed = after != before
     if not done.changed:
         log.warning("%s answers the check prompt exactly as %s did; were the weights trained?", version, former_version)
@@ -174,7 +178,10 @@ def _load(client: VllmClient, weights: Path, version: str, done: Redeployed | No
     """Reload, forget what the old weights cached, set the version, and look whether it is set. vLLM is paused."""
     done = done or Redeployed(version, "")
     with done.step("reload"):
-        client.reload_weights(weights)
+        try:
+            client.reload_weights(weights)
+        except VllmError as error:
+            raise _HalfLoaded(str(error)) from error
     with done.step("reset_cache"):
         client.reset_prefix_cache()
     with done.step("version"):
@@ -184,21 +191,31 @@ def _load(client: VllmClient, weights: Path, version: str, done: Redeployed | No
         raise VllmError(f"vLLM says it serves {said!r} after it was told {version!r}")
 
 
-def _restore(client: VllmClient, weights: Path, version: str, failed: str, error: BaseException) -> None:
+def _restore(
+    vllm: VllmServer, client: VllmClient, weights: Path, version: str, failed: str, error: BaseException
+) -> None:
     """Put the former version back, then raise: RedeployFailed, or the interrupt that brought us here."""
     log.warning("redeploying %s failed (%s); restoring %s", failed, error, version)
+    how = f"{version} serves again"
     try:
-        client.pause("keep")
-        _load(client, weights, version)
-        client.resume()
+        try:
+            if isinstance(error, _HalfLoaded):
+                raise error
+            client.pause("keep")
+            _load(client, weights, version)
+            client.resume()
+        except VllmError:
+            log.warning("vLLM is restarted with %s, since it cannot be trusted to reload in place", version)
+            vllm.restart(weights, version)
+            how += ", after a restart of vLLM"
     except VllmError as second:
         raise RedeployFailed(
-            f"{failed} could not be loaded ({error}), and neither could {version} again ({second}); restart vLLM",
+            f"{failed} could not be loaded ({error}), and neither could {version} again ({second}); start vLLM anew",
             restored=False,
         ) from error
     if not isinstance(error, Exception):
         raise error
-    raise RedeployFailed(f"{failed} could not be loaded ({error}); {version} serves again", restored=True) from error
+    raise RedeployFailed(f"{failed} could not be loaded ({error}); {how}", restored=True) from error
 
 
 def _forget(client: VllmClient, name: str) -> None:

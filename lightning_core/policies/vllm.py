@@ -47,6 +47,8 @@ class VllmState:
     weights: str
     lora_rank: int | None
     log: str
+    command: list[str]
+    start_timeout_s: float
 
 
 class VllmServer:
@@ -81,38 +83,34 @@ class VllmServer:
                 f"a vLLM runs already for {home} (pid {running.state.pid}, {running.state.model}); stop it, or use it"
             )
         socket = _socket_path()
-        log_file = _fresh_log(home)
-        command = _command(settings, model_dir, served_name, socket, lora_rank, lora_slots)
-        with log_file.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=_environment(lora_rank),
-            )
         state = VllmState(
-            pid=process.pid,
-            started=psutil.Process(process.pid).create_time(),
+            pid=0,
+            started=0,
             socket=str(socket),
             model=str(model_dir),
             served_name=served_name,
             version=version,
             weights=str(model_dir),
             lora_rank=lora_rank,
-            log=str(log_file),
+            log=str(home.resolve() / "logs" / "vllm.log"),
+            command=_command(settings, model_dir, served_name, socket, lora_rank, lora_slots),
+            start_timeout_s=settings.start_timeout_s,
         )
-        server = cls(state, home, process)
-        try:
-            server._write_state()
-            server._wait_until_ready(settings.start_timeout_s, on_progress)
-            with server.client() as client:
-                client.set_version(version)
-        except BaseException:
-            server.stop()
-            raise
+        server = cls(state, home)
+        server._launch(on_progress)
         return server
+
+    def restart(self, weights: Path, version: str, on_progress: Callable[[str], None] = log.info) -> None:
+        """End it and start it anew on the same socket with `weights`: the last resort, fifty times a swap.
+
+        Calls in flight and loaded adapters are lost. Raises VllmError as `start` does.
+        """
+        self._end()
+        command = list(self.state.command)
+        command[command.index("--model") + 1] = str(weights)
+        self.socket.unlink(missing_ok=True)
+        self.state = replace(self.state, command=command, weights=str(weights), version=version)
+        self._launch(on_progress)
 
     @classmethod
     def find(cls, home: Path) -> VllmServer | None:
@@ -161,15 +159,44 @@ class VllmServer:
 
     def stop(self, timeout_s: float = 15) -> None:
         """End all its processes: SIGTERM, and SIGKILL after `timeout_s`. Harmless when it is gone already."""
-        end_group(self.state.pid, self.state.started, timeout_s)
-        if self._process is not None:
-            self._process.wait()
+        self._end(timeout_s)
         shutil.rmtree(self.socket.parent, ignore_errors=True)
         try:
             if json.loads(_state_file(self.home).read_text()).get("socket") == self.state.socket:
                 _state_file(self.home).unlink()
         except (FileNotFoundError, ValueError):
             pass
+
+    def _launch(self, on_progress: Callable[[str], None]) -> None:
+        log_file = Path(self.state.log)
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        if log_file.exists():
+            log_file.replace(log_file.with_suffix(".log.1"))
+        environment = _environment(self.state.lora_rank)
+        with log_file.open("wb") as output:
+            self._process = subprocess.Popen(
+                self.state.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment,
+            )
+        pid = self._process.pid
+        self.state = replace(self.state, pid=pid, started=psutil.Process(pid).create_time())
+        try:
+            self._write_state()
+            self._wait_until_ready(self.state.start_timeout_s, on_progress)
+            with self.client() as client:
+                client.set_version(self.state.version)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _end(self, timeout_s: float = 15) -> None:
+        end_group(self.state.pid, self.state.started, timeout_s)
+        if self._process is not None:
+            self._process.wait()
 
     def _wait_until_ready(self, timeout_s: float, on_progress: Callable[[str], None]) -> None:
         began = time.monotonic()
@@ -227,6 +254,7 @@ def _command(
         # The logprobs of the distribution that was sampled from: what an importance ratio has to be taken against.
         "--logprobs-mode": "processed_logprobs",
         "--dtype": settings.dtype,
+        "--worker-extension-cls": "lightning_core.policies.vllm_worker.ReloadExtension",
     }
     flags = ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
     if cpu_build():
@@ -282,14 +310,6 @@ def _socket_path() -> Path:
     raise VllmError(
         f"no folder for vLLM's socket: {tempfile.gettempdir()} is too long a path and /tmp not writable; set TMPDIR"
     )
-
-
-def _fresh_log(home: Path) -> Path:
-    file = home.resolve() / "logs" / "vllm.log"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():
-        file.replace(file.with_suffix(".log.1"))
-    return file
 
 
 def _state_file(home: Path) -> Path:

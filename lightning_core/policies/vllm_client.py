@@ -32,11 +32,11 @@ class VllmClient:
 
     def __init__(self, socket: Path, timeout_s: float = 120) -> None:
         self.socket = socket
-        self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket)),
-            base_url="http://vllm",
-            timeout=httpx.Timeout(timeout_s, connect=5),
-        )
+        # A connection for each request: after an error vLLM closes the one it came by, which the next request, often the
+        # one that repairs things, would find out too late.
+        transport = httpx.HTTPTransport(uds=str(socket), limits=httpx.Limits(max_keepalive_connections=0))
+        timeout = httpx.Timeout(timeout_s, connect=5)
+        self._http = httpx.Client(transport=transport, base_url="http://vllm", timeout=timeout)
 
     def __enter__(self) -> VllmClient:
         return self
@@ -88,7 +88,7 @@ class VllmClient:
 
     def reload_weights(self, folder: Path) -> None:
         """Load the safetensors of `folder` in place of the weights being served."""
-        body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        body = {"method": "lightning_reload", "kwargs": {"weights_path": str(folder)}}
         self.request("POST", "/collective_rpc", json=body)
 
     def reset_prefix_cache(self, tries: int = 10, wait_s: float = 0.05) -> None:

@@ -12,6 +12,7 @@ since CUDA must not be forked.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import logging
@@ -70,6 +71,7 @@ async def _serve_forked(args: Namespace) -> None:
         # set before this process began.
         config.parallel_config.distributed_executor_backend = "uni"
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        os.register_at_fork(after_in_child=_die_with_parent)
         # Frozen objects are not visited by the collector, so their pages stay shared.
         gc.collect()
         gc.freeze()
@@ -91,6 +93,12 @@ def import_model(model_config: object) -> None:
     from vllm.model_executor.model_loader.utils import get_model_cls
 
     get_model_cls(model_config)
+
+
+def _die_with_parent() -> None:
+    """Have the system end this process when the server dies, so that kill -9 leaves no engine holding memory."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _interrupt(*_: object) -> None:
