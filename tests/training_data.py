@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +52,14 @@ def random_group(
     return sequences
 
 
-def write_parquet(sequences: list[Sequence], path: Path, policy: str = "policy", **replaced: list[Any]) -> Path:
+def write_parquet(sequences: list[Sequence], path: Path, owner: str = "policy", **replaced: list[Any]) -> Path:
     """The sequences as the lake writes them; `replaced` puts other values into whole columns."""
     columns: dict[str, Any] = {
         "sequence_id": pa.array([s.sequence_id for s in sequences], pa.string()),
         "rollout_id": pa.array([s.rollout_id for s in sequences], pa.string()),
         "attempt_id": pa.array([s.attempt_id for s in sequences], pa.string()),
         "group_id": pa.array([s.group_id for s in sequences], pa.string()),
-        "policy": pa.array([policy] * len(sequences), pa.string()),
+        "policy": pa.array([owner] * len(sequences), pa.string()),
         "call_ids": pa.array([["call"]] * len(sequences), pa.list_(pa.string())),
         "token_ids": pa.array([s.token_ids.tolist() for s in sequences], pa.list_(pa.int32())),
         "prompt_length": pa.array([s.prompt_length for s in sequences], pa.int32()),
@@ -69,3 +71,19 @@ def write_parquet(sequences: list[Sequence], path: Path, policy: str = "policy",
         columns[name] = pa.array(values, columns[name].type)
     pq.write_table(pa.table(columns), path)
     return path
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """The trainer imported, and torch on one thread: on a busy machine two threads wait for each other at every small op."""
+    from lightning_core.training.job import import_trainer
+
+    import_trainer()
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -31,10 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--with-parent", action="store_true", help="end when the process that started this one is gone")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Weights are folders and nothing is asked of a hub; both libraries would look there otherwise.
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if options.with_parent:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:

@@ -98,7 +98,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     progress.phase("checking")
     facts, sequences = _check(job)
     progress.phase("importing")
-    _import()
+    import_trainer()
     progress.phase("loading")
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     settings = job.policy_settings.training
@@ -210,11 +210,20 @@ def _check(job: Job) -> tuple[ModelFacts, Sequences]:
     return facts, sequences
 
 
-def _import() -> None:
-    for name in _NOT_NEEDED:
-        # None makes both `import` and `find_spec` say that the package is not there.
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-    import lightning_core.training.trainer  # noqa: F401
+def import_trainer() -> None:
+    """Import TRL and what it needs, in two thirds of the time: packages it would only try out are hidden meanwhile."""
+    # Weights are folders and nothing is asked of a hub; transformers, peft and TRL's telemetry would look there.
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    hidden = [name for name in _NOT_NEEDED if name not in sys.modules]
+    # None makes both `import` and `find_spec` say that the package is not there.
+    sys.modules.update(dict.fromkeys(hidden, None))  # type: ignore[arg-type]
+    try:
+        import lightning_core.training.trainer  # noqa: F401
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _packing(model: Any, wanted: Packing, longest: int) -> Packing:

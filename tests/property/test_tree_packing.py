@@ -1,0 +1,104 @@
+"""Packed or padded, the same sequences give the same loss and the same gradients; the trie is what it says it is."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lightning_core.training.dataset import Sequence
+from lightning_core.training.packing import build_trie, padded_layout, split_rows, tree_layout
+from tests.training_data import make_sequence, one_thread
+
+# Few token ids, so that sequences branch early and late, and some are equal or prefixes of others.
+_tokens = st.lists(st.integers(0, 2), min_size=1, max_size=6)
+_turns = st.lists(st.tuples(_tokens, _tokens), min_size=1, max_size=3)
+_groups = st.lists(st.lists(_turns, min_size=1, max_size=5), min_size=1, max_size=3)
+
+
+def _make(drawn: list[list[list[tuple[list[int], list[int]]]]]) -> list[list[Sequence]]:
+    return [
+        [make_sequence(f"{g}.{i}", str(g), turns, seed=i) for i, turns in enumerate(group)]
+        for g, group in enumerate(drawn)
+    ]
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=8))
+def test_a_trie_holds_each_shared_prefix_once_and_every_path_spells_its_sequence(drawn: list[list[int]]) -> None:
+    sequences = [np.array(ids, np.int32) for ids in drawn]
+    trie = build_trie(sequences)
+    assert len(trie) == len({tuple(ids[: n + 1]) for ids in drawn for n in range(len(ids))})
+    ancestors = trie.ancestors()
+    for ids, path in zip(sequences, trie.paths, strict=True):
+        np.testing.assert_array_equal(trie.tokens[path], ids)
+        np.testing.assert_array_equal(trie.depth[path], np.arange(len(ids)))
+        for at, node in enumerate(path):
+            np.testing.assert_array_equal(np.flatnonzero(ancestors[node]), path[: at + 1])
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=8), st.integers(4, 40))
+def test_rows_hold_every_sequence_once_within_the_budget_and_say_their_true_size(
+    drawn: list[list[int]], budget: int
+) -> None:
+    sequences = [np.array(ids, np.int32) for ids in drawn]
+    rows = split_rows(sequences, budget)
+    assert sorted(i for indices, _ in rows for i in indices) == list(range(len(sequences)))
+    for indices, size in rows:
+        assert size == len(build_trie([sequences[i] for i in indices]))
+        assert size <= budget or len(indices) == 1
+
+
+@functools.cache
+def _model() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl.trainer.utils import add_fused_lm_head
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=11, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.3, tie_word_embeddings=True, attn_implementation="sdpa",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    return model
+
+
+def _loss_and_gradients(
+    sequences: list[Sequence], layout: Any
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    from lightning_core.training.scoring import score
+
+    model = _model()
+    model.zero_grad()
+    logps, entropies = score(model, model, layout)
+    advantages = torch.zeros(layout.gather.shape)
+    for row, sequence in enumerate(sequences):
+        rest = torch.from_numpy(sequence.advantages[sequence.prompt_length :])
+        advantages[row, : len(rest)] = rest
+    (logps * advantages).sum().backward()
+    return logps.detach(), entropies.detach(), [p.grad.clone() for p in model.parameters()]
+
+
+@settings(max_examples=25, deadline=None)
+@given(_groups)
+@example([[[([0, 1], [2, 2])], [([0, 1], [2, 2])]]])  # equal sequences
+@example([[[([0, 1], [2])], [([0, 1], [2, 0, 1])], [([0], [1, 2, 0])]]])  # prefixes, and prompts of unequal length
+@example([[[([0], [1]), ([2, 2], [0, 1])], [([0], [1]), ([2, 1], [0])]], [[([1], [1])]]])  # merged turns, two rows
+def test_packed_and_padded_scores_and_gradients_agree(drawn: list[list[list[tuple[list[int], list[int]]]]]) -> None:
+    with one_thread():
+        _agree(_make(drawn))
+
+
+def _agree(groups: list[list[Sequence]]) -> None:
+    flat = [sequence for group in groups for sequence in group]
+    packed = _loss_and_gradients(flat, tree_layout(groups))
+    padded = _loss_and_gradients(flat, padded_layout(flat))
+    torch.testing.assert_close(packed[0], padded[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed[1], padded[1], atol=1e-5, rtol=1e-5)
+    for ours, reference in zip(packed[2], padded[2], strict=True):
+        scale = float(reference.abs().max().clamp(min=1e-3))
+        assert float((ours - reference).abs().max()) <= 1e-5 * scale + 1e-6
