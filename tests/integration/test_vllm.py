@@ -1,0 +1,272 @@
+"""A real vLLM: start, find, swap weights, load adapters, die, stop."""
+
+import os
+import re
+import signal
+import stat
+import struct
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lightning_core.config import LoraSettings, PolicySettings, VllmSettings
+from lightning_core.policies import redeploy
+from lightning_core.policies.processes import group_members
+from lightning_core.policies.redeploy import RedeployFailed, hot_swap, load_lora, route
+from lightning_core.policies.vllm import VllmServer
+from lightning_core.policies.vllm_client import PROBE_LENGTH, PROBE_TOKENS, VllmError
+from tests.tiny_model import make_tiny_llama
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = VllmSettings(kv_cache_gb=0.05, max_model_len=512, max_num_seqs=8)
+PROMPT = {"model": "policy", "messages": [{"role": "user", "content": "12*7"}]}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return [make_tiny_llama(folder / str(seed), seed=seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def progress():
+    return []
+
+
+@pytest.fixture(scope="module")
+def vllm(models, progress, tmp_path_factory):
+    server = VllmServer.start(
+        SETTINGS, models[0], "policy", home=tmp_path_factory.mktemp("home"), on_progress=progress.append
+    )
+    yield server
+    server.stop()
+
+
+def answer(vllm: VllmServer, **more):
+    """Token ids and logprobs of a greedy answer."""
+    body = {
+        **PROMPT,
+        "max_tokens": 12,
+        "temperature": 0,
+        "logprobs": True,
+        "return_token_ids": True,
+        "ignore_eos": True,
+        **more,
+    }
+    with vllm.client() as client:
+        choice = client.request("POST", "/v1/chat/completions", json=body)["choices"][0]
+    return choice["token_ids"], [token["logprob"] for token in choice["logprobs"]["content"]]
+
+
+def wait_until_running(vllm: VllmServer, calls: int) -> None:
+    deadline = time.monotonic() + 30
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(vllm.socket)), base_url="http://vllm") as http:
+        while time.monotonic() < deadline:
+            running = re.search(r"^vllm:num_requests_running\S* (\S+)$", http.get("/metrics").text, re.MULTILINE)
+            if running and float(running[1]) >= calls:
+                return
+            time.sleep(0.01)
+    raise AssertionError(f"{calls} calls did not start")
+
+
+def test_starting_shows_its_phases_and_ends_ready(vllm, progress):
+    assert any("importing" in line for line in progress)
+    assert any("loading weights" in line or "KV cache" in line or "socket" in line for line in progress)
+    assert "ready after" in progress[-1]
+    vllm.check()
+
+
+def test_only_this_user_reaches_the_socket_and_the_state(vllm):
+    assert stat.S_IMODE(vllm.socket.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE((vllm.home / "services/vllm.json").stat().st_mode) == 0o600
+    assert vllm.upstream == f"unix://{vllm.socket}"
+
+
+def test_it_listens_on_no_port(vllm):
+    listening = [
+        c
+        for p in group_members(vllm.state.pid, vllm.state.started)
+        for c in p.net_connections("tcp")
+        if c.status == "LISTEN"
+    ]
+    assert [c for c in listening if not c.laddr.ip.startswith("127.")] == []
+
+
+def test_a_running_one_is_found_and_no_second_is_started(vllm, models):
+    found = VllmServer.find(vllm.home)
+    assert found is not None and found.state == vllm.state
+    with pytest.raises(VllmError, match="runs already"):
+        VllmServer.start(SETTINGS, models[0], "policy", home=vllm.home)
+
+
+def test_calls_come_with_token_ids_and_logprobs(vllm):
+    ids, logprobs = answer(vllm)
+    assert len(ids) == len(logprobs) == 12
+    assert all(value <= 0 for value in logprobs)
+
+
+def test_a_swap_changes_the_answers_and_swapping_back_restores_them_to_the_bit(vllm, models):
+    before = answer(vllm)
+    there = hot_swap(vllm, models[1], "v0001")
+    assert there.changed and there.drained and there.paused_s > 0
+    assert {"inspect", "drain", "reload", "reset_cache", "version", "resume", "check"} == set(there.seconds)
+    other = answer(vllm)
+    assert other != before
+    assert VllmServer.find(vllm.home).state.version == "v0001"
+    hot_swap(vllm, models[0], "v0002")
+    assert answer(vllm) == before
+    with vllm.client() as client:
+        assert client.version() == "v0002"
+
+
+def test_swapped_in_weights_compute_what_transformers_computes(vllm, models):
+    # vLLM's own reload leaves a tied output layer with the former weights: other answers, and wrong ones.
+    for model, version in ((models[1], "v0001"), (models[0], "v0002")):
+        hot_swap(vllm, model, version)
+        with vllm.client() as client:
+            assert client.probe("policy") == pytest.approx(transformers_logprobs(model), abs=1e-4)
+
+
+def test_calls_in_flight_survive_a_swap_that_does_not_wait(vllm, models):
+    before = answer(vllm, max_tokens=100)
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(answer(vllm, max_tokens=400))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until_running(vllm, 4)
+    swapped = hot_swap(vllm, models[1], "v0003", drain_s=0)
+    for thread in threads:
+        thread.join()
+    assert not swapped.drained
+    assert [len(ids) for ids, _ in answers] == [400] * 4
+    hot_swap(vllm, models[0], "v0004")
+    assert answer(vllm, max_tokens=100) == before
+
+
+def test_a_drain_that_takes_too_long_freezes_the_calls_instead(vllm, models):
+    threads = [threading.Thread(target=answer, args=(vllm,), kwargs={"max_tokens": 450}) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until_running(vllm, 4)
+    swapped = hot_swap(vllm, models[1], "v0005", drain_s=0.01)
+    for thread in threads:
+        thread.join()
+    assert not swapped.drained
+    assert hot_swap(vllm, models[0], "v0006").drained
+
+
+def test_weights_that_diverged_never_reach_vllm(vllm, models, tmp_path):
+    before, version = answer(vllm), vllm.state.version
+    broken = make_tiny_llama(tmp_path / "nan", seed=2)
+    file = broken / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-4:] = struct.pack("<f", float("nan"))
+    file.write_bytes(content)
+    with pytest.raises(RedeployFailed, match=r"not finite .*lower `learning_rate`") as failure:
+        hot_swap(vllm, broken, "v0007")
+    assert failure.value.restored
+    assert (answer(vllm), vllm.state.version) == (before, version)
+
+
+def test_a_swap_that_fails_inside_vllm_restores_the_former_version_by_a_restart(vllm, tmp_path, monkeypatch):
+    before, version = answer(vllm), vllm.state.version
+    wrong = make_tiny_llama(tmp_path / "wide", seed=3, hidden=128)
+    monkeypatch.setattr(redeploy, "_inspect", lambda *_: None)
+    with pytest.raises(RedeployFailed, match=f"{version} serves again, after a restart") as failure:
+        hot_swap(vllm, wrong, "v0008")
+    assert failure.value.restored
+    assert answer(vllm) == before
+    with vllm.client() as client:
+        assert client.version() == version
+
+
+def test_weights_broken_only_in_use_are_taken_back(vllm, models, tmp_path, monkeypatch):
+    before, version = answer(vllm), vllm.state.version
+    broken = make_tiny_llama(tmp_path / "nan", seed=2)
+    file = broken / "model.safetensors"
+    head = 8 + struct.unpack("<Q", file.read_bytes()[:8])[0]
+    content = file.read_bytes()
+    file.write_bytes(content[:head] + struct.pack("<f", float("nan")) * ((len(content) - head) // 4))
+    monkeypatch.setattr(redeploy, "_inspect", lambda *_: None)
+    with pytest.raises(RedeployFailed) as failure:
+        hot_swap(vllm, broken, "v0009")
+    assert failure.value.restored
+    assert (answer(vllm), vllm.state.version) == (before, version)
+
+
+def test_adapters_are_served_side_by_side_and_old_ones_go(models, tmp_path):
+    adapters = [make_adapter(models[0], tmp_path / f"adapter{seed}", seed) for seed in (1, 2, 3)]
+    policy = PolicySettings(name="math", lora=LoraSettings(rank=4))
+    vllm = VllmServer.start(SETTINGS, models[0], "base", home=tmp_path / "home", lora_rank=4)
+    try:
+        answers = {"v0000": answer(vllm, model="base")}
+        for number, adapter in enumerate(adapters, 1):
+            version = f"v{number:04d}"
+            loaded = load_lora(vllm, "math", version, adapter)
+            answers[version] = answer(vllm, model=loaded.model)
+            assert loaded.model == route(policy, vllm, version)["model"] == f"math-{version}"
+        assert len({tuple(logprobs) for _, logprobs in answers.values()}) == 4
+        assert loaded.unloaded == ["math-v0001"]
+        assert answer(vllm, model="math-v0002") == answers["v0002"]
+        with vllm.client() as client:
+            assert client.models() == ["base", "math-v0002", "math-v0003"]
+        assert load_lora(vllm, "math", "v0003", adapters[2]).seconds.get("load") is None
+        with pytest.raises(RedeployFailed, match="older adapters serve on"):
+            load_lora(vllm, "math", "v0004", tmp_path / "nothing")
+        assert route(policy, vllm, "v0000")["model"] == "base"
+    finally:
+        vllm.stop()
+    assert group_members(vllm.state.pid, vllm.state.started) == []
+
+
+def test_an_early_exit_names_the_cause_and_the_log_and_leaves_nothing(models, tmp_path):
+    settings = SETTINGS.model_copy(update={"extra_args": ["--no-such-argument"]})
+    with pytest.raises(VllmError, match=r"vllm\.extra_args.*no-such-argument.*vllm\.log"):
+        VllmServer.start(settings, models[0], "policy", home=tmp_path)
+    assert VllmServer.find(tmp_path) is None
+    assert not (tmp_path / "services/vllm.json").exists()
+
+
+def test_kill_9_is_noticed_and_leaves_no_engine_behind(vllm):
+    state = vllm.state
+    os.kill(state.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while group_members(state.pid, state.started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert group_members(state.pid, state.started) == []
+    assert not vllm.alive()
+    assert VllmServer.find(vllm.home) is None
+    with pytest.raises(VllmError, match=r"is gone; see .*vllm\.log"):
+        vllm.check()
+    vllm.stop()
+    assert not vllm.socket.parent.exists()
+
+
+def transformers_logprobs(model: Path) -> list[float]:
+    """Logprobs of the greedy answer to the check prompt, computed without vLLM."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(model)
+    ids, logprobs = list(PROBE_TOKENS), []
+    for _ in range(PROBE_LENGTH):
+        with torch.no_grad():
+            value, token = torch.log_softmax(network(torch.tensor([ids])).logits[0, -1], -1).max(0)
+        logprobs.append(float(value))
+        ids.append(int(token))
+    return logprobs
+
+
+def make_adapter(model: Path, folder: Path, seed: int) -> Path:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
+    return folder
