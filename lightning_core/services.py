@@ -1,17 +1,25 @@
 """The processes an epoch needs: the server (gateway and OTLP) and vLLM.
 
-Found if they run, started if not; only what was started here is stopped here.
+Found if they run, started if not; only what was started here is stopped here. What a killed flow left running has no
+owner any more: whoever finds it takes it over, and stops it in the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
 
 from lightning_core.config import PolicySettings, Settings
+from lightning_core.files import write_atomic
 from lightning_core.policies.model import ModelFolder, resolve_model
+from lightning_core.policies.processes import end_group, is_running
 from lightning_core.policies.redeploy import hot_swap, load_lora, route
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
 from lightning_core.policies.vllm import VllmServer
@@ -36,18 +44,48 @@ def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
     """Server and vLLM, serving every policy's current version; leaves running what ran before."""
     model = base_model(settings, say)
     with contextlib.ExitStack() as stack:
+        owner = _Owner(settings.home)
+        ours = owner.claim()
+        if ours:
+            stack.callback(owner.release)
         server = ServerHandle.find(settings.home)
         if server is None:
             say("starting the server")
             server = ServerHandle.start(settings.home, settings.server, settings.home / "logs" / "server.log")
             stack.callback(server.stop)
+        elif ours:
+            stack.callback(end_group, server.pid, psutil.Process(server.pid).create_time(), 30)
         vllm = VllmServer.find(settings.home)
         if vllm is None:
             vllm = _start_vllm(settings, model, say)
             stack.callback(vllm.stop)
+        elif ours:
+            stack.callback(vllm.stop)
         services = Services(server, vllm, model)
         deploy(settings, services)
         yield services
+
+
+class _Owner:
+    """Which process stops the services of a home: the one that started them, while it lives."""
+
+    def __init__(self, home: Path) -> None:
+        self._file = home / "services" / "owner.json"
+
+    def claim(self) -> bool:
+        """True where no living process owns the services; this one does from now on."""
+        try:
+            held = json.loads(self._file.read_text())
+            if is_running(held["pid"], held["started"]):
+                return False
+        except (FileNotFoundError, ValueError, KeyError):
+            pass
+        me = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+        write_atomic(self._file, json.dumps(me).encode(), mode=0o600)
+        return True
+
+    def release(self) -> None:
+        self._file.unlink(missing_ok=True)
 
 
 def base_model(settings: Settings, say: Say = logger.info) -> ModelFolder:

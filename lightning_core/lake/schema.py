@@ -87,6 +87,13 @@ _PROMOTED = (
     Column("reward_name", "VARCHAR", "its name; `reward` unless said"),
     Column("reward_source", "VARCHAR", "agent or grader"),
 )
+# What the span says of itself and the columns above may overrule.
+_DECLARED = (
+    Column("declared_rollout_id", "VARCHAR", "rollout the span itself claims"),
+    Column("declared_attempt_id", "VARCHAR", "attempt the span itself claims"),
+    Column("operation", "VARCHAR", "operation name as sent (`op` is what was made of it)"),
+    Column("span_role", "VARCHAR", "kind of the span as its instrumentation calls it"),
+)
 SPANS: tuple[Column, ...] = (
     Column("rollout_id", "VARCHAR", "rollout; NULL for spans that came without a scope"),
     Column("attempt_id", "VARCHAR", "execution of the rollout"),
@@ -97,6 +104,7 @@ SPANS: tuple[Column, ...] = (
     Column("agent_name", "VARCHAR", "agent that this span itself names"),
     Column("agent_name_source", "VARCHAR", "attribute the name was read from"),
     *_PROMOTED,
+    *_DECLARED,
     *_REST,
 )
 # What the decoder hands to sql/ingest/spans.sql.
@@ -104,14 +112,11 @@ DECODED: tuple[Column, ...] = (
     Column("scoped_rollout_id", "VARCHAR", "rollout the server authenticated"),
     Column("scoped_attempt_id", "VARCHAR", "attempt the server authenticated"),
     Column("scope", "VARCHAR", "path, token or none"),
-    Column("declared_rollout_id", "VARCHAR", "rollout the span itself claims"),
-    Column("declared_attempt_id", "VARCHAR", "attempt the span itself claims"),
-    Column("operation", "VARCHAR", "operation name"),
-    Column("span_role", "VARCHAR", "kind of the span as its instrumentation calls it"),
     Column("agent_name", "VARCHAR", "agent that this span names"),
     Column("agent_name_source", "VARCHAR", "attribute it was read from"),
     *_ENVELOPE,
     *_PROMOTED,
+    *_DECLARED,
     *_REST,
 )
 

@@ -2,6 +2,10 @@
 -- Grain: one row per span received (retries of a batch included: `epoch_spans` removes them).
 -- Inputs: decoded_spans (one row per span of the spool, attributes read by `attribute_aliases`).
 -- Rule: the scope that the server authenticated wins over what the agent wrote; what is not known stays NULL.
+WITH decoded AS (
+    SELECT *, CASE WHEN json_valid(attributes['metadata']) THEN attributes['metadata'] END AS metadata
+    FROM decoded_spans
+)
 SELECT
     coalesce(scoped_rollout_id, resource['lightning.rollout_id'], resource['agentlightning.rollout_id'], declared_rollout_id) AS rollout_id,
     coalesce(scoped_attempt_id, resource['lightning.attempt_id'], resource['agentlightning.attempt_id'], declared_attempt_id) AS attempt_id,
@@ -33,15 +37,15 @@ SELECT
     status_message,
     coalesce(
         agent_name,
-        json_extract_string(attributes['metadata'], '$.lc_agent_name'),
-        json_extract_string(attributes['metadata'], '$.langgraph_node'),
+        json_extract_string(metadata, '$.lc_agent_name'),
+        json_extract_string(metadata, '$.langgraph_node'),
         nullif(regexp_extract(name, '^([\w-]+)\.run$', 1), ''),
         CASE WHEN lower(span_role) = 'agent' AND agent_name_source IS NULL THEN attributes['operation.name'] END
     ) AS agent_name,
     CASE
         WHEN agent_name IS NOT NULL THEN agent_name_source
-        WHEN json_extract_string(attributes['metadata'], '$.lc_agent_name') IS NOT NULL THEN 'metadata.lc_agent_name'
-        WHEN json_extract_string(attributes['metadata'], '$.langgraph_node') IS NOT NULL THEN 'metadata.langgraph_node'
+        WHEN json_extract_string(metadata, '$.lc_agent_name') IS NOT NULL THEN 'metadata.lc_agent_name'
+        WHEN json_extract_string(metadata, '$.langgraph_node') IS NOT NULL THEN 'metadata.langgraph_node'
         WHEN regexp_matches(name, '^[\w-]+\.run$') THEN 'span name'
         WHEN lower(span_role) = 'agent' AND attributes['operation.name'] IS NOT NULL THEN 'operation.name'
     END AS agent_name_source,
@@ -51,6 +55,7 @@ SELECT
     prompt_ids, response_ids, choice_lengths, response_logprobs,
     tool_name, tool_call_id, tool_arguments, tool_result,
     reward, coalesce(reward_name, CASE WHEN reward IS NOT NULL THEN 'reward' END) AS reward_name, reward_source,
+    declared_rollout_id, declared_attempt_id, operation, span_role,
     attributes,
     resource,
     instrumentation,
@@ -59,5 +64,5 @@ SELECT
     received_ns,
     record_offset,
     record_index
-FROM decoded_spans
+FROM decoded
 ORDER BY rollout_id, attempt_id, start_ns, trace_id, span_id, record_offset, record_index

@@ -1,0 +1,124 @@
+"""Writes docs/settings.md and docs/data.md from the code that declares them: `python docs/generate.py`."""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from lightning_core.config import Settings
+from lightning_core.lake import catalog, schema, sql
+
+HERE = Path(__file__).parent
+
+
+def settings_page() -> str:
+    """Every setting, a table a section."""
+    lines = [
+        "# Settings",
+        "",
+        "A YAML file with these keys; unknown ones are errors. `lightning-flows settings FILE` checks a file and shows every",
+        "value, `--set rollout.group_size=4` overrides one. Flow parameters in Prefect are the same.",
+    ]
+    for path, model in _sections("", Settings):
+        lines += ["", f"## {path or 'top level'}", ""]
+        if model.__doc__ and path:
+            lines += [model.__doc__.strip(), ""]
+        lines += ["| key | type | default | |", "|---|---|---|---|"]
+        for name, field in model.model_fields.items():
+            if _model_in(field.annotation) is not None:
+                default = "see below"
+            elif field.is_required():
+                default = "required"
+            else:
+                value = (
+                    field.default
+                    if field.default is not PydanticUndefined
+                    else field.get_default(call_default_factory=True)
+                )
+                default = f"`{value}`"
+            kind = _type(field.annotation).replace("|", "\\|")
+            lines.append(f"| `{name}` | {kind} | {default} | {field.description or ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def data_page() -> str:
+    """The columns of `spans`, and every table of `sql/` with what its header says."""
+    lines = [
+        "# Data",
+        "",
+        "Everything is a span; every other table is a SELECT in `sql/`. All of them are in `catalog.duckdb`, with the columns",
+        "`run` and `epoch` on the derived ones.",
+        "",
+        "## spans",
+        "",
+        schema.data_dictionary(),
+        "## Attribute names that are read",
+        "",
+        "`sql/ingest/attribute_aliases.sql` is the list: which attribute of which convention goes into which column.",
+    ]
+    for folder, meaning in (
+        ("hierarchy", "Which execution counts, the tree as repaired, the agent of every span"),
+        ("triplets", "Rewards, calls, (prompt, response, reward), merging into sequences"),
+        ("advantages", "From rewards to the rows that are trained on"),
+        ("views", "Views of the catalog"),
+    ):
+        lines += ["", f"## sql/{folder}", "", f"{meaning}.", ""]
+        for name in sql.names(folder):
+            lines += [f"- **{name.rsplit('/', 1)[-1]}**: {_header(name)}"]
+    lines += ["", f"Views in the catalog: {', '.join(f'`{v}`' for v in ('spans', *catalog.DERIVED, *catalog.VIEWS))}."]
+    return "\n".join(lines) + "\n"
+
+
+def _header(name: str) -> str:
+    comments = []
+    for line in sql.text(name).splitlines():
+        if not line.startswith("--"):
+            break
+        comments.append(line.removeprefix("--").strip())
+    return " ".join(comments)
+
+
+def _sections(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
+    found = [(path, model)]
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner is not None:
+            listed = typing.get_origin(field.annotation) is list
+            found += _sections(f"{path}.{name}".strip(".") + ("[]" if listed else ""), inner)
+    return found
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _type(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _type(typing.get_args(annotation)[0])
+    if origin is typing.Literal:
+        return " | ".join(f"`{a}`" for a in typing.get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join("null" if a is type(None) else _type(a) for a in typing.get_args(annotation))
+    if origin is list:
+        return f"list of {_type(typing.get_args(annotation)[0])}"
+    if origin is dict:
+        return "mapping"
+    return {"str": "text", "float": "number", "int": "integer", "bool": "true or false", "Path": "path"}.get(
+        annotation.__name__, annotation.__name__
+    )
+
+
+PAGES = {"settings.md": settings_page, "data.md": data_page}
+
+if __name__ == "__main__":
+    for file, page in PAGES.items():
+        (HERE / file).write_text(page())

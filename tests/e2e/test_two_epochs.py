@@ -1,0 +1,219 @@
+"""Two real epochs from the command line: real vLLM, real Prefect, real OTLP, real training, on a tiny Llama."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psutil
+import pytest
+import yaml
+
+from lightning_core.lake import catalog
+from lightning_core.policies.store import PolicyStore
+from tests.tiny_model import make_tiny_llama
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+HERE = Path(__file__).parent
+
+
+def write_settings(folder: Path, **changes: Any) -> Path:
+    model = folder / "tiny-llama"
+    if not model.exists():
+        make_tiny_llama(model)
+    content = {
+        "run": "tiny",
+        "home": str(folder / "home"),
+        "epochs": 2,
+        "agent": {"callable": f"{HERE / 'letter_agent.py'}:run", "timeout_s": 60},
+        "tasks": {
+            "train": f"{HERE / 'letter_agent.py'}:train_tasks",
+            "evaluate": f"{HERE / 'letter_agent.py'}:heldout_tasks",
+        },
+        "rollout": {"tasks_per_epoch": 4, "group_size": 4, "concurrency": 8, "shards": 2},
+        "reward": {"grader": f"{HERE / 'letter_agent.py'}:grade"},
+        "policies": [{"model": str(model), "training": {"learning_rate": 1e-3}}],
+        "evaluation": {"every": 2, "success_reward": 0.5},
+        "vllm": {"kv_cache_gb": 0.1, "max_model_len": 256, "max_num_seqs": 16},
+    } | changes
+    file = folder / "settings.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def flow(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, timeout=800, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("e2e")
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """The home of a run of two epochs, with a reader that looped through all of it."""
+    home = folder / "home"
+    settings = write_settings(folder)
+    command = [sys.executable, "-m", "flows.cli", "train", str(settings)]
+    with (folder / "flow.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=HERE.parents[1], stdout=log, stderr=subprocess.STDOUT)
+        read_while(home, lambda: process.poll() is None)
+    assert process.returncode == 0, (folder / "flow.log").read_text()[-4000:]
+    return home
+
+
+def read_while(home: Path, running: Callable[[], bool]) -> None:
+    """What an analyst does during an epoch: open the catalog read-only, in a new process, and count. Never an error."""
+    root = home / "lake"
+    query = "import sys; from pathlib import Path; from lightning_core.lake import catalog; "
+    query += "print(catalog.connect(Path(sys.argv[1])).sql('SELECT count(*) FROM spans').fetchone()[0])"
+    last = 0
+    while running():
+        time.sleep(1)
+        if not (root / "catalog.duckdb").exists():
+            continue
+        done = subprocess.run([sys.executable, "-c", query, str(root)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) >= last
+        last = int(done.stdout)
+    assert last > 0, "no reader ever saw a span"
+
+
+def ask(home: Path, question: str) -> list[tuple[Any, ...]]:
+    with catalog.connect(home / "lake") as con:
+        return con.execute(question).fetchall()
+
+
+def test_each_epoch_publishes_a_version_that_descends_from_the_last(trained: Path) -> None:
+    store = PolicyStore(trained, "policy")
+    assert store.versions() == ["v0000", "v0001", "v0002"]
+    assert store.current() == "v0002"
+    weights = {store.manifest(v).files["model.safetensors"].blake3 for v in store.versions()}
+    assert len(weights) == 3, "training changed the weights each time"
+    assert [store.manifest(v).parent for v in ("v0001", "v0002")] == ["v0000", "v0001"]
+    assert [store.manifest(v).epoch for v in ("v0001", "v0002")] == [0, 1]
+
+
+def test_every_rollout_has_one_result_and_its_calls_token_ids(trained: Path) -> None:
+    counts = ask(
+        trained, "SELECT epoch, mode, count(*), count(DISTINCT rollout_id) FROM rollouts GROUP BY ALL ORDER BY ALL"
+    )
+    assert counts == [(0, "evaluate", 4, 4), (0, "train", 16, 16), (1, "train", 16, 16), (2, "evaluate", 4, 4)]
+    missing = ask(
+        trained, "SELECT count(*) FROM calls WHERE prompt_ids IS NULL OR len(response_ids) <> len(response_logprobs)"
+    )
+    assert missing == [(0,)]
+
+
+def test_rollouts_of_an_epoch_are_sampled_from_the_version_before_it(trained: Path) -> None:
+    versions = ask(
+        trained,
+        "SELECT epoch, mode, string_agg(DISTINCT policy_version) FROM calls JOIN rollouts USING (rollout_id, attempt_id) "
+        "GROUP BY ALL ORDER BY ALL",
+    )
+    assert versions == [
+        (0, "evaluate", "v0000"),
+        (0, "train", "v0000"),
+        (1, "train", "v0001"),
+        (2, "evaluate", "v0002"),
+    ]
+
+
+def test_training_samples_at_temperature_1_and_evaluation_as_the_agent_asked(trained: Path) -> None:
+    seen = ask(
+        trained,
+        "SELECT DISTINCT mode, json_extract_string(sampling, '$.temperature') FROM calls "
+        "JOIN rollouts USING (rollout_id, attempt_id) ORDER BY ALL",
+    )
+    assert ("train", "1.0") in seen
+    assert len([mode for mode, _ in seen if mode == "train"]) == 1
+
+
+def test_what_the_agent_failed_has_the_failure_reward_and_its_error(trained: Path) -> None:
+    failed = ask(trained, "SELECT DISTINCT outcome, error LIKE '%cannot do%' FROM rollouts WHERE task_id = 't3'")
+    assert failed == [("error", True)]
+    assert ask(trained, "SELECT DISTINCT reward FROM rollout_rewards WHERE task_id = 't3'") == [(0.0,)]
+
+
+def test_every_call_is_in_a_sequence_or_counted_with_a_reason(trained: Path) -> None:
+    lost = ask(
+        trained,
+        """
+        WITH trained AS (SELECT epoch, unnest(call_ids) AS id FROM sequences)
+        SELECT count(*) FROM policy_calls AS calls
+        WHERE NOT EXISTS (FROM trained WHERE trained.epoch = calls.epoch AND trained.id = calls.call_id || '.0')
+          AND NOT EXISTS (FROM exclusions WHERE exclusions.epoch = calls.epoch AND exclusions.call_id = calls.call_id)
+        """,
+    )
+    assert lost == [(0,)]
+
+
+def test_mlflow_has_the_metrics_by_epoch_and_the_versions(trained: Path) -> None:
+    with sqlite3.connect(trained / "mlflow.db") as record:
+        steps = record.execute("SELECT step FROM metrics WHERE key = 'mean_reward' ORDER BY step").fetchall()
+        held_out = record.execute("SELECT step FROM metrics WHERE key = 'held_out_right' ORDER BY step").fetchall()
+        versions = record.execute("SELECT count(*) FROM model_versions WHERE name = 'tiny.policy'").fetchone()
+        flow_run = record.execute("SELECT value FROM tags WHERE key = 'prefect.flow_run_id'").fetchone()
+    assert (steps, held_out, versions) == ([(0,), (1,)], [(0,), (2,)], (2,))
+    assert flow_run is not None
+
+
+def test_nothing_that_was_started_is_left_running(trained: Path) -> None:
+    assert mentioning(trained) == []
+
+
+def mentioning(home: Path) -> list[list[str]]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if any(str(home) in part for part in command):
+            found.append(command)
+    return found
+
+
+def test_a_finished_run_is_not_run_again(trained: Path, folder: Path) -> None:
+    before = ask(trained, "SELECT count(*) FROM rollouts")
+    done = flow("train", str(folder / "settings.yaml"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ask(trained, "SELECT count(*) FROM rollouts") == before
+    assert PolicyStore(trained, "policy").versions() == ["v0000", "v0001", "v0002"]
+
+
+def test_a_flow_killed_in_its_rollouts_goes_on_without_repeating_one(tmp_path: Path) -> None:
+    settings = write_settings(tmp_path, epochs=1, evaluation={"every": 0})
+    home = tmp_path / "home"
+    command = [sys.executable, "-m", "flows.cli", "train", str(settings)]
+    with (tmp_path / "killed.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=HERE.parents[1], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        while not list((home / "logs" / "attempts").glob("*")):
+            assert process.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = flow("train", str(settings))
+    assert done.returncode == 0, done.stderr[-3000:]
+    with duckdb.connect() as con:
+        files = [
+            str(home / "lake" / f["path"])
+            for f in json.loads((home / "lake/manifests/spans.json").read_text())["files"]
+        ]
+        ended = con.execute(
+            "SELECT count(*), count(DISTINCT rollout_id) FROM read_parquet(?) WHERE op = 'rollout' AND outcome <> 'infrastructure'",
+            [files],
+        ).fetchone()
+    assert ended == (16, 16)
+    assert PolicyStore(home, "policy").versions() == ["v0000", "v0001"]
