@@ -256,7 +256,7 @@ def test_an_evaluation_has_rewards_and_no_sequences(tmp_path: Path) -> None:
 
 
 def test_an_epoch_without_spans_gives_empty_tables(tmp_path: Path) -> None:
-    lake, epoch = derived(tmp_path, [])
+    _, epoch = derived(tmp_path, [])
     assert {name: t.rows for name, t in epoch.tables.items() if t.rows} == {}
 
 

@@ -1,0 +1,117 @@
+"""Rewards by `reward.grader`: a bad one is named and costs no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from lightning_core import names
+from lightning_core.agents.grading import check_grader, grade
+from lightning_core.client import SpanData
+from lightning_core.config import SettingsError
+from lightning_core.lake.derive import attempts
+from tests.lake_maker import Attempt, derived
+
+GRADERS = """
+def right(task, output, spans):
+    return 1.0 if output == task["answer"] else 0.0
+def by_spans(task, output, spans):
+    return float(len([s for s in spans if s["op"] == "llm"]))
+def several(task, output, spans):
+    return {"reward": 0.5, "style": 0.25}
+def no_reward(task, output, spans):
+    return {"style": 0.25}
+def nan(task, output, spans):
+    return float("nan")
+def text(task, output, spans):
+    return "1.0"
+def raises_once(task, output, spans):
+    return 1 / task["number"]
+"""
+
+
+@contextmanager
+def collected(home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    rows = []
+    for number in range(3):
+        attempt = Attempt(f"r.{number}", f"a{number}")
+        attempt.root(task=json.dumps({"answer": "7", "number": number}), output=json.dumps(str(5 + number)))
+        attempt.call([1], [2])
+        rows += attempt.rows
+    failed = Attempt("r.9", "a9")
+    failed.root("error", task="{}", output=None)
+    lake, epoch = derived(home, rows + failed.rows)
+    with attempts(lake, epoch) as con:
+        yield con
+
+
+def posted(home: Path, grader: str) -> tuple[dict[str, list[SpanData]], Any]:
+    (home / "graders.py").write_text(GRADERS)
+    sent: dict[str, list[SpanData]] = {}
+    with collected(home) as con:
+        reference = grader if grader.endswith(".sql") else f"{home / 'graders.py'}:{grader}"
+        grades = grade(reference, con, lambda rollout, _attempt, spans: sent.setdefault(rollout, spans) and None)
+    return sent, grades
+
+
+def test_the_grader_sees_task_output_and_spans_of_attempts_that_ran_to_their_end(tmp_path: Path) -> None:
+    sent, grades = posted(tmp_path, "right")
+    assert {r: spans[0].attributes[names.REWARD] for r, spans in sent.items()} == {"r.0": 0.0, "r.1": 0.0, "r.2": 1.0}
+    assert (grades.graded, grades.invalid) == (3, 0)
+    assert all(s.attributes[names.REWARD_SOURCE] == "grader" for spans in sent.values() for s in spans)
+    assert posted(tmp_path, "by_spans")[0]["r.0"][0].attributes[names.REWARD] == 1.0
+
+
+def test_a_dict_gives_several_named_rewards(tmp_path: Path) -> None:
+    sent, _ = posted(tmp_path, "several")
+    found = {s.attributes[names.REWARD_NAME]: s.attributes[names.REWARD] for s in sent["r.0"]}
+    assert found == {"reward": 0.5, "style": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("grader", "reason"),
+    [
+        ("nan", "nan, not a finite number"),
+        ("text", "'1.0', not a finite number"),
+        ("no_reward", "no key 'reward', only style"),
+    ],
+)
+def test_what_is_no_reward_is_an_error_of_its_rollout(tmp_path: Path, grader: str, reason: str) -> None:
+    sent, grades = posted(tmp_path, grader)
+    assert grades.invalid == 3 and reason in grades.first_error and "r.0" in grades.first_error
+    assert all(names.REWARD not in spans[0].attributes and spans[0].attributes[names.ERROR] for spans in sent.values())
+
+
+def test_a_grader_that_raises_for_one_rollout_grades_the_others(tmp_path: Path) -> None:
+    sent, grades = posted(tmp_path, "raises_once")
+    assert (grades.graded, grades.invalid) == (3, 1)
+    assert "ZeroDivisionError" in sent["r.0"][0].attributes[names.ERROR]
+    assert sent["r.2"][0].attributes[names.REWARD] == 0.5
+
+
+def test_a_sql_file_grades_too(tmp_path: Path) -> None:
+    file = tmp_path / "grade.sql"
+    file.write_text(
+        "SELECT rollout_id, attempt_id, count(*) FILTER (op = 'llm')::DOUBLE AS reward FROM epoch_spans GROUP BY ALL"
+    )
+    sent, _ = posted(tmp_path, str(file))
+    assert sent["r.0"][0].attributes[names.REWARD] == 1.0
+
+
+def test_a_sql_file_with_other_columns_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "grade.sql"
+    file.write_text("SELECT rollout_id FROM scored_attempts")
+    with pytest.raises(SettingsError, match=r"grade\.sql: no column attempt_id, reward"):
+        posted(tmp_path, str(file))
+
+
+def test_a_grader_that_is_not_there_is_found_before_the_first_rollout(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"reward\.grader: .*nowhere\.sql: no such file"):
+        check_grader(str(tmp_path / "nowhere.sql"))
+    check_grader(None)

@@ -1,0 +1,152 @@
+"""Settings, task sets and plans: bad input is named with its place and what would be right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from hypothesis import given, strategies
+from hypothesis import settings as hypothesis_settings
+
+from docs import generate
+from flows.cli import main
+from lightning_core.config import Settings, SettingsError, load_settings
+from lightning_core.lake.stages import stage_key
+from lightning_core.loading import load_callable
+from lightning_core.taskset import Task, load_tasks, plan_evaluation, plan_training
+
+MINIMAL: dict[str, Any] = {"agent": {"callable": "a:b"}, "tasks": {"train": "t.jsonl"}}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    file = folder / "settings.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL | changes))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout": {"groupsize": 4}}, r"unknown key `rollout\.groupsize`; known here: tasks_per_epoch, group_size"),
+        ({"policies": [{"trainin": {}}]}, r"unknown key `policies\.0\.trainin`; known here: name, model"),
+        ({"agent": {}}, "exactly one of `callable` and `command`"),
+        ({"agent": {"callable": "nothing"}}, "module:function"),
+        ({"rollout": {"group_size": 0}}, r"`rollout\.group_size`.*got 0"),
+        ({"rollout": {"group_size": 1}}, "compares the rollouts of a group; make it 2 or more"),
+        ({"run": "no spaces please"}, "`run`"),
+        ({"policies": [{"name": "a"}, {"name": "a"}]}, "two policies are called 'a'"),
+        ({"policies": [{"name": "a"}, {"name": "b"}]}, "give every policy a `lora:` section"),
+        ({"tasks": {}}, r"`tasks\.train` is missing"),
+    ],
+)
+def test_settings_that_cannot_work_name_the_key_and_the_remedy(tmp_path: Path, changes: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as error:
+        load_settings(write(tmp_path, **changes))
+    assert "settings.yaml" in str(error.value)
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no such settings file"):
+        load_settings(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(SettingsError, match=r"bad\.yaml: not valid YAML"):
+        load_settings(tmp_path / "bad.yaml")
+
+
+def test_overrides_reach_into_lists_and_sections(tmp_path: Path) -> None:
+    file = write(tmp_path, policies=[{"name": "p"}])
+    settings = load_settings(file, {"policies.0.training.learning_rate": 0.5, "rollout.group_size": 3})
+    assert (settings.policies[0].training.learning_rate, settings.rollout.group_size) == (0.5, 3)
+
+
+def test_settings_survive_json_as_prefect_sends_them(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path))
+    assert Settings.model_validate(json.loads(settings.model_dump_json())) == settings
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["settings", str(write(tmp_path, nonsense=1))])
+    assert done.exit_code == 1
+    assert "unknown key `nonsense`" in done.output and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.jsonl", None, "no such file"),
+        ("empty.jsonl", "", "there is no task in it"),
+        ("bad.jsonl", "{", "not valid JSON"),
+        ("list.json", "[[1]]", "task 0 is a list"),
+        ("twice.jsonl", '{"id": 1}\n{"id": 1}\n', "1 ids occur more than once, the first is '1'"),
+    ],
+)
+def test_a_task_set_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(SettingsError, match=f"tasks.train.*{message}"):
+        load_tasks(str(tmp_path / name), "id", "tasks.train")
+
+
+def test_tasks_come_from_functions_and_files(tmp_path: Path) -> None:
+    (tmp_path / "made.py").write_text("def some():\n    return [{'id': 'x', 'n': 1}, {'n': 2}]\n")
+    tasks = load_tasks(f"{tmp_path / 'made.py'}:some", "id", "tasks.train")
+    assert [(t.id, t.content["n"]) for t in tasks] == [("x", 1), ("1", 2)]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("no.such.module:f", "cannot be imported"),
+        ("{file}:missing", "has no function 'missing'; it has: run"),
+        ("x.py:f", "no such file"),
+    ],
+)
+def test_a_function_that_is_not_there_is_named_with_its_setting(tmp_path: Path, reference: str, message: str) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("def run(): pass\n")
+    with pytest.raises(SettingsError, match=rf"reward\.grader.*{message}"):
+        load_callable(reference.format(file=file), "reward.grader")
+
+
+def settings_of(tasks: int, group: int, seed: int = 0) -> Settings:
+    rollout = {"tasks_per_epoch": tasks, "group_size": group}
+    return Settings.model_validate(MINIMAL | {"rollout": rollout, "seed": seed})
+
+
+@hypothesis_settings(max_examples=50, deadline=None)
+@given(
+    count=strategies.integers(1, 30),
+    wanted=strategies.integers(1, 12),
+    epochs=strategies.integers(1, 8),
+    seed=strategies.integers(0, 9),
+)
+def test_no_task_comes_again_before_all_were_seen(count: int, wanted: int, epochs: int, seed: int) -> None:
+    tasks = [Task(str(i), {}) for i in range(count)]
+    settings = settings_of(wanted, 2, seed)
+    drawn = [r.task.id for epoch in range(epochs) for r in plan_training(settings, tasks, epoch)[::2]]
+    for lap in range(0, len(drawn), count):
+        assert len(set(drawn[lap : lap + count])) == len(drawn[lap : lap + count])
+
+
+def test_a_plan_is_the_same_each_time_and_ids_are_unique_and_fit_a_url() -> None:
+    tasks = [Task(name, {}) for name in ("a/b", "a?b", "ä", "x" * 60, "x" * 61, "ok")]
+    plan = plan_training(settings_of(8, 2), tasks, 3)
+    assert plan == plan_training(settings_of(8, 2), tasks, 3)
+    ids = [r.rollout_id for r in plan] + [r.rollout_id for r in plan_evaluation(settings_of(8, 2), tasks, 3)]
+    assert len(set(ids)) == len(ids) == 16 + 6
+    assert all(c.isascii() and (c.isalnum() or c in "-_.") for i in ids for c in i)
+
+
+def test_a_stages_key_is_that_of_what_it_reads() -> None:
+    settings = settings_of(2, 2)
+    assert stage_key(settings.reward, "x") == stage_key(settings.reward.model_copy(), "x")
+    assert stage_key(settings.reward, "x") != stage_key(settings.reward.model_copy(update={"failure_reward": 1.0}), "x")
+
+
+@pytest.mark.parametrize("page", sorted(generate.PAGES))
+def test_the_generated_docs_are_those_in_the_tree(page: str) -> None:
+    assert (generate.HERE / page).read_text() == generate.PAGES[page](), "run: python docs/generate.py"
