@@ -23,16 +23,29 @@ class _Section(BaseModel):
 class AgentSettings(_Section):
     """The agent, as it is: a Python callable or any command."""
 
-    callable: str | None = Field(None, description="`package.module:function` or `path/to/file.py:function`; called with the task")
-    command: str | list[str] | None = Field(None, description="a command line; gets the task as JSON on stdin and in $LIGHTNING_TASK")
-    working_directory: Path | None = Field(None, description="where the agent runs; default: where the flow was started")
+    callable: str | None = Field(
+        None, description="`package.module:function` or `path/to/file.py:function`; called with the task"
+    )
+    command: str | list[str] | None = Field(
+        None, description="a command line; gets the task as JSON on stdin and in $LIGHTNING_TASK"
+    )
+    working_directory: Path | None = Field(
+        None, description="where the agent runs; default: where the flow was started"
+    )
     environment: dict[str, str] = Field(default_factory=dict, description="extra environment variables")
     pass_environment: list[str] = Field(
-        default_factory=list, description="variables handed on from the flow's own environment by name (secrets); never stored"
+        default_factory=list,
+        description="variables handed on from the flow's own environment by name (secrets); never stored",
     )
-    timeout_s: float = Field(120, gt=0, description="seconds until an attempt is ended and counted as the agent's failure")
+    timeout_s: float = Field(
+        120, gt=0, description="seconds until an attempt is ended and counted as the agent's failure"
+    )
     preload: list[str] = Field(
-        default_factory=lambda: ["openai", "opentelemetry.sdk.trace.export", "opentelemetry.exporter.otlp.proto.http.trace_exporter"],
+        default_factory=lambda: [
+            "openai",
+            "opentelemetry.sdk.trace.export",
+            "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+        ],
         description="modules the process pool imports once, before the first attempt of a callable",
     )
 
@@ -54,20 +67,29 @@ class TaskSettings(_Section):
 
 
 class RolloutSettings(_Section):
-    tasks_per_epoch: int = Field(8, ge=1, description="tasks drawn (in a seeded order, without repeats until all were seen)")
+    tasks_per_epoch: int = Field(
+        8, ge=1, description="tasks drawn (in a seeded order, without repeats until all were seen)"
+    )
     group_size: int = Field(8, ge=1, description="rollouts of each task")
     concurrency: int = Field(16, ge=1, description="attempts that run at the same time, over all shards")
     shards: int = Field(4, ge=1, description="Prefect tasks the rollouts of an epoch are spread over")
-    retries: int = Field(2, ge=0, description="further attempts after a failure of the infrastructure (never after the agent's)")
+    retries: int = Field(
+        2, ge=0, description="further attempts after a failure of the infrastructure (never after the agent's)"
+    )
 
 
 class RewardSettings(_Section):
     grader: str | None = Field(
-        None, description="`module:function` called with (task, output, spans), or a .sql file; without it the agent emits rewards"
+        None,
+        description="`module:function` called with (task, output, spans), or a .sql file; without it the agent emits rewards",
     )
-    failure_reward: float | None = Field(0.0, description="reward of an attempt the agent failed; null leaves it out of training")
+    failure_reward: float | None = Field(
+        0.0, description="reward of an attempt the agent failed; null leaves it out of training"
+    )
     assign: Literal["final"] = Field("final", description="`final`: the rollout's last reward, to every call")
-    reward_match: str | None = Field(None, description="regex (RE2): only rewards emitted under an agent it matches count")
+    reward_match: str | None = Field(
+        None, description="regex (RE2): only rewards emitted under an agent it matches count"
+    )
 
 
 class SamplingSettings(_Section):
@@ -94,8 +116,12 @@ class TrainingSettings(_Section):
     epsilon: float = Field(0.2, gt=0, description="clip range of the ratio to the sampling logprobs")
     epsilon_high: float | None = Field(None, gt=0)
     beta: float = Field(0.0, ge=0, description="weight of the KL to the base model")
-    packing: Literal["none", "tree"] = Field("tree", description="`tree`: tokens that sequences of a group share are computed once")
-    tokens_per_micro_batch: int = Field(4096, ge=64, description="tokens (unique ones, where packed) in one forward pass")
+    packing: Literal["none", "tree"] = Field(
+        "tree", description="`tree`: tokens that sequences of a group share are computed once"
+    )
+    tokens_per_micro_batch: int = Field(
+        4096, ge=64, description="tokens (unique ones, where packed) in one forward pass"
+    )
     max_sequence_tokens: int = Field(4096, ge=16, description="longer sequences are left out and counted")
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -105,8 +131,12 @@ class PolicySettings(_Section):
     """One trainable model, and the calls that train it. Agents reach it under `model=<name>`."""
 
     name: Name = "policy"
-    model: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description="hub id, or a folder, of the weights to begin with")
-    agent_match: str = Field("", description="regex (RE2, unanchored) on the nearest named agent of a call; empty matches all")
+    model: str = Field(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", description="hub id, or a folder, of the weights to begin with"
+    )
+    agent_match: str = Field(
+        "", description="regex (RE2, unanchored) on the nearest named agent of a call; empty matches all"
+    )
     agent_exclude: str | None = Field(None, description="regex (RE2): agents taken out again")
     advantages: Literal["grpo"] = Field("grpo", description="how rewards become advantages: a file of sql/advantages/")
     sampling: SamplingSettings = SamplingSettings()
@@ -183,7 +213,9 @@ class Settings(_Section):
     def _groups(self) -> Settings:
         for policy in self.policies:
             if policy.advantages == "grpo" and self.rollout.group_size < 2:
-                raise ValueError("rollout.group_size is 1, but `grpo` compares the rollouts of a group; make it 2 or more")
+                raise ValueError(
+                    "rollout.group_size is 1, but `grpo` compares the rollouts of a group; make it 2 or more"
+                )
         return self
 
 
@@ -231,7 +263,11 @@ def explain_validation(error: ValidationError) -> str:
             lines.append(f"`{key}` is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"`{key}`: {message} (got {problem['input']!r:.80})" if problem["type"] != "value_error" else f"`{key}`: {message}")
+            lines.append(
+                f"`{key}`: {message} (got {problem['input']!r:.80})"
+                if problem["type"] != "value_error"
+                else f"`{key}`: {message}"
+            )
     return "; ".join(lines)
 
 

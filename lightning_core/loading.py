@@ -25,7 +25,9 @@ def load_callable(reference: str, setting: str) -> Callable[..., Any]:
         raise SettingsError(f"{setting}: {place!r} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not callable(found):
-        functions = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
+        functions = [
+            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__
+        ]
         raise SettingsError(f"{setting}: {place!r} has no function {name!r}; it has: {', '.join(functions) or 'none'}")
     return found
 

@@ -44,19 +44,25 @@ def load_tasks(reference: str, id_field: str, setting: str) -> list[Task]:
     tasks = []
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise SettingsError(f"{setting}: {reference}: task {number} is a {type(row).__name__}; every task is a JSON object")
+            raise SettingsError(
+                f"{setting}: {reference}: task {number} is a {type(row).__name__}; every task is a JSON object"
+            )
         tasks.append(Task(str(row.get(id_field, number)), row))
     if not tasks:
         raise SettingsError(f"{setting}: {reference}: there is no task in it")
     repeated = [name for name, n in Counter(t.id for t in tasks).items() if n > 1]
     if repeated:
-        raise SettingsError(f"{setting}: {reference}: {len(repeated)} ids occur more than once, the first is {repeated[0]!r} (tasks.id_field is {id_field!r})")
+        raise SettingsError(
+            f"{setting}: {reference}: {len(repeated)} ids occur more than once, the first is {repeated[0]!r} (tasks.id_field is {id_field!r})"
+        )
     return tasks
 
 
 def _read(path: Path, setting: str) -> Iterable[Any]:
     if not path.is_file():
-        raise SettingsError(f"{setting}: {path}: no such file; give a .jsonl, .json or .parquet file, or `module:function`")
+        raise SettingsError(
+            f"{setting}: {path}: no such file; give a .jsonl, .json or .parquet file, or `module:function`"
+        )
     if path.suffix == ".parquet":
         import polars
 
