@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,7 +21,7 @@ from lightning_core.config import PolicySettings, Settings
 from lightning_core.files import write_atomic
 from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.processes import end_group, is_running
-from lightning_core.policies.redeploy import hot_swap, load_lora, route
+from lightning_core.policies.redeploy import RedeployFailed, hot_swap, load_lora, route
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerHandle
@@ -110,16 +111,33 @@ def versions(settings: Settings) -> dict[str, str]:
 
 
 def deploy(settings: Settings, services: Services) -> dict[str, float]:
-    """Make vLLM serve every policy's current version, then let the gateway route to it; returns seconds by policy."""
-    current = versions(settings)
-    seconds = {p.name: _swap(p, settings, current[p.name], services.vllm) for p in settings.policies}
-    limit = settings.evaluation.max_tokens
-    routes = {p.name: route(p, services.vllm, current[p.name], evaluate_max_tokens=limit) for p in settings.policies}
-    services.server.set_routes({"policies": routes})
+    """Make vLLM serve every policy's current version and the gateway route to it; returns seconds by policy.
+
+    Raises RedeployFailed; the gateway then routes to, and names, the version that is still served.
+    """
+    server, vllm = services.server, services.vllm
+    former, wanted = server.routes(), _routes(settings, vllm)
+    seconds = {}
+    try:
+        for policy in settings.policies:
+            version = wanted["policies"][policy.name]["version"]
+            seconds[policy.name] = _swap(policy, settings, version, vllm, lambda: server.set_routes(wanted))
+    except RedeployFailed:
+        if former["policies"]:
+            server.set_routes(former)
+        raise
+    server.set_routes(wanted)
     return seconds
 
 
-def _swap(policy: PolicySettings, settings: Settings, version: str, vllm: VllmServer) -> float:
+def _routes(settings: Settings, vllm: VllmServer) -> dict[str, Any]:
+    current, limit = versions(settings), settings.evaluation.max_tokens
+    return {"policies": {p.name: route(p, vllm, current[p.name], evaluate_max_tokens=limit) for p in settings.policies}}
+
+
+def _swap(
+    policy: PolicySettings, settings: Settings, version: str, vllm: VllmServer, announce: Callable[[], None]
+) -> float:
     """Seconds that it took; 0 where the version is served already."""
     folder = PolicyStore(settings.home, policy.name).path(version)
     if policy.lora is not None:
@@ -128,7 +146,7 @@ def _swap(policy: PolicySettings, settings: Settings, version: str, vllm: VllmSe
         return sum(load_lora(vllm, policy.name, version, folder).seconds.values())
     if vllm.state.version == version:
         return 0.0
-    return sum(hot_swap(vllm, folder, version).seconds.values())
+    return sum(hot_swap(vllm, folder, version, before_resume=announce).seconds.values())
 
 
 def _start_vllm(settings: Settings, model: ModelFolder, say: Say) -> VllmServer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,12 +58,20 @@ class Redeployed:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
 
-def hot_swap(vllm: VllmServer, weights_path: Path, version: str, *, drain_s: float = 30.0) -> Redeployed:
+def hot_swap(
+    vllm: VllmServer,
+    weights_path: Path,
+    version: str,
+    *,
+    drain_s: float = 30.0,
+    before_resume: Callable[[], None] = lambda: None,
+) -> Redeployed:
     """Swap the full weights in `weights_path` into `vllm` as `version`.
 
     Calls in flight get `drain_s` seconds to end on the old weights; those that take longer are frozen, and go on with
     the new ones (0 freezes all at once). `changed` is False where the check prompt's logprobs are what they were: right
-    for equal weights, and for updates smaller than the served dtype resolves. Raises RedeployFailed.
+    for equal weights, and for updates smaller than the served dtype resolves. `before_resume` is called while no call
+    is computed: the gateway learns there which version comes next. Raises RedeployFailed.
     """
     weights_path = weights_path.resolve()
     former_path, former_version = Path(vllm.state.weights), vllm.state.version
@@ -84,6 +92,7 @@ def hot_swap(vllm: VllmServer, weights_path: Path, version: str, *, drain_s: flo
                 done.drained = _pause(client, drain_s)
             _load(client, weights_path, version, done)
             with done.step("resume"):
+                before_resume()
                 client.resume()
             done.paused_s = time.monotonic() - paused
             with done.step("check"):
