@@ -40,6 +40,8 @@ class _Commands(click.Group):
 def main() -> None:
     """Train the LLM inside any agent by reinforcement learning, without changing the agent."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # Prefect says of every task that it finished; the terminal has the progress of the work instead.
+    logging.getLogger().handlers[0].addFilter(lambda record: not record.getMessage().startswith("Finished in state"))
     for name in ("lightning_core", "lightning_flows", "flows", "prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)

@@ -74,7 +74,7 @@ def _roll_out(settings: Settings, epoch: EpochManifest, missing: list[PlannedRol
     errors: Counter[str] = Counter()
     shards = split(missing, settings.rollout.shards)
     futures = [
-        rollout_shard.submit(settings, shard, epoch.epoch, epoch.mode, number, len(shards))
+        rollout_shard.submit(settings, shard, epoch.epoch, epoch.mode, number, len(shards), len(missing))
         for number, shard in enumerate(shards, 1)
     ]
     wait(futures)

@@ -16,6 +16,8 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 _EVERY_S = 5.0
+_shared: dict[str, Progress] = {}
+_shared_lock = threading.Lock()
 
 
 def logger() -> Any:
@@ -47,6 +49,18 @@ class Progress:
         if FlowRunContext.get() or TaskRunContext.get():
             key = re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
             self._artifact = self._quietly(create_progress_artifact, progress=0.0, key=key, description=what)
+
+    @classmethod
+    def shared(cls, what: str, total: int) -> Progress:
+        """The one progress of this name in this process: several shards count towards it."""
+        with _shared_lock:
+            if what not in _shared or _shared[what].finished:
+                _shared[what] = cls(what, total)
+            return _shared[what]
+
+    @property
+    def finished(self) -> bool:
+        return self._done >= self._total
 
     def add(self, count: int = 1, note: str = "") -> None:
         """So many more are done."""

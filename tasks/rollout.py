@@ -30,9 +30,9 @@ def split(rollouts: list[PlannedRollout], shards: int) -> list[list[PlannedRollo
 
 @task(task_run_name="rollout shard {number}/{of}", cache_policy=NO_CACHE, persist_result=False)
 def rollout_shard(
-    settings: Settings, rollouts: list[PlannedRollout], epoch: int, mode: Mode, number: int, of: int
+    settings: Settings, rollouts: list[PlannedRollout], epoch: int, mode: Mode, number: int, of: int, total: int
 ) -> dict[str, Any]:
-    """Run a shard's rollouts. What an attempt did is in its spans; returned are counts by status and the first errors.
+    """Run a shard's rollouts (`total`: those of all shards). What an attempt did is in its spans; returned are counts by status and the first errors.
 
     Failures of single attempts never fail the shard.
     """
@@ -41,7 +41,7 @@ def rollout_shard(
         raise RuntimeError(f"no server runs for {settings.home}; start the flow, or `lightning-flows serve`, first")
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
-    progress = Progress(f"{mode} {epoch} rollout shard {number} of {of}", len(rollouts))
+    progress = Progress.shared(f"{mode} {epoch} rollouts", total)
     workers = max(1, settings.rollout.concurrency // of)
     with (
         shared_runner(settings, server) as runner,
@@ -54,7 +54,7 @@ def rollout_shard(
                 statuses[result.status] += 1
                 if result.error is not None:
                     errors[result.error[:300]] += 1
-                progress.add(note=", ".join(f"{n} {s}" for s, n in sorted(statuses.items())))
+                progress.add(note="" if result.status == "ok" else f"last failure: {result.status}")
         except BaseException:
             for future in futures:
                 future.cancel()
