@@ -54,6 +54,8 @@ env: $(READY) ## the environment alone
 .PHONY: lock
 lock: $(UV) ## renew the pinned requirements of both kinds of machine
 	$(MAKE) --no-print-directory lock-one HARDWARE=cpu
+	@# what is pinned for the CPU is preferred, so the two differ only where vLLM's builds do
+	grep -v '+cpu' requirements/cpu.txt > requirements/gpu.txt
 	$(MAKE) --no-print-directory lock-one HARDWARE=gpu
 
 .PHONY: lock-one

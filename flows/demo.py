@@ -34,7 +34,7 @@ def demo(settings: Settings, report: Path, fresh: bool = False) -> None:
     finished = report.is_file() and json.loads(report.read_text()).get("home") == str(settings.home)
     if settings.home.exists() and (fresh or finished):
         logger.info("a former demo in %s is removed", settings.home)
-        _remove_all_but_models(settings.home)
+        shutil.rmtree(settings.home)
     report.unlink(missing_ok=True)
     began = time.monotonic()
     with PeakMemory() as memory:
@@ -102,13 +102,3 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
 
 def _number(value: Any, form: str = "") -> str:
     return "" if value is None else format(value, form)
-
-
-def _remove_all_but_models(home: Path) -> None:
-    for entry in home.iterdir():
-        if entry.name == "models":
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()

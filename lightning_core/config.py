@@ -179,6 +179,7 @@ class Settings(_Section):
 
     run: Name = Field("default", description="name of the run; the same name continues it")
     home: Path = Field(Path("var"), description="folder for everything a run writes")
+    models: Path = Field(Path("var/models"), description="folder for models that are fetched, shared by all runs")
     seed: int = 0
     epochs: int = Field(4, ge=1, description="epochs `train` runs")
     agent: AgentSettings

@@ -91,7 +91,7 @@ class _Owner:
 
 def base_model(settings: Settings, say: Say = logger.info) -> ModelFolder:
     """The weights that the policies begin with, on disk; every policy has its v0000 afterwards."""
-    model = resolve_model(settings.policies[0].model, settings.home, say)
+    model = resolve_model(settings.policies[0].model, settings.models, say)
     for policy in settings.policies:
         store = PolicyStore(settings.home, policy.name)
         first = store.publish_base(model.path, policy.model, "lora" if policy.lora else "full")

@@ -43,7 +43,7 @@ def train_policy(settings: Settings, policy: PolicySettings, epoch: EpochManifes
             log.info("%s: %s", policy.name, event["phase"])
 
     def work() -> dict[str, Any]:
-        base = resolve_model(policy.model, settings.home, log.debug)
+        base = resolve_model(policy.model, settings.models, log.debug)
         return train_version(lake, settings, policy, epoch, base.path, key, on_progress)
 
     output = run_stage(lake, epoch, f"train {policy.name}", key, work)

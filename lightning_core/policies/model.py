@@ -55,10 +55,10 @@ class ModelFolder:
     origin: Literal["folder", "found", "hub", "package"]
 
 
-def resolve_model(name_or_path: str, home: Path, on_progress: Progress = log.info) -> ModelFolder:
-    """The weights called `name_or_path` (a folder, or a hub id), fetched into `home/models` where need be.
+def resolve_model(name_or_path: str, models: Path, on_progress: Progress = log.info) -> ModelFolder:
+    """The weights called `name_or_path` (a folder, or a hub id), fetched into folder `models` where need be.
 
-    Order: local folder, `home/models/<slug>` of an earlier run, the hub (its cache, then the network unless
+    Order: local folder, `models/<slug>` of an earlier run, the hub (its cache, then the network unless
     `HF_HUB_OFFLINE` is set), a package that carries the model. Raises ModelError.
     """
     given = Path(name_or_path).expanduser()
@@ -69,7 +69,6 @@ def resolve_model(name_or_path: str, home: Path, on_progress: Progress = log.inf
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith((".", "~")):
         raise ModelError(f"model {name_or_path!r}: no such folder, and no hub id either (`owner/name`)")
 
-    models = home / "models"
     folder = models / name_or_path.replace("/", "--")
     with _one_at_a_time(models, on_progress):
         if folder.is_dir():

@@ -84,7 +84,9 @@ def why_not_tree(model: Any, longest: int) -> str | None:
         return f"sequences of up to {longest} tokens do not fit the sliding attention window of {window}"
     other = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
     if other:
-        return f"{type(base).__name__} has layers that mix neighbours whatever the mask says: {', '.join(sorted(other))}"
+        return (
+            f"{type(base).__name__} has layers that mix neighbours whatever the mask says: {', '.join(sorted(other))}"
+        )
     device = next(base.parameters()).device
     sequences = _probe_sequences(int(config.vocab_size))
     tree, plain = tree_layout([sequences]), padded_layout(sequences)

