@@ -1,13 +1,14 @@
 """`python -m lightning_core.training job.json`: train one policy on one epoch's sequences, then exit.
 
 Exit codes: 0 with `training.json` in the job's output folder; 3 where data, weights or the job cannot be trained on,
-with `{"error": …}` as the progress file's last line; 1 for anything unforeseen, with a traceback. `--with-parent`
-ends the process when the one that started it is gone.
+with `{"error": …}` as the progress file's last line; 1 for anything unforeseen, with a traceback. `--with-parent
+PID` ends the process when that one is gone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import threading
@@ -28,11 +29,11 @@ EXIT_UNTRAINABLE = 3
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lightning_core.training", description="train one policy once")
     parser.add_argument("job", type=Path, help="JSON file of a training job")
-    parser.add_argument("--with-parent", action="store_true", help="end when the process that started this one is gone")
+    parser.add_argument("--with-parent", type=int, metavar="PID", help="end when this process is gone")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if options.with_parent:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if options.with_parent is not None:
+        threading.Thread(target=_end_with, args=(options.with_parent, os.getppid()), daemon=True).start()
     try:
         job = Job.model_validate_json(options.job.read_text())
     except OSError as error:
@@ -47,16 +48,21 @@ def main(arguments: list[str] | None = None) -> int:
         result = run_job(job, progress)
     except TrainingError as error:
         logger.error("%s", error, exc_info=error.__cause__)
-        progress.write({"error": str(error)})
+        progress.fail(str(error))
         return EXIT_UNTRAINABLE
     logger.info("trained %s on %d sequences: %s", job.output, result["sequences"], result["seconds"])
     return 0
 
 
-def _end_with(parent: int) -> None:
-    """A trainer whose flow was killed would train on for nobody, beside the one that resumes the epoch."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_with(flow: int, parent: int) -> None:
+    """A trainer whose flow was killed would train on for nobody, beside the one that resumes the epoch.
+
+    `parent` is the flow itself or, for several processes, the launcher between.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        while os.getppid() == parent:
+            os.kill(flow, 0)
+            time.sleep(1)
     os._exit(1)
 
 

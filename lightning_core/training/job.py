@@ -70,14 +70,20 @@ class Progress:
     """Appends lines to the job's progress file; on other ranks than the first it is silent."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path if int(os.environ.get("RANK", "0")) == 0 else None
+        self.path = path
+        self._silent = int(os.environ.get("RANK", "0")) != 0
         self.seconds: dict[str, float] = {}
         self._phase: tuple[str, float] | None = None
 
     def write(self, line: dict[str, Any]) -> None:
-        if self.path is not None:
+        if not self._silent:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def fail(self, why: str) -> None:
+        """Say why the job ended; from any rank, since it may be the only one that knows."""
+        self._silent = False
+        self.write({"error": why})
 
     def phase(self, name: str | None) -> None:
         """Begin a phase (None: end the last one); seconds of each are kept."""
@@ -169,6 +175,8 @@ def _train(
             optimizer_state=optimizer_state,
             peft_config=lora_config(lora) if lora and job.weights is None else None,
         )
+        if trainer.accelerator.num_processes > 1:
+            logger.info("rank %d of %d processes", trainer.accelerator.process_index, trainer.accelerator.num_processes)
         parameters = parameters_of(trainer.model)
         if optimizer_state is not None and noted.get("parameters") != parameters:
             raise WeightsError(

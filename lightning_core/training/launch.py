@@ -44,7 +44,7 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_environment(),
+            env=_environment(job),
             start_new_session=True,
         )
         error: str | None = None
@@ -65,20 +65,28 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
 
 
 def command(job: Job, job_file: Path) -> list[str]:
-    """The command line of a job: plain Python for one process, `accelerate launch` for several."""
-    module = ["-m", "lightning_core.training"]
-    if job.num_processes == 1 and job.accelerate_config is None:
-        return [sys.executable, *module, str(job_file), "--with-parent"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(job.num_processes)]
+    """The command line of a job: plain Python for one process, `accelerate launch` where the job names its settings,
+    else torch's launcher (accelerate's would start a single process on CPUs)."""
+    module = ["-m", "lightning_core.training", str(job_file), "--with-parent", str(os.getpid())]
     if job.accelerate_config is not None:
-        launcher += ["--config_file", str(job.accelerate_config)]
-    return [*launcher, *module, str(job_file), "--with-parent"]
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(job.accelerate_config)]
+        return [sys.executable, *launcher, "--num_processes", str(job.num_processes), *module]
+    if job.num_processes > 1:
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(job.num_processes)]
+        return [sys.executable, *launcher, *meeting, *module]
+    return [sys.executable, *module]
 
 
-def _environment() -> dict[str, str]:
+def _environment(job: Job) -> dict[str, str]:
     """This process's own, with the package importable from wherever it was started."""
     root = str(Path(lightning_core.__file__).parent.parent)
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    if job.num_processes > 1:
+        threads = max(1, (os.cpu_count() or 1) // job.num_processes)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return environment
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

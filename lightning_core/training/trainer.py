@@ -255,5 +255,7 @@ def _arguments(policy: PolicySettings, steps: int, width: int, scratch: Path, se
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
+        # Not said outright, several processes on CPUs would each train alone.
+        use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=False,
     )

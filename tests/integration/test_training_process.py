@@ -1,0 +1,217 @@
+"""The training process as a flow sees it: started, followed, failing, interrupted, killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_core.training.errors import TrainingFailed
+from lightning_core.training.job import Job
+from lightning_core.training.launch import command, train
+from tests.tiny_model import make_tiny_llama
+from tests.training_data import random_group, write_parquet
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, base: Path) -> Any:
+    rng = np.random.default_rng(7)
+    rows = [s for name in "abc" for s in random_group(name, 3, rng)]
+    sequences = write_parquet(rows, tmp_path / "sequences.parquet")
+
+    def make(**fields: Any) -> Job:
+        values: dict[str, Any] = {
+            "run": "r",
+            "epoch": 0,
+            "policy": "policy",
+            "policy_settings": {"training": {"steps_per_epoch": 3}},
+            "base_model": base,
+            "sequences": sequences,
+            "output": tmp_path / "v0000",
+            "state": tmp_path / "state",
+            "progress": tmp_path / "progress.jsonl",
+        }
+        return Job.model_validate(values | fields)
+
+    return make
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie answers signals too.
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def child_of(job: Job) -> int:
+    """The process that trains `job`: the one with its job file on the command line."""
+    name = str(job.progress.with_suffix(".job.json")).encode()
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and name in (folder / "cmdline").read_bytes():
+                return int(folder.name)
+        except OSError:
+            continue
+    raise AssertionError("no training process found")
+
+
+@pytest.mark.slow
+def test_progress_arrives_line_by_line_and_the_result_is_what_lies_beside_the_weights(
+    make_job: Any, tmp_path: Path
+) -> None:
+    job = make_job()
+    seen: list[dict[str, Any]] = []
+    result = train(job, seen.append, tmp_path / "logs" / "training.log")
+    assert seen[0] == {"phase": "checking"}
+    assert [line["step"] for line in seen if "step" in line] == [1, 2, 3]
+    assert result["steps"] == 3 and (job.output / "model.safetensors").exists()
+    assert "trained" in (tmp_path / "logs" / "training.log").read_text()
+    # A second epoch appends to the same file and reports only its own lines.
+    seen.clear()
+    train(
+        make_job(epoch=1, weights=job.output, output=tmp_path / "v0001"),
+        seen.append,
+        tmp_path / "logs" / "training.log",
+    )
+    assert [line["step"] for line in seen if "step" in line] == [1, 2, 3]
+
+
+def test_bad_data_fails_with_the_process_own_words(make_job: Any, tmp_path: Path) -> None:
+    rows = random_group("a", 2, np.random.default_rng(0))
+    nan = [[float("nan")] * len(row) for row in rows]
+    job = make_job(sequences=write_parquet(rows, tmp_path / "bad.parquet", advantages=nan))
+    seen: list[dict[str, Any]] = []
+    with pytest.raises(
+        TrainingFailed, match=r"training policy in epoch 0 of r: .*'a.0' of rollout 'a.0': `advantages` is nan"
+    ):
+        train(job, seen.append, tmp_path / "log")
+    assert "error" in seen[-1] and {"phase": "importing"} not in seen
+
+
+def test_bad_data_and_a_bad_job_exit_with_3(make_job: Any, tmp_path: Path) -> None:
+    job = make_job(sequences=tmp_path / "none.parquet")
+    for name, content in (("data.json", job.model_dump_json()), ("job.json", '{"run": "r"}')):
+        (tmp_path / name).write_text(content)
+        done = subprocess.run(
+            [sys.executable, "-m", "lightning_core.training", str(tmp_path / name)], capture_output=True, text=True
+        )
+        assert done.returncode == 3, done.stderr
+    assert "`policy_settings` is missing" in done.stderr
+
+
+def test_an_interrupt_ends_the_process_and_leaves_no_version(make_job: Any, tmp_path: Path) -> None:
+    job = make_job()
+    pids: list[int] = []
+
+    def interrupt(line: dict[str, Any]) -> None:
+        pids.append(child_of(job))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job, interrupt, tmp_path / "log")
+    assert not alive(pids[0])
+    assert not job.output.exists()
+
+
+def test_a_process_that_was_killed_is_told_with_the_likely_reason(make_job: Any, tmp_path: Path) -> None:
+    job = make_job()
+    with pytest.raises(TrainingFailed, match=r"ended with -9(.|\n)*tokens_per_micro_batch"):
+        train(job, lambda line: os.kill(child_of(job), signal.SIGKILL), tmp_path / "log")
+    assert not job.output.exists()
+
+
+def test_the_process_ends_when_the_one_that_started_it_is_killed(make_job: Any, tmp_path: Path) -> None:
+    job = make_job()
+    (tmp_path / "given.json").write_text(job.model_dump_json())
+    starter = (
+        "import sys; from pathlib import Path\n"
+        "from lightning_core.training.launch import train; from lightning_core.training.job import Job\n"
+        "train(Job.model_validate_json(Path(sys.argv[1]).read_text()), lambda line: None, Path(sys.argv[2]))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", starter, str(tmp_path / "given.json"), str(tmp_path / "log")])
+    try:
+        deadline = time.monotonic() + 60
+        while not job.progress.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        child = child_of(job)
+    finally:
+        parent.kill()
+        parent.wait()
+    while alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_job_killed_at_any_time_and_started_again_gives_the_weights_of_one_that_was_not(
+    make_job: Any, tmp_path: Path
+) -> None:
+    def weights(folder: Path) -> str:
+        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+    calm = make_job(output=tmp_path / "calm", state=tmp_path / "calm-state", progress=tmp_path / "calm.jsonl")
+    train(calm, lambda line: None, tmp_path / "log")
+    job = make_job()
+    for moment in ({"step": 1}, {"phase": "saving"}):
+
+        def kill(line: dict[str, Any], moment: dict[str, Any] = moment) -> None:
+            if moment.items() <= line.items():
+                os.kill(child_of(job), signal.SIGKILL)
+
+        with pytest.raises((TrainingFailed, AssertionError)):
+            train(job, kill, tmp_path / "log")
+            raise AssertionError("ended before it could be killed")
+        assert not job.output.exists() or (job.output / "training.json").exists()
+    train(job, lambda line: None, tmp_path / "log")
+    assert weights(job.output) == weights(calm.output)
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_same_loss_as_one(make_job: Any, tmp_path: Path) -> None:
+    one: list[dict[str, Any]] = []
+    two: list[dict[str, Any]] = []
+    train(make_job(), one.append, tmp_path / "log")
+    both = make_job(
+        num_processes=2, output=tmp_path / "two", state=tmp_path / "two-state", progress=tmp_path / "two.jsonl"
+    )
+    train(both, two.append, tmp_path / "log")
+    ranks = [line for line in (tmp_path / "log").read_text().splitlines() if "2 processes" in line]
+    assert ranks, "the second job did not train in two processes"
+    for single, shared in zip([s for s in one if "step" in s], [s for s in two if "step" in s], strict=True):
+        assert shared["loss"] == pytest.approx(single["loss"], abs=1e-4)
+        assert shared["grad_norm"] == pytest.approx(single["grad_norm"], rel=1e-3)
+        assert shared["mismatch"] == pytest.approx(single["mismatch"], rel=1e-4)
+        assert shared["entropy"] == pytest.approx(single["entropy"], rel=1e-4)
+
+
+def test_several_processes_have_a_launcher_and_accelerate_where_its_settings_are_given(
+    make_job: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.json"
+    assert command(make_job(), file)[1:3] == ["-m", "lightning_core.training"]
+    several = command(make_job(num_processes=2), file)
+    assert several[1:5] == ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    configured = command(make_job(num_processes=2, accelerate_config=tmp_path / "c.yaml"), file)
+    assert configured[1:5] == ["-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "c.yaml")]
+
+
+def test_starting_a_job_imports_no_torch() -> None:
+    code = "import sys, lightning_core.training.launch as l; sys.exit(any(m in sys.modules for m in ('torch', 'trl', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
