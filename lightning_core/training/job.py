@@ -253,7 +253,7 @@ def _base_scores(model: Any, steps: list[Step], temperature: float) -> Any:
     from lightning_core.training.trainer import score_queue
 
     add_fused_lm_head(model, temperature=temperature)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return score_queue(model.to(device), [batch for _, batch in line_up(steps)], device)
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # Vocabulary entries projected at a time. TRL's 32,768 makes tiles of 128 KB a scored token, several at once.
 trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192
 
-_PROBE_TOLERANCE = 1e-4  # of the largest hidden state, in float32; agreeing models stay below 1e-5
+_PROBE_TOLERANCE = 1e-2  # of the largest hidden state: rounding stays far below (2e-4 was seen), a mask that is ignored far above
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
