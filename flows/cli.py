@@ -174,8 +174,10 @@ def _prefect(settings: Settings) -> None:
     """Prefect keeps its record in the run's home, unless the user has a Prefect of their own; before its import."""
     if "PREFECT_API_URL" not in os.environ:
         home = (settings.home / "prefect").resolve()
+        home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder of a path only
         os.environ.setdefault("PREFECT_HOME", str(home))
         os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(home / "memo_store.toml"))
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # 20 is short on a busy machine
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
 
