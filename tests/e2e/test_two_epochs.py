@@ -78,7 +78,7 @@ def read_while(home: Path, running: Callable[[], bool]) -> None:
     """What an analyst does during an epoch: open the catalog read-only, in a new process, and count. Never an error."""
     root = home / "lake"
     query = "import sys; from pathlib import Path; from lightning_core.lake import catalog; "
-    query += "print(catalog.connect(Path(sys.argv[1])).sql('SELECT count(*) FROM spans').fetchone()[0])"
+    query += "print(catalog.connect(Path(sys.argv[1])).execute('SELECT count(*) FROM spans').fetchone()[0])"
     last = 0
     while running():
         time.sleep(1)
