@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 # Vocabulary entries projected at a time. TRL's 32,768 makes tiles of 128 KB a scored token, several at once.
 trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192
 
-_PROBE_TOLERANCE = 1e-2  # of the largest hidden state: rounding stays far below (2e-4 was seen), a mask that is ignored far above
+# Of the largest hidden state: rounding stays far below (2e-4 was seen), a mask that is ignored far above (0.8).
+_PROBE_TOLERANCE = 1e-2
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
