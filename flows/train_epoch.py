@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from lightning_core.config import Settings
@@ -23,9 +24,17 @@ from tasks.track import record
 from tasks.train import train_policy
 
 
+def _name() -> str:
+    """`calculator epoch 3`, also where the epoch was left to the flow."""
+    settings = Settings.model_validate(flow_run.parameters["settings"])
+    epoch = flow_run.parameters.get("epoch")
+    number = Lake(settings.home).manifests.next_epoch(settings.run) if epoch is None else epoch
+    return f"{settings.run} epoch {number}"
+
+
 @flow(
     name="train-epoch",
-    flow_run_name="{settings.run} epoch {epoch}",
+    flow_run_name=_name,
     task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
     validate_parameters=True,
     persist_result=False,

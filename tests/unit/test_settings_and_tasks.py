@@ -150,3 +150,12 @@ def test_a_stages_key_is_that_of_what_it_reads() -> None:
 @pytest.mark.parametrize("page", sorted(generate.PAGES))
 def test_the_generated_docs_are_those_in_the_tree(page: str) -> None:
     assert (generate.HERE / page).read_text() == generate.PAGES[page](), "run: python docs/generate.py"
+
+
+def test_the_deployments_train_the_example_as_its_settings_file_says() -> None:
+    root = generate.HERE.parent
+    example = load_settings(root / "examples/calculator/settings.yaml")
+    deployments = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
+    assert [d["entrypoint"].split(":")[1] for d in deployments] == ["train_epoch", "train", "evaluate"]
+    for deployment in deployments:
+        assert Settings.model_validate(deployment["parameters"]["settings"]) == example
