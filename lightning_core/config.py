@@ -120,7 +120,7 @@ class TrainingSettings(_Section):
         "tree", description="`tree`: tokens that sequences of a group share are computed once"
     )
     tokens_per_micro_batch: int = Field(
-        4096, ge=64, description="tokens (unique ones, where packed) in one forward pass"
+        1024, ge=64, description="tokens (unique ones, where packed) in one forward pass"
     )
     max_sequence_tokens: int = Field(4096, ge=16, description="longer sequences are left out and counted")
     bf16: bool = False
