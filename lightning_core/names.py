@@ -51,6 +51,7 @@ SPAN_REWARD = "reward"
 REWARD = "lightning.reward"  # float
 REWARD_NAME = "lightning.reward.name"
 REWARD_SOURCE = "lightning.reward.source"  # "agent" | "grader"
+REWARD_GRADER = "lightning.reward.grader"  # digest of the grader's code: another grader grades again
 
 # The environment of an attempt.
 ENV_TASK = "LIGHTNING_TASK"  # path of a JSON file that holds the task

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect.futures import wait
 
+from lightning_core.agents.grading import grader_digest
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -32,7 +33,7 @@ def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollo
     Returns counts: rollouts by status, how many a former try had finished, rewards graded. A sealed epoch is left alone.
     """
     lake = Lake(settings.home)
-    key = stage_key([r.rollout_id for r in planned], settings.reward.grader)
+    key = stage_key([r.rollout_id for r in planned], grader_digest(settings.reward.grader))
 
     def work() -> dict[str, Any]:
         _open_range(settings, lake, epoch)

@@ -10,7 +10,7 @@ from lightning_core.lake.derive import derive, sql_digest
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import run_stage, stage_key
-from tasks.progress import say
+from tasks.progress import logger, say
 
 
 @task(task_run_name="derive {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
@@ -29,4 +29,10 @@ def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
 
     rows = run_stage(lake, epoch, "derive", key, lambda: derive(lake, epoch, settings, key, say("sql")))
     lake.rebuild_catalog()
+    if rows.get("silent_rollouts"):
+        logger().warning(
+            "%d rollouts called no policy (table silent_rollouts): do they use OPENAI_BASE_URL, and one of the model names %s?",
+            rows["silent_rollouts"],
+            ", ".join(p.name for p in settings.policies),
+        )
     return rows

@@ -6,6 +6,7 @@ collected spans, so the same code grades a fresh epoch and regrades an old one. 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -61,17 +62,29 @@ def check_grader(reference: str | None) -> None:
     load_callable(reference, _SETTING)
 
 
-def ungraded(con: duckdb.DuckDBPyConnection) -> list[Ungraded]:
-    """Attempts to grade, from the tables `scored_attempts` and `epoch_spans`, in order of their ids."""
+def grader_digest(reference: str | None) -> str:
+    """Digest of a grader: its name and, where it is a file, what the file holds."""
+    if reference is None:
+        return ""
+    file = Path(reference.rpartition(":")[0] or reference)
+    content = file.read_bytes() if file.is_file() else b""
+    return hashlib.sha256(reference.encode() + b"\0" + content).hexdigest()[:16]
+
+
+def ungraded(con: duckdb.DuckDBPyConnection, grader: str) -> list[Ungraded]:
+    """Attempts that this grader has not graded, from `scored_attempts` and `epoch_spans`, in order of their ids."""
     attempts = con.execute(
         """
         SELECT spans.rollout_id, spans.attempt_id, spans.task, spans.output
         FROM epoch_spans AS spans
-        ANTI JOIN (SELECT rollout_id, attempt_id FROM epoch_spans WHERE op = 'reward' AND reward_source = 'grader')
-            AS graded USING (rollout_id, attempt_id)
+        ANTI JOIN (
+            SELECT rollout_id, attempt_id FROM epoch_spans
+            WHERE op = 'reward' AND attributes['lightning.reward.grader'] = ?
+        ) AS graded USING (rollout_id, attempt_id)
         WHERE spans.op = 'rollout' AND spans.outcome = 'ok'
         ORDER BY ALL
-        """
+        """,
+        [grader],
     ).fetchall()
     relation = con.sql(
         """
@@ -93,7 +106,8 @@ def grade(
     con: has the tables `scored_attempts` and `epoch_spans`; a SQL grader sees these two and returns the columns
     rollout_id, attempt_id, reward.
     """
-    waiting = ungraded(con)
+    digest = grader_digest(reference)
+    waiting = ungraded(con, digest)
     if reference.endswith(".sql"):
         results: Iterable[Any] = _from_sql(reference, con, waiting)
     else:
@@ -103,7 +117,7 @@ def grade(
     with ThreadPoolExecutor(8, thread_name_prefix="grade") as threads:
         posted = []
         for done, (attempt, result) in enumerate(zip(waiting, results, strict=True), 1):
-            spans, error = _reward_spans(result)
+            spans, error = _reward_spans(result, digest)
             grades.graded += 1
             if error is None:
                 grades.rewards.append(float(result["reward"] if isinstance(result, dict) else result))
@@ -141,30 +155,30 @@ def _from_sql(reference: str, con: duckdb.DuckDBPyConnection, waiting: list[Ungr
     return [found.get((a.rollout_id, a.attempt_id), ValueError("the SQL returned no row for it")) for a in waiting]
 
 
-def _reward_spans(result: Any) -> tuple[list[SpanData], str | None]:
+def _reward_spans(result: Any, grader: str) -> tuple[list[SpanData], str | None]:
     """Spans of one grader's result; where it cannot be used, one span that says so."""
+    values = result if isinstance(result, dict) else {"reward": result}
+    bad = next((n for n, v in values.items() if not _is_number(v)), None)
+    error, name = None, "reward"
     if isinstance(result, Exception):
         error = f"it raised {type(result).__name__}: {result}"
-        return [_span({names.REWARD_NAME: "reward", names.ERROR: error}, error)], error
-    values = result if isinstance(result, dict) else {"reward": result}
-    if "reward" not in values:
+    elif "reward" not in values:
         error = f"its dict has no key 'reward', only {', '.join(map(str, values)) or 'nothing'}"
-        return [_span({names.REWARD_NAME: "reward", names.ERROR: error}, error)], error
-    for name, value in values.items():
-        if isinstance(value, str) or not _is_number(value):
-            error = f"{name} is {value!r:.80}, not a finite number"
-            return [_span({names.REWARD_NAME: str(name), names.ERROR: error}, error)], error
-    return [_span({names.REWARD: float(v), names.REWARD_NAME: str(n)}, None) for n, v in values.items()], None
+    elif bad is not None:
+        error, name = f"{bad} is {values[bad]!r:.80}, not a finite number", str(bad)
+    if error is not None:
+        return [_span({names.REWARD_NAME: name, names.ERROR: error}, grader, error)], error
+    return [_span({names.REWARD: float(v), names.REWARD_NAME: str(n)}, grader) for n, v in values.items()], None
 
 
 def _is_number(value: Any) -> bool:
     try:
-        return math.isfinite(value)
+        return not isinstance(value, str) and math.isfinite(value)
     except (TypeError, ValueError, OverflowError):
         return False
 
 
-def _span(attributes: dict[str, Any], error: str | None) -> SpanData:
+def _span(attributes: dict[str, Any], grader: str, error: str | None = None) -> SpanData:
     now = time.time_ns()
     return SpanData(
         name=names.SPAN_REWARD,
@@ -172,7 +186,7 @@ def _span(attributes: dict[str, Any], error: str | None) -> SpanData:
         end_ns=now,
         trace_id=new_trace_id(),
         span_id=new_span_id(),
-        attributes={**attributes, names.REWARD_SOURCE: "grader"},
+        attributes={**attributes, names.REWARD_SOURCE: "grader", names.REWARD_GRADER: grader},
         status=STATUS_ERROR if error else STATUS_OK,
         status_message=error or "",
     )

@@ -23,7 +23,7 @@ def overview(root: Path) -> str:
     lines += ["", "Questions (lightning-flows sql NAME):"]
     lines += [f"  {name.removeprefix('analysis/'):<20} {sql.title(name)}" for name in sql.names("analysis")]
     lines += ["", 'Any SQL:  lightning-flows sql "SELECT agent, count(*) FROM policy_calls GROUP BY ALL"']
-    lines += [f"Or:       cd {root} && duckdb -readonly catalog.duckdb"]
+    lines += [f"In Python or DuckDB's shell, started in {root}: open catalog.duckdb read-only"]
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ DERIVED = (
     "span_tree",
     "rollout_rewards",
     "policy_calls",
+    "silent_rollouts",
     "merges",
     "advantages",
     "sequences",

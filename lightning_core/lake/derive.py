@@ -25,13 +25,14 @@ _REWARDS = (
 )
 _TRIPLETS = (
     "triplets/policy_calls",
+    "triplets/silent_rollouts",
     "triplets/triplets",
     "triplets/merges",
 )
 _AFTER_ADVANTAGES = ("advantages/sequences", "advantages/exclusions")
 # Tables kept for analysts and the trainer; the others are copies of spans and can be made again.
 _KEPT = ("scored_attempts", "span_tree", "rollout_rewards")
-_KEPT_OF_TRAINING = ("policy_calls", "merges", "advantages", "sequences", "exclusions")
+_KEPT_OF_TRAINING = ("policy_calls", "silent_rollouts", "merges", "advantages", "sequences", "exclusions")
 
 
 def sql_digest(settings: Settings) -> str:

@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from lightning_core import names
-from lightning_core.agents.grading import check_grader, grade
+from lightning_core.agents.grading import check_grader, grade, grader_digest
 from lightning_core.client import SpanData
 from lightning_core.config import SettingsError
 from lightning_core.lake.derive import attempts
@@ -115,3 +115,17 @@ def test_a_grader_that_is_not_there_is_found_before_the_first_rollout(tmp_path: 
     with pytest.raises(SettingsError, match=r"reward\.grader: .*nowhere\.sql: no such file"):
         check_grader(str(tmp_path / "nowhere.sql"))
     check_grader(None)
+
+
+def test_an_attempt_is_graded_once_by_each_grader(tmp_path: Path) -> None:
+    (tmp_path / "graders.py").write_text(GRADERS)
+    reference = f"{tmp_path / 'graders.py'}:right"
+    attempt = Attempt("r.0", "a0")
+    attempt.root(task=json.dumps({"answer": "7"}), output=json.dumps("7"))
+    attempt.reward(1.0, attributes=[("lightning.reward.grader", grader_digest(reference))])
+    lake, epoch = derived(tmp_path, attempt.rows)
+    with attempts(lake, epoch) as con:
+        assert grade(reference, con, lambda *_: None).graded == 0
+        assert grade(f"{tmp_path / 'graders.py'}:several", con, lambda *_: None).graded == 1
+        (tmp_path / "graders.py").write_text(GRADERS + "# changed\n")
+        assert grade(reference, con, lambda *_: None).graded == 1

@@ -246,6 +246,14 @@ def test_each_policy_trains_on_the_calls_it_sampled(tmp_path: Path) -> None:
     assert [s["policy"] for s in table(lake, epoch, "sequences")] == ["a", "a", "b", "b"]
 
 
+def test_a_rollout_that_calls_no_policy_is_shown(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0, 0.5])
+    next(r for r in attempts[0].rows if r["op"] == "llm").update({"policy": None, "model": "gpt-5"})
+    attempts[1].rows = [r for r in attempts[1].rows if r["op"] != "llm"]
+    lake, epoch = derived(tmp_path, rows(attempts))
+    assert [(r["rollout_id"], r["calls"]) for r in table(lake, epoch, "silent_rollouts")] == [("r.0", 1), ("r.1", 0)]
+
+
 def test_an_evaluation_has_rewards_and_no_sequences(tmp_path: Path) -> None:
     attempts = group([0.0, 1.0])
     for attempt in attempts:
