@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -31,7 +32,12 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (SettingsError, FileNotFoundError, ValueError) as error:
+        except (SettingsError, FileNotFoundError) as error:
+            raise click.ClickException(str(error)) from error
+        except Exception as error:
+            # Ours say what is wrong and what to do; others are bugs, and want their traceback.
+            if type(error).__module__.partition(".")[0] not in ("lightning_core", "flows", "tasks"):
+                raise
             raise click.ClickException(str(error)) from error
 
 
@@ -57,11 +63,15 @@ def _terminate(*_: object) -> None:
 def demo(assignments: tuple[str, ...], fresh: bool) -> None:
     """The calculator example, trained here and now: the table at the end shows that it got better."""
     settings = _load(_EXAMPLE, ("home=var/demo", *assignments))
+    report = Path("var/demo.json")
+    if fresh or report.is_file():  # a finished one is begun anew, an interrupted one goes on
+        _remove_former(settings.home)
+    report.unlink(missing_ok=True)
     _prefect(settings)
     from flows.demo import demo as run
 
     with _interruptible():
-        run(settings, Path("var/demo.json"), fresh)
+        run(settings, report)
 
 
 @main.command()
@@ -71,15 +81,13 @@ def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """All epochs of a run, with evaluations; goes on where a former call stopped."""
     settings = _load(settings_file, assignments)
     _prefect(settings)
-    from rich.console import Console
-
-    from flows.demo import look_further, table
+    from flows.demo import look_further, report_console, table
     from flows.train import train as run
 
     with _interruptible():
         rows = run(settings)
-    console = Console()
-    console.print(table(rows, settings.run))
+    console = report_console()
+    console.print(table(rows, f"run {settings.run}"))
     console.print("\nLook further:", *look_further(settings), sep="\n  ", highlight=False, soft_wrap=True)
 
 
@@ -158,6 +166,19 @@ def model(name: str, into: Path) -> None:
 def settings(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """Check a settings file and print every setting with its value."""
     click.echo(yaml.safe_dump(_load(settings_file, assignments).model_dump(mode="json"), sort_keys=False))
+
+
+def _remove_former(home: Path) -> None:
+    """Remove what a former demo left, and the services of one that was killed. Only a folder that is a run's home."""
+    from lightning_core.services import stop_orphans
+
+    if not home.exists():
+        return
+    if not any((home / part).exists() for part in ("lake", "prefect", "spool")):
+        raise SettingsError(f"{home} is no run's home, so it is not removed; give the demo another one (--set home=…)")
+    click.echo(f"removing the former demo in {home}")
+    stop_orphans(home)
+    shutil.rmtree(home)
 
 
 def _load(path: Path, assignments: tuple[str, ...]) -> Settings:

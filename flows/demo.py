@@ -6,12 +6,12 @@ make demo
 from __future__ import annotations
 
 import json
-import logging
-import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -20,22 +20,13 @@ from lightning_core.config import Settings
 from lightning_core.files import write_atomic
 from lightning_core.lake.report import epoch_rows
 from lightning_core.monitor import PeakMemory
+from lightning_core.tracking.mlflow_backend import tracking_uri
 
-logger = logging.getLogger(__name__)
-
-_STAGES = ("collect", "derive", "train", "record", "evaluate")
+_STAGES = {"collect": "rollout", "derive": "sql", "train": "train", "evaluate": "evaluate"}
 
 
-def demo(settings: Settings, report: Path, fresh: bool = False) -> None:
-    """Run flow `train`, print its table, write it to `report`.
-
-    A finished demo is begun anew; one that was interrupted goes on, unless `fresh`.
-    """
-    finished = report.is_file() and json.loads(report.read_text()).get("home") == str(settings.home)
-    if settings.home.exists() and (fresh or finished):
-        logger.info("a former demo in %s is removed", settings.home)
-        shutil.rmtree(settings.home)
-    report.unlink(missing_ok=True)
+def demo(settings: Settings, report: Path) -> None:
+    """Run flow `train`, print its table, write it to `report`."""
     began = time.monotonic()
     with PeakMemory() as memory:
         train(settings)
@@ -55,31 +46,41 @@ def demo(settings: Settings, report: Path, fresh: bool = False) -> None:
             default=str,
         ).encode(),
     )
-    console = Console()
-    console.print(table(rows, f"{settings.run}: {len(rows) - 1} epochs, held-out share right after each"))
+    console = report_console()
+    console.print(table(rows, f"run {settings.run}"))
     console.print(
         f"{time.monotonic() - began:.0f} s in all, {memory.peak_bytes / 1e9:.1f} GB at the peak; this table: {report}"
     )
     console.print("\nLook further:", *look_further(settings), sep="\n  ", highlight=False, soft_wrap=True)
 
 
+def report_console() -> Console:
+    """The terminal; where there is none (a log), wide enough for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 def look_further(settings: Settings) -> list[str]:
     """The commands that open what a run left behind."""
-    home = settings.home
+    home, tools = settings.home, Path(sys.executable).parent
+    if tools.is_relative_to(Path.cwd()):
+        tools = tools.relative_to(Path.cwd())
     return [
-        f"lightning-flows sql --home {home}                       the catalog in DuckDB: what can be asked",
-        f"mlflow ui --backend-store-uri sqlite:///{home}/mlflow.db --port 5000      metrics and versions",
-        f"PREFECT_HOME={home}/prefect prefect server start        the flow runs, with progress and tables",
+        f"{tools}/lightning-flows sql --home {home}    # the catalog in DuckDB, and what can be asked",
+        f"{tools}/mlflow ui --backend-store-uri {tracking_uri(settings)}    # metrics and versions",
+        f"PREFECT_HOME=$PWD/{home}/prefect {tools}/prefect server start    # flow runs, progress, tables",
     ]
 
 
 def table(rows: list[dict[str, Any]], title: str) -> Table:
     """The epochs of a run as a table for the terminal."""
-    shown = Table(title=title)
-    for column in ("epoch", "mean reward", "held-out right", "rollouts", "calls", "sequences", "tokens", "version"):
-        shown.add_column(column, justify="right")
-    for stage in _STAGES:
-        shown.add_column(f"{stage} s", justify="right")
+    shown = Table(
+        title=title, caption="right: share of the held-out tasks after the epoch; seconds by stage", box=SIMPLE
+    )
+    for column in ("epoch", "reward", "right", "rollouts", "calls", "sequences", "tokens", "version"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for stage in _STAGES.values():
+        shown.add_column(stage, justify="right", no_wrap=True)
     for row in rows:
         seconds: dict[str, float] = {}
         for stage, took in row["seconds"].items():

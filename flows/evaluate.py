@@ -1,4 +1,4 @@
-"""The current policies on the held-out tasks, with the agent's own sampling.
+"""The policies of a run on the held-out tasks, with the agent's own sampling.
 
 prefect deployment run evaluate/local
 """
@@ -19,6 +19,7 @@ from tasks.collect import collect
 from tasks.derive import derive_tables
 from tasks.preflight import check, evaluation_tasks
 from tasks.progress import logger, say
+from tasks.redeploy import redeploy
 from tasks.track import record
 
 
@@ -29,7 +30,7 @@ from tasks.track import record
     persist_result=False,
 )
 def evaluate(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
-    """Evaluate the current versions; `epoch` is how many epochs they were trained (null: all that are finished).
+    """Evaluate the versions that `epoch` epochs of training came to (null: all that are finished).
 
     Returns `{"epoch", "tasks", "right" (share, 0 to 1), "reward" (mean)}`.
     """
@@ -38,8 +39,9 @@ def evaluate(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
     check(settings)
-    with running(settings, say("services")):
-        manifest = lake.open_epoch(settings.run, number, "evaluate", versions(settings))
+    with lake.working_on(settings.run), running(settings, say("services")) as services:
+        manifest = lake.open_epoch(settings.run, number, "evaluate", versions(settings, number))
+        redeploy(settings, services, manifest.versions)
         collect(settings, manifest, plan_evaluation(settings, evaluation_tasks(settings), number))
         derive_tables(settings, manifest)
         record(settings, manifest)

@@ -12,6 +12,7 @@ from prefect import flow
 from flows.evaluate import evaluate
 from flows.train_epoch import train_epoch
 from lightning_core.config import Settings
+from lightning_core.lake.lake import Lake
 from lightning_core.lake.report import epoch_rows
 from lightning_core.services import running
 from tasks.progress import say
@@ -23,17 +24,24 @@ def train(settings: Settings) -> list[dict[str, Any]]:
 
     Returns one dict per epoch: see lightning_core.lake.report.epoch_rows.
     """
-    with running(settings, say("services")):
-        for number in range(settings.epochs):
-            if number == 0 and _evaluates(settings):
-                evaluate(settings, 0)
-            train_epoch(settings, number)
-            if _evaluates(settings) and (
-                number + 1 == settings.epochs or (number + 1) % settings.evaluation.every == 0
-            ):
-                evaluate(settings, number + 1)
+    manifests = Lake(settings.home).manifests
+    done = manifests.next_epoch(settings.run)
+    last = manifests.epoch(settings.run, done, "evaluate")
+    to_evaluate = _evaluates_after(settings, done) and (last is None or "record" not in last.stages)
+    if done < settings.epochs or to_evaluate:
+        with running(settings, say("services")):
+            if to_evaluate:
+                evaluate(settings, done)
+            for number in range(done, settings.epochs):
+                train_epoch(settings, number)
+                if _evaluates_after(settings, number + 1):
+                    evaluate(settings, number + 1)
     return epoch_rows(settings)
 
 
-def _evaluates(settings: Settings) -> bool:
-    return settings.tasks.evaluate is not None and settings.evaluation.every > 0
+def _evaluates_after(settings: Settings, epochs: int) -> bool:
+    """Before any training, every so many epochs, and at the end."""
+    every = settings.evaluation.every
+    if settings.tasks.evaluate is None or every == 0:
+        return False
+    return epochs % every == 0 or epochs == settings.epochs

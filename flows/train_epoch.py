@@ -47,12 +47,12 @@ def train_epoch(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
     check(settings)
-    with running(settings, say("services")) as services:
-        manifest = lake.open_epoch(settings.run, number, "train", versions(settings))
-        planned = plan_training(settings, training_tasks(settings), number)
-        collected = collect(settings, manifest, planned)
+    with lake.working_on(settings.run), running(settings, say("services")) as services:
+        manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))
+        redeploy(settings, services, manifest.versions)
+        collected = collect(settings, manifest, plan_training(settings, training_tasks(settings), number))
         rows = derive_tables(settings, manifest)
         trained = {policy.name: train_policy(settings, policy, manifest) for policy in settings.policies}
-        redeploy(settings, services)
+        redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
         record(settings, manifest)
     return {"epoch": number, "collected": collected, "rows": rows, "trained": trained}

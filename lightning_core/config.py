@@ -235,7 +235,10 @@ def load_settings(path: Path | str, overrides: dict[str, Any] | None = None) -> 
     if not isinstance(raw, dict):
         raise SettingsError(f"{path}: expected a mapping of settings at the top, got {type(raw).__name__}")
     for dotted, value in (overrides or {}).items():
-        _assign(raw, dotted, value)
+        try:
+            _assign(raw, dotted, value)
+        except (TypeError, IndexError, ValueError, AttributeError):
+            raise SettingsError(f"{path}: cannot set `{dotted}`: there is no such place in the file") from None
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:

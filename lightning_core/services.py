@@ -19,11 +19,13 @@ import psutil
 
 from lightning_core.config import PolicySettings, Settings
 from lightning_core.files import write_atomic
+from lightning_core.lake.manifest import LakeError, Manifests
 from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.processes import end_group, is_running
 from lightning_core.policies.redeploy import RedeployFailed, hot_swap, load_lora, route
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
 from lightning_core.policies.vllm import VllmServer
+from lightning_core.policies.vllm_client import VllmError
 from lightning_core.server.handle import ServerHandle
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class Services:
 
 @contextlib.contextmanager
 def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
-    """Server and vLLM, serving every policy's current version; leaves running what ran before."""
+    """Server and vLLM, on the versions last deployed; a flow deploys those it wants. Leaves running what ran before."""
     model = base_model(settings, say)
     with contextlib.ExitStack() as stack:
         owner = _Owner(settings.home)
@@ -57,14 +59,37 @@ def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
         elif ours:
             stack.callback(end_group, server.pid, psutil.Process(server.pid).create_time(), 30)
         vllm = VllmServer.find(settings.home)
+        if vllm is not None and ours and not _answers(vllm):
+            say("vLLM was left behind in the middle of something; starting it anew")
+            vllm.stop()
+            vllm = None
         if vllm is None:
             vllm = _start_vllm(settings, model, say)
             stack.callback(vllm.stop)
         elif ours:
             stack.callback(vllm.stop)
-        services = Services(server, vllm, model)
-        deploy(settings, services)
-        yield services
+        yield Services(server, vllm, model)
+
+
+def stop_orphans(home: Path) -> None:
+    """Stop what a killed flow left running for `home`. Raises LakeError where a living flow owns it."""
+    if not _Owner(home).claim():
+        raise LakeError(f"a flow is at work in {home}; stop it first")
+    server, vllm = ServerHandle.find(home), VllmServer.find(home)
+    if server is not None:
+        end_group(server.pid, psutil.Process(server.pid).create_time(), 30)
+    if vllm is not None:
+        vllm.stop()
+
+
+def _answers(vllm: VllmServer) -> bool:
+    """Whether a vLLM that a killed flow left computes: it may have died while starting, or between pause and resume."""
+    try:
+        with vllm.client(timeout_s=30) as client:
+            client.probe(vllm.state.served_name)
+    except VllmError:
+        return False
+    return True
 
 
 class _Owner:
@@ -100,23 +125,27 @@ def base_model(settings: Settings, say: Say = logger.info) -> ModelFolder:
     return model
 
 
-def versions(settings: Settings) -> dict[str, str]:
-    """Policy → the version that is current on disk."""
-    found = {}
-    for policy in settings.policies:
-        current = PolicyStore(settings.home, policy.name).current()
-        assert current is not None, "base_model() gives every policy a version"
-        found[policy.name] = current
+def versions(settings: Settings, epoch: int) -> dict[str, str]:
+    """Policy → the version that the run's own epochs before `epoch` came to; v0000 where there is none.
+
+    What is trained on is thereby the run's own lineage, whatever was deployed last.
+    """
+    found = {policy.name: BASE_VERSION for policy in settings.policies}
+    for manifest in Manifests(settings.home / "lake").epochs(settings.run, "train"):
+        for name in found:
+            stage = manifest.stages.get(f"train {name}")
+            if manifest.epoch < epoch and stage is not None:
+                found[name] = stage.output["version"]
     return found
 
 
-def deploy(settings: Settings, services: Services) -> dict[str, float]:
-    """Make vLLM serve every policy's current version and the gateway route to it; returns seconds by policy.
+def deploy(settings: Settings, services: Services, wanted_versions: dict[str, str]) -> dict[str, float]:
+    """Make vLLM serve these versions (policy → version) and the gateway route to them; returns seconds by policy.
 
     Raises RedeployFailed; the gateway then routes to, and names, the version that is still served.
     """
     server, vllm = services.server, services.vllm
-    former, wanted = server.routes(), _routes(settings, vllm)
+    former, wanted = server.routes(), _routes(settings, vllm, wanted_versions)
     seconds = {}
     try:
         for policy in settings.policies:
@@ -127,11 +156,13 @@ def deploy(settings: Settings, services: Services) -> dict[str, float]:
             server.set_routes(former)
         raise
     server.set_routes(wanted)
+    for policy in settings.policies:
+        PolicyStore(settings.home, policy.name).set_current(wanted_versions[policy.name])
     return seconds
 
 
-def _routes(settings: Settings, vllm: VllmServer) -> dict[str, Any]:
-    current, limit = versions(settings), settings.evaluation.max_tokens
+def _routes(settings: Settings, vllm: VllmServer, current: dict[str, str]) -> dict[str, Any]:
+    limit = settings.evaluation.max_tokens
     return {"policies": {p.name: route(p, vllm, current[p.name], evaluate_max_tokens=limit) for p in settings.policies}}
 
 
@@ -163,6 +194,7 @@ def _start_vllm(settings: Settings, model: ModelFolder, say: Say) -> VllmServer:
             lora_slots=2 * len(ranks),  # a version and the one before it
             on_progress=say,
         )
-    version = versions(settings)[first.name]
-    folder = PolicyStore(settings.home, first.name).path(version)
+    store = PolicyStore(settings.home, first.name)
+    version = store.current() or BASE_VERSION
+    folder = store.path(version)
     return VllmServer.start(settings.vllm, folder, first.name, home=settings.home, version=version, on_progress=say)

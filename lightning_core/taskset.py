@@ -38,7 +38,7 @@ def load_tasks(reference: str, id_field: str, setting: str) -> list[Task]:
     Raises SettingsError naming the setting, for what cannot be read, is empty, or has two tasks with one id.
     """
     if ":" in reference and not Path(reference).exists():
-        rows: Any = load_callable(reference, setting)()
+        rows: Any = _call(reference, setting)
     else:
         rows = _read(Path(reference), setting)
     tasks = []
@@ -47,6 +47,10 @@ def load_tasks(reference: str, id_field: str, setting: str) -> list[Task]:
             raise SettingsError(
                 f"{setting}: {reference}: task {number} is a {type(row).__name__}; every task is a JSON object"
             )
+        try:
+            json.dumps(row)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"{setting}: {reference}: task {number} cannot be sent as JSON: {error}") from None
         tasks.append(Task(str(row.get(id_field, number)), row))
     if not tasks:
         raise SettingsError(f"{setting}: {reference}: there is no task in it")
@@ -56,6 +60,15 @@ def load_tasks(reference: str, id_field: str, setting: str) -> list[Task]:
             f"{setting}: {reference}: {len(repeated)} ids occur more than once, the first is {repeated[0]!r} (tasks.id_field is {id_field!r})"
         )
     return tasks
+
+
+def _call(reference: str, setting: str) -> list[Any]:
+    try:
+        return list(load_callable(reference, setting)())
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(f"{setting}: {reference} gave no list of tasks: {type(error).__name__}: {error}") from error
 
 
 def _read(path: Path, setting: str) -> Iterable[Any]:
@@ -70,9 +83,16 @@ def _read(path: Path, setting: str) -> Iterable[Any]:
     try:
         if path.suffix == ".json":
             return json.loads(path.read_text())
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return [_parse(line, number) for number, line in enumerate(path.read_text().split("\n"), 1) if line.strip()]
     except ValueError as error:
         raise SettingsError(f"{setting}: {path}: not valid JSON: {error}") from None
+
+
+def _parse(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
 
 
 def plan_training(settings: Settings, tasks: list[Task], epoch: int) -> list[PlannedRollout]:

@@ -7,16 +7,17 @@ from typing import Any
 
 from prefect.futures import wait
 
-from lightning_core.agents.grading import grader_digest
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import run_stage, stage_key
+from lightning_core.loading import grader_digest
 from lightning_core.taskset import PlannedRollout
 from tasks.ingest import grade_rollouts, ingest_spans
 from tasks.progress import logger
-from tasks.rollout import rollout_shard, split
+from tasks.rollout import close_runners, rollout_shard, split
 
+_DECODE_EVERY_S = 15.0
 _FINISHED = """
     SELECT DISTINCT rollout_id FROM spans
     WHERE op = 'rollout' AND run = ? AND epoch = ? AND mode = ? AND outcome <> 'infrastructure'
@@ -33,7 +34,8 @@ def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollo
     Returns counts: rollouts by status, how many a former try had finished, rewards graded. A sealed epoch is left alone.
     """
     lake = Lake(settings.home)
-    key = stage_key([r.rollout_id for r in planned], grader_digest(settings.reward.grader))
+    epoch.planned = [r.rollout_id for r in planned]
+    key = stage_key(epoch.planned, epoch.versions, grader_digest(settings.reward.grader))
 
     def work() -> dict[str, Any]:
         _open_range(settings, lake, epoch)
@@ -73,12 +75,12 @@ def _finished(lake: Lake, epoch: EpochManifest) -> set[str]:
 def _roll_out(settings: Settings, epoch: EpochManifest, missing: list[PlannedRollout]) -> dict[str, Any]:
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
-    shards = split(missing, settings.rollout.shards)
+    shards = split(missing, min(settings.rollout.shards, settings.rollout.concurrency))
     futures = [
         rollout_shard.submit(settings, shard, epoch.epoch, epoch.mode, number, len(shards), len(missing))
         for number, shard in enumerate(shards, 1)
     ]
-    wait(futures)
+    _wait(settings, futures)
     for future in futures:
         result = future.result(raise_on_failure=True)
         statuses.update(result["statuses"])
@@ -89,6 +91,18 @@ def _roll_out(settings: Settings, epoch: EpochManifest, missing: list[PlannedRol
     for error, count in errors.most_common(5):
         log.warning("%d attempts: %s", count, error)
     return {"statuses": dict(statuses), "errors": dict(errors.most_common(5))}
+
+
+def _wait(settings: Settings, futures: list[Any]) -> None:
+    """Wait for the shards and decode meanwhile: analysts see the epoch as it goes, and the spool stays short."""
+    lake = Lake(settings.home)
+    try:
+        while wait(futures, timeout=_DECODE_EVERY_S).not_done:
+            lake.ingest()
+            lake.rebuild_catalog()
+    except BaseException:
+        close_runners()  # or Ctrl-C would wait for every attempt still to come
+        raise
 
 
 def _first(counts: dict[str, Any]) -> str:

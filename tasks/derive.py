@@ -10,6 +10,7 @@ from lightning_core.lake.derive import derive, sql_digest
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import run_stage, stage_key
+from lightning_core.loading import grader_digest
 from tasks.progress import logger, say
 
 
@@ -17,11 +18,16 @@ from tasks.progress import logger, say
 def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
     """Run the SQL of the epoch; returns rows by table."""
     lake = Lake(settings.home)
-    policies = [(p.name, p.agent_match, p.agent_exclude, p.advantages) for p in settings.policies]
+    policies = [
+        (p.name, p.agent_match, p.agent_exclude, p.advantages, p.training.max_sequence_tokens)
+        for p in settings.policies
+    ]
     key = stage_key(
+        epoch.planned,
         epoch.span_files,
         epoch.sealed_offset,
         settings.reward,
+        grader_digest(settings.reward.grader),
         settings.evaluation.success_reward,
         policies,
         sql_digest(settings),

@@ -13,11 +13,11 @@ from tasks.progress import logger
 
 
 @task(task_run_name="redeploy", cache_policy=NO_CACHE, persist_result=False)
-def redeploy(settings: Settings, services: Services) -> dict[str, Any]:
-    """Serve every policy's current version, without a restart; returns seconds by policy."""
-    seconds = deploy(settings, services)
+def redeploy(settings: Settings, services: Services, versions: dict[str, str]) -> dict[str, Any]:
+    """Serve these versions (policy → version), without a restart; returns seconds by policy."""
+    seconds = deploy(settings, services, versions)
     log = logger()
     for policy, took in seconds.items():
         if took:
-            log.info("%s: new version served after %.2f s", policy, took)
+            log.info("%s: %s is served after %.2f s", policy, versions[policy], took)
     return {"seconds": seconds}

@@ -83,6 +83,13 @@ def _rollout(
     return run_rollout(runner, spec, settings.rollout.retries)
 
 
+def close_runners() -> None:
+    """End the attempts of this process that still run; what waits for its turn is not begun."""
+    with _shared_lock:
+        for runner, _ in _shared.values():
+            runner.close()
+
+
 @contextlib.contextmanager
 def shared_runner(settings: Settings, server: ServerHandle) -> Iterator[Runner]:
     """One preloaded pool for all shards of this process, closed when the last of them is done."""

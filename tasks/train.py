@@ -12,7 +12,6 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import run_stage, stage_key
 from lightning_core.policies.model import resolve_model
-from lightning_core.policies.store import PolicyStore
 from lightning_core.training.epoch import train_version, training_code
 from tasks.progress import Progress, logger
 
@@ -49,5 +48,4 @@ def train_policy(settings: Settings, policy: PolicySettings, epoch: EpochManifes
     output = run_stage(lake, epoch, f"train {policy.name}", key, work)
     if output["version"] == parent:
         log.warning("%s: %s", policy.name, output["skipped"])
-    PolicyStore(settings.home, policy.name).set_current(output["version"])
     return output

@@ -104,7 +104,9 @@ def settings(home: Path, **changes: Any) -> Settings:
     )
 
 
-def derived(home: Path, rows: list[dict[str, Any]], mode: str = "train", **changes: Any) -> tuple[Lake, EpochManifest]:
+def derived(
+    home: Path, rows: list[dict[str, Any]], mode: str = "train", planned: list[str] | None = None, **changes: Any
+) -> tuple[Lake, EpochManifest]:
     """Write rows as one span file in the order given and derive the epoch from it."""
     lake = Lake(home)
     path = "spans/0.parquet"
@@ -114,6 +116,7 @@ def derived(home: Path, rows: list[dict[str, Any]], mode: str = "train", **chang
     file = SpanFile(path=path, rows=len(rows), bytes=1, start=0, end=1)
     lake.manifests.put_spans(SpanManifest(decoded_offset=1, files=[file]))
     epoch = EpochManifest(run="run", epoch=0, mode=mode, opened_offset=0, sealed_offset=1, span_files=[path])  # type: ignore[arg-type]
+    epoch.planned = planned or []
     derive(lake, epoch, settings(home, **changes), "key")
     lake.manifests.put_epoch(epoch)
     return lake, epoch

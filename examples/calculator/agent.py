@@ -19,14 +19,14 @@ from opentelemetry.trace import Status, StatusCode
 MODEL = os.environ.get("LIGHTNING_MODEL", "policy")
 PROMPT = [
     {"role": "system", "content": "Write the calculation that solves the problem, as calc(...)."},
-    {"role": "user", "content": "Tom has 14 pens and gets 9 more. How many pens does he have now?"},
-    {"role": "assistant", "content": "calc(14+9)"},
-    {"role": "user", "content": "Result: 23. What is the answer?"},
-    {"role": "assistant", "content": "23"},
-    {"role": "user", "content": "A box holds 6 eggs. How many eggs are in 7 boxes?"},
-    {"role": "assistant", "content": "calc(7*6)"},
-    {"role": "user", "content": "Result: 42. What is the answer?"},
-    {"role": "assistant", "content": "42"},
+    {"role": "user", "content": "Tom has 14 pens and loses 9 of them. How many pens does he have now?"},
+    {"role": "assistant", "content": "calc(14-9)"},
+    {"role": "user", "content": "Result: 5. What is the answer?"},
+    {"role": "assistant", "content": "5"},
+    {"role": "user", "content": "7 boxes hold 42 eggs. How many eggs are in one box?"},
+    {"role": "assistant", "content": "calc(42/7)"},
+    {"role": "user", "content": "Result: 6. What is the answer?"},
+    {"role": "assistant", "content": "6"},
 ]
 
 provider = TracerProvider()

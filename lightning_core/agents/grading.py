@@ -6,7 +6,6 @@ collected spans, so the same code grades a fresh epoch and regrades an old one. 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -22,7 +21,7 @@ import duckdb
 from lightning_core import names
 from lightning_core.client import STATUS_ERROR, STATUS_OK, SpanData, new_span_id, new_trace_id
 from lightning_core.config import SettingsError
-from lightning_core.loading import load_callable
+from lightning_core.loading import grader_digest, load_callable
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +59,6 @@ def check_grader(reference: str | None) -> None:
             raise SettingsError(f"{_SETTING}: {reference}: no such file")
         return
     load_callable(reference, _SETTING)
-
-
-def grader_digest(reference: str | None) -> str:
-    """Digest of a grader: its name and, where it is a file, what the file holds."""
-    if reference is None:
-        return ""
-    file = Path(reference.rpartition(":")[0] or reference)
-    content = file.read_bytes() if file.is_file() else b""
-    return hashlib.sha256(reference.encode() + b"\0" + content).hexdigest()[:16]
 
 
 def ungraded(con: duckdb.DuckDBPyConnection, grader: str) -> list[Ungraded]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 
 from lightning_core.lake import catalog, sql
+from lightning_core.lake.manifest import LakeError
 
 
 def overview(root: Path) -> str:
@@ -33,14 +34,13 @@ def answer(root: Path, question: str, form: str = "table", limit: int = 50) -> s
     with catalog.connect(root) as con:
         try:
             relation = con.sql(text)
+            if relation is None:
+                return "done"
+            if form == "table":
+                return str(relation.limit(limit)) if relation.columns else ""
+            rows, columns = relation.fetchall(), relation.columns
         except duckdb.Error as error:
-            raise ValueError(f"{error}") from None
-        if relation is None:
-            return "done"
-        if form == "table":
-            return str(relation.limit(limit)) if relation.columns else ""
-        rows = relation.fetchall()
-        columns = relation.columns
+            raise LakeError(f"{error}") from None
     if form == "json":
         return "\n".join(json.dumps(dict(zip(columns, row, strict=True)), default=str) for row in rows)
     out = io.StringIO()

@@ -6,7 +6,6 @@ started in the lake's folder. It is built beside and renamed into place, so a re
 
 from __future__ import annotations
 
-import re
 import secrets
 from pathlib import Path
 
@@ -17,7 +16,14 @@ from lightning_core.lake.manifest import Manifests
 
 # Views in the order they build on one another.
 VIEWS = ("rollouts", "calls", "tool_calls", "rewards", "agents", "errors", "epochs", "exclusion_reasons")
-# Derived tables with their columns, so that the views can be made before the first epoch has derived any.
+# Before the first epoch has derived anything, what views and questions read of these is there, and empty.
+EMPTY = {
+    "rollout_rewards": "'' AS run, 0 AS epoch, '' AS mode, '' AS outcome, 0.0 AS reward, false AS success",
+    "policy_calls": "'' AS run, 0 AS epoch, '' AS agent, '' AS policy, '' AS left_out, 0 AS prompt_tokens, 0 AS response_tokens",
+    "sequences": "'' AS run, 0 AS epoch, [0] AS token_ids",
+    "exclusions": "'' AS run, 0 AS epoch, '' AS policy, '' AS reason",
+}
+# Derived tables.
 DERIVED = (
     "scored_attempts",
     "span_tree",
@@ -53,12 +59,10 @@ def build(root: Path, manifests: Manifests) -> Path:
             for name, files in tables.items():
                 if files:
                     con.execute(f"CREATE VIEW {name} AS FROM read_parquet({_file_list(files)}, union_by_name = true)")
-            known = {name for name, files in tables.items() if files}
+                elif name in EMPTY:
+                    con.execute(f"CREATE VIEW {name} AS SELECT {EMPTY[name]} WHERE false")
             for view in VIEWS:
-                text = sql.text(f"views/{view}")
-                missing = [t for t in _inputs(text) if t in DERIVED and t not in known]
-                if not missing:
-                    con.execute(f"CREATE VIEW {view} AS {text}")
+                con.execute(f"CREATE VIEW {view} AS {sql.text(f'views/{view}')}")
         beside.replace(root / "catalog.duckdb")
     finally:
         beside.unlink(missing_ok=True)
@@ -72,12 +76,6 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no catalog yet; it is made when the first spans are decoded (run an epoch)")
     return duckdb.connect(str(path), read_only=True, config={"file_search_path": str(root)})
-
-
-def _inputs(text: str) -> list[str]:
-    """Tables that the header of a file names behind `Inputs:`."""
-    found = re.search(r"Inputs: ([\w, ]+)", text)
-    return [] if found is None else [name.strip() for name in found[1].split(",")]
 
 
 def _file_list(files: list[str]) -> str:

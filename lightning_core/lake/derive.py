@@ -13,6 +13,7 @@ from lightning_core.config import Settings, SettingsError
 from lightning_core.lake import sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.loading import grader_digest
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def attempts(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnec
             "CREATE TABLE epoch_scope AS SELECT ?::VARCHAR AS run, ?::BIGINT AS epoch, ?::VARCHAR AS mode",
             [epoch.run, epoch.epoch, epoch.mode],
         )
+        con.register("planned", pa.table({"rollout_id": pa.array(epoch.planned, pa.string())}))
         for name in _ATTEMPTS:
             _create(con, name)
         yield con
@@ -120,9 +122,15 @@ def _inputs(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
     con.execute(
         """
         CREATE TABLE reward_settings AS
-        SELECT ?::DOUBLE AS failure_reward, ?::VARCHAR AS reward_match, ?::DOUBLE AS success_reward
+        SELECT ?::DOUBLE AS failure_reward, ?::VARCHAR AS reward_match, ?::DOUBLE AS success_reward,
+            ?::VARCHAR AS grader
         """,
-        [settings.reward.failure_reward, settings.reward.reward_match, settings.evaluation.success_reward],
+        [
+            settings.reward.failure_reward,
+            settings.reward.reward_match,
+            settings.evaluation.success_reward,
+            grader_digest(settings.reward.grader),
+        ],
     )
     policies = pa.table(
         {
@@ -130,6 +138,7 @@ def _inputs(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
             "agent_match": [p.agent_match for p in settings.policies],
             "agent_exclude": pa.array([p.agent_exclude for p in settings.policies], pa.string()),
             "advantages": [p.advantages for p in settings.policies],
+            "max_sequence_tokens": [p.training.max_sequence_tokens for p in settings.policies],
         }
     )
     con.register("policies_arrow", policies)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from lightning_core.files import fsync_directory, locked
 from lightning_core.lake import catalog, spool
 from lightning_core.lake.decode import Decoder, write_rejected
-from lightning_core.lake.manifest import DerivedTable, EpochManifest, Manifests, Mode, SpanFile
+from lightning_core.lake.manifest import DerivedTable, EpochManifest, LakeError, Manifests, Mode, SpanFile
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +71,31 @@ class Lake:
         return Ingested(spans, rejected, manifest.decoded_offset)
 
     def open_epoch(self, run: str, epoch: int, mode: Mode, versions: dict[str, str]) -> EpochManifest:
-        """The manifest of an epoch; a new one begins at what is decoded now and remembers the policies' versions."""
+        """The manifest of an epoch; a new one begins at what is decoded now and remembers the policies' versions.
+
+        Raises LakeError for a training epoch that others were built on since, with other versions now before it.
+        """
         found = self.manifests.epoch(run, epoch, mode)
+        if found is not None and found.versions != versions and found.stages:
+            raise LakeError(
+                f"{mode} epoch {epoch} of run {run!r} was made with {found.versions}, but the epochs before it now come to "
+                f"{versions}: an earlier epoch was trained again. Give the settings another `run`"
+            )
+        if found is not None and found.versions != versions:
+            found = None  # opened, and nothing done yet
         if found is None:
             offset = self.manifests.spans().decoded_offset
             found = EpochManifest(run=run, epoch=epoch, mode=mode, versions=versions, opened_offset=offset)
             self.manifests.put_epoch(found)
         return found
+
+    @contextlib.contextmanager
+    def working_on(self, run: str) -> Iterator[None]:
+        """One process at a time works on a run. Raises LakeError where another does."""
+        with locked(self.root / "manifests" / run / "lock", wait=False) as got:
+            if not got:
+                raise LakeError(f"another process works on run {run!r} of {self.root.parent}; wait for it, or stop it")
+            yield
 
     def files_between(self, start: int, end: int | None) -> list[str]:
         """Span files that decode any of the spool's range [start, end)."""

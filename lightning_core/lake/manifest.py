@@ -65,6 +65,7 @@ class EpochManifest(_Manifest):
     versions: dict[str, str] = {}  # policy → version that its rollouts are sampled from
     opened_offset: int
     sealed_offset: int | None = None
+    planned: list[str] = []  # rollouts that belong to it; others of the same number are not counted
     span_files: list[str] = []
     tables: dict[str, DerivedTable] = {}
     stages: dict[str, Stage] = {}

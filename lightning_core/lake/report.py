@@ -7,14 +7,14 @@ from typing import Any
 import duckdb
 
 from lightning_core.config import Settings
-from lightning_core.lake import sql
+from lightning_core.lake import catalog, sql
 from lightning_core.lake.lake import Lake
 
 
 def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
     """One dict per epoch of the run, oldest first; epoch -1 is the evaluation before any training.
 
-    The columns of sql/analysis/epoch_report.sql, and from the manifests: `version` (policy → the version that the epoch
+    The columns of sql/analysis/epoch_report.sql, and from the manifests: `versions` (policy → the version that the epoch
     trained), `seconds` (stage → seconds; `evaluate` is the evaluation after the epoch).
     """
     lake = Lake(settings.home)
@@ -30,7 +30,7 @@ def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
             if name in paths:
                 con.read_parquet(paths[name], union_by_name=True).create_view(name)
             else:
-                con.execute(f"CREATE VIEW {name} AS {_EMPTY[name]}")
+                con.execute(f"CREATE VIEW {name} AS SELECT {catalog.EMPTY[name]} WHERE false")
         relation = con.sql(sql.text("analysis/epoch_report"))
         rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
     for row in rows:
@@ -45,9 +45,3 @@ def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
                 row["seconds"]["evaluate"] = round(sum(s.seconds for s in manifest.stages.values()), 3)
                 row["versions"] = row["versions"] or manifest.versions
     return rows
-
-
-_EMPTY = {
-    "policy_calls": "SELECT '' AS run, 0 AS epoch, '' AS left_out, 0 AS prompt_tokens, 0 AS response_tokens WHERE false",
-    "sequences": "SELECT '' AS run, 0 AS epoch, [0] AS token_ids WHERE false",
-}

@@ -159,6 +159,9 @@ class VllmServer:
 
     def stop(self, timeout_s: float = 15) -> None:
         """End all its processes: SIGTERM, and SIGKILL after `timeout_s`. Harmless when it is gone already."""
+        now = VllmServer.find(self.home)
+        if now is not None and now.state.socket == self.state.socket and now.state.pid != self.state.pid:
+            now._end(timeout_s)  # restarted by another handle since
         self._end(timeout_s)
         shutil.rmtree(self.socket.parent, ignore_errors=True)
         try:

@@ -76,6 +76,7 @@ def train_version(
         sequences_digest=epoch.tables["sequences"].digest,
         metrics=numbers,
     )
+    (output / "training.json").unlink()  # seconds and memory differ each time; the lineage has the metrics
     version = store.publish(output, lineage)
     shutil.rmtree(output, ignore_errors=True)
     sequences.unlink()

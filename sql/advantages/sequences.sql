@@ -1,6 +1,6 @@
 -- The rows that are trained on.
 -- Grain: one row per sequence: one or more calls of a rollout, merged where each prompt extends the last.
--- Inputs: triplets, merges, advantages.
+-- Inputs: triplets, merges, advantages, policies (policy, max_sequence_tokens: longer ones are left out, see `exclusions`).
 -- Rule: the tokens are those of the last call's prompt and response; what was sampled on the way is trained
 -- (loss_mask 1), what came between (tool results, user turns) is context. Every list has one entry a token.
 WITH parts AS (
@@ -39,5 +39,6 @@ SELECT
     [CASE WHEN trained = 1 THEN advantages.advantage ELSE 0 END::FLOAT FOR trained IN joined.loss_mask] AS advantages
 FROM joined
 JOIN advantages USING (policy, group_id, rollout_id, attempt_id)
-WHERE advantages.left_out IS NULL
+JOIN policies USING (policy)
+WHERE advantages.left_out IS NULL AND len(joined.token_ids) <= policies.max_sequence_tokens
 ORDER BY policy, group_id, rollout_id, sequence_id

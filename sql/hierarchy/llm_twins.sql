@@ -3,7 +3,7 @@
 -- Grain: one row per span that is the other's twin: `node` is dropped from training, `kept` stays and takes its place.
 -- Inputs: epoch_spans.
 -- Rule: LLM spans of one attempt with the same response id are one call; the one with token ids stays (else the
--- earliest). Of LLM spans nested in an LLM span, the outer one gives the place.
+-- earliest).
 WITH llm AS (
     SELECT node, rollout_id, attempt_id, response_id, prompt_ids IS NOT NULL AND response_ids IS NOT NULL AS has_ids
     FROM epoch_spans

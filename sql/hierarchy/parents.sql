@@ -2,8 +2,9 @@
 -- Grain: one row per span of epoch_spans. `parent` is NULL for the root of an attempt only.
 -- Inputs: epoch_spans, llm_twins.
 -- Ladder: twin (the place of the instrumented twin) → declared (resolved within the attempt, across traces) →
--- time (inside exactly one agent's span, with 50 ms of tolerance; several agents: `ambiguous`) → root.
-WITH nodes AS (
+-- time (inside exactly one agent's span; where inside none, with 50 ms of tolerance; several agents: `ambiguous`) → root.
+WITH RECURSIVE
+nodes AS (
     SELECT node, rollout_id, attempt_id, trace_id, span_id, parent_span_id, op, agent_name, start_ns, end_ns
     FROM epoch_spans
 ),
@@ -45,7 +46,8 @@ enclosing AS (
         agent.node AS agent_node,
         agent.agent_name,
         agent.start_ns,
-        agent.end_ns
+        agent.start_ns <= orphan.start_ns
+            AND coalesce(agent.end_ns >= coalesce(orphan.end_ns, orphan.start_ns), true) AS strictly
     FROM orphans AS orphan
     JOIN nodes AS agent
         ON orphan.rollout_id = agent.rollout_id
@@ -57,14 +59,27 @@ enclosing AS (
         AND coalesce(agent.end_ns, orphan.end_ns, orphan.start_ns) + 50_000_000 >= coalesce(orphan.end_ns, orphan.start_ns)
     WHERE orphan.agent_name IS NULL
 ),
+candidates AS (
+    -- The tolerance is for skewed clocks: it counts only where no agent's span holds the orphan as it is.
+    SELECT *
+    FROM enclosing
+    QUALIFY strictly OR NOT bool_or(strictly) OVER (PARTITION BY node)
+),
+above AS (
+    -- Everything above a candidate by declared parents; UNION ends at a cycle.
+    SELECT agent_node, agent_node AS ancestor FROM candidates
+    UNION
+    SELECT above.agent_node, declared.parent FROM above JOIN declared ON declared.node = above.ancestor
+),
 innermost AS (
-    -- Of nested agents the inner one qualifies: one that holds no other candidate in its declared subtree or interval.
+    -- Of nested agents the inner one qualifies: one that has no other candidate in its declared subtree.
     SELECT outside.*
-    FROM enclosing AS outside
-    ANTI JOIN enclosing AS inside
-        ON outside.node = inside.node
-        AND outside.agent_node <> inside.agent_node
-        AND inside.agent_node IN (SELECT declared.node FROM declared WHERE declared.parent = outside.agent_node)
+    FROM candidates AS outside
+    ANTI JOIN (
+        SELECT inside.node, above.ancestor AS agent_node
+        FROM candidates AS inside
+        JOIN above ON above.agent_node = inside.agent_node AND above.ancestor <> inside.agent_node
+    ) AS outer_ones ON outer_ones.node = outside.node AND outer_ones.agent_node = outside.agent_node
 ),
 timed AS (
     SELECT

@@ -1,6 +1,6 @@
 -- Which execution of each rollout counts.
 -- Grain: one row per attempt of the epoch that ended (has a root span).
--- Inputs: spans, epoch_scope (one row: run, epoch, mode).
+-- Inputs: spans, epoch_scope (one row: run, epoch, mode), planned (rollout_id: what the epoch plans; empty: all).
 -- Rule: what the infrastructure broke never counts; of the others the earliest to end does.
 WITH roots AS (
     SELECT
@@ -15,7 +15,7 @@ WITH roots AS (
         min(end_ns) AS end_ns
     FROM spans
     SEMI JOIN epoch_scope USING (run, epoch, mode)
-    WHERE op = 'rollout'
+    WHERE op = 'rollout' AND (rollout_id IN (FROM planned) OR NOT EXISTS (FROM planned))
     GROUP BY rollout_id, attempt_id
 ),
 ranked AS (

@@ -2,7 +2,7 @@
 -- Grain: one row per span of epoch_spans.
 -- Inputs: epoch_spans, parents, llm_twins.
 -- Rule: a span belongs to the nearest named ancestor-or-self. A cycle is broken at its earliest span, which goes under
--- the root. What was declared stays in `declared_parent_id`; `method` says where `parent_id` came from.
+-- the root. What lies under an `ambiguous` span is ambiguous too, until a span names its agent. What was declared stays in `declared_parent_id`; `method` says where `parent_id` came from.
 WITH RECURSIVE
 agents AS (
     -- A kept call goes by the name its instrumented twin carries, if it has none itself.
@@ -50,7 +50,7 @@ edges AS (
     ) AS roots ON roots.rollout_id = this.rollout_id AND roots.attempt_id = this.attempt_id
 ),
 walk AS (
-    SELECT edges.*, 0 AS depth, agents.agent_name AS agent, agents.agent_name AS agent_path
+    SELECT edges.*, 0 AS depth, agents.agent_name AS agent, agents.agent_name AS agent_path, false AS ambiguous
     FROM edges JOIN agents USING (node)
     WHERE edges.parent IS NULL
     UNION ALL
@@ -61,7 +61,8 @@ walk AS (
         CASE
             WHEN agents.agent_name IS NULL OR agents.agent_name IS NOT DISTINCT FROM walk.agent THEN walk.agent_path
             ELSE concat_ws('/', walk.agent_path, agents.agent_name)
-        END
+        END,
+        agents.agent_name IS NULL AND (walk.ambiguous OR edges.method = 'ambiguous')
     FROM walk
     JOIN edges ON edges.parent = walk.node
     JOIN agents ON agents.node = edges.node
@@ -85,6 +86,7 @@ SELECT
     this.op,
     walk.agent,
     walk.agent_path,
+    walk.ambiguous,
     twins.kept AS twin_of,
     this.repeated_id,
     this.start_ns,

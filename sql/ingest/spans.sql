@@ -22,13 +22,14 @@ SELECT
     kind,
     CASE
         WHEN name IN ('rollout', 'rollout.start') AND run IS NOT NULL THEN name
-        WHEN reward IS NOT NULL OR name = 'reward' THEN 'reward'
+        WHEN name = 'reward' THEN 'reward'
         WHEN policy IS NOT NULL THEN 'llm'
         WHEN lower(operation) IN ('chat', 'text_completion', 'generate_content', 'completion', 'responses') THEN 'llm'
         WHEN lower(operation) = 'execute_tool' THEN 'tool'
         WHEN lower(operation) IN ('invoke_agent', 'create_agent') THEN 'agent'
         WHEN lower(operation) = 'embeddings' THEN 'embedding'
         WHEN lower(span_role) IN ('llm', 'tool', 'agent', 'embedding', 'retriever', 'chain', 'workflow', 'task') THEN lower(span_role)
+        WHEN reward IS NOT NULL THEN 'reward'
         ELSE 'other'
     END AS op,
     start_ns,
@@ -36,14 +37,14 @@ SELECT
     status,
     status_message,
     coalesce(
-        agent_name,
+        nullif(agent_name, ''),
         json_extract_string(metadata, '$.lc_agent_name'),
         json_extract_string(metadata, '$.langgraph_node'),
         nullif(regexp_extract(name, '^([\w-]+)\.run$', 1), ''),
         CASE WHEN lower(span_role) = 'agent' AND agent_name_source IS NULL THEN attributes['operation.name'] END
     ) AS agent_name,
     CASE
-        WHEN agent_name IS NOT NULL THEN agent_name_source
+        WHEN agent_name <> '' THEN agent_name_source
         WHEN json_extract_string(metadata, '$.lc_agent_name') IS NOT NULL THEN 'metadata.lc_agent_name'
         WHEN json_extract_string(metadata, '$.langgraph_node') IS NOT NULL THEN 'metadata.langgraph_node'
         WHEN regexp_matches(name, '^[\w-]+\.run$') THEN 'span name'

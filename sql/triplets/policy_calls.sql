@@ -27,7 +27,7 @@ SELECT
         WHEN len(spans.response_ids) = 0 THEN 'empty_response'
         WHEN len(spans.response_ids) <> len(spans.response_logprobs) THEN 'no_token_ids'
         WHEN spans.untrainable IS NOT NULL THEN 'untrainable: ' || spans.untrainable
-        WHEN tree.method = 'ambiguous' THEN 'ambiguous_agent'
+        WHEN tree.ambiguous THEN 'ambiguous_agent'
         WHEN NOT regexp_matches(coalesce(tree.agent, ''), policies.agent_match) THEN 'agent_not_matched'
         WHEN policies.agent_exclude IS NOT NULL AND regexp_matches(coalesce(tree.agent, ''), policies.agent_exclude) THEN 'agent_excluded'
         WHEN rewards.left_out IS NOT NULL THEN rewards.left_out

@@ -1,9 +1,9 @@
 -- The reward of every rollout that counts (`assign: final`).
 -- Grain: one row per rollout. `reward` is NULL where the rollout is left out of training; `left_out` says why.
 -- Inputs: epoch_spans, span_tree, scored_attempts, reward_settings (one row: failure_reward, reward_match,
--- success_reward).
+-- success_reward, grader: its digest).
 -- Rule: the last finite reward named `reward` (of any name where none is so named), whoever emitted it unless
--- reward_match narrows that. An attempt that the agent failed gets failure_reward instead.
+-- reward_match narrows that; a former grader's do not count. An attempt that the agent failed gets failure_reward instead.
 WITH candidates AS (
     SELECT
         spans.rollout_id,
@@ -17,6 +17,7 @@ WITH candidates AS (
     CROSS JOIN reward_settings
     WHERE spans.reward IS NOT NULL
         AND isfinite(spans.reward)
+        AND (spans.reward_source IS DISTINCT FROM 'grader' OR coalesce(spans.attributes['lightning.reward.grader'], '') = reward_settings.grader)
         AND (reward_settings.reward_match IS NULL OR regexp_matches(coalesce(span_tree.agent, ''), reward_settings.reward_match))
 ),
 chosen AS (

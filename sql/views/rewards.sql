@@ -9,4 +9,4 @@ SELECT
     error,
     make_timestamp_ns(coalesce(end_ns, start_ns)) AS emitted
 FROM spans
-WHERE op = 'reward'
+WHERE op = 'reward' OR reward IS NOT NULL

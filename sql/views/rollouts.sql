@@ -7,9 +7,8 @@ WITH rewards AS (
     GROUP BY ALL
 ),
 calls AS (
-    SELECT rollout_id, attempt_id, count(DISTINCT span_id) AS calls, sum(output_tokens) AS output_tokens
-    FROM spans
-    WHERE policy IS NOT NULL
+    SELECT rollout_id, attempt_id, count(*) AS calls, sum(output_tokens) AS output_tokens
+    FROM (SELECT DISTINCT rollout_id, attempt_id, trace_id, span_id, output_tokens FROM spans WHERE policy IS NOT NULL)
     GROUP BY ALL
 ),
 roots AS (
@@ -33,6 +32,7 @@ SELECT
     coalesce(calls.output_tokens, 0)::BIGINT AS output_tokens,
     (roots.end_ns - roots.start_ns) / 1e9 AS seconds,
     make_timestamp_ns(roots.start_ns) AS started,
+    make_timestamp_ns(roots.end_ns) AS ended,
     roots.task,
     roots.output
 FROM roots

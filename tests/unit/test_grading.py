@@ -12,10 +12,11 @@ import duckdb
 import pytest
 
 from lightning_core import names
-from lightning_core.agents.grading import check_grader, grade, grader_digest
+from lightning_core.agents.grading import check_grader, grade
 from lightning_core.client import SpanData
 from lightning_core.config import SettingsError
 from lightning_core.lake.derive import attempts
+from lightning_core.loading import grader_digest
 from tests.lake_maker import Attempt, derived
 
 GRADERS = """

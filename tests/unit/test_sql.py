@@ -123,6 +123,55 @@ def test_of_nested_agents_the_inner_one_has_the_call(tmp_path: Path) -> None:
     assert [(c["agent"], c["agent_path"], c["method"]) for c in calls] == [("helper", "solver/helper", "time")] * 2
 
 
+def test_agents_one_after_another_are_told_apart_however_fast(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    for attempt in attempts:
+        attempt.rows = [r for r in attempt.rows if r["op"] != "agent"]
+        attempt.agent("first", at=(0.195, 0.305))
+        attempt.agent("second", at=(0.310, 0.4))
+    lake, epoch = derived(tmp_path, rows(attempts))
+    assert [(c["agent"], c["method"]) for c in table(lake, epoch, "policy_calls")] == [("first", "time")] * 2
+
+
+def test_the_inner_agent_has_the_call_however_deep_it_is(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    for attempt in attempts:
+        outer = next(r["span_id"] for r in attempt.rows if r["op"] == "agent")
+        step = attempt.span("step", (0.15, 0.5), outer)
+        attempt.agent("worker", at=(0.16, 0.5), parent=step)
+    lake, epoch = derived(tmp_path, rows(attempts))
+    assert [c["agent_path"] for c in table(lake, epoch, "policy_calls")] == ["solver/worker"] * 2
+
+
+def test_a_call_under_an_ambiguous_span_is_not_trained(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0])
+    for attempt in attempts:
+        attempt.agent("critic")
+        chain = attempt.span("chain", (0.15, 0.5))
+        call = next(r for r in attempt.rows if r["op"] == "llm")
+        call |= {"parent_span_id": chain, "trace_id": "0" * 31 + "1"}
+    assert reasons(tmp_path, attempts, agent_exclude="critic") == ["ambiguous_agent"] * 2
+
+
+def test_a_sequence_that_is_too_long_is_counted(tmp_path: Path) -> None:
+    policy = PolicySettings(training={"max_sequence_tokens": 16})  # type: ignore[arg-type]
+    attempts = group([0.0, 1.0, 0.5])
+    call = next(r for r in attempts[0].rows if r["op"] == "llm")
+    call |= {"prompt_ids": list(range(20))}
+    assert reasons(tmp_path, attempts, policies=[policy]) == ["sequence_too_long"]
+
+
+def test_rollouts_that_are_not_planned_any_more_do_not_count(tmp_path: Path) -> None:
+    lake, epoch = derived(tmp_path, rows(group([0.0, 0.5, 1.0])), planned=["r.0", "r.1"])
+    assert [r["rollout_id"] for r in table(lake, epoch, "rollout_rewards")] == ["r.0", "r.1"]
+
+
+def test_a_former_graders_rewards_do_not_count(tmp_path: Path) -> None:
+    attempts = group([0.0, 1.0, 0.5])
+    attempts[1].rows[-1]["attributes"] = [("lightning.reward.grader", "the one before")]
+    assert reasons(tmp_path, attempts) == ["no_reward"]
+
+
 def test_a_twin_gives_its_place_to_the_call_that_has_the_token_ids(tmp_path: Path) -> None:
     attempts = group([0.0, 1.0])
     for attempt in attempts:
