@@ -1,12 +1,14 @@
 """An agent with the plain openai client, for end-to-end tests: one question, one answer. Imports nothing of ours."""
 
 import os
+import time
 from typing import Any
 
 from openai import OpenAI
 
 
 def run(task: dict[str, Any]) -> str:
+    time.sleep(float(os.environ.get("LETTER_PAUSE", "0")))
     if task.get("crash"):
         raise RuntimeError("this task is one that the agent cannot do")
     reply = OpenAI().chat.completions.create(

@@ -9,7 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -191,29 +192,52 @@ def test_a_finished_run_is_not_run_again(trained: Path, folder: Path) -> None:
     assert PolicyStore(trained, "policy").versions() == ["v0000", "v0001", "v0002"]
 
 
-def test_a_flow_killed_in_its_rollouts_goes_on_without_repeating_one(tmp_path: Path) -> None:
-    settings = write_settings(tmp_path, epochs=1, evaluation={"every": 0})
+def test_a_flow_interrupted_and_then_killed_in_its_rollouts_goes_on_without_repeating_one(tmp_path: Path) -> None:
+    agent = {"callable": f"{HERE / 'letter_agent.py'}:run", "timeout_s": 60, "environment": {"LETTER_PAUSE": "2"}}
+    rollout = {"tasks_per_epoch": 4, "group_size": 8, "concurrency": 4, "shards": 2}
+    settings = write_settings(tmp_path, epochs=1, evaluation={"every": 0}, agent=agent, rollout=rollout)
     home = tmp_path / "home"
-    command = [sys.executable, "-m", "flows.cli", "train", str(settings)]
-    with (tmp_path / "killed.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=HERE.parents[1], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        while not list((home / "logs" / "attempts").glob("*")):
-            assert process.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
-            time.sleep(0.1)
+
+    with started(settings, home) as process:  # Ctrl-C: every process of the terminal's group has it
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(120) == 130
+    assert time.monotonic() - began < 60, "it did not wait for all the rollouts still to come"
+    assert mentioning(home) == []
+
+    with started(settings, home) as process:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
     done = flow("train", str(settings))
     assert done.returncode == 0, done.stderr[-3000:]
+    assert mentioning(home) == [], "what the killed flow left running was taken over, and stopped"
     with duckdb.connect() as con:
-        files = [
-            str(home / "lake" / f["path"])
-            for f in json.loads((home / "lake/manifests/spans.json").read_text())["files"]
-        ]
+        files = json.loads((home / "lake/manifests/spans.json").read_text())["files"]
         ended = con.execute(
             "SELECT count(*), count(DISTINCT rollout_id) FROM read_parquet(?) WHERE op = 'rollout' AND outcome <> 'infrastructure'",
-            [files],
+            [[str(home / "lake" / f["path"]) for f in files]],
         ).fetchone()
-    assert ended == (16, 16)
+    assert ended == (32, 32)
     assert PolicyStore(home, "policy").versions() == ["v0000", "v0001"]
+
+
+@contextmanager
+def started(settings: Path, home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A flow that has finished an attempt more than there was before it."""
+    attempts = home / "logs" / "attempts"
+    before = len(list(attempts.glob("*")))
+    log_file = settings.with_suffix(f".{before}.log")
+    with log_file.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "train", str(settings)],
+            cwd=HERE.parents[1],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        )
+        while len(list(attempts.glob("*"))) <= before:
+            assert process.poll() is None, log_file.read_text()[-3000:]
+            time.sleep(0.1)
+        yield process
