@@ -51,6 +51,10 @@ format: $(READY) ## let ruff rewrite what it can
 .PHONY: env
 env: $(READY) ## the environment alone
 
+.PHONY: bench-training
+bench-training: $(READY) ## a training step against stock TRL, one JSON line
+	$(BIN)/python -m bench.training $(ARGS)
+
 .PHONY: lock
 lock: $(UV) ## renew the pinned requirements of both kinds of machine
 	$(MAKE) --no-print-directory lock-one HARDWARE=cpu
