@@ -1,0 +1,55 @@
+"""Who may import whom: flows → tasks → lightning_core, and the core knows no Prefect."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FORBIDDEN = {
+    "lightning_core": {"prefect", "flows", "tasks", "tests", "examples"},
+    "tasks": {"flows", "tests", "examples"},
+    "flows": {"tests", "examples"},
+    "lightning_core/client": {"torch", "pydantic", "duckdb", "opentelemetry", "httpx", "requests"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_no_layer_imports_one_above_it(folder: str) -> None:
+    wrong = {
+        str(file.relative_to(ROOT)): names
+        for file in (ROOT / folder).rglob("*.py")
+        if (names := imported(file) & FORBIDDEN[folder])
+    }
+    assert wrong == {}
+
+
+def test_the_client_an_agent_imports_brings_nothing_heavy() -> None:
+    heavy = {"torch", "pydantic", "duckdb", "pyarrow", "prefect", "opentelemetry"}
+    code = f"import sys, lightning_core.client; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_analysts_light_base_can_ask_the_catalog() -> None:
+    """`lightning-flows sql` needs no pipeline, no training, no vLLM."""
+    code = (
+        "import sys; from lightning_core.lake import ask; "
+        "print(sorted({'torch', 'prefect', 'polars', 'mlflow', 'aiohttp', 'starlette', 'psutil'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
