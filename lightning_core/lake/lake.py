@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lightning_core.files import fsync_directory, locked
+from lightning_core.files import fsync, locked
 from lightning_core.lake import catalog, spool
 from lightning_core.lake.decode import Decoder, write_rejected
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, LakeError, Manifests, Mode, SpanFile
@@ -140,10 +139,9 @@ class Lake:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.tmp")
         pq.write_table(table, beside, compression="zstd", compression_level=1)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync(beside)
         beside.replace(path)
-        fsync_directory(path.parent)
+        fsync(path.parent)
         return path.stat().st_size
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lightning_core.files import fsync
 from lightning_core.lake.spool_format import (
     Record,
     Scope,
@@ -156,7 +157,7 @@ class SpoolWriter:
             log.warning("%s: cut off a torn tail of %d bytes at offset %d", path, self.torn_bytes, self._begin + good)
         os.ftruncate(self._fd, good)
         os.fsync(self._fd)
-        _fsync_directory(self._directory)
+        fsync(self._directory)
         self._end = self._begin + good
         self._tainted = False  # bytes past _end may be on disk and have to go before the next write
 
@@ -280,7 +281,7 @@ class SpoolWriter:
     def _roll(self) -> None:
         fd = os.open(segment_path(self._directory, self._end), os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            _fsync_directory(self._directory)
+            fsync(self._directory)
         except OSError:
             os.close(fd)
             raise
@@ -323,11 +324,3 @@ def _lock(path: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)
     return fd
-
-
-def _fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -20,6 +20,8 @@ from typing import Literal
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lightning_core.files import fsync, write_atomic
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -111,13 +113,7 @@ class PolicyStore:
     def set_current(self, version: str) -> None:
         """Atomically say that `version` is being served. Raises StoreError for a version that was not published."""
         self.path(version)
-        temporary = self.folder / f".current-{secrets.token_hex(4)}"
-        with temporary.open("w") as stream:
-            stream.write(version + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self.folder / "current")
-        _fsync_folder(self.folder)
+        write_atomic(self.folder / "current", f"{version}\n".encode())
 
     def published(self, run: str, epoch: int) -> list[str]:
         """Versions that (run, epoch) published, oldest first: one, unless a resumed epoch trained other weights."""
@@ -203,10 +199,10 @@ class PolicyStore:
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         for name in [*files, MANIFEST]:
-            _fsync_file(folder / name)
+            fsync(folder / name)
         for inner in [entry for entry in folder.rglob("*") if entry.is_dir()]:
-            _fsync_folder(inner)
-        _fsync_folder(folder)
+            fsync(inner)
+        fsync(folder)
         target = self.folder / version
         try:
             # Refused by the system where the target is a folder with something in it: of two publishers one wins.
@@ -222,7 +218,7 @@ class PolicyStore:
                     f"{folder} is on another file system than {self.folder}; write training output under `home`"
                 ) from None
             raise
-        _fsync_folder(self.folder)
+        fsync(self.folder)
         log.info("policy %s: published %s (%s, parent %s)", self.name, version, lineage.kind, lineage.parent)
         return version
 
@@ -250,16 +246,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
     except OSError as error:
         log.debug("%s: cannot be linked (%s), copying", source, error)
         shutil.copyfile(source, target)
-
-
-def _fsync_file(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,21 +6,9 @@ import os
 import secrets
 from pathlib import Path
 
+from lightning_core.files import write_atomic
 
-def write_private(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, mode 0600: a reader sees the old file or the new one, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+PRIVATE = 0o600
 
 
 def services(home: Path) -> Path:
@@ -39,7 +27,7 @@ def load_secret(home: Path) -> str:
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_name(f".secret.{secrets.token_hex(4)}")
-            write_private(fresh, secrets.token_hex(32).encode())
+            write_atomic(fresh, secrets.token_hex(32).encode(), mode=PRIVATE)
             try:
                 os.link(fresh, path)  # fails where another process was first: then its secret is the one
             except FileExistsError:

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import uvicorn
 
+from lightning_core.files import write_atomic
 from lightning_core.lake.spool import SpoolError, SpoolWriter
 from lightning_core.server.app import make_app
-from lightning_core.server.files import load_secret, services, write_private
+from lightning_core.server.files import PRIVATE, load_secret, services
 from lightning_core.server.routes import RoutesError, RouteTable
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            write_private(self._file, json.dumps(self._where).encode())
+            write_atomic(self._file, json.dumps(self._where).encode(), mode=PRIVATE)
             log.info("listening on %s", self._where["url"])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

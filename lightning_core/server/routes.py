@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lightning_core.config import Name, SamplingSettings
-from lightning_core.server.files import services, write_private
+from lightning_core.files import write_atomic
+from lightning_core.server.files import PRIVATE, services
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class RouteTable:
 
     def replace(self, routes: Routes) -> None:
         """Store the routes, then put them in force; OSError where they cannot be stored."""
-        write_private(self._path, routes.model_dump_json(indent=2).encode())
+        write_atomic(self._path, routes.model_dump_json(indent=2).encode(), mode=PRIVATE)
         self._set(routes)
         log.info("routes: %s", ", ".join(f"{n} {r.version} at {r.upstream}" for n, r in routes.policies.items()))
 

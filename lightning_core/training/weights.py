@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import secrets
 import shutil
 import struct
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.config import LoraSettings
-from lightning_core.files import fsync_directory
+from lightning_core.files import fsync
 from lightning_core.training.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -195,7 +194,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         yield beside
         for file in beside.rglob("*"):
-            _fsync(file)
+            fsync(file)
         if folder.exists():
             old = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
             folder.rename(old)
@@ -203,15 +202,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             beside.rename(folder)
-        fsync_directory(folder.parent)
+        fsync(folder.parent)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
