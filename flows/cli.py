@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import click
 import yaml
 
+from flows.prefect_api import prefect_api
 from lightning_core.config import Settings, SettingsError, load_settings
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "calculator" / "settings.yaml"
@@ -67,10 +67,9 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
     if fresh or report.is_file():  # a finished one is begun anew, an interrupted one goes on
         _remove_former(settings.home)
     report.unlink(missing_ok=True)
-    _prefect(settings)
-    from flows.demo import demo as run
+    with _interruptible(), prefect_api(settings.home):
+        from flows.demo import demo as run
 
-    with _interruptible():
         run(settings, report)
 
 
@@ -80,12 +79,12 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
 def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """All epochs of a run, with evaluations; goes on where a former call stopped."""
     settings = _load(settings_file, assignments)
-    _prefect(settings)
-    from flows.demo import look_further, report_console, table
-    from flows.train import train as run
+    with _interruptible(), prefect_api(settings.home):
+        from flows.train import train as run
 
-    with _interruptible():
         rows = run(settings)
+    from flows.demo import look_further, report_console, table
+
     console = report_console()
     console.print(table(rows, f"run {settings.run}"))
     console.print("\nLook further:", *look_further(settings), sep="\n  ", highlight=False, soft_wrap=True)
@@ -98,10 +97,9 @@ def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
 def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | None) -> None:
     """One epoch: rollout, SQL, training, redeploy."""
     settings = _load(settings_file, assignments)
-    _prefect(settings)
-    from flows.train_epoch import train_epoch as run
+    with _interruptible(), prefect_api(settings.home):
+        from flows.train_epoch import train_epoch as run
 
-    with _interruptible():
         run(settings, epoch)
 
 
@@ -111,10 +109,9 @@ def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | 
 def evaluate(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """The current policies on the held-out tasks."""
     settings = _load(settings_file, assignments)
-    _prefect(settings)
-    from flows.evaluate import evaluate as run
+    with _interruptible(), prefect_api(settings.home):
+        from flows.evaluate import evaluate as run
 
-    with _interruptible():
         click.echo(yaml.safe_dump(run(settings)))
 
 
@@ -189,18 +186,6 @@ def _load(path: Path, assignments: tuple[str, ...]) -> Settings:
             raise SettingsError(f"--set {assignment}: write it as KEY=VALUE")
         overrides[key] = yaml.safe_load(value)
     return load_settings(path, overrides)
-
-
-def _prefect(settings: Settings) -> None:
-    """Prefect keeps its record in the run's home, unless the user has a Prefect of their own; before its import."""
-    if "PREFECT_API_URL" not in os.environ:
-        home = (settings.home / "prefect").resolve()
-        home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder of a path only
-        os.environ.setdefault("PREFECT_HOME", str(home))
-        os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(home / "memo_store.toml"))
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # 20 is short on a busy machine
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
 class _interruptible:
