@@ -122,10 +122,13 @@ def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """Server and vLLM until Ctrl-C: flows find them, agents can be tried against them."""
     import time
 
-    from lightning_core.services import running
+    from lightning_core.lake.manifest import Manifests
+    from lightning_core.services import deploy, running, versions
 
     settings = _load(settings_file, assignments)
     with _interruptible(), running(settings, click.echo) as services:
+        epoch = Manifests(settings.home / "lake").next_epoch(settings.run)
+        deploy(settings, services, versions(settings, epoch))
         click.echo(f"gateway and OTLP: {services.server.url}   (Ctrl-C ends them)")
         while True:
             time.sleep(1)
