@@ -9,12 +9,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning_core.config import Settings, SettingsError
 from lightning_core.loading import load_callable
-
-Mode = Literal["train", "evaluate"]
 
 
 @dataclass(frozen=True)

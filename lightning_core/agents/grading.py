@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,6 @@ class Grades:
     graded: int = 0
     invalid: int = 0
     first_error: str | None = None
-    rewards: list[float] = field(default_factory=list)
 
 
 def check_grader(reference: str | None) -> None:
@@ -109,9 +108,7 @@ def grade(
         for done, (attempt, result) in enumerate(zip(waiting, results, strict=True), 1):
             spans, error = _reward_spans(result, digest)
             grades.graded += 1
-            if error is None:
-                grades.rewards.append(float(result["reward"] if isinstance(result, dict) else result))
-            else:
+            if error is not None:
                 grades.invalid += 1
                 if grades.first_error is None:
                     grades.first_error = f"rollout {attempt.rollout_id}: {error}"

@@ -13,6 +13,7 @@ import math
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Decoded:
     spans: int = 0
 
 
+@cache
 def aliases() -> dict[str, Alias]:
     """Attribute key → column, as `sql/ingest/attribute_aliases.sql` says."""
     with duckdb.connect() as con:

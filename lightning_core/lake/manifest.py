@@ -78,9 +78,6 @@ class EpochManifest(_Manifest):
     def finish(self, stage: str, key: str, output: dict[str, Any], seconds: float) -> None:
         self.stages[stage] = Stage(key=key, output=output, seconds=round(seconds, 3), finished_ns=time.time_ns())
 
-    def seconds(self, stage: str) -> float:
-        return self.stages[stage].seconds if stage in self.stages else 0.0
-
 
 class Manifests:
     """Reads and replaces the manifests of a lake."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,6 @@ class MlflowRun:
 
     def metrics(self, values: dict[str, float], epoch: int) -> None:
         """Metrics of an epoch; MLflow's step is the epoch."""
-        import time
-
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)

@@ -16,7 +16,7 @@ from lightning_core.config import PolicySettings, Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import stage_key
-from lightning_core.policies.store import Lineage, PolicyStore
+from lightning_core.policies.store import BASE_VERSION, Lineage, PolicyStore
 from lightning_core.training.job import Job
 from lightning_core.training.launch import train
 
@@ -50,7 +50,7 @@ def train_version(
         return {"version": parent, "metrics": {}, "skipped": _why_nothing(lake, epoch, policy.name)}
     store = PolicyStore(settings.home, policy.name)
     output = state / f"output-{epoch.epoch:04d}"
-    fresh_adapter = policy.lora is not None and parent == "v0000"
+    fresh_adapter = policy.lora is not None and parent == BASE_VERSION
     job = Job(
         run=settings.run,
         epoch=epoch.epoch,
