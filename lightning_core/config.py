@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+NEEDS_GROUPS = ("grpo", "dr_grpo", "rloo")
+ESTIMATORS = (*NEEDS_GROUPS, "reinforce", "reinforce_pp")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
 
@@ -78,6 +80,28 @@ class RolloutSettings(_Section):
     )
 
 
+class AirRule(_Section):
+    """A reward for what spans show; every condition that is given has to hold."""
+
+    name: Name = Field(description="names the rule in tables")
+    value: float = Field(description="reward of a match")
+    op: str | None = Field(None, description="tool, llm, agent, …")
+    tool: str | None = Field(None, description="regex (RE2) on the tool's name")
+    status: Literal["ok", "error", "unset"] | None = None
+    attribute: str | None = Field(None, description="an attribute or column of the span; `pattern` is searched in it")
+    pattern: str | None = Field(None, description="regex (RE2); without `attribute`: searched in the tool's result")
+    per: Literal["match", "rollout"] = Field("match", description="`rollout`: once, however many spans match")
+    cap: float | None = Field(None, ge=0, description="largest sum, in absolute value, that the rule gives a rollout")
+
+    @model_validator(mode="after")
+    def _conditions(self) -> AirRule:
+        if not any((self.op, self.tool, self.status, self.attribute, self.pattern)):
+            raise ValueError(
+                f"rule {self.name!r} has no condition, so every span would match; give op, tool, status, …"
+            )
+        return self
+
+
 class RewardSettings(_Section):
     grader: str | None = Field(
         None,
@@ -86,10 +110,28 @@ class RewardSettings(_Section):
     failure_reward: float | None = Field(
         0.0, description="reward of an attempt the agent failed; null leaves it out of training"
     )
-    assign: Literal["final"] = Field("final", description="`final`: the rollout's last reward, to every call")
+    assign: Literal["final", "nearest", "discounted"] = Field(
+        "final",
+        description="`final`: the rollout's last reward, to every call; `nearest`: each reward to the latest call of the same agent that ended before it and has none; `discounted`: the agent's rewards from the call on, times gamma a call",
+    )
+    gamma: float | None = Field(None, ge=0, le=1, description="discount a call, for `discounted`")
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="named rewards and their weights in the sum; empty: the one named `reward`, or else the last",
+    )
     reward_match: str | None = Field(
         None, description="regex (RE2): only rewards emitted under an agent it matches count"
     )
+    air: Literal["off", "default"] | list[AirRule] = Field(
+        "off",
+        description="rules that reward what spans show (automatic intermediate rewards); `default`: those shipped",
+    )
+
+    @model_validator(mode="after")
+    def _discount(self) -> RewardSettings:
+        if (self.assign == "discounted") != (self.gamma is not None):
+            raise ValueError("`assign: discounted` and `gamma` belong together: give both, or neither")
+        return self
 
 
 class SamplingSettings(_Section):
@@ -135,13 +177,38 @@ class PolicySettings(_Section):
         "HuggingFaceTB/SmolLM2-135M-Instruct", description="hub id, or a folder, of the weights to begin with"
     )
     agent_match: str = Field(
-        "", description="regex (RE2, unanchored) on the nearest named agent of a call; empty matches all"
+        "",
+        description="regex (RE2, unanchored) on the nearest named agent of a call; empty matches all. `@module:function` (called with the last epoch's agents) or `sql:SELECT …` (over the catalog) gives it at run time",
     )
     agent_exclude: str | None = Field(None, description="regex (RE2): agents taken out again")
-    advantages: Literal["grpo"] = Field("grpo", description="how rewards become advantages: a file of sql/advantages/")
+    ambiguous: Literal["drop", "train"] = Field(
+        "drop", description="calls that several agents could have made: left out and counted, or trained all the same"
+    )
+    advantages: str = Field(
+        "grpo",
+        description="how rewards become advantages: grpo, dr_grpo, rloo, reinforce, reinforce_pp (files of sql/advantages/), or a .sql file of your own",
+    )
+    merge: Literal["prefix", "per_call"] = Field(
+        "prefix",
+        description="`prefix`: calls whose prompt extends the last are one sequence; `per_call`: none are merged",
+    )
+    too_long: Literal["drop_calls", "drop_rollout"] = Field(
+        "drop_calls",
+        description="past training.max_sequence_tokens: whole calls are left out from a sequence's end, or the rollout is",
+    )
+    max_version_lag: int | None = Field(
+        None, ge=0, description="calls sampled more versions ago than this are left out; null: all are taken"
+    )
     sampling: SamplingSettings = SamplingSettings()
     lora: LoraSettings | None = Field(None, description="train an adapter instead of the full weights")
     training: TrainingSettings = TrainingSettings()
+
+    @field_validator("advantages")
+    @classmethod
+    def _estimator(cls, name: str) -> str:
+        if name not in ESTIMATORS and not name.endswith(".sql"):
+            raise ValueError(f"{name!r} is neither one of {', '.join(ESTIMATORS)} nor a .sql file")
+        return name
 
 
 class EvaluationSettings(_Section):
@@ -151,11 +218,40 @@ class EvaluationSettings(_Section):
     max_tokens: int | None = Field(None, ge=1, description="upper limit of a call's tokens in evaluation")
 
 
+class AgentRule(_Section):
+    """Where an agent's name stands, for conventions that sql/hierarchy/agent_rules.sql does not know."""
+
+    source: Literal["attribute", "span_name", "resource"] = "attribute"
+    key: str | None = Field(None, description="attribute (or resource attribute) that holds the name")
+    pattern: str = Field("^(.+)$", description="regex (RE2); its first group is the name")
+    when: str | None = Field(None, description="regex (RE2) on the span's name; the rule holds for these only")
+
+
+class RedactionPattern(_Section):
+    pattern: str = Field(description="regex (RE2)")
+    replacement: str = Field("[redacted]", description=r"what stands there instead; \\1 is the first group")
+
+
+class LakeSettings(_Section):
+    """What is kept of spans, and how long."""
+
+    redact: list[RedactionPattern] = Field(
+        default_factory=list, description="rewritten in every text of a span before it reaches Parquet"
+    )
+    redact_with: str | None = Field(
+        None, description="`module:function`: gets a text, returns what is kept of it; after the patterns"
+    )
+    keep_days: float | None = Field(
+        None, gt=0, description="spans older than this are removed by `lightning-flows lake retain`; null: none are"
+    )
+
+
 class ServerSettings(_Section):
-    """Gateway and OTLP receiver: one process, one port, on loopback unless told otherwise."""
+    """Gateway and OTLP receiver: one process, on loopback unless told otherwise."""
 
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535, description="0: any free port")
+    grpc_port: int | None = Field(0, ge=0, le=65535, description="OTLP/gRPC; 0: any free port, null: no gRPC")
     spool_max_gb: float = Field(4.0, gt=0, description="spans not yet decoded; past it the server answers 503")
     max_body_mb: float = Field(64.0, gt=0)
 
@@ -188,6 +284,10 @@ class Settings(_Section):
     reward: RewardSettings = RewardSettings()
     policies: list[PolicySettings] = Field(default_factory=lambda: [PolicySettings()], min_length=1)
     evaluation: EvaluationSettings = EvaluationSettings()
+    agent_rules: list[AgentRule] = Field(
+        default_factory=list, description="where agents' names stand, before the conventions that are known"
+    )
+    lake: LakeSettings = LakeSettings()
     server: ServerSettings = ServerSettings()
     vllm: VllmSettings = VllmSettings()
     tracking: TrackingSettings = TrackingSettings()
@@ -213,9 +313,10 @@ class Settings(_Section):
     @model_validator(mode="after")
     def _groups(self) -> Settings:
         for policy in self.policies:
-            if policy.advantages == "grpo" and self.rollout.group_size < 2:
+            if policy.advantages in NEEDS_GROUPS and self.rollout.group_size < 2:
                 raise ValueError(
-                    "rollout.group_size is 1, but `grpo` compares the rollouts of a group; make it 2 or more"
+                    f"rollout.group_size is 1, but `{policy.advantages}` compares the rollouts of a group; make it 2 or "
+                    "more, or take `reinforce` or `reinforce_pp`"
                 )
         return self
 

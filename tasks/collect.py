@@ -38,16 +38,16 @@ def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollo
     key = stage_key(epoch.planned, epoch.versions, grader_digest(settings.reward.grader))
 
     def work() -> dict[str, Any]:
-        _open_range(settings, lake, epoch)
+        epoch.sealed_offset = None
+        ingest_spans(settings)
         finished = _finished(lake, epoch)
         missing = [r for r in planned if r.rollout_id not in finished]
         if finished:
             logger().info("%d of %d rollouts are finished already", len(planned) - len(missing), len(planned))
         counts = _roll_out(settings, epoch, missing)
-        _open_range(settings, lake, epoch)
+        ingest_spans(settings)
         grades = grade_rollouts(settings, epoch)
         epoch.sealed_offset = ingest_spans(settings)
-        epoch.span_files = lake.files_between(epoch.opened_offset, epoch.sealed_offset)
         unfinished = len(planned) - len(_finished(lake, epoch) & {r.rollout_id for r in planned})
         if unfinished > len(planned) // 2:
             raise CollectionFailed(
@@ -61,14 +61,8 @@ def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollo
     return run_stage(lake, epoch, "collect", key, work)
 
 
-def _open_range(settings: Settings, lake: Lake, epoch: EpochManifest) -> None:
-    """Decode what there is, so that the epoch's files so far can be asked."""
-    ingest_spans(settings)
-    epoch.span_files = lake.files_between(epoch.opened_offset, None)
-
-
 def _finished(lake: Lake, epoch: EpochManifest) -> set[str]:
-    with lake.connect(epoch.span_files) as con:
+    with lake.connect(epoch.span_range) as con:
         return {row[0] for row in con.execute(_FINISHED, [epoch.run, epoch.epoch, epoch.mode]).fetchall()}
 
 

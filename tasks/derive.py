@@ -24,8 +24,7 @@ def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
     ]
     key = stage_key(
         epoch.planned,
-        epoch.span_files,
-        epoch.sealed_offset,
+        epoch.span_range,
         settings.reward,
         grader_digest(settings.reward.grader),
         settings.evaluation.success_reward,

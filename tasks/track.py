@@ -38,7 +38,7 @@ def _record(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
     label = f"epochs/{epoch.epoch:04d}" if epoch.mode == "train" else f"epochs/{epoch.epoch:04d}-evaluate"
     tracked.document(settings.model_dump(mode="json"), f"{label}/settings.json")
     tracked.document(
-        {"span_files": epoch.span_files, "tables": {n: t.model_dump() for n, t in epoch.tables.items()}},
+        {"span_range": epoch.span_range, "tables": {n: t.model_dump() for n, t in epoch.tables.items()}},
         f"{label}/dataset.json",
     )
     _versions(settings, epoch, tracked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
 
 SECOND = 1_000_000_000
+_END = 1 << 40  # of the spool
+_NOT_CONTENT = {"scope", "received_ns", "record_offset", "record_index"}
 
 
 class Attempt:
@@ -111,15 +114,21 @@ def derived(
     lake = Lake(home)
     path = "spans/0.parquet"
     (lake.root / "spans").mkdir(parents=True, exist_ok=True)
+    rows = [row | {"record_index": i, "content_hash": _content_hash(row)} for i, row in enumerate(rows)]
     table = pa.Table.from_pylist(rows, schema=schema.arrow_schema(schema.SPANS))
     pq.write_table(table, lake.root / path)
-    file = SpanFile(path=path, rows=len(rows), bytes=1, start=0, end=1)
-    lake.manifests.put_spans(SpanManifest(decoded_offset=1, files=[file]))
-    epoch = EpochManifest(run="run", epoch=0, mode=mode, opened_offset=0, sealed_offset=1, span_files=[path])  # type: ignore[arg-type]
+    file = SpanFile(path=path, rows=len(rows), bytes=1, start=0, end=_END)
+    lake.manifests.put_spans(SpanManifest(decoded_offset=_END, files=[file]))
+    epoch = EpochManifest(run="run", epoch=0, mode=mode, opened_offset=0, sealed_offset=_END)  # type: ignore[arg-type]
     epoch.planned = planned or []
     derive(lake, epoch, settings(home, **changes), "key")
     lake.manifests.put_epoch(epoch)
     return lake, epoch
+
+
+def _content_hash(row: dict[str, Any]) -> int:
+    content = repr(sorted((k, v) for k, v in row.items() if k not in _NOT_CONTENT))
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def table(lake: Lake, epoch: EpochManifest, name: str) -> list[dict[str, Any]]:

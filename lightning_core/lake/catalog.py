@@ -37,10 +37,13 @@ DERIVED = (
 )
 
 
-def spans_view(files: list[str]) -> str:
-    """DDL of the view `spans` over some files; an empty table where there is none."""
+def spans_view(files: list[str], span_range: tuple[int, int | None] = (0, None)) -> str:
+    """DDL of the view `spans` over a range of the spool in some files; an empty table where there is no file."""
     if files:
-        return f"CREATE OR REPLACE VIEW spans AS FROM read_parquet({_file_list(files)})"
+        start, end = span_range
+        bounds = [f"record_offset >= {start}"] * (start > 0) + [f"record_offset < {end}"] * (end is not None)
+        where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
+        return f"CREATE OR REPLACE VIEW spans AS FROM read_parquet({_file_list(files)}){where}"
     columns = ", ".join(f"NULL::{c.type} AS {c.name}" for c in schema.SPANS)
     return f"CREATE OR REPLACE VIEW spans AS SELECT {columns} WHERE false"
 

@@ -7,6 +7,7 @@ crash writes the same file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -88,6 +89,7 @@ class Decoder:
             return
         index = -1
         for resource_spans in request.resource_spans:
+            resource_bytes = resource_spans.resource.SerializeToString(deterministic=True)
             resource = list(_plain_map(resource_spans.resource.attributes).items())
             for scope_spans in resource_spans.scope_spans:
                 scope = scope_spans.scope
@@ -114,6 +116,7 @@ class Decoder:
                     row["received_ns"] = record.received_ns
                     row["record_offset"] = offset
                     row["record_index"] = index
+                    row["content_hash"] = _content_hash(resource_bytes, span)
                     for name, column in out.columns.items():
                         column.append(row.get(name))
                     out.spans += 1
@@ -170,6 +173,11 @@ class Decoder:
                 row["agent_name_source"] = key
         row["attributes"] = list(rest.items())
         return row
+
+
+def _content_hash(resource: bytes, span: Any) -> int:
+    content = resource + span.SerializeToString(deterministic=True)
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def _time(ns: int) -> int | None:

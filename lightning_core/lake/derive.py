@@ -63,8 +63,8 @@ def check_patterns(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def attempts(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with `scored_attempts` and `epoch_spans` of the epoch's span files: what a grader works on."""
-    with lake.connect(epoch.span_files) as con:
+    """A connection with `scored_attempts` and `epoch_spans` of the epoch's spans: what a grader works on."""
+    with lake.connect(epoch.span_range) as con:
         con.execute(
             "CREATE TABLE epoch_scope AS SELECT ?::VARCHAR AS run, ?::BIGINT AS epoch, ?::VARCHAR AS mode",
             [epoch.run, epoch.epoch, epoch.mode],
@@ -78,7 +78,7 @@ def attempts(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnec
 def derive(
     lake: Lake, epoch: EpochManifest, settings: Settings, key: str, on_progress: Callable[[str], None] | None = None
 ) -> dict[str, int]:
-    """Build the derived tables of an epoch from its span files; returns rows by table. The caller saves the manifest.
+    """Build the derived tables of an epoch from its spans; returns rows by table. The caller saves the manifest.
 
     An evaluation stops at the rewards: nothing is trained on it.
     """

@@ -97,21 +97,20 @@ class Lake:
             yield
 
     def files_between(self, start: int, end: int | None) -> list[str]:
-        """Span files that decode any of the spool's range [start, end)."""
+        """Span files that hold any of the spool's range [start, end); `end` None: all there is."""
         return [f.path for f in self.manifests.spans().files if f.end > start and (end is None or f.start < end)]
 
     @contextlib.contextmanager
     def connect(
-        self, span_files: list[str] | None = None, memory_gb: float = 2.0
+        self, span_range: tuple[int, int | None] = (0, None), memory_gb: float = 2.0
     ) -> Iterator[duckdb.DuckDBPyConnection]:
-        """An in-memory DuckDB with `spans` as a view over some files (all by default); spills into the lake."""
+        """An in-memory DuckDB with `spans` as a view over a range of the spool (all by default); spills into the lake."""
         spill = self.root / "tmp"
         spill.mkdir(parents=True, exist_ok=True)
         with duckdb.connect(
             config={"memory_limit": f"{memory_gb}GB", "temp_directory": str(spill), "file_search_path": str(self.root)}
         ) as con:
-            files = [f.path for f in self.manifests.spans().files] if span_files is None else span_files
-            con.execute(catalog.spans_view(files))
+            con.execute(catalog.spans_view(self.files_between(*span_range), span_range))
             yield con
 
     def put_table(self, epoch: EpochManifest, name: str, table: pa.Table, key: str) -> DerivedTable:

@@ -66,9 +66,13 @@ class EpochManifest(_Manifest):
     opened_offset: int
     sealed_offset: int | None = None
     planned: list[str] = []  # rollouts that belong to it; others of the same number are not counted
-    span_files: list[str] = []
     tables: dict[str, DerivedTable] = {}
     stages: dict[str, Stage] = {}
+
+    @property
+    def span_range(self) -> tuple[int, int | None]:
+        """Where in the spool the epoch's spans lie: [opened, sealed); open-ended while it is not sealed."""
+        return self.opened_offset, self.sealed_offset
 
     def done(self, stage: str, key: str) -> dict[str, Any] | None:
         """Output of a stage that has run with this key already, else None."""

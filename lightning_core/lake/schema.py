@@ -49,7 +49,10 @@ _REST = (
     Column("links", "VARCHAR", "JSON list of {trace_id, span_id, attributes}; NULL where there are none"),
     Column("received_ns", "BIGINT", "when the server took the request, ns since 1970"),
     Column("record_offset", "BIGINT", "offset of the request in the spool"),
-    Column("record_index", "INTEGER", "position of the span in its request"),
+    Column("record_index", "INTEGER", "position of the span in its request; with the offset it names the row"),
+    Column(
+        "content_hash", "BIGINT", "hash of all that was sent of the span: tells a retry from another span under its id"
+    ),
 )
 # What `attribute_aliases` fills, by column name.
 _PROMOTED = (

@@ -3,24 +3,18 @@
 -- Inputs: spans, scored_attempts.
 -- Rule: same identity (rollout, attempt, trace, span) and same content is a retry, one row. Same identity and other
 -- content is not (an agent that seeds `random` repeats ids): both stay, `repeated_id` is set.
-WITH contents AS (
-    SELECT
-        spans.*,
-        hash(*COLUMNS(spans.* EXCLUDE (scope, received_ns, record_offset, record_index))) AS content
+WITH once AS (
+    SELECT spans.*
     FROM spans
     SEMI JOIN (SELECT rollout_id, attempt_id FROM scored_attempts WHERE counts) AS counting USING (rollout_id, attempt_id)
     WHERE op <> 'rollout.start'
-),
-once AS (
-    SELECT *
-    FROM contents
     QUALIFY row_number() OVER (
-        PARTITION BY rollout_id, attempt_id, trace_id, span_id, content ORDER BY record_offset, record_index
+        PARTITION BY rollout_id, attempt_id, trace_id, span_id, content_hash ORDER BY record_offset, record_index
     ) = 1
 )
 SELECT
-    row_number() OVER (ORDER BY rollout_id, attempt_id, start_ns NULLS LAST, trace_id, span_id, content) AS node,
+    row_number() OVER (ORDER BY rollout_id, attempt_id, start_ns NULLS LAST, trace_id, span_id, content_hash) AS node,
     count(*) OVER (PARTITION BY rollout_id, attempt_id, trace_id, span_id) > 1 AS repeated_id,
-    * EXCLUDE (content)
+    *
 FROM once
 ORDER BY node

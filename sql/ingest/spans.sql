@@ -64,6 +64,7 @@ SELECT
     links,
     received_ns,
     record_offset,
-    record_index
+    record_index,
+    content_hash
 FROM decoded
 ORDER BY rollout_id, attempt_id, start_ns, trace_id, span_id, record_offset, record_index
