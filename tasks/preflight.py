@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from lightning_core.agents.grading import check_grader
 from lightning_core.agents.runner import Runner
 from lightning_core.config import Settings
-from lightning_core.lake.derive import check_patterns
+from lightning_core.lake.derive_inputs import check_patterns
 from lightning_core.taskset import Task, load_tasks
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from lightning_core.config import PolicySettings, SettingsError
-from lightning_core.lake.derive import check_patterns
+from lightning_core.lake.derive_inputs import check_patterns
 from tests import lake_maker
 from tests.lake_maker import Attempt, derived, table
 
