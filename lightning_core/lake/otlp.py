@@ -1,14 +1,11 @@
-"""OTLP/HTTP bodies to validated protobuf bytes, and spans of our own to the same.
+"""OTLP bodies to protobuf bytes whose envelope is sound, and spans of our own to the same.
 
-A request that is well-formed passes through unchanged; OTLP/JSON is converted, so that what lies behind knows one
-encoding. Decoding into columns happens later, off the request path.
+A protobuf request passes through unchanged; OTLP/JSON is converted, so that what lies behind knows one encoding. What
+is in the spans is nobody's business here: decoding them happens later, off the request path.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import sys
 import zlib
 from array import array
@@ -16,68 +13,59 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from google.protobuf import json_format
-from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
+from lightning_core.lake.envelope import OtlpError, count_spans, parse_envelope
+from lightning_core.lake.otlp_json import read_json, trace_envelope
+
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 
+_MOST_MEMBERS = 1024  # of a gzip body; a body of nothing but empty ones would take minutes
+_INFLATED_AT_ONCE = 256 * 1024  # bytes; what follows a member is copied, so that this bounds the copies
+
 AttributeValue = str | bool | int | float | bytes | Sequence[Any]
-
-
-class OtlpError(ValueError):
-    """A request that is refused: `status` is 400 (not OTLP), 413 (too large) or 415 (unknown encoding)."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
 
 def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def parse_request(body: bytes, content_type: str, content_encoding: str | None, max_bytes: int) -> bytes:
-    """The protobuf encoding of an `ExportTraceServiceRequest`; `max_bytes` bounds the uncompressed body.
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """A request as it goes to the spool."""
 
-    Raises OtlpError: 400 for what is no OTLP, 413 for too large a body, 415 for another content type or encoding.
+    body: bytes  # protobuf encoding of an `ExportTraceServiceRequest`; empty where it holds no span
+    spans: int
+    rejected: int = 0  # of them spans of OTLP/JSON without a protobuf form: in `body` for the decoder to set aside
+    reason: str = ""  # of the first of those
+
+
+def parse_request(body: bytes, content_type: str, content_encoding: str | None, max_bytes: int) -> TraceRequest:
+    """What a trace request holds; `max_bytes` bounds the uncompressed body.
+
+    Only the envelope is checked: a span that cannot be decoded does not lose the others, it is found later. Raises
+    OtlpError: 400 for what is no OTLP trace request, 413 for too large a body, 415 for another content type or encoding.
     """
-    plain, request = decode_message(ExportTraceServiceRequest, body, content_type, content_encoding, max_bytes)
-    first_bad: Span | None = None
-    good = 0
-    for resource_spans in request.resource_spans:
-        for scope_spans in resource_spans.scope_spans:
-            for span in scope_spans.spans:
-                if len(span.trace_id) == 16 and len(span.span_id) == 8:
-                    good += 1
-                elif first_bad is None:
-                    first_bad = span
-    # Some bad spans are for the decoder to count; nothing but bad ones is another kind of message.
-    if first_bad is not None and not good:
-        raise OtlpError(
-            400,
-            f"span {first_bad.name!r:.60}: trace_id has {len(first_bad.trace_id)} bytes and span_id "
-            f"{len(first_bad.span_id)}; OTLP wants 16 and 8",
-        )
-    return plain if media_type(content_type) == PROTOBUF else request.SerializeToString()
+    media, plain = plain_body(body, content_type, content_encoding, max_bytes)
+    if media == PROTOBUF:
+        spans = count_spans(parse_envelope(plain))
+        return TraceRequest(plain if spans else b"", spans)
+    envelope, reasons = trace_envelope(read_json(plain))
+    spans = count_spans(envelope)
+    return TraceRequest(
+        envelope.SerializeToString() if spans else b"", spans, len(reasons), reasons[0] if reasons else ""
+    )
 
 
-def decode_message(
-    kind: type[Any], body: bytes, content_type: str, content_encoding: str | None, max_bytes: int
-) -> tuple[bytes, Any]:
-    """(uncompressed body, message) of a request that is protobuf or OTLP/JSON; raises OtlpError."""
+def plain_body(body: bytes, content_type: str, content_encoding: str | None, max_bytes: int) -> tuple[str, bytes]:
+    """(PROTOBUF or JSON, the uncompressed body); OtlpError 413 or 415, or 400 for a damaged compression."""
     media = media_type(content_type)
     if media not in (PROTOBUF, JSON):
         raise OtlpError(415, f"content type {content_type!r:.80} is not supported; send {PROTOBUF} or {JSON}")
-    plain = uncompress(body, content_encoding, max_bytes)
-    try:
-        return plain, kind.FromString(plain) if media == PROTOBUF else _from_json(kind, plain)
-    except DecodeError as error:
-        raise OtlpError(400, f"the body is no {kind.DESCRIPTOR.full_name} in protobuf: {error}") from None
+    return media, uncompress(body, content_encoding, max_bytes)
 
 
 def uncompress(body: bytes, content_encoding: str | None, max_bytes: int) -> bytes:
@@ -90,68 +78,40 @@ def uncompress(body: bytes, content_encoding: str | None, max_bytes: int) -> byt
         raise too_large
     if encoding in ("identity", ""):
         return body
+    view, at = memoryview(body), 0
     parts: list[bytes] = []
-    room = max_bytes
-    rest = body
-    while rest:
-        inflate = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
+    room, members = max_bytes, 0
+    inflate = None
+    while at < len(view):
+        if inflate is None:
+            members += 1
+            if members > _MOST_MEMBERS:
+                raise OtlpError(400, f"the {encoding} body has more than {_MOST_MEMBERS} members")
+            inflate = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
+        piece = view[at : at + _INFLATED_AT_ONCE]
         try:
-            part = inflate.decompress(rest, room + 1)
+            part = inflate.decompress(piece, room + 1)
         except zlib.error as error:
             raise OtlpError(400, f"the body is not {encoding}: {error}") from None
         room -= len(part)
         if room < 0:
             raise too_large
-        if not inflate.eof:
-            raise OtlpError(400, f"the {encoding} body ends too early")
         parts.append(part)
-        rest = inflate.unused_data  # gzip allows several members one after another
+        at += len(piece)
+        if inflate.eof:  # gzip allows several members one after another
+            at -= len(inflate.unused_data)
+            inflate = None
+    if inflate is not None:
+        raise OtlpError(400, f"the {encoding} body ends too early")
     return b"".join(parts)
 
 
-_ID_KEYS = {"traceId": 16, "spanId": 8, "parentSpanId": 8, "trace_id": 16, "span_id": 8, "parent_span_id": 8}
-
-
-def _from_json(kind: type[Any], plain: bytes) -> Message:
-    try:
-        raw = json.loads(plain)
-        if not isinstance(raw, dict):
-            raise OtlpError(400, f"OTLP/JSON begins with an object, not {type(raw).__name__}")
-        _hex_ids(raw)
-        # Receivers must ignore unknown fields (OTLP specification, JSON Protobuf Encoding).
-        return json_format.ParseDict(raw, kind(), ignore_unknown_fields=True)
-    except (ValueError, TypeError, RecursionError, json_format.Error) as error:
-        if isinstance(error, OtlpError):
-            raise
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise OtlpError(400, f"the body is no {kind.DESCRIPTOR.full_name} in OTLP/JSON: {reason:.300}") from None
-
-
-def _hex_ids(raw: dict[str, Any]) -> None:
-    """Ids are hex in OTLP/JSON, but protobuf's own JSON mapping expects base64: rewrite them in place."""
-    for resource_spans in _objects(raw, "resourceSpans", "resource_spans"):
-        for scope_spans in _objects(resource_spans, "scopeSpans", "scope_spans"):
-            for span in _objects(scope_spans, "spans"):
-                for holder in (span, *_objects(span, "links")):
-                    for key in holder.keys() & _ID_KEYS.keys():
-                        holder[key] = _base64_id(key, holder[key])
-
-
-def _objects(holder: dict[str, Any], *keys: str) -> list[dict[str, Any]]:
-    for key in keys:
-        items = holder.get(key)
-        if isinstance(items, list):
-            return [item for item in items if isinstance(item, dict)]
-    return []
-
-
-def _base64_id(key: str, value: Any) -> str:
-    if value is None or value == "":
-        return ""
-    try:
-        return base64.b64encode(binascii.unhexlify(value)).decode()
-    except (binascii.Error, TypeError, ValueError):
-        raise OtlpError(400, f"{key} {value!r:.60} is not hexadecimal, as OTLP/JSON wants it") from None
+def sniff_encoding(body: bytes) -> str | None:
+    """`gzip` or `deflate` by the first two bytes; no trace request begins like either (its first byte is 0x0a)."""
+    if body[:2] == b"\x1f\x8b":
+        return "gzip"
+    zlib_header = len(body) >= 2 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+    return "deflate" if zlib_header else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,11 @@ def _unauthorized(message: str) -> HttpError:
 
 def bearer(scope: Scope) -> str | None:
     """The token of the Authorization header, or None where there is no such header."""
-    header = Headers(scope=scope).get("authorization")
+    return token_of(Headers(scope=scope).get("authorization"))
+
+
+def token_of(header: str | None) -> str | None:
+    """The token in an Authorization header or metadata."""
     if header is None:
         return None
     kind, _, token = header.partition(" ")
@@ -44,19 +48,24 @@ def identify(scope: Scope, secret: str, anonymous: bool = False) -> Caller:
     token = bearer(scope)
     rollout_id = scope["path_params"].get("rollout_id")
     attempt_id = scope["path_params"].get("attempt_id")
+    if rollout_id is None:
+        client = scope.get("client")
+        return identify_token(token, secret, nobody=anonymous and client is not None and is_loopback(client[0]))
     attempt = verify(secret, token) if token else None
-    if rollout_id is not None:
-        if attempt is None or (attempt.rollout_id, attempt.attempt_id) != (rollout_id, attempt_id):
-            raise _unauthorized(
-                f"this needs the token of rollout {rollout_id!r}, attempt {attempt_id!r}: send it as "
-                "`Authorization: Bearer lf-…` (the attempt finds it in OPENAI_API_KEY)"
-            )
-        return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "path")
+    if attempt is None or (attempt.rollout_id, attempt.attempt_id) != (rollout_id, attempt_id):
+        raise _unauthorized(
+            f"this needs the token of rollout {rollout_id!r}, attempt {attempt_id!r}: send it as "
+            "`Authorization: Bearer lf-…` (the attempt finds it in OPENAI_API_KEY)"
+        )
+    return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "path")
+
+
+def identify_token(token: str | None, secret: str, nobody: bool) -> Caller:
+    """Who calls where the address names no attempt; `nobody` lets in without a token. Raises HttpError 401."""
+    attempt = verify(secret, token) if token else None
     if attempt is not None:
         return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "token")
-    if token and is_secret(secret, token):
-        return _NOBODY
-    if anonymous and not token and _is_loopback(scope):
+    if (token and is_secret(secret, token)) or (nobody and not token):
         return _NOBODY
     raise _unauthorized(
         "no valid API key: send an attempt's token, or the server's secret, as `Authorization: Bearer …`"
@@ -70,9 +79,8 @@ def require_admin(scope: Scope, secret: str) -> None:
         raise _unauthorized("this needs the server's secret (`services/secret` in its home) as a bearer token")
 
 
-def _is_loopback(scope: Scope) -> bool:
-    client = scope.get("client")
+def is_loopback(address: str) -> bool:
     try:
-        return client is not None and ipaddress.ip_address(client[0]).is_loopback
+        return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False

@@ -18,6 +18,7 @@ from lightning_core.lake.spool import SpoolWriter
 from lightning_core.server.admin import Admin
 from lightning_core.server.gateway import Gateway
 from lightning_core.server.http import ClientGone, HttpError
+from lightning_core.server.intake import Intake
 from lightning_core.server.otlp_http import Receiver
 from lightning_core.server.routes import RouteTable
 from lightning_core.server.stats import Stats
@@ -76,12 +77,12 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> int:
     raise HttpError(404, f"Unknown request URL: {scope['method']} {scope['path']}", code="unknown_url")
 
 
-def make_app(secret: str, spool: SpoolWriter, routes: RouteTable, max_body: int) -> Starlette:
+def make_app(secret: str, spool: SpoolWriter, routes: RouteTable, intake: Intake) -> Starlette:
     """The ASGI app; it closes its connections to vLLM on shutdown, the spool is the caller's to close."""
-    stats, upstreams = Stats(), Upstreams()
-    gateway = Gateway(secret, spool, routes, upstreams, stats, max_body)
-    receiver = Receiver(secret, spool, stats, max_body)
-    admin = Admin(secret, spool, routes, stats, max_body)
+    stats, upstreams = intake.stats, Upstreams()
+    gateway = Gateway(secret, spool, routes, upstreams, stats, intake.max_body)
+    receiver = Receiver(secret, intake)
+    admin = Admin(secret, spool, routes, stats, intake.max_body)
     http_routes: list[HttpRoute] = []
 
     def add(path: str, methods: list[str], name: str, handle: Handle) -> None:

@@ -30,11 +30,12 @@ class ServerError(RuntimeError):
 class ServerHandle:
     """A running server. `find` and `start` make one; only one that `start` made is stopped by `stop`."""
 
-    def __init__(self, home: Path, url: str, pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, home: Path, url: str, pid: int, grpc_url: str | None = None) -> None:
         self.home = home
         self.url = url
+        self.grpc_url = grpc_url  # of OTLP/gRPC; None where it is off
         self.pid = pid
-        self._process = process
+        self._process: subprocess.Popen[bytes] | None = None
         self._secret = load_secret(home)
 
     @classmethod
@@ -44,7 +45,7 @@ class ServerHandle:
         try:
             where = json.loads((services(home) / "server.json").read_text())
             os.kill(where["pid"], 0)
-            handle = cls(home, where["url"], where["pid"])
+            handle = cls(home, where["url"], where["pid"], where.get("grpc_url"))
             return handle if handle.health()["pid"] == where["pid"] else None
         except (OSError, ValueError, KeyError, ServerError):
             return None
@@ -61,6 +62,7 @@ class ServerHandle:
         command = [sys.executable, "-m", "lightning_core.server", "--home", str(home), "--host", settings.host]
         command += ["--port", str(settings.port), "--spool-max-gb", str(settings.spool_max_gb)]
         command += ["--max-body-mb", str(settings.max_body_mb)]
+        command += ["--grpc-port", "off" if settings.grpc_port is None else str(settings.grpc_port)]
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         with log_path.open("ab") as log_file:

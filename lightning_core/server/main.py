@@ -2,13 +2,14 @@
 
     python -m lightning_core.server --home var --host 127.0.0.1 --port 8080
 
-While it listens, `<home>/services/server.json` says where: `{"pid", "host", "port", "url"}`. Exit codes: 0 stopped
+While it listens, `<home>/services/server.json` says where: `{"pid", "host", "port", "url", "grpc_url"}`. Exit codes: 0 stopped
 by SIGTERM or SIGINT, 2 it could not start for a reason the user can mend (one line says which).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
 import json
 import logging
@@ -16,7 +17,9 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -24,7 +27,12 @@ from lightning_core.files import write_atomic
 from lightning_core.lake.spool import SpoolError, SpoolWriter
 from lightning_core.server.app import make_app
 from lightning_core.server.files import PRIVATE, load_secret, services
+from lightning_core.server.intake import Intake
 from lightning_core.server.routes import RoutesError, RouteTable
+from lightning_core.server.stats import Stats
+
+if TYPE_CHECKING:
+    from lightning_core.server.otlp_grpc import GrpcReceiver
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +44,52 @@ class CannotStart(Exception):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, that says where it listens for as long as it does."""
+    """uvicorn's, with the gRPC receiver on the same event loop; says where both listen for as long as they do."""
 
-    def __init__(self, config: uvicorn.Config, home: Path, host: str, port: int) -> None:
+    def __init__(self, config: uvicorn.Config, home: Path, host: str, port: int, grpc: GrpcSettings | None) -> None:
         super().__init__(config)
         self._file = services(home) / "server.json"
-        self._where = {"pid": os.getpid(), "host": host, "port": port, "url": url(host, port)}
+        self._where = {"pid": os.getpid(), "host": host, "port": port, "url": url(host, port), "grpc_url": None}
+        self._grpc_settings = grpc
+        self._grpc: GrpcReceiver | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._grpc_settings is not None:
+            self._grpc, self._where["grpc_url"] = await self._grpc_settings.start()
         await super().startup(sockets)
         if self.started:
             write_atomic(self._file, json.dumps(self._where).encode(), mode=PRIVATE)
-            log.info("listening on %s", self._where["url"])
+            log.info("listening on %s, gRPC on %s", self._where["url"], self._where["grpc_url"])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._file.unlink(missing_ok=True)
-        await super().shutdown(sockets)
+        draining = [super().shutdown(sockets)]
+        if self._grpc is not None:
+            draining.append(self._grpc.stop(_DRAIN_S))
+        await asyncio.gather(*draining)
+
+
+@dataclass(frozen=True)
+class GrpcSettings:
+    """Where the gRPC receiver listens, and what it hands requests to."""
+
+    secret: str
+    intake: Intake
+    host: str
+    port: int
+
+    async def start(self) -> tuple[GrpcReceiver, str]:
+        """(the receiver, its URL); CannotStart where the address is taken or not ours."""
+        from lightning_core.server.otlp_grpc import GrpcReceiver  # not needed where gRPC is off
+
+        if self.port:
+            listen(self.host, self.port, "server.grpc_port").close()  # says in one line what gRPC says in ten
+        receiver = GrpcReceiver(self.secret, self.intake)
+        try:
+            bound = await receiver.start(self.host, self.port)
+        except OSError as error:
+            raise CannotStart(f"gRPC: {error}; see `server.host` and `server.grpc_port`") from None
+        return receiver, url(self.host, bound)
 
 
 def url(host: str, port: int) -> str:
@@ -60,8 +98,8 @@ def url(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; CannotStart where the address is taken or not ours."""
+def listen(host: str, port: int, setting: str = "server.port") -> socket.socket:
+    """A bound socket; CannotStart, naming the setting, where the address is taken or not ours."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -75,20 +113,23 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise CannotStart(
-                f"port {port} on {host} is in use by another process; set `server.port` to another one, or 0 for any"
+                f"port {port} on {host} is in use by another process; set `{setting}` to another one, or 0 for any"
             ) from None
-        raise CannotStart(f"cannot listen on {host}:{port}: {error}; see `server.host` and `server.port`") from None
+        raise CannotStart(f"cannot listen on {host}:{port}: {error}; see `server.host` and `{setting}`") from None
 
 
-def serve(home: Path, host: str, port: int, spool_max_bytes: int, max_body: int) -> None:
-    """Run until SIGTERM or SIGINT; then drain, flush and leave."""
+def serve(home: Path, host: str, port: int, grpc_port: int | None, spool_max_bytes: int, max_body: int) -> None:
+    """Run until SIGTERM or SIGINT; then drain, flush and leave. No gRPC where `grpc_port` is None."""
     sock = listen(host, port)
     try:
         spool = SpoolWriter(home / "spool", spool_max_bytes)
-    except SpoolError as error:
+    except (SpoolError, OSError) as error:
         raise CannotStart(str(error)) from None
     try:
-        app = make_app(load_secret(home), spool, RouteTable(home), max_body)
+        secret = load_secret(home)
+        intake = Intake(spool, Stats(), max_body)
+        app = make_app(secret, spool, RouteTable(home), intake)
+        grpc = None if grpc_port is None else GrpcSettings(secret, intake, host, grpc_port)
         config = uvicorn.Config(
             app,
             loop="uvloop",
@@ -103,14 +144,18 @@ def serve(home: Path, host: str, port: int, spool_max_bytes: int, max_body: int)
             timeout_graceful_shutdown=_DRAIN_S,
         )
         # uvicorn raises the signal again after it has stopped; by then everything is flushed and the exit is clean.
-        server = Server(config, home, host, sock.getsockname()[1])
+        server = Server(config, home, host, sock.getsockname()[1], grpc)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         server.run(sockets=[sock])
-    except (RoutesError, ValueError) as error:
+    except (RoutesError, ValueError, OSError) as error:
         raise CannotStart(str(error)) from None
     finally:
         spool.close()
+
+
+def _grpc_port(text: str) -> int | None:
+    return None if text == "off" else int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,6 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, default=Path("var"), help="folder for everything a run writes")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
+    parser.add_argument("--grpc-port", type=_grpc_port, default=0, help="OTLP/gRPC; 0: any free port, `off`: none")
     parser.add_argument("--spool-max-gb", type=float, default=4.0, help="spans not yet decoded; past it 503")
     parser.add_argument("--max-body-mb", type=float, default=64.0)
     options = parser.parse_args(arguments)
@@ -127,6 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.home.resolve(),
             options.host,
             options.port,
+            options.grpc_port,
             int(options.spool_max_gb * 1e9),
             int(options.max_body_mb * 1e6),
         )

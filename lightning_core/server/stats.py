@@ -25,7 +25,7 @@ class Stats:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "lightning_requests", "HTTP requests answered", ["route", "status"], registry=self.registry
+            "lightning_requests", "requests answered, HTTP and gRPC", ["route", "status"], registry=self.registry
         )
         self.calls = Counter("lightning_calls", "LLM calls by outcome", ["policy", "outcome"], registry=self.registry)
         self.retries = Counter("lightning_upstream_retries", "tries repeated", ["policy"], registry=self.registry)
@@ -41,6 +41,7 @@ class Stats:
         self.spooled = Counter(
             "lightning_spooled_bytes", "bytes of span requests kept", ["source"], registry=self.registry
         )
+        self.received = Counter("lightning_otlp_spans", "spans stored by the receivers", registry=self.registry)
         self.refused = Counter("lightning_spool_refusals", "requests the spool could not take", registry=self.registry)
         self.dropped = Counter(
             "lightning_otlp_dropped", "metrics and logs sent here", ["signal"], registry=self.registry

@@ -40,7 +40,13 @@ def test_a_running_server_is_found_and_only_its_starter_stops_it(tmp_path: Path,
     found.stop()
     assert ServerHandle.find(tmp_path) is not None
     where = json.loads((tmp_path / "services" / "server.json").read_text())
-    assert where == {"pid": handle.pid, "host": "127.0.0.1", "port": where["port"], "url": handle.url}
+    assert where == {
+        "pid": handle.pid,
+        "host": "127.0.0.1",
+        "port": where["port"],
+        "url": handle.url,
+        "grpc_url": handle.grpc_url,
+    }
     assert (tmp_path / "services" / "server.json").stat().st_mode & 0o777 == 0o600
     handle.stop()
     assert ServerHandle.find(tmp_path) is None

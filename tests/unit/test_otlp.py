@@ -6,22 +6,28 @@ import base64
 import gzip
 import json
 import math
+import os
 import struct
 import zlib
 from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from lightning_core.lake.envelope import parse_envelope, why_unconverted
 from lightning_core.lake.otlp import (
     JSON,
     PROTOBUF,
     OtlpError,
     SpanData,
+    TraceRequest,
     encode_spans,
     float32_bytes,
     int32_bytes,
     parse_request,
+    sniff_encoding,
 )
 
 MAX = 1 << 20
@@ -39,8 +45,14 @@ def otlp_json(**span: Any) -> dict[str, Any]:
 
 
 def parse_json(body: Any) -> Any:
-    data = parse_request(json.dumps(body).encode(), "application/json; charset=utf-8", None, MAX)
-    return ExportTraceServiceRequest.FromString(data).resource_spans[0].scope_spans[0].spans[0]
+    request = parse_request(json.dumps(body).encode(), "application/json; charset=utf-8", None, MAX)
+    assert (request.spans, request.rejected) == (1, 0)
+    return ExportTraceServiceRequest.FromString(request.body).resource_spans[0].scope_spans[0].spans[0]
+
+
+def parts(body: bytes) -> list[bytes]:
+    """The spans of a request as the bytes they are."""
+    return [span for r in parse_envelope(body).resource_spans for s in r.scope_spans for span in s.spans]
 
 
 def refusal(*arguments: Any) -> OtlpError:
@@ -50,20 +62,20 @@ def refusal(*arguments: Any) -> OtlpError:
 
 
 def test_protobuf_passes_through_byte_for_byte() -> None:
-    assert parse_request(spans(), PROTOBUF, None, MAX) == spans()
-    assert parse_request(b"", PROTOBUF, None, MAX) == b""
+    assert parse_request(spans(), PROTOBUF, None, MAX) == TraceRequest(spans(), 1)
+    assert parse_request(b"", PROTOBUF, None, MAX) == TraceRequest(b"", 0)
 
 
 @pytest.mark.parametrize(
     ("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP", gzip.compress)]
 )
 def test_compressed_bodies_are_undone(encoding: str, pack: Any) -> None:
-    assert parse_request(pack(spans()), PROTOBUF, encoding, MAX) == spans()
+    assert parse_request(pack(spans()), PROTOBUF, encoding, MAX).body == spans()
 
 
 def test_gzip_of_several_members_is_one_body() -> None:
     body = spans()
-    assert parse_request(gzip.compress(body[:9]) + gzip.compress(body[9:]), PROTOBUF, "gzip", MAX) == body
+    assert parse_request(gzip.compress(body[:9]) + gzip.compress(body[9:]), PROTOBUF, "gzip", MAX).body == body
 
 
 def test_a_gzip_bomb_is_413_and_is_not_unpacked() -> None:
@@ -87,10 +99,12 @@ def test_too_large_a_plain_body_is_413_that_names_the_setting() -> None:
         (b"not gzip", PROTOBUF, "gzip"),
         (gzip.compress(spans())[:-9], PROTOBUF, "gzip"),
         (b'{"a":' * 100_000, JSON, None),
-        (json.dumps(otlp_json(traceId="xyz")).encode(), JSON, None),
-        (json.dumps(otlp_json(traceId=7)).encode(), JSON, None),
-        (json.dumps(otlp_json(startTimeUnixNano="late")).encode(), JSON, None),
         (b'{"resourceSpans": 5}', JSON, None),
+        (b'{"resourceSpans": [5]}', JSON, None),
+        (b'{"resourceSpans": [{"scopeSpans": [{"spans": {}}]}]}', JSON, None),
+        (b'{"resourceMetrics": []}', JSON, None),
+        (b"\x10\x01", PROTOBUF, None),  # protobuf, of some other message
+        (b"any text at all", PROTOBUF, None),
         (b"\xff\xfe", JSON, None),
         (spans()[:-3], PROTOBUF, None),
     ],
@@ -99,12 +113,88 @@ def test_what_is_no_otlp_is_400(arguments: tuple[bytes, str, str | None]) -> Non
     assert refusal(*arguments, MAX).status == 400
 
 
-def test_a_request_of_nothing_but_impossible_ids_is_400_and_one_among_others_is_kept() -> None:
-    bad = SpanData("bad", b"short", b"x", 1, 2)
-    good = SpanData("good", bytes(16), bytes(8), 1, 2)
-    assert "trace_id" in refusal(encode_spans({}, [bad]), PROTOBUF, None, MAX).message
-    both = encode_spans({}, [bad, good])
-    assert parse_request(both, PROTOBUF, None, MAX) == both
+@pytest.mark.parametrize(
+    "span",
+    [
+        b"",
+        b"\xff\xff\xff",
+        b"\x0a",
+        b"\x2a\x04\xff\xfe\xfd\xfc",
+        Span(trace_id=b"short", span_id=b"x").SerializeToString(),
+    ],
+)
+def test_a_broken_span_does_not_lose_the_request(span: bytes) -> None:
+    envelope = parse_envelope(spans())
+    envelope.resource_spans[0].scope_spans[0].spans.append(span)
+    body = envelope.SerializeToString()
+    assert parse_request(body, PROTOBUF, None, MAX) == TraceRequest(body, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"traceId": "xyz"}, "traceId 'xyz' is not hexadecimal"),
+        ({"traceId": 7}, "traceId 7 is not hexadecimal"),
+        ({"links": [{"spanId": "g"}]}, "spanId 'g' is not hexadecimal"),
+        ({"startTimeUnixNano": "late"}, "startTimeUnixNano"),
+        ({"attributes": {"a": 1}}, "attributes"),
+    ],
+)
+def test_a_json_span_without_a_protobuf_form_is_carried_with_its_reason(changes: Any, reason: str) -> None:
+    both = otlp_json()
+    bad = both["resourceSpans"][0]["scopeSpans"][0]["spans"][0] | changes
+    both["resourceSpans"][0]["scopeSpans"][0]["spans"].append(bad)
+    request = parse_request(json.dumps(both).encode(), JSON, None, MAX)
+    assert (request.spans, request.rejected) == (2, 1) and reason in request.reason
+    good, kept = parts(request.body)
+    assert Span.FromString(good).trace_id.hex() == TRACE
+    assert why_unconverted(good) is None and why_unconverted(kept) == (request.reason, bad)
+    with pytest.raises(DecodeError):
+        Span.FromString(kept)
+
+
+@pytest.mark.parametrize("bad", [None, 5, "span", [], [[]]])
+def test_what_is_no_span_at_all_in_json_is_carried_too(bad: Any) -> None:
+    body = {"resourceSpans": [{"scopeSpans": [{"spans": [bad]}]}]}
+    request = parse_request(json.dumps(body).encode(), JSON, None, MAX)
+    assert request.rejected == 1 and why_unconverted(parts(request.body)[0]) == (request.reason, bad)
+
+
+def test_a_json_resource_that_cannot_be_converted_does_not_lose_its_spans() -> None:
+    body = otlp_json()
+    body["resourceSpans"][0]["resource"] = {"attributes": 5}
+    request = parse_request(json.dumps(body).encode(), JSON, None, MAX)
+    assert (request.spans, request.rejected) == (1, 0)
+    found = why_unconverted(parse_envelope(request.body).resource_spans[0].resource)
+    assert found is not None and found[1] == {"attributes": 5}
+
+
+def test_json_text_that_is_no_text_becomes_replacement_characters() -> None:
+    body = json.dumps(otlp_json(name="half \ud83d")).encode()
+    request = parse_request(body, JSON, None, MAX)
+    assert request.rejected == 0 and Span.FromString(parts(request.body)[0]).name == "half ?"
+    body = json.dumps(otlp_json(name="NAME")).encode().replace(b"NAME", b"caf\xe9")
+    assert Span.FromString(parts(parse_request(body, JSON, None, MAX).body)[0]).name == "caf\ufffd"
+
+
+def test_a_body_of_countless_gzip_members_is_refused_at_once() -> None:
+    members = gzip.compress(b"") * 100_000
+    assert refusal(members, PROTOBUF, "gzip", 1 << 24).status == 400
+
+
+@pytest.mark.parametrize("members", [1, 2, 300])
+def test_what_is_inflated_in_pieces_is_whole(members: int) -> None:
+    body = spans(attributes={"noise": os.urandom(600_000)})
+    size = len(body) // members + 1
+    packed = b"".join(gzip.compress(body[at : at + size]) for at in range(0, len(body), size))
+    assert parse_request(packed, PROTOBUF, "gzip", MAX).body == body
+
+
+def test_compression_is_told_by_its_first_bytes() -> None:
+    assert sniff_encoding(gzip.compress(spans())) == "gzip"
+    for level in range(10):
+        assert sniff_encoding(zlib.compress(spans(), level)) == "deflate"
+    assert sniff_encoding(spans()) is sniff_encoding(b"") is None
 
 
 def test_other_types_and_encodings_are_415() -> None:

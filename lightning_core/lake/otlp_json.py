@@ -1,0 +1,139 @@
+"""OTLP/JSON to the protobuf envelope, span by span.
+
+OTLP/JSON is not protobuf's JSON mapping: ids are hex, and unknown fields must be ignored. One part that cannot be
+converted (a trace id that is no hex, a time that is no number) does not lose the others: it goes into the envelope as
+what it is, with the reason, and the decoder sets it aside. Text that is no UTF-8, and half of a surrogate pair, become
+replacement characters.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any
+
+import orjson
+from google.protobuf import json_format
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from lightning_core.lake.envelope import Envelope, OtlpError, unconverted
+
+_ID_KEYS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
+
+
+def read_json(plain: bytes) -> dict[str, Any]:
+    """The object that the body is; OtlpError 400 where it is none."""
+    try:
+        raw = orjson.loads(plain)
+    except orjson.JSONDecodeError:
+        raw = _read_leniently(plain)
+    if not isinstance(raw, dict):
+        raise OtlpError(400, f"OTLP/JSON begins with an object, not {type(raw).__name__}")
+    return raw
+
+
+def _read_leniently(plain: bytes) -> Any:
+    """What orjson refuses and an exporter may send all the same: NaN, invalid UTF-8, half a surrogate pair."""
+    try:
+        return json.loads(plain.decode("utf-8-sig", "replace"))
+    except RecursionError:
+        raise OtlpError(400, "the body is no OTLP/JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise OtlpError(400, f"the body is no OTLP/JSON: {error}") from None
+
+
+def trace_envelope(raw: dict[str, Any]) -> tuple[Any, list[str]]:
+    """(Envelope, the reason of each span that could not be converted) of an OTLP/JSON trace request.
+
+    Raises OtlpError 400 where the lists that hold the spans are none.
+    """
+    envelope = Envelope()
+    reasons: list[str] = []
+    resources = objects(raw, "resourceSpans", "resource_spans")
+    if raw and not resources and not raw.keys() & {"resourceSpans", "resource_spans"}:
+        raise OtlpError(400, "the body is no ExportTraceServiceRequest in OTLP/JSON: it has no resourceSpans")
+    for resource_spans in resources:
+        out = envelope.resource_spans.add(schema_url=_schema_url(resource_spans))
+        if resource := resource_spans.get("resource"):
+            out.resource = _part(Resource, resource)[0]
+        for scope_spans in objects(resource_spans, "scopeSpans", "scope_spans"):
+            group = out.scope_spans.add(schema_url=_schema_url(scope_spans))
+            if scope := scope_spans.get("scope"):
+                group.scope = _part(InstrumentationScope, scope)[0]
+            for span in _items(scope_spans, "spans"):
+                encoded, reason = _part(Span, span)
+                group.spans.append(encoded)
+                if reason is not None:
+                    reasons.append(reason)
+    return envelope, reasons
+
+
+def objects(holder: dict[str, Any], *keys: str) -> list[dict[str, Any]]:
+    """The list of objects under the first of these keys that is there; OtlpError 400 for anything else there."""
+    items = _items(holder, *keys)
+    for item in items:
+        if not isinstance(item, dict):
+            raise OtlpError(400, f"the body is no OTLP/JSON: `{keys[0]}` holds {type(item).__name__}, not objects")
+    return items
+
+
+def _items(holder: dict[str, Any], *keys: str) -> list[Any]:
+    for key in keys:
+        items = holder.get(key)
+        if items is None:
+            continue
+        if not isinstance(items, list):
+            raise OtlpError(400, f"the body is no OTLP/JSON: `{key}` is {type(items).__name__}, not a list")
+        return items
+    return []
+
+
+def _schema_url(holder: dict[str, Any]) -> bytes:
+    url = holder.get("schemaUrl", holder.get("schema_url"))
+    return url.encode("utf-8", "replace") if isinstance(url, str) else b""
+
+
+def _part(kind: type[Any], value: Any) -> tuple[bytes, str | None]:
+    """(protobuf bytes, None) of a part of the request, or its stand-in and the reason."""
+    try:
+        return _convert(kind, value), None
+    except Exception as first:  # noqa: BLE001 - json_format raises whatever its input leads to, and the rest goes on
+        try:
+            return _convert(kind, _whole_text(value)), None
+        except Exception:  # noqa: BLE001
+            reason = f"{kind.DESCRIPTOR.name} in OTLP/JSON: {str(first) or type(first).__name__:.300}"
+            return unconverted(value, reason), reason
+
+
+def _convert(kind: type[Any], value: Any) -> bytes:
+    if not isinstance(value, dict):
+        raise ValueError(f"an object is wanted, not {type(value).__name__}")
+    if kind is Span:
+        value = _hex_ids(value)
+        links = value.get("links")
+        if isinstance(links, list):
+            value["links"] = [_hex_ids(link) if isinstance(link, dict) else link for link in links]
+    encoded: bytes = json_format.ParseDict(value, kind(), ignore_unknown_fields=True).SerializeToString()
+    return encoded
+
+
+def _whole_text(value: Any) -> Any:
+    """The same with half surrogate pairs replaced: they have no UTF-8 form."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _hex_ids(holder: dict[str, Any]) -> dict[str, Any]:
+    """A copy with ids in base64, which is what protobuf's own JSON mapping expects."""
+    return {key: _base64_id(key, value) if key in _ID_KEYS else value for key, value in holder.items()}
+
+
+def _base64_id(key: str, value: Any) -> str:
+    if value is None or value == "":
+        return ""
+    try:
+        return base64.b64encode(binascii.unhexlify(value)).decode()
+    except (binascii.Error, TypeError, ValueError):
+        raise ValueError(f"{key} {value!r:.60} is not hexadecimal") from None

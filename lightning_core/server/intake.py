@@ -1,0 +1,128 @@
+"""What both OTLP receivers do with a request, whichever way it came: traces to the spool, other signals refused.
+
+Metrics and logs are not kept. They are answered with success and a `partial_success` that rejects every item: by the
+specification an exporter must not retry that, whereas 404 or UNIMPLEMENTED makes SDKs log an error at each interval.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from lightning_core.lake.otlp import PROTOBUF, OtlpError, media_type, parse_request, plain_body
+from lightning_core.lake.otlp_json import objects, read_json
+from lightning_core.lake.spool import Record, SpoolError, SpoolWriter
+from lightning_core.server.access import Caller
+from lightning_core.server.http import HttpError
+from lightning_core.server.stats import Stats
+
+RETRY_AFTER_S = 2
+GRPC_CODES = {400: 3, 401: 16, 413: 3, 415: 3, 503: 14}  # HTTP status → google.rpc.Code; 2 (unknown) for others
+
+Signal = Literal["metrics", "logs"]
+
+_IN_THREAD_FROM = 64 * 1024  # bytes of a body that has to be inflated or converted
+_METRIC_KINDS = ("gauge", "sum", "histogram", "exponentialHistogram", "summary")
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    spool: SpoolWriter
+    stats: Stats
+    max_body: int  # bytes, uncompressed
+
+    async def traces(self, caller: Caller, body: bytes, content_type: str, encoding: str | None) -> Any:
+        """Store a trace request: the ExportTraceServiceResponse, once the spans are on disk.
+
+        Raises OtlpError for what is no trace request, HttpError 503 where the spool cannot take it now.
+        """
+        arguments = (body, content_type, encoding, self.max_body)
+        # A plain protobuf body takes well under a millisecond; the rest would hold up every other request.
+        if (encoding or media_type(content_type) != PROTOBUF) and len(body) >= _IN_THREAD_FROM:
+            request = await asyncio.to_thread(parse_request, *arguments)
+        else:
+            request = parse_request(*arguments)
+        if request.body:  # an empty request is valid, and nothing to keep
+            await self._store(caller, request.body)
+            self.stats.received.inc(request.spans)
+        response = ExportTraceServiceResponse()
+        if request.rejected:
+            response.partial_success.rejected_spans = request.rejected
+            response.partial_success.error_message = request.reason
+        return response
+
+    async def _store(self, caller: Caller, body: bytes) -> None:
+        record = Record(caller.rollout_id, caller.attempt_id, caller.scope, time.time_ns(), "otlp", body)
+        try:
+            await self.spool.append(record)
+        except SpoolError as error:
+            self.stats.refused.inc()
+            attempt = self.stats.attempt(caller.rollout_id, caller.attempt_id)
+            attempt.refused_otlp += 1
+            attempt.last_error = str(error)
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            raise HttpError(503, str(error), "server_error", headers=headers) from None
+        self.stats.spooled.labels("otlp").inc(len(body))
+
+    def refuse(self, signal: Signal, body: bytes, content_type: str, encoding: str | None) -> Any:
+        """The response that rejects every item of a metrics or logs request, which are counted; raises OtlpError."""
+        media, plain = plain_body(body, content_type, encoding, self.max_body)
+        response: Any
+        if signal == "metrics":
+            rejected = _points(plain) if media == PROTOBUF else _json_points(read_json(plain))
+            response = ExportMetricsServiceResponse()
+            response.partial_success.rejected_data_points = rejected
+        else:
+            rejected = _logs(plain) if media == PROTOBUF else _json_logs(read_json(plain))
+            response = ExportLogsServiceResponse()
+            response.partial_success.rejected_log_records = rejected
+        response.partial_success.error_message = f"this server keeps traces only; {signal} are not stored"
+        self.stats.dropped.labels(signal).inc(rejected)
+        return response
+
+
+def _parse(kind: type[Any], plain: bytes) -> Any:
+    try:
+        return kind.FromString(plain)
+    except DecodeError:
+        raise OtlpError(400, f"the body is no {kind.DESCRIPTOR.name} in protobuf") from None
+
+
+def _points(plain: bytes) -> int:
+    points = 0
+    for resource in _parse(ExportMetricsServiceRequest, plain).resource_metrics:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                kind = metric.WhichOneof("data")
+                points += len(getattr(metric, kind).data_points) if kind else 0
+    return points
+
+
+def _logs(plain: bytes) -> int:
+    request = _parse(ExportLogsServiceRequest, plain)
+    return sum(len(scope.log_records) for resource in request.resource_logs for scope in resource.scope_logs)
+
+
+def _json_points(raw: dict[str, Any]) -> int:
+    points = 0
+    for resource in objects(raw, "resourceMetrics", "resource_metrics"):
+        for scope in objects(resource, "scopeMetrics", "scope_metrics"):
+            for metric in objects(scope, "metrics"):
+                kinds = [metric[kind] for kind in _METRIC_KINDS if isinstance(metric.get(kind), dict)]
+                points += sum(len(objects(kind, "dataPoints", "data_points")) for kind in kinds)
+    return points
+
+
+def _json_logs(raw: dict[str, Any]) -> int:
+    scopes = [s for r in objects(raw, "resourceLogs", "resource_logs") for s in objects(r, "scopeLogs", "scope_logs")]
+    return sum(len(objects(scope, "logRecords", "log_records")) for scope in scopes)
