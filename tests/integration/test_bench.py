@@ -1,0 +1,36 @@
+"""The benches run, check what they count, and print the figures they promise. What the figures are is not tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parents[2]
+_KEYS = ["name", "value", "unit", "baseline", "ratio", "n"]
+
+
+def figures(*command: str) -> dict[str, dict[str, Any]]:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=_ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(list(line)[: len(_KEYS)] == _KEYS for line in lines)
+    return {line["name"]: line for line in lines}
+
+
+def test_the_ingest_bench_runs_without_its_peer(tmp_path: Path) -> None:
+    found = figures("bench.ingest", "--quick", "--folder", str(tmp_path), "--peer", str(tmp_path / "none"))
+    assert set(found) == {
+        "ingest_ack",
+        "ingest_decode_large",
+        "lake_bytes_per_span",
+        "ingest_ack_small",
+        "ingest_decode_small",
+        "server_rss_growth_mb",
+    }
+    assert found["ingest_ack"]["value"] > 0 and found["ingest_ack"]["baseline"] is None
+    assert 8_500 < found["lake_bytes_per_span"]["baseline"] < 9_500  # a large span has 9 KB
+    assert found["server_rss_growth_mb"]["lost"] == 0
+    assert not list(tmp_path.iterdir())
