@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 READY := $(VENV)/ready-$(HARDWARE)
+ORACLE := .venv-oracle/ready
 ARGS ?=
 
 # The CPU build of torch: from a folder of wheels where the machine offers one, else from PyTorch's own index.
@@ -26,7 +27,7 @@ demo: $(READY) ## train a real LLM at the calculator example, four epochs, and s
 	@$(BIN)/lightning-flows demo $(ARGS)
 
 .PHONY: test
-test: lint $(READY) ## lint, unit, integration and end-to-end tests (under 25 minutes on two cores)
+test: lint $(READY) oracle-env ## lint, unit, integration and end-to-end tests (under 25 minutes on two cores)
 	$(BIN)/pytest -m "not extra" $(ARGS)
 
 .PHONY: test-fast
@@ -34,7 +35,7 @@ test-fast: $(READY) ## what needs no vLLM and no training (under 2 minutes)
 	$(BIN)/pytest -m "not slow and not extra" $(ARGS)
 
 .PHONY: test-all
-test-all: lint $(READY) ## every test (under 60 minutes)
+test-all: lint $(READY) oracle-env ## every test (under 60 minutes)
 	$(BIN)/pytest $(ARGS)
 
 .PHONY: lint
@@ -51,9 +52,19 @@ format: $(READY) ## let ruff rewrite what it can
 .PHONY: env
 env: $(READY) ## the environment alone
 
+# Soft: where it cannot be had, the line is loud, what needs it is skipped, and the rest goes on.
+.PHONY: oracle-env
+oracle-env: $(UV) ## Agent Lightning 0.3.0 in .venv-oracle, for tests and figures beside it
+	@$(MAKE) --silent --no-print-directory $(ORACLE) || { rm -rf $(dir $(ORACLE)); \
+		echo "*** agentlightning could not be installed: what compares with it is SKIPPED ***"; }
+
 .PHONY: bench-training
 bench-training: $(READY) ## a training step against stock TRL, one JSON line
 	$(BIN)/python -m bench.training $(ARGS)
+
+.PHONY: bench-ingest
+bench-ingest: $(READY) oracle-env ## receiver, decoder and lake against Agent Lightning's store, one JSON line a figure
+	$(BIN)/python -m bench.ingest $(ARGS)
 
 .PHONY: lock
 lock: $(UV) ## renew the pinned requirements of both kinds of machine
@@ -61,6 +72,8 @@ lock: $(UV) ## renew the pinned requirements of both kinds of machine
 	@# what is pinned for the CPU is preferred, so the two differ only where vLLM's builds do
 	grep -v '+cpu' requirements/cpu.txt > requirements/gpu.txt
 	$(MAKE) --no-print-directory lock-one HARDWARE=gpu
+	echo agentlightning==0.3.0 | $(UV) pip compile - --universal --python-version 3.11 --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --quiet --output-file requirements/oracle.txt
 
 .PHONY: lock-one
 lock-one: $(UV)
@@ -70,7 +83,13 @@ lock-one: $(UV)
 
 .PHONY: clean
 clean: ## remove the environment and every run
-	rm -rf $(VENV) var
+	rm -rf $(VENV) $(dir $(ORACLE)) var
+
+# Its pins are not ours, so it lives in an environment of its own.
+$(ORACLE): requirements/oracle.txt | $(UV)
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(dir $@)
+	@$(UV) pip install --quiet --python $(dir $@)bin/python --requirement $<
+	@touch $@
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 …)")'

@@ -95,7 +95,7 @@ def settings(home: Path, **changes: Any) -> Settings:
     """Settings for a derived epoch; `agent_match`, `agent_exclude` and reward settings may be given by name."""
     policy = {k: changes.pop(k) for k in ("agent_match", "agent_exclude") if k in changes}
     policies = changes.pop("policies", None) or [PolicySettings(**policy)]
-    reward = RewardSettings(**{k: changes.pop(k) for k in ("failure_reward", "reward_match") if k in changes})
+    reward = RewardSettings(**{k: changes.pop(k) for k in list(changes) if k in RewardSettings.model_fields})
     return Settings(
         run="run",
         home=home,
