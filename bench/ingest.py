@@ -116,7 +116,7 @@ def a_round(case: Case, home: Path, spans: list[bytes], rates: Rates, other: pee
     acknowledged = len(spans) * SPANS_A_REQUEST
     lake = Lake(home)
     with lake.connect() as con:
-        (there,) = con.execute("SELECT count(*) FROM spans").fetchone() or (0,)
+        [(there,)] = con.execute("SELECT count(*) FROM spans").fetchall()
     if not there == decoded.spans == acknowledged:
         raise RuntimeError(f"{acknowledged} spans were acknowledged, {decoded.spans} decoded, {there} are in the lake")
     rates.decode.append(decoded.spans / decoded.seconds)

@@ -10,7 +10,7 @@ import psutil
 from bench import decode
 from bench.load import LOAD_CORE, SERVER_CORE, Post, on_core, send
 from bench.report import figure, say
-from bench.spans import SPANS_A_REQUEST, request
+from bench.spans import SPANS_A_REQUEST, Template
 from lightning_core.config import ServerSettings
 from lightning_core.lake.lake import Lake
 from lightning_core.server.handle import ServerHandle
@@ -50,23 +50,24 @@ class Memory:
 def soak(home: Path, spans: int, small: list[bytes], large: list[bytes]) -> None:
     """Print `server_rss_growth_mb`. Raises RuntimeError where the lake has not exactly what was acknowledged.
 
-    small, large: `scope_spans`, sent again and again under other attempts, so that each time they are other spans.
+    small, large: `scope_spans` of requests; each is sent many times, as other spans each time.
     """
     with on_core(SERVER_CORE):
         settings = ServerSettings(spool_max_gb=_SPOOL_GB)
         server = ServerHandle.start(home, settings, home / "server.log")
     decoder = decode.start(home, LOAD_CORE, "--follow")
     try:
-        bodies = [request(x, {}) for x in small], [request(x, {}) for x in large]
+        templates = [Template(x) for x in small], [Template(x) for x in large]
 
         def post(number: int) -> Post:
-            kind = bodies[number % _LARGE_EVERY == 0]
+            kind = templates[number % _LARGE_EVERY == 0]
             token = server.mint(f"r{number // 4}", f"a{number}", "train")
             path = f"/rollouts/r{number // 4}/attempts/a{number}/v1/traces"
-            return Post(path, kind[number // _LARGE_EVERY % len(kind)], {"Authorization": f"Bearer {token}"})
+            body = kind[number // _LARGE_EVERY % len(kind)].shifted(number)
+            return Post(path, body, {"Authorization": f"Bearer {token}"})
 
         requests = -(-spans // SPANS_A_REQUEST)
-        send(server.url, map(post, range(-8, 0)))  # what is allocated once
+        send(server.url, map(post, range(requests, requests + 8)))  # what is allocated once
         memory = Memory(server.pid)
         try:
             sent = send(server.url, map(post, range(requests)))
@@ -103,7 +104,7 @@ def _check(lake: Lake, requests: int) -> None:
         WHERE n = rows
     """
     with lake.connect() as con:
-        found = con.execute(question).fetchone()
+        [found] = con.execute(question).fetchall()
     if found != (requests, requests, SPANS_A_REQUEST, SPANS_A_REQUEST):
         raise RuntimeError(
             f"acknowledged were {requests} attempts of {SPANS_A_REQUEST} spans; the lake has (attempts, distinct, "

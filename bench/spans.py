@@ -163,7 +163,8 @@ def request_spans(kind: Kind, seed: int, n: int, ids: IdEncoding = "bytes") -> b
     spans: list[Span] = []
     for number in range(n):
         parent = spans[number - 1 - number % 7].span_id if number else b""
-        made = large_span(text, number, trace_id, parent, ids) if kind == "large" else small_span(text, number, trace_id, parent)  # fmt: skip
+        at = seed * 300 + number  # requests follow one another, and overlap
+        made = large_span(text, at, trace_id, parent, ids) if kind == "large" else small_span(text, at, trace_id, parent)  # fmt: skip
         spans.append(made)
     scope_spans = ScopeSpans(spans=spans)
     scope_spans.scope.name, scope_spans.scope.version = "bench", "1.0"
@@ -176,6 +177,32 @@ def request(spans: bytes, resource: dict[str, str]) -> bytes:
     attributes = [_key_value(k, v) for k, v in {"service.name": "bench", "telemetry.sdk.language": "python", **resource}.items()]  # fmt: skip
     content = ResourceSpans(resource=Resource(attributes=attributes)).SerializeToString() + spans
     return b"\x0a" + _varint(len(content)) + content
+
+
+class Template:
+    """A request to be sent many times, each time as other spans: later, and under other ids. Texts stay."""
+
+    def __init__(self, spans: bytes) -> None:
+        self._body = np.frombuffer(request(spans, {}), np.uint8)
+        whole = self._body.tobytes()
+        times, ids = [], []
+        at = 0
+        for span in ResourceSpans.FromString(spans).scope_spans[0].spans:
+            at = whole.index(b"\x0a\x10" + span.trace_id + b"\x12\x08" + span.span_id, at)
+            ids += [at + 2, at + 10, at + 20]
+            if span.parent_span_id:
+                ids.append(whole.index(b"\x22\x08" + span.parent_span_id, at) + 2)
+            for tag, value in ((b"\x39", span.start_time_unix_nano), (b"\x41", span.end_time_unix_nano)):
+                times.append(whole.index(tag + value.to_bytes(8, "little"), at) + 1)
+        self._times, self._ids = (np.array(x)[:, None] + np.arange(8) for x in (times, ids))
+
+    def shifted(self, number: int) -> bytes:
+        """The request `number` tenths of a second later, its ids mixed with `number`."""
+        body = self._body.copy()
+        later = body[self._times].view("<u8") + np.uint64(number * 100_000_000)
+        body[self._times] = later.view(np.uint8)
+        body[self._ids] ^= np.frombuffer((number * 0x9E3779B97F4A7C15 % 2**64).to_bytes(8, "little"), np.uint8)
+        return body.tobytes()
 
 
 def numbers(values: np.ndarray, encoding: IdEncoding) -> Any:

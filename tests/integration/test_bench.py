@@ -34,3 +34,12 @@ def test_the_ingest_bench_runs_without_its_peer(tmp_path: Path) -> None:
     assert 8_500 < found["lake_bytes_per_span"]["baseline"] < 9_500  # a large span has 9 KB
     assert found["server_rss_growth_mb"]["lost"] == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_the_query_bench_fills_compacts_and_asks(tmp_path: Path) -> None:
+    found = figures("bench.query", "--quick", "--folder", str(tmp_path))
+    line = found["query_rollout_10m_s"]
+    assert line["rows"]["tree"] == line["rows"]["random_tree"] == 50
+    assert line["rows"]["agent"] == 50 and line["rows"]["rare_agent"] > 0
+    assert line["files"] < 10
+    assert not list(tmp_path.iterdir())
