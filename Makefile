@@ -66,6 +66,10 @@ bench-training: $(READY) ## a training step against stock TRL, one JSON line
 bench-ingest: $(READY) oracle-env ## receiver, decoder and lake against Agent Lightning's store, one JSON line a figure
 	$(BIN)/python -m bench.ingest $(ARGS)
 
+.PHONY: bench-query
+bench-query: $(READY) ## a rollout's tree and an agent's spans out of ten million, one JSON line
+	$(BIN)/python -m bench.query $(ARGS)
+
 .PHONY: lock
 lock: $(UV) ## renew the pinned requirements of both kinds of machine
 	$(MAKE) --no-print-directory lock-one HARDWARE=cpu
