@@ -47,7 +47,12 @@ def outcome(process: subprocess.Popen[bytes]) -> Decoded:
 def follow(lake: Lake) -> tuple[int, float]:
     """(spans, seconds spent decoding)"""
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+    def wait() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     spans, busy = 0, 0.0
     while True:
         last = ended.is_set()

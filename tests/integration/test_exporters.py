@@ -84,7 +84,7 @@ def plain(texts: Any) -> dict[str, Any]:
 def assert_as_sent(row: dict[str, Any], ids: dict[str, dict[str, str]], given: dict[str, Any]) -> None:
     mine = ids[given["key"]]
     parent = ids[given["parent"]]["span_id"] if given["parent"] else None
-    envelope = {"trace_id": mine["trace_id"], "span_id": mine["span_id"], "parent_span_id": parent}
+    envelope: dict[str, Any] = {"trace_id": mine["trace_id"], "span_id": mine["span_id"], "parent_span_id": parent}
     envelope |= {"start_ns": int(given["start_ns"]), "end_ns": int(given["end_ns"])}
     envelope |= {key: given[key] for key in ("name", "kind", "status", "status_message")}
     expected = envelope | COLUMNS[given["key"]]
