@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
-from lightning_core.lake.envelope import OtlpError, count_spans, parse_envelope
+from lightning_core.lake.otlp_envelope import OtlpError, count_spans, parse_envelope
 from lightning_core.lake.otlp_json import read_json, trace_envelope
 
 PROTOBUF = "application/x-protobuf"

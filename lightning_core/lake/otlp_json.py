@@ -19,7 +19,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from lightning_core.lake.envelope import Envelope, OtlpError, unconverted
+from lightning_core.lake.otlp_envelope import Envelope, OtlpError, unconverted
 
 _ID_KEYS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 

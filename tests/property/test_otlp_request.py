@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from lightning_core.lake.envelope import Envelope, parse_envelope, why_unconverted
+from lightning_core.lake.otlp_envelope import Envelope, parse_envelope, why_unconverted
 from lightning_core.lake.otlp import JSON, PROTOBUF, OtlpError, SpanData, encode_spans, parse_request, sniff_encoding
 
 MAX = 1 << 16

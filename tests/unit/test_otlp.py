@@ -16,7 +16,6 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from lightning_core.lake.envelope import parse_envelope, why_unconverted
 from lightning_core.lake.otlp import (
     JSON,
     PROTOBUF,
@@ -29,6 +28,7 @@ from lightning_core.lake.otlp import (
     parse_request,
     sniff_encoding,
 )
+from lightning_core.lake.otlp_envelope import parse_envelope, why_unconverted
 
 MAX = 1 << 20
 TRACE, SPAN, PARENT = "5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174", "eee19b7ec3c1b173"
