@@ -82,8 +82,6 @@ class GrpcSettings:
         """(the receiver, its URL); CannotStart where the address is taken or not ours."""
         from lightning_core.server.otlp_grpc import GrpcReceiver  # not needed where gRPC is off
 
-        if self.port:
-            listen(self.host, self.port, "server.grpc_port").close()  # says in one line what gRPC says in ten
         receiver = GrpcReceiver(self.secret, self.intake)
         try:
             bound = await receiver.start(self.host, self.port)
@@ -121,6 +119,8 @@ def listen(host: str, port: int, setting: str = "server.port") -> socket.socket:
 def serve(home: Path, host: str, port: int, grpc_port: int | None, spool_max_bytes: int, max_body: int) -> None:
     """Run until SIGTERM or SIGINT; then drain, flush and leave. No gRPC where `grpc_port` is None."""
     sock = listen(host, port)
+    if grpc_port:
+        listen(host, grpc_port, "server.grpc_port").close()  # says in one line what gRPC would say in ten
     try:
         spool = SpoolWriter(home / "spool", spool_max_bytes)
     except (SpoolError, OSError) as error:
