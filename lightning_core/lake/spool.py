@@ -21,6 +21,7 @@ from pathlib import Path
 
 from lightning_core.files import fsync
 from lightning_core.lake.spool_format import (
+    MAX_HEADER,
     Record,
     Scope,
     SpoolCorrupt,
@@ -29,7 +30,7 @@ from lightning_core.lake.spool_format import (
     SpoolLocked,
     corrupt,
     decode,
-    encode,
+    encode_head,
     encoded_size,
     segment_path,
     segments,
@@ -55,6 +56,7 @@ log = logging.getLogger(__name__)
 SEGMENT_BYTES = 64 * 1024 * 1024
 _BATCH_BYTES = 16 * 1024 * 1024
 _RECOUNT_S = 0.2
+_MOST_BUFFERS = 1024  # in one system call
 
 _Waiter = tuple[Record, int, asyncio.AbstractEventLoop, "asyncio.Future[int]"]
 
@@ -188,6 +190,8 @@ class SpoolWriter:
         record is not in the spool, and later appends may succeed.
         """
         size = encoded_size(record)
+        if size - len(record.body) > MAX_HEADER:
+            raise SpoolError(f"{self._directory}: rollout and attempt id are too long: {record.rollout_id!r:.60}")
         if self._closed:
             raise SpoolError(f"{self._directory}: the spool is closed, the server is stopping")
         if self.is_full(size):
@@ -236,34 +240,31 @@ class SpoolWriter:
                 self._commit(batch)
 
     def _commit(self, batch: list[_Waiter]) -> None:
-        durable = self._end
+        buffers: list[bytes] = []
+        ends, end = [], self._end
         try:
-            encoded = [encode(record, durable) for record, _, _, _ in batch]
-            self._write(encoded)
+            for record, _, _, _ in batch:
+                head = encode_head(record, self._end)
+                buffers += (head, record.body)
+                end += len(head) + len(record.body)
+                ends.append(end)
+            self._write(buffers)
         except (OSError, ValueError) as error:
             failure = SpoolError(f"{segment_path(self._directory, self._begin)}: spans were not stored: {error}")
             log.error("%s", failure)
             _resolve(batch, lambda i: failure)
             return
-        ends, end = [], durable
-        for data in encoded:
-            end += len(data)
-            ends.append(end)
         self._end = end
         _resolve(batch, lambda i: ends[i])
 
-    def _write(self, encoded: list[bytes]) -> None:
+    def _write(self, buffers: list[bytes]) -> None:
         if self._tainted:
             self._cut_back()
         if self._end - self._begin >= self._segment_bytes:
             self._roll()
         self._tainted = True
         try:
-            at = self._end - self._begin
-            view = memoryview(b"".join(encoded))
-            while view:
-                written = os.pwrite(self._fd, view, at)
-                at, view = at + written, view[written:]
+            _write_all(self._fd, buffers, self._end - self._begin)
             os.fsync(self._fd)
         except OSError:
             try:
@@ -287,6 +288,18 @@ class SpoolWriter:
             raise
         os.close(self._fd)
         self._fd, self._begin = fd, self._end
+
+
+def _write_all(fd: int, buffers: list[bytes], at: int) -> None:
+    """Write the buffers one after another from `at` on, without making one of them."""
+    for first in range(0, len(buffers), _MOST_BUFFERS):
+        some = buffers[first : first + _MOST_BUFFERS]
+        size = sum(map(len, some))
+        written = os.pwritev(fd, some, at)
+        while written < size:
+            rest = memoryview(b"".join(some))[written:]
+            written += os.pwritev(fd, [rest], at + written)
+        at += size
 
 
 def _resolve(batch: list[_Waiter], outcome: Callable[[int], int | Exception]) -> None:

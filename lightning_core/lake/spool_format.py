@@ -59,15 +59,13 @@ class Record:
     body: bytes
 
 
-def encode(record: Record, durable: int) -> bytes:
-    """The bytes of a record, `durable` being the offset acknowledged so far."""
+def encode_head(record: Record, durable: int) -> bytes:
+    """What comes before the body of a record, `durable` being the offset acknowledged so far."""
     fields = [record.rollout_id, record.attempt_id, record.scope, record.received_ns, record.source]
     header = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    if len(header) > MAX_HEADER:
-        raise ValueError(f"rollout and attempt id take {len(header)} bytes; {MAX_HEADER} is the most")
     checked = _CHECKED.pack(len(header), len(record.body), durable)
     crc = zlib.crc32(record.body, zlib.crc32(header, zlib.crc32(checked)))
-    return b"".join((_FIXED.pack(MAGIC, len(header), len(record.body), durable, crc), header, record.body))
+    return _FIXED.pack(MAGIC, len(header), len(record.body), durable, crc) + header
 
 
 def encoded_size(record: Record) -> int:

@@ -147,7 +147,7 @@ def test_damage_in_a_segment_before_the_last_is_an_error(tmp_path: Path) -> None
     assert len(rows) == 1
 
 
-@pytest.mark.parametrize("failing", ["pwrite", "fsync"])
+@pytest.mark.parametrize("failing", ["pwritev", "fsync"])
 def test_a_failed_write_fails_its_appends_only_and_leaves_no_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -159,8 +159,8 @@ def test_a_failed_write_fails_its_appends_only_and_leaves_no_bytes(
 
     def broken(*args: object) -> object:
         if next(failures, False):
-            if failing == "pwrite":
-                real(args[0], bytes(args[1])[:10], args[2])  # type: ignore[call-overload]
+            if failing == "pwritev":
+                real(args[0], [b"".join(args[1])[:10]], args[2])  # type: ignore[call-overload]
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*args)
 
@@ -171,6 +171,31 @@ def test_a_failed_write_fails_its_appends_only_and_leaves_no_bytes(
     append_all(writer, [b"after"])
     writer.close()
     assert [row.body for _, _, row in spool.read(tmp_path, 0)] == [b"before", b"after"]
+
+
+def test_writes_that_the_system_cuts_short_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda fd, buffers, at: real(fd, [b"".join(buffers)[:1000]], at))
+    bodies = [os.urandom(size) for size in (0, 5, 900, 2500, 1)] + [b"x"] * 1500
+    written(tmp_path, bodies)
+    assert [row.body for _, _, row in spool.read(tmp_path, 0)] == bodies
+
+
+def test_a_record_that_cannot_be_kept_disturbs_nobody_elses(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30)
+
+    async def main() -> list[int | BaseException]:
+        appends = [
+            writer.append(record(b"a")),
+            writer.append(record(rollout="r" * 70_000)),
+            writer.append(record(b"b")),
+        ]
+        return await asyncio.gather(*appends, return_exceptions=True)
+
+    _, refused, _ = asyncio.run(main())
+    writer.close()
+    assert isinstance(refused, SpoolError) and "too long" in str(refused)
+    assert [row.body for _, _, row in spool.read(tmp_path, 0)] == [b"a", b"b"]
 
 
 def test_a_cut_back_that_fails_is_made_good_before_the_next_write(
