@@ -81,7 +81,8 @@ def plain(texts: Any) -> dict[str, Any]:
     return {k: v if k in expected_text or k.startswith("quotes") else json.loads(v) for k, v in dict(texts).items()}
 
 
-def assert_as_sent(row: dict[str, Any], ids: dict[str, dict[str, str]], given: dict[str, Any]) -> None:
+def assert_as_sent(row: dict[str, Any], ids: dict[str, dict[str, str]], given: dict[str, Any], flags: int) -> None:
+    """flags: what this SDK says of every link (sampled, remote)."""
     mine = ids[given["key"]]
     parent = ids[given["parent"]]["span_id"] if given["parent"] else None
     envelope: dict[str, Any] = {"trace_id": mine["trace_id"], "span_id": mine["span_id"], "parent_span_id": parent}
@@ -96,7 +97,8 @@ def assert_as_sent(row: dict[str, Any], ids: dict[str, dict[str, str]], given: d
         assert kept == {}  # all of them have a column
     events = [e | {"attributes": plain(e["attributes"])} for e in json.loads(row["events"] or "[]")]
     assert events == [e | {"time_ns": int(e["time_ns"])} for e in given["events"]]
-    assert [x | {"attributes": plain(x["attributes"])} for x in json.loads(row["links"] or "[]")] == given["links"]
+    links = [x | {"attributes": plain(x["attributes"])} for x in json.loads(row["links"] or "[]")]
+    assert links == [x | {"flags": flags} for x in given["links"]]
     assert row["instrumentation"] in ("node-agent@1.2.3", "python-agent@1.2.3")
 
 
@@ -128,7 +130,7 @@ def test_nodes_exporters_need_nothing_but_the_standard_variables(
     found = rows(server, rollout)
     for given in SPANS:
         row = found[ids[given["key"]]["span_id"]]
-        assert_as_sent(row, ids, given)
+        assert_as_sent(row, ids, given, flags=0x101)
         assert (row["attempt_id"], row["scope"]) == ("a1", "token" if protocol == "grpc" else "path")
         resource = dict(row["resource"])
         assert resource.items() >= {
@@ -172,7 +174,7 @@ def test_pythons_exporter_delivers_the_same(server: ServerHandle) -> None:
     found = rows(server, "python")
     for given in SPANS:
         row = found[ids[given["key"]]["span_id"]]
-        assert_as_sent(row, ids, given)
+        assert_as_sent(row, ids, given, flags=0x300)
         assert dict(row["resource"]).items() >= {("service.name", "python agent"), ("ratio", "0.5")}
 
 
