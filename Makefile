@@ -62,6 +62,10 @@ oracle-env: $(UV) ## Agent Lightning 0.3.0 in .venv-oracle, for tests and figure
 bench-training: $(READY) ## a training step against stock TRL, one JSON line
 	$(BIN)/python -m bench.training $(ARGS)
 
+.PHONY: framework-dumps
+framework-dumps: $(READY) ## run the real agent frameworks again and keep the spans they emit (tests/data/frameworks)
+	$(BIN)/python -m tests.frameworks.dump $(ARGS)
+
 .PHONY: bench-ingest
 bench-ingest: $(READY) oracle-env ## receiver, decoder and lake against Agent Lightning's store, one JSON line a figure
 	$(BIN)/python -m bench.ingest $(ARGS)
