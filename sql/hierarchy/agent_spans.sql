@@ -1,0 +1,34 @@
+-- The spans at which an agent begins: named, where the nearest named span above has another name or there is none.
+-- Grain: one row per such span. `outer_node` is the agent around it, by ids; `agent_path` goes from the outermost agent to
+-- this one. `runs`: its time can hold spans that lost their parent (a call does not hold other calls).
+-- Inputs: components, names, nodes.
+-- Rule: a path has 32 names at most; of deeper ones (agents that call each other back and forth) the outer part is `…`.
+WITH RECURSIVE
+beginnings AS MATERIALIZED (
+    SELECT
+        components.node,
+        nodes.attempt,
+        components.top,
+        components.outer_node,
+        names.agent_name AS agent,
+        nodes.start_ns,
+        coalesce(greatest(nodes.end_ns, nodes.start_ns), 9223372036854775807) AS end_ns,
+        nodes.op <> 'llm' AND nodes.start_ns IS NOT NULL AS runs
+    FROM components
+    JOIN names USING (node)
+    JOIN nodes USING (node)
+    WHERE components.agent_node = components.node
+),
+paths AS (
+    SELECT node, [agent] AS agents, 1 AS depth FROM beginnings WHERE outer_node IS NULL
+    UNION ALL
+    SELECT beginnings.node, list_append(paths.agents, beginnings.agent)[-32:], paths.depth + 1
+    FROM paths
+    JOIN beginnings ON beginnings.outer_node = paths.node
+)
+SELECT
+    beginnings.*,
+    agents[1] AS outermost,
+    CASE WHEN depth > 32 THEN '…/' ELSE '' END || array_to_string(agents, '/') AS agent_path
+FROM beginnings
+JOIN paths USING (node)

@@ -1,0 +1,80 @@
+-- When agents ran, as intervals to look spans up in.
+-- Grain: one row per (level, id). Level 1: an agent span. Level 2: the spans of one agent path that overlap, taken
+-- together (`id` is the first of them), in attempts where some do. Level 0: the time that the agents inside one agent
+-- cover; it is there to count how many innermost agents hold a span.
+-- Inputs: agent_spans, waiting.
+-- Rule: an agent runs as long as the agents inside it; one without end runs on. So what holds a span is closed upwards:
+-- with an agent all agents around it. `up` is the window around, `depth` the number of windows up to the outermost.
+WITH RECURSIVE
+agents AS MATERIALIZED (
+    SELECT inner_one.node, inner_one.attempt, outer_one.node AS up, inner_one.start_ns, inner_one.end_ns, inner_one.agent_path
+    FROM agent_spans AS inner_one
+    SEMI JOIN waiting USING (attempt)
+    LEFT JOIN agent_spans AS outer_one ON outer_one.node = inner_one.outer_node AND outer_one.runs
+    WHERE inner_one.runs
+),
+stretched AS (
+    SELECT node, start_ns, end_ns FROM agents
+    UNION
+    SELECT around.node, least(stretched.start_ns, around.start_ns), greatest(stretched.end_ns, around.end_ns)
+    FROM stretched
+    JOIN agents USING (node)
+    JOIN agents AS around ON around.node = agents.up
+    WHERE stretched.start_ns < around.start_ns OR stretched.end_ns > around.end_ns
+),
+hulls AS (
+    SELECT node, min(start_ns) AS start_ns, max(end_ns) AS end_ns FROM stretched GROUP BY node
+),
+levels AS (
+    SELECT node, 1 AS depth FROM agents WHERE up IS NULL
+    UNION ALL
+    SELECT agents.node, levels.depth + 1 FROM levels JOIN agents ON agents.up = levels.node
+),
+runs AS MATERIALIZED (
+    SELECT agents.node, agents.attempt, agents.up, agents.agent_path, levels.depth, hulls.start_ns, hulls.end_ns
+    FROM agents
+    JOIN hulls USING (node)
+    JOIN levels USING (node)
+),
+breaks AS (
+    SELECT
+        *,
+        coalesce(start_ns > max(end_ns) OVER (same_path ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), true) AS begins_group,
+        coalesce(start_ns > max(end_ns) OVER (same_agent ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), true) AS begins_cover
+    FROM runs
+    WINDOW
+        same_path AS (PARTITION BY attempt, agent_path ORDER BY start_ns, end_ns, node),
+        same_agent AS (PARTITION BY attempt, up ORDER BY start_ns, end_ns, node)
+),
+grouped AS (
+    SELECT
+        *,
+        count_if(begins_group) OVER (PARTITION BY attempt, agent_path ORDER BY start_ns, end_ns, node ROWS UNBOUNDED PRECEDING) AS group_number,
+        count_if(begins_cover) OVER (PARTITION BY attempt, up ORDER BY start_ns, end_ns, node ROWS UNBOUNDED PRECEDING) AS cover_number
+    FROM breaks
+),
+members AS MATERIALIZED (
+    SELECT *, min(node) OVER (PARTITION BY attempt, agent_path, group_number) AS group_id FROM grouped
+),
+groups AS (
+    SELECT
+        members.attempt,
+        members.group_id AS id,
+        min(around.group_id) AS up,
+        max(members.depth) AS depth,
+        min(members.start_ns) AS start_ns,
+        max(members.end_ns) AS end_ns,
+        CASE WHEN count(DISTINCT members.up) = 1 AND count(members.up) = count(*) THEN min(members.up) END AS common_parent
+    FROM members
+    SEMI JOIN (SELECT attempt FROM members WHERE NOT begins_group) AS crowded USING (attempt)
+    LEFT JOIN members AS around ON around.node = members.up
+    GROUP BY members.attempt, members.group_id
+)
+SELECT 1 AS level, attempt, node AS id, up, depth, start_ns, end_ns, node AS parent, group_id FROM members
+UNION ALL
+SELECT 2, attempt, id, up, depth, start_ns, end_ns, common_parent, id FROM groups
+UNION ALL
+SELECT 0, attempt, min(node), up, NULL, min(start_ns), max(end_ns), NULL, NULL
+FROM members
+WHERE up IS NOT NULL
+GROUP BY attempt, up, cover_number

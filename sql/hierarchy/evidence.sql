@@ -1,0 +1,63 @@
+-- The spans whose place is not simply the parent they declare, and what is known of it by ids.
+-- Grain: one row per span that heads an attempt, is a record of a call seen twice, or declares no parent that is there.
+-- `parent` is NULL where ids do not tell it; `beside` is a call whose place the span shares.
+-- Inputs: nodes, declared, llm_twins, tool_callers, span_links.
+-- Ladder: `twin` (the place of the outermost record of the same call) → `declared` → `tool_call` (beside the call that
+-- asked for it) → `link` → `missing_parent` (`missing_id` says which) → nothing yet.
+WITH roots AS (
+    SELECT min(node) AS node FROM nodes WHERE op = 'rollout' GROUP BY attempt
+),
+orphans AS MATERIALIZED (
+    SELECT node, parent_span_id, span_id FROM nodes ANTI JOIN declared USING (node)
+),
+records AS MATERIALIZED (
+    SELECT kept AS call, node FROM llm_twins
+    UNION
+    SELECT kept, kept FROM llm_twins
+),
+calls AS MATERIALIZED (
+    -- What one record declares as its parent is no place for the call where it is another record of it.
+    SELECT
+        records.call AS node,
+        min_by(declared.parent, records.node) AS parent,
+        min(records.node) FILTER (WHERE declared.parent IS NOT NULL) AS record
+    FROM records
+    LEFT JOIN (
+        SELECT declared.node, declared.parent
+        FROM declared
+        JOIN records AS child USING (node)
+        ANTI JOIN records AS above ON above.call = child.call AND above.node = declared.parent
+    ) AS declared USING (node)
+    GROUP BY records.call
+),
+tools AS (
+    SELECT
+        tool_callers.node,
+        tool_callers.call,
+        CASE WHEN calls.node IS NULL THEN declared.parent ELSE calls.parent END AS parent
+    FROM tool_callers
+    LEFT JOIN calls ON calls.node = tool_callers.call
+    LEFT JOIN declared ON declared.node = tool_callers.call
+),
+rungs AS (
+    SELECT 1 AS rung, node, NULL::BIGINT AS parent, NULL::BIGINT AS beside, 'root' AS method, NULL AS missing_id FROM roots
+    UNION ALL
+    SELECT 2, node, parent, NULL, CASE WHEN record = node THEN 'declared' ELSE 'twin' END, NULL
+    FROM calls
+    WHERE parent IS NOT NULL
+    UNION ALL
+    SELECT 3, node, parent, CASE WHEN parent IS NULL THEN call END, 'tool_call', NULL FROM tools
+    UNION ALL
+    SELECT 4, llm_twins.node, NULL, kept, 'twin', NULL FROM llm_twins SEMI JOIN orphans USING (node)
+    UNION ALL
+    SELECT 5, node, parent, NULL, 'link', NULL FROM span_links
+    UNION ALL
+    SELECT 6, node, NULL, NULL, 'missing_parent', parent_span_id FROM orphans WHERE parent_span_id <> span_id
+    UNION ALL
+    SELECT 7, node, NULL, NULL, NULL, NULL FROM calls
+    UNION ALL
+    SELECT 8, node, NULL, NULL, NULL, NULL FROM orphans
+)
+SELECT node, parent, beside, method, missing_id
+FROM rungs
+QUALIFY row_number() OVER (PARTITION BY node ORDER BY rung) = 1

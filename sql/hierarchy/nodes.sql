@@ -1,0 +1,37 @@
+-- The spans that the epoch is made of, narrow: what placing them needs, without messages and token ids.
+-- Grain: one row per span of an attempt that counts. The wide columns are one join away: `spans` USING (record_offset,
+-- record_index), or the view `epoch_spans`.
+-- Inputs: spans, node_keys.
+-- Rule: `prompt_tokens` and `response_tokens` are the lengths of the lists of token ids; NULL where there are none.
+SELECT
+    keys.node,
+    keys.attempt,
+    keys.repeated_id,
+    keys.record_offset,
+    keys.record_index,
+    spans.rollout_id,
+    spans.attempt_id,
+    spans.trace_id,
+    spans.span_id,
+    spans.parent_span_id,
+    spans.name,
+    spans.op,
+    spans.agent_name,
+    spans.agent_name_source,
+    spans.start_ns,
+    spans.end_ns,
+    spans.status,
+    spans.policy,
+    spans.policy_version,
+    spans.model,
+    spans.response_id,
+    spans.tool_name,
+    spans.tool_call_id,
+    spans.links,
+    spans.reward,
+    spans.reward_name,
+    spans.reward_source,
+    len(spans.prompt_ids)::INTEGER AS prompt_tokens,
+    len(spans.response_ids)::INTEGER AS response_tokens
+FROM spans
+JOIN node_keys AS keys USING (record_offset, record_index)

@@ -1,0 +1,30 @@
+-- Names of agents by the rules of the settings (`agent_rules`), for conventions that ingest does not know.
+-- Grain: one row per span that a rule finds a name on. Inputs: nodes, spans, user_rules (rank, source, key, pattern, span_name:
+-- regex that the span's name has to match), attribute_aliases.
+-- Rule: the first rule that gives a name wins. An attribute that became a column of spans is looked up there.
+WITH texts AS (
+    SELECT
+        nodes.node,
+        user_rules.rank,
+        user_rules.pattern,
+        CASE user_rules.source
+            WHEN 'span_name' THEN spans.name
+            WHEN 'resource' THEN spans.resource[user_rules.key]
+            ELSE coalesce(spans.attributes[user_rules.key], CASE aliases.column_name
+                WHEN 'agent_name' THEN CASE WHEN spans.agent_name_source = user_rules.key THEN spans.agent_name END
+                WHEN 'operation' THEN spans.operation
+                WHEN 'span_role' THEN spans.span_role
+                WHEN 'model' THEN spans.model
+                WHEN 'tool_name' THEN spans.tool_name
+                WHEN 'reward_name' THEN spans.reward_name
+            END)
+        END AS text
+    FROM nodes
+    JOIN spans USING (record_offset, record_index)
+    JOIN user_rules ON regexp_matches(spans.name, user_rules.span_name)
+    LEFT JOIN attribute_aliases AS aliases ON aliases.key = user_rules.key
+)
+SELECT node, min_by(regexp_extract(text, pattern, 1), rank) AS agent_name
+FROM texts
+WHERE regexp_extract(text, pattern, 1) <> ''
+GROUP BY node
