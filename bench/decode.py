@@ -1,6 +1,6 @@
 """The decoder as a process of its own, for `bench.ingest`: what one core makes of a spool.
 
-python -m bench.decode HOME [--profile]    decode all there is; prints {"spans", "seconds", "peak_mb"}
+python -m bench.decode HOME [--profile]    decode all there is; prints {"spans", "seconds", "cpu_s", "peak_mb"}
 python -m bench.decode HOME --follow       decode what comes until stdin ends, then the rest; the same line
 """
 
@@ -26,6 +26,7 @@ from lightning_core.lake.lake import Lake
 class Decoded:
     spans: int
     seconds: float  # spent decoding
+    cpu_s: float  # of all its threads meanwhile
     peak_mb: float
 
 
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="where the time goes, on stderr")
     options = parser.parse_args()
     lake = Lake(options.home)
+    cpu = time.process_time()
     if options.follow:
         spans, seconds = follow(lake)
     else:
@@ -83,7 +85,8 @@ def main() -> None:
         if options.profile:
             pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(25)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"spans": spans, "seconds": seconds, "peak_mb": peak_mb}), flush=True)
+    said = {"spans": spans, "seconds": seconds, "cpu_s": time.process_time() - cpu, "peak_mb": peak_mb}
+    print(json.dumps(said), flush=True)
 
 
 if __name__ == "__main__":

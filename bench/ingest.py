@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import psutil
+
 from bench import decode, peer
 from bench.load import CONNECTIONS, SERVER_CORE, Post, on_core, send
 from bench.report import figure, say
@@ -63,19 +65,21 @@ QUICK = (
 
 @dataclass
 class Rates:
-    """Spans a second, one a round; bytes a span."""
+    """Spans a second, one a round; `_cpu`: a second of the process's CPU, whatever else runs on its core."""
 
     ack: list[float] = field(default_factory=list)
+    ack_cpu: list[float] = field(default_factory=list)
     limit: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
+    decode_cpu: list[float] = field(default_factory=list)
     peer_ack: list[float] = field(default_factory=list)
     peer_memory: list[float] = field(default_factory=list)
     on_disk: float = 0.0
     decoder_peak_mb: float = 0.0
 
 
-def through_the_server(home: Path, bodies: list[bytes], warm_up: bytes) -> float:
-    """Acknowledged spans a second, after a first request; the spool of `home` then has all of them."""
+def through_the_server(home: Path, bodies: list[bytes], warm_up: bytes) -> tuple[float, float]:
+    """Acknowledged spans (a second, a CPU second) after a first request; the spool of `home` then has all of them."""
     with on_core(SERVER_CORE):
         server = ServerHandle.start(home, ServerSettings(spool_max_gb=100), home / "server.log")
     try:
@@ -85,10 +89,18 @@ def through_the_server(home: Path, bodies: list[bytes], warm_up: bytes) -> float
             path = f"/rollouts/r{number}/attempts/a/v1/traces"
             posts.append(Post(path, body, {"Authorization": f"Bearer {token}"}))
         send(server.url, posts[:1])
+        before = _cpu_s(server)
         sent = send(server.url, posts[1:])
+        cpu_s = _cpu_s(server) - before
     finally:
         server.stop()
-    return sent.acknowledged * SPANS_A_REQUEST / sent.seconds
+    spans = sent.acknowledged * SPANS_A_REQUEST
+    return spans / sent.seconds, spans / max(cpu_s, 0.01)
+
+
+def _cpu_s(server: ServerHandle) -> float:
+    times = psutil.Process(server.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def appended(file: Path, bodies: list[bytes]) -> float:
@@ -108,7 +120,9 @@ def appended(file: Path, bodies: list[bytes]) -> float:
 def a_round(case: Case, home: Path, spans: list[bytes], rates: Rates, other: peer.PeerServer | None) -> None:
     *bodies, warm_up = [request(body, {}) for body in spans]
     rates.limit.append(appended(home / "limit", bodies))
-    rates.ack.append(through_the_server(home, bodies, warm_up))
+    a_second, a_cpu_second = through_the_server(home, bodies, warm_up)
+    rates.ack.append(a_second)
+    rates.ack_cpu.append(a_cpu_second)
     if other is not None:
         sent = other.send(spans[: case.peer_requests])
         rates.peer_ack.append(sent.acknowledged * SPANS_A_REQUEST / sent.seconds)
@@ -120,6 +134,7 @@ def a_round(case: Case, home: Path, spans: list[bytes], rates: Rates, other: pee
     if not there == decoded.spans == acknowledged:
         raise RuntimeError(f"{acknowledged} spans were acknowledged, {decoded.spans} decoded, {there} are in the lake")
     rates.decode.append(decoded.spans / decoded.seconds)
+    rates.decode_cpu.append(decoded.spans / decoded.cpu_s)
     rates.decoder_peak_mb = max(rates.decoder_peak_mb, decoded.peak_mb)
     rates.on_disk = sum(f.stat().st_size for f in (lake.root / "spans").rglob("*.parquet")) / there
 
@@ -149,6 +164,7 @@ def measure(case: Case, rounds: int, folder: Path, spans: list[bytes], python: P
         "spans/s",
         max(rates.peer_ack, default=None),
         n,
+        per_cpu_second=max(rates.ack_cpu),
         limit=max(rates.limit),
         peer_memory=max(rates.peer_memory, default=None),
         otlp_bytes_per_span=size,
@@ -161,6 +177,7 @@ def measure(case: Case, rounds: int, folder: Path, spans: list[bytes], python: P
         "spans/s",
         max(rates.peer_memory, default=None),
         n,
+        per_cpu_second=max(rates.decode_cpu),
         peak_mb=rates.decoder_peak_mb,
         rounds=rates.decode,
         peer_rounds=rates.peer_memory,
