@@ -40,6 +40,11 @@ _ENVELOPE = (
     Column("end_ns", "BIGINT", "end, ns since 1970; NULL where none was sent"),
     Column("status", "VARCHAR", "unset, ok or error"),
     Column("status_message", "VARCHAR", "text of the status"),
+    Column("trace_state", "VARCHAR", "W3C trace state"),
+    Column("flags", "BIGINT", "W3C trace flags and OTLP's own; NULL for 0"),
+    Column("dropped_attributes", "BIGINT", "attributes that the sender dropped; NULL for 0"),
+    Column("dropped_events", "BIGINT", "events that the sender dropped; NULL for 0"),
+    Column("dropped_links", "BIGINT", "links that the sender dropped; NULL for 0"),
 )
 _REST = (
     Column("attributes", "MAP(VARCHAR, VARCHAR)", "every attribute that is no column; structures as JSON"),

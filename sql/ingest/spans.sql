@@ -35,7 +35,7 @@ SELECT
     start_ns,
     end_ns,
     status,
-    status_message,
+    status_message, trace_state, flags, dropped_attributes, dropped_events, dropped_links,
     coalesce(
         nullif(agent_name, ''),
         json_extract_string(metadata, '$.lc_agent_name'),
