@@ -28,7 +28,7 @@ def agent(name: str, says: str, tool) -> AssistantAgent:
 async def main(variant: str) -> None:
     planner, executor = agent("planner", PLANNER, lookup), agent("executor", EXECUTOR, divide)
     if variant == "parallel":
-        other = agent("executor_2", EXECUTOR, divide)
+        other = agent("executor", EXECUTOR, divide)
         await asyncio.gather(*(one.run(task=QUESTION) for one in (planner, executor, other)))
         return
     team = RoundRobinGroupChat([planner, executor], termination_condition=MaxMessageTermination(3))
