@@ -52,6 +52,7 @@ HIERARCHY = (
     "hierarchy/edges",
     "hierarchy/components",
     "hierarchy/agent_spans",
+    "hierarchy/bases",
     "hierarchy/waiting",
     "hierarchy/agent_windows",
     "hierarchy/held_by",

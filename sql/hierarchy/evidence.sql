@@ -2,8 +2,9 @@
 -- Grain: one row per span that heads an attempt, is a record of a call seen twice, or declares no parent that is there.
 -- `parent` is NULL where ids do not tell it; `beside` is a call whose place the span shares.
 -- Inputs: nodes, declared, llm_twins, tool_callers, span_links.
--- Ladder: `twin` (the place of the outermost record of the same call) → `declared` → `tool_call` (beside the call that
--- asked for it) → `link` → `missing_parent` (`missing_id` says which) → nothing yet.
+-- Ladder: `twin` (the place of the outermost record of the same call) → `declared` → `tool_call` (a tool beside the call
+-- that asked for it, a call beside the first tool it asked for) → `link` → `missing_parent` (`missing_id` says which) →
+-- nothing yet.
 WITH roots AS (
     SELECT min(node) AS node FROM nodes WHERE op = 'rollout' GROUP BY attempt
 ),
@@ -36,8 +37,19 @@ tools AS (
         tool_callers.call,
         CASE WHEN calls.node IS NULL THEN declared.parent ELSE calls.parent END AS parent
     FROM tool_callers
+    SEMI JOIN orphans USING (node)
     LEFT JOIN calls ON calls.node = tool_callers.call
     LEFT JOIN declared ON declared.node = tool_callers.call
+),
+callers AS (
+    SELECT tool_callers.call AS node, min_by(declared.parent, declared.node) AS parent
+    FROM tool_callers
+    JOIN declared USING (node)
+    ANTI JOIN (SELECT node FROM calls WHERE parent IS NOT NULL) AS placed ON placed.node = tool_callers.call
+    ANTI JOIN records ON records.call = tool_callers.call AND records.node = declared.parent
+    WHERE declared.parent <> tool_callers.call
+        AND (tool_callers.call IN (SELECT node FROM orphans) OR tool_callers.call IN (SELECT node FROM calls))
+    GROUP BY tool_callers.call
 ),
 rungs AS (
     SELECT 1 AS rung, node, NULL::BIGINT AS parent, NULL::BIGINT AS beside, 'root' AS method, NULL AS missing_id FROM roots
@@ -47,6 +59,8 @@ rungs AS (
     WHERE parent IS NOT NULL
     UNION ALL
     SELECT 3, node, parent, CASE WHEN parent IS NULL THEN call END, 'tool_call', NULL FROM tools
+    UNION ALL
+    SELECT 3, node, parent, NULL, 'tool_call', NULL FROM callers
     UNION ALL
     SELECT 4, llm_twins.node, NULL, kept, 'twin', NULL FROM llm_twins SEMI JOIN orphans USING (node)
     UNION ALL

@@ -2,8 +2,9 @@
 -- Grain: one row per tree. `parent` is NULL for the tree of the attempt's root; `agent`, `agent_path` and `ambiguous` hold
 -- for its unnamed spans.
 -- Inputs: components, evidence, nodes, missing_parents, names, held_by, agent_spans.
--- Rule: `beside` a call is where the call is; else by time (`held_by`), else under the root. Trees that hang on each other
--- in a circle go under the root.
+-- Rule: `beside` a call is where the call is; by a link under the span linked to, whose agent unnamed spans then share,
+-- but agents do not nest; else by time (`held_by`), else under the root. Trees that hang on each other in a circle go
+-- under the root.
 WITH RECURSIVE
 tops AS MATERIALIZED (
     SELECT components.node, components.broken, coalesce(nodes.attempt, missing_parents.attempt) AS attempt
@@ -22,13 +23,13 @@ hung AS MATERIALIZED (
         CASE
             WHEN tops.node = roots.node THEN NULL
             WHEN tops.broken THEN roots.node
-            ELSE coalesce(beside.parent, held_by.parent, roots.node)
+            ELSE coalesce(evidence.parent, beside.parent, held_by.parent, roots.node)
         END AS parent,
         CASE
             WHEN tops.node = roots.node THEN 'root'
             WHEN tops.broken THEN 'cycle'
             WHEN tops.node < 0 THEN 'synthesised'
-            WHEN evidence.beside IS NOT NULL THEN evidence.method
+            WHEN evidence.beside IS NOT NULL OR evidence.method = 'link' THEN evidence.method
             WHEN held_by.node IS NOT NULL THEN held_by.method
             WHEN names.node IS NOT NULL THEN 'own_identity'
             ELSE 'unplaced'
@@ -68,7 +69,7 @@ walk AS (
         coalesce(links.agent, links.parent_agent, walk.agent),
         coalesce(links.agent_path, CASE
             WHEN links.parent_path IS NULL THEN walk.agent_path
-            WHEN walk.agent_path IS NULL THEN links.parent_path
+            WHEN walk.agent_path IS NULL OR walk.method = 'link' THEN links.parent_path
             WHEN walk.agent = links.parent_outermost THEN walk.agent_path || substr(links.parent_path, length(links.parent_outermost) + 1)
             ELSE walk.agent_path || '/' || links.parent_path
         END),

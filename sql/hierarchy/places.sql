@@ -13,7 +13,7 @@ SELECT
     coalesce(agents.agent, placements.agent) AS agent,
     CASE
         WHEN agents.agent_path IS NULL THEN placements.agent_path
-        WHEN placements.agent_path IS NULL OR starts_with(agents.agent_path, '…') THEN agents.agent_path
+        WHEN placements.agent_path IS NULL OR placements.method = 'link' OR starts_with(agents.agent_path, '…') THEN agents.agent_path
         WHEN placements.agent = agents.outermost THEN placements.agent_path || substr(agents.agent_path, length(agents.outermost) + 1)
         ELSE placements.agent_path || '/' || agents.agent_path
     END AS agent_path,

@@ -1,8 +1,15 @@
--- Tools that ran without a parent (in threads, as smolagents runs them), and the call that asked for each.
--- Grain: one row per tool span whose declared parent is not there, and whose tool call id is in the output of exactly
--- one LLM call of its attempt (twins are one). Inputs: nodes, spans, declared, llm_twins.
-WITH tools AS MATERIALIZED (
-    SELECT node, attempt, tool_call_id FROM nodes ANTI JOIN declared USING (node) WHERE op = 'tool' AND tool_call_id IS NOT NULL
+-- Which call asked for which tool run, where either has lost its parent: then one tells where the other belongs.
+-- Grain: one row per tool span whose tool call id is in the output of exactly one LLM call of its attempt (twins are
+-- one), in attempts with a call or a tool whose declared parent is not there. Inputs: nodes, spans, declared, llm_twins.
+WITH lost AS (
+    SELECT DISTINCT attempt
+    FROM nodes
+    ANTI JOIN declared USING (node)
+    ANTI JOIN llm_twins USING (node)
+    WHERE op = 'llm' OR (op = 'tool' AND tool_call_id IS NOT NULL)
+),
+tools AS MATERIALIZED (
+    SELECT node, attempt, tool_call_id FROM nodes SEMI JOIN lost USING (attempt) WHERE op = 'tool' AND tool_call_id IS NOT NULL
 ),
 outputs AS (
     SELECT
@@ -12,9 +19,9 @@ outputs AS (
             chr(10),
             spans.output_messages,
             spans.attributes['output.value'],
-            -- numbered attributes of OpenInference hold the bare id
+            -- OpenInference's numbered attributes hold the bare id.
             list_aggregate(
-                ['"id": "' || entry.value || '"' FOR entry IN map_entries(spans.attributes) IF ends_with(entry.key, 'tool_call.id')],
+                ['"id":"' || entry.value || '"' FOR entry IN map_entries(spans.attributes) IF ends_with(entry.key, 'tool_call.id')],
                 'string_agg', chr(10)
             )
         ) AS text

@@ -1,9 +1,9 @@
 -- Spans of which no id tells the place, and which time may therefore place: in attempts that have agents to place them
 -- under.
 -- Grain: one row per span or missing parent, with the time that has to lie inside an agent's.
--- Inputs: components, evidence, nodes, missing_parents, names, agent_spans.
--- Rule: what names its agent needs no guess; nor is a tree put under an agent by time if agents are in it, since parallel
--- agents enclose each other by accident.
+-- Inputs: components, evidence, nodes, missing_parents, names, agent_spans, bases.
+-- Rule: what names its agent needs no guess; nor is a tree put under an agent by time if agents are in it or hang on it,
+-- since parallel agents enclose each other by accident.
 WITH candidates AS (
     SELECT nodes.node, nodes.attempt, coalesce(start_ns, end_ns) AS start_ns, greatest(end_ns, start_ns) AS end_ns
     FROM evidence
@@ -19,5 +19,5 @@ SELECT candidates.*
 FROM candidates
 SEMI JOIN (SELECT node FROM components WHERE node = top AND NOT broken) AS tops USING (node)
 SEMI JOIN (SELECT attempt FROM agent_spans WHERE runs) AS agents USING (attempt)
-ANTI JOIN (SELECT top FROM agent_spans WHERE runs) AS inside ON inside.top = candidates.node
+ANTI JOIN (SELECT base FROM bases JOIN agent_spans USING (top) WHERE runs) AS inside ON inside.base = candidates.node
 WHERE candidates.start_ns IS NOT NULL
