@@ -12,6 +12,7 @@ from typing import Any
 import click
 import yaml
 
+from flows.lake_commands import lake
 from flows.prefect_api import prefect_api
 from lightning_core.config import Settings, SettingsError, load_settings
 
@@ -51,6 +52,9 @@ def main() -> None:
     for name in ("lightning_core", "lightning_flows", "flows", "prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)
+
+
+main.add_command(lake)
 
 
 def _terminate(*_: object) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 from prefect.futures import wait
 
 from lightning_core.config import Settings
+from lightning_core.decoding import decode_spool
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.redact import Redaction
 from lightning_core.lake.stages import run_stage, stage_key
 from lightning_core.loading import grader_digest
 from lightning_core.taskset import PlannedRollout
@@ -89,11 +91,10 @@ def _roll_out(settings: Settings, epoch: EpochManifest, missing: list[PlannedRol
 
 def _wait(settings: Settings, futures: list[Any]) -> None:
     """Wait for the shards and decode meanwhile: analysts see the epoch as it goes, and the spool stays short."""
-    lake = Lake(settings.home)
+    redaction = Redaction.of(settings.lake)
     try:
         while wait(futures, timeout=_DECODE_EVERY_S).not_done:
-            lake.ingest()
-            lake.rebuild_catalog()
+            decode_spool(settings.home, redaction)
     except BaseException:
         close_runners()  # or Ctrl-C would wait for every attempt still to come
         raise

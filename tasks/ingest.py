@@ -10,9 +10,11 @@ from prefect.cache_policies import NO_CACHE
 from lightning_core.agents.grading import grade
 from lightning_core.client import SpanData, post_spans
 from lightning_core.config import Settings
+from lightning_core.decoding import decode_spool
 from lightning_core.lake.derive import attempts
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.redact import Redaction
 from lightning_core.server.handle import ServerHandle
 from tasks.progress import Progress, logger
 
@@ -20,11 +22,7 @@ from tasks.progress import Progress, logger
 @task(task_run_name="decode spans", cache_policy=NO_CACHE, persist_result=False)
 def ingest_spans(settings: Settings) -> int:
     """Decode what the server has made durable; returns the spool offset that is decoded now."""
-    server = ServerHandle.find(settings.home)
-    until = server.seal() if server is not None else None
-    lake = Lake(settings.home)
-    done = lake.ingest(until)
-    lake.rebuild_catalog()
+    done = decode_spool(settings.home, Redaction.of(settings.lake))
     if done.rejected:
         logger().warning("%d spans could not be decoded; see %s", done.rejected, settings.home / "spool" / "rejected")
     return done.decoded_offset

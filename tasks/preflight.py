@@ -9,6 +9,7 @@ from lightning_core.agents.grading import check_grader
 from lightning_core.agents.runner import Runner
 from lightning_core.config import Settings
 from lightning_core.lake.derive_inputs import check_patterns
+from lightning_core.lake.redact import Redaction
 from lightning_core.taskset import Task, load_tasks
 
 
@@ -16,6 +17,7 @@ from lightning_core.taskset import Task, load_tasks
 def check(settings: Settings) -> None:
     """Raise SettingsError for patterns, graders, agents and task sets that cannot work."""
     check_patterns(settings)
+    Redaction.of(settings.lake)
     check_grader(settings.reward.grader)
     training_tasks(settings)
     evaluation_tasks(settings)

@@ -6,7 +6,10 @@ started in the lake's folder. It is built beside and renamed into place, so a re
 
 from __future__ import annotations
 
+import json
+import os
 import secrets
+import time
 from pathlib import Path
 
 import duckdb
@@ -37,20 +40,23 @@ DERIVED = (
 )
 
 
+EMPTY_SPANS = f"SELECT {', '.join(f'NULL::{c.type} AS {c.name}' for c in schema.SPANS)} WHERE false"
+
+
 def spans_view(files: list[str], span_range: tuple[int, int | None] = (0, None)) -> str:
     """DDL of the view `spans` over a range of the spool in some files; an empty table where there is no file."""
     if files:
         start, end = span_range
         bounds = [f"record_offset >= {start}"] * (start > 0) + [f"record_offset < {end}"] * (end is not None)
         where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
-        return f"CREATE OR REPLACE VIEW spans AS FROM read_parquet({_file_list(files)}){where}"
-    columns = ", ".join(f"NULL::{c.type} AS {c.name}" for c in schema.SPANS)
-    return f"CREATE OR REPLACE VIEW spans AS SELECT {columns} WHERE false"
+        return f"CREATE OR REPLACE VIEW spans AS FROM read_parquet({file_list(files)}){where}"
+    return f"CREATE OR REPLACE VIEW spans AS {EMPTY_SPANS}"
 
 
-def build(root: Path, manifests: Manifests) -> Path:
-    """Build the catalog and rename it into place; returns its path."""
+def build(root: Path, manifests: Manifests, rejected: Path) -> Path:
+    """Build the catalog and rename it into place; returns its path. `rejected`: folder of the spans not decoded."""
     root.mkdir(parents=True, exist_ok=True)
+    began = time.time_ns()
     beside = root / f".catalog-{secrets.token_hex(4)}.duckdb"
     try:
         with duckdb.connect(str(beside), config={"file_search_path": str(root)}) as con:
@@ -61,16 +67,81 @@ def build(root: Path, manifests: Manifests) -> Path:
                     tables.setdefault(name, []).append(table.path)
             for name, files in tables.items():
                 if files:
-                    con.execute(f"CREATE VIEW {name} AS FROM read_parquet({_file_list(files)}, union_by_name = true)")
+                    con.execute(f"CREATE VIEW {name} AS FROM read_parquet({file_list(files)}, union_by_name = true)")
                 elif name in EMPTY:
                     con.execute(f"CREATE VIEW {name} AS SELECT {EMPTY[name]} WHERE false")
+            _tables(con, manifests)
+            _rejections(con, rejected, manifests.spans().decoded_offset)
             for view in VIEWS:
                 con.execute(f"CREATE VIEW {view} AS {sql.text(f'views/{view}')}")
+        os.utime(beside, ns=(began, began))  # when it read the manifests: see `built_ns`
         beside.replace(root / "catalog.duckdb")
     finally:
         beside.unlink(missing_ok=True)
         beside.with_suffix(".duckdb.wal").unlink(missing_ok=True)
     return root / "catalog.duckdb"
+
+
+def _tables(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> None:
+    """What views count `late` and `rejected` by."""
+    con.execute(
+        """
+        CREATE TABLE epoch_manifests (
+            run VARCHAR, epoch BIGINT, mode VARCHAR, opened_offset BIGINT, sealed_offset BIGINT,
+            versions MAP(VARCHAR, VARCHAR), planned_rollouts INTEGER, stages JSON
+        )
+        """
+    )
+    for m in manifests.epochs():
+        stages = json.dumps({name: stage.model_dump() for name, stage in m.stages.items()}, default=str)
+        con.execute(
+            "INSERT INTO epoch_manifests VALUES (?, ?, ?, ?, ?, map(?::VARCHAR[], ?::VARCHAR[]), ?, ?)",
+            [
+                m.run,
+                m.epoch,
+                m.mode,
+                m.opened_offset,
+                m.sealed_offset,
+                list(m.versions),
+                list(m.versions.values()),
+                len(m.planned),
+                stages,
+            ],
+        )
+
+
+def _rejections(con: duckdb.DuckDBPyConnection, rejected: Path, decoded_offset: int) -> None:
+    """What could not be decoded; one row may stand for several `spans`."""
+    con.execute(
+        """
+        CREATE TABLE rejections (
+            record_offset BIGINT, record_index INTEGER, spans BIGINT, reason VARCHAR, received_ns BIGINT,
+            rollout_id VARCHAR, attempt_id VARCHAR
+        )
+        """
+    )
+    # A file is named after the range of the spool that it is about; one behind the manifest's will be written again.
+    files = [str(path) for path in sorted(rejected.glob("*.jsonl")) if int(path.name[:20]) < decoded_offset]
+    if files:
+        con.execute(
+            """
+            INSERT INTO rejections
+            SELECT "offset", "index", coalesce("count", 1), reason, received_ns, rollout_id, attempt_id
+            FROM read_json(?, format = 'newline_delimited', maximum_object_size = 1073741824, columns = {
+                "offset": 'BIGINT', "index": 'INTEGER', "count": 'BIGINT', reason: 'VARCHAR', received_ns: 'BIGINT',
+                rollout_id: 'VARCHAR', attempt_id: 'VARCHAR'
+            })
+            """,
+            [files],
+        )
+
+
+def built_ns(root: Path) -> int | None:
+    """When the catalog read the manifests, ns since 1970: files retired after that may be in it. None: there is none."""
+    try:
+        return (root / "catalog.duckdb").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def connect(root: Path) -> duckdb.DuckDBPyConnection:
@@ -81,5 +152,6 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(str(path), read_only=True, config={"file_search_path": str(root)})
 
 
-def _file_list(files: list[str]) -> str:
+def file_list(files: list[str]) -> str:
+    """A list of paths as SQL; for DDL, which takes no parameters."""
     return "[" + ", ".join("'" + f.replace("'", "''") + "'" for f in files) + "]"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lightning_core.files import fsync, locked
-from lightning_core.lake import catalog, spool
+from lightning_core.files import locked
+from lightning_core.lake import catalog, compact, parquet, retries, spool
 from lightning_core.lake.decode import Decoder, write_rejected
-from lightning_core.lake.manifest import DerivedTable, EpochManifest, LakeError, Manifests, Mode, SpanFile
+from lightning_core.lake.manifest import DerivedTable, EpochManifest, LakeError, Manifests, Mode, SpanFile, SpanManifest
+from lightning_core.lake.redact import Redaction
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Ingested:
 
     spans: int
     rejected: int
+    retries: int  # spans that were there already
     decoded_offset: int
 
 
@@ -40,34 +42,74 @@ class Lake:
         self.spool = home / "spool"
         self.manifests = Manifests(self.root)
 
-    def ingest(self, until: int | None = None, on_progress: Callable[[int, int], None] | None = None) -> Ingested:
-        """Decode the spool up to offset `until` (its durable end by default) into Parquet and free it.
+    def ingest(
+        self,
+        until: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        redaction: Redaction | None = None,
+    ) -> Ingested:
+        """Decode the spool up to offset `until` (its durable end by default) into Parquet, free it, merge small files.
 
-        on_progress: called with (bytes decoded, bytes in all). A file never spans `until`, so an epoch is whole files.
+        on_progress: called with (bytes decoded, bytes in all). Raises LakeError where the lake was redacted and no rules
+        are given, NotWritten where the disk is full; what was decoded before stays, the next call goes on from there.
         """
         with locked(self.root / "lock"):
             manifest = self.manifests.spans()
+            if redaction is None and manifest.redaction is not None:
+                raise LakeError(
+                    f"{self.root.parent}: spans of this lake are redacted; give the settings with their rules "
+                    "(`lightning-flows lake ingest --settings FILE`), so that none is stored as it came"
+                )
+            compact.sweep(self, manifest)
             start = manifest.decoded_offset
             end = spool.durable_end(self.spool) if until is None else until
             decoder = Decoder()
-            spans = rejected = 0
+            spans = rejected = repeated = 0
             for batch in _batches(self.spool, start, end):
-                first, last = batch[0][0], batch[-1][1]
-                table, bad = decoder.decode(batch)
-                name = f"{first:020d}-{last:020d}"
-                if table.num_rows:
-                    path = f"spans/{name}.parquet"
-                    size = self._write(path, table)
-                    manifest.files.append(SpanFile(path=path, rows=table.num_rows, bytes=size, start=first, end=last))
-                write_rejected(self.spool / "rejected", name, bad)
-                manifest.rejected_spans += len(bad)
-                manifest.decoded_offset = last
-                self.manifests.put_spans(manifest)
-                spans, rejected = spans + table.num_rows, rejected + len(bad)
+                stored, bad, again = self._store(manifest, decoder, batch, redaction)
+                spans, rejected, repeated = spans + stored, rejected + bad, repeated + again
                 if on_progress is not None:
-                    on_progress(last - start, end - start)
-            spool.drop_before(self.spool, manifest.decoded_offset)
-        return Ingested(spans, rejected, manifest.decoded_offset)
+                    on_progress(manifest.decoded_offset - start, end - start)
+        self._merge_small_files()
+        return Ingested(spans, rejected, repeated, manifest.decoded_offset)
+
+    def _store(
+        self,
+        manifest: SpanManifest,
+        decoder: Decoder,
+        batch: list[tuple[int, int, spool.Record]],
+        redaction: Redaction | None,
+    ) -> tuple[int, int, int]:
+        """One batch to one file, the manifest, and out of the spool; returns (spans, rejected, retries)."""
+        first, last = batch[0][0], batch[-1][1]
+        decoded, bad = decoder.decode(batch)
+        if redaction is not None:
+            decoded, bad = redaction.spans(decoded), redaction.rejected(bad)
+        table = retries.without(decoded, self.root, [f.path for f in manifest.files])
+        name = f"{first:020d}-{last:020d}"
+        if table.num_rows:
+            path = f"spans/{name}.parquet"
+            size = parquet.write_table(self.root / path, table)
+            manifest.files.append(SpanFile(path=path, rows=table.num_rows, bytes=size, start=first, end=last))
+        write_rejected(self.spool / "rejected", name, bad)
+        again = decoded.num_rows - table.num_rows
+        rejected = sum(r["count"] for r in bad)
+        manifest.rejected_spans += rejected
+        manifest.retries += again
+        manifest.redaction = redaction.digest if redaction is not None else None
+        manifest.decoded_offset = last
+        self.manifests.put_spans(manifest)
+        spool.drop_before(self.spool, last)
+        return table.num_rows, rejected, again
+
+    def _merge_small_files(self) -> None:
+        if not compact.due(self.manifests.spans().files):
+            return
+        try:
+            compact.compact(self)
+        except LakeError as error:
+            # Every span is there and can be asked for; only the number of files grows.
+            logger.warning("%s; `lightning-flows lake compact` tries again", error)
 
     def open_epoch(self, run: str, epoch: int, mode: Mode, versions: dict[str, str]) -> EpochManifest:
         """The manifest of an epoch; a new one begins at what is decoded now and remembers the policies' versions.
@@ -104,25 +146,40 @@ class Lake:
     def connect(
         self, span_range: tuple[int, int | None] = (0, None), memory_gb: float = 2.0
     ) -> Iterator[duckdb.DuckDBPyConnection]:
-        """An in-memory DuckDB with `spans` as a view over a range of the spool (all by default); spills into the lake."""
-        spill = self.root / "tmp"
-        spill.mkdir(parents=True, exist_ok=True)
-        with duckdb.connect(
-            config={"memory_limit": f"{memory_gb}GB", "temp_directory": str(spill), "file_search_path": str(self.root)}
-        ) as con:
+        """An in-memory DuckDB with `spans` as a view over a range of the spool (all by default); spills into the lake.
+
+        Its files stay until it is closed, also where they are compacted or removed meanwhile.
+        """
+        with locked(self.root / "reading.lock", shared=True), self.engine(memory_gb) as con:
             con.execute(catalog.spans_view(self.files_between(*span_range), span_range))
             yield con
 
-    def put_table(self, epoch: EpochManifest, name: str, table: pa.Table, key: str) -> DerivedTable:
-        """Write a derived table of an epoch under a name that holds its key, and enter it in the epoch's manifest."""
+    @contextlib.contextmanager
+    def engine(self, memory_gb: float = 2.0) -> Iterator[duckdb.DuckDBPyConnection]:
+        """An in-memory DuckDB that resolves the lake's paths and spills into a folder of its own."""
+        spill = self.root / "tmp"
+        spill.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=spill, ignore_cleanup_errors=True) as own,
+            duckdb.connect(
+                config={"memory_limit": f"{memory_gb}GB", "temp_directory": own, "file_search_path": str(self.root)}
+            ) as con,
+        ):
+            yield con
+
+    def put_table(
+        self, epoch: EpochManifest, name: str, table: pa.Table | pa.RecordBatchReader, key: str
+    ) -> DerivedTable:
+        """Write a derived table of an epoch under a name that holds its key, and enter it in the epoch's manifest.
+
+        table: whole, or as a reader of batches where it may be larger than memory.
+        """
         label = f"{epoch.epoch:04d}" if epoch.mode == "train" else f"{epoch.epoch:04d}-{epoch.mode}"
         path = f"derived/{epoch.run}/{label}/{name}-{key}.parquet"
-        run = pa.array([epoch.run] * table.num_rows, pa.string())
-        number = pa.array([epoch.epoch] * table.num_rows, pa.int64())
-        table = table.add_column(0, "run", run).add_column(1, "epoch", number)
-        self._write(path, table)
-        digest = hashlib.sha256((self.root / path).read_bytes()).hexdigest()[:16]
-        epoch.tables[name] = DerivedTable(path=path, rows=table.num_rows, digest=digest)
+        rows = _write_labelled(self.root / path, table, epoch)
+        with (self.root / path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        epoch.tables[name] = DerivedTable(path=path, rows=rows, digest=digest)
         return epoch.tables[name]
 
     def path(self, table: DerivedTable) -> Path:
@@ -131,17 +188,23 @@ class Lake:
     def rebuild_catalog(self) -> Path:
         """Replace `catalog.duckdb` by one over the newest manifests."""
         with locked(self.root / "catalog.lock"):
-            return catalog.build(self.root, self.manifests)
+            return catalog.build(self.root, self.manifests, self.spool / "rejected")
 
-    def _write(self, relative: str, table: pa.Table) -> int:
-        path = self.root / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.tmp")
-        pq.write_table(table, beside, compression="zstd", compression_level=1)
-        fsync(beside)
-        beside.replace(path)
-        fsync(path.parent)
-        return path.stat().st_size
+
+def _write_labelled(path: Path, table: pa.Table | pa.RecordBatchReader, epoch: EpochManifest) -> int:
+    """Write rows with the columns `run` and `epoch` before their own; returns how many there are."""
+    columns = pa.schema([("run", pa.string()), ("epoch", pa.int64()), *table.schema])
+
+    def labelled(batch: pa.RecordBatch) -> pa.RecordBatch:
+        run = pa.array([epoch.run] * batch.num_rows, pa.string())
+        number = pa.array([epoch.epoch] * batch.num_rows, pa.int64())
+        return pa.RecordBatch.from_arrays([run, number, *batch.columns], schema=columns)
+
+    if isinstance(table, pa.Table):
+        whole = pa.Table.from_batches([labelled(batch) for batch in table.to_batches()], columns)
+        parquet.write_table(path, whole)
+        return table.num_rows
+    return parquet.write_stream(path, columns, (labelled(batch) for batch in table))
 
 
 def _batches(directory: Path, start: int, end: int) -> Iterator[list[tuple[int, int, spool.Record]]]:

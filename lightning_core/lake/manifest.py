@@ -34,10 +34,41 @@ class SpanFile(_Manifest):
     end: int
 
 
+class Retired(_Manifest):
+    """A file that no table names any more; it is removed once nobody can be reading it."""
+
+    path: str
+    since_ns: int
+
+
+class Removed(_Manifest):
+    """Spans that retention took out of an epoch (of none: `run` is None)."""
+
+    run: str | None
+    epoch: int | None
+    mode: str | None
+    spans: int
+    until_offset: int  # what was decoded then; an epoch of the same name that opens later is another one
+    at_ns: int
+
+
 class SpanManifest(_Manifest):
     decoded_offset: int = 0
     rejected_spans: int = 0
+    retries: int = 0  # spans that came again and were not stored again
+    redaction: str | None = None  # digest of the rules that the last decoding redacted by
     files: list[SpanFile] = []
+    retired: list[Retired] = []
+    removed: list[Removed] = []
+
+    def swap(self, gone: list[SpanFile], new: list[SpanFile], now_ns: int) -> None:
+        """Replace files by others and retire them. Raises LakeError where one of them is not in the manifest."""
+        paths = {f.path for f in gone}
+        kept = [f for f in self.files if f.path not in paths]
+        if len(kept) + len(paths) != len(self.files):
+            raise LakeError("the span files changed underneath; nothing was replaced, try again")
+        self.files = sorted([*kept, *new], key=lambda f: (f.start, f.end, f.path))
+        self.retired += [Retired(path=path, since_ns=now_ns) for path in sorted(paths)]
 
 
 class Stage(_Manifest):
@@ -101,6 +132,9 @@ class Manifests:
     def put_epoch(self, manifest: EpochManifest) -> None:
         path = self._path(manifest.run, manifest.epoch, manifest.mode)
         write_atomic(path, manifest.model_dump_json(indent=1).encode())
+
+    def drop_epoch(self, manifest: EpochManifest) -> None:
+        self._path(manifest.run, manifest.epoch, manifest.mode).unlink(missing_ok=True)
 
     def epochs(self, run: str | None = None, mode: str | None = None) -> list[EpochManifest]:
         """All epochs and evaluations (of a run, of a mode), in order of run and epoch."""

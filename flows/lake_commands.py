@@ -1,0 +1,152 @@
+"""`lightning-flows lake`: decoding, compaction and retention by hand. No Prefect in here."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from lightning_core.config import Settings, SettingsError, load_settings
+
+_home_option = click.option(
+    "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of the settings, or var."
+)
+_settings_option = click.option(
+    "--settings",
+    "settings_file",
+    type=click.Path(path_type=Path),
+    help="Settings, for their `home` and `lake:` section.",
+)
+_grace_option = click.option(
+    "--grace",
+    "grace_min",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="MINUTES",
+    help="How long files that were replaced stay for queries that still read them.",
+)
+
+
+@click.group()
+def lake() -> None:
+    """Decode, compact and clean the lake of spans."""
+
+
+@lake.command()
+@_home_option
+@_settings_option
+@click.option("--follow", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "--unredacted", is_flag=True, help="Store spans as they came from now on, though they were redacted so far."
+)
+def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: float, unredacted: bool) -> None:
+    """Decode what the server has received into the lake; flows do it themselves."""
+    from lightning_core.decoding import decode_spool
+    from lightning_core.lake.redact import Redaction
+
+    settings = _settings(settings_file)
+    home = _home(home, settings)
+    if unredacted and settings is not None and Redaction.of(settings.lake) is not None:
+        raise SettingsError(f"--unredacted, but {settings_file} has rules to redact by; leave one of the two out")
+    redaction = Redaction() if unredacted else Redaction.of(settings.lake) if settings is not None else None
+    if not follow:
+        click.echo(_said(decode_spool(home, redaction)))
+        return
+    click.echo(f"decoding {home / 'spool'} every {every:g} s   (Ctrl-C ends it)")
+    try:
+        while True:
+            done = decode_spool(home, redaction)
+            if done.spans or done.rejected or done.retries:
+                click.echo(_said(done))
+            time.sleep(every)
+    except KeyboardInterrupt:
+        click.echo("\nended; what was decoded is in the lake", err=True)
+
+
+@lake.command()
+@_home_option
+@_settings_option
+@_grace_option
+def compact(home: Path | None, settings_file: Path | None, grace_min: float) -> None:
+    """Merge small files into large ones sorted by rollout, and remove what no longer counts."""
+    from lightning_core.lake import compact as compaction
+    from lightning_core.lake.lake import Lake
+
+    found = Lake(_existing(_home(home, _settings(settings_file))))
+    done = compaction.compact(found, everything=True)
+    freed = compaction.tidy(found, grace_min * 60)
+    if done.before:
+        click.echo(
+            f"{done.before} files of {done.bytes_before / 1e6:,.1f} MB became {done.after} of {done.bytes_after / 1e6:,.1f} MB"
+            + (f"; {done.retries} spans were there twice" if done.retries else "")
+        )
+    else:
+        click.echo("nothing to merge")
+    click.echo(f"{freed / 1e6:,.1f} MB freed; replaced files stay {grace_min:g} minutes for those who read them")
+
+
+@lake.command()
+@_home_option
+@_settings_option
+@click.option(
+    "--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Default: `lake.keep_days` of the settings."
+)
+@click.option(
+    "--run", "runs", multiple=True, metavar="NAME", help="A run to remove, with its tables; its policies stay."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would go, and leave it.")
+@_grace_option
+def retain(
+    home: Path | None,
+    settings_file: Path | None,
+    older_than: float | None,
+    runs: tuple[str, ...],
+    dry_run: bool,
+    grace_min: float,
+) -> None:
+    """Remove spans by age, and whole runs but for their policies."""
+    from lightning_core.lake import compact as compaction
+    from lightning_core.lake.lake import Lake
+    from lightning_core.lake.retain import retain as remove
+
+    settings = _settings(settings_file)
+    if older_than is None and not runs and settings is not None:
+        older_than = settings.lake.keep_days
+    if older_than is None and not runs:
+        raise SettingsError("say what goes: --older-than DAYS, --run NAME, or --settings with `lake.keep_days`")
+    found = Lake(_existing(_home(home, settings)))
+    leaving = remove(found, older_than, runs, dry_run)
+    click.echo("would remove " if dry_run else "removed ", nl=False)
+    click.echo("\n".join(leaving.lines()))
+    if not dry_run:
+        freed = compaction.tidy(found, grace_min * 60)
+        click.echo(f"{freed / 1e6:,.1f} MB freed; removed files stay {grace_min:g} minutes for those who read them")
+
+
+def _said(done: object) -> str:
+    from lightning_core.lake.lake import Ingested
+
+    assert isinstance(done, Ingested)
+    line = f"{done.spans:,} spans decoded"
+    if done.retries:
+        line += f", {done.retries:,} were there already"
+    if done.rejected:
+        line += f", {done.rejected:,} rejected (see spool/rejected, and table rejections)"
+    return line
+
+
+def _settings(path: Path | None) -> Settings | None:
+    return load_settings(path) if path is not None else None
+
+
+def _home(home: Path | None, settings: Settings | None) -> Path:
+    return home or (settings.home if settings is not None else Path("var"))
+
+
+def _existing(home: Path) -> Path:
+    if not (home / "lake").is_dir():
+        raise FileNotFoundError(f"{home}: no lake there; name the folder of a run with --home")
+    return home

@@ -1,0 +1,25 @@
+"""Decodes the spool of a home into its lake, beside a server that is writing to it or without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning_core.lake.lake import Ingested, Lake
+from lightning_core.lake.redact import Redaction
+from lightning_core.server.handle import ServerHandle
+
+
+def decode_spool(
+    home: Path, redaction: Redaction | None, on_progress: Callable[[int, int], None] | None = None
+) -> Ingested:
+    """Decode what is acknowledged, and renew the catalog where there is anything new.
+
+    While a server runs it says how far that is: what lies behind, it may still take back.
+    """
+    server = ServerHandle.find(home)
+    lake = Lake(home)
+    done = lake.ingest(server.seal() if server is not None else None, on_progress, redaction)
+    if done.spans or done.rejected or not (lake.root / "catalog.duckdb").is_file():
+        lake.rebuild_catalog()
+    return done

@@ -1,0 +1,112 @@
+"""How rows lie on disk: Parquet files that are there whole or not at all.
+
+Row groups are cut by rows and by the size of what they hold, never by how the rows arrived, so that the same rows in the
+same order are the same bytes. Sorted by rollout, a row group is what a reader of one rollout has to touch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lightning_core.files import fsync
+from lightning_core.lake import schema
+
+ROWS_A_GROUP = 16_384
+BYTES_A_GROUP = 64 << 20  # before compression: what a writer holds in memory
+_COMPRESSION = {"compression": "zstd", "compression_level": 1}
+# Values that hardly ever repeat: a dictionary of them is built for nothing.
+_UNIQUE = {"trace_id", "span_id", "parent_span_id", "response_id", "input_messages", "output_messages", "content_hash"}
+
+
+class NotWritten(OSError):
+    """A file could not be written (disk full, I/O error); nothing of it is there. The message names it."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; made durable and renamed over it at the end, removed where that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        yield beside
+        fsync(beside)
+        beside.replace(path)
+        fsync(path.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise NotWritten(f"{path}: not written, the lake is as it was before: {error}") from error
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_table(path: Path, table: pa.Table) -> int:
+    """Write a table; returns the file's bytes. Raises NotWritten."""
+    table = table.combine_chunks()
+    rows = max(min(ROWS_A_GROUP, BYTES_A_GROUP * table.num_rows // max(table.nbytes, 1)), 1)
+    with replacing(path) as beside:
+        pq.write_table(table, beside, row_group_size=rows, use_dictionary=_dictionaries(table.schema), **_COMPRESSION)
+    return path.stat().st_size
+
+
+def write_stream(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write batches as they come, for tables larger than memory; returns the number of rows. Raises NotWritten."""
+    count = 0
+    with (
+        replacing(path) as beside,
+        pq.ParquetWriter(beside, columns, use_dictionary=_dictionaries(columns), **_COMPRESSION) as writer,
+    ):
+        held: list[pa.RecordBatch] = []
+        rows = 0
+        for batch in batches:
+            while batch.num_rows:
+                part = batch.slice(0, ROWS_A_GROUP - rows)
+                held.append(part)
+                rows += part.num_rows
+                batch = batch.slice(part.num_rows)
+                if rows == ROWS_A_GROUP:
+                    writer.write_table(pa.Table.from_batches(held).combine_chunks(), row_group_size=rows)
+                    held, rows, count = [], 0, count + rows
+        if held:
+            writer.write_table(pa.Table.from_batches(held).combine_chunks(), row_group_size=rows)
+    return count + rows
+
+
+def span_writer(path: Path) -> pq.ParquetWriter:
+    """A writer of rows of schema.SPANS; every `write_table` of it is one row group."""
+    spans = schema.arrow_schema(schema.SPANS)
+    return pq.ParquetWriter(path, spans, use_dictionary=_dictionaries(spans), **_COMPRESSION)
+
+
+def weight() -> str:
+    """SQL: bytes of a row of `spans` before compression, a function of its content alone."""
+    parts = ["256"]
+    for column in schema.SPANS:
+        if column.type == "VARCHAR":
+            parts.append(f"coalesce(strlen({column.name}), 0)")
+        elif column.type.endswith("[]"):
+            parts.append(f"4 * coalesce(len({column.name}), 0)")
+        elif column.type.startswith("MAP"):
+            texts = f"list_concat(map_keys({column.name}), map_values({column.name}))"
+            parts.append(f"coalesce(list_sum(list_transform({texts}, lambda text: strlen(text))), 0)")
+    return f"({' + '.join(parts)})::BIGINT"
+
+
+def _dictionaries(columns: pa.Schema) -> list[str]:
+    """Parquet paths of the columns that are worth a dictionary."""
+    found = []
+    for field in columns:
+        if field.name in _UNIQUE:
+            continue
+        if pa.types.is_map(field.type):
+            found += [f"{field.name}.key_value.key", f"{field.name}.key_value.value"]
+        elif pa.types.is_list(field.type):
+            found.append(f"{field.name}.list.element")
+        else:
+            found.append(field.name)
+    return found

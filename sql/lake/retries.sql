@@ -1,0 +1,25 @@
+-- Rows that repeat a row before them: the same span sent again.
+-- Grain: one row per row of `arriving` that is not the first of its kind.
+-- Inputs: arriving, stored (rollout_id, attempt_id, trace_id, span_id, content_hash, record_offset, record_index).
+-- Rule: same identity (NULL is a value like others) and same content; the first by (record_offset, record_index) stays,
+-- wherever it lies. A hash that stands once is settled without looking at identities.
+WITH again AS (
+    SELECT content_hash FROM arriving GROUP BY content_hash HAVING count(*) > 1
+    UNION
+    SELECT content_hash FROM stored SEMI JOIN arriving USING (content_hash)
+),
+suspects AS (
+    SELECT *, true AS arrives FROM arriving SEMI JOIN again USING (content_hash)
+    UNION ALL
+    SELECT *, false AS arrives FROM stored SEMI JOIN again USING (content_hash)
+),
+numbered AS (
+    SELECT
+        *,
+        row_number() OVER (
+            PARTITION BY rollout_id, attempt_id, trace_id, span_id, content_hash
+            ORDER BY record_offset, record_index
+        ) AS place
+    FROM suspects
+)
+SELECT record_offset, record_index FROM numbered WHERE arrives AND place > 1
