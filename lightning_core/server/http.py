@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -47,34 +48,61 @@ class ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """The whole body; HttpError 413 past `max_bytes`, ClientGone when it never comes."""
-    too_large = HttpError(
-        413,
-        f"the body exceeds {max_bytes} bytes; send less, or raise server.max_body_mb",
-        code="request_too_large",
-        headers={"Connection": "close"},
-    )
-    # A client that is cut off while it sends sees a reset and not the answer: swallow a moderate excess unstored.
+Take = Callable[[int], None]
+
+
+class Room:
+    """How many bytes of request bodies may be in memory at one time. For one event loop."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[Take]:
+        """Gives `take(size)`, which raises HttpError 503 where so much is not left; all is given back in the end."""
+        held = 0
+
+        def take(size: int) -> None:
+            nonlocal held
+            if size > self._left:
+                raise unavailable("too many large requests at one time; send it again")
+            self._left -= size
+            held += size
+
+        try:
+            yield take
+        finally:
+            self._left += held
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int, take: Take | None = None) -> bytes:
+    """The whole body; HttpError 413 past `max_bytes`, ClientGone when it never comes. `take` is told of each part.
+
+    A body that is declared too large is refused before it is read: what the client sends of it all the same is thrown
+    away by the HTTP server. The connection stays open for a moderate excess, as a client that is cut off while it sends
+    sees a reset and not the answer.
+    """
+    message = f"the body exceeds {max_bytes} bytes; send less, or raise server.max_body_mb"
     limit = _SWALLOWED * max_bytes
     declared = Headers(scope=scope).get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
+    if declared.isdigit() and int(declared) > max_bytes:
+        headers = {"Connection": "close"} if int(declared) > limit else None
+        raise HttpError(413, message, code="request_too_large", headers=headers)
     parts: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
+        event = await receive()
+        if event["type"] == "http.disconnect":
             raise ClientGone
-        part = message.get("body", b"")
+        part = event.get("body", b"")
         size += len(part)
-        if size > limit:
-            raise too_large
+        if size > limit or (size > max_bytes and not event.get("more_body")):
+            raise HttpError(413, message, code="request_too_large", headers={"Connection": "close"})
         if size <= max_bytes:
+            if take is not None:
+                take(len(part))
             parts.append(part)
-        if not message.get("more_body"):
-            if size > max_bytes:
-                raise too_large
+        if not event.get("more_body"):
             return b"".join(parts)
 
 

@@ -7,7 +7,9 @@ specification an exporter must not retry that, whereas 404 or UNIMPLEMENTED make
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +25,7 @@ from lightning_core.lake.otlp import PROTOBUF, OtlpError, media_type, parse_requ
 from lightning_core.lake.otlp_json import objects, read_json
 from lightning_core.lake.spool import Record, SpoolError, SpoolWriter
 from lightning_core.server.access import Caller
-from lightning_core.server.http import HttpError
+from lightning_core.server.http import HttpError, Room, Take
 from lightning_core.server.stats import Stats
 
 RETRY_AFTER_S = 2
@@ -40,11 +42,26 @@ class Intake:
     spool: SpoolWriter
     stats: Stats
     max_body: int  # bytes, uncompressed
+    room: Room
 
-    async def traces(self, caller: Caller, body: bytes, content_type: str, encoding: str | None) -> Any:
+    @contextlib.contextmanager
+    def admitted(self, caller: Caller) -> Iterator[Take]:
+        """Round a request: gives what takes room for it, and counts it where it is put off with 503."""
+        with self.room.holding() as take:
+            try:
+                yield take
+            except HttpError as error:
+                if error.status == 503:
+                    self.stats.refused.inc()
+                    attempt = self.stats.attempt(caller.rollout_id, caller.attempt_id)
+                    attempt.refused_otlp += 1
+                    attempt.last_error = error.message
+                raise
+
+    async def traces(self, caller: Caller, body: bytes, content_type: str, encoding: str | None, take: Take) -> Any:
         """Store a trace request: the ExportTraceServiceResponse, once the spans are on disk.
 
-        Raises OtlpError for what is no trace request, HttpError 503 where the spool cannot take it now.
+        Raises OtlpError for what is no trace request, HttpError 503 where it cannot be taken now.
         """
         arguments = (body, content_type, encoding, self.max_body)
         # A plain protobuf body takes well under a millisecond; the rest would hold up every other request.
@@ -53,6 +70,8 @@ class Intake:
         else:
             request = parse_request(*arguments)
         if request.body:  # an empty request is valid, and nothing to keep
+            if request.body is not body:
+                take(len(request.body))
             await self._store(caller, request.body)
             self.stats.received.inc(request.spans)
         response = ExportTraceServiceResponse()
@@ -66,10 +85,6 @@ class Intake:
         try:
             await self.spool.append(record)
         except SpoolError as error:
-            self.stats.refused.inc()
-            attempt = self.stats.attempt(caller.rollout_id, caller.attempt_id)
-            attempt.refused_otlp += 1
-            attempt.last_error = str(error)
             headers = {"Retry-After": str(RETRY_AFTER_S)}
             raise HttpError(503, str(error), "server_error", headers=headers) from None
         self.stats.spooled.labels("otlp").inc(len(body))

@@ -27,6 +27,7 @@ from lightning_core.files import write_atomic
 from lightning_core.lake.spool import SpoolError, SpoolWriter
 from lightning_core.server.app import make_app
 from lightning_core.server.files import PRIVATE, load_secret, services
+from lightning_core.server.http import Room
 from lightning_core.server.intake import Intake
 from lightning_core.server.routes import RoutesError, RouteTable
 from lightning_core.server.stats import Stats
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DRAIN_S = 20
+_BODIES_IN_MEMORY = 512_000_000  # bytes; exporters that come on top are asked to come again
 
 
 class CannotStart(Exception):
@@ -127,7 +129,7 @@ def serve(home: Path, host: str, port: int, grpc_port: int | None, spool_max_byt
         raise CannotStart(str(error)) from None
     try:
         secret = load_secret(home)
-        intake = Intake(spool, Stats(), max_body)
+        intake = Intake(spool, Stats(), max_body, Room(max(_BODIES_IN_MEMORY, 4 * max_body)))
         app = make_app(secret, spool, RouteTable(home), intake)
         grpc = None if grpc_port is None else GrpcSettings(secret, intake, host, grpc_port)
         config = uvicorn.Config(

@@ -73,10 +73,12 @@ class GrpcReceiver:
                 token = token_of(metadata.get("authorization"))
                 caller = identify_token(token, self._secret, nobody=is_loopback(_host(context.peer())))
                 how = (request, PROTOBUF, sniff_encoding(request))
-                if signal == "traces":
-                    answer = await self._intake.traces(caller, *how)
-                else:
-                    answer = self._intake.refuse(_signal(signal), *how)
+                with self._intake.admitted(caller) as take:
+                    take(len(request))
+                    if signal == "traces":
+                        answer = await self._intake.traces(caller, *how, take)
+                    else:
+                        answer = self._intake.refuse(_signal(signal), *how)
             except (HttpError, OtlpError) as error:
                 await self._abort(signal, context, error)
             self._count(signal, grpc.StatusCode.OK)

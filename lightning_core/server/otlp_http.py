@@ -29,8 +29,9 @@ class Receiver:
         headers = Headers(scope=scope)
         try:
             caller = identify(scope, self.secret, anonymous=True)
-            body = await read_body(scope, receive, self.intake.max_body)
-            answer = await self.intake.traces(caller, body, *_how(headers))
+            with self.intake.admitted(caller) as take:
+                body = await read_body(scope, receive, self.intake.max_body, take)
+                answer = await self.intake.traces(caller, body, *_how(headers), take)
             response = _message(answer, headers)
         except (HttpError, OtlpError) as error:
             response = _error(error, headers)
@@ -46,9 +47,10 @@ class Receiver:
     async def _refuse(self, signal: Signal, scope: Scope, receive: Receive, send: Send) -> int:
         headers = Headers(scope=scope)
         try:
-            identify(scope, self.secret, anonymous=True)
-            body = await read_body(scope, receive, self.intake.max_body)
-            response = _message(self.intake.refuse(signal, body, *_how(headers)), headers)
+            caller = identify(scope, self.secret, anonymous=True)
+            with self.intake.admitted(caller) as take:
+                body = await read_body(scope, receive, self.intake.max_body, take)
+                response = _message(self.intake.refuse(signal, body, *_how(headers)), headers)
         except (HttpError, OtlpError) as error:
             response = _error(error, headers)
         await response(scope, receive, send)

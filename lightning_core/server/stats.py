@@ -42,7 +42,7 @@ class Stats:
             "lightning_spooled_bytes", "bytes of span requests kept", ["source"], registry=self.registry
         )
         self.received = Counter("lightning_otlp_spans", "spans stored by the receivers", registry=self.registry)
-        self.refused = Counter("lightning_spool_refusals", "requests the spool could not take", registry=self.registry)
+        self.refused = Counter("lightning_spool_refusals", "OTLP requests answered 503", registry=self.registry)
         self.dropped = Counter(
             "lightning_otlp_dropped", "metrics and logs sent here", ["signal"], registry=self.registry
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +112,9 @@ def test_a_scope_needs_its_own_token(server: Rig) -> None:
         (bytes(300_000), PROTOBUF, 413),
         (bytes(900_000), PROTOBUF, 413),
         (gzip.compress(bytes(5_000_000)), PROTOBUF | {"Content-Encoding": "gzip"}, 413),
+        (gzip.compress(BODY)[:-9], PROTOBUF | {"Content-Encoding": "gzip"}, 400),
+        (b"not gzip", PROTOBUF | {"Content-Encoding": "gzip"}, 400),
+        (BODY, PROTOBUF | {"Content-Encoding": "br"}, 415),
     ],
 )
 def test_refusals_are_final_and_say_why_in_a_status_message(
@@ -120,6 +125,40 @@ def test_refusals_are_final_and_say_why_in_a_status_message(
     assert answer.status_code == status
     json_asked = headers["Content-Type"] == "application/json"
     assert answer.json()["message"] if json_asked else Status.FromString(answer.content).message
+    assert len(server.records()) == before
+
+
+def test_a_body_declared_too_large_is_refused_before_it_is_sent(server: Rig) -> None:
+    host, port = server.handle.url.removeprefix("http://").split(":")
+    head = (
+        "POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\nContent-Length: 100000000\r\n"
+    )
+    for more in ("", "Expect: 100-continue\r\n"):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(f"{head}{more}\r\n".encode())
+            assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_chunked_body_is_cut_off_at_the_limit(server: Rig) -> None:
+    sent = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(1_000):
+            sent += 100_000
+            yield bytes(100_000)
+
+    with contextlib.suppress(httpx.WriteError):  # the connection may be gone before the answer is read
+        answer = httpx.post(server.handle.url + "/v1/traces", content=pieces(), headers=PROTOBUF)
+        assert answer.status_code == 413
+    assert sent < 50_000_000 and server.handle.health()["status"] == "ok"
+
+
+@pytest.mark.parametrize(("body", "encoding"), [(b"", None), (b"", "gzip"), (gzip.compress(b""), "gzip")])
+def test_an_empty_request_is_fine_and_stores_nothing(server: Rig, body: bytes, encoding: str | None) -> None:
+    before = len(server.records())
+    headers = PROTOBUF | bearer(server) | ({"Content-Encoding": encoding} if encoding else {})
+    assert traces(server, body, headers).status_code == 200
     assert len(server.records()) == before
 
 

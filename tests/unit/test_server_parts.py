@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lightning_core import names
 from lightning_core.server.access import Caller
 from lightning_core.server.call_span import encode_call, new_id, parse_traceparent
 from lightning_core.server.files import load_secret
+from lightning_core.server.http import HttpError, Room, read_body
 from lightning_core.server.reply import Collected, take_chunk, take_reply
 from lightning_core.server.routes import Route, RoutesError, RouteTable, parse_routes
 from lightning_core.server.sampling import Kind, Prepared, prepare
@@ -245,3 +247,32 @@ def test_routes_survive_a_restart_and_a_broken_file_is_named(tmp_path: Path) -> 
     (tmp_path / "services" / "routes.json").write_text("{}x")
     with pytest.raises(RoutesError, match=r"routes\.json"):
         RouteTable(tmp_path)
+
+
+def test_room_for_bodies_is_given_back_also_when_a_request_fails() -> None:
+    room = Room(100)
+    with pytest.raises(HttpError) as refused, room.holding() as take:
+        take(60)
+        with room.holding() as another:
+            another(41)
+    assert refused.value.status == 503 and refused.value.headers["Retry-After"]
+    with room.holding() as take:
+        take(100)
+    with room.holding() as take:
+        take(100)
+
+
+def test_a_body_takes_room_as_it_comes_in() -> None:
+    parts = [{"type": "http.request", "body": b"x" * 40, "more_body": more} for more in (True, True, False)]
+
+    async def receive() -> Any:
+        return parts.pop(0)
+
+    scope: Any = {"type": "http", "headers": []}
+    room = Room(100)
+    with pytest.raises(HttpError) as refused, room.holding() as take:
+        asyncio.run(read_body(scope, receive, 1_000, take))
+    assert refused.value.status == 503
+    parts = [{"type": "http.request", "body": b"x" * 40, "more_body": more} for more in (True, False)]
+    with room.holding() as take:
+        assert asyncio.run(read_body(scope, receive, 1_000, take)) == b"x" * 80
