@@ -23,6 +23,7 @@ SELECT
         WHEN spans.status = 'error' THEN 'failed_call'
         WHEN spans.policy IS NULL THEN 'other_policy'
         WHEN policies.policy IS NULL THEN 'other_policy'
+        WHEN spans.untrainable = 'redacted' THEN 'untrainable: redacted' -- its token ids were taken away, none were missing
         WHEN spans.prompt_ids IS NULL OR spans.response_ids IS NULL OR spans.response_logprobs IS NULL THEN 'no_token_ids'
         WHEN len(spans.response_ids) = 0 THEN 'empty_response'
         WHEN len(spans.response_ids) <> len(spans.response_logprobs) THEN 'no_token_ids'

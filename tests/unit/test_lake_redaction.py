@@ -1,0 +1,230 @@
+"""What the rules take out of spans reaches no file of the lake, in whatever column or encoding it came."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from flows.cli import main
+from lightning_core import names
+from lightning_core.config import LakeSettings, RedactionPattern, SettingsError
+from lightning_core.lake import schema
+from lightning_core.lake.decode import Decoder
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import LakeError
+from lightning_core.lake.otlp import SpanData, encode_spans, int32_bytes
+from lightning_core.lake.redact import Redaction
+from tests.lake_maker import Attempt, derived, table
+from tests.spool_maker import record, rollout_spans, span, store
+
+SECRET = "4111 1111"
+RULES = LakeSettings(redact=[RedactionPattern(pattern=r"4111[ -]?1111")])
+
+
+def upper(text: str) -> str:
+    return text.upper()
+
+
+def drop_secrets(text: str) -> str | None:
+    return None if "secret" in text else text
+
+
+def fails(text: str) -> str:
+    raise RuntimeError(text)
+
+
+def answers_a_number(text: str) -> Any:
+    return 5
+
+
+def by(function: str) -> LakeSettings:
+    return LakeSettings(redact_with=f"{__name__}:{function}")
+
+
+def redacted(spans: list[SpanData], rules: LakeSettings = RULES) -> list[dict[str, Any]]:
+    """Decode and redact spans; the row of each."""
+    decoded, _ = Decoder().decode([(0, 1, record(encode_spans({"host.name": SECRET}, spans)))])
+    found = Redaction(rules).spans(decoded)
+    assert found.schema.equals(schema.arrow_schema(schema.SPANS))
+    rows: list[dict[str, Any]] = found.to_pylist(maps_as_pydicts="strict")
+    return rows
+
+
+def call(messages: Any, **more: Any) -> SpanData:
+    one = rollout_spans("r.1")[1]
+    one.attributes.update({names.GEN_AI_INPUT_MESSAGES: json.dumps(messages)} | more)
+    return one
+
+
+def test_a_call_whose_text_changed_loses_its_tokens_and_is_not_trained_on() -> None:
+    changed, kept = redacted(
+        [call([{"role": "user", "content": f"card {SECRET}"}]), span("other", 9), call([{"content": "hello"}])][::2]
+    )
+    assert json.loads(changed["input_messages"]) == [{"role": "user", "content": "card [redacted]"}]
+    assert [changed[c] for c in ("prompt_ids", "response_ids", "response_logprobs")] == [None] * 3
+    assert (changed["untrainable"], changed["input_tokens"]) == ("redacted", kept["input_tokens"])
+    assert (kept["untrainable"], kept["prompt_ids"]) == (None, [1, 2, 3])
+    assert changed["resource"]["host.name"] == "[redacted]" == kept["resource"]["host.name"]
+
+
+def test_token_ids_under_another_name_go_too() -> None:
+    both = {names.PROMPT_TOKEN_IDS: int32_bytes([1, 2]), "prompt_token_ids": "[1, 2, 3]"}
+    (row,) = redacted([call([{"content": SECRET}], **both)])
+    assert not any("token_ids" in key for key in row["attributes"])
+
+
+def test_token_ids_without_a_text_to_look_at_are_not_kept() -> None:
+    (row,) = redacted([span("call", 1, **{names.POLICY: "p", names.PROMPT_TOKEN_IDS: int32_bytes([1])})])
+    assert (row["prompt_ids"], row["untrainable"]) == (None, "redacted")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("my.attribute", SECRET),
+        ("my.list", ["a", f"b {SECRET}"]),
+        ("gen_ai.tool.call.arguments", json.dumps({"number": f"x{SECRET}", "deep": [{"a": [SECRET]}]})),
+        ("gen_ai.tool.call.result", SECRET),
+        (names.TASK, json.dumps({"question": SECRET})),
+        (names.OUTPUT, json.dumps(SECRET)),
+        (names.ERROR, f"no such card: {SECRET}"),
+        ("gen_ai.agent.name", f"agent of {SECRET}"),
+        ("gen_ai.tool.name", SECRET),
+        (names.REQUESTED_SAMPLING, json.dumps({"stop": [SECRET]})),
+        ("key.in.json", json.dumps({SECRET: 1})),
+        ("number.in.json", json.dumps({"card": 41111111})),
+        ("nested.json", json.dumps([{"arguments": json.dumps({"card": SECRET})}])),
+    ],
+)
+def test_no_column_keeps_what_a_pattern_matches(key: str, value: Any) -> None:
+    one = SpanData(
+        f"pay {SECRET}", b"\x01" * 16, b"\x02" * 8, 1, 2, attributes={key: value}, status="error", status_message=SECRET
+    )
+    (row,) = redacted([one])
+    text = json.dumps(row, default=str)
+    assert SECRET not in text and "41111111" not in text
+    assert text.count("[redacted]") >= 3
+
+
+def test_escapes_of_json_hide_nothing_and_json_stays_json() -> None:
+    rules = LakeSettings(redact=[RedactionPattern(pattern="Zoë", replacement="someone")])
+    (row,) = redacted([call([{"content": 'I am Zoë, "the one"\n'}])], rules)
+    assert json.loads(row["input_messages"]) == [{"content": 'I am someone, "the one"\n'}]
+
+
+def test_a_pattern_may_speak_of_the_json_around_a_text() -> None:
+    rules = LakeSettings(redact=[RedactionPattern(pattern=r'"ssn": ?"[^"]*"', replacement='"ssn":"-"')])
+    (row,) = redacted([span("t", 1, **{"gen_ai.tool.call.arguments": '{"ssn": "1", "b": 2}'})], rules)
+    assert json.loads(row["tool_arguments"]) == {"ssn": "-", "b": 2}
+    everything = LakeSettings(redact=[RedactionPattern(pattern=r"(?s)^\{.*\}$", replacement="{gone}")])
+    (row,) = redacted([span("t", 1, **{"gen_ai.tool.call.arguments": '{"a": 1}'})], everything)
+    assert json.loads(row["tool_arguments"]) == "{gone}"
+
+
+def test_groups_of_a_pattern_can_be_kept_and_rules_follow_one_another() -> None:
+    rules = LakeSettings(
+        redact=[
+            RedactionPattern(pattern=r"(\w+)@(\w+)\.com", replacement=r"\1@x"),
+            RedactionPattern(pattern="@x", replacement="!"),
+        ]
+    )
+    (row,) = redacted([span("mail bob@y.com", 1)], rules)
+    assert row["name"] == "mail bob!"
+
+
+def test_times_and_ids_of_events_and_links_stay() -> None:
+    table = Decoder().decode([(0, 1, record(encode_spans({}, [span("a", 1)])))])[0]
+    events = json.dumps([{"time_ns": 41111111, "name": "said", "attributes": {"text": SECRET}}])
+    place = table.schema.get_field_index("events")
+    table = table.set_column(place, table.schema.field(place), pa.array([events]))
+    (row,) = Redaction(RULES).spans(table).to_pylist()
+    assert json.loads(row["events"]) == [{"time_ns": 41111111, "name": "said", "attributes": {"text": "[redacted]"}}]
+
+
+def test_a_function_sees_every_text_and_may_keep_nothing() -> None:
+    (row,) = redacted([call([{"content": "a secret"}, {"content": "b"}])], by("drop_secrets"))
+    assert json.loads(row["input_messages"]) == [{"content": None}, {"content": "b"}]
+    (row,) = redacted([span("abc", 1, key='{"a": "b"}')], by("upper"))
+    assert (row["name"], row["attributes"]["key"]) == ("ABC", '{"A":"B"}')
+
+
+@pytest.mark.parametrize(("function", "said"), [("fails", "raised RuntimeError"), ("answers_a_number", "returned int")])
+def test_a_function_that_fails_stores_nothing(tmp_path: Path, function: str, said: str) -> None:
+    store(tmp_path, [record(encode_spans({}, [span("a", 1)]))])
+    with pytest.raises(LakeError, match=said) as failed:
+        Lake(tmp_path).ingest(redaction=Redaction(by(function)))
+    assert function in str(failed.value)
+    assert not (tmp_path / "lake" / "spans").exists()
+    assert Lake(tmp_path).ingest().spans == 1, "the spool still has it"
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"pattern": "(?=x)"}, r"lake\.redact\.0: '\(\?=x\)'"),
+        ({"pattern": "a", "replacement": r"\1"}, r"lake\.redact\.0"),
+    ],
+)
+def test_a_rule_that_cannot_work_is_an_error_before_anything_runs(rule: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        Redaction.of(LakeSettings(redact=[RedactionPattern(**rule)]))
+    with pytest.raises(SettingsError, match=r"lake\.redact_with"):
+        Redaction.of(by("no_such_function"))
+
+
+def test_a_redacted_lake_is_not_filled_without_its_rules(tmp_path: Path) -> None:
+    store(tmp_path, [record(encode_spans({}, [span(SECRET, 1)]))])
+    Lake(tmp_path).ingest(redaction=Redaction(RULES))
+    store(tmp_path, [record(encode_spans({}, [span(SECRET, 2)]))])
+    settings = tmp_path / "s.yaml"
+    rule = "lake: {redact: [{pattern: '4111 1111'}]}"
+    settings.write_text(f"home: {tmp_path}\nagent: {{command: x}}\ntasks: {{train: t.jsonl}}\n{rule}\n")
+    refused = CliRunner().invoke(main, ["lake", "ingest", "--home", str(tmp_path)])
+    assert refused.exit_code == 1 and "lake ingest --settings FILE" in refused.output
+    done = CliRunner().invoke(main, ["lake", "ingest", "--settings", str(settings)])
+    assert done.exit_code == 0, done.output
+    with Lake(tmp_path).connect() as con:
+        assert con.execute("SELECT DISTINCT name FROM spans").fetchall() == [("[redacted]",)]
+    store(tmp_path, [record(encode_spans({}, [span(SECRET, 3)]))])
+    asked = CliRunner().invoke(main, ["lake", "ingest", "--home", str(tmp_path), "--unredacted"])
+    assert "1 spans decoded" in asked.output
+
+
+def test_of_rejected_spans_only_place_and_reason_are_kept(tmp_path: Path) -> None:
+    broken = encode_spans({}, [SpanData(SECRET, b"\x01" * 16, b"", 1, 2), span("fine", 2)])
+    store(tmp_path, [record(broken)])
+    assert Lake(tmp_path).ingest(redaction=Redaction(RULES)).rejected == 1
+    (file,) = (tmp_path / "spool" / "rejected").iterdir()
+    kept = json.loads(file.read_text())
+    assert "span" not in kept and kept["reason"] and kept["index"] == 0
+
+
+def test_redacted_calls_are_excluded_with_that_reason(tmp_path: Path) -> None:
+    one = Attempt("r.0")
+    one.root()
+    one.call([1], [2], prompt_ids=None, response_ids=None, response_logprobs=None, untrainable="redacted")
+    one.reward(1.0)
+    lake, epoch = derived(tmp_path, one.rows)
+    assert [row["left_out"] for row in table(lake, epoch, "policy_calls")] == ["untrainable: redacted"]
+
+
+@examples(max_examples=40, deadline=None)
+@given(
+    value=st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8)),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_what_no_rule_matches_is_not_touched(value: Any) -> None:
+    text = json.dumps(value)
+    rules = Redaction(LakeSettings(redact=[RedactionPattern(pattern="no such text anywhere")]))
+    assert rules._rewritten([text]) == {text: text}
