@@ -32,6 +32,7 @@ from lightning_core.lake.derive_inputs import (
 )
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.retain import require_spans
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ HIERARCHY = (
     "hierarchy/edges",
     "hierarchy/components",
     "hierarchy/agent_spans",
-    "hierarchy/bases",
+    "hierarchy/hooks",
     "hierarchy/waiting",
     "hierarchy/agent_windows",
     "hierarchy/held_by",
@@ -146,7 +147,11 @@ def derive(
 
 @contextlib.contextmanager
 def opened(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with what is known of the whole epoch: its scope, its attempts, the rules."""
+    """A connection with what is known of the whole epoch: its scope, its attempts, the rules.
+
+    Raises LakeError where retention took spans of the epoch.
+    """
+    require_spans(lake, epoch)
     with lake.connect(epoch.span_range, MEMORY_GB) as con:
         con.execute(
             "CREATE TABLE epoch_scope AS SELECT ?::VARCHAR AS run, ?::BIGINT AS epoch, ?::VARCHAR AS mode",

@@ -12,7 +12,7 @@ beginnings AS MATERIALIZED (
         components.outer_node,
         names.agent_name AS agent,
         nodes.start_ns,
-        coalesce(greatest(nodes.end_ns, nodes.start_ns), 9223372036854775807) AS end_ns,
+        CASE WHEN nodes.end_ns IS NULL THEN 9223372036854775807 ELSE greatest(nodes.end_ns, nodes.start_ns) END AS end_ns,
         nodes.op <> 'llm' AND nodes.start_ns IS NOT NULL AS runs
     FROM components
     JOIN names USING (node)

@@ -8,10 +8,8 @@ SELECT
     evidence.missing_id AS span_id,
     min(nodes.trace_id) AS trace_id,
     min(nodes.start_ns) AS start_ns,
-    max(coalesce(nodes.end_ns, nodes.start_ns)) AS end_ns,
-    bool_or(names.node IS NOT NULL) AS holds_named
+    max(coalesce(nodes.end_ns, nodes.start_ns)) AS end_ns
 FROM evidence
 JOIN nodes USING (node)
-LEFT JOIN names USING (node)
 WHERE evidence.method = 'missing_parent'
 GROUP BY nodes.attempt, evidence.missing_id

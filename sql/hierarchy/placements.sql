@@ -3,8 +3,8 @@
 -- for its unnamed spans.
 -- Inputs: components, evidence, nodes, missing_parents, names, held_by, agent_spans.
 -- Rule: `beside` a call is where the call is; by a link under the span linked to, whose agent unnamed spans then share,
--- but agents do not nest; else by time (`held_by`), else under the root. Trees that hang on each other in a circle go
--- under the root.
+-- but agents do not nest; under a parent that never came, unless time tells a span's agent and not its parent's; else by
+-- time (`held_by`), else under the root. Trees that hang on each other in a circle go under the root.
 WITH RECURSIVE
 tops AS MATERIALIZED (
     SELECT components.node, components.broken, coalesce(nodes.attempt, missing_parents.attempt) AS attempt
@@ -16,34 +16,53 @@ tops AS MATERIALIZED (
 roots AS (
     SELECT nodes.attempt, evidence.node FROM evidence JOIN nodes USING (node) WHERE evidence.method = 'root'
 ),
-hung AS MATERIALIZED (
+placed AS (
     SELECT
         tops.node,
+        tops.broken,
         roots.node AS root,
-        CASE
-            WHEN tops.node = roots.node THEN NULL
-            WHEN tops.broken THEN roots.node
-            ELSE coalesce(evidence.parent, beside.parent, held_by.parent, roots.node)
-        END AS parent,
-        CASE
-            WHEN tops.node = roots.node THEN 'root'
-            WHEN tops.broken THEN 'cycle'
-            WHEN tops.node < 0 THEN 'synthesised'
-            WHEN evidence.beside IS NOT NULL OR evidence.method = 'link' THEN evidence.method
-            WHEN held_by.node IS NOT NULL THEN held_by.method
-            WHEN names.node IS NOT NULL THEN 'own_identity'
-            ELSE 'unplaced'
-        END AS method,
-        coalesce(held_by.candidates, 0) AS candidates,
-        held_by.agent,
-        held_by.agent_path,
-        coalesce(held_by.method = 'ambiguous', false) AS ambiguous
+        evidence.method,
+        coalesce(evidence.parent, beside.parent) AS parent,
+        missing_parents.node AS missing_parent,
+        names.node IS NOT NULL AS named,
+        held_by.* EXCLUDE (node, method, parent),
+        held_by.method AS time_method,
+        held_by.parent AS time_parent
     FROM tops
     JOIN roots USING (attempt)
     LEFT JOIN evidence ON evidence.node = tops.node
     LEFT JOIN names ON names.node = tops.node
     LEFT JOIN components AS beside ON beside.node = evidence.beside
-    LEFT JOIN held_by ON held_by.node = coalesce(evidence.beside, tops.node)
+    LEFT JOIN missing_parents ON missing_parents.attempt = tops.attempt AND missing_parents.span_id = evidence.missing_id
+    LEFT JOIN held_by AS of_missing ON of_missing.node = missing_parents.node
+    LEFT JOIN held_by
+        ON held_by.node = coalesce(evidence.beside, tops.node)
+        AND coalesce(of_missing.method, '') NOT IN ('time', 'same_name')
+),
+hung AS MATERIALIZED (
+    SELECT
+        node,
+        root,
+        CASE
+            WHEN node = root THEN NULL
+            WHEN broken THEN root
+            ELSE coalesce(parent, time_parent, missing_parent, root)
+        END AS parent,
+        CASE
+            WHEN node = root THEN 'root'
+            WHEN broken THEN 'cycle'
+            WHEN node < 0 THEN 'synthesised'
+            WHEN method = 'missing_parent' THEN coalesce(time_method, 'missing_parent')
+            WHEN method IS NOT NULL THEN method
+            WHEN time_method IS NOT NULL THEN time_method
+            WHEN named THEN 'own_identity'
+            ELSE 'unplaced'
+        END AS method,
+        coalesce(candidates, 0) AS candidates,
+        agent,
+        agent_path,
+        coalesce(time_method = 'ambiguous', false) AS ambiguous
+    FROM placed
 ),
 links AS MATERIALIZED (
     SELECT

@@ -1,0 +1,14 @@
+-- Where trees of `components` hang by ids that make no edge.
+-- Grain: one row per such tree; `onto` is the top of the tree it hangs on. Inputs: components, evidence, nodes,
+-- missing_parents.
+-- Rule: beside a call; by a link; under a parent that never came.
+SELECT evidence.node AS top, target.top AS onto
+FROM evidence
+JOIN components AS target ON target.node = coalesce(evidence.beside, evidence.parent)
+WHERE evidence.beside IS NOT NULL OR evidence.method = 'link'
+UNION ALL
+SELECT evidence.node, missing_parents.node
+FROM evidence
+JOIN nodes USING (node)
+JOIN missing_parents ON missing_parents.attempt = nodes.attempt AND missing_parents.span_id = evidence.missing_id
+WHERE evidence.method = 'missing_parent'
