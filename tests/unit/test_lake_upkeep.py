@@ -222,7 +222,7 @@ def test_retention_by_age_removes_whole_executions_and_spares_unfinished_epochs(
     retain(lake, older_than_days=7)
     assert {row[0] for row in spans(lake)} == {"open.0", "new.0"} and len(spans(lake)) == 9
     with pytest.raises(LakeError, match=r"epoch 0 of run 'run': 4 of its spans were removed"):
-        require_spans(lake, done)
+        derived(lake, done)
     assert retain(lake, older_than_days=7).rows == {}
 
 
