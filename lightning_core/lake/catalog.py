@@ -18,13 +18,60 @@ from lightning_core.lake import schema, sql
 from lightning_core.lake.manifest import Manifests
 
 # Views in the order they build on one another.
-VIEWS = ("rollouts", "calls", "tool_calls", "rewards", "agents", "errors", "epochs", "exclusion_reasons")
-# Before the first epoch has derived anything, what views and questions read of these is there, and empty.
+VIEWS = (
+    "retries",
+    "unique_spans",
+    "attempts",
+    "span_places",
+    "call_twins",
+    "calls",
+    "tool_calls",
+    "rewards",
+    "rollouts",
+    "errors",
+    "epochs",
+    "agents",
+    "exclusion_reasons",
+    "latency",
+    "token_usage",
+    "staleness",
+    "drift",
+)
+
+
+def _columns(declared: str) -> str:
+    """`name type, …` as the select list of an empty table."""
+    pairs = (column.split(" ", 1) for column in declared.split(", "))
+    return ", ".join(f"NULL::{kind} AS {name}" for name, kind in pairs)
+
+
+# What views and questions read of the derived tables: there, and empty, before the first epoch has derived anything, and
+# NULL where a table was derived by a version that did not have the column.
 EMPTY = {
-    "rollout_rewards": "'' AS run, 0 AS epoch, '' AS mode, '' AS outcome, 0.0 AS reward, false AS success",
-    "policy_calls": "'' AS run, 0 AS epoch, '' AS agent, '' AS policy, '' AS left_out, 0 AS prompt_tokens, 0 AS response_tokens",
-    "sequences": "'' AS run, 0 AS epoch, [0] AS token_ids",
-    "exclusions": "'' AS run, 0 AS epoch, '' AS policy, '' AS reason",
+    name: _columns("run VARCHAR, epoch BIGINT, " + declared)
+    for name, declared in {
+        "scored_attempts": "rollout_id VARCHAR, attempt_id VARCHAR, mode VARCHAR, group_id VARCHAR, task_id VARCHAR, "
+        "outcome VARCHAR, error VARCHAR, start_ns BIGINT, end_ns BIGINT, counts BOOLEAN, left_out VARCHAR",
+        "span_tree": "rollout_id VARCHAR, attempt_id VARCHAR, node BIGINT, trace_id VARCHAR, span_id VARCHAR, "
+        "declared_parent_id VARCHAR, parent_id VARCHAR, parent_node BIGINT, method VARCHAR, candidates BIGINT, "
+        "confidence DOUBLE, depth INTEGER, name VARCHAR, op VARCHAR, agent VARCHAR, agent_path VARCHAR, "
+        "ambiguous BOOLEAN, twin_of BIGINT, repeated_id BOOLEAN, start_ns BIGINT, end_ns BIGINT",
+        "rollout_rewards": "rollout_id VARCHAR, attempt_id VARCHAR, mode VARCHAR, group_id VARCHAR, task_id VARCHAR, "
+        "outcome VARCHAR, reward DOUBLE, success BOOLEAN, source VARCHAR, left_out VARCHAR",
+        "policy_calls": "call_id BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, group_id VARCHAR, span_id VARCHAR, "
+        "response_id VARCHAR, start_ns BIGINT, end_ns BIGINT, agent VARCHAR, agent_path VARCHAR, method VARCHAR, "
+        "policy VARCHAR, policy_version VARCHAR, prompt_tokens BIGINT, response_tokens BIGINT, left_out VARCHAR",
+        "silent_rollouts": "rollout_id VARCHAR, attempt_id VARCHAR, outcome VARCHAR, calls BIGINT",
+        "merges": "call_id BIGINT, choice BIGINT, sequence_id VARCHAR, place INTEGER, reason VARCHAR, "
+        "drift_position BIGINT, drift_tokens BIGINT",
+        "advantages": "policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, reward DOUBLE, "
+        "advantage DOUBLE, left_out VARCHAR",
+        "sequences": "sequence_id VARCHAR, policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, "
+        "call_ids VARCHAR[], policy_version VARCHAR, token_ids INTEGER[], prompt_length INTEGER, loss_mask UTINYINT[], "
+        "reward DOUBLE, advantage DOUBLE",
+        "exclusions": "call_id BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, policy VARCHAR, agent VARCHAR, "
+        "reason VARCHAR",
+    }.items()
 }
 # Derived tables.
 DERIVED = (
@@ -66,10 +113,10 @@ def build(root: Path, manifests: Manifests, rejected: Path) -> Path:
                 for name, table in epoch.tables.items():
                     tables.setdefault(name, []).append(table.path)
             for name, files in tables.items():
+                parts = [f"SELECT {EMPTY[name]} WHERE false"] if name in EMPTY else []
                 if files:
-                    con.execute(f"CREATE VIEW {name} AS FROM read_parquet({file_list(files)}, union_by_name = true)")
-                elif name in EMPTY:
-                    con.execute(f"CREATE VIEW {name} AS SELECT {EMPTY[name]} WHERE false")
+                    parts.insert(0, f"FROM read_parquet({file_list(files)}, union_by_name = true)")
+                con.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join(parts)}")
             _tables(con, manifests)
             _rejections(con, rejected, manifests.spans().decoded_offset)
             for view in VIEWS:

@@ -1,13 +1,88 @@
--- Which agents were there, and how many of their calls train which policy.
--- Grain: one row per (run, epoch, agent, policy). Inputs: policy_calls
+-- Which agents were there, what they did, and which policies their calls train.
+-- Grain: one row per (run, epoch, mode, agent, agent_path) of a derived epoch.
+-- Inputs: span_tree, scored_attempts, unique_spans, policy_calls.
+-- Rule: over the attempts that count; a call seen twice is one. `policies` sampled its calls; `matched` are those of them whose
+-- agent_match and agent_exclude took one. `ambiguous_calls` could be another agent's. `left_out` calls train nothing, for whatever
+-- reason (see exclusion_reasons); evaluations train nothing and have no such numbers.
+WITH facts AS (
+    SELECT
+        rollout_id,
+        attempt_id,
+        trace_id,
+        span_id,
+        bool_or(status = 'error') AS failed,
+        max(input_tokens) AS prompt_tokens,
+        max(output_tokens) AS response_tokens
+    FROM unique_spans
+    WHERE op = 'llm' OR status = 'error'
+    GROUP BY rollout_id, attempt_id, trace_id, span_id
+),
+present AS (
+    SELECT
+        tree.run,
+        tree.epoch,
+        scored.mode,
+        coalesce(tree.agent, '(no name)') AS agent,
+        coalesce(tree.agent_path, '(no name)') AS agent_path,
+        count(DISTINCT tree.rollout_id) AS rollouts,
+        count(*) FILTER (tree.op = 'llm') AS calls,
+        count(*) FILTER (tree.op = 'tool') AS tool_calls,
+        count(*) FILTER (facts.failed) AS errors,
+        count(*) FILTER (tree.op = 'llm' AND tree.ambiguous) AS ambiguous_calls,
+        coalesce(sum(facts.prompt_tokens) FILTER (tree.op = 'llm'), 0)::BIGINT AS prompt_tokens,
+        coalesce(sum(facts.response_tokens) FILTER (tree.op = 'llm'), 0)::BIGINT AS response_tokens
+    FROM span_tree AS tree
+    JOIN scored_attempts AS scored ON scored.rollout_id = tree.rollout_id AND scored.attempt_id = tree.attempt_id
+    LEFT JOIN facts
+        ON facts.rollout_id = tree.rollout_id
+        AND facts.attempt_id = tree.attempt_id
+        AND facts.trace_id = tree.trace_id
+        AND facts.span_id = tree.span_id
+    WHERE tree.twin_of IS NULL AND tree.op NOT IN ('rollout', 'rollout.start', 'missing')
+    GROUP BY ALL
+    HAVING agent <> '(no name)' OR calls > 0 OR tool_calls > 0 OR errors > 0
+),
+trained AS (
+    SELECT
+        run,
+        epoch,
+        coalesce(agent, '(no name)') AS agent,
+        coalesce(agent_path, '(no name)') AS agent_path,
+        list_sort(list(DISTINCT policy) FILTER (policy IS NOT NULL)) AS policies,
+        list_sort(list(DISTINCT policy) FILTER (
+            -- What is left out for these was never held against agent_match, or did not match it.
+            policy IS NOT NULL AND (left_out IS NULL OR NOT regexp_full_match(
+                left_out,
+                'failed_call|other_policy|no_token_ids|empty_response|redacted|untrainable.*|ambiguous_agent|agent_not_matched|agent_excluded'
+            ))
+        )) AS matched,
+        count(*) FILTER (left_out IS NULL) AS trained_calls,
+        count(*) FILTER (left_out IS NOT NULL) AS left_out
+    FROM policy_calls
+    GROUP BY ALL
+)
 SELECT
-    run,
-    epoch,
-    coalesce(agent, '(no name)') AS agent,
-    policy,
-    count(*) AS calls,
-    count(*) FILTER (WHERE left_out IS NULL) AS trained_calls,
-    sum(response_tokens)::BIGINT AS response_tokens
-FROM policy_calls
-GROUP BY ALL
-ORDER BY run, epoch, agent, policy
+    present.run,
+    present.epoch,
+    present.mode,
+    present.agent,
+    present.agent_path,
+    present.rollouts,
+    present.calls,
+    present.tool_calls,
+    present.errors,
+    present.ambiguous_calls,
+    trained.policies,
+    trained.matched,
+    trained.trained_calls,
+    trained.left_out,
+    present.prompt_tokens,
+    present.response_tokens
+FROM present
+LEFT JOIN trained
+    ON present.mode = 'train'
+    AND trained.run = present.run
+    AND trained.epoch = present.epoch
+    AND trained.agent = present.agent
+    AND trained.agent_path = present.agent_path
+ORDER BY present.run, present.epoch, present.mode, present.agent_path, present.agent

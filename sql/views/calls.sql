@@ -1,28 +1,50 @@
--- Every call the gateway served, with its messages and token counts.
--- Grain: one row per call. Inputs: spans
-SELECT DISTINCT ON (rollout_id, attempt_id, trace_id, span_id)
-    rollout_id,
-    attempt_id,
-    span_id,
-    policy,
-    policy_version,
-    response_id,
-    status,
-    error,
-    input_tokens,
-    output_tokens,
-    finish_reasons,
-    untrainable,
-    (end_ns - start_ns) / 1e6 AS milliseconds,
-    first_token_ms,
-    make_timestamp_ns(start_ns) AS started,
-    sampling,
-    requested_sampling,
-    input_messages,
-    output_messages,
-    prompt_ids,
-    response_ids,
-    response_logprobs
-FROM spans
-WHERE policy IS NOT NULL
-ORDER BY rollout_id, attempt_id, trace_id, span_id, record_offset
+-- Every LLM call, with its messages, token ids and the agent that made it.
+-- Grain: one row per record of a call. A call through the gateway that the agent's instrumentation saw too has two: count
+-- and sum with `WHERE twin_of IS NULL`. Inputs: unique_spans, attempts, span_places, call_twins.
+-- Rule: `recorded_by` gateway (has token ids) or instrumentation (also calls to other models, and production agents).
+-- `twin_of` is the span_id of the record that stands for the call.
+SELECT
+    attempts.run,
+    attempts.epoch,
+    attempts.mode,
+    calls.rollout_id,
+    calls.attempt_id,
+    calls.trace_id,
+    calls.span_id,
+    CASE WHEN calls.policy IS NULL THEN 'instrumentation' ELSE 'gateway' END AS recorded_by,
+    twins.twin_of,
+    coalesce(places.agent, calls.agent_name) AS agent,
+    coalesce(places.agent_path, calls.agent_name) AS agent_path,
+    calls.policy,
+    calls.policy_version,
+    calls.model,
+    calls.response_id,
+    calls.status,
+    coalesce(calls.error, calls.status_message) AS error,
+    calls.input_tokens,
+    calls.output_tokens,
+    calls.finish_reasons,
+    calls.untrainable,
+    (calls.end_ns - calls.start_ns) / 1e6 AS milliseconds,
+    calls.first_token_ms,
+    make_timestamp_ns(calls.start_ns) AS started,
+    calls.sampling,
+    calls.requested_sampling,
+    calls.input_messages,
+    calls.output_messages,
+    calls.prompt_ids,
+    calls.response_ids,
+    calls.response_logprobs
+FROM unique_spans AS calls
+LEFT JOIN attempts USING (rollout_id, attempt_id)
+LEFT JOIN (FROM span_places WHERE op = 'llm') AS places
+    ON places.rollout_id = calls.rollout_id
+    AND places.attempt_id = calls.attempt_id
+    AND places.trace_id = calls.trace_id
+    AND places.span_id = calls.span_id
+LEFT JOIN call_twins AS twins
+    ON twins.rollout_id = calls.rollout_id
+    AND twins.attempt_id = calls.attempt_id
+    AND twins.trace_id = calls.trace_id
+    AND twins.span_id = calls.span_id
+WHERE calls.op = 'llm'

@@ -1,23 +1,76 @@
--- How each epoch went, over the attempts that count (of each rollout the earliest that the infrastructure did not break).
--- Grain: one row per (run, epoch, mode). `mean_reward` is as emitted: failure_reward is in `rollout_rewards` only.
--- Inputs: rollouts
-WITH counting AS (
-    SELECT DISTINCT ON (rollout_id) *
+-- How each epoch went: over the attempts that count, and what came too late or could not be read.
+-- Grain: one row per (run, epoch, mode), from the moment it is opened. Inputs: rollouts, attempts, epoch_manifests,
+-- unique_spans, rejections.
+-- Rule: `rollouts` have a result, `unfinished` have none (yet); `attempts` counts every execution of them. `mean_reward` is
+-- over the rewards of view rollouts. `late`: spans of the epoch's attempts that came after it was sealed; they are kept,
+-- and nothing derived reads them. `rejected`: spans of its attempts that could not be decoded; those that came without a
+-- scope count for every epoch that was open then.
+WITH collected AS (
+    SELECT
+        run,
+        epoch,
+        mode,
+        count(*) FILTER (state = 'counts') AS rollouts,
+        count(*) FILTER (state IN ('unfinished', 'infrastructure', 'late')) AS unfinished,
+        count(*) FILTER (state = 'counts' AND outcome = 'ok') AS ok,
+        count(*) FILTER (state = 'counts' AND outcome <> 'ok') AS failed,
+        list_avg(list_sort(list(reward) FILTER (state = 'counts'))) AS mean_reward,
+        sum(calls) FILTER (state = 'counts')::BIGINT AS calls,
+        sum(output_tokens) FILTER (state = 'counts')::BIGINT AS output_tokens,
+        list_avg(list_sort(list(seconds) FILTER (state = 'counts'))) AS mean_seconds,
+        min(started) AS started,
+        max(ended) AS ended
     FROM rollouts
-    WHERE outcome <> 'infrastructure'
-    ORDER BY rollout_id, ended, attempt_id
+    WHERE run IS NOT NULL
+    GROUP BY run, epoch, mode
+),
+executed AS (
+    SELECT run, epoch, mode, count(*) AS attempts FROM attempts WHERE run IS NOT NULL GROUP BY ALL
+),
+late AS (
+    SELECT attempts.run, attempts.epoch, attempts.mode, count(*) AS late
+    FROM unique_spans AS spans
+    JOIN attempts USING (rollout_id, attempt_id)
+    JOIN epoch_manifests AS manifests
+        ON manifests.run = attempts.run AND manifests.epoch = attempts.epoch AND manifests.mode = attempts.mode
+    WHERE spans.record_offset >= manifests.sealed_offset
+    GROUP BY ALL
+),
+rejected AS (
+    SELECT manifests.run, manifests.epoch, manifests.mode, sum(rejections.spans)::BIGINT AS rejected
+    FROM rejections
+    LEFT JOIN attempts USING (rollout_id, attempt_id)
+    JOIN epoch_manifests AS manifests
+        ON CASE
+            WHEN attempts.run IS NULL THEN
+                rejections.record_offset >= manifests.opened_offset
+                AND (manifests.sealed_offset IS NULL OR rejections.record_offset < manifests.sealed_offset)
+            ELSE attempts.run = manifests.run AND attempts.epoch = manifests.epoch AND attempts.mode = manifests.mode
+        END
+    GROUP BY ALL
 )
 SELECT
     run,
     epoch,
     mode,
-    count(*) AS rollouts,
-    count(*) FILTER (WHERE outcome = 'ok') AS ok,
-    count(*) FILTER (WHERE outcome IN ('error', 'timeout')) AS failed,
-    avg(reward) AS mean_reward,
-    sum(calls)::BIGINT AS calls,
-    sum(output_tokens)::BIGINT AS output_tokens,
-    avg(seconds) AS mean_seconds
-FROM counting
-GROUP BY run, epoch, mode
+    manifests.versions,
+    manifests.sealed_offset IS NOT NULL AS sealed,
+    coalesce(collected.rollouts, 0) AS rollouts,
+    greatest(manifests.planned_rollouts - coalesce(collected.rollouts, 0), coalesce(collected.unfinished, 0)) AS unfinished,
+    coalesce(executed.attempts, 0) AS attempts,
+    coalesce(collected.ok, 0) AS ok,
+    coalesce(collected.failed, 0) AS failed,
+    collected.mean_reward,
+    coalesce(collected.calls, 0) AS calls,
+    coalesce(collected.output_tokens, 0) AS output_tokens,
+    collected.mean_seconds,
+    collected.started,
+    collected.ended,
+    coalesce(late.late, 0) AS late,
+    coalesce(rejected.rejected, 0) AS rejected
+FROM epoch_manifests AS manifests
+FULL JOIN collected USING (run, epoch, mode)
+LEFT JOIN executed USING (run, epoch, mode)
+LEFT JOIN late USING (run, epoch, mode)
+LEFT JOIN rejected USING (run, epoch, mode)
 ORDER BY run, epoch, mode

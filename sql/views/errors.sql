@@ -1,12 +1,27 @@
--- What went wrong: failed attempts, failed calls, failed tools.
--- Grain: one row per span with an error. Inputs: spans
+-- What went wrong: failed attempts, calls, tools and other spans, and graders that gave no reward.
+-- Grain: one row per span with an error. Inputs: unique_spans, attempts, span_places.
+-- Rule: status `error`; an attempt whose outcome is not `ok`; a reward span that says why there is none.
 SELECT
-    rollout_id,
-    attempt_id,
-    op,
-    name,
-    coalesce(outcome, status) AS outcome,
-    coalesce(error, status_message) AS message,
-    make_timestamp_ns(start_ns) AS started
-FROM spans
-WHERE status = 'error' OR (op = 'rollout' AND outcome <> 'ok') OR (op = 'reward' AND error IS NOT NULL)
+    attempts.run,
+    attempts.epoch,
+    attempts.mode,
+    failed.rollout_id,
+    failed.attempt_id,
+    failed.trace_id,
+    failed.span_id,
+    failed.op,
+    failed.name,
+    coalesce(places.agent, failed.agent_name) AS agent,
+    coalesce(failed.outcome, failed.status) AS outcome,
+    coalesce(failed.error, failed.status_message) AS message,
+    make_timestamp_ns(failed.start_ns) AS started
+FROM unique_spans AS failed
+LEFT JOIN attempts USING (rollout_id, attempt_id)
+LEFT JOIN span_places AS places
+    ON places.rollout_id = failed.rollout_id
+    AND places.attempt_id = failed.attempt_id
+    AND places.trace_id = failed.trace_id
+    AND places.span_id = failed.span_id
+WHERE failed.status = 'error'
+    OR (failed.op = 'rollout' AND failed.outcome <> 'ok')
+    OR (failed.op = 'reward' AND failed.error IS NOT NULL)

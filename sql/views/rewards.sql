@@ -1,12 +1,25 @@
--- Every reward as it was emitted, by the agent or by the grader.
--- Grain: one row per reward span. Inputs: spans
+-- Every reward as it was emitted, by the agent or by the grader. What it came to for the rollout is in `rollout_rewards`.
+-- Grain: one row per span that carries a reward, or is one. Inputs: unique_spans, attempts, span_places.
+-- Rule: `agent` is the agent that emitted it; NULL for a grader's. `error` says why a grader gave none.
 SELECT
-    rollout_id,
-    attempt_id,
-    reward_name,
-    reward,
-    coalesce(reward_source, 'agent') AS source,
-    error,
-    make_timestamp_ns(coalesce(end_ns, start_ns)) AS emitted
-FROM spans
-WHERE op = 'reward' OR reward IS NOT NULL
+    attempts.run,
+    attempts.epoch,
+    attempts.mode,
+    rewards.rollout_id,
+    rewards.attempt_id,
+    rewards.trace_id,
+    rewards.span_id,
+    CASE WHEN rewards.reward_source IS DISTINCT FROM 'grader' THEN coalesce(places.agent, rewards.agent_name) END AS agent,
+    rewards.reward_name,
+    rewards.reward,
+    coalesce(rewards.reward_source, 'agent') AS source,
+    rewards.error,
+    make_timestamp_ns(coalesce(rewards.end_ns, rewards.start_ns)) AS emitted
+FROM unique_spans AS rewards
+LEFT JOIN attempts USING (rollout_id, attempt_id)
+LEFT JOIN span_places AS places
+    ON places.rollout_id = rewards.rollout_id
+    AND places.attempt_id = rewards.attempt_id
+    AND places.trace_id = rewards.trace_id
+    AND places.span_id = rewards.span_id
+WHERE rewards.op = 'reward' OR rewards.reward IS NOT NULL

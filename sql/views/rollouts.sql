@@ -1,40 +1,55 @@
--- Every execution of a rollout that has ended, with its reward: there as soon as its spans are decoded.
--- Grain: one row per attempt. Inputs: spans
-WITH rewards AS (
-    SELECT rollout_id, attempt_id, max_by(reward, (reward_name = 'reward', coalesce(end_ns, start_ns))) AS reward
-    FROM spans
-    WHERE reward IS NOT NULL AND isfinite(reward)
-    GROUP BY ALL
+-- Every rollout, with the result that counts: there as soon as its spans are decoded.
+-- Grain: one row per (run, epoch, mode, rollout_id). Where no attempt counts (yet), the latest stands for it and `state`
+-- says what became of it. Inputs: attempts, spans, unique_spans, call_twins, rollout_rewards.
+-- Rule: `reward` and `success` as the epoch was derived (failure_reward, weights, former graders left out); before that,
+-- `reward` is the last finite one emitted, one named `reward` first, and `success` is not known. `calls` counts every call
+-- once; `output_tokens` are theirs.
+WITH results AS (
+    SELECT *, count(*) OVER (PARTITION BY run, epoch, mode, rollout_id) AS attempts
+    FROM attempts
+    QUALIFY row_number() OVER (
+        PARTITION BY run, epoch, mode, rollout_id ORDER BY state = 'counts' DESC, started DESC, attempt_id
+    ) = 1
 ),
-calls AS (
-    SELECT rollout_id, attempt_id, count(*) AS calls, sum(output_tokens) AS output_tokens
-    FROM (SELECT DISTINCT rollout_id, attempt_id, trace_id, span_id, output_tokens FROM spans WHERE policy IS NOT NULL)
-    GROUP BY ALL
-),
-roots AS (
-    SELECT DISTINCT ON (rollout_id, attempt_id) *
+emitted AS (
+    SELECT
+        rollout_id,
+        attempt_id,
+        arg_max(reward, (reward_name = 'reward', coalesce(end_ns, start_ns), record_offset, record_index)) AS reward
     FROM spans
-    WHERE op = 'rollout'
-    ORDER BY rollout_id, attempt_id, record_offset
+    WHERE isfinite(reward)
+    GROUP BY rollout_id, attempt_id
+),
+called AS (
+    SELECT spans.rollout_id, spans.attempt_id, count(*) AS calls, sum(spans.output_tokens) AS output_tokens
+    FROM unique_spans AS spans
+    LEFT JOIN call_twins AS twins USING (rollout_id, attempt_id, trace_id, span_id)
+    WHERE spans.op = 'llm' AND twins.twin_of IS NULL
+    GROUP BY spans.rollout_id, spans.attempt_id
 )
 SELECT
-    roots.run,
-    roots.epoch,
-    roots.mode,
-    roots.group_id,
-    roots.task_id,
-    roots.rollout_id,
-    roots.attempt_id,
-    roots.outcome,
-    roots.error,
-    rewards.reward,
-    coalesce(calls.calls, 0) AS calls,
-    coalesce(calls.output_tokens, 0)::BIGINT AS output_tokens,
-    (roots.end_ns - roots.start_ns) / 1e9 AS seconds,
-    make_timestamp_ns(roots.start_ns) AS started,
-    make_timestamp_ns(roots.end_ns) AS ended,
-    roots.task,
-    roots.output
-FROM roots
-LEFT JOIN rewards USING (rollout_id, attempt_id)
-LEFT JOIN calls USING (rollout_id, attempt_id)
+    results.run,
+    results.epoch,
+    results.mode,
+    results.group_id,
+    results.task_id,
+    results.rollout_id,
+    results.attempt_id,
+    results.state,
+    results.attempts,
+    results.outcome,
+    results.error,
+    CASE WHEN derived.rollout_id IS NULL THEN emitted.reward ELSE derived.reward END AS reward,
+    derived.success,
+    coalesce(called.calls, 0) AS calls,
+    coalesce(called.output_tokens, 0)::BIGINT AS output_tokens,
+    results.seconds,
+    results.started,
+    results.ended,
+    results.task,
+    results.output
+FROM results
+LEFT JOIN emitted USING (rollout_id, attempt_id)
+LEFT JOIN called USING (rollout_id, attempt_id)
+LEFT JOIN rollout_rewards AS derived
+    ON derived.rollout_id = results.rollout_id AND derived.attempt_id = results.attempt_id

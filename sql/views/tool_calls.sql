@@ -1,16 +1,27 @@
--- Every tool call, with arguments, result and whether it failed.
--- Grain: one row per tool span. Inputs: spans
+-- Every tool call, with arguments, result, whether it failed, and the agent that made it.
+-- Grain: one row per tool span. Inputs: unique_spans, attempts, span_places.
 SELECT
-    rollout_id,
-    attempt_id,
-    span_id,
-    coalesce(tool_name, name) AS tool,
-    tool_call_id,
-    tool_arguments,
-    tool_result,
-    status = 'error' AS failed,
-    status_message,
-    (end_ns - start_ns) / 1e6 AS milliseconds,
-    make_timestamp_ns(start_ns) AS started
-FROM spans
-WHERE op = 'tool'
+    attempts.run,
+    attempts.epoch,
+    attempts.mode,
+    tools.rollout_id,
+    tools.attempt_id,
+    tools.trace_id,
+    tools.span_id,
+    coalesce(places.agent, tools.agent_name) AS agent,
+    coalesce(tools.tool_name, tools.name) AS tool,
+    tools.tool_call_id,
+    tools.tool_arguments,
+    tools.tool_result,
+    tools.status = 'error' AS failed,
+    CASE WHEN tools.status = 'error' THEN coalesce(tools.error, tools.status_message) END AS error,
+    (tools.end_ns - tools.start_ns) / 1e6 AS milliseconds,
+    make_timestamp_ns(tools.start_ns) AS started
+FROM unique_spans AS tools
+LEFT JOIN attempts USING (rollout_id, attempt_id)
+LEFT JOIN (FROM span_places WHERE op = 'tool') AS places
+    ON places.rollout_id = tools.rollout_id
+    AND places.attempt_id = tools.attempt_id
+    AND places.trace_id = tools.trace_id
+    AND places.span_id = tools.span_id
+WHERE tools.op = 'tool'

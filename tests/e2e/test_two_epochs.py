@@ -121,8 +121,7 @@ def test_every_rollout_has_one_result_and_its_calls_token_ids(trained: Path) -> 
 def test_rollouts_of_an_epoch_are_sampled_from_the_version_before_it(trained: Path) -> None:
     versions = ask(
         trained,
-        "SELECT epoch, mode, string_agg(DISTINCT policy_version) FROM calls JOIN rollouts USING (rollout_id, attempt_id) "
-        "GROUP BY ALL ORDER BY ALL",
+        "SELECT epoch, mode, string_agg(DISTINCT policy_version) FROM calls GROUP BY ALL ORDER BY ALL",
     )
     assert versions == [
         (0, "evaluate", "v0000"),
@@ -135,8 +134,7 @@ def test_rollouts_of_an_epoch_are_sampled_from_the_version_before_it(trained: Pa
 def test_training_samples_at_temperature_1_and_evaluation_as_the_agent_asked(trained: Path) -> None:
     seen = ask(
         trained,
-        "SELECT DISTINCT mode, json_extract_string(sampling, '$.temperature') FROM calls "
-        "JOIN rollouts USING (rollout_id, attempt_id) ORDER BY ALL",
+        "SELECT DISTINCT mode, json_extract_string(sampling, '$.temperature') FROM calls ORDER BY ALL",
     )
     assert ("train", "1.0") in seen
     assert len([mode for mode, _ in seen if mode == "train"]) == 1

@@ -1,0 +1,19 @@
+-- Calls that several agents could have made: how many, and under which evidence the others were placed.
+-- Grain: one row per (run, epoch, method). Inputs: span_tree.
+-- Rule: only LLM calls, each once. `ambiguous` ones train nothing unless the policy says `ambiguous: train`. `candidates`:
+-- the most agents that one call could belong to.
+SELECT
+    run,
+    epoch,
+    method,
+    count(*) AS calls,
+    count(*) FILTER (ambiguous) AS ambiguous,
+    count(*) / sum(count(*)) OVER (PARTITION BY run, epoch) AS share,
+    avg(confidence) AS mean_confidence,
+    max(candidates) AS candidates,
+    count(*) FILTER (agent IS NULL) AS without_agent,
+    min(rollout_id) FILTER (ambiguous) AS example
+FROM span_tree
+WHERE op = 'llm' AND twin_of IS NULL
+GROUP BY run, epoch, method
+ORDER BY run, epoch, ambiguous DESC, calls DESC, method

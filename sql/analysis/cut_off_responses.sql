@@ -1,0 +1,20 @@
+-- How responses ended: cut off by the token limit, or by themselves, and what reward their rollouts got.
+-- Grain: one row per (epoch, mode, agent, finish_reasons) of a run. Inputs: calls, rollouts.
+WITH chosen AS (
+    SELECT run FROM attempts ORDER BY started DESC LIMIT 1
+)
+SELECT
+    rollouts.epoch,
+    rollouts.mode,
+    coalesce(calls.agent, '(no name)') AS agent,
+    calls.finish_reasons,
+    count(*) AS calls,
+    count(*) / sum(count(*)) OVER (PARTITION BY rollouts.epoch, rollouts.mode, coalesce(calls.agent, '(no name)')) AS share,
+    avg(calls.output_tokens) AS mean_tokens,
+    avg(rollouts.reward) AS mean_reward
+FROM calls
+JOIN rollouts ON rollouts.rollout_id = calls.rollout_id AND rollouts.attempt_id = calls.attempt_id
+JOIN chosen ON chosen.run = rollouts.run
+WHERE calls.twin_of IS NULL
+GROUP BY rollouts.epoch, rollouts.mode, coalesce(calls.agent, '(no name)'), calls.finish_reasons
+ORDER BY rollouts.epoch, rollouts.mode, agent, calls DESC, calls.finish_reasons

@@ -1,0 +1,18 @@
+-- What went wrong, by message: numbers and ids taken out, so that alike ones are one.
+-- Grain: one row per (op, name, outcome, message). Inputs: errors.
+SELECT
+    op,
+    name,
+    outcome,
+    regexp_replace(
+        left(coalesce(message, '(no message)'), 200), '\b[0-9a-f]{8,}(-[0-9a-f]{4,})*\b|[0-9]+(\.[0-9]+)?', '#', 'g'
+    ) AS message,
+    count(*) AS times,
+    count(DISTINCT rollout_id) AS rollouts,
+    list_sort(list(DISTINCT agent) FILTER (agent IS NOT NULL)) AS agents,
+    min(started) AS first,
+    max(started) AS last,
+    min(rollout_id) AS example
+FROM errors
+GROUP BY ALL
+ORDER BY times DESC, op, name, message

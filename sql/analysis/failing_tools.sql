@@ -1,0 +1,19 @@
+-- Which tools fail, how often, and what they say then.
+-- Grain: one row per (run, tool), over all its epochs. Inputs: tool_calls.
+WITH chosen AS (
+    SELECT run FROM attempts ORDER BY started DESC LIMIT 1
+)
+SELECT
+    run,
+    tool,
+    count(*) AS calls,
+    count(*) FILTER (failed) AS failed,
+    avg(failed::INTEGER) AS share_failed,
+    count(DISTINCT rollout_id) FILTER (failed) AS rollouts_hit,
+    mode(coalesce(error, tool_result)) FILTER (failed) AS most_frequent_error,
+    median(milliseconds) AS p50_ms,
+    mode(tool_arguments) FILTER (failed) AS most_frequent_arguments_of_a_failure
+FROM tool_calls
+JOIN chosen USING (run)
+GROUP BY run, tool
+ORDER BY share_failed DESC, calls DESC, tool

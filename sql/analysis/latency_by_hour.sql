@@ -1,0 +1,16 @@
+-- How fast calls were, hour by hour: a machine that slows down, a server that was restarted.
+-- Grain: one row per (hour, policy or model). Inputs: calls.
+SELECT
+    date_trunc('hour', started) AS hour,
+    coalesce(policy, model) AS model,
+    count(*) AS calls,
+    count(*) FILTER (status = 'error') AS failed,
+    quantile_cont(first_token_ms, 0.5) AS first_token_p50_ms,
+    quantile_cont(milliseconds, 0.5) AS p50_ms,
+    quantile_cont(milliseconds, 0.9) AS p90_ms,
+    quantile_cont(milliseconds, 0.99) AS p99_ms,
+    sum(output_tokens) * 1e3 / nullif(sum(milliseconds) FILTER (output_tokens IS NOT NULL), 0) AS tokens_a_second_a_call
+FROM calls
+WHERE twin_of IS NULL
+GROUP BY ALL
+ORDER BY hour, model

@@ -1,0 +1,42 @@
+-- Which agents' work goes with reward: rollouts in which an agent made calls against those in which it made none.
+-- Grain: one row per (epoch, agent) of a run's training. Inputs: calls, rollouts.
+-- `correlation` is that of an agent's calls in a rollout with its reward.
+WITH chosen AS (
+    SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1
+),
+counted AS (
+    SELECT rollouts.epoch, rollouts.rollout_id, rollouts.attempt_id, rollouts.reward
+    FROM rollouts
+    JOIN chosen USING (run)
+    WHERE rollouts.mode = 'train' AND rollouts.state = 'counts'
+),
+called AS (
+    SELECT rollout_id, attempt_id, coalesce(agent, '(no name)') AS agent, count(*) AS calls
+    FROM calls
+    WHERE twin_of IS NULL
+    GROUP BY ALL
+),
+present AS (
+    SELECT DISTINCT counted.epoch, called.agent FROM counted JOIN called USING (rollout_id, attempt_id)
+),
+pairs AS (
+    SELECT counted.epoch, present.agent, counted.reward, coalesce(called.calls, 0) AS calls
+    FROM counted
+    JOIN present USING (epoch)
+    LEFT JOIN called
+        ON called.rollout_id = counted.rollout_id
+        AND called.attempt_id = counted.attempt_id
+        AND called.agent = present.agent
+)
+SELECT
+    epoch,
+    agent,
+    count(*) FILTER (calls > 0) AS rollouts_with,
+    avg(reward) FILTER (calls > 0) AS mean_reward_with,
+    count(*) FILTER (calls = 0) AS rollouts_without,
+    avg(reward) FILTER (calls = 0) AS mean_reward_without,
+    avg(calls) AS calls_a_rollout,
+    CASE WHEN max(calls) > min(calls) AND max(reward) > min(reward) THEN corr(calls, reward) END AS correlation
+FROM pairs
+GROUP BY epoch, agent
+ORDER BY epoch, agent

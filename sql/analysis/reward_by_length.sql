@@ -1,0 +1,30 @@
+-- Whether longer answers go with more reward: a policy that learns to talk shows here first.
+-- Grain: one row per (epoch, quarter of the rollouts by sampled tokens) of a run's training. Inputs: rollouts.
+-- `correlation` is that of tokens with reward over the whole epoch.
+WITH chosen AS (
+    SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1
+),
+quarters AS (
+    SELECT
+        epoch,
+        reward,
+        output_tokens,
+        ntile(4) OVER (PARTITION BY epoch ORDER BY output_tokens, rollout_id) AS quarter,
+        min(output_tokens) OVER (PARTITION BY epoch) < max(output_tokens) OVER (PARTITION BY epoch)
+            AND min(reward) OVER (PARTITION BY epoch) < max(reward) OVER (PARTITION BY epoch) AS varies,
+        corr(output_tokens, reward) OVER (PARTITION BY epoch) AS correlation
+    FROM rollouts
+    JOIN chosen USING (run)
+    WHERE mode = 'train' AND state = 'counts'
+)
+SELECT
+    epoch,
+    quarter,
+    min(output_tokens) AS shortest,
+    max(output_tokens) AS longest,
+    count(*) AS rollouts,
+    avg(reward) AS mean_reward,
+    any_value(correlation) FILTER (varies) AS correlation
+FROM quarters
+GROUP BY epoch, quarter
+ORDER BY epoch, quarter

@@ -1,0 +1,48 @@
+-- Which agent burns the tokens, and what they buy.
+-- Grain: one row per (epoch, mode, agent) of a run. Inputs: calls, rollouts.
+-- `reward_a_1000_tokens`: mean reward of the rollouts it acted in, for every 1000 tokens that it sampled in one.
+WITH chosen AS (
+    SELECT run FROM attempts ORDER BY started DESC LIMIT 1
+),
+used AS (
+    SELECT
+        calls.epoch,
+        calls.mode,
+        coalesce(calls.agent, '(no name)') AS agent,
+        rollouts.rollout_id,
+        any_value(rollouts.reward) AS reward,
+        count(*) AS calls,
+        coalesce(sum(calls.input_tokens), 0) AS prompt_tokens,
+        coalesce(sum(calls.output_tokens), 0) AS response_tokens
+    FROM calls
+    JOIN chosen USING (run)
+    JOIN rollouts ON rollouts.rollout_id = calls.rollout_id AND rollouts.attempt_id = calls.attempt_id
+    WHERE calls.twin_of IS NULL AND rollouts.state = 'counts'
+    GROUP BY ALL
+),
+agents AS (
+    SELECT
+        epoch,
+        mode,
+        agent,
+        count(*) AS rollouts,
+        sum(calls)::BIGINT AS calls,
+        sum(prompt_tokens)::BIGINT AS prompt_tokens,
+        sum(response_tokens)::BIGINT AS response_tokens,
+        avg(reward) AS mean_reward
+    FROM used
+    GROUP BY epoch, mode, agent
+)
+SELECT
+    epoch,
+    mode,
+    agent,
+    rollouts,
+    calls,
+    prompt_tokens,
+    response_tokens,
+    response_tokens / nullif(sum(response_tokens) OVER (PARTITION BY epoch, mode), 0) AS share,
+    response_tokens / calls AS response_tokens_a_call,
+    mean_reward * 1000 * rollouts / nullif(response_tokens, 0) AS reward_a_1000_tokens
+FROM agents
+ORDER BY epoch, mode, response_tokens DESC, agent
