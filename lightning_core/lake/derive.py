@@ -53,7 +53,7 @@ HIERARCHY = (
     "hierarchy/edges",
     "hierarchy/components",
     "hierarchy/agent_spans",
-    "hierarchy/bases",
+    "hierarchy/hooks",
     "hierarchy/waiting",
     "hierarchy/agent_windows",
     "hierarchy/held_by",
