@@ -7,10 +7,10 @@ from prefect.cache_policies import NO_CACHE
 
 from lightning_core.config import Settings
 from lightning_core.lake.derive import derive, sql_digest
+from lightning_core.lake.derive_inputs import settings_read
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import run_stage, stage_key
-from lightning_core.loading import grader_digest
 from tasks.progress import logger, say
 
 
@@ -18,17 +18,11 @@ from tasks.progress import logger, say
 def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
     """Run the SQL of the epoch; returns rows by table."""
     lake = Lake(settings.home)
-    policies = [
-        (p.name, p.agent_match, p.agent_exclude, p.advantages, p.training.max_sequence_tokens)
-        for p in settings.policies
-    ]
     key = stage_key(
         epoch.planned,
         epoch.span_range,
-        settings.reward,
-        grader_digest(settings.reward.grader),
-        settings.evaluation.success_reward,
-        policies,
+        epoch.versions,
+        settings_read(settings),
         sql_digest(settings),
     )
 
@@ -40,4 +34,16 @@ def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
             rows["silent_rollouts"],
             ", ".join(p.name for p in settings.policies),
         )
+    for table, columns in (("bad_rewards", "name, value, reason, rollout_id, span_id"), ("unmatched_settings", "*")):
+        if rows.get(table):
+            logger().warning(
+                "%d %s; the first: %s", rows[table], table.replace("_", " "), _first(lake, epoch, table, columns)
+            )
     return rows
+
+
+def _first(lake: Lake, epoch: EpochManifest, table: str, columns: str) -> str:
+    with lake.connect(epoch.span_range) as con:
+        relation = con.read_parquet(str(lake.path(epoch.tables[table]))).select(columns).limit(5)
+        rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+    return "; ".join(", ".join(f"{k} {v}" for k, v in row.items() if k not in ("run", "epoch")) for row in rows)

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from lightning_core.agents.grading import check_grader
 from lightning_core.agents.runner import Runner
 from lightning_core.config import Settings
-from lightning_core.lake.derive_inputs import check_patterns
+from lightning_core.lake.derive_inputs import check_estimators, check_patterns
 from lightning_core.lake.redact import Redaction
 from lightning_core.taskset import Task, load_tasks
 
@@ -17,6 +17,7 @@ from lightning_core.taskset import Task, load_tasks
 def check(settings: Settings) -> None:
     """Raise SettingsError for patterns, graders, agents and task sets that cannot work."""
     check_patterns(settings)
+    check_estimators(settings)
     Redaction.of(settings.lake)
     check_grader(settings.reward.grader)
     training_tasks(settings)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from lightning_core.config import AgentRule, Settings
 from lightning_core.lake import sql
 from lightning_core.lake.derive_inputs import (
+    GATHERED,
     KEPT_ADVANTAGES,
     KEPT_REWARDS,
     KEPT_SEQUENCES,
@@ -27,6 +28,7 @@ from lightning_core.lake.derive_inputs import (
     SEQUENCES,
     TRIPLETS,
     make_advantages,
+    make_checks,
     make_inputs,
     sql_files,
 )
@@ -114,27 +116,28 @@ def derive(
         make_user_rules(con, settings.agent_rules)
         parts = buckets(con, spans_a_bucket)
         narrow = KEPT_REWARDS + (KEPT_TRIPLETS if train else ())
+        gathered = GATHERED if train else ()
 
         def trees() -> Iterator[pa.RecordBatchReader]:
             for bucket in parts:
                 enter(con, bucket)
                 run(con, (*SPANS, *HIERARCHY, *REWARDS, *(TRIPLETS if train else ())), _told(on_progress, bucket))
                 yield con.sql("FROM span_tree ORDER BY abs(node), node").to_arrow_reader()
-                _gather(con, narrow, len(parts))
+                _gather(con, (*narrow, *gathered), len(parts))
 
         def sequences() -> Iterator[pa.RecordBatchReader]:
             for bucket in parts:
                 if len(parts) > 1:
-                    _return_to(con, bucket, narrow)
+                    _return_to(con, bucket, (*narrow, *gathered))
                 run(con, SEQUENCES, _told(on_progress, bucket))
                 yield con.sql("FROM sequences").to_arrow_reader()
                 _gather(con, [n for n in KEPT_SEQUENCES if n != "sequences"], len(parts))
 
         _put(lake, epoch, "span_tree", trees(), key)
-        kept: list[str] = ["scored_attempts", *narrow]
+        if len(parts) > 1:
+            con.execute(_LEAVE)
+        kept: list[str] = ["scored_attempts", *narrow, *make_checks(con, train)]
         if train:
-            if len(parts) > 1:
-                con.execute(_LEAVE)
             make_advantages(con, settings)
             _put(lake, epoch, "sequences", sequences(), key)
             if len(parts) > 1:

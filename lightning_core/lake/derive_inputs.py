@@ -2,42 +2,96 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import duckdb
 import pyarrow as pa
 
-from lightning_core.config import Settings, SettingsError
+from lightning_core.config import AirRule, PolicySettings, Settings, SettingsError
 from lightning_core.lake import sql
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.loading import grader_digest
 
 # A bucket of rollouts at a time, after the hierarchy; an evaluation stops after REWARDS.
-REWARDS = ("triplets/rollout_rewards",)
+REWARDS = ("triplets/air_matches", "triplets/rewards_given", "triplets/rollout_rewards")
 TRIPLETS = (
     "triplets/policy_calls",
     "triplets/silent_rollouts",
+    "triplets/call_steps",
+    "triplets/reward_steps",
+    "triplets/call_returns",
+    "triplets/call_rows",
     "triplets/triplets",
+    "triplets/followed_calls",
+    "triplets/conversations",
+    "triplets/token_drifts",
     "triplets/merges",
 )
-# A bucket at a time again, after `make_advantages` has seen all of them.
-SEQUENCES = ("advantages/sequences", "advantages/exclusions")
+# Once for all, of small columns; `make_advantages` comes between.
+CHECKS = ("triplets/bad_rewards",)
+CHECKS_OF_TRAINING = ("triplets/unmatched_settings",)
+ADVANTAGES = ("advantages/returns",)
+# A bucket at a time again.
+SEQUENCES = ("advantages/kept_triplets", "advantages/sequences", "advantages/exclusions")
 # What is kept for analysts and the trainer; the others are copies of spans and can be made again.
-KEPT_REWARDS = ("rollout_rewards",)
-KEPT_TRIPLETS = ("policy_calls", "silent_rollouts", "merges")
+KEPT_REWARDS = ("rewards_given", "rollout_rewards")
+KEPT_TRIPLETS = ("policy_calls", "silent_rollouts", "reward_steps", "call_returns", "merges")
+# Narrow as well, and needed again for SEQUENCES, but not kept: the lake moves rows when it compacts.
+GATHERED = ("call_rows",)
 KEPT_ADVANTAGES = ("advantages",)
 KEPT_SEQUENCES = ("sequences", "exclusions")
+
+_ESTIMATOR_KEYS = ("policy", "group_id", "agent", "step", "rollout_id", "attempt_id")
+_ESTIMATES = {"group_rollouts": "BIGINT", "group_mean": "DOUBLE", "group_std": "DOUBLE", "left_out": "VARCHAR"}
 
 
 def sql_files(settings: Settings) -> tuple[str, ...]:
     """Names of the SQL files from rewards to sequences that these settings run: their text is in the stage's key."""
-    return (*REWARDS, *TRIPLETS, *_estimators(settings).values(), *SEQUENCES)
+    own = tuple(f"advantages/{e}" for e in _estimators(settings) if not e.endswith(".sql"))
+    return (
+        *REWARDS,
+        *TRIPLETS,
+        *CHECKS,
+        *CHECKS_OF_TRAINING,
+        *ADVANTAGES,
+        *own,
+        "advantages/advantages",
+        *SEQUENCES,
+        "triplets/air_defaults",
+    )
+
+
+def settings_read(settings: Settings) -> list[Any]:
+    """All that the SQL reads of the settings, as it goes into the stage's key: changed, the epoch is derived again."""
+    return [
+        settings.reward.model_dump(mode="json"),
+        grader_digest(settings.reward.grader),
+        settings.evaluation.success_reward,
+        [p.model_dump(mode="json", exclude={"model", "lora", "training"}) for p in settings.policies],
+        [p.training.max_sequence_tokens for p in settings.policies],
+        [rule.model_dump(mode="json") for rule in settings.agent_rules],
+        {e: _own_estimator(e) for e in _estimators(settings) if e.endswith(".sql")},
+    ]
 
 
 def check_patterns(settings: Settings) -> None:
     """Raise SettingsError for a pattern RE2 cannot take, naming the setting; called before the first rollout."""
     patterns = {"reward.reward_match": settings.reward.reward_match}
     for i, policy in enumerate(settings.policies):
-        patterns[f"policies.{i}.agent_match"] = policy.agent_match
+        if not policy.agent_match.startswith(("@", "sql:")):
+            patterns[f"policies.{i}.agent_match"] = policy.agent_match
         patterns[f"policies.{i}.agent_exclude"] = policy.agent_exclude
+    if isinstance(settings.reward.air, list):
+        for i, rule in enumerate(settings.reward.air):
+            patterns[f"reward.air.{i}.tool"] = rule.tool
+            patterns[f"reward.air.{i}.pattern"] = rule.pattern
+    for i, agent_rule in enumerate(settings.agent_rules):
+        patterns[f"agent_rules.{i}.pattern"] = agent_rule.pattern
+        patterns[f"agent_rules.{i}.when"] = agent_rule.when
+    for i, redaction in enumerate(settings.lake.redact):
+        patterns[f"lake.redact.{i}.pattern"] = redaction.pattern
     with duckdb.connect() as con:
         for key, pattern in patterns.items():
             if pattern is None:
@@ -46,50 +100,190 @@ def check_patterns(settings: Settings) -> None:
                 con.execute("SELECT regexp_matches('', ?)", [pattern])
             except duckdb.Error as error:
                 reason = str(error).split("\n", 1)[0]
+                remedy = ": say what to leave out with agent_exclude" if key.endswith("agent_match") else ""
                 raise SettingsError(
                     f"{key}: {pattern!r} is no pattern RE2 can take ({reason}); RE2 has no look-around and no "
-                    "back-references: say what to leave out with agent_exclude"
+                    f"back-references{remedy}"
                 ) from None
 
 
+def check_estimators(settings: Settings) -> None:
+    """Raise SettingsError for an estimator of the user's that is not there or does not run; before the first rollout."""
+    with duckdb.connect() as con:
+        con.execute(
+            """
+            CREATE TABLE returns (policy VARCHAR, group_id VARCHAR, agent VARCHAR, step BIGINT, rollout_id VARCHAR,
+                attempt_id VARCHAR, reward DOUBLE, return DOUBLE, acted BOOLEAN)
+            """
+        )
+        for estimator in _estimators(settings):
+            _estimate(con, estimator)
+
+
 def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: EpochManifest) -> None:
-    """Create the small tables that the SQL reads of the settings: `reward_settings` (one row) and `policies`."""
+    """Create the small tables that the SQL reads of the settings: `reward_settings` (one row), `reward_weights`,
+    `air_rules`, and `policies` (one row a policy, with the version that the epoch samples from)."""
+    reward = settings.reward
     con.execute(
         """
         CREATE TABLE reward_settings AS
         SELECT ?::DOUBLE AS failure_reward, ?::VARCHAR AS reward_match, ?::DOUBLE AS success_reward,
-            ?::VARCHAR AS grader
+            ?::VARCHAR AS grader, ?::VARCHAR AS assign, ?::DOUBLE AS gamma, ?::BOOLEAN AS weighted, ?::BOOLEAN AS air
         """,
         [
-            settings.reward.failure_reward,
-            settings.reward.reward_match,
+            reward.failure_reward,
+            reward.reward_match,
             settings.evaluation.success_reward,
-            grader_digest(settings.reward.grader),
+            grader_digest(reward.grader),
+            reward.assign,
+            reward.gamma,
+            bool(reward.weights),
+            reward.air != "off",
         ],
     )
-    policies = pa.table(
-        {
-            "policy": [p.name for p in settings.policies],
-            "agent_match": [p.agent_match for p in settings.policies],
-            "agent_exclude": pa.array([p.agent_exclude for p in settings.policies], pa.string()),
-            "advantages": [p.advantages for p in settings.policies],
-            "max_sequence_tokens": [p.training.max_sequence_tokens for p in settings.policies],
-        }
+    _table(
+        con,
+        "reward_weights",
+        {"name": (pa.string(), list(reward.weights)), "weight": (pa.float64(), list(reward.weights.values()))},
     )
-    con.register("policies_arrow", policies)
-    con.execute("CREATE TABLE policies AS FROM policies_arrow")
+    _air_rules(con, reward.air)
+    policies = settings.policies
+    _table(
+        con,
+        "policies",
+        {
+            "policy": (pa.string(), [p.name for p in policies]),
+            "agent_match": (pa.string(), [p.agent_match for p in policies]),
+            "agent_exclude": (pa.string(), [p.agent_exclude for p in policies]),
+            "ambiguous": (pa.string(), [p.ambiguous for p in policies]),
+            "advantages": (pa.string(), [p.advantages for p in policies]),
+            "merge": (pa.string(), [p.merge for p in policies]),
+            "too_long": (pa.string(), [p.too_long for p in policies]),
+            "max_sequence_tokens": (pa.int64(), [p.training.max_sequence_tokens for p in policies]),
+            "max_version_lag": (pa.int64(), [p.max_version_lag for p in policies]),
+            "version": (pa.int64(), [_version(epoch, p.name) for p in policies]),
+            "temperature": (pa.float64(), [p.sampling.temperature for p in policies]),
+            "top_p": (pa.float64(), [p.sampling.top_p for p in policies]),
+            "vocabulary": (pa.int64(), [_vocabulary(settings, epoch, p) for p in policies]),
+        },
+    )
+
+
+def make_checks(con: duckdb.DuckDBPyConnection, train: bool) -> tuple[str, ...]:
+    """Create the tables that say what of the settings and rewards is wrong; returns their names."""
+    names = (*CHECKS, *(CHECKS_OF_TRAINING if train else ()))
+    return tuple(_create(con, name) for name in names)
 
 
 def make_advantages(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
-    """Create `advantages`: each policy's rows by the estimator that it names."""
-    parts = []
-    for estimator, file in _estimators(settings).items():
-        con.execute(f"CREATE TABLE advantages_{estimator} AS {sql.text(file)}")
-        parts.append(
-            f"SELECT a.* FROM advantages_{estimator} AS a JOIN policies AS p USING (policy) WHERE p.advantages = '{estimator}'"
+    """Create `advantages` from `call_returns` of all buckets: each policy's rows by the estimator that it names.
+
+    Raises SettingsError for an estimator of the user's that does not run, naming file and columns.
+    """
+    for name in ADVANTAGES:
+        _create(con, name)
+    columns = ", ".join(f"{name} {kind}" for name, kind in _ESTIMATES.items())
+    con.execute(
+        f"""
+        CREATE TABLE estimates (policy VARCHAR, group_id VARCHAR, agent VARCHAR, step BIGINT, rollout_id VARCHAR,
+            attempt_id VARCHAR, {columns}, advantage DOUBLE)
+        """
+    )
+    for estimator in _estimators(settings):
+        found = _estimate(con, estimator)
+        wanted = [*_ESTIMATOR_KEYS, "advantage", *(name for name in _ESTIMATES if name in found)]
+        con.execute(
+            f"""
+            INSERT INTO estimates BY NAME
+            SELECT {", ".join(f"e.{name}" for name in wanted)}
+            FROM estimated AS e JOIN policies USING (policy) WHERE policies.advantages = ?
+            """,
+            [estimator],
         )
-    con.execute("CREATE TABLE advantages AS " + " UNION ALL ".join(parts) + " ORDER BY policy, group_id, rollout_id")
+    _create(con, "advantages/advantages")
 
 
-def _estimators(settings: Settings) -> dict[str, str]:
-    return {name: f"advantages/{name}" for name in sorted({p.advantages for p in settings.policies})}
+def _create(con: duckdb.DuckDBPyConnection, name: str) -> str:
+    table = name.rsplit("/", 1)[-1]
+    con.execute(f"CREATE TABLE {table} AS {sql.text(name)}")
+    return table
+
+
+def _estimators(settings: Settings) -> list[str]:
+    return sorted({p.advantages for p in settings.policies})
+
+
+def _own_estimator(file: str) -> str:
+    try:
+        return Path(file).read_text().rstrip().removesuffix(";")
+    except OSError as error:
+        raise SettingsError(f"policies.advantages: {file}: cannot be read ({error.strerror})") from None
+
+
+def _estimate(con: duckdb.DuckDBPyConnection, estimator: str) -> list[str]:
+    """Create `estimated` by one estimator; returns its columns."""
+    text = _own_estimator(estimator) if estimator.endswith(".sql") else sql.text(f"advantages/{estimator}")
+    needed = (*_ESTIMATOR_KEYS, "advantage")
+    contract = f"it reads the table `returns` and returns the columns {', '.join(needed)}, one row per row that acted"
+    try:
+        con.execute(f"CREATE OR REPLACE TABLE estimated AS {text}")
+        columns = [row[0] for row in con.execute("DESCRIBE estimated").fetchall()]
+        missing = [name for name in needed if name not in columns]
+        if missing:
+            raise SettingsError(f"policies.advantages: {estimator}: no column {', '.join(missing)}; {contract}")
+        keys = ", ".join(_ESTIMATOR_KEYS)
+        twice = con.execute(f"SELECT {keys} FROM estimated GROUP BY ALL HAVING count(*) > 1 LIMIT 1").fetchone()
+        con.execute("SELECT advantage::DOUBLE, step::BIGINT FROM estimated LIMIT 1")
+    except duckdb.Error as error:
+        raise SettingsError(f"policies.advantages: {estimator}: {error}; {contract}") from None
+    if twice is not None:
+        where = ", ".join(f"{name} {value!r}" for name, value in zip(_ESTIMATOR_KEYS, twice, strict=True))
+        raise SettingsError(f"policies.advantages: {estimator}: two rows for {where}; {contract}")
+    return columns
+
+
+def _air_rules(con: duckdb.DuckDBPyConnection, air: str | list[AirRule]) -> None:
+    """`air_rules`: the settings' rules, or those shipped. An attribute that is a column of spans is looked up there."""
+    if air == "default":
+        con.execute(f"CREATE TABLE rules AS {sql.text('triplets/air_defaults')}")
+    else:
+        rules = air if isinstance(air, list) else []
+        text = ("name", "op", "tool", "status", "attribute", "pattern", "per")
+        columns = {name: (pa.string(), [getattr(rule, name) for rule in rules]) for name in text}
+        numbers = {name: (pa.float64(), [getattr(rule, name) for rule in rules]) for name in ("value", "cap")}
+        _table(con, "rules", columns | numbers)
+    con.execute(
+        f"""
+        CREATE TABLE air_rules AS
+        SELECT
+            name, value::DOUBLE AS value, op, tool, status, attribute, pattern, per, cap::DOUBLE AS cap,
+            -- a pattern on nothing else is on the tool's result; the alias of a column is that column
+            CASE WHEN attribute IS NULL THEN 'tool_result' ELSE coalesce(aliases.column_name, attribute) END AS column_name
+        FROM rules
+        LEFT JOIN ({sql.text("ingest/attribute_aliases")}) AS aliases ON aliases.key = rules.attribute
+        """
+    )
+
+
+def _table(con: duckdb.DuckDBPyConnection, name: str, columns: dict[str, tuple[pa.DataType, list[Any]]]) -> None:
+    table = pa.table({key: pa.array(values, kind) for key, (kind, values) in columns.items()})
+    con.register(f"{name}_arrow", table)
+    con.execute(f"CREATE TABLE {name} AS FROM {name}_arrow")
+    con.unregister(f"{name}_arrow")
+
+
+def _version(epoch: EpochManifest, policy: str) -> int | None:
+    """7 of `v0007`; None where the epoch has no version of it."""
+    digits = epoch.versions.get(policy, "").removeprefix("v")
+    return int(digits) if digits.isdigit() else None
+
+
+def _vocabulary(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> int | None:
+    """Number of token ids of the version sampled from, where its config.json says so (an adapter has none)."""
+    file = settings.home / "policies" / policy.name / epoch.versions.get(policy.name, "-") / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    return size if isinstance(size, int) else None

@@ -1,38 +1,28 @@
--- GRPO: a rollout's reward against the mean of its group, in standard deviations.
--- Grain: one row per (policy, rollout) in which the policy acted. `left_out` is NULL where it trains.
--- Inputs: triplets.
--- Rule: A = (r - mean) / (std + 1e-4) over the rollouts of the group (Shao et al. 2024, DeepSeekMath), sample standard
--- deviation. Once per rollout, however many calls it made. Groups of one and groups without spread are left out.
-WITH acted AS (
-    SELECT DISTINCT policy, group_id, rollout_id, attempt_id, reward FROM triplets
-),
+-- GRPO: a return against the mean of its group, in standard deviations.
+-- Grain: one row per row of `returns` that acted. `left_out` is NULL where it trains.
+-- Inputs: returns.
+-- Rule: A = (R - mean) / (std + 1e-4) over the rollouts of the group at that step (Shao et al. 2024, DeepSeekMath,
+-- arXiv:2402.03300, section 4.1), with the sample standard deviation. Each rollout counts once. Without a second rollout, or
+-- without spread, there is nothing to learn.
 -- Sorted lists: sums and deviations must not depend on the order of the input.
-groups AS (
-    SELECT policy, group_id, list_sort(list(reward)) AS rewards FROM acted GROUP BY policy, group_id
+WITH groups AS (
+    SELECT policy, group_id, agent, step, list_sort(list(return)) AS returns FROM returns GROUP BY ALL
 ),
 moments AS (
     SELECT
-        policy,
-        group_id,
-        len(rewards) AS rollouts,
-        list_avg(rewards) AS mean,
-        CASE WHEN len(rewards) > 1 AND rewards[1] < rewards[-1] THEN list_stddev_samp(rewards) ELSE 0 END AS spread
+        * EXCLUDE (returns),
+        len(returns) AS rollouts,
+        list_avg(returns) AS mean,
+        CASE WHEN returns[1] < returns[-1] THEN list_stddev_samp(returns) ELSE 0 END AS spread
     FROM groups
 )
 SELECT
-    acted.policy,
-    acted.group_id,
-    acted.rollout_id,
-    acted.attempt_id,
-    acted.reward,
+    returns.* EXCLUDE (acted),
     moments.rollouts AS group_rollouts,
     moments.mean AS group_mean,
     moments.spread AS group_std,
-    CASE WHEN moments.rollouts > 1 AND moments.spread > 0 THEN (acted.reward - moments.mean) / (moments.spread + 1e-4) END AS advantage,
-    CASE
-        WHEN moments.rollouts < 2 THEN 'group_of_one'
-        WHEN moments.spread = 0 THEN 'no_spread'
-    END AS left_out
-FROM acted
-JOIN moments USING (policy, group_id)
-ORDER BY acted.policy, acted.group_id, acted.rollout_id
+    CASE WHEN moments.rollouts > 1 AND moments.spread > 0 THEN (returns.return - moments.mean) / (moments.spread + 1e-4) END AS advantage,
+    CASE WHEN moments.rollouts < 2 THEN 'group_of_one' WHEN moments.spread = 0 THEN 'no_spread' END AS left_out
+FROM returns
+JOIN moments USING (policy, group_id, agent, step)
+WHERE returns.acted

@@ -1,66 +1,82 @@
--- Which triplets make one sequence: a call continues the sequence that its prompt begins with, token for token.
--- Grain: one row per triplet; `sequence_id` is the id of the sequence's first triplet, `place` counts from 1.
--- Inputs: triplets.
--- Rule: within an attempt and policy a call follows the longest earlier prompt + response that its prompt begins with.
--- Of several that follow the same call the first continues it, the others begin sequences of their own (`branch`).
+-- Which triplets make one sequence, and why a sequence begins where it does.
+-- Grain: one row per triplet; `sequence_id` is the id of the sequence's first triplet, `place` counts from 1;
+-- `tokens` are those of prompt and response.
+-- Inputs: triplets, followed_calls, token_drifts, conversations, policies (policy, merge).
+-- Rule: a call continues the sequence that it goes on from. Of several that go on from the same call the first continues
+-- it; the others begin sequences of their own, `branch`, and so do further choices and the same prompt sampled again.
+-- `first_call`: of the policy in the attempt. `token_drift`: it goes on from an earlier reply as text, but the reply's
+-- tokens came back others than sampled (drift_position, drift_tokens). `prompt_rewritten`: it shares the opening message
+-- with an earlier call, and not all that came after. `new_conversation`: not even that. `per_call`: nothing is merged.
 WITH RECURSIVE
 ends AS (
     SELECT
-        call_id || '.' || choice AS triplet_id,
-        rollout_id,
-        attempt_id,
-        policy,
-        start_ns,
         call_id,
         choice,
-        prompt_ids,
-        list_concat(prompt_ids, response_ids) AS tokens
+        rollout_id,
+        attempt_id,
+        triplets.policy,
+        policies.merge,
+        len(prompt_ids) + len(response_ids) AS tokens,
+        row_number() OVER (PARTITION BY call_id ORDER BY choice) AS of_call,
+        row_number() OVER (PARTITION BY rollout_id, attempt_id, triplets.policy ORDER BY call_id, choice) AS of_attempt,
+        row_number() OVER (
+            PARTITION BY rollout_id, attempt_id, triplets.policy, hash(prompt_ids), len(prompt_ids) ORDER BY call_id, choice
+        ) AS of_prompt
     FROM triplets
-),
-predecessors AS (
-    SELECT
-        later.triplet_id,
-        max_by(earlier.triplet_id, (len(earlier.tokens), earlier.call_id, -earlier.choice)) AS follows
-    FROM ends AS later
-    JOIN ends AS earlier
-        ON later.rollout_id = earlier.rollout_id
-        AND later.attempt_id = earlier.attempt_id
-        AND later.policy = earlier.policy
-        AND earlier.call_id < later.call_id
-        AND len(earlier.tokens) <= len(later.prompt_ids)
-        AND later.prompt_ids[1:len(earlier.tokens)] = earlier.tokens
-    GROUP BY later.triplet_id
+    JOIN policies USING (policy)
 ),
 followers AS (
     SELECT
-        predecessors.triplet_id,
-        follows,
-        row_number() OVER (PARTITION BY follows ORDER BY ends.call_id, ends.choice) = 1 AS continues
-    FROM predecessors
-    JOIN ends USING (triplet_id)
+        *,
+        row_number() OVER (PARTITION BY earlier_call, earlier_choice ORDER BY call_id, choice) = 1 AS continues
+    FROM followed_calls
+),
+openings AS (
+    SELECT
+        call_id,
+        row_number() OVER (PARTITION BY rollout_id, attempt_id, policy, opening ORDER BY call_id) > 1 AS shared
+    FROM conversations
 ),
 beginnings AS (
     SELECT
-        ends.triplet_id,
+        ends.call_id,
+        ends.choice,
         CASE
-            WHEN followers.triplet_id IS NOT NULL THEN 'branch'
-            WHEN ends.choice > 0 THEN 'branch'
-            WHEN row_number() OVER (PARTITION BY ends.rollout_id, ends.attempt_id, ends.policy ORDER BY ends.call_id, ends.choice) = 1
-                THEN 'first_call'
-            ELSE 'prompt_rewritten'
+            WHEN ends.merge = 'per_call' THEN 'per_call'
+            WHEN followers.call_id IS NOT NULL OR ends.of_call > 1 THEN 'branch'
+            WHEN ends.of_attempt = 1 THEN 'first_call'
+            WHEN ends.of_prompt > 1 THEN 'branch'
+            WHEN drifts.in_reply THEN 'token_drift'
+            WHEN drifts.call_id IS NOT NULL OR openings.shared THEN 'prompt_rewritten'
+            ELSE 'new_conversation'
         END AS reason
     FROM ends
-    LEFT JOIN followers USING (triplet_id)
+    LEFT JOIN followers ON followers.call_id = ends.call_id AND followers.choice = ends.choice
+    LEFT JOIN token_drifts AS drifts ON drifts.call_id = ends.call_id
+    LEFT JOIN openings ON openings.call_id = ends.call_id
     WHERE followers.continues IS DISTINCT FROM true
 ),
 chains AS (
-    SELECT triplet_id, triplet_id AS sequence_id, 1 AS place, reason FROM beginnings
+    SELECT call_id, choice, call_id || '.' || choice AS sequence_id, 1 AS place, reason FROM beginnings
     UNION ALL
-    SELECT followers.triplet_id, chains.sequence_id, chains.place + 1, 'continues'
+    SELECT followers.call_id, followers.choice, chains.sequence_id, chains.place + 1, 'continues'
     FROM chains
-    JOIN followers ON followers.follows = chains.triplet_id AND followers.continues
+    JOIN followers
+        ON followers.earlier_call = chains.call_id AND followers.earlier_choice = chains.choice AND followers.continues
 )
-SELECT ends.call_id, ends.choice, chains.sequence_id, chains.place, chains.reason
+SELECT
+    ends.call_id,
+    ends.choice,
+    ends.rollout_id,
+    ends.attempt_id,
+    ends.policy,
+    chains.sequence_id,
+    chains.place,
+    ends.tokens,
+    chains.reason,
+    CASE WHEN chains.reason = 'token_drift' THEN drifts.drift_position END AS drift_position,
+    CASE WHEN chains.reason = 'token_drift' THEN drifts.drift_tokens END AS drift_tokens
 FROM chains
-JOIN ends USING (triplet_id)
+JOIN ends USING (call_id, choice)
+LEFT JOIN token_drifts AS drifts ON drifts.call_id = ends.call_id
 ORDER BY ends.call_id, ends.choice

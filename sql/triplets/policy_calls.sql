@@ -1,41 +1,100 @@
 -- Every LLM call of the epoch's rollouts, and whether it trains a policy.
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
--- Inputs: epoch_spans, span_tree, rollout_rewards, policies (policy, agent_match, agent_exclude).
--- Rule: a call trains the policy that sampled it, if that policy's agent_match takes the call's agent; the first
--- reason that holds is given for those left out.
+-- Inputs: nodes, places, spans, rollout_rewards, policies.
+-- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
+-- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than
+-- max_version_lag before the epoch's. `other_sampling`: not with the policy's temperature and top_p alone. Of what is
+-- known of token ids, negative ones and those past the vocabulary are `bad_token_ids`; a logprob above 0 (by more than
+-- rounding), infinite or NaN is a `bad_logprobs`.
+WITH calls AS (
+    SELECT nodes.*, tree.agent, tree.agent_path, tree.method, tree.ambiguous
+    FROM nodes
+    JOIN places AS tree USING (node)
+    WHERE nodes.op = 'llm' AND tree.twin_of IS NULL
+),
+-- Only of calls that a policy of the settings sampled is more than the narrow columns looked at.
+sampled AS (
+    SELECT
+        calls.node,
+        spans.untrainable,
+        len(spans.response_logprobs) AS logprobs,
+        least(list_min(spans.prompt_ids), list_min(spans.response_ids)) AS lowest_id,
+        greatest(list_max(spans.prompt_ids), list_max(spans.response_ids)) AS highest_id,
+        list_min(spans.response_logprobs) AS lowest_logprob,
+        list_max(spans.response_logprobs) AS highest_logprob,
+        list_sum(spans.choice_lengths) AS chosen_tokens,
+        TRY(from_json(
+            spans.sampling,
+            '{"temperature": "DOUBLE", "top_p": "DOUBLE", "top_k": "DOUBLE", "min_p": "DOUBLE",
+              "frequency_penalty": "DOUBLE", "presence_penalty": "DOUBLE", "repetition_penalty": "DOUBLE",
+              "min_tokens": "DOUBLE", "logit_bias": "VARCHAR", "bad_words": "VARCHAR", "allowed_token_ids": "VARCHAR"}'
+        )) AS sampling
+    FROM calls
+    JOIN policies USING (policy)
+    JOIN spans USING (record_offset, record_index)
+),
+versions AS (
+    SELECT
+        calls.node,
+        list_min([v::BIGINT FOR v IN regexp_extract_all(calls.policy_version, 'v(\d+)', 1)]) AS oldest
+    FROM calls
+),
+distorted AS (
+    -- Any of these bends the distribution that the logprobs are of.
+    SELECT
+        node,
+        abs(coalesce(sampling.temperature, policies.temperature) - policies.temperature) > 1e-6
+            OR abs(coalesce(sampling.top_p, policies.top_p) - policies.top_p) > 1e-6
+            OR coalesce(sampling.top_k > 0, false)
+            OR coalesce(sampling.min_p > 0, false)
+            OR coalesce(sampling.frequency_penalty <> 0, false)
+            OR coalesce(sampling.presence_penalty <> 0, false)
+            OR coalesce(sampling.repetition_penalty <> 1, false)
+            OR coalesce(sampling.min_tokens > 0, false)
+            OR coalesce(sampling.logit_bias <> '{}', false)
+            OR coalesce(sampling.bad_words <> '[]', false)
+            OR sampling.allowed_token_ids IS NOT NULL AS other_sampling
+    FROM sampled
+    JOIN calls USING (node)
+    JOIN policies USING (policy)
+)
 SELECT
-    spans.node AS call_id,
-    spans.rollout_id,
-    spans.attempt_id,
+    calls.node AS call_id,
+    calls.rollout_id,
+    calls.attempt_id,
     rewards.group_id,
-    spans.span_id,
-    spans.response_id,
-    spans.start_ns,
-    spans.end_ns,
-    tree.agent,
-    tree.agent_path,
-    tree.method,
-    spans.policy,
-    spans.policy_version,
-    len(spans.prompt_ids) AS prompt_tokens,
-    len(spans.response_ids) AS response_tokens,
+    calls.span_id,
+    calls.response_id,
+    calls.start_ns,
+    calls.end_ns,
+    calls.agent,
+    calls.agent_path,
+    calls.method,
+    calls.policy,
+    calls.policy_version,
+    calls.prompt_tokens,
+    calls.response_tokens,
     CASE
-        WHEN spans.status = 'error' THEN 'failed_call'
-        WHEN spans.policy IS NULL THEN 'other_policy'
+        WHEN calls.status = 'error' THEN 'failed_call'
         WHEN policies.policy IS NULL THEN 'other_policy'
-        WHEN spans.untrainable = 'redacted' THEN 'untrainable: redacted' -- its token ids were taken away, none were missing
-        WHEN spans.prompt_ids IS NULL OR spans.response_ids IS NULL OR spans.response_logprobs IS NULL THEN 'no_token_ids'
-        WHEN len(spans.response_ids) = 0 THEN 'empty_response'
-        WHEN len(spans.response_ids) <> len(spans.response_logprobs) THEN 'no_token_ids'
-        WHEN spans.untrainable IS NOT NULL THEN 'untrainable: ' || spans.untrainable
-        WHEN tree.ambiguous THEN 'ambiguous_agent'
-        WHEN NOT regexp_matches(coalesce(tree.agent, ''), policies.agent_match) THEN 'agent_not_matched'
-        WHEN policies.agent_exclude IS NOT NULL AND regexp_matches(coalesce(tree.agent, ''), policies.agent_exclude) THEN 'agent_excluded'
+        WHEN sampled.untrainable IS NOT NULL THEN 'untrainable: ' || sampled.untrainable
+        WHEN calls.prompt_tokens IS NULL OR calls.response_tokens IS NULL OR sampled.logprobs IS NULL THEN 'no_token_ids'
+        WHEN calls.response_tokens = 0 THEN 'empty_response'
+        WHEN calls.response_tokens <> sampled.logprobs OR coalesce(sampled.chosen_tokens <> calls.response_tokens, false) THEN 'no_token_ids'
+        WHEN calls.prompt_tokens = 0 THEN 'no_token_ids'
+        WHEN sampled.lowest_id IS NULL OR sampled.lowest_id < 0 OR coalesce(sampled.highest_id >= policies.vocabulary, false) THEN 'bad_token_ids'
+        WHEN NOT coalesce(isfinite(sampled.lowest_logprob) AND isfinite(sampled.highest_logprob) AND sampled.highest_logprob <= 1e-3, false) THEN 'bad_logprobs'
+        WHEN distorted.other_sampling THEN 'other_sampling'
+        WHEN policies.version - versions.oldest > policies.max_version_lag THEN 'stale'
+        WHEN calls.ambiguous AND policies.ambiguous = 'drop' THEN 'ambiguous_agent'
+        WHEN NOT regexp_matches(coalesce(calls.agent, ''), policies.agent_match) THEN 'agent_not_matched'
+        WHEN policies.agent_exclude IS NOT NULL AND regexp_matches(coalesce(calls.agent, ''), policies.agent_exclude) THEN 'agent_excluded'
         WHEN rewards.left_out IS NOT NULL THEN rewards.left_out
     END AS left_out
-FROM epoch_spans AS spans
-JOIN span_tree AS tree USING (node)
-JOIN rollout_rewards AS rewards ON rewards.rollout_id = spans.rollout_id AND rewards.attempt_id = spans.attempt_id
-LEFT JOIN policies ON policies.policy = spans.policy
-WHERE spans.op = 'llm' AND tree.twin_of IS NULL
+FROM calls
+JOIN rollout_rewards AS rewards ON rewards.rollout_id = calls.rollout_id AND rewards.attempt_id = calls.attempt_id
+LEFT JOIN policies ON policies.policy = calls.policy
+LEFT JOIN sampled ON sampled.node = calls.node
+LEFT JOIN distorted ON distorted.node = calls.node
+LEFT JOIN versions ON versions.node = calls.node
 ORDER BY call_id

@@ -1,48 +1,50 @@
--- The reward of every rollout that counts (`assign: final`).
+-- The reward of every rollout that counts.
 -- Grain: one row per rollout. `reward` is NULL where the rollout is left out of training; `left_out` says why.
--- Inputs: epoch_spans, span_tree, scored_attempts, reward_settings (one row: failure_reward, reward_match,
--- success_reward, grader: its digest).
--- Rule: the last finite reward named `reward` (of any name where none is so named), whoever emitted it unless
--- reward_match narrows that; a former grader's do not count. An attempt that the agent failed gets failure_reward instead.
-WITH candidates AS (
+-- Inputs: scored_attempts, rewards_given, reward_settings (one row: success_reward, failure_reward, grader, air).
+-- Rule: the weighted sum of the rewards that count, `air` among it what rules gave. Rules alone are a reward only where
+-- nobody else was to give one: no grader, and no reward emitted, not even a bad one. `success` looks at the reward
+-- without `air`.
+WITH totals AS (
+    -- Sorted lists: a sum must not depend on the order of its input.
     SELECT
-        spans.rollout_id,
-        spans.attempt_id,
-        spans.reward,
-        spans.reward_name,
-        coalesce(spans.end_ns, spans.start_ns) AS emitted_ns,
-        spans.node
-    FROM epoch_spans AS spans
-    JOIN span_tree USING (node)
-    CROSS JOIN reward_settings
-    WHERE spans.reward IS NOT NULL
-        AND isfinite(spans.reward)
-        AND (spans.reward_source IS DISTINCT FROM 'grader' OR coalesce(spans.attributes['lightning.reward.grader'], '') = reward_settings.grader)
-        AND (reward_settings.reward_match IS NULL OR regexp_matches(coalesce(span_tree.agent, ''), reward_settings.reward_match))
+        rollout_id,
+        attempt_id,
+        list_sum(list_sort(list(value * weight) FILTER (counts))) AS total,
+        CASE WHEN bool_or(counts AND source <> 'air') THEN list_sum(list_sort(list(value * weight) FILTER (counts AND source <> 'air'))) END AS given,
+        list_sum(list_sort(list(value * weight) FILTER (counts AND source = 'air'))) AS air,
+        count(*) FILTER (source <> 'air') AS rewards,
+        string_agg(DISTINCT name, ', ' ORDER BY name) FILTER (counts AND source <> 'air') AS source
+    FROM rewards_given
+    GROUP BY rollout_id, attempt_id
 ),
-chosen AS (
-    SELECT rollout_id, attempt_id, reward, reward_name
-    FROM candidates
-    QUALIFY row_number() OVER (
-        PARTITION BY rollout_id, attempt_id ORDER BY reward_name = 'reward' DESC, emitted_ns DESC, node DESC
-    ) = 1
+judged AS (
+    SELECT
+        attempts.* EXCLUDE (left_out),
+        totals.total,
+        totals.given,
+        totals.air,
+        coalesce(totals.source, CASE WHEN settings.air THEN 'air' END) AS source,
+        settings.success_reward,
+        CASE
+            WHEN attempts.outcome <> 'ok' AND settings.failure_reward IS NULL THEN 'failed_attempt'
+            WHEN totals.given IS NULL AND NOT (settings.air AND settings.grader = '' AND coalesce(totals.rewards, 0) = 0) THEN 'no_reward'
+        END AS left_out
+    FROM scored_attempts AS attempts
+    CROSS JOIN reward_settings AS settings
+    LEFT JOIN totals USING (rollout_id, attempt_id)
+    WHERE attempts.counts
 )
 SELECT
-    attempts.rollout_id,
-    attempts.attempt_id,
-    attempts.mode,
-    attempts.group_id,
-    attempts.task_id,
-    attempts.outcome,
-    CASE WHEN attempts.outcome = 'ok' THEN chosen.reward ELSE reward_settings.failure_reward END AS reward,
-    attempts.outcome = 'ok' AND coalesce(chosen.reward >= reward_settings.success_reward, false) AS success,
-    CASE WHEN attempts.outcome = 'ok' THEN chosen.reward_name ELSE 'failure_reward' END AS source,
-    CASE
-        WHEN attempts.outcome <> 'ok' AND reward_settings.failure_reward IS NULL THEN 'failed_attempt'
-        WHEN attempts.outcome = 'ok' AND chosen.reward IS NULL THEN 'no_reward'
-    END AS left_out
-FROM scored_attempts AS attempts
-CROSS JOIN reward_settings
-LEFT JOIN chosen USING (rollout_id, attempt_id)
-WHERE attempts.counts
-ORDER BY attempts.rollout_id
+    rollout_id,
+    attempt_id,
+    mode,
+    group_id,
+    task_id,
+    outcome,
+    CASE WHEN left_out IS NULL THEN coalesce(total, 0) END AS reward,
+    CASE WHEN left_out IS NULL THEN coalesce(air, 0) END AS air,
+    outcome = 'ok' AND coalesce(given >= success_reward, false) AS success,
+    CASE WHEN left_out IS NULL THEN source END AS source,
+    left_out
+FROM judged
+ORDER BY rollout_id

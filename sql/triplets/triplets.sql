@@ -1,6 +1,7 @@
 -- (prompt ids, response ids, reward): what a policy can learn from.
--- Grain: one row per choice of a call that trains (one choice unless the agent asked for `n` > 1).
--- Inputs: policy_calls, epoch_spans, rollout_rewards.
+-- Grain: one row per choice of a call that trains (one choice unless the agent asked for `n` > 1). `reward` is what the
+-- call is credited with.
+-- Inputs: policy_calls, call_returns, call_rows, spans.
 WITH calls AS (
     SELECT
         calls.call_id,
@@ -12,13 +13,16 @@ WITH calls AS (
         calls.agent,
         calls.start_ns,
         calls.end_ns,
+        returns.return AS reward,
         spans.prompt_ids,
         spans.response_ids,
         spans.response_logprobs,
         coalesce(spans.choice_lengths, [len(spans.response_ids)::INTEGER]) AS lengths
     FROM policy_calls AS calls
-    JOIN epoch_spans AS spans ON spans.node = calls.call_id
-    WHERE calls.left_out IS NULL
+    JOIN call_returns AS returns USING (call_id)
+    JOIN call_rows USING (call_id)
+    JOIN spans USING (record_offset, record_index)
+    WHERE calls.left_out IS NULL AND returns.left_out IS NULL
 ),
 choices AS (
     SELECT *, unnest(range(len(lengths))) AS choice FROM calls
@@ -29,9 +33,9 @@ bounds AS (
 SELECT
     call_id,
     choice,
-    bounds.rollout_id,
-    bounds.attempt_id,
-    bounds.group_id,
+    rollout_id,
+    attempt_id,
+    group_id,
     policy,
     policy_version,
     agent,
@@ -40,8 +44,7 @@ SELECT
     prompt_ids,
     response_ids[before + 1:before + length] AS response_ids,
     response_logprobs[before + 1:before + length] AS response_logprobs,
-    rewards.reward
+    reward
 FROM bounds
-JOIN rollout_rewards AS rewards ON rewards.rollout_id = bounds.rollout_id AND rewards.attempt_id = bounds.attempt_id
 WHERE length > 0
 ORDER BY call_id, choice

@@ -1,0 +1,45 @@
+-- Which triplets are trained, and what is left of each sequence.
+-- Grain: one row per triplet. `kept`: its tokens are in the sequence; `trained`: as more than context. `left_out`: why not.
+-- Inputs: merges, call_returns, advantages, policies (policy, max_sequence_tokens, too_long).
+-- Rule: a sequence that is too long loses whole calls from its end until it fits (`sequence_too_long`), never a part of
+-- one; with `too_long: drop_rollout` all calls of the rollout are left out (`rollout_too_long`). A sequence ends with its last
+-- trained call.
+WITH judged AS (
+    SELECT
+        merges.*,
+        returns.group_id,
+        advantages.advantage,
+        advantages.left_out AS no_advantage,
+        merges.tokens <= policies.max_sequence_tokens AS fits,
+        policies.too_long = 'drop_rollout' AND bool_or(merges.tokens > policies.max_sequence_tokens) OVER (
+            PARTITION BY merges.policy, merges.rollout_id, merges.attempt_id
+        ) AS dropped
+    FROM merges
+    JOIN policies USING (policy)
+    JOIN call_returns AS returns USING (call_id)
+    JOIN advantages
+        ON advantages.policy = returns.policy
+        AND advantages.rollout_id = returns.rollout_id
+        AND advantages.attempt_id = returns.attempt_id
+        AND advantages.agent = returns.agent
+        AND advantages.step = returns.step
+)
+SELECT
+    call_id,
+    choice,
+    policy,
+    group_id,
+    rollout_id,
+    attempt_id,
+    sequence_id,
+    place,
+    advantage,
+    no_advantage IS NULL AND fits AND NOT dropped AS trained,
+    coalesce(place <= max(place) FILTER (no_advantage IS NULL AND fits AND NOT dropped) OVER (PARTITION BY sequence_id), false) AS kept,
+    CASE
+        WHEN no_advantage IS NOT NULL THEN no_advantage
+        WHEN dropped THEN 'rollout_too_long'
+        WHEN NOT fits THEN 'sequence_too_long'
+    END AS left_out
+FROM judged
+ORDER BY call_id, choice

@@ -1,0 +1,19 @@
+-- The calls of each agent in the order they ended: what a reward is given to, and what gamma counts.
+-- Grain: one row per call that a policy of the settings sampled and that did not fail; `step` counts from 1 within
+-- (policy, attempt, agent). `agent` is '' where there is no name.
+-- Inputs: policy_calls, policies.
+SELECT
+    calls.call_id,
+    calls.policy,
+    calls.rollout_id,
+    calls.attempt_id,
+    coalesce(calls.agent, '') AS agent,
+    coalesce(calls.end_ns, calls.start_ns) AS ended_ns,
+    row_number() OVER (
+        PARTITION BY calls.policy, calls.rollout_id, calls.attempt_id, coalesce(calls.agent, '')
+        ORDER BY coalesce(calls.end_ns, calls.start_ns), calls.call_id
+    ) AS step
+FROM policy_calls AS calls
+JOIN policies USING (policy)
+WHERE calls.left_out IS DISTINCT FROM 'failed_call'
+ORDER BY calls.call_id

@@ -1,0 +1,97 @@
+-- Which earlier triplet's tokens a later prompt goes on from, token for token.
+-- Grain: one row per triplet that goes on from another.
+-- Inputs: triplets, policies (policy, merge).
+-- Rule: within an attempt and policy, the longest earlier prompt + response that the later prompt begins with. Every
+-- pair is compared by its lengths and by four tokens at first; then the longest that is left, token for token; the others
+-- only where that one was wrong. So a conversation of n calls costs n comparisons of whole prompts, not n².
+WITH ends AS (
+    SELECT
+        call_id,
+        choice,
+        rollout_id,
+        attempt_id,
+        triplets.policy,
+        len(prompt_ids)::INTEGER AS prompt_tokens,
+        (len(prompt_ids) + len(response_ids))::INTEGER AS tokens,
+        [len(prompt_ids) // 2 + 1, len(prompt_ids) + 1, len(prompt_ids) + len(response_ids) // 2 + 1, len(prompt_ids) + len(response_ids)] AS places,
+        [prompt_ids[len(prompt_ids) // 2 + 1], response_ids[1], response_ids[len(response_ids) // 2 + 1], response_ids[-1]] AS probes
+    FROM triplets
+    JOIN policies USING (policy)
+    WHERE policies.merge = 'prefix'
+),
+pairs AS (
+    SELECT
+        later.call_id,
+        later.choice,
+        {'call': earlier.call_id, 'choice': earlier.choice, 'tokens': earlier.tokens, 'probes': earlier.probes} AS earlier,
+        earlier.places
+    FROM ends AS later
+    JOIN ends AS earlier
+        ON later.rollout_id = earlier.rollout_id
+        AND later.attempt_id = earlier.attempt_id
+        AND later.policy = earlier.policy
+        AND earlier.call_id < later.call_id
+        AND earlier.tokens <= later.prompt_tokens
+),
+asked AS (
+    -- One list of places a prompt: its tokens are looked up once, however many earlier triplets there are.
+    SELECT
+        call_id,
+        choice,
+        list(earlier ORDER BY earlier) AS earlier,
+        list(places[1] ORDER BY earlier) AS first_places,
+        list(places[2] ORDER BY earlier) AS second_places,
+        list(places[3] ORDER BY earlier) AS third_places,
+        list(places[4] ORDER BY earlier) AS fourth_places
+    FROM pairs
+    GROUP BY call_id, choice
+),
+looked_up AS (
+    SELECT
+        call_id,
+        choice,
+        unnest(earlier) AS earlier,
+        unnest(list_select(prompt_ids, first_places)) AS first_token,
+        unnest(list_select(prompt_ids, second_places)) AS second_token,
+        unnest(list_select(prompt_ids, third_places)) AS third_token,
+        unnest(list_select(prompt_ids, fourth_places)) AS fourth_token
+    FROM asked
+    JOIN triplets USING (call_id, choice)
+),
+likely AS (
+    SELECT call_id, choice, earlier
+    FROM looked_up
+    WHERE earlier.probes = [first_token, second_token, third_token, fourth_token]
+),
+ranked AS (
+    SELECT
+        call_id,
+        choice,
+        earlier.call AS earlier_call,
+        earlier.choice AS earlier_choice,
+        earlier.tokens AS tokens,
+        row_number() OVER (
+            PARTITION BY call_id, choice ORDER BY earlier.tokens DESC, earlier.call DESC, earlier.choice
+        ) AS place
+    FROM likely
+),
+longest AS (
+    SELECT ranked.*, list_concat(earlier.prompt_ids, earlier.response_ids) = later.prompt_ids[1:ranked.tokens] AS follows
+    FROM ranked
+    JOIN triplets AS later USING (call_id, choice)
+    JOIN triplets AS earlier ON earlier.call_id = ranked.earlier_call AND earlier.choice = ranked.earlier_choice
+    WHERE place = 1
+),
+others AS (
+    SELECT ranked.*
+    FROM ranked
+    SEMI JOIN (SELECT call_id, choice FROM longest WHERE NOT follows) AS wrong USING (call_id, choice)
+    JOIN triplets AS later USING (call_id, choice)
+    JOIN triplets AS earlier ON earlier.call_id = ranked.earlier_call AND earlier.choice = ranked.earlier_choice
+    WHERE place > 1 AND list_concat(earlier.prompt_ids, earlier.response_ids) = later.prompt_ids[1:ranked.tokens]
+    QUALIFY row_number() OVER (PARTITION BY call_id, choice ORDER BY place) = 1
+)
+SELECT call_id, choice, earlier_call, earlier_choice FROM longest WHERE follows
+UNION ALL
+SELECT call_id, choice, earlier_call, earlier_choice FROM others
+ORDER BY call_id, choice

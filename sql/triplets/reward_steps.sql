@@ -1,0 +1,76 @@
+-- Which call each reward goes to, where rewards are given to calls (`assign: nearest` or `discounted`).
+-- Grain: one row per (reward, policy, agent) whose calls it can go to. `call_id` is NULL where it goes to none, `left_out`
+-- says why: no_call_of_agent, before_every_call, call_has_reward (nearest), ambiguous_agent (the policy drops those).
+-- Inputs: rewards_given, call_steps, policies, reward_settings.
+-- Rule: a reward goes to the latest call of the agent it was emitted under that had ended by then; one that was emitted
+-- outside every agent (a grader's, the failure reward) to the latest such call of each agent. With `nearest` a call takes
+-- the first reward of a name from its agent and the first from outside; a later one is left out and counted, it does not
+-- go to an earlier call. What rules give (AIR) always adds up.
+WITH moments AS (
+    -- Of calls that ended at the same time the last is the latest.
+    SELECT policy, rollout_id, attempt_id, agent, ended_ns, max(step) AS step, max_by(call_id, step) AS call_id
+    FROM call_steps
+    GROUP BY ALL
+),
+agents AS (
+    SELECT DISTINCT policy, rollout_id, attempt_id, agent FROM call_steps
+),
+rewards AS (
+    SELECT given.*, row_number() OVER (ORDER BY given.rollout_id, given.attempt_id, emitted_ns, node, source, name) AS reward_id
+    FROM rewards_given AS given
+    CROSS JOIN reward_settings AS settings
+    WHERE settings.assign <> 'final' AND given.left_out IS NULL
+),
+pairs AS (
+    SELECT rewards.*, agents.policy, agents.agent AS receiver
+    FROM rewards
+    LEFT JOIN agents
+        ON agents.rollout_id = rewards.rollout_id
+        AND agents.attempt_id = rewards.attempt_id
+        AND (rewards.ambiguous OR coalesce(rewards.agent = agents.agent, true))
+),
+placed AS (
+    SELECT pairs.*, moments.call_id, moments.step
+    FROM pairs
+    ASOF LEFT JOIN moments
+        ON moments.policy = pairs.policy
+        AND moments.rollout_id = pairs.rollout_id
+        AND moments.attempt_id = pairs.attempt_id
+        AND moments.agent = pairs.receiver
+        AND moments.ended_ns <= pairs.emitted_ns
+),
+ordered AS (
+    SELECT
+        placed.*,
+        row_number() OVER (
+            PARTITION BY placed.policy, call_id, name, placed.agent IS NULL, source IN ('air', 'failure')
+            ORDER BY reward_id
+        ) AS place
+    FROM placed
+)
+SELECT
+    ordered.rollout_id,
+    ordered.attempt_id,
+    ordered.node,
+    ordered.span_id,
+    ordered.name,
+    ordered.source,
+    ordered.value * ordered.weight AS value,
+    ordered.policy,
+    ordered.receiver AS agent,
+    CASE WHEN why.left_out IS NULL THEN ordered.call_id END AS call_id,
+    CASE WHEN why.left_out IS NULL THEN ordered.step END AS step,
+    why.left_out
+FROM ordered
+CROSS JOIN reward_settings AS settings
+LEFT JOIN policies ON policies.policy = ordered.policy
+CROSS JOIN LATERAL (
+    SELECT
+        CASE
+            WHEN ordered.policy IS NULL THEN 'no_call_of_agent'
+            WHEN ordered.ambiguous AND policies.ambiguous = 'drop' THEN 'ambiguous_agent'
+            WHEN ordered.call_id IS NULL THEN 'before_every_call'
+            WHEN settings.assign = 'nearest' AND ordered.source NOT IN ('air', 'failure') AND ordered.place > 1 THEN 'call_has_reward'
+        END AS left_out
+) AS why
+ORDER BY reward_id, ordered.policy, agent

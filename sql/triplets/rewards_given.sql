@@ -1,0 +1,85 @@
+-- Every reward of the attempts that count, and why those that do not count do not.
+-- Grain: one row per reward. `source`: emitted (by the agent), grader, air (a rule), failure (of the attempt).
+-- `agent`: whose span it was emitted under; NULL outside every agent. `counts`: it is part of the rollout's reward.
+-- Inputs: nodes, places, spans, scored_attempts, air_matches, reward_settings, reward_weights (name, weight).
+-- Rule: with weights, the last of each weighted name counts; without, the last one named `reward`, or the last of any
+-- name where none is so named. An attempt that the agent failed gets failure_reward instead of these. What AIR gives is
+-- added to either.
+WITH emitted AS (
+    SELECT
+        nodes.rollout_id,
+        nodes.attempt_id,
+        nodes.node,
+        nodes.span_id,
+        CASE WHEN nodes.reward_source IS DISTINCT FROM 'grader' THEN tree.agent END AS agent,
+        tree.ambiguous AND nodes.reward_source IS DISTINCT FROM 'grader' AS ambiguous,
+        coalesce(nodes.reward_name, 'reward') AS name,
+        CASE WHEN nodes.reward_source = 'grader' THEN 'grader' ELSE 'emitted' END AS source,
+        nodes.reward AS value,
+        coalesce(nodes.end_ns, nodes.start_ns) AS emitted_ns,
+        attempts.outcome,
+        CASE
+            WHEN nodes.reward_source = 'grader' AND coalesce(spans.attributes['lightning.reward.grader'], '') <> settings.grader THEN 'former_grader'
+            WHEN nodes.reward IS NULL THEN 'no_number'
+            WHEN NOT isfinite(nodes.reward) THEN 'not_finite'
+            WHEN attempts.outcome <> 'ok' THEN 'failed_attempt'
+            WHEN settings.reward_match IS NOT NULL AND NOT regexp_matches(coalesce(tree.agent, ''), settings.reward_match) THEN 'reward_match'
+            WHEN settings.weighted AND weights.name IS NULL THEN 'no_weight'
+        END AS left_out,
+        coalesce(weights.weight, 1.0) AS weight,
+        settings.weighted
+    FROM nodes
+    JOIN places AS tree USING (node)
+    JOIN scored_attempts AS attempts ON attempts.rollout_id = nodes.rollout_id AND attempts.attempt_id = nodes.attempt_id
+    CROSS JOIN reward_settings AS settings
+    LEFT JOIN reward_weights AS weights ON weights.name = coalesce(nodes.reward_name, 'reward')
+    LEFT JOIN spans
+        ON nodes.reward_source = 'grader'
+        AND spans.record_offset = nodes.record_offset
+        AND spans.record_index = nodes.record_index
+    WHERE nodes.op = 'reward' OR nodes.reward IS NOT NULL
+),
+named AS (
+    SELECT
+        * REPLACE (
+            CASE
+                WHEN left_out IS NULL AND NOT weighted AND name <> 'reward'
+                    AND bool_or(left_out IS NULL AND name = 'reward') OVER (PARTITION BY rollout_id, attempt_id)
+                    THEN 'other_name'
+                ELSE left_out
+            END AS left_out
+        )
+    FROM emitted
+),
+lasting AS (
+    SELECT
+        *,
+        left_out IS NULL AND row_number() OVER (
+            PARTITION BY rollout_id, attempt_id, left_out IS NULL, CASE WHEN weighted THEN name END
+            ORDER BY emitted_ns DESC, node DESC
+        ) = 1 AS counts
+    FROM named
+),
+by_rules AS (
+    SELECT air.*, nodes.span_id, tree.agent, tree.ambiguous
+    FROM air_matches AS air
+    JOIN nodes USING (node)
+    JOIN places AS tree USING (node)
+),
+failed AS (
+    SELECT attempts.rollout_id, attempts.attempt_id, attempts.end_ns, settings.failure_reward, min(nodes.node) AS node, min_by(nodes.span_id, nodes.node) AS span_id
+    FROM scored_attempts AS attempts
+    CROSS JOIN reward_settings AS settings
+    LEFT JOIN nodes ON nodes.rollout_id = attempts.rollout_id AND nodes.attempt_id = attempts.attempt_id AND nodes.op = 'rollout'
+    WHERE attempts.counts AND attempts.outcome <> 'ok' AND settings.failure_reward IS NOT NULL
+    GROUP BY ALL
+)
+SELECT rollout_id, attempt_id, node, span_id, agent, ambiguous, name, source, value, weight, emitted_ns, counts, left_out
+FROM lasting
+UNION ALL
+SELECT rollout_id, attempt_id, node, span_id, agent, ambiguous, name, 'air', given, 1.0, emitted_ns, true, NULL
+FROM by_rules
+UNION ALL
+SELECT rollout_id, attempt_id, node, span_id, NULL, false, 'failure_reward', 'failure', failure_reward, 1.0, end_ns, true, NULL
+FROM failed
+ORDER BY rollout_id, attempt_id, emitted_ns, node, source, name

@@ -1,0 +1,58 @@
+-- Calls that go on from an earlier reply as text, but not as the tokens that were sampled.
+-- Grain: one row per call. `earlier_call`, `earlier_choice`: whose reply. `drift_position`: first token, counted from 0 as in
+-- token_ids, at which the later prompt departs from the earlier prompt + response. `in_reply`: whether that is a sampled
+-- one. `drift_tokens`: how many sampled ones came otherwise.
+-- Inputs: triplets, conversations.
+-- Rule: the later call's messages up to the last reply among them are the earlier call's messages and its reply. Of the
+-- reply's tokens those before the departure came as sampled, and those that end it alike: the later prompt's reply is
+-- taken to end where the earlier's last token next stands.
+WITH replies AS (
+    SELECT call_id, rollout_id, attempt_id, policy, unnest(replies) AS said, unnest(range(len(replies))) AS choice
+    FROM conversations
+),
+pairs AS (
+    SELECT later.call_id, max_by((replies.call_id, replies.choice), (replies.call_id, -replies.choice)) AS earlier
+    FROM conversations AS later
+    JOIN replies USING (rollout_id, attempt_id, policy, said)
+    WHERE replies.call_id < later.call_id
+    GROUP BY later.call_id
+),
+tokens AS (
+    SELECT
+        pairs.call_id,
+        earlier.call_id AS earlier_call,
+        earlier.choice AS earlier_choice,
+        earlier.prompt_ids AS prompt,
+        earlier.response_ids AS response,
+        later.prompt_ids AS later_prompt,
+        later.prompt_ids[len(earlier.prompt_ids) + 1:] AS rest
+    FROM pairs
+    JOIN (SELECT DISTINCT ON (call_id) call_id, prompt_ids FROM triplets ORDER BY call_id, choice) AS later USING (call_id)
+    JOIN triplets AS earlier ON earlier.call_id = pairs.earlier[1] AND earlier.choice = pairs.earlier[2]
+),
+departures AS (
+    -- How many tokens agree: of the earlier prompt, and where all of that does, of the response too.
+    SELECT
+        *,
+        coalesce(list_position([z[1] IS NOT DISTINCT FROM z[2] FOR z IN list_zip(prompt, later_prompt[1:len(prompt)])], false) - 1, len(prompt)) AS in_prompt,
+        coalesce(list_position([z[1] IS NOT DISTINCT FROM z[2] FOR z IN list_zip(response, rest[1:len(response)])], false) - 1, len(response)) AS in_response
+    FROM tokens
+),
+endings AS (
+    SELECT
+        *,
+        response[in_response + 1:] AS sampled,
+        rest[in_response + 1:in_response + list_position(rest[in_response + 1:], response[-1])] AS came
+    FROM departures
+)
+SELECT
+    call_id,
+    earlier_call,
+    earlier_choice,
+    in_prompt = len(prompt) AS in_reply,
+    (CASE WHEN in_prompt = len(prompt) THEN len(prompt) + in_response ELSE in_prompt END)::INTEGER AS drift_position,
+    (len(sampled) - coalesce(
+        list_position([z[1] IS NOT DISTINCT FROM z[2] FOR z IN list_zip(list_reverse(sampled), list_reverse(came))], false) - 1, len(sampled)
+    ))::INTEGER AS drift_tokens
+FROM endings
+ORDER BY call_id

@@ -1,0 +1,28 @@
+-- Settings that should have matched something in the epoch and matched nothing: likely misspelt.
+-- Grain: one row per such setting. Inputs: rewards_given, policy_calls, air_rules, reward_weights, reward_settings, policies.
+SELECT 'reward.air' AS setting, name AS given, 'no span matched this rule' AS meaning
+FROM air_rules
+WHERE name NOT IN (SELECT name FROM rewards_given WHERE source = 'air')
+UNION ALL
+SELECT 'reward.weights', name, 'no reward has this name'
+FROM reward_weights
+WHERE name NOT IN (SELECT name FROM rewards_given WHERE source IN ('emitted', 'grader'))
+UNION ALL
+SELECT 'reward.reward_match', reward_match, 'no reward was emitted under such an agent'
+FROM reward_settings
+WHERE reward_match IS NOT NULL
+    AND EXISTS (FROM rewards_given WHERE left_out = 'reward_match')
+    AND NOT EXISTS (FROM rewards_given WHERE left_out IS NULL AND source IN ('emitted', 'grader'))
+UNION ALL
+SELECT 'policies.' || policy || '.agent_match', agent_match, 'the policy was called, and never by such an agent'
+FROM policies
+WHERE agent_match <> ''
+    AND policy IN (SELECT policy FROM policy_calls WHERE policy IS NOT NULL)
+    AND policy NOT IN (SELECT policy FROM policy_calls WHERE policy IS NOT NULL AND regexp_matches(coalesce(agent, ''), policies.agent_match))
+UNION ALL
+SELECT 'policies.' || policy || '.agent_exclude', agent_exclude, 'no call was excluded by it'
+FROM policies
+WHERE agent_exclude IS NOT NULL
+    AND policy IN (SELECT policy FROM policy_calls WHERE policy IS NOT NULL)
+    AND policy NOT IN (SELECT policy FROM policy_calls WHERE left_out = 'agent_excluded')
+ORDER BY ALL
