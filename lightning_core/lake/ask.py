@@ -1,50 +1,162 @@
-"""Questions to the catalog: SQL, or a named file of `sql/analysis`."""
+"""Questions to the catalog: SQL, or by name a file of `sql/analysis`, a view or a table."""
 
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
+import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
-from lightning_core.lake import catalog, sql
+from lightning_core.lake import catalog, sql, text_table
 from lightning_core.lake.manifest import LakeError
+
+_ROWS_OF_A_TABLE = 50
+_FETCH = 1000  # rows at a time: csv and json of any length in little memory
+_DERIVING = ("hierarchy", "triplets", "advantages")
 
 
 def overview(root: Path) -> str:
-    """What can be asked: views of the catalog with their row counts, and the named questions."""
+    """What can be asked: stored tables with their rows, views, named questions; and what was late or rejected."""
     with catalog.connect(root) as con:
-        views = [
-            r[0] for r in con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1").fetchall()
-        ]
-        counts = [(view, con.execute(f"SELECT count(*) FROM {view}").fetchone()) for view in views]
-    lines = ["Tables:"] + [f"  {view:<20} {count[0] if count else 0:>10,} rows" for view, count in counts]
-    lines += ["", "Questions (lightning-flows sql NAME):"]
-    lines += [f"  {name.removeprefix('analysis/'):<20} {sql.title(name)}" for name in sql.names("analysis")]
-    lines += ["", 'Any SQL:  lightning-flows sql "SELECT agent, count(*) FROM policy_calls GROUP BY ALL"']
-    lines += [f"In Python or DuckDB's shell, started in {root}: open catalog.duckdb read-only"]
+        stored = [(name, _count(con, f"SELECT count(*) FROM {name}")) for name in ("spans", *catalog.DERIVED)]
+        lost = dict(
+            con.execute(
+                f"SELECT problem, sum(spans) FROM ({sql.text('analysis/late_and_rejected')}) GROUP BY ALL"
+            ).fetchall()
+        )
+    lines = ["Tables:"] + [f"  {name:<20} {rows:>12,} rows" for name, rows in stored]
+    if lost.get("rejected"):
+        lines.append(f"Spans that could not be decoded: {int(lost['rejected']):,} (table rejections)")
+    if lost.get("late"):
+        lines.append(
+            f"Spans that came after their epoch was sealed: {int(lost['late']):,} (question late_and_rejected)"
+        )
+    lines += ["", "Views:"] + [f"  {name:<20} {sql.title(f'views/{name}')}" for name in catalog.VIEWS]
+    lines += ["", "Questions:"] + [f"  {name:<20} {sql.title(f'analysis/{name}')}" for name in questions()]
+    lines += [
+        "",
+        "lightning-flows sql NAME          answers a question, or shows a table or view",
+        "lightning-flows sql --show NAME   its SQL, to be changed and asked again",
+        'lightning-flows sql "SELECT …"    anything else',
+        f"In Python or DuckDB's shell, started in {root}: open catalog.duckdb read-only.",
+    ]
     return "\n".join(lines)
 
 
-def answer(root: Path, question: str, form: str = "table", limit: int = 50) -> str:
-    """The result of a question as a table, csv or json."""
-    text = sql.text(f"analysis/{question}") if f"analysis/{question}" in sql.names("analysis") else question
+def questions() -> list[str]:
+    """Names of the files of sql/analysis."""
+    return [name.removeprefix("analysis/") for name in sql.names("analysis")]
+
+
+def show(name: str) -> str:
+    """The SQL of a question, of a view, or of the step that makes a derived table. Raises LakeError for other names."""
+    for folder in ("analysis", "views", *_DERIVING):
+        if f"{folder}/{name}" in sql.names(folder):
+            return sql.text(f"{folder}/{name}") + ";"
+    known = [path.rsplit("/", 1)[-1] for folder in ("analysis", "views", *_DERIVING) for path in sql.names(folder)]
+    raise LakeError(f"no SQL is called {name!r}{_close(name, known)}; `lightning-flows sql` lists what there is")
+
+
+def answer(root: Path, question: str, form: str = "table", limit: int | None = None) -> str:
+    """The result of a question as text; see `lines`."""
+    return "\n".join(lines(root, question, form, limit))
+
+
+def lines(root: Path, question: str, form: str = "table", limit: int | None = None) -> Iterator[str]:
+    """The result of a question, line by line, as table, csv, or json (one object a row).
+
+    limit: rows; by default 50 of a table, and all as csv or json. Raises LakeError, one line, for what cannot be asked.
+    """
     with catalog.connect(root) as con:
+        text = _resolve(con, question)
         try:
-            relation = con.sql(text)
-            if relation is None:
-                return "done"
+            result = con.execute(text)
+            if result.description is None:
+                return
+            columns = [column[0] for column in result.description]
             if form == "table":
-                return str(relation.limit(limit)) if relation.columns else ""
-            rows, columns = relation.fetchall(), relation.columns
+                yield from _table(result, columns, _ROWS_OF_A_TABLE if limit is None else limit)
+            else:
+                yield from (_csv if form == "csv" else _json)(columns, _rows(result, limit))
+        except duckdb.InterruptException:
+            raise KeyboardInterrupt from None
         except duckdb.Error as error:
-            raise LakeError(f"{error}") from None
-    if form == "json":
-        return "\n".join(json.dumps(dict(zip(columns, row, strict=True)), default=str) for row in rows)
+            raise LakeError(_one_line(error)) from None
+
+
+def _resolve(con: duckdb.DuckDBPyConnection, question: str) -> str:
+    """The SQL of a question; a single word is a name."""
+    name = question.strip().removesuffix(";")
+    if name in questions():
+        return sql.text(f"analysis/{name}")
+    if not name.isidentifier():
+        return question
+    tables = [row[0] for row in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+    views = [row[0] for row in con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()]
+    if name in (*tables, *views):
+        return f"FROM {name}"
+    known = [*questions(), *tables, *views]
+    raise LakeError(
+        f"no question, view or table is called {name!r}{_close(name, known)}; `lightning-flows sql` lists them"
+    )
+
+
+def _close(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    near += [k for k in known if k not in near and name.lower() in k]
+    return f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+
+
+def _rows(result: duckdb.DuckDBPyConnection, limit: int | None) -> Iterator[tuple[Any, ...]]:
+    left = limit
+    while left is None or left > 0:
+        batch = result.fetchmany(_FETCH if left is None else min(_FETCH, left))
+        yield from batch
+        if not batch:
+            return
+        left = None if left is None else left - len(batch)
+
+
+def _table(result: duckdb.DuckDBPyConnection, columns: list[str], limit: int) -> Iterator[str]:
+    rows = list(_rows(result, limit + 1))
+    shown = rows[:limit]
+    yield from text_table.render(columns, shown, shutil.get_terminal_size((160, 24)).columns)
+    if len(rows) > limit:
+        yield f"(the first {limit} rows; --limit N shows more, --format csv all)"
+    else:
+        yield f"({len(rows)} row{'s' * (len(rows) != 1)})"
+
+
+def _csv(columns: list[str], rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
     out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return out.getvalue().rstrip()
+    writer = csv.writer(out, lineterminator="")
+    for row in ([tuple(columns)], rows):
+        for values in row:
+            writer.writerow(values)
+            yield out.getvalue()
+            out.seek(0)
+            out.truncate()
+
+
+def _json(columns: list[str], rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
+    for row in rows:
+        values = (None if isinstance(v, float) and not math.isfinite(v) else v for v in row)
+        yield json.dumps(dict(zip(columns, values, strict=True)), default=str)
+
+
+def _one_line(error: duckdb.Error) -> str:
+    """DuckDB's message without its drawing of the place; what it suggests stays."""
+    said = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in said if line and not line.startswith("LINE ") and line.strip("^~ "))
+
+
+def _count(con: duckdb.DuckDBPyConnection, query: str) -> int:
+    ((count,),) = con.execute(query).fetchall()
+    return int(count or 0)
