@@ -218,6 +218,23 @@ def test_a_cut_back_that_fails_is_made_good_before_the_next_write(
     assert [row.body for _, _, row in spool.read(tmp_path, 0)] == [b"x"]
 
 
+def test_segments_leave_the_page_cache_but_the_newest_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[str] = []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda fd, *_: forgotten.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+    )
+    open_before = len(os.listdir("/proc/self/fd"))
+    writer = SpoolWriter(tmp_path, 1 << 30, segment_bytes=1500)
+    for i in range(12):
+        end = append_all(writer, [bytes([i]) * 500])[0]
+        if i == 6:
+            spool.drop_before(tmp_path, end)  # the decoder may be ahead
+    names = [path.name for _, path in segments(tmp_path)]
+    assert forgotten and not set(forgotten) & set(names[-2:])
+    writer.close()
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
 def test_many_waiting_appends_share_an_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = SpoolWriter(tmp_path, 1 << 30)
     calls: list[int] = []
