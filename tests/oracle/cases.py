@@ -78,7 +78,7 @@ def ask_sql(home: Path, cases: list[Case]) -> list[dict[str, Any]]:
         rows = [row for place in places for row in cases[place].lake or cases[place].attempt.rows]
         lake, epoch = derived(home / str(number), rows, agent_match=agent_match, assign=assign)
         spans = {(row["rollout_id"], row["span_id"]): row for row in rows}
-        rewards = {row["rollout_id"]: row["reward"] for row in table(lake, epoch, "rollout_rewards")}
+        rewards = {row["call_id"]: row["return"] for row in table(lake, epoch, "call_returns")}
         for call in table(lake, epoch, "policy_calls"):
             span, answer = spans[call["rollout_id"], call["span_id"]], by_rollout[call["rollout_id"]]
             if call["left_out"] is not None:
@@ -88,7 +88,7 @@ def ask_sql(home: Path, cases: list[Case]) -> list[dict[str, Any]]:
                 "prompt": span["prompt_ids"],
                 "response": span["response_ids"],
                 "agent": call["agent"],
-                "reward": rewards[call["rollout_id"]],
+                "reward": rewards[call["call_id"]],
             }
             answer["triplets"].append(triplet)
     return answers

@@ -72,7 +72,8 @@ def parallel_calls_nest() -> Fault:
 
 def first_level_only() -> Fault:
     """Calls of two agents whose common parent never arrived. The oracle makes a node for it, and what lies under that is
-    on the second level, where nothing is repaired: no agent has a call. Here each is placed by itself."""
+    on the second level, where nothing is repaired: no agent has a call. Here the node is made as well, and since no
+    agent's time holds it, each child is placed by its own."""
     attempt, root = _rollout("first_level_only")
     attempt.agent("planner", (0.1, 0.4), root)
     attempt.call([1], [10], (0.2, 0.3), "00000000000000aa")
@@ -113,12 +114,12 @@ def other_agents_reward() -> Fault:
     attempt, root = _rollout("other_agents_reward")
     planner = attempt.agent("planner", (0.1, 0.4), root)
     attempt.call([1], [10], (0.2, 0.3), planner)
-    attempt.reward(0.25, 0.35, parent=planner)
+    attempt.reward(0.25, 0.35, parent=planner, reward_source="agent")
     planner = attempt.agent("planner", (0.4, 0.6), root)
     attempt.call([1], [11], (0.45, 0.55), planner)
     executor = attempt.agent("executor", (0.6, 0.9), root)
     attempt.call([2], [12], (0.65, 0.7), executor)
-    attempt.reward(1.0, 0.8, parent=executor)
+    attempt.reward(1.0, 0.8, parent=executor, reward_source="agent")
     return Fault(
         Case(attempt, "planner", "nearest"),
         oracle=[(10, "planner", 0.25), (11, "planner", 1.0)],
@@ -140,6 +141,20 @@ def second_reward_spills() -> Fault:
         Case(attempt),
         oracle=[(10, "planner", 1.0), (11, "planner", 0.25)],
         ours=[(10, "planner", 1.0), (11, "planner", 1.0)],
+    )
+
+
+def second_reward_spills_back() -> Fault:
+    """The same, where rewards go to calls (`assign: nearest`): the second has no call left, and is counted as
+    `call_has_reward` rather than given to a turn that it was not for."""
+    fault = second_reward_spills()
+    rows = fault.case.attempt.rows
+    for row in rows:
+        row["rollout_id"] += "_back"
+    return Fault(
+        Case(fault.case.attempt, assign="nearest"),
+        oracle=fault.oracle,
+        ours=[(10, "planner", 0.0), (11, "planner", 0.25)],
     )
 
 
@@ -185,6 +200,7 @@ FAULTS: dict[str, Callable[[], Fault]] = {
         order_of_traversal,
         other_agents_reward,
         second_reward_spills,
+        second_reward_spills_back,
         no_end,
         deep_chain,
         odd_attribute,

@@ -33,6 +33,7 @@ class _Rollout:
         self.reward_match = "first_sibling" if sibling else "first_occurrence"
         self.now = 0.0
         self.tokens = 10
+        self.rewarded = False
         root = self.attempt.root()
         for _ in range(self.random.randint(1, 4)):
             self._agent(root, 0)
@@ -71,7 +72,9 @@ class _Rollout:
         prompt = [self.random.randint(0, 9) for _ in range(self.random.randint(1, 6))]
         at = (self._tick(), self._tick())
         self.attempt.call(prompt, [self.tokens, 2], at, agent if self.linked else None)
-        if self.assign == "nearest" and self._matched(name) and self.random.random() < 0.7:
+        # A rollout without any reward would be left out.
+        if self.assign == "nearest" and self._matched(name) and (self.random.random() < 0.7 or not self.rewarded):
+            self.rewarded = True
             value = self.random.randint(-8, 8) / 8
             self.attempt.reward(value, self._tick(), parent=agent, reward_source="agent", trace_id="0" * 31 + "1")
 
