@@ -90,6 +90,7 @@ def _conclude(decoded: pa.Table) -> pa.Table:
     """
     decoded = decoded.set_column(0, "row", pa.array(np.arange(decoded.num_rows, dtype=np.int32)))
     with duckdb.connect(config={"threads": 1}) as con:
+        con.execute(f"CREATE TABLE agent_rules AS {sql.text('hierarchy/agent_rules')}")
         con.register("decoded_spans", decoded)
         concluded = con.sql(sql.text("ingest/spans")).to_arrow_table()
     sorted_spans = decoded.cast(schema.arrow_schema(schema.DECODED)).take(concluded["row"])

@@ -1,6 +1,7 @@
 -- What is concluded of spans when they enter the lake; all their other columns are as the decoder read them.
 -- Grain: one row per span received (retries of a batch included), in the order of the lake's files.
--- Inputs: decoded_spans (one row per span of the spool, attributes read by `attribute_aliases`; `row` numbers them).
+-- Inputs: decoded_spans (one row per span of the spool, attributes read by `attribute_aliases`; `row` numbers them),
+-- agent_rules.
 -- Rule: the scope that the server authenticated wins over what the agent wrote; what a generic attribute (`input.value`,
 -- `output.value`, entity names) means is decided by the kind of the span; what is not known stays NULL.
 WITH decoded AS (
@@ -20,12 +21,37 @@ WITH decoded AS (
             ) THEN lower(span_role)
             WHEN reward IS NOT NULL THEN 'reward'
             ELSE 'other'
-        END AS op,
-        CASE WHEN json_valid(attributes['metadata']) THEN attributes['metadata'] END AS metadata
+        END AS op
     FROM decoded_spans
+),
+written AS (
+    -- Text in which a rule looks for an agent's name; the decoder has put one attribute of those that hold one aside.
+    SELECT row, op, agent_name_source AS key, agent_name AS text FROM decoded WHERE agent_name IS NOT NULL
+    UNION ALL
+    SELECT row, op, unnest(map_keys(attributes)), unnest(map_values(attributes))
+    FROM decoded
+    WHERE list_has_any(map_keys(attributes), (SELECT list(key) FROM agent_rules))
+    UNION ALL
+    SELECT row, op, '', name FROM decoded
+),
+found AS (
+    SELECT
+        row,
+        rank,
+        says,
+        CASE
+            WHEN path IS NOT NULL THEN regexp_extract(CASE WHEN json_valid(text) THEN json_extract_string(text, path) END, pattern, 1)
+            WHEN pattern = '^(.+)$' THEN text -- as most are: DuckDB compiles a pattern that is no constant for each row
+            ELSE regexp_extract(text, pattern, 1)
+        END AS agent_name
+    FROM written
+    JOIN agent_rules AS rules ON rules.key = written.key AND (rules.ops IS NULL OR list_contains(rules.ops, written.op))
+),
+named AS (
+    SELECT row, min_by(agent_name, rank) AS agent_name, min_by(says, rank) AS says FROM found WHERE agent_name <> '' GROUP BY row
 )
 SELECT
-    row,
+    decoded.row,
     coalesce(scoped_rollout_id, resource['lightning.rollout_id'], resource['agentlightning.rollout_id'], declared_rollout_id) AS rollout_id,
     coalesce(scoped_attempt_id, resource['lightning.attempt_id'], resource['agentlightning.attempt_id'], declared_attempt_id) AS attempt_id,
     CASE
@@ -35,27 +61,8 @@ SELECT
         ELSE 'none'
     END AS scope,
     op,
-    coalesce(
-        nullif(agent_name, ''),
-        json_extract_string(metadata, '$.lc_agent_name'),
-        json_extract_string(metadata, '$.langgraph_node'),
-        nullif(regexp_extract(name, '^([\w-]+)\.run$', 1), ''),
-        CASE
-            WHEN lower(span_role) = 'agent' AND agent_name_source IS NULL
-                THEN coalesce(attributes['operation.name'], attributes['traceloop.entity.name'])
-        END
-    ) AS agent_name,
-    CASE
-        WHEN agent_name <> '' THEN agent_name_source
-        WHEN json_extract_string(metadata, '$.lc_agent_name') IS NOT NULL THEN 'metadata.lc_agent_name'
-        WHEN json_extract_string(metadata, '$.langgraph_node') IS NOT NULL THEN 'metadata.langgraph_node'
-        WHEN regexp_matches(name, '^[\w-]+\.run$') THEN 'span name'
-        WHEN lower(span_role) = 'agent' AND agent_name_source IS NULL THEN
-            CASE
-                WHEN attributes['operation.name'] IS NOT NULL THEN 'operation.name'
-                WHEN attributes['traceloop.entity.name'] IS NOT NULL THEN 'traceloop.entity.name'
-            END
-    END AS agent_name_source,
+    named.agent_name,
+    named.says AS agent_name_source,
     CASE
         WHEN response_id IS NOT NULL THEN response_id
         -- the reply as OpenInference's instrumentations of OpenAI and of LangChain write it
@@ -78,4 +85,5 @@ SELECT
     END AS tool_result,
     coalesce(reward_name, CASE WHEN reward IS NOT NULL THEN 'reward' END) AS reward_name
 FROM decoded
+LEFT JOIN named USING (row)
 ORDER BY rollout_id, attempt_id, start_ns, trace_id, span_id, record_offset, record_index

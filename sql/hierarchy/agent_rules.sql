@@ -1,0 +1,33 @@
+-- Where frameworks write the name of an agent.
+-- Grain: one row per convention; the lowest `rank` that gives a name wins. Inputs: none; this file is the table. It is read
+-- when spans enter the lake (sql/ingest/spans.sql); rows of the settings (`agent_rules`) come before it, when an epoch is
+-- derived (sql/hierarchy/user_names.sql), so they hold for spans that are there already.
+-- Rule: the text is an attribute or the span's name; where it is JSON, what lies at `path` in it. The name is the first
+-- group of `pattern` (RE2). `ops`: only on spans of these kinds. `says` goes into `agent_name_source`.
+SELECT * FROM (VALUES
+    -- GenAI conventions: pydantic-ai, Agent Framework, AutoGen, OpenAI Agents
+    ( 1, 'attribute', 'gen_ai.agent.name',     NULL,                         '^(.+)$',     NULL,                  'gen_ai.agent.name'),
+    -- OpenInference, AgentOps
+    ( 2, 'attribute', 'agent.name',            NULL,                         '^(.+)$',     NULL,                  'agent.name'),
+    ( 3, 'attribute', 'agent_name',            NULL,                         '^(.+)$',     NULL,                  'agent_name'),
+    -- LangChain: the agent; LangGraph: the outermost node, which is the first part of its checkpoint's name
+    ( 4, 'attribute', 'lc_agent_name',         NULL,                         '^(.+)$',     NULL,                  'lc_agent_name'),
+    ( 5, 'attribute', 'metadata',              '$.lc_agent_name',            '^(.+)$',     NULL,                  'metadata.lc_agent_name'),
+    ( 6, 'attribute', 'metadata',              '$.langgraph_checkpoint_ns',  '^([^:|]+):', NULL,                  'metadata.langgraph_checkpoint_ns'),
+    ( 7, 'attribute', 'langgraph_node',        NULL,                         '^(.+)$',     NULL,                  'langgraph_node'),
+    ( 8, 'attribute', 'metadata',              '$.langgraph_node',           '^(.+)$',     NULL,                  'metadata.langgraph_node'),
+    -- Traceloop: the outermost entity
+    ( 9, 'attribute', 'traceloop.entity.path', NULL,                         '^([^.]+)',   NULL,                  'traceloop.entity.path'),
+    -- CrewAI, OpenAI Agents in OpenInference: also on spans that are no agents
+    (10, 'attribute', 'graph.node.id',         NULL,                         '^(.+)$',     ['agent', 'chain', 'workflow', 'task', 'other'], 'graph.node.id'),
+    -- smolagents; CrewAI calls its tools so
+    (11, 'span_name', '',                      NULL,                         '^([\w-]+)\.run$', ['agent', 'chain', 'workflow', 'task', 'other'], 'span name'),
+    -- AutoGen: the agent and the id of its runtime
+    (12, 'attribute', 'recipient_agent_type',  NULL,
+        '^(.+?)(?:_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})?$', NULL,                        'recipient_agent_type'),
+    (13, 'attribute', 'executor.id',           NULL,                         '^(.+)$',     NULL,                  'executor.id'),
+    -- AgentOps, Traceloop: what a span of kind agent is called
+    (14, 'attribute', 'operation.name',        NULL,                         '^(.+)$',     ['agent'],             'operation.name'),
+    (15, 'attribute', 'traceloop.entity.name', NULL,                         '^(.+)$',     ['agent'],             'traceloop.entity.name')
+) AS rules (rank, source, key, path, pattern, ops, says)
+ORDER BY rank
