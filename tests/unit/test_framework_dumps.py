@@ -5,10 +5,8 @@ The gateway saw every request, so whose call it was is known: the system message
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +64,7 @@ EXPECTED = {
     ("smolagents", "sequential"): Expected(ONE_EXECUTOR, tools(final_answer=2)),
     ("smolagents", "parallel"): Expected(TWO_EXECUTORS, tools(2, final_answer=3)),
 }
+Rollouts = dict[str, "Rollout"]
 every_dump = pytest.mark.parametrize(("name", "variant"), EXPECTED)
 
 
@@ -77,38 +76,36 @@ class Rollout:
 
 
 @pytest.fixture(scope="module")
-def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(name, variant) → Rollout; each dump is decoded and derived once."""
-
-    @cache
-    def of_dump(name: str) -> dict[str, Rollout]:
-        return _rollouts(tmp_path_factory.mktemp(name), name)
-
-    return lambda name, variant: of_dump(name)[variant]
-
-
-def _rollouts(home: Path, name: str) -> dict[str, Rollout]:
-    records = [(place, place + 1, record) for place, record in enumerate(dump.load(name))]
-    spans, rejected = Decoder().decode(records)
+def rollouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rollout]:
+    """`<name>.<variant>` → Rollout; all dumps are one epoch."""
+    records = [record for name in dump.frameworks() for record in dump.load(name)]
+    spans, rejected = Decoder().decode([(place, place + 1, record) for place, record in enumerate(records)])
     assert not rejected
-    rows = spans.to_pylist()
-    names = sorted({row["rollout_id"] for row in rows})
-    for rollout in names:
+    by_rollout: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in spans.to_pylist():
+        by_rollout[row["rollout_id"]].append(row)
+    for rollout, rows in by_rollout.items():
         rewarded = Attempt(rollout, "a1")
         rewarded.reward(1.0, start_ns=max(row["start_ns"] for row in rows))
         rows += rewarded.rows
-    lake, epoch = derived(home, rows, agent_match="executor")
-    calls = table(lake, epoch, "policy_calls")
-    made = {}
-    for rollout in names:
-        own = [row for row in rows if row["rollout_id"] == rollout]
-        gateway = [row for row in own if row["instrumentation"] == "lightning_core.server"]
-        made[rollout.partition(".")[2]] = Rollout(
-            own,
-            [call for call in calls if call["rollout_id"] == rollout],
-            {row["response_id"]: _made_by(row["input_messages"]) for row in gateway},
+    lake, epoch = derived(
+        tmp_path_factory.mktemp("lake"), [row for rows in by_rollout.values() for row in rows], agent_match="executor"
+    )
+    calls: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for call in table(lake, epoch, "policy_calls"):
+        calls[call["rollout_id"]].append(call)
+    return {
+        rollout: Rollout(
+            rows,
+            calls[rollout],
+            {
+                row["response_id"]: _made_by(row["input_messages"])
+                for row in rows
+                if row["instrumentation"] == "lightning_core.server"
+            },
         )
-    return made
+        for rollout, rows in by_rollout.items()
+    }
 
 
 def _made_by(messages: str) -> str | None:
@@ -123,16 +120,16 @@ def test_every_framework_has_its_dump() -> None:
 
 
 @every_dump
-def test_every_llm_call_is_there_once_with_its_token_ids(rollouts: Any, name: str, variant: str) -> None:
-    rollout = rollouts(name, variant)
+def test_every_llm_call_is_there_once_with_its_token_ids(rollouts: Rollouts, name: str, variant: str) -> None:
+    rollout = rollouts[f"{name}.{variant}"]
     assert Counter(rollout.made_by.values()) == EXPECTED[name, variant].calls
     assert sorted(str(call["response_id"]) for call in rollout.calls) == sorted(rollout.made_by)
     assert all(call["prompt_tokens"] and call["response_tokens"] for call in rollout.calls)
 
 
 @every_dump
-def test_a_call_goes_to_the_agent_that_made_it_or_is_ambiguous(rollouts: Any, name: str, variant: str) -> None:
-    rollout = rollouts(name, variant)
+def test_a_call_goes_to_the_agent_that_made_it_or_is_ambiguous(rollouts: Rollouts, name: str, variant: str) -> None:
+    rollout = rollouts[f"{name}.{variant}"]
     calls = [call for call in rollout.calls if call["policy"] is not None]
     known = [call for call in calls if call["left_out"] != "ambiguous_agent"]
     assert {call["response_id"]: call["agent"] for call in known} == {
@@ -142,8 +139,8 @@ def test_a_call_goes_to_the_agent_that_made_it_or_is_ambiguous(rollouts: Any, na
 
 
 @every_dump
-def test_agent_match_takes_the_executors_calls_and_no_other(rollouts: Any, name: str, variant: str) -> None:
-    rollout = rollouts(name, variant)
+def test_agent_match_takes_the_executors_calls_and_no_other(rollouts: Rollouts, name: str, variant: str) -> None:
+    rollout = rollouts[f"{name}.{variant}"]
     trained = [rollout.made_by[call["response_id"]] for call in rollout.calls if call["left_out"] is None]
     assert set(trained) <= {"executor"}
     ambiguous = [rollout.made_by[c["response_id"]] for c in rollout.calls if c["left_out"] == "ambiguous_agent"]
@@ -152,15 +149,15 @@ def test_agent_match_takes_the_executors_calls_and_no_other(rollouts: Any, name:
 
 
 @every_dump
-def test_tool_calls_are_rows_and_so_are_their_failures(rollouts: Any, name: str, variant: str) -> None:
-    spans = [span for span in rollouts(name, variant).spans if span["op"] == "tool"]
+def test_tool_calls_are_rows_and_so_are_their_failures(rollouts: Rollouts, name: str, variant: str) -> None:
+    spans = [span for span in rollouts[f"{name}.{variant}"].spans if span["op"] == "tool"]
     found = Counter((span["tool_name"], span["status"] == "error") for span in spans)
     assert found == EXPECTED[name, variant].tools
 
 
-def test_a_tool_is_no_agent(rollouts: Any) -> None:
+def test_a_tool_is_no_agent(rollouts: Rollouts) -> None:
     """CrewAI calls its tools' spans `lookup.run`, as smolagents does its agents'."""
-    spans = rollouts("crewai", "sequential").spans
+    spans = rollouts["crewai.sequential"].spans
     assert {span["agent_name"] for span in spans if span["op"] == "tool"} == {None}
 
 
