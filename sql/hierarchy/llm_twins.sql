@@ -4,9 +4,9 @@
 -- Inputs: nodes, declared, llm_content.
 -- Rule, by `method`: `response_id`: LLM spans of one attempt with the same response id are one call, unless token ids of
 -- different lengths were sampled under it (a mock's constant id is no identity). `nested`: an LLM span in an LLM span
--- (an HTTP client's between them or not) that has no other id. `content`: the same messages and answer at the same time,
--- once in the attempt, where one of the two has no response id. The one with token ids stays; else the one that knows
--- its policy; else the earliest.
+-- (an HTTP client's between them or not) that has no other id; a span around several calls is taken for the first.
+-- `content`: two records that say the same at the same time, and no third does, where one of them has no response id. The
+-- record with token ids stays; else the one that knows its policy; else the earliest.
 WITH RECURSIVE
 llm AS MATERIALIZED (
     SELECT
@@ -20,15 +20,16 @@ llm AS MATERIALIZED (
     FROM nodes
     WHERE op = 'llm'
 ),
-responses AS MATERIALIZED (
-    SELECT attempt, response_id, min(node) AS first
-    FROM llm
-    WHERE response_id IS NOT NULL
-    GROUP BY attempt, response_id
-    HAVING count(*) > 1 AND count(DISTINCT lengths) <= 1
-),
 same_response AS MATERIALIZED (
-    SELECT llm.node, responses.first FROM llm JOIN responses USING (attempt, response_id)
+    SELECT llm.node, shared.first
+    FROM llm
+    JOIN (
+        SELECT attempt, response_id, min(node) AS first
+        FROM llm
+        WHERE response_id IS NOT NULL
+        GROUP BY attempt, response_id
+        HAVING count(*) > 1 AND count(DISTINCT lengths) <= 1
+    ) AS shared USING (attempt, response_id)
 ),
 enclosing AS MATERIALIZED (
     -- The LLM span right above each LLM span.
@@ -44,54 +45,73 @@ enclosing AS MATERIALIZED (
     JOIN declared AS higher ON higher.node = client.node
     JOIN llm AS above ON above.node = higher.parent
 ),
-nested AS (
-    -- A span around several calls is taken for the first of them.
-    SELECT min(inside.node) AS node, outside.node AS other
+nested AS MATERIALIZED (
+    SELECT min(inside.node) AS node, outside.node AS outer_node
     FROM enclosing
     JOIN llm AS inside ON inside.node = enclosing.node
     JOIN llm AS outside ON outside.node = enclosing.outer_node
     WHERE coalesce(inside.response_id = outside.response_id, true) AND coalesce(inside.lengths = outside.lengths, true)
     GROUP BY outside.node
 ),
-told_alike AS MATERIALIZED (
-    SELECT attempt, said, min(llm.node) AS first
-    FROM llm_content
-    JOIN llm USING (node, attempt)
-    GROUP BY attempt, said
-    HAVING count(*) > 1
-        AND count(DISTINCT response_id) <= 1
-        AND count(DISTINCT lengths) <= 1
-        AND max(start_ns) <= min(end_ns) + 50_000_000
-),
-same_content AS (
-    SELECT node, first AS other FROM llm_content JOIN told_alike USING (attempt, said) WHERE node <> first
-),
-pairs AS MATERIALIZED (
-    -- The two kinds link groups of one response id; `first` stands for such a group.
-    SELECT coalesce(a.first, pair.node) AS node, coalesce(b.first, pair.other) AS other
-    FROM (FROM nested UNION ALL FROM same_content) AS pair
-    LEFT JOIN same_response AS a ON a.node = pair.node
-    LEFT JOIN same_response AS b ON b.node = pair.other
-),
-linked AS (
-    SELECT node, other FROM pairs
-    UNION
-    SELECT other, node FROM pairs
+linked AS MATERIALIZED (
+    -- Between groups of one response id; `first` stands for such a group.
+    SELECT coalesce(a.first, nested.node) AS node, coalesce(b.first, nested.outer_node) AS other
+    FROM nested
+    LEFT JOIN same_response AS a ON a.node = nested.node
+    LEFT JOIN same_response AS b ON b.node = nested.outer_node
 ),
 reached AS (
-    SELECT node, node AS member FROM linked
+    SELECT node, node AS member FROM (SELECT node FROM linked UNION SELECT other FROM linked)
     UNION
-    SELECT reached.node, linked.other FROM reached JOIN linked ON linked.node = reached.member
+    SELECT reached.node, linked.other
+    FROM reached
+    JOIN (FROM linked UNION SELECT other, node FROM linked) AS linked ON linked.node = reached.member
 ),
-joined AS (
-    SELECT node, min(member) AS call FROM reached GROUP BY node
-),
-members AS (
+by_id AS MATERIALIZED (
+    -- Records of one call as ids and nesting tell it.
     SELECT same_response.node, coalesce(joined.call, first) AS call
     FROM same_response
-    LEFT JOIN joined ON joined.node = first
+    LEFT JOIN (SELECT node, min(member) AS call FROM reached GROUP BY node) AS joined ON joined.node = first
     UNION
-    SELECT node, call FROM joined
+    SELECT node, min(member) FROM reached GROUP BY node
+),
+calls AS MATERIALIZED (
+    -- What each of them said; calls of one record among them.
+    SELECT
+        llm.attempt,
+        coalesce(by_id.call, llm.node) AS call,
+        llm_content.said,
+        max(llm.response_id) OVER same_call AS response_id,
+        max(llm.lengths) OVER same_call AS lengths,
+        llm.start_ns,
+        llm.end_ns
+    FROM llm
+    JOIN llm_content USING (node)
+    LEFT JOIN by_id USING (node)
+    WINDOW same_call AS (PARTITION BY coalesce(by_id.call, llm.node))
+),
+same_content AS (
+    SELECT min(call) AS call, max(call) AS other
+    FROM calls
+    GROUP BY attempt, said
+    HAVING count(DISTINCT call) = 2
+        AND count(DISTINCT response_id) <= 1
+        AND count(DISTINCT lengths) <= 1
+        AND bool_or(response_id IS NULL)
+        AND max(start_ns) <= min(end_ns) + 50_000_000
+),
+told_alike AS (
+    -- A call that is like two others is neither.
+    SELECT call, other
+    FROM same_content
+    QUALIFY count(*) OVER (PARTITION BY call) = 1 AND count(*) OVER (PARTITION BY other) = 1
+),
+members AS (
+    SELECT llm.node, coalesce(told_alike.call, by_id.call, llm.node) AS call
+    FROM llm
+    LEFT JOIN by_id USING (node)
+    LEFT JOIN told_alike ON told_alike.other = coalesce(by_id.call, llm.node)
+    WHERE by_id.node IS NOT NULL OR told_alike.call IS NOT NULL OR llm.node IN (SELECT call FROM told_alike)
 ),
 keepers AS (
     SELECT
@@ -107,7 +127,7 @@ SELECT
     kept,
     CASE
         WHEN node IN (SELECT node FROM same_response) THEN 'response_id'
-        WHEN node IN (SELECT node FROM nested UNION ALL SELECT other FROM nested) THEN 'nested'
+        WHEN node IN (SELECT node FROM nested UNION ALL SELECT outer_node FROM nested) THEN 'nested'
         ELSE 'content'
     END AS method
 FROM keepers
