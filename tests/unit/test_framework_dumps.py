@@ -72,6 +72,7 @@ every_dump = pytest.mark.parametrize(("name", "variant"), EXPECTED)
 class Rollout:
     spans: list[dict[str, Any]]
     calls: list[dict[str, Any]]  # policy_calls with `agent_match: executor`
+    merges: list[dict[str, Any]]
     made_by: dict[str, str | None]  # response id → agent, as the gateway saw it
 
 
@@ -91,13 +92,12 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rollout]:
     lake, epoch = derived(
         tmp_path_factory.mktemp("lake"), [row for rows in by_rollout.values() for row in rows], agent_match="executor"
     )
-    calls: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for call in table(lake, epoch, "policy_calls"):
-        calls[call["rollout_id"]].append(call)
+    calls, merges = (_by_rollout(table(lake, epoch, name)) for name in ("policy_calls", "merges"))
     return {
         rollout: Rollout(
             rows,
             calls[rollout],
+            merges[rollout],
             {
                 row["response_id"]: _made_by(row["input_messages"])
                 for row in rows
@@ -106,6 +106,13 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rollout]:
         )
         for rollout, rows in by_rollout.items()
     }
+
+
+def _by_rollout(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found = defaultdict(list)
+    for row in rows:
+        found[row["rollout_id"]].append(row)
+    return found
 
 
 def _made_by(messages: str) -> str | None:
@@ -146,6 +153,19 @@ def test_agent_match_takes_the_executors_calls_and_no_other(rollouts: Rollouts, 
     ambiguous = [rollout.made_by[c["response_id"]] for c in rollout.calls if c["left_out"] == "ambiguous_agent"]
     made = EXPECTED[name, variant].calls.get("executor", 0)
     assert len(trained) == made - ambiguous.count("executor")
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in EXPECTED} - {"raw_openai", "smolagents"}))
+def test_the_turns_of_an_agent_are_one_sequence(rollouts: Rollouts, name: str) -> None:
+    merges = rollouts[f"{name}.sequential"].merges
+    assert len(merges) == ONE_EXECUTOR["executor"]
+    assert len({merge["sequence_id"] for merge in merges}) == 1
+
+
+def test_smolagents_writes_its_history_anew(rollouts: Rollouts) -> None:
+    """A call that failed is not repeated in the next prompt, and the others are repeated as text."""
+    merges = rollouts["smolagents.sequential"].merges
+    assert len({merge["sequence_id"] for merge in merges}) == len(merges) == ONE_EXECUTOR["executor"]
 
 
 @every_dump
