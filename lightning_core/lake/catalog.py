@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 
 from lightning_core.lake import schema, sql
-from lightning_core.lake.manifest import Manifests
+from lightning_core.lake.manifest import Manifests, SpanFile
 
 # Views in the order they build on one another.
 VIEWS = (
@@ -90,14 +90,29 @@ DERIVED = (
 EMPTY_SPANS = f"SELECT {', '.join(f'NULL::{c.type} AS {c.name}' for c in schema.SPANS)} WHERE false"
 
 
-def spans_view(files: list[str], span_range: tuple[int, int | None] = (0, None)) -> str:
+def span_rows(files: list[SpanFile], root: Path | None = None) -> str:
+    """SELECT of the rows of span files; paths relative to the lake, or with `root` absolute, and a column `filename`."""
+    named = root is not None
+    if not files:
+        return EMPTY_SPANS.replace(" WHERE", ", '' AS filename WHERE") if named else EMPTY_SPANS
+    paths = file_list([str(root.resolve() / f.path) if root is not None else f.path for f in files])
+    options = ", filename = true" if named else ""
+    if all(f.columns == schema.columns_digest() for f in files):
+        return f"SELECT * FROM read_parquet({paths}{options})"
+    # Files of another version have other columns: those they lack are NULL.
+    columns = ", ".join([c.name for c in schema.SPANS] + ["filename"] * named)
+    everything = f"FROM read_parquet({paths}, union_by_name = true{options}) UNION ALL BY NAME {EMPTY_SPANS}"
+    return f"SELECT {columns} FROM ({everything})"
+
+
+def spans_view(files: list[SpanFile], span_range: tuple[int, int | None] = (0, None)) -> str:
     """DDL of the view `spans` over a range of the spool in some files; an empty table where there is no file."""
-    if files:
-        start, end = span_range
-        bounds = [f"record_offset >= {start}"] * (start > 0) + [f"record_offset < {end}"] * (end is not None)
-        where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
-        return f"CREATE OR REPLACE VIEW spans AS FROM read_parquet({file_list(files)}){where}"
-    return f"CREATE OR REPLACE VIEW spans AS {EMPTY_SPANS}"
+    start, end = span_range
+    bounds = [f"record_offset >= {start}"] * (start > 0) + [f"record_offset < {end}"] * (end is not None)
+    rows = span_rows(files)
+    if files and bounds:
+        rows = f"FROM ({rows}) WHERE {' AND '.join(bounds)}"
+    return f"CREATE OR REPLACE VIEW spans AS {rows}"
 
 
 def build(root: Path, manifests: Manifests, rejected: Path) -> Path:
@@ -107,7 +122,7 @@ def build(root: Path, manifests: Manifests, rejected: Path) -> Path:
     beside = root / f".catalog-{secrets.token_hex(4)}.duckdb"
     try:
         with duckdb.connect(str(beside), config={"file_search_path": str(root)}) as con:
-            con.execute(spans_view([f.path for f in manifests.spans().files]))
+            con.execute(spans_view(manifests.spans().files))
             tables: dict[str, list[str]] = {name: [] for name in DERIVED}
             for epoch in manifests.epochs():
                 for name, table in epoch.tables.items():

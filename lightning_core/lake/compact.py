@@ -112,10 +112,10 @@ def rewrite(lake: Lake, files: list[SpanFile], leaving: pa.Table | None = None) 
     The files depend on the set of rows and nothing else, but for their names. The manifest does not name them yet.
     """
     paths = [f.path for f in files]
-    others = [f.path for f in lake.manifests.spans().files if f.path not in set(paths)]
+    others = [f for f in lake.manifests.spans().files if f.path not in set(paths)]
     with lake.engine(_MEMORY_GB) as con:
-        con.execute(f"CREATE VIEW merged AS FROM read_parquet({catalog.file_list(paths)})")
-        con.execute(retries.view("arriving", paths))
+        con.execute(f"CREATE VIEW merged AS {catalog.span_rows(files)}")
+        con.execute(retries.view("arriving", files))
         con.execute(retries.view("stored", others))
         con.execute(f"CREATE TABLE gone AS {sql.text('lake/retries')}")
         if leaving is not None:
@@ -135,7 +135,7 @@ def _bounds(con: duckdb.DuckDBPyConnection, root: Path, files: list[SpanFile]) -
     for file in files:
         footer = pq.read_metadata(root / file.path)
         size += sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
-    ranges = int(max(2 * size, _ROW_BYTES * rows) / (_MEMORY_GB * 1e9 / 4)) + 1
+    ranges = int(max(2 * size, _ROW_BYTES * rows) / (_MEMORY_GB * 0.4e9)) + 1
     if ranges == 1:
         return []
     every = max(rows // (ranges * _SAMPLES), 1)

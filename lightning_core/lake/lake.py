@@ -85,7 +85,7 @@ class Lake:
         decoded, bad = decoder.decode(batch)
         if redaction is not None:
             decoded, bad = redaction.spans(decoded), redaction.rejected(bad)
-        table = retries.without(decoded, self.root, [f.path for f in manifest.files])
+        table = retries.without(decoded, self.root, manifest.files)
         name = f"{first:020d}-{last:020d}"
         if table.num_rows:
             path = f"spans/{name}.parquet"
@@ -138,9 +138,9 @@ class Lake:
                 raise LakeError(f"another process works on run {run!r} of {self.root.parent}; wait for it, or stop it")
             yield
 
-    def files_between(self, start: int, end: int | None) -> list[str]:
+    def files_between(self, start: int, end: int | None) -> list[SpanFile]:
         """Span files that hold any of the spool's range [start, end); `end` None: all there is."""
-        return [f.path for f in self.manifests.spans().files if f.end > start and (end is None or f.start < end)]
+        return [f for f in self.manifests.spans().files if f.end > start and (end is None or f.start < end)]
 
     @contextlib.contextmanager
     def connect(

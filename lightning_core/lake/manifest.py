@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from lightning_core.files import write_atomic
+from lightning_core.lake import schema
 
 Mode = Literal["train", "evaluate"]
 
@@ -32,6 +33,7 @@ class SpanFile(_Manifest):
     bytes: int
     start: int  # spool offsets that the file decodes
     end: int
+    columns: str = Field(default_factory=schema.columns_digest)  # schema.SPANS as it was when the file was written
 
 
 class Retired(_Manifest):

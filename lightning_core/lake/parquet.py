@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from lightning_core.files import fsync
 from lightning_core.lake import schema
 
-ROWS_A_GROUP = 16_384
+ROWS_A_GROUP = 32_768
 BYTES_A_GROUP = 64 << 20  # before compression: what a writer holds in memory
 _COMPRESSION = {"compression": "zstd", "compression_level": 1}
 # Values that hardly ever repeat: a dictionary of them is built for nothing.

@@ -111,7 +111,7 @@ def _plan(lake: Lake, older_than_days: float | None, runs: Sequence[str]) -> Lea
     before_ns = None if older_than_days is None else time.time_ns() - int(older_than_days * _DAY_NS)
     parts = []
     with lake.engine() as con:
-        _inputs(con, lake, manifest.files)
+        con.execute(f"CREATE VIEW stored AS {catalog.span_rows(manifest.files, lake.root)}")
         if runs:
             con.register("leaving_runs", pa.table({"run": pa.array(runs, pa.string())}))
             parts.append(sql.text("lake/leaving_by_run"))
@@ -148,14 +148,6 @@ def _finished(epoch: EpochManifest) -> bool:
 
 def _absolute(lake: Lake, file: SpanFile) -> str:
     return str(lake.root.resolve() / file.path)
-
-
-def _inputs(con: duckdb.DuckDBPyConnection, lake: Lake, files: list[SpanFile]) -> None:
-    if files:
-        paths = catalog.file_list([_absolute(lake, f) for f in files])
-        con.execute(f"CREATE VIEW stored AS FROM read_parquet({paths}, filename = true)")
-    else:
-        con.execute(f"CREATE VIEW stored AS SELECT *, '' AS filename FROM ({catalog.EMPTY_SPANS})")
 
 
 def _rejected(lake: Lake, rollouts: set[str], before_ns: int | None) -> Iterator[tuple[Path, int, list[str]]]:

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_core.lake import catalog, sql
+from lightning_core.lake.manifest import SpanFile
 
 IDENTITY = ("rollout_id", "attempt_id", "trace_id", "span_id", "content_hash", "record_offset", "record_index")
 
 
-def without(table: pa.Table, root: Path, files: list[str]) -> pa.Table:
+def without(table: pa.Table, root: Path, files: list[SpanFile]) -> pa.Table:
     """`table` without the rows that repeat one before them, in it or in the span files (relative to `root`)."""
     hashes = table["content_hash"]
     if not table.num_rows or (not files and pc.count_distinct(hashes).as_py() == len(hashes)):
@@ -37,9 +38,7 @@ def without(table: pa.Table, root: Path, files: list[str]) -> pa.Table:
     return table.filter(pa.array([place not in gone for place in places]))
 
 
-def view(name: str, files: list[str], where: str = "true") -> str:
+def view(name: str, files: list[SpanFile], where: str = "true") -> str:
     """DDL of a view of the columns that tell a retry, over span files."""
     columns = ", ".join(IDENTITY)
-    if not files:
-        return f"CREATE VIEW {name} AS SELECT {columns} FROM ({catalog.EMPTY_SPANS})"
-    return f"CREATE VIEW {name} AS SELECT {columns} FROM read_parquet({catalog.file_list(files)}) WHERE {where}"
+    return f"CREATE VIEW {name} AS SELECT {columns} FROM ({catalog.span_rows(files)}) WHERE {where}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cache
 
 import pyarrow as pa
 
@@ -146,6 +148,12 @@ DECODED: tuple[Column, ...] = (
 
 def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
     return pa.schema([(c.name, c.arrow) for c in columns])
+
+
+@cache
+def columns_digest() -> str:
+    """Digest of the columns of `spans`: files of another one were written by another version."""
+    return hashlib.sha256(repr([(c.name, c.type) for c in SPANS]).encode()).hexdigest()[:12]
 
 
 def data_dictionary() -> str:

@@ -2,7 +2,8 @@
 -- Grain: one row per row of `arriving` that is not the first of its kind.
 -- Inputs: arriving, stored (rollout_id, attempt_id, trace_id, span_id, content_hash, record_offset, record_index).
 -- Rule: same identity (NULL is a value like others) and same content; the first by (record_offset, record_index) stays,
--- wherever it lies. A hash that stands once is settled without looking at identities.
+-- wherever it lies. A hash that stands once is settled without looking at identities. Two rows of one place, which no
+-- lake should have, both stay: a place names what goes.
 WITH again AS (
     SELECT content_hash FROM arriving GROUP BY content_hash HAVING count(*) > 1
     UNION
@@ -16,7 +17,7 @@ suspects AS (
 numbered AS (
     SELECT
         *,
-        row_number() OVER (
+        dense_rank() OVER (
             PARTITION BY rollout_id, attempt_id, trace_id, span_id, content_hash
             ORDER BY record_offset, record_index
         ) AS place

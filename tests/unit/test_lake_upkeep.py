@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import main
-from lightning_core.lake import ask, catalog, compact, parquet
+from lightning_core.lake import ask, catalog, compact, parquet, schema
 from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
@@ -276,7 +276,7 @@ def test_rejected_spans_are_in_the_catalog_and_go_with_their_age(tmp_path: Path)
     lake.rebuild_catalog()
     row = json.loads(ask.answer(lake.root, "SELECT rollout_id, received_ns, spans FROM rejections", "json"))
     assert row == {"rollout_id": "r.2", "received_ns": 7, "spans": 1}
-    assert "1 span rejected" in ask.overview(lake.root)
+    assert "could not be decoded: 1 (table rejections)" in ask.overview(lake.root)
     leaving = retain(lake, older_than_days=1)
     assert [gone for _, gone, _ in leaving.rejected] == [1]
     assert json.loads(ask.answer(lake.root, "SELECT count(*) AS n FROM rejections", "json")) == {"n": 0}
@@ -305,3 +305,20 @@ def test_retention_without_a_lake_or_a_wish_says_what_to_give(tmp_path: Path) ->
     ):
         done = CliRunner().invoke(main, ["lake", *arguments, "--home", str(tmp_path)])
         assert done.exit_code == 1 and said in done.output
+
+
+def test_files_of_a_version_with_other_columns_are_read_and_compacted_to_todays(tmp_path: Path) -> None:
+    lake = rollouts(tmp_path, "r.1", "r.2")
+    manifest = lake.manifests.spans()
+    old = lake.root / manifest.files[0].path
+    table = pq.read_table(old).drop_columns(["kind"])
+    parquet.write_table(old, table.append_column("of_old", [["x"] * 4]))
+    manifest.files[0].columns = "another"
+    lake.manifests.put_spans(manifest)
+    with lake.connect() as con:
+        assert con.execute("SELECT count(*), count(kind) FROM spans").fetchall() == [(8, 4)]
+    assert retain(lake, older_than_days=1, dry_run=True).spans == 8
+    compact.compact(lake, everything=True)
+    (file,) = lake.manifests.spans().files
+    assert pq.read_schema(lake.root / file.path).equals(schema.arrow_schema(schema.SPANS))
+    assert len(spans(lake)) == 8
