@@ -92,8 +92,8 @@ class Attempt:
 
 
 def settings(home: Path, **changes: Any) -> Settings:
-    """Settings for a derived epoch; `agent_match`, `agent_exclude` and reward settings may be given by name."""
-    policy = {k: changes.pop(k) for k in ("agent_match", "agent_exclude") if k in changes}
+    """Settings for a derived epoch; those of a policy (`agent_match`, `advantages`, …) and of rewards may be given by name."""
+    policy = {k: changes.pop(k) for k in PolicySettings.model_fields if k in changes}
     policies = changes.pop("policies", None) or [PolicySettings(**policy)]
     reward = RewardSettings(**{k: changes.pop(k) for k in list(changes) if k in RewardSettings.model_fields})
     return Settings(
@@ -110,7 +110,7 @@ def settings(home: Path, **changes: Any) -> Settings:
 def derived(
     home: Path, rows: list[dict[str, Any]], mode: str = "train", planned: list[str] | None = None, **changes: Any
 ) -> tuple[Lake, EpochManifest]:
-    """Write rows as one span file in the order given and derive the epoch from it."""
+    """Write rows as one span file in the order given and derive the epoch (of `versions`) from it."""
     lake = Lake(home)
     path = "spans/0.parquet"
     (lake.root / "spans").mkdir(parents=True, exist_ok=True)
@@ -121,6 +121,7 @@ def derived(
     lake.manifests.put_spans(SpanManifest(decoded_offset=_END, files=[file]))
     epoch = EpochManifest(run="run", epoch=0, mode=mode, opened_offset=0, sealed_offset=_END)  # type: ignore[arg-type]
     epoch.planned = planned or []
+    epoch.versions = changes.pop("versions", {})
     derive(lake, epoch, settings(home, **changes), "key")
     lake.manifests.put_epoch(epoch)
     return lake, epoch

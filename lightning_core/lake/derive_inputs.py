@@ -233,9 +233,10 @@ def _estimate(con: duckdb.DuckDBPyConnection, estimator: str) -> list[str]:
             raise SettingsError(f"policies.advantages: {estimator}: no column {', '.join(missing)}; {contract}")
         keys = ", ".join(_ESTIMATOR_KEYS)
         twice = con.execute(f"SELECT {keys} FROM estimated GROUP BY ALL HAVING count(*) > 1 LIMIT 1").fetchone()
-        con.execute("SELECT advantage::DOUBLE, step::BIGINT FROM estimated LIMIT 1")
+        con.execute("SELECT count(advantage::DOUBLE), count(step::BIGINT) FROM estimated").fetchall()
     except duckdb.Error as error:
-        raise SettingsError(f"policies.advantages: {estimator}: {error}; {contract}") from None
+        reason = str(error).split("\n", 1)[0]
+        raise SettingsError(f"policies.advantages: {estimator}: {reason}; {contract}") from None
     if twice is not None:
         where = ", ".join(f"{name} {value!r}" for name, value in zip(_ESTIMATOR_KEYS, twice, strict=True))
         raise SettingsError(f"policies.advantages: {estimator}: two rows for {where}; {contract}")

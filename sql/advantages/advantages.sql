@@ -19,7 +19,7 @@ WITH judged AS (
         CASE
             WHEN estimates.left_out IS NOT NULL THEN estimates.left_out
             WHEN estimates.advantage IS NULL THEN 'no_advantage'
-            WHEN NOT isfinite(estimates.advantage::FLOAT) THEN 'advantage_not_finite'
+            WHEN NOT abs(estimates.advantage) < 3e38 THEN 'advantage_not_finite' -- NaN is above every number
         END AS left_out
     FROM returns
     LEFT JOIN estimates USING (policy, group_id, agent, step, rollout_id, attempt_id)

@@ -1,7 +1,7 @@
 -- Every reward of the attempts that count, and why those that do not count do not.
 -- Grain: one row per reward. `source`: emitted (by the agent), grader, air (a rule), failure (of the attempt).
 -- `agent`: whose span it was emitted under; NULL outside every agent. `counts`: it is part of the rollout's reward.
--- Inputs: nodes, places, spans, scored_attempts, air_matches, reward_settings, reward_weights (name, weight).
+-- Inputs: nodes, places, spans, scored_attempts, bucket, air_matches, reward_settings, reward_weights (name, weight).
 -- Rule: with weights, the last of each weighted name counts; without, the last one named `reward`, or the last of any
 -- name where none is so named. An attempt that the agent failed gets failure_reward instead of these. What AIR gives is
 -- added to either.
@@ -69,9 +69,10 @@ by_rules AS (
 failed AS (
     SELECT attempts.rollout_id, attempts.attempt_id, attempts.end_ns, settings.failure_reward, min(nodes.node) AS node, min_by(nodes.span_id, nodes.node) AS span_id
     FROM scored_attempts AS attempts
+    SEMI JOIN bucket USING (rollout_id, attempt_id)
     CROSS JOIN reward_settings AS settings
     LEFT JOIN nodes ON nodes.rollout_id = attempts.rollout_id AND nodes.attempt_id = attempts.attempt_id AND nodes.op = 'rollout'
-    WHERE attempts.counts AND attempts.outcome <> 'ok' AND settings.failure_reward IS NOT NULL
+    WHERE attempts.outcome <> 'ok' AND settings.failure_reward IS NOT NULL
     GROUP BY ALL
 )
 SELECT rollout_id, attempt_id, node, span_id, agent, ambiguous, name, source, value, weight, emitted_ns, counts, left_out

@@ -1,6 +1,6 @@
 -- The reward of every rollout that counts.
 -- Grain: one row per rollout. `reward` is NULL where the rollout is left out of training; `left_out` says why.
--- Inputs: scored_attempts, rewards_given, reward_settings (one row: success_reward, failure_reward, grader, air).
+-- Inputs: scored_attempts, bucket, rewards_given, reward_settings (one row: success_reward, failure_reward, grader, air).
 -- Rule: the weighted sum of the rewards that count, `air` among it what rules gave. Rules alone are a reward only where
 -- nobody else was to give one: no grader, and no reward emitted, not even a bad one. `success` looks at the reward
 -- without `air`.
@@ -30,9 +30,9 @@ judged AS (
             WHEN totals.given IS NULL AND NOT (settings.air AND settings.grader = '' AND coalesce(totals.rewards, 0) = 0) THEN 'no_reward'
         END AS left_out
     FROM scored_attempts AS attempts
+    SEMI JOIN bucket USING (rollout_id, attempt_id)
     CROSS JOIN reward_settings AS settings
     LEFT JOIN totals USING (rollout_id, attempt_id)
-    WHERE attempts.counts
 )
 SELECT
     rollout_id,

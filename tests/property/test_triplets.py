@@ -1,0 +1,153 @@
+"""No call is lost, no token is trained twice, and no order of the spans changes a byte; over random epochs."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies
+
+from lightning_core.lake.derive import derive
+from tests import lake_maker
+from tests.lake_maker import Attempt, derived, table
+from tests.unit.test_sequences import Calls
+
+ASSIGN = ({"assign": "final"}, {"assign": "nearest"}, {"assign": "discounted", "gamma": 0.9})
+RULES = [{"name": "failing-tool", "value": -0.1, "op": "tool", "status": "error"}]
+SPOILED = (
+    {"policy": "judge"},
+    {"prompt_ids": None},
+    {"status": "error"},
+    {"untrainable": "greedy"},
+    {"response_logprobs": [0.5]},
+    {"sampling": '{"temperature": 0}'},
+    {"policy_version": "v0001"},
+)
+
+
+def random_attempt(draw: random.Random, number: int) -> Attempt:
+    """Agents side by side, each in a conversation that goes on, branches, is rewritten; tools; rewards; broken calls."""
+    attempt = Attempt(f"r.{number}", f"a{number}", group=f"g{number // 3}")
+    attempt.root(draw.choice(["ok", "ok", "ok", "error", "infrastructure"]))
+    agents = [attempt.agent(name) for name in draw.sample(["solver", "critic", "judge"], draw.randint(1, 2))]
+    histories: dict[str, list[list[int]]] = {agent: [[len(agent), 1]] for agent in agents}
+    for turn in range(draw.randint(1, 5)):
+        agent = draw.choice(agents)
+        start = 0.2 + turn * 0.1
+        prompt = [*draw.choice(histories[agent]), draw.randint(1, 3)]
+        choices = [[draw.randint(1, 3) for _ in range(draw.randint(1, 2))] for _ in range(draw.choice([1, 1, 1, 2]))]
+        response = [token for choice in choices for token in choice]
+        several = {"choice_lengths": [len(choice) for choice in choices]} if len(choices) > 1 else {}
+        linked = draw.random() < 0.9  # else time has to tell, and two agents were at work
+        call = attempt.call(prompt, response, (start, start + 0.05), agent if linked else None, **several)
+        attempt.rows[-1]["policy_version"] = "v0003"
+        if draw.random() < 0.2:
+            attempt.rows[-1].update(draw.choice(SPOILED))
+        elif draw.random() < 0.2:
+            response_id = attempt.rows[-1]["response_id"]
+            attempt.span("ChatCompletion", (start, start + 0.05), agent, op="llm", response_id=response_id)
+        histories[agent] += [[*prompt, *choice] for choice in choices]
+        if draw.random() < 0.4:
+            attempt.span("tool", (start + 0.06, start + 0.07), call, op="tool", status=draw.choice(["ok", "error"]))
+        if draw.random() < 0.4:
+            reward = {"op": "reward", "reward": draw.choice([0.1, 0.7, float("nan")]), "reward_source": "agent"}
+            attempt.span("reward", (start + 0.08, start + 0.08), draw.choice([agent, None]), **reward)
+    if draw.random() < 0.8:
+        attempt.reward(draw.choice([0.0, 0.3, 1.0]))
+    return attempt
+
+
+def random_settings(draw: random.Random) -> dict[str, Any]:
+    return draw.choice(ASSIGN) | {
+        "advantages": draw.choice(["grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp"]),
+        "merge": draw.choice(["prefix", "prefix", "per_call"]),
+        "too_long": draw.choice(["drop_calls", "drop_rollout"]),
+        "ambiguous": draw.choice(["drop", "train"]),
+        "agent_match": draw.choice(["", "", "solver"]),
+        "max_version_lag": 1,
+        "air": draw.choice(["off", RULES]),
+        "failure_reward": draw.choice([0.0, None]),
+        "training": {"max_sequence_tokens": 16},
+        "versions": {"policy": "v0003"},
+    }
+
+
+@settings(max_examples=8, deadline=None)
+@given(draw=strategies.randoms(use_true_random=False))
+def test_every_call_is_trained_or_left_out_for_a_reason_and_every_token_once(
+    tmp_path_factory: pytest.TempPathFactory, draw: random.Random
+) -> None:
+    rows = [row for number in range(6) for row in random_attempt(draw, number).rows]
+    changes = random_settings(draw)
+    lake, epoch = derived(tmp_path_factory.mktemp("epoch"), rows, **changes)
+    calls = {row["call_id"]: row for row in table(lake, epoch, "policy_calls")}
+    sequences, merges = table(lake, epoch, "sequences"), table(lake, epoch, "merges")
+    exclusions = table(lake, epoch, "exclusions")
+
+    counted = {(a["rollout_id"], a["attempt_id"]) for a in table(lake, epoch, "scored_attempts") if a["counts"]}
+    twins = {r["node"] for r in table(lake, epoch, "span_tree") if r["op"] == "llm" and r["twin_of"] is not None}
+    seen = [r for r in rows if r["op"] == "llm" and (r["rollout_id"], r["attempt_id"]) in counted]
+    assert len(calls) == len(seen) - len(twins)
+
+    trained = Counter(triplet for sequence in sequences for triplet in sequence["call_ids"])
+    assert set(trained.values()) <= {1}
+    trained_calls = {int(triplet.split(".")[0]) for triplet in trained}
+    assert trained_calls | {row["call_id"] for row in exclusions} == set(calls)
+    assert not trained_calls & {row["call_id"] for row in exclusions}
+    assert all(row["reason"] for row in exclusions)
+
+    by_span = {(r["attempt_id"], r["span_id"]): r for r in rows}
+    sampled = 0
+    for triplet in trained:
+        call, choice = (int(part) for part in triplet.split("."))
+        row = by_span[calls[call]["attempt_id"], calls[call]["span_id"]]
+        sampled += (row.get("choice_lengths") or [len(row["response_ids"])])[choice]
+    assert sum(sum(s["loss_mask"]) for s in sequences) == sampled
+    for sequence in sequences:
+        lengths = {len(sequence[name]) for name in ("token_ids", "loss_mask", "logprobs", "advantages")}
+        assert lengths == {len(sequence["token_ids"])} and lengths.pop() <= 16
+        assert not any(sequence["loss_mask"][: sequence["prompt_length"]])
+        assert all(bool(p) == bool(m) for p, m in zip(sequence["logprobs"], sequence["loss_mask"], strict=True))
+    assert {(m["call_id"], m["choice"]) for m in merges} >= {
+        (int(t.split(".")[0]), int(t.split(".")[1])) for t in trained
+    }
+
+
+@settings(max_examples=4, deadline=None)
+@given(draw=strategies.randoms(use_true_random=False))
+def test_no_order_of_the_spans_and_no_cut_into_buckets_changes_a_byte(
+    tmp_path_factory: pytest.TempPathFactory, draw: random.Random
+) -> None:
+    rows = [row for number in range(6) for row in random_attempt(draw, number).rows]
+    changes = random_settings(draw)
+    _, epoch = derived(tmp_path_factory.mktemp("epoch"), rows, **changes)
+    expected = {name: t.digest for name, t in epoch.tables.items()}
+    draw.shuffle(rows)
+    lake, shuffled = derived(tmp_path_factory.mktemp("shuffled"), rows, **changes)
+    assert {name: t.digest for name, t in shuffled.tables.items()} == expected
+    changes.pop("versions")
+    derive(lake, shuffled, lake_maker.settings(lake.root.parent, **changes), "cut", spans_a_bucket=8)
+    assert {name: t.digest for name, t in shuffled.tables.items()} == expected
+
+
+tokens = strategies.lists(strategies.integers(0, 1), min_size=1, max_size=4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(calls=strategies.lists(strategies.tuples(tokens, tokens), min_size=1, max_size=8))
+def test_a_call_follows_what_comparing_all_pairs_finds(calls: list[tuple[list[int], list[int]]]) -> None:
+    made = Calls()
+    for prompt, response in calls:
+        made.call(prompt, response)
+    found = made.merged(Path("unused")).sql("SELECT call_id, earlier_call FROM followed_calls").fetchall()
+    expected = {}
+    for later, (prompt, _) in enumerate(calls):
+        held = [
+            (len(p) + len(r), earlier) for earlier, (p, r) in enumerate(calls[:later]) if prompt[: len(p + r)] == p + r
+        ]
+        if held:
+            expected[later] = max(held)[1]
+    assert dict(found) == expected

@@ -1,0 +1,454 @@
+"""Which rewards count, what rules give, and which call each reward goes to."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_core.config import AirRule, SettingsError
+from lightning_core.lake.derive_inputs import check_patterns
+from tests import lake_maker
+from tests.lake_maker import Attempt, derived, table
+
+Rows = list[dict[str, Any]]
+
+
+def attempt(number: int = 0, outcome: str = "ok", **columns: Any) -> Attempt:
+    made = Attempt(f"r.{number}", f"a{number}")
+    made.root(outcome, **columns)
+    return made
+
+
+def emit(made: Attempt, value: float | None, at: float, agent: str | None = None, name: str = "reward") -> str:
+    """A reward as an agent emits it, under its span."""
+    return made.span("reward", (at, at), agent, op="reward", reward=value, reward_name=name, reward_source="agent")
+
+
+def tool(made: Attempt, status: str, parent: str, at: float = 0.35, **columns: Any) -> str:
+    return made.span("search", (at, at + 0.01), parent, op="tool", tool_name="search", status=status, **columns)
+
+
+def tables(home: Path, attempts: list[Attempt], *names: str, **changes: Any) -> list[Rows]:
+    lake, epoch = derived(home, [row for a in attempts for row in a.rows], **changes)
+    return [table(lake, epoch, name) for name in names]
+
+
+def returns(home: Path, attempts: list[Attempt], **changes: Any) -> list[tuple[str, str, float]]:
+    """(rollout, agent, return) of every call, in order."""
+    calls, credited = tables(home, attempts, "policy_calls", "call_returns", **changes)
+    found = {row["call_id"]: row["return"] for row in credited}
+    return [(c["rollout_id"], c["agent"], found[c["call_id"]]) for c in calls if c["call_id"] in found]
+
+
+def two_agents(number: int = 0) -> tuple[Attempt, str, str]:
+    """Two agents at work at the same time, two calls each: solver at 0.2 and 0.4, critic at 0.3 and 0.5."""
+    made = attempt(number)
+    solver, critic = made.agent("solver"), made.agent("critic")
+    for parent, start in ((solver, 0.2), (critic, 0.3), (solver, 0.4), (critic, 0.5)):
+        made.call([1, int(start * 10)], [2], (start, start + 0.05), parent)
+    return made, solver, critic
+
+
+# --- final ---
+
+
+def test_weights_sum_the_last_reward_of_each_name(tmp_path: Path) -> None:
+    made = attempt()
+    made.call([1], [2])
+    emit(made, 0.5, 0.5, name="right")
+    emit(made, 1.0, 0.6, name="right")
+    emit(made, 0.4, 0.5, name="short")
+    emit(made, 9.0, 0.9, name="unnamed")
+    other = attempt(1)
+    other.call([1], [2])
+    emit(other, 0.5, 0.5, name="short")
+    rewards, given, unmatched = tables(
+        tmp_path, [made, other], "rollout_rewards", "rewards_given", "unmatched_settings",
+        weights={"right": 1.0, "short": -0.5, "typo": 2.0},
+    )  # fmt: skip
+    assert [(r["reward"], r["source"]) for r in rewards] == [(pytest.approx(0.8), "right, short"), (-0.25, "short")]
+    assert {(g["name"], g["value"]): (g["counts"], g["left_out"]) for g in given if g["rollout_id"] == "r.0"} == {
+        ("right", 0.5): (False, None),
+        ("right", 1.0): (True, None),
+        ("short", 0.4): (True, None),
+        ("unnamed", 9.0): (False, "no_weight"),
+    }
+    assert [(u["setting"], u["given"]) for u in unmatched] == [("reward.weights", "typo")]
+
+
+def test_rewards_that_cannot_be_used_are_named_by_rollout_and_span(tmp_path: Path) -> None:
+    made, only_bad, stray = attempt(), attempt(1), Attempt("r.unknown", "a9")
+    for one in (made, only_bad):
+        one.call([1], [2])
+    emit(made, 0.5, 0.5)
+    nan = emit(made, math.nan, 0.6)
+    infinite = emit(only_bad, math.inf, 0.5)
+    nothing = emit(only_bad, None, 0.6)
+    lost = stray.reward(1.0)
+    bad, rewards, exclusions = tables(
+        tmp_path, [made, only_bad, stray], "bad_rewards", "rollout_rewards", "exclusions", advantages="reinforce"
+    )
+    assert [(b["rollout_id"], b["span_id"], b["reason"]) for b in bad] == [
+        ("r.0", nan, "not_finite"),
+        ("r.1", infinite, "not_finite"),
+        ("r.1", nothing, "no_number"),
+        ("r.unknown", lost, "unknown_rollout"),
+    ]
+    assert [(r["reward"], r["left_out"]) for r in rewards] == [(0.5, None), (None, "no_reward")]
+    assert [(e["rollout_id"], e["reason"]) for e in exclusions] == [("r.1", "no_reward")]
+
+
+# --- rules ---
+
+FAILING_TOOL = {"name": "failing-tool", "value": -0.1, "op": "tool", "status": "error"}
+
+
+def with_tools(number: int, *statuses: str, reward: float | None = None, outcome: str = "ok") -> Attempt:
+    made = attempt(number, outcome)
+    agent = made.agent("solver")
+    made.call([1, 2], [3], parent=agent)
+    for place, status in enumerate(statuses):
+        tool(made, status, agent, 0.35 + place / 50)
+    if reward is not None:
+        made.reward(reward)
+    return made
+
+
+def test_a_failing_tool_call_costs_a_tenth_without_a_line_of_python(tmp_path: Path) -> None:
+    """One rule in the settings, no grader, an agent that knows no rewards."""
+    attempts = [with_tools(0, "ok"), with_tools(1, "error", "ok"), with_tools(2, "error", "error")]
+    rewards, sequences = tables(tmp_path, attempts, "rollout_rewards", "sequences", air=[FAILING_TOOL])
+    assert [(r["reward"], r["source"]) for r in rewards] == [(0, "air"), (-0.1, "air"), (-0.2, "air")]
+    assert [s["advantage"] for s in sequences] == pytest.approx([0.999, 0, -0.999], abs=1e-3)
+
+
+def test_what_rules_give_is_added_to_the_reward_also_of_a_failed_attempt(tmp_path: Path) -> None:
+    attempts = [
+        with_tools(0, "error", reward=1.0),
+        with_tools(1, "error", reward=1.0, outcome="timeout"),
+        with_tools(2, "ok", reward=0.5),
+    ]
+    (rewards,) = tables(tmp_path, attempts, "rollout_rewards", air=[FAILING_TOOL], failure_reward=-1.0)
+    assert [(r["reward"], r["air"], r["success"]) for r in rewards] == [
+        (0.9, -0.1, True),
+        (-1.1, -0.1, False),
+        (0.5, 0, False),
+    ]
+
+
+def test_rules_are_no_reward_where_somebody_was_to_give_one(tmp_path: Path) -> None:
+    """A grader that failed, a reward that is no number: what rules give is not all there should have been."""
+    bad = with_tools(0, "error")
+    emit(bad, math.nan, 0.8)
+    (rewards,) = tables(tmp_path, [bad], "rollout_rewards", air=[FAILING_TOOL])
+    assert [r["left_out"] for r in rewards] == ["no_reward"]
+    (tmp_path / "grader.sql").write_text("SELECT 1")
+    grader = str(tmp_path / "grader.sql")
+    (rewards,) = tables(tmp_path / "2", [with_tools(0, "error")], "rollout_rewards", air=[FAILING_TOOL], grader=grader)
+    assert [r["left_out"] for r in rewards] == ["no_reward"]
+
+
+def test_every_condition_of_a_rule_has_to_hold(tmp_path: Path) -> None:
+    made = attempt()
+    agent = made.agent("solver")
+    call = made.call([1], [2], parent=agent, response_id="same", finish_reasons='["length"]')
+    made.span("ChatCompletion", (0.2, 0.3), agent, op="llm", response_id="same", finish_reasons='["length"]')
+    slow = tool(made, "ok", agent, 0.3, tool_result="Error: no such file", attributes=[("retries", "12")])
+    failed = tool(made, "error", agent, 0.4, tool_result="boom", status_message="disk full")
+    rules = [
+        {"name": "says-error", "value": -1, "pattern": "(?i)^error"},
+        {"name": "retried", "value": -2, "attribute": "retries", "pattern": "^[0-9]{2}$"},
+        {"name": "has-retries", "value": -3, "attribute": "retries"},
+        {"name": "column", "value": -4, "attribute": "status_message", "pattern": "disk"},
+        {"name": "alias", "value": -5, "attribute": "gen_ai.tool.name", "pattern": "sea", "status": "error"},
+        {"name": "by-tool", "value": -6, "tool": "^search$", "status": "ok"},
+        {"name": "cut-off", "value": -7, "op": "llm", "attribute": "finish_reasons", "pattern": "length"},
+        {"name": "never", "value": -8, "tool": "^earch"},
+        {"name": "no-attribute", "value": -9, "attribute": "retry"},
+    ]
+    given, unmatched = tables(tmp_path, [made], "rewards_given", "unmatched_settings", air=rules)
+    assert {(g["name"], g["span_id"]) for g in given} == {
+        ("says-error", slow),
+        ("retried", slow),
+        ("has-retries", slow),
+        ("column", failed),
+        ("alias", failed),
+        ("by-tool", slow),
+        ("cut-off", call),
+    }
+    assert [(u["setting"], u["given"]) for u in unmatched] == [("reward.air", "never"), ("reward.air", "no-attribute")]
+
+
+def test_a_rule_is_bounded_by_its_cap_or_given_once(tmp_path: Path) -> None:
+    attempts = [with_tools(0, *["error"] * 4)]
+    rules = [
+        FAILING_TOOL | {"name": "capped", "value": -0.25, "cap": 0.6},
+        FAILING_TOOL | {"name": "once", "per": "rollout"},
+    ]
+    (given,) = tables(tmp_path, attempts, "rewards_given", air=rules)
+    assert [g["value"] for g in given if g["name"] == "capped"] == pytest.approx([-0.25, -0.25, -0.1])
+    assert [g["value"] for g in given if g["name"] == "once"] == [-0.1]
+
+
+def test_the_rules_that_are_shipped(tmp_path: Path) -> None:
+    made = with_tools(0, *["error"] * 9, reward=1.0)
+    made.call([1], [5], (0.6, 0.7), finish_reasons='["length"]')
+    (rewards,) = tables(tmp_path, [made], "rollout_rewards", air="default")
+    assert rewards[0]["air"] == pytest.approx(-0.5 - 0.05)
+
+
+@pytest.mark.parametrize("key", ["tool", "pattern"])
+def test_a_rules_pattern_that_re2_refuses_names_the_rule(tmp_path: Path, key: str) -> None:
+    rule = AirRule(name="x", value=1, **{key: "(?=a)"})  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=rf"reward\.air\.0\.{key}: '\(\?=a\)' is no pattern RE2 can take"):
+        check_patterns(lake_maker.settings(tmp_path, air=[rule]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"agent_rules": [{"key": "k", "pattern": "("}]}, r"agent_rules\.0\.pattern"),
+        ({"agent_rules": [{"key": "k", "when": "(?<!a)b"}]}, r"agent_rules\.0\.when"),
+        ({"lake": {"redact": [{"pattern": r"(a)\1"}]}}, r"lake\.redact\.0\.pattern"),
+        ({"agent_exclude": "["}, r"policies\.0\.agent_exclude"),
+        ({"reward_match": "*"}, r"reward\.reward_match"),
+    ],
+)
+def test_every_pattern_of_the_settings_is_checked(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(SettingsError, match=key):
+        check_patterns(lake_maker.settings(tmp_path, **changes))
+
+
+def test_settings_that_contradict_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="belong together"):
+        lake_maker.settings(tmp_path, assign="discounted")
+    with pytest.raises(ValueError, match="belong together"):
+        lake_maker.settings(tmp_path, gamma=0.9)
+    with pytest.raises(ValueError, match="no condition"):
+        lake_maker.settings(tmp_path, air=[{"name": "all", "value": 1}])
+
+
+# --- rewards of calls ---
+
+
+def test_nearest_gives_a_reward_to_the_latest_call_of_its_agent(tmp_path: Path) -> None:
+    made, solver, critic = two_agents()
+    emit(made, 0.1, 0.36, solver)  # after the critic's call as well, which is later
+    emit(made, 0.2, 0.6, solver)
+    emit(made, 0.4, 0.6, critic)
+    assert returns(tmp_path, [made], assign="nearest") == [
+        ("r.0", "solver", 0.1),
+        ("r.0", "critic", 0),
+        ("r.0", "solver", 0.2),
+        ("r.0", "critic", 0.4),
+    ]
+
+
+def test_a_second_late_reward_does_not_spill_onto_an_earlier_call(tmp_path: Path) -> None:
+    made, solver, _ = two_agents()
+    emit(made, 0.5, 0.6, solver)
+    second = emit(made, 0.7, 0.7, solver)
+    emit(made, 0.1, 0.15, solver)  # before the first call
+    (steps,) = tables(tmp_path, [made], "reward_steps", assign="nearest")
+    assert [(s["value"], s["step"], s["left_out"]) for s in steps] == [
+        (0.1, None, "before_every_call"),
+        (0.5, 2, None),
+        (0.7, None, "call_has_reward"),
+    ]
+    assert steps[-1]["span_id"] == second
+
+
+def test_a_reward_of_an_agent_without_calls_goes_to_nobody_elses(tmp_path: Path) -> None:
+    made, _, _ = two_agents()
+    judge = made.agent("judge")
+    emit(made, 0.5, 0.6, judge)
+    calls, steps = tables(tmp_path, [made], "call_returns", "reward_steps", assign="nearest")
+    assert {c["return"] for c in calls} == {0}
+    assert [(s["policy"], s["left_out"]) for s in steps] == [(None, "no_call_of_agent")]
+
+
+def test_a_reward_from_outside_goes_to_the_last_call_of_every_agent(tmp_path: Path) -> None:
+    made, solver, _ = two_agents()
+    emit(made, 0.25, 0.6, solver)
+    made.reward(1.0)
+    assert returns(tmp_path, [made], assign="nearest") == [
+        ("r.0", "solver", 0),
+        ("r.0", "critic", 0),
+        ("r.0", "solver", 1.25),
+        ("r.0", "critic", 1),
+    ]
+
+
+def test_discounted_is_the_return_to_go_of_each_agent(tmp_path: Path) -> None:
+    made, solver, _ = two_agents()
+    tool(made, "error", solver, 0.3)
+    tool(made, "error", solver, 0.31)
+    made.reward(1.0)
+    assert returns(tmp_path, [made], assign="discounted", gamma=0.5, air=[FAILING_TOOL]) == [
+        ("r.0", "solver", pytest.approx(-0.2 + 0.5)),
+        ("r.0", "critic", 0.5),
+        ("r.0", "solver", 1.0),
+        ("r.0", "critic", 1.0),
+    ]
+
+
+@pytest.mark.parametrize(("gamma", "first"), [(0.0, 0.1), (1.0, 0.6)])
+def test_gamma_at_its_ends(tmp_path: Path, gamma: float, first: float) -> None:
+    made, solver, _ = two_agents()
+    emit(made, 0.1, 0.3, solver)
+    emit(made, 0.5, 0.6, solver)
+    found = returns(tmp_path, [made], assign="discounted", gamma=gamma)
+    assert [value for _, agent, value in found if agent == "solver"] == pytest.approx([first, 0.5])
+
+
+def test_weights_hold_for_rewards_of_calls_too(tmp_path: Path) -> None:
+    made, solver, _ = two_agents()
+    emit(made, 1.0, 0.3, solver, "right")
+    emit(made, 1.0, 0.31, solver, "short")
+    emit(made, 1.0, 0.32, solver, "noise")
+    found = returns(tmp_path, [made], assign="nearest", weights={"right": 2.0, "short": -0.5})
+    assert found[0] == ("r.0", "solver", 1.5)
+
+
+def test_a_failed_attempts_calls_get_the_failure_reward_at_its_end(tmp_path: Path) -> None:
+    made = attempt(0, "error")
+    for at in (0.2, 0.4):
+        made.call([1, int(at * 10)], [2], (at, at + 0.1))
+    emit(made, 5.0, 0.5)
+    found = returns(tmp_path, [made], assign="discounted", gamma=0.5, failure_reward=-1.0)
+    assert [value for *_, value in found] == [-0.5, -1.0]
+
+
+def test_a_reward_whose_agent_is_ambiguous_leaves_the_attempt_out(tmp_path: Path) -> None:
+    made, solver, _ = two_agents()
+    emit(made, 0.5, 0.6, solver)
+    made.span("reward", (0.7, 0.7), None, op="reward", reward=1.0, reward_name="reward", trace_id="d" * 32)
+    exclusions, steps = tables(tmp_path, [made], "exclusions", "reward_steps", assign="nearest", advantages="reinforce")
+    assert [e["reason"] for e in exclusions] == ["ambiguous_reward"] * 4
+    assert {s["left_out"] for s in steps} == {None, "ambiguous_agent"}
+    assert "ambiguous_reward" not in [
+        e["reason"] for e in tables(tmp_path / "final", [made], "exclusions", advantages="reinforce")[0]
+    ]
+
+
+def test_advantages_of_calls_land_on_their_own_tokens(tmp_path: Path) -> None:
+    attempts = []
+    for number, (early, late) in enumerate([(0.0, 1.0), (1.0, 1.5)]):
+        made = attempt(number)
+        made.call([1], [2, 3])
+        emit(made, early, 0.35)
+        made.call([1, 2, 3, 4], [5], (0.4, 0.5))
+        emit(made, late, 0.6)
+        attempts.append(made)
+    (sequences,) = tables(tmp_path, attempts, "sequences", assign="nearest", advantages="dr_grpo")
+    assert [s["advantages"] for s in sequences] == [[0, -0.5, -0.5, 0, -0.25], [0, 0.5, 0.5, 0, 0.25]]
+    assert [s["reward"] for s in sequences] == [1.0, 1.5]
+
+
+# --- calls that cannot train ---
+
+
+def call_reasons(home: Path, *changes: dict[str, Any], **settings: Any) -> list[str | None]:
+    """left_out of one call a change, each in a rollout of its own."""
+    attempts = []
+    for number, change in enumerate(changes):
+        made = attempt(number)
+        made.call([1, 2, 3], [4, 5], parent=made.agent("solver"))
+        made.rows[-1].update(change)
+        made.reward(1.0)
+        attempts.append(made)
+    (calls,) = tables(home, attempts, "policy_calls", **settings)
+    return [call["left_out"] for call in calls]
+
+
+def test_calls_with_token_ids_or_logprobs_that_cannot_be_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "policies" / "policy" / "v0003"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"vocab_size": 100}')
+    found = call_reasons(
+        tmp_path,
+        {},
+        {"prompt_ids": [1, -2]},
+        {"response_ids": [4, 100]},
+        {"prompt_ids": []},
+        {"response_logprobs": [-0.5, 0.2]},
+        {"response_logprobs": [-0.5, math.nan]},
+        {"response_logprobs": [-0.5, -math.inf]},
+        {"response_logprobs": [-0.5, 0.0005]},
+        {"choice_lengths": [1, 2]},
+        {"untrainable": "redacted", "prompt_ids": None, "response_ids": None, "response_logprobs": None},
+        versions={"policy": "v0003"},
+    )
+    assert found == [
+        None,
+        "bad_token_ids",
+        "bad_token_ids",
+        "no_token_ids",
+        "bad_logprobs",
+        "bad_logprobs",
+        "bad_logprobs",
+        None,
+        "no_token_ids",
+        "untrainable: redacted",
+    ]
+
+
+def test_calls_sampled_otherwise_than_the_policy_samples_are_left_out(tmp_path: Path) -> None:
+    plain = '{"temperature":0.7,"top_p":1.0,"top_k":0,"min_p":0.0,"presence_penalty":0.0,"repetition_penalty":1.0,"max_tokens":9}'
+    found = call_reasons(
+        tmp_path,
+        {"sampling": plain},
+        {"sampling": None},
+        {"sampling": "no json"},
+        {"sampling": '{"temperature":0}'},
+        {"sampling": '{"temperature":0.7,"top_p":0.9}'},
+        {"sampling": '{"top_k":20}'},
+        {"sampling": '{"repetition_penalty":1.1}'},
+        {"sampling": '{"logit_bias":{"5":-100}}'},
+        {"sampling": '{"logit_bias":{},"bad_words":[]}'},
+        {"sampling": '{"top_k":"many"}'},
+        policies=[{"sampling": {"temperature": 0.7}}],
+    )
+    assert [reason is None for reason in found] == [True, True, True, False, False, False, False, False, True, True]
+    assert set(found) == {None, "other_sampling"}
+
+
+def test_calls_of_old_versions_are_stale(tmp_path: Path) -> None:
+    found = call_reasons(
+        tmp_path,
+        {"policy_version": "v0007"},
+        {"policy_version": "v0006"},
+        {"policy_version": "v0005"},
+        {"policy_version": "v0005,v0007"},
+        {"policy_version": None},
+        max_version_lag=1,
+        versions={"policy": "v0007"},
+    )
+    assert found == [None, None, "stale", "stale", None]
+
+
+def test_ambiguous_calls_can_be_trained_all_the_same(tmp_path: Path) -> None:
+    def found(ambiguous: str) -> list[str | None]:
+        made = attempt()
+        made.agent("solver")
+        made.agent("critic")
+        made.call([1], [2])
+        made.reward(1.0)
+        (calls,) = tables(tmp_path / ambiguous, [made], "policy_calls", ambiguous=ambiguous)
+        return [call["left_out"] for call in calls]
+
+    assert (found("drop"), found("train")) == (["ambiguous_agent"], [None])
+
+
+def test_an_agent_match_that_matches_no_call_is_said(tmp_path: Path) -> None:
+    made = attempt()
+    made.call([1], [2], parent=made.agent("solver"))
+    made.reward(1.0)
+    (unmatched,) = tables(tmp_path, [made], "unmatched_settings", agent_match="solvr", agent_exclude="critic")
+    assert [(u["setting"], u["given"]) for u in unmatched] == [
+        ("policies.policy.agent_exclude", "critic"),
+        ("policies.policy.agent_match", "solvr"),
+    ]
