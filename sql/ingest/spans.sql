@@ -24,15 +24,69 @@ WITH decoded AS (
         END AS op
     FROM decoded_spans
 ),
+rule_keys AS (
+    SELECT
+        list(DISTINCT key) AS every,
+        CASE WHEN arg_min(path IS NULL AND ops IS NULL AND pattern = '^(.+)$', rank) THEN arg_min(key, rank) END AS first
+    FROM agent_rules
+),
+concluded AS MATERIALIZED (
+    SELECT
+        row,
+        coalesce(scoped_rollout_id, resource['lightning.rollout_id'], resource['agentlightning.rollout_id'], declared_rollout_id) AS rollout_id,
+        coalesce(scoped_attempt_id, resource['lightning.attempt_id'], resource['agentlightning.attempt_id'], declared_attempt_id) AS attempt_id,
+        CASE
+            WHEN scoped_rollout_id IS NOT NULL THEN scope
+            WHEN coalesce(resource['lightning.rollout_id'], resource['agentlightning.rollout_id']) IS NOT NULL THEN 'resource'
+            WHEN declared_rollout_id IS NOT NULL THEN 'span'
+            ELSE 'none'
+        END AS scope,
+        op,
+        CASE
+            WHEN response_id IS NOT NULL THEN response_id
+            -- the reply as OpenInference's instrumentations of OpenAI and of LangChain write it
+            WHEN op = 'llm' AND json_valid(attributes['output.value']) THEN coalesce(
+                json_extract_string(attributes['output.value'], '$.id'),
+                json_extract_string(attributes['output.value'], '$.llm_output.id'),
+                json_extract_string(attributes['output.value'], '$.generations[0][0].message.kwargs.response_metadata.id')
+            )
+        END AS response_id,
+        CASE WHEN op = 'tool' THEN coalesce(tool_name, attributes['traceloop.entity.name']) ELSE tool_name END AS tool_name,
+        CASE
+            WHEN op = 'tool' AND tool_arguments IS NULL
+                THEN coalesce(attributes['input.value'], attributes['traceloop.entity.input'], attributes['agentops.entity.input'])
+            ELSE tool_arguments
+        END AS tool_arguments,
+        CASE
+            WHEN op = 'tool' AND tool_result IS NULL
+                THEN coalesce(attributes['output.value'], attributes['traceloop.entity.output'], attributes['agentops.entity.output'])
+            ELSE tool_result
+        END AS tool_result,
+        coalesce(reward_name, CASE WHEN reward IS NOT NULL THEN 'reward' END) AS reward_name,
+        name,
+        agent_name,
+        agent_name_source,
+        -- A name that the first rule finds is the agent's; there is no need to look for others.
+        agent_name_source IS DISTINCT FROM rule_keys.first OR agent_name = '' AS unnamed,
+        CASE
+            WHEN unnamed AND list_has_any(map_keys(attributes), rule_keys.every) THEN map_entries(attributes)
+        END AS attributes_with_names,
+        start_ns,
+        trace_id,
+        span_id,
+        record_offset,
+        record_index
+    FROM decoded
+    CROSS JOIN rule_keys
+),
 written AS (
     -- Text in which a rule looks for an agent's name; the decoder has put one attribute of those that hold one aside.
-    SELECT row, op, agent_name_source AS key, agent_name AS text FROM decoded WHERE agent_name IS NOT NULL
+    SELECT row, op, agent_name_source AS key, agent_name AS text FROM concluded WHERE unnamed AND agent_name IS NOT NULL
     UNION ALL
-    SELECT row, op, unnest(map_keys(attributes)), unnest(map_values(attributes))
-    FROM decoded
-    WHERE list_has_any(map_keys(attributes), (SELECT list(key) FROM agent_rules))
+    SELECT row, op, entry.key, entry.value
+    FROM (SELECT row, op, unnest(attributes_with_names) AS entry FROM concluded WHERE attributes_with_names IS NOT NULL)
     UNION ALL
-    SELECT row, op, '', name FROM decoded
+    SELECT row, op, '', name FROM concluded WHERE unnamed AND ends_with(name, '.run')
 ),
 found AS (
     SELECT
@@ -51,39 +105,18 @@ named AS (
     SELECT row, min_by(agent_name, rank) AS agent_name, min_by(says, rank) AS says FROM found WHERE agent_name <> '' GROUP BY row
 )
 SELECT
-    decoded.row,
-    coalesce(scoped_rollout_id, resource['lightning.rollout_id'], resource['agentlightning.rollout_id'], declared_rollout_id) AS rollout_id,
-    coalesce(scoped_attempt_id, resource['lightning.attempt_id'], resource['agentlightning.attempt_id'], declared_attempt_id) AS attempt_id,
-    CASE
-        WHEN scoped_rollout_id IS NOT NULL THEN scope
-        WHEN coalesce(resource['lightning.rollout_id'], resource['agentlightning.rollout_id']) IS NOT NULL THEN 'resource'
-        WHEN declared_rollout_id IS NOT NULL THEN 'span'
-        ELSE 'none'
-    END AS scope,
+    row,
+    rollout_id,
+    attempt_id,
+    scope,
     op,
-    named.agent_name,
-    named.says AS agent_name_source,
-    CASE
-        WHEN response_id IS NOT NULL THEN response_id
-        -- the reply as OpenInference's instrumentations of OpenAI and of LangChain write it
-        WHEN op = 'llm' AND json_valid(attributes['output.value']) THEN coalesce(
-            json_extract_string(attributes['output.value'], '$.id'),
-            json_extract_string(attributes['output.value'], '$.llm_output.id'),
-            json_extract_string(attributes['output.value'], '$.generations[0][0].message.kwargs.response_metadata.id')
-        )
-    END AS response_id,
-    CASE WHEN op = 'tool' THEN coalesce(tool_name, attributes['traceloop.entity.name']) ELSE tool_name END AS tool_name,
-    CASE
-        WHEN op = 'tool' AND tool_arguments IS NULL
-            THEN coalesce(attributes['input.value'], attributes['traceloop.entity.input'], attributes['agentops.entity.input'])
-        ELSE tool_arguments
-    END AS tool_arguments,
-    CASE
-        WHEN op = 'tool' AND tool_result IS NULL
-            THEN coalesce(attributes['output.value'], attributes['traceloop.entity.output'], attributes['agentops.entity.output'])
-        ELSE tool_result
-    END AS tool_result,
-    coalesce(reward_name, CASE WHEN reward IS NOT NULL THEN 'reward' END) AS reward_name
-FROM decoded
+    CASE WHEN unnamed THEN named.agent_name ELSE concluded.agent_name END AS agent_name,
+    CASE WHEN unnamed THEN named.says ELSE concluded.agent_name_source END AS agent_name_source,
+    response_id,
+    tool_name,
+    tool_arguments,
+    tool_result,
+    reward_name
+FROM concluded
 LEFT JOIN named USING (row)
 ORDER BY rollout_id, attempt_id, start_ns, trace_id, span_id, record_offset, record_index
