@@ -1,7 +1,11 @@
-"""Writes docs/settings.md and docs/data.md from the code that declares them: `python docs/generate.py`."""
+"""Writes docs/settings.md and docs/data.md from the code that declares them: `python -m docs.generate`.
+
+`python -m docs.generate analysis --home var/demo` writes docs/analysis.md from the lake of a run that has ended.
+"""
 
 from __future__ import annotations
 
+import sys
 import types
 import typing
 from pathlib import Path
@@ -10,8 +14,10 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from docs.analysis_page import analysis_page
 from lightning_core.config import Settings
 from lightning_core.lake import catalog, schema, sql
+from lightning_core.lake.derived_tables import DERIVED
 
 HERE = Path(__file__).parent
 
@@ -70,7 +76,7 @@ def data_page() -> str:
         lines += ["", f"## sql/{folder}", "", f"{meaning}.", ""]
         for name in sql.names(folder):
             lines += [f"- **{name.rsplit('/', 1)[-1]}**: {_header(name)}"]
-    lines += ["", f"Views in the catalog: {', '.join(f'`{v}`' for v in ('spans', *catalog.DERIVED, *catalog.VIEWS))}."]
+    lines += ["", f"Views in the catalog: {', '.join(f'`{v}`' for v in ('spans', *DERIVED, *catalog.VIEWS))}."]
     return "\n".join(lines) + "\n"
 
 
@@ -120,5 +126,9 @@ def _type(annotation: Any) -> str:
 PAGES = {"settings.md": settings_page, "data.md": data_page}
 
 if __name__ == "__main__":
-    for file, page in PAGES.items():
-        (HERE / file).write_text(page())
+    if sys.argv[1:2] == ["analysis"]:
+        home = Path(sys.argv[3] if sys.argv[2:3] == ["--home"] else "var/demo")
+        (HERE / "analysis.md").write_text(analysis_page(home))
+    else:
+        for file, page in PAGES.items():
+            (HERE / file).write_text(page())

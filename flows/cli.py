@@ -142,15 +142,22 @@ def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
 @click.argument("question", required=False)
 @_home_option
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-@click.option("--limit", type=int, default=50, show_default=True, help="Rows shown (table only).")
-def sql(question: str | None, home: Path, form: str, limit: int) -> None:
-    """Ask the catalog: a QUESTION is SQL, or the name of a file of sql/analysis. Without one: what can be asked."""
+@click.option("--limit", type=click.IntRange(min=0), help="Rows; by default 50 of a table, all as csv or json.")
+@click.option("--show", is_flag=True, help="Print the SQL of a question, view or derived table instead of asking it.")
+def sql(question: str | None, home: Path, form: str, limit: int | None, show: bool) -> None:
+    """Ask the catalog: a QUESTION is SQL, or the name of a file of sql/analysis, a view or a table. Without one: what can be asked."""
     from lightning_core.lake import ask
 
     if question is None:
         click.echo(ask.overview(home / "lake"))
-        return
-    click.echo(ask.answer(home / "lake", question, form, limit))
+    elif show:
+        click.echo(ask.show(question))
+    else:
+        try:
+            for line in ask.lines(home / "lake", question, form, limit):
+                click.echo(line)
+        except BrokenPipeError:  # `| head` has seen enough
+            sys.stderr.close()
 
 
 @main.command()

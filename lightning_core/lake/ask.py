@@ -9,12 +9,14 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from lightning_core.lake import catalog, sql, text_table
+from lightning_core.lake.derived_tables import DERIVED
 from lightning_core.lake.manifest import LakeError
 
 _ROWS_OF_A_TABLE = 50
@@ -25,7 +27,7 @@ _DERIVING = ("hierarchy", "triplets", "advantages")
 def overview(root: Path) -> str:
     """What can be asked: stored tables with their rows, views, named questions; and what was late or rejected."""
     with catalog.connect(root) as con:
-        stored = [(name, _count(con, f"SELECT count(*) FROM {name}")) for name in ("spans", *catalog.DERIVED)]
+        stored = [(name, _count(con, f"SELECT count(*) FROM {name}")) for name in ("spans", *DERIVED)]
         lost = dict(
             con.execute(
                 f"SELECT problem, sum(spans) FROM ({sql.text('analysis/late_and_rejected')}) GROUP BY ALL"
@@ -74,21 +76,29 @@ def lines(root: Path, question: str, form: str = "table", limit: int | None = No
 
     limit: rows; by default 50 of a table, and all as csv or json. Raises LakeError, one line, for what cannot be asked.
     """
-    with catalog.connect(root) as con:
+    with catalog.connect(root) as con, ThreadPoolExecutor(1) as thread:
         text = _resolve(con, question)
         try:
-            result = con.execute(text)
-            if result.description is None:
+            _wait(con, thread.submit(con.execute, text))
+            if con.description is None:
                 return
-            columns = [column[0] for column in result.description]
+            columns = [column[0] for column in con.description]
             if form == "table":
-                yield from _table(result, columns, _ROWS_OF_A_TABLE if limit is None else limit)
+                shown = _ROWS_OF_A_TABLE if limit is None else limit
+                yield from _table(columns, list(_rows(con, thread, shown + 1)), shown)
             else:
-                yield from (_csv if form == "csv" else _json)(columns, _rows(result, limit))
-        except duckdb.InterruptException:
-            raise KeyboardInterrupt from None
+                yield from (_csv if form == "csv" else _json)(columns, _rows(con, thread, limit))
         except duckdb.Error as error:
             raise LakeError(_one_line(error)) from None
+
+
+def _wait(con: duckdb.DuckDBPyConnection, work: Future[Any]) -> Any:
+    """The result of a query in another thread, so that Ctrl-C ends it at any moment: DuckDB itself looks too seldom."""
+    try:
+        return work.result()
+    except KeyboardInterrupt:
+        con.interrupt()
+        raise
 
 
 def _resolve(con: duckdb.DuckDBPyConnection, question: str) -> str:
@@ -114,20 +124,18 @@ def _close(name: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
 
 
-def _rows(result: duckdb.DuckDBPyConnection, limit: int | None) -> Iterator[tuple[Any, ...]]:
+def _rows(con: duckdb.DuckDBPyConnection, thread: ThreadPoolExecutor, limit: int | None) -> Iterator[tuple[Any, ...]]:
     left = limit
     while left is None or left > 0:
-        batch = result.fetchmany(_FETCH if left is None else min(_FETCH, left))
+        batch = _wait(con, thread.submit(con.fetchmany, _FETCH if left is None else min(_FETCH, left)))
         yield from batch
         if not batch:
             return
         left = None if left is None else left - len(batch)
 
 
-def _table(result: duckdb.DuckDBPyConnection, columns: list[str], limit: int) -> Iterator[str]:
-    rows = list(_rows(result, limit + 1))
-    shown = rows[:limit]
-    yield from text_table.render(columns, shown, shutil.get_terminal_size((160, 24)).columns)
+def _table(columns: list[str], rows: list[tuple[Any, ...]], limit: int) -> Iterator[str]:
+    yield from text_table.render(columns, rows[:limit], shutil.get_terminal_size((160, 24)).columns)
     if len(rows) > limit:
         yield f"(the first {limit} rows; --limit N shows more, --format csv all)"
     else:

@@ -15,6 +15,7 @@ from pathlib import Path
 import duckdb
 
 from lightning_core.lake import schema, sql
+from lightning_core.lake.derived_tables import DERIVED, EMPTY
 from lightning_core.lake.manifest import Manifests, SpanFile
 
 # Views in the order they build on one another.
@@ -37,56 +38,6 @@ VIEWS = (
     "staleness",
     "drift",
 )
-
-
-def _columns(declared: str) -> str:
-    """`name type, …` as the select list of an empty table."""
-    pairs = (column.split(" ", 1) for column in declared.split(", "))
-    return ", ".join(f"NULL::{kind} AS {name}" for name, kind in pairs)
-
-
-# What views and questions read of the derived tables: there, and empty, before the first epoch has derived anything, and
-# NULL where a table was derived by a version that did not have the column.
-EMPTY = {
-    name: _columns("run VARCHAR, epoch BIGINT, " + declared)
-    for name, declared in {
-        "scored_attempts": "rollout_id VARCHAR, attempt_id VARCHAR, mode VARCHAR, group_id VARCHAR, task_id VARCHAR, "
-        "outcome VARCHAR, error VARCHAR, start_ns BIGINT, end_ns BIGINT, counts BOOLEAN, left_out VARCHAR",
-        "span_tree": "rollout_id VARCHAR, attempt_id VARCHAR, node BIGINT, trace_id VARCHAR, span_id VARCHAR, "
-        "declared_parent_id VARCHAR, parent_id VARCHAR, parent_node BIGINT, method VARCHAR, candidates BIGINT, "
-        "confidence DOUBLE, depth INTEGER, name VARCHAR, op VARCHAR, agent VARCHAR, agent_path VARCHAR, "
-        "ambiguous BOOLEAN, twin_of BIGINT, repeated_id BOOLEAN, start_ns BIGINT, end_ns BIGINT",
-        "rollout_rewards": "rollout_id VARCHAR, attempt_id VARCHAR, mode VARCHAR, group_id VARCHAR, task_id VARCHAR, "
-        "outcome VARCHAR, reward DOUBLE, success BOOLEAN, source VARCHAR, left_out VARCHAR",
-        "policy_calls": "call_id BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, group_id VARCHAR, span_id VARCHAR, "
-        "response_id VARCHAR, start_ns BIGINT, end_ns BIGINT, agent VARCHAR, agent_path VARCHAR, method VARCHAR, "
-        "policy VARCHAR, policy_version VARCHAR, prompt_tokens BIGINT, response_tokens BIGINT, left_out VARCHAR",
-        "silent_rollouts": "rollout_id VARCHAR, attempt_id VARCHAR, outcome VARCHAR, calls BIGINT",
-        "merges": "call_id BIGINT, choice BIGINT, sequence_id VARCHAR, place INTEGER, reason VARCHAR, "
-        "drift_position BIGINT, drift_tokens BIGINT",
-        "advantages": "policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, reward DOUBLE, "
-        "advantage DOUBLE, left_out VARCHAR",
-        "sequences": "sequence_id VARCHAR, policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, "
-        "call_ids VARCHAR[], policy_version VARCHAR, token_ids INTEGER[], prompt_length INTEGER, loss_mask UTINYINT[], "
-        "reward DOUBLE, advantage DOUBLE",
-        "exclusions": "call_id BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, policy VARCHAR, agent VARCHAR, "
-        "reason VARCHAR",
-    }.items()
-}
-# Derived tables.
-DERIVED = (
-    "scored_attempts",
-    "span_tree",
-    "rollout_rewards",
-    "policy_calls",
-    "silent_rollouts",
-    "merges",
-    "advantages",
-    "sequences",
-    "exclusions",
-)
-
-
 EMPTY_SPANS = f"SELECT {', '.join(f'NULL::{c.type} AS {c.name}' for c in schema.SPANS)} WHERE false"
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import duckdb
 
 from lightning_core.config import Settings
-from lightning_core.lake import catalog, sql
+from lightning_core.lake import sql
+from lightning_core.lake.derived_tables import EMPTY
 from lightning_core.lake.lake import Lake
 
 
@@ -30,7 +31,7 @@ def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
             if name in paths:
                 con.read_parquet(paths[name], union_by_name=True).create_view(name)
             else:
-                con.execute(f"CREATE VIEW {name} AS SELECT {catalog.EMPTY[name]} WHERE false")
+                con.execute(f"CREATE VIEW {name} AS SELECT {EMPTY[name]} WHERE false")
         relation = con.sql(sql.text("analysis/epoch_report"))
         rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
     for row in rows:

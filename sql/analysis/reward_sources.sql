@@ -1,25 +1,26 @@
--- Who gives rewards: the grader or an agent, under which names, how much.
--- Grain: one row per (run, epoch, mode, source, agent, reward_name). Inputs: rewards, attempts.
--- Only attempts that count. `no_value`: the grader failed, or the reward is no finite number.
+-- Who gives rewards, under which names, how much; and why some do not count.
+-- Grain: one row per (epoch, mode, source, agent, name, left_out) of a run. Inputs: rewards_given, attempts.
+-- `source`: emitted (by the agent), grader, air (a rule), failure (of the attempt). `counted` ones are part of a rollout's
+-- reward; of the others `left_out` says why, or they were not the last of their name.
 WITH chosen AS (
     SELECT run FROM attempts ORDER BY started DESC LIMIT 1
 )
 SELECT
-    rewards.run,
-    rewards.epoch,
-    rewards.mode,
-    rewards.source,
-    rewards.agent,
-    rewards.reward_name,
+    given.epoch,
+    attempts.mode,
+    given.source,
+    given.agent,
+    given.name,
+    given.left_out,
     count(*) AS rewards,
-    count(DISTINCT rewards.rollout_id) AS rollouts,
-    avg(rewards.reward) FILTER (isfinite(rewards.reward)) AS mean,
-    min(rewards.reward) FILTER (isfinite(rewards.reward)) AS lowest,
-    max(rewards.reward) FILTER (isfinite(rewards.reward)) AS highest,
-    count(*) FILTER (rewards.reward IS NULL OR NOT isfinite(rewards.reward)) AS no_value
-FROM rewards
+    count(DISTINCT given.rollout_id) AS rollouts,
+    count(*) FILTER (given.counts) AS counted,
+    avg(given.value) FILTER (isfinite(given.value)) AS mean,
+    min(given.value) FILTER (isfinite(given.value)) AS lowest,
+    max(given.value) FILTER (isfinite(given.value)) AS highest,
+    any_value(given.weight) AS weight
+FROM rewards_given AS given
 JOIN chosen USING (run)
-JOIN attempts USING (rollout_id, attempt_id)
-WHERE attempts.state = 'counts'
+JOIN attempts ON attempts.rollout_id = given.rollout_id AND attempts.attempt_id = given.attempt_id
 GROUP BY ALL
 ORDER BY ALL

@@ -49,13 +49,8 @@ trained AS (
         coalesce(agent, '(no name)') AS agent,
         coalesce(agent_path, '(no name)') AS agent_path,
         list_sort(list(DISTINCT policy) FILTER (policy IS NOT NULL)) AS policies,
-        list_sort(list(DISTINCT policy) FILTER (
-            -- What is left out for these was never held against agent_match, or did not match it.
-            policy IS NOT NULL AND (left_out IS NULL OR NOT regexp_full_match(
-                left_out,
-                'failed_call|other_policy|no_token_ids|empty_response|redacted|untrainable.*|ambiguous_agent|agent_not_matched|agent_excluded'
-            ))
-        )) AS matched,
+        -- These are judged after agent_match: what else leaves a call out says nothing of it.
+        list_sort(list(DISTINCT policy) FILTER (left_out IS NULL OR left_out IN ('failed_attempt', 'no_reward'))) AS matched,
         count(*) FILTER (left_out IS NULL) AS trained_calls,
         count(*) FILTER (left_out IS NOT NULL) AS left_out
     FROM policy_calls

@@ -1,10 +1,10 @@
 -- How each epoch went: over the attempts that count, and what came too late or could not be read.
 -- Grain: one row per (run, epoch, mode), from the moment it is opened. Inputs: rollouts, attempts, epoch_manifests,
 -- unique_spans, rejections.
--- Rule: `rollouts` have a result, `unfinished` have none (yet); `attempts` counts every execution of them. `mean_reward` is
--- over the rewards of view rollouts. `late`: spans of the epoch's attempts that came after it was sealed; they are kept,
--- and nothing derived reads them. `rejected`: spans of its attempts that could not be decoded; those that came without a
--- scope count for every epoch that was open then.
+-- Rule: `rollouts` have a result (`failed`: error or timeout), `unfinished` have none (yet); `attempts` counts every
+-- execution of them. `mean_reward` is over the rewards of view rollouts. `late`: spans of the epoch's attempts that came
+-- after it was sealed; they are kept, and nothing derived reads them. `rejected`: spans of its attempts that could not be
+-- decoded; those that came without a scope count for every epoch that was open then.
 WITH collected AS (
     SELECT
         run,
@@ -12,14 +12,12 @@ WITH collected AS (
         mode,
         count(*) FILTER (state = 'counts') AS rollouts,
         count(*) FILTER (state IN ('unfinished', 'infrastructure', 'late')) AS unfinished,
-        count(*) FILTER (state = 'counts' AND outcome = 'ok') AS ok,
         count(*) FILTER (state = 'counts' AND outcome <> 'ok') AS failed,
         list_avg(list_sort(list(reward) FILTER (state = 'counts'))) AS mean_reward,
         sum(calls) FILTER (state = 'counts')::BIGINT AS calls,
         sum(output_tokens) FILTER (state = 'counts')::BIGINT AS output_tokens,
         list_avg(list_sort(list(seconds) FILTER (state = 'counts'))) AS mean_seconds,
-        min(started) AS started,
-        max(ended) AS ended
+        min(started) AS started
     FROM rollouts
     WHERE run IS NOT NULL
     GROUP BY run, epoch, mode
@@ -58,14 +56,12 @@ SELECT
     coalesce(collected.rollouts, 0) AS rollouts,
     greatest(manifests.planned_rollouts - coalesce(collected.rollouts, 0), coalesce(collected.unfinished, 0)) AS unfinished,
     coalesce(executed.attempts, 0) AS attempts,
-    coalesce(collected.ok, 0) AS ok,
     coalesce(collected.failed, 0) AS failed,
     collected.mean_reward,
     coalesce(collected.calls, 0) AS calls,
     coalesce(collected.output_tokens, 0) AS output_tokens,
     collected.mean_seconds,
     collected.started,
-    collected.ended,
     coalesce(late.late, 0) AS late,
     coalesce(rejected.rejected, 0) AS rejected
 FROM epoch_manifests AS manifests
