@@ -21,6 +21,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -197,6 +199,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, default=peer.ENVIRONMENT, help="environment of agentlightning")
     parser.add_argument("--folder", type=Path, default=Path("var"), help="on the disk that is measured")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped on the way out
     cases = [c for c in (QUICK if options.quick else CASES) if options.only in (None, c.ack)]
     rounds, soak_spans = (1, 16 * SPANS_A_REQUEST) if options.quick else (options.rounds, options.soak_spans)
     python = peer.interpreter(options.peer)

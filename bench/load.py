@@ -7,7 +7,7 @@ import http.client
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -44,10 +44,11 @@ def on_core(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def send(url: str, posts: Iterable[Post]) -> Sent:
+def send(url: str, posts: Iterable[Post], check: Callable[[], None] = lambda: None) -> Sent:
     """POST all of them over CONNECTIONS connections; each is sent until it is answered 200.
 
-    Raises RuntimeError for any answer but a whole success, 429 and 503: the figure would not be one of stored spans.
+    Raises RuntimeError for any answer but a whole success, 429 and 503: the figure would not be one of stored spans. `check` is
+    called before each repetition and may raise, where nobody is left to make room.
     """
     queue, lock = iter(posts), threading.Lock()
     sent = Sent()
@@ -62,7 +63,7 @@ def send(url: str, posts: Iterable[Post]) -> Sent:
                     post = next(queue, None)
                 if post is None:
                     return
-                _until_taken(connection, parts.path + post.path, post, sent, lock)
+                _until_taken(connection, parts.path + post.path, post, sent, lock, check)
         except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
             failures.append(error)
         finally:
@@ -70,7 +71,7 @@ def send(url: str, posts: Iterable[Post]) -> Sent:
 
     began = time.perf_counter()
     with on_core(LOAD_CORE):
-        threads = [threading.Thread(target=work) for _ in range(CONNECTIONS)]
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(CONNECTIONS)]
         for thread in threads:
             thread.start()
     for thread in threads:
@@ -82,7 +83,12 @@ def send(url: str, posts: Iterable[Post]) -> Sent:
 
 
 def _until_taken(
-    connection: http.client.HTTPConnection, path: str, post: Post, sent: Sent, lock: threading.Lock
+    connection: http.client.HTTPConnection,
+    path: str,
+    post: Post,
+    sent: Sent,
+    lock: threading.Lock,
+    check: Callable[[], None],
 ) -> None:
     headers = {"Content-Type": "application/x-protobuf", **post.headers}
     while True:
@@ -99,4 +105,5 @@ def _until_taken(
             raise RuntimeError(f"POST {path}: {response.status} {answer[:300]!r}")
         with lock:
             sent.refused += 1
+        check()
         time.sleep(float(response.headers["Retry-After"]))

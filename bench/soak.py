@@ -27,7 +27,7 @@ class Memory:
     def __init__(self, pid: int) -> None:
         self._process, self._ended = psutil.Process(pid), threading.Event()
         self.samples = [self._now()]
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -66,11 +66,15 @@ def soak(home: Path, spans: int, small: list[bytes], large: list[bytes]) -> None
             body = kind[number // _LARGE_EVERY % len(kind)].shifted(number)
             return Post(path, body, {"Authorization": f"Bearer {token}"})
 
+        def check() -> None:
+            if decoder.poll() is not None:
+                raise RuntimeError(f"the decoder ended with code {decoder.returncode}, and the spool is full")
+
         requests = -(-spans // SPANS_A_REQUEST)
         send(server.url, map(post, range(requests, requests + 8)))  # what is allocated once
         memory = Memory(server.pid)
         try:
-            sent = send(server.url, map(post, range(requests)))
+            sent = send(server.url, map(post, range(requests)), check)
         finally:
             memory.stop()
         decoded = decode.outcome(decoder)
