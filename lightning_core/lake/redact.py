@@ -20,16 +20,59 @@ import pyarrow.compute as pc
 
 from lightning_core import names
 from lightning_core.config import LakeSettings, SettingsError
-from lightning_core.lake import sql
+from lightning_core.lake import schema, sql
 from lightning_core.lake.manifest import LakeError
 from lightning_core.loading import grader_digest, load_callable
 
 # What an LLM call's token ids can be read back into.
-_CONTENT = ("task", "output", "input_messages", "output_messages", "tool_arguments", "tool_result")
-_TEXTS = (*_CONTENT, "name", "agent_name", "status_message", "error", "tool_name", "sampling", "requested_sampling")
+_CONTENT = (
+    "task",
+    "output",
+    "input_messages",
+    "output_messages",
+    "tool_arguments",
+    "tool_result",
+    "attributes",
+    "events",
+)
+# Names and ids that rows are found, joined and counted by; every other text is rewritten, also of columns to come.
+_IDENTIFIERS = set(
+    [
+        "rollout_id",
+        "attempt_id",
+        "scope",
+        "trace_id",
+        "span_id",
+        "parent_span_id",
+        "kind",
+        "op",
+        "status",
+        "agent_name_source",
+        "run",
+        "mode",
+        "group_id",
+        "task_id",
+        "outcome",
+        "policy",
+        "policy_version",
+        "model",
+        "response_id",
+        "finish_reasons",
+        "untrainable",
+        "tool_call_id",
+        "reward_name",
+        "reward_source",
+        "declared_rollout_id",
+        "declared_attempt_id",
+        "operation",
+        "span_role",
+        "instrumentation",
+    ]
+)
 _RECORDS = ("events", "links")  # JSON lists of records, of which these are text:
 _RECORD_TEXTS = ("name", "attributes")
 _MAPS = ("attributes", "resource")
+_TEXTS = [c.name for c in schema.SPANS if c.type == "VARCHAR" and c.name not in {*_IDENTIFIERS, *_RECORDS}]
 _OURS = {names.REWARD_GRADER, names.ROLLOUT_ID, names.ATTEMPT_ID}  # attributes that other rows refer to
 _IDS = ("prompt_ids", "response_ids", "response_logprobs")
 _ROWS = 2048  # rewritten at a time
@@ -96,7 +139,7 @@ class Redaction:
                 rewritten = [None if v is None else known[v] for v in values]
             if rewritten == values:
                 continue
-            if name in (*_CONTENT, "attributes", "events"):
+            if name in _CONTENT:
                 changed = [was or v != w for was, v, w in zip(changed, values, rewritten, strict=True)]
             columns[name] = rewritten
             table = _replaced(table, name, rewritten)
