@@ -7,13 +7,13 @@ import math
 from array import array
 from typing import Any
 
-import pyarrow as pa
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from lightning_core.lake.decode import Decoder
+from lightning_core.lake import schema
+from lightning_core.lake.decode import Decoder, _decode
 from lightning_core.lake.pivot import aliases
 from lightning_core.lake.spool import Record
 
@@ -24,15 +24,18 @@ def record(body: bytes, rollout: str | None = "r.1", attempt: str | None = "a1")
     return Record(rollout, attempt, "path" if rollout else "none", 5, "otlp", body)
 
 
-def decode_table(*bodies: bytes) -> tuple[pa.Table, list[dict[str, Any]]]:
-    return DECODER.decode([(100 * i, 100 * i + 100, record(body)) for i, body in enumerate(bodies)])
-
-
 def decode(*bodies: bytes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows in the order they were sent, and what was rejected."""
-    table, rejected = decode_table(*bodies)
+    """Rows of `spans` in the order they were sent, and what was rejected."""
+    table, rejected = DECODER.decode([(100 * i, 100 * i + 100, record(body)) for i, body in enumerate(bodies)])
+    assert table.schema.equals(schema.arrow_schema(schema.SPANS))
     rows = table.to_pylist(maps_as_pydicts="strict")
     return sorted(rows, key=lambda row: (row["record_offset"], row["record_index"])), rejected
+
+
+def read(*bodies: bytes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of `decoded_spans`, what SQL concludes of them left out, and what was rejected. Several times as fast."""
+    table, rejected = _decode([(100 * i, record(body)) for i, body in enumerate(bodies)])
+    return table.cast(schema.arrow_schema(schema.DECODED)).to_pylist(maps_as_pydicts="strict"), rejected
 
 
 def request(*spans: Span, resource: dict[str, str] | None = None) -> bytes:

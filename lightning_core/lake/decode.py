@@ -33,12 +33,10 @@ Placed = tuple[int, int, Record]  # offset, next offset, record: as `spool.read`
 
 
 class Decoder:
-    """Decodes records of the spool into one Arrow table of typed spans. Not to be shared between threads."""
+    """Decodes records of the spool into one Arrow table of typed spans."""
 
     def __init__(self) -> None:
         self._aliases = aliases()
-        self._con = duckdb.connect(config={"threads": 1})
-        self._con.execute(f"CREATE TABLE agent_rules AS {sql.text('hierarchy/agent_rules')}")
 
     def decode(self, records: Iterable[Placed]) -> tuple[pa.Table, list[dict[str, Any]]]:
         """Typed spans (schema.SPANS), and what was rejected.
@@ -54,25 +52,7 @@ class Decoder:
             tables.append(table)
         if not tables:
             return schema.arrow_schema(schema.SPANS).empty_table(), rejected
-        return self._conclude(pa.concat_tables(tables)), rejected
-
-    def _conclude(self, decoded: pa.Table) -> pa.Table:
-        """schema.SPANS: `decoded`, and what sql/ingest/spans.sql concludes of it, in its order.
-
-        Only what the SQL reads and says goes through DuckDB, so long texts and token ids are copied once, in Arrow.
-        """
-        decoded = decoded.set_column(0, "row", pa.array(np.arange(decoded.num_rows, dtype=np.int32)))
-        self._con.register("decoded_spans", decoded)
-        try:
-            concluded = self._con.sql(sql.text("ingest/spans")).to_arrow_table()
-        finally:
-            self._con.unregister("decoded_spans")
-        sorted_spans = decoded.cast(schema.arrow_schema(schema.DECODED)).take(concluded["row"])
-        columns = {name: concluded[name] for name in concluded.column_names}
-        return pa.table(
-            [columns[c.name] if c.name in columns else sorted_spans[c.name] for c in schema.SPANS],
-            schema=schema.arrow_schema(schema.SPANS),
-        )
+        return _conclude(pa.concat_tables(tables)), rejected
 
 
 def _parts(records: Iterable[Placed]) -> Iterator[list[tuple[int, Record]]]:
@@ -101,6 +81,24 @@ def _decode(records: list[tuple[int, Record]]) -> tuple[pa.Table, list[dict[str,
                 span = int(alive[position])
                 found.reject(found.record[span], found.index[span], reason, found.start[span], found.stop[span])
             alive = np.delete(alive, list(error.reasons))
+
+
+def _conclude(decoded: pa.Table) -> pa.Table:
+    """schema.SPANS: `decoded`, and what sql/ingest/spans.sql concludes of it, in its order.
+
+    Only what the SQL reads and says goes through DuckDB, so long texts and token ids are copied once, in Arrow.
+    """
+    decoded = decoded.set_column(0, "row", pa.array(np.arange(decoded.num_rows, dtype=np.int32)))
+    with duckdb.connect(config={"threads": 1}) as con:
+        con.execute(f"CREATE TABLE agent_rules AS {sql.text('hierarchy/agent_rules')}")
+        con.register("decoded_spans", decoded)
+        concluded = con.sql(sql.text("ingest/spans")).to_arrow_table()
+    sorted_spans = decoded.cast(schema.arrow_schema(schema.DECODED)).take(concluded["row"])
+    columns = {name: concluded[name] for name in concluded.column_names}
+    return pa.table(
+        [columns[c.name] if c.name in columns else sorted_spans[c.name] for c in schema.SPANS],
+        schema=schema.arrow_schema(schema.SPANS),
+    )
 
 
 def write_rejected(directory: Path, name: str, rejected: list[dict[str, Any]]) -> None:

@@ -44,7 +44,7 @@ def invalid(data: bytes, start: Ints, length: Ints) -> list[int]:
         return [
             i
             for i, (b, n) in enumerate(zip(start.tolist(), length.tolist(), strict=True))
-            if not _is_utf8(data[b : b + n])
+            if not _is_utf8(data[b : b + max(n, 0)])
         ]
 
 

@@ -1,0 +1,138 @@
+"""Whatever the bytes, the decoder answers: no exception, and no good span lost for a bad one beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from lightning_core.lake import wire
+from tests import decoding as d
+
+QUICK = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+REASONS = {"offset", "index", "count", "reason", "received_ns", "rollout_id", "attempt_id", "span"}
+
+
+def seen(rows: list[dict[str, Any]]) -> list[str]:
+    return [repr({k: v for k, v in row.items() if k not in ("record_offset", "record_index")}) for row in rows]
+
+
+def check_rejected(rejected: list[dict[str, Any]]) -> None:
+    for entry in rejected:
+        assert set(entry) == REASONS and entry["reason"] and entry["received_ns"] == 5
+        bytes.fromhex(entry["span"])
+
+
+def mutated(draw: Any, raw: bytes) -> bytes:
+    """The bytes, as many, with some of them changed."""
+    changed = bytearray(raw)
+    for _ in range(draw(st.integers(1, 4))):
+        changed[draw(st.integers(0, len(raw) - 1))] = draw(st.integers(0, 255))
+    return bytes(changed)
+
+
+def with_span(before: list[bytes], raw: bytes, after: list[bytes]) -> bytes:
+    """A request of encoded spans."""
+    scope = b"".join(b"\x12" + length(span) + span for span in (*before, raw, *after))
+    resource = b"\x12" + length(scope) + scope
+    return b"\x0a" + length(resource) + resource
+
+
+def length(raw: bytes) -> bytes:
+    n, out = len(raw), bytearray()
+    while n >= 0x80:
+        out.append(n & 0x7F | 0x80)
+        n >>= 7
+    return bytes([*out, n])
+
+
+@QUICK
+@given(data=st.data(), sent=st.lists(d.spans(), min_size=1, max_size=2), copies=st.sampled_from([1, 30]))
+def test_a_span_whose_bytes_are_broken_loses_no_other(data: Any, sent: list[Any], copies: int) -> None:
+    others = [span.SerializeToString() for span in sent] * copies
+    victim = mutated(data.draw, data.draw(d.spans()).SerializeToString())
+    expected = seen(d.read(with_span(others[:-1], others[-1], []))[0])
+    rows, rejected = d.read(with_span(others, victim, others))
+    check_rejected(rejected)
+    around = [row for row in rows if row["record_index"] != len(others)]
+    assert seen(around) == expected + expected
+    assert len(rows) + len(rejected) == 2 * len(others) + 1
+    assert all(entry["index"] == len(others) and entry["span"] == victim.hex() for entry in rejected)
+
+
+@QUICK
+@given(data=st.data(), sent=st.lists(d.spans(), min_size=1, max_size=4))
+def test_of_a_request_that_is_cut_off_the_whole_spans_before_the_cut_come_out(data: Any, sent: list[Any]) -> None:
+    encoded = [span.SerializeToString() for span in sent]
+    body = with_span(encoded[:-1], encoded[-1], [])
+    cut = data.draw(st.integers(0, len(body) - 1))
+    whole = [
+        i for i in range(len(encoded)) if body.index(encoded[i], sum(map(len, encoded[:i]))) + len(encoded[i]) <= cut
+    ]
+    expected = seen(d.read(body)[0])[: len(whole)]
+    rows, rejected = d.read(body[:cut])
+    check_rejected(rejected)
+    assert seen(rows)[: len(whole)] == expected
+
+
+@QUICK
+@given(data=st.data(), sent=st.lists(d.spans(), min_size=1, max_size=3), noise=st.binary(max_size=40))
+def test_no_bytes_raise(data: Any, sent: list[Any], noise: bytes) -> None:
+    body = d.request(*sent, resource={"service.name": "x"})
+    at = data.draw(st.integers(0, len(body)))
+    changed = data.draw(st.sampled_from([mutated(data.draw, body), body[:at] + noise + body[at:], noise, body[at:]]))
+    rows, rejected = d.read(changed, body)
+    check_rejected(rejected)
+    assert seen([row for row in rows if row["record_offset"] == 100]) == seen(d.read(body)[0]), (
+        "the next request is whole"
+    )
+    try:
+        found = ExportTraceServiceRequest.FromString(changed)
+    except DecodeError:
+        return
+    if not rejected:
+        spans = [s for resource in found.resource_spans for scope in resource.scope_spans for s in scope.spans]
+        mine = [row for row in rows if row["record_offset"] == 0]
+        assert [(row["name"], row["span_id"]) for row in mine] == [(s.name, s.span_id.hex()) for s in spans]
+
+
+messages = st.lists(
+    st.one_of(
+        st.binary(max_size=12),
+        st.lists(
+            st.builds(lambda tag, rest: bytes([tag]) + rest, st.integers(0, 255), st.binary(max_size=10)), max_size=4
+        ).map(b"".join),
+        st.builds(
+            lambda numbers: d.request(d.good(flags=numbers, dropped_links_count=numbers)), st.integers(0, 2**32 - 1)
+        ),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(messages)
+def test_numpy_reads_the_wire_as_python_does(made: list[bytes]) -> None:
+    many = made * (1 + 40 // len(made))
+    data = b"".join(many) + bytes(wire.PAD)
+    view = np.frombuffer(data, np.uint8)
+    stop = np.cumsum([len(m) for m in many])
+    start = stop - [len(m) for m in many]
+    found, broken = wire.fields(data, view, start, stop)
+    for number, (begin, end) in enumerate(zip(start.tolist(), stop.tolist(), strict=True)):
+        rows = np.flatnonzero(found.message == number)
+        try:
+            expected = list(wire.walk(data, begin, end))
+        except wire.WireError as error:
+            assert broken[number] == str(error) and not len(rows)
+            continue
+        assert number not in broken
+        got = [(int(found.number[i]), int(found.wire[i]), int(found.start[i]), int(found.stop[i])) for i in rows]
+        assert got == [field[:4] for field in expected]
+        values = [int(found.value[i]) for i in rows if found.wire[i] == wire.VARINT]
+        assert values == [field[4] for field in expected if field[1] == wire.VARINT]
