@@ -51,7 +51,7 @@ class Lake:
         """Decode the spool up to offset `until` (its durable end by default) into Parquet, free it, merge small files.
 
         on_progress: called with (bytes decoded, bytes in all). Raises LakeError where the lake was redacted and no rules
-        are given, NotWritten where the disk is full; what was decoded before stays, the next call goes on from there.
+        are given, and where the disk is full; what was decoded before stays, the next call goes on from there.
         """
         with locked(self.root / "lock"):
             manifest = self.manifests.spans()
@@ -66,7 +66,13 @@ class Lake:
             decoder = Decoder()
             spans = rejected = repeated = 0
             for batch in _batches(self.spool, start, end):
-                stored, bad, again = self._store(manifest, decoder, batch, redaction)
+                try:
+                    stored, bad, again = self._store(manifest, decoder, batch, redaction)
+                except OSError as error:
+                    raise LakeError(
+                        f"{self.root.parent}: spans could not be stored; the spool keeps them, the next decoding goes on "
+                        f"there: {error}"
+                    ) from error
                 spans, rejected, repeated = spans + stored, rejected + bad, repeated + again
                 if on_progress is not None:
                     on_progress(manifest.decoded_offset - start, end - start)

@@ -52,6 +52,12 @@ def derived(lake: Lake, epoch: EpochManifest) -> dict[str, str]:
     return {name: table.digest for name, table in epoch.tables.items()}
 
 
+def every_view(lake: Lake) -> dict[str, list[str]]:
+    """The rows of every view of the catalog."""
+    with catalog.connect(lake.root) as con:
+        return {view: sorted(map(str, con.execute(f"FROM {view}").fetchall())) for view in catalog.VIEWS}
+
+
 def test_a_batch_that_comes_again_is_stored_once_however_late(tmp_path: Path) -> None:
     body = encode_spans({}, rollout_spans("r.1"))
     lake = Lake(tmp_path)
@@ -79,17 +85,16 @@ def test_a_retry_without_a_start_time_or_a_scope_is_found_too(tmp_path: Path) ->
 
 
 def test_compaction_changes_no_answer_and_no_derived_byte(tmp_path: Path) -> None:
-    lake = rollouts(tmp_path, *(f"r.{i}" for i in range(5)))
+    lake = rollouts(tmp_path, *(f"r.{i}" for i in range(3)))
     epoch = sealed(lake)
     store_rollout(tmp_path, "r.0", reward=3.0)  # late: its root is a retry, its reward is not
     lake.ingest()
     lake.rebuild_catalog()
-    before, questions = derived(lake, epoch), {v: ask.answer(lake.root, f"FROM {v}", "json") for v in catalog.VIEWS}
-    assert compact.compact(lake, everything=True).before == 6
+    before, answers = derived(lake, epoch), every_view(lake)
+    assert compact.compact(lake, everything=True).before == 4
     assert len(lake.manifests.spans().files) == 1
     assert derived(lake, epoch) == before
-    for view, answer in questions.items():
-        assert sorted(ask.answer(lake.root, f"FROM {view}", "json").split("\n")) == sorted(answer.split("\n")), view
+    assert every_view(lake) == answers
 
 
 def test_compaction_drops_what_two_files_hold(tmp_path: Path) -> None:
@@ -175,7 +180,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_lake_whole(
             raise OSError(28, "No space left on device")
 
         full.setattr(parquet, "fsync", no_space)
-        with pytest.raises((LakeError, parquet.NotWritten), match="No space left"):
+        with pytest.raises(LakeError, match="No space left"):
             if name == "write_table":
                 lake.ingest()
             else:
