@@ -13,6 +13,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
+from lightning_core.lake.patterns import settle
 from lightning_core.services import running, versions
 from lightning_core.taskset import plan_training
 from tasks.collect import collect
@@ -49,6 +50,7 @@ def train_epoch(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
     check(settings)
     with lake.working_on(settings.run), running(settings, say("services")) as services:
         manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))
+        settle(lake, settings, manifest)
         redeploy(settings, services, manifest.versions)
         collected = collect(settings, manifest, plan_training(settings, training_tasks(settings), number))
         rows = derive_tables(settings, manifest)

@@ -22,6 +22,7 @@ def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
         epoch.planned,
         epoch.span_range,
         epoch.versions,
+        {name: p.pattern for name, p in epoch.patterns.items()},
         settings_read(settings),
         sql_digest(settings),
     )

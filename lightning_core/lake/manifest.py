@@ -86,6 +86,13 @@ class DerivedTable(_Manifest):
     digest: str  # of the file's bytes
 
 
+class ComputedPattern(_Manifest):
+    """An `agent_match` that was computed when the epoch began."""
+
+    setting: str  # what the settings said
+    pattern: str  # what it came to
+
+
 class EpochManifest(_Manifest):
     """What is known of one epoch of a run: where in the spool it lies, what was derived, which stages are done.
 
@@ -99,6 +106,7 @@ class EpochManifest(_Manifest):
     opened_offset: int
     sealed_offset: int | None = None
     planned: list[str] = []  # rollouts that belong to it; others of the same number are not counted
+    patterns: dict[str, ComputedPattern] = {}  # policy → its computed agent_match
     tables: dict[str, DerivedTable] = {}
     stages: dict[str, Stage] = {}
 

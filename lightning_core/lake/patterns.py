@@ -1,0 +1,112 @@
+"""`agent_match` that is computed: by a function of the agents of the run's last epoch, or by SQL over the catalog.
+
+It is settled once, when an epoch begins, and kept in the epoch's manifest: a resumed epoch selects what it selected
+before. Left out: anything that is computed per rollout or per span; that is what the regex is for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+
+from lightning_core.config import PolicySettings, Settings, SettingsError
+from lightning_core.lake import catalog
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import ComputedPattern, EpochManifest
+from lightning_core.loading import load_callable
+
+COMPUTED = ("@", "sql:")
+
+
+def settle(lake: Lake, settings: Settings, epoch: EpochManifest) -> None:
+    """Enter the epoch's computed patterns in its manifest and save it; those already there for this setting stay.
+
+    None, NULL or no row match every agent, as an empty pattern does: before the first epoch nobody is known.
+    Raises SettingsError, naming the policy, for a function or query that fails or whose result is no pattern.
+    """
+    before = dict(epoch.patterns)
+    for policy in settings.policies:
+        if not policy.agent_match.startswith(COMPUTED):
+            epoch.patterns.pop(policy.name, None)
+        elif policy.name not in before or before[policy.name].setting != policy.agent_match:
+            pattern = _compute(lake, settings, epoch, policy)
+            epoch.patterns[policy.name] = ComputedPattern(setting=policy.agent_match, pattern=pattern)
+    if epoch.patterns != before:
+        lake.manifests.put_epoch(epoch)
+
+
+def pattern(epoch: EpochManifest, policy: PolicySettings) -> str:
+    """The regex in force. Raises SettingsError where a computed one was not settled for the epoch.
+
+    An evaluation selects nothing, so there a computed one matches all.
+    """
+    if not policy.agent_match.startswith(COMPUTED):
+        return policy.agent_match
+    if epoch.mode != "train":
+        return ""
+    found = epoch.patterns.get(policy.name)
+    if found is None or found.setting != policy.agent_match:
+        raise SettingsError(
+            f"policies.{policy.name}.agent_match: {policy.agent_match!r} was not computed when {epoch.mode} epoch "
+            f"{epoch.epoch} began; run the epoch with these settings"
+        )
+    return found.pattern
+
+
+def agents_before(lake: Lake, epoch: EpochManifest) -> list[dict[str, Any]]:
+    """Rows of the view `agents` of the run's last derived training epoch before this one; empty where there is none."""
+    lake.rebuild_catalog()
+    with catalog.connect(lake.root) as con:
+        relation = con.sql(
+            """
+            FROM agents
+            WHERE run = $run AND mode = 'train' AND epoch = (
+                SELECT max(epoch) FROM agents WHERE run = $run AND mode = 'train' AND epoch < $epoch
+            )
+            """,
+            params={"run": epoch.run, "epoch": epoch.epoch},
+        )
+        return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+
+
+def _compute(lake: Lake, settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> str:
+    setting = f"policies.{policy.name}.agent_match"
+    if policy.agent_match.startswith("@"):
+        function = load_callable(policy.agent_match.removeprefix("@"), setting)
+        try:
+            found = function(agents_before(lake, epoch))
+        except Exception as error:
+            raise SettingsError(
+                f"{setting}: {policy.agent_match} failed: {type(error).__name__}: {error}; it gets the agents of the last "
+                "epoch as a list of dicts, empty before the first"
+            ) from error
+    else:
+        found = _ask(lake, policy.agent_match.removeprefix("sql:"), setting)
+    if found is None:
+        return ""
+    if not isinstance(found, str):
+        raise SettingsError(f"{setting}: {policy.agent_match} gave {found!r}; it has to give a regex, as text")
+    try:
+        duckdb.execute("SELECT regexp_matches('', ?)", [found])
+    except duckdb.Error as error:
+        reason = str(error).split("\n", 1)[0]
+        raise SettingsError(
+            f"{setting}: {policy.agent_match} gave {found!r}, no pattern RE2 can take ({reason})"
+        ) from None
+    return found
+
+
+def _ask(lake: Lake, query: str, setting: str) -> Any:
+    lake.rebuild_catalog()
+    try:
+        with catalog.connect(lake.root) as con:
+            rows = con.execute(query).fetchmany(2)
+    except duckdb.Error as error:
+        raise SettingsError(f"{setting}: the query fails: {error}") from None
+    if len(rows) > 1 or (rows and len(rows[0]) != 1):
+        raise SettingsError(
+            f"{setting}: the query gives {len(rows[0])} columns and {'several rows' if len(rows) > 1 else 'one row'}; it "
+            "has to give one text, say with string_agg(agent, '|')"
+        )
+    return rows[0][0] if rows else None
