@@ -48,9 +48,11 @@ trained AS (
         epoch,
         coalesce(agent, '(no name)') AS agent,
         coalesce(agent_path, '(no name)') AS agent_path,
-        list_sort(list(DISTINCT policy) FILTER (policy IS NOT NULL)) AS policies,
+        coalesce(list_sort(list(DISTINCT policy) FILTER (policy IS NOT NULL)), []) AS policies,
         -- These are judged after agent_match: what else leaves a call out says nothing of it.
-        list_sort(list(DISTINCT policy) FILTER (left_out IS NULL OR left_out IN ('failed_attempt', 'no_reward'))) AS matched,
+        coalesce(
+            list_sort(list(DISTINCT policy) FILTER (left_out IS NULL OR left_out IN ('failed_attempt', 'no_reward'))), []
+        ) AS matched,
         count(*) FILTER (left_out IS NULL) AS trained_calls,
         count(*) FILTER (left_out IS NOT NULL) AS left_out
     FROM policy_calls

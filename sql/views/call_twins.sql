@@ -17,11 +17,12 @@ WITH derived AS (
     GROUP BY twin.rollout_id, twin.attempt_id, twin.trace_id, twin.span_id
 ),
 records AS (
-    SELECT DISTINCT rollout_id, attempt_id, trace_id, span_id, response_id, start_ns, policy IS NULL AS instrumented
+    SELECT DISTINCT
+        spans.rollout_id, attempt_id, trace_id, span_id, response_id, spans.start_ns, policy IS NULL AS instrumented
     FROM spans
-    ANTI JOIN (SELECT rollout_id, attempt_id FROM scored_attempts WHERE counts) AS derived_attempts
+    LEFT JOIN (SELECT rollout_id, attempt_id, counts FROM scored_attempts WHERE counts) AS derived_attempts
         USING (rollout_id, attempt_id)
-    WHERE op = 'llm' AND response_id IS NOT NULL AND rollout_id IS NOT NULL
+    WHERE op = 'llm' AND response_id IS NOT NULL AND spans.rollout_id IS NOT NULL AND derived_attempts.counts IS NULL
 ),
 ranked AS (
     SELECT
