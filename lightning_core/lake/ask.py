@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,11 @@ def _csv(columns: list[str], rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
 def _json(columns: list[str], rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
     for row in rows:
         values = (None if isinstance(v, float) and not math.isfinite(v) else v for v in row)
-        yield json.dumps(dict(zip(columns, values, strict=True)), default=str)
+        yield json.dumps(dict(zip(columns, values, strict=True)), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return float(value) if isinstance(value, Decimal) else str(value)
 
 
 def _one_line(error: duckdb.Error) -> str:

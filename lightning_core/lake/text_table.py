@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 _NARROWEST = 12  # to which a column of text is cut before the rows become blocks
@@ -18,7 +19,7 @@ def render(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int = 1
     Names of columns are broken at `_` where that makes it fit; where nothing does, each row is a block of its own.
     """
     cells = [[cell(value) for value in row] for row in rows]
-    numbers = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
+    numbers = [all(isinstance(row[i], int | float | Decimal | None) for row in rows) for i in range(len(columns))]
     for heads in ([[name] for name in columns], [_broken(name) for name in columns]):
         widths = _widths(heads, cells, numbers, width - 2 * (len(columns) - 1))
         if widths is not None:
@@ -54,7 +55,7 @@ def cell(value: Any) -> str:
     """One value on one line: floats to four digits, times to the second, what is nested as JSON."""
     if value is None:
         return ""
-    if isinstance(value, float):
+    if isinstance(value, float | Decimal):
         return f"{value:.0f}" if math.isfinite(value) and abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, datetime.datetime):
         return value.isoformat(" ", "seconds")

@@ -1,5 +1,5 @@
 -- How responses ended: cut off by the token limit, or by themselves, and what reward their rollouts got.
--- Grain: one row per (epoch, mode, agent, finish_reasons) of a run. Inputs: calls, rollouts.
+-- Grain: one row per (epoch, mode, agent, finish_reasons) of a run. Inputs: calls, rollouts, attempts.
 WITH chosen AS (
     SELECT run FROM attempts ORDER BY started DESC LIMIT 1
 )

@@ -1,5 +1,5 @@
 -- What changed between two epochs, measure by measure.
--- Grain: one row per measure. Inputs: rollouts, calls, tool_calls, policy_calls, merges.
+-- Grain: one row per measure. Inputs: rollouts, calls, tool_calls, policy_calls, merges, attempts.
 -- The last two training epochs of a run, unless `chosen` names others.
 WITH chosen AS (
     SELECT run, max(epoch) - 1 AS before, max(epoch) AS after

@@ -1,5 +1,5 @@
 -- Which tools fail, how often, and what they say then.
--- Grain: one row per (run, tool), over all its epochs. Inputs: tool_calls.
+-- Grain: one row per (run, tool), over all its epochs. Inputs: tool_calls, attempts.
 WITH chosen AS (
     SELECT run FROM attempts ORDER BY started DESC LIMIT 1
 )

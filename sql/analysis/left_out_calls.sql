@@ -1,5 +1,5 @@
 -- Why calls were left out of training, by agent, with a rollout to look at.
--- Grain: one row per (epoch, policy, agent, reason) of a run. Inputs: exclusions, policy_calls, rollout_rewards.
+-- Grain: one row per (epoch, policy, agent, reason) of a run. Inputs: exclusions, policy_calls, rollout_rewards, attempts.
 -- `share` is of the policy's calls in the epoch; `lightning-flows explain ROLLOUT` shows the example in full.
 WITH chosen AS (
     SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1

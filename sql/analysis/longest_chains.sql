@@ -1,5 +1,5 @@
 -- The deepest trees and the longest conversations.
--- Grain: one row per rollout of a run, deepest first. Inputs: span_tree, rollouts.
+-- Grain: one row per rollout of a run, deepest first. Inputs: span_tree, rollouts, attempts, sequences.
 -- `depth` is the longest way from the root; `longest_sequence` the most calls that were merged into one training row.
 WITH chosen AS (
     SELECT run FROM attempts ORDER BY started DESC LIMIT 1

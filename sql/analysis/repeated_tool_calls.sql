@@ -1,5 +1,5 @@
 -- Agents that go in circles: the same tool with the same arguments, again and again in one rollout.
--- Grain: one row per (rollout, tool, arguments) of a run that occurs more than once. Inputs: tool_calls, rollouts.
+-- Grain: one row per (rollout, tool, arguments) of a run that occurs more than once. Inputs: tool_calls, rollouts, attempts.
 WITH chosen AS (
     SELECT run FROM attempts ORDER BY started DESC LIMIT 1
 )

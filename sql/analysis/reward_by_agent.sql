@@ -1,5 +1,5 @@
 -- Which agents' work goes with reward: rollouts in which an agent made calls against those in which it made none.
--- Grain: one row per (epoch, agent) of a run's training. Inputs: calls, rollouts.
+-- Grain: one row per (epoch, agent) of a run's training. Inputs: calls, rollouts, attempts.
 -- `correlation` is that of an agent's calls in a rollout with its reward.
 WITH chosen AS (
     SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1

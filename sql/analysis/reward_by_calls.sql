@@ -1,5 +1,5 @@
 -- Whether more calls in a rollout go with more reward.
--- Grain: one row per (epoch, mode, number of calls) of a run; ten and more are one row. Inputs: rollouts.
+-- Grain: one row per (epoch, mode, number of calls) of a run; ten and more are one row. Inputs: rollouts, attempts.
 WITH chosen AS (
     SELECT run FROM attempts ORDER BY started DESC LIMIT 1
 )

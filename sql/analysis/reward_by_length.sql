@@ -1,5 +1,5 @@
 -- Whether longer answers go with more reward: a policy that learns to talk shows here first.
--- Grain: one row per (epoch, quarter of the rollouts by sampled tokens) of a run's training. Inputs: rollouts.
+-- Grain: one row per (epoch, quarter of the rollouts by sampled tokens) of a run's training. Inputs: rollouts, attempts.
 -- `correlation` is that of tokens with reward over the whole epoch.
 WITH chosen AS (
     SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1

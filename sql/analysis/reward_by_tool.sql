@@ -1,5 +1,5 @@
 -- Whether rollouts that used a tool did better than those that did not.
--- Grain: one row per (epoch, tool) of a run's training. Inputs: tool_calls, rollouts.
+-- Grain: one row per (epoch, tool) of a run's training. Inputs: tool_calls, rollouts, attempts.
 WITH chosen AS (
     SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1
 ),

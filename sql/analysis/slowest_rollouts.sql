@@ -1,5 +1,5 @@
 -- The slowest rollouts, and where their time went.
--- Grain: one row per rollout of a run, slowest first. Inputs: rollouts, calls, tool_calls.
+-- Grain: one row per rollout of a run, slowest first. Inputs: rollouts, calls, tool_calls, attempts.
 -- Seconds in calls and tools are sums: of work done in parallel they can come to more than the rollout took.
 WITH chosen AS (
     SELECT run FROM attempts ORDER BY started DESC LIMIT 1

@@ -1,5 +1,5 @@
 -- Which held-out tasks the last evaluation got right that the first got wrong, and the other way round.
--- Grain: one row per held-out task whose result changed. Inputs: rollouts.
+-- Grain: one row per held-out task whose result changed. Inputs: rollouts, attempts.
 WITH chosen AS (
     SELECT run, min(epoch) AS before, max(epoch) AS after
     FROM attempts

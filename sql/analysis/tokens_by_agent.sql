@@ -1,5 +1,5 @@
 -- Which agent burns the tokens, and what they buy.
--- Grain: one row per (epoch, mode, agent) of a run. Inputs: calls, rollouts.
+-- Grain: one row per (epoch, mode, agent) of a run. Inputs: calls, rollouts, attempts.
 -- `reward_a_1000_tokens`: mean reward of the rollouts it acted in, for every 1000 tokens that it sampled in one.
 WITH chosen AS (
     SELECT run FROM attempts ORDER BY started DESC LIMIT 1

@@ -1,5 +1,5 @@
 -- Which tasks are never or always solved: groups without spread teach nothing.
--- Grain: one row per (epoch, task) of a run's training. Inputs: rollout_rewards.
+-- Grain: one row per (epoch, task) of a run's training. Inputs: rollout_rewards, attempts.
 -- `verdict`: always, never (no rollout reached success_reward and all rewards are equal), equal (the rewards are, though
 -- some succeed and some do not), mixed.
 WITH chosen AS (
