@@ -55,7 +55,9 @@ def cell(value: Any) -> str:
     """One value on one line: floats to four digits, times to the second, what is nested as JSON."""
     if value is None:
         return ""
-    if isinstance(value, float | Decimal):
+    if isinstance(value, Decimal):
+        value = float(value)
+    if isinstance(value, float):
         return f"{value:.0f}" if math.isfinite(value) and abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, datetime.datetime):
         return value.isoformat(" ", "seconds")
