@@ -122,6 +122,22 @@ def evaluate(settings_file: Path, assignments: tuple[str, ...]) -> None:
 @main.command()
 @_settings_argument
 @_set_option
+@click.option("--epoch", type=int, help="Only this one. Default: every epoch and evaluation that is collected.")
+def regrade(settings_file: Path, assignments: tuple[str, ...], epoch: int | None) -> None:
+    """Rewards anew, by the settings' grader, over what was collected: no rollout runs and nothing is trained."""
+    settings = _load(settings_file, assignments)
+    with _interruptible(), prefect_api(settings.home):
+        from flows.demo import report_console
+        from flows.regrade import regrade as run
+        from flows.regrade import table
+
+        rows = run(settings, epoch)
+    report_console().print(table(rows, f"run {settings.run}"))
+
+
+@main.command()
+@_settings_argument
+@_set_option
 def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """Server and vLLM until Ctrl-C: flows find them, agents can be tried against them."""
     import time

@@ -47,17 +47,7 @@ def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
     """Server and vLLM, on the versions last deployed; a flow deploys those it wants. Leaves running what ran before."""
     model = base_model(settings, say)
     with contextlib.ExitStack() as stack:
-        owner = _Owner(settings.home)
-        ours = owner.claim()
-        if ours:
-            stack.callback(owner.release)
-        server = ServerHandle.find(settings.home)
-        if server is None:
-            say("starting the server")
-            server = ServerHandle.start(settings.home, settings.server, settings.home / "logs" / "server.log")
-            stack.callback(server.stop)
-        elif ours:
-            stack.callback(end_group, server.pid, psutil.Process(server.pid).create_time(), 30)
+        server, ours = stack.enter_context(_server(settings, say))
         vllm = VllmServer.find(settings.home)
         if vllm is not None and ours and not _answers(vllm):
             say("vLLM was left behind in the middle of something; starting it anew")
@@ -69,6 +59,31 @@ def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
         elif ours:
             stack.callback(vllm.stop)
         yield Services(server, vllm, model)
+
+
+@contextlib.contextmanager
+def server_running(settings: Settings, say: Say = logger.info) -> Iterator[ServerHandle]:
+    """The server alone: for work on what was collected, which samples nothing."""
+    with _server(settings, say) as (server, _):
+        yield server
+
+
+@contextlib.contextmanager
+def _server(settings: Settings, say: Say) -> Iterator[tuple[ServerHandle, bool]]:
+    """The server, and whether the services are ours to stop."""
+    with contextlib.ExitStack() as stack:
+        owner = _Owner(settings.home)
+        ours = owner.claim()
+        if ours:
+            stack.callback(owner.release)
+        server = ServerHandle.find(settings.home)
+        if server is None:
+            say("starting the server")
+            server = ServerHandle.start(settings.home, settings.server, settings.home / "logs" / "server.log")
+            stack.callback(server.stop)
+        elif ours:
+            stack.callback(end_group, server.pid, psutil.Process(server.pid).create_time(), 30)
+        yield server, ours
 
 
 def stop_orphans(home: Path) -> None:
