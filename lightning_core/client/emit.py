@@ -5,7 +5,8 @@ is safe before the agent goes on. Where the server does not answer, spans wait i
 emit or for the end of the process, and the agent goes on. Nothing here raises but a reward that is no number.
 
 The scope comes from the environment of the attempt: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_HEADERS`,
-`OTEL_RESOURCE_ATTRIBUTES`. Without an endpoint (the agent runs by itself) nothing is sent, and the log says so once.
+`OTEL_RESOURCE_ATTRIBUTES`. Without an endpoint (the agent runs by itself) they become spans of OpenTelemetry, where the
+process has set that up (otel.py); where it has not, nothing is sent, and the log says so once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core import names
-from lightning_core.client import fallback, wire
+from lightning_core.client import fallback, otel, wire
 from lightning_core.client.wire import DeliveryError, SpanData
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,9 @@ def emit_event(name: str, **attributes: Any) -> None:
 class Span:
     """The span that a `with span(...)` block is in; `set` adds attributes while it lasts."""
 
-    def __init__(self, data: SpanData) -> None:
+    def __init__(self, data: SpanData, theirs: Any = None) -> None:
         self._data = data
+        self._theirs = theirs  # OpenTelemetry's span, where it goes that way
         self._attributes: dict[str, Any] = dict(data.attributes)
         data.attributes = self._attributes
 
@@ -74,15 +76,24 @@ class Span:
 
     def set(self, attributes: Mapping[str, Any] | None = None, **more: Any) -> None:
         """Add attributes; a mapping takes names with dots in them."""
-        self._attributes.update(attributes or {})
-        self._attributes.update(more)
+        added = {**(attributes or {}), **more}
+        self._attributes.update(added)
+        if self._theirs is not None:
+            self._theirs.set_attributes(otel.attributes(added))
 
 
 @contextlib.contextmanager
 def span(name: str, **attributes: Any) -> Iterator[Span]:
     """A span round a block; rewards, events and spans inside become its children. An exception marks it and goes on."""
-    trace_id, parent_id = _parent()
     now = time.time_ns()
+    tracer = otel.tracer()
+    if tracer is not None:
+        with tracer.start_as_current_span(name, attributes=otel.attributes(attributes)) as theirs:
+            context = theirs.get_span_context()
+            ids = (format(context.trace_id, "032x"), format(context.span_id, "016x"))
+            yield Span(SpanData(name, now, now, *ids, attributes=attributes), theirs)
+        return
+    trace_id, parent_id = _parent()
     data = SpanData(name, now, now, trace_id, wire.new_span_id(), parent_id, attributes)
     handle = Span(data)
     token = _current.set(((trace_id, data.span_id), _opentelemetry_context()))
@@ -118,6 +129,13 @@ def _finite(value: Any) -> float:
 
 
 def _emit(name: str, attributes: Mapping[str, Any]) -> None:
+    tracer = otel.tracer()
+    if tracer is not None:
+        theirs = tracer.start_span(name, attributes=otel.attributes(attributes))
+        if not theirs.is_recording():
+            _say_once("sampled", f"OpenTelemetry's sampler leaves out spans: {name!r} is not recorded")
+        theirs.end()
+        return
     trace_id, parent_id = _parent()
     now = time.time_ns()
     _send(SpanData(name, now, now, trace_id, wire.new_span_id(), parent_id, attributes))
@@ -176,18 +194,30 @@ def _keep(path: Path, body: bytes, reason: DeliveryError) -> None:
     _deliver_at_exit()
 
 
-def _deliver_waiting(retries: int) -> None:
+def send_waiting(retries: int = 2) -> int:
+    """Send the spans that wait for the server of this environment: the number of requests sent.
+
+    Every emit that succeeds does this, and the end of a process that could not deliver. Raises DeliveryError or OSError
+    where some of them stay or were refused.
+    """
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     if not endpoint:
+        raise DeliveryError(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is not set: it names the server to send them to", permanent=True
+        )
+    return fallback.deliver(fallback.fallback_path(endpoint), endpoint, _headers(), retries=retries)
+
+
+def _deliver_waiting(retries: int) -> None:
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         return
-    path = fallback.fallback_path(endpoint)
     try:
-        sent = fallback.deliver(path, endpoint, _headers(), retries=retries)
+        sent = send_waiting(retries)
     except (DeliveryError, OSError) as error:
-        log.warning("%s: not all waiting spans were delivered: %s", path, error)
+        log.warning("not all waiting spans were delivered: %s", error)
         return
     if sent:
-        log.info("sent %d requests that had waited in %s", sent, path)
+        log.info("sent %d requests that had waited", sent)
 
 
 def _deliver_at_exit() -> None:

@@ -3,7 +3,8 @@
 Each line is one encoded export request without its credentials. The file is only touched under a lock, and emptied
 only after the server has acknowledged every line; a crash in between sends a span twice, which the lake reads as one
 (same ids, same content). It stands beside `$LIGHTNING_TASK` where there is one, so that the runner that started the
-attempt can deliver what the agent's processes could not.
+attempt can deliver what the agent's processes could not. An agent that runs by itself has one in the temporary folder,
+for each endpoint: its next process sends what the last left, or `python -m lightning_core.client` does.
 """
 
 from __future__ import annotations
@@ -79,5 +80,7 @@ def deliver(path: Path, endpoint: str, headers: Mapping[str, str], *, retries: i
 def _locked(path: Path) -> Iterator[IO[bytes]]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "r+b") as file:
+        if os.fstat(descriptor).st_uid != os.getuid():  # the temporary folder is everybody's
+            raise PermissionError(f"{path} belongs to another user; remove it")
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file  # closing it gives the lock back

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -218,3 +220,117 @@ def test_whatever_the_attributes_are_the_request_is_valid_otlp(attributes: dict[
     (sent,) = request.resource_spans[0].scope_spans[0].spans
     assert sent.end_time_unix_nano == 2**63
     assert len(sent.attributes) == sum(value is not None for value in attributes.values())
+
+
+@pytest.fixture
+def alone(server: Standin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An agent that runs by itself: an endpoint, and no attempt. Returns where its spans wait."""
+    monkeypatch.delenv(names.ENV_TASK)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return fallback.fallback_path(f"{server.url}/rollouts/r1/attempts/a1")
+
+
+def killed_before_it_could_send(value: int) -> None:
+    code = (
+        "import os; from lightning_core.client import emit, wire; wire.time.sleep = lambda _: None;"
+        "wire._post_once = lambda *_: (wire.DeliveryError('away'), None);"
+        f"emit.emit_reward({value}); os._exit(9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), timeout=60, check=False)
+    assert done.returncode == 9
+
+
+def test_the_next_process_sends_what_the_last_one_left(server: Standin, alone: Path) -> None:
+    killed_before_it_could_send(7)
+    assert server.spans == []
+    assert len(alone.read_bytes().splitlines()) == 1
+    client.emit_reward(8)
+    assert [span.attributes[names.REWARD] for span in server.spans] == [8.0, 7.0]
+    assert alone.read_bytes() == b""
+
+
+def test_a_command_sends_what_waits_and_says_where_the_server_does_not_take_it(server: Standin, alone: Path) -> None:
+    killed_before_it_could_send(7)
+    command = [sys.executable, "-m", "lightning_core.client"]
+    server.fail = [(503, {"Retry-After": "0"})] * 3
+    away = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (away.returncode, server.spans) == (1, [])
+    assert "answered 503" in away.stderr
+    assert len(alone.read_bytes().splitlines()) == 1
+    sent = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert sent.stdout == "sent 1 requests\n"
+    assert [span.attributes[names.REWARD] for span in server.spans] == [7.0]
+
+
+def test_a_file_of_another_user_is_neither_sent_nor_written(
+    server: Standin, alone: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone.write_bytes(b'{"resourceSpans": []}\n')
+    monkeypatch.setattr("os.getuid", lambda: alone.stat().st_uid + 1)
+    monkeypatch.setattr(fallback, "fallback_path", lambda _: alone)
+    client.emit_reward(1)
+    server.fail = [(503, {})] * 9
+    client.emit_reward(2)
+    assert [span.attributes[names.REWARD] for span in server.spans] == [1.0]
+    assert alone.read_bytes() == b'{"resourceSpans": []}\n'
+    assert "belongs to another user" in caplog.text
+    assert "a span is lost" in caplog.text
+
+
+THROUGH_OPENTELEMETRY = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from lightning_core import client
+import json, logging
+logging.basicConfig()
+client.emit_reward(0)
+kept = InMemorySpanExporter()
+provider = TracerProvider(SAMPLER)
+provider.add_span_processor(SimpleSpanProcessor(kept))
+trace.set_tracer_provider(provider)
+with trace.get_tracer("theirs").start_as_current_span("turn"):
+    with client.span("plan", **{"gen_ai.agent.name": "planner"}) as span:
+        client.emit_reward(0.5, name="style", judge={"me": 1}, nothing=None)
+        span.set(ok=True)
+    client.emit_event("done", steps=[1, 2])
+spans = kept.get_finished_spans()
+above = {s.context.span_id: s.name for s in spans}
+print(json.dumps([[s.name, s.parent and above[s.parent.span_id], dict(s.attributes)] for s in spans]))
+"""
+
+
+def run_through_opentelemetry(sampler: str = "") -> tuple[list[Any], str]:
+    code = THROUGH_OPENTELEMETRY.replace("SAMPLER", sampler)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return json.loads(run.stdout), run.stderr
+
+
+def test_without_an_endpoint_rewards_are_spans_of_the_opentelemetry_that_is_set_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    spans, said = run_through_opentelemetry()
+    reward = {"judge": '{"me": 1}', names.REWARD: 0.5, names.REWARD_NAME: "style", names.REWARD_SOURCE: "agent"}
+    assert spans == [
+        ["reward", "plan", reward],
+        ["plan", "turn", {"gen_ai.agent.name": "planner", "ok": True}],
+        ["done", "turn", {"steps": "[1, 2]"}],
+        ["turn", None, {}],
+    ]
+    assert said.count("OTEL_EXPORTER_OTLP_ENDPOINT is not set") == 1, "before it was set up, and only then"
+
+
+def test_a_reward_that_the_sampler_leaves_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    spans, said = run_through_opentelemetry("__import__('opentelemetry.sdk.trace.sampling', fromlist=['x']).ALWAYS_OFF")
+    assert spans == []
+    assert "'reward' is not recorded" in said
+
+
+def test_with_an_endpoint_rewards_are_posted_at_once_and_not_left_to_their_exporter(server: Standin) -> None:
+    spans, _ = run_through_opentelemetry()
+    assert [name for name, *_ in spans] == ["turn"]
+    assert [span.name for span in server.spans] == ["reward", "reward", "plan", "done"]

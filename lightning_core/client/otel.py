@@ -1,0 +1,41 @@
+"""The way through OpenTelemetry, for a process that has set it up itself and was given no endpoint of ours.
+
+The reward is then a span like the agent's own: it goes wherever the configured exporter sends them, and is as safe as
+they are (a batch that is not flushed before the process dies is lost). Nothing is imported from here: where the agent has
+not imported OpenTelemetry there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+_NOT_SET_UP = ("ProxyTracerProvider", "NoOpTracerProvider", "_DefaultTracerProvider")
+
+
+def tracer() -> Any | None:
+    """OpenTelemetry's tracer, where this process has a provider and `OTEL_EXPORTER_OTLP_ENDPOINT` is not set; else None."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or trace is None or not hasattr(trace, "get_tracer_provider"):
+        return None
+    provider = trace.get_tracer_provider()
+    return None if type(provider).__name__ in _NOT_SET_UP else provider.get_tracer("lightning-flows")
+
+
+def attributes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As OpenTelemetry takes them: `None` is left out; what is no text, number or list of them becomes JSON."""
+    return {str(key): _value(value) for key, value in values.items() if value is not None}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, bool | int | float | str | bytes):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        return list(value)
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):  # keys that JSON does not know, a mapping that holds itself
+        return str(value)
