@@ -62,7 +62,9 @@ def span_columns(found: Located, view: View, alive: Ints) -> pa.Table:
     views = made.arrays(columns)
     arrays["attributes"] = pa.MapArray.from_arrays(offsets, keys, views.pop("rest"))
     arrays |= pivoted.arrays | views | _origin(found, alive, start, stop)
-    return pa.table({c.name: arrays.get(c.name, pa.nulls(count, c.arrow)) for c in schema.DECODED})
+    # A text that no span of this part has is a view like those that some have, so that parts can be one table.
+    types = {c.name: pa.string_view() if c.arrow == pa.string() else c.arrow for c in schema.DECODED}
+    return pa.table({name: arrays.get(name, pa.nulls(count, kind)) for name, kind in types.items()})
 
 
 def _ids(data: bytes, view: View, sent: Fields, count: int) -> dict[str, pa.Array]:
