@@ -14,7 +14,8 @@ import yaml
 
 from flows.lake_commands import lake
 from flows.prefect_api import prefect_api
-from lightning_core.config import Settings, SettingsError, load_settings
+from lightning_core.config import Settings, SettingsError
+from lightning_core.settings_file import load_settings
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "calculator" / "settings.yaml"
 

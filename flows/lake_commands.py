@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from lightning_core.config import Settings, SettingsError, load_settings
+from lightning_core.config import Settings, SettingsError
+from lightning_core.settings_file import load_settings
 
 _home_option = click.option(
     "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of the settings, or var."

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 NEEDS_GROUPS = ("grpo", "dr_grpo", "rloo")
 ESTIMATORS = (*NEEDS_GROUPS, "reinforce", "reinforce_pp")
@@ -19,7 +18,7 @@ class SettingsError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, title=None)
+    model_config = ConfigDict(extra="forbid", frozen=True, title=None, allow_inf_nan=False)
 
 
 class AgentSettings(_Section):
@@ -131,6 +130,12 @@ class RewardSettings(_Section):
     def _discount(self) -> RewardSettings:
         if (self.assign == "discounted") != (self.gamma is not None):
             raise ValueError("`assign: discounted` and `gamma` belong together: give both, or neither")
+        if self.grader is not None and self.reward_match is not None:
+            raise ValueError("`reward_match` is about agents, and a grader is none: no reward would count; drop one")
+        names = [rule.name for rule in self.air] if isinstance(self.air, list) else []
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two rules of `air` are called {name!r}; a rule is known by its name")
         return self
 
 
@@ -226,6 +231,16 @@ class AgentRule(_Section):
     pattern: str = Field("^(.+)$", description="regex (RE2); its first group is the name")
     when: str | None = Field(None, description="regex (RE2) on the span's name; the rule holds for these only")
 
+    @model_validator(mode="after")
+    def _has_a_name(self) -> AgentRule:
+        if (self.source == "span_name") != (self.key is None):
+            raise ValueError(
+                f"`source: {self.source}` " + ("takes no `key`" if self.key else "needs a `key` to look at")
+            )
+        if not re.search(r"(?<!\\)\((?!\?:)", self.pattern):
+            raise ValueError(f"pattern {self.pattern!r} has no group; the name is what stands in the first one: (…)")
+        return self
+
 
 class RedactionPattern(_Section):
     pattern: str = Field(description="regex (RE2)")
@@ -319,69 +334,3 @@ class Settings(_Section):
                     "more, or take `reinforce` or `reinforce_pp`"
                 )
         return self
-
-
-def load_settings(path: Path | str, overrides: dict[str, Any] | None = None) -> Settings:
-    """Read a YAML file of settings; `overrides` maps dotted keys to values (`{"rollout.group_size": 4}`).
-
-    Raises SettingsError, naming file and key, where the file is no YAML, has unknown keys, or holds wrong values.
-    """
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such settings file") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise SettingsError(f"{path}: expected a mapping of settings at the top, got {type(raw).__name__}")
-    for dotted, value in (overrides or {}).items():
-        try:
-            _assign(raw, dotted, value)
-        except (TypeError, IndexError, ValueError, AttributeError):
-            raise SettingsError(f"{path}: cannot set `{dotted}`: there is no such place in the file") from None
-    try:
-        return Settings.model_validate(raw)
-    except ValidationError as error:
-        raise SettingsError(f"{path}: " + explain_validation(error)) from None
-
-
-def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    here: Any = raw
-    *parents, last = re.split(r"\.", dotted)
-    for key in parents:
-        here = here[int(key)] if isinstance(here, list) else here.setdefault(key, {})
-    if isinstance(here, list):
-        here[int(last)] = value
-    else:
-        here[last] = value
-
-
-def explain_validation(error: ValidationError) -> str:
-    """The problems of a validation error, one a line, each with its key and what would be allowed there."""
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "settings"
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key `{key}`; {_known_keys(problem['loc'][:-1])}")
-        elif problem["type"] == "missing":
-            lines.append(f"`{key}` is missing")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(
-                f"`{key}`: {message} (got {problem['input']!r:.80})"
-                if problem["type"] != "value_error"
-                else f"`{key}`: {message}"
-            )
-    return "; ".join(lines)
-
-
-def _known_keys(location: tuple[int | str, ...]) -> str:
-    model: Any = Settings
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), Settings)
-    return "known here: " + ", ".join(model.model_fields)

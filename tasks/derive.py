@@ -6,7 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lightning_core.config import Settings
-from lightning_core.lake.derive import derive, sql_digest
+from lightning_core.lake.derive import derive, derive_code, sql_digest
 from lightning_core.lake.derive_inputs import settings_read
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -25,6 +25,7 @@ def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
         {name: p.pattern for name, p in epoch.patterns.items()},
         settings_read(settings),
         sql_digest(settings),
+        derive_code(),
     )
 
     rows = run_stage(lake, epoch, "derive", key, lambda: derive(lake, epoch, settings, key, say("sql")))

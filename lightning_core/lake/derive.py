@@ -9,9 +9,12 @@ Spans are numbered on from bucket to bucket, and the tables written are the same
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -86,6 +89,13 @@ class Bucket:
 def sql_digest(settings: Settings) -> str:
     """Digest of every SQL file that `derive` runs with these settings."""
     return sql.digest(*EPOCH, *SPANS, *HIERARCHY, *sql_files(settings))
+
+
+@cache
+def derive_code() -> str:
+    """Digest of what runs the SQL: derived by other code, an epoch is derived again."""
+    files = [Path(__file__).with_name(name) for name in ("derive.py", "derive_inputs.py", "patterns.py")]
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
 @contextlib.contextmanager

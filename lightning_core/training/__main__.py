@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from lightning_core.config import explain_validation
+from lightning_core.settings_file import explain_validation
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.job import Job, Progress, run_job
 

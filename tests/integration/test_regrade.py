@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from lightning_core.agents.runner import Runner
-from lightning_core.config import load_settings
 from lightning_core.decoding import decode_spool
 from lightning_core.lake.lake import Lake
 from lightning_core.services import server_running
+from lightning_core.settings_file import load_settings
 from lightning_core.taskset import load_tasks, plan_training
 from tasks.rollout import _rollout
 

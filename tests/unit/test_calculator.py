@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from lightning_core import names
 from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.agents.runner import Runner, new_attempt_id
-from lightning_core.config import AgentSettings, load_settings
+from lightning_core.config import AgentSettings
+from lightning_core.settings_file import load_settings
 from tests.standin_server import Standin, standin
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "calculator"

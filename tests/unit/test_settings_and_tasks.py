@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from hypothesis import settings as hypothesis_settings
 
 from docs import generate
 from flows.cli import main
-from lightning_core.config import Settings, SettingsError, load_settings
+from lightning_core.config import Settings, SettingsError
 from lightning_core.lake.stages import stage_key
 from lightning_core.loading import load_callable
+from lightning_core.settings_file import load_settings
 from lightning_core.taskset import Task, load_tasks, plan_evaluation, plan_training
 
 MINIMAL: dict[str, Any] = {"agent": {"callable": "a:b"}, "tasks": {"train": "t.jsonl"}}
@@ -159,3 +161,27 @@ def test_the_deployments_train_the_example_as_its_settings_file_says() -> None:
     assert [d["entrypoint"].split(":")[1] for d in deployments] == ["train_epoch", "train", "evaluate"]
     for deployment in deployments:
         assert Settings.model_validate(deployment["parameters"]["settings"]) == example
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"reward": {"failure_reward": float("nan")}}, "finite"),
+        ({"reward": {"weights": {"quality": float("inf")}}}, "finite"),
+        ({"reward": {"assign": "discounted"}}, "`assign: discounted` and `gamma` belong together"),
+        ({"reward": {"gamma": 0.9}}, "`assign: discounted` and `gamma` belong together"),
+        ({"reward": {"grader": "m:f", "reward_match": "critic"}}, "drop one"),
+        ({"reward": {"air": [{"name": "slow", "value": -0.1}]}}, "has no condition"),
+        ({"reward": {"air": [{"name": "x", "value": v, "op": "tool"} for v in (1, 2)]}}, "two rules of `air`"),
+        ({"agent_rules": [{"pattern": "(.*)"}]}, "needs a `key`"),
+        ({"agent_rules": [{"key": "role", "pattern": r"\(planner"}]}, "has no group"),
+        ({"agent_rules": [{"source": "span_name", "key": "role"}]}, "takes no `key`"),
+        ({"policies": [{"advantages": "rloo"}], "rollout": {"group_size": 1}}, "compares the rollouts of a group"),
+        ({"policies": [{"advantages": "ppo"}]}, "neither one of"),
+    ],
+)
+def test_settings_that_contradict_are_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"agent": {"callable": "a:b"}, "tasks": {"train": "t.jsonl"}} | changes))
+    with pytest.raises(SettingsError, match=re.escape(complaint)):
+        load_settings(file)

@@ -1,0 +1,78 @@
+"""A settings file, read and checked: what is wrong is said with the file, the key and the remedy."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lightning_core.config import Settings, SettingsError
+
+
+def load_settings(path: Path | str, overrides: dict[str, Any] | None = None) -> Settings:
+    """Read a YAML file of settings; `overrides` maps dotted keys to values (`{"rollout.group_size": 4}`).
+
+    Raises SettingsError, naming file and key, where the file is no YAML, has unknown keys, or holds wrong values.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such settings file") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise SettingsError(f"{path}: expected a mapping of settings at the top, got {type(raw).__name__}")
+    for dotted, value in (overrides or {}).items():
+        try:
+            _assign(raw, dotted, value)
+        except (TypeError, IndexError, ValueError, AttributeError):
+            raise SettingsError(f"{path}: cannot set `{dotted}`: there is no such place in the file") from None
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError(f"{path}: " + explain_validation(error)) from None
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    here: Any = raw
+    *parents, last = re.split(r"\.", dotted)
+    for key in parents:
+        here = here[int(key)] if isinstance(here, list) else here.setdefault(key, {})
+    if isinstance(here, list):
+        here[int(last)] = value
+    else:
+        here[last] = value
+
+
+def explain_validation(error: ValidationError) -> str:
+    """The problems of a validation error, one a line, each with its key and what would be allowed there."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "settings"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key `{key}`; {_known_keys(problem['loc'][:-1])}")
+        elif problem["type"] == "missing":
+            lines.append(f"`{key}` is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(
+                f"`{key}`: {message} (got {problem['input']!r:.80})"
+                if problem["type"] != "value_error"
+                else f"`{key}`: {message}"
+            )
+    return "; ".join(lines)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    model: Any = Settings
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), Settings)
+    return "known here: " + ", ".join(model.model_fields)
