@@ -1,5 +1,6 @@
 -- Which triplets are trained, and what is left of each sequence.
 -- Grain: one row per triplet. `kept`: its tokens are in the sequence; `trained`: as more than context. `left_out`: why not.
+-- `context_tokens`: those between the end of the call before and its first sampled one. `ends_sequence`: the last one kept.
 -- Inputs: merges, call_returns, advantages, policies (policy, max_sequence_tokens, too_long).
 -- Rule: a sequence that is too long loses whole calls from its end until it fits (`sequence_too_long`), never a part of
 -- one; with `too_long: drop_rollout` all calls of the rollout are left out (`rollout_too_long`). A sequence ends with its last
@@ -33,13 +34,19 @@ SELECT
     attempt_id,
     sequence_id,
     place,
+    prompt_tokens,
+    prompt_tokens - coalesce(lag(tokens) OVER (PARTITION BY sequence_id ORDER BY place), 0) AS context_tokens,
     advantage,
-    no_advantage IS NULL AND fits AND NOT dropped AS trained,
-    coalesce(place <= max(place) FILTER (no_advantage IS NULL AND fits AND NOT dropped) OVER (PARTITION BY sequence_id), false) AS kept,
+    trains AS trained,
+    coalesce(place <= last_place, false) AS kept,
+    coalesce(place = last_place, false) AS ends_sequence,
     CASE
         WHEN no_advantage IS NOT NULL THEN no_advantage
         WHEN dropped THEN 'rollout_too_long'
         WHEN NOT fits THEN 'sequence_too_long'
     END AS left_out
-FROM judged
+FROM (
+    SELECT *, max(place) FILTER (trains) OVER (PARTITION BY sequence_id) AS last_place
+    FROM (SELECT *, no_advantage IS NULL AND fits AND NOT dropped AS trains FROM judged)
+)
 ORDER BY call_id, choice

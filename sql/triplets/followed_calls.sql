@@ -23,8 +23,7 @@ pairs AS (
     SELECT
         later.call_id,
         later.choice,
-        {'call': earlier.call_id, 'choice': earlier.choice, 'tokens': earlier.tokens, 'probes': earlier.probes} AS earlier,
-        earlier.places
+        {'call': earlier.call_id, 'choice': earlier.choice, 'prompt_tokens': earlier.prompt_tokens, 'tokens': earlier.tokens, 'places': earlier.places, 'probes': earlier.probes} AS earlier
     FROM ends AS later
     JOIN ends AS earlier
         ON later.rollout_id = earlier.rollout_id
@@ -34,27 +33,18 @@ pairs AS (
         AND earlier.tokens <= later.prompt_tokens
 ),
 asked AS (
-    -- One list of places a prompt: its tokens are looked up once, however many earlier triplets there are.
-    SELECT
-        call_id,
-        choice,
-        list(earlier ORDER BY earlier) AS earlier,
-        list(places[1] ORDER BY earlier) AS first_places,
-        list(places[2] ORDER BY earlier) AS second_places,
-        list(places[3] ORDER BY earlier) AS third_places,
-        list(places[4] ORDER BY earlier) AS fourth_places
-    FROM pairs
-    GROUP BY call_id, choice
+    -- One list a prompt: its tokens are looked up once, however many earlier triplets there are.
+    SELECT call_id, choice, list(earlier) AS earlier FROM pairs GROUP BY call_id, choice
 ),
 looked_up AS (
     SELECT
         call_id,
         choice,
         unnest(earlier) AS earlier,
-        unnest(list_select(prompt_ids, first_places)) AS first_token,
-        unnest(list_select(prompt_ids, second_places)) AS second_token,
-        unnest(list_select(prompt_ids, third_places)) AS third_token,
-        unnest(list_select(prompt_ids, fourth_places)) AS fourth_token
+        unnest(list_select(prompt_ids, [e.places[1] FOR e IN earlier])) AS first_token,
+        unnest(list_select(prompt_ids, [e.places[2] FOR e IN earlier])) AS second_token,
+        unnest(list_select(prompt_ids, [e.places[3] FOR e IN earlier])) AS third_token,
+        unnest(list_select(prompt_ids, [e.places[4] FOR e IN earlier])) AS fourth_token
     FROM asked
     JOIN triplets USING (call_id, choice)
 ),
@@ -69,14 +59,18 @@ ranked AS (
         choice,
         earlier.call AS earlier_call,
         earlier.choice AS earlier_choice,
-        earlier.tokens AS tokens,
+        earlier.prompt_tokens,
+        earlier.tokens,
         row_number() OVER (
             PARTITION BY call_id, choice ORDER BY earlier.tokens DESC, earlier.call DESC, earlier.choice
         ) AS place
     FROM likely
 ),
 longest AS (
-    SELECT ranked.*, list_concat(earlier.prompt_ids, earlier.response_ids) = later.prompt_ids[1:ranked.tokens] AS follows
+    SELECT
+        ranked.*,
+        earlier.prompt_ids = later.prompt_ids[1:ranked.prompt_tokens]
+            AND earlier.response_ids = later.prompt_ids[ranked.prompt_tokens + 1:ranked.tokens] AS follows
     FROM ranked
     JOIN triplets AS later USING (call_id, choice)
     JOIN triplets AS earlier ON earlier.call_id = ranked.earlier_call AND earlier.choice = ranked.earlier_choice
@@ -88,7 +82,9 @@ others AS (
     SEMI JOIN (SELECT call_id, choice FROM longest WHERE NOT follows) AS wrong USING (call_id, choice)
     JOIN triplets AS later USING (call_id, choice)
     JOIN triplets AS earlier ON earlier.call_id = ranked.earlier_call AND earlier.choice = ranked.earlier_choice
-    WHERE place > 1 AND list_concat(earlier.prompt_ids, earlier.response_ids) = later.prompt_ids[1:ranked.tokens]
+    WHERE place > 1
+        AND earlier.prompt_ids = later.prompt_ids[1:ranked.prompt_tokens]
+        AND earlier.response_ids = later.prompt_ids[ranked.prompt_tokens + 1:ranked.tokens]
     QUALIFY row_number() OVER (PARTITION BY call_id, choice ORDER BY place) = 1
 )
 SELECT call_id, choice, earlier_call, earlier_choice FROM longest WHERE follows

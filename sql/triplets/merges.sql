@@ -16,7 +16,8 @@ ends AS (
         attempt_id,
         triplets.policy,
         policies.merge,
-        len(prompt_ids) + len(response_ids) AS tokens,
+        len(prompt_ids)::INTEGER AS prompt_tokens,
+        (len(prompt_ids) + len(response_ids))::INTEGER AS tokens,
         row_number() OVER (PARTITION BY call_id ORDER BY choice) AS of_call,
         row_number() OVER (PARTITION BY rollout_id, attempt_id, triplets.policy ORDER BY call_id, choice) AS of_attempt,
         row_number() OVER (
@@ -72,6 +73,7 @@ SELECT
     ends.policy,
     chains.sequence_id,
     chains.place,
+    ends.prompt_tokens,
     ends.tokens,
     chains.reason,
     CASE WHEN chains.reason = 'token_drift' THEN drifts.drift_position END AS drift_position,

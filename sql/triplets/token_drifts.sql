@@ -17,6 +17,10 @@ pairs AS (
     WHERE replies.call_id < later.call_id
     GROUP BY later.call_id
 ),
+prompts AS (
+    -- The choices of a call have one prompt.
+    SELECT triplets.call_id, min(triplets.choice) AS choice FROM triplets SEMI JOIN pairs USING (call_id) GROUP BY ALL
+),
 tokens AS (
     SELECT
         pairs.call_id,
@@ -27,7 +31,8 @@ tokens AS (
         later.prompt_ids AS later_prompt,
         later.prompt_ids[len(earlier.prompt_ids) + 1:] AS rest
     FROM pairs
-    JOIN (SELECT DISTINCT ON (call_id) call_id, prompt_ids FROM triplets ORDER BY call_id, choice) AS later USING (call_id)
+    JOIN prompts USING (call_id)
+    JOIN triplets AS later ON later.call_id = prompts.call_id AND later.choice = prompts.choice
     JOIN triplets AS earlier ON earlier.call_id = pairs.earlier[1] AND earlier.choice = pairs.earlier[2]
 ),
 departures AS (
