@@ -12,6 +12,7 @@ import pyarrow as pa
 from lightning_core.config import AirRule, PolicySettings, Settings, SettingsError
 from lightning_core.lake import sql
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.patterns import COMPUTED, pattern
 from lightning_core.loading import grader_digest
 
 # A bucket of rollouts at a time, after the hierarchy; an evaluation stops after REWARDS.
@@ -80,7 +81,7 @@ def check_patterns(settings: Settings) -> None:
     """Raise SettingsError for a pattern RE2 cannot take, naming the setting; called before the first rollout."""
     patterns = {"reward.reward_match": settings.reward.reward_match}
     for i, policy in enumerate(settings.policies):
-        if not policy.agent_match.startswith(("@", "sql:")):
+        if not policy.agent_match.startswith(COMPUTED):
             patterns[f"policies.{i}.agent_match"] = policy.agent_match
         patterns[f"policies.{i}.agent_exclude"] = policy.agent_exclude
     if isinstance(settings.reward.air, list):
@@ -153,7 +154,7 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
         "policies",
         {
             "policy": (pa.string(), [p.name for p in policies]),
-            "agent_match": (pa.string(), [p.agent_match for p in policies]),
+            "agent_match": (pa.string(), [pattern(epoch, p) for p in policies]),
             "agent_exclude": (pa.string(), [p.agent_exclude for p in policies]),
             "ambiguous": (pa.string(), [p.ambiguous for p in policies]),
             "advantages": (pa.string(), [p.advantages for p in policies]),

@@ -27,7 +27,7 @@ _COLUMNS = {
     "call_returns": "call_id BIGINT, policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, "
     "agent VARCHAR, step BIGINT, reward DOUBLE, return DOUBLE, left_out VARCHAR",
     "merges": "call_id BIGINT, choice BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, policy VARCHAR, "
-    "sequence_id VARCHAR, place INTEGER, tokens BIGINT, reason VARCHAR, drift_position INTEGER, drift_tokens INTEGER",
+    "sequence_id VARCHAR, place INTEGER, prompt_tokens INTEGER, tokens INTEGER, reason VARCHAR, drift_position INTEGER, drift_tokens INTEGER",
     "bad_rewards": "rollout_id VARCHAR, attempt_id VARCHAR, span_id VARCHAR, name VARCHAR, value DOUBLE, reason VARCHAR",
     "unmatched_settings": "setting VARCHAR, given VARCHAR, meaning VARCHAR",
     "advantages": "policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, agent VARCHAR, step BIGINT, "
