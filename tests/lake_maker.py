@@ -122,7 +122,8 @@ def derived(
     epoch = EpochManifest(run="run", epoch=0, mode=mode, opened_offset=0, sealed_offset=_END)  # type: ignore[arg-type]
     epoch.planned = planned or []
     epoch.versions = changes.pop("versions", {})
-    derive(lake, epoch, settings(home, **changes), "key")
+    buckets = {k: changes.pop(k) for k in ("spans_a_bucket",) if k in changes}
+    derive(lake, epoch, settings(home, **changes), "key", **buckets)
     lake.manifests.put_epoch(epoch)
     return lake, epoch
 

@@ -51,4 +51,4 @@ JOIN triplets USING (call_id, choice)
 JOIN joined ON joined.sequence_id = ends.sequence_id
 JOIN rollout_rewards AS rewards ON rewards.rollout_id = ends.rollout_id AND rewards.attempt_id = ends.attempt_id
 WHERE ends.ends_sequence
-ORDER BY ends.policy, ends.group_id, ends.rollout_id, ends.sequence_id
+ORDER BY ends.rollout_id, ends.attempt_id, ends.policy, ends.sequence_id

@@ -3,7 +3,7 @@
 -- for its unnamed spans.
 -- Inputs: components, evidence, nodes, missing_parents, names, held_by, agent_spans.
 -- Rule: `beside` a call is where the call is; by a link under the span linked to, whose agent unnamed spans then share,
--- but agents do not nest; under a parent that never came, unless time tells a span's agent and not its parent's; else by
+-- but agents do not nest; under a parent that never came, unless time tells of another agent than that parent's; else by
 -- time (`held_by`), else under the root. Trees that hang on each other in a circle go under the root.
 WITH RECURSIVE
 tops AS MATERIALIZED (
@@ -37,7 +37,7 @@ placed AS (
     LEFT JOIN held_by AS of_missing ON of_missing.node = missing_parents.node
     LEFT JOIN held_by
         ON held_by.node = coalesce(evidence.beside, tops.node)
-        AND coalesce(of_missing.method, '') NOT IN ('time', 'same_name')
+        AND (held_by.method, held_by.parent, held_by.agent) IS DISTINCT FROM (of_missing.method, of_missing.parent, of_missing.agent)
 ),
 hung AS MATERIALIZED (
     SELECT

@@ -12,7 +12,7 @@ candidates AS (
     ANTI JOIN names USING (node)
     WHERE evidence.method IS NULL OR evidence.method = 'missing_parent'
     UNION ALL
-    SELECT node, attempt, start_ns, end_ns FROM missing_parents
+    SELECT node, attempt, start_ns, end_ns FROM missing_parents WHERE NOT named
 ),
 holding AS (
     SELECT top FROM agent_spans WHERE runs

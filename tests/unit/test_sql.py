@@ -292,7 +292,7 @@ def test_each_policy_trains_on_the_calls_it_sampled(tmp_path: Path) -> None:
     for attempt in attempts:
         attempt.call([5, 6], [7], at=(0.5, 0.6), policy="b")
     lake, epoch = derived(tmp_path, rows(attempts), policies=policies)
-    assert [s["policy"] for s in table(lake, epoch, "sequences")] == ["a", "a", "b", "b"]
+    assert [s["policy"] for s in table(lake, epoch, "sequences")] == ["a", "b", "a", "b"]
 
 
 def test_a_rollout_that_calls_no_policy_is_shown(tmp_path: Path) -> None:
