@@ -46,6 +46,7 @@ def lake() -> None:
 def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: float, unredacted: bool) -> None:
     """Decode what the server has received into the lake; flows do it themselves."""
     from lightning_core.decoding import decode_spool
+    from lightning_core.lake.lake import Lake
     from lightning_core.lake.redact import Redaction
 
     settings = _settings(settings_file)
@@ -55,6 +56,7 @@ def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: f
     redaction = Redaction() if unredacted else Redaction.of(settings.lake) if settings is not None else None
     if not follow:
         click.echo(_said(decode_spool(home, redaction)))
+        Lake(home).rebuild_catalog()  # also where nothing is new: it may be of another version
         return
     click.echo(f"decoding {home / 'spool'} every {every:g} s   (Ctrl-C ends it)")
     try:

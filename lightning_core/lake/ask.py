@@ -28,7 +28,12 @@ _DERIVING = ("hierarchy", "triplets", "advantages")
 def overview(root: Path) -> str:
     """What can be asked: stored tables with their rows, views, named questions; and what was late or rejected."""
     with catalog.connect(root) as con:
-        stored = [(name, _count(con, f"SELECT count(*) FROM {name}")) for name in ("spans", *DERIVED)]
+        try:
+            stored = [(name, _count(con, f"SELECT count(*) FROM {name}")) for name in ("spans", *DERIVED)]
+        except duckdb.CatalogException as error:
+            raise LakeError(
+                f"{root}: the catalog is another version's ({_one_line(error)}); `lightning-flows lake ingest` renews it"
+            ) from None
         lost = dict(
             con.execute(
                 f"SELECT problem, sum(spans) FROM ({sql.text('analysis/late_and_rejected')}) GROUP BY ALL"
