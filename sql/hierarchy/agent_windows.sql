@@ -1,13 +1,14 @@
 -- When agents ran, as intervals to look spans up in.
--- Grain: one row per (level, id). Level 1: an agent span. Level 2: the spans of one agent path that overlap, taken
+-- Grain: one row per (level, id). Level 1: an agent span. Level 2: spans of one name inside one agent that overlap, taken
 -- together (`id` is the first of them), in attempts where some do. Level 0: the time that the agents inside one agent
 -- cover; it is there to count how many innermost agents hold a span.
 -- Inputs: agent_spans, waiting.
 -- Rule: an agent runs as long as the agents inside it; one without end runs on. So what holds a span is closed upwards:
--- with an agent all agents around it. `up` is the window around, `depth` the number of windows up to the outermost.
+-- with an agent all agents around it. `up` is the window around, `depth` the number of windows up to the outermost; `kin`
+-- is the same number for spans of one name inside one agent, `up_kin` that of the window around.
 WITH RECURSIVE
 agents AS MATERIALIZED (
-    SELECT inner_one.node, inner_one.attempt, outer_one.node AS up, inner_one.start_ns, inner_one.end_ns, inner_one.agent_path
+    SELECT inner_one.node, inner_one.attempt, outer_one.node AS up, inner_one.start_ns, inner_one.end_ns, hash(coalesce(outer_one.node, 0), inner_one.agent)::HUGEINT AS kin
     FROM agent_spans AS inner_one
     SEMI JOIN waiting USING (attempt)
     LEFT JOIN agent_spans AS outer_one ON outer_one.node = inner_one.outer_node AND outer_one.runs
@@ -31,7 +32,7 @@ levels AS (
     SELECT agents.node, levels.depth + 1 FROM levels JOIN agents ON agents.up = levels.node
 ),
 runs AS MATERIALIZED (
-    SELECT agents.node, agents.attempt, agents.up, agents.agent_path, levels.depth, hulls.start_ns, hulls.end_ns
+    SELECT agents.node, agents.attempt, agents.up, agents.kin, levels.depth, hulls.start_ns, hulls.end_ns
     FROM agents
     JOIN hulls USING (node)
     JOIN levels USING (node)
@@ -39,42 +40,36 @@ runs AS MATERIALIZED (
 breaks AS (
     SELECT
         *,
-        coalesce(start_ns > max(end_ns) OVER (same_path ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), true) AS begins_group,
+        coalesce(start_ns > max(end_ns) OVER (same_kin ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), true) AS begins_group,
         coalesce(start_ns > max(end_ns) OVER (same_agent ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), true) AS begins_cover
     FROM runs
     WINDOW
-        same_path AS (PARTITION BY attempt, agent_path ORDER BY start_ns, end_ns, node),
+        same_kin AS (PARTITION BY attempt, kin ORDER BY start_ns, end_ns, node),
         same_agent AS (PARTITION BY attempt, up ORDER BY start_ns, end_ns, node)
 ),
 grouped AS (
     SELECT
         *,
-        count_if(begins_group) OVER (PARTITION BY attempt, agent_path ORDER BY start_ns, end_ns, node ROWS UNBOUNDED PRECEDING) AS group_number,
+        count_if(begins_group) OVER (PARTITION BY attempt, kin ORDER BY start_ns, end_ns, node ROWS UNBOUNDED PRECEDING) AS group_number,
         count_if(begins_cover) OVER (PARTITION BY attempt, up ORDER BY start_ns, end_ns, node ROWS UNBOUNDED PRECEDING) AS cover_number
     FROM breaks
 ),
 members AS MATERIALIZED (
-    SELECT *, min(node) OVER (PARTITION BY attempt, agent_path, group_number) AS group_id FROM grouped
+    SELECT *, min(node) OVER (PARTITION BY attempt, kin, group_number) AS group_id FROM grouped
 ),
-groups AS (
-    SELECT
-        members.attempt,
-        members.group_id AS id,
-        min(around.group_id) AS up,
-        max(members.depth) AS depth,
-        min(members.start_ns) AS start_ns,
-        max(members.end_ns) AS end_ns,
-        CASE WHEN count(DISTINCT members.up) = 1 AND count(members.up) = count(*) THEN min(members.up) END AS common_parent
+nested AS MATERIALIZED (
+    SELECT members.*, around.group_id AS up_group, around.kin AS up_kin
     FROM members
-    SEMI JOIN (SELECT attempt FROM members WHERE NOT begins_group) AS crowded USING (attempt)
     LEFT JOIN members AS around ON around.node = members.up
-    GROUP BY members.attempt, members.group_id
 )
-SELECT 1 AS level, attempt, node AS id, up, depth, start_ns, end_ns, node AS parent, group_id FROM members
+SELECT 1 AS level, attempt, node AS id, up, depth, start_ns, end_ns, kin, up_kin FROM nested
 UNION ALL
-SELECT 2, attempt, id, up, depth, start_ns, end_ns, common_parent, id FROM groups
+SELECT 2, attempt, group_id, min(up_group), min(depth), min(start_ns), max(end_ns), min(kin), min(up_kin)
+FROM nested
+SEMI JOIN (SELECT attempt FROM nested WHERE NOT begins_group) AS crowded USING (attempt)
+GROUP BY attempt, group_id
 UNION ALL
 SELECT 0, attempt, min(node), up, NULL, min(start_ns), max(end_ns), NULL, NULL
-FROM members
+FROM nested
 WHERE up IS NOT NULL
 GROUP BY attempt, up, cover_number

@@ -1,12 +1,14 @@
 -- Which agent's time holds each waiting span.
 -- Grain: one row per waiting span that at least one agent's time holds. `method`: `time` (one agent holds it, or one
--- inside the others), `same_name` (several of one path: the agent is certain, which of them is not), `ambiguous`.
+-- inside the others), `same_name` (several of one name inside one agent: the agent is certain, which of its spans is
+-- not), `ambiguous`.
 -- Inputs: waiting, agent_windows, agent_spans.
 -- Rule: an agent holds what lies in its time, give or take 50 ms at either end (clocks differ, streams outlive their
 -- callers), and overlaps it; where none does, one that is within 50 ms of it. No pairs are made: the windows that hold an
 -- interval [x, y] are those that opened by x, less those that closed before y. Each window carries its own id less that
 -- of the window around it, so the sum over a chain of nested windows is the id of the innermost, and a chain it is if the
--- window of that id is as deep as there are windows.
+-- window of that id is as deep as there are windows. Likewise `kin`: its sum says whether all but a chain are siblings of
+-- one name.
 WITH asked AS MATERIALIZED (
     SELECT waiting.node, attempt, levels.level, tolerance.tier, tolerance.x, tolerance.y
     FROM waiting
@@ -29,17 +31,33 @@ weights AS MATERIALIZED (
         end_ns,
         (level > 0)::BIGINT AS n,
         CASE WHEN level > 0 THEN id - coalesce(up, 0) ELSE 0 END AS w,
+        CASE WHEN level > 0 THEN kin - coalesce(up_kin, 0) ELSE 0 END AS k,
         CASE level WHEN 0 THEN -1 ELSE 1 END AS innermost,
         row_number() OVER (PARTITION BY attempt, greatest(level, 1) ORDER BY start_ns) AS place
     FROM agent_windows
 ),
 opened AS MATERIALIZED (
-    SELECT attempt, level, start_ns, sum(n) OVER earlier AS n, sum(w) OVER earlier AS w, sum(innermost) OVER earlier AS innermost, count(*) OVER earlier AS places
+    SELECT
+        attempt,
+        level,
+        start_ns,
+        sum(n) OVER earlier AS n,
+        sum(w) OVER earlier AS w,
+        sum(k) OVER earlier AS k,
+        sum(innermost) OVER earlier AS innermost,
+        count(*) OVER earlier AS places
     FROM weights
     WINDOW earlier AS (PARTITION BY attempt, level ORDER BY start_ns)
 ),
 closed AS MATERIALIZED (
-    SELECT attempt, level, end_ns, sum(n) OVER earlier AS n, sum(w) OVER earlier AS w, sum(innermost) OVER earlier AS innermost
+    SELECT
+        attempt,
+        level,
+        end_ns,
+        sum(n) OVER earlier AS n,
+        sum(w) OVER earlier AS w,
+        sum(k) OVER earlier AS k,
+        sum(innermost) OVER earlier AS innermost
     FROM weights
     WINDOW earlier AS (PARTITION BY attempt, level ORDER BY end_ns)
 ),
@@ -48,6 +66,7 @@ counted AS MATERIALIZED (
         asked.*,
         coalesce(opened.n, 0) - coalesce(closed.n, 0) AS n,
         coalesce(opened.w, 0) - coalesce(closed.w, 0) AS w,
+        coalesce(opened.k, 0) - coalesce(closed.k, 0) AS k,
         coalesce(opened.innermost, 0) - coalesce(closed.innermost, 0) AS innermost,
         coalesce(opened.places, 0) AS places
     FROM asked
@@ -65,7 +84,7 @@ inside AS (
     )
 ),
 added AS (
-    SELECT node, inside.level, tier, sum(n) AS n, sum(w) AS w, sum(innermost) AS innermost
+    SELECT node, inside.level, tier, sum(n) AS n, sum(w) AS w, sum(k) AS k, sum(innermost) AS innermost
     FROM inside
     JOIN weights ON weights.attempt = inside.attempt AND weights.level = inside.level AND weights.place = inside.place
     WHERE weights.end_ns < inside.y
@@ -81,6 +100,7 @@ totals AS (
         counted.y,
         (counted.n + coalesce(added.n, 0))::BIGINT AS n,
         (counted.w + coalesce(added.w, 0))::BIGINT AS w,
+        counted.k + coalesce(added.k, 0) AS k,
         (counted.innermost + coalesce(added.innermost, 0))::BIGINT AS innermost
     FROM counted
     LEFT JOIN added USING (node, level, tier)
@@ -92,8 +112,8 @@ tiers AS MATERIALIZED (
         SELECT node, min(tier) AS tier FROM totals WHERE level = 1 AND n > 0 GROUP BY node
     ) AS first_tier USING (node, tier)
 ),
-chains AS (
-    SELECT tiers.node, tiers.level, windows.parent, windows.group_id, tiers.x, tiers.y
+chains AS MATERIALIZED (
+    SELECT tiers.node, tiers.level, windows.id, windows.up, windows.depth, windows.kin, windows.up_kin
     FROM tiers
     JOIN agent_windows AS windows
         ON windows.attempt = tiers.attempt
@@ -103,17 +123,16 @@ chains AS (
         AND windows.start_ns <= tiers.x
         AND windows.end_ns >= tiers.y
 ),
-latest AS (
-    SELECT group_id, start_ns, max(end_ns) OVER (PARTITION BY group_id ORDER BY start_ns) AS end_ns
-    FROM agent_windows
-    WHERE level = 1
-),
 same_name AS (
-    -- Taken together they hold it; so must one of them.
-    SELECT chains.node, chains.parent, chains.group_id
+    SELECT chains.node, first_one.up AS parent, chains.depth - 1 AS outer_ones, agent_spans.agent, agent_spans.agent_path
     FROM chains
-    ASOF JOIN latest ON latest.group_id = chains.group_id AND chains.x >= latest.start_ns
-    WHERE chains.level = 2 AND latest.end_ns >= chains.y
+    JOIN tiers ON tiers.node = chains.node AND tiers.level = 1
+    JOIN agent_windows AS first_one ON first_one.attempt = tiers.attempt AND first_one.level = 1 AND first_one.id = chains.id
+    JOIN agent_spans ON agent_spans.node = chains.id
+    WHERE chains.level = 2
+        -- A chain down to the agent around them, and the rest of them are they.
+        AND tiers.n > chains.depth
+        AND tiers.k = coalesce(chains.up_kin, 0) + (tiers.n - chains.depth + 1) * (chains.kin - coalesce(chains.up_kin, 0))
 )
 SELECT
     tiers.node,
@@ -122,12 +141,15 @@ SELECT
         WHEN same_name.node IS NOT NULL THEN 'same_name'
         ELSE 'ambiguous'
     END AS method,
-    CASE WHEN chains.node IS NOT NULL THEN chains.parent ELSE same_name.parent END AS parent,
-    CASE WHEN chains.node IS NULL THEN agent_spans.agent END AS agent,
-    CASE WHEN chains.node IS NULL THEN agent_spans.agent_path END AS agent_path,
-    CASE WHEN chains.node IS NOT NULL THEN 1 ELSE greatest(tiers.innermost, 2) END AS candidates
+    CASE WHEN chains.node IS NOT NULL THEN chains.id ELSE same_name.parent END AS parent,
+    CASE WHEN chains.node IS NULL THEN same_name.agent END AS agent,
+    CASE WHEN chains.node IS NULL THEN same_name.agent_path END AS agent_path,
+    CASE
+        WHEN chains.node IS NOT NULL THEN 1
+        WHEN same_name.node IS NOT NULL THEN tiers.n - same_name.outer_ones
+        ELSE greatest(tiers.innermost, 2)
+    END AS candidates
 FROM tiers
 LEFT JOIN chains ON chains.node = tiers.node AND chains.level = 1
 LEFT JOIN same_name ON same_name.node = tiers.node
-LEFT JOIN agent_spans ON agent_spans.node = same_name.group_id
 WHERE tiers.level = 1

@@ -85,13 +85,15 @@ walk AS (
         links.method,
         links.candidates,
         walk.depth + links.parent_depth + 1,
-        coalesce(links.agent, links.parent_agent, walk.agent),
-        coalesce(links.agent_path, CASE
+        CASE WHEN NOT links.ambiguous THEN coalesce(links.agent, links.parent_agent, walk.agent) END,
+        CASE
+            WHEN links.ambiguous THEN NULL
+            WHEN links.agent_path IS NOT NULL THEN links.agent_path
             WHEN links.parent_path IS NULL THEN walk.agent_path
             WHEN walk.agent_path IS NULL OR walk.method = 'link' THEN links.parent_path
             WHEN walk.agent = links.parent_outermost THEN walk.agent_path || substr(links.parent_path, length(links.parent_outermost) + 1)
             ELSE walk.agent_path || '/' || links.parent_path
-        END),
+        END,
         links.ambiguous OR (walk.ambiguous AND links.parent_agent IS NULL AND links.agent IS NULL)
     FROM walk
     JOIN links ON links.parent_top = walk.node

@@ -274,7 +274,7 @@ def test_the_sums_over_windows_find_what_looking_at_each_agent_finds(
             elif len(holders) == 1:
                 assert found == ("time", paths.pop()) and row["parent_id"] == holders[0]
             elif len(paths) == 1:
-                # Agents of one path that overlap are taken together, and may hold together what they do not hold apart.
+                # Siblings of one name are told so, unless others of their kind hold it only together.
                 assert found in {("same_name", *paths), ("ambiguous", None)} and row["candidates"] >= 2
             else:
                 assert found == ("ambiguous", None) and row["candidates"] >= 2
