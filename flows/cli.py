@@ -178,6 +178,29 @@ def sql(question: str | None, home: Path, form: str, limit: int | None, show: bo
 
 
 @main.command()
+@click.argument("rollout")
+@_home_option
+@click.option("--run", help="Default: any.")
+@click.option("--epoch", type=int, help="Default: the newest that has the rollout.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def explain(rollout: str, home: Path, run: str | None, epoch: int | None, form: str) -> None:
+    """Why a ROLLOUT was trained on as it was: its tree as found and as repaired, whose its calls are, reward → advantage."""
+    from lightning_core.lake.explain import as_json
+    from lightning_core.lake.explain import explain as find
+
+    found = find(home / "lake", rollout, run, epoch)
+    if form == "json":
+        click.echo(as_json(found))
+        return
+    from rich.console import Console
+
+    from lightning_core.lake.explain_view import view
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(view(found), width=max(console.width, 150))
+
+
+@main.command()
 @click.argument("name", default="HuggingFaceTB/SmolLM2-135M-Instruct")
 @click.option("--into", type=click.Path(path_type=Path), default=Path("var/models"), show_default=True)
 def model(name: str, into: Path) -> None:

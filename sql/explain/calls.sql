@@ -1,0 +1,54 @@
+-- The LLM calls of one attempt: whose, what they were credited with, and why they are trained on or not.
+-- Grain: one row per call; `triplets` one a choice. Parameters: run, epoch, rollout_id, attempt_id.
+-- Inputs: policy_calls, span_tree, methods, call_returns, advantages, merges, exclusions
+WITH merged AS (
+    SELECT
+        call_id,
+        list({
+            'choice': choice, 'sequence': sequence_id, 'place': place, 'begins': reason,
+            'drift_position': drift_position, 'drift_tokens': drift_tokens
+        } ORDER BY choice) AS triplets
+    FROM merges
+    WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id AND attempt_id = $attempt_id
+    GROUP BY call_id
+)
+SELECT
+    calls.call_id,
+    calls.span_id,
+    calls.agent,
+    calls.agent_path,
+    tree.method,
+    tree.confidence,
+    methods.evidence,
+    calls.policy,
+    calls.policy_version,
+    calls.prompt_tokens,
+    calls.response_tokens,
+    returns.step,
+    returns.reward,
+    returns.return,
+    advantages.group_rollouts,
+    advantages.group_mean,
+    advantages.group_std,
+    advantages.advantage,
+    merged.triplets,
+    exclusions.reason AS left_out
+FROM policy_calls AS calls
+LEFT JOIN span_tree AS tree
+    ON tree.run = calls.run AND tree.epoch = calls.epoch AND tree.node = calls.call_id AND tree.rollout_id = calls.rollout_id
+LEFT JOIN methods ON methods.method = tree.method
+LEFT JOIN call_returns AS returns
+    ON returns.run = calls.run AND returns.epoch = calls.epoch AND returns.call_id = calls.call_id
+LEFT JOIN advantages
+    ON advantages.run = calls.run
+    AND advantages.epoch = calls.epoch
+    AND advantages.policy = returns.policy
+    AND advantages.rollout_id = returns.rollout_id
+    AND advantages.attempt_id = returns.attempt_id
+    AND advantages.agent = returns.agent
+    AND advantages.step = returns.step
+LEFT JOIN merged ON merged.call_id = calls.call_id
+LEFT JOIN exclusions
+    ON exclusions.run = calls.run AND exclusions.epoch = calls.epoch AND exclusions.call_id = calls.call_id
+WHERE calls.run = $run AND calls.epoch = $epoch AND calls.rollout_id = $rollout_id AND calls.attempt_id = $attempt_id
+ORDER BY calls.call_id

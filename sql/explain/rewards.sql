@@ -1,0 +1,28 @@
+-- The rewards of one attempt: who gave them, whether they count, and which calls they went to.
+-- Grain: one row per reward; `calls` is empty with `assign: final`. Parameters: run, epoch, rollout_id, attempt_id.
+-- Inputs: rewards_given, reward_steps
+WITH went AS (
+    SELECT
+        node,
+        name,
+        source,
+        list({'policy': policy, 'agent': agent, 'call_id': call_id, 'left_out': left_out} ORDER BY policy, agent) AS calls
+    FROM reward_steps
+    WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id AND attempt_id = $attempt_id
+    GROUP BY ALL
+)
+SELECT
+    given.span_id,
+    given.name,
+    given.source,
+    given.agent,
+    given.ambiguous,
+    given.value,
+    given.weight,
+    given.counts,
+    given.left_out,
+    coalesce(went.calls, []) AS calls
+FROM rewards_given AS given
+LEFT JOIN went USING (node, name, source)
+WHERE given.run = $run AND given.epoch = $epoch AND given.rollout_id = $rollout_id AND given.attempt_id = $attempt_id
+ORDER BY given.emitted_ns, given.node, given.name

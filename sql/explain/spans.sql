@@ -1,0 +1,26 @@
+-- The tree of one attempt as repaired, each span with the parent it declared and why it stands where it stands.
+-- Grain: one row per span. Parameters: run, epoch, rollout_id, attempt_id. Inputs: span_tree, methods
+SELECT
+    tree.node,
+    tree.parent_node,
+    tree.span_id,
+    tree.declared_parent_id,
+    tree.trace_id,
+    tree.name,
+    tree.op,
+    tree.depth,
+    tree.agent,
+    tree.agent_path,
+    tree.ambiguous,
+    tree.method,
+    tree.candidates,
+    tree.confidence,
+    methods.evidence,
+    tree.twin_of,
+    tree.repeated_id,
+    (tree.start_ns - min(tree.start_ns) OVER ()) / 1e9 AS starts_s,
+    (tree.end_ns - tree.start_ns) / 1e9 AS seconds
+FROM span_tree AS tree
+LEFT JOIN methods USING (method)
+WHERE tree.run = $run AND tree.epoch = $epoch AND tree.rollout_id = $rollout_id AND tree.attempt_id = $attempt_id
+ORDER BY tree.start_ns NULLS LAST, abs(tree.node), tree.node
