@@ -31,10 +31,20 @@ def load_settings(path: Path | str, overrides: dict[str, Any] | None = None) -> 
             _assign(raw, dotted, value)
         except (TypeError, IndexError, ValueError, AttributeError):
             raise SettingsError(f"{path}: cannot set `{dotted}`: there is no such place in the file") from None
+    _find_estimators(raw, path.parent)
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
         raise SettingsError(f"{path}: " + explain_validation(error)) from None
+
+
+def _find_estimators(raw: dict[str, Any], folder: Path) -> None:
+    """A .sql file of `policies[].advantages` is looked for where the flow is started, then beside the settings."""
+    policies = raw.get("policies")
+    for policy in policies if isinstance(policies, list) else []:
+        name = policy.get("advantages") if isinstance(policy, dict) else None
+        if isinstance(name, str) and name.endswith(".sql") and not Path(name).is_file() and (folder / name).is_file():
+            policy["advantages"] = str(folder / name)
 
 
 def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:

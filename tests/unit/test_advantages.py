@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lightning_core.config import PolicySettings, Settings, SettingsError
-from lightning_core.lake.derive_inputs import check_estimators, make_advantages
+from lightning_core.lake.derive_inputs import check_estimators, make_advantages, settings_read
+from lightning_core.settings_file import load_settings
 from tests import sql_rig
 from tests.lake_maker import settings
 
@@ -163,6 +164,17 @@ def own(tmp_path: Path, text: str) -> str:
 def test_a_users_estimator_is_a_file(tmp_path: Path) -> None:
     file = own(tmp_path, "SELECT *, return - 0.25 AS advantage FROM returns WHERE acted;\n")
     assert values(tmp_path, final([0.0, 1.0]), advantages=file) == [-0.25, 0.75]
+
+
+def test_a_users_estimator_is_found_beside_the_settings_and_its_text_is_in_the_stages_key(tmp_path: Path) -> None:
+    file = own(tmp_path, "SELECT *, return AS advantage FROM returns WHERE acted")
+    text = "agent: {callable: 'a:run'}\ntasks: {train: t.jsonl}\npolicies: [{advantages: own.sql}]\n"
+    (tmp_path / "settings.yaml").write_text(text)
+    loaded = load_settings(tmp_path / "settings.yaml")
+    assert loaded.policies[0].advantages == file
+    before = settings_read(loaded)
+    own(tmp_path, "SELECT *, 2 * return AS advantage FROM returns WHERE acted")
+    assert settings_read(loaded) != before
 
 
 def test_what_an_estimator_leaves_out_or_gets_wrong_is_counted(tmp_path: Path) -> None:
