@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,17 +90,14 @@ class Attributes:
             if kind in (0, STRING):
                 continue
             some = rows[kinds == kind]
-            self.start[some], self.length[some] = self.texts.add(self._texts(kind, some))
+            if kind in (BOOL, INT, DOUBLE):  # they repeat
+                unique, which = np.unique(self.value[some], return_inverse=True)
+                start, length = self.texts.add(_number_texts(kind, unique))
+                self.start[some], self.length[some] = start[which], length[which]
+            else:
+                self.start[some], self.length[some] = self.texts.add(self._texts(kind, some))
 
     def _texts(self, kind: int, rows: Ints) -> list[bytes | None]:
-        if kind == BOOL:
-            return [b"true" if v else b"false" for v in self.value[rows].tolist()]
-        if kind == INT:
-            return _json_each(self.value[rows].view(np.int64).tolist())
-        if kind == DOUBLE:
-            doubles = self.value[rows].view(np.float64)
-            if np.isfinite(doubles).all():
-                return _json_each(doubles.tolist())
         made: list[bytes | None] = []
         known: dict[bytes, bytes | None] = {}
         broken: dict[int, str] = {}
@@ -229,5 +226,9 @@ def _keys(data: bytes, pairs: Fields, count: int, pair_start: Ints, span: Ints, 
     return key, list(names)
 
 
-def _json_each(numbers: Iterable[Any]) -> list[bytes | None]:
-    return list(orjson.dumps(numbers)[1:-1].split(b",")) if numbers else []
+def _number_texts(kind: int, values: npt.NDArray[np.uint64]) -> list[bytes | None]:
+    if kind == BOOL:
+        return [b"true" if v else b"false" for v in values.tolist()]
+    if kind == INT:
+        return [b"%d" % v for v in values.view(np.int64).tolist()]
+    return [orjson.dumps(v) if math.isfinite(v) else str(v).encode() for v in values.view(np.float64).tolist()]

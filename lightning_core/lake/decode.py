@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,15 @@ Placed = tuple[int, int, Record]  # offset, next offset, record: as `spool.read`
 
 
 class Decoder:
-    """Decodes records of the spool into one Arrow table of typed spans."""
+    """Decodes records of the spool into one Arrow table of typed spans. Not to be shared between threads."""
 
     def __init__(self) -> None:
         self._aliases = aliases()
+        con = duckdb.connect(config={"threads": 1})
+        con.execute(f"CREATE TABLE agent_rules AS {sql.text('hierarchy/agent_rules')}")
+        self._engine = [con]
+        # Its binding complains, on stderr, of connections that are still there when the interpreter has ended.
+        weakref.finalize(self, self._engine.clear)
 
     def decode(self, records: Iterable[Placed]) -> tuple[pa.Table, list[dict[str, Any]]]:
         """Typed spans (schema.SPANS), and what was rejected.
@@ -52,7 +58,7 @@ class Decoder:
             tables.append(table)
         if not tables:
             return schema.arrow_schema(schema.SPANS).empty_table(), rejected
-        return _conclude(pa.concat_tables(tables)), rejected
+        return _conclude(self._engine[0], pa.concat_tables(tables)), rejected
 
 
 def _parts(records: Iterable[Placed]) -> Iterator[list[tuple[int, Record]]]:
@@ -83,16 +89,17 @@ def _decode(records: list[tuple[int, Record]]) -> tuple[pa.Table, list[dict[str,
             alive = np.delete(alive, list(error.reasons))
 
 
-def _conclude(decoded: pa.Table) -> pa.Table:
+def _conclude(con: duckdb.DuckDBPyConnection, decoded: pa.Table) -> pa.Table:
     """schema.SPANS: `decoded`, and what sql/ingest/spans.sql concludes of it, in its order.
 
     Only what the SQL reads and says goes through DuckDB, so long texts and token ids are copied once, in Arrow.
     """
     decoded = decoded.set_column(0, "row", pa.array(np.arange(decoded.num_rows, dtype=np.int32)))
-    with duckdb.connect(config={"threads": 1}) as con:
-        con.execute(f"CREATE TABLE agent_rules AS {sql.text('hierarchy/agent_rules')}")
-        con.register("decoded_spans", decoded)
+    con.register("decoded_spans", decoded)
+    try:
         concluded = con.sql(sql.text("ingest/spans")).to_arrow_table()
+    finally:
+        con.unregister("decoded_spans")
     sorted_spans = decoded.cast(schema.arrow_schema(schema.DECODED)).take(concluded["row"])
     columns = {name: concluded[name] for name in concluded.column_names}
     return pa.table(

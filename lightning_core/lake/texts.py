@@ -22,8 +22,8 @@ class Texts:
 
     def add(self, texts: Sequence[bytes | None]) -> tuple[Ints, Ints]:
         """(start, length) of new texts; length -1 stands for NULL."""
-        length = np.fromiter((-1 if t is None else len(t) for t in texts), np.int64, len(texts))
-        blob = b"".join(t for t in texts if t)
+        blob = b"".join([t or b"" for t in texts])
+        length = np.array([-1 if t is None else len(t) for t in texts], np.int64)
         start = self._end + np.cumsum(np.maximum(length, 0)) - np.maximum(length, 0)
         self._added.append(blob)
         self._end += len(blob)

@@ -9,8 +9,9 @@ from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import ArrayValue
 
-from lightning_core.lake import wire
+from lightning_core.lake import number_arrays, wire
 from tests import decoding as d
 
 QUICK = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
@@ -136,3 +137,28 @@ def test_numpy_reads_the_wire_as_python_does(made: list[bytes]) -> None:
         assert got == [field[:4] for field in expected]
         values = [int(found.value[i]) for i in rows if found.wire[i] == wire.VARINT]
         assert values == [field[4] for field in expected if field[1] == wire.VARINT]
+
+
+array_bytes = st.one_of(
+    st.lists(st.one_of(st.sampled_from([0, 10, 24, 127, 128, 2**31, -1]), st.integers(0, 2**34)), max_size=5).map(
+        lambda numbers: d.value(numbers).array_value.SerializeToString()
+    ),
+    st.lists(st.floats(), max_size=3).map(lambda numbers: d.value(numbers).array_value.SerializeToString()),
+    st.lists(st.sampled_from([0x0A, 0x02, 0x18, 0x05, 0x80, 0x21, 0x09]), max_size=12).map(bytes),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(array_bytes, max_size=6))
+def test_arrays_read_together_are_those_read_one_by_one(made: list[bytes]) -> None:
+    data = b"".join(made) + bytes(wire.PAD)
+    stop = np.cumsum([len(raw) for raw in made]).astype(np.int64)
+    start = stop - [len(raw) for raw in made]
+    view = np.frombuffer(data, np.uint8)
+    for kind, read in ((int, number_arrays.integers), (float, number_arrays.doubles)):
+        for raw, found in zip(made, read(view, start, stop), strict=True):
+            if found is not None:
+                items = list(ArrayValue.FromString(raw).values)
+                expected = [item.int_value if kind is int else item.double_value for item in items]
+                assert all(item.WhichOneof("value") == f"{'int' if kind is int else 'double'}_value" for item in items)
+                assert repr(found.tolist()) == repr(np.array(expected, found.dtype).tolist())
