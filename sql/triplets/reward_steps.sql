@@ -1,8 +1,9 @@
 -- Which call each reward goes to, where rewards are given to calls (`assign: nearest` or `discounted`).
 -- Grain: one row per (reward, policy, agent) whose calls it can go to. `call_id` is NULL where it goes to none, `left_out`
 -- says why: no_call_of_agent, before_every_call, call_has_reward (nearest), ambiguous_agent (the policy drops those).
--- Inputs: rewards_given, call_steps, policies, reward_settings.
--- Rule: a reward goes to the latest call of the agent it was emitted under that had ended by then; one that was emitted
+-- Inputs: rewards_given, call_steps, components, policies, reward_settings.
+-- Rule: a reward goes to the latest call of the agent it was emitted under that had ended by then (of several agents of one
+-- name, to its own agent's span's, where both lie under it by declared parents); one that was emitted
 -- outside every agent (a grader's, the failure reward) to the latest such call of each agent. With `nearest` a call takes
 -- the first reward of a name from its agent and the first from outside; a later one is left out and counted, it does not
 -- go to an earlier call. What rules give (AIR) always adds up.
@@ -12,13 +13,23 @@ WITH moments AS (
     FROM call_steps
     GROUP BY ALL
 ),
+own_moments AS (
+    SELECT policy, rollout_id, attempt_id, agent_node, ended_ns, max(step) AS step, max_by(call_id, step) AS call_id
+    FROM call_steps
+    WHERE agent_node IS NOT NULL
+    GROUP BY ALL
+),
 agents AS (
     SELECT DISTINCT policy, rollout_id, attempt_id, agent FROM call_steps
 ),
 rewards AS (
-    SELECT given.*, row_number() OVER (ORDER BY given.rollout_id, given.attempt_id, emitted_ns, node, source, name) AS reward_id
+    SELECT
+        given.*,
+        CASE WHEN given.agent IS NOT NULL THEN components.agent_node END AS agent_node,
+        row_number() OVER (ORDER BY given.rollout_id, given.attempt_id, emitted_ns, given.node, source, name) AS reward_id
     FROM rewards_given AS given
     CROSS JOIN reward_settings AS settings
+    LEFT JOIN components ON components.node = given.node
     WHERE settings.assign <> 'final' AND given.left_out IS NULL
 ),
 pairs AS (
@@ -30,8 +41,15 @@ pairs AS (
         AND (rewards.ambiguous OR coalesce(rewards.agent = agents.agent, true))
 ),
 placed AS (
-    SELECT pairs.*, moments.call_id, moments.step
+    SELECT
+        pairs.*, coalesce(own_moments.call_id, moments.call_id) AS call_id, coalesce(own_moments.step, moments.step) AS step
     FROM pairs
+    ASOF LEFT JOIN own_moments
+        ON own_moments.policy = pairs.policy
+        AND own_moments.rollout_id = pairs.rollout_id
+        AND own_moments.attempt_id = pairs.attempt_id
+        AND own_moments.agent_node = pairs.agent_node
+        AND own_moments.ended_ns <= pairs.emitted_ns
     ASOF LEFT JOIN moments
         ON moments.policy = pairs.policy
         AND moments.rollout_id = pairs.rollout_id

@@ -261,6 +261,16 @@ def test_a_second_late_reward_does_not_spill_onto_an_earlier_call(tmp_path: Path
     assert steps[-1]["span_id"] == second
 
 
+def test_agents_of_one_name_at_work_at_once_keep_their_rewards(tmp_path: Path) -> None:
+    made = attempt()
+    first, second = made.agent("worker"), made.agent("worker")
+    made.call([1], [2], (0.2, 0.3), first)
+    made.call([3], [4], (0.25, 0.4), second)
+    emit(made, 0.1, 0.5, first)
+    emit(made, 0.2, 0.6, second)
+    assert returns(tmp_path, [made], assign="nearest") == [("r.0", "worker", 0.1), ("r.0", "worker", 0.2)]
+
+
 def test_a_reward_of_an_agent_without_calls_goes_to_nobody_elses(tmp_path: Path) -> None:
     made, _, _ = two_agents()
     judge = made.agent("judge")
