@@ -70,6 +70,10 @@ framework-dumps: $(READY) ## run the real agent frameworks again and keep the sp
 bench-ingest: $(READY) oracle-env ## receiver, decoder and lake against Agent Lightning's store, one JSON line a figure
 	$(BIN)/python -m bench.ingest $(ARGS)
 
+.PHONY: bench-hierarchy
+bench-hierarchy: $(READY) oracle-env ## spans to triplets against Agent Lightning's adapter, one JSON line a figure
+	$(BIN)/python -m bench.hierarchy $(ARGS)
+
 .PHONY: bench-query
 bench-query: $(READY) ## a rollout's tree and an agent's spans out of ten million, one JSON line
 	$(BIN)/python -m bench.query $(ARGS)

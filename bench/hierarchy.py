@@ -1,0 +1,190 @@
+"""From Parquet to triplets, beside Agent Lightning's adapter on the same spans.
+
+    triplets_14, _101, _1001, _3002   spans/s of a million spans in rollouts of so many: repair, agents, rewards, triplets.
+                      `value` is the slower of the shapes `flat` and `nested`, `baseline` the adapter's faster one; each
+                      shape's [ours, theirs] stands beside it (`lost`: calls without parents, of ours alone counted in)
+    triplets_20m      spans/s of 20 million in rollouts of 101; baseline: of one million in the same run, so a ratio near 1
+                      is what linear means. `peak_gb`: memory of the process, of 8 allowed
+    sequences_100k_s  bench.sequences
+
+Ours reads Parquet and runs on all cores; the adapter gets spans that are made already, a sample of rollouts, and has no
+use for a second core. Best of three rounds on both sides.
+
+    .venv/bin/python -m bench.hierarchy [triplets_14 …] [--spans 1000000] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.epochs import Shape, write_epoch
+from bench.report import figure, say
+from lightning_core.config import AgentSettings, Settings, TaskSettings
+from lightning_core.lake import derive
+from lightning_core.lake.derive_inputs import REWARDS, TRIPLETS, make_inputs
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
+
+SIZES = (14, 101, 1001, 3002)
+SHAPES: tuple[Shape, ...] = ("flat", "nested", "lost")
+FIGURES = (*(f"triplets_{size}" for size in SIZES), "triplets_20m", "sequences_100k_s")
+_ORACLE = Path(__file__).parents[1] / ".venv-oracle"
+_ROUNDS = 3
+_TO_TRIPLETS = TRIPLETS[: TRIPLETS.index("triplets/triplets") + 1]
+
+
+def settings(home: Path) -> Settings:
+    return Settings(
+        run="bench", home=home, agent=AgentSettings(callable="agent:run"), tasks=TaskSettings(train="tasks.jsonl")
+    )
+
+
+def seconds_to_triplets(home: Path, epoch: EpochManifest) -> tuple[float, int]:
+    """(seconds, triplets): the first pass of a derivation, as far as triplets, every bucket."""
+    began, triplets = time.perf_counter(), 0
+    with derive.opened(Lake(home), epoch) as con:
+        make_inputs(con, settings(home), epoch)
+        derive.make_user_rules(con, [])
+        for bucket in derive.buckets(con, derive.SPANS_A_BUCKET):
+            derive.enter(con, bucket)
+            derive.run(con, (*derive.SPANS, *derive.HIERARCHY, *REWARDS, *_TO_TRIPLETS))
+            triplets += con.execute("SELECT count(*) FROM triplets").fetchall()[0][0]
+    return time.perf_counter() - began, triplets
+
+
+def theirs(home: Path, epoch: EpochManifest, size: int, rollouts: int) -> float | None:
+    """Spans/s of the adapter over a sample of the rollouts; None where it is not installed."""
+    if not (_ORACLE / "ready").exists():
+        say("Agent Lightning is not installed (make oracle-env): no baseline")
+        return None
+    with Lake(home).connect(epoch.span_range) as con:
+        rows = con.sql(
+            f"FROM spans WHERE rollout_id IN (SELECT DISTINCT rollout_id FROM spans ORDER BY ALL LIMIT {rollouts})"
+        )
+        table = rows.to_arrow_table().sort_by([("rollout_id", "ascending"), ("start_ns", "ascending")])
+    by_rollout: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist(maps_as_pydicts="lossy"):
+        spans = by_rollout.setdefault(row["rollout_id"], [])
+        spans.append(_as_theirs(len(spans), row))
+    question = json.dumps(list(by_rollout.values()))
+    best: list[float] = []
+    for _ in range(_ROUNDS if size < 1000 else 1):
+        done = subprocess.run(
+            [_ORACLE / "bin" / "python", Path(__file__).with_name("agent_lightning_adapter.py")],
+            input=question,
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+            env={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # else it asks the network at import
+        )
+        answers = json.loads(done.stdout.splitlines()[-1])
+        seconds = [s for s, _ in answers]
+        best = seconds if not best else [min(a, b) for a, b in zip(best, seconds, strict=True)]
+    return size * len(best) / sum(best)
+
+
+def _as_theirs(number: int, row: dict[str, Any]) -> dict[str, Any]:
+    """A span as its tracer would have written it."""
+    attributes: dict[str, Any] = dict(row["attributes"])
+    if row["agent_name"] is not None:
+        attributes["agent.name"] = row["agent_name"]
+    if row["op"] == "llm":
+        attributes |= {"prompt_token_ids": row["prompt_ids"], "response_token_ids": row["response_ids"]}
+        attributes["gen_ai.response.id"] = row["response_id"]
+    if row["op"] == "reward":
+        attributes |= {"agentlightning.reward.0.name": "reward", "agentlightning.reward.0.value": row["reward"]}
+    return {
+        "rollout_id": row["rollout_id"],
+        "attempt_id": row["attempt_id"],
+        "sequence_id": number,
+        "trace_id": row["trace_id"],
+        "span_id": row["span_id"],
+        "parent_id": row["parent_span_id"],
+        "name": "agentlightning.annotation" if row["op"] == "reward" else row["name"],
+        "start_time": row["start_ns"] / 1e9,
+        "end_time": row["end_ns"] / 1e9,
+        "attributes": attributes,
+    }
+
+
+def side_by_side(name: str, size: int, spans: int) -> None:
+    beside: dict[str, list[float | None]] = {}
+    n = 0
+    for shape in SHAPES:
+        with tempfile.TemporaryDirectory() as scratch:
+            epoch, n = write_epoch(Path(scratch), spans, size, shape)
+            rounds = [seconds_to_triplets(Path(scratch), epoch) for _ in range(_ROUNDS)]
+            assert len({triplets for _, triplets in rounds}) == 1 and rounds[0][1] > n // 4
+            baseline = (
+                theirs(Path(scratch), epoch, size, max(min(3000 // size, n // size), 1)) if shape != "lost" else None
+            )
+            beside[shape] = [n / min(seconds for seconds, _ in rounds), baseline]
+        say(f"{name} {shape}: {beside[shape]}")
+    compared = [beside["flat"], beside["nested"]]
+    others = [theirs for _, theirs in compared if theirs is not None]
+    value = min(ours for ours, _ in compared if ours is not None)
+    figure(name, value, "spans/s", max(others, default=None), n, **beside)
+
+
+def at_any_size(name: str, spans: int) -> None:
+    """Each size in a process of its own, whose memory is then its own."""
+    lines = {}
+    for count in (1_000_000, spans):
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.hierarchy", "--one", str(count)],
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+        )
+        lines[count] = json.loads(done.stdout.splitlines()[-1])
+        say(f"{name} {count}: {lines[count]}")
+    whole = lines[spans]
+    figure(name, whole["rate"], "spans/s", lines[1_000_000]["rate"], whole["n"], peak_gb=whole["peak_gb"])
+
+
+def one(spans: int) -> None:
+    """Spans/s and peak memory of one pass over an epoch, as a JSON line."""
+    with tempfile.TemporaryDirectory() as scratch:
+        epoch, n = write_epoch(Path(scratch), spans, 101, "nested")
+        made_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        seconds, _ = seconds_to_triplets(Path(scratch), epoch)
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"n": n, "rate": n / seconds, "peak_gb": peak_gb, "peak_gb_of_writing": made_gb}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
+    parser.add_argument("--spans", type=int, default=1_000_000)
+    parser.add_argument("--quick", action="store_true", help="small numbers that mean nothing")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    unknown = set(options.figures) - set(FIGURES)
+    if unknown:
+        parser.error(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}")
+    if options.one is not None:
+        one(options.one)
+        return
+    say(f"{os.cpu_count()} cores")
+    for name in options.figures or FIGURES:
+        if name == "sequences_100k_s":
+            subprocess.run(
+                [sys.executable, "-m", "bench.sequences", *(["--quick"] if options.quick else [])], check=True
+            )
+        elif name == "triplets_20m":
+            at_any_size(name, 2_000_000 if options.quick else 20_000_000)
+        else:
+            side_by_side(name, int(name.rpartition("_")[2]), 20_000 if options.quick else options.spans)
+
+
+if __name__ == "__main__":
+    main()
