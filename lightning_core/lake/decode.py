@@ -16,19 +16,21 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from lightning_core.lake import schema, sql
 from lightning_core.lake.attributes import BrokenSpans
-from lightning_core.lake.located import locate
+from lightning_core.lake.located import Located, locate
 from lightning_core.lake.pivot import aliases
 from lightning_core.lake.span_columns import span_columns
 from lightning_core.lake.spool import Record
-from lightning_core.lake.wire import PAD
+from lightning_core.lake.wire import PAD, Ints
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 32 << 20  # bytes of requests decoded together
+_AT_ONCE = 32 << 20  # bytes of requests decoded together,
+_SPANS_AT_ONCE = 1 << 17  # and spans: these bound the memory
 
 Placed = tuple[int, int, Record]  # offset, next offset, record: as `spool.read` yields them
 
@@ -78,10 +80,17 @@ def _decode(records: list[tuple[int, Record]]) -> tuple[pa.Table, list[dict[str,
     data = b"".join([*(record.body for _, record in records), bytes(PAD)])
     view = np.frombuffer(data, np.uint8)
     found = locate(records, data)
-    alive = np.arange(len(found.start))
+    spans = len(found.start)
+    blocks = [np.arange(first, min(first + _SPANS_AT_ONCE, spans)) for first in range(0, max(spans, 1), _SPANS_AT_ONCE)]
+    tables = [_columns(found, view, alive) for alive in blocks]
+    return pa.concat_tables(tables), found.all_rejected()
+
+
+def _columns(found: Located, view: npt.NDArray[np.uint8], alive: Ints) -> pa.Table:
+    """The columns of the spans `alive`, less those that turn out to be broken: these are rejected."""
     while True:
         try:
-            return span_columns(found, view, alive), found.all_rejected()
+            return span_columns(found, view, alive)
         except BrokenSpans as error:
             for position, reason in sorted(error.reasons.items()):
                 span = int(alive[position])

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from lightning_core.lake import number_arrays, sql
 from lightning_core.lake.any_value import ARRAY, BOOL, DOUBLE, INT, RAW, STRING, Broken
-from lightning_core.lake.attributes import Attributes
+from lightning_core.lake.attributes import Attributes, BrokenSpans
 from lightning_core.lake.wire import Bools, Ints
 
 _INTEGER = re.compile(r"\s*[+-]?[0-9]{1,19}\s*", re.ASCII)
@@ -28,6 +28,7 @@ _NUMBER = re.compile(
 _ARRAYS = {"int32s": np.int32, "float32s": np.float32}
 # Up to so many (span, key) pairs, a table of all of them finds duplicates faster than sorting does.
 _TABLE = 1 << 25
+_MAX_DUPLICATES = 10_000  # of a span: listing more would cost many times what they cost to send
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,9 @@ def _drop_duplicates(sent: Attributes, spans: int, kept: Bools) -> None:
         order = np.argsort(pair, kind="stable")
         again = np.sort(order[:-1][pair[order[:-1]] == pair[order[1:]]])
     kept[again] = False
+    too_many = np.flatnonzero(np.bincount(sent.span[again], minlength=1) > _MAX_DUPLICATES)
+    if len(too_many):
+        raise BrokenSpans({i: f"more than {_MAX_DUPLICATES} attributes come twice" for i in too_many.tolist()})
     for i in again.tolist():
         lost = Broken()
         text = sent.text(i, lost)

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 
-from lightning_core.lake import number_arrays
+from lightning_core.lake import decode, number_arrays
 from lightning_core.lake.decode import write_rejected
 from lightning_core.lake.otlp_envelope import unconverted
 from tests import decoding as d
@@ -111,6 +111,13 @@ def test_thousands_of_bad_spans_in_one_request_are_listed_up_to_a_limit() -> Non
     assert sum(entry["count"] for entry in rejected) == 5000 and rejected[-1]["index"] == 1000
 
 
+def test_more_spans_than_are_read_at_once_are_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = d.request(*(d.good(n) for n in range(1, 90)))
+    expected = d.decode(body)
+    monkeypatch.setattr(decode, "_SPANS_AT_ONCE", 20)
+    assert d.decode(body) == expected
+
+
 def test_end_before_start_missing_ends_1970_and_2100_are_kept_as_sent() -> None:
     assert [one(start_time_unix_nano=9, end_time_unix_nano=3)[f"{x}_ns"] for x in ("start", "end")] == [9, 3]
     assert one(end_time_unix_nano=0)["end_ns"] is None
@@ -179,6 +186,11 @@ def test_of_a_key_sent_twice_the_last_counts_and_the_others_are_listed() -> None
         {"key": "k", "value": "1"},
         {"key": "gen_ai.request.model", "value": "a"},
     ]
+
+
+def test_a_span_of_nothing_but_the_same_key_is_rejected_alone() -> None:
+    raw = d.good(2).SerializeToString() + b"\x4a\x00" * 20_000
+    assert "come twice" in rejection(raw)["reason"]
 
 
 def test_a_name_of_ours_that_was_sent_stays_what_it_was() -> None:
