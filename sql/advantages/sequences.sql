@@ -11,21 +11,13 @@ WITH joined AS (
         min(triplets.policy_version) FILTER (trained) AS policy_version,
         min(prompt_tokens) FILTER (trained) AS prompt_length,
         list_avg(list(advantage ORDER BY place) FILTER (trained)) AS advantage,
-        flatten(list(
-            list_resize(list_resize([]::UTINYINT[], context_tokens, 0), context_tokens + len(response_ids), trained::UTINYINT)
-            ORDER BY place
-        )) AS loss_mask,
-        flatten(list(
-            CASE
-                WHEN trained THEN list_concat(list_resize([]::FLOAT[], context_tokens, 0), response_logprobs)
-                ELSE list_resize([]::FLOAT[], context_tokens + len(response_ids), 0)
-            END
-            ORDER BY place
-        )) AS logprobs,
-        flatten(list(
-            list_resize(list_resize([]::FLOAT[], context_tokens, 0), context_tokens + len(response_ids), CASE WHEN trained THEN advantage ELSE 0 END::FLOAT)
-            ORDER BY place
-        )) AS advantages
+        list({
+            'context': context_tokens,
+            'tokens': context_tokens + len(response_ids),
+            'mask': trained::UTINYINT,
+            'logprobs': CASE WHEN trained THEN response_logprobs ELSE list_resize([]::FLOAT[], len(response_ids), 0) END,
+            'advantage': CASE WHEN trained THEN advantage ELSE 0 END::FLOAT
+        } ORDER BY place) AS parts
     FROM kept_triplets AS kept
     JOIN triplets USING (call_id, choice)
     WHERE kept.kept
@@ -41,11 +33,11 @@ SELECT
     joined.policy_version,
     joined.prompt_length,
     list_concat(triplets.prompt_ids, triplets.response_ids) AS token_ids,
-    joined.loss_mask,
-    joined.logprobs,
+    flatten([list_resize(list_resize([]::UTINYINT[], p.context, 0), p.tokens, p.mask) FOR p IN joined.parts]) AS loss_mask,
+    flatten([list_concat(list_resize([]::FLOAT[], p.context, 0), p.logprobs) FOR p IN joined.parts]) AS logprobs,
     rewards.reward,
     joined.advantage,
-    joined.advantages
+    flatten([list_resize(list_resize([]::FLOAT[], p.context, 0), p.tokens, p.advantage) FOR p IN joined.parts]) AS advantages
 FROM kept_triplets AS ends
 JOIN triplets USING (call_id, choice)
 JOIN joined ON joined.sequence_id = ends.sequence_id

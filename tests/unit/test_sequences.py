@@ -182,6 +182,20 @@ def test_drift_is_the_same_text_in_other_tokens(tmp_path: Path) -> None:
     assert (last["reason"], last["drift_position"], last["drift_tokens"]) == ("token_drift", 4, 2)
 
 
+def test_drift_is_from_the_latest_call_that_gave_the_reply_never_from_one_still_to_come(tmp_path: Path) -> None:
+    history, reply = [USER, said("four"), USER], [said("four")]
+    calls = (
+        Calls()
+        .call([7], [8], messages=[SYSTEM, USER])
+        .call([1, 2, 20, 50, 9], [6], messages=history)  # before anyone said it
+        .call([1, 2], [20, 9], messages=[USER], replies=reply)
+        .call([1, 2], [20, 51, 9], messages=[USER], replies=reply)
+        .call([1, 2, 20, 50, 9], [7], messages=history)
+    )
+    con = calls.merged(tmp_path)
+    assert con.sql("SELECT call_id, earlier_call, drift_position FROM token_drifts").fetchall() == [(4, 3, 3)]
+
+
 def test_a_reply_that_was_changed_is_a_rewritten_prompt(tmp_path: Path) -> None:
     history = [SYSTEM, USER, said("five"), {"role": "user", "content": "sure?"}]
     calls = (
@@ -269,6 +283,11 @@ def test_whole_calls_are_dropped_from_the_end_of_a_sequence_that_is_too_long(tmp
     found, lost = long_calls().sequences(tmp_path, **LIMIT)
     assert lost == {"1.0": "sequence_too_long"}
     assert [(len(s["token_ids"]), sum(s["loss_mask"])) for s in found] == [(12, 4), (5, 2)]
+
+
+def test_a_sequence_as_long_as_the_limit_fits(tmp_path: Path) -> None:
+    found, lost = Calls().call([1] * 8, [2] * 8).call([3] * 9, [4] * 8).sequences(tmp_path, **LIMIT)
+    assert ([len(s["token_ids"]) for s in found], lost) == ([16], {"1.0": "sequence_too_long"})
 
 
 def test_or_the_rollout_is_left_out(tmp_path: Path) -> None:
