@@ -166,6 +166,12 @@ def test_a_users_estimator_is_a_file(tmp_path: Path) -> None:
     assert values(tmp_path, final([0.0, 1.0]), advantages=file) == [-0.25, 0.75]
 
 
+def test_the_estimator_of_the_docs_works(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "credit.md").read_text()
+    text = page.split("```sql\n")[1].split("```")[0]
+    assert values(tmp_path, final([0.0, 1.0]), advantages=own(tmp_path, text)) == [-0.5, 0.5]
+
+
 def test_a_users_estimator_is_found_beside_the_settings_and_its_text_is_in_the_stages_key(tmp_path: Path) -> None:
     file = own(tmp_path, "SELECT *, return AS advantage FROM returns WHERE acted")
     text = "agent: {callable: 'a:run'}\ntasks: {train: t.jsonl}\npolicies: [{advantages: own.sql}]\n"
