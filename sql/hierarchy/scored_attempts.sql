@@ -1,7 +1,8 @@
 -- Which execution of each rollout counts.
 -- Grain: one row per attempt of the epoch that ended (has a root span).
 -- Inputs: spans, epoch_scope (one row: run, epoch, mode), planned (rollout_id: what the epoch plans; empty: all).
--- Rule: what the infrastructure broke never counts; of the others the earliest to end does.
+-- Rule: what the infrastructure broke never counts; nor does what does not say how it ended; of the others the earliest to
+-- end does.
 WITH roots AS (
     SELECT
         rollout_id,
@@ -22,15 +23,16 @@ ranked AS (
     SELECT
         *,
         row_number() OVER (
-            PARTITION BY rollout_id ORDER BY outcome = 'infrastructure', end_ns, attempt_id
+            PARTITION BY rollout_id ORDER BY coalesce(outcome, 'infrastructure') = 'infrastructure', end_ns, attempt_id
         ) AS place
     FROM roots
 )
 SELECT
     * EXCLUDE (place),
-    place = 1 AND outcome <> 'infrastructure' AS counts,
+    place = 1 AND coalesce(outcome, 'infrastructure') <> 'infrastructure' AS counts,
     CASE
         WHEN outcome = 'infrastructure' THEN 'infrastructure'
+        WHEN outcome IS NULL THEN 'no_outcome'
         WHEN place > 1 THEN 'superseded'
     END AS left_out
 FROM ranked

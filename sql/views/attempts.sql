@@ -2,8 +2,8 @@
 -- Grain: one row per (rollout_id, attempt_id) that left a `rollout.start` or a `rollout` span.
 -- Inputs: spans, epoch_manifests, scored_attempts.
 -- Rule for `state`: as the epoch was derived (`counts`, `superseded`, `infrastructure`); before that, of those that the
--- infrastructure did not break the earliest to end counts. `unfinished`: no root span. `late`: ended after the epoch was
--- sealed. `outside`: of a plan that the epoch gave up. `seconds` is NULL while it runs.
+-- infrastructure did not break the earliest to end counts. `unfinished`: no root span. `no_outcome`: one that does not
+-- say how it ended. `late`: ended after the epoch was sealed. `outside`: of a plan that the epoch gave up. `seconds` is NULL while it runs.
 WITH executions AS (
     SELECT
         rollout_id,
@@ -36,6 +36,7 @@ judged AS (
             WHEN scored.left_out IS NOT NULL THEN scored.left_out
             WHEN ended_offset IS NULL THEN 'unfinished'
             WHEN executions.outcome = 'infrastructure' THEN 'infrastructure'
+            WHEN executions.outcome IS NULL THEN 'no_outcome'
             WHEN ended_offset >= manifests.sealed_offset THEN 'late'
             WHEN ended_offset < manifests.opened_offset OR derived_epochs.run IS NOT NULL THEN 'outside'
         END AS known_state
