@@ -2,8 +2,12 @@
 -- Grain: one row per such span. `outer_node` is the agent around it, by ids; `agent_path` goes from the outermost agent to
 -- this one. `runs`: its time can hold spans that lost their parent (a call does not hold other calls).
 -- Inputs: components, names, nodes.
--- Rule: a path has 32 names at most; of deeper ones (agents that call each other back and forth) the outer part is `…`.
+-- Rule: an unknown start is the attempt's, so that what the agent may have made is not given to another; a span without
+-- any time holds nothing. A path has 32 names at most; of deeper ones (agents that call each other back and forth) the outer part is `…`.
 WITH RECURSIVE
+attempts AS (
+    SELECT attempt, min(start_ns) AS start_ns FROM nodes GROUP BY attempt
+),
 beginnings AS MATERIALIZED (
     SELECT
         components.node,
@@ -11,12 +15,13 @@ beginnings AS MATERIALIZED (
         components.top,
         components.outer_node,
         names.agent_name AS agent,
-        nodes.start_ns,
+        coalesce(nodes.start_ns, least(attempts.start_ns, nodes.end_ns)) AS start_ns,
         CASE WHEN nodes.end_ns IS NULL THEN 9223372036854775807 ELSE greatest(nodes.end_ns, nodes.start_ns) END AS end_ns,
-        nodes.op <> 'llm' AND nodes.start_ns IS NOT NULL AS runs
+        nodes.op <> 'llm' AND coalesce(nodes.start_ns, nodes.end_ns) IS NOT NULL AS runs
     FROM components
     JOIN names USING (node)
     JOIN nodes USING (node)
+    JOIN attempts USING (attempt)
     WHERE components.agent_node = components.node
 ),
 paths AS (
