@@ -2,7 +2,8 @@
 -- Grain: one row per LLM span of such an attempt that has any text. Inputs: nodes, spans.
 -- Rule: the ids of the tool calls that the answer asks for, where it does; else the texts of messages and answer. Sorted,
 -- so that they are the same whichever convention wrote them: OpenAI's messages, GenAI's parts, OpenInference's numbered
--- attributes. Equal `said` is equal content.
+-- attributes. Equal `said` is equal content. `models` is what the record calls the model, however it is written (a provider
+-- before it, a date behind it): the gateway's policy is what clients send as the model, its `model` what the server says.
 WITH asked AS (
     SELECT DISTINCT attempt FROM nodes WHERE op = 'llm' AND response_id IS NULL
 ),
@@ -12,7 +13,10 @@ messages AS (
         nodes.attempt,
         CASE WHEN json_valid(spans.input_messages) THEN spans.input_messages END AS input,
         CASE WHEN json_valid(spans.output_messages) THEN spans.output_messages END AS output,
-        map_entries(spans.attributes) AS attributes
+        map_entries(spans.attributes) AS attributes,
+        [
+            spans.model, spans.policy, spans.attributes['gen_ai.request.model'], spans.attributes['llm.model_name']
+        ] AS models
     FROM nodes
     SEMI JOIN asked USING (attempt)
     JOIN spans USING (record_offset, record_index)
@@ -44,7 +48,10 @@ pieces AS (
                 entry.value FOR entry IN attributes
                 IF regexp_full_match(entry.key, 'llm\.output_messages\.\d+\.message\.(content|contents\.\d+\.message_content\.text)')
             ]
-        ) AS answered
+        ) AS answered,
+        list_distinct([
+            lower(regexp_extract(name, '([^/]+?)(-\d{4}-?\d{2}-?\d{2})?$', 1)) FOR name IN models IF name <> ''
+        ]) AS models
     FROM messages
 ),
 texts AS (
@@ -54,9 +61,10 @@ texts AS (
         list_sort(list_distinct([piece FOR piece IN tool_calls IF piece <> ''])) AS tool_calls,
         -- A list of parts shows up beside the parts' own texts; and a convention may be written twice.
         list_sort(list_distinct([piece FOR piece IN heard IF piece <> '' AND NOT starts_with(piece, '[')])) AS heard,
-        list_sort(list_distinct([piece FOR piece IN answered IF piece <> '' AND NOT starts_with(piece, '[')])) AS answered
+        list_sort(list_distinct([piece FOR piece IN answered IF piece <> '' AND NOT starts_with(piece, '[')])) AS answered,
+        models
     FROM pieces
 )
-SELECT node, attempt, CASE WHEN len(tool_calls) > 0 THEN to_json(tool_calls) ELSE to_json([heard, answered]) END AS said
+SELECT node, attempt, models, CASE WHEN len(tool_calls) > 0 THEN to_json(tool_calls) ELSE to_json([heard, answered]) END AS said
 FROM texts
 WHERE len(tool_calls) > 0 OR len(answered) > 0

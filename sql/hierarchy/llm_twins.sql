@@ -5,7 +5,8 @@
 -- Rule, by `method`: `response_id`: LLM spans of one attempt with the same response id are one call, unless token ids of
 -- different lengths were sampled under it (a mock's constant id is no identity). `nested`: an LLM span in an LLM span
 -- (an HTTP client's between them or not) that has no other id; a span around several calls is taken for the first.
--- `content`: two records that say the same at the same time, and no third does, where one of them has no response id. The
+-- `content`: two records that say the same at the same time, and no third does, where one of them has no response id, of
+-- one model as far as both name it. The
 -- record with token ids stays; else the one that knows its policy; else the earliest.
 WITH RECURSIVE
 llm AS MATERIALIZED (
@@ -81,6 +82,7 @@ calls AS MATERIALIZED (
         llm.attempt,
         coalesce(by_id.call, llm.node) AS call,
         llm_content.said,
+        llm_content.models,
         max(llm.response_id) OVER same_call AS response_id,
         max(llm.lengths) OVER same_call AS lengths,
         llm.start_ns,
@@ -91,8 +93,12 @@ calls AS MATERIALIZED (
     WINDOW same_call AS (PARTITION BY coalesce(by_id.call, llm.node))
 ),
 same_content AS (
-    SELECT min(call) AS call, max(call) AS other
-    FROM calls
+    SELECT
+        min(call) AS call,
+        max(call) AS other,
+        flatten(list(models) FILTER (WHERE call = first)) AS models,
+        flatten(list(models) FILTER (WHERE call <> first)) AS other_models
+    FROM (SELECT *, min(call) OVER (PARTITION BY attempt, said) AS first FROM calls)
     GROUP BY attempt, said
     HAVING count(DISTINCT call) = 2
         AND count(DISTINCT response_id) <= 1
@@ -104,6 +110,7 @@ told_alike AS (
     -- A call that is like two others is neither.
     SELECT call, other
     FROM same_content
+    WHERE len(models) = 0 OR len(other_models) = 0 OR list_has_any(models, other_models)
     QUALIFY count(*) OVER (PARTITION BY call) = 1 AND count(*) OVER (PARTITION BY other) = 1
 ),
 members AS (
