@@ -9,7 +9,7 @@ WITH roots AS (
     SELECT min(node) AS node FROM nodes WHERE op = 'rollout' GROUP BY attempt
 ),
 orphans AS MATERIALIZED (
-    SELECT node, parent_span_id, span_id FROM nodes ANTI JOIN declared USING (node)
+    SELECT node, attempt, parent_span_id FROM nodes ANTI JOIN declared USING (node)
 ),
 records AS MATERIALIZED (
     SELECT kept AS call, node FROM llm_twins
@@ -66,7 +66,10 @@ rungs AS (
     UNION ALL
     SELECT 5, node, parent, NULL, 'link', NULL FROM span_links
     UNION ALL
-    SELECT 6, node, NULL, NULL, 'missing_parent', parent_span_id FROM orphans WHERE parent_span_id <> span_id
+    SELECT 6, node, NULL, NULL, 'missing_parent', parent_span_id
+    FROM orphans
+    ANTI JOIN nodes ON nodes.attempt = orphans.attempt AND nodes.span_id = orphans.parent_span_id
+    WHERE parent_span_id IS NOT NULL
     UNION ALL
     SELECT 7, node, NULL, NULL, NULL, NULL FROM calls
     UNION ALL
