@@ -2,7 +2,8 @@
 -- Grain: one row per such span. Inputs: nodes, llm_twins, tool_callers, user_names (node, agent_name: found by rules of the
 -- settings).
 -- Rule: a span's own name first (rules of the settings, then what ingest read by `agent_rules`). A call without one goes
--- by its twin's, else by that of the first tool it asked for; a tool without one by that of the call that asked for it.
+-- by its twin's; one that no declared parent places, by that of the first tool it asked for; a tool without one that has lost
+-- its parent, by that of the call that asked for it.
 WITH own AS MATERIALIZED (
     SELECT nodes.node, coalesce(user_names.agent_name, nodes.agent_name) AS agent_name
     FROM nodes
@@ -17,6 +18,7 @@ told AS (
     SELECT 2, tool_callers.call, own.node, own.agent_name
     FROM tool_callers
     JOIN own USING (node)
+    WHERE tool_callers.call_lost
 ),
 calls AS MATERIALIZED (
     FROM own
@@ -32,3 +34,4 @@ SELECT tool_callers.node, calls.agent_name
 FROM tool_callers
 JOIN calls ON calls.node = tool_callers.call
 ANTI JOIN own ON own.node = tool_callers.node
+WHERE tool_callers.tool_lost

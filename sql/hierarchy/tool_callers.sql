@@ -1,7 +1,17 @@
 -- Which call asked for which tool run, where either has lost its parent: then one tells where the other belongs.
 -- Grain: one row per tool span whose tool call id is in the output of exactly one LLM call of its attempt (twins are
--- one), in attempts with a call or a tool whose declared parent is not there. Inputs: nodes, spans, declared, llm_twins.
-WITH lost AS (
+-- one). `call_lost`: no record of the call declares a parent that is there; `tool_lost`: the tool does not.
+-- Inputs: nodes, spans, user_names, declared, llm_twins.
+-- Rule: an id decides nothing where tools of several agents bear it (some models count their ids from 0 in every
+-- conversation), nor of a tool that ran before the call (50 ms are forgiven). A tool that names another agent than the one it
+-- runs in hands over to that agent, and says nothing of who asked.
+WITH RECURSIVE
+records AS MATERIALIZED (
+    SELECT kept AS call, node FROM llm_twins
+    UNION
+    SELECT kept, kept FROM llm_twins
+),
+lost AS (
     SELECT DISTINCT attempt
     FROM nodes
     ANTI JOIN declared USING (node)
@@ -9,7 +19,18 @@ WITH lost AS (
     WHERE op = 'llm' OR (op = 'tool' AND tool_call_id IS NOT NULL)
 ),
 tools AS MATERIALIZED (
-    SELECT node, attempt, tool_call_id FROM nodes SEMI JOIN lost USING (attempt) WHERE op = 'tool' AND tool_call_id IS NOT NULL
+    SELECT
+        nodes.node,
+        nodes.attempt,
+        nodes.tool_call_id,
+        nodes.start_ns,
+        coalesce(user_names.agent_name, nodes.agent_name) AS agent_name,
+        declared.parent
+    FROM nodes
+    SEMI JOIN lost USING (attempt)
+    LEFT JOIN user_names USING (node)
+    LEFT JOIN declared USING (node)
+    WHERE op = 'tool' AND tool_call_id IS NOT NULL
 ),
 outputs AS (
     SELECT
@@ -32,11 +53,64 @@ outputs AS (
     WHERE nodes.op = 'llm'
 ),
 asked AS (
-    SELECT DISTINCT attempt, call, unnest(regexp_extract_all(text, '\\*"(?:id|call_id|tool_call_id)\\*"\s*:\s*\\*"([^"\\]+)', 1)) AS tool_call_id
-    FROM outputs
+    SELECT attempt, tool_call_id, min(call) AS call
+    FROM (
+        SELECT attempt, call, unnest(regexp_extract_all(text, '\\*"(?:id|call_id|tool_call_id)\\*"\s*:\s*\\*"([^"\\]+)', 1)) AS tool_call_id
+        FROM outputs
+    )
+    GROUP BY attempt, tool_call_id
+    HAVING count(DISTINCT call) = 1
+),
+runs AS MATERIALIZED (
+    SELECT tools.*, asked.call FROM tools JOIN asked USING (attempt, tool_call_id)
+),
+named AS MATERIALIZED (
+    SELECT nodes.node, coalesce(user_names.agent_name, nodes.agent_name) AS agent_name
+    FROM nodes
+    SEMI JOIN runs USING (attempt)
+    LEFT JOIN user_names USING (node)
+    WHERE nodes.agent_name IS NOT NULL OR user_names.agent_name IS NOT NULL
+),
+above AS (
+    -- From each tool's parent up to the first span that has a name.
+    SELECT parent AS start, parent AS node FROM runs WHERE parent IS NOT NULL
+    UNION
+    SELECT above.start, declared.parent
+    FROM above
+    JOIN declared USING (node)
+    ANTI JOIN named ON named.node = above.node
+),
+agents AS MATERIALIZED (
+    SELECT above.start, named.agent_name FROM above JOIN named USING (node)
+),
+shared AS (
+    -- Of two records of one run, one in the other, the outer one says whose it is.
+    SELECT runs.call, runs.tool_call_id
+    FROM runs
+    LEFT JOIN agents ON agents.start = runs.parent
+    ANTI JOIN runs AS outer_one ON outer_one.node = runs.parent AND outer_one.tool_call_id = runs.tool_call_id
+    GROUP BY runs.call, runs.tool_call_id
+    HAVING count(DISTINCT coalesce(runs.agent_name, agents.agent_name)) > 1
+),
+placed AS (
+    SELECT coalesce(child.call, declared.node) AS node
+    FROM declared
+    LEFT JOIN records AS child ON child.node = declared.node
+    ANTI JOIN records AS same_call ON same_call.call = child.call AND same_call.node = declared.parent
+),
+began AS (
+    SELECT runs.call, min(coalesce(record.start_ns, record.end_ns)) AS start_ns
+    FROM (SELECT DISTINCT call FROM runs) AS runs
+    LEFT JOIN records USING (call)
+    JOIN nodes AS record ON record.node = coalesce(records.node, runs.call)
+    GROUP BY runs.call
 )
-SELECT tools.node, min(asked.call) AS call
-FROM tools
-JOIN asked USING (attempt, tool_call_id)
-GROUP BY tools.node
-HAVING count(*) = 1
+SELECT runs.node, runs.call, placed.node IS NULL AS call_lost, runs.parent IS NULL AS tool_lost
+FROM runs
+ANTI JOIN shared USING (call, tool_call_id)
+JOIN began USING (call)
+LEFT JOIN agents ON agents.start = runs.parent
+LEFT JOIN (SELECT DISTINCT node FROM placed) AS placed ON placed.node = runs.call
+WHERE (placed.node IS NULL OR runs.parent IS NULL)
+    AND coalesce(runs.start_ns >= began.start_ns - 50_000_000, true)
+    AND coalesce(runs.agent_name = agents.agent_name, true)
