@@ -451,7 +451,7 @@ def test_a_tool_goes_where_its_call_is_put_by_time(trees: dict[str, Tree]) -> No
 def message(a: Attempt) -> None:
     a.agent("sender", (0.1, 0.4), "root", span_id="sender")
     a.span("send", (0.2, 0.3), "sender", span_id="send")
-    a.span("publish", (0.5, 0.6), links='[{"trace_id": "x", "span_id": "send"}]', span_id="publish")
+    a.span("publish", (0.3, 0.4), links='[{"trace_id": "x", "span_id": "send"}]', span_id="publish")
     a.agent("receiver", (0.7, 0.8), "publish", span_id="receiver")
     a.span("many", (0.5, 0.6), links='[{"span_id": "send"}, {"span_id": "sender"}]', span_id="many")
 
