@@ -13,7 +13,7 @@ tops AS MATERIALIZED (
     LEFT JOIN missing_parents USING (node)
     WHERE components.node = components.top
 ),
-roots AS (
+roots AS MATERIALIZED (
     SELECT nodes.attempt, evidence.node FROM evidence JOIN nodes USING (node) WHERE evidence.method = 'root'
 ),
 placed AS (

@@ -2,7 +2,8 @@
 -- Grain: one row per span, and one (negative `node`) per declared parent that never came.
 -- Inputs: components, placements, evidence, agent_spans, llm_twins, methods.
 -- Rule: a span belongs to the nearest named ancestor-or-self. What lies under an `ambiguous` span is ambiguous too, until
--- a span names its agent.
+-- a span names its agent. What is declared is not put elsewhere by time: a span whose declared ancestors name no agent up to
+-- the root (AgentOps hangs calls under its session) is of no agent, whoever's time holds it.
 SELECT
     components.node,
     coalesce(components.parent, placements.parent) AS parent_node,
