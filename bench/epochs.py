@@ -65,6 +65,8 @@ _COLUMNS = {
     "response_id": _LLM.format("printf('chatcmpl-%016x%016x', hash(r, p), hash(p, r))"),
     "input_tokens": _LLM.format(PROMPT),
     "output_tokens": _LLM.format(RESPONSE),
+    "prompt_id_count": _LLM.format(PROMPT),
+    "response_id_count": _LLM.format(RESPONSE),
     "prompt_ids": _LLM.format(f"list_transform(range({PROMPT}), lambda x: (hash(r // 8, p // 16, x) % 49152)::INTEGER)"),
     "response_ids": _LLM.format(f"list_transform(range({RESPONSE}), lambda x: (hash(r, p, x) % 49152)::INTEGER)"),
     "response_logprobs": _LLM.format(f"list_transform(range({RESPONSE}), lambda x: (-0.001 * (hash(p, r, x) % 1000))::FLOAT)"),

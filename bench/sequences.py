@@ -80,6 +80,7 @@ def _spans(rollouts: range, calls: int, offset: int, random: np.random.Generator
                 | {"start_ns": start + 10**6 * (call + 1), "end_ns": start + 10**6 * (call + 1) + 500}
                 | {"policy": "policy", "policy_version": "v0000", "response_id": f"{rollout}-{call}"}
                 | {"prompt_ids": conversation[:prompt], "response_ids": conversation[prompt : prompt + _RESPONSE]}
+                | {"prompt_id_count": prompt, "response_id_count": _RESPONSE}
                 | {"response_logprobs": np.full(_RESPONSE, -0.5, np.float32)}
             )
     for place, row in enumerate(rows):

@@ -114,7 +114,7 @@ def derived(
     lake = Lake(home)
     path = "spans/0.parquet"
     (lake.root / "spans").mkdir(parents=True, exist_ok=True)
-    rows = [row | {"record_index": i, "content_hash": _content_hash(row)} for i, row in enumerate(rows)]
+    rows = [row | _lengths(row) | {"record_index": i, "content_hash": _content_hash(row)} for i, row in enumerate(rows)]
     table = pa.Table.from_pylist(rows, schema=schema.arrow_schema(schema.SPANS))
     pq.write_table(table, lake.root / path)
     file = SpanFile(path=path, rows=len(rows), bytes=1, start=0, end=_END)
@@ -126,6 +126,11 @@ def derived(
     derive(lake, epoch, settings(home, **changes), "key", **buckets)
     lake.manifests.put_epoch(epoch)
     return lake, epoch
+
+
+def _lengths(row: dict[str, Any]) -> dict[str, int | None]:
+    lists = {"prompt_id_count": row["prompt_ids"], "response_id_count": row["response_ids"]}
+    return {name: None if ids is None else len(ids) for name, ids in lists.items()}
 
 
 def _content_hash(row: dict[str, Any]) -> int:

@@ -18,10 +18,13 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from lightning_core.files import write_atomic
 from lightning_core.lake import schema, sql
 from lightning_core.lake.attributes import BrokenSpans
 from lightning_core.lake.located import Located, locate
+from lightning_core.lake.otlp_envelope import OtlpError, count_spans, parse_envelope
 from lightning_core.lake.pivot import aliases
 from lightning_core.lake.span_columns import span_columns
 from lightning_core.lake.spool import Record
@@ -51,7 +54,22 @@ class Decoder:
 
         Each rejected: `offset` and `index` (place in the request; None for the whole of it), `count` (1, or more where
         one entry stands for several), `reason`, `received_ns`, `rollout_id`, `attempt_id`, `span` (its bytes in hex).
+        A record on which the decoder itself fails is rejected whole: it must not come back for ever and hold up the rest.
         """
+        placed = list(records)
+        try:
+            return self._decode(placed)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            if len(placed) <= 1:
+                return schema.arrow_schema(schema.SPANS).empty_table(), [_failed(*placed[0], error)]
+            logger.debug("a record of %d cannot be decoded", len(placed), exc_info=True)
+        middle = len(placed) // 2
+        (first, bad), (second, worse) = self.decode(placed[:middle]), self.decode(placed[middle:])
+        return pa.concat_tables([first, second]), bad + worse
+
+    def _decode(self, records: list[Placed]) -> tuple[pa.Table, list[dict[str, Any]]]:
         tables: list[pa.Table] = []
         rejected: list[dict[str, Any]] = []
         for part in _parts(records):
@@ -61,6 +79,25 @@ class Decoder:
         if not tables:
             return schema.arrow_schema(schema.SPANS).empty_table(), rejected
         return _conclude(self._engine[0], pa.concat_tables(tables)), rejected
+
+
+def _failed(offset: int, _: int, record: Record, error: Exception) -> dict[str, Any]:
+    """The entry of a record that the decoder failed on."""
+    logger.error("the decoder failed on the record at offset %d; it is set aside", offset, exc_info=error)
+    try:
+        count = max(count_spans(parse_envelope(record.body)), 1)
+    except OtlpError:
+        count = 1
+    return {
+        "offset": offset,
+        "index": None,
+        "count": count,
+        "reason": f"the decoder failed on the whole request: {type(error).__name__}: {error!s:.300}",
+        "received_ns": record.received_ns,
+        "rollout_id": record.rollout_id,
+        "attempt_id": record.attempt_id,
+        "span": record.body.hex(),
+    }
 
 
 def _parts(records: Iterable[Placed]) -> Iterator[list[tuple[int, Record]]]:
@@ -111,6 +148,8 @@ def _conclude(con: duckdb.DuckDBPyConnection, decoded: pa.Table) -> pa.Table:
         con.unregister("decoded_spans")
     sorted_spans = decoded.cast(schema.arrow_schema(schema.DECODED)).take(concluded["row"])
     columns = {name: concluded[name] for name in concluded.column_names}
+    for ids in ("prompt", "response"):
+        columns[f"{ids}_id_count"] = pc.list_value_length(sorted_spans[f"{ids}_ids"])
     return pa.table(
         [columns[c.name] if c.name in columns else sorted_spans[c.name] for c in schema.SPANS],
         schema=schema.arrow_schema(schema.SPANS),
@@ -121,8 +160,8 @@ def write_rejected(directory: Path, name: str, rejected: list[dict[str, Any]]) -
     """Keep rejected spans, one JSON line each, in a file named after the range of the spool they came from."""
     if not rejected:
         return
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.jsonl"
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rejected))
+    # Durable before the spool is freed; ASCII, so that half of a surrogate pair in a reason is no obstacle.
+    write_atomic(path, "".join(json.dumps(r) + "\n" for r in rejected).encode())
     count = sum(r["count"] for r in rejected)
     logger.warning("%d spans could not be decoded; kept with the reason in %s", count, path)

@@ -276,7 +276,7 @@ def _without_ids(table: pa.Table, columns: dict[str, list[Any]], changed: list[b
     if not any(redacted):
         return table
     mask = pa.array(redacted)
-    for name in _IDS:
+    for name in (*_IDS, "prompt_id_count", "response_id_count"):
         table = _set(table, name, pc.if_else(mask, pa.scalar(None, table.schema.field(name).type), _whole(table[name])))
     table = _set(table, "untrainable", pc.if_else(mask, "redacted", _whole(table["untrainable"])))
     keys = _token_keys()

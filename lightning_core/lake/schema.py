@@ -128,6 +128,8 @@ SPANS: tuple[Column, ...] = (
     Column("agent_name", "VARCHAR", "agent that this span itself names"),
     Column("agent_name_source", "VARCHAR", "attribute the name was read from"),
     *_PROMOTED,
+    Column("prompt_id_count", "INTEGER", "length of `prompt_ids`, to be had without reading them"),
+    Column("response_id_count", "INTEGER", "length of `response_ids`"),
     *_DECLARED,
     *_REST,
 )

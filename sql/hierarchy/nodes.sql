@@ -31,7 +31,7 @@ SELECT
     spans.reward,
     spans.reward_name,
     spans.reward_source,
-    len(spans.prompt_ids)::INTEGER AS prompt_tokens,
-    len(spans.response_ids)::INTEGER AS response_tokens
+    spans.prompt_id_count AS prompt_tokens,
+    spans.response_id_count AS response_tokens
 FROM spans
 JOIN node_keys AS keys USING (record_offset, record_index)
