@@ -29,6 +29,7 @@ from lightning_core.lake.derive_inputs import (
     KEPT_TRIPLETS,
     REWARDS,
     SEQUENCES,
+    TOKENS,
     TRIPLETS,
     make_advantages,
     make_checks,
@@ -67,7 +68,7 @@ HIERARCHY = (
     "hierarchy/span_tree",
 )
 # These are wide: they stay views, and a query reads of them what it needs.
-_VIEWS = {"hierarchy/epoch_spans", "hierarchy/span_tree"}
+_VIEWS = {"hierarchy/epoch_spans", "hierarchy/span_tree", "triplets/triplets"}
 SPANS_A_BUCKET = 1_000_000
 MEMORY_GB = 4.0
 _LEAVE = "DROP SCHEMA IF EXISTS bucket CASCADE; SET search_path = 'main'"
@@ -249,7 +250,7 @@ def _return_to(con: duckdb.DuckDBPyConnection, bucket: Bucket, narrow: tuple[str
         con.execute(
             f"CREATE VIEW bucket.{name} AS FROM main.{name} SEMI JOIN bucket.bucket USING (rollout_id, attempt_id)"
         )
-    run(con, ("triplets/triplets",))
+    run(con, TOKENS)
 
 
 def _put(lake: Lake, epoch: EpochManifest, name: str, readers: Iterator[pa.RecordBatchReader], key: str) -> None:

@@ -18,13 +18,15 @@ from lightning_core.loading import grader_digest
 # A bucket of rollouts at a time, after the hierarchy; an evaluation stops after REWARDS.
 REWARDS = ("triplets/air_matches", "triplets/rewards_given", "triplets/rollout_rewards")
 TRIPLETS = (
+    "triplets/call_rows",
+    "triplets/sampled_calls",
     "triplets/policy_calls",
     "triplets/silent_rollouts",
     "triplets/call_steps",
     "triplets/reward_steps",
     "triplets/call_returns",
-    "triplets/call_rows",
     "triplets/triplets",
+    "triplets/triplet_ends",
     "triplets/followed_calls",
     "triplets/conversations",
     "triplets/token_drifts",
@@ -34,7 +36,8 @@ TRIPLETS = (
 CHECKS = ("triplets/bad_rewards",)
 CHECKS_OF_TRAINING = ("triplets/unmatched_settings",)
 ADVANTAGES = ("advantages/returns",)
-# A bucket at a time again.
+# A bucket at a time again; where there are several, after its tokens are read again.
+TOKENS = ("triplets/sampled_calls", "triplets/triplets")
 SEQUENCES = ("advantages/kept_triplets", "advantages/sequences", "advantages/exclusions")
 # What is kept for analysts and the trainer; the others are copies of spans and can be made again.
 KEPT_REWARDS = ("rewards_given", "rollout_rewards")

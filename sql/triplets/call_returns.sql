@@ -6,9 +6,9 @@
 -- that it and the agent's later calls were given, times gamma a call in between. Where a reward's agent is ambiguous,
 -- no call of the attempt has a return that could be trusted (`ambiguous_reward`).
 WITH trainable AS (
-    SELECT calls.* EXCLUDE (agent), steps.agent, steps.step
+    SELECT calls.call_id, calls.policy, calls.group_id, calls.rollout_id, calls.attempt_id, steps.agent, steps.step
     FROM policy_calls AS calls
-    JOIN call_steps AS steps USING (call_id)
+    LEFT JOIN call_steps AS steps USING (call_id)
     WHERE calls.left_out IS NULL
 ),
 sums AS (

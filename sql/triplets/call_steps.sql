@@ -2,7 +2,7 @@
 -- Grain: one row per call that a policy of the settings sampled and that did not fail; `step` counts from 1 within
 -- (policy, attempt, agent). `agent` is '' where there is no name; `agent_node` the agent's span, where the call lies under it by
 -- declared parents: it tells agents of one name apart.
--- Inputs: policy_calls, policies, components.
+-- Empty with `assign: final`. Inputs: policy_calls, policies, components, reward_settings.
 SELECT
     calls.call_id,
     calls.policy,
@@ -17,6 +17,7 @@ SELECT
     ) AS step
 FROM policy_calls AS calls
 JOIN policies USING (policy)
+CROSS JOIN reward_settings AS settings
 LEFT JOIN components ON components.node = calls.call_id
-WHERE calls.left_out IS DISTINCT FROM 'failed_call'
+WHERE settings.assign <> 'final' AND calls.left_out IS DISTINCT FROM 'failed_call'
 ORDER BY calls.call_id

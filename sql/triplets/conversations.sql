@@ -1,16 +1,17 @@
 -- What the messages say of calls whose tokens go on from no earlier call: is the text another, or only its tokens?
 -- Grain: one row per call of an attempt in which a call that is not the first goes on from none.
--- `opening`: hash of the leading system messages and the first other one. `said`: hash of all messages up to the last
+-- `prompt`: hash of the prompt. `opening`: hash of the leading system messages and the first other one. `said`: hash of all messages up to the last
 -- reply among them. `replies`: one a choice, hash of all messages and the reply to them.
--- Inputs: triplets, followed_calls, policy_calls, call_rows, policies, spans.
+-- Inputs: triplet_ends, followed_calls, call_rows, spans.
 -- Rule: messages are the same where role, content, and the tool calls' names and arguments are. Where no messages were
 -- recorded, the first 64 tokens of the prompt stand for the opening.
-WITH asked AS (
-    SELECT rollout_id, attempt_id, triplets.policy
-    FROM (SELECT DISTINCT call_id, rollout_id, attempt_id, policy FROM triplets) AS triplets
-    JOIN policies USING (policy)
+WITH calls AS (
+    SELECT DISTINCT call_id, rollout_id, attempt_id, policy FROM triplet_ends WHERE merge = 'prefix'
+),
+asked AS (
+    SELECT rollout_id, attempt_id, policy
+    FROM calls
     ANTI JOIN followed_calls USING (call_id)
-    WHERE policies.merge = 'prefix'
     GROUP BY ALL
     HAVING count(*) > 1
 ),
@@ -20,10 +21,11 @@ texts AS (
         calls.rollout_id,
         calls.attempt_id,
         calls.policy,
-        spans.prompt_ids[1:64] AS beginning,
+        hash(spans.prompt_ids) AS prompt,
+        hash(spans.prompt_ids[1:64]) AS beginning,
         TRY(from_json(spans.input_messages, '[{"role": "VARCHAR", "content": "VARCHAR", "tool_calls": [{"function": {"name": "VARCHAR", "arguments": "VARCHAR"}}]}]')) AS asked,
         TRY(from_json(spans.output_messages, '[{"role": "VARCHAR", "content": "VARCHAR", "tool_calls": [{"function": {"name": "VARCHAR", "arguments": "VARCHAR"}}]}]')) AS answered
-    FROM policy_calls AS calls
+    FROM calls
     SEMI JOIN asked USING (rollout_id, attempt_id, policy)
     JOIN call_rows USING (call_id)
     JOIN spans USING (record_offset, record_index)
@@ -34,6 +36,7 @@ hashed AS (
         rollout_id,
         attempt_id,
         policy,
+        prompt,
         beginning,
         [m.role FOR m IN asked] AS roles,
         [hash(m.role, coalesce(m.content, ''), coalesce([(t.function.name, t.function.arguments) FOR t IN m.tool_calls], [])) FOR m IN asked] AS asked,
@@ -53,7 +56,8 @@ SELECT
     rollout_id,
     attempt_id,
     policy,
-    CASE WHEN len(asked) > 0 THEN hash(asked[1:coalesce(first_said, len(asked))]) ELSE hash(beginning) END AS opening,
+    prompt,
+    CASE WHEN len(asked) > 0 THEN hash(asked[1:coalesce(first_said, len(asked))]) ELSE beginning END AS opening,
     CASE WHEN last_reply IS NOT NULL THEN hash(asked[1:last_reply]) END AS said,
     CASE WHEN len(asked) > 0 THEN list_transform(range(len(answered)), lambda i: hash(list_append(asked, answered[i + 1]))) END AS replies
 FROM marked

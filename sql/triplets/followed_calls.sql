@@ -1,36 +1,22 @@
 -- Which earlier triplet's tokens a later prompt goes on from, token for token.
 -- Grain: one row per triplet that goes on from another.
--- Inputs: triplets, policies (policy, merge).
+-- Inputs: triplets, triplet_ends.
 -- Rule: within an attempt and policy, the longest earlier prompt + response that the later prompt begins with. Every
 -- pair is compared by its lengths and by four tokens at first; then the longest that is left, token for token; the others
 -- only where that one was wrong. So a conversation of n calls costs n comparisons of whole prompts, not n².
-WITH ends AS (
-    SELECT
-        call_id,
-        choice,
-        rollout_id,
-        attempt_id,
-        triplets.policy,
-        len(prompt_ids)::INTEGER AS prompt_tokens,
-        (len(prompt_ids) + len(response_ids))::INTEGER AS tokens,
-        [len(prompt_ids) // 2 + 1, len(prompt_ids) + 1, len(prompt_ids) + len(response_ids) // 2 + 1, len(prompt_ids) + len(response_ids)] AS places,
-        [prompt_ids[len(prompt_ids) // 2 + 1], response_ids[1], response_ids[len(response_ids) // 2 + 1], response_ids[-1]] AS probes
-    FROM triplets
-    JOIN policies USING (policy)
-    WHERE policies.merge = 'prefix'
-),
-pairs AS (
+WITH pairs AS (
     SELECT
         later.call_id,
         later.choice,
         {'call': earlier.call_id, 'choice': earlier.choice, 'prompt_tokens': earlier.prompt_tokens, 'tokens': earlier.tokens, 'places': earlier.places, 'probes': earlier.probes} AS earlier
-    FROM ends AS later
-    JOIN ends AS earlier
+    FROM triplet_ends AS later
+    JOIN triplet_ends AS earlier
         ON later.rollout_id = earlier.rollout_id
         AND later.attempt_id = earlier.attempt_id
         AND later.policy = earlier.policy
         AND earlier.call_id < later.call_id
         AND earlier.tokens <= later.prompt_tokens
+    WHERE later.merge = 'prefix'
 ),
 asked AS (
     -- One list a prompt: its tokens are looked up once, however many earlier triplets there are.

@@ -1,30 +1,26 @@
 -- Which triplets make one sequence, and why a sequence begins where it does.
 -- Grain: one row per triplet; `sequence_id` is the id of the sequence's first triplet, `place` counts from 1;
 -- `tokens` are those of prompt and response.
--- Inputs: triplets, followed_calls, token_drifts, conversations, policies (policy, merge).
+-- Inputs: triplet_ends, followed_calls, token_drifts, conversations.
 -- Rule: a call continues the sequence that it goes on from. Of several that go on from the same call the first continues
 -- it; the others begin sequences of their own, `branch`, and so do further choices and the same prompt sampled again.
 -- `first_call`: of the policy in the attempt. `token_drift`: it goes on from an earlier reply as text, but the reply's
 -- tokens came back others than sampled (drift_position, drift_tokens). `prompt_rewritten`: it shares the opening message
 -- with an earlier call, and not all that came after. `new_conversation`: not even that. `per_call`: nothing is merged.
 WITH RECURSIVE
-ends AS (
+ends AS MATERIALIZED (
     SELECT
         call_id,
         choice,
         rollout_id,
         attempt_id,
-        triplets.policy,
-        policies.merge,
-        len(prompt_ids)::INTEGER AS prompt_tokens,
-        (len(prompt_ids) + len(response_ids))::INTEGER AS tokens,
+        policy,
+        merge,
+        prompt_tokens,
+        tokens,
         row_number() OVER (PARTITION BY call_id ORDER BY choice) AS of_call,
-        row_number() OVER (PARTITION BY rollout_id, attempt_id, triplets.policy ORDER BY call_id, choice) AS of_attempt,
-        row_number() OVER (
-            PARTITION BY rollout_id, attempt_id, triplets.policy, hash(prompt_ids), len(prompt_ids) ORDER BY call_id, choice
-        ) AS of_prompt
-    FROM triplets
-    JOIN policies USING (policy)
+        row_number() OVER (PARTITION BY rollout_id, attempt_id, policy ORDER BY call_id, choice) AS of_attempt
+    FROM triplet_ends
 ),
 followers AS (
     SELECT
@@ -35,7 +31,8 @@ followers AS (
 openings AS (
     SELECT
         call_id,
-        row_number() OVER (PARTITION BY rollout_id, attempt_id, policy, opening ORDER BY call_id) > 1 AS shared
+        row_number() OVER (PARTITION BY rollout_id, attempt_id, policy, opening ORDER BY call_id) > 1 AS shared,
+        row_number() OVER (PARTITION BY rollout_id, attempt_id, policy, prompt ORDER BY call_id) > 1 AS again
     FROM conversations
 ),
 beginnings AS (
@@ -46,7 +43,7 @@ beginnings AS (
             WHEN ends.merge = 'per_call' THEN 'per_call'
             WHEN followers.call_id IS NOT NULL OR ends.of_call > 1 THEN 'branch'
             WHEN ends.of_attempt = 1 THEN 'first_call'
-            WHEN ends.of_prompt > 1 THEN 'branch'
+            WHEN openings.again THEN 'branch'
             WHEN drifts.in_reply THEN 'token_drift'
             WHEN drifts.call_id IS NOT NULL OR openings.shared THEN 'prompt_rewritten'
             ELSE 'new_conversation'

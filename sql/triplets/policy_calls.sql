@@ -1,48 +1,63 @@
 -- Every LLM call of the epoch's rollouts, and whether it trains a policy.
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
--- Inputs: nodes, places, spans, rollout_rewards, policies.
+-- Inputs: nodes, places, sampled_calls, rollout_rewards, policies.
 -- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
 -- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than
 -- max_version_lag before the epoch's. `other_sampling`: not with the policy's temperature and top_p alone. Of what is
 -- known of token ids, negative ones and those past the vocabulary are `bad_token_ids`; a logprob above 0 (by more than
 -- rounding), infinite or NaN is a `bad_logprobs`.
-WITH calls AS (
-    SELECT nodes.*, tree.agent, tree.agent_path, tree.method, tree.ambiguous
+WITH calls AS MATERIALIZED (
+    SELECT
+        nodes.node,
+        nodes.rollout_id,
+        nodes.attempt_id,
+        nodes.span_id,
+        nodes.response_id,
+        nodes.start_ns,
+        nodes.end_ns,
+        nodes.status,
+        nodes.policy,
+        nodes.policy_version,
+        nodes.prompt_tokens,
+        nodes.response_tokens,
+        tree.agent,
+        tree.agent_path,
+        tree.method,
+        tree.ambiguous
     FROM nodes
     JOIN places AS tree USING (node)
     WHERE nodes.op = 'llm' AND tree.twin_of IS NULL
 ),
--- Only of calls that a policy of the settings sampled is more than the narrow columns looked at.
-sampled AS (
+sampled AS MATERIALIZED (
     SELECT
-        calls.node,
-        spans.untrainable,
-        len(spans.response_logprobs) AS logprobs,
-        least(list_min(spans.prompt_ids), list_min(spans.response_ids)) AS lowest_id,
-        greatest(list_max(spans.prompt_ids), list_max(spans.response_ids)) AS highest_id,
-        list_min(spans.response_logprobs) AS lowest_logprob,
-        list_max(spans.response_logprobs) AS highest_logprob,
-        list_sum(spans.choice_lengths) AS chosen_tokens,
+        call_id,
+        untrainable,
+        len(response_logprobs) AS logprobs,
+        least(list_min(prompt_ids), list_min(response_ids)) AS lowest_id,
+        greatest(list_max(prompt_ids), list_max(response_ids)) AS highest_id,
+        list_min(response_logprobs) AS lowest_logprob,
+        list_max(response_logprobs) AS highest_logprob,
+        list_sum(choice_lengths) AS chosen_tokens,
+        sampling
+    FROM sampled_calls
+),
+-- Few texts on many calls: each is parsed, and each pattern searched, once.
+samplings AS (
+    SELECT
+        text,
         TRY(from_json(
-            spans.sampling,
+            text,
             '{"temperature": "DOUBLE", "top_p": "DOUBLE", "top_k": "DOUBLE", "min_p": "DOUBLE",
               "frequency_penalty": "DOUBLE", "presence_penalty": "DOUBLE", "repetition_penalty": "DOUBLE",
               "min_tokens": "DOUBLE", "logit_bias": "VARCHAR", "bad_words": "VARCHAR", "allowed_token_ids": "VARCHAR"}'
         )) AS sampling
-    FROM calls
-    JOIN policies USING (policy)
-    JOIN spans USING (record_offset, record_index)
-),
-versions AS (
-    SELECT
-        calls.node,
-        list_min([v::BIGINT FOR v IN regexp_extract_all(calls.policy_version, 'v(\d+)', 1)]) AS oldest
-    FROM calls
+    FROM (SELECT DISTINCT sampling AS text FROM sampled WHERE sampling IS NOT NULL)
 ),
 distorted AS (
     -- Any of these bends the distribution that the logprobs are of.
     SELECT
-        node,
+        text,
+        policies.policy,
         abs(coalesce(sampling.temperature, policies.temperature) - policies.temperature) > 1e-6
             OR abs(coalesce(sampling.top_p, policies.top_p) - policies.top_p) > 1e-6
             OR coalesce(sampling.top_k > 0, false)
@@ -54,9 +69,21 @@ distorted AS (
             OR coalesce(sampling.logit_bias <> '{}', false)
             OR coalesce(sampling.bad_words <> '[]', false)
             OR sampling.allowed_token_ids IS NOT NULL AS other_sampling
-    FROM sampled
-    JOIN calls USING (node)
-    JOIN policies USING (policy)
+    FROM samplings
+    CROSS JOIN policies
+),
+versions AS (
+    SELECT policy_version, list_min([v::BIGINT FOR v IN regexp_extract_all(policy_version, 'v(\d+)', 1)]) AS oldest
+    FROM (SELECT DISTINCT policy_version FROM calls)
+),
+agents AS (
+    SELECT
+        policies.policy,
+        names.agent,
+        regexp_matches(names.agent, policies.agent_match) AS matched,
+        CASE WHEN policies.agent_exclude IS NULL THEN false ELSE regexp_matches(names.agent, policies.agent_exclude) END AS excluded
+    FROM (SELECT DISTINCT coalesce(agent, '') AS agent FROM calls) AS names
+    CROSS JOIN policies
 )
 SELECT
     calls.node AS call_id,
@@ -87,14 +114,15 @@ SELECT
         WHEN distorted.other_sampling THEN 'other_sampling'
         WHEN policies.version - versions.oldest > policies.max_version_lag THEN 'stale'
         WHEN calls.ambiguous AND policies.ambiguous = 'drop' THEN 'ambiguous_agent'
-        WHEN NOT regexp_matches(coalesce(calls.agent, ''), policies.agent_match) THEN 'agent_not_matched'
-        WHEN policies.agent_exclude IS NOT NULL AND regexp_matches(coalesce(calls.agent, ''), policies.agent_exclude) THEN 'agent_excluded'
+        WHEN NOT agents.matched THEN 'agent_not_matched'
+        WHEN agents.excluded THEN 'agent_excluded'
         WHEN rewards.left_out IS NOT NULL THEN rewards.left_out
     END AS left_out
 FROM calls
 JOIN rollout_rewards AS rewards ON rewards.rollout_id = calls.rollout_id AND rewards.attempt_id = calls.attempt_id
 LEFT JOIN policies ON policies.policy = calls.policy
-LEFT JOIN sampled ON sampled.node = calls.node
-LEFT JOIN distorted ON distorted.node = calls.node
-LEFT JOIN versions ON versions.node = calls.node
+LEFT JOIN sampled ON sampled.call_id = calls.node
+LEFT JOIN distorted ON distorted.text = sampled.sampling AND distorted.policy = calls.policy
+LEFT JOIN versions ON versions.policy_version = calls.policy_version
+LEFT JOIN agents ON agents.policy = calls.policy AND agents.agent = coalesce(calls.agent, '')
 ORDER BY call_id

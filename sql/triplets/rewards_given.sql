@@ -5,7 +5,13 @@
 -- Rule: with weights, the last of each weighted name counts; without, the last one named `reward`, or the last of any
 -- name where none is so named. An attempt that the agent failed gets failure_reward instead of these. What AIR gives is
 -- added to either.
-WITH emitted AS (
+WITH graders AS (
+    SELECT nodes.node, spans.attributes['lightning.reward.grader'] AS grader
+    FROM nodes
+    JOIN spans USING (record_offset, record_index)
+    WHERE nodes.reward_source = 'grader'
+),
+emitted AS (
     SELECT
         nodes.rollout_id,
         nodes.attempt_id,
@@ -19,7 +25,7 @@ WITH emitted AS (
         coalesce(nodes.end_ns, nodes.start_ns) AS emitted_ns,
         attempts.outcome,
         CASE
-            WHEN nodes.reward_source = 'grader' AND coalesce(spans.attributes['lightning.reward.grader'], '') <> settings.grader THEN 'former_grader'
+            WHEN nodes.reward_source = 'grader' AND coalesce(graders.grader, '') <> settings.grader THEN 'former_grader'
             WHEN nodes.reward IS NULL THEN 'no_number'
             WHEN NOT isfinite(nodes.reward) THEN 'not_finite'
             WHEN attempts.outcome <> 'ok' THEN 'failed_attempt'
@@ -33,10 +39,7 @@ WITH emitted AS (
     JOIN scored_attempts AS attempts ON attempts.rollout_id = nodes.rollout_id AND attempts.attempt_id = nodes.attempt_id
     CROSS JOIN reward_settings AS settings
     LEFT JOIN reward_weights AS weights ON weights.name = coalesce(nodes.reward_name, 'reward')
-    LEFT JOIN spans
-        ON nodes.reward_source = 'grader'
-        AND spans.record_offset = nodes.record_offset
-        AND spans.record_index = nodes.record_index
+    LEFT JOIN graders ON graders.node = nodes.node
     WHERE nodes.op = 'reward' OR nodes.reward IS NOT NULL
 ),
 named AS (

@@ -12,6 +12,7 @@ import pytest
 from tests import sql_rig
 
 MERGES = (
+    "triplets/triplet_ends",
     "triplets/followed_calls",
     "triplets/conversations",
     "triplets/token_drifts",
