@@ -268,7 +268,7 @@ class ServerSettings(_Section):
     port: int = Field(0, ge=0, le=65535, description="0: any free port")
     grpc_port: int | None = Field(0, ge=0, le=65535, description="OTLP/gRPC; 0: any free port, null: no gRPC")
     spool_max_gb: float = Field(4.0, gt=0, description="spans not yet decoded; past it the server answers 503")
-    max_body_mb: float = Field(64.0, gt=0)
+    max_body_mb: float = Field(64.0, gt=0, le=512)
 
 
 class VllmSettings(_Section):

@@ -63,6 +63,11 @@ class Lake:
             compact.sweep(self, manifest)
             start = manifest.decoded_offset
             end = spool.durable_end(self.spool) if until is None else until
+            if 0 < end < start:
+                raise LakeError(
+                    f"{self.spool} ends at offset {end}, and the lake was decoded up to {start}: the spool was removed, or is "
+                    "another lake's. Put it back; a server started in this home begins a new one behind what is decoded"
+                )
             decoder = Decoder()
             spans = rejected = repeated = 0
             for batch in _batches(self.spool, start, end):

@@ -154,7 +154,7 @@ def _rejected(lake: Lake, rollouts: set[str], before_ns: int | None) -> Iterator
     """Files of spans that could not be decoded, of which some are old enough or of a rollout that goes."""
     for path in sorted((lake.spool / "rejected").glob("*.jsonl")):
         gone, kept = 0, []
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().decode().split("\n")[:-1]:
             found = json.loads(line)
             old = before_ns is not None and found["received_ns"] < before_ns
             if old or found.get("rollout_id") in rollouts:

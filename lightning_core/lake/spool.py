@@ -108,6 +108,7 @@ def durable_end(directory: Path | str) -> int:
     if not found:
         return 0
     offset, path = found[-1]
+    fsync(path)  # without a server what was written last may not be on disk, and is about to be built upon
     return offset + sound_end(offset, path, path.read_bytes())
 
 
@@ -128,17 +129,18 @@ class SpoolWriter:
 
     `max_bytes` bounds what is kept (not yet freed by `drop_before`). `segment_bytes` is where a new segment begins;
     by default 64 MiB, less where `max_bytes` is small, so that there is always something to free.
+    `begin` is the offset of the first record where there is no spool yet: behind what a lake has decoded of a former one.
     `torn_bytes` says how much of an unacknowledged tail was cut off on opening.
     """
 
-    def __init__(self, directory: Path | str, max_bytes: int, segment_bytes: int | None = None) -> None:
+    def __init__(self, directory: Path | str, max_bytes: int, segment_bytes: int | None = None, begin: int = 0) -> None:
         self._directory = Path(directory)
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes or min(SEGMENT_BYTES, max(max_bytes // 8, 4096))
         self._directory.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self._directory / ".lock")
         try:
-            self._open_last()
+            self._open_last(begin)
         except BaseException:
             os.close(self._lock)
             raise
@@ -149,9 +151,9 @@ class SpoolWriter:
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self._thread.start()
 
-    def _open_last(self) -> None:
+    def _open_last(self, begin: int) -> None:
         found = segments(self._directory)
-        self._begin, path = found[-1] if found else (0, segment_path(self._directory, 0))
+        self._begin, path = found[-1] if found else (begin, segment_path(self._directory, begin))
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         data = path.read_bytes()
         good = sound_end(self._begin, path, data)

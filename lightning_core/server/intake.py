@@ -33,6 +33,7 @@ GRPC_CODES = {400: 3, 401: 16, 413: 3, 415: 3, 503: 14}  # HTTP status → googl
 
 Signal = Literal["metrics", "logs"]
 
+_REFUSED_BYTES = 4 << 20  # of a request that is thrown away, inflated
 _IN_THREAD_FROM = 64 * 1024  # bytes of a body that has to be inflated or converted
 _METRIC_KINDS = ("gauge", "sum", "histogram", "exponentialHistogram", "summary")
 
@@ -89,21 +90,29 @@ class Intake:
             raise HttpError(503, str(error), "server_error", headers=headers) from None
         self.stats.spooled.labels("otlp").inc(len(body))
 
-    def refuse(self, signal: Signal, body: bytes, content_type: str, encoding: str | None) -> Any:
+    async def refuse(self, signal: Signal, body: bytes, content_type: str, encoding: str | None) -> Any:
         """The response that rejects every item of a metrics or logs request, which are counted; raises OtlpError."""
-        media, plain = plain_body(body, content_type, encoding, self.max_body)
-        response: Any
-        if signal == "metrics":
-            rejected = _points(plain) if media == PROTOBUF else _json_points(read_json(plain))
-            response = ExportMetricsServiceResponse()
-            response.partial_success.rejected_data_points = rejected
+        if len(body) < _IN_THREAD_FROM and not encoding:
+            response, rejected = _refused(signal, body, content_type, encoding)
         else:
-            rejected = _logs(plain) if media == PROTOBUF else _json_logs(read_json(plain))
-            response = ExportLogsServiceResponse()
-            response.partial_success.rejected_log_records = rejected
-        response.partial_success.error_message = f"this server keeps traces only; {signal} are not stored"
+            response, rejected = await asyncio.to_thread(_refused, signal, body, content_type, encoding)
         self.stats.dropped.labels(signal).inc(rejected)
         return response
+
+
+def _refused(signal: Signal, body: bytes, content_type: str, encoding: str | None) -> tuple[Any, int]:
+    media, plain = plain_body(body, content_type, encoding, _REFUSED_BYTES)
+    response: Any
+    if signal == "metrics":
+        rejected = _points(plain) if media == PROTOBUF else _json_points(read_json(plain))
+        response = ExportMetricsServiceResponse()
+        response.partial_success.rejected_data_points = rejected
+    else:
+        rejected = _logs(plain) if media == PROTOBUF else _json_logs(read_json(plain))
+        response = ExportLogsServiceResponse()
+        response.partial_success.rejected_log_records = rejected
+    response.partial_success.error_message = f"this server keeps traces only; {signal} are not stored"
+    return response, rejected
 
 
 def _parse(kind: type[Any], plain: bytes) -> Any:

@@ -118,13 +118,22 @@ def listen(host: str, port: int, setting: str = "server.port") -> socket.socket:
         raise CannotStart(f"cannot listen on {host}:{port}: {error}; see `server.host` and `{setting}`") from None
 
 
+def _decoded_offset(home: Path) -> int:
+    """What the lake has decoded: offsets name its rows, so none may come twice, also where the spool was removed."""
+    try:
+        offset = json.loads((home / "lake" / "manifests" / "spans.json").read_bytes())["decoded_offset"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return 0  # the decoder says what is wrong with a manifest
+    return int(offset)
+
+
 def serve(home: Path, host: str, port: int, grpc_port: int | None, spool_max_bytes: int, max_body: int) -> None:
     """Run until SIGTERM or SIGINT; then drain, flush and leave. No gRPC where `grpc_port` is None."""
     sock = listen(host, port)
     if grpc_port:
         listen(host, grpc_port, "server.grpc_port").close()  # says in one line what gRPC would say in ten
     try:
-        spool = SpoolWriter(home / "spool", spool_max_bytes)
+        spool = SpoolWriter(home / "spool", spool_max_bytes, begin=_decoded_offset(home))
     except (SpoolError, OSError) as error:
         raise CannotStart(str(error)) from None
     try:

@@ -78,7 +78,7 @@ class GrpcReceiver:
                     if signal == "traces":
                         answer = await self._intake.traces(caller, *how, take)
                     else:
-                        answer = self._intake.refuse(_signal(signal), *how)
+                        answer = await self._intake.refuse(_signal(signal), *how)
             except (HttpError, OtlpError) as error:
                 await self._abort(signal, context, error)
             self._count(signal, grpc.StatusCode.OK)

@@ -50,7 +50,7 @@ class Receiver:
             caller = identify(scope, self.secret, anonymous=True)
             with self.intake.admitted(caller) as take:
                 body = await read_body(scope, receive, self.intake.max_body, take)
-                response = _message(self.intake.refuse(signal, body, *_how(headers)), headers)
+                response = _message(await self.intake.refuse(signal, body, *_how(headers)), headers)
         except (HttpError, OtlpError) as error:
             response = _error(error, headers)
         await response(scope, receive, send)

@@ -1,0 +1,106 @@
+"""Nothing that a request holds may stop the decoder for good, and no acknowledged span may be passed over in silence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_core.lake import decode as decoding
+from lightning_core.lake import spool
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import LakeError
+from lightning_core.lake.otlp import JSON, OtlpError, SpanData, encode_spans, parse_request
+from lightning_core.lake.spool import Record, SpoolWriter
+from lightning_core.server import intake
+from lightning_core.server.main import _decoded_offset
+
+
+def body(number: int) -> bytes:
+    return encode_spans({}, [SpanData("step", b"\x01" * 16, number.to_bytes(8, "big"), 1_000, 2_000)])
+
+
+def fill(home: Path, bodies: list[bytes], begin: int = 0) -> None:
+    async def write() -> None:
+        writer = SpoolWriter(home / "spool", 1 << 30, begin=begin)
+        for each in bodies:
+            await writer.append(Record("r.1", "a1", "path", 5, "otlp", each))
+        writer.close()
+
+    asyncio.run(write())
+
+
+def names_in(lake: Lake) -> int:
+    with lake.connect() as con:
+        ((count,),) = con.execute("SELECT count(DISTINCT span_id) FROM spans").fetchall()
+    return int(count)
+
+
+def test_a_record_on_which_the_decoder_fails_is_set_aside_and_the_others_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison = body(99)
+    real = decoding._decode
+
+    def failing(records: list[tuple[int, Record]]) -> Any:
+        if any(record.body == poison for _, record in records):
+            raise TypeError("Recursion limit reached")
+        return real(records)
+
+    monkeypatch.setattr(decoding, "_decode", failing)
+    fill(tmp_path, [body(1), body(2), poison, body(3)])
+    lake = Lake(tmp_path)
+    done = lake.ingest()
+    assert (done.spans, done.rejected, names_in(lake)) == (3, 1, 3)
+    (file,) = (tmp_path / "spool" / "rejected").glob("*.jsonl")
+    (entry,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert entry["reason"] == "the decoder failed on the whole request: TypeError: Recursion limit reached"
+    assert bytes.fromhex(entry["span"]) == poison
+
+
+def test_half_a_surrogate_pair_in_a_json_number_is_a_reason_and_no_obstacle(tmp_path: Path) -> None:
+    value = {"key": "k", "value": {"doubleValue": "\ud800"}}
+    spans = [
+        {"traceId": "01" * 16, "spanId": f"{n:016x}", "name": "s", "attributes": [value] if n == 1 else []}
+        for n in (1, 2)
+    ]
+    request = {"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}
+    parsed = parse_request(json.dumps(request).encode(), JSON, None, 1 << 20)
+    assert parsed.rejected == 1
+    parsed.reason.encode()  # goes into the answer
+    fill(tmp_path, [parsed.body])
+    lake = Lake(tmp_path)
+    done = lake.ingest()
+    assert (done.spans, done.rejected) == (1, 1)
+    lake.rebuild_catalog()  # reads what was set aside
+
+
+def test_a_new_spool_begins_behind_what_the_lake_has_decoded(tmp_path: Path) -> None:
+    fill(tmp_path, [body(1), body(2)])
+    lake = Lake(tmp_path)
+    lake.ingest()
+    shutil.rmtree(tmp_path / "spool")
+    fill(tmp_path, [body(3)], begin=_decoded_offset(tmp_path))
+    assert lake.ingest().spans == 1
+    assert names_in(lake) == 3
+
+
+def test_a_spool_that_is_not_the_lakes_is_an_error_and_not_nothing_to_do(tmp_path: Path) -> None:
+    fill(tmp_path, [body(1), body(2)])
+    lake = Lake(tmp_path)
+    lake.ingest()
+    shutil.rmtree(tmp_path / "spool")
+    fill(tmp_path, [body(3)])
+    assert spool.durable_end(tmp_path / "spool") > 0
+    with pytest.raises(LakeError, match="the spool was removed, or is another lake's"):
+        lake.ingest()
+
+
+def test_what_is_thrown_away_is_not_inflated_without_a_limit() -> None:
+    with pytest.raises(OtlpError) as refused:
+        intake._refused("metrics", b'{"resourceMetrics":[' + b"{}," * 2_000_000 + b"{}]}", JSON, None)
+    assert refused.value.status == 413
