@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from lightning_core.lake.wire import BYTES, FIXED64, VARINT, walk
+from lightning_core.lake.wire import BYTES, FIXED64, VARINT, WireError, walk
 
 # Field numbers of AnyValue's kinds.
 STRING, BOOL, INT, DOUBLE, ARRAY, MAP, RAW, STRINDEX = range(1, 9)
@@ -29,7 +29,9 @@ WIRE = {
     RAW: BYTES,
     STRINDEX: VARINT,
 }
-_MAX_DEPTH = 128  # of arrays and maps in one another; what lies deeper is kept as bytes
+# Of arrays and maps in one another; what lies deeper is kept as bytes. A map with a key twice is two levels of JSON, and
+# orjson writes 254.
+_MAX_DEPTH = 120
 _DOUBLE = struct.Struct("<d")
 
 
@@ -48,10 +50,13 @@ class Broken:
 
 
 def text(plain: Any) -> bytes | None:
-    """A plain value as an attribute's text, in UTF-8."""
-    if isinstance(plain, str):
-        return plain.encode()
-    return None if plain is None else orjson.dumps(plain)
+    """A plain value as an attribute's text, in UTF-8. Raises WireError where orjson cannot write it."""
+    if plain is None or isinstance(plain, str):
+        return None if plain is None else plain.encode()
+    try:
+        return orjson.dumps(plain)
+    except orjson.JSONEncodeError as error:
+        raise WireError(f"a value has no JSON: {error}", 0) from None
 
 
 def plain(data: bytes, start: int, stop: int, broken: Broken, depth: int = 0) -> Any:
@@ -117,5 +122,5 @@ def joined(items: list[tuple[str, Any]]) -> Any:
 
 
 def texts(items: list[tuple[str, Any]]) -> Any:
-    """Like `joined`, with each value as its text."""
+    """Like `joined`, with each value as its text; raises WireError."""
     return joined([(key, None if raw is None else raw.decode()) for key, raw in ((k, text(v)) for k, v in items)])

@@ -35,7 +35,7 @@ def read_scope(resource: bytes, resource_schema: bytes, scope: bytes, scope_sche
     for label, raw in (("resource", resource_schema), ("scope", scope_schema)):
         if raw:
             extra[f"otlp.{label}.schema_url"] = broken.decode(raw)
-    pairs = {key: None if (t := text(value)) is None else t.decode() for key, value in sent}
+    pairs = dict(sent)
     if len(pairs) != len(sent):
         lost = [(key, value) for i, (key, value) in enumerate(sent) if key in {k for k, _ in sent[i + 1 :]}]
         extra["otlp.duplicate_attributes"] = duplicates(lost)
@@ -62,12 +62,15 @@ def duplicates(lost: list[tuple[str, Any]]) -> str:
 
 def _attributes_of(
     data: bytes, attributes: int, dropped: int, broken: Broken, label: str
-) -> tuple[list[tuple[str, Any]], dict[str, str]]:
-    sent, extra, references = [], {}, []
+) -> tuple[list[tuple[str, str | None]], dict[str, str]]:
+    """(key and text of each attribute, what else there is)."""
+    sent: list[tuple[str, str | None]] = []
+    extra, references = {}, []
     try:
         for number, wire, begin, end, value in walk(data, 0, len(data)):
             if (number, wire) == (attributes, BYTES):
-                sent.append(key_value(data, begin, end, broken))
+                key, plain = key_value(data, begin, end, broken)
+                sent.append((key, None if (t := text(plain)) is None else t.decode()))
             elif (number, wire) == (dropped, VARINT) and value:
                 extra[f"otlp.{label}.dropped_attributes_count"] = str(value & 0xFFFFFFFF)
             elif (number, wire, label) == (3, BYTES, "resource"):
