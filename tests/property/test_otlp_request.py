@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from lightning_core.lake.otlp_envelope import Envelope, parse_envelope, why_unconverted
 from lightning_core.lake.otlp import JSON, PROTOBUF, OtlpError, SpanData, encode_spans, parse_request, sniff_encoding
+from lightning_core.lake.otlp_envelope import Envelope, parse_envelope, why_unconverted
 
 MAX = 1 << 16
 GOOD = encode_spans({"service.name": "s"}, [SpanData("work", b"t" * 16, b"s" * 8, 1, 2, attributes={"a": "b" * 40})])
