@@ -69,8 +69,8 @@ _IDENTIFIERS = set(
         "instrumentation",
     ]
 )
-_RECORDS = ("events", "links")  # JSON lists of records, of which these are text:
-_RECORD_TEXTS = ("name", "attributes")
+_RECORDS = ("events", "links")  # JSON lists of records, of which these are no text:
+_RECORD_NUMBERS = {"time_ns", "trace_id", "span_id", "flags", "dropped_attributes_count"}
 _MAPS = ("attributes", "resource")
 _TEXTS = [c.name for c in schema.SPANS if c.type == "VARCHAR" and c.name not in {*_IDENTIFIERS, *_RECORDS}]
 _OURS = {names.REWARD_GRADER, names.ROLLOUT_ID, names.ATTEMPT_ID}  # attributes that other rows refer to
@@ -217,11 +217,11 @@ class _Walk:
         return after if after == written or _json(after) is not None else json.dumps(after, ensure_ascii=False)
 
     def records(self, text: str) -> str | None:
-        """Events and links, whose times and ids stay."""
+        """Events and links, whose times, ids, flags and counts stay."""
         value = _json(text)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             return self.text(text)
-        new = [{k: self._value(v) if k in _RECORD_TEXTS else v for k, v in item.items()} for item in value]
+        new = [{k: v if k in _RECORD_NUMBERS else self._value(v) for k, v in item.items()} for item in value]
         return text if new == value else orjson.dumps(new).decode()
 
     def _value(self, value: Any) -> Any:

@@ -149,6 +149,23 @@ def test_times_and_ids_of_events_and_links_stay() -> None:
     assert json.loads(row["events"]) == [{"time_ns": 41111111, "name": "said", "attributes": {"text": "[redacted]"}}]
 
 
+def test_of_events_and_links_every_text_is_rewritten() -> None:
+    table = Decoder().decode([(0, 1, record(encode_spans({}, [span("a", 1)])))])[0]
+    ids = {
+        "trace_id": "41111111" * 4,
+        "span_id": "41111111" * 2,
+        "flags": 41111111,
+        "dropped_attributes_count": 41111111,
+    }
+    place = table.schema.get_field_index("links")
+    links = json.dumps([ids | {"attributes": {}, "trace_state": f"k={SECRET}", "to_come": SECRET}])
+    table = table.set_column(place, table.schema.field(place), pa.array([links]))
+    (row,) = Redaction(RULES).spans(table).to_pylist()
+    assert json.loads(row["links"]) == [
+        ids | {"attributes": {}, "trace_state": "k=[redacted]", "to_come": "[redacted]"}
+    ]
+
+
 def test_a_function_sees_every_text_and_may_keep_nothing() -> None:
     (row,) = redacted([call([{"content": "a secret"}, {"content": "b"}])], by("drop_secrets"))
     assert json.loads(row["input_messages"]) == [{"content": None}, {"content": "b"}]
