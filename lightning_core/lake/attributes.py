@@ -63,16 +63,19 @@ class Attributes:
     value: npt.NDArray[np.uint64]  # of bool and int, and the bits of a double
     start: Ints  # the text, once `make_texts` has made it; strings have theirs from the beginning
     length: Ints
+    # Spans with a value that is broken, found on the way, and why: raised together, since each raise is a pass more.
+    broken: dict[int, str] = field(default_factory=dict)
 
     def text(self, i: int, lost: Broken | None = None) -> bytes | None:
-        """The text of attribute i, in UTF-8. Raises BrokenSpans."""
+        """The text of attribute i, in UTF-8; of a broken one None, and its span is in `broken`."""
         try:
             return text(plain(self.data, int(self.any_begin[i]), int(self.any_end[i]), lost or Broken()))
         except WireError as error:
-            raise BrokenSpans({int(self.span[i]): str(error)}) from None
+            self.broken[int(self.span[i])] = str(error)
+            return None
 
     def same_text(self, some: Ints, others: Ints) -> Bools:
-        """Which of some attributes have the text of the other beside it. Raises BrokenSpans."""
+        """Which of some attributes have the text of the other beside it."""
         same = self.length[some] == self.length[others]
         sent = (self.kind[some] == STRING) & (self.kind[others] == STRING)
         for i in np.flatnonzero(same).tolist():
@@ -84,7 +87,7 @@ class Attributes:
         return same
 
     def make_texts(self, rows: Ints) -> None:
-        """Set `start` and `length` of these attributes. Raises BrokenSpans for arrays and maps that are broken."""
+        """Set `start` and `length` of these attributes; spans with arrays or maps that are broken go into `broken`."""
         kinds = self.kind[rows]
         for kind in np.unique(kinds).tolist():
             if kind in (0, STRING):
@@ -100,7 +103,6 @@ class Attributes:
     def _texts(self, kind: int, rows: Ints) -> list[bytes | None]:
         made: list[bytes | None] = []
         known: dict[bytes, bytes | None] = {}
-        broken: dict[int, str] = {}
         long_arrays = self._long_arrays(rows) if kind == ARRAY else {}
         for i, begin, end in zip(
             rows.tolist(), self.any_begin[rows].tolist(), self.any_end[rows].tolist(), strict=True
@@ -114,17 +116,15 @@ class Attributes:
                 try:
                     known[raw] = text(plain(self.data, begin, end, lost))
                 except WireError as error:
-                    broken[int(self.span[i])] = str(error)
+                    self.broken[int(self.span[i])] = str(error)
                     known[raw] = None
                 if lost.texts:
                     self.notes.add(int(self.span[i]), "otlp.invalid_utf8", *lost.texts)
                     made.append(known.pop(raw))
                     continue
             elif known[raw] is None:
-                broken[int(self.span[i])] = "a nested value is broken"
+                self.broken[int(self.span[i])] = "a nested value is broken"
             made.append(known[raw])
-        if broken:
-            raise BrokenSpans(broken)
         return made
 
     def _long_arrays(self, rows: Ints) -> dict[int, bytes]:

@@ -56,7 +56,7 @@ class Pivoted:
 
 
 def pivot(sent: Attributes, spans: int) -> Pivoted:
-    """The columns of these attributes. Raises BrokenSpans."""
+    """The columns of these attributes. Raises BrokenSpans, once for all that are broken."""
     kept = np.ones(len(sent.span), np.bool_)
     _drop_duplicates(sent, spans, kept)
     order = np.argsort(sent.key.astype(np.uint16) if len(sent.keys) < 1 << 16 else sent.key, kind="stable")
@@ -99,6 +99,8 @@ def pivot(sent: Attributes, spans: int) -> Pivoted:
         kept[rows[losers[same]]] = False
     result.rest = np.flatnonzero(kept)
     sent.make_texts(result.rest)
+    if sent.broken:
+        raise BrokenSpans(sent.broken)
     return result
 
 
@@ -114,9 +116,8 @@ def _drop_duplicates(sent: Attributes, spans: int, kept: Bools) -> None:
         again = np.sort(order[:-1][pair[order[:-1]] == pair[order[1:]]])
     kept[again] = False
     too_many = np.flatnonzero(np.bincount(sent.span[again], minlength=1) > _MAX_DUPLICATES)
-    if len(too_many):
-        raise BrokenSpans({i: f"more than {_MAX_DUPLICATES} attributes come twice" for i in too_many.tolist()})
-    for i in again.tolist():
+    sent.broken |= {i: f"more than {_MAX_DUPLICATES} attributes come twice" for i in too_many.tolist()}
+    for i in again[~np.isin(sent.span[again], too_many)].tolist():
         lost = Broken()
         text = sent.text(i, lost)
         entry = {"key": sent.keys[sent.key[i]], "value": None if text is None else text.decode()}

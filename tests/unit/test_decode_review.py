@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
+from lightning_core.lake import decode
 from tests import decoding as d
 from tests.property.test_decode_fuzz import length, with_span
 
@@ -33,3 +35,20 @@ def test_maps_in_one_another_with_a_key_twice_are_no_deeper_than_json_can_be() -
     body = b"\x0a" + length(resource) + resource + b"\x12" + length(scope_spans) + scope_spans
     (row,), rejected = d.read(b"\x0a" + length(body) + body)
     assert rejected == [] and "otlp.too_deep" in row["resource"]["k"]
+
+
+def test_spans_that_are_broken_alike_are_found_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pair(key: bytes, broken: bool) -> bytes:
+        raw = b"\x2a\x03\x0a\xff\x01" if broken else b"\x18\x01"  # an array whose element is cut off
+        raw = b"\x0a" + length(key) + key + b"\x12" + length(raw) + raw
+        return b"\x4a" + length(raw) + raw
+
+    passes = []
+    read_once = decode.span_columns
+    monkeypatch.setattr(decode, "span_columns", lambda *a: passes.append(len(a[2])) or read_once(*a))
+    span = d.good(2).SerializeToString()
+    twice = [span + pair(b"k", True) + pair(b"k", False)] * 30
+    columns = [span + pair(key, True) for key in (b"k", b"gen_ai.request.model", b"gen_ai.agent.name", b"metadata")]
+    rows, rejected = d.read(with_span([*twice, *columns], span, []))
+    assert len(rows) == 1 and len(rejected) == 34
+    assert passes == [35, 1]
