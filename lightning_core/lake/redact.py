@@ -1,7 +1,8 @@
 """Texts of spans are rewritten before they reach Parquet, by patterns and by a function of the user's.
 
 A JSON value is rewritten text by text (its keys too, numbers as text), however deep, then as it is written, so that a
-pattern may also speak of the JSON around a text; what was JSON stays JSON. Token ids say the same as the text: calls whose
+pattern may also speak of the JSON around a text; what was JSON stays JSON. A text in hex is also read as the bytes it
+may stand for, and bytes that the decoder could not read are not kept. Token ids say the same as the text: calls whose
 text changed lose them, and so do calls that came without a text to look at.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -76,6 +78,10 @@ _TEXTS = [c.name for c in schema.SPANS if c.type == "VARCHAR" and c.name not in 
 _OURS = {names.REWARD_GRADER, names.ROLLOUT_ID, names.ATTEMPT_ID}  # attributes that other rows refer to
 _IDS = ("prompt_ids", "response_ids", "response_logprobs")
 _ROWS = 2048  # rewritten at a time
+# Under these the decoder keeps bytes that it could not read, which no rule can be trusted to read either.
+_UNREAD = re.compile(r"otlp\.(invalid_utf8|unknown_fields|unknown|too_deep|(resource|scope)\.unreadable)_*")
+_UNREAD_KEPT = "[redacted]"
+_HEX = re.compile(r"(?:[0-9a-fA-F]{2}){4,}")  # bytes are kept so
 
 
 class Redaction:
@@ -134,15 +140,16 @@ class Redaction:
                 rewritten: list[Any] = [
                     [(k, v if k in _OURS or v is None else new[v]) for k, v in items or ()] for items in values
                 ]
+                kept = [[(k, _UNREAD_KEPT if _UNREAD.fullmatch(k) else v) for k, v in items] for items in rewritten]
             else:
                 known = new_records if name in _RECORDS else new
-                rewritten = [None if v is None else known[v] for v in values]
-            if rewritten == values:
+                kept = rewritten = [None if v is None else known[v] for v in values]
+            if kept == values:
                 continue
             if name in _CONTENT:
                 changed = [was or v != w for was, v, w in zip(changed, values, rewritten, strict=True)]
-            columns[name] = rewritten
-            table = _replaced(table, name, rewritten)
+            columns[name] = kept
+            table = _replaced(table, name, kept)
         return _without_ids(table, columns, changed)
 
     def _rewritten(self, cells: Iterable[str], of_records: bool = False) -> dict[str, str | None]:
@@ -201,7 +208,7 @@ class _Walk:
     def text(self, text: str) -> str | None:
         value = _json(text)
         if value is None:
-            return self._plain(text)
+            return self._hex(text) if _HEX.fullmatch(text) else self._plain(text)
         try:
             new = self._value(value)
         except RecursionError:
@@ -215,6 +222,15 @@ class _Walk:
             return None
         after = self._known_written[written]
         return after if after == written or _json(after) is not None else json.dumps(after, ensure_ascii=False)
+
+    def _hex(self, text: str) -> str | None:
+        """A text that may stand for bytes. Where rules change both, neither may stay: one gives the other away."""
+        plain = self._plain(text)
+        read = bytes.fromhex(text).decode(errors="replace")
+        new = self.text(read)
+        if new == read:
+            return plain
+        return new if plain == text else _UNREAD_KEPT
 
     def records(self, text: str) -> str | None:
         """Events and links, whose times, ids, flags and counts stay."""
@@ -235,7 +251,10 @@ class _Walk:
             return value if new == number else new
         if isinstance(value, list):
             return [self._value(item) for item in value]
-        return {self._plain(key) or "": self._value(item) for key, item in value.items()}
+        return {
+            self._plain(key) or "": _UNREAD_KEPT if _UNREAD.fullmatch(key) else self._value(item)
+            for key, item in value.items()
+        }
 
     def _plain(self, text: str) -> str | None:
         if text not in self._known_plain:

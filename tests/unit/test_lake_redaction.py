@@ -166,6 +166,36 @@ def test_of_events_and_links_every_text_is_rewritten() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("raw", f"card {SECRET}".encode(), "card [redacted]"),
+        ("raw", b"\xff" + SECRET.encode(), "\ufffd[redacted]"),
+        ("raw", b"harmless bytes", b"harmless bytes".hex()),
+        ("raw.list", [SECRET.encode(), b"fine"], json.dumps(["[redacted]", b"fine".hex()], separators=(",", ":"))),
+        ("raw", json.dumps({"card": SECRET}).encode(), '{"card":"[redacted]"}'),
+        ("hex.digits.that.both.match", b"4111 1111".hex() + "41111111", "[redacted]"),
+        ("otlp.invalid_utf8", json.dumps([SECRET.encode().hex()]), "[redacted]"),
+        ("otlp.unknown_fields_", json.dumps([{"field": 42, "bytes": "00" + SECRET.encode().hex()}]), "[redacted]"),
+        ("deep", json.dumps([{"otlp.too_deep": "0a0b0c"}]), '[{"otlp.too_deep":"[redacted]"}]'),
+        ("deep", json.dumps({"otlp.unknown": "0a0b0c"}), '{"otlp.unknown":"[redacted]"}'),
+        ("otlp.scope.unreadable", "0a0b0c", "[redacted]"),
+    ],
+)
+def test_hex_hides_nothing(key: str, value: Any, kept: str) -> None:
+    (row,) = redacted([span("a", 1, **{key: value})])
+    assert row["attributes"][key] == kept
+
+
+def test_bytes_that_could_not_be_read_are_gone_and_cost_no_call_its_tokens() -> None:
+    (row,) = redacted([call([{"content": "hello"}], **{"otlp.invalid_utf8": '["ff"]', "otlp.unknown_fields": "[]"})])
+    assert (row["attributes"]["otlp.invalid_utf8"], row["untrainable"], row["prompt_ids"]) == (
+        "[redacted]",
+        None,
+        [1, 2, 3],
+    )
+
+
 def test_a_function_sees_every_text_and_may_keep_nothing() -> None:
     (row,) = redacted([call([{"content": "a secret"}, {"content": "b"}])], by("drop_secrets"))
     assert json.loads(row["input_messages"]) == [{"content": None}, {"content": "b"}]
