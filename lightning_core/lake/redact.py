@@ -77,6 +77,18 @@ _MAPS = ("attributes", "resource")
 _TEXTS = [c.name for c in schema.SPANS if c.type == "VARCHAR" and c.name not in {*_IDENTIFIERS, *_RECORDS}]
 _OURS = {names.REWARD_GRADER, names.ROLLOUT_ID, names.ATTEMPT_ID}  # attributes that other rows refer to
 _IDS = ("prompt_ids", "response_ids", "response_logprobs")
+# As servers call them in their answers, beside the attributes that ingest knows.
+_SERVER_TOKENS = frozenset(
+    [
+        "token_ids",
+        "completion_token_ids",
+        "output_token_ids",
+        "logprobs",
+        "prompt_logprobs",
+        "input_token_logprobs",
+        "output_token_logprobs",
+    ]
+)
 _ROWS = 2048  # rewritten at a time
 # Under these the decoder keeps bytes that it could not read, which no rule can be trusted to read either.
 _UNREAD = re.compile(r"otlp\.(invalid_utf8|unknown_fields|unknown|too_deep|(resource|scope)\.unreadable)_*")
@@ -150,7 +162,9 @@ class Redaction:
                 changed = [was or v != w for was, v, w in zip(changed, values, rewritten, strict=True)]
             columns[name] = kept
             table = _replaced(table, name, kept)
-        return _without_ids(table, columns, changed)
+        redacted = _lose_ids(table, columns, changed)
+        gone = [was or lost for was, lost in zip(changed, redacted, strict=True)]
+        return _without_token_texts(_without_ids(table, redacted), columns, gone) if any(gone) else table
 
     def _rewritten(self, cells: Iterable[str], of_records: bool = False) -> dict[str, str | None]:
         """Cell → what is kept of it. Texts are rewritten all at once; what they are part of follows in rounds."""
@@ -280,30 +294,82 @@ def _replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
     return table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
 
 
-def _without_ids(table: pa.Table, columns: dict[str, list[Any]], changed: list[bool]) -> pa.Table:
-    """Calls whose text changed, or that came without one, lose their token ids and say why."""
+def _lose_ids(table: pa.Table, columns: dict[str, list[Any]], changed: list[bool]) -> list[bool]:
+    """Of each row, whether it is a call whose text changed, or that came without one."""
     ops = table["op"].to_pylist()
     present = [pc.is_valid(table[name]).to_pylist() for name in _IDS]
     has_ids = [any(row) for row in zip(*present, strict=True)]
     silent = [
         a is None and b is None for a, b in zip(columns["input_messages"], columns["output_messages"], strict=True)
     ]
-    redacted = [
+    return [
         (op == "llm" and new) or (ids and (new or unseen))
         for op, ids, new, unseen in zip(ops, has_ids, changed, silent, strict=True)
     ]
+
+
+def _without_ids(table: pa.Table, redacted: list[bool]) -> pa.Table:
+    """Calls that lose their token ids, and say why."""
     if not any(redacted):
         return table
     mask = pa.array(redacted)
     for name in (*_IDS, "prompt_id_count", "response_id_count"):
         table = _set(table, name, pc.if_else(mask, pa.scalar(None, table.schema.field(name).type), _whole(table[name])))
     table = _set(table, "untrainable", pc.if_else(mask, "redacted", _whole(table["untrainable"])))
-    keys = _token_keys()
-    attributes = [
-        [(k, v) for k, v in items or () if not (gone and k in keys)]
-        for items, gone in zip(columns["attributes"], redacted, strict=True)
-    ]
-    return _replaced(table, "attributes", attributes)
+    return table
+
+
+def _without_token_texts(table: pa.Table, columns: dict[str, list[Any]], gone: list[bool]) -> pa.Table:
+    """Rows of which something was redacted, without the token ids and logprobs that attributes and JSON texts hold."""
+    done: dict[str, str] = {}
+
+    def cleaned(text: str | None) -> str | None:
+        if text is not None and text not in done:
+            done[text] = _tokenless(text)
+        return None if text is None else done[text]
+
+    for name, values in columns.items():
+        if name in _MAPS:
+            new: list[Any] = [
+                [(k, cleaned(v)) for k, v in items or () if not _says_tokens(k, v)] if cut else items
+                for items, cut in zip(values, gone, strict=True)
+            ]
+        else:
+            new = [cleaned(text) if cut else text for text, cut in zip(values, gone, strict=True)]
+        if new != values:
+            table = _replaced(table, name, new)
+    return table
+
+
+def _tokenless(text: str) -> str:
+    """A text without the token ids and logprobs in its JSON, also where that is in a text of it, or in hex."""
+    read = bytes.fromhex(text).decode(errors="replace") if _HEX.fullmatch(text) else text
+    value = _json(read)
+    if value is None:
+        return text
+    try:
+        new = _tokenless_value(value)
+    except RecursionError:
+        return _UNREAD_KEPT
+    return text if new == value else orjson.dumps(new).decode()
+
+
+def _tokenless_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return _tokenless(value)
+    if isinstance(value, list):
+        # Maps with a key twice, and attributes sent twice, are lists of {"key", "value"}.
+        pairs = [v.get("key") if isinstance(v, dict) and "value" in v else None for v in value]
+        return [_tokenless_value(v) for k, v in zip(pairs, value, strict=True) if not _says_tokens(k, v)]
+    if isinstance(value, dict):
+        return {k: _tokenless_value(v) for k, v in value.items() if not _says_tokens(k, v)}
+    return value
+
+
+def _says_tokens(key: Any, value: Any) -> bool:
+    """Whether an attribute or member holds token ids or logprobs; that they were asked for (a number, a flag) is no such."""
+    asked = value is None or isinstance(value, int | float) or value in ("true", "false")
+    return isinstance(key, str) and not asked and key.rpartition(".")[2] in _token_keys()
 
 
 def _set(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
@@ -317,7 +383,7 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 
 @cache
 def _token_keys() -> frozenset[str]:
-    """Attributes that hold token ids or logprobs."""
+    """Last parts of the names under which token ids or logprobs come."""
     with duckdb.connect() as con:
         aliases = con.sql(sql.text("ingest/attribute_aliases"))
-        return frozenset(key for key, column, *_ in aliases.fetchall() if column in _IDS)
+        return _SERVER_TOKENS | {key.rpartition(".")[2] for key, column, *_ in aliases.fetchall() if column in _IDS}

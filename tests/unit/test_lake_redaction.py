@@ -81,6 +81,37 @@ def test_token_ids_under_another_name_go_too() -> None:
     assert not any("token_ids" in key for key in row["attributes"])
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        (
+            "output.value",
+            {
+                "id": 1,
+                "prompt_token_ids": [5],
+                "choices": [{"token_ids": [1], "logprobs": {"content": [{"token": "4"}]}}],
+            },
+            {"id": 1, "choices": [{}]},
+        ),
+        ("nested", {"answer": json.dumps({"response_token_ids": [1], "b": 2})}, {"answer": '{"b":2}'}),
+        ("in.hex", json.dumps({"token_ids": [1], "b": 2}).encode(), {"b": 2}),
+        ("asked", {"logprobs": True, "prompt_logprobs": 5}, {"logprobs": True, "prompt_logprobs": 5}),
+        (
+            "otlp.duplicate_attributes",
+            [{"key": names.PROMPT_TOKEN_IDS, "value": "0700"}, {"key": "other", "value": "x"}],
+            [{"key": "other", "value": "x"}],
+        ),
+    ],
+)
+def test_token_ids_in_the_texts_of_a_redacted_call_go_too(key: str, value: Any, kept: Any) -> None:
+    sent = value if isinstance(value, bytes) else json.dumps(value)
+    (row,) = redacted([call([{"content": SECRET}], **{key: sent, "llm.choices.0.token_ids": "[1]"})])
+    assert json.loads(row["attributes"][key]) == kept
+    assert "llm.choices.0.token_ids" not in row["attributes"]
+    (row,) = redacted([call([{"content": "hello"}], **{key: json.dumps(value, default=str)})])
+    assert row["attributes"][key] == json.dumps(value, default=str), "a call that is not redacted keeps its own"
+
+
 def test_token_ids_without_a_text_to_look_at_are_not_kept() -> None:
     (row,) = redacted([span("call", 1, **{names.POLICY: "p", names.PROMPT_TOKEN_IDS: int32_bytes([1])})])
     assert (row["prompt_ids"], row["untrainable"]) == (None, "redacted")
