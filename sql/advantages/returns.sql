@@ -1,8 +1,9 @@
 -- What the estimators compare: the return of every rollout at every step.
 -- Grain: one row per (policy, group, agent, step, rollout). With `assign: final` a rollout is one step, so one row.
--- `acted`: the rollout made a call there that could be trained on; where it had ended by then, it stands with the return of
--- its last step, so that late steps of long rollouts are compared with how short ones ended, not with nothing.
--- Inputs: call_returns.
+-- `acted`: the rollout made a call there that could be trained on. With `assign: discounted` a rollout that had ended by
+-- then stands with the return of its last step, so that late steps of long rollouts are compared with how short ones ended.
+-- With `nearest` it does not: what its last call was given alone says nothing of steps it did not take.
+-- Inputs: call_returns, reward_settings.
 WITH acted AS (
     SELECT DISTINCT policy, group_id, agent, step, rollout_id, attempt_id, reward, return
     FROM call_returns
@@ -18,5 +19,7 @@ ended AS (
 )
 SELECT policy, group_id, agent, step, rollout_id, attempt_id, reward, return, true AS acted FROM acted
 UNION ALL
-SELECT policy, group_id, agent, unnest(range(step + 1, steps + 1)), rollout_id, attempt_id, reward, return, false FROM ended
+SELECT policy, group_id, agent, unnest(range(step + 1, steps + 1)), rollout_id, attempt_id, reward, return, false
+FROM ended
+SEMI JOIN reward_settings ON assign = 'discounted'
 ORDER BY policy, group_id, agent, step, rollout_id

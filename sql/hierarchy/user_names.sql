@@ -17,6 +17,9 @@ WITH texts AS (
                 WHEN 'model' THEN spans.model
                 WHEN 'tool_name' THEN spans.tool_name
                 WHEN 'reward_name' THEN spans.reward_name
+                WHEN 'agent_id' THEN spans.agent_id
+                WHEN 'conversation_id' THEN spans.conversation_id
+                WHEN 'provider' THEN spans.provider
             END)
         END AS text
     FROM nodes

@@ -3,7 +3,7 @@
 -- Inputs: nodes, places, sampled_calls, rollout_rewards, policies.
 -- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
 -- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than
--- max_version_lag before the epoch's. `other_sampling`: not with the policy's temperature and top_p alone. Of what is
+-- max_version_lag before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the policy's temperature and top_p alone. Of what is
 -- known of token ids, negative ones and those past the vocabulary are `bad_token_ids`; a logprob above 0 (by more than
 -- rounding), infinite or NaN is a `bad_logprobs`.
 WITH calls AS MATERIALIZED (
@@ -112,6 +112,7 @@ SELECT
         WHEN sampled.lowest_id IS NULL OR sampled.lowest_id < 0 OR coalesce(sampled.highest_id >= policies.vocabulary, false) THEN 'bad_token_ids'
         WHEN NOT coalesce(isfinite(sampled.lowest_logprob) AND isfinite(sampled.highest_logprob) AND sampled.highest_logprob <= 1e-3, false) THEN 'bad_logprobs'
         WHEN distorted.other_sampling THEN 'other_sampling'
+        WHEN policies.max_version_lag IS NOT NULL AND (versions.oldest IS NULL OR policies.version IS NULL) THEN 'unknown_version'
         WHEN policies.version - versions.oldest > policies.max_version_lag THEN 'stale'
         WHEN calls.ambiguous AND policies.ambiguous = 'drop' THEN 'ambiguous_agent'
         WHEN NOT agents.matched THEN 'agent_not_matched'

@@ -292,6 +292,27 @@ def test_a_reward_from_outside_goes_to_the_last_call_of_every_agent(tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize(("assign", "late"), [("nearest", "group_of_one"), ("discounted", "no_spread")])
+def test_a_success_is_not_punished_for_having_more_calls(tmp_path: Path, assign: str, late: str) -> None:
+    """Two rollouts with reward 1, one of three calls and one of a single call."""
+    made = []
+    for rollout, ends in (("r.0", (0.2, 0.4, 0.6)), ("r.1", (0.2,))):
+        attempt = Attempt(rollout, f"a.{rollout}")
+        attempt.root()
+        solver = attempt.agent("solver")
+        for number, end in enumerate(ends):
+            attempt.call([1, number], [2], at=(end - 0.05, end), parent=solver)
+        emit(attempt, 1.0, 0.7, solver)
+        made.append(attempt)
+    gamma = {"gamma": 1.0} if assign == "discounted" else {}
+    (rows,) = tables(tmp_path, made, "advantages", assign=assign, **gamma)
+    late_steps = [row for row in rows if row["step"] > 1]
+    assert [(row["rollout_id"], row["advantage"], row["left_out"]) for row in late_steps] == [
+        ("r.0", None, late),
+        ("r.0", None, late),
+    ]
+
+
 def test_discounted_is_the_return_to_go_of_each_agent(tmp_path: Path) -> None:
     made, solver, _ = two_agents()
     tool(made, "error", solver, 0.3)
@@ -437,7 +458,7 @@ def test_calls_of_old_versions_are_stale(tmp_path: Path) -> None:
         max_version_lag=1,
         versions={"policy": "v0007"},
     )
-    assert found == [None, None, "stale", "stale", None]
+    assert found == [None, None, "stale", "stale", "unknown_version"]
 
 
 def test_ambiguous_calls_can_be_trained_all_the_same(tmp_path: Path) -> None:
