@@ -48,7 +48,9 @@ SPANS = ("hierarchy/node_keys", "hierarchy/epoch_spans")
 HIERARCHY = (
     "hierarchy/nodes",
     "hierarchy/user_names",
+    "hierarchy/looked_for",
     "hierarchy/declared",
+    "hierarchy/orphans",
     "hierarchy/llm_content",
     "hierarchy/llm_twins",
     "hierarchy/tool_callers",
@@ -57,6 +59,8 @@ HIERARCHY = (
     "hierarchy/evidence",
     "hierarchy/missing_parents",
     "hierarchy/edges",
+    "hierarchy/reached",
+    "hierarchy/broken_cycles",
     "hierarchy/components",
     "hierarchy/agent_spans",
     "hierarchy/hooks",
@@ -67,8 +71,14 @@ HIERARCHY = (
     "hierarchy/places",
     "hierarchy/span_tree",
 )
-# These are wide: they stay views, and a query reads of them what it needs.
-_VIEWS = {"hierarchy/epoch_spans", "hierarchy/span_tree", "triplets/triplets"}
+# These are wide, or parts of tables: they stay views, and a query reads of them what it needs.
+_VIEWS = {
+    "hierarchy/epoch_spans",
+    "hierarchy/span_tree",
+    "hierarchy/declared",
+    "hierarchy/components",
+    "triplets/triplets",
+}
 SPANS_A_BUCKET = 1_000_000
 MEMORY_GB = 4.0
 _LEAVE = "DROP SCHEMA IF EXISTS bucket CASCADE; SET search_path = 'main'"

@@ -1,15 +1,12 @@
 -- The spans whose place is not simply the parent they declare, and what is known of it by ids.
 -- Grain: one row per span that heads an attempt, is a record of a call seen twice, or declares no parent that is there.
 -- `parent` is NULL where ids do not tell it; `beside` is a call whose place the span shares.
--- Inputs: nodes, declared, llm_twins, tool_callers, span_links.
+-- Inputs: nodes, declared, orphans, llm_twins, tool_callers, span_links.
 -- Ladder: `twin` (the place of the outermost record of the same call) → `declared` → `tool_call` (a tool beside the call
 -- that asked for it, a call beside the first tool it asked for) → `link` → `missing_parent` (`missing_id` says which) →
 -- nothing yet.
 WITH roots AS (
     SELECT min(node) AS node FROM nodes WHERE op = 'rollout' GROUP BY attempt
-),
-orphans AS MATERIALIZED (
-    SELECT node, attempt, parent_span_id FROM nodes ANTI JOIN declared USING (node)
 ),
 records AS MATERIALIZED (
     SELECT kept AS call, node FROM llm_twins
@@ -68,7 +65,7 @@ rungs AS (
     UNION ALL
     SELECT 6, node, NULL, NULL, 'missing_parent', parent_span_id
     FROM orphans
-    ANTI JOIN nodes ON nodes.attempt = orphans.attempt AND nodes.span_id = orphans.parent_span_id
+    ANTI JOIN nodes ON nodes.span_key = orphans.parent_key
     WHERE parent_span_id IS NOT NULL
     UNION ALL
     SELECT 7, node, NULL, NULL, NULL, NULL FROM calls

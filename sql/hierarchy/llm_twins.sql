@@ -13,6 +13,7 @@ llm AS MATERIALIZED (
     SELECT
         node,
         attempt,
+        hash(attempt, response_id) AS response_key,
         response_id,
         policy,
         start_ns,
@@ -25,12 +26,14 @@ same_response AS MATERIALIZED (
     SELECT llm.node, shared.first
     FROM llm
     JOIN (
-        SELECT attempt, response_id, min(node) AS first
+        SELECT response_key, min(llm.node) AS first
         FROM llm
-        WHERE response_id IS NOT NULL
-        GROUP BY attempt, response_id
-        HAVING count(*) > 1 AND count(DISTINCT lengths) <= 1
-    ) AS shared USING (attempt, response_id)
+        SEMI JOIN (
+            SELECT response_key FROM llm WHERE response_id IS NOT NULL GROUP BY response_key HAVING count(*) > 1
+        ) AS several USING (response_key)
+        GROUP BY response_key
+        HAVING count(DISTINCT lengths) <= 1
+    ) AS shared USING (response_key)
 ),
 enclosing AS MATERIALIZED (
     -- The LLM span right above each LLM span.

@@ -3,6 +3,7 @@
 -- record_index), or the view `epoch_spans`.
 -- Inputs: spans, node_keys.
 -- Rule: `prompt_tokens` and `response_tokens` are the lengths of the lists of token ids; NULL where there are none.
+-- `span_key` and `parent_key` stand for (attempt, id) in 64 bits: joins of a million spans want one number.
 SELECT
     keys.node,
     keys.attempt,
@@ -14,16 +15,16 @@ SELECT
     spans.trace_id,
     spans.span_id,
     spans.parent_span_id,
+    hash(keys.attempt, spans.span_id) AS span_key,
+    CASE WHEN spans.parent_span_id IS NOT NULL THEN hash(keys.attempt, spans.parent_span_id) END AS parent_key,
     spans.name,
     spans.op,
     spans.agent_name,
-    spans.agent_name_source,
     spans.start_ns,
     spans.end_ns,
     spans.status,
     spans.policy,
     spans.policy_version,
-    spans.model,
     spans.response_id,
     spans.tool_name,
     spans.tool_call_id,

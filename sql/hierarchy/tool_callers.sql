@@ -1,7 +1,7 @@
 -- Which call asked for which tool run, where either has lost its parent: then one tells where the other belongs.
 -- Grain: one row per tool span whose tool call id is in the output of exactly one LLM call of its attempt (twins are
 -- one). `call_lost`: no record of the call declares a parent that is there; `tool_lost`: the tool does not.
--- Inputs: nodes, spans, user_names, declared, llm_twins.
+-- Inputs: nodes, spans, user_names, declared, orphans, llm_twins.
 -- Rule: an id decides nothing where tools of several agents bear it (some models count their ids from 0 in every
 -- conversation), nor of a tool that ran before the call (50 ms are forgiven). A tool that names another agent than the one it
 -- runs in hands over to that agent, and says nothing of who asked.
@@ -13,10 +13,9 @@ records AS MATERIALIZED (
 ),
 lost AS (
     SELECT DISTINCT attempt
-    FROM nodes
-    ANTI JOIN declared USING (node)
+    FROM orphans
     ANTI JOIN llm_twins USING (node)
-    WHERE op = 'llm' OR (op = 'tool' AND tool_call_id IS NOT NULL)
+    WHERE op = 'llm' OR (op = 'tool' AND has_tool_call)
 ),
 tools AS MATERIALIZED (
     SELECT
@@ -92,18 +91,23 @@ shared AS (
     GROUP BY runs.call, runs.tool_call_id
     HAVING count(DISTINCT coalesce(runs.agent_name, agents.agent_name)) > 1
 ),
-placed AS (
-    SELECT coalesce(child.call, declared.node) AS node
-    FROM declared
-    LEFT JOIN records AS child ON child.node = declared.node
-    ANTI JOIN records AS same_call ON same_call.call = child.call AND same_call.node = declared.parent
-),
-began AS (
-    SELECT runs.call, min(coalesce(record.start_ns, record.end_ns)) AS start_ns
+callers AS MATERIALIZED (
+    -- Every record of every call that asked.
+    SELECT runs.call, coalesce(records.node, runs.call) AS node
     FROM (SELECT DISTINCT call FROM runs) AS runs
     LEFT JOIN records USING (call)
-    JOIN nodes AS record ON record.node = coalesce(records.node, runs.call)
-    GROUP BY runs.call
+),
+placed AS (
+    SELECT callers.call AS node
+    FROM callers
+    JOIN declared USING (node)
+    ANTI JOIN callers AS same_call ON same_call.call = callers.call AND same_call.node = declared.parent
+),
+began AS (
+    SELECT callers.call, min(coalesce(nodes.start_ns, nodes.end_ns)) AS start_ns
+    FROM callers
+    JOIN nodes USING (node)
+    GROUP BY callers.call
 )
 SELECT runs.node, runs.call, placed.node IS NULL AS call_lost, runs.parent IS NULL AS tool_lost
 FROM runs

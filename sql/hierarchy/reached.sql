@@ -1,0 +1,39 @@
+-- The trees that ids alone make of an attempt's spans, and where each span is in its own; cycles are in none.
+-- Grain: one row per span and per missing parent that a top of a tree is above, as in `components`.
+-- Inputs: nodes, edges, missing_parents, names.
+WITH RECURSIVE
+hashed AS MATERIALIZED (
+    SELECT node, hash(agent_name) AS name FROM names
+),
+steps AS MATERIALIZED (
+    SELECT edges.node, edges.parent, hashed.name FROM edges LEFT JOIN hashed USING (node)
+),
+tops AS (
+    SELECT node FROM nodes ANTI JOIN edges USING (node)
+    UNION ALL
+    SELECT node FROM missing_parents
+),
+reached AS (
+    SELECT
+        tops.node,
+        NULL::BIGINT AS parent,
+        tops.node AS top,
+        0 AS depth,
+        CASE WHEN hashed.name IS NOT NULL THEN tops.node END AS agent_node,
+        NULL::BIGINT AS outer_node,
+        hashed.name
+    FROM tops
+    LEFT JOIN hashed USING (node)
+    UNION ALL
+    SELECT
+        steps.node,
+        steps.parent,
+        reached.top,
+        reached.depth + 1,
+        CASE WHEN coalesce(steps.name = reached.name, steps.name IS NULL) THEN reached.agent_node ELSE steps.node END,
+        CASE WHEN coalesce(steps.name = reached.name, steps.name IS NULL) THEN reached.outer_node ELSE reached.agent_node END,
+        coalesce(steps.name, reached.name)
+    FROM reached
+    JOIN steps ON steps.parent = reached.node
+)
+SELECT node, parent, top, depth, agent_node, outer_node, false AS broken FROM reached
