@@ -12,13 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from lightning_core.lake.otlp_envelope import why_unconverted
-from lightning_core.lake.scopes import Scope, read_scope
+from lightning_core.lake.scopes import SHORT, Scope, read_scope, shortened, size
 from lightning_core.lake.spool import Record
 from lightning_core.lake.wire import BYTES, CutOff, WireError, walk
 
 # Rejections of one record that are listed one by one; what a hostile request holds beyond them is one more entry.
 _LISTED = 1000
+# A resource is sent once and copied to each of its spans. So much of it is read for all scopes that name it, and so many
+# characters are copied: Arrow's columns end at 2 GB.
+_READ = 256 << 20
+_COPIED = 256 << 20
 
 Unread = tuple[str, int, int]  # reason, start, stop
 
@@ -39,6 +45,7 @@ class Located:
     _listed: Counter[int] = field(default_factory=Counter)
     _more: dict[int, list[Any]] = field(default_factory=dict)  # record → first index, count, bytes
     _known: dict[tuple[bytes, ...], int] = field(default_factory=dict)
+    _read: int = 0  # bytes of the resources and scopes in `_known`
 
     def reject(self, record: int, index: int | None, reason: str, start: int, stop: int) -> None:
         """Keep the bytes data[start:stop] aside, with the reason."""
@@ -83,7 +90,28 @@ def locate(records: list[tuple[int, Record]], data: bytes) -> Located:
         end = at + len(record.body)
         _request(found, number, at, end)
         at = end
+    _shorten(found)
     return found
+
+
+def _shorten(found: Located) -> None:
+    """Where too much would be copied, the largest resources are whole at their first span only, until it fits."""
+    of_span = np.frombuffer(found.scope, np.int32)
+    sizes = [size(scope) for scope in found.scopes]
+    copies = np.bincount(of_span, minlength=len(sizes)).tolist()
+    total = sum(n * s for n, s in zip(copies, sizes, strict=True))
+    instead = np.arange(len(sizes), dtype=np.int32)
+    for number in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
+        if total <= _COPIED or sizes[number] <= SHORT:
+            break
+        if copies[number] < 2:
+            continue
+        found.scopes.append(shortened(found.scopes[number]))
+        total -= (copies[number] - 1) * max(sizes[number] - size(found.scopes[-1]), 0)
+        instead[number] = len(found.scopes) - 1
+    whole, first = np.unique(of_span, return_index=True)
+    of_span[:] = instead[of_span]
+    of_span[first] = whole
 
 
 def _request(found: Located, record: int, start: int, stop: int) -> None:
@@ -104,7 +132,11 @@ def _request(found: Located, record: int, start: int, stop: int) -> None:
                 index += 1
             spans = len(found.start) - before
             found.record.extend([record] * spans)
-            found.scope.extend([_scope(found, of_resource, of_scope)] * spans)
+            scope = _scope(found, of_resource, of_scope) if spans else 0
+            if scope is None:
+                _reject_from(found, before)
+            else:
+                found.scope.extend([scope] * spans)
             index = _reject_all(found, record, index, unread_of_scope)
         index = _reject_all(found, record, index, unread_of_resource)
     index = _reject_all(found, record, index, unread)
@@ -117,6 +149,15 @@ def _reject_all(found: Located, record: int, index: int, unread: list[Unread]) -
         found.reject(record, index, reason, begin, end)
         index += 1
     return index
+
+
+def _reject_from(found: Located, first: int) -> None:
+    """Reject the spans from the `first` on, whose scope is not read."""
+    columns = found.record, found.index, found.start, found.stop
+    for record, index, start, stop in zip(*(column[first:] for column in columns), strict=True):
+        found.reject(record, index, f"its resource: more than {_READ} bytes of such are named", start, stop)
+    for column in columns:
+        del column[first:]
 
 
 def _parts(
@@ -148,11 +189,15 @@ def _is_empty_request(data: bytes, start: int, stop: int) -> bool:
     return all((number, wire) == (1, BYTES) for number, wire, *_ in walk(data, start, stop))
 
 
-def _scope(found: Located, of_resource: dict[int, tuple[int, int]], of_scope: dict[int, tuple[int, int]]) -> int:
+def _scope(found: Located, of_resource: dict[int, tuple[int, int]], of_scope: dict[int, tuple[int, int]]) -> int | None:
+    """Which of `scopes`; None where too much was read already. A resource is read anew for each scope below it."""
     slices = (of_resource.get(1), of_resource.get(3), of_scope.get(1), of_scope.get(3))
     key = tuple(b"" if s is None else found.data[s[0] : s[1]] for s in slices)
     known = found._known.get(key)
     if known is None:
+        found._read += sum(map(len, key))
+        if found._read > _READ:
+            return None
         known = found._known[key] = len(found.scopes)
         found.scopes.append(read_scope(*key))
     return known

@@ -11,6 +11,8 @@ import xxhash
 from lightning_core.lake.any_value import Broken, key_value, text, texts
 from lightning_core.lake.wire import BYTES, VARINT, WireError, walk
 
+SHORT, _SHORT_ATTRIBUTE = 512, 256  # characters that `shortened` leaves of a resource, and of an attribute
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -45,6 +47,25 @@ def read_scope(resource: bytes, resource_schema: bytes, scope: bytes, scope_sche
         pairs[free_key(key, pairs)] = value
     instrumentation = f"{name}@{version}" if version else name or None
     return Scope(list(pairs.items()), instrumentation, xxhash.xxh3_64_intdigest(resource))
+
+
+def size(scope: Scope) -> int:
+    """Characters that each span of this scope has a copy of."""
+    return sum(len(key) + len(value or "") for key, value in scope.resource)
+
+
+def shortened(scope: Scope) -> Scope:
+    """The scope with the short attributes of its resource only, and `otlp.resource.shortened`: how much is not there."""
+    kept: list[tuple[str, str | None]] = []
+    room = SHORT
+    for key, value in scope.resource:
+        needed = len(key) + len(value or "")
+        if needed <= min(room, _SHORT_ATTRIBUTE):
+            kept.append((key, value))
+            room -= needed
+    lost = {"attributes": len(scope.resource) - len(kept), "characters": size(scope) - (SHORT - room)}
+    kept.append((free_key("otlp.resource.shortened", dict(kept)), orjson.dumps(lost).decode()))
+    return Scope(kept, scope.instrumentation, scope.seed)
 
 
 def free_key(key: str, taken: Any) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from lightning_core.lake import decode
+from lightning_core.lake import decode, located
 from tests import decoding as d
 from tests.property.test_decode_fuzz import length, with_span
 
@@ -52,3 +54,33 @@ def test_spans_that_are_broken_alike_are_found_in_one_pass(monkeypatch: pytest.M
     rows, rejected = d.read(with_span([*twice, *columns], span, []))
     assert len(rows) == 1 and len(rejected) == 34
     assert passes == [35, 1]
+
+
+def test_a_resource_that_would_be_copied_too_often_is_whole_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = {"service.name": "s", "large": "x" * 5000, "other": "y" * 200}
+    body = d.request(*(d.good(n) for n in range(1, 101)), resource=resource)
+    neighbour = d.request(d.good(200), d.good(201), resource={"service.name": "n", "list": "z" * 1000})
+    whole, _ = d.read(body, neighbour)
+    assert all(row["resource"] == resource for row in whole[:100])
+    monkeypatch.setattr(located, "_COPIED", 100_000)
+    rows, rejected = d.read(body, neighbour)
+    assert rejected == [] and [row["content_hash"] for row in rows] == [row["content_hash"] for row in whole]
+    assert rows[0]["resource"] == resource and rows[100:] == whole[100:]
+    for row in rows[1:100]:
+        lost = orjson.loads(row["resource"].pop("otlp.resource.shortened"))
+        assert lost == {"attributes": 1, "characters": 5005}
+        assert row["resource"] == {"service.name": "s", "other": "y" * 200}
+
+
+def test_a_resource_that_too_many_scopes_name_is_not_read_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = ExportTraceServiceRequest()
+    resource_spans = sent.resource_spans.add()
+    resource_spans.resource.attributes.append(d.pair("large", "x" * 5000))
+    for n in range(1, 11):
+        scope_spans = resource_spans.scope_spans.add(spans=[d.good(n)])
+        scope_spans.scope.name = f"scope {n}"
+    monkeypatch.setattr(located, "_READ", 30_000)
+    rows, rejected = d.read(sent.SerializeToString())
+    assert [row["record_index"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [entry["index"] for entry in rejected] == [5, 6, 7, 8, 9]
+    assert all("resource" in entry["reason"] and entry["span"] for entry in rejected)
