@@ -132,7 +132,8 @@ def test_returns_of_calls_are_compared_at_the_same_step(tmp_path: Path) -> None:
 
 
 def test_a_rollout_that_ended_earlier_stands_with_its_last_return(tmp_path: Path) -> None:
-    found = advantages(tmp_path, steps([[1.0], [0.0, 0.5, 0.0]]), advantages="dr_grpo")
+    calls = steps([[1.0], [0.0, 0.5, 0.0]])
+    found = advantages(tmp_path, calls, advantages="dr_grpo", assign="discounted", gamma=1.0)
     assert [(r["rollout_id"], r["step"], r["advantage"]) for r in found] == [
         ("g.0", 1, 0.5),
         ("g.1", 1, -0.5),
