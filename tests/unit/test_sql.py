@@ -323,7 +323,7 @@ def test_a_pattern_re2_refuses_names_its_setting(tmp_path: Path, pattern: str) -
         check_patterns(lake_maker.settings(tmp_path, agent_match=pattern))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(order=strategies.randoms(use_true_random=False))
 def test_any_order_of_the_spans_gives_the_same_bytes(tmp_path_factory: pytest.TempPathFactory, order: Any) -> None:
     attempts = group([0.1, 0.7, 0.3, 0.9])
