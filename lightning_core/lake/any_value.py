@@ -32,14 +32,22 @@ WIRE = {
 # Of arrays and maps in one another; what lies deeper is kept as bytes. A map with a key twice is two levels of JSON, and
 # orjson writes 254.
 _MAX_DEPTH = 120
+_MOST_VALUES = 1 << 18  # in one value: two bytes on the wire are a hundred times that in Python
 _DOUBLE = struct.Struct("<d")
 
 
 class Broken:
-    """Collects the bytes of texts that are no UTF-8, in hex: what replacement characters stand for."""
+    """Collects the bytes of texts that are no UTF-8, in hex: what replacement characters stand for. Counts values."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.values = 0
+
+    def count(self, at: int) -> None:
+        """One value more; raises WireError where it is one too many."""
+        self.values += 1
+        if self.values > _MOST_VALUES:
+            raise WireError(f"more than {_MOST_VALUES} values are in one", at)
 
     def decode(self, raw: bytes) -> str:
         try:
@@ -61,6 +69,7 @@ def text(plain: Any) -> bytes | None:
 
 def plain(data: bytes, start: int, stop: int, broken: Broken, depth: int = 0) -> Any:
     """The AnyValue data[start:stop]; raises WireError. Of several kinds the last counts, as protobuf has it."""
+    broken.count(start)
     if depth > _MAX_DEPTH:
         return {"otlp.too_deep": data[start:stop].hex()}
     kind = begin = end = value = 0
@@ -99,6 +108,7 @@ def plain(data: bytes, start: int, stop: int, broken: Broken, depth: int = 0) ->
 
 def key_value(data: bytes, start: int, stop: int, broken: Broken, depth: int = 0) -> tuple[str, Any]:
     """(key, plain value) of the KeyValue data[start:stop]; raises WireError."""
+    broken.count(start)
     key, value, index = "", None, 0
     for number, wire, begin, end, n in walk(data, start, stop):
         if (number, wire) == (1, BYTES):

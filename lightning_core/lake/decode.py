@@ -33,7 +33,8 @@ from lightning_core.lake.wire import PAD, Ints
 logger = logging.getLogger(__name__)
 
 _AT_ONCE = 32 << 20  # bytes of requests decoded together,
-_SPANS_AT_ONCE = 1 << 17  # and spans: these bound the memory
+_SPANS_AT_ONCE = 1 << 17  # and spans,
+_SPAN_BYTES_AT_ONCE = 8 << 20  # and what these hold: empty events or maps take 200 times their bytes
 
 Placed = tuple[int, int, Record]  # offset, next offset, record: as `spool.read` yields them
 
@@ -117,10 +118,17 @@ def _decode(records: list[tuple[int, Record]]) -> tuple[pa.Table, list[dict[str,
     data = b"".join([*(record.body for _, record in records), bytes(PAD)])
     view = np.frombuffer(data, np.uint8)
     found = locate(records, data)
-    spans = len(found.start)
-    blocks = [np.arange(first, min(first + _SPANS_AT_ONCE, spans)) for first in range(0, max(spans, 1), _SPANS_AT_ONCE)]
-    tables = [_columns(found, view, alive) for alive in blocks]
+    tables = [_columns(found, view, alive) for alive in _blocks(found)]
     return pa.concat_tables(tables), found.all_rejected()
+
+
+def _blocks(found: Located) -> list[Ints]:
+    """All spans, cut by their number and their bytes; there is always one block."""
+    start, stop = (np.frombuffer(a, np.int32).astype(np.int64) for a in (found.start, found.stop))
+    by_bytes = np.cumsum(stop - start) // _SPAN_BYTES_AT_ONCE
+    by_number = np.arange(len(start)) // _SPANS_AT_ONCE
+    cuts = np.flatnonzero((np.diff(by_bytes) > 0) | (np.diff(by_number) > 0)) + 1
+    return np.split(np.arange(len(start)), cuts)
 
 
 def _columns(found: Located, view: npt.NDArray[np.uint8], alive: Ints) -> pa.Table:

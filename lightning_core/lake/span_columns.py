@@ -29,6 +29,7 @@ _WIRE = np.array(
 _KINDS = {0: "unspecified", 1: "internal", 2: "server", 3: "client", 4: "producer", 5: "consumer"}
 _STATUSES = {0: "unset", 1: "ok", 2: "error"}
 _MAX_NS = 2**63 - 1
+_MOST = 10_000  # events, links, and fields that are unknown, of a span: one of two bytes becomes an object
 _HEX = np.frombuffer(b"".join(b"%02x" % n for n in range(256)), np.uint8).reshape(256, 2)
 
 View = npt.NDArray[np.uint8]
@@ -41,6 +42,7 @@ def span_columns(found: Located, view: View, alive: Ints) -> pa.Table:
     sent, broken = fields(data, view, start, stop)
     if broken:
         raise BrokenSpans(broken)
+    _refuse_too_many(sent, count)
     arrays = _ids(data, view, sent, count)
     status, broken = fields(data, view, *content(sent, sent.last(STATUS, BYTES, count)))
     if broken:
@@ -65,6 +67,20 @@ def span_columns(found: Located, view: View, alive: Ints) -> pa.Table:
     # A text that no span of this part has is a view like those that some have, so that parts can be one table.
     types = {c.name: pa.string_view() if c.arrow == pa.string() else c.arrow for c in schema.DECODED}
     return pa.table({name: arrays.get(name, pa.nulls(count, kind)) for name, kind in types.items()})
+
+
+def _refuse_too_many(sent: Fields, count: int) -> None:
+    """Raises BrokenSpans for spans that have more of something than is worth the memory."""
+    broken: dict[int, str] = {}
+    for name, rows in (
+        ("events", sent.rows(EVENTS, BYTES)),
+        ("links", sent.rows(LINKS, BYTES)),
+        ("unknown fields", _unknown(sent)),
+    ):
+        for i in np.flatnonzero(np.bincount(sent.message[rows], minlength=count) > _MOST).tolist():
+            broken[i] = f"the span has more than {_MOST} {name}"
+    if broken:
+        raise BrokenSpans(broken)
 
 
 def _ids(data: bytes, view: View, sent: Fields, count: int) -> dict[str, pa.Array]:
@@ -206,10 +222,13 @@ def _link(data: bytes, start: int, stop: int, broken: Broken) -> dict[str, Any]:
     return link
 
 
+def _unknown(sent: Fields) -> Ints:
+    return np.flatnonzero(_WIRE[np.where(sent.number <= FLAGS, sent.number, 0)] != sent.wire)
+
+
 def _note_unknown(data: bytes, sent: Fields, notes: Notes) -> None:
     """Fields of a span that this OTLP does not have are kept as bytes."""
-    known = _WIRE[np.where(sent.number <= FLAGS, sent.number, 0)] == sent.wire
-    for i in np.flatnonzero(~known).tolist():
+    for i in _unknown(sent).tolist():
         entry = {
             "field": int(sent.number[i]),
             "wire_type": int(sent.wire[i]),

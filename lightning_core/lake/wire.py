@@ -21,6 +21,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 PAD = 32  # zero bytes behind the last message, so that reads in numpy need no bounds check
 _AT_ONCE = 16384  # messages of one lockstep: their positions stay in the cache, and 16 bits sort in linear time
 _TOO_FEW = 24  # messages left of a lockstep, below which a turn of numpy costs more than Python
+_MOST_FIELDS = 1 << 17  # of one message: a field of two bytes takes many times that
 # Of a field: number, wire type, start, stop, value.
 _TYPES: tuple[type, ...] = (np.int32, np.uint8, np.int64, np.int64, np.uint64)
 
@@ -140,7 +141,7 @@ def _lockstep(
     turns: list[tuple[Any, ...]] = []
     live = np.flatnonzero(start < stop)
     at, end = start[live], stop[live]
-    while len(live) >= _TOO_FEW:
+    while len(live) >= _TOO_FEW and len(turns) < _MOST_FIELDS:
         tag, content, sound = _varints(view, at)
         number, wire = tag >> np.uint64(3), (tag & np.uint64(7)).astype(np.uint8)
         number[number >= 1 << 29] = 0
@@ -163,13 +164,15 @@ def _lockstep(
         if not more.all():
             live, at, end = live[more], at[more], end[more]
     for message, begin, until in zip(live.tolist(), at.tolist(), end.tolist(), strict=True):
-        rest = walk(data, begin, until)
+        rest = islice(walk(data, begin, until), _MOST_FIELDS)
         try:
             while part := list(islice(rest, 1 << 16)):  # tuples are large
                 columns = zip(*part, strict=True)
                 turns.append(
                     (np.full(len(part), message), *(np.array(c, kind) for c, kind in zip(columns, _TYPES, strict=True)))
                 )
+            if turns and turns[-1][0][-1] == message and turns[-1][4][-1] < until:
+                broken[first + message] = f"it has more than {_MOST_FIELDS} fields"
         except WireError as error:
             broken[first + message] = str(error)
     if not turns:

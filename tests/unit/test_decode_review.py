@@ -7,7 +7,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from lightning_core.lake import decode, located
+from lightning_core.lake import any_value, decode, located, span_columns, wire
 from tests import decoding as d
 from tests.property.test_decode_fuzz import length, with_span
 
@@ -84,3 +84,43 @@ def test_a_resource_that_too_many_scopes_name_is_not_read_for_all(monkeypatch: p
     assert [row["record_index"] for row in rows] == [0, 1, 2, 3, 4]
     assert [entry["index"] for entry in rejected] == [5, 6, 7, 8, 9]
     assert all("resource" in entry["reason"] and entry["span"] for entry in rejected)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (b"\x5a\x00" * 101, "more than 100 events"),
+        (b"\x6a\x00" * 101, "more than 100 links"),
+        (b"\x08\x00" * 101, "more than 100 unknown fields"),
+        (b"\x08\x00" * 601, "more than 500 fields"),
+    ],
+)
+def test_a_span_with_more_than_is_worth_the_memory_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, extra: bytes, reason: str
+) -> None:
+    monkeypatch.setattr(span_columns, "_MOST", 100)
+    monkeypatch.setattr(wire, "_MOST_FIELDS", 500)
+    side = [d.good(1).SerializeToString()]
+    assert d.read(with_span(side, side[0] + extra[:200], side))[1] == []
+    rows, (entry,) = d.read(with_span(side, side[0] + extra, side))
+    assert len(rows) == 2 and reason in entry["reason"]
+
+
+def test_a_value_of_too_many_values_is_rejected_with_its_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(any_value, "_MOST_VALUES", 100)
+    side = [d.good(1).SerializeToString()]
+    few, many = (d.good(2, attributes=[d.pair("k", [""] * n)]).SerializeToString() for n in (99, 100))
+    assert d.read(with_span(side, few, side))[1] == []
+    rows, (entry,) = d.read(with_span(side, many, side))
+    assert len(rows) == 2 and "more than 100 values" in entry["reason"]
+
+
+def test_blocks_are_cut_by_the_bytes_of_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = d.request(*(d.good(n, name="x" * 1000) for n in range(1, 31)))
+    at_once = d.read(body)
+    blocks = []
+    read_once = decode.span_columns
+    monkeypatch.setattr(decode, "span_columns", lambda *a: blocks.append(len(a[2])) or read_once(*a))
+    monkeypatch.setattr(decode, "_SPAN_BYTES_AT_ONCE", 5000)
+    assert d.read(body) == at_once
+    assert sum(blocks) == 30 and max(blocks) <= 5
