@@ -48,6 +48,7 @@ SPANS = ("hierarchy/node_keys", "hierarchy/epoch_spans")
 HIERARCHY = (
     "hierarchy/nodes",
     "hierarchy/user_names",
+    "hierarchy/rule_matches",
     "hierarchy/looked_for",
     "hierarchy/declared",
     "hierarchy/orphans",
@@ -144,7 +145,7 @@ def derive(
                 enter(con, bucket)
                 run(con, (*SPANS, *HIERARCHY, *REWARDS, *(TRIPLETS if train else ())), _told(on_progress, bucket))
                 yield con.sql("FROM span_tree ORDER BY abs(node), node").to_arrow_reader()
-                _gather(con, (*narrow, *gathered), len(parts))
+                _gather(con, (*narrow, *gathered, "rule_matches"), len(parts))
 
         def sequences() -> Iterator[pa.RecordBatchReader]:
             for bucket in parts:

@@ -27,7 +27,7 @@ WITH texts AS (
     JOIN user_rules ON regexp_matches(spans.name, user_rules.span_name)
     LEFT JOIN attribute_aliases AS aliases ON aliases.key = user_rules.key
 )
-SELECT node, min_by(regexp_extract(text, pattern, 1), rank) AS agent_name
+SELECT node, min_by(regexp_extract(text, pattern, 1), rank) AS agent_name, min(rank) AS rank
 FROM texts
 WHERE regexp_extract(text, pattern, 1) <> ''
 GROUP BY node

@@ -1,5 +1,6 @@
 -- Settings that should have matched something in the epoch and matched nothing: likely misspelt.
--- Grain: one row per such setting. Inputs: rewards_given, policy_calls, air_rules, reward_weights, reward_settings, policies.
+-- Grain: one row per such setting. Inputs: rewards_given, policy_calls, air_rules, reward_weights, reward_settings, policies,
+-- user_rules, rule_matches.
 SELECT 'reward.air' AS setting, name AS given, 'no span matched this rule' AS meaning
 FROM air_rules
 WHERE name NOT IN (SELECT name FROM rewards_given WHERE source = 'air')
@@ -14,7 +15,13 @@ WHERE reward_match IS NOT NULL
     AND EXISTS (FROM rewards_given WHERE left_out = 'reward_match')
     AND NOT EXISTS (FROM rewards_given WHERE left_out IS NULL AND source IN ('emitted', 'grader'))
 UNION ALL
-SELECT 'policies.' || policy || '.agent_match', agent_match, 'the policy was called, and never by such an agent'
+SELECT
+    'policies.' || policy || '.agent_match',
+    agent_match,
+    'the policy was called, and never by such an agent; it was by: ' || (
+        SELECT string_agg(agent, ', ' ORDER BY agent)
+        FROM (SELECT DISTINCT coalesce(calls.agent, '(no name)') AS agent FROM policy_calls AS calls WHERE calls.policy = policies.policy)
+    )
 FROM policies
 WHERE agent_match <> ''
     AND policy IN (SELECT policy FROM policy_calls WHERE policy IS NOT NULL)
@@ -25,4 +32,8 @@ FROM policies
 WHERE agent_exclude IS NOT NULL
     AND policy IN (SELECT policy FROM policy_calls WHERE policy IS NOT NULL)
     AND policy NOT IN (SELECT policy FROM policy_calls WHERE left_out = 'agent_excluded')
+UNION ALL
+SELECT 'agent_rules.' || rank, coalesce(key, source), 'no span has an agent''s name there'
+FROM user_rules
+WHERE rank NOT IN (SELECT rank FROM rule_matches)
 ORDER BY ALL

@@ -6,6 +6,7 @@ Every scenario is a rollout of its own; all of them are derived as one epoch, on
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -592,3 +593,27 @@ def test_every_row_says_how_it_was_found_and_how_sure_that_is(trees: dict[str, T
         "synthesised", "unplaced", "cycle", "ambiguous",
     }  # fmt: skip
     assert all(0 <= row["confidence"] <= 1 and row["candidates"] >= 0 for row in rows)
+
+
+def test_a_rule_that_names_nobody_and_a_pattern_that_takes_nobody_are_told(tmp_path: Path) -> None:
+    attempts = []
+    for number in range(2):
+        attempt = Attempt(f"r.{number}", f"a{number}")
+        attempt.root()
+        attempt.agent("solver", span_id="agent")
+        attempt.call([1], [2], parent="agent")
+        attempt.reward(number)
+        attempts.append(attempt)
+    rules = [AgentRule(key="crew.role"), AgentRule(source="span_name", pattern=r"^(\w+)\.run$")]
+    rows = [row for a in attempts for row in a.rows]
+    for spans_a_bucket in (1, 1000):
+        home = tmp_path / str(spans_a_bucket)
+        lake, epoch = derived(home, rows, agent_match="critic", agent_rules=rules, spans_a_bucket=spans_a_bucket)
+        assert [(r["setting"], r["given"], r["meaning"]) for r in table(lake, epoch, "unmatched_settings")] == [
+            ("agent_rules.0", "crew.role", "no span has an agent's name there"),
+            (
+                "policies.policy.agent_match",
+                "critic",
+                "the policy was called, and never by such an agent; it was by: solver",
+            ),
+        ]
