@@ -2,10 +2,10 @@
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
 -- Inputs: nodes, places, sampled_calls, rollout_rewards, policies.
 -- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
--- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than
--- max_version_lag before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the policy's temperature and top_p alone. Of what is
--- known of token ids, negative ones and those past the vocabulary are `bad_token_ids`; a logprob above 0 (by more than
--- rounding), infinite or NaN is a `bad_logprobs`.
+-- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
+-- before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the
+-- policy's temperature and top_p alone. `bad_token_ids`: negative, or past the vocabulary where that is known.
+-- `bad_logprobs`: above 0 by more than rounding, infinite, or NaN.
 WITH calls AS MATERIALIZED (
     SELECT
         nodes.node,
