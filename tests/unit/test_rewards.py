@@ -52,9 +52,6 @@ def two_agents(number: int = 0) -> tuple[Attempt, str, str]:
     return made, solver, critic
 
 
-# --- final ---
-
-
 def test_weights_sum_the_last_reward_of_each_name(tmp_path: Path) -> None:
     made = attempt()
     made.call([1], [2])
@@ -100,8 +97,6 @@ def test_rewards_that_cannot_be_used_are_named_by_rollout_and_span(tmp_path: Pat
     assert [(r["reward"], r["left_out"]) for r in rewards] == [(0.5, None), (None, "no_reward")]
     assert [(e["rollout_id"], e["reason"]) for e in exclusions] == [("r.1", "no_reward")]
 
-
-# --- rules ---
 
 FAILING_TOOL = {"name": "failing-tool", "value": -0.1, "op": "tool", "status": "error"}
 
@@ -229,9 +224,6 @@ def test_settings_that_contradict_are_refused(tmp_path: Path) -> None:
         lake_maker.settings(tmp_path, gamma=0.9)
     with pytest.raises(ValueError, match="no condition"):
         lake_maker.settings(tmp_path, air=[{"name": "all", "value": 1}])
-
-
-# --- rewards of calls ---
 
 
 def test_nearest_gives_a_reward_to_the_latest_call_of_its_agent(tmp_path: Path) -> None:
@@ -377,109 +369,3 @@ def test_advantages_of_calls_land_on_their_own_tokens(tmp_path: Path) -> None:
     (sequences,) = tables(tmp_path, attempts, "sequences", assign="nearest", advantages="dr_grpo")
     assert [s["advantages"] for s in sequences] == [[0, -0.5, -0.5, 0, -0.25], [0, 0.5, 0.5, 0, 0.25]]
     assert [s["reward"] for s in sequences] == [1.0, 1.5]
-
-
-# --- calls that cannot train ---
-
-
-def call_reasons(home: Path, *changes: dict[str, Any], **settings: Any) -> list[str | None]:
-    """left_out of one call a change, each in a rollout of its own."""
-    attempts = []
-    for number, change in enumerate(changes):
-        made = attempt(number)
-        made.call([1, 2, 3], [4, 5], parent=made.agent("solver"))
-        made.rows[-1].update(change)
-        made.reward(1.0)
-        attempts.append(made)
-    (calls,) = tables(home, attempts, "policy_calls", **settings)
-    return [call["left_out"] for call in calls]
-
-
-def test_calls_with_token_ids_or_logprobs_that_cannot_be_are_left_out(tmp_path: Path) -> None:
-    folder = tmp_path / "policies" / "policy" / "v0003"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"vocab_size": 100}')
-    found = call_reasons(
-        tmp_path,
-        {},
-        {"prompt_ids": [1, -2]},
-        {"response_ids": [4, 100]},
-        {"prompt_ids": []},
-        {"response_logprobs": [-0.5, 0.2]},
-        {"response_logprobs": [-0.5, math.nan]},
-        {"response_logprobs": [-0.5, -math.inf]},
-        {"response_logprobs": [-0.5, 0.0005]},
-        {"choice_lengths": [1, 2]},
-        {"untrainable": "redacted", "prompt_ids": None, "response_ids": None, "response_logprobs": None},
-        versions={"policy": "v0003"},
-    )
-    assert found == [
-        None,
-        "bad_token_ids",
-        "bad_token_ids",
-        "no_token_ids",
-        "bad_logprobs",
-        "bad_logprobs",
-        "bad_logprobs",
-        None,
-        "no_token_ids",
-        "untrainable: redacted",
-    ]
-
-
-def test_calls_sampled_otherwise_than_the_policy_samples_are_left_out(tmp_path: Path) -> None:
-    plain = '{"temperature":0.7,"top_p":1.0,"top_k":0,"min_p":0.0,"presence_penalty":0.0,"repetition_penalty":1.0,"max_tokens":9}'
-    found = call_reasons(
-        tmp_path,
-        {"sampling": plain},
-        {"sampling": None},
-        {"sampling": "no json"},
-        {"sampling": '{"temperature":0}'},
-        {"sampling": '{"temperature":0.7,"top_p":0.9}'},
-        {"sampling": '{"top_k":20}'},
-        {"sampling": '{"repetition_penalty":1.1}'},
-        {"sampling": '{"logit_bias":{"5":-100}}'},
-        {"sampling": '{"logit_bias":{},"bad_words":[]}'},
-        {"sampling": '{"top_k":"many"}'},
-        policies=[{"sampling": {"temperature": 0.7}}],
-    )
-    assert [reason is None for reason in found] == [True, True, True, False, False, False, False, False, True, True]
-    assert set(found) == {None, "other_sampling"}
-
-
-def test_calls_of_old_versions_are_stale(tmp_path: Path) -> None:
-    found = call_reasons(
-        tmp_path,
-        {"policy_version": "v0007"},
-        {"policy_version": "v0006"},
-        {"policy_version": "v0005"},
-        {"policy_version": "v0005,v0007"},
-        {"policy_version": None},
-        max_version_lag=1,
-        versions={"policy": "v0007"},
-    )
-    assert found == [None, None, "stale", "stale", "unknown_version"]
-
-
-def test_ambiguous_calls_can_be_trained_all_the_same(tmp_path: Path) -> None:
-    def found(ambiguous: str) -> list[str | None]:
-        made = attempt()
-        made.agent("solver")
-        made.agent("critic")
-        made.call([1], [2])
-        made.reward(1.0)
-        (calls,) = tables(tmp_path / ambiguous, [made], "policy_calls", ambiguous=ambiguous)
-        return [call["left_out"] for call in calls]
-
-    assert (found("drop"), found("train")) == (["ambiguous_agent"], [None])
-
-
-def test_an_agent_match_that_matches_no_call_is_said(tmp_path: Path) -> None:
-    made = attempt()
-    made.call([1], [2], parent=made.agent("solver"))
-    made.reward(1.0)
-    (unmatched,) = tables(tmp_path, [made], "unmatched_settings", agent_match="solvr", agent_exclude="critic")
-    assert [(u["setting"], u["given"]) for u in unmatched] == [
-        ("policies.policy.agent_exclude", "critic"),
-        ("policies.policy.agent_match", "solvr"),
-    ]
