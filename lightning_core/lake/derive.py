@@ -80,7 +80,7 @@ _VIEWS = {
     "hierarchy/components",
     "triplets/triplets",
 }
-SPANS_A_BUCKET = 1_000_000
+SPANS_A_BUCKET = 2_000_000
 MEMORY_GB = 4.0
 _LEAVE = "DROP SCHEMA IF EXISTS bucket CASCADE; SET search_path = 'main'"
 _ENTER = "DROP SCHEMA IF EXISTS bucket CASCADE; CREATE SCHEMA bucket; SET search_path = 'bucket,main'"
