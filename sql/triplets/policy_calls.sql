@@ -1,12 +1,12 @@
 -- Every LLM call of the epoch's rollouts, and whether it trains a policy.
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
--- Inputs: nodes, places, sampled_calls, rollout_rewards, policies.
+-- Inputs: nodes, places, agent_spans, sampled_calls, rollout_rewards, policies.
 -- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
 -- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
 -- before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the
 -- policy's temperature and top_p alone. `bad_token_ids`: negative, or past the vocabulary where that is known.
 -- `bad_logprobs`: above 0 by more than rounding, infinite, or NaN.
-WITH calls AS MATERIALIZED (
+WITH calls AS (
     SELECT
         nodes.node,
         nodes.rollout_id,
@@ -28,19 +28,6 @@ WITH calls AS MATERIALIZED (
     JOIN places AS tree USING (node)
     WHERE nodes.op = 'llm' AND tree.twin_of IS NULL
 ),
-sampled AS MATERIALIZED (
-    SELECT
-        call_id,
-        untrainable,
-        len(response_logprobs) AS logprobs,
-        least(list_min(prompt_ids), list_min(response_ids)) AS lowest_id,
-        greatest(list_max(prompt_ids), list_max(response_ids)) AS highest_id,
-        list_min(response_logprobs) AS lowest_logprob,
-        list_max(response_logprobs) AS highest_logprob,
-        list_sum(choice_lengths) AS chosen_tokens,
-        sampling
-    FROM sampled_calls
-),
 -- Few texts on many calls: each is parsed, and each pattern searched, once.
 samplings AS (
     SELECT
@@ -51,7 +38,7 @@ samplings AS (
               "frequency_penalty": "DOUBLE", "presence_penalty": "DOUBLE", "repetition_penalty": "DOUBLE",
               "min_tokens": "DOUBLE", "logit_bias": "VARCHAR", "bad_words": "VARCHAR", "allowed_token_ids": "VARCHAR"}'
         )) AS sampling
-    FROM (SELECT DISTINCT sampling AS text FROM sampled WHERE sampling IS NOT NULL)
+    FROM (SELECT DISTINCT sampling AS text FROM sampled_calls WHERE sampling IS NOT NULL)
 ),
 distorted AS (
     -- Any of these bends the distribution that the logprobs are of.
@@ -74,7 +61,7 @@ distorted AS (
 ),
 versions AS (
     SELECT policy_version, list_min([v::BIGINT FOR v IN regexp_extract_all(policy_version, 'v(\d+)', 1)]) AS oldest
-    FROM (SELECT DISTINCT policy_version FROM calls)
+    FROM (SELECT DISTINCT policy_version FROM nodes WHERE policy_version IS NOT NULL)
 ),
 agents AS (
     SELECT
@@ -82,7 +69,7 @@ agents AS (
         names.agent,
         regexp_matches(names.agent, policies.agent_match) AS matched,
         CASE WHEN policies.agent_exclude IS NULL THEN false ELSE regexp_matches(names.agent, policies.agent_exclude) END AS excluded
-    FROM (SELECT DISTINCT coalesce(agent, '') AS agent FROM calls) AS names
+    FROM (SELECT agent FROM agent_spans UNION SELECT '') AS names
     CROSS JOIN policies
 )
 SELECT
@@ -105,12 +92,7 @@ SELECT
         WHEN calls.status = 'error' THEN 'failed_call'
         WHEN policies.policy IS NULL THEN 'other_policy'
         WHEN sampled.untrainable IS NOT NULL THEN 'untrainable: ' || sampled.untrainable
-        WHEN calls.prompt_tokens IS NULL OR calls.response_tokens IS NULL OR sampled.logprobs IS NULL THEN 'no_token_ids'
-        WHEN calls.response_tokens = 0 THEN 'empty_response'
-        WHEN calls.response_tokens <> sampled.logprobs OR coalesce(sampled.chosen_tokens <> calls.response_tokens, false) THEN 'no_token_ids'
-        WHEN calls.prompt_tokens = 0 THEN 'no_token_ids'
-        WHEN sampled.lowest_id IS NULL OR sampled.lowest_id < 0 OR coalesce(sampled.highest_id >= policies.vocabulary, false) THEN 'bad_token_ids'
-        WHEN NOT coalesce(isfinite(sampled.lowest_logprob) AND isfinite(sampled.highest_logprob) AND sampled.highest_logprob <= 1e-3, false) THEN 'bad_logprobs'
+        WHEN sampled.flaw IS NOT NULL THEN sampled.flaw
         WHEN distorted.other_sampling THEN 'other_sampling'
         WHEN policies.max_version_lag IS NOT NULL AND (versions.oldest IS NULL OR policies.version IS NULL) THEN 'unknown_version'
         WHEN policies.version - versions.oldest > policies.max_version_lag THEN 'stale'
@@ -122,7 +104,7 @@ SELECT
 FROM calls
 JOIN rollout_rewards AS rewards ON rewards.rollout_id = calls.rollout_id AND rewards.attempt_id = calls.attempt_id
 LEFT JOIN policies ON policies.policy = calls.policy
-LEFT JOIN sampled ON sampled.call_id = calls.node
+LEFT JOIN sampled_calls AS sampled ON sampled.call_id = calls.node
 LEFT JOIN distorted ON distorted.text = sampled.sampling AND distorted.policy = calls.policy
 LEFT JOIN versions ON versions.policy_version = calls.policy_version
 LEFT JOIN agents ON agents.policy = calls.policy AND agents.agent = coalesce(calls.agent, '')
