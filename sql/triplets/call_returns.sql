@@ -5,29 +5,41 @@
 -- Rule: final: the rollout's reward. nearest: the sum of the rewards the call was given. discounted: the sum of those
 -- that it and the agent's later calls were given, times gamma a call in between. Where a reward's agent is ambiguous,
 -- no call of the attempt has a return that could be trusted (`ambiguous_reward`).
-WITH trainable AS (
+-- Of n calls: a sum over the first 2k is that over k and, times gamma to the k, that over the k behind them; so log n
+-- rounds, not n² pairs.
+WITH RECURSIVE trainable AS (
     SELECT calls.call_id, calls.policy, calls.group_id, calls.rollout_id, calls.attempt_id, steps.agent, steps.step
     FROM policy_calls AS calls
     LEFT JOIN call_steps AS steps USING (call_id)
     WHERE calls.left_out IS NULL
 ),
-sums AS (
+given AS (
     -- Sorted lists: a sum must not depend on the order of its input.
+    SELECT call_id, list_sum(list_sort(list(value))) AS value FROM reward_steps WHERE call_id IS NOT NULL GROUP BY call_id
+),
+sums AS (
     SELECT
-        calls.call_id,
-        list_sum(list_sort(list(
-            rewards.value * CASE WHEN settings.assign = 'discounted' THEN pow(settings.gamma, rewards.step - calls.step) ELSE 1 END
-        ))) AS total
-    FROM trainable AS calls
+        steps.call_id,
+        steps.step,
+        min(steps.call_id) OVER same_agent AS of_agent,
+        CASE settings.assign WHEN 'discounted' THEN count(*) OVER same_agent ELSE 1 END AS calls,
+        1::BIGINT AS summed,
+        coalesce(given.value, 0)::DOUBLE AS total
+    FROM call_steps AS steps
     CROSS JOIN reward_settings AS settings
-    JOIN reward_steps AS rewards
-        ON rewards.policy = calls.policy
-        AND rewards.rollout_id = calls.rollout_id
-        AND rewards.attempt_id = calls.attempt_id
-        AND rewards.agent = calls.agent
-        AND rewards.step >= calls.step
-        AND (settings.assign = 'discounted' OR rewards.step = calls.step)
-    GROUP BY calls.call_id
+    LEFT JOIN given USING (call_id)
+    WINDOW same_agent AS (PARTITION BY steps.policy, steps.rollout_id, steps.attempt_id, steps.agent)
+    UNION ALL
+    SELECT
+        call_id,
+        step,
+        of_agent,
+        calls,
+        2 * summed,
+        total + coalesce(pow(settings.gamma, summed) * lead(total, summed) OVER (PARTITION BY of_agent ORDER BY step), 0)
+    FROM sums
+    CROSS JOIN reward_settings AS settings
+    WHERE summed < calls
 ),
 doubtful AS (
     SELECT DISTINCT policy, rollout_id, attempt_id FROM reward_steps WHERE left_out = 'ambiguous_agent'
@@ -46,7 +58,7 @@ SELECT
 FROM trainable AS calls
 CROSS JOIN reward_settings AS settings
 JOIN rollout_rewards AS rewards ON rewards.rollout_id = calls.rollout_id AND rewards.attempt_id = calls.attempt_id
-LEFT JOIN sums ON sums.call_id = calls.call_id
+LEFT JOIN sums ON sums.call_id = calls.call_id AND sums.summed >= sums.calls
 LEFT JOIN doubtful
     ON doubtful.policy = calls.policy
     AND doubtful.rollout_id = calls.rollout_id

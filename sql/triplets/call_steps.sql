@@ -10,6 +10,7 @@ SELECT
     calls.attempt_id,
     coalesce(calls.agent, '') AS agent,
     components.agent_node,
+    coalesce(calls.start_ns, calls.end_ns) AS began_ns,
     coalesce(calls.end_ns, calls.start_ns) AS ended_ns,
     row_number() OVER (
         PARTITION BY calls.policy, calls.rollout_id, calls.attempt_id, coalesce(calls.agent, '')

@@ -1,22 +1,36 @@
 -- Which call each reward goes to, where rewards are given to calls (`assign: nearest` or `discounted`).
 -- Grain: one row per (reward, policy, agent) whose calls it can go to. `call_id` is NULL where it goes to none, `left_out`
 -- says why: no_call_of_agent, before_every_call, call_has_reward (nearest), ambiguous_agent (the policy drops those).
--- Inputs: rewards_given, call_steps, components, policies, reward_settings.
--- Rule: a reward goes to the latest call of the agent it was emitted under that had ended by then (of several agents of one
--- name, to its own agent's span's, where both lie under it by declared parents); one that was emitted
--- outside every agent (a grader's, the failure reward) to the latest such call of each agent. With `nearest` a call takes
--- the first reward of a name from its agent and the first from outside; a later one is left out and counted, it does not
--- go to an earlier call. What rules give (AIR) always adds up.
-WITH moments AS (
-    -- Of calls that ended at the same time the last is the latest.
-    SELECT policy, rollout_id, attempt_id, agent, ended_ns, max(step) AS step, max_by(call_id, step) AS call_id
-    FROM call_steps
-    GROUP BY ALL
+-- Inputs: rewards_given, call_steps, components, llm_twins, policies, reward_settings.
+-- Rule: a reward on a call is that call's. Any other goes to the latest call of the agent it was emitted under that had
+-- ended by then (of several agents of one name, to its own agent's span's, where both lie under it by declared parents); one
+-- that was emitted outside every agent to the latest such call of each agent. Clocks of hosts differ: a reward within the
+-- last 50 ms of a call is for that call, unless the agent had several calls under way and may have emitted while it
+-- waited; and one up to 50 ms before the end of the agent's first call is for that. What is given after the attempt (a
+-- grader's, the failure reward) is for the last call, whatever its time. With `nearest` a call takes the first reward of a
+-- name from its agent and the first from outside; a later one is left out and counted, it does not go to an earlier call.
+-- What rules give (AIR) always adds up.
+WITH asked AS (
+    -- Of the agent, whichever of its spans (`agent_span` 0); and of each of its spans.
+    SELECT *, 0 AS agent_span FROM call_steps
+    UNION ALL
+    SELECT *, agent_node FROM call_steps WHERE agent_node IS NOT NULL
 ),
-own_moments AS (
-    SELECT policy, rollout_id, attempt_id, agent_node, ended_ns, max(step) AS step, max_by(call_id, step) AS call_id
-    FROM call_steps
-    WHERE agent_node IS NOT NULL
+counted AS (
+    SELECT
+        *,
+        CASE
+            WHEN lag(ended_ns) OVER calls IS NULL THEN ended_ns - 50_000_000
+            WHEN lag(ended_ns) OVER calls > began_ns THEN ended_ns
+            ELSE greatest(ended_ns - 50_000_000, least(began_ns + 1, ended_ns))
+        END AS from_ns
+    FROM asked
+    WINDOW calls AS (PARTITION BY policy, rollout_id, attempt_id, agent, agent_span ORDER BY step)
+),
+moments AS (
+    -- Of calls that ended at the same time the last is the latest.
+    SELECT policy, rollout_id, attempt_id, agent, agent_span, from_ns, max(step) AS step, max_by(call_id, step) AS call_id
+    FROM counted
     GROUP BY ALL
 ),
 agents AS (
@@ -25,11 +39,14 @@ agents AS (
 rewards AS (
     SELECT
         given.*,
+        coalesce(llm_twins.kept, given.node) AS on_node,
+        CASE WHEN given.source IN ('grader', 'failure') THEN 9223372036854775807 ELSE given.emitted_ns END AS at_ns,
         CASE WHEN given.agent IS NOT NULL THEN components.agent_node END AS agent_node,
         row_number() OVER (ORDER BY given.rollout_id, given.attempt_id, emitted_ns, given.node, source, name) AS reward_id
     FROM rewards_given AS given
     CROSS JOIN reward_settings AS settings
     LEFT JOIN components ON components.node = given.node
+    LEFT JOIN llm_twins ON llm_twins.node = given.node
     WHERE settings.assign <> 'final' AND given.left_out IS NULL
 ),
 pairs AS (
@@ -42,20 +59,26 @@ pairs AS (
 ),
 placed AS (
     SELECT
-        pairs.*, coalesce(own_moments.call_id, moments.call_id) AS call_id, coalesce(own_moments.step, moments.step) AS step
+        pairs.*,
+        coalesce(itself.call_id, own_moments.call_id, moments.call_id) AS call_id,
+        coalesce(itself.step, own_moments.step, moments.step) AS step
     FROM pairs
-    ASOF LEFT JOIN own_moments
+    LEFT JOIN call_steps AS itself
+        ON itself.call_id = pairs.on_node AND itself.policy = pairs.policy AND itself.agent = pairs.receiver
+    ASOF LEFT JOIN moments AS own_moments
         ON own_moments.policy = pairs.policy
         AND own_moments.rollout_id = pairs.rollout_id
         AND own_moments.attempt_id = pairs.attempt_id
-        AND own_moments.agent_node = pairs.agent_node
-        AND own_moments.ended_ns <= pairs.emitted_ns
+        AND own_moments.agent = pairs.receiver
+        AND own_moments.agent_span = pairs.agent_node
+        AND own_moments.from_ns <= pairs.at_ns
     ASOF LEFT JOIN moments
         ON moments.policy = pairs.policy
         AND moments.rollout_id = pairs.rollout_id
         AND moments.attempt_id = pairs.attempt_id
         AND moments.agent = pairs.receiver
-        AND moments.ended_ns <= pairs.emitted_ns
+        AND moments.agent_span = 0
+        AND moments.from_ns <= pairs.at_ns
 ),
 ordered AS (
     SELECT

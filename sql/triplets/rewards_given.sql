@@ -3,8 +3,8 @@
 -- `agent`: whose span it was emitted under; NULL outside every agent. `counts`: it is part of the rollout's reward.
 -- Inputs: nodes, places, spans, scored_attempts, bucket, air_matches, reward_settings, reward_weights (name, weight).
 -- Rule: with weights, the last of each weighted name counts; without, the last one named `reward`, or the last of any
--- name where none is so named. An attempt that the agent failed gets failure_reward instead of these. What AIR gives is
--- added to either.
+-- name where none is so named. A grader's is written after the attempt: it is later than any other, whatever the clocks say.
+-- An attempt that the agent failed gets failure_reward instead of these. What AIR gives is added to either.
 WITH graders AS (
     SELECT nodes.node, spans.attributes['lightning.reward.grader'] AS grader
     FROM nodes
@@ -59,7 +59,7 @@ lasting AS (
         *,
         left_out IS NULL AND row_number() OVER (
             PARTITION BY rollout_id, attempt_id, left_out IS NULL, CASE WHEN weighted THEN name END
-            ORDER BY emitted_ns DESC, node DESC
+            ORDER BY source = 'grader' DESC, emitted_ns DESC, node DESC
         ) = 1 AS counts
     FROM named
 ),

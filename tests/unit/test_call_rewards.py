@@ -1,0 +1,229 @@
+"""Which call each reward goes to (`assign: nearest`, `discounted`), and what calls are credited with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lake_maker import Attempt
+from tests.unit.test_rewards import FAILING_TOOL, attempt, emit, returns, tables, tool, two_agents
+
+
+def test_nearest_gives_a_reward_to_the_latest_call_of_its_agent(tmp_path: Path) -> None:
+    made, solver, critic = two_agents()
+    emit(made, 0.1, 0.36, solver)  # after the critic's call as well, which is later
+    emit(made, 0.2, 0.6, solver)
+    emit(made, 0.4, 0.6, critic)
+    assert returns(tmp_path, [made], assign="nearest") == [
+        ("r.0", "solver", 0.1),
+        ("r.0", "critic", 0),
+        ("r.0", "solver", 0.2),
+        ("r.0", "critic", 0.4),
+    ]
+
+
+def test_a_second_late_reward_does_not_spill_onto_an_earlier_call(tmp_path: Path) -> None:
+    made, solver, _ = two_agents()
+    emit(made, 0.5, 0.6, solver)
+    second = emit(made, 0.7, 0.7, solver)
+    emit(made, 0.1, 0.15, solver)  # before the first call
+    (steps,) = tables(tmp_path, [made], "reward_steps", assign="nearest")
+    assert [(s["value"], s["step"], s["left_out"]) for s in steps] == [
+        (0.1, None, "before_every_call"),
+        (0.5, 2, None),
+        (0.7, None, "call_has_reward"),
+    ]
+    assert steps[-1]["span_id"] == second
+
+
+def test_agents_of_one_name_at_work_at_once_keep_their_rewards(tmp_path: Path) -> None:
+    made = attempt()
+    first, second = made.agent("worker"), made.agent("worker")
+    made.call([1], [2], (0.2, 0.3), first)
+    made.call([3], [4], (0.25, 0.4), second)
+    emit(made, 0.1, 0.5, first)
+    emit(made, 0.2, 0.6, second)
+    assert returns(tmp_path, [made], assign="nearest") == [("r.0", "worker", 0.1), ("r.0", "worker", 0.2)]
+
+
+def test_a_reward_of_an_agent_without_calls_goes_to_nobody_elses(tmp_path: Path) -> None:
+    made, _, _ = two_agents()
+    judge = made.agent("judge")
+    emit(made, 0.5, 0.6, judge)
+    calls, steps = tables(tmp_path, [made], "call_returns", "reward_steps", assign="nearest")
+    assert {c["return"] for c in calls} == {0}
+    assert [(s["policy"], s["left_out"]) for s in steps] == [(None, "no_call_of_agent")]
+
+
+def test_a_reward_from_outside_goes_to_the_last_call_of_every_agent(tmp_path: Path) -> None:
+    made, solver, _ = two_agents()
+    emit(made, 0.25, 0.6, solver)
+    made.reward(1.0)
+    assert returns(tmp_path, [made], assign="nearest") == [
+        ("r.0", "solver", 0),
+        ("r.0", "critic", 0),
+        ("r.0", "solver", 1.25),
+        ("r.0", "critic", 1),
+    ]
+
+
+@pytest.mark.parametrize(("assign", "late"), [("nearest", "group_of_one"), ("discounted", "no_spread")])
+def test_a_success_is_not_punished_for_having_more_calls(tmp_path: Path, assign: str, late: str) -> None:
+    """Two rollouts with reward 1, one of three calls and one of a single call."""
+    made = []
+    for rollout, ends in (("r.0", (0.2, 0.4, 0.6)), ("r.1", (0.2,))):
+        attempt = Attempt(rollout, f"a.{rollout}")
+        attempt.root()
+        solver = attempt.agent("solver")
+        for number, end in enumerate(ends):
+            attempt.call([1, number], [2], at=(end - 0.05, end), parent=solver)
+        emit(attempt, 1.0, 0.7, solver)
+        made.append(attempt)
+    gamma = {"gamma": 1.0} if assign == "discounted" else {}
+    (rows,) = tables(tmp_path, made, "advantages", assign=assign, **gamma)
+    late_steps = [row for row in rows if row["step"] > 1]
+    assert [(row["rollout_id"], row["advantage"], row["left_out"]) for row in late_steps] == [
+        ("r.0", None, late),
+        ("r.0", None, late),
+    ]
+
+
+def test_discounted_is_the_return_to_go_of_each_agent(tmp_path: Path) -> None:
+    made, solver, _ = two_agents()
+    tool(made, "error", solver, 0.3)
+    tool(made, "error", solver, 0.31)
+    made.reward(1.0)
+    assert returns(tmp_path, [made], assign="discounted", gamma=0.5, air=[FAILING_TOOL]) == [
+        ("r.0", "solver", pytest.approx(-0.2 + 0.5)),
+        ("r.0", "critic", 0.5),
+        ("r.0", "solver", 1.0),
+        ("r.0", "critic", 1.0),
+    ]
+
+
+@pytest.mark.parametrize(("gamma", "first"), [(0.0, 0.1), (1.0, 0.6)])
+def test_gamma_at_its_ends(tmp_path: Path, gamma: float, first: float) -> None:
+    made, solver, _ = two_agents()
+    emit(made, 0.1, 0.3, solver)
+    emit(made, 0.5, 0.6, solver)
+    found = returns(tmp_path, [made], assign="discounted", gamma=gamma)
+    assert [value for _, agent, value in found if agent == "solver"] == pytest.approx([first, 0.5])
+
+
+def test_weights_hold_for_rewards_of_calls_too(tmp_path: Path) -> None:
+    made, solver, _ = two_agents()
+    emit(made, 1.0, 0.3, solver, "right")
+    emit(made, 1.0, 0.31, solver, "short")
+    emit(made, 1.0, 0.32, solver, "noise")
+    found = returns(tmp_path, [made], assign="nearest", weights={"right": 2.0, "short": -0.5})
+    assert found[0] == ("r.0", "solver", 1.5)
+
+
+def test_a_failed_attempts_calls_get_the_failure_reward_at_its_end(tmp_path: Path) -> None:
+    made = attempt(0, "error")
+    for at in (0.2, 0.4):
+        made.call([1, int(at * 10)], [2], (at, at + 0.1))
+    emit(made, 5.0, 0.5)
+    found = returns(tmp_path, [made], assign="discounted", gamma=0.5, failure_reward=-1.0)
+    assert [value for *_, value in found] == [-0.5, -1.0]
+
+
+def test_a_reward_whose_agent_is_ambiguous_leaves_the_attempt_out(tmp_path: Path) -> None:
+    made, solver, _ = two_agents()
+    emit(made, 0.5, 0.6, solver)
+    made.span("reward", (0.7, 0.7), None, op="reward", reward=1.0, reward_name="reward", trace_id="d" * 32)
+    exclusions, steps = tables(tmp_path, [made], "exclusions", "reward_steps", assign="nearest", advantages="reinforce")
+    assert [e["reason"] for e in exclusions] == ["ambiguous_reward"] * 4
+    assert {s["left_out"] for s in steps} == {None, "ambiguous_agent"}
+    assert "ambiguous_reward" not in [
+        e["reason"] for e in tables(tmp_path / "final", [made], "exclusions", advantages="reinforce")[0]
+    ]
+
+
+def test_advantages_of_calls_land_on_their_own_tokens(tmp_path: Path) -> None:
+    attempts = []
+    for number, (early, late) in enumerate([(0.0, 1.0), (1.0, 1.5)]):
+        made = attempt(number)
+        made.call([1], [2, 3])
+        emit(made, early, 0.35)
+        made.call([1, 2, 3, 4], [5], (0.4, 0.5))
+        emit(made, late, 0.6)
+        attempts.append(made)
+    (sequences,) = tables(tmp_path, attempts, "sequences", assign="nearest", advantages="dr_grpo")
+    assert [s["advantages"] for s in sequences] == [[0, -0.5, -0.5, 0, -0.25], [0, 0.5, 0.5, 0, 0.25]]
+    assert [s["reward"] for s in sequences] == [1.0, 1.5]
+
+
+@pytest.mark.parametrize("assign", [{"assign": "nearest"}, {"assign": "discounted", "gamma": 0.0}])
+def test_clocks_of_hosts_that_differ_do_not_give_a_reward_to_the_call_before(
+    tmp_path: Path, assign: dict[str, Any]
+) -> None:
+    """The calls' clock is 30 ms ahead of the agent's: each reward comes before the end of the call it is for."""
+    made = attempt()
+    solver = made.agent("solver")
+    for number, (start, end) in enumerate([(0.20, 0.30), (0.31, 0.40), (0.45, 0.50)]):
+        made.call([1, number], [2], (start, end), solver)
+        emit(made, (number + 1) / 10, end - 0.03, solver)
+    assert [value for *_, value in returns(tmp_path, [made], **assign)] == [0.1, 0.2, 0.3]
+
+
+def test_a_reward_before_a_call_begins_is_not_for_that_call(tmp_path: Path) -> None:
+    """Calls of a few milliseconds, one clock: the first one's reward came before the second began."""
+    made = attempt()
+    solver = made.agent("solver")
+    made.call([1], [2], (0.200, 0.210), solver)
+    emit(made, 0.1, 0.212, solver)
+    made.call([3], [4], (0.213, 0.220), solver)
+    assert [value for *_, value in returns(tmp_path, [made], assign="nearest")] == [0.1, 0]
+
+
+def test_of_calls_at_once_a_reward_is_for_one_that_had_ended(tmp_path: Path) -> None:
+    """An agent that calls twice at once can emit while it waits: that is no sign of clocks that differ."""
+    made = attempt()
+    solver = made.agent("solver")
+    made.call([1], [2], (0.20, 0.30), solver)
+    made.call([3], [4], (0.21, 0.34), solver)
+    emit(made, 0.1, 0.31, solver)
+    emit(made, 0.2, 0.35, solver)
+    assert [value for *_, value in returns(tmp_path, [made], assign="nearest")] == [0.1, 0.2]
+
+
+def test_what_a_rule_gives_for_a_call_goes_to_that_call(tmp_path: Path) -> None:
+    made = attempt()
+    solver = made.agent("solver")
+    made.call([1], [2], (0.20, 0.30), solver, finish_reasons='["length"]')
+    made.call([3], [4], (0.21, 0.30), solver)
+    made.call([5], [6], (0.30, 0.32), solver)
+    made.reward(0.0)
+    found = returns(tmp_path, [made], assign="nearest", air="default")
+    assert [value for *_, value in found] == pytest.approx([-0.05, 0, 0])
+
+
+@pytest.mark.parametrize("outcome", ["ok", "error"])
+def test_what_is_given_after_the_attempt_goes_to_the_last_call_whatever_the_clocks_say(
+    tmp_path: Path, outcome: str
+) -> None:
+    made = attempt(0, outcome, at=(0.0, 0.15))  # by the runner's clock it ended before the first call did
+    solver, critic = made.agent("solver"), made.agent("critic")
+    for parent, start in ((solver, 0.2), (critic, 0.3), (solver, 0.4), (critic, 0.5)):
+        made.call([1, int(start * 10)], [2], (start, start + 0.05), parent)
+    made.reward(1.0, 0.01)
+    found = returns(tmp_path, [made], assign="nearest", failure_reward=1.0)
+    assert [value for *_, value in found] == [0, 0, 1, 1]
+
+
+def test_discounting_thousands_of_calls_is_the_sum_it_says(tmp_path: Path) -> None:
+    made = attempt()
+    solver = made.agent("solver", (0.0, 30.0))
+    values = [((number * 7) % 11) / 10 for number in range(300)]
+    for number, value in enumerate(values):
+        made.call([1, number], [2], (number / 10, number / 10 + 0.05), solver)
+        emit(made, value, number / 10 + 0.06, solver)
+    found = [value for *_, value in returns(tmp_path, [made], assign="discounted", gamma=0.9)]
+    expected, later = [], 0.0
+    for value in reversed(values):
+        later = value + 0.9 * later
+        expected.insert(0, later)
+    assert found == pytest.approx(expected)
