@@ -261,6 +261,56 @@ class LakeSettings(_Section):
     )
 
 
+class UpstreamSettings(_Section):
+    """An OpenAI-compatible API for models that are not trained: a judge, an embedder."""
+
+    name: Name
+    base_url: str = Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$", description="as for OpenAI's client: with /v1")
+    api_key_env: str | None = Field(
+        None, description="variable of the server's environment that holds its key, which is never stored or logged"
+    )
+    models: list[str] = Field(min_length=1, description="model names that are sent there, as they are")
+
+
+class GatewaySettings(_Section):
+    """What the gateway allows, and where it sends calls."""
+
+    upstreams: list[UpstreamSettings] = Field(
+        default_factory=list, description="APIs of models that are not trained, by model name"
+    )
+    version_change: Literal["follow", "refuse"] = Field(
+        "follow",
+        description="a rollout's calls when its policy's version is no longer served: answered by the new one (the span says so), or refused with 409",
+    )
+    media_urls: Literal["data", "public", "any"] = Field(
+        "data",
+        description="images, audio and video in messages: only `data:` URLs, also http(s) at public addresses, or any",
+    )
+    calls_per_rollout: int | None = Field(None, ge=1, description="calls of one attempt; past it 429")
+    tokens_per_rollout: int | None = Field(
+        None, ge=1, description="prompt and response tokens of one attempt; past it 429"
+    )
+    concurrent_per_rollout: int = Field(64, ge=1, description="calls of one attempt at one time; more of them wait")
+    waiting_per_rollout: int = Field(256, ge=0, description="calls of one attempt that wait; past it 429")
+    most_calls: int = Field(8192, ge=1, description="calls at one time, waiting ones included; past it 503")
+    log_calls: Literal["off", "facts", "text"] = Field(
+        "facts",
+        description="a JSON line a call in the server's log: none, without any text of it, or with its messages",
+    )
+
+    @field_validator("upstreams")
+    @classmethod
+    def _upstreams(cls, upstreams: list[UpstreamSettings]) -> list[UpstreamSettings]:
+        for what, names in (
+            ("upstreams are called", [u.name for u in upstreams]),
+            ("upstreams serve", [m for u in upstreams for m in u.models]),
+        ):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"two {what} {name!r}; give each its own")
+        return upstreams
+
+
 class ServerSettings(_Section):
     """Gateway and OTLP receiver: one process, on loopback unless told otherwise."""
 
@@ -269,6 +319,7 @@ class ServerSettings(_Section):
     grpc_port: int | None = Field(0, ge=0, le=65535, description="OTLP/gRPC; 0: any free port, null: no gRPC")
     spool_max_gb: float = Field(4.0, gt=0, description="spans not yet decoded; past it the server answers 503")
     max_body_mb: float = Field(64.0, gt=0, le=512)
+    gateway: GatewaySettings = GatewaySettings()
 
 
 class VllmSettings(_Section):

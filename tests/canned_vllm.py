@@ -30,6 +30,8 @@ class CannedVllm:
         self.gate: asyncio.Event | None = None  # holds a stream back before its second token
         self.break_after: int | None = None  # tokens of a stream before the connection is dropped
         self.cancelled = 0
+        self.prompt_ids = list(PROMPT_IDS)
+        self.said: dict[str, Any] = {}  # `reasoning` and `tool_calls` that chat says beside, or instead of, its text
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -37,6 +39,7 @@ class CannedVllm:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._handle)
         app.router.add_post("/v1/completions", self._handle)
+        app.router.add_post("/v1/embeddings", self._embed)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         if unix_path:
@@ -71,16 +74,25 @@ class CannedVllm:
             self.cancelled += 1
             raise
 
+    async def _embed(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.requests.append(body)
+        self.headers.append(dict(request.headers))
+        data = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}]
+        usage = {"prompt_tokens": 3, "total_tokens": 3}
+        return web.json_response({"object": "list", "data": data, "model": body["model"], "usage": usage})
+
     async def _whole(self, body: dict[str, Any], chat: bool) -> web.Response:
         if self.gate is not None:
             await self.gate.wait()
         ids = [token[0] for token in TOKENS] if body.get("return_token_ids") else None
-        prompt_ids = PROMPT_IDS if body.get("return_token_ids") else None
+        prompt_ids = self.prompt_ids if body.get("return_token_ids") else None
         choices = []
         for index in range(body.get("n") or 1):
             choice: dict[str, Any] = {"index": index, "finish_reason": "stop", "stop_reason": None, "token_ids": ids}
             if chat:
-                choice |= {"message": {"role": "assistant", "content": TEXT}, "logprobs": _chat_logprobs(TOKENS)}
+                message = {"role": "assistant", "content": None if "tool_calls" in self.said else TEXT} | self.said
+                choice |= {"message": message, "logprobs": _chat_logprobs(TOKENS)}
             else:
                 choice |= {"text": TEXT, "logprobs": _completion_logprobs(TOKENS), "prompt_token_ids": prompt_ids}
             choices.append(choice)
@@ -108,7 +120,7 @@ class CannedVllm:
         if chat:
             delta = {"role": "assistant", "content": ""}
             choice: dict[str, Any] = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
-            await send({"choices": [choice]} | ({"prompt_token_ids": PROMPT_IDS} if with_ids else {}))
+            await send({"choices": [choice]} | ({"prompt_token_ids": self.prompt_ids} if with_ids else {}))
         for i, token in enumerate(TOKENS):
             if i == 1 and self.gate is not None:
                 await self.gate.wait()
@@ -120,11 +132,11 @@ class CannedVllm:
             choice = {"index": 0, "finish_reason": "stop" if last else None}
             if chat:
                 # The second token is a control token: an empty delta, sent only because ids were asked for.
-                choice |= {"delta": {} if i == 1 else {"content": token[1]}, "logprobs": _chat_logprobs([token])}
+                choice |= {"delta": self._delta(i, token[1]), "logprobs": _chat_logprobs([token])}
             else:
                 choice |= {"text": token[1], "logprobs": _completion_logprobs([token])}
                 if with_ids and i == 0:
-                    choice["prompt_token_ids"] = PROMPT_IDS
+                    choice["prompt_token_ids"] = self.prompt_ids
             if with_ids:
                 choice["token_ids"] = [token[0]]
             await send({"choices": [choice]})
@@ -132,6 +144,25 @@ class CannedVllm:
             await send({"choices": [], "usage": USAGE})
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    def _delta(self, number: int, text: str) -> dict[str, Any]:
+        """Of one token: reasoning first, then tool calls in two chunks, or else the text."""
+        if number == 1:
+            return {}
+        if number == 0 and "reasoning" in self.said:
+            return {"reasoning": self.said["reasoning"]}
+        if "tool_calls" not in self.said:
+            return {"content": text}
+        deltas = []
+        for index, call in enumerate(self.said["tool_calls"]):
+            arguments = call["function"]["arguments"]
+            last = index == len(self.said["tool_calls"]) - 1
+            half = len(arguments) // 2 if last else len(arguments)
+            if number == 2:
+                deltas.append({**call, "index": index, "function": call["function"] | {"arguments": arguments[:half]}})
+            elif number == 3 and last:
+                deltas.append({"index": index, "function": {"arguments": arguments[half:]}})
+        return {"tool_calls": deltas} if deltas else {}
 
 
 def _chat_logprobs(tokens: list[tuple[int, str, float]]) -> dict[str, Any]:

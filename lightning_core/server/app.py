@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,14 +15,20 @@ from starlette.responses import Response
 from starlette.routing import Route as HttpRoute
 from starlette.types import Receive, Scope, Send
 
+from lightning_core.config import GatewaySettings
 from lightning_core.lake.spool import SpoolWriter
 from lightning_core.server.admin import Admin
+from lightning_core.server.admission import Admission
+from lightning_core.server.drift import DriftMemory
+from lightning_core.server.files import services
 from lightning_core.server.gateway import Gateway
 from lightning_core.server.http import ClientGone, HttpError
 from lightning_core.server.intake import Intake
 from lightning_core.server.otlp_http import Receiver
+from lightning_core.server.responses_store import ResponseStore
 from lightning_core.server.routes import RouteTable
 from lightning_core.server.stats import Stats
+from lightning_core.server.targets import Targets
 from lightning_core.server.upstream import Upstreams
 
 log = logging.getLogger(__name__)
@@ -77,10 +84,25 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> int:
     raise HttpError(404, f"Unknown request URL: {scope['method']} {scope['path']}", code="unknown_url")
 
 
-def make_app(secret: str, spool: SpoolWriter, routes: RouteTable, intake: Intake) -> Starlette:
-    """The ASGI app; it closes its connections to vLLM on shutdown, the spool is the caller's to close."""
+def make_app(
+    home: Path, secret: str, spool: SpoolWriter, routes: RouteTable, intake: Intake, settings: GatewaySettings
+) -> Starlette:
+    """The ASGI app; it closes its connections on shutdown, the spool is the caller's to close. Raises NoKey."""
     stats, upstreams = intake.stats, Upstreams()
-    gateway = Gateway(secret, spool, routes, upstreams, stats, intake.max_body)
+    targets = Targets(routes, settings.upstreams, settings.version_change)
+    responses = ResponseStore(services(home) / "responses.sqlite")
+    gateway = Gateway(
+        secret=secret,
+        settings=settings,
+        spool=spool,
+        targets=targets,
+        upstreams=upstreams,
+        admission=Admission(settings, stats),
+        responses=responses,
+        drift=DriftMemory(),
+        stats=stats,
+        max_body=intake.max_body,
+    )
     receiver = Receiver(secret, intake)
     admin = Admin(secret, spool, routes, stats, intake.max_body)
     http_routes: list[HttpRoute] = []
@@ -92,7 +114,12 @@ def make_app(secret: str, spool: SpoolWriter, routes: RouteTable, intake: Intake
     for prefix in (ATTEMPT, ""):
         add(prefix + "/v1/chat/completions", ["POST"], "chat", gateway.chat)
         add(prefix + "/v1/completions", ["POST"], "completions", gateway.completion)
+        add(prefix + "/v1/responses", ["POST"], "responses", gateway.respond)
+        add(prefix + "/v1/responses/{response_id}", ["GET"], "response", gateway.response)
+        add(prefix + "/v1/responses/{response_id}", ["DELETE"], "response", gateway.delete_response)
+        add(prefix + "/v1/embeddings", ["POST"], "embeddings", gateway.embeddings)
         add(prefix + "/v1/models", ["GET"], "models", gateway.models)
+        add(prefix + "/v1/models/{model:path}", ["GET"], "models", gateway.model)
         add(prefix + "/v1/traces", ["POST"], "traces", receiver.traces)
         add(prefix + "/v1/metrics", ["POST"], "otlp_metrics", receiver.metrics)
         add(prefix + "/v1/logs", ["POST"], "otlp_logs", receiver.logs)
@@ -107,6 +134,7 @@ def make_app(secret: str, spool: SpoolWriter, routes: RouteTable, intake: Intake
     async def lifespan(app: Starlette) -> Any:
         yield
         await upstreams.close()
+        responses.close()
 
     app = Starlette(routes=http_routes, lifespan=lifespan, exception_handlers={HTTPException: _wrong_method})
     app.router.redirect_slashes = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -12,11 +13,14 @@ import orjson
 from lightning_core import names
 from lightning_core.lake.otlp import AttributeValue, SpanData, encode_spans, float32_bytes, int32_bytes
 from lightning_core.server.access import Caller
+from lightning_core.server.drift import Drift
 from lightning_core.server.reply import Collected
-from lightning_core.server.sampling import Prepared
+from lightning_core.server.sampling import Kind, Prepared
+from lightning_core.server.targets import Target
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 _KIND_CLIENT = 3
+_OPERATIONS: dict[Kind, str] = {"chat": "chat", "completion": "text_completion", "embeddings": "embeddings"}
 
 
 def new_id(size: int) -> bytes:
@@ -35,34 +39,48 @@ def parse_traceparent(header: str | None) -> tuple[bytes, bytes] | None:
     return (trace_id, span_id) if any(trace_id) and any(span_id) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a call, beside what was collected of the reply. `failure` says why it failed, for people."""
+
+    versions: str | None
+    start_ns: int
+    end_ns: int
+    api: str
+    response_id: str | None = None  # the client's, where it is not the upstream's
+    upstream_request_id: str | None = None
+    first_token_ms: float | None = None
+    drift: Drift | None = None
+    failure: str | None = None
+    aborted: bool = False
+
+
 def encode_call(
-    *,
     caller: Caller,
-    policy: str,
-    versions: str,
+    target: Target,
     request: Mapping[str, Any],
     prepared: Prepared,
     collected: Collected,
     traceparent: str | None,
-    start_ns: int,
-    end_ns: int,
-    first_token_ms: float | None,
-    failure: str | None,
-    aborted: bool,
+    outcome: Outcome,
 ) -> bytes:
-    """The OTLP request that holds the call's span; `failure` says why a call failed, for people."""
+    """The OTLP request that holds the call's span."""
     parent = parse_traceparent(traceparent)
     choices = collected.ordered()
     ids = [token for choice in choices for token in choice.token_ids]
     logprobs = [value for choice in choices for value in choice.logprobs]
-    reason = _untrainable(prepared, collected, failure, aborted)
+    drift = outcome.drift
     attributes: dict[str, AttributeValue | None] = {
-        names.POLICY: policy,
-        names.POLICY_VERSION: versions,
-        names.GEN_AI_OPERATION: "chat" if prepared.kind == "chat" else "text_completion",
-        names.GEN_AI_REQUEST_MODEL: policy,
+        names.POLICY: target.policy,
+        names.POLICY_VERSION: outcome.versions,
+        names.UPSTREAM: None if target.policy else target.label,
+        names.API: outcome.api,
+        names.GEN_AI_OPERATION: _OPERATIONS[prepared.kind],
+        names.GEN_AI_REQUEST_MODEL: target.asked,
         names.GEN_AI_RESPONSE_MODEL: collected.model,
-        names.GEN_AI_RESPONSE_ID: collected.response_id,
+        names.GEN_AI_RESPONSE_ID: outcome.response_id or collected.response_id,
+        names.UPSTREAM_ID: collected.response_id if outcome.response_id else None,
+        names.UPSTREAM_REQUEST_ID: outcome.upstream_request_id,
         names.GEN_AI_FINISH_REASONS: [choice.finish_reason or "" for choice in choices] or None,
         names.GEN_AI_INPUT_TOKENS: _count(collected.usage.get("prompt_tokens"), collected.prompt_token_ids),
         names.GEN_AI_OUTPUT_TOKENS: _count(collected.usage.get("completion_tokens"), ids),
@@ -74,20 +92,24 @@ def encode_call(
         names.CHOICE_LENGTHS: int32_bytes([len(c.token_ids) for c in choices]) if len(choices) > 1 else None,
         names.SAMPLING: _json(prepared.used),
         names.REQUESTED_SAMPLING: _json(prepared.requested),
-        names.UNTRAINABLE: reason,
-        names.FIRST_TOKEN_MS: first_token_ms,
+        names.UNTRAINABLE: _untrainable(prepared, collected, outcome),
+        names.FIRST_TOKEN_MS: outcome.first_token_ms,
+        names.DRIFT_POSITION: drift.position if drift else None,
+        names.DRIFT_TOKENS: drift.tokens if drift else None,
+        names.DRIFT_FROM: drift.response_id if drift else None,
     }
     span = SpanData(
-        name=names.SPAN_CALL_PREFIX + policy,
+        name=("embeddings " if prepared.kind == "embeddings" else names.SPAN_CALL_PREFIX)
+        + (target.policy or target.asked),
         trace_id=parent[0] if parent else new_id(16),
         span_id=new_id(8),
         parent_id=parent[1] if parent else None,
         kind=_KIND_CLIENT,
-        start_ns=start_ns,
-        end_ns=end_ns,
+        start_ns=outcome.start_ns,
+        end_ns=outcome.end_ns,
         attributes={key: value for key, value in attributes.items() if value is not None},
-        status="error" if failure else "ok",
-        status_message=failure or "",
+        status="error" if outcome.failure else "ok",
+        status_message=outcome.failure or "",
     )
     resource: dict[str, AttributeValue] = {"service.name": "lightning-gateway"}
     if caller.rollout_id is not None and caller.attempt_id is not None:
@@ -95,10 +117,10 @@ def encode_call(
     return encode_spans(resource, [span], scope="lightning_core.server")
 
 
-def _untrainable(prepared: Prepared, collected: Collected, failure: str | None, aborted: bool) -> str | None:
-    if aborted or any(choice.finish_reason == "abort" for choice in collected.choices.values()):
+def _untrainable(prepared: Prepared, collected: Collected, outcome: Outcome) -> str | None:
+    if outcome.aborted or any(choice.finish_reason == "abort" for choice in collected.choices.values()):
         return "aborted"
-    if failure:
+    if outcome.failure:
         return "failed"
     choices = collected.ordered()
     if not collected.prompt_token_ids or not choices or any(not choice.token_ids for choice in choices):
@@ -120,7 +142,7 @@ def _count(reported: Any, ids: list[int] | None) -> int | None:
 def _input_messages(request: Mapping[str, Any], prepared: Prepared) -> Any:
     if prepared.kind == "chat":
         return request.get("messages")
-    return [{"role": "user", "content": request.get("prompt")}]
+    return [{"role": "user", "content": request.get("prompt" if prepared.kind == "completion" else "input")}]
 
 
 def _json(value: Any) -> str:

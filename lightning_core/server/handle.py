@@ -63,6 +63,7 @@ class ServerHandle:
         command += ["--port", str(settings.port), "--spool-max-gb", str(settings.spool_max_gb)]
         command += ["--max-body-mb", str(settings.max_body_mb)]
         command += ["--grpc-port", "off" if settings.grpc_port is None else str(settings.grpc_port)]
+        command += ["--gateway", settings.gateway.model_dump_json(exclude_defaults=True)]
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         with log_path.open("ab") as log_file:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from lightning_core.config import GatewaySettings
 from lightning_core.files import write_atomic
 from lightning_core.lake.spool import SpoolError, SpoolWriter
 from lightning_core.server.app import make_app
@@ -127,7 +128,15 @@ def _decoded_offset(home: Path) -> int:
     return int(offset)
 
 
-def serve(home: Path, host: str, port: int, grpc_port: int | None, spool_max_bytes: int, max_body: int) -> None:
+def serve(
+    home: Path,
+    host: str,
+    port: int,
+    grpc_port: int | None,
+    spool_max_bytes: int,
+    max_body: int,
+    gateway: GatewaySettings,
+) -> None:
     """Run until SIGTERM or SIGINT; then drain, flush and leave. No gRPC where `grpc_port` is None."""
     sock = listen(host, port)
     if grpc_port:
@@ -139,7 +148,7 @@ def serve(home: Path, host: str, port: int, grpc_port: int | None, spool_max_byt
     try:
         secret = load_secret(home)
         intake = Intake(spool, Stats(), max_body, Room(max(_BODIES_IN_MEMORY, 4 * max_body)))
-        app = make_app(secret, spool, RouteTable(home), intake)
+        app = make_app(home, secret, spool, RouteTable(home), intake, gateway)
         grpc = None if grpc_port is None else GrpcSettings(secret, intake, host, grpc_port)
         config = uvicorn.Config(
             app,
@@ -177,6 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grpc-port", type=_grpc_port, default=0, help="OTLP/gRPC; 0: any free port, `off`: none")
     parser.add_argument("--spool-max-gb", type=float, default=4.0, help="spans not yet decoded; past it 503")
     parser.add_argument("--max-body-mb", type=float, default=64.0)
+    parser.add_argument(
+        "--gateway", type=GatewaySettings.model_validate_json, default=GatewaySettings(), help="server.gateway as JSON"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
@@ -187,6 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.grpc_port,
             int(options.spool_max_gb * 1e9),
             int(options.max_body_mb * 1e6),
+            options.gateway,
         )
     except CannotStart as error:
         log.error("the server cannot start: %s", error)

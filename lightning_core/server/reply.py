@@ -40,6 +40,19 @@ class Collected:
     def ordered(self) -> list[Choice]:
         return [self.choices[index] for index in sorted(self.choices)]
 
+    def begun(self) -> bool:
+        """Whether anything was sampled yet: a stream begins with a chunk that has the role alone."""
+        return any(choice.token_ids or len(choice.message) > 1 for choice in self.choices.values())
+
+    def tokens(self, kind: str) -> int:
+        """`prompt` or `completion` tokens: as reported, else as collected."""
+        reported = self.usage.get(f"{kind}_tokens")
+        if isinstance(reported, int):
+            return reported
+        if kind == "prompt":
+            return len(self.prompt_token_ids or ())
+        return sum(len(choice.token_ids) for choice in self.choices.values())
+
     def finished(self) -> int:
         return sum(choice.finish_reason is not None for choice in self.choices.values())
 
@@ -62,7 +75,7 @@ def take_chunk(chunk: dict[str, Any], prepared: Prepared, name: str, into: Colle
     if "error" in chunk and not chunk.get("choices"):
         error = chunk["error"]
         into.error = str(error.get("message") if isinstance(error, dict) else error)
-        return chunk
+        return None
     _take_head(chunk, prepared, name, into)
     choices = _choices(chunk)
     if not choices:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lightning_core.config import Name, SamplingSettings
 from lightning_core.files import write_atomic
@@ -18,26 +19,48 @@ class RoutesError(ValueError):
     """Routes that cannot be used; the message names the key and what would be allowed."""
 
 
+def _address(upstream: str) -> str:
+    if upstream.startswith("unix:///") or upstream.startswith(("http://", "https://")):
+        return upstream.rstrip("/")
+    raise ValueError("write it as unix:///path/to.sock or http://host:port")
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Version = Annotated[str, Field(pattern=r"^v\d{4,}$")]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Route(_Model):
-    """One policy and the vLLM that serves it."""
+class Served(_Model):
+    """Another version of a policy that stays loaded: an adapter beside the newer one, or a replica of its own."""
 
-    upstream: str = Field(description="`unix:///path.sock`, or `http://127.0.0.1:port`")
+    model: str = Field(min_length=1)
+    upstream: Address | None = Field(None, description="where it is another vLLM than the policy's")
+
+
+class Route(_Model):
+    """One policy and the vLLMs that serve it."""
+
+    upstream: Address = Field(description="`unix:///path.sock`, or `http://127.0.0.1:port`")
+    replicas: tuple[Address, ...] = Field((), description="further vLLMs that serve the same")
     model: str = Field(min_length=1, description="name vLLM serves it under; an adapter's has the version in it")
-    version: str = Field(pattern=r"^v\d{4,}$")
+    version: Version
+    loaded: dict[Version, Served] = Field(default_factory=dict, description="other versions that can be asked for")
     sampling: SamplingSettings = Field(default_factory=lambda: SamplingSettings.model_validate({}))
     evaluate_max_tokens: int | None = Field(None, ge=1)
     api_key: str | None = None
 
-    @field_validator("upstream")
-    @classmethod
-    def _upstream(cls, upstream: str) -> str:
-        if upstream.startswith("unix:///") or upstream.startswith(("http://", "https://")):
-            return upstream.rstrip("/")
-        raise ValueError("write it as unix:///path/to.sock or http://host:port")
+    def addresses(self, version: str) -> tuple[str, ...]:
+        """Where this version is served; KeyError where it is not."""
+        if version == self.version:
+            return (self.upstream, *self.replicas)
+        other = self.loaded[version].upstream
+        return (self.upstream, *self.replicas) if other is None else (other,)
+
+    def served_as(self, version: str) -> str:
+        return self.model if version == self.version else self.loaded[version].model
 
 
 class Routes(_Model):
@@ -63,7 +86,7 @@ class RouteTable:
 
     def __init__(self, home: Path) -> None:
         self._path = services(home) / "routes.json"
-        self._history: dict[str, list[str]] = {}
+        self._history: dict[str, list[tuple[str, str]]] = {}  # policy → (version, the name it was served under)
         self._set(Routes())
         if self._path.exists():
             try:
@@ -85,13 +108,13 @@ class RouteTable:
         self._routes = routes
         for name, route in routes.policies.items():
             seen = self._history.setdefault(name, [])
-            if not seen or seen[-1] != route.version:
-                seen.append(route.version)
+            if not seen or seen[-1][0] != route.version:
+                seen.append((route.version, route.model))
 
     def mark(self, policy: str) -> int:
         """Where the policy's history stands; give it to `versions_since` when the call ends."""
         return len(self._history[policy]) - 1
 
-    def versions_since(self, policy: str, mark: int) -> str:
-        """`v0003`, or `v0003,v0004` where the version changed meanwhile."""
-        return ",".join(dict.fromkeys(self._history[policy][mark:]))
+    def versions_since(self, policy: str, mark: int, model: str) -> list[str]:
+        """The versions that `model` stood for meanwhile: one, or more where weights were swapped under its name."""
+        return list(dict.fromkeys(version for version, served in self._history[policy][mark:] if served == model))

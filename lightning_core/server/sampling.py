@@ -15,7 +15,7 @@ from typing import Any, Literal
 from lightning_core.server.routes import Route
 from lightning_core.server.tokens import Mode
 
-Kind = Literal["chat", "completion"]
+Kind = Literal["chat", "completion", "embeddings"]
 
 # What counts as sampling, for the record of what was asked and used.
 SAMPLING_KEYS = (
@@ -58,10 +58,10 @@ class Prepared:
     wants_usage: bool  # of a stream
 
 
-def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode) -> Prepared:
-    """Rewrite a request of the OpenAI API for the policy's vLLM."""
+def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model: str | None = None) -> Prepared:
+    """Rewrite a request of the OpenAI API for the policy's vLLM, which serves it as `model` (default: the route's)."""
     body = {key: value for key, value in request.items() if key not in _NEVER}
-    body["model"] = route.model
+    body["model"] = model or route.model
     stream = bool(request.get("stream"))
     if mode == "train":
         for key in _DROPPED_IN_TRAINING:
@@ -96,6 +96,30 @@ def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode) -> Pr
         untrainable=_untrainable(request, body, kind),
         wants_logprobs=wants_logprobs,
         wants_token_ids=bool(request.get("return_token_ids")),
+        wants_usage=bool(options.get("include_usage")),
+    )
+
+
+def prepare_plain(request: dict[str, Any], kind: Kind, model: str) -> Prepared:
+    """A request as an upstream that is not ours gets it: as it is, except that usage of a stream is always asked for."""
+    body = {key: value for key, value in request.items() if key not in _NEVER} | {"model": model}
+    stream = bool(request.get("stream")) and kind != "embeddings"
+    options = request.get("stream_options")
+    options = options if isinstance(options, dict) else {}
+    if stream:
+        body["stream_options"] = options | {"include_usage": True}
+    n = request.get("n")
+    sampling = {key: request[key] for key in SAMPLING_KEYS if request.get(key) is not None}
+    return Prepared(
+        body=body,
+        kind=kind,
+        stream=stream,
+        choices=n if isinstance(n, int) and n > 0 else 1,
+        requested=sampling,
+        used=sampling,
+        untrainable="other_model",
+        wants_logprobs=True,  # whatever comes was asked for
+        wants_token_ids=True,
         wants_usage=bool(options.get("include_usage")),
     )
 

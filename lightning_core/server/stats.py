@@ -16,6 +16,7 @@ class AttemptStats:
     """What the gateway saw of one attempt since the server started."""
 
     calls: int = 0
+    tokens: int = 0  # of prompts and responses
     infrastructure_errors: int = 0
     last_error: str | None = None
     refused_otlp: int = 0  # OTLP requests answered 503; exporters retry those for a while
@@ -37,6 +38,26 @@ class Stats:
             ["policy"],
             registry=self.registry,
             buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250),
+        )
+        self.first_token = Histogram(
+            "lightning_first_token_seconds",
+            "time to the first token of streams",
+            ["policy"],
+            registry=self.registry,
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25),
+        )
+        self.waiting = Gauge("lightning_calls_waiting", "calls behind others of their rollout", registry=self.registry)
+        self.turned_away = Counter(
+            "lightning_calls_turned_away",
+            "calls refused before they began",
+            ["policy", "reason"],
+            registry=self.registry,
+        )
+        self.drifted = Counter(
+            "lightning_drifted_calls",
+            "calls that send a reply back as other tokens",
+            ["policy"],
+            registry=self.registry,
         )
         self.spooled = Counter(
             "lightning_spooled_bytes", "bytes of span requests kept", ["source"], registry=self.registry

@@ -220,13 +220,14 @@ def test_a_short_outage_of_vllm_is_not_noticed(server: Rig) -> None:
     assert client(server, attempt="short").chat.completions.create(model="policy", messages=MESSAGES).choices
     assert server.handle.attempt("r.1", "short") == {
         "calls": 1,
+        "tokens": 8,
         "infrastructure_errors": 0,
         "last_error": None,
         "refused_otlp": 0,
     }
 
 
-@pytest.mark.parametrize("failures", [[503] * 5, [500], [404]])
+@pytest.mark.parametrize("failures", [[503] * 5, [500] * 5, [404]])
 def test_a_failure_of_vllm_is_503_and_counted_for_the_attempt(server: Rig, failures: list[int | str]) -> None:
     attempt = f"down{failures[0]}"
     server.canned.fail_next = list(failures)
@@ -251,7 +252,7 @@ def test_an_unknown_model_is_openais_404_with_the_names(server: Rig) -> None:
     with pytest.raises(openai.NotFoundError, match="policy") as caught:
         client(server).chat.completions.create(model="gpt-4", messages=MESSAGES)
     assert caught.value.code == "model_not_found"
-    assert [model.id for model in client(server).models.list()] == ["policy"]
+    assert [model.id for model in client(server).models.list()] == ["policy", "policy@v0003"]
 
 
 def test_only_the_attempts_own_token_opens_its_scope(server: Rig) -> None:
@@ -269,7 +270,7 @@ def test_only_the_attempts_own_token_opens_its_scope(server: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/load_lora_adapter", "/pause", "/collective_rpc", "/v1/embeddings", "/v1/responses", "/v1/models/x"]
+    "path", ["/v1/load_lora_adapter", "/pause", "/collective_rpc", "/v1/audio/speech", "/tokenize", "/v1/responses/x/y"]
 )
 def test_nothing_else_is_served_or_forwarded(server: Rig, path: str) -> None:
     token = server.handle.mint("r.1", "a1", "train")

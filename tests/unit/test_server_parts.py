@@ -11,12 +11,13 @@ import pytest
 
 from lightning_core import names
 from lightning_core.server.access import Caller
-from lightning_core.server.call_span import encode_call, new_id, parse_traceparent
+from lightning_core.server.call_span import Outcome, encode_call, new_id, parse_traceparent
 from lightning_core.server.files import load_secret
 from lightning_core.server.http import HttpError, Room, read_body
 from lightning_core.server.reply import Collected, take_chunk, take_reply
 from lightning_core.server.routes import Route, RoutesError, RouteTable, parse_routes
 from lightning_core.server.sampling import Kind, Prepared, prepare
+from lightning_core.server.targets import Target
 from lightning_core.server.tokens import AttemptScope, mint, verify
 from tests.gateway_rig import attributes, spans_of
 
@@ -166,20 +167,9 @@ def test_usage_in_every_chunk_stays_where_it_was_asked_for() -> None:
 def encoded(kind: Kind, reply: dict[str, Any], **request: Any) -> dict[str, Any]:
     prepared, into = prepare(request, kind, ROUTE, "train"), Collected()
     take_reply(reply, prepared, "policy", into)
-    body = encode_call(
-        caller=Caller("r", "a", "train", "path"),
-        policy="policy",
-        versions="v0003",
-        request=request,
-        prepared=prepared,
-        collected=into,
-        traceparent=None,
-        start_ns=1,
-        end_ns=2,
-        first_token_ms=None,
-        failure=None,
-        aborted=False,
-    )
+    caller, outcome = Caller("r", "a", "train", "path"), Outcome("v0003", start_ns=1, end_ns=2, api="chat")
+    target = Target("policy", "policy", "served", ("http://x",), None, ROUTE, "policy", "v0003")
+    body = encode_call(caller, target, request, prepared, into, None, outcome)
     return attributes(spans_of(body)[0])
 
 

@@ -1,0 +1,268 @@
+"""One LLM call from request to durable span.
+
+It ends in exactly one of: answered, refused by the upstream, failed (infrastructure), aborted (the client went away);
+each leaves a span. Chunks of a stream pass at once, except that from the chunk that finishes the last choice on
+everything waits for the span: a client that stops reading there has its span too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import orjson
+from starlette.datastructures import Headers
+from starlette.types import Scope, Send
+
+from lightning_core.lake.spool import Record, SpoolError, SpoolFull
+from lightning_core.server.access import Caller
+from lightning_core.server.call_log import log_call
+from lightning_core.server.call_span import Outcome, encode_call
+from lightning_core.server.drift import Drift
+from lightning_core.server.faces import Face
+from lightning_core.server.http import HttpError, json_response, unavailable
+from lightning_core.server.reply import Collected, take_chunk, take_reply
+from lightning_core.server.sampling import Kind, Prepared
+from lightning_core.server.sse import DONE, SseParser
+from lightning_core.server.stats import AttemptStats
+from lightning_core.server.targets import Target
+from lightning_core.server.upstream import Answer, UpstreamDown, without_key
+
+if TYPE_CHECKING:
+    from lightning_core.server.gateway import Gateway
+
+log = logging.getLogger(__name__)
+
+_PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embeddings": "/embeddings"}
+_BROKEN = (aiohttp.ClientError, OSError, ValueError, TypeError, KeyError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call as it was understood: whose, what, where to, and how its reply is to look."""
+
+    caller: Caller
+    target: Target
+    request: dict[str, Any]
+    prepared: Prepared
+    face: Face
+
+
+class Call:
+    """One call. `run` is called once."""
+
+    def __init__(self, gateway: Gateway, asked: Asked, scope: Scope, send: Send) -> None:
+        self._gateway = gateway
+        self._asked = asked
+        self._scope = scope
+        self._send = send
+        self._collected = Collected()
+        self._start_ns = time.time_ns()
+        self._started = time.perf_counter()
+        self._first_token_ms: float | None = None
+        self._upstream_request_id: str | None = None
+        self._stored = False
+
+    @property
+    def _attempt(self) -> AttemptStats:
+        return self._gateway.stats.attempt(self._asked.caller.rollout_id, self._asked.caller.attempt_id)
+
+    async def run(self) -> int:
+        """Serve the call; returns the status that was sent. Raises HttpError while nothing has been sent."""
+        stats, label = self._gateway.stats, self._asked.target.label
+        self._gateway.admission.check(self._asked.caller, label)
+        self._attempt.calls += 1
+        with (
+            self._gateway.admission.counted(),
+            stats.in_flight.labels(label).track_inprogress(),
+            stats.seconds.labels(label).time(),
+        ):
+            try:
+                if self._gateway.spool.is_full():
+                    # Refused before any token is sampled: without room for the span the reply could not be given.
+                    raise self._broken("the spool is full; the ingestion has to free it, or raise server.spool_max_gb")
+                async with self._gateway.admission.turn(self._asked.caller):
+                    return await self._forward()
+            except asyncio.CancelledError:
+                await asyncio.shield(self._leave("the client disconnected", "aborted"))
+                raise
+
+    async def _forward(self) -> int:
+        target, prepared = self._asked.target, self._asked.prepared
+        retries = self._gateway.stats.retries.labels(target.label)
+        rollout = self._asked.caller.rollout_id
+        try:
+            async with self._gateway.upstreams.post(
+                target, _PATHS[prepared.kind], prepared.body, rollout, retries.inc
+            ) as answer:
+                response = answer.response
+                self._upstream_request_id = response.headers.get("x-request-id")
+                if response.status >= 300:
+                    raise await self._refused(response.status, await response.read())
+                return await (self._stream(answer) if prepared.stream and answer.streams else self._whole(response))
+        except UpstreamDown as error:
+            await self._leave(str(error), "unreachable")
+            raise self._broken(str(error)) from None
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> int:
+        prepared, face = self._asked.prepared, self._asked.face
+        try:
+            reply = orjson.loads(await response.read())
+            body = face.reply(take_reply(reply, prepared, self._asked.target.asked, self._collected), self._collected)
+        except _BROKEN as error:
+            message = f"the model server's reply broke off or is no JSON of vLLM's shape: {error!r}"
+            await self._leave(message, "broken")
+            raise self._broken(message) from None
+        await self._store(None, "ok")
+        face.kept(self._collected)
+        await json_response(body)(self._scope, _no_receive, self._send)
+        return 200
+
+    async def _stream(self, answer: Answer) -> int:
+        """Pass chunks on as they come; hold back those from the last choice's end until the span is durable."""
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        face, parser, held = self._asked.face, SseParser(), bytearray()
+        ready, data, ended, problem = bytearray(face.begin()), answer.first, False, None
+        try:
+            while data:
+                for raw in parser.feed(data):
+                    if raw == DONE:
+                        ended = True
+                    elif self._take(raw, ready, held):
+                        raise ValueError(self._collected.error)
+                if self._first_token_ms is None and self._collected.begun():
+                    self._first_token_ms = (time.perf_counter() - self._started) * 1000
+                    self._gateway.stats.first_token.labels(self._asked.target.label).observe(
+                        self._first_token_ms / 1000
+                    )
+                if ready:
+                    await self._send({"type": "http.response.body", "body": bytes(ready), "more_body": True})
+                    ready.clear()
+                data = await answer.response.content.readany()
+            if not ended:
+                problem = "the model server's stream ended without [DONE]"
+            held += face.end(self._collected) if problem is None else b""
+        except _BROKEN as error:
+            problem = self._collected.error or f"the model server's stream broke: {error!r}"
+        failure = None
+        if problem is None:
+            try:
+                await self._store(None, "ok")
+                face.kept(self._collected)
+            except HttpError as error:
+                failure = error
+        else:
+            await self._leave(problem, "broken")
+            failure = self._broken(problem)
+        last = bytes(held) if failure is None else face.broken(failure)
+        await self._send({"type": "http.response.body", "body": last})
+        return 200
+
+    def _take(self, raw: bytes, ready: bytearray, held: bytearray) -> bool:
+        """Collect one chunk, and put the client's events where they belong; True where it is an error."""
+        prepared = self._asked.prepared
+        chunk = take_chunk(orjson.loads(raw), prepared, self._asked.target.asked, self._collected)
+        if self._collected.error is not None:
+            return True
+        if chunk is not None:
+            finished = self._collected.finished() >= prepared.choices
+            (held if finished else ready).extend(self._asked.face.chunk(chunk))
+        return False
+
+    async def _refused(self, status: int, body: bytes) -> HttpError:
+        """The upstream's own error, in OpenAI's shape. What the agent cannot have caused becomes 503."""
+        target = self._asked.target
+        try:
+            raw = orjson.loads(body)
+            error = raw["error"] if isinstance(raw.get("error"), dict) else raw
+            message = str(error.get("message") or error)
+        except (ValueError, AttributeError, KeyError):
+            error, message = {}, body[:500].decode(errors="replace") or "no message"
+        message = without_key(message, target)
+        who = "vLLM" if target.policy else f"upstream {target.label!r}"
+        ours = status in (401, 403, 404) or status >= 500 or status < 400
+        await self._leave(f"{who} answered {status}: {message}", "unreachable" if ours else "refused")
+        if ours:
+            return self._broken(f"{target.asked!r}: {who} answered {status}: {message}")
+        code, param = error.get("code"), error.get("param")
+        return HttpError(
+            status,
+            message,
+            str(error.get("type") or "invalid_request_error"),
+            code=None if code is None or isinstance(code, int) else str(code),
+            param=None if param is None else str(param),
+        )
+
+    def _broken(self, message: str) -> HttpError:
+        """Count a failure of the infrastructure for the attempt; returns what the client is told."""
+        caller = self._asked.caller
+        self._attempt.infrastructure_errors += 1
+        self._attempt.last_error = message
+        log.warning("call to %s for rollout %s failed: %s", self._asked.target.label, caller.rollout_id, message[:300])
+        return unavailable(message)
+
+    async def _store(self, failure: str | None, outcome: str) -> None:
+        """Make the span durable; HttpError 503 where that cannot be."""
+        if self._stored:
+            return
+        self._stored = True
+        gateway, asked, collected = self._gateway, self._asked, self._collected
+        stats, label, caller = gateway.stats, asked.target.label, asked.caller
+        told = Outcome(
+            versions=gateway.targets.versions(asked.target),
+            start_ns=self._start_ns,
+            end_ns=max(time.time_ns(), self._start_ns),
+            api=asked.face.api,
+            response_id=asked.face.response_id,
+            upstream_request_id=self._upstream_request_id,
+            first_token_ms=self._first_token_ms,
+            drift=self._drift() if failure is None else None,
+            failure=failure,
+            aborted=outcome in ("aborted", "broken"),
+        )
+        traceparent = Headers(scope=self._scope).get("traceparent")
+        body = encode_call(caller, asked.target, asked.request, asked.prepared, collected, traceparent, told)
+        record = Record(caller.rollout_id, caller.attempt_id, caller.scope, time.time_ns(), "gateway", body)
+        try:
+            await gateway.spool.append(record)
+        except (SpoolFull, SpoolError) as error:
+            stats.refused.inc()
+            stats.calls.labels(label, "not_stored").inc()
+            raise self._broken(f"the call's span could not be stored: {error}") from None
+        stats.spooled.labels("gateway").inc(len(body))
+        stats.calls.labels(label, outcome).inc()
+        for kind in ("prompt", "completion"):
+            used = collected.tokens(kind)
+            stats.tokens.labels(label, kind).inc(used)
+            self._attempt.tokens += used
+        log_call(gateway.settings.log_calls, asked, collected, told, outcome)
+
+    def _drift(self) -> Drift | None:
+        """How the prompt departs from what was sampled; what was sampled now is remembered for the next call."""
+        asked, collected = self._asked, self._collected
+        caller, prompt, policy = asked.caller, collected.prompt_token_ids, asked.target.policy
+        if asked.prepared.kind != "chat" or not prompt or not (policy and caller.rollout_id and caller.attempt_id):
+            return None
+        key, messages = (caller.rollout_id, caller.attempt_id, policy), asked.request.get("messages")
+        drift = self._gateway.drift.compare(key, messages, prompt)
+        replies = [(choice.message, choice.token_ids) for choice in collected.ordered() if choice.token_ids]
+        response_id = asked.face.response_id or collected.response_id
+        self._gateway.drift.remember(key, messages, replies, prompt, response_id)
+        if drift is not None:
+            self._gateway.stats.drifted.labels(policy).inc()
+        return drift
+
+    async def _leave(self, failure: str, outcome: str) -> None:
+        """The span of a call that failed; that it cannot be stored is logged and counted, the failure stays."""
+        with contextlib.suppress(HttpError):
+            await self._store(failure, outcome)
+
+
+async def _no_receive() -> Any:
+    raise RuntimeError("the request was read already")

@@ -1,0 +1,127 @@
+"""What `model` in a request means: a policy, a version of it (`policy@v0003`), or a model of a configured upstream.
+
+A rollout stays on the version it began with where that is still served. Where it is not, the settings say whether its
+calls go on with the new one or are refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_core.config import UpstreamSettings
+from lightning_core.server.access import Caller
+from lightning_core.server.http import HttpError
+from lightning_core.server.routes import Route, RouteTable
+
+_REMEMBERED = 50_000  # attempts whose first version is known
+
+
+class NoKey(ValueError):
+    """An upstream's key is not in the environment; the message names both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a call goes. `policy` and `version` are None for a model that is not trained."""
+
+    asked: str
+    label: str  # of metrics and logs: the policy, or the upstream
+    model: str  # the name it is served under
+    addresses: tuple[str, ...]
+    api_key: str | None
+    route: Route | None = None
+    policy: str | None = None
+    version: str | None = None
+    mark: int = 0
+
+
+class Targets:
+    """Resolves model names. Keys of upstreams are read from the environment once, here, and kept nowhere else."""
+
+    def __init__(
+        self,
+        routes: RouteTable,
+        upstreams: list[UpstreamSettings],
+        version_change: Literal["follow", "refuse"],
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        """Raises NoKey."""
+        self._routes = routes
+        self._refuse = version_change == "refuse"
+        self._external: dict[str, Target] = {}
+        self._begun: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        for upstream in upstreams:
+            key = None
+            if upstream.api_key_env is not None and not (key := environment.get(upstream.api_key_env)):
+                raise NoKey(f"upstream {upstream.name!r}: ${upstream.api_key_env} is not set where the server starts")
+            address = upstream.base_url.rstrip("/")
+            for model in upstream.models:
+                self._external[model] = Target(model, upstream.name, model, (address,), key)
+
+    def names(self) -> list[str]:
+        """Every name that can be asked for."""
+        found = []
+        for name, route in self._routes.current.policies.items():
+            found += [name, *(f"{name}@{version}" for version in sorted({route.version, *route.loaded}))]
+        return [*found, *(model for model in self._external if model not in found)]
+
+    def resolve(self, name: str, caller: Caller) -> Target:
+        """Raises HttpError: 404 for a name or version that is not served, 409 for a rollout whose version went."""
+        policy, at, version = name.partition("@")
+        route = self._routes.current.policies.get(policy)
+        if route is None or (at and version not in (route.version, *route.loaded)):
+            if (external := self._external.get(name)) is not None:
+                return external
+            raise HttpError(
+                404,
+                f"The model `{name}` does not exist; `model` names a policy, a version of one, or a model of an upstream, "
+                f"and these are served: {', '.join(self.names()) or 'none yet'}",
+                code="model_not_found",
+                param="model",
+            )
+        if not at:
+            version = self._version(policy, route, caller)
+        return Target(
+            asked=name,
+            label=policy,
+            model=route.served_as(version),
+            addresses=route.addresses(version),
+            api_key=route.api_key,
+            route=route,
+            policy=policy,
+            version=version,
+            mark=self._routes.mark(policy),
+        )
+
+    def versions(self, target: Target) -> str | None:
+        """`v0003`, or `v0003,v0004` where the weights behind the name changed since the target was resolved."""
+        if target.policy is None or target.version is None:
+            return None
+        seen = self._routes.versions_since(target.policy, target.mark, target.model)
+        return ",".join(dict.fromkeys([target.version, *seen]))
+
+    def _version(self, policy: str, route: Route, caller: Caller) -> str:
+        if caller.rollout_id is None or caller.attempt_id is None:
+            return route.version
+        key = (caller.rollout_id, caller.attempt_id, policy)
+        begun = self._begun.setdefault(key, route.version)
+        self._begun.move_to_end(key)
+        if len(self._begun) > _REMEMBERED:
+            self._begun.popitem(last=False)
+        if begun == route.version or begun in route.loaded:
+            return begun
+        if self._refuse:
+            raise HttpError(
+                409,
+                f"this rollout began with {policy}@{begun}, which is no longer served (now {route.version}); "
+                "server.gateway.version_change: follow would let it go on",
+                code="policy_version_changed",
+                param="model",
+                headers={"x-should-retry": "false"},
+            )
+        self._begun[key] = route.version
+        return route.version
