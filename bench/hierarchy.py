@@ -26,10 +26,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
+
 from bench.epochs import Shape, write_epoch
 from bench.report import figure, say
 from lightning_core.config import AgentSettings, Settings, TaskSettings
-from lightning_core.lake import derive
+from lightning_core.lake import buckets, derive
 from lightning_core.lake.derive_inputs import REWARDS, TRIPLETS, make_inputs
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -50,18 +52,26 @@ def settings(home: Path) -> Settings:
 
 def seconds_to_triplets(home: Path, epoch: EpochManifest) -> tuple[float, int]:
     """(seconds, triplets): the first pass of a derivation, as far as triplets, every bucket."""
-    began, triplets = time.perf_counter(), 0
+    began = time.perf_counter()
     with derive.opened(Lake(home), epoch) as con:
         make_inputs(con, settings(home), epoch)
         derive.make_user_rules(con, [])
-        for bucket in derive.buckets(con, derive.SPANS_A_BUCKET):
-            derive.enter(con, bucket)
-            derive.run(con, (*derive.SPANS, *derive.HIERARCHY, *REWARDS, *_TO_TRIPLETS))
+        parts = buckets.cut(con, buckets.SPANS_A_BUCKET)
+        if len(parts) == 1:
+            buckets.enter(con, parts[0])
+        counts: list[int] = []
+
+        def work(own: duckdb.DuckDBPyConnection, bucket: buckets.Bucket) -> None:
+            derive.run(own, (*derive.SPANS, *derive.HIERARCHY, *REWARDS, *_TO_TRIPLETS))
             # A view: read what a triplet is made of.
-            made = con.execute(
+            made = own.execute(
                 "SELECT count(*), sum(len(prompt_ids)), sum(len(response_ids)), sum(reward) FROM triplets"
             )
-            triplets += made.fetchall()[0][0]
+            counts.append(made.fetchall()[0][0])
+
+        for _ in buckets.worked(con, parts, work):
+            pass
+        triplets = sum(counts)
     return time.perf_counter() - began, triplets
 
 

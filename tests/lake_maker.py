@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_core.config import AgentSettings, PolicySettings, RewardSettings, Settings, TaskSettings
-from lightning_core.lake import schema
+from lightning_core.lake import retries, schema
 from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
@@ -110,14 +110,14 @@ def settings(home: Path, **changes: Any) -> Settings:
 def derived(
     home: Path, rows: list[dict[str, Any]], mode: str = "train", planned: list[str] | None = None, **changes: Any
 ) -> tuple[Lake, EpochManifest]:
-    """Write rows as one span file in the order given and derive the epoch (of `versions`) from it."""
+    """Write rows (retries once, as a lake does) as one span file in the order given and derive the epoch (of `versions`) from it."""
     lake = Lake(home)
     path = "spans/0.parquet"
     (lake.root / "spans").mkdir(parents=True, exist_ok=True)
     rows = [row | _lengths(row) | {"record_index": i, "content_hash": _content_hash(row)} for i, row in enumerate(rows)]
-    table = pa.Table.from_pylist(rows, schema=schema.arrow_schema(schema.SPANS))
+    table = retries.without(pa.Table.from_pylist(rows, schema=schema.arrow_schema(schema.SPANS)), lake.root, [])
     pq.write_table(table, lake.root / path)
-    file = SpanFile(path=path, rows=len(rows), bytes=1, start=0, end=_END)
+    file = SpanFile(path=path, rows=table.num_rows, bytes=1, start=0, end=_END)
     lake.manifests.put_spans(SpanManifest(decoded_offset=_END, files=[file]))
     epoch = EpochManifest(run="run", epoch=0, mode=mode, opened_offset=0, sealed_offset=_END)  # type: ignore[arg-type]
     epoch.planned = planned or []

@@ -1,9 +1,7 @@
 """Runs the SQL from spans to training sequences for one epoch, every step a table.
 
-An epoch is worked through in buckets of whole rollouts, so that memory does not grow with it. Three passes: each bucket
-up to its triplets; then advantages, over the rollouts of all buckets; then each bucket's sequences. What a bucket makes
-lies in the schema `bucket`, before the epoch's tables on the search path: SQL names tables plainly and sees its bucket's.
-Spans are numbered on from bucket to bucket, and the tables written are the same however many buckets there were.
+Three passes over buckets of whole rollouts: each bucket up to its triplets; then advantages, over the rollouts of all
+buckets; then each bucket's sequences. The tables written are the same however many buckets there were.
 """
 
 from __future__ import annotations
@@ -11,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +17,8 @@ import duckdb
 import pyarrow as pa
 
 from lightning_core.config import AgentRule, Settings
-from lightning_core.lake import sql
+from lightning_core.lake import buckets, sql
+from lightning_core.lake.buckets import Bucket
 from lightning_core.lake.derive_inputs import (
     GATHERED,
     KEPT_ADVANTAGES,
@@ -47,6 +45,8 @@ EPOCH = ("hierarchy/scored_attempts", "hierarchy/counted_attempts", "hierarchy/m
 SPANS = ("hierarchy/node_keys", "hierarchy/epoch_spans")
 HIERARCHY = (
     "hierarchy/nodes",
+    "hierarchy/id_bearers",
+    "hierarchy/repeated_ids",
     "hierarchy/user_names",
     "hierarchy/rule_matches",
     "hierarchy/looked_for",
@@ -80,22 +80,8 @@ _VIEWS = {
     "hierarchy/components",
     "triplets/triplets",
 }
-SPANS_A_BUCKET = 2_000_000
 MEMORY_GB = 4.0
-_LEAVE = "DROP SCHEMA IF EXISTS bucket CASCADE; SET search_path = 'main'"
-_ENTER = "DROP SCHEMA IF EXISTS bucket CASCADE; CREATE SCHEMA bucket; SET search_path = 'bucket,main'"
-
 OnProgress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """A range of `counted_attempts.attempt`, and of rollout ids (in the order of the table)."""
-
-    number: int
-    of: int
-    first: int
-    last: int
 
 
 def sql_digest(settings: Settings) -> str:
@@ -106,7 +92,7 @@ def sql_digest(settings: Settings) -> str:
 @cache
 def derive_code() -> str:
     """Digest of what runs the SQL: derived by other code, an epoch is derived again."""
-    files = [Path(__file__).with_name(name) for name in ("derive.py", "derive_inputs.py", "patterns.py")]
+    files = [Path(__file__).with_name(name) for name in ("derive.py", "derive_inputs.py", "buckets.py", "patterns.py")]
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
@@ -114,8 +100,8 @@ def derive_code() -> str:
 def attempts(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with `scored_attempts` and `epoch_spans` of the epoch's spans: what a grader works on."""
     with opened(lake, epoch) as con:
-        for bucket in buckets(con, None):
-            enter(con, bucket)
+        for bucket in buckets.cut(con, None):
+            buckets.enter(con, bucket)
             run(con, SPANS)
         yield con
 
@@ -126,7 +112,7 @@ def derive(
     settings: Settings,
     key: str,
     on_progress: OnProgress | None = None,
-    spans_a_bucket: int = SPANS_A_BUCKET,
+    spans_a_bucket: int = buckets.SPANS_A_BUCKET,
 ) -> dict[str, int]:
     """Build the derived tables of an epoch from its spans; returns rows by table. The caller saves the manifest.
 
@@ -136,34 +122,39 @@ def derive(
     with opened(lake, epoch) as con:
         make_inputs(con, settings, epoch)
         make_user_rules(con, settings.agent_rules)
-        parts = buckets(con, spans_a_bucket)
+        parts = buckets.cut(con, spans_a_bucket)
         narrow = KEPT_REWARDS + (KEPT_TRIPLETS if train else ())
-        gathered = GATHERED if train else ()
+        gathered = narrow + (GATHERED if train else ())
+        if len(parts) == 1:
+            buckets.enter(con, parts[0])
+        # Told from here, of several buckets as each is done: whoever listens need not be safe from threads.
+        told = on_progress if len(parts) == 1 else None
 
-        def trees() -> Iterator[pa.RecordBatchReader]:
-            for bucket in parts:
-                enter(con, bucket)
-                run(con, (*SPANS, *HIERARCHY, *REWARDS, *(TRIPLETS if train else ())), _told(on_progress, bucket))
-                yield con.sql("FROM span_tree ORDER BY abs(node), node").to_arrow_reader()
-                _gather(con, (*narrow, *gathered, "rule_matches"), len(parts))
+        def to_triplets(own: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
+            run(own, (*SPANS, *HIERARCHY, *REWARDS, *(TRIPLETS if train else ())), told)
 
-        def sequences() -> Iterator[pa.RecordBatchReader]:
-            for bucket in parts:
-                if len(parts) > 1:
-                    _return_to(con, bucket, (*narrow, *gathered))
-                run(con, SEQUENCES, _told(on_progress, bucket))
-                yield con.sql("FROM sequences").to_arrow_reader()
-                _gather(con, [n for n in KEPT_SEQUENCES if n != "sequences"], len(parts))
+        def to_sequences(own: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
+            if bucket.of > 1:
+                _return_to(own, bucket, gathered)
+            run(own, SEQUENCES, told)
+
+        def trees() -> Generator[pa.RecordBatchReader]:
+            for bucket, own in buckets.worked(con, parts, to_triplets):
+                _say(on_progress, "triplets", bucket)
+                yield own.sql("FROM span_tree ORDER BY abs(node), node").to_arrow_reader()
+                _gather(con, bucket, (*gathered, "rule_matches"))
+
+        def sequences() -> Generator[pa.RecordBatchReader]:
+            for bucket, own in buckets.worked(con, parts, to_sequences):
+                _say(on_progress, "sequences", bucket)
+                yield own.sql("FROM sequences").to_arrow_reader()
+                _gather(con, bucket, [n for n in KEPT_SEQUENCES if n != "sequences"])
 
         _put(lake, epoch, "span_tree", trees(), key)
-        if len(parts) > 1:
-            con.execute(_LEAVE)
         kept: list[str] = ["scored_attempts", *narrow, *make_checks(con, train)]
         if train:
             make_advantages(con, settings)
             _put(lake, epoch, "sequences", sequences(), key)
-            if len(parts) > 1:
-                con.execute(_LEAVE)
             kept += [*KEPT_ADVANTAGES, *(n for n in KEPT_SEQUENCES if n != "sequences")]
         for name in kept:
             lake.put_table(epoch, name, con.sql(f"FROM {name}").to_arrow_reader(), key)
@@ -183,7 +174,6 @@ def opened(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnecti
             [epoch.run, epoch.epoch, epoch.mode],
         )
         con.register("planned", pa.table({"rollout_id": pa.array(epoch.planned, pa.string())}))
-        con.execute("CREATE TABLE numbering AS SELECT 0::BIGINT AS first_node")
         run(con, EPOCH)
         yield con
 
@@ -200,37 +190,6 @@ def make_user_rules(con: duckdb.DuckDBPyConnection, rules: list[AgentRule]) -> N
         )
 
 
-def buckets(con: duckdb.DuckDBPyConnection, spans_a_bucket: int | None) -> list[Bucket]:
-    """Cut the epoch's attempts into buckets of about so many spans; None: one bucket. At least one, even if empty."""
-    rows = con.execute(
-        """
-        WITH placed AS (
-            SELECT attempt, (sum(spans) OVER (ORDER BY attempt) - spans) // coalesce(?::BIGINT, 9223372036854775807) AS bucket
-            FROM counted_attempts
-        )
-        SELECT min(attempt), max(attempt) FROM placed GROUP BY bucket ORDER BY bucket
-        """,
-        [spans_a_bucket],
-    ).fetchall() or [(1, 0)]
-    return [Bucket(number, len(rows), first, last) for number, (first, last) in enumerate(rows, 1)]
-
-
-def enter(con: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
-    """Begin a bucket: its schema holds its attempts, and `spans` is those of its rollouts."""
-    con.execute(_ENTER)
-    con.execute(
-        "CREATE TABLE bucket.bucket AS SELECT attempt, rollout_id, attempt_id FROM main.counted_attempts "
-        "WHERE attempt BETWEEN ? AND ?",
-        [bucket.first, bucket.last],
-    )
-    if bucket.of > 1:
-        # As literals, so that the scan skips row groups of other rollouts.
-        low, high = con.execute("SELECT min(rollout_id), max(rollout_id) FROM bucket.bucket").fetchall()[0]
-        con.execute(
-            f"CREATE VIEW bucket.spans AS FROM main.spans WHERE rollout_id BETWEEN {_text(low)} AND {_text(high)}"
-        )
-
-
 def run(con: duckdb.DuckDBPyConnection, files: tuple[str, ...], on_progress: OnProgress | None = None) -> None:
     """Create the table (or view) of each SQL file, in order."""
     for name in files:
@@ -240,47 +199,37 @@ def run(con: duckdb.DuckDBPyConnection, files: tuple[str, ...], on_progress: OnP
         con.execute(f"CREATE {kind} {name.rsplit('/', 1)[-1]} AS {sql.text(name)}")
 
 
-def _gather(con: duckdb.DuckDBPyConnection, names: tuple[str, ...] | list[str], parts: int) -> None:
-    """Append a bucket's narrow tables to the epoch's, and number on. One bucket's are the epoch's as they are."""
-    if parts == 1:
+def _gather(con: duckdb.DuckDBPyConnection, bucket: Bucket, names: Sequence[str]) -> None:
+    """Append a bucket's narrow tables to the epoch's. One bucket's are the epoch's as they are."""
+    if bucket.of == 1:
         return
     for name in names:
-        con.execute(f"CREATE TABLE IF NOT EXISTS main.{name} AS FROM bucket.{name} LIMIT 0")
-        con.execute(f"INSERT INTO main.{name} FROM bucket.{name}")
-    known = con.execute(
-        "SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'bucket' AND table_name = 'node_keys'"
-    )
-    if known.fetchall()[0][0]:
-        con.execute("UPDATE numbering SET first_node = (SELECT coalesce(max(node), first_node) FROM bucket.node_keys)")
+        con.execute(f"CREATE TABLE IF NOT EXISTS main.{name} AS FROM {bucket.schema}.{name} LIMIT 0")
+        con.execute(f"INSERT INTO main.{name} FROM {bucket.schema}.{name}")
 
 
-def _return_to(con: duckdb.DuckDBPyConnection, bucket: Bucket, narrow: tuple[str, ...]) -> None:
-    """A bucket again, after the epoch's advantages: its share of the narrow tables, and its triplets."""
-    enter(con, bucket)
+def _return_to(con: duckdb.DuckDBPyConnection, bucket: Bucket, narrow: Sequence[str]) -> None:
+    """In a bucket again, after the epoch's advantages: its share of the narrow tables, and its triplets."""
     for name in narrow:
         con.execute(
-            f"CREATE VIEW bucket.{name} AS FROM main.{name} SEMI JOIN bucket.bucket USING (rollout_id, attempt_id)"
+            f"CREATE VIEW {bucket.schema}.{name} AS FROM main.{name} SEMI JOIN bucket USING (rollout_id, attempt_id)"
         )
     run(con, TOKENS)
 
 
-def _put(lake: Lake, epoch: EpochManifest, name: str, readers: Iterator[pa.RecordBatchReader], key: str) -> None:
+def _say(on_progress: OnProgress | None, what: str, bucket: Bucket) -> None:
+    if on_progress is not None and bucket.of > 1:
+        on_progress(f"{what}, bucket {bucket.number} of {bucket.of}")
+
+
+def _put(lake: Lake, epoch: EpochManifest, name: str, readers: Generator[pa.RecordBatchReader], key: str) -> None:
     """Write a wide table bucket by bucket, as its readers come."""
-    first = next(readers)
+    with contextlib.closing(readers):
+        first = next(readers)
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        yield from first
-        for reader in readers:
-            yield from reader
+        def batches() -> Iterator[pa.RecordBatch]:
+            yield from first
+            for reader in readers:
+                yield from reader
 
-    lake.put_table(epoch, name, pa.RecordBatchReader.from_batches(first.schema, batches()), key)
-
-
-def _told(on_progress: OnProgress | None, bucket: Bucket) -> OnProgress | None:
-    if on_progress is None or bucket.of == 1:
-        return on_progress
-    return lambda name: on_progress(f"{name}, bucket {bucket.number} of {bucket.of}")
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
+        lake.put_table(epoch, name, pa.RecordBatchReader.from_batches(first.schema, batches()), key)

@@ -1,21 +1,26 @@
 -- The attempts that count, numbered: a bucket is a range of `attempt`.
--- Grain: one row per attempt that counts. `spans` is what it weighs in a bucket: its spans, and its tokens.
+-- Grain: one row per attempt that counts. `weight` is what it takes of a bucket: its spans, and its tokens. Its spans are
+-- numbered (`node`) from `first_node` on, exclusive.
 -- Inputs: scored_attempts, spans.
 -- Rule: numbered in order of rollout and attempt, so that no result depends on how many make a bucket.
-WITH counted AS (
-    SELECT rollout_id, attempt_id FROM scored_attempts WHERE counts
-),
-sizes AS (
-    -- 250 tokens of a call (ids, logprobs) fill the memory of about one span.
-    SELECT rollout_id, attempt_id, count(*) + sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)) // 250 AS spans
+WITH sizes AS (
+    SELECT
+        rollout_id,
+        attempt_id,
+        count(*) FILTER (WHERE op <> 'rollout.start') AS spans,
+        -- 250 tokens of a call (ids, logprobs) fill the memory of about one span.
+        sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)) // 250 AS tokens
     FROM spans
     GROUP BY rollout_id, attempt_id
 )
 SELECT
-    row_number() OVER (ORDER BY rollout_id, attempt_id) AS attempt,
+    row_number() OVER in_order AS attempt,
     rollout_id,
     attempt_id,
-    sizes.spans::BIGINT AS spans
-FROM counted
+    (sum(sizes.spans) OVER in_order - sizes.spans)::BIGINT AS first_node,
+    (sizes.spans + sizes.tokens)::BIGINT AS weight
+FROM scored_attempts
 JOIN sizes USING (rollout_id, attempt_id)
+WHERE scored_attempts.counts
+WINDOW in_order AS (ORDER BY rollout_id, attempt_id)
 ORDER BY attempt

@@ -1,6 +1,6 @@
 -- The spans that the epoch is made of, each once, with all their columns.
 -- Grain: one row per span of an attempt that counts; `node` names it within the epoch.
 -- Inputs: spans, node_keys.
-SELECT keys.node, keys.repeated_id, spans.*
+SELECT keys.node, spans.*
 FROM spans
 JOIN node_keys AS keys USING (record_offset, record_index)

@@ -1,5 +1,5 @@
 -- The parent that each span declares, looked for.
--- Grain: one row per span; `parent` is NULL where the declared one is not there or not known. Inputs: nodes, user_names.
+-- Grain: one row per span; `parent` is NULL where the declared one is not there or not known. Inputs: nodes, id_bearers, user_names.
 -- Rule: looked for in the whole attempt, since one run of an agent comes as many traces. Where several spans bear the id
 -- (`random` was seeded): of the same trace first, then those that were open when the child began (an unknown start was
 -- before all), and of them the earliest. Where these are of different agents, as far as declared parents and names tell, no
@@ -8,14 +8,11 @@
 -- start, less those that closed before. n spans are of one agent if n times the sum of its squared numbers is the sum
 -- squared.
 WITH RECURSIVE
-borne AS MATERIALIZED (
-    SELECT span_key, min(node) AS node, count(*) AS spans FROM nodes GROUP BY span_key
-),
 doubtful AS MATERIALIZED (
-    SELECT child.node, child.attempt, child.trace_id, borne.span_key, child.start_ns, child.span_key = borne.span_key AS own_id
+    SELECT child.node, child.attempt, child.trace_id, id_bearers.span_key, child.start_ns, child.span_key = id_bearers.span_key AS own_id
     FROM nodes AS child
-    JOIN borne ON borne.span_key = child.parent_key
-    WHERE borne.spans > 1
+    JOIN id_bearers ON id_bearers.span_key = child.parent_key
+    WHERE id_bearers.spans > 1
 ),
 members AS MATERIALIZED (
     -- Spans of such attempts; those of one id are a family. `agent` is NULL where it is that of the family above.
@@ -33,12 +30,12 @@ members AS MATERIALIZED (
     FROM nodes
     SEMI JOIN doubtful USING (attempt)
     LEFT JOIN user_names USING (node)
-    JOIN borne AS family ON family.span_key = nodes.span_key
-    LEFT JOIN borne AS above ON above.span_key = nodes.parent_key
+    JOIN id_bearers AS family ON family.span_key = nodes.span_key
+    LEFT JOIN id_bearers AS above ON above.span_key = nodes.parent_key
     WINDOW same_attempt AS (PARTITION BY nodes.attempt)
 ),
 over_doubtful AS (
-    SELECT borne.node AS family FROM borne SEMI JOIN doubtful USING (span_key)
+    SELECT id_bearers.node AS family FROM id_bearers SEMI JOIN doubtful USING (span_key)
     UNION
     SELECT members.above
     FROM over_doubtful
@@ -148,7 +145,7 @@ chosen AS (
 )
 SELECT
     child.node,
-    CASE WHEN borne.spans = 1 THEN nullif(borne.node, child.node) ELSE nullif(chosen.parent, child.node) END AS parent
+    CASE WHEN id_bearers.spans = 1 THEN nullif(id_bearers.node, child.node) ELSE nullif(chosen.parent, child.node) END AS parent
 FROM nodes AS child
-LEFT JOIN borne ON borne.span_key = child.parent_key
+LEFT JOIN id_bearers ON id_bearers.span_key = child.parent_key
 LEFT JOIN chosen ON chosen.node = child.node

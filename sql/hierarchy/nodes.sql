@@ -7,7 +7,6 @@
 SELECT
     keys.node,
     keys.attempt,
-    keys.repeated_id,
     keys.record_offset,
     keys.record_index,
     spans.rollout_id,

@@ -1,9 +1,9 @@
 -- The tree of every attempt as repaired: each span's place, how it was found, and the agent it belongs to.
 -- Grain: one row per span, and one per declared parent that never came (`method` synthesised, negative `node`).
--- Inputs: places, nodes, missing_parents.
+-- Inputs: places, nodes, repeated_ids, missing_parents.
 -- Rule: what was declared stays in `declared_parent_id`; `method` says where `parent_id` came from (table `methods`).
 WITH known AS (
-    SELECT node, rollout_id, attempt_id, attempt, trace_id, span_id, parent_span_id, name, op, repeated_id, start_ns, end_ns
+    SELECT node, rollout_id, attempt_id, attempt, trace_id, span_id, parent_span_id, name, op, start_ns, end_ns
     FROM nodes
     UNION ALL
     SELECT
@@ -16,7 +16,6 @@ WITH known AS (
         NULL,
         '(missing)',
         'missing',
-        false,
         missing_parents.start_ns,
         missing_parents.end_ns
     FROM missing_parents
@@ -41,9 +40,10 @@ SELECT
     places.agent_path,
     places.ambiguous,
     places.twin_of,
-    this.repeated_id,
+    repeated_ids.node IS NOT NULL AS repeated_id,
     this.start_ns,
     this.end_ns
 FROM places
 JOIN known AS this USING (node)
 LEFT JOIN known AS above ON above.node = places.parent_node
+LEFT JOIN repeated_ids ON repeated_ids.node = places.node

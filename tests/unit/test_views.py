@@ -70,23 +70,6 @@ def test_the_declared_columns_of_derived_tables_are_those_that_are_derived(tmp_p
             assert [row[:2] for row in made] == columns, name
 
 
-def test_a_batch_sent_three_times_counts_once_in_every_view(tmp_path: Path) -> None:
-    once, lake_once = simple(1), tmp_path / "once"
-    once.span("search", (0.4, 0.5), op="tool", tool_name="search", status="error")
-    thrice = [row | {"record_offset": row["record_offset"] + 1000 * n} for n in range(3) for row in once.rows]
-    expected, _ = derived(lake_once, once.rows)
-    lake, _ = derived(tmp_path / "thrice", thrice)
-    assert ask(lake, "SELECT count(*) AS n FROM spans") == [{"n": 12}]
-    assert len(ask(lake, "FROM retries")) == 8
-    for view in catalog.VIEWS:
-        if view in ("retries", "unique_spans"):
-            continue
-        order = f"FROM {view} ORDER BY ALL"
-        assert ask(lake, order) == ask(expected, order), view
-    kept = ask(lake, "SELECT record_offset FROM unique_spans ORDER BY 1")
-    assert [row["record_offset"] for row in kept] == [0, 1, 2, 3], "the first of each stays"
-
-
 def test_a_retry_without_a_scope_counts_once_and_is_not_mixed_with_others(tmp_path: Path) -> None:
     attempt = simple(0)
     attempt.span("chat", (0.3, 0.4), op="llm", model="gpt", rollout_id=None, attempt_id=None, span_id="ab" * 8)
