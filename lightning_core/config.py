@@ -377,6 +377,14 @@ class Settings(_Section):
         return policies
 
     @model_validator(mode="after")
+    def _model_names(self) -> Settings:
+        taken = {model for upstream in self.server.gateway.upstreams for model in upstream.models}
+        for policy in self.policies:
+            if policy.name in taken:
+                raise ValueError(f"{policy.name!r} is a policy and a model of an upstream; calls are routed by that name")
+        return self
+
+    @model_validator(mode="after")
     def _groups(self) -> Settings:
         for policy in self.policies:
             if policy.advantages in NEEDS_GROUPS and self.rollout.group_size < 2:

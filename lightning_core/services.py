@@ -170,6 +170,7 @@ def deploy(settings: Settings, services: Services, wanted_versions: dict[str, st
         if former["policies"]:
             server.set_routes(former)
         raise
+    _name_loaded(settings, vllm, former, wanted)
     server.set_routes(wanted)
     for policy in settings.policies:
         PolicyStore(settings.home, policy.name).set_current(wanted_versions[policy.name])
@@ -179,6 +180,21 @@ def deploy(settings: Settings, services: Services, wanted_versions: dict[str, st
 def _routes(settings: Settings, vllm: VllmServer, current: dict[str, str]) -> dict[str, Any]:
     limit = settings.evaluation.max_tokens
     return {"policies": {p.name: route(p, vllm, current[p.name], evaluate_max_tokens=limit) for p in settings.policies}}
+
+
+def _name_loaded(settings: Settings, vllm: VllmServer, former: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Put into `wanted` which other versions are still served: rollouts that began with them go on with them."""
+    adapters = [policy.name for policy in settings.policies if policy.lora is not None]
+    if not adapters:
+        return
+    with vllm.client() as client:
+        served = client.models()
+    for name in adapters:
+        now, before = wanted["policies"][name], former["policies"].get(name)
+        others = {BASE_VERSION: vllm.state.served_name}
+        if before is not None and before["upstream"] == now["upstream"]:
+            others[before["version"]] = before["model"]
+        now["loaded"] = {v: {"model": m} for v, m in others.items() if v != now["version"] and m in served}
 
 
 def _swap(

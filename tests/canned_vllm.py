@@ -27,6 +27,7 @@ class CannedVllm:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.fail_next: list[int | str] = []
+        self.fail_with: dict[str, Any] | None = None  # the error that comes with such a status
         self.gate: asyncio.Event | None = None  # holds a stream back before its second token
         self.break_after: int | None = None  # tokens of a stream before the connection is dropped
         self.cancelled = 0
@@ -65,7 +66,12 @@ class CannedVllm:
                 assert request.transport is not None
                 request.transport.close()
                 return web.Response()
-            error = {"message": "context is 8 tokens", "type": "BadRequestError", "param": "messages", "code": fail}
+            error = self.fail_with or {
+                "message": "context is 8 tokens",
+                "type": "BadRequestError",
+                "param": "messages",
+                "code": fail,
+            }
             return web.json_response({"error": error}, status=int(fail))
         try:
             chat = request.path.endswith("chat/completions")

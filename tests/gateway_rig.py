@@ -43,19 +43,28 @@ class Rig:
         policy = {"upstream": self.upstream, "model": "policy-v0003", "version": "v0003"} | changes
         self.handle.set_routes({"policies": {"policy": policy}})
 
+    @contextmanager
+    def beside(self) -> Iterator[tuple[str, CannedVllm]]:
+        """Another canned upstream: (its address, it)."""
+        other = CannedVllm()
+        try:
+            yield self.on_loop(other.start()), other
+        finally:
+            self.on_loop(other.stop())
+
     def base_url(self, rollout: str = "r.1", attempt: str = "a1") -> str:
         return self.handle.attempt_url(rollout, attempt) + "/v1"
 
-    def gate(self) -> None:
-        """Hold streams back until `open`."""
+    def gate(self, canned: CannedVllm | None = None) -> None:
+        """Hold replies back until `open`."""
 
         async def make() -> None:
-            self.canned.gate = asyncio.Event()
+            (canned or self.canned).gate = asyncio.Event()
 
         self.on_loop(make())
 
-    def open(self) -> None:
-        gate = self.canned.gate
+    def open(self, canned: CannedVllm | None = None) -> None:
+        gate = (canned or self.canned).gate
         assert gate is not None
         self.loop.call_soon_threadsafe(gate.set)
 
