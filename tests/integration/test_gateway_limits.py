@@ -1,0 +1,187 @@
+"""Budgets, queues, media, drift and metrics, as OpenAI's client meets them at the real server process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from lightning_core import names
+from lightning_core.config import GatewaySettings
+from tests.canned_vllm import PROMPT_IDS, TEXT, TOKENS
+from tests.gateway_rig import Rig, attributes, rig
+
+MESSAGES: Any = [{"role": "user", "content": "hi"}]
+IDS = [token[0] for token in TOKENS]
+LIMITS = {"calls_per_rollout": 5, "concurrent_per_rollout": 2, "waiting_per_rollout": 2}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with rig(tmp_path_factory.mktemp("home"), gateway=GatewaySettings.model_validate(LIMITS)) as made:
+        yield made
+
+
+@pytest.fixture
+def server(running: Rig) -> Rig:
+    running.canned.requests.clear()
+    running.canned.gate, running.canned.prompt_ids = None, list(PROMPT_IDS)
+    return running
+
+
+def client(server: Rig, rollout: str, retries: int = 0, **options: Any) -> openai.OpenAI:
+    token = server.handle.mint(rollout, "a1", "train")
+    return openai.OpenAI(base_url=server.base_url(rollout, "a1"), api_key=token, max_retries=retries, **options)
+
+
+def ask(server: Rig, rollout: str, messages: Any = MESSAGES, **options: Any) -> Any:
+    return client(server, rollout, **options).chat.completions.create(model="policy", messages=messages)
+
+
+def metric(server: Rig, name: str) -> float:
+    lines = httpx.get(server.handle.url + "/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def test_a_runaway_agent_is_stopped_at_its_calls_and_not_tried_again(server: Rig) -> None:
+    for _ in range(5):
+        ask(server, "runaway")
+    before = metric(server, 'lightning_requests_total{route="chat",status="429"}')
+    with pytest.raises(openai.RateLimitError, match="calls_per_rollout allows 5") as caught:
+        ask(server, "runaway", retries=3)
+    assert caught.value.code == "rollout_budget_exceeded" and caught.value.type == "rate_limit_error"
+    assert metric(server, 'lightning_requests_total{route="chat",status="429"}') == before + 1  # the client obeys
+    assert server.handle.attempt("runaway", "a1")["infrastructure_errors"] == 0
+    assert len(server.canned.requests) == 5 and ask(server, "another").choices
+    assert metric(server, 'lightning_calls_turned_away_total{policy="policy",reason="budget"}') >= 1
+
+
+def test_a_budget_of_tokens_counts_prompts_and_responses(tmp_path: Path) -> None:
+    with rig(tmp_path, gateway=GatewaySettings(tokens_per_rollout=16, most_calls=1)) as made:
+        ask(made, "r")
+        ask(made, "r")
+        with pytest.raises(openai.RateLimitError, match="16 tokens") as caught:
+            ask(made, "r")
+        assert caught.value.code == "rollout_budget_exceeded"
+        made.gate()
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(ask, made, "s")
+            wait_for(lambda: len(made.canned.requests) == 3)
+            with pytest.raises(openai.InternalServerError, match="most_calls") as full:
+                ask(made, "t")
+            assert full.value.status_code == 503 and full.value.response.headers["retry-after"] == "1"
+            made.open()
+            assert first.result().choices
+
+
+def test_a_rollouts_calls_queue_in_order_and_past_the_queue_they_are_told_when_to_come_again(server: Rig) -> None:
+    server.gate()
+    with ThreadPoolExecutor(4) as pool:
+        begun = []
+        for n in range(4):
+            messages = [{"role": "user", "content": f"n{n}"}]
+            begun.append(pool.submit(ask, server, "queue", messages))
+            wait_for(lambda n=n: server.handle.attempt("queue", "a1")["calls"] == n + 1)  # type: ignore[misc]
+        wait_for(lambda: metric(server, "lightning_calls_waiting") == 2)
+        with pytest.raises(openai.RateLimitError, match="2 wait") as caught:
+            ask(server, "queue")
+        assert caught.value.code == "rollout_queue_full" and caught.value.response.headers["retry-after"] == "1"
+        assert ask_elsewhere(server) == 3  # another rollout does not wait behind this one
+        server.open()
+        assert all(call.result().choices for call in begun)
+    said = [request["messages"][0]["content"] for request in server.canned.requests]
+    assert sorted(said[:2]) == ["n0", "n1"] and said[-2:] == ["n2", "n3"]
+    assert metric(server, "lightning_calls_waiting") == 0 and metric(server, "lightning_calls_in_flight") == 0
+
+
+def ask_elsewhere(server: Rig) -> int:
+    """Begin a call of another rollout behind the gate, and leave it: how many calls are upstream then."""
+    with pytest.raises(openai.APITimeoutError):
+        ask(server, "elsewhere", timeout=0.5)
+    return len(server.canned.requests)
+
+
+def test_a_call_that_leaves_the_queue_leaves_no_place_taken(server: Rig) -> None:
+    server.gate()
+    with ThreadPoolExecutor(2) as pool:
+        begun = [pool.submit(ask, server, "left") for _ in range(2)]
+        wait_for(lambda: len(server.canned.requests) == 2)
+        with pytest.raises(openai.APITimeoutError):
+            ask(server, "left", timeout=0.4)
+        wait_for(lambda: metric(server, "lightning_calls_waiting") == 0)
+        assert attributes(server.spans()[-1])[names.UNTRAINABLE] == "aborted" and len(server.canned.requests) == 2
+        server.open()
+        assert all(call.result().choices for call in begun)
+    assert ask(server, "left").choices and metric(server, "lightning_calls_in_flight") == 0
+
+
+@pytest.mark.parametrize(
+    "url", ["http://169.254.169.254/latest", "https://example.com/a.png", "file:///etc/passwd", "HTTP://x", " data:x"]
+)
+def test_media_that_vllm_would_fetch_are_refused(server: Rig, url: str) -> None:
+    for part in ({"type": "image_url", "image_url": {"url": url}}, {"type": "video_url", "video_url": url}):
+        with pytest.raises(openai.BadRequestError, match="data: URL") as caught:
+            ask(server, "ssrf", [{"role": "user", "content": [part]}])
+        assert caught.value.code == "invalid_image_url"
+    with pytest.raises(openai.BadRequestError, match="data: URL"):
+        image: Any = {"type": "input_image", "image_url": url, "detail": "auto"}
+        client(server, "ssrf").responses.create(model="policy", input=[{"role": "user", "content": [image]}])
+    assert server.canned.requests == []
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    assert ask(server, "ssrf", [{"role": "user", "content": [image]}]).choices
+    assert server.canned.requests[-1]["messages"][0]["content"] == [image]
+
+
+def test_history_that_comes_back_as_other_tokens_is_said_on_the_span(server: Rig) -> None:
+    first = ask(server, "drift").choices[0].message
+    history = [*MESSAGES, {"role": "assistant", "content": first.content}, {"role": "user", "content": "more"}]
+    server.canned.prompt_ids = [*PROMPT_IDS, *IDS, 9, 9]
+    ask(server, "drift", history)
+    assert names.DRIFT_POSITION not in attributes(server.spans()[-1])
+    server.canned.prompt_ids = [*PROMPT_IDS, IDS[0], 500, 501, IDS[-1], 9, 9]
+    reply = ask(server, "drift", history)
+    span = attributes(server.spans()[-1])
+    assert (span[names.DRIFT_POSITION], span[names.DRIFT_TOKENS]) == (len(PROMPT_IDS) + 1, 2)
+    assert span[names.DRIFT_FROM] == reply.id  # the canned upstream has one id for all
+    assert metric(server, "lightning_drifted_calls_total") == 1
+    assert server.canned.requests[-1]["messages"] == history  # nothing is rewritten
+    ask(server, "no-drift", history)  # another rollout said nothing before
+    assert names.DRIFT_POSITION not in attributes(server.spans()[-1])
+
+
+def test_metrics_tell_calls_tokens_latencies_and_the_queue(server: Rig) -> None:
+    ask(server, "metrics")
+    list(client(server, "metrics").chat.completions.create(model="policy", messages=MESSAGES, stream=True))
+    text = httpx.get(server.handle.url + "/metrics").text
+    for name in (
+        'lightning_calls_total{outcome="ok",policy="policy"}',
+        'lightning_tokens_total{kind="prompt",policy="policy"}',
+        'lightning_call_seconds_count{policy="policy"}',
+        'lightning_first_token_seconds_count{policy="policy"}',
+        "lightning_calls_waiting",
+    ):
+        assert any(line.startswith(name) for line in text.splitlines()), name
+
+
+def test_the_async_client_shares_the_queue(server: Rig) -> None:
+    async def main() -> list[Any]:
+        token = server.handle.mint("async", "a1", "train")
+        async with openai.AsyncOpenAI(base_url=server.base_url("async", "a1"), api_key=token) as many:
+            calls = [many.chat.completions.create(model="policy", messages=MESSAGES) for _ in range(4)]
+            return await asyncio.gather(*calls)
+
+    assert [reply.choices[0].message.content for reply in asyncio.run(main())] == [TEXT] * 4
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
