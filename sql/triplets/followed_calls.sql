@@ -1,79 +1,98 @@
 -- Which earlier triplet's tokens a later prompt goes on from, token for token.
 -- Grain: one row per triplet that goes on from another.
 -- Inputs: triplets, triplet_ends.
--- Rule: within an attempt and policy, the longest earlier prompt + response that the later prompt begins with. Every
--- pair is compared by its lengths and by four tokens at first; then the longest that is left, token for token; the others
--- only where that one was wrong. So a conversation of n calls costs n comparisons of whole prompts, not n².
-WITH pairs AS (
-    SELECT
-        later.call_id,
-        later.choice,
-        {'call': earlier.call_id, 'choice': earlier.choice, 'prompt_tokens': earlier.prompt_tokens, 'tokens': earlier.tokens, 'places': earlier.places, 'probes': earlier.probes} AS earlier
-    FROM triplet_ends AS later
-    JOIN triplet_ends AS earlier
-        ON later.rollout_id = earlier.rollout_id
-        AND later.attempt_id = earlier.attempt_id
-        AND later.policy = earlier.policy
-        AND earlier.call_id < later.call_id
-        AND earlier.tokens <= later.prompt_tokens
-    WHERE later.merge = 'prefix'
+-- Rule: within an attempt and policy, the longest earlier prompt + response that the later prompt begins with; of equal ones
+-- the latest. No pairs are made: a prompt is asked for five tokens at each length that any triplet of the attempt has, and
+-- joined with the triplets of that length that have the same five there. The longest that is left is then looked up by a
+-- hash of all its tokens; the shorter ones only where that one was wrong. So n calls cost n comparisons of whole prompts,
+-- whether they share much, little or nothing.
+WITH attempts AS MATERIALIZED (
+    SELECT rollout_id, attempt_id, policy, min(call_id) AS scope, list_sort(list(DISTINCT tokens)) AS lengths
+    FROM triplet_ends
+    WHERE merge = 'prefix'
+    GROUP BY ALL
+    HAVING count(*) > 1
 ),
-asked AS (
-    -- One list a prompt: its tokens are looked up once, however many earlier triplets there are.
-    SELECT call_id, choice, list(earlier) AS earlier FROM pairs GROUP BY call_id, choice
+ends AS MATERIALIZED (
+    SELECT
+        ends.call_id,
+        ends.choice,
+        ends.tokens,
+        attempts.scope,
+        list_filter(attempts.lengths, lambda length: length <= ends.prompt_tokens) AS lengths
+    FROM triplet_ends AS ends
+    JOIN attempts USING (rollout_id, attempt_id, policy)
+),
+contents AS MATERIALIZED (
+    SELECT
+        call_id,
+        choice,
+        scope,
+        tokens,
+        hash(ids) AS content,
+        hash(ids[tokens], ids[greatest(tokens - 3, 1)], ids[greatest(tokens - 12, 1)], ids[greatest(tokens - 48, 1)], ids[tokens // 2]) AS probes
+    FROM (
+        SELECT ends.call_id, ends.choice, scope, tokens, list_concat(prompt_ids, response_ids) AS ids
+        FROM ends
+        JOIN triplets USING (call_id, choice)
+    )
 ),
 looked_up AS (
     SELECT
-        call_id,
-        choice,
-        unnest(earlier) AS earlier,
-        unnest(list_select(prompt_ids, [e.places[1] FOR e IN earlier])) AS first_token,
-        unnest(list_select(prompt_ids, [e.places[2] FOR e IN earlier])) AS second_token,
-        unnest(list_select(prompt_ids, [e.places[3] FOR e IN earlier])) AS third_token,
-        unnest(list_select(prompt_ids, [e.places[4] FOR e IN earlier])) AS fourth_token
-    FROM asked
+        ends.call_id,
+        ends.choice,
+        scope,
+        unnest(lengths) AS tokens,
+        unnest(list_select(prompt_ids, lengths)) AS last_token,
+        unnest(list_select(prompt_ids, [greatest(length - 3, 1) FOR length IN lengths])) AS fourth_last,
+        unnest(list_select(prompt_ids, [greatest(length - 12, 1) FOR length IN lengths])) AS thirteenth_last,
+        unnest(list_select(prompt_ids, [greatest(length - 48, 1) FOR length IN lengths])) AS forty_ninth_last,
+        unnest(list_select(prompt_ids, [length // 2 FOR length IN lengths])) AS middle
+    FROM ends
     JOIN triplets USING (call_id, choice)
+    WHERE len(lengths) > 0
 ),
-likely AS (
-    SELECT call_id, choice, earlier
+likely AS MATERIALIZED (
+    SELECT call_id, choice, scope, tokens
     FROM looked_up
-    WHERE earlier.probes = [first_token, second_token, third_token, fourth_token]
+    JOIN (SELECT scope, tokens, probes, min(call_id) AS first_call FROM contents GROUP BY ALL) AS known
+        USING (scope, tokens)
+    WHERE known.probes = hash(last_token, fourth_last, thirteenth_last, forty_ninth_last, middle)
+        AND known.first_call < looked_up.call_id
 ),
-ranked AS (
-    SELECT
-        call_id,
-        choice,
-        earlier.call AS earlier_call,
-        earlier.choice AS earlier_choice,
-        earlier.prompt_tokens,
-        earlier.tokens,
-        row_number() OVER (
-            PARTITION BY call_id, choice ORDER BY earlier.tokens DESC, earlier.call DESC, earlier.choice
-        ) AS place
-    FROM likely
+earlier AS (
+    SELECT scope, tokens, content, call_id, min(choice) AS choice FROM contents GROUP BY ALL
 ),
-longest AS (
-    SELECT
-        ranked.*,
-        earlier.prompt_ids = later.prompt_ids[1:ranked.prompt_tokens]
-            AND earlier.response_ids = later.prompt_ids[ranked.prompt_tokens + 1:ranked.tokens] AS follows
-    FROM ranked
-    JOIN triplets AS later USING (call_id, choice)
-    JOIN triplets AS earlier ON earlier.call_id = ranked.earlier_call AND earlier.choice = ranked.earlier_choice
-    WHERE place = 1
+longest AS MATERIALIZED (
+    SELECT asked.call_id, asked.choice, asked.tokens, earlier.call_id AS earlier_call, earlier.choice AS earlier_choice
+    FROM (
+        SELECT likely.call_id, likely.choice, scope, tokens, hash(prompt_ids[1:tokens]) AS content
+        FROM (SELECT call_id, choice, scope, max(tokens) AS tokens FROM likely GROUP BY ALL) AS likely
+        JOIN triplets USING (call_id, choice)
+    ) AS asked
+    ASOF LEFT JOIN earlier
+        ON earlier.scope = asked.scope
+        AND earlier.tokens = asked.tokens
+        AND earlier.content = asked.content
+        AND earlier.call_id < asked.call_id
 ),
-others AS (
-    SELECT ranked.*
-    FROM ranked
-    SEMI JOIN (SELECT call_id, choice FROM longest WHERE NOT follows) AS wrong USING (call_id, choice)
-    JOIN triplets AS later USING (call_id, choice)
-    JOIN triplets AS earlier ON earlier.call_id = ranked.earlier_call AND earlier.choice = ranked.earlier_choice
-    WHERE place > 1
-        AND earlier.prompt_ids = later.prompt_ids[1:ranked.prompt_tokens]
-        AND earlier.response_ids = later.prompt_ids[ranked.prompt_tokens + 1:ranked.tokens]
-    QUALIFY row_number() OVER (PARTITION BY call_id, choice ORDER BY place) = 1
+shorter AS (
+    SELECT asked.call_id, asked.choice, earlier.call_id AS earlier_call, earlier.choice AS earlier_choice
+    FROM (
+        SELECT likely.call_id, likely.choice, scope, likely.tokens, hash(prompt_ids[1:likely.tokens]) AS content
+        FROM likely
+        JOIN longest USING (call_id, choice)
+        JOIN triplets USING (call_id, choice)
+        WHERE longest.earlier_call IS NULL AND likely.tokens < longest.tokens
+    ) AS asked
+    ASOF JOIN earlier
+        ON earlier.scope = asked.scope
+        AND earlier.tokens = asked.tokens
+        AND earlier.content = asked.content
+        AND earlier.call_id < asked.call_id
+    QUALIFY row_number() OVER (PARTITION BY asked.call_id, asked.choice ORDER BY asked.tokens DESC) = 1
 )
-SELECT call_id, choice, earlier_call, earlier_choice FROM longest WHERE follows
+SELECT call_id, choice, earlier_call, earlier_choice FROM longest WHERE earlier_call IS NOT NULL
 UNION ALL
-SELECT call_id, choice, earlier_call, earlier_choice FROM others
+SELECT call_id, choice, earlier_call, earlier_choice FROM shorter
 ORDER BY call_id, choice

@@ -1,6 +1,5 @@
--- Where the triplets begin and end, narrow: what merging asks before it looks at whole prompts.
--- Grain: one row per triplet. `tokens` are those of prompt and response; `places` and `probes`: four positions and the
--- tokens there.
+-- How long the triplets are, narrow: what merging asks before it looks at whole prompts.
+-- Grain: one row per triplet. `tokens` are those of prompt and response.
 -- Inputs: triplets, policies (policy, merge).
 SELECT
     call_id,
@@ -10,8 +9,6 @@ SELECT
     triplets.policy,
     policies.merge,
     len(prompt_ids)::INTEGER AS prompt_tokens,
-    (len(prompt_ids) + len(response_ids))::INTEGER AS tokens,
-    [len(prompt_ids) // 2 + 1, len(prompt_ids) + 1, len(prompt_ids) + len(response_ids) // 2 + 1, len(prompt_ids) + len(response_ids)] AS places,
-    [prompt_ids[len(prompt_ids) // 2 + 1], response_ids[1], response_ids[len(response_ids) // 2 + 1], response_ids[-1]] AS probes
+    (len(prompt_ids) + len(response_ids))::INTEGER AS tokens
 FROM triplets
 JOIN policies USING (policy)

@@ -105,6 +105,15 @@ class Calls:
         return found, {f"{row['call_id']}.{row['choice']}": row["left_out"] for row in lost}
 
 
+def test_a_call_does_not_go_on_from_one_that_differs_in_a_single_token(tmp_path: Path) -> None:
+    """Forms that are filled in at one place: of two hundred tokens, one differs, and the shorter one is the history."""
+    form = list(range(200))
+    other = [*form[:70], -1, *form[71:]]
+    calls = Calls().call(form[:150], [150]).call(other, [200]).call([*form, 200, 201], [7]).call([*other, 200, 9], [7])
+    con = calls.merged(tmp_path)
+    assert con.sql("SELECT call_id, earlier_call FROM followed_calls ORDER BY ALL").fetchall() == [(2, 0), (3, 1)]
+
+
 def test_a_call_goes_on_from_the_longest_earlier_one(tmp_path: Path) -> None:
     calls = (
         Calls().call([1, 2], [3]).call([1, 2, 3, 4], [5]).call([1, 2, 3, 4, 5, 6], [7]).call([1, 2, 3, 4, 5, 6, 7], [8])
