@@ -1,0 +1,205 @@
+"""The gateway beside LiteLLM's proxy and direct calls, in front of a model server that answers at once.
+
+Gateway and proxy have core 0, in their turn, one process each; upstream and load share core 1. Requests have 2 KB. The
+gateway asks for token ids and logprobs, takes them off the reply and has each call's span on disk before it answers; the
+proxy records nothing and its upstream sends it neither ids nor logprobs. Rounds take turns; the median counts.
+
+    gateway_rps                  requests/s, 32 under way; baseline: LiteLLM's proxy
+    gateway_added_p50_ms, _p99   what the gateway adds to a direct call at half its load; baseline: LiteLLM at half of its own
+    gateway_chunk_added_ms       what it adds to a chunk of a stream, median of 50 streams; baseline: what is allowed
+    gateway_streams_rss_mb       its memory with 2,000 open streams, none dropped; baseline: what is allowed
+    gateway_vllm_tokens          only with --vllm: tokens/s through the gateway, 32 at a time; baseline: direct, same flags
+
+    .venv/bin/python -m bench.gateway [--quick] [--rounds 5] [--vllm URL --vllm-model NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from bench.gateway_load import Door, at, closed_loop, latencies, streams
+from bench.gateway_vllm import tokens_a_second
+from bench.load import LOAD_CORE, SERVER_CORE, on_core
+from bench.peer import ENVIRONMENT
+from bench.report import figure, say
+from lightning_core.config import ServerSettings
+from lightning_core.server.handle import ServerHandle
+
+_ALLOWED_CHUNK_MS, _ALLOWED_RSS_MB = 1.0, 500.0
+_LITELLM_START_S = 120
+
+
+@contextlib.contextmanager
+def upstream() -> Iterator[Door]:
+    with on_core(LOAD_CORE):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.gateway_upstream"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        yield Door(f"http://127.0.0.1:{int(process.stdout.readline())}/v1")
+    finally:
+        process.stdin.close()
+        process.wait(10)
+
+
+@contextlib.contextmanager
+def gateway(home: Path, target: str, model: str = "policy") -> Iterator[tuple[Door, int]]:
+    """(its door for one evaluation attempt, its process)."""
+    settings = ServerSettings.model_validate(
+        {"grpc_port": None, "gateway": {"concurrent_per_rollout": 10_000, "log_calls": "off"}}
+    )
+    with on_core(SERVER_CORE):
+        server = ServerHandle.start(home, settings, home / "server.log")
+    try:
+        server.set_routes({"policies": {"policy": {"upstream": target, "model": model, "version": "v0001"}}})
+        yield Door(server.attempt_url("r", "a") + "/v1", server.mint("r", "a", "evaluate")), server.pid
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def litellm(folder: Path, target: str) -> Iterator[Door | None]:
+    """Its proxy with one worker and no database; None where it is not installed or does not start."""
+    program = ENVIRONMENT / "bin" / "litellm"
+    if not program.exists():
+        say("no LiteLLM here (make oracle-env): its side is left out")
+        yield None
+        return
+    settings = folder / "litellm.yaml"
+    settings.write_text(
+        "model_list:\n- model_name: policy\n  litellm_params:\n    model: openai/policy\n"
+        f"    api_base: {target}\n    api_key: x\n"
+    )
+    port = 20_000 + os.getpid() % 10_000
+    local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    local["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # it listens on loopback only
+    with (folder / "litellm.log").open("wb") as log, on_core(SERVER_CORE):
+        process = subprocess.Popen(
+            [program, "--config", settings, "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"],
+            cwd=folder,
+            env=os.environ | local,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + _LITELLM_START_S
+        while time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                urllib.request.urlopen(f"{url}/health/liveliness", timeout=2)
+                break
+            time.sleep(0.5)
+        else:
+            say("LiteLLM's proxy did not start: " + (folder / "litellm.log").read_text()[-500:])
+            yield None
+            return
+        yield Door(f"{url}/v1")
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def rates(ours: Door, theirs: Door | None, rounds: int, seconds: float) -> tuple[float, float | None]:
+    """Requests a second of both, taking turns."""
+    mine, other = [], []
+    for door in (ours, theirs):
+        if door is not None:
+            closed_loop(door, 0.5, 32)  # imports, connections, caches
+    for _ in range(rounds):
+        mine.append(closed_loop(ours, seconds, 32))
+        if theirs is not None:
+            other.append(closed_loop(theirs, seconds, 32))
+    say(f"requests/s: gateway {[round(x) for x in mine]}, LiteLLM {[round(x) for x in other]}")
+    return statistics.median(mine), statistics.median(other) if other else None
+
+
+def added(door: Door | None, direct: Door, rate: float | None, rounds: int, seconds: float) -> list[float | None]:
+    """Milliseconds added at the median and at p99, at half of `rate`; the best of the rounds, since others' work only adds."""
+    if door is None or rate is None:
+        return [None, None]
+    found = []
+    for _ in range(rounds):
+        bare, through = latencies(direct, rate / 2, seconds), latencies(door, rate / 2, seconds)
+        found.append([at(through, share) - at(bare, share) for share in (0.5, 0.99)])
+    say(f"added p50, p99 at {rate / 2:.0f}/s: {[[round(x, 2) for x in pair] for pair in found]}")
+    return [min(pair[i] for pair in found) for i in (0, 1)]
+
+
+def peak_rss_mb(pid: int, stop: threading.Event, into: list[float]) -> None:
+    process = psutil.Process(pid)
+    while not stop.wait(0.1):
+        into.append(process.memory_info().rss / 1e6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="the gateway beside LiteLLM's proxy and direct calls")
+    parser.add_argument("--quick", action="store_true", help="seconds, with figures that mean nothing")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--vllm", help="address of a running vLLM, as unix:///… or http://…")
+    parser.add_argument("--vllm-model", default="policy", help="the name it serves its model under")
+    options = parser.parse_args()
+    rounds, seconds = (1, 1.0) if options.quick else (options.rounds, 4.0)
+    count, chunks = (100, 5) if options.quick else (2000, 20)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        direct = stack.enter_context(upstream())
+        target = direct.url.removesuffix("/v1")
+        theirs = stack.enter_context(litellm(folder, direct.url))
+        ours, pid = stack.enter_context(gateway(folder / "home", target))
+        stack.enter_context(on_core(LOAD_CORE))
+        mine, other = rates(ours, theirs, rounds, seconds)
+        n = int(mine * seconds * rounds)
+        figure("gateway_rps", mine, "requests/s", other, n)
+        for name, value, baseline in zip(
+            ("gateway_added_p50_ms", "gateway_added_p99_ms"),
+            added(ours, direct, mine, rounds, seconds),
+            added(theirs, direct, other, rounds, seconds),
+            strict=True,
+        ):
+            assert value is not None
+            figure(name, value, "ms", baseline, n // 2, smaller_is_better=True)
+        few_direct, few = streams(direct, 50, 40, 50), streams(ours, 50, 40, 50)
+        chunk = at(few.delays_ms, 0.5) - at(few_direct.delays_ms, 0.5)
+        figure("gateway_chunk_added_ms", chunk, "ms", _ALLOWED_CHUNK_MS, len(few.delays_ms), smaller_is_better=True)
+        stop, rss = threading.Event(), list[float]()
+        watcher = threading.Thread(target=peak_rss_mb, args=(pid, stop, rss))
+        watcher.start()
+        many = streams(ours, count, chunks, 1000)
+        stop.set()
+        watcher.join()
+        if many.dropped:
+            say(f"{many.dropped} of {count} streams were dropped")
+        figure(
+            "gateway_streams_rss_mb",
+            max(rss),
+            "MB",
+            _ALLOWED_RSS_MB,
+            count,
+            smaller_is_better=True,
+            dropped=many.dropped,
+        )
+    if options.vllm:
+        with tempfile.TemporaryDirectory() as home, gateway(Path(home), options.vllm, options.vllm_model) as (ours, _):
+            pairs = tokens_a_second(ours, options.vllm, options.vllm_model, 1 if options.quick else options.rounds)
+        ratio = statistics.median(mine / bare for mine, bare in pairs)
+        bare = statistics.median(bare for _, bare in pairs)
+        figure("gateway_vllm_tokens", ratio * bare, "tokens/s", bare, len(pairs))
+
+
+if __name__ == "__main__":
+    main()
