@@ -187,7 +187,12 @@ class PolicySettings(_Section):
     )
     agent_exclude: str | None = Field(None, description="regex (RE2): agents taken out again")
     ambiguous: Literal["drop", "train"] = Field(
-        "drop", description="calls that several agents could have made: left out and counted, or trained all the same"
+        "drop",
+        description="calls that several agents could have made: left out and counted, or trained all the same; with `agent_match` or `agent_exclude` where those take every one of these agents",
+    )
+    other_sampling: Literal["drop", "train"] = Field(
+        "drop",
+        description="calls sampled otherwise than `sampling` says (temperature, top_p, penalties, …): left out and counted, or trained all the same, flagged in `policy_calls`",
     )
     advantages: str = Field(
         "grpo",
@@ -381,7 +386,9 @@ class Settings(_Section):
         taken = {model for upstream in self.server.gateway.upstreams for model in upstream.models}
         for policy in self.policies:
             if policy.name in taken:
-                raise ValueError(f"{policy.name!r} is a policy and a model of an upstream; calls are routed by that name")
+                raise ValueError(
+                    f"{policy.name!r} is a policy and a model of an upstream; calls are routed by that name"
+                )
         return self
 
     @model_validator(mode="after")

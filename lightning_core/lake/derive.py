@@ -20,10 +20,10 @@ from lightning_core.config import AgentRule, Settings
 from lightning_core.lake import buckets, sql
 from lightning_core.lake.buckets import Bucket
 from lightning_core.lake.derive_inputs import (
+    EXCLUSIONS,
     GATHERED,
     KEPT_ADVANTAGES,
     KEPT_REWARDS,
-    KEPT_SEQUENCES,
     KEPT_TRIPLETS,
     REWARDS,
     SEQUENCES,
@@ -148,14 +148,15 @@ def derive(
             for bucket, own in buckets.worked(con, parts, to_sequences):
                 _say(on_progress, "sequences", bucket)
                 yield own.sql("FROM sequences").to_arrow_reader()
-                _gather(con, bucket, [n for n in KEPT_SEQUENCES if n != "sequences"])
+                _gather(con, bucket, ["call_exclusions"])
 
         _put(lake, epoch, "span_tree", trees(), key)
         kept: list[str] = ["scored_attempts", *narrow, *make_checks(con, train)]
         if train:
             make_advantages(con, settings)
             _put(lake, epoch, "sequences", sequences(), key)
-            kept += [*KEPT_ADVANTAGES, *(n for n in KEPT_SEQUENCES if n != "sequences")]
+            run(con, EXCLUSIONS)
+            kept += KEPT_ADVANTAGES
         for name in kept:
             lake.put_table(epoch, name, con.sql(f"FROM {name}").to_arrow_reader(), key)
     return {name: table.rows for name, table in epoch.tables.items()}

@@ -20,6 +20,7 @@ REWARDS = ("triplets/air_matches", "triplets/rewards_given", "triplets/rollout_r
 TRIPLETS = (
     "triplets/call_rows",
     "triplets/sampled_calls",
+    "triplets/candidate_agents",
     "triplets/policy_calls",
     "triplets/silent_rollouts",
     "triplets/call_steps",
@@ -38,14 +39,15 @@ CHECKS_OF_TRAINING = ("triplets/unmatched_settings",)
 ADVANTAGES = ("advantages/returns",)
 # A bucket at a time again; where there are several, after its tokens are read again.
 TOKENS = ("triplets/sampled_calls", "triplets/triplets")
-SEQUENCES = ("advantages/kept_triplets", "advantages/sequences", "advantages/exclusions")
+SEQUENCES = ("advantages/kept_triplets", "advantages/sequences", "advantages/call_exclusions")
+# Once for all, at the end.
+EXCLUSIONS = ("triplets/uncounted_calls", "advantages/exclusions")
 # What is kept for analysts and the trainer; the others are copies of spans and can be made again.
 KEPT_REWARDS = ("rewards_given", "rollout_rewards")
 KEPT_TRIPLETS = ("policy_calls", "silent_rollouts", "reward_steps", "call_returns", "merges")
 # Narrow as well, and needed again for SEQUENCES, but not kept: the lake moves rows when it compacts.
 GATHERED = ("call_rows",)
-KEPT_ADVANTAGES = ("advantages",)
-KEPT_SEQUENCES = ("sequences", "exclusions")
+KEPT_ADVANTAGES = ("advantages", "exclusions")
 
 _ESTIMATOR_KEYS = ("policy", "group_id", "agent", "step", "rollout_id", "attempt_id")
 _ESTIMATES = {"group_rollouts": "BIGINT", "group_mean": "DOUBLE", "group_std": "DOUBLE", "left_out": "VARCHAR"}
@@ -63,6 +65,7 @@ def sql_files(settings: Settings) -> tuple[str, ...]:
         *own,
         "advantages/advantages",
         *SEQUENCES,
+        *EXCLUSIONS,
         "triplets/air_defaults",
     )
 
@@ -161,6 +164,7 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
             "agent_exclude": (pa.string(), [p.agent_exclude for p in policies]),
             "ambiguous": (pa.string(), [p.ambiguous for p in policies]),
             "advantages": (pa.string(), [p.advantages for p in policies]),
+            "other_sampling": (pa.string(), [p.other_sampling for p in policies]),
             "merge": (pa.string(), [p.merge for p in policies]),
             "too_long": (pa.string(), [p.too_long for p in policies]),
             "max_sequence_tokens": (pa.int64(), [p.training.max_sequence_tokens for p in policies]),

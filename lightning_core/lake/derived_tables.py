@@ -20,7 +20,8 @@ _COLUMNS = {
     "outcome VARCHAR, reward DOUBLE, air DOUBLE, success BOOLEAN, source VARCHAR, left_out VARCHAR",
     "policy_calls": "call_id BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, group_id VARCHAR, span_id VARCHAR, "
     "response_id VARCHAR, start_ns BIGINT, end_ns BIGINT, agent VARCHAR, agent_path VARCHAR, method VARCHAR, "
-    "policy VARCHAR, policy_version VARCHAR, prompt_tokens INTEGER, response_tokens INTEGER, left_out VARCHAR",
+    "policy VARCHAR, policy_version VARCHAR, prompt_tokens INTEGER, response_tokens INTEGER, other_sampling BOOLEAN, "
+    "left_out VARCHAR",
     "silent_rollouts": "rollout_id VARCHAR, attempt_id VARCHAR, outcome VARCHAR, calls BIGINT",
     "reward_steps": "rollout_id VARCHAR, attempt_id VARCHAR, node BIGINT, span_id VARCHAR, name VARCHAR, source VARCHAR, "
     "value DOUBLE, policy VARCHAR, agent VARCHAR, call_id BIGINT, step BIGINT, left_out VARCHAR",
@@ -36,7 +37,7 @@ _COLUMNS = {
     "sequences": "sequence_id VARCHAR, policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, "
     "call_ids VARCHAR[], policy_version VARCHAR, prompt_length INTEGER, token_ids INTEGER[], loss_mask UTINYINT[], "
     "logprobs FLOAT[], reward DOUBLE, advantage DOUBLE, advantages FLOAT[]",
-    "exclusions": "call_id BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, span_id VARCHAR, policy VARCHAR, "
+    "exclusions": "call_id BIGINT, choice BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, span_id VARCHAR, policy VARCHAR, "
     "agent VARCHAR, reason VARCHAR",
 }
 DERIVED = tuple(_COLUMNS)

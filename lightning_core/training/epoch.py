@@ -94,7 +94,7 @@ def _why_nothing(lake: Lake, epoch: EpochManifest, policy: str) -> str:
     source = str(lake.path(epoch.tables["exclusions"]))
     with duckdb.connect() as con:
         reasons = con.execute(
-            "SELECT reason, count(*) FROM read_parquet(?) WHERE policy IS NOT DISTINCT FROM ? GROUP BY ALL ORDER BY 2 DESC",
+            "SELECT reason, count(DISTINCT (attempt_id, span_id, call_id)) FROM read_parquet(?) WHERE policy IS NOT DISTINCT FROM ? GROUP BY ALL ORDER BY 2 DESC",
             [source, policy],
         ).fetchall()
     told = ", ".join(f"{n} calls {reason}" for reason, n in reasons) or "no call went to it"

@@ -5,15 +5,22 @@ WITH chosen AS (
     SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1
 ),
 sampled AS (
-    SELECT epoch, policy, count(*) AS calls FROM policy_calls JOIN chosen USING (run) GROUP BY epoch, policy
+    SELECT epoch, policy, count(DISTINCT (attempt_id, span_id, call_id)) AS calls
+    FROM (
+        SELECT run, epoch, policy, attempt_id, span_id, call_id FROM policy_calls
+        UNION ALL
+        SELECT run, epoch, policy, attempt_id, span_id, call_id FROM exclusions WHERE call_id IS NULL
+    )
+    JOIN chosen USING (run)
+    GROUP BY epoch, policy
 )
 SELECT
     exclusions.epoch,
     exclusions.policy,
     coalesce(exclusions.agent, '(no name)') AS agent,
     exclusions.reason,
-    count(*) AS calls,
-    count(*) / any_value(sampled.calls) AS share,
+    count(DISTINCT (exclusions.attempt_id, exclusions.span_id, exclusions.call_id)) AS calls,
+    count(DISTINCT (exclusions.attempt_id, exclusions.span_id, exclusions.call_id)) / any_value(sampled.calls) AS share,
     count(DISTINCT exclusions.rollout_id) AS rollouts,
     avg(rollout_rewards.reward) AS mean_reward,
     min(exclusions.rollout_id) AS example

@@ -1,16 +1,26 @@
 -- The LLM calls of one attempt: whose, what they were credited with, and why they are trained on or not.
 -- Grain: one row per call; `triplets` one a choice. Parameters: run, epoch, rollout_id, attempt_id.
 -- Inputs: policy_calls, span_tree, methods, call_returns, advantages, merges, exclusions
-WITH merged AS (
+WITH excluded AS (
+    SELECT call_id, choice, reason
+    FROM exclusions
+    WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id AND attempt_id = $attempt_id
+),
+merged AS (
     SELECT
         call_id,
         list({
-            'choice': choice, 'sequence': sequence_id, 'place': place, 'begins': reason,
-            'drift_position': drift_position, 'drift_tokens': drift_tokens
-        } ORDER BY choice) AS triplets
+            'choice': choice, 'sequence': sequence_id, 'place': place, 'begins': merges.reason,
+            'drift_position': drift_position, 'drift_tokens': drift_tokens, 'left_out': excluded.reason
+        } ORDER BY choice) AS triplets,
+        bool_or(excluded.reason IS NULL) AS trained
     FROM merges
+    LEFT JOIN excluded USING (call_id, choice)
     WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id AND attempt_id = $attempt_id
     GROUP BY call_id
+),
+left_out AS (
+    SELECT call_id, min_by(reason, choice) AS reason FROM excluded GROUP BY call_id
 )
 SELECT
     calls.call_id,
@@ -32,7 +42,7 @@ SELECT
     advantages.group_std,
     advantages.advantage,
     merged.triplets,
-    exclusions.reason AS left_out
+    CASE WHEN merged.trained IS DISTINCT FROM true THEN left_out.reason END AS left_out
 FROM policy_calls AS calls
 LEFT JOIN span_tree AS tree
     ON tree.run = calls.run AND tree.epoch = calls.epoch AND tree.node = calls.call_id AND tree.rollout_id = calls.rollout_id
@@ -48,7 +58,6 @@ LEFT JOIN advantages
     AND advantages.agent = returns.agent
     AND advantages.step = returns.step
 LEFT JOIN merged ON merged.call_id = calls.call_id
-LEFT JOIN exclusions
-    ON exclusions.run = calls.run AND exclusions.epoch = calls.epoch AND exclusions.call_id = calls.call_id
+LEFT JOIN left_out ON left_out.call_id = calls.call_id
 WHERE calls.run = $run AND calls.epoch = $epoch AND calls.rollout_id = $rollout_id AND calls.attempt_id = $attempt_id
 ORDER BY calls.call_id

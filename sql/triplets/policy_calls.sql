@@ -1,10 +1,11 @@
 -- Every LLM call of the epoch's rollouts, and whether it trains a policy.
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
--- Inputs: nodes, places, agent_spans, sampled_calls, rollout_rewards, policies.
+-- Inputs: nodes, places, agent_spans, candidate_agents, sampled_calls, rollout_rewards, policies.
 -- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
 -- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
 -- before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the
--- policy's temperature and top_p alone. `bad_token_ids`: negative, or past the vocabulary where that is known.
+-- policy's temperature and top_p alone; flagged also where it trains. An ambiguous call trains, where that is set, if the policy
+-- takes every agent that could have made it. `bad_token_ids`: negative, or past the vocabulary where that is known.
 -- `bad_logprobs`: above 0 by more than rounding, infinite, or NaN.
 WITH calls AS (
     SELECT
@@ -71,6 +72,17 @@ agents AS (
         CASE WHEN policies.agent_exclude IS NULL THEN false ELSE regexp_matches(names.agent, policies.agent_exclude) END AS excluded
     FROM (SELECT agent FROM agent_spans UNION SELECT '') AS names
     CROSS JOIN policies
+),
+candidates AS (
+    SELECT
+        agents.policy,
+        candidate_agents.call_id,
+        bool_or(matched) AS matched,
+        bool_or(matched AND NOT excluded) AS taken,
+        bool_and(matched AND NOT excluded) AS all_taken
+    FROM candidate_agents
+    JOIN agents USING (agent)
+    GROUP BY ALL
 )
 SELECT
     calls.node AS call_id,
@@ -88,17 +100,19 @@ SELECT
     calls.policy_version,
     calls.prompt_tokens,
     calls.response_tokens,
+    coalesce(distorted.other_sampling, false) AS other_sampling,
     CASE
         WHEN calls.status = 'error' THEN 'failed_call'
         WHEN policies.policy IS NULL THEN 'other_policy'
         WHEN sampled.untrainable IS NOT NULL THEN 'untrainable: ' || sampled.untrainable
         WHEN sampled.flaw IS NOT NULL THEN sampled.flaw
-        WHEN distorted.other_sampling THEN 'other_sampling'
+        WHEN distorted.other_sampling AND policies.other_sampling = 'drop' THEN 'other_sampling'
         WHEN policies.max_version_lag IS NOT NULL AND (versions.oldest IS NULL OR policies.version IS NULL) THEN 'unknown_version'
         WHEN policies.version - versions.oldest > policies.max_version_lag THEN 'stale'
         WHEN calls.ambiguous AND policies.ambiguous = 'drop' THEN 'ambiguous_agent'
-        WHEN NOT agents.matched THEN 'agent_not_matched'
-        WHEN agents.excluded THEN 'agent_excluded'
+        WHEN candidates.taken AND NOT candidates.all_taken THEN 'ambiguous_agent'
+        WHEN NOT coalesce(candidates.matched, agents.matched) THEN 'agent_not_matched'
+        WHEN coalesce(NOT candidates.taken, agents.excluded) THEN 'agent_excluded'
         WHEN rewards.left_out IS NOT NULL THEN rewards.left_out
     END AS left_out
 FROM calls
@@ -108,4 +122,5 @@ LEFT JOIN sampled_calls AS sampled ON sampled.call_id = calls.node
 LEFT JOIN distorted ON distorted.text = sampled.sampling AND distorted.policy = calls.policy
 LEFT JOIN versions ON versions.policy_version = calls.policy_version
 LEFT JOIN agents ON agents.policy = calls.policy AND agents.agent = coalesce(calls.agent, '')
+LEFT JOIN candidates ON candidates.policy = calls.policy AND candidates.call_id = calls.node
 ORDER BY call_id

@@ -16,7 +16,7 @@ SELECT
         WHEN len(spans.response_ids) = 0 THEN 'empty_response'
         WHEN len(spans.prompt_ids) = 0
             OR len(spans.response_ids) <> len(spans.response_logprobs)
-            OR coalesce(list_sum(spans.choice_lengths) <> len(spans.response_ids), false) THEN 'no_token_ids'
+            OR coalesce(list_sum(spans.choice_lengths) <> len(spans.response_ids) OR list_min(spans.choice_lengths) < 0, false) THEN 'no_token_ids'
         WHEN NOT coalesce(
             least(list_min(spans.prompt_ids), list_min(spans.response_ids)) >= 0
                 AND greatest(list_max(spans.prompt_ids), list_max(spans.response_ids)) < coalesce(policies.vocabulary, 2147483648),

@@ -25,7 +25,7 @@ SELECT
 FROM policies
 WHERE agent_match <> ''
     AND policy IN (SELECT policy FROM policy_calls WHERE policy IS NOT NULL)
-    AND policy NOT IN (SELECT policy FROM policy_calls WHERE policy IS NOT NULL AND regexp_matches(coalesce(agent, ''), policies.agent_match))
+    AND policy NOT IN (SELECT policy FROM policy_calls WHERE policy IS NOT NULL AND (left_out IS NULL OR regexp_matches(coalesce(agent, ''), policies.agent_match)))
 UNION ALL
 SELECT 'policies.' || policy || '.agent_exclude', agent_exclude, 'no call was excluded by it'
 FROM policies

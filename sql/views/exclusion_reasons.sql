@@ -1,11 +1,18 @@
 -- Why calls were left out of training, counted.
 -- Grain: one row per (run, epoch, policy, reason). Inputs: exclusions, policy_calls.
--- Rule: `share` is of all calls that the policy sampled in the epoch, trained ones included.
+-- Rule: `share` is of all calls that the policy sampled in the epoch, trained ones and those of attempts that do not count
+-- included. A call of several choices (`n` > 1) counts once a reason.
 WITH sampled AS (
-    SELECT run, epoch, policy, count(*) AS calls FROM policy_calls GROUP BY ALL
+    SELECT run, epoch, policy, count(DISTINCT (attempt_id, span_id, call_id)) AS calls
+    FROM (
+        SELECT run, epoch, policy, attempt_id, span_id, call_id FROM policy_calls
+        UNION ALL
+        SELECT run, epoch, policy, attempt_id, span_id, call_id FROM exclusions WHERE call_id IS NULL
+    )
+    GROUP BY ALL
 ),
 reasons AS (
-    SELECT run, epoch, policy, reason, count(*) AS calls, count(DISTINCT rollout_id) AS rollouts
+    SELECT run, epoch, policy, reason, count(DISTINCT (attempt_id, span_id, call_id)) AS calls, count(DISTINCT rollout_id) AS rollouts
     FROM exclusions
     GROUP BY ALL
 )

@@ -28,21 +28,25 @@ SPOILED = (
 )
 
 
-def random_attempt(draw: random.Random, number: int) -> Attempt:
+def random_attempt(draw: random.Random, number: int, execution: int = 0) -> Attempt:
     """Agents side by side, each in a conversation that goes on, branches, is rewritten; tools; rewards; broken calls."""
-    attempt = Attempt(f"r.{number}", f"a{number}", group=f"g{number // 3}")
-    attempt.root(draw.choice(["ok", "ok", "ok", "error", "infrastructure"]))
+    attempt = Attempt(f"r.{number}", f"a{number}.{execution}", group=f"g{number // 3}")
+    attempt.span("rollout.start", (0, 0), op="rollout.start", run="run", epoch=0, mode="train")
+    if draw.random() < 0.9:  # else it never ended
+        outcome = draw.choice(["ok", "ok", "ok", "error", "infrastructure", None])
+        attempt.root(outcome, at=(0.0, 1.0 + draw.choice([0, execution])))  # type: ignore[arg-type]
     agents = [attempt.agent(name) for name in draw.sample(["solver", "critic", "judge"], draw.randint(1, 2))]
     histories: dict[str, list[list[int]]] = {agent: [[len(agent), 1]] for agent in agents}
     for turn in range(draw.randint(1, 5)):
         agent = draw.choice(agents)
         start = 0.2 + turn * 0.1
         prompt = [*draw.choice(histories[agent]), draw.randint(1, 3)]
-        choices = [[draw.randint(1, 3) for _ in range(draw.randint(1, 2))] for _ in range(draw.choice([1, 1, 1, 2]))]
+        several = draw.choice([1, 1, 1, 2, 3])
+        choices = [[draw.randint(1, 3) for _ in range(draw.randint(several == 1, 3))] for _ in range(several)]
         response = [token for choice in choices for token in choice]
-        several = {"choice_lengths": [len(choice) for choice in choices]} if len(choices) > 1 else {}
+        lengths = {"choice_lengths": [len(choice) for choice in choices]} if several > 1 else {}
         linked = draw.random() < 0.9  # else time has to tell, and two agents were at work
-        call = attempt.call(prompt, response, (start, start + 0.05), agent if linked else None, **several)
+        call = attempt.call(prompt, response, (start, start + 0.05), agent if linked else None, **lengths)
         attempt.rows[-1]["policy_version"] = "v0003"
         if draw.random() < 0.2:
             attempt.rows[-1].update(draw.choice(SPOILED))
@@ -60,12 +64,19 @@ def random_attempt(draw: random.Random, number: int) -> Attempt:
     return attempt
 
 
+def random_epoch(draw: random.Random) -> list[dict[str, Any]]:
+    """Six rollouts, some of them executed more than once."""
+    executions = [(number, again) for number in range(6) for again in range(draw.choice([1, 1, 2, 3]))]
+    return [row for number, again in executions for row in random_attempt(draw, number, again).rows]
+
+
 def random_settings(draw: random.Random) -> dict[str, Any]:
     return draw.choice(ASSIGN) | {
         "advantages": draw.choice(["grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp"]),
         "merge": draw.choice(["prefix", "prefix", "per_call"]),
         "too_long": draw.choice(["drop_calls", "drop_rollout"]),
         "ambiguous": draw.choice(["drop", "train"]),
+        "other_sampling": draw.choice(["drop", "train"]),
         "agent_match": draw.choice(["", "", "solver"]),
         "max_version_lag": 1,
         "air": draw.choice(["off", RULES]),
@@ -80,7 +91,7 @@ def random_settings(draw: random.Random) -> dict[str, Any]:
 def test_every_call_is_trained_or_left_out_for_a_reason_and_every_token_once(
     tmp_path_factory: pytest.TempPathFactory, draw: random.Random
 ) -> None:
-    rows = [row for number in range(6) for row in random_attempt(draw, number).rows]
+    rows = random_epoch(draw)
     changes = random_settings(draw)
     lake, epoch = derived(tmp_path_factory.mktemp("epoch"), rows, **changes)
     calls = {row["call_id"]: row for row in table(lake, epoch, "policy_calls")}
@@ -95,11 +106,27 @@ def test_every_call_is_trained_or_left_out_for_a_reason_and_every_token_once(
     trained = Counter(triplet for sequence in sequences for triplet in sequence["call_ids"])
     assert set(trained.values()) <= {1}
     trained_calls = {int(triplet.split(".")[0]) for triplet in trained}
-    assert trained_calls | {row["call_id"] for row in exclusions} == set(calls)
-    assert not trained_calls & {row["call_id"] for row in exclusions}
+    assert trained_calls | {row["call_id"] for row in exclusions if row["call_id"] is not None} == set(calls)
     assert all(row["reason"] for row in exclusions)
 
     by_span = {(r["attempt_id"], r["span_id"]): r for r in rows}
+    # Over all executions, counted or not: each choice of each call is trained or excluded, once.
+    trained_choices = {
+        (calls[call]["attempt_id"], calls[call]["span_id"], choice)
+        for call, choice in (map(int, triplet.split(".")) for triplet in trained)
+    }
+    excluded = Counter((row["attempt_id"], row["span_id"], row["choice"]) for row in exclusions)
+    assert set(excluded.values()) <= {1} and not excluded.keys() & trained_choices
+    answered = {(r["attempt_id"], r["response_id"]): len(r.get("choice_lengths") or [0]) for r in rows if r["policy"]}
+    ended: dict[Any, set[int]] = {key: set() for key in answered}
+    for attempt_id, span_id, choice in [*excluded, *trained_choices]:
+        ended[attempt_id, by_span[attempt_id, span_id]["response_id"]].add(choice)
+    assert all(choices in ({0}, set(range(answered[key]))) for key, choices in ended.items())
+    assert all(
+        ended[a, by_span[a, s]["response_id"]] == set(range(answered[a, by_span[a, s]["response_id"]]))
+        for a, s, _ in trained_choices
+    )
+
     sampled = 0
     for triplet in trained:
         call, choice = (int(part) for part in triplet.split("."))
@@ -121,7 +148,7 @@ def test_every_call_is_trained_or_left_out_for_a_reason_and_every_token_once(
 def test_no_order_of_the_spans_and_no_cut_into_buckets_changes_a_byte(
     tmp_path_factory: pytest.TempPathFactory, draw: random.Random
 ) -> None:
-    rows = [row for number in range(6) for row in random_attempt(draw, number).rows]
+    rows = random_epoch(draw)
     changes = random_settings(draw)
     _, epoch = derived(tmp_path_factory.mktemp("epoch"), rows, **changes)
     expected = {name: t.digest for name, t in epoch.tables.items()}

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tests.lake_maker import Attempt
 from tests.unit.test_rewards import attempt, tables
 
 
@@ -99,6 +100,109 @@ def test_ambiguous_calls_can_be_trained_all_the_same(tmp_path: Path) -> None:
         return [call["left_out"] for call in calls]
 
     assert (found("drop"), found("train")) == (["ambiguous_agent"], [None])
+
+
+def test_calls_sampled_otherwise_can_be_trained_all_the_same_and_are_flagged(tmp_path: Path) -> None:
+    made = attempt()
+    solver = made.agent("solver")
+    made.call([1], [2], parent=solver, sampling='{"temperature":0.3}')
+    made.call([3], [4], (0.4, 0.5), parent=solver, sampling='{"temperature":1.0}')
+    made.reward(1.0)
+    (calls,) = tables(tmp_path, [made], "policy_calls", other_sampling="train")
+    assert [(call["left_out"], call["other_sampling"]) for call in calls] == [(None, True), (None, False)]
+    (calls,) = tables(tmp_path / "drop", [made], "policy_calls")
+    assert [(call["left_out"], call["other_sampling"]) for call in calls] == [("other_sampling", True), (None, False)]
+
+
+def test_an_ambiguous_call_trains_a_policy_that_takes_every_agent_that_could_have_made_it(tmp_path: Path) -> None:
+    """Two solvers of other names and a critic, each at its own time; a supervisor around all is nobody's rival."""
+    made = attempt(at=(0.0, 1.0))
+    boss = made.agent("boss", (0.05, 0.98))
+    made.agent("solver-1", (0.10, 0.60), boss)
+    made.agent("solver-2", (0.10, 0.90), boss)
+    made.agent("critic", (0.70, 0.90), boss)
+    made.call([1], [2], (0.30, 0.40))  # in the time of both solvers
+    made.call([3], [4], (0.75, 0.80))  # of the second, and of the critic
+    inside = made.span("http", (0.30, 0.45), trace_id="c" * 32)
+    made.call([5], [6], (0.35, 0.40), inside, trace_id="c" * 32)  # what it lies under is in the time of both solvers
+    made.reward(1.0)
+
+    def found(number: int, **settings: Any) -> list[str | None]:
+        calls, unmatched = tables(
+            tmp_path / str(number), [made], "policy_calls", "unmatched_settings", advantages="reinforce", **settings
+        )
+        assert {call["method"] for call in calls} <= {"ambiguous", "declared"}
+        reasons = [call["left_out"] for call in calls]
+        assert None not in reasons or "policies.policy.agent_match" not in [u["setting"] for u in unmatched]
+        return reasons
+
+    # By start: the call in the time of both solvers, that under the span, the one the critic may have made.
+    assert found(0, agent_match="solver") == ["ambiguous_agent"] * 3
+    assert found(1, agent_match="solver", ambiguous="train") == [None, None, "ambiguous_agent"]
+    assert found(2, agent_match="solver-1", ambiguous="train") == ["ambiguous_agent"] * 2 + ["agent_not_matched"]
+    assert found(3, agent_match="solver|critic", ambiguous="train") == [None] * 3
+    assert found(4, agent_exclude="critic", ambiguous="train") == [None, None, "ambiguous_agent"]
+    assert found(5, agent_exclude="solver|critic", ambiguous="train") == ["agent_excluded"] * 3
+    assert found(6, agent_match="boss", ambiguous="train") == ["agent_not_matched"] * 3
+    assert found(7, ambiguous="train") == [None] * 3
+
+
+def test_every_choice_that_is_not_trained_has_its_reason(tmp_path: Path) -> None:
+    made = attempt()
+    solver = made.agent("solver")
+    made.call([1], [2, 3, 4], parent=solver, choice_lengths=[1, 0, 2])
+    made.call([5] * 14, [6, 7, 8, 9], (0.4, 0.5), parent=solver, choice_lengths=[1, 3])
+    made.call([1], [2, 3], (0.6, 0.7), parent=solver, choice_lengths=[3, -1])
+    made.reward(1.0)
+    exclusions, sequences = tables(
+        tmp_path, [made], "exclusions", "sequences", advantages="reinforce", training={"max_sequence_tokens": 16}
+    )
+    calls = sorted({e["call_id"] for e in exclusions})
+    assert [(calls.index(e["call_id"]), e["choice"], e["reason"]) for e in exclusions] == [
+        (0, 1, "empty_response"),
+        (1, 1, "sequence_too_long"),
+        (2, 0, "no_token_ids"),
+    ]
+    assert sorted(t for s in sequences for t in s["call_ids"]) == [f"{calls[0]}.0", f"{calls[0]}.2", f"{calls[1]}.0"]
+
+
+def test_calls_of_attempts_that_do_not_count_are_excluded_for_that(tmp_path: Path) -> None:
+    def executed(name: str, outcome: str | None = None, end: float = 1.0, root: bool = True) -> Attempt:
+        made = Attempt("r.0", name)
+        made.span("rollout.start", (0, 0), op="rollout.start", run="run", epoch=0, mode="train")
+        if root:
+            made.root(outcome, at=(0.0, end))  # type: ignore[arg-type]
+        made.call([1, 2], [3, 4], parent=made.agent("solver"), choice_lengths=[1, 1])
+        same = made.rows[-1]["response_id"]
+        made.span("ChatCompletion", (0.2, 0.3), op="llm", response_id=same)
+        return made
+
+    lost = Attempt("r.0", "lost")
+    lost.call([1], [2], attempt_id=None)
+    stranger = Attempt("r.stranger", "s")
+    stranger.call([1], [2])
+    attempts = [
+        executed("first", "infrastructure", 0.9),
+        executed("second", "ok", 1.0),
+        executed("third", "ok", 2.0),
+        executed("fourth", None, 3.0),
+        executed("fifth", root=False),
+        lost,
+        stranger,
+    ]
+    (exclusions,) = tables(tmp_path, attempts, "exclusions", advantages="reinforce", failure_reward=None)
+    assert {(e["attempt_id"], e["choice"], e["reason"]) for e in exclusions if e["call_id"] is None} == {
+        ("first", 0, "infrastructure"),
+        ("first", 1, "infrastructure"),
+        ("third", 0, "superseded"),
+        ("third", 1, "superseded"),
+        ("fourth", 0, "no_outcome"),
+        ("fourth", 1, "no_outcome"),
+        ("fifth", 0, "unfinished"),
+        ("fifth", 1, "unfinished"),
+        (None, 0, "no_attempt"),
+    }
+    assert {e["reason"] for e in exclusions if e["attempt_id"] == "second"} == {"no_reward"}
 
 
 def test_an_agent_match_that_matches_no_call_is_said(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+-- The agents that could have made a call of which time does not say whose it is.
+-- Grain: one row per (call, agent name), of ambiguous calls whose policy trains those and chooses agents.
+-- Inputs: nodes, places, components, placements, evidence, held_by, waiting, agent_windows, agent_spans, policies.
+-- Rule: what is ambiguous is the call, or what it lies under: from the call upwards to the first tree that several agents
+-- hold. Candidates are the agents whose time holds that (as `held_by` counts them), without those around another of them:
+-- of nested agents the inner one has the span.
+WITH RECURSIVE
+doubtful AS MATERIALIZED (
+    SELECT placements.node AS top, held_by.node AS held
+    FROM placements
+    LEFT JOIN evidence ON evidence.node = placements.node
+    JOIN held_by ON held_by.node = coalesce(evidence.beside, placements.node)
+    WHERE held_by.method = 'ambiguous'
+),
+asked AS MATERIALIZED (
+    SELECT nodes.node AS call_id, components.top
+    FROM nodes
+    JOIN places USING (node)
+    JOIN components USING (node)
+    JOIN policies ON policies.policy = nodes.policy
+    WHERE places.ambiguous
+        AND nodes.op = 'llm'
+        AND policies.ambiguous = 'train'
+        AND (policies.agent_match <> '' OR policies.agent_exclude IS NOT NULL)
+),
+climbed AS (
+    FROM asked
+    UNION
+    SELECT climbed.call_id, above.top
+    FROM climbed
+    JOIN placements ON placements.node = climbed.top
+    JOIN components AS above ON above.node = placements.parent
+    ANTI JOIN doubtful ON doubtful.top = climbed.top
+),
+spans_held AS (
+    SELECT
+        climbed.call_id,
+        waiting.attempt,
+        waiting.start_ns,
+        coalesce(waiting.end_ns, waiting.start_ns) AS end_ns
+    FROM climbed
+    JOIN doubtful USING (top)
+    JOIN waiting ON waiting.node = doubtful.held
+),
+holding AS (
+    -- Tier 1: in an agent's time, give or take 50 ms; where no agent's, tier 2: within 50 ms of it.
+    SELECT
+        spans_held.call_id,
+        windows.id,
+        windows.up,
+        CASE
+            WHEN windows.start_ns <= least(spans_held.end_ns, spans_held.start_ns + 50_000_000)
+                AND windows.end_ns >= greatest(spans_held.start_ns, spans_held.end_ns - 50_000_000) THEN 1
+            ELSE 2
+        END AS tier
+    FROM spans_held
+    JOIN agent_windows AS windows
+        ON windows.attempt = spans_held.attempt
+        AND windows.level = 1
+        AND windows.start_ns <= spans_held.start_ns + 50_000_000
+        AND windows.end_ns >= spans_held.end_ns - 50_000_000
+),
+nearest AS (
+    SELECT * FROM holding QUALIFY tier = min(tier) OVER (PARTITION BY call_id)
+)
+SELECT DISTINCT nearest.call_id, agent_spans.agent
+FROM nearest
+JOIN agent_spans ON agent_spans.node = nearest.id
+ANTI JOIN nearest AS inner_one ON inner_one.call_id = nearest.call_id AND inner_one.up = nearest.id
+ORDER BY ALL
