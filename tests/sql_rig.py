@@ -45,7 +45,7 @@ def put(con: duckdb.DuckDBPyConnection, name: str, columns: str, rows: list[dict
 
 def run(con: duckdb.DuckDBPyConnection, *files: str) -> None:
     for name in files:
-        con.execute(f"CREATE TABLE {name.rsplit('/', 1)[-1]} AS {sql.text(name)}")
+        sql.create(con, name)
 
 
 def rows(con: duckdb.DuckDBPyConnection, question: str) -> list[dict[str, Any]]:

@@ -86,7 +86,7 @@ def build(root: Path, manifests: Manifests, rejected: Path) -> Path:
             _tables(con, manifests)
             _rejections(con, rejected, manifests.spans().decoded_offset)
             for view in VIEWS:
-                con.execute(f"CREATE VIEW {view} AS {sql.text(f'views/{view}')}")
+                sql.create(con, f"views/{view}", "VIEW")
         os.utime(beside, ns=(began, began))  # when it read the manifests: see `built_ns`
         beside.replace(root / "catalog.duckdb")
     finally:

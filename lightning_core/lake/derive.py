@@ -196,8 +196,7 @@ def run(con: duckdb.DuckDBPyConnection, files: tuple[str, ...], on_progress: OnP
     for name in files:
         if on_progress is not None:
             on_progress(name)
-        kind = "VIEW" if name in _VIEWS else "TABLE"
-        con.execute(f"CREATE {kind} {name.rsplit('/', 1)[-1]} AS {sql.text(name)}")
+        sql.create(con, name, "VIEW" if name in _VIEWS else "TABLE")
 
 
 def _gather(con: duckdb.DuckDBPyConnection, bucket: Bucket, names: Sequence[str]) -> None:

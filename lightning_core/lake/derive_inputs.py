@@ -180,7 +180,7 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
 def make_checks(con: duckdb.DuckDBPyConnection, train: bool) -> tuple[str, ...]:
     """Create the tables that say what of the settings and rewards is wrong; returns their names."""
     names = (*CHECKS, *(CHECKS_OF_TRAINING if train else ()))
-    return tuple(_create(con, name) for name in names)
+    return tuple(sql.create(con, name) for name in names)
 
 
 def make_advantages(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
@@ -189,7 +189,7 @@ def make_advantages(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
     Raises SettingsError for an estimator of the user's that does not run, naming file and columns.
     """
     for name in ADVANTAGES:
-        _create(con, name)
+        sql.create(con, name)
     columns = ", ".join(f"{name} {kind}" for name, kind in _ESTIMATES.items())
     con.execute(
         f"""
@@ -208,13 +208,7 @@ def make_advantages(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
             """,
             [estimator],
         )
-    _create(con, "advantages/advantages")
-
-
-def _create(con: duckdb.DuckDBPyConnection, name: str) -> str:
-    table = name.rsplit("/", 1)[-1]
-    con.execute(f"CREATE TABLE {table} AS {sql.text(name)}")
-    return table
+    sql.create(con, "advantages/advantages")
 
 
 def _estimators(settings: Settings) -> list[str]:

@@ -6,7 +6,10 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+import duckdb
+
 ROOT = Path(__file__).resolve().parents[2] / "sql"
+_parsed: dict[str, duckdb.Statement] = {}
 
 
 @cache
@@ -16,6 +19,17 @@ def text(name: str) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"no {name}.sql under {ROOT}; known: {', '.join(names())}")
     return path.read_text().rstrip().removesuffix(";")
+
+
+def create(con: duckdb.DuckDBPyConnection, name: str, kind: str = "TABLE") -> str:
+    """Create the table (or view) of a file; returns its name."""
+    table = name.rsplit("/", 1)[-1]
+    ddl = f"CREATE {kind} {table} AS {text(name)}"
+    # Parsed once a process: parsing is a seventh of what a small epoch, or a bucket more, costs.
+    if ddl not in _parsed:
+        (_parsed[ddl],) = con.extract_statements(ddl)
+    con.execute(_parsed[ddl])
+    return table
 
 
 def names(folder: str = "") -> list[str]:
