@@ -28,6 +28,7 @@ from lightning_core.lake.otlp_envelope import OtlpError, count_spans, parse_enve
 from lightning_core.lake.pivot import aliases
 from lightning_core.lake.span_columns import span_columns
 from lightning_core.lake.spool import Record
+from lightning_core.lake.texts import taken_views
 from lightning_core.lake.wire import PAD, Ints
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ def _conclude(con: duckdb.DuckDBPyConnection, decoded: pa.Table) -> pa.Table:
         concluded = con.sql(sql.text("ingest/spans")).to_arrow_table()
     finally:
         con.unregister("decoded_spans")
-    sorted_spans = decoded.cast(schema.arrow_schema(schema.DECODED)).take(concluded["row"])
+    sorted_spans = _sorted(decoded, concluded["row"].combine_chunks())
     columns = {name: concluded[name] for name in concluded.column_names}
     for ids in ("prompt", "response"):
         columns[f"{ids}_id_count"] = pc.list_value_length(sorted_spans[f"{ids}_ids"])
@@ -162,6 +163,19 @@ def _conclude(con: duckdb.DuckDBPyConnection, decoded: pa.Table) -> pa.Table:
         [columns[c.name] if c.name in columns else sorted_spans[c.name] for c in schema.SPANS],
         schema=schema.arrow_schema(schema.SPANS),
     )
+
+
+def _sorted(decoded: pa.Table, row: pa.Int32Array) -> pa.Table:
+    """These rows as schema.DECODED. Texts are sorted as the views they are and copied once, where `take` does it twice."""
+    places = row.to_numpy()
+    columns: list[Any] = []
+    wanted = schema.arrow_schema(schema.DECODED)
+    for column, kind in zip(decoded.columns, wanted.types, strict=True):
+        if pa.types.is_string_view(column.type):
+            columns.append(taken_views(column.combine_chunks(), places).cast(kind))
+        else:
+            columns.append(column.cast(kind).combine_chunks().take(row))
+    return pa.table(columns, schema=wanted)
 
 
 def write_rejected(directory: Path, name: str, rejected: list[dict[str, Any]]) -> None:

@@ -28,6 +28,8 @@ _NUMBER = re.compile(
 _ARRAYS = {"int32s": np.int32, "float32s": np.float32}
 # Up to so many (span, key) pairs, a table of all of them finds duplicates faster than sorting does.
 _TABLE = 1 << 25
+_AT_ONCE = 1 << 16  # duplicates that become Python's numbers together
+_TINY = 16  # bytes of a value, up to which what was made of it is kept for the next like it
 _MAX_DUPLICATES = 10_000  # of a span: listing more would cost many times what they cost to send
 
 
@@ -117,13 +119,23 @@ def _drop_duplicates(sent: Attributes, spans: int, kept: Bools) -> None:
     kept[again] = False
     too_many = np.flatnonzero(np.bincount(sent.span[again], minlength=1) > _MAX_DUPLICATES)
     sent.broken |= {i: f"more than {_MAX_DUPLICATES} attributes come twice" for i in too_many.tolist()}
-    for i in again[~np.isin(sent.span[again], too_many)].tolist():
-        lost = Broken()
-        text = sent.text(i, lost)
-        entry = {"key": sent.keys[sent.key[i]], "value": None if text is None else text.decode()}
-        sent.notes.add(int(sent.span[i]), "otlp.duplicate_attributes", entry)
-        if sent.kind[i] != STRING:  # those of strings are noted
-            sent.notes.add(int(sent.span[i]), "otlp.invalid_utf8", *lost.texts)
+    again = again[~np.isin(sent.span[again], too_many)]
+    known: dict[tuple[int, bytes], dict[str, Any]] = {}
+    for first in range(0, len(again), _AT_ONCE):
+        some = again[first : first + _AT_ONCE]
+        columns = (c[some].tolist() for c in (sent.span, sent.key, sent.any_begin, sent.any_end))
+        for i, span, key, begin, end in zip(some.tolist(), *columns, strict=True):
+            raw = sent.data[begin:end] if end - begin <= _TINY else None
+            entry = known.get((key, raw)) if raw is not None else None
+            if entry is None:
+                lost = Broken()
+                text = sent.text(i, lost)
+                entry = {"key": sent.keys[key], "value": None if text is None else text.decode()}
+                if sent.kind[i] != STRING:  # those of strings are noted
+                    sent.notes.add(span, "otlp.invalid_utf8", *lost.texts)
+                if raw is not None and not lost.texts and span not in sent.broken and len(known) < _AT_ONCE:
+                    known[key, raw] = entry
+            sent.notes.add(span, "otlp.duplicate_attributes", entry)
 
 
 def _numbers(sent: Attributes, rows: Ints, kind: str) -> tuple[Any, Bools]:

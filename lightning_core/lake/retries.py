@@ -9,19 +9,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from lightning_core.lake import catalog, sql
+from lightning_core.lake import catalog, schema, sql
 from lightning_core.lake.manifest import SpanFile
 
 IDENTITY = ("rollout_id", "attempt_id", "trace_id", "span_id", "content_hash", "record_offset", "record_index")
+# Among the columns of a file: no list or map, which would be several, comes before it.
+_START = [column.name for column in schema.SPANS].index("start_ns")
 
 
 def without(table: pa.Table, root: Path, files: list[SpanFile]) -> pa.Table:
     """`table` without the rows that repeat one before them, in it or in the span files (relative to `root`)."""
-    hashes = table["content_hash"]
-    if not table.num_rows or (not files and pc.count_distinct(hashes).as_py() == len(hashes)):
+    if not table.num_rows or not _any_again(table, root, files):
         return table
     with duckdb.connect(config={"file_search_path": str(root)}) as con:
         con.register("arriving", table.select(IDENTITY))
@@ -36,6 +39,30 @@ def without(table: pa.Table, root: Path, files: list[SpanFile]) -> pa.Table:
         return table
     places = zip(table["record_offset"].to_pylist(), table["record_index"].to_pylist(), strict=True)
     return table.filter(pa.array([place not in gone for place in places]))
+
+
+def _any_again(table: pa.Table, root: Path, files: list[SpanFile]) -> bool:
+    """Whether a hash of `table` is in it twice, or in a row group about its time. Mostly none is, and this is quick."""
+    hashes, starts = table["content_hash"].to_numpy(), table["start_ns"]
+    if len(np.unique(hashes)) < len(hashes):
+        return True
+    bounds = None if starts.null_count else pc.min_max(starts).as_py()
+    for file in files:
+        with pq.ParquetFile(root / file.path) as parquet:
+            groups = [i for i in range(parquet.num_row_groups) if _about(parquet.metadata.row_group(i), bounds)]
+            stored = parquet.read_row_groups(groups, ["content_hash"]) if groups else None
+        if stored is not None and stored.num_columns and np.isin(hashes, stored[0].to_numpy()).any():
+            return True
+    return False
+
+
+def _about(group: pq.RowGroupMetaData, bounds: dict[str, int] | None) -> bool:
+    """Whether a row group may hold a span that starts within these bounds."""
+    column = group.column(_START)
+    if bounds is None or column.path_in_schema != "start_ns" or not column.is_stats_set:
+        return True
+    said = column.statistics
+    return not said.has_min_max or (said.min <= bounds["max"] and said.max >= bounds["min"])
 
 
 def view(name: str, files: list[SpanFile], where: str = "true") -> str:

@@ -29,6 +29,8 @@ _WIRE = np.array(
 _KINDS = {0: "unspecified", 1: "internal", 2: "server", 3: "client", 4: "producer", 5: "consumer"}
 _STATUSES = {0: "unset", 1: "ok", 2: "error"}
 _MAX_NS = 2**63 - 1
+_AT_ONCE = 1 << 16  # fields that become Python's numbers together
+_TINY = 16  # bytes of an event, a link or a field, up to which what was made of it is kept for the next like it
 _MOST = 10_000  # events, links, and fields that are unknown, of a span: one of two bytes becomes an object
 _HEX = np.frombuffer(b"".join(b"%02x" % n for n in range(256)), np.uint8).reshape(256, 2)
 
@@ -173,20 +175,36 @@ def _strings(data: bytes, found: Fields, number: int, count: int, made: Texts, n
 def _json(data: bytes, sent: Fields, number: int, one: Any, made: Texts, notes: Notes, count: int) -> tuple[Ints, Ints]:
     """(start, length) of the JSON list that `one` makes of the messages in a field; NULL where there are none."""
     rows = sent.rows(number, BYTES)
-    lists: dict[int, list[Any]] = {}
+    hollow = sent.start[rows] == sent.stop[rows]
+    label = "links" if number == LINKS else "events"
+    for span, empty in zip(*(c.tolist() for c in np.unique(sent.message[rows[hollow]], return_counts=True)), strict=True):
+        notes.set(span, f"otlp.empty_{label}", str(empty))
+    rows = rows[~hollow]
+    lists: dict[int, list[bytes]] = {}
     broken: dict[int, str] = {}
-    for span, begin, end in zip(*(c[rows].tolist() for c in (sent.message, sent.start, sent.stop)), strict=True):
-        lost = Broken()
-        try:
-            lists.setdefault(span, []).append(one(data, begin, end, lost))
-        except WireError as error:
-            broken[span] = f"an event or a link is broken: {error}"
-        notes.add(span, "otlp.invalid_utf8", *lost.texts)
+    known: dict[bytes, bytes] = {}
+    for first in range(0, len(rows), _AT_ONCE):
+        some = rows[first : first + _AT_ONCE]
+        for span, begin, end in zip(*(c[some].tolist() for c in (sent.message, sent.start, sent.stop)), strict=True):
+            made_before = known.get(data[begin:end]) if end - begin <= _TINY else None
+            if made_before is not None:
+                lists.setdefault(span, []).append(made_before)
+                continue
+            lost = Broken()
+            try:
+                text = orjson.dumps(one(data, begin, end, lost))
+            except WireError as error:
+                broken[span] = f"an event or a link is broken: {error}"
+                continue
+            lists.setdefault(span, []).append(text)
+            notes.add(span, "otlp.invalid_utf8", *lost.texts)
+            if end - begin <= _TINY and not lost.texts and len(known) < _AT_ONCE:
+                known[data[begin:end]] = text
     if broken:
         raise BrokenSpans(broken)
     start, length = np.zeros(count, np.int64), np.full(count, -1, np.int64)
     spans = list(lists)
-    start[spans], length[spans] = made.add([orjson.dumps(lists[span]) for span in spans])
+    start[spans], length[spans] = made.add([b"[%b]" % b",".join(lists.pop(span)) for span in spans])
     return start, length
 
 
@@ -228,13 +246,19 @@ def _unknown(sent: Fields) -> Ints:
 
 def _note_unknown(data: bytes, sent: Fields, notes: Notes) -> None:
     """Fields of a span that this OTLP does not have are kept as bytes."""
-    for i in _unknown(sent).tolist():
-        entry = {
-            "field": int(sent.number[i]),
-            "wire_type": int(sent.wire[i]),
-            "bytes": data[sent.start[i] : sent.stop[i]].hex(),
-        }
-        notes.add(int(sent.message[i]), "otlp.unknown_fields", entry)
+    rows = _unknown(sent)
+    known: dict[tuple[int, int, bytes], dict[str, Any]] = {}
+    for first in range(0, len(rows), _AT_ONCE):
+        some = rows[first : first + _AT_ONCE]
+        columns = (c[some].tolist() for c in (sent.message, sent.number, sent.wire, sent.start, sent.stop))
+        for span, number, wire, start, stop in zip(*columns, strict=True):
+            raw = data[start:stop]
+            entry = known.get((number, wire, raw)) if len(raw) <= _TINY else None
+            if entry is None:
+                entry = {"field": number, "wire_type": wire, "bytes": raw.hex()}
+                if len(raw) <= _TINY and len(known) < _AT_ONCE:
+                    known[number, wire, raw] = entry
+            notes.add(span, "otlp.unknown_fields", entry)
 
 
 def _rest(sent: Attributes, rows: Ints, notes: Notes, count: int) -> tuple[pa.Array, pa.Array, tuple[Ints, Ints]]:

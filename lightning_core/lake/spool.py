@@ -30,13 +30,12 @@ from lightning_core.lake.spool_format import (
     SpoolFull,
     SpoolLocked,
     corrupt,
-    decode,
     encode_head,
     encoded_size,
+    read_record,
     segment_path,
     segments,
     sound_end,
-    to_record,
 )
 
 __all__ = [
@@ -82,19 +81,17 @@ def read(directory: Path | str, start: int, stop: int | None = None) -> Iterator
     for i in range(first, len(found)):
         offset, path = found[i]
         follows = found[i + 1][0] if i + 1 < len(found) else None
-        data = path.read_bytes()
         at = max(start - offset, 0)
-        while stop is None or offset + at < stop:
-            decoded = decode(data, at)
-            if decoded is None:
-                break
-            size, _, header, body = decoded
-            yield offset + at, offset + at + size, to_record(header, body)
-            at += size
+        with path.open("rb") as file:
+            file.seek(at)
+            while (stop is None or offset + at < stop) and (found_record := read_record(file)) is not None:
+                size, record = found_record
+                yield offset + at, offset + at + size, record
+                at += size
         if stop is not None and offset + at >= stop:
             return
         if follows is None:
-            sound_end(offset, path, data, at)
+            sound_end(offset, path, path.read_bytes(), at)
         elif offset + at != follows:
             raise corrupt(path, offset + at)
 

@@ -20,7 +20,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 MAGIC = b"LFs1"
 _FIXED = struct.Struct("<4sIIQI")
@@ -63,8 +63,7 @@ def encode_head(record: Record, durable: int) -> bytes:
     """What comes before the body of a record, `durable` being the offset acknowledged so far."""
     fields = [record.rollout_id, record.attempt_id, record.scope, record.received_ns, record.source]
     header = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    checked = _CHECKED.pack(len(header), len(record.body), durable)
-    crc = zlib.crc32(record.body, zlib.crc32(header, zlib.crc32(checked)))
+    crc = _crc(header, record.body, durable)
     return _FIXED.pack(MAGIC, len(header), len(record.body), durable, crc) + header
 
 
@@ -74,8 +73,8 @@ def encoded_size(record: Record) -> int:
     return _FIXED.size + len(record.body) + 6 * ids + 64
 
 
-def decode(data: bytes | memoryview, at: int) -> tuple[int, int, memoryview, memoryview] | None:
-    """(size, durable, header, body) of the record at position `at`; None where there is no whole, sound record."""
+def _sound(data: bytes, at: int) -> tuple[int, int] | None:
+    """(size, durable) of the record at position `at`; None where there is no whole, sound record."""
     view = memoryview(data)
     if len(view) - at < _FIXED.size:
         return None
@@ -85,14 +84,32 @@ def decode(data: bytes | memoryview, at: int) -> tuple[int, int, memoryview, mem
         return None
     header_at = at + _FIXED.size
     header, body = view[header_at : header_at + header_len], view[header_at + header_len : at + size]
-    if zlib.crc32(body, zlib.crc32(header, zlib.crc32(_CHECKED.pack(header_len, body_len, durable)))) != crc:
+    return (size, durable) if _crc(header, body, durable) == crc else None
+
+
+def _crc(header: bytes | memoryview, body: bytes | memoryview, durable: int) -> int:
+    checked = _CHECKED.pack(len(header), len(body), durable)
+    return zlib.crc32(body, zlib.crc32(header, zlib.crc32(checked)))
+
+
+def read_record(file: BinaryIO) -> tuple[int, Record] | None:
+    """(size, record) of the record where `file` stands; None where there is no whole, sound record.
+
+    Its body is read into the bytes it stays in: large buffers cost more to come by than to fill.
+    """
+    fixed = file.read(_FIXED.size)
+    if len(fixed) < _FIXED.size:
         return None
-    return size, durable, header, body
-
-
-def to_record(header: memoryview, body: memoryview) -> Record:
-    rollout_id, attempt_id, scope, received_ns, source = json.loads(bytes(header))
-    return Record(rollout_id, attempt_id, scope, received_ns, source, bytes(body))
+    magic, header_len, body_len, durable, crc = _FIXED.unpack(fixed)
+    if magic != MAGIC or header_len > MAX_HEADER:
+        return None
+    if file.tell() + header_len + body_len > os.fstat(file.fileno()).st_size:
+        return None
+    header, body = file.read(header_len), file.read(body_len)
+    if _crc(header, body, durable) != crc:
+        return None
+    rollout_id, attempt_id, scope, received_ns, source = json.loads(header)
+    return _FIXED.size + header_len + body_len, Record(rollout_id, attempt_id, scope, received_ns, source, body)
 
 
 def segment_path(directory: Path, offset: int) -> Path:
@@ -114,11 +131,11 @@ def sound_end(offset: int, path: Path, data: bytes, at: int = 0) -> int:
 
     Raises SpoolCorrupt when what follows shows that the record there had been acknowledged.
     """
-    while (found := decode(data, at)) is not None:
+    while (found := _sound(data, at)) is not None:
         at += found[0]
     later = data.find(MAGIC, at + 1)
     while later != -1:
-        beyond = decode(data, later)
+        beyond = _sound(data, later)
         if beyond is not None and beyond[1] > offset + at:
             raise corrupt(path, offset + at)
         later = data.find(MAGIC, later + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from lightning_core.lake.wire import PAD, Bools, Ints
@@ -32,13 +33,26 @@ class Texts:
     def arrays(self, columns: dict[str, tuple[Ints, Ints]]) -> dict[str, pa.Array]:
         """Arrow string views of (start, length) columns; none copies a text of more than 12 bytes."""
         parts = self.data, b"".join((*self._added, bytes(PAD)))
-        return {name: _string_view(parts, start, length) for name, (start, length) in columns.items()}
+        # All columns at once: numpy takes longer to be called than to read the few spans of a block.
+        starts, lengths = (np.concatenate([column[i] for column in columns.values()]) for i in (0, 1))
+        words, buffers, end = _views(parts, starts, lengths), [pa.py_buffer(part) for part in parts], 0
+        made: dict[str, pa.Array] = {}
+        for name, (start, length) in columns.items():
+            begin, end = end, end + len(start)
+            valid = length >= 0
+            made[name] = pa.Array.from_buffers(
+                pa.string_view(),
+                len(start),
+                [None if valid.all() else _bitmap(valid), pa.py_buffer(words[begin:end]), *buffers],
+            )
+        return made
 
 
 def invalid(data: bytes, start: Ints, length: Ints) -> list[int]:
     """Which of the texts are no UTF-8."""
     try:
-        _string_view((data,), start, length).validate(full=True)
+        views = pa.py_buffer(_views((data,), start, length))
+        pa.Array.from_buffers(pa.string_view(), len(start), [None, views, pa.py_buffer(data)]).validate(full=True)
         return []
     except pa.ArrowInvalid:
         return [
@@ -56,23 +70,33 @@ def _is_utf8(raw: bytes) -> bool:
         return False
 
 
-def _string_view(parts: tuple[bytes, ...], start: Ints, length: Ints) -> pa.Array:
-    null = length < 0
+def _views(parts: tuple[bytes, ...], start: Ints, length: Ints) -> npt.NDArray[np.int32]:
+    """The four words of each string view; `parts` lie one behind the other. A length of -1 is an empty view."""
     words = np.zeros((len(start), 4), "<i4")
-    words[:, 0] = length = np.maximum(length, 0)
+    words[:, 0] = np.maximum(length, 0)
     begin = 0
     for number, part in enumerate(parts):
         windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(part, np.uint8), _INLINE)
-        here = np.flatnonzero((start >= begin) & (start < begin + len(part)) & ~null)
-        head = windows[start[here] - begin]
-        long = length[here] > _INLINE
-        head *= np.arange(_INLINE) < np.where(long, 4, length[here])[:, None]
+        here = np.flatnonzero((start >= begin) & (start < begin + len(part)) & (length > 0))
+        at, size = start[here] - begin, length[here]
+        head = windows[at]
+        long = size > _INLINE
+        head *= np.arange(_INLINE) < np.where(long, 4, size)[:, None]
         words[here, 1:] = head.view("<i4")
         words[here[long], 2] = number
-        words[here[long], 3] = start[here[long]] - begin
+        words[here[long], 3] = at[long]
         begin += len(part)
-    buffers = [_bitmap(~null) if null.any() else None, pa.py_buffer(words), *(pa.py_buffer(part) for part in parts)]
-    return pa.Array.from_buffers(pa.string_view(), len(start), buffers)
+    return words
+
+
+def taken_views(views: pa.Array, rows: npt.NDArray[np.int32]) -> pa.Array:
+    """`views.take(rows)`, which Arrow does not have for string views (yet): no text is copied."""
+    _, words, *parts = views.buffers()
+    places = np.frombuffer(words, "<i4", 4 * len(views), 16 * views.offset).reshape(-1, 4)[rows]
+    valid = None
+    if views.null_count:
+        valid = _bitmap(views.is_valid().to_numpy(zero_copy_only=False)[rows])
+    return pa.Array.from_buffers(views.type, len(rows), [valid, pa.py_buffer(places), *parts])
 
 
 def _bitmap(valid: Bools) -> pa.Buffer:
