@@ -30,6 +30,7 @@ class CannedVllm:
         self.fail_with: dict[str, Any] | None = None  # the error that comes with such a status
         self.gate: asyncio.Event | None = None  # holds a stream back before its second token
         self.break_after: int | None = None  # tokens of a stream before the connection is dropped
+        self.break_before = 0  # so many streams are dropped after their head, before their first byte
         self.cancelled = 0
         self.prompt_ids = list(PROMPT_IDS)
         self.said: dict[str, Any] = {}  # `reasoning` and `tool_calls` that chat says beside, or instead of, its text
@@ -76,6 +77,9 @@ class CannedVllm:
         try:
             chat = request.path.endswith("chat/completions")
             return await self._stream(request, body, chat) if body.get("stream") else await self._whole(body, chat)
+        except (TypeError, AttributeError) as error:  # vLLM checks types and answers 400
+            message = {"message": f"wrong type: {error}", "type": "BadRequestError", "param": None, "code": 400}
+            return web.json_response({"error": message}, status=400)
         except (asyncio.CancelledError, ConnectionResetError):
             self.cancelled += 1
             raise
@@ -99,8 +103,10 @@ class CannedVllm:
             if chat:
                 message = {"role": "assistant", "content": None if "tool_calls" in self.said else TEXT} | self.said
                 choice |= {"message": message, "logprobs": _chat_logprobs(TOKENS)}
+                choice["logprobs"] = choice["logprobs"] if body.get("logprobs") else None
             else:
-                choice |= {"text": TEXT, "logprobs": _completion_logprobs(TOKENS), "prompt_token_ids": prompt_ids}
+                logprobs = None if body.get("logprobs") is None else _completion_logprobs(TOKENS)
+                choice |= {"text": TEXT, "logprobs": logprobs, "prompt_token_ids": prompt_ids}
             choices.append(choice)
         reply = {
             "id": "chatcmpl-canned" if chat else "cmpl-canned",
@@ -116,6 +122,11 @@ class CannedVllm:
     async def _stream(self, request: web.Request, body: dict[str, Any], chat: bool) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
+        if self.break_before:
+            self.break_before -= 1
+            assert request.transport is not None
+            request.transport.close()
+            return response
         head = {"id": "chatcmpl-canned" if chat else "cmpl-canned", "created": 1, "model": body["model"]}
         head["object"] = "chat.completion.chunk" if chat else "text_completion"
         with_ids = bool(body.get("return_token_ids"))
@@ -126,7 +137,7 @@ class CannedVllm:
         if chat:
             delta = {"role": "assistant", "content": ""}
             choice: dict[str, Any] = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
-            await send({"choices": [choice]} | ({"prompt_token_ids": self.prompt_ids} if with_ids else {}))
+            await send({"choices": [choice], "prompt_token_ids": self.prompt_ids if with_ids else None})
         for i, token in enumerate(TOKENS):
             if i == 1 and self.gate is not None:
                 await self.gate.wait()
@@ -134,17 +145,16 @@ class CannedVllm:
                 assert request.transport is not None
                 request.transport.close()
                 return response
-            last = i == len(TOKENS) - 1
-            choice = {"index": 0, "finish_reason": "stop" if last else None}
+            if chat and i == 1 and not with_ids:
+                continue  # a control token has no text; its chunk exists only for its id
+            choice = {"index": 0, "finish_reason": "stop" if i == len(TOKENS) - 1 else None}
             if chat:
-                # The second token is a control token: an empty delta, sent only because ids were asked for.
-                choice |= {"delta": self._delta(i, token[1]), "logprobs": _chat_logprobs([token])}
+                choice |= {"delta": self._delta(i, token[1])}
+                choice["logprobs"] = _chat_logprobs([token]) if body.get("logprobs") else None
             else:
-                choice |= {"text": token[1], "logprobs": _completion_logprobs([token])}
-                if with_ids and i == 0:
-                    choice["prompt_token_ids"] = self.prompt_ids
-            if with_ids:
-                choice["token_ids"] = [token[0]]
+                choice |= {"text": token[1], "prompt_token_ids": self.prompt_ids if with_ids and i == 0 else None}
+                choice["logprobs"] = None if body.get("logprobs") is None else _completion_logprobs([token])
+            choice["token_ids"] = [token[0]] if with_ids else None
             await send({"choices": [choice]})
         if (body.get("stream_options") or {}).get("include_usage"):
             await send({"choices": [], "usage": USAGE})

@@ -114,8 +114,8 @@ def _take_prompt(holder: dict[str, Any], prepared: Prepared, into: Collected) ->
     ids = holder.get("prompt_token_ids")
     if ids is not None and into.prompt_token_ids is None:
         into.prompt_token_ids = ids
-    if not prepared.wants_token_ids:
-        holder.pop("prompt_token_ids", None)
+    if not prepared.wants_token_ids and "prompt_token_ids" in holder:
+        holder["prompt_token_ids"] = None  # as vLLM has it where nobody asks
 
 
 def _take_choice(raw: dict[str, Any], prepared: Prepared, choice: Choice, into: Collected) -> None:
@@ -125,8 +125,8 @@ def _take_choice(raw: dict[str, Any], prepared: Prepared, choice: Choice, into: 
     choice.token_ids += ids
     choice.logprobs += logprobs[-len(ids) :] if ids else []  # an echoed prompt has logprobs too, in front
     choice.finish_reason = raw.get("finish_reason") or choice.finish_reason
-    if not prepared.wants_token_ids:
-        raw.pop("token_ids", None)
+    if not prepared.wants_token_ids and "token_ids" in raw:
+        raw["token_ids"] = None
     if not prepared.wants_logprobs and "logprobs" in raw:
         raw["logprobs"] = None
 
