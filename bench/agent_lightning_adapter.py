@@ -1,8 +1,8 @@
 """Agent Lightning's adapter, to measure against. Runs in its own environment (`make oracle-env`), imports nothing of ours;
 `bench.hierarchy` starts it.
 
-On stdin: JSON, a list of rollouts, each a list of keyword arguments of Span.from_attributes. On stdout: JSON, the seconds
-that `adapt` took for each (making the spans is not counted) and how many triplets it gave: [[seconds, triplets], …].
+On stdin: JSON, a list of rollouts, each a list of keyword arguments of Span.from_attributes. On stdout: JSON, for each the
+seconds that its spans took to make, those that `adapt` took, and how many triplets it gave: [[seconds, seconds, triplets], …].
 """
 
 import json
@@ -15,8 +15,9 @@ from agentlightning.types import Span
 adapter = TracerTraceToTriplet()
 answers = []
 for rollout in json.load(sys.stdin):
-    spans = [Span.from_attributes(**span) for span in rollout]
     began = time.perf_counter()
+    spans = [Span.from_attributes(**span) for span in rollout]
+    made = time.perf_counter()
     triplets = adapter.adapt(spans)
-    answers.append([time.perf_counter() - began, len(triplets)])
+    answers.append([made - began, time.perf_counter() - made, len(triplets)])
 json.dump(answers, sys.stdout)

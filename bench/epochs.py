@@ -12,7 +12,7 @@ from typing import Literal
 
 import duckdb
 
-from lightning_core.lake import schema
+from lightning_core.lake import parquet, schema
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
 from lightning_core.lake.parquet import ROWS_A_GROUP
@@ -97,18 +97,19 @@ def write_epoch(home: Path, spans: int, spans_a_rollout: int, shape: Shape) -> t
         for first in range(0, rollouts, rollouts_a_file):
             begin, end = first * spans_a_rollout, min(first + rollouts_a_file, rollouts) * spans_a_rollout
             path = f"spans/{begin:020d}.parquet"
-            con.execute(
+            made = con.sql(
                 f"""
-                COPY (
-                    SELECT {columns}
-                    FROM (SELECT *, {_SHAPES[shape]["op"]} AS op, {_SHAPES[shape]["parent"]} AS parent FROM (
-                        SELECT range AS i, range // {spans_a_rollout} AS r, range % {spans_a_rollout} AS p,
-                            {spans_a_rollout} AS n
-                        FROM range({begin}, {end})
-                    ))
-                ) TO '{lake.root / path}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROWS_A_GROUP})
+                SELECT {columns}
+                FROM (SELECT *, {_SHAPES[shape]["op"]} AS op, {_SHAPES[shape]["parent"]} AS parent FROM (
+                    SELECT range AS i, range // {spans_a_rollout} AS r, range % {spans_a_rollout} AS p,
+                        {spans_a_rollout} AS n
+                    FROM range({begin}, {end})
+                ))
                 """
             )
+            stored = schema.arrow_schema(schema.SPANS)
+            batches = (batch.cast(stored) for batch in made.to_arrow_reader(ROWS_A_GROUP))
+            parquet.write_stream(lake.root / path, stored, batches)
             files.append(SpanFile(path=path, rows=end - begin, bytes=1, start=begin // 512, end=(end - 1) // 512 + 1))
     lake.manifests.put_spans(SpanManifest(decoded_offset=files[-1].end, files=files))
     return EpochManifest(run="bench", epoch=0, opened_offset=0, sealed_offset=files[-1].end), rollouts * spans_a_rollout

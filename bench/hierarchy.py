@@ -1,14 +1,15 @@
 """From Parquet to triplets, beside Agent Lightning's adapter on the same spans.
 
     triplets_14, _101, _1001, _3002   spans/s of a million spans in rollouts of so many: repair, agents, rewards, triplets.
-                      `value` is the slower of the shapes `flat` and `nested`, `baseline` the adapter's faster one; each
-                      shape's [ours, theirs] stands beside it (`lost`: calls without parents, of ours alone counted in)
+                      `value` is the slower of the shapes `flat` and `nested`, `baseline` the adapter's faster one. Beside
+                      it for each shape [ours, theirs, theirs without making its spans]; `lost`: calls without parents,
+                      where there is something to repair
     triplets_20m      spans/s of 20 million in rollouts of 101; baseline: of one million in the same run, so a ratio near 1
                       is what linear means. `peak_gb`: memory of the process, of 8 allowed
     sequences_100k_s  bench.sequences
 
-Ours reads Parquet and runs on all cores; the adapter gets spans that are made already, a sample of rollouts, and has no
-use for a second core. Best of three rounds on both sides.
+Ours reads Parquet and runs on all cores; the adapter gets attributes that are read already, makes its spans of them, of a
+sample of rollouts, and has no use for a second core. Best of three rounds on both sides.
 
     .venv/bin/python -m bench.hierarchy [triplets_14 …] [--spans 1000000] [--quick]
 """
@@ -75,8 +76,8 @@ def seconds_to_triplets(home: Path, epoch: EpochManifest) -> tuple[float, int]:
     return time.perf_counter() - began, triplets
 
 
-def theirs(home: Path, epoch: EpochManifest, size: int, rollouts: int) -> float | None:
-    """Spans/s of the adapter over a sample of the rollouts; None where it is not installed."""
+def theirs(home: Path, epoch: EpochManifest, size: int, rollouts: int) -> tuple[float, float] | None:
+    """Spans/s of the adapter over a sample of the rollouts: with the spans to make, and alone; None if not installed."""
     if not (_ORACLE / "ready").exists():
         say("Agent Lightning is not installed (make oracle-env): no baseline")
         return None
@@ -90,7 +91,7 @@ def theirs(home: Path, epoch: EpochManifest, size: int, rollouts: int) -> float 
         spans = by_rollout.setdefault(row["rollout_id"], [])
         spans.append(_as_theirs(len(spans), row))
     question = json.dumps(list(by_rollout.values()))
-    best: list[float] = []
+    rounds: list[list[list[float]]] = []
     for _ in range(_ROUNDS if size < 1000 else 1):
         done = subprocess.run(
             [_ORACLE / "bin" / "python", Path(__file__).with_name("agent_lightning_adapter.py")],
@@ -100,10 +101,10 @@ def theirs(home: Path, epoch: EpochManifest, size: int, rollouts: int) -> float 
             text=True,
             env={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # else it asks the network at import
         )
-        answers = json.loads(done.stdout.splitlines()[-1])
-        seconds = [s for s, _ in answers]
-        best = seconds if not best else [min(a, b) for a, b in zip(best, seconds, strict=True)]
-    return size * len(best) / sum(best)
+        rounds.append(json.loads(done.stdout.splitlines()[-1]))
+    best = [[min(times) for times in zip(*answers, strict=True)] for answers in zip(*rounds, strict=True)]
+    spans = size * len(best)
+    return spans / sum(make + adapt for make, adapt, _ in best), spans / sum(adapt for _, adapt, _ in best)
 
 
 def _as_theirs(number: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -131,22 +132,23 @@ def _as_theirs(number: int, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def side_by_side(name: str, size: int, spans: int) -> None:
-    beside: dict[str, list[float | None]] = {}
+    ours: dict[str, float] = {}
+    others: dict[str, tuple[float, float]] = {}
     n = 0
     for shape in SHAPES:
         with tempfile.TemporaryDirectory() as scratch:
             epoch, n = write_epoch(Path(scratch), spans, size, shape)
             rounds = [seconds_to_triplets(Path(scratch), epoch) for _ in range(_ROUNDS)]
             assert len({triplets for _, triplets in rounds}) == 1 and rounds[0][1] > n // 4
-            baseline = (
-                theirs(Path(scratch), epoch, size, max(min(3000 // size, n // size), 1)) if shape != "lost" else None
-            )
-            beside[shape] = [n / min(seconds for seconds, _ in rounds), baseline]
-        say(f"{name} {shape}: {beside[shape]}")
-    compared = [beside["flat"], beside["nested"]]
-    others = [theirs for _, theirs in compared if theirs is not None]
-    value = min(ours for ours, _ in compared if ours is not None)
-    figure(name, value, "spans/s", max(others, default=None), n, **beside)
+            ours[shape] = n / min(seconds for seconds, _ in rounds)
+            other = theirs(Path(scratch), epoch, size, max(min(3000 // size, n // size), 1))
+            if other is not None:
+                others[shape] = other
+        say(f"{name} {shape}: {ours[shape]:.0f}, theirs {others.get(shape)}")
+    value = min(ours["flat"], ours["nested"])
+    baseline = max(others["flat"][0], others["nested"][0]) if others else None
+    beside = {shape: [ours[shape], *others.get(shape, (None, None))] for shape in SHAPES}
+    figure(name, value, "spans/s", baseline, n, **beside)
 
 
 def at_any_size(name: str, spans: int) -> None:

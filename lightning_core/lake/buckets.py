@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-SPANS_A_BUCKET = 250_000
+SPANS_A_BUCKET = 600_000  # some 0.6 GB; what its statements cost at any size is then a twentieth
 _AT_A_TIME = 8  # more would share the memory that one of them needs
 
 Work = Callable[[duckdb.DuckDBPyConnection, "Bucket"], None]
