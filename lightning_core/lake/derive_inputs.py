@@ -10,13 +10,13 @@ import duckdb
 import pyarrow as pa
 
 from lightning_core.config import AirRule, PolicySettings, Settings, SettingsError
-from lightning_core.lake import sql
+from lightning_core.lake import schema, sql
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.patterns import COMPUTED, pattern
 from lightning_core.loading import grader_digest
 
 # A bucket of rollouts at a time, after the hierarchy; an evaluation stops after REWARDS.
-REWARDS = ("triplets/air_matches", "triplets/rewards_given", "triplets/rollout_rewards")
+REWARDS = ("triplets/tool_twins", "triplets/air_matches", "triplets/rewards_given", "triplets/rollout_rewards")
 TRIPLETS = (
     "triplets/call_rows",
     "triplets/sampled_calls",
@@ -49,6 +49,8 @@ KEPT_TRIPLETS = ("policy_calls", "silent_rollouts", "reward_steps", "call_return
 GATHERED = ("call_rows",)
 KEPT_ADVANTAGES = ("advantages", "exclusions")
 
+# Columns of spans that may be long: a rule (`reward.air`) on another one does not read them.
+_TEXTS = ["input_messages", "output_messages", "tool_arguments", "tool_result", "task", "output", "events", "links"]
 _ESTIMATOR_KEYS = ("policy", "group_id", "agent", "step", "rollout_id", "attempt_id")
 _ESTIMATES = {"group_rollouts": "BIGINT", "group_mean": "DOUBLE", "group_std": "DOUBLE", "left_out": "VARCHAR"}
 
@@ -259,12 +261,23 @@ def _air_rules(con: duckdb.DuckDBPyConnection, air: str | list[AirRule]) -> None
         f"""
         CREATE TABLE air_rules AS
         SELECT
-            name, value::DOUBLE AS value, op, tool, status, attribute, pattern, per, cap::DOUBLE AS cap,
+            name, value::DOUBLE AS value, op, tool, status, attribute, pattern, per, cap::DOUBLE AS cap, looked_at AS column_name,
+            CASE
+                WHEN attribute IS NULL AND pattern IS NULL THEN NULL
+                WHEN list_contains($texts, looked_at) THEN 'text'
+                WHEN list_contains($columns, looked_at) THEN 'column'
+                ELSE 'attributes'
+            END AS found_in
+        FROM (
             -- a pattern on nothing else is on the tool's result; the alias of a column is that column
-            CASE WHEN attribute IS NULL THEN 'tool_result' ELSE coalesce(aliases.column_name, attribute) END AS column_name
-        FROM rules
-        LEFT JOIN ({sql.text("ingest/attribute_aliases")}) AS aliases ON aliases.key = rules.attribute
-        """
+            SELECT
+                rules.*,
+                CASE WHEN attribute IS NULL THEN 'tool_result' ELSE coalesce(aliases.column_name, attribute) END AS looked_at
+            FROM rules
+            LEFT JOIN ({sql.text("ingest/attribute_aliases")}) AS aliases ON aliases.key = rules.attribute
+        )
+        """,
+        {"texts": _TEXTS, "columns": [c.name for c in schema.SPANS if c.type in ("VARCHAR", "BIGINT", "DOUBLE")]},
     )
 
 

@@ -1,70 +1,140 @@
 -- What the rules of automatic intermediate rewarding (AIR) give: a failing tool call costs 0.1, say.
 -- Grain: one row per (rule, span) that is given something.
--- Inputs: nodes, places, spans, air_rules (name, value, op, tool, status, attribute, column_name, pattern, per, cap).
--- Rule: a span matches where every condition of the rule holds; an LLM call seen twice counts once. `per: rollout` gives
--- the value for the first match only; `cap` bounds what a rule gives an attempt, in absolute value.
-WITH shaped AS (
+-- Inputs: nodes, llm_twins, tool_twins, spans, air_rules (name, value, op, tool, status, attribute, column_name, found_in,
+-- pattern, per, cap).
+-- Rule: a span matches where every condition of the rule holds. An LLM or tool call that was seen twice counts once, if
+-- any of its records matches; it failed if any says so. `per: rollout` gives the value for the first match only; `cap`
+-- bounds what a rule gives an attempt, in absolute value.
+WITH records AS (
     SELECT
         nodes.node,
+        coalesce(tool_twins.kept, llm_twins.kept, nodes.node) AS call,
         nodes.rollout_id,
         nodes.attempt_id,
+        nodes.op,
+        nodes.tool_name,
+        nodes.status,
         coalesce(nodes.end_ns, nodes.start_ns) AS emitted_ns,
         nodes.record_offset,
-        nodes.record_index,
-        rules.*
+        nodes.record_index
     FROM nodes
-    JOIN air_rules AS rules
-        ON coalesce(rules.op = nodes.op, true)
-        AND coalesce(rules.status = nodes.status, true)
-        AND CASE WHEN rules.tool IS NULL THEN true ELSE coalesce(regexp_matches(nodes.tool_name, rules.tool), false) END
-    ANTI JOIN (SELECT node FROM places WHERE twin_of IS NOT NULL) AS twins ON twins.node = nodes.node
+    LEFT JOIN tool_twins USING (node)
+    LEFT JOIN llm_twins USING (node)
+    WHERE EXISTS (FROM air_rules)
 ),
-texts AS (
+statuses AS (
+    -- 'error' < 'ok' < 'unset'
+    SELECT call, min(status) AS status FROM records GROUP BY call HAVING count(*) > 1
+),
+shaped AS (
+    SELECT records.* EXCLUDE (op, tool_name, status), rules.*
+    FROM records
+    LEFT JOIN statuses USING (call)
+    JOIN air_rules AS rules
+        ON coalesce(rules.op = records.op, true)
+        AND coalesce(rules.status = coalesce(statuses.status, records.status), true)
+        AND CASE WHEN rules.tool IS NULL THEN true ELSE coalesce(regexp_matches(records.tool_name, rules.tool), false) END
+),
+-- Three times from `spans`, so that texts and the map of attributes are read only where a rule asks for them.
+found AS (
     SELECT
         shaped.node,
         shaped.name,
         shaped.pattern,
         CASE shaped.column_name
             WHEN 'name' THEN spans.name
+            WHEN 'kind' THEN spans.kind
+            WHEN 'trace_state' THEN spans.trace_state
+            WHEN 'instrumentation' THEN spans.instrumentation
             WHEN 'status_message' THEN spans.status_message
             WHEN 'error' THEN spans.error
             WHEN 'outcome' THEN spans.outcome
-            WHEN 'output' THEN spans.output
+            WHEN 'conversation_id' THEN spans.conversation_id
             WHEN 'agent_name' THEN spans.agent_name
-            WHEN 'model' THEN spans.model
-            WHEN 'policy' THEN spans.policy
-            WHEN 'finish_reasons' THEN spans.finish_reasons
-            WHEN 'input_messages' THEN spans.input_messages
-            WHEN 'output_messages' THEN spans.output_messages
-            WHEN 'untrainable' THEN spans.untrainable
-            WHEN 'tool_name' THEN spans.tool_name
-            WHEN 'tool_arguments' THEN spans.tool_arguments
-            WHEN 'tool_result' THEN spans.tool_result
+            WHEN 'agent_id' THEN spans.agent_id
             WHEN 'operation' THEN spans.operation
             WHEN 'span_role' THEN spans.span_role
-            WHEN 'events' THEN spans.events
-            ELSE spans.attributes[shaped.attribute]
-        END AS found
+            WHEN 'policy' THEN spans.policy
+            WHEN 'policy_version' THEN spans.policy_version
+            WHEN 'provider' THEN spans.provider
+            WHEN 'model' THEN spans.model
+            WHEN 'response_id' THEN spans.response_id
+            WHEN 'finish_reasons' THEN spans.finish_reasons
+            WHEN 'untrainable' THEN spans.untrainable
+            WHEN 'input_tokens' THEN spans.input_tokens::VARCHAR
+            WHEN 'output_tokens' THEN spans.output_tokens::VARCHAR
+            WHEN 'cached_tokens' THEN spans.cached_tokens::VARCHAR
+            WHEN 'reasoning_tokens' THEN spans.reasoning_tokens::VARCHAR
+            WHEN 'first_token_ms' THEN spans.first_token_ms::VARCHAR
+            WHEN 'sampling' THEN spans.sampling
+            WHEN 'requested_sampling' THEN spans.requested_sampling
+            WHEN 'request_temperature' THEN spans.request_temperature::VARCHAR
+            WHEN 'request_top_p' THEN spans.request_top_p::VARCHAR
+            WHEN 'request_top_k' THEN spans.request_top_k::VARCHAR
+            WHEN 'request_max_tokens' THEN spans.request_max_tokens::VARCHAR
+            WHEN 'request_seed' THEN spans.request_seed::VARCHAR
+            WHEN 'request_choices' THEN spans.request_choices::VARCHAR
+            WHEN 'request_frequency_penalty' THEN spans.request_frequency_penalty::VARCHAR
+            WHEN 'request_presence_penalty' THEN spans.request_presence_penalty::VARCHAR
+            WHEN 'request_stop' THEN spans.request_stop
+            WHEN 'tool_name' THEN spans.tool_name
+            WHEN 'tool_call_id' THEN spans.tool_call_id
+            WHEN 'reward' THEN spans.reward::VARCHAR
+            WHEN 'reward_name' THEN spans.reward_name
+            WHEN 'reward_source' THEN spans.reward_source
+            WHEN 'task_id' THEN spans.task_id
+            WHEN 'group_id' THEN spans.group_id
+            WHEN 'mode' THEN spans.mode
+            WHEN 'run' THEN spans.run
+            WHEN 'epoch' THEN spans.epoch::VARCHAR
+            WHEN 'declared_rollout_id' THEN spans.declared_rollout_id
+            WHEN 'declared_attempt_id' THEN spans.declared_attempt_id
+        END AS text
     FROM shaped
     JOIN spans USING (record_offset, record_index)
-    WHERE shaped.attribute IS NOT NULL OR shaped.pattern IS NOT NULL
+    WHERE shaped.found_in = 'column'
+    UNION ALL
+    SELECT
+        shaped.node,
+        shaped.name,
+        shaped.pattern,
+        CASE shaped.column_name
+            WHEN 'input_messages' THEN spans.input_messages
+            WHEN 'output_messages' THEN spans.output_messages
+            WHEN 'tool_arguments' THEN spans.tool_arguments
+            WHEN 'tool_result' THEN spans.tool_result
+            WHEN 'task' THEN spans.task
+            WHEN 'output' THEN spans.output
+            WHEN 'events' THEN spans.events
+            WHEN 'links' THEN spans.links
+        END
+    FROM shaped
+    JOIN spans USING (record_offset, record_index)
+    WHERE shaped.found_in = 'text'
+    UNION ALL
+    SELECT shaped.node, shaped.name, shaped.pattern, spans.attributes[shaped.attribute]
+    FROM shaped
+    JOIN spans USING (record_offset, record_index)
+    WHERE shaped.found_in = 'attributes'
 ),
 matches AS (
     SELECT shaped.* FROM shaped WHERE attribute IS NULL AND pattern IS NULL
     UNION ALL
     SELECT shaped.*
     FROM shaped
-    JOIN texts USING (node, name)
-    WHERE texts.found IS NOT NULL AND CASE WHEN texts.pattern IS NULL THEN true ELSE regexp_matches(texts.found, texts.pattern) END
+    JOIN found USING (node, name)
+    WHERE found.text IS NOT NULL AND CASE WHEN found.pattern IS NULL THEN true ELSE regexp_matches(found.text, found.pattern) END
+),
+once AS (
+    SELECT * FROM matches QUALIFY row_number() OVER (PARTITION BY name, call ORDER BY emitted_ns, node) = 1
 ),
 counted AS (
-    SELECT *, row_number() OVER (PARTITION BY rollout_id, attempt_id, name ORDER BY emitted_ns, node) AS place
-    FROM matches
+    SELECT *, row_number() OVER (PARTITION BY rollout_id, attempt_id, name ORDER BY emitted_ns, call) AS place FROM once
 )
 SELECT
     rollout_id,
     attempt_id,
-    node,
+    call AS node,
     name,
     CASE
         WHEN cap IS NULL THEN value

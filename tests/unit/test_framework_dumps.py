@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +106,19 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rollout]:
             },
         )
         for rollout, rows in by_rollout.items()
+    }
+
+
+def test_a_failing_tool_costs_once_however_many_instrumentations_saw_it(tmp_path: Path) -> None:
+    records = dump.load("autogen_openinference")
+    spans, _ = Decoder().decode([(place, place + 1, record) for place, record in enumerate(records)])
+    rule = {"name": "failed", "value": -0.1, "op": "tool", "status": "error"}
+    anything = {"name": "any", "value": 0.01, "op": "tool"}
+    lake, epoch = derived(tmp_path, spans.to_pylist(), air=[rule, anything])
+    rewards = {row["rollout_id"]: row["air"] for row in table(lake, epoch, "rollout_rewards")}
+    assert rewards == {
+        "autogen_openinference.sequential": pytest.approx(-0.1 + 3 * 0.01),
+        "autogen_openinference.parallel": pytest.approx(-0.2 + 5 * 0.01),
     }
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from lightning_core.config import AirRule, SettingsError
+from lightning_core.lake import schema, sql
 from lightning_core.lake.derive_inputs import check_patterns
 from lightning_core.loading import grader_digest
 from tests import lake_maker
@@ -176,6 +179,54 @@ def test_every_condition_of_a_rule_has_to_hold(tmp_path: Path) -> None:
         ("cut-off", call),
     }
     assert [(u["setting"], u["given"]) for u in unmatched] == [("reward.air", "never"), ("reward.air", "no-attribute")]
+
+
+def test_a_rule_reads_any_attribute_and_any_column(tmp_path: Path) -> None:
+    made = attempt()
+    made.call([1], [2], parent=made.agent("solver"), output_tokens=512, conversation_id="thread-7")
+    made.rows[-1]["attributes"] = [("app.retried", "true"), ("lc.node", "x/y")]
+    rules = [
+        {"name": "long", "value": -1, "attribute": "gen_ai.usage.output_tokens", "pattern": "^[0-9]{3,}$"},
+        {"name": "column", "value": -2, "attribute": "output_tokens"},
+        {"name": "session", "value": -3, "attribute": "session.id", "pattern": "7$"},
+        {"name": "own", "value": -4, "attribute": "app.retried", "pattern": "^true$"},
+        {"name": "other", "value": -5, "attribute": "lc.node", "pattern": "^x/"},
+        {"name": "ids", "value": -6, "attribute": "prompt_ids"},
+    ]
+    given, unmatched = tables(tmp_path, [made], "rewards_given", "unmatched_settings", air=rules)
+    assert {g["name"] for g in given} == {"long", "column", "session", "own", "other"}
+    assert [u["given"] for u in unmatched] == ["ids"]
+
+
+def test_rules_know_every_column_that_an_attribute_is_read_into() -> None:
+    scalars = {c.name for c in schema.SPANS if c.type in ("VARCHAR", "BIGINT", "DOUBLE")}
+    with duckdb.connect() as con:
+        read = {
+            row[0] for row in con.sql(f"SELECT column_name FROM ({sql.text('ingest/attribute_aliases')})").fetchall()
+        }
+    known = set(re.findall(r"WHEN '(\w+)' THEN spans", sql.text("triplets/air_matches")))
+    assert scalars & read <= known <= scalars
+
+
+def test_a_tool_call_that_two_instrumentations_saw_counts_once(tmp_path: Path) -> None:
+    """As AutoGen under OpenInference: the outer span knows no id and says ok, the inner one has the id and failed."""
+    made = attempt()
+    agent = made.agent("solver")
+    made.call([1], [2], parent=agent)
+    outer = tool(made, "ok", agent, 0.40)
+    tool(made, "error", outer, 0.405, tool_call_id="call_1")
+    beside = tool(made, "error", agent, 0.50, tool_call_id="call_2")
+    tool(made, "unset", agent, 0.505, tool_call_id="call_2")
+    between = made.span("http", (0.60, 0.61), tool(made, "unset", agent, 0.60))
+    tool(made, "error", between, 0.605)
+    again = tool(made, "error", agent, 0.80, tool_call_id="call_2")  # the same id, long after: another call
+    other = tool(made, "ok", agent, 0.85, tool_call_id="call_3")
+    inner = tool(made, "error", other, 0.855, tool_call_id="call_4")  # a tool that calls a tool
+    rules = [FAILING_TOOL, {"name": "fine", "value": 1, "op": "tool", "status": "ok"}]
+    (given,) = tables(tmp_path, [made], "rewards_given", air=rules)
+    assert [g["span_id"] for g in given if g["name"] == "fine"] == [other]
+    failed = [g["span_id"] for g in given if g["name"] == "failing-tool"]
+    assert len(failed) == 5 and {outer, beside, again, inner} <= set(failed)
 
 
 def test_a_rule_is_bounded_by_its_cap_or_given_once(tmp_path: Path) -> None:

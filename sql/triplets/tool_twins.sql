@@ -1,0 +1,60 @@
+-- Tool calls that were seen twice, by two instrumentations, say: a rule counts each once.
+-- Grain: one row per span that is a further record of a tool call; `kept` is the first. Empty without rules (`reward.air`).
+-- Inputs: nodes, declared, air_rules.
+-- Rule: a tool span in a tool span (another span between them or not) is the same call, unless both have a name, or an
+-- id, and not the same; of several in one the first is. So are spans with one tool call id and no two names that begin
+-- before the first of them ends.
+WITH RECURSIVE
+tools AS MATERIALIZED (
+    SELECT node, attempt, tool_name, tool_call_id, start_ns, coalesce(end_ns, start_ns) AS end_ns
+    FROM nodes
+    WHERE op = 'tool' AND EXISTS (FROM air_rules)
+),
+enclosing AS (
+    SELECT declared.node, declared.parent AS outer_node
+    FROM declared
+    SEMI JOIN tools USING (node)
+    UNION ALL
+    SELECT declared.node, higher.parent
+    FROM declared
+    SEMI JOIN tools USING (node)
+    JOIN nodes AS between_them ON between_them.node = declared.parent AND between_them.op = 'other'
+    JOIN declared AS higher ON higher.node = between_them.node
+),
+nested AS (
+    SELECT min(inside.node) AS node, outside.node AS other
+    FROM enclosing
+    JOIN tools AS inside ON inside.node = enclosing.node
+    JOIN tools AS outside ON outside.node = enclosing.outer_node
+    WHERE coalesce(inside.tool_name = outside.tool_name, true) AND coalesce(inside.tool_call_id = outside.tool_call_id, true)
+    GROUP BY outside.node
+),
+same_id AS (
+    SELECT tools.node, first_one.node AS other
+    FROM tools
+    JOIN (
+        SELECT min(node) AS node, attempt, tool_call_id
+        FROM tools
+        WHERE tool_call_id IS NOT NULL
+        GROUP BY attempt, tool_call_id
+        HAVING count(*) > 1
+    ) AS shared USING (attempt, tool_call_id)
+    JOIN tools AS first_one ON first_one.node = shared.node
+    WHERE tools.node <> first_one.node
+        AND tools.start_ns <= first_one.end_ns
+        AND coalesce(tools.tool_name = first_one.tool_name, true)
+),
+linked AS MATERIALIZED (
+    FROM nested
+    UNION
+    FROM same_id
+),
+reached AS (
+    SELECT node, node AS member FROM (SELECT node FROM linked UNION SELECT other FROM linked)
+    UNION
+    SELECT reached.node, linked.other
+    FROM reached
+    JOIN (FROM linked UNION SELECT other, node FROM linked) AS linked ON linked.node = reached.member
+)
+SELECT node, min(member) AS kept FROM reached GROUP BY node HAVING node <> min(member)
+ORDER BY node
