@@ -38,7 +38,7 @@ class CannedVllm:
         self.port = 0
 
     async def start(self, unix_path: str | None = None) -> str:
-        app = web.Application()
+        app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", self._handle)
         app.router.add_post("/v1/completions", self._handle)
         app.router.add_post("/v1/embeddings", self._embed)

@@ -1,0 +1,237 @@
+"""What clients, networks and upstreams do wrong: the right code, a span, and no task, socket or memory left behind."""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lightning_core import names
+from tests.gateway_rig import Rig, attributes, rig
+
+MESSAGES: Any = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with rig(tmp_path_factory.mktemp("home")) as made:
+        yield made
+
+
+@pytest.fixture
+def server(running: Rig) -> Iterator[Rig]:
+    """Before and after each test nothing is under way, and as many sockets are open."""
+    running.canned.requests.clear()
+    running.canned.gate, running.canned.break_after = None, None
+    yield running
+    gc.collect()  # clients that a test made keep their connections until then
+    wait_for(lambda: metric(running, "lightning_calls_in_flight") == 0)
+    process = psutil.Process(running.handle.pid)
+    # What stays: the listener, kept-alive connections of a few seconds to the upstream and from the last clients.
+    wait_for(lambda: len(process.net_connections("tcp")) <= 3)
+
+
+def post(server: Rig, path: str, body: Any, timeout: float = 30) -> httpx.Response:
+    headers = {"Authorization": "Bearer " + server.handle.mint("r.1", "a1", "train")}
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(server.base_url() + path, content=content, headers=headers, timeout=timeout)
+
+
+def client(server: Rig, **options: Any) -> openai.OpenAI:
+    token = server.handle.mint("r.1", "a1", "train")
+    return openai.OpenAI(base_url=server.base_url(), api_key=token, max_retries=0, **options)
+
+
+def metric(server: Rig, name: str) -> float:
+    lines = httpx.get(server.handle.url + "/metrics", headers={"Connection": "close"}).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def raw(server: Rig, body: bytes, declared: int | None = None) -> socket.socket:
+    """A connection on which a chat request, or the beginning of one, was sent."""
+    where = urlsplit(server.base_url())
+    connection = socket.create_connection((where.hostname or "", where.port or 0), timeout=20)
+    token = server.handle.mint("r.1", "a1", "train")
+    head = f"POST {where.path}/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+    head += f"Content-Length: {len(body) if declared is None else declared}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
+STREAM = json.dumps({"model": "policy", "messages": MESSAGES, "stream": True}).encode()
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+fields = st.sampled_from(
+    [
+        *("messages", "prompt", "input", "n", "stream", "stream_options", "tools", "tool_choice", "temperature"),
+        *("max_tokens", "logprobs", "response_format", "instructions", "previous_response_id", "text", "reasoning"),
+        *("include", "max_output_tokens", "stop", "seed", "parallel_tool_calls", "metadata", "store"),
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=30) as made:
+        yield made
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    request=st.dictionaries(fields, values, max_size=6),
+    path=st.sampled_from(["chat/completions", "completions", "responses", "embeddings"]),
+)
+def test_no_request_of_any_shape_is_a_fault_of_ours(
+    running: Rig, http: httpx.Client, request: dict[str, Any], path: str
+) -> None:
+    body = json.dumps(request | {"model": "policy"}).encode()
+    headers = {"Authorization": "Bearer " + running.handle.mint("r.1", "a1", "train")}
+    answer = http.post(f"{running.base_url()}/{path}", content=body, headers=headers)
+    assert answer.status_code in (200, 400, 404), answer.text
+    if answer.status_code != 200:
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["message"]
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/responses", "/embeddings"])
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[]", b"7", b'{"model": 3}', b'{"model": "policy"}', b"NaN"])
+def test_what_is_no_request_is_400_in_openais_shape(server: Rig, path: str, body: bytes) -> None:
+    answer = post(server, path, body)
+    assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+    assert server.canned.requests == []
+
+
+def test_a_prompt_of_ten_megabytes_passes_and_is_recorded_whole(server: Rig) -> None:
+    words = "0123456789" * 1_000_000
+    reply = client(server).chat.completions.create(model="policy", messages=[{"role": "user", "content": words}])
+    assert reply.choices
+    assert server.canned.requests[-1]["messages"][0]["content"] == words
+    span = attributes(server.spans()[-1])
+    assert json.loads(span[names.GEN_AI_INPUT_MESSAGES])[0]["content"] == words
+
+
+def test_what_exceeds_the_limit_is_413(tmp_path: Path) -> None:
+    with rig(tmp_path, max_body_mb=0.1) as made:
+        with pytest.raises(openai.APIStatusError) as caught:
+            client(made).responses.create(model="policy", input="x" * 200_000)
+        assert caught.value.status_code == 413 and made.canned.requests == []
+
+
+def test_a_request_that_never_ends_leaves_nothing(server: Rig) -> None:
+    before = len(server.records())
+    connections = [raw(server, STREAM[:10], declared=1000) for _ in range(20)]
+    for connection in connections:
+        connection.close()
+    assert client(server).chat.completions.create(model="policy", messages=MESSAGES).choices
+    assert len(server.records()) == before + 1 and len(server.canned.requests) == 1
+
+
+def test_a_client_that_vanishes_in_mid_stream_cancels_the_upstream(server: Rig) -> None:
+    server.gate()
+    before, cancelled = len(server.records()), server.canned.cancelled
+    connections = [raw(server, STREAM) for _ in range(10)]
+    for connection in connections:
+        assert b"200" in connection.recv(4096)
+        # No goodbye: the other side finds out at its next write, or by the reset.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        connection.close()
+    wait_for(lambda: len(server.records()) == before + 10 and server.canned.cancelled == cancelled + 10)
+    assert {attributes(span)[names.UNTRAINABLE] for span in server.spans()[-10:]} == {"aborted"}
+
+
+def test_a_client_that_closes_its_sending_half_and_reads_on_is_taken_for_gone_or_served(server: Rig) -> None:
+    connection = raw(server, STREAM)
+    connection.shutdown(socket.SHUT_WR)
+    received = b""
+    while part := connection.recv(65536):
+        received += part
+    connection.close()
+    span = attributes(server.spans()[-1])
+    assert b"[DONE]" in received or span[names.UNTRAINABLE] == "aborted"
+
+
+def test_a_client_that_reads_slowly_gets_everything(server: Rig) -> None:
+    connection = raw(server, STREAM)
+    received = b""
+    while b"0\r\n\r\n" not in received:
+        time.sleep(0.005)
+        received += connection.recv(64)
+    connection.close()
+    assert b"[DONE]" in received and names.UNTRAINABLE not in attributes(server.spans()[-1])
+
+
+def test_an_upstream_that_breaks_in_mid_stream_is_an_error_once_and_never_tried_again(server: Rig) -> None:
+    server.canned.break_after = 2
+    for _ in range(3):
+        with pytest.raises(openai.APIError):
+            list(client(server).chat.completions.create(model="policy", messages=MESSAGES, stream=True))
+    assert len(server.canned.requests) == 3
+    assert attributes(server.spans()[-1])[names.UNTRAINABLE] == "aborted"
+
+
+def test_an_upstream_that_breaks_before_the_first_byte_is_tried_again(server: Rig) -> None:
+    server.canned.break_before = 2
+    stream = client(server).chat.completions.create(model="policy", messages=MESSAGES, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "Hellold"
+    assert len(server.canned.requests) == 3
+
+
+def test_an_upstream_that_dies_under_many_streams_leaves_a_span_for_each(server: Rig) -> None:
+    server.gate()
+    before = len(server.records())
+
+    def one(_: int) -> str:
+        try:
+            return str(
+                len(list(client(server).chat.completions.create(model="policy", messages=MESSAGES, stream=True)))
+            )
+        except openai.APIError as error:
+            return type(error).__name__
+
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(one, n) for n in range(8)]
+        wait_for(lambda: len(server.canned.requests) == 8)
+        time.sleep(0.3)
+        server.on_loop(server.canned.stop())
+        assert [call.result() for call in calls] == ["APIError"] * 8
+    server.on_loop(server.canned.start())
+    wait_for(lambda: len(server.records()) == before + 8)
+    assert all(span.status.code == span.status.STATUS_CODE_ERROR for span in server.spans()[-8:])
+    server.canned.gate = None
+    assert client(server).chat.completions.create(model="policy", messages=MESSAGES).choices
+
+
+def test_headers_too_large_or_broken_never_reach_an_upstream(server: Rig) -> None:
+    where = urlsplit(server.base_url())
+    for head in (b"POST / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a: " + b"b" * 200_000 + b"\r\n\r\n"):
+        with socket.create_connection((where.hostname or "", where.port or 0), timeout=20) as connection:
+            try:
+                connection.sendall(head)
+                answer = connection.recv(100)
+            except ConnectionError:
+                answer = b""
+            assert b" 200 " not in answer
+    assert server.canned.requests == [] and client(server).models.list().data
