@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies
+from hypothesis import given, strategies
 
 from lightning_core.lake.derive import derive
 from tests import lake_maker
+from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, table
 from tests.unit.test_sequences import Calls
 
+ROLLOUTS = 9  # an example; they share one derivation
 ASSIGN = ({"assign": "final"}, {"assign": "nearest"}, {"assign": "discounted", "gamma": 0.9})
 RULES = [{"name": "failing-tool", "value": -0.1, "op": "tool", "status": "error"}]
 SPOILED = (
@@ -65,8 +67,8 @@ def random_attempt(draw: random.Random, number: int, execution: int = 0) -> Atte
 
 
 def random_epoch(draw: random.Random) -> list[dict[str, Any]]:
-    """Six rollouts, some of them executed more than once."""
-    executions = [(number, again) for number in range(6) for again in range(draw.choice([1, 1, 2, 3]))]
+    """Rollouts, some of them executed more than once."""
+    executions = [(number, again) for number in range(ROLLOUTS) for again in range(draw.choice([1, 1, 2, 3]))]
     return [row for number, again in executions for row in random_attempt(draw, number, again).rows]
 
 
@@ -86,7 +88,7 @@ def random_settings(draw: random.Random) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=8, deadline=None)
+@of_many(examples=6)
 @given(draw=strategies.randoms(use_true_random=False))
 def test_every_call_is_trained_or_left_out_for_a_reason_and_every_token_once(
     tmp_path_factory: pytest.TempPathFactory, draw: random.Random
@@ -143,7 +145,7 @@ def test_every_call_is_trained_or_left_out_for_a_reason_and_every_token_once(
     }
 
 
-@settings(max_examples=4, deadline=None)
+@of_many(examples=3)  # the first is the simplest there is
 @given(draw=strategies.randoms(use_true_random=False))
 def test_no_order_of_the_spans_and_no_cut_into_buckets_changes_a_byte(
     tmp_path_factory: pytest.TempPathFactory, draw: random.Random
@@ -156,25 +158,29 @@ def test_no_order_of_the_spans_and_no_cut_into_buckets_changes_a_byte(
     lake, shuffled = derived(tmp_path_factory.mktemp("shuffled"), rows, **changes)
     assert {name: t.digest for name, t in shuffled.tables.items()} == expected
     changes.pop("versions")
-    derive(lake, shuffled, lake_maker.settings(lake.root.parent, **changes), "cut", spans_a_bucket=8)
+    bucket = len(rows) // draw.randint(2, 4)
+    derive(lake, shuffled, lake_maker.settings(lake.root.parent, **changes), "cut", spans_a_bucket=bucket)
     assert {name: t.digest for name, t in shuffled.tables.items()} == expected
 
 
 tokens = strategies.lists(strategies.integers(0, 1), min_size=1, max_size=4)
+conversation = strategies.lists(strategies.tuples(tokens, tokens), min_size=1, max_size=8)
 
 
-@settings(max_examples=30, deadline=None)
-@given(calls=strategies.lists(strategies.tuples(tokens, tokens), min_size=1, max_size=8))
-def test_a_call_follows_what_comparing_all_pairs_finds(calls: list[tuple[list[int], list[int]]]) -> None:
-    made = Calls()
-    for prompt, response in calls:
-        made.call(prompt, response)
+@of_many(examples=6)
+@given(attempts=strategies.lists(conversation, min_size=6, max_size=6))
+def test_a_call_follows_what_comparing_all_pairs_finds(attempts: list[list[tuple[list[int], list[int]]]]) -> None:
+    made, expected = Calls(), {}
+    for number, calls in enumerate(attempts):
+        first = len(made.rows)
+        for later, (prompt, response) in enumerate(calls):
+            made.call(prompt, response, attempt=f"a{number}")
+            held = [
+                (len(p) + len(r), first + earlier)
+                for earlier, (p, r) in enumerate(calls[:later])
+                if prompt[: len(p + r)] == p + r
+            ]
+            if held:
+                expected[first + later] = max(held)[1]
     found = made.merged(Path("unused")).sql("SELECT call_id, earlier_call FROM followed_calls").fetchall()
-    expected = {}
-    for later, (prompt, _) in enumerate(calls):
-        held = [
-            (len(p) + len(r), earlier) for earlier, (p, r) in enumerate(calls[:later]) if prompt[: len(p + r)] == p + r
-        ]
-        if held:
-            expected[later] = max(held)[1]
     assert dict(found) == expected

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from lightning_core.config import SettingsError
 from lightning_core.lake.derive import attempts
 from lightning_core.loading import grader_digest
 from tests.lake_maker import Attempt, derived
+
+Posted = Callable[[str], tuple[dict[str, list[SpanData]], Any]]  # grader → (spans by rollout, grades)
 
 GRADERS = """
 def right(task, output, spans):
@@ -37,8 +38,9 @@ def raises_once(task, output, spans):
 """
 
 
-@contextmanager
-def collected(home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Three attempts that ended and one that failed, as graders see them."""
     rows = []
     for number in range(3):
         attempt = Attempt(f"r.{number}", f"a{number}")
@@ -47,30 +49,33 @@ def collected(home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         rows += attempt.rows
     failed = Attempt("r.9", "a9")
     failed.root("error", task="{}", output=None)
-    lake, epoch = derived(home, rows + failed.rows)
+    lake, epoch = derived(tmp_path_factory.mktemp("home"), rows + failed.rows)
     with attempts(lake, epoch) as con:
         yield con
 
 
-def posted(home: Path, grader: str) -> tuple[dict[str, list[SpanData]], Any]:
-    (home / "graders.py").write_text(GRADERS)
-    sent: dict[str, list[SpanData]] = {}
-    with collected(home) as con:
-        reference = grader if grader.endswith(".sql") else f"{home / 'graders.py'}:{grader}"
-        grades = grade(reference, con, lambda rollout, _attempt, spans: sent.setdefault(rollout, spans) and None)
-    return sent, grades
+@pytest.fixture
+def posted(tmp_path: Path, collected: duckdb.DuckDBPyConnection) -> Posted:
+    def post(grader: str) -> tuple[dict[str, list[SpanData]], Any]:
+        (tmp_path / "graders.py").write_text(GRADERS)
+        sent: dict[str, list[SpanData]] = {}
+        reference = grader if grader.endswith(".sql") else f"{tmp_path / 'graders.py'}:{grader}"
+        grades = grade(reference, collected, lambda rollout, _attempt, spans: sent.setdefault(rollout, spans) and None)
+        return sent, grades
+
+    return post
 
 
-def test_the_grader_sees_task_output_and_spans_of_attempts_that_ran_to_their_end(tmp_path: Path) -> None:
-    sent, grades = posted(tmp_path, "right")
+def test_the_grader_sees_task_output_and_spans_of_attempts_that_ran_to_their_end(posted: Posted) -> None:
+    sent, grades = posted("right")
     assert {r: spans[0].attributes[names.REWARD] for r, spans in sent.items()} == {"r.0": 0.0, "r.1": 0.0, "r.2": 1.0}
     assert (grades.graded, grades.invalid) == (3, 0)
     assert all(s.attributes[names.REWARD_SOURCE] == "grader" for spans in sent.values() for s in spans)
-    assert posted(tmp_path, "by_spans")[0]["r.0"][0].attributes[names.REWARD] == 1.0
+    assert posted("by_spans")[0]["r.0"][0].attributes[names.REWARD] == 1.0
 
 
-def test_a_dict_gives_several_named_rewards(tmp_path: Path) -> None:
-    sent, _ = posted(tmp_path, "several")
+def test_a_dict_gives_several_named_rewards(posted: Posted) -> None:
+    sent, _ = posted("several")
     found = {s.attributes[names.REWARD_NAME]: s.attributes[names.REWARD] for s in sent["r.0"]}
     assert found == {"reward": 0.5, "style": 0.25}
 
@@ -83,33 +88,33 @@ def test_a_dict_gives_several_named_rewards(tmp_path: Path) -> None:
         ("no_reward", "no key 'reward', only style"),
     ],
 )
-def test_what_is_no_reward_is_an_error_of_its_rollout(tmp_path: Path, grader: str, reason: str) -> None:
-    sent, grades = posted(tmp_path, grader)
+def test_what_is_no_reward_is_an_error_of_its_rollout(posted: Posted, grader: str, reason: str) -> None:
+    sent, grades = posted(grader)
     assert grades.invalid == 3 and reason in grades.first_error and "r.0" in grades.first_error
     assert all(names.REWARD not in spans[0].attributes and spans[0].attributes[names.ERROR] for spans in sent.values())
 
 
-def test_a_grader_that_raises_for_one_rollout_grades_the_others(tmp_path: Path) -> None:
-    sent, grades = posted(tmp_path, "raises_once")
+def test_a_grader_that_raises_for_one_rollout_grades_the_others(posted: Posted) -> None:
+    sent, grades = posted("raises_once")
     assert (grades.graded, grades.invalid) == (3, 1)
     assert "ZeroDivisionError" in sent["r.0"][0].attributes[names.ERROR]
     assert sent["r.2"][0].attributes[names.REWARD] == 0.5
 
 
-def test_a_sql_file_grades_too(tmp_path: Path) -> None:
+def test_a_sql_file_grades_too(posted: Posted, tmp_path: Path) -> None:
     file = tmp_path / "grade.sql"
     file.write_text(
         "SELECT rollout_id, attempt_id, count(*) FILTER (op = 'llm')::DOUBLE AS reward FROM epoch_spans GROUP BY ALL"
     )
-    sent, _ = posted(tmp_path, str(file))
+    sent, _ = posted(str(file))
     assert sent["r.0"][0].attributes[names.REWARD] == 1.0
 
 
-def test_a_sql_file_with_other_columns_is_named(tmp_path: Path) -> None:
+def test_a_sql_file_with_other_columns_is_named(posted: Posted, tmp_path: Path) -> None:
     file = tmp_path / "grade.sql"
     file.write_text("SELECT rollout_id FROM scored_attempts")
     with pytest.raises(SettingsError, match=r"grade\.sql: no column attempt_id, reward"):
-        posted(tmp_path, str(file))
+        posted(str(file))
 
 
 def test_a_grader_that_is_not_there_is_found_before_the_first_rollout(tmp_path: Path) -> None:

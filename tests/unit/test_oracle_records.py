@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,13 +22,21 @@ def test_well_formed_rollouts_give_the_same_triplets_agents_and_rewards(tmp_path
         assert_same(case, oracle[name], answer)
 
 
+@pytest.fixture(scope="module")
+def answers_to_faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    cases = [make().case for make in FAULTS.values()]
+    assert len({case.rollout_id for case in cases}) == len(cases)
+    return dict(zip(FAULTS, ask_sql(tmp_path_factory.mktemp("faults"), cases), strict=True))
+
+
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_the_oracle_has_the_documented_better_answer(tmp_path: Path, name: str) -> None:
+def test_a_fault_of_the_oracle_has_the_documented_better_answer(
+    answers_to_faults: dict[str, dict[str, Any]], name: str
+) -> None:
     """Each is described where it is made: tests/oracle/faults.py."""
-    fault = FAULTS[name]()
+    fault, ours = FAULTS[name](), answers_to_faults[name]
     recorded = record.read("faults")[name]
     assert (answers(recorded), recorded.get("error")) == (fault.oracle, fault.raises)
-    [ours] = ask_sql(tmp_path, [fault.case])
     assert (answers(ours), left_out(ours)) == (fault.ours, fault.left_out)
     assert answers(ours) != fault.oracle
 

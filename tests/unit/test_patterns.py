@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,17 @@ def a_rollout(number: int, reward: float) -> Attempt:
     return attempt
 
 
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    """A lake whose epoch 0 is derived."""
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [row for number, reward in enumerate((0.0, 1.0)) for row in a_rollout(number, reward).rows]
-    return derived(tmp_path, rows)[0]
+    return derived(tmp_path_factory.mktemp("home"), rows)[0].root.parent
+
+
+@pytest.fixture
+def lake(home: Path, tmp_path: Path) -> Lake:
+    """A lake whose epoch 0 is derived."""
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    return Lake(tmp_path)
 
 
 def next_epoch(number: int = 1) -> EpochManifest:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies
 
 from lightning_core.config import PolicySettings, SettingsError
 from lightning_core.lake.derive_inputs import check_patterns
@@ -321,22 +320,3 @@ def test_an_epoch_without_spans_gives_empty_tables(tmp_path: Path) -> None:
 def test_a_pattern_re2_refuses_names_its_setting(tmp_path: Path, pattern: str) -> None:
     with pytest.raises(SettingsError, match=r"policies\.0\.agent_match"):
         check_patterns(lake_maker.settings(tmp_path, agent_match=pattern))
-
-
-@settings(max_examples=4, deadline=None)
-@given(order=strategies.randoms(use_true_random=False))
-def test_any_order_of_the_spans_gives_the_same_bytes(tmp_path_factory: pytest.TempPathFactory, order: Any) -> None:
-    attempts = group([0.1, 0.7, 0.3, 0.9])
-    for attempt in attempts:
-        first = next(r for r in attempt.rows if r["op"] == "llm")
-        attempt.call([*first["prompt_ids"], *first["response_ids"], 7, 8], [9], at=(0.4, 0.5))
-        attempt.span(parent="unknown", at=(0.3, 0.4))
-    attempts[0].span(span_id="aa", parent="bb", at=(0.1, 0.2))
-    attempts[0].span(span_id="bb", parent="aa", at=(0.1, 0.2))
-    everything = rows(attempts)
-    _, sorted_epoch = derived(tmp_path_factory.mktemp("sorted"), everything)
-    order.shuffle(everything)
-    _, shuffled_epoch = derived(tmp_path_factory.mktemp("shuffled"), everything)
-    assert {n: t.digest for n, t in shuffled_epoch.tables.items()} == {
-        n: t.digest for n, t in sorted_epoch.tables.items()
-    }
