@@ -1,0 +1,222 @@
+"""Parts of the gateway that need no process: drift, replicas, targets, the queue, stored responses, media."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from lightning_core.config import GatewaySettings, Settings, UpstreamSettings
+from lightning_core.server.access import Caller
+from lightning_core.server.admission import Admission
+from lightning_core.server.drift import Drift, DriftMemory
+from lightning_core.server.http import HttpError
+from lightning_core.server.media import check_media, media_urls
+from lightning_core.server.responses_store import ResponseStore, Turn
+from lightning_core.server.routes import Route, Routes, RouteTable
+from lightning_core.server.stats import Stats
+from lightning_core.server.targets import NoKey, Targets
+from lightning_core.server.upstream import Replicas
+
+KEY = ("r", "a", "policy")
+CALLER = Caller("r", "a", "train", "path")
+USER = {"role": "user", "content": "hi"}
+ROUTE = Route(upstream="http://127.0.0.1:1", model="m", version="v0003")
+
+
+def said(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text} | more
+
+
+@pytest.mark.parametrize(
+    ("later", "drift"),
+    [
+        ([1, 2, 10, 11, 12, 3], None),
+        ([1, 2, 10, 99, 12, 3], Drift(3, 1, "x")),
+        ([1, 2, 99, 98, 97, 12, 3], Drift(2, 2, "x")),
+        ([1, 2, 10, 11], Drift(4, 1, "x")),  # its end is missing
+        ([1, 2], Drift(2, 3, "x")),
+        ([1, 7, 10, 11, 12], None),  # the prompt itself is another: no sampled token came otherwise
+    ],
+)
+def test_drift_is_the_first_token_that_came_otherwise_and_how_many_did(later: list[int], drift: Drift | None) -> None:
+    memory = DriftMemory()
+    memory.remember(KEY, [USER], [(said("yes"), [10, 11, 12])], [1, 2], "x")
+    assert memory.compare(KEY, [USER, said("yes"), USER], later) == drift
+
+
+def test_a_reply_is_known_however_a_client_writes_it_down_and_only_where_it_was_said() -> None:
+    memory = DriftMemory()
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    memory.remember(KEY, [USER], [(said("a"), [5]), (said("", tool_calls=[call]), [6])], [1], "x")
+    parts: Any = [{"type": "text", "text": "a"}]
+    for back, token in (
+        (said("a"), 5),
+        (said("a", refusal=None, tool_calls=None), 5),
+        ({"role": "assistant", "content": parts}, 5),
+        ({"role": "assistant", "tool_calls": [call | {"id": "another"}]}, 6),
+    ):
+        assert memory.compare(KEY, [USER, back], [1, token]) is None
+        assert memory.compare(KEY, [USER, back], [1, 9]) == Drift(1, 1, "x")
+    assert memory.compare(KEY, [USER, said("b")], [1, 9]) is None
+    assert memory.compare(("r", "other", "policy"), [USER, said("a")], [1, 9]) is None
+    assert memory.compare(KEY, [said("a")], [1, 9]) is None and memory.compare(KEY, "junk", [1]) is None
+
+
+def test_the_memory_of_replies_is_bounded_and_forgets_the_longest_unused_attempt() -> None:
+    memory = DriftMemory(most_tokens=1000)
+    for attempt in range(50):
+        memory.remember(("r", str(attempt), "p"), [USER], [(said("a"), [5] * 100)], [1] * 100, None)
+    again = [USER, said("a")]
+    assert memory.compare(("r", "49", "p"), again, [1] * 100 + [6]) is not None
+    assert memory.compare(("r", "0", "p"), again, [1] * 100 + [6]) is None
+    assert memory._size <= 1000
+
+
+def test_the_least_loaded_replica_is_first_and_a_rollout_goes_home() -> None:
+    replicas, addresses = Replicas(), ("a", "b", "c")
+    replicas.load.update(a=2, b=1)
+    assert replicas.order(addresses, "r") == ["c", "b", "a"]
+    replicas.answered("a", "r")
+    assert replicas.order(addresses, "r") == ["a", "c", "b"] and replicas.order(addresses, "s")[0] == "c"
+    assert replicas.order(("b", "c"), "r") == ["c", "b"]  # its home is gone
+
+
+def table(tmp_path: Path, **policies: Route) -> RouteTable:
+    made = RouteTable(tmp_path)
+    made.replace(Routes(policies=policies))
+    return made
+
+
+def test_a_policy_comes_before_an_upstream_of_its_name_and_settings_refuse_the_two() -> None:
+    upstream = {"name": "o", "base_url": "http://x/v1", "models": ["policy"]}
+    settings = {"agent": {"command": "x"}, "tasks": {"train": "x"}, "server": {"gateway": {"upstreams": [upstream]}}}
+    with pytest.raises(ValidationError, match="is a policy and a model of an upstream"):
+        Settings.model_validate(settings)
+    for broken in ("ftp://x", "http://key@x/v1", "http://x/v1?key=1", "x"):
+        with pytest.raises(ValidationError, match="base_url"):
+            UpstreamSettings.model_validate(upstream | {"base_url": broken})
+    with pytest.raises(ValidationError, match="two upstreams serve 'policy'"):
+        GatewaySettings.model_validate({"upstreams": [upstream, upstream | {"name": "p"}]})
+
+
+def test_a_key_is_read_from_the_environment_and_its_lack_is_named(tmp_path: Path) -> None:
+    upstream = UpstreamSettings(name="o", base_url="http://x/v1/", api_key_env="K", models=["judge"])
+    with pytest.raises(NoKey, match=r"\$K"):
+        Targets(table(tmp_path), [upstream], "follow", {})
+    target = Targets(table(tmp_path), [upstream], "follow", {"K": "secret"}).resolve("judge", CALLER)
+    assert (target.addresses, target.api_key, target.policy) == (("http://x/v1",), "secret", None)
+
+
+def test_versions_of_swapped_weights_add_up_and_those_of_adapters_do_not(tmp_path: Path) -> None:
+    routes = table(tmp_path, full=ROUTE, lora=ROUTE.model_copy(update={"model": "lora-v0003"}))
+    targets = Targets(routes, [], "follow")
+    full, lora = targets.resolve("full", CALLER), targets.resolve("lora", CALLER)
+    newer = ROUTE.model_copy(update={"version": "v0004"})
+    routes.replace(Routes(policies={"full": newer, "lora": newer.model_copy(update={"model": "lora-v0004"})}))
+    assert (targets.versions(full), targets.versions(lora)) == ("v0003,v0004", "v0003")
+
+
+def test_a_version_of_a_replica_of_its_own_goes_there(tmp_path: Path) -> None:
+    loaded: Any = {"v0001": {"model": "old", "upstream": "http://127.0.0.1:9"}, "v0002": {"model": "m2"}}
+    route = Route.model_validate(ROUTE.model_dump() | {"loaded": loaded, "replicas": ["http://127.0.0.1:2"]})
+    targets = Targets(table(tmp_path, policy=route), [], "follow")
+    assert targets.resolve("policy@v0001", CALLER).addresses == ("http://127.0.0.1:9",)
+    assert targets.resolve("policy@v0002", CALLER).addresses == ("http://127.0.0.1:1", "http://127.0.0.1:2")
+    assert targets.names() == ["policy", "policy@v0001", "policy@v0002", "policy@v0003"]
+
+
+def test_however_calls_leave_the_queue_every_place_comes_back() -> None:
+    async def main() -> int:
+        admission = Admission(GatewaySettings(concurrent_per_rollout=2), Stats())
+        running, most = 0, 0
+
+        async def call(n: int) -> None:
+            nonlocal running, most
+            async with admission.turn(CALLER):
+                running += 1
+                most = max(most, running)
+                try:
+                    await asyncio.sleep(0.001 * (n % 3))
+                finally:
+                    running -= 1
+
+        for round_ in range(20):
+            tasks = [asyncio.create_task(call(n)) for n in range(12)]
+            for number, task in enumerate(tasks):
+                if (number + round_) % 3 == 0:
+                    await asyncio.sleep(0.0005)
+                    task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert admission._lanes == {}
+        return most
+
+    assert asyncio.run(main()) == 2
+
+
+def test_the_oldest_responses_are_forgotten_and_a_chain_without_its_beginning_is_unknown(tmp_path: Path) -> None:
+    store = ResponseStore(tmp_path / "s" / "r.sqlite", most_bytes=2000)
+    previous = None
+    for number in range(20):
+        store.put(Turn(f"resp_{number}", CALLER, previous, [USER]), said("x" * 50), {"id": number})
+        previous = f"resp_{number}"
+    assert store.history("resp_19", CALLER) is None and store.response("resp_0", CALLER) is None
+    assert store.response("resp_19", CALLER) == b'{"id":19}'
+    store.put(Turn("resp_new", CALLER, None, [USER]), said("y"), {})
+    assert store.history("resp_new", CALLER) == [USER, said("y")]
+    assert (tmp_path / "s" / "r.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+PUBLIC, PRIVATE = "93.184.216.34", "10.0.0.7"
+
+
+@pytest.mark.parametrize(
+    ("url", "resolves_to", "allowed"),
+    [
+        ("https://example.com/a.png", [PUBLIC], True),
+        ("https://example.com/a.png", [PUBLIC, PRIVATE], False),
+        ("http://rebind.example", ["127.0.0.1"], False),
+        ("http://[::1]/", ["::1"], False),
+        ("http://x", ["::ffff:10.0.0.1"], False),
+        ("http://metadata", ["169.254.169.254"], False),
+        ("http://x", ["100.64.0.1"], False),
+        ("http://x", ["fd00::1"], False),
+        ("http:///nowhere", [PUBLIC], False),
+        ("http://a\\@b/", [PUBLIC], False),
+        ("ftp://example.com", [PUBLIC], False),
+        ("data:image/png;base64,AAAA", [], True),
+    ],
+)
+def test_public_media_are_those_whose_every_address_is(
+    url: str, resolves_to: list[str], allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(*_: Any, **__: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443)) for address in resolves_to]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+    if allowed:
+        asyncio.run(check_media(messages, "public"))
+        return
+    with pytest.raises(HttpError) as caught:
+        asyncio.run(check_media(messages, "public"))
+    assert caught.value.status == 400
+
+
+def test_urls_are_found_in_every_shape_of_a_part() -> None:
+    content: Any = [
+        {"type": "image_url", "image_url": {"url": "a"}},
+        {"image_url": "b"},
+        {"type": "video_url", "video_url": {"url": "c"}},
+        {"type": "text", "text": "http://d"},
+        7,
+    ]
+    assert list(media_urls([{"role": "user", "content": content}, 5, {"role": "tool", "content": content[:1]}])) == [
+        *("a", "b", "c"),
+        "a",
+    ]
+    assert list(media_urls("junk")) == []
