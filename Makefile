@@ -74,6 +74,10 @@ bench-ingest: $(READY) oracle-env ## receiver, decoder and lake against Agent Li
 bench-hierarchy: $(READY) oracle-env ## spans to triplets against Agent Lightning's adapter, one JSON line a figure
 	$(BIN)/python -m bench.hierarchy $(ARGS)
 
+.PHONY: bench-gateway
+bench-gateway: $(READY) oracle-env ## the gateway against LiteLLM's proxy and direct calls, one JSON line a figure
+	$(BIN)/python -m bench.gateway $(ARGS)
+
 .PHONY: bench-query
 bench-query: $(READY) ## a rollout's tree and an agent's spans out of ten million, one JSON line
 	$(BIN)/python -m bench.query $(ARGS)
