@@ -37,6 +37,7 @@ from lightning_core.lake.derive_inputs import (
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.retain import require_spans
+from lightning_core.lake.unique_places import require_unique
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def derive(
 ) -> dict[str, int]:
     """Build the derived tables of an epoch from its spans; returns rows by table. The caller saves the manifest.
 
-    An evaluation stops at the rewards: nothing is trained on it.
+    An evaluation stops at the rewards: nothing is trained on it. Raises LakeError for a lake with two spans in one place.
     """
     train = epoch.mode == "train"
     with opened(lake, epoch) as con:
@@ -131,7 +132,9 @@ def derive(
         told = on_progress if len(parts) == 1 else None
 
         def to_triplets(own: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
-            run(own, (*SPANS, *HIERARCHY, *REWARDS, *(TRIPLETS if train else ())), told)
+            run(own, (*SPANS, *HIERARCHY[:1]), told)
+            require_unique(own, lake, epoch)
+            run(own, (*HIERARCHY[1:], *REWARDS, *(TRIPLETS if train else ())), told)
 
         def to_sequences(own: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
             if bucket.of > 1:
