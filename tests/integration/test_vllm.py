@@ -1,5 +1,6 @@
 """A real vLLM: start, find, swap weights, load adapters, die, stop."""
 
+import json
 import os
 import re
 import signal
@@ -12,12 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lightning_core.config import LoraSettings, PolicySettings, VllmSettings
+from lightning_core.config import LoraSettings, PolicySettings, ServerSettings, VllmSettings
 from lightning_core.policies import redeploy
 from lightning_core.policies.processes import group_members
 from lightning_core.policies.redeploy import RedeployFailed, hot_swap, load_lora, route
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import PROBE_LENGTH, PROBE_TOKENS, VllmError
+from lightning_core.server.handle import ServerHandle
 from tests.tiny_model import make_tiny_llama
 
 pytestmark = pytest.mark.slow
@@ -107,6 +109,40 @@ def test_calls_come_with_token_ids_and_logprobs(vllm):
     ids, logprobs = answer(vllm)
     assert len(ids) == len(logprobs) == 12
     assert all(value <= 0 for value in logprobs)
+
+
+def test_replies_through_the_gateway_are_vllms_own_field_by_field(vllm, tmp_path):
+    greedy = {**PROMPT, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    server = ServerHandle.start(tmp_path, ServerSettings(grpc_port=None), tmp_path / "log")
+    direct = httpx.Client(transport=httpx.HTTPTransport(uds=str(vllm.socket)), base_url="http://vllm", timeout=60)
+    try:
+        served = {"upstream": vllm.upstream, "model": vllm.state.served_name, "version": "v0001"}
+        server.set_routes({"policies": {"policy": served}})
+        headers = {"Authorization": "Bearer " + server.mint("r", "a", "evaluate")}
+        through = httpx.Client(base_url=server.attempt_url("r", "a"), headers=headers, timeout=60)
+        for more in (
+            {},
+            {"logprobs": True, "top_logprobs": 2},
+            {"return_token_ids": True},
+            {"stream": True, "stream_options": {"include_usage": True}},
+            {"stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "return_token_ids": True},
+        ):
+            found = [plain(http.post("/v1/chat/completions", json=greedy | more)) for http in (direct, through)]
+            assert found[0] == found[1], more
+        response = through.post("/v1/responses", json={"model": "policy", "input": "12*7", "max_output_tokens": 8})
+        assert response.json()["usage"]["output_tokens"] == 8 or response.json()["status"] == "completed"
+        refused = [http.post("/v1/chat/completions", json=greedy | {"n": -1}) for http in (direct, through)]
+        assert refused[0].status_code == refused[1].status_code == 400
+    finally:
+        direct.close()
+        server.stop()
+
+
+def plain(answer: httpx.Response) -> list:
+    """The reply, or the chunks of a stream, without what is another each time."""
+    lines = [line[6:] for line in answer.text.split("\n") if line.startswith("data: {")]
+    found = [json.loads(line) for line in lines] or [answer.json()]
+    return [{key: value for key, value in reply.items() if key not in ("id", "created")} for reply in found]
 
 
 def test_a_swap_changes_the_answers_and_swapping_back_restores_them_to_the_bit(vllm, models):
