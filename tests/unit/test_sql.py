@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,34 @@ from lightning_core.config import PolicySettings, SettingsError
 from lightning_core.lake.derive_inputs import check_patterns
 from tests import lake_maker
 from tests.lake_maker import Attempt, derived, table
+
+Epoch = dict[str, dict[str, list[dict[str, Any]]]]  # scenario → table → its rows
+SCENARIOS: dict[str, Callable[[], list[Attempt]]] = {}
+
+
+def scenario(build: Callable[[], list[Attempt]]) -> Callable[[], list[Attempt]]:
+    """`build` makes rollouts that need no settings: those of all scenarios are derived as one epoch, once."""
+    SCENARIOS[build.__name__] = build
+    return build
+
+
+@pytest.fixture(scope="module")
+def epoch(tmp_path_factory: pytest.TempPathFactory) -> Epoch:
+    """Ids of rollouts, attempts and groups are those that the scenario gave."""
+    own = ("rollout_id", "attempt_id", "group_id")
+    everything = [
+        row | {column: f"{name}:{row[column]}" for column in own if row.get(column)}
+        for name, build in SCENARIOS.items()
+        for row in rows(build())
+    ]
+    lake, manifest = derived(tmp_path_factory.mktemp("sql"), everything)
+    found: Epoch = {name: {made: [] for made in manifest.tables} for name in SCENARIOS}
+    for made in manifest.tables:
+        for row in table(lake, manifest, made):
+            if row.get("rollout_id"):
+                ids = {column: row[column].partition(":")[2] for column in own if row.get(column)}
+                found[row["rollout_id"].partition(":")[0]][made].append(row | ids)
+    return found
 
 
 def group(rewards: list[float], **columns: Any) -> list[Attempt]:
@@ -36,16 +66,24 @@ def reasons(tmp_path: Path, attempts: list[Attempt], **changes: Any) -> list[str
     return [row["reason"] for row in table(lake, epoch, "exclusions")]
 
 
-def test_advantages_are_reward_less_mean_in_sample_standard_deviations(tmp_path: Path) -> None:
-    lake, epoch = derived(tmp_path, rows(group([0.0, 1.0, 1.0])))
+@scenario
+def three_rewards() -> list[Attempt]:
+    return group([0.0, 1.0, 1.0])
+
+
+def test_advantages_are_reward_less_mean_in_sample_standard_deviations(epoch: Epoch) -> None:
     deviation = math.sqrt(((2 / 3) ** 2 + 2 * (1 / 3) ** 2) / 2)
-    found = [row["advantage"] for row in table(lake, epoch, "advantages")]
+    found = [row["advantage"] for row in epoch["three_rewards"]["advantages"]]
     assert found == pytest.approx([-2 / 3 / (deviation + 1e-4), 1 / 3 / (deviation + 1e-4), 1 / 3 / (deviation + 1e-4)])
 
 
-def test_a_sequence_has_one_mask_logprob_and_advantage_for_each_token(tmp_path: Path) -> None:
-    lake, epoch = derived(tmp_path, rows(group([0.0, 1.0])))
-    first, second = table(lake, epoch, "sequences")
+@scenario
+def two_rewards() -> list[Attempt]:
+    return group([0.0, 1.0])
+
+
+def test_a_sequence_has_one_mask_logprob_and_advantage_for_each_token(epoch: Epoch) -> None:
+    first, second = epoch["two_rewards"]["sequences"]
     assert first["token_ids"] == [1, 2, 3, 10, 4]
     assert first["prompt_length"] == 3
     assert first["loss_mask"] == [0, 0, 0, 1, 1]
@@ -54,48 +92,70 @@ def test_a_sequence_has_one_mask_logprob_and_advantage_for_each_token(tmp_path: 
     assert first["advantages"][3] < 0 < second["advantages"][3]
 
 
-def test_a_group_without_spread_is_left_out_and_counted(tmp_path: Path) -> None:
-    assert reasons(tmp_path, group([0.3, 0.3, 0.3])) == ["no_spread"] * 3
+@scenario
+def no_spread() -> list[Attempt]:
+    return group([0.3, 0.3, 0.3])
 
 
-def test_a_group_of_one_is_left_out_and_counted(tmp_path: Path) -> None:
-    assert reasons(tmp_path, group([0.3])) == ["group_of_one"]
+def test_a_group_without_spread_is_left_out_and_counted(epoch: Epoch) -> None:
+    assert [row["reason"] for row in epoch["no_spread"]["exclusions"]] == ["no_spread"] * 3
 
 
-def test_a_call_that_extends_another_joins_its_sequence_with_context_untrained(tmp_path: Path) -> None:
+@scenario
+def alone() -> list[Attempt]:
+    return group([0.3])
+
+
+def test_a_group_of_one_is_left_out_and_counted(epoch: Epoch) -> None:
+    assert [row["reason"] for row in epoch["alone"]["exclusions"]] == ["group_of_one"]
+
+
+@scenario
+def extended() -> list[Attempt]:
     attempts = group([0.0, 1.0])
     for attempt in attempts:
         first = next(r for r in attempt.rows if r["op"] == "llm")
         attempt.call([*first["prompt_ids"], *first["response_ids"], 7, 8], [9], at=(0.4, 0.5))
-    lake, epoch = derived(tmp_path, rows(attempts))
-    merged = table(lake, epoch, "sequences")
+    return attempts
+
+
+def test_a_call_that_extends_another_joins_its_sequence_with_context_untrained(epoch: Epoch) -> None:
+    merged = epoch["extended"]["sequences"]
     assert [len(s["call_ids"]) for s in merged] == [2, 2]
     assert merged[0]["token_ids"] == [1, 2, 3, 10, 4, 7, 8, 9]
     assert merged[0]["loss_mask"] == [0, 0, 0, 1, 1, 0, 0, 1]
     assert len(merged[0]["logprobs"]) == len(merged[0]["advantages"]) == 8
 
 
-def test_of_two_calls_that_extend_the_same_one_the_second_begins_its_own_sequence(tmp_path: Path) -> None:
+@scenario
+def extended_twice() -> list[Attempt]:
     attempts = group([0.0, 1.0])
     for attempt in attempts:
         first = next(r for r in attempt.rows if r["op"] == "llm")
         history = [*first["prompt_ids"], *first["response_ids"]]
         attempt.call([*history, 7], [9], at=(0.4, 0.5))
         attempt.call([*history, 8], [6], at=(0.6, 0.7))
-    lake, epoch = derived(tmp_path, rows(attempts))
-    merges = table(lake, epoch, "merges")
+    return attempts
+
+
+def test_of_two_calls_that_extend_the_same_one_the_second_begins_its_own_sequence(epoch: Epoch) -> None:
+    merges = epoch["extended_twice"]["merges"]
     assert [m["reason"] for m in merges] == ["first_call", "continues", "branch"] * 2
-    trained = sum(sum(s["loss_mask"]) for s in table(lake, epoch, "sequences"))
+    trained = sum(sum(s["loss_mask"]) for s in epoch["extended_twice"]["sequences"])
     assert trained == 2 * (2 + 1 + 1), "every sampled token is trained in exactly one sequence"
 
 
-def test_each_choice_of_a_call_is_a_triplet_of_its_own(tmp_path: Path) -> None:
+@scenario
+def two_choices() -> list[Attempt]:
     attempts = group([0.0, 1.0])
     for attempt in attempts:
         call = next(r for r in attempt.rows if r["op"] == "llm")
         call |= {"response_ids": [20, 21, 22], "response_logprobs": [-0.1, -0.2, -0.3], "choice_lengths": [1, 2]}
-    lake, epoch = derived(tmp_path, rows(attempts))
-    assert [s["token_ids"][3:] for s in table(lake, epoch, "sequences")] == [[20], [21, 22]] * 2
+    return attempts
+
+
+def test_each_choice_of_a_call_is_a_triplet_of_its_own(epoch: Epoch) -> None:
+    assert [s["token_ids"][3:] for s in epoch["two_choices"]["sequences"]] == [[20], [21, 22]] * 2
 
 
 def test_agent_match_searches_in_the_nearest_named_agent(tmp_path: Path) -> None:
@@ -105,41 +165,58 @@ def test_agent_match_searches_in_the_nearest_named_agent(tmp_path: Path) -> None
     assert reasons(tmp_path, attempts, agent_exclude="solver") == ["agent_excluded"] * 2
 
 
-def test_a_call_inside_two_agents_spans_is_ambiguous_and_not_trained(tmp_path: Path) -> None:
+@scenario
+def two_agents() -> list[Attempt]:
     attempts = group([0.0, 1.0])
     for attempt in attempts:
         attempt.agent("critic")
-    assert reasons(tmp_path, attempts) == ["ambiguous_agent"] * 2
+    return attempts
 
 
-def test_of_nested_agents_the_inner_one_has_the_call(tmp_path: Path) -> None:
+def test_a_call_inside_two_agents_spans_is_ambiguous_and_not_trained(epoch: Epoch) -> None:
+    assert [row["reason"] for row in epoch["two_agents"]["exclusions"]] == ["ambiguous_agent"] * 2
+
+
+@scenario
+def nested_agents() -> list[Attempt]:
     attempts = group([0.0, 1.0])
     for attempt in attempts:
         outer = next(r["span_id"] for r in attempt.rows if r["op"] == "agent")
         attempt.agent("helper", at=(0.15, 0.5), parent=outer)
-    lake, epoch = derived(tmp_path, rows(attempts))
-    calls = table(lake, epoch, "policy_calls")
+    return attempts
+
+
+def test_of_nested_agents_the_inner_one_has_the_call(epoch: Epoch) -> None:
+    calls = epoch["nested_agents"]["policy_calls"]
     assert [(c["agent"], c["agent_path"], c["method"]) for c in calls] == [("helper", "solver/helper", "time")] * 2
 
 
-def test_agents_one_after_another_are_told_apart_however_fast(tmp_path: Path) -> None:
+@scenario
+def one_after_another() -> list[Attempt]:
     attempts = group([0.0, 1.0])
     for attempt in attempts:
         attempt.rows = [r for r in attempt.rows if r["op"] != "agent"]
         attempt.agent("first", at=(0.195, 0.305))
         attempt.agent("second", at=(0.310, 0.4))
-    lake, epoch = derived(tmp_path, rows(attempts))
-    assert [(c["agent"], c["method"]) for c in table(lake, epoch, "policy_calls")] == [("first", "time")] * 2
+    return attempts
 
 
-def test_the_inner_agent_has_the_call_however_deep_it_is(tmp_path: Path) -> None:
+def test_agents_one_after_another_are_told_apart_however_fast(epoch: Epoch) -> None:
+    assert [(c["agent"], c["method"]) for c in epoch["one_after_another"]["policy_calls"]] == [("first", "time")] * 2
+
+
+@scenario
+def deep_agent() -> list[Attempt]:
     attempts = group([0.0, 1.0])
     for attempt in attempts:
         outer = next(r["span_id"] for r in attempt.rows if r["op"] == "agent")
         step = attempt.span("step", (0.15, 0.5), outer)
         attempt.agent("worker", at=(0.16, 0.5), parent=step)
-    lake, epoch = derived(tmp_path, rows(attempts))
-    assert [c["agent_path"] for c in table(lake, epoch, "policy_calls")] == ["solver/worker"] * 2
+    return attempts
+
+
+def test_the_inner_agent_has_the_call_however_deep_it_is(epoch: Epoch) -> None:
+    assert [c["agent_path"] for c in epoch["deep_agent"]["policy_calls"]] == ["solver/worker"] * 2
 
 
 def test_a_call_under_an_ambiguous_span_is_not_trained(tmp_path: Path) -> None:
@@ -165,21 +242,30 @@ def test_rollouts_that_are_not_planned_any_more_do_not_count(tmp_path: Path) -> 
     assert [r["rollout_id"] for r in table(lake, epoch, "rollout_rewards")] == ["r.0", "r.1"]
 
 
-def test_a_former_graders_rewards_do_not_count(tmp_path: Path) -> None:
+@scenario
+def former_grader() -> list[Attempt]:
     attempts = group([0.0, 1.0, 0.5])
     attempts[1].rows[-1]["attributes"] = [("lightning.reward.grader", "the one before")]
-    assert reasons(tmp_path, attempts) == ["no_reward"]
+    return attempts
 
 
-def test_a_twin_gives_its_place_to_the_call_that_has_the_token_ids(tmp_path: Path) -> None:
+def test_a_former_graders_rewards_do_not_count(epoch: Epoch) -> None:
+    assert [row["reason"] for row in epoch["former_grader"]["exclusions"]] == ["no_reward"]
+
+
+@scenario
+def twins() -> list[Attempt]:
     attempts = group([0.0, 1.0])
     for attempt in attempts:
         attempt.agent("other")  # time alone would be ambiguous
         agent = next(r["span_id"] for r in attempt.rows if r["agent_name"] == "solver")
         call = next(r for r in attempt.rows if r["op"] == "llm")
         attempt.span("ChatCompletion", (0.2, 0.3), agent, op="llm", response_id=call["response_id"])
-    lake, epoch = derived(tmp_path, rows(attempts))
-    calls = table(lake, epoch, "policy_calls")
+    return attempts
+
+
+def test_a_twin_gives_its_place_to_the_call_that_has_the_token_ids(epoch: Epoch) -> None:
+    calls = epoch["twins"]["policy_calls"]
     assert [(c["agent"], c["method"], c["left_out"]) for c in calls] == [("solver", "twin", None)] * 2
 
 
@@ -208,18 +294,22 @@ def test_a_batch_sent_twice_counts_once_and_a_repeated_id_twice(tmp_path: Path) 
     assert sum(r["repeated_id"] for r in tree) == 2
 
 
-def test_the_agents_failure_gets_failure_reward_and_ours_is_not_counted(tmp_path: Path) -> None:
+@scenario
+def failures() -> list[Attempt]:
     attempts = group([1.0, 1.0])
     attempts[0].rows[0]["outcome"] = "timeout"
     broken = Attempt("r.9", "a9")
     broken.root("infrastructure")
     broken.call([1, 2, 3], [4])
-    lake, epoch = derived(tmp_path, rows([*attempts, broken]))
-    assert [(r["rollout_id"], r["reward"]) for r in table(lake, epoch, "rollout_rewards")] == [
+    return [*attempts, broken]
+
+
+def test_the_agents_failure_gets_failure_reward_and_ours_is_not_counted(epoch: Epoch) -> None:
+    assert [(r["rollout_id"], r["reward"]) for r in epoch["failures"]["rollout_rewards"]] == [
         ("r.0", 0.0),
         ("r.1", 1.0),
     ]
-    assert len(table(lake, epoch, "sequences")) == 2
+    assert len(epoch["failures"]["sequences"]) == 2
 
 
 def test_failure_reward_null_leaves_failed_attempts_out(tmp_path: Path) -> None:
@@ -240,13 +330,17 @@ def test_of_two_attempts_that_ended_the_earlier_counts(tmp_path: Path) -> None:
     assert all(99 not in s["token_ids"] for s in table(lake, epoch, "sequences"))
 
 
-def test_the_last_finite_reward_counts_whoever_gave_it(tmp_path: Path) -> None:
+@scenario
+def several_rewards() -> list[Attempt]:
     attempts = group([0.0, 1.0])
     attempts[0].reward(0.7, at=0.96)
     attempts[0].reward(math.nan, at=0.97)
     attempts[0].reward(0.1, at=0.98, name="style")
-    lake, epoch = derived(tmp_path, rows(attempts))
-    assert [r["reward"] for r in table(lake, epoch, "rollout_rewards")] == [0.7, 1.0]
+    return attempts
+
+
+def test_the_last_finite_reward_counts_whoever_gave_it(epoch: Epoch) -> None:
+    assert [r["reward"] for r in epoch["several_rewards"]["rollout_rewards"]] == [0.7, 1.0]
 
 
 def test_reward_match_narrows_who_may_give_it(tmp_path: Path) -> None:
@@ -258,30 +352,40 @@ def test_reward_match_narrows_who_may_give_it(tmp_path: Path) -> None:
     assert [r["reward"] for r in table(lake, epoch, "rollout_rewards")] == [0.9, 0.9]
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"policy": "judge"}, "other_policy"),
-        ({"policy": None}, "other_policy"),
-        ({"prompt_ids": None}, "no_token_ids"),
-        ({"response_logprobs": [-0.5]}, "no_token_ids"),
-        ({"response_ids": [], "response_logprobs": []}, "empty_response"),
-        ({"status": "error"}, "failed_call"),
-        ({"untrainable": "greedy"}, "untrainable: greedy"),
-    ],
-)
-def test_a_call_that_cannot_train_is_counted_with_its_reason(
-    tmp_path: Path, change: dict[str, Any], reason: str
-) -> None:
+UNTRAINABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "other_policy": ({"policy": "judge"}, "other_policy"),
+    "no_policy": ({"policy": None}, "other_policy"),
+    "no_prompt": ({"prompt_ids": None}, "no_token_ids"),
+    "too_few_logprobs": ({"response_logprobs": [-0.5]}, "no_token_ids"),
+    "empty": ({"response_ids": [], "response_logprobs": []}, "empty_response"),
+    "failed": ({"status": "error"}, "failed_call"),
+    "greedy": ({"untrainable": "greedy"}, "untrainable: greedy"),
+}
+
+
+def one_call_of_three(change: dict[str, Any]) -> list[Attempt]:
     attempts = group([0.0, 1.0, 0.5])
     next(r for r in attempts[0].rows if r["op"] == "llm").update(change)
-    assert reasons(tmp_path, attempts) == [reason]
+    return attempts
 
 
-def test_an_attempt_without_reward_is_left_out(tmp_path: Path) -> None:
+SCENARIOS |= {name: partial(one_call_of_three, change) for name, (change, _) in UNTRAINABLE.items()}
+
+
+@pytest.mark.parametrize("name", UNTRAINABLE)
+def test_a_call_that_cannot_train_is_counted_with_its_reason(epoch: Epoch, name: str) -> None:
+    assert [row["reason"] for row in epoch[name]["exclusions"]] == [UNTRAINABLE[name][1]]
+
+
+@scenario
+def no_reward() -> list[Attempt]:
     attempts = group([0.0, 1.0, 0.5])
     attempts[0].rows = [r for r in attempts[0].rows if r["op"] != "reward"]
-    assert reasons(tmp_path, attempts) == ["no_reward"]
+    return attempts
+
+
+def test_an_attempt_without_reward_is_left_out(epoch: Epoch) -> None:
+    assert [row["reason"] for row in epoch["no_reward"]["exclusions"]] == ["no_reward"]
 
 
 def test_each_policy_trains_on_the_calls_it_sampled(tmp_path: Path) -> None:
@@ -294,12 +398,16 @@ def test_each_policy_trains_on_the_calls_it_sampled(tmp_path: Path) -> None:
     assert [s["policy"] for s in table(lake, epoch, "sequences")] == ["a", "b", "a", "b"]
 
 
-def test_a_rollout_that_calls_no_policy_is_shown(tmp_path: Path) -> None:
+@scenario
+def silent() -> list[Attempt]:
     attempts = group([0.0, 1.0, 0.5])
     next(r for r in attempts[0].rows if r["op"] == "llm").update({"policy": None, "model": "gpt-5"})
     attempts[1].rows = [r for r in attempts[1].rows if r["op"] != "llm"]
-    lake, epoch = derived(tmp_path, rows(attempts))
-    assert [(r["rollout_id"], r["calls"]) for r in table(lake, epoch, "silent_rollouts")] == [("r.0", 1), ("r.1", 0)]
+    return attempts
+
+
+def test_a_rollout_that_calls_no_policy_is_shown(epoch: Epoch) -> None:
+    assert [(r["rollout_id"], r["calls"]) for r in epoch["silent"]["silent_rollouts"]] == [("r.0", 1), ("r.1", 0)]
 
 
 def test_an_evaluation_has_rewards_and_no_sequences(tmp_path: Path) -> None:
