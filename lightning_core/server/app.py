@@ -7,12 +7,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route as HttpRoute
+from starlette.routing import Match
+from starlette.routing import Route as PlainRoute
 from starlette.types import Receive, Scope, Send
 
 from lightning_core.config import GatewaySettings
@@ -35,6 +37,19 @@ log = logging.getLogger(__name__)
 
 Handle = Callable[[Scope, Receive, Send], Awaitable[int]]
 ATTEMPT = "/rollouts/{rollout_id}/attempts/{attempt_id}"
+
+
+class HttpRoute(PlainRoute):
+    """A route of which a part may hold an escaped slash (`%2F`), as ids of rollouts do that are made of a file's name."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        raw = scope.get("raw_path") or b""
+        if b"%" in raw:
+            match, child = super().matches({**scope, "path": raw.decode("latin-1")})
+            if match is not Match.NONE:
+                child["path_params"] = {key: unquote(value) for key, value in child["path_params"].items()}
+                return match, child
+        return super().matches(scope)
 
 
 class Endpoint:

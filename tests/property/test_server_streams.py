@@ -7,11 +7,13 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from lightning_core.lake.otlp import encode_spans
+from lightning_core.lake.otlp import SpanData, encode_spans
 from lightning_core.server.reply import Collected, take_chunk
 from lightning_core.server.routes import Route
 from lightning_core.server.sampling import prepare
+from lightning_core.server.span_bytes import encode_span
 from lightning_core.server.sse import SseParser
 from lightning_core.server.tokens import AttemptScope, mint, verify
 
@@ -86,6 +88,37 @@ def test_a_minted_token_opens_exactly_its_attempt(rollout: str, attempt: str, se
     assert verify(secret, token) == AttemptScope(rollout, attempt, "train")
     assert token.isascii() and verify(secret + "0", token) is None
     assert encode_spans({"token": token}, [])
+
+
+attribute_values = st.recursive(
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=200)
+    | st.binary(max_size=300),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    resource=st.dictionaries(text, attribute_values, max_size=3),
+    attributes=st.dictionaries(text, attribute_values, max_size=6),
+    kind=st.integers(0, 5),
+    times=st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)),
+    parent=st.none() | st.binary(min_size=8, max_size=8),
+    status=st.sampled_from(["unset", "ok", "error"]),
+    message=st.text(max_size=200),
+)
+def test_a_span_written_by_hand_is_the_one_protobuf_writes(
+    resource: Any, attributes: Any, kind: int, times: tuple[int, int], parent: bytes | None, status: Any, message: str
+) -> None:
+    span = SpanData(message, b"t" * 16, b"s" * 8, *times, parent, kind, attributes, status, message)
+    parsed = [
+        ExportTraceServiceRequest.FromString(body)
+        for body in (encode_span(resource, span, "here"), encode_spans(resource, [span], "here"))
+    ]
+    assert parsed[0] == parsed[1]
 
 
 @given(st.text())
