@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_core.lake import compact, parquet, schema
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import SpanFile, SpanManifest
+from tests.examples import of_many
 
 SPANS = schema.arrow_schema(schema.SPANS)
 KEY = ("rollout_id", "start_ns", "trace_id", "span_id", "record_offset", "record_index")
@@ -85,7 +86,7 @@ def expected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(first.values(), key=lambda r: [(r[k] is None, r[k] or 0 if r[k] is None else r[k]) for k in KEY])
 
 
-@settings(max_examples=12, deadline=None)
+@of_many(examples=5)
 @given(data=st.data(), found=st.lists(contents, min_size=2, max_size=24))
 def test_any_spread_over_files_is_compacted_to_the_same_bytes(data: st.DataObject, found: list[Any]) -> None:
     rows = [row(i, content) for i, content in enumerate(found)]
@@ -100,7 +101,7 @@ def test_any_spread_over_files_is_compacted_to_the_same_bytes(data: st.DataObjec
         assert table.to_pylist() == pa.Table.from_pylist(expected(rows), schema=SPANS).to_pylist()
 
 
-@settings(max_examples=8, deadline=None)
+@of_many(examples=4)
 @given(data=st.data(), found=st.lists(contents, min_size=4, max_size=40))
 def test_ranges_row_groups_and_files_are_cut_without_losing_or_moving_a_row(
     data: st.DataObject, found: list[Any]

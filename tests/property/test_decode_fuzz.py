@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import ArrayValue
 
 from lightning_core.lake import number_arrays, wire
 from tests import decoding as d
+from tests.examples import of_many
 
-QUICK = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = of_many(examples=10)
 REASONS = {"offset", "index", "count", "reason", "received_ns", "rollout_id", "attempt_id", "span"}
 
 
@@ -116,7 +117,7 @@ messages = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@of_many(examples=40)
 @given(messages)
 def test_numpy_reads_the_wire_as_python_does(made: list[bytes]) -> None:
     many = made * (1 + 40 // len(made))
@@ -148,7 +149,7 @@ array_bytes = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@of_many(examples=60)
 @given(st.lists(array_bytes, max_size=6))
 def test_arrays_read_together_are_those_read_one_by_one(made: list[bytes]) -> None:
     data = b"".join(made) + bytes(wire.PAD)

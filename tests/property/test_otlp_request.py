@@ -6,12 +6,13 @@ import gzip
 import json
 from typing import Any
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from lightning_core.lake.otlp import JSON, PROTOBUF, OtlpError, SpanData, encode_spans, parse_request, sniff_encoding
 from lightning_core.lake.otlp_envelope import Envelope, parse_envelope, why_unconverted
+from tests.examples import of_many
 
 MAX = 1 << 16
 GOOD = encode_spans({"service.name": "s"}, [SpanData("work", b"t" * 16, b"s" * 8, 1, 2, attributes={"a": "b" * 40})])
@@ -84,7 +85,7 @@ def stored(body: bytes, media: str, encoding: str | None) -> None:
     assert bool(request.body) == bool(request.spans)
 
 
-@settings(max_examples=300, deadline=None)
+@of_many(examples=80)
 @given(
     body=st.binary(max_size=200) | mutated(GOOD) | mutated(GOOD_JSON) | mutated(gzip.compress(GOOD)),
     media=st.sampled_from([PROTOBUF, JSON, "application/json; charset=utf-8", "text/plain", ""]),
@@ -97,13 +98,13 @@ def test_no_bytes_raise_anything_but_a_refusal(body: bytes, media: str, encoding
     stored(body, PROTOBUF, sniff_encoding(body))
 
 
-@settings(max_examples=150, deadline=None)
+@of_many(examples=50)
 @given(value=st.dictionaries(keys, json_values, max_size=4))
 def test_no_json_raises_anything_but_a_refusal(value: Any) -> None:
     stored(json.dumps(value).encode(), JSON, None)
 
 
-@settings(max_examples=150, deadline=None)
+@of_many(examples=50)
 @given(span=json_values | st.dictionaries(keys, json_values, max_size=6))
 def test_a_json_span_of_any_shape_leaves_its_neighbour_whole(span: Any) -> None:
     raw = json.loads(GOOD_JSON)
@@ -116,7 +117,7 @@ def test_a_json_span_of_any_shape_leaves_its_neighbour_whole(span: Any) -> None:
         Span.FromString(other)
 
 
-@settings(max_examples=200, deadline=None)
+@of_many(examples=60)
 @given(
     spans=st.lists(
         st.binary(max_size=60) | mutated(Span(name="x", trace_id=b"t" * 16).SerializeToString()), max_size=5

@@ -7,12 +7,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_core.lake import spool
 from lightning_core.lake.spool import Record, SpoolWriter
 from lightning_core.lake.spool_format import segments
+from tests.examples import of_many
 
 
 def write(directory: Path, batches: list[list[bytes]], segment_bytes: int) -> list[int]:
@@ -32,7 +33,7 @@ def write(directory: Path, batches: list[list[bytes]], segment_bytes: int) -> li
 batches = st.lists(st.lists(st.binary(max_size=60), min_size=1, max_size=3), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@of_many(examples=25)
 @given(batches=batches, segment_bytes=st.integers(60, 600), cut=st.floats(0, 1), junk=st.binary(max_size=30))
 def test_a_truncated_last_segment_loses_at_most_its_tail(
     batches: list[list[bytes]], segment_bytes: int, cut: float, junk: bytes

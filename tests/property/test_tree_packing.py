@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.packing import build_trie, padded_layout, split_rows, tree_layout
+from tests.examples import of_many
 from tests.training_data import make_sequence, one_thread
 
 # Few token ids, so that sequences branch early and late, and some are equal or prefixes of others.
@@ -83,7 +84,7 @@ def _loss_and_gradients(
     return logps.detach(), entropies.detach(), [p.grad.clone() for p in model.parameters()]
 
 
-@settings(max_examples=25, deadline=None)
+@of_many(examples=12)
 @given(_groups)
 @example([[[([0, 1], [2, 2])], [([0, 1], [2, 2])]]])  # equal sequences
 @example([[[([0, 1], [2])], [([0, 1], [2, 0, 1])], [([0], [1, 2, 0])]]])  # prefixes, and prompts of unequal length

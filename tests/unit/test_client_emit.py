@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_core import client, names
 from lightning_core.client import fallback, wire
+from tests.examples import of_many
 from tests.standin_server import Standin, standin
 
 
@@ -208,7 +209,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@of_many(examples=25)
 @given(st.dictionaries(st.text(st.characters()), VALUES, max_size=5))
 def test_whatever_the_attributes_are_the_request_is_valid_otlp(attributes: dict[str, object]) -> None:
     from google.protobuf.json_format import Parse

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings, strategies
+from hypothesis import given, strategies
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 
@@ -22,6 +22,7 @@ from lightning_core.lake.decode import Decoder
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.otlp import SpanData, encode_spans, float32_bytes, int32_bytes
 from lightning_core.lake.spool import Record, SpoolWriter
+from tests.examples import of_many
 
 
 def record(body: bytes, rollout: str | None = "r.1", attempt: str | None = "a1") -> Record:
@@ -138,7 +139,7 @@ def any_value(value: Any) -> AnyValue:
     return AnyValue(**{kinds[type(value)]: value})
 
 
-@settings(max_examples=40, deadline=None)
+@of_many(examples=15)
 @given(
     values=strategies.dictionaries(
         strategies.one_of(strategies.text(max_size=12), strategies.sampled_from(sorted(DECODER._aliases))),

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from flows.cli import main
@@ -22,6 +21,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
 from lightning_core.lake.otlp import SpanData, encode_spans, int32_bytes
 from lightning_core.lake.redact import Redaction
+from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, table
 from tests.spool_maker import record, rollout_spans, span, store
 
@@ -294,7 +294,7 @@ def test_redacted_calls_are_excluded_with_that_reason(tmp_path: Path) -> None:
     assert [row["left_out"] for row in table(lake, epoch, "policy_calls")] == ["untrainable: redacted"]
 
 
-@examples(max_examples=40, deadline=None)
+@of_many(examples=20)
 @given(
     value=st.recursive(
         st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8)),
