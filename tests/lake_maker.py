@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,11 @@ def derived(
     derive(lake, epoch, settings(home, **changes), "key", **buckets)
     lake.manifests.put_epoch(epoch)
     return lake, epoch
+
+
+def received_anew(rows: list[dict[str, Any]], order: random.Random) -> list[dict[str, Any]]:
+    """The rows as if they had come in another order, and so lay elsewhere in the spool."""
+    return [row | {"record_offset": place} for place, row in enumerate(order.sample(rows, len(rows)))]
 
 
 def _lengths(row: dict[str, Any]) -> dict[str, int | None]:
