@@ -59,6 +59,8 @@ class Admin:
             "pid": os.getpid(),
             "spool_offset": self.spool.end(),
             "spool_bytes": kept,
+            "refused_otlp": self.stats.all.refused_otlp,
+            "rejected_spans": self.stats.all.rejected_spans,
             "versions": {name: route.version for name, route in self.routes.current.policies.items()},
         }
         return await _reply(json_response(body), scope, receive, send)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 _SWALLOWED = 4  # times the limit
+_STALLED_S = 60.0
 
 
 class HttpError(Exception):
@@ -75,8 +77,12 @@ class Room:
             self._left += held
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int, take: Take | None = None) -> bytes:
-    """The whole body; HttpError 413 past `max_bytes`, ClientGone when it never comes. `take` is told of each part.
+async def read_body(
+    scope: Scope, receive: Receive, max_bytes: int, take: Take | None = None, stalled_s: float = _STALLED_S
+) -> bytes:
+    """The whole body; HttpError 413 past `max_bytes`, 408 where no more of it comes, ClientGone when the client goes.
+
+    `take` is told of each part.
 
     A body that is declared too large is refused before it is read: what the client sends of it all the same is thrown
     away by the HTTP server. The connection stays open for a moderate excess, as a client that is cut off while it sends
@@ -91,7 +97,12 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, take: Take |
     parts: list[bytes] = []
     size = 0
     while True:
-        event = await receive()
+        try:
+            async with asyncio.timeout(stalled_s):
+                event = await receive()
+        except TimeoutError:
+            message = f"nothing of the body came for {stalled_s:.0f} s"
+            raise HttpError(408, message, code="request_timeout", headers={"Connection": "close"}) from None
         if event["type"] == "http.disconnect":
             raise ClientGone
         part = event.get("body", b"")

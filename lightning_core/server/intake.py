@@ -56,6 +56,7 @@ class Intake:
                     self.stats.refused.inc()
                     attempt = self.stats.attempt(caller.rollout_id, caller.attempt_id)
                     attempt.refused_otlp += 1
+                    self.stats.all.refused_otlp += 1
                     attempt.last_error = error.message
                 raise
 
@@ -77,6 +78,9 @@ class Intake:
             self.stats.received.inc(request.spans)
         response = ExportTraceServiceResponse()
         if request.rejected:
+            self.stats.rejected.inc(request.rejected)
+            self.stats.attempt(caller.rollout_id, caller.attempt_id).rejected_spans += request.rejected
+            self.stats.all.rejected_spans += request.rejected
             response.partial_success.rejected_spans = request.rejected
             response.partial_success.error_message = request.reason
         return response

@@ -20,6 +20,7 @@ class AttemptStats:
     infrastructure_errors: int = 0
     last_error: str | None = None
     refused_otlp: int = 0  # OTLP requests answered 503; exporters retry those for a while
+    rejected_spans: int = 0  # in OTLP/JSON, without a protobuf form; others are found when they are decoded
 
 
 class Stats:
@@ -64,6 +65,8 @@ class Stats:
         )
         self.received = Counter("lightning_otlp_spans", "spans stored by the receivers", registry=self.registry)
         self.refused = Counter("lightning_spool_refusals", "OTLP requests answered 503", registry=self.registry)
+        self.rejected = Counter("lightning_otlp_rejected_spans", "spans set aside as they came", registry=self.registry)
+        self.all = AttemptStats()  # of `refused_otlp` and `rejected_spans`, the sums over all that was sent
         self.dropped = Counter(
             "lightning_otlp_dropped", "metrics and logs sent here", ["signal"], registry=self.registry
         )

@@ -239,6 +239,15 @@ def test_routes_survive_a_restart_and_a_broken_file_is_named(tmp_path: Path) -> 
         RouteTable(tmp_path)
 
 
+def test_a_body_that_stops_coming_is_408_and_ends_the_connection() -> None:
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    with pytest.raises(HttpError) as caught:
+        asyncio.run(read_body({"type": "http", "headers": []}, receive, 100, stalled_s=0.01))
+    assert caught.value.status == 408 and caught.value.headers == {"Connection": "close"}
+
+
 def test_room_for_bodies_is_given_back_also_when_a_request_fails() -> None:
     room = Room(100)
     with pytest.raises(HttpError) as refused, room.holding() as take:
