@@ -14,6 +14,7 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
 from lightning_core.lake.stages import run_stage, stage_key
 from lightning_core.loading import grader_digest
+from lightning_core.server.handle import ServerHandle
 from lightning_core.taskset import PlannedRollout
 from tasks.ingest import grade_rollouts, ingest_spans
 from tasks.progress import logger
@@ -76,7 +77,10 @@ def _roll_out(settings: Settings, epoch: EpochManifest, missing: list[PlannedRol
         rollout_shard.submit(settings, shard, epoch.epoch, epoch.mode, number, len(shards), len(missing))
         for number, shard in enumerate(shards, 1)
     ]
+    server = ServerHandle.find(settings.home)
+    before = server.health() if server is not None else {}
     _wait(settings, futures)
+    _say_what_was_refused(server, before)
     for future in futures:
         result = future.result(raise_on_failure=True)
         statuses.update(result["statuses"])
@@ -87,6 +91,21 @@ def _roll_out(settings: Settings, epoch: EpochManifest, missing: list[PlannedRol
     for error, count in errors.most_common(5):
         log.warning("%d attempts: %s", count, error)
     return {"statuses": dict(statuses), "errors": dict(errors.most_common(5))}
+
+
+def _say_what_was_refused(server: ServerHandle | None, before: dict[str, Any]) -> None:
+    """Spans that the server did not take while rollouts ran: agents' exporters give up sooner or later, and quietly."""
+    if server is None:
+        return
+    now = server.health()
+    if (refused := now["refused_otlp"] - before.get("refused_otlp", 0)) > 0:
+        logger().warning(
+            "%d requests of spans were answered 503 (the spool or the disk was full): exporters retry for a while, then spans are lost; "
+            "see server.spool_max_gb",
+            refused,
+        )
+    if (rejected := now["rejected_spans"] - before.get("rejected_spans", 0)) > 0:
+        logger().warning("%d spans sent as JSON cannot be read; they are set aside in spool/rejected", rejected)
 
 
 def _wait(settings: Settings, futures: list[Any]) -> None:

@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 _AT_ONCE = 32 << 20  # bytes of requests decoded together,
 _SPANS_AT_ONCE = 1 << 17  # and spans,
 _SPAN_BYTES_AT_ONCE = 8 << 20  # and what these hold: empty events or maps take 200 times their bytes
+_CONCLUDED_AT_ONCE = (
+    1 << 18
+)  # spans of which SQL concludes together; a file with more of them is sorted in as many parts
 
 Placed = tuple[int, int, Record]  # offset, next offset, record: as `spool.read` yields them
 
@@ -80,7 +83,10 @@ class Decoder:
             tables.append(table)
         if not tables:
             return schema.arrow_schema(schema.SPANS).empty_table(), rejected
-        return _conclude(self._engine[0], pa.concat_tables(tables)), rejected
+        decoded = _concatenated(tables)
+        parts = range(0, max(decoded.num_rows, 1), _CONCLUDED_AT_ONCE)
+        concluded = [_conclude(self._engine[0], decoded.slice(first, _CONCLUDED_AT_ONCE)) for first in parts]
+        return pa.concat_tables(concluded), rejected
 
 
 def _failed(offset: int, _: int, record: Record, error: Exception) -> dict[str, Any]:
@@ -120,7 +126,12 @@ def _decode(records: list[tuple[int, Record]]) -> tuple[pa.Table, list[dict[str,
     view = np.frombuffer(data, np.uint8)
     found = locate(records, data)
     tables = [_columns(found, view, alive) for alive in _blocks(found)]
-    return pa.concat_tables(tables), found.all_rejected()
+    return _concatenated(tables), found.all_rejected()
+
+
+def _concatenated(tables: list[pa.Table]) -> pa.Table:
+    """One table; a column that none of them has stays of type null, which takes no memory."""
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _blocks(found: Located) -> list[Ints]:
@@ -149,7 +160,13 @@ def _conclude(con: duckdb.DuckDBPyConnection, decoded: pa.Table) -> pa.Table:
 
     Only what the SQL reads and says goes through DuckDB, so long texts and token ids are copied once, in Arrow.
     """
-    decoded = decoded.set_column(0, "row", pa.array(np.arange(decoded.num_rows, dtype=np.int32)))
+    rows, wanted = decoded.num_rows, schema.arrow_schema(schema.DECODED)
+    # Columns that no span has are one array a type.
+    nothing = {kind: pa.nulls(rows, kind) for kind in set(wanted.types)}
+    there = [
+        nothing[kind] if pa.types.is_null(c.type) else c for c, kind in zip(decoded.columns, wanted.types, strict=True)
+    ]
+    decoded = pa.table(there, wanted.names).set_column(0, "row", pa.array(np.arange(rows, dtype=np.int32)))
     con.register("decoded_spans", decoded)
     try:
         concluded = con.sql(sql.text("ingest/spans")).to_arrow_table()
@@ -173,6 +190,8 @@ def _sorted(decoded: pa.Table, row: pa.Int32Array) -> pa.Table:
     for column, kind in zip(decoded.columns, wanted.types, strict=True):
         if pa.types.is_string_view(column.type):
             columns.append(taken_views(column.combine_chunks(), places).cast(kind))
+        elif column.null_count == len(column):
+            columns.append(column)
         else:
             columns.append(column.cast(kind).combine_chunks().take(row))
     return pa.table(columns, schema=wanted)

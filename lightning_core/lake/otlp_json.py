@@ -11,6 +11,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
+import re
 from typing import Any
 
 import orjson
@@ -21,6 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from lightning_core.lake.otlp_envelope import Envelope, OtlpError, unconverted
 
+_INTEGER = re.compile(r"[+-]?[0-9]{1,400}")
 _ID_KEYS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 
 
@@ -102,7 +105,7 @@ def _part(kind: type[Any], value: Any) -> tuple[bytes, str | None]:
         return _convert(kind, value), None
     except Exception as first:  # noqa: BLE001 - json_format raises whatever its input leads to, and the rest goes on
         try:
-            return _convert(kind, _whole_text(value)), None
+            return _convert(kind, _whole_text(_whole_numbers(value))), None
         except Exception:  # noqa: BLE001
             said = f"{str(first) or type(first).__name__:.300}".encode("utf-8", "replace").decode()
             reason = f"{kind.DESCRIPTOR.name} in OTLP/JSON: {said}"
@@ -119,6 +122,29 @@ def _convert(kind: type[Any], value: Any) -> bytes:
             value["links"] = [_hex_ids(link) if isinstance(link, dict) else link for link in links]
     encoded: bytes = json_format.ParseDict(value, kind(), ignore_unknown_fields=True).SerializeToString()
     return encoded
+
+
+def _whole_numbers(value: Any) -> Any:
+    """A copy in which an `intValue` beyond 64 bits is a double: so JavaScript's exporters write a large number."""
+    if isinstance(value, list):
+        return [_whole_numbers(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    copy = {key: _whole_numbers(item) for key, item in value.items()}
+    for key in ("intValue", "int_value"):
+        if key in copy and (number := _beyond_int64(copy[key])) is not None:
+            del copy[key]
+            copy["doubleValue"] = number
+    return copy
+
+
+def _beyond_int64(value: Any) -> float | None:
+    """An integer that int64 cannot hold, and a double can; None for another value."""
+    try:
+        number = float(value) if isinstance(value, int | float) or _INTEGER.fullmatch(value) else 0.0
+    except (OverflowError, TypeError):
+        return None
+    return number if math.isfinite(number) and not -(2.0**63) <= number < 2.0**63 else None
 
 
 def _whole_text(value: Any) -> Any:

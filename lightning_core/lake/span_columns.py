@@ -38,7 +38,10 @@ View = npt.NDArray[np.uint8]
 
 
 def span_columns(found: Located, view: View, alive: Ints) -> pa.Table:
-    """`schema.DECODED` of the spans `alive` of `found`. Raises BrokenSpans, by position in `alive`."""
+    """`schema.DECODED` of the spans `alive` of `found`; a column that none of them has is of Arrow's type null.
+
+    Raises BrokenSpans, by position in `alive`.
+    """
     data, count = found.data, len(alive)
     start, stop = (np.frombuffer(a, np.int32)[alive].astype(np.int64) for a in (found.start, found.stop))
     sent, broken = fields(data, view, start, stop)
@@ -63,12 +66,11 @@ def span_columns(found: Located, view: View, alive: Ints) -> pa.Table:
     columns["name"][1][columns["name"][1] < 0] = 0  # a span always has a name, if an empty one
     arrays |= _numbers(view, sent, status, count, notes)
     keys, offsets, columns["rest"] = _rest(attributes, pivoted.rest, notes, count)
-    views = made.arrays(columns)
+    views = made.arrays(columns, keep=["rest"])
     arrays["attributes"] = pa.MapArray.from_arrays(offsets, keys, views.pop("rest"))
     arrays |= pivoted.arrays | views | _origin(found, alive, start, stop)
-    # A text that no span of this part has is a view like those that some have, so that parts can be one table.
-    types = {c.name: pa.string_view() if c.arrow == pa.string() else c.arrow for c in schema.DECODED}
-    return pa.table({name: arrays.get(name, pa.nulls(count, kind)) for name, kind in types.items()})
+    nothing = pa.nulls(count)
+    return pa.table({c.name: arrays.get(c.name, nothing) for c in schema.DECODED})
 
 
 def _refuse_too_many(sent: Fields, count: int) -> None:
@@ -177,7 +179,9 @@ def _json(data: bytes, sent: Fields, number: int, one: Any, made: Texts, notes: 
     rows = sent.rows(number, BYTES)
     hollow = sent.start[rows] == sent.stop[rows]
     label = "links" if number == LINKS else "events"
-    for span, empty in zip(*(c.tolist() for c in np.unique(sent.message[rows[hollow]], return_counts=True)), strict=True):
+    for span, empty in zip(
+        *(c.tolist() for c in np.unique(sent.message[rows[hollow]], return_counts=True)), strict=True
+    ):
         notes.set(span, f"otlp.empty_{label}", str(empty))
     rows = rows[~hollow]
     lists: dict[int, list[bytes]] = {}

@@ -30,8 +30,12 @@ class Texts:
         self._end += len(blob)
         return start, length
 
-    def arrays(self, columns: dict[str, tuple[Ints, Ints]]) -> dict[str, pa.Array]:
-        """Arrow string views of (start, length) columns; none copies a text of more than 12 bytes."""
+    def arrays(self, columns: dict[str, tuple[Ints, Ints]], keep: Sequence[str] = ()) -> dict[str, pa.Array]:
+        """Arrow string views of (start, length) columns; none copies a text of more than 12 bytes.
+
+        Columns of NULL alone are left out, but for those to `keep`.
+        """
+        columns = {name: column for name, column in columns.items() if name in keep or (column[1] >= 0).any()}
         parts = self.data, b"".join((*self._added, bytes(PAD)))
         # All columns at once: numpy takes longer to be called than to read the few spans of a block.
         starts, lengths = (np.concatenate([column[i] for column in columns.values()]) for i in (0, 1))

@@ -162,6 +162,15 @@ def test_an_empty_request_is_fine_and_stores_nothing(server: Rig, body: bytes, e
     assert len(server.records()) == before
 
 
+def test_spans_that_are_set_aside_as_they_come_are_counted_where_people_look(tmp_path: Path) -> None:
+    spans = [{"traceId": "ab" * 16, "spanId": "cd" * 8, "name": "good"}, {"traceId": "no hex", "spanId": "cd" * 8}]
+    body = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}).encode()
+    with rig(tmp_path) as made:
+        traces(made, body, bearer(made) | {"Content-Type": "application/json"}).raise_for_status()
+        assert made.handle.attempt("r.1", "a1")["rejected_spans"] == made.handle.health()["rejected_spans"] == 1
+        assert "lightning_otlp_rejected_spans_total 1.0" in httpx.get(made.handle.url + "/metrics").text
+
+
 def test_metrics_and_logs_are_rejected_without_a_retry_or_an_error(
     server: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,6 +200,7 @@ def test_a_full_spool_is_503_with_retry_after_until_it_is_freed(tmp_path: Path) 
         assert int(answers[-1].headers["retry-after"]) > 0
         assert "spool_max_gb" in Status.FromString(answers[-1].content).message
         assert made.handle.attempt("r.1", "a1")["refused_otlp"] > 0
+        assert made.handle.health()["refused_otlp"] == made.handle.attempt("r.1", "a1")["refused_otlp"]
         # A call is refused before anything is sampled, where its span would find no room.
         made_calls = len(made.canned.requests)
         filling = encode_spans({"pad": "x" * 300}, [SpanData("work", b"t" * 16, b"s" * 8, 1, 2)])

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 
-from lightning_core.lake import decode, number_arrays
+from lightning_core.lake import decode, number_arrays, span_columns
 from lightning_core.lake.decode import write_rejected
 from lightning_core.lake.otlp_envelope import unconverted
 from tests import decoding as d
@@ -346,3 +346,44 @@ def test_rejected_spans_are_lines_of_json_in_a_file_named_after_their_range(tmp_
     assert json.loads(line) == rejected[0]
     write_rejected(tmp_path / "rejected", "9-9", [])
     assert len(list((tmp_path / "rejected").iterdir())) == 1
+
+
+def hollow(field: int, count: int, number: int) -> bytes:
+    """A span with so many fields that hold nothing."""
+    return d.good(number).SerializeToString() + bytes([field << 3 | 2, 0]) * count
+
+
+@pytest.mark.parametrize(("field", "label"), [(11, "events"), (13, "links")])
+def test_events_and_links_without_a_byte_are_counted_and_the_others_kept(field: int, label: str) -> None:
+    said = d.good(3)
+    (said.events if label == "events" else said.links).add(dropped_attributes_count=7)
+    spans = [hollow(field, 9_999, 1), hollow(field, 1, 2), said.SerializeToString() + bytes([field << 3 | 2, 0]) * 2]
+    group = b"".join(b"\x12" + length(span) + span for span in spans)
+    scopes = b"\x12" + length(group) + group
+    rows, rejected = d.decode(b"\x0a" + length(scopes) + scopes)
+    assert not rejected
+    assert [row["attributes"][f"otlp.empty_{label}"] for row in rows] == ["9999", "1", "2"]
+    assert [row[label] for row in rows[:2]] == [None, None]
+    assert [one["dropped_attributes_count"] for one in json.loads(rows[2][label])] == [7]
+
+
+def test_the_same_short_event_is_read_alike_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made of a short event is kept for the next like it, over the parts that events are read in."""
+    monkeypatch.setattr(span_columns, "_AT_ONCE", 2)
+    spans = [d.good(n) for n in range(1, 6)]
+    for span in spans:
+        for time in (1, 2, 1):
+            span.events.add(time_unix_nano=time, name="e")
+    rows, rejected = d.decode(d.request(*spans))
+    assert not rejected
+    assert [[e["time_ns"] for e in json.loads(row["events"])] for row in rows] == [[1, 2, 1]] * 5
+
+
+def test_a_request_of_more_spans_than_are_concluded_at_once_is_decoded_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spans = [d.good(n, name=f"n{n % 7}") for n in range(1, 40)]
+    whole, _ = d.decode(d.request(*spans))
+    monkeypatch.setattr(decode, "_CONCLUDED_AT_ONCE", 8)
+    parts, rejected = d.decode(d.request(*spans))
+    assert parts == whole and not rejected

@@ -232,6 +232,25 @@ def test_json_values_of_every_type_arrive() -> None:
     assert got[5].array_value.values[0].int_value == 1 and got[6].kvlist_value.values[0].key == "k"
 
 
+@pytest.mark.parametrize(
+    "number", [2**63, "9223372036854775808", 18446744073709551616.0, -(10**22), "123456789012345678901234"]
+)
+def test_a_whole_number_beyond_64_bits_is_a_double(number: Any) -> None:
+    """JavaScript's exporters write 2^63 and more as intValue: a number without a fraction is an integer to them."""
+    inner = {"kvlistValue": {"values": [{"key": "k", "value": {"arrayValue": {"values": [{"intValue": number}]}}}]}}
+    event = {"name": "e", "attributes": [{"key": "deep", "value": inner}]}
+    span = parse_json(otlp_json(attributes=[{"key": "n", "value": {"intValue": number}}], events=[event]))
+    assert span.attributes[0].value.double_value == float(number)
+    deep = span.events[0].attributes[0].value.kvlist_value.values[0].value.array_value.values[0]
+    assert deep.double_value == float(number)
+
+
+@pytest.mark.parametrize("number", ["1e400", "9" * 400, "ten", [1], {"a": 1}, 0.5, math.inf])
+def test_what_is_no_whole_number_is_set_aside(number: Any) -> None:
+    body = json.dumps(otlp_json(attributes=[{"key": "n", "value": {"intValue": number}}])).encode()
+    assert parse_request(body, JSON, None, MAX).rejected == 1
+
+
 def test_an_empty_parent_id_means_a_root() -> None:
     assert parse_json(otlp_json(parentSpanId="")).parent_span_id == b""
     assert parse_json(otlp_json(parentSpanId=None)).parent_span_id == b""

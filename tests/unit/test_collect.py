@@ -1,0 +1,37 @@
+"""What a flow says of spans that its server did not take."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from tasks import collect
+
+
+class Server:
+    def __init__(self, **counts: int) -> None:
+        self.counts = counts
+
+    def health(self) -> dict[str, Any]:
+        return self.counts
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ((0, 0), (0, 0), []),
+        ((3, 2), (3, 2), []),
+        ((3, 2), (5, 9), ["2 requests of spans were answered 503", "7 spans sent as JSON"]),
+        ((3, 2), (0, 0), []),  # the server was started again
+    ],
+)
+def test_a_flow_warns_of_spans_that_were_refused_while_its_rollouts_ran(
+    before: tuple[int, int], now: tuple[int, int], said: list[str], caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "logger", lambda: logging.getLogger("flow"))
+    server: Any = Server(refused_otlp=now[0], rejected_spans=now[1])
+    collect._say_what_was_refused(server, {"refused_otlp": before[0], "rejected_spans": before[1]})
+    assert len(caplog.messages) == len(said)
+    assert all(message.startswith(start) for message, start in zip(caplog.messages, said, strict=True))
