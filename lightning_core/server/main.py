@@ -14,6 +14,7 @@ import errno
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DRAIN_S = 20
+_FILES = 65_536
 _BODIES_IN_MEMORY = 512_000_000  # bytes; exporters that come on top are asked to come again
 
 
@@ -138,6 +140,7 @@ def serve(
     gateway: GatewaySettings,
 ) -> None:
     """Run until SIGTERM or SIGINT; then drain, flush and leave. No gRPC where `grpc_port` is None."""
+    _allow_many_files()
     sock = listen(host, port)
     if grpc_port:
         listen(host, grpc_port, "server.grpc_port").close()  # says in one line what gRPC would say in ten
@@ -172,6 +175,14 @@ def serve(
         raise CannotStart(str(error)) from None
     finally:
         spool.close()
+
+
+def _allow_many_files() -> None:
+    """A stream takes two sockets, and many systems begin with 1,024 files a process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _grpc_port(text: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -235,3 +236,14 @@ def test_headers_too_large_or_broken_never_reach_an_upstream(server: Rig) -> Non
                 answer = b""
             assert b" 200 " not in answer
     assert server.canned.requests == [] and client(server).models.list().data
+
+
+def test_a_low_limit_of_files_is_raised_as_far_as_it_may_be(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with rig(tmp_path) as made:
+            found = psutil.Process(made.handle.pid).rlimit(psutil.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found == (min(65_536, hard) if hard > 0 else 65_536, hard)
