@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import resource
@@ -163,15 +164,14 @@ def test_a_client_that_vanishes_in_mid_stream_cancels_the_upstream(server: Rig) 
     assert {attributes(span)[names.UNTRAINABLE] for span in server.spans()[-10:]} == {"aborted"}
 
 
-def test_a_client_that_closes_its_sending_half_and_reads_on_is_taken_for_gone_or_served(server: Rig) -> None:
+def test_a_client_that_closes_its_sending_half_leaves_one_span_and_no_open_socket(server: Rig) -> None:
+    before = len(server.records())
     connection = raw(server, STREAM)
     connection.shutdown(socket.SHUT_WR)
-    received = b""
-    while part := connection.recv(65536):
-        received += part
+    while connection.recv(65536):  # whether it is taken for gone is a matter of time; that it ends is not
+        pass
     connection.close()
-    span = attributes(server.spans()[-1])
-    assert b"[DONE]" in received or span[names.UNTRAINABLE] == "aborted"
+    wait_for(lambda: len(server.records()) == before + 1)
 
 
 def test_a_client_that_reads_slowly_gets_everything(server: Rig) -> None:
@@ -223,6 +223,23 @@ def test_an_upstream_that_dies_under_many_streams_leaves_a_span_for_each(server:
     assert all(span.status.code == span.status.STATUS_CODE_ERROR for span in server.spans()[-8:])
     server.canned.gate = None
     assert client(server).chat.completions.create(model="policy", messages=MESSAGES).choices
+
+
+def test_headers_without_end_are_431_and_end_the_connection(server: Rig) -> None:
+    where = urlsplit(server.base_url())
+    process = psutil.Process(server.handle.pid)
+    before = process.memory_info().rss
+    with socket.create_connection((where.hostname or "", where.port or 0), timeout=20) as connection:
+        connection.sendall(b"POST /v1/models HTTP/1.1\r\n")
+        answer = b""
+        try:
+            for _ in range(1000):
+                connection.sendall(b"a: " + b"b" * 60_000 + b"\r\n")
+        except ConnectionError:
+            with contextlib.suppress(ConnectionError):
+                answer = connection.recv(1000)
+    assert b" 200 " not in answer and process.memory_info().rss - before < 20_000_000
+    assert client(server).models.list().data
 
 
 def test_headers_too_large_or_broken_never_reach_an_upstream(server: Rig) -> None:
