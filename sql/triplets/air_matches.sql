@@ -5,35 +5,39 @@
 -- Rule: a span matches where every condition of the rule holds. An LLM or tool call that was seen twice counts once, if
 -- any of its records matches; it failed if any says so. `per: rollout` gives the value for the first match only; `cap`
 -- bounds what a rule gives an attempt, in absolute value.
-WITH records AS (
+WITH asked AS MATERIALIZED (
     SELECT
         nodes.node,
         coalesce(tool_twins.kept, llm_twins.kept, nodes.node) AS call,
         nodes.rollout_id,
         nodes.attempt_id,
-        nodes.op,
         nodes.tool_name,
-        nodes.status,
+        nodes.status AS found_status,
         coalesce(nodes.end_ns, nodes.start_ns) AS emitted_ns,
         nodes.record_offset,
-        nodes.record_index
+        nodes.record_index,
+        rules.*
     FROM nodes
-    LEFT JOIN tool_twins USING (node)
-    LEFT JOIN llm_twins USING (node)
-    WHERE EXISTS (FROM air_rules)
+    JOIN air_rules AS rules ON coalesce(rules.op = nodes.op, true)
+    LEFT JOIN tool_twins ON tool_twins.node = nodes.node
+    LEFT JOIN llm_twins ON llm_twins.node = nodes.node
 ),
-statuses AS (
-    -- 'error' < 'ok' < 'unset'
-    SELECT call, min(status) AS status FROM records GROUP BY call HAVING count(*) > 1
+together AS (
+    -- What the records of one call say; 'error' < 'ok' < 'unset'.
+    SELECT name, call, min(found_status) AS found_status, max(tool_name) AS tool_name
+    FROM asked
+    GROUP BY name, call
+    HAVING count(*) > 1
 ),
 shaped AS (
-    SELECT records.* EXCLUDE (op, tool_name, status), rules.*
-    FROM records
-    LEFT JOIN statuses USING (call)
-    JOIN air_rules AS rules
-        ON coalesce(rules.op = records.op, true)
-        AND coalesce(rules.status = coalesce(statuses.status, records.status), true)
-        AND CASE WHEN rules.tool IS NULL THEN true ELSE coalesce(regexp_matches(records.tool_name, rules.tool), false) END
+    SELECT asked.*
+    FROM asked
+    LEFT JOIN together USING (name, call)
+    WHERE coalesce(asked.status = coalesce(together.found_status, asked.found_status), true)
+        AND CASE
+            WHEN asked.tool IS NULL THEN true
+            ELSE coalesce(regexp_matches(coalesce(together.tool_name, asked.tool_name), asked.tool), false)
+        END
 ),
 -- Three times from `spans`, so that texts and the map of attributes are read only where a rule asks for them.
 found AS (
