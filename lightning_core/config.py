@@ -87,7 +87,9 @@ class AirRule(_Section):
     op: str | None = Field(None, description="tool, llm, agent, …")
     tool: str | None = Field(None, description="regex (RE2) on the tool's name")
     status: Literal["ok", "error", "unset"] | None = None
-    attribute: str | None = Field(None, description="any attribute of the span, or column of `spans`; `pattern` is searched in it")
+    attribute: str | None = Field(
+        None, description="any attribute of the span, or column of `spans`; `pattern` is searched in it"
+    )
     pattern: str | None = Field(None, description="regex (RE2); without `attribute`: searched in the tool's result")
     per: Literal["match", "rollout"] = Field("match", description="`rollout`: once, however many spans match")
     cap: float | None = Field(None, ge=0, description="largest sum, in absolute value, that the rule gives a rollout")
