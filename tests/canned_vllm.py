@@ -145,8 +145,8 @@ class CannedVllm:
                 assert request.transport is not None
                 request.transport.close()
                 return response
-            if chat and i == 1 and not with_ids:
-                continue  # a control token has no text; its chunk exists only for its id
+            if chat and i == 1 and not with_ids and not body.get("logprobs"):
+                continue  # a control token has no text; its chunk exists only for its id and its logprob
             choice = {"index": 0, "finish_reason": "stop" if i == len(TOKENS) - 1 else None}
             if chat:
                 choice |= {"delta": self._delta(i, token[1])}
