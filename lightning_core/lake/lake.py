@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from lightning_core.files import locked
-from lightning_core.lake import catalog, compact, parquet, retries, spool
+from lightning_core.lake import catalog, compact, memory, parquet, retries, spool
 from lightning_core.lake.decode import Decoder, write_rejected
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, LakeError, Manifests, Mode, SpanFile, SpanManifest
 from lightning_core.lake.redact import Redaction
@@ -53,7 +53,7 @@ class Lake:
         on_progress: called with (bytes decoded, bytes in all). Raises LakeError where the lake was redacted and no rules
         are given, and where the disk is full; what was decoded before stays, the next call goes on from there.
         """
-        with locked(self.root / "lock"):
+        with locked(self.root / "lock"), memory.kept():
             manifest = self.manifests.spans()
             if redaction is None and manifest.redaction is not None:
                 raise LakeError(
