@@ -234,8 +234,8 @@ def windows(draw: DrawFn, number: int) -> tuple[Attempt, dict[str, Window]]:
         agents[span] = Window(name, up, made.rows[-1]["start_ns"], made.rows[-1]["end_ns"] or 1 << 62)
     for _ in range(draw(strategies.integers(1, 5))):
         begin, end = draw(times)
-        late = draw(strategies.sampled_from([0, 0.03, 0.06]))
-        made.span("orphan", (begin, end + late), trace_id=f"{len(made.rows):032x}")
+        early, late = draw(strategies.tuples(*[strategies.sampled_from([0, 0.03, 0.06])] * 2))
+        made.span("orphan", (begin - early, end + late), trace_id=f"{len(made.rows):032x}")
     for span in reversed(agents):  # an agent runs as long as those inside it
         up = agents[span].up
         if up is not None:
