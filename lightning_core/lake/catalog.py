@@ -20,8 +20,6 @@ from lightning_core.lake.manifest import Manifests, SpanFile
 
 # Views in the order they build on one another.
 VIEWS = (
-    "retries",
-    "unique_spans",
     "attempts",
     "span_places",
     "call_twins",

@@ -1,5 +1,5 @@
 -- Spans that came after their epoch was sealed, and what could not be decoded.
--- Grain: one row per (late or rejected, run, epoch, mode, what). Inputs: unique_spans, attempts, epoch_manifests,
+-- Grain: one row per (late or rejected, run, epoch, mode, what). Inputs: spans, attempts, epoch_manifests,
 -- rejections.
 -- Late spans are kept, and nothing derived reads them. What was rejected lies in `spool/rejected/`, with the reason.
 -- `seconds_late`: how long after the rollout's end the last of them came.
@@ -13,7 +13,7 @@ SELECT
     count(DISTINCT spans.rollout_id) AS rollouts,
     max(spans.received_ns / 1e9 - epoch_ns(attempts.ended) / 1e9) AS seconds_late,
     min(spans.rollout_id) AS example
-FROM unique_spans AS spans
+FROM spans
 JOIN attempts USING (rollout_id, attempt_id)
 JOIN epoch_manifests AS manifests
     ON manifests.run = attempts.run AND manifests.epoch = attempts.epoch AND manifests.mode = attempts.mode

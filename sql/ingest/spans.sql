@@ -1,5 +1,5 @@
 -- What is concluded of spans when they enter the lake; all their other columns are as the decoder read them.
--- Grain: one row per span received (retries of a batch included), in the order of the lake's files.
+-- Grain: one row per span received, in the order of the lake's files.
 -- Inputs: decoded_spans (one row per span of the spool, attributes read by `attribute_aliases`; `row` numbers them),
 -- agent_rules.
 -- Rule: the scope that the server authenticated wins over what the agent wrote; what a generic attribute (`input.value`,

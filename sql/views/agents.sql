@@ -1,6 +1,6 @@
 -- Which agents were there, what they did, and which policies their calls train.
 -- Grain: one row per (run, epoch, mode, agent, agent_path) of a derived epoch.
--- Inputs: span_tree, scored_attempts, unique_spans, policy_calls.
+-- Inputs: span_tree, scored_attempts, spans, policy_calls.
 -- Rule: over the attempts that count; a call seen twice is one. `policies` sampled its calls; `matched` are those of them
 -- whose agent_match and agent_exclude took one. `ambiguous_calls` could be another agent's. `left_out` calls train nothing,
 -- for reasons of their own (all reasons: exclusion_reasons); evaluations train nothing and have no such numbers.
@@ -13,7 +13,7 @@ WITH facts AS (
         bool_or(status = 'error') AS failed,
         max(input_tokens) AS prompt_tokens,
         max(output_tokens) AS response_tokens
-    FROM unique_spans
+    FROM spans
     WHERE op = 'llm' OR status = 'error'
     GROUP BY rollout_id, attempt_id, trace_id, span_id
 ),

@@ -1,6 +1,6 @@
 -- Every LLM call, with its messages, token ids and the agent that made it.
 -- Grain: one row per record of a call. A call through the gateway that the agent's instrumentation saw too has two: count
--- and sum with `WHERE twin_of IS NULL`. Inputs: unique_spans, attempts, span_places, call_twins.
+-- and sum with `WHERE twin_of IS NULL`. Inputs: spans, attempts, span_places, call_twins.
 -- Rule: `recorded_by` gateway (has token ids) or instrumentation (also calls to other models, and production agents).
 -- `twin_of` is the span_id of the record that stands for the call.
 SELECT
@@ -35,7 +35,7 @@ SELECT
     calls.prompt_ids,
     calls.response_ids,
     calls.response_logprobs
-FROM unique_spans AS calls
+FROM spans AS calls
 LEFT JOIN attempts USING (rollout_id, attempt_id)
 LEFT JOIN (FROM span_places WHERE op = 'llm') AS places
     ON places.rollout_id = calls.rollout_id

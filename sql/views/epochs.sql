@@ -1,6 +1,6 @@
 -- How each epoch went: over the attempts that count, and what came too late or could not be read.
 -- Grain: one row per (run, epoch, mode), from the moment it is opened. Inputs: rollouts, attempts, epoch_manifests,
--- unique_spans, rejections.
+-- spans, rejections.
 -- Rule: `rollouts` have a result (`failed`: error or timeout), `unfinished` have none (yet); `attempts` counts every
 -- execution of them. `mean_reward` is over the rewards of view rollouts. `late`: spans of the epoch's attempts that came
 -- after it was sealed; they are kept, and nothing derived reads them. `rejected`: spans of its attempts that could not be
@@ -27,7 +27,7 @@ executed AS (
 ),
 late AS (
     SELECT attempts.run, attempts.epoch, attempts.mode, count(*) AS late
-    FROM unique_spans AS spans
+    FROM spans
     JOIN attempts USING (rollout_id, attempt_id)
     JOIN epoch_manifests AS manifests
         ON manifests.run = attempts.run AND manifests.epoch = attempts.epoch AND manifests.mode = attempts.mode

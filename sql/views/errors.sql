@@ -1,5 +1,5 @@
 -- What went wrong: failed attempts, calls, tools and other spans, and graders that gave no reward.
--- Grain: one row per span with an error. Inputs: unique_spans, attempts, span_places.
+-- Grain: one row per span with an error. Inputs: spans, attempts, span_places.
 -- Rule: status `error`; an attempt whose outcome is not `ok`; a reward span that says why there is none.
 SELECT
     attempts.run,
@@ -15,7 +15,7 @@ SELECT
     coalesce(failed.outcome, failed.status) AS outcome,
     coalesce(failed.error, failed.status_message) AS message,
     make_timestamp_ns(failed.start_ns) AS started
-FROM unique_spans AS failed
+FROM spans AS failed
 LEFT JOIN attempts USING (rollout_id, attempt_id)
 LEFT JOIN span_places AS places
     ON places.rollout_id = failed.rollout_id

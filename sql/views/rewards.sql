@@ -1,5 +1,5 @@
 -- Every reward as it was emitted, by the agent or by the grader. What it came to for the rollout is in `rollout_rewards`.
--- Grain: one row per span that carries a reward, or is one. Inputs: unique_spans, attempts, span_places.
+-- Grain: one row per span that carries a reward, or is one. Inputs: spans, attempts, span_places.
 -- Rule: `agent` is the agent that emitted it; NULL for a grader's. `error` says why a grader gave none.
 SELECT
     attempts.run,
@@ -15,7 +15,7 @@ SELECT
     coalesce(rewards.reward_source, 'agent') AS source,
     rewards.error,
     make_timestamp_ns(coalesce(rewards.end_ns, rewards.start_ns)) AS emitted
-FROM unique_spans AS rewards
+FROM spans AS rewards
 LEFT JOIN attempts USING (rollout_id, attempt_id)
 LEFT JOIN span_places AS places
     ON places.rollout_id = rewards.rollout_id

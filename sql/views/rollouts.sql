@@ -1,6 +1,6 @@
 -- Every rollout, with the result that counts: there as soon as its spans are decoded.
 -- Grain: one row per (run, epoch, mode, rollout_id). Where no attempt counts (yet), the latest stands for it and `state`
--- says what became of it. Inputs: attempts, spans, unique_spans, call_twins, rollout_rewards.
+-- says what became of it. Inputs: attempts, spans, call_twins, rollout_rewards.
 -- Rule: `reward` and `success` as the epoch was derived (failure_reward, weights, former graders left out); before that,
 -- `reward` is the last finite one emitted, one named `reward` first, and `success` is not known. `calls` counts every call
 -- once; `output_tokens` are theirs.
@@ -22,7 +22,7 @@ emitted AS (
 ),
 called AS (
     SELECT spans.rollout_id, spans.attempt_id, count(*) AS calls, sum(spans.output_tokens) AS output_tokens
-    FROM unique_spans AS spans
+    FROM spans
     LEFT JOIN call_twins AS twins USING (rollout_id, attempt_id, trace_id, span_id)
     WHERE spans.op = 'llm' AND twins.twin_of IS NULL
     GROUP BY spans.rollout_id, spans.attempt_id

@@ -1,5 +1,5 @@
 -- Every tool call, with arguments, result, whether it failed, and the agent that made it.
--- Grain: one row per tool span. Inputs: unique_spans, attempts, span_places.
+-- Grain: one row per tool span. Inputs: spans, attempts, span_places.
 SELECT
     attempts.run,
     attempts.epoch,
@@ -17,7 +17,7 @@ SELECT
     CASE WHEN tools.status = 'error' THEN coalesce(tools.error, tools.status_message) END AS error,
     (tools.end_ns - tools.start_ns) / 1e6 AS milliseconds,
     make_timestamp_ns(tools.start_ns) AS started
-FROM unique_spans AS tools
+FROM spans AS tools
 LEFT JOIN attempts USING (rollout_id, attempt_id)
 LEFT JOIN (FROM span_places WHERE op = 'tool') AS places
     ON places.rollout_id = tools.rollout_id

@@ -250,7 +250,7 @@ def test_what_cannot_be_asked_is_one_line_that_helps(lake: Lake, question: str, 
 
 def test_sql_of_questions_views_and_steps_can_be_shown(lake: Lake) -> None:
     assert ask.show("failing_tools").startswith("-- Which tools fail")
-    assert "FROM unique_spans" in ask.show("calls")
+    assert "FROM spans" in ask.show("calls")
     assert "-- Grain" in ask.show("span_tree")
     with pytest.raises(LakeError, match="did you mean epoch_report"):
         ask.show("epoch_reports")

@@ -326,7 +326,7 @@ def test_epochs_count_what_came_late_and_what_was_rejected(tmp_path: Path) -> No
     (row,) = ask(lake, "FROM epochs")
     assert (row["rollouts"], row["unfinished"], row["failed"], row["mean_reward"]) == (2, 1, 0, 0.5)
     assert (row["late"], row["rejected"], row["calls"]) == (2, 5, 2)
-    late = ask(lake, "SELECT count(*) AS n FROM unique_spans WHERE record_offset >= 600")
+    late = ask(lake, "SELECT count(*) AS n FROM spans WHERE record_offset >= 600")
     assert late == [{"n": 2}], "they are kept"
 
 
@@ -360,7 +360,7 @@ def test_two_epochs_and_an_evaluation_are_kept_apart(tmp_path: Path) -> None:
         assert [(r["epoch"], r["mode"], r["n"]) for r in found] == counts, view
 
 
-PUSHED = ("unique_spans", "retries", "attempts", "calls", "tool_calls", "rewards", "rollouts", "errors", "call_twins")
+PUSHED = ("spans", "attempts", "calls", "tool_calls", "rewards", "rollouts", "errors", "call_twins")
 
 
 @pytest.fixture(scope="module")
