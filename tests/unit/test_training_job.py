@@ -20,6 +20,9 @@ from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group, write_parquet
 
 
+pytestmark = pytest.mark.slow  # it trains
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _trl() -> Iterator[None]:
     with one_thread():

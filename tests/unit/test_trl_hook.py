@@ -23,6 +23,8 @@ from tests.training_data import make_sequence, one_thread, random_group
 
 LIMIT = 50
 
+pytestmark = pytest.mark.slow  # it computes losses and gradients
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _trl() -> Iterator[None]:
