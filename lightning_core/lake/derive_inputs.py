@@ -16,7 +16,13 @@ from lightning_core.lake.patterns import COMPUTED, pattern
 from lightning_core.loading import grader_digest
 
 # A bucket of rollouts at a time, after the hierarchy; an evaluation stops after REWARDS.
-REWARDS = ("triplets/tool_twins", "triplets/air_matches", "triplets/rewards_given", "triplets/rollout_rewards")
+REWARDS = (
+    "triplets/tool_twins",
+    "triplets/air_candidates",
+    "triplets/air_matches",
+    "triplets/rewards_given",
+    "triplets/rollout_rewards",
+)
 TRIPLETS = (
     "triplets/call_rows",
     "triplets/sampled_calls",

@@ -1,51 +1,17 @@
 -- What the rules of automatic intermediate rewarding (AIR) give: a failing tool call costs 0.1, say.
 -- Grain: one row per (rule, span) that is given something.
--- Inputs: nodes, llm_twins, tool_twins, spans, air_rules (name, value, op, tool, status, attribute, column_name, found_in,
--- pattern, per, cap).
+-- Inputs: air_candidates (of the rule: name, value, attribute, column_name, found_in, pattern, per, cap), spans.
 -- Rule: a span matches where every condition of the rule holds. An LLM or tool call that was seen twice counts once, if
--- any of its records matches; it failed if any says so. `per: rollout` gives the value for the first match only; `cap`
+-- any of its records matches. `per: rollout` gives the value for the first match only; `cap`
 -- bounds what a rule gives an attempt, in absolute value.
-WITH asked AS MATERIALIZED (
-    SELECT
-        nodes.node,
-        coalesce(tool_twins.kept, llm_twins.kept, nodes.node) AS call,
-        nodes.rollout_id,
-        nodes.attempt_id,
-        nodes.tool_name,
-        nodes.status AS found_status,
-        coalesce(nodes.end_ns, nodes.start_ns) AS emitted_ns,
-        nodes.record_offset,
-        nodes.record_index,
-        rules.*
-    FROM nodes
-    JOIN air_rules AS rules ON coalesce(rules.op = nodes.op, true)
-    LEFT JOIN tool_twins ON tool_twins.node = nodes.node
-    LEFT JOIN llm_twins ON llm_twins.node = nodes.node
-),
-together AS (
-    -- What the records of one call say; 'error' < 'ok' < 'unset'.
-    SELECT name, call, min(found_status) AS found_status, max(tool_name) AS tool_name
-    FROM asked
-    GROUP BY name, call
-    HAVING count(*) > 1
-),
-shaped AS (
-    SELECT asked.*
-    FROM asked
-    LEFT JOIN together USING (name, call)
-    WHERE coalesce(asked.status = coalesce(together.found_status, asked.found_status), true)
-        AND CASE
-            WHEN asked.tool IS NULL THEN true
-            ELSE coalesce(regexp_matches(coalesce(together.tool_name, asked.tool_name), asked.tool), false)
-        END
-),
+WITH
 -- Three times from `spans`, so that texts and the map of attributes are read only where a rule asks for them.
 found AS (
     SELECT
-        shaped.node,
-        shaped.name,
-        shaped.pattern,
-        CASE shaped.column_name
+        air_candidates.node,
+        air_candidates.name,
+        air_candidates.pattern,
+        CASE air_candidates.column_name
             WHEN 'name' THEN spans.name
             WHEN 'kind' THEN spans.kind
             WHEN 'trace_state' THEN spans.trace_state
@@ -94,15 +60,15 @@ found AS (
             WHEN 'declared_rollout_id' THEN spans.declared_rollout_id
             WHEN 'declared_attempt_id' THEN spans.declared_attempt_id
         END AS text
-    FROM shaped
+    FROM air_candidates
     JOIN spans USING (record_offset, record_index)
-    WHERE shaped.found_in = 'column'
+    WHERE air_candidates.found_in = 'column'
     UNION ALL
     SELECT
-        shaped.node,
-        shaped.name,
-        shaped.pattern,
-        CASE shaped.column_name
+        air_candidates.node,
+        air_candidates.name,
+        air_candidates.pattern,
+        CASE air_candidates.column_name
             WHEN 'input_messages' THEN spans.input_messages
             WHEN 'output_messages' THEN spans.output_messages
             WHEN 'tool_arguments' THEN spans.tool_arguments
@@ -112,20 +78,20 @@ found AS (
             WHEN 'events' THEN spans.events
             WHEN 'links' THEN spans.links
         END
-    FROM shaped
+    FROM air_candidates
     JOIN spans USING (record_offset, record_index)
-    WHERE shaped.found_in = 'text'
+    WHERE air_candidates.found_in = 'text'
     UNION ALL
-    SELECT shaped.node, shaped.name, shaped.pattern, spans.attributes[shaped.attribute]
-    FROM shaped
+    SELECT air_candidates.node, air_candidates.name, air_candidates.pattern, spans.attributes[air_candidates.attribute]
+    FROM air_candidates
     JOIN spans USING (record_offset, record_index)
-    WHERE shaped.found_in = 'attributes'
+    WHERE air_candidates.found_in = 'attributes'
 ),
 matches AS (
-    SELECT shaped.* FROM shaped WHERE attribute IS NULL AND pattern IS NULL
+    SELECT air_candidates.* FROM air_candidates WHERE attribute IS NULL AND pattern IS NULL
     UNION ALL
-    SELECT shaped.*
-    FROM shaped
+    SELECT air_candidates.*
+    FROM air_candidates
     JOIN found USING (node, name)
     WHERE found.text IS NOT NULL AND CASE WHEN found.pattern IS NULL THEN true ELSE regexp_matches(found.text, found.pattern) END
 ),
