@@ -300,6 +300,9 @@ class GatewaySettings(_Section):
     concurrent_per_rollout: int = Field(64, ge=1, description="calls of one attempt at one time; more of them wait")
     waiting_per_rollout: int = Field(256, ge=0, description="calls of one attempt that wait; past it 429")
     most_calls: int = Field(8192, ge=1, description="calls at one time, waiting ones included; past it 503")
+    client_stalled_s: float = Field(
+        60, gt=0, description="seconds in which a client takes nothing of its reply, before its call is ended"
+    )
     log_calls: Literal["off", "facts", "text"] = Field(
         "facts",
         description="a JSON line a call in the server's log: none, without any text of it, or with its messages",

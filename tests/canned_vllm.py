@@ -31,6 +31,7 @@ class CannedVllm:
         self.gate: asyncio.Event | None = None  # holds a stream back before its second token
         self.break_after: int | None = None  # tokens of a stream before the connection is dropped
         self.break_before = 0  # so many streams are dropped after their head, before their first byte
+        self.flood = 0  # so many times 64 KB of text follow a stream's first token
         self.cancelled = 0
         self.prompt_ids = list(PROMPT_IDS)
         self.said: dict[str, Any] = {}  # `reasoning` and `tool_calls` that chat says beside, or instead of, its text
@@ -95,7 +96,8 @@ class CannedVllm:
     async def _whole(self, body: dict[str, Any], chat: bool) -> web.Response:
         if self.gate is not None:
             await self.gate.wait()
-        ids = [token[0] for token in TOKENS] if body.get("return_token_ids") else None
+        hides = chat and self._hides(body)
+        ids = [token[0] for token in TOKENS] if body.get("return_token_ids") and not hides else None
         prompt_ids = self.prompt_ids if body.get("return_token_ids") else None
         choices = []
         for index in range(body.get("n") or 1):
@@ -103,7 +105,9 @@ class CannedVllm:
             if chat:
                 message = {"role": "assistant", "content": None if "tool_calls" in self.said else TEXT} | self.said
                 choice |= {"message": message, "logprobs": _chat_logprobs(TOKENS)}
-                choice["logprobs"] = choice["logprobs"] if body.get("logprobs") else None
+                choice["logprobs"] = choice["logprobs"] if body.get("logprobs") and not hides else None
+                if hides:
+                    message["reasoning"] = None
             else:
                 logprobs = None if body.get("logprobs") is None else _completion_logprobs(TOKENS)
                 choice |= {"text": TEXT, "logprobs": logprobs, "prompt_token_ids": prompt_ids}
@@ -129,7 +133,9 @@ class CannedVllm:
             return response
         head = {"id": "chatcmpl-canned" if chat else "cmpl-canned", "created": 1, "model": body["model"]}
         head["object"] = "chat.completion.chunk" if chat else "text_completion"
-        with_ids = bool(body.get("return_token_ids"))
+        with_ids = bool(body.get("return_token_ids")) and not self._hides(body)
+        with_logprobs = bool(body.get("logprobs")) and not self._hides(body)
+        with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
 
         async def send(chunk: dict[str, Any]) -> None:
             await response.write(f"data: {json.dumps(head | chunk)}\n\n".encode())
@@ -145,21 +151,29 @@ class CannedVllm:
                 assert request.transport is not None
                 request.transport.close()
                 return response
-            if chat and i == 1 and not with_ids and not body.get("logprobs"):
+            hidden = self._hides(body) and i == 0
+            if chat and (i == 1 or hidden) and not with_ids and not with_logprobs:
                 continue  # a control token has no text; its chunk exists only for its id and its logprob
             choice = {"index": 0, "finish_reason": "stop" if i == len(TOKENS) - 1 else None}
             if chat:
                 choice |= {"delta": self._delta(i, token[1])}
-                choice["logprobs"] = _chat_logprobs([token]) if body.get("logprobs") else None
+                choice["logprobs"] = _chat_logprobs([token]) if with_logprobs else None
             else:
                 choice |= {"text": token[1], "prompt_token_ids": self.prompt_ids if with_ids and i == 0 else None}
                 choice["logprobs"] = None if body.get("logprobs") is None else _completion_logprobs([token])
             choice["token_ids"] = [token[0]] if with_ids else None
-            await send({"choices": [choice]})
-        if (body.get("stream_options") or {}).get("include_usage"):
-            await send({"choices": [], "usage": USAGE})
+            last = choice["finish_reason"] is not None and not with_usage
+            await send({"choices": [choice]} | ({"system_fingerprint": "fp"} if last else {}))
+            for _ in range(self.flood if i == 0 else 0):
+                await send({"choices": [{"index": 0, "delta": {"content": "x" * 65536}, "finish_reason": None}]})
+        if with_usage:
+            await send({"choices": [], "usage": USAGE, "system_fingerprint": "fp"})
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    def _hides(self, body: dict[str, Any]) -> bool:
+        """With its reasoning vLLM hides every token id and logprob."""
+        return body.get("include_reasoning") is False and "reasoning" in self.said
 
     def _delta(self, number: int, text: str) -> dict[str, Any]:
         """Of one token: reasoning first, then tool calls in two chunks, or else the text."""

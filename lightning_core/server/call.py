@@ -1,8 +1,8 @@
 """One LLM call from request to durable span.
 
 It ends in exactly one of: answered, refused by the upstream, failed (infrastructure), aborted (the client went away);
-each leaves a span. Chunks of a stream pass at once, except that from the chunk that finishes the last choice on
-everything waits for the span: a client that stops reading there has its span too.
+each leaves a span. Chunks of a stream pass at once, except that a choice's last chunk, and all after the last choice's,
+wait for the span: a client that stops reading there has its span too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightning_core.server.call_span import Outcome, encode_call
 from lightning_core.server.drift import Drift
 from lightning_core.server.faces import Face
 from lightning_core.server.http import HttpError, json_response, unavailable
-from lightning_core.server.reply import Collected, take_chunk, take_reply
+from lightning_core.server.reply import Collected, finishes, stamp, take_chunk, take_reply
 from lightning_core.server.sampling import Kind, Prepared
 from lightning_core.server.sse import DONE, SseParser
 from lightning_core.server.stats import AttemptStats
@@ -127,8 +127,9 @@ class Call:
         """Pass chunks on as they come; hold back those from the last choice's end until the span is durable."""
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        face, parser, held = self._asked.face, SseParser(), bytearray()
-        ready, data, ended, problem = bytearray(face.begin()), answer.first, False, None
+        face, parser = self._asked.face, SseParser()
+        held: list[dict[str, Any]] = []
+        ready, data, ended, problem, last = bytearray(face.begin()), answer.first, False, None, b""
         try:
             while data:
                 for raw in parser.feed(data):
@@ -147,7 +148,9 @@ class Call:
                 data = await answer.response.content.readany()
             if not ended:
                 problem = "the model server's stream ended without [DONE]"
-            held += face.end(self._collected) if problem is None else b""
+            if problem is None:
+                chunks = (stamp(chunk, self._asked.prepared, self._collected) for chunk in held)
+                last = b"".join(map(face.chunk, chunks)) + face.end(self._collected)
         except _BROKEN as error:
             problem = self._collected.error or f"the model server's stream broke: {error!r}"
         failure = None
@@ -160,19 +163,23 @@ class Call:
         else:
             await self._leave(problem, "broken")
             failure = self._broken(problem)
-        last = bytes(held) if failure is None else face.broken(failure)
+        if failure is not None:
+            last = face.broken(failure)
         await self._send({"type": "http.response.body", "body": last})
         return 200
 
-    def _take(self, raw: bytes, ready: bytearray, held: bytearray) -> bool:
-        """Collect one chunk, and put the client's events where they belong; True where it is an error."""
+    def _take(self, raw: bytes, ready: bytearray, held: list[dict[str, Any]]) -> bool:
+        """Collect one chunk, and put it where it belongs; True where it is an error."""
         prepared = self._asked.prepared
         chunk = take_chunk(orjson.loads(raw), prepared, self._asked.target.asked, self._collected)
         if self._collected.error is not None:
             return True
         if chunk is not None:
-            finished = self._collected.finished() >= prepared.choices
-            (held if finished else ready).extend(self._asked.face.chunk(chunk))
+            after = self._collected.finished() >= prepared.choices or (held and not chunk.get("choices"))
+            if after or finishes(chunk):
+                held.append(chunk)
+            else:
+                ready += self._asked.face.chunk(chunk)
         return False
 
     async def _refused(self, status: int, body: bytes) -> HttpError:

@@ -31,7 +31,7 @@ from lightning_core.server.app import make_app
 from lightning_core.server.files import PRIVATE, load_secret, services
 from lightning_core.server.http import Room
 from lightning_core.server.intake import Intake
-from lightning_core.server.protocol import BoundedHttp
+from lightning_core.server.protocol import bounded_http
 from lightning_core.server.routes import RoutesError, RouteTable
 from lightning_core.server.stats import Stats
 
@@ -157,7 +157,7 @@ def serve(
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http=BoundedHttp,
+            http=bounded_http(gateway.client_stalled_s),
             ws="none",
             lifespan="on",
             log_config=None,

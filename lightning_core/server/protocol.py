@@ -1,7 +1,8 @@
-"""uvicorn's HTTP protocol with bounds on a request's head, which it has none for: bytes, and seconds.
+"""uvicorn's HTTP protocol with the bounds it has none for: a request's head in bytes and seconds, a reader that stops.
 
-A client that sends headers without end would fill the memory, one that sends none would hold its socket for ever. The time
-between two requests is uvicorn's own `timeout_keep_alive`, a body's are `http.read_body`'s.
+A client that sends headers without end would fill the memory, one that sends none would hold its socket for ever, and one
+that stays connected and reads nothing its call, with a place in vLLM. The time between two requests is uvicorn's own
+`timeout_keep_alive`, a body's are `http.read_body`'s.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ class BoundedHttp(HttpToolsProtocol):
 
     head_bytes = 65_536
     head_s = 60.0
+    stalled_s = 60.0  # in which nothing of what waits to be sent was taken
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._in_head = True
         self._head_size = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -32,6 +35,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
+        self._end_unread()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -52,6 +56,35 @@ class BoundedHttp(HttpToolsProtocol):
         self._end_head()
         super().on_headers_complete()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_unread()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end_unread()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_unread()  # what is left of the reply, which close() would wait for
+
+    def _watch_unread(self) -> None:
+        self._end_unread()
+        if size := self.transport.get_write_buffer_size():
+            self._unread = self.loop.call_later(self.stalled_s, self._check_unread, size)
+
+    def _check_unread(self, before: int) -> None:
+        """Cut off a client that took nothing meanwhile: it is gone then, as for any other reason."""
+        if self.transport.get_write_buffer_size() >= before:
+            self.transport.abort()
+        else:
+            self._watch_unread()
+
+    def _end_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def _begin_head(self) -> None:
         self._in_head, self._head_size = True, 0
         self._timer = self.loop.call_later(self.head_s, self.transport.close)
@@ -61,3 +94,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def bounded_http(stalled_s: float) -> type[BoundedHttp]:
+    """The protocol with this bound on readers that stop."""
+    return type("BoundedHttp", (BoundedHttp,), {"stalled_s": stalled_s})

@@ -32,6 +32,7 @@ class Collected:
     prompt_token_ids: list[int] | None = None
     choices: dict[int, Choice] = field(default_factory=dict)
     usage: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None  # `system_fingerprint`
     error: str | None = None  # of an error chunk in the stream
 
     def choice(self, index: int) -> Choice:
@@ -65,6 +66,8 @@ def take_reply(reply: dict[str, Any], prepared: Prepared, name: str, into: Colle
         _take_choice(raw, prepared, choice, into)
         if prepared.kind == "chat":
             choice.message = raw.get("message") or {}
+            if prepared.hides_reasoning and "reasoning" in choice.message:
+                raw["message"] = choice.message | {"reasoning": None}
         else:
             choice.message = {"role": "assistant", "content": raw.get("text", "")}
     return reply
@@ -90,9 +93,23 @@ def take_chunk(chunk: dict[str, Any], prepared: Prepared, name: str, into: Colle
             continue
         delta = raw.get("delta") or {}
         _add_delta(choice.message, delta)
+        if prepared.hides_reasoning:
+            delta.pop("reasoning", None)
         only_ids = had_ids and not delta and raw.get("finish_reason") is None
         if only_ids and len(choices) == 1 and not (prepared.wants_logprobs or prepared.wants_token_ids):
             return None
+    return chunk
+
+
+def finishes(chunk: dict[str, Any]) -> bool:
+    """Whether it is the last chunk of a choice."""
+    return any(choice.get("finish_reason") is not None for choice in _choices(chunk))
+
+
+def stamp(chunk: dict[str, Any], prepared: Prepared, collected: Collected) -> dict[str, Any]:
+    """A choice's last chunk with the fingerprint, which came with the usage: only that chunk has it if nobody asks for usage."""
+    if collected.fingerprint is not None and not prepared.wants_usage and finishes(chunk):
+        chunk.setdefault("system_fingerprint", collected.fingerprint)
     return chunk
 
 
@@ -105,6 +122,7 @@ def _take_head(reply: dict[str, Any], prepared: Prepared, name: str, into: Colle
     into.response_id = reply.get("id") or into.response_id
     into.model = reply.get("model") or into.model
     into.usage = reply.get("usage") or into.usage
+    into.fingerprint = reply.get("system_fingerprint") or into.fingerprint
     _take_prompt(reply, prepared, into)
     reply["model"] = name
 

@@ -56,6 +56,7 @@ class Prepared:
     wants_logprobs: bool
     wants_token_ids: bool
     wants_usage: bool  # of a stream
+    hides_reasoning: bool = False  # the client asked for none; vLLM was asked for it, as it hides the ids with it
 
 
 def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model: str | None = None) -> Prepared:
@@ -84,6 +85,10 @@ def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model
     options = options if isinstance(options, dict) else {}
     if stream:
         body["stream_options"] = options | {"include_usage": True}
+    untrainable = _untrainable(request, body, kind)
+    hides_reasoning = _hides_reasoning(request, kind, untrainable)
+    if hides_reasoning:
+        body["include_reasoning"] = True
     n = request.get("n")
     prompts = request["prompt"] if kind == "completion" and _is_batch(request.get("prompt")) else [None]
     return Prepared(
@@ -93,10 +98,11 @@ def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model
         choices=(n if isinstance(n, int) and n > 0 else 1) * len(prompts),
         requested={key: request[key] for key in SAMPLING_KEYS if request.get(key) is not None},
         used={key: body[key] for key in SAMPLING_KEYS if body.get(key) is not None},
-        untrainable=_untrainable(request, body, kind),
+        untrainable=untrainable,
         wants_logprobs=wants_logprobs,
         wants_token_ids=bool(request.get("return_token_ids")),
         wants_usage=bool(options.get("include_usage")),
+        hides_reasoning=hides_reasoning,
     )
 
 
@@ -143,6 +149,18 @@ def _wants_logprobs(request: dict[str, Any], kind: Kind) -> bool:
     if kind == "chat":
         return bool(request.get("logprobs"))
     return request.get("logprobs") is not None and request.get("logprobs") is not False
+
+
+def _hides_reasoning(request: dict[str, Any], kind: Kind, untrainable: str | None) -> bool:
+    """Whether the reasoning is to be taken off here.
+
+    Not where a grammar is in force, since vLLM would apply it from another token on; nor where the client asks for ids or
+    logprobs, since whether vLLM would hide them depends on its parsers. Such a call lacks ids and says so.
+    """
+    if kind != "chat" or request.get("include_reasoning") is not False:
+        return False
+    asks = _wants_logprobs(request, kind) or bool(request.get("return_token_ids"))
+    return not asks and untrainable not in ("guided", "forced_tool")
 
 
 def _is_batch(prompt: Any) -> bool:

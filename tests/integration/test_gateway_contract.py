@@ -59,7 +59,12 @@ chats = st.builds(
                 st.fixed_dictionaries({"role": st.just("user"), "content": text}), min_size=1, max_size=3
             )
         },
-        optional={"logprobs": st.booleans(), "top_logprobs": st.integers(0, 2), "tools": st.lists(tool, max_size=2)},
+        optional={
+            "logprobs": st.booleans(),
+            "top_logprobs": st.integers(0, 2),
+            "tools": st.lists(tool, max_size=2),
+            "include_reasoning": st.booleans(),
+        },
     ),
 )
 completions = st.builds(
@@ -95,8 +100,11 @@ common = settings(max_examples=40, deadline=None, suppress_health_check=[HealthC
 
 
 @common
-@given(request=chats)
-def test_chat_is_the_upstreams_field_by_field(server: Rig, http: httpx.Client, request: dict[str, Any]) -> None:
+@given(request=chats, said=st.sampled_from([{}, {"reasoning": "12 * 7"}]))
+def test_chat_is_the_upstreams_field_by_field(
+    server: Rig, http: httpx.Client, request: dict[str, Any], said: dict[str, Any]
+) -> None:
+    server.canned.said = said
     through, direct = both(server, http, "/chat/completions", request)
     assert through == direct
     for reply in through:

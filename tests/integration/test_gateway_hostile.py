@@ -184,6 +184,23 @@ def test_a_client_that_reads_slowly_gets_everything(server: Rig) -> None:
     assert b"[DONE]" in received and names.UNTRAINABLE not in attributes(server.spans()[-1])
 
 
+@pytest.mark.parametrize("flood", [500, 60])
+def test_a_client_that_stops_reading_loses_its_call_and_the_upstream_is_free(tmp_path: Path, flood: int) -> None:
+    with rig(tmp_path, gateway={"client_stalled_s": 0.5}) as made:
+        made.canned.flood = flood  # 32 MB fill every buffer on the way, 4 MB may only fill those of the kernel
+        connection = raw(made, STREAM)
+        process = psutil.Process(made.handle.pid)
+        wait_for(lambda: len(made.records()) == 1)  # the connection stays open, and nothing of it is read
+        wait_for(lambda: metric(made, "lightning_calls_in_flight") == 0)
+        if flood == 500:
+            span = made.spans()[-1]
+            assert span.status.code == span.status.STATUS_CODE_ERROR
+            assert attributes(span)[names.UNTRAINABLE] == "aborted"
+            wait_for(lambda: made.canned.cancelled == 1)
+        wait_for(lambda: len([c for c in process.net_connections("tcp") if c.status == "ESTABLISHED"]) <= 2)
+        connection.close()
+
+
 def test_an_upstream_that_breaks_in_mid_stream_is_an_error_once_and_never_tried_again(server: Rig) -> None:
     server.canned.break_after = 2
     for _ in range(3):

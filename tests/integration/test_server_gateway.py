@@ -100,6 +100,24 @@ def test_what_the_client_asks_for_it_gets(server: Rig) -> None:
     assert [i for c in chunks if c.choices for i in (c.choices[0].model_extra or {}).get("token_ids") or []] == IDS
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_that_is_not_wanted_is_kept_from_the_client_and_not_from_the_span(server: Rig, stream: bool) -> None:
+    server.canned.said = {"reasoning": "12 * 7"}
+    request = {"model": "policy", "messages": MESSAGES, "stream": stream, "include_reasoning": False}
+    headers = {"Authorization": "Bearer " + server.handle.mint("r.1", "a1", "train")}
+    answer = httpx.post(server.base_url() + "/chat/completions", json=request, headers=headers)
+    server.canned.said = {}
+    assert answer.status_code == 200 and "12 * 7" not in answer.text
+    span = last(server)
+    assert int32(span[names.RESPONSE_TOKEN_IDS]) == IDS and names.UNTRAINABLE not in span
+    assert json.loads(span[names.GEN_AI_OUTPUT_MESSAGES])[0]["reasoning"] == "12 * 7"
+
+
+def test_a_streams_last_chunk_has_the_fingerprint_that_came_with_the_usage(server: Rig) -> None:
+    chunks = list(client(server).chat.completions.create(model="policy", messages=MESSAGES, stream=True))
+    assert [chunk.system_fingerprint for chunk in chunks] == [None] * (len(chunks) - 1) + ["fp"]
+
+
 def test_legacy_completions_work_whole_and_streamed(server: Rig) -> None:
     whole = client(server).completions.create(model="policy", prompt="hi")
     assert whole.choices[0].text == TEXT and whole.choices[0].logprobs is None
