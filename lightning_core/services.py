@@ -157,15 +157,17 @@ def versions(settings: Settings, epoch: int) -> dict[str, str]:
 def deploy(settings: Settings, services: Services, wanted_versions: dict[str, str]) -> dict[str, float]:
     """Make vLLM serve these versions (policy → version) and the gateway route to them; returns seconds by policy.
 
-    Raises RedeployFailed; the gateway then routes to, and names, the version that is still served.
+    Raises StoreError where a version's files are not what was published (nothing was touched then), and RedeployFailed;
+    the gateway then routes to, and names, the version that is still served.
     """
     server, vllm = services.server, services.vllm
+    folders = {p.name: PolicyStore(settings.home, p.name).checked(wanted_versions[p.name]) for p in settings.policies}
     former, wanted = server.routes(), _routes(settings, vllm, wanted_versions)
     seconds = {}
     try:
         for policy in settings.policies:
             version = wanted["policies"][policy.name]["version"]
-            seconds[policy.name] = _swap(policy, settings, version, vllm, lambda: server.set_routes(wanted))
+            seconds[policy.name] = _swap(policy, folders[policy.name], version, vllm, lambda: server.set_routes(wanted))
     except RedeployFailed:
         if former["policies"]:
             server.set_routes(former)
@@ -197,11 +199,8 @@ def _name_loaded(settings: Settings, vllm: VllmServer, former: dict[str, Any], w
         now["loaded"] = {v: {"model": m} for v, m in others.items() if v != now["version"] and m in served}
 
 
-def _swap(
-    policy: PolicySettings, settings: Settings, version: str, vllm: VllmServer, announce: Callable[[], None]
-) -> float:
+def _swap(policy: PolicySettings, folder: Path, version: str, vllm: VllmServer, announce: Callable[[], None]) -> float:
     """Seconds that it took; 0 where the version is served already."""
-    folder = PolicyStore(settings.home, policy.name).path(version)
     if policy.lora is not None:
         if version == BASE_VERSION:
             return 0.0  # no adapter yet: the base model serves it
@@ -227,5 +226,5 @@ def _start_vllm(settings: Settings, model: ModelFolder, say: Say) -> VllmServer:
         )
     store = PolicyStore(settings.home, first.name)
     version = store.current() or BASE_VERSION
-    folder = store.path(version)
+    folder = store.checked(version)
     return VllmServer.start(settings.vllm, folder, first.name, home=settings.home, version=version, on_progress=say)

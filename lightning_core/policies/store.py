@@ -1,8 +1,9 @@
 """Versions of a policy on disk: `policies/<name>/v0000/`, `v0001/`, …
 
-Invariant: a folder called `vNNNN` is complete and never changes. It comes into being by one rename, after its files and
-its `manifest.json` are on disk. `v0000` is the base: hard links to the model folder, or, for LoRA, a manifest alone
-("no adapter"). `current` is a small file that names the version being served; it is swapped by rename.
+Invariant: a folder called `vNNNN` is complete and its weights never change. It comes into being by one rename, after its
+files and its `manifest.json` are on disk, and goes by one (garbage.py). `v0000` is the base: hard links to the model
+folder, or, for LoRA, a manifest alone ("no adapter"). `current` (served) and `best` (highest share of held-out tasks
+right) are small files that name a version, `pinned` one that names several; they are swapped by rename.
 """
 
 from __future__ import annotations
@@ -14,54 +15,34 @@ import re
 import secrets
 import shutil
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
-from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from lightning_core.files import fsync, locked, write_atomic
+from lightning_core.policies.fit import misfit
+from lightning_core.policies.manifest import (
+    MANIFEST,
+    Evaluation,
+    FileDigest,
+    Lineage,
+    Manifest,
+    StoreError,
+    check_files,
+    digest_files,
+    read_manifest,
+)
 
-from lightning_core.files import fsync, write_atomic
+__all__ = ["BASE_VERSION", "Evaluation", "Lineage", "Manifest", "PolicyStore", "PublishConflict", "StoreError"]
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 BASE_VERSION = "v0000"
 _VERSION = re.compile(r"v\d{4,}")
 
 
-class StoreError(RuntimeError):
-    """A version that is missing, damaged or cannot be published; the message names file and remedy."""
-
-
 class PublishConflict(StoreError):
     """Another publisher took the version number between our look and our rename. Publishing again is safe."""
-
-
-class FileDigest(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    size: int
-    blake3: str
-
-
-class Lineage(BaseModel):
-    """What a publisher knows about a version: where it comes from and how it was trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    run: str | None = None
-    epoch: int | None = None
-    kind: Literal["full", "lora"] = "full"
-    base_model: str
-    parent: str | None = None  # the version training began with
-    settings_digest: str | None = None
-    sequences_digest: str | None = None
-    metrics: dict[str, float] = Field(default_factory=dict)
-
-
-class Manifest(Lineage):
-    policy: str
-    version: str
-    files: dict[str, FileDigest] = Field(description="path relative to the version's folder → size (bytes) and digest")
-    created_ns: int
 
 
 class PolicyStore:
@@ -97,23 +78,73 @@ class PolicyStore:
         return folder.resolve()
 
     def manifest(self, version: str) -> Manifest:
-        file = self.path(version) / MANIFEST
-        try:
-            return Manifest.model_validate_json(file.read_bytes())
-        except ValidationError as error:
-            raise StoreError(f"{file}: not a manifest: {error}. Publish the version again") from None
+        """What a version says of itself. Raises StoreError where that is unreadable, or said of another version."""
+        return read_manifest(self.path(version), self.name)
+
+    def checked(self, version: str) -> Path:
+        """The folder of a version, verified: what is served and what is trained from comes through here."""
+        self.verify(version)
+        return self.path(version)
+
+    def verify(self, version: str, hashes: bool = True) -> None:
+        """Look a version over: manifest, sizes, digests, and whether it fits its parent. Raises StoreError.
+
+        Without `hashes` no weights are read: changed bytes in a file of the right size go unnoticed.
+        """
+        folder, manifest = self.path(version), self.manifest(version)
+        check_files(folder, manifest, hashes)
+        if problem := self._misfit(folder, manifest, version):
+            raise StoreError(f"policy {self.name}: {version} does not fit: {problem}; use another version")
 
     def current(self) -> str | None:
         """The version being served, or None where none was set."""
-        try:
-            return (self.folder / "current").read_text().strip()
-        except FileNotFoundError:
-            return None
+        return self._pointer("current")
 
     def set_current(self, version: str) -> None:
         """Atomically say that `version` is being served. Raises StoreError for a version that was not published."""
-        self.path(version)
-        write_atomic(self.folder / "current", f"{version}\n".encode())
+        with self.lock():
+            self.path(version)
+            write_atomic(self.folder / "current", f"{version}\n".encode())
+
+    def best(self) -> str | None:
+        """The version with the highest share of held-out tasks right, or None before any evaluation."""
+        return self._pointer("best")
+
+    def evaluated(self, version: str, evaluation: Evaluation) -> str:
+        """Note an evaluation of `version`, and swap `best` where it is the best now; returns the best version.
+
+        Of equals the older one stays. Only evaluations of one `held_out` are compared, so the first on other tasks
+        starts anew.
+        """
+        with self.lock():
+            noted = self.manifest(version).model_copy(update={"evaluation": evaluation})
+            write_atomic(self.path(version) / MANIFEST, _json(noted))
+            best = version
+            for other in reversed(self.versions()):
+                found, leading = self.manifest(other).evaluation, self.manifest(best).evaluation or evaluation
+                if found is not None and found.held_out == evaluation.held_out and found.right >= leading.right:
+                    best = other
+            if self._pointer("best") != best:
+                write_atomic(self.folder / "best", f"{best}\n".encode())
+        return best
+
+    def pinned(self) -> list[str]:
+        """Versions that garbage collection leaves alone, whatever else holds."""
+        try:
+            return (self.folder / "pinned").read_text().split()
+        except FileNotFoundError:
+            return []
+
+    def pin(self, version: str, pinned: bool = True) -> None:
+        """Pin a version, or take its pin away. Raises StoreError for a version that was not published."""
+        with self.lock():
+            self.path(version)
+            names = sorted({*self.pinned(), version} if pinned else {*self.pinned()} - {version}, key=_number)
+            write_atomic(self.folder / "pinned", "".join(f"{name}\n" for name in names).encode())
+
+    def lock(self) -> AbstractContextManager[bool]:
+        """Held while small files are swapped or versions removed, over processes. Publishing needs none."""
+        return locked(self.folder / ".lock")
 
     def published(self, run: str, epoch: int) -> list[str]:
         """Versions that (run, epoch) published, oldest first: one, unless a resumed epoch trained other weights."""
@@ -148,6 +179,10 @@ class PolicyStore:
             return self._publish(work, Lineage(base_model=base_model, kind=kind), BASE_VERSION)
         except PublishConflict:
             return BASE_VERSION
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(full_disk(self.name, BASE_VERSION, self.folder)) from error
+            raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -156,14 +191,21 @@ class PolicyStore:
 
         `folder` must be on the file system of the store. Where (run, epoch) published identical files already – a
         resumed epoch – that version is returned and nothing is replaced (nor is `folder` touched). Raises
-        PublishConflict where another publisher won the number, StoreError for an empty folder or another file system.
+        PublishConflict where another publisher won the number; StoreError for an empty folder, another file system, a
+        full disk, or weights that are no child of the parent's. Nothing is published then.
         """
         latest = self.latest()
         if latest is None:
             raise StoreError(f"policy {self.name}: publish its base ({BASE_VERSION}) before {folder}")
-        files = digest_files(folder)
-        if not files:
+        if not any(folder.glob("*")):
             raise StoreError(f"{folder}: nothing to publish, the folder is empty or missing; did training finish?")
+        if lineage.parent is not None:
+            self.path(lineage.parent)
+        if problem := self._misfit(folder, lineage, f"v{_number(latest) + 1:04d}"):
+            raise StoreError(
+                f"policy {self.name}: not published, it does not fit its parent: {problem}; train it again"
+            )
+        files = digest_files(folder)
         if lineage.run is not None and lineage.epoch is not None:
             for version in self.published(lineage.run, lineage.epoch):
                 if self.manifest(version).files == files:
@@ -171,40 +213,48 @@ class PolicyStore:
                 log.warning(
                     "epoch %s of run %s was published as %s with other weights", lineage.epoch, lineage.run, version
                 )
-        if lineage.parent is not None:
-            self.path(lineage.parent)
         return self._publish(folder, lineage, f"v{_number(latest) + 1:04d}", files)
 
-    def verify(self, version: str) -> None:
-        """Hash the files again. Raises StoreError that names the first file that is missing, changed or too many."""
-        folder, manifest = self.path(version), self.manifest(version)
-        found = digest_files(folder)
-        for name, expected in manifest.files.items():
-            if name not in found:
-                raise StoreError(
-                    f"{folder / name}: missing, though the manifest of {version} lists it; restore it or use another version"
-                )
-            if found[name] != expected:
-                raise StoreError(
-                    f"{folder / name}: its content is not what was published as {version}; use another version"
-                )
-        extra = sorted(found.keys() - manifest.files.keys())
-        if extra:
-            raise StoreError(f"{folder / extra[0]}: was not published with {version}; remove it")
+    def _pointer(self, name: str) -> str | None:
+        """The version that a small file names. Raises StoreError where it names none; that it exists is not checked."""
+        file = self.folder / name
+        try:
+            version = file.read_bytes().decode(errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        if not _VERSION.fullmatch(version):
+            raise StoreError(f"{file}: {version[:40]!r} is no version; write one of {self.versions()} into it")
+        return version
+
+    def _misfit(self, folder: Path, lineage: Lineage, version: str) -> str | None:
+        """Compare with the parent, or with the base where the parent was removed or is damaged itself."""
+        if version == BASE_VERSION:
+            return None
+        for like in (lineage.parent, BASE_VERSION):
+            try:
+                manifest = self.manifest(str(like))
+                check_files(self.path(manifest.version), manifest, hashes=False)
+            except StoreError as error:
+                log.debug("%s is not compared with %s: %s", version, like, error)
+                continue
+            if manifest.kind != lineage.kind:
+                return f"it is of kind `{lineage.kind}`, {like} of kind `{manifest.kind}`"
+            return misfit(folder, self.path(manifest.version) if manifest.files else None)
+        return misfit(folder, None)
 
     def _publish(self, folder: Path, lineage: Lineage, version: str, files: dict[str, FileDigest] | None = None) -> str:
         files = digest_files(folder) if files is None else files
         manifest = Manifest(
             **lineage.model_dump(), policy=self.name, version=version, files=files, created_ns=time.time_ns()
         )
-        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
-        for name in [*files, MANIFEST]:
-            fsync(folder / name)
-        for inner in [entry for entry in folder.rglob("*") if entry.is_dir()]:
-            fsync(inner)
-        fsync(folder)
         target = self.folder / version
         try:
+            (folder / MANIFEST).write_bytes(_json(manifest))
+            for name in [*files, MANIFEST]:
+                fsync(folder / name)
+            for inner in [entry for entry in folder.rglob("*") if entry.is_dir()]:
+                fsync(inner)
+            fsync(folder)
             # Refused by the system where the target is a folder with something in it: of two publishers one wins.
             os.rename(folder, target)
         except OSError as error:
@@ -217,23 +267,24 @@ class PolicyStore:
                 raise StoreError(
                     f"{folder} is on another file system than {self.folder}; write training output under `home`"
                 ) from None
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(full_disk(self.name, version, folder)) from error
             raise
         fsync(self.folder)
         log.info("policy %s: published %s (%s, parent %s)", self.name, version, lineage.kind, lineage.parent)
         return version
 
 
-def digest_files(folder: Path) -> dict[str, FileDigest]:
-    """Size and BLAKE3 of every file below `folder` but the manifest, by relative path, sorted."""
-    digests = {}
-    for file in sorted(folder.rglob("*")) if folder.is_dir() else []:
-        if file.is_file() and file.name != MANIFEST:
-            hasher = blake3(max_threads=blake3.AUTO)
-            hasher.update_mmap(file)
-            digests[file.relative_to(folder).as_posix()] = FileDigest(
-                size=file.stat().st_size, blake3=hasher.hexdigest()
-            )
-    return digests
+def full_disk(policy: str, version: str, folder: Path) -> str:
+    """The message of a disk that filled up while a version was written."""
+    return (
+        f"policy {policy}: {version} was not published, the disk of {folder} is full; free some "
+        "(`lightning-flows policies collect` removes versions nothing needs) and run the same command again"
+    )
+
+
+def _json(manifest: Manifest) -> bytes:
+    return (manifest.model_dump_json(indent=2) + "\n").encode()
 
 
 def _number(version: str) -> int:

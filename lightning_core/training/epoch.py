@@ -40,7 +40,7 @@ def train_version(
     """Train `policy` on its sequences of the epoch and publish the result.
 
     Returns `{"version", "metrics"}`; with nothing to train on the version is the parent and `skipped` says why.
-    Raises training.launch.TrainingFailed; nothing is published then.
+    Raises training.launch.TrainingFailed, and StoreError where the parent is damaged or the result no child of it; nothing is published then.
     """
     parent = epoch.versions[policy.name]
     state = settings.home / "training" / settings.run / policy.name
@@ -57,7 +57,7 @@ def train_version(
         policy=policy.name,
         policy_settings=policy,
         seed=settings.seed,
-        weights=None if fresh_adapter else store.path(parent),
+        weights=None if fresh_adapter else store.checked(parent),
         base_model=base_model,
         sequences=sequences,
         output=output,
@@ -73,6 +73,7 @@ def train_version(
         base_model=policy.model,
         parent=parent,
         settings_digest=stage_key(policy),
+        sequences=epoch.tables["sequences"].path,
         sequences_digest=epoch.tables["sequences"].digest,
         metrics=numbers,
     )

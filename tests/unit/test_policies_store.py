@@ -1,19 +1,20 @@
 """Versions on disk: complete or absent, one winner, never replaced."""
 
+import errno
 import os
 import threading
 
 import pytest
 
-from lightning_core.policies.store import Lineage, PolicyStore, PublishConflict, StoreError
+from lightning_core.policies import store as store_module
+from lightning_core.policies.store import Evaluation, Lineage, PolicyStore, PublishConflict, StoreError
+from tests.policy_files import store_with_base, write_adapter, write_model
 
 
-def output(home, name="out", content=b"weights"):
-    folder = home / "training" / name
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(content)
+def output(home, name="out", value=1.0, **more):
+    folder = write_model(home / "training" / name, value, **more)
     (folder / "sub").mkdir()
-    (folder / "sub/config.json").write_text("{}")
+    (folder / "sub/notes.json").write_text("{}")
     return folder
 
 
@@ -21,20 +22,24 @@ def lineage(epoch=1, **more):
     return Lineage(run="r", epoch=epoch, base_model="base", **more)
 
 
+def evaluation(right, held_out="tasks", epoch=1):
+    return Evaluation(run="r", epoch=epoch, tasks=10, right=right, reward=right, held_out=held_out)
+
+
 @pytest.fixture
 def store(tmp_path):
-    base = tmp_path / "models/base"
-    base.mkdir(parents=True)
-    (base / "model.safetensors").write_bytes(b"base weights")
-    (base / "config.json").write_text("{}")
-    store = PolicyStore(tmp_path, "policy")
-    assert store.publish_base(base, "base") == "v0000"
-    return store
+    return store_with_base(tmp_path)
 
 
 def test_a_new_policy_has_no_versions(tmp_path):
     store = PolicyStore(tmp_path, "policy")
-    assert (store.versions(), store.latest(), store.current()) == ([], None, None)
+    assert (store.versions(), store.latest(), store.current(), store.best(), store.pinned()) == (
+        [],
+        None,
+        None,
+        None,
+        [],
+    )
 
 
 def test_the_base_costs_no_disk_and_can_be_published_again(store, tmp_path):
@@ -49,12 +54,10 @@ def test_the_base_is_copied_where_links_are_refused(tmp_path, monkeypatch):
         raise OSError("links are not for this file system")
 
     monkeypatch.setattr(os, "link", refuse)
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "model.safetensors").write_bytes(b"x")
-    store = PolicyStore(tmp_path, "policy")
-    store.publish_base(base, "base")
-    assert (store.path("v0000") / "model.safetensors").read_bytes() == b"x"
+    store = store_with_base(tmp_path)
+    copied, source = store.path("v0000") / "model.safetensors", tmp_path / "models/base/model.safetensors"
+    assert copied.read_bytes() == source.read_bytes()
+    assert copied.stat().st_ino != source.stat().st_ino
 
 
 def test_another_base_model_is_refused_with_the_remedy(store, tmp_path):
@@ -67,20 +70,23 @@ def test_the_base_of_an_adapter_is_a_manifest_alone(tmp_path):
     store.publish_base(tmp_path / "unused", "base", "lora")
     assert store.manifest("v0000").files == {}
     assert [entry.name for entry in store.path("v0000").iterdir()] == ["manifest.json"]
+    store.verify("v0000")
 
 
 def test_publishing_moves_the_folder_and_keeps_the_lineage(store, tmp_path):
     folder = output(tmp_path)
-    version = store.publish(
-        folder, lineage(parent="v0000", metrics={"loss": 0.5}, settings_digest="s", sequences_digest="q")
-    )
+    told = {"metrics": {"loss": 0.5}, "settings_digest": "s", "sequences": "derived/r/1/x", "sequences_digest": "q"}
+    version = store.publish(folder, lineage(parent="v0000", **told))
     manifest = store.manifest(version)
     assert version == "v0001" == store.latest()
     assert not folder.exists()
-    assert sorted(manifest.files) == ["model.safetensors", "sub/config.json"]
-    assert (manifest.parent, manifest.run, manifest.epoch, manifest.metrics) == ("v0000", "r", 1, {"loss": 0.5})
-    assert manifest.files["model.safetensors"].size == 7
-    store.verify(version)
+    assert sorted(manifest.files) == [
+        "config.json", "model.safetensors", "sub/notes.json", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    assert (manifest.parent, manifest.run, manifest.epoch) == ("v0000", "r", 1)
+    assert {name: getattr(manifest, name) for name in told} == told
+    assert manifest.size == sum(f.stat().st_size for f in store.path(version).rglob("*.*") if f.name != "manifest.json")
+    assert store.checked(version) == store.path(version)
 
 
 def test_a_resumed_epoch_gets_the_version_it_published(store, tmp_path):
@@ -95,26 +101,28 @@ def test_a_resumed_epoch_gets_the_version_it_published(store, tmp_path):
 
 def test_a_resumed_epoch_with_other_weights_becomes_a_version_of_its_own(store, tmp_path):
     store.publish(output(tmp_path, "a"), lineage())
-    assert store.publish(output(tmp_path, "b", b"other"), lineage()) == "v0002"
+    assert store.publish(output(tmp_path, "b", 2.0), lineage()) == "v0002"
     assert store.published("r", 1) == ["v0001", "v0002"]
 
 
 def test_of_two_publishers_one_wins_and_the_other_can_publish_again(store, tmp_path):
-    mine, theirs = output(tmp_path, "mine", b"mine"), output(tmp_path, "theirs", b"theirs")
+    mine, theirs = output(tmp_path, "mine", 1.0), output(tmp_path, "theirs", 2.0)
+    weights = (theirs / "model.safetensors").read_bytes()
     files_before = sorted(p.name for p in mine.rglob("*"))
     look = store.latest
     store.latest = lambda: "v0000"  # what this publisher saw before the other's rename
     PolicyStore(tmp_path, "policy").publish(theirs, lineage(epoch=1))
     with pytest.raises(PublishConflict, match=r"v0001 was published by another process"):
         store.publish(mine, lineage(epoch=2))
-    assert (store.path("v0001") / "model.safetensors").read_bytes() == b"theirs"
+    assert (store.path("v0001") / "model.safetensors").read_bytes() == weights
     assert sorted(p.name for p in mine.rglob("*")) == files_before
     store.latest = look
     assert store.publish(mine, lineage(epoch=2)) == "v0002"
 
 
 def test_many_publishers_at_once_lose_nothing(store, tmp_path):
-    folders = [output(tmp_path, str(i), str(i).encode()) for i in range(8)]
+    folders = [output(tmp_path, str(i), float(i)) for i in range(8)]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
     published, lost = [], []
 
     def publish(i):
@@ -133,21 +141,205 @@ def test_many_publishers_at_once_lose_nothing(store, tmp_path):
     assert sorted(published) == [f"v{i:04d}" for i in range(1, 9)]
     for version in published:
         store.verify(version)
-        assert (store.path(version) / "model.safetensors").read_bytes() == str(store.manifest(version).epoch).encode()
+        assert (store.path(version) / "model.safetensors").read_bytes() == weights[store.manifest(version).epoch]
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing", "extra"])
+def test_a_publisher_killed_at_any_moment_leaves_a_whole_version_or_none(tmp_path):
+    seen = set()
+    for step in range(1, 12):
+        home = tmp_path / str(step)
+        store, folder = store_with_base(home), output(home)
+        child = os.fork()
+        if child == 0:
+            moments = iter(range(1, step))
+            store_module.fsync = lambda _, left=moments: next(left, None) or os._exit(9)
+            store.publish(folder, lineage())
+            os._exit(0)
+        assert os.waitpid(child, 0)[0] == child
+        for version in store.versions():
+            store.verify(version)
+        seen.add(store.latest())
+        assert store.publish(output(home, "again"), lineage()) == "v0001"
+    assert seen == {"v0000", "v0001"}
+
+
+@pytest.mark.parametrize("full_at", ["model.safetensors", "manifest.json", "training/out"])
+def test_a_full_disk_leaves_no_half_version_and_says_so(store, tmp_path, monkeypatch, full_at):
+    folder, real = output(tmp_path), store_module.fsync
+
+    def full(path):
+        if str(path).endswith(full_at):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path)
+
+    monkeypatch.setattr(store_module, "fsync", full)
+    with pytest.raises(StoreError, match=r"v0001 was not published, the disk of .* is full"):
+        store.publish(folder, lineage())
+    assert store.versions() == ["v0000"]
+    assert not (folder / "manifest.json").exists()
+    monkeypatch.undo()
+    assert store.publish(folder, lineage()) == "v0001"
+
+
+def test_a_disk_that_fills_up_while_the_base_is_copied_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(store_module.shutil, "copyfile", full)
+    with pytest.raises(StoreError, match="is full"):
+        store_with_base(tmp_path)
+    assert list((tmp_path / "policies/policy").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("evil", "told"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), r"holds no \*\.safetensors"),
+        (lambda f: os.truncate(f / "model.safetensors", 100), r"model\.safetensors .*(header|written to the end)"),
+        (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
+        (lambda f: (f / "config.json").write_text("{"), r"config\.json: cannot be read as JSON"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), r"tokenizer\.json: another tokenizer"),
+        (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json: missing, so the tokenizer is another"),
+        (lambda f: (f / "chat_template.jinja").write_text("x"), r"chat_template\.jinja: its parent has no such file"),
+    ],
+)
+def test_weights_that_do_not_fit_are_not_published_and_the_file_is_named(store, tmp_path, evil, told):
+    folder = output(tmp_path)
+    evil(folder)
+    with pytest.raises(StoreError, match=told):
+        store.publish(folder, lineage(parent="v0000"))
+    assert store.versions() == ["v0000"]
+    assert folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"columns": 3, "hidden_size": 2}, r"embed\.weight has shape \[4, 3\] where the model has \[4, 2\]"),
+        ({"dtype": "float16"}, r"embed\.weight is F16, its parent's F32"),
+        ({"vocab_size": 5}, r"`vocab_size` is 5, its parent's 4"),
+    ],
+)
+def test_another_shape_dtype_or_config_is_not_published(store, tmp_path, changes, told):
+    with pytest.raises(StoreError, match=told):
+        store.publish(output(tmp_path, **changes), lineage())
+    assert store.versions() == ["v0000"]
+
+
+def test_float32_may_follow_a_base_of_another_dtype(tmp_path):
+    store = PolicyStore(tmp_path, "policy")
+    store.publish_base(write_model(tmp_path / "base", dtype="float16"), "base")
+    assert store.publish(output(tmp_path), lineage(parent="v0000")) == "v0001"
+
+
+def test_an_adapter_has_to_fit_the_one_it_came_from(tmp_path):
+    store = PolicyStore(tmp_path, "adapter")
+    store.publish_base(tmp_path / "unused", "base", "lora")
+    first = store.publish(write_adapter(tmp_path / "a"), lineage(kind="lora", parent="v0000"))
+    with pytest.raises(StoreError, match=r"adapter_config\.json: `r` is 4, its parent's 2"):
+        store.publish(write_adapter(tmp_path / "b", rank=4), lineage(2, kind="lora", parent=first))
+    assert store.publish(write_adapter(tmp_path / "c", 1.0), lineage(2, kind="lora", parent=first)) == "v0002"
+    with pytest.raises(StoreError, match="of kind `full`, v0002 of kind `lora`"):
+        store.publish(write_model(tmp_path / "d"), lineage(3, parent="v0002"))
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "extra", "half"])
 def test_verify_names_the_file_that_is_not_what_was_published(store, tmp_path, damage):
     version = store.publish(output(tmp_path), lineage())
-    folder = store.path(version)
+    weights = store.path(version) / "model.safetensors"
     if damage == "changed":
-        (folder / "model.safetensors").write_bytes(b"weightz")
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
     elif damage == "missing":
-        (folder / "model.safetensors").unlink()
+        weights.unlink()
+    elif damage == "half":
+        os.truncate(weights, weights.stat().st_size // 2)
     else:
-        (folder / "more.bin").write_bytes(b"")
-    with pytest.raises(StoreError, match=r"more\.bin" if damage == "extra" else r"model\.safetensors"):
+        (store.path(version) / "more.bin").write_bytes(b"")
+    told = {"changed": "content", "missing": "missing", "half": "half written", "extra": "remove this file"}[damage]
+    with pytest.raises(StoreError, match=rf"{'more.bin' if damage == 'extra' else 'model.safetensors'}.*{told}"):
+        store.checked(version)
+
+
+def test_a_file_is_hashed_once_until_it_changes(store, tmp_path, monkeypatch):
+    from lightning_core.policies import manifest as manifest_module
+
+    monkeypatch.setattr(manifest_module, "_SETTLED_NS", -(10**18))  # every file counts as old
+    version = store.publish(output(tmp_path), lineage())
+    hashed = []
+    real = manifest_module.blake3
+
+    class Counting:
+        AUTO = real.AUTO
+
+        def __new__(cls, **options):
+            hashed.append(options)
+            return real(**options)
+
+    monkeypatch.setattr(manifest_module, "blake3", Counting)
+    store.verify(version)
+    assert hashed == []
+    weights = store.path(version) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(1, 1))
+    with pytest.raises(StoreError, match="content"):
         store.verify(version)
+    assert len(hashed) == 1
+
+
+def test_a_file_just_written_is_never_taken_as_hashed(store, tmp_path):
+    from lightning_core.policies import manifest as manifest_module
+
+    store.publish(output(tmp_path), lineage())
+    inodes = {file.stat().st_ino for file in store.path("v0001").rglob("*") if file.is_file()}
+    assert not inodes & {key[1] for key in manifest_module._hashed}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"version": "v0003"}, "it is the manifest of policy policy, v0003"),
+        ({"policy": "other"}, "it is the manifest of policy other"),
+        ({"parent": "v0001"}, "which is no earlier version"),
+        ({"parent": "../v0000"}, "which is no earlier version"),
+        ({"kind": "lora"}, "lists no adapter_config.json"),
+        ({"files": {"../v0000/config.json": {"size": 1, "blake3": "x"}}}, "which is no file of a version"),
+        ({"created_ns": "yesterday"}, "not a manifest"),
+        ({"unknown": 1}, "not a manifest"),
+    ],
+)
+def test_a_manifest_that_lies_is_found_before_serving(store, tmp_path, changes, told):
+    import json
+
+    version = store.publish(output(tmp_path), lineage(parent="v0000"))
+    file = store.path(version) / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(StoreError, match=rf"manifest\.json: .*{told}.*restore v0001"):
+        store.checked(version)
+
+
+def test_a_manifest_with_digests_of_weights_that_do_not_fit_is_found_too(store, tmp_path):
+    """Whoever rewrites manifest and weights alike still cannot have another model served."""
+    version = store.publish(output(tmp_path), lineage(parent="v0000"))
+    other = write_model(tmp_path / "other", columns=3, hidden_size=2)
+    (store.path(version) / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    from lightning_core.policies.manifest import digest_files
+
+    lying = store.manifest(version).model_copy(update={"files": digest_files(store.path(version))})
+    (store.path(version) / "manifest.json").write_text(lying.model_dump_json())
+    with pytest.raises(StoreError, match=r"does not fit: .*embed\.weight has shape"):
+        store.checked(version)
+
+
+def test_a_damaged_parent_does_not_condemn_its_child(store, tmp_path):
+    store.publish(output(tmp_path, "a"), lineage(1, parent="v0000"))
+    child = store.publish(output(tmp_path, "b", 2.0), lineage(2, parent="v0001"))
+    (store.path("v0001") / "model.safetensors").unlink()
+    store.checked(child)
 
 
 def test_a_folder_without_a_manifest_is_no_version(store):
@@ -158,9 +350,10 @@ def test_a_folder_without_a_manifest_is_no_version(store):
 
 
 def test_versions_sort_by_number(store, tmp_path):
-    os.rename(store.path("v0000"), store.folder / "v9999")
-    assert store.publish(output(tmp_path), lineage()) == "v10000"
-    assert store.versions() == ["v9999", "v10000"]
+    for number, name in ((9999, "v9999"), (10000, "v10000")):
+        store.latest = lambda number=number: f"v{number - 1:04d}"
+        assert store.publish(output(tmp_path, name), lineage(number)) == name
+    assert store.versions() == ["v0000", "v9999", "v10000"]
 
 
 def test_current_is_what_was_set_and_only_published_versions_can_be(store):
@@ -169,7 +362,56 @@ def test_current_is_what_was_set_and_only_published_versions_can_be(store):
     with pytest.raises(StoreError, match="no version 'v0007'"):
         store.set_current("v0007")
     assert store.current() == "v0000"
-    assert not list(store.folder.glob(".current-*"))
+    assert not list(store.folder.glob(".current*"))
+
+
+@pytest.mark.parametrize("content", [b"", b"v0\x00", b"../v0000\n", b"v0000 v0001"])
+def test_a_pointer_that_names_no_version_is_an_error_that_names_the_file(store, content):
+    (store.folder / "current").write_bytes(content)
+    with pytest.raises(StoreError, match=r"policies/policy/current: .* is no version; write one of \['v0000'\]"):
+        store.current()
+
+
+def test_best_is_the_highest_share_right_and_of_equals_the_older(store, tmp_path):
+    for number, right in enumerate((0.2, 0.5, 0.5, 0.4)):
+        version = "v0000" if number == 0 else store.publish(output(tmp_path, str(number), number), lineage(number))
+        store.evaluated(version, evaluation(right, epoch=number))
+    assert store.best() == "v0001"
+    assert store.manifest("v0002").evaluation == evaluation(0.5, epoch=2)
+    assert store.evaluated("v0001", evaluation(0.1)) == "v0002" == store.best()
+    store.verify("v0001")
+
+
+def test_an_evaluation_on_other_tasks_is_not_compared(store, tmp_path):
+    store.evaluated("v0000", evaluation(1.0, held_out="easy"))
+    version = store.publish(output(tmp_path), lineage())
+    assert store.evaluated(version, evaluation(0.1, held_out="hard")) == version == store.best()
+
+
+def test_writers_of_small_files_wait_for_each_other(store, tmp_path):
+    versions = ["v0000"] + [store.publish(output(tmp_path, str(i), i), lineage(i)) for i in range(1, 9)]
+
+    def write(version):
+        PolicyStore(tmp_path, "policy").pin(version)
+        PolicyStore(tmp_path, "policy").evaluated(version, evaluation(int(version[1:]) / 10))
+
+    threads = [threading.Thread(target=write, args=(version,)) for version in versions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.pinned() == versions
+    assert store.best() == "v0008"
+
+
+def test_a_pin_can_be_taken_away_and_names_a_version(store):
+    store.pin("v0000")
+    store.pin("v0000")
+    assert store.pinned() == ["v0000"]
+    store.pin("v0000", pinned=False)
+    assert store.pinned() == []
+    with pytest.raises(StoreError, match="no version 'v0009'"):
+        store.pin("v0009")
 
 
 def test_nothing_is_published_before_the_base_or_from_an_empty_folder(store, tmp_path):
