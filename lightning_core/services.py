@@ -163,16 +163,27 @@ def deploy(settings: Settings, services: Services, wanted_versions: dict[str, st
     server, vllm = services.server, services.vllm
     folders = {p.name: PolicyStore(settings.home, p.name).checked(wanted_versions[p.name]) for p in settings.policies}
     former, wanted = server.routes(), _routes(settings, vllm, wanted_versions)
-    seconds = {}
+    current, seconds = dict(former["policies"]), {}
+
+    def announce(name: str, served: list[str]) -> None:
+        # A policy at a time: the next one's version is not loaded yet.
+        _name_loaded(name, vllm, former, wanted, served)
+        current[name] = wanted["policies"][name]
+        server.set_routes({"policies": current})
+
     try:
         for policy in settings.policies:
             version = wanted["policies"][policy.name]["version"]
-            seconds[policy.name] = _swap(policy, folders[policy.name], version, vllm, lambda: server.set_routes(wanted))
+            seconds[policy.name] = _swap(policy, folders[policy.name], version, vllm, announce)
     except RedeployFailed:
         if former["policies"]:
+            _forget_unloaded(former, vllm)
             server.set_routes(former)
         raise
-    _name_loaded(settings, vllm, former, wanted)
+    for policy in settings.policies:
+        if policy.lora is not None:
+            with vllm.client() as client:
+                _name_loaded(policy.name, vllm, former, wanted, client.models())
     server.set_routes(wanted)
     for policy in settings.policies:
         PolicyStore(settings.home, policy.name).set_current(wanted_versions[policy.name])
@@ -184,30 +195,45 @@ def _routes(settings: Settings, vllm: VllmServer, current: dict[str, str]) -> di
     return {"policies": {p.name: route(p, vllm, current[p.name], evaluate_max_tokens=limit) for p in settings.policies}}
 
 
-def _name_loaded(settings: Settings, vllm: VllmServer, former: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Put into `wanted` which other versions are still served: rollouts that began with them go on with them."""
-    adapters = [policy.name for policy in settings.policies if policy.lora is not None]
-    if not adapters:
+def _name_loaded(
+    name: str, vllm: VllmServer, former: dict[str, Any], wanted: dict[str, Any], served: list[str]
+) -> None:
+    """Put into `wanted` which other versions of the policy stay served: rollouts that began with them go on with them."""
+    now, before = wanted["policies"][name], former["policies"].get(name)
+    others = {BASE_VERSION: vllm.state.served_name}
+    if before is not None and before["upstream"] == now["upstream"]:
+        others[before["version"]] = before["model"]
+    now["loaded"] = {v: {"model": m} for v, m in others.items() if v != now["version"] and m in served}
+
+
+def _forget_unloaded(routes: dict[str, Any], vllm: VllmServer) -> None:
+    """Take versions out of `routes` that a deploy unloaded before it failed."""
+    try:
+        with vllm.client() as client:
+            served = client.models()
+    except VllmError as error:
+        logger.warning("what vLLM still serves is not known: %s", error)
         return
-    with vllm.client() as client:
-        served = client.models()
-    for name in adapters:
-        now, before = wanted["policies"][name], former["policies"].get(name)
-        others = {BASE_VERSION: vllm.state.served_name}
-        if before is not None and before["upstream"] == now["upstream"]:
-            others[before["version"]] = before["model"]
-        now["loaded"] = {v: {"model": m} for v, m in others.items() if v != now["version"] and m in served}
+    for entry in routes["policies"].values():
+        entry["loaded"] = {v: o for v, o in entry["loaded"].items() if o["upstream"] or o["model"] in served}
 
 
-def _swap(policy: PolicySettings, folder: Path, version: str, vllm: VllmServer, announce: Callable[[], None]) -> float:
+def _swap(
+    policy: PolicySettings,
+    folder: Path,
+    version: str,
+    vllm: VllmServer,
+    announce: Callable[[str, list[str]], None],
+) -> float:
     """Seconds that it took; 0 where the version is served already."""
     if policy.lora is not None:
         if version == BASE_VERSION:
             return 0.0  # no adapter yet: the base model serves it
-        return sum(load_lora(vllm, policy.name, version, folder).seconds.values())
+        loaded = load_lora(vllm, policy.name, version, folder, before_unload=lambda stays: announce(policy.name, stays))
+        return sum(loaded.seconds.values())
     if vllm.state.version == version:
         return 0.0
-    return sum(hot_swap(vllm, folder, version, before_resume=announce).seconds.values())
+    return sum(hot_swap(vllm, folder, version, before_resume=lambda: announce(policy.name, [])).seconds.values())
 
 
 def _start_vllm(settings: Settings, model: ModelFolder, say: Say) -> VllmServer:

@@ -106,10 +106,19 @@ def hot_swap(
     return done
 
 
-def load_lora(vllm: VllmServer, policy: str, version: str, path: Path, *, keep: int = 2) -> Redeployed:
+def load_lora(
+    vllm: VllmServer,
+    policy: str,
+    version: str,
+    path: Path,
+    *,
+    keep: int = 2,
+    before_unload: Callable[[list[str]], None] | None = None,
+) -> Redeployed:
     """Load the adapter in `path` as `<policy>-<version>` beside the older ones; of those the last `keep` - 1 stay.
 
-    Calls are not interrupted. A name is never loaded twice, since vLLM's cache is keyed by it. Raises RedeployFailed.
+    `before_unload` is told the names that stay, while the others are still served: the time to change routes. Calls are not
+    interrupted. A name is never loaded twice, since vLLM's cache is keyed by it. Raises RedeployFailed.
     """
     name = lora_name(policy, version)
     done = Redeployed(version, name)
@@ -130,8 +139,11 @@ def load_lora(vllm: VllmServer, policy: str, version: str, path: Path, *, keep: 
         older = sorted(
             (other for other in loaded if _is_version_of(other, policy) and other != name), key=_version_number
         )
+        going = older[: max(0, len(older) - (keep - 1))]
+        if before_unload is not None:
+            before_unload([other for other in [*loaded, name] if other not in going])
         with done.step("unload"):
-            for other in older[: max(0, len(older) - (keep - 1))]:
+            for other in going:
                 client.unload_lora(other)
                 done.unloaded.append(other)
     return done
