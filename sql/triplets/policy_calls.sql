@@ -1,6 +1,6 @@
 -- Every LLM call of the epoch's rollouts, and whether it trains a policy.
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
--- Inputs: nodes, places, agent_spans, candidate_agents, sampled_calls, rollout_rewards, policies.
+-- Inputs: nodes, places, agent_spans, candidate_agents, sampled_calls, rollout_rewards, bucket, policies.
 -- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
 -- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
 -- before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the
@@ -10,8 +10,7 @@
 WITH calls AS (
     SELECT
         nodes.node,
-        nodes.rollout_id,
-        nodes.attempt_id,
+        nodes.attempt,
         nodes.span_id,
         nodes.response_id,
         nodes.start_ns,
@@ -28,6 +27,18 @@ WITH calls AS (
     FROM nodes
     JOIN places AS tree USING (node)
     WHERE nodes.op = 'llm' AND tree.twin_of IS NULL
+),
+rewards AS (
+    -- By `attempt`: hundreds of thousands of calls are joined by one number, not by two texts.
+    SELECT bucket.attempt, totals.*
+    FROM rollout_rewards AS totals
+    JOIN bucket USING (rollout_id, attempt_id)
+),
+remarked AS (
+    -- Narrow, and fewer for the filter: what DuckDB hashes is this, not the wide rows of `calls`.
+    SELECT call_id, sampling, untrainable, flaw
+    FROM sampled_calls
+    WHERE sampling IS NOT NULL OR untrainable IS NOT NULL OR flaw IS NOT NULL
 ),
 -- Few texts on many calls: each is parsed, and each pattern searched, once.
 samplings AS (
@@ -86,8 +97,8 @@ candidates AS (
 )
 SELECT
     calls.node AS call_id,
-    calls.rollout_id,
-    calls.attempt_id,
+    rewards.rollout_id,
+    rewards.attempt_id,
     rewards.group_id,
     calls.span_id,
     calls.response_id,
@@ -116,9 +127,9 @@ SELECT
         WHEN rewards.left_out IS NOT NULL THEN rewards.left_out
     END AS left_out
 FROM calls
-JOIN rollout_rewards AS rewards ON rewards.rollout_id = calls.rollout_id AND rewards.attempt_id = calls.attempt_id
+JOIN rewards USING (attempt)
 LEFT JOIN policies ON policies.policy = calls.policy
-LEFT JOIN sampled_calls AS sampled ON sampled.call_id = calls.node
+LEFT JOIN remarked AS sampled ON sampled.call_id = calls.node
 LEFT JOIN distorted ON distorted.text = sampled.sampling AND distorted.policy = calls.policy
 LEFT JOIN versions ON versions.policy_version = calls.policy_version
 LEFT JOIN agents ON agents.policy = calls.policy AND agents.agent = coalesce(calls.agent, '')
