@@ -35,6 +35,7 @@ CHOICE_LENGTHS = "lightning.choice_lengths"  # bytes_value: little-endian int32,
 SAMPLING = "lightning.sampling"  # JSON: the sampling parameters that were used
 REQUESTED_SAMPLING = "lightning.requested_sampling"  # JSON: those the agent asked for
 UNTRAINABLE = "lightning.untrainable"  # why a call cannot be trained on: "greedy", "guided", "aborted", …
+ERROR_TYPE = "error.type"  # OpenAI's code of a refusal
 FIRST_TOKEN_MS = "lightning.first_token_ms"  # latency to the first token
 API = "lightning.api"  # "chat" | "completions" | "responses" | "embeddings": which the client used
 UPSTREAM = "lightning.upstream"  # the configured upstream that answered, for a model that is not trained

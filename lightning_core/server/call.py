@@ -75,7 +75,14 @@ class Call:
     async def run(self) -> int:
         """Serve the call; returns the status that was sent. Raises HttpError while nothing has been sent."""
         stats, label = self._gateway.stats, self._asked.target.label
-        self._gateway.admission.check(self._asked.caller, label)
+        try:
+            self._gateway.admission.check(self._asked.caller, label)
+        except HttpError as error:
+            asked = self._asked
+            await self._gateway.refused(
+                asked.caller, asked.prepared.kind, asked.request, asked.target.policy, self._scope, error
+            )
+            raise
         self._attempt.calls += 1
         with (
             self._gateway.admission.counted(),

@@ -20,8 +20,8 @@ from lightning_core.server.span_bytes import encode_span
 from lightning_core.server.targets import Target
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
-_KIND_CLIENT = 3
-_OPERATIONS: dict[Kind, str] = {"chat": "chat", "completion": "text_completion", "embeddings": "embeddings"}
+KIND_CLIENT = 3
+OPERATIONS: dict[Kind, str] = {"chat": "chat", "completion": "text_completion", "embeddings": "embeddings"}
 
 
 def new_id(size: int) -> bytes:
@@ -76,7 +76,7 @@ def encode_call(
         names.POLICY_VERSION: outcome.versions,
         names.UPSTREAM: None if target.policy else target.label,
         names.API: outcome.api,
-        names.GEN_AI_OPERATION: _OPERATIONS[prepared.kind],
+        names.GEN_AI_OPERATION: OPERATIONS[prepared.kind],
         names.GEN_AI_REQUEST_MODEL: target.asked,
         names.GEN_AI_RESPONSE_MODEL: collected.model,
         names.GEN_AI_RESPONSE_ID: outcome.response_id or collected.response_id,
@@ -105,7 +105,7 @@ def encode_call(
         trace_id=parent[0] if parent else new_id(16),
         span_id=new_id(8),
         parent_id=parent[1] if parent else None,
-        kind=_KIND_CLIENT,
+        kind=KIND_CLIENT,
         start_ns=outcome.start_ns,
         end_ns=outcome.end_ns,
         attributes={key: value for key, value in attributes.items() if value is not None},

@@ -24,12 +24,13 @@ from lightning_core.server.drift import DriftMemory
 from lightning_core.server.faces import Face, PlainFace
 from lightning_core.server.http import ClientGone, HttpError, disconnected, json_response, read_body
 from lightning_core.server.media import check_media
+from lightning_core.server.refusal import note_refusal
 from lightning_core.server.responses_reply import ResponsesFace, new_response_id
 from lightning_core.server.responses_request import to_chat
 from lightning_core.server.responses_store import ResponseStore, Turn
 from lightning_core.server.sampling import Kind, prepare, prepare_plain
 from lightning_core.server.stats import Stats
-from lightning_core.server.targets import Targets
+from lightning_core.server.targets import Target, Targets
 from lightning_core.server.upstream import Upstreams
 
 
@@ -75,6 +76,15 @@ class Gateway:
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> int:
         """`POST /v1/responses`: chat upstream, whichever policy or upstream serves it."""
         caller, request = await self._read(scope, receive, "input")
+        try:
+            chat, turn = self._as_chat(request, caller)
+        except HttpError as error:
+            await self.refused(caller, "chat", request, None, scope, error)
+            raise
+        face = ResponsesFace(request, self.responses, turn)
+        return await self._serve(caller, "chat", chat, face, scope, receive, send)
+
+    def _as_chat(self, request: dict[str, Any], caller: Caller) -> tuple[dict[str, Any], Turn]:
         previous = request.get("previous_response_id")
         history = [] if previous is None else self.responses.history(str(previous), caller)
         if history is None:
@@ -86,8 +96,19 @@ class Gateway:
                 param="previous_response_id",
             )
         chat, added = to_chat(request, history)
-        face = ResponsesFace(request, self.responses, Turn(new_response_id(), caller, previous, added))
-        return await self._serve(caller, "chat", chat, face, scope, receive, send)
+        return chat, Turn(new_response_id(), caller, previous, added)
+
+    async def refused(
+        self,
+        caller: Caller,
+        kind: Kind,
+        request: dict[str, Any],
+        policy: str | None,
+        scope: Scope,
+        error: HttpError,
+    ) -> None:
+        """Note a call that does not begin."""
+        await note_refusal(self.spool, self.stats, caller, kind, request, policy, scope, error)
 
     async def response(self, scope: Scope, receive: Receive, send: Send) -> int:
         """`GET /v1/responses/{id}`."""
@@ -110,6 +131,19 @@ class Gateway:
         caller = identify(scope, self.secret)
         return caller, _parse(await read_body(scope, receive, self.max_body), field)
 
+    async def _target(self, caller: Caller, kind: Kind, request: dict[str, Any]) -> Target:
+        """Where the call goes; HttpError where it may not go anywhere."""
+        target = self.targets.resolve(request["model"], caller)
+        if target.policy is not None and kind == "embeddings":
+            raise HttpError(
+                404,
+                f"`{request['model']}` is a policy and gives no embeddings; configure an upstream that does",
+                code="model_not_found",
+                param="model",
+            )
+        await check_media(request.get("messages"), self.settings.media_urls)
+        return target
+
     async def _serve(
         self,
         caller: Caller,
@@ -120,15 +154,13 @@ class Gateway:
         receive: Receive,
         send: Send,
     ) -> int:
-        target = self.targets.resolve(request["model"], caller)
-        if target.policy is not None and kind == "embeddings":
-            raise HttpError(
-                404,
-                f"`{request['model']}` is a policy and gives no embeddings; configure an upstream that does",
-                code="model_not_found",
-                param="model",
-            )
-        await check_media(request.get("messages"), self.settings.media_urls)
+        try:
+            target = await self._target(caller, kind, request)
+        except HttpError as error:
+            policy = request["model"].partition("@")[0]
+            served = policy in self.targets.policies()
+            await self.refused(caller, kind, request, policy if served else None, scope, error)
+            raise
         prepared = (
             prepare_plain(request, kind, target.model)
             if target.route is None

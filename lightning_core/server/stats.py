@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -20,6 +20,7 @@ class AttemptStats:
     infrastructure_errors: int = 0
     last_error: str | None = None
     refused_otlp: int = 0  # OTLP requests answered 503; exporters retry those for a while
+    refused: dict[str, int] = field(default_factory=dict)  # calls that did not begin, by OpenAI's code
     rejected_spans: int = 0  # in OTLP/JSON, without a protobuf form; others are found when they are decoded
 
 

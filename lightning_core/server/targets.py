@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +68,9 @@ class Targets:
         for name, route in self._routes.current.policies.items():
             found += [name, *(f"{name}@{version}" for version in sorted({route.version, *route.loaded}))]
         return [*found, *(model for model in self._external if model not in found)]
+
+    def policies(self) -> Collection[str]:
+        return self._routes.current.policies.keys()
 
     def resolve(self, name: str, caller: Caller) -> Target:
         """Raises HttpError: 404 for a name or version that is not served, 409 for a rollout whose version went."""

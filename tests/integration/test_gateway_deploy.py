@@ -122,7 +122,7 @@ def test_after_a_deploy_a_rollout_goes_on_with_its_adapter_and_a_new_one_begins_
 
 
 def test_a_deploy_that_fails_half_way_leaves_routes_that_are_served(parts: tuple[Rig, Names, Settings]) -> None:
-    made, vllm, settings = parts
+    made, vllm, _ = parts
     bring(parts, "v0001")
     bring(parts, "v0002")
     vllm.refuse = "solver-v0003"

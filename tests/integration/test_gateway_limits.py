@@ -60,6 +60,15 @@ def test_a_runaway_agent_is_stopped_at_its_calls_and_not_tried_again(server: Rig
     assert metric(server, 'lightning_requests_total{route="chat",status="429"}') == before + 1  # the client obeys
     assert server.handle.attempt("runaway", "a1")["infrastructure_errors"] == 0
     assert len(server.canned.requests) == 5 and ask(server, "another").choices
+    refused = [span for span in server.spans() if attributes(span).get(names.ERROR_TYPE) == "rollout_budget_exceeded"]
+    for _ in range(3):
+        with pytest.raises(openai.RateLimitError):
+            ask(server, "runaway")
+    assert server.handle.attempt("runaway", "a1")["refused"] == {"rollout_budget_exceeded": 4}
+    assert len(server.records()) == 5 + 1 + 1  # one span for all refusals
+    span = attributes(refused[0])
+    assert (span[names.POLICY], span[names.UNTRAINABLE]) == ("policy", "refused")
+    assert refused[0].status.code == refused[0].status.STATUS_CODE_ERROR and "allows 5" in refused[0].status.message
     assert metric(server, 'lightning_calls_turned_away_total{policy="policy",reason="budget"}') >= 1
 
 
@@ -120,6 +129,33 @@ def test_a_call_that_leaves_the_queue_leaves_no_place_taken(server: Rig) -> None
         server.open()
         assert all(call.result().choices for call in begun)
     assert ask(server, "left").choices and metric(server, "lightning_calls_in_flight") == 0
+
+
+def test_what_is_refused_before_it_begins_is_a_span_of_the_attempt(server: Rig) -> None:
+    before = len(server.records())
+    agent = client(server, "refused", default_headers={"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"})
+    image: Any = {"type": "image_url", "image_url": {"url": "http://10.0.0.1/a.png"}}
+    for _ in range(2):
+        with pytest.raises(openai.NotFoundError):
+            agent.chat.completions.create(model="gpt-4", messages=MESSAGES)
+        with pytest.raises(openai.BadRequestError):
+            agent.chat.completions.create(model="policy", messages=[{"role": "user", "content": [image]}])
+        with pytest.raises(openai.NotFoundError):
+            agent.responses.create(model="policy", input="more", previous_response_id="resp_unknown")
+        with pytest.raises(openai.NotFoundError):
+            agent.embeddings.create(model="policy", input="x")
+    found = [(record.rollout_id, record.scope) for record in server.records()[before:]]
+    assert found == [("refused", "path")] * 3
+    spans = [attributes(span) for span in server.spans()[before:]]
+    codes = [(span[names.ERROR_TYPE], span[names.GEN_AI_REQUEST_MODEL], span.get(names.POLICY)) for span in spans]
+    assert codes == [
+        ("model_not_found", "gpt-4", None),
+        ("invalid_image_url", "policy", "policy"),
+        ("previous_response_not_found", "policy", None),
+    ]
+    assert {span.parent_span_id for span in server.spans()[before:]} == {bytes.fromhex("cd" * 8)}
+    counts = {"model_not_found": 4, "invalid_image_url": 2, "previous_response_not_found": 2}
+    assert server.handle.attempt("refused", "a1")["refused"] == counts and server.canned.requests == []
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,7 @@ def test_a_short_outage_of_vllm_is_not_noticed(server: Rig) -> None:
         "infrastructure_errors": 0,
         "last_error": None,
         "refused_otlp": 0,
+        "refused": {},
         "rejected_spans": 0,
     }
 
