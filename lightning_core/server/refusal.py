@@ -1,0 +1,76 @@
+"""Calls that are refused before they begin: an unknown model, a budget, a full queue, media that are not fetched.
+
+The first refusal of each kind is a span of its attempt, so the tables know why an agent went no further; an agent that runs
+against a limit for ever must not fill the spool, so the others are counted only (`AttemptStats.refused`, /metrics).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from lightning_core import names
+from lightning_core.lake.otlp import AttributeValue, SpanData
+from lightning_core.lake.spool import Record, SpoolError, SpoolFull, SpoolWriter
+from lightning_core.server.access import Caller
+from lightning_core.server.call_span import KIND_CLIENT, OPERATIONS, new_id, parse_traceparent
+from lightning_core.server.http import HttpError
+from lightning_core.server.sampling import Kind
+from lightning_core.server.span_bytes import encode_span
+from lightning_core.server.stats import Stats
+
+log = logging.getLogger(__name__)
+
+
+async def note_refusal(
+    spool: SpoolWriter,
+    stats: Stats,
+    caller: Caller,
+    kind: Kind,
+    request: Mapping[str, Any],
+    policy: str | None,
+    scope: Scope,
+    error: HttpError,
+) -> None:
+    """Count the refusal for its attempt, and make the first of its code a durable span."""
+    if caller.rollout_id is None or caller.attempt_id is None:
+        return
+    code = str(error.body["error"]["code"] or error.status)
+    seen = stats.attempt(caller.rollout_id, caller.attempt_id).refused
+    seen[code] = seen.get(code, 0) + 1
+    if seen[code] > 1:
+        return
+    parent, now = parse_traceparent(Headers(scope=scope).get("traceparent")), time.time_ns()
+    attributes: dict[str, AttributeValue | None] = {
+        names.GEN_AI_OPERATION: OPERATIONS[kind],
+        names.GEN_AI_REQUEST_MODEL: str(request.get("model")),
+        names.POLICY: policy,
+        names.UNTRAINABLE: "refused",
+        names.ERROR_TYPE: code,
+    }
+    span = SpanData(
+        name=f"{OPERATIONS[kind]} {policy or request.get('model')}",
+        trace_id=parent[0] if parent else new_id(16),
+        span_id=new_id(8),
+        parent_id=parent[1] if parent else None,
+        kind=KIND_CLIENT,
+        start_ns=now,
+        end_ns=now,
+        attributes={key: value for key, value in attributes.items() if value is not None},
+        status="error",
+        status_message=error.message,
+    )
+    resource = {"service.name": "lightning-gateway", names.ROLLOUT_ID: caller.rollout_id}
+    body = encode_span(resource | {names.ATTEMPT_ID: caller.attempt_id}, span, "lightning_core.server")
+    try:
+        await spool.append(Record(caller.rollout_id, caller.attempt_id, caller.scope, now, "gateway", body))
+    except (SpoolFull, SpoolError) as problem:
+        stats.refused.inc()
+        log.warning("a refusal (%s) of rollout %s was not stored: %s", code, caller.rollout_id, problem)
+    else:
+        stats.spooled.labels("gateway").inc(len(body))
