@@ -13,6 +13,7 @@ import click
 import yaml
 
 from flows.lake_commands import lake
+from flows.policy_commands import policies
 from flows.prefect_api import prefect_api
 from lightning_core.config import Settings, SettingsError
 from lightning_core.settings_file import load_settings
@@ -56,6 +57,7 @@ def main() -> None:
 
 
 main.add_command(lake)
+main.add_command(policies)
 
 
 def _terminate(*_: object) -> None:

@@ -23,6 +23,7 @@ from tasks.progress import say
 from tasks.redeploy import redeploy
 from tasks.track import record
 from tasks.train import train_policy
+from tasks.versions import collect_versions
 
 
 def _name() -> str:
@@ -57,4 +58,5 @@ def train_epoch(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
         trained = {policy.name: train_policy(settings, policy, manifest) for policy in settings.policies}
         redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
         record(settings, manifest)
+        collect_versions(settings)
     return {"epoch": number, "collected": collected, "rows": rows, "trained": trained}

@@ -268,6 +268,24 @@ class LakeSettings(_Section):
     )
 
 
+class StoreSettings(_Section):
+    """Versions of the policies on disk."""
+
+    collect: bool = Field(
+        False,
+        description="after every epoch remove versions that nothing needs; what stays: docs/policies.md. Off: all stay",
+    )
+    keep_every: int | None = Field(
+        None, ge=1, description="with `collect`: every so-many-th version stays; null: none for its number's sake"
+    )
+
+    @model_validator(mode="after")
+    def _collects(self) -> StoreSettings:
+        if self.keep_every is not None and not self.collect:
+            raise ValueError("`keep_every` without `collect: true` keeps nothing, since all versions stay; give both")
+        return self
+
+
 class UpstreamSettings(_Section):
     """An OpenAI-compatible API for models that are not trained: a judge, an embedder."""
 
@@ -364,6 +382,7 @@ class Settings(_Section):
         default_factory=list, description="where agents' names stand, before the conventions that are known"
     )
     lake: LakeSettings = LakeSettings()
+    store: StoreSettings = StoreSettings()
     server: ServerSettings = ServerSettings()
     vllm: VllmSettings = VllmSettings()
     tracking: TrackingSettings = TrackingSettings()

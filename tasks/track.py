@@ -17,6 +17,7 @@ from lightning_core.lake.stages import run_stage, stage_key
 from lightning_core.policies.store import PolicyStore
 from lightning_core.tracking.mlflow_backend import MlflowRun
 from tasks.progress import logger
+from tasks.versions import note_evaluation
 
 
 @task(task_run_name="record {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
@@ -32,6 +33,8 @@ def _record(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
     row = next((r for r in rows if r["epoch"] == number), None)
     if row is None:
         return {}
+    if epoch.mode == "evaluate":
+        note_evaluation(settings, epoch, row)
     tracked = MlflowRun(settings)
     tracked.tag(**{"prefect.flow_run_id": str(flow_run.get_id()), "prefect.flow_run_name": str(flow_run.get_name())})
     tracked.metrics(_metrics(row, epoch), epoch.epoch)

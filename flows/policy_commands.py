@@ -1,0 +1,153 @@
+"""`lightning-flows policies`: versions by hand. No Prefect in here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lightning_core.policies.store import PolicyStore, StoreError
+
+_home_option = click.option(
+    "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of `policies`, or var."
+)
+_MISSING = "-"
+
+
+@click.group(invoke_without_command=True)
+@_home_option
+@click.option("--policy", "wanted", help="Only this one.")
+@click.option("--verify", is_flag=True, help="Hash every file again, instead of looking at names, sizes and headers.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.pass_context
+def policies(context: click.Context, home: Path | None, wanted: str | None, verify: bool, form: str) -> None:
+    """The versions of the policies; without a command: list them."""
+    context.obj = home
+    if context.invoked_subcommand is not None:
+        return
+    rows = list(_rows(_home(None), wanted, verify))
+    if form == "json":
+        click.echo(json.dumps(rows, indent=1))
+        return
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"policies in {_home(None)}", caption="right: share of the held-out tasks", box=SIMPLE)
+    for column in ("policy", "version", "parent", "run", "epoch", "right", "MB", "is", "ok"):
+        table.add_column(column, justify="right" if column in ("epoch", "right", "MB") else "left")
+    for row in rows:
+        table.add_row(
+            row["policy"],
+            row["version"],
+            row["parent"] or _MISSING,
+            row["run"] or _MISSING,
+            _MISSING if row["epoch"] is None else str(row["epoch"]),
+            _MISSING if row["right"] is None else f"{row['right']:.1%}",
+            f"{row['bytes'] / 1e6:,.1f}",
+            ", ".join(row["is"]),
+            "yes" if row["problem"] is None else "NO",
+        )
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)
+    for row in rows:
+        if row["problem"] is not None:
+            click.echo(f"{row['policy']} {row['version']}: {row['problem']}", err=True)
+
+
+@policies.command()
+@click.argument("policy")
+@click.argument("version")
+@_home_option
+def pin(policy: str, version: str, home: Path | None) -> None:
+    """Keep VERSION of POLICY, whatever garbage collection thinks of it."""
+    _store(home, policy).pin(version)
+
+
+@policies.command()
+@click.argument("policy")
+@click.argument("version")
+@_home_option
+def unpin(policy: str, version: str, home: Path | None) -> None:
+    """Take the pin of VERSION of POLICY away."""
+    _store(home, policy).pin(version, pinned=False)
+
+
+@policies.command()
+@click.argument("policy")
+@click.argument("version")
+@_home_option
+def use(policy: str, version: str, home: Path | None) -> None:
+    """Make VERSION of POLICY `current`: vLLM starts on it. A run that goes on deploys its own versions again."""
+    store = _store(home, policy)
+    store.verify(version)
+    store.set_current(version)
+
+
+@policies.command()
+@_home_option
+@click.option("--policy", "wanted", help="Only this one.")
+@click.option("--keep-every", type=click.IntRange(min=1), metavar="K", help="Every K-th version stays.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and why the rest stays.")
+def collect(home: Path | None, wanted: str | None, keep_every: int | None, dry_run: bool) -> None:
+    """Remove versions nothing needs: not served, best, newest, pinned, a K-th, nor what a run begins with."""
+    from lightning_core.policies import garbage
+
+    home = _home(home)
+    for name in [wanted] if wanted else garbage.policies(home):
+        done = garbage.collect(home, name, keep_every, dry_run)
+        verb = "would go" if dry_run else "removed"
+        click.echo(f"{name}: {len(done.gone)} versions {verb}, {done.bytes / 1e6:,.1f} MB; {len(done.kept)} stay")
+        for version, size in done.gone.items():
+            click.echo(f"  {version}  {verb}, {size / 1e6:,.1f} MB")
+        for version, reasons in done.kept.items() if dry_run else ():
+            click.echo(f"  {version}  stays: {', '.join(reasons)}")
+
+
+def _rows(home: Path, wanted: str | None, verify: bool) -> Iterator[dict[str, Any]]:
+    from lightning_core.policies.garbage import policies as names
+
+    for name in [wanted] if wanted else names(home):
+        store = _store(home, name)
+        marks = {"current": store.current(), "best": store.best()}
+        for mark, version in marks.items():
+            if version is not None and version not in store.versions():
+                yield _row(name, version, [mark], f"{store.folder / mark} names it, and there is no such version")
+        for version in store.versions():
+            named = [mark for mark, marked in marks.items() if marked == version]
+            named += ["pinned"] if version in store.pinned() else []
+            row = _row(name, version, named)
+            try:
+                manifest = store.manifest(version)
+                row |= {
+                    "parent": manifest.parent,
+                    "run": manifest.run,
+                    "epoch": manifest.epoch,
+                    "right": manifest.evaluation.right if manifest.evaluation else None,
+                    "bytes": manifest.size,
+                }
+                store.verify(version, hashes=verify)
+            except StoreError as error:
+                row["problem"] = str(error)
+            yield row
+
+
+def _row(policy: str, version: str, named: list[str], problem: str | None = None) -> dict[str, Any]:
+    unknown = {"parent": None, "run": None, "epoch": None, "right": None, "bytes": 0}
+    return {"policy": policy, "version": version, **unknown, "is": named, "problem": problem}
+
+
+def _store(home: Path | None, policy: str) -> PolicyStore:
+    from lightning_core.policies.garbage import policies as names
+
+    home = _home(home)
+    if policy not in names(home):
+        raise StoreError(f"no policy {policy!r} in {home / 'policies'}; there are {names(home) or 'none'}")
+    return PolicyStore(home, policy)
+
+
+def _home(home: Path | None) -> Path:
+    return home or click.get_current_context().obj or Path("var")

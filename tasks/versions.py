@@ -1,0 +1,52 @@
+"""What becomes of versions after an epoch: their evaluation is noted, and those nothing needs are removed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_core.config import Settings
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.stages import stage_key
+from lightning_core.policies.garbage import collect
+from lightning_core.policies.store import Evaluation, PolicyStore
+from tasks.progress import logger
+
+
+def note_evaluation(settings: Settings, epoch: EpochManifest, row: dict[str, Any]) -> dict[str, str]:
+    """Write the held-out result (a row of epoch_rows) into the versions it is of; returns policy → best version."""
+    if row["held_out_right"] is None:
+        return {}
+    evaluation = Evaluation(
+        run=epoch.run,
+        epoch=epoch.epoch,
+        tasks=row["held_out_tasks"],
+        right=row["held_out_right"],
+        reward=row["held_out_reward"],
+        held_out=_held_out(settings),
+    )
+    best = {}
+    for name, version in epoch.versions.items():
+        best[name] = PolicyStore(settings.home, name).evaluated(version, evaluation)
+        logger().info("%s: %.1f%% right with %s, the best is %s", name, 100 * evaluation.right, version, best[name])
+    return best
+
+
+def _held_out(settings: Settings) -> str:
+    """Digest of what makes two results comparable: tasks (where they come from), limits, and what counts as right."""
+    asked = settings.evaluation.model_dump(exclude={"every"})
+    return stage_key(settings.tasks.evaluate, settings.tasks.id_field, asked, settings.reward)
+
+
+def collect_versions(settings: Settings) -> dict[str, list[str]]:
+    """Remove versions nothing needs, where the settings say so; returns policy → versions removed."""
+    if not settings.store.collect:
+        return {}
+    gone = {}
+    for policy in settings.policies:
+        done = collect(settings.home, policy.name, settings.store.keep_every)
+        gone[policy.name] = list(done.gone)
+        logger().info(
+            "%s: %d versions removed that nothing needs (%.1f MB), %d stay",
+            policy.name, len(done.gone), done.bytes / 1e6, len(done.kept),
+        )  # fmt: skip
+    return gone

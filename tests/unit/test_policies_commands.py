@@ -1,0 +1,142 @@
+"""`lightning-flows policies`, and what an epoch's end does with versions."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import main
+from lightning_core.config import Settings
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.policies.store import Lineage
+from tasks.versions import collect_versions, note_evaluation
+from tests.policy_files import store_with_base, write_model
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = store_with_base(tmp_path)
+    for number in (1, 2, 3):
+        folder = write_model(tmp_path / "training" / str(number), float(number))
+        told = Lineage(run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
+        store.publish(folder, told)
+    store.set_current("v0003")
+    return store
+
+
+@pytest.fixture
+def ask(tmp_path):
+    def ask(*arguments, home_last=False):
+        home = ["--home", str(tmp_path)]
+        given = ["policies", *arguments, *home] if home_last else ["policies", *home, *arguments]
+        return CliRunner().invoke(main, given)
+
+    return ask
+
+
+def settings(home, **more):
+    told = {"run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y", "evaluate": "x:z"}}
+    return Settings.model_validate(told | more)
+
+
+def evaluated(home, number, version, right, **more):
+    epoch = EpochManifest(run="r", epoch=number, mode="evaluate", opened_offset=0, versions={"policy": version})
+    row = {"held_out_right": right, "held_out_tasks": 20, "held_out_reward": right}
+    return note_evaluation(settings(home, **more), epoch, row)
+
+
+def test_the_list_says_of_every_version_what_it_is_and_whether_it_is_whole(store, tmp_path, ask):
+    evaluated(tmp_path, 1, "v0001", 0.75)
+    store.pin("v0002")
+    (store.path("v0002") / "model.safetensors").unlink()
+    rows = json.loads(ask("--format", "json").stdout)
+    assert [(r["version"], r["parent"], r["run"], r["epoch"], r["right"], r["is"]) for r in rows] == [
+        ("v0000", None, None, None, None, []),
+        ("v0001", "v0000", "r", 0, 0.75, ["best"]),
+        ("v0002", "v0001", "r", 1, None, ["pinned"]),
+        ("v0003", "v0002", "r", 2, None, ["current"]),
+    ]
+    assert [r["problem"] is None for r in rows] == [True, True, False, True]
+    assert rows[1]["bytes"] == store.manifest("v0001").size
+    shown = ask()
+    assert shown.exit_code == 0
+    assert [line.split() for line in shown.stdout.splitlines() if "v0001" in line and "v0000" in line] == [
+        ["policy", "v0001", "v0000", "r", "0", "75.0%", "0.0", "best", "yes"]
+    ]
+    assert "model.safetensors: missing" in shown.stderr
+
+
+def test_changed_bytes_are_found_with_verify(store, ask):
+    weights = store.path("v0002") / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert [r["problem"] for r in json.loads(ask("--format", "json").stdout)] == [None] * 4
+    problems = [r["problem"] for r in json.loads(ask("--format", "json", "--verify").stdout)]
+    assert [p is None for p in problems] == [True, True, False, True]
+
+
+def test_a_pointer_to_a_version_that_is_gone_is_shown(store, ask):
+    (store.folder / "best").write_text("v0042\n")
+    assert "best names it, and there is no such version" in ask().stderr
+
+
+def test_pins_keep_and_collect_says_what_goes_before_it_goes(store, ask):
+    assert ask("pin", "policy", "v0001", home_last=True).exit_code == 0
+    store.set_current("v0000")
+    told = ask("collect", "--dry-run").stdout
+    assert "1 versions would go" in told
+    assert "v0001  stays: pinned" in told
+    assert store.versions() == ["v0000", "v0001", "v0002", "v0003"]
+    assert ask("unpin", "policy", "v0001").exit_code == 0
+    assert "2 versions removed" in ask("collect").stdout
+    assert store.versions() == ["v0000", "v0003"]
+
+
+def test_use_refuses_a_damaged_version(store, ask):
+    assert ask("use", "policy", "v0001").exit_code == 0
+    assert store.current() == "v0001"
+    (store.path("v0002") / "config.json").write_text("{}")
+    refused = ask("use", "policy", "v0002")
+    assert refused.exit_code == 1
+    assert "Error: " in refused.stderr
+    assert "config.json" in refused.stderr
+    assert store.current() == "v0001"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["pin", "polcy", "v0001"], "no policy 'polcy'"),
+        (["pin", "policy", "v0009"], "no version 'v0009'"),
+        (["--policy", "../x"], "no policy '../x'"),
+        (["collect", "--policy", "x"], "no policy 'x'"),
+    ],
+)
+def test_a_wrong_name_is_one_line_that_names_those_there_are(store, ask, arguments, told):
+    done = ask(*arguments)
+    assert done.exit_code == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_evaluation_is_noted_in_the_version_and_moves_best(store, tmp_path):
+    assert evaluated(tmp_path, 0, "v0000", 0.2) == {"policy": "v0000"}
+    assert evaluated(tmp_path, 1, "v0001", 0.6) == {"policy": "v0001"}
+    assert evaluated(tmp_path, 2, "v0002", 0.6, evaluation={"every": 2}) == {"policy": "v0001"}
+    noted = store.manifest("v0001").evaluation
+    assert (noted.run, noted.epoch, noted.tasks, noted.right, noted.reward) == ("r", 1, 20, 0.6, 0.6)
+    assert evaluated(tmp_path, 3, "v0003", 0.1, evaluation={"limit": 5}) == {"policy": "v0003"}, "other tasks"
+
+
+def test_an_epoch_collects_only_where_the_settings_say_so(store, tmp_path):
+    assert collect_versions(settings(tmp_path)) == {}
+    assert len(store.versions()) == 4
+    assert collect_versions(settings(tmp_path, store={"collect": True})) == {"policy": ["v0001"]}
+    assert store.versions() == ["v0000", "v0002", "v0003"]
+
+
+def test_keep_every_without_collect_is_a_settings_error(tmp_path):
+    with pytest.raises(ValueError, match="`keep_every` without `collect: true`"):
+        settings(Path(tmp_path), store={"keep_every": 3})

@@ -1,0 +1,146 @@
+"""What nothing needs goes, whole; what anything needs stays."""
+
+import os
+import shutil
+import time
+
+import pytest
+
+from lightning_core.lake.manifest import EpochManifest, LakeError, Manifests
+from lightning_core.policies import garbage
+from lightning_core.policies import store as store_module
+from lightning_core.policies.garbage import collect
+from lightning_core.policies.store import Evaluation, Lineage, StoreError
+from tests.policy_files import store_with_base, write_model
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """v0000 to v0008, each the child of the one before."""
+    monkeypatch.setattr(store_module, "fsync", lambda _: None)  # publishing is tested elsewhere
+    store = store_with_base(tmp_path)
+    for number in range(1, 9):
+        folder = write_model(tmp_path / "training" / str(number), float(number))
+        told = Lineage(run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
+        assert store.publish(folder, told) == f"v{number:04d}"
+    return store
+
+
+def test_by_default_base_current_its_parent_best_pinned_and_newest_stay(store, tmp_path):
+    store.set_current("v0005")
+    store.pin("v0002")
+    store.evaluated("v0003", Evaluation(run="r", epoch=3, tasks=1, right=1, reward=1, held_out="x"))
+    size = store.manifest("v0001").size + (store.path("v0001") / "manifest.json").stat().st_size
+    done = collect(tmp_path, "policy")
+    assert done.kept == {
+        "v0000": ["base"],
+        "v0002": ["pinned"],
+        "v0003": ["best"],
+        "v0004": ["parent of current"],
+        "v0005": ["current"],
+        "v0008": ["newest"],
+    }
+    assert list(done.gone) == ["v0001", "v0006", "v0007"]
+    assert done.gone["v0001"] == size
+    assert store.versions() == list(done.kept)
+    for version in store.versions():
+        store.verify(version)
+    assert collect(tmp_path, "policy").gone == {}
+
+
+def test_a_dry_run_says_the_same_and_removes_nothing(store, tmp_path):
+    before = sorted(p for p in store.folder.rglob("*") if p.name != ".lock")
+    planned = collect(tmp_path, "policy", dry_run=True)
+    assert sorted(p for p in store.folder.rglob("*") if p.name != ".lock") == before
+    assert collect(tmp_path, "policy") == planned
+    assert planned.gone
+
+
+def test_every_kth_stays(store, tmp_path):
+    collect(tmp_path, "policy", keep_every=3)
+    assert store.versions() == ["v0000", "v0003", "v0006", "v0008"]
+
+
+def test_what_a_retry_begins_with_stays_for_every_run(store, tmp_path):
+    manifests = Manifests(tmp_path / "lake")
+
+    def epoch(run, number, version, trained=None, finished=True, mode="train"):
+        made = EpochManifest(run=run, epoch=number, mode=mode, opened_offset=0, versions={"policy": version})
+        if trained:
+            made.finish("train policy", "k", {"version": trained}, 0)
+        if finished:
+            made.finish("record", "k", {}, 0)
+        manifests.put_epoch(made)
+
+    epoch("a", 0, "v0000", "v0001")
+    epoch("a", 1, "v0001", "v0002")  # its newest: a retry begins with v0001
+    epoch("b", 0, "v0004", finished=False)  # killed while it trained
+    epoch("b", 1, "v0000")
+    epoch("c", 0, "v0006", mode="evaluate")
+    done = collect(tmp_path, "policy")
+    assert done.kept == {
+        "v0000": ["base", "run b"],
+        "v0001": ["run a"],
+        "v0002": ["run a"],
+        "v0004": ["run b"],
+        "v0006": ["run c"],
+        "v0008": ["newest"],
+    }
+
+
+def test_a_number_is_never_given_twice(store, tmp_path):
+    store.set_current("v0001")
+    collect(tmp_path, "policy")
+    assert store.publish(write_model(tmp_path / "next", 9.0), Lineage(base_model="base", parent="v0001")) == "v0009"
+
+
+def test_a_version_whose_parent_was_removed_can_be_served_and_trained_from(store, tmp_path):
+    collect(tmp_path, "policy")
+    assert store.versions() == ["v0000", "v0008"]
+    assert store.checked("v0008")
+
+
+@pytest.mark.parametrize("unreadable", ["current", "best"])
+def test_nothing_goes_while_it_is_unknown_what_is_needed(store, tmp_path, unreadable):
+    (store.folder / unreadable).write_text("?")
+    with pytest.raises(StoreError, match=unreadable):
+        collect(tmp_path, "policy")
+    assert len(store.versions()) == 9
+
+
+def test_nor_while_an_epoch_cannot_be_read(store, tmp_path):
+    (tmp_path / "lake/manifests/r").mkdir(parents=True)
+    (tmp_path / "lake/manifests/r/0000.json").write_text("{")
+    with pytest.raises(LakeError, match=r"0000\.json"):
+        collect(tmp_path, "policy")
+    assert len(store.versions()) == 9
+
+
+def test_a_collection_that_is_killed_leaves_whole_versions_and_the_next_one_cleans_up(store, tmp_path, monkeypatch):
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(garbage.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collect(tmp_path, "policy")
+    assert len(store.versions()) == 8
+    for version in store.versions():
+        store.verify(version)
+    half_gone = list(store.folder.glob(".gone-*"))
+    assert len(half_gone) == 1
+    assert collect(tmp_path, "policy").left_behind == 0  # it may be another process at work
+    os.utime(half_gone[0], (time.time() - 7200,) * 2)
+    assert collect(tmp_path, "policy").left_behind == 1
+    assert not list(store.folder.glob(".gone-*"))
+
+
+def test_a_damaged_version_nothing_needs_goes_too(store, tmp_path):
+    (store.path("v0003") / "manifest.json").write_text("{")
+    assert "v0003" in collect(tmp_path, "policy").gone
+
+
+def test_an_unknown_policy_is_an_error_that_names_those_there_are(store, tmp_path):
+    shutil.copytree(store.folder, tmp_path / "policies/other")
+    with pytest.raises(StoreError, match=r"no policy 'polcy' in .*; there are \['other', 'policy'\]"):
+        collect(tmp_path, "polcy")
