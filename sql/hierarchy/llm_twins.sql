@@ -35,26 +35,29 @@ same_response AS MATERIALIZED (
         HAVING count(DISTINCT lengths) <= 1
     ) AS shared USING (response_key)
 ),
+inside AS MATERIALIZED (
+    -- Few calls lie in such spans: theirs are the parents looked at, not everybody's.
+    SELECT declared.node, declared.parent, above.op
+    FROM declared
+    JOIN nodes AS above ON above.node = declared.parent AND above.op IN ('llm', 'other')
+    SEMI JOIN llm ON llm.node = declared.node
+),
 enclosing AS MATERIALIZED (
     -- The LLM span right above each LLM span.
-    SELECT declared.node, declared.parent AS outer_node
-    FROM declared
-    SEMI JOIN llm USING (node)
-    JOIN llm AS above ON above.node = declared.parent
+    SELECT node, parent AS outer_node FROM inside WHERE op = 'llm'
     UNION ALL
-    SELECT declared.node, higher.parent
-    FROM declared
-    SEMI JOIN llm USING (node)
-    JOIN nodes AS client ON client.node = declared.parent AND client.op = 'other'
-    JOIN declared AS higher ON higher.node = client.node
-    JOIN llm AS above ON above.node = higher.parent
+    SELECT inside.node, client.parent
+    FROM inside
+    JOIN declared AS client ON client.node = inside.parent
+    JOIN llm AS above ON above.node = client.parent
+    WHERE inside.op = 'other'
 ),
 nested AS MATERIALIZED (
-    SELECT min(inside.node) AS node, outside.node AS outer_node
+    SELECT min(within.node) AS node, outside.node AS outer_node
     FROM enclosing
-    JOIN llm AS inside ON inside.node = enclosing.node
+    JOIN llm AS within ON within.node = enclosing.node
     JOIN llm AS outside ON outside.node = enclosing.outer_node
-    WHERE coalesce(inside.response_id = outside.response_id, true) AND coalesce(inside.lengths = outside.lengths, true)
+    WHERE coalesce(within.response_id = outside.response_id, true) AND coalesce(within.lengths = outside.lengths, true)
     GROUP BY outside.node
 ),
 linked AS MATERIALIZED (
