@@ -2,9 +2,11 @@
 -- Grain: one row per span that a rule finds a name on. Inputs: nodes, spans, user_rules (rank, source, key, pattern, span_name:
 -- regex that the span's name has to match), attribute_aliases.
 -- Rule: the first rule that gives a name wins. An attribute that became a column of spans is looked up there.
-WITH texts AS (
+WITH texts AS MATERIALIZED (
+    -- Of spans alone: without rules nothing is read.
     SELECT
-        nodes.node,
+        spans.record_offset,
+        spans.record_index,
         user_rules.rank,
         user_rules.pattern,
         CASE user_rules.source
@@ -22,12 +24,12 @@ WITH texts AS (
                 WHEN 'provider' THEN spans.provider
             END)
         END AS text
-    FROM nodes
-    JOIN spans USING (record_offset, record_index)
+    FROM spans
     JOIN user_rules ON regexp_matches(spans.name, user_rules.span_name)
     LEFT JOIN attribute_aliases AS aliases ON aliases.key = user_rules.key
 )
 SELECT node, min_by(regexp_extract(text, pattern, 1), rank) AS agent_name, min(rank) AS rank
 FROM texts
+JOIN nodes USING (record_offset, record_index)
 WHERE regexp_extract(text, pattern, 1) <> ''
 GROUP BY node

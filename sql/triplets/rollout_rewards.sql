@@ -13,7 +13,7 @@ WITH totals AS (
         CASE WHEN bool_or(counts AND source <> 'air') THEN list_sum(list_sort(list(value * weight) FILTER (counts AND source <> 'air'))) END AS given,
         list_sum(list_sort(list(value * weight) FILTER (counts AND source = 'air'))) AS air,
         count(*) FILTER (source <> 'air') AS rewards,
-        string_agg(DISTINCT name, ', ' ORDER BY name) FILTER (counts AND source <> 'air') AS source
+        array_to_string(list_sort(list_distinct(list(name) FILTER (counts AND source <> 'air'))), ', ') AS source
     FROM rewards_given
     GROUP BY rollout_id, attempt_id
 ),
