@@ -14,6 +14,7 @@ from lightning_core.policies.store import PolicyStore, StoreError
 _home_option = click.option(
     "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of `policies`, or var."
 )
+_tracking_option = click.option("--tracking", metavar="URI", help="MLflow's address; default: mlflow.db in the home.")
 _MISSING = "-"
 
 
@@ -92,7 +93,8 @@ def use(policy: str, version: str, home: Path | None) -> None:
 @click.option("--policy", "wanted", help="Only this one.")
 @click.option("--keep-every", type=click.IntRange(min=1), metavar="K", help="Every K-th version stays.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and why the rest stays.")
-def collect(home: Path | None, wanted: str | None, keep_every: int | None, dry_run: bool) -> None:
+@_tracking_option
+def collect(home: Path | None, wanted: str | None, keep_every: int | None, dry_run: bool, tracking: str | None) -> None:
     """Remove versions nothing needs: not served, best, newest, pinned, a K-th, nor what a run begins with."""
     from lightning_core.policies import garbage
 
@@ -100,11 +102,38 @@ def collect(home: Path | None, wanted: str | None, keep_every: int | None, dry_r
     for name in [wanted] if wanted else garbage.policies(home):
         done = garbage.collect(home, name, keep_every, dry_run)
         verb = "would go" if dry_run else "removed"
+        forgotten = 0
+        if done.digests and not dry_run and (tracking or (home / "mlflow.db").is_file()):
+            from lightning_core.tracking.registry import connect, forget
+
+            forgotten = forget(connect(_tracking(tracking, home)), name, done.digests)
         click.echo(f"{name}: {len(done.gone)} versions {verb}, {done.bytes / 1e6:,.1f} MB; {len(done.kept)} stay")
+        if forgotten:
+            click.echo(f"  {forgotten} of them also from MLflow's registry, with their files")
         for version, size in done.gone.items():
             click.echo(f"  {version}  {verb}, {size / 1e6:,.1f} MB")
         for version, reasons in done.kept.items() if dry_run else ():
             click.echo(f"  {version}  stays: {', '.join(reasons)}")
+
+
+@policies.command()
+@click.argument("model")
+@click.argument("version")
+@click.option("--into", type=click.Path(path_type=Path), required=True, help="VERSION becomes a folder in there.")
+@_home_option
+@_tracking_option
+def fetch(model: str, version: str, into: Path, home: Path | None, tracking: str | None) -> None:
+    """Load VERSION (`v0007`, `champion`, `current`) of MODEL (`<run>.<policy>`) from MLflow's registry, and verify it."""
+    from lightning_core.tracking.registry import load
+
+    click.echo(load(_tracking(tracking, _home(home)), model, version, into))
+
+
+def _tracking(uri: str | None, home: Path) -> str:
+    file = home / "mlflow.db"
+    if uri is None and not file.is_file():
+        raise StoreError(f"no {file}; give MLflow's address with --tracking, or the folder of the runs with --home")
+    return uri or f"sqlite:///{file.resolve()}"
 
 
 def _rows(home: Path, wanted: str | None, verify: bool) -> Iterator[dict[str, Any]]:

@@ -68,16 +68,8 @@ def _metrics(row: dict[str, Any], epoch: EpochManifest) -> dict[str, float]:
 
 
 def _versions(settings: Settings, epoch: EpochManifest, tracked: MlflowRun) -> None:
-    lake = Lake(settings.home)
     for policy in settings.policies:
-        done = epoch.stages.get(f"train {policy.name}")
-        if done is None or done.output["version"] == epoch.versions[policy.name]:
-            continue
-        version = done.output["version"]
-        tags = {
-            "run": settings.run,
-            "epoch": str(epoch.epoch),
-            "parent": epoch.versions[policy.name],
-            "sequences": str(lake.path(epoch.tables["sequences"]).name),
-        }
-        tracked.version(policy.name, version, PolicyStore(settings.home, policy.name).path(version), tags)
+        store, done = PolicyStore(settings.home, policy.name), epoch.stages.get(f"train {policy.name}")
+        if done is not None and done.output["version"] != epoch.versions[policy.name]:
+            tracked.version(store, done.output["version"])
+        tracked.aliases(store)

@@ -9,6 +9,8 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import stage_key
 from lightning_core.policies.garbage import collect
 from lightning_core.policies.store import Evaluation, PolicyStore
+from lightning_core.tracking.mlflow_backend import tracking_uri
+from lightning_core.tracking.registry import connect, forget
 from tasks.progress import logger
 
 
@@ -45,6 +47,8 @@ def collect_versions(settings: Settings) -> dict[str, list[str]]:
     for policy in settings.policies:
         done = collect(settings.home, policy.name, settings.store.keep_every)
         gone[policy.name] = list(done.gone)
+        if done.digests and (settings.tracking.mlflow_uri or (settings.home / "mlflow.db").is_file()):
+            forget(connect(tracking_uri(settings)), policy.name, done.digests)
         logger().info(
             "%s: %d versions removed that nothing needs (%.1f MB), %d stay",
             policy.name, len(done.gone), done.bytes / 1e6, len(done.kept),

@@ -31,7 +31,7 @@ class Collected:
     policy: str
     kept: dict[str, list[str]] = field(default_factory=dict)  # version → why
     gone: dict[str, int] = field(default_factory=dict)  # version → bytes
-    runs: dict[str, str | None] = field(default_factory=dict)  # version that goes → the run that published it
+    digests: dict[str, str] = field(default_factory=dict)  # version that goes → digest of its files
     left_behind: int = 0  # half-made folders of processes that were killed
 
     @property
@@ -100,10 +100,9 @@ def _plan(store: PolicyStore, epochs: list[EpochManifest], keep_every: int | Non
             folder = store.path(version)
             found.gone[version] = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
             try:
-                found.runs[version] = store.manifest(version).run
+                found.digests[version] = store.manifest(version).digest
             except StoreError as error:
                 log.warning("%s goes, though its manifest cannot be read: %s", version, error)
-                found.runs[version] = None
     return found
 
 

@@ -68,6 +68,12 @@ class Manifest(Lineage):
         """Bytes of all files."""
         return sum(file.size for file in self.files.values())
 
+    @property
+    def digest(self) -> str:
+        """Of names and contents of all files: equal for equal weights, whatever trained them."""
+        listed = "".join(f"{name}\0{file.blake3}\n" for name, file in sorted(self.files.items()))
+        return blake3(listed.encode()).hexdigest()
+
 
 def read_manifest(folder: Path, policy: str) -> Manifest:
     """The manifest of the version in `folder`. Raises StoreError where it is unreadable or of another version."""

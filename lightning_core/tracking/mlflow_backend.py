@@ -6,13 +6,13 @@ One MLflow run per run of ours; its id is kept beside the run's optimizer state,
 from __future__ import annotations
 
 import logging
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 from lightning_core.config import Settings
 from lightning_core.files import write_atomic
+from lightning_core.policies.store import PolicyStore
+from lightning_core.tracking import registry
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +26,8 @@ class MlflowRun:
     """The MLflow run of a run. Imports MLflow when made, which takes seconds."""
 
     def __init__(self, settings: Settings) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("DO_NOT_TRACK", "true")
-        for noisy in ("alembic", "mlflow"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        from mlflow import MlflowClient
-
         self._settings = settings
-        self._client = MlflowClient(tracking_uri=tracking_uri(settings), registry_uri=tracking_uri(settings))
+        self._client = registry.connect(tracking_uri(settings))
         self._kept = settings.home / "training" / settings.run / "mlflow_run_id"
         self.run_id = self._find() or self._create()
 
@@ -54,23 +48,16 @@ class MlflowRun:
         """A JSON artifact, such as the settings and the dataset of an epoch."""
         self._client.log_dict(self.run_id, content, path)
 
-    def version(self, policy: str, version: str, folder: Path, tags: dict[str, str]) -> None:
-        """Register a policy's version as a model version that points to its folder; once, however often it is asked."""
-        from mlflow.exceptions import MlflowException
+    def version(self, store: PolicyStore, version: str) -> None:
+        """Register a policy's version with its files and lineage; once, however often it is asked."""
+        registry.register(self._client, self.run_id, self._model(store), store, version)
 
-        name = f"{self._settings.run}.{policy}"
-        try:
-            self._client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        known = self._client.search_model_versions(f"name = '{name}'")
-        if any(found.tags.get("version") == version for found in known):
-            return
-        made = self._client.create_model_version(
-            name, source=folder.resolve().as_uri(), run_id=self.run_id, tags={"version": version, **tags}
-        )
-        self._client.set_registered_model_alias(name, "current", made.version)
+    def aliases(self, store: PolicyStore) -> dict[str, str]:
+        """Let `current` and `champion` name what the store calls current and best; returns alias → version."""
+        return registry.point(self._client, self.run_id, self._model(store), store)
+
+    def _model(self, store: PolicyStore) -> str:
+        return f"{self._settings.run}.{store.name}"
 
     def _find(self) -> str | None:
         from mlflow.exceptions import MlflowException
@@ -90,7 +77,7 @@ class MlflowRun:
         if found is not None:
             experiment = found.experiment_id
         else:
-            artifacts = (self._settings.home / "mlflow-artifacts").resolve().as_uri()
+            artifacts = (self._settings.home / registry.ARTIFACTS).resolve().as_uri()
             local = self._settings.tracking.mlflow_uri is None
             try:
                 experiment = self._client.create_experiment(name, artifact_location=artifacts if local else None)

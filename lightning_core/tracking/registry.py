@@ -1,0 +1,198 @@
+"""MLflow's model registry: every version with its weights and lineage, aliases `champion` and `current`.
+
+A registered model is called `<run>.<policy>`. A version's files are artifacts of the run that trained it: hard links
+where the artifacts are a folder on the store's file system (no disk, but also no second copy), else an upload. So the
+registry alone is enough to load a version, whatever becomes of `home`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from lightning_core.policies.manifest import MANIFEST, Manifest, StoreError, check_files, read_manifest
+from lightning_core.policies.store import PolicyStore
+
+logger = logging.getLogger(__name__)
+
+ARTIFACTS = "mlflow-artifacts"  # the folder beside mlflow.db
+
+
+def connect(uri: str) -> Any:
+    """An MLflow client for tracking and registry at `uri`. Imports MLflow, which takes seconds."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def register(client: Any, run_id: str, name: str, store: PolicyStore, version: str) -> Any:
+    """The model version of `version` in the registered model `name`; made once, however often it is asked.
+
+    Raises StoreError where the version is damaged: what is registered is what was published.
+    """
+    from mlflow.exceptions import MlflowException
+
+    manifest = store.manifest(version)
+    try:
+        client.create_registered_model(name, tags={"policy": store.name})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    found = _find(client, name, version, manifest.digest)
+    if found is not None:
+        return found
+    folder, place = store.checked(version), f"policies/{store.name}/{version}"
+    root = client.get_run(run_id).info.artifact_uri
+    local = _local(root)
+    if local is not None:
+        _link_folder(folder, local / place)
+    else:
+        client.log_artifacts(run_id, str(folder), place)
+    return client.create_model_version(name, source=f"{root}/{place}", run_id=run_id, tags=_tags(manifest))
+
+
+def point(client: Any, run_id: str, name: str, store: PolicyStore) -> dict[str, str]:
+    """Set the aliases `current` and `champion` as the store has them, and tag held-out results; alias → version."""
+    pointed = {}
+    for alias, version in (("current", store.current()), ("champion", store.best())):
+        if version is None:
+            continue
+        made = register(client, run_id, name, store, version)
+        client.set_registered_model_alias(name, alias, made.version)
+        evaluation = store.manifest(version).evaluation
+        if evaluation is not None:
+            client.set_model_version_tag(name, made.version, "right", f"{evaluation.right:.6f}")
+            client.set_model_version_tag(name, made.version, "held_out_tasks", str(evaluation.tasks))
+        pointed[alias] = version
+    return pointed
+
+
+def load(uri: str, name: str, version: str, into: Path) -> Path:
+    """Fetch `version` (`v0007`, or an alias) of the registered model `name` to `into/<version>`, and verify it.
+
+    Needs the registry alone. A registry that is a SQLite file finds its artifacts also in the folder beside it, so both
+    can be copied to another place or machine. Raises StoreError; nothing is left behind then.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    try:
+        found = _find(client, name, version) or client.get_model_version_by_alias(name, version)
+    except MlflowException as error:
+        known = sorted(model.name for model in client.search_registered_models())
+        raise StoreError(f"{uri}: no version or alias {version!r} of {name!r} ({error}); models: {known}") from None
+    tags = found.tags
+    target = into / tags["version"]
+    if target.exists():
+        raise StoreError(f"{target} is there already; remove it, or fetch into another folder")
+    into.mkdir(parents=True, exist_ok=True)
+    work = into / f".fetch-{secrets.token_hex(4)}"
+    try:
+        _download(uri, found.source, work / target.name)
+        manifest = read_manifest(work / target.name, tags["policy"])
+        check_files(work / target.name, manifest)
+        if manifest.digest != tags["digest"]:
+            raise StoreError(f"{found.source}: other files than those registered as {tags['version']} of {name}")
+        os.rename(work / target.name, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def forget(client: Any, policy: str, digests: dict[str, str]) -> int:
+    """Remove model versions (version → digest of its files) of a policy with their artifacts; returns how many.
+
+    For what garbage collection removed from the store: links in the registry would keep the bytes on disk.
+    """
+    gone = 0
+    models = [model.name for model in client.search_registered_models() if model.tags.get("policy") == policy]
+    for name in models:
+        for found in client.search_model_versions(f"name = '{name}'"):
+            version = found.tags.get("version")
+            if version in digests and found.tags.get("digest") == digests[version]:
+                client.delete_model_version(name, found.version)
+                _remove(client, found)
+                gone += 1
+    return gone
+
+
+def _find(client: Any, name: str, version: str, digest: str | None = None) -> Any:
+    for found in client.search_model_versions(f"name = '{name}'"):
+        if found.tags.get("version") == version and digest in (None, found.tags.get("digest")):
+            return found
+    return None
+
+
+def _tags(manifest: Manifest) -> dict[str, str]:
+    """The lineage, as tags of a model version."""
+    told = manifest.model_dump(
+        include={
+            "policy", "version", "parent", "run", "epoch", "kind", "base_model", "settings_digest", "sequences",
+            "sequences_digest",
+        }
+    )  # fmt: skip
+    return {key: str(value) for key, value in told.items() if value is not None} | {"digest": manifest.digest}
+
+
+def _local(uri: str) -> Path | None:
+    parsed = urlparse(uri)
+    return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None
+
+
+def _link_folder(source: Path, target: Path) -> None:
+    """`target` with the files of `source`, by links where that can be; there whole or not at all."""
+    if target.exists():  # of a registration that was cut off before the registry had it
+        shutil.rmtree(target)
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        shutil.copytree(source, beside, copy_function=_link)
+        os.rename(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    if Path(source).name == MANIFEST:  # rewritten when the version is evaluated
+        shutil.copyfile(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError as error:
+        logger.debug("%s: cannot be linked (%s), copying", source, error)
+        shutil.copyfile(source, target)
+
+
+def _download(uri: str, source: str, target: Path) -> None:
+    local = _local(source)
+    if local is None:
+        from mlflow.artifacts import download_artifacts
+
+        fetched = download_artifacts(artifact_uri=source, dst_path=str(target.parent / "download"), tracking_uri=uri)
+        os.rename(fetched, target)
+        return
+    if not local.is_dir() and uri.startswith("sqlite:///") and ARTIFACTS in local.parts:
+        inside = local.parts[local.parts.index(ARTIFACTS) :]
+        local = Path(uri.removeprefix("sqlite:///")).parent.joinpath(*inside)
+    if not local.is_dir():
+        raise StoreError(f"{source}: the registry's files are not here; copy {ARTIFACTS}/ to the folder of mlflow.db")
+    shutil.copytree(local, target)
+
+
+def _remove(client: Any, found: Any) -> None:
+    local = _local(found.source)
+    if local is not None:
+        shutil.rmtree(local, ignore_errors=True)
+        return
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    root = client.get_run(found.run_id).info.artifact_uri
+    get_artifact_repository(root).delete_artifacts(found.source.removeprefix(f"{root}/"))

@@ -1,0 +1,165 @@
+"""MLflow's registry carries every version: files, lineage, aliases; alone it is enough to load one."""
+
+import os
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import main
+from lightning_core.config import Settings
+from lightning_core.policies.garbage import collect
+from lightning_core.policies.manifest import digest_files
+from lightning_core.policies.store import Evaluation, Lineage, StoreError
+from lightning_core.tracking.mlflow_backend import MlflowRun, tracking_uri
+from lightning_core.tracking.registry import connect, forget, load
+from tests.policy_files import store_with_base, write_model
+
+pytestmark = [pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory):
+    """An empty MLflow database: making one takes seconds."""
+    home = tmp_path_factory.mktemp("empty")
+    connect(f"sqlite:///{home / 'mlflow.db'}").search_experiments()
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path, migrated):
+    """Three versions of one policy."""
+    home = tmp_path / "home"
+    store = store_with_base(home)
+    shutil.copyfile(migrated, home / "mlflow.db")
+    for number in (1, 2, 3):
+        told = Lineage(
+            run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}", settings_digest="s",
+            sequences=f"derived/r/{number - 1}/sequences.parquet", sequences_digest="q",
+        )  # fmt: skip
+        store.publish(write_model(home / "training" / str(number), float(number)), told)
+    store.set_current("v0003")
+    return home
+
+
+@pytest.fixture
+def settings(home):
+    told = {"run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
+    return Settings.model_validate(told)
+
+
+def evaluate(store, version, right):
+    store.evaluated(version, Evaluation(run="r", epoch=1, tasks=20, right=right, reward=right, held_out="x"))
+
+
+def test_a_version_is_registered_once_with_its_lineage_and_costs_no_disk(settings, home):
+    store, tracked = store_with_base(home), MlflowRun(settings)
+    for _ in range(2):
+        tracked.version(store, "v0001")
+    client = connect(tracking_uri(settings))
+    (made,) = client.search_model_versions("name = 'r.policy'")
+    assert made.run_id == tracked.run_id
+    assert made.tags == {
+        "policy": "policy", "version": "v0001", "parent": "v0000", "run": "r", "epoch": "0", "kind": "full",
+        "base_model": "base", "settings_digest": "s", "sequences": "derived/r/0/sequences.parquet",
+        "sequences_digest": "q", "digest": store.manifest("v0001").digest,
+    }  # fmt: skip
+    linked = list((home / "mlflow-artifacts").rglob("policies/policy/v0001/model.safetensors"))
+    assert [file.stat().st_ino for file in linked] == [(store.path("v0001") / "model.safetensors").stat().st_ino]
+
+
+def test_champion_and_current_follow_the_store(settings, home):
+    store, tracked = store_with_base(home), MlflowRun(settings)
+    client = connect(tracking_uri(settings))
+
+    def alias(name):
+        return client.get_model_version_by_alias("r.policy", name).tags
+
+    assert tracked.aliases(store) == {"current": "v0003"}
+    evaluate(store, "v0002", 0.5)
+    evaluate(store, "v0003", 0.25)
+    assert tracked.aliases(store) == {"current": "v0003", "champion": "v0002"}
+    assert (alias("champion")["version"], alias("champion")["right"]) == ("v0002", "0.500000")
+    assert (alias("current")["version"], alias("current")["right"]) == ("v0003", "0.250000")
+    evaluate(store, "v0003", 0.75)
+    store.set_current("v0001")
+    assert tracked.aliases(store) == {"current": "v0001", "champion": "v0003"}
+    assert alias("champion")["version"] == "v0003"
+    assert alias("champion")["held_out_tasks"] == "20"
+
+
+def test_the_registry_alone_loads_a_version_in_another_place(settings, home, tmp_path):
+    store, tracked = store_with_base(home), MlflowRun(settings)
+    evaluate(store, "v0002", 0.5)
+    tracked.aliases(store)
+    published = digest_files(store.path("v0002"))
+    elsewhere = tmp_path / "other machine"
+    elsewhere.mkdir()
+    shutil.copyfile(home / "mlflow.db", elsewhere / "mlflow.db")
+    shutil.copytree(home / "mlflow-artifacts", elsewhere / "mlflow-artifacts")
+    shutil.rmtree(home)
+
+    done = CliRunner().invoke(
+        main,
+        ["policies", "fetch", "r.policy", "champion", "--home", str(elsewhere), "--into", str(elsewhere / "models")],
+    )
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.strip() == str(elsewhere / "models/v0002")
+    assert digest_files(elsewhere / "models/v0002") == published
+    uri = f"sqlite:///{elsewhere / 'mlflow.db'}"
+    assert load(uri, "r.policy", "v0003", elsewhere / "models").name == "v0003"
+    with pytest.raises(StoreError, match="is there already"):
+        load(uri, "r.policy", "v0003", elsewhere / "models")
+    with pytest.raises(StoreError, match=r"no version or alias 'v0042'.*models: \['r.policy'\]"):
+        load(uri, "r.policy", "v0042", elsewhere / "models")
+    with pytest.raises(StoreError, match=r"no version or alias 'v0001' of 'x'"):
+        load(uri, "x", "v0001", elsewhere / "models")
+    assert sorted(p.name for p in (elsewhere / "models").iterdir()) == ["v0002", "v0003"]
+
+
+def test_a_damaged_version_is_neither_registered_nor_loaded(settings, home, tmp_path):
+    store, tracked = store_with_base(home), MlflowRun(settings)
+    tracked.version(store, "v0001")
+    (copied,) = (home / "mlflow-artifacts").rglob("policies/policy/v0001")
+    os.truncate(copied / "model.safetensors", 20)  # the same file as in the store
+    with pytest.raises(StoreError, match=r"model\.safetensors: 20 bytes"):
+        load(tracking_uri(settings), "r.policy", "v0001", tmp_path / "into")
+    assert list((tmp_path / "into").iterdir()) == []
+    (store.path("v0002") / "config.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"v0002/config\.json"):
+        tracked.version(store, "v0002")
+    client = connect(tracking_uri(settings))
+    assert [found.tags["version"] for found in client.search_model_versions("name = 'r.policy'")] == ["v0001"]
+
+
+def test_other_files_than_those_registered_are_refused(settings, home, tmp_path):
+    store, tracked = store_with_base(home), MlflowRun(settings)
+    for version in ("v0001", "v0002"):
+        tracked.version(store, version)
+    (first,) = (home / "mlflow-artifacts").rglob("policies/policy/v0001")
+    shutil.rmtree(first)
+    shutil.copytree(first.with_name("v0002"), first)
+    manifest = first / "manifest.json"
+    manifest.write_text(
+        manifest.read_text().replace('"v0002"', '"v0001"').replace('"parent": "v0001"', '"parent": null')
+    )
+    with pytest.raises(StoreError, match="other files than those registered as v0001"):
+        load(tracking_uri(settings), "r.policy", "v0001", tmp_path / "into")
+
+
+def test_what_garbage_collection_removes_leaves_the_registry_too(settings, home):
+    store, tracked = store_with_base(home), MlflowRun(settings)
+    for version in ("v0001", "v0002", "v0003"):
+        tracked.version(store, version)
+    weights = store.path("v0001") / "model.safetensors"
+    descriptor = os.open(weights, os.O_RDONLY)
+    try:
+        done = collect(home, "policy")
+        assert list(done.gone) == ["v0001"]
+        client = connect(tracking_uri(settings))
+        assert forget(client, "policy", done.digests | {"v0003": "of other files"}) == 1
+        assert os.fstat(descriptor).st_nlink == 0, "the disk is free"
+    finally:
+        os.close(descriptor)
+    left = {found.tags["version"] for found in client.search_model_versions("name = 'r.policy'")}
+    assert left == {"v0002", "v0003"}
