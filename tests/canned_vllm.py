@@ -35,6 +35,7 @@ class CannedVllm:
         self.cancelled = 0
         self.prompt_ids = list(PROMPT_IDS)
         self.said: dict[str, Any] = {}  # `reasoning` and `tool_calls` that chat says beside, or instead of, its text
+        self.script: list[tuple[list[int], dict[str, Any]]] | None = None  # a chat's chunks: (token ids, delta)
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -96,6 +97,8 @@ class CannedVllm:
     async def _whole(self, body: dict[str, Any], chat: bool) -> web.Response:
         if self.gate is not None:
             await self.gate.wait()
+        if self.script is not None:
+            return self._whole_script(body, self.script)
         hides = chat and self._hides(body)
         ids = [token[0] for token in TOKENS] if body.get("return_token_ids") and not hides else None
         prompt_ids = self.prompt_ids if body.get("return_token_ids") else None
@@ -123,6 +126,17 @@ class CannedVllm:
         }
         return web.json_response(reply | ({"prompt_token_ids": prompt_ids, "prompt_logprobs": None} if chat else {}))
 
+    def _whole_script(self, body: dict[str, Any], script: list[tuple[list[int], dict[str, Any]]]) -> web.Response:
+        ids = [token for tokens, _ in script for token in tokens]
+        calls = [call for _, delta in script for call in delta.get("tool_calls", ())]
+        message = {"role": "assistant", "content": "".join(delta.get("content", "") for _, delta in script)}
+        if calls:
+            message |= {"tool_calls": [{k: v for k, v in call.items() if k != "index"} for call in calls]}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "token_ids": ids}
+        choice["logprobs"] = _chat_logprobs([(token, "", -0.5) for token in ids])
+        head = {"id": "chatcmpl-canned", "object": "chat.completion", "created": 1, "model": body["model"]}
+        return web.json_response(head | {"choices": [choice], "prompt_token_ids": self.prompt_ids})
+
     async def _stream(self, request: web.Request, body: dict[str, Any], chat: bool) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
@@ -144,6 +158,13 @@ class CannedVllm:
             delta = {"role": "assistant", "content": ""}
             choice: dict[str, Any] = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
             await send({"choices": [choice], "prompt_token_ids": self.prompt_ids if with_ids else None})
+        if self.script is not None:
+            for number, (ids, delta) in enumerate(self.script, 1):
+                choice = {"index": 0, "delta": delta, "finish_reason": "stop" if number == len(self.script) else None}
+                choice |= {"token_ids": ids, "logprobs": _chat_logprobs([(i, "", -0.5) for i in ids])}
+                await send({"choices": [choice]})
+            await response.write(b"data: [DONE]\n\n")
+            return response
         for i, token in enumerate(TOKENS):
             if i == 1 and self.gate is not None:
                 await self.gate.wait()

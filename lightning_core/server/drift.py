@@ -6,7 +6,6 @@ from a bounded memory of replies. Nothing is rewritten.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ class DriftMemory:
     def __init__(self, most_tokens: int = _MOST_TOKENS) -> None:
         self._most = most_tokens
         self._size = 0
-        self._attempts: OrderedDict[Key, dict[bytes, _Reply]] = OrderedDict()
+        self._attempts: OrderedDict[Key, dict[int, _Reply]] = OrderedDict()
 
     def compare(self, key: Key, messages: Any, prompt: Sequence[int]) -> Drift | None:
         """How `prompt` departs from the reply that `messages` send back; None where it does not, or none is known."""
@@ -100,9 +99,12 @@ def _departure(reply: _Reply, later: array[int]) -> Drift | None:
     return Drift(start + agree, len(sampled) - alike, reply.response_id)
 
 
-def _digest(messages: list[Any]) -> bytes:
-    """The same for messages of the same role, text, and tool calls, however a client writes them down."""
-    return hashlib.blake2b(orjson.dumps([_plain(message) for message in messages]), digest_size=16).digest()
+def _digest(messages: list[Any]) -> int:
+    """The same for messages of the same role, text, and tool calls, however a client writes them down.
+
+    Python's own hash of bytes (keyed, 64 bits): hashlib would let go of the interpreter's lock, and wait for it.
+    """
+    return hash(orjson.dumps([_plain(message) for message in messages]))
 
 
 def _plain(message: Any) -> Any:

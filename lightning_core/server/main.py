@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import gc
 import json
 import logging
 import os
@@ -171,11 +172,19 @@ def serve(
         server = Server(config, home, host, sock.getsockname()[1], grpc)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+        _rarely_collect()
         server.run(sockets=[sock])
     except (RoutesError, ValueError, OSError) as error:
         raise CannotStart(str(error)) from None
     finally:
         spool.close()
+
+
+def _rarely_collect() -> None:
+    """What was imported stays, and a call leaves hardly a cycle: looking for them takes a tenth of its time otherwise."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def _allow_many_files() -> None:

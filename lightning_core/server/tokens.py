@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 import json
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ def is_secret(secret: str, presented: str) -> bool:
 
 
 def _mac(secret: str, payload: bytes) -> bytes:
-    return hmac.new(secret.encode(), b"lightning-attempt\0" + payload, hashlib.sha256).digest()
+    return hmac.digest(secret.encode(), b"lightning-attempt\0" + payload, "sha256")
 
 
 def _encode(data: bytes) -> str:

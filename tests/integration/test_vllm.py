@@ -11,15 +11,19 @@ import time
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 
+from lightning_core import names
 from lightning_core.config import LoraSettings, PolicySettings, ServerSettings, VllmSettings
+from lightning_core.lake import spool
 from lightning_core.policies import redeploy
 from lightning_core.policies.processes import group_members
 from lightning_core.policies.redeploy import RedeployFailed, hot_swap, load_lora, route
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import PROBE_LENGTH, PROBE_TOKENS, VllmError
 from lightning_core.server.handle import ServerHandle
+from tests.gateway_rig import attributes, float32, int32, spans_of
 from tests.tiny_model import make_tiny_llama
 
 pytestmark = pytest.mark.slow
@@ -124,6 +128,7 @@ def test_replies_through_the_gateway_are_vllms_own_field_by_field(vllm, tmp_path
             {},
             {"logprobs": True, "top_logprobs": 2},
             {"return_token_ids": True},
+            {"stream": True},
             {"stream": True, "stream_options": {"include_usage": True}},
             {"stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "return_token_ids": True},
         ):
@@ -136,6 +141,44 @@ def test_replies_through_the_gateway_are_vllms_own_field_by_field(vllm, tmp_path
     finally:
         direct.close()
         server.stop()
+
+
+def test_ids_of_the_spans_decode_to_the_text_the_client_got(vllm, models, tmp_path):
+    """Whole and streamed, at temperature 1: the tiny model says bytes that are no UTF-8, and special tokens."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models[0])
+    server = ServerHandle.start(tmp_path, ServerSettings(grpc_port=None), tmp_path / "log")
+    try:
+        served = {"upstream": vllm.upstream, "model": vllm.state.served_name, "version": "v0001"}
+        server.set_routes({"policies": {"policy": served}})
+        agent = openai.OpenAI(
+            base_url=server.attempt_url("r", "a") + "/v1", api_key=server.mint("r", "a", "train"), max_retries=0
+        )
+        text: dict[str, str] = {}
+        request = {"model": "policy", "messages": PROMPT["messages"], "max_tokens": 40}
+        for number in range(12):
+            if number % 2:
+                for chunk in agent.chat.completions.create(**request, stream=True, extra_body={"ignore_eos": True}):
+                    text[chunk.id] = text.get(chunk.id, "") + (chunk.choices[0].delta.content or "")
+            else:
+                reply = agent.chat.completions.create(**request, extra_body={"ignore_eos": True})
+                text[reply.id] = reply.choices[0].message.content or ""
+        calls = [
+            attributes(span) for _, _, record in spool.read(tmp_path / "spool", 0) for span in spans_of(record.body)
+        ]
+    finally:
+        server.stop()
+    assert len(text) == len(calls) == 12
+    special = set(tokenizer.all_special_ids)
+    assert any(special & set(int32(call[names.RESPONSE_TOKEN_IDS])) for call in calls)
+    for call in calls:
+        ids, got = int32(call[names.RESPONSE_TOKEN_IDS]), text[call[names.GEN_AI_RESPONSE_ID]]
+        decoded = tokenizer.decode(ids, skip_special_tokens=True)
+        assert len(ids) == 40 == len(float32(call[names.RESPONSE_LOGPROBS]))
+        # A character whose last bytes were not sampled any more is in no stream.
+        assert decoded.startswith(got) and decoded[len(got) :].strip("\ufffd") == ""
+        assert json.loads(call[names.GEN_AI_OUTPUT_MESSAGES])[0]["content"] == got
 
 
 def plain(answer: httpx.Response) -> list:
