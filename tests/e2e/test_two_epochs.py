@@ -163,9 +163,19 @@ def test_mlflow_has_the_metrics_by_epoch_and_the_versions(trained: Path) -> None
     with sqlite3.connect(trained / "mlflow.db") as record:
         steps = record.execute("SELECT step FROM metrics WHERE key = 'mean_reward' ORDER BY step").fetchall()
         held_out = record.execute("SELECT step FROM metrics WHERE key = 'held_out_right' ORDER BY step").fetchall()
-        versions = record.execute("SELECT count(*) FROM model_versions WHERE name = 'tiny.policy'").fetchone()
+        versions = record.execute(
+            "SELECT value FROM model_version_tags WHERE name = 'tiny.policy' AND key = 'version' ORDER BY value"
+        ).fetchall()
+        aliases = dict(
+            record.execute(
+                "SELECT alias, value FROM registered_model_aliases a JOIN model_version_tags t USING (name, version) "
+                "WHERE name = 'tiny.policy' AND key = 'version'"
+            ).fetchall()
+        )
         flow_run = record.execute("SELECT value FROM tags WHERE key = 'prefect.flow_run_id'").fetchone()
-    assert (steps, held_out, versions) == ([(0,), (1,)], [(0,), (2,)], (2,))
+    assert (steps, held_out) == ([(0,), (1,)], [(0,), (2,)])
+    assert versions == [("v0000",), ("v0001",), ("v0002",)]
+    assert aliases == {"current": "v0002", "champion": PolicyStore(trained, "policy").best()}
     assert flow_run is not None
 
 
