@@ -3,14 +3,13 @@
 -- record_index), or the view `epoch_spans`.
 -- Inputs: spans, node_keys.
 -- Rule: `prompt_tokens` and `response_tokens` are the lengths of the lists of token ids; NULL where there are none.
--- `span_key` and `parent_key` stand for (attempt, id) in 64 bits: joins of a million spans want one number.
+-- `attempt` is that of `bucket`, which has its rollout and attempt id. `span_key` and `parent_key` stand for (attempt, id) in
+-- 64 bits: joins of a million spans want one number.
 SELECT
     keys.node,
     keys.attempt,
     keys.record_offset,
     keys.record_index,
-    spans.rollout_id,
-    spans.attempt_id,
     spans.trace_id,
     spans.span_id,
     spans.parent_span_id,

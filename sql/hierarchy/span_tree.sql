@@ -1,16 +1,14 @@
 -- The tree of every attempt as repaired: each span's place, how it was found, and the agent it belongs to.
 -- Grain: one row per span, and one per declared parent that never came (`method` synthesised, negative `node`).
--- Inputs: places, nodes, repeated_ids, missing_parents.
+-- Inputs: places, nodes, bucket, repeated_ids, missing_parents.
 -- Rule: what was declared stays in `declared_parent_id`; `method` says where `parent_id` came from (table `methods`).
 WITH known AS (
-    SELECT node, rollout_id, attempt_id, attempt, trace_id, span_id, parent_span_id, name, op, start_ns, end_ns
+    SELECT node, attempt, trace_id, span_id, parent_span_id, name, op, start_ns, end_ns
     FROM nodes
     UNION ALL
     SELECT
         missing_parents.node,
-        child.rollout_id,
-        child.attempt_id,
-        child.attempt,
+        missing_parents.attempt,
         missing_parents.trace_id,
         missing_parents.span_id,
         NULL,
@@ -19,11 +17,10 @@ WITH known AS (
         missing_parents.start_ns,
         missing_parents.end_ns
     FROM missing_parents
-    JOIN nodes AS child ON child.node = -missing_parents.node
 )
 SELECT
-    this.rollout_id,
-    this.attempt_id,
+    bucket.rollout_id,
+    bucket.attempt_id,
     places.node,
     this.trace_id,
     this.span_id,
@@ -45,5 +42,6 @@ SELECT
     this.end_ns
 FROM places
 JOIN known AS this USING (node)
+JOIN bucket USING (attempt)
 LEFT JOIN known AS above ON above.node = places.parent_node
 LEFT JOIN repeated_ids ON repeated_ids.node = places.node

@@ -1,14 +1,14 @@
 -- The spans that a rule of automatic intermediate rewarding asks about: what it says of op, tool and status holds.
 -- Grain: one row per (rule, span). `call` is the call that the span is a record of. Empty without rules (`reward.air`).
--- Inputs: nodes, llm_twins, tool_twins, air_rules.
+-- Inputs: nodes, bucket, llm_twins, tool_twins, air_rules.
 -- Rule: an LLM or tool call that was seen twice failed if any of its records says so.
 -- A table of its own, so that DuckDB knows how few there are (none, as a rule) before `air_matches` reads texts for them.
 WITH asked AS MATERIALIZED (
     SELECT
         nodes.node,
         coalesce(tool_twins.kept, llm_twins.kept, nodes.node) AS call,
-        nodes.rollout_id,
-        nodes.attempt_id,
+        bucket.rollout_id,
+        bucket.attempt_id,
         nodes.tool_name,
         nodes.status AS found_status,
         coalesce(nodes.end_ns, nodes.start_ns) AS emitted_ns,
@@ -16,6 +16,7 @@ WITH asked AS MATERIALIZED (
         nodes.record_index,
         rules.*
     FROM nodes
+    JOIN bucket USING (attempt)
     JOIN air_rules AS rules ON coalesce(rules.op = nodes.op, true)
     LEFT JOIN tool_twins ON tool_twins.node = nodes.node
     LEFT JOIN llm_twins ON llm_twins.node = nodes.node

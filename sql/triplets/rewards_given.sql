@@ -11,10 +11,15 @@ WITH graders AS (
     JOIN spans USING (record_offset, record_index)
     WHERE nodes.reward_source = 'grader'
 ),
+attempts AS (
+    -- By `attempt`: one number is joined faster than two texts.
+    SELECT bucket.attempt, scored_attempts.* FROM scored_attempts JOIN bucket USING (rollout_id, attempt_id)
+),
 emitted AS (
     SELECT
-        nodes.rollout_id,
-        nodes.attempt_id,
+        nodes.attempt,
+        attempts.rollout_id,
+        attempts.attempt_id,
         nodes.node,
         nodes.span_id,
         CASE WHEN nodes.reward_source IS DISTINCT FROM 'grader' THEN tree.agent END AS agent,
@@ -36,32 +41,35 @@ emitted AS (
         settings.weighted
     FROM nodes
     JOIN places AS tree USING (node)
-    JOIN scored_attempts AS attempts ON attempts.rollout_id = nodes.rollout_id AND attempts.attempt_id = nodes.attempt_id
+    JOIN attempts ON attempts.attempt = nodes.attempt
     CROSS JOIN reward_settings AS settings
     LEFT JOIN reward_weights AS weights ON weights.name = coalesce(nodes.reward_name, 'reward')
     LEFT JOIN graders ON graders.node = nodes.node
     WHERE nodes.op = 'reward' OR nodes.reward IS NOT NULL
 ),
+plain AS (
+    -- Attempts with a usable reward named `reward`: it alone counts, unless there are weights.
+    SELECT DISTINCT attempt FROM emitted WHERE left_out IS NULL AND NOT weighted AND name = 'reward'
+),
 named AS (
     SELECT
-        * REPLACE (
+        emitted.* REPLACE (
             CASE
-                WHEN left_out IS NULL AND NOT weighted AND name <> 'reward'
-                    AND bool_or(left_out IS NULL AND name = 'reward') OVER (PARTITION BY rollout_id, attempt_id)
-                    THEN 'other_name'
-                ELSE left_out
+                WHEN emitted.left_out IS NULL AND emitted.name <> 'reward' AND plain.attempt IS NOT NULL THEN 'other_name'
+                ELSE emitted.left_out
             END AS left_out
         )
     FROM emitted
+    LEFT JOIN plain USING (attempt)
+),
+last_ones AS (
+    SELECT max_by(node, (source = 'grader', coalesce(emitted_ns, -1), node)) AS node
+    FROM named
+    WHERE left_out IS NULL
+    GROUP BY attempt, CASE WHEN weighted THEN name END
 ),
 lasting AS (
-    SELECT
-        *,
-        left_out IS NULL AND row_number() OVER (
-            PARTITION BY rollout_id, attempt_id, left_out IS NULL, CASE WHEN weighted THEN name END
-            ORDER BY source = 'grader' DESC, emitted_ns DESC, node DESC
-        ) = 1 AS counts
-    FROM named
+    SELECT named.*, last_ones.node IS NOT NULL AS counts FROM named LEFT JOIN last_ones USING (node)
 ),
 by_rules AS (
     SELECT air.*, nodes.span_id, tree.agent, tree.ambiguous
@@ -71,10 +79,9 @@ by_rules AS (
 ),
 failed AS (
     SELECT attempts.rollout_id, attempts.attempt_id, attempts.end_ns, settings.failure_reward, min(nodes.node) AS node, min_by(nodes.span_id, nodes.node) AS span_id
-    FROM scored_attempts AS attempts
-    SEMI JOIN bucket USING (rollout_id, attempt_id)
+    FROM attempts
     CROSS JOIN reward_settings AS settings
-    LEFT JOIN nodes ON nodes.rollout_id = attempts.rollout_id AND nodes.attempt_id = attempts.attempt_id AND nodes.op = 'rollout'
+    LEFT JOIN nodes ON nodes.attempt = attempts.attempt AND nodes.op = 'rollout'
     WHERE attempts.outcome <> 'ok' AND settings.failure_reward IS NOT NULL
     GROUP BY ALL
 )
