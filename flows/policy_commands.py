@@ -129,6 +129,20 @@ def fetch(model: str, version: str, into: Path, home: Path | None, tracking: str
     click.echo(load(_tracking(tracking, _home(home)), model, version, into))
 
 
+@policies.command()
+@click.argument("policy")
+@click.argument("version")
+@click.option("--into", type=click.Path(path_type=Path), required=True, help="The folder to write; must not exist.")
+@click.option("--merged", is_flag=True, help="Full weights, also of an adapter (its base model is loaded).")
+@click.option("--models", type=click.Path(path_type=Path), default=Path("var/models"), show_default=True)
+@_home_option
+def export(policy: str, version: str, into: Path, merged: bool, models: Path, home: Path | None) -> None:
+    """Write VERSION of POLICY as a folder for transformers, peft or vLLM."""
+    from lightning_core.policies.export import export as write
+
+    click.echo(write(_store(home, policy), version, into, merged=merged, models=models, on_progress=click.echo))
+
+
 def _tracking(uri: str | None, home: Path) -> str:
     file = home / "mlflow.db"
     if uri is None and not file.is_file():
