@@ -26,6 +26,7 @@ class CannedVllm:
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: set[str] = set()  # of everything that came, also of what is not served here
         self.fail_next: list[int | str] = []
         self.fail_with: dict[str, Any] | None = None  # the error that comes with such a status
         self.gate: asyncio.Event | None = None  # holds a stream back before its second token
@@ -40,7 +41,13 @@ class CannedVllm:
         self.port = 0
 
     async def start(self, unix_path: str | None = None) -> str:
-        app = web.Application(client_max_size=1 << 26)
+        @web.middleware
+        async def noted(request: web.Request, handler: Any) -> web.StreamResponse:
+            self.paths.add(request.path)
+            response: web.StreamResponse = await handler(request)
+            return response
+
+        app = web.Application(client_max_size=1 << 26, middlewares=[noted])
         app.router.add_post("/v1/chat/completions", self._handle)
         app.router.add_post("/v1/completions", self._handle)
         app.router.add_post("/v1/embeddings", self._embed)

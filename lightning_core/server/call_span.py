@@ -24,11 +24,20 @@ KIND_CLIENT = 3
 OPERATIONS: dict[Kind, str] = {"chat": "chat", "completion": "text_completion", "embeddings": "embeddings"}
 
 
+_random = (
+    bytearray()
+)  # asked for some hundred ids at a time: each time gives up the interpreter's lock, and waits for it
+
+
 def new_id(size: int) -> bytes:
     """A random id that is not all zeros; from the operating system, because agents seed `random`."""
-    while not any(made := os.urandom(size)):
-        pass
-    return made
+    while True:
+        if len(_random) < size:
+            _random.extend(os.urandom(4096))
+        made = bytes(_random[-size:])
+        del _random[-size:]
+        if any(made):
+            return made
 
 
 def parse_traceparent(header: str | None) -> tuple[bytes, bytes] | None:
