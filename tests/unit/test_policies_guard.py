@@ -1,0 +1,67 @@
+"""A damaged version is neither served nor trained from: the error comes before anything is touched."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lightning_core import services
+from lightning_core.config import Settings
+from lightning_core.lake.manifest import DerivedTable, EpochManifest
+from lightning_core.policies.store import Lineage, StoreError
+from lightning_core.training import epoch as training
+from tests.policy_files import store_with_base, write_model
+
+
+class Untouched:
+    """Stands for a running service; whoever asks it for anything has gone too far."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"asked for {name}")
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    store = store_with_base(tmp_path)
+    store.set_current("v0000")
+    store.publish(write_model(tmp_path / "out", 1.0), Lineage(run="r", epoch=0, base_model="base", parent="v0000"))
+    weights = store.path("v0001") / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    return store
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings.model_validate(
+        {"run": "r", "home": tmp_path, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
+    )
+
+
+def test_a_damaged_version_is_not_deployed_and_what_is_served_stays(damaged, settings):
+    running = SimpleNamespace(server=Untouched(), vllm=Untouched(), model=None)
+    with pytest.raises(StoreError, match=r"v0001/model\.safetensors: its content is not what was published"):
+        services.deploy(settings, running, {"policy": "v0001"})
+    assert damaged.current() == "v0000"
+
+
+def test_vllm_is_not_started_on_a_damaged_version(damaged, settings, monkeypatch):
+    monkeypatch.setattr(services, "VllmServer", Untouched())
+    damaged.set_current("v0001")
+    with pytest.raises(StoreError, match=r"v0001/model\.safetensors"):
+        services._start_vllm(settings, None, print)
+    damaged.set_current("v0000")
+    with pytest.raises(AssertionError, match="asked for start"):
+        services._start_vllm(settings, None, print)
+
+
+def test_nothing_is_trained_from_a_damaged_version(damaged, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_select", lambda *_: 1)
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("it was trained from"))
+    epoch = EpochManifest(
+        run="r", epoch=1, opened_offset=0, versions={"policy": "v0001"},
+        tables={"sequences": DerivedTable(path="derived/r/1/sequences.parquet", rows=1, digest="d")},
+    )  # fmt: skip
+    with pytest.raises(StoreError, match=r"v0001/model\.safetensors"):
+        training.train_version(None, settings, settings.policies[0], epoch, tmp_path, "key", print)
+    assert damaged.versions() == ["v0000", "v0001"]
