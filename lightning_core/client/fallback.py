@@ -1,8 +1,8 @@
 """Where spans wait while the server is away: one small file an attempt, shared by all of its processes.
 
-Each line is one encoded export request without its credentials. The file is only touched under a lock, and emptied
-only after the server has acknowledged every line; a crash in between sends a span twice, which the lake reads as one
-(same ids, same content). It stands beside `$LIGHTNING_TASK` where there is one, so that the runner that started the
+Each line is one encoded export request without its credentials. The file is only touched under a lock. What the server
+has acknowledged leaves it at once or, after a crash, by being sent again, which the lake reads as one span (same ids,
+same content). It stands beside `$LIGHTNING_TASK` where there is one, so that the runner that started the
 attempt can deliver what the agent's processes could not. An agent that runs by itself has one in the temporary folder,
 for each endpoint: its next process sends what the last left, or `python -m lightning_core.client` does.
 """
@@ -40,7 +40,17 @@ def keep(path: Path, body: bytes) -> bool:
         size = file.seek(0, os.SEEK_END)
         if size + len(body) > LIMIT_BYTES:
             return False
-        file.write(body + b"\n")
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            size = len(b"".join(_whole_lines(file)))
+            os.ftruncate(file.fileno(), size)
+            file.seek(size)
+        try:
+            file.write(body + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
     return True
 
 
@@ -55,12 +65,11 @@ def deliver(path: Path, endpoint: str, headers: Mapping[str, str], *, retries: i
     refused: list[str] = []
     sent = 0
     with _locked(path) as file:
-        file.seek(0)
-        lines = [line for line in file.read().split(b"\n") if line]
+        lines = _whole_lines(file)
         try:
             for line in list(lines):
                 try:
-                    post_request(endpoint, headers, line, retries=retries)
+                    post_request(endpoint, headers, line.removesuffix(b"\n"), retries=retries)
                     sent += 1
                 except DeliveryError as error:
                     if not error.permanent:
@@ -68,19 +77,52 @@ def deliver(path: Path, endpoint: str, headers: Mapping[str, str], *, retries: i
                     refused.append(str(error))
                 lines.pop(0)
         finally:
-            file.seek(0)
-            file.truncate()
-            file.writelines(line + b"\n" for line in lines)
+            _replace(path, file, lines)
     if refused:
         raise DeliveryError(f"{len(refused)} kept requests were dropped: {refused[0]}", permanent=True)
     return sent
 
 
+def _whole_lines(file: IO[bytes]) -> list[bytes]:
+    """Each with its end; what a process wrote half of before it was killed is none, and nobody was told that it is kept."""
+    file.seek(0)
+    return [line for line in file.readlines() if line.endswith(b"\n")]
+
+
+def _replace(path: Path, file: IO[bytes], lines: list[bytes]) -> None:
+    """Leave these lines in the file; a kill meanwhile leaves the former ones."""
+    if not lines:
+        os.ftruncate(file.fileno(), 0)
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as new:
+            new.writelines(lines)
+            new.flush()
+            os.fsync(new.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # no room: what was sent is sent again
+        raise
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[IO[bytes]]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "r+b") as file:
-        if os.fstat(descriptor).st_uid != os.getuid():  # the temporary folder is everybody's
-            raise PermissionError(f"{path} belongs to another user; remove it")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file  # closing it gives the lock back
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "r+b") as file:
+            if os.fstat(descriptor).st_uid != os.getuid():  # the temporary folder is everybody's
+                raise PermissionError(f"{path} belongs to another user; remove it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(path, descriptor):
+                continue  # replaced while this process waited for it
+            yield file  # closing it gives the lock back
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -177,15 +177,32 @@ def _retry_after(value: str | None) -> float | None:
         return None  # an HTTP date; our own backoff serves as well
 
 
+class _Connection(http.client.HTTPConnection):
+    """Hears an answer that comes before the request is sent: 413, say, after which the server reads no more."""
+
+    def send(self, data: Any) -> None:
+        try:
+            super().send(data)
+        except (BrokenPipeError, ConnectionResetError):
+            if self.sock is None:
+                raise
+            # `getresponse` says whether there is an answer.
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
 def _opener(url: str) -> urllib.request.OpenerDirector:
     """A proxy set for the machine must not see what goes to this machine itself."""
     host = urllib.parse.urlsplit(url).hostname or ""
     if host == "localhost" or host == "::1" or host.startswith("127."):
         return _DIRECT
-    return urllib.request.build_opener()
+    return urllib.request.build_opener(_Http)
 
 
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Http)
 
 
 def _encode_value(value: Any) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def _rejections(con: duckdb.DuckDBPyConnection, rejected: Path, decoded_offset: 
         )
         """
     )
-    # A file is named after the range of the spool that it is about; one behind the manifest's will be written again.
+    # A file is named after the range of the spool that it is about; one behind the manifest's is a decoding that did not come to its end.
     files = [str(path) for path in sorted(rejected.glob("*.jsonl")) if int(path.name[:20]) < decoded_offset]
     if files:
         con.execute(

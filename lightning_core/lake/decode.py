@@ -197,6 +197,13 @@ def _sorted(decoded: pa.Table, row: pa.Int32Array) -> pa.Table:
     return pa.table(columns, schema=wanted)
 
 
+def sweep_rejected(directory: Path, decoded_offset: int) -> None:
+    """Remove what a decoding set aside that then did not come to its end: the next sets it aside again."""
+    for path in directory.glob("*.jsonl"):
+        if int(path.name[:20]) >= decoded_offset:
+            path.unlink(missing_ok=True)
+
+
 def write_rejected(directory: Path, name: str, rejected: list[dict[str, Any]]) -> None:
     """Keep rejected spans, one JSON line each, in a file named after the range of the spool they came from."""
     if not rejected:

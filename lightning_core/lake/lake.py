@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from lightning_core.files import locked
 from lightning_core.lake import catalog, compact, memory, parquet, retries, spool
-from lightning_core.lake.decode import Decoder, write_rejected
+from lightning_core.lake.decode import Decoder, sweep_rejected, write_rejected
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, LakeError, Manifests, Mode, SpanFile, SpanManifest
 from lightning_core.lake.redact import Redaction
 
@@ -62,6 +62,7 @@ class Lake:
                 )
             compact.sweep(self, manifest)
             start = manifest.decoded_offset
+            sweep_rejected(self.spool / "rejected", start)
             end = spool.durable_end(self.spool) if until is None else until
             if 0 < end < start:
                 raise LakeError(

@@ -23,6 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from lightning_core.lake.otlp_envelope import Envelope, OtlpError, unconverted
 
+_MOST_SPANS = 100_000  # of a request: they are converted one by one, in seconds for so many
 _INTEGER = re.compile(r"[+-]?[0-9]{1,400}")
 _ID_KEYS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 
@@ -51,10 +52,11 @@ def _read_leniently(plain: bytes) -> Any:
 def trace_envelope(raw: dict[str, Any]) -> tuple[Any, list[str]]:
     """(Envelope, the reason of each span that could not be converted) of an OTLP/JSON trace request.
 
-    Raises OtlpError 400 where the lists that hold the spans are none.
+    Raises OtlpError 400 where the lists that hold the spans are none, 413 for too many spans.
     """
     envelope = Envelope()
     reasons: list[str] = []
+    left = _MOST_SPANS
     resources = objects(raw, "resourceSpans", "resource_spans")
     if raw and not resources and not raw.keys() & {"resourceSpans", "resource_spans"}:
         raise OtlpError(400, "the body is no ExportTraceServiceRequest in OTLP/JSON: it has no resourceSpans")
@@ -66,7 +68,11 @@ def trace_envelope(raw: dict[str, Any]) -> tuple[Any, list[str]]:
             group = out.scope_spans.add(schema_url=_schema_url(scope_spans))
             if scope := scope_spans.get("scope"):
                 group.scope = _part(InstrumentationScope, scope)[0]
-            for span in _items(scope_spans, "spans"):
+            spans = _items(scope_spans, "spans")
+            left -= len(spans)
+            if left < 0:
+                raise OtlpError(413, f"the body has more than {_MOST_SPANS} spans; send smaller batches, or protobuf")
+            for span in spans:
                 encoded, reason = _part(Span, span)
                 group.spans.append(encoded)
                 if reason is not None:

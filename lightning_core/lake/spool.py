@@ -126,7 +126,8 @@ class SpoolWriter:
 
     `max_bytes` bounds what is kept (not yet freed by `drop_before`). `segment_bytes` is where a new segment begins;
     by default 64 MiB, less where `max_bytes` is small, so that there is always something to free.
-    `begin` is the offset of the first record where there is no spool yet: behind what a lake has decoded of a former one.
+    `begin` is what a lake has decoded: where there is no spool yet, or an older one (a backup, put back) that ends before it,
+    the next record begins there, and is not taken for one that was decoded.
     `torn_bytes` says how much of an unacknowledged tail was cut off on opening.
     """
 
@@ -161,6 +162,12 @@ class SpoolWriter:
         os.fsync(self._fd)
         fsync(self._directory)
         self._end = self._begin + good
+        if self._end < begin:
+            log.warning("%s ends at %d, and up to %d was decoded: the next begins there", path, self._end, begin)
+            os.close(self._fd)
+            self._begin = self._end = begin
+            self._fd = os.open(segment_path(self._directory, begin), os.O_RDWR | os.O_CREAT, 0o600)
+            fsync(self._directory)
         self._tainted = False  # bytes past _end may be on disk and have to go before the next write
         self._finished: Path | None = None  # the segment before this one
 

@@ -1,6 +1,7 @@
 -- Second records of an LLM call: the agent's instrumentation saw what the gateway recorded, or it saw a call twice.
 -- Grain: one row per LLM span that another record stands for (`twin_of`, a span_id). Inputs: span_tree, scored_attempts,
 -- spans.
+-- `start_ns` tells calls apart that share their ids (an agent seeds `random`).
 -- Rule: as the epoch was derived. Attempts that are in no derived epoch: records with one response id are one call; the
 -- gateway's stands for it, else the earliest. Spans without a scope are not compared.
 WITH derived AS (
@@ -9,12 +10,13 @@ WITH derived AS (
         twin.attempt_id,
         twin.trace_id,
         twin.span_id,
+        twin.start_ns,
         min(kept.span_id) AS twin_of
     FROM span_tree AS twin
     JOIN span_tree AS kept
         ON kept.rollout_id = twin.rollout_id AND kept.attempt_id = twin.attempt_id AND kept.node = twin.twin_of
     WHERE twin.twin_of IS NOT NULL
-    GROUP BY twin.rollout_id, twin.attempt_id, twin.trace_id, twin.span_id
+    GROUP BY twin.rollout_id, twin.attempt_id, twin.trace_id, twin.span_id, twin.start_ns
 ),
 records AS (
     SELECT DISTINCT
@@ -34,9 +36,9 @@ ranked AS (
         PARTITION BY rollout_id, attempt_id, response_id ORDER BY instrumented, start_ns, trace_id, span_id
     )
 )
-SELECT rollout_id, attempt_id, trace_id, span_id, twin_of FROM derived
+SELECT rollout_id, attempt_id, trace_id, span_id, start_ns, twin_of FROM derived
 UNION ALL
-SELECT rollout_id, attempt_id, trace_id, span_id, min(kept)
+SELECT rollout_id, attempt_id, trace_id, span_id, start_ns, min(kept)
 FROM ranked
 WHERE place > 1
-GROUP BY rollout_id, attempt_id, trace_id, span_id
+GROUP BY rollout_id, attempt_id, trace_id, span_id, start_ns

@@ -47,4 +47,5 @@ LEFT JOIN call_twins AS twins
     AND twins.attempt_id = calls.attempt_id
     AND twins.trace_id = calls.trace_id
     AND twins.span_id = calls.span_id
+    AND twins.start_ns IS NOT DISTINCT FROM calls.start_ns
 WHERE calls.op = 'llm'

@@ -23,7 +23,12 @@ emitted AS (
 called AS (
     SELECT spans.rollout_id, spans.attempt_id, count(*) AS calls, sum(spans.output_tokens) AS output_tokens
     FROM spans
-    LEFT JOIN call_twins AS twins USING (rollout_id, attempt_id, trace_id, span_id)
+    LEFT JOIN call_twins AS twins
+        ON twins.rollout_id = spans.rollout_id
+        AND twins.attempt_id = spans.attempt_id
+        AND twins.trace_id = spans.trace_id
+        AND twins.span_id = spans.span_id
+        AND twins.start_ns IS NOT DISTINCT FROM spans.start_ns
     WHERE spans.op = 'llm' AND twins.twin_of IS NULL
     GROUP BY spans.rollout_id, spans.attempt_id
 )

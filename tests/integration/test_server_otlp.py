@@ -7,8 +7,10 @@ import gzip
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,33 @@ def test_a_chunked_body_is_cut_off_at_the_limit(server: Rig) -> None:
         answer = httpx.post(server.handle.url + "/v1/traces", content=pieces(), headers=PROTOBUF)
         assert answer.status_code == 413
     assert sent < 50_000_000 and server.handle.health()["status"] == "ok"
+
+
+def test_a_small_body_that_is_much_to_read_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    spans = b'{"resourceSpans":[{"scopeSpans":[{"spans":[' + b"{}," * 90_000 + b"{}]}]}]}"
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    with rig(tmp_path) as server:
+        body, slowest, done = gzip.compress(spans), 0.0, threading.Event()
+        assert len(body) < 2_000
+
+        def send() -> None:
+            try:
+                assert traces(server, body, headers | bearer(server)).status_code == 200
+            finally:
+                done.set()
+
+        with ThreadPoolExecutor() as pool:
+            began, sent = time.monotonic(), pool.submit(send)
+            while not done.is_set():
+                asked = time.monotonic()
+                server.handle.health()
+                slowest = max(slowest, time.monotonic() - asked)
+            whole = time.monotonic() - began
+            sent.result()
+        assert slowest < whole / 2, f"{slowest:.2f} of {whole:.2f} s"
+        too_many = gzip.compress(spans.replace(b"{}]}", b"{}," * 20_000 + b"{}]}", 1))
+        answer = traces(server, too_many, headers | bearer(server))
+        assert answer.status_code == 413 and "spans" in answer.json()["message"]
 
 
 @pytest.mark.parametrize(("body", "encoding"), [(b"", None), (b"", "gzip"), (gzip.compress(b""), "gzip")])

@@ -6,8 +6,11 @@ import json
 import math
 import os
 import random
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +153,63 @@ def test_one_refused_request_does_not_hold_up_the_others(server: Standin, tmp_pa
         fallback.deliver(path, server.url, {})
     assert [span.name for span in server.spans] == ["1", "2"]
     assert path.read_bytes() == b""
+
+
+def test_a_write_that_failed_or_was_killed_half_way_takes_no_other_request_with_it(
+    server: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "waiting"
+
+    def request(name: str) -> bytes:
+        return wire.encode_request({}, [wire.SpanData(name, 1, 2, "a" * 32, "b" * 16).to_json()])
+
+    fallback.keep(path, request("one"))
+    with monkeypatch.context() as patch:
+        patch.setattr(fallback.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            fallback.keep(path, request("two"))
+    with path.open("ab") as file:
+        file.write(request("torn")[:20])  # killed
+    fallback.keep(path, request("three"))
+    with path.open("ab") as file:
+        file.write(request("torn")[:20])
+    assert fallback.deliver(path, server.url, {}) == 2
+    assert [span.name for span in server.spans] == ["one", "three"]
+
+
+def test_a_kill_while_waiting_requests_are_rewritten_loses_none(
+    server: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "waiting"
+    for number in range(3):
+        fallback.keep(path, wire.encode_request({}, [wire.SpanData(str(number), 1, 2, "a" * 32, "b" * 16).to_json()]))
+    server.fail = [(200, {}), (503, {})]
+    with monkeypatch.context() as patch:
+        patch.setattr(fallback.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fallback.deliver(path, server.url, {})
+    assert len(path.read_bytes().splitlines()) == 3
+    assert fallback.deliver(path, server.url, {}) == 3
+
+
+def test_an_answer_that_comes_before_all_is_sent_is_heard(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                connection.shutdown(socket.SHUT_WR)
+                time.sleep(0.3)
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(client.DeliveryError, match="413") as caught:
+            wire.post_request(url, {}, bytes(30_000_000), retries=0)
+        thread.join()
+    assert caught.value.permanent
 
 
 def test_waiting_spans_are_sent_when_the_process_ends(server: Standin, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from lightning_core.lake import catalog, spool
 from lightning_core.lake import decode as decoding
-from lightning_core.lake import spool
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
 from lightning_core.lake.otlp import JSON, OtlpError, SpanData, encode_spans, parse_request
@@ -87,6 +87,39 @@ def test_a_new_spool_begins_behind_what_the_lake_has_decoded(tmp_path: Path) -> 
     fill(tmp_path, [body(3)], begin=_decoded_offset(tmp_path))
     assert lake.ingest().spans == 1
     assert names_in(lake) == 3
+
+
+def test_an_older_spool_put_back_is_written_on_behind_what_the_lake_has_decoded(tmp_path: Path) -> None:
+    fill(tmp_path, [body(1)])
+    shutil.copytree(tmp_path / "spool", tmp_path / "backup")
+    fill(tmp_path, [body(2), body(3)])
+    lake = Lake(tmp_path)
+    lake.ingest()
+    shutil.rmtree(tmp_path / "spool")
+    (tmp_path / "backup").rename(tmp_path / "spool")
+    fill(tmp_path, [body(4)], begin=_decoded_offset(tmp_path))
+    fill(tmp_path, [body(5)], begin=_decoded_offset(tmp_path))
+    assert lake.ingest().spans == 2
+    fill(tmp_path, [body(6)], begin=_decoded_offset(tmp_path))
+    assert lake.ingest().spans == 1
+    assert names_in(lake) == 6
+
+
+def test_what_is_set_aside_twice_because_of_a_crash_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, [b"\x0a\x04\x12\x02\x12\x00", body(1)])  # a span without ids
+    lake = Lake(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(lake.manifests), "put_spans", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            lake.ingest()
+    fill(tmp_path, [body(2)])
+    assert lake.ingest().rejected == 1
+    lake.rebuild_catalog()
+    with catalog.connect(lake.root) as con:
+        assert con.execute("SELECT sum(spans) FROM rejections").fetchall() == [(1,)]
+    assert names_in(lake) == 2
 
 
 def test_a_spool_that_is_not_the_lakes_is_an_error_and_not_nothing_to_do(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from lightning_core.training.weights import check_model_folder
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group, write_parquet
 
-
 pytestmark = pytest.mark.slow  # it trains
 
 

@@ -90,6 +90,24 @@ def test_other_content_under_the_same_ids_is_another_span(tmp_path: Path) -> Non
     assert len(ask(lake, "FROM span_places WHERE span_id = 'cdcdcdcdcdcdcdcd'")) == 1
 
 
+@pytest.mark.parametrize("ended", [True, False], ids=["derived", "not_derived"])
+def test_calls_that_share_their_ids_are_two_and_only_the_twin_is_one(tmp_path: Path, ended: bool) -> None:
+    attempt = Attempt(rollout="r.1", attempt="a")
+    ids = {"trace_id": "ab" * 16, "span_id": "cd" * 8}
+    attempt.call([1], [2], at=(0.1, 0.2), response_id="one", output_tokens=10)
+    attempt.span("chat", (0.1, 0.2), op="llm", response_id="one", output_tokens=10, **ids)
+    attempt.call([3], [4], at=(0.3, 0.4), response_id="three", output_tokens=7, **ids)
+    if ended:
+        attempt.root()
+    else:
+        attempt.span(
+            "rollout.start", (0, 0), op="rollout.start", run="run", epoch=0, mode="train", group_id="g", task_id="g"
+        )
+    lake, _ = derived(tmp_path, attempt.rows)
+    assert ask(lake, "SELECT calls, output_tokens FROM rollouts") == [{"calls": 2, "output_tokens": 17}]
+    assert len(ask(lake, "FROM calls WHERE twin_of IS NULL")) == 2
+
+
 def attempts_of_all_kinds() -> Rows:
     """Rollout r.1: broken, then counts, then superseded; r.2 never ended; r.3 ends at offset 500."""
     rows = simple(0).rows
