@@ -63,6 +63,7 @@ named AS (
     LEFT JOIN plain USING (attempt)
 ),
 last_ones AS (
+    -- What has no time is earlier than what has one.
     SELECT max_by(node, (source = 'grader', coalesce(emitted_ns, -1), node)) AS node
     FROM named
     WHERE left_out IS NULL

@@ -10,15 +10,16 @@ tools AS MATERIALIZED (
     FROM nodes
     WHERE op = 'tool' AND EXISTS (FROM air_rules)
 ),
+parents AS MATERIALIZED (
+    -- Of tools alone: without any, nothing else is looked through.
+    SELECT declared.node, declared.parent FROM tools JOIN declared USING (node)
+),
 enclosing AS (
-    SELECT declared.node, declared.parent AS outer_node
-    FROM declared
-    SEMI JOIN tools USING (node)
+    SELECT node, parent AS outer_node FROM parents
     UNION ALL
-    SELECT declared.node, higher.parent
-    FROM declared
-    SEMI JOIN tools USING (node)
-    JOIN nodes AS between_them ON between_them.node = declared.parent AND between_them.op = 'other'
+    SELECT parents.node, higher.parent
+    FROM parents
+    JOIN nodes AS between_them ON between_them.node = parents.parent AND between_them.op = 'other'
     JOIN declared AS higher ON higher.node = between_them.node
 ),
 nested AS (
