@@ -64,7 +64,7 @@ named AS (
 ),
 last_ones AS (
     -- What has no time is earlier than what has one.
-    SELECT max_by(node, (source = 'grader', coalesce(emitted_ns, -1), node)) AS node
+    SELECT max_by(node, (source = 'grader', coalesce(emitted_ns, -9_223_372_036_854_775_807), node)) AS node
     FROM named
     WHERE left_out IS NULL
     GROUP BY attempt, CASE WHEN weighted THEN name END
