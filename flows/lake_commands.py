@@ -51,6 +51,8 @@ def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: f
 
     settings = _settings(settings_file)
     home = _home(home, settings)
+    if not (home / "spool").is_dir() and not (home / "lake").is_dir():
+        raise FileNotFoundError(f"{home}: no spool and no lake there; name the folder of a run with --home")
     if unredacted and settings is not None and Redaction.of(settings.lake) is not None:
         raise SettingsError(f"--unredacted, but {settings_file} has rules to redact by; leave one of the two out")
     redaction = Redaction() if unredacted else Redaction.of(settings.lake) if settings is not None else None

@@ -19,7 +19,7 @@ import orjson
 from google.protobuf import json_format
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from lightning_core.lake.otlp_envelope import Envelope, OtlpError, unconverted
 
@@ -111,7 +111,7 @@ def _part(kind: type[Any], value: Any) -> tuple[bytes, str | None]:
         return _convert(kind, value), None
     except Exception as first:  # noqa: BLE001 - json_format raises whatever its input leads to, and the rest goes on
         try:
-            return _convert(kind, _whole_text(_whole_numbers(value))), None
+            return _convert(kind, _whole_text(_numbers(value))), None
         except Exception:  # noqa: BLE001
             said = f"{str(first) or type(first).__name__:.300}".encode("utf-8", "replace").decode()
             reason = f"{kind.DESCRIPTOR.name} in OTLP/JSON: {said}"
@@ -126,21 +126,40 @@ def _convert(kind: type[Any], value: Any) -> bytes:
         links = value.get("links")
         if isinstance(links, list):
             value["links"] = [_hex_ids(link) if isinstance(link, dict) else link for link in links]
-    encoded: bytes = json_format.ParseDict(value, kind(), ignore_unknown_fields=True).SerializeToString()
+    message = json_format.ParseDict(value, kind(), ignore_unknown_fields=True)
+    if kind is Span:
+        _keep_unknown_name(message, "otlp.kind", value.get("kind"), message.kind, Span.SpanKind)
+        status = value.get("status")
+        code = status.get("code") if isinstance(status, dict) else None
+        _keep_unknown_name(message, "otlp.status_code", code, message.status.code, Status.StatusCode)
+    encoded: bytes = message.SerializeToString()
     return encoded
 
 
-def _whole_numbers(value: Any) -> Any:
-    """A copy in which an `intValue` beyond 64 bits is a double: so JavaScript's exporters write a large number."""
+def _keep_unknown_name(span: Any, key: str, sent: Any, became: int, enum: Any) -> None:
+    """A name that this OTLP does not have counts as none, by protobuf's mapping: an attribute keeps what was sent."""
+    if isinstance(sent, str) and became == 0 and sent.strip() != "0" and sent not in enum.keys():  # noqa: SIM118
+        span.attributes.add(key=key).value.string_value = sent
+
+
+def _numbers(value: Any) -> Any:
+    """A copy with numbers as protobuf takes them.
+
+    An `intValue` beyond 64 bits is a double: so JavaScript's exporters write a large number. A double that is no finite
+    number is in quotes: so protobuf wants NaN, Infinity, and 1e400 which is infinite.
+    """
     if isinstance(value, list):
-        return [_whole_numbers(item) for item in value]
+        return [_numbers(item) for item in value]
     if not isinstance(value, dict):
         return value
-    copy = {key: _whole_numbers(item) for key, item in value.items()}
+    copy = {key: _numbers(item) for key, item in value.items()}
     for key in ("intValue", "int_value"):
         if key in copy and (number := _beyond_int64(copy[key])) is not None:
             del copy[key]
             copy["doubleValue"] = number
+    for key in ("doubleValue", "double_value"):
+        if isinstance(number := copy.get(key), float) and not math.isfinite(number):
+            copy[key] = "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
     return copy
 
 

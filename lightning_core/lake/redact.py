@@ -16,13 +16,12 @@ from functools import cache
 from typing import Any
 
 import duckdb
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_core import names
 from lightning_core.config import LakeSettings, SettingsError
-from lightning_core.lake import schema, sql
+from lightning_core.lake import json_text, schema, sql
 from lightning_core.lake.manifest import LakeError
 from lightning_core.loading import grader_digest, load_callable
 
@@ -220,22 +219,22 @@ class _Walk:
         self.ready = True
 
     def text(self, text: str) -> str | None:
-        value = _json(text)
+        value = json_text.read(text)
         if value is None:
             return self._hex(text) if _HEX.fullmatch(text) else self._plain(text)
         try:
             new = self._value(value)
         except RecursionError:
             return self._plain(text)
-        written = text if new == value else orjson.dumps(new).decode()
-        if not self.ready:
+        if not self.ready or new is None:
             return None
+        written = text if new == value else json_text.write(new)
         if written not in self._known_written:
             self.ready = False
             self.missing_written.add(written)
             return None
         after = self._known_written[written]
-        return after if after == written or _json(after) is not None else json.dumps(after, ensure_ascii=False)
+        return after if after == written or json_text.read(after) is not None else json_text.write(after)
 
     def _hex(self, text: str) -> str | None:
         """A text that may stand for bytes. Where rules change both, neither may stay: one gives the other away."""
@@ -248,11 +247,14 @@ class _Walk:
 
     def records(self, text: str) -> str | None:
         """Events and links, whose times, ids, flags and counts stay."""
-        value = _json(text)
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        value = json_text.read(text)
+        if type(value) is not list or not all(isinstance(item, dict) for item in value):
             return self.text(text)
-        new = [{k: v if k in _RECORD_NUMBERS else self._value(v) for k, v in item.items()} for item in value]
-        return text if new == value else orjson.dumps(new).decode()
+        new = [
+            json_text.as_object([(k, v if k in _RECORD_NUMBERS else self._value(v)) for k, v in item.items()])
+            for item in value
+        ]
+        return text if new == value else json_text.write(new)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -264,11 +266,13 @@ class _Walk:
             new = self._plain(number)
             return value if new == number else new
         if isinstance(value, list):
-            return [self._value(item) for item in value]
-        return {
-            self._plain(key) or "": _UNREAD_KEPT if _UNREAD.fullmatch(key) else self._value(item)
-            for key, item in value.items()
-        }
+            return type(value)(self._value(item) for item in value)
+        return json_text.as_object(
+            [
+                (self._plain(key) or "", _UNREAD_KEPT if _UNREAD.fullmatch(key) else self._value(item))
+                for key, item in value.items()
+            ]
+        )
 
     def _plain(self, text: str) -> str | None:
         if text not in self._known_plain:
@@ -276,17 +280,6 @@ class _Walk:
             self.missing_plain.add(text)
             return text
         return self._known_plain[text]
-
-
-def _json(text: str) -> Any:
-    """The object or list that a text holds as JSON, else None."""
-    if text[:1] not in ("{", "[") and text[:1] not in (" ", "\n", "\t"):
-        return None
-    try:
-        value = orjson.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict | list) else None
 
 
 def _replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
@@ -344,14 +337,14 @@ def _without_token_texts(table: pa.Table, columns: dict[str, list[Any]], gone: l
 def _tokenless(text: str) -> str:
     """A text without the token ids and logprobs in its JSON, also where that is in a text of it, or in hex."""
     read = bytes.fromhex(text).decode(errors="replace") if _HEX.fullmatch(text) else text
-    value = _json(read)
+    value = json_text.read(read)
     if value is None:
         return text
     try:
         new = _tokenless_value(value)
     except RecursionError:
         return _UNREAD_KEPT
-    return text if new == value else orjson.dumps(new).decode()
+    return text if new == value else json_text.write(new)
 
 
 def _tokenless_value(value: Any) -> Any:
@@ -360,9 +353,10 @@ def _tokenless_value(value: Any) -> Any:
     if isinstance(value, list):
         # Maps with a key twice, and attributes sent twice, are lists of {"key", "value"}.
         pairs = [v.get("key") if isinstance(v, dict) and "value" in v else None for v in value]
-        return [_tokenless_value(v) for k, v in zip(pairs, value, strict=True) if not _says_tokens(k, v)]
+        kept = [_tokenless_value(v) for k, v in zip(pairs, value, strict=True) if not _says_tokens(k, v)]
+        return type(value)(kept)
     if isinstance(value, dict):
-        return {k: _tokenless_value(v) for k, v in value.items() if not _says_tokens(k, v)}
+        return json_text.as_object([(k, _tokenless_value(v)) for k, v in value.items() if not _says_tokens(k, v)])
     return value
 
 

@@ -86,7 +86,7 @@ async def read_body(
 
     A body that is declared too large is refused before it is read: what the client sends of it all the same is thrown
     away by the HTTP server. The connection stays open for a moderate excess, as a client that is cut off while it sends
-    sees a reset and not the answer.
+    sees a reset and not the answer; one that asked for `Connection: close` may see it all the same.
     """
     message = f"the body exceeds {max_bytes} bytes; send less, or raise server.max_body_mb"
     limit = _SWALLOWED * max_bytes

@@ -37,6 +37,10 @@ def drop_secrets(text: str) -> str | None:
     return None if "secret" in text else text
 
 
+def without_names(text: str) -> str:
+    return "[number]" if text.startswith("411111112222") else text.replace("José", "[name]")
+
+
 def fails(text: str) -> str:
     raise RuntimeError(text)
 
@@ -149,6 +153,52 @@ def test_escapes_of_json_hide_nothing_and_json_stays_json() -> None:
     rules = LakeSettings(redact=[RedactionPattern(pattern="Zoë", replacement="someone")])
     (row,) = redacted([call([{"content": 'I am Zoë, "the one"\n'}])], rules)
     assert json.loads(row["input_messages"]) == [{"content": 'I am someone, "the one"\n'}]
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (r'"I am Jos\u00e9"', '"I am [name]"'),
+        (r'"{\"a\": \"Jos\\u00e9\"}"', r'"{\"a\":\"[name]\"}"'),
+        ('{"a":"Jos\\u00e9"}\n\n["Jos\\u00e9"]\r\nnull\n', '{"a":"[name]"}\n["[name]"]\nnull'),
+        (r'{"a": "José", "a": "x"}', '{"a":"[name]","a":"x"}'),
+        (r'[{"a" : {"b": "Jos\u00e9"}, "\u0061": 1}]', '[{"a":{"b":"[name]"},"a":1}]'),
+        (r'{"t": NaN, "a": "Jos\u00e9"}', '{"t":NaN,"a":"[name]"}'),
+        (r'{"half": "\ud83d", "a": "Jos\u00e9"}', '{"half":"?","a":"[name]"}'),
+        ('{"a": "Jos\\u00e9\n"}', '{"a":"[name]\\n"}'),
+        (r'{"n": %s, "a": "Jos\u00e9"}' % ("9" * 5000), '{"n":"%s","a":"[name]"}' % ("9" * 5000)),
+    ],
+)
+@pytest.mark.parametrize("how", ["pattern", "function"])
+def test_no_form_of_json_hides_a_text(sent: str, kept: str, how: str) -> None:
+    rules = LakeSettings(redact=[RedactionPattern(pattern="José", replacement="[name]")])
+    (row,) = redacted(
+        [call(None, **{names.GEN_AI_INPUT_MESSAGES: sent})], rules if how == "pattern" else by("without_names")
+    )
+    assert (row["input_messages"], row["prompt_ids"], row["untrainable"]) == (kept, None, "redacted")
+
+
+def test_whole_numbers_of_any_length_are_seen_as_they_are() -> None:
+    sent = json.dumps({"card": 41111111222233334444555})
+    (row,) = redacted([span("a", 1, key=sent)], by("without_names"))
+    assert row["attributes"]["key"] == '{"card":"[number]"}'
+
+
+def test_token_ids_under_a_repeated_key_go_too() -> None:
+    (row,) = redacted([call([{"content": SECRET}], key='{"logprobs":[1.5],"logprobs":true,"b":1}')])
+    assert row["attributes"]["key"] == '{"logprobs":true,"b":1}'
+
+
+def test_members_whose_keys_become_one_are_all_kept() -> None:
+    rules = LakeSettings(redact=[RedactionPattern(pattern="alice|bob", replacement="-")])
+    (row,) = redacted([span("a", 1, key='{"alice":1,"bob":2}')], rules)
+    assert row["attributes"]["key"] == '{"-":1,"-":2}'
+
+
+def test_json_in_part_is_matched_as_it_is_written() -> None:
+    rules = LakeSettings(redact=[RedactionPattern(pattern="secret", replacement="-")])
+    (row,) = redacted([span("a", 1, key='so:\n{"a": "secret"}', other='"secret" it said')], rules)
+    assert (row["attributes"]["key"], row["attributes"]["other"]) == ('so:\n{"a": "-"}', '"-" it said')
 
 
 def test_a_pattern_may_speak_of_the_json_around_a_text() -> None:

@@ -303,6 +303,14 @@ def test_the_commands_say_what_they_did(tmp_path: Path) -> None:
     assert spans(Lake(tmp_path)) == [] and not list((tmp_path / "lake" / "spans").glob("*.parquet"))
 
 
+@pytest.mark.parametrize("command", [["ingest"], ["ingest", "--follow"], ["compact"], ["retain", "--older-than", "1"]])
+def test_a_folder_without_spool_and_lake_is_an_error_that_names_it(tmp_path: Path, command: list[str]) -> None:
+    home = tmp_path / "typo"
+    done = CliRunner().invoke(main, ["lake", *command, "--home", str(home)])
+    assert done.exit_code == 1 and f"{home}: no " in done.output
+    assert not home.exists()
+
+
 def test_retention_without_a_lake_or_a_wish_says_what_to_give(tmp_path: Path) -> None:
     for arguments, said in (
         (["retain", "--run", "a"], "no lake there"),

@@ -251,6 +251,33 @@ def test_what_is_no_whole_number_is_set_aside(number: Any) -> None:
     assert parse_request(body, JSON, None, MAX).rejected == 1
 
 
+@pytest.mark.parametrize(
+    ("number", "became"),
+    [("NaN", math.nan), ("Infinity", math.inf), ("-Infinity", -math.inf), ("1e400", math.inf), ("-1e400", -math.inf)],
+)
+def test_doubles_that_are_no_json_arrive(number: str, became: float) -> None:
+    inner = {"arrayValue": {"values": [{"doubleValue": "NUMBER"}]}}
+    body = json.dumps(
+        otlp_json(attributes=[{"key": "n", "value": {"doubleValue": "NUMBER"}}, {"key": "m", "value": inner}])
+    )
+    request = parse_request(body.replace('"NUMBER"', number).encode(), JSON, None, MAX)
+    assert request.rejected == 0
+    one, deep = Span.FromString(parts(request.body)[0]).attributes
+    for got in (one.value.double_value, deep.value.array_value.values[0].double_value):
+        assert got == became or (math.isnan(got) and math.isnan(became))
+
+
+def test_json_names_that_this_otlp_does_not_have_are_kept_as_attributes() -> None:
+    span = parse_json(otlp_json(kind="FOO", status={"code": "STATUS_CODE_BAR"}))
+    assert (span.kind, span.status.code) == (0, 0)
+    assert {a.key: a.value.string_value for a in span.attributes} == {
+        "otlp.kind": "FOO",
+        "otlp.status_code": "STATUS_CODE_BAR",
+    }
+    known = parse_json(otlp_json(kind="SPAN_KIND_UNSPECIFIED", status={"code": "0"}))
+    assert not known.attributes and parse_json(otlp_json(kind="99")).kind == 99
+
+
 def test_an_empty_parent_id_means_a_root() -> None:
     assert parse_json(otlp_json(parentSpanId="")).parent_span_id == b""
     assert parse_json(otlp_json(parentSpanId=None)).parent_span_id == b""
