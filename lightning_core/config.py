@@ -79,12 +79,31 @@ class RolloutSettings(_Section):
     )
 
 
+# What sql/ingest/spans.sql makes of spans, but for `rollout.start`, which is in no tree.
+SpanOp = Literal[
+    "llm",
+    "tool",
+    "agent",
+    "embedding",
+    "retriever",
+    "reranker",
+    "guardrail",
+    "evaluator",
+    "chain",
+    "workflow",
+    "task",
+    "reward",
+    "rollout",
+    "other",
+]
+
+
 class AirRule(_Section):
     """A reward for what spans show; every condition that is given has to hold."""
 
     name: Name = Field(description="names the rule in tables")
     value: float = Field(description="reward of a match")
-    op: str | None = Field(None, description="tool, llm, agent, …")
+    op: SpanOp | None = Field(None, description="what the span is")
     tool: str | None = Field(None, description="regex (RE2) on the tool's name")
     status: Literal["ok", "error", "unset"] | None = None
     attribute: str | None = Field(

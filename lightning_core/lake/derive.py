@@ -54,6 +54,7 @@ HIERARCHY = (
     "hierarchy/declared",
     "hierarchy/orphans",
     "hierarchy/llm_content",
+    "hierarchy/shared_ids",
     "hierarchy/llm_twins",
     "hierarchy/tool_callers",
     "hierarchy/names",
@@ -169,10 +170,10 @@ def derive(
 def opened(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with what is known of the whole epoch: its scope, its attempts, the rules.
 
-    Raises LakeError where retention took spans of the epoch.
+    Raises LakeError where retention took spans of the epoch, KeyboardInterrupt for Ctrl-C at any moment.
     """
     require_spans(lake, epoch)
-    with lake.connect(epoch.span_range, MEMORY_GB) as con:
+    with _interruptible(), lake.connect(epoch.span_range, MEMORY_GB) as con:
         con.execute(
             "CREATE TABLE epoch_scope AS SELECT ?::VARCHAR AS run, ?::BIGINT AS epoch, ?::VARCHAR AS mode",
             [epoch.run, epoch.epoch, epoch.mode],
@@ -180,6 +181,17 @@ def opened(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnecti
         con.register("planned", pa.table({"rollout_id": pa.array(epoch.planned, pa.string())}))
         run(con, EPOCH)
         yield con
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """DuckDB swallows a KeyboardInterrupt that comes while it runs a query, and raises its own error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from error
+        raise
 
 
 def make_user_rules(con: duckdb.DuckDBPyConnection, rules: list[AgentRule]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning_core.lake import schema, sql
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.patterns import COMPUTED, pattern
 from lightning_core.loading import grader_digest
+from lightning_core.policies.model import config_files
 
 # A bucket of rollouts at a time, after the hierarchy; an evaluation stops after REWARDS.
 REWARDS = (
@@ -301,11 +303,14 @@ def _version(epoch: EpochManifest, policy: str) -> int | None:
 
 
 def _vocabulary(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> int | None:
-    """Number of token ids of the version sampled from, where its config.json says so (an adapter has none)."""
-    file = settings.home / "policies" / policy.name / epoch.versions.get(policy.name, "-") / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    return size if isinstance(size, int) else None
+    """Number of token ids of the version sampled from, where a config.json says so: an adapter's is its base model's."""
+    files = [settings.home / "policies" / policy.name / epoch.versions.get(policy.name, "-") / "config.json"]
+    if policy.lora is not None:
+        files += config_files(policy.model, settings.models)
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            config = json.loads(file.read_text())
+            size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+            if isinstance(size, int):
+                return size
+    return None

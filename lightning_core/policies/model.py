@@ -19,7 +19,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,6 +85,21 @@ def resolve_model(name_or_path: str, models: Path, on_progress: Progress = log.i
         f"model {name_or_path!r}: not in {models}, and the hub gave nothing ({why_not}). "
         f"Give a folder with config.json, tokenizer and safetensors as `policies[].model`, or copy one to {folder}"
     )
+
+
+def config_files(name_or_path: str, models: Path) -> list[Path]:
+    """Where `config.json` of these weights would be on this machine, in the order of `resolve_model`; fetches nothing."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    files = [
+        folder / "config.json" for folder in (Path(name_or_path).expanduser(), models / name_or_path.replace("/", "--"))
+    ]
+    with suppress(HFValidationError):  # a path is no hub id
+        cached = try_to_load_from_cache(name_or_path, "config.json")
+        if isinstance(cached, str):
+            files.append(Path(cached))
+    return files
 
 
 def check_model_folder(folder: Path) -> None:

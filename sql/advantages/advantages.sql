@@ -17,6 +17,8 @@ WITH judged AS (
         estimates.group_std,
         estimates.advantage,
         CASE
+            WHEN returns.group_id IS NULL THEN 'no_group'
+            WHEN NOT (isfinite(estimates.group_mean) AND isfinite(estimates.group_std)) THEN 'advantage_not_finite'
             WHEN estimates.left_out IS NOT NULL THEN estimates.left_out
             WHEN estimates.advantage IS NULL THEN 'no_advantage'
             WHEN NOT abs(estimates.advantage) < 3e38 THEN 'advantage_not_finite' -- NaN is above every number

@@ -9,7 +9,8 @@ WITH sizes AS (
         attempt_id,
         count(*) FILTER (WHERE op <> 'rollout.start') AS spans,
         -- 250 tokens of a call (ids, logprobs) fill the memory of about one span.
-        sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)) // 250 AS tokens
+        -- What an agent says of a call's tokens can be any number.
+        sum(least(greatest(coalesce(input_tokens, 0), 0), 10_000_000) + least(greatest(coalesce(output_tokens, 0), 0), 10_000_000)) // 250 AS tokens
     FROM spans
     GROUP BY rollout_id, attempt_id
 )

@@ -1,9 +1,9 @@
 -- LLM calls that were seen twice: by the gateway, which has the token ids, and by the agent's instrumentation, which
 -- knows whose call it was; or by two instrumentations at once.
 -- Grain: one row per span that is another's twin: `node` is dropped from training, `kept` stays and takes its place.
--- Inputs: nodes, declared, llm_content.
+-- Inputs: nodes, declared, llm_content, shared_ids, spans.
 -- Rule, by `method`: `response_id`: LLM spans of one attempt with the same response id are one call, unless token ids of
--- different lengths were sampled under it (a mock's constant id is no identity). `nested`: an LLM span in an LLM span
+-- several lengths or contents, or at several times, came under it (a mock's constant id is no identity). `nested`: an LLM span in an LLM span
 -- (an HTTP client's between them or not) that has no other id; a span around several calls is taken for the first.
 -- `content`: two records that say the same at the same time, and no third does, where one of them has no response id, of
 -- one model as far as both name it. The
@@ -22,6 +22,15 @@ llm AS MATERIALIZED (
     FROM nodes
     WHERE op = 'llm'
 ),
+unlike AS (
+    -- Ids of one length that are not the same ids; or the same, sampled again later.
+    SELECT llm.response_key
+    FROM shared_ids
+    JOIN llm USING (node)
+    JOIN spans USING (record_offset, record_index)
+    GROUP BY llm.response_key
+    HAVING count(DISTINCT hash(spans.prompt_ids, spans.response_ids)) > 1 OR max(llm.start_ns) > min(llm.end_ns) + 50_000_000
+),
 same_response AS MATERIALIZED (
     SELECT llm.node, shared.first
     FROM llm
@@ -34,6 +43,7 @@ same_response AS MATERIALIZED (
         GROUP BY response_key
         HAVING count(DISTINCT lengths) <= 1
     ) AS shared USING (response_key)
+    ANTI JOIN unlike USING (response_key)
 ),
 inside AS MATERIALIZED (
     -- Few calls lie in such spans: theirs are the parents looked at, not everybody's.

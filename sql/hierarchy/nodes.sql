@@ -4,7 +4,8 @@
 -- Inputs: spans, node_keys.
 -- Rule: `prompt_tokens` and `response_tokens` are the lengths of the lists of token ids; NULL where there are none.
 -- `attempt` is that of `bucket`, which has its rollout and attempt id. `span_key` and `parent_key` stand for (attempt, id) in
--- 64 bits: joins of a million spans want one number.
+-- 64 bits: joins of a million spans want one number. Times are at most 2^62 ns from 1970 (the year 2116), so that what adds to them cannot
+-- overflow; `spans` has them as sent.
 SELECT
     keys.node,
     keys.attempt,
@@ -18,8 +19,8 @@ SELECT
     spans.name,
     spans.op,
     spans.agent_name,
-    spans.start_ns,
-    spans.end_ns,
+    CASE WHEN spans.start_ns > 4_611_686_018_427_387_904 THEN 4_611_686_018_427_387_904 WHEN spans.start_ns < -4_611_686_018_427_387_904 THEN -4_611_686_018_427_387_904 ELSE spans.start_ns END AS start_ns,
+    CASE WHEN spans.end_ns > 4_611_686_018_427_387_904 THEN 4_611_686_018_427_387_904 WHEN spans.end_ns < -4_611_686_018_427_387_904 THEN -4_611_686_018_427_387_904 ELSE spans.end_ns END AS end_ns,
     spans.status,
     spans.policy,
     spans.policy_version,

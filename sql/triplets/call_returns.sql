@@ -4,7 +4,8 @@
 -- Inputs: policy_calls, call_steps, rollout_rewards, reward_steps, reward_settings, policies.
 -- Rule: final: the rollout's reward. nearest: the sum of the rewards the call was given. discounted: the sum of those
 -- that it and the agent's later calls were given, times gamma a call in between. Where a reward's agent is ambiguous,
--- no call of the attempt has a return that could be trusted (`ambiguous_reward`).
+-- no call of the attempt has a return that could be trusted (`ambiguous_reward`); where an agent's call is that a reward may
+-- be for, none of this agent's.
 -- Of n calls: a sum over the first 2k is that over k and, times gamma to the k, that over the k behind them; so log n
 -- rounds, not n² pairs.
 WITH RECURSIVE trainable AS (
@@ -42,7 +43,8 @@ sums AS (
     WHERE summed < calls
 ),
 doubtful AS (
-    SELECT DISTINCT policy, rollout_id, attempt_id FROM reward_steps WHERE left_out = 'ambiguous_agent'
+    -- A reward that may be any agent's has a row for each.
+    SELECT DISTINCT policy, rollout_id, attempt_id, agent FROM reward_steps WHERE left_out IN ('ambiguous_agent', 'ambiguous_call')
 )
 SELECT
     calls.call_id,
@@ -63,4 +65,5 @@ LEFT JOIN doubtful
     ON doubtful.policy = calls.policy
     AND doubtful.rollout_id = calls.rollout_id
     AND doubtful.attempt_id = calls.attempt_id
+    AND doubtful.agent = calls.agent
 ORDER BY calls.call_id

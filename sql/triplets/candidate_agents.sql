@@ -1,6 +1,7 @@
 -- The agents that could have made a call of which time does not say whose it is.
--- Grain: one row per (call, agent name), of ambiguous calls whose policy trains those and chooses agents.
--- Inputs: nodes, places, components, placements, evidence, held_by, waiting, agent_windows, agent_spans, policies.
+-- Grain: one row per (call, agent name), of ambiguous calls that somebody asks about: where a policy trains those and
+-- chooses agents; where it drops them, and an agent of the attempt was given rewards for its calls (`reward_steps`).
+-- Inputs: rewards_given, bucket, reward_settings, nodes, places, components, placements, evidence, held_by, waiting, agent_windows, agent_spans, policies.
 -- Rule: what is ambiguous is the call, or what it lies under: from the call upwards to the first tree that several agents
 -- hold. Candidates are the agents whose time holds that (as `held_by` counts them), without those around another of them:
 -- of nested agents the inner one has the span.
@@ -12,6 +13,13 @@ doubtful AS MATERIALIZED (
     JOIN held_by ON held_by.node = coalesce(evidence.beside, placements.node)
     WHERE held_by.method = 'ambiguous'
 ),
+rewarded AS (
+    SELECT DISTINCT bucket.attempt
+    FROM rewards_given
+    JOIN bucket USING (rollout_id, attempt_id)
+    SEMI JOIN reward_settings ON assign <> 'final'
+    WHERE rewards_given.left_out IS NULL AND rewards_given.agent IS NOT NULL
+),
 asked AS MATERIALIZED (
     SELECT nodes.node AS call_id, components.top
     FROM nodes
@@ -20,8 +28,10 @@ asked AS MATERIALIZED (
     JOIN policies ON policies.policy = nodes.policy
     WHERE places.ambiguous
         AND nodes.op = 'llm'
-        AND policies.ambiguous = 'train'
-        AND (policies.agent_match <> '' OR policies.agent_exclude IS NOT NULL)
+        AND CASE policies.ambiguous
+            WHEN 'train' THEN policies.agent_match <> '' OR policies.agent_exclude IS NOT NULL
+            ELSE nodes.attempt IN (SELECT attempt FROM rewarded)
+        END
 ),
 climbed AS (
     FROM asked

@@ -72,8 +72,8 @@ distorted AS (
     CROSS JOIN policies
 ),
 versions AS (
-    SELECT policy_version, list_min([v::BIGINT FOR v IN regexp_extract_all(policy_version, 'v(\d+)', 1)]) AS oldest
-    FROM (SELECT DISTINCT policy_version FROM nodes WHERE policy_version IS NOT NULL)
+    SELECT policy_version, list_min([TRY_CAST(v AS BIGINT) FOR v IN regexp_extract_all(policy_version, 'v(\d+)', 1)]) AS oldest
+    FROM (SELECT DISTINCT policy_version FROM nodes SEMI JOIN policies USING (policy) WHERE policy_version IS NOT NULL)
 ),
 agents AS (
     SELECT

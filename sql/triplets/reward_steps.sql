@@ -1,7 +1,8 @@
 -- Which call each reward goes to, where rewards are given to calls (`assign: nearest` or `discounted`).
 -- Grain: one row per (reward, policy, agent) whose calls it can go to. `call_id` is NULL where it goes to none, `left_out`
--- says why: no_call_of_agent, before_every_call, call_has_reward (nearest), ambiguous_agent (the policy drops those).
--- Inputs: rewards_given, call_steps, components, llm_twins, policies, reward_settings.
+-- says why: no_call_of_agent, before_every_call, call_has_reward (nearest), ambiguous_agent (the policy drops those),
+-- ambiguous_call.
+-- Inputs: rewards_given, call_steps, candidate_agents, components, llm_twins, policies, reward_settings.
 -- Rule: a reward on a call is that call's. Any other goes to the latest call of the agent it was emitted under that had
 -- ended by then (of several agents of one name, to its own agent's span's, where both lie under it by declared parents); one
 -- that was emitted outside every agent to the latest such call of each agent. Clocks of hosts differ: a reward within the
@@ -10,6 +11,8 @@
 -- grader's, the failure reward) is for the last call, whatever its time. With `nearest` a call takes the first reward of a
 -- name from its agent and the first from outside; a later one is left out and counted, it does not go to an earlier call.
 -- What rules give (AIR) always adds up.
+-- A reward emitted under an agent goes to nobody (`ambiguous_call`) where a call that may be this agent's, and is left out
+-- for that, ended between the call it would go to and the reward.
 WITH asked AS (
     -- Of the agent, whichever of its spans (`agent_span` 0); and of each of its spans.
     SELECT *, 0 AS agent_span FROM call_steps
@@ -80,6 +83,22 @@ placed AS (
         AND moments.agent_span = 0
         AND moments.from_ns <= pairs.at_ns
 ),
+doubtful AS (
+    SELECT DISTINCT placed.reward_id, placed.policy, placed.receiver
+    FROM placed
+    JOIN policies ON policies.policy = placed.policy AND policies.ambiguous = 'drop'
+    JOIN call_steps AS chosen ON chosen.call_id = placed.call_id
+    JOIN call_steps AS unclear
+        ON unclear.policy = placed.policy
+        AND unclear.rollout_id = placed.rollout_id
+        AND unclear.attempt_id = placed.attempt_id
+        AND unclear.agent = ''
+    JOIN candidate_agents ON candidate_agents.call_id = unclear.call_id AND candidate_agents.agent = placed.receiver
+    WHERE placed.agent IS NOT NULL
+        AND placed.on_node <> placed.call_id
+        AND unclear.ended_ns > chosen.ended_ns
+        AND unclear.ended_ns - 50_000_000 <= placed.at_ns
+),
 ordered AS (
     SELECT
         placed.*,
@@ -105,13 +124,18 @@ SELECT
 FROM ordered
 CROSS JOIN reward_settings AS settings
 LEFT JOIN policies ON policies.policy = ordered.policy
+LEFT JOIN doubtful
+    ON doubtful.reward_id = ordered.reward_id
+    AND doubtful.policy = ordered.policy
+    AND doubtful.receiver = ordered.receiver
 CROSS JOIN LATERAL (
     SELECT
         CASE
             WHEN ordered.policy IS NULL THEN 'no_call_of_agent'
             WHEN ordered.ambiguous AND policies.ambiguous = 'drop' THEN 'ambiguous_agent'
             WHEN ordered.call_id IS NULL THEN 'before_every_call'
+            WHEN doubtful.reward_id IS NOT NULL THEN 'ambiguous_call'
             WHEN settings.assign = 'nearest' AND ordered.source NOT IN ('air', 'failure') AND ordered.place > 1 THEN 'call_has_reward'
         END AS left_out
 ) AS why
-ORDER BY reward_id, ordered.policy, agent
+ORDER BY ordered.reward_id, ordered.policy, agent

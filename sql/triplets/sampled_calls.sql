@@ -37,7 +37,7 @@ SELECT
         WHEN len(response_ids) = 0 THEN 'empty_response'
         WHEN len(prompt_ids) = 0
             OR len(response_ids) <> len(response_logprobs)
-            OR coalesce(list_sum(choice_lengths) <> len(response_ids) OR list_min(choice_lengths) < 0, false) THEN 'no_token_ids'
+            OR coalesce(len(choice_lengths) = 0 OR list_sum(choice_lengths) <> len(response_ids) OR list_min(choice_lengths) < 0, false) THEN 'no_token_ids'
         WHEN NOT coalesce(lowest_in_prompt >= 0 AND lowest_in_response >= 0, false)
             OR greatest(highest_in_prompt, highest_in_response) >= vocabulary THEN 'bad_token_ids'
         WHEN impossible OR NOT coalesce(highest_logprob <= 1e-3, false) THEN 'bad_logprobs'
