@@ -20,6 +20,8 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import SpanFile, SpanManifest
 from tests.examples import of_many
 
+pytestmark = pytest.mark.slow  # many lakes
+
 SPANS = schema.arrow_schema(schema.SPANS)
 KEY = ("rollout_id", "start_ns", "trace_id", "span_id", "record_offset", "record_index")
 

@@ -13,6 +13,8 @@ from hypothesis.strategies import DrawFn, composite
 from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, received_anew, table
 
+pytestmark = pytest.mark.slow  # many lakes
+
 TOLERANCE = 0.05
 ROLLOUTS = 16  # an example; they share one derivation
 

@@ -16,6 +16,8 @@ from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, received_anew, table
 from tests.unit.test_sequences import Calls
 
+pytestmark = pytest.mark.slow  # many lakes
+
 ROLLOUTS = 9  # an example; they share one derivation
 ASSIGN = ({"assign": "final"}, {"assign": "nearest"}, {"assign": "discounted", "gamma": 0.9})
 RULES = [{"name": "failing-tool", "value": -0.1, "op": "tool", "status": "error"}]

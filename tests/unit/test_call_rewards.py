@@ -10,6 +10,8 @@ import pytest
 from tests.lake_maker import Attempt
 from tests.unit.test_rewards import FAILING_TOOL, attempt, emit, returns, tables, tool, two_agents
 
+pytestmark = pytest.mark.slow  # many lakes
+
 
 def test_nearest_gives_a_reward_to_the_latest_call_of_its_agent(tmp_path: Path) -> None:
     made, solver, critic = two_agents()

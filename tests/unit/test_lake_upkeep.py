@@ -21,6 +21,8 @@ from lightning_core.lake.retain import require_spans, retain
 from tests.lake_maker import settings
 from tests.spool_maker import record, rollout_spans, span, store, store_rollout
 
+pytestmark = pytest.mark.slow  # many lakes
+
 DAY_NS = 86_400_000_000_000
 
 
