@@ -160,7 +160,7 @@ def test_a_small_body_that_is_much_to_read_does_not_hold_up_the_others(tmp_path:
     spans = b'{"resourceSpans":[{"scopeSpans":[{"spans":[' + b"{}," * 90_000 + b"{}]}]}]}"
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     with rig(tmp_path) as server:
-        body, slowest, done = gzip.compress(spans), 0.0, threading.Event()
+        body, done, answered = gzip.compress(spans), threading.Event(), 0
         assert len(body) < 2_000
 
         def send() -> None:
@@ -170,14 +170,11 @@ def test_a_small_body_that_is_much_to_read_does_not_hold_up_the_others(tmp_path:
                 done.set()
 
         with ThreadPoolExecutor() as pool:
-            began, sent = time.monotonic(), pool.submit(send)
+            sent = pool.submit(send)
             while not done.is_set():
-                asked = time.monotonic()
-                server.handle.health()
-                slowest = max(slowest, time.monotonic() - asked)
-            whole = time.monotonic() - began
+                answered += server.handle.health()["status"] == "ok"
             sent.result()
-        assert slowest < whole / 2, f"{slowest:.2f} of {whole:.2f} s"
+        assert answered > 5, "held up, it answers once or twice"
         too_many = gzip.compress(spans.replace(b"{}]}", b"{}," * 20_000 + b"{}]}", 1))
         answer = traces(server, too_many, headers | bearer(server))
         assert answer.status_code == 413 and "spans" in answer.json()["message"]
