@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
+import openai
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
@@ -120,3 +123,29 @@ def rig(home: Path, unix: bool = False, **settings: Any) -> Iterator[Rig]:
         made.on_loop(made.canned.stop())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+
+
+def client(
+    server: Rig, rollout: str = "r.1", attempt: str = "a1", mode: Any = "train", retries: int = 0, **options: Any
+) -> openai.OpenAI:
+    """OpenAI's own client, as an attempt would make it."""
+    token = server.handle.mint(rollout, attempt, mode)
+    return openai.OpenAI(base_url=server.base_url(rollout, attempt), api_key=token, max_retries=retries, **options)
+
+
+def last(server: Rig) -> dict[str, Any]:
+    """Attributes of the newest span."""
+    return attributes(server.spans()[-1])
+
+
+def metric(server: Rig, name: str) -> float:
+    """The sum over the labels of what `/metrics` says; the connection is closed after it."""
+    lines = httpx.get(server.handle.url + "/metrics", headers={"Connection": "close"}).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightning_core import names
-from tests.gateway_rig import Rig, attributes, rig
+from tests.gateway_rig import Rig, attributes, client, metric, rig, wait_for
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 
@@ -52,16 +52,6 @@ def post(server: Rig, path: str, body: Any, timeout: float = 30) -> httpx.Respon
     return httpx.post(server.base_url() + path, content=content, headers=headers, timeout=timeout)
 
 
-def client(server: Rig, **options: Any) -> openai.OpenAI:
-    token = server.handle.mint("r.1", "a1", "train")
-    return openai.OpenAI(base_url=server.base_url(), api_key=token, max_retries=0, **options)
-
-
-def metric(server: Rig, name: str) -> float:
-    lines = httpx.get(server.handle.url + "/metrics", headers={"Connection": "close"}).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
-
-
 def raw(server: Rig, body: bytes, declared: int | None = None) -> socket.socket:
     """A connection on which a chat request, or the beginning of one, was sent."""
     where = urlsplit(server.base_url())
@@ -71,13 +61,6 @@ def raw(server: Rig, body: bytes, declared: int | None = None) -> socket.socket:
     head += f"Content-Length: {len(body) if declared is None else declared}\r\n\r\n"
     connection.sendall(head.encode() + body)
     return connection
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
 
 
 STREAM = json.dumps({"model": "policy", "messages": MESSAGES, "stream": True}).encode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from lightning_core import names
 from lightning_core.config import GatewaySettings
 from tests.canned_vllm import PROMPT_IDS, TEXT, TOKENS
-from tests.gateway_rig import Rig, attributes, rig
+from tests.gateway_rig import Rig, attributes, client, metric, rig, wait_for
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 IDS = [token[0] for token in TOKENS]
@@ -36,18 +35,8 @@ def server(running: Rig) -> Rig:
     return running
 
 
-def client(server: Rig, rollout: str, retries: int = 0, **options: Any) -> openai.OpenAI:
-    token = server.handle.mint(rollout, "a1", "train")
-    return openai.OpenAI(base_url=server.base_url(rollout, "a1"), api_key=token, max_retries=retries, **options)
-
-
 def ask(server: Rig, rollout: str, messages: Any = MESSAGES, **options: Any) -> Any:
     return client(server, rollout, **options).chat.completions.create(model="policy", messages=messages)
-
-
-def metric(server: Rig, name: str) -> float:
-    lines = httpx.get(server.handle.url + "/metrics").text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
 def test_a_runaway_agent_is_stopped_at_its_calls_and_not_tried_again(server: Rig) -> None:
@@ -214,10 +203,3 @@ def test_the_async_client_shares_the_queue(server: Rig) -> None:
             return await asyncio.gather(*calls)
 
     assert [reply.choices[0].message.content for reply in asyncio.run(main())] == [TEXT] * 4
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)

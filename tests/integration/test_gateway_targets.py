@@ -14,7 +14,7 @@ from lightning_core import names
 from lightning_core.config import GatewaySettings
 from lightning_core.server.handle import ServerError
 from tests.canned_vllm import CannedVllm
-from tests.gateway_rig import Rig, attributes, rig
+from tests.gateway_rig import Rig, client, last, rig
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 KEY = "sk-the-judges-own-key"
@@ -34,17 +34,8 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, Cann
             yield made, other
 
 
-def client(server: Rig, rollout: str = "r.1", mode: Any = "train") -> openai.OpenAI:
-    token = server.handle.mint(rollout, "a1", mode)
-    return openai.OpenAI(base_url=server.base_url(rollout, "a1"), api_key=token, max_retries=0)
-
-
 def ask(server: Rig, rollout: str = "r.1", model: str = "policy", **options: Any) -> Any:
     return client(server, rollout).chat.completions.create(model=model, messages=MESSAGES, **options)
-
-
-def last(server: Rig) -> dict[str, Any]:
-    return attributes(server.spans()[-1])
 
 
 def test_a_judge_is_asked_as_it_was_asked_and_recorded_as_no_policy(judged: tuple[Rig, CannedVllm]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 
 from lightning_core import names
 from tests.canned_vllm import PROMPT_IDS, TEXT, TOKENS
-from tests.gateway_rig import Rig, attributes, float32, int32, rig
+from tests.gateway_rig import Rig, attributes, client, float32, int32, last, rig, wait_for
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 IDS = [token[0] for token in TOKENS]
@@ -36,15 +35,6 @@ def server(running: Rig) -> Rig:
     canned.gate, canned.break_after, canned.cancelled = None, None, 0
     running.route()
     return running
-
-
-def client(server: Rig, mode: Any = "train", attempt: str = "a1", **options: Any) -> openai.OpenAI:
-    token = server.handle.mint("r.1", attempt, mode)
-    return openai.OpenAI(base_url=server.base_url("r.1", attempt), api_key=token, max_retries=0, **options)
-
-
-def last(server: Rig) -> dict[str, Any]:
-    return attributes(server.spans()[-1])
 
 
 def test_a_call_leaves_its_token_ids_in_the_spool_and_none_in_the_reply(server: Rig) -> None:
@@ -152,7 +142,7 @@ def test_training_samples_as_the_policy_does_and_says_what_was_asked(server: Rig
 
 def test_evaluation_keeps_the_agents_sampling_within_the_limit(server: Rig) -> None:
     server.route(evaluate_max_tokens=20)
-    client(server, "evaluate").chat.completions.create(model="policy", messages=MESSAGES, temperature=0, top_p=0.5)
+    client(server, mode="evaluate").chat.completions.create(model="policy", messages=MESSAGES, temperature=0, top_p=0.5)
     sent = server.canned.requests[-1]
     assert (sent["temperature"], sent["top_p"], sent["max_tokens"]) == (0, 0.5, 20) and "top_k" not in sent
     assert last(server)[names.UNTRAINABLE] == "greedy"
@@ -316,10 +306,3 @@ def test_a_unix_socket_serves_as_upstream(tmp_path: Path) -> None:
     with rig(tmp_path, unix=True) as made:
         assert client(made).chat.completions.create(model="policy", messages=MESSAGES).choices
         assert last(made)[names.POLICY_VERSION] == "v0003"
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)

@@ -12,7 +12,7 @@ import pytest
 
 from lightning_core import names
 from tests.canned_vllm import PROMPT_IDS, TEXT, TOKENS
-from tests.gateway_rig import Rig, attributes, float32, int32, rig
+from tests.gateway_rig import Rig, client, float32, int32, last, rig
 
 IDS = [token[0] for token in TOKENS]
 TOOL: Any = {
@@ -37,15 +37,6 @@ def server(running: Rig) -> Rig:
     running.canned.fail_next.clear()
     running.canned.said, running.canned.break_after = {}, None
     return running
-
-
-def client(server: Rig, attempt: str = "a1", mode: Any = "train") -> openai.OpenAI:
-    token = server.handle.mint("r.1", attempt, mode)
-    return openai.OpenAI(base_url=server.base_url("r.1", attempt), api_key=token, max_retries=0)
-
-
-def last(server: Rig) -> dict[str, Any]:
-    return attributes(server.spans()[-1])
 
 
 def test_a_response_is_openais_and_its_span_has_the_tokens(server: Rig) -> None:
@@ -140,7 +131,7 @@ def test_a_conversation_opens_for_its_own_attempt_only_and_survives_a_restart(tm
         wanted = [("system", "new"), ("user", "one"), ("assistant", TEXT), ("user", "two"), ("assistant", TEXT)]
         assert roles == [*wanted, ("user", "three")]
         assert talk.responses.retrieve(first.id).output_text == TEXT
-        for other in (client(made, "b9"), client(made)):
+        for other in (client(made, attempt="b9"), client(made)):
             with pytest.raises(openai.NotFoundError) as caught:
                 wrong = first.id if other is not talk and other.api_key != talk.api_key else "resp_x"
                 other.responses.create(model="policy", input="x", previous_response_id=wrong)
