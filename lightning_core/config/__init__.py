@@ -1,0 +1,124 @@
+"""Every setting a user can make. Unknown keys are errors; so are values that contradict each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator, model_validator
+
+from lightning_core.config.agents import AgentSettings, RolloutSettings, TaskSettings
+from lightning_core.config.policies import (
+    ESTIMATORS,
+    NEEDS_GROUPS,
+    LoraSettings,
+    PolicySettings,
+    SamplingSettings,
+    TrainingSettings,
+)
+from lightning_core.config.rewards import AirRule, RewardSettings, SpanOp
+from lightning_core.config.section import Name, Section, SettingsError
+from lightning_core.config.serving import GatewaySettings, ServerSettings, UpstreamSettings, VllmSettings
+from lightning_core.config.storage import AgentRule, LakeSettings, RedactionPattern, StoreSettings
+
+
+class EvaluationSettings(Section):
+    every: int = Field(1, ge=0, description="epochs between evaluations; 0: never")
+    limit: int | None = Field(None, ge=1, description="first so many held-out tasks")
+    success_reward: float = Field(1.0, description="an evaluation rollout counts as right from this reward on")
+    max_tokens: int | None = Field(None, ge=1, description="upper limit of a call's tokens in evaluation")
+
+
+class TrackingSettings(Section):
+    mlflow_uri: str | None = Field(None, description="default: a SQLite file in `home`")
+    experiment: str = "lightning-flows"
+
+
+class Settings(Section):
+    """The settings of a run."""
+
+    run: Name = Field("default", description="name of the run; the same name continues it")
+    home: Path = Field(Path("var"), description="folder for everything a run writes")
+    models: Path = Field(Path("var/models"), description="folder for models that are fetched, shared by all runs")
+    seed: int = 0
+    epochs: int = Field(4, ge=1, description="epochs `train` runs")
+    agent: AgentSettings
+    tasks: TaskSettings
+    rollout: RolloutSettings = RolloutSettings()
+    reward: RewardSettings = RewardSettings()
+    policies: list[PolicySettings] = Field(default_factory=lambda: [PolicySettings()], min_length=1)
+    evaluation: EvaluationSettings = EvaluationSettings()
+    agent_rules: list[AgentRule] = Field(
+        default_factory=list, description="where agents' names stand, before the conventions that are known"
+    )
+    lake: LakeSettings = LakeSettings()
+    store: StoreSettings = StoreSettings()
+    server: ServerSettings = ServerSettings()
+    vllm: VllmSettings = VllmSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @field_validator("policies")
+    @classmethod
+    def _policies(cls, policies: list[PolicySettings]) -> list[PolicySettings]:
+        names = [p.name for p in policies]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two policies are called {name!r}; routing is by name, so give each its own")
+        if len(policies) > 1:
+            full = [p.name for p in policies if p.lora is None]
+            if full:
+                raise ValueError(
+                    f"policy {full[0]!r} trains full weights and cannot share a vLLM with another policy; "
+                    "give every policy a `lora:` section on the same base model"
+                )
+            if len({p.model for p in policies}) > 1:
+                raise ValueError("LoRA policies on one vLLM need the same `model`")
+        return policies
+
+    @model_validator(mode="after")
+    def _model_names(self) -> Settings:
+        taken = {model for upstream in self.server.gateway.upstreams for model in upstream.models}
+        for policy in self.policies:
+            if policy.name in taken:
+                raise ValueError(
+                    f"{policy.name!r} is a policy and a model of an upstream; calls are routed by that name"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _groups(self) -> Settings:
+        for policy in self.policies:
+            if policy.advantages in NEEDS_GROUPS and self.rollout.group_size < 2:
+                raise ValueError(
+                    f"rollout.group_size is 1, but `{policy.advantages}` compares the rollouts of a group; make it 2 or "
+                    "more, or take `reinforce` or `reinforce_pp`"
+                )
+        return self
+
+
+__all__ = [
+    "ESTIMATORS",
+    "NEEDS_GROUPS",
+    "AgentRule",
+    "AgentSettings",
+    "AirRule",
+    "EvaluationSettings",
+    "GatewaySettings",
+    "LakeSettings",
+    "LoraSettings",
+    "Name",
+    "PolicySettings",
+    "RedactionPattern",
+    "RewardSettings",
+    "RolloutSettings",
+    "SamplingSettings",
+    "ServerSettings",
+    "Settings",
+    "SettingsError",
+    "SpanOp",
+    "StoreSettings",
+    "TaskSettings",
+    "TrackingSettings",
+    "TrainingSettings",
+    "UpstreamSettings",
+    "VllmSettings",
+]

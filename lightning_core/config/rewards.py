@@ -1,0 +1,89 @@
+"""Where rewards come from and which calls they go to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lightning_core.config.section import Name, Section
+
+# What sql/ingest/spans.sql makes of spans, but for `rollout.start`, which is in no tree.
+SpanOp = Literal[
+    "llm",
+    "tool",
+    "agent",
+    "embedding",
+    "retriever",
+    "reranker",
+    "guardrail",
+    "evaluator",
+    "chain",
+    "workflow",
+    "task",
+    "reward",
+    "rollout",
+    "other",
+]
+
+
+class AirRule(Section):
+    """A reward for what spans show; every condition that is given has to hold."""
+
+    name: Name = Field(description="names the rule in tables")
+    value: float = Field(description="reward of a match")
+    op: SpanOp | None = Field(None, description="what the span is")
+    tool: str | None = Field(None, description="regex (RE2) on the tool's name")
+    status: Literal["ok", "error", "unset"] | None = None
+    attribute: str | None = Field(
+        None, description="any attribute of the span, or column of `spans`; `pattern` is searched in it"
+    )
+    pattern: str | None = Field(None, description="regex (RE2); without `attribute`: searched in the tool's result")
+    per: Literal["match", "rollout"] = Field("match", description="`rollout`: once, however many spans match")
+    cap: float | None = Field(None, ge=0, description="largest sum, in absolute value, that the rule gives a rollout")
+
+    @model_validator(mode="after")
+    def _conditions(self) -> AirRule:
+        if not any((self.op, self.tool, self.status, self.attribute, self.pattern)):
+            raise ValueError(
+                f"rule {self.name!r} has no condition, so every span would match; give op, tool, status, …"
+            )
+        return self
+
+
+class RewardSettings(Section):
+    grader: str | None = Field(
+        None,
+        description="`module:function` called with (task, output, spans), or a .sql file; without it the agent emits rewards",
+    )
+    failure_reward: float | None = Field(
+        0.0, description="reward of an attempt the agent failed; null leaves it out of training"
+    )
+    assign: Literal["final", "nearest", "discounted"] = Field(
+        "final",
+        description="`final`: the rollout's last reward, to every call; `nearest`: each reward to the latest call of the same agent that ended before it and has none; `discounted`: the agent's rewards from the call on, times gamma a call",
+    )
+    gamma: float | None = Field(None, ge=0, le=1, description="discount a call, for `discounted`")
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="named rewards and their weights in the sum; empty: the one named `reward`, or else the last",
+    )
+    reward_match: str | None = Field(
+        None, description="regex (RE2): only rewards emitted under an agent it matches count"
+    )
+    air: Literal["off", "default"] | list[AirRule] = Field(
+        "off",
+        description="rules that reward what spans show (automatic intermediate rewards); `default`: those shipped",
+    )
+
+    @model_validator(mode="after")
+    def _discount(self) -> RewardSettings:
+        if (self.assign == "discounted") != (self.gamma is not None):
+            raise ValueError("`assign: discounted` and `gamma` belong together: give both, or neither")
+        if self.grader is not None and self.reward_match is not None:
+            raise ValueError("`reward_match` is about agents, and a grader is none: no reward would count; drop one")
+        names = [rule.name for rule in self.air] if isinstance(self.air, list) else []
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two rules of `air` are called {name!r}; a rule is known by its name")
+        return self

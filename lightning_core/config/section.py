@@ -1,0 +1,17 @@
+"""What every section of the settings is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+
+
+class SettingsError(ValueError):
+    """A settings file that cannot be used: the message names the file, the key and the remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, title=None, allow_inf_nan=False)

@@ -1,0 +1,82 @@
+"""The server's gateway and receivers, and vLLM."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from lightning_core.config.section import Name, Section
+
+
+class UpstreamSettings(Section):
+    """An OpenAI-compatible API for models that are not trained: a judge, an embedder."""
+
+    name: Name
+    base_url: str = Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$", description="as for OpenAI's client: with /v1")
+    api_key_env: str | None = Field(
+        None, description="variable of the server's environment that holds its key, which is never stored or logged"
+    )
+    models: list[str] = Field(min_length=1, description="model names that are sent there, as they are")
+
+
+class GatewaySettings(Section):
+    """What the gateway allows, and where it sends calls."""
+
+    upstreams: list[UpstreamSettings] = Field(
+        default_factory=list, description="APIs of models that are not trained, by model name"
+    )
+    version_change: Literal["follow", "refuse"] = Field(
+        "follow",
+        description="a rollout's calls when its policy's version is no longer served: answered by the new one (the span says so), or refused with 409",
+    )
+    media_urls: Literal["data", "public", "any"] = Field(
+        "data",
+        description="images, audio and video in messages: only `data:` URLs, also http(s) at public addresses, or any",
+    )
+    calls_per_rollout: int | None = Field(None, ge=1, description="calls of one attempt; past it 429")
+    tokens_per_rollout: int | None = Field(
+        None, ge=1, description="prompt and response tokens of one attempt; past it 429"
+    )
+    concurrent_per_rollout: int = Field(64, ge=1, description="calls of one attempt at one time; more of them wait")
+    waiting_per_rollout: int = Field(256, ge=0, description="calls of one attempt that wait; past it 429")
+    most_calls: int = Field(8192, ge=1, description="calls at one time, waiting ones included; past it 503")
+    client_stalled_s: float = Field(
+        60, gt=0, description="seconds in which a client takes nothing of its reply, before its call is ended"
+    )
+    log_calls: Literal["off", "facts", "text"] = Field(
+        "facts",
+        description="a JSON line a call in the server's log: none, without any text of it, or with its messages",
+    )
+
+    @field_validator("upstreams")
+    @classmethod
+    def _upstreams(cls, upstreams: list[UpstreamSettings]) -> list[UpstreamSettings]:
+        for what, names in (
+            ("upstreams are called", [u.name for u in upstreams]),
+            ("upstreams serve", [m for u in upstreams for m in u.models]),
+        ):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"two {what} {name!r}; give each its own")
+        return upstreams
+
+
+class ServerSettings(Section):
+    """Gateway and OTLP receiver: one process, on loopback unless told otherwise."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535, description="0: any free port")
+    grpc_port: int | None = Field(0, ge=0, le=65535, description="OTLP/gRPC; 0: any free port, null: no gRPC")
+    spool_max_gb: float = Field(4.0, gt=0, description="spans not yet decoded; past it the server answers 503")
+    max_body_mb: float = Field(64.0, gt=0, le=512)
+    gateway: GatewaySettings = GatewaySettings()
+
+
+class VllmSettings(Section):
+    kv_cache_gb: float = Field(0.5, gt=0, description="memory for the KV cache (CPU build)")
+    max_model_len: int = Field(2048, ge=64)
+    max_num_seqs: int = Field(64, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    start_timeout_s: float = Field(600, gt=0)
+    extra_args: list[str] = Field(default_factory=list, description="appended to vLLM's command line")

@@ -1,0 +1,66 @@
+"""What is kept: of spans, and of policies."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lightning_core.config.section import Section
+
+
+class AgentRule(Section):
+    """Where an agent's name stands, for conventions that sql/hierarchy/agent_rules.sql does not know."""
+
+    source: Literal["attribute", "span_name", "resource"] = "attribute"
+    key: str | None = Field(None, description="attribute (or resource attribute) that holds the name")
+    pattern: str = Field("^(.+)$", description="regex (RE2); its first group is the name")
+    when: str | None = Field(None, description="regex (RE2) on the span's name; the rule holds for these only")
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> AgentRule:
+        if (self.source == "span_name") != (self.key is None):
+            raise ValueError(
+                f"`source: {self.source}` " + ("takes no `key`" if self.key else "needs a `key` to look at")
+            )
+        if not re.search(r"(?<!\\)\((?!\?:)", self.pattern):
+            raise ValueError(f"pattern {self.pattern!r} has no group; the name is what stands in the first one: (…)")
+        return self
+
+
+class RedactionPattern(Section):
+    pattern: str = Field(description="regex (RE2)")
+    replacement: str = Field("[redacted]", description=r"what stands there instead; \\1 is the first group")
+
+
+class LakeSettings(Section):
+    """What is kept of spans, and how long."""
+
+    redact: list[RedactionPattern] = Field(
+        default_factory=list, description="rewritten in every text of a span before it reaches Parquet"
+    )
+    redact_with: str | None = Field(
+        None, description="`module:function`: gets a text, returns what is kept of it; after the patterns"
+    )
+    keep_days: float | None = Field(
+        None, gt=0, description="spans older than this are removed by `lightning-flows lake retain`; null: none are"
+    )
+
+
+class StoreSettings(Section):
+    """Versions of the policies on disk."""
+
+    collect: bool = Field(
+        False,
+        description="after every epoch remove versions that nothing needs; what stays: docs/policies.md. Off: all stay",
+    )
+    keep_every: int | None = Field(
+        None, ge=1, description="with `collect`: every so-many-th version stays; null: none for its number's sake"
+    )
+
+    @model_validator(mode="after")
+    def _collects(self) -> StoreSettings:
+        if self.keep_every is not None and not self.collect:
+            raise ValueError("`keep_every` without `collect: true` keeps nothing, since all versions stay; give both")
+        return self
