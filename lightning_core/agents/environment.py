@@ -1,7 +1,8 @@
 """The environment an attempt runs in, and nothing else of the flow's own.
 
 Handed on from the flow: PATH, HOME, locale, temporary folder, certificates, proxies, the virtual environment,
-everything that begins with PYTHON, and what `agent.pass_environment` names. Then `agent.environment`. Then, per attempt:
+everything that begins with PYTHON, and what `agent.pass_environment` names. An agent with a Python of its own
+(`agent.python`) has that first on its PATH, and nothing that would lead it to the flow's packages. Then `agent.environment`. Then, per attempt:
 
 | variable | value |
 |---|---|
@@ -65,6 +66,7 @@ _INHERITED = frozenset(
     ]
 )
 _INHERITED_PREFIXES = ("PYTHON", "LC_", "XDG_")
+_OF_OUR_PYTHON = frozenset({"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "CONDA_PREFIX"})
 _PER_ATTEMPT = frozenset(
     {
         "OPENAI_BASE_URL",
@@ -81,8 +83,12 @@ _PER_ATTEMPT = frozenset(
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def base_environment(settings: AgentSettings, outer: Mapping[str, str] | None = None) -> dict[str, str]:
+def base_environment(
+    settings: AgentSettings, outer: Mapping[str, str] | None = None, python: Path | None = None
+) -> dict[str, str]:
     """What all attempts share, from `outer` (default: this process's environment) and the settings.
+
+    `python`: the agent's own interpreter, where it has one.
 
     Raises SettingsError where `pass_environment` names a variable that is not set, or a setting would replace one
     that has to be the attempt's own.
@@ -107,6 +113,11 @@ def base_environment(settings: AgentSettings, outer: Mapping[str, str] | None = 
     folder = str(Path(sys.executable).parent)
     path = environment.get("PATH", os.defpath)
     environment["PATH"] = path if folder in path.split(os.pathsep) else path + os.pathsep + folder
+    if python is not None:
+        environment = {name: value for name, value in environment.items() if name not in _OF_OUR_PYTHON}
+        environment["PATH"] = str(python.parent) + os.pathsep + environment["PATH"]
+        if (python.parent.parent / "pyvenv.cfg").is_file():
+            environment["VIRTUAL_ENV"] = str(python.parent.parent)
     environment.update({name: outer[name] for name in settings.pass_environment})
     environment.update(settings.environment)
     environment.setdefault("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "4096")

@@ -47,6 +47,7 @@ class Program:
     directory: Path
     environment: Mapping[str, str] = field(repr=False)
     target: str | None = None
+    python: Path | None = None  # what runs the callable; default: what runs this
     argv: Sequence[str] = ()
     preload: Sequence[str] = ()
     preload_optional: bool = False
@@ -167,7 +168,7 @@ class _ZygoteProcess:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log_file.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lightning_core.agents.zygote", str(theirs.fileno())],
+                [str(program.python or sys.executable), "-m", "lightning_core.agents.zygote", str(theirs.fileno())],
                 cwd=Path(__file__).parents[2],
                 env=dict(program.environment),
                 pass_fds=[theirs.fileno()],

@@ -29,8 +29,12 @@ _IMPORTED_LATER = [
 ]
 
 
-def resolve(settings: AgentSettings, environment: Mapping[str, str], grace_s: float) -> Program:
+def resolve(
+    settings: AgentSettings, environment: Mapping[str, str], grace_s: float, python: Path | None = None
+) -> Program:
     """The program of an agent, with absolute paths. Relative ones count from where the flow was started.
+
+    `python`: the agent's own interpreter, where it has one; `python` and `python3` of a command mean that one.
 
     Raises SettingsError where the working directory, the callable's file or the command's program does not exist.
     """
@@ -39,12 +43,15 @@ def resolve(settings: AgentSettings, environment: Mapping[str, str], grace_s: fl
         raise SettingsError(f"agent.working_directory: {directory} is no directory")
     if settings.callable is None:
         argv = _argv(settings.command or [], directory, environment)
+        if python is not None and settings.command and _is_python(settings.command):
+            argv[0] = str(python)
         return Program(directory, environment, argv=argv, grace_s=grace_s)
     default = list(settings.preload) == AgentSettings.model_fields["preload"].get_default(call_default_factory=True)
     return Program(
         directory,
         environment,
         target=_target(settings.callable),
+        python=python,
         preload=[*settings.preload, *(_IMPORTED_LATER if default else [])],
         preload_optional=default,
         grace_s=grace_s,
@@ -74,6 +81,10 @@ def _argv(command: str | list[str], directory: Path, environment: Mapping[str, s
         where = f"in {directory}" if "/" in argv[0] else f"on the PATH ({environment.get('PATH', '')})"
         raise SettingsError(f"agent.command: there is no program {argv[0]!r} {where}")
     return [found, *argv[1:]]
+
+
+def _is_python(command: str | list[str]) -> bool:
+    return (_split(command) if isinstance(command, str) else command)[0] in ("python", "python3")
 
 
 def _split(command: str) -> list[str]:

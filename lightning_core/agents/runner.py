@@ -29,6 +29,7 @@ from lightning_core.agents.attempt import OUTPUT_LIMIT, AttemptResult, AttemptSp
 from lightning_core.agents.child import RESULT_FILE, TASK_FILE
 from lightning_core.agents.environment import attempt_environment, base_environment
 from lightning_core.agents.pool import Ended, Pool, PoolError, PreloadError
+from lightning_core.agents.venv import interpreter
 from lightning_core.client import (
     STATUS_ERROR,
     STATUS_OK,
@@ -70,8 +71,9 @@ class Runner:
         self._model = model
         self._infrastructure_errors = infrastructure_errors
         self._logs = logs
-        self._environment = base_environment(settings)
-        self._program = program.resolve(settings, self._environment, kill_grace_s)
+        python = None if settings.python is None else interpreter(settings.python, settings.environments)
+        self._environment = base_environment(settings, python=python)
+        self._program = program.resolve(settings, self._environment, kill_grace_s, python)
         self._folder = Path(tempfile.mkdtemp(prefix="lightning-"))
         self._pool = Pool(self._program, self._folder)
 

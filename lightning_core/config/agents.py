@@ -18,6 +18,14 @@ class AgentSettings(Section):
     command: str | list[str] | None = Field(
         None, description="a command line; gets the task as JSON on stdin and in $LIGHTNING_TASK"
     )
+    python: Path | None = Field(
+        None,
+        description="the agent's own Python: an interpreter, a virtual environment, or a requirements.txt for which one "
+        "is made, once; default: the flow's",
+    )
+    environments: Path = Field(
+        Path("var/environments"), description="folder for environments that are made, shared by all runs"
+    )
     working_directory: Path | None = Field(
         None, description="where the agent runs; default: where the flow was started"
     )
