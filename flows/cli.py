@@ -16,6 +16,7 @@ from flows.lake_commands import lake
 from flows.policy_commands import policies
 from flows.prefect_api import prefect_api
 from lightning_core.config import Settings, SettingsError
+from lightning_core.lake.stages import STAGES
 from lightning_core.settings_file import load_settings
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "calculator" / "settings.yaml"
@@ -26,6 +27,9 @@ _set_option = click.option(
 )
 _home_option = click.option(
     "--home", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Folder of the runs."
+)
+_from_option = click.option(
+    "--from", "from_stage", type=click.Choice(list(STAGES)), help="Do this stage and those after it again, done or not."
 )
 
 
@@ -101,13 +105,14 @@ def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
 @_settings_argument
 @_set_option
 @click.option("--epoch", type=int, help="Default: the first that is not finished.")
-def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | None) -> None:
-    """One epoch: rollout, SQL, training, redeploy."""
+@_from_option
+def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | None, from_stage: Any) -> None:
+    """One epoch: rollout, SQL, training, redeploy. What is finished is not done again, unless what it reads changed."""
     settings = _load(settings_file, assignments)
     with _interruptible(), prefect_api(settings.home):
         from flows.train_epoch import train_epoch as run
 
-        run(settings, epoch)
+        run(settings, epoch, from_stage)
 
 
 @main.command()

@@ -22,7 +22,7 @@ from lightning_core.lake.report import epoch_rows
 from lightning_core.monitor import PeakMemory
 from lightning_core.tracking.mlflow_backend import tracking_uri
 
-_STAGES = {"collect": "rollout", "derive": "sql", "train": "train", "evaluate": "evaluate"}
+_STAGES = {"collect": "rollout", "grade": "rollout", "derive": "sql", "train": "train", "evaluate": "evaluate"}
 
 
 def demo(settings: Settings, report: Path) -> None:
@@ -79,12 +79,12 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
     )
     for column in ("epoch", "reward", "right", "rollouts", "calls", "sequences", "tokens", "version"):
         shown.add_column(column, justify="right", no_wrap=True)
-    for stage in _STAGES.values():
+    for stage in dict.fromkeys(_STAGES.values()):
         shown.add_column(stage, justify="right", no_wrap=True)
     for row in rows:
         seconds: dict[str, float] = {}
         for stage, took in row["seconds"].items():
-            name = stage.split(" ")[0]
+            name = _STAGES.get(stage.split(" ")[0], "")
             seconds[name] = seconds.get(name, 0.0) + took
         tokens = None if row["prompt_tokens"] is None else row["prompt_tokens"] + row["response_tokens"]
         shown.add_row(
@@ -96,7 +96,7 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
             _number(row["sequences"]),
             _number(tokens, ","),
             ", ".join(row["versions"].values()),
-            *(_number(seconds.get(stage), ".1f") for stage in _STAGES),
+            *(_number(seconds.get(stage), ".1f") for stage in dict.fromkeys(_STAGES.values())),
         )
     return shown
 

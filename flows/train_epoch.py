@@ -13,13 +13,16 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.patterns import settle
+from lightning_core.lake.stages import Stage, redo_from
 from lightning_core.services import running, versions
+from lightning_core.stage_keys import outputs
 from lightning_core.taskset import plan_training
 from tasks.collect import collect
 from tasks.derive import derive_tables
 from tasks.preflight import check, training_tasks
-from tasks.progress import say
+from tasks.progress import logger, say
 from tasks.redeploy import redeploy
 from tasks.track import record
 from tasks.train import train_policy
@@ -41,22 +44,35 @@ def _name() -> str:
     validate_parameters=True,
     persist_result=False,
 )
-def train_epoch(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
+def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage | None = None) -> dict[str, Any]:
     """Train one epoch of a run; `epoch: null` is the first that is not finished.
 
-    An epoch that was interrupted goes on where it stopped: finished rollouts and stages are not run again.
+    An epoch that was interrupted goes on where it stopped: finished rollouts and stages are not run again, unless what
+    they read has changed, or `from_stage` says from where on.
     """
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
-    check(settings)
-    with lake.working_on(settings.run), running(settings, say("services")) as services:
+    planned = plan_training(settings, training_tasks(settings), number)
+    with lake.working_on(settings.run):
         manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))
-        settle(lake, settings, manifest)
-        redeploy(settings, services, manifest.versions)
-        collected = collect(settings, manifest, plan_training(settings, training_tasks(settings), number))
-        rows = derive_tables(settings, manifest)
-        trained = {policy.name: train_policy(settings, policy, manifest) for policy in settings.policies}
-        redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
-        record(settings, manifest)
-        collect_versions(settings)
-    return {"epoch": number, "collected": collected, "rows": rows, "trained": trained}
+        if from_stage is not None:
+            redo_from(lake, manifest, from_stage, f"flow run {flow_run.get_id()}, {from_stage}")
+        if outputs(settings, manifest, planned) is not None:
+            logger().info("epoch %d of run %s is done, with these settings", number, settings.run)
+            return _told(manifest)
+        check(settings)
+        with running(settings, say("services")) as services:
+            settle(lake, settings, manifest)
+            redeploy(settings, services, manifest.versions)
+            collect(settings, manifest, planned)
+            derive_tables(settings, manifest)
+            trained = {policy.name: train_policy(settings, policy, manifest) for policy in settings.policies}
+            redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
+            record(settings, manifest)
+            collect_versions(settings)
+    return _told(manifest)
+
+
+def _told(epoch: EpochManifest) -> dict[str, Any]:
+    """What each stage of the epoch came to, by its name in the manifest."""
+    return {"epoch": epoch.epoch, **{name: stage.output for name, stage in epoch.stages.items()}}

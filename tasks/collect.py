@@ -1,4 +1,4 @@
-"""Rollouts of an epoch until its spans are sealed: roll out what is missing, decode, grade, seal."""
+"""Rollouts of an epoch until its spans are sealed: roll out what is missing, decode, seal, grade."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lightning_core.decoding import decode_spool
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
-from lightning_core.lake.stages import run_stage, stage_key
-from lightning_core.loading import grader_digest
+from lightning_core.lake.stages import begin_anew, run_stage
 from lightning_core.server.handle import ServerHandle
+from lightning_core.stage_keys import rewards_key, rollouts_key
 from lightning_core.taskset import PlannedRollout
 from tasks.ingest import grade_rollouts, ingest_spans
 from tasks.progress import logger
@@ -32,24 +32,23 @@ class CollectionFailed(RuntimeError):
 
 
 def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollout]) -> dict[str, Any]:
-    """Run the planned rollouts that have no result yet, and seal the epoch; called inside a flow.
+    """Run the planned rollouts that have no result yet, grade them, and seal the epoch; called inside a flow.
 
-    Returns counts: rollouts by status, how many a former try had finished, rewards graded. A sealed epoch is left alone.
+    Returns counts: rollouts by status and rewards graded. What was finished with the same keys is left alone; finished
+    rollouts of other settings (another agent, other tasks, other sampling) are set aside, and that is said.
     """
     lake = Lake(settings.home)
     epoch.planned = [r.rollout_id for r in planned]
-    key = stage_key(epoch.planned, epoch.versions, grader_digest(settings.reward.grader))
+    key = rollouts_key(settings, epoch, planned)
 
-    def work() -> dict[str, Any]:
+    def roll_out() -> dict[str, Any]:
         epoch.sealed_offset = None
         ingest_spans(settings)
-        finished = _finished(lake, epoch)
+        finished = _begin(lake, epoch, key)
         missing = [r for r in planned if r.rollout_id not in finished]
         if finished:
             logger().info("%d of %d rollouts are finished already", len(planned) - len(missing), len(planned))
         counts = _roll_out(settings, epoch, missing)
-        ingest_spans(settings)
-        grades = grade_rollouts(settings, epoch)
         epoch.sealed_offset = ingest_spans(settings)
         unfinished = len(planned) - len(_finished(lake, epoch) & {r.rollout_id for r in planned})
         if unfinished > len(planned) // 2:
@@ -59,9 +58,37 @@ def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollo
             )
         if unfinished:
             logger().warning("%d rollouts have no result (infrastructure); the epoch goes on without them", unfinished)
-        return {"planned": len(planned), "unfinished": unfinished, **counts, "grades": grades}
+        return {"planned": len(planned), "unfinished": unfinished, **counts}
 
-    return run_stage(lake, epoch, "collect", key, work)
+    def reward() -> dict[str, Any]:
+        if settings.reward.grader is None:
+            return {}
+        sealed, epoch.sealed_offset = epoch.sealed_offset, None  # rewards of a try that was killed lie behind it
+        ingest_spans(settings)
+        grades = grade_rollouts(settings, epoch)
+        end = ingest_spans(settings)
+        epoch.sealed_offset = max(sealed or 0, end)
+        return grades
+
+    collected = run_stage(lake, epoch, "collect", key, roll_out)
+    return collected | {"grades": run_stage(lake, epoch, "grade", rewards_key(settings, epoch, planned), reward)}
+
+
+def _begin(lake: Lake, epoch: EpochManifest, key: str) -> set[str]:
+    """Rollouts that are finished with this key. Those of another one are set aside: one epoch is one experiment."""
+    finished = _finished(lake, epoch)
+    if epoch.rolled_out_with not in (None, key):
+        begin_anew(lake, epoch)
+        if finished:
+            logger().warning(
+                "%s %d begins anew: its tasks, agent, sampling or versions are not those that %d finished rollouts ran "
+                "with; these stay in the lake, outside of the epoch",
+                epoch.mode, epoch.epoch, len(finished),
+            )  # fmt: skip
+        finished = set()
+    epoch.rolled_out_with = key
+    lake.manifests.put_epoch(epoch)
+    return finished
 
 
 def _finished(lake: Lake, epoch: EpochManifest) -> set[str]:

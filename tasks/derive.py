@@ -6,11 +6,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lightning_core.config import Settings
-from lightning_core.lake.derive import derive, derive_code, sql_digest
-from lightning_core.lake.derive_inputs import settings_read
+from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.stages import run_stage, stage_key
+from lightning_core.lake.stages import run_stage
+from lightning_core.stage_keys import triplets_key
 from tasks.progress import logger, say
 
 
@@ -18,16 +18,7 @@ from tasks.progress import logger, say
 def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
     """Run the SQL of the epoch; returns rows by table."""
     lake = Lake(settings.home)
-    key = stage_key(
-        epoch.planned,
-        epoch.span_range,
-        epoch.versions,
-        {name: p.pattern for name, p in epoch.patterns.items()},
-        settings_read(settings),
-        sql_digest(settings),
-        derive_code(),
-    )
-
+    key = triplets_key(settings, epoch)
     rows = run_stage(lake, epoch, "derive", key, lambda: derive(lake, epoch, settings, key, say("sql")))
     lake.rebuild_catalog()
     if rows.get("silent_rollouts"):

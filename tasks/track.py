@@ -13,8 +13,9 @@ from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.report import epoch_rows
-from lightning_core.lake.stages import run_stage, stage_key
+from lightning_core.lake.stages import run_stage
 from lightning_core.policies.store import PolicyStore
+from lightning_core.stage_keys import record_key
 from lightning_core.tracking.mlflow_backend import MlflowRun
 from tasks.progress import logger
 from tasks.versions import note_evaluation
@@ -23,8 +24,7 @@ from tasks.versions import note_evaluation
 @task(task_run_name="record {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
 def record(settings: Settings, epoch: EpochManifest) -> None:
     """Log an epoch or an evaluation to MLflow and show the run's table in the Prefect UI; its last stage."""
-    key = stage_key({n: s.key for n, s in epoch.stages.items() if n != "record"})
-    run_stage(Lake(settings.home), epoch, "record", key, lambda: _record(settings, epoch))
+    run_stage(Lake(settings.home), epoch, "record", record_key(epoch), lambda: _record(settings, epoch))
 
 
 def _record(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:

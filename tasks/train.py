@@ -10,9 +10,10 @@ from prefect.cache_policies import NO_CACHE
 from lightning_core.config import PolicySettings, Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.stages import run_stage, stage_key
+from lightning_core.lake.stages import run_stage
 from lightning_core.policies.model import resolve_model
-from lightning_core.training.epoch import train_version, training_code
+from lightning_core.stage_keys import train_key
+from lightning_core.training.epoch import train_version
 from tasks.progress import Progress, logger
 
 
@@ -24,7 +25,7 @@ def train_policy(settings: Settings, policy: PolicySettings, epoch: EpochManifes
     """
     lake = Lake(settings.home)
     parent = epoch.versions[policy.name]
-    key = stage_key(epoch.tables["sequences"].digest, policy, settings.seed, parent, training_code())
+    key = train_key(settings, epoch, policy)
     log = logger()
     progress: Progress | None = None
 

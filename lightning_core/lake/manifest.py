@@ -106,6 +106,8 @@ class EpochManifest(_Manifest):
     opened_offset: int
     sealed_offset: int | None = None
     planned: list[str] = []  # rollouts that belong to it; others of the same number are not counted
+    rolled_out_with: str | None = None  # key of the rollouts since `opened_offset`; with another one they begin anew
+    redone_for: str | None = None  # who last had stages forgotten: a retry of the same flow run does not again
     patterns: dict[str, ComputedPattern] = {}  # policy → its computed agent_match
     tables: dict[str, DerivedTable] = {}
     stages: dict[str, Stage] = {}

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -15,6 +15,16 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 
 logger = logging.getLogger(__name__)
+
+Stage = Literal["rollouts", "rewards", "triplets", "train", "record"]
+# In their order, with the names they have in a manifest; there is one `train` a policy.
+STAGES: dict[Stage, str] = {
+    "rollouts": "collect",
+    "rewards": "grade",
+    "triplets": "derive",
+    "train": "train ",
+    "record": "record",
+}
 
 
 def stage_key(*parts: Any) -> str:
@@ -38,3 +48,26 @@ def run_stage(
     epoch.finish(stage, key, output, time.monotonic() - began)
     lake.manifests.put_epoch(epoch)
     return output
+
+
+def redo_from(lake: Lake, epoch: EpochManifest, stage: Stage, asked_by: str) -> None:
+    """Forget that a stage and those after it were done, so that they are done again; once for each `asked_by`.
+
+    From `rollouts` on the epoch begins anew behind what is decoded: its former rollouts stay in the lake, `outside` of it.
+    """
+    if epoch.redone_for == asked_by:
+        return
+    names = list(STAGES.values())
+    again = tuple(names[names.index(STAGES[stage]) :])
+    for name in [name for name in epoch.stages if name.startswith(again)]:
+        del epoch.stages[name]
+    if stage == "rollouts":
+        begin_anew(lake, epoch)
+    epoch.redone_for = asked_by
+    lake.manifests.put_epoch(epoch)
+
+
+def begin_anew(lake: Lake, epoch: EpochManifest) -> None:
+    """Leave behind the epoch's rollouts so far. The caller saves the manifest."""
+    epoch.opened_offset, epoch.sealed_offset = lake.manifests.spans().decoded_offset, None
+    epoch.rolled_out_with = None

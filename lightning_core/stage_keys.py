@@ -1,0 +1,89 @@
+"""What each stage of an epoch reads, as a key: where a stage was done with the same key, it is not done again.
+
+The stages in their order, under the names that `--from` takes, and what is in the key of each:
+
+rollouts  the plan with its tasks, the versions sampled from, the agent (settings and source), sampling, upstreams
+rewards   the key of the rollouts, and the grader (name and source)
+triplets  the epoch's range of the spool, what the SQL reads of the settings, the SQL, and the code that runs it
+train     the epoch's sequences, the policy's settings, the seed, the parent version, the trainer's code
+record    the keys of all the others
+
+Left out: what changes only how fast a stage is (concurrency, shards, retries, sizes of caches).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from lightning_core.config import PolicySettings, Settings
+from lightning_core.lake.derive import derive_code, sql_digest
+from lightning_core.lake.derive_inputs import settings_read
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.stages import stage_key
+from lightning_core.loading import grader_digest
+from lightning_core.taskset import PlannedRollout
+from lightning_core.training.epoch import training_code
+
+
+def rollouts_key(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollout]) -> str:
+    """Key of the epoch's rollouts: under another one, what was collected is not the same experiment's."""
+    plan = [(r.rollout_id, r.group_id, r.task.content) for r in planned]
+    sampled = (
+        [(p.name, p.model, p.sampling.model_dump(mode="json")) for p in settings.policies]
+        if epoch.mode == "train"
+        else settings.evaluation.max_tokens
+    )
+    return stage_key(
+        hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest(),
+        epoch.versions,
+        settings.agent.model_dump(mode="json", exclude={"preload"}),
+        grader_digest(settings.agent.callable),
+        sampled,
+        [upstream.model_dump(mode="json") for upstream in settings.server.gateway.upstreams],
+        settings.frozen,
+        settings.vllm.model_dump(mode="json", include={"max_model_len", "dtype", "extra_args"}),
+    )
+
+
+def rewards_key(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollout]) -> str:
+    return stage_key(rollouts_key(settings, epoch, planned), grader_digest(settings.reward.grader))
+
+
+def triplets_key(settings: Settings, epoch: EpochManifest) -> str:
+    return stage_key(
+        epoch.planned,
+        epoch.span_range,
+        epoch.versions,
+        {name: p.pattern for name, p in epoch.patterns.items()},
+        settings_read(settings),
+        sql_digest(settings),
+        derive_code(),
+    )
+
+
+def train_key(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> str:
+    """Raises KeyError before the epoch's sequences are derived."""
+    sequences = epoch.tables["sequences"].digest
+    return stage_key(sequences, policy, settings.seed, epoch.versions[policy.name], training_code())
+
+
+def record_key(epoch: EpochManifest) -> str:
+    return stage_key({name: stage.key for name, stage in epoch.stages.items() if name != "record"})
+
+
+def outputs(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollout]) -> dict[str, Any] | None:
+    """Output of every stage, by the stage's name in the manifest, where all are done with their keys; else None."""
+    if not {"collect", "grade", "derive", "record"} <= epoch.stages.keys():
+        return None
+    keys = {
+        "collect": rollouts_key(settings, epoch, planned),
+        "grade": rewards_key(settings, epoch, planned),
+        "derive": triplets_key(settings, epoch),
+        "record": record_key(epoch),
+    }
+    if epoch.mode == "train":
+        keys |= {f"train {policy.name}": train_key(settings, epoch, policy) for policy in settings.policies}
+    found = {stage: epoch.done(stage, key) for stage, key in keys.items()}
+    return None if None in found.values() else found

@@ -1,0 +1,155 @@
+"""What makes a stage be done again: a key covers what the stage reads, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_core import stage_keys
+from lightning_core.config import Settings
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import DerivedTable, EpochManifest, SpanManifest
+from lightning_core.lake.stages import STAGES, Stage, redo_from, run_stage
+from lightning_core.taskset import Task, plan_training
+
+BASE: dict[str, Any] = {
+    "run": "r",
+    "agent": {"command": "true"},
+    "tasks": {"train": "tasks.jsonl"},
+    "rollout": {"tasks_per_epoch": 2, "group_size": 2},
+}
+TASKS = [Task("a", {"id": "a", "question": "?"}), Task("b", {"id": "b", "question": "!"})]
+
+
+def settings_of(home: Path, **changes: Any) -> Settings:
+    return Settings.model_validate(BASE | {"home": str(home)} | changes)
+
+
+def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict[str, str]:
+    planned = plan_training(settings, tasks, 0)
+    table = DerivedTable(path="sequences.parquet", rows=1, digest="d")
+    epoch = EpochManifest(
+        **{"run": "r", "epoch": 0, "versions": {"policy": "v0000"}, "opened_offset": 0, "sealed_offset": 9}
+        | {"planned": [r.rollout_id for r in planned], "tables": {"sequences": table}}
+        | manifest
+    )
+    return {
+        "rollouts": stage_keys.rollouts_key(settings, epoch, planned),
+        "rewards": stage_keys.rewards_key(settings, epoch, planned),
+        "triplets": stage_keys.triplets_key(settings, epoch),
+        "train": stage_keys.train_key(settings, epoch, settings.policies[0]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "changes"),
+    [
+        ("rollouts", {"agent": {"command": "false"}}),
+        ("rollouts", {"agent": {"command": "true", "timeout_s": 1}}),
+        ("rollouts", {"rollout": {"tasks_per_epoch": 2, "group_size": 3}}),
+        ("rollouts", {"policies": [{"sampling": {"temperature": 0.5}}]}),
+        ("rollouts", {"vllm": {"max_model_len": 64}}),
+        ("rewards", {"reward": {"grader": "tests/e2e/letter_agent.py:grade"}}),
+        ("triplets", {"reward": {"failure_reward": 0.5}}),
+        ("triplets", {"policies": [{"agent_match": "planner"}]}),
+        ("triplets", {"policies": [{"advantages": "rloo"}]}),
+        ("triplets", {"agent_rules": [{"key": "my.agent"}]}),
+        ("train", {"policies": [{"training": {"learning_rate": 0.5}}]}),
+        (None, {"rollout": {"tasks_per_epoch": 2, "group_size": 2, "concurrency": 3, "shards": 1, "retries": 0}}),
+        (None, {"vllm": {"kv_cache_gb": 0.1, "max_num_seqs": 3}, "server": {"spool_max_gb": 1.0}}),
+        (None, {"epochs": 9, "evaluation": {"every": 3}, "store": {"collect": True}}),
+    ],
+)
+def test_a_setting_touches_the_first_stage_that_reads_it_and_none_before(
+    tmp_path: Path, first: Stage | None, changes: dict[str, Any]
+) -> None:
+    before, after = keys(settings_of(tmp_path)), keys(settings_of(tmp_path, **changes))
+    touched = [stage for stage in before if before[stage] != after[stage]]
+    assert (touched[0] if touched else None) == first
+
+
+def test_a_task_that_is_another_under_the_same_id_makes_other_rollouts(tmp_path: Path) -> None:
+    other = [TASKS[0], Task("b", {"id": "b", "question": "?!"})]
+    settings = settings_of(tmp_path)
+    assert keys(settings)["rollouts"] != keys(settings, other)["rollouts"]
+
+
+def test_an_agent_or_a_grader_whose_source_changed_is_another(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    settings = settings_of(tmp_path, agent={"callable": f"{file}:run"}, reward={"grader": f"{file}:grade"})
+    file.write_text("def run(task): return 1")
+    before = keys(settings)
+    file.write_text("def run(task): return 2")
+    after = keys(settings)
+    assert before["rollouts"] != after["rollouts"]
+    assert before["rewards"] != after["rewards"]
+
+
+def test_what_a_stage_is_made_of_is_in_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(tmp_path)
+    before = keys(settings)
+    assert keys(settings, sealed_offset=10)["triplets"] != before["triplets"]
+    table = DerivedTable(path="sequences.parquet", rows=1, digest="another")
+    assert keys(settings, tables={"sequences": table})["train"] != before["train"]
+    assert keys(settings_of(tmp_path, seed=7))["train"] != before["train"]
+    assert keys(settings, versions={"policy": "v0001"})["rollouts"] != before["rollouts"]
+    for stage, name in (("triplets", "sql_digest"), ("triplets", "derive_code"), ("train", "training_code")):
+        with monkeypatch.context() as patch:
+            patch.setattr(stage_keys, name, lambda *_: "other code")
+            after = keys(settings)
+        assert [s for s in before if before[s] != after[s]] == [stage]
+
+
+def epoch_with_all_stages(lake: Lake, settings: Settings) -> EpochManifest:
+    """Every stage done, with the keys of these settings."""
+    planned = plan_training(settings, TASKS, 0)
+    epoch = EpochManifest(run="r", epoch=0, versions={"policy": "v0000"}, opened_offset=0, sealed_offset=9)
+    epoch.planned = [r.rollout_id for r in planned]
+    epoch.tables["sequences"] = DerivedTable(path="sequences.parquet", rows=1, digest="d")
+    found = {
+        "collect": stage_keys.rollouts_key(settings, epoch, planned),
+        "grade": stage_keys.rewards_key(settings, epoch, planned),
+        "derive": stage_keys.triplets_key(settings, epoch),
+        "train policy": stage_keys.train_key(settings, epoch, settings.policies[0]),
+    }
+    for stage, key in found.items():
+        epoch.finish(stage, key, {"stage": stage}, 0.0)
+    epoch.finish("record", stage_keys.record_key(epoch), {}, 0.0)
+    epoch.rolled_out_with = found["collect"]
+    lake.manifests.put_epoch(epoch)
+    return epoch
+
+
+def test_an_epoch_is_done_where_every_stage_was_with_its_key(tmp_path: Path) -> None:
+    settings, lake = settings_of(tmp_path), Lake(tmp_path)
+    epoch = epoch_with_all_stages(lake, settings)
+    planned = plan_training(settings, TASKS, 0)
+    assert stage_keys.outputs(settings, epoch, planned) is not None
+    assert stage_keys.outputs(settings_of(tmp_path, seed=7), epoch, planned) is None
+    del epoch.stages["record"]
+    assert stage_keys.outputs(settings, epoch, planned) is None
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_from_a_stage_on_what_was_done_is_forgotten_and_what_was_before_stays(tmp_path: Path, stage: Stage) -> None:
+    lake = Lake(tmp_path)
+    lake.manifests.put_spans(SpanManifest(decoded_offset=50))
+    epoch = epoch_with_all_stages(lake, settings_of(tmp_path))
+    redo_from(lake, epoch, stage, "a flow run")
+    kept = ["collect", "grade", "derive", "train policy", "record"][: list(STAGES).index(stage)]
+    assert list(epoch.stages) == kept
+    assert list(lake.manifests.epoch("r", 0).stages) == kept  # type: ignore[union-attr]
+    assert epoch.span_range == ((50, None) if stage == "rollouts" else (0, 9))
+
+
+def test_a_retry_of_the_same_flow_run_does_not_forget_again_what_it_did(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    epoch = epoch_with_all_stages(lake, settings_of(tmp_path))
+    redo_from(lake, epoch, "triplets", "flow run 1")
+    run_stage(lake, epoch, "derive", "key", lambda: {"rows": 1})
+    redo_from(lake, epoch, "triplets", "flow run 1")
+    assert "derive" in epoch.stages
+    redo_from(lake, epoch, "triplets", "flow run 2")
+    assert "derive" not in epoch.stages
