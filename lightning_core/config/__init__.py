@@ -13,12 +13,13 @@ from lightning_core.config.policies import (
     LoraSettings,
     PolicySettings,
     SamplingSettings,
-    TrainingSettings,
+    SftSettings,
 )
 from lightning_core.config.rewards import AirRule, RewardSettings, SpanOp
 from lightning_core.config.section import Name, Section, SettingsError
 from lightning_core.config.serving import GatewaySettings, ServerSettings, UpstreamSettings, VllmSettings
 from lightning_core.config.storage import AgentRule, LakeSettings, RedactionPattern, StoreSettings
+from lightning_core.config.training import TrainingSettings
 
 
 class EvaluationSettings(Section):
@@ -46,6 +47,14 @@ class Settings(Section):
     rollout: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()
     policies: list[PolicySettings] = Field(default_factory=lambda: [PolicySettings()], min_length=1)
+    frozen: list[Name] = Field(
+        default_factory=list,
+        description="model names of agents that are not trained: the base model answers them, sampled as the agent asks",
+    )
+    training_devices: list[str] = Field(
+        default_factory=list,
+        description="values of CUDA_VISIBLE_DEVICES: so many policies are trained side by side; empty: one after another",
+    )
     evaluation: EvaluationSettings = EvaluationSettings()
     agent_rules: list[AgentRule] = Field(
         default_factory=list, description="where agents' names stand, before the conventions that are known"
@@ -82,14 +91,27 @@ class Settings(Section):
                 raise ValueError(
                     f"{policy.name!r} is a policy and a model of an upstream; calls are routed by that name"
                 )
+            if policy.lora is None and self.frozen:
+                raise ValueError(
+                    f"policy {policy.name!r} trains full weights, so its vLLM cannot serve the frozen model {self.frozen[0]!r} "
+                    "too; give the policy a `lora:` section, or serve the frozen model elsewhere and name it under "
+                    "`server.gateway.upstreams`"
+                )
+        policies = {policy.name for policy in self.policies}
+        for name in self.frozen:
+            if name in policies | taken or self.frozen.count(name) > 1:
+                raise ValueError(
+                    f"`frozen` has {name!r}, which is also a policy, a model of an upstream, or there twice; calls are "
+                    "routed by that name"
+                )
         return self
 
     @model_validator(mode="after")
     def _groups(self) -> Settings:
         for policy in self.policies:
-            if policy.advantages in NEEDS_GROUPS and self.rollout.group_size < 2:
+            if policy.estimator in NEEDS_GROUPS and self.rollout.group_size < 2:
                 raise ValueError(
-                    f"rollout.group_size is 1, but `{policy.advantages}` compares the rollouts of a group; make it 2 or "
+                    f"rollout.group_size is 1, but `{policy.estimator}` compares the rollouts of a group; make it 2 or "
                     "more, or take `reinforce` or `reinforce_pp`"
                 )
         return self
@@ -114,6 +136,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "SettingsError",
+    "SftSettings",
     "SpanOp",
     "StoreSettings",
     "TaskSettings",

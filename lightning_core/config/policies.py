@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lightning_core.config.section import Name, Section
+from lightning_core.config.training import TrainingSettings
 
 NEEDS_GROUPS = ("grpo", "dr_grpo", "rloo")
 ESTIMATORS = (*NEEDS_GROUPS, "reinforce", "reinforce_pp")
@@ -27,24 +28,27 @@ class LoraSettings(Section):
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
 
 
-class TrainingSettings(Section):
-    learning_rate: float = Field(1e-5, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    steps_per_epoch: int = Field(1, ge=1, description="optimizer steps the groups of an epoch are spread over")
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field("dapo", description="TRL's GRPO loss")
-    epsilon: float = Field(0.2, gt=0, description="clip range of the ratio to the sampling logprobs")
-    epsilon_high: float | None = Field(None, gt=0)
-    beta: float = Field(0.0, ge=0, description="weight of the KL to the base model")
-    packing: Literal["none", "tree"] = Field(
-        "tree", description="`tree`: tokens that sequences of a group share are computed once"
-    )
-    tokens_per_micro_batch: int = Field(
-        1024, ge=64, description="tokens (unique ones, where packed) in one forward pass"
-    )
-    max_sequence_tokens: int = Field(4096, ge=16, description="longer sequences are left out and counted")
-    bf16: bool = False
-    gradient_checkpointing: bool = False
+class SftSettings(Section):
+    """Which rollouts are examples, for `algorithm: sft`."""
+
+    best: int | None = Field(1, ge=1, description="so many of each group, those of the highest reward; null: all")
+    min_reward: float | None = Field(None, description="rollouts of a smaller reward are no examples; null: no limit")
+    passes: int = Field(1, ge=1, description="times the examples are trained on, each of `steps_per_epoch` steps")
+
+
+# What of `training` the supervised trainer reads.
+_SFT_READS = (
+    "learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "steps_per_epoch",
+    "tokens_per_micro_batch",
+    "max_sequence_tokens",
+    "bf16",
+    "gradient_checkpointing",
+    "processes",
+    "accelerate_config",
+)
 
 
 class PolicySettings(Section):
@@ -67,6 +71,11 @@ class PolicySettings(Section):
         "drop",
         description="calls sampled otherwise than `sampling` says (temperature, top_p, penalties, …): left out and counted, or trained all the same, flagged in `policy_calls`",
     )
+    algorithm: Literal["grpo", "sft"] = Field(
+        "grpo",
+        description="`grpo`: policy gradients on `advantages`, with the losses of `training.loss_type`; `sft`: the likelihood of the rollouts that `sft` chooses",
+    )
+    sft: SftSettings | None = Field(None, description="for `algorithm: sft`; null there: as if empty")
     advantages: str = Field(
         "grpo",
         description="how rewards become advantages: grpo, dr_grpo, rloo, reinforce, reinforce_pp (files of sql/advantages/), or a .sql file of your own",
@@ -82,6 +91,16 @@ class PolicySettings(Section):
     max_version_lag: int | None = Field(
         None, ge=0, description="calls sampled more versions ago than this are left out; null: all are taken"
     )
+    rewards: dict[str, float] = Field(
+        default_factory=dict,
+        description="named rewards and their weights in the sum this policy is trained on; empty: what `reward` says of all",
+    )
+    train_every: int = Field(
+        1, ge=0, description="epochs between trainings; in the others, and with 0 in all, the policy stays as it is"
+    )
+    train_offset: int = Field(
+        0, ge=0, description="first epoch that trains it: `train_every: 2` alone is the even ones, with 1 the odd ones"
+    )
     sampling: SamplingSettings = SamplingSettings()
     lora: LoraSettings | None = Field(None, description="train an adapter instead of the full weights")
     training: TrainingSettings = TrainingSettings()
@@ -92,3 +111,42 @@ class PolicySettings(Section):
         if name not in ESTIMATORS and not name.endswith(".sql"):
             raise ValueError(f"{name!r} is neither one of {', '.join(ESTIMATORS)} nor a .sql file")
         return name
+
+    @model_validator(mode="after")
+    def _schedule(self) -> PolicySettings:
+        if self.train_offset and self.train_offset >= self.train_every:
+            raise ValueError(
+                f"train_offset {self.train_offset} is no epoch of a round of {self.train_every}; make it smaller than train_every"
+            )
+        return self
+
+    def trains_in(self, epoch: int) -> bool:
+        return self.train_every > 0 and epoch % self.train_every == self.train_offset
+
+    @model_validator(mode="after")
+    def _read_by_the_algorithm(self) -> PolicySettings:
+        """A setting that the algorithm would ignore is a mistake. Values are looked at, not whether they were written:
+        settings travel between processes with all defaults filled in."""
+        if self.algorithm == "grpo":
+            if self.sft is not None:
+                raise ValueError("`sft:` is read by `algorithm: sft` alone; set that, or take `sft:` out")
+            return self
+        ignored = [] if self.advantages == "grpo" else ["advantages"]
+        default = TrainingSettings()
+        ignored += [
+            f"training.{name}"
+            for name in TrainingSettings.model_fields
+            if name not in _SFT_READS and getattr(self.training, name) != getattr(default, name)
+        ]
+        if ignored:
+            raise ValueError(f"`algorithm: sft` ignores {', '.join(ignored)}; take it out, or use `algorithm: grpo`")
+        return self
+
+    @property
+    def estimator(self) -> str:
+        """The file of sql/advantages (or of the user's) that says which rollouts train, and how strongly."""
+        return "sft" if self.algorithm == "sft" else self.advantages
+
+    @property
+    def examples(self) -> SftSettings:
+        return self.sft or SftSettings()

@@ -133,6 +133,7 @@ def check_estimators(settings: Settings) -> None:
                 attempt_id VARCHAR, reward DOUBLE, return DOUBLE, acted BOOLEAN)
             """
         )
+        _examples(con, settings)
         for estimator in _estimators(settings):
             _estimate(con, estimator)
 
@@ -164,6 +165,7 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
         {"name": (pa.string(), list(reward.weights)), "weight": (pa.float64(), list(reward.weights.values()))},
     )
     _air_rules(con, reward.air)
+    _examples(con, settings)
     policies = settings.policies
     _table(
         con,
@@ -173,7 +175,7 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
             "agent_match": (pa.string(), [pattern(epoch, p) for p in policies]),
             "agent_exclude": (pa.string(), [p.agent_exclude for p in policies]),
             "ambiguous": (pa.string(), [p.ambiguous for p in policies]),
-            "advantages": (pa.string(), [p.advantages for p in policies]),
+            "advantages": (pa.string(), [p.estimator for p in policies]),
             "other_sampling": (pa.string(), [p.other_sampling for p in policies]),
             "merge": (pa.string(), [p.merge for p in policies]),
             "too_long": (pa.string(), [p.too_long for p in policies]),
@@ -222,7 +224,7 @@ def make_advantages(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
 
 
 def _estimators(settings: Settings) -> list[str]:
-    return sorted({p.advantages for p in settings.policies})
+    return sorted({p.estimator for p in settings.policies})
 
 
 def _own_estimator(file: str) -> str:
@@ -253,6 +255,17 @@ def _estimate(con: duckdb.DuckDBPyConnection, estimator: str) -> list[str]:
         where = ", ".join(f"{name} {value!r}" for name, value in zip(_ESTIMATOR_KEYS, twice, strict=True))
         raise SettingsError(f"policies.advantages: {estimator}: two rows for {where}; {contract}")
     return columns
+
+
+def _examples(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
+    """`examples`: what each policy's `sft` section says; only sql/advantages/sft.sql reads it."""
+    policies = settings.policies
+    columns = {
+        "policy": (pa.string(), [p.name for p in policies]),
+        "best": (pa.int64(), [p.examples.best for p in policies]),
+        "min_reward": (pa.float64(), [p.examples.min_reward for p in policies]),
+    }
+    _table(con, "examples", columns)
 
 
 def _air_rules(con: duckdb.DuckDBPyConnection, air: str | list[AirRule]) -> None:

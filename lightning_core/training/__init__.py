@@ -4,7 +4,8 @@
     packing.py    prefix tries, layouts of a pass         scoring.py   log-probabilities of a layout
     trainer.py    TRL's GRPOTrainer fed with a plan       weights.py   folders of weights
     state.py      optimizer state between epochs          job.py       the job, start to end
-    launch.py     starting that process from a flow
+    launch.py     starting that process from a flow     algorithms.py  where an algorithm plugs in
+    sft.py        the job of `algorithm: sft`           sft_trainer.py TRL's SFTTrainer fed with a plan
 
 Import `launch` and `job` from a flow: neither pulls in torch. Left out: sampling and rewards, which happen elsewhere.
 """

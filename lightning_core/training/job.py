@@ -13,6 +13,7 @@ import resource
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     Raises TrainingDataError, WeightsError, or TrainingError where loss or gradient stop being finite.
     """
     progress.phase("checking")
-    facts, sequences = _check(job)
+    facts, sequences = check_job(job)
     progress.phase("importing")
     import_trainer()
     progress.phase("loading")
@@ -199,14 +200,15 @@ def _train(
             with whole_folder(job.output) as beside:
                 save_weights(trained, job.source, beside)
                 progress.phase(None)
-                result = metrics | {"seconds": progress.seconds, "peak_rss_bytes": _peak_rss(), "seed": seed}
+                result = metrics | {"seconds": progress.seconds, "peak_rss_bytes": peak_rss(), "seed": seed}
                 result |= {"run": job.run, "epoch": job.epoch, "policy": job.policy, "step": noted["step"] + len(steps)}
                 (beside / "training.json").write_text(json.dumps(result, indent=2))
         trainer.accelerator.wait_for_everyone()
     return json.loads((job.output / "training.json").read_text())
 
 
-def _check(job: Job) -> tuple[ModelFacts, Sequences]:
+def check_job(job: Job) -> tuple[ModelFacts, Sequences]:
+    """Look weights and sequences over, before anything heavy is imported. Raises TrainingDataError, WeightsError."""
     facts = check_model_folder(job.source)
     lora, settings = job.policy_settings.lora, job.policy_settings.training
     if lora and job.weights is not None:
@@ -218,8 +220,8 @@ def _check(job: Job) -> tuple[ModelFacts, Sequences]:
     return facts, sequences
 
 
-def import_trainer() -> None:
-    """Import TRL and what it needs, in two thirds of the time: packages it would only try out are hidden meanwhile."""
+def import_trainer(module: str = "lightning_core.training.trainer") -> None:
+    """Import a trainer's module with TRL and what it needs, in two thirds of the time: packages it would only try out are hidden meanwhile."""
     # Weights are folders and nothing is asked of a hub; transformers, peft and TRL's telemetry would look there.
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
@@ -228,7 +230,7 @@ def import_trainer() -> None:
     # None makes both `import` and `find_spec` say that the package is not there.
     sys.modules.update(dict.fromkeys(hidden, None))  # type: ignore[arg-type]
     try:
-        import lightning_core.training.trainer  # noqa: F401
+        import_module(module)
     finally:
         for name in hidden:
             del sys.modules[name]
@@ -292,6 +294,7 @@ def derive_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0] >> 1)
 
 
-def _peak_rss() -> int:
+def peak_rss() -> int:
+    """Most memory this process has held so far, bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
