@@ -169,7 +169,7 @@ def deploy(settings: Settings, services: Services, wanted_versions: dict[str, st
         # A policy at a time: the next one's version is not loaded yet.
         _name_loaded(name, vllm, former, wanted, served)
         current[name] = wanted["policies"][name]
-        server.set_routes({"policies": current})
+        server.set_routes(wanted | {"policies": current})
 
     try:
         for policy in settings.policies:
@@ -192,7 +192,11 @@ def deploy(settings: Settings, services: Services, wanted_versions: dict[str, st
 
 def _routes(settings: Settings, vllm: VllmServer, current: dict[str, str]) -> dict[str, Any]:
     limit = settings.evaluation.max_tokens
-    return {"policies": {p.name: route(p, vllm, current[p.name], evaluate_max_tokens=limit) for p in settings.policies}}
+    base = {"upstream": vllm.upstream, "model": vllm.state.served_name}
+    return {
+        "policies": {p.name: route(p, vllm, current[p.name], evaluate_max_tokens=limit) for p in settings.policies},
+        "frozen": {name: base for name in settings.frozen},
+    }
 
 
 def _name_loaded(

@@ -21,7 +21,7 @@ from tasks.progress import Progress, logger
 def train_policy(settings: Settings, policy: PolicySettings, epoch: EpochManifest) -> dict[str, Any]:
     """Train a policy and publish its next version; returns the version and the metrics of training.
 
-    Where no sequence is left to train on, the version stays what it was, and the log says why.
+    Where it is not this epoch's turn, or no sequence is left to train on, the version stays what it was, and the log says why.
     """
     lake = Lake(settings.home)
     parent = epoch.versions[policy.name]
@@ -43,6 +43,8 @@ def train_policy(settings: Settings, policy: PolicySettings, epoch: EpochManifes
             log.info("%s: %s", policy.name, event["phase"])
 
     def work() -> dict[str, Any]:
+        if not policy.trains_in(epoch.epoch):
+            return {"version": parent, "metrics": {}, "skipped": f"not trained in epoch {epoch.epoch} (train_every)"}
         base = resolve_model(policy.model, settings.models, log.debug)
         return train_version(lake, settings, policy, epoch, base.path, key, on_progress)
 

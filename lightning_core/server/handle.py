@@ -123,7 +123,7 @@ class ServerHandle:
         return cast(int, self._ask("POST", "/admin/seal")["offset"])
 
     def set_routes(self, routes: dict[str, Any]) -> None:
-        """Replace all routes: `{"policies": {name: {"upstream": …, "model": …, "version": …, …}}}`."""
+        """Replace all routes: `{"policies": {name: {"upstream": …, "model": …, "version": …, …}}, "frozen": {name: {…}}}`."""
         self._ask("PUT", "/admin/routes", routes)
 
     def routes(self) -> dict[str, Any]:

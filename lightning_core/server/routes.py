@@ -63,8 +63,16 @@ class Route(_Model):
         return self.model if version == self.version else self.loaded[version].model
 
 
+class Frozen(_Model):
+    """A model name that is answered and never trained, by weights that some vLLM of the policies has loaded."""
+
+    upstream: Address
+    model: str = Field(min_length=1)
+
+
 class Routes(_Model):
     policies: dict[Name, Route] = Field(default_factory=dict)
+    frozen: dict[Name, Frozen] = Field(default_factory=dict)
 
 
 def parse_routes(data: bytes) -> Routes:

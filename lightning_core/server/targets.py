@@ -1,4 +1,4 @@
-"""What `model` in a request means: a policy, a version of it (`policy@v0003`), or a model of a configured upstream.
+"""What `model` in a request means: a policy, a version of it (`policy@v0003`), a frozen model, or one of an upstream.
 
 A rollout stays on the version it began with where that is still served. Where it is not, the settings say whether its
 calls go on with the new one or are refused.
@@ -67,7 +67,7 @@ class Targets:
         found = []
         for name, route in self._routes.current.policies.items():
             found += [name, *(f"{name}@{version}" for version in sorted({route.version, *route.loaded}))]
-        return [*found, *(model for model in self._external if model not in found)]
+        return list(dict.fromkeys([*found, *self._routes.current.frozen, *self._external]))
 
     def policies(self) -> Collection[str]:
         return self._routes.current.policies.keys()
@@ -77,6 +77,8 @@ class Targets:
         policy, at, version = name.partition("@")
         route = self._routes.current.policies.get(policy)
         if route is None or (at and version not in (route.version, *route.loaded)):
+            if (frozen := self._routes.current.frozen.get(name)) is not None:
+                return Target(name, "frozen", frozen.model, (frozen.upstream,), None)
             if (external := self._external.get(name)) is not None:
                 return external
             raise HttpError(
