@@ -12,6 +12,7 @@ from typing import Any
 import click
 import yaml
 
+from flows.doctor import doctor
 from flows.lake_commands import lake
 from flows.policy_commands import policies
 from flows.prefect_api import prefect_api
@@ -60,6 +61,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
 
 
+main.add_command(doctor)
 main.add_command(lake)
 main.add_command(policies)
 
@@ -113,6 +115,19 @@ def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | 
         from flows.train_epoch import train_epoch as run
 
         run(settings, epoch, from_stage)
+
+
+@main.command()
+@_settings_argument
+@_set_option
+@click.option("--evaluate", is_flag=True, help="Then the new version on the held-out tasks; this alone needs vLLM.")
+def finetune(settings_file: Path, assignments: tuple[str, ...], evaluate: bool) -> None:
+    """Supervised fine-tuning on rollouts collected before, chosen by `finetune:` and `sft:`; nothing is rolled out."""
+    settings = _load(settings_file, assignments)
+    with _interruptible(), prefect_api(settings.home):
+        from flows.finetune import finetune as run
+
+        click.echo(yaml.safe_dump(run(settings, evaluate), sort_keys=False))
 
 
 @main.command()

@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from lightning_core.config import Settings
+from lightning_core.lake.collected import require_own_rollouts
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.patterns import settle
@@ -55,6 +56,7 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
     planned = plan_training(settings, training_tasks(settings), number)
     with lake.working_on(settings.run):
         manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))
+        require_own_rollouts(manifest)
         if from_stage is not None:
             redo_from(lake, manifest, from_stage, f"flow run {flow_run.get_id()}, {from_stage}")
         if outputs(settings, manifest, planned) is not None:

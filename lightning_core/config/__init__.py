@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 
 from lightning_core.config.agents import AgentSettings, RolloutSettings, TaskSettings
+from lightning_core.config.learning import FinetuneSettings
 from lightning_core.config.policies import (
     ESTIMATORS,
     NEEDS_GROUPS,
@@ -56,6 +57,7 @@ class Settings(Section):
         description="values of CUDA_VISIBLE_DEVICES: so many policies are trained side by side; empty: one after another",
     )
     evaluation: EvaluationSettings = EvaluationSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
     agent_rules: list[AgentRule] = Field(
         default_factory=list, description="where agents' names stand, before the conventions that are known"
     )
@@ -124,6 +126,7 @@ __all__ = [
     "AgentSettings",
     "AirRule",
     "EvaluationSettings",
+    "FinetuneSettings",
     "GatewaySettings",
     "LakeSettings",
     "LoraSettings",

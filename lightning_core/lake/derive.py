@@ -174,10 +174,8 @@ def opened(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnecti
     """
     require_spans(lake, epoch)
     with _interruptible(), lake.connect(epoch.span_range, MEMORY_GB) as con:
-        con.execute(
-            "CREATE TABLE epoch_scope AS SELECT ?::VARCHAR AS run, ?::BIGINT AS epoch, ?::VARCHAR AS mode",
-            [epoch.run, epoch.epoch, epoch.mode],
-        )
+        con.execute("CREATE TABLE epoch_scope (run VARCHAR, epoch BIGINT, mode VARCHAR)")
+        con.executemany("INSERT INTO epoch_scope VALUES (?, ?, ?)", epoch.scope)
         con.register("planned", pa.table({"rollout_id": pa.array(epoch.planned, pa.string())}))
         run(con, EPOCH)
         yield con

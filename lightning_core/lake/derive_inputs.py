@@ -29,6 +29,8 @@ TRIPLETS = (
     "triplets/call_rows",
     "triplets/sampled_calls",
     "triplets/candidate_agents",
+    "triplets/policy_rewards",
+    "triplets/policy_totals",
     "triplets/policy_calls",
     "triplets/silent_rollouts",
     "triplets/call_steps",
@@ -43,7 +45,7 @@ TRIPLETS = (
 )
 # Once for all, of small columns; `make_advantages` comes between.
 CHECKS = ("triplets/bad_rewards",)
-CHECKS_OF_TRAINING = ("triplets/unmatched_settings",)
+CHECKS_OF_TRAINING = ("triplets/unmatched_settings", "triplets/policy_overlaps")
 ADVANTAGES = ("advantages/returns",)
 # A bucket at a time again; where there are several, after its tokens are read again.
 TOKENS = ("triplets/sampled_calls", "triplets/triplets")
@@ -52,7 +54,7 @@ SEQUENCES = ("advantages/kept_triplets", "advantages/sequences", "advantages/cal
 EXCLUSIONS = ("triplets/uncounted_calls", "advantages/exclusions")
 # What is kept for analysts and the trainer; the others are copies of spans and can be made again.
 KEPT_REWARDS = ("rewards_given", "rollout_rewards")
-KEPT_TRIPLETS = ("policy_calls", "silent_rollouts", "reward_steps", "call_returns", "merges")
+KEPT_TRIPLETS = ("policy_rewards", "policy_calls", "silent_rollouts", "reward_steps", "call_returns", "merges")
 # Narrow as well, and needed again for SEQUENCES, but not kept: the lake moves rows when it compacts.
 GATHERED = ("call_rows",)
 KEPT_ADVANTAGES = ("advantages", "exclusions")
@@ -140,7 +142,7 @@ def check_estimators(settings: Settings) -> None:
 
 def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: EpochManifest) -> None:
     """Create the small tables that the SQL reads of the settings: `reward_settings` (one row), `reward_weights`,
-    `air_rules`, and `policies` (one row a policy, with the version that the epoch samples from)."""
+    `policy_weights`, `air_rules`, and `policies` (one row a policy, with the version that the epoch samples from)."""
     reward = settings.reward
     con.execute(
         """
@@ -164,6 +166,9 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
         "reward_weights",
         {"name": (pa.string(), list(reward.weights)), "weight": (pa.float64(), list(reward.weights.values()))},
     )
+    own = [(p.name, name, weight) for p in settings.policies for name, weight in p.rewards.items()]
+    kinds = {"policy": pa.string(), "name": pa.string(), "weight": pa.float64()}
+    _table(con, "policy_weights", {key: (kind, [row[i] for row in own]) for i, (key, kind) in enumerate(kinds.items())})
     _air_rules(con, reward.air)
     _examples(con, settings)
     policies = settings.policies
@@ -184,6 +189,8 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
             "version": (pa.int64(), [_version(epoch, p.name) for p in policies]),
             "temperature": (pa.float64(), [p.sampling.temperature for p in policies]),
             "top_p": (pa.float64(), [p.sampling.top_p for p in policies]),
+            "own_rewards": (pa.bool_(), [bool(p.rewards) for p in policies]),
+            "scheduled": (pa.bool_(), [p.trains_in(epoch.epoch) for p in policies]),
             "vocabulary": (pa.int64(), [_vocabulary(settings, epoch, p) for p in policies]),
         },
     )
@@ -260,12 +267,15 @@ def _estimate(con: duckdb.DuckDBPyConnection, estimator: str) -> list[str]:
 def _examples(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
     """`examples`: what each policy's `sft` section says; only sql/advantages/sft.sql reads it."""
     policies = settings.policies
-    columns = {
-        "policy": (pa.string(), [p.name for p in policies]),
-        "best": (pa.int64(), [p.examples.best for p in policies]),
-        "min_reward": (pa.float64(), [p.examples.min_reward for p in policies]),
-    }
-    _table(con, "examples", columns)
+    _table(
+        con,
+        "examples",
+        {
+            "policy": (pa.string(), [p.name for p in policies]),
+            "best": (pa.int64(), [p.examples.best for p in policies]),
+            "min_reward": (pa.float64(), [p.examples.min_reward for p in policies]),
+        },
+    )
 
 
 def _air_rules(con: duckdb.DuckDBPyConnection, air: str | list[AirRule]) -> None:

@@ -18,6 +18,8 @@ _COLUMNS = {
     "left_out VARCHAR",
     "rollout_rewards": "rollout_id VARCHAR, attempt_id VARCHAR, mode VARCHAR, group_id VARCHAR, task_id VARCHAR, "
     "outcome VARCHAR, reward DOUBLE, air DOUBLE, success BOOLEAN, source VARCHAR, left_out VARCHAR",
+    "policy_rewards": "policy VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, node BIGINT, span_id VARCHAR, agent VARCHAR, "
+    "ambiguous BOOLEAN, name VARCHAR, source VARCHAR, value DOUBLE, weight DOUBLE, emitted_ns BIGINT, counts BOOLEAN",
     "policy_calls": "call_id BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, group_id VARCHAR, span_id VARCHAR, "
     "response_id VARCHAR, start_ns BIGINT, end_ns BIGINT, agent VARCHAR, agent_path VARCHAR, method VARCHAR, "
     "policy VARCHAR, policy_version VARCHAR, prompt_tokens INTEGER, response_tokens INTEGER, other_sampling BOOLEAN, "
@@ -31,12 +33,14 @@ _COLUMNS = {
     "sequence_id VARCHAR, place INTEGER, prompt_tokens INTEGER, tokens INTEGER, reason VARCHAR, drift_position INTEGER, drift_tokens INTEGER",
     "bad_rewards": "rollout_id VARCHAR, attempt_id VARCHAR, span_id VARCHAR, name VARCHAR, value DOUBLE, reason VARCHAR",
     "unmatched_settings": "setting VARCHAR, given VARCHAR, meaning VARCHAR",
+    "policy_overlaps": "agent VARCHAR, policy VARCHAR, agent_match VARCHAR, other_policy VARCHAR, other_match VARCHAR",
     "advantages": "policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, agent VARCHAR, step BIGINT, "
     "reward DOUBLE, return DOUBLE, group_rollouts BIGINT, group_mean DOUBLE, group_std DOUBLE, advantage DOUBLE, "
     "left_out VARCHAR",
     "sequences": "sequence_id VARCHAR, policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, "
     "call_ids VARCHAR[], policy_version VARCHAR, prompt_length INTEGER, token_ids INTEGER[], loss_mask UTINYINT[], "
     "logprobs FLOAT[], reward DOUBLE, advantage DOUBLE, advantages FLOAT[]",
+    "finetune_rollouts": "source_run VARCHAR, source_epoch BIGINT, rollout_id VARCHAR, began_ns BIGINT, left_out VARCHAR",
     "exclusions": "call_id BIGINT, choice BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, span_id VARCHAR, policy VARCHAR, "
     "agent VARCHAR, reason VARCHAR",
 }

@@ -93,6 +93,13 @@ class ComputedPattern(_Manifest):
     pattern: str  # what it came to
 
 
+class Source(_Manifest):
+    """A training epoch whose rollouts a finetuning takes its examples from."""
+
+    run: str
+    epoch: int
+
+
 class EpochManifest(_Manifest):
     """What is known of one epoch of a run: where in the spool it lies, what was derived, which stages are done.
 
@@ -108,6 +115,7 @@ class EpochManifest(_Manifest):
     planned: list[str] = []  # rollouts that belong to it; others of the same number are not counted
     rolled_out_with: str | None = None  # key of the rollouts since `opened_offset`; with another one they begin anew
     redone_for: str | None = None  # who last had stages forgotten: a retry of the same flow run does not again
+    sources: list[Source] = []  # of a finetuning; others have rollouts of their own
     patterns: dict[str, ComputedPattern] = {}  # policy → its computed agent_match
     tables: dict[str, DerivedTable] = {}
     stages: dict[str, Stage] = {}
@@ -116,6 +124,11 @@ class EpochManifest(_Manifest):
     def span_range(self) -> tuple[int, int | None]:
         """Where in the spool the epoch's spans lie: [opened, sealed); open-ended while it is not sealed."""
         return self.opened_offset, self.sealed_offset
+
+    @property
+    def scope(self) -> list[tuple[str, int, str]]:
+        """(run, epoch, mode) of the rollouts it is made of."""
+        return [(s.run, s.epoch, self.mode) for s in self.sources] or [(self.run, self.epoch, self.mode)]
 
     def done(self, stage: str, key: str) -> dict[str, Any] | None:
         """Output of a stage that has run with this key already, else None."""

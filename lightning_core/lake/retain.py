@@ -91,12 +91,12 @@ def retain(
 def require_spans(lake: Lake, epoch: EpochManifest) -> None:
     """Raise LakeError where retention took spans of this epoch: what is left would be derived from as if it were all."""
     for gone in lake.manifests.spans().removed:
-        if (gone.run, gone.epoch, gone.mode) == (epoch.run, epoch.epoch, epoch.mode):
+        if (gone.run, gone.epoch, gone.mode) in epoch.scope:
             if epoch.opened_offset >= gone.until_offset:
                 continue
             day = datetime.fromtimestamp(gone.at_ns / 1e9, UTC).date()
             raise LakeError(
-                f"{epoch.mode} epoch {epoch.epoch} of run {epoch.run!r}: {gone.spans} of its spans were removed by "
+                f"{gone.mode} epoch {gone.epoch} of run {gone.run!r}: {gone.spans} of its spans were removed by "
                 f"`lake retain` on {day}, so it cannot be derived or graded again; the tables it has stay as they are"
             )
 

@@ -1,6 +1,6 @@
 -- Which execution of each rollout counts.
 -- Grain: one row per attempt of the epoch that ended (has a root span).
--- Inputs: spans, epoch_scope (one row: run, epoch, mode), planned (rollout_id: what the epoch plans; empty: all).
+-- Inputs: spans, epoch_scope (run, epoch, mode; several rows where a finetuning takes several epochs), planned (rollout_id: what the epoch plans; empty: all).
 -- Rule: what the infrastructure broke never counts; nor does what does not say how it ended; of the others the earliest to
 -- end does.
 WITH roots AS (

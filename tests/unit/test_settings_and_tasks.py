@@ -158,9 +158,20 @@ def test_the_deployments_train_the_example_as_its_settings_file_says() -> None:
     root = generate.HERE.parent
     example = load_settings(root / "examples/calculator/settings.yaml")
     deployments = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
-    assert [d["entrypoint"].split(":")[1] for d in deployments] == ["train_epoch", "train", "evaluate"]
+    assert [d["entrypoint"].split(":")[1] for d in deployments] == [
+        "train_epoch",
+        "train",
+        "finetune",
+        "evaluate",
+    ]
+    own = {"run", "policies", "finetune"}
     for deployment in deployments:
-        assert Settings.model_validate(deployment["parameters"]["settings"]) == example
+        settings = Settings.model_validate(deployment["parameters"]["settings"])
+        if "finetune" in deployment["entrypoint"]:
+            assert settings.finetune.runs == [example.run] and settings.policies[0].algorithm == "sft"
+            assert settings.model_dump(exclude=own) == example.model_dump(exclude=own)
+        else:
+            assert settings == example
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""Supervised fine-tuning on what was collected: the best rollouts so far are the examples, and none is run.
+
+lightning-flows finetune settings.yaml --set run=mine-sft --set 'finetune={runs: [mine]}'
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.evaluate import evaluate
+from lightning_core.config import Settings, SettingsError
+from lightning_core.lake.collected import open_finetune
+from lightning_core.lake.derive_inputs import check_estimators, check_patterns
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.patterns import settle
+from lightning_core.services import base_model, versions
+from tasks.derive import derive_tables
+from tasks.ingest import ingest_spans
+from tasks.progress import logger, say
+from tasks.track import record
+from tasks.train import train_policy
+from tasks.versions import collect_versions
+
+
+@flow(name="finetune", flow_run_name="{settings.run} finetune", validate_parameters=True, persist_result=False)
+def finetune(settings: Settings, evaluate_after: bool = False) -> dict[str, Any]:
+    """Train every policy on the examples that `settings.finetune` and the policies' `sft` choose; publish the versions.
+
+    It is the run's next epoch, so its versions go on from the run's newest (or `finetune.version`), and epochs that roll
+    out can follow. A finetuning that was interrupted goes on where it stopped. Returns the epoch, how many rollouts
+    were looked at, the version and metrics by policy, and what `evaluate` returns where that was asked for. What was no
+    example, and why, is in the tables `finetune_rollouts`, `advantages` and `exclusions`.
+    """
+    others = [policy.name for policy in settings.policies if policy.algorithm != "sft"]
+    if others:
+        raise SettingsError(
+            f"finetune: policy {others[0]!r} has `algorithm: grpo`, whose gradients need rollouts of the newest version; "
+            "give it `algorithm: sft`"
+        )
+    check_patterns(settings)
+    check_estimators(settings)
+    lake = Lake(settings.home)
+    with lake.working_on(settings.run):
+        base_model(settings, say("model"))
+        ingest_spans(settings)
+        number = lake.manifests.next_epoch(settings.run)
+        wanted = settings.finetune.version
+        begins = versions(settings, number) if wanted is None else {p.name: wanted for p in settings.policies}
+        manifest = open_finetune(lake, settings, number, begins)
+        logger().info("%d rollouts of %d epochs are looked at", len(manifest.planned), len(manifest.sources))
+        settle(lake, settings, manifest)
+        derive_tables(settings, manifest)
+        trained = {policy.name: train_policy(settings, policy, manifest) for policy in settings.policies}
+        record(settings, manifest)
+        collect_versions(settings)
+    held_out = evaluate(settings, number + 1) if evaluate_after else None
+    return {"epoch": number, "rollouts": len(manifest.planned), "trained": trained, "held_out": held_out}

@@ -1,0 +1,95 @@
+"""A finetuning's epoch: one that rolls nothing out and is made of rollouts that other epochs collected.
+
+Its manifest names them (`sources`, `planned`) and the range of the spool they lie in, so all that works on an epoch works
+on it: the SQL, training, the record, an evaluation, and further epochs of the run.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pyarrow as pa
+
+from lightning_core.config import FinetuneSettings, Settings, SettingsError
+from lightning_core.lake import sql
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest, LakeError, Source
+from lightning_core.lake.stages import stage_key
+
+
+def open_finetune(lake: Lake, settings: Settings, number: int, versions: dict[str, str]) -> EpochManifest:
+    """Epoch `number` of the run, made of what `settings.finetune` chooses; with the table `finetune_rollouts`.
+
+    `versions`: policy → what training goes on from. Raises SettingsError where nothing is chosen, LakeError where the
+    run is in the middle of an epoch of its own.
+    """
+    wanted = settings.finetune
+    before = lake.manifests.epoch(settings.run, number)
+    if before is not None and not before.sources and before.stages:
+        raise LakeError(
+            f"epoch {number} of run {settings.run!r} rolls out itself and is not finished; finish it (`train-epoch`), or "
+            "give the finetuning another `run`"
+        )
+    chosen = _chosen(lake, wanted, settings.run)
+    epoch = lake.open_epoch(settings.run, number, "train", versions)
+    epoch.sources = [Source(run=m.run, epoch=m.epoch) for m in chosen]
+    epoch.opened_offset = min(m.opened_offset for m in chosen)
+    epoch.sealed_offset = max(m.sealed_offset or 0 for m in chosen)
+    rollouts = _rollouts(lake, wanted, chosen, epoch)
+    taken = [row["rollout_id"] for row in rollouts.to_pylist() if row["left_out"] is None]
+    if not taken:
+        raise SettingsError(
+            f"finetune: none of the {rollouts.num_rows} rollouts of {_names(chosen)} began since {wanted.since} and before "
+            f"{wanted.until}; widen the window"
+        )
+    epoch.planned = taken
+    key = stage_key(taken, epoch.span_range, rollouts.num_rows)
+    lake.put_table(epoch, "finetune_rollouts", rollouts, key)
+    lake.manifests.put_epoch(epoch)
+    return epoch
+
+
+def require_own_rollouts(epoch: EpochManifest) -> None:
+    """Raise LakeError for a finetuning, which has no rollouts to run."""
+    if epoch.sources:
+        raise LakeError(
+            f"epoch {epoch.epoch} of run {epoch.run!r} is a finetuning; `lightning-flows finetune` goes on with it, or give "
+            "the settings another `run`"
+        )
+
+
+def _chosen(lake: Lake, wanted: FinetuneSettings, run: str) -> list[EpochManifest]:
+    runs = wanted.runs or [run]
+    known = [m for m in lake.manifests.epochs(mode="train") if m.sealed_offset is not None and not m.sources]
+    chosen = [m for m in known if m.run in runs and (wanted.epochs is None or m.epoch in wanted.epochs)]
+    missing = [name for name in runs if name not in {m.run for m in chosen}]
+    if missing or not chosen:
+        asked = f"run {missing[0]!r} in {lake.root.parent} has no collected epoch"
+        asked += f" among {wanted.epochs}" if wanted.epochs is not None else ""
+        raise SettingsError(f"finetune: {asked}; collected are: {_names(known) or 'none'}")
+    return chosen
+
+
+def _rollouts(lake: Lake, wanted: FinetuneSettings, chosen: list[EpochManifest], epoch: EpochManifest) -> pa.Table:
+    with lake.connect((epoch.opened_offset, None)) as con:
+        con.execute(
+            "CREATE TABLE chosen_epochs (run VARCHAR, epoch BIGINT, opened_offset BIGINT, sealed_offset BIGINT)"
+        )
+        rows = [(m.run, m.epoch, m.opened_offset, m.sealed_offset) for m in chosen]
+        con.executemany("INSERT INTO chosen_epochs VALUES (?, ?, ?, ?)", rows)
+        planned = [rollout for m in chosen for rollout in m.planned]
+        con.register("chosen_plans", pa.table({"rollout_id": pa.array(planned, pa.string())}))
+        con.execute(
+            "CREATE TABLE time_window AS SELECT ?::BIGINT AS since_ns, ?::BIGINT AS until_ns",
+            [_ns(wanted.since), _ns(wanted.until)],
+        )
+        sql.create(con, "finetune/finetune_rollouts")
+        return con.sql("FROM finetune_rollouts").to_arrow_table()
+
+
+def _names(epochs: list[EpochManifest]) -> str:
+    return ", ".join(f"{m.run} {m.epoch}" for m in epochs)
+
+
+def _ns(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000
