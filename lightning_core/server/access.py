@@ -5,11 +5,8 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers
-from starlette.types import Scope
-
 from lightning_core.lake.spool import Scope as ScopeName
-from lightning_core.server.http import HttpError
+from lightning_core.server.http import HttpError, Scope, header
 from lightning_core.server.tokens import Mode, is_secret, verify
 
 
@@ -32,7 +29,7 @@ def _unauthorized(message: str) -> HttpError:
 
 def bearer(scope: Scope) -> str | None:
     """The token of the Authorization header, or None where there is no such header."""
-    return token_of(Headers(scope=scope).get("authorization"))
+    return token_of(header(scope, b"authorization"))
 
 
 def token_of(header: str | None) -> str | None:

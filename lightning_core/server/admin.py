@@ -6,12 +6,9 @@ import asyncio
 import os
 from dataclasses import dataclass
 
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
-
 from lightning_core.lake.spool import SpoolWriter
 from lightning_core.server.access import require_admin
-from lightning_core.server.http import HttpError, json_response, read_body
+from lightning_core.server.http import HttpError, Receive, Response, Scope, Send, json_response, read_body
 from lightning_core.server.routes import RoutesError, RouteTable, parse_routes
 from lightning_core.server.stats import Stats
 
@@ -27,11 +24,11 @@ class Admin:
     async def seal(self, scope: Scope, receive: Receive, send: Send) -> int:
         """`{"offset": n}`: everything acknowledged so far lies below n."""
         require_admin(scope, self.secret)
-        return await _reply(json_response({"offset": self.spool.end()}), scope, receive, send)
+        return await json_response({"offset": self.spool.end()}).send(send)
 
     async def get_routes(self, scope: Scope, receive: Receive, send: Send) -> int:
         require_admin(scope, self.secret)
-        return await _reply(json_response(self.routes.current.model_dump(mode="json")), scope, receive, send)
+        return await json_response(self.routes.current.model_dump(mode="json")).send(send)
 
     async def put_routes(self, scope: Scope, receive: Receive, send: Send) -> int:
         require_admin(scope, self.secret)
@@ -44,13 +41,13 @@ class Admin:
             self.routes.replace(routes)
         except OSError as error:
             raise HttpError(503, f"the routes could not be stored: {error}", "server_error") from None
-        return await _reply(json_response(routes.model_dump(mode="json")), scope, receive, send)
+        return await json_response(routes.model_dump(mode="json")).send(send)
 
     async def attempt(self, scope: Scope, receive: Receive, send: Send) -> int:
         require_admin(scope, self.secret)
         parts = scope["path_params"]
         found = self.stats.peek(parts["rollout_id"], parts["attempt_id"])
-        return await _reply(json_response(found), scope, receive, send)
+        return await json_response(found).send(send)
 
     async def health(self, scope: Scope, receive: Receive, send: Send) -> int:
         kept = await asyncio.to_thread(self.spool.kept_bytes)
@@ -63,15 +60,10 @@ class Admin:
             "rejected_spans": self.stats.all.rejected_spans,
             "versions": {name: route.version for name, route in self.routes.current.policies.items()},
         }
-        return await _reply(json_response(body), scope, receive, send)
+        return await json_response(body).send(send)
 
     async def metrics(self, scope: Scope, receive: Receive, send: Send) -> int:
         self.stats.spool_offset.set(self.spool.end())
         self.stats.spool_kept.set(self.spool.kept_bytes())
         text = Response(self.stats.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-        return await _reply(text, scope, receive, send)
-
-
-async def _reply(response: Response, scope: Scope, receive: Receive, send: Send) -> int:
-    await response(scope, receive, send)
-    return response.status_code
+        return await text.send(send)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from lightning_core.config import GatewaySettings
@@ -71,31 +71,28 @@ class Admission:
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
             )
 
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        """Round a call from the moment it was checked."""
-        self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
-
     @contextlib.asynccontextmanager
     async def turn(self, caller: Caller) -> AsyncIterator[None]:
         """Waits until the attempt's earlier calls leave room; first come, first served."""
-        if caller.rollout_id is None or caller.attempt_id is None:
-            yield
-            return
-        key = (caller.rollout_id, caller.attempt_id)
-        lane = self._lanes.setdefault(key, _Lane())
-        if self._is_full(lane):
-            await self._wait(key, lane)  # whoever ends hands its place on, so `running` stays as it is
-        else:
-            lane.running += 1
+        self._calls += 1
         try:
-            yield
+            if caller.rollout_id is None or caller.attempt_id is None:
+                yield
+                return
+            key = (caller.rollout_id, caller.attempt_id)
+            lane = self._lanes.get(key)
+            if lane is None:
+                lane = self._lanes[key] = _Lane()
+            if self._is_full(lane):
+                await self._wait(key, lane)  # whoever ends hands its place on, so `running` stays as it is
+            else:
+                lane.running += 1
+            try:
+                yield
+            finally:
+                self._leave(key, lane)
         finally:
-            self._leave(key, lane)
+            self._calls -= 1
 
     def _is_full(self, lane: _Lane) -> bool:
         return lane.running >= self._settings.concurrent_per_rollout

@@ -14,10 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import orjson
-from starlette.datastructures import Headers
-from starlette.types import Scope, Send
 
 from lightning_core.lake.spool import Record, SpoolError, SpoolFull
 from lightning_core.server.access import Caller
@@ -25,13 +22,13 @@ from lightning_core.server.call_log import log_call
 from lightning_core.server.call_span import Outcome, encode_call
 from lightning_core.server.drift import Drift
 from lightning_core.server.faces import Face
-from lightning_core.server.http import HttpError, json_response, unavailable
+from lightning_core.server.http import HttpError, Scope, Send, header, json_response, unavailable
+from lightning_core.server.http_client import Reply
 from lightning_core.server.reply import Collected, finishes, stamp, take_chunk, take_reply
 from lightning_core.server.sampling import Kind, Prepared
 from lightning_core.server.sse import DONE, SseParser
-from lightning_core.server.stats import AttemptStats
 from lightning_core.server.targets import Target
-from lightning_core.server.upstream import Answer, UpstreamDown, without_key
+from lightning_core.server.upstream import UpstreamDown, without_key
 
 if TYPE_CHECKING:
     from lightning_core.server.gateway import Gateway
@@ -39,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embeddings": "/embeddings"}
-_BROKEN = (aiohttp.ClientError, OSError, ValueError, TypeError, KeyError, AttributeError)
+_BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +64,14 @@ class Call:
         self._first_token_ms: float | None = None
         self._upstream_request_id: str | None = None
         self._stored = False
-
-    @property
-    def _attempt(self) -> AttemptStats:
-        return self._gateway.stats.attempt(self._asked.caller.rollout_id, self._asked.caller.attempt_id)
+        self._counters = gateway.stats.policy(asked.target.label)
+        self._attempt = gateway.stats.attempt(asked.caller.rollout_id, asked.caller.attempt_id)
 
     async def run(self) -> int:
         """Serve the call; returns the status that was sent. Raises HttpError while nothing has been sent."""
-        stats, label = self._gateway.stats, self._asked.target.label
+        counters, admission = self._counters, self._gateway.admission
         try:
-            self._gateway.admission.check(self._asked.caller, label)
+            admission.check(self._asked.caller, self._asked.target.label)
         except HttpError as error:
             asked = self._asked
             await self._gateway.refused(
@@ -84,42 +79,39 @@ class Call:
             )
             raise
         self._attempt.calls += 1
-        with (
-            self._gateway.admission.counted(),
-            stats.in_flight.labels(label).track_inprogress(),
-            stats.seconds.labels(label).time(),
-        ):
-            try:
-                if self._gateway.spool.is_full():
-                    # Refused before any token is sampled: without room for the span the reply could not be given.
-                    raise self._broken("the spool is full; the ingestion has to free it, or raise server.spool_max_gb")
-                async with self._gateway.admission.turn(self._asked.caller):
-                    return await self._forward()
-            except asyncio.CancelledError:
-                await asyncio.shield(self._leave("the client disconnected", "aborted"))
-                raise
+        counters.in_flight.inc()
+        try:
+            if self._gateway.spool.is_full():
+                # Refused before any token is sampled: without room for the span the reply could not be given.
+                raise self._broken("the spool is full; the ingestion has to free it, or raise server.spool_max_gb")
+            async with admission.turn(self._asked.caller):
+                return await self._forward()
+        except asyncio.CancelledError:
+            await asyncio.shield(self._leave("the client disconnected", "aborted"))
+            raise
+        finally:
+            counters.in_flight.dec()
+            counters.seconds.observe(time.perf_counter() - self._started)
 
     async def _forward(self) -> int:
         target, prepared = self._asked.target, self._asked.prepared
-        retries = self._gateway.stats.retries.labels(target.label)
-        rollout = self._asked.caller.rollout_id
+        rollout, retried = self._asked.caller.rollout_id, self._counters.retries.inc
         try:
             async with self._gateway.upstreams.post(
-                target, _PATHS[prepared.kind], prepared.body, rollout, retries.inc
-            ) as answer:
-                response = answer.response
-                self._upstream_request_id = response.headers.get("x-request-id")
-                if response.status >= 300:
-                    raise await self._refused(response.status, await response.read())
-                return await (self._stream(answer) if prepared.stream and answer.streams else self._whole(response))
+                target, _PATHS[prepared.kind], prepared.body, rollout, retried
+            ) as reply:
+                self._upstream_request_id = reply.headers.get("x-request-id")
+                if reply.status >= 300:
+                    raise await self._refused(reply)
+                return await (self._stream(reply) if prepared.stream and reply.streams else self._whole(reply))
         except UpstreamDown as error:
             await self._leave(str(error), "unreachable")
             raise self._broken(str(error)) from None
 
-    async def _whole(self, response: aiohttp.ClientResponse) -> int:
+    async def _whole(self, answer: Reply) -> int:
         prepared, face = self._asked.prepared, self._asked.face
         try:
-            reply = orjson.loads(await response.read())
+            reply = orjson.loads(await answer.read())
             body = face.reply(take_reply(reply, prepared, self._asked.target.asked, self._collected), self._collected)
         except _BROKEN as error:
             message = f"the model server's reply broke off or is no JSON of vLLM's shape: {error!r}"
@@ -127,18 +119,17 @@ class Call:
             raise self._broken(message) from None
         await self._store(None, "ok")
         face.kept(self._collected)
-        await json_response(body)(self._scope, _no_receive, self._send)
-        return 200
+        return await json_response(body).send(self._send)
 
-    async def _stream(self, answer: Answer) -> int:
+    async def _stream(self, answer: Reply) -> int:
         """Pass chunks on as they come; hold back those from the last choice's end until the span is durable."""
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         face, parser = self._asked.face, SseParser()
         held: list[dict[str, Any]] = []
-        ready, data, ended, problem, last = bytearray(face.begin()), answer.first, False, None, b""
+        ready, ended, problem, last = bytearray(face.begin()), False, None, b""
         try:
-            while data:
+            while data := await answer.some():
                 for raw in parser.feed(data):
                     if raw == DONE:
                         ended = True
@@ -146,13 +137,10 @@ class Call:
                         raise ValueError(self._collected.error)
                 if self._first_token_ms is None and self._collected.begun():
                     self._first_token_ms = (time.perf_counter() - self._started) * 1000
-                    self._gateway.stats.first_token.labels(self._asked.target.label).observe(
-                        self._first_token_ms / 1000
-                    )
+                    self._counters.first_token.observe(self._first_token_ms / 1000)
                 if ready:
                     await self._send({"type": "http.response.body", "body": bytes(ready), "more_body": True})
                     ready.clear()
-                data = await answer.response.content.readany()
             if not ended:
                 problem = "the model server's stream ended without [DONE]"
             if problem is None:
@@ -189,9 +177,11 @@ class Call:
                 ready += self._asked.face.chunk(chunk)
         return False
 
-    async def _refused(self, status: int, body: bytes) -> HttpError:
+    async def _refused(self, reply: Reply) -> HttpError:
         """The upstream's own error, in OpenAI's shape. What the agent cannot have caused becomes 503."""
-        target = self._asked.target
+        target, status, body = self._asked.target, reply.status, b""
+        with contextlib.suppress(OSError):
+            body = await reply.read()
         try:
             raw = orjson.loads(body)
             error = raw["error"] if isinstance(raw.get("error"), dict) else raw
@@ -227,7 +217,7 @@ class Call:
             return
         self._stored = True
         gateway, asked, collected = self._gateway, self._asked, self._collected
-        stats, label, caller = gateway.stats, asked.target.label, asked.caller
+        stats, counters, caller = gateway.stats, self._counters, asked.caller
         told = Outcome(
             versions=gateway.targets.versions(asked.target),
             start_ns=self._start_ns,
@@ -240,20 +230,20 @@ class Call:
             failure=failure,
             aborted=outcome in ("aborted", "broken"),
         )
-        traceparent = Headers(scope=self._scope).get("traceparent")
+        traceparent = header(self._scope, b"traceparent")
         body = encode_call(caller, asked.target, asked.request, asked.prepared, collected, traceparent, told)
         record = Record(caller.rollout_id, caller.attempt_id, caller.scope, time.time_ns(), "gateway", body)
         try:
             await gateway.spool.append(record)
         except (SpoolFull, SpoolError) as error:
             stats.refused.inc()
-            stats.calls.labels(label, "not_stored").inc()
+            counters.ended("not_stored")
             raise self._broken(f"the call's span could not be stored: {error}") from None
         stats.spooled.labels("gateway").inc(len(body))
-        stats.calls.labels(label, outcome).inc()
-        for kind in ("prompt", "completion"):
+        counters.ended(outcome)
+        for kind, counter in counters.tokens.items():
             used = collected.tokens(kind)
-            stats.tokens.labels(label, kind).inc(used)
+            counter.inc(used)
             self._attempt.tokens += used
         log_call(gateway.settings.log_calls, asked, collected, told, outcome)
 
@@ -269,14 +259,10 @@ class Call:
         response_id = asked.face.response_id or collected.response_id
         self._gateway.drift.remember(key, messages, replies, prompt, response_id)
         if drift is not None:
-            self._gateway.stats.drifted.labels(policy).inc()
+            self._counters.drifted.inc()
         return drift
 
     async def _leave(self, failure: str, outcome: str) -> None:
         """The span of a call that failed; that it cannot be stored is logged and counted, the failure stays."""
         with contextlib.suppress(HttpError):
             await self._store(failure, outcome)
-
-
-async def _no_receive() -> Any:
-    raise RuntimeError("the request was read already")

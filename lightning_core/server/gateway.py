@@ -6,14 +6,10 @@ Left out on purpose: everything administrative, which answers 404.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from lightning_core.config import GatewaySettings
 from lightning_core.lake.spool import SpoolWriter
@@ -22,7 +18,7 @@ from lightning_core.server.admission import Admission
 from lightning_core.server.call import Asked, Call
 from lightning_core.server.drift import DriftMemory
 from lightning_core.server.faces import Face, PlainFace
-from lightning_core.server.http import ClientGone, HttpError, disconnected, json_response, read_body
+from lightning_core.server.http import HttpError, Receive, Response, Scope, Send, json_response, read_body, until_gone
 from lightning_core.server.media import check_media
 from lightning_core.server.refusal import note_refusal
 from lightning_core.server.responses_reply import ResponsesFace, new_response_id
@@ -52,26 +48,24 @@ class Gateway:
     async def models(self, scope: Scope, receive: Receive, send: Send) -> int:
         identify(scope, self.secret)
         data = [_model(name) for name in self.targets.names()]
-        await json_response({"object": "list", "data": data})(scope, receive, send)
-        return 200
+        return await json_response({"object": "list", "data": data}).send(send)
 
     async def model(self, scope: Scope, receive: Receive, send: Send) -> int:
         caller = identify(scope, self.secret)
         target = self.targets.resolve(scope["path_params"]["model"], caller)
-        await json_response(_model(target.asked))(scope, receive, send)
-        return 200
+        return await json_response(_model(target.asked)).send(send)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> int:
         caller, request = await self._read(scope, receive, "messages")
-        return await self._serve(caller, "chat", request, PlainFace("chat"), scope, receive, send)
+        return await self._serve(caller, "chat", request, PlainFace("chat"), scope, send)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> int:
         caller, request = await self._read(scope, receive, "prompt")
-        return await self._serve(caller, "completion", request, PlainFace("completions"), scope, receive, send)
+        return await self._serve(caller, "completion", request, PlainFace("completions"), scope, send)
 
     async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> int:
         caller, request = await self._read(scope, receive, "input")
-        return await self._serve(caller, "embeddings", request, PlainFace("embeddings"), scope, receive, send)
+        return await self._serve(caller, "embeddings", request, PlainFace("embeddings"), scope, send)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> int:
         """`POST /v1/responses`: chat upstream, whichever policy or upstream serves it."""
@@ -82,7 +76,7 @@ class Gateway:
             await self.refused(caller, "chat", request, None, scope, error)
             raise
         face = ResponsesFace(request, self.responses, turn)
-        return await self._serve(caller, "chat", chat, face, scope, receive, send)
+        return await self._serve(caller, "chat", chat, face, scope, send)
 
     def _as_chat(self, request: dict[str, Any], caller: Caller) -> tuple[dict[str, Any], Turn]:
         previous = request.get("previous_response_id")
@@ -116,16 +110,14 @@ class Gateway:
         found = self.responses.response(response_id, caller)
         if found is None:
             raise _no_response(response_id)
-        await Response(found, media_type="application/json")(scope, receive, send)
-        return 200
+        return await Response(found).send(send)
 
     async def delete_response(self, scope: Scope, receive: Receive, send: Send) -> int:
         caller, response_id = identify(scope, self.secret), scope["path_params"]["response_id"]
         if not self.responses.delete(response_id, caller):
             raise _no_response(response_id)
         gone = {"id": response_id, "object": "response", "deleted": True}
-        await json_response(gone)(scope, receive, send)
-        return 200
+        return await json_response(gone).send(send)
 
     async def _read(self, scope: Scope, receive: Receive, field: str) -> tuple[Caller, dict[str, Any]]:
         caller = identify(scope, self.secret)
@@ -151,7 +143,6 @@ class Gateway:
         request: dict[str, Any],
         face: Face,
         scope: Scope,
-        receive: Receive,
         send: Send,
     ) -> int:
         try:
@@ -167,7 +158,7 @@ class Gateway:
             else prepare(request, kind, target.route, caller.mode, target.model)
         )
         call = Call(self, Asked(caller, target, request, prepared, face), scope, send)
-        return await _until_disconnect(call.run(), receive)
+        return await until_gone(scope, call.run())
 
 
 def _parse(body: bytes, field: str) -> dict[str, Any]:
@@ -190,21 +181,3 @@ def _model(name: str) -> dict[str, Any]:
 
 def _no_response(response_id: str) -> HttpError:
     return HttpError(404, f"Response with id {response_id!r} not found.", code="response_not_found")
-
-
-async def _until_disconnect(work: Coroutine[Any, Any, int], receive: Receive) -> int:
-    """Run `work`; when the client goes away first, cancel it and raise ClientGone once it has cleaned up."""
-    task = asyncio.create_task(work)
-    watcher = asyncio.create_task(disconnected(receive))
-    try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-    finally:  # also when the server stops: the span of what is cut off has to be stored first
-        watcher.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
-    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, HttpError):
-        raise error
-    raise ClientGone

@@ -4,16 +4,50 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from starlette.datastructures import Headers
-from starlette.responses import Response
-from starlette.types import Receive, Scope
+
+Scope = dict[str, Any]  # ASGI's
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+JSON = "application/json"
 
 _SWALLOWED = 4  # times the limit
 _STALLED_S = 60.0
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of this name, which is given in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole answer."""
+
+    body: bytes
+    status: int = 200
+    media_type: str = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    async def send(self, send: Send) -> int:
+        """Returns the status."""
+        head = [
+            (b"content-length", b"%d" % len(self.body)),
+            (b"content-type", self.media_type.encode("latin-1")),
+            *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()),
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": head})
+        await send({"type": "http.response.body", "body": self.body})
+        return self.status
 
 
 class HttpError(Exception):
@@ -39,7 +73,7 @@ class HttpError(Exception):
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(body), status, dict(headers or {}), media_type="application/json")
+    return Response(orjson.dumps(body), status, headers=headers or {})
 
 
 def unavailable(message: str, retry_after_s: int = 1) -> HttpError:
@@ -90,7 +124,7 @@ async def read_body(
     """
     message = f"the body exceeds {max_bytes} bytes; send less, or raise server.max_body_mb"
     limit = _SWALLOWED * max_bytes
-    declared = Headers(scope=scope).get("content-length", "")
+    declared = header(scope, b"content-length") or ""
     if declared.isdigit() and int(declared) > max_bytes:
         headers = {"Connection": "close"} if int(declared) > limit else None
         raise HttpError(413, message, code="request_too_large", headers=headers)
@@ -117,7 +151,23 @@ async def read_body(
             return b"".join(parts)
 
 
-async def disconnected(receive: Receive) -> None:
-    """Returns when the client has gone; the body must have been read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def until_gone(scope: Scope, work: Coroutine[Any, Any, int]) -> int:
+    """Run `work`; when the client goes away first, cancel it and raise ClientGone once it has cleaned up."""
+    connection, task, gone = scope["lightning.connection"], asyncio.current_task(), False
+    assert task is not None
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    connection.watch(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise  # the server stops
+        task.uncancel()
+        raise ClientGone from None
+    finally:
+        connection.watch(None)

@@ -28,7 +28,7 @@ import uvicorn
 from lightning_core.config import GatewaySettings
 from lightning_core.files import write_atomic
 from lightning_core.lake.spool import SpoolError, SpoolWriter
-from lightning_core.server.app import make_app
+from lightning_core.server.app import App, make_app
 from lightning_core.server.files import PRIVATE, load_secret, services
 from lightning_core.server.http import Room
 from lightning_core.server.intake import Intake
@@ -53,8 +53,11 @@ class CannotStart(Exception):
 class Server(uvicorn.Server):
     """uvicorn's, with the gRPC receiver on the same event loop; says where both listen for as long as they do."""
 
-    def __init__(self, config: uvicorn.Config, home: Path, host: str, port: int, grpc: GrpcSettings | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: App, home: Path, host: str, port: int, grpc: GrpcSettings | None
+    ) -> None:
         super().__init__(config)
+        self._app = app
         self._file = services(home) / "server.json"
         self._where = {"pid": os.getpid(), "host": host, "port": port, "url": url(host, port), "grpc_url": None}
         self._grpc_settings = grpc
@@ -74,6 +77,7 @@ class Server(uvicorn.Server):
         if self._grpc is not None:
             draining.append(self._grpc.stop(_DRAIN_S))
         await asyncio.gather(*draining)
+        self._app.close()
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def serve(
             loop="uvloop",
             http=bounded_http(gateway.client_stalled_s),
             ws="none",
-            lifespan="on",
+            lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
@@ -169,7 +173,7 @@ def serve(
             timeout_graceful_shutdown=_DRAIN_S,
         )
         # uvicorn raises the signal again after it has stopped; by then everything is flushed and the exit is clean.
-        server = Server(config, home, host, sock.getsockname()[1], grpc)
+        server = Server(config, app, home, host, sock.getsockname()[1], grpc)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         _rarely_collect()

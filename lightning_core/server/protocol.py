@@ -8,6 +8,7 @@ that stays connected and reads nothing its call, with a place in vLLM. The time 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -28,6 +29,18 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_size = 0
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._on_gone: Callable[[], None] | None = None
+
+    def watch(self, on_gone: Callable[[], None] | None) -> None:
+        """Have it called once when the client is gone, soon where it is gone already; None: no more."""
+        self._on_gone = on_gone
+        if on_gone is not None and self.transport.is_closing():
+            self.loop.call_soon(self._tell_gone)
+
+    def _tell_gone(self) -> None:
+        told, self._on_gone = self._on_gone, None
+        if told is not None:
+            told()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -37,6 +50,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._end_head()
         self._end_unread()
         super().connection_lost(exc)
+        self._tell_gone()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -49,6 +63,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["lightning.connection"] = self  # type: ignore[typeddict-unknown-key]  # for `http.until_gone`
         if not self._in_head:
             self._begin_head()
 

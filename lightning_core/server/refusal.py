@@ -11,15 +11,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.datastructures import Headers
-from starlette.types import Scope
-
 from lightning_core import names
 from lightning_core.lake.otlp import AttributeValue, SpanData
 from lightning_core.lake.spool import Record, SpoolError, SpoolFull, SpoolWriter
 from lightning_core.server.access import Caller
 from lightning_core.server.call_span import KIND_CLIENT, OPERATIONS, new_id, parse_traceparent
-from lightning_core.server.http import HttpError
+from lightning_core.server.http import HttpError, Scope, header
 from lightning_core.server.sampling import Kind
 from lightning_core.server.span_bytes import encode_span
 from lightning_core.server.stats import Stats
@@ -45,7 +42,7 @@ async def note_refusal(
     seen[code] = seen.get(code, 0) + 1
     if seen[code] > 1:
         return
-    parent, now = parse_traceparent(Headers(scope=scope).get("traceparent")), time.time_ns()
+    parent, now = parse_traceparent(header(scope, b"traceparent")), time.time_ns()
     attributes: dict[str, AttributeValue | None] = {
         names.GEN_AI_OPERATION: OPERATIONS[kind],
         names.GEN_AI_REQUEST_MODEL: str(request.get("model")),

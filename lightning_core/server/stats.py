@@ -24,6 +24,26 @@ class AttemptStats:
     rejected_spans: int = 0  # in OTLP/JSON, without a protobuf form; others are found when they are decoded
 
 
+class PolicyStats:
+    """The counters of one policy or upstream: finding them by its name each time costs more than counting."""
+
+    def __init__(self, stats: Stats, label: str) -> None:
+        self._calls, self._label = stats.calls, label
+        self._outcomes: dict[str, Counter] = {}
+        self.retries = stats.retries.labels(label)
+        self.in_flight = stats.in_flight.labels(label)
+        self.tokens = {kind: stats.tokens.labels(label, kind) for kind in ("prompt", "completion")}
+        self.seconds = stats.seconds.labels(label)
+        self.first_token = stats.first_token.labels(label)
+        self.drifted = stats.drifted.labels(label)
+
+    def ended(self, outcome: str) -> None:
+        counter = self._outcomes.get(outcome)
+        if counter is None:
+            counter = self._outcomes[outcome] = self._calls.labels(self._label, outcome)
+        counter.inc()
+
+
 class Stats:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -74,13 +94,29 @@ class Stats:
         self.spool_offset = Gauge("lightning_spool_offset_bytes", "durable end of the spool", registry=self.registry)
         self.spool_kept = Gauge("lightning_spool_kept_bytes", "bytes not yet decoded", registry=self.registry)
         self._attempts: OrderedDict[tuple[str, str], AttemptStats] = OrderedDict()
+        self._policies: dict[str, PolicyStats] = {}
+        self._answered: dict[tuple[str, int], Counter] = {}
+
+    def policy(self, label: str) -> PolicyStats:
+        found = self._policies.get(label)
+        if found is None:
+            found = self._policies[label] = PolicyStats(self, label)
+        return found
+
+    def answered(self, route: str, status: int) -> None:
+        counter = self._answered.get((route, status))
+        if counter is None:
+            counter = self._answered[route, status] = self.requests.labels(route, str(status))
+        counter.inc()
 
     def attempt(self, rollout_id: str | None, attempt_id: str | None) -> AttemptStats:
         """The attempt's record, made where there is none; the ones longest unused are forgotten."""
         if rollout_id is None or attempt_id is None:
             return AttemptStats()
         key = (rollout_id, attempt_id)
-        found = self._attempts.setdefault(key, AttemptStats())
+        found = self._attempts.get(key)
+        if found is None:
+            found = self._attempts[key] = AttemptStats()
         self._attempts.move_to_end(key)
         if len(self._attempts) > _ATTEMPTS_KEPT:
             self._attempts.popitem(last=False)

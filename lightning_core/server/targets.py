@@ -17,6 +17,7 @@ from lightning_core.server.access import Caller
 from lightning_core.server.http import HttpError
 from lightning_core.server.routes import Route, RouteTable
 
+_VLLM = "/v1"
 _REMEMBERED = 50_000  # attempts whose first version is known
 
 
@@ -33,6 +34,9 @@ class Target:
     model: str  # the name it is served under
     addresses: tuple[str, ...]
     api_key: str | None
+    base: str = (
+        ""  # before each path: a vLLM has all under /v1, what an upstream's address ends with is its own business
+    )
     route: Route | None = None
     policy: str | None = None
     version: str | None = None
@@ -40,7 +44,7 @@ class Target:
 
 
 class Targets:
-    """Resolves model names. Keys of upstreams are read from the environment once, here, and kept nowhere else."""
+    """Resolves model names. Keys of upstreams are read from the environment once, here, and stored nowhere."""
 
     def __init__(
         self,
@@ -58,6 +62,8 @@ class Targets:
             key = None
             if upstream.api_key_env is not None and not (key := environment.get(upstream.api_key_env)):
                 raise NoKey(f"upstream {upstream.name!r}: ${upstream.api_key_env} is not set where the server starts")
+            if key is not None and not (key.isascii() and key.isprintable()):
+                raise NoKey(f"upstream {upstream.name!r}: ${upstream.api_key_env} has a line break or the like in it")
             address = upstream.base_url.rstrip("/")
             for model in upstream.models:
                 self._external[model] = Target(model, upstream.name, model, (address,), key)
@@ -78,7 +84,7 @@ class Targets:
         route = self._routes.current.policies.get(policy)
         if route is None or (at and version not in (route.version, *route.loaded)):
             if (frozen := self._routes.current.frozen.get(name)) is not None:
-                return Target(name, "frozen", frozen.model, (frozen.upstream,), None)
+                return Target(name, "frozen", frozen.model, (frozen.upstream,), None, _VLLM)
             if (external := self._external.get(name)) is not None:
                 return external
             raise HttpError(
@@ -96,6 +102,7 @@ class Targets:
             model=route.served_as(version),
             addresses=route.addresses(version),
             api_key=route.api_key,
+            base=_VLLM,
             route=route,
             policy=policy,
             version=version,

@@ -1,4 +1,4 @@
-"""The HTTP client side: one connection pool an address, which replica gets a call, and retries before the first byte."""
+"""Where a call goes: which replica gets it, over which connections, and retries before the first byte."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ import contextlib
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import orjson
 
+from lightning_core.server.http_client import Broken, Connections, Reply
 from lightning_core.server.targets import Target
 
 log = logging.getLogger(__name__)
 
 RETRY_DELAYS_S = (0.25, 0.5, 1.0, 2.0)
 _RETRIED_STATUS = (500, 502, 503, 504)
-# vLLM closes idle connections after 5 s; letting go earlier avoids posting into one that is being closed.
-_KEEPALIVE_S = 3.0
 _HOMES_KEPT = 50_000
 
 
@@ -53,52 +50,22 @@ class Replicas:
             self._homes.popitem(last=False)
 
 
-@dataclass(slots=True)
-class Answer:
-    """An upstream's response: its head has come, and of a stream the first bytes."""
-
-    response: aiohttp.ClientResponse
-    first: bytes
-
-    @property
-    def streams(self) -> bool:
-        return self.response.content_type == "text/event-stream"
-
-
 class Upstreams:
-    """Connection pools by address; they live as long as the server."""
+    """Kept connections by address; they live as long as the server."""
 
     def __init__(self) -> None:
         self.replicas = Replicas()
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
-
-    def _session(self, address: str) -> aiohttp.ClientSession:
-        session = self._sessions.get(address)
-        if session is None:
-            connector: aiohttp.BaseConnector
-            if address.startswith("unix://"):
-                path = address.removeprefix("unix://")
-                connector = aiohttp.UnixConnector(path, limit=0, keepalive_timeout=_KEEPALIVE_S)
-            else:
-                connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
-            # No limit on the whole: a call may queue in vLLM for minutes, and the attempt has a timeout of its own.
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-            session = aiohttp.ClientSession(connector=connector, timeout=timeout, read_bufsize=1 << 18)
-            self._sessions[address] = session
-        return session
+        self._connections: dict[str, Connections] = {}
 
     @contextlib.asynccontextmanager
     async def post(
         self, target: Target, path: str, body: dict[str, Any], rollout: str | None, on_retry: Callable[[], None]
-    ) -> AsyncIterator[Answer]:
-        """The answer of the target; raises UpstreamDown after the last try. `path` is without /v1.
+    ) -> AsyncIterator[Reply]:
+        """The answer of the target; raises UpstreamDown after the last try. `path` is without /v1
 
         A failure is tried again, at another replica first, until the first byte of a stream, or the head of a whole reply, is
         here; never after that.
         """
-        headers = {"Content-Type": "application/json"}
-        if target.api_key:
-            headers["Authorization"] = f"Bearer {target.api_key}"
         data, problem = orjson.dumps(body), ""
         tried: list[str] = []
         for delay in (*RETRY_DELAYS_S, None):
@@ -108,17 +75,18 @@ class Upstreams:
             self.replicas.load[address] += 1
             try:
                 try:
-                    answer = await self._try(address, target, path, data, headers)
-                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    reply = await self._try(address, target, path, data)
+                except OSError as error:  # TimeoutError is one
                     problem = f"{type(error).__name__}: {error}"
                 else:
-                    async with answer.response:
-                        if answer.response.status not in _RETRIED_STATUS:
+                    try:
+                        if reply.status not in _RETRIED_STATUS:
                             self.replicas.answered(address, rollout)
-                            yield answer
+                            yield reply
                             return
-                        text = await _text(answer.response)
-                        problem = f"answered {answer.response.status}: {text}"
+                        problem = f"answered {reply.status}: {await _text(reply)}"
+                    finally:
+                        reply.release()
             finally:
                 self.replicas.load[address] -= 1
             if delay is not None:
@@ -129,26 +97,23 @@ class Upstreams:
         told = without_key(problem, target)
         raise UpstreamDown(f"the model server at {tried[-1]} {told} ({len(RETRY_DELAYS_S) + 1} tries)")
 
-    async def _try(self, address: str, target: Target, path: str, data: bytes, headers: dict[str, str]) -> Answer:
-        base = "http://vllm" if address.startswith("unix://") else address
-        # What an upstream's base_url ends with is its own business; a vLLM has everything under /v1.
-        url = base + ("/v1" if target.policy is not None else "") + path
-        # No redirects: they would take the key, and the request, to where nobody configured.
-        response = await self._session(address).post(url, data=data, headers=headers, allow_redirects=False)
-        first = b""
-        if response.status == 200 and response.content_type == "text/event-stream":
+    async def _try(self, address: str, target: Target, path: str, data: bytes) -> Reply:
+        connections = self._connections.get(address)
+        if connections is None:
+            connections = self._connections[address] = Connections(address)
+        reply = await connections.post(target.base + path, target.api_key, data)
+        if reply.status == 200 and reply.streams:
             try:
-                first = await response.content.readany()
-                if not first:
-                    raise aiohttp.ServerDisconnectedError("the stream ended before it began")
+                if not await reply.begun():
+                    raise Broken("the stream ended before it began")
             except BaseException:
-                response.close()
+                reply.release()
                 raise
-        return Answer(response, first)
+        return reply
 
-    async def close(self) -> None:
-        for session in self._sessions.values():
-            await session.close()
+    def close(self) -> None:
+        for connections in self._connections.values():
+            connections.close()
 
 
 def without_key(text: str, target: Target) -> str:
@@ -156,8 +121,8 @@ def without_key(text: str, target: Target) -> str:
     return text.replace(target.api_key, "…") if target.api_key else text
 
 
-async def _text(response: aiohttp.ClientResponse) -> str:
+async def _text(reply: Reply) -> str:
     try:
-        return (await response.text(errors="replace"))[:200]
-    except (aiohttp.ClientError, TimeoutError, OSError, LookupError):
+        return (await reply.read())[:200].decode(errors="replace")
+    except OSError:
         return ""

@@ -82,7 +82,7 @@ def test_routes_tokens_and_spans_survive_a_restart(tmp_path: Path, handle: Serve
 def test_wrong_routes_are_refused_and_the_old_ones_stay(handle: ServerHandle) -> None:
     with pytest.raises(ServerError, match=r"policies\.policy\.version"):
         handle.set_routes({"policies": {"policy": {"upstream": "http://x", "model": "m"}}})
-    assert handle.routes() == {"policies": {}}
+    assert handle.routes()["policies"] == {}
 
 
 def test_administration_needs_the_secret_and_a_token_is_not_enough(handle: ServerHandle) -> None:
