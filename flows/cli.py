@@ -12,26 +12,20 @@ from typing import Any
 import click
 import yaml
 
+from flows.collect_commands import collect, ingest, learn
+from flows.command import from_option as _from_option
+from flows.command import home_option as _home_option
+from flows.command import interruptible as _interruptible
+from flows.command import load as _load
+from flows.command import set_option as _set_option
+from flows.command import settings_argument as _settings_argument
 from flows.doctor import doctor
 from flows.lake_commands import lake
 from flows.policy_commands import policies
 from flows.prefect_api import prefect_api
-from lightning_core.config import Settings, SettingsError
-from lightning_core.lake.stages import STAGES
-from lightning_core.settings_file import load_settings
+from lightning_core.config import SettingsError
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "calculator" / "settings.yaml"
-
-_settings_argument = click.argument("settings_file", type=click.Path(path_type=Path))
-_set_option = click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting: --set rollout.group_size=4."
-)
-_home_option = click.option(
-    "--home", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Folder of the runs."
-)
-_from_option = click.option(
-    "--from", "from_stage", type=click.Choice(list(STAGES)), help="Do this stage and those after it again, done or not."
-)
 
 
 class _Commands(click.Group):
@@ -61,8 +55,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
 
 
+main.add_command(collect)
 main.add_command(doctor)
+main.add_command(ingest)
 main.add_command(lake)
+main.add_command(learn)
 main.add_command(policies)
 
 
@@ -252,30 +249,6 @@ def _remove_former(home: Path) -> None:
     click.echo(f"removing the former demo in {home}")
     stop_orphans(home)
     shutil.rmtree(home)
-
-
-def _load(path: Path, assignments: tuple[str, ...]) -> Settings:
-    overrides = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {assignment}: write it as KEY=VALUE")
-        overrides[key] = yaml.safe_load(value)
-    return load_settings(path, overrides)
-
-
-class _interruptible:
-    """Ctrl-C ends in one line: what was started is stopped by then, what was collected is kept."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            click.echo(
-                "\ninterrupted; everything that was started is stopped. The same command goes on from here.", err=True
-            )
-            sys.exit(130)
 
 
 if __name__ == "__main__":

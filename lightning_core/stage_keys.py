@@ -24,7 +24,7 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import stage_key
 from lightning_core.loading import grader_digest
 from lightning_core.taskset import PlannedRollout
-from lightning_core.training.epoch import training_code
+from lightning_core.training.code import training_code
 
 
 def rollouts_key(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollout]) -> str:
@@ -65,8 +65,9 @@ def triplets_key(settings: Settings, epoch: EpochManifest) -> str:
 
 def train_key(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> str:
     """Raises KeyError before the epoch's sequences are derived."""
-    sequences = epoch.tables["sequences"].digest
-    return stage_key(sequences, policy, settings.seed, epoch.versions[policy.name], training_code())
+    scheduled_over = settings.epochs if policy.training.lr_schedule != "constant" else None
+    sequences, parent = epoch.tables["sequences"].digest, epoch.versions[policy.name]
+    return stage_key(sequences, policy, settings.seed, scheduled_over, parent, training_code())
 
 
 def record_key(epoch: EpochManifest) -> str:

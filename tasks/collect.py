@@ -13,6 +13,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
 from lightning_core.lake.stages import begin_anew, run_stage
+from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerHandle
 from lightning_core.stage_keys import rewards_key, rollouts_key
 from lightning_core.taskset import PlannedRollout
@@ -51,6 +52,11 @@ def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollo
         counts = _roll_out(settings, epoch, missing)
         epoch.sealed_offset = ingest_spans(settings)
         unfinished = len(planned) - len(_finished(lake, epoch) & {r.rollout_id for r in planned})
+        if unfinished and (gone := _gone(settings)):
+            raise CollectionFailed(
+                f"{gone} ended while rollouts ran, and {unfinished} of {len(planned)} have no result; see {settings.home / 'logs'} "
+                "and run the epoch again: it is started anew, and finished rollouts are kept"
+            )
         if unfinished > len(planned) // 2:
             raise CollectionFailed(
                 f"{unfinished} of {len(planned)} rollouts of {epoch.mode} {epoch.epoch} failed for reasons of the "
@@ -89,6 +95,13 @@ def _begin(lake: Lake, epoch: EpochManifest, key: str) -> set[str]:
     epoch.rolled_out_with = key
     lake.manifests.put_epoch(epoch)
     return finished
+
+
+def _gone(settings: Settings) -> str | None:
+    """Which of the services that the rollouts need is not there any more."""
+    if ServerHandle.find(settings.home) is None:
+        return "the server"
+    return "vLLM" if VllmServer.find(settings.home) is None else None
 
 
 def _finished(lake: Lake, epoch: EpochManifest) -> set[str]:

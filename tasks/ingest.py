@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -9,10 +10,10 @@ from prefect.cache_policies import NO_CACHE
 
 from lightning_core.agents.grading import grade
 from lightning_core.client import SpanData, post_spans
-from lightning_core.config import Settings
+from lightning_core.config import LakeSettings, Settings
 from lightning_core.decoding import decode_spool
 from lightning_core.lake.derive import attempts
-from lightning_core.lake.lake import Lake
+from lightning_core.lake.lake import Ingested, Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
 from lightning_core.server.handle import ServerHandle
@@ -22,10 +23,21 @@ from tasks.progress import Progress, logger
 @task(task_run_name="decode spans", cache_policy=NO_CACHE, persist_result=False)
 def ingest_spans(settings: Settings) -> int:
     """Decode what the server has made durable; returns the spool offset that is decoded now."""
-    done = decode_spool(settings.home, Redaction.of(settings.lake))
+    return _decode(settings.home, settings.lake).decoded_offset
+
+
+@task(task_run_name="decode spans", cache_policy=NO_CACHE, persist_result=False)
+def ingest_home(home: Path, rules: LakeSettings) -> dict[str, int]:
+    """The same for a home without a run; returns counts of spans."""
+    done = _decode(home, rules)
+    return {"spans": done.spans, "rejected": done.rejected, "retries": done.retries}
+
+
+def _decode(home: Path, rules: LakeSettings) -> Ingested:
+    done = decode_spool(home, Redaction.of(rules))
     if done.rejected:
-        logger().warning("%d spans could not be decoded; see %s", done.rejected, settings.home / "spool" / "rejected")
-    return done.decoded_offset
+        logger().warning("%d spans could not be decoded; see %s", done.rejected, home / "spool" / "rejected")
+    return done
 
 
 @task(task_run_name="grade {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)

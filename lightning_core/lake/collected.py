@@ -53,8 +53,8 @@ def require_own_rollouts(epoch: EpochManifest) -> None:
     """Raise LakeError for a finetuning, which has no rollouts to run."""
     if epoch.sources:
         raise LakeError(
-            f"epoch {epoch.epoch} of run {epoch.run!r} is a finetuning; `lightning-flows finetune` goes on with it, or give "
-            "the settings another `run`"
+            f"epoch {epoch.epoch} of run {epoch.run!r} has rollouts that others ran; `lightning-flows finetune` (or "
+            "`learn`) goes on with it, or give the settings another `run`"
         )
 
 

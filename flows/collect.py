@@ -1,0 +1,48 @@
+"""The rollouts of an epoch and nothing more: graded and derived, for whoever wants to look before anything is trained.
+
+prefect deployment run collect/local
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from lightning_core.config import Settings
+from lightning_core.lake.collected import require_own_rollouts
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.patterns import settle
+from lightning_core.lake.stages import Stage, redo_from
+from lightning_core.services import running, versions
+from lightning_core.taskset import plan_training
+from tasks.collect import collect as collect_rollouts
+from tasks.derive import derive_tables
+from tasks.preflight import check, training_tasks
+from tasks.progress import say
+from tasks.redeploy import redeploy
+
+
+@flow(
+    name="collect",
+    flow_run_name="{settings.run} rollouts",
+    task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
+    persist_result=False,
+)
+def collect(settings: Settings, epoch: int | None = None, from_stage: Stage | None = None) -> dict[str, Any]:
+    """Run the rollouts of one epoch (null: the first that is not finished); `train-epoch` goes on from there."""
+    lake = Lake(settings.home)
+    number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
+    check(settings)
+    with lake.working_on(settings.run), running(settings, say("services")) as services:
+        manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))
+        require_own_rollouts(manifest)
+        if from_stage is not None:
+            redo_from(lake, manifest, from_stage, f"flow run {flow_run.get_id()}, {from_stage}")
+        settle(lake, settings, manifest)
+        redeploy(settings, services, manifest.versions)
+        collected = collect_rollouts(settings, manifest, plan_training(settings, training_tasks(settings), number))
+        rows = derive_tables(settings, manifest)
+    return {"epoch": number, "collected": collected, "rows": rows}

@@ -1,0 +1,72 @@
+"""`lightning-flows collect`, `ingest` and `learn`: spans without training, and training without rollouts."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from flows.command import from_option, home_option, interruptible, load, set_option, settings_argument
+from flows.prefect_api import prefect_api
+from lightning_core.config import LakeSettings, SettingsError
+
+
+@click.command()
+@settings_argument
+@set_option
+@click.option("--epoch", type=int, help="Default: the first that is not finished.")
+@from_option
+def collect(settings_file: Path, assignments: tuple[str, ...], epoch: int | None, from_stage: Any) -> None:
+    """Only the rollouts of an epoch, graded and derived; `train-epoch` goes on from there."""
+    settings = load(settings_file, assignments)
+    with interruptible(), prefect_api(settings.home):
+        from flows.collect import collect as run
+
+        click.echo(yaml.safe_dump(run(settings, epoch, from_stage), sort_keys=False))
+
+
+@click.command()
+@home_option
+@click.option("--settings", "settings_file", type=click.Path(path_type=Path), help="For their `lake:` section.")
+def ingest(home: Path, settings_file: Path | None) -> None:
+    """Decode, compact, rebuild the catalog, as a flow run; `lake ingest` does it without Prefect."""
+    rules = LakeSettings() if settings_file is None else load(settings_file, ()).lake
+    if not (home / "spool").is_dir() and not (home / "lake").is_dir():
+        raise FileNotFoundError(f"{home}: no spool and no lake there; name the folder of a run with --home")
+    with interruptible(), prefect_api(home):
+        from flows.ingest import ingest as run
+
+        click.echo(yaml.safe_dump(run(home, rules), sort_keys=False))
+
+
+@click.command()
+@settings_argument
+@set_option
+@click.option("--since", type=click.DateTime(), help="Rollouts that began at or after this (local time).")
+@click.option("--until", type=click.DateTime(), help="Rollouts that began before this.")
+@click.option("--attribute", "attributes", multiple=True, metavar="KEY=VALUE", help="On a span, or on its resource.")
+@click.option("--where", help="SQL condition on the columns of `spans`, for one of the rollout's spans.")
+@click.option("--group-by", help="Attribute whose value names the group. Default: each rollout is one of its own.")
+@click.option("--silent", "silent_s", type=float, default=60.0, show_default=True, help="Seconds until one is over.")
+def learn(
+    settings_file: Path,
+    assignments: tuple[str, ...],
+    since: datetime | None,
+    until: datetime | None,
+    attributes: tuple[str, ...],
+    **choice: Any,
+) -> None:
+    """Train on what production agents sent already; no rollout runs."""
+    settings = load(settings_file, assignments)
+    pairs = dict(attribute.partition("=")[::2] for attribute in attributes)
+    if "" in pairs or len(pairs) != len(attributes) or any("=" not in a for a in attributes):
+        raise SettingsError(f"--attribute: write each as KEY=VALUE, every key once; got {', '.join(attributes)}")
+    with interruptible(), prefect_api(settings.home):
+        from flows.learn import learn as run
+        from lightning_core.lake.production import Choice
+
+        chosen = Choice(since=since, until=until, attributes=pairs, **choice)
+        click.echo(yaml.safe_dump(run(settings, chosen), sort_keys=False))

@@ -1,0 +1,48 @@
+"""What the commands of `lightning-flows` share: their options, the settings they load, and how Ctrl-C ends them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import yaml
+
+from lightning_core.config import Settings, SettingsError
+from lightning_core.lake.stages import STAGES
+from lightning_core.settings_file import load_settings
+
+settings_argument = click.argument("settings_file", type=click.Path(path_type=Path))
+set_option = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting: --set rollout.group_size=4."
+)
+home_option = click.option(
+    "--home", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Folder of the runs."
+)
+from_option = click.option(
+    "--from", "from_stage", type=click.Choice(list(STAGES)), help="Do this stage and those after it again, done or not."
+)
+
+
+def load(path: Path, assignments: tuple[str, ...]) -> Settings:
+    overrides = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {assignment}: write it as KEY=VALUE")
+        overrides[key] = yaml.safe_load(value)
+    return load_settings(path, overrides)
+
+
+class interruptible:
+    """Ctrl-C ends in one line: what was started is stopped by then, what was collected is kept."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            click.echo(
+                "\ninterrupted; everything that was started is stopped. The same command goes on from here.", err=True
+            )
+            sys.exit(130)

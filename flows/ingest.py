@@ -1,0 +1,30 @@
+"""The spool into the lake, small files into large ones, a new catalog: every few minutes, where agents run all day.
+
+prefect deployment run ingest/local
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from lightning_core.config import LakeSettings
+from lightning_core.lake import compact
+from lightning_core.lake.lake import Lake
+from tasks.ingest import ingest_home
+
+
+@flow(name="ingest", flow_run_name="ingest {home}", persist_result=False)
+def ingest(home: Path = Path("var"), lake: LakeSettings = LakeSettings()) -> dict[str, Any]:  # noqa: B008 - frozen
+    """Decode what the server of `home` has received, merge small files, rebuild the catalog; returns counts.
+
+    `lake`: the rules that spans are redacted by; those of the runs in this home.
+    """
+    found = Lake(home)
+    done = ingest_home(home, lake)
+    if compact.due(found.manifests.spans().files):
+        compact.compact(found)
+    found.rebuild_catalog()
+    return done

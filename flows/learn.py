@@ -1,0 +1,48 @@
+"""Training on what production agents sent already: nothing is rolled out.
+
+prefect deployment run learn/local
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from lightning_core.agents.grading import check_grader
+from lightning_core.config import Settings
+from lightning_core.lake.derive_inputs import check_estimators, check_patterns
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.patterns import settle
+from lightning_core.lake.production import Choice
+from lightning_core.services import running, versions
+from tasks.adopt import adopt
+from tasks.derive import derive_tables
+from tasks.progress import say
+from tasks.redeploy import redeploy
+from tasks.track import record
+from tasks.train import train_policy
+from tasks.versions import collect_versions
+
+
+@flow(name="learn", flow_run_name="{settings.run} learn", persist_result=False)
+def learn(settings: Settings, choice: Choice = Choice()) -> dict[str, Any]:  # noqa: B008 - frozen
+    """Train the run's next epoch on rollouts of production agents that no epoch has learned from yet.
+
+    What is chosen has calls through the gateway (token ids) and meets `choice`. A flow that was killed goes on.
+    """
+    check_grader(settings.reward.grader)
+    check_patterns(settings)
+    check_estimators(settings)
+    lake = Lake(settings.home)
+    with lake.working_on(settings.run), running(settings, say("services")) as services:
+        number = lake.manifests.next_epoch(settings.run)
+        manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))
+        chosen = adopt(settings, manifest, choice)
+        settle(lake, settings, manifest)
+        rows = derive_tables(settings, manifest)
+        trained = {policy.name: train_policy(settings, policy, manifest) for policy in settings.policies}
+        redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
+        record(settings, manifest)
+        collect_versions(settings)
+    return {"epoch": number, "chosen": chosen, "rows": rows, "trained": trained}

@@ -1,0 +1,198 @@
+"""One epoch that is ended by force at chosen moments, and started again each time: what test_kills.py looks at."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psutil
+
+from lightning_core.lake.derive import derive
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest, Manifests
+from lightning_core.policies.store import PolicyStore
+from lightning_core.settings_file import load_settings
+from lightning_core.training.epoch import train_version
+
+ROOT = Path(__file__).parents[2]
+WAIT_S = 300.0
+MULTIPLE = "SELECT rollout_id FROM read_parquet(?) WHERE op = 'rollout' AND outcome <> 'infrastructure' GROUP BY ALL HAVING count(*) > 1"
+
+
+@dataclass
+class Epoch:
+    """The epoch of a settings file, run by the command line in processes of its own."""
+
+    settings_file: Path
+    home: Path
+    environment: dict[str, str]
+    starts: int = 0
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[subprocess.Popen[bytes]]:
+        self.starts += 1
+        with self.log.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", "train-epoch", str(self.settings_file), "--epoch", "0"],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+            )
+        yield process
+
+    @property
+    def log(self) -> Path:
+        return self.settings_file.with_suffix(f".{self.starts}.log")
+
+    def end_at(self, moment: Callable[[Epoch], bool], victim: Callable[[Epoch, int], list[int]]) -> int:
+        """Start, wait for the moment, kill the victim; the flow's exit code. The flow may have failed by itself then."""
+        with self.started() as process:
+            deadline = time.monotonic() + WAIT_S
+            while not moment(self):
+                assert process.poll() is None and time.monotonic() < deadline, self.log.read_text()[-3000:]
+                time.sleep(0.02)
+            for pid in victim(self, process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return process.wait(WAIT_S)
+
+    def finish(self) -> None:
+        with self.started() as process:
+            assert process.wait(WAIT_S) == 0, self.log.read_text()[-3000:]
+
+    @property
+    def manifest(self) -> EpochManifest | None:
+        return Manifests(self.home / "lake").epoch("tiny", 0)
+
+    def attempts(self) -> int:
+        return len(list((self.home / "logs" / "attempts").glob("*/*.stdout")))
+
+    def rollouts_that_ran_twice(self) -> list[Any]:
+        files = [str(self.home / "lake" / f.path) for f in Manifests(self.home / "lake").spans().files]
+        return duckdb.execute(MULTIPLE, [files]).fetchall()
+
+
+# Moments. Each holds only while its stage is under way.
+def rolling_out(epoch: Epoch) -> bool:
+    """Another attempt has ended since the last start, and more are to come."""
+    before = getattr(epoch, "_seen", 0)
+    now = epoch.attempts()
+    if now > before:
+        epoch._seen = now  # type: ignore[attr-defined]
+        return True
+    return False
+
+
+def after(stage: str) -> Callable[[Epoch], bool]:
+    """The stage is done, so the next one is under way."""
+    return lambda epoch: epoch.manifest is not None and stage in epoch.manifest.stages
+
+
+def trainer_is_there(epoch: Epoch) -> bool:
+    return bool(_processes(epoch.home, "lightning_core.training"))
+
+
+def a_step_is_done(epoch: Epoch) -> bool:
+    file = epoch.home / "training/tiny/policy/progress-0000.jsonl"
+    done = file.read_text().count('"step"') if file.exists() else 0
+    return done > 0 and trainer_is_there(epoch)
+
+
+def weights_are_written(epoch: Epoch) -> bool:
+    done = (epoch.home / "training/tiny/policy/output-0000").is_dir()
+    return done or (epoch.home / "policies/policy/v0001").is_dir()
+
+
+def mlflow_has_the_run(epoch: Epoch) -> bool:
+    return (epoch.home / "training/tiny/mlflow_run_id").is_file()
+
+
+def vllm_is_starting(epoch: Epoch) -> bool:
+    return bool(_processes(epoch.home, "vllm_main"))
+
+
+# Victims.
+def flow(epoch: Epoch, pid: int) -> list[int]:
+    return [pid]
+
+
+def tree(epoch: Epoch, pid: int) -> list[int]:
+    """Everything: as when the machine goes down."""
+    roots = [psutil.Process(pid), *_processes(epoch.home, "")]
+    found: list[int] = [pid]
+    for process in roots:
+        with contextlib.suppress(psutil.Error):
+            found += [process.pid, *(child.pid for child in process.children(recursive=True))]
+    return list(dict.fromkeys(found))
+
+
+def server(epoch: Epoch, pid: int) -> list[int]:
+    return [json.loads((epoch.home / "services/server.json").read_text())["pid"]]
+
+
+def vllm(epoch: Epoch, pid: int) -> list[int]:
+    found = psutil.Process(json.loads((epoch.home / "services/vllm.json").read_text())["pid"])
+    return [found.pid, *(child.pid for child in found.children(recursive=True))]
+
+
+def trainer(epoch: Epoch, pid: int) -> list[int]:
+    return [process.pid for process in _processes(epoch.home, "lightning_core.training")]
+
+
+def _processes(home: Path, name: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        mine = any(str(home) in part for part in command)
+        if mine and process.pid != os.getpid() and any(name in part for part in command):
+            found.append(process)
+    return found
+
+
+def mentioning(home: Path) -> list[psutil.Process]:
+    return _processes(home, "")
+
+
+def undisturbed(epoch: Epoch, folder: Path) -> str:
+    """Digest of the weights that the same rollouts come to where nothing interrupts; everything in a copy."""
+    settings = load_settings(epoch.settings_file, {"home": str(folder)})
+    for part in ("lake/spans", "policies/policy/v0000"):
+        shutil.copytree(epoch.home / part, folder / part)
+    (folder / "lake/manifests").mkdir()
+    shutil.copy(epoch.home / "lake/manifests/spans.json", folder / "lake/manifests/spans.json")
+    lake, manifest = Lake(folder), epoch.manifest
+    assert manifest is not None
+    manifest.tables.clear()
+    derive(lake, manifest, settings, "undisturbed")
+    policy = settings.policies[0]
+    output = train_version(lake, settings, policy, manifest, Path(policy.model), "undisturbed", lambda _: None)
+    return weights(PolicyStore(folder, "policy"), output["version"])
+
+
+def weights(store: PolicyStore, version: str) -> str:
+    return store.manifest(version).files["model.safetensors"].blake3
+
+
+def triplets(epoch: Epoch) -> tuple[int, int]:
+    """Triplets in the sequences, and how many different ones."""
+    assert epoch.manifest is not None
+    table = str(epoch.home / "lake" / epoch.manifest.tables["sequences"].path)
+    [found] = duckdb.execute(
+        "SELECT count(*), count(DISTINCT id) FROM (SELECT unnest(call_ids) AS id FROM read_parquet(?))",
+        [table],
+    ).fetchall()
+    return found

@@ -1,0 +1,102 @@
+"""kill -9 at any stage: the epoch goes on, no finished rollout runs twice, and the policy is the undisturbed one's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.prefect_api import prefect_api
+from lightning_core.policies.store import PolicyStore
+from tests.e2e import kills
+from tests.e2e.kills import Epoch
+from tests.e2e.test_two_epochs import HERE, write_settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """One Prefect server for all starts."""
+    before = dict(os.environ)
+    with prefect_api(tmp_path_factory.mktemp("prefect")):
+        yield dict(os.environ)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def new_epoch(folder: Path, environment: dict[str, str]) -> Epoch:
+    agent = {"callable": f"{HERE / 'letter_agent.py'}:run", "timeout_s": 60, "environment": {"LETTER_PAUSE": "1"}}
+    rollout = {"tasks_per_epoch": 4, "group_size": 6, "concurrency": 4, "shards": 2}
+    settings = write_settings(
+        folder,
+        epochs=1,
+        evaluation={"every": 0},
+        agent=agent,
+        rollout=rollout,
+        reward={"grader": f"{HERE / 'slow_grader.py'}:grade"},
+    )
+    return Epoch(settings, folder / "home", environment)
+
+
+def check(epoch: Epoch, folder: Path) -> None:
+    store = PolicyStore(epoch.home, "policy")
+    assert kills.mentioning(epoch.home) == [], "what a killed flow left running was taken over, and stopped"
+    assert epoch.rollouts_that_ran_twice() == []
+    assert epoch.manifest is not None and epoch.manifest.stages["collect"].output["unfinished"] == 0
+    trained, different = kills.triplets(epoch)
+    assert trained == different > 0
+    assert store.versions() == ["v0000", "v0001"]
+    assert kills.weights(store, "v0001") == kills.undisturbed(epoch, folder / "undisturbed")
+
+
+def test_interrupted_and_killed_in_rollouts_training_and_redeploy_an_epoch_comes_to_the_same_policy(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    epoch = new_epoch(tmp_path, environment)
+    with epoch.started() as process:
+        while not kills.rolling_out(epoch):
+            assert process.poll() is None, epoch.log.read_text()[-3000:]
+            time.sleep(0.05)
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C: every process of the terminal's group has it
+        assert process.wait(120) == 130
+    assert time.monotonic() - began < 60, "it did not wait for all the rollouts still to come"
+    assert kills.mentioning(epoch.home) == []
+
+    epoch.end_at(kills.rolling_out, kills.flow)
+    assert epoch.end_at(kills.a_step_is_done, kills.trainer) != 0
+    epoch.end_at(kills.after("train policy"), kills.tree)
+    epoch.finish()
+    check(epoch, tmp_path)
+
+
+@pytest.mark.extra
+def test_killed_at_every_stage_one_after_another_an_epoch_comes_to_the_same_policy(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    epoch = new_epoch(tmp_path, environment)
+    moments = [
+        (kills.vllm_is_starting, kills.flow),
+        (kills.rolling_out, kills.flow),
+        (kills.rolling_out, kills.server),
+        (kills.rolling_out, kills.vllm),
+        (kills.rolling_out, kills.tree),
+        (kills.after("collect"), kills.flow),  # it grades
+        (kills.after("collect"), kills.server),
+        (kills.after("grade"), kills.flow),  # it derives
+        (kills.trainer_is_there, kills.trainer),
+        (kills.a_step_is_done, kills.flow),
+        (kills.a_step_is_done, kills.tree),
+        (kills.weights_are_written, kills.flow),
+        (kills.after("train policy"), kills.vllm),  # it redeploys
+        (kills.mlflow_has_the_run, kills.tree),
+    ]
+    for moment, victim in moments:
+        epoch.end_at(moment, victim)
+    epoch.finish()
+    check(epoch, tmp_path)

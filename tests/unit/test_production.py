@@ -1,0 +1,98 @@
+"""Which rollouts of production agents an epoch learns from."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_core.config import SettingsError
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.production import Choice, Chosen, choose
+from tests.lake_maker import SECOND, Attempt, derived
+
+EPOCH = EpochManifest(run="learner", epoch=3, opened_offset=0)
+
+
+def sent(name: str, start: float = 100.0, **columns: Any) -> Attempt:
+    """What an agent in production leaves: a call with its tokens and a span of its own, and no root."""
+    attempt = Attempt(rollout=name, attempt="1", start=start)
+    attempt.call([1, 2], [3], **columns)
+    attempt.span("work", attributes=[("user.tier", "paid"), ("ticket", name[0])], resource=[("env", "prod")])
+    return attempt
+
+
+def chosen(home: Path, attempts: list[Attempt], choice: Choice, now_s: float = 10_000.0) -> Chosen:
+    rows = [row for attempt in attempts for row in attempt.rows]
+    for place, row in enumerate(rows):
+        row["record_offset"] = place
+    lake, _ = derived(home, rows)
+    return choose(lake, EPOCH, choice, int(now_s * SECOND))
+
+
+def names(found: Chosen) -> list[str]:
+    return [row["rollout_id"] for row in found.rollouts]
+
+
+def test_what_was_sent_is_learned_from_and_what_a_run_rolled_out_is_not_even_counted(tmp_path: Path) -> None:
+    ours = Attempt(rollout="run.0000.a.0")
+    ours.span("rollout.start", op="rollout.start", run="run", epoch=0, mode="train")
+    ours.call([1], [2])
+    ours.root()
+    found = chosen(tmp_path, [sent("a"), sent("b"), ours], Choice())
+    assert names(found) == ["a", "b"]
+    assert found.left_out == {}
+    assert [row["first_offset"] for row in found.rollouts] == [0, 2]
+    assert [row["group_id"] for row in found.rollouts] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "taken", "left_out"),
+    [
+        (Choice(since=datetime.fromtimestamp(200, UTC)), ["late"], {"time": 2}),
+        (Choice(until=datetime.fromtimestamp(200, UTC)), ["a1", "a2"], {"time": 1}),
+        (Choice(attributes={"user.tier": "paid", "env": "prod"}), ["a1", "a2", "late"], {}),
+        (Choice(attributes={"user.tier": "free"}), [], {"attributes": 3}),
+        (Choice(attributes={"user.tier": "paid", "env": "test"}), [], {"attributes": 3}),
+        (Choice(where="name = 'work' AND attributes['ticket'] = 'a'"), ["a1", "a2"], {"filter": 1}),
+        (Choice(silent_s=9_700), ["a1", "a2"], {"not_over": 1}),
+    ],
+)
+def test_a_rollout_is_chosen_by_time_attributes_and_sql_and_what_is_not_is_counted(
+    tmp_path: Path, choice: Choice, taken: list[str], left_out: dict[str, int]
+) -> None:
+    found = chosen(tmp_path, [sent("a1"), sent("a2"), sent("late", start=1_000.0)], choice)
+    assert names(found) == taken
+    assert found.left_out == left_out
+
+
+def test_the_value_of_an_attribute_makes_the_groups(tmp_path: Path) -> None:
+    found = chosen(tmp_path, [sent("a1"), sent("a2"), sent("b1")], Choice(group_by="ticket"))
+    assert [row["group_id"] for row in found.rollouts] == ["a", "a", "b"]
+
+
+def test_a_rollout_is_learned_from_once_and_a_killed_try_takes_its_own_again(tmp_path: Path) -> None:
+    mine, others = sent("mine"), sent("others")
+    mine.root(run="learner", epoch=3)
+    others.root(run="learner", epoch=2)
+    found = chosen(tmp_path, [mine, others, sent("new")], Choice())
+    assert [(row["rollout_id"], row["adopted"]) for row in found.rollouts] == [("mine", True), ("new", False)]
+    assert found.left_out == {"learned_from": 1}
+
+
+def test_without_token_ids_there_is_nothing_to_learn(tmp_path: Path) -> None:
+    found = chosen(tmp_path, [sent("a", response_ids=None, response_logprobs=None)], Choice())
+    assert found.left_out == {"no_sampled_call": 1}
+
+
+def test_a_condition_that_is_no_sql_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"where: 'reward >' is no condition on spans"):
+        chosen(tmp_path, [sent("a")], Choice(where="reward >"))
+
+
+def test_an_empty_lake_has_nothing_to_learn_from(tmp_path: Path) -> None:
+    Lake(tmp_path).root.mkdir()
+    assert choose(Lake(tmp_path), EPOCH, Choice(), 0) == Chosen([], {})  # type: ignore[arg-type]
