@@ -1,12 +1,11 @@
-"""Runs the real frameworks, each in an environment of its own, and keeps the spans they emit as test data.
+"""Runs the examples of the real frameworks and keeps the spans they emit as test data.
 
     make framework-dumps                       # all of them
     make framework-dumps ARGS="pydantic_ai"    # those named
 
-A folder beside this file is a framework: `requirements.txt`, and `agent.py`, which gets the variant ("sequential" or
-"parallel") as its task. It runs as any command does: an attempt of the real runner, behind the real server, whose
-upstream follows a script (scripted_vllm.py). What the server took, gateway spans and all, is scrubbed of this machine
-and written to tests/data/frameworks/<name>.jsonl.gz, one OTLP request a line.
+Each is a case of cases.py that is instrumented. It runs as any command does: an attempt of the real runner, behind the real
+server, whose upstream follows a script (scripted_vllm.py). What the server took, gateway spans and all, is scrubbed of this
+machine and written to tests/data/frameworks/<name>.jsonl.gz, one OTLP request a line.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -25,53 +23,28 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.agents.runner import Runner
-from lightning_core.config import AgentSettings
 from lightning_core.lake.spool import Record
+from tests.frameworks.cases import CASES, ROOT, TASKS, Case
 from tests.frameworks.scripted_vllm import ScriptedVllm
 from tests.gateway_rig import Rig, rig
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-DUMPS = HERE.parent / "data" / "frameworks"
-ENVIRONMENTS = ROOT / "var" / "frameworks"
+DUMPS = Path(__file__).parents[1] / "data" / "frameworks"
 MACHINE = re.compile(r"^(host|process|os|service\.instance|container|k8s)\.")
-ENVIRONMENT = {
-    "PYTHONPATH": str(HERE),
-    "CREWAI_DISABLE_TELEMETRY": "true",
-    "CREWAI_TRACING_ENABLED": "false",
-    "OTEL_BSP_SCHEDULE_DELAY": "100",
-}
 
 
-def variants(name: str) -> list[str]:
-    return ["sequential", "parallel"] if '"parallel"' in (HERE / name / "agent.py").read_text() else ["sequential"]
-
-
-def environment(name: str) -> Path:
-    """Python of the framework's environment, made where there is none for these requirements."""
-    home, requirements = ENVIRONMENTS / name, HERE / name / "requirements.txt"
-    ready = home / "ready"
-    if not ready.exists() or ready.read_text() != requirements.read_text():
-        uv = Path(sys.executable).parent / "uv"
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, home], check=True)
-        install = [uv, "pip", "install", "--quiet", "--python", home / "bin" / "python", "--requirement", requirements]
-        subprocess.run(install, check=True)
-        ready.write_text(requirements.read_text())
-    return home / "bin" / "python"
-
-
-def run(server: Rig, name: str, variant: str, python: Path) -> None:
-    rollout, attempt = f"{name}.{variant}", "a1"
-    token = server.handle.mint(rollout, attempt, "train")
-    url = server.handle.attempt_url(rollout, attempt)
-    spec = AttemptSpec("run", 0, "train", rollout, attempt, name, name, {"variant": variant}, url, token)
-    command = [str(python), str(HERE / name / "agent.py")]
-    settings = AgentSettings(command=command, environment=ENVIRONMENT, timeout_s=180)
-    with Runner(settings, logs=server.home / "logs") as runner:
-        result = runner.run(spec)
-    if result.status != "ok":
-        logs = "\n".join(path.read_text()[-6000:] for path in (server.home / "logs").rglob("*") if path.is_file())
-        raise RuntimeError(f"{rollout}: {result.status}: {result.error}\n{logs}")
+def run(server: Rig, case: Case) -> None:
+    settings = case.settings(server.home).agent
+    often = settings.environment | {"OTEL_BSP_SCHEDULE_DELAY": "100"}
+    with Runner(settings.model_copy(update={"environment": often}), logs=server.home / "logs") as runner:
+        for variant, task in TASKS.items():
+            rollout, attempt = f"{case.name}.{variant}", "a1"
+            token = server.handle.mint(rollout, attempt, "train")
+            url = server.handle.attempt_url(rollout, attempt)
+            spec = AttemptSpec("run", 0, "train", rollout, attempt, case.name, case.name, task, url, token)
+            result = runner.run(spec)
+            if result.status != "ok":
+                logs = (path.read_text()[-6000:] for path in (server.home / "logs").rglob("*") if path.is_file())
+                raise RuntimeError(f"{rollout}: {result.status}: {result.error}\n" + "\n".join(logs))
 
 
 def scrub(record: Record) -> dict[str, Any]:
@@ -87,7 +60,7 @@ def scrub(record: Record) -> dict[str, Any]:
                 trace.string_value = trace.string_value.strip().rpartition("\n")[2]
     text = json.dumps(MessageToDict(request))
     for path, shown in (
-        (ENVIRONMENTS, "/environments"),
+        (ROOT / "var" / "environments", "/environments"),
         (ROOT, "/repository"),
         (Path(tempfile.gettempdir()), "/temporary"),
     ):
@@ -114,14 +87,12 @@ def load(name: str) -> list[Record]:
 
 
 def dump(name: str) -> None:
-    python = environment(name)
     with tempfile.TemporaryDirectory() as home, rig(Path(home)) as server:
         upstream = ScriptedVllm()
         server.upstream = server.on_loop(upstream.start())
         server.route()
         try:
-            for variant in variants(name):
-                run(server, name, variant, python)
+            run(server, CASES[name])
         finally:
             server.on_loop(upstream.stop())
         lines = [json.dumps(scrub(record)) + "\n" for record in server.records()]
@@ -131,7 +102,7 @@ def dump(name: str) -> None:
 
 
 def frameworks() -> list[str]:
-    return sorted(path.parent.name for path in HERE.glob("*/requirements.txt"))
+    return sorted(case.name for case in CASES.values() if case.command.startswith("traced"))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def _reply(body: dict[str, Any], number: int) -> tuple[dict[str, Any], str]:
         made = sum(_called(message, tool) for message in body["messages"])
         if tool in offered and made < len(SCRIPT[tool]):
             return _call(tool, SCRIPT[tool][made], number)
-    said = f"{offered[0] if offered else 'nothing'} is done"
+    said = "the answer is 3" if "divide" in offered else "there are 6; divide them"
     if "final_answer" in offered:
         return _call("final_answer", {"answer": said}, number)
     return {"role": "assistant", "content": said}, "stop"

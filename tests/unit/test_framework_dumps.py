@@ -1,4 +1,4 @@
-"""What real frameworks emit (tests/frameworks, tests/data/frameworks) becomes calls, agents and tools in our SQL.
+"""What real frameworks emit (examples/frameworks, tests/data/frameworks) becomes calls, agents and tools in our SQL.
 
 The gateway saw every request, so whose call it was is known: the system message says it.
 """
@@ -14,7 +14,7 @@ import pytest
 
 from lightning_core.lake.decode import Decoder
 from tests.frameworks import dump
-from tests.frameworks.common import PLANNER
+from tests.frameworks.cases import PLANNER
 from tests.lake_maker import Attempt, derived, table
 
 # A planner looks a topic up and answers. An executor divides by zero, which fails, divides, and answers.
@@ -54,14 +54,16 @@ EXPECTED = {
     ("crewai", "parallel"): Expected(TWO_EXECUTORS, tools(2), ambiguous=4),
     ("langgraph", "sequential"): Expected(ONE_EXECUTOR, tools()),
     ("langgraph", "parallel"): Expected(ONE_EXECUTOR, tools()),
+    ("openai_client", "sequential"): Expected({None: 4}, {}),
+    ("openai_client", "parallel"): Expected({None: 8}, {}),
     ("openai_agents_genai", "sequential"): Expected(ONE_EXECUTOR, tools()),
     ("openai_agents_genai", "parallel"): Expected(TWO_EXECUTORS, tools(2)),
     ("openai_agents_openinference", "sequential"): Expected(ONE_EXECUTOR, tools()),
     ("openai_agents_openinference", "parallel"): Expected(TWO_EXECUTORS, tools(2)),
+    ("openai_agents_responses", "sequential"): Expected(ONE_EXECUTOR, tools()),
+    ("openai_agents_responses", "parallel"): Expected(TWO_EXECUTORS, tools(2)),
     ("pydantic_ai", "sequential"): Expected(ONE_EXECUTOR, tools()),
     ("pydantic_ai", "parallel"): Expected(TWO_EXECUTORS, tools(2)),
-    ("raw_openai", "sequential"): Expected({None: 2}, {}),
-    ("raw_openai", "parallel"): Expected({None: 2}, {}),
     ("smolagents", "sequential"): Expected(ONE_EXECUTOR, tools(final_answer=2)),
     ("smolagents", "parallel"): Expected(TWO_EXECUTORS, tools(2, final_answer=3)),
 }
@@ -169,7 +171,7 @@ def test_agent_match_takes_the_executors_calls_and_no_other(rollouts: Rollouts, 
     assert len(trained) == made - ambiguous.count("executor")
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in EXPECTED} - {"raw_openai", "smolagents"}))
+@pytest.mark.parametrize("name", sorted({name for name, _ in EXPECTED} - {"openai_client", "smolagents"}))
 def test_the_turns_of_an_agent_are_one_sequence(rollouts: Rollouts, name: str) -> None:
     merges = rollouts[f"{name}.sequential"].merges
     assert len(merges) == ONE_EXECUTOR["executor"]

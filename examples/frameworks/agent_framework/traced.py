@@ -1,0 +1,16 @@
+"""agent.py with the framework's own instrumentation."""
+
+import runpy
+from pathlib import Path
+
+from agent_framework.observability import enable_instrumentation
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+provider = TracerProvider()
+provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+trace.set_tracer_provider(provider)
+enable_instrumentation(enable_sensitive_data=True)  # with messages
+runpy.run_path(str(Path(__file__).with_name("agent.py")), run_name="__main__")

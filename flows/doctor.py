@@ -1,0 +1,70 @@
+"""`lightning-flows doctor`: what an agent lacks, in a terminal. No Prefect in here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lightning_core.config import AgentSettings, PolicySettings, Settings, SettingsError, TaskSettings
+from lightning_core.settings_file import load_settings
+
+_MARKS = {"fine": "  ok     ", "missing": "  missing", "fatal": "  FATAL  "}
+
+
+@click.command()
+@click.argument("settings_file", required=False, type=click.Path(path_type=Path))
+@click.option("--agent", help="A command line, in place of settings.")
+@click.option("--python", type=click.Path(path_type=Path), help="As agent.python: its interpreter or requirements.txt.")
+@click.option("--model", default="policy", show_default=True, help="The model name that the agent asks for.")
+@click.option("--task", help="JSON. Default: the first training task of the settings, or a small sum.")
+def doctor(settings_file: Path | None, agent: str | None, python: Path | None, model: str, task: str | None) -> None:
+    """Run an agent once behind a gateway of its own and say what training it would lack, with the remedy for each.
+
+    Ends with 1 where training would be impossible.
+    """
+    from lightning_core.doctor.examine import examine
+
+    settings = _settings(settings_file, agent, python, model)
+    done = examine(settings, _task(settings, task, has_tasks=settings_file is not None))
+    click.echo(f"the model was {done.model}")
+    if done.printed:
+        click.echo("the agent printed:\n" + "\n".join(f"    {line}" for line in done.printed.splitlines()))
+    for finding in done.findings:
+        click.echo(f"{_MARKS[finding.level]} {finding.name}: {finding.what}")
+        if finding.remedy:
+            click.echo(f"            → {finding.remedy}")
+    click.echo("it can be trained" if done.trains else "it cannot be trained like this")
+    if not done.trains:
+        raise SystemExit(1)
+
+
+def _settings(file: Path | None, agent: str | None, python: Path | None, model: str) -> Settings:
+    if (file is None) == (agent is None):
+        raise SettingsError("give either a settings file or --agent COMMAND")
+    if file is not None:
+        return load_settings(file)
+    return Settings(
+        agent=AgentSettings(command=agent, python=python),
+        tasks=TaskSettings(train="(none)"),
+        policies=[PolicySettings(name=model)],
+    )
+
+
+def _task(settings: Settings, given: str | None, has_tasks: bool) -> dict[str, Any]:
+    from lightning_core.doctor.examine import QUESTION
+    from lightning_core.taskset import load_tasks
+
+    if given is None:
+        if not has_tasks:
+            return QUESTION
+        return load_tasks(settings.tasks.train, settings.tasks.id_field, "tasks.train")[0].content
+    try:
+        task = json.loads(given)
+    except ValueError as error:
+        raise SettingsError(f"--task is no JSON: {error}") from None
+    if not isinstance(task, dict):
+        raise SettingsError("--task: every task is a JSON object")
+    return task

@@ -1,0 +1,85 @@
+"""Rollouts without a flow: an agent runs some tasks, and what the server took becomes a lake with one derived epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_core.agents.attempt import AttemptResult, AttemptSpec
+from lightning_core.agents.grading import grade
+from lightning_core.agents.runner import Runner, run_rollout
+from lightning_core.client import SpanData, post_spans
+from lightning_core.config import Settings
+from lightning_core.decoding import decode_spool
+from lightning_core.lake.derive import attempts, derive
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.redact import Redaction
+from lightning_core.server.handle import ServerHandle
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`results` by task name; the lake's catalog has everything else."""
+
+    results: Mapping[str, AttemptResult]
+    lake: Lake
+    epoch: EpochManifest
+
+
+def try_agent(server: ServerHandle, settings: Settings, tasks: Mapping[str, Mapping[str, Any]]) -> Trial:
+    """Run the tasks (name → content) one after another, grade them, and derive them as epoch 0 of `settings.run`.
+
+    Everything goes into the home of the server, whose routes say what model answers. Raises SettingsError for an agent that
+    cannot be run at all.
+    """
+    lake = Lake(Path(server.home))
+    decode_spool(server.home, None)
+    epoch = lake.open_epoch(settings.run, 0, "train", {policy.name: "v0000" for policy in settings.policies})
+    results = {}
+    with Runner(settings.agent, model=settings.policies[0].name, logs=server.home / "logs" / "attempts") as runner:
+        runner.check()
+        for name, content in tasks.items():
+            results[name] = run_rollout(runner, _Spec(server, settings, name, content), settings.rollout.retries)
+    decode_spool(server.home, Redaction.of(settings.lake))
+    if settings.reward.grader is not None:
+        with attempts(lake, epoch) as con:
+            grade(settings.reward.grader, con, _poster(server))
+        decode_spool(server.home, Redaction.of(settings.lake))
+    derive(lake, epoch, settings, "trial")
+    lake.manifests.put_epoch(epoch)
+    lake.rebuild_catalog()
+    return Trial(results, lake, epoch)
+
+
+@dataclass(frozen=True)
+class _Spec:
+    server: ServerHandle
+    settings: Settings
+    name: str
+    content: Mapping[str, Any]
+
+    def __call__(self, attempt_id: str) -> AttemptSpec:
+        rollout = f"{self.settings.run}.{self.name}"
+        return AttemptSpec(
+            run=self.settings.run,
+            epoch=0,
+            mode="train",
+            rollout_id=rollout,
+            attempt_id=attempt_id,
+            group_id=self.name,
+            task_id=self.name,
+            task=self.content,
+            base_url=self.server.attempt_url(rollout, attempt_id),
+            token=self.server.mint(rollout, attempt_id, "train"),
+        )
+
+
+def _poster(server: ServerHandle) -> Any:
+    def post(rollout_id: str, attempt_id: str, spans: list[SpanData]) -> None:
+        token = server.mint(rollout_id, attempt_id, "train")
+        post_spans(server.attempt_url(rollout_id, attempt_id), {"authorization": f"Bearer {token}"}, {}, spans)
+
+    return post

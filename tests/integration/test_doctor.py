@@ -1,0 +1,134 @@
+"""`lightning-flows doctor`: an agent for each thing that can be missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from click.testing import CliRunner
+
+from flows.doctor import doctor
+from lightning_core.config import AgentSettings, PolicySettings, RewardSettings, Settings, TaskSettings
+from lightning_core.doctor.canned import canned_model
+from lightning_core.doctor.findings import Finding, findings
+from lightning_core.doctor.trial import try_agent
+from tests import gateway_rig
+from tests.canned_vllm import CannedVllm
+from tests.gateway_rig import Rig, rig
+
+AGENTS = Path(__file__).with_name("agents_for_the_doctor.py")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with rig(tmp_path_factory.mktemp("home")) as made, canned_model() as made.upstream:
+        made.route(version="v0000")
+        yield made
+
+
+def examined(server: Rig, agent: str, run: str = "", **policy: Any) -> dict[str, Finding]:
+    settings = Settings(
+        run=run or agent,
+        agent=AgentSettings(command=[sys.executable, str(AGENTS), agent]),
+        tasks=TaskSettings(train="(none)"),
+        policies=[PolicySettings(**policy)],
+    )
+    trial = try_agent(server.handle, settings, {"doctor": {"question": "What is 2 + 3?"}})
+    return {finding.name: finding for finding in findings(trial, settings)}
+
+
+@pytest.mark.parametrize(
+    ("agent", "level", "name", "said", "remedy"),
+    [
+        ("calls_nothing", "fatal", "no_calls", "no call", "OPENAI_BASE_URL"),
+        ("asks_for_another_model", "fatal", "refused", "gpt-4o", "policies[].name"),
+        ("forces_a_tool", "fatal", "untrainable", "1 of 1 calls", "tool_choice"),
+        ("fails", "missing", "agent_error", "out of ideas", "failure_reward"),
+        ("only_calls", "missing", "no_spans", "no spans", "OTLPSpanExporter"),
+        pytest.param(*("only_calls", "missing", "no_reward", "no reward", "reward.grader"), marks=pytest.mark.extra),
+        ("spans_without_names", "missing", "no_names", "no agent has a name", "gen_ai.agent.name"),
+        ("limits_its_attributes", "missing", "attribute_limit", "1 spans lost", "SpanLimits"),
+        pytest.param(*("calls_elsewhere_too", "missing", "elsewhere", "1 calls", "OPENAI_"), marks=pytest.mark.extra),
+        ("all_is_there", "fine", "twins", "1 further", ""),
+    ],
+)
+def test_what_an_agent_lacks_is_said_with_its_remedy(
+    server: Rig, agent: str, level: str, name: str, said: str, remedy: str
+) -> None:
+    found = examined(server, agent, run=f"{agent}-{name}")
+    assert found[name].level == level, found
+    assert said in found[name].what
+    assert remedy in found[name].remedy
+    assert any(finding.level == "fatal" for finding in found.values()) == (level == "fatal")
+
+
+def test_nothing_is_missing_where_all_is_there(server: Rig) -> None:
+    found = examined(server, "all_is_there", agent_match="adder")
+    assert {finding.level for finding in found.values()} == {"fine"}
+    assert "adder" in found["names"].what
+    assert found["tools"].what == "1 tool calls, 1 of them failed"
+
+
+def test_an_agent_match_that_takes_nobody_is_fatal(server: Rig) -> None:
+    found = examined(server, "all_is_there", run="unmatched", agent_match="planner")
+    assert found["nothing_matched"].level == "fatal"
+    assert "'planner'" in found["nothing_matched"].what
+    assert "adder" in found["nothing_matched"].remedy
+
+
+def test_the_command_says_what_answered_and_ends_with_1_where_training_is_impossible(tmp_path: Path) -> None:
+    def run(agent: str, *more: str) -> Any:
+        return CliRunner().invoke(doctor, ["--agent", f"{sys.executable} {AGENTS} {agent}", *more])
+
+    fine = run("asks_for_another_model", "--model", "gpt-4o")
+    assert (fine.exit_code, fine.output.splitlines()[-1]) == (0, "it can be trained"), fine.output
+    assert "a canned reply" in fine.output
+    bad = run("calls_nothing")
+    assert (bad.exit_code, bad.output.splitlines()[-1]) == (1, "it cannot be trained like this")
+    assert "FATAL   no_calls" in bad.output
+    assert "nothing was asked of anyone" in bad.output
+
+
+class WithoutIds(CannedVllm):
+    """As an upstream that is no vLLM."""
+
+    async def _whole(self, body: dict[str, Any], chat: bool) -> web.Response:
+        return await super()._whole(body | {"return_token_ids": False}, chat)
+
+    async def _stream(self, request: web.Request, body: dict[str, Any], chat: bool) -> web.StreamResponse:
+        return await super()._stream(request, body | {"return_token_ids": False}, chat)
+
+
+def test_where_a_model_serves_it_answers_and_missing_ids_are_fatal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_rig, "CannedVllm", WithoutIds)
+    home, tasks, file = tmp_path / "home", tmp_path / "tasks.jsonl", tmp_path / "settings.yaml"
+    tasks.write_text(json.dumps({"question": "?"}) + "\n")
+    agent = {"command": [sys.executable, str(AGENTS), "only_calls"]}
+    file.write_text(json.dumps({"home": str(home), "agent": agent, "tasks": {"train": str(tasks)}}))
+    with rig(home) as server:
+        result = CliRunner().invoke(doctor, [str(file)])
+        assert result.exit_code == 1, result.output
+        assert f"the model that serves in {home}" in result.output
+        assert "ids_missing" in result.output
+        assert server.spans() == []  # nothing is written into the home that is served
+
+
+def test_grading_is_part_of_it(server: Rig, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("def grade(task, output, spans):\n    return task['no such key']\n")
+    settings = Settings(
+        run="graded",
+        agent=AgentSettings(command=[sys.executable, str(AGENTS), "only_calls"]),
+        tasks=TaskSettings(train="(none)"),
+        reward=RewardSettings(grader=f"{tmp_path}/reward.py:grade"),
+    )
+    trial = try_agent(server.handle, settings, {"doctor": {}})
+    found = {finding.name: finding for finding in findings(trial, settings)}
+    assert found["bad_reward"].level == "fatal"
+    assert "no such key" in found["bad_reward"].what
