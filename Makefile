@@ -40,7 +40,11 @@ test-fast: $(READY) ## what needs no vLLM and no training (under 2 minutes on tw
 
 .PHONY: test-all
 test-all: lint $(READY) oracle-env ## every test (under 60 minutes)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -m "not frameworks" $(ARGS)
+
+.PHONY: test-frameworks
+test-frameworks: $(READY) ## every agent framework, each in its own environment; writes the table of docs/frameworks.md
+	$(BIN)/pytest tests/integration/test_frameworks.py $(ARGS)
 
 .PHONY: lint
 lint: $(READY) ## ruff (format and lint) and mypy
@@ -81,6 +85,10 @@ bench-hierarchy: $(READY) oracle-env ## spans to triplets against Agent Lightnin
 .PHONY: bench-gateway
 bench-gateway: $(READY) oracle-env ## the gateway against LiteLLM's proxy and direct calls, one JSON line a figure
 	$(BIN)/python -m bench.gateway $(ARGS)
+
+.PHONY: bench-learning
+bench-learning: $(READY) ## held-out share by rollouts: ours, call-level grouping, stock TRL; hours, resumes, ARGS="--minutes 60"
+	$(BIN)/python -m bench.learning $(ARGS)
 
 .PHONY: bench-query
 bench-query: $(READY) ## a rollout's tree and an agent's spans out of ten million, one JSON line
