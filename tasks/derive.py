@@ -9,6 +9,7 @@ from lightning_core.config import Settings
 from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.patterns import require_apart
 from lightning_core.lake.stages import run_stage
 from lightning_core.stage_keys import triplets_key
 from tasks.progress import logger, say
@@ -16,11 +17,13 @@ from tasks.progress import logger, say
 
 @task(task_run_name="derive {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
 def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
-    """Run the SQL of the epoch; returns rows by table."""
+    """Run the SQL of the epoch; returns rows by table. Raises SettingsError where policies' patterns overlap on an agent."""
     lake = Lake(settings.home)
     key = triplets_key(settings, epoch)
     rows = run_stage(lake, epoch, "derive", key, lambda: derive(lake, epoch, settings, key, say("sql")))
     lake.rebuild_catalog()
+    if epoch.mode == "train":
+        require_apart(lake, epoch)
     if rows.get("silent_rollouts"):
         logger().warning(
             "%d rollouts called no policy (table silent_rollouts): do they use OPENAI_BASE_URL, and one of the model names %s?",

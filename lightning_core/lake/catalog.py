@@ -35,6 +35,7 @@ VIEWS = (
     "token_usage",
     "staleness",
     "drift",
+    "policy_epochs",
 )
 EMPTY_SPANS = f"SELECT {', '.join(f'NULL::{c.type} AS {c.name}' for c in schema.SPANS)} WHERE false"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 
 from lightning_core.config import PolicySettings, Settings, SettingsError
 from lightning_core.lake import catalog
@@ -52,6 +53,21 @@ def pattern(epoch: EpochManifest, policy: PolicySettings) -> str:
             f"{epoch.epoch} began; run the epoch with these settings"
         )
     return found.pattern
+
+
+def require_apart(lake: Lake, epoch: EpochManifest) -> None:
+    """Raise SettingsError where two policies' patterns both take one agent of the derived epoch: nothing is trained then."""
+    rows = pq.read_table(lake.path(epoch.tables["policy_overlaps"])).to_pylist()
+    if not rows:
+        return
+    told = "; ".join(
+        "agent {agent!r} by policies {policy} ({agent_match!r}) and {other_policy} ({other_match!r})".format(**row)
+        for row in rows[:5]
+    )
+    raise SettingsError(
+        f"agent_match of several policies takes one agent: {told}{'; …' if len(rows) > 5 else ''}. Make a pattern narrower, or "
+        "subtract with agent_exclude; the epoch's rollouts stay, run it again with the settings corrected"
+    )
 
 
 def agents_before(lake: Lake, epoch: EpochManifest) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 
 from lightning_core.config import Settings
-from lightning_core.lake import sql
+from lightning_core.lake import catalog, sql
 from lightning_core.lake.derived_tables import EMPTY
 from lightning_core.lake.lake import Lake
 
@@ -46,3 +46,15 @@ def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
                 row["seconds"]["evaluate"] = round(sum(s.seconds for s in manifest.stages.values()), 3)
                 row["versions"] = row["versions"] or manifest.versions
     return rows
+
+
+def policy_rows(settings: Settings, epoch: int | None = None) -> list[dict[str, Any]]:
+    """One dict per epoch (or of one epoch) and policy of the run: rows of sql/views/policy_epochs.sql."""
+    lake = Lake(settings.home)
+    lake.rebuild_catalog()
+    with catalog.connect(lake.root) as con:
+        relation = con.sql(
+            "FROM policy_epochs WHERE run = $run AND epoch = coalesce($epoch, epoch) ORDER BY epoch, policy",
+            params={"run": settings.run, "epoch": epoch},
+        )
+        return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]

@@ -1,16 +1,28 @@
 -- What each call that could be trained on is credited with.
 -- Grain: one row per call of policy_calls that is not left out. `agent` and `step` say what it is compared with: the same
 -- step of the same agent in the other rollouts of its group; with `assign: final` all of a rollout is one step.
--- Inputs: policy_calls, call_steps, rollout_rewards, reward_steps, reward_settings, policies.
--- Rule: final: the rollout's reward. nearest: the sum of the rewards the call was given. discounted: the sum of those
+-- Inputs: policy_calls, call_steps, rollout_rewards, policy_totals, reward_steps, reward_settings, policies.
+-- Rule: final: the rollout's reward, to this policy where it names rewards of its own. nearest: the sum of the rewards the call was given. discounted: the sum of those
 -- that it and the agent's later calls were given, times gamma a call in between. Where a reward's agent is ambiguous,
 -- no call of the attempt has a return that could be trusted (`ambiguous_reward`); where an agent's call is that a reward may
 -- be for, none of this agent's.
 -- Of n calls: a sum over the first 2k is that over k and, times gamma to the k, that over the k behind them; so log n
 -- rounds, not n² pairs.
 WITH RECURSIVE trainable AS (
-    SELECT calls.call_id, calls.policy, calls.group_id, calls.rollout_id, calls.attempt_id, steps.agent, steps.step
+    SELECT
+        calls.call_id,
+        calls.policy,
+        calls.group_id,
+        calls.rollout_id,
+        calls.attempt_id,
+        steps.agent,
+        steps.step,
+        CASE WHEN policies.own_rewards THEN own.reward ELSE rewards.reward END AS reward
     FROM policy_calls AS calls
+    JOIN policies USING (policy)
+    JOIN rollout_rewards AS rewards ON rewards.rollout_id = calls.rollout_id AND rewards.attempt_id = calls.attempt_id
+    LEFT JOIN policy_totals AS own
+        ON own.policy = calls.policy AND own.rollout_id = calls.rollout_id AND own.attempt_id = calls.attempt_id
     LEFT JOIN call_steps AS steps USING (call_id)
     WHERE calls.left_out IS NULL
 ),
@@ -54,12 +66,11 @@ SELECT
     calls.attempt_id,
     CASE WHEN settings.assign = 'final' THEN '' ELSE calls.agent END AS agent,
     CASE WHEN settings.assign = 'final' THEN 0 ELSE calls.step END AS step,
-    rewards.reward,
-    CASE WHEN settings.assign = 'final' THEN rewards.reward ELSE coalesce(sums.total, 0) END AS return,
+    calls.reward,
+    CASE WHEN settings.assign = 'final' THEN calls.reward ELSE coalesce(sums.total, 0) END AS return,
     CASE WHEN doubtful.policy IS NOT NULL THEN 'ambiguous_reward' END AS left_out
 FROM trainable AS calls
 CROSS JOIN reward_settings AS settings
-JOIN rollout_rewards AS rewards ON rewards.rollout_id = calls.rollout_id AND rewards.attempt_id = calls.attempt_id
 LEFT JOIN sums ON sums.call_id = calls.call_id AND sums.summed >= sums.calls
 LEFT JOIN doubtful
     ON doubtful.policy = calls.policy

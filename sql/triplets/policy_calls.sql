@@ -1,12 +1,12 @@
 -- Every LLM call of the epoch's rollouts, and whether it trains a policy.
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
--- Inputs: nodes, places, agent_spans, candidate_agents, sampled_calls, rollout_rewards, bucket, policies.
+-- Inputs: nodes, places, agent_spans, candidate_agents, sampled_calls, rollout_rewards, policy_totals, bucket, policies.
 -- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
 -- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
 -- before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the
 -- policy's temperature and top_p alone; flagged also where it trains. An ambiguous call trains, where that is set, if the policy
 -- takes every agent that could have made it. `bad_token_ids`: negative, or past the vocabulary where that is known.
--- `bad_logprobs`: above 0 by more than rounding, infinite, or NaN.
+-- `bad_logprobs`: above 0 by more than rounding, infinite, or NaN. `not_scheduled`: the policy is not trained in this epoch.
 WITH calls AS (
     SELECT
         nodes.node,
@@ -124,11 +124,14 @@ SELECT
         WHEN candidates.taken AND NOT candidates.all_taken THEN 'ambiguous_agent'
         WHEN NOT coalesce(candidates.matched, agents.matched) THEN 'agent_not_matched'
         WHEN coalesce(NOT candidates.taken, agents.excluded) THEN 'agent_excluded'
+        WHEN NOT policies.scheduled THEN 'not_scheduled'
+        WHEN policies.own_rewards THEN own.left_out
         WHEN rewards.left_out IS NOT NULL THEN rewards.left_out
     END AS left_out
 FROM calls
 JOIN rewards USING (attempt)
 LEFT JOIN policies ON policies.policy = calls.policy
+LEFT JOIN policy_totals AS own ON own.policy = calls.policy AND own.attempt = calls.attempt
 LEFT JOIN remarked AS sampled ON sampled.call_id = calls.node
 LEFT JOIN distorted ON distorted.text = sampled.sampling AND distorted.policy = calls.policy
 LEFT JOIN versions ON versions.policy_version = calls.policy_version

@@ -2,7 +2,7 @@
 -- Grain: one row per (reward, policy, agent) whose calls it can go to. `call_id` is NULL where it goes to none, `left_out`
 -- says why: no_call_of_agent, before_every_call, call_has_reward (nearest), ambiguous_agent (the policy drops those),
 -- ambiguous_call.
--- Inputs: rewards_given, call_steps, candidate_agents, components, llm_twins, policies, reward_settings.
+-- Inputs: rewards_given, policy_rewards, call_steps, candidate_agents, components, llm_twins, policies, reward_settings.
 -- Rule: a reward on a call is that call's. Any other goes to the latest call of the agent it was emitted under that had
 -- ended by then (of several agents of one name, to its own agent's span's, where both lie under it by declared parents); one
 -- that was emitted outside every agent to the latest such call of each agent. Clocks of hosts differ: a reward within the
@@ -37,7 +37,17 @@ moments AS (
     GROUP BY ALL
 ),
 agents AS (
-    SELECT DISTINCT policy, rollout_id, attempt_id, agent FROM call_steps
+    SELECT DISTINCT steps.policy, steps.rollout_id, steps.attempt_id, steps.agent, policies.own_rewards
+    FROM call_steps AS steps
+    JOIN policies USING (policy)
+),
+valued AS (
+    -- `for_policy`: that of a policy which names rewards of its own; NULL: of all that do not.
+    SELECT * EXCLUDE (counts, left_out), NULL AS for_policy
+    FROM rewards_given
+    WHERE left_out IS NULL AND EXISTS (FROM policies WHERE NOT own_rewards)
+    UNION ALL BY NAME
+    SELECT * EXCLUDE (policy, counts), policy AS for_policy FROM policy_rewards
 ),
 rewards AS (
     SELECT
@@ -45,12 +55,12 @@ rewards AS (
         coalesce(llm_twins.kept, given.node) AS on_node,
         CASE WHEN given.source IN ('grader', 'failure') THEN 9223372036854775807 ELSE given.emitted_ns END AS at_ns,
         CASE WHEN given.agent IS NOT NULL THEN components.agent_node END AS agent_node,
-        row_number() OVER (ORDER BY given.rollout_id, given.attempt_id, emitted_ns, given.node, source, name) AS reward_id
-    FROM rewards_given AS given
+        row_number() OVER (ORDER BY given.rollout_id, given.attempt_id, emitted_ns, given.node, source, name, for_policy) AS reward_id
+    FROM valued AS given
     CROSS JOIN reward_settings AS settings
     LEFT JOIN components ON components.node = given.node
     LEFT JOIN llm_twins ON llm_twins.node = given.node
-    WHERE settings.assign <> 'final' AND given.left_out IS NULL
+    WHERE settings.assign <> 'final'
 ),
 pairs AS (
     SELECT rewards.*, agents.policy, agents.agent AS receiver
@@ -59,6 +69,7 @@ pairs AS (
         ON agents.rollout_id = rewards.rollout_id
         AND agents.attempt_id = rewards.attempt_id
         AND (rewards.ambiguous OR coalesce(rewards.agent = agents.agent, true))
+        AND CASE WHEN rewards.for_policy IS NULL THEN NOT agents.own_rewards ELSE agents.policy = rewards.for_policy END
 ),
 placed AS (
     SELECT

@@ -1,12 +1,16 @@
 -- Settings that should have matched something in the epoch and matched nothing: likely misspelt.
--- Grain: one row per such setting. Inputs: rewards_given, policy_calls, air_rules, reward_weights, reward_settings, policies,
--- user_rules, rule_matches.
+-- Grain: one row per such setting. Inputs: rewards_given, policy_calls, air_rules, reward_weights, policy_weights,
+-- reward_settings, policies, user_rules, rule_matches.
 SELECT 'reward.air' AS setting, name AS given, 'no span matched this rule' AS meaning
 FROM air_rules
 WHERE name NOT IN (SELECT name FROM rewards_given WHERE source = 'air')
 UNION ALL
 SELECT 'reward.weights', name, 'no reward has this name'
 FROM reward_weights
+WHERE name NOT IN (SELECT name FROM rewards_given WHERE source IN ('emitted', 'grader'))
+UNION ALL
+SELECT 'policies.' || policy || '.rewards', name, 'no reward has this name'
+FROM policy_weights
 WHERE name NOT IN (SELECT name FROM rewards_given WHERE source IN ('emitted', 'grader'))
 UNION ALL
 SELECT 'reward.reward_match', reward_match, 'no reward was emitted under such an agent'

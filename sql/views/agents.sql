@@ -51,7 +51,7 @@ trained AS (
         coalesce(list_sort(list(DISTINCT policy) FILTER (policy IS NOT NULL)), []) AS policies,
         -- These are judged after agent_match: what else leaves a call out says nothing of it.
         coalesce(
-            list_sort(list(DISTINCT policy) FILTER (left_out IS NULL OR left_out IN ('failed_attempt', 'no_reward'))), []
+            list_sort(list(DISTINCT policy) FILTER (left_out IS NULL OR left_out IN ('not_scheduled', 'failed_attempt', 'no_reward'))), []
         ) AS matched,
         count(*) FILTER (left_out IS NULL) AS trained_calls,
         count(*) FILTER (left_out IS NOT NULL) AS left_out

@@ -1,0 +1,67 @@
+-- What each policy came to in each training epoch: the versions, what was sampled and trained, and how old it was.
+-- Grain: one row per (run, epoch, policy). Inputs: epoch_manifests, policy_calls, call_returns, sequences, staleness.
+-- Rule: `version` is what the epoch rolled out, `trained_version` what its training made of it (the same where nothing was
+-- trained; `skipped` says why), NULL before that. `mean_return` is over the calls that could be trained on: what this policy is
+-- rewarded with. `lag` is the largest of view staleness, `share_stale` the share of calls sampled by an older version.
+WITH versions AS (
+    SELECT run, epoch, unnest(map_entries(versions)) AS entry, stages
+    FROM epoch_manifests
+    WHERE mode = 'train'
+),
+policies AS (
+    SELECT
+        run,
+        epoch,
+        entry.key AS policy,
+        entry.value AS version,
+        json_extract(stages, '$."train ' || entry.key || '".output') AS output
+    FROM versions
+),
+called AS (
+    SELECT
+        run,
+        epoch,
+        policy,
+        count(*) AS calls,
+        count(*) FILTER (left_out IS NULL) AS trainable_calls,
+        sum(response_tokens)::BIGINT AS response_tokens
+    FROM policy_calls
+    GROUP BY ALL
+),
+returned AS (
+    SELECT run, epoch, policy, list_avg(list_sort(list(return))) AS mean_return FROM call_returns GROUP BY ALL
+),
+trained AS (
+    SELECT run, epoch, policy, count(*) AS sequences FROM sequences GROUP BY ALL
+),
+aged AS (
+    SELECT
+        run,
+        epoch,
+        policy,
+        max(lag) AS lag,
+        coalesce(sum(calls) FILTER (lag > 0), 0) / sum(calls) AS share_stale
+    FROM staleness
+    WHERE mode = 'train'
+    GROUP BY ALL
+)
+SELECT
+    policies.run,
+    policies.epoch,
+    policies.policy,
+    policies.version,
+    policies.output ->> '$.version' AS trained_version,
+    policies.output ->> '$.skipped' AS skipped,
+    coalesce(called.calls, 0) AS calls,
+    coalesce(called.trainable_calls, 0) AS trainable_calls,
+    coalesce(called.response_tokens, 0) AS response_tokens,
+    coalesce(trained.sequences, 0) AS sequences,
+    returned.mean_return,
+    aged.lag,
+    aged.share_stale
+FROM policies
+LEFT JOIN called USING (run, epoch, policy)
+LEFT JOIN returned USING (run, epoch, policy)
+LEFT JOIN trained USING (run, epoch, policy)
+LEFT JOIN aged USING (run, epoch, policy)
+ORDER BY policies.run, policies.epoch, policies.policy
