@@ -21,7 +21,7 @@ from lightning_core.training.job import Job, Progress
 Train = Callable[[Job, Progress], dict[str, Any]]
 
 ALGORITHMS = {
-    "grpo": "lightning_core.training.job:run_job",  # all of policy gradients: advantages × the losses of TRL's GRPOTrainer
+    "grpo": "lightning_core.training.grpo:run_job",  # all of policy gradients: advantages × the losses of TRL's GRPOTrainer
     "sft": "lightning_core.training.sft:run_job",  # the likelihood of chosen rollouts, by TRL's SFTTrainer
 }
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,6 @@ from lightning_core.lake.stages import stage_key
 from lightning_core.policies.store import BASE_VERSION, Lineage, PolicyStore
 from lightning_core.training.job import Job
 from lightning_core.training.launch import train
-
-
-@cache
-def training_code() -> str:
-    """Digest of the trainer's source: a version trained by other code is another version."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
 def train_version(
@@ -57,6 +48,7 @@ def train_version(
         policy=policy.name,
         policy_settings=policy,
         seed=settings.seed,
+        epochs=settings.epochs,
         weights=None if fresh_adapter else store.checked(parent),
         base_model=base_model,
         sequences=sequences,
@@ -76,6 +68,7 @@ def train_version(
         sequences=epoch.tables["sequences"].path,
         sequences_digest=epoch.tables["sequences"].digest,
         metrics=numbers,
+        probe=metrics.get("probe"),
     )
     (output / "training.json").unlink()  # seconds and memory differ each time; the lineage has the metrics
     version = store.publish(output, lineage)

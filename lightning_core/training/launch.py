@@ -68,12 +68,17 @@ def command(job: Job, job_file: Path) -> list[str]:
     """The command line of a job: plain Python for one process, `accelerate launch` where the job names its settings,
     else torch's launcher (accelerate's would start a single process on CPUs)."""
     module = ["-m", "lightning_core.training", str(job_file), "--with-parent", str(os.getpid())]
-    if job.accelerate_config is not None:
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(job.accelerate_config)]
-        return [sys.executable, *launcher, "--num_processes", str(job.num_processes), *module]
-    if job.num_processes > 1:
+    if job.policy_settings.training.accelerate_config is not None:
+        launcher = [
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(job.policy_settings.training.accelerate_config),
+        ]
+        return [sys.executable, *launcher, "--num_processes", str(job.policy_settings.training.processes), *module]
+    if job.policy_settings.training.processes > 1:
         meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(job.num_processes)]
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(job.policy_settings.training.processes)]
         return [sys.executable, *launcher, *meeting, *module]
     return [sys.executable, *module]
 
@@ -82,8 +87,8 @@ def _environment(job: Job) -> dict[str, str]:
     """This process's own, with the package importable from wherever it was started."""
     root = str(Path(lightning_core.__file__).parent.parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    if job.num_processes > 1:
-        threads = max(1, (os.cpu_count() or 1) // job.num_processes)
+    if job.policy_settings.training.processes > 1:
+        threads = max(1, (os.cpu_count() or 1) // job.policy_settings.training.processes)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return environment

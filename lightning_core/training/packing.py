@@ -5,13 +5,13 @@ where `j <= i < end[j]`, and a node's position is its depth. Sorting the sequenc
 bookkeeping of branches: each one adds the tokens after its common prefix with the one before it.
 
 A `Layout` is what one forward pass computes, packed or padded alike: rows of tokens, which positions are scored
-against which next token, and where each score belongs in TRL's `(B, T)`.
+against which next token, and where each score belongs in TRL's `(B, T)`. Tries stand end to end in one row, a forest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,11 +33,6 @@ class Trie:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    def ancestors(self) -> np.ndarray:
-        """bool (n, n): row `i` is True at `i` and at all that comes before it on its path."""
-        i = np.arange(len(self))
-        return (i[None, :] <= i[:, None]) & (i[:, None] < self.end[None, :])
 
 
 def build_trie(token_ids: Rows[np.ndarray]) -> Trie:
@@ -65,8 +60,13 @@ def build_trie(token_ids: Rows[np.ndarray]) -> Trie:
 
 def sort_by_prefix(token_ids: Rows[np.ndarray]) -> list[int]:
     """Indices in lexicographic order, where sequences with a common prefix stand side by side."""
-    keys = [ids.astype(">u4").tobytes() for ids in token_ids]
+    keys = [prefix_key(ids) for ids in token_ids]
     return sorted(range(len(keys)), key=lambda i: (keys[i], i))
+
+
+def prefix_key(token_ids: np.ndarray) -> bytes:
+    """Bytes that order as the tokens do, one after the other."""
+    return token_ids.astype(">u4").tobytes()
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
@@ -95,43 +95,74 @@ def split_rows(token_ids: Rows[np.ndarray], budget: int) -> list[tuple[list[int]
     return [*rows, (current, size)] if current else rows
 
 
+def unique_tokens(token_ids: Rows[np.ndarray]) -> int:
+    return sum(size for _, size in split_rows(token_ids, sum(map(len, token_ids))))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Nodes `start:stop`, each the only child of the one before."""
+
+    start: int
+    stop: int
+    ancestors: tuple[int, ...]  # indices of segments, from the root down
+
+
+def segments_of(depth: np.ndarray, end: np.ndarray) -> list[Segment]:
+    """Of a forest whose nodes have these depths and ends, in their order."""
+    n = len(depth)
+    starts = [i for i in range(n) if i == 0 or depth[i] != depth[i - 1] + 1 or end[i] != end[i - 1]]
+    segments: list[Segment] = []
+    above: list[int] = []
+    for start, stop in zip(starts, [*starts[1:], n], strict=True):
+        while above and end[segments[above[-1]].start] <= start:
+            above.pop()
+        segments.append(Segment(start, stop, tuple(above)))
+        above.append(len(segments) - 1)
+    return segments
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """One forward pass: `R` rows of `S` positions, `N` scores, gathered to `(B, T)`."""
 
     input_ids: torch.Tensor  # int64 (R, S)
-    attention_mask: torch.Tensor  # bool (R, 1, S, S) for tries, int64 (R, S) for padded rows
+    attention_mask: torch.Tensor | None  # int64 (R, S) for padded rows; None where `depth` and `end` say who sees whom
     position_ids: torch.Tensor  # int64 (R, S)
     positions: torch.Tensor  # int64 (N,): into the R * S positions; the hidden state that predicts
     targets: torch.Tensor  # int64 (N,): the token predicted
     gather: torch.Tensor  # int64 (B, T): into the N scores; N where the token is not trained
+    depth: np.ndarray | None = None  # of a forest's nodes, as in a Trie
+    end: np.ndarray | None = None
 
     def to(self, device: torch.device) -> Layout:
-        return Layout(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("depth", "end")}
+        return replace(self, **{name: None if t is None else t.to(device) for name, t in tensors.items()})
 
 
-def tree_layout(groups: Rows[Rows[Sequence]]) -> Layout:
-    """One trie a row; `B` counts the sequences of all rows, in order."""
+def forest_layout(rows: Rows[Rows[Sequence]]) -> Layout:
+    """Tries end to end in one row, without padding; `B` counts the sequences of all of them, in order.
+
+    A sequence that has a trie of its own shares nothing: that is `concat`.
+    """
     import torch
 
-    tries = [build_trie([s.token_ids for s in sequences]) for sequences in groups]
-    width = max(len(trie) for trie in tries)
-    input_ids = np.zeros((len(tries), width), np.int64)
-    position_ids = np.zeros((len(tries), width), np.int64)
-    # Padding attends to itself: a softmax over nothing is NaN, and NaN times a zero gradient is NaN.
-    mask = np.broadcast_to(np.eye(width, dtype=bool), (len(tries), 1, width, width)).copy()
+    tries = [build_trie([s.token_ids for s in sequences]) for sequences in rows]
     scores = _Scores()
-    for row, (sequences, trie) in enumerate(zip(groups, tries, strict=True)):
-        n = len(trie)
-        input_ids[row, :n] = trie.tokens
-        position_ids[row, :n] = trie.depth
-        mask[row, 0, :n, :n] = trie.ancestors()
+    offset = 0
+    ends = []
+    for sequences, trie in zip(rows, tries, strict=True):
         for sequence, path in zip(sequences, trie.paths, strict=True):
-            scores.add(sequence, path + row * width)
+            scores.add(sequence, path + offset)
+        ends.append(trie.end + offset)
+        offset += len(trie)
+    depth = np.concatenate([trie.depth for trie in tries])
     return Layout(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(mask),
-        position_ids=torch.from_numpy(position_ids),
+        input_ids=torch.from_numpy(np.concatenate([trie.tokens for trie in tries]).astype(np.int64)).unsqueeze(0),
+        attention_mask=None,
+        position_ids=torch.from_numpy(depth).unsqueeze(0),
+        depth=depth,
+        end=np.concatenate(ends),
         **scores.tensors(),
     )
 

@@ -1,14 +1,16 @@
 """From sequences to optimizer steps to micro-batches, with the weights that make uneven micro-batches right.
 
 TRL's reductions average per micro-batch, which is wrong where micro-batches hold unequal numbers of rows or tokens.
-So every loss type is one sum over the optimizer step, `sum(weight * token loss) / normalizer`, which is TRL's `dapo`
-reduction with explicit weights. With T trained tokens and R rollouts in the step, n_r trained tokens in rollout r:
+So every loss type is one sum over the optimizer step, `sum(weight * token loss) / normalizer`, with explicit weights.
+With T trained tokens and R rollouts in the step, n_r trained tokens in rollout r:
 
-    dapo, bnpo   weight 1             normalizer T                    token mean
-    grpo         weight T / (R n_r)   normalizer T                    each rollout weighs the same
-    dr_grpo      weight 1             normalizer R * completion_limit  sum over a constant length
+    dapo, bnpo, cispo, vespo   weight 1             normalizer T                     token mean
+    grpo, sapo                 weight T / (R n_r)   normalizer T                     each rollout weighs the same
+    dr_grpo                    weight 1             normalizer R * completion_limit  sum over a constant length
+    luspo                      weight 1             normalizer R                     sum over each rollout
 
-With one row a rollout and one micro-batch these are TRL's own numbers.
+`normalization` puts the first or second line in place of the loss's own. With one row a rollout and one micro-batch
+these are TRL's own numbers.
 """
 
 from __future__ import annotations
@@ -22,16 +24,27 @@ from typing import Literal
 import numpy as np
 
 from lightning_core.training.dataset import Sequence
-from lightning_core.training.packing import Layout, padded_layout, split_rows, tree_layout
+from lightning_core.training.packing import (
+    Layout,
+    forest_layout,
+    padded_layout,
+    prefix_key,
+    sort_by_prefix,
+    split_rows,
+    unique_tokens,
+)
 
 logger = logging.getLogger(__name__)
 
-Packing = Literal["none", "tree"]
+Packing = Literal["none", "concat", "tree"]
+
+_ROLLOUT_MEAN = ("grpo", "sapo")
+_TOKEN_MEAN = ("dapo", "bnpo", "cispo", "vespo")
 
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """One forward and backward pass. `rows` are tries (`tree`) or hold one sequence each (`none`)."""
+    """One forward and backward pass. `rows` are tries (`tree`) or hold one sequence each (`concat`, `none`)."""
 
     rows: list[list[Sequence]]
     weights: list[float]  # of each sequence's tokens, in the order of `sequences`
@@ -47,7 +60,7 @@ class MicroBatch:
         return sum(len(s) for s in self.sequences)
 
     def layout(self) -> Layout:
-        return tree_layout(self.rows) if self.packing == "tree" else padded_layout(self.sequences)
+        return padded_layout(self.sequences) if self.packing == "none" else forest_layout(self.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +83,14 @@ def plan_steps(
     budget: int,
     loss_type: str,
     completion_limit: int,
+    normalization: str | None = None,
     rank: int = 0,
     ranks: int = 1,
-    rows_together: bool = False,
 ) -> list[Step]:
     """Spread whole groups over `steps` optimizer steps and cut each in micro-batches of at most `budget` tokens.
 
     The order of groups is drawn from `seed`, and depends on the ids alone, not on the order of `sequences`. With
-    fewer groups than steps there are fewer steps. Tries stay one a micro-batch unless `rows_together` (on a CPU a
-    second row makes a pass no faster, only larger). Ranks get equally many micro-batches of a step.
+    fewer groups than steps there are fewer steps. Ranks get equally many micro-batches of a step.
     """
     groups: defaultdict[str, list[Sequence]] = defaultdict(list)
     for sequence in sorted(sequences, key=lambda s: s.sequence_id):
@@ -91,16 +103,15 @@ def plan_steps(
     planned = []
     for share in np.array_split(order, count):
         chosen = [groups[names[i]] for i in share]
-        weights, normalizer = _weigh([s for group in chosen for s in group], loss_type, completion_limit)
-        rows = _rows(chosen, packing, budget)
+        weights, normalizer = _weigh([s for group in chosen for s in group], loss_type, completion_limit, normalization)
         batches = [
             MicroBatch(
-                rows=[row for row, _ in batch],
-                weights=[weights[s.rollout] for row, _ in batch for s in row],
+                rows=rows,
+                weights=[weights[s.rollout] for row in rows for s in row],
                 packing=packing,
-                unique_tokens=sum(size for _, size in batch),
+                unique_tokens=size,
             )
-            for batch in _gather_rows(rows, budget, packing == "none" or rows_together)
+            for rows, size in _batches(chosen, packing, budget, ranks)
         ]
         planned.append(
             Step(
@@ -115,43 +126,68 @@ def plan_steps(
 
 
 def _weigh(
-    sequences: list[Sequence], loss_type: str, completion_limit: int
+    sequences: list[Sequence], loss_type: str, completion_limit: int, normalization: str | None
 ) -> tuple[dict[tuple[str, str], float], float]:
     trained: Counter[tuple[str, str]] = Counter()
     for sequence in sequences:
         trained[sequence.rollout] += sequence.trained_tokens
-    total, rollouts = trained.total(), len(trained)
-    if loss_type == "grpo":
-        return {rollout: total / (rollouts * n) for rollout, n in trained.items()}, float(total)
+    total, rollouts = float(trained.total()), len(trained)
+    weights, normalizer = dict.fromkeys(trained, 1.0), total
     if loss_type == "dr_grpo":
-        return dict.fromkeys(trained, 1.0), float(rollouts * completion_limit)
-    if loss_type in ("dapo", "bnpo"):
-        return dict.fromkeys(trained, 1.0), float(total)
-    raise ValueError(f"loss_type {loss_type!r}: known are grpo, dr_grpo, dapo, bnpo")
+        normalizer = float(rollouts * completion_limit)
+    elif loss_type == "luspo":
+        normalizer = float(rollouts)
+    elif loss_type not in (*_ROLLOUT_MEAN, *_TOKEN_MEAN):
+        raise ValueError(f"loss_type {loss_type!r}: known are dr_grpo, luspo, {', '.join(_ROLLOUT_MEAN + _TOKEN_MEAN)}")
+    elif (normalization or ("rollout" if loss_type in _ROLLOUT_MEAN else "token")) == "rollout":
+        weights = {rollout: total / (rollouts * n) for rollout, n in trained.items()}
+    # TRL divides by a row's weights, or by 1 where they are less. Its `sapo` must always find less, so that the division
+    # goes; a ratio over sequences must find more, so that it is a mean. Only the proportions mean anything.
+    rows = [weights[s.rollout] * s.trained_tokens for s in sequences]
+    scale = 1 / max(rows) if loss_type == "sapo" else max(1.0, 1 / min(rows))
+    return {rollout: weight * scale for rollout, weight in weights.items()}, normalizer * scale
 
 
-def _rows(groups: list[list[Sequence]], packing: Packing, budget: int) -> list[tuple[list[Sequence], int]]:
-    """Rows with their sizes: tries of a group, or single sequences, longest first so that equal lengths meet."""
+def _batches(
+    groups: list[list[Sequence]], packing: Packing, budget: int, ranks: int
+) -> list[tuple[list[list[Sequence]], int]]:
+    """Rows that go through the model at once, and the tokens computed there (padding not counted)."""
     if packing == "tree":
-        return [
-            ([group[i] for i in indices], size)
-            for group in groups
-            for indices, size in split_rows([s.token_ids for s in group], budget)
-        ]
-    return sorted((([s], len(s)) for group in groups for s in group), key=lambda row: -row[1])
-
-
-def _gather_rows(
-    rows: list[tuple[list[Sequence], int]], budget: int, together: bool
-) -> list[list[tuple[list[Sequence], int]]]:
-    """Rows that go through the model at once: as many as fit the budget with padding to the widest."""
-    batches: list[list[tuple[list[Sequence], int]]] = []
-    for row in rows:
-        if together and batches and max(row[1], *(size for _, size in batches[-1])) * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(row)
+        return [([row], size) for row, size in _tries(groups, budget, ranks)]
+    # The longest first, so that equal lengths meet.
+    rows = sorted((s for group in groups for s in group), key=lambda s: -len(s))
+    batches: list[list[Sequence]] = []
+    for sequence in rows:
+        last = batches[-1] if batches else []
+        computed = len(last[0]) * (len(last) + 1) if last and packing == "none" else sum(map(len, [*last, sequence]))
+        if last and computed <= budget:
+            last.append(sequence)
         else:
-            batches.append([row])
-    return batches
+            batches.append([sequence])
+    return [([[s] for s in batch], sum(map(len, batch))) for batch in batches]
+
+
+def _tries(groups: list[list[Sequence]], budget: int, ranks: int) -> list[tuple[list[Sequence], int]]:
+    """Groups in the order of their tokens, several to a trie where they fit: what they share is computed once too.
+
+    A group that fits is not cut. Where ranks would stay without work, groups are not put together.
+    """
+    ordered = [groups[i] for i in sort_by_prefix([min((s.token_ids for s in g), key=prefix_key) for g in groups])]
+    sizes = [unique_tokens([s.token_ids for s in group]) for group in ordered]
+    together = min(budget, sum(sizes) // ranks)
+    tries: list[tuple[list[Sequence], int]] = []
+    for group, size in zip(ordered, sizes, strict=True):
+        if size > budget:
+            rows = split_rows([s.token_ids for s in group], budget)
+            tries += [([group[i] for i in indices], n) for indices, n in rows]
+            continue
+        joined = [*tries[-1][0], *group] if tries else group
+        both = unique_tokens([s.token_ids for s in joined]) if tries else size
+        if tries and both <= together:
+            tries[-1] = joined, both
+        else:
+            tries.append((group, size))
+    return tries
 
 
 def _share(batches: list[MicroBatch], rank: int, ranks: int) -> list[MicroBatch]:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from trl.trainer import utils as trl_utils
 
+from lightning_core.training.attention import NAME, Forest
 from lightning_core.training.dataset import Sequence
-from lightning_core.training.packing import Layout, padded_layout, tree_layout
+from lightning_core.training.packing import Layout, forest_layout, padded_layout
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,7 @@ def score(model: Any, unwrapped: Any, layout: Layout) -> tuple[torch.Tensor, tor
     """
     with _only(causal_model(unwrapped).base_model, layout.positions):
         out = model(
-            input_ids=layout.input_ids,
-            attention_mask=_mask(layout, unwrapped),
-            position_ids=layout.position_ids,
+            **_inputs(layout),
             shift_labels=layout.targets.unsqueeze(0),
             fused_lm_head=True,
         )
@@ -71,12 +70,12 @@ def _spread(scores: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
     return flat.index_select(0, gather.flatten()).view(gather.shape)
 
 
-def why_not_tree(model: Any, longest: int) -> str | None:
-    """Why this model cannot take prefix tries, or None where it can.
+def why_not_packed(model: Any, longest: int) -> str | None:
+    """Why this model cannot take forests, or None where it can; then it attends by them from here on.
 
     Runs two sequences that branch, packed and padded, through the backbone and compares the hidden states: an
-    architecture that ignores a 4-D mask or explicit positions (state spaces, linear attention, some sliding windows)
-    shows there. `longest` is the longest sequence in tokens, for windows the probe is too short to see.
+    architecture that brings its own attention, or ignores explicit positions (state spaces, linear attention, some
+    sliding windows), shows there. `longest` is the longest sequence in tokens, for windows the probe is too short to see.
     """
     base = causal_model(model)
     config = base.config.get_text_config()
@@ -90,20 +89,25 @@ def why_not_tree(model: Any, longest: int) -> str | None:
         )
     device = next(base.parameters()).device
     sequences = _probe_sequences(int(config.vocab_size))
-    tree, plain = tree_layout([sequences]), padded_layout(sequences)
-    was_training = base.training
+    before, was_training = base.config._attn_implementation, base.training
     base.eval()
+    reason = None
     try:
         with torch.no_grad():
-            packed, padded = (_hidden(base.base_model, layout.to(device)) for layout in (tree, plain))
+            padded = _hidden(base.base_model, padded_layout(sequences).to(device))
+            base.set_attn_implementation(NAME)
+            packed = _hidden(base.base_model, forest_layout([sequences]).to(device))
+        difference = float((packed - padded).abs().max() / padded.abs().max().clamp(min=1e-6))
+        if not difference < _PROBE_TOLERANCE:
+            reason = f"{type(base).__name__} does not attend as it is told (hidden states off by {difference:.2g})"
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        return f"{type(base).__name__} refuses a 4-D attention mask: {str(error).splitlines()[0] if str(error) else error!r}"
+        told = str(error).splitlines()[0] if str(error) else repr(error)
+        reason = f"{type(base).__name__} does not attend as it is told: {told}"
     finally:
         base.train(was_training)
-    difference = float((packed - padded).abs().max() / padded.abs().max().clamp(min=1e-6))
-    if not difference < _PROBE_TOLERANCE:
-        return f"{type(base).__name__} does not honour a 4-D attention mask (hidden states off by {difference:.2g})"
-    return None
+    if reason is not None:
+        base.set_attn_implementation(before)
+    return reason
 
 
 def _probe_sequences(vocabulary: int) -> list[Sequence]:
@@ -119,20 +123,16 @@ def _probe_sequences(vocabulary: int) -> list[Sequence]:
 
 def _hidden(backbone: torch.nn.Module, layout: Layout) -> torch.Tensor:
     """The hidden states that predict the trained tokens, `(B, T, hidden)`."""
-    out = backbone(
-        input_ids=layout.input_ids,
-        attention_mask=_mask(layout, backbone),
-        position_ids=layout.position_ids,
-        use_cache=False,
-    )
+    out = backbone(**_inputs(layout), use_cache=False)
     picked = out.last_hidden_state.flatten(0, 1).index_select(0, layout.positions).float()
     return picked.index_select(0, layout.gather.flatten()).view(*layout.gather.shape, -1)
 
 
-def _mask(layout: Layout, model: Any) -> torch.Tensor:
-    """A trie's mask as an additive one (0 / lowest), which every attention takes that takes a 4-D mask at all."""
-    if layout.attention_mask.dim() != 4:
-        return layout.attention_mask
-    dtype = next(model.parameters()).dtype
-    mask = torch.zeros(layout.attention_mask.shape, dtype=dtype, device=layout.attention_mask.device)
-    return mask.masked_fill_(~layout.attention_mask, torch.finfo(dtype).min)
+def _inputs(layout: Layout) -> dict[str, Any]:
+    inputs = {"input_ids": layout.input_ids, "position_ids": layout.position_ids}
+    if layout.depth is None or layout.end is None:
+        return inputs | {"attention_mask": layout.attention_mask}
+    device = layout.input_ids.device
+    # A mask of four dimensions is handed on as it is; without one, transformers would build a square one for nothing.
+    nothing = torch.zeros(1, 1, 1, 1, device=device)
+    return inputs | {"attention_mask": nothing, "forest": Forest(layout.depth, layout.end, device)}

@@ -20,7 +20,9 @@ from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import WeightsError
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer, peak_rss
 from lightning_core.training.plan import MicroBatch, Step, line_up, plan_steps
+from lightning_core.training.probe import take_probe
 from lightning_core.training.state import load_state, parameters_of, save_state
+from lightning_core.training.throughput import throughput
 from lightning_core.training.weights import (
     load_adapter,
     load_model,
@@ -86,11 +88,14 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
             step = noted["step"] + len(steps)
             save_state(job.state, job.epoch, trainer.optimizer.state_dict(), {"step": step, "parameters": parameters})
             with whole_folder(job.output) as beside:
-                save_weights(trainer.accelerator.unwrap_model(trainer.model), job.source, beside)
+                trained = trainer.accelerator.unwrap_model(trainer.model)
+                save_weights(trained, job.source, beside)
                 progress.phase(None)
                 result = summary(taken, steps, len(sequences.rows), sequences.left_out)
                 result |= {"seconds": progress.seconds, "peak_rss_bytes": peak_rss(), "seed": seed, "step": step}
                 result |= {"run": job.run, "epoch": job.epoch, "policy": job.policy}
+                result |= throughput(trained, taken)
+                result["probe"] = take_probe(trained, sequences.rows[0].token_ids.tolist())
                 (beside / "training.json").write_text(json.dumps(result, indent=2))
         trainer.accelerator.wait_for_everyone()
     return json.loads((job.output / "training.json").read_text())

@@ -1,8 +1,9 @@
 """TRL's GRPOTrainer, fed with materialised sequences instead of prompts.
 
 What is overridden: where inputs come from (`_prepare_inputs`, the data loader), how token log-probabilities are
-computed (`_get_per_token_logps_and_entropies`: packed, scored only where trained), and how metrics leave. The loss
-itself, clipping, KL, optimizer, clipping of the gradient and the loop over steps stay TRL's and transformers'.
+computed (`_get_per_token_logps_and_entropies`: packed, scored only where trained), what the loss is divided by (the
+weights of `plan`), and how metrics leave. Each loss, its clipping and its KL, the optimizer, the clipping of the
+gradient and the loop over steps stay TRL's and transformers'.
 """
 
 from __future__ import annotations
@@ -14,32 +15,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from lightning_core.config import PolicySettings
+from lightning_core.training.arguments import arguments
+from lightning_core.training.checkpoint import Found
+from lightning_core.training.correction import from_all_ranks
 from lightning_core.training.errors import TrainingError
+from lightning_core.training.gather import put_optimizer_state, put_trained_tensors
+from lightning_core.training.inputs import Start, materialise
 from lightning_core.training.plan import MicroBatch, Step, line_up
+from lightning_core.training.schedule import EntropyBonus
 from lightning_core.training.scoring import score
 
 logger = logging.getLogger(__name__)
 
-# The loss types whose sums `plan` has turned into weights; TRL gets the reduction that sums and divides.
-_REDUCTION = "dapo"
-# Our names of TRL's metrics, of which it keeps one value a micro-batch.
-_METRICS = {"kl": "kl", "entropy": "entropy", "clip_ratio": "clip_ratio/region_mean"}
+# What is summed over a step's trained tokens: the metrics that are not TRL's.
+_SUMS = ("tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "informative_entropy")
 
 
 class SequenceTrainer(GRPOTrainer):
     """Trains `model` on planned steps, one optimizer step each.
 
-    `reference`: log-probabilities of the KL's reference, one `(B, T)` a micro-batch in order; needed where beta > 0.
-    `on_step` gets a dict of metrics after each optimizer step. Raises TrainingError where loss or gradient stop
-    being finite; nothing has been saved then.
+    `starts`: what `start.py` found out of each micro-batch before the first step; `informative`: tokens of high entropy
+    of each step, by its id. `first`: steps of the epoch that a killed try has done already (not among `steps`).
+    `rate(step)` is the learning rate of a step of the epoch. `on_step` gets a dict of metrics after each optimizer step,
+    then `on_done` how many are done. `resume` is the checkpoint to go on from, after `starts` were looked at. Raises TrainingError where loss or gradient stop being finite;
+    nothing has been saved then.
     """
+
+    current_gradient_accumulation_steps: float  # of transformers' Trainer; TRL divides by it
 
     def __init__(
         self,
@@ -50,27 +58,38 @@ class SequenceTrainer(GRPOTrainer):
         *,
         scratch: Path,
         seed: int,
+        first: int = 0,
+        rate: Callable[[int], float] | None = None,
         on_step: Callable[[dict[str, Any]], None] = lambda metrics: None,
+        on_done: Callable[[int], None] = lambda done: None,
         optimizer_state: dict[str, Any] | None = None,
         peft_config: Any = None,
     ) -> None:
         settings = policy.training
         self.planned = steps
-        self.reference: list[torch.Tensor] | None = None
+        self.first = first
+        self.starts: list[Start] | None = None
+        self.informative: dict[int, int] = {}
         self.on_step = on_step
+        self.on_done = on_done
+        self.rate = rate or (lambda step: settings.learning_rate)
+        self.bonus = EntropyBonus(settings, settings.entropy_coef)
+        self.settings = settings
         # More than one step an epoch: from the second on, the weights are no longer those that sampled.
         self.use_sampling_logps = settings.steps_per_epoch > 1
+        self.resume: Found | None = None
         self._optimizer_state = optimizer_state
         self._queue = line_up(steps)
+        self._seed = seed
         width = len(self._queue) // len(steps)
         self._current: Any = None
-        self._trained: list[float] = []  # weight of each micro-batch of this step in the metrics
-        self._mismatch: list[float] = []
+        self._sums = dict.fromkeys(_SUMS, 0.0)
+        self._weights: list[float] = []  # of each micro-batch of this step, in TRL's metrics
         self._step_began = time.perf_counter()
         super().__init__(
             model=model,
             reward_funcs=_no_reward,
-            args=_arguments(policy, len(steps), width, scratch, seed),
+            args=arguments(policy, len(steps), width, scratch, seed),
             train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(len(self._queue))]}),
             processing_class=tokenizer,
             peft_config=peft_config,
@@ -83,135 +102,187 @@ class SequenceTrainer(GRPOTrainer):
         return DataLoader(range(len(self._queue)), batch_size=1, collate_fn=lambda numbers: {"number": numbers[0]})
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
-        if inputs["number"] % self.args.gradient_accumulation_steps == 0:
-            self._step_began = time.perf_counter()
+        step, at = divmod(inputs["number"], self.args.gradient_accumulation_steps)
+        if at == 0:
+            self._begin_step(self.first + step)
         if self._queue[inputs["number"]][1] is None:
             self._step += 1
             return torch.zeros((), device=self.args.device)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"step {self.state.global_step}: the loss is {loss.item()}; lower `training.learning_rate`, or look at "
-                "the advantages and logprobs of this epoch's sequences"
+                f"step {self.first + self.state.global_step}: the loss is {loss.item()}; lower "
+                "`training.learning_rate`, or look at the advantages and logprobs of this epoch's sequences"
             )
         return loss
+
+    def _begin_step(self, step: int) -> None:
+        self._step_began = time.perf_counter()
+        if step == self.first:
+            self._go_on()
+        # Dropout depends on the step alone, so an epoch that is resumed draws what it would have drawn.
+        torch.manual_seed((self._seed + 1_000_003 * step + 7919 * self.accelerator.process_index) % 2**63)
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(step)
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
         number = generation_batch["number"]
         step, batch = self._queue[number]
         assert batch is not None
-        inputs = materialise(batch, step.normalizer, self.use_sampling_logps)
+        start = self.starts[number] if self.starts else Start()
+        if self.beta != 0.0 and start.reference is None:
+            raise TrainingError("beta > 0 needs `reference` log-probabilities")
+        inputs = materialise(batch, step.normalizer, self.use_sampling_logps, start)
         layout = inputs.pop("layout").to(self.args.device)
         inputs = self._prepare_input(inputs)
-        if self.beta != 0.0:
-            if self.reference is None:
-                raise TrainingError("beta > 0 needs `reference` log-probabilities")
-            inputs["ref_per_token_logps"] = self.reference[number].to(self.args.device)
-        self._current = layout, inputs["sampled_logps"], inputs["tool_mask"]
+        if "importance_sampling_ratio" in inputs and self.loss_type != "vespo":
+            # TRL multiplies the token losses, which grow with the advantages alone; `vespo` wants the ratio itself.
+            inputs["advantages"] = inputs["advantages"] * inputs.pop("importance_sampling_ratio")
+        self._current = layout, step, inputs
         return inputs
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        layout, sampled, mask = self._current
+        layout, step, inputs = self._current
         with self.accelerator.autocast():
             logps, entropies = score(model, self.accelerator.unwrap_model(model), layout)
-        weight = float(mask.sum())
-        self._trained.append(weight)
-        difference = ((logps.detach() - sampled).abs() * mask).sum()
-        self._mismatch.append(float(difference) / weight if weight else math.nan)
+        self._current = layout, step, inputs | {"entropies": entropies}
+        self._measure(logps.detach(), entropies.detach(), inputs)
         return logps, entropies, None
 
-    def score_all(self) -> list[torch.Tensor]:
-        """Log-probabilities by the weights as they are, for `reference`: one `(B, T)` a micro-batch, no gradients."""
-        return score_queue(self.model, [batch for _, batch in self._queue], self.args.device)
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        width, ranks = self.current_gradient_accumulation_steps, self.accelerator.num_processes
+        if self.loss_type == "sapo":
+            # Its mean over the rows of a micro-batch becomes their weighted sum, divided by the step's normalizer.
+            rows = inputs["prompt_ids"].shape[0]
+            self.current_gradient_accumulation_steps = float(inputs["num_items_in_batch"]) / (rows * ranks)
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self.current_gradient_accumulation_steps = width
+        if self.bonus.weight:
+            _, step, inputs = self._current
+            count = self.informative.get(id(step), step.trained_tokens)
+            total = (inputs["entropies"] * _rewarded(inputs)).sum()
+            loss = loss - self.bonus.weight * total * ranks / count
+        return loss
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if self._optimizer_state is not None:
-            optimizer.load_state_dict(self._optimizer_state)
-            # A setting of today wins over the one that was saved with the moments.
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] = self.args.learning_rate
-            self._optimizer_state = None
-        return optimizer
+    def get_high_entropy_mask(self, entropies: Any, mask: Any, threshold: float) -> torch.Tensor:
+        """TRL takes the quantile of a micro-batch; it was taken of the whole step."""
+        informative: torch.Tensor = self._current[2]["informative"]
+        return informative
+
+    @staticmethod
+    def get_off_policy_mask(*args: Any, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """TRL's, with weights as the mask they are made from."""
+        return GRPOTrainer.get_off_policy_mask(*args, mask=(mask > 0).float(), **kwargs)
+
+    @staticmethod
+    def get_gamma_weights(*args: Any, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """TRL's, with weights as the mask they are made from."""
+        return GRPOTrainer.get_gamma_weights(*args, mask=(mask > 0).float(), **kwargs)
+
+    def _measure(self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]) -> None:
+        weights = inputs["tool_mask"]
+        trained = (weights > 0).float()
+        self._weights.append(float(weights.sum()))
+        difference = (logps - inputs["sampling_per_token_logps"]) * trained
+        measured = {
+            "tokens": trained,
+            "entropy": entropies * trained,
+            "mismatch": difference.abs(),
+            # http://joschu.net/blog/kl-approx.html, k3: never negative, and of little variance
+            "mismatch_kl": torch.expm1(difference) - difference,
+            "ratio": torch.exp(difference.clamp(-20, 20)) * trained,
+            "informative_entropy": entropies * _rewarded(inputs),
+        }
+        if self.beta:
+            to_reference = (inputs["ref_per_token_logps"] - logps) * trained
+            measured["kl"] = torch.expm1(to_reference) - to_reference
+        for name, values in measured.items():
+            self._sums[name] += float(values.sum())
+
+    def score_all(self, model: Any = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Log-probabilities and entropies by the weights as they are, a micro-batch each, without gradients."""
+        return score_queue(model or self.model, [batch for _, batch in self._queue], self.args.device)
+
+    def _go_on(self) -> None:
+        """Before the first step, when model and optimizer are what they will be: the state of a former epoch or try."""
+        optimizer_state = self._optimizer_state
+        if self.resume is not None:
+            weights, optimizer_state = self.resume.tensors()
+            put_trained_tensors(self.accelerator.unwrap_model(self.model), weights)
+            self.bonus.coef, self.bonus.last = self.resume.entropy
+        if optimizer_state is not None:
+            put_optimizer_state(self.optimizer, optimizer_state)
+        self.resume = self._optimizer_state = None
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # transformers would look for input ids in what the loader yields
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called once an optimizer step (and once at the end, with what is ignored here)."""
-        measured = {
-            "mismatch": self._mismatch,
-            **{name: self._metrics["train"].get(key) for name, key in _METRICS.items()},
-        }
-        metrics = {name: _mean(values, self._trained) if values else None for name, values in measured.items()}
+        shares = from_all_ranks((self._sums, self._weights))
+        sums = {name: sum(share[name] for share, _ in shares) for name in _SUMS}
+        weights = [sum(of_ranks) for of_ranks in zip(*(share for _, share in shares), strict=True)]
+        clipped = self._metrics["train"].get("clip_ratio/region_mean") or self._metrics["train"].get("cispo_clip_ratio")
+        clip_ratio = _mean(clipped, weights) if clipped else None
         self._metrics["train"].clear()
-        self._trained, self._mismatch = [], []
+        self._sums, self._weights = dict.fromkeys(_SUMS, 0.0), []
         if "grad_norm" not in logs:
             return
+        done = self.first + self.state.global_step
         grad_norm = float(logs["grad_norm"])
         if not math.isfinite(grad_norm):
-            raise TrainingError(
-                f"step {self.state.global_step - 1}: the gradient's norm is {grad_norm}; lower `training.learning_rate`"
-            )
+            raise TrainingError(f"step {done - 1}: the gradient's norm is {grad_norm}; lower `training.learning_rate`")
         step = self.planned[self.state.global_step - 1]
+        tokens = max(sums["tokens"], 1.0)
         self.on_step(
             {
-                "step": self.state.global_step,
-                "steps": len(self.planned),
+                "step": done,
+                "steps": self.first + len(self.planned),
                 "loss": float(logs["loss"]),
                 "grad_norm": grad_norm,
-                **{name: metrics[name] for name in ("kl", "entropy", "clip_ratio", "mismatch")},
+                "learning_rate": self.rate(done - 1),
+                "kl": sums["kl"] / tokens if self.beta else None,
+                "entropy": sums["entropy"] / tokens,
+                "entropy_coef": self.bonus.coef,
+                "clip_ratio": clip_ratio,
+                "ratio": sums["ratio"] / tokens,
+                "mismatch": sums["mismatch"] / tokens,
+                "mismatch_kl": sums["mismatch_kl"] / tokens,
                 "tokens": step.tokens,
                 "unique_tokens": step.unique_tokens,
                 "trained_tokens": step.trained_tokens,
                 "seconds": round(time.perf_counter() - self._step_began, 4),
             }
         )
+        self.bonus.update(sums["informative_entropy"] / self.informative.get(id(step), step.trained_tokens))
+        self.on_done(done)
 
 
-def materialise(batch: MicroBatch, normalizer: float, use_sampling_logps: bool) -> dict[str, Any]:
-    """TRL's inputs of one micro-batch: `B` sequences, prompts padded left to `P`, the rest padded right to `T`.
-
-    `tool_mask` (B, T) carries the weights of the trained tokens, 0 elsewhere; `layout` is what is computed.
-    """
-    sequences = batch.sequences
-    prompt = max(s.prompt_length for s in sequences)
-    rest = max(len(s) - s.prompt_length for s in sequences)
-    b = len(sequences)
-    ids = {"prompt_ids": np.zeros((b, prompt), np.int64), "prompt_mask": np.zeros((b, prompt), np.int64)}
-    ids |= {"completion_ids": np.zeros((b, rest), np.int64), "completion_mask": np.zeros((b, rest), np.int64)}
-    floats = {name: np.zeros((b, rest), np.float32) for name in ("tool_mask", "advantages", "sampled_logps")}
-    for row, (sequence, weight) in enumerate(zip(sequences, batch.weights, strict=True)):
-        p, n = sequence.prompt_length, len(sequence) - sequence.prompt_length
-        ids["prompt_ids"][row, prompt - p :] = sequence.token_ids[:p]
-        ids["prompt_mask"][row, prompt - p :] = 1
-        ids["completion_ids"][row, :n] = sequence.token_ids[p:]
-        ids["completion_mask"][row, :n] = 1
-        trained = sequence.loss_mask[p:]
-        floats["tool_mask"][row, :n] = np.where(trained, weight, 0.0)
-        floats["advantages"][row, :n] = np.where(trained, sequence.advantages[p:], 0.0)
-        floats["sampled_logps"][row, :n] = np.where(trained, sequence.logprobs[p:], 0.0)
-    inputs: dict[str, Any] = {name: torch.from_numpy(array) for name, array in (ids | floats).items()}
-    inputs["num_items_in_batch"] = torch.tensor(normalizer)
-    inputs["layout"] = batch.layout()
-    if use_sampling_logps:
-        inputs["old_per_token_logps"] = inputs["sampled_logps"]
-    return inputs
-
-
-def score_queue(model: Any, batches: list[MicroBatch | None], device: torch.device) -> list[torch.Tensor]:
-    """Log-probabilities of micro-batches, one `(B, T)` each on the CPU (empty for None). Leaves the mode as it was."""
+def score_queue(
+    model: Any, batches: list[MicroBatch | None], device: torch.device
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Log-probabilities and entropies of micro-batches, `(B, T)` each on the CPU (empty for None), without dropout."""
     was_training = model.training
     model.eval()
+    nothing = torch.empty(0), torch.empty(0)
+    scores = []
     with torch.no_grad():
-        scores = [
-            torch.empty(0) if batch is None else score(model, model, batch.layout().to(device))[0].cpu()
-            for batch in batches
-        ]
+        for batch in batches:
+            of_batch = nothing if batch is None else score(model, model, batch.layout().to(device))
+            scores.append((of_batch[0].cpu(), of_batch[1].cpu()))
     model.train(was_training)
     return scores
+
+
+def _rewarded(inputs: dict[str, Any]) -> torch.Tensor:
+    """Float (B, T): the tokens whose entropy counts, all that are trained or those of high entropy."""
+    informative = inputs.get("informative")
+    return (inputs["tool_mask"] > 0 if informative is None else informative).float()
 
 
 def _no_reward(**_: Any) -> list[float]:
@@ -224,38 +295,3 @@ def _mean(values: list[float], weights: list[float]) -> float | None:
     pairs = [(v, w) for v, w in zip(values, weights, strict=True) if w > 0 and math.isfinite(v)]
     total = sum(w for _, w in pairs)
     return sum(v * w for v, w in pairs) / total if total else None
-
-
-def _arguments(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: int) -> GRPOConfig:
-    settings = policy.training
-    return GRPOConfig(
-        output_dir=str(scratch),
-        seed=seed,
-        max_steps=steps,
-        gradient_accumulation_steps=width,
-        # TRL checks these against each other; what is really in a micro-batch is the plan's decision.
-        per_device_train_batch_size=2,
-        num_generations=2,
-        loss_type=_REDUCTION,
-        beta=0.0,
-        epsilon=settings.epsilon,
-        epsilon_high=settings.epsilon_high,
-        temperature=policy.sampling.temperature,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch_fused",
-        bf16=settings.bf16,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        # Not said outright, several processes on CPUs would each train alone.
-        use_cpu=not torch.accelerator.is_available(),
-        dataloader_pin_memory=False,
-    )

@@ -166,17 +166,19 @@ def lora_config(lora: LoraSettings) -> Any:
     )
 
 
-def save_weights(model: Any, source: Path, folder: Path) -> None:
+def save_weights(model: Any, source: Path, folder: Path, whole: dict[str, Any] | None = None) -> None:
     """Write a trained model into an empty `folder`: full weights with all small files of `source`, or an adapter.
+
+    `whole`: its tensors, where the model itself holds parts of them.
 
     Config, generation config, tokenizer and chat template are copied as they are, so that nothing drifts from version
     to version. Tensors are float32 whatever the config's dtype, which is what the server loads them as.
     """
     if hasattr(model, "peft_config"):
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=whole)
         (folder / "README.md").unlink(missing_ok=True)
         return
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=whole)
     for file in source.iterdir():
         handed_on = file.is_file() and not file.name.startswith(".") and file.name not in _NOT_HANDED_ON
         if handed_on and not file.name.endswith((*_WEIGHT_SUFFIXES, ".index.json")):

@@ -189,7 +189,10 @@ def test_two_processes_train_to_the_same_loss_as_one(make_job: Any, tmp_path: Pa
     two: list[dict[str, Any]] = []
     train(make_job(), one.append, tmp_path / "log")
     both = make_job(
-        num_processes=2, output=tmp_path / "two", state=tmp_path / "two-state", progress=tmp_path / "two.jsonl"
+        policy_settings={"training": {"steps_per_epoch": 3, "processes": 2}},
+        output=tmp_path / "two",
+        state=tmp_path / "two-state",
+        progress=tmp_path / "two.jsonl",
     )
     train(both, two.append, tmp_path / "log")
     ranks = [line for line in (tmp_path / "log").read_text().splitlines() if "2 processes" in line]
@@ -206,9 +209,10 @@ def test_several_processes_have_a_launcher_and_accelerate_where_its_settings_are
 ) -> None:
     file = tmp_path / "job.json"
     assert command(make_job(), file)[1:3] == ["-m", "lightning_core.training"]
-    several = command(make_job(num_processes=2), file)
+    several = command(make_job(policy_settings={"training": {"processes": 2}}), file)
     assert several[1:5] == ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    configured = command(make_job(num_processes=2, accelerate_config=tmp_path / "c.yaml"), file)
+    training = {"processes": 2, "accelerate_config": tmp_path / "c.yaml"}
+    configured = command(make_job(policy_settings={"training": training}), file)
     assert configured[1:5] == ["-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "c.yaml")]
 
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightning_core.training.dataset import Sequence
-from lightning_core.training.packing import build_trie, padded_layout, split_rows, tree_layout
+from lightning_core.training.packing import build_trie, forest_layout, padded_layout, segments_of, split_rows
 from tests.examples import of_many
 from tests.training_data import make_sequence, one_thread
 
@@ -33,7 +33,8 @@ def test_a_trie_holds_each_shared_prefix_once_and_every_path_spells_its_sequence
     sequences = [np.array(ids, np.int32) for ids in drawn]
     trie = build_trie(sequences)
     assert len(trie) == len({tuple(ids[: n + 1]) for ids in drawn for n in range(len(ids))})
-    ancestors = trie.ancestors()
+    at = np.arange(len(trie))
+    ancestors = (at[None, :] <= at[:, None]) & (at[:, None] < trie.end[None, :])
     for ids, path in zip(sequences, trie.paths, strict=True):
         np.testing.assert_array_equal(trie.tokens[path], ids)
         np.testing.assert_array_equal(trie.depth[path], np.arange(len(ids)))
@@ -53,10 +54,30 @@ def test_rows_hold_every_sequence_once_within_the_budget_and_say_their_true_size
         assert size <= budget or len(indices) == 1
 
 
+@of_many(examples=40)
+@given(_groups)
+def test_segments_of_a_forest_cover_it_and_see_exactly_what_the_trie_says(
+    drawn: list[list[list[tuple[list[int], list[int]]]]],
+) -> None:
+    layout = forest_layout(_make(drawn))
+    assert layout.depth is not None and layout.end is not None
+    segments = segments_of(layout.depth, layout.end)
+    assert [s.start for s in segments] == [0, *(s.stop for s in segments[:-1])]
+    at = np.arange(len(layout.depth))
+    expected = (at[None, :] <= at[:, None]) & (at[:, None] < layout.end[None, :])
+    for segment in segments:
+        before = [i for a in segment.ancestors for i in range(segments[a].start, segments[a].stop)]
+        for node in range(segment.start, segment.stop):
+            seen = [*before, *range(segment.start, node + 1)]
+            np.testing.assert_array_equal(np.flatnonzero(expected[node]), seen)
+
+
 @functools.cache
 def _model() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl.trainer.utils import add_fused_lm_head
+
+    from lightning_core.training.scoring import why_not_packed
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -64,6 +85,7 @@ def _model() -> Any:
         num_key_value_heads=2, initializer_range=0.3, tie_word_embeddings=True, attn_implementation="sdpa",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    assert why_not_packed(model, 100) is None
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     return model
 
@@ -96,10 +118,11 @@ def test_packed_and_padded_scores_and_gradients_agree(drawn: list[list[list[tupl
 
 def _agree(groups: list[list[Sequence]]) -> None:
     flat = [sequence for group in groups for sequence in group]
-    packed = _loss_and_gradients(flat, tree_layout(groups))
     padded = _loss_and_gradients(flat, padded_layout(flat))
-    torch.testing.assert_close(packed[0], padded[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(packed[1], padded[1], atol=1e-5, rtol=1e-5)
-    for ours, reference in zip(packed[2], padded[2], strict=True):
-        scale = float(reference.abs().max().clamp(min=1e-3))
-        assert float((ours - reference).abs().max()) <= 1e-5 * scale + 1e-6
+    for rows in (groups, [flat], [[sequence] for sequence in flat]):  # a trie a group, one for all, none shared
+        packed = _loss_and_gradients(flat, forest_layout(rows))
+        torch.testing.assert_close(packed[0], padded[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(packed[1], padded[1], atol=1e-5, rtol=1e-5)
+        for ours, reference in zip(packed[2], padded[2], strict=True):
+            scale = float(reference.abs().max().clamp(min=1e-3))
+            assert float((ours - reference).abs().max()) <= 1e-5 * scale + 1e-6

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_core.training import job as job_module
+from lightning_core.training import grpo
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
-from lightning_core.training.job import Job, Progress, run_job
+from lightning_core.training.grpo import run_job
+from lightning_core.training.job import Job, Progress
 from lightning_core.training.weights import check_model_folder
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group, write_parquet
@@ -169,11 +170,11 @@ def test_an_adapter_is_trained_saved_and_resumed_and_its_kl_is_to_the_base(make_
 
 
 def test_a_save_that_fails_leaves_nothing_under_the_final_name(make_job: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    def broken(model: Any, source: Path, folder: Path) -> None:
+    def broken(model: Any, source: Path, folder: Path, whole: Any) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(job_module, "save_weights", broken)
+    monkeypatch.setattr(grpo, "save_weights", broken)
     with pytest.raises(OSError, match="disk full"):
         run(make_job(0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["progress.jsonl", "state"]

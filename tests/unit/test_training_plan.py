@@ -34,7 +34,7 @@ def groups_of(step: Step) -> set[str]:
     return {s.group_id for batch in step.micro_batches for s in batch.sequences}
 
 
-@pytest.mark.parametrize("packing", ["tree", "none"])
+@pytest.mark.parametrize("packing", ["tree", "concat", "none"])
 def test_every_sequence_is_trained_in_exactly_one_step_and_groups_stay_together(packing: str) -> None:
     sequences = groups(7)
     steps = plan(sequences, steps=3, packing=packing, budget=90)
@@ -57,18 +57,22 @@ def test_fewer_groups_than_steps_give_fewer_steps() -> None:
     assert len(plan(groups(2), steps=5)) == 2
 
 
-@pytest.mark.parametrize("packing", ["tree", "none"])
+@pytest.mark.parametrize("packing", ["tree", "concat", "none"])
 def test_micro_batches_keep_to_the_budget_unless_one_sequence_is_longer(packing: str) -> None:
     long = make_sequence("long", "g0", [(list(range(150)), [1, 2])])
     for batch in plan([*groups(3, size=8), long], packing=packing, budget=100)[0].micro_batches:
-        computed = batch.unique_tokens if packing == "tree" else max(map(len, batch.sequences)) * len(batch.sequences)
+        padded = max(map(len, batch.sequences)) * len(batch.sequences)
+        computed = padded if packing == "none" else batch.unique_tokens
         assert computed <= 100 or [s.sequence_id for s in batch.sequences] == ["long"]
 
 
-def test_tries_share_a_pass_only_where_that_was_asked_for() -> None:
-    sequences = groups(4)
-    assert len(plan(sequences)[0].micro_batches) == 4
-    assert len(plan(sequences, rows_together=True)[0].micro_batches) == 1
+def test_what_groups_share_is_computed_once_too_and_a_group_that_fits_is_not_cut() -> None:
+    system = list(range(100))
+    rows = [make_sequence(f"{g}.{i}", g, [([*system, ord(g)], [i, i])]) for g in "abcd" for i in range(3)]
+    (step,) = plan(rows, budget=4096)
+    assert [batch.unique_tokens for batch in step.micro_batches] == [100 + 4 * 7]
+    (step,) = plan(rows, budget=120)  # 107 for one group, 114 for two, 121 for three
+    assert sorted(len({s.group_id for s in batch.sequences}) for batch in step.micro_batches) == [2, 2]
 
 
 def test_grpo_gives_each_rollout_the_same_weight_however_many_rows_and_tokens_it_has() -> None:
@@ -76,11 +80,7 @@ def test_grpo_gives_each_rollout_the_same_weight_however_many_rows_and_tokens_it
     split = [Sequence(**{**vars(s), "rollout_id": "r0"}) for s in split]
     sequences = [*split, make_sequence("r1", "g", [([1, 2], [4])])]
     (step,) = plan(sequences, loss_type="grpo")
-    mass: Counter[str] = Counter()
-    for batch in step.micro_batches:
-        for sequence, weight in zip(batch.sequences, batch.weights, strict=True):
-            mass[sequence.rollout_id] += weight * sequence.trained_tokens / step.normalizer
-    assert mass == pytest.approx({"r0": 0.5, "r1": 0.5})
+    assert mass(step) == pytest.approx({"r0": 0.5, "r1": 0.5})
 
 
 def test_dapo_is_the_mean_over_all_trained_tokens_and_dr_grpo_divides_by_a_constant_length() -> None:
@@ -92,11 +92,41 @@ def test_dapo_is_the_mean_over_all_trained_tokens_and_dr_grpo_divides_by_a_const
     assert {w for step in (dapo, dr_grpo) for batch in step.micro_batches for w in batch.weights} == {1.0}
 
 
+def mass(step: Step) -> Counter[str]:
+    """What each rollout weighs in the loss."""
+    weighs: Counter[str] = Counter()
+    for batch in step.micro_batches:
+        for sequence, weight in zip(batch.sequences, batch.weights, strict=True):
+            weighs[sequence.rollout_id] += weight * sequence.trained_tokens / step.normalizer
+    return weighs
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "sapo", "dapo", "cispo", "vespo", "bnpo", "luspo", "dr_grpo"])
+@pytest.mark.parametrize("normalization", ["token", "rollout", None])
+def test_a_rollout_weighs_by_its_tokens_or_as_much_as_any_other(loss_type: str, normalization: str | None) -> None:
+    rows = [make_sequence(f"r{i}", "g", [([1, 2], [3] * n)]) for i, n in enumerate((1, 4, 5))]
+    rows = [Sequence(**{**vars(s), "rollout_id": f"r{min(i, 1)}"}) for i, s in enumerate(rows)]
+    (step,) = plan(rows, loss_type=loss_type, normalization=normalization)
+    if loss_type == "luspo":
+        expected = {"r0": 1 / 2, "r1": 9 / 2}
+    elif loss_type == "dr_grpo":
+        expected = {"r0": 1 / 128, "r1": 9 / 128}
+    elif (normalization or ("rollout" if loss_type in ("grpo", "sapo") else "token")) == "rollout":
+        expected = {"r0": 0.5, "r1": 0.5}
+    else:
+        expected = {"r0": 0.1, "r1": 0.9}
+    assert mass(step) == pytest.approx(expected)
+
+
 def test_steps_line_up_with_equally_many_micro_batches_and_end_with_a_real_one() -> None:
-    steps = plan(groups(5), steps=2)
+    steps = plan(groups(5), steps=2, budget=64)
+    width = max(len(step.micro_batches) for step in steps)
+    assert {len(step.micro_batches) for step in steps} != {width}
     queue = line_up(steps)
-    assert len(queue) == 6
-    assert [batch is None for _, batch in queue] in ([False] * 3 + [True, False, False], [True, *[False] * 5])
+    assert len(queue) == 2 * width
+    for number, step in enumerate(steps):
+        part = [batch for _, batch in queue[number * width : (number + 1) * width]]
+        assert part == [None] * (width - len(step.micro_batches)) + step.micro_batches
 
 
 def test_ranks_share_a_step_without_overlap_and_in_equally_many_passes() -> None:

@@ -43,6 +43,37 @@ def sequences() -> list[Sequence]:
     return [s for name, size in (("a", 5), ("b", 2), ("c", 3)) for s in random_group(name, size, rng)]
 
 
+@pytest.fixture(scope="module")
+def near(folder: Path, sequences: list[Sequence]) -> list[Sequence]:
+    """The sequences with logprobs close to the model's own, so that ratios fall on both sides of every bound; an
+    advantage for each token."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    from lightning_core.training.trainer import score_queue
+
+    model, _ = load(folder)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    rng = np.random.default_rng(2)
+    rows = []
+    for s in sequences:
+        batch = MicroBatch([[s]], [1.0], "none", 0)
+        ((logps, _),) = score_queue(model, [batch], torch.device("cpu"))
+        own = np.concatenate([np.zeros(s.prompt_length), logps[0].numpy()])
+        logprobs = np.minimum(own + rng.normal(0, 0.4, len(s)) + rng.normal(0, 0.3), 0.0)
+        advantages = rng.normal(0, 1) + rng.normal(0, 0.1, len(s))
+        rows.append(
+            changed(s, logprobs=np.where(s.loss_mask, logprobs, 0), advantages=np.where(s.loss_mask, advantages, 0))
+        )
+    return rows
+
+
+def changed(sequence: Sequence, **arrays: Any) -> Sequence:
+    arrays = {
+        name: value.astype(np.float32) if isinstance(value, np.ndarray) else value for name, value in arrays.items()
+    }
+    return Sequence(**{k: v for k, v in vars(sequence).items() if k != "trained_tokens"} | arrays)
+
+
 def load(folder: Path) -> tuple[Any, Any]:
     from lightning_core.training.weights import load_model, load_tokenizer
 
@@ -55,37 +86,60 @@ def policy(**training: Any) -> PolicySettings:
 
 def plan(sequences: list[Sequence], settings: PolicySettings, **overrides: Any) -> list[Step]:
     training = settings.training
-    options: dict[str, Any] = {"steps": 1, "seed": 0, "packing": training.packing, "budget": 120}
-    options |= {"loss_type": training.loss_type, "completion_limit": LIMIT}
+    options: dict[str, Any] = {"steps": 1, "seed": 0, "packing": training.packing, "budget": 60}
+    options |= {"loss_type": training.loss_type, "completion_limit": LIMIT, "normalization": training.normalization}
     return plan_steps(sequences, **(options | overrides))
 
 
-def ours(folder: Path, tmp_path: Path, steps: list[Step], settings: PolicySettings, reference: bool = False) -> Any:
+def ours(folder: Path, tmp_path: Path, steps: list[Step], settings: PolicySettings) -> Any:
+    """Our trainer; where there is a KL, its reference is what the model says, less 0.3."""
+    from lightning_core.training.scoring import why_not_packed
+    from lightning_core.training.start import look
     from lightning_core.training.trainer import SequenceTrainer
 
     model, tokenizer = load(folder)
+    if settings.training.packing != "none":
+        assert why_not_packed(model, 100) is None
     trainer = SequenceTrainer(model, tokenizer, steps, settings, scratch=tmp_path, seed=0)
-    if reference:
-        trainer.reference = [scores - 0.3 for scores in trainer.score_all()]
+    reference = [logps - 0.3 for logps, _ in trainer.score_all()] if settings.training.beta else None
+    trainer.starts, trainer.informative, _ = look(trainer, settings.training, reference, False)
     return trainer
 
 
 def stock(folder: Path, tmp_path: Path, settings: PolicySettings) -> Any:
+    """TRL's own trainer with the settings under TRL's names."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     model, tokenizer = load(folder)
+    training = settings.training
+    same = [
+        "loss_type",
+        "epsilon",
+        "epsilon_high",
+        "delta",
+        "sapo_temperature_pos",
+        "sapo_temperature_neg",
+        "vespo_k_pos",
+        "vespo_lambda_pos",
+        "vespo_k_neg",
+        "vespo_lambda_neg",
+        "off_policy_mask_threshold",
+        "use_bias_correction_kl",
+        "top_entropy_quantile",
+        "entropy_coef",
+    ]
     arguments = GRPOConfig(
         output_dir=str(tmp_path), per_device_train_batch_size=2, num_generations=2, gradient_accumulation_steps=1,
-        loss_type=settings.training.loss_type, epsilon=settings.training.epsilon, epsilon_high=settings.training.epsilon_high,
         max_completion_length=LIMIT, bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True,
+        importance_sampling_level=training.ratio_level, **{name: getattr(training, name) for name in same},
     )  # fmt: skip
     trainer = GRPOTrainer(
         model, reward_funcs=lambda **_: [], args=arguments, train_dataset=Dataset.from_dict({"prompt": ["a"] * 4}),
         processing_class=tokenizer,
     )  # fmt: skip
     trainer.current_gradient_accumulation_steps = 1
-    trainer.beta = settings.training.beta
+    trainer.beta = training.beta
     model.train()
     return trainer
 
@@ -99,75 +153,141 @@ def accumulate(trainer: Any) -> float:
     return sum(float(trainer.training_step(trainer.model, {"number": n}, None)) for n in range(width))
 
 
-@pytest.mark.parametrize("packing", ["tree", "none"])
-@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
-@pytest.mark.parametrize(("beta", "off_policy"), [(0.0, False), (0.2, True)])
-def test_loss_and_gradients_over_uneven_micro_batches_are_those_of_stock_trl_on_one_batch(
-    folder: Path, tmp_path: Path, sequences: list[Sequence], packing: str, loss_type: str, beta: float, off_policy: bool
-) -> None:
-    from lightning_core.training.trainer import materialise
+def stock_loss(trainer: Any, sequences: list[Sequence], training: Any) -> torch.Tensor:
+    """The same sequences as one batch of TRL's own, with logprobs, ratios and reference by TRL's rules."""
+    from lightning_core.training.inputs import materialise
 
-    settings = policy(
-        packing=packing, loss_type=loss_type, beta=beta, epsilon=0.3, epsilon_high=0.6,
-        steps_per_epoch=2 if off_policy else 1,
-    )  # fmt: skip
-    trainer = ours(folder, tmp_path, plan(sequences, settings), settings, reference=beta > 0)
-    assert len(trainer._queue) > 2
-    loss = accumulate(trainer)
-
-    reference = stock(folder, tmp_path, settings)
     whole = MicroBatch([[s] for s in sequences], [1.0] * len(sequences), "none", 0)
-    inputs = materialise(whole, sum(s.trained_tokens for s in sequences), off_policy)
+    inputs = materialise(whole, sum(s.trained_tokens for s in sequences), training.steps_per_epoch > 1)
     del inputs["layout"]
-    if beta:
+    sampled = inputs["sampling_per_token_logps"]
+    if training.beta or training.importance_correction != "none":
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
         with torch.no_grad():
-            logps, _, _ = reference._get_per_token_logps_and_entropies(
-                reference.model, ids, mask, inputs["completion_ids"].size(1)
+            logps, _, _ = trainer._get_per_token_logps_and_entropies(
+                trainer.model, ids, mask, inputs["completion_ids"].size(1)
             )
-        inputs["ref_per_token_logps"] = logps - 0.3
-    expected = reference._compute_loss(reference.model, inputs)
-    expected.backward()
+        inputs["ref_per_token_logps"] = logps - (0.3 if training.kl_reference == "base" else 0.0)
+        if training.importance_correction != "none":
+            level, bound = training.importance_correction.split("_")
+            difference = (logps - sampled) * inputs["tool_mask"]
+            ratio = torch.exp(difference.sum(-1, keepdim=True) if level == "rollout" else difference)
+            low, high = training.importance_clip_min or 0.0, training.importance_clip_max
+            outside = (ratio < low) | (ratio > high)
+            ratio = ratio.clamp(low, high) if bound == "truncate" else ratio.masked_fill(outside, 0.0)
+            inputs["importance_sampling_ratio"] = ratio
+            trainer.use_vllm = trainer.vllm_importance_sampling_correction = True
+            if "old_per_token_logps" in inputs:
+                inputs["old_per_token_logps"] = logps
+    loss: torch.Tensor = trainer._compute_loss(trainer.model, inputs)
+    return loss
 
+
+def assert_equal_to_stock(folder: Path, tmp_path: Path, sequences: list[Sequence], settings: PolicySettings) -> None:
+    trainer = ours(folder, tmp_path, plan(sequences, settings), settings)
+    assert len(trainer._queue) > 2
+    loss = accumulate(trainer)
+    reference = stock(folder, tmp_path, settings)
+    expected = stock_loss(reference, sequences, settings.training)
+    expected.backward()
     assert loss == pytest.approx(expected.item(), abs=1e-5)
     theirs = dict(reference.model.named_parameters())
+    assert max(float(p.grad.abs().max()) for p in theirs.values()) > 1e-3
     for name, parameter in trainer.model.named_parameters():
         scale = max(float(theirs[name].grad.abs().max()), 1e-3)
         assert float((parameter.grad - theirs[name].grad).abs().max()) <= 1e-5 * max(scale, 1.0), name
 
 
+LOSSES: dict[str, dict[str, Any]] = {
+    "grpo": {"epsilon": 0.3, "epsilon_high": 0.6},
+    "dr_grpo": {"epsilon": 0.3, "epsilon_high": 0.6},
+    "dapo": {"epsilon": 0.3, "epsilon_high": 0.6, "delta": 2.0},
+    "bnpo": {"epsilon": 0.3},
+    "cispo": {"epsilon_high": 2.0},
+    "sapo": {"sapo_temperature_pos": 0.8, "sapo_temperature_neg": 1.3},
+    "luspo": {"epsilon": 0.3},
+    "vespo": {"vespo_k_pos": 1.5, "vespo_lambda_pos": 1.0, "vespo_k_neg": 0.5, "vespo_lambda_neg": 0.7},
+    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.3},
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("packing", "beta", "off_policy"),
+    [("tree", 0.0, False), ("tree", 0.2, True), ("concat", 0.2, True), ("none", 0.2, True)],
+)
+def test_loss_and_gradients_over_uneven_micro_batches_are_those_of_stock_trl_on_one_batch(
+    folder: Path, tmp_path: Path, near: list[Sequence], packing: str, loss: str, beta: float, off_policy: bool
+) -> None:
+    settings = policy(
+        **({"loss_type": loss} | LOSSES[loss]), packing=packing, beta=beta, steps_per_epoch=2 if off_policy else 1
+    )
+    assert_equal_to_stock(folder, tmp_path, near, settings)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"importance_correction": "token_truncate", "importance_clip_max": 1.5},
+        {"importance_correction": "token_mask", "importance_clip_min": 0.5, "importance_clip_max": 1.5, "loss_type": "grpo"},
+        {"importance_correction": "rollout_truncate", "importance_clip_max": 1.2, "beta": 0.1},
+        {"importance_correction": "rollout_mask", "importance_clip_max": 1.5, "importance_clip_min": 0.2, "loss_type": "sapo"},
+        {"importance_correction": "token_truncate", "loss_type": "vespo", "steps_per_epoch": 2},
+        {"importance_correction": "rollout_truncate", "loss_type": "cispo", "epsilon_high": 2.0, "steps_per_epoch": 2},
+        {"off_policy_mask_threshold": 0.05, "loss_type": "grpo", "steps_per_epoch": 2},
+        {"top_entropy_quantile": 0.3, "beta": 0.1, "steps_per_epoch": 2},
+        {"top_entropy_quantile": 0.3, "entropy_coef": 0.5, "loss_type": "dr_grpo"},
+        {"entropy_coef": 0.5, "loss_type": "grpo"},
+        {"entropy_coef": 0.5, "loss_type": "sapo", "steps_per_epoch": 2},
+        {"beta": 0.3, "use_bias_correction_kl": False, "loss_type": "luspo"},
+        {"beta": 0.3, "kl_reference": "previous", "steps_per_epoch": 2},
+    ],
+    ids=lambda training: "-".join(str(value) for value in training.values()),
+)  # fmt: skip
+def test_what_bends_a_loss_bends_it_as_in_stock_trl(
+    folder: Path, tmp_path: Path, near: list[Sequence], training: dict[str, Any]
+) -> None:
+    assert_equal_to_stock(folder, tmp_path, near, policy(**training))
+
+
 def test_the_loss_of_a_uniform_policy_is_what_a_hand_computes(folder: Path, tmp_path: Path) -> None:
     """All logits 0: every token has probability 1/300. Ratios to what sampled it, clipped at 1.2, by hand."""
+    from lightning_core.training.inputs import Start
+
     uniform = -math.log(300)
     row = make_sequence("r", "g", [([1, 2], [3, 4]), ([5], [6])])
     arrays = {
         "logprobs": np.array([0, 0, uniform - 0.5, uniform - 0.5, 0, uniform], np.float32),
         "advantages": np.array([0, 0, 2.0, -1.0, 0, 3.0], np.float32),
     }
-    row = Sequence(**{**{k: v for k, v in vars(row).items() if k != "trained_tokens"}, **arrays})
+    row = changed(row, **arrays)
     settings = policy(steps_per_epoch=2, beta=0.1)
     trainer = ours(folder, tmp_path, plan([row], settings), settings)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.zero_()
-    trainer.reference = [scores + 0.7 for scores in trainer.score_all()]
+    trainer.starts = [Start(reference=scores + 0.7) for scores, _ in trainer.score_all()]
     ratio = math.exp(0.5)
     clipped_gain, unclipped_loss, on_policy = -1.2 * 2.0, ratio * 1.0, -3.0
     # TRL weighs the KL estimate by the ratio, since the tokens were drawn by another policy.
     kl = (math.exp(0.7) - 0.7 - 1) * (ratio + ratio + 1) / 3
     expected = (clipped_gain + unclipped_loss + on_policy) / 3 + 0.1 * kl
     assert accumulate(trainer) == pytest.approx(expected, abs=1e-5)
-    assert trainer._mismatch == [pytest.approx((0.5 + 0.5 + 0) / 3, abs=1e-5)]
+    assert trainer._sums["mismatch"] == pytest.approx(0.5 + 0.5 + 0, abs=1e-5)
+    assert trainer._sums["mismatch_kl"] == pytest.approx(2 * (ratio - 1 - 0.5), abs=1e-5)
 
 
 def test_a_rollout_of_several_rows_weighs_as_much_as_one_of_a_single_row_even_with_kl(
     folder: Path, tmp_path: Path
 ) -> None:
     """Scaling advantages could not do this: the KL term has none."""
+    from lightning_core.training.inputs import Start
+
     rows = [make_sequence(f"r{i}", "g", [([1, 2], [3] * n)]) for i, n in enumerate((1, 4, 6))]
-    merged = [Sequence(**{**{k: v for k, v in vars(s).items() if k != "trained_tokens"}, "rollout_id": r, "advantages": 0 * s.advantages})
-              for s, r in zip(rows, ("one", "two", "two"), strict=True)]  # fmt: skip
+    merged = [
+        changed(s, rollout_id=r, advantages=0 * s.advantages) for s, r in zip(rows, ("one", "two", "two"), strict=True)
+    ]
     settings = policy(loss_type="grpo", beta=1.0)
     trainer = ours(folder, tmp_path, plan(merged, settings), settings)
     with torch.no_grad():
@@ -176,7 +296,7 @@ def test_a_rollout_of_several_rows_weighs_as_much_as_one_of_a_single_row_even_wi
     # The KL of rollout `one` is k(1), of both rows of `two` k(0): so the mean over rollouts is k(1) / 2.
     (batch,) = [batch for _, batch in trainer._queue]
     of_one = torch.tensor([[float(s.rollout_id == "one")] for s in batch.sequences])
-    trainer.reference = [scores + of_one for scores in trainer.score_all()]
+    trainer.starts = [Start(reference=scores + of_one) for scores, _ in trainer.score_all()]
     assert accumulate(trainer) == pytest.approx((math.e - 2) / 2, abs=1e-5)
 
 

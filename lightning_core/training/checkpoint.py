@@ -1,0 +1,101 @@
+"""Checkpoints within an epoch: a job that was killed goes on after its last optimizer step, to the same weights.
+
+`unfinished/step-0003/` in the job's state folder holds what is trained, the optimizer's moments and the metrics after
+three steps; it is written whole, then the one before goes. There is no random state to keep: dropout is seeded by the
+step. A checkpoint of another job (sequences, settings, weights, code) is removed, since nothing can go on from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_core.training.code import training_code
+from lightning_core.training.job import Job
+from lightning_core.training.weights import whole_folder
+
+logger = logging.getLogger(__name__)
+
+# Where and how a job runs, not what it computes.
+_ASIDE = {"output", "progress", "sequences", "state"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint: optimizer steps `done`, the metrics of each, and the folder."""
+
+    done: int
+    taken: list[dict[str, Any]]
+    entropy: list[float]
+    folder: Path
+
+    def tensors(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What was trained, and the optimizer's state."""
+        import torch
+        from safetensors.torch import load_file
+
+        state = torch.load(self.folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        return load_file(self.folder / "weights.safetensors"), state
+
+
+class Checkpoints:
+    def __init__(self, job: Job, parts: int) -> None:
+        self.folder = job.state / "unfinished"
+        told = job.model_dump_json(exclude=_ASIDE) + training_code()
+        self.belongs_to = hashlib.sha256(told.encode() + job.sequences.read_bytes()).hexdigest()
+        self.parts = parts
+
+    def newest(self) -> Found | None:
+        """The last whole checkpoint of this job. Others of the folder are removed."""
+        found: Found | None = None
+        for folder in sorted(self.folder.glob("step-*")):
+            read = self._read(folder)
+            if read is None:
+                logger.warning("%s: a checkpoint of another job, or half written; the epoch starts without it", folder)
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                found = read
+        return found
+
+    def _read(self, folder: Path) -> Found | None:
+        try:
+            noted = json.loads((folder / "checkpoint.json").read_text())
+            found = Found(noted["done"], noted["taken"], noted["entropy"], folder)
+            if noted["belongs_to"] != self.belongs_to or not 0 < found.done < self.parts:
+                return None
+            found.tensors()
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            logger.warning("%s: %s", folder, error)
+            return None
+        return found
+
+    def save(self, trainer: Any, done: int, taken: list[dict[str, Any]]) -> None:
+        """Write the state after `done` steps. Every rank calls this; the first one writes."""
+        import torch
+        from safetensors.torch import save_file
+
+        from lightning_core.training.gather import optimizer_state, trained_tensors
+
+        weights = trained_tensors(trainer.accelerator.unwrap_model(trainer.model))
+        optimizer = optimizer_state(trainer.optimizer)
+        if not trainer.accelerator.is_main_process:
+            return
+        entropy = [trainer.bonus.coef, trainer.bonus.last]
+        here = self.folder / f"step-{done:04d}"
+        with whole_folder(here) as beside:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside / "weights.safetensors")
+            torch.save(optimizer, beside / "optimizer.pt")
+            noted = {"belongs_to": self.belongs_to, "done": done, "taken": taken, "entropy": entropy}
+            (beside / "checkpoint.json").write_text(json.dumps(noted))
+        for old in self.folder.glob("step-*"):
+            if old != here:
+                shutil.rmtree(old)
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,14 @@
+"""Which code trained a version."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def training_code() -> str:
+    """Digest of the trainer's source: a version trained by other code is another version."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]

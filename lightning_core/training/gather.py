@@ -1,0 +1,64 @@
+"""Whole tensors of a model and its optimizer, however they are split over processes (FSDP2), and back again.
+
+Every rank has to call these: gathering is done by all of them together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def state_dict(model: Any) -> dict[str, torch.Tensor] | None:
+    """The model's whole tensors where it is split, else None: it can be saved as it is."""
+    if not any(isinstance(p, DTensor) for p in model.parameters()):
+        return None
+    return {name: _whole(tensor) for name, tensor in model.state_dict().items()}
+
+
+def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """What is trained, by name; tied tensors once."""
+    return {name: _whole(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def put_trained_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(_split_like(tensors[name], parameter))
+
+
+def optimizer_state(optimizer: Any) -> dict[str, Any]:
+    state = optimizer.state_dict()
+    whole = {
+        key: {name: _whole(v) if torch.is_tensor(v) else v for name, v in entries.items()}
+        for key, entries in state["state"].items()
+    }
+    return {**state, "state": whole}
+
+
+def put_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
+    """Load the moments; each group's settings (a learning rate, say) stay those of today."""
+    now = optimizer.state_dict()["param_groups"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    keys = [key for group in state["param_groups"] for key in group["params"]]
+    split = {
+        key: {
+            name: _split_like(v, p) if torch.is_tensor(v) and v.dim() else v for name, v in state["state"][key].items()
+        }
+        for key, p in zip(keys, parameters, strict=True)
+        if key in state["state"]
+    }
+    optimizer.load_state_dict({"state": split, "param_groups": now})
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _split_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+    if isinstance(example, DTensor):
+        return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements)
+    return tensor

@@ -1,0 +1,229 @@
+"""Policy gradients on one epoch's sequences, start to end: TRL's GRPOTrainer on forests, resumable after each step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lightning_core.training.checkpoint import Checkpoints
+from lightning_core.training.dataset import Sequences
+from lightning_core.training.errors import WeightsError
+from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer, peak_rss
+from lightning_core.training.plan import Packing, Step, line_up, plan_steps
+from lightning_core.training.probe import take_probe
+from lightning_core.training.schedule import learning_rate
+from lightning_core.training.state import load_state, parameters_of, save_state
+from lightning_core.training.throughput import throughput
+from lightning_core.training.weights import (
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    lora_config,
+    save_weights,
+    whole_folder,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def run_job(job: Job, progress: Progress) -> dict[str, Any]:
+    """Train; write the new version and the optimizer's state; return what `output/training.json` holds.
+
+    Raises TrainingDataError, WeightsError, or TrainingError where loss or gradient stop being finite.
+    """
+    progress.phase("checking")
+    facts, sequences = check_job(job)
+    progress.phase("importing")
+    import_trainer()
+    progress.phase("loading")
+    settings = job.policy_settings.training
+    tokenizer = load_tokenizer(job.source, facts.vocabulary)
+    # Reference first and gone before the trained weights come: the two never share the memory.
+    other_reference = settings.beta > 0 and settings.kl_reference == "base" and job.policy_settings.lora is None
+    model = load_model(job.base_model if other_reference else job.source)
+    progress.phase("packing")
+    longest = max(len(s) for s in sequences.rows)
+    packing, why_not = _packing(model, settings.packing, longest)
+    if why_not is not None:
+        progress.write({"warning": why_not})
+    steps = _plan(job, sequences, packing)
+    checkpoints = Checkpoints(job, parts=len(steps))
+    found = checkpoints.newest()
+    if found is not None:
+        logger.info("%s: going on after step %d of %d", job.state, found.done, len(steps))
+        progress.write({"resumed_at": found.done, "steps": len(steps)})
+    done = found.done if found else 0
+    reference = None
+    if other_reference:
+        progress.phase("reference")
+        reference = _base_scores(model, steps[done:], job.policy_settings.sampling.temperature)
+        del model
+        progress.phase("loading")
+        model = load_model(job.source)
+        _packing(model, packing, longest)
+    if job.policy_settings.lora and job.weights is not None:
+        model = load_adapter(model, job.weights)
+    work = _Work(job, progress, steps, checkpoints, found, reference)
+    metrics = work.train(model, tokenizer)
+    metrics |= _totals(steps, sequences) | {"packing": packing, "packing_why": why_not}
+    return work.save(metrics, sequences.rows[0].token_ids.tolist())
+
+
+class _Work:
+    """The trainer of a job, from its making to what it leaves behind."""
+
+    def __init__(
+        self, job: Job, progress: Progress, steps: list[Step], checkpoints: Checkpoints, found: Any, reference: Any
+    ) -> None:
+        self.job, self.progress, self.steps = job, progress, steps
+        self.checkpoints, self.found, self.reference = checkpoints, found, reference
+        self.taken: list[dict[str, Any]] = found.taken if found else []
+        self.seed = derive_seed(job.seed, job.epoch)
+
+    def train(self, model: Any, tokenizer: Any) -> dict[str, Any]:
+        from lightning_core.training.start import look
+        from lightning_core.training.trainer import SequenceTrainer
+
+        job, done = self.job, self.found.done if self.found else 0
+        settings, lora = job.policy_settings.training, job.policy_settings.lora
+        optimizer_state, self.noted = load_state(job.state, job.epoch)
+        self.progress.phase("preparing")
+        with tempfile.TemporaryDirectory(prefix="lightning-training-") as scratch:
+            self.trainer = trainer = SequenceTrainer(
+                model,
+                tokenizer,
+                self.steps[done:],
+                job.policy_settings,
+                scratch=Path(scratch),
+                seed=self.seed,
+                first=done,
+                rate=lambda step: learning_rate(settings, job.epoch, job.epochs, step),
+                on_step=self._on_step,
+                on_done=self._on_done,
+                optimizer_state=optimizer_state,
+                peft_config=lora_config(lora) if lora and job.weights is None else None,
+            )
+            if trainer.accelerator.num_processes > 1:
+                logger.info(
+                    "rank %d of %d processes", trainer.accelerator.process_index, trainer.accelerator.num_processes
+                )
+            self.parameters = parameters_of(trainer.model)
+            if optimizer_state is not None and self.noted.get("parameters") != self.parameters:
+                raise WeightsError(
+                    f"{job.state}: the optimizer state of epoch {self.noted.get('epoch')} belongs to other parameters; "
+                    "remove the folder to start AdamW afresh, or start a new run"
+                )
+            if "entropy" in self.noted:
+                trainer.bonus.coef, trainer.bonus.last = self.noted["entropy"]
+            if settings.beta or settings.importance_correction != "none" or settings.top_entropy_quantile < 1:
+                self.progress.phase("reference")
+            trainer.starts, trainer.informative, measured = look(trainer, settings, self.reference, bool(lora))
+            if self.found is not None:
+                trainer.resume = self.found
+            self.progress.phase("training")
+            trainer.train()
+        return _summary(self.taken) | measured
+
+    def save(self, metrics: dict[str, Any], probed: list[int]) -> dict[str, Any]:
+        from lightning_core.training.gather import optimizer_state, state_dict
+
+        job, trainer = self.job, self.trainer
+        self.progress.phase("saving")
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        weights, optimizer = state_dict(trained), optimizer_state(trainer.optimizer)
+        if trainer.accelerator.is_main_process:
+            step = self.noted["step"] + len(self.steps)
+            bonus = [trainer.bonus.coef, trainer.bonus.last]
+            save_state(job.state, job.epoch, optimizer, {"step": step, "parameters": self.parameters, "entropy": bonus})
+            with whole_folder(job.output) as beside:
+                save_weights(trained, job.source, beside, weights)
+                self.progress.phase(None)
+                result = metrics | {"seconds": self.progress.seconds, "peak_rss_bytes": peak_rss(), "seed": self.seed}
+                result |= {"run": job.run, "epoch": job.epoch, "policy": job.policy, "step": step}
+                result |= throughput(trained, self.taken)
+                result["probe"] = take_probe(trained, probed)
+                (beside / "training.json").write_text(json.dumps(result, indent=2))
+            self.checkpoints.clear()
+        trainer.accelerator.wait_for_everyone()
+        return json.loads((job.output / "training.json").read_text())
+
+    def _on_step(self, metrics: dict[str, Any]) -> None:
+        self.taken.append(metrics)
+        self.progress.write(metrics)
+
+    def _on_done(self, done: int) -> None:
+        every = self.job.policy_settings.training.checkpoint_steps
+        if every and done % every == 0 and done < len(self.steps):
+            self.checkpoints.save(self.trainer, done, self.taken)
+
+
+def _plan(job: Job, sequences: Sequences, packing: Packing) -> list[Step]:
+    settings = job.policy_settings.training
+    return plan_steps(
+        sequences.rows,
+        steps=settings.steps_per_epoch,
+        seed=derive_seed(job.seed, job.epoch),
+        packing=packing,
+        budget=settings.tokens_per_micro_batch,
+        loss_type=settings.loss_type,
+        completion_limit=job.policy_settings.sampling.max_tokens or settings.max_sequence_tokens,
+        normalization=settings.normalization,
+        rank=int(os.environ.get("RANK", "0")),
+        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+
+
+def _packing(model: Any, wanted: Packing, longest: int) -> tuple[Packing, str | None]:
+    """What is possible of what is wanted, and why not all of it."""
+    if wanted == "none":
+        return "none", None
+    from lightning_core.training.scoring import why_not_packed
+
+    reason = why_not_packed(model, longest)
+    if reason is None:
+        return wanted, None
+    logger.warning("packing `%s` is not possible, training with padded rows: %s", wanted, reason)
+    return "none", f"packing `{wanted}` is not possible: {reason}"
+
+
+def _base_scores(model: Any, steps: list[Step], temperature: float) -> Any:
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
+
+    from lightning_core.training.trainer import score_queue
+
+    add_fused_lm_head(model, temperature=temperature)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return [logps for logps, _ in score_queue(model.to(device), [batch for _, batch in line_up(steps)], device)]
+
+
+def _summary(taken: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the steps; the mismatch is the first step's, before the weights moved."""
+
+    def mean(name: str) -> float | None:
+        values = [line[name] for line in taken if line[name] is not None]
+        return sum(values) / len(values) if values else None
+
+    means = ("loss", "grad_norm", "kl", "entropy", "clip_ratio", "ratio")
+    return {
+        **{name: mean(name) for name in means},
+        **{name: taken[0][name] for name in ("mismatch", "mismatch_kl")},
+        **{name: taken[-1][name] for name in ("learning_rate", "entropy_coef")},
+    }
+
+
+def _totals(steps: list[Step], sequences: Sequences) -> dict[str, Any]:
+    tokens, unique = sum(s.tokens for s in steps), sum(s.unique_tokens for s in steps)
+    return {
+        "steps": len(steps),
+        "sequences": len(sequences.rows),
+        "left_out": sequences.left_out,
+        "tokens": tokens,
+        "unique_tokens": unique,
+        "trained_tokens": sum(s.trained_tokens for s in steps),
+        "unique_share": unique / tokens,
+    }

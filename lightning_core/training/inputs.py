@@ -1,0 +1,62 @@
+"""What TRL's loss gets of one micro-batch: tokens, weights, advantages and logprobs as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_core.training.plan import MicroBatch
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the weights the epoch begins with say of one micro-batch, each `(B, T)` where it is asked for."""
+
+    logps: torch.Tensor | None = None  # log-probabilities of the tokens
+    ratio: torch.Tensor | None = None  # importance correction: trainer's over server's probability, bounded
+    informative: torch.Tensor | None = None  # bool: tokens of high entropy
+    reference: torch.Tensor | None = None  # log-probabilities by the KL's reference
+
+
+def materialise(
+    batch: MicroBatch, normalizer: float, use_sampling_logps: bool, start: Start | None = None
+) -> dict[str, Any]:
+    """TRL's inputs of one micro-batch: `B` sequences, prompts padded left to `P`, the rest padded right to `T`.
+
+    `tool_mask` (B, T) carries the weights of the trained tokens, 0 elsewhere; `layout` is what is computed. With
+    `use_sampling_logps` the ratio is to the logprobs of sampling, or to `start.logps` where there is a correction.
+    """
+    sequences = batch.sequences
+    prompt = max(s.prompt_length for s in sequences)
+    rest = max(len(s) - s.prompt_length for s in sequences)
+    b = len(sequences)
+    ids = {"prompt_ids": np.zeros((b, prompt), np.int64), "prompt_mask": np.zeros((b, prompt), np.int64)}
+    ids |= {"completion_ids": np.zeros((b, rest), np.int64), "completion_mask": np.zeros((b, rest), np.int64)}
+    floats = {name: np.zeros((b, rest), np.float32) for name in ("tool_mask", "advantages", "sampling_per_token_logps")}
+    for row, (sequence, weight) in enumerate(zip(sequences, batch.weights, strict=True)):
+        p, n = sequence.prompt_length, len(sequence) - sequence.prompt_length
+        ids["prompt_ids"][row, prompt - p :] = sequence.token_ids[:p]
+        ids["prompt_mask"][row, prompt - p :] = 1
+        ids["completion_ids"][row, :n] = sequence.token_ids[p:]
+        ids["completion_mask"][row, :n] = 1
+        trained = sequence.loss_mask[p:]
+        floats["tool_mask"][row, :n] = np.where(trained, weight, 0.0)
+        floats["advantages"][row, :n] = np.where(trained, sequence.advantages[p:], 0.0)
+        floats["sampling_per_token_logps"][row, :n] = np.where(trained, sequence.logprobs[p:], 0.0)
+    inputs: dict[str, Any] = {name: torch.from_numpy(array) for name, array in (ids | floats).items()}
+    inputs["num_items_in_batch"] = torch.tensor(normalizer)
+    inputs["layout"] = batch.layout()
+    start = start or Start()
+    if use_sampling_logps:
+        corrected = start.ratio is not None
+        inputs["old_per_token_logps"] = start.logps if corrected else inputs["sampling_per_token_logps"]
+    if start.ratio is not None:
+        inputs["importance_sampling_ratio"] = start.ratio
+    if start.reference is not None:
+        inputs["ref_per_token_logps"] = start.reference
+    if start.informative is not None:
+        inputs["informative"] = start.informative
+    return inputs
