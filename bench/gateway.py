@@ -1,16 +1,18 @@
 """The gateway beside LiteLLM's proxy and direct calls, in front of a model server that answers at once.
 
-Gateway and proxy have core 0, in their turn, one process each; upstream and load share core 1. Requests have 2 KB. The
+Gateway and proxy have core 0, in their turn, one process each (all its threads, what writes the spans too); upstream and load
+share core 1, so neither takes the gateway's time, and at saturation it is core 0 that has none left. Requests have 2 KB. The
 gateway asks for token ids and logprobs, takes them off the reply and has each call's span on disk before it answers; the
 proxy records nothing and its upstream sends it neither ids nor logprobs. Rounds take turns; the median counts.
 
     gateway_rps                  requests/s, 32 under way; baseline: LiteLLM's proxy
-    gateway_added_p50_ms, _p99   what the gateway adds to a direct call at half its load; baseline: LiteLLM at half of its own
+    gateway_added_p50_ms, _p99   what the gateway adds to a direct call at half of gateway_rps; baseline: LiteLLM at half of its own
     gateway_chunk_added_ms       what it adds to a chunk of a stream, median of 50 streams; baseline: what is allowed
     gateway_streams_rss_mb       its memory with 2,000 open streams, none dropped; baseline: what is allowed
-    gateway_vllm_tokens          only with --vllm: tokens/s through the gateway, 32 at a time; baseline: direct, same flags
+    gateway_vllm_tokens          tokens/s of a real vLLM through the gateway, 32 at a time; baseline: direct, same flags. The
+                                 vLLM is one that is started here with the demo's model, on all cores, or the one --vllm names
 
-    .venv/bin/python -m bench.gateway [--quick] [--rounds 5] [--vllm URL --vllm-model NAME]
+    .venv/bin/python -m bench.gateway [--quick] [--rounds 5] [--vllm URL --vllm-model NAME | --no-vllm]
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from pathlib import Path
 import psutil
 
 from bench.gateway_load import Door, at, closed_loop, latencies, streams
-from bench.gateway_vllm import tokens_a_second
+from bench.gateway_vllm import own_vllm, tokens_a_second
 from bench.load import LOAD_CORE, SERVER_CORE, on_core
 from bench.peer import ENVIRONMENT
 from bench.report import figure, say
@@ -58,12 +60,14 @@ def upstream() -> Iterator[Door]:
 
 
 @contextlib.contextmanager
-def gateway(home: Path, target: str, model: str = "policy") -> Iterator[tuple[Door, int]]:
-    """(its door for one evaluation attempt, its process)."""
+def gateway(
+    home: Path, target: str, model: str = "policy", core: int | None = SERVER_CORE
+) -> Iterator[tuple[Door, int]]:
+    """(its door for one evaluation attempt, its process); `core` None: on all there are."""
     settings = ServerSettings.model_validate(
         {"grpc_port": None, "gateway": {"concurrent_per_rollout": 10_000, "log_calls": "off"}}
     )
-    with on_core(SERVER_CORE):
+    with contextlib.nullcontext() if core is None else on_core(core):
         server = ServerHandle.start(home, settings, home / "server.log")
     try:
         server.set_routes({"policies": {"policy": {"upstream": target, "model": model, "version": "v0001"}}})
@@ -129,7 +133,7 @@ def rates(ours: Door, theirs: Door | None, rounds: int, seconds: float) -> tuple
 
 
 def added(door: Door | None, direct: Door, rate: float | None, rounds: int, seconds: float) -> list[float | None]:
-    """Milliseconds added at the median and at p99, at half of `rate`; the best of the rounds, since others' work only adds."""
+    """Milliseconds added at the median and at p99, at half of `rate`; medians of the rounds."""
     if door is None or rate is None:
         return [None, None]
     found = []
@@ -137,7 +141,7 @@ def added(door: Door | None, direct: Door, rate: float | None, rounds: int, seco
         bare, through = latencies(direct, rate / 2, seconds), latencies(door, rate / 2, seconds)
         found.append([at(through, share) - at(bare, share) for share in (0.5, 0.99)])
     say(f"added p50, p99 at {rate / 2:.0f}/s: {[[round(x, 2) for x in pair] for pair in found]}")
-    return [min(pair[i] for pair in found) for i in (0, 1)]
+    return [statistics.median(pair[i] for pair in found) for i in (0, 1)]
 
 
 def peak_rss_mb(pid: int, stop: threading.Event, into: list[float]) -> None:
@@ -146,21 +150,13 @@ def peak_rss_mb(pid: int, stop: threading.Event, into: list[float]) -> None:
         into.append(process.memory_info().rss / 1e6)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="the gateway beside LiteLLM's proxy and direct calls")
-    parser.add_argument("--quick", action="store_true", help="seconds, with figures that mean nothing")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--vllm", help="address of a running vLLM, as unix:///… or http://…")
-    parser.add_argument("--vllm-model", default="policy", help="the name it serves its model under")
-    options = parser.parse_args()
-    rounds, seconds = (1, 1.0) if options.quick else (options.rounds, 4.0)
-    count, chunks = (100, 5) if options.quick else (2000, 20)
+def beside_canned(rounds: int, seconds: float, count: int, chunks: int) -> None:
+    """All figures but that of a real vLLM."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         direct = stack.enter_context(upstream())
-        target = direct.url.removesuffix("/v1")
         theirs = stack.enter_context(litellm(folder, direct.url))
-        ours, pid = stack.enter_context(gateway(folder / "home", target))
+        ours, pid = stack.enter_context(gateway(folder / "home", direct.url.removesuffix("/v1")))
         stack.enter_context(on_core(LOAD_CORE))
         mine, other = rates(ours, theirs, rounds, seconds)
         n = int(mine * seconds * rounds)
@@ -184,21 +180,39 @@ def main() -> None:
         watcher.join()
         if many.dropped:
             say(f"{many.dropped} of {count} streams were dropped")
-        figure(
-            "gateway_streams_rss_mb",
-            max(rss),
-            "MB",
-            _ALLOWED_RSS_MB,
-            count,
-            smaller_is_better=True,
-            dropped=many.dropped,
-        )
-    if options.vllm:
-        with tempfile.TemporaryDirectory() as home, gateway(Path(home), options.vllm, options.vllm_model) as (ours, _):
-            pairs = tokens_a_second(ours, options.vllm, options.vllm_model, 1 if options.quick else options.rounds)
-        ratio = statistics.median(mine / bare for mine, bare in pairs)
-        bare = statistics.median(bare for _, bare in pairs)
-        figure("gateway_vllm_tokens", ratio * bare, "tokens/s", bare, len(pairs))
+        more = {"smaller_is_better": True, "dropped": many.dropped}
+        figure("gateway_streams_rss_mb", max(rss), "MB", _ALLOWED_RSS_MB, count, **more)
+
+
+def beside_vllm(address: str | None, model: str, rounds: int) -> None:
+    with contextlib.ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if address is None:
+            own = stack.enter_context(own_vllm(home / "vllm"))
+            if own is None:
+                return
+            address, model = own
+        ours, _ = stack.enter_context(gateway(home / "gateway", address, model, core=None))
+        pairs = tokens_a_second(ours, address, model, rounds)
+    say(f"tokens/s, through the gateway and direct: {[[round(x) for x in pair] for pair in pairs]}")
+    bare = statistics.median(bare for _, bare in pairs)
+    ratio = statistics.median(mine / bare for mine, bare in pairs)
+    figure("gateway_vllm_tokens", ratio * bare, "tokens/s", bare, len(pairs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="the gateway beside LiteLLM's proxy and direct calls")
+    parser.add_argument("--quick", action="store_true", help="seconds, with figures that mean nothing")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--vllm", help="address of a running vLLM, as unix:///… or http://…, instead of one of its own")
+    parser.add_argument("--vllm-model", default="policy", help="the name it serves its model under")
+    parser.add_argument("--no-vllm", action="store_true", help="leave out what needs a real vLLM")
+    options = parser.parse_args()
+    quick = options.quick
+    rounds = 1 if quick else options.rounds
+    beside_canned(rounds, 1.0 if quick else 4.0, 100 if quick else 2000, 5 if quick else 20)
+    if not options.no_vllm:
+        beside_vllm(options.vllm, options.vllm_model, rounds)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from bench.gateway_load import Door
+from bench.report import say
+from lightning_core.config import VllmSettings
+from lightning_core.policies.model import ModelError, resolve_model
+from lightning_core.policies.vllm import VllmServer
 
 CONCURRENT, TOKENS = 32, 48
+MODEL, MODELS = "HuggingFaceTB/SmolLM2-135M-Instruct", Path("var/models")
 _FLAGS = {"logprobs": True, "return_token_ids": True, "ignore_eos": True, "max_tokens": TOKENS, "temperature": 1.0}
+
+
+@contextlib.contextmanager
+def own_vllm(home: Path) -> Iterator[tuple[str, str] | None]:
+    """(address, the name it serves) of a vLLM with the demo's model; None where there is no such model to be had."""
+    try:
+        model = resolve_model(MODEL, MODELS, say)
+    except ModelError as error:
+        say(f"no model for vLLM: its figure is left out ({error})")
+        yield None
+        return
+    settings = VllmSettings(max_model_len=512, max_num_seqs=CONCURRENT)
+    vllm = VllmServer.start(settings, model.path, "smol", home=home, on_progress=say)
+    try:
+        yield vllm.upstream, "smol"
+    finally:
+        vllm.stop()
 
 
 def tokens_a_second(ours: Door, address: str, model: str, rounds: int) -> list[tuple[float, float]]:
@@ -26,12 +51,17 @@ async def _pairs(ours: Door, address: str, model: str, rounds: int) -> list[tupl
     )
     base = "http://vllm" if unix else address
     async with aiohttp.ClientSession() as through, aiohttp.ClientSession(connector=connector) as direct:
+        sides = {
+            "g": (through, ours.url, ours.key, "policy"),
+            "d": (direct, base + "/v1", "x", model),
+        }
         found = []
         for number in range(rounds + 1):
-            # The same prompts on neither side: one would find the other's in vLLM's prefix cache.
-            mine = await _burst(through, ours.url, ours.key, "policy", f"g{number}")
-            bare = await _burst(direct, base + "/v1", "x", model, f"d{number}")
-            found.append((mine, bare))
+            rates = {}
+            for side in sorted(sides, reverse=number % 2 == 0):  # who is first takes turns too
+                # The same prompts on neither side: one would find the other's in vLLM's prefix cache.
+                rates[side] = await _burst(*sides[side], f"{side}{number}")
+            found.append((rates["g"], rates["d"]))
         return found
 
 

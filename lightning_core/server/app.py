@@ -18,11 +18,13 @@ from lightning_core.server.http import ClientGone, HttpError, Receive, Scope, Se
 from lightning_core.server.intake import Intake
 from lightning_core.server.otlp_http import Receiver
 from lightning_core.server.responses_store import ResponseStore
+from lightning_core.server.responses_stored import StoredResponses
 from lightning_core.server.router import Router
 from lightning_core.server.routes import RouteTable
 from lightning_core.server.stats import Stats
 from lightning_core.server.targets import Targets
 from lightning_core.server.upstream import Upstreams
+from lightning_core.tracking.prometheus import SignalFiles
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ def make_app(
 ) -> App:
     """The app, whose `close` is the caller's to call, as the spool's is. Raises NoKey."""
     stats, upstreams = intake.stats, Upstreams()
+    stats.registry.register(SignalFiles(home))
     targets = Targets(routes, settings.upstreams, settings.version_change)
     responses = ResponseStore(services(home) / "responses.sqlite")
     gateway = Gateway(
@@ -104,6 +107,7 @@ def make_app(
         stats=stats,
         max_body=intake.max_body,
     )
+    stored = StoredResponses(secret, responses)
     receiver = Receiver(secret, intake)
     admin = Admin(secret, spool, routes, stats, intake.max_body)
     app = App(stats, upstreams, responses)
@@ -111,8 +115,10 @@ def make_app(
         app.add(prefix + "/v1/chat/completions", "POST", "chat", gateway.chat)
         app.add(prefix + "/v1/completions", "POST", "completions", gateway.completion)
         app.add(prefix + "/v1/responses", "POST", "responses", gateway.respond)
-        app.add(prefix + "/v1/responses/{response_id}", "GET", "response", gateway.response)
-        app.add(prefix + "/v1/responses/{response_id}", "DELETE", "response", gateway.delete_response)
+        app.add(prefix + "/v1/responses/{response_id}", "GET", "response", stored.get)
+        app.add(prefix + "/v1/responses/{response_id}", "DELETE", "response", stored.delete)
+        app.add(prefix + "/v1/responses/{response_id}/input_items", "GET", "response", stored.input_items)
+        app.add(prefix + "/v1/responses/{response_id}/cancel", "POST", "response", stored.cancel)
         app.add(prefix + "/v1/embeddings", "POST", "embeddings", gateway.embeddings)
         app.add(prefix + "/v1/models", "GET", "models", gateway.models)
         app.add(prefix + "/v1/models/{model:path}", "GET", "models", gateway.model)

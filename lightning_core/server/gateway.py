@@ -18,10 +18,10 @@ from lightning_core.server.admission import Admission
 from lightning_core.server.call import Asked, Call
 from lightning_core.server.drift import DriftMemory
 from lightning_core.server.faces import Face, PlainFace
-from lightning_core.server.http import HttpError, Receive, Response, Scope, Send, json_response, read_body, until_gone
+from lightning_core.server.http import HttpError, Receive, Scope, Send, json_response, read_body, until_gone
 from lightning_core.server.media import check_media
 from lightning_core.server.refusal import note_refusal
-from lightning_core.server.responses_reply import ResponsesFace, new_response_id
+from lightning_core.server.responses_reply import ResponsesFace, as_items, new_response_id
 from lightning_core.server.responses_request import to_chat
 from lightning_core.server.responses_store import ResponseStore, Turn
 from lightning_core.server.sampling import Kind, prepare, prepare_plain
@@ -90,7 +90,7 @@ class Gateway:
                 param="previous_response_id",
             )
         chat, added = to_chat(request, history)
-        return chat, Turn(new_response_id(), caller, previous, added)
+        return chat, Turn(new_response_id(), caller, previous, added, as_items(request["input"]))
 
     async def refused(
         self,
@@ -103,21 +103,6 @@ class Gateway:
     ) -> None:
         """Note a call that does not begin."""
         await note_refusal(self.spool, self.stats, caller, kind, request, policy, scope, error)
-
-    async def response(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """`GET /v1/responses/{id}`."""
-        caller, response_id = identify(scope, self.secret), scope["path_params"]["response_id"]
-        found = self.responses.response(response_id, caller)
-        if found is None:
-            raise _no_response(response_id)
-        return await Response(found).send(send)
-
-    async def delete_response(self, scope: Scope, receive: Receive, send: Send) -> int:
-        caller, response_id = identify(scope, self.secret), scope["path_params"]["response_id"]
-        if not self.responses.delete(response_id, caller):
-            raise _no_response(response_id)
-        gone = {"id": response_id, "object": "response", "deleted": True}
-        return await json_response(gone).send(send)
 
     async def _read(self, scope: Scope, receive: Receive, field: str) -> tuple[Caller, dict[str, Any]]:
         caller = identify(scope, self.secret)
@@ -177,7 +162,3 @@ def _parse(body: bytes, field: str) -> dict[str, Any]:
 
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "lightning-flows"}
-
-
-def _no_response(response_id: str) -> HttpError:
-    return HttpError(404, f"Response with id {response_id!r} not found.", code="response_not_found")

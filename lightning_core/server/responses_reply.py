@@ -44,6 +44,26 @@ def new_response_id() -> str:
     return "resp_" + secrets.token_hex(24)
 
 
+def as_items(given: Any) -> list[Item]:
+    """The items of a request's `input`, each with an id."""
+    if isinstance(given, str):
+        given = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}]
+    prefixes = {"message": "msg_", "function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_"}
+    items = [{"type": "message"} | item for item in given]
+    return [
+        _with_parts(item) | {"id": item.get("id") or prefixes[item["type"]] + secrets.token_hex(24)} for item in items
+    ]
+
+
+def _with_parts(item: Item) -> Item:
+    """A message's text as the list of parts that stored messages have."""
+    if item["type"] != "message" or not isinstance(item["content"], str):
+        return item
+    if item["role"] == "assistant":
+        return item | {"status": "completed", "content": [_text_part("message", item["content"], [])]}
+    return item | {"content": [{"type": "input_text", "text": item["content"]}]}
+
+
 class ResponsesFace:
     """One response. `store` keeps it for `previous_response_id`, where the client did not say `store: false`."""
 

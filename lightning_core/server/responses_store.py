@@ -19,16 +19,18 @@ from lightning_core.server.access import Caller
 
 _MOST_BYTES = 1_000_000_000
 _LONGEST = 10_000  # responses in a chain
+_SIZE = "length(messages) + length(response) + length(items)"
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One response: whose, after which, and the messages its request added to the conversation."""
+    """One response: whose, after which, and what its request added to the conversation, as messages and as it was written."""
 
     response_id: str
     caller: Caller
     previous: str | None
     messages: list[dict[str, Any]]
+    items: list[dict[str, Any]]
 
 
 class ResponseStore:
@@ -42,23 +44,23 @@ class ResponseStore:
         for command in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=OFF", "PRAGMA auto_vacuum=INCREMENTAL"):
             self._db.execute(command)
         self._db.execute(
-            "CREATE TABLE IF NOT EXISTS responses (number INTEGER PRIMARY KEY, id TEXT UNIQUE, rollout TEXT, attempt TEXT,"
-            " previous TEXT, messages BLOB, response BLOB)"
+            "CREATE TABLE IF NOT EXISTS responses_2 (number INTEGER PRIMARY KEY, id TEXT UNIQUE, rollout TEXT,"
+            " attempt TEXT, previous TEXT, messages BLOB, response BLOB, items BLOB)"
         )
-        counted = self._db.execute("SELECT coalesce(sum(length(messages) + length(response)), 0) FROM responses")
+        counted = self._db.execute(f"SELECT coalesce(sum({_SIZE}), 0) FROM responses_2")
         self._size: int = counted.fetchone()[0]
 
     def put(self, turn: Turn, reply: dict[str, Any], response: dict[str, Any]) -> None:
-        messages, kept = orjson.dumps([*turn.messages, reply]), orjson.dumps(response)
+        kept = [orjson.dumps(part) for part in ([*turn.messages, reply], response, turn.items)]
         self._db.execute(
-            "INSERT INTO responses (id, rollout, attempt, previous, messages, response) VALUES (?, ?, ?, ?, ?, ?)",
-            (turn.response_id, *_owner(turn.caller), turn.previous, messages, kept),
+            "INSERT INTO responses_2 (id, rollout, attempt, previous, messages, response, items)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (turn.response_id, *_owner(turn.caller), turn.previous, *kept),
         )
-        self._size += len(messages) + len(kept)
+        self._size += sum(map(len, kept))
         while self._size > self._most:
             oldest = self._db.execute(
-                "DELETE FROM responses WHERE number = (SELECT min(number) FROM responses)"
-                " RETURNING length(messages) + length(response)"
+                f"DELETE FROM responses_2 WHERE number = (SELECT min(number) FROM responses_2) RETURNING {_SIZE}"
             ).fetchone()
             self._size -= oldest[0] if oldest else self._size
 
@@ -74,24 +76,23 @@ class ResponseStore:
             turns.append(orjson.loads(row[1]))
         return [message for turn in reversed(turns) for message in turn]
 
-    def response(self, response_id: str, caller: Caller) -> bytes | None:
+    def response(self, response_id: str, caller: Caller) -> tuple[bytes, bytes] | None:
+        """(the response, the items of its request), as JSON."""
         row = self._row(response_id, caller)
-        return None if row is None else row[2]
+        return None if row is None else row[2:]
 
-    def delete(self, response_id: str, caller: Caller) -> bool:
+    def delete(self, response_id: str, caller: Caller) -> None:
         row = self._row(response_id, caller)
-        if row is None:
-            return False
-        self._db.execute("DELETE FROM responses WHERE id = ?", (response_id,))
-        self._size -= len(row[1]) + len(row[2])
-        return True
+        if row is not None:
+            self._db.execute("DELETE FROM responses_2 WHERE id = ?", (response_id,))
+            self._size -= sum(map(len, row[1:]))
 
     def close(self) -> None:
         self._db.close()
 
-    def _row(self, response_id: str, caller: Caller) -> tuple[str | None, bytes, bytes] | None:
-        found: tuple[str | None, bytes, bytes] | None = self._db.execute(
-            "SELECT previous, messages, response FROM responses WHERE id = ? AND rollout = ? AND attempt = ?",
+    def _row(self, response_id: str, caller: Caller) -> tuple[str | None, bytes, bytes, bytes] | None:
+        found: tuple[str | None, bytes, bytes, bytes] | None = self._db.execute(
+            "SELECT previous, messages, response, items FROM responses_2 WHERE id = ? AND rollout = ? AND attempt = ?",
             (response_id, *_owner(caller)),
         ).fetchone()
         return found

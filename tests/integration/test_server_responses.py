@@ -149,6 +149,42 @@ def test_a_response_that_must_not_be_stored_is_not(server: Rig) -> None:
         client(server).responses.retrieve(reply.id)
 
 
+def test_a_stored_response_has_the_items_of_its_input_in_pages(server: Rig) -> None:
+    talk = client(server)
+    given: Any = [
+        {"role": "user", "content": "12*7?"},
+        {"type": "function_call", "call_id": "call_1", "name": "calc", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "84"},
+        {"role": "assistant", "content": "84"},
+    ]
+    reply = talk.responses.create(model="policy", input=given)
+    items: list[Any] = list(
+        talk.responses.input_items.list(reply.id, order="asc", limit=3)
+    )  # asks for the second page too
+    assert [item.type for item in items] == ["message", "function_call", "function_call_output", "message"]
+    assert items[0].content[0].text == "12*7?" and items[2].output == "84" and items[3].content[0].text == "84"
+    newest = talk.responses.input_items.list(reply.id, limit=1)
+    assert newest.data[0].id == items[3].id and newest.has_more
+    text = talk.responses.create(model="policy", input="hi", previous_response_id=reply.id)
+    assert [item.content[0].text for item in talk.responses.input_items.list(text.id)] == ["hi"]  # type: ignore[union-attr]
+    with pytest.raises(openai.NotFoundError):
+        client(server, attempt="b9").responses.input_items.list(reply.id)
+    for wrong in ({"limit": 0}, {"after": "msg_x"}):
+        with pytest.raises(openai.BadRequestError):
+            talk.responses.input_items.list(reply.id, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_response_that_is_done_cannot_be_cancelled_or_streamed_again(server: Rig) -> None:
+    talk = client(server)
+    reply = talk.responses.create(model="policy", input="hi")
+    with pytest.raises(openai.BadRequestError, match="synchronous"):
+        talk.responses.cancel(reply.id)
+    with pytest.raises(openai.BadRequestError):
+        talk.responses.retrieve(reply.id, stream=True)
+    with pytest.raises(openai.NotFoundError):
+        talk.responses.cancel("resp_x")
+
+
 def test_a_schema_a_forced_tool_and_logprobs_go_upstream_as_chat_has_them(server: Rig) -> None:
     schema = {"type": "object", "properties": {}}
     text: Any = {"format": {"type": "json_schema", "name": "answer", "schema": schema, "strict": True}}

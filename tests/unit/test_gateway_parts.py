@@ -162,11 +162,11 @@ def test_the_oldest_responses_are_forgotten_and_a_chain_without_its_beginning_is
     store = ResponseStore(tmp_path / "s" / "r.sqlite", most_bytes=2000)
     previous = None
     for number in range(20):
-        store.put(Turn(f"resp_{number}", CALLER, previous, [USER]), said("x" * 50), {"id": number})
+        store.put(Turn(f"resp_{number}", CALLER, previous, [USER], []), said("x" * 50), {"id": number})
         previous = f"resp_{number}"
     assert store.history("resp_19", CALLER) is None and store.response("resp_0", CALLER) is None
-    assert store.response("resp_19", CALLER) == b'{"id":19}'
-    store.put(Turn("resp_new", CALLER, None, [USER]), said("y"), {})
+    assert store.response("resp_19", CALLER) == (b'{"id":19}', b"[]")
+    store.put(Turn("resp_new", CALLER, None, [USER], []), said("y"), {})
     assert store.history("resp_new", CALLER) == [USER, said("y")]
     assert (tmp_path / "s" / "r.sqlite").stat().st_mode & 0o777 == 0o600
 
