@@ -26,6 +26,14 @@ help: ## this list
 demo: $(READY) ## train a real LLM at the calculator example, four epochs, and show that it got better
 	@$(BIN)/lightning-flows demo $(ARGS)
 
+.PHONY: up
+up: $(READY) ## Prefect's UI and a worker, the server, MLflow's UI, as one local stack; `make up ARGS=--help`
+	@$(BIN)/lightning-flows up $(ARGS)
+
+.PHONY: down
+down: ## end that stack
+	@$(BIN)/lightning-flows down $(ARGS)
+
 .PHONY: test
 test: lint $(READY) oracle-env ## lint, unit, integration and end-to-end tests (under 25 minutes on two cores)
 	$(BIN)/pytest -m "not extra" $(ARGS)
@@ -93,6 +101,10 @@ bench-learning: $(READY) ## held-out share by rollouts: ours, call-level groupin
 .PHONY: bench-query
 bench-query: $(READY) ## a rollout's tree and an agent's spans out of ten million, one JSON line
 	$(BIN)/python -m bench.query $(ARGS)
+
+.PHONY: bench-orchestration
+bench-orchestration: $(READY) ## rollouts a second, cost of orchestration, memory, resume; one JSON line a figure
+	$(BIN)/python -m bench.orchestration $(ARGS)
 
 .PHONY: lock
 lock: $(UV) ## renew the pinned requirements of both kinds of machine

@@ -15,6 +15,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.report import epoch_rows
 from lightning_core.services import running, versions
 from lightning_core.taskset import plan_evaluation
+from tasks.alarm import watch
 from tasks.collect import collect
 from tasks.derive import derive_tables
 from tasks.preflight import check, evaluation_tasks
@@ -45,6 +46,7 @@ def evaluate(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
         collect(settings, manifest, plan_evaluation(settings, evaluation_tasks(settings), number))
         derive_tables(settings, manifest)
         record(settings, manifest)
+        watch(settings, number, services)
     row = next(r for r in epoch_rows(settings) if r["epoch"] == number - 1)
     log = logger()
     log.info(

@@ -20,6 +20,7 @@ from lightning_core.lake.stages import Stage, redo_from
 from lightning_core.services import running, versions
 from lightning_core.stage_keys import outputs
 from lightning_core.taskset import plan_training
+from tasks.alarm import watch
 from tasks.collect import collect
 from tasks.derive import derive_tables
 from tasks.preflight import check, training_tasks
@@ -62,6 +63,7 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
         if outputs(settings, manifest, planned) is not None:
             logger().info("epoch %d of run %s is done, with these settings", number, settings.run)
             return _told(manifest)
+        watch(settings, number)
         check(settings)
         with running(settings, say("services")) as services:
             settle(lake, settings, manifest)
@@ -71,6 +73,7 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
             trained = {policy.name: train_policy(settings, policy, manifest) for policy in settings.policies}
             redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
             record(settings, manifest)
+            watch(settings, number + 1, services)
             collect_versions(settings)
     return _told(manifest)
 

@@ -1,4 +1,4 @@
-"""The record of an epoch: MLflow, and artifacts in the Prefect UI."""
+"""The record of an epoch: its signals to every backend, and artifacts in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from lightning_core.lake.stages import run_stage
 from lightning_core.policies.store import PolicyStore
 from lightning_core.stage_keys import record_key
 from lightning_core.tracking.mlflow_backend import MlflowRun
+from lightning_core.tracking.signals import Signal, backends, epoch_signals
 from tasks.progress import logger
 from tasks.versions import note_evaluation
 
 
 @task(task_run_name="record {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
 def record(settings: Settings, epoch: EpochManifest) -> None:
-    """Log an epoch or an evaluation to MLflow and show the run's table in the Prefect UI; its last stage."""
+    """Tell every backend the signals of an epoch or evaluation, show the run's table in the Prefect UI; its last stage."""
     run_stage(Lake(settings.home), epoch, "record", record_key(epoch), lambda: _record(settings, epoch))
 
 
@@ -35,9 +36,24 @@ def _record(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
         return {}
     if epoch.mode == "evaluate":
         note_evaluation(settings, epoch, row)
+    signals = epoch_signals(Lake(settings.home), epoch)
+    for backend in backends(settings, logger().info):
+        backend.tell(epoch, signals)
+    noted = _to_mlflow(settings, epoch, row, signals) if "mlflow" in settings.tracking.backends else {}
+    create_table_artifact(
+        key=f"epochs-{settings.run.lower().replace('_', '-')}",
+        table=[{k: v for k, v in r.items() if k != "seconds"} | {"versions": str(r["versions"])} for r in rows],
+        description=f"Epochs of run {settings.run}" + (f"; MLflow run {noted['mlflow_run_id']}" if noted else ""),
+    )
+    return noted
+
+
+def _to_mlflow(settings: Settings, epoch: EpochManifest, row: dict[str, Any], signals: list[Signal]) -> dict[str, Any]:
     tracked = MlflowRun(settings)
     tracked.tag(**{"prefect.flow_run_id": str(flow_run.get_id()), "prefect.flow_run_name": str(flow_run.get_name())})
-    tracked.metrics(_metrics(row, epoch), epoch.epoch)
+    tracked.tell(epoch, signals)
+    if epoch.mode == "train":
+        tracked.metrics(_counts(row), epoch.epoch)
     label = f"epochs/{epoch.epoch:04d}" if epoch.mode == "train" else f"epochs/{epoch.epoch:04d}-evaluate"
     tracked.document(settings.model_dump(mode="json"), f"{label}/settings.json")
     tracked.document(
@@ -46,25 +62,13 @@ def _record(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
     )
     _versions(settings, epoch, tracked)
     logger().info("MLflow run %s has %s %d", tracked.run_id, epoch.mode, epoch.epoch)
-    create_table_artifact(
-        key=f"epochs-{settings.run.lower().replace('_', '-')}",
-        table=[{k: v for k, v in r.items() if k != "seconds"} | {"versions": str(r["versions"])} for r in rows],
-        description=f"Epochs of run {settings.run}; MLflow run {tracked.run_id}",
-    )
     return {"mlflow_run_id": tracked.run_id}
 
 
-def _metrics(row: dict[str, Any], epoch: EpochManifest) -> dict[str, float]:
-    if epoch.mode == "evaluate":
-        return {k: row[k] for k in ("held_out_right", "held_out_reward", "held_out_tasks") if row[k] is not None}
+def _counts(row: dict[str, Any]) -> dict[str, float]:
+    """What an epoch collected, over all policies."""
     left_out = {"seconds", "versions", "run", "epoch"}
-    metrics = {k: v for k, v in row.items() if k not in left_out and not k.startswith("held_out") and v is not None}
-    metrics |= {f"seconds/{stage.replace(' ', '_')}": s for stage, s in row["seconds"].items() if stage != "evaluate"}
-    for stage, done in epoch.stages.items():
-        if stage.startswith("train "):
-            policy = stage.removeprefix("train ")
-            metrics |= {f"{policy}/{name}": value for name, value in done.output["metrics"].items()}
-    return metrics
+    return {k: v for k, v in row.items() if k not in left_out and not k.startswith("held_out") and v is not None}
 
 
 def _versions(settings: Settings, epoch: EpochManifest, tracked: MlflowRun) -> None:

@@ -101,7 +101,7 @@ def settings(home: Path, **changes: Any) -> Settings:
         run="run",
         home=home,
         agent=AgentSettings(callable="agent:run"),
-        tasks=TaskSettings(train="tasks.jsonl"),
+        tasks=changes.pop("tasks", None) or TaskSettings(train="tasks.jsonl"),
         policies=policies,
         reward=reward,
         **changes,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from lightning_core.config.agents import AgentSettings, RolloutSettings, TaskSettings
-from lightning_core.config.learning import FinetuneSettings
+from lightning_core.config.learning import AlarmSettings, FinetuneSettings
 from lightning_core.config.policies import (
     ESTIMATORS,
     NEEDS_GROUPS,
@@ -31,6 +32,10 @@ class EvaluationSettings(Section):
 
 
 class TrackingSettings(Section):
+    backends: list[Literal["mlflow", "console", "prometheus"]] = Field(
+        ["mlflow", "console", "prometheus"],
+        description="who is told the signals of each epoch; Prometheus finds them in the server's `/metrics`",
+    )
     mlflow_uri: str | None = Field(None, description="default: a SQLite file in `home`")
     experiment: str = "lightning-flows"
 
@@ -57,6 +62,7 @@ class Settings(Section):
         description="values of CUDA_VISIBLE_DEVICES: so many policies are trained side by side; empty: one after another",
     )
     evaluation: EvaluationSettings = EvaluationSettings()
+    alarm: AlarmSettings = AlarmSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     agent_rules: list[AgentRule] = Field(
         default_factory=list, description="where agents' names stand, before the conventions that are known"
@@ -109,6 +115,16 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _alarm_can_sound(self) -> Settings:
+        if self.alarm.kl_above is not None and not any(p.training.beta > 0 for p in self.policies):
+            raise ValueError("alarm.kl_above needs a KL, which is measured where `training.beta` is above 0; give that")
+        if self.alarm.reward_drop is not None and (self.tasks.evaluate is None or self.evaluation.every == 0):
+            raise ValueError(
+                "alarm.reward_drop needs evaluations: give `tasks.evaluate`, and `evaluation.every` above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups(self) -> Settings:
         for policy in self.policies:
             if policy.estimator in NEEDS_GROUPS and self.rollout.group_size < 2:
@@ -125,6 +141,7 @@ __all__ = [
     "AgentRule",
     "AgentSettings",
     "AirRule",
+    "AlarmSettings",
     "EvaluationSettings",
     "FinetuneSettings",
     "GatewaySettings",

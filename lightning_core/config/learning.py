@@ -23,3 +23,21 @@ class FinetuneSettings(Section):
         if self.since is not None and self.until is not None and self.since >= self.until:
             raise ValueError(f"no rollout begins since {self.since} and before {self.until}; swap the two")
         return self
+
+
+class AlarmSettings(Section):
+    """When a run is stopped before it learns nonsense: the best version becomes current, the flow fails and says why."""
+
+    entropy_below: float | None = Field(
+        None, gt=0, description="mean entropy of an epoch's trained tokens (nats): the policy says one thing only"
+    )
+    kl_above: float | None = Field(
+        None, gt=0, description="mean KL to the reference, with `training.beta` above 0: the policy has left its base"
+    )
+    reward_drop: float | None = Field(
+        None, gt=0, description="mean held-out reward this far below the run's best evaluation"
+    )
+
+    @property
+    def on(self) -> bool:
+        return not (self.entropy_below is None and self.kl_above is None and self.reward_drop is None)

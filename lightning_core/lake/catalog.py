@@ -36,6 +36,7 @@ VIEWS = (
     "staleness",
     "drift",
     "policy_epochs",
+    "signals",
 )
 EMPTY_SPANS = f"SELECT {', '.join(f'NULL::{c.type} AS {c.name}' for c in schema.SPANS)} WHERE false"
 

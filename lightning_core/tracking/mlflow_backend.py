@@ -11,8 +11,10 @@ from typing import Any
 
 from lightning_core.config import Settings
 from lightning_core.files import write_atomic
+from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import PolicyStore
 from lightning_core.tracking import registry
+from lightning_core.tracking.signals import Signal
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,17 @@ class MlflowRun:
         now = int(time.time() * 1000)
         entries = [Metric(name, float(value), now, epoch) for name, value in sorted(values.items())]
         self._client.log_batch(self.run_id, metrics=entries)
+
+    def tell(self, epoch: EpochManifest, signals: list[Signal]) -> None:
+        """Signals as metrics `policy/signal`; seconds of an evaluation would stand for those of the epoch."""
+        self.metrics(
+            {
+                f"{s.policy}/{s.name}" if s.policy else s.name: s.value
+                for s in signals
+                if epoch.mode == "train" or not s.name.startswith("seconds/")
+            },
+            epoch.epoch,
+        )
 
     def document(self, content: dict[str, Any], path: str) -> None:
         """A JSON artifact, such as the settings and the dataset of an epoch."""

@@ -1,0 +1,214 @@
+"""Learning by rollouts: the calculator's held-out share by epoch, three ways, with equal rollouts.
+
+    make bench-learning ARGS="--minutes 60"      # runs what is missing for so long, then stops where it can go on
+    make bench-learning ARGS="--minutes 0"       # only the figures, the plot and the table of what there is
+
+    ours         examples/calculator/settings.yaml as it is
+    transitions  the ancestor's scheme: every call a sample of its own, grouped with all calls of its task
+                 (bench/transition_grpo.sql, `merge: per_call`); settings alone, nothing else differs
+    stock        TRL's GRPOTrainer on the first call alone, sampling with transformers (bench/learning_trl.py); the second
+                 call only repeats a number, and what counts as right is decided by the first
+
+Each arm runs with the seeds `--seeds`, as many epochs as the settings say, in `var/learning/<arm>-<seed>`; an epoch that ends is a row
+of bench/results/learning.jsonl, and what has a row is not run again. Rows of other settings (`key`) stay, and count for
+nothing. Prints `learning_final` and `learning_rollouts_to_match`; draws docs/learning.svg and the table in docs/learning.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from bench.learning_page import write_page
+from bench.report import figure, say
+from lightning_core.config import Settings
+from lightning_core.lake.report import epoch_rows
+from lightning_core.lake.stages import stage_key
+from lightning_core.settings_file import load_settings
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples/calculator/settings.yaml"
+RESULTS = ROOT / "bench/results/learning.jsonl"
+ARMS = ("ours", "transitions", "stock")
+_TO_STOP_S = 120.0
+
+
+def settings_of(arm: str, seed: int, folder: Path) -> tuple[Settings, dict[str, Any]]:
+    """Settings of a run, and what they differ in from the example's."""
+    changes: dict[str, Any] = {"home": str(folder / f"{arm}-{seed}"), "seed": seed, "run": "learning"}
+    if arm == "transitions":
+        policy = load_settings(EXAMPLE).policies[0].model_dump(mode="json", exclude_defaults=True)
+        policy |= {"advantages": "bench/transition_grpo.sql", "merge": "per_call"}
+        changes |= {"policies": [policy], "reward.assign": "discounted", "reward.gamma": 1.0}
+    return load_settings(EXAMPLE, changes), changes
+
+
+def key_of(settings: Settings) -> str:
+    """Digest of what a learning curve depends on; rows of another are another experiment's."""
+    policies = [p.model_dump(mode="json", exclude={"advantages", "merge"}) for p in settings.policies]
+    return stage_key(policies, settings.rollout.tasks_per_epoch, settings.rollout.group_size, settings.evaluation)
+
+
+def read_rows(path: Path = RESULTS) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []
+
+
+def add_rows(new: list[dict[str, Any]], path: Path = RESULTS) -> None:
+    """Append the rows that are not there yet."""
+    there = {(r["key"], r["arm"], r["seed"], r["epochs"]) for r in read_rows(path)}
+    lines = [json.dumps(r) + "\n" for r in new if (r["key"], r["arm"], r["seed"], r["epochs"]) not in there]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(lines)
+
+
+def run(arm: str, seed: int, folder: Path, until: float) -> bool:
+    """Go on with a run until it ends (True) or the time is up. Raises RuntimeError where it failed."""
+    settings, changes = settings_of(arm, seed, folder)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    if arm == "stock":
+        command = [sys.executable, "-m", "bench.learning_trl", "--seed", str(seed), "--folder", str(settings.home)]
+    else:
+        command = [sys.executable, "-m", "flows.cli", "train", str(EXAMPLE)]
+        command += [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    say(f"{arm}, seed {seed}: {settings.home}/run.log")
+    with (settings.home / "run.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(1)
+        finally:
+            ended = _stop(process)
+    add_rows(rows_of(arm, seed, folder))
+    if ended is not None and ended != 0:
+        tail = (settings.home / "run.log").read_text(errors="replace").splitlines()[-5:]
+        raise RuntimeError(f"{arm}, seed {seed} ended with {ended}: " + "\n".join(tail))
+    return ended == 0
+
+
+def _stop(process: subprocess.Popen[bytes]) -> int | None:
+    """What the run ended with by itself; None where it was stopped here, as Ctrl-C stops it."""
+    if process.poll() is not None:
+        return process.returncode
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(_TO_STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return None
+
+
+def rows_of(arm: str, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """A row per evaluation that a run has come to; `epochs` trained before it, `rollouts` sampled for those."""
+    settings, _ = settings_of(arm, seed, folder)
+    common = {"key": key_of(settings), "arm": arm, "seed": seed}
+    if arm == "stock":
+        file = settings.home / "evaluations.jsonl"
+        return [common | row for row in read_rows(file)]
+    per_epoch = settings.rollout.tasks_per_epoch * settings.rollout.group_size
+    return [
+        common
+        | {"epochs": row["epoch"] + 1, "rollouts": (row["epoch"] + 1) * per_epoch, "right": row["held_out_right"]}
+        | {"tasks": row["held_out_tasks"]}
+        for row in epoch_rows(settings)
+        if row["held_out_right"] is not None
+    ]
+
+
+def curves(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Arm → a point per number of epochs, over the seeds that have come so far: mean, min, max, seeds, rollouts."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for arm in ARMS:
+        own = [r for r in rows if r["arm"] == arm]
+        points = []
+        for epochs in sorted({r["epochs"] for r in own}):
+            shares = [r["right"] for r in own if r["epochs"] == epochs]
+            rollouts = next(r["rollouts"] for r in own if r["epochs"] == epochs)
+            point = {"epochs": epochs, "rollouts": rollouts, "seeds": len(shares), "mean": mean(shares)}
+            points.append(point | {"min": min(shares), "max": max(shares)})
+        if points:
+            found[arm] = points
+    return found
+
+
+def rollouts_to(level: float, points: list[dict[str, Any]]) -> float | None:
+    """Rollouts after which a curve of means first reaches `level`, between two evaluations by the straight line."""
+    before = None
+    for point in points:
+        if point["mean"] >= level:
+            if before is None or point["mean"] == before["mean"]:
+                return float(point["rollouts"])
+            part = (level - before["mean"]) / (point["mean"] - before["mean"])
+            return float(before["rollouts"] + part * (point["rollouts"] - before["rollouts"]))
+        before = point
+    return None
+
+
+def print_figures(found: dict[str, list[dict[str, Any]]]) -> None:
+    """The two figures, where ours and the ancestor's scheme have a curve."""
+    if not {"ours", "transitions"} <= found.keys():
+        say("no figures yet: `ours` and `transitions` each need a run")
+        return
+    ours, theirs, stock = found["ours"], found["transitions"], found.get("stock")
+    seeds = min(ours[-1]["seeds"], theirs[-1]["seeds"])
+    worse = [
+        p["epochs"]
+        for p in ours
+        for q in [*theirs, *(stock or [])]
+        if p["epochs"] == q["epochs"] and p["mean"] < q["mean"]
+    ]
+    figure(
+        "learning_final", ours[-1]["mean"], "share", theirs[-1]["mean"], seeds,
+        stock=stock[-1]["mean"] if stock else None, epochs=ours[-1]["epochs"], below_another_at=sorted(set(worse)),
+    )  # fmt: skip
+    needed = rollouts_to(theirs[-1]["mean"], ours)
+    if needed is not None:
+        figure("learning_rollouts_to_match", needed, "rollouts", theirs[-1]["rollouts"], seeds, smaller_is_better=True)
+    else:
+        say(f"ours does not reach the other's final {theirs[-1]['mean']:.1%}: no `learning_rollouts_to_match`")
+
+
+def missing(rows: list[dict[str, Any]], seeds: list[int], epochs: int) -> list[tuple[int, str]]:
+    """(seed, arm) whose last evaluation has no row; a seed of every arm before the next seed."""
+    there = {(r["seed"], r["arm"]) for r in rows if r["epochs"] == epochs}
+    return [(seed, arm) for seed in seeds for arm in ARMS if (seed, arm) not in there]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the next call goes on")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=ROOT / "var/learning")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    until = time.monotonic() + 60 * options.minutes
+    settings, _ = settings_of("ours", 0, options.folder)
+    for seed, arm in missing(_current(settings), options.seeds, settings.epochs):
+        if time.monotonic() >= until or not run(arm, seed, options.folder, until):
+            break
+    rows = _current(settings)
+    still = missing(rows, options.seeds, settings.epochs)
+    if still:
+        say("missing: " + ", ".join(f"{arm} seed {seed}" for seed, arm in still))
+    found = curves(rows)
+    print_figures(found)
+    write_page(found, still)
+
+
+def _current(settings: Settings) -> list[dict[str, Any]]:
+    return [row for row in read_rows() if row["key"] == key_of(settings)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Signals for Prometheus: a file a run in `home/signals`, which the server's `/metrics` includes.
+
+Training ends with its process, so there is nothing to scrape then; the server stays, and reads the files when it is
+asked. `signal{of}` of view signals: `dropped/no_spread` becomes `lightning_train_dropped{of="no_spread"}`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from lightning_core.files import write_atomic
+
+if TYPE_CHECKING:
+    from lightning_core.lake.manifest import EpochManifest
+    from lightning_core.tracking.signals import Signal
+
+logger = logging.getLogger(__name__)
+
+_LABELS = ("run", "policy", "of")
+
+
+def folder(home: Path) -> Path:
+    return home / "signals"
+
+
+class PrometheusFile:
+    """The newest epoch's (or evaluation's) signals of each run, for `SignalFiles` to show."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = folder(home)
+
+    def tell(self, epoch: EpochManifest, signals: list[Signal]) -> None:
+        rows = [{"policy": s.policy or "", "signal": s.name, "value": s.value} for s in signals]
+        rows.append({"policy": "", "signal": "epoch", "value": epoch.epoch})
+        self._folder.mkdir(parents=True, exist_ok=True)
+        content = {"run": epoch.run, "mode": epoch.mode, "signals": rows}
+        write_atomic(self._folder / f"{epoch.run}.{epoch.mode}.json", json.dumps(content).encode())
+
+
+class SignalFiles(Collector):
+    """Gauges of the files as they are at that moment: `lightning_<mode>_<signal>{run, policy, of}`."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = folder(home)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                told = json.loads(path.read_bytes())
+            except (OSError, ValueError) as error:
+                logger.warning("%s: left out of /metrics: %s", path, error)
+                continue
+            for row in told["signals"]:
+                self._add(families, told, row)
+        yield from families.values()
+
+    @staticmethod
+    def _add(families: dict[str, GaugeMetricFamily], told: dict[str, Any], row: dict[str, Any]) -> None:
+        signal, _, of = row["signal"].partition("/")
+        name = re.sub(r"\W", "_", f"lightning_{told['mode']}_{signal}")
+        if name not in families:
+            families[name] = GaugeMetricFamily(name, f"{signal} of the newest {told['mode']} epoch", labels=_LABELS)
+        families[name].add_metric([told["run"], row["policy"], of], row["value"])

@@ -1,0 +1,70 @@
+"""The signals of an epoch, and who is told: any number of backends of one small interface.
+
+What a signal is, is SQL: sql/views/signals.sql, which analysts ask too. A backend gets an epoch's signals once, after
+the epoch or evaluation has come to its end; to add one, write a class with `tell` and name it in `backends`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from lightning_core.config import Settings
+from lightning_core.lake import catalog
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.tracking.prometheus import PrometheusFile
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One number of an epoch: `name` as in view signals, `policy` None where it is not one policy's."""
+
+    policy: str | None
+    name: str
+    value: float
+
+
+class Backend(Protocol):
+    """Someone who is told the signals of each epoch. Told twice, the second time counts."""
+
+    def tell(self, epoch: EpochManifest, signals: list[Signal]) -> None: ...
+
+
+def epoch_signals(lake: Lake, epoch: EpochManifest) -> list[Signal]:
+    """The signals of an epoch or evaluation whose stages are in its manifest; rebuilds the catalog to have them."""
+    lake.rebuild_catalog()
+    with catalog.connect(lake.root) as con:
+        rows = con.execute(
+            "SELECT policy, signal, value FROM signals WHERE run = ? AND epoch = ? AND mode = ? ORDER BY ALL",
+            [epoch.run, epoch.epoch, epoch.mode],
+        )
+        return [Signal(*row) for row in rows.fetchall()]
+
+
+def backends(settings: Settings, say: Callable[[str], None] | None = None) -> list[Backend]:
+    """The backends of `tracking.backends` that need no session of their own (MLflow's is its run: mlflow_backend)."""
+    found: list[Backend] = []
+    if "console" in settings.tracking.backends:
+        found.append(Console(say or logging.getLogger(__name__).info))
+    if "prometheus" in settings.tracking.backends:
+        found.append(PrometheusFile(settings.home))
+    return found
+
+
+class Console:
+    """One line a policy, in the order of the view; what every epoch has anyway (seconds, tokens) is left to the tables."""
+
+    _LEFT_OUT = ("seconds/", "tokens", "unique_tokens", "trained_tokens", "sequences", "peak_")
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def tell(self, epoch: EpochManifest, signals: list[Signal]) -> None:
+        for policy in sorted({s.policy for s in signals}, key=lambda name: name or ""):
+            told = [s for s in signals if s.policy == policy and not s.name.startswith(self._LEFT_OUT)]
+            if told:
+                values = ", ".join(f"{s.name} {s.value:.4g}" for s in told)
+                self._say(f"{epoch.mode} {epoch.epoch}{f', {policy}' if policy else ''}: {values}")

@@ -1,0 +1,97 @@
+-- How training goes, one number a row: what MLflow, the console and Prometheus are told.
+-- Grain: one row per (run, epoch, mode, policy, signal). `policy` is NULL for what is not one policy's. An evaluation's epoch
+-- is the number of epochs trained before it. Signals of several kinds are named `dropped/<reason>`, `seconds/<stage>`.
+-- Inputs: epoch_manifests, advantages, sequences, exclusion_reasons, staleness, rollout_rewards.
+-- Rule: `reward` and `reward_spread` (standard deviation) are over the rollouts a policy acted in, each once. `group_spread` is
+-- the mean deviation of a group's returns; `groups_kept` the share of groups in which any rollout trains;
+-- `advantage_spread` the deviation of the advantages trained. `kept`: calls trained; `dropped/…`: calls left out, by reason.
+-- `staleness`: mean lag of the calls. What the trainer measured comes under its own names (`kl`, `entropy`, `clip_ratio`, …).
+-- Sorted lists: no number may depend on the order of the input.
+WITH rollouts AS (
+    SELECT run, epoch, policy, rollout_id, min(reward) AS reward FROM advantages GROUP BY ALL
+),
+rewards AS (
+    SELECT
+        run,
+        epoch,
+        policy,
+        list_avg(list_sort(list(reward))) AS reward,
+        list_stddev_pop(list_sort(list(reward))) AS reward_spread
+    FROM rollouts
+    GROUP BY ALL
+),
+groups AS (
+    SELECT run, epoch, policy, group_id, agent, step, min(group_std) AS spread, bool_or(left_out IS NULL) AS kept
+    FROM advantages
+    GROUP BY ALL
+),
+spreads AS (
+    SELECT
+        run,
+        epoch,
+        policy,
+        list_avg(list_sort(list(spread))) AS group_spread,
+        avg(kept::INTEGER) AS groups_kept
+    FROM groups
+    GROUP BY ALL
+),
+trained AS (
+    SELECT run, epoch, policy, list_stddev_pop(list_sort(list(advantage))) AS advantage_spread
+    FROM advantages
+    WHERE left_out IS NULL
+    GROUP BY ALL
+),
+kept AS (
+    SELECT run, epoch, policy, sum(len(call_ids))::DOUBLE AS kept, count(*)::DOUBLE AS sequences
+    FROM sequences
+    GROUP BY ALL
+),
+stale AS (
+    SELECT run, epoch, policy, sum(lag * calls) / sum(calls) FILTER (lag IS NOT NULL) AS staleness
+    FROM staleness
+    WHERE mode = 'train' AND policy IS NOT NULL
+    GROUP BY ALL
+),
+stages AS (
+    SELECT manifests.run, manifests.epoch, manifests.mode, stage.key AS stage, stage.value AS done
+    FROM epoch_manifests AS manifests, json_each(manifests.stages) AS stage
+),
+measured AS (
+    SELECT stages.run, stages.epoch, stages.mode, substr(stages.stage, 7) AS policy, metric.key AS signal, metric.value::DOUBLE AS value
+    FROM stages, json_each(stages.done, '$.output.metrics') AS metric
+    WHERE starts_with(stages.stage, 'train ') AND metric.type IN ('DOUBLE', 'BIGINT', 'UBIGINT')
+        AND metric.key NOT IN ('sequences', 'epoch', 'seed', 'steps', 'step')
+),
+held_out AS (
+    SELECT
+        run,
+        epoch,
+        avg(success::INTEGER) AS held_out_right,
+        list_avg(list_sort(list(reward))) AS held_out_reward,
+        count(*)::DOUBLE AS held_out_tasks
+    FROM rollout_rewards
+    WHERE mode = 'evaluate'
+    GROUP BY ALL
+)
+FROM (
+    SELECT run, epoch, 'train' AS mode, policy, signal, value FROM rewards UNPIVOT (value FOR signal IN (reward, reward_spread))
+    UNION ALL
+    SELECT run, epoch, 'train', policy, signal, value FROM spreads UNPIVOT (value FOR signal IN (group_spread, groups_kept))
+    UNION ALL
+    SELECT run, epoch, 'train', policy, 'advantage_spread', advantage_spread FROM trained
+    UNION ALL
+    SELECT run, epoch, 'train', policy, signal, value FROM kept UNPIVOT (value FOR signal IN (kept, sequences))
+    UNION ALL
+    SELECT run, epoch, 'train', policy, 'dropped/' || reason, calls FROM exclusion_reasons
+    UNION ALL
+    SELECT run, epoch, 'train', policy, 'staleness', staleness FROM stale
+    UNION ALL
+    SELECT run, epoch, mode, policy, signal, value FROM measured
+    UNION ALL
+    SELECT run, epoch, mode, NULL, 'seconds/' || replace(stage, ' ', '_'), (done ->> '$.seconds')::DOUBLE FROM stages
+    UNION ALL
+    SELECT run, epoch, 'evaluate', NULL, signal, value
+    FROM held_out UNPIVOT (value FOR signal IN (held_out_right, held_out_reward, held_out_tasks))
+)
+WHERE value IS NOT NULL
+ORDER BY run, epoch, mode, policy, signal

@@ -1,0 +1,42 @@
+"""The collapse alarm: stop the run, serve the best version, and say so where anyone would look."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from lightning_core.config import Settings
+from lightning_core.policies.store import PolicyStore
+from lightning_core.services import Services, versions
+from lightning_core.tracking.alarm import Collapse, alarms
+from lightning_core.tracking.mlflow_backend import MlflowRun
+from tasks.progress import logger
+from tasks.redeploy import redeploy
+
+
+@task(task_run_name="alarm after {epochs} epochs", cache_policy=NO_CACHE, persist_result=False)
+def watch(settings: Settings, epochs: int, services: Services | None = None) -> None:
+    """Raise Collapse where the run, after so many epochs, has passed a limit of `alarm:`; the flow ends as failed with it.
+
+    The best version of each policy is current then (and served, where services run): the one with the best evaluation,
+    or, where nothing was evaluated, the one before the last epoch.
+    """
+    found = alarms(settings, epochs)
+    if not found:
+        return
+    before = versions(settings, max(epochs - 1, 0))
+    kept = {name: PolicyStore(settings.home, name).best() or version for name, version in before.items()}
+    if services is not None:
+        redeploy(settings, services, kept)
+    else:
+        for name, version in kept.items():
+            PolicyStore(settings.home, name).set_current(version)
+    message = (
+        f"ALARM: run {settings.run!r} is stopped: {'; '.join(found)}. Current is now "
+        + ", ".join(f"{version} of {name}" for name, version in kept.items())
+        + ". To go on all the same, change `alarm:`; to go back, begin another `run` with other settings"
+    )
+    logger().error(message)
+    if "mlflow" in settings.tracking.backends:
+        MlflowRun(settings).tag(alarm=message)
+    raise Collapse(message)

@@ -1,0 +1,102 @@
+"""The collapse alarm: a forced collapse stops the run, and the best version is current."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prefect.logging import disable_run_logger
+from pydantic import ValidationError
+
+from lightning_core.config import TaskSettings
+from lightning_core.lake.derive import derive
+from lightning_core.policies.store import Evaluation, Lineage, PolicyStore
+from lightning_core.tracking.alarm import Collapse, alarms
+from lightning_core.tracking.mlflow_backend import MlflowRun
+from tasks.alarm import watch
+from tests.lake_maker import Attempt, derived, settings
+from tests.policy_files import store_with_base, write_model
+
+TASKS = TaskSettings(train="tasks.jsonl", evaluate="tasks.jsonl")
+
+
+def run_of(home: Path, held_out: list[float], entropy: list[float], kl: float = 0.01) -> None:
+    """A run of so many epochs with these mean held-out rewards (one more than epochs) and entropies; v0001 is the best."""
+    rows = []
+    for epoch, reward in enumerate(held_out):
+        attempt = Attempt(f"e{epoch}", group=f"e{epoch}")
+        attempt.root(mode="evaluate", epoch=epoch)
+        attempt.call([1], [2])
+        attempt.reward(reward)
+        rows += attempt.rows
+    lake, first = derived(home, rows, mode="evaluate")
+    store = store_with_base(home)
+    for epoch, value in enumerate(entropy):
+        write_model(home / f"out{epoch}", value=epoch + 1.0)
+        lineage = Lineage(run="run", epoch=epoch, base_model="base", kind="full", parent=f"v{epoch:04d}")
+        version = store.publish(home / f"out{epoch}", lineage)
+        manifest = first.model_copy(
+            update={
+                "mode": "train",
+                "epoch": epoch,
+                "tables": {},
+                "stages": {},
+                "versions": {"policy": f"v{epoch:04d}"},
+            }
+        )
+        manifest.finish("train policy", "k", {"version": version, "metrics": {"entropy": value, "kl": kl}}, 1.0)
+        lake.manifests.put_epoch(manifest)
+    for epoch, reward in enumerate(held_out):
+        manifest = first.model_copy(update={"epoch": epoch, "tables": {}, "stages": {}})
+        derive(lake, manifest, settings(home), f"k{epoch}")
+        lake.manifests.put_epoch(manifest)
+        store.evaluated(
+            f"v{epoch:04d}",
+            Evaluation(run="run", epoch=epoch, tasks=1, right=reward, reward=reward, held_out="h"),
+        )
+    store.set_current(f"v{len(entropy):04d}")
+
+
+def test_a_collapse_of_the_held_out_reward_stops_the_run_and_the_best_version_is_current(tmp_path: Path) -> None:
+    run_of(tmp_path, held_out=[0.3, 0.8, 0.1], entropy=[1.5, 0.4])
+    given = settings(tmp_path, alarm={"reward_drop": 0.2}, tasks=TASKS)
+    with disable_run_logger(), pytest.raises(Collapse, match=r"0\.1 is 0\.7 below the best, 0\.8.*v0001 of policy"):
+        watch.fn(given, 2)
+    assert PolicyStore(tmp_path, "policy").current() == PolicyStore(tmp_path, "policy").best() == "v0001"
+    run = MlflowRun(given)
+    assert "run 'run' is stopped" in run._client.get_run(run.run_id).data.tags["alarm"]
+    with disable_run_logger(), pytest.raises(Collapse):
+        watch.fn(given, 2)  # started again, it stays stopped
+
+
+def test_nothing_happens_within_the_limits(tmp_path: Path) -> None:
+    run_of(tmp_path, held_out=[0.3, 0.8, 0.7], entropy=[1.5, 0.4])
+    watch.fn(settings(tmp_path, alarm={"reward_drop": 0.2, "entropy_below": 0.3}, tasks=TASKS), 2)
+    watch.fn(settings(tmp_path), 2)
+    assert PolicyStore(tmp_path, "policy").current() == "v0002"
+
+
+def test_entropy_and_kl_are_of_the_last_epoch(tmp_path: Path) -> None:
+    run_of(tmp_path, held_out=[0.3, 0.8, 0.7], entropy=[0.2, 0.4], kl=0.5)
+    assert alarms(settings(tmp_path, alarm={"entropy_below": 0.3}), 2) == []
+    assert alarms(settings(tmp_path, alarm={"entropy_below": 0.3}), 1) == [
+        "epoch 0, policy: entropy 0.2 is below alarm.entropy_below 0.3"
+    ]
+    kl = settings(tmp_path, alarm={"kl_above": 0.4}, training={"beta": 0.1})
+    assert alarms(kl, 2) == ["epoch 1, policy: kl 0.5 is above alarm.kl_above 0.4"]
+    assert alarms(kl, 0) == [], "before the first epoch"
+
+
+def test_without_an_evaluation_the_version_before_the_epoch_is_kept(tmp_path: Path) -> None:
+    run_of(tmp_path, held_out=[], entropy=[1.0, 0.01])
+    with disable_run_logger(), pytest.raises(Collapse, match="v0001 of policy"):
+        watch.fn(settings(tmp_path, alarm={"entropy_below": 0.3}, tracking={"backends": ["console"]}), 2)
+    assert PolicyStore(tmp_path, "policy").current() == "v0001"
+
+
+@pytest.mark.parametrize(
+    ("alarm", "why"), [({"kl_above": 0.1}, "training.beta"), ({"reward_drop": 0.1}, "needs evaluations")]
+)
+def test_an_alarm_that_could_never_sound_is_an_error(tmp_path: Path, alarm: dict[str, float], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        settings(tmp_path, alarm=alarm)

@@ -1,0 +1,128 @@
+"""bench/learning.py: what is run, what is counted, and the figures, table and plot that come of rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import learning, learning_page
+from lightning_core.lake.derive_inputs import check_estimators
+from tests.tiny_model import make_tiny_llama
+
+CALCULATOR = Path(__file__).parents[2] / "examples/calculator"
+
+
+def rows(arm: str, shares: list[list[float]]) -> list[dict[str, Any]]:
+    """Rows of an arm: for each seed its shares by epoch."""
+    return [
+        {"key": "k", "arm": arm, "seed": seed, "epochs": epochs, "rollouts": 100 * epochs, "right": share, "tasks": 64}
+        for seed, own in enumerate(shares)
+        for epochs, share in enumerate(own)
+    ]
+
+
+ROWS = rows("ours", [[0.2, 0.6, 0.9], [0.4, 0.6, 0.9]]) + rows("transitions", [[0.2, 0.4, 0.7], [0.4, 0.4, 0.7]])
+
+
+def test_the_ancestors_scheme_is_settings_alone(tmp_path: Path) -> None:
+    ours, _ = learning.settings_of("ours", 1, tmp_path)
+    theirs, _ = learning.settings_of("transitions", 1, tmp_path)
+    check_estimators(theirs)
+    changed = {"advantages", "merge"}
+    for a, b in zip(ours.policies, theirs.policies, strict=True):
+        assert a.model_dump(exclude=changed) == b.model_dump(exclude=changed)
+    assert (theirs.reward.assign, theirs.reward.gamma, theirs.policies[0].merge) == ("discounted", 1.0, "per_call")
+    same = {"home", "policies", "reward"}
+    assert ours.model_dump(exclude=same) == theirs.model_dump(exclude=same)
+    assert learning.key_of(ours) == learning.key_of(theirs)
+    assert ours.home != theirs.home
+
+
+def test_what_has_its_last_row_is_not_run_again(tmp_path: Path) -> None:
+    assert learning.missing(ROWS, [0, 1, 2], 2) == [
+        (0, "stock"), (1, "stock"), (2, "ours"), (2, "transitions"), (2, "stock"),
+    ]  # fmt: skip
+    file = tmp_path / "results/learning.jsonl"
+    learning.add_rows(ROWS, file)
+    learning.add_rows([*ROWS, *rows("stock", [[0.1]])], file)
+    assert learning.read_rows(file) == [*ROWS, *rows("stock", [[0.1]])]
+
+
+def test_the_figures_are_of_the_means_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    learning.print_figures(learning.curves(ROWS))
+    lines = {line["name"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert lines["learning_final"] | {"ratio": 0} == lines["learning_final"] | {
+        "ratio": 0,
+        "value": 0.9,
+        "baseline": 0.7,
+    }
+    assert lines["learning_final"]["n"] == 2 and lines["learning_final"]["below_another_at"] == []
+    # 0.7 lies a third of the way from 0.6 after 100 rollouts to 0.9 after 200.
+    match = lines["learning_rollouts_to_match"]
+    assert (match["value"], match["baseline"], match["ratio"]) == (133.3, 200, 1.5)
+
+
+def test_an_epoch_in_which_ours_is_behind_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    behind = rows("ours", [[0.3, 0.1, 0.9]]) + rows("transitions", [[0.3, 0.4, 0.7]])
+    learning.print_figures(learning.curves(behind))
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["below_another_at"] == [1]
+
+
+def test_a_level_that_is_not_reached_has_no_rollouts() -> None:
+    assert learning.rollouts_to(0.95, learning.curves(ROWS)["ours"]) is None
+    assert learning.rollouts_to(0.1, learning.curves(ROWS)["ours"]) == 0
+
+
+def test_the_page_has_the_table_and_the_plot_and_says_what_is_missing(tmp_path: Path) -> None:
+    page = tmp_path / "learning.md"
+    page.write_text(f"# Learning\n\n{learning_page.BEGIN}\nold\n{learning_page.END}\n\nafter\n")
+    learning_page.write_page(learning.curves(ROWS), [(1, "stock")], tmp_path)
+    text = page.read_text()
+    assert "| 2 | 200 | 90.0% (90% to 90%; 2) | 70.0% (70% to 70%; 2) |" in text
+    assert "Not run yet: stock with seed 1." in text and "old" not in text and text.endswith("after\n")
+    drawn = ElementTree.parse(tmp_path / "learning.svg")
+    assert len(drawn.findall(".//{http://www.w3.org/2000/svg}polyline")) == 2
+
+
+def test_the_page_in_the_tree_has_a_place_for_the_table() -> None:
+    text = (learning_page.DOCS / "learning.md").read_text()
+    assert learning_page.BEGIN in text and learning_page.END in text
+
+
+@pytest.mark.extra
+def test_the_stock_arm_trains_and_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import learning_trl
+    from lightning_core.settings_file import load_settings
+
+    monkeypatch.syspath_prepend(str(CALCULATOR))
+    model = make_tiny_llama(tmp_path / "tiny")
+    changes = {
+        "policies": [{"name": "policy", "model": str(model), "training": {"steps_per_epoch": 1}}],
+        "rollout": {"tasks_per_epoch": 2, "group_size": 2},
+        "epochs": 2,
+        "evaluation": {"limit": 3, "success_reward": 0.75},
+    }
+    settings = load_settings(CALCULATOR / "settings.yaml", changes)
+    monkeypatch.setattr(learning_trl, "load_settings", lambda *_: settings)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "argv", ["learning_trl", "--seed", "0", "--folder", str(folder)])
+    learning_trl.main()
+    done = learning_trl.evaluations(folder)
+    assert [(row["epochs"], row["rollouts"], row["tasks"]) for row in done] == [(0, 0, 3), (1, 4, 3), (2, 8, 3)]
+    assert sorted(p.name for p in (folder / "checkpoints").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in done[:2]))
+    learning_trl.main()
+    assert len(learning_trl.evaluations(folder)) == 3
+    task = {"answer": 6, "question": "?"}
+    assert [learning_trl.reward(task, reply) for reply in ("calc(2*3)", "so calc(2*3)", "calc(2+3)", "6")] == [
+        1.0,
+        0.8,
+        0.1,
+        0.0,
+    ]
