@@ -162,8 +162,9 @@ def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """Server and vLLM until Ctrl-C: flows find them, agents can be tried against them."""
     import time
 
+    from lightning_core.deploy import deploy
     from lightning_core.lake.manifest import Manifests
-    from lightning_core.services import deploy, running, versions
+    from lightning_core.services import running, versions
 
     settings = _load(settings_file, assignments)
     with _interruptible(), running(settings, click.echo) as services:

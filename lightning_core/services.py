@@ -10,20 +10,20 @@ import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from lightning_core.config import PolicySettings, Settings
+from lightning_core.config import Settings
 from lightning_core.files import write_atomic
 from lightning_core.lake.manifest import LakeError, Manifests
 from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.processes import end_group, is_running
-from lightning_core.policies.redeploy import RedeployFailed, hot_swap, load_lora, route
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
+from lightning_core.policies.supervisor import Supervisor
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.server.handle import ServerHandle
@@ -53,11 +53,14 @@ def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
             say("vLLM was left behind in the middle of something; starting it anew")
             vllm.stop()
             vllm = None
+        if vllm is None and not ours:
+            vllm = _coming_back(settings, say)
         if vllm is None:
             vllm = _start_vllm(settings, model, say)
+            ours = True
+        if ours:
             stack.callback(vllm.stop)
-        elif ours:
-            stack.callback(vllm.stop)
+            stack.enter_context(Supervisor(vllm))
         yield Services(server, vllm, model)
 
 
@@ -86,6 +89,23 @@ def _server(settings: Settings, say: Say) -> Iterator[tuple[ServerHandle, bool]]
         yield server, ours
 
 
+def _coming_back(settings: Settings, say: Say) -> VllmServer | None:
+    """The vLLM that its owner's supervisor is starting again; None where there was none, or it does not come."""
+    deadline = time.monotonic() + settings.vllm.start_timeout_s
+    while VllmServer.is_known(settings.home) and time.monotonic() < deadline:
+        if (found := VllmServer.find(settings.home)) is not None:
+            with found.exclusive():  # it is ready when the supervisor lets go
+                return found
+        say("vLLM is gone; its supervisor should start it again")
+        time.sleep(2)
+    return None
+
+
+def claim_services(home: Path) -> bool:
+    """Whether this process owns the services of a home now: they stay while it lives, whatever flows begin and end."""
+    return _Owner(home).claim()
+
+
 def stop_orphans(home: Path) -> None:
     """Stop what a killed flow left running for `home`. Raises LakeError where a living flow owns it."""
     if not _Owner(home).claim():
@@ -101,7 +121,7 @@ def _answers(vllm: VllmServer) -> bool:
     """Whether a vLLM that a killed flow left computes: it may have died while starting, or between pause and resume."""
     try:
         with vllm.client(timeout_s=30) as client:
-            client.probe(vllm.state.served_name)
+            client.logprobs(vllm.state.served_name)
     except VllmError:
         return False
     return True
@@ -154,92 +174,6 @@ def versions(settings: Settings, epoch: int) -> dict[str, str]:
     return found
 
 
-def deploy(settings: Settings, services: Services, wanted_versions: dict[str, str]) -> dict[str, float]:
-    """Make vLLM serve these versions (policy → version) and the gateway route to them; returns seconds by policy.
-
-    Raises StoreError where a version's files are not what was published (nothing was touched then), and RedeployFailed;
-    the gateway then routes to, and names, the version that is still served.
-    """
-    server, vllm = services.server, services.vllm
-    folders = {p.name: PolicyStore(settings.home, p.name).checked(wanted_versions[p.name]) for p in settings.policies}
-    former, wanted = server.routes(), _routes(settings, vllm, wanted_versions)
-    current, seconds = dict(former["policies"]), {}
-
-    def announce(name: str, served: list[str]) -> None:
-        # A policy at a time: the next one's version is not loaded yet.
-        _name_loaded(name, vllm, former, wanted, served)
-        current[name] = wanted["policies"][name]
-        server.set_routes(wanted | {"policies": current})
-
-    try:
-        for policy in settings.policies:
-            version = wanted["policies"][policy.name]["version"]
-            seconds[policy.name] = _swap(policy, folders[policy.name], version, vllm, announce)
-    except RedeployFailed:
-        if former["policies"]:
-            _forget_unloaded(former, vllm)
-            server.set_routes(former)
-        raise
-    for policy in settings.policies:
-        if policy.lora is not None:
-            with vllm.client() as client:
-                _name_loaded(policy.name, vllm, former, wanted, client.models())
-    server.set_routes(wanted)
-    for policy in settings.policies:
-        PolicyStore(settings.home, policy.name).set_current(wanted_versions[policy.name])
-    return seconds
-
-
-def _routes(settings: Settings, vllm: VllmServer, current: dict[str, str]) -> dict[str, Any]:
-    limit = settings.evaluation.max_tokens
-    base = {"upstream": vllm.upstream, "model": vllm.state.served_name}
-    return {
-        "policies": {p.name: route(p, vllm, current[p.name], evaluate_max_tokens=limit) for p in settings.policies},
-        "frozen": {name: base for name in settings.frozen},
-    }
-
-
-def _name_loaded(
-    name: str, vllm: VllmServer, former: dict[str, Any], wanted: dict[str, Any], served: list[str]
-) -> None:
-    """Put into `wanted` which other versions of the policy stay served: rollouts that began with them go on with them."""
-    now, before = wanted["policies"][name], former["policies"].get(name)
-    others = {BASE_VERSION: vllm.state.served_name}
-    if before is not None and before["upstream"] == now["upstream"]:
-        others[before["version"]] = before["model"]
-    now["loaded"] = {v: {"model": m} for v, m in others.items() if v != now["version"] and m in served}
-
-
-def _forget_unloaded(routes: dict[str, Any], vllm: VllmServer) -> None:
-    """Take versions out of `routes` that a deploy unloaded before it failed."""
-    try:
-        with vllm.client() as client:
-            served = client.models()
-    except VllmError as error:
-        logger.warning("what vLLM still serves is not known: %s", error)
-        return
-    for entry in routes["policies"].values():
-        entry["loaded"] = {v: o for v, o in entry["loaded"].items() if o["upstream"] or o["model"] in served}
-
-
-def _swap(
-    policy: PolicySettings,
-    folder: Path,
-    version: str,
-    vllm: VllmServer,
-    announce: Callable[[str, list[str]], None],
-) -> float:
-    """Seconds that it took; 0 where the version is served already."""
-    if policy.lora is not None:
-        if version == BASE_VERSION:
-            return 0.0  # no adapter yet: the base model serves it
-        loaded = load_lora(vllm, policy.name, version, folder, before_unload=lambda stays: announce(policy.name, stays))
-        return sum(loaded.seconds.values())
-    if vllm.state.version == version:
-        return 0.0
-    return sum(hot_swap(vllm, folder, version, before_resume=lambda: announce(policy.name, [])).seconds.values())
-
-
 def _start_vllm(settings: Settings, model: ModelFolder, say: Say) -> VllmServer:
     """vLLM on the current full weights, or on the base model where the policies are adapters."""
     first = settings.policies[0]
@@ -251,7 +185,8 @@ def _start_vllm(settings: Settings, model: ModelFolder, say: Say) -> VllmServer:
             first.name,
             home=settings.home,
             lora_rank=max(ranks),
-            lora_slots=2 * len(ranks),  # a version and the one before it
+            lora_slots=settings.vllm.lora_slots
+            or 2 * len(ranks) + 1,  # a version and the one before it, and room for a next
             on_progress=say,
         )
     store = PolicyStore(settings.home, first.name)

@@ -8,7 +8,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lightning_core.config import Settings
-from lightning_core.services import Services, deploy
+from lightning_core.deploy import deploy
+from lightning_core.services import Services
 from tasks.progress import logger
 
 

@@ -79,4 +79,14 @@ class VllmSettings(Section):
     max_num_seqs: int = Field(64, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     start_timeout_s: float = Field(600, gt=0)
+    restart_wait_s: float = Field(
+        300,
+        ge=0,
+        description="seconds that calls wait for a vLLM that ended and is started again; 0: they fail at once",
+    )
+    lora_slots: int | None = Field(
+        None,
+        ge=1,
+        description="adapters loaded at one time; null: two a policy (a version and the one before it) and one more",
+    )
     extra_args: list[str] = Field(default_factory=list, description="appended to vLLM's command line")

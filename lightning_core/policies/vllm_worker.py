@@ -1,4 +1,5 @@
-"""A method more for vLLM's worker (`--worker-extension-cls`): reload that reaches a tied output layer.
+"""Methods more for vLLM's worker (`--worker-extension-cls`): a reload that reaches a tied output layer, and a look at
+what was loaded.
 
 vLLM 0.32 on the CPU packs weights for its matrix kernels after loading. Where the output layer is tied to the
 embedding, `reload_weights` packs the embedding anew but not the output layer, which goes on with the former weights:
@@ -7,7 +8,10 @@ answers change, so it looks right, and every logprob is off. tests/integration/t
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+_ROWS = 256  # of the embedding, which is the largest tensor of a small model
 
 
 class ReloadExtension:
@@ -26,3 +30,29 @@ class ReloadExtension:
             for module in self.model_runner.get_model().modules():
                 if isinstance(module, ParallelLMHead):
                     module.quant_method.process_weights_after_loading(module)
+
+    def lightning_compare(self: Any, weights_path: str) -> list[Any]:
+        """[tensors that are in memory as they are in the folder's files, the first that is not or None].
+
+        Looked at is what kernels take unpacked and unfused: vectors (norms, biases), and rows of the embedding.
+        """
+        import torch
+        from safetensors import safe_open
+
+        served = {
+            name: parameter.data
+            for name, parameter in self.model_runner.get_model().named_parameters()
+            if parameter.dim() == 1 or (name.endswith("embed_tokens.weight") and self.rank == 0)
+        }
+        equal = 0
+        for file in sorted(Path(weights_path).glob("*.safetensors")):
+            with safe_open(str(file), "pt") as stored:
+                for name in sorted(set(stored.keys()) & served.keys()):
+                    mine, theirs = served[name], stored.get_slice(name)
+                    rows = min(len(mine), theirs.get_shape()[0], _ROWS) if mine.dim() == 2 else len(mine)
+                    if mine.shape[1:] != torch.Size(theirs.get_shape()[1:]) or theirs.get_shape()[0] < rows:
+                        continue  # this worker holds a part of it
+                    if not torch.equal(mine[:rows].cpu(), theirs[:rows].to(mine.dtype)):
+                        return [equal, name]
+                    equal += 1
+        return [equal, None]

@@ -58,6 +58,7 @@ class Admin:
             "spool_bytes": kept,
             "refused_otlp": self.stats.all.refused_otlp,
             "rejected_spans": self.stats.all.rejected_spans,
+            "serving": {model: calls for model, calls in self.stats.serving.items() if calls},
             "versions": {name: route.version for name, route in self.routes.current.policies.items()},
         }
         return await json_response(body).send(send)

@@ -80,6 +80,8 @@ class Call:
             raise
         self._attempt.calls += 1
         counters.in_flight.inc()
+        serving, model = self._gateway.stats.serving, self._asked.target.model
+        serving[model] = serving.get(model, 0) + 1
         try:
             if self._gateway.spool.is_full():
                 # Refused before any token is sampled: without room for the span the reply could not be given.
@@ -91,6 +93,7 @@ class Call:
             raise
         finally:
             counters.in_flight.dec()
+            serving[model] -= 1
             counters.seconds.observe(time.perf_counter() - self._started)
 
     async def _forward(self) -> int:

@@ -118,6 +118,10 @@ class ServerHandle:
     def health(self) -> dict[str, Any]:
         return self._ask("GET", "/health", timeout_s=5)
 
+    def serving(self) -> set[str]:
+        """The names that vLLM and other upstreams know, of which calls are in flight."""
+        return set(self.health()["serving"])
+
     def seal(self) -> int:
         """Spool offset below which everything acknowledged so far lies."""
         return cast(int, self._ask("POST", "/admin/seal")["offset"])

@@ -48,6 +48,9 @@ class Route(_Model):
     model: str = Field(min_length=1, description="name vLLM serves it under; an adapter's has the version in it")
     version: Version
     loaded: dict[Version, Served] = Field(default_factory=dict, description="other versions that can be asked for")
+    restart_wait_s: float = Field(
+        0, ge=0, description="seconds that calls wait for a vLLM which a supervisor starts again"
+    )
     sampling: SamplingSettings = Field(default_factory=lambda: SamplingSettings.model_validate({}))
     evaluate_max_tokens: int | None = Field(None, ge=1)
     api_key: str | None = None

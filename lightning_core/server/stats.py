@@ -46,6 +46,7 @@ class PolicyStats:
 
 class Stats:
     def __init__(self) -> None:
+        self.serving: dict[str, int] = {}  # calls now, by the name they were sent upstream with
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "lightning_requests", "requests answered, HTTP and gRPC", ["route", "status"], registry=self.registry

@@ -41,6 +41,7 @@ class Target:
     policy: str | None = None
     version: str | None = None
     mark: int = 0
+    patience_s: float = 0.0  # how long a call waits for an upstream that is gone
 
 
 class Targets:
@@ -106,6 +107,7 @@ class Targets:
             route=route,
             policy=policy,
             version=version,
+            patience_s=route.restart_wait_s,
             mark=self._routes.mark(policy),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -17,6 +18,7 @@ from lightning_core.server.targets import Target
 log = logging.getLogger(__name__)
 
 RETRY_DELAYS_S = (0.25, 0.5, 1.0, 2.0)
+_GONE_DELAY_S = 0.5  # between tries while a supervisor starts it again
 _RETRIED_STATUS = (500, 502, 503, 504)
 _HOMES_KEPT = 50_000
 
@@ -64,11 +66,13 @@ class Upstreams:
         """The answer of the target; raises UpstreamDown after the last try. `path` is without /v1
 
         A failure is tried again, at another replica first, until the first byte of a stream, or the head of a whole reply, is
-        here; never after that.
+        here; never after that. Where a supervisor starts the target again, calls wait for it.
         """
         data, problem = orjson.dumps(body), ""
         tried: list[str] = []
-        for delay in (*RETRY_DELAYS_S, None):
+        delays, gone_since = iter(RETRY_DELAYS_S), None
+        while True:
+            gone = False
             order = self.replicas.order(target.addresses, rollout)
             address = min(order, key=tried.count)  # each once before any of them twice
             tried.append(address)
@@ -77,7 +81,8 @@ class Upstreams:
                 try:
                     reply = await self._try(address, target, path, data)
                 except OSError as error:  # TimeoutError is one
-                    problem = f"{type(error).__name__}: {error}"
+                    problem, gone = f"{type(error).__name__}: {error}", True
+                    gone_since = gone_since or time.monotonic()
                 else:
                     try:
                         if reply.status not in _RETRIED_STATUS:
@@ -89,13 +94,15 @@ class Upstreams:
                         reply.release()
             finally:
                 self.replicas.load[address] -= 1
-            if delay is not None:
-                log.info("%s: %s; trying again in %s s", address, without_key(problem, target), delay)
-                on_retry()
-                # Another replica is not given time to recover.
-                await asyncio.sleep(0 if len(set(tried)) < len(target.addresses) else delay)
+            delay = next(delays, None)
+            if delay is None and not (gone and gone_since and time.monotonic() < gone_since + target.patience_s):
+                break
+            log.info("%s: %s; trying again", address, without_key(problem, target))
+            on_retry()
+            # Another replica is not given time to recover.
+            await asyncio.sleep(0 if len(set(tried)) < len(target.addresses) else delay or _GONE_DELAY_S)
         told = without_key(problem, target)
-        raise UpstreamDown(f"the model server at {tried[-1]} {told} ({len(RETRY_DELAYS_S) + 1} tries)")
+        raise UpstreamDown(f"the model server at {tried[-1]} {told} ({len(tried)} tries)")
 
     async def _try(self, address: str, target: Target, path: str, data: bytes) -> Reply:
         connections = self._connections.get(address)

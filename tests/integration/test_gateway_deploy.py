@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +14,12 @@ import openai
 import pytest
 
 from lightning_core.config import Settings
+from lightning_core.deploy import deploy
+from lightning_core.policies.probe import Probe
 from lightning_core.policies.redeploy import RedeployFailed
 from lightning_core.policies.store import PolicyStore
 from lightning_core.policies.vllm_client import VllmError
-from lightning_core.services import Services, deploy
+from lightning_core.services import Services
 from tests.gateway_rig import Rig, rig
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
@@ -28,13 +32,22 @@ class Names:
         self.made = made
         self.loaded = ["base"]
         self.refuse: str | None = None
+        self.says: dict[str, float] = {}  # name → the logprob it answers with
         self.routed_at_unload: list[set[str]] = []
         self.upstream = made.upstream
-        self.state = SimpleNamespace(served_name="base")
+        self.state = SimpleNamespace(served_name="base", lora_rank=4, lora_slots=5, adapters={})
+        self.dtype = "float32"
 
     @contextmanager
     def client(self) -> Iterator[Names]:
         yield self
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        yield
+
+    def holds(self, adapters: dict[str, str]) -> None:
+        self.state.adapters = adapters
 
     def alive(self) -> bool:
         return True
@@ -51,9 +64,9 @@ class Names:
         self.routed_at_unload.append(routed(self.made))
         self.loaded.remove(name)
 
-    def probe(self, model: str) -> list[float]:
+    def logprobs(self, model: str, token_ids: list[int]) -> list[float]:
         assert model in self.loaded
-        return [float(len(model))]
+        return [self.says.get(model, -1.0)] * (len(token_ids) - 1)
 
 
 def routed(made: Rig) -> set[str]:
@@ -75,9 +88,15 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Rig
                 "policies": [{"name": name, "lora": {"rank": 4}} for name in ("planner", "solver")],
             }
         )
-        monkeypatch.setattr(PolicyStore, "checked", lambda store, version: store.folder / version)
+        (tmp_path / "adapter_config.json").write_text('{"r": 4}')
+        monkeypatch.setattr(PolicyStore, "checked", lambda store, version: tmp_path)
+        probe = Probe(token_ids=[1, 2], logprobs=[-1.0])
+        monkeypatch.setattr(
+            PolicyStore, "manifest", lambda store, version: SimpleNamespace(version=version, probe=probe)
+        )
         monkeypatch.setattr(PolicyStore, "set_current", lambda *_: None)
         yield made, Names(made), settings
+        made.canned.gate = None
 
 
 def bring(parts: tuple[Rig, Names, Settings], version: str) -> None:
@@ -130,3 +149,67 @@ def test_a_deploy_that_fails_half_way_leaves_routes_that_are_served(parts: tuple
         bring(parts, "v0003")
     assert routed(made) <= set(vllm.loaded)
     assert sent(made, "r", "solver") == "solver-v0002" and sent(made, "r", "planner") == "planner-v0002"
+
+
+def test_an_adapter_that_computes_something_else_than_was_trained_is_taken_back(
+    parts: tuple[Rig, Names, Settings],
+) -> None:
+    made, vllm, _ = parts
+    bring(parts, "v0001")
+    vllm.says["planner-v0002"] = -1.5
+    with pytest.raises(RedeployFailed, match=r"planner-v0002 was not loaded.* 0\.5 nats off the trainer's"):
+        bring(parts, "v0002")
+    assert set(vllm.loaded) == {"base", "planner-v0001", "solver-v0001"} == {"base", *vllm.state.adapters}
+    assert sent(made, "r", "planner") == "planner-v0001"
+
+
+def test_a_rank_above_the_servers_is_refused_before_anything_is_loaded(
+    parts: tuple[Rig, Names, Settings], tmp_path: Path
+) -> None:
+    made, vllm, _ = parts
+    bring(parts, "v0001")
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    with pytest.raises(RedeployFailed, match=r"rank 8, and vLLM was started for up to 4; stop it"):
+        bring(parts, "v0002")
+    assert vllm.loaded == ["base", "planner-v0001", "solver-v0001"]
+    assert sent(made, "r", "planner") == "planner-v0001"
+
+
+def test_what_calls_in_flight_use_is_not_evicted_and_full_slots_are_an_error(
+    parts: tuple[Rig, Names, Settings],
+) -> None:
+    made, vllm, _ = parts
+    bring(parts, "v0001")
+    made.gate()
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(sent, made, "old", "planner")
+        while "planner-v0001" not in made.handle.serving():
+            time.sleep(0.01)
+        bring(parts, "v0002")
+        bring(parts, "v0003")  # the solver's first makes room; the planner's is used
+        assert set(vllm.loaded) == {
+            "base",
+            "planner-v0001",
+            "planner-v0002",
+            "planner-v0003",
+            "solver-v0002",
+            "solver-v0003",
+        }
+        bring(parts, "v0004")
+        assert set(vllm.loaded) == {
+            "base",
+            "planner-v0001",
+            "planner-v0003",
+            "planner-v0004",
+            "solver-v0003",
+            "solver-v0004",
+        }
+        vllm.state.lora_slots = 3
+        with pytest.raises(
+            RedeployFailed, match=r"3 slots .* all taken .*live rollouts use planner-v0001.*vllm\.lora_slots"
+        ):
+            bring(parts, "v0005")
+        assert routed(made) <= set(vllm.loaded)
+        made.open()
+        assert slow.result() == "planner-v0001"
+    assert sent(made, "new", "planner") == "planner-v0004"

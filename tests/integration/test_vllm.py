@@ -18,10 +18,12 @@ from lightning_core import names
 from lightning_core.config import LoraSettings, PolicySettings, ServerSettings, VllmSettings
 from lightning_core.lake import spool
 from lightning_core.policies import redeploy
+from lightning_core.policies.adapters import load_lora, route
+from lightning_core.policies.probe import Probe
 from lightning_core.policies.processes import group_members
-from lightning_core.policies.redeploy import RedeployFailed, hot_swap, load_lora, route
+from lightning_core.policies.redeploy import RedeployFailed, hot_swap, restart_with
 from lightning_core.policies.vllm import VllmServer
-from lightning_core.policies.vllm_client import PROBE_LENGTH, PROBE_TOKENS, VllmError
+from lightning_core.policies.vllm_client import CHECK_TOKENS, VllmClient, VllmError
 from lightning_core.server.handle import ServerHandle
 from tests.gateway_rig import attributes, float32, int32, spans_of
 from tests.tiny_model import make_tiny_llama
@@ -192,7 +194,7 @@ def test_a_swap_changes_the_answers_and_swapping_back_restores_them_to_the_bit(v
     before = answer(vllm)
     there = hot_swap(vllm, models[1], "v0001")
     assert there.changed and there.drained and there.paused_s > 0
-    assert {"inspect", "drain", "reload", "reset_cache", "version", "resume", "check"} == set(there.seconds)
+    assert {"inspect", "drain", "reload", "compare", "reset_cache", "version", "resume", "check"} == set(there.seconds)
     other = answer(vllm)
     assert other != before
     assert VllmServer.find(vllm.home).state.version == "v0001"
@@ -205,9 +207,30 @@ def test_a_swap_changes_the_answers_and_swapping_back_restores_them_to_the_bit(v
 def test_swapped_in_weights_compute_what_transformers_computes(vllm, models):
     # vLLM's own reload leaves a tied output layer with the former weights: other answers, and wrong ones.
     for model, version in ((models[1], "v0001"), (models[0], "v0002")):
-        hot_swap(vllm, model, version)
+        probe = Probe(token_ids=CHECK_TOKENS, logprobs=transformers_logprobs(model))
+        assert hot_swap(vllm, model, version, probe=probe).verified.startswith("6 tensors as in the files; logprobs ")
         with vllm.client() as client:
-            assert client.probe("policy") == pytest.approx(transformers_logprobs(model), abs=1e-4)
+            assert client.logprobs("policy") == pytest.approx(probe.logprobs, abs=1e-4)
+
+
+def test_weights_that_compute_something_else_than_the_trainer_are_taken_back(vllm, models):
+    before, version, resumed = answer(vllm), vllm.state.version, []
+    lie = Probe(token_ids=CHECK_TOKENS, logprobs=transformers_logprobs(models[0]))
+    with pytest.raises(RedeployFailed, match=rf"nats off the trainer's.*; {version} serves again$") as failure:
+        hot_swap(vllm, models[1], "v0099", probe=lie, before_resume=resumed.append)
+    assert failure.value.restored
+    # The gateway was told what is served before either was.
+    assert resumed == ["v0099", version]
+    assert (answer(vllm), vllm.state.version) == (before, version)
+
+
+def test_a_reload_that_vllm_only_claims_to_have_done_is_noticed_before_any_call_is_answered(vllm, models, monkeypatch):
+    before, version, resumed = answer(vllm), vllm.state.version, []
+    monkeypatch.setattr(VllmClient, "reload_weights", lambda *_: None)
+    with pytest.raises(RedeployFailed, match=f"does not hold model.embed_tokens.weight as it is in .*; {version} serves again") as failure:
+        hot_swap(vllm, models[1], "v0099", before_resume=resumed.append)
+    assert failure.value.restored and resumed == [version]
+    assert (answer(vllm), vllm.state.version) == (before, version)
 
 
 def test_calls_in_flight_survive_a_swap_that_does_not_wait(vllm, models):
@@ -297,6 +320,9 @@ def test_adapters_are_served_side_by_side_and_old_ones_go(models, tmp_path):
         with pytest.raises(RedeployFailed, match="older adapters serve on"):
             load_lora(vllm, "math", "v0004", tmp_path / "nothing")
         assert route(policy, vllm, "v0000")["model"] == "base"
+        os.kill(vllm.state.pid, signal.SIGKILL)
+        restart_with(vllm, models[0], "v0000")
+        assert answer(vllm, model="math-v0003") == answers["v0003"]
     finally:
         vllm.stop()
     assert group_members(vllm.state.pid, vllm.state.started) == []
@@ -326,18 +352,14 @@ def test_kill_9_is_noticed_and_leaves_no_engine_behind(vllm):
 
 
 def transformers_logprobs(model: Path) -> list[float]:
-    """Logprobs of the greedy answer to the check prompt, computed without vLLM."""
+    """Logprobs of the check prompt's tokens, computed without vLLM."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(model)
-    ids, logprobs = list(PROBE_TOKENS), []
-    for _ in range(PROBE_LENGTH):
-        with torch.no_grad():
-            value, token = torch.log_softmax(network(torch.tensor([ids])).logits[0, -1], -1).max(0)
-        logprobs.append(float(value))
-        ids.append(int(token))
-    return logprobs
+    ids = torch.tensor([CHECK_TOKENS])
+    with torch.no_grad():
+        logprobs = torch.log_softmax(AutoModelForCausalLM.from_pretrained(model)(ids).logits[0, :-1], -1)
+    return logprobs.gather(-1, ids[0, 1:, None])[:, 0].tolist()
 
 
 def make_adapter(model: Path, folder: Path, seed: int) -> Path:

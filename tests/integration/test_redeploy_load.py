@@ -1,0 +1,177 @@
+"""A real vLLM behind the real gateway, deployed to while agents call, and killed while they wait."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from lightning_core import names
+from lightning_core.config import ServerSettings, Settings
+from lightning_core.deploy import deploy
+from lightning_core.lake import spool
+from lightning_core.policies.probe import Probe
+from lightning_core.policies.store import Lineage, PolicyStore
+from lightning_core.policies.supervisor import Supervisor
+from lightning_core.policies.vllm import VllmServer
+from lightning_core.policies.vllm_client import CHECK_TOKENS
+from lightning_core.server.handle import ServerHandle
+from lightning_core.services import Services
+from tests.gateway_rig import attributes, float32, spans_of
+from tests.tiny_model import make_tiny_llama
+
+pytestmark = pytest.mark.slow
+
+CLIENTS, SWAPS = 32, 20
+BODY: dict[str, Any] = {
+    "model": "policy",
+    "messages": [{"role": "user", "content": "12*7"}],
+    "max_tokens": 12,
+    "temperature": 0,
+}
+
+
+class Deployment:
+    """Store, vLLM and gateway of one home; odd versions have other weights than even ones."""
+
+    def __init__(self, home: Path) -> None:
+        self.settings = Settings.model_validate(
+            {
+                "run": "r",
+                "home": home,
+                "agent": {"command": "true"},
+                "tasks": {"train": "tasks.jsonl"},
+                "vllm": {"kv_cache_gb": 0.05, "max_model_len": 512, "max_num_seqs": CLIENTS, "restart_wait_s": 120},
+            }
+        )
+        models = [make_tiny_llama(home / "models" / str(seed), seed=seed) for seed in (0, 1)]
+        store = PolicyStore(home, "policy")
+        store.publish_base(models[0], "tiny")
+        probes = [trained(model) for model in models]
+        for number in range(1, SWAPS + 1):
+            output = shutil.copytree(models[number % 2], home / "output")
+            store.publish(output, Lineage(base_model="tiny", epoch=number, run="r", probe=probes[number % 2]))
+        self.vllm = VllmServer.start(self.settings.vllm, store.path("v0000"), "policy", home=home)
+        self.server = ServerHandle.start(home, ServerSettings(grpc_port=None), home / "log")
+        self.deploy("v0000")
+        self.first_logprobs = {number: self.first_logprob(number) for number in (0, 1)}
+
+    def deploy(self, version: str) -> None:
+        services = cast(Services, SimpleNamespace(server=self.server, vllm=self.vllm, model=None))
+        deploy(self.settings, services, {"policy": version})
+
+    def first_logprob(self, number: int) -> float:
+        """Of the first token that greedy decoding gives with weights 0 or 1."""
+        self.deploy(f"v{number:04d}")
+        with self.vllm.client() as client:
+            reply = client.request("POST", "/v1/chat/completions", json=BODY | {"logprobs": True})
+        return float(reply["choices"][0]["logprobs"]["content"][0]["logprob"])
+
+    @contextmanager
+    def agents(self) -> Iterator[list[str]]:
+        """CLIENTS of them, calling one after another; what went wrong, or `ok` for each call that ended, is appended."""
+        ended: list[str] = []
+        stop = threading.Event()
+
+        async def agent(number: int) -> None:
+            key = self.server.mint(f"r{number}", "a", "evaluate")
+            url = self.server.attempt_url(f"r{number}", "a") + "/v1/chat/completions"
+            async with httpx.AsyncClient(timeout=120, headers={"Authorization": f"Bearer {key}"}) as http:
+                while not stop.is_set():
+                    reply = await http.post(url, json=BODY | {"stream": number % 2 == 0})
+                    whole = reply.status_code == 200 and ("[DONE]" in reply.text or "usage" in reply.text)
+                    ended.append("ok" if whole and '"error"' not in reply.text else reply.text)
+
+        async def all_agents() -> None:
+            await asyncio.gather(*(agent(number) for number in range(CLIENTS)))
+
+        thread = threading.Thread(target=lambda: asyncio.run(all_agents()))
+        thread.start()
+        try:
+            yield ended
+        finally:
+            stop.set()
+            thread.join()
+
+    def calls(self) -> list[dict[str, Any]]:
+        records = (record for _, _, record in spool.read(self.settings.home / "spool", 0))
+        return [attributes(span) for record in records for span in spans_of(record.body)]
+
+
+def trained(model: Path) -> Probe:
+    """What a trainer would note of these weights."""
+    from transformers import AutoModelForCausalLM
+
+    from lightning_core.training.probe import take_probe
+
+    return Probe.model_validate(take_probe(AutoModelForCausalLM.from_pretrained(model), CHECK_TOKENS))
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    made = Deployment(tmp_path_factory.mktemp("home"))
+    yield made
+    made.server.stop()
+    made.vllm.stop()
+
+
+def wait_for(ended: list[str], more: int) -> None:
+    until = len(ended) + more
+    while len(ended) < until:
+        threading.Event().wait(0.005)
+
+
+def test_no_call_fails_in_twenty_swaps_and_each_names_the_version_it_ran_on(deployment: Deployment) -> None:
+    before = len(deployment.calls())
+    with deployment.agents() as ended:
+        for number in range(1, SWAPS + 1):
+            wait_for(ended, CLIENTS)
+            deployment.deploy(f"v{number:04d}")
+        wait_for(ended, CLIENTS)
+    assert set(ended) == {"ok"}
+    calls = deployment.calls()[before:]
+    assert len(calls) == len(ended)
+    seen = set()
+    for call in calls:
+        versions = call[names.POLICY_VERSION].split(",")
+        seen |= set(versions)
+        assert [int(version[1:]) for version in versions] == sorted(int(version[1:]) for version in versions)
+        first = float32(call[names.RESPONSE_LOGPROBS])[0]
+        ran_on = [n for n, logprob in deployment.first_logprobs.items() if abs(first - logprob) < 1e-3]
+        assert len(ran_on) == 1
+        assert ran_on[0] in {int(version[1:]) % 2 for version in versions}
+    assert {f"v{number:04d}" for number in range(1, SWAPS + 1)} <= seen
+
+
+def test_calls_wait_for_a_killed_vllm_which_comes_back_with_the_current_version(deployment: Deployment) -> None:
+    deployment.deploy("v0001")
+    pid = deployment.vllm.state.pid
+    with Supervisor(deployment.vllm) as supervisor, deployment.agents() as ended:
+        wait_for(ended, CLIENTS)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(ended, 3 * CLIENTS)
+    assert supervisor.restarts == 1 and supervisor.gave_up is None
+    # A stream whose first bytes were sent is told to have broken; nothing else fails.
+    broken = [text for text in ended if text != "ok"]
+    assert len(broken) <= CLIENTS // 2 and all(text.startswith("data: ") for text in broken), broken[:1]
+    assert deployment.vllm.state.version == "v0001" and deployment.vllm.state.pid != pid
+    with deployment.vllm.client() as client:
+        assert client.version() == "v0001"
+    assert deployment.first_logprob(1) == pytest.approx(deployment.first_logprobs[1], abs=1e-3)
+
+
+def test_a_vllm_that_is_stopped_is_left_alone(deployment: Deployment) -> None:
+    with Supervisor(deployment.vllm) as supervisor:
+        deployment.vllm.stop()
+        threading.Event().wait(2)
+        assert supervisor.restarts == 0 and not deployment.vllm.alive()
