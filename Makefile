@@ -98,6 +98,10 @@ bench-gateway: $(READY) oracle-env ## the gateway against LiteLLM's proxy and di
 bench-learning: $(READY) ## held-out share by rollouts: ours, call-level grouping, stock TRL; hours, resumes, ARGS="--minutes 60"
 	$(BIN)/python -m bench.learning $(ARGS)
 
+.PHONY: bench-redeploy
+bench-redeploy: $(READY) ## "training done" to the first token of the new version, one JSON line a figure
+	$(BIN)/python -m bench.redeploy $(ARGS)
+
 .PHONY: bench-query
 bench-query: $(READY) ## a rollout's tree and an agent's spans out of ten million, one JSON line
 	$(BIN)/python -m bench.query $(ARGS)
