@@ -100,6 +100,24 @@ def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
     console.print("\nLook further:", *look_further(settings), sep="\n  ", highlight=False, soft_wrap=True)
 
 
+@main.command("train-agents")
+@_settings_argument
+@_set_option
+@click.option(
+    "--only", multiple=True, metavar="POLICY", help="Train this policy; the others stay as they are. May be repeated."
+)
+def train_agents(settings_file: Path, assignments: tuple[str, ...], only: tuple[str, ...]) -> None:
+    """All epochs of a run of several policies; at the end what each policy came to, epoch by epoch."""
+    settings = _load(settings_file, assignments)
+    with _interruptible(), prefect_api(settings.home):
+        from flows.demo import report_console
+        from flows.train_agents import table
+        from flows.train_agents import train_agents as run
+
+        rows = run(settings, list(only) or None)
+    report_console().print(table(rows, f"policies of run {settings.run}"))
+
+
 @main.command("train-epoch")
 @_settings_argument
 @_set_option

@@ -20,7 +20,7 @@ from tasks.derive import derive_tables
 from tasks.ingest import ingest_spans
 from tasks.progress import logger, say
 from tasks.track import record
-from tasks.train import train_policy
+from tasks.train import train_policies
 from tasks.versions import collect_versions
 
 
@@ -52,7 +52,7 @@ def finetune(settings: Settings, evaluate_after: bool = False) -> dict[str, Any]
         logger().info("%d rollouts of %d epochs are looked at", len(manifest.planned), len(manifest.sources))
         settle(lake, settings, manifest)
         derive_tables(settings, manifest)
-        trained = {policy.name: train_policy(settings, policy, manifest) for policy in settings.policies}
+        trained = train_policies(settings, manifest)
         record(settings, manifest)
         collect_versions(settings)
     held_out = evaluate(settings, number + 1) if evaluate_after else None

@@ -21,7 +21,7 @@ from tasks.derive import derive_tables
 from tasks.progress import say
 from tasks.redeploy import redeploy
 from tasks.track import record
-from tasks.train import train_policy
+from tasks.train import train_policies
 from tasks.versions import collect_versions
 
 
@@ -41,7 +41,7 @@ def learn(settings: Settings, choice: Choice = Choice()) -> dict[str, Any]:  # n
         chosen = adopt(settings, manifest, choice)
         settle(lake, settings, manifest)
         rows = derive_tables(settings, manifest)
-        trained = {policy.name: train_policy(settings, policy, manifest) for policy in settings.policies}
+        trained = train_policies(settings, manifest)
         redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
         record(settings, manifest)
         collect_versions(settings)

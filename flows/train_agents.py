@@ -9,6 +9,8 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
+from rich.box import SIMPLE
+from rich.table import Table
 
 from flows.train import train
 from lightning_core.config import Settings, SettingsError
@@ -29,6 +31,40 @@ def train_agents(settings: Settings, only: list[str] | None = None) -> list[dict
         description=f"Policies of run {settings.run}, epoch by epoch",
     )
     return rows
+
+
+def table(rows: list[dict[str, Any]], title: str) -> Table:
+    """What the policies came to, for the terminal."""
+    shown = Table(title=title, caption="return: mean of what the policy's calls were rewarded with", box=SIMPLE)
+    for column in (
+        "epoch",
+        "policy",
+        "sampled from",
+        "trained",
+        "calls",
+        "trainable",
+        "sequences",
+        "return",
+        "lag",
+        "why not",
+    ):
+        shown.add_column(
+            column, justify="left" if column in ("policy", "why not") else "right", no_wrap=column != "why not"
+        )
+    for row in rows:
+        shown.add_row(
+            str(row["epoch"]),
+            row["policy"],
+            row["version"],
+            row["trained_version"] or "",
+            str(row["calls"]),
+            str(row["trainable_calls"]),
+            str(row["sequences"]),
+            "" if row["mean_return"] is None else f"{row['mean_return']:.3f}",
+            "" if row["lag"] is None else str(row["lag"]),
+            row["skipped"] or "",
+        )
+    return shown
 
 
 def select(settings: Settings, only: list[str] | None) -> Settings:

@@ -27,7 +27,7 @@ from tasks.preflight import check, training_tasks
 from tasks.progress import logger, say
 from tasks.redeploy import redeploy
 from tasks.track import record
-from tasks.train import train_policy
+from tasks.train import train_policies
 from tasks.versions import collect_versions
 
 
@@ -70,7 +70,7 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
             redeploy(settings, services, manifest.versions)
             collect(settings, manifest, planned)
             derive_tables(settings, manifest)
-            trained = {policy.name: train_policy(settings, policy, manifest) for policy in settings.policies}
+            trained = train_policies(settings, manifest)
             redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
             record(settings, manifest)
             watch(settings, number + 1, services)

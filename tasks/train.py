@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from queue import SimpleQueue
 from typing import Any
 
 from prefect import task
@@ -14,12 +17,46 @@ from lightning_core.lake.stages import run_stage
 from lightning_core.policies.model import resolve_model
 from lightning_core.stage_keys import train_key
 from lightning_core.training.epoch import train_version
+from lightning_core.training.launch import end_all
 from tasks.progress import Progress, logger
 
 
+def train_policies(settings: Settings, epoch: EpochManifest) -> dict[str, dict[str, Any]]:
+    """Policy → what its training came to: one after another, or so many at one time as there are `training_devices`.
+
+    Where one fails, those that are under way come to their end (what they publish is not trained again), then it is raised.
+    """
+    devices: SimpleQueue[str | None] = SimpleQueue()
+    for device in settings.training_devices or [None]:
+        devices.put(device)
+
+    def train(policy: PolicySettings) -> dict[str, Any]:
+        device = devices.get()
+        try:
+            return train_policy(settings, policy, epoch, device)
+        finally:
+            devices.put(device)
+
+    if devices.qsize() == 1:
+        return {policy.name: train(policy) for policy in settings.policies}
+    with ThreadPoolExecutor(devices.qsize(), thread_name_prefix="train") as threads:
+        # A context each: Prefect finds the flow run in it.
+        futures = {p.name: threads.submit(copy_context().run, train, p) for p in settings.policies}
+        try:
+            return {name: future.result() for name, future in futures.items()}
+        except BaseException as error:
+            for future in futures.values():
+                future.cancel()
+            if not isinstance(error, Exception):
+                end_all()
+            raise
+
+
 @task(task_run_name="train {policy.name} epoch {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
-def train_policy(settings: Settings, policy: PolicySettings, epoch: EpochManifest) -> dict[str, Any]:
-    """Train a policy and publish its next version; returns the version and the metrics of training.
+def train_policy(
+    settings: Settings, policy: PolicySettings, epoch: EpochManifest, device: str | None = None
+) -> dict[str, Any]:
+    """Train a policy (on `device`, a value of CUDA_VISIBLE_DEVICES) and publish its next version; returns the version and the metrics of training.
 
     Where it is not this epoch's turn, or no sequence is left to train on, the version stays what it was, and the log says why.
     """
@@ -46,7 +83,7 @@ def train_policy(settings: Settings, policy: PolicySettings, epoch: EpochManifes
         if not policy.trains_in(epoch.epoch):
             return {"version": parent, "metrics": {}, "skipped": f"not trained in epoch {epoch.epoch} (train_every)"}
         base = resolve_model(policy.model, settings.models, log.debug)
-        return train_version(lake, settings, policy, epoch, base.path, key, on_progress)
+        return train_version(lake, settings, policy, epoch, base.path, key, on_progress, device)
 
     output = run_stage(lake, epoch, f"train {policy.name}", key, work)
     if output["version"] == parent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 
 logger = logging.getLogger(__name__)
+_finishing = threading.Lock()  # policies may be trained side by side
 
 Stage = Literal["rollouts", "rewards", "triplets", "train", "record"]
 # In their order, with the names they have in a manifest; there is one `train` a policy.
@@ -45,8 +47,9 @@ def run_stage(
         return found
     began = time.monotonic()
     output = work()
-    epoch.finish(stage, key, output, time.monotonic() - began)
-    lake.manifests.put_epoch(epoch)
+    with _finishing:
+        epoch.finish(stage, key, output, time.monotonic() - began)
+        lake.manifests.put_epoch(epoch)
     return output
 
 

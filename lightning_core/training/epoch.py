@@ -27,6 +27,7 @@ def train_version(
     base_model: Path,
     key: str,
     on_progress: Callable[[dict[str, Any]], None],
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Train `policy` on its sequences of the epoch and publish the result.
 
@@ -55,6 +56,8 @@ def train_version(
         output=output,
         state=state / "optimizer",
         progress=state / f"progress-{epoch.epoch:04d}.jsonl",
+        device=device,
+        beside=min(max(len(settings.training_devices), 1), len(settings.policies)),
     )
     metrics = train(job, on_progress, settings.home / "logs" / f"train-{policy.name}-{epoch.epoch:04d}.log")
     numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}

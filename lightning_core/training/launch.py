@@ -22,6 +22,7 @@ from lightning_core.training.job import Job
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
+_running: set[subprocess.Popen[bytes]] = set()
 _GRACE_S = 5.0
 _LOG_LINES = 20
 
@@ -47,6 +48,7 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
             env=_environment(job),
             start_new_session=True,
         )
+        _running.add(process)
         error: str | None = None
         try:
             while True:
@@ -58,10 +60,17 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
                     break
                 time.sleep(_POLL_S)
         finally:
+            _running.discard(process)
             _end(process)
     if process.returncode == 0:
         return json.loads((job.output / "training.json").read_text())
     raise TrainingFailed(_why(job, process.returncode, error, log_path))
+
+
+def end_all() -> None:
+    """End every training process that this one started: where several are trained side by side, an interrupt reaches one thread alone."""
+    for process in list(_running):
+        _end(process)
 
 
 def command(job: Job, job_file: Path) -> list[str]:
@@ -87,9 +96,12 @@ def _environment(job: Job) -> dict[str, str]:
     """This process's own, with the package importable from wherever it was started."""
     root = str(Path(lightning_core.__file__).parent.parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    if job.policy_settings.training.processes > 1:
-        threads = max(1, (os.cpu_count() or 1) // job.policy_settings.training.processes)
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    processes = job.policy_settings.training.processes
+    if job.device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = job.device
+    if processes * job.beside > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (processes * job.beside))))
+    if processes > 1:
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return environment
 
