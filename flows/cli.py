@@ -23,6 +23,7 @@ from flows.doctor import doctor
 from flows.lake_commands import lake
 from flows.policy_commands import policies
 from flows.prefect_api import prefect_api
+from flows.stack_commands import down, up
 from lightning_core.config import SettingsError
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "calculator" / "settings.yaml"
@@ -61,6 +62,8 @@ main.add_command(ingest)
 main.add_command(lake)
 main.add_command(learn)
 main.add_command(policies)
+main.add_command(up)
+main.add_command(down)
 
 
 def _terminate(*_: object) -> None:

@@ -59,17 +59,12 @@ class ServerHandle:
         home, log_path = Path(home).resolve(), Path(log_path).resolve()
         home.mkdir(parents=True, exist_ok=True)
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "lightning_core.server", "--home", str(home), "--host", settings.host]
-        command += ["--port", str(settings.port), "--spool-max-gb", str(settings.spool_max_gb)]
-        command += ["--max-body-mb", str(settings.max_body_mb)]
-        command += ["--grpc-port", "off" if settings.grpc_port is None else str(settings.grpc_port)]
-        command += ["--gateway", settings.gateway.model_dump_json(exclude_defaults=True)]
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         with log_path.open("ab") as log_file:
             begin = log_file.tell()
             process = subprocess.Popen(
-                command,
+                server_command(home, settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
@@ -153,6 +148,15 @@ class ServerHandle:
         if response.status != 200:
             raise ServerError(f"{method} {self.url}{path}: {response.status} {answer[:500].decode(errors='replace')}")
         return cast(dict[str, Any], json.loads(answer))
+
+
+def server_command(home: Path, settings: ServerSettings) -> list[str]:
+    """The command line of a server with these settings."""
+    command = [sys.executable, "-m", "lightning_core.server", "--home", str(home), "--host", settings.host]
+    command += ["--port", str(settings.port), "--spool-max-gb", str(settings.spool_max_gb)]
+    command += ["--max-body-mb", str(settings.max_body_mb)]
+    command += ["--grpc-port", "off" if settings.grpc_port is None else str(settings.grpc_port)]
+    return [*command, "--gateway", settings.gateway.model_dump_json(exclude_defaults=True)]
 
 
 def _tail(path: Path, begin: int, lines: int = 20) -> str:

@@ -1,0 +1,286 @@
+"""The local stack: Prefect's server and UI, a worker, our server, MLflow's UI, watched by one process.
+
+`lightning-flows up` writes what is to run into `home/stack/plan.json` and starts this module as the supervisor. It
+starts the parts, starts those that died again, and writes `state.json` (pids) on every change. A part's log is
+`home/stack/<part>.log`. Everything listens on 127.0.0.1. The supervisor owns the home's services, so a flow uses the
+server that it finds and leaves it running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from types import FrameType
+
+import psutil
+from pydantic import BaseModel
+
+from lightning_core.agents.processes import end_with_parent
+from lightning_core.config import ServerSettings, SettingsError
+from lightning_core.files import write_atomic
+from lightning_core.policies.processes import end_group, is_running
+from lightning_core.server.handle import server_command
+from lightning_core.services import claim_services, stop_orphans
+
+WORK_POOL = "local"
+_POLL_S, _GRACE_S, _LONGEST_WAIT_S, _STEADY_S = 0.2, 20.0, 30.0, 60.0
+
+
+class Part(BaseModel):
+    """One process of the stack."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str] = {}
+    ready: str  # answers 200 when the part works
+    shown: str  # what a person opens, or uses
+    after: str | None = None  # the part that has to be ready before this one can begin
+
+
+class Plan(BaseModel):
+    home: Path
+    parts: list[Part]
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "stack"
+
+
+class Running(BaseModel):
+    pid: int
+    started: float  # creation time, seconds since 1970
+    restarts: int = 0
+
+
+class State(BaseModel):
+    supervisor: Running
+    parts: dict[str, Running] = {}
+
+    @property
+    def alive(self) -> bool:
+        return is_running(self.supervisor.pid, self.supervisor.started)
+
+
+class Ports(BaseModel):
+    """0 is any free one."""
+
+    prefect: int = 4200
+    server: int = 8090
+    mlflow: int = 5000
+    worker: int = 4201  # the worker's health
+
+
+def make_plan(
+    home: Path, server: ServerSettings, ports: Ports, prefect_db: str | None = None, mlflow_db: str | None = None
+) -> Plan:
+    """What runs for a home. Raises SettingsError for a port that is taken, naming the part and the option."""
+    home = home.resolve()
+    chosen = {name: _port(name, wanted) for name, wanted in ports.model_dump().items()}
+    url = {name: f"http://127.0.0.1:{port}" for name, port in chosen.items()}
+    prefect = {
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": f"{url['prefect']}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    if prefect_db is not None:
+        prefect["PREFECT_API_DATABASE_CONNECTION_URL"] = prefect_db
+    python = [sys.executable, "-m"]
+    app = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1"]
+    worker = ["prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--with-healthcheck"]
+    worker_health = {
+        "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
+        "PREFECT_WORKER_WEBSERVER_PORT": str(chosen["worker"]),
+    }
+    record = mlflow_db or f"sqlite:///{home / 'mlflow.db'}"
+    mlflow = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(chosen["mlflow"]), "--workers", "1"]
+    own = server.model_copy(update={"port": chosen["server"]})
+    return Plan(
+        home=home,
+        parts=[
+            Part(
+                name="prefect",
+                command=[*python, *app, "--port", str(chosen["prefect"]), "--log-level", "warning"],
+                environment=prefect,
+                ready=f"{url['prefect']}/api/health",
+                shown=url["prefect"],
+            ),
+            Part(
+                name="server",
+                command=server_command(home, own),
+                ready=f"{url['server']}/health",
+                shown=f"{url['server']} (OpenAI API and OTLP)",
+            ),
+            Part(
+                name="mlflow",
+                command=[*python, *mlflow, "--backend-store-uri", record],
+                ready=f"{url['mlflow']}/health",
+                shown=url["mlflow"],
+            ),
+            Part(
+                name="worker",
+                command=[*python, *worker],
+                environment=prefect | worker_health,
+                ready=f"{url['worker']}/health",
+                shown=f"work pool {WORK_POOL!r}, PREFECT_API_URL={url['prefect']}/api",
+                after="prefect",
+            ),
+        ],
+    )
+
+
+def state_of(home: Path) -> State | None:
+    """What the supervisor of a home wrote last; None where there never was one."""
+    try:
+        return State.model_validate_json((home.resolve() / "stack" / "state.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def start(plan: Plan) -> State:
+    """Start the supervisor in a session of its own; what a killed one left running is ended first."""
+    stop(plan.home)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(plan.folder / "plan.json", plan.model_dump_json(indent=1).encode())
+    with (plan.folder / "supervisor.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.stack", str(plan.home)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    while (state := state_of(plan.home)) is None or state.supervisor.pid != process.pid:
+        if process.poll() is not None:
+            tail = (plan.folder / "supervisor.log").read_text(errors="replace")[-1500:]
+            raise SettingsError(f"the stack did not start; {plan.folder / 'supervisor.log'} says:\n{tail}")
+        time.sleep(_POLL_S)
+    return state
+
+
+def stop(home: Path) -> bool:
+    """End the stack of a home and all it left; whether there was anything."""
+    state = state_of(home)
+    if state is None:
+        return False
+    there = state.alive or any(is_running(p.pid, p.started) for p in state.parts.values())
+    end_group(state.supervisor.pid, state.supervisor.started, _GRACE_S * 2)
+    for part in (state_of(home) or state).parts.values():
+        end_group(part.pid, part.started, _GRACE_S)
+    if there:
+        stop_orphans(home.resolve())
+    (home.resolve() / "stack" / "state.json").unlink(missing_ok=True)
+    return there
+
+
+def is_ready(part: Part) -> bool:
+    try:
+        with urllib.request.urlopen(part.ready, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def _port(name: str, wanted: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            raise SettingsError(
+                f"port {wanted} for {name} is taken ({error.strerror}); give --{name}-port another, or 0"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+class _Supervisor:
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._began: dict[str, float] = {}
+        self._wait: dict[str, float] = {}
+        self._due: dict[str, float] = {part.name: 0.0 for part in plan.parts}
+        self._state = State(supervisor=_running(os.getpid()))
+        self._ended = False
+
+    def run(self) -> None:
+        """Until SIGTERM."""
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGINT, self._end)
+        if not claim_services(self._plan.home):
+            raise SettingsError(
+                f"a flow is at work in {self._plan.home}; wait for it, or stop it, then start the stack"
+            )
+        self._save()
+        while not self._ended:
+            for part in self._plan.parts:
+                self._look_after(part)
+            time.sleep(_POLL_S)
+        for part in reversed(self._plan.parts):  # the worker first: it would miss the others
+            if (found := self._state.parts.get(part.name)) is not None:
+                _say(f"ending {part.name}")
+                end_group(found.pid, found.started, _GRACE_S)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._ended = True
+
+    def _look_after(self, part: Part) -> None:
+        process, now = self._processes.get(part.name), time.monotonic()
+        if process is not None and process.poll() is not None:
+            lived = now - self._began[part.name]
+            wait = 1.0 if lived > _STEADY_S else min(_LONGEST_WAIT_S, 2 * self._wait.get(part.name, 0.5))
+            _say(
+                f"{part.name} ended with {process.returncode} after {lived:.0f} s; it is started again in {wait:.0f} s"
+            )
+            left = self._state.parts[part.name]
+            end_group(left.pid, left.started, 0)
+            del self._processes[part.name]
+            self._wait[part.name], self._due[part.name] = wait, now + wait
+        elif process is None and now >= self._due[part.name] and self._can_start(part):
+            self._start(part)
+
+    def _can_start(self, part: Part) -> bool:
+        return part.after is None or is_ready(next(p for p in self._plan.parts if p.name == part.after))
+
+    def _start(self, part: Part) -> None:
+        parent = os.getpid()
+        with (self._plan.folder / f"{part.name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                part.command,
+                env=os.environ | part.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: end_with_parent(parent),
+            )
+        before = self._state.parts.get(part.name)
+        self._state.parts[part.name] = _running(process.pid, 0 if before is None else before.restarts + 1)
+        self._processes[part.name], self._began[part.name] = process, time.monotonic()
+        _say(f"{part.name} runs as {process.pid}")
+        self._save()
+
+    def _save(self) -> None:
+        write_atomic(self._plan.folder / "state.json", self._state.model_dump_json(indent=1).encode())
+
+
+def _running(pid: int, restarts: int = 0) -> Running:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return Running(pid=pid, started=psutil.Process(pid).create_time(), restarts=restarts)
+    return Running(pid=pid, started=time.time(), restarts=restarts)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%F %T')} {text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    _Supervisor(Plan.model_validate_json((Path(sys.argv[1]) / "stack" / "plan.json").read_bytes())).run()

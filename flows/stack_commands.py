@@ -1,0 +1,115 @@
+"""`lightning-flows up` and `down`: the local stack, from a terminal or `make`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flows.command import home_option, load
+from lightning_core.config import ServerSettings
+
+if TYPE_CHECKING:
+    from flows.stack import Plan
+
+_ROOT = Path(__file__).resolve().parents[1]
+_START_S = 240.0
+_port = click.IntRange(0, 65535)
+
+
+@click.command()
+@home_option
+@click.option("--settings", "settings_file", type=click.Path(path_type=Path), help="For their `server:` section.")
+@click.option("--prefect-port", type=_port, default=4200, show_default=True)
+@click.option("--server-port", type=_port, default=8090, show_default=True)
+@click.option("--mlflow-port", type=_port, default=5000, show_default=True)
+@click.option("--worker-port", type=_port, default=4201, show_default=True, help="Where the worker tells its health.")
+@click.option("--prefect-db", metavar="URL", help="postgresql+asyncpg://…; default: SQLite in the home.")
+@click.option("--mlflow-db", metavar="URL", help="postgresql://…; default: SQLite in the home.")
+@click.option("--deploy/--no-deploy", default=True, help="Deploy prefect.yaml, with its limits and automations.")
+@click.option("--alert-webhook", metavar="URL", help="Gets a POST when a flow run fails, and when a run collapses.")
+def up(
+    home: Path,
+    settings_file: Path | None,
+    prefect_port: int,
+    server_port: int,
+    mlflow_port: int,
+    worker_port: int,
+    prefect_db: str | None,
+    mlflow_db: str | None,
+    deploy: bool,
+    alert_webhook: str | None,
+) -> None:
+    """Prefect's server and UI, a worker, the server, MLflow's UI: started, watched, and started again when they die."""
+    from flows import stack
+
+    state = stack.state_of(home)
+    if state is not None and state.alive:
+        click.echo("the stack is up already; `lightning-flows down` ends it")
+        _show(stack.Plan.model_validate_json((home / "stack" / "plan.json").read_bytes()))
+        return
+    server = ServerSettings() if settings_file is None else load(settings_file, ()).server
+    ports = stack.Ports(prefect=prefect_port, server=server_port, mlflow=mlflow_port, worker=worker_port)
+    plan = stack.make_plan(home, server, ports, prefect_db, mlflow_db)
+    stack.start(plan)
+    try:
+        _wait_until_ready(plan)
+        if deploy:
+            _deploy(plan, alert_webhook)
+    except BaseException:
+        stack.stop(home)
+        raise
+    _show(plan)
+
+
+@click.command()
+@home_option
+def down(home: Path) -> None:
+    """End the stack. A flow that is at work is ended with it; running it again goes on from there."""
+    from flows import stack
+
+    click.echo("the stack is down" if stack.stop(home) else f"no stack runs for {home}")
+
+
+def _wait_until_ready(plan: Plan) -> None:
+    from flows import stack
+
+    deadline, waiting = time.monotonic() + _START_S, list(plan.parts)
+    while waiting:
+        for part in [part for part in waiting if stack.is_ready(part)]:
+            click.echo(f"{part.name} is ready")
+            waiting.remove(part)
+        state = stack.state_of(plan.home)
+        if time.monotonic() > deadline or state is None or not state.alive:
+            names = ", ".join(part.name for part in waiting)
+            logs = ", ".join(str(plan.folder / f"{part.name}.log") for part in waiting)
+            raise click.ClickException(f"not ready after {_START_S:.0f} s: {names}; see {logs}")
+        time.sleep(0.2)
+
+
+def _deploy(plan: Plan, alert_webhook: str | None) -> None:
+    """The deployments of prefect.yaml, the limit of one trainer at a time, and the automations."""
+    environment = os.environ | plan.parts[0].environment | {"PWD": str(_ROOT)}
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    commands = [[*prefect, "deploy", "--all"], [*prefect, "concurrency-limit", "create", "trainer", "1"]]
+    if alert_webhook is not None:
+        commands.append([sys.executable, "-m", "flows.automations", alert_webhook])
+    for command in commands:
+        done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise click.ClickException(f"{' '.join(command[2:])}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    if alert_webhook is None:
+        click.echo("no alerts: give --alert-webhook an address that takes a POST")
+
+
+def _show(plan: Plan) -> None:
+    for part in plan.parts:
+        click.echo(f"{part.name:<8} {part.shown}")
+    click.echo(f"logs     {plan.folder}")
+    url = plan.parts[0].environment["PREFECT_API_URL"]
+    click.echo(f"run      PREFECT_API_URL={url} prefect deployment run train-epoch/local")
