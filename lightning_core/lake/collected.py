@@ -60,7 +60,9 @@ def require_own_rollouts(epoch: EpochManifest) -> None:
 
 def _chosen(lake: Lake, wanted: FinetuneSettings, run: str) -> list[EpochManifest]:
     runs = wanted.runs or [run]
-    known = [m for m in lake.manifests.epochs(mode="train") if m.sealed_offset is not None and not m.sources]
+    # Not from a finetuning, whose rollouts are others'; what `learn` took from production is its own.
+    own = [m for m in lake.manifests.epochs(mode="train") if m.scope == [(m.run, m.epoch, m.mode)]]
+    known = [m for m in own if m.sealed_offset is not None]
     chosen = [m for m in known if m.run in runs and (wanted.epochs is None or m.epoch in wanted.epochs)]
     missing = [name for name in runs if name not in {m.run for m in chosen}]
     if missing or not chosen:

@@ -13,7 +13,7 @@ from lightning_core.lake.catalog import connect
 from lightning_core.lake.collected import open_finetune, require_own_rollouts
 from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest, LakeError
+from lightning_core.lake.manifest import EpochManifest, LakeError, Source
 from tests.lake_maker import Attempt, derived, settings, table
 
 REWARDS = {0: {"g": [0.2, 1.0], "h": [0.9, 0.8]}, 1: {"g": [1.0, 0.0]}}
@@ -107,7 +107,7 @@ def test_a_finetuning_is_no_epoch_that_rolls_out_and_one_that_does_no_finetuning
     lake = collected(tmp_path)
     epoch = finetuned(lake)
     assert lake.manifests.next_epoch("sft") == 0, "it is opened, and not finished"
-    with pytest.raises(LakeError, match="`lightning-flows finetune` goes on with it"):
+    with pytest.raises(LakeError, match=r"`lightning-flows finetune` \(or `learn`\) goes on with it"):
         require_own_rollouts(epoch)
     own = lake.manifests.epoch("run", 1)
     assert own is not None
@@ -125,3 +125,12 @@ def test_a_finetuning_of_its_own_run_is_the_next_epoch_and_no_source_of_another(
     assert [(s.run, s.epoch) for s in epoch.sources] == [("run", 0), ("run", 1)]
     again = open_finetune(lake, wanted, 3, {"policy": "v0003"})
     assert again.sources == epoch.sources and again.planned == epoch.planned
+
+
+def test_what_was_learned_from_production_agents_is_a_source(tmp_path: Path) -> None:
+    lake = collected(tmp_path)
+    learned = lake.manifests.epoch("run", 1)
+    assert learned is not None
+    learned.sources = [Source(run="run", epoch=1)]
+    lake.manifests.put_epoch(learned)
+    assert taken(lake, finetuned(lake, epochs=[1])) == ["1.g.0"]
