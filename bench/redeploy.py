@@ -84,7 +84,7 @@ def _full(home: Path, base: Path, rounds: int, clients: int) -> None:
         )  # fmt: skip
         _stall(settings, services, versions[: max(2, rounds - 2)], clients)
         began = time.perf_counter()
-        restart_with(services.vllm, store.path(versions[0]), versions[0])
+        restart_with(services.fleet[0], store.path(versions[0]), versions[0])
         _first_token(services)
         restart = time.perf_counter() - began
         figure("redeploy_restart_ratio", restart / swap, "x", 20, 1, restart_s=restart, swap_s=swap)
@@ -178,7 +178,7 @@ def _running(settings: Settings, base: Path, lora_rank: int | None) -> Iterator[
     try:
         server = ServerHandle.start(settings.home, ServerSettings(grpc_port=None), settings.home / "server.log")
         try:
-            services = cast(Services, SimpleNamespace(server=server, vllm=vllm, model=None))
+            services = cast(Services, SimpleNamespace(server=server, fleet=[vllm], model=None))
             deploy(settings, services, {"policy": "v0000"})
             _first_token(services)
             yield services

@@ -1,17 +1,20 @@
-"""Versions into vLLM, and the gateway's routes after them.
+"""Versions into the vLLMs, and the gateway's routes after them.
 
-At no moment does a route name what is not served: routes change while vLLM is paused (full weights), or between the
-loading of one adapter and the unloading of another.
+At no moment does a route name what is not served: routes change while a vLLM is paused (full weights), or between the
+loading of one adapter and the unloading of another. Of several replicas one after another is swapped, while the others
+serve; rollouts that began with the former version stay on a replica that still has it, until the last one is swapped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_core.config import PolicySettings, Settings
-from lightning_core.policies.adapters import load_lora, route
+from lightning_core.policies.adapters import load_lora, route, unload_older
 from lightning_core.policies.redeploy import Redeployed, RedeployFailed, hot_swap, restart_with
 from lightning_core.policies.store import BASE_VERSION, Manifest, PolicyStore
 from lightning_core.policies.vllm import VllmServer
@@ -23,25 +26,31 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Fleet = list[VllmServer]
+
 
 def deploy(settings: Settings, services: Services, versions: dict[str, str]) -> dict[str, float]:
-    """Make vLLM serve these versions (policy → version) and the gateway route to them; returns seconds by policy.
+    """Make the vLLMs serve these versions (policy → version) and the gateway route to them; returns seconds by policy.
 
     Raises StoreError where a version's files are not what was published (nothing was touched then), and RedeployFailed;
-    the gateway then routes to, and names, the version that is still served.
+    the gateway then routes to, and names, the version that is still served. A replica that misses its swap while another
+    has the version is taken out of the routes; the next deploy tries it again.
     """
     stores = {p.name: PolicyStore(settings.home, p.name) for p in settings.policies}
     folders = {name: store.checked(versions[name]) for name, store in stores.items()}
     seconds = {}
-    with services.vllm.exclusive():
-        routes = _Routes(settings, services.server, services.vllm, versions)
+    with contextlib.ExitStack() as held:
+        for vllm in services.fleet:
+            held.enter_context(vllm.exclusive())
+        routes = _Routes(settings, services.server, services.fleet, versions)
         try:
             for policy in settings.policies:
                 manifest = stores[policy.name].manifest(versions[policy.name])
-                done = _bring(policy, folders[policy.name], manifest, services, routes)
-                seconds[policy.name] = 0.0 if done is None else sum(done.seconds.values())
-                if done is not None:
-                    logger.info("%s: %s is verified: %s", policy.name, done.version, done.verified)
+                bring = _roll if policy.lora is None else _load
+                done = bring(policy, folders[policy.name], manifest, services, routes)
+                seconds[policy.name] = sum(sum(one.seconds.values()) for one in done)
+                for one in done:
+                    logger.info("%s: %s is verified: %s", policy.name, one.version, one.verified)
         except RedeployFailed:
             routes.back()
             raise
@@ -51,35 +60,69 @@ def deploy(settings: Settings, services: Services, versions: dict[str, str]) -> 
     return seconds
 
 
-def _bring(
+def _roll(
     policy: PolicySettings, folder: Path, manifest: Manifest, services: Services, routes: _Routes
-) -> Redeployed | None:
-    """Load one policy's version; None where it is served already."""
-    version, vllm = manifest.version, services.vllm
-    gone = not vllm.alive()
-    if policy.lora is not None:
-        if gone:
-            _revive(vllm)
-        if version == BASE_VERSION:
-            return None  # no adapter yet: the base model serves it
-        return load_lora(
-            vllm, policy.name, version, folder,
-            probe=manifest.probe,
-            in_use=services.server.serving(),
-            retire=routes.retire,
-            switch=lambda served: routes.switch(policy.name, served),
-        )  # fmt: skip
-    if vllm.state.version == version and not gone:
-        return None
+) -> list[Redeployed]:
+    """Full weights into one replica after another."""
+    version, fleet = manifest.version, services.fleet
+    behind = [vllm for vllm in fleet if vllm.state.version != version or not vllm.alive()]
+    ready = [vllm for vllm in fleet if vllm not in behind]
+    done = []
+    for number, vllm in enumerate(behind):
+        left = behind[number + 1 :]
+        if len(fleet) > 1:
+            routes.roll(policy.name, ready, left)
 
-    def before_resume(serves: str) -> None:
-        if serves == version:
-            routes.switch(policy.name, [])
-        else:
-            routes.back()
+        def before_resume(serves: str, vllm: VllmServer = vllm, left: Fleet = left) -> None:
+            if serves == version:
+                routes.roll(policy.name, [*ready, vllm], left)
+            elif not ready:
+                routes.back()
 
-    swap = restart_with if gone else hot_swap
-    return swap(vllm, folder, version, probe=manifest.probe, before_resume=before_resume)
+        swap = hot_swap if vllm.alive() else restart_with
+        try:
+            done.append(swap(vllm, folder, version, probe=manifest.probe, before_resume=before_resume))
+            ready.append(vllm)
+        except RedeployFailed as error:
+            if not ready:
+                raise
+            _say_missed(vllm, error)
+            routes.roll(policy.name, ready, left)
+    routes.served[policy.name] = ready
+    return done
+
+
+def _load(
+    policy: PolicySettings, folder: Path, manifest: Manifest, services: Services, routes: _Routes
+) -> list[Redeployed]:
+    """An adapter into every replica, then the routes, then what is older away."""
+    version = manifest.version
+    if version == BASE_VERSION:
+        return []  # no adapter yet: the base model serves it
+    in_use = services.server.serving()
+    done, ready, failure = [], [], None
+    for vllm in services.fleet:
+        try:
+            if not vllm.alive():
+                _revive(vllm)
+            done.append(
+                load_lora(
+                    vllm, policy.name, version, folder,
+                    probe=manifest.probe, in_use=in_use, retire=routes.retire,
+                )
+            )  # fmt: skip
+            ready.append(vllm)
+        except RedeployFailed as error:
+            failure = error
+            if len(services.fleet) > 1:
+                _say_missed(vllm, error)
+    if failure is not None and not ready:
+        raise failure
+    routes.served[policy.name] = ready
+    routes.switch(policy.name)
+    for vllm in ready:
+        unload_older(vllm, policy.name, version, in_use=in_use, retire=routes.retire)
+    return done
 
 
 def _revive(vllm: VllmServer) -> None:
@@ -90,61 +133,88 @@ def _revive(vllm: VllmServer) -> None:
         raise RedeployFailed(f"vLLM is gone and does not start: {error}", restored=False) from error
 
 
+def _say_missed(vllm: VllmServer, error: RedeployFailed) -> None:
+    logger.error("replica %d of vLLM missed a version and gets no calls: %s", vllm.state.replica, error)
+
+
 class _Routes:
     """The gateway's routes while a deploy goes on: those in force, those before it, and those it is to end with."""
 
-    def __init__(self, settings: Settings, server: ServerHandle, vllm: VllmServer, versions: dict[str, str]) -> None:
+    def __init__(self, settings: Settings, server: ServerHandle, fleet: Fleet, versions: dict[str, str]) -> None:
         limit, wait = settings.evaluation.max_tokens, settings.vllm.restart_wait_s
-        base = {"upstream": vllm.upstream, "model": vllm.state.served_name}
-        self._server, self._vllm = server, vllm
-        self._adapters = [p.name for p in settings.policies if p.lora is not None]
+        base = {"upstream": fleet[0].upstream, "model": fleet[0].state.served_name}
+        self.served: dict[str, Fleet] = {p.name: fleet for p in settings.policies}  # who has the new version
+        self._server, self._base_name = server, fleet[0].state.served_name
+        self._policies = {p.name: p for p in settings.policies}
+        self._frozen = {name: base for name in settings.frozen}
         self._former = server.routes()
-        self._wanted: dict[str, Any] = {
-            "policies": {
-                p.name: route(p, vllm, versions[p.name], evaluate_max_tokens=limit, restart_wait_s=wait)
-                for p in settings.policies
-            },
-            "frozen": {name: base for name in settings.frozen},
-        }
         self._now = dict(self._former["policies"])
+        self._new: Callable[[str, Fleet], dict[str, Any]] = lambda name, on: route(
+            self._policies[name], on, versions[name], evaluate_max_tokens=limit, restart_wait_s=wait
+        )
 
-    def switch(self, name: str, served: list[str]) -> None:
-        """Route a policy to its new version. The others wait for theirs, which is not loaded yet."""
-        self._name_loaded(name, served)
-        self._now[name] = self._wanted["policies"][name]
-        self._server.set_routes(self._wanted | {"policies": self._now})
+    def roll(self, name: str, ready: Fleet, left: Fleet) -> None:
+        """Full weights: `ready` have the new version, `left` the former one; whoever is in neither gets no calls."""
+        before = self._former["policies"].get(name)
+        if ready:
+            self._now[name] = self._new(name, ready)
+            if left and before is not None and before["version"] != self._now[name]["version"]:
+                other = {"model": before["model"], "upstream": left[0].upstream}
+                self._now[name]["loaded"] = {before["version"]: other}
+        elif left and before is not None:
+            addresses = [vllm.upstream for vllm in left]
+            self._now[name] = before | {"upstream": addresses[0], "replicas": addresses[1:]}
+        self._set()
+
+    def switch(self, name: str) -> None:
+        """Route a policy of adapters to its new version. The others wait for theirs, which is not loaded yet."""
+        self._now[name] = self._with_loaded(name)
+        self._set()
 
     def retire(self, names: list[str]) -> None:
         """These names of vLLM's are about to go: route nothing to them any more."""
         for entry in (*self._now.values(), *self._former["policies"].values()):
             entry["loaded"] = {v: o for v, o in (entry.get("loaded") or {}).items() if o["model"] not in names}
-        self._server.set_routes(self._wanted | {"policies": self._now})
+        self._set()
 
     def finish(self) -> None:
-        for name in self._adapters:
-            with self._vllm.client() as client:
-                self._name_loaded(name, client.models())
-        self._server.set_routes(self._wanted)
+        self._now = {
+            name: self._new(name, self.served[name]) if policy.lora is None else self._with_loaded(name)
+            for name, policy in self._policies.items()
+        }
+        self._set()
 
     def back(self) -> None:
         """The routes before the deploy, less the versions that it unloaded."""
         if not self._former["policies"]:
             return
-        try:
-            with self._vllm.client() as client:
-                served = client.models()
-        except VllmError as error:
-            logger.warning("what vLLM still serves is not known: %s", error)
-        else:
-            for entry in self._former["policies"].values():
-                entry["loaded"] = {v: o for v, o in entry["loaded"].items() if o["upstream"] or o["model"] in served}
+        served: set[str] = set()
+        for fleet in self.served.values():
+            for vllm in fleet:
+                try:
+                    with vllm.client() as client:
+                        served |= set(client.models())
+                except VllmError as error:
+                    logger.warning("what vLLM still serves is not known: %s", error)
+        for entry in self._former["policies"].values():
+            entry["loaded"] = {v: o for v, o in entry["loaded"].items() if o["upstream"] or o["model"] in served}
         self._server.set_routes(self._former)
 
-    def _name_loaded(self, name: str, served: list[str]) -> None:
-        """Say which other versions of the policy stay served: rollouts that began with them go on with them."""
-        now, before = self._wanted["policies"][name], self._former["policies"].get(name)
-        others = {BASE_VERSION: self._vllm.state.served_name}
-        if before is not None and before["upstream"] == now["upstream"]:
+    def _with_loaded(self, name: str) -> dict[str, Any]:
+        """The new route, with the other versions that stay loaded: rollouts that began with them go on with them."""
+        fleet, before = self.served[name], self._former["policies"].get(name)
+        now, others = self._new(name, fleet), {BASE_VERSION: self._base_name}
+        if before is not None and before["upstream"] in [vllm.upstream for vllm in fleet]:
             others |= {version: other["model"] for version, other in before["loaded"].items()}
             others[before["version"]] = before["model"]
+        served = set.intersection(*(_models(vllm) for vllm in fleet))
         now["loaded"] = {v: {"model": m} for v, m in others.items() if v != now["version"] and m in served}
+        return now
+
+    def _set(self) -> None:
+        self._server.set_routes({"policies": self._now, "frozen": self._frozen})
+
+
+def _models(vllm: VllmServer) -> set[str]:
+    with vllm.client() as client:
+        return set(client.models())

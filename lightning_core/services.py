@@ -38,7 +38,7 @@ class Services:
     """Handles of the running processes, and the base model of the policies."""
 
     server: ServerHandle
-    vllm: VllmServer
+    fleet: list[VllmServer]  # `vllm.replicas` of them, which serve the same
     model: ModelFolder
 
 
@@ -48,20 +48,23 @@ def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
     model = base_model(settings, say)
     with contextlib.ExitStack() as stack:
         server, ours = stack.enter_context(_server(settings, say))
-        vllm = VllmServer.find(settings.home)
-        if vllm is not None and ours and not _answers(vllm):
-            say("vLLM was left behind in the middle of something; starting it anew")
-            vllm.stop()
-            vllm = None
-        if vllm is None and not ours:
-            vllm = _coming_back(settings, say)
-        if vllm is None:
-            vllm = _start_vllm(settings, model, say)
-            ours = True
-        if ours:
-            stack.callback(vllm.stop)
-            stack.enter_context(Supervisor(vllm))
-        yield Services(server, vllm, model)
+        fleet = []
+        for replica in range(settings.vllm.replicas):
+            vllm = VllmServer.find(settings.home, replica)
+            if vllm is not None and ours and not _answers(vllm):
+                say("vLLM was left behind in the middle of something; starting it anew")
+                vllm.stop()
+                vllm = None
+            if vllm is None and not ours:
+                vllm = _coming_back(settings, replica, say)
+            watched = vllm is not None and not ours
+            if vllm is None:
+                vllm = _start_vllm(settings, model, replica, say)
+            if not watched:
+                stack.callback(vllm.stop)
+                stack.enter_context(Supervisor(vllm))
+            fleet.append(vllm)
+        yield Services(server, fleet, model)
 
 
 @contextlib.contextmanager
@@ -89,11 +92,11 @@ def _server(settings: Settings, say: Say) -> Iterator[tuple[ServerHandle, bool]]
         yield server, ours
 
 
-def _coming_back(settings: Settings, say: Say) -> VllmServer | None:
+def _coming_back(settings: Settings, replica: int, say: Say) -> VllmServer | None:
     """The vLLM that its owner's supervisor is starting again; None where there was none, or it does not come."""
     deadline = time.monotonic() + settings.vllm.start_timeout_s
-    while VllmServer.is_known(settings.home) and time.monotonic() < deadline:
-        if (found := VllmServer.find(settings.home)) is not None:
+    while VllmServer.is_known(settings.home, replica) and time.monotonic() < deadline:
+        if (found := VllmServer.find(settings.home, replica)) is not None:
             with found.exclusive():  # it is ready when the supervisor lets go
                 return found
         say("vLLM is gone; its supervisor should start it again")
@@ -110,11 +113,14 @@ def stop_orphans(home: Path) -> None:
     """Stop what a killed flow left running for `home`. Raises LakeError where a living flow owns it."""
     if not _Owner(home).claim():
         raise LakeError(f"a flow is at work in {home}; stop it first")
-    server, vllm = ServerHandle.find(home), VllmServer.find(home)
+    server = ServerHandle.find(home)
     if server is not None:
         end_group(server.pid, psutil.Process(server.pid).create_time(), 30)
-    if vllm is not None:
-        vllm.stop()
+    replica = 0
+    while VllmServer.is_known(home, replica):
+        if (vllm := VllmServer.find(home, replica)) is not None:
+            vllm.stop()
+        replica += 1
 
 
 def _answers(vllm: VllmServer) -> bool:
@@ -174,7 +180,7 @@ def versions(settings: Settings, epoch: int) -> dict[str, str]:
     return found
 
 
-def _start_vllm(settings: Settings, model: ModelFolder, say: Say) -> VllmServer:
+def _start_vllm(settings: Settings, model: ModelFolder, replica: int, say: Say) -> VllmServer:
     """vLLM on the current full weights, or on the base model where the policies are adapters."""
     first = settings.policies[0]
     ranks = [p.lora.rank for p in settings.policies if p.lora is not None]
@@ -187,9 +193,12 @@ def _start_vllm(settings: Settings, model: ModelFolder, say: Say) -> VllmServer:
             lora_rank=max(ranks),
             lora_slots=settings.vllm.lora_slots
             or 2 * len(ranks) + 1,  # a version and the one before it, and room for a next
+            replica=replica,
             on_progress=say,
         )
     store = PolicyStore(settings.home, first.name)
     version = store.current() or BASE_VERSION
     folder = store.checked(version)
-    return VllmServer.start(settings.vllm, folder, first.name, home=settings.home, version=version, on_progress=say)
+    return VllmServer.start(
+        settings.vllm, folder, first.name, home=settings.home, version=version, replica=replica, on_progress=say
+    )

@@ -78,6 +78,11 @@ class VllmSettings(Section):
     max_model_len: int = Field(2048, ge=64)
     max_num_seqs: int = Field(64, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    replicas: int = Field(
+        1,
+        ge=1,
+        description="vLLMs that serve the same; new versions are rolled from one to the next while the others serve",
+    )
     start_timeout_s: float = Field(600, gt=0)
     restart_wait_s: float = Field(
         300,

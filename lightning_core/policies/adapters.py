@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,13 @@ def load_lora(
     path: Path,
     *,
     probe: Probe | None = None,
-    keep: int = 2,
     in_use: Collection[str] = (),
     retire: Callable[[Names], None] = lambda names: None,
-    switch: Callable[[Names], None] = lambda names: None,
 ) -> Redeployed:
-    """Load the adapter in `path` as `<policy>-<version>`; of the older ones the last `keep` - 1 and those `in_use` stay.
+    """Load the adapter in `path` as `<policy>-<version>` and verify it; the older ones stay, as far as there are slots.
 
-    `retire` is called with names that are about to be unloaded, `switch` with the names that are served once the new one
-    is verified: the times to change routes. A name is never loaded twice, since vLLM's cache is keyed by it. Raises
-    RedeployFailed; what was routed to is served on then.
+    `retire` is called with names that are about to be unloaded: the time to change routes. A name is never loaded twice,
+    since vLLM's cache is keyed by it. Raises RedeployFailed; what was routed to is served on then.
     """
     name = lora_name(policy, version)
     done = Redeployed(version, name)
@@ -66,13 +63,23 @@ def load_lora(
             raise RedeployFailed(
                 f"{name} was not loaded, the older adapters serve on: {error}", restored=vllm.alive()
             ) from error
-        stays = [other for other in loaded if other not in done.unloaded]
-        switch([*stays, name] if name not in stays else stays)
-        with done.step("unload"):
-            older = [other for other in _versions_of(policy, stays) if other != name]
-            going = [other for other in older[: max(0, len(older) - (keep - 1))] if other not in in_use]
-            done.unloaded += _unload(vllm, client, going, retire)
     return done
+
+
+def unload_older(
+    vllm: VllmServer,
+    policy: str,
+    version: str,
+    *,
+    keep: int = 2,
+    in_use: Collection[str] = (),
+    retire: Callable[[Names], None] = lambda names: None,
+) -> Names:
+    """Of the policy's adapters but `version` all go but the last `keep` - 1 and those `in_use`; returns their names."""
+    with vllm.client() as client:
+        older = [name for name in _versions_of(policy, client.models()) if name != lora_name(policy, version)]
+        going = [name for name in older[: max(0, len(older) - (keep - 1))] if name not in in_use]
+        return _unload(vllm, client, going, retire)
 
 
 def lora_name(policy: str, version: str) -> str:
@@ -82,17 +89,18 @@ def lora_name(policy: str, version: str) -> str:
 
 def route(
     policy: PolicySettings,
-    vllm: VllmServer,
+    fleet: Sequence[VllmServer],
     version: str,
     *,
     evaluate_max_tokens: int | None = None,
     restart_wait_s: float = 0.0,
 ) -> dict[str, Any]:
-    """What the gateway has to know of a policy: where it is served, under which name, and how it samples in training."""
+    """What the gateway has to know of a policy: where it is served (one vLLM at least), under which name, how it samples."""
     adapter = policy.lora is not None and version != BASE_VERSION
     return {
-        "upstream": vllm.upstream,
-        "model": lora_name(policy.name, version) if adapter else vllm.state.served_name,
+        "upstream": fleet[0].upstream,
+        "replicas": [vllm.upstream for vllm in fleet[1:]],
+        "model": lora_name(policy.name, version) if adapter else fleet[0].state.served_name,
         "version": version,
         "restart_wait_s": restart_wait_s,
         "sampling": policy.sampling.model_dump(),

@@ -50,6 +50,7 @@ class VllmState:
     command: list[str]
     start_timeout_s: float
     lora_slots: int = 0
+    replica: int = 0
     adapters: dict[str, str] = field(default_factory=dict)  # name → folder; a restart loads them again
 
 
@@ -72,14 +73,15 @@ class VllmServer:
         lora_rank: int | None = None,
         lora_slots: int = 4,
         version: str = "v0000",
+        replica: int = 0,
         on_progress: Callable[[str], None] = log.info,
     ) -> VllmServer:
         """Serve the weights in `model_dir` as `served_name` and return when vLLM answers.
 
-        With `lora_rank` adapters up to that rank can be loaded, `lora_slots` of them at once. Raises VllmError with
+        `replica` numbers those of one home. With `lora_rank` adapters up to that rank can be loaded, `lora_slots` of them at once. Raises VllmError with
         the cause where vLLM ends early or takes longer than `settings.start_timeout_s`; nothing is left running then.
         """
-        running = cls.find(home)
+        running = cls.find(home, replica)
         if running is not None:
             raise VllmError(
                 f"a vLLM runs already for {home} (pid {running.state.pid}, {running.state.model}); stop it, or use it"
@@ -94,7 +96,8 @@ class VllmServer:
             version=version,
             weights=str(model_dir),
             lora_rank=lora_rank,
-            log=str(home.resolve() / "logs" / "vllm.log"),
+            log=str(home.resolve() / "logs" / f"{_name(replica)}.log"),
+            replica=replica,
             command=command(settings, model_dir, served_name, _doorstep(socket), lora_rank, lora_slots),
             start_timeout_s=settings.start_timeout_s,
             lora_slots=lora_slots if lora_rank is not None else 0,
@@ -124,20 +127,20 @@ class VllmServer:
             raise
 
     @classmethod
-    def find(cls, home: Path) -> VllmServer | None:
+    def find(cls, home: Path, replica: int = 0) -> VllmServer | None:
         """The vLLM that `services/vllm.json` names, if that very process still runs."""
-        state = _read_state(home)
+        state = _read_state(home, replica)
         server = None if state is None else cls(state, home)
         return server if server is not None and server.alive() else None
 
     @classmethod
-    def is_known(cls, home: Path) -> bool:
+    def is_known(cls, home: Path, replica: int = 0) -> bool:
         """Whether one was started and not stopped, be it running or gone."""
-        return _read_state(home) is not None
+        return _read_state(home, replica) is not None
 
     def refresh(self) -> bool:
         """Take over what other handles did to it: swaps, adapters, a restart. False where it was stopped for good."""
-        state = _read_state(self.home)
+        state = _read_state(self.home, self.state.replica)
         if state is None or state.socket != self.state.socket:
             return False
         if state.pid != self.state.pid:
@@ -148,9 +151,13 @@ class VllmServer:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold it against other deploys and its supervisor, in this process and in others. Not to be nested."""
-        with locked(_state_file(self.home).with_name("vllm.lock")):
+        with locked(self._state_file.with_suffix(".lock")):
             self.refresh()
             yield
+
+    @property
+    def _state_file(self) -> Path:
+        return _state_file(self.home, self.state.replica)
 
     @property
     def socket(self) -> Path:
@@ -199,14 +206,14 @@ class VllmServer:
 
     def stop(self, timeout_s: float = 15) -> None:
         """End all its processes: SIGTERM, and SIGKILL after `timeout_s`. Harmless when it is gone already."""
-        now = VllmServer.find(self.home)
+        now = VllmServer.find(self.home, self.state.replica)
         if now is not None and now.state.socket == self.state.socket and now.state.pid != self.state.pid:
             now._end(timeout_s)  # restarted by another handle since
         self._end(timeout_s)
         shutil.rmtree(self.socket.parent, ignore_errors=True)
         try:
-            if json.loads(_state_file(self.home).read_text()).get("socket") == self.state.socket:
-                _state_file(self.home).unlink()
+            if json.loads(self._state_file.read_text()).get("socket") == self.state.socket:
+                self._state_file.unlink()
         except (FileNotFoundError, ValueError):
             pass
 
@@ -266,7 +273,7 @@ class VllmServer:
             time.sleep(0.25)
 
     def _write_state(self) -> None:
-        file = _state_file(self.home)
+        file = self._state_file
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".vllm-")  # mode 0600
         with os.fdopen(descriptor, "w") as stream:
@@ -289,12 +296,16 @@ def _doorstep(socket: Path) -> Path:
     return socket.with_name("new")
 
 
-def _read_state(home: Path) -> VllmState | None:
+def _read_state(home: Path, replica: int) -> VllmState | None:
     try:
-        return VllmState(**json.loads(_state_file(home).read_text()))
+        return VllmState(**json.loads(_state_file(home, replica).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
-def _state_file(home: Path) -> Path:
-    return home / "services" / "vllm.json"
+def _name(replica: int) -> str:
+    return "vllm" if replica == 0 else f"vllm-{replica}"
+
+
+def _state_file(home: Path, replica: int) -> Path:
+    return home / "services" / f"{_name(replica)}.json"

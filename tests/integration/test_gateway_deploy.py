@@ -101,7 +101,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Rig
 
 def bring(parts: tuple[Rig, Names, Settings], version: str) -> None:
     made, vllm, settings = parts
-    services = cast(Services, SimpleNamespace(server=made.handle, vllm=vllm, model=None))
+    services = cast(Services, SimpleNamespace(server=made.handle, fleet=[vllm], model=None))
     deploy(settings, services, dict.fromkeys(("planner", "solver"), version))
 
 

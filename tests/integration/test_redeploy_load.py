@@ -67,7 +67,7 @@ class Deployment:
         self.first_logprobs = {number: self.first_logprob(number) for number in (0, 1)}
 
     def deploy(self, version: str) -> None:
-        services = cast(Services, SimpleNamespace(server=self.server, vllm=self.vllm, model=None))
+        services = cast(Services, SimpleNamespace(server=self.server, fleet=[self.vllm], model=None))
         deploy(self.settings, services, {"policy": version})
 
     def first_logprob(self, number: int) -> float:

@@ -18,7 +18,7 @@ from lightning_core import names
 from lightning_core.config import LoraSettings, PolicySettings, ServerSettings, VllmSettings
 from lightning_core.lake import spool
 from lightning_core.policies import redeploy
-from lightning_core.policies.adapters import load_lora, route
+from lightning_core.policies.adapters import load_lora, route, unload_older
 from lightning_core.policies.probe import Probe
 from lightning_core.policies.processes import group_members
 from lightning_core.policies.redeploy import RedeployFailed, hot_swap, restart_with
@@ -227,7 +227,9 @@ def test_weights_that_compute_something_else_than_the_trainer_are_taken_back(vll
 def test_a_reload_that_vllm_only_claims_to_have_done_is_noticed_before_any_call_is_answered(vllm, models, monkeypatch):
     before, version, resumed = answer(vllm), vllm.state.version, []
     monkeypatch.setattr(VllmClient, "reload_weights", lambda *_: None)
-    with pytest.raises(RedeployFailed, match=f"does not hold model.embed_tokens.weight as it is in .*; {version} serves again") as failure:
+    with pytest.raises(
+        RedeployFailed, match=f"does not hold model.embed_tokens.weight as it is in .*; {version} serves again"
+    ) as failure:
         hot_swap(vllm, models[1], "v0099", before_resume=resumed.append)
     assert failure.value.restored and resumed == [version]
     assert (answer(vllm), vllm.state.version) == (before, version)
@@ -309,17 +311,18 @@ def test_adapters_are_served_side_by_side_and_old_ones_go(models, tmp_path):
         for number, adapter in enumerate(adapters, 1):
             version = f"v{number:04d}"
             loaded = load_lora(vllm, "math", version, adapter)
+            gone = unload_older(vllm, "math", version)
             answers[version] = answer(vllm, model=loaded.model)
-            assert loaded.model == route(policy, vllm, version)["model"] == f"math-{version}"
+            assert loaded.model == route(policy, [vllm], version)["model"] == f"math-{version}"
         assert len({tuple(logprobs) for _, logprobs in answers.values()}) == 4
-        assert loaded.unloaded == ["math-v0001"]
+        assert gone == ["math-v0001"]
         assert answer(vllm, model="math-v0002") == answers["v0002"]
         with vllm.client() as client:
             assert client.models() == ["base", "math-v0002", "math-v0003"]
         assert load_lora(vllm, "math", "v0003", adapters[2]).seconds.get("load") is None
         with pytest.raises(RedeployFailed, match="older adapters serve on"):
             load_lora(vllm, "math", "v0004", tmp_path / "nothing")
-        assert route(policy, vllm, "v0000")["model"] == "base"
+        assert route(policy, [vllm], "v0000")["model"] == "base"
         os.kill(vllm.state.pid, signal.SIGKILL)
         restart_with(vllm, models[0], "v0000")
         assert answer(vllm, model="math-v0003") == answers["v0003"]

@@ -39,7 +39,7 @@ def settings(tmp_path):
 
 
 def test_a_damaged_version_is_not_deployed_and_what_is_served_stays(damaged, settings):
-    running = SimpleNamespace(server=Untouched(), vllm=Untouched(), model=None)
+    running = SimpleNamespace(server=Untouched(), fleet=[Untouched()], model=None)
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors: its content is not what was published"):
         deploy.deploy(settings, running, {"policy": "v0001"})
     assert damaged.current() == "v0000"
@@ -49,10 +49,10 @@ def test_vllm_is_not_started_on_a_damaged_version(damaged, settings, monkeypatch
     monkeypatch.setattr(services, "VllmServer", Untouched())
     damaged.set_current("v0001")
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors"):
-        services._start_vllm(settings, None, print)
+        services._start_vllm(settings, None, 0, print)
     damaged.set_current("v0000")
     with pytest.raises(AssertionError, match="asked for start"):
-        services._start_vllm(settings, None, print)
+        services._start_vllm(settings, None, 0, print)
 
 
 def test_nothing_is_trained_from_a_damaged_version(damaged, settings, tmp_path, monkeypatch):
