@@ -1,54 +1,187 @@
-"""Seconds of forward and backward of one optimizer step: prefix tries against stock TRL's padded batches.
+"""Forward and backward of one optimizer step: forests of prefix tries against stock TRL's padded batches.
 
-Sequences are shaped like the calculator's: groups of 8 rollouts that share a prompt of 190 tokens, two turns of 16
-sampled tokens with 12 tokens of tool output between. The model has SmolLM2-135M's shape and random weights. Both do
-the same loss (the difference is in the line); AdamW is left out, being the same for both.
+    train_step_calculator   four groups of a real epoch of the demo (its shape, where no demo has run), default settings
+    train_step_long         8 rollouts of 4 turns on 1,000 tokens of history, each call a sequence
+    train_step_long_merged  the same, each rollout one sequence
+    train_data_overhead     reading, checking, planning and laying out, as a share of the step's time
+    train_start_s           from the start of the training process to its first step
 
-    .venv/bin/python bench/training.py [--groups 2] [--rounds 4] [--layers 30]
+The model has SmolLM2-135M's shape and random weights; the long ones take `--long-layers` of its 30 layers, since stock
+TRL needs minutes for one pass. Both sides do the same loss (`loss_difference`); AdamW is left out, being the same for
+both. `asked` is 0.8 × raw ÷ unique tokens. Memory is the highest resident size within a pass.
+
+    .venv/bin/python -m bench.training [calculator long long_merged start] [--groups 4] [--rounds 2]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.report import figure, say
+from bench.training_sequences import VOCABULARY, calculator, long_calls, long_merged, real_calculator
 from lightning_core.config import PolicySettings
-from lightning_core.training.dataset import Sequence
-from lightning_core.training.job import import_trainer
+from lightning_core.training.dataset import Sequence, read_sequences
+from lightning_core.training.job import Job, import_trainer
 from lightning_core.training.plan import MicroBatch, plan_steps
 from tests.tiny_model import make_tiny_tokenizer
+from tests.training_data import write_parquet
 
-VOCABULARY = 49152
+_LONG_BUDGET = 4096
+_OVERHEAD_LIMIT, _START_LIMIT_S = 0.02, 20.0
 
 
-def calculator_group(group: int, rng: np.random.Generator, size: int = 8) -> list[Sequence]:
-    prompt = rng.integers(0, VOCABULARY, 190)
-    rows = []
-    for number in range(size):
-        turns = [rng.integers(0, VOCABULARY, n) for n in (16, 12, 16)]
-        mask = np.concatenate([np.zeros(190, bool), np.ones(16, bool), np.zeros(12, bool), np.ones(16, bool)])
-        rows.append(
-            Sequence(
-                sequence_id=f"{group}.{number}",
-                rollout_id=f"{group}.{number}",
-                attempt_id="a",
-                group_id=f"{group}",
-                token_ids=np.concatenate([prompt, *turns]).astype(np.int32),
-                prompt_length=190,
-                loss_mask=mask,
-                logprobs=np.where(mask, -10.0, 0).astype(np.float32),
-                advantages=np.where(mask, rng.normal(), 0).astype(np.float32),
-            )
+class Side:
+    """The passes of one side: what they take, what they hold, and the loss they sum to."""
+
+    def __init__(self, model: Any, passes: list[Callable[[], float]]) -> None:
+        self.model, self.passes = model, passes
+        self.seconds: list[list[float]] = []
+        self.peak, self.loss = 0, 0.0
+
+    def run(self) -> None:
+        self.model.zero_grad()
+        _forget_peak()
+        took, total = [], 0.0
+        for one in self.passes:
+            began = time.perf_counter()
+            total += one()
+            took.append(time.perf_counter() - began)
+        self.seconds.append(took)
+        self.peak, self.loss = max(self.peak, _peak()), total
+
+    @property
+    def best(self) -> float:
+        """Sum over the passes of the shortest of their rounds: on a shared machine the rest is other people's work."""
+        return sum(min(rounds) for rounds in zip(*self.seconds, strict=True))
+
+
+class Ours(Side):
+    def __init__(self, model: Any, sequences: list[Sequence], scratch: Path, policy: PolicySettings) -> None:
+        from lightning_core.training.scoring import why_not_packed
+        from lightning_core.training.trainer import SequenceTrainer
+
+        assert why_not_packed(model, max(map(len, sequences))) is None
+        file = write_parquet(sequences, scratch / "sequences.parquet")
+        began = time.perf_counter()
+        rows = read_sequences(file, policy="policy", vocabulary=VOCABULARY, max_tokens=8192).rows
+        budget = policy.training.tokens_per_micro_batch
+        (step,) = plan_steps(
+            rows, steps=1, seed=0, packing="tree", budget=budget, loss_type="dapo", completion_limit=64
         )
-    return rows
+        self.before = time.perf_counter() - began
+        trainer = SequenceTrainer(model, make_tiny_tokenizer(), [step], policy, scratch=scratch, seed=0)
+        width = len(step.micro_batches)
+        trainer.current_gradient_accumulation_steps = width
+        trainer.accelerator.gradient_accumulation_steps = 1
+        self.share = step.unique_tokens / step.tokens
+        self.preparing: list[float] = []
+        prepare = trainer._prepare_inputs
+
+        def timed(batch: dict[str, Any]) -> dict[str, Any]:
+            began = time.perf_counter()
+            inputs = prepare(batch)
+            self.preparing.append(time.perf_counter() - began)
+            return inputs
+
+        trainer._prepare_inputs = timed
+        passes = [lambda n=n: float(trainer.training_step(model, {"number": n}, None)) for n in range(width)]  # type: ignore[misc]
+        super().__init__(model, passes)
+
+
+class Stock(Side):
+    """TRL's own trainer, padded batches of 8 rows."""
+
+    def __init__(self, model: Any, sequences: list[Sequence], scratch: Path) -> None:
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        from lightning_core.training.inputs import materialise
+
+        arguments = GRPOConfig(
+            output_dir=str(scratch), per_device_train_batch_size=8, num_generations=8, gradient_accumulation_steps=1,
+            bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True,
+        )  # fmt: skip
+        trainer = GRPOTrainer(
+            model, reward_funcs=lambda **_: [], args=arguments, train_dataset=Dataset.from_dict({"prompt": ["a"] * 8}),
+            processing_class=make_tiny_tokenizer(),
+        )  # fmt: skip
+        trainer.current_gradient_accumulation_steps = 1
+        trained = sum(s.trained_tokens for s in sequences)
+
+        def one(rows: list[Sequence]) -> float:
+            model.train()
+            batch = materialise(MicroBatch([[s] for s in rows], [1.0] * len(rows), "none", 0), trained, False)
+            del batch["layout"]
+            loss = trainer.compute_loss(model, batch)
+            loss.backward()
+            return float(loss)
+
+        batches = [sequences[start : start + 8] for start in range(0, len(sequences), 8)]
+        super().__init__(model, [lambda rows=rows: one(rows) for rows in batches])  # type: ignore[misc]
+
+
+def compare(
+    name: str, sequences: list[Sequence], layers: int, rounds: int, policy: PolicySettings, source: str
+) -> Ours:
+    sequences = sorted(sequences, key=len)  # stock pads least so
+    with tempfile.TemporaryDirectory() as scratch:
+        model = make_model(layers)
+        stock = Stock(model, sequences, Path(scratch))
+        ours = Ours(model, sequences, Path(scratch), policy)
+        ours.passes[0]()  # to warm up
+        stock.passes[0]()
+        for turn in range(rounds):
+            for side in (ours, stock):
+                side.run()
+                say(f"{name}, round {turn + 1}: {type(side).__name__} {sum(side.seconds[-1]):.1f} s")
+    figure(
+        name, ours.best, "s", stock.best, n=len(sequences), smaller_is_better=True, asked=0.8 / ours.share,
+        unique_share=ours.share, tokens_per_s=sum(map(len, sequences)) / ours.best, peak_mb=ours.peak / 1e6,
+        stock_peak_mb=stock.peak / 1e6, loss_difference=abs(ours.loss - stock.loss), layers=layers, source=source,
+    )  # fmt: skip
+    return ours
+
+
+def overhead(ours: Ours, n: int) -> None:
+    preparing = sum(ours.preparing[1:]) / len(ours.seconds)
+    share = (ours.before + preparing) / (ours.before + ours.best)
+    figure("train_data_overhead", share, "of a step", _OVERHEAD_LIMIT, n=n, smaller_is_better=True)
+
+
+def start(sequences: list[Sequence], layers: int) -> None:
+    from lightning_core.training.launch import train
+
+    class Started(Exception):
+        pass
+
+    def at_the_first_step(line: dict[str, Any]) -> None:
+        if line.get("phase") == "training":
+            raise Started
+
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch)
+        make_model(layers).save_pretrained(here / "model")
+        make_tiny_tokenizer().save_pretrained(here / "model")
+        file = write_parquet(sequences, here / "sequences.parquet")
+        job = Job(
+            run="r", epoch=0, policy="policy", policy_settings=PolicySettings(), base_model=here / "model", sequences=file,
+            output=here / "v0001", state=here / "state", progress=here / "progress.jsonl",
+        )  # fmt: skip
+        took = []
+        for _ in range(2):  # the first may find nothing in the page cache
+            began = time.perf_counter()
+            try:
+                train(job, at_the_first_step, here / "log")
+            except Started:
+                took.append(time.perf_counter() - began)
+    figure("train_start_s", min(took), "s", _START_LIMIT_S, n=len(took), smaller_is_better=True)
 
 
 def make_model(layers: int) -> Any:
@@ -63,86 +196,39 @@ def make_model(layers: int) -> Any:
     return LlamaForCausalLM(config)
 
 
-def ours(model: Any, sequences: list[Sequence], scratch: Path) -> tuple[list[Callable[[], float]], float]:
-    """One pass a group (forward and backward, returning its share of the loss), and the share of tokens computed."""
-    from lightning_core.training.trainer import SequenceTrainer
-
-    steps = plan_steps(sequences, steps=1, seed=0, packing="tree", budget=4096, loss_type="dapo", completion_limit=64)
-    trainer = SequenceTrainer(model, make_tiny_tokenizer(), steps, PolicySettings(), scratch=scratch, seed=0)
-    width = len(steps[0].micro_batches)
-    trainer.current_gradient_accumulation_steps = width
-    trainer.accelerator.gradient_accumulation_steps = 1
-
-    def one(number: int) -> float:
-        return float(trainer.training_step(model, {"number": number}, None))
-
-    return [partial(one, n) for n in range(width)], steps[0].unique_tokens / steps[0].tokens
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
-def stock(model: Any, sequences: list[Sequence], scratch: Path) -> list[Callable[[], float]]:
-    """The same of TRL's own trainer, one padded batch of 8 rows a group."""
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
-    from lightning_core.training.trainer import materialise
-
-    arguments = GRPOConfig(
-        output_dir=str(scratch), per_device_train_batch_size=8, num_generations=8, gradient_accumulation_steps=1,
-        bf16=False, gradient_checkpointing=False, report_to="none",
-    )  # fmt: skip
-    trainer = GRPOTrainer(
-        model, reward_funcs=lambda **_: [], args=arguments, train_dataset=Dataset.from_dict({"prompt": ["a"] * 8}),
-        processing_class=make_tiny_tokenizer(),
-    )  # fmt: skip
-    trainer.current_gradient_accumulation_steps = 1
-    trained = sum(s.trained_tokens for s in sequences)
-
-    def one(rows: list[Sequence]) -> float:
-        model.train()
-        batch = materialise(MicroBatch([[s] for s in rows], [1.0] * len(rows), "none", 0), trained, False)
-        del batch["layout"]
-        loss = trainer.compute_loss(model, batch)
-        loss.backward()
-        return loss.item()
-
-    return [partial(one, sequences[start : start + 8]) for start in range(0, len(sequences), 8)]
-
-
-def best(seconds: list[list[float]]) -> float:
-    """Sum over the groups of the shortest of their rounds: on a shared machine the rest is other people's work."""
-    return sum(min(rounds) for rounds in zip(*seconds, strict=True))
+def _peak() -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--groups", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=4, help="both sides in turn, after one round to warm up")
+    names = ("calculator", "long", "long_merged", "start")
+    parser.add_argument("what", nargs="*", default=names, help=f"of {', '.join(names)}")
+    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2, help="both sides in turn")
     parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--long-layers", type=int, default=8)
+    parser.add_argument("--lake", type=Path, default=Path("var/demo/lake"))
     options = parser.parse_args()
     import_trainer()
     rng = np.random.default_rng(0)
-    sequences = [row for group in range(options.groups) for row in calculator_group(group, rng)]
-    with tempfile.TemporaryDirectory() as scratch:
-        model = make_model(options.layers)
-        tries, share = ours(model, sequences, Path(scratch))
-        sides = {"ours": tries, "stock": stock(model, sequences, Path(scratch))}
-        seconds: dict[str, list[list[float]]] = {"ours": [], "stock": []}
-        losses = {}
-        for turn in range(options.rounds + 1):
-            for name, passes in sides.items():
-                model.zero_grad()
-                took, total = [], 0.0
-                for one in passes:
-                    began = time.perf_counter()
-                    total += one()
-                    took.append(time.perf_counter() - began)
-                losses[name] = total
-                if turn:
-                    seconds[name].append(took)
-    value, baseline = best(seconds["ours"]), best(seconds["stock"])
-    line = {"name": "train_step_calculator", "value": round(value, 2), "unit": "s", "baseline": round(baseline, 2)}
-    line |= {"ratio": round(baseline / value, 2), "n": len(sequences), "unique_share": round(share, 3)}
-    print(json.dumps(line | {"loss_difference": abs(losses["ours"] - losses["stock"])}))
+    real = real_calculator(options.lake, options.groups)
+    sequences = real or calculator(options.groups, rng)
+    if "calculator" in options.what:
+        source = "an epoch of the demo" if real else "its shape"
+        ours = compare("train_step_calculator", sequences, options.layers, options.rounds, PolicySettings(), source)
+        overhead(ours, len(sequences))
+    long = PolicySettings.model_validate({"training": {"tokens_per_micro_batch": _LONG_BUDGET}})
+    for what, make in (("long", long_calls), ("long_merged", long_merged)):
+        if what in options.what:
+            compare(f"train_step_{what}", make(rng), options.long_layers, options.rounds, long, "drawn")
+    if "start" in options.what:
+        start(sequences, options.layers)
 
 
 if __name__ == "__main__":

@@ -83,12 +83,18 @@ class TrainingSettings(Section):
     importance_clip_max: float | None = Field(3.0, gt=0)
     importance_clip_min: float | None = Field(None, ge=0)
 
+    max_mismatch: float | None = Field(
+        4.0,
+        gt=0,
+        description="training stops before its first step where tokens are so much less likely (nats, in the mean) than their logprobs say: another model sampled them; null: never",
+    )
+
     packing: Literal["none", "concat", "tree"] = Field(
         "tree",
         description="`tree`: tokens that sequences share are computed once; `concat`: sequences end to end, without padding; `none`: padded rows",
     )
     tokens_per_micro_batch: int = Field(
-        1024, ge=64, description="tokens (unique ones, with `tree`) in one forward pass"
+        2048, ge=64, description="tokens (unique ones, with `tree`) in one forward pass"
     )
     max_sequence_tokens: int = Field(4096, ge=16, description="longer sequences are left out and counted")
     bf16: bool = False

@@ -24,6 +24,7 @@ from lightning_core.training.weights import (
     ModelFacts,
     check_adapter_folder,
     check_model_folder,
+    check_same_model,
 )
 
 logger = logging.getLogger(__name__)
@@ -94,8 +95,10 @@ def check_job(job: Job) -> tuple[ModelFacts, Sequences]:
     lora, settings = job.policy_settings.lora, job.policy_settings.training
     if lora and job.weights is not None:
         check_adapter_folder(job.weights, lora)
-    if settings.beta > 0 and job.base_model != job.source:
-        check_model_folder(job.base_model)
+    if job.base_model != job.source:
+        if settings.beta > 0:
+            check_model_folder(job.base_model)
+        check_same_model(job.source, job.base_model)
     longest = min(settings.max_sequence_tokens, facts.positions or settings.max_sequence_tokens)
     sequences = read_sequences(job.sequences, policy=job.policy, vocabulary=facts.vocabulary, max_tokens=longest)
     return facts, sequences

@@ -24,7 +24,7 @@ from lightning_core.config import PolicySettings
 from lightning_core.training.arguments import arguments
 from lightning_core.training.checkpoint import Found
 from lightning_core.training.correction import from_all_ranks
-from lightning_core.training.errors import TrainingError
+from lightning_core.training.errors import TrainingDataError, TrainingError
 from lightning_core.training.gather import put_optimizer_state, put_trained_tensors
 from lightning_core.training.inputs import Start, materialise
 from lightning_core.training.plan import MicroBatch, Step, line_up
@@ -34,7 +34,7 @@ from lightning_core.training.scoring import score
 logger = logging.getLogger(__name__)
 
 # What is summed over a step's trained tokens: the metrics that are not TRL's.
-_SUMS = ("tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "informative_entropy")
+_SUMS = ("tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "sampled", "informative_entropy")
 
 
 class SequenceTrainer(GRPOTrainer):
@@ -114,7 +114,20 @@ class SequenceTrainer(GRPOTrainer):
                 f"step {self.first + self.state.global_step}: the loss is {loss.item()}; lower "
                 "`training.learning_rate`, or look at the advantages and logprobs of this epoch's sequences"
             )
+        if self.first + step == 0 and at == self.args.gradient_accumulation_steps - 1:
+            self._check_mismatch()
         return loss
+
+    def _check_mismatch(self) -> None:
+        """Before the epoch's first optimizer step, when the weights are still those that sampled, or close to them."""
+        limit, tokens = self.settings.max_mismatch, self._sums["tokens"]
+        less_likely = self._sums["sampled"] / tokens if tokens else 0.0
+        if limit is not None and less_likely > limit:
+            raise TrainingDataError(
+                f"the trained tokens are {less_likely:.1f} nats less likely to these weights than their logprobs say: another "
+                "model, or another tokenizer, sampled them. Take the weights they came from (`training.max_mismatch` is "
+                f"{limit:g})"
+            )
 
     def _begin_step(self, step: int) -> None:
         self._step_began = time.perf_counter()
@@ -193,6 +206,7 @@ class SequenceTrainer(GRPOTrainer):
             "tokens": trained,
             "entropy": entropies * trained,
             "mismatch": difference.abs(),
+            "sampled": -difference,
             # http://joschu.net/blog/kl-approx.html, k3: never negative, and of little variance
             "mismatch_kl": torch.expm1(difference) - difference,
             "ratio": torch.exp(difference.clamp(-20, 20)) * trained,

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _NOT_HANDED_ON = ("training.json", "manifest.json", "README.md")
 
 
@@ -64,6 +65,18 @@ def check_adapter_folder(folder: Path, lora: LoraSettings) -> None:
             "keep `lora.rank` within a run, or start a new run"
         )
     check_safetensors(folder / "adapter_model.safetensors")
+
+
+def check_same_model(folder: Path, base: Path) -> None:
+    """Raises WeightsError where the model in `folder` is of another shape than the run's base model."""
+    here, there = (_read_json(path / "config.json", path) for path in (folder, base))
+    for name in _SHAPE:
+        ours, theirs = ((config.get("text_config") or config).get(name) for config in (here, there))
+        if ours != theirs:
+            raise WeightsError(
+                f"{folder}: a checkpoint of another model: its `{name}` is {ours}, the base model's {theirs} ({base}); go on "
+                "from a version of this run, or start a new run"
+            )
 
 
 def check_safetensors(path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Sequences of bench/training.py: a real epoch of the calculator where there is one, and shapes of it and of long agents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lightning_core.training.dataset import Sequence, read_sequences
+
+VOCABULARY = 49152
+GROUP = 8
+
+
+def real_calculator(lake: Path, groups: int) -> list[Sequence]:
+    """The first `groups` groups of the demo's first epoch; none where no demo has run."""
+    files = sorted((lake / "derived").glob("*/0000/sequences-*.parquet"))
+    if not files:
+        return []
+    rows = read_sequences(files[-1], policy="policy", vocabulary=VOCABULARY, max_tokens=1024).rows
+    names = sorted({row.group_id for row in rows})[:groups]
+    return [row for row in rows if row.group_id in names]
+
+
+def calculator(groups: int, rng: np.random.Generator) -> list[Sequence]:
+    """As the calculator's: 150 tokens that all share, 30 of the task, an answer of 14, sometimes a second turn."""
+    system = _draw(rng, 150)
+    rows = []
+    for group in range(groups):
+        prompt = np.concatenate([system, _draw(rng, 30)])
+        for number in range(GROUP):
+            turns = [_draw(rng, 14)] if number % 2 else [_draw(rng, 14), _draw(rng, 10), _draw(rng, 14)]
+            rows.append(_row(f"{group}.{number}", f"{group}", prompt, turns, rng))
+    return rows
+
+
+def long_calls(rng: np.random.Generator) -> list[Sequence]:
+    """A group whose 8 rollouts share a history of 1,000 tokens: 4 turns, each call a sequence of its own.
+
+    So it is where an agent writes its history anew each time, or with `merge: per_call`.
+    """
+    history, rows = _draw(rng, 1000), []
+    for number in range(GROUP):
+        prompt = history
+        for call in range(4):
+            answer = _draw(rng, 16)
+            rows.append(_row(f"{number}.{call}", "g", prompt, [answer], rng, rollout=str(number)))
+            prompt = np.concatenate([prompt, answer, _draw(rng, 12)])
+    return rows
+
+
+def long_merged(rng: np.random.Generator) -> list[Sequence]:
+    """The same, with the 4 turns of a rollout merged into one sequence."""
+    history, rows = _draw(rng, 1000), []
+    for number in range(GROUP):
+        turns = [_draw(rng, n) for n in (16, 12, 16, 12, 16, 12, 16)]
+        rows.append(_row(str(number), "g", history, turns, rng))
+    return rows
+
+
+def _draw(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.integers(0, VOCABULARY, n)
+
+
+def _row(
+    name: str, group: str, prompt: np.ndarray, turns: list[np.ndarray], rng: np.random.Generator, rollout: str = ""
+) -> Sequence:
+    """Turns are sampled and given tokens in turn."""
+    sampled = [np.full(len(turn), at % 2 == 0) for at, turn in enumerate(turns)]
+    mask = np.concatenate([np.zeros(len(prompt), bool), *sampled])
+    return Sequence(
+        sequence_id=name,
+        rollout_id=rollout or name,
+        attempt_id="a",
+        group_id=group,
+        token_ids=np.concatenate([prompt, *turns]).astype(np.int32),
+        prompt_length=len(prompt),
+        loss_mask=mask,
+        logprobs=np.where(mask, -10.0, 0).astype(np.float32),
+        advantages=np.where(mask, rng.normal(), 0).astype(np.float32),
+    )

@@ -1,0 +1,193 @@
+"""An epoch that was ended after any step goes on after it, and comes to the same weights; bad input ends before the first."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_core.training.dataset import Sequence
+from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
+from lightning_core.training.grpo import run_job
+from lightning_core.training.job import Job, Progress
+from tests.tiny_model import make_tiny_llama
+from tests.training_data import make_sequence, one_thread, random_group, write_parquet
+
+pytestmark = pytest.mark.slow  # it trains
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trl() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("model"), positions=256)
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, base: Path) -> Callable[..., Job]:
+    rng = np.random.default_rng(7)
+    rows = [s for name in "abcd" for s in random_group(name, 3, rng)]
+    sequences = write_parquet(rows, tmp_path / "sequences.parquet")
+
+    def make(*, lora: bool = False, training: dict[str, Any] | None = None, **fields: Any) -> Job:
+        settings: dict[str, Any] = {"training": {"learning_rate": 1e-3, "steps_per_epoch": 4, **(training or {})}}
+        if lora:
+            settings["lora"] = {"rank": 4, "alpha": 8, "dropout": 0.2}
+        values: dict[str, Any] = {
+            "run": "r", "epoch": 0, "policy": "policy", "policy_settings": settings, "base_model": base, "epochs": 2,
+            "sequences": sequences, "output": tmp_path / "v0001", "state": tmp_path / "state",
+            "progress": tmp_path / "progress.jsonl",
+        }  # fmt: skip
+        return Job.model_validate(values | fields)
+
+    return make
+
+
+class Killed(BaseException):
+    pass
+
+
+class Dying(Progress):
+    """Ends the job when it says that step `at` is taken: what it would do after that is not done."""
+
+    def __init__(self, path: Path, at: int) -> None:
+        super().__init__(path)
+        self.at = at
+        self.resumed: int | None = None
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.resumed = line.get("resumed_at", self.resumed)
+        if line.get("step") == self.at:
+            raise Killed
+        super().write(line)
+
+
+def weights(folder: Path) -> bytes:
+    (file,) = folder.glob("*.safetensors")
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"training": {"lr_schedule": "linear", "warmup_steps": 2, "normalization": "rollout"}},
+        {"lora": True, "training": {"use_adaptive_entropy": True, "entropy_coef": 0.1, "entropy_target": 9.0}},
+        {"training": {"beta": 0.1, "kl_reference": "previous", "importance_correction": "rollout_truncate"}},
+        {"training": {"top_entropy_quantile": 0.5, "beta": 0.1, "packing": "none"}},
+    ],
+    ids=["full", "adapter-with-dropout", "corrected", "uncertain-tokens"],
+)
+def test_an_epoch_ended_after_any_step_comes_to_the_same_weights_bit_for_bit(
+    make_job: Callable[..., Job], tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    calm = make_job(**kind, output=tmp_path / "calm", state=tmp_path / "calm-state")
+    expected = run_job(calm, Progress(calm.progress))
+    job = make_job(**kind)
+    for at, resumed in ((2, None), (3, 1), (4, 2)):
+        progress = Dying(job.progress, at)
+        with pytest.raises(Killed):
+            run_job(job, progress)
+        assert progress.resumed == resumed
+        assert not job.output.exists()
+    last = Dying(job.progress, 99)
+    result = run_job(job, last)
+    assert last.resumed == 3
+    assert weights(job.output) == weights(calm.output)
+    same = ("loss", "grad_norm", "kl", "entropy", "entropy_coef", "mismatch", "learning_rate", "step", "trained_tokens")
+    assert {name: result[name] for name in same} == {name: expected[name] for name in same}
+    assert not (job.state / "unfinished").exists()
+
+
+def test_a_checkpoint_of_other_sequences_or_settings_or_half_written_is_left_and_told(
+    make_job: Callable[..., Job], caplog: Any
+) -> None:
+    job = make_job()
+    for change in ("settings", "half"):
+        with pytest.raises(Killed):
+            run_job(job, Dying(job.progress, 3))
+        (checkpoint,) = (job.state / "unfinished").iterdir()
+        assert checkpoint.name == "step-0002"
+        if change == "settings":
+            job = make_job(training={"weight_decay": 0.1})
+        else:
+            file = checkpoint / "optimizer.pt"
+            file.write_bytes(file.read_bytes()[:500])
+        caplog.clear()
+        progress = Dying(job.progress, 2)
+        with pytest.raises(Killed):
+            run_job(job, progress)
+        assert progress.resumed is None
+        assert "a checkpoint of another job, or half written" in caplog.text
+
+
+def test_checkpoints_are_as_far_apart_as_asked(make_job: Callable[..., Job]) -> None:
+    for every, found in ((2, ["step-0002"]), (0, [])):
+        job = make_job(training={"checkpoint_steps": every})
+        with pytest.raises(Killed):
+            run_job(job, Dying(job.progress, 4))
+        assert [p.name for p in (job.state / "unfinished").glob("*")] == found
+        shutil.rmtree(job.state, ignore_errors=True)
+
+
+def rows(*lengths: int, tokens: int = 3) -> list[Sequence]:
+    return [make_sequence(f"r{i}", "g", [([1] * n, [tokens, 4])]) for i, n in enumerate(lengths)]
+
+
+def test_one_sequence_is_trained_on(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    job = make_job(sequences=write_parquet(rows(5), tmp_path / "one.parquet"))
+    result = run_job(job, Progress(job.progress))
+    assert (result["sequences"], result["steps"], result["trained_tokens"]) == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "replaced", "message"),
+    [
+        ([], {}, "no sequences; nothing of this epoch can be trained on"),
+        (rows(300, 400), {}, "all 2 sequences were left out.*`too_long` means more than 256 tokens"),
+        (rows(5, tokens=300), {}, "token id 300 is outside the model's vocabulary .0..299.; was it sampled by another"),
+        (rows(5), {"advantages": [[float("nan")] * 7]}, "`advantages` is nan at token 5"),
+        (rows(5), {"logprobs": [[float("-inf")] * 7]}, "`logprobs` is -inf at token 5"),
+        (rows(5), {"logprobs": [[0.0] * 7]}, r"[56]\.\d nats less likely to these weights than their logprobs say: another model"),
+    ],
+    ids=["empty", "too long", "beyond the vocabulary", "NaN advantages", "infinite logprobs", "another tokenizer"],
+)  # fmt: skip
+def test_bad_sequences_are_told_before_the_first_step_and_leave_nothing(
+    make_job: Callable[..., Job], tmp_path: Path, sequences: list[Sequence], replaced: dict[str, Any], message: str
+) -> None:
+    job = make_job(sequences=write_parquet(sequences, tmp_path / "bad.parquet", **replaced))
+    with pytest.raises(TrainingDataError, match=message):
+        run_job(job, Progress(job.progress))
+    assert not job.output.exists() and not job.state.exists()
+    assert '"step"' not in job.progress.read_text()
+
+
+def test_sequences_longer_than_the_model_are_left_out_and_counted(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    job = make_job(sequences=write_parquet(rows(5, 6, 300), tmp_path / "some.parquet"))
+    result = run_job(job, Progress(job.progress))
+    assert (result["sequences"], result["left_out"]) == (2, {"too_long": 1})
+
+
+def test_a_checkpoint_of_another_model_is_refused(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    other = make_tiny_llama(tmp_path / "other", layers=1)
+    with pytest.raises(
+        WeightsError, match="a checkpoint of another model: its `num_hidden_layers` is 1, the base model's 2"
+    ):
+        run_job(make_job(weights=other, epoch=1), Progress(tmp_path / "progress.jsonl"))
+
+
+def test_an_adapter_of_another_model_is_refused(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    other = make_tiny_llama(tmp_path / "other", hidden=32)
+    adapter = make_job(lora=True, base_model=other, output=tmp_path / "adapter", state=tmp_path / "other-state")
+    run_job(adapter, Progress(adapter.progress))
+    job = make_job(lora=True, weights=adapter.output, epoch=1)
+    with pytest.raises(TrainingError, match=r"peft cannot load the adapter|does not fit the base model"):
+        run_job(job, Progress(job.progress))
+    assert not job.output.exists()
