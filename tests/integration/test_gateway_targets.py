@@ -202,3 +202,21 @@ def test_replicas_share_the_rollouts_and_a_rollout_stays_where_it_was(running: R
         for n in range(4):
             assert ask(running, f"s1.{n}").choices
         assert running.handle.attempt("s1.1", "a1")["infrastructure_errors"] == 0
+
+
+def test_a_frozen_model_is_the_base_model_sampled_as_the_agent_asks_and_never_trained(
+    judged: tuple[Rig, CannedVllm],
+) -> None:
+    server, _ = judged
+    policy = {"upstream": server.upstream, "model": "policy-v0003", "version": "v0003"}
+    server.handle.set_routes(
+        {"policies": {"policy": policy}, "frozen": {"critic": {"upstream": server.upstream, "model": "base"}}}
+    )
+    try:
+        assert ask(server, model="critic", temperature=0.3).model == "critic"
+        sent, span = server.canned.requests[-1], last(server)
+        assert (sent["model"], sent["temperature"]) == ("base", 0.3)
+        assert names.POLICY not in span and span[names.UNTRAINABLE] == "other_model"
+        assert {"policy", "critic"} <= {model.id for model in client(server).models.list()}
+    finally:
+        server.route()

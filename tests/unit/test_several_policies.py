@@ -136,7 +136,7 @@ def test_own_rewards_take_the_last_of_a_name_and_failures_and_rules_are_everybod
     assert ("planner", "r.1", "no_reward") in reasons
 
 
-@of_many(8)
+@of_many(4)
 @given(
     values=st.lists(st.tuples(st.sampled_from(["plan", "style", "reward"]), st.integers(-4, 4)), max_size=6),
     plan=st.integers(-2, 2),
