@@ -17,7 +17,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.patterns import settle
 from lightning_core.lake.stages import Stage, redo_from
-from lightning_core.services import running, versions
+from lightning_core.services import resting, running, versions
 from lightning_core.stage_keys import outputs
 from lightning_core.taskset import plan_training
 from tasks.alarm import watch
@@ -70,7 +70,8 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
             redeploy(settings, services, manifest.versions)
             collect(settings, manifest, planned)
             derive_tables(settings, manifest)
-            trained = train_policies(settings, manifest)
+            with resting(settings, services):
+                trained = train_policies(settings, manifest)
             redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
             record(settings, manifest)
             watch(settings, number + 1, services)

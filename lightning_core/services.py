@@ -22,6 +22,7 @@ from lightning_core.files import write_atomic
 from lightning_core.lake.manifest import LakeError, Manifests
 from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.processes import end_group, is_running
+from lightning_core.policies.sleep import Level, asleep
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
 from lightning_core.policies.supervisor import Supervisor
 from lightning_core.policies.vllm import VllmServer
@@ -65,6 +66,17 @@ def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
                 stack.enter_context(Supervisor(vllm))
             fleet.append(vllm)
         yield Services(server, fleet, model)
+
+
+@contextlib.contextmanager
+def resting(settings: Settings, services: Services) -> Iterator[None]:
+    """Round training: where it shares a card with vLLM, vLLM sleeps meanwhile."""
+    level: Level = 1 if any(policy.lora for policy in settings.policies) else 2
+    with contextlib.ExitStack() as stack:
+        for vllm in services.fleet if settings.vllm.colocated else ():
+            stack.enter_context(vllm.exclusive())
+            stack.enter_context(asleep(vllm, level))
+        yield
 
 
 @contextlib.contextmanager

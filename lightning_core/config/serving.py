@@ -78,6 +78,9 @@ class VllmSettings(Section):
     max_model_len: int = Field(2048, ge=64)
     max_num_seqs: int = Field(64, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    colocated: bool = Field(
+        False, description="vLLM gives its GPU's memory back while a policy is trained (sleep mode); needs CUDA"
+    )
     replicas: int = Field(
         1,
         ge=1,

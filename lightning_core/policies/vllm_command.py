@@ -40,6 +40,10 @@ def command(
         "--worker-extension-cls": "lightning_core.policies.vllm_worker.ReloadExtension",
     }
     flags = ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
+    if settings.colocated:
+        if cpu_build():
+            raise VllmError("vllm.colocated: only a vLLM for CUDA can sleep while a policy is trained; take it out")
+        flags.append("--enable-sleep-mode")
     if cpu_build():
         flags.append("--enforce-eager")
         arguments["--kv-cache-memory-bytes"] = str(int(settings.kv_cache_gb * 2**30))

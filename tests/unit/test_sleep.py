@@ -1,0 +1,91 @@
+"""vLLM asleep while the trainer works: which requests, in which order, with a client that only notes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from lightning_core.config import VllmSettings
+from lightning_core.policies import vllm_command
+from lightning_core.policies.sleep import SLEEP_FLAG, asleep
+from lightning_core.policies.vllm import VllmServer
+from lightning_core.policies.vllm_client import VllmError
+
+
+class Noted:
+    def __init__(self, *flags: str) -> None:
+        self.state = SimpleNamespace(command=["vllm", *flags], weights="/w/v0003", version="v0003", served_name="p")
+        self.asked: list[Any] = []
+        self.refuses: str | None = None
+
+    @contextmanager
+    def client(self) -> Iterator[Noted]:
+        yield self
+
+    def request(self, method: str, path: str, params: dict[str, str] | None = None) -> None:
+        self.asked.append((path, *(params or {}).values()))
+        if path == self.refuses:
+            raise VllmError(f"no {path}")
+
+    def reload_weights(self, folder: Path) -> None:
+        self.asked.append(("reload", str(folder)))
+
+    def reset_prefix_cache(self) -> None:
+        self.asked.append("reset")
+
+    def logprobs(self, model: str) -> None:
+        self.asked.append("probe")
+
+    def restart(self, weights: Path, version: str) -> None:
+        self.asked.append(("restart", version))
+
+    def as_vllm(self) -> VllmServer:
+        return cast(VllmServer, self)
+
+
+def test_full_weights_are_forgotten_and_loaded_again_before_the_cache() -> None:
+    vllm = Noted(SLEEP_FLAG)
+    with asleep(vllm.as_vllm(), 2):
+        vllm.asked.append("training")
+    assert vllm.asked == [
+        ("/sleep", "2", "wait"), "training", ("/wake_up", "weights"), ("reload", "/w/v0003"), ("/wake_up", "kv_cache"),
+        "reset", "probe",
+    ]  # fmt: skip
+
+
+def test_under_adapters_the_base_model_waits_in_memory_and_a_failed_training_wakes_it() -> None:
+    vllm = Noted(SLEEP_FLAG)
+    with pytest.raises(ZeroDivisionError), asleep(vllm.as_vllm(), 1):
+        raise ZeroDivisionError
+    assert vllm.asked == [("/sleep", "1", "wait"), ("/wake_up",), "probe"]
+
+
+def test_one_that_does_not_wake_up_is_started_anew() -> None:
+    vllm = Noted(SLEEP_FLAG)
+    vllm.refuses = "/wake_up"
+    with asleep(vllm.as_vllm(), 2):
+        pass
+    assert vllm.asked[-1] == ("restart", "v0003")
+
+
+def test_one_that_cannot_sleep_is_not_asked_to() -> None:
+    vllm = Noted()
+    with pytest.raises(VllmError, match=r"without `vllm\.colocated`"), asleep(vllm.as_vllm(), 1):
+        raise AssertionError("trained")
+    assert vllm.asked == []
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_only_a_vllm_for_cuda_is_started_able_to_sleep(cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_command, "cpu_build", lambda: cpu)
+    arguments = (VllmSettings(colocated=True), Path("m"), "p", Path("s"), None, 0)
+    if cpu:
+        with pytest.raises(VllmError, match=r"vllm\.colocated: .*CUDA"):
+            vllm_command.command(*arguments)
+    else:
+        assert SLEEP_FLAG in vllm_command.command(*arguments)
