@@ -46,11 +46,16 @@ def tokens_a_second(ours: Door, address: str, model: str, rounds: int) -> list[t
 
 async def _pairs(ours: Door, address: str, model: str, rounds: int) -> list[tuple[float, float]]:
     unix = address.startswith("unix://")
-    connector = (
-        aiohttp.UnixConnector(address.removeprefix("unix://"), limit=0) if unix else aiohttp.TCPConnector(limit=0)
-    )
     base = "http://vllm" if unix else address
-    async with aiohttp.ClientSession() as through, aiohttp.ClientSession(connector=connector) as direct:
+    # A connection a request: vLLM closes those that idle for 5 s, which is less than the other side's turn takes.
+    options: Any = {"limit": 0, "force_close": True}
+    connector: aiohttp.BaseConnector = aiohttp.TCPConnector(**options)
+    if unix:
+        connector = aiohttp.UnixConnector(address.removeprefix("unix://"), **options)
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(**options)) as through,
+        aiohttp.ClientSession(connector=connector) as direct,
+    ):
         sides = {
             "g": (through, ours.url, ours.key, "policy"),
             "d": (direct, base + "/v1", "x", model),

@@ -64,8 +64,11 @@ async def _not_public(url: str) -> str | None:
 
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    return ip.is_global and not ip.is_multicast and (mapped is None or mapped.is_global)
+    inner = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
+    if inner is not None:
+        ip = inner
+    # Reserved: among others IPv6 that a network translates to any IPv4 (64:ff9b::/96, ::/96).
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def _refused(message: str) -> HttpError:

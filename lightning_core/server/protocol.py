@@ -30,6 +30,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._on_gone: Callable[[], None] | None = None
+        self._running: Any = None  # the request that is being answered
 
     def watch(self, on_gone: Callable[[], None] | None) -> None:
         """Have it called once when the client is gone, soon where it is gone already; None: no more."""
@@ -46,7 +47,13 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_made(transport)
         self._begin_head()
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True  # uvicorn tells the last of pipelined requests only
         self._end_head()
         self._end_unread()
         super().connection_lost(exc)

@@ -56,13 +56,18 @@ def raw(server: Rig, body: bytes, declared: int | None = None) -> socket.socket:
     """A connection on which a chat request, or the beginning of one, was sent."""
     where = urlsplit(server.base_url())
     connection = socket.create_connection((where.hostname or "", where.port or 0), timeout=20)
-    token = server.handle.mint("r.1", "a1", "train")
-    head = f"POST {where.path}/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
-    head += f"Content-Length: {len(body) if declared is None else declared}\r\n\r\n"
-    connection.sendall(head.encode() + body)
+    connection.sendall(whole_request(server, body, declared))
     return connection
 
 
+def whole_request(server: Rig, body: bytes, declared: int | None = None) -> bytes:
+    token, path = server.handle.mint("r.1", "a1", "train"), urlsplit(server.base_url()).path
+    head = f"POST {path}/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+    head += f"Content-Length: {len(body) if declared is None else declared}\r\n\r\n"
+    return head.encode() + body
+
+
+CHAT = json.dumps({"model": "policy", "messages": MESSAGES}).encode()
 STREAM = json.dumps({"model": "policy", "messages": MESSAGES, "stream": True}).encode()
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=10),
@@ -155,6 +160,25 @@ def test_a_client_that_closes_its_sending_half_leaves_one_span_and_no_open_socke
         pass
     connection.close()
     wait_for(lambda: len(server.records()) == before + 1)
+
+
+def test_pipelined_requests_are_answered_in_turn_and_left_with_their_client(server: Rig) -> None:
+    with raw(server, CHAT) as connection:
+        connection.sendall(whole_request(server, CHAT) * 2)
+        answers = b""
+        while answers.count(b"HTTP/1.1 200") < 3:
+            assert (part := connection.recv(65536)), answers
+            answers += part
+    server.gate()
+    before, logged = len(server.canned.requests), (server.home / "logs" / "server.log").stat().st_size
+    with raw(server, CHAT) as connection:
+        connection.sendall(whole_request(server, CHAT) * 2)
+        wait_for(lambda: len(server.canned.requests) == before + 1)
+    wait_for(lambda: metric(server, "lightning_calls_in_flight") == 0)
+    assert server.spans()[-1].status.message == "the client disconnected"
+    server.open()
+    assert len(server.canned.requests) == before + 1
+    assert b"ERROR" not in (server.home / "logs" / "server.log").read_bytes()[logged:]
 
 
 def test_a_client_that_reads_slowly_gets_everything(server: Rig) -> None:
