@@ -27,8 +27,10 @@ def train_policies(settings: Settings, epoch: EpochManifest) -> dict[str, dict[s
     Where one fails, those that are under way come to their end (what they publish is not trained again), then it is raised.
     """
     devices: SimpleQueue[str | None] = SimpleQueue()
-    for device in settings.training_devices or [None]:
-        devices.put(device)
+    for place in settings.training_devices:
+        devices.put(place)
+    if devices.empty():
+        devices.put(None)
 
     def train(policy: PolicySettings) -> dict[str, Any]:
         device = devices.get()

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from lightning_core.config import LoraSettings, PolicySettings, Settings, SettingsError
 from lightning_core.lake import catalog
-from lightning_core.lake.manifest import Stage
-from lightning_core.lake.patterns import require_apart
+from lightning_core.lake.manifest import EpochManifest, Stage
+from lightning_core.lake.patterns import require_apart, settle
+from lightning_core.settings_file import load_settings
 from tests import lake_maker
 from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, table
@@ -232,3 +233,28 @@ def test_every_policys_versions_returns_and_age_are_in_one_view(tmp_path: Path) 
 def test_settings_of_several_policies_survive_json() -> None:
     made = lake_maker.settings(Path("home"), policies=[policy("a", rewards={"plan": 1.0}, train_every=2)], frozen=["b"])
     assert Settings.model_validate_json(made.model_dump_json()) == made
+
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "several_agents"
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_examples_name_every_model_the_crew_asks_for(file: Path) -> None:
+    found = load_settings(file)
+    assert {p.name for p in found.policies} | set(found.frozen) == {"lead", "worker", "critic"}
+
+
+def test_agents_found_in_the_last_epoch_are_those_trained_in_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(EXAMPLES.parents[1])
+    crew = {"lead": "lead", "worker-1": "worker", "worker-2": "worker", "critic": "critic"}
+    attempts = [rollout(n, crew | ({"worker-3": "worker"} if n else {}), {"reward": float(n)}) for n in range(2)]
+    discovered = load_settings(EXAMPLES / "discovered.yaml", {"run": "run", "home": str(tmp_path)})
+    lake, _ = derived(tmp_path, rows_of(attempts), policies=[policy("worker", agent_match="^worker-")])
+    following = EpochManifest(run="run", epoch=1, opened_offset=0)
+    settle(lake, discovered, following)
+    assert following.patterns["worker"].pattern == "^worker-1$|^worker-2$", "worker-3 made one call, these made two"
+    first = EpochManifest(run="run", epoch=0, opened_offset=0)
+    settle(lake, discovered, first)
+    assert first.patterns["worker"].pattern == "^worker-", "nobody is known before the first"
