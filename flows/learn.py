@@ -15,7 +15,7 @@ from lightning_core.lake.derive_inputs import check_estimators, check_patterns
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
 from lightning_core.lake.production import Choice
-from lightning_core.services import running, versions
+from lightning_core.services import resting, running, versions
 from tasks.adopt import adopt
 from tasks.derive import derive_tables
 from tasks.progress import say
@@ -41,7 +41,8 @@ def learn(settings: Settings, choice: Choice = Choice()) -> dict[str, Any]:  # n
         chosen = adopt(settings, manifest, choice)
         settle(lake, settings, manifest)
         rows = derive_tables(settings, manifest)
-        trained = train_policies(settings, manifest)
+        with resting(settings, services):
+            trained = train_policies(settings, manifest)
         redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
         record(settings, manifest)
         collect_versions(settings)
