@@ -2,7 +2,8 @@
 
 Nothing is tokenized again: `input_ids` are a sequence's tokens, `labels` those of them that were sampled (-100 before
 and between), by the same mask that policy gradients train on. The loss is the mean over the trained tokens of an
-optimizer step, whatever micro-batches it is cut into. Rows are padded; prefix trees belong to the other trainer.
+optimizer step, whatever micro-batches and ranks it is cut into. Rows are padded; prefix trees belong to the other trainer.
+A job that was killed begins again, and comes to the same weights.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +32,6 @@ from lightning_core.training.weights import (
     save_weights,
     whole_folder,
 )
-
-if TYPE_CHECKING:
-    from lightning_core.training.sft_trainer import ExampleTrainer
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -64,7 +62,10 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 
     progress.phase("preparing")
     with tempfile.TemporaryDirectory(prefix="lightning-training-") as scratch:
-        trainer = _trainer()(
+        from lightning_core.training import gather
+        from lightning_core.training.sft_trainer import ExampleTrainer
+
+        trainer = ExampleTrainer(
             model,
             tokenizer,
             steps,
@@ -84,12 +85,13 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         progress.phase("training")
         trainer.train()
         progress.phase("saving")
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        weights, optimizer = gather.state_dict(trained), gather.optimizer_state(trainer.optimizer)
         if trainer.accelerator.is_main_process:
             step = noted["step"] + len(steps)
-            save_state(job.state, job.epoch, trainer.optimizer.state_dict(), {"step": step, "parameters": parameters})
+            save_state(job.state, job.epoch, optimizer, {"step": step, "parameters": parameters})
             with whole_folder(job.output) as beside:
-                trained = trainer.accelerator.unwrap_model(trainer.model)
-                save_weights(trained, job.source, beside)
+                save_weights(trained, job.source, beside, weights)
                 progress.phase(None)
                 result = summary(taken, steps, len(sequences.rows), sequences.left_out)
                 result |= {"seconds": progress.seconds, "peak_rss_bytes": peak_rss(), "seed": seed, "step": step}
@@ -99,12 +101,6 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
                 (beside / "training.json").write_text(json.dumps(result, indent=2))
         trainer.accelerator.wait_for_everyone()
     return json.loads((job.output / "training.json").read_text())
-
-
-def _trainer() -> type[ExampleTrainer]:
-    from lightning_core.training.sft_trainer import ExampleTrainer
-
-    return ExampleTrainer
 
 
 def plan_passes(job: Job, sequences: list[Sequence], seed: int) -> list[Step]:
