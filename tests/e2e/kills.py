@@ -79,7 +79,7 @@ class Epoch:
         return Manifests(self.home / "lake").epoch("tiny", 0)
 
     def attempts(self) -> int:
-        return len(list((self.home / "logs" / "attempts").glob("*/*.stdout")))
+        return len(list((self.home / "logs" / "attempts").glob("*")))
 
     def rollouts_that_ran_twice(self) -> list[Any]:
         files = [str(self.home / "lake" / f.path) for f in Manifests(self.home / "lake").spans().files]

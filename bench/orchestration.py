@@ -1,0 +1,172 @@
+"""What an epoch costs around the agent, the model and the trainer: an agent that returns at once, a model that answers at once.
+
+rollouts_per_s         one epoch, from the first rollout to its training rows (decode, grade, SQL), everything durable:
+                       each attempt's process, its call's span and its root span; baseline: what is asked for
+rollouts_10k_rss_mb    what the flow's memory grew by from the epoch's first rollouts to its last; baseline: what is allowed
+orchestration_share    seconds that Prefect takes for a flow run with the task runs of a demo epoch, as a share of the
+                       last demo's mean epoch (var/demo.json; without one the seconds alone); baseline: what is allowed
+resume_done_s          the command for an epoch whose stages are all done, from start to exit; baseline: what is allowed
+
+.venv/bin/python -m bench.orchestration [--rollouts 10000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.gateway import upstream
+from bench.report import figure, say
+from bench.soak import Memory
+from flows.prefect_api import prefect_api
+from lightning_core.config import Settings
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.server.handle import ServerHandle
+from lightning_core.stage_keys import record_key, train_key
+from lightning_core.taskset import load_tasks, plan_training
+
+_HERE = Path(__file__).with_name("orchestration_agent.py")
+_ROLLOUTS_A_SECOND, _GROWTH_MB, _SHARE, _RESUME_S = 100.0, 100.0, 0.02, 10.0
+_GROUP, _DEMO_TASK_RUNS = 8, 16
+
+
+def settings_for(home: Path, rollouts: int) -> Settings:
+    return Settings.model_validate(
+        {
+            "run": "bench",
+            "home": home,
+            "agent": {"callable": f"{_HERE}:run", "preload": ["http.client"]},
+            "tasks": {"train": f"{_HERE}:tasks"},
+            "rollout": {"tasks_per_epoch": rollouts // _GROUP, "group_size": _GROUP, "concurrency": 16, "shards": 4},
+            "reward": {"grader": f"{_HERE}:grade"},
+            "evaluation": {"every": 0},
+        }
+    )
+
+
+def collect_and_derive(settings: Settings, model: str) -> None:
+    """The part of flow `train-epoch` between vLLM and the trainer, as it is there. Prints two figures."""
+    from prefect import flow
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    from tasks.collect import collect
+    from tasks.derive import derive_tables
+
+    lake, server = Lake(settings.home), ServerHandle.find(settings.home)
+    assert server is not None
+    server.set_routes({"policies": {"policy": {"upstream": model, "model": "policy", "version": "v0000"}}})
+    planned = plan_training(settings, load_tasks(settings.tasks.train, "id", "tasks.train"), 0)
+    epoch = lake.open_epoch("bench", 0, "train", {"policy": "v0000"})
+
+    @flow(name="bench", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)
+    def rollouts_to_rows() -> None:
+        collect(settings, epoch, planned)
+        derive_tables(settings, epoch)
+
+    began, memory = time.monotonic(), Memory(os.getpid())
+    rollouts_to_rows()
+    seconds = time.monotonic() - began
+    memory.stop()
+    counts = epoch.stages["collect"].output
+    if counts["statuses"] != {"ok": len(planned)} or epoch.tables["sequences"].rows != len(planned):
+        raise RuntimeError(f"{len(planned)} rollouts came to {counts} and {epoch.tables['sequences'].rows} rows")
+    took = {name: stage.seconds for name, stage in epoch.stages.items()}
+    figure("rollouts_per_s", len(planned) / seconds, "1/s", _ROLLOUTS_A_SECOND, len(planned), **took)
+    growth, peak = memory.growth(), max(memory.samples)
+    figure("rollouts_10k_rss_mb", growth, "MB", _GROWTH_MB, len(planned), smaller_is_better=True, peak_mb=peak)
+    _finish(lake, settings, epoch)
+
+
+def _finish(lake: Lake, settings: Settings, epoch: EpochManifest) -> None:
+    """The stages that need a model, as if they were done."""
+    key = train_key(settings, epoch, settings.policies[0])
+    epoch.finish("train policy", key, {"version": "v0001", "metrics": {}}, 0.0)
+    epoch.finish("record", record_key(epoch), {}, 0.0)
+    lake.manifests.put_epoch(epoch)
+
+
+def orchestration_share(rounds: int = 5) -> None:
+    from prefect import flow, task
+    from prefect.cache_policies import NO_CACHE
+
+    from tasks.progress import Progress
+
+    @task(cache_policy=NO_CACHE, persist_result=False)
+    def nothing(number: int) -> None:
+        Progress(f"step {number}", 1).add()
+
+    @flow(name="as many task runs as a demo epoch", persist_result=False)
+    def an_epoch() -> None:
+        for number in range(_DEMO_TASK_RUNS):
+            nothing(number)
+
+    an_epoch()
+    took = []
+    for _ in range(rounds):
+        began = time.monotonic()
+        an_epoch()
+        took.append(time.monotonic() - began)
+    seconds = sorted(took)[rounds // 2]
+    epoch_s = _demo_epoch_s()
+    if epoch_s is None:
+        say("no var/demo.json: run `make demo` for the share")
+        figure("orchestration_s", seconds, "s", None, rounds)
+        return
+    share = seconds / epoch_s
+    figure("orchestration_share", share, "", _SHARE, rounds, smaller_is_better=True, seconds=seconds, epoch_s=epoch_s)
+
+
+def _demo_epoch_s() -> float | None:
+    """Mean seconds of the stages of the last demo's training epochs."""
+    try:
+        rows: list[dict[str, Any]] = json.loads(Path("var/demo.json").read_text())["epochs"]
+    except FileNotFoundError:
+        return None
+    epochs = [sum(s for stage, s in row["seconds"].items() if stage != "evaluate") for row in rows if row["epoch"] >= 0]
+    return sum(epochs) / len(epochs)
+
+
+def resume_done(settings: Settings, folder: Path, rounds: int = 3) -> None:
+    file = folder / "settings.yaml"
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_defaults=True)))
+    command = [sys.executable, "-m", "flows.cli", "train-epoch", str(file), "--epoch", "0"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    took = []
+    for _ in range(rounds):
+        began = time.monotonic()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        took.append(time.monotonic() - began)
+        if done.returncode != 0 or "is done, with these settings" not in done.stderr:
+            raise RuntimeError(done.stderr[-2000:])
+    figure("resume_done_s", sorted(took)[rounds // 2], "s", _RESUME_S, rounds, smaller_is_better=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, default=10_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-orchestration-") as name:
+        folder = Path(name)
+        settings = settings_for(folder / "home", arguments.rollouts)
+        with prefect_api(settings.home), upstream() as model:
+            server = ServerHandle.start(settings.home, settings.server, folder / "server.log")
+            try:
+                collect_and_derive(settings, model.url.removesuffix("/v1"))
+            finally:
+                server.stop()
+            orchestration_share()
+        resume_done(settings, folder)
+
+
+if __name__ == "__main__":
+    main()
