@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embeddings": "/embeddings"}
-_BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError)
+_BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,9 @@ def encode_call(
     """The OTLP request that holds the call's span."""
     parent = parse_traceparent(traceparent)
     choices = collected.ordered()
-    ids = [token for choice in choices for token in choice.token_ids]
+    ids = array("i")
+    for choice in choices:
+        ids += choice.token_ids
     logprobs = [value for choice in choices for value in choice.logprobs]
     drift = outcome.drift
     attributes: dict[str, AttributeValue | None] = {
@@ -96,7 +99,7 @@ def encode_call(
         names.GEN_AI_OUTPUT_TOKENS: _count(collected.usage.get("completion_tokens"), ids),
         names.GEN_AI_INPUT_MESSAGES: _json(_input_messages(request, prepared)),
         names.GEN_AI_OUTPUT_MESSAGES: _json([choice.message for choice in choices]) if choices else None,
-        names.PROMPT_TOKEN_IDS: int32_bytes(collected.prompt_token_ids or []) if collected.prompt_token_ids else None,
+        names.PROMPT_TOKEN_IDS: int32_bytes(collected.prompt_token_ids) if collected.prompt_token_ids else None,
         names.RESPONSE_TOKEN_IDS: int32_bytes(ids) if ids else None,
         names.RESPONSE_LOGPROBS: float32_bytes(logprobs) if logprobs else None,
         names.CHOICE_LENGTHS: int32_bytes([len(c.token_ids) for c in choices]) if len(choices) > 1 else None,
@@ -143,7 +146,7 @@ def _untrainable(prepared: Prepared, collected: Collected, outcome: Outcome) -> 
     return prepared.untrainable
 
 
-def _count(reported: Any, ids: list[int] | None) -> int | None:
+def _count(reported: Any, ids: Sized | None) -> int | None:
     if isinstance(reported, int):
         return reported
     return len(ids) if ids else None

@@ -55,7 +55,7 @@ class DriftMemory:
             (i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "assistant"), default=-1
         )
         reply = replies.get(_digest(messages[: last + 1])) if last >= 0 else None
-        return None if reply is None else _departure(reply, array("i", prompt))
+        return None if reply is None else _departure(reply, _ids(prompt))
 
     def remember(
         self,
@@ -70,9 +70,9 @@ class DriftMemory:
             return
         kept = self._attempts.setdefault(key, {})
         self._attempts.move_to_end(key)
-        ids = array("i", prompt)
+        ids = _ids(prompt)
         for message, response in replies:
-            reply = _Reply(ids, array("i", response), response_id)
+            reply = _Reply(ids, _ids(response), response_id)
             digest = _digest([*messages, {"role": "assistant"} | message])
             former = kept.pop(digest, None)  # the same words again: the later ones count
             kept[digest] = reply
@@ -80,6 +80,10 @@ class DriftMemory:
         while self._size > self._most and self._attempts:
             _, gone = self._attempts.popitem(last=False)
             self._size -= sum(reply.size for reply in gone.values())
+
+
+def _ids(tokens: Sequence[int]) -> array[int]:
+    return tokens if isinstance(tokens, array) else array("i", tokens)
 
 
 def _departure(reply: _Reply, later: array[int]) -> Drift | None:

@@ -7,6 +7,7 @@ ids were asked for, and the client does not get it.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightning_core.server.sampling import Prepared
 class Choice:
     """What one choice of the reply came to."""
 
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: array[int] = field(default_factory=lambda: array("i"))
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     message: dict[str, Any] = field(default_factory=dict)
@@ -29,7 +30,7 @@ class Collected:
 
     response_id: str | None = None
     model: str | None = None
-    prompt_token_ids: list[int] | None = None
+    prompt_token_ids: array[int] | None = None
     choices: dict[int, Choice] = field(default_factory=dict)
     usage: dict[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None  # `system_fingerprint`
@@ -131,7 +132,7 @@ def _take_prompt(holder: dict[str, Any], prepared: Prepared, into: Collected) ->
     """Prompt ids are on the reply (chat) or on each choice (completion)."""
     ids = holder.get("prompt_token_ids")
     if ids is not None and into.prompt_token_ids is None:
-        into.prompt_token_ids = ids
+        into.prompt_token_ids = array("i", ids)
     if not prepared.wants_token_ids and "prompt_token_ids" in holder:
         holder["prompt_token_ids"] = None  # as vLLM has it where nobody asks
 
@@ -140,7 +141,7 @@ def _take_choice(raw: dict[str, Any], prepared: Prepared, choice: Choice, into: 
     _take_prompt(raw, prepared, into)
     ids = raw.get("token_ids") or []
     logprobs = _sampled_logprobs(raw.get("logprobs"))
-    choice.token_ids += ids
+    choice.token_ids.extend(ids)
     choice.logprobs += logprobs[-len(ids) :] if ids else []  # an echoed prompt has logprobs too, in front
     choice.finish_reason = raw.get("finish_reason") or choice.finish_reason
     if not prepared.wants_token_ids and "token_ids" in raw:

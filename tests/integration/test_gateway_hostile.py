@@ -167,7 +167,8 @@ def test_pipelined_requests_are_answered_in_turn_and_left_with_their_client(serv
         connection.sendall(whole_request(server, CHAT) * 2)
         answers = b""
         while answers.count(b"HTTP/1.1 200") < 3:
-            assert (part := connection.recv(65536)), answers
+            part = connection.recv(65536)
+            assert part, answers
             answers += part
     server.gate()
     before, logged = len(server.canned.requests), (server.home / "logs" / "server.log").stat().st_size

@@ -53,7 +53,7 @@ def test_a_stream_keeps_its_text_and_shows_only_what_was_asked(tokens: list[Any]
         taken = take_chunk(chunk, prepared, "p", into)
         if taken is not None:
             shown.append(taken["choices"][0])
-    assert into.ordered()[0].token_ids == [token for token, _, _ in tokens]
+    assert list(into.ordered()[0].token_ids) == [token for token, _, _ in tokens]
     assert into.ordered()[0].logprobs == [logprob for _, _, logprob in tokens]
     assert "".join(c["delta"].get("content", "") for c in shown) == "".join(piece for _, piece, _ in tokens)
     assert all((c["token_ids"] is not None) == wants["return_token_ids"] for c in shown)
