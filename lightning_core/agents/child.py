@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from lightning_core.agents import processes
+from lightning_core.agents import lit_agent, processes
 from lightning_core.agents.attempt import jsonable
 
 RESULT_FILE = "result.json"
@@ -105,7 +105,7 @@ def load(target: str) -> Callable[[Any], Any]:
         if not hasattr(here, part):
             raise LookupError(f"{where} has no {name!r}")
         here = getattr(here, part)
-    if not callable(here):
+    if not callable(here) and not lit_agent.is_one(here):
         raise TypeError(f"{name!r} of {where} is a {type(here).__name__} and cannot be called")
     return here
 
@@ -133,7 +133,7 @@ def _call(target: str, folder: Path) -> dict[str, Any]:
     try:
         function = load(target)
         task = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
-        value = function(task)
+        value = lit_agent.run(function, task) if lit_agent.is_one(function) else function(task)
         if inspect.isawaitable(value):
             value = asyncio.run(_await(value))
     except SystemExit as error:

@@ -29,6 +29,7 @@ from lightning_core.agents.attempt import OUTPUT_LIMIT, AttemptResult, AttemptSp
 from lightning_core.agents.child import RESULT_FILE, TASK_FILE
 from lightning_core.agents.environment import attempt_environment, base_environment
 from lightning_core.agents.pool import Ended, Pool, PoolError, PreloadError
+from lightning_core.agents.secrets import Secrets
 from lightning_core.agents.venv import interpreter
 from lightning_core.client import (
     STATUS_ERROR,
@@ -73,6 +74,7 @@ class Runner:
         self._logs = logs
         python = None if settings.python is None else interpreter(settings.python, settings.environments)
         self._environment = base_environment(settings, python=python)
+        self._secrets = Secrets(settings.pass_environment, self._environment)
         self._program = program.resolve(settings, self._environment, kill_grace_s, python)
         self._folder = Path(tempfile.mkdtemp(prefix="lightning-"))
         self._pool = Pool(self._program, self._folder)
@@ -129,6 +131,7 @@ class Runner:
                     spec.rollout_id, spec.attempt_id, "infrastructure", None, said, start_ns, time.time_ns(), None
                 )
             result = self._run_agent(spec, folder, start_ns)
+            result = replace(result, output=self._secrets.hide(result.output), error=self._secrets.hide(result.error))
             try:
                 self._deliver_leftovers(spec, folder)
                 self._post(spec, _root_span(spec, result, trace_id), _ROOT_RETRIES)

@@ -23,6 +23,7 @@ SELECT * FROM (VALUES
 
     ('gen_ai.operation.name',                       'operation',                  1, 'text'),
     ('llm.request.type',                            'operation',                  2, 'text'),
+    ('gen_ai.request.type',                         'operation',                  3, 'text'),
     ('openinference.span.kind',                     'span_role',                  1, 'text'),
     ('traceloop.span.kind',                         'span_role',                  2, 'text'),
     ('agentops.span.kind',                          'span_role',                  3, 'text'),

@@ -310,6 +310,7 @@ def test_an_alias_that_loses_stays_unless_it_says_the_same() -> None:
         ({"traceloop.span.kind": "tool", "traceloop.entity.name": "search", "traceloop.entity.input": "q", "traceloop.entity.output": "r"},
          {"op": "tool", "tool_name": "search", "tool_arguments": "q", "tool_result": "r"}),
         ({"agentops.span.kind": "agent", "operation.name": "critic"}, {"op": "agent", "agent_name": "critic"}),
+        ({"gen_ai.request.type": "chat", "gen_ai.response.id": "chatcmpl-4"}, {"op": "llm", "response_id": "chatcmpl-4"}),
         ({"agentlightning.reward.0.value": 0.25, "agentlightning.reward.0.name": "exact"},
          {"op": "reward", "reward": 0.25, "reward_name": "exact"}),
         ({"gen_ai.usage.cache_read.input_tokens": 3, "llm.token_count.completion_details.reasoning": 4},
