@@ -52,9 +52,12 @@ def settings_of(arm: str, seed: int, folder: Path) -> tuple[Settings, dict[str, 
 
 
 def key_of(settings: Settings) -> str:
-    """Digest of what a learning curve depends on; rows of another are another experiment's."""
-    policies = [p.model_dump(mode="json", exclude={"advantages", "merge"}) for p in settings.policies]
-    return stage_key(policies, settings.rollout.tasks_per_epoch, settings.rollout.group_size, settings.evaluation)
+    """Digest of what the example's settings say of learning; rows of another digest are another experiment's."""
+    policies = [
+        p.model_dump(mode="json", exclude={"advantages", "merge"}, exclude_defaults=True) for p in settings.policies
+    ]
+    evaluation = settings.evaluation.model_dump(mode="json", exclude_defaults=True)
+    return stage_key(policies, settings.rollout.tasks_per_epoch, settings.rollout.group_size, evaluation)
 
 
 def read_rows(path: Path = RESULTS) -> list[dict[str, Any]]:

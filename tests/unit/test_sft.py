@@ -151,6 +151,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood_of_the_sampled_tokens(tmp_
             total, tokens = total - float(logps[mask].sum()), tokens + int(mask.sum())
     assert result["loss"] == pytest.approx(total / tokens, abs=1e-5)
     assert (result["steps"], result["sequences"], result["trained_tokens"]) == (1, 9, tokens)
+    assert result["tokens_per_s"] > 0
     lines = [json.loads(line) for line in job.progress.read_text().splitlines()]
     assert [line["step"] for line in lines if "step" in line] == [1]
 
