@@ -151,13 +151,28 @@ def finetune(settings_file: Path, assignments: tuple[str, ...], evaluate: bool) 
 @main.command()
 @_settings_argument
 @_set_option
-def evaluate(settings_file: Path, assignments: tuple[str, ...]) -> None:
-    """The current policies on the held-out tasks."""
+@click.option("--epoch", type=int, help="After so many epochs. Default: all that are finished.")
+@click.option(
+    "--version", "versions", multiple=True, metavar="[POLICY=]VERSION", help="Another version than the run's."
+)
+@click.option("--tasks", help="Other tasks than `tasks.evaluate`.")
+@_from_option
+def evaluate(
+    settings_file: Path,
+    assignments: tuple[str, ...],
+    epoch: int | None,
+    versions: tuple[str, ...],
+    tasks: str | None,
+    from_stage: Any,
+) -> None:
+    """Held-out tasks: the share right with its interval, and pass@k (--set evaluation.rollouts_per_task=K)."""
     settings = _load(settings_file, assignments)
     with _interruptible(), prefect_api(settings.home):
         from flows.evaluate import evaluate as run
 
-        click.echo(yaml.safe_dump(run(settings)))
+        pairs = [version.rpartition("=")[::2] for version in versions]
+        chosen = {name or settings.policies[0].name: version for name, version in pairs}
+        click.echo(yaml.safe_dump(run(settings, epoch, chosen or None, tasks, from_stage), sort_keys=False))
 
 
 @main.command()

@@ -8,11 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from lightning_core.config import Settings, SettingsError
+from lightning_core.lake.held_out import held_out
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.report import epoch_rows
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.stages import Stage, redo_from, stage_key
+from lightning_core.policies.store import PolicyStore
 from lightning_core.services import running, versions
 from lightning_core.taskset import plan_evaluation
 from tasks.alarm import watch
@@ -30,11 +34,21 @@ from tasks.track import record
     task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
     persist_result=False,
 )
-def evaluate(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
+def evaluate(
+    settings: Settings,
+    epoch: int | None = None,
+    policy_versions: dict[str, str] | None = None,
+    tasks: str | None = None,
+    from_stage: Stage | None = None,
+) -> dict[str, Any]:
     """Evaluate the versions that `epoch` epochs of training came to (null: all that are finished).
 
-    Returns `{"epoch", "tasks", "right" (share, 0 to 1), "reward" (mean)}`.
+    With `policy_versions` (policy → version) or `tasks` (as `tasks.evaluate`) the evaluation stands beside the run's own:
+    it has a run of its own, and neither `best` nor what is served changes by it.
+    Returns `epoch`, and what lightning_core.lake.held_out tells: tasks, rollouts, right (0 to 1), interval, reward, pass_at.
     """
+    if policy_versions or tasks:
+        return _beside(settings, policy_versions or {}, tasks, from_stage)
     if settings.tasks.evaluate is None:
         raise SettingsError("tasks.evaluate is not set: give held-out tasks to evaluate on")
     lake = Lake(settings.home)
@@ -42,22 +56,58 @@ def evaluate(settings: Settings, epoch: int | None = None) -> dict[str, Any]:
     check(settings)
     with lake.working_on(settings.run), running(settings, say("services")) as services:
         manifest = lake.open_epoch(settings.run, number, "evaluate", versions(settings, number))
+        _again(lake, manifest, from_stage)
         redeploy(settings, services, manifest.versions)
         collect(settings, manifest, plan_evaluation(settings, evaluation_tasks(settings), number))
         derive_tables(settings, manifest)
         record(settings, manifest)
         watch(settings, number, services)
-    row = next(r for r in epoch_rows(settings) if r["epoch"] == number - 1)
-    log = logger()
-    log.info(
-        "held-out: %.1f%% of %d tasks right, mean reward %.3f",
-        100 * row["held_out_right"],
-        row["held_out_tasks"],
-        row["held_out_reward"],
+    return {"epoch": number} | _told(lake, manifest)
+
+
+def _beside(settings: Settings, chosen: dict[str, str], tasks: str | None, from_stage: Stage | None) -> dict[str, Any]:
+    """An evaluation of other versions or tasks: nothing of the run's own is touched."""
+    lake = Lake(settings.home)
+    wanted = versions(settings, lake.manifests.next_epoch(settings.run))
+    if unknown := [name for name in chosen if name not in wanted]:
+        raise SettingsError(f"there is no policy {unknown[0]!r} to evaluate; the settings have {', '.join(wanted)}")
+    wanted |= chosen
+    label = stage_key(wanted, tasks or settings.tasks.evaluate)[:8]
+    own = settings.model_copy(
+        update={
+            "run": f"{settings.run[:50]}-on-{label}",
+            "tasks": settings.tasks.model_copy(update={"evaluate": tasks or settings.tasks.evaluate}),
+        }
     )
-    return {
-        "epoch": number,
-        "tasks": row["held_out_tasks"],
-        "right": row["held_out_right"],
-        "reward": row["held_out_reward"],
-    }
+    planned = plan_evaluation(own, evaluation_tasks(own), 0)
+    if not planned:
+        raise SettingsError("tasks.evaluate is not set: give held-out tasks to evaluate on")
+    check(own)
+    with lake.working_on(settings.run), lake.working_on(own.run), running(own, say("services")) as services:
+        served = {policy.name: PolicyStore(settings.home, policy.name).current() for policy in settings.policies}
+        manifest = lake.open_epoch(own.run, 0, "evaluate", wanted)
+        _again(lake, manifest, from_stage)
+        try:
+            redeploy(own, services, wanted)
+            collect(own, manifest, planned)
+            derive_tables(own, manifest)
+        finally:
+            redeploy(settings, services, {name: version for name, version in served.items() if version is not None})
+    return {"run": own.run, "versions": wanted} | _told(lake, manifest)
+
+
+def _again(lake: Lake, manifest: EpochManifest, from_stage: Stage | None) -> None:
+    if from_stage is not None:
+        redo_from(lake, manifest, from_stage, f"flow run {flow_run.get_id()}, {from_stage}")
+
+
+def _told(lake: Lake, manifest: EpochManifest) -> dict[str, Any]:
+    """The evaluation in the log, and as this flow's result."""
+    found = held_out(lake, manifest)
+    low, high = found.interval
+    told = ", ".join(f"pass@{k} {100 * share:.1f}%" for k, share in found.pass_at.items() if k > 1)
+    logger().info(
+        "held-out: %.1f%% right (95%%: %.1f to %.1f) in %d rollouts of %d tasks%s",
+        100 * found.right, 100 * low, 100 * high, found.rollouts, found.tasks, f", {told}" if told else "",
+    )  # fmt: skip
+    return found.as_dict()

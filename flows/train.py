@@ -15,13 +15,14 @@ from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.report import epoch_rows
 from lightning_core.services import running
-from tasks.progress import say
+from tasks.progress import logger, say
 
 
 @flow(name="train", flow_run_name="{settings.run}", persist_result=False)
 def train(settings: Settings) -> list[dict[str, Any]]:
     """Train `settings.epochs` epochs; a run that was interrupted goes on with the first that is not finished.
 
+    It stops early by `evaluation.patience`; the best version is `best` in the store and never collected.
     Returns one dict per epoch: see lightning_core.lake.report.epoch_rows.
     """
     manifests = Lake(settings.home).manifests
@@ -33,10 +34,19 @@ def train(settings: Settings) -> list[dict[str, Any]]:
             if to_evaluate:
                 evaluate(settings, done)
             for number in range(done, settings.epochs):
+                if waited_enough(epoch_rows(settings), settings.evaluation.patience):
+                    logger().warning("stopped after %d epochs: evaluation.patience is used up", number)
+                    break
                 train_epoch(settings, number)
                 if _evaluates_after(settings, number + 1):
                     evaluate(settings, number + 1)
     return epoch_rows(settings)
+
+
+def waited_enough(rows: list[dict[str, Any]], patience: int | None) -> bool:
+    """Whether the last `patience` evaluations (rows of epoch_rows) were all no better than the best before them."""
+    shares = [row["held_out_right"] for row in rows if row["held_out_right"] is not None]
+    return patience is not None and len(shares) > patience and max(shares[-patience:]) <= max(shares[:-patience])
 
 
 def _evaluates_after(settings: Settings, epochs: int) -> bool:

@@ -107,8 +107,10 @@ def plan_training(settings: Settings, tasks: list[Task], epoch: int) -> list[Pla
 
 
 def plan_evaluation(settings: Settings, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
-    """One rollout of each held-out task, after `epoch` epochs of training."""
-    return _plan(settings.run, f"{epoch:04d}e", tasks[: settings.evaluation.limit], 1)
+    """The rollouts of each held-out task, after `epoch` epochs of training."""
+    return _plan(
+        settings.run, f"{epoch:04d}e", tasks[: settings.evaluation.limit], settings.evaluation.rollouts_per_task
+    )
 
 
 def _plan(run: str, label: str, tasks: list[Task], group_size: int) -> list[PlannedRollout]:

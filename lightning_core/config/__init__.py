@@ -27,6 +27,12 @@ from lightning_core.config.training import TrainingSettings
 class EvaluationSettings(Section):
     every: int = Field(1, ge=0, description="epochs between evaluations; 0: never")
     limit: int | None = Field(None, ge=1, description="first so many held-out tasks")
+    rollouts_per_task: int = Field(1, ge=1, description="of each held-out task; pass@k is told up to this k")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="evaluations in a row without a better one after which `train` stops; null: it never does",
+    )
     success_reward: float = Field(1.0, description="an evaluation rollout counts as right from this reward on")
     max_tokens: int | None = Field(None, ge=1, description="upper limit of a call's tokens in evaluation")
 

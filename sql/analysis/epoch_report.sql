@@ -16,7 +16,7 @@ held_out AS (
     SELECT
         run,
         epoch - 1 AS epoch,
-        count(*) AS held_out_tasks,
+        count(DISTINCT group_id) AS held_out_tasks,
         avg(success::INTEGER) AS held_out_right,
         avg(reward) AS held_out_reward
     FROM rollout_rewards

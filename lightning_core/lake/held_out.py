@@ -1,0 +1,71 @@
+"""What an evaluation came to: the share right with its interval, and pass@k."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import duckdb
+
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
+
+_Z = 1.959964  # 95%
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    tasks: int
+    rollouts: int
+    right: float  # share of rollouts, 0 to 1
+    interval: tuple[float, float]  # 95%, of `right`
+    reward: float | None
+    pass_at: dict[int, float]  # k → share of tasks that one of k rollouts solves
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"interval": list(self.interval)}
+
+
+def held_out(lake: Lake, epoch: EpochManifest) -> HeldOut:
+    """Of a derived evaluation; a task's rollouts are a group."""
+    rows = duckdb.execute(
+        """
+        SELECT count(*), count(*) FILTER (success), list_sum(list_sort(list(reward))), count(reward)
+        FROM read_parquet(?) GROUP BY group_id ORDER BY group_id
+        """,
+        [str(lake.path(epoch.tables["rollout_rewards"]))],
+    ).fetchall()
+    counts = [(n, right) for n, right, _, _ in rows]
+    rewards, rewarded = math.fsum(r for _, _, r, _ in rows if r is not None), sum(r[3] for r in rows)
+    rollouts, right = sum(n for n, _ in counts), sum(c for _, c in counts)
+    least = min((n for n, _ in counts), default=0)
+    return HeldOut(
+        tasks=len(counts),
+        rollouts=rollouts,
+        right=right / rollouts if rollouts else 0.0,
+        interval=interval(counts),
+        reward=rewards / rewarded if rewarded else None,
+        pass_at={k: pass_at(counts, k) for k in range(1, least + 1) if k & (k - 1) == 0 or k == least},
+    )
+
+
+def pass_at(counts: list[tuple[int, int]], k: int) -> float:
+    """Mean over tasks of 1 - C(n-c, k) / C(n, k), n rollouts of which c are right: unbiased (Chen et al., 2021, eq. 1)."""
+    return math.fsum(1 - math.comb(n - right, k) / math.comb(n, k) for n, right in counts) / len(counts)
+
+
+def interval(counts: list[tuple[int, int]]) -> tuple[float, float]:
+    """Wilson's 95% interval of the share right. Rollouts of a task are alike, so they count as fewer independent ones."""
+    rollouts = sum(n for n, _ in counts)
+    if not rollouts:
+        return 0.0, 1.0
+    share = sum(right for _, right in counts) / rollouts
+    tasks = len(counts)
+    between = math.fsum((right / n - share) ** 2 for n, right in counts) / tasks
+    independent = float(tasks)
+    if between > 0:
+        independent = min(float(rollouts), tasks * share * (1 - share) / between)
+    spread = _Z * math.sqrt(share * (1 - share) / independent + _Z**2 / (4 * independent**2))
+    middle, scale = share + _Z**2 / (2 * independent), 1 + _Z**2 / independent
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
