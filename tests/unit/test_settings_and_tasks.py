@@ -164,9 +164,17 @@ def test_the_deployments_train_the_example_as_its_settings_file_says() -> None:
         "finetune",
         "train_agents",
         "evaluate",
+        "collect",
+        "learn",
+        "ingest",
     ]
+    schedules = [s for d in deployments for s in d.get("schedules", [])]
+    assert [s["active"] for s in schedules] == [False, False], "a schedule is for whoever wants it"
     own = {"run", "policies", "finetune"}
     for deployment in deployments:
+        if "ingest" in deployment["entrypoint"]:
+            assert deployment["parameters"] == {"home": "var", "lake": {}}
+            continue
         settings = Settings.model_validate(deployment["parameters"]["settings"])
         if "finetune" in deployment["entrypoint"]:
             assert settings.finetune.runs == [example.run] and settings.policies[0].algorithm == "sft"
