@@ -5,7 +5,8 @@
 -- Rule: `reward` and `reward_spread` (standard deviation) are over the rollouts a policy acted in, each once. `group_spread` is
 -- the mean deviation of a group's returns; `groups_kept` the share of groups in which any rollout trains;
 -- `advantage_spread` the deviation of the advantages trained. `kept`: calls trained; `dropped/…`: calls left out, by reason.
--- `staleness`: mean lag of the calls. What the trainer measured comes under its own names (`kl`, `entropy`, `clip_ratio`, …).
+-- `staleness`: mean lag of the calls. `version`: the number of the version that was rolled out.
+-- What the trainer measured comes under its own names (`kl`, `entropy`, `clip_ratio`, …).
 -- Sorted lists: no number may depend on the order of the input.
 WITH rollouts AS (
     SELECT run, epoch, policy, rollout_id, min(reward) AS reward FROM advantages GROUP BY ALL
@@ -52,6 +53,9 @@ stale AS (
     WHERE mode = 'train' AND policy IS NOT NULL
     GROUP BY ALL
 ),
+versions AS (
+    SELECT run, epoch, mode, unnest(map_entries(versions)) AS entry FROM epoch_manifests
+),
 stages AS (
     SELECT manifests.run, manifests.epoch, manifests.mode, stage.key AS stage, stage.value AS done
     FROM epoch_manifests AS manifests, json_each(manifests.stages) AS stage
@@ -85,6 +89,8 @@ FROM (
     SELECT run, epoch, 'train', policy, 'dropped/' || reason, calls FROM exclusion_reasons
     UNION ALL
     SELECT run, epoch, 'train', policy, 'staleness', staleness FROM stale
+    UNION ALL
+    SELECT run, epoch, mode, entry.key, 'version', try_cast(substr(entry.value, 2) AS DOUBLE) FROM versions
     UNION ALL
     SELECT run, epoch, mode, policy, signal, value FROM measured
     UNION ALL

@@ -60,6 +60,7 @@ def test_the_signals_of_an_evaluation(tmp_path: Path) -> None:
         (None, "held_out_reward"): pytest.approx(0.4),
         (None, "held_out_right"): pytest.approx(0.2),
         (None, "held_out_tasks"): 5,
+        ("policy", "version"): 2,
     }
 
 
