@@ -23,7 +23,8 @@ def write_page(curves: Curves, still_missing: list[tuple[int, str]], docs: Path 
     text = page.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{table(curves, still_missing)}\n{END}{after}")
+    shown = f"![Held-out share right by rollouts](learning.svg)\n\n{table(curves, still_missing)}"
+    page.write_text(f"{before}{BEGIN}\n{shown}\n{END}{after}")
 
 
 def table(curves: Curves, still_missing: list[tuple[int, str]]) -> str:

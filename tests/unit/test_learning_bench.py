@@ -84,7 +84,8 @@ def test_the_page_has_the_table_and_the_plot_and_says_what_is_missing(tmp_path: 
     learning_page.write_page(learning.curves(ROWS), [(1, "stock")], tmp_path)
     text = page.read_text()
     assert "| 2 | 200 | 90.0% (90% to 90%; 2) | 70.0% (70% to 70%; 2) |" in text
-    assert "Not run yet: stock with seed 1." in text and "old" not in text and text.endswith("after\n")
+    assert "Not run yet: stock with seed 1." in text and "(learning.svg)" in text and "old" not in text
+    assert text.endswith("after\n")
     drawn = ElementTree.parse(tmp_path / "learning.svg")
     assert len(drawn.findall(".//{http://www.w3.org/2000/svg}polyline")) == 2
 
