@@ -15,6 +15,7 @@ from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.report import epoch_rows
 from lightning_core.services import running
+from tasks.alarm import watch
 from tasks.progress import logger, say
 
 
@@ -27,6 +28,7 @@ def train(settings: Settings) -> list[dict[str, Any]]:
     """
     manifests = Lake(settings.home).manifests
     done = manifests.next_epoch(settings.run)
+    watch(settings, done)
     last = manifests.epoch(settings.run, done, "evaluate")
     to_evaluate = _evaluates_after(settings, done) and (last is None or "record" not in last.stages)
     if done < settings.epochs or to_evaluate:
