@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 Post = Callable[[str, str, list[SpanData]], None]  # (rollout id, attempt id, spans): durable when it returns
 _SETTING = "reward.grader"
+_AT_A_TIME = 256  # attempts whose spans are in memory while they are graded
 
 
 @dataclass(frozen=True)
@@ -60,31 +61,47 @@ def check_grader(reference: str | None) -> None:
     load_callable(reference, _SETTING)
 
 
-def ungraded(con: duckdb.DuckDBPyConnection, grader: str) -> list[Ungraded]:
-    """Attempts that this grader has not graded, from `scored_attempts` and `epoch_spans`, in order of their ids."""
-    attempts = con.execute(
+def find_ungraded(con: duckdb.DuckDBPyConnection, grader: str) -> list[tuple[str, str]]:
+    """(rollout id, attempt id) of attempts that this grader has not graded, in their order; made the table `ungraded`."""
+    con.execute(
         """
-        SELECT spans.rollout_id, spans.attempt_id, spans.task, spans.output
+        CREATE OR REPLACE TABLE ungraded AS
+        SELECT spans.rollout_id, spans.attempt_id, row_number() OVER (ORDER BY spans.rollout_id, spans.attempt_id) AS place
         FROM epoch_spans AS spans
         ANTI JOIN (
             SELECT rollout_id, attempt_id FROM epoch_spans
             WHERE op = 'reward' AND attributes['lightning.reward.grader'] = ?
         ) AS graded USING (rollout_id, attempt_id)
         WHERE spans.op = 'rollout' AND spans.outcome = 'ok'
-        ORDER BY ALL
+        GROUP BY spans.rollout_id, spans.attempt_id
         """,
         [grader],
-    ).fetchall()
-    relation = con.sql(
-        """
-        SELECT * EXCLUDE (prompt_ids, response_ids, choice_lengths, response_logprobs, task, output, scope, record_offset, record_index)
-        FROM epoch_spans WHERE op <> 'rollout' ORDER BY node
-        """
     )
-    by_attempt: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in relation.to_arrow_table().to_pylist(maps_as_pydicts="lossy"):
-        by_attempt.setdefault((row["rollout_id"], row["attempt_id"]), []).append(row)
-    return [Ungraded(r, a, _load(task), _load(output), by_attempt.get((r, a), [])) for r, a, task, output in attempts]
+    return con.execute("SELECT rollout_id, attempt_id FROM ungraded ORDER BY place").fetchall()
+
+
+def read_ungraded(con: duckdb.DuckDBPyConnection, count: int) -> Iterator[Ungraded]:
+    """The attempts of the table `ungraded` with their spans, in order; some hundred at a time are in memory."""
+    for first in range(1, count + 1, _AT_A_TIME):
+        here = f"(SELECT * FROM ungraded WHERE place BETWEEN {first} AND {first + _AT_A_TIME - 1})"
+        attempts = con.execute(
+            f"""
+            SELECT rollout_id, attempt_id, task, output
+            FROM epoch_spans JOIN {here} USING (rollout_id, attempt_id) WHERE op = 'rollout'
+            QUALIFY row_number() OVER (PARTITION BY place ORDER BY node) = 1 ORDER BY place
+            """
+        ).fetchall()
+        relation = con.sql(
+            f"""
+            SELECT * EXCLUDE (prompt_ids, response_ids, choice_lengths, response_logprobs, task, output, scope, record_offset, record_index)
+            FROM epoch_spans SEMI JOIN {here} USING (rollout_id, attempt_id) WHERE op <> 'rollout' ORDER BY node
+            """
+        )
+        by_attempt: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in relation.to_arrow_table().to_pylist(maps_as_pydicts="lossy"):
+            by_attempt.setdefault((row["rollout_id"], row["attempt_id"]), []).append(row)
+        for r, a, task, output in attempts:
+            yield Ungraded(r, a, _load(task), _load(output), by_attempt.get((r, a), []))
 
 
 def grade(
@@ -96,24 +113,24 @@ def grade(
     rollout_id, attempt_id, reward.
     """
     digest = grader_digest(reference)
-    waiting = ungraded(con, digest)
+    waiting = find_ungraded(con, digest)
     if reference.endswith(".sql"):
         results: Iterable[Any] = _from_sql(reference, con, waiting)
     else:
         function = load_callable(reference, _SETTING)
-        results = (_call(function, attempt) for attempt in waiting)
+        results = (_call(function, attempt) for attempt in read_ungraded(con, len(waiting)))
     grades = Grades()
     with ThreadPoolExecutor(8, thread_name_prefix="grade") as threads:
         posted = []
-        for done, (attempt, result) in enumerate(zip(waiting, results, strict=True), 1):
+        for done, ((rollout_id, attempt_id), result) in enumerate(zip(waiting, results, strict=True), 1):
             spans, error = _reward_spans(result, digest)
             grades.graded += 1
             if error is not None:
                 grades.invalid += 1
                 if grades.first_error is None:
-                    grades.first_error = f"rollout {attempt.rollout_id}: {error}"
+                    grades.first_error = f"rollout {rollout_id}: {error}"
                     logger.error("%s %s gave no usable reward for %s", _SETTING, reference, grades.first_error)
-            posted.append(threads.submit(post, attempt.rollout_id, attempt.attempt_id, spans))
+            posted.append(threads.submit(post, rollout_id, attempt_id, spans))
             if on_progress is not None:
                 on_progress(done, len(waiting))
         for future in posted:
@@ -128,7 +145,7 @@ def _call(function: Callable[..., Any], attempt: Ungraded) -> Any:
         return error
 
 
-def _from_sql(reference: str, con: duckdb.DuckDBPyConnection, waiting: list[Ungraded]) -> list[Any]:
+def _from_sql(reference: str, con: duckdb.DuckDBPyConnection, waiting: list[tuple[str, str]]) -> list[Any]:
     try:
         cursor = con.execute(Path(reference).read_text())
         columns = [c[0] for c in cursor.description or []]
@@ -139,7 +156,7 @@ def _from_sql(reference: str, con: duckdb.DuckDBPyConnection, waiting: list[Ungr
     if missing:
         raise SettingsError(f"{_SETTING}: {reference}: no column {', '.join(sorted(missing))} in its result")
     found = {(row["rollout_id"], row["attempt_id"]): row["reward"] for row in rows}
-    return [found.get((a.rollout_id, a.attempt_id), ValueError("the SQL returned no row for it")) for a in waiting]
+    return [found.get(attempt, ValueError("the SQL returned no row for it")) for attempt in waiting]
 
 
 def _reward_spans(result: Any, grader: str) -> tuple[list[SpanData], str | None]:
