@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ import pytest
 from flows.train_agents import select
 from lightning_core.config import PolicySettings, Settings, SettingsError
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.training import launch
+from lightning_core.training.errors import TrainingFailed
+from lightning_core.training.job import Job
 from tasks import train
 from tests import lake_maker
 from tests.unit.test_several_policies import policy
@@ -73,3 +79,36 @@ def test_only_the_named_policies_are_trained(tmp_path: Path) -> None:
     assert select(every, None) is every
     with pytest.raises(SettingsError, match="no policy 'd' to train; the settings have a, b, c"):
         select(every, ["d"])
+
+
+def job(folder: Path, **changes: Any) -> Job:
+    places = {name: folder / name for name in ("base_model", "sequences", "output", "state", "progress")}
+    return Job(run="run", epoch=0, policy="a", policy_settings=policy("a"), **places, **changes)
+
+
+def test_an_interrupt_ends_the_trainings_of_every_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "command", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
+    with ThreadPoolExecutor(2) as threads:
+        futures = [
+            threads.submit(launch.train, job(tmp_path / n), lambda _: None, tmp_path / n / "log") for n in ("a", "b")
+        ]
+        while len(launch._running) < 2:
+            assert not any(future.done() for future in futures)
+        launch.end_all()
+        for future in futures:
+            with pytest.raises(TrainingFailed, match="ended with -15"):
+                future.result(20)
+    assert not launch._running
+
+
+def test_a_training_sees_its_device_and_its_share_of_the_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    beside = launch._environment(job(tmp_path, device="3", beside=2))
+    assert (beside["CUDA_VISIBLE_DEVICES"], beside["OMP_NUM_THREADS"]) == ("3", "4")
+    alone = launch._environment(job(tmp_path))
+    assert (
+        alone.get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES") and "OMP_NUM_THREADS" not in alone
+    )
