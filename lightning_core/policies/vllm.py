@@ -206,16 +206,15 @@ class VllmServer:
 
     def stop(self, timeout_s: float = 15) -> None:
         """End all its processes: SIGTERM, and SIGKILL after `timeout_s`. Harmless when it is gone already."""
-        now = VllmServer.find(self.home, self.state.replica)
-        if now is not None and now.state.socket == self.state.socket and now.state.pid != self.state.pid:
-            now._end(timeout_s)  # restarted by another handle since
-        self._end(timeout_s)
-        shutil.rmtree(self.socket.parent, ignore_errors=True)
-        try:
-            if json.loads(self._state_file.read_text()).get("socket") == self.state.socket:
+        with locked(self._state_file.with_suffix(".lock")):  # or a supervisor would see it gone, and start it again
+            now = VllmServer.find(self.home, self.state.replica)
+            if now is not None and now.state.socket == self.state.socket and now.state.pid != self.state.pid:
+                now._end(timeout_s)  # restarted by another handle since
+            self._end(timeout_s)
+            shutil.rmtree(self.socket.parent, ignore_errors=True)
+            state = _read_state(self.home, self.state.replica)
+            if state is not None and state.socket == self.state.socket:
                 self._state_file.unlink()
-        except (FileNotFoundError, ValueError):
-            pass
 
     def _launch(self, on_progress: Callable[[str], None]) -> None:
         log_file = Path(self.state.log)

@@ -174,4 +174,5 @@ def test_a_vllm_that_is_stopped_is_left_alone(deployment: Deployment) -> None:
     with Supervisor(deployment.vllm) as supervisor:
         deployment.vllm.stop()
         threading.Event().wait(2)
-        assert supervisor.restarts == 0 and not deployment.vllm.alive()
+        assert supervisor.restarts == 0 and supervisor.gave_up is None
+    assert not deployment.vllm.alive() and VllmServer.find(deployment.settings.home) is None
