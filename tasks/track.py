@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
@@ -19,6 +18,7 @@ from lightning_core.stage_keys import record_key
 from lightning_core.tracking.mlflow_backend import MlflowRun
 from lightning_core.tracking.signals import Signal, backends, epoch_signals
 from tasks.progress import logger
+from tasks.show import show_run
 from tasks.versions import note_evaluation
 
 
@@ -40,17 +40,19 @@ def _record(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
     for backend in backends(settings, logger().info):
         backend.tell(epoch, signals)
     noted = _to_mlflow(settings, epoch, row, signals) if "mlflow" in settings.tracking.backends else {}
-    create_table_artifact(
-        key=f"epochs-{settings.run.lower().replace('_', '-')}",
-        table=[{k: v for k, v in r.items() if k != "seconds"} | {"versions": str(r["versions"])} for r in rows],
-        description=f"Epochs of run {settings.run}" + (f"; MLflow run {noted['mlflow_run_id']}" if noted else ""),
-    )
+    show_run(settings, rows, noted.get("mlflow"))
     return noted
 
 
 def _to_mlflow(settings: Settings, epoch: EpochManifest, row: dict[str, Any], signals: list[Signal]) -> dict[str, Any]:
     tracked = MlflowRun(settings)
-    tracked.tag(**{"prefect.flow_run_id": str(flow_run.get_id()), "prefect.flow_run_name": str(flow_run.get_name())})
+    tracked.tag(
+        **{
+            "prefect.flow_run_id": str(flow_run.get_id()),
+            "prefect.flow_run_name": str(flow_run.get_name()),
+            "prefect.flow_run_url": str(flow_run.get_flow_run_ui_url()),
+        }
+    )
     tracked.tell(epoch, signals)
     if epoch.mode == "train":
         tracked.metrics(_counts(row), epoch.epoch)
@@ -62,7 +64,7 @@ def _to_mlflow(settings: Settings, epoch: EpochManifest, row: dict[str, Any], si
     )
     _versions(settings, epoch, tracked)
     logger().info("MLflow run %s has %s %d", tracked.run_id, epoch.mode, epoch.epoch)
-    return {"mlflow_run_id": tracked.run_id}
+    return {"mlflow_run_id": tracked.run_id, "mlflow": tracked.link()}
 
 
 def _counts(row: dict[str, Any]) -> dict[str, float]:

@@ -54,7 +54,12 @@ def train_policies(settings: Settings, epoch: EpochManifest) -> dict[str, dict[s
             raise
 
 
-@task(task_run_name="train {policy.name} epoch {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    task_run_name="train {policy.name} epoch {epoch.epoch}",
+    tags=["trainer"],
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 def train_policy(
     settings: Settings, policy: PolicySettings, epoch: EpochManifest, device: str | None = None
 ) -> dict[str, Any]:

@@ -69,6 +69,13 @@ class MlflowRun:
         """Let `current` and `champion` name what the store calls current and best; returns alias → version."""
         return registry.point(self._client, self.run_id, self._model(store), store)
 
+    def link(self) -> str:
+        """Markdown that leads to the run: by the tracking server's address, else by that of the stack's MLflow UI."""
+        uri, run = tracking_uri(self._settings), self._client.get_run(self.run_id).info
+        if not uri.startswith(("http://", "https://")):
+            uri = "http://127.0.0.1:5000"  # `lightning-flows up`, and `mlflow ui`
+        return f"[MLflow run {run.run_name}]({uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{self.run_id})"
+
     def _model(self, store: PolicyStore) -> str:
         return f"{self._settings.run}.{store.name}"
 
