@@ -207,25 +207,22 @@ def _first_token(services: Services) -> None:
 
 def _stall(settings: Settings, services: Services, versions: list[str], count: int) -> None:
     """The longest time any of `count` streaming clients hears nothing, while versions are swapped under them."""
-    found = []
+    found, back = [], []
     with Clients(services.server, count) as clients:
-        quiet = clients.longest_gap(during=lambda: time.sleep(5))
+        began = time.perf_counter()
+        time.sleep(10)
+        quiet, rate = clients.longest_gap(began, time.perf_counter()), clients.rate(began, time.perf_counter())
         for version in versions:
-            swaps: list[float] = []
-
-            def swap(version: str = version, swaps: list[float] = swaps) -> None:
-                began = time.perf_counter()
-                deploy(settings, services, {"policy": version})
-                swaps.append(time.perf_counter() - began)
-
-            stall = clients.longest_gap(during=swap)
-            found.append((stall, swaps[0]))
-            say(f"{version}: swapped in {swaps[0]:.2f} s under load, longest stall {stall:.2f} s")
-            time.sleep(2)
+            began = time.perf_counter()
+            deploy(settings, services, {"policy": version})
+            ended = time.perf_counter()
+            found.append((clients.longest_gap(began, ended), ended - began))
+            back.append(clients.back_after(ended, rate))
+            say(f"{version}: swapped in {found[-1][1]:.2f} s under load, longest stall {found[-1][0]:.2f} s")
     worst, swap_s = max(found, key=lambda pair: pair[0] - pair[1])
     figure(
         "redeploy_stall_s", worst, "s", swap_s + STALL_SLACK_S, len(found), smaller_is_better=True,
-        clients=count, swap_s=swap_s, without_a_swap_s=quiet, failed=clients.failed,
+        clients=count, swap_s=swap_s, without_a_swap_s=quiet, tokens_a_second=rate, back_after_s=max(back), failed=clients.failed,
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable
 from types import TracebackType
 
 import aiohttp
@@ -38,11 +37,8 @@ class Clients:
         self._stop.set()
         self._thread.join()
 
-    def longest_gap(self, during: Callable[[], None]) -> float:
-        """Seconds that any client heard nothing, from the call of `during` until all heard something after it."""
-        began = time.perf_counter()
-        during()
-        ended = time.perf_counter()
+    def longest_gap(self, began: float, ended: float) -> float:
+        """The longest time that any client heard nothing and that overlaps with these (of perf_counter)."""
         while not all(times[-1] > ended for times in self._heard):
             time.sleep(0.05)
         longest = 0.0
@@ -51,6 +47,20 @@ class Clients:
                 if after > began and before < ended:
                     longest = max(longest, after - before)
         return longest
+
+    def rate(self, begin: float, end: float) -> float:
+        """Tokens a second that all clients heard between two times of perf_counter."""
+        return sum(begin <= at < end for times in self._heard for at in times) / (end - begin)
+
+    def back_after(self, ended: float, quiet: float) -> float:
+        """Seconds after `ended` until a second begins in which they hear nine tenths of the `quiet` rate."""
+        later = 0.0
+        while True:
+            while time.perf_counter() < ended + later + 1:
+                time.sleep(0.05)
+            if self.rate(ended + later, ended + later + 1) >= 0.9 * quiet:
+                return later
+            later += 0.1
 
     async def _all(self) -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
