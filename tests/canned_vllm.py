@@ -37,6 +37,7 @@ class CannedVllm:
         self.prompt_ids = list(PROMPT_IDS)
         self.said: dict[str, Any] = {}  # `reasoning` and `tool_calls` that chat says beside, or instead of, its text
         self.script: list[tuple[list[int], dict[str, Any]]] | None = None  # a chat's chunks: (token ids, delta)
+        self.instead: bytes | None = None  # of a reply, or of a stream's chunks
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -83,6 +84,10 @@ class CannedVllm:
                 "code": fail,
             }
             return web.json_response({"error": error}, status=int(fail))
+        if self.instead is not None:
+            kind = "text/event-stream" if body.get("stream") else "application/json"
+            data = b"data: " + self.instead + b"\n\ndata: [DONE]\n\n" if body.get("stream") else self.instead
+            return web.Response(body=data, content_type=kind)
         try:
             chat = request.path.endswith("chat/completions")
             return await self._stream(request, body, chat) if body.get("stream") else await self._whole(body, chat)

@@ -115,14 +115,15 @@ class Call:
         prepared, face = self._asked.prepared, self._asked.face
         try:
             reply = orjson.loads(await answer.read())
-            body = face.reply(take_reply(reply, prepared, self._asked.target.asked, self._collected), self._collected)
+            taken = take_reply(reply, prepared, self._asked.target.asked, self._collected)
+            response = json_response(face.reply(taken, self._collected))
         except _BROKEN as error:
             message = f"the model server's reply broke off or is no JSON of vLLM's shape: {error!r}"
             await self._leave(message, "broken")
             raise self._broken(message) from None
         await self._store(None, "ok")
         face.kept(self._collected)
-        return await json_response(body).send(self._send)
+        return await response.send(self._send)
 
     async def _stream(self, answer: Reply) -> int:
         """Pass chunks on as they come; hold back those from the last choice's end until the span is durable."""

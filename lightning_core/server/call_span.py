@@ -78,10 +78,10 @@ def encode_call(
     """The OTLP request that holds the call's span."""
     parent = parse_traceparent(traceparent)
     choices = collected.ordered()
-    ids = array("i")
+    ids, logprobs = array("i"), array("f")
     for choice in choices:
         ids += choice.token_ids
-    logprobs = [value for choice in choices for value in choice.logprobs]
+        logprobs += choice.logprobs
     drift = outcome.drift
     attributes: dict[str, AttributeValue | None] = {
         names.POLICY: target.policy,

@@ -149,8 +149,13 @@ class Gateway:
 def _parse(body: bytes, field: str) -> dict[str, Any]:
     try:
         request = orjson.loads(body)
+        orjson.dumps(
+            [[request]]
+        )  # it reads deeper than it writes, and what goes upstream, or into an event, is written
     except orjson.JSONDecodeError as error:
         raise HttpError(400, f"the body is no JSON: {error}") from None
+    except orjson.JSONEncodeError:
+        raise HttpError(400, "the body is nested too deeply") from None
     if not isinstance(request, dict):
         raise HttpError(400, "the body is no JSON object")
     if not isinstance(request.get("model"), str):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_core.server.sampling import Prepared
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -19,7 +21,7 @@ class Choice:
     """What one choice of the reply came to."""
 
     token_ids: array[int] = field(default_factory=lambda: array("i"))
-    logprobs: list[float] = field(default_factory=list)
+    logprobs: array[float] = field(default_factory=lambda: array("f"))
     finish_reason: str | None = None
     message: dict[str, Any] = field(default_factory=dict)
 
@@ -49,7 +51,7 @@ class Collected:
     def tokens(self, kind: str) -> int:
         """`prompt` or `completion` tokens: as reported, else as collected."""
         reported = self.usage.get(f"{kind}_tokens")
-        if isinstance(reported, int):
+        if isinstance(reported, int) and reported >= 0:
             return reported
         if kind == "prompt":
             return len(self.prompt_token_ids or ())
@@ -63,10 +65,10 @@ def take_reply(reply: dict[str, Any], prepared: Prepared, name: str, into: Colle
     """Collect a whole reply, and change it into the client's (`name` is the model it asked for)."""
     _take_head(reply, prepared, name, into)
     for raw in _choices(reply):
-        choice = into.choice(raw.get("index", 0))
+        choice = into.choice(_of_type(raw.get("index"), int) or 0)
         _take_choice(raw, prepared, choice, into)
         if prepared.kind == "chat":
-            choice.message = raw.get("message") or {}
+            choice.message = _of_type(raw.get("message"), dict) or {}
             if prepared.hides_reasoning and "reasoning" in choice.message:
                 raw["message"] = choice.message | {"reasoning": None}
         else:
@@ -85,14 +87,14 @@ def take_chunk(chunk: dict[str, Any], prepared: Prepared, name: str, into: Colle
     if not choices:
         return chunk if prepared.wants_usage or not chunk.get("usage") else None
     for raw in choices:
-        choice = into.choice(raw.get("index", 0))
+        choice = into.choice(_of_type(raw.get("index"), int) or 0)
         had_ids = raw.get("token_ids") is not None
         _take_choice(raw, prepared, choice, into)
         if prepared.kind == "completion":
             choice.message.setdefault("role", "assistant")
             choice.message["content"] = choice.message.get("content", "") + (raw.get("text") or "")
             continue
-        delta = raw.get("delta") or {}
+        delta = _of_type(raw.get("delta"), dict) or {}
         _add_delta(choice.message, delta)
         if prepared.hides_reasoning:
             delta.pop("reasoning", None)
@@ -119,11 +121,18 @@ def _choices(reply: dict[str, Any]) -> list[dict[str, Any]]:
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
+def _of_type(value: Any, kind: type[T]) -> T | None:
+    """`value`, or TypeError: what goes into the span has to be what it is for."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{str(value)[:50]!r} came where vLLM has a {kind.__name__}")
+    return value
+
+
 def _take_head(reply: dict[str, Any], prepared: Prepared, name: str, into: Collected) -> None:
-    into.response_id = reply.get("id") or into.response_id
-    into.model = reply.get("model") or into.model
-    into.usage = reply.get("usage") or into.usage
-    into.fingerprint = reply.get("system_fingerprint") or into.fingerprint
+    into.response_id = _of_type(reply.get("id"), str) or into.response_id
+    into.model = _of_type(reply.get("model"), str) or into.model
+    into.usage = _of_type(reply.get("usage"), dict) or into.usage
+    into.fingerprint = _of_type(reply.get("system_fingerprint"), str) or into.fingerprint
     _take_prompt(reply, prepared, into)
     reply["model"] = name
 
@@ -142,8 +151,8 @@ def _take_choice(raw: dict[str, Any], prepared: Prepared, choice: Choice, into: 
     ids = raw.get("token_ids") or []
     logprobs = _sampled_logprobs(raw.get("logprobs"))
     choice.token_ids.extend(ids)
-    choice.logprobs += logprobs[-len(ids) :] if ids else []  # an echoed prompt has logprobs too, in front
-    choice.finish_reason = raw.get("finish_reason") or choice.finish_reason
+    choice.logprobs.extend(logprobs[-len(ids) :] if ids else [])  # an echoed prompt has logprobs too, in front
+    choice.finish_reason = _of_type(raw.get("finish_reason"), str) or choice.finish_reason
     if not prepared.wants_token_ids and "token_ids" in raw:
         raw["token_ids"] = None
     if not prepared.wants_logprobs and "logprobs" in raw:

@@ -106,6 +106,62 @@ def test_no_request_of_any_shape_is_a_fault_of_ours(
         assert set(error) == {"message", "type", "param", "code"} and error["message"]
 
 
+replied = st.sampled_from(
+    [
+        *("id", "model", "choices", "usage", "prompt_token_ids", "token_ids", "logprobs", "message", "delta", "text"),
+        *("finish_reason", "index", "content", "tool_calls", "reasoning", "function", "error", "system_fingerprint"),
+    ]
+)
+ids = st.lists(st.integers(-1, 2**33), max_size=3)
+replies = st.recursive(
+    values | ids,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(replied, inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    reply=st.dictionaries(replied, replies, max_size=6),
+    choice=st.dictionaries(replied, replies, max_size=6),
+    path=st.sampled_from(["chat/completions", "completions", "responses"]),
+    stream=st.booleans(),
+)
+def test_no_reply_of_any_shape_is_a_fault_of_ours(
+    server: Rig, http: httpx.Client, reply: dict[str, Any], choice: dict[str, Any], path: str, stream: bool
+) -> None:
+    server.canned.instead = json.dumps({"choices": [choice]} | reply).encode()
+    before = len(server.records())
+    try:
+        asked = {
+            "chat/completions": {"messages": MESSAGES},
+            "completions": {"prompt": "x"},
+            "responses": {"input": "x"},
+        }
+        body = {"model": "policy", "stream": stream} | asked[path]
+        headers = {"Authorization": "Bearer " + server.handle.mint("r.1", "a1", "train")}
+        answer = http.post(f"{server.base_url()}/{path}", json=body, headers=headers)
+    finally:
+        server.canned.instead = None
+    assert answer.status_code in (200, 503), answer.text
+    assert len(server.records()) == before + 1
+    ends = (
+        b"[DONE]" in answer.content
+        or b"response.completed" in answer.content
+        or b"response.incomplete" in answer.content
+    )
+    assert not stream or ends or b'"error"' in answer.content
+
+
+@pytest.mark.parametrize("depth", [100, 249, 250, 251, 252, 253, 254, 255, 500, 1020, 5000])
+@pytest.mark.parametrize("field", ["messages", "metadata"])
+def test_however_deep_a_body_is_it_is_answered_or_refused(server: Rig, depth: int, field: str) -> None:
+    nested = b"[" * depth + b"]" * depth
+    for path, other in (("/chat/completions", b'"messages": []'), ("/responses", b'"input": "x"')):
+        body = b'{"model": "policy", %s, "%s": %s}' % (other, field.encode(), nested)
+        assert post(server, path, body).status_code in (200, 400)
+
+
 @pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/responses", "/embeddings"])
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[]", b"7", b'{"model": 3}', b'{"model": "policy"}', b"NaN"])
 def test_what_is_no_request_is_400_in_openais_shape(server: Rig, path: str, body: bytes) -> None:
