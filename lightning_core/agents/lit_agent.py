@@ -48,7 +48,8 @@ async def _run(agent: Any, task: Any) -> Any:
     )
     tracer = agentlightning.AgentOpsTracer()
     tracer.init_worker(0)
-    trace.get_tracer_provider().add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    provider: Any = trace.get_tracer_provider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     async with tracer.trace_context(rollout_id):
         if agent.is_async():
             result = await agent.training_rollout_async(task, {"main_llm": llm}, rollout)

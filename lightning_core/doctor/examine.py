@@ -48,7 +48,8 @@ def examine(settings: Settings, task: Mapping[str, Any]) -> Examination:
         else:
             upstream = stack.enter_context(canned_model())
             policies = {p.name: {"upstream": upstream, "model": p.name, "version": "v0000"} for p in settings.policies}
-            routes = {"policies": policies}
+            frozen = {name: {"upstream": upstream, "model": name} for name in settings.frozen}
+            routes = {"policies": policies, "frozen": frozen}
             model = f"a canned reply ({SAYS!r}), which calls no tools; where `lightning-flows serve` runs, its model answers"
         server = ServerHandle.start(home, settings.server.model_copy(update={"port": 0, "grpc_port": 0}), home / "log")
         stack.callback(server.stop)

@@ -1,0 +1,55 @@
+"""AutoGen with a calculator: solves a word problem and ends with `### ANSWER: …`. It knows nothing of training."""
+
+import ast
+import asyncio
+import json
+import operator
+import sys
+
+from autogen_agentchat.agents import AssistantAgent
+from autogen_ext.models.openai import OpenAIChatCompletionClient
+
+SAYS = "Solve the problem. Use the calculator for every calculation. End with the answer, a number alone, as\n### ANSWER: 42"
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+}
+
+
+def calculate(expression: str) -> str:
+    """Compute an arithmetic expression, such as (12 + 3) * 7 / 2."""
+    return f"{value(ast.parse(expression, mode='eval').body):.10g}"
+
+
+def value(node: ast.expr) -> float:
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return number
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            return OPERATORS[type(op)](value(left), value(right))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -value(operand)
+    raise ValueError(f"only numbers and + - * / ( ) are understood, not {ast.unparse(node)!r}")
+
+
+async def solve(question: str) -> str:
+    model = OpenAIChatCompletionClient(
+        model="policy",
+        model_info={
+            "vision": False,
+            "function_calling": True,
+            "json_output": False,
+            "family": "unknown",
+            "structured_output": False,
+        },
+    )
+    agent = AssistantAgent("calculator", model, tools=[calculate], system_message=SAYS, max_tool_iterations=5)
+    result = await agent.run(task=question)
+    return str(result.messages[-1].content)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(solve(json.load(sys.stdin)["question"]))))

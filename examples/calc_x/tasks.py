@@ -1,0 +1,59 @@
+"""Word problems by path: the folder `$LIGHTNING_DATA` holds Calc-X's one-step part and GSM8K, its largest.
+
+| function | file | the same from the hub |
+|---|---|---|
+| `word_problems`, `word_problems_heldout` | calc_word_problems.jsonl | MU-NLPC/Calc-X, its one-step sets |
+| `gsm8k`, `gsm8k_heldout` | gsm8k_train.jsonl | openai/gsm8k |
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def word_problems() -> list[dict[str, Any]]:
+    return _training(_word_problems())
+
+
+def word_problems_heldout() -> list[dict[str, Any]]:
+    return _heldout(_word_problems())
+
+
+def gsm8k() -> list[dict[str, Any]]:
+    return _training(_gsm8k())
+
+
+def gsm8k_heldout() -> list[dict[str, Any]]:
+    return _heldout(_gsm8k())
+
+
+def _word_problems() -> list[dict[str, Any]]:
+    return [_task(row["prompt"], row["result"]) for row in _rows("calc_word_problems.jsonl")]
+
+
+def _gsm8k() -> list[dict[str, Any]]:
+    return [_task(row["question"], row["answer"].rpartition("####")[2]) for row in _rows("gsm8k_train.jsonl")]
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    folder = os.environ.get("LIGHTNING_DATA")
+    file = Path(folder or ".") / name
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: set LIGHTNING_DATA to the folder that holds it (examples/calc_x/README.md)")
+    return [json.loads(line) for line in file.read_text().splitlines() if line]
+
+
+def _task(question: str, answer: str) -> dict[str, Any]:
+    # The name is the question's, so that it is held out on every machine or on none.
+    name = hashlib.sha256(question.encode()).hexdigest()[:12]
+    return {"id": name, "question": question, "answer": answer.strip().replace(",", "")}
+
+
+def _training(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [task for task in tasks if int(task["id"], 16) % 5]
+
+
+def _heldout(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [task for task in tasks if int(task["id"], 16) % 5 == 0]

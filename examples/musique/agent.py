@@ -1,0 +1,42 @@
+"""An agent of OpenAI's Agents SDK that searches passages, several times where it has to, and answers."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from agents import Agent, Runner, function_tool, set_default_openai_api
+from agents.exceptions import MaxTurnsExceeded
+from index import Passages
+
+SAYS = (
+    "Answer the question. Search the passages first; one search finds one fact, so search again for the next.\n"
+    "End with the answer alone, in a few words, as <answer>…</answer>."
+)
+MOST_TURNS = 6
+
+passages = Passages(Path(os.environ["LIGHTNING_DATA"]) / "musique_corpus.json")
+
+
+@function_tool
+def search(query: str) -> str:
+    """Search the passages.
+
+    Args:
+        query: what to look for, in a few words
+    """
+    return "\n".join(f"{found['title']}: {found['text'][:600]}" for found in passages.search(query))
+
+
+async def answer(question: str) -> str | None:
+    agent = Agent(name="researcher", instructions=SAYS, model="policy", tools=[search])
+    try:
+        return (await Runner.run(agent, question, max_turns=MOST_TURNS)).final_output
+    except MaxTurnsExceeded:
+        return None
+
+
+if __name__ == "__main__":
+    set_default_openai_api("chat_completions")
+    print(json.dumps(asyncio.run(answer(json.load(sys.stdin)["question"]))))

@@ -1,0 +1,48 @@
+"""Questions over databases, by path: `$LIGHTNING_DATA` holds spider_questions.jsonl and spider_schemas.jsonl.
+
+Databases are made from the schemas in `$SPIDER_DATABASES` (default: var/spider). Where that folder holds real ones, named
+<db_id>.sqlite, they are taken. Held out are whole databases: a query for one that was trained on is half known.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from databases import ddl, make
+
+HELD_OUT = ("concert_singer", "voter_1", "battle_death", "real_estate_properties")
+
+
+def train() -> list[dict[str, Any]]:
+    return [task for task in _tasks() if task["db_id"] not in HELD_OUT]
+
+
+def heldout() -> list[dict[str, Any]]:
+    return [task for task in _tasks() if task["db_id"] in HELD_OUT]
+
+
+def small() -> list[dict[str, Any]]:
+    """Questions over one table, with short answers: what a small model can begin with."""
+    return [task for task in train() if len(task["query"]) < 60 and "JOIN" not in task["query"].upper()]
+
+
+def _tasks() -> list[dict[str, Any]]:
+    questions = _rows("spider_questions.jsonl")
+    schemas = {schema["db_id"]: schema for schema in _rows("spider_schemas.jsonl")}
+    folder = Path(os.environ.get("SPIDER_DATABASES", "var/spider")).absolute()
+    files = {
+        name: make(folder, schema, [row["query"] for row in questions if row["db_id"] == name])
+        for name, schema in schemas.items()
+    }
+    return [
+        row | {"id": str(number), "database": str(files[row["db_id"]]), "schema": ddl(schemas[row["db_id"]])}
+        for number, row in enumerate(questions)
+    ]
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    file = Path(os.environ.get("LIGHTNING_DATA", ".")) / name
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: set LIGHTNING_DATA to the folder that holds it (examples/spider/README.md)")
+    return [json.loads(line) for line in file.read_text().splitlines() if line]

@@ -1,0 +1,180 @@
+"""The experiments of examples/calc_x, spider and musique: agents, data and rewards through gateway and lake, with a scripted model.
+
+Data are a few lines of the same shape as the real ones, made here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from lightning_core.agents.venv import interpreter
+from lightning_core.config import SettingsError
+from lightning_core.doctor.trial import Trial, try_agent
+from lightning_core.lake import catalog
+from lightning_core.settings_file import load_settings
+from lightning_core.taskset import load_tasks
+from tests.canned_vllm import CannedVllm
+from tests.gateway_rig import Rig, rig
+
+pytestmark = pytest.mark.extra
+ROOT = Path(__file__).parents[2]
+SCHEMA = {
+    "db_id": "shop",
+    "table_names_original": ["item"],
+    "column_names_original": [[-1, "*"], [0, "id"], [0, "colour"]],
+    "column_types": ["text", "number", "text"],
+    "primary_keys": [1],
+    "foreign_keys": [],
+}
+
+
+class Scripted(CannedVllm):
+    """Replies as `says(request)` tells: a text, or a tool call (name, arguments)."""
+
+    says: Callable[[dict[str, Any]], str | tuple[str, dict[str, Any]]]
+
+    async def _whole(self, body: dict[str, Any], chat: bool) -> web.Response:
+        said = self.says(body)
+        if isinstance(said, str):
+            message: dict[str, Any] = {"role": "assistant", "content": said}
+        else:
+            function = {"name": said[0], "arguments": json.dumps(said[1])}
+            call = {"id": f"call_{len(self.requests)}", "type": "function", "function": function}
+            message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        self.script = [([len(self.requests), 7, 9], {k: v for k, v in message.items() if k != "role" and v})]
+        response = await super()._whole(body, chat)
+        reply = json.loads(response.text or "")
+        reply["id"] = f"chatcmpl-{len(self.requests)}"
+        reply["choices"][0]["message"] = message
+        return web.json_response(reply)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with rig(tmp_path_factory.mktemp("home")) as made:
+        yield made
+
+
+@pytest.fixture
+def run(server: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trial]:
+    """Runs an example's first training task; the folder of its data is the test's own."""
+    monkeypatch.setenv("LIGHTNING_DATA", str(tmp_path))
+    monkeypatch.setenv("SPIDER_DATABASES", str(tmp_path / "databases"))
+    monkeypatch.chdir(ROOT)
+
+    def first(example: str, says: Callable[..., Any], tasks: str | None = None, **environment: str) -> Trial:
+        file = ROOT / "examples" / example / "settings.yaml"
+        settings = load_settings(file, {"home": str(server.home), "agent.environment": environment})
+        assert load_settings(file.with_name("gpu.yaml")).agent.command == settings.agent.command
+        assert settings.agent.python is not None
+        try:
+            interpreter(settings.agent.python, settings.agent.environments)
+        except SettingsError as error:
+            pytest.skip(f"its environment cannot be made here: {error}")
+        upstream = Scripted()
+        upstream.says = says  # type: ignore[method-assign]
+        upstream.prompt_ids = [1, 5, 9]
+        address = server.on_loop(upstream.start())
+        served = {"upstream": address, "model": "policy", "version": "v0000"}
+        frozen = {name: {"upstream": address, "model": name} for name in settings.frozen}
+        server.handle.set_routes({"policies": {"policy": served}, "frozen": frozen})
+        for name in [name for name in sys.modules if name in ("tasks", "reward", "database", "databases")]:
+            del sys.modules[name]  # each example has its own, in a process of its own
+        monkeypatch.syspath_prepend(str(file.parent))
+        chosen = load_tasks(tasks or settings.tasks.train, "id", "tasks.train")[0]
+        try:
+            return try_agent(server.handle, settings, {"first": chosen.content})
+        finally:
+            server.on_loop(upstream.stop())
+
+    return first
+
+
+def asked(trial: Trial, question: str) -> list[tuple[Any, ...]]:
+    assert trial.results["first"].status == "ok", trial.results["first"].error
+    with catalog.connect(trial.lake.root) as con:
+        return con.execute(question, [trial.epoch.run]).fetchall()
+
+
+REWARD = "SELECT reward FROM rollouts WHERE run = ?"
+CALLS = "SELECT agent, policy, left_out FROM policy_calls WHERE run = ? ORDER BY start_ns"
+
+
+def test_calc_x_computes_and_is_graded(run: Callable[..., Trial], tmp_path: Path) -> None:
+    rows = [{"prompt": f"How much is {n} times 12?", "result": str(n * 12)} for n in range(8)]
+    (tmp_path / "calc_word_problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def says(body: dict[str, Any]) -> Any:
+        last = body["messages"][-1]
+        if last["role"] == "tool":
+            return f"That makes {last['content']}.\n### ANSWER: {last['content']}"
+        number = last["content"].split()[3]
+        return "calculate", {"expression": f"{number} * 12"}
+
+    trial = run("calc_x", says)
+    assert asked(trial, REWARD) == [(1.0,)]
+    assert asked(trial, CALLS) == [("calculator", "policy", None)] * 2
+    assert asked(trial, "SELECT tool, failed FROM tool_calls WHERE run = ?") == [("calculate", False)]
+
+
+def test_spider_writes_checks_and_mends_and_trains_writer_and_rewriter_alone(
+    run: Callable[..., Trial], tmp_path: Path
+) -> None:
+    question = {
+        "db_id": "shop",
+        "question": "How many are red?",
+        "query": "SELECT count(*) FROM item WHERE colour = 'red'",
+    }
+    (tmp_path / "spider_questions.jsonl").write_text(json.dumps(question))
+    (tmp_path / "spider_schemas.jsonl").write_text(json.dumps(SCHEMA))
+
+    def says(body: dict[str, Any]) -> str:
+        if body["model"] == "checker":
+            return "RIGHT" if "count" in body["messages"][-1]["content"] else "WRONG"
+        mends = body["messages"][0]["content"].startswith("Mend")
+        return "```sql\nSELECT count(id) FROM item WHERE colour = 'red';\n```" if mends else "SELECT id FROM items"
+
+    trial = run("spider", says)
+    assert trial.results["first"].output == "SELECT count(id) FROM item WHERE colour = 'red'"
+    assert asked(trial, REWARD) == [(1.0,)]
+    calls = asked(trial, CALLS)
+    assert [(agent, left_out) for agent, policy, left_out in calls if policy == "policy"] == [
+        ("writer", None),
+        ("rewriter", None),
+    ]
+    assert [left_out for agent, _, left_out in calls if agent == "checker"] == ["other_model"] * sum(
+        a == "checker" for a, *_ in calls
+    )
+    assert asked(trial, "SELECT tool, failed FROM tool_calls WHERE run = ? ORDER BY started") == [
+        ("execute", True),
+        ("execute", False),
+    ]
+
+
+def test_musique_searches_and_answers(run: Callable[..., Trial], tmp_path: Path) -> None:
+    passages = [
+        {"title": "Hall", "text": "G. Stanley Hall was the first president of the American Psychological Association."},
+        {"title": "Cats", "text": "Cats sleep most of the day."},
+    ]
+    (tmp_path / "musique_corpus.json").write_text(json.dumps(passages))
+    row = {"id": "q", "question": "Who was its first president?", "answer": "G. Stanley Hall", "answer_aliases": []}
+    (tmp_path / "musique_questions.jsonl").write_text("\n".join(json.dumps(row | {"id": f"q{n}"}) for n in range(3)))
+
+    def says(body: dict[str, Any]) -> Any:
+        last = body["messages"][-1]
+        if last["role"] == "tool":
+            assert last["content"].startswith("Hall: ")  # the nearest comes first
+            return "<answer>Stanley Hall</answer>"
+        return "search", {"query": "first president psychological association"}
+
+    trial = run("musique", says, MUSIQUE_INDEX=str(tmp_path / "index"))
+    assert asked(trial, REWARD) == [(pytest.approx(0.9 * 2 * 2 / 5 + 0.1),)]
+    assert asked(trial, CALLS) == [("researcher", "policy", None)] * 2
+    assert len(list((tmp_path / "index").glob("*.faiss"))) == 1
