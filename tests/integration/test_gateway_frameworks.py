@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 
 from lightning_core import names
+from lightning_core.agents.venv import interpreter
+from lightning_core.config import SettingsError
 from tests import gateway_rig
 from tests.canned_vllm import TEXT, CannedVllm
 from tests.gateway_rig import Rig, attributes, rig
@@ -19,7 +20,7 @@ from tests.gateway_rig import Rig, attributes, rig
 pytestmark = pytest.mark.extra
 
 CLIENTS = Path(__file__).parents[1] / "clients"
-ENVIRONMENT = Path(__file__).parents[2] / "var" / "frameworks" / "clients"
+ENVIRONMENTS = Path(__file__).parents[2] / "var" / "environments"
 CALL = {"id": "call_1", "type": "function", "function": {"name": "calc", "arguments": '{"x": "12*7"}'}}
 
 
@@ -37,17 +38,10 @@ class AsksForTheTool(CannedVllm):
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    requirements, ready = CLIENTS / "requirements.txt", ENVIRONMENT / "ready"
-    found = ENVIRONMENT / "bin" / "python"
-    if ready.exists() and ready.read_text() == requirements.read_text():
-        return found
-    uv = Path(sys.executable).parent / "uv"
-    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, ENVIRONMENT], check=True)
-    done = subprocess.run([uv, "pip", "install", "--quiet", "--python", found, "--requirement", requirements])
-    if done.returncode:
-        pytest.skip("the frameworks could not be installed: no package registry")
-    ready.write_text(requirements.read_text())
-    return found
+    try:
+        return interpreter(CLIENTS / "requirements.txt", ENVIRONMENTS)
+    except SettingsError as error:
+        pytest.skip(f"the frameworks could not be installed: {error}")
 
 
 @pytest.fixture(scope="module")

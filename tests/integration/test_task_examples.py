@@ -149,9 +149,7 @@ def test_spider_writes_checks_and_mends_and_trains_writer_and_rewriter_alone(
         ("writer", None),
         ("rewriter", None),
     ]
-    assert [left_out for agent, _, left_out in calls if agent == "checker"] == ["other_model"] * sum(
-        a == "checker" for a, *_ in calls
-    )
+    assert [(policy, left_out) for agent, policy, left_out in calls if agent == "checker"] == [(None, "other_policy")]
     assert asked(trial, "SELECT tool, failed FROM tool_calls WHERE run = ? ORDER BY started") == [
         ("execute", True),
         ("execute", False),
