@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from lightning_core.lake.spool import Record, SpoolError, SpoolFull
+from lightning_core.lake.spool import Record, SpoolError
 from lightning_core.server.access import Caller
 from lightning_core.server.call_log import log_call
 from lightning_core.server.call_span import Outcome, encode_call
@@ -239,17 +239,24 @@ class Call:
         record = Record(caller.rollout_id, caller.attempt_id, caller.scope, time.time_ns(), "gateway", body)
         try:
             await gateway.spool.append(record)
-        except (SpoolFull, SpoolError) as error:
+        except SpoolError as error:
             stats.refused.inc()
             counters.ended("not_stored")
             raise self._broken(f"the call's span could not be stored: {error}") from None
-        stats.spooled.labels("gateway").inc(len(body))
+        except asyncio.CancelledError:
+            self._count(told, outcome, len(body))  # it is written all the same
+            raise
+        self._count(told, outcome, len(body))
+
+    def _count(self, told: Outcome, outcome: str, size: int) -> None:
+        gateway, collected, counters = self._gateway, self._collected, self._counters
+        gateway.stats.spooled.labels("gateway").inc(size)
         counters.ended(outcome)
         for kind, counter in counters.tokens.items():
             used = collected.tokens(kind)
             counter.inc(used)
             self._attempt.tokens += used
-        log_call(gateway.settings.log_calls, asked, collected, told, outcome)
+        log_call(gateway.settings.log_calls, self._asked, collected, told, outcome)
 
     def _drift(self) -> Drift | None:
         """How the prompt departs from what was sampled; what was sampled now is remembered for the next call."""

@@ -21,13 +21,12 @@ from lightning_core.server.span_bytes import encode_span
 from lightning_core.server.targets import Target
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
-KIND_CLIENT = 3
+_KIND_CLIENT = 3
 OPERATIONS: dict[Kind, str] = {"chat": "chat", "completion": "text_completion", "embeddings": "embeddings"}
 
 
-_random = (
-    bytearray()
-)  # asked for some hundred ids at a time: each time gives up the interpreter's lock, and waits for it
+# Some hundred ids at a time: each time gives up the interpreter's lock, and waits for it.
+_random = bytearray()
 
 
 def new_id(size: int) -> bytes:
@@ -76,7 +75,6 @@ def encode_call(
     outcome: Outcome,
 ) -> bytes:
     """The OTLP request that holds the call's span."""
-    parent = parse_traceparent(traceparent)
     choices = collected.ordered()
     ids, logprobs = array("i"), array("f")
     for choice in choices:
@@ -111,18 +109,32 @@ def encode_call(
         names.DRIFT_TOKENS: drift.tokens if drift else None,
         names.DRIFT_FROM: drift.response_id if drift else None,
     }
+    times = (outcome.start_ns, outcome.end_ns)
+    return encode(caller, prepared.kind, target.policy or target.asked, traceparent, times, attributes, outcome.failure)
+
+
+def encode(
+    caller: Caller,
+    kind: Kind,
+    whom: str,
+    traceparent: str | None,
+    times: tuple[int, int],
+    attributes: Mapping[str, AttributeValue | None],
+    failure: str | None,
+) -> bytes:
+    """The OTLP request with a span of the gateway's: `whom` was called from the first of `times` to the second (ns)."""
+    parent = parse_traceparent(traceparent)
     span = SpanData(
-        name=("embeddings " if prepared.kind == "embeddings" else names.SPAN_CALL_PREFIX)
-        + (target.policy or target.asked),
+        name=("embeddings " if kind == "embeddings" else names.SPAN_CALL_PREFIX) + whom,
         trace_id=parent[0] if parent else new_id(16),
         span_id=new_id(8),
         parent_id=parent[1] if parent else None,
-        kind=KIND_CLIENT,
-        start_ns=outcome.start_ns,
-        end_ns=outcome.end_ns,
+        kind=_KIND_CLIENT,
+        start_ns=times[0],
+        end_ns=times[1],
         attributes={key: value for key, value in attributes.items() if value is not None},
-        status="error" if outcome.failure else "ok",
-        status_message=outcome.failure or "",
+        status="error" if failure else "ok",
+        status_message=failure or "",
     )
     resource: dict[str, AttributeValue] = {"service.name": "lightning-gateway"}
     if caller.rollout_id is not None and caller.attempt_id is not None:

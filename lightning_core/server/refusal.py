@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_core import names
-from lightning_core.lake.otlp import AttributeValue, SpanData
-from lightning_core.lake.spool import Record, SpoolError, SpoolFull, SpoolWriter
+from lightning_core.lake.otlp import AttributeValue
+from lightning_core.lake.spool import Record, SpoolError, SpoolWriter
 from lightning_core.server.access import Caller
-from lightning_core.server.call_span import KIND_CLIENT, OPERATIONS, new_id, parse_traceparent
+from lightning_core.server.call_span import OPERATIONS, encode
 from lightning_core.server.http import HttpError, Scope, header
 from lightning_core.server.sampling import Kind
-from lightning_core.server.span_bytes import encode_span
 from lightning_core.server.stats import Stats
 
 log = logging.getLogger(__name__)
@@ -42,31 +41,18 @@ async def note_refusal(
     seen[code] = seen.get(code, 0) + 1
     if seen[code] > 1:
         return
-    parent, now = parse_traceparent(header(scope, b"traceparent")), time.time_ns()
+    now, model = time.time_ns(), str(request.get("model"))
     attributes: dict[str, AttributeValue | None] = {
         names.GEN_AI_OPERATION: OPERATIONS[kind],
-        names.GEN_AI_REQUEST_MODEL: str(request.get("model")),
+        names.GEN_AI_REQUEST_MODEL: model,
         names.POLICY: policy,
         names.UNTRAINABLE: "refused",
         names.ERROR_TYPE: code,
     }
-    span = SpanData(
-        name=f"{OPERATIONS[kind]} {policy or request.get('model')}",
-        trace_id=parent[0] if parent else new_id(16),
-        span_id=new_id(8),
-        parent_id=parent[1] if parent else None,
-        kind=KIND_CLIENT,
-        start_ns=now,
-        end_ns=now,
-        attributes={key: value for key, value in attributes.items() if value is not None},
-        status="error",
-        status_message=error.message,
-    )
-    resource = {"service.name": "lightning-gateway", names.ROLLOUT_ID: caller.rollout_id}
-    body = encode_span(resource | {names.ATTEMPT_ID: caller.attempt_id}, span, "lightning_core.server")
+    body = encode(caller, kind, policy or model, header(scope, b"traceparent"), (now, now), attributes, error.message)
     try:
         await spool.append(Record(caller.rollout_id, caller.attempt_id, caller.scope, now, "gateway", body))
-    except (SpoolFull, SpoolError) as problem:
+    except SpoolError as problem:
         stats.refused.inc()
         log.warning("a refusal (%s) of rollout %s was not stored: %s", code, caller.rollout_id, problem)
     else:

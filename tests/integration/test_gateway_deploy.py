@@ -20,7 +20,7 @@ from lightning_core.policies.redeploy import RedeployFailed
 from lightning_core.policies.store import PolicyStore
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.services import Services
-from tests.gateway_rig import Rig, rig
+from tests.gateway_rig import Rig, client, rig
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 
@@ -107,9 +107,7 @@ def bring(parts: tuple[Rig, Names, Settings], version: str) -> None:
 
 def sent(made: Rig, rollout: str, model: str) -> str:
     """The name under which a rollout's call went upstream."""
-    key = made.handle.mint(rollout, "a", "train")
-    agent = openai.OpenAI(base_url=made.base_url(rollout, "a"), api_key=key, max_retries=0)
-    agent.chat.completions.create(model=model, messages=MESSAGES)
+    client(made, rollout, "a").chat.completions.create(model=model, messages=MESSAGES)
     return str(made.canned.requests[-1]["model"])
 
 

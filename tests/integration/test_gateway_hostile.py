@@ -7,6 +7,7 @@ import gc
 import json
 import resource
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -236,6 +237,18 @@ def test_pipelined_requests_are_answered_in_turn_and_left_with_their_client(serv
     server.open()
     assert len(server.canned.requests) == before + 1
     assert b"ERROR" not in (server.home / "logs" / "server.log").read_bytes()[logged:]
+
+
+def test_whenever_clients_leave_spans_and_counters_agree(server: Rig) -> None:
+    before, counted = len(server.spans()), metric(server, "lightning_calls_total")
+    for number in range(120):
+        with raw(server, STREAM if number % 2 else CHAT) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            time.sleep(number % 20 / 1000)
+    wait_for(lambda: metric(server, "lightning_calls_in_flight") == 0)
+    spans = server.spans()[before:]
+    assert metric(server, "lightning_calls_total") - counted == len(spans) > 0
+    assert all(len(attributes(span)) > 5 for span in spans)
 
 
 def test_a_client_that_reads_slowly_gets_everything(server: Rig) -> None:

@@ -10,14 +10,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers.decoders import DecodeStream
 
 from lightning_core import names
-from tests.gateway_rig import Rig, attributes, float32, int32, rig
+from tests.gateway_rig import Rig, attributes, client, float32, int32, rig
 from tests.tiny_model import END_OF_TEXT, TURN_END, TURN_START, make_tiny_tokenizer
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
@@ -73,7 +72,7 @@ def test_the_ids_decode_to_what_was_streamed(
     server: Rig, said: list[tuple[str, str]], sizes: list[int], stream: bool
 ) -> None:
     server.canned.script = script(said, sizes)
-    agent = openai.OpenAI(base_url=server.base_url(), api_key=server.handle.mint("r.1", "a1", "train"), max_retries=0)
+    agent = client(server)
     got, in_order = "", ""
     if stream:
         for chunk in agent.chat.completions.create(model="policy", messages=MESSAGES, stream=True):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from lightning_core import names
@@ -22,7 +21,7 @@ from lightning_core.config import ServerSettings
 from lightning_core.lake import spool
 from lightning_core.lake.otlp import SpanData, encode_spans
 from lightning_core.server.handle import ServerError, ServerHandle
-from tests.gateway_rig import attributes, rig, spans_of
+from tests.gateway_rig import attributes, client, rig, spans_of
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 
@@ -115,9 +114,7 @@ def test_a_second_server_for_a_home_is_refused_and_the_first_stays(tmp_path: Pat
 def test_stopping_lets_a_stream_come_to_its_end(tmp_path: Path) -> None:
     with rig(tmp_path) as made:
         made.gate()
-        token = made.handle.mint("r.1", "a1", "train")
-        client = openai.OpenAI(base_url=made.base_url(), api_key=token, max_retries=0)
-        stream = iter(client.chat.completions.create(model="policy", messages=MESSAGES, stream=True))
+        stream = iter(client(made).chat.completions.create(model="policy", messages=MESSAGES, stream=True))
         next(stream)
         os.kill(made.handle.pid, signal.SIGTERM)
         made.open()
@@ -135,19 +132,19 @@ def test_a_server_killed_under_load_loses_no_acknowledged_span(tmp_path: Path) -
         def load(worker: int) -> None:
             token = made.handle.mint("r.1", f"w{worker}", "train")
             url = made.handle.attempt_url("r.1", f"w{worker}")
-            with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=20) as client:
+            with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=20) as http:
                 try:
                     for i in range(100_000):
                         name = f"{worker}.{i}"
                         if i % 2:
                             message = [{"role": "user", "content": name}]
                             call = {"model": "policy", "messages": message, "stream": bool(i % 4 == 1)}
-                            answer = client.post(url + "/v1/chat/completions", json=call)
+                            answer = http.post(url + "/v1/chat/completions", json=call)
                             whole = not call["stream"] or answer.text.endswith("data: [DONE]\n\n")
                         else:
                             body = encode_spans({}, [SpanData(name, os.urandom(16), os.urandom(8), 1, 2)])
                             headers = {"Content-Type": "application/x-protobuf"}
-                            answer, whole = client.post(url + "/v1/traces", content=body, headers=headers), True
+                            answer, whole = http.post(url + "/v1/traces", content=body, headers=headers), True
                         if answer.status_code == 200 and whole:
                             acknowledged.append(name)
                 except httpx.HTTPError:
