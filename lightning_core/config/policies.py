@@ -69,7 +69,7 @@ class PolicySettings(Section):
     )
     other_sampling: Literal["drop", "train"] = Field(
         "drop",
-        description="calls sampled otherwise than `sampling` says (temperature, top_p, penalties, …): left out and counted, or trained all the same, flagged in `policy_calls`",
+        description="calls sampled otherwise than `sampling` says (temperature, top_p, penalties, …): left out and counted, or trained all the same, flagged in `policy_calls`; `algorithm: sft` always trains them",
     )
     algorithm: Literal["grpo", "sft"] = Field(
         "grpo",

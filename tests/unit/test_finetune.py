@@ -29,7 +29,7 @@ def collected(home: Path) -> Lake:
             for n, reward in enumerate(rewards):
                 attempt = Attempt(f"{epoch}.{group}.{n}", group=f"{epoch}.{group}", start=100.0 + epoch * DAY)
                 attempt.root(epoch=epoch)
-                attempt.call([1, 2, 3], [10 + n, 20])
+                attempt.call([1, 2, 3], [10 + n, 20], sampling='{"temperature": 0.3}')
                 attempt.reward(reward)
                 rows += attempt.rows
     stray = Attempt("1.stray", group="1.g", start=100.0 + DAY)
