@@ -12,7 +12,7 @@ import ssl
 import time
 from collections import deque
 from typing import cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httptools
 
@@ -21,6 +21,7 @@ _KEEPALIVE_S = 3.0
 _CONNECT_S = 10.0
 _BUFFER = 1 << 18  # bytes of a reply that wait here until they are taken
 _HEAD_BYTES = 1 << 16
+_PATH = "/%:@!$&'()*+,;="  # what a path may have beside letters and digits
 _PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # a peer that vanished is noticed in two minutes
 
 
@@ -197,7 +198,11 @@ class Connections:
         self._host = parts.hostname or ""
         self._context = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (80 if self._context is None else 443)
-        self._names = ("vllm", "") if self._unix else (parts.netloc.rpartition("@")[2], parts.path)
+        self._names = (
+            ("vllm", "")
+            if self._unix
+            else (parts.netloc.rpartition("@")[2].encode("idna").decode(), quote(parts.path, safe=_PATH))
+        )
         self._idle: deque[Reply] = deque()  # the longest idle first
         self._sweeping: asyncio.TimerHandle | None = None
 

@@ -108,6 +108,8 @@ def test_a_key_is_read_from_the_environment_and_its_lack_is_named(tmp_path: Path
     upstream = UpstreamSettings(name="o", base_url="http://x/v1/", api_key_env="K", models=["judge"])
     with pytest.raises(NoKey, match=r"\$K"):
         Targets(table(tmp_path), [upstream], "follow", {})
+    with pytest.raises(NoKey, match=r"\$K has a line break"):
+        Targets(table(tmp_path), [upstream], "follow", {"K": "secret\n"})
     target = Targets(table(tmp_path), [upstream], "follow", {"K": "secret"}).resolve("judge", CALLER)
     assert (target.addresses, target.api_key, target.policy) == (("http://x/v1",), "secret", None)
 

@@ -153,6 +153,12 @@ def test_a_reply_that_is_left_is_cut_and_idle_connections_are_let_go(monkeypatch
     assert run(answers, leave) == 0 and answers.connections == 3
 
 
+def test_an_address_may_have_letters_that_http_has_not() -> None:
+    names = Connections("http://käse.example:8080/ä b/v1%20x")._names
+    assert names == ("xn--kse-qla.example:8080", "/%C3%A4%20b/v1%20x")
+    assert Connections("http://[::1]:80/v1")._names == ("[::1]:80", "/v1")
+
+
 def test_a_key_cannot_begin_another_header() -> None:
     with pytest.raises(ValueError, match="control characters"):
         run(Answers(), lambda connections: connections.post("/chat", "key\r\nx: y", b"{}"))
