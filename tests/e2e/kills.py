@@ -37,6 +37,7 @@ class Epoch:
     settings_file: Path
     home: Path
     environment: dict[str, str]
+    program: str = "flows.cli"
     starts: int = 0
 
     @contextlib.contextmanager
@@ -44,7 +45,7 @@ class Epoch:
         self.starts += 1
         with self.log.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "train-epoch", str(self.settings_file), "--epoch", "0"],
+                [sys.executable, "-m", self.program, "train-epoch", str(self.settings_file), "--epoch", "0"],
                 cwd=ROOT,
                 env=self.environment,
                 stdout=log,

@@ -29,7 +29,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     os.environ.update(before)
 
 
-def new_epoch(folder: Path, environment: dict[str, str]) -> Epoch:
+def new_epoch(folder: Path, environment: dict[str, str], **more: str) -> Epoch:
     agent = {"callable": f"{HERE / 'letter_agent.py'}:run", "timeout_s": 60, "environment": {"LETTER_PAUSE": "1"}}
     rollout = {"tasks_per_epoch": 4, "group_size": 6, "concurrency": 4, "shards": 2}
     settings = write_settings(
@@ -40,7 +40,7 @@ def new_epoch(folder: Path, environment: dict[str, str]) -> Epoch:
         rollout=rollout,
         reward={"grader": f"{HERE / 'slow_grader.py'}:grade"},
     )
-    return Epoch(settings, folder / "home", environment)
+    return Epoch(settings, folder / "home", environment, **more)
 
 
 def check(epoch: Epoch, folder: Path) -> None:
@@ -71,6 +71,17 @@ def test_interrupted_and_killed_in_rollouts_training_and_redeploy_an_epoch_comes
     epoch.end_at(kills.rolling_out, kills.flow)
     assert epoch.end_at(kills.a_step_is_done, kills.trainer) != 0
     epoch.end_at(kills.after("train policy"), kills.tree)
+    epoch.finish()
+    check(epoch, tmp_path)
+
+
+def test_killed_where_no_vllm_is_needed_an_epoch_comes_to_the_same_policy(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    epoch = new_epoch(tmp_path, environment, program="tests.e2e.without_vllm")
+    epoch.end_at(kills.rolling_out, kills.flow)
+    epoch.end_at(kills.after("collect"), kills.tree)  # it grades
+    assert epoch.end_at(kills.a_step_is_done, kills.trainer) != 0
     epoch.finish()
     check(epoch, tmp_path)
 

@@ -1,0 +1,88 @@
+"""A flow with a canned model in vLLM's place, for tests of everything else: server, rollouts, SQL, trainer, record.
+
+    python -m tests.e2e.without_vllm train-epoch settings.yaml
+
+Replies have random letters and token ids, so groups have spread. Redeploying only changes the gateway's route.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import flows.learn
+import flows.train_epoch
+from lightning_core.config import Settings
+from lightning_core.policies.store import PolicyStore
+from lightning_core.services import Services, base_model, server_running
+from lightning_core.settings_file import load_settings
+
+LOGPROB = -5.6  # about that of any of the tiny model's tokens
+
+
+class _Model(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        text = "".join(random.choice("abcDEF") for _ in range(8))
+        ids = [random.randrange(10, 250) for _ in text]
+        content = [{"token": c, "logprob": LOGPROB, "bytes": [ord(c)], "top_logprobs": []} for c in text]
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        choice |= {"token_ids": ids, "logprobs": {"content": content}}
+        reply = {"id": f"chatcmpl-{random.getrandbits(64):x}", "object": "chat.completion", "created": 1}
+        reply |= {"model": "policy", "choices": [choice], "prompt_token_ids": list(range(10, 30))}
+        reply |= {"usage": {"prompt_tokens": 20, "completion_tokens": 8, "total_tokens": 28}}
+        body = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@contextlib.contextmanager
+def running(settings: Settings, say: Callable[[str], None]) -> Iterator[Services]:
+    model = ThreadingHTTPServer(("127.0.0.1", 0), _Model)
+    threading.Thread(target=model.serve_forever, daemon=True).start()
+    folder = base_model(settings, say)
+    with server_running(settings, say) as server:
+        route = {"upstream": f"http://127.0.0.1:{model.server_port}", "model": "policy"}
+        current = PolicyStore(settings.home, "policy").current()
+        server.set_routes({"policies": {"policy": route | {"version": current}}})
+        yield Services(server, None, folder)  # type: ignore[arg-type]
+    model.shutdown()
+
+
+def redeploy(settings: Settings, services: Services, versions: dict[str, str]) -> None:
+    routes = services.server.routes()
+    routes["policies"]["policy"]["version"] = versions["policy"]
+    services.server.set_routes(routes)
+    PolicyStore(settings.home, "policy").set_current(versions["policy"])
+
+
+def main(flow: str, settings_file: str) -> None:
+    modules: dict[str, Any] = {"train-epoch": flows.train_epoch, "learn": flows.learn}
+    module = modules[flow]
+    module.running, module.redeploy = running, redeploy
+    settings = load_settings(Path(settings_file), {})
+    if flow == "learn":
+        from lightning_core.lake.production import Choice
+
+        flows.learn.learn(settings, Choice(silent_s=0, group_by="ticket"))
+    else:
+        flows.train_epoch.train_epoch(settings, 0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
