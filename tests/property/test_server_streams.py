@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from typing import Any
 
 from hypothesis import given
@@ -54,7 +55,7 @@ def test_a_stream_keeps_its_text_and_shows_only_what_was_asked(tokens: list[Any]
         if taken is not None:
             shown.append(taken["choices"][0])
     assert list(into.ordered()[0].token_ids) == [token for token, _, _ in tokens]
-    assert into.ordered()[0].logprobs == [logprob for _, _, logprob in tokens]
+    assert into.ordered()[0].logprobs == array("f", [logprob for _, _, logprob in tokens])
     assert "".join(c["delta"].get("content", "") for c in shown) == "".join(piece for _, piece, _ in tokens)
     assert all((c["token_ids"] is not None) == wants["return_token_ids"] for c in shown)
     assert all((c["logprobs"] is not None) == wants["logprobs"] for c in shown)
