@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ def _reply(body: dict[str, Any], chat: bool) -> dict[str, Any]:
             choice |= {"text": SAYS, "logprobs": {"token_logprobs": [-0.5] * len(said)}, "prompt_token_ids": prompt}
         choices.append(choice)
     return {
-        "id": f"{'chatcmpl' if chat else 'cmpl'}-{zlib.crc32(repr((prompt, threading.get_ident())).encode()):08x}",
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-canned-{uuid.uuid4().hex}",
         "object": "chat.completion" if chat else "text_completion",
         "created": 1,
         "model": body["model"],
