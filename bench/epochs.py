@@ -19,7 +19,7 @@ from lightning_core.lake.parquet import ROWS_A_GROUP
 
 Shape = Literal["flat", "nested", "lost"]
 PROMPT, RESPONSE, GROUP = 96, 24, 8
-_SPANS_A_FILE = 1_000_000
+_SPANS_A_FILE, _SPANS_A_RECORD = 1_000_000, 512
 _FLAT = {
     "op": "CASE WHEN p = 0 THEN 'rollout' WHEN p = 1 THEN 'agent' WHEN p = n - 1 THEN 'reward' WHEN p % 2 = 0 THEN 'llm' "
     "ELSE 'tool' END",
@@ -42,8 +42,8 @@ _COLUMNS = {
     "attempt_id": "printf('%016x', hash(r))",
     "scope": "'path'",
     "trace_id": "printf('%016x%016x', hash(r), hash(CASE WHEN parent IS NULL THEN p ELSE 0 END))",
-    "span_id": "span_name(r, p)",
-    "parent_span_id": "CASE WHEN parent IS NOT NULL THEN span_name(r, parent) END",
+    "span_id": "printf('%016x', r * 100003 + p)",
+    "parent_span_id": "CASE WHEN parent IS NOT NULL THEN printf('%016x', r * 100003 + parent) END",
     "name": "CASE op WHEN 'llm' THEN 'openai.chat.completion' WHEN 'agent' THEN 'invoke_agent' ELSE op END",
     "kind": "'internal'",
     "op": "op",
@@ -78,38 +78,61 @@ _COLUMNS = {
     "attributes": "MAP {'gen_ai.system': 'openai', 'server.address': '127.0.0.1'}",
     "resource": "MAP {'service.name': 'agent'}",
     "received_ns": "0",
-    "record_offset": "i // 512",
-    "record_index": "i % 512",
+    "record_offset": f"i // {_SPANS_A_RECORD}",
+    "record_index": f"i % {_SPANS_A_RECORD}",
     "content_hash": "(hash(r, p) // 2)::BIGINT",
 }  # fmt: skip
 
 
 def write_epoch(home: Path, spans: int, spans_a_rollout: int, shape: Shape) -> tuple[EpochManifest, int]:
-    """A lake with one epoch of about so many spans, in files as compaction leaves them; returns it and their number."""
+    """A lake with one epoch of about so many spans, in files as compaction leaves them; returns it and their number.
+
+    The first file is computed, span by span; further ones are its rollouts again, under other ids.
+    """
     rollouts = max(spans // spans_a_rollout, GROUP) // GROUP * GROUP
     lake = Lake(home)
     (lake.root / "spans").mkdir(parents=True)
-    rollouts_a_file = max(_SPANS_A_FILE // spans_a_rollout, 1)
-    columns = ", ".join(f"({_COLUMNS.get(c.name, 'NULL')})::{c.type} AS {c.name}" for c in schema.SPANS)
-    files = []
+    rollouts_a_file = max(_SPANS_A_FILE // spans_a_rollout // GROUP, 1) * GROUP
+    records = -(-rollouts_a_file * spans_a_rollout // _SPANS_A_RECORD)
+    files: list[SpanFile] = []
     with duckdb.connect(config={"memory_limit": "2GB"}) as con:
-        con.execute("CREATE MACRO span_name(r, p) AS printf('%016x', r * 100003 + p)")
-        for first in range(0, rollouts, rollouts_a_file):
-            begin, end = first * spans_a_rollout, min(first + rollouts_a_file, rollouts) * spans_a_rollout
-            path = f"spans/{begin:020d}.parquet"
-            made = con.sql(
-                f"""
-                SELECT {columns}
-                FROM (SELECT *, {_SHAPES[shape]["op"]} AS op, {_SHAPES[shape]["parent"]} AS parent FROM (
-                    SELECT range AS i, range // {spans_a_rollout} AS r, range % {spans_a_rollout} AS p,
-                        {spans_a_rollout} AS n
-                    FROM range({begin}, {end})
-                ))
-                """
-            )
-            stored = schema.arrow_schema(schema.SPANS)
-            batches = (batch.cast(stored) for batch in made.to_arrow_reader(ROWS_A_GROUP))
-            parquet.write_stream(lake.root / path, stored, batches)
-            files.append(SpanFile(path=path, rows=end - begin, bytes=1, start=begin // 512, end=(end - 1) // 512 + 1))
+        for number, first in enumerate(range(0, rollouts, rollouts_a_file)):
+            rows = min(rollouts_a_file, rollouts - first) * spans_a_rollout
+            again = _again(lake.root / files[0].path, rows, first // GROUP, number * records) if files else None
+            path = f"spans/{number:020d}.parquet"
+            _write(con, lake.root / path, again or _computed(rows, spans_a_rollout, shape))
+            start = number * records
+            files.append(SpanFile(path=path, rows=rows, bytes=1, start=start, end=start + -(-rows // _SPANS_A_RECORD)))
     lake.manifests.put_spans(SpanManifest(decoded_offset=files[-1].end, files=files))
     return EpochManifest(run="bench", epoch=0, opened_offset=0, sealed_offset=files[-1].end), rollouts * spans_a_rollout
+
+
+def _write(con: duckdb.DuckDBPyConnection, path: Path, query: str) -> None:
+    stored = schema.arrow_schema(schema.SPANS)
+    batches = (batch.cast(stored) for batch in con.sql(query).to_arrow_reader(ROWS_A_GROUP))
+    parquet.write_stream(path, stored, batches)
+
+
+def _computed(rows: int, spans_a_rollout: int, shape: Shape) -> str:
+    columns = ", ".join(f"({_COLUMNS.get(c.name, 'NULL')})::{c.type} AS {c.name}" for c in schema.SPANS)
+    return f"""
+        SELECT {columns}
+        FROM (SELECT *, {_SHAPES[shape]["op"]} AS op, {_SHAPES[shape]["parent"]} AS parent FROM (
+            SELECT range AS i, range // {spans_a_rollout} AS r, range % {spans_a_rollout} AS p, {spans_a_rollout} AS n
+            FROM range({rows})
+        ))
+        """
+
+
+def _again(file: Path, rows: int, groups: int, records: int) -> str:
+    """The first rows of a file, their groups and records numbered on from so many."""
+    return f"""
+        SELECT * REPLACE (
+            printf('bench/0000/t%07d%s', substr(rollout_id, 13, 7)::INTEGER + {groups}, substr(rollout_id, 20)) AS rollout_id,
+            printf('%016x', hash(attempt_id, {groups})) AS attempt_id,
+            printf('t%07d', substr(group_id, 2)::INTEGER + {groups}) AS group_id,
+            printf('t%07d', substr(task_id, 2)::INTEGER + {groups}) AS task_id,
+            record_offset + {records} AS record_offset
+        )
+        FROM (FROM read_parquet('{file}') LIMIT {rows})
+        """

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import duckdb
 
-SPANS_A_BUCKET = 600_000  # some 0.6 GB; what its statements cost at any size is then a twentieth
+_BYTES_A_SPAN = 1500  # of what weighs as one: what a bucket works with, and some to spare
+_SPANS_WORTH_A_BUCKET = 200_000  # of fewer, what its statements cost at any size is more than a core more gains
 _AT_A_TIME = 8  # more would share the memory that one of them needs
 
 Work = Callable[[duckdb.DuckDBPyConnection, "Bucket"], None]
@@ -33,15 +34,25 @@ class Bucket:
         return f"bucket_{self.number}"
 
 
-def cut(con: duckdb.DuckDBPyConnection, spans_a_bucket: int | None) -> list[Bucket]:
-    """Cut the epoch's attempts into buckets of so many spans at most (more where one attempt has more); None: one bucket.
+def whole(con: duckdb.DuckDBPyConnection) -> Bucket:
+    """All attempts of the epoch as one bucket."""
+    (last,) = con.execute("SELECT coalesce(max(attempt), 0) FROM counted_attempts").fetchall()[0]
+    return Bucket(1, 1, 1, last)
 
+
+def cut(con: duckdb.DuckDBPyConnection, memory_gb: float, spans_a_bucket: int | None = None) -> list[Bucket]:
+    """Cut the epoch's attempts into buckets of so many spans at most (more where one attempt has more).
+
+    By default of as many as fit if all that are in memory at a time, one a core and the one being read, share `memory_gb`.
     At least one, even if empty; where several, as many as keep every core busy to the end.
     """
-    whole = con.execute("SELECT coalesce(sum(weight), 0)::BIGINT FROM counted_attempts").fetchall()[0][0]
-    parts = 1 if spans_a_bucket is None else -(-whole // spans_a_bucket)
+    spans = con.execute("SELECT coalesce(sum(weight), 0)::BIGINT FROM counted_attempts").fetchall()[0][0]
+    cores = _at_a_time(con)
+    if spans_a_bucket is None:
+        spans_a_bucket = int(memory_gb * 1e9) // ((cores + 1) * _BYTES_A_SPAN)
+    parts = max(-(-spans // spans_a_bucket), min(cores, spans // _SPANS_WORTH_A_BUCKET))
     if parts > 1:
-        parts += -parts % _cores(con)
+        parts += -parts % cores
     rows = con.execute(
         """
         WITH placed AS (
@@ -50,14 +61,16 @@ def cut(con: duckdb.DuckDBPyConnection, spans_a_bucket: int | None) -> list[Buck
         )
         SELECT min(attempt), max(attempt) FROM placed GROUP BY bucket ORDER BY bucket
         """,
-        [parts, whole],
+        [parts, spans],
     ).fetchall() or [(1, 0)]
     return [Bucket(number, len(rows), first, last) for number, (first, last) in enumerate(rows, 1)]
 
 
 def enter(con: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
-    """Begin a bucket: its schema holds its attempts, and `spans` is those of its rollouts."""
+    """Begin a bucket: its schema holds its attempts, and `spans` is those of its rollouts. In it already, it goes on."""
     schema = bucket.schema
+    if con.execute("SELECT current_schema()").fetchall()[0][0] == schema:
+        return
     con.execute(f"CREATE SCHEMA {schema}; SET search_path = '{schema},main'")
     con.execute(
         f"CREATE TABLE {schema}.bucket AS SELECT attempt, rollout_id, attempt_id, first_node FROM main.counted_attempts "
@@ -77,15 +90,15 @@ def worked(
 ) -> Iterator[tuple[Bucket, duckdb.DuckDBPyConnection]]:
     """The buckets in order, each when `work` is done in it, with the connection that is in it.
 
-    One bucket alone is worked on by `con` itself, which has entered it. Of several, each has a connection and a thread of its
+    One bucket alone is worked on by `con` itself, which stays in it. Of several, each has a connection and a thread of its
     own, which no others help (a core a bucket loses less than a query on all cores), and is dropped when the next is
     asked for. An error of one ends all.
     """
     if len(buckets) == 1:
-        work(con, buckets[0])
+        _work_in(con, buckets[0], work)
         yield buckets[0], con
         return
-    at_a_time = min(_cores(con), _AT_A_TIME)
+    at_a_time = _at_a_time(con)
     con.execute("SET threads = 1")
     ahead: deque[tuple[Bucket, duckdb.DuckDBPyConnection, Future[None]]] = deque()
     try:
@@ -120,8 +133,9 @@ def _taken(
     own.close()
 
 
-def _cores(con: duckdb.DuckDBPyConnection) -> int:
-    return int(con.execute("SELECT current_setting('threads')").fetchall()[0][0])
+def _at_a_time(con: duckdb.DuckDBPyConnection) -> int:
+    cores = con.execute("SELECT current_setting('threads')").fetchall()[0][0]
+    return min(int(cores), _AT_A_TIME)
 
 
 def _text(value: str) -> str:

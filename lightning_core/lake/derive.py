@@ -102,9 +102,8 @@ def derive_code() -> str:
 def attempts(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with `scored_attempts` and `epoch_spans` of the epoch's spans: what a grader works on."""
     with opened(lake, epoch) as con:
-        for bucket in buckets.cut(con, None):
-            buckets.enter(con, bucket)
-            run(con, SPANS)
+        buckets.enter(con, buckets.whole(con))
+        run(con, SPANS)
         yield con
 
 
@@ -114,21 +113,20 @@ def derive(
     settings: Settings,
     key: str,
     on_progress: OnProgress | None = None,
-    spans_a_bucket: int = buckets.SPANS_A_BUCKET,
+    spans_a_bucket: int | None = None,
 ) -> dict[str, int]:
     """Build the derived tables of an epoch from its spans; returns rows by table. The caller saves the manifest.
 
-    An evaluation stops at the rewards: nothing is trained on it. Raises LakeError for a lake with two spans in one place.
+    spans_a_bucket: at most; by default as many as memory allows. An evaluation stops at the rewards: nothing is trained on
+    it. Raises LakeError for a lake with two spans in one place.
     """
     train = epoch.mode == "train"
     with opened(lake, epoch) as con:
         make_inputs(con, settings, epoch)
         make_user_rules(con, settings.agent_rules)
-        parts = buckets.cut(con, spans_a_bucket)
+        parts = buckets.cut(con, MEMORY_GB, spans_a_bucket)
         narrow = KEPT_REWARDS + (KEPT_TRIPLETS if train else ())
         gathered = narrow + (GATHERED if train else ())
-        if len(parts) == 1:
-            buckets.enter(con, parts[0])
         # Told from here, of several buckets as each is done: whoever listens need not be safe from threads.
         told = on_progress if len(parts) == 1 else None
 
