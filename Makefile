@@ -75,7 +75,7 @@ oracle-env: $(UV) ## Agent Lightning 0.3.0 in .venv-oracle, for tests and figure
 		echo "*** agentlightning could not be installed: what compares with it is SKIPPED ***"; }
 
 .PHONY: bench-training
-bench-training: $(READY) ## a training step against stock TRL, one JSON line
+bench-training: $(READY) ## a training step against stock TRL, its data path and its start
 	$(BIN)/python -m bench.training $(ARGS)
 
 .PHONY: framework-dumps

@@ -35,6 +35,11 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
     the process and all its children first. Raises TrainingFailed with the process's own message, or the last lines
     of its log.
     """
+    configuration = job.policy_settings.training.accelerate_config
+    if configuration is not None and not configuration.is_file():
+        raise TrainingFailed(
+            f"{configuration}: no such file; write it with `accelerate config`, or leave `training.accelerate_config` out"
+        )
     job_file = job.progress.with_suffix(".job.json")
     write_atomic(job_file, job.model_dump_json(indent=2).encode())
     log_path.parent.mkdir(parents=True, exist_ok=True)

@@ -231,9 +231,13 @@ def test_padded_rows_are_trained_where_the_model_takes_no_tries(
     MistralForCausalLM(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(base / name, folder / name)
-    result = run(make_job(0, base_model=folder))
-    assert result["packing"] == "none" and result["unique_share"] == 1.0
-    assert "sliding attention window of 16" in caplog.text
+    for packing in ("tree", "concat"):
+        job = make_job(0, base_model=folder, training={"packing": packing})
+        result = run(job)
+        assert result["packing"] == "none" and result["unique_share"] == 1.0
+        assert "sliding attention window of 16" in caplog.text
+        assert f"packing `{packing}` is not possible" in result["packing_why"]
+        assert {"warning": result["packing_why"]} in lines(job)
 
 
 def _cut_off(folder: Path) -> None:

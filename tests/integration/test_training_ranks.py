@@ -1,0 +1,116 @@
+"""Training over two processes: by an accelerate configuration, and with FSDP2, on gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_core.training.errors import TrainingFailed
+from lightning_core.training.grpo import run_job
+from lightning_core.training.job import Job, Progress
+from lightning_core.training.launch import train
+from tests import sharded_training
+from tests.tiny_model import make_tiny_llama
+from tests.training_data import random_group, write_parquet
+
+pytestmark = pytest.mark.slow
+
+ACCELERATE = """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+machine_rank: 0
+main_training_function: main
+mixed_precision: 'no'
+num_machines: 1
+num_processes: 2
+rdzv_backend: c10d
+same_network: true
+use_cpu: false
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("training")
+    rng = np.random.default_rng(7)
+    rows = [s for name in "abc" for s in random_group(name, 3, rng)]
+    return make_tiny_llama(folder / "model"), write_parquet(rows, folder / "sequences.parquet")
+
+
+def job_in(folder: Path, files: tuple[Path, Path], **training: Any) -> Job:
+    folder.mkdir(parents=True)
+    settings = {"steps_per_epoch": 3, "learning_rate": 1e-3, "loss_type": "grpo", "entropy_coef": 0.1, "beta": 0.1}
+    settings |= {"importance_correction": "rollout_truncate", "top_entropy_quantile": 0.5, **training}
+    return Job.model_validate(
+        {
+            "run": "r", "epoch": 0, "policy": "policy", "policy_settings": {"training": settings}, "base_model": files[0],
+            "sequences": files[1], "output": folder / "v0001", "state": folder / "state", "progress": folder / "p.jsonl",
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, files: tuple[Path, Path]) -> Job:
+    job = job_in(tmp_path_factory.mktemp("alone") / "job", files)
+    run_job(job, Progress(job.progress))
+    return job
+
+
+def assert_same(job: Job, alone: Job) -> None:
+    from safetensors.torch import load_file
+
+    ours, theirs = (load_file(j.output / "model.safetensors") for j in (job, alone))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        # AdamW's first steps are as large as the rate wherever a gradient is near nothing, so bits can show as 1e-3.
+        assert float((tensor - theirs[name]).abs().mean()) < 2e-5, name
+    # Means over all ranks, of the whole job.
+    one, two = (json.loads((j.output / "training.json").read_text()) for j in (alone, job))
+    for name in ("loss", "grad_norm", "kl", "entropy", "clip_ratio", "mismatch", "mismatch_kl", "importance_ratio"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+
+
+def test_two_processes_by_an_accelerate_configuration_give_what_one_gives(
+    tmp_path: Path, files: tuple[Path, Path], alone: Job
+) -> None:
+    configuration = tmp_path / "accelerate.yaml"
+    configuration.write_text(ACCELERATE)
+    job = job_in(tmp_path / "two", files, processes=2, accelerate_config=str(configuration))
+    train(job, lambda line: None, tmp_path / "log")
+    assert "rank 1 of 2 processes" in (tmp_path / "log").read_text()
+    assert_same(job, alone)
+
+
+@pytest.mark.extra  # twice two processes
+def test_fsdp2_over_two_processes_killed_and_resumed_gives_what_one_gives(
+    tmp_path: Path, files: tuple[Path, Path], alone: Job
+) -> None:
+    job = job_in(tmp_path / "sharded", files)
+    file = tmp_path / "job.json"
+    file.write_text(job.model_dump_json())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    launcher += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", sharded_training.__file__, str(file)]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([*launcher, "3"], env=environment, capture_output=True, text=True)
+    assert killed.returncode != 0 and not job.output.exists()
+    assert [p.name for p in (job.state / "unfinished").iterdir()] == ["step-0002"], killed.stderr
+    resumed = subprocess.run(launcher, env=environment, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert '"resumed_at": 2' in job.progress.read_text()
+    assert int((tmp_path / "split").read_text()) > 10
+    assert_same(job, alone)
+
+
+def test_an_accelerate_configuration_that_is_not_there_is_told_before_a_process_starts(
+    tmp_path: Path, files: tuple[Path, Path]
+) -> None:
+    job = job_in(tmp_path / "none", files, accelerate_config=str(tmp_path / "none.yaml"))
+    with pytest.raises(TrainingFailed, match=r"none.yaml: no such file.*`training.accelerate_config`"):
+        train(job, lambda line: None, tmp_path / "log")

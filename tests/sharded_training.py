@@ -1,0 +1,64 @@
+"""A training job over ranks with accelerate's FSDP2 on CPUs: `torchrun … tests/sharded_training.py job.json [die at step]`.
+
+accelerate turns FSDP on for accelerators alone; being told that its CPU ranks are such, it takes the same path with gloo.
+Writes how many tensors were split over the ranks to `split` beside the job file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+SETTINGS = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+def main(file: Path, die_at: int | None) -> None:
+    from lightning_core.training.job import Job, Progress, import_trainer
+
+    import_trainer()
+    from accelerate import DistributedType, PartialState
+    from torch.distributed.tensor import DTensor
+
+    prepare = PartialState.__init__
+
+    def as_accelerators(self: PartialState, *args: Any, **kwargs: Any) -> None:
+        prepare(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = as_accelerators
+
+    from lightning_core.training import gather
+    from lightning_core.training.grpo import run_job
+
+    class Dying(Progress):
+        def write(self, line: dict[str, Any]) -> None:
+            if die_at is not None and line.get("step") == die_at:
+                os._exit(9)
+            super().write(line)
+
+    whole = gather.state_dict
+
+    def counted(model: Any) -> Any:
+        split = sum(isinstance(p, DTensor) for p in model.parameters())
+        (file.parent / "split").write_text(str(split))
+        return whole(model)
+
+    gather.state_dict = counted
+    job = Job.model_validate_json(file.read_text())
+    run_job(job, Dying(job.progress))
+
+
+if __name__ == "__main__":
+    os.environ |= SETTINGS
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -1,0 +1,78 @@
+"""Which attention computes a forest, and that FlexAttention's mask says what the forest says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_core.training.packing import forest_layout
+from tests.training_data import one_thread, random_group
+
+pytestmark = pytest.mark.slow  # it imports TRL
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trl() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+def forest() -> Any:
+    import torch
+
+    from lightning_core.training.attention import Forest
+
+    rng = np.random.default_rng(4)
+    layout = forest_layout([random_group(name, 4, rng) for name in "ab"])
+    assert layout.depth is not None and layout.end is not None
+    return Forest(layout.depth, layout.end, torch.device("cpu"))
+
+
+def test_gpus_take_flex_attention_and_cpus_where_it_has_no_backward_pass_segments() -> None:
+    import torch
+
+    from lightning_core.training.attention import use_flex
+
+    assert use_flex(torch.device("cuda:0"))
+    assert not use_flex(torch.device("cpu"))
+
+
+def test_flex_attention_with_the_forests_mask_gives_what_segments_give() -> None:
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from lightning_core.training.attention import attend
+
+    trees = forest()
+    torch.manual_seed(0)
+    query = torch.randn(1, 4, len(trees), 16)
+    key, value = torch.randn(1, 2, len(trees), 16), torch.randn(1, 2, len(trees), 16)
+    module: Any = SimpleNamespace(training=False)
+    segments, _ = attend(module, query, key, value, None, scaling=0.25, forest=trees)
+    with torch.no_grad():
+        flex = flex_attention(query, key, value, block_mask=trees.block_mask, scale=0.25, enable_gqa=True)
+    torch.testing.assert_close(segments, flex.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_forest_it_is_plain_causal_attention() -> None:
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from lightning_core.training.attention import attend
+
+    query, key, value = torch.randn(3, 1, 2, 7, 16)
+    module: Any = SimpleNamespace(training=False, is_causal=True)
+    ours, _ = attend(module, query, key, value, None, scaling=0.25)
+    expected = scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.25)
+    torch.testing.assert_close(ours, expected.transpose(1, 2))
+
+
+def test_a_dense_tensor_of_one_segment_has_no_mask_of_its_own() -> None:
+    trees = forest()
+    roots = [s for s in trees.segments if not s.ancestors]
+    assert len(roots) == 2
+    assert [mask is None for mask in trees.masks] == [not s.ancestors for s in trees.segments]
