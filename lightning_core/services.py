@@ -27,7 +27,7 @@ from lightning_core.policies.store import BASE_VERSION, PolicyStore
 from lightning_core.policies.supervisor import Supervisor
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import VllmError
-from lightning_core.server.handle import ServerHandle
+from lightning_core.server.handle import ServerError, ServerHandle
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
                 vllm = _start_vllm(settings, model, replica, say)
             if not watched:
                 stack.callback(vllm.stop)
-                stack.enter_context(Supervisor(vllm))
+                stack.callback(_let_calls_fail, server)
+                stack.enter_context(Supervisor(vllm, on_giving_up=lambda: _let_calls_fail(server)))
             fleet.append(vllm)
         yield Services(server, fleet, model)
 
@@ -102,6 +103,17 @@ def _server(settings: Settings, say: Say) -> Iterator[tuple[ServerHandle, bool]]
         elif ours:
             stack.callback(end_group, server.pid, psutil.Process(server.pid).create_time(), 30)
         yield server, ours
+
+
+def _let_calls_fail(server: ServerHandle) -> None:
+    """Nobody starts vLLM again from now on: calls need not wait for it."""
+    try:
+        routes = server.routes()
+        for route in routes["policies"].values():
+            route["restart_wait_s"] = 0
+        server.set_routes(routes)
+    except ServerError as error:
+        logger.warning("calls to vLLM wait in vain for a while: %s", error)
 
 
 def _coming_back(settings: Settings, replica: int, say: Say) -> VllmServer | None:

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -27,10 +28,11 @@ RESTARTS_WITHIN_S = 1800.0
 class Supervisor:
     """Watches `vllm` between `__enter__` and `__exit__`. `restarts` counts; `gave_up` says why, where it did."""
 
-    def __init__(self, vllm: VllmServer) -> None:
+    def __init__(self, vllm: VllmServer, on_giving_up: Callable[[], None] = lambda: None) -> None:
         self.restarts = 0
         self.gave_up: str | None = None
         self._vllm = vllm
+        self._on_giving_up = on_giving_up
         self._begun: deque[float] = deque(maxlen=MOST_RESTARTS)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="vllm supervisor", daemon=True)
@@ -56,6 +58,7 @@ class Supervisor:
                 self.gave_up = str(error)
             if self.gave_up is not None:
                 log.error("vLLM is not started again: %s", self.gave_up)
+                self._on_giving_up()
                 return
 
     def _look(self) -> None:
