@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -12,6 +13,7 @@ from lightning_core.config import SettingsError
 from lightning_core.lake.catalog import connect
 from lightning_core.lake.collected import open_finetune, require_own_rollouts
 from lightning_core.lake.derive import derive
+from lightning_core.lake.derived_tables import COLUMNS
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError, Source
 from tests.lake_maker import Attempt, derived, settings, table
@@ -78,6 +80,8 @@ def test_what_is_not_looked_at_is_counted_by_reason(tmp_path: Path) -> None:
     assert left_out == {"1.g.0": "outside_window", "1.g.1": "outside_window", "1.stray": "not_planned"}
     assert taken(lake, epoch) == ["0.g.1", "0.h.0"]
     lake.rebuild_catalog()
+    made = pq.read_schema(lake.path(epoch.tables["finetune_rollouts"])).names
+    assert made == [name for name, _ in COLUMNS["finetune_rollouts"]]
     with connect(lake.root) as con:
         rows = con.execute("SELECT source_epoch, left_out, count(*) FROM finetune_rollouts GROUP BY ALL ORDER BY ALL")
         assert rows.fetchall() == [(0, None, 4), (1, "not_planned", 1), (1, "outside_window", 2)]
