@@ -14,7 +14,7 @@ from typing import Any
 ROWS = 24
 LITERAL = re.compile(r"'([^']*)'|\"([^\"]*)\"|(?<![\w.])(-?\d+(?:\.\d+)?)(?![\w.])")
 COMPARED = re.compile(r"(\w+)\s*(?:=|!=|<>|<=|>=|<|>|like|between|not in|in)\s*\(?\s*$", re.IGNORECASE)
-WORDS = ["Amber", "Birch", "Cedar", "Delta", "Ember", "Fern", "Grove", "Haven", "Iris", "Jade", "Koral", "Linden", "Maple", "North", "Opal", "Pine"]
+WORDS = ("Amber", "Birch", "Cedar", "Delta", "Ember", "Fern", "Grove", "Haven", "Iris", "Maple")
 
 
 def make(folder: Path, schema: dict[str, Any], queries: Iterable[str]) -> Path:
@@ -91,7 +91,7 @@ def _value(
     if target != place or place in keys:
         key = order.randrange(ROWS) if target != place else row
         known = asked.get(schema["column_names_original"][target][1].lower(), [])
-        return known[key] if key < len(known) else (key + 1 if numeric else f"{WORDS[key % 16]}{key}")
+        return known[key] if key < len(known) else (key + 1 if numeric else f"{WORDS[key % len(WORDS)]}{key}")
     known = asked.get(schema["column_names_original"][place][1].lower(), [])
     if known and order.random() < 0.5:
         return order.choice(known)
