@@ -1,7 +1,8 @@
 """What an epoch costs around the agent, the model and the trainer: an agent that returns at once, a model that answers at once.
 
 rollouts_per_s         one epoch, from the first rollout to its training rows (decode, grade, SQL), everything durable:
-                       each attempt's process, its call's span and its root span; baseline: what is asked for
+                       each attempt's process, its call's span and its root span; baseline: what is asked for. `cpu_ms`:
+                       of a rollout, in the flow and the attempts; `server_cpu_ms`: in the server
 rollouts_10k_rss_mb    what the flow's memory grew by from the epoch's first rollouts to its last; baseline: what is allowed
 orchestration_share    seconds that Prefect takes for a flow run with the task runs of a demo epoch, as a share of the
                        last demo's mean epoch (var/demo.json; without one the seconds alone); baseline: what is allowed
@@ -22,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from bench.gateway import upstream
@@ -74,17 +76,25 @@ def collect_and_derive(settings: Settings, model: str) -> None:
         derive_tables(settings, epoch)
 
     began, memory = time.monotonic(), Memory(os.getpid())
+    cpu, server_cpu = _cpu(), sum(psutil.Process(server.pid).cpu_times()[:2])
     rollouts_to_rows()
     seconds = time.monotonic() - began
     memory.stop()
+    cpu, server_cpu = _cpu() - cpu, sum(psutil.Process(server.pid).cpu_times()[:2]) - server_cpu
     counts = epoch.stages["collect"].output
     if counts["statuses"] != {"ok": len(planned)} or epoch.tables["sequences"].rows != len(planned):
         raise RuntimeError(f"{len(planned)} rollouts came to {counts} and {epoch.tables['sequences'].rows} rows")
     took = {name: stage.seconds for name, stage in epoch.stages.items()}
+    took |= {"cpu_ms": 1000 * cpu / len(planned), "server_cpu_ms": 1000 * server_cpu / len(planned)}
     figure("rollouts_per_s", len(planned) / seconds, "1/s", _ROLLOUTS_A_SECOND, len(planned), **took)
     growth, peak = memory.growth(), max(memory.samples)
     figure("rollouts_10k_rss_mb", growth, "MB", _GROWTH_MB, len(planned), smaller_is_better=True, peak_mb=peak)
     _finish(lake, settings, epoch)
+
+
+def _cpu() -> float:
+    """Seconds that this process and its ended children took; the pool that attempts are forked from ends with the rollouts."""
+    return sum(os.times()[:4])
 
 
 def _finish(lake: Lake, settings: Settings, epoch: EpochManifest) -> None:

@@ -8,6 +8,7 @@ Replies have random letters and token ids, so groups have spread. Redeploying on
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import random
 import sys
@@ -17,9 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import flows.learn
-import flows.train_epoch
 from lightning_core.config import Settings
+from lightning_core.lake.production import Choice
 from lightning_core.policies.store import PolicyStore
 from lightning_core.services import Services, base_model, server_running
 from lightning_core.settings_file import load_settings
@@ -72,16 +72,15 @@ def redeploy(settings: Settings, services: Services, versions: dict[str, str]) -
 
 
 def main(flow: str, settings_file: str) -> None:
-    modules: dict[str, Any] = {"train-epoch": flows.train_epoch, "learn": flows.learn}
-    module = modules[flow]
-    module.running, module.redeploy = running, redeploy
+    module = importlib.import_module(
+        f"flows.{flow.replace('-', '_')}"
+    )  # Prefect reads its settings when it is imported
+    module.running, module.redeploy = running, redeploy  # type: ignore[attr-defined]
     settings = load_settings(Path(settings_file), {})
     if flow == "learn":
-        from lightning_core.lake.production import Choice
-
-        flows.learn.learn(settings, Choice(silent_s=0, group_by="ticket"))
+        module.learn(settings, Choice(silent_s=0, group_by="ticket"))
     else:
-        flows.train_epoch.train_epoch(settings, 0)
+        module.train_epoch(settings, 0)
 
 
 if __name__ == "__main__":

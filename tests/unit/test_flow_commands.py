@@ -1,0 +1,47 @@
+"""Every flow is a command that says what it does, and every deployment is of a flow that there is."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from flows.cli import main
+
+ROOT = Path(__file__).parents[2]
+FLOWS = ("train-epoch", "train", "evaluate", "ingest", "finetune", "train-agents", "collect", "learn", "regrade")
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_every_flow_is_a_command_with_help(name: str) -> None:
+    if name not in main.commands:
+        pytest.fail(f"there is no command {name}")
+    shown = CliRunner().invoke(main, [name, "--help"])
+    assert shown.exit_code == 0
+    assert "Usage:" in shown.output
+
+
+def test_every_deployment_names_a_flow_and_parameters_that_it_takes() -> None:
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        file, _, name = deployment["entrypoint"].partition(":")
+        flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), name)
+        flow.validate_parameters(deployment["parameters"])
+        assert deployment["concurrency_limit"], "none runs twice at a time"
+
+
+@pytest.mark.parametrize("attribute", ["no-value", "=x"])
+def test_an_attribute_to_learn_by_is_a_pair(tmp_path: Path, attribute: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"agent": {"command": "true"}, "tasks": {"train": "t.jsonl"}}))
+    done = CliRunner().invoke(main, ["learn", str(file), "--attribute", attribute])
+    assert done.exit_code != 0
+    assert "--attribute: write each as KEY=VALUE" in done.output
+
+
+def test_a_stage_that_is_none_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["train-epoch", "settings.yaml", "--from", "sql"])
+    assert done.exit_code != 0
+    assert "'rollouts', 'rewards', 'triplets', 'train', 'record'" in done.output
