@@ -1,52 +1,22 @@
-"""What must not decide whose a call is: ids that repeat, tools, links, texts, and times that are not known.
-
-Every scenario is a rollout of its own; all of them are derived as one epoch, once.
-"""
+"""What must not decide whose a call is: ids that repeat, tools, links, texts, and times that are not known."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lake_maker import Attempt, derived, table
+from tests.tree_scenarios import ONE_ID, Scenarios, Tree, ask, place
 
-Tree = dict[str, dict[str, Any]]  # name of the span, its id where it has no name of its own → row of span_tree
-SCENARIOS: dict[str, Callable[[Attempt], None]] = {}
-ONE_ID = "a" * 16
-
-
-def scenario(build: Callable[[Attempt], None]) -> Callable[[Attempt], None]:
-    """`build` fills an attempt that has its root span; the spans that its test asks for have ids of their own."""
-    SCENARIOS[build.__name__] = build
-    return build
+scenario = Scenarios()
 
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tree]:
-    rows = []
-    for name, build in SCENARIOS.items():
-        attempt = Attempt(name, f"a-{name}")
-        attempt.root(mode="evaluate", span_id="root", at=(0.0, 10.0))
-        build(attempt)
-        rows += attempt.rows
-    lake, epoch = derived(tmp_path_factory.mktemp("hierarchy"), rows, mode="evaluate")
-    found: dict[str, Tree] = {name: {} for name in SCENARIOS}
-    for row in table(lake, epoch, "span_tree"):
-        found[row["rollout_id"]][row["span_id"] if row["span_id"] != ONE_ID else row["name"]] = row
-    return found
-
-
-def place(tree: Tree, span_id: str) -> tuple[Any, ...]:
-    row = tree[span_id]
-    return row["parent_id"], row["method"], row["agent"]
-
-
-def ask(tool_call: str) -> str:
-    return f'[{{"role": "assistant", "content": null, "tool_calls": [{{"id": "{tool_call}", "type": "function"}}]}}]'
+    return scenario.trees(tmp_path_factory.mktemp("hierarchy"))
 
 
 def call(a: Attempt, span_id: str, at: tuple[float, float], parent: str | None = None, **columns: Any) -> str:
