@@ -102,6 +102,10 @@ bench-learning: $(READY) ## held-out share by rollouts: ours, call-level groupin
 bench-redeploy: $(READY) ## "training done" to the first token of the new version, one JSON line a figure
 	$(BIN)/python -m bench.redeploy $(ARGS)
 
+.PHONY: bench-agents
+bench-agents: $(READY) ## planner and executor: both, either, none trained; goes on where it stopped, again until it says done
+	$(BIN)/python -m bench.planner_executor $(ARGS)
+
 .PHONY: bench-query
 bench-query: $(READY) ## a rollout's tree and an agent's spans out of ten million, one JSON line
 	$(BIN)/python -m bench.query $(ARGS)
