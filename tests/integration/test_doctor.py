@@ -42,20 +42,25 @@ def examined(server: Rig, agent: str, run: str = "", **policy: Any) -> dict[str,
     return {finding.name: finding for finding in findings(trial, settings)}
 
 
+LACKS = [  # agent, level, finding, what is said, the remedy
+    ("calls_nothing", "fatal", "no_calls", "no call", "OPENAI_BASE_URL"),
+    ("forces_a_tool", "fatal", "untrainable", "1 of 1 calls", "tool_choice"),
+    ("only_calls", "missing", "no_spans", "no spans", "OTLPSpanExporter"),
+    ("spans_without_names", "missing", "no_names", "no agent has a name", "gen_ai.agent.name"),
+    ("limits_its_attributes", "missing", "attribute_limit", "1 spans lost", "SpanLimits"),
+]
+LACKS_TOO = [
+    ("asks_for_another_model", "fatal", "refused", "gpt-4o", "policies[].name"),
+    ("fails", "missing", "agent_error", "out of ideas", "failure_reward"),
+    ("only_calls", "missing", "no_reward", "no reward", "reward.grader"),
+    ("calls_elsewhere_too", "missing", "elsewhere", "1 calls", "OPENAI_BASE_URL"),
+    ("all_is_there", "fine", "twins", "1 further", ""),
+]
+
+
 @pytest.mark.parametrize(
     ("agent", "level", "name", "said", "remedy"),
-    [
-        ("calls_nothing", "fatal", "no_calls", "no call", "OPENAI_BASE_URL"),
-        ("asks_for_another_model", "fatal", "refused", "gpt-4o", "policies[].name"),
-        ("forces_a_tool", "fatal", "untrainable", "1 of 1 calls", "tool_choice"),
-        ("fails", "missing", "agent_error", "out of ideas", "failure_reward"),
-        ("only_calls", "missing", "no_spans", "no spans", "OTLPSpanExporter"),
-        pytest.param(*("only_calls", "missing", "no_reward", "no reward", "reward.grader"), marks=pytest.mark.extra),
-        ("spans_without_names", "missing", "no_names", "no agent has a name", "gen_ai.agent.name"),
-        ("limits_its_attributes", "missing", "attribute_limit", "1 spans lost", "SpanLimits"),
-        pytest.param(*("calls_elsewhere_too", "missing", "elsewhere", "1 calls", "OPENAI_"), marks=pytest.mark.extra),
-        ("all_is_there", "fine", "twins", "1 further", ""),
-    ],
+    [*LACKS, *(pytest.param(*row, marks=pytest.mark.extra) for row in LACKS_TOO)],
 )
 def test_what_an_agent_lacks_is_said_with_its_remedy(
     server: Rig, agent: str, level: str, name: str, said: str, remedy: str
@@ -74,6 +79,7 @@ def test_nothing_is_missing_where_all_is_there(server: Rig) -> None:
     assert found["tools"].what == "1 tool calls, 1 of them failed"
 
 
+@pytest.mark.extra
 def test_an_agent_match_that_takes_nobody_is_fatal(server: Rig) -> None:
     found = examined(server, "all_is_there", run="unmatched", agent_match="planner")
     assert found["nothing_matched"].level == "fatal"
@@ -120,6 +126,7 @@ def test_where_a_model_serves_it_answers_and_missing_ids_are_fatal(
         assert server.spans() == []  # nothing is written into the home that is served
 
 
+@pytest.mark.extra
 def test_grading_is_part_of_it(server: Rig, tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text("def grade(task, output, spans):\n    return task['no such key']\n")
     settings = Settings(
