@@ -2,7 +2,8 @@
 
 `unfinished/step-0003/` in the job's state folder holds what is trained, the optimizer's moments and the metrics after
 three steps; it is written whole, then the one before goes. There is no random state to keep: dropout is seeded by the
-step. A checkpoint of another job (sequences, settings, weights, code) is removed, since nothing can go on from it.
+step. A checkpoint of another job (sequences, settings, weights, code) is removed, since nothing can go on from it. None is
+forced to the disk, which would take longer than many a step: one from before the machine was started is not trusted.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Checkpoints:
         for folder in sorted(self.folder.glob("step-*")):
             read = self._read(folder)
             if read is None:
-                logger.warning("%s: a checkpoint of another job, or half written; the epoch starts without it", folder)
+                logger.warning(
+                    "%s: a checkpoint of another job or boot, or half written; the epoch starts without it", folder
+                )
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 found = read
@@ -67,7 +70,7 @@ class Checkpoints:
         try:
             noted = json.loads((folder / "checkpoint.json").read_text())
             found = Found(noted["done"], noted["taken"], noted["entropy"], folder)
-            if noted["belongs_to"] != self.belongs_to or not 0 < found.done < self.parts:
+            if noted["belongs_to"] != self.belongs_to or noted["boot"] != boot() or not 0 < found.done < self.parts:
                 return None
             found.tensors()
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -88,10 +91,10 @@ class Checkpoints:
             return
         entropy = [trainer.bonus.coef, trainer.bonus.last]
         here = self.folder / f"step-{done:04d}"
-        with whole_folder(here) as beside:
+        with whole_folder(here, durable=False) as beside:
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside / "weights.safetensors")
             torch.save(optimizer, beside / "optimizer.pt")
-            noted = {"belongs_to": self.belongs_to, "done": done, "taken": taken, "entropy": entropy}
+            noted = {"belongs_to": self.belongs_to, "boot": boot(), "done": done, "taken": taken, "entropy": entropy}
             (beside / "checkpoint.json").write_text(json.dumps(noted))
         for old in self.folder.glob("step-*"):
             if old != here:
@@ -99,3 +102,11 @@ class Checkpoints:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def boot() -> str:
+    """What the kernel calls this run of the machine; empty where it has no name for it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

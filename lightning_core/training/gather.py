@@ -15,7 +15,10 @@ def state_dict(model: Any) -> dict[str, torch.Tensor] | None:
     """The model's whole tensors where it is split, else None: it can be saved as it is."""
     if not any(isinstance(p, DTensor) for p in model.parameters()):
         return None
-    return {name: _whole(tensor) for name, tensor in model.state_dict().items()}
+    # Gathered, tied tensors would no longer be known as one, and be written twice.
+    once = {name for name, _ in model.named_parameters()}
+    twice = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+    return {name: _whole(tensor) for name, tensor in model.state_dict().items() if name not in twice}
 
 
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:

@@ -199,8 +199,11 @@ def save_weights(model: Any, source: Path, folder: Path, whole: dict[str, Any] |
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into; renamed to it at the end, replacing what was there, or removed."""
+def whole_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
+    """A folder beside `folder` to write into; renamed to it at the end, replacing what was there, or removed.
+
+    Without `durable` it outlives every process, but a machine that goes down may leave it half written.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left_behind in folder.parent.glob(f".{folder.name}.*.partial"):
         shutil.rmtree(left_behind, ignore_errors=True)
@@ -208,7 +211,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     beside.mkdir()
     try:
         yield beside
-        for file in beside.rglob("*"):
+        for file in beside.rglob("*") if durable else ():
             fsync(file)
         if folder.exists():
             old = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
@@ -217,7 +220,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             beside.rename(folder)
-        fsync(folder.parent)
+        if durable:
+            fsync(folder.parent)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

@@ -178,7 +178,10 @@ def test_a_job_killed_at_any_time_and_started_again_gives_the_weights_of_one_tha
             train(job, kill, tmp_path / "log")
             raise AssertionError("ended before it could be killed")
         assert not job.output.exists() or (job.output / "training.json").exists()
-    train(job, lambda line: None, tmp_path / "log")
+    seen: list[dict[str, Any]] = []
+    train(job, seen.append, tmp_path / "log")
+    assert {"resumed_at": 2, "steps": 3} in seen
+    assert [line["step"] for line in seen if "step" in line] == [3]
     assert weights(job.output) == weights(calm.output)
     assert not list(tmp_path.glob(".*.partial"))
 

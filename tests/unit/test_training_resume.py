@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightning_core.training import checkpoint as checkpoint_module
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
 from lightning_core.training.grpo import run_job
@@ -106,17 +107,19 @@ def test_an_epoch_ended_after_any_step_comes_to_the_same_weights_bit_for_bit(
     assert not (job.state / "unfinished").exists()
 
 
-def test_a_checkpoint_of_other_sequences_or_settings_or_half_written_is_left_and_told(
-    make_job: Callable[..., Job], caplog: Any
+def test_a_checkpoint_of_other_settings_or_another_boot_or_half_written_is_left_and_told(
+    make_job: Callable[..., Job], caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job()
-    for change in ("settings", "half"):
+    for change in ("settings", "half", "boot"):
         with pytest.raises(Killed):
             run_job(job, Dying(job.progress, 3))
         (checkpoint,) = (job.state / "unfinished").iterdir()
         assert checkpoint.name == "step-0002"
         if change == "settings":
             job = make_job(training={"weight_decay": 0.1})
+        elif change == "boot":
+            monkeypatch.setattr(checkpoint_module, "boot", lambda: "another")
         else:
             file = checkpoint / "optimizer.pt"
             file.write_bytes(file.read_bytes()[:500])
@@ -125,7 +128,7 @@ def test_a_checkpoint_of_other_sequences_or_settings_or_half_written_is_left_and
         with pytest.raises(Killed):
             run_job(job, progress)
         assert progress.resumed is None
-        assert "a checkpoint of another job, or half written" in caplog.text
+        assert "a checkpoint of another job or boot, or half written" in caplog.text
 
 
 def test_checkpoints_are_as_far_apart_as_asked(make_job: Callable[..., Job]) -> None:
