@@ -1,17 +1,49 @@
-"""A run that the alarm stops, and the finetuning of what it collected: real vLLM, Prefect and training, on a tiny Llama."""
+"""A run that the alarm stops, and the finetuning of what it collected, with a canned model in vLLM's place.
+
+The server, rollouts, SQL, the trainer, Prefect, MLflow and the store are real.
+"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from flows.prefect_api import prefect_api
 from lightning_core.lake.catalog import connect
 from lightning_core.policies.store import PolicyStore
-from tests.e2e.test_two_epochs import ask, flow, mentioning, write_settings
+from lightning_core.settings_file import load_settings
+from tests.e2e import without_vllm
+from tests.e2e.test_two_epochs import HERE, ask, mentioning, write_settings
 
 pytestmark = [pytest.mark.extra, pytest.mark.timeout(1200)]
+
+
+def flow(name: str, settings: Path) -> subprocess.CompletedProcess[str]:
+    """The flow in a process of its own; what it returns is the last line of its output."""
+    command = [sys.executable, "-m", "tests.e2e.test_stopped_and_finetuned", name, str(settings)]
+    return subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, timeout=900)
+
+
+def main(name: str, settings_file: str) -> None:
+    settings = load_settings(Path(settings_file), {})
+    with prefect_api(settings.home):  # Prefect reads its settings when it is imported
+        import flows.evaluate
+        import flows.finetune
+        import flows.train
+        import flows.train_epoch
+        import tasks.alarm
+
+        for module in (flows.train, flows.train_epoch, flows.evaluate, tasks.alarm):
+            module.__dict__.update(running=without_vllm.running, redeploy=without_vllm.redeploy)
+        if name == "train":
+            flows.train.train(settings)
+        else:
+            print(json.dumps(flows.finetune.finetune(settings, evaluate_after=True), default=str))
 
 
 def test_a_forced_collapse_stops_the_run_and_its_rollouts_can_be_finetuned_on(tmp_path: Path) -> None:
@@ -19,7 +51,7 @@ def test_a_forced_collapse_stops_the_run_and_its_rollouts_can_be_finetuned_on(tm
         tmp_path, epochs=3, evaluation={"every": 1, "success_reward": 0.5}, alarm={"entropy_below": 99.0}
     )
     home = tmp_path / "home"
-    stopped = flow("train", str(settings))
+    stopped = flow("train", settings)
     assert stopped.returncode == 1, stopped.stderr[-3000:]
     assert "ALARM: run 'tiny' is stopped: epoch 0, policy: entropy" in stopped.stderr
     store = PolicyStore(home, "policy")
@@ -29,7 +61,7 @@ def test_a_forced_collapse_stops_the_run_and_its_rollouts_can_be_finetuned_on(tm
         tagged = con.execute("SELECT count(*) FROM signals WHERE run = 'tiny' AND signal = 'entropy'").fetchone()
     assert tagged == (1,)
     before = ask(home, "SELECT count(*) FROM rollouts")
-    again = flow("train", str(settings))
+    again = flow("train", settings)
     assert again.returncode == 1 and "ALARM" in again.stderr
     assert ask(home, "SELECT count(*) FROM rollouts") == before
     assert mentioning(home) == []
@@ -38,11 +70,15 @@ def test_a_forced_collapse_stops_the_run_and_its_rollouts_can_be_finetuned_on(tm
     content = yaml.safe_load(settings.read_text()) | {"run": "examples", "finetune": {"runs": ["tiny"]}, "alarm": {}}
     finetune = tmp_path / "finetune.yaml"
     finetune.write_text(yaml.safe_dump(content | {"policies": [policy]}))
-    done = flow("finetune", str(finetune), "--evaluate")
+    done = flow("finetune", finetune)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = yaml.safe_load(done.stdout)
+    told = json.loads(done.stdout.splitlines()[-1])
     assert told["trained"]["policy"]["version"] == "v0002" and told["held_out"]["tasks"] == 4
     assert (store.manifest("v0002").run, store.manifest("v0002").parent) == ("examples", "v0000")
     evaluation = store.manifest("v0002").evaluation
     assert evaluation is not None and evaluation.tasks == 4
     assert ask(home, "SELECT DISTINCT policy_version FROM calls WHERE run = 'examples'") == [("v0002",)]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
