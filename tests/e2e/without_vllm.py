@@ -79,6 +79,10 @@ def main(flow: str, settings_file: str) -> None:
     settings = load_settings(Path(settings_file), {})
     if flow == "learn":
         module.learn(settings, Choice(silent_s=0, group_by="ticket"))
+    elif flow == "evaluate":
+        before = module.evaluate(settings)
+        beside = module.evaluate(settings, policy_versions={"policy": "v0000"}, tasks=settings.tasks.train)
+        sys.stdout.write(json.dumps([before, beside]))
     else:
         module.train_epoch(settings, 0)
 
