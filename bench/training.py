@@ -1,6 +1,6 @@
 """Forward and backward of one optimizer step: forests of prefix tries against stock TRL's padded batches.
 
-    train_step_calculator   four groups of a real epoch of the demo (its shape, where no demo has run), default settings
+    train_step_calculator   two groups of a real epoch of the demo (its shape, where no demo has run), default settings
     train_step_long         8 rollouts of 4 turns on 1,000 tokens of history, each call a sequence
     train_step_long_merged  the same, each rollout one sequence
     train_data_overhead     reading, checking, planning and laying out, as a share of the step's time
@@ -11,7 +11,7 @@ TRL needs minutes for one pass. Both sides do the same loss (`loss_difference`);
 both. `asked` is 0.8 × raw ÷ unique tokens. Memory is the highest resident size within a pass. `cpu_ratio` is that of the
 processor time, which a busy machine leaves alone (with OMP_NUM_THREADS=1: threads that wait for each other count too).
 
-    .venv/bin/python -m bench.training [calculator long long_merged start] [--groups 4] [--rounds 2]
+    .venv/bin/python -m bench.training [calculator long long_merged start] [--groups 2] [--rounds 2]
 """
 
 from __future__ import annotations
@@ -217,10 +217,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ("calculator", "long", "long_merged", "start")
     parser.add_argument("what", nargs="*", default=names, help=f"of {', '.join(names)}")
-    parser.add_argument("--groups", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=2, help="both sides in turn")
+    parser.add_argument("--groups", type=int, default=2)
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="of the calculator, both sides in turn; of the long ones there is one"
+    )
     parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--long-layers", type=int, default=8)
+    parser.add_argument("--long-layers", type=int, default=6)
     parser.add_argument("--lake", type=Path, default=Path("var/demo/lake"))
     options = parser.parse_args()
     import_trainer()
@@ -236,7 +238,7 @@ def main() -> None:
     long = PolicySettings.model_validate({"training": {"tokens_per_micro_batch": _LONG_BUDGET, "max_mismatch": None}})
     for what, make in (("long", long_calls), ("long_merged", long_merged)):
         if what in options.what:
-            compare(f"train_step_{what}", make(rng), options.long_layers, options.rounds, long, "drawn")
+            compare(f"train_step_{what}", make(rng), options.long_layers, 1, long, "drawn")
     if "start" in options.what:
         start(sequences, options.layers)
 
