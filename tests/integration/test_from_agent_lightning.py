@@ -40,6 +40,7 @@ def run(server: Rig, agent: str) -> Trial:
             callable=f"{AGENTS}:{agent}",
             python=PYTHON,
             preload=["agentlightning"],
+            working_directory=server.home,  # AgentOps writes a log where it runs
             environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # it would wait for a download
         ),
         tasks=TaskSettings(train="(none)"),
