@@ -4,7 +4,8 @@
 
 Rows are appended to bench/results/planner_executor.jsonl, one a (trained, seed), each when its run has ended; the table in
 docs/several-agents.md is written from all of them. Every run rolls out the same tasks of its seed, as often; it ends with
-the held-out problems, greedy. `none` is the model as it is. One vLLM serves all runs of a call.
+held-out problems 33 to 64, greedy: the prompts and settings of the example were chosen on the first 32. `none` is the model
+as it is. One vLLM serves all runs of a call.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def _settings(home: Path, seed: int, trained: str) -> Settings:
     from flows.train_agents import select
 
     changes = {"home": str(home), "seed": seed, "run": f"{trained}-{seed}", "models": str(ROOT / "var" / "models")}
+    changes["tasks.evaluate"] = "examples/planner_executor/tasks.py:final_tasks"
     settings = load_settings(ROOT / "examples" / "planner_executor" / "settings.yaml", changes)
     return select(settings, VARIANTS[trained])
 

@@ -31,6 +31,11 @@ def heldout_tasks(count: int = 64) -> list[dict]:
     return _generate(random.Random(11), "heldout", count, set())
 
 
+def final_tasks() -> list[dict]:
+    """The second half of the held-out tasks. Prompts and settings were chosen on the first; what is reported is of these."""
+    return heldout_tasks()[32:]
+
+
 def _generate(rng: random.Random, prefix: str, count: int, reserved: set[str]) -> list[dict]:
     tasks: list[dict] = []
     seen = set(reserved)
