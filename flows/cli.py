@@ -24,7 +24,7 @@ from flows.lake_commands import lake
 from flows.policy_commands import policies
 from flows.prefect_api import prefect_api
 from flows.stack_commands import down, up
-from lightning_core.config import SettingsError
+from lightning_core.config import Settings, SettingsError
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "calculator" / "settings.yaml"
 
@@ -129,6 +129,9 @@ def train_agents(settings_file: Path, assignments: tuple[str, ...], only: tuple[
 def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | None, from_stage: Any) -> None:
     """One epoch: rollout, SQL, training, redeploy. What is finished is not done again, unless what it reads changed."""
     settings = _load(settings_file, assignments)
+    if epoch is not None and from_stage is None and _is_done(settings, epoch):
+        click.echo(f"epoch {epoch} of run {settings.run} is done, with these settings", err=True)
+        return
     with _interruptible(), prefect_api(settings.home):
         from flows.train_epoch import train_epoch as run
 
@@ -273,6 +276,14 @@ def model(name: str, into: Path) -> None:
 def settings(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """Check a settings file and print every setting with its value."""
     click.echo(yaml.safe_dump(_load(settings_file, assignments).model_dump(mode="json"), sort_keys=False))
+
+
+def _is_done(settings: Settings, epoch: int) -> bool:
+    """Asked before Prefect's server is started, which takes longer than all that a finished epoch needs."""
+    from lightning_core.services import versions
+    from lightning_core.stage_keys import is_done
+
+    return is_done(settings, epoch, versions(settings, epoch))
 
 
 def _remove_former(home: Path) -> None:

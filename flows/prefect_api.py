@@ -2,12 +2,13 @@
 
 Prefect would start one of its own, in the terminal's process group: Ctrl-C would end it before the flow, which then
 waits for minutes for an API that is gone. This one has a session of its own and ends after the flow. Prefect is not
-imported before it runs: its settings are read then.
+imported before its address is known: its settings are read then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import socket
@@ -54,6 +55,7 @@ def prefect_api(home: Path) -> Iterator[None]:
         )
     try:
         logger.info("starting Prefect's server")
+        importlib.import_module("prefect.main")  # seconds, in which the server starts
         _wait_until_healthy(process, port, log_path)
         logger.info("Prefect's UI, while this runs: http://127.0.0.1:%d", port)
         yield

@@ -20,10 +20,10 @@ from typing import Any
 from lightning_core.config import PolicySettings, Settings
 from lightning_core.lake.derive import derive_code, sql_digest
 from lightning_core.lake.derive_inputs import settings_read
-from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.manifest import EpochManifest, Manifests
 from lightning_core.lake.stages import stage_key
 from lightning_core.loading import grader_digest
-from lightning_core.taskset import PlannedRollout
+from lightning_core.taskset import PlannedRollout, load_tasks, plan_training
 from lightning_core.training.code import training_code
 
 
@@ -88,3 +88,12 @@ def outputs(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollo
         keys |= {f"train {policy.name}": train_key(settings, epoch, policy) for policy in settings.policies}
     found = {stage: epoch.done(stage, key) for stage, key in keys.items()}
     return None if None in found.values() else found
+
+
+def is_done(settings: Settings, number: int, versions: dict[str, str]) -> bool:
+    """Whether a training epoch has all its outputs for these settings and for these versions before it; changes nothing."""
+    epoch = Manifests(settings.home / "lake").epoch(settings.run, number)
+    if epoch is None or epoch.sources or epoch.versions != versions:
+        return False
+    tasks = load_tasks(settings.tasks.train, settings.tasks.id_field, "tasks.train")
+    return outputs(settings, epoch, plan_training(settings, tasks, number)) is not None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from click.testing import CliRunner
 
+from flows import cli
 from lightning_core import stage_keys
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
@@ -130,6 +134,25 @@ def test_an_epoch_is_done_where_every_stage_was_with_its_key(tmp_path: Path) -> 
     assert stage_keys.outputs(settings_of(tmp_path, seed=7), epoch, planned) is None
     del epoch.stages["record"]
     assert stage_keys.outputs(settings, epoch, planned) is None
+
+
+def test_the_command_for_an_epoch_that_is_done_ends_before_prefect_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_prefect(home: Path) -> None:
+        raise LookupError("Prefect's server was asked for")
+
+    monkeypatch.setattr(cli, "prefect_api", no_prefect)
+    (tmp_path / "tasks.jsonl").write_text("\n".join(json.dumps(task.content) for task in TASKS))
+    settings = settings_of(tmp_path, tasks={"train": str(tmp_path / "tasks.jsonl")})
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_defaults=True)))
+    command = ["train-epoch", str(tmp_path / "settings.yaml"), "--epoch", "0"]
+    assert isinstance(CliRunner().invoke(cli.main, command).exception, LookupError)
+    epoch_with_all_stages(Lake(tmp_path), settings)
+    done = CliRunner().invoke(cli.main, command)
+    assert (done.exit_code, done.output) == (0, "epoch 0 of run r is done, with these settings\n")
+    for more in (["--from", "train"], ["--set", "seed=7"], ["--epoch", "1"]):
+        assert isinstance(CliRunner().invoke(cli.main, [*command, *more]).exception, LookupError)
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
