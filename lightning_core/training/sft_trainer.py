@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
 from lightning_core.config import PolicySettings
+from lightning_core.training.correction import from_all_ranks
 from lightning_core.training.errors import TrainingError
+from lightning_core.training.gather import put_optimizer_state
 from lightning_core.training.plan import Step
 from lightning_core.training.sft import OnStep, queue
 
@@ -42,7 +44,7 @@ class ExampleTrainer(SFTTrainer):
         self.on_step = on_step
         self._batches = queue(steps)
         self._optimizer_state = optimizer_state
-        # Trained tokens of each micro-batch: TRL keeps one mean of each.
+        # Trained tokens of each micro-batch, on this rank: TRL keeps one mean of each, over all ranks.
         self._weights = [sum(label != -100 for row in batch for label in row["labels"]) for batch in self._batches]
         self._step_began = time.perf_counter()
         super().__init__(
@@ -57,15 +59,11 @@ class ExampleTrainer(SFTTrainer):
         """The planned micro-batches in order, through TRL's own collator."""
         return DataLoader(self._batches, batch_size=1, collate_fn=lambda batch: self.data_collator(batch[0]))
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if self._optimizer_state is not None:
-            optimizer.load_state_dict(self._optimizer_state)
-            # A setting of today wins over the one that was saved with the moments.
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] = self.args.learning_rate
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self._optimizer_state is not None:  # before the first step, when the optimizer is what it will be
+            put_optimizer_state(self.optimizer, self._optimizer_state)
             self._optimizer_state = None
-        return optimizer
+        return super().training_step(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called once an optimizer step (and once at the end, with what is ignored here)."""
@@ -79,7 +77,8 @@ class ExampleTrainer(SFTTrainer):
             raise TrainingError(
                 f"step {number}: the loss is {loss}, the gradient's norm {grad_norm}; lower `training.learning_rate`"
             )
-        step, weights = self.planned[number], self._weights[number * width : (number + 1) * width]
+        step, local = self.planned[number], self._weights[number * width : (number + 1) * width]
+        weights = [sum(of_ranks) for of_ranks in zip(*from_all_ranks(local), strict=True)]
         now = time.perf_counter()
         self.on_step(
             {

@@ -171,6 +171,19 @@ def test_training_makes_the_examples_likelier_and_goes_on_with_its_optimizer(
     assert after["step"] == 8, "the count of steps, and AdamW's state, go on"
 
 
+def test_a_setting_of_today_wins_over_the_one_that_was_saved_with_the_moments(tmp_path: Path, base: Path) -> None:
+    rows = random_group("a", 3, np.random.default_rng(1))
+    first = make_job(tmp_path, base, rows, training={"learning_rate": 1e-3})
+    run_job(first, Progress(first.progress))
+    made = []
+    for decay in (0.0, 10.0):
+        training = {"learning_rate": 1e-3, "weight_decay": decay}
+        job = make_job(tmp_path, base, rows, epoch=1, training=training)
+        run_job(job, Progress(job.progress))
+        made.append((job.output / "model.safetensors").read_bytes())
+    assert made[0] != made[1]
+
+
 def test_every_algorithm_of_the_settings_has_a_function() -> None:
     names = PolicySettings.model_fields["algorithm"].annotation.__args__  # type: ignore[union-attr]
     assert set(names) == set(ALGORITHMS)
