@@ -5,6 +5,7 @@
     trainer.py    TRL's GRPOTrainer fed with a plan       weights.py   folders of weights
     state.py      optimizer state between epochs          job.py       the job, start to end
     launch.py     starting that process from a flow     algorithms.py  where an algorithm plugs in
+    grpo.py       the job of `algorithm: grpo`          outcome.py   what a job leaves behind
     sft.py        the job of `algorithm: sft`           sft_trainer.py TRL's SFTTrainer fed with a plan
 
 Import `launch` and `job` from a flow: neither pulls in torch. Left out: sampling and rewards, which happen elsewhere.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -11,21 +10,12 @@ from typing import Any
 
 from lightning_core.training.checkpoint import Checkpoints
 from lightning_core.training.dataset import Sequences
-from lightning_core.training.errors import WeightsError
-from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer, peak_rss
+from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
+from lightning_core.training.outcome import leave
 from lightning_core.training.plan import Packing, Step, line_up, plan_steps
-from lightning_core.training.probe import take_probe
 from lightning_core.training.schedule import learning_rate
-from lightning_core.training.state import load_state, parameters_of, save_state
-from lightning_core.training.throughput import throughput
-from lightning_core.training.weights import (
-    load_adapter,
-    load_model,
-    load_tokenizer,
-    lora_config,
-    save_weights,
-    whole_folder,
-)
+from lightning_core.training.state import load_state, parameters_of
+from lightning_core.training.weights import load_adapter, load_model, load_tokenizer, lora_config
 
 logger = logging.getLogger(__name__)
 
@@ -111,12 +101,7 @@ class _Work:
                 logger.info(
                     "rank %d of %d processes", trainer.accelerator.process_index, trainer.accelerator.num_processes
                 )
-            self.parameters = parameters_of(trainer.model)
-            if optimizer_state is not None and self.noted.get("parameters") != self.parameters:
-                raise WeightsError(
-                    f"{job.state}: the optimizer state of epoch {self.noted.get('epoch')} belongs to other parameters; "
-                    "remove the folder to start AdamW afresh, or start a new run"
-                )
+            self.parameters = parameters_of(trainer.model, job.state, self.noted)
             if "entropy" in self.noted:
                 trainer.bonus.coef, trainer.bonus.last = self.noted["entropy"]
             if settings.beta or settings.importance_correction != "none" or settings.top_entropy_quantile < 1:
@@ -129,27 +114,13 @@ class _Work:
         return _summary(self.taken) | measured
 
     def save(self, metrics: dict[str, Any], probed: list[int]) -> dict[str, Any]:
-        from lightning_core.training.gather import optimizer_state, state_dict
-
-        job, trainer = self.job, self.trainer
-        self.progress.phase("saving")
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        weights, optimizer = state_dict(trained), optimizer_state(trainer.optimizer)
+        trainer, step = self.trainer, self.noted["step"] + len(self.steps)
+        bonus = [trainer.bonus.coef, trainer.bonus.last]
+        state = {"step": step, "parameters": self.parameters, "entropy": bonus}
+        result = leave(self.job, self.progress, trainer, metrics, taken=self.taken, state=state, probed=probed)
         if trainer.accelerator.is_main_process:
-            step = self.noted["step"] + len(self.steps)
-            bonus = [trainer.bonus.coef, trainer.bonus.last]
-            save_state(job.state, job.epoch, optimizer, {"step": step, "parameters": self.parameters, "entropy": bonus})
-            with whole_folder(job.output) as beside:
-                save_weights(trained, job.source, beside, weights)
-                self.progress.phase(None)
-                result = metrics | {"seconds": self.progress.seconds, "peak_rss_bytes": peak_rss(), "seed": self.seed}
-                result |= {"run": job.run, "epoch": job.epoch, "policy": job.policy, "step": step}
-                result |= throughput(trained, self.taken)
-                result["probe"] = take_probe(trained, probed)
-                (beside / "training.json").write_text(json.dumps(result, indent=2))
             self.checkpoints.clear()
-        trainer.accelerator.wait_for_everyone()
-        return json.loads((job.output / "training.json").read_text())
+        return result
 
     def _on_step(self, metrics: dict[str, Any]) -> None:
         self.taken.append(metrics)

@@ -8,7 +8,6 @@ A job that was killed begins again, and comes to the same weights.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -18,20 +17,11 @@ from typing import Any
 import numpy as np
 
 from lightning_core.training.dataset import Sequence
-from lightning_core.training.errors import WeightsError
-from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer, peak_rss
+from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
+from lightning_core.training.outcome import leave
 from lightning_core.training.plan import MicroBatch, Step, line_up, plan_steps
-from lightning_core.training.probe import take_probe
-from lightning_core.training.state import load_state, parameters_of, save_state
-from lightning_core.training.throughput import throughput
-from lightning_core.training.weights import (
-    load_adapter,
-    load_model,
-    load_tokenizer,
-    lora_config,
-    save_weights,
-    whole_folder,
-)
+from lightning_core.training.state import load_state, parameters_of
+from lightning_core.training.weights import load_adapter, load_model, load_tokenizer, lora_config
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -62,7 +52,6 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 
     progress.phase("preparing")
     with tempfile.TemporaryDirectory(prefix="lightning-training-") as scratch:
-        from lightning_core.training import gather
         from lightning_core.training.sft_trainer import ExampleTrainer
 
         trainer = ExampleTrainer(
@@ -76,31 +65,12 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
             optimizer_state=optimizer_state,
             peft_config=lora_config(lora) if lora and job.weights is None else None,
         )
-        parameters = parameters_of(trainer.model)
-        if optimizer_state is not None and noted.get("parameters") != parameters:
-            raise WeightsError(
-                f"{job.state}: the optimizer state of epoch {noted.get('epoch')} belongs to other parameters; "
-                "remove the folder to start AdamW afresh, or start a new run"
-            )
+        parameters = parameters_of(trainer.model, job.state, noted)
         progress.phase("training")
         trainer.train()
-        progress.phase("saving")
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        weights, optimizer = gather.state_dict(trained), gather.optimizer_state(trainer.optimizer)
-        if trainer.accelerator.is_main_process:
-            step = noted["step"] + len(steps)
-            save_state(job.state, job.epoch, optimizer, {"step": step, "parameters": parameters})
-            with whole_folder(job.output) as beside:
-                save_weights(trained, job.source, beside, weights)
-                progress.phase(None)
-                result = summary(taken, steps, len(sequences.rows), sequences.left_out)
-                result |= {"seconds": progress.seconds, "peak_rss_bytes": peak_rss(), "seed": seed, "step": step}
-                result |= {"run": job.run, "epoch": job.epoch, "policy": job.policy}
-                result |= throughput(trained, taken)
-                result["probe"] = take_probe(trained, sequences.rows[0].token_ids.tolist())
-                (beside / "training.json").write_text(json.dumps(result, indent=2))
-        trainer.accelerator.wait_for_everyone()
-    return json.loads((job.output / "training.json").read_text())
+    metrics = summary(taken, steps, len(sequences.rows), sequences.left_out)
+    state = {"step": noted["step"] + len(steps), "parameters": parameters}
+    return leave(job, progress, trainer, metrics, taken=taken, state=state, probed=sequences.rows[0].token_ids.tolist())
 
 
 def plan_passes(job: Job, sequences: list[Sequence], seed: int) -> list[Step]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
 from lightning_core.config import PolicySettings
+from lightning_core.training.arguments import common
 from lightning_core.training.correction import from_all_ranks
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.gather import put_optimizer_state
@@ -49,7 +50,11 @@ class ExampleTrainer(SFTTrainer):
         self._step_began = time.perf_counter()
         super().__init__(
             model=model,
-            args=_arguments(policy, len(steps), len(self._batches) // len(steps), scratch, seed),
+            args=SFTConfig(
+                **common(policy, len(steps), len(self._batches) // len(steps), scratch, seed),
+                max_length=None,  # what is too long was left out before
+                dataset_kwargs={"skip_prepare_dataset": True},
+            ),
             train_dataset=Dataset.from_list(self._batches[0]),
             processing_class=tokenizer,
             peft_config=peft_config,
@@ -99,32 +104,3 @@ class ExampleTrainer(SFTTrainer):
 
 def _mean(values: list[float], weights: list[int]) -> float:
     return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-
-
-def _arguments(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: int) -> SFTConfig:
-    settings = policy.training
-    return SFTConfig(
-        output_dir=str(scratch),
-        seed=seed,
-        max_steps=steps,
-        gradient_accumulation_steps=width,
-        max_length=None,  # what is too long was left out before
-        dataset_kwargs={"skip_prepare_dataset": True},
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch_fused",
-        bf16=settings.bf16,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        # Not said outright, several processes on CPUs would each train alone.
-        use_cpu=not torch.accelerator.is_available(),
-        dataloader_pin_memory=False,
-    )

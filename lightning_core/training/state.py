@@ -55,9 +55,16 @@ def save_state(folder: Path, epoch: int, optimizer: dict[str, Any], noted: dict[
             shutil.rmtree(_of(folder, old))
 
 
-def parameters_of(model: Any) -> list[list[Any]]:
-    """Names and shapes of what is trained, in the optimizer's order: what a state must match."""
-    return [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad]
+def parameters_of(model: Any, folder: Path, noted: dict[str, Any]) -> list[list[Any]]:
+    """Names and shapes of what is trained, in the optimizer's order. Raises WeightsError where the state that was loaded
+    from `folder`, of which this was `noted`, belongs to others."""
+    parameters = [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad]
+    if "epoch" in noted and noted.get("parameters") != parameters:
+        raise WeightsError(
+            f"{folder}: the optimizer state of epoch {noted['epoch']} belongs to other parameters; "
+            "remove the folder to start AdamW afresh, or start a new run"
+        )
+    return parameters
 
 
 def _epochs(folder: Path) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_core.training import grpo
+from lightning_core.training import outcome
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
 from lightning_core.training.grpo import run_job
 from lightning_core.training.job import Job, Progress
@@ -174,7 +174,7 @@ def test_a_save_that_fails_leaves_nothing_under_the_final_name(make_job: Any, tm
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(grpo, "save_weights", broken)
+    monkeypatch.setattr(outcome, "save_weights", broken)
     with pytest.raises(OSError, match="disk full"):
         run(make_job(0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["progress.jsonl", "state"]
