@@ -28,26 +28,29 @@ class UpstreamDown(Exception):
 
 
 class Replicas:
-    """Which of a policy's vLLMs a call goes to: the one that has its rollout's prefix cached, else the least loaded."""
+    """Which of a policy's vLLMs a call goes to: the one that has its rollout's prefix cached, else the least loaded.
+
+    `whose` calls they are is a rollout and a policy: a rollout's calls to a judge, or another policy, leave its homes alone.
+    """
 
     def __init__(self) -> None:
         self.load: Counter[str] = Counter()  # calls now, by address
-        self._homes: OrderedDict[str, str] = OrderedDict()
+        self._homes: OrderedDict[tuple[str, str], str] = OrderedDict()
 
-    def order(self, addresses: tuple[str, ...], rollout: str | None) -> list[str]:
+    def order(self, addresses: tuple[str, ...], whose: tuple[str, str] | None) -> list[str]:
         """The addresses in the order in which they should be tried."""
         if len(addresses) == 1:
             return list(addresses)
         least = sorted(addresses, key=lambda address: self.load[address])
-        home = self._homes.get(rollout) if rollout is not None else None
+        home = self._homes.get(whose) if whose is not None else None
         return least if home not in addresses else sorted(least, key=lambda address: address != home)
 
-    def answered(self, address: str, rollout: str | None) -> None:
-        """From now on the rollout's calls go here."""
-        if rollout is None:
+    def answered(self, address: str, whose: tuple[str, str] | None) -> None:
+        """From now on these calls go here."""
+        if whose is None:
             return
-        self._homes[rollout] = address
-        self._homes.move_to_end(rollout)
+        self._homes[whose] = address
+        self._homes.move_to_end(whose)
         if len(self._homes) > _HOMES_KEPT:
             self._homes.popitem(last=False)
 
@@ -69,11 +72,12 @@ class Upstreams:
         here; never after that. Where a supervisor starts the target again, calls wait for it.
         """
         data, problem = orjson.dumps(body), ""
+        whose = (rollout, target.label) if rollout is not None and len(target.addresses) > 1 else None
         tried: list[str] = []
         delays, gone_since = iter(RETRY_DELAYS_S), None
         while True:
             gone = False
-            order = self.replicas.order(target.addresses, rollout)
+            order = self.replicas.order(target.addresses, whose)
             address = min(order, key=tried.count)  # each once before any of them twice
             tried.append(address)
             self.replicas.load[address] += 1
@@ -86,7 +90,7 @@ class Upstreams:
                 else:
                     try:
                         if reply.status not in _RETRIED_STATUS:
-                            self.replicas.answered(address, rollout)
+                            self.replicas.answered(address, whose)
                             yield reply
                             return
                         problem = f"answered {reply.status}: {await _text(reply)}"

@@ -204,6 +204,22 @@ def test_replicas_share_the_rollouts_and_a_rollout_stays_where_it_was(running: R
         assert running.handle.attempt("s1.1", "a1")["infrastructure_errors"] == 0
 
 
+def test_a_rollouts_calls_to_another_model_leave_its_home_alone(running: Rig) -> None:
+    with running.beside() as (address, second):
+        policy = {"upstream": running.upstream, "model": "policy-v0003", "version": "v0003", "replicas": [address]}
+        critic = {"upstream": running.upstream, "model": "base"}
+        running.handle.set_routes({"policies": {"policy": policy}, "frozen": {"critic": critic}})
+        running.gate()
+        busy = iter(ask(running, "busy", stream=True))
+        next(busy)
+        ask(running, "home")
+        running.open()
+        list(busy)
+        ask(running, "home", model="critic")
+        ask(running, "home")
+        assert len(second.requests) == 2
+
+
 def test_a_frozen_model_is_the_base_model_sampled_as_the_agent_asks_and_never_trained(
     judged: tuple[Rig, CannedVllm],
 ) -> None:

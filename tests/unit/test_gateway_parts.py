@@ -77,13 +77,15 @@ def test_the_memory_of_replies_is_bounded_and_forgets_the_longest_unused_attempt
     assert memory._size <= 1000
 
 
-def test_the_least_loaded_replica_is_first_and_a_rollout_goes_home() -> None:
-    replicas, addresses = Replicas(), ("a", "b", "c")
+def test_the_least_loaded_replica_is_first_and_a_rollouts_policy_goes_home() -> None:
+    replicas, addresses, whose = Replicas(), ("a", "b", "c"), ("r", "planner")
     replicas.load.update(a=2, b=1)
-    assert replicas.order(addresses, "r") == ["c", "b", "a"]
-    replicas.answered("a", "r")
-    assert replicas.order(addresses, "r") == ["a", "c", "b"] and replicas.order(addresses, "s")[0] == "c"
-    assert replicas.order(("b", "c"), "r") == ["c", "b"]  # its home is gone
+    assert replicas.order(addresses, whose) == ["c", "b", "a"]
+    replicas.answered("a", whose)
+    assert replicas.order(addresses, whose) == ["a", "c", "b"] and replicas.order(addresses, ("s", "planner"))[0] == "c"
+    replicas.answered("b", ("r", "executor"))
+    assert replicas.order(addresses, whose)[0] == "a" and replicas.order(addresses, ("r", "executor"))[0] == "b"
+    assert replicas.order(("b", "c"), whose) == ["c", "b"]  # its home is gone
 
 
 def table(tmp_path: Path, **policies: Route) -> RouteTable:
