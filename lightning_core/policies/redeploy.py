@@ -101,13 +101,13 @@ def hot_swap(
             with done.step("check"):
                 after = client.logprobs(vllm.state.served_name, tokens)
                 told = agreement(after, probe, vllm.dtype)
+            vllm.serves(weights_path, version)
         except BaseException as error:  # noqa: BLE001 - an interrupt too must not leave vLLM paused, or between versions
             former = Former(former_path, former_version, Probe(token_ids=tokens, logprobs=before))
             _restore(vllm, client, former, version, error, before_resume)
     done.changed, done.verified = after != before, f"{equal} tensors as in the files; {told}"
     if not done.changed:
         log.warning("%s answers the check prompt exactly as %s did; were the weights trained?", version, former_version)
-    vllm.serves(weights_path, version)
     return done
 
 
@@ -240,7 +240,7 @@ def _restore(
             _announce(before_resume, former.version)
             vllm.restart(former.weights, former.version)
             how += ", after a restart of vLLM"
-    except VllmError as second:
+    except (VllmError, OSError) as second:
         raise RedeployFailed(
             f"{failed} could not be loaded ({error}), and neither could {former.version} again ({second}); start vLLM anew",
             restored=False,

@@ -81,11 +81,6 @@ class VllmServer:
         `replica` numbers those of one home. With `lora_rank` adapters up to that rank can be loaded, `lora_slots` of them at once. Raises VllmError with
         the cause where vLLM ends early or takes longer than `settings.start_timeout_s`; nothing is left running then.
         """
-        running = cls.find(home, replica)
-        if running is not None:
-            raise VllmError(
-                f"a vLLM runs already for {home} (pid {running.state.pid}, {running.state.model}); stop it, or use it"
-            )
         socket = _socket_path()
         state = VllmState(
             pid=0,
@@ -104,7 +99,15 @@ class VllmServer:
         )
         server = cls(state, home)
         try:
-            server._launch(on_progress)
+            with locked(server._lock_file):  # who finds it meanwhile, and wants it, waits until it is ready
+                before = _read_state(home, replica)
+                if before is not None and cls(before, home).alive():
+                    raise VllmError(
+                        f"a vLLM runs already for {home} (pid {before.pid}, {before.model}); stop it, or use it"
+                    )
+                if before is not None:
+                    cls(before, home)._clear_away()
+                server._launch(on_progress)
         except BaseException:
             server.stop()
             raise
@@ -151,13 +154,17 @@ class VllmServer:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold it against other deploys and its supervisor, in this process and in others. Not to be nested."""
-        with locked(self._state_file.with_suffix(".lock")):
+        with locked(self._lock_file):
             self.refresh()
             yield
 
     @property
     def _state_file(self) -> Path:
         return _state_file(self.home, self.state.replica)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self._state_file.with_suffix(".lock")
 
     @property
     def socket(self) -> Path:
@@ -191,13 +198,11 @@ class VllmServer:
 
     def serves(self, weights: Path, version: str) -> None:
         """Record what is being served now, for those who find this vLLM later."""
-        self.state = replace(self.state, weights=str(weights), version=version)
-        self._write_state()
+        self._note(replace(self.state, weights=str(weights), version=version))
 
     def holds(self, adapters: dict[str, str]) -> None:
         """Record which adapters are loaded (name → folder)."""
-        self.state = replace(self.state, adapters=adapters)
-        self._write_state()
+        self._note(replace(self.state, adapters=adapters))
 
     @property
     def dtype(self) -> str:
@@ -206,12 +211,11 @@ class VllmServer:
 
     def stop(self, timeout_s: float = 15) -> None:
         """End all its processes: SIGTERM, and SIGKILL after `timeout_s`. Harmless when it is gone already."""
-        with locked(self._state_file.with_suffix(".lock")):  # or a supervisor would see it gone, and start it again
+        with locked(self._lock_file):  # or a supervisor would see it gone, and start it again
             now = VllmServer.find(self.home, self.state.replica)
             if now is not None and now.state.socket == self.state.socket and now.state.pid != self.state.pid:
                 now._end(timeout_s)  # restarted by another handle since
-            self._end(timeout_s)
-            shutil.rmtree(self.socket.parent, ignore_errors=True)
+            self._clear_away(timeout_s)
             state = _read_state(self.home, self.state.replica)
             if state is not None and state.socket == self.state.socket:
                 self._state_file.unlink()
@@ -233,7 +237,7 @@ class VllmServer:
             )
         pid = self._process.pid
         self.state = replace(self.state, pid=pid, started=psutil.Process(pid).create_time())
-        self._write_state()
+        self._note(self.state)
         self._wait_until_ready(self.state.start_timeout_s, on_progress)
         with VllmClient(_doorstep(self.socket)) as client:
             client.set_version(self.state.version)
@@ -242,7 +246,14 @@ class VllmServer:
         # Only now can calls reach it: before, an adapter would have been unknown to it.
         os.rename(_doorstep(self.socket), self.socket)
 
+    def _clear_away(self, timeout_s: float = 15) -> None:
+        """End what is left of it (an engine can outlive its server), and remove its socket."""
+        self._end(timeout_s)
+        shutil.rmtree(self.socket.parent, ignore_errors=True)
+
     def _end(self, timeout_s: float = 15) -> None:
+        if not self.state.pid:
+            return  # it was never launched
         end_group(self.state.pid, self.state.started, timeout_s)
         if self._process is not None:
             self._process.wait()
@@ -271,13 +282,19 @@ class VllmServer:
                 reported = (reached, seconds)
             time.sleep(0.25)
 
-    def _write_state(self) -> None:
+    def _note(self, state: VllmState) -> None:
+        """Take `state` for true once it is in the file: other handles, and a later flow, go by that."""
         file = self._state_file
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".vllm-")  # mode 0600
-        with os.fdopen(descriptor, "w") as stream:
-            json.dump(asdict(self.state), stream)
-        os.replace(temporary, file)
+        try:
+            with os.fdopen(descriptor, "w") as stream:
+                json.dump(asdict(state), stream)
+            os.replace(temporary, file)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        self.state = state
 
 
 def _socket_path() -> Path:
