@@ -1,7 +1,8 @@
 """The processes an epoch needs: the server (gateway and OTLP) and vLLM.
 
 Found if they run, started if not; only what was started here is stopped here. What a killed flow left running has no
-owner any more: whoever finds it takes it over, and stops it in the end.
+owner any more: whoever finds it takes it over, and stops it in the end. Server and vLLMs have owners of their own: under
+`lightning-flows up` the stack owns the server, and a flow its vLLM.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from lightning_core.config import Settings
-from lightning_core.files import write_atomic
+from lightning_core.files import locked, write_atomic
 from lightning_core.lake.manifest import LakeError, Manifests
 from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.processes import end_group, is_running
@@ -27,11 +28,14 @@ from lightning_core.policies.store import BASE_VERSION, PolicyStore
 from lightning_core.policies.supervisor import Supervisor
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import VllmError
+from lightning_core.policies.vllm_command import command, without_weights
 from lightning_core.server.handle import ServerError, ServerHandle
 
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
+
+_UNKNOWN_S = 30.0  # between a process's claim to a vLLM and its start
 
 
 @dataclass
@@ -48,20 +52,12 @@ def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
     """Server and vLLM, on the versions last deployed; a flow deploys those it wants. Leaves running what ran before."""
     model = base_model(settings, say)
     with contextlib.ExitStack() as stack:
-        server, ours = stack.enter_context(_server(settings, say))
+        server = stack.enter_context(server_running(settings, say))
         fleet = []
         for replica in range(settings.vllm.replicas):
-            vllm = VllmServer.find(settings.home, replica)
-            if vllm is not None and ours and not _answers(vllm):
-                say("vLLM was left behind in the middle of something; starting it anew")
-                vllm.stop()
-                vllm = None
-            if vllm is None and not ours:
-                vllm = _coming_back(settings, replica, say)
-            watched = vllm is not None and not ours
+            vllm = stack.enter_context(_others(settings, replica, say))
             if vllm is None:
-                vllm = _start_vllm(settings, model, replica, say)
-            if not watched:
+                vllm = _left_behind(settings, model, replica, say) or _start_vllm(settings, model, replica, say)
                 stack.callback(vllm.stop)
                 stack.callback(_let_calls_fail, server)
                 stack.enter_context(Supervisor(vllm, on_giving_up=lambda: _let_calls_fail(server)))
@@ -83,13 +79,6 @@ def resting(settings: Settings, services: Services) -> Iterator[None]:
 @contextlib.contextmanager
 def server_running(settings: Settings, say: Say = logger.info) -> Iterator[ServerHandle]:
     """The server alone: for work on what was collected, which samples nothing."""
-    with _server(settings, say) as (server, _):
-        yield server
-
-
-@contextlib.contextmanager
-def _server(settings: Settings, say: Say) -> Iterator[tuple[ServerHandle, bool]]:
-    """The server, and whether the services are ours to stop."""
     with contextlib.ExitStack() as stack:
         owner = _Owner(settings.home)
         ours = owner.claim()
@@ -102,7 +91,7 @@ def _server(settings: Settings, say: Say) -> Iterator[tuple[ServerHandle, bool]]
             stack.callback(server.stop)
         elif ours:
             stack.callback(end_group, server.pid, psutil.Process(server.pid).create_time(), 30)
-        yield server, ours
+        yield server
 
 
 def _let_calls_fail(server: ServerHandle) -> None:
@@ -116,15 +105,42 @@ def _let_calls_fail(server: ServerHandle) -> None:
         logger.warning("calls to vLLM wait in vain for a while: %s", error)
 
 
-def _coming_back(settings: Settings, replica: int, say: Say) -> VllmServer | None:
-    """The vLLM that its owner's supervisor is starting again; None where there was none, or it does not come."""
-    deadline = time.monotonic() + settings.vllm.start_timeout_s
-    while VllmServer.is_known(settings.home, replica) and time.monotonic() < deadline:
-        if (found := VllmServer.find(settings.home, replica)) is not None:
-            with found.exclusive():  # it is ready when the supervisor lets go
-                return found
-        say("vLLM is gone; its supervisor should start it again")
+@contextlib.contextmanager
+def _others(settings: Settings, replica: int, say: Say) -> Iterator[VllmServer | None]:
+    """The vLLM that a living process looks after, ready; None where none does: it is ours then, also what a killed one left."""
+    keeper, began = _Owner(settings.home, f"vllm-{replica}-keeper"), time.monotonic()
+    while not keeper.claim():
+        found = VllmServer.find(settings.home, replica)
+        if found is not None:
+            with found.exclusive():  # it is ready when its keeper lets go
+                pass
+            if found.alive():
+                yield found
+                return
+        known = VllmServer.is_known(settings.home, replica)
+        if time.monotonic() - began > (settings.vllm.start_timeout_s if known else _UNKNOWN_S):
+            yield None
+            return
+        say("vLLM is not there; the process that looks after it should start it")
         time.sleep(2)
+    try:
+        yield None
+    finally:
+        keeper.release()
+
+
+def _left_behind(settings: Settings, model: ModelFolder, replica: int, say: Say) -> VllmServer | None:
+    """What a killed flow left running, where it still is what these settings ask for."""
+    vllm = VllmServer.find(settings.home, replica)
+    if vllm is None:
+        return None
+    if not _is_as_started(vllm, settings, model):
+        say("vLLM was left behind with other settings; starting it anew")
+    elif not _answers(vllm):
+        say("vLLM was left behind in the middle of something; starting it anew")
+    else:
+        return vllm
+    vllm.stop()
     return None
 
 
@@ -148,32 +164,35 @@ def stop_orphans(home: Path) -> None:
 
 
 def _answers(vllm: VllmServer) -> bool:
-    """Whether a vLLM that a killed flow left computes: it may have died while starting, or between pause and resume."""
+    """Whether a vLLM that a killed flow left computes, and what it is said to: that flow may have died while starting it,
+    between pause and resume, or before it noted what it had loaded.
+    """
     try:
         with vllm.client(timeout_s=30) as client:
             client.logprobs(vllm.state.served_name)
+            return client.version() == vllm.state.version
     except VllmError:
         return False
-    return True
 
 
 class _Owner:
-    """Which process stops the services of a home: the one that started them, while it lives."""
+    """Which process stops the services of a home, or looks after one of them: the one that began to, while it lives."""
 
-    def __init__(self, home: Path) -> None:
-        self._file = home / "services" / "owner.json"
+    def __init__(self, home: Path, name: str = "owner") -> None:
+        self._file = home / "services" / f"{name}.json"
 
     def claim(self) -> bool:
-        """True where no living process owns the services; this one does from now on."""
-        try:
-            held = json.loads(self._file.read_text())
-            if is_running(held["pid"], held["started"]):
-                return False
-        except (FileNotFoundError, ValueError, KeyError):
-            pass
-        me = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-        write_atomic(self._file, json.dumps(me).encode(), mode=0o600)
-        return True
+        """True where no living process does; this one does from now on."""
+        with locked(self._file.with_suffix(".lock")):
+            try:
+                held = json.loads(self._file.read_text())
+                if is_running(held["pid"], held["started"]):
+                    return False
+            except (FileNotFoundError, ValueError, KeyError):
+                pass
+            me = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+            write_atomic(self._file, json.dumps(me).encode(), mode=0o600)
+            return True
 
     def release(self) -> None:
         self._file.unlink(missing_ok=True)
@@ -206,23 +225,38 @@ def versions(settings: Settings, epoch: int) -> dict[str, str]:
 
 def _start_vllm(settings: Settings, model: ModelFolder, replica: int, say: Say) -> VllmServer:
     """vLLM on the current full weights, or on the base model where the policies are adapters."""
-    first = settings.policies[0]
-    ranks = [p.lora.rank for p in settings.policies if p.lora is not None]
-    if ranks:
-        return VllmServer.start(
-            settings.vllm,
-            model.path,
-            first.name,
-            home=settings.home,
-            lora_rank=max(ranks),
-            lora_slots=settings.vllm.lora_slots
-            or 2 * len(ranks) + 1,  # a version and the one before it, and room for a next
-            replica=replica,
-            on_progress=say,
-        )
-    store = PolicyStore(settings.home, first.name)
-    version = store.current() or BASE_VERSION
-    folder = store.checked(version)
+    first, (rank, slots) = settings.policies[0], _adapters(settings)
+    folder, version = (model.path, BASE_VERSION) if rank is not None else _current(settings)
     return VllmServer.start(
-        settings.vllm, folder, first.name, home=settings.home, version=version, replica=replica, on_progress=say
+        settings.vllm,
+        folder,
+        first.name,
+        home=settings.home,
+        lora_rank=rank,
+        lora_slots=slots,
+        version=version,
+        replica=replica,
+        on_progress=say,
     )
+
+
+def _is_as_started(vllm: VllmServer, settings: Settings, model: ModelFolder) -> bool:
+    """Whether `_start_vllm` would start it so. Full weights of a policy of this home have one base, whatever the version."""
+    first, (rank, slots) = settings.policies[0], _adapters(settings)
+    if rank is not None and vllm.state.weights != str(model.path):
+        return False
+    wanted = command(settings.vllm, model.path, first.name, vllm.socket, rank, slots)
+    return without_weights(vllm.state.command) == without_weights(wanted)
+
+
+def _adapters(settings: Settings) -> tuple[int | None, int]:
+    """The highest rank of the policies' adapters, None for full weights, and how many are loaded at one time."""
+    ranks = [p.lora.rank for p in settings.policies if p.lora is not None]
+    # A version and the one before it, and room for a next.
+    return max(ranks, default=None), settings.vllm.lora_slots or 2 * len(ranks) + 1
+
+
+def _current(settings: Settings) -> tuple[Path, str]:
+    store = PolicyStore(settings.home, settings.policies[0].name)
+    version = store.current() or BASE_VERSION
+    return store.checked(version), version

@@ -67,6 +67,14 @@ def command(
     return [sys.executable, "-m", "lightning_core.policies.vllm_main", *pairs, *flags, *settings.extra_args]
 
 
+def without_weights(arguments: list[str]) -> list[str]:
+    """A command line less the folder of the weights and the socket, which change while it runs: what was set of it."""
+    found = list(arguments)
+    for name in ("--model", "--uds"):
+        del found[found.index(name) : found.index(name) + 2]
+    return found
+
+
 def environment(lora_rank: int | None) -> dict[str, str]:
     """Of the process, made of ours."""
     found = dict(os.environ)
