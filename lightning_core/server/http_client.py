@@ -22,7 +22,8 @@ _CONNECT_S = 10.0
 _BUFFER = 1 << 18  # bytes of a reply that wait here until they are taken
 _HEAD_BYTES = 1 << 16
 _PATH = "/%:@!$&'()*+,;="  # what a path may have beside letters and digits
-_PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # a peer that vanished is noticed in two minutes
+# A peer that vanished is noticed in two minutes; where something was sent to it, no probes are, and its own limit (ms) counts.
+_PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}
 
 
 class Broken(ConnectionError):
@@ -194,7 +195,7 @@ class Connections:
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
-        self._unix = parts.path if parts.scheme == "unix" else None
+        self._unix = address.removeprefix("unix://") if parts.scheme == "unix" else None  # which may have a # or ?
         self._host = parts.hostname or ""
         self._context = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (80 if self._context is None else 443)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,6 +159,34 @@ def test_an_address_may_have_letters_that_http_has_not() -> None:
     names = Connections("http://käse.example:8080/ä b/v1%20x")._names
     assert names == ("xn--kse-qla.example:8080", "/%C3%A4%20b/v1%20x")
     assert Connections("http://[::1]:80/v1")._names == ("[::1]:80", "/v1")
+
+
+def test_a_sockets_path_may_have_letters_that_mean_something_in_urls(tmp_path: Path) -> None:
+    path = tmp_path / "run #1?" / "v.sock"
+    path.parent.mkdir()
+
+    async def main() -> Any:
+        server = await asyncio.start_unix_server(Answers([WHOLE]).serve, path)
+        async with server:
+            return await whole(Connections(f"unix://{path}"))
+
+    assert asyncio.run(main()) == (200, b"ok")
+
+
+def test_a_peer_that_vanishes_is_noticed_in_two_minutes_also_while_it_is_sent_something() -> None:
+    async def limits(connections: Connections) -> Any:
+        reply = await connections.post("/chat", None, b"{}")
+        assert reply._transport is not None
+        sock = reply._transport.get_extra_info("socket")
+        level = socket.IPPROTO_TCP
+        idle, every, count, unacknowledged = (
+            sock.getsockopt(level, getattr(socket, f"TCP_{name}"))
+            for name in ("KEEPIDLE", "KEEPINTVL", "KEEPCNT", "USER_TIMEOUT")
+        )
+        reply.release()
+        return idle + every * count, unacknowledged
+
+    assert run(Answers([WHOLE]), limits) == (120, 120_000)
 
 
 def test_a_key_cannot_begin_another_header() -> None:
