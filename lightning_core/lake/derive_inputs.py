@@ -28,8 +28,8 @@ REWARDS = (
 TRIPLETS = (
     "triplets/call_rows",
     "triplets/sampled_calls",
-    "triplets/candidate_agents",
     "triplets/policy_rewards",
+    "triplets/candidate_agents",
     "triplets/policy_totals",
     "triplets/policy_calls",
     "triplets/silent_rollouts",

@@ -16,7 +16,8 @@ _PLAIN = ("declared", "root")  # methods that changed nothing
 def view(found: Row) -> RenderableType:
     """Attempts, the tree as found and as repaired, calls, rewards, and how one led to the other."""
     parts: list[RenderableType] = [Text(_headline(found), style="bold")]
-    parts += [Text(f"  attempt {_attempt(row)}") for row in found["attempts"]]
+    own = any(row["policies"] for row in found["rewards"])
+    parts += [Text(f"  attempt {_attempt(row, own)}") for row in found["attempts"]]
     if found["spans"]:
         as_found, as_repaired = found_tree(found["spans"]), repaired_tree(found["spans"])
         changed = [(d, row["node"]) for d, row in as_found] != [(d, row["node"]) for d, row in as_repaired]
@@ -36,7 +37,7 @@ def _headline(found: Row) -> str:
     return f"rollout {found['rollout_id']}: {found['mode']}, run {found['run']}, epoch {found['epoch']}, group {first['group_id']}"
 
 
-def _attempt(row: Row) -> str:
+def _attempt(row: Row, own_rewards: bool) -> str:
     text = f"{row['attempt_id']}: {row['outcome']}"
     if row["error"]:
         text += f" ({row['error']})"
@@ -45,7 +46,8 @@ def _attempt(row: Row) -> str:
     if not row["counts"]:
         return f"{text}; does not count: {row['left_out']}"
     if row["no_reward"]:
-        return f"{text}; left out: {row['no_reward']}"
+        but = " but for policies with rewards of their own" if own_rewards and row["no_reward"] == "no_reward" else ""
+        return f"{text}; left out{but}: {row['no_reward']}"
     air = f", {_number(row['air'])} of it by rules" if row["air"] else ""
     return f"{text}; reward {_number(row['reward'])} ({row['source']}{air})"
 
@@ -72,13 +74,17 @@ def _rewards(found: Row) -> RenderableType:
         return Text("  none was given")
     table = _table("span", "name", "from", "agent", "value", "weight", "counts", "went to")
     for row in found["rewards"]:
-        counts = row["left_out"] or ("yes" if row["counts"] else "a later one does")
-        if row["calls"]:
-            counts = row["left_out"] or "yes"
+        counts = row["left_out"] or ("yes" if row["counts"] or row["calls"] else "a later one does")
+        counts = "; ".join([counts, *(_to_policy(own, bool(row["calls"])) for own in row["policies"])])
         went = "; ".join(_went(call) for call in row["calls"])
         cells = (row["span_id"], row["name"], row["source"], row["agent"] or "–", _number(row["value"]))
         table.add_row(*(str(cell) for cell in cells), _number(row["weight"]), counts, went or "the rollout")
     return table
+
+
+def _to_policy(own: Row, given_to_calls: bool) -> str:
+    counts = f"yes, weight {_number(own['weight'])}" if own["counts"] or given_to_calls else "a later one does"
+    return f"to {own['policy']}: {counts}"
 
 
 def _went(call: Row) -> str:

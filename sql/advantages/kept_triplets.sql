@@ -9,6 +9,7 @@ WITH judged AS (
     SELECT
         merges.*,
         returns.group_id,
+        returns.reward,
         advantages.advantage,
         advantages.left_out AS no_advantage,
         merges.tokens <= policies.max_sequence_tokens AS fits,
@@ -32,6 +33,7 @@ SELECT
     group_id,
     rollout_id,
     attempt_id,
+    reward,
     sequence_id,
     place,
     prompt_tokens,

@@ -1,9 +1,9 @@
 -- The rows that are trained on.
 -- Grain: one row per sequence: one or more calls of a rollout, merged where each prompt extends the last.
--- Inputs: kept_triplets, triplets, rollout_rewards.
+-- Inputs: kept_triplets, triplets.
 -- Rule: the tokens are those of the last call's prompt and response; what was sampled on the way is trained
 -- (loss_mask 1), what came between (tool results, user turns, calls that are left out) is context. Every list has one
--- entry a token. `reward` is the rollout's, `advantage` the mean over the trained calls.
+-- entry a token. `reward` is the rollout's, as this policy is rewarded, `advantage` the mean over the trained calls.
 WITH joined AS (
     SELECT
         kept.sequence_id,
@@ -35,12 +35,11 @@ SELECT
     list_concat(triplets.prompt_ids, triplets.response_ids) AS token_ids,
     flatten([list_resize(list_resize([]::UTINYINT[], p.context, 0), p.tokens, p.mask) FOR p IN joined.parts]) AS loss_mask,
     flatten([list_concat(list_resize([]::FLOAT[], p.context, 0), p.logprobs) FOR p IN joined.parts]) AS logprobs,
-    rewards.reward,
+    ends.reward,
     joined.advantage,
     flatten([list_resize(list_resize([]::FLOAT[], p.context, 0), p.tokens, p.advantage) FOR p IN joined.parts]) AS advantages
 FROM kept_triplets AS ends
 JOIN triplets USING (call_id, choice)
 JOIN joined ON joined.sequence_id = ends.sequence_id
-JOIN rollout_rewards AS rewards ON rewards.rollout_id = ends.rollout_id AND rewards.attempt_id = ends.attempt_id
 WHERE ends.ends_sequence
 ORDER BY ends.rollout_id, ends.attempt_id, ends.policy, ends.sequence_id

@@ -1,6 +1,7 @@
 -- The rewards of one attempt: who gave them, whether they count, and which calls they went to.
--- Grain: one row per reward; `calls` is empty with `assign: final`. Parameters: run, epoch, rollout_id, attempt_id.
--- Inputs: rewards_given, reward_steps
+-- Grain: one row per reward; `calls` is empty with `assign: final`; `policies` are those with rewards of their own that look at
+-- it, and what it is to them. Parameters: run, epoch, rollout_id, attempt_id.
+-- Inputs: rewards_given, policy_rewards, reward_steps
 WITH went AS (
     SELECT
         node,
@@ -8,6 +9,12 @@ WITH went AS (
         source,
         list({'policy': policy, 'agent': agent, 'call_id': call_id, 'left_out': left_out} ORDER BY policy, agent) AS calls
     FROM reward_steps
+    WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id AND attempt_id = $attempt_id
+    GROUP BY ALL
+),
+own AS (
+    SELECT node, name, source, list({'policy': policy, 'weight': weight, 'counts': counts} ORDER BY policy) AS policies
+    FROM policy_rewards
     WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id AND attempt_id = $attempt_id
     GROUP BY ALL
 )
@@ -21,8 +28,10 @@ SELECT
     given.weight,
     given.counts,
     given.left_out,
+    coalesce(own.policies, []) AS policies,
     coalesce(went.calls, []) AS calls
 FROM rewards_given AS given
-LEFT JOIN went USING (node, name, source)
+LEFT JOIN went ON went.node = given.node AND went.name = given.name AND went.source = given.source
+LEFT JOIN own ON own.node = given.node AND own.name = given.name AND own.source = given.source
 WHERE given.run = $run AND given.epoch = $epoch AND given.rollout_id = $rollout_id AND given.attempt_id = $attempt_id
 ORDER BY given.emitted_ns, given.node, given.name

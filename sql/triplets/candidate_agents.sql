@@ -1,7 +1,7 @@
 -- The agents that could have made a call of which time does not say whose it is.
 -- Grain: one row per (call, agent name), of ambiguous calls that somebody asks about: where a policy trains those and
 -- chooses agents; where it drops them, and an agent of the attempt was given rewards for its calls (`reward_steps`).
--- Inputs: rewards_given, bucket, reward_settings, nodes, places, components, placements, evidence, held_by, waiting, agent_windows, agent_spans, policies.
+-- Inputs: rewards_given, policy_rewards, bucket, reward_settings, nodes, places, components, placements, evidence, held_by, waiting, agent_windows, agent_spans, policies.
 -- Rule: what is ambiguous is the call, or what it lies under: from the call upwards to the first tree that several agents
 -- hold. Candidates are the agents whose time holds that (as `held_by` counts them), without those around another of them:
 -- of nested agents the inner one has the span.
@@ -14,11 +14,15 @@ doubtful AS MATERIALIZED (
     WHERE held_by.method = 'ambiguous'
 ),
 rewarded AS (
+    -- By the run's names, or those that a policy has of its own.
     SELECT DISTINCT bucket.attempt
-    FROM rewards_given
+    FROM (
+        SELECT rollout_id, attempt_id FROM rewards_given WHERE left_out IS NULL AND agent IS NOT NULL
+        UNION
+        SELECT rollout_id, attempt_id FROM policy_rewards WHERE agent IS NOT NULL
+    )
     JOIN bucket USING (rollout_id, attempt_id)
     SEMI JOIN reward_settings ON assign <> 'final'
-    WHERE rewards_given.left_out IS NULL AND rewards_given.agent IS NOT NULL
 ),
 asked AS MATERIALIZED (
     SELECT nodes.node AS call_id, components.top

@@ -94,9 +94,6 @@ class Calls:
             for row in returns
         ]
         sql_rig.put(con, "advantages", sql_rig.RETURNS + ", advantage DOUBLE", advantages)
-        con.execute(
-            "CREATE TABLE rollout_rewards AS SELECT DISTINCT rollout_id, attempt_id, 1.0 AS reward FROM call_rows"
-        )
         sql_rig.run(con, "advantages/kept_triplets", "advantages/sequences")
         lost = sql_rig.rows(con, "FROM kept_triplets WHERE NOT trained ORDER BY call_id, choice")
         found = sql_rig.rows(con, "FROM sequences ORDER BY sequence_id")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from lightning_core.config import LoraSettings, PolicySettings, Settings, SettingsError
 from lightning_core.lake import catalog
+from lightning_core.lake.explain import explain
+from lightning_core.lake.explain_view import view
 from lightning_core.lake.manifest import EpochManifest, Stage
 from lightning_core.lake.patterns import require_apart, settle
 from lightning_core.settings_file import load_settings
@@ -116,6 +120,8 @@ def test_a_policy_with_rewards_of_its_own_is_trained_on_these_alone(
         ("executor", "r.1"): (0.1, 0.1),
     }
     assert [r["reward"] for r in table(lake, epoch, "rollout_rewards")] == [0.0, 0.1], "the run's own stays what it is"
+    sequences = {(s["policy"], s["rollout_id"]): s["reward"] for s in table(lake, epoch, "sequences")}
+    assert sequences == {of: reward for of, (reward, _) in returns.items()}
     unmatched = [(u["setting"], u["given"]) for u in table(lake, epoch, "unmatched_settings")]
     assert unmatched == [("policies.planner.rewards", "typo")]
 
@@ -135,6 +141,40 @@ def test_own_rewards_take_the_last_of_a_name_and_failures_and_rules_are_everybod
     assert found == {"r.0": 0.7, "r.2": -1.0}
     reasons = [(e["policy"], e["rollout_id"], e["reason"]) for e in table(lake, epoch, "exclusions")]
     assert ("planner", "r.1", "no_reward") in reasons
+
+
+def test_an_own_reward_that_may_be_for_an_ambiguous_call_trains_no_other(tmp_path: Path) -> None:
+    attempts = []
+    for n in range(2):
+        made = Attempt(f"r.{n}", f"a{n}")
+        made.root()
+        writer = made.agent("writer", (0.1, 0.8))
+        made.agent("critic", (0.3, 0.8))
+        made.call([1], [5 + n], (0.12, 0.2), writer)
+        made.call([2], [6 + n], (0.4, 0.5))  # the writer's or the critic's
+        emit(made, float(n), 0.7, writer, name="plan")
+        attempts.append(made)
+    weights = {"reward": 1.0}  # by which the run has no use for `plan`
+    policies = [policy("policy", rewards={"plan": 1.0})]
+    lake, epoch = derived(tmp_path, rows_of(attempts), policies=policies, weights=weights, assign="nearest")
+    assert {s["left_out"] for s in table(lake, epoch, "reward_steps")} == {"ambiguous_call"}
+    assert {e["reason"] for e in table(lake, epoch, "exclusions")} == {"ambiguous_reward", "ambiguous_agent"}
+
+
+def test_explain_tells_what_a_reward_is_to_a_policy_with_rewards_of_its_own(tmp_path: Path) -> None:
+    attempts = [rollout(n, PAIR, {"plan": 1.0 - n}) for n in range(2)]
+    policies = [policy("planner", rewards={"plan": 2.0}), policy("executor")]
+    lake, _ = derived(tmp_path, rows_of(attempts), policies=policies, weights={"reward": 1.0})
+    lake.rebuild_catalog()
+    found = explain(lake.root, "r.0")
+    assert [(r["left_out"], r["policies"]) for r in found["rewards"]] == [
+        ("no_weight", [{"policy": "planner", "weight": 2.0, "counts": True}])
+    ]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(view(found))
+    shown = console.export_text()
+    assert "left out but for policies with rewards of their own: no_reward" in shown
+    assert "no_weight; to planner: yes, weight 2" in shown
 
 
 @of_many(4)
