@@ -113,8 +113,12 @@ class Targets:
 
     def versions(self, target: Target) -> str | None:
         """`v0003`, or `v0003,v0004` where the weights behind the name changed since the target was resolved."""
-        if target.policy is None or target.version is None:
+        if target.policy is None or target.version is None or target.route is None:
             return None
+        if target.addresses[0] != target.route.upstream:
+            return (
+                target.version
+            )  # a replica of its own, which may serve it under the name that the others give the new one
         seen = self._routes.versions_since(target.policy, target.mark, target.model)
         return ",".join(dict.fromkeys([target.version, *seen]))
 

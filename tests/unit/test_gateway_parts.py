@@ -126,10 +126,11 @@ def test_versions_of_swapped_weights_add_up_and_those_of_adapters_do_not(tmp_pat
 
 
 def test_a_version_of_a_replica_of_its_own_goes_there(tmp_path: Path) -> None:
-    loaded: Any = {"v0001": {"model": "old", "upstream": "http://127.0.0.1:9"}, "v0002": {"model": "m2"}}
+    loaded: Any = {"v0001": {"model": "m", "upstream": "http://127.0.0.1:9"}, "v0002": {"model": "m2"}}
     route = Route.model_validate(ROUTE.model_dump() | {"loaded": loaded, "replicas": ["http://127.0.0.1:2"]})
     targets = Targets(table(tmp_path, policy=route), [], "follow")
-    assert targets.resolve("policy@v0001", CALLER).addresses == ("http://127.0.0.1:9",)
+    own = targets.resolve("policy@v0001", CALLER)
+    assert own.addresses == ("http://127.0.0.1:9",) and targets.versions(own) == "v0001"
     assert targets.resolve("policy@v0002", CALLER).addresses == ("http://127.0.0.1:1", "http://127.0.0.1:2")
     assert targets.names() == ["policy", "policy@v0001", "policy@v0002", "policy@v0003"]
 
