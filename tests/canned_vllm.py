@@ -29,6 +29,7 @@ class CannedVllm:
         self.paths: set[str] = set()  # of everything that came, also of what is not served here
         self.fail_next: list[int | str] = []
         self.fail_with: dict[str, Any] | None = None  # the error that comes with such a status
+        self.fail_headers: dict[str, str] = {}  # and its headers
         self.gate: asyncio.Event | None = None  # holds a stream back before its second token
         self.break_after: int | None = None  # tokens of a stream before the connection is dropped
         self.break_before = 0  # so many streams are dropped after their head, before their first byte
@@ -83,7 +84,7 @@ class CannedVllm:
                 "param": "messages",
                 "code": fail,
             }
-            return web.json_response({"error": error}, status=int(fail))
+            return web.json_response({"error": error}, status=int(fail), headers=self.fail_headers)
         if self.instead is not None:
             kind = "text/event-stream" if body.get("stream") else "application/json"
             data = b"data: " + self.instead + b"\n\ndata: [DONE]\n\n" if body.get("stream") else self.instead

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_WHEN_AGAIN = ("retry-after", "retry-after-ms", "x-should-retry")  # what OpenAI's clients go by
 _PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embeddings": "/embeddings"}
-_BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
+_BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,9 @@ class Call:
                 chunks = (stamp(chunk, self._asked.prepared, self._collected) for chunk in held)
                 last = b"".join(map(face.chunk, chunks)) + face.end(self._collected)
         except _BROKEN as error:
-            problem = self._collected.error or f"the model server's stream broke: {error!r}"
+            problem = f"the model server's stream broke: {error!r}"
+            if self._collected.error is not None:
+                problem = without_key(self._collected.error, self._asked.target)
         failure = None
         if problem is None:
             try:
@@ -205,6 +208,7 @@ class Call:
             str(error.get("type") or "invalid_request_error"),
             code=None if code is None or isinstance(code, int) else str(code),
             param=None if param is None else str(param),
+            headers={name: reply.headers[name] for name in _WHEN_AGAIN if name in reply.headers},
         )
 
     def _broken(self, message: str) -> HttpError:

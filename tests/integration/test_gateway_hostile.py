@@ -154,6 +154,17 @@ def test_no_reply_of_any_shape_is_a_fault_of_ours(
     assert not stream or ends or b'"error"' in answer.content
 
 
+def test_a_tool_call_of_no_place_is_a_broken_stream_and_a_span(server: Rig) -> None:
+    server.canned.instead = b'{"choices": [{"index": 0, "delta": {"tool_calls": [{"index": -1}]}}]}'
+    before = len(server.records())
+    try:
+        with pytest.raises(openai.APIError, match="broke"):
+            list(client(server).chat.completions.create(model="policy", messages=MESSAGES, stream=True))
+    finally:
+        server.canned.instead = None
+    assert len(server.records()) == before + 1
+
+
 @pytest.mark.parametrize("depth", [100, 249, 250, 251, 252, 253, 254, 255, 500, 1020, 5000])
 @pytest.mark.parametrize("field", ["messages", "metadata"])
 def test_however_deep_a_body_is_it_is_answered_or_refused(server: Rig, depth: int, field: str) -> None:

@@ -77,10 +77,24 @@ def test_an_upstreams_key_is_in_no_span_no_error_no_log_and_no_file(judged: tupl
         assert caught.value.status_code == (503 if status == 401 else 400)
         assert KEY not in str(caught.value.body) and "Incorrect API key" in str(caught.value.body)
     other.fail_with = None
+    other.instead = json.dumps({"error": {"message": f"no quota for {KEY}"}}).encode()
+    with pytest.raises(openai.APIError, match="no quota for …"):
+        list(ask(server, model="judge", stream=True))
+    other.instead = None
     assert KEY not in json.dumps(server.handle.routes()) + str(server.handle.attempt("r.1", "a1"))
     for file in server.home.rglob("*"):
         if file.is_file():
             assert KEY.encode() not in file.read_bytes(), file
+
+
+def test_a_rate_limit_of_an_upstream_says_when_to_come_again(judged: tuple[Rig, CannedVllm]) -> None:
+    server, other = judged
+    other.fail_next, other.fail_headers = [429], {"Retry-After": "7", "Set-Cookie": "a=b"}
+    with pytest.raises(openai.RateLimitError) as caught:
+        ask(server, model="judge")
+    other.fail_headers = {}
+    headers = caught.value.response.headers
+    assert headers["retry-after"] == "7" and "set-cookie" not in headers
 
 
 def test_every_name_that_can_be_asked_for_is_listed_and_the_rest_is_404_with_the_list(
