@@ -15,7 +15,7 @@ from typing import Literal
 from lightning_core.config import UpstreamSettings
 from lightning_core.server.access import Caller
 from lightning_core.server.http import HttpError
-from lightning_core.server.routes import Route, RouteTable
+from lightning_core.server.routes import Frozen, Route, RouteTable
 
 _VLLM = "/v1"
 _REMEMBERED = 50_000  # attempts whose first version is known
@@ -85,7 +85,7 @@ class Targets:
         route = self._routes.current.policies.get(policy)
         if route is None or (at and version not in (route.version, *route.loaded)):
             if (frozen := self._routes.current.frozen.get(name)) is not None:
-                return Target(name, "frozen", frozen.model, (frozen.upstream,), None, _VLLM)
+                return self._frozen(name, frozen)
             if (external := self._external.get(name)) is not None:
                 return external
             raise HttpError(
@@ -109,6 +109,19 @@ class Targets:
             version=version,
             patience_s=route.restart_wait_s,
             mark=self._routes.mark(policy),
+        )
+
+    def _frozen(self, name: str, frozen: Frozen) -> Target:
+        """It has no settings of its own: what holds for calls to the policies of its vLLM holds for it."""
+        beside = [r for r in self._routes.current.policies.values() if frozen.upstream in (r.upstream, *r.replicas)]
+        return Target(
+            asked=name,
+            label="frozen",
+            model=frozen.model,
+            addresses=(frozen.upstream,),
+            api_key=next((route.api_key for route in beside), None),
+            base=_VLLM,
+            patience_s=max((route.restart_wait_s for route in beside), default=0.0),
         )
 
     def versions(self, target: Target) -> str | None:

@@ -17,7 +17,7 @@ from lightning_core.server.drift import Drift, DriftMemory
 from lightning_core.server.http import HttpError
 from lightning_core.server.media import check_media, media_urls
 from lightning_core.server.responses_store import ResponseStore, Turn
-from lightning_core.server.routes import Route, Routes, RouteTable
+from lightning_core.server.routes import Frozen, Route, Routes, RouteTable
 from lightning_core.server.stats import Stats
 from lightning_core.server.targets import NoKey, Targets
 from lightning_core.server.upstream import Replicas
@@ -133,6 +133,15 @@ def test_a_version_of_a_replica_of_its_own_goes_there(tmp_path: Path) -> None:
     assert own.addresses == ("http://127.0.0.1:9",) and targets.versions(own) == "v0001"
     assert targets.resolve("policy@v0002", CALLER).addresses == ("http://127.0.0.1:1", "http://127.0.0.1:2")
     assert targets.names() == ["policy", "policy@v0001", "policy@v0002", "policy@v0003"]
+
+
+def test_a_frozen_model_waits_for_its_vllm_as_the_policies_there_do(tmp_path: Path) -> None:
+    routes, route = RouteTable(tmp_path), ROUTE.model_copy(update={"restart_wait_s": 300.0, "api_key": "k"})
+    frozen = {name: Frozen(upstream=f"http://127.0.0.1:{port}", model="base") for name, port in (("a", 1), ("b", 2))}
+    routes.replace(Routes(policies={"policy": route}, frozen=frozen))
+    there, elsewhere = (Targets(routes, [], "follow").resolve(name, CALLER) for name in "ab")
+    assert (there.patience_s, there.api_key, there.policy) == (300.0, "k", None)
+    assert (elsewhere.patience_s, elsewhere.api_key) == (0.0, None)
 
 
 def test_however_calls_leave_the_queue_every_place_comes_back() -> None:

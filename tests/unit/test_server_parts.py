@@ -168,7 +168,7 @@ def encoded(kind: Kind, reply: dict[str, Any], **request: Any) -> dict[str, Any]
     prepared, into = prepare(request, kind, ROUTE, "train"), Collected()
     take_reply(reply, prepared, "policy", into)
     caller, outcome = Caller("r", "a", "train", "path"), Outcome("v0003", start_ns=1, end_ns=2, api="chat")
-    target = Target("policy", "policy", "served", ("http://x",), None, ROUTE, "policy", "v0003")
+    target = Target("policy", "policy", "served", ("http://x",), None, "", ROUTE, "policy", "v0003")
     body = encode_call(caller, target, request, prepared, into, None, outcome)
     return attributes(spans_of(body)[0])
 
