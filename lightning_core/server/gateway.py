@@ -109,7 +109,11 @@ class Gateway:
         return caller, _parse(await read_body(scope, receive, self.max_body), field)
 
     async def _target(self, caller: Caller, kind: Kind, request: dict[str, Any]) -> Target:
-        """Where the call goes; HttpError where it may not go anywhere."""
+        """Where the call goes; HttpError where it may not go anywhere.
+
+        Nothing is awaited after it is known: a deploy unloads what no call that is under way goes to.
+        """
+        await check_media(request.get("messages"), self.settings.media_urls)
         target = self.targets.resolve(request["model"], caller)
         if target.policy is not None and kind == "embeddings":
             raise HttpError(
@@ -118,7 +122,6 @@ class Gateway:
                 code="model_not_found",
                 param="model",
             )
-        await check_media(request.get("messages"), self.settings.media_urls)
         return target
 
     async def _serve(

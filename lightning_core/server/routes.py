@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,13 +20,23 @@ class RoutesError(ValueError):
     """Routes that cannot be used; the message names the key and what would be allowed."""
 
 
-def _address(upstream: str) -> str:
-    if upstream.startswith("unix:///") or upstream.startswith(("http://", "https://")):
+def checked_address(upstream: str) -> str:
+    """The address of a model server as calls take it; ValueError for what is none."""
+    if upstream.startswith("unix:///"):
         return upstream.rstrip("/")
-    raise ValueError("write it as unix:///path/to.sock or http://host:port")
+    if not upstream.startswith(("http://", "https://")):
+        raise ValueError("write it as unix:///path/to.sock or http://host:port")
+    try:
+        parts = urlsplit(upstream)
+        known = parts.hostname and parts.port != 0 and parts.netloc.encode("idna")  # each may raise
+    except ValueError as error:
+        raise ValueError(f"{upstream}: {error}") from None
+    if not known:
+        raise ValueError(f"{upstream}: no host, or no port that there is")
+    return upstream.rstrip("/")
 
 
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, AfterValidator(checked_address)]
 Version = Annotated[str, Field(pattern=r"^v\d{4,}$")]
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from lightning_core.config import UpstreamSettings
 from lightning_core.server.access import Caller
 from lightning_core.server.http import HttpError
-from lightning_core.server.routes import Frozen, Route, RouteTable
+from lightning_core.server.routes import Frozen, Route, RouteTable, checked_address
 
 _VLLM = "/v1"
 _REMEMBERED = 50_000  # attempts whose first version is known
@@ -54,7 +54,7 @@ class Targets:
         version_change: Literal["follow", "refuse"],
         environment: Mapping[str, str] = os.environ,
     ) -> None:
-        """Raises NoKey."""
+        """Raises NoKey, or ValueError for an upstream's address that is none."""
         self._routes = routes
         self._refuse = version_change == "refuse"
         self._external: dict[str, Target] = {}
@@ -65,7 +65,10 @@ class Targets:
                 raise NoKey(f"upstream {upstream.name!r}: ${upstream.api_key_env} is not set where the server starts")
             if key is not None and not (key.isascii() and key.isprintable()):
                 raise NoKey(f"upstream {upstream.name!r}: ${upstream.api_key_env} has a line break or the like in it")
-            address = upstream.base_url.rstrip("/")
+            try:
+                address = checked_address(upstream.base_url)
+            except ValueError as error:
+                raise ValueError(f"upstream {upstream.name!r}: base_url {error}") from None
             for model in upstream.models:
                 self._external[model] = Target(model, upstream.name, model, (address,), key)
 

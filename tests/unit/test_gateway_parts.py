@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from lightning_core.config import GatewaySettings, Settings, UpstreamSettings
+from lightning_core.server import gateway
 from lightning_core.server.access import Caller
 from lightning_core.server.admission import Admission
 from lightning_core.server.drift import Drift, DriftMemory
@@ -112,6 +114,9 @@ def test_a_key_is_read_from_the_environment_and_its_lack_is_named(tmp_path: Path
         Targets(table(tmp_path), [upstream], "follow", {})
     with pytest.raises(NoKey, match=r"\$K has a line break"):
         Targets(table(tmp_path), [upstream], "follow", {"K": "secret\n"})
+    nowhere = upstream.model_copy(update={"base_url": "http://x:99999/v1"})
+    with pytest.raises(ValueError, match="'o': base_url http://x:99999/v1: Port out of range"):
+        Targets(table(tmp_path), [nowhere], "follow", {"K": "secret"})
     target = Targets(table(tmp_path), [upstream], "follow", {"K": "secret"}).resolve("judge", CALLER)
     assert (target.addresses, target.api_key, target.policy) == (("http://x/v1",), "secret", None)
 
@@ -133,6 +138,18 @@ def test_a_version_of_a_replica_of_its_own_goes_there(tmp_path: Path) -> None:
     assert own.addresses == ("http://127.0.0.1:9",) and targets.versions(own) == "v0001"
     assert targets.resolve("policy@v0002", CALLER).addresses == ("http://127.0.0.1:1", "http://127.0.0.1:2")
     assert targets.names() == ["policy", "policy@v0001", "policy@v0002", "policy@v0003"]
+
+
+def test_the_version_is_chosen_after_media_were_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    routes = table(tmp_path, policy=ROUTE)
+
+    async def deployed_meanwhile(*_: Any) -> None:
+        routes.replace(Routes(policies={"policy": ROUTE.model_copy(update={"version": "v0004"})}))
+
+    monkeypatch.setattr(gateway, "check_media", deployed_meanwhile)
+    made: Any = SimpleNamespace(targets=Targets(routes, [], "follow"), settings=GatewaySettings())
+    target = asyncio.run(gateway.Gateway._target(made, CALLER, "chat", {"model": "policy"}))
+    assert target.version == "v0004"
 
 
 def test_a_frozen_model_waits_for_its_vllm_as_the_policies_there_do(tmp_path: Path) -> None:

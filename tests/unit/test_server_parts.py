@@ -227,6 +227,9 @@ def test_routes_that_cannot_be_used_name_the_key() -> None:
         parse_routes(json.dumps({"policies": {"p": policy}}).encode())
     with pytest.raises(RoutesError, match="version"):
         parse_routes(json.dumps({"policies": {"p": policy | {"upstream": "http://x", "version": "3"}}}).encode())
+    for nowhere in ("http://x:99999", "http://[::1", "http://:80", f"http://{'x' * 64}.org", "http://"):
+        with pytest.raises(RoutesError, match="upstream"):
+            parse_routes(json.dumps({"policies": {"p": policy | {"upstream": nowhere}}}).encode())
     with pytest.raises(RoutesError):
         parse_routes(b"{")
 
