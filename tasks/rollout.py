@@ -95,9 +95,13 @@ def close_runners() -> None:
 def shared_runner(settings: Settings, server: ServerHandle) -> Iterator[Runner]:
     """One preloaded pool for all shards of this process, closed when the last of them is done."""
 
-    def failed_behind(rollout_id: str, attempt_id: str) -> str | None:
-        seen = server.attempt(rollout_id, attempt_id)
-        return str(seen.get("last_error") or "calls failed") if seen.get("infrastructure_errors") else None
+    def failed_behind(result: AttemptResult) -> str | None:
+        seen = server.attempt(result.rollout_id, result.attempt_id)
+        if seen["since_ns"] > result.start_ns:
+            return "the server was started again during the attempt"
+        # An agent that ended well may have asked again and been answered, or have gone on without an answer.
+        failed = seen["unanswered" if result.status == "ok" else "infrastructure_errors"]
+        return str(seen["last_error"]) if failed else None
 
     key = settings.model_dump_json(include={"agent", "home"})
     with _shared_lock:

@@ -1,6 +1,6 @@
 """Running one attempt: durable start span, the agent, what it leaves, acknowledged root span.
 
-    with Runner(settings.agent, model="policy", infrastructure_errors=server.upstream_errors) as runner:
+    with Runner(settings.agent, model="policy", infrastructure_errors=failed_behind) as runner:
         runner.check()
         result = run_rollout(runner, make_spec, retries=2)
 
@@ -54,8 +54,8 @@ _START_RETRIES, _ROOT_RETRIES = 4, 8
 class Runner:
     """Runs attempts of one agent.
 
-    `infrastructure_errors(rollout_id, attempt_id)` is asked before a failure counts as the agent's own: a text (what the
-    server saw fail behind it) makes it the infrastructure's. `logs` is a folder that keeps what attempts print.
+    `infrastructure_errors` is asked what the server saw fail behind an attempt, also one that ended well: a text makes it
+    the infrastructure's, for an agent may hide that calls failed. `logs` is a folder that keeps what attempts print.
     Raises SettingsError at once for settings that cannot work; `check` finds those that take an import to find.
     """
 
@@ -64,7 +64,7 @@ class Runner:
         settings: AgentSettings,
         *,
         model: str = "policy",
-        infrastructure_errors: Callable[[str, str], str | None] | None = None,
+        infrastructure_errors: Callable[[AttemptResult], str | None] | None = None,
         logs: Path | None = None,
         kill_grace_s: float = 2.0,
     ) -> None:
@@ -156,13 +156,13 @@ class Runner:
             if ended.left:
                 log.info("%s: ended %d processes the agent had left behind", spec.rollout_id, ended.left)
             self._keep_logs(spec, ended)
-        if status in ("error", "timeout"):
-            broken = self._ask_infrastructure(spec)
-            if broken:
-                status, said = "infrastructure", f"{broken} (the agent then: {said})"
-        return AttemptResult(
+        result = AttemptResult(
             spec.rollout_id, spec.attempt_id, status, output, said, start_ns, time.time_ns(), exit_code, note
         )
+        broken = None if status == "infrastructure" else self.failed_behind(result)
+        if broken is None:
+            return result
+        return replace(result, status="infrastructure", error=f"{broken} (the agent then: {said or 'ended well'})")
 
     def _execute(self, kind: str, spec: AttemptSpec, folder: Path, timeout_s: float) -> Ended:
         task_file = folder / TASK_FILE
@@ -170,11 +170,12 @@ class Runner:
         environment = attempt_environment(self._environment, spec, task_file, self._model)
         return self._pool.run(kind, spec.attempt_id, folder, task_file, environment, timeout_s)
 
-    def _ask_infrastructure(self, spec: AttemptSpec) -> str | None:
+    def failed_behind(self, result: AttemptResult) -> str | None:
+        """What failed behind an attempt, by `infrastructure_errors`."""
         if self._infrastructure_errors is None:
             return None
         try:
-            return self._infrastructure_errors(spec.rollout_id, spec.attempt_id)
+            return self._infrastructure_errors(result)
         except Exception as error:  # noqa: BLE001 - a server that cannot answer is no agent's failure
             return f"the server could not say whether calls failed behind it: {type(error).__name__}: {error}"
 

@@ -39,9 +39,6 @@ class Admission:
         if self._calls >= settings.most_calls:
             message = f"{self._calls} calls are in flight, as many as server.gateway.most_calls allows"
             self._stats.turned_away.labels(label, "full").inc()
-            attempt = self._stats.attempt(caller.rollout_id, caller.attempt_id)
-            attempt.infrastructure_errors += 1  # an agent that gives up on it did not fail by itself
-            attempt.last_error = message
             raise unavailable(message)
         if caller.rollout_id is None or caller.attempt_id is None:
             return

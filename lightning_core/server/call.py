@@ -65,6 +65,7 @@ class Call:
         self._first_token_ms: float | None = None
         self._upstream_request_id: str | None = None
         self._stored = False
+        self._waits = False  # for a model server that failed, and is tried again
         self._counters = gateway.stats.policy(asked.target.label)
         self._attempt = gateway.stats.attempt(asked.caller.rollout_id, asked.caller.attempt_id)
 
@@ -75,6 +76,8 @@ class Call:
             admission.check(self._asked.caller, self._asked.target.label)
         except HttpError as error:
             asked = self._asked
+            if error.status == 503:  # an agent that gives up on it did not fail by itself
+                self._attempt.failed(str(error), self._question())
             await self._gateway.refused(
                 asked.caller, asked.prepared.kind, asked.request, asked.target.policy, self._scope, error
             )
@@ -90,6 +93,8 @@ class Call:
             async with admission.turn(self._asked.caller):
                 return await self._forward()
         except asyncio.CancelledError:
+            if self._waits:
+                self._attempt.failed("the client left while the model server was waited for", self._question())
             await asyncio.shield(self._leave("the client disconnected", "aborted"))
             raise
         finally:
@@ -99,11 +104,17 @@ class Call:
 
     async def _forward(self) -> int:
         target, prepared = self._asked.target, self._asked.prepared
-        rollout, retried = self._asked.caller.rollout_id, self._counters.retries.inc
+        rollout = self._asked.caller.rollout_id
+
+        def on_retry() -> None:
+            self._counters.retries.inc()
+            self._waits = True
+
         try:
             async with self._gateway.upstreams.post(
-                target, _PATHS[prepared.kind], prepared.body, rollout, retried
+                target, _PATHS[prepared.kind], prepared.body, rollout, on_retry
             ) as reply:
+                self._waits = False
                 self._upstream_request_id = reply.headers.get("x-request-id")
                 if reply.status >= 300:
                     raise await self._refused(reply)
@@ -214,10 +225,14 @@ class Call:
     def _broken(self, message: str) -> HttpError:
         """Count a failure of the infrastructure for the attempt; returns what the client is told."""
         caller = self._asked.caller
-        self._attempt.infrastructure_errors += 1
-        self._attempt.last_error = message
+        self._attempt.failed(message, self._question())
         log.warning("call to %s for rollout %s failed: %s", self._asked.target.label, caller.rollout_id, message[:300])
         return unavailable(message)
+
+    def _question(self) -> int:
+        """What is asked, so that it is known again when the client asks it once more."""
+        request = self._asked.request
+        return hash(orjson.dumps([request.get(key) for key in ("model", "messages", "prompt", "input")]))
 
     async def _store(self, failure: str | None, outcome: str) -> None:
         """Make the span durable; HttpError 503 where that cannot be."""
@@ -260,6 +275,8 @@ class Call:
             used = collected.tokens(kind)
             counter.inc(used)
             self._attempt.tokens += used
+        if self._attempt.unanswered and outcome in ("ok", "refused"):
+            self._attempt.answered(self._question(), self._started)
         log_call(gateway.settings.log_calls, self._asked, collected, told, outcome)
 
     def _drift(self) -> Drift | None:

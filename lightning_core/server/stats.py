@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,11 +18,23 @@ class AttemptStats:
 
     calls: int = 0
     tokens: int = 0  # of prompts and responses
-    infrastructure_errors: int = 0
+    infrastructure_errors: int = 0  # calls that failed, and not by the agent's doing
     last_error: str | None = None
+    unanswered: dict[int, float] = field(default_factory=dict)  # of those, what was asked and when it failed
     refused_otlp: int = 0  # OTLP requests answered 503; exporters retry those for a while
     refused: dict[str, int] = field(default_factory=dict)  # calls that did not begin, by OpenAI's code
     rejected_spans: int = 0  # in OTLP/JSON, without a protobuf form; others are found when they are decoded
+
+    def failed(self, message: str, asked: int) -> None:
+        """A call for `asked` (a digest) failed by the infrastructure."""
+        self.infrastructure_errors += 1
+        self.last_error = message
+        self.unanswered[asked] = time.perf_counter()
+
+    def answered(self, asked: int, began: float) -> None:
+        """A call for it was answered: where it began (time.perf_counter()) after another failed, the agent lost nothing."""
+        if self.unanswered.get(asked, began) < began:
+            del self.unanswered[asked]
 
 
 class PolicyStats:
@@ -46,6 +59,7 @@ class PolicyStats:
 
 class Stats:
     def __init__(self) -> None:
+        self.since_ns = time.time_ns()
         self.serving: dict[str, int] = {}  # calls now, by the name they were sent upstream with
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -124,7 +138,8 @@ class Stats:
         return found
 
     def peek(self, rollout_id: str, attempt_id: str) -> dict[str, Any]:
-        return asdict(self._attempts.get((rollout_id, attempt_id), AttemptStats()))
+        found = self._attempts.get((rollout_id, attempt_id), AttemptStats())
+        return asdict(found) | {"unanswered": len(found.unanswered), "since_ns": self.since_ns}
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -309,23 +309,26 @@ def test_a_closed_runner_starts_nothing_and_can_be_closed_again(server: Standin,
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_failure_behind_the_server_is_not_the_agents(server: Standin) -> None:
+@pytest.mark.parametrize(("agent", "status"), [("raises", "error"), ("lasting_thread", "ok")])
+def test_a_failure_behind_the_server_is_not_the_agents_also_where_it_ends_well(
+    server: Standin, tmp_path: Path, agent: str, status: str
+) -> None:
     asked = []
 
-    def upstream(rollout_id: str, attempt_id: str) -> str | None:
-        asked.append(attempt_id)
+    def upstream(result: AttemptResult) -> str | None:
+        asked.append(result.attempt_id)
         return "2 calls failed upstream (503)" if len(asked) == 1 else None
 
-    settings = AgentSettings(callable=f"{AGENTS}:raises", preload=[])
+    settings = AgentSettings(callable=f"{AGENTS}:{agent}", preload=[])
     with Runner(settings, infrastructure_errors=upstream) as runner:
         specs = []
 
         def make(attempt_id: str) -> AttemptSpec:
-            specs.append(spec_for(server, attempt_id=attempt_id))
+            specs.append(spec_for(server, {"file": str(tmp_path / "done")}, attempt_id))
             return specs[-1]
 
         result = run_rollout(runner, make, retries=2, backoff_s=0.01)
-    assert result.status == "error"
+    assert result.status == status
     assert len({spec.attempt_id for spec in specs}) == 2
     first = [s for s in server.named("rollout") if s.resource[names.ATTEMPT_ID] == specs[0].attempt_id]
     assert first[0].attributes[names.STATUS] == "infrastructure"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,11 +227,14 @@ def test_an_error_of_the_request_keeps_its_shape_and_leaves_a_span(server: Rig) 
 def test_a_short_outage_of_vllm_is_not_noticed(server: Rig) -> None:
     server.canned.fail_next = ["drop", 503]
     assert client(server, attempt="short").chat.completions.create(model="policy", messages=MESSAGES).choices
-    assert server.handle.attempt("r.1", "short") == {
+    seen = server.handle.attempt("r.1", "short")
+    assert 0 < seen.pop("since_ns") < time.time_ns()
+    assert seen == {
         "calls": 1,
         "tokens": 8,
         "infrastructure_errors": 0,
         "last_error": None,
+        "unanswered": 0,
         "refused_otlp": 0,
         "refused": {},
         "rejected_spans": 0,
@@ -248,6 +252,30 @@ def test_a_failure_of_vllm_is_503_and_counted_for_the_attempt(server: Rig, failu
     seen = server.handle.attempt("r.1", attempt)
     assert seen["infrastructure_errors"] == 1 and str(failures[0]) in seen["last_error"]
     assert server.records()[-1].attempt_id == attempt
+
+
+def test_a_call_that_failed_and_was_answered_when_asked_again_is_no_loss_to_the_agent(server: Rig) -> None:
+    def ask(attempt: str, retries: int = 0, text: str = "hi") -> None:
+        messages: Any = [{"role": "user", "content": text}]
+        client(server, attempt=attempt, retries=retries).chat.completions.create(model="policy", messages=messages)
+
+    server.canned.fail_next = [404]
+    ask("again", retries=1)
+    seen = server.handle.attempt("r.1", "again")
+    assert (seen["infrastructure_errors"], seen["unanswered"]) == (1, 0)
+    server.canned.fail_next = [404]
+    with pytest.raises(openai.InternalServerError):
+        ask("lost")
+    ask("lost", text="something else")
+    assert server.handle.attempt("r.1", "lost")["unanswered"] == 1
+
+
+def test_a_client_that_leaves_while_vllm_is_waited_for_was_failed_by_the_infrastructure(server: Rig) -> None:
+    server.canned.fail_next = [503] * 4
+    with pytest.raises(openai.APITimeoutError):
+        client(server, attempt="left", timeout=0.5).chat.completions.create(model="policy", messages=MESSAGES)
+    wait_for(lambda: server.handle.attempt("r.1", "left")["unanswered"] == 1)
+    server.canned.fail_next = []
 
 
 def test_a_stream_that_breaks_upstream_is_an_error_for_the_client_and_aborted(server: Rig) -> None:
