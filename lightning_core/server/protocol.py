@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_REFUSAL = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+from lightning_core.server.http import JSON, HttpError
+
+
+def _refusal(status: HTTPStatus, message: str) -> bytes:
+    """The whole answer to what is no request that a handler could see."""
+    body = orjson.dumps(HttpError(status, message).body)
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {JSON}\r\ncontent-length: {len(body)}\r\n"
+    return head.encode() + b"connection: close\r\n\r\n" + body
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -65,8 +74,13 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._head_size += len(data)
         if self._head_size > self.head_bytes and not self.transport.is_closing():
-            self.transport.write(_REFUSAL)
+            message = f"the request's headers have more than {self.head_bytes} bytes"
+            self.transport.write(_refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message))
             self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        self.transport.write(_refusal(HTTPStatus.BAD_REQUEST, msg))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

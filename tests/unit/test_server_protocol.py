@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
+import pytest
 import uvicorn
 
 from lightning_core.server.protocol import BoundedHttp
@@ -64,5 +66,11 @@ def test_a_connection_that_says_nothing_or_stops_in_its_head_is_closed() -> None
     assert asyncio.run(answers(GET, b"GET / HT"))[1] == b""
 
 
-def test_a_head_past_its_bound_is_431() -> None:
-    assert asyncio.run(answers(b"GET / HTTP/1.1\r\na: " + b"b" * 2000))[0].startswith(b"HTTP/1.1 431")
+@pytest.mark.parametrize(
+    ("request_", "status"), [(b"GET / HTTP/1.1\r\na: " + b"b" * 2000, 431), (b"no request at all\r\n\r\n", 400)]
+)
+def test_a_head_past_its_bound_and_what_is_no_http_are_refused_in_openais_shape(request_: bytes, status: int) -> None:
+    head, _, body = asyncio.run(answers(request_))[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status) and b"content-length: %d\r\n" % len(body) in head
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
