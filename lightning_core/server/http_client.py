@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from typing import cast
+from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 import httptools
@@ -40,7 +40,7 @@ class Reply(asyncio.Protocol):
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: Any = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         self._begin()
 
@@ -159,7 +159,9 @@ class Reply(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
+        self._transport = self._parser = (
+            None  # the parser refers to this: what waits here would stay until it is collected
+        )
         self._connections.forget(self)
         until_closed = not {"content-length", "transfer-encoding"} & self.headers.keys()
         if self._started and until_closed and error is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,27 @@ def test_a_reader_that_takes_nothing_stops_the_sender_and_gets_it_all_later() ->
 
     waiting, length = run(answers, slowly)
     assert waiting < 2_000_000 and length == size
+
+
+def test_what_a_left_reply_had_waiting_is_freed_at_once() -> None:
+    answers = Answers([b"HTTP/1.1 200 OK\r\ncontent-length: 9000000\r\n\r\n", b"x" * 9_000_000])
+
+    async def leave(connections: Connections) -> Any:
+        reply = await connections.post("/chat", None, b"{}")
+        await asyncio.sleep(0.1)
+        assert reply._size
+        kept = weakref.ref(reply)
+        reply.release()
+        del reply
+        await asyncio.sleep(0.1)
+        return kept()
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert run(answers, leave) is None
+    finally:
+        gc.enable()
 
 
 def test_a_reply_that_is_left_is_cut_and_idle_connections_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
