@@ -85,6 +85,10 @@ def train_policy(
             )  # fmt: skip
         elif "phase" in event:
             log.info("%s: %s", policy.name, event["phase"])
+        elif "warning" in event:
+            log.warning("%s: %s", policy.name, event["warning"])
+        elif "resumed_at" in event:
+            log.info("%s: going on after step %d of %d", policy.name, event["resumed_at"], event["steps"])
 
     def work() -> dict[str, Any]:
         if not policy.trains_in(epoch.epoch):

@@ -7,6 +7,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,27 @@ def test_where_one_fails_the_other_comes_to_its_end_and_the_failure_is_told(
     with pytest.raises(ValueError, match="diverged"):
         train.train_policies(settings(tmp_path, ["0", "1"]), EPOCH)
     assert "b" in ended
+
+
+def test_what_the_training_process_warns_of_is_told_where_the_run_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def trained(*given: Any) -> dict[str, Any]:
+        tell = next(one for one in given if callable(one))
+        tell({"warning": "packing `tree` is not possible: a sliding window"})
+        tell({"resumed_at": 2, "steps": 6})
+        return {"version": "v0001", "metrics": {}}
+
+    monkeypatch.setattr(train, "train_version", trained)
+    monkeypatch.setattr(train, "train_key", lambda *_: "key")
+    monkeypatch.setattr(train, "resolve_model", lambda *_: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr(train, "run_stage", lambda lake, epoch, stage, key, work: work())
+    of = settings(tmp_path, [])
+    with caplog.at_level("INFO"):
+        train.train_policy.fn(of, of.policies[0], EPOCH.model_copy(update={"versions": {"a": "v0000"}}))
+    told = {record.getMessage(): record.levelname for record in caplog.records}
+    assert told["a: packing `tree` is not possible: a sliding window"] == "WARNING"
+    assert told["a: going on after step 2 of 6"] == "INFO"
 
 
 def test_only_the_named_policies_are_trained(tmp_path: Path) -> None:
