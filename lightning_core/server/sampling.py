@@ -9,8 +9,11 @@ logprobs, and the reply is cleaned of them afterwards (`reply.py`).
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from lightning_core.server.routes import Route
 from lightning_core.server.tokens import Mode
@@ -39,6 +42,7 @@ _NEUTRAL = {
 # Never for an agent: they reach into how vLLM runs, or let it choose the response id that the repair joins by.
 _NEVER = ("kv_transfer_params", "ec_transfer_params", "request_id", "priority", "cache_salt")
 _GUIDED = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_INTEGER = TypeAdapter(int)  # what vLLM takes for one: 20.0 and "20" too
 _GREEDY_BELOW = 1e-5  # vLLM takes smaller temperatures as zero
 
 
@@ -136,10 +140,11 @@ def _limit_tokens(body: dict[str, Any], kind: Kind, limit: int | None) -> None:
         return
     given = False
     for key in ("max_tokens", "max_completion_tokens"):
-        asked = body.get(key)
-        if isinstance(asked, int) and not isinstance(asked, bool):
-            body[key] = min(asked, limit)
-            given = True
+        if (asked := body.get(key)) is None:
+            continue
+        given = True
+        with contextlib.suppress(ValidationError):  # vLLM answers it with 400
+            body[key] = min(_INTEGER.validate_python(asked), limit)
     if not given:
         # Where none is given, a completion ends after 16 tokens; a chat at the end of the context.
         body["max_tokens"] = limit if kind == "chat" else min(16, limit)

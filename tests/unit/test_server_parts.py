@@ -76,6 +76,9 @@ def test_training_writes_out_neutral_values_so_that_no_generation_config_fills_t
         ({"max_completion_tokens": 90}, 50, (None, 50)),
         ({"max_tokens": 90, "max_completion_tokens": 10}, 50, (50, 10)),
         ({"max_tokens": 90}, None, (90, None)),
+        ({"max_tokens": 20.0}, 50, (20, None)),
+        ({"max_completion_tokens": "90"}, 50, (None, 50)),
+        ({"max_tokens": "many"}, 50, ("many", None)),
     ],
 )
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
