@@ -67,7 +67,8 @@ def train_key(settings: Settings, epoch: EpochManifest, policy: PolicySettings) 
     """Raises KeyError before the epoch's sequences are derived."""
     scheduled_over = settings.epochs if policy.training.lr_schedule != "constant" else None
     sequences, parent = epoch.tables["sequences"].digest, epoch.versions[policy.name]
-    return stage_key(sequences, policy, settings.seed, scheduled_over, parent, training_code())
+    read = policy.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
+    return stage_key(sequences, read, settings.seed, scheduled_over, parent, training_code())
 
 
 def record_key(epoch: EpochManifest) -> str:

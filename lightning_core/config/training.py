@@ -99,8 +99,10 @@ class TrainingSettings(Section):
     max_sequence_tokens: int = Field(4096, ge=16, description="longer sequences are left out and counted")
     bf16: bool = False
     gradient_checkpointing: bool = False
-    checkpoint_steps: int = Field(
-        1, ge=0, description="optimizer steps between checkpoints, from which a killed epoch goes on; 0: none"
+    checkpoint_seconds: float | None = Field(
+        60.0,
+        ge=0,
+        description="work that an epoch loses when it is killed: once so much has been done since the last checkpoint, the next optimizer step ends with one; 0: each does; null: none",
     )
     processes: int = Field(1, ge=1, description="training processes on this machine")
     accelerate_config: Path | None = Field(
@@ -126,11 +128,6 @@ class TrainingSettings(Section):
         self._kl()
         self._entropy()
         self._correction()
-        if self.checkpoint_steps > max(1, self.steps_per_epoch - 1):
-            raise ValueError(
-                f"`checkpoint_steps` {self.checkpoint_steps} never comes within {self.steps_per_epoch} steps an epoch; "
-                "make it smaller, or 0 for no checkpoints"
-            )
         return self
 
     def _set(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints within an epoch: a job that was killed goes on after its last optimizer step, to the same weights.
+"""Checkpoints within an epoch: a job that was killed goes on after an optimizer step, to the same weights.
 
 `unfinished/step-0003/` in the job's state folder holds what is trained, the optimizer's moments and the metrics after
 three steps; it is written whole, then the one before goes. There is no random state to keep: dropout is seeded by the
@@ -24,7 +24,8 @@ from lightning_core.training.weights import whole_folder
 logger = logging.getLogger(__name__)
 
 # Where and how a job runs, not what it computes.
-_ASIDE = {"output", "progress", "sequences", "state"}
+_ASIDE: dict[str, Any] = dict.fromkeys(("output", "progress", "sequences", "state", "device", "beside"), True)
+_ASIDE |= {"policy_settings": {"training": {"checkpoint_seconds": True}}}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Policy gradients on one epoch's sequences, start to end: TRL's GRPOTrainer on forests, resumable after each step."""
+"""Policy gradients on one epoch's sequences, start to end: TRL's GRPOTrainer on forests, resumable within."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from lightning_core.training.checkpoint import Checkpoints
@@ -110,6 +111,7 @@ class _Work:
             if self.found is not None:
                 trainer.resume = self.found
             self.progress.phase("training")
+            self.kept = monotonic()
             trainer.train()
         return _summary(self.taken) | measured
 
@@ -127,9 +129,15 @@ class _Work:
         self.progress.write(metrics)
 
     def _on_done(self, done: int) -> None:
-        every = self.job.policy_settings.training.checkpoint_steps
-        if every and done % every == 0 and done < len(self.steps):
+        from lightning_core.training.correction import from_all_ranks
+
+        seconds = self.job.policy_settings.training.checkpoint_seconds
+        if seconds is None or done == len(self.steps):
+            return
+        # The first rank's clock decides: what is split over ranks is gathered by all of them.
+        if from_all_ranks(monotonic() - self.kept >= seconds)[0]:
             self.checkpoints.save(self.trainer, done, self.taken)
+            self.kept = monotonic()
 
 
 def _plan(job: Job, sequences: Sequences, packing: Packing) -> list[Step]:

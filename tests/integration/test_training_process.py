@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightning_core.training import launch
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.job import Job
 from lightning_core.training.launch import command, train
@@ -37,7 +38,7 @@ def make_job(tmp_path: Path, base: Path) -> Any:
             "run": "r",
             "epoch": 0,
             "policy": "policy",
-            "policy_settings": {"training": {"steps_per_epoch": 3}},
+            "policy_settings": {"training": {"steps_per_epoch": 3, "checkpoint_seconds": 0}},
             "base_model": base,
             "sequences": sequences,
             "output": tmp_path / "v0000",
@@ -160,8 +161,10 @@ def test_the_process_ends_when_the_one_that_started_it_is_killed(make_job: Any, 
 
 @pytest.mark.slow
 def test_a_job_killed_at_any_time_and_started_again_gives_the_weights_of_one_that_was_not(
-    make_job: Any, tmp_path: Path
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(launch, "_POLL_S", 0.002)  # so small a model is saved within the usual tenth of a second
+
     def weights(folder: Path) -> str:
         return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 

@@ -47,6 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def job_in(folder: Path, files: tuple[Path, Path], **training: Any) -> Job:
     folder.mkdir(parents=True)
     settings = {"steps_per_epoch": 3, "learning_rate": 1e-3, "loss_type": "grpo", "entropy_coef": 0.1, "beta": 0.1}
+    settings |= {"checkpoint_seconds": 0}
     settings |= {"importance_correction": "rollout_truncate", "top_entropy_quantile": 0.5, **training}
     return Job.model_validate(
         {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lightning_core.training import checkpoint as checkpoint_module
+from lightning_core.training import grpo
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
 from lightning_core.training.grpo import run_job
@@ -39,7 +40,8 @@ def make_job(tmp_path: Path, base: Path) -> Callable[..., Job]:
     sequences = write_parquet(rows, tmp_path / "sequences.parquet")
 
     def make(*, lora: bool = False, training: dict[str, Any] | None = None, **fields: Any) -> Job:
-        settings: dict[str, Any] = {"training": {"learning_rate": 1e-3, "steps_per_epoch": 4, **(training or {})}}
+        always = {"learning_rate": 1e-3, "steps_per_epoch": 4, "checkpoint_seconds": 0}
+        settings: dict[str, Any] = {"training": always | (training or {})}
         if lora:
             settings["lora"] = {"rank": 4, "alpha": 8, "dropout": 0.2}
         values: dict[str, Any] = {
@@ -131,13 +133,28 @@ def test_a_checkpoint_of_other_settings_or_another_boot_or_half_written_is_left_
         assert "a checkpoint of another job or boot, or half written" in caplog.text
 
 
-def test_checkpoints_are_as_far_apart_as_asked(make_job: Callable[..., Job]) -> None:
-    for every, found in ((2, ["step-0002"]), (0, [])):
-        job = make_job(training={"checkpoint_steps": every})
-        with pytest.raises(Killed):
-            run_job(job, Dying(job.progress, 4))
-        assert [p.name for p in (job.state / "unfinished").glob("*")] == found
-        shutil.rmtree(job.state, ignore_errors=True)
+@pytest.mark.parametrize(("seconds", "found"), [(25, ["step-0003"]), (None, [])])
+def test_checkpoints_are_as_far_apart_as_asked(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, seconds: float | None, found: list[str]
+) -> None:
+    clock = itertools.count(step=10.0)  # each step looks at it once, and so does a checkpoint
+    monkeypatch.setattr(grpo, "monotonic", lambda: next(clock))
+    job = make_job(training={"checkpoint_seconds": seconds})
+    with pytest.raises(Killed):
+        run_job(job, Dying(job.progress, 4))
+    assert [p.name for p in (job.state / "unfinished").glob("*")] == found
+
+
+def test_a_checkpoint_is_gone_on_from_on_another_device_and_whatever_is_asked_of_the_next(
+    make_job: Callable[..., Job],
+) -> None:
+    job = make_job(device="0", beside=1)
+    with pytest.raises(Killed):
+        run_job(job, Dying(job.progress, 3))
+    progress = Dying(job.progress, 4)
+    with pytest.raises(Killed):
+        run_job(make_job(device="1", beside=2, training={"checkpoint_seconds": 5}), progress)
+    assert progress.resumed == 2
 
 
 def rows(*lengths: int, tokens: int = 3) -> list[Sequence]:

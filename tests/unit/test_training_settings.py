@@ -35,7 +35,6 @@ from lightning_core.training.schedule import EntropyBonus, learning_rate
         ({"importance_correction": "token_mask", "importance_clip_max": None}, "without a bound"),
         ({"importance_correction": "token_mask", "importance_clip_min": 3.0}, "has to be below"),
         ({"importance_correction": "rollout_mask", "loss_type": "vespo"}, "take `token_truncate` or `token_mask`"),
-        ({"checkpoint_steps": 3, "steps_per_epoch": 3}, "never comes within 3 steps"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )
