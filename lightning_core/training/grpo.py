@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from lightning_core.config import PolicySettings
 from lightning_core.training.checkpoint import Checkpoints
 from lightning_core.training.dataset import Sequences
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
@@ -51,7 +52,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     reference = None
     if other_reference:
         progress.phase("reference")
-        reference = _base_scores(model, steps[done:], job.policy_settings.sampling.temperature)
+        reference = _base_scores(model, steps[done:], job.policy_settings)
         del model
         progress.phase("loading")
         model = load_model(job.source)
@@ -169,15 +170,16 @@ def _packing(model: Any, wanted: Packing, longest: int) -> tuple[Packing, str | 
     return "none", f"packing `{wanted}` is not possible: {reason}"
 
 
-def _base_scores(model: Any, steps: list[Step], temperature: float) -> Any:
+def _base_scores(model: Any, steps: list[Step], policy: PolicySettings) -> Any:
     import torch
     from trl.trainer.utils import add_fused_lm_head
 
     from lightning_core.training.trainer import score_queue
 
-    add_fused_lm_head(model, temperature=temperature)
+    add_fused_lm_head(model, temperature=policy.sampling.temperature)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return [logps for logps, _ in score_queue(model.to(device), [batch for _, batch in line_up(steps)], device)]
+    with torch.autocast(device.type, torch.bfloat16, enabled=policy.training.bf16):
+        return [logps for logps, _ in score_queue(model.to(device), [batch for _, batch in line_up(steps)], device)]
 
 
 def _summary(taken: list[dict[str, Any]]) -> dict[str, Any]:

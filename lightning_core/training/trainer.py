@@ -218,9 +218,10 @@ class SequenceTrainer(GRPOTrainer):
         for name, values in measured.items():
             self._sums[name] += float(values.sum())
 
-    def score_all(self, model: Any = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def score_all(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Log-probabilities and entropies by the weights as they are, a micro-batch each, without gradients."""
-        return score_queue(model or self.model, [batch for _, batch in self._queue], self.args.device)
+        with self.accelerator.autocast():  # as in training, or what differs would count as a ratio
+            return score_queue(self.model, [batch for _, batch in self._queue], self.args.device)
 
     def _go_on(self) -> None:
         """Before the first step, when model and optimizer are what they will be: the state of a former epoch or try."""

@@ -300,6 +300,30 @@ def test_a_rollout_of_several_rows_weighs_as_much_as_one_of_a_single_row_even_wi
     assert accumulate(trainer) == pytest.approx((math.e - 2) / 2, abs=1e-5)
 
 
+def test_bf16_weighs_by_logprobs_of_bf16_so_that_the_first_ratio_is_one(
+    folder: Path, tmp_path: Path, near: list[Sequence]
+) -> None:
+    settings = policy(bf16=True, importance_correction="token_truncate", steps_per_epoch=2)
+    trainer = ours(folder, tmp_path, plan(near, settings, steps=2), settings)
+    seen: list[torch.Tensor] = []
+    measure = trainer._measure
+
+    def measured(logps: torch.Tensor, *args: Any) -> None:
+        seen.append(logps)
+        measure(logps, *args)
+
+    trainer._measure = measured
+    trainer.train()
+    at_first = [
+        start.logps
+        for start, (step, _) in zip(trainer.starts, trainer._queue, strict=True)
+        if step is trainer.planned[0]
+    ]
+    at_first = [logps for logps in at_first if logps.numel()]
+    for before, within in zip(at_first, seen, strict=False):
+        torch.testing.assert_close(within, before, atol=1e-6, rtol=0)
+
+
 def test_the_hooks_have_the_signatures_they_are_overridden_with() -> None:
     import trl
     from trl import GRPOTrainer
