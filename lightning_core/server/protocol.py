@@ -17,6 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lightning_core.server.http import JSON, HttpError
 
+_PIPELINED = 4  # requests that may wait behind the one being answered, while the connection is still read
+
 
 def _refusal(status: HTTPStatus, message: str) -> bytes:
     """The whole answer to what is no request that a handler could see."""
@@ -91,6 +93,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._end_head()
         super().on_headers_complete()
+        if 0 < len(self.pipeline) <= _PIPELINED:
+            self.flow.resume_reading()  # uvicorn reads no further then, and would not see the client leave
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -241,8 +241,9 @@ def test_pipelined_requests_are_answered_in_turn_and_left_with_their_client(serv
     server.gate()
     before, logged = len(server.canned.requests), (server.home / "logs" / "server.log").stat().st_size
     with raw(server, CHAT) as connection:
-        connection.sendall(whole_request(server, CHAT) * 2)
         wait_for(lambda: len(server.canned.requests) == before + 1)
+        connection.sendall(whole_request(server, CHAT) * 2)
+        time.sleep(0.1)  # until the server has them
     wait_for(lambda: metric(server, "lightning_calls_in_flight") == 0)
     assert server.spans()[-1].status.message == "the client disconnected"
     server.open()
