@@ -208,7 +208,7 @@ class Runner:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _keep_logs(self, spec: AttemptSpec, ended: Ended) -> None:
-        if self._logs is None:
+        if self._logs is None or not (ended.stdout.total or ended.stderr.total):
             return
         folder = self._logs / spec.rollout_id
         folder.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ from typing import Any
 from lightning_core.agents import child, processes
 
 PACKET = 128 * 1024
+_FOR_CONNECTIONS = "encodings.idna"  # the first connection to anywhere imports it: a tenth of a small attempt
 
 
 @dataclass
@@ -177,7 +178,7 @@ def main() -> None:
         sys.path.append(sys.path.pop(0))
     processes.become_subreaper()
     os.chdir(init["directory"])
-    problem = preload(init["preload"], init["preload_optional"])
+    problem = preload([_FOR_CONNECTIONS, *init["preload"]], init["preload_optional"])
     if problem is not None:
         control.send(json.dumps({"event": "failed", "error": problem[:4000]}).encode())
         return

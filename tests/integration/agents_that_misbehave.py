@@ -20,6 +20,10 @@ def fine(task):
     return {"twice": task["n"] * 2, "calls_in_this_process": COUNTER[0]}
 
 
+def what_connections_import(task):
+    return "encodings.idna" in sys.modules
+
+
 def environment_at_import(task):
     return SEEN_AT_IMPORT | {"task_file": json.loads(Path(os.environ["LIGHTNING_TASK"]).read_text())}
 

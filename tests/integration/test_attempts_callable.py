@@ -380,6 +380,10 @@ def test_nothing_outlives_a_flow_that_is_killed(server: Standin, tmp_path: Path)
             time.sleep(0.02)
 
 
+def test_what_a_first_connection_imports_is_there_already(attempt: Attempt) -> None:
+    assert attempt("what_connections_import").output is True
+
+
 def test_default_modules_that_are_missing_are_skipped_and_ones_asked_for_are_not() -> None:
     assert zygote.preload(["no_such_module", "json"], optional=True) is None
     assert "no_such_module" in (zygote.preload(["json", "no_such_module"], optional=False) or "")

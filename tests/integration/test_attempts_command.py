@@ -127,6 +127,11 @@ def test_an_output_of_100_mb_keeps_its_last_line(run: Command, tmp_path: Path) -
     assert kept.stat().st_size < 1_000_000
 
 
+def test_an_attempt_that_prints_nothing_leaves_no_folder(run: Command, tmp_path: Path) -> None:
+    assert run("true").status == "ok"
+    assert not (tmp_path / "logs").exists()
+
+
 def test_a_last_line_without_end_is_cut_and_said_so(run: Command) -> None:
     result = run(python("print('x' * 3_000_000)"))
     assert result.status == "ok"
