@@ -51,10 +51,13 @@ def deploy(settings: Settings, services: Services, versions: dict[str, str]) -> 
                 seconds[policy.name] = sum(sum(one.seconds.values()) for one in done)
                 for one in done:
                     logger.info("%s: %s is verified: %s", policy.name, one.version, one.verified)
+            routes.finish()
         except RedeployFailed:
             routes.back()
             raise
-        routes.finish()
+        except VllmError as error:
+            routes.back()
+            raise RedeployFailed(f"what vLLM serves now could not be asked: {error}", restored=False) from error
     for name, store in stores.items():
         store.set_current(versions[name])
     return seconds
@@ -65,7 +68,8 @@ def _roll(
 ) -> list[Redeployed]:
     """Full weights into one replica after another."""
     version, fleet = manifest.version, services.fleet
-    behind = [vllm for vllm in fleet if vllm.state.version != version or not vllm.alive()]
+    # By the folder: another policy of this home has a version of that number too.
+    behind = [vllm for vllm in fleet if Path(vllm.state.weights) != folder.resolve() or not vllm.alive()]
     ready = [vllm for vllm in fleet if vllm not in behind]
     done = []
     for number, vllm in enumerate(behind):
@@ -97,20 +101,19 @@ def _load(
 ) -> list[Redeployed]:
     """An adapter into every replica, then the routes, then what is older away."""
     version = manifest.version
-    if version == BASE_VERSION:
-        return []  # no adapter yet: the base model serves it
-    in_use = services.server.serving()
+    routed, in_use = routes.name_before(policy.name), services.server.serving
     done, ready, failure = [], [], None
     for vllm in services.fleet:
         try:
             if not vllm.alive():
                 _revive(vllm)
-            done.append(
-                load_lora(
-                    vllm, policy.name, version, folder,
-                    probe=manifest.probe, in_use=in_use, retire=routes.retire,
-                )
-            )  # fmt: skip
+            if version != BASE_VERSION:  # which the base model serves: no adapter yet
+                done.append(
+                    load_lora(
+                        vllm, policy.name, version, folder,
+                        probe=manifest.probe, routed=routed, in_use=in_use, retire=routes.retire,
+                    )
+                )  # fmt: skip
             ready.append(vllm)
         except RedeployFailed as error:
             failure = error
@@ -119,9 +122,14 @@ def _load(
     if failure is not None and not ready:
         raise failure
     routes.served[policy.name] = ready
+    if version == BASE_VERSION:
+        return done
     routes.switch(policy.name)
     for vllm in ready:
-        unload_older(vllm, policy.name, version, in_use=in_use, retire=routes.retire)
+        try:
+            unload_older(vllm, policy.name, version, routed=routed, in_use=in_use, retire=routes.retire)
+        except VllmError as error:
+            logger.warning("older adapters of %s stay loaded: %s", policy.name, error)
     return done
 
 
@@ -153,9 +161,17 @@ class _Routes:
             self._policies[name], on, versions[name], evaluate_max_tokens=limit, restart_wait_s=wait
         )
 
+    def name_before(self, name: str) -> str:
+        """Under which name vLLM serves what a policy was routed to before the deploy."""
+        return str(self._former["policies"].get(name, {}).get("model", ""))
+
     def roll(self, name: str, ready: Fleet, left: Fleet) -> None:
-        """Full weights: `ready` have the new version, `left` the former one; whoever is in neither gets no calls."""
+        """Full weights: `ready` have the new version, `left` come later and have the former one as far as it was routed to
+        them; who missed that too gets no calls, like whoever is in neither.
+        """
         before = self._former["policies"].get(name)
+        if before is not None:
+            left = [vllm for vllm in left if vllm.upstream in (before["upstream"], *before["replicas"])]
         if ready:
             self._now[name] = self._new(name, ready)
             if left and before is not None and before["version"] != self._now[name]["version"]:

@@ -31,13 +31,15 @@ def load_lora(
     path: Path,
     *,
     probe: Probe | None = None,
-    in_use: Collection[str] = (),
+    routed: str = "",
+    in_use: Callable[[], Collection[str]] = tuple,
     retire: Callable[[Names], None] = lambda names: None,
 ) -> Redeployed:
     """Load the adapter in `path` as `<policy>-<version>` and verify it; the older ones stay, as far as there are slots.
 
-    `retire` is called with names that are about to be unloaded: the time to change routes. A name is never loaded twice,
-    since vLLM's cache is keyed by it. Raises RedeployFailed; what was routed to is served on then.
+    `routed` is the name that the policy's calls go to now: it stays, whatever its number. `in_use` tells the names of which
+    calls are in flight; `retire` is called with those that are about to be unloaded: the time to change routes. A name is
+    never loaded twice, since vLLM's cache is keyed by it. Raises RedeployFailed; what was routed to is served on then.
     """
     name = lora_name(policy, version)
     done = Redeployed(version, name)
@@ -48,9 +50,12 @@ def load_lora(
             if name not in loaded:
                 _check_rank(vllm, path)
                 with done.step("unload"):
-                    done.unloaded += _make_room(vllm, client, policy, loaded, in_use, retire)
+                    done.unloaded += _make_room(
+                        vllm, client, _versions_of(policy, loaded, routed), loaded, in_use, retire
+                    )
                 with done.step("load"):
                     client.load_lora(name, path.resolve())
+            if name not in vllm.state.adapters:  # also where a flow was killed before it noted that
                 vllm.holds({**vllm.state.adapters, name: str(path.resolve())})
             with done.step("check"):
                 tokens = probe.token_ids if probe is not None else CHECK_TOKENS
@@ -72,14 +77,18 @@ def unload_older(
     version: str,
     *,
     keep: int = 2,
-    in_use: Collection[str] = (),
+    routed: str = "",
+    in_use: Callable[[], Collection[str]] = tuple,
     retire: Callable[[Names], None] = lambda names: None,
 ) -> Names:
-    """Of the policy's adapters but `version` all go but the last `keep` - 1 and those `in_use`; returns their names."""
+    """Of the policy's adapters but `version` all go but the last `keep` - 1 (`routed` is the last) and those in use; returns
+    their names.
+    """
     with vllm.client() as client:
-        older = [name for name in _versions_of(policy, client.models()) if name != lora_name(policy, version)]
-        going = [name for name in older[: max(0, len(older) - (keep - 1))] if name not in in_use]
-        return _unload(vllm, client, going, retire)
+        older = [name for name in _versions_of(policy, client.models(), routed) if name != lora_name(policy, version)]
+        busy = in_use()
+        going = [name for name in older[: max(0, len(older) - (keep - 1))] if name not in busy]
+        return _unload(vllm, client, going, in_use, retire)
 
 
 def lora_name(policy: str, version: str) -> str:
@@ -125,44 +134,58 @@ def _check_rank(vllm: VllmServer, folder: Path) -> None:
 def _make_room(
     vllm: VllmServer,
     client: VllmClient,
-    policy: str,
+    mine: Names,
     loaded: Names,
-    in_use: Collection[str],
+    in_use: Callable[[], Collection[str]],
     retire: Callable[[Names], None],
 ) -> Names:
-    """Unload so many of the policy's oldest adapters that one more fits; returns their names. The newest one stays."""
-    adapters = [name for name in loaded if name != vllm.state.served_name]
-    too_many = len(adapters) + 1 - vllm.state.lora_slots
-    spare = [name for name in _versions_of(policy, loaded)[:-1] if name not in in_use]
-    if too_many > len(spare):
-        busy = ", ".join(sorted(set(adapters) & set(in_use))) or "none"
+    """Unload so many of the policy's adapters, the first of `mine`, that one more fits; returns their names. The last stays."""
+    adapters, busy = [name for name in loaded if name != vllm.state.served_name], set(in_use())
+    too_many = max(0, len(adapters) + 1 - vllm.state.lora_slots)
+    spare = [name for name in mine[:-1] if name not in busy]
+    gone: Names = []
+    if too_many <= len(spare):
+        gone = _unload(vllm, client, spare[:too_many], in_use, retire)
+    if len(gone) < too_many:
+        live = ", ".join(sorted(set(adapters) & {*busy, *in_use()})) or "none"
         raise VllmError(
             f"vLLM has {vllm.state.lora_slots} slots for adapters, all taken ({', '.join(adapters)}), and none of "
-            f"{policy}'s can go (live rollouts use {busy}); wait for them to end, or raise `vllm.lora_slots`"
+            f"this policy's can go (live rollouts use {live}); wait for them to end, or raise `vllm.lora_slots`"
         )
-    return _unload(vllm, client, spare[: max(0, too_many)], retire)
+    return gone
 
 
-def _unload(vllm: VllmServer, client: VllmClient, names: Names, retire: Callable[[Names], None]) -> Names:
-    if names:
-        retire(names)
-        log.info("adapters that nothing uses any more are unloaded: %s", ", ".join(names))
-    for name in names:
+def _unload(
+    vllm: VllmServer,
+    client: VllmClient,
+    names: Names,
+    in_use: Callable[[], Collection[str]],
+    retire: Callable[[Names], None],
+) -> Names:
+    """Unload these, but for those that a call has begun on before none was routed there any more; returns their names."""
+    if not names:
+        return []
+    retire(names)
+    busy = in_use()
+    going = [name for name in names if name not in busy]
+    if going:
+        log.info("adapters that nothing uses any more are unloaded: %s", ", ".join(going))
+    for name in going:
         client.unload_lora(name)
         vllm.holds({other: folder for other, folder in vllm.state.adapters.items() if other != name})
-    return names
+    return going
 
 
 def _forget(vllm: VllmServer, client: VllmClient, name: str) -> None:
     try:
         if name in client.models():
-            _unload(vllm, client, [name], lambda _: None)
+            _unload(vllm, client, [name], tuple, lambda _: None)
     except VllmError as error:
         log.warning("adapter %s could not be unloaded: %s", name, error)
 
 
-def _versions_of(policy: str, names: Names) -> Names:
-    """The policy's adapters among these names, oldest first."""
+def _versions_of(policy: str, names: Names, routed: str = "") -> Names:
+    """The policy's adapters among these names, oldest first, but `routed` at the end: an older version can be the one in use."""
     prefix = f"{policy}-v"
     mine = [name for name in names if name.startswith(prefix) and name[len(prefix) :].isdigit()]
-    return sorted(mine, key=lambda name: int(name.rpartition("-v")[2]))
+    return sorted(mine, key=lambda name: (name == routed, int(name.rpartition("-v")[2])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,3 +211,78 @@ def test_what_calls_in_flight_use_is_not_evicted_and_full_slots_are_an_error(
         made.open()
         assert slow.result() == "planner-v0001"
     assert sent(made, "new", "planner") == "planner-v0004"
+
+
+def test_an_older_version_that_is_routed_to_again_is_not_the_one_that_goes(parts: tuple[Rig, Names, Settings]) -> None:
+    made, vllm, settings = parts
+    parts = (made, vllm, settings.model_copy(update={"policies": settings.policies[:1]}))
+    for version in ("v0004", "v0005", "v0002"):  # the last one by hand, or by another run
+        bring(parts, version)
+    assert set(vllm.loaded) == {"base", "planner-v0002", "planner-v0005"}
+    assert sent(made, "old", "planner") == "planner-v0002"
+    vllm.state.lora_slots = 2
+    vllm.refuse = "planner-v0006"
+    with pytest.raises(RedeployFailed, match="planner-v0006 was not loaded"):
+        bring(parts, "v0006")
+    assert sent(made, "new", "planner") == "planner-v0002"
+    vllm.refuse = None
+    bring(parts, "v0006")
+    assert set(vllm.loaded) == {"base", "planner-v0002", "planner-v0006"}
+    assert sent(made, "old", "planner") == "planner-v0002"
+
+
+def test_an_adapter_that_a_call_began_on_while_a_newer_one_was_loaded_stays(
+    parts: tuple[Rig, Names, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, vllm, _ = parts
+    bring(parts, "v0001")
+    assert sent(made, "old", "planner") == "planner-v0001"
+    bring(parts, "v0002")
+    load = vllm.load_lora
+    with ThreadPoolExecutor(1) as pool:
+
+        def load_slowly(name: str, folder: Path) -> None:
+            load(name, folder)
+            if name == "planner-v0003":
+                made.gate()
+                calls.append(pool.submit(sent, made, "old", "planner"))
+                while "planner-v0001" not in made.handle.serving():
+                    time.sleep(0.01)
+
+        calls: list[Future[str]] = []
+        monkeypatch.setattr(vllm, "load_lora", load_slowly)
+        try:
+            bring(parts, "v0003")
+        finally:
+            made.open()
+        assert "planner-v0001" in vllm.loaded and "solver-v0001" not in vllm.loaded
+        assert calls[0].result() == "planner-v0001"
+
+
+def test_a_vllm_that_is_gone_is_started_again_for_policies_that_have_no_adapter_yet(
+    parts: tuple[Rig, Names, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, vllm, _ = parts
+    begun: list[str] = []
+    monkeypatch.setattr(vllm, "alive", lambda: bool(begun))
+    monkeypatch.setattr(vllm.state, "weights", "base", raising=False)
+    monkeypatch.setattr(vllm.state, "version", "v0000", raising=False)
+    monkeypatch.setattr(vllm, "restart", lambda weights, version: begun.append(version), raising=False)
+    bring(parts, "v0000")
+    assert begun == ["v0000"] and sent(made, "r", "solver") == "base"
+
+
+def test_a_vllm_that_dies_after_the_last_adapter_was_loaded_is_a_failed_redeploy(
+    parts: tuple[Rig, Names, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, vllm, _ = parts
+    bring(parts, "v0001")
+
+    def gone() -> list[str]:
+        raise VllmError("vLLM cannot be reached")
+
+    monkeypatch.setattr(vllm, "load_lora", lambda name, folder: vllm.loaded.append(name))
+    monkeypatch.setattr(vllm, "holds", lambda _: monkeypatch.setattr(vllm, "models", gone))
+    with pytest.raises(RedeployFailed, match="cannot be reached"):
+        bring(parts, "v0002")
+    assert made.handle.routes()["policies"]["planner"]["version"] == "v0001"

@@ -25,7 +25,7 @@ class Replica:
 
     def __init__(self, number: int, upstream: str, canned: Any) -> None:
         self.upstream, self.canned = upstream, canned
-        self.state = SimpleNamespace(served_name="policy", version="v0001", replica=number)
+        self.state = SimpleNamespace(served_name="policy", version="v0001", weights="v0001", replica=number)
 
     @contextmanager
     def client(self) -> Iterator[Replica]:
@@ -66,7 +66,7 @@ class Fleet:
             before_resume(former)
             raise RedeployFailed(f"{version} could not be loaded; {former} serves again", restored=True)
         before_resume(version)
-        vllm.state.version = version
+        vllm.state.version, vllm.state.weights = version, str(folder.resolve())
         return Redeployed(version, "policy")
 
     def bring(self, version: str) -> None:
@@ -95,7 +95,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
         replicas = [Replica(0, made.upstream, made.canned)]
         replicas += [Replica(number, *other) for number, other in enumerate(others, 1)]
         found = Fleet(made, replicas)
-        monkeypatch.setattr(PolicyStore, "checked", lambda store, version: tmp_path)
+        monkeypatch.setattr(PolicyStore, "checked", lambda store, version: tmp_path / version)
         monkeypatch.setattr(PolicyStore, "set_current", lambda *_: None)
         monkeypatch.setattr(
             PolicyStore, "manifest", lambda store, version: SimpleNamespace(version=version, probe=None)
@@ -146,3 +146,28 @@ def test_where_the_first_replica_fails_nothing_is_changed(fleet: Fleet) -> None:
         fleet.bring("v0002")
     assert fleet.route() == before
     assert [r.state.version for r in fleet.replicas] == ["v0001"] * 3
+
+
+def test_a_replica_that_missed_a_version_gets_none_of_its_calls_while_the_next_is_rolled(fleet: Fleet) -> None:
+    fleet.broken = {1}
+    fleet.bring("v0002")
+    assert fleet.ask("old") in (0, 2)
+
+    def first() -> None:
+        assert {fleet.ask(f"early{i}") for i in range(6)} == {2}, "replica 1 has v0001 still"
+
+    def second() -> None:
+        assert {fleet.ask("old"), fleet.ask("other", "policy@v0002")} == {2} and fleet.ask("new") == 0
+
+    fleet.broken, fleet.during = set(), {0: first, 1: second}
+    fleet.bring("v0003")
+    assert {r.state.version for r in fleet.replicas} == {"v0003"} and len(fleet.route()["replicas"]) == 2
+
+
+def test_a_version_of_the_same_number_of_another_policy_is_not_taken_for_ours(fleet: Fleet) -> None:
+    for replica in fleet.replicas:
+        replica.state.weights = "policies/other/v0001"
+    swapped: list[int] = []
+    fleet.during = {number: (lambda number=number: swapped.append(number)) for number in range(3)}  # type: ignore[misc]
+    fleet.bring("v0001")
+    assert swapped == [0, 1, 2]
