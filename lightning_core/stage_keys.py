@@ -2,7 +2,7 @@
 
 The stages in their order, under the names that `--from` takes, and what is in the key of each:
 
-rollouts  the plan with its tasks, the versions sampled from, the agent (settings and source), sampling, upstreams
+rollouts  the plan with its tasks, the versions sampled from, the agent (settings, source, packages), sampling, the gateway
 rewards   the key of the rollouts, and the grader (name and source)
 triplets  the epoch's range of the spool, what the SQL reads of the settings, the SQL, and the code that runs it
 train     the epoch's sequences, the policy's settings, the seed, the parent version, the trainer's code
@@ -17,6 +17,7 @@ import hashlib
 import json
 from typing import Any
 
+from lightning_core.agents.source import agent_digest
 from lightning_core.config import PolicySettings, Settings
 from lightning_core.lake.derive import derive_code, sql_digest
 from lightning_core.lake.derive_inputs import settings_read
@@ -25,6 +26,9 @@ from lightning_core.lake.stages import stage_key
 from lightning_core.loading import grader_digest
 from lightning_core.taskset import PlannedRollout, load_tasks, plan_training
 from lightning_core.training.code import training_code
+
+# What decides how a call is answered, not when.
+_OF_THE_GATEWAY = {"upstreams", "version_change", "media_urls", "calls_per_rollout", "tokens_per_rollout"}
 
 
 def rollouts_key(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollout]) -> str:
@@ -38,10 +42,9 @@ def rollouts_key(settings: Settings, epoch: EpochManifest, planned: list[Planned
     return stage_key(
         hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest(),
         epoch.versions,
-        settings.agent.model_dump(mode="json", exclude={"preload"}),
-        grader_digest(settings.agent.callable),
+        agent_digest(settings.agent),
         sampled,
-        [upstream.model_dump(mode="json") for upstream in settings.server.gateway.upstreams],
+        settings.server.gateway.model_dump(mode="json", include=_OF_THE_GATEWAY),
         settings.frozen,
         settings.vllm.model_dump(mode="json", include={"max_model_len", "dtype", "extra_args"}),
     )

@@ -55,6 +55,7 @@ def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict
         ("rollouts", {"rollout": {"tasks_per_epoch": 2, "group_size": 3}}),
         ("rollouts", {"policies": [{"sampling": {"temperature": 0.5}}]}),
         ("rollouts", {"vllm": {"max_model_len": 64}}),
+        ("rollouts", {"server": {"gateway": {"calls_per_rollout": 3}}}),
         ("rewards", {"reward": {"grader": "tests/e2e/letter_agent.py:grade"}}),
         ("triplets", {"reward": {"failure_reward": 0.5}}),
         ("triplets", {"policies": [{"agent_match": "planner"}]}),
@@ -63,6 +64,8 @@ def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict
         ("train", {"policies": [{"training": {"learning_rate": 0.5}}]}),
         (None, {"rollout": {"tasks_per_epoch": 2, "group_size": 2, "concurrency": 3, "shards": 1, "retries": 0}}),
         (None, {"vllm": {"kv_cache_gb": 0.1, "max_num_seqs": 3}, "server": {"spool_max_gb": 1.0}}),
+        (None, {"agent": {"command": "true", "environments": "elsewhere"}}),
+        (None, {"server": {"gateway": {"most_calls": 3, "log_calls": "off"}}}),
         (None, {"epochs": 9, "evaluation": {"every": 3}, "store": {"collect": True}}),
     ],
 )
@@ -89,6 +92,33 @@ def test_an_agent_or_a_grader_whose_source_changed_is_another(tmp_path: Path) ->
     after = keys(settings)
     assert before["rollouts"] != after["rollouts"]
     assert before["rewards"] != after["rewards"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "file"),
+    [
+        ({"callable": "mine:run"}, "mine.py"),
+        ({"callable": "mine.agent:run"}, "mine/agent.py"),
+        ({"callable": "mine:run"}, "mine/__init__.py"),
+        ({"command": "python mine.py --fast"}, "mine.py"),
+        ({"command": ["./mine.sh"]}, "mine.sh"),
+        ({"command": "true", "python": "requirements.txt"}, "requirements.txt"),
+    ],
+)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_an_agent_is_found_where_it_runs_and_so_are_its_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: dict[str, Any], file: str, elsewhere: bool
+) -> None:
+    (tmp_path / "here").mkdir()
+    place = tmp_path / "there" if elsewhere and "python" not in agent else tmp_path / "here"
+    monkeypatch.chdir(tmp_path / "here")
+    settings = settings_of(tmp_path, agent=agent | ({"working_directory": str(place)} if elsewhere else {}))
+    (place / file).parent.mkdir(parents=True, exist_ok=True)
+    (place / file).write_text("one")
+    before = keys(settings)["rollouts"]
+    assert keys(settings)["rollouts"] == before
+    (place / file).write_text("two")
+    assert keys(settings)["rollouts"] != before
 
 
 def test_what_a_stage_is_made_of_is_in_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
