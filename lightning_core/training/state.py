@@ -29,8 +29,10 @@ def load_state(folder: Path, epoch: int) -> tuple[dict[str, Any] | None, dict[st
 
     before = [e for e in _epochs(folder) if e < epoch]
     if not before:
-        if epoch > 0:
+        if _epochs(folder):
             logger.warning("%s: no optimizer state before epoch %d; AdamW starts afresh", folder, epoch)
+        elif epoch > 0:
+            logger.info("AdamW begins in epoch %d: no earlier one of the run left a state", epoch)
         return None, {"step": 0}
     here = _of(folder, max(before))
     try:
