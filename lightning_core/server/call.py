@@ -134,7 +134,7 @@ class Call:
             await self._leave(message, "broken")
             raise self._broken(message) from None
         await self._store(None, "ok")
-        face.kept(self._collected)
+        self._keep()
         return await response.send(self._send)
 
     async def _stream(self, answer: Reply) -> int:
@@ -170,7 +170,7 @@ class Call:
         if problem is None:
             try:
                 await self._store(None, "ok")
-                face.kept(self._collected)
+                self._keep()
             except HttpError as error:
                 failure = error
         else:
@@ -180,6 +180,12 @@ class Call:
             last = face.broken(failure)
         await self._send({"type": "http.response.body", "body": last})
         return 200
+
+    def _keep(self) -> None:
+        try:
+            self._asked.face.kept(self._collected)
+        except HttpError as error:
+            raise self._broken(error.message) from None
 
     def _take(self, raw: bytes, ready: bytearray, held: list[dict[str, Any]]) -> bool:
         """Collect one chunk, and put it where it belongs; True where it is an error."""

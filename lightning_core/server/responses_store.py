@@ -2,13 +2,17 @@
 
 A response is kept with the messages that it added, and the one before it: a conversation is a chain. It opens for the
 attempt that made it only. An SQLite file, since a server that was restarted in the middle of a rollout has to know it;
-losing the last of them in a crash of the machine is no harm (the spans are the record), so nothing waits for the disk.
-The oldest are forgotten; a chain that lost its beginning is answered 404, never continued without it.
+losing them in a crash of the machine is no harm (the spans are the record), so nothing waits for the disk, and a file that
+such a crash left unreadable is begun anew. The oldest are forgotten; a chain that lost its beginning is answered 404,
+never continued without it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,9 @@ from typing import Any
 import orjson
 
 from lightning_core.server.access import Caller
+from lightning_core.server.http import unavailable
+
+log = logging.getLogger(__name__)
 
 _MOST_BYTES = 1_000_000_000
 _LONGEST = 10_000  # responses in a chain
@@ -34,14 +41,27 @@ class Turn:
 
 
 class ResponseStore:
-    """For one thread."""
+    """For one thread. Its methods raise HttpError 503 where the file cannot be read or written."""
 
     def __init__(self, path: Path, most_bytes: int = _MOST_BYTES) -> None:
+        """Raises OSError."""
         self._most = most_bytes
         path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._open(path)
+        except sqlite3.OperationalError as error:  # locked, say, or no space left
+            raise OSError(f"{path}: {error}") from None
+        except sqlite3.DatabaseError as error:
+            log.warning("%s: %s; the responses in it are forgotten, and it is begun anew", path, error)
+            self._db.close()
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
         path.touch(mode=0o600)
         self._db = sqlite3.connect(path, isolation_level=None)
-        for command in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=OFF", "PRAGMA auto_vacuum=INCREMENTAL"):
+        for command in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=OFF"):
             self._db.execute(command)
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS responses_2 (number INTEGER PRIMARY KEY, id TEXT UNIQUE, rollout TEXT,"
@@ -52,6 +72,10 @@ class ResponseStore:
 
     def put(self, turn: Turn, reply: dict[str, Any], response: dict[str, Any]) -> None:
         kept = [orjson.dumps(part) for part in ([*turn.messages, reply], response, turn.items)]
+        with _told():
+            self._put(turn, kept)
+
+    def _put(self, turn: Turn, kept: list[bytes]) -> None:
         self._db.execute(
             "INSERT INTO responses_2 (id, rollout, attempt, previous, messages, response, items)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -84,18 +108,28 @@ class ResponseStore:
     def delete(self, response_id: str, caller: Caller) -> None:
         row = self._row(response_id, caller)
         if row is not None:
-            self._db.execute("DELETE FROM responses_2 WHERE id = ?", (response_id,))
+            with _told():
+                self._db.execute("DELETE FROM responses_2 WHERE id = ?", (response_id,))
             self._size -= sum(map(len, row[1:]))
 
     def close(self) -> None:
         self._db.close()
 
     def _row(self, response_id: str, caller: Caller) -> tuple[str | None, bytes, bytes, bytes] | None:
-        found: tuple[str | None, bytes, bytes, bytes] | None = self._db.execute(
-            "SELECT previous, messages, response, items FROM responses_2 WHERE id = ? AND rollout = ? AND attempt = ?",
-            (response_id, *_owner(caller)),
-        ).fetchone()
+        with _told():
+            found: tuple[str | None, bytes, bytes, bytes] | None = self._db.execute(
+                "SELECT previous, messages, response, items FROM responses_2 WHERE id = ? AND rollout = ? AND attempt = ?",
+                (response_id, *_owner(caller)),
+            ).fetchone()
         return found
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise unavailable(f"the stored responses cannot be read or written: {error}") from None
 
 
 def _owner(caller: Caller) -> tuple[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,20 @@ def test_a_conversation_opens_for_its_own_attempt_only_and_survives_a_restart(tm
             talk.responses.retrieve(first.id)
         with pytest.raises(openai.NotFoundError):  # a chain without its beginning is no conversation
             talk.responses.create(model="policy", input="x", previous_response_id=second.id)
+
+
+def test_responses_that_cannot_be_stored_are_a_failure_of_the_infrastructure(tmp_path: Path) -> None:
+    with rig(tmp_path) as made:
+        with contextlib.closing(sqlite3.connect(tmp_path / "services" / "responses.sqlite")) as file:
+            file.execute("DROP TABLE responses_2")
+        talk = client(made)
+        with pytest.raises(openai.InternalServerError, match="stored responses") as caught:
+            talk.responses.create(model="policy", input="hi")
+        assert caught.value.status_code == 503
+        with pytest.raises(openai.APIError, match="stored responses"):
+            list(talk.responses.create(model="policy", input="hi", stream=True))
+        assert made.handle.attempt("r.1", "a1")["infrastructure_errors"] == 2
+        assert talk.responses.create(model="policy", input="hi", store=False).output_text == "Hello world"
 
 
 def test_a_response_that_must_not_be_stored_is_not(server: Rig) -> None:

@@ -189,6 +189,19 @@ def test_however_calls_leave_the_queue_every_place_comes_back() -> None:
     assert asyncio.run(main()) == 2
 
 
+@pytest.mark.parametrize("torn", [b"no database at all " * 100, b""])
+def test_a_file_of_responses_that_a_crash_left_unreadable_is_begun_anew(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "r.sqlite"
+    store = ResponseStore(path)
+    store.put(Turn("resp_1", CALLER, None, [USER], []), said("x"), {})
+    store.close()
+    path.write_bytes(torn)
+    store = ResponseStore(path)
+    assert store.history("resp_1", CALLER) is None
+    store.put(Turn("resp_2", CALLER, None, [USER], []), said("y"), {})
+    assert store.history("resp_2", CALLER) == [USER, said("y")]
+
+
 def test_the_oldest_responses_are_forgotten_and_a_chain_without_its_beginning_is_unknown(tmp_path: Path) -> None:
     store = ResponseStore(tmp_path / "s" / "r.sqlite", most_bytes=2000)
     previous = None
