@@ -16,6 +16,7 @@ from lightning_core.lake.derive_inputs import check_estimators, check_patterns
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
 from lightning_core.services import base_model, versions
+from tasks.alarm import watch
 from tasks.derive import derive_tables
 from tasks.ingest import ingest_spans
 from tasks.progress import logger, say
@@ -46,6 +47,7 @@ def finetune(settings: Settings, evaluate_after: bool = False) -> dict[str, Any]
         base_model(settings, say("model"))
         ingest_spans(settings)
         number = lake.manifests.next_epoch(settings.run)
+        watch(settings, number)
         wanted = settings.finetune.version
         begins = versions(settings, number) if wanted is None else {p.name: wanted for p in settings.policies}
         manifest = open_finetune(lake, settings, number, begins)
@@ -54,6 +56,7 @@ def finetune(settings: Settings, evaluate_after: bool = False) -> dict[str, Any]
         derive_tables(settings, manifest)
         trained = train_policies(settings, manifest)
         record(settings, manifest)
+        watch(settings, number + 1)
         collect_versions(settings)
     held_out = evaluate(settings, number + 1) if evaluate_after else None
     return {"epoch": number, "rollouts": len(manifest.planned), "trained": trained, "held_out": held_out}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.logging import disable_run_logger
 from pydantic import ValidationError
 
-from lightning_core.config import TaskSettings
+from flows import finetune as flow
+from lightning_core.config import PolicySettings, Settings, TaskSettings
 from lightning_core.lake.derive import derive
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import Evaluation, Lineage, PolicyStore
 from lightning_core.tracking.alarm import Collapse, alarms
 from lightning_core.tracking.mlflow_backend import MlflowRun
@@ -67,6 +71,37 @@ def test_a_collapse_of_the_held_out_reward_stops_the_run_and_the_best_version_is
     assert "run 'run' is stopped" in run._client.get_run(run.run_id).data.tags["alarm"]
     with disable_run_logger(), pytest.raises(Collapse):
         watch.fn(given, 2)  # started again, it stays stopped
+
+
+def test_a_finetuning_is_an_epoch_that_the_alarm_stops_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_of(tmp_path, held_out=[0.3, 0.8], entropy=[1.5])
+    home: dict[str, Any] = {"policies": [PolicySettings(algorithm="sft")], "finetune": {"runs": ["run"]}}
+    began = []
+
+    def trains(given: Settings, epoch: EpochManifest) -> dict[str, Any]:
+        began.append(epoch.epoch)
+        epoch.finish("train policy", "k", {"version": "v0001", "metrics": {"entropy": 0.2}}, 1.0)
+        Lake(given.home).manifests.put_epoch(epoch)
+        return {}
+
+    def opened(lake: Lake, *_: Any) -> EpochManifest:
+        before = lake.manifests.epoch("run", 0, "train")
+        assert before is not None
+        return before.model_copy(update={"epoch": 1, "stages": {}, "versions": {"policy": "v0001"}})
+
+    numbers = iter((1, 2))
+    monkeypatch.setattr(Lake(tmp_path).manifests.__class__, "next_epoch", lambda *_: next(numbers))
+    monkeypatch.setattr(flow, "train_policies", trains)
+    monkeypatch.setattr(flow, "open_finetune", opened)
+    monkeypatch.setattr(flow, "watch", watch.fn)
+    for name in ("base_model", "ingest_spans", "settle", "derive_tables", "record", "collect_versions"):
+        monkeypatch.setattr(flow, name, lambda *_: None)
+    with disable_run_logger(), pytest.raises(Collapse, match=r"epoch 1, policy: entropy 0\.2 is below"):
+        flow.finetune.fn(settings(tmp_path, alarm={"entropy_below": 0.3}, **home))
+    assert began == [1]
+    with disable_run_logger(), pytest.raises(Collapse, match="epoch 1"):
+        flow.finetune.fn(settings(tmp_path, alarm={"entropy_below": 0.3}, **home))
+    assert began == [1], "started again, it stays stopped"
 
 
 def test_nothing_happens_within_the_limits(tmp_path: Path) -> None:
