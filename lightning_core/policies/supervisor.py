@@ -79,14 +79,21 @@ class Supervisor:
         try:
             for folder in (state.weights, *state.adapters.values()):
                 _verify(self._vllm.home, Path(folder))
-            self._vllm.restart(Path(state.weights), state.version, on_progress=log.debug)
+            self._vllm.restart(Path(state.weights), state.version, on_progress=self._go_on)
         except StoreError as error:
             self.gave_up = str(error)
         except VllmError as error:
-            log.warning("vLLM did not start: %s", error)  # the next look counts, and tries again
+            if not self._stopping.is_set():
+                log.warning("vLLM did not start: %s", error)  # the next look counts, and tries again
         else:
             self.restarts += 1
             log.warning("vLLM serves %s again after %.0f s", state.version, time.monotonic() - began)
+
+    def _go_on(self, reached: str) -> None:
+        """Called while vLLM starts: who wants to stop need not wait until it serves."""
+        log.debug(reached)
+        if self._stopping.is_set():
+            raise VllmError("it is not needed any more")
 
 
 def _verify(home: Path, folder: Path) -> None:

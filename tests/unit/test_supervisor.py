@@ -104,3 +104,22 @@ def test_what_was_stopped_on_purpose_stays_so(tmp_path: Path, version: Path) -> 
         vllm.known = vllm.running = False
         threading.Event().wait(0.05)
     assert vllm.restarted == []
+
+
+def test_who_stops_while_it_is_starting_does_not_wait_for_it(
+    tmp_path: Path, version: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(Remembered):
+        def restart(self, weights: Path, version: str, on_progress: Any = None) -> None:
+            self.restarted.append((weights, version))
+            for _ in range(10_000):
+                on_progress("vLLM: importing")
+                threading.Event().wait(0.001)
+            self.running = True
+
+    vllm = Slow(tmp_path, version)
+    with watching(vllm) as supervisor:
+        vllm.running = False
+        wait_until(lambda: vllm.restarted)
+    assert not vllm.running and supervisor.restarts == 0 and supervisor.gave_up is None
+    assert "did not start" not in caplog.text
