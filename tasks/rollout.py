@@ -97,7 +97,7 @@ def shared_runner(settings: Settings, server: ServerHandle) -> Iterator[Runner]:
 
     def failed_behind(result: AttemptResult) -> str | None:
         seen = server.attempt(result.rollout_id, result.attempt_id)
-        if seen["since_ns"] > result.start_ns:
+        if seen["up_s"] < (result.end_ns - result.start_ns) / 1e9:  # of times, only lengths: a clock may jump
             return "the server was started again during the attempt"
         # An agent that ended well may have asked again and been answered, or have gone on without an answer.
         failed = seen["unanswered" if result.status == "ok" else "infrastructure_errors"]

@@ -129,7 +129,7 @@ class ServerHandle:
         return self._ask("GET", "/admin/routes")
 
     def attempt(self, rollout_id: str, attempt_id: str) -> dict[str, Any]:
-        """What the server saw of an attempt since it started (`since_ns`): lightning_core.server.stats.AttemptStats."""
+        """What the server saw of an attempt since it started, `up_s` seconds ago: lightning_core.server.stats.AttemptStats."""
         return self._ask("GET", f"/admin/attempts/{quote(rollout_id, safe='')}/{quote(attempt_id, safe='')}")
 
     def _ask(self, method: str, path: str, body: Any = None, timeout_s: float = 30) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class PolicyStats:
 
 class Stats:
     def __init__(self) -> None:
-        self.since_ns = time.time_ns()
+        self._began = time.monotonic()
         self.serving: dict[str, int] = {}  # calls now, by the name they were sent upstream with
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -139,7 +139,7 @@ class Stats:
 
     def peek(self, rollout_id: str, attempt_id: str) -> dict[str, Any]:
         found = self._attempts.get((rollout_id, attempt_id), AttemptStats())
-        return asdict(found) | {"unanswered": len(found.unanswered), "since_ns": self.since_ns}
+        return asdict(found) | {"unanswered": len(found.unanswered), "up_s": time.monotonic() - self._began}
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

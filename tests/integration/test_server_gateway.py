@@ -228,7 +228,7 @@ def test_a_short_outage_of_vllm_is_not_noticed(server: Rig) -> None:
     server.canned.fail_next = ["drop", 503]
     assert client(server, attempt="short").chat.completions.create(model="policy", messages=MESSAGES).choices
     seen = server.handle.attempt("r.1", "short")
-    assert 0 < seen.pop("since_ns") < time.time_ns()
+    assert 0 < seen.pop("up_s") < time.monotonic()
     assert seen == {
         "calls": 1,
         "tokens": 8,

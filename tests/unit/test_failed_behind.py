@@ -12,7 +12,7 @@ from lightning_core.config import Settings
 from lightning_core.server.handle import ServerHandle
 from tasks.rollout import shared_runner
 
-NOTHING = {"unanswered": 0, "infrastructure_errors": 0, "last_error": None, "since_ns": 1}
+NOTHING = {"unanswered": 0, "infrastructure_errors": 0, "last_error": None, "up_s": 20.0}
 
 
 class Server:
@@ -31,7 +31,7 @@ class Server:
         ("ok", {"unanswered": 1, "infrastructure_errors": 1, "last_error": "vLLM is gone"}, "vLLM is gone"),
         ("ok", {"infrastructure_errors": 1, "last_error": "vLLM is gone"}, None),
         ("timeout", {"infrastructure_errors": 1, "last_error": "vLLM is gone"}, "vLLM is gone"),
-        ("ok", {"since_ns": 11}, "the server was started again during the attempt"),
+        ("ok", {"up_s": 9.0}, "the server was started again during the attempt"),
     ],
 )
 def test_what_the_server_saw_fail_is_not_the_agents(
@@ -41,4 +41,4 @@ def test_what_the_server_saw_fail_is_not_the_agents(
         {"home": tmp_path, "agent": {"command": "true"}, "tasks": {"train": "tasks.jsonl"}}
     )
     with shared_runner(settings, cast(ServerHandle, Server(**seen))) as runner:
-        assert runner.failed_behind(AttemptResult("r", "a", status, None, None, 10, 20, 0)) == told
+        assert runner.failed_behind(AttemptResult("r", "a", status, None, None, 5 * 10**9, 15 * 10**9, 0)) == told
