@@ -121,6 +121,7 @@ def test_a_token_opens_its_own_rollout_and_attempt_only_on_every_route(server: R
         *(("POST", f"/v1/{name}") for name in ("chat/completions", "completions", "responses", "embeddings", "traces")),
         *(("POST", "/v1/metrics"), ("POST", "/v1/logs"), ("GET", "/v1/models"), ("GET", "/v1/models/policy")),
         *(("GET", f"/v1/responses/{made.id}"), ("DELETE", f"/v1/responses/{made.id}")),
+        *(("GET", f"/v1/responses/{made.id}/input_items"), ("POST", f"/v1/responses/{made.id}/cancel")),
     ]
     before = len(server.records())
     for rollout, attempt in (("r.1", "a2"), ("r.2", "a1"), ("r.1%2Fa1", "a1")):
