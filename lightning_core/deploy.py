@@ -150,11 +150,10 @@ class _Routes:
 
     def __init__(self, settings: Settings, server: ServerHandle, fleet: Fleet, versions: dict[str, str]) -> None:
         limit, wait = settings.evaluation.max_tokens, settings.vllm.restart_wait_s
-        base = {"upstream": fleet[0].upstream, "model": fleet[0].state.served_name}
         self.served: dict[str, Fleet] = {p.name: fleet for p in settings.policies}  # who has the new version
-        self._server, self._base_name = server, fleet[0].state.served_name
+        self._server, self._fleet, self._base_name = server, fleet, fleet[0].state.served_name
         self._policies = {p.name: p for p in settings.policies}
-        self._frozen = {name: base for name in settings.frozen}
+        self._frozen = settings.frozen
         self._former = server.routes()
         self._now = dict(self._former["policies"])
         self._new: Callable[[str, Fleet], dict[str, Any]] = lambda name, on: route(
@@ -220,7 +219,7 @@ class _Routes:
         """The new route, with the other versions that stay loaded: rollouts that began with them go on with them."""
         fleet, before = self.served[name], self._former["policies"].get(name)
         now, others = self._new(name, fleet), {BASE_VERSION: self._base_name}
-        if before is not None and before["upstream"] in [vllm.upstream for vllm in fleet]:
+        if before is not None and {before["upstream"], *before["replicas"]} & {vllm.upstream for vllm in fleet}:
             others |= {version: other["model"] for version, other in before["loaded"].items()}
             others[before["version"]] = before["model"]
         served = set.intersection(*(_models(vllm) for vllm in fleet))
@@ -228,7 +227,10 @@ class _Routes:
         return now
 
     def _set(self) -> None:
-        self._server.set_routes({"policies": self._now, "frozen": self._frozen})
+        # Frozen models have one address: that of a vLLM which missed nothing, and so is there.
+        whole = [vllm for vllm in self._fleet if all(vllm in served for served in self.served.values())]
+        base = {"upstream": (whole or self._fleet)[0].upstream, "model": self._base_name}
+        self._server.set_routes({"policies": self._now, "frozen": dict.fromkeys(self._frozen, base)})
 
 
 def _models(vllm: VllmServer) -> set[str]:

@@ -286,3 +286,20 @@ def test_a_vllm_that_dies_after_the_last_adapter_was_loaded_is_a_failed_redeploy
     with pytest.raises(RedeployFailed, match="cannot be reached"):
         bring(parts, "v0002")
     assert made.handle.routes()["policies"]["planner"]["version"] == "v0001"
+
+
+def test_a_frozen_model_is_asked_of_a_vllm_that_missed_nothing(parts: tuple[Rig, Names, Settings]) -> None:
+    made, first, settings = parts
+    settings = settings.model_copy(update={"frozen": ["critic"]})
+    with made.beside() as (upstream, _):
+        second = Names(made)
+        second.upstream, first.state.replica, second.state.replica = upstream, 0, 1
+        services = cast(Services, SimpleNamespace(server=made.handle, fleet=[first, second], model=None))
+        versions = dict.fromkeys(("planner", "solver"), "v0001")
+        deploy(settings, services, versions)
+        assert made.handle.routes()["frozen"]["critic"]["upstream"] == first.upstream
+        first.refuse = "solver-v0002"
+        deploy(settings, services, dict.fromkeys(versions, "v0002"))
+        routes = made.handle.routes()
+        assert routes["policies"]["solver"]["upstream"] == routes["frozen"]["critic"]["upstream"] == second.upstream
+        assert list(routes["policies"]["solver"]["loaded"]) == ["v0000", "v0001"], "what began with it goes on there"
