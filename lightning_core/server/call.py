@@ -145,7 +145,7 @@ class Call:
         held: list[dict[str, Any]] = []
         ready, ended, problem, last = bytearray(face.begin()), False, None, b""
         try:
-            while data := await answer.some():
+            while not ended and (data := await answer.some()):  # what comes after [DONE] is not waited for
                 for raw in parser.feed(data):
                     if raw == DONE:
                         ended = True

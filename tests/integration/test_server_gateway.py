@@ -278,6 +278,28 @@ def test_a_client_that_leaves_while_vllm_is_waited_for_was_failed_by_the_infrast
     server.canned.fail_next = []
 
 
+@pytest.mark.parametrize("after_s", [0, 30])
+def test_a_stream_is_complete_with_done_however_its_connection_ends(server: Rig, after_s: float) -> None:
+    delta = {"index": 0, "delta": {"role": "assistant", "content": "a"}, "token_ids": [5], "finish_reason": "stop"}
+    events = b"data: " + json.dumps({"id": "x", "choices": [delta]}).encode() + b"\n\ndata: [DONE]\n\n"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head + b"%x\r\n" % len(events) + events + b"\r\n")
+        await writer.drain()
+        await asyncio.wait([asyncio.ensure_future(reader.read())], timeout=after_s)  # no last chunk comes
+        writer.close()
+
+    listening = server.on_loop(asyncio.start_server(answer, "127.0.0.1", 0))
+    server.route(upstream=f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+    began = time.monotonic()
+    chunks = list(client(server).chat.completions.create(model="policy", messages=MESSAGES, stream=True))
+    assert [chunk.choices[0].delta.content for chunk in chunks] == ["a"] and time.monotonic() - began < 20
+    assert server.spans()[-1].status.code == server.spans()[-1].status.STATUS_CODE_OK
+    server.loop.call_soon_threadsafe(listening.close)
+
+
 def test_a_stream_that_breaks_upstream_is_an_error_for_the_client_and_aborted(server: Rig) -> None:
     server.canned.break_after = 2
     with pytest.raises(openai.APIError):
