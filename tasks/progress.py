@@ -7,7 +7,8 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from contextvars import copy_context
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -15,7 +16,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-_EVERY_S = 5.0
+_EVERY_S, _LAST_S = 5.0, 5.0
 _shared: dict[str, Progress] = {}
 _shared_lock = threading.Lock()
 
@@ -46,9 +47,9 @@ class Progress:
         self._began = self._said = time.monotonic()
         self._logger = logger()
         self._artifact: UUID | None = None
-        if FlowRunContext.get() or TaskRunContext.get():
-            key = re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
-            self._artifact = self._quietly(create_progress_artifact, progress=0.0, key=key, description=what)
+        self._context = copy_context() if FlowRunContext.get() or TaskRunContext.get() else None
+        self._showing: threading.Thread | None = None
+        self._show(0.0, what)
 
     @classmethod
     def shared(cls, what: str, total: int) -> Progress:
@@ -80,13 +81,28 @@ class Progress:
             self._said = now
             line = f"{self._what}: {self._done}/{self._total} in {now - self._began:.0f} s"
             self._logger.info(line + (f", {self._note}" if self._note else ""))
-            if self._artifact is not None:
-                share = min(100.0, 100.0 * self._done / self._total)
-                self._quietly(update_progress_artifact, artifact_id=self._artifact, progress=share, description=line)
+            self._show(min(100.0, 100.0 * self._done / self._total), line, last=self.finished)
 
-    def _quietly(self, function: Callable[..., Any], **arguments: Any) -> Any:
+    def _show(self, share: float, line: str, last: bool = False) -> None:
+        """In a thread of its own: Prefect's client waits a minute for a server that is away, and the work must not."""
+        if self._context is None:
+            return
+        if last and self._showing is not None:
+            self._showing.join(_LAST_S)
+        if self._showing is not None and self._showing.is_alive():
+            return
+        self._showing = threading.Thread(target=self._context.run, args=(self._put, share, line), daemon=True)
+        self._showing.start()
+        if last:
+            self._showing.join(_LAST_S)
+
+    def _put(self, share: float, line: str) -> None:
         try:
-            return function(**arguments)
+            if self._artifact is None:
+                key = re.sub(r"[^a-z0-9]+", "-", self._what.lower()).strip("-")
+                made = create_progress_artifact(progress=share, key=key, description=line)
+                self._artifact = cast(UUID, made)
+            else:
+                update_progress_artifact(artifact_id=self._artifact, progress=share, description=line)
         except Exception as error:  # noqa: BLE001 - a Prefect server that is away must not stop an epoch
             self._logger.debug("no progress artifact for %s: %s", self._what, error)
-            return None
