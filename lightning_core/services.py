@@ -117,7 +117,7 @@ def _others(settings: Settings, replica: int, say: Say) -> Iterator[VllmServer |
             if found.alive():
                 yield found
                 return
-        known = VllmServer.is_known(settings.home, replica)
+        known = VllmServer.known(settings.home, replica) is not None
         if time.monotonic() - began > (settings.vllm.start_timeout_s if known else _UNKNOWN_S):
             yield None
             return
@@ -157,9 +157,8 @@ def stop_orphans(home: Path) -> None:
     if server is not None:
         end_group(server.pid, psutil.Process(server.pid).create_time(), 30)
     replica = 0
-    while VllmServer.is_known(home, replica):
-        if (vllm := VllmServer.find(home, replica)) is not None:
-            vllm.stop()
+    while (vllm := VllmServer.known(home, replica)) is not None:
+        vllm.stop()  # of one that is gone, what it left
         replica += 1
 
 

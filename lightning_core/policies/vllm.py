@@ -100,13 +100,13 @@ class VllmServer:
         server = cls(state, home)
         try:
             with locked(server._lock_file):  # who finds it meanwhile, and wants it, waits until it is ready
-                before = _read_state(home, replica)
-                if before is not None and cls(before, home).alive():
+                before = cls.known(home, replica)
+                if before is not None and before.alive():
                     raise VllmError(
-                        f"a vLLM runs already for {home} (pid {before.pid}, {before.model}); stop it, or use it"
+                        f"a vLLM runs already for {home} (pid {before.state.pid}, {before.state.model}); stop it, or use it"
                     )
                 if before is not None:
-                    cls(before, home)._clear_away()
+                    before._clear_away()
                 server._launch(on_progress)
         except BaseException:
             server.stop()
@@ -132,14 +132,14 @@ class VllmServer:
     @classmethod
     def find(cls, home: Path, replica: int = 0) -> VllmServer | None:
         """The vLLM that `services/vllm.json` names, if that very process still runs."""
-        state = _read_state(home, replica)
-        server = None if state is None else cls(state, home)
+        server = cls.known(home, replica)
         return server if server is not None and server.alive() else None
 
     @classmethod
-    def is_known(cls, home: Path, replica: int = 0) -> bool:
-        """Whether one was started and not stopped, be it running or gone."""
-        return _read_state(home, replica) is not None
+    def known(cls, home: Path, replica: int = 0) -> VllmServer | None:
+        """The one that was started and not stopped, be it running or gone."""
+        state = _read_state(home, replica)
+        return None if state is None else cls(state, home)
 
     def refresh(self) -> bool:
         """Take over what other handles did to it: swaps, adapters, a restart. False where it was stopped for good."""

@@ -40,8 +40,8 @@ class Vllm:
         return cls.runs
 
     @classmethod
-    def is_known(cls, home: Path, replica: int) -> bool:
-        return cls.runs is not None
+    def known(cls, home: Path, replica: int) -> Vllm | None:
+        return cls.runs
 
     @contextmanager
     def client(self, timeout_s: float = 0) -> Iterator[Vllm]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lightning_core import services
 from lightning_core.config import VllmSettings
 from lightning_core.policies import vllm as module
 from lightning_core.policies.processes import group_members
@@ -36,7 +37,7 @@ def dead(tmp_path: Path) -> VllmState:
 def test_what_a_dead_vllm_left_is_ended_before_the_next_is_started(
     tmp_path: Path, dead: VllmState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert module.VllmServer.is_known(tmp_path) and len(group_members(dead.pid, dead.started)) == 1
+    assert VllmServer.known(tmp_path) and len(group_members(dead.pid, dead.started)) == 1
     monkeypatch.setattr(module, "command", lambda *_: ["/no/such/program"])
     began = time.monotonic()
     with pytest.raises(FileNotFoundError):
@@ -60,3 +61,9 @@ def test_a_record_that_cannot_be_written_is_not_taken_for_true(
     server.serves(Path("other"), "v0002")
     assert server.refresh() and server.state == replace(dead, weights="other", version="v0002")
     server.stop()
+
+
+def test_stopping_what_a_killed_flow_left_ends_also_what_a_dead_vllm_left(tmp_path: Path, dead: VllmState) -> None:
+    services.stop_orphans(tmp_path)
+    assert group_members(dead.pid, dead.started) == [] and not Path(dead.socket).parent.exists()
+    assert VllmServer.known(tmp_path) is None
