@@ -30,10 +30,11 @@ _ASIDE |= {"policy_settings": {"training": {"checkpoint_seconds": True}}}
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint: optimizer steps `done`, the metrics of each, and the folder."""
+    """A checkpoint: optimizer steps `done`, the metrics of each, what was measured before the first, and the folder."""
 
     done: int
     taken: list[dict[str, Any]]
+    measured: dict[str, float]
     entropy: list[float]
     folder: Path
 
@@ -70,7 +71,7 @@ class Checkpoints:
     def _read(self, folder: Path) -> Found | None:
         try:
             noted = json.loads((folder / "checkpoint.json").read_text())
-            found = Found(noted["done"], noted["taken"], noted["entropy"], folder)
+            found = Found(noted["done"], noted["taken"], noted["measured"], noted["entropy"], folder)
             if noted["belongs_to"] != self.belongs_to or noted["boot"] != boot() or not 0 < found.done < self.parts:
                 return None
             found.tensors()
@@ -79,7 +80,7 @@ class Checkpoints:
             return None
         return found
 
-    def save(self, trainer: Any, done: int, taken: list[dict[str, Any]]) -> None:
+    def save(self, trainer: Any, done: int, taken: list[dict[str, Any]], measured: dict[str, float]) -> None:
         """Write the state after `done` steps. Every rank calls this; the first one writes."""
         import torch
         from safetensors.torch import save_file
@@ -95,7 +96,8 @@ class Checkpoints:
         with whole_folder(here, durable=False) as beside:
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside / "weights.safetensors")
             torch.save(optimizer, beside / "optimizer.pt")
-            noted = {"belongs_to": self.belongs_to, "boot": boot(), "done": done, "taken": taken, "entropy": entropy}
+            noted = {"belongs_to": self.belongs_to, "boot": boot(), "done": done}
+            noted |= {"taken": taken, "measured": measured, "entropy": entropy}
             (beside / "checkpoint.json").write_text(json.dumps(noted))
         for old in self.folder.glob("step-*"):
             if old != here:

@@ -12,6 +12,7 @@ from typing import Any
 from lightning_core.config import PolicySettings
 from lightning_core.training.checkpoint import Checkpoints
 from lightning_core.training.dataset import Sequences
+from lightning_core.training.errors import TrainingError
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
 from lightning_core.training.outcome import leave
 from lightning_core.training.plan import Packing, Step, line_up, plan_steps
@@ -29,10 +30,15 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     """
     progress.phase("checking")
     facts, sequences = check_job(job)
+    settings = job.policy_settings.training
+    if learning_rate(settings, job.epoch, job.epochs, 0) == 0:
+        raise TrainingError(
+            f"`lr_schedule: {settings.lr_schedule}` has fallen to 0 at the end of `epochs` {job.epochs}, and this is epoch "
+            f"{job.epoch} (from 0): nothing would be learned; raise `epochs`, or take `constant`"
+        )
     progress.phase("importing")
     import_trainer()
     progress.phase("loading")
-    settings = job.policy_settings.training
     tokenizer = load_tokenizer(job.source, facts.vocabulary)
     # Reference first and gone before the trained weights come: the two never share the memory.
     other_reference = settings.beta > 0 and settings.kl_reference == "base" and job.policy_settings.lora is None
@@ -83,6 +89,8 @@ class _Work:
         job, done = self.job, self.found.done if self.found else 0
         settings, lora = job.policy_settings.training, job.policy_settings.lora
         optimizer_state, self.noted = load_state(job.state, job.epoch)
+        if self.found is not None:
+            optimizer_state = None  # the checkpoint brings its own; memory holds one of them
         self.progress.phase("preparing")
         with tempfile.TemporaryDirectory(prefix="lightning-training-") as scratch:
             self.trainer = trainer = SequenceTrainer(
@@ -108,13 +116,14 @@ class _Work:
                 trainer.bonus.coef, trainer.bonus.last = self.noted["entropy"]
             if settings.beta or settings.importance_correction != "none" or settings.top_entropy_quantile < 1:
                 self.progress.phase("reference")
-            trainer.starts, trainer.informative, measured = look(trainer, settings, self.reference, bool(lora))
+            trainer.starts, trainer.informative, self.measured = look(trainer, settings, self.reference, bool(lora))
             if self.found is not None:
                 trainer.resume = self.found
+                self.measured = self.found.measured  # of all steps, not of those that are left
             self.progress.phase("training")
             self.kept = monotonic()
             trainer.train()
-        return _summary(self.taken) | measured
+        return _summary(self.taken) | self.measured
 
     def save(self, metrics: dict[str, Any], probed: list[int]) -> dict[str, Any]:
         trainer, step = self.trainer, self.noted["step"] + len(self.steps)
@@ -137,7 +146,7 @@ class _Work:
             return
         # The first rank's clock decides: what is split over ranks is gathered by all of them.
         if from_all_ranks(monotonic() - self.kept >= seconds)[0]:
-            self.checkpoints.save(self.trainer, done, self.taken)
+            self.checkpoints.save(self.trainer, done, self.taken, self.measured)
             self.kept = monotonic()
 
 

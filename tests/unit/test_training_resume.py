@@ -105,7 +105,8 @@ def test_an_epoch_ended_after_any_step_comes_to_the_same_weights_bit_for_bit(
     assert last.resumed == 3
     assert weights(job.output) == weights(calm.output)
     same = ("loss", "grad_norm", "kl", "entropy", "entropy_coef", "mismatch", "learning_rate", "step", "trained_tokens")
-    assert {name: result[name] for name in same} == {name: expected[name] for name in same}
+    same += ("importance_ratio", "importance_bounded", "ratio", "clip_ratio")
+    assert {name: result.get(name) for name in same} == {name: expected.get(name) for name in same}
     assert not (job.state / "unfinished").exists()
 
 
@@ -193,6 +194,13 @@ def test_sequences_longer_than_the_model_are_left_out_and_counted(make_job: Call
     job = make_job(sequences=write_parquet(rows(5, 6, 300), tmp_path / "some.parquet"))
     result = run_job(job, Progress(job.progress))
     assert (result["sequences"], result["left_out"]) == (2, {"too_long": 1})
+
+
+def test_an_epoch_whose_scheduled_rate_has_fallen_to_nothing_is_refused(make_job: Callable[..., Job]) -> None:
+    job = make_job(epoch=2, epochs=2, training={"lr_schedule": "cosine"})
+    with pytest.raises(TrainingError, match=r"`lr_schedule: cosine` .* 0 at the end of `epochs` 2, .*epoch 2"):
+        run_job(job, Progress(job.progress))
+    assert '"step"' not in job.progress.read_text()
 
 
 def test_a_checkpoint_of_another_model_is_refused(make_job: Callable[..., Job], tmp_path: Path) -> None:
