@@ -1,8 +1,8 @@
 """`python -m lightning_core.training job.json`: train one policy on one epoch's sequences, then exit.
 
 Exit codes: 0 with `training.json` in the job's output folder; 3 where data, weights or the job cannot be trained on,
-with `{"error": …}` as the progress file's last line; 1 for anything unforeseen, with a traceback. `--with-parent
-PID` ends the process when that one is gone.
+with `{"error": …}` as the progress file's last line; 1 for anything unforeseen, with a traceback (in the progress file
+too, where it is one of several processes). `--with-parent PID` ends the process when that one is gone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -51,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
         logger.error("%s", error, exc_info=error.__cause__)
         progress.fail(str(error))
         return EXIT_UNTRAINABLE
+    except Exception:
+        if "WORLD_SIZE" in os.environ:  # the log ends with the launcher's own words, not with this rank's
+            progress.fail(traceback.format_exc())
+        raise
     logger.info("trained %s on %d sequences: %s", job.output, result["sequences"], result["seconds"])
     return 0
 

@@ -59,7 +59,7 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
             while True:
                 ended = process.poll() is not None
                 for line in lines.read():
-                    error = line.get("error", error)
+                    error = error or line.get("error")  # of several ranks the first: the others lost their peer
                     on_progress(line)
                 if ended:
                     break

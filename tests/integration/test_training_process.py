@@ -210,6 +210,16 @@ def test_two_processes_train_to_the_same_loss_as_one(make_job: Any, tmp_path: Pa
         assert shared["entropy"] == pytest.approx(single["entropy"], rel=1e-4)
 
 
+@pytest.mark.extra
+def test_what_no_one_foresaw_in_one_of_several_processes_is_told_with_its_traceback(
+    make_job: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "state").write_text("a file, where a folder has to be")
+    job = make_job(policy_settings={"training": {"steps_per_epoch": 3, "processes": 2}})
+    with pytest.raises(TrainingFailed, match=r"Traceback(.|\n)*(NotADirectory|FileExists)Error"):
+        train(job, lambda line: None, tmp_path / "log")
+
+
 def test_several_processes_have_a_launcher_and_accelerate_where_its_settings_are_given(
     make_job: Any, tmp_path: Path
 ) -> None:
