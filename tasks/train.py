@@ -94,7 +94,7 @@ def train_policy(
         if not policy.trains_in(epoch.epoch):
             return {"version": parent, "metrics": {}, "skipped": f"not trained in epoch {epoch.epoch} (train_every)"}
         base = resolve_model(policy.model, settings.models, log.debug)
-        return train_version(lake, settings, policy, epoch, base.path, key, on_progress, device)
+        return train_version(lake, settings, policy, epoch, base.path, on_progress, device)
 
     output = run_stage(lake, epoch, f"train {policy.name}", key, work)
     if output["version"] == parent:

@@ -25,7 +25,6 @@ def train_version(
     policy: PolicySettings,
     epoch: EpochManifest,
     base_model: Path,
-    key: str,
     on_progress: Callable[[dict[str, Any]], None],
     device: str | None = None,
 ) -> dict[str, Any]:

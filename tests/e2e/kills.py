@@ -180,7 +180,7 @@ def undisturbed(epoch: Epoch, folder: Path) -> str:
     manifest.tables.clear()
     derive(lake, manifest, settings, "undisturbed")
     policy = settings.policies[0]
-    output = train_version(lake, settings, policy, manifest, Path(policy.model), "undisturbed", lambda _: None)
+    output = train_version(lake, settings, policy, manifest, Path(policy.model), lambda _: None)
     return weights(PolicyStore(folder, "policy"), output["version"])
 
 

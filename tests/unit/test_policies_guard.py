@@ -63,5 +63,5 @@ def test_nothing_is_trained_from_a_damaged_version(damaged, settings, tmp_path, 
         tables={"sequences": DerivedTable(path="derived/r/1/sequences.parquet", rows=1, digest="d")},
     )  # fmt: skip
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors"):
-        training.train_version(None, settings, settings.policies[0], epoch, tmp_path, "key", print)
+        training.train_version(None, settings, settings.policies[0], epoch, tmp_path, print)
     assert damaged.versions() == ["v0000", "v0001"]
