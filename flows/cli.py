@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import signal
@@ -38,6 +39,9 @@ class _Commands(click.Group):
         except (SettingsError, FileNotFoundError) as error:
             raise click.ClickException(str(error)) from error
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                remedy = "make room, and give the same command again: it goes on from there"
+                raise click.ClickException(f"{error.filename or 'a file'}: the disk is full; {remedy}") from error
             # Ours say what is wrong and what to do; others are bugs, and want their traceback.
             if type(error).__module__.partition(".")[0] not in ("lightning_core", "flows", "tasks"):
                 raise

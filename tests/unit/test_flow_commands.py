@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from pathlib import Path
 
@@ -39,6 +40,18 @@ def test_an_attribute_to_learn_by_is_a_pair(tmp_path: Path, attribute: str) -> N
     done = CliRunner().invoke(main, ["learn", str(file), "--attribute", attribute])
     assert done.exit_code != 0
     assert "--attribute: write each as KEY=VALUE" in done.output
+
+
+def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(home: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "lake"))
+
+    monkeypatch.setattr("flows.cli.prefect_api", full)
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"agent": {"command": "true"}, "tasks": {"train": "t.jsonl"}}))
+    done = CliRunner().invoke(main, ["train", str(file)])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"Error: {tmp_path / 'lake'}: the disk is full; make room")
 
 
 def test_a_stage_that_is_none_is_refused(tmp_path: Path) -> None:
