@@ -1,4 +1,4 @@
-"""Alerts by Prefect's automations: a POST to a webhook when a flow run fails, and another text when a run collapses.
+"""Alerts by Prefect's automations: a POST to a webhook when a flow run fails, when a run collapses, when none takes it.
 
 python -m flows.automations https://hooks.example.org/alerts     (with PREFECT_API_URL; a second call replaces the first's)
 """
@@ -27,12 +27,14 @@ def create(webhook: str) -> list[str]:
     )
     block_id = block.save(_BLOCK, overwrite=True)
     made = []
-    for name, match, subject in (
-        ("lightning-flows failure", {}, "a flow run failed"),
-        ("lightning-flows collapse", {"prefect.state-message": _COLLAPSED}, "a run collapsed and was stopped"),
+    ended: set[str] = {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}
+    for name, expect, match, subject in (
+        ("lightning-flows failure", ended, {}, "a flow run failed"),
+        ("lightning-flows collapse", ended, {"prefect.state-message": _COLLAPSED}, "a run collapsed and was stopped"),
+        ("lightning-flows waiting", {"prefect.flow-run.Late"}, {}, "a flow run waits: does a worker of its pool run?"),
     ):
         trigger = EventTrigger(
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            expect=expect,
             match={"prefect.resource.id": "prefect.flow-run.*", **match},
             match_related=_TAG,
             for_each={"prefect.resource.id"},

@@ -32,7 +32,7 @@ _port = click.IntRange(0, 65535)
 @click.option("--prefect-db", metavar="URL", help="postgresql+asyncpg://…; default: SQLite in the home.")
 @click.option("--mlflow-db", metavar="URL", help="postgresql://…; default: SQLite in the home.")
 @click.option("--deploy/--no-deploy", default=True, help="Deploy prefect.yaml, with its limits and automations.")
-@click.option("--alert-webhook", metavar="URL", help="Gets a POST when a flow run fails, and when a run collapses.")
+@click.option("--alert-webhook", metavar="URL", help="Gets a POST when a flow run fails, collapses, or waits.")
 def up(
     home: Path,
     settings_file: Path | None,
