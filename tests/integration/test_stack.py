@@ -138,13 +138,13 @@ def test_deployments_run_on_the_real_stack_and_a_failure_is_told_to_a_webhook(
         assert failed.returncode != 0
         until(lambda: any("nowhere.jsonl" in alert["text"] for alert in alerts))
 
-        command("prefect", "work-pool", "pause", "local", **api)  # as where no worker runs
-        command("prefect", "deployment", "run", "ingest/local", **api)
-        until(lambda: any("does a worker of its pool run" in alert["subject"] for alert in alerts))
-
         wrong = command(*run, "train-epoch/local", "--param", "epoch=soon", **api)
         assert wrong.returncode != 0
         assert "epoch" in wrong.stdout + wrong.stderr
+
+        command("prefect", "work-pool", "pause", "local", **api)  # as where no worker runs
+        command("prefect", "deployment", "run", "ingest/local", **api)
+        until(lambda: any("does a worker of its pool run" in alert["subject"] for alert in alerts))
     finally:
         down = command("flows.cli", "down", *home)
     assert down.returncode == 0, down.stderr
