@@ -80,7 +80,9 @@ def _roll(
         def before_resume(serves: str, vllm: VllmServer = vllm, left: Fleet = left) -> None:
             if serves == version:
                 routes.roll(policy.name, [*ready, vllm], left)
-            elif not ready:
+            elif ready:
+                routes.roll(policy.name, ready, left)
+            else:
                 routes.back()
 
         swap = hot_swap if vllm.alive() else restart_with
@@ -201,8 +203,6 @@ class _Routes:
 
     def back(self) -> None:
         """The routes before the deploy, less the versions that it unloaded."""
-        if not self._former["policies"]:
-            return
         served: set[str] = set()
         for fleet in self.served.values():
             for vllm in fleet:

@@ -43,11 +43,12 @@ class Replica:
 
 
 class Fleet:
-    """`during[n]` is called while replica n is swapped; those in `broken` fail."""
+    """`during[n]` is called while replica n is swapped; those in `broken` fail, `restored[n]` is called when n has the former."""
 
     def __init__(self, made: Rig, replicas: list[Replica]) -> None:
         self.made, self.replicas = made, replicas
         self.during: dict[int, Callable[[], None]] = {}
+        self.restored: dict[int, Callable[[], None]] = {}
         self.broken: set[int] = set()
         self.settings = Settings.model_validate(
             {
@@ -63,7 +64,9 @@ class Fleet:
         number, former = vllm.state.replica, vllm.state.version
         self.during.get(number, lambda: None)()
         if number in self.broken:
+            before_resume(version)  # it is found out by the last check, when calls go on again
             before_resume(former)
+            self.restored.get(number, lambda: None)()
             raise RedeployFailed(f"{version} could not be loaded; {former} serves again", restored=True)
         before_resume(version)
         vllm.state.version, vllm.state.weights = version, str(folder.resolve())
@@ -128,8 +131,10 @@ def test_a_replica_that_is_swapped_gets_no_calls_and_each_rollout_sees_one_versi
 def test_a_replica_that_misses_a_swap_gets_no_calls_until_it_has_the_version(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fleet.broken = {1}
+    asked: set[int] = set()
+    fleet.broken, fleet.restored = {1}, {1: lambda: asked.update(fleet.ask(f"meanwhile{i}") for i in range(4))}
     fleet.bring("v0002")
+    assert asked == {0}, "replica 1 goes on with v0001"
     assert "replica 1 of vLLM missed a version" in caplog.text
     assert [fleet.route()["upstream"], *fleet.route()["replicas"]] == [fleet.replicas[n].upstream for n in (0, 2)]
     assert {fleet.ask(f"r{i}") for i in range(8)} <= {0, 2}
@@ -171,3 +176,11 @@ def test_a_version_of_the_same_number_of_another_policy_is_not_taken_for_ours(fl
     fleet.during = {number: (lambda number=number: swapped.append(number)) for number in range(3)}  # type: ignore[misc]
     fleet.bring("v0001")
     assert swapped == [0, 1, 2]
+
+
+def test_a_first_deploy_that_fails_leaves_no_route_to_what_is_not_served(fleet: Fleet) -> None:
+    fleet.made.handle.set_routes({"policies": {}})
+    fleet.broken = {0}
+    with pytest.raises(RedeployFailed, match="v0001 serves again"):
+        fleet.bring("v0002")
+    assert fleet.made.handle.routes()["policies"] == {}
