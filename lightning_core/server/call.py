@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WHEN_AGAIN = ("retry-after", "retry-after-ms", "x-should-retry")  # what OpenAI's clients go by
+_BESIDE_REQUEST = 16_384  # bytes that a span is taken to have, beside the request's messages
 _PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embeddings": "/embeddings"}
 _BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
@@ -82,14 +83,16 @@ class Call:
                 asked.caller, asked.prepared.kind, asked.request, asked.target.policy, self._scope, error
             )
             raise
+        request_bytes = int(header(self._scope, b"content-length") or 0)
+        if self._gateway.spool.is_full(request_bytes + _BESIDE_REQUEST):
+            # Refused before any token is sampled: without room for the span the reply could not be given.
+            self._gateway.stats.turned_away.labels(self._asked.target.label, "spool").inc()
+            raise self._broken("the spool is full; the ingestion has to free it, or raise server.spool_max_gb")
         self._attempt.calls += 1
         counters.in_flight.inc()
         serving, model = self._gateway.stats.serving, self._asked.target.model
         serving[model] = serving.get(model, 0) + 1
         try:
-            if self._gateway.spool.is_full():
-                # Refused before any token is sampled: without room for the span the reply could not be given.
-                raise self._broken("the spool is full; the ingestion has to free it, or raise server.spool_max_gb")
             async with admission.turn(self._asked.caller):
                 return await self._forward()
         except asyncio.CancelledError:

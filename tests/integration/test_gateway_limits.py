@@ -79,6 +79,20 @@ def test_a_budget_of_tokens_counts_prompts_and_responses(tmp_path: Path) -> None
             assert first.result().choices
 
 
+def test_where_the_spool_is_full_nothing_is_sampled_and_no_budget_used(tmp_path: Path) -> None:
+    with rig(tmp_path, spool_max_gb=0.000_05) as made:  # 50 kB
+        answered = 0
+        with pytest.raises(openai.InternalServerError, match="spool is full"):
+            for _ in range(100):
+                ask(made, "r")
+                answered += 1
+        with pytest.raises(openai.InternalServerError, match="spool is full"):
+            ask(made, "r")
+        seen = made.handle.attempt("r", "a1")
+        assert 5 < answered == len(made.canned.requests) == seen["calls"] and seen["infrastructure_errors"] == 2
+        assert metric(made, 'lightning_calls_turned_away_total{policy="policy",reason="spool"}') == 2
+
+
 def test_a_rollouts_calls_queue_in_order_and_past_the_queue_they_are_told_when_to_come_again(server: Rig) -> None:
     server.gate()
     with ThreadPoolExecutor(4) as pool:
