@@ -82,7 +82,7 @@ class Supervisor:
             self._vllm.restart(Path(state.weights), state.version, on_progress=self._go_on)
         except StoreError as error:
             self.gave_up = str(error)
-        except VllmError as error:
+        except (VllmError, OSError) as error:  # OSError: a disk that is full just now
             if not self._stopping.is_set():
                 log.warning("vLLM did not start: %s", error)  # the next look counts, and tries again
         else:

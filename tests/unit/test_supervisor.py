@@ -123,3 +123,18 @@ def test_who_stops_while_it_is_starting_does_not_wait_for_it(
         wait_until(lambda: vllm.restarted)
     assert not vllm.running and supervisor.restarts == 0 and supervisor.gave_up is None
     assert "did not start" not in caplog.text
+
+
+def test_a_disk_that_is_full_for_a_while_is_no_reason_to_give_up(tmp_path: Path, version: Path) -> None:
+    class Full(Remembered):
+        def restart(self, weights: Path, version: str, on_progress: Any = None) -> None:
+            if not self.restarted:
+                self.restarted.append((weights, version))
+                raise OSError("No space left on device")
+            super().restart(weights, version)
+
+    vllm = Full(tmp_path, version)
+    with watching(vllm) as supervisor:
+        vllm.running = False
+        wait_until(lambda: supervisor.restarts or supervisor.gave_up)
+    assert vllm.running and supervisor.gave_up is None
