@@ -7,7 +7,14 @@
 -- policy's temperature and top_p alone; flagged also where it trains. An ambiguous call trains, where that is set, if the policy
 -- takes every agent that could have made it. `bad_token_ids`: negative, or past the vocabulary where that is known.
 -- `bad_logprobs`: above 0 by more than rounding, infinite, or NaN. `not_scheduled`: the policy is not trained in this epoch.
-WITH calls AS (
+WITH call_places AS MATERIALIZED (
+    -- Narrow, and no more than there are calls: what DuckDB hashes is this, not the wide rows of `calls`.
+    SELECT places.node, agent, agent_path, method, ambiguous
+    FROM places
+    SEMI JOIN (SELECT node FROM nodes WHERE op = 'llm') AS llm USING (node)
+    WHERE twin_of IS NULL
+),
+calls AS (
     SELECT
         nodes.node,
         nodes.attempt,
@@ -25,8 +32,8 @@ WITH calls AS (
         tree.method,
         tree.ambiguous
     FROM nodes
-    JOIN places AS tree USING (node)
-    WHERE nodes.op = 'llm' AND tree.twin_of IS NULL
+    JOIN call_places AS tree USING (node)
+    WHERE nodes.op = 'llm'
 ),
 rewards AS (
     -- By `attempt`: hundreds of thousands of calls are joined by one number, not by two texts.
@@ -35,7 +42,7 @@ rewards AS (
     JOIN bucket USING (rollout_id, attempt_id)
 ),
 remarked AS (
-    -- Narrow, and fewer for the filter: what DuckDB hashes is this, not the wide rows of `calls`.
+    -- Likewise, and fewer for the filter.
     SELECT call_id, sampling, untrainable, flaw
     FROM sampled_calls
     WHERE sampling IS NOT NULL OR untrainable IS NOT NULL OR flaw IS NOT NULL
