@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ from lightning_core.config import PolicySettings, Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import stage_key
-from lightning_core.policies.store import BASE_VERSION, Lineage, PolicyStore
+from lightning_core.policies.store import BASE_VERSION, Lineage, PolicyStore, PublishConflict
 from lightning_core.training.job import Job
 from lightning_core.training.launch import train
+
+logger = logging.getLogger(__name__)
 
 
 def train_version(
@@ -73,10 +76,19 @@ def train_version(
         probe=metrics.get("probe"),
     )
     (output / "training.json").unlink()  # seconds and memory differ each time; the lineage has the metrics
-    version = store.publish(output, lineage)
+    version = _publish(store, output, lineage)
     shutil.rmtree(output, ignore_errors=True)
     sequences.unlink()
     return {"version": version, "metrics": numbers}
+
+
+def _publish(store: PolicyStore, output: Path, lineage: Lineage) -> str:
+    """Publish, under the next number where another run took one meanwhile: what was trained is not lost by that."""
+    while True:
+        try:
+            return store.publish(output, lineage)
+        except PublishConflict as error:
+            logger.info("%s", error)
 
 
 def _select(lake: Lake, epoch: EpochManifest, policy: str, target: Path) -> int:

@@ -7,7 +7,7 @@ import pytest
 from lightning_core import deploy, services
 from lightning_core.config import Settings
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
-from lightning_core.policies.store import Lineage, StoreError
+from lightning_core.policies.store import Lineage, PolicyStore, StoreError
 from lightning_core.training import epoch as training
 from tests.policy_files import store_with_base, write_model
 
@@ -65,3 +65,29 @@ def test_nothing_is_trained_from_a_damaged_version(damaged, settings, tmp_path, 
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors"):
         training.train_version(None, settings, settings.policies[0], epoch, tmp_path, print)
     assert damaged.versions() == ["v0000", "v0001"]
+
+
+def test_what_was_trained_gets_the_next_number_where_another_run_took_one(settings, tmp_path, monkeypatch):
+    store, publish = store_with_base(tmp_path), PolicyStore._publish
+    taken = []
+
+    def train(job, *_):
+        write_model(job.output, 2.0)
+        (job.output / "training.json").write_text("{}")
+        return {}
+
+    def beaten(self, folder, lineage, version, files):
+        if not taken:
+            taken.append(write_model(tmp_path / "theirs", 1.0))
+            publish(self, taken[0], Lineage(run="other", epoch=0, base_model="base"), version, {})
+        return publish(self, folder, lineage, version, files)
+
+    monkeypatch.setattr(training, "_select", lambda lake, epoch, policy, target: target.write_text("x"))
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(PolicyStore, "_publish", beaten)
+    epoch = EpochManifest(
+        run="r", epoch=0, opened_offset=0, versions={"policy": "v0000"},
+        tables={"sequences": DerivedTable(path="derived/r/0/sequences.parquet", rows=1, digest="d")},
+    )  # fmt: skip
+    done = training.train_version(None, settings, settings.policies[0], epoch, tmp_path, print)
+    assert done["version"] == "v0002" and store.manifest("v0001").run == "other" and store.manifest("v0002").run == "r"
