@@ -104,7 +104,11 @@ class TrainingSettings(Section):
         ge=0,
         description="work that an epoch loses when it is killed: once so much has been done since the last checkpoint, the next optimizer step ends with one; 0: each does; null: none",
     )
-    processes: int = Field(1, ge=1, description="training processes on this machine")
+    processes: int = Field(
+        1,
+        ge=1,
+        description="training processes on this machine; 1 with `accelerate_config`: as many as that file says",
+    )
     accelerate_config: Path | None = Field(
         None, description="file of `accelerate config` (DDP, FSDP2, DeepSpeed) to launch them with"
     )

@@ -89,7 +89,9 @@ def command(job: Job, job_file: Path) -> list[str]:
             "--config_file",
             str(job.policy_settings.training.accelerate_config),
         ]
-        return [sys.executable, *launcher, "--num_processes", str(job.policy_settings.training.processes), *module]
+        processes = job.policy_settings.training.processes
+        of_them = ["--num_processes", str(processes)] if processes > 1 else []  # else as many as the file says
+        return [sys.executable, *launcher, *of_them, *module]
     if job.policy_settings.training.processes > 1:
         meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(job.policy_settings.training.processes)]

@@ -230,6 +230,9 @@ def test_several_processes_have_a_launcher_and_accelerate_where_its_settings_are
     training = {"processes": 2, "accelerate_config": tmp_path / "c.yaml"}
     configured = command(make_job(policy_settings={"training": training}), file)
     assert configured[1:5] == ["-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "c.yaml")]
+    assert configured[5:7] == ["--num_processes", "2"]
+    as_in_the_file = command(make_job(policy_settings={"training": {"accelerate_config": tmp_path / "c.yaml"}}), file)
+    assert "--num_processes" not in as_in_the_file
 
 
 def test_starting_a_job_imports_no_torch() -> None:
