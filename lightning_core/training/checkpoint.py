@@ -50,12 +50,15 @@ class Found:
 class Checkpoints:
     def __init__(self, job: Job, parts: int) -> None:
         self.folder = job.state / "unfinished"
-        told = job.model_dump_json(exclude=_ASIDE) + training_code()
+        constant = job.policy_settings.training.lr_schedule == "constant"
+        told = job.model_dump_json(exclude=_ASIDE | ({"epochs": True} if constant else {})) + training_code()
         self.belongs_to = hashlib.sha256(told.encode() + job.sequences.read_bytes()).hexdigest()
         self.parts = parts
 
     def newest(self) -> Found | None:
         """The last whole checkpoint of this job. Others of the folder are removed."""
+        for half in self.folder.glob(".step-*.partial"):  # a kill while it was written
+            shutil.rmtree(half, ignore_errors=True)
         found: Found | None = None
         for folder in sorted(self.folder.glob("step-*")):
             read = self._read(folder)

@@ -12,6 +12,7 @@ import pytest
 
 from lightning_core.training import checkpoint as checkpoint_module
 from lightning_core.training import grpo
+from lightning_core.training.checkpoint import Checkpoints
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
 from lightning_core.training.grpo import run_job
@@ -156,6 +157,24 @@ def test_a_checkpoint_is_gone_on_from_on_another_device_and_whatever_is_asked_of
     with pytest.raises(Killed):
         run_job(make_job(device="1", beside=2, training={"checkpoint_seconds": 5}), progress)
     assert progress.resumed == 2
+
+
+def test_what_a_kill_within_a_checkpoint_left_behind_is_removed(make_job: Callable[..., Job]) -> None:
+    job = make_job()
+    half = job.state / "unfinished" / ".step-0002.dead.partial"
+    half.mkdir(parents=True)
+    assert Checkpoints(job, 4).newest() is None
+    assert not half.exists()
+
+
+def test_a_run_made_longer_keeps_its_checkpoint_unless_the_rate_is_scheduled_over_it(
+    make_job: Callable[..., Job],
+) -> None:
+    def of(epochs: int, schedule: str) -> str:
+        return Checkpoints(make_job(epochs=epochs, training={"lr_schedule": schedule}), 4).belongs_to
+
+    assert of(2, "constant") == of(8, "constant")
+    assert of(2, "linear") != of(8, "linear")
 
 
 def rows(*lengths: int, tokens: int = 3) -> list[Sequence]:
