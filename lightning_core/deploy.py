@@ -68,8 +68,9 @@ def _roll(
 ) -> list[Redeployed]:
     """Full weights into one replica after another."""
     version, fleet = manifest.version, services.fleet
-    # By the folder: another policy of this home has a version of that number too.
-    behind = [vllm for vllm in fleet if Path(vllm.state.weights) != folder.resolve() or not vllm.alive()]
+    # The folder too: another policy of this home has a version of that number.
+    wanted = (version, folder.resolve())
+    behind = [vllm for vllm in fleet if (vllm.state.version, Path(vllm.state.weights)) != wanted or not vllm.alive()]
     ready = [vllm for vllm in fleet if vllm not in behind]
     done = []
     for number, vllm in enumerate(behind):
