@@ -115,9 +115,10 @@ def _why(call: Row, mode: str) -> list[RenderableType]:
         lines.append(f"   {choice} {where}")
     if why_not(call, mode) is None and call["group_rollouts"] is not None:
         spread = f", deviation {_number(call['group_std'])}" if call["group_std"] is not None else ""
+        mean = f"against a mean of {_number(call['group_mean'])} over" if call["group_mean"] is not None else "among"
         lines.append(
-            f"    return {_number(call['return'])} against a mean of {_number(call['group_mean'])} over "
-            f"{call['group_rollouts']} rollouts{spread}: advantage {_number(call['advantage'])}"
+            f"    return {_number(call['return'])} {mean} {call['group_rollouts']} rollouts{spread}: "
+            f"advantage {_number(call['advantage'])}"
         )
     return [Text(line) for line in lines]
 

@@ -98,6 +98,16 @@ def test_rewards_say_which_calls_they_went_to(home: Path) -> None:
     assert went == {"failing-tool": ["solver"], "reward": ["", "critic", "solver"]}
 
 
+def test_an_example_is_explained_without_a_mean(tmp_path: Path) -> None:
+    made = Attempt("task.0", "a")
+    made.root()
+    made.call([1], [2])
+    made.reward(0.5)
+    lake, _ = derived(tmp_path, made.rows, algorithm="sft")
+    lake.rebuild_catalog()
+    assert "return 0.5 among 1 rollouts: advantage 1" in text(explain(lake.root, "task.0"))
+
+
 def test_an_attempt_without_calls_is_explained_too(home: Path) -> None:
     shown = text(explain(home / "lake", "task.2"))
     assert "a2: error (ValueError: no), 1.00 s; reward 0 (failure_reward)" in shown
