@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from lightning_core.agents.processes import end_with_parent
 from lightning_core.config import ServerSettings, SettingsError
 from lightning_core.files import write_atomic
-from lightning_core.policies.processes import end_group, is_running
+from lightning_core.policies.processes import created, end_group, is_running
 from lightning_core.server.handle import server_command
 from lightning_core.services import claim_services, stop_orphans
 
@@ -55,7 +55,7 @@ class Plan(BaseModel):
 
 class Running(BaseModel):
     pid: int
-    started: float  # creation time, seconds since 1970
+    started: float  # see lightning_core.policies.processes.created
     restarts: int = 0
 
 
@@ -273,8 +273,8 @@ class _Supervisor:
 
 def _running(pid: int, restarts: int = 0) -> Running:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return Running(pid=pid, started=psutil.Process(pid).create_time(), restarts=restarts)
-    return Running(pid=pid, started=time.time(), restarts=restarts)
+        return Running(pid=pid, started=created(pid), restarts=restarts)
+    return Running(pid=pid, started=-1, restarts=restarts)
 
 
 def _say(text: str) -> None:

@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from lightning_core.config import Settings
 from lightning_core.files import locked, write_atomic
 from lightning_core.lake.manifest import LakeError, Manifests
 from lightning_core.policies.model import ModelFolder, resolve_model
-from lightning_core.policies.processes import end_group, is_running
+from lightning_core.policies.processes import created, end_group, is_running
 from lightning_core.policies.sleep import Level, asleep
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
 from lightning_core.policies.supervisor import Supervisor
@@ -90,7 +88,7 @@ def server_running(settings: Settings, say: Say = logger.info) -> Iterator[Serve
             server = ServerHandle.start(settings.home, settings.server, settings.home / "logs" / "server.log")
             stack.callback(server.stop)
         elif ours:
-            stack.callback(end_group, server.pid, psutil.Process(server.pid).create_time(), 30)
+            stack.callback(end_group, server.pid, created(server.pid), 30)
         yield server
 
 
@@ -155,7 +153,7 @@ def stop_orphans(home: Path) -> None:
         raise LakeError(f"a flow is at work in {home}; stop it first")
     server = ServerHandle.find(home)
     if server is not None:
-        end_group(server.pid, psutil.Process(server.pid).create_time(), 30)
+        end_group(server.pid, created(server.pid), 30)
     replica = 0
     while (vllm := VllmServer.known(home, replica)) is not None:
         vllm.stop()  # of one that is gone, what it left
@@ -189,7 +187,7 @@ class _Owner:
                     return False
             except (FileNotFoundError, ValueError, KeyError):
                 pass
-            me = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+            me = {"pid": os.getpid(), "started": created(os.getpid())}
             write_atomic(self._file, json.dumps(me).encode(), mode=0o600)
             return True
 

@@ -5,16 +5,33 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import psutil
 
+_SAME_S = 0.05  # the kernel counts in hundredths
+
+
+def created(pid: int) -> float:
+    """When a process was created, in seconds since the machine started. Raises psutil.NoSuchProcess.
+
+    psutil tells it in seconds since 1970, and another number for the same process once the clock was set.
+    """
+    if sys.platform != "linux":
+        return psutil.Process(pid).create_time()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(pid) from None
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
 
 def is_running(pid: int, started: float) -> bool:
-    """Whether the process that was created at `started` (seconds since 1970) still runs; a zombie does not."""
+    """Whether the process that was `created` at `started` still runs; a zombie does not."""
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(created(pid) - started) < _SAME_S and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -22,13 +39,13 @@ def is_running(pid: int, started: float) -> bool:
 def group_members(leader: int, started: float) -> list[psutil.Process]:
     """Processes, zombies left out, of the session and group that `leader` opened, whether or not it lives itself."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        if abs(psutil.Process(leader).create_time() - started) >= 1:
+        if abs(created(leader) - started) >= _SAME_S:
             return []  # the number went to a stranger, which it cannot while a member of our group is left
     members = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
             ours = os.getpgid(process.pid) == leader and os.getsid(process.pid) == leader
-            if ours and process.create_time() >= started - 1 and process.status() != psutil.STATUS_ZOMBIE:
+            if ours and created(process.pid) >= started - _SAME_S and process.status() != psutil.STATUS_ZOMBIE:
                 members.append(process)
     return members
 

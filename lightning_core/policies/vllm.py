@@ -19,11 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import psutil
-
 from lightning_core.config import VllmSettings
 from lightning_core.files import locked
-from lightning_core.policies.processes import end_group, is_running, memory_of_tree
+from lightning_core.policies.processes import created, end_group, is_running, memory_of_tree
 from lightning_core.policies.vllm_client import VllmClient, VllmError
 from lightning_core.policies.vllm_command import command, environment
 from lightning_core.policies.vllm_log import explain_exit, phase
@@ -236,7 +234,7 @@ class VllmServer:
                 env=environment(self.state.lora_rank),
             )
         pid = self._process.pid
-        self.state = replace(self.state, pid=pid, started=psutil.Process(pid).create_time())
+        self.state = replace(self.state, pid=pid, started=created(pid))
         self._note(self.state)
         self._wait_until_ready(self.state.start_timeout_s, on_progress)
         with VllmClient(_doorstep(self.socket)) as client:

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 from lightning_core import services as module
 from lightning_core.config import Settings
 from lightning_core.policies.model import ModelFolder
+from lightning_core.policies.processes import created
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.policies.vllm_command import command
 
@@ -96,7 +96,7 @@ def own(home: Path, name: str, who: dict[str, Any]) -> None:
 
 
 def alive(pid: int) -> dict[str, Any]:
-    return {"pid": pid, "started": psutil.Process(pid).create_time()}
+    return {"pid": pid, "started": created(pid)}
 
 
 def left_behind(settings: Settings) -> Vllm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from lightning_core import services
 from lightning_core.config import VllmSettings
 from lightning_core.policies import vllm as module
-from lightning_core.policies.processes import group_members
+from lightning_core.policies.processes import created, group_members, is_running
 from lightning_core.policies.vllm import VllmServer, VllmState
 
 
@@ -24,7 +25,7 @@ def dead(tmp_path: Path) -> VllmState:
     folder.mkdir()
     engine = "import os, time\nif os.fork() == 0: time.sleep(300)\ntime.sleep(0.5)"
     process = subprocess.Popen(["python3", "-c", engine], start_new_session=True)
-    started = psutil.Process(process.pid).create_time()
+    started = created(process.pid)
     process.wait()
     state = VllmState(
         pid=process.pid, started=started, socket=str(folder / "s"), model="m", served_name="policy", version="v0001",
@@ -67,3 +68,12 @@ def test_stopping_what_a_killed_flow_left_ends_also_what_a_dead_vllm_left(tmp_pa
     services.stop_orphans(tmp_path)
     assert group_members(dead.pid, dead.started) == [] and not Path(dead.socket).parent.exists()
     assert VllmServer.known(tmp_path) is None
+
+
+def test_a_process_stays_the_same_where_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = created(os.getpid())
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
+    assert is_running(os.getpid(), me)
+    assert not is_running(os.getpid(), me - 0.1)
+    with pytest.raises(psutil.NoSuchProcess):
+        created(2**22 + 1)
