@@ -18,6 +18,8 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError, Source
 from tests.lake_maker import Attempt, derived, settings, table
 
+pytestmark = pytest.mark.slow  # many lakes
+
 REWARDS = {0: {"g": [0.2, 1.0], "h": [0.9, 0.8]}, 1: {"g": [1.0, 0.0]}}
 DAY = 86_400.0
 SFT = {"algorithm": "sft", "sft": {"best": 1, "min_reward": 0.5}}

@@ -23,6 +23,8 @@ from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, table
 from tests.unit.test_rewards import emit
 
+pytestmark = pytest.mark.slow  # many lakes
+
 LORA = LoraSettings()
 
 

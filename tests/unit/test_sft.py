@@ -21,6 +21,8 @@ from tests.lake_maker import settings
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group, write_parquet
 
+pytestmark = pytest.mark.slow  # it trains
+
 
 @pytest.fixture(autouse=True, scope="module")
 def threads() -> Iterator[None]:
