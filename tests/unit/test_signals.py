@@ -15,6 +15,8 @@ from lightning_core.tracking.signals import Console, Signal, backends, epoch_sig
 from lightning_core.training.throughput import peak_flops
 from tests.lake_maker import Attempt, derived, settings
 
+pytestmark = pytest.mark.slow  # many lakes
+
 METRICS = {"kl": 0.02, "entropy": 1.5, "clip_ratio": 0.1, "grad_norm": 2.0, "mismatch": 1e-5, "unique_share": 0.25}
 
 

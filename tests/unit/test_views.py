@@ -16,6 +16,8 @@ from lightning_core.lake.lake import Lake
 from tests.lake_maker import SECOND, Attempt, derived, settings
 from tests.view_rig import Rows, ask, put, sealed_at, simple, team, underived
 
+pytestmark = pytest.mark.slow  # many lakes
+
 
 def test_every_view_is_there_and_empty_before_the_first_epoch(tmp_path: Path) -> None:
     lake = Lake(tmp_path)

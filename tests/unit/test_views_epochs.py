@@ -13,6 +13,8 @@ from lightning_core.lake.manifest import EpochManifest
 from tests.lake_maker import Attempt, derived, settings
 from tests.view_rig import Rows, ask, put, sealed_at, simple, team
 
+pytestmark = pytest.mark.slow  # many lakes
+
 
 def test_agents_shows_who_was_there_who_matched_and_what_each_gave(tmp_path: Path) -> None:
     lake, _ = derived(tmp_path, team(0).rows + team(1).rows, agent_match="coder")
