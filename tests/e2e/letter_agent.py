@@ -8,6 +8,7 @@ from openai import OpenAI
 
 
 def run(task: dict[str, Any]) -> str:
+    print("asked", task["id"], flush=True)  # an attempt that prints leaves a log, which tests count
     time.sleep(float(os.environ.get("LETTER_PAUSE", "0")))
     if task.get("crash"):
         raise RuntimeError("this task is one that the agent cannot do")

@@ -58,7 +58,7 @@ def test_killed_where_no_vllm_is_needed_an_epoch_comes_to_the_same_policy(
     epoch = new_epoch(tmp_path, environment, program="tests.e2e.without_vllm")
     epoch.end_at(kills.rolling_out, kills.flow)
     epoch.end_at(kills.after("collect"), kills.tree)  # it grades
-    assert epoch.end_at(kills.trainer_is_there, kills.trainer) != 0
+    assert epoch.end_at(kills.a_step_is_done, kills.trainer) != 0
     epoch.finish()
     check(epoch, tmp_path)
 
