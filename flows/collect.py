@@ -42,7 +42,7 @@ def collect(settings: Settings, epoch: int | None = None, from_stage: Stage | No
         if from_stage is not None:
             redo_from(lake, manifest, from_stage, f"flow run {flow_run.get_id()}, {from_stage}")
         settle(lake, settings, manifest)
-        redeploy(settings, services, manifest.versions)
+        redeploy(settings, services, manifest.sampled_from)
         collected = collect_rollouts(settings, manifest, plan_training(settings, training_tasks(settings), number))
         rows = derive_tables(settings, manifest)
     return {"epoch": number, "collected": collected, "rows": rows}

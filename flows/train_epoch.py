@@ -23,6 +23,7 @@ from lightning_core.taskset import plan_training
 from tasks.alarm import watch
 from tasks.collect import collect
 from tasks.derive import derive_tables
+from tasks.overlap import begins_on, next_rollouts
 from tasks.preflight import check, training_tasks
 from tasks.progress import logger, say
 from tasks.redeploy import redeploy
@@ -49,6 +50,7 @@ def _name() -> str:
 def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage | None = None) -> dict[str, Any]:
     """Train one epoch of a run; `epoch: null` is the first that is not finished.
 
+    With `async_level: 1` the rollouts of the epoch after it run while it trains, where the run has one.
     An epoch that was interrupted goes on where it stopped: finished rollouts and stages are not run again, unless what
     they read has changed, or `from_stage` says from where on.
     """
@@ -67,10 +69,10 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
         check(settings)
         with running(settings, say("services")) as services:
             settle(lake, settings, manifest)
-            redeploy(settings, services, manifest.versions)
+            redeploy(settings, services, begins_on(settings, manifest, planned))
             collect(settings, manifest, planned)
             derive_tables(settings, manifest)
-            with resting(settings, services):
+            with resting(settings, services), next_rollouts(settings, services, manifest):
                 trained = train_policies(settings, manifest)
             redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
             record(settings, manifest)

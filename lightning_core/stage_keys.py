@@ -41,7 +41,7 @@ def rollouts_key(settings: Settings, epoch: EpochManifest, planned: list[Planned
     )
     return stage_key(
         hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest(),
-        epoch.versions,
+        epoch.sampled_from,
         agent_digest(settings.agent),
         sampled,
         settings.server.gateway.model_dump(mode="json", include=_OF_THE_GATEWAY),

@@ -55,6 +55,10 @@ class Settings(Section):
     seed: int = 0
     epochs: int = Field(4, ge=1, description="epochs `train` runs")
     agent: AgentSettings
+    async_level: Literal[0, 1] = Field(
+        0,
+        description="1: the rollouts of the next epoch run while one is trained, on the version it began with, so they are a version old when they are trained on; 0: one after another",
+    )
     tasks: TaskSettings
     rollout: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()
@@ -140,6 +144,31 @@ class Settings(Section):
                 )
         return self
 
+
+    @model_validator(mode="after")
+    def _overlap(self) -> Settings:
+        if self.async_level == 0:
+            return self
+        if self.vllm.colocated:
+            raise ValueError(
+                "`async_level: 1` samples while a policy is trained, and `vllm.colocated` lets vLLM sleep then; give vLLM a "
+                "device of its own and `colocated: false`, or take `async_level: 0`"
+            )
+        for policy in self.policies:
+            if policy.max_version_lag == 0:
+                raise ValueError(
+                    f"`async_level: 1` trains on calls that are a version old, and policy {policy.name!r} leaves all of them out "
+                    "(`max_version_lag: 0`); make that 1 or more, or take `async_level: 0`"
+                )
+            training = policy.training
+            corrected = training.importance_correction != "none" or training.steps_per_epoch > 1
+            if policy.algorithm == "grpo" and not corrected:
+                raise ValueError(
+                    f"`async_level: 1` trains policy {policy.name!r} on calls of an older version, and with one step an epoch "
+                    "nothing corrects for that; set `training.importance_correction`, as to `token_truncate`, or take "
+                    "`async_level: 0`"
+                )
+        return self
 
 __all__ = [
     "ESTIMATORS",

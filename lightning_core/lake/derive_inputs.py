@@ -142,7 +142,7 @@ def check_estimators(settings: Settings) -> None:
 
 def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: EpochManifest) -> None:
     """Create the small tables that the SQL reads of the settings: `reward_settings` (one row), `reward_weights`,
-    `policy_weights`, `air_rules`, and `policies` (one row a policy, with the version that the epoch samples from)."""
+    `policy_weights`, `air_rules`, and `policies` (one row a policy, with the version that the epoch trains)."""
     reward = settings.reward
     con.execute(
         """
@@ -327,7 +327,7 @@ def _version(epoch: EpochManifest, policy: str) -> int | None:
 
 
 def _vocabulary(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> int | None:
-    """Number of token ids of the version sampled from, where a config.json says so: an adapter's is its base model's."""
+    """Number of token ids of the version that is trained, where a config.json says so: an adapter's is its base model's."""
     files = [settings.home / "policies" / policy.name / epoch.versions.get(policy.name, "-") / "config.json"]
     if policy.lora is not None:
         files += config_files(policy.model, settings.models)

@@ -129,6 +129,9 @@ class Lake:
         Raises LakeError for a training epoch that others were built on since, with other versions now before it.
         """
         found = self.manifests.epoch(run, epoch, mode)
+        if found is not None and not found.versions and found.sampled:
+            found.versions = versions
+            self.manifests.put_epoch(found)
         if found is not None and found.versions != versions and found.stages:
             raise LakeError(
                 f"{mode} epoch {epoch} of run {run!r} was made with {found.versions}, but the epochs before it now come to "
@@ -140,6 +143,20 @@ class Lake:
             offset = self.manifests.spans().decoded_offset
             found = EpochManifest(run=run, epoch=epoch, mode=mode, versions=versions, opened_offset=offset)
             self.manifests.put_epoch(found)
+        return found
+
+    def open_ahead(self, run: str, epoch: int, sampled: dict[str, str]) -> EpochManifest | None:
+        """The manifest of a training epoch whose rollouts run before its versions are known, from `sampled`.
+
+        None where it was opened with its versions already: those rollouts are not run ahead.
+        """
+        found = self.manifests.epoch(run, epoch)
+        if found is not None and found.versions:
+            return None
+        if found is None:
+            found = EpochManifest(run=run, epoch=epoch, opened_offset=self.manifests.spans().decoded_offset)
+        found.sampled = sampled
+        self.manifests.put_epoch(found)
         return found
 
     @contextlib.contextmanager

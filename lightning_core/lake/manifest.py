@@ -109,7 +109,8 @@ class EpochManifest(_Manifest):
     run: str
     epoch: int
     mode: Mode = "train"
-    versions: dict[str, str] = {}  # policy → version that its rollouts are sampled from
+    versions: dict[str, str] = {}  # policy → version that is trained, and sampled from; none yet while it is `sampled` ahead
+    sampled: dict[str, str] = {}  # policy → version sampled from while the epoch before was trained; empty: `versions`
     opened_offset: int
     sealed_offset: int | None = None
     planned: list[str] = []  # rollouts that belong to it; others of the same number are not counted
@@ -124,6 +125,11 @@ class EpochManifest(_Manifest):
     def span_range(self) -> tuple[int, int | None]:
         """Where in the spool the epoch's spans lie: [opened, sealed); open-ended while it is not sealed."""
         return self.opened_offset, self.sealed_offset
+
+    @property
+    def sampled_from(self) -> dict[str, str]:
+        """Policy → version that the rollouts are sampled from."""
+        return self.sampled or self.versions
 
     @property
     def scope(self) -> list[tuple[str, int, str]]:

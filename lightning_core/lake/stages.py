@@ -66,6 +66,7 @@ def redo_from(lake: Lake, epoch: EpochManifest, stage: Stage, asked_by: str) -> 
         del epoch.stages[name]
     if stage == "rollouts":
         begin_anew(lake, epoch)
+        epoch.sampled = {}  # they come after their versions now
     epoch.redone_for = asked_by
     lake.manifests.put_epoch(epoch)
 

@@ -113,7 +113,8 @@ def _begun_with(policy: str, epochs: list[EpochManifest]) -> list[tuple[str, str
     for e in epochs:
         if "record" not in e.stages or newest[e.run, e.mode] == e.epoch:
             trained = e.stages.get(f"train {policy}")
-            found += [(e.run, e.versions.get(policy)), (e.run, trained.output["version"] if trained else None)]
+            begun = (e.versions.get(policy), e.sampled.get(policy), trained.output["version"] if trained else None)
+            found += [(e.run, version) for version in begun]
     return found
 
 

@@ -1,6 +1,6 @@
 -- Whether the policy trained on what it would say now: the age of the weights behind each call, and re-tokenised history.
 -- Grain: one row per (epoch, policy) of a run's training. Inputs: staleness, drift, attempts.
--- `lag`: versions between a call's weights and those the epoch rolls out. `drifted`: calls whose history came back as other
+-- `lag`: versions between a call's weights and those the epoch trains. `drifted`: calls whose history came back as other
 -- tokens than were sampled; their sequence breaks there.
 WITH chosen AS (
     SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1

@@ -1,6 +1,6 @@
 -- What each policy came to in each training epoch: the versions, what was sampled and trained, and how old it was.
 -- Grain: one row per (run, epoch, policy). Inputs: epoch_manifests, policy_calls, call_returns, sequences, staleness.
--- Rule: `version` is what the epoch rolled out, `trained_version` what its training made of it (the same where nothing was
+-- Rule: `version` is what the epoch began with, `trained_version` what its training made of it (the same where nothing was
 -- trained; `skipped` says why), NULL before that. `mean_return` is over the calls that could be trained on: what this policy is
 -- rewarded with. `lag` is the largest of view staleness, `share_stale` the share of calls sampled by an older version.
 WITH versions AS (

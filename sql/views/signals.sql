@@ -5,7 +5,7 @@
 -- Rule: `reward` and `reward_spread` (standard deviation) are over the rollouts a policy acted in, each once. `group_spread` is
 -- the mean deviation of a group's returns; `groups_kept` the share of groups in which any rollout trains;
 -- `advantage_spread` the deviation of the advantages trained. `kept`: calls trained; `dropped/…`: calls left out, by reason.
--- `staleness`: mean lag of the calls. `version`: the number of the version that was rolled out.
+-- `staleness`: mean lag of the calls. `version`: the number of the version that the epoch began with.
 -- What the trainer measured comes under its own names (`kl`, `entropy`, `clip_ratio`, …).
 -- Sorted lists: no number may depend on the order of the input.
 WITH rollouts AS (
