@@ -1,8 +1,8 @@
 """The spool: append-only segments of raw OTLP requests, each answered only once it is on disk.
 
 One process writes (`SpoolWriter`; an flock says so), any number read. Writing is a group commit in one thread, so
-that many requests share one fsync: an append is resolved after its bytes and, for a new segment, the folder's entry
-are on disk. Whatever was written but not acknowledged is cut off again when writing fails, and when the spool is
+that many requests share one synchronous write: an append is resolved after its bytes and, for a new segment, the folder's
+entry are on disk. Whatever was written but not acknowledged is cut off again when writing fails, and when the spool is
 opened after a crash. `lake.spool_format` has the layout. Imports the standard library only.
 """
 
@@ -14,11 +14,12 @@ import fcntl
 import itertools
 import logging
 import os
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 from lightning_core.files import fsync
 from lightning_core.lake.spool_format import (
@@ -54,11 +55,14 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 64 * 1024 * 1024
-_BATCH_BYTES = 32 * 1024 * 1024  # of requests that share an fsync: a disk takes few large writes faster than many
+_BATCH_BYTES = 32 * 1024 * 1024  # of requests that share a write: a disk takes few large ones faster than many
 _RECOUNT_S = 0.2
 _MOST_BUFFERS = 1024  # in one system call
 
-_Waiter = tuple[Record, int, asyncio.AbstractEventLoop, "asyncio.Future[int]"]
+# Each write is on disk when it returns: of write and fsync, each gives up the interpreter's lock and waits for it again.
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_DSYNC
+
+_Waiter = tuple[bytes, bytes, asyncio.AbstractEventLoop, "asyncio.Future[int]"]  # head, body, and who waits
 
 
 def read(directory: Path | str, start: int, stop: int | None = None) -> Iterator[tuple[int, int, Record]]:
@@ -145,14 +149,16 @@ class SpoolWriter:
         self._pending = 0  # bytes handed to the thread; touched by the event loop's thread only
         self._first, self._counted = self._first_offset(), time.monotonic()
         self._closed = False
-        self._queue: queue.SimpleQueue[_Waiter | None] = queue.SimpleQueue()
+        self._queue: deque[_Waiter] = deque()
+        self._told = False  # or soon will be: that the queue is not empty
+        self._more: SimpleQueue[bool] = SimpleQueue()  # False: to stop
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self._thread.start()
 
     def _open_last(self, begin: int) -> None:
         found = segments(self._directory)
         self._begin, path = found[-1] if found else (begin, segment_path(self._directory, begin))
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._fd = os.open(path, _OPEN, 0o600)
         data = path.read_bytes()
         good = sound_end(self._begin, path, data)
         self.torn_bytes = len(data) - good
@@ -166,7 +172,7 @@ class SpoolWriter:
             log.warning("%s ends at %d, and up to %d was decoded: the next begins there", path, self._end, begin)
             os.close(self._fd)
             self._begin = self._end = begin
-            self._fd = os.open(segment_path(self._directory, begin), os.O_RDWR | os.O_CREAT, 0o600)
+            self._fd = os.open(segment_path(self._directory, begin), _OPEN, 0o600)
             fsync(self._directory)
         self._tainted = False  # bytes past _end may be on disk and have to go before the next write
         self._finished: Path | None = None  # the segment before this one
@@ -207,57 +213,63 @@ class SpoolWriter:
                 f"{self._directory}: {self._max_bytes} bytes of spans wait to be decoded; run the ingestion, "
                 "or raise server.spool_max_gb"
             )
+        try:
+            head = encode_head(record, self._end)
+        except ValueError as error:
+            raise SpoolError(
+                f"{self._directory}: rollout {record.rollout_id!r:.60} cannot be written: {error}"
+            ) from None
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
         self._pending += size
         try:
-            self._queue.put((record, size, loop, future))
+            self._queue.append((head, record.body, loop, future))
+            if not self._told:  # once for all that this turn of the loop appends: being told, the thread wants the lock
+                self._told = True
+                loop.call_soon(self._tell)
             return await future
         finally:
             self._pending -= size
+
+    def _tell(self) -> None:
+        self._told = False
+        self._more.put(True)
 
     def close(self) -> None:
         """Write what waits, then release the spool. Appends after this fail."""
         if self._closed:
             return
         self._closed = True
-        self._queue.put(None)
+        self._more.put(False)
         self._thread.join()
         os.close(self._fd)
         os.close(self._lock)
 
     def _run(self) -> None:
-        stopping = False
-        while not stopping:
-            batch: list[_Waiter] = []
-            waiter = self._queue.get()
-            size = 0
-            while True:
-                if waiter is None:
-                    stopping = True
-                    break
-                batch.append(waiter)
-                size += waiter[1]
-                if size > _BATCH_BYTES:
-                    break
-                try:
-                    waiter = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            if batch:
+        goes_on = True
+        while goes_on:
+            goes_on = self._more.get()
+            while batch := self._batch():
                 self._commit(batch)
+
+    def _batch(self) -> list[_Waiter]:
+        batch: list[_Waiter] = []
+        size = 0
+        while self._queue and size <= _BATCH_BYTES:
+            batch.append(self._queue.popleft())
+            size += len(batch[-1][1])
+        return batch
 
     def _commit(self, batch: list[_Waiter]) -> None:
         buffers: list[bytes] = []
         ends, end = [], self._end
+        for head, body, _, _ in batch:
+            buffers += (head, body)
+            end += len(head) + len(body)
+            ends.append(end)
         try:
-            for record, _, _, _ in batch:
-                head = encode_head(record, self._end)
-                buffers += (head, record.body)
-                end += len(head) + len(record.body)
-                ends.append(end)
             self._write(buffers)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             failure = SpoolError(f"{segment_path(self._directory, self._begin)}: spans were not stored: {error}")
             log.error("%s", failure)
             _resolve(batch, lambda i: failure)
@@ -273,7 +285,6 @@ class SpoolWriter:
         self._tainted = True
         try:
             _write_all(self._fd, buffers, self._end - self._begin)
-            os.fsync(self._fd)
         except OSError:
             try:
                 self._cut_back()
@@ -288,7 +299,7 @@ class SpoolWriter:
         self._tainted = False
 
     def _roll(self) -> None:
-        fd = os.open(segment_path(self._directory, self._end), os.O_RDWR | os.O_CREAT, 0o600)
+        fd = os.open(segment_path(self._directory, self._end), _OPEN, 0o600)
         try:
             fsync(self._directory)
         except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -20,6 +21,10 @@ from lightning_core.lake.spool_format import segments
 
 def record(body: bytes = b"body", rollout: str | None = "r.1") -> Record:
     return Record(rollout, "a1" if rollout else None, "path" if rollout else "none", 123, "otlp", body)
+
+
+async def _append(writer: SpoolWriter, what: Record) -> int:
+    return await writer.append(what)
 
 
 def append_all(writer: SpoolWriter, bodies: list[bytes]) -> list[int]:
@@ -147,24 +152,40 @@ def test_damage_in_a_segment_before_the_last_is_an_error(tmp_path: Path) -> None
     assert len(rows) == 1
 
 
-@pytest.mark.parametrize("failing", ["pwritev", "fsync"])
+def test_what_was_appended_is_on_disk_when_it_is_written(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30, segment_bytes=500)
+    append_all(writer, [b"x" * 600])
+    append_all(writer, [b"y" * 600])  # in a segment of its own
+    listed = [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+    opened = {os.readlink(f"/proc/self/fd/{fd}"): int(fd) for fd in listed}
+    assert fcntl.fcntl(opened[str(segments(tmp_path)[-1][1])], fcntl.F_GETFL) & os.O_DSYNC
+    writer.close()
+
+
+def test_a_rollout_id_that_has_no_bytes_is_refused(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30)
+    with pytest.raises(SpoolError, match="cannot be written"):
+        asyncio.run(_append(writer, record(rollout="\ud800")))
+    writer.close()
+
+
+@pytest.mark.parametrize("written_before", [0, 10, 10_000])
 def test_a_failed_write_fails_its_appends_only_and_leaves_no_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_before: int
 ) -> None:
     writer = SpoolWriter(tmp_path, 1 << 30)
     append_all(writer, [b"before"])
     end = writer.end()
-    real = getattr(os, failing)
+    real = os.pwritev
     failures = iter([True])
 
-    def broken(*args: object) -> object:
+    def broken(fd: int, buffers: list[bytes], at: int) -> int:
         if next(failures, False):
-            if failing == "pwritev":
-                real(args[0], [b"".join(args[1])[:10]], args[2])  # type: ignore[call-overload]
+            real(fd, [b"".join(buffers)[:written_before]], at)
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(*args)
+        return real(fd, buffers, at)
 
-    monkeypatch.setattr(os, failing, broken)
+    monkeypatch.setattr(os, "pwritev", broken)
     with pytest.raises(SpoolError, match="No space left"):
         append_all(writer, [b"lost"])
     assert writer.end() == end == segments(tmp_path)[0][1].stat().st_size
@@ -202,15 +223,16 @@ def test_a_cut_back_that_fails_is_made_good_before_the_next_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = SpoolWriter(tmp_path, 1 << 30)
-    real = os.fsync
-    failures = iter([True, True])  # that of the write, then that of the cut back
+    write, sync = os.pwritev, os.fsync
+    broken = {"write", "sync"}
 
-    def broken(fd: int) -> None:
-        if next(failures, False):
+    def fail(what: str) -> None:
+        if what in broken:
+            broken.remove(what)
             raise OSError(errno.EIO, "Input/output error")
-        real(fd)
 
-    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(os, "pwritev", lambda fd, buffers, at: (write(fd, buffers, at), fail("write"))[0])
+    monkeypatch.setattr(os, "fsync", lambda fd: (sync(fd), fail("sync"))[0])  # that of the cut back
     with pytest.raises(SpoolError, match="Input/output"):
         append_all(writer, [b"lost" * 100])
     append_all(writer, [b"x"])
@@ -235,11 +257,11 @@ def test_segments_leave_the_page_cache_but_the_newest_two(tmp_path: Path, monkey
     assert len(os.listdir("/proc/self/fd")) == open_before
 
 
-def test_many_waiting_appends_share_an_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_waiting_appends_share_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = SpoolWriter(tmp_path, 1 << 30)
     calls: list[int] = []
-    real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(fd), real(fd))[1])
+    real = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda fd, buffers, at: (calls.append(fd), real(fd, buffers, at))[1])
     append_all(writer, [b"x"] * 500)
     writer.close()
     assert len(calls) < 100
