@@ -95,3 +95,13 @@ def test_the_table_has_a_line_a_variant_with_the_interval_over_its_seeds() -> No
     assert lines[0].startswith("| none | 1 | 64 | 25.0% | – |")
     # 0.5 ± 4.303 · 0.1 / √3
     assert lines[1] == "| both | 3 | 64 | 50.0% | 25.2% to 74.8% | 40.0%, 50.0%, 60.0% | 0.10 → 0.30 |"
+
+
+def test_what_has_a_row_is_not_run_again_and_the_untrained_model_is_evaluated_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "ROWS", tmp_path / "rows.jsonl")
+    trained = [(seed, name) for seed in range(2) for name in ("planner", "executor", "both")]
+    assert bench._missing(2) == [(0, "none"), *trained]
+    bench.ROWS.write_text('{"trained": "none", "seed": 0}\n{"trained": "both", "seed": 1}\n')
+    assert bench._missing(2) == trained[:-1]
