@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from lightning_core.config import GatewaySettings
@@ -68,28 +66,29 @@ class Admission:
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
             )
 
-    @contextlib.asynccontextmanager
-    async def turn(self, caller: Caller) -> AsyncIterator[None]:
-        """Waits until the attempt's earlier calls leave room; first come, first served."""
+    async def enter(self, caller: Caller) -> None:
+        """Waits until the attempt's earlier calls leave room; first come, first served. Once it is in, `leave` is due."""
         self._calls += 1
+        if caller.rollout_id is None or caller.attempt_id is None:
+            return
+        key = (caller.rollout_id, caller.attempt_id)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane()
+        if not self._is_full(lane):
+            lane.running += 1
+            return
         try:
-            if caller.rollout_id is None or caller.attempt_id is None:
-                yield
-                return
-            key = (caller.rollout_id, caller.attempt_id)
-            lane = self._lanes.get(key)
-            if lane is None:
-                lane = self._lanes[key] = _Lane()
-            if self._is_full(lane):
-                await self._wait(key, lane)  # whoever ends hands its place on, so `running` stays as it is
-            else:
-                lane.running += 1
-            try:
-                yield
-            finally:
-                self._leave(key, lane)
-        finally:
+            await self._wait(key, lane)  # whoever ends hands its place on, so `running` stays as it is
+        except BaseException:
             self._calls -= 1
+            raise
+
+    def leave(self, caller: Caller) -> None:
+        self._calls -= 1
+        if caller.rollout_id is not None and caller.attempt_id is not None:
+            key = (caller.rollout_id, caller.attempt_id)
+            self._leave(key, self._lanes[key])
 
     def _is_full(self, lane: _Lane) -> bool:
         return lane.running >= self._settings.concurrent_per_rollout

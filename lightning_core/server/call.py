@@ -93,8 +93,11 @@ class Call:
         serving, model = self._gateway.stats.serving, self._asked.target.model
         serving[model] = serving.get(model, 0) + 1
         try:
-            async with admission.turn(self._asked.caller):
+            await admission.enter(self._asked.caller)
+            try:
                 return await self._forward()
+            finally:
+                admission.leave(self._asked.caller)
         except asyncio.CancelledError:
             if self._waits:
                 self._attempt.failed("the client left while the model server was waited for", self._question())
@@ -278,7 +281,7 @@ class Call:
 
     def _count(self, told: Outcome, outcome: str, size: int) -> None:
         gateway, collected, counters = self._gateway, self._collected, self._counters
-        gateway.stats.spooled.labels("gateway").inc(size)
+        gateway.stats.spooled_calls.inc(size)
         counters.ended(outcome)
         for kind, counter in counters.tokens.items():
             used = collected.tokens(kind)

@@ -92,7 +92,7 @@ class Intake:
         except SpoolError as error:
             headers = {"Retry-After": str(RETRY_AFTER_S)}
             raise HttpError(503, str(error), "server_error", headers=headers) from None
-        self.stats.spooled.labels("otlp").inc(len(body))
+        self.stats.spooled_otlp.inc(len(body))
 
     async def refuse(self, signal: Signal, body: bytes, content_type: str, encoding: str | None) -> Any:
         """The response that rejects every item of a metrics or logs request, which are counted; raises OtlpError."""

@@ -38,10 +38,15 @@ class BoundedHttp(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._in_head = True
         self._head_size = 0
+        self._ended = False  # a request, in the bytes that were read last
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._on_gone: Callable[[], None] | None = None
         self._running: Any = None  # the request that is being answered
+
+    def has_whole_body(self) -> bool:
+        """Whether the request that is being answered has come to its end."""
+        return self._running is not None and not self._running.more_body
 
     def watch(self, on_gone: Callable[[], None] | None) -> None:
         """Have it called once when the client is gone, soon where it is gone already; None: no more."""
@@ -56,7 +61,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._begin_head()
+        self._timer = self.loop.call_later(self.head_s, transport.close)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
@@ -71,10 +76,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._tell_gone()
 
     def data_received(self, data: bytes) -> None:
+        self._ended = False
         super().data_received(data)
         if not self._in_head:
             return
-        self._head_size += len(data)
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.head_s, self.transport.close)
+        # Where a request ended in these bytes, how many of them are the next one's head is not known: a read's at most.
+        self._head_size += 0 if self._ended else len(data)
         if self._head_size > self.head_bytes and not self.transport.is_closing():
             message = f"the request's headers have more than {self.head_bytes} bytes"
             self.transport.write(_refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message))
@@ -87,14 +96,17 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["lightning.connection"] = self  # type: ignore[typeddict-unknown-key]  # for `http.until_gone`
-        if not self._in_head:
-            self._begin_head()
+        self._in_head, self._head_size = True, 0
 
     def on_headers_complete(self) -> None:
         self._end_head()
         super().on_headers_complete()
         if 0 < len(self.pipeline) <= _PIPELINED:
             self.flow.resume_reading()  # uvicorn reads no further then, and would not see the client leave
+
+    def on_message_complete(self) -> None:
+        self._ended = True
+        super().on_message_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -124,10 +136,6 @@ class BoundedHttp(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
-
-    def _begin_head(self) -> None:
-        self._in_head, self._head_size = True, 0
-        self._timer = self.loop.call_later(self.head_s, self.transport.close)
 
     def _end_head(self) -> None:
         self._in_head = False

@@ -56,4 +56,4 @@ async def note_refusal(
         stats.refused.inc()
         log.warning("a refusal (%s) of rollout %s was not stored: %s", code, caller.rollout_id, problem)
     else:
-        stats.spooled.labels("gateway").inc(len(body))
+        stats.spooled_calls.inc(len(body))

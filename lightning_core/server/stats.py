@@ -96,9 +96,8 @@ class Stats:
             ["policy"],
             registry=self.registry,
         )
-        self.spooled = Counter(
-            "lightning_spooled_bytes", "bytes of span requests kept", ["source"], registry=self.registry
-        )
+        spooled = Counter("lightning_spooled_bytes", "bytes of span requests kept", ["source"], registry=self.registry)
+        self.spooled_calls, self.spooled_otlp = spooled.labels("gateway"), spooled.labels("otlp")
         self.received = Counter("lightning_otlp_spans", "spans stored by the receivers", registry=self.registry)
         self.refused = Counter("lightning_spool_refusals", "OTLP requests answered 503", registry=self.registry)
         self.rejected = Counter("lightning_otlp_rejected_spans", "spans set aside as they came", registry=self.registry)

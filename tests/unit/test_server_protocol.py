@@ -58,6 +58,8 @@ def test_requests_on_one_connection_are_answered_however_far_apart() -> None:
 def test_a_body_may_be_larger_than_a_head() -> None:
     post = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n" + b"b" * 5000
     assert asyncio.run(answers(post + GET))[0].startswith(b"HTTP/1.1 200")
+    both = asyncio.run(answers(post + GET[:8], GET[8:]))  # a head that begins where a body ends
+    assert all(answer.startswith(b"HTTP/1.1 200") and b"431" not in answer for answer in both)
 
 
 def test_a_connection_that_says_nothing_or_stops_in_its_head_is_closed() -> None:
