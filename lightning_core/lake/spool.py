@@ -2,7 +2,8 @@
 
 One process writes (`SpoolWriter`; an flock says so), any number read. Writing is a group commit in one thread, so
 that many requests share one synchronous write: an append is resolved after its bytes and, for a new segment, the folder's
-entry are on disk. Whatever was written but not acknowledged is cut off again when writing fails, and when the spool is
+entry are on disk. Segments grow by zeros in front of what comes, so that a small write need not wait for the file system's journal
+(half of the time, a third of the processor's); no record begins with zeros. Whatever was written but not acknowledged is cut off again when writing fails, and when the spool is
 opened after a crash. `lake.spool_format` has the layout. Imports the standard library only.
 """
 
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 _BATCH_BYTES = 32 * 1024 * 1024  # of requests that share a write: a disk takes few large ones faster than many
+_AHEAD = bytes(256 * 1024)  # zeros that are written behind a batch, where the next would make the file longer
 _RECOUNT_S = 0.2
 _MOST_BUFFERS = 1024  # in one system call
 
@@ -132,7 +134,7 @@ class SpoolWriter:
     by default 64 MiB, less where `max_bytes` is small, so that there is always something to free.
     `begin` is what a lake has decoded: where there is no spool yet, or an older one (a backup, put back) that ends before it,
     the next record begins there, and is not taken for one that was decoded.
-    `torn_bytes` says how much of an unacknowledged tail was cut off on opening.
+    `torn_bytes` says how much of an unacknowledged tail was cut off on opening, but for zeros at its end.
     """
 
     def __init__(self, directory: Path | str, max_bytes: int, segment_bytes: int | None = None, begin: int = 0) -> None:
@@ -161,7 +163,7 @@ class SpoolWriter:
         self._fd = os.open(path, _OPEN, 0o600)
         data = path.read_bytes()
         good = sound_end(self._begin, path, data)
-        self.torn_bytes = len(data) - good
+        self.torn_bytes = len(data[good:].rstrip(b"\0"))
         if self.torn_bytes:
             log.warning("%s: cut off a torn tail of %d bytes at offset %d", path, self.torn_bytes, self._begin + good)
         os.ftruncate(self._fd, good)
@@ -174,6 +176,7 @@ class SpoolWriter:
             self._begin = self._end = begin
             self._fd = os.open(segment_path(self._directory, begin), _OPEN, 0o600)
             fsync(self._directory)
+        self._size = self._end - self._begin  # of the segment's file, its zeros too
         self._tainted = False  # bytes past _end may be on disk and have to go before the next write
         self._finished: Path | None = None  # the segment before this one
 
@@ -242,6 +245,8 @@ class SpoolWriter:
         self._closed = True
         self._more.put(False)
         self._thread.join()
+        with contextlib.suppress(OSError):  # zeros do no harm
+            os.ftruncate(self._fd, self._end - self._begin)
         os.close(self._fd)
         os.close(self._lock)
 
@@ -283,19 +288,25 @@ class SpoolWriter:
         if self._end - self._begin >= self._segment_bytes:
             self._roll()
         self._tainted = True
+        at, size = self._end - self._begin, sum(map(len, buffers))
+        if size < len(_AHEAD) and at + size > self._size:
+            buffers = [*buffers, _AHEAD]
+            size += len(_AHEAD)
         try:
-            _write_all(self._fd, buffers, self._end - self._begin)
+            _write_all(self._fd, buffers, at)
         except OSError:
             try:
                 self._cut_back()
             except OSError as error:
                 log.error("could not cut back to offset %d, will try again: %s", self._end, error)
             raise
+        self._size = max(self._size, at + size)
         self._tainted = False
 
     def _cut_back(self) -> None:
         os.ftruncate(self._fd, self._end - self._begin)
         os.fsync(self._fd)
+        self._size = self._end - self._begin
         self._tainted = False
 
     def _roll(self) -> None:
@@ -305,11 +316,13 @@ class SpoolWriter:
         except OSError:
             os.close(fd)
             raise
+        with contextlib.suppress(OSError):  # zeros do no harm
+            os.ftruncate(self._fd, self._end - self._begin)
         os.close(self._fd)
         if self._finished is not None:
             _forget(self._finished)
         self._finished = segment_path(self._directory, self._begin)
-        self._fd, self._begin = fd, self._end
+        self._fd, self._begin, self._size = fd, self._end, 0
 
 
 def _forget(path: Path) -> None:

@@ -162,6 +162,31 @@ def test_what_was_appended_is_on_disk_when_it_is_written(tmp_path: Path) -> None
     writer.close()
 
 
+def test_small_appends_do_not_each_make_the_file_longer_and_no_zeros_stay(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30, segment_bytes=100_000)
+    sizes = set()
+    for _ in range(50):
+        end = append_all(writer, [b"x" * 600])[0]
+        sizes.add(segments(tmp_path)[0][1].stat().st_size)
+    assert len(sizes) == 1 and spool.durable_end(tmp_path) == end
+    assert len(list(spool.read(tmp_path, 0))) == 50
+    append_all(writer, [b"y" * 90_000, b"z"])
+    append_all(writer, [b"last"])  # in the next segment
+    (first, path), (second, last) = segments(tmp_path)
+    assert path.stat().st_size == second - first
+    writer.close()
+    assert last.stat().st_size == spool.durable_end(tmp_path) - second
+
+
+def test_zeros_that_a_crash_left_are_no_torn_tail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    end = written(tmp_path, [b"x" * 600])[0]
+    path = segments(tmp_path)[0][1]
+    path.write_bytes(path.read_bytes() + bytes(5000))
+    writer = SpoolWriter(tmp_path, 1 << 30)
+    assert (writer.end(), writer.torn_bytes, path.stat().st_size, caplog.text) == (end, 0, end, "")
+    writer.close()
+
+
 def test_a_rollout_id_that_has_no_bytes_is_refused(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path, 1 << 30)
     with pytest.raises(SpoolError, match="cannot be written"):
