@@ -16,6 +16,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.report import epoch_rows
 from lightning_core.services import running
 from tasks.alarm import watch
+from tasks.preflight import evaluation_tasks, training_tasks
 from tasks.progress import logger, say
 
 
@@ -26,6 +27,8 @@ def train(settings: Settings) -> list[dict[str, Any]]:
     It stops early by `evaluation.patience`; the best version is `best` in the store and never collected.
     Returns one dict per epoch: see lightning_core.lake.report.epoch_rows.
     """
+    for load in (training_tasks, evaluation_tasks):
+        load(settings)  # what is wrong with a task set is said before vLLM starts
     manifests = Lake(settings.home).manifests
     done = manifests.next_epoch(settings.run)
     watch(settings, done)

@@ -14,7 +14,7 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
 from lightning_core.lake.stages import begin_anew, run_stage
 from lightning_core.policies.vllm import VllmServer
-from lightning_core.server.handle import ServerHandle
+from lightning_core.server.handle import ServerError, ServerHandle
 from lightning_core.stage_keys import rewards_key, rollouts_key
 from lightning_core.taskset import PlannedRollout
 from tasks.ingest import grade_rollouts, ingest_spans
@@ -137,7 +137,10 @@ def _say_what_was_refused(server: ServerHandle | None, before: dict[str, Any]) -
     """Spans that the server did not take while rollouts ran: agents' exporters give up sooner or later, and quietly."""
     if server is None:
         return
-    now = server.health()
+    try:
+        now = server.health()
+    except ServerError:  # it is gone, and whoever counts the unfinished says so
+        return
     if (refused := now["refused_otlp"] - before.get("refused_otlp", 0)) > 0:
         logger().warning(
             "%d requests of spans were answered 503 (the spool or the disk was full): exporters retry for a while, then spans are lost; "

@@ -146,6 +146,7 @@ class Runner:
         output: Any = None
         note: str | None = None
         said: str | None
+        began = time.monotonic_ns()  # a clock that jumps meanwhile makes the attempt no longer, and no shorter
         try:
             ended = self._execute(kind, spec, folder, self._settings.timeout_s)
         except (PoolError, OSError) as error:
@@ -156,8 +157,9 @@ class Runner:
             if ended.left:
                 log.info("%s: ended %d processes the agent had left behind", spec.rollout_id, ended.left)
             self._keep_logs(spec, ended)
+        end_ns = start_ns + time.monotonic_ns() - began
         result = AttemptResult(
-            spec.rollout_id, spec.attempt_id, status, output, said, start_ns, time.time_ns(), exit_code, note
+            spec.rollout_id, spec.attempt_id, status, output, said, start_ns, end_ns, exit_code, note
         )
         broken = None if status == "infrastructure" else self.failed_behind(result)
         if broken is None:

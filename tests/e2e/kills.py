@@ -38,6 +38,7 @@ class Epoch:
     home: Path
     environment: dict[str, str]
     program: str = "flows.cli"
+    flow: tuple[str, ...] = ("train-epoch", "--epoch", "0")
     starts: int = 0
 
     @contextlib.contextmanager
@@ -45,7 +46,7 @@ class Epoch:
         self.starts += 1
         with self.log.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", self.program, "train-epoch", str(self.settings_file), "--epoch", "0"],
+                [sys.executable, "-m", self.program, self.flow[0], str(self.settings_file), *self.flow[1:]],
                 cwd=ROOT,
                 env=self.environment,
                 stdout=log,
@@ -77,7 +78,10 @@ class Epoch:
 
     @property
     def manifest(self) -> EpochManifest | None:
-        return Manifests(self.home / "lake").epoch("tiny", 0)
+        return self.manifest_of(0)
+
+    def manifest_of(self, epoch: int) -> EpochManifest | None:
+        return Manifests(self.home / "lake").epoch("tiny", epoch)
 
     def attempts(self) -> int:
         return len(list((self.home / "logs" / "attempts").glob("*")))

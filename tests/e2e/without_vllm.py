@@ -24,6 +24,7 @@ from lightning_core.policies.store import PolicyStore
 from lightning_core.services import Services, base_model, server_running
 from lightning_core.settings_file import load_settings
 
+_PARTS = ("flows.train_epoch", "flows.evaluate", "tasks.overlap")  # what other flows are made of
 LOGPROB = -5.6  # about that of any of the tiny model's tokens
 
 
@@ -72,10 +73,10 @@ def redeploy(settings: Settings, services: Services, versions: dict[str, str]) -
 
 
 def main(flow: str, settings_file: str) -> None:
-    module = importlib.import_module(
-        f"flows.{flow.replace('-', '_')}"
-    )  # Prefect reads its settings when it is imported
-    module.running, module.redeploy = running, redeploy  # type: ignore[attr-defined]
+    # Not before: Prefect reads its settings when it is imported.
+    module, *parts = (importlib.import_module(name) for name in (f"flows.{flow.replace('-', '_')}", *_PARTS))
+    for patched in (module, *parts):
+        patched.running, patched.redeploy = running, redeploy  # type: ignore[attr-defined]
     settings = load_settings(Path(settings_file), {})
     if flow == "learn":
         module.learn(settings, Choice(silent_s=0, group_by="ticket"))
@@ -83,6 +84,8 @@ def main(flow: str, settings_file: str) -> None:
         before = module.evaluate(settings)
         beside = module.evaluate(settings, policy_versions={"policy": "v0000"}, tasks=settings.tasks.train)
         sys.stdout.write(json.dumps([before, beside]))
+    elif flow == "train":
+        module.train(settings)
     else:
         module.train_epoch(settings, 0)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lightning_core.server.handle import ServerError
 from tasks import collect
 
 
@@ -35,3 +36,12 @@ def test_a_flow_warns_of_spans_that_were_refused_while_its_rollouts_ran(
     collect._say_what_was_refused(server, {"refused_otlp": before[0], "rejected_spans": before[1]})
     assert len(caplog.messages) == len(said)
     assert all(message.startswith(start) for message, start in zip(caplog.messages, said, strict=True))
+
+
+def test_a_server_that_is_gone_is_no_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def health(self: Server) -> dict[str, Any]:
+        raise ServerError("the server does not answer")
+
+    monkeypatch.setattr(Server, "health", health)
+    server: Any = Server()
+    collect._say_what_was_refused(server, {"refused_otlp": 0})

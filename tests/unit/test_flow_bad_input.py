@@ -1,0 +1,139 @@
+"""What a flow is given, or meets, that it cannot work with: it says so before anything runs, and mixes nothing.
+
+Elsewhere: a work pool without a worker (integration/test_stack.py), a Prefect server that goes away and comes back
+(e2e/test_prefect_away.py), a disk at 100% (integration/test_full_disk.py, test_durability.py), task sets that cannot be
+read (test_settings_and_tasks.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.exceptions import ParameterTypeError
+
+from flows.collect import collect as collect_flow
+from flows.evaluate import evaluate
+from flows.finetune import finetune
+from flows.learn import learn
+from flows.train import train
+from flows.train_agents import train_agents
+from flows.train_epoch import train_epoch
+from lightning_core.agents import runner as runner_module
+from lightning_core.agents.attempt import AttemptSpec
+from lightning_core.agents.capture import Capture
+from lightning_core.agents.pool import Ended
+from lightning_core.agents.runner import Runner
+from lightning_core.config import AgentSettings, SettingsError
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import LakeError
+from lightning_core.stage_keys import rollouts_key
+from lightning_core.taskset import Task, plan_training
+from tasks import collect
+from tests.lake_maker import Attempt, derived
+from tests.unit.test_stage_keys import TASKS, settings_of
+
+GOOD = {"agent": {"command": "true"}, "tasks": {"train": "tasks.jsonl"}}
+
+
+@pytest.mark.parametrize(
+    ("flow", "parameters", "named"),
+    [
+        (train_epoch, {"epoch": "soon"}, "epoch: Input should be a valid integer"),
+        (train_epoch, {"from_stage": "tripplets"}, "from_stage: Input should be 'rollouts', 'rewards', 'triplets'"),
+        (train_epoch, {"settings": GOOD | {"rollout": {"groupsize": 3}}}, "settings.rollout.groupsize: Extra inputs"),
+        (train, {"settings": "settings.yaml"}, "settings: Input should be a valid dictionary"),
+        (train, {"settings": GOOD | {"async_level": 1}}, "set `training.importance_correction`"),
+        (train_agents, {"only": "solver"}, "only: Input should be a valid list"),
+        (collect_flow, {"epoch": [1]}, "epoch: Input should be a valid integer"),
+        (evaluate, {"policy_versions": "v0001"}, "policy_versions: Input should be a valid dictionary"),
+        (finetune, {"evaluate_after": "perhaps"}, "evaluate_after: Input should be a valid boolean"),
+        (learn, {"choice": {"since": "yesterday"}}, "choice.since: Input should be a valid datetime"),
+    ],
+)
+def test_a_parameter_of_the_wrong_type_is_named(flow: Any, parameters: dict[str, Any], named: str) -> None:
+    assert flow.should_validate_parameters, "Prefect asks before the flow runs"
+    with pytest.raises(ParameterTypeError) as error:
+        flow.validate_parameters({"settings": GOOD} | parameters)
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "there is no task in it"),
+        ('{"id": 1}\n{"id": 1}', "1 ids occur more than once, the first is '1'"),
+    ],
+)
+def test_a_task_set_that_is_empty_or_has_an_id_twice_begins_no_epoch(tmp_path: Path, lines: str, message: str) -> None:
+    (tmp_path / "tasks.jsonl").write_text(lines)
+    settings = settings_of(tmp_path, tasks={"train": str(tmp_path / "tasks.jsonl")})
+    for flow in (train_epoch, train):
+        with pytest.raises(SettingsError, match=f"tasks.train: .*{message}"):
+            flow.fn(settings)
+    assert Lake(tmp_path).manifests.epochs() == []
+
+
+def test_rollouts_of_a_task_set_that_changed_since_are_set_aside_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "logger", lambda: logging.getLogger("flow"))
+    attempt = Attempt(rollout="r.0000.a.0")
+    attempt.root(run="r")
+    lake, _ = derived(tmp_path, attempt.rows)
+    settings = settings_of(tmp_path)
+    epoch = lake.open_epoch("r", 0, "train", {"policy": "v0000"})
+    epoch.opened_offset = 0
+
+    def begin(tasks: list[Task]) -> set[str]:
+        return collect._begin(lake, epoch, rollouts_key(settings, epoch, plan_training(settings, tasks, 0)))
+
+    assert begin(TASKS) == begin(TASKS) == {"r.0000.a.0"}
+    assert caplog.messages == []
+    changed = [TASKS[0], Task("b", {"id": "b", "question": "another"})]
+    assert begin(changed) == set()
+    [said] = caplog.messages
+    assert "train 0 begins anew: its tasks, agent, sampling or versions are not those that 1 finished rollouts" in said
+    assert begin(changed) == set() and len(caplog.messages) == 1
+    with lake.connect() as con:
+        assert con.execute("SELECT count(*) FROM spans").fetchone() == (1,), "they stay in the lake"
+
+
+def test_two_processes_cannot_work_on_one_run_at_one_time(tmp_path: Path) -> None:
+    first, second = Lake(tmp_path), Lake(tmp_path)
+    with first.working_on("r"):
+        with (
+            pytest.raises(LakeError, match=r"another process works on run 'r'.*wait for it, or stop it"),
+            second.working_on("r"),
+        ):
+            pass
+        with second.working_on("another"):
+            pass
+    with second.working_on("r"):
+        pass
+
+
+@pytest.mark.parametrize("jump_s", [3600, -3600])
+def test_a_clock_that_jumps_makes_an_attempt_neither_long_nor_the_infrastructures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_s: int
+) -> None:
+    now = [1_790_000_000_000_000_000]
+    monkeypatch.setattr(runner_module.time, "time_ns", lambda: now[0])
+    lengths = []
+    runner = Runner(
+        AgentSettings(command="true"), infrastructure_errors=lambda r: lengths.append(r.end_ns - r.start_ns)
+    )
+
+    def execute(kind: str, spec: AttemptSpec, folder: Path, timeout_s: float) -> Ended:
+        now[0] += jump_s * 1_000_000_000
+        time.sleep(0.05)
+        return Ended(code=0, timed_out=False, left=0, stdout=Capture(), stderr=Capture())
+
+    monkeypatch.setattr(runner, "_execute", execute)
+    monkeypatch.setattr(runner, "_post", lambda *_: None)
+    with runner:
+        runner.run(AttemptSpec("r", 0, "train", "r.0", "a", "g", "t", {}, "http://127.0.0.1:9", "token"))
+    assert 50_000_000 <= lengths[0] < 10_000_000_000
