@@ -101,7 +101,13 @@ class Call:
         except asyncio.CancelledError:
             if self._waits:
                 self._attempt.failed("the client left while the model server was waited for", self._question())
-            await asyncio.shield(self._leave("the client disconnected", "aborted"))
+            gone = self._scope["lightning.connection"].is_gone()
+            await asyncio.shield(self._leave("the client disconnected" if gone else "the server stopped", "aborted"))
+            raise
+        except HttpError:
+            raise
+        except Exception as error:
+            await self._leave(f"a fault of the gateway: {error!r}", "broken")
             raise
         finally:
             counters.in_flight.dec()
@@ -133,6 +139,8 @@ class Call:
         prepared, face = self._asked.prepared, self._asked.face
         try:
             reply = orjson.loads(await answer.read())
+            if reply.get("error") and not (reply.get("choices") or reply.get("data")):
+                raise ValueError(without_key(f"an error came as a success: {reply['error']}", self._asked.target))
             taken = take_reply(reply, prepared, self._asked.target.asked, self._collected)
             response = json_response(face.reply(taken, self._collected))
         except _BROKEN as error:

@@ -48,6 +48,9 @@ class BoundedHttp(HttpToolsProtocol):
         """Whether the request that is being answered has come to its end."""
         return self._running is not None and not self._running.more_body
 
+    def is_gone(self) -> bool:
+        return self.transport.is_closing()
+
     def watch(self, on_gone: Callable[[], None] | None) -> None:
         """Have it called once when the client is gone, soon where it is gone already; None: no more."""
         self._on_gone = on_gone

@@ -224,6 +224,20 @@ def test_an_error_of_the_request_keeps_its_shape_and_leaves_a_span(server: Rig) 
     assert server.handle.attempt("r.1", "bad")["infrastructure_errors"] == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_that_comes_as_a_success_is_a_failure_and_says_what_came(server: Rig, stream: bool) -> None:
+    server.canned.instead = b'{"error": {"message": "no credits left", "code": 402}}'
+    try:
+        with pytest.raises(openai.APIError, match="no credits left"):
+            list(
+                client(server, attempt="200").chat.completions.create(model="policy", messages=MESSAGES, stream=stream)
+            )
+    finally:
+        server.canned.instead = None
+    span = server.spans()[-1]
+    assert span.status.code == span.status.STATUS_CODE_ERROR and "no credits left" in span.status.message
+
+
 def test_a_short_outage_of_vllm_is_not_noticed(server: Rig) -> None:
     server.canned.fail_next = ["drop", 503]
     assert client(server, attempt="short").chat.completions.create(model="policy", messages=MESSAGES).choices
