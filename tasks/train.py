@@ -18,6 +18,7 @@ from lightning_core.policies.model import resolve_model
 from lightning_core.stage_keys import train_key
 from lightning_core.training.epoch import train_version
 from lightning_core.training.launch import end_all
+from tasks.api import wait_for_api
 from tasks.progress import Progress, logger
 
 
@@ -35,6 +36,7 @@ def train_policies(settings: Settings, epoch: EpochManifest) -> dict[str, dict[s
     def train(policy: PolicySettings) -> dict[str, Any]:
         device = devices.get()
         try:
+            wait_for_api()
             return train_policy(settings, policy, epoch, device)
         finally:
             devices.put(device)

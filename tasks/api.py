@@ -1,0 +1,49 @@
+"""Prefect's server may go away while an epoch runs: work goes on without it, and what cannot begin without it waits."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+
+from prefect.settings import PREFECT_API_URL
+
+from tasks.progress import logger
+
+_POLL_S, _SAY_EVERY_S, _PATIENCE_S = 1.0, 30.0, 600.0
+
+
+class ApiAway(RuntimeError):
+    """Prefect's server did not come back. What was finished is kept."""
+
+
+def wait_for_api(patience_s: float = _PATIENCE_S) -> None:
+    """Return once Prefect's server answers, whatever it says: a task with a concurrency limit fails at once where it does not.
+
+    Raises ApiAway after `patience_s`.
+    """
+    url = PREFECT_API_URL.value()
+    if url is None:  # one of Prefect's own, inside this process
+        return
+    began, said = time.monotonic(), -_SAY_EVERY_S
+    while not _answers(url):
+        away = time.monotonic() - began
+        if away > patience_s:
+            raise ApiAway(
+                f"Prefect's server at {url} has not answered for {away:.0f} s; start it, and run the flow again: what is "
+                "finished is kept"
+            )
+        if away - said > _SAY_EVERY_S:
+            logger().warning("Prefect's server at %s does not answer; waiting for it", url)
+            said = away
+        time.sleep(_POLL_S)
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
