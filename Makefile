@@ -35,8 +35,8 @@ down: ## end that stack
 	@$(BIN)/lightning-flows down $(ARGS)
 
 .PHONY: test
-test: lint $(READY) oracle-env ## lint, unit, integration and end-to-end tests (under 25 minutes on two cores)
-	$(BIN)/pytest -m "not extra" $(ARGS)
+test: lint oracle-env test-fast ## lint, unit, integration and end-to-end tests (under 25 minutes on two cores)
+	$(BIN)/pytest -m "slow and not extra" $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(READY) ## what needs no vLLM and no training (under 2 minutes on two cores)
@@ -111,7 +111,7 @@ bench-query: $(READY) ## a rollout's tree and an agent's spans out of ten millio
 	$(BIN)/python -m bench.query $(ARGS)
 
 .PHONY: bench-orchestration
-bench-orchestration: $(READY) ## rollouts a second, cost of orchestration, memory, resume; one JSON line a figure
+bench-orchestration: $(READY) ## rollouts a second, cost of orchestration, memory, resume, overlap; one JSON line a figure
 	$(BIN)/python -m bench.orchestration $(ARGS)
 
 .PHONY: lock

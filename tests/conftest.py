@@ -17,8 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if "not slow" in config.option.markexpr:
-        examples.times = 1
+    left_out = config.option.markexpr
+    if "not extra" in left_out:
+        examples.times = 1 if "not slow" in left_out else 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
