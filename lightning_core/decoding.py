@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lightning_core.lake.lake import Ingested, Lake
+from lightning_core.lake.lake import Decode, Ingested, Lake
 from lightning_core.lake.redact import Redaction
 from lightning_core.server.handle import ServerHandle
 
 
 def decode_spool(
-    home: Path, redaction: Redaction | None, on_progress: Callable[[int, int], None] | None = None
+    home: Path,
+    redaction: Redaction | None,
+    on_progress: Callable[[int, int], None] | None = None,
+    decode: Decode | None = None,
 ) -> Ingested:
     """Decode what is acknowledged, and renew the catalog where there is anything new.
 
@@ -19,7 +22,7 @@ def decode_spool(
     """
     server = ServerHandle.find(home)
     lake = Lake(home)
-    done = lake.ingest(server.seal() if server is not None else None, on_progress, redaction)
+    done = lake.ingest(server.seal() if server is not None else None, on_progress, redaction, decode)
     if done.spans or done.rejected or not (lake.root / "catalog.duckdb").is_file():
         lake.rebuild_catalog()
     return done

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
+from concurrent.futures import Future
 from typing import Any
 
-from prefect.futures import wait
+from prefect.task_runners import TaskRunner
 
 from lightning_core.config import Settings
 from lightning_core.decoding import decode_spool
@@ -17,6 +19,7 @@ from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerError, ServerHandle
 from lightning_core.stage_keys import rewards_key, rollouts_key
 from lightning_core.taskset import PlannedRollout
+from tasks.cluster import WorkerLost, outcome, settled, submit, task_runner
 from tasks.ingest import grade_rollouts, ingest_spans
 from tasks.progress import logger
 from tasks.rollout import close_runners, rollout_shard, split
@@ -112,25 +115,64 @@ def _finished(lake: Lake, epoch: EpochManifest) -> set[str]:
 def _roll_out(settings: Settings, epoch: EpochManifest, missing: list[PlannedRollout]) -> dict[str, Any]:
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
-    shards = split(missing, min(settings.rollout.shards, settings.rollout.concurrency))
-    futures = [
-        rollout_shard.submit(settings, shard, epoch.epoch, epoch.mode, number, len(shards), len(missing))
-        for number, shard in enumerate(shards, 1)
-    ]
+    log = logger()
     server = ServerHandle.find(settings.home)
     before = server.health() if server is not None else {}
-    _wait(settings, futures)
+    with task_runner(settings.cluster) as runner:
+        while missing:
+            lost = _round(settings, runner, epoch, missing, statuses, errors)
+            if not lost:
+                break
+            ingest_spans(settings)
+            finished = _finished(Lake(settings.home), epoch)
+            still = [r for r in missing if r.rollout_id not in finished]
+            if len(still) == len(missing):
+                raise CollectionFailed(f"no worker of the cluster finishes a rollout: {lost}; see its logs")
+            log.warning("workers were lost (%s); %d rollouts are begun again", lost, len(still))
+            missing = still
     _say_what_was_refused(server, before)
-    for future in futures:
-        result = future.result(raise_on_failure=True)
-        statuses.update(result["statuses"])
-        errors.update(result["errors"])
-    log = logger()
     if statuses:
         log.info("%s %d: rollouts %s", epoch.mode, epoch.epoch, dict(statuses))
     for error, count in errors.most_common(5):
         log.warning("%d attempts: %s", count, error)
     return {"statuses": dict(statuses), "errors": dict(errors.most_common(5))}
+
+
+def _round(
+    settings: Settings,
+    runner: TaskRunner[Any],
+    epoch: EpochManifest,
+    rollouts: list[PlannedRollout],
+    statuses: Counter[str],
+    errors: Counter[str],
+) -> str:
+    """Run these rollouts once, and count what came of them; returns what became of workers that were lost, or ""."""
+    server = ServerHandle.find(settings.home)
+    if server is None:
+        raise RuntimeError(f"no server runs for {settings.home}; start the flow, or `lightning-flows serve`, first")
+    collection = None
+    if settings.cluster.engine != "threads":
+        collection = secrets.token_hex(8)
+        server.begin_collection(f"{settings.run}/{epoch.mode}/{epoch.epoch}", collection)
+    shards = split(rollouts, min(settings.rollout.shards, settings.rollout.concurrency))
+    shared: dict[str, Any] = {"epoch": epoch.epoch, "mode": epoch.mode, "of": len(shards), "total": len(rollouts)}
+    shared |= {"settings": settings, "server": server, "collection": collection}
+    futures = [
+        submit(runner, rollout_shard, rollouts=shard, number=number, **shared) for number, shard in enumerate(shards, 1)
+    ]
+    _wait(settings, futures)
+    lost = ""
+    for future in futures:
+        try:
+            result = outcome(future)
+        except WorkerLost as error:
+            lost = str(error)
+            continue
+        statuses.update(result["statuses"])
+        errors.update(result["errors"])
+        if result["claimed_before"]:
+            lost = f"{result['claimed_before']} rollouts of a shard had been begun by another worker"
+    return lost
 
 
 def _say_what_was_refused(server: ServerHandle | None, before: dict[str, Any]) -> None:
@@ -151,11 +193,11 @@ def _say_what_was_refused(server: ServerHandle | None, before: dict[str, Any]) -
         logger().warning("%d spans sent as JSON cannot be read; they are set aside in spool/rejected", rejected)
 
 
-def _wait(settings: Settings, futures: list[Any]) -> None:
+def _wait(settings: Settings, futures: list[Future[Any]]) -> None:
     """Wait for the shards and decode meanwhile: analysts see the epoch as it goes, and the spool stays short."""
     redaction = Redaction.of(settings.lake)
     try:
-        while wait(futures, timeout=_DECODE_EVERY_S).not_done:
+        while not settled(futures, _DECODE_EVERY_S):
             decode_spool(settings.home, redaction)
     except BaseException:
         close_runners()  # or Ctrl-C would wait for every attempt still to come

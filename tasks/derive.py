@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import TaskRunner
 
 from lightning_core.config import Settings
-from lightning_core.lake.derive import derive
+from lightning_core.lake.buckets import SPANS_WORTH_A_BUCKET, Job, Run
+from lightning_core.lake.derive import derive, work_bucket
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.patterns import require_apart
 from lightning_core.lake.stages import run_stage
 from lightning_core.stage_keys import triplets_key
+from tasks.cluster import in_order, task_runner
 from tasks.progress import logger, say
 
 
@@ -20,7 +29,12 @@ def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
     """Run the SQL of the epoch; returns rows by table. Raises SettingsError where policies' patterns overlap on an agent."""
     lake = Lake(settings.home)
     key = triplets_key(settings, epoch)
-    rows = run_stage(lake, epoch, "derive", key, lambda: derive(lake, epoch, settings, key, say("sql")))
+
+    def derived() -> dict[str, int]:
+        with _elsewhere(settings, epoch) as (run, spans):
+            return derive(lake, epoch, settings, key, say("sql"), spans, run)
+
+    rows = run_stage(lake, epoch, "derive", key, derived)
     lake.rebuild_catalog()
     if epoch.mode == "train":
         require_apart(lake, epoch)
@@ -36,6 +50,31 @@ def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
                 "%d %s; the first: %s", rows[table], table.replace("_", " "), _first(lake, epoch, table, columns)
             )
     return rows
+
+
+@task(task_run_name="sql, bucket {job.bucket.number}/{job.bucket.of}", cache_policy=NO_CACHE, persist_result=False)
+def derive_bucket(settings: Settings, epoch: EpochManifest, job: Job) -> dict[str, pa.Table]:
+    """One bucket's SQL, over the lake in `home` as this machine sees it."""
+    return work_bucket(Lake(settings.home), epoch, settings, job)
+
+
+@contextlib.contextmanager
+def _elsewhere(settings: Settings, epoch: EpochManifest) -> Iterator[tuple[Run | None, int | None]]:
+    """How buckets are worked on in a cluster, and of how many spans they are; (None, None) for threads."""
+    if settings.cluster.engine == "threads":
+        yield None, None
+        return
+    with contextlib.ExitStack() as stack:
+
+        @cache
+        def runner() -> TaskRunner[Any]:  # two passes use it, an epoch of one bucket does not
+            return stack.enter_context(task_runner(settings.cluster))
+
+        def run(jobs: Iterator[Job]) -> Iterator[dict[str, pa.Table]]:
+            each = ({"settings": settings, "epoch": epoch, "job": job} for job in jobs)
+            return in_order(runner(), derive_bucket, each)
+
+        yield run, SPANS_WORTH_A_BUCKET
 
 
 def _first(lake: Lake, epoch: EpochManifest, table: str, columns: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,21 @@ from prefect.cache_policies import NO_CACHE
 
 from lightning_core.agents.grading import grade
 from lightning_core.client import SpanData, post_spans
-from lightning_core.config import LakeSettings, Settings
+from lightning_core.config import ClusterSettings, LakeSettings, Settings
 from lightning_core.decoding import decode_spool
 from lightning_core.lake.derive import attempts
-from lightning_core.lake.lake import Ingested, Lake
+from lightning_core.lake.lake import Batch, Decode, Decoded, Ingested, Lake, decode_batch
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
 from lightning_core.server.handle import ServerHandle
+from tasks.cluster import in_order, task_runner
 from tasks.progress import Progress, logger
 
 
 @task(task_run_name="decode spans", cache_policy=NO_CACHE, persist_result=False)
 def ingest_spans(settings: Settings) -> int:
     """Decode what the server has made durable; returns the spool offset that is decoded now."""
-    return _decode(settings.home, settings.lake).decoded_offset
+    return _decode(settings.home, settings.lake, settings.cluster).decoded_offset
 
 
 @task(task_run_name="decode spans", cache_policy=NO_CACHE, persist_result=False)
@@ -33,11 +36,33 @@ def ingest_home(home: Path, rules: LakeSettings) -> dict[str, int]:
     return {"spans": done.spans, "rejected": done.rejected, "retries": done.retries}
 
 
-def _decode(home: Path, rules: LakeSettings) -> Ingested:
-    done = decode_spool(home, Redaction.of(rules))
+@task(task_run_name="decode from {first}", cache_policy=NO_CACHE, persist_result=False)
+def decode_range(first: int, batch: Batch) -> Decoded:
+    """Spans of a part of the spool, from offset `first` on, which is handed over whole: the spool is on the server's machine."""
+    return decode_batch(batch)
+
+
+def _decode(home: Path, rules: LakeSettings, cluster: ClusterSettings | None = None) -> Ingested:
+    spread = None if cluster is None or cluster.engine == "threads" else _on(cluster)
+    done = decode_spool(home, Redaction.of(rules), decode=spread)
     if done.rejected:
         logger().warning("%d spans could not be decoded; see %s", done.rejected, home / "spool" / "rejected")
     return done
+
+
+def _on(cluster: ClusterSettings) -> Decode:
+    """Decodes on a cluster what is more than one batch."""
+
+    def decode(batches: Iterator[Batch]) -> Iterator[Decoded]:
+        first = list(islice(batches, 2))
+        if len(first) < 2:
+            yield from map(decode_batch, first)
+            return
+        with task_runner(cluster) as runner:
+            each = ({"first": batch[0][0], "batch": batch} for batch in chain(first, batches))
+            yield from in_order(runner, decode_range, each)
+
+    return decode
 
 
 @task(task_run_name="grade {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)

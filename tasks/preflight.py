@@ -11,11 +11,13 @@ from lightning_core.config import Settings
 from lightning_core.lake.derive_inputs import check_estimators, check_patterns
 from lightning_core.lake.redact import Redaction
 from lightning_core.taskset import Task, load_tasks
+from tasks.cluster import check_cluster
 
 
 @task(task_run_name="check settings", cache_policy=NO_CACHE, persist_result=False)
 def check(settings: Settings) -> None:
     """Raise SettingsError for patterns, graders, agents and task sets that cannot work."""
+    check_cluster(settings.cluster)
     check_patterns(settings)
     check_estimators(settings)
     Redaction.of(settings.lake)

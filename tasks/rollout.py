@@ -16,9 +16,9 @@ from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.config import Settings
 from lightning_core.lake.manifest import Mode
-from lightning_core.server.handle import ServerHandle
+from lightning_core.server.handle import ServerError, ServerHandle
 from lightning_core.taskset import PlannedRollout
-from tasks.progress import Progress
+from tasks.progress import Progress, logger
 
 _shared_lock = threading.Lock()
 _shared: dict[str, tuple[Runner, int]] = {}
@@ -31,27 +31,48 @@ def split(rollouts: list[PlannedRollout], shards: int) -> list[list[PlannedRollo
 
 @task(task_run_name="rollout shard {number}/{of}", cache_policy=NO_CACHE, persist_result=False)
 def rollout_shard(
-    settings: Settings, rollouts: list[PlannedRollout], epoch: int, mode: Mode, number: int, of: int, total: int
+    settings: Settings,
+    server: ServerHandle,
+    rollouts: list[PlannedRollout],
+    epoch: int,
+    mode: Mode,
+    number: int,
+    of: int,
+    total: int,
+    collection: str | None = None,
 ) -> dict[str, Any]:
     """Run a shard's rollouts (`total`: those of all shards). What an attempt did is in its spans; returned are counts by status and the first errors.
 
-    Failures of single attempts never fail the shard.
+    Failures of single attempts never fail the shard. collection: on a cluster, what rollouts are claimed for; those that
+    were begun already are `claimed_before`, and left alone.
     """
-    server = ServerHandle.find(settings.home)
-    if server is None:
-        raise RuntimeError(f"no server runs for {settings.home}; start the flow, or `lightning-flows serve`, first")
+
+    def attempts(runner: Runner, rollout: PlannedRollout) -> AttemptResult | None:
+        if collection is not None and not _claimed(server, name, collection, rollout.rollout_id):
+            return None
+        return _rollout(runner, server, settings, rollout, epoch, mode)
+
+    name = f"{settings.run}/{mode}/{epoch}"
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
-    progress = Progress.shared(f"{mode} {epoch} rollouts", total)
+    claimed_before = 0
+    what = f"{mode} {epoch} rollouts"
+    if collection is None:
+        progress = Progress.shared(what, total)
+    else:  # other shards are in other processes
+        progress = Progress(f"{what}, shard {number}/{of}", len(rollouts))
     workers = max(1, settings.rollout.concurrency // of)
     with (
         shared_runner(settings, server) as runner,
         ThreadPoolExecutor(workers, thread_name_prefix="attempt") as threads,
     ):
-        futures = [threads.submit(_rollout, runner, server, settings, rollout, epoch, mode) for rollout in rollouts]
+        futures = [threads.submit(attempts, runner, rollout) for rollout in rollouts]
         try:
             for future in as_completed(futures):
                 result = future.result()
+                if result is None:
+                    claimed_before += 1
+                    continue
                 statuses[result.status] += 1
                 if result.error is not None:
                     errors[result.error[:300]] += 1
@@ -61,7 +82,15 @@ def rollout_shard(
                 future.cancel()
             runner.close()  # ends the attempts under way, so that the threads return
             raise
-    return {"statuses": dict(statuses), "errors": dict(errors.most_common(5))}
+    return {"statuses": dict(statuses), "errors": dict(errors.most_common(5)), "claimed_before": claimed_before}
+
+
+def _claimed(server: ServerHandle, name: str, collection: str, rollout_id: str) -> bool:
+    try:
+        return server.claim(name, collection, rollout_id)
+    except ServerError as error:  # the flow finds out, and begins again what was not begun
+        logger().warning("rollout %s is not begun: %s", rollout_id, error)
+        return False
 
 
 def _rollout(

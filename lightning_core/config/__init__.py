@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from lightning_core.config.agents import AgentSettings, RolloutSettings, TaskSettings
+from lightning_core.config.cluster import ClusterSettings, loopback
 from lightning_core.config.learning import AlarmSettings, FinetuneSettings
 from lightning_core.config.policies import (
     ESTIMATORS,
@@ -54,13 +55,14 @@ class Settings(Section):
     models: Path = Field(Path("var/models"), description="folder for models that are fetched, shared by all runs")
     seed: int = 0
     epochs: int = Field(4, ge=1, description="epochs `train` runs")
-    agent: AgentSettings
     async_level: Literal[0, 1] = Field(
         0,
         description="1: the rollouts of the next epoch run while one is trained, on the version it began with, so they are a version old when they are trained on; 0: one after another",
     )
+    agent: AgentSettings
     tasks: TaskSettings
     rollout: RolloutSettings = RolloutSettings()
+    cluster: ClusterSettings = ClusterSettings()
     reward: RewardSettings = RewardSettings()
     policies: list[PolicySettings] = Field(default_factory=lambda: [PolicySettings()], min_length=1)
     frozen: list[Name] = Field(
@@ -125,6 +127,15 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _workers_reach_the_server(self) -> Settings:
+        if self.cluster.elsewhere and loopback(self.server.host):
+            raise ValueError(
+                f"agents on the machines of cluster.address {self.cluster.address!r} cannot reach a server on "
+                f"{self.server.host!r}; give `server.host` the address that this machine has for them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _alarm_can_sound(self) -> Settings:
         if self.alarm.kl_above is not None and not any(p.training.beta > 0 for p in self.policies):
             raise ValueError("alarm.kl_above needs a KL, which is measured where `training.beta` is above 0; give that")
@@ -133,17 +144,6 @@ class Settings(Section):
                 "alarm.reward_drop needs evaluations: give `tasks.evaluate`, and `evaluation.every` above 0"
             )
         return self
-
-    @model_validator(mode="after")
-    def _groups(self) -> Settings:
-        for policy in self.policies:
-            if policy.estimator in NEEDS_GROUPS and self.rollout.group_size < 2:
-                raise ValueError(
-                    f"rollout.group_size is 1, but `{policy.estimator}` compares the rollouts of a group; make it 2 or "
-                    "more, or take `reinforce` or `reinforce_pp`"
-                )
-        return self
-
 
     @model_validator(mode="after")
     def _overlap(self) -> Settings:
@@ -170,6 +170,17 @@ class Settings(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _groups(self) -> Settings:
+        for policy in self.policies:
+            if policy.estimator in NEEDS_GROUPS and self.rollout.group_size < 2:
+                raise ValueError(
+                    f"rollout.group_size is 1, but `{policy.estimator}` compares the rollouts of a group; make it 2 or "
+                    "more, or take `reinforce` or `reinforce_pp`"
+                )
+        return self
+
+
 __all__ = [
     "ESTIMATORS",
     "NEEDS_GROUPS",
@@ -177,6 +188,7 @@ __all__ = [
     "AgentSettings",
     "AirRule",
     "AlarmSettings",
+    "ClusterSettings",
     "EvaluationSettings",
     "FinetuneSettings",
     "GatewaySettings",

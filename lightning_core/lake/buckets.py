@@ -12,9 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import duckdb
+import pyarrow as pa
 
 _BYTES_A_SPAN = 1500  # of what weighs as one: what a bucket works with, and some to spare
-_SPANS_WORTH_A_BUCKET = 200_000  # of fewer, what its statements cost at any size is more than a core more gains
+SPANS_WORTH_A_BUCKET = 200_000  # of fewer, what its statements cost at any size is more than a core more gains
 _AT_A_TIME = 8  # more would share the memory that one of them needs
 
 Work = Callable[[duckdb.DuckDBPyConnection, "Bucket"], None]
@@ -34,6 +35,28 @@ class Bucket:
         return f"bucket_{self.number}"
 
 
+@dataclass(frozen=True)
+class Job:
+    """The work of a bucket for another process."""
+
+    bucket: Bucket
+    work: Work
+    given: dict[str, pa.Table]  # of the epoch, by name: what its inputs do not hold
+    wanted: dict[str, str]  # name → query
+
+
+Run = Callable[[Iterator[Job]], Iterator[dict[str, pa.Table]]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How buckets are worked on elsewhere. `run` gives what the jobs made, in their order."""
+
+    run: Run
+    known: set[str]  # tables that are there too
+    wanted: dict[str, str]
+
+
 def whole(con: duckdb.DuckDBPyConnection) -> Bucket:
     """All attempts of the epoch as one bucket."""
     (last,) = con.execute("SELECT coalesce(max(attempt), 0) FROM counted_attempts").fetchall()[0]
@@ -50,7 +73,7 @@ def cut(con: duckdb.DuckDBPyConnection, memory_gb: float, spans_a_bucket: int | 
     cores = _at_a_time(con)
     if spans_a_bucket is None:
         spans_a_bucket = int(memory_gb * 1e9) // ((cores + 1) * _BYTES_A_SPAN)
-    parts = max(-(-spans // spans_a_bucket), min(cores, spans // _SPANS_WORTH_A_BUCKET))
+    parts = max(-(-spans // spans_a_bucket), min(cores, spans // SPANS_WORTH_A_BUCKET))
     if parts > 1:
         parts += -parts % cores
     rows = con.execute(
@@ -86,20 +109,23 @@ def enter(con: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
 
 
 def worked(
-    con: duckdb.DuckDBPyConnection, buckets: list[Bucket], work: Work
+    con: duckdb.DuckDBPyConnection, buckets: list[Bucket], work: Work, spread: Spread | None = None
 ) -> Iterator[tuple[Bucket, duckdb.DuckDBPyConnection]]:
     """The buckets in order, each when `work` is done in it, with the connection that is in it.
 
     One bucket alone is worked on by `con` itself, which stays in it. Of several, each has a connection and a thread of its
     own, which no others help (a core a bucket loses less than a query on all cores), and is dropped when the next is
-    asked for. An error of one ends all.
+    asked for. An error of one ends all. spread: several are worked on elsewhere, and have only what is asked for of it.
     """
     if len(buckets) == 1:
         _work_in(con, buckets[0], work)
         yield buckets[0], con
         return
+    if spread is not None:
+        yield from _worked_elsewhere(con, buckets, work, spread)
+        return
     at_a_time = _at_a_time(con)
-    con.execute("SET threads = 1")
+    con.execute("SET threads = 1; SET preserve_insertion_order = false")
     ahead: deque[tuple[Bucket, duckdb.DuckDBPyConnection, Future[None]]] = deque()
     try:
         with ThreadPoolExecutor(at_a_time) as pool:
@@ -116,7 +142,56 @@ def worked(
                     waiting.cancel()
                     own.interrupt()
     finally:
-        con.execute("RESET threads")
+        con.execute("RESET threads; RESET preserve_insertion_order")
+
+
+def tables(con: duckdb.DuckDBPyConnection) -> set[str]:
+    """Names of the epoch's tables so far."""
+    found = con.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main'").fetchall()
+    return {name for (name,) in found}
+
+
+def work_alone(con: duckdb.DuckDBPyConnection, job: Job) -> dict[str, pa.Table]:
+    """Elsewhere: one bucket, in a connection that has what is known of the epoch; returns the tables asked for."""
+    con.execute("SET threads = 1")
+    for name, table in job.given.items():
+        _create(con, f"main.{name}", table)
+    _work_in(con, job.bucket, job.work)
+    return {name: con.sql(query).to_arrow_table() for name, query in job.wanted.items()}
+
+
+def _worked_elsewhere(
+    con: duckdb.DuckDBPyConnection, buckets: list[Bucket], work: Work, spread: Spread
+) -> Iterator[tuple[Bucket, duckdb.DuckDBPyConnection]]:
+    more = sorted(tables(con) - spread.known)
+    jobs = (Job(bucket, work, {name: _share(con, name, bucket) for name in more}, spread.wanted) for bucket in buckets)
+    for bucket, made in zip(buckets, spread.run(jobs), strict=True):
+        own = con.cursor()
+        own.execute(f"CREATE SCHEMA {bucket.schema}; SET search_path = '{bucket.schema},main'")
+        for name, table in made.items():
+            _create(own, f"{bucket.schema}.{name}", table)
+        yield bucket, own
+        _drop(bucket, own)
+
+
+def _share(con: duckdb.DuckDBPyConnection, name: str, bucket: Bucket) -> pa.Table:
+    """A bucket's rows of a table of the epoch; all, where rows are of no attempt."""
+    rows = con.sql(f"FROM main.{name}")
+    if {"rollout_id", "attempt_id"} <= set(rows.columns):
+        attempts = f"FROM main.counted_attempts WHERE attempt BETWEEN {bucket.first} AND {bucket.last}"
+        rows = con.sql(f"FROM main.{name} SEMI JOIN ({attempts}) USING (rollout_id, attempt_id)")
+    return rows.to_arrow_table()
+
+
+def _create(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+    con.register("arrived", table)
+    con.execute(f"CREATE TABLE {name} AS FROM arrived")
+    con.unregister("arrived")
+
+
+def _drop(bucket: Bucket, own: duckdb.DuckDBPyConnection) -> None:
+    own.execute(f"SET search_path = 'main'; DROP SCHEMA {bucket.schema} CASCADE")
+    own.close()
 
 
 def _work_in(own: duckdb.DuckDBPyConnection, bucket: Bucket, work: Work) -> None:
@@ -129,8 +204,7 @@ def _taken(
 ) -> Iterator[tuple[Bucket, duckdb.DuckDBPyConnection]]:
     waiting.result()
     yield bucket, own
-    own.execute(f"SET search_path = 'main'; DROP SCHEMA {bucket.schema} CASCADE")
-    own.close()
+    _drop(bucket, own)
 
 
 def _at_a_time(con: duckdb.DuckDBPyConnection) -> int:

@@ -82,6 +82,7 @@ _VIEWS = {
     "hierarchy/components",
     "triplets/triplets",
 }
+_ORDERED = {"span_tree": "FROM span_tree ORDER BY abs(node), node"}
 MEMORY_GB = 4.0
 OnProgress = Callable[[str], None]
 
@@ -114,21 +115,28 @@ def derive(
     key: str,
     on_progress: OnProgress | None = None,
     spans_a_bucket: int | None = None,
+    elsewhere: buckets.Run | None = None,
 ) -> dict[str, int]:
     """Build the derived tables of an epoch from its spans; returns rows by table. The caller saves the manifest.
 
-    spans_a_bucket: at most; by default as many as memory allows. An evaluation stops at the rewards: nothing is trained on
+    spans_a_bucket: at most; by default as many as memory allows. elsewhere: has several buckets worked on in other
+    processes, by `work_bucket`. An evaluation stops at the rewards: nothing is trained on
     it. Raises LakeError for a lake with two spans in one place.
     """
     train = epoch.mode == "train"
     with opened(lake, epoch) as con:
-        make_inputs(con, settings, epoch)
-        make_user_rules(con, settings.agent_rules)
+        _make_known(con, settings, epoch)
+        known = buckets.tables(con)
         parts = buckets.cut(con, MEMORY_GB, spans_a_bucket)
         narrow = KEPT_REWARDS + (KEPT_TRIPLETS if train else ())
         gathered = narrow + (GATHERED if train else ())
+        first = (*gathered, "rule_matches")
         # Told from here, of several buckets as each is done: whoever listens need not be safe from threads.
         told = on_progress if len(parts) == 1 else None
+
+        def spread(*names: str) -> buckets.Spread | None:
+            wanted = {name: _ORDERED.get(name, f"FROM {name}") for name in names}
+            return None if elsewhere is None else buckets.Spread(elsewhere, known, wanted)
 
         def to_triplets(own: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
             run(own, (*SPANS, *HIERARCHY[:1]), told)
@@ -141,13 +149,13 @@ def derive(
             run(own, SEQUENCES, told)
 
         def trees() -> Generator[pa.RecordBatchReader]:
-            for bucket, own in buckets.worked(con, parts, to_triplets):
+            for bucket, own in buckets.worked(con, parts, to_triplets, spread("span_tree", *first)):
                 _say(on_progress, "triplets", bucket)
-                yield own.sql("FROM span_tree ORDER BY abs(node), node").to_arrow_reader()
-                _gather(con, bucket, (*gathered, "rule_matches"))
+                yield own.sql(_ORDERED["span_tree"]).to_arrow_reader()
+                _gather(con, bucket, first)
 
         def sequences() -> Generator[pa.RecordBatchReader]:
-            for bucket, own in buckets.worked(con, parts, to_sequences):
+            for bucket, own in buckets.worked(con, parts, to_sequences, spread("sequences", "call_exclusions")):
                 _say(on_progress, "sequences", bucket)
                 yield own.sql("FROM sequences").to_arrow_reader()
                 _gather(con, bucket, ["call_exclusions"])
@@ -162,6 +170,19 @@ def derive(
         for name in kept:
             lake.put_table(epoch, name, con.sql(f"FROM {name}").to_arrow_reader(), key)
     return {name: table.rows for name, table in epoch.tables.items()}
+
+
+def work_bucket(lake: Lake, epoch: EpochManifest, settings: Settings, job: buckets.Job) -> dict[str, pa.Table]:
+    """What `derive` has done elsewhere: the work of one bucket of the epoch; returns the tables it asks for."""
+    with opened(lake, epoch) as con:
+        _make_known(con, settings, epoch)
+        return buckets.work_alone(con, job)
+
+
+def _make_known(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: EpochManifest) -> None:
+    """What is read of the settings; with `opened`, all that is known before the first bucket."""
+    make_inputs(con, settings, epoch)
+    make_user_rules(con, settings.agent_rules)
 
 
 @contextlib.contextmanager

@@ -9,19 +9,25 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from lightning_core.files import locked
 from lightning_core.lake import catalog, compact, memory, parquet, retries, spool
-from lightning_core.lake.decode import Decoder, sweep_rejected, write_rejected
+from lightning_core.lake.decode import Decoder, Placed, sweep_rejected, write_rejected
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, LakeError, Manifests, Mode, SpanFile, SpanManifest
 from lightning_core.lake.redact import Redaction
 
 logger = logging.getLogger(__name__)
 
 _BYTES_A_FILE = 64 * 1024 * 1024  # of spool; what one file decodes and one decoding holds in memory
+
+
+Batch = list[Placed]
+Decoded = tuple[int, int, pa.Table, list[dict[str, Any]]]  # a batch's range of the spool, its spans, what was rejected
+Decode = Callable[[Iterator[Batch]], Iterator[Decoded]]
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,12 @@ class Lake:
         until: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         redaction: Redaction | None = None,
+        decode: Decode | None = None,
     ) -> Ingested:
         """Decode the spool up to offset `until` (its durable end by default) into Parquet, free it, merge small files.
 
-        on_progress: called with (bytes decoded, bytes in all). Raises LakeError where the lake was redacted and no rules
+        on_progress: called with (bytes decoded, bytes in all). decode: how batches become spans, in their order; by
+        default here, one after another. Raises LakeError where the lake was redacted and no rules
         are given, and where the disk is full; what was decoded before stays, the next call goes on from there.
         """
         with locked(self.root / "lock"), memory.kept():
@@ -69,32 +77,29 @@ class Lake:
                     f"{self.spool} ends at offset {end}, and the lake was decoded up to {start}: the spool was removed, or is "
                     "another lake's. Put it back; a server started in this home begins a new one behind what is decoded"
                 )
-            decoder = Decoder()
             spans = rejected = repeated = 0
-            for batch in _batches(self.spool, start, end):
-                try:
-                    stored, bad, again = self._store(manifest, decoder, batch, redaction)
-                except OSError as error:
-                    raise LakeError(
-                        f"{self.root.parent}: spans could not be stored; the spool keeps them, the next decoding goes on "
-                        f"there: {error}"
-                    ) from error
-                spans, rejected, repeated = spans + stored, rejected + bad, repeated + again
-                if on_progress is not None:
-                    on_progress(manifest.decoded_offset - start, end - start)
+            try:
+                for decoded in (decode or _decoded)(_batches(self.spool, start, end)):
+                    stored, bad, again = self._store(manifest, decoded, redaction)
+                    spans, rejected, repeated = spans + stored, rejected + bad, repeated + again
+                    if on_progress is not None:
+                        on_progress(manifest.decoded_offset - start, end - start)
+            except OSError as error:
+                raise LakeError(
+                    f"{self.root.parent}: spans could not be stored; the spool keeps them, the next decoding goes on "
+                    f"there: {error}"
+                ) from error
         self._merge_small_files()
         return Ingested(spans, rejected, repeated, manifest.decoded_offset)
 
     def _store(
         self,
         manifest: SpanManifest,
-        decoder: Decoder,
-        batch: list[tuple[int, int, spool.Record]],
+        batch: Decoded,
         redaction: Redaction | None,
     ) -> tuple[int, int, int]:
         """One batch to one file, the manifest, and out of the spool; returns (spans, rejected, retries)."""
-        first, last = batch[0][0], batch[-1][1]
-        decoded, bad = decoder.decode(batch)
+        first, last, decoded, bad = batch
         if redaction is not None:
             decoded, bad = redaction.spans(decoded), redaction.rejected(bad)
         table = retries.without(decoded, self.root, manifest.files)
@@ -236,8 +241,18 @@ def _write_labelled(path: Path, table: pa.Table | pa.RecordBatchReader, epoch: E
     return parquet.write_stream(path, columns, (labelled(batch) for batch in table))
 
 
-def _batches(directory: Path, start: int, end: int) -> Iterator[list[tuple[int, int, spool.Record]]]:
-    batch: list[tuple[int, int, spool.Record]] = []
+def decode_batch(batch: Batch, decoder: Decoder | None = None) -> Decoded:
+    return batch[0][0], batch[-1][1], *(decoder or Decoder()).decode(batch)
+
+
+def _decoded(batches: Iterator[Batch]) -> Iterator[Decoded]:
+    decoder = Decoder()
+    for batch in batches:
+        yield decode_batch(batch, decoder)
+
+
+def _batches(directory: Path, start: int, end: int) -> Iterator[Batch]:
+    batch: Batch = []
     size = 0
     for entry in spool.read(directory, start, end):
         batch.append(entry)

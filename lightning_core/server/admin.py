@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lightning_core.lake.spool import SpoolWriter
 from lightning_core.server.access import require_admin
+from lightning_core.server.claims import Claims
 from lightning_core.server.http import HttpError, Receive, Response, Scope, Send, json_response, read_body
 from lightning_core.server.routes import RoutesError, RouteTable, parse_routes
 from lightning_core.server.stats import Stats
@@ -20,6 +22,7 @@ class Admin:
     routes: RouteTable
     stats: Stats
     max_body: int
+    claims: Claims = field(default_factory=Claims)
 
     async def seal(self, scope: Scope, receive: Receive, send: Send) -> int:
         """`{"offset": n}`: everything acknowledged so far lies below n."""
@@ -48,6 +51,25 @@ class Admin:
         parts = scope["path_params"]
         found = self.stats.peek(parts["rollout_id"], parts["attempt_id"])
         return await json_response(found).send(send)
+
+    async def begin_collection(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """`{"name", "collection"}`: claims of this collection are granted, those of others of that name no more."""
+        name, collection = await self._texts(scope, receive, "name", "collection")
+        self.claims.begin(name, collection)
+        return await json_response({}).send(send)
+
+    async def claim(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """`{"name", "collection", "rollout_id"}`: `{"granted": …}`, whether the rollout may be begun."""
+        asked = await self._texts(scope, receive, "name", "collection", "rollout_id")
+        return await json_response({"granted": self.claims.grant(*asked)}).send(send)
+
+    async def _texts(self, scope: Scope, receive: Receive, *keys: str) -> list[str]:
+        require_admin(scope, self.secret)
+        try:
+            body = json.loads(await read_body(scope, receive, self.max_body))
+            return [str(body[key]) for key in keys]
+        except (ValueError, TypeError, KeyError):
+            raise HttpError(400, f"a JSON object with {', '.join(keys)} is needed") from None
 
     async def health(self, scope: Scope, receive: Receive, send: Send) -> int:
         kept = await asyncio.to_thread(self.spool.kept_bytes)

@@ -132,6 +132,15 @@ class ServerHandle:
         """What the server saw of an attempt since it started, `up_s` seconds ago: lightning_core.server.stats.AttemptStats."""
         return self._ask("GET", f"/admin/attempts/{quote(rollout_id, safe='')}/{quote(attempt_id, safe='')}")
 
+    def begin_collection(self, name: str, collection: str) -> None:
+        """Only this collection of that name is granted claims from now on; see lightning_core.server.claims."""
+        self._ask("POST", "/admin/collections", {"name": name, "collection": collection})
+
+    def claim(self, name: str, collection: str, rollout_id: str) -> bool:
+        """Whether this rollout may be begun: nobody did in this collection, and no flow began another since."""
+        asked = {"name": name, "collection": collection, "rollout_id": rollout_id}
+        return cast(bool, self._ask("POST", "/admin/claims", asked)["granted"])
+
     def _ask(self, method: str, path: str, body: Any = None, timeout_s: float = 30) -> dict[str, Any]:
         # http.client: a connection a call needs no lock, and no proxy from the environment gets in between.
         parts = urlsplit(self.url)

@@ -1,0 +1,120 @@
+"""What is spread over a cluster: settings that cannot work, rollouts that are begun once, work that is lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from lightning_core.config import ClusterSettings, Settings, SettingsError
+from lightning_core.server.claims import Claims
+from tasks import cluster
+
+
+def settings(**more: Any) -> Settings:
+    return Settings.model_validate({"agent": {"command": "true"}, "tasks": {"train": "t.jsonl"}} | more)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"workers": 2}, "`engine: threads` has no address"),
+        ({"engine": "threads", "address": "tcp://head:8786"}, "give `engine: ray` or `engine: dask`"),
+        ({"engine": "dask", "address": "tcp://head:8786", "workers": 2}, "leave `workers` out"),
+        ({"engine": "dask", "address": "tcp://head:8786"}, "give `server.host` the address"),
+        ({"engine": "ray", "address": "ray://10.0.0.2:10001"}, "give `server.host` the address"),
+    ],
+)
+def test_a_cluster_that_cannot_work_is_an_error_that_names_the_remedy(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        settings(cluster=section)
+
+
+def test_a_cluster_on_this_machine_reaches_a_server_on_loopback() -> None:
+    assert not settings(cluster={"engine": "dask", "address": "tcp://127.0.0.1:8786"}).cluster.elsewhere
+    assert settings(cluster={"engine": "dask", "address": "head:8786"}, server={"host": "10.0.0.1"}).cluster.elsewhere
+
+
+def test_workers_elsewhere_need_a_prefect_server_that_they_reach() -> None:
+    pytest.importorskip("prefect_dask")
+    with pytest.raises(SettingsError, match="PREFECT_API_URL"):
+        cluster.check_cluster(ClusterSettings(engine="dask", address="tcp://10.0.0.2:8786"))
+
+
+def test_an_engine_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"prefect-ray is not installed; `pip install 'lightning-flows\[scale\]'`"):
+        cluster.check_cluster(ClusterSettings(engine="ray"))
+
+
+def test_a_rollout_is_granted_once_and_to_the_newest_collection_alone() -> None:
+    claims = Claims()
+    assert not claims.grant("run/train/0", "a", "r1"), "a server that was started again knows none"
+    claims.begin("run/train/0", "a")
+    assert claims.grant("run/train/0", "a", "r1") and not claims.grant("run/train/0", "a", "r1")
+    claims.begin("run/train/0", "b")
+    assert not claims.grant("run/train/0", "a", "r2")
+    assert claims.grant("run/train/0", "b", "r1")
+
+
+class Runner:
+    """Loses what it is told to, a number of times."""
+
+    def __init__(self, losses: dict[int, int]) -> None:
+        self.losses = losses
+        self.submitted: list[int] = []
+
+    def submit(self, task: Any, parameters: dict[str, Any]) -> Any:
+        number = parameters["number"]
+        self.submitted.append(number)
+        future: Future[Any] = Future()
+        if self.losses.get(number, 0) > 0:
+            self.losses[number] -= 1
+            future.set_exception(RuntimeError("the worker died"))
+        else:
+            future.set_result(State(number))
+        return Wrapped(future)
+
+
+class Wrapped:
+    def __init__(self, future: Future[Any]) -> None:
+        self.wrapped_future = future
+
+
+class State:
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def result(self, **_: Any) -> int:
+        return self.value
+
+
+class Task:
+    name = "work"
+
+
+def numbers(count: int) -> Iterator[dict[str, int]]:
+    return ({"number": number} for number in range(count))
+
+
+def test_what_is_lost_with_a_worker_is_run_again_and_comes_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "logger", lambda: logging.getLogger("flow"))
+    runner: Any = Runner({3: 1, 5: 2})
+    task: Any = Task()
+    assert list(cluster.in_order(runner, task, numbers(30))) == list(range(30))
+    assert runner.submitted.count(3) == 2 and runner.submitted.count(5) == 3
+    runner = Runner({0: 3})
+    with pytest.raises(cluster.WorkerLost, match="the worker died"):
+        list(cluster.in_order(runner, task, numbers(1)))
+
+
+def test_no_more_than_a_few_are_under_way() -> None:
+    runner: Any = Runner({})
+    task: Any = Task()
+    results = cluster.in_order(runner, task, numbers(100))
+    next(results)
+    assert len(runner.submitted) <= 10
