@@ -221,20 +221,21 @@ def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("question", required=False)
 @_home_option
+@click.option("--lake", "url", metavar="URL", help="A lake published on object storage, in place of --home.")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @click.option("--limit", type=click.IntRange(min=0), help="Rows; by default 50 of a table, all as csv or json.")
 @click.option("--show", is_flag=True, help="Print the SQL of a question, view or derived table instead of asking it.")
-def sql(question: str | None, home: Path, form: str, limit: int | None, show: bool) -> None:
+def sql(question: str | None, home: Path, url: str | None, form: str, limit: int | None, show: bool) -> None:
     """Ask the catalog: a QUESTION is SQL, or the name of a file of sql/analysis, a view or a table. Without one: what can be asked."""
     from lightning_core.lake import ask
 
     if question is None:
-        click.echo(ask.overview(home / "lake"))
+        click.echo(ask.overview(url or home / "lake"))
     elif show:
         click.echo(ask.show(question))
     else:
         try:
-            for line in ask.lines(home / "lake", question, form, limit):
+            for line in ask.lines(url or home / "lake", question, form, limit):
                 click.echo(line)
         except BrokenPipeError:  # `| head` has seen enough
             sys.stderr.close()
@@ -243,15 +244,16 @@ def sql(question: str | None, home: Path, form: str, limit: int | None, show: bo
 @main.command()
 @click.argument("rollout")
 @_home_option
+@click.option("--lake", "url", metavar="URL", help="A lake published on object storage, in place of --home.")
 @click.option("--run", help="Default: any.")
 @click.option("--epoch", type=int, help="Default: the newest that has the rollout.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def explain(rollout: str, home: Path, run: str | None, epoch: int | None, form: str) -> None:
+def explain(rollout: str, home: Path, url: str | None, run: str | None, epoch: int | None, form: str) -> None:
     """Why a ROLLOUT was trained on as it was: its tree as found and as repaired, whose its calls are, reward → advantage."""
     from lightning_core.lake.explain import as_json
     from lightning_core.lake.explain import explain as find
 
-    found = find(home / "lake", rollout, run, epoch)
+    found = find(url or home / "lake", rollout, run, epoch)
     if form == "json":
         click.echo(as_json(found))
         return

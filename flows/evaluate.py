@@ -24,6 +24,7 @@ from tasks.collect import collect
 from tasks.derive import derive_tables
 from tasks.preflight import check, evaluation_tasks
 from tasks.progress import logger, say
+from tasks.publish import publish_lake
 from tasks.redeploy import redeploy
 from tasks.track import record
 
@@ -61,6 +62,7 @@ def evaluate(
         collect(settings, manifest, plan_evaluation(settings, evaluation_tasks(settings), number))
         derive_tables(settings, manifest)
         record(settings, manifest)
+        publish_lake(settings.home, settings.lake)
         watch(settings, number, services)
     return {"epoch": number} | _told(lake, manifest)
 

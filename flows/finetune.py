@@ -20,6 +20,7 @@ from tasks.alarm import watch
 from tasks.derive import derive_tables
 from tasks.ingest import ingest_spans
 from tasks.progress import logger, say
+from tasks.publish import publish_lake
 from tasks.track import record
 from tasks.train import train_policies
 from tasks.versions import collect_versions
@@ -56,6 +57,7 @@ def finetune(settings: Settings, evaluate_after: bool = False) -> dict[str, Any]
         derive_tables(settings, manifest)
         trained = train_policies(settings, manifest)
         record(settings, manifest)
+        publish_lake(settings.home, settings.lake)
         watch(settings, number + 1)
         collect_versions(settings)
     held_out = evaluate(settings, number + 1) if evaluate_after else None

@@ -14,6 +14,7 @@ from lightning_core.config import LakeSettings
 from lightning_core.lake import compact
 from lightning_core.lake.lake import Lake
 from tasks.ingest import ingest_home
+from tasks.publish import publish_lake
 
 
 @flow(name="ingest", flow_run_name="ingest {home}", persist_result=False)
@@ -27,4 +28,5 @@ def ingest(home: Path = Path("var"), lake: LakeSettings = LakeSettings()) -> dic
     if compact.due(found.manifests.spans().files):
         compact.compact(found)
     found.rebuild_catalog()
+    publish_lake(home, lake)
     return done

@@ -131,6 +131,23 @@ def retain(
         click.echo(f"{freed / 1e6:,.1f} MB freed; removed files stay {grace_min:g} minutes for those who read them")
 
 
+@lake.command()
+@_home_option
+@_settings_option
+@click.option("--to", "url", metavar="URL", help="Default: `lake.storage` of the settings.")
+def publish(home: Path | None, settings_file: Path | None, url: str | None) -> None:
+    """Put what is new in the lake on object storage, for readers elsewhere; `lightning-flows sql --lake URL` asks it."""
+    from lightning_core.lake.lake import Lake
+    from lightning_core.lake.storage import publish as put
+
+    settings = _settings(settings_file)
+    url = url or (settings.lake.storage if settings is not None else None)
+    if url is None:
+        raise SettingsError("say where to: --to s3://bucket/prefix, or --settings with `lake.storage`")
+    done = put(Lake(_existing(_home(home, settings))), url)
+    click.echo(f"{done.files} files put there, {done.bytes / 1e6:,.1f} MB; {done.removed} removed that no longer count")
+
+
 def _said(done: object) -> str:
     from lightning_core.lake.lake import Ingested
 

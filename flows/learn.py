@@ -19,6 +19,7 @@ from lightning_core.services import resting, running, versions
 from tasks.adopt import adopt
 from tasks.derive import derive_tables
 from tasks.progress import say
+from tasks.publish import publish_lake
 from tasks.redeploy import redeploy
 from tasks.track import record
 from tasks.train import train_policies
@@ -45,5 +46,6 @@ def learn(settings: Settings, choice: Choice = Choice()) -> dict[str, Any]:  # n
             trained = train_policies(settings, manifest)
         redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
         record(settings, manifest)
+        publish_lake(settings.home, settings.lake)
         collect_versions(settings)
     return {"epoch": number, "chosen": chosen, "rows": rows, "trained": trained}

@@ -26,6 +26,7 @@ from tasks.derive import derive_tables
 from tasks.overlap import begins_on, next_rollouts
 from tasks.preflight import check, training_tasks
 from tasks.progress import logger, say
+from tasks.publish import publish_lake
 from tasks.redeploy import redeploy
 from tasks.track import record
 from tasks.train import train_policies
@@ -76,6 +77,7 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
                 trained = train_policies(settings, manifest)
             redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
             record(settings, manifest)
+            publish_lake(settings.home, settings.lake)
             watch(settings, number + 1, services)
             collect_versions(settings)
     return _told(manifest)

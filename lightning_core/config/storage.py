@@ -46,6 +46,11 @@ class LakeSettings(Section):
     keep_days: float | None = Field(
         None, gt=0, description="spans older than this are removed by `lightning-flows lake retain`; null: none are"
     )
+    storage: str | None = Field(
+        None,
+        pattern=r"^[a-z][a-z0-9+.-]*://[^\s?#]+$",
+        description="URL (`s3://bucket/prefix`) that the lake is published to after every epoch; docs/scale.md",
+    )
 
 
 class StoreSettings(Section):

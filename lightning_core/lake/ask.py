@@ -25,7 +25,7 @@ _FETCH = 1000  # rows at a time: csv and json of any length in little memory
 _DERIVING = ("hierarchy", "triplets", "advantages")
 
 
-def overview(root: Path) -> str:
+def overview(root: Path | str) -> str:
     """What can be asked: stored tables with their rows, views, named questions; and what was late or rejected."""
     with catalog.connect(root) as con:
         try:
@@ -72,12 +72,12 @@ def show(name: str) -> str:
     raise LakeError(f"no SQL is called {name!r}{_close(name, known)}; `lightning-flows sql` lists what there is")
 
 
-def answer(root: Path, question: str, form: str = "table", limit: int | None = None) -> str:
+def answer(root: Path | str, question: str, form: str = "table", limit: int | None = None) -> str:
     """The result of a question as text; see `lines`."""
     return "\n".join(lines(root, question, form, limit))
 
 
-def lines(root: Path, question: str, form: str = "table", limit: int | None = None) -> Iterator[str]:
+def lines(root: Path | str, question: str, form: str = "table", limit: int | None = None) -> Iterator[str]:
     """The result of a question, line by line, as table, csv, or json (one object a row).
 
     limit: rows; by default 50 of a table, and all as csv or json. Raises LakeError, one line, for what cannot be asked.

@@ -10,7 +10,9 @@ import json
 import os
 import secrets
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 import duckdb
 
@@ -38,6 +40,14 @@ VIEWS = (
     "policy_epochs",
     "signals",
 )
+
+
+class RemoteFiles(Protocol):
+    """An fsspec file system that knows the URL under which it has a lake's files."""
+
+    url: str
+
+
 EMPTY_SPANS = f"SELECT {', '.join(f'NULL::{c.type} AS {c.name}' for c in schema.SPANS)} WHERE false"
 
 
@@ -66,18 +76,31 @@ def spans_view(files: list[SpanFile], span_range: tuple[int, int | None] = (0, N
     return f"CREATE OR REPLACE VIEW spans AS {rows}"
 
 
-def build(root: Path, manifests: Manifests, rejected: Path) -> Path:
-    """Build the catalog and rename it into place; returns its path. `rejected`: folder of the spans not decoded."""
-    root.mkdir(parents=True, exist_ok=True)
+def build(
+    root: Path, manifests: Manifests, rejected: Path, folder: Path | None = None, at: RemoteFiles | None = None
+) -> Path:
+    """Build the catalog and rename it into place; returns its path. `rejected`: folder of the spans not decoded.
+
+    folder: where it is put; default: `root`. at: its views name the files by URL, which this file system resolves.
+    """
+    folder = folder or root
+    folder.mkdir(parents=True, exist_ok=True)
     began = time.time_ns()
-    beside = root / f".catalog-{secrets.token_hex(4)}.duckdb"
+    beside = folder / f".catalog-{secrets.token_hex(4)}.duckdb"
+
+    def placed(path: str) -> str:
+        return path if at is None else f"{at.url}/{path}"
+
     try:
         with duckdb.connect(str(beside), config={"file_search_path": str(root)}) as con:
-            con.execute(spans_view(manifests.spans().files))
+            if at is not None:
+                con.register_filesystem(at)
+            spans = [f.model_copy(update={"path": placed(f.path)}) for f in manifests.spans().files]
+            con.execute(spans_view(spans))
             tables: dict[str, list[str]] = {name: [] for name in DERIVED}
             for epoch in manifests.epochs():
                 for name, table in epoch.tables.items():
-                    tables.setdefault(name, []).append(table.path)
+                    tables.setdefault(name, []).append(placed(table.path))
             for name, files in tables.items():
                 parts = [f"SELECT {EMPTY[name]} WHERE false"] if name in EMPTY else []
                 if files:
@@ -88,11 +111,11 @@ def build(root: Path, manifests: Manifests, rejected: Path) -> Path:
             for view in VIEWS:
                 sql.create(con, f"views/{view}", "VIEW")
         os.utime(beside, ns=(began, began))  # when it read the manifests: see `built_ns`
-        beside.replace(root / "catalog.duckdb")
+        beside.replace(folder / "catalog.duckdb")
     finally:
         beside.unlink(missing_ok=True)
         beside.with_suffix(".duckdb.wal").unlink(missing_ok=True)
-    return root / "catalog.duckdb"
+    return folder / "catalog.duckdb"
 
 
 def _tables(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> None:
@@ -157,11 +180,23 @@ def built_ns(root: Path) -> int | None:
         return None
 
 
-def connect(root: Path) -> duckdb.DuckDBPyConnection:
-    """The catalog, read-only, with its relative paths resolved. Raises FileNotFoundError before the first ingest."""
+def connect(root: Path | str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    """The catalog of a lake's folder, or of the URL that one was published to (a str), read-only.
+
+    Raises FileNotFoundError before the first ingest, LakeError where nothing was published.
+    """
+    if isinstance(root, str):
+        from lightning_core.lake import storage  # few need it, and it brings fsspec
+
+        return storage.connect(root)
     path = root / "catalog.duckdb"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no catalog yet; it is made when the first spans are decoded (run an epoch)")
+    return opened(path, root)
+
+
+def opened(path: Path, root: Path) -> duckdb.DuckDBPyConnection:
+    """A catalog's file, read-only; its relative paths are those in `root`."""
     return duckdb.connect(str(path), read_only=True, config={"file_search_path": str(root)})
 
 

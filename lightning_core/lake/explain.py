@@ -17,7 +17,7 @@ Row = dict[str, Any]
 _NEAR = 5
 
 
-def explain(root: Path, rollout: str, run: str | None = None, epoch: int | None = None) -> Row:
+def explain(root: Path | str, rollout: str, run: str | None = None, epoch: int | None = None) -> Row:
     """All that the catalog of the lake at `root` knows of a rollout: in its newest epoch, or in the one that is given.
 
     Keys: rollout_id, run, epoch, mode, attempts (one row an execution), attempt_id (the one that counts, or else the first),

@@ -1,0 +1,28 @@
+"""The lake to object storage, where the settings name a place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from lightning_core.config import LakeSettings
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import LakeError
+from tasks.progress import logger
+
+
+@task(task_run_name="publish lake", cache_policy=NO_CACHE, persist_result=False)
+def publish_lake(home: Path, lake: LakeSettings) -> None:
+    """Publish to `lake.storage`, if there is one. A store that is away stops no epoch: the next publication has all of it."""
+    if lake.storage is None:
+        return
+    from lightning_core.lake.storage import publish  # brings fsspec
+
+    try:
+        done = publish(Lake(home), lake.storage)
+    except LakeError as error:
+        logger().error("the lake was not published, and is whole in %s: %s", home / "lake", error)
+    else:
+        logger().info("%d files, %.1f MB, published to %s", done.files, done.bytes / 1e6, lake.storage)

@@ -1,0 +1,154 @@
+"""A lake on object storage: published to a server of S3 in this process, and asked on a machine that has no lake."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import main
+from lightning_core.lake import ask, compact, storage
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import LakeError
+from tests.spool_maker import store_rollout
+
+pytestmark = pytest.mark.extra  # HTTP to a server in the same interpreter
+
+moto = pytest.importorskip("moto.server")
+s3fs = pytest.importorskip("s3fs")
+COUNT = "SELECT rollout_id, count(*) AS spans FROM spans GROUP BY ALL ORDER BY ALL"
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_CONFIG_FILE")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of an empty prefix; the keys are in the environment."""
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().makedirs("lakes", exist_ok=True)
+    return f"s3://lakes/{tmp_path.name}"
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """A lake with a rollout in each of two files."""
+    lake = Lake(tmp_path / "home")
+    more(lake, "r.1", "r.2")
+    return lake
+
+
+def more(lake: Lake, *rollouts: str) -> None:
+    for rollout in rollouts:
+        store_rollout(lake.root.parent, rollout)
+        lake.ingest()
+    lake.rebuild_catalog()
+
+
+def there(url: str) -> set[str]:
+    return {path.partition("/")[2] for path in s3fs.S3FileSystem(use_listings_cache=False).find(url)}
+
+
+def test_a_published_lake_answers_as_the_one_it_was_made_of(lake: Lake, bucket: str) -> None:
+    assert storage.publish(lake, bucket).files == 2
+    for question in (COUNT, "rollouts", "epochs", "late_and_rejected"):
+        assert ask.answer(bucket, question, "csv") == ask.answer(lake.root, question, "csv")
+    assert ask.overview(bucket).splitlines()[1].split() == ["spans", "8", "rows"]
+
+
+def test_what_is_there_is_not_put_again(lake: Lake, bucket: str) -> None:
+    storage.publish(lake, bucket)
+    assert storage.publish(lake, bucket).files == 0
+    more(lake, "r.3")
+    assert storage.publish(lake, bucket).files == 1
+    assert "r.3,4" in ask.answer(bucket, COUNT, "csv")
+
+
+def test_a_reader_goes_on_with_the_publication_it_began_with(lake: Lake, bucket: str) -> None:
+    storage.publish(lake, bucket)
+    with storage.connect(bucket) as con:
+        before = con.sql(COUNT).fetchall()
+        compact.compact(lake, everything=True)
+        assert storage.publish(lake, bucket).removed == 0
+        assert con.sql(COUNT).fetchall() == before
+    assert len([path for path in there(bucket) if "/spans/" in path]) == 3
+    assert ask.answer(bucket, COUNT, "csv") == ask.answer(lake.root, COUNT, "csv")
+    assert storage.publish(lake, bucket, grace_s=0).removed == 2
+    assert len([path for path in there(bucket) if "/spans/" in path]) == 1
+    assert ask.answer(bucket, COUNT, "csv") == ask.answer(lake.root, COUNT, "csv")
+
+
+def test_a_publication_that_breaks_off_leaves_the_one_before(
+    lake: Lake, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.publish(lake, bucket)
+    before = ask.answer(bucket, COUNT, "csv")
+    more(lake, "r.3")
+    compact.compact(lake, everything=True)
+    put, puts = s3fs.S3FileSystem._put_file, []
+
+    async def break_off(self: object, local: str, remote: str, **more: object) -> None:
+        puts.append(remote)
+        if remote.endswith("catalog.duckdb"):
+            raise ConnectionResetError("away")
+        await put(self, local, remote, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(s3fs.S3FileSystem, "_put_file", break_off)
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(LakeError, match="away"):
+            storage.publish(lake, bucket, grace_s=0)
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert puts[-1].endswith("catalog.duckdb") and ask.answer(bucket, COUNT, "csv") == before
+    storage.publish(lake, bucket, grace_s=0)
+    assert "r.3,4" in ask.answer(bucket, COUNT, "csv")
+
+
+def test_the_commands_publish_and_ask(lake: Lake, bucket: str) -> None:
+    done = CliRunner().invoke(main, ["lake", "publish", "--home", str(lake.root.parent), "--to", bucket])
+    assert done.exit_code == 0 and "2 files put there" in done.output
+    asked = CliRunner().invoke(main, ["sql", COUNT, "--lake", bucket, "--format", "csv"])
+    assert asked.output.splitlines()[1:] == ["r.1,4", "r.2,4"]
+    told = CliRunner().invoke(main, ["explain", "r.1", "--lake", bucket])
+    assert "has 4 spans, but its epoch is not derived yet" in told.output
+
+
+@pytest.mark.parametrize(
+    ("url", "taken", "said"),
+    [
+        ("s3://no-such-bucket/x", None, "is there such a bucket"),
+        ("s3://lakes/x", "AWS_SECRET_ACCESS_KEY", "keys in the environment"),
+        ("nothing://lakes/x", None, "nothing"),
+    ],
+)
+def test_what_is_missing_is_said(
+    lake: Lake, bucket: str, url: str, taken: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if taken is not None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv(taken)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(LakeError, match=said):
+        storage.publish(lake, url)
+
+
+def test_where_nothing_was_published_that_is_said(bucket: str) -> None:
+    with pytest.raises(LakeError, match="no lake was published there"):
+        ask.answer(bucket, COUNT)
