@@ -7,6 +7,7 @@ rollouts_10k_rss_mb    what the flow's memory grew by from the epoch's first rol
 orchestration_share    seconds that Prefect takes for a flow run with the task runs of a demo epoch, as a share of the
                        last demo's mean epoch (var/demo.json; without one the seconds alone); baseline: what is allowed
 resume_done_s          the command for an epoch whose stages are all done, from start to exit; baseline: what is allowed
+overlap_epochs …       bench/overlap.py, which see
 
 .venv/bin/python -m bench.orchestration [--rollouts 10000]
 """
@@ -150,7 +151,7 @@ def resume_done(settings: Settings, folder: Path, rounds: int = 3) -> None:
     file = folder / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_defaults=True)))
     command = [sys.executable, "-m", "flows.cli", "train-epoch", str(file), "--epoch", "0"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = _without_prefect()
     took = []
     for _ in range(rounds):
         began = time.monotonic()
@@ -159,6 +160,10 @@ def resume_done(settings: Settings, folder: Path, rounds: int = 3) -> None:
         if done.returncode != 0 or "is done, with these settings" not in done.stderr:
             raise RuntimeError(done.stderr[-2000:])
     figure("resume_done_s", sorted(took)[rounds // 2], "s", _RESUME_S, rounds, smaller_is_better=True)
+
+
+def _without_prefect() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
 
 
 def main() -> None:
@@ -176,6 +181,8 @@ def main() -> None:
                 server.stop()
             orchestration_share()
         resume_done(settings, folder)
+    # In a process of its own: Prefect keeps the address of the server that it was imported with.
+    subprocess.run([sys.executable, "-m", "bench.overlap"], env=_without_prefect(), check=True)
 
 
 if __name__ == "__main__":
