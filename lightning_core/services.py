@@ -242,6 +242,8 @@ def _is_as_started(vllm: VllmServer, settings: Settings, model: ModelFolder) -> 
     first, (rank, slots) = settings.policies[0], _adapters(settings)
     if rank is not None and vllm.state.weights != str(model.path):
         return False
+    if vllm.state.device != settings.vllm.device(vllm.state.replica):
+        return False
     wanted = command(settings.vllm, model.path, first.name, vllm.socket, rank, slots)
     return without_weights(vllm.state.command) == without_weights(wanted)
 

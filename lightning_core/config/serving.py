@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lightning_core.config.section import Name, Section
 
@@ -86,6 +86,10 @@ class VllmSettings(Section):
         ge=1,
         description="vLLMs that serve the same; new versions are rolled from one to the next while the others serve",
     )
+    devices: list[str] = Field(
+        default_factory=list,
+        description="values of CUDA_VISIBLE_DEVICES, one a replica; empty: all replicas see what the flow sees",
+    )
     start_timeout_s: float = Field(600, gt=0)
     restart_wait_s: float = Field(
         300,
@@ -98,3 +102,15 @@ class VllmSettings(Section):
         description="adapters loaded at one time; null: two a policy (a version and the one before it) and one more",
     )
     extra_args: list[str] = Field(default_factory=list, description="appended to vLLM's command line")
+
+    @model_validator(mode="after")
+    def _a_device_each(self) -> VllmSettings:
+        if self.devices and len(self.devices) != self.replicas:
+            raise ValueError(
+                f"`vllm.devices` has {len(self.devices)} and `vllm.replicas` is {self.replicas}; give each replica its own, or leave it out"
+            )
+        return self
+
+    def device(self, replica: int) -> str | None:
+        """The CUDA_VISIBLE_DEVICES of a replica; None: that of the flow."""
+        return self.devices[replica] if replica < len(self.devices) else None

@@ -49,6 +49,7 @@ class VllmState:
     start_timeout_s: float
     lora_slots: int = 0
     replica: int = 0
+    device: str | None = None  # CUDA_VISIBLE_DEVICES; None: that of the flow
     adapters: dict[str, str] = field(default_factory=dict)  # name → folder; a restart loads them again
 
 
@@ -91,6 +92,7 @@ class VllmServer:
             lora_rank=lora_rank,
             log=str(home.resolve() / "logs" / f"{_name(replica)}.log"),
             replica=replica,
+            device=settings.device(replica),
             command=command(settings, model_dir, served_name, _doorstep(socket), lora_rank, lora_slots),
             start_timeout_s=settings.start_timeout_s,
             lora_slots=lora_slots if lora_rank is not None else 0,
@@ -231,7 +233,7 @@ class VllmServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=environment(self.state.lora_rank),
+                env=environment(self.state.lora_rank, self.state.device),
             )
         pid = self._process.pid
         self.state = replace(self.state, pid=pid, started=created(pid))

@@ -75,8 +75,8 @@ def without_weights(arguments: list[str]) -> list[str]:
     return found
 
 
-def environment(lora_rank: int | None) -> dict[str, str]:
-    """Of the process, made of ours."""
+def environment(lora_rank: int | None, device: str | None = None) -> dict[str, str]:
+    """Of the process, made of ours. device: value of CUDA_VISIBLE_DEVICES."""
     found = dict(os.environ)
     # It would win over --kv-cache-memory-bytes, and knows whole GiB only.
     found.pop("VLLM_CPU_KVCACHE_SPACE", None)
@@ -96,6 +96,8 @@ def environment(lora_rank: int | None) -> dict[str, str]:
         # Threads that wait spin for microseconds only, then sleep. By default they spin for so long that, where agents or
         # a trainer want the cores too, throughput falls to a sixth (15 instead of 87 tokens/s, two cores at load 7).
         found.setdefault("GOMP_SPINCOUNT", "5000")
+    if device is not None:
+        found["CUDA_VISIBLE_DEVICES"] = device
     if lora_rank is not None:
         found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     return found

@@ -31,7 +31,9 @@ class Vllm:
     def __init__(self, settings: Settings, base: Path) -> None:
         self.socket = Path("/tmp/s")
         arguments = command(settings.vllm, base, "policy", self.socket, None, 1)
-        self.state = SimpleNamespace(served_name="policy", version="v0001", weights=str(base), command=arguments)
+        self.state = SimpleNamespace(
+            served_name="policy", version="v0001", weights=str(base), command=arguments, replica=0, device=None
+        )
         self.says: str | None = "v0001"
         self.stopped = False
 

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from lightning_core.config import ClusterSettings, Settings, SettingsError
+from lightning_core.policies.vllm_command import environment
 from lightning_core.server.claims import Claims
 from tasks import cluster
 
@@ -118,3 +119,11 @@ def test_no_more_than_a_few_are_under_way() -> None:
     results = cluster.in_order(runner, task, numbers(100))
     next(results)
     assert len(runner.submitted) <= 10
+
+
+def test_each_replica_of_vllm_has_the_device_it_is_given() -> None:
+    vllm = settings(vllm={"replicas": 2, "devices": ["0,1", "2,3"]}).vllm
+    assert [environment(None, vllm.device(replica))["CUDA_VISIBLE_DEVICES"] for replica in (0, 1)] == ["0,1", "2,3"]
+    assert settings(vllm={"replicas": 2}).vllm.device(1) is None
+    with pytest.raises(ValidationError, match="give each replica its own"):
+        settings(vllm={"replicas": 2, "devices": ["0"]})
