@@ -42,16 +42,22 @@ BODY: dict[str, Any] = {
 
 
 class Deployment:
-    """Store, vLLM and gateway of one home; odd versions have other weights than even ones."""
+    """Store, vLLMs and gateway of one home; odd versions have other weights than even ones."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, replicas: int = 1) -> None:
         self.settings = Settings.model_validate(
             {
                 "run": "r",
                 "home": home,
                 "agent": {"command": "true"},
                 "tasks": {"train": "tasks.jsonl"},
-                "vllm": {"kv_cache_gb": 0.05, "max_model_len": 512, "max_num_seqs": CLIENTS, "restart_wait_s": 120},
+                "vllm": {
+                    "kv_cache_gb": 0.05,
+                    "max_model_len": 512,
+                    "max_num_seqs": CLIENTS,
+                    "restart_wait_s": 120,
+                    "replicas": replicas,
+                },
             }
         )
         models = [make_tiny_llama(home / "models" / str(seed), seed=seed) for seed in (0, 1)]
@@ -61,21 +67,35 @@ class Deployment:
         for number in range(1, SWAPS + 1):
             output = shutil.copytree(models[number % 2], home / "output")
             store.publish(output, Lineage(base_model="tiny", epoch=number, run="r", probe=probes[number % 2]))
-        self.vllm = VllmServer.start(self.settings.vllm, store.path("v0000"), "policy", home=home)
+        self.fleet = [
+            VllmServer.start(self.settings.vllm, store.path("v0000"), "policy", home=home, replica=replica)
+            for replica in range(replicas)
+        ]
+        self.vllm = self.fleet[0]
         self.server = ServerHandle.start(home, ServerSettings(grpc_port=None), home / "log")
         self.deploy("v0000")
         self.first_logprobs = {number: self.first_logprob(number) for number in (0, 1)}
 
+    def stop(self) -> None:
+        self.server.stop()
+        for vllm in self.fleet:
+            vllm.stop()
+
     def deploy(self, version: str) -> None:
-        services = cast(Services, SimpleNamespace(server=self.server, fleet=[self.vllm], model=None))
+        services = cast(Services, SimpleNamespace(server=self.server, fleet=self.fleet, model=None))
         deploy(self.settings, services, {"policy": version})
 
     def first_logprob(self, number: int) -> float:
         """Of the first token that greedy decoding gives with weights 0 or 1."""
         self.deploy(f"v{number:04d}")
         with self.vllm.client() as client:
-            reply = client.request("POST", "/v1/chat/completions", json=BODY | {"logprobs": True})
-        return float(reply["choices"][0]["logprobs"]["content"][0]["logprob"])
+            return first_of(client.request("POST", "/v1/chat/completions", json=BODY | {"logprobs": True}))
+
+    def ran_on(self, logprob: float) -> int:
+        """Whether weights 0 or 1 gave a greedy answer's first token this logprob."""
+        found = [number for number, known in self.first_logprobs.items() if abs(logprob - known) < 1e-3]
+        assert len(found) == 1
+        return found[0]
 
     @contextmanager
     def agents(self) -> Iterator[list[str]]:
@@ -107,6 +127,22 @@ class Deployment:
         records = (record for _, _, record in spool.read(self.settings.home / "spool", 0))
         return [attributes(span) for record in records for span in spans_of(record.body)]
 
+    def versions_named(self, calls: list[dict[str, Any]]) -> set[str]:
+        """All that these calls name, after a look at each: oldest first, and the one that computed it among them."""
+        seen = set()
+        for call in calls:
+            versions = call[names.POLICY_VERSION].split(",")
+            seen |= set(versions)
+            assert [int(version[1:]) for version in versions] == sorted(int(version[1:]) for version in versions)
+            first = float32(call[names.RESPONSE_LOGPROBS])[0]
+            assert self.ran_on(first) in {int(version[1:]) % 2 for version in versions}
+        return seen
+
+
+def first_of(reply: dict[str, Any]) -> float:
+    """The logprob of a reply's first token."""
+    return float(reply["choices"][0]["logprobs"]["content"][0]["logprob"])
+
 
 def trained(model: Path) -> Probe:
     """What a trainer would note of these weights."""
@@ -121,8 +157,7 @@ def trained(model: Path) -> Probe:
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     made = Deployment(tmp_path_factory.mktemp("home"))
     yield made
-    made.server.stop()
-    made.vllm.stop()
+    made.stop()
 
 
 def wait_for(ended: list[str], more: int) -> None:
@@ -141,16 +176,7 @@ def test_no_call_fails_in_twenty_swaps_and_each_names_the_version_it_ran_on(depl
     assert set(ended) == {"ok"}
     calls = deployment.calls()[before:]
     assert len(calls) == len(ended)
-    seen = set()
-    for call in calls:
-        versions = call[names.POLICY_VERSION].split(",")
-        seen |= set(versions)
-        assert [int(version[1:]) for version in versions] == sorted(int(version[1:]) for version in versions)
-        first = float32(call[names.RESPONSE_LOGPROBS])[0]
-        ran_on = [n for n, logprob in deployment.first_logprobs.items() if abs(first - logprob) < 1e-3]
-        assert len(ran_on) == 1
-        assert ran_on[0] in {int(version[1:]) % 2 for version in versions}
-    assert {f"v{number:04d}" for number in range(1, SWAPS + 1)} <= seen
+    assert {f"v{number:04d}" for number in range(1, SWAPS + 1)} <= deployment.versions_named(calls)
 
 
 def test_calls_wait_for_a_killed_vllm_which_comes_back_with_the_current_version(deployment: Deployment) -> None:
