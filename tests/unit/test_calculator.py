@@ -26,6 +26,8 @@ from lightning_core.config import AgentSettings
 from lightning_core.settings_file import load_settings
 from tests.standin_server import Standin, standin
 
+pytestmark = pytest.mark.slow  # it starts agents
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "calculator"
 
 

@@ -18,6 +18,8 @@ from lightning_core.lake.derive import attempts
 from lightning_core.loading import grader_digest
 from tests.lake_maker import Attempt, derived
 
+pytestmark = pytest.mark.slow  # it starts graders
+
 Posted = Callable[[str], tuple[dict[str, list[SpanData]], Any]]  # grader → (spans by rollout, grades)
 
 GRADERS = """

@@ -13,6 +13,8 @@ from lightning_core.lake import derive
 from tests.lake_maker import Attempt, derived
 from tests.unit.test_rewards import attempt, emit, tables
 
+pytestmark = pytest.mark.slow  # it makes many lakes
+
 MOST = 2**63 - 1
 TIMES = [(MOST - 5, MOST), (-MOST - 1, -MOST), (MOST, -MOST), (None, MOST), (MOST, None), (0, MOST), (-MOST, 5)]
 
