@@ -18,7 +18,9 @@ _EXPONENTS = {
     "BF16": (np.uint16, 0x7F80),
 }
 _CHUNK = 1 << 18  # numbers looked at together: what a core's cache holds
-_SETTLED_NS = 1_000_000_000  # a file this old when it is read cannot change later and keep its time of change
+# A file this old when it is read cannot change later and keep its time of change: a few ticks of the clock that stamps it.
+_SETTLED_NS = 50_000_000
+_SETTLED_COARSE_NS = 2_000_000_000  # where that clock has whole seconds
 
 FileKey = tuple[int, int, int, int]
 _finite: set[FileKey] = set()  # files that this process has looked through
@@ -67,7 +69,8 @@ def settled_key(file: Path) -> FileKey | None:
     """
     facts = file.stat()
     key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_ctime_ns)
-    return key if time.time_ns() - facts.st_ctime_ns > _SETTLED_NS else None
+    settled = _SETTLED_NS if facts.st_ctime_ns % 1_000_000_000 else _SETTLED_COARSE_NS
+    return key if time.time_ns() - facts.st_ctime_ns > settled else None
 
 
 def nonfinite_tensor(folder: Path) -> str | None:

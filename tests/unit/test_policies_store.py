@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -292,12 +293,28 @@ def test_a_file_is_hashed_once_until_it_changes(store, tmp_path, monkeypatch):
     assert len(hashed) == 1
 
 
-def test_a_file_just_written_is_never_taken_as_hashed(store, tmp_path):
+def test_a_file_just_written_is_never_taken_as_hashed(store, tmp_path, monkeypatch):
     from lightning_core.policies import manifest as manifest_module
+    from lightning_core.policies import weights as weights_module
 
+    monkeypatch.setattr(weights_module, "_SETTLED_NS", 10**18)  # every file counts as new
     store.publish(output(tmp_path), lineage())
     inodes = {file.stat().st_ino for file in store.path("v0001").rglob("*") if file.is_file()}
     assert not inodes & {key[1] for key in manifest_module._hashed}
+
+
+@pytest.mark.parametrize(
+    ("stamp_ns", "after_ms", "settled"),
+    [(7, 10, False), (7, 100, True), (0, 100, False), (0, 2100, True)],
+    ids=["just now", "some ticks ago", "by a clock of whole seconds", "seconds ago"],
+)
+def test_a_file_is_settled_when_a_change_of_it_could_not_go_unseen(monkeypatch, stamp_ns, after_ms, settled):
+    from lightning_core.policies import weights as weights_module
+
+    changed = 1_700_000_000 * 10**9 + stamp_ns
+    facts = SimpleNamespace(st_dev=1, st_ino=1, st_size=7, st_ctime_ns=changed)
+    monkeypatch.setattr(weights_module.time, "time_ns", lambda: changed + after_ms * 10**6)
+    assert (weights_module.settled_key(SimpleNamespace(stat=lambda: facts)) is not None) == settled
 
 
 @pytest.mark.parametrize(
