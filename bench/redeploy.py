@@ -21,16 +21,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import httpx
 
+import lightning_core.deploy
 from bench.redeploy_clients import Clients
 from bench.report import figure, say
 from lightning_core.config import ServerSettings, Settings
 from lightning_core.deploy import deploy
 from lightning_core.policies.model import resolve_model
 from lightning_core.policies.probe import Probe
-from lightning_core.policies.redeploy import restart_with
+from lightning_core.policies.redeploy import Redeployed, hot_swap, restart_with
 from lightning_core.policies.store import Lineage, PolicyStore
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerHandle
@@ -67,7 +69,7 @@ def _full(home: Path, base: Path, rounds: int, clients: int) -> None:
     ours, bare = _columns(pairs)
     figure("redeploy_write", ours, "s", bare, len(pairs), smaller_is_better=True, times_bare=ours / bare)
     settings = _settings(home, clients)
-    with _running(settings, base, lora_rank=None) as services:
+    with _running(settings, store.path("v0000"), lora_rank=None) as services, _steps() as steps:
         swaps = []
         versions = store.versions()[1:]
         for version in [versions[-1], *versions][: rounds + 1]:
@@ -80,7 +82,7 @@ def _full(home: Path, base: Path, rounds: int, clients: int) -> None:
         swap, read = _columns(swaps[1:])  # the first warms vLLM up
         figure(
             "redeploy_swap_s", swap, "s", read, len(swaps) - 1, smaller_is_better=True,
-            limit=2 * read + SWAP_SLACK_S, all=[took for took, _ in swaps[1:]],
+            limit=2 * read + SWAP_SLACK_S, all=[took for took, _ in swaps[1:]], steps=_medians(steps[1:]),
         )  # fmt: skip
         _stall(settings, services, versions[: max(2, rounds - 2)], clients)
         began = time.perf_counter()
@@ -224,6 +226,24 @@ def _stall(settings: Settings, services: Services, versions: list[str], count: i
         "redeploy_stall_s", worst, "s", swap_s + STALL_SLACK_S, len(found), smaller_is_better=True,
         clients=count, swap_s=swap_s, without_a_swap_s=quiet, tokens_a_second=rate, back_after_s=max(back), failed=clients.failed,
     )  # fmt: skip
+
+
+@contextmanager
+def _steps() -> Iterator[list[dict[str, float]]]:
+    """What each swap spends where, in seconds."""
+    found: list[dict[str, float]] = []
+
+    def noted(*args: Any, **more: Any) -> Redeployed:
+        done = hot_swap(*args, **more)
+        found.append(done.seconds)
+        return done
+
+    with mock.patch.object(lightning_core.deploy, "hot_swap", noted):
+        yield found
+
+
+def _medians(steps: list[dict[str, float]]) -> list[str]:
+    return [f"{name} {statistics.median(one[name] for one in steps):.3f}" for name in steps[0]]
 
 
 def _columns(pairs: list[tuple[float, float]]) -> tuple[float, float]:
