@@ -6,7 +6,7 @@ overlap_epochs     seconds of a sequential epoch over those of an overlapped one
 overlap_reward     mean reward of the rollouts that the last version of both runs sampled: overlapped; baseline:
                    sequential; `standard_error` of their difference. `rewards`: of every version
 
-.venv/bin/python -m bench.overlap [--epochs 6]
+.venv/bin/python -m bench.overlap [--epochs 4]
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _learning(home: Path, trained: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=6, help="of each run, behind a first one that is not counted")
+    parser.add_argument("--epochs", type=int, default=4, help="of each run, behind the first ones, which are not counted")
     measure(parser.parse_args().epochs)
 
 
