@@ -139,7 +139,9 @@ def _learning(home: Path, trained: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=4, help="of each run, behind the first ones, which are not counted")
+    parser.add_argument(
+        "--epochs", type=int, default=4, help="of each run, behind the first ones, which are not counted"
+    )
     measure(parser.parse_args().epochs)
 
 
