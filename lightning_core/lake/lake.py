@@ -78,17 +78,17 @@ class Lake:
                     "another lake's. Put it back; a server started in this home begins a new one behind what is decoded"
                 )
             spans = rejected = repeated = 0
-            try:
-                for decoded in (decode or _decoded)(_batches(self.spool, start, end)):
+            for decoded in (decode or _decoded)(_batches(self.spool, start, end)):
+                try:
                     stored, bad, again = self._store(manifest, decoded, redaction)
-                    spans, rejected, repeated = spans + stored, rejected + bad, repeated + again
-                    if on_progress is not None:
-                        on_progress(manifest.decoded_offset - start, end - start)
-            except OSError as error:
-                raise LakeError(
-                    f"{self.root.parent}: spans could not be stored; the spool keeps them, the next decoding goes on "
-                    f"there: {error}"
-                ) from error
+                except OSError as error:
+                    raise LakeError(
+                        f"{self.root.parent}: spans could not be stored; the spool keeps them, the next decoding goes on "
+                        f"there: {error}"
+                    ) from error
+                spans, rejected, repeated = spans + stored, rejected + bad, repeated + again
+                if on_progress is not None:
+                    on_progress(manifest.decoded_offset - start, end - start)
         self._merge_small_files()
         return Ingested(spans, rejected, repeated, manifest.decoded_offset)
 

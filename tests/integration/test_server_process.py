@@ -84,9 +84,19 @@ def test_wrong_routes_are_refused_and_the_old_ones_stay(handle: ServerHandle) ->
     assert handle.routes()["policies"] == {}
 
 
+def test_a_rollout_is_claimed_once_in_a_collection(handle: ServerHandle) -> None:
+    assert not handle.claim("run/train/0", "first", "r.1")
+    handle.begin_collection("run/train/0", "first")
+    assert [handle.claim("run/train/0", "first", "r.1") for _ in range(2)] == [True, False]
+    handle.begin_collection("run/train/0", "second")
+    assert not handle.claim("run/train/0", "first", "r.2") and handle.claim("run/train/0", "second", "r.1")
+    with pytest.raises(ServerError, match="a JSON object with name, collection is needed"):
+        handle._ask("POST", "/admin/collections", ["name"])
+
+
 def test_administration_needs_the_secret_and_a_token_is_not_enough(handle: ServerHandle) -> None:
-    for path in ("/admin/seal", "/admin/routes", "/admin/attempts/r/a"):
-        method = "POST" if path == "/admin/seal" else "GET"
+    for path in ("/admin/seal", "/admin/collections", "/admin/claims", "/admin/routes", "/admin/attempts/r/a"):
+        method = "POST" if path in ("/admin/seal", "/admin/collections", "/admin/claims") else "GET"
         for headers in ({}, {"Authorization": "Bearer " + handle.mint("r", "a", "train")}):
             assert httpx.request(method, handle.url + path, headers=headers).status_code == 401
 

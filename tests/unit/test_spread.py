@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from bench import scale
 from lightning_core.config import ClusterSettings, Settings, SettingsError
 from lightning_core.policies.vllm_command import environment
 from lightning_core.server.claims import Claims
@@ -127,3 +129,11 @@ def test_each_replica_of_vllm_has_the_device_it_is_given() -> None:
     assert settings(vllm={"replicas": 2}).vllm.device(1) is None
     with pytest.raises(ValidationError, match="give each replica its own"):
         settings(vllm={"replicas": 2, "devices": ["0"]})
+
+
+def test_the_plan_of_the_docs_is_the_one_that_is_computed() -> None:
+    assert scale.plan(scale.Costs()) in (Path(__file__).parents[2] / "docs/scale.md").read_text()
+    one, _, many = scale.PLANS
+    parts = scale.seconds(10_000, many, scale.Costs())
+    assert scale.epoch_s(parts, many) < scale.epoch_s(parts, one)
+    assert parts["generate"] < scale.seconds(10_000, one, scale.Costs())["generate"] / 60
