@@ -32,7 +32,7 @@ from lightning_core.config import ServerSettings, Settings
 from lightning_core.deploy import deploy
 from lightning_core.policies.model import resolve_model
 from lightning_core.policies.probe import Probe
-from lightning_core.policies.redeploy import Redeployed, hot_swap, restart_with
+from lightning_core.policies.redeploy import Redeployed, restart_with
 from lightning_core.policies.store import Lineage, PolicyStore
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerHandle
@@ -69,7 +69,7 @@ def _full(home: Path, base: Path, rounds: int, clients: int) -> None:
     ours, bare = _columns(pairs)
     figure("redeploy_write", ours, "s", bare, len(pairs), smaller_is_better=True, times_bare=ours / bare)
     settings = _settings(home, clients)
-    with _running(settings, store.path("v0000"), lora_rank=None) as services, _steps() as steps:
+    with _running(settings, store.path("v0000"), lora_rank=None) as services, _steps("hot_swap") as steps:
         swaps = []
         versions = store.versions()[1:]
         for version in [versions[-1], *versions][: rounds + 1]:
@@ -98,10 +98,13 @@ def _lora(home: Path, base: Path, rounds: int) -> None:
     for number in range(rounds + 1):
         store.publish(*_adapter(base, home / "output", number))
     settings = _settings(home, 4, lora=True)
-    with _running(settings, base, lora_rank=LORA_RANK) as services:
+    with _running(settings, base, lora_rank=LORA_RANK) as services, _steps("load_lora") as steps:
         took = [_to_first_token(settings, services, version) for version in store.versions()[1:]][1:]
         median = statistics.median(took)
-        figure("redeploy_lora_s", median, "s", LORA_LIMIT_S, len(took), smaller_is_better=True, all=took)
+        figure(
+            "redeploy_lora_s", median, "s", LORA_LIMIT_S, len(took), smaller_is_better=True,
+            all=took, steps=_medians(steps[1:]),
+        )  # fmt: skip
 
 
 def _write(store: PolicyStore, base: Path, rounds: int) -> list[tuple[float, float]]:
@@ -229,21 +232,22 @@ def _stall(settings: Settings, services: Services, versions: list[str], count: i
 
 
 @contextmanager
-def _steps() -> Iterator[list[dict[str, float]]]:
-    """What each swap spends where, in seconds."""
+def _steps(way: str) -> Iterator[list[dict[str, float]]]:
+    """Where each `hot_swap` or `load_lora` of a deploy spends its time, in seconds."""
     found: list[dict[str, float]] = []
+    real = getattr(lightning_core.deploy, way)
 
     def noted(*args: Any, **more: Any) -> Redeployed:
-        done = hot_swap(*args, **more)
+        done: Redeployed = real(*args, **more)
         found.append(done.seconds)
         return done
 
-    with mock.patch.object(lightning_core.deploy, "hot_swap", noted):
+    with mock.patch.object(lightning_core.deploy, way, noted):
         yield found
 
 
 def _medians(steps: list[dict[str, float]]) -> list[str]:
-    return [f"{name} {statistics.median(one[name] for one in steps):.3f}" for name in steps[0]]
+    return [f"{name} {statistics.median(one.get(name, 0) for one in steps):.3f}" for name in steps[-1]]
 
 
 def _columns(pairs: list[tuple[float, float]]) -> tuple[float, float]:

@@ -59,9 +59,7 @@ def load_lora(
                 vllm.holds({**vllm.state.adapters, name: str(path.resolve())})
             with done.step("check"):
                 tokens = probe.token_ids if probe is not None else CHECK_TOKENS
-                logprobs = client.logprobs(name, tokens)
-                done.verified = agreement(logprobs, probe, vllm.dtype)
-                done.changed = logprobs != client.logprobs(vllm.state.served_name, tokens)
+                done.verified = agreement(client.logprobs(name, tokens), probe, vllm.dtype)
         except (VllmError, OSError, ValueError) as error:
             if name not in loaded:
                 _forget(vllm, client, name)
