@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 import duckdb
+import pyarrow as pa
 
 from lightning_core.lake import parquet, schema
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
+from lightning_core.lake.number_facts import measured
 from lightning_core.lake.parquet import ROWS_A_GROUP
 
 Shape = Literal["flat", "nested", "lost"]
@@ -65,8 +67,6 @@ _COLUMNS = {
     "response_id": _LLM.format("printf('chatcmpl-%016x%016x', hash(r, p), hash(p, r))"),
     "input_tokens": _LLM.format(PROMPT),
     "output_tokens": _LLM.format(RESPONSE),
-    "prompt_id_count": _LLM.format(PROMPT),
-    "response_id_count": _LLM.format(RESPONSE),
     "prompt_ids": _LLM.format(f"list_transform(range({PROMPT}), lambda x: (hash(r // 8, p // 16, x) % 49152)::INTEGER)"),
     "response_ids": _LLM.format(f"list_transform(range({RESPONSE}), lambda x: (hash(r, p, x) % 49152)::INTEGER)"),
     "response_logprobs": _LLM.format(f"list_transform(range({RESPONSE}), lambda x: (-0.001 * (hash(p, r, x) % 1000))::FLOAT)"),
@@ -109,8 +109,8 @@ def write_epoch(home: Path, spans: int, spans_a_rollout: int, shape: Shape) -> t
 
 def _write(con: duckdb.DuckDBPyConnection, path: Path, query: str) -> None:
     stored = schema.arrow_schema(schema.SPANS)
-    batches = (batch.cast(stored) for batch in con.sql(query).to_arrow_reader(ROWS_A_GROUP))
-    parquet.write_stream(path, stored, batches)
+    found = (pa.Table.from_batches([batch]).cast(stored) for batch in con.sql(query).to_arrow_reader(ROWS_A_GROUP))
+    parquet.write_stream(path, stored, (batch for table in found for batch in measured(table).to_batches()))
 
 
 def _computed(rows: int, spans_a_rollout: int, shape: Shape) -> str:

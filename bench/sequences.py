@@ -29,6 +29,7 @@ from lightning_core.lake.derive import derive
 from lightning_core.lake.derive_inputs import SEQUENCES, TRIPLETS
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
+from lightning_core.lake.number_facts import measured
 
 _TOKENS, _RESPONSE, _GROUP = 1000, 50, 8
 _PROMISED_S = 60.0
@@ -80,12 +81,11 @@ def _spans(rollouts: range, calls: int, offset: int, random: np.random.Generator
                 | {"start_ns": start + 10**6 * (call + 1), "end_ns": start + 10**6 * (call + 1) + 500}
                 | {"policy": "policy", "policy_version": "v0000", "response_id": f"{rollout}-{call}"}
                 | {"prompt_ids": conversation[:prompt], "response_ids": conversation[prompt : prompt + _RESPONSE]}
-                | {"prompt_id_count": prompt, "response_id_count": _RESPONSE}
                 | {"response_logprobs": np.full(_RESPONSE, -0.5, np.float32)}
             )
     for place, row in enumerate(rows):
         row |= {"trace_id": row["rollout_id"], "record_offset": offset, "record_index": place, "content_hash": place}
-    return pa.Table.from_pylist(rows, schema=schema.arrow_schema(schema.SPANS))
+    return measured(pa.Table.from_pylist(rows, schema=schema.arrow_schema(schema.SPANS)))
 
 
 class _Clock:

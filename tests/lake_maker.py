@@ -15,6 +15,7 @@ from lightning_core.lake import retries, schema
 from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
+from lightning_core.lake.number_facts import measured
 
 SECOND = 1_000_000_000
 _END = 1 << 40  # of the spool
@@ -115,8 +116,10 @@ def derived(
     lake = Lake(home)
     path = "spans/0.parquet"
     (lake.root / "spans").mkdir(parents=True, exist_ok=True)
-    rows = [row | _lengths(row) | {"record_index": i, "content_hash": _content_hash(row)} for i, row in enumerate(rows)]
-    table = retries.without(pa.Table.from_pylist(rows, schema=schema.arrow_schema(schema.SPANS)), lake.root, [])
+    rows = [row | {"record_index": i, "content_hash": _content_hash(row)} for i, row in enumerate(rows)]
+    table = retries.without(
+        measured(pa.Table.from_pylist(rows, schema=schema.arrow_schema(schema.SPANS))), lake.root, []
+    )
     pq.write_table(table, lake.root / path)
     file = SpanFile(path=path, rows=table.num_rows, bytes=1, start=0, end=_END)
     lake.manifests.put_spans(SpanManifest(decoded_offset=_END, files=[file]))
@@ -132,11 +135,6 @@ def derived(
 def received_anew(rows: list[dict[str, Any]], order: random.Random) -> list[dict[str, Any]]:
     """The rows as if they had come in another order, and so lay elsewhere in the spool."""
     return [row | {"record_offset": place} for place, row in enumerate(order.sample(rows, len(rows)))]
-
-
-def _lengths(row: dict[str, Any]) -> dict[str, int | None]:
-    lists = {"prompt_id_count": row["prompt_ids"], "response_id_count": row["response_ids"]}
-    return {name: None if ids is None else len(ids) for name, ids in lists.items()}
 
 
 def _content_hash(row: dict[str, Any]) -> int:

@@ -18,12 +18,12 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lightning_core.files import write_atomic
 from lightning_core.lake import schema, sql
 from lightning_core.lake.attributes import BrokenSpans
 from lightning_core.lake.located import Located, locate
+from lightning_core.lake.number_facts import number_facts
 from lightning_core.lake.otlp_envelope import OtlpError, count_spans, parse_envelope
 from lightning_core.lake.pivot import aliases
 from lightning_core.lake.span_columns import span_columns
@@ -174,8 +174,7 @@ def _conclude(con: duckdb.DuckDBPyConnection, decoded: pa.Table) -> pa.Table:
         con.unregister("decoded_spans")
     sorted_spans = _sorted(decoded, concluded["row"].combine_chunks())
     columns = {name: concluded[name] for name in concluded.column_names}
-    for ids in ("prompt", "response"):
-        columns[f"{ids}_id_count"] = pc.list_value_length(sorted_spans[f"{ids}_ids"])
+    columns |= number_facts(sorted_spans)
     return pa.table(
         [columns[c.name] if c.name in columns else sorted_spans[c.name] for c in schema.SPANS],
         schema=schema.arrow_schema(schema.SPANS),

@@ -27,6 +27,7 @@ REWARDS = (
 )
 TRIPLETS = (
     "triplets/call_rows",
+    "triplets/measured_calls",
     "triplets/sampled_calls",
     "triplets/policy_rewards",
     "triplets/candidate_agents",
@@ -36,6 +37,7 @@ TRIPLETS = (
     "triplets/call_steps",
     "triplets/reward_steps",
     "triplets/call_returns",
+    "triplets/triplet_rows",
     "triplets/triplets",
     "triplets/triplet_ends",
     "triplets/followed_calls",
@@ -48,7 +50,7 @@ CHECKS = ("triplets/bad_rewards",)
 CHECKS_OF_TRAINING = ("triplets/unmatched_settings", "triplets/policy_overlaps")
 ADVANTAGES = ("advantages/returns",)
 # A bucket at a time again; where there are several, after its tokens are read again.
-TOKENS = ("triplets/sampled_calls", "triplets/triplets")
+TOKENS = ("triplets/measured_calls", "triplets/sampled_calls", "triplets/triplet_rows", "triplets/triplets")
 SEQUENCES = ("advantages/kept_triplets", "advantages/sequences", "advantages/call_exclusions")
 # Once for all, at the end.
 EXCLUSIONS = ("triplets/uncounted_calls", "advantages/exclusions")

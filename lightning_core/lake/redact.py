@@ -23,6 +23,7 @@ from lightning_core import names
 from lightning_core.config import LakeSettings, SettingsError
 from lightning_core.lake import json_text, schema, sql
 from lightning_core.lake.manifest import LakeError
+from lightning_core.lake.number_facts import FACTS
 from lightning_core.loading import grader_digest, load_callable
 
 # What an LLM call's token ids can be read back into.
@@ -306,7 +307,7 @@ def _without_ids(table: pa.Table, redacted: list[bool]) -> pa.Table:
     if not any(redacted):
         return table
     mask = pa.array(redacted)
-    for name in (*_IDS, "prompt_id_count", "response_id_count"):
+    for name in (*_IDS, *FACTS):
         table = _set(table, name, pc.if_else(mask, pa.scalar(None, table.schema.field(name).type), _whole(table[name])))
     table = _set(table, "untrainable", pc.if_else(mask, "redacted", _whole(table["untrainable"])))
     return table

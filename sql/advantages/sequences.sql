@@ -9,7 +9,7 @@ WITH joined AS (
         kept.sequence_id,
         list(call_id || '.' || choice ORDER BY place) FILTER (trained) AS call_ids,
         min(triplets.policy_version) FILTER (trained) AS policy_version,
-        min(prompt_tokens) FILTER (trained) AS prompt_length,
+        min(kept.prompt_tokens) FILTER (trained) AS prompt_length,
         list_avg(list(advantage ORDER BY place) FILTER (trained)) AS advantage,
         list({
             'context': context_tokens,

@@ -23,6 +23,10 @@ ends AS MATERIALIZED (
     FROM triplet_ends AS ends
     JOIN attempts USING (rollout_id, attempt_id, policy)
 ),
+token_lists AS MATERIALIZED (
+    -- `triplets` is a view: they are read once.
+    SELECT call_id, choice, prompt_ids, response_ids FROM triplets SEMI JOIN ends USING (call_id, choice)
+),
 contents AS MATERIALIZED (
     SELECT
         call_id,
@@ -34,7 +38,7 @@ contents AS MATERIALIZED (
     FROM (
         SELECT ends.call_id, ends.choice, scope, tokens, list_concat(prompt_ids, response_ids) AS ids
         FROM ends
-        JOIN triplets USING (call_id, choice)
+        JOIN token_lists USING (call_id, choice)
     )
 ),
 looked_up AS (
@@ -49,7 +53,7 @@ looked_up AS (
         unnest(list_select(prompt_ids, [greatest(length - 48, 1) FOR length IN lengths])) AS forty_ninth_last,
         unnest(list_select(prompt_ids, [length // 2 FOR length IN lengths])) AS middle
     FROM ends
-    JOIN triplets USING (call_id, choice)
+    JOIN token_lists USING (call_id, choice)
     WHERE len(lengths) > 0
 ),
 likely AS MATERIALIZED (
@@ -68,7 +72,7 @@ longest AS MATERIALIZED (
     FROM (
         SELECT likely.call_id, likely.choice, scope, tokens, hash(prompt_ids[1:tokens]) AS content
         FROM (SELECT call_id, choice, scope, max(tokens) AS tokens FROM likely GROUP BY ALL) AS likely
-        JOIN triplets USING (call_id, choice)
+        JOIN token_lists USING (call_id, choice)
     ) AS asked
     ASOF LEFT JOIN earlier
         ON earlier.scope = asked.scope
@@ -82,7 +86,7 @@ shorter AS (
         SELECT likely.call_id, likely.choice, scope, likely.tokens, hash(prompt_ids[1:likely.tokens]) AS content
         FROM likely
         JOIN longest USING (call_id, choice)
-        JOIN triplets USING (call_id, choice)
+        JOIN token_lists USING (call_id, choice)
         WHERE longest.earlier_call IS NULL AND likely.tokens < longest.tokens
     ) AS asked
     ASOF JOIN earlier

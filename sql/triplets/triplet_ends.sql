@@ -1,4 +1,4 @@
--- How long the triplets are, narrow: what merging asks before it looks at whole prompts.
+-- How long the triplets are: what merging asks before it looks at whole prompts.
 -- Grain: one row per triplet. `tokens` are those of prompt and response.
 -- Inputs: triplets, policies (policy, merge).
 SELECT
@@ -8,7 +8,7 @@ SELECT
     attempt_id,
     triplets.policy,
     policies.merge,
-    len(prompt_ids)::INTEGER AS prompt_tokens,
-    (len(prompt_ids) + len(response_ids))::INTEGER AS tokens
+    prompt_tokens,
+    prompt_tokens + response_tokens AS tokens
 FROM triplets
 JOIN policies USING (policy)

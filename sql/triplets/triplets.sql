@@ -1,37 +1,21 @@
 -- (prompt ids, response ids, reward): what a policy can learn from.
--- Grain: one row per choice of a call that trains (one choice unless the agent asked for `n` > 1). `reward` is what the
--- call is credited with. A view: the tokens are those of sampled_calls.
--- Inputs: sampled_calls, policy_calls, call_returns.
--- Rule: the response of a call is that of its choices one after another; `choice_lengths` says how many tokens each has.
-WITH credited AS (
-    SELECT
-        calls.call_id,
-        calls.rollout_id,
-        calls.attempt_id,
-        calls.policy,
-        calls.policy_version,
-        returns.return AS reward
-    FROM policy_calls AS calls
-    JOIN call_returns AS returns USING (call_id)
-    WHERE calls.left_out IS NULL AND returns.left_out IS NULL
-),
-several AS (
-    SELECT *, unnest(range(len(choice_lengths))) AS choice FROM sampled_calls WHERE choice_lengths IS NOT NULL
-),
-bounds AS (
-    SELECT *, coalesce(list_sum(choice_lengths[1:choice]), 0)::INTEGER AS before, choice_lengths[choice + 1] AS length FROM several
-)
-SELECT credited.*, 0 AS choice, prompt_ids, response_ids, response_logprobs
-FROM sampled_calls
-JOIN credited USING (call_id)
-WHERE choice_lengths IS NULL
-UNION ALL
+-- Grain: one row per choice of a call that trains, as in triplet_rows. A view: tokens are read from `spans` where they are
+-- asked for.
+-- Inputs: triplet_rows, spans.
 SELECT
-    credited.*,
-    choice,
-    prompt_ids,
-    response_ids[before + 1:before + length],
-    response_logprobs[before + 1:before + length]
-FROM bounds
-JOIN credited USING (call_id)
-WHERE length > 0
+    this.call_id,
+    this.choice,
+    this.rollout_id,
+    this.attempt_id,
+    this.policy,
+    this.policy_version,
+    this.reward,
+    this.prompt_tokens,
+    this.response_tokens,
+    spans.prompt_ids,
+    CASE WHEN len(spans.response_ids) = this.response_tokens THEN spans.response_ids
+        ELSE spans.response_ids[this.tokens_before + 1:this.tokens_before + this.response_tokens] END AS response_ids,
+    CASE WHEN len(spans.response_ids) = this.response_tokens THEN spans.response_logprobs
+        ELSE spans.response_logprobs[this.tokens_before + 1:this.tokens_before + this.response_tokens] END AS response_logprobs
+FROM triplet_rows AS this
+JOIN spans USING (record_offset, record_index)

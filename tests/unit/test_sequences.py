@@ -49,6 +49,7 @@ class Calls:
             self.triplets.append(
                 scope
                 | {"call_id": number, "choice": choice, "group_id": "g", "policy": policy, "policy_version": "v0000"}
+                | {"prompt_tokens": len(prompt), "response_tokens": len(response)}
                 | {"prompt_ids": prompt, "response_ids": response, "response_logprobs": logprobs, "reward": 1.0}
             )
         self.rows.append(scope | {"call_id": number, "record_offset": number, "record_index": 0, "policy": policy})
