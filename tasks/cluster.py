@@ -117,9 +117,10 @@ def _insist(
 def _ray(cluster: ClusterSettings) -> TaskRunner[Any]:
     from prefect_ray import RayTaskRunner
 
-    # Its telemetry would leave the machine, its dashboard listens, and what it finds of CPUs counts nothing here.
+    # Its telemetry would leave the machine; its dashboard, and what is on the machine's own address, would listen to others.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local = {"num_cpus": cluster.workers, "include_dashboard": False, "log_to_driver": False}
+    local = {"num_cpus": cluster.workers, "_node_ip_address": "127.0.0.1"}
+    local |= {"include_dashboard": False, "log_to_driver": False}
     return RayTaskRunner(cluster.address, init_kwargs={} if cluster.address else local)
 
 

@@ -84,10 +84,14 @@ def _put(
     listing, now_ns = f"{prefix}/{_PUBLISHED}", time.time_ns()
     before = _listing(store, listing)
     new = [path for path, size in files.items() if before.files.get(path) != size]
-    for path in new:
-        store.put_file(str(root / path), f"{prefix}/{path}")
-    for manifest in sorted((folder / "manifests").rglob("*.json")):
-        store.put_file(str(manifest), f"{prefix}/{manifest.relative_to(folder)}")
+    for name in new:
+        store.put_file(str(root / name), f"{prefix}/{name}")
+    manifests = {f"{prefix}/{path.relative_to(folder)}": path for path in (folder / "manifests").rglob("*.json")}
+    for there in store.find(f"{prefix}/manifests"):
+        if there not in manifests:  # of a run that was removed
+            store.rm_file(there)
+    for there, path in sorted(manifests.items()):
+        store.put_file(str(path), there)
     retired = {path: Retired(path=path, since_ns=now_ns) for path in before.files}
     retired |= {entry.path: entry for entry in before.retired}
     left = [entry for path, entry in sorted(retired.items()) if path not in files]

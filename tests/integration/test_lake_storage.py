@@ -81,6 +81,16 @@ def test_what_is_there_is_not_put_again(lake: Lake, bucket: str) -> None:
     assert "r.3,4" in ask.answer(bucket, COUNT, "csv")
 
 
+def test_the_manifest_of_a_run_that_was_removed_goes(lake: Lake, bucket: str) -> None:
+    lake.open_epoch("one", 0, "train", {})
+    gone = lake.open_epoch("other", 0, "train", {})
+    storage.publish(lake, bucket)
+    lake.manifests.drop_epoch(gone)
+    storage.publish(lake, bucket)
+    found = {path.partition("/manifests/")[2] for path in there(bucket) if "/manifests/" in path}
+    assert found == {"spans.json", "one/0000.json"}
+
+
 def test_a_reader_goes_on_with_the_publication_it_began_with(lake: Lake, bucket: str) -> None:
     storage.publish(lake, bucket)
     with storage.connect(bucket) as con:
