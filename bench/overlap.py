@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -142,7 +144,9 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, default=4, help="of each run, behind the first ones, which are not counted"
     )
-    measure(parser.parse_args().epochs)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # or vLLM would outlive this
+    measure(arguments.epochs)
 
 
 if __name__ == "__main__":
