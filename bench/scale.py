@@ -27,9 +27,11 @@ class Costs:
     """Measured on two shared x86-64 cores (docs/scale.md says by what), but for the last four: of GPUs, assumed."""
 
     rollout_cpu_s: float = 0.0244
-    calls_a_second: float = 1532.0  # of one server process
+    server_cpu_s: float = 0.0079  # of the one server process: a rollout's spans, questions and first call
+    calls_a_second: float = 1532.0  # further ones
     decoded_a_second: float = 10_723.0  # spans, one core
     derived_a_second: float = 250_626 / 2  # spans, one core
+    statements_s: float = 2.5  # of the SQL, however few the spans
     generated_a_second: float = 2_500.0  # output tokens, a GPU
     stream_a_second: float = 60.0  # output tokens, one reply
     trained_a_second: float = 10_000.0  # tokens, a GPU
@@ -45,14 +47,13 @@ class Machines:
     training: int
     replicas: int
     cores: int
-    decoders: int  # cores that decode: one in the flow's process, several in a cluster
 
     @property
     def overlapped(self) -> bool:
         return self.serving + self.training == self.gpus
 
 
-PLANS = (Machines(1, 1, 1, 1, 16, 1), Machines(8, 4, 4, 4, 64, 1), Machines(128, 64, 64, 1, 1024, 8))
+PLANS = (Machines(1, 1, 1, 1, 16), Machines(8, 4, 4, 4, 64), Machines(128, 64, 64, 1, 1024))
 CALLS, SPANS, OUTPUT, TRAINED = 4, 14, 1_024, 2_048  # of a rollout; OUTPUT and TRAINED are tokens
 _BUCKETS = 8  # worked on at one time, here and on a cluster
 
@@ -63,9 +64,9 @@ def seconds(rollouts: int, on: Machines, costs: Costs) -> dict[str, float]:
     return {
         "generate": max(rollouts * OUTPUT / (costs.generated_a_second * on.serving), OUTPUT / costs.stream_a_second),
         "attempts": rollouts * costs.rollout_cpu_s / on.cores,
-        "gateway": rollouts * CALLS / costs.calls_a_second,
-        "decode": spans / costs.decoded_a_second / on.decoders,
-        "SQL": spans / costs.derived_a_second / min(on.cores, _BUCKETS),
+        "server": rollouts * (costs.server_cpu_s + (CALLS - 1) / costs.calls_a_second),
+        "decode": spans / costs.decoded_a_second,
+        "SQL": costs.statements_s + spans / costs.derived_a_second / min(on.cores, _BUCKETS),
         "train": rollouts * TRAINED / (costs.trained_a_second * on.training),
         "swap": costs.swap_s * on.replicas,
     }
@@ -73,7 +74,7 @@ def seconds(rollouts: int, on: Machines, costs: Costs) -> dict[str, float]:
 
 def epoch_s(parts: dict[str, float], on: Machines) -> float:
     """An epoch: rollouts, decoding (which goes on meanwhile) and SQL, training, swap; or rollouts beside training."""
-    collect = max(parts[name] for name in ("generate", "attempts", "gateway", "decode"))
+    collect = max(parts[name] for name in ("generate", "attempts", "server", "decode"))
     both = max(collect, parts["train"]) if on.overlapped else collect + parts["train"]
     return both + parts["SQL"] + parts["swap"]
 
