@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
-from pathlib import Path
 
 from prefect import flow
 
@@ -43,7 +41,6 @@ def main(engine: str, home: str) -> None:
             {"run": "run", "home": home, "cluster": cluster, "agent": {"command": "true"}, "tasks": {"train": "none"}}
         )
     )
-    (Path(home) / "pid").write_text(str(os.getpid()))
 
 
 if __name__ == "__main__":

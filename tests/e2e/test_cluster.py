@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flows.prefect_api import prefect_api
 from tests.e2e import kills
 from tests.e2e.kills import Epoch
+from tests.e2e.test_kills import environment as environment  # the fixture
 from tests.e2e.test_two_epochs import HERE, write_settings
 from tests.spool_maker import store_rollout
 
 pytestmark = [pytest.mark.extra, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    before = dict(os.environ)
-    with prefect_api(tmp_path_factory.mktemp("prefect")):
-        yield dict(os.environ)
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def worker(epoch: Epoch, pid: int) -> list[int]:
@@ -81,5 +70,6 @@ def test_spans_and_derived_tables_are_the_same_bytes_on_a_cluster(
         assert done.returncode == 0, done.stderr[-5000:]
         digests.append(json.loads((home / "digests.json").read_text()))
         said = done.stderr
-    assert "sql, bucket 2/" not in digests and digests[0] == digests[1] and "sequences" in digests[0]
-    assert "bucket" in said
+    assert digests[0] == digests[1] and "sequences" in digests[0]
+    assert said.count("Creating a") == 2, "a cluster each for decoding and for SQL"
+    assert "triplets, bucket 2 of" in said and "sequences, bucket 2 of" in said
