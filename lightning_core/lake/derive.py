@@ -54,6 +54,7 @@ HIERARCHY = (
     "hierarchy/declared",
     "hierarchy/orphans",
     "hierarchy/llm_content",
+    "hierarchy/repeated_responses",
     "hierarchy/shared_ids",
     "hierarchy/llm_twins",
     "hierarchy/tool_callers",

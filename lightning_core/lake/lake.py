@@ -199,6 +199,8 @@ class Lake:
                 config={"memory_limit": f"{memory_gb}GB", "temp_directory": own, "file_search_path": str(self.root)}
             ) as con,
         ):
+            # Else each statement reads the footer of every span file again.
+            con.execute("SET parquet_metadata_cache = true")
             yield con
 
     def put_table(

@@ -5,7 +5,6 @@ Most of what spans take on disk is these lists; whether a call can be trained on
 
 from __future__ import annotations
 
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa

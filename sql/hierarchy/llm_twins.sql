@@ -1,7 +1,7 @@
 -- LLM calls that were seen twice: by the gateway, which has the token ids, and by the agent's instrumentation, which
 -- knows whose call it was; or by two instrumentations at once.
 -- Grain: one row per span that is another's twin: `node` is dropped from training, `kept` stays and takes its place.
--- Inputs: nodes, declared, llm_content, shared_ids, spans.
+-- Inputs: nodes, declared, llm_content, repeated_responses, shared_ids, spans.
 -- Rule, by `method`: `response_id`: LLM spans of one attempt with the same response id are one call, unless token ids of
 -- several lengths or contents, or at several times, came under it (a mock's constant id is no identity). `nested`: an LLM span in an LLM span
 -- (an HTTP client's between them or not) that has no other id; a span around several calls is taken for the first.
@@ -37,9 +37,7 @@ same_response AS MATERIALIZED (
     JOIN (
         SELECT response_key, min(llm.node) AS first
         FROM llm
-        SEMI JOIN (
-            SELECT response_key FROM llm WHERE response_id IS NOT NULL GROUP BY response_key HAVING count(*) > 1
-        ) AS several USING (response_key)
+        SEMI JOIN repeated_responses USING (response_key)
         GROUP BY response_key
         HAVING count(DISTINCT lengths) <= 1
     ) AS shared USING (response_key)

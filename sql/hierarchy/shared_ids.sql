@@ -1,8 +1,9 @@
 -- Response ids under which several records with token ids of equal lengths came: one call, recorded twice, or a mock that
 -- gives every call the same id.
--- Grain: one row per such record. Inputs: nodes.
+-- Grain: one row per such record. Inputs: nodes, repeated_responses.
 -- A table of its own, so that DuckDB knows how few there are (none, as a rule) before `llm_twins` reads token ids for them.
 SELECT node, record_offset, record_index
 FROM nodes
+SEMI JOIN repeated_responses ON repeated_responses.response_key = hash(nodes.attempt, nodes.response_id)
 WHERE op = 'llm' AND response_id IS NOT NULL AND prompt_tokens IS NOT NULL AND response_tokens IS NOT NULL
 QUALIFY count(*) OVER (PARTITION BY attempt, response_id, prompt_tokens, response_tokens) > 1
