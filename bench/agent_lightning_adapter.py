@@ -1,10 +1,11 @@
 """Agent Lightning's adapter, to measure against. Runs in its own environment (`make oracle-env`), imports nothing of ours;
 `bench.hierarchy` starts it.
 
-    agent_lightning_adapter.py [AGENT_MATCH]
+    agent_lightning_adapter.py ROUNDS AGENT_MATCH
 
-On stdin: JSON, a list of rollouts, each a list of keyword arguments of Span.from_attributes. On stdout: JSON, for each the
-seconds that its spans took to make, those that `adapt` took, and how many triplets it gave: [[seconds, seconds, triplets], …].
+On stdin: JSON, a list of rollouts, each a list of keyword arguments of Span.from_attributes. On stdout: JSON, without
+agent_match and with it, for each rollout the least seconds of the rounds that its spans took to make, those that `adapt`
+took, and how many triplets it gave: [[[seconds, seconds, triplets], …], […]].
 """
 
 import json
@@ -14,12 +15,20 @@ import time
 from agentlightning.adapter.triplet import TracerTraceToTriplet
 from agentlightning.types import Span
 
-adapter = TracerTraceToTriplet(agent_match=sys.argv[1] if len(sys.argv) > 1 else None)
-answers = []
-for rollout in json.load(sys.stdin):
+
+def adapted(adapter, rollout):
     began = time.perf_counter()
     spans = [Span.from_attributes(**span) for span in rollout]
     made = time.perf_counter()
     triplets = adapter.adapt(spans)
-    answers.append([made - began, time.perf_counter() - made, len(triplets)])
-json.dump(answers, sys.stdout)
+    return made - began, time.perf_counter() - made, len(triplets)
+
+
+rounds, rollouts = range(int(sys.argv[1])), json.load(sys.stdin)
+adapters = [TracerTraceToTriplet(agent_match=match) for match in (None, sys.argv[2])]
+answers = [[[adapted(adapter, rollout) for rollout in rollouts] for adapter in adapters] for _ in rounds]
+least = [
+    [[min(values) for values in zip(*times, strict=True)] for times in zip(*of_one, strict=True)]
+    for of_one in zip(*answers, strict=True)
+]
+json.dump(least, sys.stdout)
