@@ -125,7 +125,7 @@ def worked(
         yield from _worked_elsewhere(con, buckets, work, spread)
         return
     at_a_time = _at_a_time(con)
-    con.execute("SET threads = 1; SET preserve_insertion_order = false")
+    con.execute("SET threads = 1")
     ahead: deque[tuple[Bucket, duckdb.DuckDBPyConnection, Future[None]]] = deque()
     try:
         with ThreadPoolExecutor(at_a_time) as pool:
@@ -142,7 +142,7 @@ def worked(
                     waiting.cancel()
                     own.interrupt()
     finally:
-        con.execute("RESET threads; RESET preserve_insertion_order")
+        con.execute("RESET threads")
 
 
 def tables(con: duckdb.DuckDBPyConnection) -> set[str]:
