@@ -16,6 +16,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "two_algorithms": {"epochs": 1, "evaluation.every": 0},
     "alternating": {"epochs": 2, "evaluation.every": 0},
     "one_agent": {"epochs": 1},
+    "discovered": {"epochs": 2, "evaluation.every": 0},
 }
 
 

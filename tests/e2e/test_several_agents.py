@@ -1,4 +1,4 @@
-"""Three runs of several agents, each with a real epoch or two, on one real vLLM with a tiny Llama under the adapters."""
+"""Four runs of several agents, each with a real epoch or two, on one real vLLM with a tiny Llama under the adapters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_core.training.job import Job
 from tests.e2e.test_two_epochs import HERE, ask, mentioning
 from tests.tiny_model import make_tiny_llama
 
-pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("crew")
     model = make_tiny_llama(folder / "tiny-llama")
     command = [sys.executable, "-m", "tests.e2e.crew_runs", str(folder / "home"), str(model)]
-    done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder / "home"
 
@@ -89,21 +89,37 @@ def test_a_cohort_is_one_policy_and_a_critic_gives_reward_and_no_gradient(home: 
     assert critic == [(None, "other_policy")]
 
 
+def test_agents_found_at_run_time_are_those_trained_in_the_next_epoch(home: Path) -> None:
+    epoch = Manifests(home / "lake").epoch("discovered", 1)
+    assert epoch is not None and epoch.patterns["worker"].pattern == "^worker-1$|^worker-2$", "the busiest of epoch 0"
+    rows = ask(
+        home,
+        "SELECT epoch, agent, left_out FROM policy_calls WHERE run = 'discovered' AND agent LIKE 'worker-%' GROUP BY ALL",
+    )
+    assert sorted(rows, key=str) == [
+        (0, "worker-1", None),
+        (0, "worker-2", None),
+        (1, "worker-1", None),
+        (1, "worker-2", None),
+        (1, "worker-3", "agent_not_matched"),
+    ]
+
+
 def test_agents_that_are_frozen_answer_bit_for_bit_as_before(home: Path) -> None:
     """Held-out problems before and after an epoch that trained the lead alone; frozen agents ask at temperature 0."""
     said = ask(
         home,
         """
-        SELECT model, output_messages, list(DISTINCT epoch ORDER BY epoch)
-        FROM calls WHERE run = 'one-agent' AND mode = 'evaluate' AND model IN ('worker', 'critic')
-        GROUP BY model, input_messages, output_messages
+        SELECT agent, output_messages, list(DISTINCT epoch ORDER BY epoch)
+        FROM calls WHERE run = 'one-agent' AND mode = 'evaluate' AND agent IN ('worker-1', 'worker-2', 'critic')
+        GROUP BY agent, input_messages, output_messages
         """,
     )
-    assert len(said) == 8 and all(epochs == [0, 1] for _, _, epochs in said), said
+    assert len(said) == 12 and all(epochs == [0, 1] for _, _, epochs in said), said
     before, after = versions(home, "one-agent")[0, "lead"]
     assert before == "v0000" and after != before
     worker = PolicyStore(home, "worker")
-    assert [worker.manifest(v).run for v in worker.versions()] == [None, "two-algorithms", "alternating"]
+    assert "one-agent" not in {worker.manifest(v).run for v in worker.versions()}
     for version in worker.versions():
         worker.verify(version)
 
