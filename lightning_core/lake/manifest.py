@@ -109,7 +109,9 @@ class EpochManifest(_Manifest):
     run: str
     epoch: int
     mode: Mode = "train"
-    versions: dict[str, str] = {}  # policy → version that is trained, and sampled from; none yet while it is `sampled` ahead
+    versions: dict[
+        str, str
+    ] = {}  # policy → version that is trained, and sampled from; none yet while it is `sampled` ahead
     sampled: dict[str, str] = {}  # policy → version sampled from while the epoch before was trained; empty: `versions`
     opened_offset: int
     sealed_offset: int | None = None
