@@ -11,7 +11,11 @@ import pytest
 from lightning_core.policies.store import PolicyStore
 from tests.e2e.test_two_epochs import HERE, ask, flow, mentioning, write_settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.extra,
+    pytest.mark.timeout(600),
+]  # test_vllm and test_several_policies have its parts
 
 
 def test_two_adapters_are_trained_each_on_its_own_calls_and_served_beside_the_base(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def test_the_ingest_bench_runs_without_its_peer(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.extra  # of benches, one a kind is enough
 def test_the_query_bench_fills_compacts_and_asks(tmp_path: Path) -> None:
     found = figures("bench.query", "--quick", "--folder", str(tmp_path))
     line = found["query_rollout_10m_s"]

@@ -110,6 +110,7 @@ class WithoutIds(CannedVllm):
         return await super()._stream(request, body | {"return_token_ids": False}, chat)
 
 
+@pytest.mark.extra  # half a minute
 def test_where_a_model_serves_it_answers_and_missing_ids_are_fatal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

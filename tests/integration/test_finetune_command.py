@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.extra  # its parts have tests of their own; a minute
 def test_the_best_collected_rollouts_become_a_version_with_its_lineage(tmp_path: Path) -> None:
     home = tmp_path / "home"
     rows = []

@@ -49,7 +49,7 @@ def _reader(home: Path, how: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("how", ["catalog", "connection"])
+@pytest.mark.parametrize("how", ["catalog", pytest.param("connection", marks=pytest.mark.extra)])
 def test_a_reader_loops_through_decoding_compaction_and_retention(tmp_path: Path, how: str) -> None:
     lake = Lake(tmp_path)
     for number in range(2):
