@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 _ROOT = Path(__file__).parents[2]
 _KEYS = ["name", "value", "unit", "baseline", "ratio", "n"]
 
