@@ -186,7 +186,10 @@ def _parts(
 
 def _is_empty_request(data: bytes, start: int, stop: int) -> bool:
     """Whether there is nothing but resources and scopes without spans (an exporter may send that)."""
-    return all((number, wire) == (1, BYTES) for number, wire, *_ in walk(data, start, stop))
+    try:
+        return all((number, wire) == (1, BYTES) for number, wire, *_ in walk(data, start, stop))
+    except WireError:
+        return False
 
 
 def _scope(found: Located, of_resource: dict[int, tuple[int, int]], of_scope: dict[int, tuple[int, int]]) -> int | None:

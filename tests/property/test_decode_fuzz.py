@@ -81,6 +81,14 @@ def test_of_a_request_that_is_cut_off_the_whole_spans_before_the_cut_come_out(da
     assert seen(rows)[: len(whole)] == expected
 
 
+def test_a_request_that_is_cut_off_before_its_first_span_is_rejected() -> None:
+    whole = with_span([], d.good().SerializeToString(), [])
+    for cut in range(1, 4):
+        rows, rejected = d.read(whole[:cut])
+        check_rejected(rejected)
+        assert (rows, len(rejected)) == ([], 1)
+
+
 @QUICK
 @given(data=st.data(), sent=st.lists(d.spans(), min_size=1, max_size=3), noise=st.binary(max_size=40))
 def test_no_bytes_raise(data: Any, sent: list[Any], noise: bytes) -> None:
