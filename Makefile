@@ -36,15 +36,21 @@ down: ## end that stack
 
 .PHONY: test
 test: lint oracle-env test-fast ## lint, unit, integration and end-to-end tests (under 25 minutes on two cores)
-	$(BIN)/pytest -m "slow and not extra" $(ARGS)
+	$(call in_two,"slow and not extra" tests/unit tests/property)
+	$(BIN)/pytest -m "slow and not extra" tests/integration tests/e2e $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(READY) ## what needs no vLLM and no training (under 2 minutes on two cores)
-	@run="$(BIN)/pytest -m 'not slow and not extra' $(ARGS) --part"; echo "$$run=1/2 and 2/2, at once"; \
-	told=$$(mktemp); eval "$$run=2/2" > $$told 2>&1 & other=$$!; \
-	trap 'kill $$other 2>/dev/null; rm -f $$told' EXIT; trap 'exit 130' INT TERM; \
-	eval "$$run=1/2"; mine=$$?; wait $$other; others=$$?; cat $$told; \
-	test $$mine -eq 0 -a $$others -eq 0
+	$(call in_two,"not slow and not extra" tests/unit tests/property)
+
+# Both halves of what pytest finds, a core each; the second's output comes when the first is done.
+define in_two
+@run='$(BIN)/pytest -m $(1) $(ARGS) --part'; echo "$$run=1/2 and 2/2, at once"; \
+told=$$(mktemp); eval "$$run=2/2" > $$told 2>&1 & other=$$!; \
+trap 'kill $$other 2>/dev/null; rm -f $$told' EXIT; trap 'exit 130' INT TERM; \
+eval "$$run=1/2"; mine=$$?; wait $$other; others=$$?; cat $$told; \
+test $$mine -eq 0 -a $$others -eq 0
+endef
 
 .PHONY: test-all
 test-all: lint $(READY) oracle-env ## every test (under 60 minutes)

@@ -27,7 +27,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.path.relative_to(_HERE).parts[0] in ("integration", "e2e"):
             item.add_marker(pytest.mark.slow)
     part, parts = (int(number) for number in config.option.part.split("/"))
-    modules = list(dict.fromkeys(item.path for item in items if "slow" not in item.keywords))[part - 1 :: parts]
+    fast = dict.fromkeys(item.path for item in items if "slow" not in item.keywords)
+    slow = [path for path in dict.fromkeys(item.path for item in items) if path not in fast]
+    modules = {*list(fast)[part - 1 :: parts], *slow[part - 1 :: parts]}
     if parts > 1:
         config.hook.pytest_deselected(items=[item for item in items if item.path not in modules])
         items[:] = [item for item in items if item.path in modules]
