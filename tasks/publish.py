@@ -13,16 +13,19 @@ from lightning_core.lake.manifest import LakeError
 from tasks.progress import logger
 
 
-@task(task_run_name="publish lake", cache_policy=NO_CACHE, persist_result=False)
 def publish_lake(home: Path, lake: LakeSettings) -> None:
     """Publish to `lake.storage`, if there is one. A store that is away stops no epoch: the next publication has all of it."""
-    if lake.storage is None:
-        return
+    if lake.storage is not None:
+        _publish(home, lake.storage)
+
+
+@task(task_run_name="publish lake", cache_policy=NO_CACHE, persist_result=False)
+def _publish(home: Path, storage: str) -> None:
     from lightning_core.lake.storage import publish  # brings fsspec
 
     try:
-        done = publish(Lake(home), lake.storage)
+        done = publish(Lake(home), storage)
     except LakeError as error:
         logger().error("the lake was not published, and is whole in %s: %s", home / "lake", error)
     else:
-        logger().info("%d files, %.1f MB, published to %s", done.files, done.bytes / 1e6, lake.storage)
+        logger().info("%d files, %.1f MB, published to %s", done.files, done.bytes / 1e6, storage)

@@ -96,7 +96,7 @@ def test_a_finetuning_is_an_epoch_that_the_alarm_stops_too(tmp_path: Path, monke
     monkeypatch.setattr(flow, "train_policies", trains)
     monkeypatch.setattr(flow, "open_finetune", opened)
     monkeypatch.setattr(flow, "watch", watch.fn)
-    for name in ("base_model", "ingest_spans", "settle", "derive_tables", "record", "publish_lake", "collect_versions"):
+    for name in ("base_model", "ingest_spans", "settle", "derive_tables", "record", "collect_versions"):
         monkeypatch.setattr(flow, name, lambda *_: None)
     with disable_run_logger(), pytest.raises(Collapse, match=r"epoch 1, policy: entropy 0\.2 is below"):
         flow.finetune.fn(settings(tmp_path, alarm={"entropy_below": 0.3}, **home))
