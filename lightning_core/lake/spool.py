@@ -245,9 +245,7 @@ class SpoolWriter:
         self._closed = True
         self._more.put(False)
         self._thread.join()
-        with contextlib.suppress(OSError):  # zeros do no harm
-            os.ftruncate(self._fd, self._end - self._begin)
-        os.close(self._fd)
+        self._close_segment()
         os.close(self._lock)
 
     def _run(self) -> None:
@@ -309,6 +307,11 @@ class SpoolWriter:
         self._size = self._end - self._begin
         self._tainted = False
 
+    def _close_segment(self) -> None:
+        with contextlib.suppress(OSError):  # zeros do no harm
+            os.ftruncate(self._fd, self._end - self._begin)
+        os.close(self._fd)
+
     def _roll(self) -> None:
         fd = os.open(segment_path(self._directory, self._end), _OPEN, 0o600)
         try:
@@ -316,9 +319,7 @@ class SpoolWriter:
         except OSError:
             os.close(fd)
             raise
-        with contextlib.suppress(OSError):  # zeros do no harm
-            os.ftruncate(self._fd, self._end - self._begin)
-        os.close(self._fd)
+        self._close_segment()
         if self._finished is not None:
             _forget(self._finished)
         self._finished = segment_path(self._directory, self._begin)
