@@ -13,7 +13,7 @@ import pytest
 from lightning_core import deploy as module
 from lightning_core.policies.redeploy import Redeployed, hot_swap
 from lightning_core.policies.vllm import VllmServer
-from tests.integration.test_redeploy_load import BODY, CLIENTS, Deployment, first_of, wait_for
+from tests.integration.test_redeploy_load import BODY, Deployment, first_of, no_call_fails_while_deployed
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(600)]
 
@@ -67,16 +67,7 @@ def test_a_rollout_keeps_its_version_until_the_last_replica_is_swapped(
 
 
 def test_no_call_fails_while_versions_are_rolled_and_each_names_what_it_ran_on(deployment: Deployment) -> None:
-    before = len(deployment.calls())
-    with deployment.agents() as ended:
-        for number in range(4, 4 + ROLLS):
-            wait_for(ended, CLIENTS)
-            deployment.deploy(f"v{number:04d}")
-        wait_for(ended, CLIENTS)
-    assert set(ended) == {"ok"}
-    calls = deployment.calls()[before:]
-    assert len(calls) == len(ended)
-    assert {f"v{number:04d}" for number in range(4, 4 + ROLLS)} <= deployment.versions_named(calls)
+    no_call_fails_while_deployed(deployment, [f"v{number:04d}" for number in range(4, 4 + ROLLS)])
 
 
 def test_a_replica_killed_in_its_turn_misses_the_version_and_the_next_deploy_brings_it_back(
