@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from lightning_core.policies.store import PolicyStore
+from lightning_core.policies.store import Lineage, PolicyStore
 
 
 def write_model(folder: Path, value: float = 0.0, dtype: str = "float32", columns: int = 2, **config: Any) -> Path:
@@ -41,3 +41,15 @@ def store_with_base(home: Path, name: str = "policy") -> PolicyStore:
     store = PolicyStore(home, name)
     store.publish_base(base, "base")
     return store
+
+
+def output(home: Path, name: str = "out", value: float = 1.0, **more: Any) -> Path:
+    """What a training leaves, with a folder in it."""
+    folder = write_model(home / "training" / name, value, **more)
+    (folder / "sub").mkdir()
+    (folder / "sub/notes.json").write_text("{}")
+    return folder
+
+
+def lineage(epoch: int = 1, **more: Any) -> Lineage:
+    return Lineage(run="r", epoch=epoch, base_model="base", **more)

@@ -1,0 +1,125 @@
+"""What lies in a version's folder is what was published, or is not served."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from lightning_core.policies import manifest as manifest_module
+from lightning_core.policies import weights as weights_module
+from lightning_core.policies.manifest import digest_files
+from lightning_core.policies.store import StoreError
+from tests.policy_files import lineage, output, store_with_base, write_model
+
+
+@pytest.fixture
+def store(tmp_path):
+    return store_with_base(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "extra", "half"])
+def test_verify_names_the_file_that_is_not_what_was_published(store, tmp_path, damage):
+    version = store.publish(output(tmp_path), lineage())
+    weights = store.path(version) / "model.safetensors"
+    if damage == "changed":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "half":
+        os.truncate(weights, weights.stat().st_size // 2)
+    else:
+        (store.path(version) / "more.bin").write_bytes(b"")
+    told = {"changed": "content", "missing": "missing", "half": "half written", "extra": "remove this file"}[damage]
+    with pytest.raises(StoreError, match=rf"{'more.bin' if damage == 'extra' else 'model.safetensors'}.*{told}"):
+        store.checked(version)
+
+
+def test_a_file_is_hashed_once_until_it_changes(store, tmp_path, monkeypatch):
+
+    monkeypatch.setattr(weights_module, "_SETTLED_NS", -(10**18))  # every file counts as old
+    version = store.publish(output(tmp_path), lineage())
+    hashed = []
+    real = manifest_module.blake3
+
+    class Counting:
+        AUTO = real.AUTO
+
+        def __new__(cls, **options):
+            hashed.append(options)
+            return real(**options)
+
+    monkeypatch.setattr(manifest_module, "blake3", Counting)
+    store.verify(version)
+    assert hashed == []
+    weights = store.path(version) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(1, 1))
+    with pytest.raises(StoreError, match="content"):
+        store.verify(version)
+    assert len(hashed) == 1
+
+
+def test_a_file_just_written_is_never_taken_as_hashed(store, tmp_path, monkeypatch):
+
+    monkeypatch.setattr(weights_module, "_SETTLED_NS", 10**18)  # every file counts as new
+    store.publish(output(tmp_path), lineage())
+    inodes = {file.stat().st_ino for file in store.path("v0001").rglob("*") if file.is_file()}
+    assert not inodes & {key[1] for key in manifest_module._hashed}
+
+
+@pytest.mark.parametrize(
+    ("stamp_ns", "after_ms", "settled"),
+    [(7, 10, False), (7, 100, True), (0, 100, False), (0, 2100, True)],
+    ids=["just now", "some ticks ago", "by a clock of whole seconds", "seconds ago"],
+)
+def test_a_file_is_settled_when_a_change_of_it_could_not_go_unseen(monkeypatch, stamp_ns, after_ms, settled):
+
+    changed = 1_700_000_000 * 10**9 + stamp_ns
+    facts = SimpleNamespace(st_dev=1, st_ino=1, st_size=7, st_ctime_ns=changed)
+    monkeypatch.setattr(weights_module.time, "time_ns", lambda: changed + after_ms * 10**6)
+    assert (weights_module.settled_key(SimpleNamespace(stat=lambda: facts)) is not None) == settled
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"version": "v0003"}, "it is the manifest of policy policy, v0003"),
+        ({"policy": "other"}, "it is the manifest of policy other"),
+        ({"parent": "v0001"}, "which is no earlier version"),
+        ({"parent": "../v0000"}, "which is no earlier version"),
+        ({"kind": "lora"}, "lists no adapter_config.json"),
+        ({"files": {"../v0000/config.json": {"size": 1, "blake3": "x"}}}, "which is no file of a version"),
+        ({"created_ns": "yesterday"}, "not a manifest"),
+        ({"unknown": 1}, "not a manifest"),
+    ],
+)
+def test_a_manifest_that_lies_is_found_before_serving(store, tmp_path, changes, told):
+    version = store.publish(output(tmp_path), lineage(parent="v0000"))
+    file = store.path(version) / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(StoreError, match=rf"manifest\.json: .*{told}.*restore v0001"):
+        store.checked(version)
+
+
+def test_a_manifest_with_digests_of_weights_that_do_not_fit_is_found_too(store, tmp_path):
+    """Whoever rewrites manifest and weights alike still cannot have another model served."""
+    version = store.publish(output(tmp_path), lineage(parent="v0000"))
+    other = write_model(tmp_path / "other", columns=3, hidden_size=2)
+    (store.path(version) / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+
+    lying = store.manifest(version).model_copy(update={"files": digest_files(store.path(version))})
+    (store.path(version) / "manifest.json").write_text(lying.model_dump_json())
+    with pytest.raises(StoreError, match=r"does not fit: .*embed\.weight has shape"):
+        store.checked(version)
+
+
+def test_a_damaged_parent_does_not_condemn_its_child(store, tmp_path):
+    store.publish(output(tmp_path, "a"), lineage(1, parent="v0000"))
+    child = store.publish(output(tmp_path, "b", 2.0), lineage(2, parent="v0001"))
+    (store.path("v0001") / "model.safetensors").unlink()
+    store.checked(child)
