@@ -2,7 +2,8 @@
 -- Grain: one row per record of a call. A call through the gateway that the agent's instrumentation saw too has two: count
 -- and sum with `WHERE twin_of IS NULL`. Inputs: spans, attempts, span_places, call_twins.
 -- Rule: `recorded_by` gateway (has token ids) or instrumentation (also calls to other models, and production agents).
--- `twin_of` is the span_id of the record that stands for the call.
+-- `twin_of` is the span_id of the record that stands for the call. `model` is what the agent asked for, `served_model` the
+-- name under which the model server answered: a policy that is still its base, and a frozen model, may share one.
 SELECT
     attempts.run,
     attempts.epoch,
@@ -17,7 +18,8 @@ SELECT
     coalesce(places.agent_path, calls.agent_name) AS agent_path,
     calls.policy,
     calls.policy_version,
-    calls.model,
+    coalesce(calls.attributes['gen_ai.request.model'], calls.model) AS model,
+    calls.model AS served_model,
     calls.response_id,
     calls.status,
     coalesce(calls.error, calls.status_message) AS error,
