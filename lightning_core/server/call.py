@@ -24,7 +24,7 @@ from lightning_core.server.drift import Drift
 from lightning_core.server.faces import Face
 from lightning_core.server.http import HttpError, Scope, Send, header, json_response, unavailable
 from lightning_core.server.http_client import Reply
-from lightning_core.server.reply import Collected, finishes, stamp, take_chunk, take_reply
+from lightning_core.server.reply import Collected, error_in, finishes, stamp, take_chunk, take_reply
 from lightning_core.server.sampling import Kind, Prepared
 from lightning_core.server.sse import DONE, SseParser
 from lightning_core.server.targets import Target
@@ -139,8 +139,8 @@ class Call:
         prepared, face = self._asked.prepared, self._asked.face
         try:
             reply = orjson.loads(await answer.read())
-            if reply.get("error") and not (reply.get("choices") or reply.get("data")):
-                raise ValueError(without_key(f"an error came as a success: {reply['error']}", self._asked.target))
+            if (error := error_in(reply)) is not None:
+                raise ValueError(without_key(f"an error came as a success: {error}", self._asked.target))
             taken = take_reply(reply, prepared, self._asked.target.asked, self._collected)
             response = json_response(face.reply(taken, self._collected))
         except _BROKEN as error:

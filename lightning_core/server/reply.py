@@ -61,6 +61,14 @@ class Collected:
         return sum(choice.finish_reason is not None for choice in self.choices.values())
 
 
+def error_in(reply: dict[str, Any]) -> str | None:
+    """What failed, where a reply or a chunk of one is an error although its status was 200; `"error": null` is none."""
+    error = reply.get("error")
+    if error is None or reply.get("choices") or reply.get("data"):
+        return None
+    return str((error.get("message") if isinstance(error, dict) else None) or error)
+
+
 def take_reply(reply: dict[str, Any], prepared: Prepared, name: str, into: Collected) -> dict[str, Any]:
     """Collect a whole reply, and change it into the client's (`name` is the model it asked for)."""
     _take_head(reply, prepared, name, into)
@@ -78,9 +86,8 @@ def take_reply(reply: dict[str, Any], prepared: Prepared, name: str, into: Colle
 
 def take_chunk(chunk: dict[str, Any], prepared: Prepared, name: str, into: Collected) -> dict[str, Any] | None:
     """Collect a chunk, and change it into the client's; None where the client must not get it."""
-    if "error" in chunk and not chunk.get("choices"):
-        error = chunk["error"]
-        into.error = str(error.get("message") if isinstance(error, dict) else error)
+    if (error := error_in(chunk)) is not None:
+        into.error = error
         return None
     _take_head(chunk, prepared, name, into)
     choices = _choices(chunk)

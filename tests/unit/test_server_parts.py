@@ -167,6 +167,23 @@ def test_usage_in_every_chunk_stays_where_it_was_asked_for() -> None:
     assert taken is not None and taken["usage"] == {"prompt_tokens": 1}
 
 
+@pytest.mark.parametrize(
+    ("chunk", "error"),
+    [
+        ({"error": {"message": "overloaded", "code": 503}}, "overloaded"),
+        ({"error": "overloaded", "choices": []}, "overloaded"),
+        ({"error": {}}, "{}"),
+        ({"error": None, "choices": [], "usage": {"prompt_tokens": 1}}, None),
+        ({"error": None, "choices": [{"index": 0, "delta": {"content": "a"}}]}, None),
+    ],
+)
+def test_an_error_in_a_stream_is_told_from_an_error_field_without_one(chunk: dict[str, Any], error: str | None) -> None:
+    into = Collected()
+    prepared = chat(stream=True, stream_options={"include_usage": True})
+    taken = take_chunk(chunk, prepared, "policy", into)
+    assert (into.error, taken is None) == (error, error is not None)
+
+
 def encoded(kind: Kind, reply: dict[str, Any], **request: Any) -> dict[str, Any]:
     prepared, into = prepare(request, kind, ROUTE, "train"), Collected()
     take_reply(reply, prepared, "policy", into)
