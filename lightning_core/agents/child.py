@@ -20,8 +20,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
+from importlib.machinery import SourceFileLoader
+from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
 from lightning_core.agents import lit_agent, processes
@@ -45,7 +45,8 @@ def become_attempt(
         signal.signal(number, signal.SIG_DFL)
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
-    os.environ.update(environment)
+    for name, value in environment.items():  # `update` looks at what it is given for longer than this takes
+        os.environ[name] = value
     os.chdir(directory)
 
 
@@ -60,13 +61,13 @@ def run_command(argv: list[str]) -> NoReturn:
     os._exit(127)
 
 
-def run_callable(target: str, folder: Path) -> NoReturn:
-    """Import the agent, call it with the task, write what it returned, end as a Python program ends."""
+def run_callable(target: str, code: CodeType | None, folder: str) -> NoReturn:
+    """Import the agent (`load`), call it with the task, write what it returned, end as a Python program ends."""
     gc.enable()
-    code = 1
+    exit_code = 1
     try:
-        result = _call(target, folder)
-        code = result.pop("code")
+        result = _call(target, code, folder)
+        exit_code = result.pop("code")
         write_result(folder, result)
         _finish()
     except BaseException:  # noqa: BLE001 - the last frame of this process
@@ -75,13 +76,13 @@ def run_callable(target: str, folder: Path) -> NoReturn:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(code)
+        os._exit(exit_code)
 
 
-def check_callable(target: str, folder: Path) -> NoReturn:
+def check_callable(target: str, code: CodeType | None, folder: str) -> NoReturn:
     """Import the agent and say whether it can be called."""
     try:
-        load(target)
+        load(target, code)
         write_result(folder, {})
     except BaseException as error:  # noqa: BLE001 - whatever the import raises is the answer
         write_result(folder, {"error": _describe(error)})
@@ -89,14 +90,15 @@ def check_callable(target: str, folder: Path) -> NoReturn:
         os._exit(0)
 
 
-def load(target: str) -> Callable[[Any], Any]:
+def load(target: str, code: CodeType | None = None) -> Callable[[Any], Any]:
     """The function of `module:function` or `path/to/file.py:function`; its folder comes first on the import path.
 
+    `code`: of the file, where it is compiled already. What an attempt shares with others is that, not the module.
     Raises what the import raises, or LookupError / TypeError with what is wrong.
     """
     where, _, name = target.rpartition(":")
     if where.endswith(".py"):
-        module = _load_file(Path(where))
+        module = _load_file(where, code)
     else:
         sys.path.insert(0, os.getcwd())
         module = importlib.import_module(where)
@@ -110,29 +112,44 @@ def load(target: str) -> Callable[[Any], Any]:
     return here
 
 
-def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+def write_result(folder: str, result: Mapping[str, Any]) -> None:
     """All or nothing: a reader never sees half of it."""
-    temporary = folder / (RESULT_FILE + ".part")
-    temporary.write_text(json.dumps(result), encoding="utf-8")
-    temporary.rename(folder / RESULT_FILE)
+    path = f"{folder}/{RESULT_FILE}"
+    with open(path + ".part", "w", encoding="utf-8") as file:
+        file.write(json.dumps(result))
+    os.rename(path + ".part", path)
 
 
-def _load_file(path: Path) -> ModuleType:
-    sys.path.insert(0, str(path.parent))
-    name = path.stem if path.stem not in sys.modules else f"agent_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise LookupError(f"{path} cannot be imported")
+class _Loader(SourceFileLoader):
+    """Python's own, with the code at hand."""
+
+    def __init__(self, name: str, path: str, code: CodeType | None) -> None:
+        super().__init__(name, path)
+        self._code = code
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        return self._code or super().get_code(fullname)
+
+
+def _load_file(path: str, code: CodeType | None) -> ModuleType:
+    folder, _, file = path.rpartition("/")
+    sys.path.insert(0, folder)
+    name = file.removesuffix(".py")
+    if name in sys.modules:
+        name = f"agent_{name}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, path, code))
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def _call(target: str, folder: Path) -> dict[str, Any]:
+def _call(target: str, code: CodeType | None, folder: str) -> dict[str, Any]:
     try:
-        function = load(target)
-        task = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
+        function = load(target, code)
+        with open(f"{folder}/{TASK_FILE}", encoding="utf-8") as file:
+            task = json.loads(file.read())
         value = lit_agent.run(function, task) if lit_agent.is_one(function) else function(task)
         if inspect.isawaitable(value):
             value = asyncio.run(_await(value))

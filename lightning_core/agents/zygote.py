@@ -2,10 +2,10 @@
 
     python -m lightning_core.agents.zygote <descriptor of its socket>
 
-It has one thread and never runs an agent's code itself. Messages are JSON, one a packet. It gets `init` (what to
-preload, what to run), `start` (with descriptors for stdin, stdout, stderr) and `kill`, and answers `ready` or `failed`,
-then `started` and, once no process of the attempt is left, `exited`. When the socket closes, its owner has gone: it
-ends everything below it and then itself.
+It has one thread and never runs an agent's code itself: of the agent's file it makes bytecode, once. Messages are JSON,
+one a packet. It gets `init` (what to preload, what to run), `start` (with descriptors for stdin, stdout, stderr) and
+`kill`, and answers `ready` or `failed`, then `started` and, once no process of the attempt is left, `exited`. When the
+socket closes, its owner has gone: it ends everything below it and then itself.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from lightning_core.agents import child, processes
+from lightning_core.agents.agent_file import AgentFile
 
 PACKET = 128 * 1024
 _FOR_CONNECTIONS = "encodings.idna"  # the first connection to anywhere imports it: a tenth of a small attempt
@@ -46,6 +48,8 @@ class Zygote:
         self.control = control
         self.directory: str = init["directory"]
         self.target: str = init.get("target") or ""
+        file = self.target.rpartition(":")[0]
+        self.file = AgentFile(file) if file.endswith(".py") else None
         self.argv: list[str] = init.get("argv") or []
         self.grace_s: float = init["grace_s"]
         self.attempts: dict[int, _Attempt] = {}  # by the leader's pid
@@ -84,19 +88,20 @@ class Zygote:
 
     def _start(self, message: dict[str, Any], descriptors: list[int]) -> None:
         parent = os.getpid()
+        code = self.file.code() if self.file is not None else None
         try:
             pid = os.fork()
         except OSError as error:
             self._send(event="refused", key=message["key"], error=f"fork: {error}")
             return
         if pid == 0:
-            self._become(parent, message, descriptors)
+            self._become(parent, message, code, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
         self.attempts[pid] = _Attempt(message["key"], message["attempt_id"], pid)
         self._send(event="started", key=message["key"], pid=pid)
 
-    def _become(self, parent: int, message: dict[str, Any], descriptors: list[int]) -> None:
+    def _become(self, parent: int, message: dict[str, Any], code: CodeType | None, descriptors: list[int]) -> None:
         """In the child; does not return."""
         try:
             stdin, stdout, stderr = descriptors
@@ -106,12 +111,12 @@ class Zygote:
             self.control.close()
             for descriptor in (*descriptors, self.wakeup_r, self.wakeup_w):
                 os.close(descriptor)
-            folder = Path(message["folder"])
+            folder = message["folder"]
             if message["kind"] == "command":
                 child.run_command(self.argv)
             elif message["kind"] == "check":
-                child.check_callable(self.target, folder)
-            child.run_callable(self.target, folder)
+                child.check_callable(self.target, code, folder)
+            child.run_callable(self.target, code, folder)
         except BaseException:  # noqa: BLE001 - a forked child must not fall back into the loop
             traceback.print_exc()
         finally:

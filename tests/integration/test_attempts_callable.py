@@ -77,6 +77,26 @@ def test_every_attempt_is_a_fresh_process(attempt: Attempt) -> None:
         assert result.exit_code == 0
 
 
+def test_a_file_that_is_edited_between_two_attempts_is_another_agent(server: Standin, tmp_path: Path) -> None:
+    file = tmp_path / "agent.py"
+    file.write_text("seen = []\ndef run(task):\n    seen.append(1)\n    return ['first', len(seen), __file__]\n")
+    with Runner(AgentSettings(callable=f"{file}:run", preload=[])) as runner:
+
+        def output() -> Any:
+            result = runner.run(spec_for(server))
+            return result.output if result.status == "ok" else result.error
+
+        assert [output(), output()] == [["first", 1, str(file)]] * 2
+        file.write_text("def run(task):\n    return 'second'\n")
+        assert output() == "second"
+        file.write_text("def run(task) return 'third'\n")
+        assert "SyntaxError" in output()
+        file.unlink()
+        assert "FileNotFoundError" in output()
+        file.write_text("def run(task):\n    return 'fourth'\n")
+        assert output() == "fourth"
+
+
 def test_the_environment_is_in_place_when_the_agent_is_imported(server: Standin, attempt: Attempt) -> None:
     result = attempt("environment_at_import")
     assert result.output == {
