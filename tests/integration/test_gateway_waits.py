@@ -15,7 +15,7 @@ import pytest
 from lightning_core.server.upstream import RETRY_DELAYS_S
 from lightning_core.services import _let_calls_fail
 from tests.canned_vllm import CannedVllm
-from tests.gateway_rig import Rig, rig
+from tests.gateway_rig import Rig, last, rig, wait_for
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 
@@ -52,3 +52,15 @@ def test_they_do_not_wait_where_nobody_starts_it_again(made: Rig) -> None:
     assert made.handle.routes()["policies"]["policy"]["restart_wait_s"] == 0
     with pytest.raises(openai.InternalServerError, match=r"/nowhere/s .*\(5 tries\)"):
         ask(made, "r")
+
+
+@pytest.mark.extra
+def test_a_call_that_outlasts_a_stopping_server_leaves_a_span_that_says_so(tmp_path: Path) -> None:
+    with rig(tmp_path) as made, ThreadPoolExecutor(1) as pool:
+        made.gate()
+        call = pool.submit(ask, made, "r")
+        wait_for(lambda: made.canned.requests)
+        made.handle.stop()  # it waits for its calls, but not for ever
+        assert call.exception() is not None
+        assert made.spans()[-1].status.message == "the server stopped"
+        assert last(made)["lightning.untrainable"] == "aborted"
