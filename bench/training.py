@@ -28,6 +28,7 @@ import numpy as np
 from bench.report import figure, say
 from bench.training_sequences import VOCABULARY, calculator, long_calls, long_merged, real_calculator
 from lightning_core.config import PolicySettings
+from lightning_core.training.course import Course
 from lightning_core.training.dataset import Sequence, read_sequences
 from lightning_core.training.job import Job, import_trainer
 from lightning_core.training.plan import MicroBatch, plan_steps
@@ -84,7 +85,7 @@ class Ours(Side):
             rows, steps=1, seed=0, packing="tree", budget=budget, loss_type="dapo", completion_limit=64
         )
         self.before = time.perf_counter() - began
-        trainer = SequenceTrainer(model, make_tiny_tokenizer(), [step], policy, scratch=scratch, seed=0)
+        trainer = SequenceTrainer(model, make_tiny_tokenizer(), [step], policy, scratch=scratch, course=Course())
         width = len(step.micro_batches)
         trainer.current_gradient_accumulation_steps = width
         trainer.accelerator.gradient_accumulation_steps = 1

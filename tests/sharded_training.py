@@ -1,7 +1,8 @@
 """A training job over ranks with accelerate's FSDP2 on CPUs: `torchrun … tests/sharded_training.py job.json [die at step]`.
 
 accelerate turns FSDP on for accelerators alone; being told that its CPU ranks are such, it takes the same path with gloo.
-Writes how many tensors were split over the ranks to `split` beside the job file.
+Writes to `split` beside the job file how many tensors were split over the ranks when the model was saved, and to `scored`
+how many were when it scored what it is trained on: an unprepared model would lie on the CPU, beside inputs on a device.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main(file: Path, die_at: int | None) -> None:
 
     PartialState.__init__ = as_accelerators
 
-    from lightning_core.training import gather
+    from lightning_core.training import gather, trainer
     from lightning_core.training.grpo import run_job
 
     class Dying(Progress):
@@ -46,14 +47,15 @@ def main(file: Path, die_at: int | None) -> None:
                 os._exit(9)
             super().write(line)
 
-    whole = gather.state_dict
+    def counting(function: Any, name: str) -> Any:
+        def counted(model: Any, *args: Any) -> Any:
+            (file.parent / name).write_text(str(sum(isinstance(p, DTensor) for p in model.parameters())))
+            return function(model, *args)
 
-    def counted(model: Any) -> Any:
-        split = sum(isinstance(p, DTensor) for p in model.parameters())
-        (file.parent / "split").write_text(str(split))
-        return whole(model)
+        return counted
 
-    gather.state_dict = counted
+    gather.state_dict = counting(gather.state_dict, "split")
+    trainer.score_queue = counting(trainer.score_queue, "scored")
     job = Job.model_validate_json(file.read_text())
     run_job(job, Dying(job.progress))
 

@@ -39,13 +39,17 @@ class SftSettings(Section):
 # What of `training` the supervised trainer reads.
 _SFT_READS = (
     "learning_rate",
+    "lr_schedule",
+    "warmup_steps",
     "weight_decay",
     "max_grad_norm",
     "steps_per_epoch",
     "tokens_per_micro_batch",
     "max_sequence_tokens",
+    "max_mismatch",
     "bf16",
     "gradient_checkpointing",
+    "checkpoint_seconds",
     "processes",
     "accelerate_config",
 )

@@ -32,7 +32,11 @@ class TrainingSettings(Section):
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="over the whole run (`epochs` times `steps_per_epoch`), falling to 0 at its end"
     )
-    warmup_steps: int = Field(0, ge=0, description="first optimizer steps of the run, with a rising learning rate")
+    warmup_steps: int = Field(
+        0,
+        ge=0,
+        description="first optimizer steps of the run, with a rising learning rate; epochs without a step do not count",
+    )
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     steps_per_epoch: int = Field(1, ge=1, description="optimizer steps the groups of an epoch are spread over")

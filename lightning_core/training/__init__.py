@@ -7,6 +7,8 @@
     launch.py     starting that process from a flow     algorithms.py  where an algorithm plugs in
     grpo.py       the job of `algorithm: grpo`          outcome.py   what a job leaves behind
     sft.py        the job of `algorithm: sft`           sft_trainer.py TRL's SFTTrainer fed with a plan
+    course.py     steps of a job, told and kept         stepping.py  what both trainers do around a step
+    checkpoint.py going on within an epoch              schedule.py  what changes over a run
 
 Import `launch` and `job` from a flow: neither pulls in torch. Left out: sampling and rewards, which happen elsewhere.
 """

@@ -94,13 +94,12 @@ class Checkpoints:
         optimizer = optimizer_state(trainer.optimizer)
         if not trainer.accelerator.is_main_process:
             return
-        entropy = [trainer.bonus.coef, trainer.bonus.last]
         here = self.folder / f"step-{done:04d}"
         with whole_folder(here, durable=False) as beside:
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside / "weights.safetensors")
             torch.save(optimizer, beside / "optimizer.pt")
             noted = {"belongs_to": self.belongs_to, "boot": boot(), "done": done}
-            noted |= {"taken": taken, "measured": measured, "entropy": entropy}
+            noted |= {"taken": taken, "measured": measured, "entropy": trainer.entropy}
             (beside / "checkpoint.json").write_text(json.dumps(noted))
         for old in self.folder.glob("step-*"):
             if old != here:

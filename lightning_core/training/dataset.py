@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 _TEXT = ("sequence_id", "rollout_id", "attempt_id", "group_id", "policy")
 _LISTS = {"token_ids": np.int32, "loss_mask": np.uint8, "logprobs": np.float32, "advantages": np.float32}
+_REMEDY = {
+    "logprobs": "the server's numbers are broken: leave the rollout out, and look at the server",
+    "advantages": "look at its group's rewards, and at the estimator (`policies[].advantages`) that made it of them",
+}
 _LOGPROB_SLACK = 1e-3  # bf16 servers round a certain token's logprob to slightly above 0
 
 
@@ -70,7 +74,9 @@ def read_sequences(path: Path, *, policy: str, vocabulary: int, max_tokens: int)
     """
     table = _read_table(path)
     if table.num_rows == 0:
-        raise TrainingDataError(f"{path}: no sequences; nothing of this epoch can be trained on")
+        raise TrainingDataError(
+            f"{path}: no sequences; nothing of this epoch can be trained on: the table `exclusions` says why"
+        )
     text = {name: table.column(name).to_pylist() for name in _TEXT}
     lists = {name: _split(table.column(name), dtype, name, path) for name, dtype in _LISTS.items()}
     prompt_lengths = table.column("prompt_length").to_pylist()
@@ -171,7 +177,7 @@ def _check(row: Sequence, vocabulary: int, where: str) -> None:
     if low < 0 or high >= vocabulary:
         raise TrainingDataError(
             f"{where}: token id {low if low < 0 else high} is outside the model's vocabulary (0..{vocabulary - 1}); "
-            "was it sampled by another model?"
+            "was it sampled by another model? Train that one (`policies[].model`)"
         )
     if not 0 < row.prompt_length <= n:
         raise TrainingDataError(f"{where}: `prompt_length` is {row.prompt_length}, expected 1..{n}")
@@ -184,7 +190,8 @@ def _check(row: Sequence, vocabulary: int, where: str) -> None:
     for name in ("logprobs", "advantages"):
         wrong = np.flatnonzero(trained & ~np.isfinite(getattr(row, name)))
         if len(wrong):
-            raise TrainingDataError(f"{where}: `{name}` is {getattr(row, name)[wrong[0]]} at token {wrong[0]}")
+            told = f"`{name}` is {getattr(row, name)[wrong[0]]} at token {wrong[0]}"
+            raise TrainingDataError(f"{where}: {told}; {_REMEDY[name]}")
     if trained.any() and row.logprobs[trained].max() > _LOGPROB_SLACK:
         raise TrainingDataError(
             f"{where}: `logprobs` holds {row.logprobs[trained].max():.4g}; a log-probability is ≤ 0"

@@ -1,6 +1,7 @@
 """Whole tensors of a model and its optimizer, however they are split over processes (FSDP2), and back again.
 
-Every rank has to call these: gathering is done by all of them together.
+Every rank has to call these: gathering is done by all of them together. What comes of it lies in the first rank's memory,
+tensor by tensor, not in that of the devices; the others get empty tensors.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -27,6 +29,9 @@ def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
 
 
 def put_trained_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # a forward pass alone leaves the outermost tensors gathered, in place of the parts
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -58,7 +63,10 @@ def put_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    whole = tensor.full_tensor()
+    return whole.cpu() if torch.distributed.get_rank() == 0 else whole.new_empty(0, device="cpu")
 
 
 def _split_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,19 @@ from lightning_core.training.weights import (
 logger = logging.getLogger(__name__)
 
 # TRL and transformers import these where they find them, for features that are not used here.
-_NOT_NEEDED = ("vllm", "mlflow", "sklearn", "tensorboard", "torchvision", "ray", "dask", "matplotlib", "wandb")
+_NOT_NEEDED = (
+    "vllm",
+    "mlflow",
+    "sklearn",
+    "tensorboard",
+    "torchvision",
+    "ray",
+    "dask",
+    "matplotlib",
+    "wandb",
+    "boto3",
+    "scipy",
+)
 
 
 class Job(BaseModel):

@@ -209,14 +209,14 @@ def _share(batches: list[MicroBatch], rank: int, ranks: int) -> list[MicroBatch]
     return shares[rank] + [idle] * (max(map(len, shares)) - len(shares[rank]))
 
 
-def line_up(steps: Rows[Step]) -> list[tuple[Step, MicroBatch | None]]:
-    """All micro-batches in order, with None so that every step has equally many (transformers counts on it).
+def line_up(steps: Rows[Step], first: int = 0) -> list[tuple[Step, MicroBatch | None]]:
+    """All micro-batches from step `first` on, in order, with None so that every step of the epoch has equally many (transformers counts on it).
 
     A shorter step begins with its Nones: the last pass of a step is the one after which the optimizer moves.
     """
     width = max(len(step.micro_batches) for step in steps)
     queue: list[tuple[Step, MicroBatch | None]] = []
-    for step in steps:
+    for step in steps[first:]:
         queue += [(step, None)] * (width - len(step.micro_batches))
         queue += [(step, batch) for batch in step.micro_batches]
     return queue

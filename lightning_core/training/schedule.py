@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from lightning_core.config import TrainingSettings
 
 
-def learning_rate(settings: TrainingSettings, epoch: int, epochs: int, step: int) -> float:
-    """Of optimizer step `step` (from 0) of `epoch`, in a run of `epochs`.
+def learning_rate(settings: TrainingSettings, at: int, whole: int, taken: int) -> float:
+    """Of a step whose place is `at` (from 0) among the run's `whole`, after `taken` optimizer steps.
 
-    A pure function of the place in the run, so an epoch that is tried again, or killed and resumed, has the same rate.
+    The two differ where epochs were skipped: AdamW warms up by the steps it took, the schedule ends with the run.
     """
-    at = epoch * settings.steps_per_epoch + step
-    if at < settings.warmup_steps:
-        return settings.learning_rate * (at + 1) / settings.warmup_steps
+    warm = min((taken + 1) / settings.warmup_steps, 1.0) if settings.warmup_steps else 1.0
     if settings.lr_schedule == "constant":
-        return settings.learning_rate
-    whole = max(epochs * settings.steps_per_epoch - settings.warmup_steps, 1)
-    done = min((at - settings.warmup_steps) / whole, 1.0)
+        return settings.learning_rate * warm
+    done = min(max(at - settings.warmup_steps, 0) / max(whole - settings.warmup_steps, 1), 1.0)
     falling = 1 - done if settings.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return settings.learning_rate * falling
+    return settings.learning_rate * warm * falling
 
 
 @dataclass

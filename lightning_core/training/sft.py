@@ -3,27 +3,22 @@
 Nothing is tokenized again: `input_ids` are a sequence's tokens, `labels` those of them that were sampled (-100 before
 and between), by the same mask that policy gradients train on. The loss is the mean over the trained tokens of an
 optimizer step, whatever micro-batches and ranks it is cut into. Rows are padded; prefix trees belong to the other trainer.
-A job that was killed begins again, and comes to the same weights.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lightning_core.training.course import JobSteps, check_schedule
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
-from lightning_core.training.outcome import leave
 from lightning_core.training.plan import MicroBatch, Step, line_up, plan_steps
-from lightning_core.training.state import load_state, parameters_of
 from lightning_core.training.weights import load_adapter, load_model, load_tokenizer, lora_config
-
-OnStep = Callable[[dict[str, Any]], None]
 
 
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:
@@ -33,44 +28,33 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     """
     progress.phase("checking")
     facts, sequences = check_job(job)
+    check_schedule(job)
     progress.phase("importing")
     import_trainer("lightning_core.training.sft_trainer")
+    from lightning_core.training.sft_trainer import ExampleTrainer
+
     progress.phase("loading")
     tokenizer = load_tokenizer(job.source, facts.vocabulary)
     model = load_model(job.source)
     lora = job.policy_settings.lora
     if lora and job.weights is not None:
         model = load_adapter(model, job.weights)
-    seed = derive_seed(job.seed, job.epoch)
-    steps = plan_passes(job, sequences.rows, seed)
-    optimizer_state, noted = load_state(job.state, job.epoch)
-    taken: list[dict[str, Any]] = []
-
-    def on_step(metrics: dict[str, Any]) -> None:
-        taken.append(metrics)
-        progress.write(metrics)
-
+    planned = plan_passes(job, sequences.rows, derive_seed(job.seed, job.epoch))
+    steps = JobSteps(job, progress, len(planned))
     progress.phase("preparing")
     with tempfile.TemporaryDirectory(prefix="lightning-training-") as scratch:
-        from lightning_core.training.sft_trainer import ExampleTrainer
-
         trainer = ExampleTrainer(
             model,
             tokenizer,
-            steps,
+            planned,
             job.policy_settings,
             scratch=Path(scratch),
-            seed=seed,
-            on_step=on_step,
-            optimizer_state=optimizer_state,
+            course=steps.course(),
             peft_config=lora_config(lora) if lora and job.weights is None else None,
         )
-        parameters = parameters_of(trainer.model, job.state, noted)
-        progress.phase("training")
-        trainer.train()
-    metrics = summary(taken, steps, len(sequences.rows), sequences.left_out)
-    state = {"step": noted["step"] + len(steps), "parameters": parameters}
-    return leave(job, progress, trainer, metrics, taken=taken, state=state, probed=sequences.rows[0].token_ids.tolist())
+        steps.train(trainer)
+    metrics = summary(steps.taken, planned, len(sequences.rows), sequences.left_out)
+    return steps.leave(trainer, metrics, sequences.rows[0].token_ids.tolist())
 
 
 def plan_passes(job: Job, sequences: list[Sequence], seed: int) -> list[Step]:
@@ -107,9 +91,9 @@ def example(sequence: Sequence, trained: bool = True) -> dict[str, Any]:
     return {"input_ids": sequence.token_ids.tolist(), "labels": labels.tolist()}
 
 
-def queue(steps: list[Step]) -> list[list[dict[str, Any]]]:
-    """All micro-batches in order, equally many a step."""
-    return [rows(batch, step) for step, batch in line_up(steps)]
+def queue(steps: list[Step], first: int = 0) -> list[list[dict[str, Any]]]:
+    """All micro-batches from step `first` on, in order, equally many a step."""
+    return [rows(batch, step) for step, batch in line_up(steps, first)]
 
 
 def summary(taken: list[dict[str, Any]], steps: list[Step], examples: int, left_out: dict[str, int]) -> dict[str, Any]:
@@ -120,6 +104,7 @@ def summary(taken: list[dict[str, Any]], steps: list[Step], examples: int, left_
 
     return {
         **{name: mean(name) for name in ("loss", "grad_norm", "entropy", "token_accuracy")},
+        "learning_rate": taken[-1]["learning_rate"],
         "steps": len(taken),
         "sequences": examples,
         "left_out": left_out,

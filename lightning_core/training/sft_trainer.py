@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,17 @@ from trl import SFTConfig, SFTTrainer
 from lightning_core.config import PolicySettings
 from lightning_core.training.arguments import common
 from lightning_core.training.correction import from_all_ranks
+from lightning_core.training.course import Course
 from lightning_core.training.errors import TrainingError
-from lightning_core.training.gather import put_optimizer_state
 from lightning_core.training.plan import Step
-from lightning_core.training.sft import OnStep, queue
+from lightning_core.training.sft import queue
+from lightning_core.training.stepping import Stepping
 
 
-class ExampleTrainer(SFTTrainer):
-    """Trains `model` on planned steps, one optimizer step each.
+class ExampleTrainer(Stepping, SFTTrainer):
+    """Trains `model` on planned steps, one optimizer step each, as `course` says.
 
-    `on_step` gets a dict of metrics after each. Raises TrainingError where loss or gradient stop being finite; nothing
-    has been saved then.
+    Raises TrainingError where loss or gradient stop being finite; nothing has been saved then.
     """
 
     def __init__(
@@ -36,22 +35,22 @@ class ExampleTrainer(SFTTrainer):
         policy: PolicySettings,
         *,
         scratch: Path,
-        seed: int,
-        on_step: OnStep = lambda metrics: None,
-        optimizer_state: dict[str, Any] | None = None,
+        course: Course,
         peft_config: Any = None,
     ) -> None:
         self.planned = steps
-        self.on_step = on_step
-        self._batches = queue(steps)
-        self._optimizer_state = optimizer_state
+        self.course = course
+        self._batches = queue(steps, course.first)
+        self.settings = policy.training
+        self._passes = 0  # micro-batches begun
+        self._first_loss = 0.0  # of the epoch's first step
+        left = len(steps) - course.first
         # Trained tokens of each micro-batch, on this rank: TRL keeps one mean of each, over all ranks.
         self._weights = [sum(label != -100 for row in batch for label in row["labels"]) for batch in self._batches]
-        self._step_began = time.perf_counter()
         super().__init__(
             model=model,
             args=SFTConfig(
-                **common(policy, len(steps), len(self._batches) // len(steps), scratch, seed),
+                **common(policy, left, len(self._batches) // left, scratch, course.seed),
                 max_length=None,  # what is too long was left out before
                 dataset_kwargs={"skip_prepare_dataset": True},
             ),
@@ -65,10 +64,29 @@ class ExampleTrainer(SFTTrainer):
         return DataLoader(self._batches, batch_size=1, collate_fn=lambda batch: self.data_collator(batch[0]))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self._optimizer_state is not None:  # before the first step, when the optimizer is what it will be
-            put_optimizer_state(self.optimizer, self._optimizer_state)
-            self._optimizer_state = None
-        return super().training_step(*args, **kwargs)
+        step, at = divmod(self._passes, self.args.gradient_accumulation_steps)
+        if at == 0:
+            self.begin_step(self.course.first + step)
+        self._passes += 1
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if self._passes <= self.args.gradient_accumulation_steps and self.course.first == 0:
+            self._first_loss += float(loss)
+            if self._passes == self.args.gradient_accumulation_steps:
+                self._compare_with_sampling()
+        return loss
+
+    def _compare_with_sampling(self) -> None:
+        step = self.planned[0]
+        likely = sum(
+            float(s.logprobs[s.loss_mask].sum())
+            for batch in step.micro_batches
+            for s, weight in zip(batch.sequences, batch.weights, strict=True)
+            if weight > 0
+        )
+        shares = from_all_ranks((self._first_loss, likely))
+        # Each rank's loss is its sum over the mean number of tokens a rank, so that their mean is the step's.
+        loss = sum(loss for loss, _ in shares) / len(shares)
+        self.check_mismatch(loss + sum(likely for _, likely in shares) / step.trained_tokens)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called once an optimizer step (and once at the end, with what is ignored here)."""
@@ -80,15 +98,14 @@ class ExampleTrainer(SFTTrainer):
         loss, grad_norm = float(logs["loss"]), float(logs["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise TrainingError(
-                f"step {number}: the loss is {loss}, the gradient's norm {grad_norm}; lower `training.learning_rate`"
+                f"step {self.done - 1}: the loss is {loss}, the gradient's norm {grad_norm}; lower `training.learning_rate`"
             )
-        step, local = self.planned[number], self._weights[number * width : (number + 1) * width]
+        step, local = self.planned[self.done - 1], self._weights[number * width : (number + 1) * width]
         weights = [sum(of_ranks) for of_ranks in zip(*from_all_ranks(local), strict=True)]
-        now = time.perf_counter()
-        self.on_step(
-            {
-                "step": self.state.global_step,
-                "steps": len(self.planned),
+        self.course.on_step(
+            self,
+            self.told(self.done - 1, len(self.planned))
+            | {
                 "loss": loss,
                 "grad_norm": grad_norm,
                 "entropy": _mean(measured["entropy"], weights),
@@ -96,10 +113,9 @@ class ExampleTrainer(SFTTrainer):
                 "tokens": step.tokens,
                 "unique_tokens": step.tokens,
                 "trained_tokens": step.trained_tokens,
-                "seconds": round(now - self._step_began, 4),
-            }
+            },
         )
-        self._step_began = now
+        self.course.on_done(self, self.done)
 
 
 def _mean(values: list[float], weights: list[int]) -> float:

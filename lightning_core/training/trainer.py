@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,14 @@ from trl import GRPOTrainer
 
 from lightning_core.config import PolicySettings
 from lightning_core.training.arguments import arguments
-from lightning_core.training.checkpoint import Found
 from lightning_core.training.correction import from_all_ranks
-from lightning_core.training.errors import TrainingDataError, TrainingError
-from lightning_core.training.gather import put_optimizer_state, put_trained_tensors
+from lightning_core.training.course import Course
+from lightning_core.training.errors import TrainingError
 from lightning_core.training.inputs import Start, materialise
 from lightning_core.training.plan import MicroBatch, Step, line_up
 from lightning_core.training.schedule import EntropyBonus
 from lightning_core.training.scoring import score
+from lightning_core.training.stepping import Stepping
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +35,11 @@ logger = logging.getLogger(__name__)
 _SUMS = ("tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "sampled", "informative_entropy")
 
 
-class SequenceTrainer(GRPOTrainer):
-    """Trains `model` on planned steps, one optimizer step each.
+class SequenceTrainer(Stepping, GRPOTrainer):
+    """Trains `model` on planned steps, one optimizer step each, as `course` says.
 
     `starts`: what `start.py` found out of each micro-batch before the first step; `informative`: tokens of high entropy
-    of each step, by its id. `first`: steps of the epoch that a killed try has done already (not among `steps`).
-    `rate(step)` is the learning rate of a step of the epoch. `on_step` gets a dict of metrics after each optimizer step,
-    then `on_done` how many are done. `resume` is the checkpoint to go on from, after `starts` were looked at. Raises TrainingError where loss or gradient stop being finite;
-    nothing has been saved then.
+    of each step, by its id. Raises TrainingError where loss or gradient stop being finite; nothing has been saved then.
     """
 
     current_gradient_accumulation_steps: float  # of transformers' Trainer; TRL divides by it
@@ -57,39 +52,27 @@ class SequenceTrainer(GRPOTrainer):
         policy: PolicySettings,
         *,
         scratch: Path,
-        seed: int,
-        first: int = 0,
-        rate: Callable[[int], float] | None = None,
-        on_step: Callable[[dict[str, Any]], None] = lambda metrics: None,
-        on_done: Callable[[int], None] = lambda done: None,
-        optimizer_state: dict[str, Any] | None = None,
+        course: Course,
         peft_config: Any = None,
     ) -> None:
         settings = policy.training
         self.planned = steps
-        self.first = first
+        self.course = course
         self.starts: list[Start] | None = None
         self.informative: dict[int, int] = {}
-        self.on_step = on_step
-        self.on_done = on_done
-        self.rate = rate or (lambda step: settings.learning_rate)
-        self.bonus = EntropyBonus(settings, settings.entropy_coef)
+        self.bonus: EntropyBonus = EntropyBonus(settings, settings.entropy_coef)
         self.settings = settings
         # More than one step an epoch: from the second on, the weights are no longer those that sampled.
         self.use_sampling_logps = settings.steps_per_epoch > 1
-        self.resume: Found | None = None
-        self._optimizer_state = optimizer_state
-        self._queue = line_up(steps)
-        self._seed = seed
-        width = len(self._queue) // len(steps)
+        self._queue = line_up(steps, course.first)
+        left = len(steps) - course.first
         self._current: Any = None
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._weights: list[float] = []  # of each micro-batch of this step, in TRL's metrics
-        self._step_began = time.perf_counter()
         super().__init__(
             model=model,
             reward_funcs=_no_reward,
-            args=arguments(policy, len(steps), width, scratch, seed),
+            args=arguments(policy, left, len(self._queue) // left, scratch, course.seed),
             train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(len(self._queue))]}),
             processing_class=tokenizer,
             peft_config=peft_config,
@@ -104,40 +87,20 @@ class SequenceTrainer(GRPOTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
         step, at = divmod(inputs["number"], self.args.gradient_accumulation_steps)
         if at == 0:
-            self._begin_step(self.first + step)
+            self.begin_step(self.course.first + step)
         if self._queue[inputs["number"]][1] is None:
             self._step += 1
             return torch.zeros((), device=self.args.device)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"step {self.first + self.state.global_step}: the loss is {loss.item()}; lower "
+                f"step {self.done}: the loss is {loss.item()}; lower "
                 "`training.learning_rate`, or look at the advantages and logprobs of this epoch's sequences"
             )
-        if self.first + step == 0 and at == self.args.gradient_accumulation_steps - 1:
-            self._check_mismatch()
+        if self.course.first + step == 0 and at == self.args.gradient_accumulation_steps - 1:
+            tokens = self._sums["tokens"]
+            self.check_mismatch(self._sums["sampled"] / tokens if tokens else 0.0)
         return loss
-
-    def _check_mismatch(self) -> None:
-        """Before the epoch's first optimizer step, when the weights are still those that sampled, or close to them."""
-        limit, tokens = self.settings.max_mismatch, self._sums["tokens"]
-        less_likely = self._sums["sampled"] / tokens if tokens else 0.0
-        if limit is not None and less_likely > limit:
-            raise TrainingDataError(
-                f"the trained tokens are {less_likely:.1f} nats less likely to these weights than their logprobs say: another "
-                "model, or another tokenizer, sampled them. Take the weights they came from (`training.max_mismatch` is "
-                f"{limit:g})"
-            )
-
-    def _begin_step(self, step: int) -> None:
-        self._step_began = time.perf_counter()
-        if step == self.first:
-            self._go_on()
-        # Dropout depends on the step alone, so an epoch that is resumed draws what it would have drawn.
-        torch.manual_seed((self._seed + 1_000_003 * step + 7919 * self.accelerator.process_index) % 2**63)
-        if self.optimizer is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(step)
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
         number = generation_batch["number"]
@@ -223,17 +186,6 @@ class SequenceTrainer(GRPOTrainer):
         with self.accelerator.autocast():  # as in training, or what differs would count as a ratio
             return score_queue(self.model, [batch for _, batch in self._queue], self.args.device)
 
-    def _go_on(self) -> None:
-        """Before the first step, when model and optimizer are what they will be: the state of a former epoch or try."""
-        optimizer_state = self._optimizer_state
-        if self.resume is not None:
-            weights, optimizer_state = self.resume.tensors()
-            put_trained_tensors(self.accelerator.unwrap_model(self.model), weights)
-            self.bonus.coef, self.bonus.last = self.resume.entropy
-        if optimizer_state is not None:
-            put_optimizer_state(self.optimizer, optimizer_state)
-        self.resume = self._optimizer_state = None
-
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # transformers would look for input ids in what the loader yields
 
@@ -248,19 +200,18 @@ class SequenceTrainer(GRPOTrainer):
         self._sums, self._weights = dict.fromkeys(_SUMS, 0.0), []
         if "grad_norm" not in logs:
             return
-        done = self.first + self.state.global_step
+        done = self.done
         grad_norm = float(logs["grad_norm"])
         if not math.isfinite(grad_norm):
             raise TrainingError(f"step {done - 1}: the gradient's norm is {grad_norm}; lower `training.learning_rate`")
-        step = self.planned[self.state.global_step - 1]
+        step = self.planned[done - 1]
         tokens = max(sums["tokens"], 1.0)
-        self.on_step(
-            {
-                "step": done,
-                "steps": self.first + len(self.planned),
+        self.course.on_step(
+            self,
+            self.told(done - 1, len(self.planned))
+            | {
                 "loss": float(logs["loss"]),
                 "grad_norm": grad_norm,
-                "learning_rate": self.rate(done - 1),
                 "kl": sums["kl"] / tokens if self.beta else None,
                 "entropy": sums["entropy"] / tokens,
                 "entropy_coef": self.bonus.coef,
@@ -271,11 +222,10 @@ class SequenceTrainer(GRPOTrainer):
                 "tokens": step.tokens,
                 "unique_tokens": step.unique_tokens,
                 "trained_tokens": step.trained_tokens,
-                "seconds": round(time.perf_counter() - self._step_began, 4),
-            }
+            },
         )
         self.bonus.update(sums["informative_entropy"] / self.informative.get(id(step), step.trained_tokens))
-        self.on_done(done)
+        self.course.on_done(self, done)
 
 
 def score_queue(

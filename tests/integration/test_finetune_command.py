@@ -41,7 +41,7 @@ def test_the_best_collected_rollouts_become_a_version_with_its_lineage(tmp_path:
         "finetune": {"runs": ["run"]},
         "policies": [
             {"model": str(model), "algorithm": "sft", "sft": {"min_reward": 0.5, "passes": 2}}
-            | {"training": {"learning_rate": 1e-3}}
+            | {"training": {"learning_rate": 1e-3, "max_mismatch": None}}  # random weights did not sample them
         ],
     }
     file = tmp_path / "settings.yaml"

@@ -77,7 +77,15 @@ def test_progress_arrives_line_by_line_and_the_result_is_what_lies_beside_the_we
 ) -> None:
     job = make_job()
     seen: list[dict[str, Any]] = []
-    result = train(job, seen.append, tmp_path / "logs" / "training.log")
+    pids: set[int] = set()
+
+    def follow(line: dict[str, Any]) -> None:
+        seen.append(line)
+        if not pids:
+            pids.add(child_of(job))
+
+    result = train(job, follow, tmp_path / "logs" / "training.log")
+    assert pids and not any(map(alive, pids)), "its memory is returned with it"
     assert seen[0] == {"phase": "checking"}
     assert [line["step"] for line in seen if "step" in line] == [1, 2, 3]
     assert result["steps"] == 3 and (job.output / "model.safetensors").exists()
@@ -160,17 +168,20 @@ def test_the_process_ends_when_the_one_that_started_it_is_killed(make_job: Any, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("sft", marks=pytest.mark.extra)])
 def test_a_job_killed_at_any_time_and_started_again_gives_the_weights_of_one_that_was_not(
-    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:
+    policy = {"algorithm": algorithm, "training": {"steps_per_epoch": 3, "checkpoint_seconds": 0}}
     monkeypatch.setattr(launch, "_POLL_S", 0.002)  # so small a model is saved within the usual tenth of a second
 
     def weights(folder: Path) -> str:
         return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
-    calm = make_job(output=tmp_path / "calm", state=tmp_path / "calm-state", progress=tmp_path / "calm.jsonl")
+    aside = {"output": tmp_path / "calm", "state": tmp_path / "calm-state", "progress": tmp_path / "calm.jsonl"}
+    calm = make_job(policy_settings=policy, **aside)
     train(calm, lambda line: None, tmp_path / "log")
-    job = make_job()
+    job = make_job(policy_settings=policy)
     for moment in ({"step": 1}, {"phase": "saving"}):
 
         def kill(line: dict[str, Any], moment: dict[str, Any] = moment) -> None:

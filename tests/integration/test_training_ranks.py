@@ -44,14 +44,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_tiny_llama(folder / "model"), write_parquet(rows, folder / "sequences.parquet")
 
 
-def job_in(folder: Path, files: tuple[Path, Path], **training: Any) -> Job:
+def job_in(folder: Path, files: tuple[Path, Path], lora: dict[str, int] | None = None, **training: Any) -> Job:
     folder.mkdir(parents=True)
     settings = {"steps_per_epoch": 3, "learning_rate": 1e-3, "loss_type": "grpo", "entropy_coef": 0.1, "beta": 0.1}
     settings |= {"checkpoint_seconds": 0}
     settings |= {"importance_correction": "rollout_truncate", "top_entropy_quantile": 0.5, **training}
     return Job.model_validate(
         {
-            "run": "r", "epoch": 0, "policy": "policy", "policy_settings": {"training": settings}, "base_model": files[0],
+            "run": "r", "epoch": 0, "policy": "policy", "policy_settings": {"training": settings, "lora": lora}, "base_model": files[0],
             "sequences": files[1], "output": folder / "v0001", "state": folder / "state", "progress": folder / "p.jsonl",
         }
     )  # fmt: skip
@@ -67,7 +67,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, files: tuple[Path, Path]) ->
 def assert_same(job: Job, alone: Job) -> None:
     from safetensors.torch import load_file
 
-    ours, theirs = (load_file(j.output / "model.safetensors") for j in (job, alone))
+    ours, theirs = (load_file(next(j.output.glob("*.safetensors"))) for j in (job, alone))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         # AdamW's first steps are as large as the rate wherever a gradient is near nothing, so bits can show as 1e-3.
@@ -89,6 +89,15 @@ def test_two_processes_by_an_accelerate_configuration_give_what_one_gives(
     assert_same(job, alone)
 
 
+@pytest.mark.extra  # two processes
+def test_an_adapter_over_two_processes_is_what_one_trains(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    lora = {"rank": 4, "alpha": 8}
+    one, two = (job_in(tmp_path / str(n), files, lora=lora, processes=n) for n in (1, 2))
+    run_job(one, Progress(one.progress))
+    train(two, lambda line: None, tmp_path / "log")
+    assert_same(two, one)
+
+
 @pytest.mark.extra  # twice two processes
 def test_fsdp2_over_two_processes_killed_and_resumed_gives_what_one_gives(
     tmp_path: Path, files: tuple[Path, Path], alone: Job
@@ -106,6 +115,7 @@ def test_fsdp2_over_two_processes_killed_and_resumed_gives_what_one_gives(
     assert resumed.returncode == 0, resumed.stderr
     assert '"resumed_at": 2' in job.progress.read_text()
     assert int((tmp_path / "split").read_text()) > 10
+    assert int((tmp_path / "scored").read_text()) > 10
     assert_same(job, alone)
 
 

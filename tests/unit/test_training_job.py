@@ -169,6 +169,20 @@ def test_an_adapter_is_trained_saved_and_resumed_and_its_kl_is_to_the_base(make_
     assert digest(job.output, "adapter_model.safetensors") == again
 
 
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_activations_that_are_computed_again_give_the_same_weights(make_job: Any, tmp_path: Path, lora: bool) -> None:
+    from safetensors.torch import load_file
+
+    made = []
+    for again in (False, True):
+        aside = {name: tmp_path / f"{name}-{again}" for name in ("output", "state")}
+        job = make_job(0, lora=lora, training={"gradient_checkpointing": again}, **aside)
+        assert run(job)["packing"] == "tree"
+        made.append(load_file(next(job.output.glob("*.safetensors"))))
+    for name, tensor in made[0].items():
+        assert float((tensor - made[1][name]).abs().max()) < 1e-6, name
+
+
 def test_a_save_that_fails_leaves_nothing_under_the_final_name(make_job: Any, tmp_path: Path, monkeypatch: Any) -> None:
     def broken(model: Any, source: Path, folder: Path, whole: Any) -> None:
         (folder / "model.safetensors").write_bytes(b"half")

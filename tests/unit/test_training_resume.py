@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 
 from lightning_core.training import checkpoint as checkpoint_module
-from lightning_core.training import grpo
+from lightning_core.training import course
+from lightning_core.training.algorithms import algorithm
 from lightning_core.training.checkpoint import Checkpoints
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
-from lightning_core.training.grpo import run_job
 from lightning_core.training.job import Job, Progress
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group, write_parquet
@@ -37,12 +38,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_job(tmp_path: Path, base: Path) -> Callable[..., Job]:
     rng = np.random.default_rng(7)
-    rows = [s for name in "abcd" for s in random_group(name, 3, rng)]
+    rows = [s for size, name in enumerate("abcd", 2) for s in random_group(name, size, rng)]
     sequences = write_parquet(rows, tmp_path / "sequences.parquet")
 
-    def make(*, lora: bool = False, training: dict[str, Any] | None = None, **fields: Any) -> Job:
-        always = {"learning_rate": 1e-3, "steps_per_epoch": 4, "checkpoint_seconds": 0}
+    def make(
+        *, lora: bool = False, training: dict[str, Any] | None = None, sft: dict[str, Any] | None = None, **fields: Any
+    ) -> Job:
+        always = {"learning_rate": 1e-3, "steps_per_epoch": 4, "checkpoint_seconds": 0, "tokens_per_micro_batch": 64}
         settings: dict[str, Any] = {"training": always | (training or {})}
+        if sft is not None:
+            settings |= {"algorithm": "sft", "sft": sft}
         if lora:
             settings["lora"] = {"rank": 4, "alpha": 8, "dropout": 0.2}
         values: dict[str, Any] = {
@@ -74,6 +79,10 @@ class Dying(Progress):
         super().write(line)
 
 
+def run_job(job: Job, progress: Progress) -> dict[str, Any]:
+    return algorithm(job.policy_settings.algorithm)(job, progress)
+
+
 def weights(folder: Path) -> bytes:
     (file,) = folder.glob("*.safetensors")
     return file.read_bytes()
@@ -86,8 +95,10 @@ def weights(folder: Path) -> bytes:
         {"lora": True, "training": {"use_adaptive_entropy": True, "entropy_coef": 0.1, "entropy_target": 9.0}},
         {"training": {"beta": 0.1, "kl_reference": "previous", "importance_correction": "rollout_truncate"}},
         {"training": {"top_entropy_quantile": 0.5, "beta": 0.1, "packing": "none"}},
+        {"sft": {"passes": 2}, "training": {"steps_per_epoch": 2, "lr_schedule": "cosine", "warmup_steps": 3}},
+        {"sft": {}, "lora": True},
     ],
-    ids=["full", "adapter-with-dropout", "corrected", "uncertain-tokens"],
+    ids=["full", "adapter-with-dropout", "corrected", "uncertain-tokens", "sft", "sft-adapter-with-dropout"],
 )
 def test_an_epoch_ended_after_any_step_comes_to_the_same_weights_bit_for_bit(
     make_job: Callable[..., Job], tmp_path: Path, kind: dict[str, Any]
@@ -140,7 +151,7 @@ def test_checkpoints_are_as_far_apart_as_asked(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, seconds: float | None, found: list[str]
 ) -> None:
     clock = itertools.count(step=10.0)  # each step looks at it once, and so does a checkpoint
-    monkeypatch.setattr(grpo, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(course, "monotonic", lambda: next(clock))
     job = make_job(training={"checkpoint_seconds": seconds})
     with pytest.raises(Killed):
         run_job(job, Dying(job.progress, 4))
@@ -220,6 +231,23 @@ def test_an_epoch_whose_scheduled_rate_has_fallen_to_nothing_is_refused(make_job
     with pytest.raises(TrainingError, match=r"`lr_schedule: cosine` .* 0 at the end of `epochs` 2, .*epoch 2"):
         run_job(job, Progress(job.progress))
     assert '"step"' not in job.progress.read_text()
+
+
+def rates(job: Job) -> list[float]:
+    run_job(job, Progress(job.progress))
+    lines = map(json.loads, job.progress.read_text().splitlines())
+    return [line["learning_rate"] for line in lines if "step" in line]
+
+
+@pytest.mark.parametrize("sft", [None, {}], ids=["grpo", "sft"])
+def test_epochs_that_had_nothing_to_train_on_do_not_use_up_the_warm_up(
+    make_job: Callable[..., Job], tmp_path: Path, sft: dict[str, Any] | None
+) -> None:
+    warming = {"warmup_steps": 5, "learning_rate": 1.0e-3}
+    first = make_job(epoch=2, epochs=8, training=warming, sft=sft)
+    assert rates(first) == pytest.approx([0.2e-3, 0.4e-3, 0.6e-3, 0.8e-3])
+    later = make_job(epoch=5, epochs=8, training=warming, sft=sft, progress=tmp_path / "later.jsonl")
+    assert rates(later) == pytest.approx([1.0e-3] * 4)
 
 
 def test_a_checkpoint_of_another_model_is_refused(make_job: Callable[..., Job], tmp_path: Path) -> None:

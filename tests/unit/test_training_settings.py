@@ -53,7 +53,7 @@ def test_settings_survive_being_written_out_with_all_defaults() -> None:
 
 def rates(epochs: int = 3, **training: Any) -> list[float]:
     settings = TrainingSettings.model_validate({"learning_rate": 1.0, "steps_per_epoch": 2, **training})
-    return [learning_rate(settings, epoch, epochs, step) for epoch in range(epochs) for step in range(2)]
+    return [learning_rate(settings, at, 2 * epochs, taken=at) for at in range(2 * epochs)]
 
 
 def test_the_learning_rate_is_constant_unless_it_is_scheduled_over_the_run() -> None:
@@ -67,9 +67,16 @@ def test_the_learning_rate_is_constant_unless_it_is_scheduled_over_the_run() -> 
 
 def test_a_run_that_is_made_longer_later_keeps_a_rate_above_nothing_and_past_its_end_none() -> None:
     settings = TrainingSettings.model_validate({"learning_rate": 1.0, "lr_schedule": "linear"})
-    assert learning_rate(settings, 3, 4, 0) == 0.25
-    assert learning_rate(settings, 3, 8, 0) == 0.625
-    assert learning_rate(settings, 9, 4, 0) == 0.0
+    assert learning_rate(settings, 3, 4, 3) == 0.25
+    assert learning_rate(settings, 3, 8, 3) == 0.625
+    assert learning_rate(settings, 9, 4, 9) == 0.0
+
+
+def test_the_warm_up_counts_steps_that_were_taken_and_the_schedule_the_place_in_the_run() -> None:
+    settings = TrainingSettings.model_validate({"learning_rate": 1.0, "warmup_steps": 4, "lr_schedule": "linear"})
+    assert [learning_rate(settings, at, 8, taken=at - 2) for at in (2, 3, 4, 5, 6, 7)] == pytest.approx(
+        [0.25, 0.5, 0.75, 0.75, 0.5, 0.25]
+    )
 
 
 def test_the_weight_of_the_entropy_follows_its_target() -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from lightning_core.config import PolicySettings
+from lightning_core.training.course import Course
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.plan import MicroBatch, Step, plan_steps
 from tests.tiny_model import make_tiny_llama
@@ -100,7 +101,7 @@ def ours(folder: Path, tmp_path: Path, steps: list[Step], settings: PolicySettin
     model, tokenizer = load(folder)
     if settings.training.packing != "none":
         assert why_not_packed(model, 100) is None
-    trainer = SequenceTrainer(model, tokenizer, steps, settings, scratch=tmp_path, seed=0)
+    trainer = SequenceTrainer(model, tokenizer, steps, settings, scratch=tmp_path, course=Course())
     reference = [logps - 0.3 for logps, _ in trainer.score_all()] if settings.training.beta else None
     trainer.starts, trainer.informative, _ = look(trainer, settings.training, reference, False)
     return trainer
@@ -370,7 +371,7 @@ def test_trls_loop_takes_its_inputs_from_the_plan_and_every_micro_batch_once(
     steps = plan(sequences, settings, steps=3)
     trainer = ours(folder, tmp_path, steps, settings)
     lines: list[dict[str, Any]] = []
-    trainer.on_step = lines.append
+    trainer.course.on_step = lambda _, line: lines.append(line)
     seen: list[int] = []
     prepare = type(trainer)._prepare_inputs
     monkeypatch.setattr(type(trainer), "_prepare_inputs", lambda self, b: seen.append(b["number"]) or prepare(self, b))

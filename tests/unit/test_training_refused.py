@@ -1,0 +1,132 @@
+"""What an epoch cannot be trained on ends in an error that names place and remedy, before a step, and publishes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lightning_core.config import Settings
+from lightning_core.lake.manifest import DerivedTable, EpochManifest
+from lightning_core.policies.manifest import StoreError
+from lightning_core.policies.store import PolicyStore
+from lightning_core.training import epoch as training
+from lightning_core.training.algorithms import algorithm
+from lightning_core.training.errors import TrainingError
+from lightning_core.training.job import Job, Progress
+from tests.tiny_model import make_tiny_llama
+from tests.training_data import make_sequence, one_thread, write_parquet
+
+pytestmark = pytest.mark.slow  # some load a model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _trl() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+def cut_off(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes((file.read_bytes() if file.exists() else b"PK\x03\x04" * 50)[:100])
+
+
+def half_written_base(home: Path) -> None:
+    cut_off((home / "policies" / "policy" / "v0000" / "model.safetensors").resolve())
+
+
+def half_written_state(home: Path) -> None:
+    folder = home / "training" / "r" / "policy" / "optimizer" / "epoch-0000"
+    cut_off(folder / "optimizer.pt")
+    (folder / "state.json").write_text('{"epoch": 0, "step": 1}')
+
+
+def another_model(home: Path) -> None:
+    """The settings name another model than the run began with."""
+    make_tiny_llama(home / "other", layers=1)
+
+
+def nothing(home: Path) -> None:
+    pass
+
+
+def rows(length: int = 5, tokens: int = 3) -> list[Any]:
+    return [make_sequence(f"r{i}", "g", [([1] * length, [tokens, 4])]) for i in range(2)]
+
+
+CASES: dict[str, tuple[list[Any], dict[str, Any], Callable[[Path], None], str]] = {
+    "all too long": (rows(300), {}, nothing, r"sequences.*all 2 sequences were left out.*`training.max_sequence_tokens`"),
+    "beyond the vocabulary": (rows(tokens=300), {}, nothing, r"sequence 'r0' of rollout 'r0': token id 300 .*Train that one"),
+    "NaN advantages": (rows(), {"advantages": [[float("nan")] * 7] * 2}, nothing, r"'r0': `advantages` is nan at token 5; look at its group's rewards"),
+    "another tokenizer": (rows(), {"logprobs": [[0.0] * 7] * 2}, nothing, r"nats less likely .* another tokenizer, sampled them. Take the weights"),
+    "half-written weights": (rows(), {}, half_written_base, r"v0000/model.safetensors: .*half written or replaced; restore v0000"),
+    "half-written state": (rows(), {}, half_written_state, r"epoch-0000: cannot read the optimizer state.*remove the folder"),
+    "another model's checkpoint": (rows(), {}, another_model, r"a checkpoint of another model: its `num_hidden_layers` is 2, the base model's 1.*go on from a version of this run"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["grpo", "sft"])
+@pytest.mark.parametrize("case", CASES)
+def test_what_cannot_be_trained_on_is_told_before_a_step_and_publishes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, name: str
+) -> None:
+    sequences, replaced, damage, message = CASES[case]
+    lines: list[dict[str, Any]] = []
+
+    def in_this_process(job: Job, *_: Any) -> dict[str, Any]:
+        progress = Progress(job.progress)
+        progress.write = lines.append  # type: ignore[method-assign]
+        return algorithm(job.policy_settings.algorithm)(job, progress)
+
+    monkeypatch.setattr(training, "train", in_this_process)
+    store, train = epoch_of(tmp_path, name, sequences, **replaced)
+    damage(tmp_path)
+    with pytest.raises((TrainingError, StoreError), match=message):
+        train()
+    assert store.versions() == ["v0000"]
+    assert not [line for line in lines if "step" in line]
+
+
+def test_an_epoch_without_sequences_keeps_its_version_and_says_why(tmp_path: Path) -> None:
+    store, train = epoch_of(tmp_path, "grpo", [])
+    output = train()
+    assert output["version"] == "v0000" and store.versions() == ["v0000"]
+    assert output["skipped"] == "nothing to train on in epoch 1: 2 calls no_spread; the version stays"
+
+
+def epoch_of(
+    home: Path, name: str, sequences: list[Any], **replaced: Any
+) -> tuple[PolicyStore, Callable[[], dict[str, Any]]]:
+    """The store of a run whose epoch 1 has these sequences, and what trains on them."""
+    base = make_tiny_llama(home / "base", positions=256)
+    store = PolicyStore(home, "policy")
+    store.publish_base(base, "base")
+    write_parquet(sequences, home / "sequences.parquet", **replaced)
+    left_out = {"attempt_id": ["a", "a"], "span_id": ["1", "2"], "call_id": [1, 2]}
+    pq.write_table(pa.table(left_out | {"policy": ["policy"] * 2, "reason": ["no_spread"] * 2}), home / "out.parquet")
+    epoch = EpochManifest(
+        run="r", epoch=1, opened_offset=0, versions={"policy": "v0000"},
+        tables={
+            "sequences": DerivedTable(path="sequences.parquet", rows=len(sequences), digest="d"),
+            "exclusions": DerivedTable(path="out.parquet", rows=2, digest="d"),
+        },
+    )  # fmt: skip
+    settings = Settings.model_validate(
+        {
+            "run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y"}, "epochs": 2,
+            "policies": [{"algorithm": name}],
+        }
+    )  # fmt: skip
+    lake: Any = SimpleNamespace(path=lambda table: home / table.path)
+    policy = settings.policies[0]
+
+    def train() -> dict[str, Any]:
+        other = home / "other"
+        return training.train_version(lake, settings, policy, epoch, other if other.exists() else base, print)
+
+    return store, train
