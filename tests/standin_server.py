@@ -3,6 +3,7 @@ records every OTLP request (JSON or protobuf). It checks tokens as the server do
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import threading
@@ -69,17 +70,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _traces(self, body: bytes) -> None:
         with self.server.lock:
-            self.server.headers.append(dict(self.headers))
+            self.server.headers.append({name.title(): value for name, value in self.headers.items()})
             if self.server.fail:
                 status, headers = self.server.fail.pop(0)
                 return self._answer(status, {"error": "told to fail"}, headers)
         as_json = self.headers.get("Content-Type", "").startswith("application/json")
-        message = json.loads(body) if as_json else MessageToDict(ExportTraceServiceRequest.FromString(body))
+        message = json.loads(body) if as_json else _as_json(body)
         found = []
         for group in message.get("resourceSpans", []):
             resource = _attributes(group.get("resource", {}))
             for scope in group["scopeSpans"]:
-                found += [RecordedSpan(self.path, s["name"], resource, _attributes(s), s) for s in scope["spans"]]
+                found += [
+                    RecordedSpan(self.path, s["name"], resource, _attributes(s), s) for s in scope.get("spans", [])
+                ]
         with self.server.lock:
             self.server.spans += found
         self._answer(200, {})
@@ -114,6 +117,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def _as_json(body: bytes) -> dict[str, Any]:
+    """The request as OTLP/JSON has it: ids in hex, enums as numbers."""
+    message = MessageToDict(ExportTraceServiceRequest.FromString(body), use_integers_for_enums=True)
+    for group in message.get("resourceSpans", []):
+        for span in (span for scope in group["scopeSpans"] for span in scope.get("spans", [])):
+            span |= {
+                key: base64.b64decode(span[key]).hex() for key in ("traceId", "spanId", "parentSpanId") if key in span
+            }
+    return message
 
 
 def _attributes(holder: dict[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def _send(data: SpanData) -> None:
         _say_once("no-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT is not set: rewards and spans are not recorded")
         return
     path = fallback.fallback_path(endpoint)
-    body = wire.encode_request(_resource(), [data.to_json()])
+    body = wire.encode_request(_resource(), [data])
     try:
         # While others wait the server was away a moment ago: one try is enough to see whether it still is.
         waiting = path.exists() and path.stat().st_size > 0

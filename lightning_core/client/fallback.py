@@ -1,6 +1,6 @@
 """Where spans wait while the server is away: one small file an attempt, shared by all of its processes.
 
-Each line is one encoded export request without its credentials. The file is only touched under a lock. What the server
+Each line is one encoded export request without its credentials, in base64. The file is only touched under a lock. What the server
 has acknowledged leaves it at once or, after a crash, by being sent again, which the lake reads as one span (same ids,
 same content). It stands beside `$LIGHTNING_TASK` where there is one, so that the runner that started the
 attempt can deliver what the agent's processes could not. An agent that runs by itself has one in the temporary folder,
@@ -9,6 +9,7 @@ for each endpoint: its next process sends what the last left, or `python -m ligh
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import hashlib
@@ -21,7 +22,7 @@ from typing import IO
 from lightning_core import names
 from lightning_core.client.wire import DeliveryError, post_request
 
-FILE_NAME = "undelivered-spans.jsonl"
+FILE_NAME = "undelivered-spans"
 LIMIT_BYTES = 64 * 1024 * 1024
 
 
@@ -36,16 +37,17 @@ def fallback_path(endpoint: str) -> Path:
 
 def keep(path: Path, body: bytes) -> bool:
     """Add one request to the file. False where that would go past 64 MB: then the caller says so."""
+    line = base64.b64encode(body) + b"\n"
     with _locked(path) as file:
         size = file.seek(0, os.SEEK_END)
-        if size + len(body) > LIMIT_BYTES:
+        if size + len(line) > LIMIT_BYTES:
             return False
         if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
             size = len(b"".join(_whole_lines(file)))
             os.ftruncate(file.fileno(), size)
             file.seek(size)
         try:
-            file.write(body + b"\n")
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
         except OSError:
@@ -69,7 +71,7 @@ def deliver(path: Path, endpoint: str, headers: Mapping[str, str], *, retries: i
         try:
             for line in list(lines):
                 try:
-                    post_request(endpoint, headers, line.removesuffix(b"\n"), retries=retries)
+                    post_request(endpoint, headers, base64.b64decode(line), retries=retries)
                     sent += 1
                 except DeliveryError as error:
                     if not error.permanent:

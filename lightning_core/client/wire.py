@@ -1,31 +1,29 @@
-"""Spans as OTLP/JSON, and the one way they leave this process: `post_spans`.
+"""Spans, and the one way they leave this process: `post_spans`.
 
-OTLP/JSON differs from plain protobuf JSON in two places that matter here: trace and span ids are hex, and 64-bit
-integers are strings. Only the standard library is used, so that an agent can import this beside any framework.
+Only the standard library is used, so that an agent can import this beside any framework.
 """
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import logging
-import math
 import os
 import random
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from lightning_core.client import span_bytes
+from lightning_core.client.http import Answer, ask
 
 log = logging.getLogger(__name__)
 
 RETRYABLE = frozenset({429, 502, 503, 504})
-STATUS_UNSET, STATUS_OK, STATUS_ERROR = 0, 1, 2
+STATUS_UNSET, STATUS_OK, STATUS_ERROR = "unset", "ok", "error"
 SCOPE = "lightning-flows"
+PROTOBUF = "application/x-protobuf"
 _INT64 = 1 << 63
 _LONGEST_WAIT_S = 10.0
 
@@ -49,30 +47,39 @@ class SpanData:
     span_id: str
     parent_id: str = ""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    status: int = STATUS_UNSET
+    status: str = STATUS_UNSET
     status_message: str = ""
     events: Sequence[tuple[int, str, Mapping[str, Any]]] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """The span as OTLP/JSON."""
-        span: dict[str, Any] = {
-            "traceId": self.trace_id,
-            "spanId": self.span_id,
-            "name": _text(self.name),
-            "kind": 1,
-            "startTimeUnixNano": str(self.start_ns),
-            "endTimeUnixNano": str(self.end_ns),
-            "attributes": encode_attributes(self.attributes),
-            "status": {"code": self.status} | ({"message": _text(self.status_message)} if self.status_message else {}),
-        }
-        if self.parent_id:
-            span["parentSpanId"] = self.parent_id
-        if self.events:
-            span["events"] = [
-                {"timeUnixNano": str(at), "name": _text(name), "attributes": encode_attributes(attributes)}
-                for at, name, attributes in self.events
-            ]
-        return span
+    def encodable(self) -> _Encodable:
+        return _Encodable(
+            self.name,
+            bytes.fromhex(self.trace_id),
+            bytes.fromhex(self.span_id),
+            bytes.fromhex(self.parent_id),
+            self.start_ns,
+            self.end_ns,
+            plain_attributes(self.attributes),
+            self.status,
+            self.status_message,
+            [(at, name, plain_attributes(attributes)) for at, name, attributes in self.events],
+        )
+
+
+class _Encodable(NamedTuple):
+    """A span as `span_bytes` writes it."""
+
+    name: str
+    trace_id: bytes
+    span_id: bytes
+    parent_id: bytes
+    start_ns: int
+    end_ns: int
+    attributes: Mapping[str, Any]
+    status: str
+    status_message: str
+    events: Sequence[tuple[int, str, Mapping[str, Any]]]
+    kind: int = 1  # internal
 
 
 def new_trace_id() -> str:
@@ -85,27 +92,21 @@ def new_span_id() -> str:
     return os.urandom(8).hex()
 
 
-def encode_attributes(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Attributes as OTLP/JSON key-values. `None` is left out, a mapping becomes JSON text, anything unknown its `str`."""
-    return [
-        {"key": _text(str(key)), "value": _encode_value(value)}
-        for key, value in attributes.items()
-        if value is not None
-    ]
+def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as OTLP knows them. `None` is left out, a mapping becomes JSON text, anything unknown its `str`."""
+    return {str(key): _plain(value) for key, value in attributes.items() if value is not None}
 
 
-def encode_request(resource: Mapping[str, Any], spans: Iterable[Mapping[str, Any]]) -> bytes:
-    """The body of one export request; `spans` are OTLP/JSON spans (`SpanData.to_json`)."""
-    scope_spans = [{"scope": {"name": SCOPE}, "spans": list(spans)}]
-    request = {"resourceSpans": [{"resource": {"attributes": encode_attributes(resource)}, "scopeSpans": scope_spans}]}
-    return json.dumps(request, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+def encode_request(resource: Mapping[str, Any], spans: Iterable[SpanData]) -> bytes:
+    """The body of one export request."""
+    return span_bytes.encode_request(plain_attributes(resource), [span.encodable() for span in spans], SCOPE)
 
 
 def post_spans(
     endpoint: str,
     headers: Mapping[str, str],
     resource: Mapping[str, Any],
-    spans: Sequence[SpanData | Mapping[str, Any]],
+    spans: Sequence[SpanData],
     *,
     retries: int = 4,
     timeout_s: float = 10.0,
@@ -116,8 +117,7 @@ def post_spans(
     (10 s at most) or else a quarter of a second and then twice as long each time. Raises DeliveryError with what the
     server said.
     """
-    body = encode_request(resource, [span.to_json() if isinstance(span, SpanData) else span for span in spans])
-    post_request(endpoint, headers, body, retries=retries, timeout_s=timeout_s)
+    post_request(endpoint, headers, encode_request(resource, spans), retries=retries, timeout_s=timeout_s)
 
 
 def post_request(
@@ -142,32 +142,42 @@ def _post_once(
 ) -> tuple[DeliveryError | None, float | None]:
     """One try: the failure, if any, and the seconds the server asked to wait before the next."""
     try:
-        request = urllib.request.Request(url, data=body, method="POST", headers=dict(headers))
-        request.add_header("Content-Type", "application/json")
-        with _opener(url).open(request, timeout=timeout_s) as reply:
-            return _rejected(url, reply.read()), None
-    except urllib.error.HTTPError as error:
-        with error:
-            said = error.read(2000).decode("utf-8", "replace")
-        failure = DeliveryError(f"{url} answered {error.code}: {said}", permanent=error.code not in RETRYABLE)
-        return failure, _retry_after(error.headers.get("Retry-After"))
+        answer = ask("POST", url, {**headers, "Content-Type": PROTOBUF}, body, timeout_s)
     except ValueError as error:
         return DeliveryError(f"{url}: no usable endpoint or header: {error}", permanent=True), None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         return DeliveryError(f"{url} cannot be reached: {reason}"), None
+    said = _fields(answer)
+    if answer.status == 200:
+        partial = said.get(1)
+        return (_rejected(url, partial) if isinstance(partial, bytes) else None), None
+    message = said.get(2, answer.body[:2000])
+    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else ""
+    failure = DeliveryError(f"{url} answered {answer.status}: {text}", permanent=answer.status not in RETRYABLE)
+    return failure, _retry_after(answer.headers.get("Retry-After"))
 
 
-def _rejected(url: str, reply: bytes) -> DeliveryError | None:
+def _fields(answer: Answer) -> dict[int, int | bytes]:
+    """Of the message that OTLP has for an answer; none where another party answers in its own way."""
+    if answer.headers.get_content_type() != PROTOBUF:
+        return {}
+    try:
+        return span_bytes.fields(answer.body)
+    except ValueError:
+        return {}
+
+
+def _rejected(url: str, partial: bytes) -> DeliveryError | None:
     """A 200 can still say that spans were refused (OTLP's partial success)."""
     try:
-        partial = json.loads(reply or b"{}").get("partialSuccess") or {}
-        count = int(partial.get("rejectedSpans") or 0)
-    except (ValueError, AttributeError):
-        return None  # an acknowledgement in another format
-    if count <= 0:
+        said = span_bytes.fields(partial)
+    except ValueError:
         return None
-    return DeliveryError(f"{url} refused {count} spans: {partial.get('errorMessage', '')}", permanent=True)
+    count, message = said.get(1, 0), said.get(2, b"")
+    if not isinstance(count, int) or count <= 0 or not isinstance(message, bytes):
+        return None
+    return DeliveryError(f"{url} refused {count} spans: {message.decode('utf-8', 'replace')}", permanent=True)
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -177,63 +187,22 @@ def _retry_after(value: str | None) -> float | None:
         return None  # an HTTP date; our own backoff serves as well
 
 
-class _Connection(http.client.HTTPConnection):
-    """Hears an answer that comes before the request is sent: 413, say, after which the server reads no more."""
-
-    def send(self, data: Any) -> None:
-        try:
-            super().send(data)
-        except (BrokenPipeError, ConnectionResetError):
-            if self.sock is None:
-                raise
-            # `getresponse` says whether there is an answer.
-
-
-class _Http(urllib.request.HTTPHandler):
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Connection, req)
-
-
-def _opener(url: str) -> urllib.request.OpenerDirector:
-    """A proxy set for the machine must not see what goes to this machine itself."""
-    host = urllib.parse.urlsplit(url).hostname or ""
-    if host == "localhost" or host == "::1" or host.startswith("127."):
-        return _DIRECT
-    return urllib.request.build_opener(_Http)
-
-
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Http)
-
-
-def _encode_value(value: Any) -> dict[str, Any]:
+def _plain(value: Any) -> Any:
     if isinstance(value, bool):
-        return {"boolValue": value}
+        return value
     if isinstance(value, int):
-        value = int(value)
-        return {"intValue": str(value)} if -_INT64 <= value < _INT64 else {"stringValue": str(value)}
+        return int(value) if -_INT64 <= value < _INT64 else str(int(value))
     if isinstance(value, float):
-        value = float(value)
-        if math.isfinite(value):
-            return {"doubleValue": value}
-        return {"doubleValue": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+        return float(value)
     if isinstance(value, str):
-        return {"stringValue": _text(value)}
+        return value
     if isinstance(value, bytes | bytearray | memoryview):
-        return {"bytesValue": base64.b64encode(value).decode()}
+        return bytes(value)
     if isinstance(value, Mapping):
         try:
-            return {"stringValue": _text(json.dumps(dict(value), ensure_ascii=False, default=str))}
+            return json.dumps(dict(value), ensure_ascii=False, default=str)
         except (TypeError, ValueError):  # keys that JSON does not know, a mapping that holds itself
-            return {"stringValue": _text(str(value))}
+            return str(value)
     if isinstance(value, Sequence):
-        return {"arrayValue": {"values": [_encode_value(item) for item in value if item is not None]}}
-    return {"stringValue": _text(str(value))}
-
-
-def _text(value: str) -> str:
-    """Text that is valid UTF-8: a lone surrogate would make the server refuse the whole request."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return value.encode("utf-8", "replace").decode()
-    return value
+        return [_plain(item) for item in value if item is not None]
+    return str(value)

@@ -12,12 +12,12 @@ from typing import Any
 import orjson
 
 from lightning_core import names
+from lightning_core.client.span_bytes import encode_request
 from lightning_core.lake.otlp import AttributeValue, SpanData, float32_bytes, int32_bytes
 from lightning_core.server.access import Caller
 from lightning_core.server.drift import Drift
 from lightning_core.server.reply import Collected
 from lightning_core.server.sampling import Kind, Prepared
-from lightning_core.server.span_bytes import encode_span
 from lightning_core.server.targets import Target
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
@@ -139,7 +139,7 @@ def encode(
     resource: dict[str, AttributeValue] = {"service.name": "lightning-gateway"}
     if caller.rollout_id is not None and caller.attempt_id is not None:
         resource |= {names.ROLLOUT_ID: caller.rollout_id, names.ATTEMPT_ID: caller.attempt_id}
-    return encode_span(resource, span, "lightning_core.server")
+    return encode_request(resource, [span], "lightning_core.server")
 
 
 def _untrainable(prepared: Prepared, collected: Collected, outcome: Outcome) -> str | None:

@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from lightning_core.client.http import ask
 from lightning_core.config import ServerSettings
 from lightning_core.server.files import load_secret, services
 from lightning_core.server.tokens import Mode, mint
@@ -142,21 +143,16 @@ class ServerHandle:
         return cast(bool, self._ask("POST", "/admin/claims", asked)["granted"])
 
     def _ask(self, method: str, path: str, body: Any = None, timeout_s: float = 30) -> dict[str, Any]:
-        # http.client: a connection a call needs no lock, and no proxy from the environment gets in between.
-        parts = urlsplit(self.url)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+        headers = {"Authorization": f"Bearer {self._secret}", "Content-Type": "application/json"}
+        content = None if body is None else json.dumps(body).encode()
         try:
-            headers = {"Authorization": f"Bearer {self._secret}", "Content-Type": "application/json"}
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
-            answer = response.read()
+            answer = ask(method, self.url + path, headers, content, timeout_s, direct=True)
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"{method} {self.url}{path}: the server does not answer ({error!r})") from error
-        finally:
-            connection.close()
-        if response.status != 200:
-            raise ServerError(f"{method} {self.url}{path}: {response.status} {answer[:500].decode(errors='replace')}")
-        return cast(dict[str, Any], json.loads(answer))
+        if answer.status != 200:
+            said = answer.body[:500].decode(errors="replace")
+            raise ServerError(f"{method} {self.url}{path}: {answer.status} {said}")
+        return cast(dict[str, Any], json.loads(answer.body))
 
 
 def server_command(home: Path, settings: ServerSettings) -> list[str]:

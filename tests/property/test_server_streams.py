@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from lightning_core.client.span_bytes import encode_request
 from lightning_core.lake.otlp import SpanData, encode_spans
 from lightning_core.server.reply import Collected, take_chunk
 from lightning_core.server.routes import Route
 from lightning_core.server.sampling import prepare
-from lightning_core.server.span_bytes import encode_span
 from lightning_core.server.sse import SseParser
 from lightning_core.server.tokens import AttemptScope, mint, verify
 
@@ -117,7 +117,7 @@ def test_a_span_written_by_hand_is_the_one_protobuf_writes(
     span = SpanData(message, b"t" * 16, b"s" * 8, *times, parent, kind, attributes, status, message)
     parsed = [
         ExportTraceServiceRequest.FromString(body)
-        for body in (encode_span(resource, span, "here"), encode_spans(resource, [span], "here"))
+        for body in (encode_request(resource, [span], "here"), encode_spans(resource, [span], "here"))
     ]
     assert parsed[0] == parsed[1]
 
