@@ -254,6 +254,49 @@ def test_padded_rows_are_trained_where_the_model_takes_no_tries(
         assert {"warning": result["packing_why"]} in lines(job)
 
 
+def _mamba() -> Any:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    return MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=8))
+
+
+def _bloom() -> Any:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    return BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=2))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [(_mamba, "layers that mix neighbours whatever the mask says"), (_bloom, "not attend as it is told")],
+)
+def test_architectures_without_an_attention_that_can_be_told_are_trained_with_padded_rows(
+    make_job: Any, base: Path, tmp_path: Path, make: Any, why: str
+) -> None:
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
+
+    from lightning_core.training.plan import MicroBatch
+    from lightning_core.training.trainer import score_queue
+    from lightning_core.training.weights import load_model
+
+    folder = tmp_path / "other"
+    make().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, folder / name)
+    result = run(make_job(0, base_model=folder))
+    assert result["packing"] == "none" and why in result["packing_why"]
+    model = load_model(folder)
+    add_fused_lm_head(model)
+    rows = random_group("a", 3, np.random.default_rng(1))
+    batches: list[Any] = [
+        MicroBatch([[s] for s in some], [1.0] * len(some), "none", 0) for some in (rows, *([s] for s in rows))
+    ]
+    (together, _), *alone = score_queue(model, batches, torch.device("cpu"))
+    for row, (scores, _) in zip(together, alone, strict=True):
+        torch.testing.assert_close(row[: scores.shape[1]], scores[0], atol=1e-5, rtol=1e-5)
+
+
 def _cut_off(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
