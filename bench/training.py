@@ -7,11 +7,13 @@
     train_start_s           from the start of the training process to its first step
 
 The model has SmolLM2-135M's shape and random weights; the long ones take `--long-layers` of its 30 layers, since stock
-TRL needs minutes for one pass. Both sides do the same loss (`loss_difference`); AdamW is left out, being the same for
-both. `asked` is 0.8 × raw ÷ unique tokens. Memory is the highest resident size within a pass. `cpu_ratio` is that of the
+TRL needs minutes for one pass. Both sides come to the same gradient (`gradient_difference`: of its norms, tensor by tensor, as a share of the largest); AdamW
+is left out, being the same for both. `asked` is 0.8 × raw ÷ unique tokens. Memory is the highest resident size within a pass. `cpu_ratio` is that of the
 processor time, which a busy machine leaves alone (with OMP_NUM_THREADS=1: threads that wait for each other count too).
 
     .venv/bin/python -m bench.training [calculator long long_merged start] [--groups 2] [--rounds 2]
+
+Each of the four stands for itself: `make bench-training ARGS=long`.
 """
 
 from __future__ import annotations
@@ -40,26 +42,28 @@ _OVERHEAD_LIMIT, _START_LIMIT_S = 0.02, 20.0
 
 
 class Side:
-    """The passes of one side: what they take, what they hold, and the loss they sum to."""
+    """The passes of one side: what they take, what they hold, and the norms of the gradient they sum to."""
 
-    def __init__(self, model: Any, passes: list[Callable[[], float]]) -> None:
+    def __init__(self, model: Any, passes: list[Callable[[], None]]) -> None:
         self.model, self.passes = model, passes
         self.seconds: list[list[float]] = []
         self.cpu: list[list[float]] = []
-        self.peak, self.loss = 0, 0.0
+        self.peak = 0
+        self.norms: list[float] = []
 
     def run(self) -> None:
         self.model.zero_grad()
         _forget_peak()
-        took, cpu, total = [], [], 0.0
+        took, cpu = [], []
         for one in self.passes:
             began, cpu_began = time.perf_counter(), time.process_time()
-            total += one()
+            one()
             took.append(time.perf_counter() - began)
             cpu.append(time.process_time() - cpu_began)
         self.seconds.append(took)
         self.cpu.append(cpu)
-        self.peak, self.loss = max(self.peak, _peak()), total
+        self.peak = max(self.peak, _peak())
+        self.norms = [float(p.grad.norm()) for p in self.model.parameters()]
 
     @property
     def best(self) -> float:
@@ -100,7 +104,7 @@ class Ours(Side):
             return inputs
 
         trainer._prepare_inputs = timed
-        passes = [lambda n=n: float(trainer.training_step(model, {"number": n}, None)) for n in range(width)]  # type: ignore[misc]
+        passes = [lambda n=n: trainer.training_step(model, {"number": n}, None) for n in range(width)]  # type: ignore[misc]
         super().__init__(model, passes)
 
 
@@ -124,13 +128,11 @@ class Stock(Side):
         trainer.current_gradient_accumulation_steps = 1
         trained = sum(s.trained_tokens for s in sequences)
 
-        def one(rows: list[Sequence]) -> float:
+        def one(rows: list[Sequence]) -> None:
             model.train()
             batch = materialise(MicroBatch([[s] for s in rows], [1.0] * len(rows), "none", 0), trained, False)
             del batch["layout"]
-            loss = trainer.compute_loss(model, batch)
-            loss.backward()
-            return float(loss.detach())
+            trainer.compute_loss(model, batch).backward()
 
         batches = [sequences[start : start + 8] for start in range(0, len(sequences), 8)]
         super().__init__(model, [lambda rows=rows: one(rows) for rows in batches])  # type: ignore[misc]
@@ -149,11 +151,13 @@ def compare(
         for turn in range(rounds):
             for side in (ours, stock):
                 side.run()
-                say(f"{name}, round {turn + 1}: {type(side).__name__} {sum(side.seconds[-1]):.1f} s")
+                took, cpu = sum(side.seconds[-1]), sum(side.cpu[-1])
+                say(f"{name}, round {turn + 1}: {type(side).__name__} {took:.1f} s, {cpu:.1f} s of processors")
+    apart = max(abs(a - b) for a, b in zip(ours.norms, stock.norms, strict=True)) / max(stock.norms)
     figure(
         name, ours.best, "s", stock.best, n=len(sequences), smaller_is_better=True, asked=0.8 / ours.share,
         unique_share=ours.share, tokens_per_s=sum(map(len, sequences)) / ours.best, peak_mb=ours.peak / 1e6,
-        stock_peak_mb=stock.peak / 1e6, cpu_ratio=best(stock.cpu) / best(ours.cpu), loss_difference=abs(ours.loss - stock.loss), layers=layers, source=source,
+        stock_peak_mb=stock.peak / 1e6, cpu_ratio=best(stock.cpu) / best(ours.cpu), gradient_difference=apart, layers=layers, source=source,
     )  # fmt: skip
     return ours
 
@@ -224,6 +228,7 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--long-layers", type=int, default=6)
+    parser.add_argument("--history", type=int, default=1000, help="tokens that the rollouts of the long ones share")
     parser.add_argument("--lake", type=Path, default=Path("var/demo/lake"))
     options = parser.parse_args()
     import_trainer()
@@ -239,7 +244,7 @@ def main() -> None:
     long = PolicySettings.model_validate({"training": {"tokens_per_micro_batch": _LONG_BUDGET, "max_mismatch": None}})
     for what, make in (("long", long_calls), ("long_merged", long_merged)):
         if what in options.what:
-            compare(f"train_step_{what}", make(rng), options.long_layers, 1, long, "drawn")
+            compare(f"train_step_{what}", make(rng, options.history), options.long_layers, 1, long, "drawn")
     if "start" in options.what:
         start(sequences, options.layers)
 

@@ -34,14 +34,14 @@ def calculator(groups: int, rng: np.random.Generator) -> list[Sequence]:
     return rows
 
 
-def long_calls(rng: np.random.Generator) -> list[Sequence]:
-    """A group whose 8 rollouts share a history of 1,000 tokens: 4 turns, each call a sequence of its own.
+def long_calls(rng: np.random.Generator, history: int) -> list[Sequence]:
+    """A group whose 8 rollouts share a history of so many tokens: 4 turns, each call a sequence of its own.
 
     So it is where an agent writes its history anew each time, or with `merge: per_call`.
     """
-    history, rows = _draw(rng, 1000), []
+    shared, rows = _draw(rng, history), []
     for number in range(GROUP):
-        prompt = history
+        prompt = shared
         for call in range(4):
             answer = _draw(rng, 16)
             rows.append(_row(f"{number}.{call}", "g", prompt, [answer], rng, rollout=str(number)))
@@ -49,12 +49,12 @@ def long_calls(rng: np.random.Generator) -> list[Sequence]:
     return rows
 
 
-def long_merged(rng: np.random.Generator) -> list[Sequence]:
+def long_merged(rng: np.random.Generator, history: int) -> list[Sequence]:
     """The same, with the 4 turns of a rollout merged into one sequence."""
-    history, rows = _draw(rng, 1000), []
+    shared, rows = _draw(rng, history), []
     for number in range(GROUP):
         turns = [_draw(rng, n) for n in (16, 12, 16, 12, 16, 12, 16)]
-        rows.append(_row(str(number), "g", history, turns, rng))
+        rows.append(_row(str(number), "g", shared, turns, rng))
     return rows
 
 

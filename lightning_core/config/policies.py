@@ -154,3 +154,8 @@ class PolicySettings(Section):
     @property
     def examples(self) -> SftSettings:
         return self.sft or SftSettings()
+
+    @property
+    def passes(self) -> int:
+        """Times an epoch's sequences are trained on, each of `steps_per_epoch` steps."""
+        return self.examples.passes if self.algorithm == "sft" else 1

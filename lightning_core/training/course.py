@@ -115,7 +115,7 @@ def rate(job: Job, step: int, taken: int) -> float:
     What is left of the schedule depends on the place in the run alone, so an epoch that is tried again has the same rates.
     """
     policy = job.policy_settings
-    of_epoch = policy.training.steps_per_epoch * (policy.examples.passes if policy.algorithm == "sft" else 1)
+    of_epoch = policy.training.steps_per_epoch * policy.passes
     return learning_rate(policy.training, job.epoch * of_epoch + step, job.epochs * of_epoch, taken)
 
 

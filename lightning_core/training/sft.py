@@ -59,7 +59,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 
 def plan_passes(job: Job, sequences: list[Sequence], seed: int) -> list[Step]:
     """The optimizer steps of all passes, each pass in an order of its own."""
-    settings, passes = job.policy_settings.training, job.policy_settings.examples.passes
+    settings, passes = job.policy_settings.training, job.policy_settings.passes
     return [
         step
         for number in range(passes)

@@ -12,7 +12,7 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.settings_file import load_settings
 from lightning_core.tracking.prometheus import PrometheusFile, SignalFiles
 from lightning_core.tracking.signals import Console, Signal, backends, epoch_signals
-from lightning_core.training.throughput import peak_flops
+from lightning_core.training.throughput import peak_flops, throughput
 from tests.lake_maker import Attempt, derived, settings
 
 pytestmark = pytest.mark.slow  # many lakes
@@ -127,6 +127,22 @@ def test_the_peak_of_a_gpu_is_known_by_its_name() -> None:
     assert peak_flops("NVIDIA H200") == 989e12
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
     assert peak_flops("Some Device") is None
+
+
+def test_throughput_counts_what_was_computed_and_on_a_gpu_the_share_of_its_peak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    steps = [{"tokens": 50, "unique_tokens": 20, "seconds": 1.5}, {"tokens": 30, "unique_tokens": 20, "seconds": 0.5}]
+    model = torch.nn.Linear(10, 10, bias=False)
+    on_cpu = {"tokens_per_s": 40.0, "unique_tokens_per_s": 20.0}
+    assert throughput(model, steps) == on_cpu
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    found = throughput(model, steps)
+    assert found == on_cpu | {"peak_gpu_bytes": 7.0, "mfu": pytest.approx(6 * 100 * 20 / 989e12)}
 
 
 def test_unknown_backends_are_refused(tmp_path: Path) -> None:
