@@ -11,7 +11,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lightning_core.agents.grading import grade
-from lightning_core.client import SpanData, post_spans
 from lightning_core.config import ClusterSettings, LakeSettings, Settings
 from lightning_core.decoding import decode_spool
 from lightning_core.lake.derive import attempts
@@ -73,12 +72,6 @@ def grade_rollouts(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
         return {}
     server = ServerHandle.find(settings.home)
     assert server is not None, "the epoch's services hold a server open"
-
-    def post(rollout_id: str, attempt_id: str, spans: list[SpanData]) -> None:
-        token = server.mint(rollout_id, attempt_id, epoch.mode)
-        url = server.attempt_url(rollout_id, attempt_id)
-        post_spans(url, {"authorization": f"Bearer {token}"}, {}, spans)
-
     lake = Lake(settings.home)
     progress: Progress | None = None
 
@@ -88,7 +81,7 @@ def grade_rollouts(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
         progress.at(done)
 
     with attempts(lake, epoch) as con:
-        grades = grade(grader, con, post, on_progress)
+        grades = grade(grader, con, server.store, on_progress)
     if grades.invalid:
         logger().error(
             "%s: %d of %d rewards cannot be used; first: %s", grader, grades.invalid, grades.graded, grades.first_error

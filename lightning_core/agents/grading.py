@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,11 @@ from lightning_core.loading import grader_digest, load_callable
 
 logger = logging.getLogger(__name__)
 
-Post = Callable[[str, str, list[SpanData]], None]  # (rollout id, attempt id, spans): durable when it returns
+Rewards = list[tuple[str, str, list[SpanData]]]  # (rollout id, attempt id, spans) of attempts
+Post = Callable[[Rewards], None]  # they are durable when it returns
 _SETTING = "reward.grader"
 _AT_A_TIME = 256  # attempts whose spans are in memory while they are graded
+_KEPT_BACK_S = 1.0  # what a kill takes of a slow grader's work
 
 
 @dataclass(frozen=True)
@@ -120,21 +121,22 @@ def grade(
         function = load_callable(reference, _SETTING)
         results = (_call(function, attempt) for attempt in read_ungraded(con, len(waiting)))
     grades = Grades()
-    with ThreadPoolExecutor(8, thread_name_prefix="grade") as threads:
-        posted = []
-        for done, ((rollout_id, attempt_id), result) in enumerate(zip(waiting, results, strict=True), 1):
-            spans, error = _reward_spans(result, digest)
-            grades.graded += 1
-            if error is not None:
-                grades.invalid += 1
-                if grades.first_error is None:
-                    grades.first_error = f"rollout {rollout_id}: {error}"
-                    logger.error("%s %s gave no usable reward for %s", _SETTING, reference, grades.first_error)
-            posted.append(threads.submit(post, rollout_id, attempt_id, spans))
-            if on_progress is not None:
-                on_progress(done, len(waiting))
-        for future in posted:
-            future.result()
+    waits: Rewards = []
+    posted = time.monotonic()
+    for done, ((rollout_id, attempt_id), result) in enumerate(zip(waiting, results, strict=True), 1):
+        spans, error = _reward_spans(result, digest)
+        grades.graded += 1
+        if error is not None:
+            grades.invalid += 1
+            if grades.first_error is None:
+                grades.first_error = f"rollout {rollout_id}: {error}"
+                logger.error("%s %s gave no usable reward for %s", _SETTING, reference, grades.first_error)
+        waits.append((rollout_id, attempt_id, spans))
+        if len(waits) == _AT_A_TIME or done == len(waiting) or time.monotonic() - posted > _KEPT_BACK_S:
+            post(waits)
+            waits, posted = [], time.monotonic()
+        if on_progress is not None:
+            on_progress(done, len(waiting))
     return grades
 
 

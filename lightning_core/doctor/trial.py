@@ -10,7 +10,6 @@ from typing import Any
 from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.grading import grade
 from lightning_core.agents.runner import Runner, run_rollout
-from lightning_core.client import SpanData, post_spans
 from lightning_core.config import Settings
 from lightning_core.decoding import decode_spool
 from lightning_core.lake.derive import attempts, derive
@@ -46,7 +45,7 @@ def try_agent(server: ServerHandle, settings: Settings, tasks: Mapping[str, Mapp
     decode_spool(server.home, Redaction.of(settings.lake))
     if settings.reward.grader is not None:
         with attempts(lake, epoch) as con:
-            grade(settings.reward.grader, con, _poster(server))
+            grade(settings.reward.grader, con, server.store)
         decode_spool(server.home, Redaction.of(settings.lake))
     derive(lake, epoch, settings, "trial")
     lake.manifests.put_epoch(epoch)
@@ -75,11 +74,3 @@ class _Spec:
             base_url=self.server.attempt_url(rollout, attempt_id),
             token=self.server.mint(rollout, attempt_id, "train"),
         )
-
-
-def _poster(server: ServerHandle) -> Any:
-    def post(rollout_id: str, attempt_id: str, spans: list[SpanData]) -> None:
-        token = server.mint(rollout_id, attempt_id, "train")
-        post_spans(server.attempt_url(rollout_id, attempt_id), {"authorization": f"Bearer {token}"}, {}, spans)
-
-    return post

@@ -9,11 +9,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
+from lightning_core import names
 from lightning_core.client.http import ask
+from lightning_core.client.wire import SpanData, encode_request, post_request
 from lightning_core.config import ServerSettings
 from lightning_core.server.files import load_secret, services
 from lightning_core.server.tokens import Mode, mint
@@ -132,6 +135,15 @@ class ServerHandle:
     def attempt(self, rollout_id: str, attempt_id: str) -> dict[str, Any]:
         """What the server saw of an attempt since it started, `up_s` seconds ago: lightning_core.server.stats.AttemptStats."""
         return self._ask("GET", f"/admin/attempts/{quote(rollout_id, safe='')}/{quote(attempt_id, safe='')}")
+
+    def store(self, spans: Iterable[tuple[str, str, Sequence[SpanData]]]) -> None:
+        """Spans of any attempts (rollout id, attempt id, spans) in one request: durable when it returns.
+
+        Raises DeliveryError with what the server said.
+        """
+        bodies = (encode_request({names.ROLLOUT_ID: r, names.ATTEMPT_ID: a}, found) for r, a, found in spans)
+        # Messages of protobuf one after another are one message, with the resources of all.
+        post_request(self.url, {"Authorization": f"Bearer {self._secret}"}, b"".join(bodies))
 
     def begin_collection(self, name: str, collection: str) -> None:
         """Only this collection of that name is granted claims from now on; see lightning_core.server.claims."""

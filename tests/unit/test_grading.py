@@ -62,7 +62,7 @@ def posted(tmp_path: Path, collected: duckdb.DuckDBPyConnection) -> Posted:
         (tmp_path / "graders.py").write_text(GRADERS)
         sent: dict[str, list[SpanData]] = {}
         reference = grader if grader.endswith(".sql") else f"{tmp_path / 'graders.py'}:{grader}"
-        grades = grade(reference, collected, lambda rollout, _attempt, spans: sent.setdefault(rollout, spans) and None)
+        grades = grade(reference, collected, lambda rewards: sent.update({r: spans for r, _, spans in rewards}))
         return sent, grades
 
     return post
