@@ -9,7 +9,7 @@ orchestration_share    seconds that Prefect takes for a flow run with the task r
 resume_done_s          the command for an epoch whose stages are all done, from start to exit; baseline: what is allowed
 overlap_epochs …       bench/overlap.py, which see
 
-.venv/bin/python -m bench.orchestration [--rollouts 10000]
+.venv/bin/python -m bench.orchestration [--rollouts 10000] [--rows rollouts share resume overlap]
 """
 
 from __future__ import annotations
@@ -166,23 +166,35 @@ def _without_prefect() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
 
 
+ROWS = ("rollouts", "share", "resume", "overlap")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=10_000)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="`resume` runs the rollouts first, too")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-orchestration-") as name:
-        folder = Path(name)
-        settings = settings_for(folder / "home", arguments.rollouts)
-        with prefect_api(settings.home), upstream() as model:
+    if {"rollouts", "share", "resume"} & set(arguments.rows):
+        with tempfile.TemporaryDirectory(prefix="bench-orchestration-") as name:
+            _alone(Path(name), arguments.rollouts, set(arguments.rows))
+    if "overlap" in arguments.rows:
+        # In a process of its own: Prefect keeps the address of the server that it was imported with.
+        subprocess.run([sys.executable, "-m", "bench.overlap"], env=_without_prefect(), check=True)
+
+
+def _alone(folder: Path, rollouts: int, rows: set[str]) -> None:
+    settings = settings_for(folder / "home", rollouts)
+    with prefect_api(settings.home), upstream() as model:
+        if rows - {"share"}:
             server = ServerHandle.start(settings.home, settings.server, folder / "server.log")
             try:
                 collect_and_derive(settings, model.url.removesuffix("/v1"))
             finally:
                 server.stop()
+        if "share" in rows:
             orchestration_share()
+    if "resume" in rows:
         resume_done(settings, folder)
-    # In a process of its own: Prefect keeps the address of the server that it was imported with.
-    subprocess.run([sys.executable, "-m", "bench.overlap"], env=_without_prefect(), check=True)
 
 
 if __name__ == "__main__":
