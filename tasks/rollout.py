@@ -61,25 +61,32 @@ def rollout_shard(
         progress = Progress.shared(what, total)
     else:  # other shards are in other processes
         progress = Progress(f"{what}, shard {number}/{of}", len(rollouts))
-    workers = max(1, settings.rollout.concurrency // of)
-    with (
-        shared_runner(settings, server) as runner,
-        ThreadPoolExecutor(workers, thread_name_prefix="attempt") as threads,
-    ):
-        futures = [threads.submit(attempts, runner, rollout) for rollout in rollouts]
-        try:
-            for future in as_completed(futures):
-                result = future.result()
+    waiting, counting = iter(rollouts), threading.Lock()
+
+    def work(runner: Runner) -> None:
+        nonlocal claimed_before
+        while (rollout := next(waiting, None)) is not None:
+            result = attempts(runner, rollout)
+            with counting:
                 if result is None:
                     claimed_before += 1
                     continue
                 statuses[result.status] += 1
                 if result.error is not None:
                     errors[result.error[:300]] += 1
-                progress.add(note="" if result.status == "ok" else f"last failure: {result.status}")
+            progress.add(note="" if result.status == "ok" else f"last failure: {result.status}")
+
+    workers = min(max(1, settings.rollout.concurrency // of), len(rollouts))
+    with (
+        shared_runner(settings, server) as runner,
+        ThreadPoolExecutor(workers, thread_name_prefix="attempt") as threads,
+    ):
+        futures = [threads.submit(work, runner) for _ in range(workers)]
+        try:
+            for future in as_completed(futures):
+                future.result()
         except BaseException:
-            for future in futures:
-                future.cancel()
+            waiting = iter(())
             runner.close()  # ends the attempts under way, so that the threads return
             raise
     return {"statuses": dict(statuses), "errors": dict(errors.most_common(5)), "claimed_before": claimed_before}

@@ -1,0 +1,69 @@
+"""A shard of rollouts: each is run once, what came of it is counted, and one fault of ours ends the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lightning_core.config import Settings
+from lightning_core.taskset import Task, plan_training
+from tasks import rollout
+
+
+@pytest.fixture
+def shard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs 40 rollouts with what stands for an attempt; returns the shard's answer."""
+    agent = {"agent": {"callable": "a:b"}, "tasks": {"train": "a:b"}}
+    settings = Settings.model_validate({**agent, "home": tmp_path, "rollout": {"tasks_per_epoch": 5}})
+    planned = plan_training(settings, [Task(f"t{n}", {"n": n}) for n in range(5)], 0)
+
+    def run(attempt: Any) -> dict[str, Any]:
+        runner = SimpleNamespace(close=lambda: None)
+
+        @contextlib.contextmanager
+        def shared(*_: Any) -> Iterator[Any]:
+            yield runner
+
+        monkeypatch.setattr(rollout, "shared_runner", shared)
+        monkeypatch.setattr(rollout, "_rollout", lambda runner, server, settings, planned, *_: attempt(planned))
+        place: dict[str, Any] = {"epoch": 0, "mode": "train", "number": 1, "of": 4, "total": len(planned)}
+        return rollout.rollout_shard.fn(settings, SimpleNamespace(), planned, **place)
+
+    return run
+
+
+def test_every_rollout_is_run_once_and_counted(shard: Any) -> None:
+    ran: list[str] = []
+
+    def attempt(planned: Any) -> Any:
+        ran.append(planned.rollout_id)
+        failed = len(ran) % 10 == 0
+        return SimpleNamespace(status="error" if failed else "ok", error="no" if failed else None)
+
+    answer = shard(attempt)
+    assert len(set(ran)) == len(ran) == 40
+    assert answer == {"statuses": {"ok": 36, "error": 4}, "errors": {"no": 4}, "claimed_before": 0}
+
+
+def test_after_a_fault_of_ours_no_further_rollout_is_begun(shard: Any) -> None:
+    ran: list[str] = []
+    failed = threading.Event()
+
+    def attempt(planned: Any) -> Any:
+        ran.append(planned.rollout_id)
+        if len(ran) == 3:
+            failed.set()
+            raise ZeroDivisionError
+        failed.wait(10)
+        threading.Event().wait(0.2)
+        return SimpleNamespace(status="ok", error=None)
+
+    with pytest.raises(ZeroDivisionError):
+        shard(attempt)
+    assert len(ran) < 10
