@@ -1,14 +1,20 @@
 -- The trees that hang on a cycle of parents, once it is broken.
--- Grain: one row per span that no top of a tree is above, as in `components`. Inputs: edges, names, reached.
+-- Grain: one row per span that no top of a tree is above, as in `components`. Inputs: edges, names, nodes,
+-- missing_parents, reached.
 -- Rule: a cycle is broken at its earliest span, which then heads a tree (`broken`).
 WITH RECURSIVE
 hashed AS MATERIALIZED (
     SELECT node, hash(agent_name) AS name FROM names
 ),
+missed AS MATERIALIZED (
+    -- A row where spans were not reached, as a rule none: then nobody looks which.
+    SELECT true AS lost
+    WHERE (SELECT count(*) FROM reached) < (SELECT count(*) FROM nodes) + (SELECT count(*) FROM missing_parents)
+),
 lost AS MATERIALIZED (
     SELECT edges.node, edges.parent, hashed.name
-    FROM edges
-    ANTI JOIN reached USING (node)
+    FROM (FROM edges WHERE EXISTS (FROM missed)) AS edges
+    ANTI JOIN (FROM reached WHERE EXISTS (FROM missed)) AS reached USING (node)
     LEFT JOIN hashed USING (node)
 ),
 laps(node, above, earliest, reach) USING KEY (node) AS (

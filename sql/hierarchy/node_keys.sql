@@ -4,7 +4,8 @@
 -- Rule: numbered by attempt, start and content: never by the order in which spans came. Retries are none here: the lake
 -- drops them as they come (sql/lake/retries.sql).
 SELECT
-    bucket.first_node + row_number() OVER (PARTITION BY bucket.attempt ORDER BY spans.start_ns NULLS LAST, spans.content_hash) AS node,
+    -- A bucket's attempts follow each other, so one sort numbers all of them.
+    (SELECT min(first_node) FROM bucket) + row_number() OVER (ORDER BY bucket.attempt, spans.start_ns NULLS LAST, spans.content_hash) AS node,
     bucket.attempt,
     spans.record_offset,
     spans.record_index
