@@ -151,6 +151,15 @@ def tables(con: duckdb.DuckDBPyConnection) -> set[str]:
     return {name for (name,) in found}
 
 
+def share(con: duckdb.DuckDBPyConnection, name: str, attempts: str) -> str:
+    """SQL: the rows of a table of the epoch that are of some attempts; all, where rows are of no attempt."""
+    columns = set(con.sql(f"FROM main.{name}").columns)
+    for keys in ({"rollout_id", "attempt_id"}, {"attempt"}):
+        if keys <= columns:
+            return f"FROM main.{name} SEMI JOIN {attempts} AS asked USING ({', '.join(sorted(keys))})"
+    return f"FROM main.{name}"
+
+
 def work_alone(con: duckdb.DuckDBPyConnection, job: Job) -> dict[str, pa.Table]:
     """Elsewhere: one bucket, in a connection that has what is known of the epoch; returns the tables asked for."""
     con.execute("SET threads = 1")
@@ -175,12 +184,8 @@ def _worked_elsewhere(
 
 
 def _share(con: duckdb.DuckDBPyConnection, name: str, bucket: Bucket) -> pa.Table:
-    """A bucket's rows of a table of the epoch; all, where rows are of no attempt."""
-    rows = con.sql(f"FROM main.{name}")
-    if {"rollout_id", "attempt_id"} <= set(rows.columns):
-        attempts = f"FROM main.counted_attempts WHERE attempt BETWEEN {bucket.first} AND {bucket.last}"
-        rows = con.sql(f"FROM main.{name} SEMI JOIN ({attempts}) USING (rollout_id, attempt_id)")
-    return rows.to_arrow_table()
+    attempts = f"(FROM main.counted_attempts WHERE attempt BETWEEN {bucket.first} AND {bucket.last})"
+    return con.sql(share(con, name, attempts)).to_arrow_table()
 
 
 def _create(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:

@@ -72,12 +72,15 @@ HIERARCHY = (
     "hierarchy/agent_windows",
     "hierarchy/held_by",
     "hierarchy/placements",
+    "hierarchy/span_agents",
     "hierarchy/places",
     "hierarchy/span_tree",
 )
 # These are wide, or parts of tables: they stay views, and a query reads of them what it needs.
 _VIEWS = {
     "hierarchy/epoch_spans",
+    "hierarchy/span_agents",
+    "hierarchy/places",
     "hierarchy/span_tree",
     "hierarchy/declared",
     "hierarchy/components",
@@ -244,9 +247,7 @@ def _gather(con: duckdb.DuckDBPyConnection, bucket: Bucket, names: Sequence[str]
 def _return_to(con: duckdb.DuckDBPyConnection, bucket: Bucket, narrow: Sequence[str]) -> None:
     """In a bucket again, after the epoch's advantages: its share of the narrow tables, and its triplets."""
     for name in narrow:
-        con.execute(
-            f"CREATE VIEW {bucket.schema}.{name} AS FROM main.{name} SEMI JOIN bucket USING (rollout_id, attempt_id)"
-        )
+        con.execute(f"CREATE VIEW {bucket.schema}.{name} AS {buckets.share(con, name, 'bucket')}")
     run(con, TOKENS)
 
 

@@ -32,7 +32,7 @@ TRIPLETS = (
     "triplets/policy_rewards",
     "triplets/candidate_agents",
     "triplets/policy_totals",
-    "triplets/policy_calls",
+    "triplets/judged_calls",
     "triplets/silent_rollouts",
     "triplets/call_steps",
     "triplets/reward_steps",
@@ -44,6 +44,7 @@ TRIPLETS = (
     "triplets/conversations",
     "triplets/token_drifts",
     "triplets/merges",
+    "triplets/policy_calls",
 )
 # Once for all, of small columns; `make_advantages` comes between.
 CHECKS = ("triplets/bad_rewards",)

@@ -3,7 +3,7 @@
 -- `parent` is NULL where ids do not tell it; `beside` is a call whose place the span shares.
 -- Inputs: nodes, declared, orphans, llm_twins, tool_callers, span_links.
 -- Ladder: `twin` (the place of the outermost record of the same call) → `declared` → `tool_call` (a tool beside the call
--- that asked for it, a call beside the first tool it asked for) → `link` → `missing_parent` (`missing_id` says which) →
+-- that asked for it, a call beside the first tool it asked for) → `link` → `missing_parent` (`missing_key` says which) →
 -- nothing yet.
 WITH roots AS (
     SELECT min(node) AS node FROM nodes WHERE op = 'rollout' GROUP BY attempt
@@ -49,7 +49,7 @@ callers AS (
     GROUP BY tool_callers.call
 ),
 rungs AS (
-    SELECT 1 AS rung, node, NULL::BIGINT AS parent, NULL::BIGINT AS beside, 'root' AS method, NULL AS missing_id FROM roots
+    SELECT 1 AS rung, node, NULL::BIGINT AS parent, NULL::BIGINT AS beside, 'root' AS method, NULL::UBIGINT AS missing_key FROM roots
     UNION ALL
     SELECT 2, node, parent, NULL, CASE WHEN record = node THEN 'declared' ELSE 'twin' END, NULL
     FROM calls
@@ -63,15 +63,15 @@ rungs AS (
     UNION ALL
     SELECT 5, node, parent, NULL, 'link', NULL FROM span_links
     UNION ALL
-    SELECT 6, node, NULL, NULL, 'missing_parent', parent_span_id
+    SELECT 6, node, NULL, NULL, 'missing_parent', parent_key
     FROM orphans
     ANTI JOIN nodes ON nodes.span_key = orphans.parent_key
-    WHERE parent_span_id IS NOT NULL
+    WHERE parent_key IS NOT NULL
     UNION ALL
     SELECT 7, node, NULL, NULL, NULL, NULL FROM calls
     UNION ALL
     SELECT 8, node, NULL, NULL, NULL, NULL FROM orphans
 )
-SELECT node, parent, beside, method, missing_id
+SELECT node, parent, beside, method, missing_key
 FROM rungs
 QUALIFY row_number() OVER (PARTITION BY node ORDER BY rung) = 1

@@ -9,6 +9,5 @@ WHERE evidence.beside IS NOT NULL OR evidence.method = 'link'
 UNION ALL
 SELECT evidence.node, missing_parents.node
 FROM evidence
-JOIN nodes USING (node)
-JOIN missing_parents ON missing_parents.attempt = nodes.attempt AND missing_parents.span_id = evidence.missing_id
+JOIN missing_parents ON missing_parents.span_key = evidence.missing_key
 WHERE evidence.method = 'missing_parent'

@@ -5,7 +5,7 @@
 -- attributes. Equal `said` is equal content. `models` is what the record calls the model, however it is written (a provider
 -- before it, a date behind it): the gateway's policy is what clients send as the model, its `model` what the server says.
 WITH asked AS (
-    SELECT DISTINCT attempt FROM nodes WHERE op = 'llm' AND response_id IS NULL
+    SELECT DISTINCT attempt FROM nodes WHERE op = 'llm' AND response_key IS NULL
 ),
 messages AS (
     SELECT

@@ -13,8 +13,7 @@ llm AS MATERIALIZED (
     SELECT
         node,
         attempt,
-        hash(attempt, response_id) AS response_key,
-        response_id,
+        response_key,
         policy,
         start_ns,
         coalesce(end_ns, start_ns) AS end_ns,
@@ -65,7 +64,7 @@ nested AS MATERIALIZED (
     FROM enclosing
     JOIN llm AS within ON within.node = enclosing.node
     JOIN llm AS outside ON outside.node = enclosing.outer_node
-    WHERE coalesce(within.response_id = outside.response_id, true) AND coalesce(within.lengths = outside.lengths, true)
+    WHERE coalesce(within.response_key = outside.response_key, true) AND coalesce(within.lengths = outside.lengths, true)
     GROUP BY outside.node
 ),
 linked AS MATERIALIZED (
@@ -97,7 +96,7 @@ calls AS MATERIALIZED (
         coalesce(by_id.call, llm.node) AS call,
         llm_content.said,
         llm_content.models,
-        max(llm.response_id) OVER same_call AS response_id,
+        max(llm.response_key) OVER same_call AS response_key,
         max(llm.lengths) OVER same_call AS lengths,
         llm.start_ns,
         llm.end_ns
@@ -115,9 +114,9 @@ same_content AS (
     FROM (SELECT *, min(call) OVER (PARTITION BY attempt, said) AS first FROM calls)
     GROUP BY attempt, said
     HAVING count(DISTINCT call) = 2
-        AND count(DISTINCT response_id) <= 1
+        AND count(DISTINCT response_key) <= 1
         AND count(DISTINCT lengths) <= 1
-        AND bool_or(response_id IS NULL)
+        AND bool_or(response_key IS NULL)
         AND max(start_ns) <= min(end_ns) + 50_000_000
 ),
 told_alike AS (

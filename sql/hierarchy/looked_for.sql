@@ -1,5 +1,5 @@
 -- The parent that each span declares, looked for.
--- Grain: one row per span; `parent` is NULL where the declared one is not there or not known. Inputs: nodes, id_bearers, user_names.
+-- Grain: one row per span; `parent` is NULL where the declared one is not there or not known. Inputs: nodes, spans, id_bearers, user_names.
 -- Rule: looked for in the whole attempt, since one run of an agent comes as many traces. Where several spans bear the id
 -- (`random` was seeded): of the same trace first, then those that were open when the child began (an unknown start was
 -- before all), and of them the earliest. Where these are of different agents, as far as declared parents and names tell, no
@@ -9,9 +9,10 @@
 -- squared.
 WITH RECURSIVE
 doubtful AS MATERIALIZED (
-    SELECT child.node, child.attempt, child.trace_id, id_bearers.span_key, child.start_ns, child.span_key = id_bearers.span_key AS own_id
+    SELECT child.node, child.attempt, spans.trace_id, id_bearers.span_key, child.start_ns, child.span_key = id_bearers.span_key AS own_id
     FROM nodes AS child
     JOIN id_bearers ON id_bearers.span_key = child.parent_key
+    JOIN spans USING (record_offset, record_index)
     WHERE id_bearers.spans > 1
 ),
 members AS MATERIALIZED (
@@ -62,7 +63,7 @@ certain AS (
 bearers AS MATERIALIZED (
     SELECT
         nodes.node,
-        nodes.trace_id,
+        spans.trace_id,
         nodes.span_key,
         coalesce(nodes.start_ns, -1) AS start_ns,
         greatest(coalesce(nodes.end_ns, 9223372036854775807), nodes.start_ns) AS end_ns,
@@ -70,6 +71,7 @@ bearers AS MATERIALIZED (
     FROM nodes
     SEMI JOIN doubtful USING (span_key)
     JOIN members USING (node)
+    JOIN spans USING (record_offset, record_index)
     LEFT JOIN certain ON certain.family = members.above
 ),
 scoped AS MATERIALIZED (

@@ -1,17 +1,24 @@
 -- Parents that spans declare and nobody sent.
 -- Grain: one row per missing id of an attempt: a node is made for it, that its children share. Its number is that of its
 -- first child, negative; its time is what its children cover. `named`: a child says whose it is.
--- Inputs: nodes, evidence, names.
+-- Inputs: nodes, evidence, names, spans.
+WITH children AS MATERIALIZED (
+    -- First, so that DuckDB knows that there are none, as a rule, and reads no texts.
+    SELECT nodes.node, nodes.attempt, nodes.record_offset, nodes.record_index, nodes.start_ns, nodes.end_ns, evidence.missing_key
+    FROM evidence
+    JOIN nodes USING (node)
+    WHERE evidence.method = 'missing_parent'
+)
 SELECT
-    -min(nodes.node) AS node,
-    nodes.attempt,
-    evidence.missing_id AS span_id,
-    min(nodes.trace_id) AS trace_id,
-    min(nodes.start_ns) AS start_ns,
-    max(coalesce(nodes.end_ns, nodes.start_ns)) AS end_ns,
+    -min(children.node) AS node,
+    children.attempt,
+    children.missing_key AS span_key,
+    min(spans.parent_span_id) AS span_id,
+    min(spans.trace_id) AS trace_id,
+    min(children.start_ns) AS start_ns,
+    max(coalesce(children.end_ns, children.start_ns)) AS end_ns,
     bool_or(names.node IS NOT NULL) AS named
-FROM evidence
-JOIN nodes USING (node)
+FROM children
+JOIN spans USING (record_offset, record_index)
 LEFT JOIN names USING (node)
-WHERE evidence.method = 'missing_parent'
-GROUP BY nodes.attempt, evidence.missing_id
+GROUP BY children.attempt, children.missing_key

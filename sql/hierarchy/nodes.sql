@@ -1,22 +1,20 @@
--- The spans that the epoch is made of, narrow: what placing them needs, without messages and token ids.
+-- The spans that the epoch is made of, narrow: what placing them needs of every one.
 -- Grain: one row per span of an attempt that counts. The wide columns are one join away: `spans` USING (record_offset,
 -- record_index), or the view `epoch_spans`.
 -- Inputs: spans, node_keys.
 -- Rule: `prompt_tokens` and `response_tokens` are the lengths of the lists of token ids; NULL where there are none.
--- `attempt` is that of `bucket`, which has its rollout and attempt id. `span_key` and `parent_key` stand for (attempt, id) in
--- 64 bits: joins of a million spans want one number. Times are at most 2^62 ns from 1970 (the year 2116), so that what adds to them cannot
+-- `attempt` is that of `bucket`, which has its rollout and attempt id. `span_key`, `parent_key` and
+-- `response_key` stand for (attempt, id) in 64 bits: joins of a million spans want one number. Texts that few spans are
+-- asked for (trace, links, the parent's id) are read of these. Times are at most 2^62 ns from 1970 (the year 2116), so that what adds to them cannot
 -- overflow; `spans` has them as sent.
 SELECT
     keys.node,
     keys.attempt,
     keys.record_offset,
     keys.record_index,
-    spans.trace_id,
     spans.span_id,
-    spans.parent_span_id,
     hash(keys.attempt, spans.span_id) AS span_key,
     CASE WHEN spans.parent_span_id IS NOT NULL THEN hash(keys.attempt, spans.parent_span_id) END AS parent_key,
-    spans.name,
     spans.op,
     spans.agent_name,
     CASE WHEN spans.start_ns BETWEEN -4_611_686_018_427_387_904 AND 4_611_686_018_427_387_904 THEN spans.start_ns ELSE 4_611_686_018_427_387_904 * sign(spans.start_ns)::BIGINT END AS start_ns,
@@ -24,10 +22,9 @@ SELECT
     spans.status,
     spans.policy,
     spans.policy_version,
-    spans.response_id,
+    CASE WHEN spans.response_id IS NOT NULL THEN hash(keys.attempt, spans.response_id) END AS response_key,
     spans.tool_name,
     spans.tool_call_id,
-    spans.links,
     spans.reward,
     spans.reward_name,
     spans.reward_source,

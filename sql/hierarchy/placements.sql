@@ -33,7 +33,7 @@ placed AS (
     LEFT JOIN evidence ON evidence.node = tops.node
     LEFT JOIN names ON names.node = tops.node
     LEFT JOIN components AS beside ON beside.node = evidence.beside
-    LEFT JOIN missing_parents ON missing_parents.attempt = tops.attempt AND missing_parents.span_id = evidence.missing_id
+    LEFT JOIN missing_parents ON missing_parents.span_key = evidence.missing_key
     LEFT JOIN held_by AS of_missing ON of_missing.node = missing_parents.node
     LEFT JOIN held_by
         ON held_by.node = coalesce(evidence.beside, tops.node)

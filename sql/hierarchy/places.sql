@@ -1,31 +1,18 @@
 -- Each span's place in the repaired tree of its attempt, and the agent it belongs to; `span_tree` says it with ids.
 -- Grain: one row per span, and one (negative `node`) per declared parent that never came.
--- Inputs: components, placements, evidence, agent_spans, llm_twins, methods.
--- Rule: a span belongs to the nearest named ancestor-or-self. What lies under an `ambiguous` span is ambiguous too, until
--- a span names its agent. What is declared is not put elsewhere by time: a span whose declared ancestors name no agent up to
--- the root (AgentOps hangs calls under its session) is of no agent, whoever's time holds it.
+-- Inputs: span_agents, evidence, llm_twins, methods.
 SELECT
-    components.node,
-    coalesce(components.parent, placements.parent) AS parent_node,
+    this.node,
+    this.parent_node,
     methods.method,
-    CASE WHEN components.node = components.top THEN placements.candidates ELSE 0 END AS candidates,
+    this.candidates,
     methods.confidence::DOUBLE AS confidence,
-    components.depth + placements.depth AS depth,
-    coalesce(agents.agent, placements.agent) AS agent,
-    CASE
-        WHEN agents.agent_path IS NULL THEN placements.agent_path
-        WHEN placements.agent_path IS NULL OR placements.method = 'link' OR starts_with(agents.agent_path, '…') THEN agents.agent_path
-        WHEN placements.agent = agents.outermost THEN placements.agent_path || substr(agents.agent_path, length(agents.outermost) + 1)
-        ELSE placements.agent_path || '/' || agents.agent_path
-    END AS agent_path,
-    agents.node IS NULL AND placements.ambiguous AS ambiguous,
+    this.depth,
+    this.agent,
+    this.agent_path,
+    this.ambiguous,
     llm_twins.kept AS twin_of
-FROM components
-JOIN placements ON placements.node = components.top
-LEFT JOIN evidence ON evidence.node = components.node
-LEFT JOIN agent_spans AS agents ON agents.node = components.agent_node
-LEFT JOIN llm_twins ON llm_twins.node = components.node
-JOIN methods ON methods.method = CASE
-    WHEN components.node = components.top THEN placements.method
-    ELSE coalesce(evidence.method, 'declared')
-END
+FROM span_agents AS this
+LEFT JOIN evidence ON evidence.node = this.node
+LEFT JOIN llm_twins ON llm_twins.node = this.node
+JOIN methods ON methods.method = coalesce(this.placed_by, evidence.method, 'declared')

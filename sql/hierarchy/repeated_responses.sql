@@ -1,7 +1,7 @@
 -- Response ids that several LLM spans of an attempt bear: as a rule none.
 -- Grain: one row per (attempt, response id), by `response_key`. Inputs: nodes.
-SELECT hash(attempt, response_id) AS response_key
+SELECT response_key
 FROM nodes
-WHERE op = 'llm' AND response_id IS NOT NULL
-GROUP BY ALL
+WHERE op = 'llm' AND response_key IS NOT NULL
+GROUP BY response_key
 HAVING count(*) > 1

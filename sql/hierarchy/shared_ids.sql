@@ -4,6 +4,6 @@
 -- A table of its own, so that DuckDB knows how few there are (none, as a rule) before `llm_twins` reads token ids for them.
 SELECT node, record_offset, record_index
 FROM nodes
-SEMI JOIN repeated_responses ON repeated_responses.response_key = hash(nodes.attempt, nodes.response_id)
-WHERE op = 'llm' AND response_id IS NOT NULL AND prompt_tokens IS NOT NULL AND response_tokens IS NOT NULL
-QUALIFY count(*) OVER (PARTITION BY attempt, response_id, prompt_tokens, response_tokens) > 1
+SEMI JOIN repeated_responses USING (response_key)
+WHERE op = 'llm' AND prompt_tokens IS NOT NULL AND response_tokens IS NOT NULL
+QUALIFY count(*) OVER (PARTITION BY response_key, prompt_tokens, response_tokens) > 1

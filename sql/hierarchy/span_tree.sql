@@ -1,10 +1,20 @@
 -- The tree of every attempt as repaired: each span's place, how it was found, and the agent it belongs to.
 -- Grain: one row per span, and one per declared parent that never came (`method` synthesised, negative `node`).
--- Inputs: places, nodes, bucket, repeated_ids, missing_parents.
+-- Inputs: places, nodes, spans, bucket, repeated_ids, missing_parents.
 -- Rule: what was declared stays in `declared_parent_id`; `method` says where `parent_id` came from (table `methods`).
 WITH known AS (
-    SELECT node, attempt, trace_id, span_id, parent_span_id, name, op, start_ns, end_ns
+    SELECT
+        nodes.node,
+        nodes.attempt,
+        spans.trace_id,
+        nodes.span_id,
+        spans.parent_span_id,
+        spans.name,
+        nodes.op,
+        nodes.start_ns,
+        nodes.end_ns
     FROM nodes
+    JOIN spans USING (record_offset, record_index)
     UNION ALL
     SELECT
         missing_parents.node,
@@ -43,5 +53,6 @@ SELECT
 FROM places
 JOIN known AS this USING (node)
 JOIN bucket USING (attempt)
-LEFT JOIN known AS above ON above.node = places.parent_node
+LEFT JOIN (SELECT node, span_id FROM nodes UNION ALL SELECT node, span_id FROM missing_parents) AS above
+    ON above.node = places.parent_node
 LEFT JOIN repeated_ids ON repeated_ids.node = places.node

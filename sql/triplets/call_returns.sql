@@ -1,7 +1,7 @@
 -- What each call that could be trained on is credited with.
--- Grain: one row per call of policy_calls that is not left out. `agent` and `step` say what it is compared with: the same
+-- Grain: one row per call of judged_calls that is not left out. `agent` and `step` say what it is compared with: the same
 -- step of the same agent in the other rollouts of its group; with `assign: final` all of a rollout is one step.
--- Inputs: policy_calls, call_steps, rollout_rewards, policy_totals, reward_steps, reward_settings, policies.
+-- Inputs: judged_calls, call_steps, rollout_rewards, bucket, policy_totals, reward_steps, reward_settings, policies.
 -- Rule: final: the rollout's reward, to this policy where it names rewards of its own. nearest: the sum of the rewards the call was given. discounted: the sum of those
 -- that it and the agent's later calls were given, times gamma a call in between. Where a reward's agent is ambiguous,
 -- no call of the attempt has a return that could be trusted (`ambiguous_reward`); where an agent's call is that a reward may
@@ -12,17 +12,18 @@ WITH RECURSIVE trainable AS (
     SELECT
         calls.call_id,
         calls.policy,
-        calls.group_id,
-        calls.rollout_id,
-        calls.attempt_id,
+        rewards.group_id,
+        rewards.rollout_id,
+        rewards.attempt_id,
         steps.agent,
         steps.step,
         CASE WHEN policies.own_rewards THEN own.reward ELSE rewards.reward END AS reward
-    FROM policy_calls AS calls
+    FROM judged_calls AS calls
     JOIN policies USING (policy)
-    JOIN rollout_rewards AS rewards ON rewards.rollout_id = calls.rollout_id AND rewards.attempt_id = calls.attempt_id
-    LEFT JOIN policy_totals AS own
-        ON own.policy = calls.policy AND own.rollout_id = calls.rollout_id AND own.attempt_id = calls.attempt_id
+    -- By `attempt`: one number is joined faster than two texts.
+    JOIN (SELECT bucket.attempt, totals.* FROM rollout_rewards AS totals JOIN bucket USING (rollout_id, attempt_id)) AS rewards
+        USING (attempt)
+    LEFT JOIN policy_totals AS own ON own.policy = calls.policy AND own.attempt = calls.attempt
     LEFT JOIN call_steps AS steps USING (call_id)
     WHERE calls.left_out IS NULL
 ),

@@ -1,7 +1,7 @@
 -- The agents that could have made a call of which time does not say whose it is.
 -- Grain: one row per (call, agent name), of ambiguous calls that somebody asks about: where a policy trains those and
 -- chooses agents; where it drops them, and an agent of the attempt was given rewards for its calls (`reward_steps`).
--- Inputs: rewards_given, policy_rewards, bucket, reward_settings, nodes, places, components, placements, evidence, held_by, waiting, agent_windows, agent_spans, policies.
+-- Inputs: rewards_given, policy_rewards, bucket, reward_settings, nodes, span_agents, components, placements, evidence, held_by, waiting, agent_windows, agent_spans, policies.
 -- Rule: what is ambiguous is the call, or what it lies under: from the call upwards to the first tree that several agents
 -- hold. Candidates are the agents whose time holds that (as `held_by` counts them), without those around another of them:
 -- of nested agents the inner one has the span.
@@ -27,10 +27,10 @@ rewarded AS (
 asked AS MATERIALIZED (
     SELECT nodes.node AS call_id, components.top
     FROM nodes
-    JOIN places USING (node)
+    JOIN span_agents USING (node)
     JOIN components USING (node)
     JOIN policies ON policies.policy = nodes.policy
-    WHERE places.ambiguous
+    WHERE span_agents.ambiguous
         AND nodes.op = 'llm'
         AND CASE policies.ambiguous
             WHEN 'train' THEN policies.agent_match <> '' OR policies.agent_exclude IS NOT NULL

@@ -1,147 +1,29 @@
--- Every LLM call of the epoch's rollouts, and whether it trains a policy.
+-- Every LLM call of the epoch's rollouts, its agent, and whether it trains a policy.
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
--- Inputs: nodes, places, agent_spans, candidate_agents, sampled_calls, rollout_rewards, policy_totals, bucket, policies.
--- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
--- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
--- before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the
--- policy's temperature and top_p alone; flagged also where it trains. An ambiguous call trains, where that is set, if the policy
--- takes every agent that could have made it. `bad_token_ids`: negative, or past the vocabulary where that is known.
--- `bad_logprobs`: above 0 by more than rounding, infinite, or NaN. `not_scheduled`: the policy is not trained in this epoch.
-WITH call_places AS MATERIALIZED (
-    -- Narrow, and no more than there are calls: what DuckDB hashes is this, not the wide rows of `calls`.
-    SELECT places.node, agent, agent_path, method, ambiguous
-    FROM places
-    SEMI JOIN (SELECT node FROM nodes WHERE op = 'llm') AS llm USING (node)
-    WHERE twin_of IS NULL
-),
-calls AS (
-    SELECT
-        nodes.node,
-        nodes.attempt,
-        nodes.span_id,
-        nodes.response_id,
-        nodes.start_ns,
-        nodes.end_ns,
-        nodes.status,
-        nodes.policy,
-        nodes.policy_version,
-        nodes.prompt_tokens,
-        nodes.response_tokens,
-        tree.agent,
-        tree.agent_path,
-        tree.method,
-        tree.ambiguous
-    FROM nodes
-    JOIN call_places AS tree USING (node)
-    WHERE nodes.op = 'llm'
-),
-rewards AS (
-    -- By `attempt`: hundreds of thousands of calls are joined by one number, not by two texts.
-    SELECT bucket.attempt, totals.*
-    FROM rollout_rewards AS totals
-    JOIN bucket USING (rollout_id, attempt_id)
-),
-remarked AS (
-    -- Likewise, and fewer for the filter.
-    SELECT call_id, sampling, untrainable, flaw
-    FROM sampled_calls
-    WHERE sampling IS NOT NULL OR untrainable IS NOT NULL OR flaw IS NOT NULL
-),
--- Few texts on many calls: each is parsed, and each pattern searched, once.
-samplings AS (
-    SELECT
-        text,
-        TRY(from_json(
-            text,
-            '{"temperature": "DOUBLE", "top_p": "DOUBLE", "top_k": "DOUBLE", "min_p": "DOUBLE",
-              "frequency_penalty": "DOUBLE", "presence_penalty": "DOUBLE", "repetition_penalty": "DOUBLE",
-              "min_tokens": "DOUBLE", "logit_bias": "VARCHAR", "bad_words": "VARCHAR", "allowed_token_ids": "VARCHAR"}'
-        )) AS sampling
-    FROM (SELECT DISTINCT sampling AS text FROM sampled_calls WHERE sampling IS NOT NULL)
-),
-distorted AS (
-    -- Any of these bends the distribution that the logprobs are of.
-    SELECT
-        text,
-        policies.policy,
-        abs(coalesce(sampling.temperature, policies.temperature) - policies.temperature) > 1e-6
-            OR abs(coalesce(sampling.top_p, policies.top_p) - policies.top_p) > 1e-6
-            OR coalesce(sampling.top_k > 0, false)
-            OR coalesce(sampling.min_p > 0, false)
-            OR coalesce(sampling.frequency_penalty <> 0, false)
-            OR coalesce(sampling.presence_penalty <> 0, false)
-            OR coalesce(sampling.repetition_penalty <> 1, false)
-            OR coalesce(sampling.min_tokens > 0, false)
-            OR coalesce(sampling.logit_bias <> '{}', false)
-            OR coalesce(sampling.bad_words <> '[]', false)
-            OR sampling.allowed_token_ids IS NOT NULL AS other_sampling
-    FROM samplings
-    CROSS JOIN policies
-),
-versions AS (
-    SELECT policy_version, list_min([TRY_CAST(v AS BIGINT) FOR v IN regexp_extract_all(policy_version, 'v(\d+)', 1)]) AS oldest
-    FROM (SELECT DISTINCT policy_version FROM nodes SEMI JOIN policies USING (policy) WHERE policy_version IS NOT NULL)
-),
-agents AS (
-    SELECT
-        policies.policy,
-        names.agent,
-        regexp_matches(names.agent, policies.agent_match) AS matched,
-        CASE WHEN policies.agent_exclude IS NULL THEN false ELSE regexp_matches(names.agent, policies.agent_exclude) END AS excluded
-    FROM (SELECT agent FROM agent_spans UNION SELECT '') AS names
-    CROSS JOIN policies
-),
-candidates AS (
-    SELECT
-        agents.policy,
-        candidate_agents.call_id,
-        bool_or(matched) AS matched,
-        bool_or(matched AND NOT excluded) AS taken,
-        bool_and(matched AND NOT excluded) AS all_taken
-    FROM candidate_agents
-    JOIN agents USING (agent)
-    GROUP BY ALL
-)
+-- Inputs: judged_calls, nodes, places, spans, bucket, rollout_rewards.
+-- Rule: that of judged_calls. Wide and for analysts, hence made behind the triplets, which need none of it.
 SELECT
-    calls.node AS call_id,
-    rewards.rollout_id,
-    rewards.attempt_id,
+    calls.call_id,
+    bucket.rollout_id,
+    bucket.attempt_id,
     rewards.group_id,
-    calls.span_id,
-    calls.response_id,
-    calls.start_ns,
-    calls.end_ns,
-    calls.agent,
-    calls.agent_path,
-    calls.method,
+    nodes.span_id,
+    spans.response_id,
+    nodes.start_ns,
+    nodes.end_ns,
+    places.agent,
+    places.agent_path,
+    places.method,
     calls.policy,
-    calls.policy_version,
-    calls.prompt_tokens,
-    calls.response_tokens,
-    coalesce(distorted.other_sampling, false) AS other_sampling,
-    CASE
-        WHEN calls.status = 'error' THEN 'failed_call'
-        WHEN policies.policy IS NULL THEN 'other_policy'
-        WHEN sampled.untrainable IS NOT NULL THEN 'untrainable: ' || sampled.untrainable
-        WHEN sampled.flaw IS NOT NULL THEN sampled.flaw
-        WHEN distorted.other_sampling AND policies.other_sampling = 'drop' THEN 'other_sampling'
-        WHEN policies.max_version_lag IS NOT NULL AND (versions.oldest IS NULL OR policies.version IS NULL) THEN 'unknown_version'
-        WHEN policies.version - versions.oldest > policies.max_version_lag THEN 'stale'
-        WHEN calls.ambiguous AND policies.ambiguous = 'drop' THEN 'ambiguous_agent'
-        WHEN candidates.taken AND NOT candidates.all_taken THEN 'ambiguous_agent'
-        WHEN NOT coalesce(candidates.matched, agents.matched) THEN 'agent_not_matched'
-        WHEN coalesce(NOT candidates.taken, agents.excluded) THEN 'agent_excluded'
-        WHEN NOT policies.scheduled THEN 'not_scheduled'
-        WHEN policies.own_rewards THEN own.left_out
-        WHEN rewards.left_out IS NOT NULL THEN rewards.left_out
-    END AS left_out
-FROM calls
-JOIN rewards USING (attempt)
-LEFT JOIN policies ON policies.policy = calls.policy
-LEFT JOIN policy_totals AS own ON own.policy = calls.policy AND own.attempt = calls.attempt
-LEFT JOIN remarked AS sampled ON sampled.call_id = calls.node
-LEFT JOIN distorted ON distorted.text = sampled.sampling AND distorted.policy = calls.policy
-LEFT JOIN versions ON versions.policy_version = calls.policy_version
-LEFT JOIN agents ON agents.policy = calls.policy AND agents.agent = coalesce(calls.agent, '')
-LEFT JOIN candidates ON candidates.policy = calls.policy AND candidates.call_id = calls.node
-ORDER BY call_id
+    nodes.policy_version,
+    nodes.prompt_tokens,
+    nodes.response_tokens,
+    calls.other_sampling,
+    calls.left_out
+FROM judged_calls AS calls
+JOIN nodes ON nodes.node = calls.call_id
+JOIN places ON places.node = calls.call_id
+JOIN spans USING (record_offset, record_index)
+JOIN bucket ON bucket.attempt = calls.attempt
+JOIN rollout_rewards AS rewards ON rewards.rollout_id = bucket.rollout_id AND rewards.attempt_id = bucket.attempt_id
+ORDER BY calls.call_id

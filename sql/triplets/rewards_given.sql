@@ -1,7 +1,7 @@
 -- Every reward of the attempts that count, and why those that do not count do not.
 -- Grain: one row per reward. `source`: emitted (by the agent), grader, air (a rule), failure (of the attempt).
 -- `agent`: whose span it was emitted under; NULL outside every agent. `counts`: it is part of the rollout's reward.
--- Inputs: nodes, places, spans, scored_attempts, bucket, air_matches, reward_settings, reward_weights (name, weight).
+-- Inputs: nodes, span_agents, spans, scored_attempts, bucket, air_matches, reward_settings, reward_weights (name, weight).
 -- Rule: with weights, the last of each weighted name counts; without, the last one named `reward`, or the last of any
 -- name where none is so named. A grader's is written after the attempt: it is later than any other, whatever the clocks say.
 -- An attempt that the agent failed gets failure_reward instead of these. What AIR gives is added to either.
@@ -40,7 +40,7 @@ emitted AS (
         coalesce(weights.weight, 1.0) AS weight,
         settings.weighted
     FROM nodes
-    JOIN places AS tree USING (node)
+    JOIN span_agents AS tree USING (node)
     JOIN attempts ON attempts.attempt = nodes.attempt
     CROSS JOIN reward_settings AS settings
     LEFT JOIN reward_weights AS weights ON weights.name = coalesce(nodes.reward_name, 'reward')
@@ -76,7 +76,7 @@ by_rules AS (
     SELECT air.*, nodes.span_id, tree.agent, tree.ambiguous
     FROM air_matches AS air
     JOIN nodes USING (node)
-    JOIN places AS tree USING (node)
+    JOIN span_agents AS tree USING (node)
 ),
 failed AS (
     SELECT attempts.rollout_id, attempts.attempt_id, attempts.end_ns, settings.failure_reward, min(nodes.node) AS node, min_by(nodes.span_id, nodes.node) AS span_id

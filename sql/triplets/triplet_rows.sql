@@ -1,7 +1,7 @@
 -- What there is of the triplets but their tokens, and where in the lake those lie.
 -- Grain: one row per choice of a call that trains (one choice unless the agent asked for `n` > 1). `reward` is what the
 -- call is credited with. Of the call's sampled tokens those of the choice begin behind the first `tokens_before`.
--- Inputs: sampled_calls, policy_calls, call_returns, call_rows.
+-- Inputs: sampled_calls, call_returns, call_rows.
 -- Rule: the response of a call is that of its choices one after another; `choice_lengths` says how many tokens each has.
 WITH choices AS (
     SELECT call_id, 0 AS choice, 0 AS tokens_before, NULL AS response_tokens FROM sampled_calls WHERE choice_lengths IS NULL
@@ -14,20 +14,19 @@ WITH choices AS (
     FROM (SELECT call_id, choice_lengths, unnest(range(len(choice_lengths))) AS choice FROM sampled_calls)
 )
 SELECT
-    calls.call_id,
+    returns.call_id,
     choices.choice,
-    calls.rollout_id,
-    calls.attempt_id,
-    calls.policy,
-    calls.policy_version,
+    returns.rollout_id,
+    returns.attempt_id,
+    returns.policy,
+    call_rows.policy_version,
     returns.return AS reward,
-    calls.prompt_tokens,
+    call_rows.prompt_tokens,
     choices.tokens_before,
-    coalesce(choices.response_tokens, calls.response_tokens) AS response_tokens,
+    coalesce(choices.response_tokens, call_rows.response_tokens) AS response_tokens,
     call_rows.record_offset,
     call_rows.record_index
-FROM policy_calls AS calls
-JOIN call_returns AS returns USING (call_id)
+FROM call_returns AS returns
 JOIN call_rows USING (call_id)
 JOIN choices USING (call_id)
-WHERE calls.left_out IS NULL AND returns.left_out IS NULL AND coalesce(choices.response_tokens > 0, true)
+WHERE returns.left_out IS NULL AND coalesce(choices.response_tokens > 0, true)
