@@ -45,7 +45,6 @@ class Stepping:
     def begin_step(self, step: int) -> None:
         """Before the first pass of step `step` of the epoch."""
         course = self.course
-        self.step_began = time.perf_counter()
         if step == course.first:
             course.begin(self)
             self._go_on()
@@ -54,6 +53,7 @@ class Stepping:
         if self.optimizer is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(step)
+        self.step_began = time.perf_counter()
 
     def told(self, step: int, steps: int) -> dict[str, Any]:
         """What the end of step `step` of `steps` tells of itself, by whichever trainer."""
