@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_core import client, names
-from lightning_core.client import fallback, wire
+from lightning_core.client import fallback, http, wire
 from tests.examples import of_many
 from tests.standin_server import Standin, standin
 
@@ -211,6 +211,66 @@ def test_an_answer_that_comes_before_all_is_sent_is_heard(tmp_path: Path) -> Non
             wire.post_request(url, {}, bytes(30_000_000), retries=0)
         thread.join()
     assert caught.value.permanent
+
+
+def test_a_connection_that_the_server_closed_meanwhile_costs_no_request() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer_once_each() -> None:
+            for _ in range(2):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=answer_once_each)
+        thread.start()
+        for _ in range(2):
+            wire.post_request(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, b"", retries=0)
+        thread.join()
+
+
+def test_requests_go_over_one_connection_and_a_fork_has_its_own(
+    server: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = ("127.0.0.1", server.server_address[1])
+    client.emit_reward(1)
+    kept = http._kept.to(*place)
+    assert kept.sock is not None
+    client.emit_reward(2)
+    assert http._kept.to(*place) is kept
+    monkeypatch.setattr(http.os, "getpid", lambda: -1)
+    assert http._kept.to(*place) is not kept
+
+
+def test_what_a_server_says_in_protobuf_is_read() -> None:
+    from email.message import Message
+
+    from google.rpc.status_pb2 import Status
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+    partial = ExportTraceServiceResponse()
+    partial.partial_success.rejected_spans, partial.partial_success.error_message = 300, "no id"
+    headers = Message()
+    headers["Content-Type"] = wire.PROTOBUF
+    answers = [
+        http.Answer(200, headers, b""),
+        http.Answer(200, headers, partial.SerializeToString()),
+        http.Answer(503, headers, Status(code=14, message="the spool is full").SerializeToString()),
+        http.Answer(500, headers, b"\xff"),
+    ]
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "ask", lambda *_: answers.pop(0))
+        for _ in range(4):
+            failure, _ = wire._post_once("http://x", {}, b"", 1)
+            said.append(failure and (str(failure), failure.permanent))
+    assert said == [
+        None,
+        ("http://x refused 300 spans: no id", True),
+        ("http://x answered 503: the spool is full", False),
+        ("http://x answered 500: \ufffd", True),
+    ]
 
 
 def test_waiting_spans_are_sent_when_the_process_ends(server: Standin, tmp_path: Path) -> None:
