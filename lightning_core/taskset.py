@@ -94,14 +94,15 @@ def _parse(line: str, number: int) -> Any:
 
 
 def plan_training(settings: Settings, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
-    """Rollouts of a training epoch: a seeded order over all tasks, none twice before all were seen."""
+    """Rollouts of a training epoch: a seeded order over all tasks, or the one given; none twice before all were seen."""
     wanted = settings.rollout.tasks_per_epoch
     start = epoch * wanted
     chosen: list[Task] = []
     while len(chosen) < wanted:
         lap, place = divmod(start + len(chosen), len(tasks))
         order = list(tasks)
-        random.Random(f"{settings.seed}/{lap}").shuffle(order)
+        if settings.rollout.shuffle:
+            random.Random(f"{settings.seed}/{lap}").shuffle(order)
         chosen += order[place : place + wanted - len(chosen)]
     return _plan(settings.run, f"{epoch:04d}", chosen, settings.rollout.group_size)
 

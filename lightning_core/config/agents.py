@@ -64,10 +64,12 @@ class TaskSettings(Section):
 
 
 class RolloutSettings(Section):
-    tasks_per_epoch: int = Field(
-        8, ge=1, description="tasks drawn (in a seeded order, without repeats until all were seen)"
-    )
+    tasks_per_epoch: int = Field(8, ge=1, description="tasks drawn, without repeats until all were seen")
     group_size: int = Field(8, ge=1, description="rollouts of each task")
+    shuffle: bool = Field(
+        True,
+        description="drawn in a seeded order, another each time round; false: in the order given (one that mixes kinds of tasks evenly gives epochs that do)",
+    )
     concurrency: int = Field(16, ge=1, description="attempts that run at the same time, over all shards")
     shards: int = Field(4, ge=1, description="Prefect tasks the rollouts of an epoch are spread over")
     retries: int = Field(

@@ -134,6 +134,14 @@ def test_no_task_comes_again_before_all_were_seen(count: int, wanted: int, epoch
         assert len(set(drawn[lap : lap + count])) == len(drawn[lap : lap + count])
 
 
+def test_without_shuffling_epochs_take_the_tasks_in_the_order_given_and_begin_again_at_its_end() -> None:
+    tasks = [Task(str(i), {}) for i in range(5)]
+    settings = settings_of(2, 2)
+    settings = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"shuffle": False})})
+    drawn = [[r.task.id for r in plan_training(settings, tasks, epoch)[::2]] for epoch in range(4)]
+    assert drawn == [["0", "1"], ["2", "3"], ["4", "0"], ["1", "2"]]
+
+
 def test_a_plan_is_the_same_each_time_and_ids_are_unique_and_fit_a_url() -> None:
     tasks = [Task(name, {}) for name in ("a/b", "a?b", "ä", "x" * 60, "x" * 61, "ok")]
     plan = plan_training(settings_of(8, 2), tasks, 3)
