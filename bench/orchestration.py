@@ -3,7 +3,9 @@
 rollouts_per_s         one epoch, from the first rollout to its training rows (decode, grade, SQL), everything durable:
                        each attempt's process, its call's span and its root span; baseline: what is asked for. `cpu_ms`:
                        of a rollout, in the flow and the attempts; `server_cpu_ms`: in the server
-rollouts_10k_rss_mb    what the flow's memory grew by from the epoch's first rollouts to its last; baseline: what is allowed
+rollouts_10k_rss_mb    what the flow's memory grew by from the epoch's first rollouts to its last, decoded and graded; baseline:
+                       what is allowed. `peak_mb`: the most it had until then; `sql_peak_mb`: the most it had in the SQL,
+                       which is of the whole epoch or of a bucket of it; `server_mb`: what the server's grew by
 orchestration_share    seconds that Prefect takes for a flow run with the task runs of a demo epoch, as a share of the
                        last demo's mean epoch (var/demo.json; without one the seconds alone); baseline: what is allowed
 resume_done_s          the command for an epoch whose stages are all done, from start to exit; baseline: what is allowed
@@ -71,16 +73,21 @@ def collect_and_derive(settings: Settings, model: str) -> None:
     planned = plan_training(settings, load_tasks(settings.tasks.train, "id", "tasks.train"), 0)
     epoch = lake.open_epoch("bench", 0, "train", {"policy": "v0000"})
 
+    collected = 0
+
     @flow(name="bench", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)
     def rollouts_to_rows() -> None:
+        nonlocal collected
         collect(settings, epoch, planned)
+        collected = len(memory.samples)
         derive_tables(settings, epoch)
 
-    began, memory = time.monotonic(), Memory(os.getpid())
+    began, memory, servers = time.monotonic(), Memory(os.getpid()), Memory(server.pid)
     cpu, server_cpu = _cpu(), sum(psutil.Process(server.pid).cpu_times()[:2])
     rollouts_to_rows()
     seconds = time.monotonic() - began
     memory.stop()
+    servers.stop()
     cpu, server_cpu = _cpu() - cpu, sum(psutil.Process(server.pid).cpu_times()[:2]) - server_cpu
     counts = epoch.stages["collect"].output
     if counts["statuses"] != {"ok": len(planned)} or epoch.tables["sequences"].rows != len(planned):
@@ -88,8 +95,10 @@ def collect_and_derive(settings: Settings, model: str) -> None:
     took = {name: stage.seconds for name, stage in epoch.stages.items()}
     took |= {"cpu_ms": 1000 * cpu / len(planned), "server_cpu_ms": 1000 * server_cpu / len(planned)}
     figure("rollouts_per_s", len(planned) / seconds, "1/s", _ROLLOUTS_A_SECOND, len(planned), **took)
-    growth, peak = memory.growth(), max(memory.samples)
-    figure("rollouts_10k_rss_mb", growth, "MB", _GROWTH_MB, len(planned), smaller_is_better=True, peak_mb=peak)
+    held = {"peak_mb": max(memory.samples[:collected]), "sql_peak_mb": max(memory.samples[collected - 1 :])}
+    held["server_mb"] = servers.growth()
+    growth = memory.growth(collected)
+    figure("rollouts_10k_rss_mb", growth, "MB", _GROWTH_MB, len(planned), smaller_is_better=True, **held)
     _finish(lake, settings, epoch)
 
 

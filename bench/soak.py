@@ -22,7 +22,8 @@ _SAMPLE_S = 0.1
 
 
 class Memory:
-    """Resident megabytes of a process, sampled from a thread until `stop`."""
+    """Resident megabytes of a process without the files it maps (of a library's code, more is in memory the more of it has
+    run), sampled from a thread until `stop`."""
 
     def __init__(self, pid: int) -> None:
         self._process, self._ended = psutil.Process(pid), threading.Event()
@@ -35,16 +36,19 @@ class Memory:
             self.samples.append(self._now())
 
     def _now(self) -> float:
-        return float(self._process.memory_info().rss / 1e6)
+        now = self._process.memory_info()
+        return float((now.rss - now.shared) / 1e6)
 
     def stop(self) -> None:
         self._ended.set()
         self._thread.join()
 
-    def growth(self) -> float:
-        """Highest of the last tenth less that of the first: requests in flight come and go, what stays shows."""
-        tenth = max(1, len(self.samples) // 10)
-        return max(self.samples[-tenth:]) - max(self.samples[:tenth])
+    def growth(self, until: int | None = None) -> float:
+        """Highest of the last tenth (of `until` samples) less that of the first: requests in flight come and go, what
+        stays shows."""
+        samples = self.samples[:until]
+        tenth = max(1, len(samples) // 10)
+        return max(samples[-tenth:]) - max(samples[:tenth])
 
 
 def soak(home: Path, spans: int, small: list[bytes], large: list[bytes]) -> None:
