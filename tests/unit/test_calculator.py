@@ -201,7 +201,7 @@ def test_a_calculation_that_fails_marks_the_tool_span(model: Standin) -> None:
     assert result.status == "ok"
     assert result.output == {"reply": "calc(6/0)", "expression": "6/0", "result": None, "answer": None}
     (tool,) = model.named("execute_tool calculator")
-    assert tool.raw["status"] == {"message": "division by zero", "code": "STATUS_CODE_ERROR"}
+    assert tool.raw["status"] == {"message": "division by zero", "code": 2}
     assert len(model.calls) == 1
 
 
