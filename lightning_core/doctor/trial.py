@@ -34,7 +34,8 @@ def try_agent(server: ServerHandle, settings: Settings, tasks: Mapping[str, Mapp
     Everything goes into the home of the server, whose routes say what model answers. Raises SettingsError for an agent that
     cannot be run at all.
     """
-    lake = Lake(Path(server.home))
+    settings = settings.model_copy(update={"home": Path(server.home)})  # not what a run of that name left at home
+    lake = Lake(settings.home)
     decode_spool(server.home, None)
     epoch = lake.open_epoch(settings.run, 0, "train", {policy.name: "v0000" for policy in settings.policies})
     results = {}
