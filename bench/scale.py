@@ -26,12 +26,12 @@ SIZES = (100, 1_000, 10_000)
 class Costs:
     """Measured on two shared x86-64 cores (docs/scale.md says by what), but for the last four: of GPUs, assumed."""
 
-    rollout_cpu_s: float = 0.0244
-    server_cpu_s: float = 0.0079  # of the one server process: a rollout's spans, questions and first call
-    calls_a_second: float = 1532.0  # further ones
+    rollout_cpu_s: float = 0.0120
+    server_cpu_s: float = 0.0026  # of the one server process: a rollout's spans, questions and first call
+    calls_a_second: float = 1584.0  # further ones
     decoded_a_second: float = 10_723.0  # spans, one core
-    derived_a_second: float = 250_626 / 2  # spans, one core
-    statements_s: float = 2.5  # of the SQL, however few the spans
+    derived_a_second: float = 342_479 / 2  # spans, one core
+    statements_s: float = 1.1  # of the SQL, however few the spans
     generated_a_second: float = 2_500.0  # output tokens, a GPU
     stream_a_second: float = 60.0  # output tokens, one reply
     trained_a_second: float = 10_000.0  # tokens, a GPU
