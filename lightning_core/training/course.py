@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -12,8 +14,10 @@ from lightning_core.training.checkpoint import Checkpoints, Found
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.job import Job, Progress, derive_seed
 from lightning_core.training.outcome import leave
+from lightning_core.training.plan import Step
 from lightning_core.training.schedule import learning_rate
 from lightning_core.training.state import load_state, parameters_of
+from lightning_core.training.weights import lora_config
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +58,32 @@ class JobSteps:
             progress.write({"resumed_at": self.done, "steps": count})
         self._begin: Callable[[Any], dict[str, float]] = lambda trainer: {}
 
-    def course(self, begin: Callable[[Any], dict[str, float]] | None = None) -> Course:
-        """For the trainer. `begin(trainer)` returns what it measured before the first step."""
+    def train(
+        self,
+        kind: Callable[..., Any],
+        model: Any,
+        tokenizer: Any,
+        planned: list[Step],
+        begin: Callable[[Any], dict[str, float]] | None = None,
+    ) -> Any:
+        """Take the steps with a trainer of the kind, which is returned. `begin(trainer)`: what it measured before the first."""
         self._begin = begin or self._begin
+        lora = self.job.policy_settings.lora
+        self.progress.phase("preparing")
+        with tempfile.TemporaryDirectory(prefix="lightning-training-") as scratch:
+            trainer = kind(
+                model,
+                tokenizer,
+                planned,
+                self.job.policy_settings,
+                scratch=Path(scratch),
+                course=self._course(),
+                peft_config=lora_config(lora) if lora and self.job.weights is None else None,
+            )
+            self._train(trainer)
+        return trainer
+
+    def _course(self) -> Course:
         optimizer_state, self.noted = load_state(self.job.state, self.job.epoch)
         return Course(
             seed=derive_seed(self.job.seed, self.job.epoch),
@@ -70,7 +97,7 @@ class JobSteps:
             found=self.found,
         )
 
-    def train(self, trainer: Any) -> None:
+    def _train(self, trainer: Any) -> None:
         if trainer.accelerator.num_processes > 1:
             logger.info("rank %d of %d processes", trainer.accelerator.process_index, trainer.accelerator.num_processes)
         self.parameters = parameters_of(trainer.model, self.job.state, self.noted)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from lightning_core.config import PolicySettings
@@ -13,7 +11,7 @@ from lightning_core.training.course import JobSteps, check_schedule
 from lightning_core.training.dataset import Sequences
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
 from lightning_core.training.plan import Packing, Step, line_up, plan_steps
-from lightning_core.training.weights import load_adapter, load_model, load_tokenizer, lora_config
+from lightning_core.training.weights import load_adapter, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -61,18 +59,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         trainer.starts, trainer.informative, measured = look(trainer, settings, reference, bool(lora))
         return measured
 
-    progress.phase("preparing")
-    with tempfile.TemporaryDirectory(prefix="lightning-training-") as scratch:
-        trainer = SequenceTrainer(
-            model,
-            tokenizer,
-            planned,
-            job.policy_settings,
-            scratch=Path(scratch),
-            course=steps.course(begin),
-            peft_config=lora_config(lora) if lora and job.weights is None else None,
-        )
-        steps.train(trainer)
+    trainer = steps.train(SequenceTrainer, model, tokenizer, planned, begin)
     metrics = _summary(steps.taken) | _totals(planned, sequences) | {"packing": packing, "packing_why": why_not}
     return steps.leave(trainer, metrics, sequences.rows[0].token_ids.tolist())
 

@@ -8,8 +8,6 @@ optimizer step, whatever micro-batches and ranks it is cut into. Rows are padded
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from lightning_core.training.course import JobSteps, check_schedule
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
 from lightning_core.training.plan import MicroBatch, Step, line_up, plan_steps
-from lightning_core.training.weights import load_adapter, load_model, load_tokenizer, lora_config
+from lightning_core.training.weights import load_adapter, load_model, load_tokenizer
 
 
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:
@@ -41,18 +39,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         model = load_adapter(model, job.weights)
     planned = plan_passes(job, sequences.rows, derive_seed(job.seed, job.epoch))
     steps = JobSteps(job, progress, len(planned))
-    progress.phase("preparing")
-    with tempfile.TemporaryDirectory(prefix="lightning-training-") as scratch:
-        trainer = ExampleTrainer(
-            model,
-            tokenizer,
-            planned,
-            job.policy_settings,
-            scratch=Path(scratch),
-            course=steps.course(),
-            peft_config=lora_config(lora) if lora and job.weights is None else None,
-        )
-        steps.train(trainer)
+    trainer = steps.train(ExampleTrainer, model, tokenizer, planned)
     metrics = summary(steps.taken, planned, len(sequences.rows), sequences.left_out)
     return steps.leave(trainer, metrics, sequences.rows[0].token_ids.tolist())
 
