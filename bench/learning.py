@@ -56,8 +56,9 @@ def key_of(settings: Settings) -> str:
     policies = [
         p.model_dump(mode="json", exclude={"advantages", "merge"}, exclude_defaults=True) for p in settings.policies
     ]
-    evaluation = settings.evaluation.model_dump(mode="json", exclude_defaults=True)
-    return stage_key(policies, settings.rollout.tasks_per_epoch, settings.rollout.group_size, evaluation)
+    sampled = settings.rollout.model_dump(mode="json", include={"tasks_per_epoch", "group_size", "shuffle"})
+    evaluation = settings.evaluation.model_dump(mode="json", exclude={"every"}, exclude_defaults=True)
+    return stage_key(policies, sampled, evaluation)
 
 
 def read_rows(path: Path = RESULTS) -> list[dict[str, Any]]:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 
 import psutil
 
+_SHARE = 0.02  # of the time that looking may take
+
 
 class PeakMemory:
-    """Samples the process tree every few seconds from a thread while its context is open."""
+    """Samples the process tree every few seconds from a thread while its context is open.
+
+    The kernel walks all pages of a process to tell its PSS, and holds up what the process maps meanwhile: the longer that
+    takes, the less often it is asked.
+    """
 
     def __init__(self, every_s: float = 2.0) -> None:
         self.peak_bytes = 0
@@ -28,7 +35,9 @@ class PeakMemory:
 
     def _sample(self) -> None:
         me = psutil.Process()
-        while not self._stop.wait(self._every_s):
+        took = 0.0
+        while not self._stop.wait(max(self._every_s, took / _SHARE)):
+            began = time.monotonic()
             by_command: dict[str, int] = {}
             for process in [me, *me.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
@@ -38,6 +47,7 @@ class PeakMemory:
             total = sum(by_command.values())
             if total > self.peak_bytes:
                 self.peak_bytes, self.at_peak = total, by_command
+            took = time.monotonic() - began
 
 
 def _short(command: list[str]) -> str:
