@@ -3,9 +3,10 @@
 rollouts_per_s         one epoch, from the first rollout to its training rows (decode, grade, SQL), everything durable:
                        each attempt's process, its call's span and its root span; baseline: what is asked for. `cpu_ms`:
                        of a rollout, in the flow and the attempts; `server_cpu_ms`: in the server
-rollouts_10k_rss_mb    what the flow's memory grew by from the epoch's first rollouts to its last, decoded and graded; baseline:
-                       what is allowed. `peak_mb`: the most it had until then; `sql_peak_mb`: the most it had in the SQL,
-                       which is of the whole epoch or of a bucket of it; `server_mb`: what the server's grew by
+rollouts_10k_rss_mb    the most memory that the flow had until the epoch was decoded and graded, less the same of an epoch of
+                       1,000 rollouts before it, which loads whatever is loaded once; baseline: what is allowed. `peak_mb`:
+                       that most; `sql_peak_mb`: the most it had in the SQL, which is of the whole epoch or of a bucket of
+                       it; `server_mb`: what the server's grew by
 orchestration_share    seconds that Prefect takes for a flow run with the task runs of a demo epoch, as a share of the
                        last demo's mean epoch (var/demo.json; without one the seconds alone); baseline: what is allowed
 resume_done_s          the command for an epoch whose stages are all done, from start to exit; baseline: what is allowed
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,13 @@ from lightning_core.taskset import load_tasks, plan_training
 
 _HERE = Path(__file__).with_name("orchestration_agent.py")
 _ROLLOUTS_A_SECOND, _GROWTH_MB, _SHARE, _RESUME_S = 100.0, 100.0, 0.02, 10.0
-_GROUP, _DEMO_TASK_RUNS = 8, 16
+_GROUP, _DEMO_TASK_RUNS, _BEFORE = 8, 16, 1_000
 
 
-def settings_for(home: Path, rollouts: int) -> Settings:
+def settings_for(home: Path, rollouts: int, run: str = "bench") -> Settings:
     return Settings.model_validate(
         {
-            "run": "bench",
+            "run": run,
             "home": home,
             "agent": {"callable": f"{_HERE}:run", "preload": ["http.client"]},
             "tasks": {"train": f"{_HERE}:tasks"},
@@ -59,47 +61,65 @@ def settings_for(home: Path, rollouts: int) -> Settings:
     )
 
 
-def collect_and_derive(settings: Settings, model: str) -> None:
-    """The part of flow `train-epoch` between vLLM and the trainer, as it is there. Prints two figures."""
+@dataclass(frozen=True)
+class Collected:
+    """What an epoch took; of memory, samples in MB until it was graded, and in the SQL after that."""
+
+    epoch: EpochManifest
+    rollouts: int
+    seconds: float
+    until_graded: list[float]
+    in_sql: list[float]
+
+
+def rollouts_to_rows(settings: Settings) -> Collected:
+    """The part of flow `train-epoch` between vLLM and the trainer, as it is there."""
     from prefect import flow
     from prefect.task_runners import ThreadPoolTaskRunner
 
     from tasks.collect import collect
     from tasks.derive import derive_tables
 
-    lake, server = Lake(settings.home), ServerHandle.find(settings.home)
-    assert server is not None
-    server.set_routes({"policies": {"policy": {"upstream": model, "model": "policy", "version": "v0000"}}})
     planned = plan_training(settings, load_tasks(settings.tasks.train, "id", "tasks.train"), 0)
-    epoch = lake.open_epoch("bench", 0, "train", {"policy": "v0000"})
-
-    collected = 0
+    epoch = Lake(settings.home).open_epoch(settings.run, 0, "train", {"policy": "v0000"})
 
     @flow(name="bench", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)
-    def rollouts_to_rows() -> None:
-        nonlocal collected
+    def an_epoch() -> int:
         collect(settings, epoch, planned)
-        collected = len(memory.samples)
+        graded = len(memory.samples)
         derive_tables(settings, epoch)
+        return graded
 
-    began, memory, servers = time.monotonic(), Memory(os.getpid()), Memory(server.pid)
-    cpu, server_cpu = _cpu(), sum(psutil.Process(server.pid).cpu_times()[:2])
-    rollouts_to_rows()
+    began, memory = time.monotonic(), Memory(os.getpid())
+    graded = an_epoch()
     seconds = time.monotonic() - began
     memory.stop()
-    servers.stop()
-    cpu, server_cpu = _cpu() - cpu, sum(psutil.Process(server.pid).cpu_times()[:2]) - server_cpu
     counts = epoch.stages["collect"].output
     if counts["statuses"] != {"ok": len(planned)} or epoch.tables["sequences"].rows != len(planned):
         raise RuntimeError(f"{len(planned)} rollouts came to {counts} and {epoch.tables['sequences'].rows} rows")
-    took = {name: stage.seconds for name, stage in epoch.stages.items()}
-    took |= {"cpu_ms": 1000 * cpu / len(planned), "server_cpu_ms": 1000 * server_cpu / len(planned)}
-    figure("rollouts_per_s", len(planned) / seconds, "1/s", _ROLLOUTS_A_SECOND, len(planned), **took)
-    held = {"peak_mb": max(memory.samples[:collected]), "sql_peak_mb": max(memory.samples[collected - 1 :])}
-    held["server_mb"] = servers.growth()
-    growth = memory.growth(collected)
-    figure("rollouts_10k_rss_mb", growth, "MB", _GROWTH_MB, len(planned), smaller_is_better=True, **held)
-    _finish(lake, settings, epoch)
+    return Collected(epoch, len(planned), seconds, memory.samples[:graded], memory.samples[graded - 1 :])
+
+
+def collect_and_derive(settings: Settings, model: str, former: bool = True) -> None:
+    """Print the figures of an epoch, before which a smaller one has loaded whatever is loaded once; the rate alone without it."""
+    server = ServerHandle.find(settings.home)
+    assert server is not None
+    server.set_routes({"policies": {"policy": {"upstream": model, "model": "policy", "version": "v0000"}}})
+    before = rollouts_to_rows(settings_for(settings.home, _BEFORE, "before")) if former else None
+    servers = Memory(server.pid)
+    cpu, server_cpu = _cpu(), sum(psutil.Process(server.pid).cpu_times()[:2])
+    done = rollouts_to_rows(settings)
+    servers.stop()
+    cpu, server_cpu = _cpu() - cpu, sum(psutil.Process(server.pid).cpu_times()[:2]) - server_cpu
+    took = {name: stage.seconds for name, stage in done.epoch.stages.items()}
+    took |= {"cpu_ms": 1000 * cpu / done.rollouts, "server_cpu_ms": 1000 * server_cpu / done.rollouts}
+    figure("rollouts_per_s", done.rollouts / done.seconds, "1/s", _ROLLOUTS_A_SECOND, done.rollouts, **took)
+    if before is not None:
+        peak = max(done.until_graded)
+        held = {"peak_mb": peak, "sql_peak_mb": max(done.in_sql), "server_mb": servers.growth()}
+        growth = peak - max(before.until_graded)
+        figure("rollouts_10k_rss_mb", growth, "MB", _GROWTH_MB, done.rollouts, smaller_is_better=True, **held)
+    _finish(Lake(settings.home), settings, done.epoch)
 
 
 def _cpu() -> float:

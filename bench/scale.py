@@ -108,7 +108,7 @@ def measure(rollouts: int) -> None:
         with prefect_api(settings.home), upstream() as model:
             server = ServerHandle.start(settings.home, settings.server, Path(name) / "server.log")
             try:
-                collect_and_derive(settings, model.url.removesuffix("/v1"))
+                collect_and_derive(settings, model.url.removesuffix("/v1"), former=False)
             finally:
                 server.stop()
 
