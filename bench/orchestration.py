@@ -3,10 +3,11 @@
 rollouts_per_s         one epoch, from the first rollout to its training rows (decode, grade, SQL), everything durable:
                        each attempt's process, its call's span and its root span; baseline: what is asked for. `cpu_ms`:
                        of a rollout, in the flow and the attempts; `server_cpu_ms`: in the server
-rollouts_10k_rss_mb    the most memory that the flow had until the epoch was decoded and graded, less the same of an epoch of
-                       1,000 rollouts before it, which loads whatever is loaded once; baseline: what is allowed. `peak_mb`:
-                       that most; `sql_peak_mb`: the most it had in the SQL, which is of the whole epoch or of a bucket of
-                       it; `server_mb`: what the server's grew by
+rollouts_10k_rss_mb    what the flow holds when the last of the epoch's rollouts run (median of the last tenth of their
+                       time), less what it held so at the end of an epoch of 1,000 before it, which loads whatever
+                       is loaded once; baseline: what is allowed. What is taken for a moment is `peak_mb` in decoding,
+                       compaction (1 GB at most) and grading, `sql_peak_mb` in the SQL (2 GB at most; then it spills, and works
+                       in buckets). `server_mb`: what the server's grew by
 orchestration_share    seconds that Prefect takes for a flow run with the task runs of a demo epoch, as a share of the
                        last demo's mean epoch (var/demo.json; without one the seconds alone); baseline: what is allowed
 resume_done_s          the command for an epoch whose stages are all done, from start to exit; baseline: what is allowed
@@ -26,6 +27,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -71,6 +73,14 @@ class Collected:
     until_graded: list[float]
     in_sql: list[float]
 
+    @property
+    def held_mb(self) -> float:
+        """When the last rollouts run."""
+        stages = self.epoch.stages
+        rolling = stages["collect"].seconds / (stages["collect"].seconds + stages["grade"].seconds)
+        samples = self.until_graded[: round(rolling * len(self.until_graded))]
+        return median(samples[-max(1, len(samples) // 10) :])
+
 
 def rollouts_to_rows(settings: Settings) -> Collected:
     """The part of flow `train-epoch` between vLLM and the trainer, as it is there."""
@@ -115,9 +125,8 @@ def collect_and_derive(settings: Settings, model: str, former: bool = True) -> N
     took |= {"cpu_ms": 1000 * cpu / done.rollouts, "server_cpu_ms": 1000 * server_cpu / done.rollouts}
     figure("rollouts_per_s", done.rollouts / done.seconds, "1/s", _ROLLOUTS_A_SECOND, done.rollouts, **took)
     if before is not None:
-        peak = max(done.until_graded)
-        held = {"peak_mb": peak, "sql_peak_mb": max(done.in_sql), "server_mb": servers.growth()}
-        growth = peak - max(before.until_graded)
+        held = {"peak_mb": max(done.until_graded), "sql_peak_mb": max(done.in_sql), "server_mb": servers.growth()}
+        growth = done.held_mb - before.held_mb
         figure("rollouts_10k_rss_mb", growth, "MB", _GROWTH_MB, done.rollouts, smaller_is_better=True, **held)
     _finish(Lake(settings.home), settings, done.epoch)
 

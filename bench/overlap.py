@@ -6,7 +6,7 @@ overlap_epochs     seconds of a sequential epoch over those of an overlapped one
 overlap_reward     mean reward of the rollouts that the last version of both runs sampled: overlapped; baseline:
                    sequential; `standard_error` of their difference. `rewards`: of every version
 
-.venv/bin/python -m bench.overlap [--epochs 4]
+.venv/bin/python -m bench.overlap [--epochs 4] [--seed 0]
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ _OF_A_VERSION = """
 """
 
 
-def settings_for(home: Path, model: Path, run: str, calls: int) -> Settings:
+def settings_for(home: Path, model: Path, run: str, calls: int, seed: int) -> Settings:
     """Both runs share the home and its vLLM, so every epoch begins with a swap to the run's own version."""
     training = {"learning_rate": 1e-3, "steps_per_epoch": 4, "importance_correction": "token_truncate"}
     return Settings.model_validate(
         {
             "run": run,
+            "seed": seed,
             "async_level": _RUNS[run],
             "home": home,
             "epochs": 1000,  # so that the last one measured has a next one too
@@ -80,7 +81,7 @@ def pin_trainers(core: int) -> None:
     launch.command = lambda job, file: ["taskset", "--cpu-list", str(core), *bare(job, file)]
 
 
-def measure(epochs: int) -> None:
+def measure(epochs: int, seed: int) -> None:
     generation, training, *_ = sorted(os.sched_getaffinity(0))
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="bench-overlap-") as name:
@@ -91,7 +92,7 @@ def measure(epochs: int) -> None:
 
             def epoch(run: str, number: int, calls: int) -> tuple[float, dict[str, float]]:
                 """Seconds of an epoch, and of its rollouts and its training."""
-                settings = settings_for(home, model, run, calls)
+                settings = settings_for(home, model, run, calls, seed)
                 began = time.monotonic()
                 train_epoch(settings, number)
                 took = time.monotonic() - began
@@ -100,7 +101,7 @@ def measure(epochs: int) -> None:
                 say(f"{run} {number}: {took:.1f} s, generation {parts['collect']:.1f}, training {parts['train']:.1f}")
                 return took, parts
 
-            with running(settings_for(home, model, "sequential", _CALLS), say) as services:
+            with running(settings_for(home, model, "sequential", _CALLS, seed), say) as services:
                 pin([os.getpid(), services.server.pid, *(vllm.state.pid for vllm in services.fleet)], generation)
                 pin_trainers(training)
                 epoch("sequential", 0, _CALLS)  # vLLM is slow at first
@@ -144,9 +145,10 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, default=4, help="of each run, behind the first ones, which are not counted"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of both runs")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # or vLLM would outlive this
-    measure(arguments.epochs)
+    measure(arguments.epochs, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import secrets
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -73,3 +78,85 @@ def test_spans_and_derived_tables_are_the_same_bytes_on_a_cluster(
     assert digests[0] == digests[1] and "sequences" in digests[0]
     assert said.count("Creating a") == 2, "a cluster each for decoding and for SQL"
     assert "triplets, bucket 2 of" in said and "sequences, bucket 2 of" in said
+
+
+@pytest.mark.parametrize("engine", ["ray", "dask"])
+def test_an_epoch_on_a_cluster_that_runs_already_leaves_it_running(
+    tmp_path: Path, environment: dict[str, str], engine: str
+) -> None:
+    pytest.importorskip(f"prefect_{engine}")
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = environment | secret | {"RAY_USAGE_STATS_ENABLED": "0"}
+    start = ray_cluster if engine == "ray" else dask_cluster
+    with start(tmp_path, environment) as (address, is_there):
+        settings = write_settings(
+            tmp_path,
+            epochs=1,
+            evaluation={"every": 0},
+            rollout={"tasks_per_epoch": 4, "group_size": 4, "concurrency": 4, "shards": 4},
+            cluster={"engine": engine, "address": address},
+        )
+        epoch = Epoch(settings, tmp_path / "home", environment, program="tests.e2e.without_vllm")
+        epoch.finish()
+        assert is_there()
+    assert epoch.manifest is not None and epoch.manifest.stages["collect"].output["statuses"] == {"ok": 16}
+    triplets, different = kills.triplets(epoch)
+    assert triplets == different > 0
+    said = "".join(log.read_text() for log in tmp_path.glob("*.log"))  # Ray's workers to the flow, Dask's by themselves
+    assert "shard 4/4" in said
+
+
+@contextlib.contextmanager
+def ray_cluster(folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, Callable[[], bool]]]:
+    """A head on this machine, as `ray start` makes it, and the address for those who are not on it."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    gcs, client = _free_port(), _free_port()
+    command = [ray, "start", "--head", "--node-ip-address", "127.0.0.1", "--num-cpus", "2", "--block"]
+    command += ["--port", str(gcs), "--ray-client-server-port", str(client), "--include-dashboard", "false"]
+    command += ["--temp-dir", f"/tmp/ray-{secrets.token_hex(4)}"]  # a socket's path is short
+    with _running(command, folder / "ray.log", environment, "Ray runtime started"):
+        status = [ray, "status", "--address", f"127.0.0.1:{gcs}"]
+        yield (
+            f"ray://127.0.0.1:{client}",
+            lambda: subprocess.run(status, env=environment, capture_output=True).returncode == 0,
+        )
+
+
+@contextlib.contextmanager
+def dask_cluster(folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, Callable[[], bool]]]:
+    dask, address = str(Path(sys.executable).with_name("dask")), f"tcp://127.0.0.1:{_free_port()}"
+    scheduler = [dask, "scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"]
+    worker = [dask, "worker", address, "--host", "127.0.0.1", "--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
+    with (
+        _running(scheduler, folder / "scheduler.log", environment, "Scheduler at:") as process,
+        _running(worker, folder / "worker.log", environment, "Registered to:"),
+    ):
+        yield address, lambda: process.poll() is None
+
+
+@contextlib.contextmanager
+def _running(
+    command: list[str], log: Path, environment: dict[str, str], ready: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the cluster, from when it has said that it is ready, to its end with all that it started."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=kills.ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 120
+        while ready not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.1)
+        yield process
+    finally:
+        below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        for child in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
