@@ -5,6 +5,7 @@ import asyncio
 import json
 import operator
 import sys
+from typing import Any
 
 from autogen_agentchat.agents import AssistantAgent
 from autogen_ext.models.openai import OpenAIChatCompletionClient
@@ -35,7 +36,7 @@ def value(node: ast.expr) -> float:
     raise ValueError(f"only numbers and + - * / ( ) are understood, not {ast.unparse(node)!r}")
 
 
-async def solve(question: str) -> str:
+async def run(task: dict[str, Any]) -> str:
     model = OpenAIChatCompletionClient(
         model="policy",
         model_info={
@@ -47,9 +48,9 @@ async def solve(question: str) -> str:
         },
     )
     agent = AssistantAgent("calculator", model, tools=[calculate], system_message=SAYS, max_tool_iterations=5)
-    result = await agent.run(task=question)
+    result = await agent.run(task=task["question"])
     return str(result.messages[-1].content)
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(solve(json.load(sys.stdin)["question"]))))
+    print(json.dumps(asyncio.run(run(json.load(sys.stdin)))))

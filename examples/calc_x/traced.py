@@ -1,7 +1,8 @@
 """agent.py with AutoGen's own instrumentation, which wants a tracer provider and nothing else."""
 
-import runpy
-from pathlib import Path
+import asyncio
+import json
+import sys
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -11,4 +12,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 provider = TracerProvider()
 provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
 trace.set_tracer_provider(provider)
-runpy.run_path(str(Path(__file__).with_name("agent.py")), run_name="__main__")
+
+from agent import run  # noqa: E402 - what it imports is instrumented by now
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(run(json.load(sys.stdin)))))

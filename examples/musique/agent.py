@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from agents import Agent, Runner, function_tool, set_default_openai_api
 from agents.exceptions import MaxTurnsExceeded
@@ -29,14 +30,14 @@ def search(query: str) -> str:
     return "\n".join(f"{found['title']}: {found['text'][:600]}" for found in passages.search(query))
 
 
-async def answer(question: str) -> str | None:
+async def run(task: dict[str, Any]) -> str | None:
+    set_default_openai_api("chat_completions")
     agent = Agent(name="researcher", instructions=SAYS, model="policy", tools=[search])
     try:
-        return (await Runner.run(agent, question, max_turns=MOST_TURNS)).final_output
+        return (await Runner.run(agent, task["question"], max_turns=MOST_TURNS)).final_output
     except MaxTurnsExceeded:
         return None
 
 
 if __name__ == "__main__":
-    set_default_openai_api("chat_completions")
-    print(json.dumps(asyncio.run(answer(json.load(sys.stdin)["question"]))))
+    print(json.dumps(asyncio.run(run(json.load(sys.stdin)))))

@@ -9,7 +9,7 @@ import sqlite3
 import sys
 from typing import Any, TypedDict
 
-from database import run
+from database import run as run_query
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
@@ -53,7 +53,7 @@ def executor(state: State) -> State:
 @tool
 def execute(query: str, database: str) -> str:
     """The first rows of a query."""
-    rows = run(database, query)
+    rows = run_query(database, query)
     return f"{len(rows)} rows: {rows[:3]}"
 
 
@@ -91,7 +91,9 @@ def graph() -> Any:
     return made.compile()
 
 
+def run(task: dict[str, Any]) -> str:
+    return str(graph().invoke({key: task[key] for key in ("question", "schema", "database")})["query"])
+
+
 if __name__ == "__main__":
-    task = json.load(sys.stdin)
-    state = graph().invoke({key: task[key] for key in ("question", "schema", "database")})
-    print(json.dumps(state["query"]))
+    print(json.dumps(run(json.load(sys.stdin))))

@@ -1,7 +1,7 @@
 """agent.py with OpenInference, for LangChain and for OpenAI's client: each call is seen twice."""
 
-import runpy
-from pathlib import Path
+import json
+import sys
 
 from openinference.instrumentation.langchain import LangChainInstrumentor
 from openinference.instrumentation.openai import OpenAIInstrumentor
@@ -15,4 +15,8 @@ provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
 trace.set_tracer_provider(provider)
 LangChainInstrumentor().instrument(tracer_provider=provider)
 OpenAIInstrumentor().instrument(tracer_provider=provider)
-runpy.run_path(str(Path(__file__).with_name("agent.py")), run_name="__main__")
+
+from agent import run  # noqa: E402 - what it imports is instrumented by now
+
+if __name__ == "__main__":
+    print(json.dumps(run(json.load(sys.stdin))))

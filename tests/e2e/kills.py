@@ -40,10 +40,12 @@ class Epoch:
     program: str = "flows.cli"
     flow: tuple[str, ...] = ("train-epoch", "--epoch", "0")
     starts: int = 0
+    attempts_seen: int = 0  # that had ended when it was started last, or looked at since
 
     @contextlib.contextmanager
     def started(self) -> Iterator[subprocess.Popen[bytes]]:
         self.starts += 1
+        self.attempts_seen = self.attempts()
         with self.log.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", self.program, self.flow[0], str(self.settings_file), *self.flow[1:]],
@@ -93,13 +95,9 @@ class Epoch:
 
 # Moments. Each holds only while its stage is under way.
 def rolling_out(epoch: Epoch) -> bool:
-    """Another attempt has ended since the last start, and more are to come."""
-    before = getattr(epoch, "_seen", 0)
-    now = epoch.attempts()
-    if now > before:
-        epoch._seen = now  # type: ignore[attr-defined]
-        return True
-    return False
+    """Another attempt has ended since the last look, and more are to come."""
+    before, epoch.attempts_seen = epoch.attempts_seen, epoch.attempts()
+    return epoch.attempts_seen > before
 
 
 def after(stage: str) -> Callable[[Epoch], bool]:

@@ -72,7 +72,7 @@ def run(server: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     def first(example: str, says: Callable[..., Any], tasks: str | None = None, **environment: str) -> Trial:
         file = ROOT / "examples" / example / "settings.yaml"
         settings = load_settings(file, {"home": str(server.home), "agent.environment": environment})
-        assert load_settings(file.with_name("gpu.yaml")).agent.command == settings.agent.command
+        assert load_settings(file.with_name("gpu.yaml")).agent.callable == settings.agent.callable
         assert settings.agent.python is not None
         try:
             interpreter(settings.agent.python, settings.agent.environments)
