@@ -25,6 +25,7 @@ from tasks.progress import logger
 from tasks.rollout import close_runners, rollout_shard, split
 
 _DECODE_EVERY_S = 15.0
+_LOOKS_WITHOUT_SERVER = 3  # a supervised one is back by the second
 _FINISHED = """
     SELECT DISTINCT rollout_id FROM spans
     WHERE op = 'rollout' AND run = ? AND epoch = ? AND mode = ? AND outcome <> 'infrastructure'
@@ -194,11 +195,18 @@ def _say_what_was_refused(server: ServerHandle | None, before: dict[str, Any]) -
 
 
 def _wait(settings: Settings, futures: list[Future[Any]]) -> None:
-    """Wait for the shards and decode meanwhile: analysts see the epoch as it goes, and the spool stays short."""
+    """Wait for the shards and decode meanwhile: analysts see the epoch as it goes, and the spool stays short.
+
+    Where the server is gone, and nobody starts it again, no rollout is begun any more: each would wait for it.
+    """
     redaction = Redaction.of(settings.lake)
+    gone = 0
     try:
         while not settled(futures, _DECODE_EVERY_S):
             decode_spool(settings.home, redaction)
+            gone = gone + 1 if ServerHandle.find(settings.home) is None else 0
+            if gone == _LOOKS_WITHOUT_SERVER:
+                close_runners()
     except BaseException:
         close_runners()  # or Ctrl-C would wait for every attempt still to come
         raise

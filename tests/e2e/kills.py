@@ -69,9 +69,7 @@ class Epoch:
             while not moment(self):
                 assert process.poll() is None and time.monotonic() < deadline, self.log.read_text()[-3000:]
                 time.sleep(0.02)
-            for pid in victim(self, process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _kill(victim(self, process.pid))
             return process.wait(WAIT_S)
 
     def finish(self) -> None:
@@ -147,9 +145,31 @@ def server(epoch: Epoch, pid: int) -> list[int]:
     return [json.loads((epoch.home / "services/server.json").read_text())["pid"]]
 
 
-def vllm(epoch: Epoch, pid: int) -> list[int]:
-    found = psutil.Process(json.loads((epoch.home / "services/vllm.json").read_text())["pid"])
-    return [found.pid, *(child.pid for child in found.children(recursive=True))]
+def vllm_then_flow(epoch: Epoch, pid: int) -> list[int]:
+    """vLLM, which the flow starts again, and the flow once rollouts go on with the new one."""
+    before = _pid_of_vllm(epoch)
+    _kill([before, *(child.pid for child in psutil.Process(before).children(recursive=True))])
+    _wait_until(lambda: _pid_of_vllm(epoch) != before)
+    epoch.attempts_seen = epoch.attempts()
+    _wait_until(lambda: rolling_out(epoch))
+    return [pid]
+
+
+def _pid_of_vllm(epoch: Epoch) -> int:
+    return int(json.loads((epoch.home / "services/vllm.json").read_text())["pid"])
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def trainer(epoch: Epoch, pid: int) -> list[int]:

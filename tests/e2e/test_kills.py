@@ -67,7 +67,7 @@ MOMENTS = [
     (kills.vllm_is_starting, kills.flow),
     (kills.rolling_out, kills.flow),
     (kills.rolling_out, kills.server),
-    (kills.rolling_out, kills.vllm),
+    (kills.rolling_out, kills.vllm_then_flow),
     (kills.rolling_out, kills.tree),
     (kills.after("collect"), kills.flow),  # it grades
     (kills.after("grade"), kills.tree),  # it derives
@@ -88,7 +88,7 @@ def test_killed_at_every_stage_one_after_another_an_epoch_comes_to_the_same_poli
 ) -> None:
     epoch = new_epoch(tmp_path, environment, program=program)
     for moment, victim in MOMENTS:
-        if program == "flows.cli" or (kills.vllm not in (moment, victim) and moment is not kills.vllm_is_starting):
+        if program == "flows.cli" or (victim is not kills.vllm_then_flow and moment is not kills.vllm_is_starting):
             epoch.end_at(moment, victim)
     epoch.finish()
     check(epoch, tmp_path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lightning_core.config import Settings
 from lightning_core.server.handle import ServerError
 from tasks import collect
 
@@ -45,3 +47,17 @@ def test_a_server_that_is_gone_is_no_error_of_its_own(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Server, "health", health)
     server: Any = Server()
     collect._say_what_was_refused(server, {"refused_otlp": 0})
+
+
+@pytest.mark.parametrize(("answers", "ends_them"), [("....", False), (".xx.", False), (".xxx", True)])
+def test_where_the_server_stays_away_no_rollout_is_begun_any_more(
+    answers: str, ends_them: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, closed = list(answers), []
+    monkeypatch.setattr(collect.ServerHandle, "find", lambda home: object() if looks.pop(0) == "." else None)
+    monkeypatch.setattr(collect, "settled", lambda futures, timeout_s: not looks)
+    monkeypatch.setattr(collect, "close_runners", lambda: closed.append(True))
+    monkeypatch.setattr(collect, "decode_spool", lambda home, redaction: None)
+    settings = {"run": "r", "home": tmp_path, "agent": {"command": "true"}, "tasks": {"train": "none"}}
+    collect._wait(Settings.model_validate(settings), [])
+    assert bool(closed) == ends_them
