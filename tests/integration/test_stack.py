@@ -142,6 +142,15 @@ def test_deployments_run_on_the_real_stack_and_a_failure_is_told_to_a_webhook(
         assert wrong.returncode != 0
         assert "epoch" in wrong.stdout + wrong.stderr
 
+        command("prefect", "work-pool", "create", "containers", "--type", "docker", **api)
+        variables = json.dumps({"image": "lightning-flows", "volumes": [f"{tmp_path}:/srv/lightning/var"]})
+        moved = ("prefect", "--no-prompt", "deploy", "-n", "train/local", "--pool", "containers", "-jv", variables)
+        deployed = command(*moved, **api)
+        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+        with urllib.request.urlopen(f"{api['PREFECT_API_URL']}/deployments/name/train/local") as answer:
+            found = json.load(answer)
+        assert (found["work_pool_name"], found["job_variables"]) == ("containers", json.loads(variables))
+
         command("prefect", "work-pool", "pause", "local", **api)  # as where no worker runs
         command("prefect", "deployment", "run", "ingest/local", **api)
         until(lambda: any("does a worker of its pool run" in alert["subject"] for alert in alerts))

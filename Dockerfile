@@ -1,0 +1,9 @@
+# The image of compose.yaml and of Docker and Kubernetes work pools (docs/flows.md): docker build -t lightning-flows .
+# With CUDA: docker build --build-arg HARDWARE=gpu -t lightning-flows .
+FROM python:3.11-slim
+RUN apt-get update && apt-get install --yes --no-install-recommends make libnuma1 && rm -rf /var/lib/apt/lists/*
+WORKDIR /srv/lightning
+COPY . .
+ARG HARDWARE=cpu
+RUN make env HARDWARE=$HARDWARE
+ENV PATH=/srv/lightning/.venv/bin:$PATH
