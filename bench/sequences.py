@@ -96,7 +96,7 @@ class _Clock:
         self.files: dict[str, float] = {}
         self._since: tuple[str, float, float] | None = None
 
-    def __call__(self, name: str | None) -> None:
+    def __call__(self, name: str | None, of: int = 0) -> None:
         now, cpu = time.perf_counter(), time.process_time()
         if self._since is not None:
             file, wall, since = self._since

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from lightning_core.lake.patterns import require_apart
 from lightning_core.lake.stages import run_stage
 from lightning_core.stage_keys import triplets_key
 from tasks.cluster import in_order, task_runner
-from tasks.progress import logger, say
+from tasks.progress import Progress, logger
 
 
 @task(task_run_name="derive {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
@@ -32,7 +32,7 @@ def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
 
     def derived() -> dict[str, int]:
         with _elsewhere(settings, epoch) as (run, spans):
-            return derive(lake, epoch, settings, key, say("sql"), spans, run)
+            return derive(lake, epoch, settings, key, _shown(epoch), spans, run)
 
     rows = run_stage(lake, epoch, "derive", key, derived)
     lake.rebuild_catalog()
@@ -56,6 +56,19 @@ def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
 def derive_bucket(settings: Settings, epoch: EpochManifest, job: Job) -> dict[str, pa.Table]:
     """One bucket's SQL, over the lake in `home` as this machine sees it."""
     return work_bucket(Lake(settings.home), epoch, settings, job)
+
+
+def _shown(epoch: EpochManifest) -> Callable[[str, int], None]:
+    """Progress of the SQL: of its statements, or of its buckets where there are several."""
+    progress: Progress | None = None
+
+    def tell(what: str, of: int) -> None:
+        nonlocal progress
+        progress = progress or Progress(f"{epoch.mode} {epoch.epoch} SQL", of)
+        progress.add(note=what)
+        logger().debug("sql: %s", what)
+
+    return tell
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ _VIEWS = {
 }
 _ORDERED = {"span_tree": "FROM span_tree ORDER BY abs(node), node"}
 MEMORY_GB = 4.0
-OnProgress = Callable[[str], None]
+OnProgress = Callable[[str, int], None]  # what comes next, and how many such there are
 
 
 def sql_digest(settings: Settings) -> str:
@@ -136,7 +136,14 @@ def derive(
         gathered = narrow + (GATHERED if train else ())
         first = (*gathered, "rule_matches")
         # Told from here, of several buckets as each is done: whoever listens need not be safe from threads.
-        told = on_progress if len(parts) == 1 else None
+        files = (*SPANS, *HIERARCHY, *REWARDS, *((*TRIPLETS, *SEQUENCES) if train else ()))
+        steps = len(files) if len(parts) == 1 else len(parts) * (2 if train else 1)
+
+        def tell(what: str) -> None:
+            if on_progress is not None:
+                on_progress(what, steps)
+
+        told = tell if len(parts) == 1 else None
 
         def spread(*names: str) -> buckets.Spread | None:
             wanted = {name: _ORDERED.get(name, f"FROM {name}") for name in names}
@@ -154,13 +161,13 @@ def derive(
 
         def trees() -> Generator[pa.RecordBatchReader]:
             for bucket, own in buckets.worked(con, parts, to_triplets, spread("span_tree", *first)):
-                _say(on_progress, "triplets", bucket)
+                _say(tell, "triplets", bucket)
                 yield own.sql(_ORDERED["span_tree"]).to_arrow_reader()
                 _gather(con, bucket, first)
 
         def sequences() -> Generator[pa.RecordBatchReader]:
             for bucket, own in buckets.worked(con, parts, to_sequences, spread("sequences", "call_exclusions")):
-                _say(on_progress, "sequences", bucket)
+                _say(tell, "sequences", bucket)
                 yield own.sql("FROM sequences").to_arrow_reader()
                 _gather(con, bucket, ["call_exclusions"])
 
@@ -227,11 +234,11 @@ def make_user_rules(con: duckdb.DuckDBPyConnection, rules: list[AgentRule]) -> N
         )
 
 
-def run(con: duckdb.DuckDBPyConnection, files: tuple[str, ...], on_progress: OnProgress | None = None) -> None:
+def run(con: duckdb.DuckDBPyConnection, files: tuple[str, ...], told: Callable[[str], None] | None = None) -> None:
     """Create the table (or view) of each SQL file, in order."""
     for name in files:
-        if on_progress is not None:
-            on_progress(name)
+        if told is not None:
+            told(name)
         sql.create(con, name, "VIEW" if name in _VIEWS else "TABLE")
 
 
@@ -251,9 +258,9 @@ def _return_to(con: duckdb.DuckDBPyConnection, bucket: Bucket, narrow: Sequence[
     run(con, TOKENS)
 
 
-def _say(on_progress: OnProgress | None, what: str, bucket: Bucket) -> None:
-    if on_progress is not None and bucket.of > 1:
-        on_progress(f"{what}, bucket {bucket.number} of {bucket.of}")
+def _say(tell: Callable[[str], None], what: str, bucket: Bucket) -> None:
+    if bucket.of > 1:
+        tell(f"{what}, bucket {bucket.number} of {bucket.of}")
 
 
 def _put(lake: Lake, epoch: EpochManifest, name: str, readers: Generator[pa.RecordBatchReader], key: str) -> None:

@@ -71,7 +71,8 @@ def test_spans_and_derived_tables_are_the_same_bytes_on_a_cluster(
         for number in range(12):
             store_rollout(home, f"r.{number}", reward=float(number % 2))
         command = [sys.executable, "-m", "tests.e2e.on_a_cluster", where, str(home)]
-        done = subprocess.run(command, cwd=kills.ROOT, env=environment, capture_output=True, text=True)
+        debug = environment | {"PREFECT_LOGGING_LEVEL": "DEBUG"}
+        done = subprocess.run(command, cwd=kills.ROOT, env=debug, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-5000:]
         digests.append(json.loads((home / "digests.json").read_text()))
         said = done.stderr

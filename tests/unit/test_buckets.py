@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import duckdb
 import pytest
 
 from lightning_core.lake import buckets
+from lightning_core.lake.derive import derive
+from tests import lake_maker
+from tests.unit.test_rewards import two_agents
 
 
 @pytest.fixture
@@ -63,3 +67,15 @@ def test_an_error_in_a_bucket_ends_all(con: duckdb.DuckDBPyConnection) -> None:
     with pytest.raises(ValueError, match="no"):
         for _ in buckets.worked(con, buckets.cut(con, 4, 1), work):
             pass
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+@pytest.mark.parametrize("spans_a_bucket", [1_000_000, 7])
+def test_progress_is_told_as_often_as_it_says(tmp_path: Path, mode: str, spans_a_bucket: int) -> None:
+    rows = [row | {"mode": mode} for number in range(3) for row in two_agents(number)[0].rows]
+    lake, epoch = lake_maker.derived(tmp_path, rows, mode)
+    told: list[tuple[str, int]] = []
+    settings = lake_maker.settings(tmp_path)
+    derive(lake, epoch, settings, "again", lambda *step: told.append(step), spans_a_bucket)
+    assert len(told) > 1 and {of for _, of in told} == {len(told)}
+    assert ("bucket" in told[0][0]) == (spans_a_bucket == 7)
