@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,13 @@ class Epoch:
     flow: tuple[str, ...] = ("train-epoch", "--epoch", "0")
     starts: int = 0
     attempts_seen: int = 0  # that had ended when it was started last, or looked at since
+    trainers: list[int] = field(default_factory=list)  # found since then
 
     @contextlib.contextmanager
     def started(self) -> Iterator[subprocess.Popen[bytes]]:
         self.starts += 1
         self.attempts_seen = self.attempts()
+        self.trainers = []
         with self.log.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", self.program, self.flow[0], str(self.settings_file), *self.flow[1:]],
@@ -108,9 +110,10 @@ def trainer_is_there(epoch: Epoch) -> bool:
 
 
 def a_step_is_done(epoch: Epoch) -> bool:
+    """Its trainer is looked for before that, since looking takes longer than what is left of training."""
+    epoch.trainers = epoch.trainers or trainer(epoch, 0)
     file = epoch.home / "training/tiny/policy/progress-0000.jsonl"
-    done = file.read_text().count('"step"') if file.exists() else 0
-    return done > 0 and trainer_is_there(epoch)
+    return bool(epoch.trainers) and file.exists() and '"step"' in file.read_text()
 
 
 def weights_are_written(epoch: Epoch) -> bool:
@@ -173,7 +176,7 @@ def _wait_until(holds: Callable[[], bool]) -> None:
 
 
 def trainer(epoch: Epoch, pid: int) -> list[int]:
-    return [process.pid for process in _processes(epoch.home, "lightning_core.training")]
+    return epoch.trainers or [process.pid for process in _processes(epoch.home, "lightning_core.training")]
 
 
 def _processes(home: Path, name: str) -> list[psutil.Process]:

@@ -30,9 +30,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 def new_epoch(folder: Path, environment: dict[str, str], **more: str) -> Epoch:
     agent = {"callable": f"{HERE / 'letter_agent.py'}:run", "timeout_s": 60, "environment": {"LETTER_PAUSE": "1"}}
     rollout = {"tasks_per_epoch": 4, "group_size": 6, "concurrency": 4, "shards": 2}
+    training = {"learning_rate": 1e-3, "steps_per_epoch": 4, "checkpoint_seconds": 0}
     settings = write_settings(
         folder,
         epochs=1,
+        policies=[{"model": str(folder / "tiny-llama"), "training": training}],
         evaluation={"every": 0},
         agent=agent,
         rollout=rollout,
