@@ -6,7 +6,7 @@ rollouts_per_s         one epoch, from the first rollout to its training rows (d
 rollouts_10k_rss_mb    what the flow holds when the last of the epoch's rollouts run (median of the last tenth of their
                        time), less what it held so at the end of an epoch of 1,000 before it, which loads whatever
                        is loaded once; baseline: what is allowed. What is taken for a moment is `peak_mb` in decoding,
-                       compaction (1 GB at most) and grading, `sql_peak_mb` in the SQL (2 GB at most; then it spills, and works
+                       compaction (1 GB at most) and grading, `sql_peak_mb` in the SQL (4 GB at most; then it spills, and works
                        in buckets). `server_mb`: what the server's grew by
 orchestration_share    seconds that Prefect takes for a flow run with the task runs and progress of a demo epoch, as a share of the
                        last demo's mean epoch (var/demo.json; without one the seconds alone); baseline: what is allowed
