@@ -24,6 +24,7 @@ from lightning_core.lake.manifest import EpochManifest, Manifests
 from lightning_core.policies.store import PolicyStore
 from lightning_core.settings_file import load_settings
 from lightning_core.training.epoch import train_version
+from tests.gateway_rig import wait_for
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 300.0
@@ -152,9 +153,9 @@ def vllm_then_flow(epoch: Epoch, pid: int) -> list[int]:
     """vLLM, which the flow starts again, and the flow once rollouts go on with the new one."""
     before = _pid_of_vllm(epoch)
     _kill([before, *(child.pid for child in psutil.Process(before).children(recursive=True))])
-    _wait_until(lambda: _pid_of_vllm(epoch) != before)
+    wait_for(lambda: _pid_of_vllm(epoch) != before, WAIT_S)
     epoch.attempts_seen = epoch.attempts()
-    _wait_until(lambda: rolling_out(epoch))
+    wait_for(lambda: rolling_out(epoch), WAIT_S)
     return [pid]
 
 
@@ -166,13 +167,6 @@ def _kill(pids: list[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def _wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def trainer(epoch: Epoch, pid: int) -> list[int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +19,7 @@ from tests.e2e import kills
 from tests.e2e.kills import Epoch
 from tests.e2e.test_kills import environment as environment  # the fixture
 from tests.e2e.test_two_epochs import HERE, write_settings
+from tests.ports import free_port
 from tests.spool_maker import store_rollout
 
 pytestmark = [pytest.mark.extra, pytest.mark.timeout(900)]
@@ -111,11 +112,13 @@ def test_an_epoch_on_a_cluster_that_runs_already_leaves_it_running(
 def ray_cluster(folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, Callable[[], bool]]]:
     """A head on this machine, as `ray start` makes it, and the address for those who are not on it."""
     ray = str(Path(sys.executable).with_name("ray"))
-    gcs, client = _free_port(), _free_port()
+    gcs, client = free_port(), free_port()
     command = [ray, "start", "--head", "--node-ip-address", "127.0.0.1", "--num-cpus", "2", "--block"]
     command += ["--port", str(gcs), "--ray-client-server-port", str(client), "--include-dashboard", "false"]
-    command += ["--temp-dir", f"/tmp/ray-{secrets.token_hex(4)}"]  # a socket's path is short
-    with _running(command, folder / "ray.log", environment, "Ray runtime started"):
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short,  # as a socket's path has to be
+        _running([*command, "--temp-dir", short], folder / "ray.log", environment, "Ray runtime started"),
+    ):
         status = [ray, "status", "--address", f"127.0.0.1:{gcs}"]
         yield (
             f"ray://127.0.0.1:{client}",
@@ -125,7 +128,7 @@ def ray_cluster(folder: Path, environment: dict[str, str]) -> Iterator[tuple[str
 
 @contextlib.contextmanager
 def dask_cluster(folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, Callable[[], bool]]]:
-    dask, address = str(Path(sys.executable).with_name("dask")), f"tcp://127.0.0.1:{_free_port()}"
+    dask, address = str(Path(sys.executable).with_name("dask")), f"tcp://127.0.0.1:{free_port()}"
     scheduler = [dask, "scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"]
     worker = [dask, "worker", address, "--host", "127.0.0.1", "--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
     with (
@@ -156,8 +159,3 @@ def _running(
         for child in below:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])

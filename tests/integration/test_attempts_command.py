@@ -14,6 +14,7 @@ from lightning_core import names
 from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.runner import Runner, new_attempt_id
 from lightning_core.config import AgentSettings
+from tests.integration.test_attempts_callable import gone
 from tests.standin_server import Standin, standin
 
 Command = Callable[..., AttemptResult]
@@ -43,13 +44,6 @@ def run(server: Standin, tmp_path: Path) -> Command:
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_a_command_gets_its_task_on_stdin_and_in_a_file(run: Command) -> None:

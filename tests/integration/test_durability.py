@@ -7,7 +7,6 @@ import os
 import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,18 +26,12 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.otlp import SpanData, encode_spans
 from lightning_core.lake.spool_format import segments
 from lightning_core.server.handle import ServerHandle
+from tests.ports import free_port
 
 KINDS = ("http", "grpc", "client")
 SENDER = (sys.executable, "-m", "tests.integration.agents_that_send")
 KILLS = 4
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def kill(handle: ServerHandle) -> None:

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,10 @@ from flows import stack
 from flows.stack import Part, Plan, Ports
 from lightning_core.config import ServerSettings, SettingsError
 from lightning_core.server.handle import ServerHandle
+from tests.gateway_rig import wait_for
 
 ROOT = Path(__file__).parents[2]
-
-
-def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+until = partial(wait_for, seconds=60)
 
 
 def a_part(home: Path, name: str, after: str | None = None) -> Part:
