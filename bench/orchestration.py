@@ -48,9 +48,8 @@ _HERE = Path(__file__).with_name("orchestration_agent.py")
 _ROLLOUTS_A_SECOND, _GROWTH_MB, _SHARE, _RESUME_S = 100.0, 100.0, 0.02, 10.0
 _GROUP, _BEFORE = 8, 1_000
 _TASK_RUNS, _WITH_PROGRESS = 17, 3  # of an epoch of the demo, as Prefect's database has them
-_APART_S = (
-    5.0  # Prefect's server still writes the events of the flow before, and has the next one wait for its database
-)
+# Prefect's server still writes the events of the flow run before, and has the next one wait for its database.
+_APART_S = 5.0
 
 
 def settings_for(home: Path, rollouts: int, run: str = "bench") -> Settings:
@@ -171,7 +170,7 @@ def orchestration_share(rounds: int = 5) -> None:
         began = time.monotonic()
         an_epoch()
         took.append(time.monotonic() - began)
-    seconds = sorted(took)[rounds // 2]
+    seconds = median(took)
     epoch_s = _demo_epoch_s()
     if epoch_s is None:
         say("no var/demo.json: run `make demo` for the share")
@@ -203,7 +202,7 @@ def resume_done(settings: Settings, folder: Path, rounds: int = 3) -> None:
         took.append(time.monotonic() - began)
         if done.returncode != 0 or "is done, with these settings" not in done.stderr:
             raise RuntimeError(done.stderr[-2000:])
-    figure("resume_done_s", sorted(took)[rounds // 2], "s", _RESUME_S, rounds, smaller_is_better=True)
+    figure("resume_done_s", median(took), "s", _RESUME_S, rounds, smaller_is_better=True)
 
 
 def _without_prefect() -> dict[str, str]:

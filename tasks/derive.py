@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -60,12 +60,10 @@ def derive_bucket(settings: Settings, epoch: EpochManifest, job: Job) -> dict[st
 
 def _shown(epoch: EpochManifest) -> Callable[[str, int], None]:
     """Progress of the SQL: of its statements, or of its buckets where there are several."""
-    progress: Progress | None = None
+    progress = cache(partial(Progress, f"{epoch.mode} {epoch.epoch} SQL"))
 
     def tell(what: str, of: int) -> None:
-        nonlocal progress
-        progress = progress or Progress(f"{epoch.mode} {epoch.epoch} SQL", of)
-        progress.add(note=what)
+        progress(of).add(note=what)
         logger().debug("sql: %s", what)
 
     return tell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,10 @@ def grade_rollouts(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
     server = ServerHandle.find(settings.home)
     assert server is not None, "the epoch's services hold a server open"
     lake = Lake(settings.home)
-    progress: Progress | None = None
+    progress = cache(partial(Progress, f"{epoch.mode} {epoch.epoch} grading"))
 
     def on_progress(done: int, total: int) -> None:
-        nonlocal progress
-        progress = progress or Progress(f"{epoch.mode} {epoch.epoch} grading", total)
-        progress.at(done)
+        progress(total).at(done)
 
     with attempts(lake, epoch) as con:
         grades = grade(grader, con, server.store, on_progress)

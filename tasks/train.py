@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import cache, partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -73,13 +74,11 @@ def train_policy(
     parent = epoch.versions[policy.name]
     key = train_key(settings, epoch, policy)
     log = logger()
-    progress: Progress | None = None
+    progress = cache(partial(Progress, f"train {epoch.epoch} steps of {policy.name}"))
 
     def on_progress(event: dict[str, Any]) -> None:
-        nonlocal progress
         if "step" in event:
-            progress = progress or Progress(f"train {epoch.epoch} steps of {policy.name}", event["steps"])
-            progress.at(event["step"], f"loss {event.get('loss', 0.0):.4f}")
+            progress(event["steps"]).at(event["step"], f"loss {event.get('loss', 0.0):.4f}")
             log.info(
                 "%s: step %d/%d, loss %.4f, gradient norm %.3f, %d tokens (%d unique) in %.1f s",
                 policy.name, event["step"], event["steps"], event["loss"], event["grad_norm"],

@@ -15,8 +15,8 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 
 MOST_TRIES = 3
-policy = ChatOpenAI(model="policy", max_tokens=96)
-frozen = ChatOpenAI(model="checker", max_tokens=8, temperature=0)
+policy = ChatOpenAI(model="policy", max_tokens=128)
+frozen = ChatOpenAI(model="checker", max_tokens=64, temperature=0)
 
 
 class State(TypedDict, total=False):

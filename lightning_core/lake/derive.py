@@ -135,14 +135,15 @@ def derive(
         narrow = KEPT_REWARDS + (KEPT_TRIPLETS if train else ())
         gathered = narrow + (GATHERED if train else ())
         first = (*gathered, "rule_matches")
-        # Told from here, of several buckets as each is done: whoever listens need not be safe from threads.
-        files = (*SPANS, *HIERARCHY, *REWARDS, *((*TRIPLETS, *SEQUENCES) if train else ()))
-        steps = len(files) if len(parts) == 1 else len(parts) * (2 if train else 1)
+        until_nodes, from_nodes = (*SPANS, *HIERARCHY[:1]), (*HIERARCHY[1:], *REWARDS, *(TRIPLETS if train else ()))
+        passes = [(*until_nodes, *from_nodes), *([SEQUENCES] if train else [])]
+        steps = sum(map(len, passes)) if len(parts) == 1 else len(parts) * len(passes)
 
         def tell(what: str) -> None:
             if on_progress is not None:
                 on_progress(what, steps)
 
+        # Told from here, of several buckets as each is done: whoever listens need not be safe from threads.
         told = tell if len(parts) == 1 else None
 
         def spread(*names: str) -> buckets.Spread | None:
@@ -150,9 +151,9 @@ def derive(
             return None if elsewhere is None else buckets.Spread(elsewhere, known, wanted)
 
         def to_triplets(own: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
-            run(own, (*SPANS, *HIERARCHY[:1]), told)
+            run(own, until_nodes, told)
             require_unique(own, lake, epoch)
-            run(own, (*HIERARCHY[1:], *REWARDS, *(TRIPLETS if train else ())), told)
+            run(own, from_nodes, told)
 
         def to_sequences(own: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
             if bucket.of > 1:
