@@ -104,6 +104,10 @@ bench-gateway: $(READY) oracle-env ## the gateway against LiteLLM's proxy and di
 bench-learning: $(READY) ## held-out share by rollouts: ours, call-level grouping, stock TRL; hours, resumes, ARGS="--minutes 60"
 	$(BIN)/python -m bench.learning $(ARGS)
 
+.PHONY: bench-curves
+bench-curves: $(READY) ## held-out reward by epoch of calc_x, spider and musique; hours, resumes, ARGS="spider --minutes 60"
+	$(BIN)/python -m bench.curves $(ARGS)
+
 .PHONY: bench-redeploy
 bench-redeploy: $(READY) ## "training done" to the first token of the new version, one JSON line a figure
 	$(BIN)/python -m bench.redeploy $(ARGS)

@@ -84,19 +84,29 @@ def run(arm: str, seed: int, folder: Path, until: float) -> bool:
         command = [sys.executable, "-m", "flows.cli", "train", str(EXAMPLE)]
         command += [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
     say(f"{arm}, seed {seed}: {settings.home}/run.log")
-    with (settings.home / "run.log").open("ab") as log:
+    try:
+        return run_for(command, settings.home / "run.log", until, f"{arm}, seed {seed}")
+    finally:
+        add_rows(rows_of(arm, seed, folder))
+
+
+def run_for(command: list[str], log: Path, until: float, name: str) -> bool:
+    """Run a command that can go on where it stopped until it ends (True) or the time is up (monotonic seconds).
+
+    Raises RuntimeError, with the end of `log`, where it failed.
+    """
+    with log.open("ab") as out:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            command, cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
         )
         try:
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(1)
         finally:
             ended = _stop(process)
-    add_rows(rows_of(arm, seed, folder))
     if ended is not None and ended != 0:
-        tail = (settings.home / "run.log").read_text(errors="replace").splitlines()[-5:]
-        raise RuntimeError(f"{arm}, seed {seed} ended with {ended}: " + "\n".join(tail))
+        tail = log.read_text(errors="replace").splitlines()[-5:]
+        raise RuntimeError(f"{name} ended with {ended}: " + "\n".join(tail))
     return ended == 0
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bench.plot import Line, between, plot
+
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- table: bench/learning.py -->", "<!-- end of the table -->"
 _COLOURS = {"ours": "#1a66b8", "transitions": "#c2560c", "stock": "#6b6b6b"}
-_WIDTH, _HEIGHT, _LEFT, _TOP = 640, 360, 56, 20
-_RIGHT, _BOTTOM = _WIDTH - 130, _HEIGHT - 44
 
 Curves = dict[str, list[dict[str, Any]]]
 
@@ -18,13 +18,14 @@ def write_page(curves: Curves, still_missing: list[tuple[int, str]], docs: Path 
     """Draw the plot and put the table between its marks; nothing where there is no curve yet."""
     if not curves:
         return
-    (docs / "learning.svg").write_text(plot(curves))
+    lines = [
+        Line(arm, _COLOURS[arm], [(p["rollouts"], p["mean"], p["min"], p["max"]) for p in points])
+        for arm, points in curves.items()
+    ]
+    (docs / "learning.svg").write_text(plot(lines, "rollouts"))
     page = docs / "learning.md"
-    text = page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
     shown = f"![Held-out share right by rollouts](learning.svg)\n\n{table(curves, still_missing)}"
-    page.write_text(f"{before}{BEGIN}\n{shown}\n{END}{after}")
+    page.write_text(between(page.read_text(), BEGIN, END, shown))
 
 
 def table(curves: Curves, still_missing: list[tuple[int, str]]) -> str:
@@ -42,38 +43,3 @@ def table(curves: Curves, still_missing: list[tuple[int, str]]) -> str:
     if still_missing:
         lines += ["", "Not run yet: " + ", ".join(f"{arm} with seed {seed}" for seed, arm in still_missing) + "."]
     return "\n".join(lines)
-
-
-def plot(curves: Curves) -> str:
-    """An SVG: mean share right by rollouts, with the span of the seeds behind it."""
-    most = max(p["rollouts"] for points in curves.values() for p in points) or 1
-
-    def x(rollouts: float) -> str:
-        return f"{_LEFT + (_RIGHT - _LEFT) * rollouts / most:.1f}"
-
-    def y(share: float) -> str:
-        return f"{_BOTTOM - (_BOTTOM - _TOP) * share:.1f}"
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-    ]
-    for tenth in range(0, 11, 2):
-        share = tenth / 10
-        parts.append(f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{y(share)}" y2="{y(share)}" stroke="#e0e0e0"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{float(y(share)) + 4:.1f}" text-anchor="end">{share:.0%}</text>')
-    for rollouts in sorted({p["rollouts"] for points in curves.values() for p in points}):
-        parts.append(f'<text x="{x(rollouts)}" y="{_BOTTOM + 18}" text-anchor="middle">{rollouts}</text>')
-    parts.append(f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">rollouts</text>')
-    for arm, points in curves.items():
-        colour = _COLOURS[arm]
-        edge = [(p["rollouts"], p["max"]) for p in points] + [(p["rollouts"], p["min"]) for p in reversed(points)]
-        band = " ".join(f"{x(r)},{y(s)}" for r, s in edge)
-        line = " ".join(f"{x(p['rollouts'])},{y(p['mean'])}" for p in points)
-        parts.append(f'<polygon points="{band}" fill="{colour}" opacity="0.12"/>')
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        last = points[-1]
-        parts.append(
-            f'<text x="{_RIGHT + 8}" y="{float(y(last["mean"])) + 4:.1f}" fill="{colour}">{arm} {last["mean"]:.0%}</text>'
-        )
-    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -46,7 +46,8 @@ def evaluate(
 
     With `policy_versions` (policy → version) or `tasks` (as `tasks.evaluate`) the evaluation stands beside the run's own:
     it has a run of its own, and neither `best` nor what is served changes by it.
-    Returns `epoch`, and what lightning_core.lake.held_out tells: tasks, rollouts, right (0 to 1), interval, reward, pass_at.
+    Returns `epoch`, and what lightning_core.lake.held_out tells: tasks, rollouts, right (0 to 1), interval, reward,
+    reward_interval, pass_at.
     """
     if policy_versions or tasks:
         return _beside(settings, policy_versions or {}, tasks, from_stage)

@@ -14,19 +14,19 @@ from typing import Any
 
 
 def word_problems() -> list[dict[str, Any]]:
-    return _training(_word_problems())
+    return [task for task in _word_problems() if not _held_out(task, fifths=2)]
 
 
 def word_problems_heldout() -> list[dict[str, Any]]:
-    return _heldout(_word_problems())
+    return [task for task in _word_problems() if _held_out(task, fifths=2)]
 
 
 def gsm8k() -> list[dict[str, Any]]:
-    return _training(_gsm8k())
+    return [task for task in _gsm8k() if not _held_out(task)]
 
 
 def gsm8k_heldout() -> list[dict[str, Any]]:
-    return _heldout(_gsm8k())
+    return [task for task in _gsm8k() if _held_out(task)]
 
 
 def _word_problems() -> list[dict[str, Any]]:
@@ -51,9 +51,5 @@ def _task(question: str, answer: str) -> dict[str, Any]:
     return {"id": name, "question": question, "answer": answer.strip().replace(",", "")}
 
 
-def _training(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [task for task in tasks if int(task["id"], 16) % 5]
-
-
-def _heldout(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [task for task in tasks if int(task["id"], 16) % 5 == 0]
+def _held_out(task: dict[str, Any], fifths: int = 1) -> bool:
+    return int(task["id"], 16) % 5 < fifths

@@ -15,8 +15,14 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 
 MOST_TRIES = 3
-policy = ChatOpenAI(model="policy", max_tokens=128)
-frozen = ChatOpenAI(model="checker", max_tokens=64, temperature=0)
+CHECKED = (  # what the checker is shown: small models need it
+    ("How many books are there?", "SELECT count(*) FROM book", "1 rows: [(24,)]", "RIGHT"),
+    ("What is the highest price?", "SELECT name FROM book", "24 rows: [('Emma',), ('Ulysses',)]", "WRONG"),
+    ("List the names of all authors.", "SELECT name FROM author", "9 rows: [('Austen',), ('Joyce',)]", "RIGHT"),
+    ("Which books are from 1999?", "SELECT title FROM book WHERE year = 9", "0 rows: []", "WRONG"),
+)
+policy = ChatOpenAI(model="policy", max_tokens=128, temperature=0)
+frozen = ChatOpenAI(model="checker", max_tokens=8, temperature=0)
 
 
 class State(TypedDict, total=False):
@@ -60,9 +66,12 @@ def execute(query: str, database: str) -> str:
 def checker(state: State) -> State:
     if state["rows"].startswith("error"):
         return {"verdict": "WRONG"}
-    says = "Does the query answer the question? Say RIGHT or WRONG."
-    shown = f"Question: {state['question']}\nQuery: {state['query']}\nIt gives {state['rows']}"
-    return {"verdict": frozen.invoke([("system", says), ("user", shown)]).text}
+    messages = [("system", "Does the query answer the question? Say RIGHT or WRONG.")]
+    for question, query, rows, verdict in (*CHECKED, (state["question"], state["query"], state["rows"], None)):
+        messages.append(("user", f"Question: {question}\nQuery: {query}\nIt gives {rows}"))
+        if verdict is not None:
+            messages.append(("assistant", verdict))
+    return {"verdict": frozen.invoke(messages).text}
 
 
 def rewriter(state: State) -> State:

@@ -34,7 +34,7 @@ def make(folder: Path, schema: dict[str, Any], queries: Iterable[str]) -> Path:
 
 
 def ddl(schema: dict[str, Any]) -> str:
-    """CREATE TABLE statements, as the agent is shown them."""
+    """CREATE TABLE statements."""
     tables = []
     for number, table in tables_of(schema):
         columns = [
@@ -44,6 +44,15 @@ def ddl(schema: dict[str, Any]) -> str:
         ]
         tables.append(f'CREATE TABLE "{table}" (\n' + ",\n".join(columns) + "\n);")
     return "\n".join(tables)
+
+
+def outline(schema: dict[str, Any]) -> str:
+    """The tables as the agent is shown them, one a line: `name(column, column)`."""
+    lines = []
+    for number, table in tables_of(schema):
+        columns = ", ".join(name for of, name in schema["column_names_original"] if of == number)
+        lines.append(f"{table}({columns})")
+    return "\n".join(lines)
 
 
 def tables_of(schema: dict[str, Any]) -> list[tuple[int, str]]:

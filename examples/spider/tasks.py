@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from databases import ddl, make
+from databases import make, outline
 
 HELD_OUT = ("concert_singer", "voter_1", "battle_death", "real_estate_properties", "tvshow", "network_1")
 
@@ -31,8 +31,9 @@ def small_heldout() -> list[dict[str, Any]]:
 
 
 def _is_small(task: dict[str, Any]) -> bool:
-    """A short query over one table of a database with few columns: what a small model can begin with."""
-    return len(task["query"]) < 60 and "JOIN" not in task["query"].upper() and len(task["schema"]) < 700
+    """A short query over one table: what a small model can begin with."""
+    query = task["query"].upper()
+    return len(query) < 80 and "JOIN" not in query and query.count("SELECT") == 1
 
 
 def _tasks() -> list[dict[str, Any]]:
@@ -44,7 +45,7 @@ def _tasks() -> list[dict[str, Any]]:
         for name, schema in schemas.items()
     }
     return [
-        row | {"id": str(number), "database": str(files[row["db_id"]]), "schema": ddl(schemas[row["db_id"]])}
+        row | {"id": str(number), "database": str(files[row["db_id"]]), "schema": outline(schemas[row["db_id"]])}
         for number, row in enumerate(questions)
     ]
 

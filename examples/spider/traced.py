@@ -16,7 +16,9 @@ trace.set_tracer_provider(provider)
 LangChainInstrumentor().instrument(tracer_provider=provider)
 OpenAIInstrumentor().instrument(tracer_provider=provider)
 
-from agent import run  # noqa: E402 - what it imports is instrumented by now
+import agent  # noqa: E402 - what it imports is instrumented by now
+
+run = agent.run
 
 if __name__ == "__main__":
     print(json.dumps(run(json.load(sys.stdin))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,24 +21,28 @@ class HeldOut:
     rollouts: int
     right: float  # share of rollouts, 0 to 1
     interval: tuple[float, float]  # 95%, of `right`
-    reward: float | None
+    reward: float | None  # mean
+    reward_interval: tuple[float, float] | None  # 95%, of `reward`; None where one lies outside 0 to 1
     pass_at: dict[int, float]  # k → share of tasks that one of k rollouts solves
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"interval": list(self.interval)}
+        reward = None if self.reward_interval is None else list(self.reward_interval)
+        return asdict(self) | {"interval": list(self.interval), "reward_interval": reward}
 
 
 def held_out(lake: Lake, epoch: EpochManifest) -> HeldOut:
     """Of a derived evaluation; a task's rollouts are a group."""
     rows = duckdb.execute(
         """
-        SELECT count(*), count(*) FILTER (success), list_sum(list_sort(list(reward))), count(reward)
+        SELECT count(*), count(*) FILTER (success), list_sum(list_sort(list(reward))), count(reward),
+            min(reward) >= 0 AND max(reward) <= 1
         FROM read_parquet(?) GROUP BY group_id ORDER BY group_id
         """,
         [str(lake.path(epoch.tables["rollout_rewards"]))],
     ).fetchall()
-    counts = [(n, right) for n, right, _, _ in rows]
-    rewards, rewarded = math.fsum(r for _, _, r, _ in rows if r is not None), sum(r[3] for r in rows)
+    counts = [(n, right) for n, right, *_ in rows]
+    rewards = [(n, total, bounded) for *_, total, n, bounded in rows if n]
+    rewarded = sum(n for n, *_ in rewards)
     rollouts, right = sum(n for n, _ in counts), sum(c for _, c in counts)
     least = min((n for n, _ in counts), default=0)
     return HeldOut(
@@ -45,7 +50,10 @@ def held_out(lake: Lake, epoch: EpochManifest) -> HeldOut:
         rollouts=rollouts,
         right=right / rollouts if rollouts else 0.0,
         interval=interval(counts),
-        reward=rewards / rewarded if rewarded else None,
+        reward=math.fsum(total for _, total, _ in rewards) / rewarded if rewarded else None,
+        reward_interval=interval([(n, total) for n, total, _ in rewards])
+        if rewarded and all(bounded for *_, bounded in rewards)
+        else None,
         pass_at={k: pass_at(counts, k) for k in range(1, least + 1) if k & (k - 1) == 0 or k == least},
     )
 
@@ -55,8 +63,12 @@ def pass_at(counts: list[tuple[int, int]], k: int) -> float:
     return math.fsum(1 - math.comb(n - right, k) / math.comb(n, k) for n, right in counts) / len(counts)
 
 
-def interval(counts: list[tuple[int, int]]) -> tuple[float, float]:
-    """Wilson's 95% interval of the share right. Rollouts of a task are alike, so they count as fewer independent ones."""
+def interval(counts: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Wilson's 95% interval of the share right: (rollouts, how many of them right) by task.
+
+    Rollouts of a task are alike, so they count as fewer independent ones. Of rewards between 0 and 1, summed by task, it
+    is an interval of their mean, and a wide one: none vary more than those that are 0 or 1.
+    """
     rollouts = sum(n for n, _ in counts)
     if not rollouts:
         return 0.0, 1.0

@@ -49,6 +49,15 @@ def test_the_interval_holds_the_share_and_stays_between_0_and_1(counts: list[tup
     assert share - 1e-12 <= high <= 1
 
 
+def test_the_interval_of_rewards_between_0_and_1_covers_their_mean_at_least_so_often() -> None:
+    draw = random.Random(2)
+    covered = 0
+    for _ in range(400):
+        low, high = interval([(1, draw.betavariate(0.3, 0.9)) for _ in range(30)])  # mean 1/4
+        covered += low <= 1 / 4 <= high
+    assert 0.95 <= covered / 400
+
+
 def test_an_evaluation_is_summed_up_by_task(tmp_path: Path) -> None:
     rows = []
     for task, rollout, value in (("a", 0, 1.0), ("a", 1, 0.0), ("b", 0, 1.0), ("b", 1, 1.0)):

@@ -1,0 +1,168 @@
+"""Reward by epoch, on held-out tasks, of the three experiments that follow the ancestor's paper; real runs on this machine.
+
+    LIGHTNING_DATA=… make bench-curves                                # calc_x, spider, musique: hours on two cores
+    LIGHTNING_DATA=… make bench-curves ARGS="calc_x --minutes 30"     # one, for so long; the next call goes on
+    make bench-curves ARGS="--minutes 0"                              # only the figures, plots and tables of what there is
+
+Each runs the commands that its README gives, in `var/curves/<task>`. Every evaluation is a row of bench/results/curves.jsonl:
+`epochs` trained, `rollouts` for it, mean reward of the held-out tasks with its 95% interval, and what was gained since the
+first evaluation, task by task (sql/analysis/held_out_curve.sql). A run's rows replace those of the run before.
+Prints `curve_<task>`: the last evaluation's reward beside the first one's; draws docs/curve-<task>.svg and docs/tasks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.learning import read_rows, run_for
+from bench.plot import Line, between, plot
+from bench.report import figure, say
+from lightning_core.config import Settings
+from lightning_core.lake import catalog, sql
+from lightning_core.lake.held_out import held_out
+from lightning_core.lake.lake import Lake
+from lightning_core.settings_file import load_settings
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench/results/curves.jsonl"
+PAGE = ROOT / "docs/tasks.md"
+COMMANDS: dict[str, list[tuple[str, str]]] = {
+    "calc_x": [("train", "settings.yaml")],
+    "spider": [("evaluate", "settings.yaml"), ("train", "demonstrate.yaml"), ("train", "settings.yaml")],
+    "musique": [("evaluate", "settings.yaml"), ("train", "demonstrate.yaml"), ("train", "settings.yaml")],
+}
+
+
+def run(task: str, home: Path, until: float) -> bool:
+    """The commands of a task, each where the one before it ended; False where the time is up."""
+    home.mkdir(parents=True, exist_ok=True)
+    example = ROOT / "examples" / task
+    for command, file in COMMANDS[task]:
+        settings = load_settings(example / file, {"home": str(home)})
+        done = Lake(home).manifests.next_epoch(settings.run)
+        if done >= settings.epochs or (command == "evaluate" and Lake(home).manifests.epochs(settings.run)):
+            continue
+        say(f"{task}: {command} {file}, {home}/run.log")
+        arguments = [sys.executable, "-m", "flows.cli", command, str(example / file), "--set", f"home={home}"]
+        if time.monotonic() >= until or not run_for(arguments, home / "run.log", until, f"{task}, {command} {file}"):
+            return False
+    return True
+
+
+def rows_of(task: str, settings: Settings) -> list[dict[str, Any]]:
+    """A row per evaluation of the run, in the order of the epochs."""
+    lake = Lake(settings.home)
+    epochs = lake.manifests.epochs(settings.run)
+    lake.rebuild_catalog()
+    with catalog.connect(lake.root) as con:
+        asked = con.sql(f"FROM ({sql.text('analysis/held_out_curve')}) WHERE run = $run", params={"run": settings.run})
+        compared = {row["epoch"]: row for row in asked.to_arrow_table().to_pylist()}
+    found, rollouts = [], 0
+    for manifest in sorted(epochs, key=lambda each: (each.epoch, each.mode == "train")):
+        if manifest.mode == "train":
+            rollouts += len(manifest.planned)
+        elif "record" in manifest.stages:
+            told, gained = held_out(lake, manifest), compared[manifest.epoch]
+            found.append(
+                {"task": task, "epochs": manifest.epoch, "rollouts": rollouts, "held_out_tasks": told.tasks}
+                | {"right": told.right, "reward": told.reward, "interval": told.reward_interval}
+                | {"gained": gained["gained"], "gained_interval": [gained["low"], gained["high"]]}
+            )
+    return found
+
+
+def keep(task: str, rows: list[dict[str, Any]], path: Path = RESULTS) -> None:
+    """The task's rows in place of those that were there."""
+    others = [row for row in read_rows(path) if row["task"] != task]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*others, *rows)))
+
+
+def table(task: str, rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line an evaluation, and what is to be said of the last one."""
+    lines = [
+        "| epochs | rollouts | held-out reward (95%) | right | gained, task by task (95%) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        how = " (shown)" if row["epochs"] == 1 and _is_shown(task) else ""
+        low, high = row["interval"]
+        gained = f"{row['gained']:+.3f} ({row['gained_interval'][0]:+.3f} to {row['gained_interval'][1]:+.3f})"
+        lines.append(
+            f"| {row['epochs']}{how} | {row['rollouts']} | {row['reward']:.3f} ({low:.2f} to {high:.2f}) | {row['right']:.0%} | "
+            f"{gained if row is not rows[0] else ''} |"
+        )
+    return "\n".join([*lines, "", verdict(task, rows)])
+
+
+def verdict(task: str, rows: list[dict[str, Any]]) -> str:
+    """Whether it rose, in words; where the model was shown first, by that and by what came after."""
+    said = [f"Since the first evaluation it {_moved(rows[-1]['gained'], rows[-1]['gained_interval'])}."]
+    if _is_shown(task) and len(rows) > 2:
+        change = rows[-1]["reward"] - rows[1]["reward"]
+        said.append(
+            f"Of that, {rows[1]['gained']:+.3f} came of being shown, and {change:+.3f} of the epochs of GRPO after it."
+        )
+    return " ".join(said)
+
+
+def _moved(gained: float, interval: list[float]) -> str:
+    low, high = interval
+    if low > 0:
+        return f"rose by {gained:.3f}"
+    return f"fell by {-gained:.3f}" if high < 0 else f"did not change by more than chance ({gained:+.3f})"
+
+
+def _is_shown(task: str) -> bool:
+    return any(file == "demonstrate.yaml" for _, file in COMMANDS[task])
+
+
+def write_page(rows: list[dict[str, Any]], page: Path = PAGE) -> None:
+    """Each task's plot beside the page, and its table between its marks."""
+    text = page.read_text()
+    for task in COMMANDS:
+        own = [row for row in rows if row["task"] == task]
+        if own:
+            points = [(row["epochs"], row["reward"], *row["interval"]) for row in own]
+            (page.parent / f"curve-{task}.svg").write_text(plot([Line("reward", "#1a66b8", points)], "epochs"))
+            shown = f"![Held-out reward by epoch](curve-{task}.svg)\n\n{table(task, own)}"
+            text = between(text, f"<!-- curve: {task} -->", "<!-- end of the curve -->", shown)
+    page.write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", choices=[*COMMANDS, []], help="default: all three")
+    parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the next call goes on")
+    parser.add_argument("--folder", type=Path, default=ROOT / "var/curves")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    until = time.monotonic() + 60 * options.minutes
+    for task in options.tasks or COMMANDS:
+        home = options.folder / task
+        try:
+            ended = time.monotonic() < until and run(task, home, until)
+        finally:
+            settings = load_settings(ROOT / "examples" / task / "settings.yaml", {"home": str(home)})
+            if (home / "lake").is_dir() and (rows := rows_of(task, settings)):
+                keep(task, rows)
+        if not ended:
+            break
+    for task in COMMANDS:
+        if rows := [row for row in read_rows(RESULTS) if row["task"] == task]:
+            first, last = rows[0], rows[-1]
+            figure(
+                f"curve_{task}", last["reward"], "reward", first["reward"], last["held_out_tasks"],
+                epochs=last["epochs"], gained=last["gained"], gained_interval=last["gained_interval"],
+            )  # fmt: skip
+    write_page(read_rows(RESULTS))
+
+
+if __name__ == "__main__":
+    main()
