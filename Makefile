@@ -58,7 +58,7 @@ test-all: lint $(READY) oracle-env ## every test (under 60 minutes)
 
 .PHONY: test-frameworks
 test-frameworks: $(READY) ## every agent framework, each in its own environment; writes the table of docs/frameworks.md
-	$(BIN)/pytest tests/integration/test_frameworks.py $(ARGS)
+	$(BIN)/pytest tests/integration/test_frameworks.py tests/integration/test_frameworks_vllm.py $(ARGS)
 
 .PHONY: lint
 lint: $(READY) ## ruff (format and lint) and mypy

@@ -128,8 +128,12 @@ class Lake:
             # Every span is there and can be asked for; only the number of files grows.
             logger.warning("%s; `lightning-flows lake compact` tries again", error)
 
+    def end(self) -> int:
+        """Offset behind all that was received, decoded or not: a killed epoch's last rollouts wait in the spool."""
+        return max(self.manifests.spans().decoded_offset, spool.durable_end(self.spool))
+
     def open_epoch(self, run: str, epoch: int, mode: Mode, versions: dict[str, str]) -> EpochManifest:
-        """The manifest of an epoch; a new one begins at what is decoded now and remembers the policies' versions.
+        """The manifest of an epoch; a new one begins behind all that was received, and remembers the policies' versions.
 
         Raises LakeError for a training epoch that others were built on since, with other versions now before it.
         """
@@ -145,8 +149,7 @@ class Lake:
         if found is not None and found.versions != versions:
             found = None  # opened, and nothing done yet
         if found is None:
-            offset = self.manifests.spans().decoded_offset
-            found = EpochManifest(run=run, epoch=epoch, mode=mode, versions=versions, opened_offset=offset)
+            found = EpochManifest(run=run, epoch=epoch, mode=mode, versions=versions, opened_offset=self.end())
             self.manifests.put_epoch(found)
         return found
 
@@ -159,7 +162,7 @@ class Lake:
         if found is not None and found.versions:
             return None
         if found is None:
-            found = EpochManifest(run=run, epoch=epoch, opened_offset=self.manifests.spans().decoded_offset)
+            found = EpochManifest(run=run, epoch=epoch, opened_offset=self.end())
         found.sampled = sampled
         self.manifests.put_epoch(found)
         return found

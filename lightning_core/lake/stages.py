@@ -56,7 +56,7 @@ def run_stage(
 def redo_from(lake: Lake, epoch: EpochManifest, stage: Stage, asked_by: str) -> None:
     """Forget that a stage and those after it were done, so that they are done again; once for each `asked_by`.
 
-    From `rollouts` on the epoch begins anew behind what is decoded: its former rollouts stay in the lake, `outside` of it.
+    From `rollouts` on the epoch begins anew behind what was received: its former rollouts stay in the lake, `outside` of it.
     """
     if epoch.redone_for == asked_by:
         return
@@ -73,5 +73,5 @@ def redo_from(lake: Lake, epoch: EpochManifest, stage: Stage, asked_by: str) -> 
 
 def begin_anew(lake: Lake, epoch: EpochManifest) -> None:
     """Leave behind the epoch's rollouts so far. The caller saves the manifest."""
-    epoch.opened_offset, epoch.sealed_offset = lake.manifests.spans().decoded_offset, None
+    epoch.opened_offset, epoch.sealed_offset = lake.end(), None
     epoch.rolled_out_with = None

@@ -5,7 +5,8 @@
 -- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
 -- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
 -- before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the
--- policy's temperature and top_p alone; flagged also where it trains. An ambiguous call trains, where that is set, if the policy
+-- policy's temperature and top_p alone; flagged also where it trains. A policy that `imitates` (sft) takes tokens however
+-- they were chosen, also greedily or by a grammar, if they are whole. An ambiguous call trains, where that is set, if the policy
 -- takes every agent that could have made it. `bad_token_ids`: negative, or past the vocabulary where that is known.
 -- `bad_logprobs`: above 0 by more than rounding, infinite, or NaN. `not_scheduled`: the policy is not trained in this epoch.
 WITH calls AS (
@@ -65,6 +66,10 @@ distorted AS (
     FROM samplings
     CROSS JOIN policies
 ),
+chosen_otherwise AS (
+    -- No sample of the policy, but all the tokens of the reply.
+    SELECT unnest(['greedy', 'guided', 'forced_tool', 'prefilled', 'beam_search']) AS untrainable
+),
 versions AS (
     SELECT policy_version, list_min([TRY_CAST(v AS BIGINT) FOR v IN regexp_extract_all(policy_version, 'v(\d+)', 1)]) AS oldest
     FROM (SELECT DISTINCT policy_version FROM nodes SEMI JOIN policies USING (policy) WHERE policy_version IS NOT NULL)
@@ -93,11 +98,13 @@ SELECT
     calls.node AS call_id,
     calls.attempt,
     calls.policy,
-    coalesce(distorted.other_sampling, false) AS other_sampling,
+    coalesce(distorted.other_sampling, false)
+    OR coalesce(policies.imitates AND chosen_otherwise.untrainable IS NOT NULL, false) AS other_sampling,
     CASE
         WHEN calls.status = 'error' THEN 'failed_call'
         WHEN policies.policy IS NULL THEN 'other_policy'
-        WHEN sampled.untrainable IS NOT NULL THEN 'untrainable: ' || sampled.untrainable
+        WHEN sampled.untrainable IS NOT NULL AND NOT (policies.imitates AND chosen_otherwise.untrainable IS NOT NULL)
+            THEN 'untrainable: ' || sampled.untrainable
         WHEN sampled.flaw IS NOT NULL THEN sampled.flaw
         WHEN distorted.other_sampling AND policies.other_sampling = 'drop' THEN 'other_sampling'
         WHEN policies.max_version_lag IS NOT NULL AND (versions.oldest IS NULL OR policies.version IS NULL) THEN 'unknown_version'
@@ -115,6 +122,7 @@ JOIN rewards USING (attempt)
 LEFT JOIN policies ON policies.policy = calls.policy
 LEFT JOIN policy_totals AS own ON own.policy = calls.policy AND own.attempt = calls.attempt
 LEFT JOIN remarked AS sampled ON sampled.call_id = calls.node
+LEFT JOIN chosen_otherwise ON chosen_otherwise.untrainable = sampled.untrainable
 LEFT JOIN distorted ON distorted.text = sampled.sampling AND distorted.policy = calls.policy
 LEFT JOIN versions ON versions.policy_version = calls.policy_version
 LEFT JOIN agents ON agents.policy = calls.policy AND agents.agent = coalesce(calls.agent, '')

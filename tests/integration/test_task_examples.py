@@ -6,6 +6,7 @@ Data are a few lines of the same shape as the real ones, made here.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,10 +70,17 @@ def run(server: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     monkeypatch.setenv("SPIDER_DATABASES", str(tmp_path / "databases"))
     monkeypatch.chdir(ROOT)
 
-    def first(example: str, says: Callable[..., Any], tasks: str | None = None, **environment: str) -> Trial:
-        file = ROOT / "examples" / example / "settings.yaml"
+    def first(
+        example: str,
+        says: Callable[..., Any],
+        tasks: str | None = None,
+        name: str = "settings.yaml",
+        **environment: str,
+    ) -> Trial:
+        file = ROOT / "examples" / example / name
         settings = load_settings(file, {"home": str(server.home), "agent.environment": environment})
-        assert load_settings(file.with_name("gpu.yaml")).agent.callable == settings.agent.callable
+        if name == "settings.yaml":
+            assert load_settings(file.with_name("gpu.yaml")).agent.callable == settings.agent.callable
         assert settings.agent.python is not None
         try:
             interpreter(settings.agent.python, settings.agent.environments)
@@ -153,6 +161,52 @@ def test_spider_writes_checks_and_mends_and_trains_writer_and_rewriter_alone(
     assert asked(trial, "SELECT tool, failed FROM tool_calls WHERE run = ? ORDER BY started") == [
         ("execute", True),
         ("execute", False),
+    ]
+
+
+def constrained(body: dict[str, Any]) -> Any:
+    """What vLLM's structured outputs leave to be said."""
+    if body["model"] == "checker":
+        return "RIGHT"
+    (said,) = body["structured_outputs"]["choice"]
+    call = re.fullmatch(r"<tool_call>(.*)</tool_call>", said)
+    if call is None:
+        return said
+    found = json.loads(call[1])
+    return found["name"], found["arguments"]
+
+
+def test_spiders_demonstration_says_the_gold_query_and_ends(run: Callable[..., Trial], tmp_path: Path) -> None:
+    question = {"db_id": "shop", "question": "How many are red?", "query": "SELECT count(*) FROM item ;"}
+    (tmp_path / "spider_questions.jsonl").write_text(json.dumps(question))
+    (tmp_path / "spider_schemas.jsonl").write_text(json.dumps(SCHEMA))
+    trial = run("spider", constrained, name="demonstrate.yaml")
+    assert asked(trial, REWARD) == [(1.0,)]
+    calls = asked(trial, CALLS)
+    assert [(agent, left_out) for agent, policy, left_out in calls if policy == "policy"] == [("writer", None)]
+
+
+def test_musiques_demonstration_searches_for_every_hop_and_answers(run: Callable[..., Trial], tmp_path: Path) -> None:
+    passages = [{"title": "Hall", "text": "G. Stanley Hall was a president."}, {"title": "Cats", "text": "Cats sleep."}]
+    (tmp_path / "musique_corpus.json").write_text(json.dumps(passages))
+    steps = [
+        {"question": "Who publishes it?", "answer": "The society"},
+        {"question": "Who was the first president of #1 ?", "answer": "G. Stanley Hall"},
+    ]
+    row = {
+        "question": "Its first president?",
+        "answer": "G. Stanley Hall",
+        "answer_aliases": [],
+        "question_decomposition": steps,
+    }
+    (tmp_path / "musique_questions.jsonl").write_text("\n".join(json.dumps(row | {"id": f"q{n}"}) for n in range(3)))
+    trial = run("musique", constrained, name="demonstrate.yaml", MUSIQUE_INDEX=str(tmp_path / "index"))
+    assert asked(trial, REWARD) == [(1.0,)]
+    assert asked(trial, CALLS) == [("researcher", "policy", None)] * 3
+    searches = asked(trial, "SELECT tool_arguments FROM tool_calls WHERE run = ? ORDER BY started")
+    assert [json.loads(arguments)["query"] for (arguments,) in searches] == [
+        "Who publishes it?",
+        "Who was the first president of The society ?",
     ]
 
 

@@ -102,6 +102,21 @@ def test_ambiguous_calls_can_be_trained_all_the_same(tmp_path: Path) -> None:
     assert (found("drop"), found("train")) == (["ambiguous_agent"], [None])
 
 
+def test_an_example_may_have_been_said_as_a_grammar_had_it_but_must_be_whole(tmp_path: Path) -> None:
+    found = {}
+    for algorithm in ("sft", "grpo"):
+        made = attempt()
+        solver = made.agent("solver")
+        for number, reason in enumerate(("guided", "greedy", "aborted")):
+            at = (0.2 + number / 10, 0.25 + number / 10)
+            made.call([1], [2], at, parent=solver, untrainable=reason)
+        made.reward(1.0)
+        (calls,) = tables(tmp_path / algorithm, [made], "policy_calls", algorithm=algorithm)
+        found[algorithm] = [(call["left_out"], call["other_sampling"]) for call in calls]
+    left_out = [(f"untrainable: {reason}", False) for reason in ("guided", "greedy", "aborted")]
+    assert found == {"sft": [(None, True), (None, True), left_out[2]], "grpo": left_out}
+
+
 def test_calls_sampled_otherwise_can_be_trained_all_the_same_and_are_flagged(tmp_path: Path) -> None:
     made = attempt()
     solver = made.agent("solver")
