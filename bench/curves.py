@@ -45,14 +45,20 @@ def run(task: str, home: Path, until: float) -> bool:
     example = ROOT / "examples" / task
     for command, file in COMMANDS[task]:
         settings = load_settings(example / file, {"home": str(home)})
-        done = Lake(home).manifests.next_epoch(settings.run)
-        if done >= settings.epochs or (command == "evaluate" and Lake(home).manifests.epochs(settings.run)):
+        if _is_done(Lake(home), settings, 0 if command == "evaluate" else settings.epochs):
             continue
         say(f"{task}: {command} {file}, {home}/run.log")
         arguments = [sys.executable, "-m", "flows.cli", command, str(example / file), "--set", f"home={home}"]
         if time.monotonic() >= until or not run_for(arguments, home / "run.log", until, f"{task}, {command} {file}"):
             return False
     return True
+
+
+def _is_done(lake: Lake, settings: Settings, epochs: int) -> bool:
+    """Whether so many epochs are trained and, where there are held-out tasks, evaluated."""
+    last = lake.manifests.epoch(settings.run, epochs, "evaluate")
+    evaluated = settings.tasks.evaluate is None or (last is not None and "record" in last.stages)
+    return lake.manifests.next_epoch(settings.run) >= epochs and evaluated
 
 
 def rows_of(task: str, settings: Settings) -> list[dict[str, Any]]:

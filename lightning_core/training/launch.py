@@ -27,8 +27,9 @@ _GRACE_S = 5.0
 _LOG_LINES = 20
 
 
-# torch gives every large tensor back to the system and gets the next one from it: on CPUs, half of a step went into clearing
-# pages. With these glibc keeps what it has (twice the tokens/s of `sft`, bench/RESULTS.md); the process ends soon, and frees all.
+# TRL's SFT makes logits of every token, and torch gives each large tensor back to the system: on CPUs, half of a step went into
+# clearing pages. With these glibc keeps what it has: twice the tokens/s for half as much memory again (bench/RESULTS.md). Tries
+# make no such tensors, and gain nothing by it.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -112,8 +113,9 @@ def command(job: Job, job_file: Path) -> list[str]:
 def _environment(job: Job) -> dict[str, str]:
     """This process's own, with the package importable from wherever it was started."""
     root = str(Path(lightning_core.__file__).parent.parent)
-    own = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    environment = ALLOCATOR | own
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    if job.policy_settings.algorithm == "sft":
+        environment = ALLOCATOR | environment
     processes = job.policy_settings.training.processes
     if job.device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = job.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ import pytest
 from bench import curves
 from bench.learning import read_rows
 from lightning_core.lake.derive import derive
+from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from tests.lake_maker import Attempt, derived, settings
 
@@ -50,6 +52,42 @@ def test_every_evaluation_that_has_ended_is_a_row_with_what_was_gained_since_the
     low, high = rows[2]["gained_interval"]
     assert 0.6 < low < 0.825 < high < 1.05
     assert all(r["interval"][0] < r["reward"] < r["interval"][1] for r in rows)
+
+
+def test_a_task_goes_on_with_the_first_command_that_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+
+    def stopped(arguments: list[str], *_: Any) -> bool:
+        began.append(" ".join(arguments[3:5]).replace(str(curves.ROOT), ""))
+        return False
+
+    monkeypatch.setattr(curves, "run_for", stopped)
+    manifests = Lake(tmp_path).manifests
+
+    def evaluated(number: int, *stages: str) -> None:
+        epoch = EpochManifest(run="spider", epoch=number, mode="evaluate", opened_offset=0)
+        for stage in stages:
+            epoch.finish(stage, "key", {}, 1.0)
+        manifests.put_epoch(epoch)
+
+    def next_one() -> str:
+        assert curves.run("spider", tmp_path, math.inf) is False
+        return began[-1]
+
+    assert next_one() == "evaluate /examples/spider/settings.yaml"
+    evaluated(0, "collect")
+    assert next_one() == "evaluate /examples/spider/settings.yaml"
+    evaluated(0, "collect", "record")
+    assert next_one() == "train /examples/spider/demonstrate.yaml"
+    for number in range(5):
+        epoch = EpochManifest(run="spider", epoch=number, opened_offset=0)
+        epoch.finish("record", "key", {}, 1.0)
+        manifests.put_epoch(epoch)
+        assert next_one() == "train /examples/spider/settings.yaml"
+    evaluated(5, "record")
+    assert curves.run("spider", tmp_path, math.inf) is True
 
 
 def test_a_run_takes_the_place_of_the_one_before_it_and_of_no_other_tasks(tmp_path: Path) -> None:
