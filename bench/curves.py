@@ -32,18 +32,15 @@ from lightning_core.settings_file import load_settings
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results/curves.jsonl"
 PAGE = ROOT / "docs/tasks.md"
-COMMANDS: dict[str, list[tuple[str, str]]] = {
-    "calc_x": [("train", "settings.yaml")],
-    "spider": [("evaluate", "settings.yaml"), ("train", "demonstrate.yaml"), ("train", "settings.yaml")],
-    "musique": [("evaluate", "settings.yaml"), ("train", "demonstrate.yaml"), ("train", "settings.yaml")],
-}
+TASKS = ("calc_x", "spider", "musique")
+COMMANDS = (("evaluate", "settings.yaml"), ("train", "demonstrate.yaml"), ("train", "settings.yaml"))
 
 
 def run(task: str, home: Path, until: float) -> bool:
     """The commands of a task, each where the one before it ended; False where the time is up."""
     home.mkdir(parents=True, exist_ok=True)
     example = ROOT / "examples" / task
-    for command, file in COMMANDS[task]:
+    for command, file in COMMANDS:
         settings = load_settings(example / file, {"home": str(home)})
         if _is_done(Lake(home), settings, 0 if command == "evaluate" else settings.epochs):
             continue
@@ -90,27 +87,27 @@ def keep(task: str, rows: list[dict[str, Any]], path: Path = RESULTS) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in (*others, *rows)))
 
 
-def table(task: str, rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line an evaluation, and what is to be said of the last one."""
     lines = [
         "| epochs | rollouts | held-out reward (95%) | right | gained, task by task (95%) |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        how = " (shown)" if row["epochs"] == 1 and _is_shown(task) else ""
+        how = " (shown)" if row["epochs"] == 1 else ""
         low, high = row["interval"]
         gained = f"{row['gained']:+.3f} ({row['gained_interval'][0]:+.3f} to {row['gained_interval'][1]:+.3f})"
         lines.append(
             f"| {row['epochs']}{how} | {row['rollouts']} | {row['reward']:.3f} ({low:.2f} to {high:.2f}) | {row['right']:.0%} | "
             f"{gained if row is not rows[0] else ''} |"
         )
-    return "\n".join([*lines, "", verdict(task, rows)])
+    return "\n".join([*lines, "", verdict(rows)])
 
 
-def verdict(task: str, rows: list[dict[str, Any]]) -> str:
-    """Whether it rose, in words; where the model was shown first, by that and by what came after."""
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """Whether it rose, in words; and how much of it came of being shown."""
     said = [f"Since the first evaluation it {_moved(rows[-1]['gained'], rows[-1]['gained_interval'])}."]
-    if _is_shown(task) and len(rows) > 2:
+    if len(rows) > 2:
         change = rows[-1]["reward"] - rows[1]["reward"]
         said.append(
             f"Of that, {rows[1]['gained']:+.3f} came of being shown, and {change:+.3f} of the epochs of GRPO after it."
@@ -125,32 +122,28 @@ def _moved(gained: float, interval: list[float]) -> str:
     return f"fell by {-gained:.3f}" if high < 0 else f"did not change by more than chance ({gained:+.3f})"
 
 
-def _is_shown(task: str) -> bool:
-    return any(file == "demonstrate.yaml" for _, file in COMMANDS[task])
-
-
 def write_page(rows: list[dict[str, Any]], page: Path = PAGE) -> None:
     """Each task's plot beside the page, and its table between its marks."""
     text = page.read_text()
-    for task in COMMANDS:
+    for task in TASKS:
         own = [row for row in rows if row["task"] == task]
         if own:
             points = [(row["epochs"], row["reward"], *row["interval"]) for row in own]
             (page.parent / f"curve-{task}.svg").write_text(plot([Line("reward", "#1a66b8", points)], "epochs"))
-            shown = f"![Held-out reward by epoch](curve-{task}.svg)\n\n{table(task, own)}"
+            shown = f"![Held-out reward by epoch](curve-{task}.svg)\n\n{table(own)}"
             text = between(text, f"<!-- curve: {task} -->", "<!-- end of the curve -->", shown)
     page.write_text(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", choices=[*COMMANDS, []], help="default: all three")
+    parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], help="default: all three")
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the next call goes on")
     parser.add_argument("--folder", type=Path, default=ROOT / "var/curves")
     options = parser.parse_args()
     os.chdir(ROOT)
     until = time.monotonic() + 60 * options.minutes
-    for task in options.tasks or COMMANDS:
+    for task in options.tasks or TASKS:
         home = options.folder / task
         try:
             ended = time.monotonic() < until and run(task, home, until)
@@ -160,7 +153,7 @@ def main() -> None:
                 keep(task, rows)
         if not ended:
             break
-    for task in COMMANDS:
+    for task in TASKS:
         if rows := [row for row in read_rows(RESULTS) if row["task"] == task]:
             first, last = rows[0], rows[-1]
             figure(

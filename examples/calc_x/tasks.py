@@ -30,7 +30,9 @@ def gsm8k_heldout() -> list[dict[str, Any]]:
 
 
 def _word_problems() -> list[dict[str, Any]]:
-    return [_task(row["prompt"], row["result"]) for row in _rows("calc_word_problems.jsonl")]
+    """With the gold `expression`, which the agent is not told."""
+    rows = _rows("calc_word_problems.jsonl")
+    return [_task(row["prompt"], row["result"]) | {"expression": row["chain"][0]["inputs"]} for row in rows]
 
 
 def _gsm8k() -> list[dict[str, Any]]:

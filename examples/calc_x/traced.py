@@ -13,7 +13,9 @@ provider = TracerProvider()
 provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
 trace.set_tracer_provider(provider)
 
-from agent import run  # noqa: E402 - what it imports is instrumented by now
+import agent  # noqa: E402 - what it imports is instrumented by now
+
+run = agent.run
 
 if __name__ == "__main__":
     print(json.dumps(asyncio.run(run(json.load(sys.stdin)))))

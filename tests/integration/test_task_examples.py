@@ -78,7 +78,8 @@ def run(server: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         **environment: str,
     ) -> Trial:
         file = ROOT / "examples" / example / name
-        settings = load_settings(file, {"home": str(server.home), "agent.environment": environment})
+        of_the_test = {"home": str(server.home), "run": f"{example}-{file.stem}", "agent.environment": environment}
+        settings = load_settings(file, of_the_test)
         if name == "settings.yaml":
             assert load_settings(file.with_name("gpu.yaml")).agent.callable == settings.agent.callable
         assert settings.agent.python is not None
@@ -90,7 +91,8 @@ def run(server: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         upstream.says = says  # type: ignore[method-assign]
         upstream.prompt_ids = [1, 5, 9]
         address = server.on_loop(upstream.start())
-        served = {"upstream": address, "model": "policy", "version": "v0000"}
+        sampling = settings.policies[0].sampling.model_dump(exclude_none=True)
+        served = {"upstream": address, "model": "policy", "version": "v0000", "sampling": sampling}
         frozen = {name: {"upstream": address, "model": name} for name in settings.frozen}
         server.handle.set_routes({"policies": {"policy": served}, "frozen": frozen})
         for name in [name for name in sys.modules if name in ("tasks", "reward", "database", "databases")]:
@@ -115,9 +117,23 @@ REWARD = "SELECT reward FROM rollouts WHERE run = ?"
 CALLS = "SELECT agent, policy, left_out FROM policy_calls WHERE run = ? ORDER BY start_ns"
 
 
+def problems(folder: Path) -> None:
+    rows = [
+        {"prompt": f"How much is {n} times 12?", "result": str(n * 12), "chain": [{"inputs": f"{n} * 12"}]}
+        for n in range(8)
+    ]
+    (folder / "calc_word_problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_calc_xs_demonstration_computes_the_gold_expression(run: Callable[..., Trial], tmp_path: Path) -> None:
+    problems(tmp_path)
+    trial = run("calc_x", constrained, name="demonstrate.yaml")
+    assert asked(trial, REWARD) == [(1.0,)]
+    assert asked(trial, CALLS) == [("calculator", "policy", None)] * 2
+
+
 def test_calc_x_computes_and_is_graded(run: Callable[..., Trial], tmp_path: Path) -> None:
-    rows = [{"prompt": f"How much is {n} times 12?", "result": str(n * 12)} for n in range(8)]
-    (tmp_path / "calc_word_problems.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problems(tmp_path)
 
     def says(body: dict[str, Any]) -> Any:
         last = body["messages"][-1]

@@ -107,14 +107,14 @@ def test_a_run_takes_the_place_of_the_one_before_it_and_of_no_other_tasks(tmp_pa
     ],
 )
 def test_whether_it_rose_is_said_plainly(gained: tuple[float, float, float], said: str) -> None:
-    assert curves.verdict("calc_x", [row(0, 0.1, (0, 0, 0)), row(1, 0.2, gained)]).endswith(said)
+    assert curves.verdict([row(0, 0.1, (0, 0, 0)), row(1, 0.2, gained)]).endswith(said)
 
 
 def test_what_being_shown_did_is_told_apart_from_what_training_did(tmp_path: Path) -> None:
     rows = [row(0, 0.1, (0, 0, 0)), row(1, 0.3, (0.2, 0.1, 0.3)), row(2, 0.45, (0.35, 0.2, 0.5))]
-    assert "+0.200 came of being shown, and +0.150 of the epochs of GRPO" in curves.verdict("spider", rows)
+    assert "+0.200 came of being shown, and +0.150 of the epochs of GRPO" in curves.verdict(rows)
     page = tmp_path / "tasks.md"
-    marks = [f"<!-- curve: {task} -->\nold {task}\n<!-- end of the curve -->" for task in curves.COMMANDS]
+    marks = [f"<!-- curve: {task} -->\nold {task}\n<!-- end of the curve -->" for task in curves.TASKS]
     page.write_text("# Tasks\n\n" + "\n\n".join(marks) + "\n\nafter\n")
     curves.write_page([r | {"task": "spider"} for r in rows], page)
     text = page.read_text()
@@ -126,4 +126,4 @@ def test_what_being_shown_did_is_told_apart_from_what_training_did(tmp_path: Pat
 
 def test_the_page_in_the_tree_has_a_place_for_every_task() -> None:
     text = curves.PAGE.read_text()
-    assert all(f"<!-- curve: {task} -->" in text for task in curves.COMMANDS)
+    assert all(f"<!-- curve: {task} -->" in text for task in curves.TASKS)
