@@ -5,8 +5,9 @@
     make bench-curves ARGS="--minutes 0"                              # only the figures, plots and tables of what there is
 
 Each runs the commands that its README gives, in `var/curves/<task>`. Every evaluation is a row of bench/results/curves.jsonl:
-`epochs` trained, `rollouts` for it, mean reward of the held-out tasks with its 95% interval, and what was gained since the
-first evaluation, task by task (sql/analysis/held_out_curve.sql). A run's rows replace those of the run before.
+`epochs` trained, `rollouts` for it, mean reward of the held-out tasks with its 95% interval, and what was `gained` since the
+first evaluation and since the model was `shown`, task by task (sql/analysis/held_out_gains.sql). A run's rows replace those of
+the run before.
 Prints `curve_<task>`: the last evaluation's reward beside the first one's; draws docs/curve-<task>.svg and docs/tasks.md.
 """
 
@@ -64,20 +65,25 @@ def rows_of(task: str, settings: Settings) -> list[dict[str, Any]]:
     epochs = lake.manifests.epochs(settings.run)
     lake.rebuild_catalog()
     with catalog.connect(lake.root) as con:
-        asked = con.sql(f"FROM ({sql.text('analysis/held_out_curve')}) WHERE run = $run", params={"run": settings.run})
-        compared = {row["epoch"]: row for row in asked.to_arrow_table().to_pylist()}
+        asked = con.sql(f"FROM ({sql.text('analysis/held_out_gains')}) WHERE run = $run", params={"run": settings.run})
+        gains = {(row["since"], row["epoch"]): row for row in asked.to_arrow_table().to_pylist()}
     found, rollouts = [], 0
     for manifest in sorted(epochs, key=lambda each: (each.epoch, each.mode == "train")):
         if manifest.mode == "train":
             rollouts += len(manifest.planned)
         elif "record" in manifest.stages:
-            told, gained = held_out(lake, manifest), compared[manifest.epoch]
+            told, epoch = held_out(lake, manifest), manifest.epoch
             found.append(
-                {"task": task, "epochs": manifest.epoch, "rollouts": rollouts, "held_out_tasks": told.tasks}
+                {"task": task, "epochs": epoch, "rollouts": rollouts, "held_out_tasks": told.tasks}
                 | {"right": told.right, "reward": told.reward, "interval": told.reward_interval}
-                | {"gained": gained["gained"], "gained_interval": [gained["low"], gained["high"]]}
+                | {"gained": _gain(gains.get((0, epoch))), "since_shown": _gain(gains.get((1, epoch)))}
             )
     return found
+
+
+def _gain(row: dict[str, Any] | None) -> list[float] | None:
+    """Mean, and the ends of its interval."""
+    return None if row is None else [row["gained"], row["low"], row["high"]]
 
 
 def keep(task: str, rows: list[dict[str, Any]], path: Path = RESULTS) -> None:
@@ -90,33 +96,33 @@ def keep(task: str, rows: list[dict[str, Any]], path: Path = RESULTS) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line an evaluation, and what is to be said of the last one."""
     lines = [
-        "| epochs | rollouts | held-out reward (95%) | right | gained, task by task (95%) |",
-        "|---|---|---|---|---|",
+        "| epochs | rollouts | held-out reward (95%) | right | gained, task by task (95%) | since it was shown |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         how = " (shown)" if row["epochs"] == 1 else ""
         low, high = row["interval"]
-        gained = f"{row['gained']:+.3f} ({row['gained_interval'][0]:+.3f} to {row['gained_interval'][1]:+.3f})"
         lines.append(
             f"| {row['epochs']}{how} | {row['rollouts']} | {row['reward']:.3f} ({low:.2f} to {high:.2f}) | {row['right']:.0%} | "
-            f"{gained if row is not rows[0] else ''} |"
+            f"{_told(row['gained'])} | {_told(row['since_shown'])} |"
         )
     return "\n".join([*lines, "", verdict(rows)])
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """Whether it rose, in words; and how much of it came of being shown."""
-    said = [f"Since the first evaluation it {_moved(rows[-1]['gained'], rows[-1]['gained_interval'])}."]
-    if len(rows) > 2:
-        change = rows[-1]["reward"] - rows[1]["reward"]
-        said.append(
-            f"Of that, {rows[1]['gained']:+.3f} came of being shown, and {change:+.3f} of the epochs of GRPO after it."
-        )
+    """Whether it rose, in words: since before, and since the model was shown, which is what GRPO did."""
+    said = []
+    for name, since in (("gained", "Since the first evaluation"), ("since_shown", "With GRPO, since it was shown,")):
+        if rows[-1][name] is not None:
+            said.append(f"{since} it {_moved(*rows[-1][name])}.")
     return " ".join(said)
 
 
-def _moved(gained: float, interval: list[float]) -> str:
-    low, high = interval
+def _told(gain: list[float] | None) -> str:
+    return "" if gain is None else f"{gain[0]:+.3f} ({gain[1]:+.3f} to {gain[2]:+.3f})"
+
+
+def _moved(gained: float, low: float, high: float) -> str:
     if low > 0:
         return f"rose by {gained:.3f}"
     return f"fell by {-gained:.3f}" if high < 0 else f"did not change by more than chance ({gained:+.3f})"
@@ -158,7 +164,7 @@ def main() -> None:
             first, last = rows[0], rows[-1]
             figure(
                 f"curve_{task}", last["reward"], "reward", first["reward"], last["held_out_tasks"],
-                epochs=last["epochs"], gained=last["gained"], gained_interval=last["gained_interval"],
+                epochs=last["epochs"], gained=last["gained"], since_shown=last["since_shown"],
             )  # fmt: skip
     write_page(read_rows(RESULTS))
 

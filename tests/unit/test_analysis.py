@@ -146,7 +146,7 @@ ANSWERS: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
     "failing_tools": ("tool, calls, failed, rollouts_hit, most_frequent_error", [("search", 6, 6, 3, "no net")]),
     "repeated_tool_calls": ("rollout_id, tool, times, reward", [("r.2", "search", 3, 0.0), ("r.5", "search", 2, 1.0)]),
     "unsolved_tasks": ("task_id, verdict, rollouts", [("a", "always", 2), ("b", "mixed", 2), ("c", "mixed", 2)]),
-    "held_out_curve": ("epoch, tasks, rollouts, held_out_reward, gained", [(0, 1, 1, 0.0, 0.0), (1, 1, 1, 1.0, 1.0)]),
+    "held_out_gains": ("since, epoch, tasks, before, after, gained", [(0, 1, 1, 0.0, 1.0, 1.0)]),
     "task_changes": ("task_id, became, reward_before, reward_after", [("held", "better", 0.0, 1.0)]),
     "rollout_retries": (
         "epoch, state, message, attempts, then_counted",

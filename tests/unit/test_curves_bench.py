@@ -19,9 +19,9 @@ from tests.lake_maker import Attempt, derived, settings
 REWARDS = [[0.0, 0.2, 0.0, 0.1], [0.4, 0.2, 0.6, 0.5], [1.0, 0.8, 0.9, 0.9]]
 
 
-def row(epochs: int, reward: float, gained: tuple[float, float, float]) -> dict[str, Any]:
+def row(epochs: int, reward: float, gained: list[float] | None, since_shown: list[float] | None) -> dict[str, Any]:
     common = {"epochs": epochs, "rollouts": 8 * epochs, "held_out_tasks": 4, "right": 0.0}
-    return common | {"reward": reward, "interval": [0.0, 1.0], "gained": gained[0], "gained_interval": list(gained[1:])}
+    return common | {"reward": reward, "interval": [0.0, 1.0], "gained": gained, "since_shown": since_shown}
 
 
 def test_every_evaluation_that_has_ended_is_a_row_with_what_was_gained_since_the_first(tmp_path: Path) -> None:
@@ -48,9 +48,10 @@ def test_every_evaluation_that_has_ended_is_a_row_with_what_was_gained_since_the
 
     assert [(r["epochs"], r["rollouts"], r["held_out_tasks"]) for r in rows] == [(0, 0, 4), (1, 2, 4), (2, 4, 4)]
     assert [r["reward"] for r in rows] == pytest.approx([0.075, 0.425, 0.9])
-    assert [r["gained"] for r in rows] == pytest.approx([0.0, 0.35, 0.825])
-    low, high = rows[2]["gained_interval"]
-    assert 0.6 < low < 0.825 < high < 1.05
+    assert rows[0]["gained"] is None and rows[1]["since_shown"] is None
+    gained, low, high = rows[2]["gained"]
+    assert gained == pytest.approx(0.825) and 0.6 < low < 0.825 < high < 1.05
+    assert rows[2]["since_shown"][0] == pytest.approx(0.475)
     assert all(r["interval"][0] < r["reward"] < r["interval"][1] for r in rows)
 
 
@@ -101,24 +102,28 @@ def test_a_run_takes_the_place_of_the_one_before_it_and_of_no_other_tasks(tmp_pa
 @pytest.mark.parametrize(
     ("gained", "said"),
     [
-        ((0.3, 0.1, 0.5), "it rose by 0.300."),
-        ((-0.3, -0.5, -0.1), "it fell by 0.300."),
-        ((0.1, -0.1, 0.3), "it did not change by more than chance (+0.100)."),
+        ([0.3, 0.1, 0.5], "it rose by 0.300."),
+        ([-0.3, -0.5, -0.1], "it fell by 0.300."),
+        ([0.1, -0.1, 0.3], "it did not change by more than chance (+0.100)."),
     ],
 )
-def test_whether_it_rose_is_said_plainly(gained: tuple[float, float, float], said: str) -> None:
-    assert curves.verdict([row(0, 0.1, (0, 0, 0)), row(1, 0.2, gained)]).endswith(said)
+def test_whether_it_rose_is_said_plainly(gained: list[float], said: str) -> None:
+    assert curves.verdict([row(0, 0.1, None, None), row(1, 0.2, gained, None)]) == f"Since the first evaluation {said}"
 
 
 def test_what_being_shown_did_is_told_apart_from_what_training_did(tmp_path: Path) -> None:
-    rows = [row(0, 0.1, (0, 0, 0)), row(1, 0.3, (0.2, 0.1, 0.3)), row(2, 0.45, (0.35, 0.2, 0.5))]
-    assert "+0.200 came of being shown, and +0.150 of the epochs of GRPO" in curves.verdict(rows)
+    rows = [
+        row(0, 0.1, None, None),
+        row(1, 0.3, [0.2, 0.1, 0.3], None),
+        row(2, 0.45, [0.35, 0.2, 0.5], [0.15, -0.05, 0.35]),
+    ]
+    assert "With GRPO, since it was shown, it did not change by more than chance (+0.150)." in curves.verdict(rows)
     page = tmp_path / "tasks.md"
     marks = [f"<!-- curve: {task} -->\nold {task}\n<!-- end of the curve -->" for task in curves.TASKS]
     page.write_text("# Tasks\n\n" + "\n\n".join(marks) + "\n\nafter\n")
     curves.write_page([r | {"task": "spider"} for r in rows], page)
     text = page.read_text()
-    assert "| 1 (shown) | 8 | 0.300 (0.00 to 1.00) | 0% | +0.200 (+0.100 to +0.300) |" in text
+    assert "| 1 (shown) | 8 | 0.300 (0.00 to 1.00) | 0% | +0.200 (+0.100 to +0.300) |  |" in text
     assert "old calc_x" in text and "old spider" not in text and text.endswith("after\n")
     drawn = ElementTree.parse(tmp_path / "curve-spider.svg")
     assert len(drawn.findall(".//{http://www.w3.org/2000/svg}polyline")) == 1
