@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.learning import read_rows, run_for
-from bench.plot import Line, between, plot
+from bench.plot import Line, plot
 from bench.report import figure, say
+from docs.marks import between
 from lightning_core.config import Settings
 from lightning_core.lake import catalog, sql
 from lightning_core.lake.held_out import held_out
@@ -55,7 +56,7 @@ def run(task: str, home: Path, until: float) -> bool:
 def _is_done(lake: Lake, settings: Settings, epochs: int) -> bool:
     """Whether so many epochs are trained and, where there are held-out tasks, evaluated."""
     last = lake.manifests.epoch(settings.run, epochs, "evaluate")
-    evaluated = settings.tasks.evaluate is None or (last is not None and "record" in last.stages)
+    evaluated = settings.tasks.evaluate is None or (last is not None and last.recorded)
     return lake.manifests.next_epoch(settings.run) >= epochs and evaluated
 
 
@@ -71,7 +72,7 @@ def rows_of(task: str, settings: Settings) -> list[dict[str, Any]]:
     for manifest in sorted(epochs, key=lambda each: (each.epoch, each.mode == "train")):
         if manifest.mode == "train":
             rollouts += len(manifest.planned)
-        elif "record" in manifest.stages:
+        elif manifest.recorded:
             told, epoch = held_out(lake, manifest), manifest.epoch
             found.append(
                 {"task": task, "epochs": epoch, "rollouts": rollouts, "held_out_tasks": told.tasks}
@@ -159,14 +160,15 @@ def main() -> None:
                 keep(task, rows)
         if not ended:
             break
+    kept = read_rows(RESULTS)
     for task in TASKS:
-        if rows := [row for row in read_rows(RESULTS) if row["task"] == task]:
+        if rows := [row for row in kept if row["task"] == task]:
             first, last = rows[0], rows[-1]
             figure(
                 f"curve_{task}", last["reward"], "reward", first["reward"], last["held_out_tasks"],
                 epochs=last["epochs"], gained=last["gained"], since_shown=last["since_shown"],
             )  # fmt: skip
-    write_page(read_rows(RESULTS))
+    write_page(kept)
 
 
 if __name__ == "__main__":

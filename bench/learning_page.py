@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.plot import Line, between, plot
+from bench.plot import Line, plot
+from docs.marks import between
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- table: bench/learning.py -->", "<!-- end of the table -->"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import say
+from docs.marks import between
 from flows.prefect_api import prefect_api
 from lightning_core.config import Settings
 from lightning_core.lake.report import epoch_rows
@@ -151,10 +152,7 @@ def write_table(found: list[dict[str, Any]]) -> None:
     """Put the table between its marks in the page."""
     if not found or not PAGE.is_file():
         return
-    text = PAGE.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}")
+    PAGE.write_text(between(PAGE.read_text(), BEGIN, END, table(found)))
 
 
 if __name__ == "__main__":

@@ -50,12 +50,3 @@ def plot(lines: list[Line], x_axis: str) -> str:
             f'<text x="{_RIGHT + 8}" y="{float(y(last)) + 4:.1f}" fill="{line.colour}">{line.name} {last:.0%}</text>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def between(page: str, begin: str, end: str, shown: str) -> str:
-    """A page with what stands between two marks replaced. Raises ValueError where it has not both."""
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"the page has no {begin} … {end}")
-    return f"{before}{begin}\n{shown}\n{end}{after}"

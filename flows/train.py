@@ -33,7 +33,7 @@ def train(settings: Settings) -> list[dict[str, Any]]:
     done = manifests.next_epoch(settings.run)
     watch(settings, done)
     last = manifests.epoch(settings.run, done, "evaluate")
-    to_evaluate = _evaluates_after(settings, done) and (last is None or "record" not in last.stages)
+    to_evaluate = _evaluates_after(settings, done) and (last is None or not last.recorded)
     if done < settings.epochs or to_evaluate:
         with running(settings, say("services")):
             if to_evaluate:

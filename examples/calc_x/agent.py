@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 from autogen_agentchat.agents import AssistantAgent
-from autogen_core.models import ChatCompletionClient
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 
 SAYS = "Solve the problem. Use the calculator for every calculation. End with the answer, a number alone, as\n### ANSWER: 42"
@@ -38,7 +37,7 @@ def value(node: ast.expr) -> float:
     raise ValueError(f"only numbers and + - * / ( ) are understood, not {ast.unparse(node)!r}")
 
 
-def client() -> ChatCompletionClient:
+def client() -> OpenAIChatCompletionClient:
     return OpenAIChatCompletionClient(
         model="policy",
         temperature=0,

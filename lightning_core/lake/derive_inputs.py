@@ -185,8 +185,8 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
             "ambiguous": (pa.string(), [p.ambiguous for p in policies]),
             "advantages": (pa.string(), [p.estimator for p in policies]),
             # An example is one however it was sampled; a policy gradient is of the distribution it was sampled from.
-            "other_sampling": (pa.string(), ["train" if p.algorithm == "sft" else p.other_sampling for p in policies]),
             "imitates": (pa.bool_(), [p.algorithm == "sft" for p in policies]),
+            "other_sampling": (pa.string(), [p.other_sampling for p in policies]),
             "merge": (pa.string(), [p.merge for p in policies]),
             "too_long": (pa.string(), [p.too_long for p in policies]),
             "max_sequence_tokens": (pa.int64(), [p.training.max_sequence_tokens for p in policies]),

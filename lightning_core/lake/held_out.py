@@ -26,8 +26,7 @@ class HeldOut:
     pass_at: dict[int, float]  # k → share of tasks that one of k rollouts solves
 
     def as_dict(self) -> dict[str, Any]:
-        reward = None if self.reward_interval is None else list(self.reward_interval)
-        return asdict(self) | {"interval": list(self.interval), "reward_interval": reward}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 def held_out(lake: Lake, epoch: EpochManifest) -> HeldOut:

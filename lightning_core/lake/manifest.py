@@ -138,6 +138,11 @@ class EpochManifest(_Manifest):
         """(run, epoch, mode) of the rollouts it is made of."""
         return [(s.run, s.epoch, self.mode) for s in self.sources] or [(self.run, self.epoch, self.mode)]
 
+    @property
+    def recorded(self) -> bool:
+        """Whether it has come to its end: its last stage is done."""
+        return "record" in self.stages
+
     def done(self, stage: str, key: str) -> dict[str, Any] | None:
         """Output of a stage that has run with this key already, else None."""
         found = self.stages.get(stage)
@@ -176,9 +181,9 @@ class Manifests:
         return [m for m in found if mode in (None, m.mode)]
 
     def next_epoch(self, run: str) -> int:
-        """The first training epoch of a run that has not come to its end (its last stage is `record`)."""
+        """The first training epoch of a run that has not come to its end."""
         epochs = self.epochs(run, "train")
-        return next((e.epoch for e in epochs if "record" not in e.stages), epochs[-1].epoch + 1 if epochs else 0)
+        return next((e.epoch for e in epochs if not e.recorded), epochs[-1].epoch + 1 if epochs else 0)
 
     def _path(self, run: str, epoch: int, mode: str) -> Path:
         return self._directory / run / (f"{epoch:04d}.json" if mode == "train" else f"{epoch:04d}-{mode}.json")

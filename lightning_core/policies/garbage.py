@@ -111,7 +111,7 @@ def _begun_with(policy: str, epochs: list[EpochManifest]) -> list[tuple[str, str
     newest = {(e.run, e.mode): e.epoch for e in sorted(epochs, key=lambda e: e.epoch)}
     found: list[tuple[str, str | None]] = []
     for e in epochs:
-        if "record" not in e.stages or newest[e.run, e.mode] == e.epoch:
+        if not e.recorded or newest[e.run, e.mode] == e.epoch:
             trained = e.stages.get(f"train {policy}")
             begun = (e.versions.get(policy), e.sampled.get(policy), trained.output["version"] if trained else None)
             found += [(e.run, version) for version in begun]

@@ -98,15 +98,13 @@ SELECT
     calls.node AS call_id,
     calls.attempt,
     calls.policy,
-    coalesce(distorted.other_sampling, false)
-    OR coalesce(policies.imitates AND chosen_otherwise.untrainable IS NOT NULL, false) AS other_sampling,
+    coalesce(distorted.other_sampling, false) OR chosen_otherwise.untrainable IS NOT NULL AS other_sampling,
     CASE
         WHEN calls.status = 'error' THEN 'failed_call'
         WHEN policies.policy IS NULL THEN 'other_policy'
-        WHEN sampled.untrainable IS NOT NULL AND NOT (policies.imitates AND chosen_otherwise.untrainable IS NOT NULL)
-            THEN 'untrainable: ' || sampled.untrainable
+        WHEN sampled.untrainable IS NOT NULL AND chosen_otherwise.untrainable IS NULL THEN 'untrainable: ' || sampled.untrainable
         WHEN sampled.flaw IS NOT NULL THEN sampled.flaw
-        WHEN distorted.other_sampling AND policies.other_sampling = 'drop' THEN 'other_sampling'
+        WHEN distorted.other_sampling AND policies.other_sampling = 'drop' AND NOT policies.imitates THEN 'other_sampling'
         WHEN policies.max_version_lag IS NOT NULL AND (versions.oldest IS NULL OR policies.version IS NULL) THEN 'unknown_version'
         WHEN policies.version - versions.oldest > policies.max_version_lag THEN 'stale'
         WHEN calls.ambiguous AND policies.ambiguous = 'drop' THEN 'ambiguous_agent'
@@ -122,7 +120,7 @@ JOIN rewards USING (attempt)
 LEFT JOIN policies ON policies.policy = calls.policy
 LEFT JOIN policy_totals AS own ON own.policy = calls.policy AND own.attempt = calls.attempt
 LEFT JOIN remarked AS sampled ON sampled.call_id = calls.node
-LEFT JOIN chosen_otherwise ON chosen_otherwise.untrainable = sampled.untrainable
+LEFT JOIN chosen_otherwise ON chosen_otherwise.untrainable = sampled.untrainable AND policies.imitates
 LEFT JOIN distorted ON distorted.text = sampled.sampling AND distorted.policy = calls.policy
 LEFT JOIN versions ON versions.policy_version = calls.policy_version
 LEFT JOIN agents ON agents.policy = calls.policy AND agents.agent = coalesce(calls.agent, '')

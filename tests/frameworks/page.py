@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from docs.marks import between
 from tests.frameworks.cases import CASES, EXAMPLES, ROOT, Case
 from tests.frameworks.measure import Measured
 
@@ -57,6 +58,4 @@ def table(rows: Mapping[str, str]) -> str:
 
 def write(rows: Mapping[str, str]) -> None:
     """Put the rows of all cases into the page."""
-    before, _, rest = PAGE.read_text().partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    PAGE.write_text(f"{before}{_BEGIN}\n{table(rows)}\n{_END}{after}")
+    PAGE.write_text(between(PAGE.read_text(), _BEGIN, _END, table(rows)))

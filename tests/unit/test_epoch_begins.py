@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,19 +10,13 @@ import pytest
 from lightning_core.lake import spool
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.otlp import SpanData, encode_spans
-from lightning_core.lake.spool import Record, SpoolWriter
+from lightning_core.lake.otlp import encode_spans
 from lightning_core.lake.stages import begin_anew
+from tests.spool_maker import record, span, store
 
 
 def receive(home: Path) -> None:
-    async def write() -> None:
-        writer = SpoolWriter(home / "spool", 1 << 30)
-        body = encode_spans({}, [SpanData("step", b"\x01" * 16, b"\x02" * 8, 1_000, 2_000)])
-        await writer.append(Record("r.1", "a1", "path", 5, "otlp", body))
-        writer.close()
-
-    asyncio.run(write())
+    store(home, [record(encode_spans({}, [span()]))])
 
 
 def of_other_versions(lake: Lake, epoch: EpochManifest) -> EpochManifest:
