@@ -1,8 +1,9 @@
-"""Rewards and made-up databases of examples/calc_x, spider and musique."""
+"""Rewards, made-up databases and held-out tasks of examples/calc_x, spider and musique."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sqlite3
 import sys
 from pathlib import Path
@@ -25,7 +26,8 @@ def module(example: str, name: str) -> ModuleType:
         spec.loader.exec_module(made)
     finally:
         sys.path.remove(str(folder))
-        sys.modules.pop("database", None)
+        for beside in folder.glob("*.py"):
+            sys.modules.pop(beside.stem, None)
     return made
 
 
@@ -101,6 +103,21 @@ def test_a_made_database_holds_what_queries_ask_for_and_keys_that_meet(database:
     ).fetchone() == (0,)
     other: Path = module("spider", "databases").make(tmp_path / "again", SCHEMA, QUERIES)
     assert list(sqlite3.connect(other).iterdump()) == list(con.iterdump())
+
+
+def test_spiders_small_run_holds_out_queries_with_every_question_that_asks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = ("id", "country", "ID  ", "count(*)", "max(id)", "min(id)")
+    rows = [{"db_id": "shop", "question": f"{n}?", "query": f"SELECT {n} FROM owner"} for n in columns]
+    rows.append({"db_id": "shop", "question": "joined?", "query": "SELECT * FROM owner JOIN item"})
+    (tmp_path / "spider_questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "spider_schemas.jsonl").write_text(json.dumps(SCHEMA))
+    monkeypatch.setenv("LIGHTNING_DATA", str(tmp_path))
+    monkeypatch.setenv("SPIDER_DATABASES", str(tmp_path / "databases"))
+    tasks = module("spider", "tasks")
+    assert [task["question"] for task in tasks.small_heldout()] == ["id?", "ID  ?"]
+    assert [task["question"] for task in tasks.small()] == ["country?", "count(*)?", "max(id)?", "min(id)?"]
 
 
 @pytest.mark.parametrize(
