@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from transformers import AutoTokenizer
 
 from lightning_core import names
 from lightning_core.config import LoraSettings, PolicySettings, ServerSettings, VllmSettings
@@ -30,7 +31,8 @@ from tests.tiny_model import make_tiny_llama
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = VllmSettings(kv_cache_gb=0.05, max_model_len=512, max_num_seqs=8)
+GUIDANCE = ["--structured-outputs-config", '{"backend": "guidance"}']
+SETTINGS = VllmSettings(kv_cache_gb=0.05, max_model_len=512, max_num_seqs=8, extra_args=GUIDANCE)
 PROMPT = {"model": "policy", "messages": [{"role": "user", "content": "12*7"}]}
 
 
@@ -115,6 +117,13 @@ def test_calls_come_with_token_ids_and_logprobs(vllm):
     ids, logprobs = answer(vllm)
     assert len(ids) == len(logprobs) == 12
     assert all(value <= 0 for value in logprobs)
+
+
+def test_a_text_the_model_has_to_say_comes_in_the_tokenizers_own_tokens(vllm, models):
+    tokenizer = AutoTokenizer.from_pretrained(models[0])
+    for text in ('{"name": "search", "arguments": {"query": "Who?"}}', "SELECT zip  FROM Places", "Zo\u00eb 1932"):
+        ids, _ = answer(vllm, structured_outputs={"choice": [text]}, max_tokens=96, temperature=1, ignore_eos=False)
+        assert ids[:-1] == tokenizer.encode(text, add_special_tokens=False), tokenizer.convert_ids_to_tokens(ids)
 
 
 def test_replies_through_the_gateway_are_vllms_own_field_by_field(vllm, tmp_path):
