@@ -65,10 +65,11 @@ def look_further(settings: Settings) -> list[str]:
     home, tools = settings.home, Path(sys.executable).parent
     if tools.is_relative_to(Path.cwd()):
         tools = tools.relative_to(Path.cwd())
+    anywhere = home if home.is_absolute() else f"$PWD/{home}"
     return [
         f"{tools}/lightning-flows sql --home {home}    # the catalog in DuckDB, and what can be asked",
         f"{tools}/mlflow ui --backend-store-uri {tracking_uri(settings)}    # metrics and versions",
-        f"PREFECT_HOME=$PWD/{home}/prefect {tools}/prefect server start    # flow runs, progress, tables",
+        f"PREFECT_HOME={anywhere}/prefect {tools}/prefect server start    # flow runs, progress, tables",
     ]
 
 
