@@ -41,7 +41,7 @@ def _small(held_out: bool) -> list[dict[str, Any]]:
 
 def _query(task: dict[str, Any]) -> tuple[str, str]:
     """Database and query, however it is written."""
-    return task["db_id"], "".join(task["query"].upper().split())
+    return task["db_id"], "".join(task["query"].upper().rstrip("; ").split())
 
 
 def _is_small(task: dict[str, Any]) -> bool:

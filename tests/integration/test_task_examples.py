@@ -148,6 +148,13 @@ def test_calc_x_computes_and_is_graded(run: Callable[..., Trial], tmp_path: Path
     assert asked(trial, "SELECT tool, failed FROM tool_calls WHERE run = ?") == [("calculate", False)]
 
 
+def spider(folder: Path, question: dict[str, Any]) -> None:
+    """The question, after one whose query is held out."""
+    first = question | {"question": "How many are there?", "query": "SELECT max(id) FROM item"}
+    (folder / "spider_questions.jsonl").write_text("\n".join(map(json.dumps, (first, question))))
+    (folder / "spider_schemas.jsonl").write_text(json.dumps(SCHEMA))
+
+
 def test_spider_writes_checks_and_mends_and_trains_writer_and_rewriter_alone(
     run: Callable[..., Trial], tmp_path: Path
 ) -> None:
@@ -156,8 +163,7 @@ def test_spider_writes_checks_and_mends_and_trains_writer_and_rewriter_alone(
         "question": "How many are red?",
         "query": "SELECT count(*) FROM item WHERE colour = 'red'",
     }
-    (tmp_path / "spider_questions.jsonl").write_text(json.dumps(question))
-    (tmp_path / "spider_schemas.jsonl").write_text(json.dumps(SCHEMA))
+    spider(tmp_path, question)
 
     def says(body: dict[str, Any]) -> str:
         if body["model"] == "checker":
@@ -194,8 +200,7 @@ def constrained(body: dict[str, Any]) -> Any:
 
 def test_spiders_demonstration_says_the_gold_query_and_ends(run: Callable[..., Trial], tmp_path: Path) -> None:
     question = {"db_id": "shop", "question": "How many are red?", "query": "SELECT count(*) FROM item ;"}
-    (tmp_path / "spider_questions.jsonl").write_text(json.dumps(question))
-    (tmp_path / "spider_schemas.jsonl").write_text(json.dumps(SCHEMA))
+    spider(tmp_path, question)
     trial = run("spider", constrained, name="demonstrate.yaml")
     assert asked(trial, REWARD) == [(1.0,)]
     calls = asked(trial, CALLS)
