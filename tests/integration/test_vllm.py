@@ -27,6 +27,7 @@ from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import CHECK_TOKENS, VllmClient, VllmError
 from lightning_core.server.handle import ServerHandle
 from tests.gateway_rig import attributes, float32, int32, spans_of
+from tests.replies import plain
 from tests.tiny_model import make_tiny_llama
 
 pytestmark = pytest.mark.slow
@@ -156,8 +157,6 @@ def test_replies_through_the_gateway_are_vllms_own_field_by_field(vllm, tmp_path
 
 def test_ids_of_the_spans_decode_to_the_text_the_client_got(vllm, models, tmp_path):
     """Whole and streamed, at temperature 1: the tiny model says bytes that are no UTF-8, and special tokens."""
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(models[0])
     server = ServerHandle.start(tmp_path, ServerSettings(grpc_port=None), tmp_path / "log")
     try:
@@ -190,32 +189,6 @@ def test_ids_of_the_spans_decode_to_the_text_the_client_got(vllm, models, tmp_pa
         # A character whose last bytes were not sampled any more is in no stream.
         assert decoded.startswith(got) and decoded[len(got) :].strip("\ufffd") == ""
         assert json.loads(call[names.GEN_AI_OUTPUT_MESSAGES])[0]["content"] == got
-
-
-def plain(answer: httpx.Response) -> list:
-    """The reply, or the chunks of a stream, without what is another each time: how many tokens a chunk has, too."""
-    lines = [line[6:] for line in answer.text.split("\n") if line.startswith("data: {")]
-    found = [json.loads(line) for line in lines] or [answer.json()]
-    joined: list = []
-    for reply in ({key: value for key, value in reply.items() if key not in ("id", "created")} for reply in found):
-        before = joined[-1]["choices"] if joined else []
-        if before and reply["choices"] and "role" not in before[0]["delta"]:
-            before[0] = _joined(before[0], reply["choices"][0])
-        else:
-            joined.append(reply)
-    return joined
-
-
-def _joined(first: dict, second: dict) -> dict:
-    """Two deltas of a stream as the one that vLLM makes of both where it is read late."""
-    more = {"delta": {"content": first["delta"].get("content", "") + second["delta"].get("content", "")}}
-    if first.get("token_ids"):
-        more["token_ids"] = first["token_ids"] + (second["token_ids"] or [])
-    if first.get("logprobs"):
-        more["logprobs"] = {
-            "content": first["logprobs"]["content"] + (second["logprobs"] or {"content": []})["content"]
-        }
-    return first | second | more
 
 
 def test_a_swap_changes_the_answers_and_swapping_back_restores_them_to_the_bit(vllm, models):

@@ -21,13 +21,14 @@ def module(example: str, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"{example}_{name}", folder / f"{name}.py")
     assert spec is not None and spec.loader is not None
     made = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
         spec.loader.exec_module(made)
     finally:
         sys.path.remove(str(folder))
-        for beside in folder.glob("*.py"):
-            sys.modules.pop(beside.stem, None)
+        for beside in {file.stem for file in folder.glob("*.py")} - before:  # `tasks` is the project's, too
+            sys.modules.pop(beside, None)
     return made
 
 
