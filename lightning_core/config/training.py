@@ -39,7 +39,9 @@ class TrainingSettings(Section):
     )
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    steps_per_epoch: int = Field(1, ge=1, description="optimizer steps the groups of an epoch are spread over")
+    steps_per_epoch: int = Field(
+        1, ge=1, description="optimizer steps the groups of an epoch are spread over; of `sft`, in each of its `passes`"
+    )
 
     loss_type: LossType = Field("dapo", description="TRL's GRPO loss")
     importance_sampling_level: Literal["token", "sequence"] | None = Field(
