@@ -4,8 +4,8 @@
     make bench-learning ARGS="--minutes 0"       # only the figures, the plot and the table of what there is
 
     ours         examples/calculator/settings.yaml as it is
-    transitions  the ancestor's scheme: every call a sample of its own, grouped with all calls of its task
-                 (bench/transition_grpo.sql, `merge: per_call`); settings alone, nothing else differs
+    transitions  the ancestor's scheme: every call a sample of its own, grouped with all calls of its task, none left out
+                 (bench/transition_grpo.sql, `merge: per_call`, `min_spread: 0`); settings alone, nothing else differs
     stock        TRL's GRPOTrainer on the first call alone, sampling with transformers (bench/learning_trl.py); the second
                  call only repeats a number, and what counts as right is decided by the first
 
@@ -46,16 +46,15 @@ def settings_of(arm: str, seed: int, folder: Path) -> tuple[Settings, dict[str, 
     changes: dict[str, Any] = {"home": str(folder / f"{arm}-{seed}"), "seed": seed, "run": "learning"}
     if arm == "transitions":
         policy = load_settings(EXAMPLE).policies[0].model_dump(mode="json", exclude_defaults=True)
-        policy |= {"advantages": "bench/transition_grpo.sql", "merge": "per_call"}
+        policy |= {"advantages": "bench/transition_grpo.sql", "merge": "per_call", "min_spread": 0.0}
         changes |= {"policies": [policy], "reward.assign": "discounted", "reward.gamma": 1.0}
     return load_settings(EXAMPLE, changes), changes
 
 
-def key_of(settings: Settings) -> str:
+def example_key() -> str:
     """Digest of what the example's settings say of learning; rows of another digest are another experiment's."""
-    policies = [
-        p.model_dump(mode="json", exclude={"advantages", "merge"}, exclude_defaults=True) for p in settings.policies
-    ]
+    settings = load_settings(EXAMPLE)
+    policies = [p.model_dump(mode="json", exclude_defaults=True) for p in settings.policies]
     sampled = settings.rollout.model_dump(mode="json", include={"tasks_per_epoch", "group_size", "shuffle"})
     evaluation = settings.evaluation.model_dump(mode="json", exclude={"every"}, exclude_defaults=True)
     return stage_key(policies, sampled, evaluation)
@@ -126,7 +125,7 @@ def _stop(process: subprocess.Popen[bytes]) -> int | None:
 def rows_of(arm: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     """A row per evaluation that a run has come to; `epochs` trained before it, `rollouts` sampled for those."""
     settings, _ = settings_of(arm, seed, folder)
-    common = {"key": key_of(settings), "arm": arm, "seed": seed}
+    common = {"key": example_key(), "arm": arm, "seed": seed}
     if arm == "stock":
         file = settings.home / "evaluations.jsonl"
         return [common | row for row in read_rows(file)]
@@ -208,10 +207,10 @@ def main() -> None:
     os.chdir(ROOT)
     until = time.monotonic() + 60 * options.minutes
     settings, _ = settings_of("ours", 0, options.folder)
-    for seed, arm in missing(_current(settings), options.seeds, settings.epochs):
+    for seed, arm in missing(_current(), options.seeds, settings.epochs):
         if time.monotonic() >= until or not run(arm, seed, options.folder, until):
             break
-    rows = _current(settings)
+    rows = _current()
     still = missing(rows, options.seeds, settings.epochs)
     if still:
         say("missing: " + ", ".join(f"{arm} seed {seed}" for seed, arm in still))
@@ -220,8 +219,9 @@ def main() -> None:
     write_page(found, still)
 
 
-def _current(settings: Settings) -> list[dict[str, Any]]:
-    return [row for row in read_rows() if row["key"] == key_of(settings)]
+def _current() -> list[dict[str, Any]]:
+    key = example_key()
+    return [row for row in read_rows() if row["key"] == key]
 
 
 if __name__ == "__main__":

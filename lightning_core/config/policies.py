@@ -84,6 +84,11 @@ class PolicySettings(Section):
         "grpo",
         description="how rewards become advantages: grpo, dr_grpo, rloo, reinforce, reinforce_pp (files of sql/advantages/), or a .sql file of your own",
     )
+    min_spread: float = Field(
+        0.0,
+        ge=0,
+        description="groups whose highest and lowest return differ by less are left out, as `little_spread`: what tells their rollouts apart is not worth learning (0: only equal ones are, by estimators that compare)",
+    )
     merge: Literal["prefix", "per_call"] = Field(
         "prefix",
         description="`prefix`: calls whose prompt extends the last are one sequence; `per_call`: none are merged",
@@ -136,6 +141,7 @@ class PolicySettings(Section):
                 raise ValueError("`sft:` is read by `algorithm: sft` alone; set that, or take `sft:` out")
             return self
         ignored = [] if self.advantages == "grpo" else ["advantages"]
+        ignored += ["min_spread"] if self.min_spread else []
         default = TrainingSettings()
         ignored += [
             f"training.{name}"

@@ -97,6 +97,25 @@ def test_groups_without_spread_or_of_one_rollout_are_left_out_by_estimators_that
     ]
 
 
+@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp"])
+def test_groups_whose_returns_lie_closer_than_min_spread_are_left_out_whatever_the_estimator(
+    tmp_path: Path, estimator: str
+) -> None:
+    calls = final([0.0, 0.1, 0.1], "wrong") + final([0.95, 1.0], "right") + final([0.1, 0.4], "at") + final(REWARDS)
+    policy = PolicySettings(advantages=estimator, min_spread=0.3)
+    found = advantages(tmp_path, calls, policies=[policy])
+    left_out = {r["group_id"]: r["left_out"] for r in found}
+    assert left_out == {"wrong": "little_spread", "right": "little_spread", "at": None, "g": None}
+    assert all((r["advantage"] is None) == (r["left_out"] is not None) for r in found)
+
+
+def test_a_spread_is_of_the_calls_that_are_compared(tmp_path: Path) -> None:
+    """Step by step, where returns are the calls' own; a single rollout still is a group of one."""
+    policies = [PolicySettings(advantages="grpo", min_spread=0.5)]
+    found = advantages(tmp_path, steps([[0.0, 1.0, 1.0], [0.1, 0.0]]), policies=policies)
+    assert {r["step"]: r["left_out"] for r in found} == {1: "little_spread", 2: None, 3: "group_of_one"}
+
+
 @pytest.mark.parametrize("estimator", ["reinforce", "reinforce_pp"])
 def test_other_estimators_leave_no_group_out(tmp_path: Path, estimator: str) -> None:
     calls = final([0.3, 0.3], "even") + final([0.7], "one")

@@ -33,14 +33,29 @@ def test_the_ancestors_scheme_is_settings_alone(tmp_path: Path) -> None:
     ours, _ = learning.settings_of("ours", 1, tmp_path)
     theirs, _ = learning.settings_of("transitions", 1, tmp_path)
     check_estimators(theirs)
-    changed = {"advantages", "merge"}
+    changed = {"advantages", "merge", "min_spread"}
     for a, b in zip(ours.policies, theirs.policies, strict=True):
         assert a.model_dump(exclude=changed) == b.model_dump(exclude=changed)
     assert (theirs.reward.assign, theirs.reward.gamma, theirs.policies[0].merge) == ("discounted", 1.0, "per_call")
+    assert theirs.policies[0].min_spread == 0
     same = {"home", "policies", "reward"}
     assert ours.model_dump(exclude=same) == theirs.model_dump(exclude=same)
-    assert learning.key_of(ours) == learning.key_of(theirs)
     assert ours.home != theirs.home
+
+
+def test_rows_of_other_settings_of_the_example_are_another_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = learning.example_key()
+    for old, new in (("2.0e-5", "3.0e-5"), ("min_spread: 0.3", "min_spread: 0.2")):
+        changed = tmp_path / "settings.yaml"
+        text = learning.EXAMPLE.read_text()
+        assert old in text
+        changed.write_text(text.replace(old, new))
+        with monkeypatch.context() as patch:
+            patch.setattr(learning, "EXAMPLE", changed)
+            assert learning.example_key() != key
+    assert learning.example_key() == key
 
 
 def test_what_has_its_last_row_is_not_run_again(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_a_group_without_spread_gives_an_example_too(tmp_path: Path) -> None:
     ("policy", "what"),
     [
         ({"algorithm": "sft", "advantages": "rloo"}, "advantages"),
+        ({"algorithm": "sft", "min_spread": 0.5}, "min_spread"),
         ({"algorithm": "sft", "training": {"beta": 0.1}}, "training.beta"),
         (
             {"algorithm": "sft", "training": {"loss_type": "grpo", "epsilon": 0.1}},
