@@ -43,7 +43,12 @@ _TO_STOP_S = 120.0
 
 def settings_of(arm: str, seed: int, folder: Path) -> tuple[Settings, dict[str, Any]]:
     """Settings of a run, and what they differ in from the example's."""
-    changes: dict[str, Any] = {"home": str(folder / f"{arm}-{seed}"), "seed": seed, "run": "learning"}
+    changes: dict[str, Any] = {
+        "home": str(folder / f"{arm}-{seed}"),
+        "seed": seed,
+        "run": "learning",
+        "evaluation.every": 1,
+    }
     if arm == "transitions":
         policy = load_settings(EXAMPLE).policies[0].model_dump(mode="json", exclude_defaults=True)
         policy |= {"advantages": "bench/transition_grpo.sql", "merge": "per_call", "min_spread": 0.0}
