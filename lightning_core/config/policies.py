@@ -140,13 +140,11 @@ class PolicySettings(Section):
             if self.sft is not None:
                 raise ValueError("`sft:` is read by `algorithm: sft` alone; set that, or take `sft:` out")
             return self
-        ignored = [] if self.advantages == "grpo" else ["advantages"]
-        ignored += ["min_spread"] if self.min_spread else []
-        default = TrainingSettings()
+        ignored = [name for name in ("advantages", "min_spread") if self.differs(name)]
         ignored += [
             f"training.{name}"
             for name in TrainingSettings.model_fields
-            if name not in _SFT_READS and getattr(self.training, name) != getattr(default, name)
+            if name not in _SFT_READS and self.training.differs(name)
         ]
         if ignored:
             raise ValueError(f"`algorithm: sft` ignores {', '.join(ignored)}; take it out, or use `algorithm: grpo`")

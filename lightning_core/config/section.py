@@ -15,3 +15,7 @@ class SettingsError(ValueError):
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, title=None, allow_inf_nan=False)
+
+    def differs(self, name: str) -> bool:
+        """Whether a setting has another value than its default: one that was written out and changes nothing is fine."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)

@@ -126,7 +126,7 @@ class TrainingSettings(Section):
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> TrainingSettings:
         for name, losses in _READ_BY.items():
-            if self._set(name) and self.loss_type not in losses:
+            if self.differs(name) and self.loss_type not in losses:
                 raise ValueError(
                     f"`{name}` has no effect with loss_type `{self.loss_type}`; leave it out, or take {_either(losses)}"
                 )
@@ -139,10 +139,6 @@ class TrainingSettings(Section):
         self._entropy()
         self._correction()
         return self
-
-    def _set(self, name: str) -> bool:
-        """Whether a setting has another value than its default: one that was written out and changes nothing is fine."""
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     def _ratio(self) -> None:
         sequence = self.importance_sampling_level == "sequence"
@@ -158,7 +154,7 @@ class TrainingSettings(Section):
 
     def _kl(self) -> None:
         for name in ("kl_reference", "use_bias_correction_kl"):
-            if self._set(name) and not self.beta:
+            if self.differs(name) and not self.beta:
                 raise ValueError(f"`{name}` has no effect while `beta` is 0; set `beta`, or leave it out")
         if self.kl_reference == "previous" and self.steps_per_epoch == 1:
             raise ValueError(
@@ -168,7 +164,7 @@ class TrainingSettings(Section):
 
     def _entropy(self) -> None:
         for name in _ADAPTIVE:
-            if self._set(name) and not self.use_adaptive_entropy:
+            if self.differs(name) and not self.use_adaptive_entropy:
                 raise ValueError(f"`{name}` has no effect without `use_adaptive_entropy: true`")
         if self.entropy_coef_min > self.entropy_coef_max:
             raise ValueError("`entropy_coef_min` lies above `entropy_coef_max`")
@@ -176,7 +172,7 @@ class TrainingSettings(Section):
     def _correction(self) -> None:
         if self.importance_correction == "none":
             for name in ("importance_clip_min", "importance_clip_max"):
-                if self._set(name):
+                if self.differs(name):
                     raise ValueError(f"`{name}` has no effect without `importance_correction`")
             return
         low, high = self.importance_clip_min, self.importance_clip_max
