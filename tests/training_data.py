@@ -14,8 +14,13 @@ import pyarrow.parquet as pq
 from lightning_core.training.dataset import Sequence
 
 
-def make_sequence(name: str, group: str, turns: list[tuple[list[int], list[int]]], seed: int = 0) -> Sequence:
-    """One sequence of `turns` (context tokens, sampled tokens); advantages and logprobs are drawn from `seed`."""
+def make_sequence(
+    name: str, group: str, turns: list[tuple[list[int], list[int]]], seed: int = 0, rollout: str | None = None
+) -> Sequence:
+    """One sequence of `turns` (context tokens, sampled tokens); advantages and logprobs are drawn from `seed`.
+
+    `rollout`: the one it is a part of; a rollout of its own where that is left out.
+    """
     rng = np.random.default_rng([seed, *name.encode()])
     ids = [token for context, sampled in turns for token in (*context, *sampled)]
     mask = np.array([on for context, sampled in turns for on in (*[0] * len(context), *[1] * len(sampled))], bool)
@@ -23,7 +28,7 @@ def make_sequence(name: str, group: str, turns: list[tuple[list[int], list[int]]
     advantages = np.where(mask, rng.normal(), 0.0)
     return Sequence(
         sequence_id=name,
-        rollout_id=name,
+        rollout_id=rollout or name,
         attempt_id="a",
         group_id=group,
         token_ids=np.array(ids, np.int32),
@@ -35,9 +40,12 @@ def make_sequence(name: str, group: str, turns: list[tuple[list[int], list[int]]
 
 
 def random_group(
-    group: str, size: int, rng: np.random.Generator, vocabulary: int = 300, prompt: int = 20
+    group: str, size: int, rng: np.random.Generator, vocabulary: int = 300, prompt: int = 20, a_rollout: int = 1
 ) -> list[Sequence]:
-    """`size` sequences of one prompt and one or two turns of 1 to 12 sampled tokens from few token ids (so they branch)."""
+    """`size` sequences of one prompt and one or two turns of 1 to 12 sampled tokens from few token ids (so they branch).
+
+    So many that follow each other (`a_rollout`) are of one rollout.
+    """
 
     def draw(low: int, high: int) -> list[int]:
         return (rng.integers(0, 4, int(rng.integers(low, high))) + vocabulary - 5).tolist()
@@ -48,7 +56,7 @@ def random_group(
         turns = [(shared, draw(1, 12))]
         if rng.random() < 0.5:
             turns.append((rng.integers(0, vocabulary, 4).tolist(), draw(1, 12)))
-        sequences.append(make_sequence(f"{group}.{number}", group, turns))
+        sequences.append(make_sequence(f"{group}.{number}", group, turns, rollout=f"{group}.{number // a_rollout}"))
     return sequences
 
 

@@ -134,10 +134,13 @@ class SequenceTrainer(Stepping, GRPOTrainer):
             # Its mean over the rows of a micro-batch becomes their weighted sum, divided by the step's normalizer.
             rows = inputs["prompt_ids"].shape[0]
             self.current_gradient_accumulation_steps = float(inputs["num_items_in_batch"]) / (rows * ranks)
+        # For metrics that are not told, TRL gathers a value a row, and ranks have different numbers of rows.
+        self.accelerator.gather = lambda tensor: tensor
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
             self.current_gradient_accumulation_steps = width
+            del self.accelerator.gather
         if self.bonus.weight:
             _, step, inputs = self._current
             count = self.informative.get(id(step), step.trained_tokens)

@@ -30,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_job(tmp_path: Path, base: Path) -> Any:
     rng = np.random.default_rng(7)
-    rows = [s for name in "abc" for s in random_group(name, 3, rng)]
+    rows = [s for name in "abc" for s in random_group(name, 9, rng, a_rollout=2)]
     sequences = write_parquet(rows, tmp_path / "sequences.parquet")
 
     def make(**fields: Any) -> Job:
@@ -204,9 +204,11 @@ def test_a_job_killed_at_any_time_and_started_again_gives_the_weights_of_one_tha
 def test_two_processes_train_to_the_same_loss_as_one(make_job: Any, tmp_path: Path) -> None:
     one: list[dict[str, Any]] = []
     two: list[dict[str, Any]] = []
-    train(make_job(), one.append, tmp_path / "log")
+    # So few tokens at a time that a step's rows go to both (see test_training_ranks).
+    training = {"steps_per_epoch": 3, "tokens_per_micro_batch": 64}
+    train(make_job(policy_settings={"training": training}), one.append, tmp_path / "log")
     both = make_job(
-        policy_settings={"training": {"steps_per_epoch": 3, "processes": 2}},
+        policy_settings={"training": training | {"processes": 2}},
         output=tmp_path / "two",
         state=tmp_path / "two-state",
         progress=tmp_path / "two.jsonl",

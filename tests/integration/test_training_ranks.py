@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightning_core.training.dataset import read_sequences
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.grpo import run_job
-from lightning_core.training.job import Job, Progress
+from lightning_core.training.job import Job, Progress, derive_seed
 from lightning_core.training.launch import train
+from lightning_core.training.plan import plan_steps
 from tests import sharded_training
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import random_group, write_parquet
@@ -40,14 +42,41 @@ use_cpu: false
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("training")
     rng = np.random.default_rng(7)
-    rows = [s for name in "abc" for s in random_group(name, 3, rng)]
+    rows = [s for name in "abc" for s in random_group(name, 9, rng, a_rollout=2)]
     return make_tiny_llama(folder / "model"), write_parquet(rows, folder / "sequences.parquet")
+
+
+def shares(job: Job) -> list[list[list[str]]]:
+    """Rank → a step → the rollouts that it trains a part of."""
+    settings = job.policy_settings.training
+    rows = read_sequences(job.sequences, policy="policy", vocabulary=300, max_tokens=4096).rows
+    planned = [
+        plan_steps(
+            rows, steps=settings.steps_per_epoch, seed=derive_seed(job.seed, job.epoch), packing="tree",
+            budget=settings.tokens_per_micro_batch, loss_type="grpo", completion_limit=64, rank=rank, ranks=2,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    return [
+        [
+            [s.rollout_id for b in step.micro_batches if b for s, w in zip(b.sequences, b.weights, strict=True) if w]
+            for step in steps
+        ]
+        for steps in planned
+    ]
+
+
+def test_the_jobs_of_this_module_give_both_ranks_uneven_work_and_cut_rollouts(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """What the other tests here stand on: an idle rank would make them all pass."""
+    for first, second in zip(*shares(job_in(tmp_path / "job", files)), strict=True):
+        assert first and second and len(first) != len(second)
+        assert set(first) & set(second), "no rollout is trained by both"
 
 
 def job_in(folder: Path, files: tuple[Path, Path], lora: dict[str, int] | None = None, **training: Any) -> Job:
     folder.mkdir(parents=True)
     settings = {"steps_per_epoch": 3, "learning_rate": 1e-3, "loss_type": "grpo", "entropy_coef": 0.1, "beta": 0.1}
-    settings |= {"checkpoint_seconds": 0}
+    settings |= {"checkpoint_seconds": 0, "tokens_per_micro_batch": 64}
     settings |= {"importance_correction": "rollout_truncate", "top_entropy_quantile": 0.5, **training}
     return Job.model_validate(
         {

@@ -1,0 +1,67 @@
+"""The importance correction, by hand: ratios of tokens, and of rollouts that are several rows in several micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_core.config import TrainingSettings
+from lightning_core.training.correction import importance_ratios
+from lightning_core.training.dataset import Sequence
+from lightning_core.training.plan import MicroBatch, Step
+from tests.training_data import make_sequence
+
+# Rows of two sampled tokens; the trainer finds them more likely than the server by so much (nats).
+DIFFERENCES = {"one.0": (0.5, -0.1), "one.1": (0.2, 0.1), "two.0": (-1.0, 0.3)}
+
+
+def row(name: str) -> Sequence:
+    made = make_sequence(name, "g", [([1, 2], [3, 4])], rollout=name.split(".")[0])
+    return replace(made, logprobs=np.array([0, 0, -2, -2], np.float32))
+
+
+def ratios(*, cut: list[list[str]], idle: bool = False, **settings: object) -> tuple[list[list[float]], dict[str, float]]:
+    """Ratio of each sampled token by row, in the order of `cut`: the rows of each micro-batch."""
+    batches = [MicroBatch([[row(name)] for name in names], [1.0] * len(names), "none", 4) for names in cut]
+    if idle:  # as a rank with less to do repeats a pass
+        batches.append(MicroBatch(batches[0].rows, [0.0] * len(batches[0].rows), "none", 4))
+    step = Step(batches, 1.0, 0, 0, 0)
+    scores = [torch.tensor([np.add(-2.0, DIFFERENCES[s.sequence_id]).tolist() for s in b.sequences]) for b in batches]
+    found, told = importance_ratios(
+        [(step, b) for b in batches], scores, TrainingSettings.model_validate(settings)
+    )
+    return [r.tolist() for r in torch.cat(found)], told
+
+
+@pytest.mark.parametrize("cut", [[["one.0", "one.1", "two.0"]], [["one.0"], ["two.0"], ["one.1"]]])
+def test_the_tokens_of_a_rollout_have_one_ratio_whatever_rows_and_micro_batches_it_came_in(cut: list[list[str]]) -> None:
+    settings = {"importance_correction": "rollout_truncate", "importance_clip_max": 1.9}
+    found, told = ratios(cut=cut, **settings)
+    # exp(0.5 - 0.1 + 0.2 + 0.1) = 2.0 is over the limit, exp(-1.0 + 0.3) = 0.5 is not.
+    expected = {"one": 1.9, "two": np.exp(-0.7)}
+    for name, of_row in zip([n for names in cut for n in names], found, strict=True):
+        assert of_row == pytest.approx([expected[name.split(".")[0]]] * 2, rel=1e-5), name
+    assert told["importance_ratio"] == pytest.approx((4 * 1.9 + 2 * np.exp(-0.7)) / 6, rel=1e-5)
+    assert told["importance_bounded"] == pytest.approx(4 / 6)
+
+
+def test_a_pass_that_weighs_nothing_counts_for_no_rollout() -> None:
+    settings = {"importance_correction": "rollout_mask", "importance_clip_max": 3.0}
+    cut = [["one.0"], ["one.1", "two.0"]]
+    found, told = ratios(cut=cut, **settings)
+    with_idle, told_then = ratios(cut=cut, idle=True, **settings)
+    assert with_idle[:3] == found and told_then == told
+    assert found[0] == pytest.approx([np.exp(0.7)] * 2, rel=1e-5)
+
+
+def test_a_token_out_of_bounds_is_masked_or_held_to_the_bound() -> None:
+    bounds = {"importance_clip_max": 1.2, "importance_clip_min": 0.5}
+    cut = [["one.0"], ["two.0"]]
+    masked, told = ratios(cut=cut, importance_correction="token_mask", **bounds)
+    assert masked == [pytest.approx([0.0, np.exp(-0.1)], rel=1e-5), [0.0, 0.0]]
+    assert told["importance_bounded"] == pytest.approx(3 / 4)
+    held, _ = ratios(cut=cut, importance_correction="token_truncate", **bounds)
+    assert held == [pytest.approx([1.2, np.exp(-0.1)], rel=1e-5), pytest.approx([0.5, 1.2], rel=1e-5)]
