@@ -1,6 +1,6 @@
 """Forward and backward of one optimizer step: forests of prefix tries against stock TRL's padded batches.
 
-    train_step_calculator   two groups of a real epoch of the demo (its shape, where no demo has run), default settings
+    train_step_calculator   two groups of 8 of a real epoch of the calculator (run first, once: minutes), default settings
     train_step_long         8 rollouts of 4 turns on 1,000 tokens of history, each call a sequence
     train_step_long_merged  the same, each rollout one sequence
     train_data_overhead     reading, checking, planning and laying out, as a share of the step's time
@@ -11,7 +11,7 @@ TRL needs minutes for one pass. Both sides come to the same gradient (`gradient_
 is left out, being the same for both. `asked` is 0.8 × raw ÷ unique tokens. Memory is the highest resident size within a pass. `cpu_ratio` is that of the
 processor time, which a busy machine leaves alone (with OMP_NUM_THREADS=1: threads that wait for each other count too).
 
-    .venv/bin/python -m bench.training [calculator long long_merged start] [--groups 2] [--rounds 2]
+    .venv/bin/python -m bench.training [calculator long long_merged start] [--groups 2] [--rounds 2] [--drawn]
 
 Each of the four stands for itself: `make bench-training ARGS=long`.
 """
@@ -229,16 +229,19 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--long-layers", type=int, default=6)
     parser.add_argument("--history", type=int, default=1000, help="tokens that the rollouts of the long ones share")
-    parser.add_argument("--lake", type=Path, default=Path("var/demo/lake"))
+    parser.add_argument("--home", type=Path, default=Path("var/bench-training"), help="of the calculator's epoch")
+    parser.add_argument("--drawn", action="store_true", help="no epoch: sequences drawn in the calculator's shape")
     options = parser.parse_args()
     import_trainer()
     rng = np.random.default_rng(0)
-    real = real_calculator(options.lake, options.groups)
-    sequences = real or calculator(options.groups, rng)
+    if options.drawn or not {"calculator", "start"} & set(options.what):
+        sequences = calculator(options.groups, rng)
+    else:
+        sequences = real_calculator(options.home.absolute(), options.groups)
     # Random weights did not sample them.
     usual = PolicySettings.model_validate({"training": {"max_mismatch": None}})
     if "calculator" in options.what:
-        source = "an epoch of the demo" if real else "its shape"
+        source = "its shape" if options.drawn else "an epoch of the example"
         ours = compare("train_step_calculator", sequences, options.layers, options.rounds, usual, source)
         overhead(ours, len(sequences))
     long = PolicySettings.model_validate({"training": {"tokens_per_micro_batch": _LONG_BUDGET, "max_mismatch": None}})

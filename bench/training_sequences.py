@@ -1,25 +1,51 @@
-"""Sequences of bench/training.py: a real epoch of the calculator where there is one, and shapes of it and of long agents."""
+"""Sequences of bench/training.py: a real epoch of the calculator, and shapes of it and of long agents."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from bench.report import say
 from lightning_core.training.dataset import Sequence, read_sequences
 
+ROOT = Path(__file__).parents[1]
 VOCABULARY = 49152
 GROUP = 8
 
 
-def real_calculator(lake: Path, groups: int) -> list[Sequence]:
-    """The first `groups` groups of the demo's first epoch; none where no demo has run."""
-    files = sorted((lake / "derived").glob("*/0000/sequences-*.parquet"))
+def real_calculator(home: Path, groups: int) -> list[Sequence]:
+    """The first `groups` groups of an epoch of the calculator in groups of 8, which is run in `home` if it was not yet.
+
+    Raises CalledProcessError where the epoch fails, and RuntimeError where it has fewer groups to train on.
+    """
+    files = _sequences(home)
     if not files:
-        return []
+        say(f"an epoch of the calculator in groups of {GROUP}, minutes: {home}/run.log")
+        changes = {
+            "home": home,
+            "epochs": 1,
+            "rollout.group_size": GROUP,
+            "rollout.tasks_per_epoch": 4 * groups,  # some are all wrong, and train nothing
+            "evaluation.every": 0,
+        }
+        command = [sys.executable, "-m", "flows.cli", "train", "examples/calculator/settings.yaml"]
+        command += [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / "run.log").open("ab") as log:
+            subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
+        files = _sequences(home)
     rows = read_sequences(files[-1], policy="policy", vocabulary=VOCABULARY, max_tokens=1024).rows
     names = sorted({row.group_id for row in rows})[:groups]
+    if len(names) < groups:
+        raise RuntimeError(f"{home}: {len(names)} groups are trained on, {groups} asked for; another home, or fewer")
     return [row for row in rows if row.group_id in names]
+
+
+def _sequences(home: Path) -> list[Path]:
+    return sorted((home / "lake/derived").glob("*/0000/sequences-*.parquet"))
 
 
 def calculator(groups: int, rng: np.random.Generator) -> list[Sequence]:
