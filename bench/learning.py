@@ -9,7 +9,7 @@
     stock        TRL's GRPOTrainer on the first call alone, sampling with transformers (bench/learning_trl.py); the second
                  call only repeats a number, and what counts as right is decided by the first
 
-Each arm runs with the seeds `--seeds`, as many epochs as the settings say, in `var/learning/<arm>-<seed>`; an epoch that ends is a row
+Each arm (of `--arms`) runs with the seeds `--seeds`, as many epochs as the settings say, in `var/learning/<arm>-<seed>`; an epoch that ends is a row
 of bench/results/learning.jsonl, and what has a row is not run again. Rows of other settings (`key`) stay, and count for
 nothing. Prints `learning_final` and `learning_rollouts_to_match`; draws docs/learning.svg and the table in docs/learning.md.
 """
@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -197,22 +198,25 @@ def print_figures(found: dict[str, list[dict[str, Any]]]) -> None:
         say(f"ours does not reach the other's final {theirs[-1]['mean']:.1%}: no `learning_rollouts_to_match`")
 
 
-def missing(rows: list[dict[str, Any]], seeds: list[int], epochs: int) -> list[tuple[int, str]]:
+def missing(
+    rows: list[dict[str, Any]], seeds: list[int], epochs: int, arms: Collection[str] = ARMS
+) -> list[tuple[int, str]]:
     """(seed, arm) whose last evaluation has no row; a seed of every arm before the next seed."""
     there = {(r["seed"], r["arm"]) for r in rows if r["epochs"] == epochs}
-    return [(seed, arm) for seed in seeds for arm in ARMS if (seed, arm) not in there]
+    return [(seed, arm) for seed in seeds for arm in ARMS if arm in arms and (seed, arm) not in there]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the next call goes on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help="those to run now")
     parser.add_argument("--folder", type=Path, default=ROOT / "var/learning")
     options = parser.parse_args()
     os.chdir(ROOT)
     until = time.monotonic() + 60 * options.minutes
     settings, _ = settings_of("ours", 0, options.folder)
-    for seed, arm in missing(_current(), options.seeds, settings.epochs):
+    for seed, arm in missing(_current(), options.seeds, settings.epochs, options.arms):
         if time.monotonic() >= until or not run(arm, seed, options.folder, until):
             break
     rows = _current()
