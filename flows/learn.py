@@ -17,6 +17,7 @@ from lightning_core.lake.patterns import settle
 from lightning_core.lake.production import Choice
 from lightning_core.services import resting, running, versions
 from tasks.adopt import adopt
+from tasks.alarm import watch
 from tasks.derive import derive_tables
 from tasks.progress import say
 from tasks.publish import publish_lake
@@ -38,6 +39,7 @@ def learn(settings: Settings, choice: Choice = Choice()) -> dict[str, Any]:  # n
     lake = Lake(settings.home)
     with lake.working_on(settings.run), running(settings, say("services")) as services:
         number = lake.manifests.next_epoch(settings.run)
+        watch(settings, number)
         manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))
         chosen = adopt(settings, manifest, choice)
         settle(lake, settings, manifest)
@@ -47,5 +49,6 @@ def learn(settings: Settings, choice: Choice = Choice()) -> dict[str, Any]:  # n
         redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
         record(settings, manifest)
         publish_lake(settings.home, settings.lake)
+        watch(settings, number + 1, services)
         collect_versions(settings)
     return {"epoch": number, "chosen": chosen, "rows": rows, "trained": trained}

@@ -18,14 +18,14 @@ from tasks.redeploy import redeploy
 def watch(settings: Settings, epochs: int, services: Services | None = None) -> None:
     """Raise Collapse where the run, after so many epochs, has passed a limit of `alarm:`; the flow ends as failed with it.
 
-    The best version of each policy is current then (and served, where services run): the one with the best evaluation,
-    or, where nothing was evaluated, the one before the last epoch.
+    The best version of each policy is current then (and served, where services run): the one with the best evaluation
+    of this run, or, where it evaluated nothing, the one before the last epoch.
     """
     found = alarms(settings, epochs)
     if not found:
         return
     before = versions(settings, max(epochs - 1, 0))
-    kept = {name: PolicyStore(settings.home, name).best() or version for name, version in before.items()}
+    kept = {name: _best(settings, name) or version for name, version in before.items()}
     if services is not None:
         redeploy(settings, services, kept)
     else:
@@ -40,3 +40,11 @@ def watch(settings: Settings, epochs: int, services: Services | None = None) -> 
     if "mlflow" in settings.tracking.backends:
         MlflowRun(settings).tag(alarm=message)
     raise Collapse(message)
+
+
+def _best(settings: Settings, policy: str) -> str | None:
+    """The policy's best version, where it is this run that evaluated it: another run's may be good at another task."""
+    store = PolicyStore(settings.home, policy)
+    best = store.best()
+    evaluation = None if best is None else store.manifest(best).evaluation
+    return best if evaluation is not None and evaluation.run == settings.run else None

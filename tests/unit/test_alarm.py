@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from prefect.logging import disable_run_logger
 from pydantic import ValidationError
 
 from flows import finetune as flow
+from flows import learn as learn_flow
 from lightning_core.config import PolicySettings, Settings, TaskSettings
 from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
@@ -104,6 +106,48 @@ def test_a_finetuning_is_an_epoch_that_the_alarm_stops_too(tmp_path: Path, monke
     with disable_run_logger(), pytest.raises(Collapse, match="epoch 1"):
         flow.finetune.fn(settings(tmp_path, alarm={"entropy_below": 0.3}, **home))
     assert began == [1], "started again, it stays stopped"
+
+
+def test_learning_from_production_is_an_epoch_that_the_alarm_stops_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_of(tmp_path, held_out=[0.3, 0.8], entropy=[1.5])
+    given = settings(tmp_path, alarm={"entropy_below": 0.3})
+    began, deployed = [], []
+
+    def trains(given: Settings, epoch: EpochManifest) -> dict[str, Any]:
+        began.append(epoch.epoch)
+        epoch.finish("train policy", "k", {"version": "v0001", "metrics": {"entropy": 0.2}}, 1.0)
+        Lake(given.home).manifests.put_epoch(epoch)
+        return {"policy": {"version": "v0001"}}
+
+    numbers = iter((1, 2))
+    monkeypatch.setattr(Lake(tmp_path).manifests.__class__, "next_epoch", lambda *_: next(numbers))
+    monkeypatch.setattr(learn_flow, "train_policies", trains)
+    monkeypatch.setattr(learn_flow, "running", lambda *_: nullcontext())
+    monkeypatch.setattr(learn_flow, "resting", lambda *_: nullcontext())
+    monkeypatch.setattr(learn_flow, "watch", watch.fn)
+    monkeypatch.setattr(learn_flow, "redeploy", lambda _, __, versions: deployed.append(versions))
+    for name in ("adopt", "settle", "derive_tables", "record", "publish_lake", "collect_versions"):
+        monkeypatch.setattr(learn_flow, name, lambda *_: None)
+    with disable_run_logger(), pytest.raises(Collapse, match=r"epoch 1, policy: entropy 0\.2 is below"):
+        learn_flow.learn.fn(given)
+    assert began == [1]
+    assert PolicyStore(tmp_path, "policy").current() == "v0001"
+    with disable_run_logger(), pytest.raises(Collapse, match="epoch 1"):
+        learn_flow.learn.fn(given)
+    assert began == [1], "started again, it stays stopped"
+
+
+def test_another_runs_best_version_is_not_put_in_place(tmp_path: Path) -> None:
+    """It may be good at another task: without an evaluation of its own, a run goes back by one epoch."""
+    run_of(tmp_path, held_out=[], entropy=[1.0, 0.01])
+    store = PolicyStore(tmp_path, "policy")
+    other = Evaluation(run="other", epoch=0, tasks=1, right=1.0, reward=1.0, held_out="o")
+    assert store.evaluated("v0000", other) == "v0000"
+    with disable_run_logger(), pytest.raises(Collapse, match="v0001 of policy"):
+        watch.fn(settings(tmp_path, alarm={"entropy_below": 0.3}, tracking={"backends": ["console"]}), 2)
+    assert store.current() == "v0001"
 
 
 def test_nothing_happens_within_the_limits(tmp_path: Path) -> None:
