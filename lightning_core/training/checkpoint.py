@@ -91,7 +91,7 @@ class Checkpoints:
         from lightning_core.training.gather import optimizer_state, trained_tensors
 
         weights = trained_tensors(trainer.accelerator.unwrap_model(trainer.model))
-        optimizer = optimizer_state(trainer.optimizer)
+        optimizer = optimizer_state(trainer)
         if not trainer.accelerator.is_main_process:
             return
         here = self.folder / f"step-{done:04d}"

@@ -1,4 +1,4 @@
-"""Whole tensors of a model and its optimizer, however they are split over processes (FSDP2), and back again.
+"""Whole tensors of a model and its optimizer, however they are split over processes (FSDP2, DeepSpeed), and back again.
 
 Every rank has to call these: gathering is done by all of them together. What comes of it lies in the first rank's memory,
 tensor by tensor, not in that of the devices; the others get empty tensors.
@@ -12,9 +12,13 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lightning_core.training import zero
+
 
 def state_dict(model: Any) -> dict[str, torch.Tensor] | None:
     """The model's whole tensors where it is split, else None: it can be saved as it is."""
+    if zero.is_split(model):
+        return {name: zero.whole(p) for name, p in model.named_parameters()}
     if not any(isinstance(p, DTensor) for p in model.parameters()):
         return None
     # Gathered, tied tensors would no longer be known as one, and be written twice.
@@ -25,10 +29,17 @@ def state_dict(model: Any) -> dict[str, torch.Tensor] | None:
 
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
     """What is trained, by name; tied tensors once."""
+    if zero.is_split(model):
+        return {name: zero.whole(p) for name, p in model.named_parameters() if p.requires_grad}
     return {name: _whole(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def put_trained_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    if zero.is_split(model):
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                zero.put(parameter, tensors[name])
+        return
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward pass alone leaves the outermost tensors gathered, in place of the parts
@@ -38,7 +49,11 @@ def put_trained_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> None:
                 parameter.copy_(_split_like(tensors[name], parameter))
 
 
-def optimizer_state(optimizer: Any) -> dict[str, Any]:
+def optimizer_state(trainer: Any) -> dict[str, Any]:
+    """State of the trainer's optimizer, as torch's `state_dict` has it."""
+    optimizer = trainer.optimizer
+    if zero.is_split(trainer.accelerator.unwrap_model(trainer.model)):
+        return zero.optimizer_state(optimizer.optimizer, trainer.optimized)
     state = optimizer.state_dict()
     whole = {
         key: {name: _whole(v) if torch.is_tensor(v) else v for name, v in entries.items()}
@@ -47,8 +62,11 @@ def optimizer_state(optimizer: Any) -> dict[str, Any]:
     return {**state, "state": whole}
 
 
-def put_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
+def put_optimizer_state(trainer: Any, state: dict[str, Any]) -> None:
     """Load the moments; each group's settings (a learning rate, say) stay those of today."""
+    optimizer = trainer.optimizer
+    if zero.is_split(trainer.accelerator.unwrap_model(trainer.model)):
+        return zero.put_optimizer_state(optimizer.optimizer, trainer.optimized, state)
     now = optimizer.state_dict()["param_groups"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     keys = [key for group in state["param_groups"] for key in group["params"]]

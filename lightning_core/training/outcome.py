@@ -31,7 +31,7 @@ def leave(
 
     progress.phase("saving")
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    weights, optimizer = state_dict(trained), optimizer_state(trainer.optimizer)
+    weights, optimizer = state_dict(trained), optimizer_state(trainer)
     if trainer.accelerator.is_main_process:
         save_state(job.state, job.epoch, optimizer, state)
         with whole_folder(job.output) as beside:

@@ -16,7 +16,7 @@ def take_probe(model: Any, ids: Sequence[int]) -> dict[str, Any] | None:
     import torch
 
     token_ids = [int(i) for i in ids[:PROBE_LENGTH]]
-    if len(token_ids) < 2 or any(hasattr(p, "full_tensor") for p in model.parameters()):
+    if len(token_ids) < 2 or any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters()):
         return None
     was_training = model.training
     model.eval()

@@ -60,7 +60,9 @@ def save_state(folder: Path, epoch: int, optimizer: dict[str, Any], noted: dict[
 def parameters_of(model: Any, folder: Path, noted: dict[str, Any]) -> list[list[Any]]:
     """Names and shapes of what is trained, in the optimizer's order. Raises WeightsError where the state that was loaded
     from `folder`, of which this was `noted`, belongs to others."""
-    parameters = [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad]
+    parameters = [
+        [name, list(getattr(p, "ds_shape", p.shape))] for name, p in model.named_parameters() if p.requires_grad
+    ]
     if "epoch" in noted and noted.get("parameters") != parameters:
         raise WeightsError(
             f"{folder}: the optimizer state of epoch {noted['epoch']} belongs to other parameters; "

@@ -20,6 +20,7 @@ class Stepping:
     course: Course
     settings: TrainingSettings
     bonus: EntropyBonus | None = None
+    optimized: list[list[Any]]  # parameters, in the groups the optimizer was made with
     # Of transformers' Trainer:
     accelerator: Any
     args: Any
@@ -41,6 +42,12 @@ class Stepping:
     def entropy(self, was: list[float]) -> None:
         if self.bonus is not None and was:
             self.bonus.coef, self.bonus.last = was
+
+    def create_optimizer(self, *args: Any) -> Any:
+        optimizer = super().create_optimizer(*args)  # type: ignore[misc]
+        # DeepSpeed puts flat tensors in their place, and drops a group without any.
+        self.optimized = [list(group["params"]) for group in optimizer.param_groups if group["params"]]
+        return optimizer
 
     def begin_step(self, step: int) -> None:
         """Before the first pass of step `step` of the epoch."""
@@ -84,5 +91,5 @@ class Stepping:
             put_trained_tensors(self.accelerator.unwrap_model(self.model), weights)
             self.entropy = found.entropy
         if state is not None:
-            put_optimizer_state(self.optimizer, state)
+            put_optimizer_state(self, state)
         self.course.optimizer_state = self.course.found = None
