@@ -69,7 +69,7 @@ class TrainingSettings(Section):
 
     beta: float = Field(0.0, ge=0, description="weight of the KL to the reference")
     kl_reference: Literal["base", "previous"] = Field(
-        "base", description="the weights the run, or the epoch, began with"
+        "base", description="the model the policy's settings name, or the weights that the epoch began with"
     )
     use_bias_correction_kl: bool = Field(True, description="the KL term weighed by the importance ratio")
 
@@ -116,7 +116,8 @@ class TrainingSettings(Section):
         description="training processes on this machine; 1 with `accelerate_config`: as many as that file says",
     )
     accelerate_config: Path | None = Field(
-        None, description="file of `accelerate config` (DDP, FSDP2, DeepSpeed) to launch them with"
+        None,
+        description="file of `accelerate config` (DDP, FSDP2, or DeepSpeed where it is installed) to launch them with",
     )
 
     @property
@@ -151,6 +152,22 @@ class TrainingSettings(Section):
             raise ValueError("loss_type `luspo` is defined on whole sequences; leave `importance_sampling_level` out")
         if self.delta is not None and self.delta <= 1 + (self.epsilon_high or self.epsilon):
             raise ValueError("`delta` has to lie above 1 + `epsilon_high`: it limits what that clip does not")
+        if self.steps_per_epoch == 1:
+            self._ratio_is_one()
+
+    def _ratio_is_one(self) -> None:
+        """With one step an epoch, the weights that are trained are those the ratio is taken to."""
+        for name in _READ_BY:
+            if not self.differs(name):
+                continue
+            if self.loss_type == "vespo" and self.importance_correction != "none":
+                continue  # it weighs by both ratios
+            if name == "epsilon_high" and self.loss_type == "cispo" and (self.epsilon_high or 1) < 1:
+                continue  # its limit of the ratio, not of a distance from 1
+            raise ValueError(
+                f"`{name}` has no effect with one step an epoch, where the ratio to the sampling policy is 1; raise "
+                "`steps_per_epoch`, or leave it out"
+            )
 
     def _kl(self) -> None:
         for name in ("kl_reference", "use_bias_correction_kl"):

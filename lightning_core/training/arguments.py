@@ -30,6 +30,9 @@ def common(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: 
         "max_grad_norm": settings.max_grad_norm,
         "optim": "adamw_torch_fused",
         "bf16": settings.bf16,
+        # Of mixtures of experts: it would be a mean over micro-batches, whatever they hold, and tries have no place for it.
+        # Dense models have none, and TRL takes a 0 for either.
+        "router_aux_loss_coef": 0.0,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if settings.gradient_checkpointing else None,
         "logging_steps": 1,

@@ -18,8 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lightning_core.config import PolicySettings
+from lightning_core.config import PolicySettings, TrainingSettings
 from lightning_core.training.dataset import Sequences, read_sequences
+from lightning_core.training.errors import TrainingError
 from lightning_core.training.weights import (
     ModelFacts,
     check_adapter_folder,
@@ -102,7 +103,11 @@ class Progress:
 
 
 def check_job(job: Job) -> tuple[ModelFacts, Sequences]:
-    """Look weights and sequences over, before anything heavy is imported. Raises TrainingDataError, WeightsError."""
+    """Look weights and sequences over, before anything heavy is imported.
+
+    Raises TrainingError where the settings and the launcher's are at odds, TrainingDataError, WeightsError.
+    """
+    _check_precision(job.policy_settings.training)
     facts = check_model_folder(job.source)
     lora, settings = job.policy_settings.lora, job.policy_settings.training
     if lora and job.weights is not None:
@@ -116,12 +121,26 @@ def check_job(job: Job) -> tuple[ModelFacts, Sequences]:
     return facts, sequences
 
 
+def _check_precision(settings: TrainingSettings) -> None:
+    """transformers would take the accelerate file's word for it, and what is scored before the training ours."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched != "no" and (launched, settings.bf16) != ("bf16", True):
+        raise TrainingError(
+            f"{settings.accelerate_config}: `mixed_precision: {launched}`, while `training.bf16` is "
+            f"{str(settings.bf16).lower()}; write `mixed_precision: 'no'` there, and choose by `training.bf16`"
+        )
+
+
 def import_trainer(module: str = "lightning_core.training.trainer") -> None:
     """Import a trainer's module with TRL and what it needs, in two thirds of the time: packages it would only try out are hidden meanwhile."""
     # Weights are folders and nothing is asked of a hub; transformers, peft and TRL's telemetry would look there.
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if (
+        "ACCELERATE_USE_DEEPSPEED" in os.environ
+    ):  # whose file has a number of micro-batches, which is the plan's to decide
+        os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "auto"
     hidden = [name for name in _NOT_NEEDED if name not in sys.modules]
     # None makes both `import` and `find_spec` say that the package is not there.
     sys.modules.update(dict.fromkeys(hidden, None))  # type: ignore[arg-type]

@@ -116,12 +116,16 @@ def _environment(job: Job) -> dict[str, str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     if job.policy_settings.algorithm == "sft":
         environment = ALLOCATOR | environment
-    processes = job.policy_settings.training.processes
+    training = job.policy_settings.training
+    processes = training.processes
     if job.device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = job.device
+    elif processes == 1 and training.accelerate_config is None:
+        # Of several GPUs in its sight, transformers would split each micro-batch over all (nn.DataParallel).
+        environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if processes * job.beside > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (processes * job.beside))))
-    if processes > 1:
+    if processes > 1 and training.accelerate_config is None:  # which may name other machines
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return environment
 

@@ -26,6 +26,7 @@ trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192
 
 # Of the largest hidden state: rounding stays far below (2e-4 was seen), a mask that is ignored far above (0.8).
 _PROBE_TOLERANCE = 1e-2
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "attn_dropout")  # as configs name it
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -87,6 +88,9 @@ def why_not_packed(model: Any, longest: int) -> str | None:
         return (
             f"{type(base).__name__} has layers that mix neighbours whatever the mask says: {', '.join(sorted(other))}"
         )
+    dropout = max(float(getattr(config, name, 0) or 0) for name in _DROPOUTS)
+    if dropout and torch.cuda.is_available():  # the probe is in evaluation, and before the model moves there
+        return f"{type(base).__name__} has an attention dropout of {dropout:g}, which FlexAttention does not know"
     device = next(base.parameters()).device
     sequences = _probe_sequences(int(config.vocab_size))
     before, was_training = base.config._attn_implementation, base.training

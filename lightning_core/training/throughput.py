@@ -7,7 +7,7 @@ from typing import Any
 # Dense bf16 FLOP/s of the makers' data sheets, by a part of the device's name; the first that occurs.
 _PEAK_FLOPS = {
     "H200": 989e12, "H100": 989e12, "H800": 989e12, "B200": 2250e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12,
-    "A10": 125e12, "L4": 121e12, "4090": 165e12, "3090": 71e12, "MI300": 1307e12,
+    "L40": 181e12, "A10": 125e12, "L4": 121e12, "4090": 165e12, "3090": 71e12, "MI300": 1307e12,
 }  # fmt: skip
 
 

@@ -26,6 +26,12 @@ logger = logging.getLogger(__name__)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_AS_PEFT_HAS_IT = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "target_modules": "target_modules",
+}
 _NOT_HANDED_ON = ("training.json", "manifest.json", "README.md")
 
 
@@ -57,13 +63,21 @@ def check_model_folder(folder: Path) -> ModelFacts:
 
 
 def check_adapter_folder(folder: Path, lora: LoraSettings) -> None:
-    """Look a peft adapter over: complete, and of the rank the settings ask for. Raises WeightsError."""
+    """Look a peft adapter over: complete, and as the settings ask for, since its own would be kept. Raises WeightsError."""
     config = _read_json(folder / "adapter_config.json", folder)
-    if config.get("r") != lora.rank:
-        raise WeightsError(
-            f"{folder}: the adapter has rank {config.get('r')}, the settings ask for {lora.rank}; "
-            "keep `lora.rank` within a run, or start a new run"
-        )
+    asked: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout}
+    if (
+        lora.target_modules != "all-linear"
+    ):  # which peft writes down as all the modules it stood for, by their whole paths
+        asked["target_modules"] = sorted({module.rsplit(".", 1)[-1] for module in lora.target_modules})
+    for name, value in asked.items():
+        found = config.get(_AS_PEFT_HAS_IT[name])
+        found = sorted({module.rsplit(".", 1)[-1] for module in found}) if isinstance(found, list) else found
+        if found != value:
+            raise WeightsError(
+                f"{folder}: the adapter has {name} {found}, the settings ask for {value}; "
+                f"keep `lora.{name}` within a run, or start a new run"
+            )
     check_safetensors(folder / "adapter_model.safetensors")
 
 

@@ -66,7 +66,9 @@ def shares(job: Job) -> list[list[list[str]]]:
     ]
 
 
-def test_the_jobs_of_this_module_give_both_ranks_uneven_work_and_cut_rollouts(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_jobs_of_this_module_give_both_ranks_uneven_work_and_cut_rollouts(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
     """What the other tests here stand on: an idle rank would make them all pass."""
     for first, second in zip(*shares(job_in(tmp_path / "job", files)), strict=True):
         assert first and second and len(first) != len(second)

@@ -41,11 +41,12 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_setting_changes_the_gradient_or_is_refused(
-    folder: Path, tmp_path: Path, near: list[Sequence], loss: str
+    folder: Path, tmp_path: Path, near: list[Sequence], loss: str, steps: int
 ) -> None:
-    kind = {"loss_type": loss, "steps_per_epoch": 2}
+    kind = {"loss_type": loss, "steps_per_epoch": steps}
     if loss == "gspo":
         kind |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
     known: dict[str, torch.Tensor] = {}

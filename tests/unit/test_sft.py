@@ -100,7 +100,7 @@ def test_a_group_without_spread_gives_an_example_too(tmp_path: Path) -> None:
         ({"algorithm": "sft", "min_spread": 0.5}, "min_spread"),
         ({"algorithm": "sft", "training": {"beta": 0.1}}, "training.beta"),
         (
-            {"algorithm": "sft", "training": {"loss_type": "grpo", "epsilon": 0.1}},
+            {"algorithm": "sft", "training": {"loss_type": "grpo", "epsilon": 0.1, "steps_per_epoch": 2}},
             "training.loss_type, training.epsilon",
         ),
         ({"algorithm": "sft", "training": {"packing": "none"}}, "training.packing"),

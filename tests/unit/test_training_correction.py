@@ -23,21 +23,23 @@ def row(name: str) -> Sequence:
     return replace(made, logprobs=np.array([0, 0, -2, -2], np.float32))
 
 
-def ratios(*, cut: list[list[str]], idle: bool = False, **settings: object) -> tuple[list[list[float]], dict[str, float]]:
+def ratios(
+    *, cut: list[list[str]], idle: bool = False, **settings: object
+) -> tuple[list[list[float]], dict[str, float]]:
     """Ratio of each sampled token by row, in the order of `cut`: the rows of each micro-batch."""
     batches = [MicroBatch([[row(name)] for name in names], [1.0] * len(names), "none", 4) for names in cut]
     if idle:  # as a rank with less to do repeats a pass
         batches.append(MicroBatch(batches[0].rows, [0.0] * len(batches[0].rows), "none", 4))
     step = Step(batches, 1.0, 0, 0, 0)
     scores = [torch.tensor([np.add(-2.0, DIFFERENCES[s.sequence_id]).tolist() for s in b.sequences]) for b in batches]
-    found, told = importance_ratios(
-        [(step, b) for b in batches], scores, TrainingSettings.model_validate(settings)
-    )
+    found, told = importance_ratios([(step, b) for b in batches], scores, TrainingSettings.model_validate(settings))
     return [r.tolist() for r in torch.cat(found)], told
 
 
 @pytest.mark.parametrize("cut", [[["one.0", "one.1", "two.0"]], [["one.0"], ["two.0"], ["one.1"]]])
-def test_the_tokens_of_a_rollout_have_one_ratio_whatever_rows_and_micro_batches_it_came_in(cut: list[list[str]]) -> None:
+def test_the_tokens_of_a_rollout_have_one_ratio_whatever_rows_and_micro_batches_it_came_in(
+    cut: list[list[str]],
+) -> None:
     settings = {"importance_correction": "rollout_truncate", "importance_clip_max": 1.9}
     found, told = ratios(cut=cut, **settings)
     # exp(0.5 - 0.1 + 0.2 + 0.1) = 2.0 is over the limit, exp(-1.0 + 0.3) = 0.5 is not.

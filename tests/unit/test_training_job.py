@@ -223,12 +223,19 @@ def test_a_half_written_state_is_refused_with_the_remedy(make_job: Any, tmp_path
         run(make_job(1))
 
 
-def test_an_adapter_of_another_rank_is_refused(make_job: Any, tmp_path: Path) -> None:
+def test_an_adapter_made_with_other_settings_is_refused(make_job: Any, tmp_path: Path) -> None:
     run(make_job(0, lora=True))
     job = make_job(1, lora=True)
-    wider = job.policy_settings.model_copy(update={"lora": job.policy_settings.lora.model_copy(update={"rank": 8})})
-    with pytest.raises(WeightsError, match="rank 4, the settings ask for 8"):
-        run(job.model_copy(update={"policy_settings": wider}))
+    before = job.policy_settings
+    for change, why in (
+        ({"rank": 8}, "rank 4, the settings ask for 8"),
+        ({"alpha": 16}, "alpha 8, the settings ask for 16"),
+        ({"dropout": 0.2}, r"dropout 0\.1, the settings ask for 0\.2"),
+        ({"target_modules": ["q_proj"]}, r"target_modules \['down_proj'.* the settings ask for \['q_proj'\]"),
+    ):
+        other = before.model_copy(update={"lora": before.lora.model_copy(update=change)})
+        with pytest.raises(WeightsError, match=why):
+            run(job.model_copy(update={"policy_settings": other}))
 
 
 def test_padded_rows_are_trained_where_the_model_takes_no_tries(
@@ -252,6 +259,62 @@ def test_padded_rows_are_trained_where_the_model_takes_no_tries(
         assert "sliding attention window of 16" in caplog.text
         assert f"packing `{packing}` is not possible" in result["packing_why"]
         assert {"warning": result["packing_why"]} in lines(job)
+
+
+def test_a_mixture_of_experts_is_trained_on_tries_and_by_examples(make_job: Any, base: Path, tmp_path: Path) -> None:
+    """Its load-balancing loss stays out: the two packings come to one loss."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from lightning_core.training import sft
+
+    folder = tmp_path / "mixtral"
+    config = MixtralConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2, sliding_window=None, tie_word_embeddings=True,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, folder / name)
+    losses = {}
+    for packing in ("tree", "none"):
+        aside = {"output": tmp_path / packing, "state": tmp_path / f"{packing}-state"}
+        result = run(make_job(0, base_model=folder, training={"packing": packing}, **aside))
+        assert result["packing"] == packing
+        losses[packing] = result["loss"]
+    assert losses["tree"] == pytest.approx(losses["none"], abs=1e-5)
+    examples = {"algorithm": "sft", "training": {"steps_per_epoch": 2}}
+    aside = {"output": tmp_path / "examples", "state": tmp_path / "examples-state"}
+    job = make_job(0, base_model=folder, policy_settings=examples, **aside)
+    rows = [s for group in "abc" for s in random_group(group, 3, np.random.default_rng(7))]
+    assert sft.run_job(job, Progress(job.progress))["loss"] == pytest.approx(np.log(300), rel=0.05), len(rows)
+
+
+def test_an_attention_dropout_keeps_tries_from_flex_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is a GPU: FlexAttention would end the job in its first step."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from lightning_core.training.scoring import why_not_packed
+
+    def model(dropout: float) -> Any:
+        return GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, attn_pdrop=dropout))
+
+    assert why_not_packed(model(0.1), 10) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "attention dropout of 0.1" in str(why_not_packed(model(0.1), 10))
+    assert why_not_packed(model(0.0), 10) is None
+
+
+def test_another_precision_in_the_accelerate_file_is_refused(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    job = make_job(0, training={"accelerate_config": str(tmp_path / "two.yaml")})
+    with pytest.raises(
+        TrainingError, match=r"two.yaml: `mixed_precision: bf16`, while `training.bf16` is false; write"
+    ):
+        run(job)
+    assert not job.output.exists()
 
 
 def _mamba() -> Any:

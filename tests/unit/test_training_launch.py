@@ -5,10 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lightning_core.training.launch import ALLOCATOR
+from lightning_core.training.job import Job
+from lightning_core.training.launch import ALLOCATOR, _environment
+from lightning_core.training.throughput import peak_flops
 
 glibc = pytest.mark.skipif("linux-gnu" not in sysconfig.get_config_var("HOST_GNU_TYPE"), reason="glibc's settings")
 
@@ -29,3 +33,34 @@ def test_a_large_tensor_has_the_pages_of_the_one_before_it() -> None:
         return int(done.stdout)
 
     assert faults(ALLOCATOR) < 100 < faults({})
+
+
+def environment(training: dict[str, Any] | None = None, **fields: Any) -> dict[str, str]:
+    nowhere = Path("nowhere")
+    paths = dict.fromkeys(("base_model", "sequences", "output", "state", "progress"), nowhere)
+    settings = {"training": training or {}}
+    job = Job.model_validate({"run": "r", "epoch": 0, "policy": "p", "policy_settings": settings, **paths, **fields})
+    return _environment(job)
+
+
+def test_one_process_sees_one_gpu_and_several_see_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In sight of several, transformers would split micro-batches over them."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert environment()["CUDA_VISIBLE_DEVICES"] == "0"
+    assert "CUDA_VISIBLE_DEVICES" not in environment({"processes": 2})
+    assert "CUDA_VISIBLE_DEVICES" not in environment({"accelerate_config": "two.yaml"})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert environment()["CUDA_VISIBLE_DEVICES"] == "2"
+    assert environment({"processes": 2})["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert environment(device="5")["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+def test_processes_of_this_machine_alone_meet_on_its_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert environment({"processes": 2})["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in environment({"processes": 2, "accelerate_config": "two-machines.yaml"})
+
+
+def test_a_devices_peak_is_its_own_and_not_of_one_whose_name_begins_alike() -> None:
+    names = ("NVIDIA L4", "NVIDIA L40", "NVIDIA L40S", "NVIDIA A10", "NVIDIA A100-SXM4-80GB", "NVIDIA T4")
+    assert [peak_flops(name) for name in names] == [121e12, 181e12, 362e12, 125e12, 312e12, None]

@@ -35,12 +35,21 @@ from lightning_core.training.schedule import EntropyBonus, learning_rate
         ({"importance_correction": "token_mask", "importance_clip_max": None}, "without a bound"),
         ({"importance_correction": "token_mask", "importance_clip_min": 3.0}, "has to be below"),
         ({"importance_correction": "rollout_mask", "loss_type": "vespo"}, "take `token_truncate` or `token_mask`"),
+        ({"epsilon": 0.05}, "`epsilon` has no effect with one step an epoch.* raise `steps_per_epoch`"),
+        ({"loss_type": "cispo", "epsilon_high": 3.0}, "`epsilon_high` has no effect with one step an epoch"),
+        ({"loss_type": "vespo", "vespo_k_neg": 2.0}, "`vespo_k_neg` has no effect with one step an epoch"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )
 def test_a_setting_that_would_do_nothing_is_refused_with_the_remedy(training: dict[str, Any], remedy: str) -> None:
     with pytest.raises(ValidationError, match=remedy):
         TrainingSettings.model_validate(training)
+
+
+def test_what_bends_a_ratio_of_one_too_is_taken_with_one_step_an_epoch() -> None:
+    TrainingSettings.model_validate({"loss_type": "cispo", "epsilon_high": 0.5})
+    corrected = {"importance_correction": "token_truncate", "vespo_k_neg": 2.0}
+    TrainingSettings.model_validate({"loss_type": "vespo", **corrected})
 
 
 def test_settings_survive_being_written_out_with_all_defaults() -> None:

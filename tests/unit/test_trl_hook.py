@@ -321,7 +321,8 @@ def test_bf16_weighs_by_logprobs_of_bf16_so_that_the_first_ratio_is_one(
         if step is trainer.planned[0]
     ]
     at_first = [logps for logps in at_first if logps.numel()]
-    for before, within in zip(at_first, seen, strict=False):
+    assert at_first
+    for before, within in zip(at_first, seen[: len(at_first)], strict=True):
         torch.testing.assert_close(within, before, atol=1e-6, rtol=0)
 
 
