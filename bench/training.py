@@ -7,11 +7,13 @@
     train_start_s           from the start of the training process to its first step
 
 The model has SmolLM2-135M's shape and random weights; the long ones take `--long-layers` of its 30 layers, since stock
-TRL needs minutes for one pass. Both sides come to the same gradient (`gradient_difference`: of its norms, tensor by tensor, as a share of the largest); AdamW
-is left out, being the same for both. `asked` is 0.8 × raw ÷ unique tokens. Memory is the highest resident size within a pass. `cpu_ratio` is that of the
+TRL needs minutes for one pass. On a GPU it has Qwen2.5's (`--shape 0.5B` or `1.5B`, all layers), both sides compute in
+bf16, and `mfu` is ours, 6 FLOP a parameter and computed token (none has run yet: no GPU was at hand). Both sides come to the same gradient (`gradient_difference`: of its norms, tensor by tensor, as a share of the largest); AdamW
+is left out, being the same for both. `asked` is 0.8 × raw ÷ unique tokens. Memory is the highest resident size within a
+pass, on a GPU the most that was allocated there. `cpu_ratio` is that of the
 processor time, which a busy machine leaves alone (with OMP_NUM_THREADS=1: threads that wait for each other count too).
 
-    .venv/bin/python -m bench.training [calculator long long_merged start] [--groups 2] [--rounds 2] [--drawn]
+    .venv/bin/python -m bench.training [calculator long long_merged start] [--groups 2] [--rounds 2] [--drawn] [--bf16]
 
 Each of the four stands for itself: `make bench-training ARGS=long`.
 """
@@ -34,10 +36,17 @@ from lightning_core.training.course import Course
 from lightning_core.training.dataset import Sequence, read_sequences
 from lightning_core.training.job import Job, import_trainer
 from lightning_core.training.plan import MicroBatch, plan_steps
+from lightning_core.training.throughput import peak_flops
 from tests.tiny_model import make_tiny_tokenizer
 from tests.training_data import write_parquet
 
 _LONG_BUDGET = 4096
+# hidden, intermediate, layers, heads, heads of keys and values, vocabulary: of the models' config.json.
+SHAPES = {
+    "135M": (576, 1536, 30, 9, 3, VOCABULARY),
+    "0.5B": (896, 4864, 24, 14, 2, 151936),
+    "1.5B": (1536, 8960, 28, 12, 2, 151936),
+}
 _OVERHEAD_LIMIT, _START_LIMIT_S = 0.02, 20.0
 
 
@@ -58,6 +67,7 @@ class Side:
         for one in self.passes:
             began, cpu_began = time.perf_counter(), time.process_time()
             one()
+            _wait()
             took.append(time.perf_counter() - began)
             cpu.append(time.process_time() - cpu_began)
         self.seconds.append(took)
@@ -88,6 +98,7 @@ class Ours(Side):
         (step,) = plan_steps(
             rows, steps=1, seed=0, packing="tree", budget=budget, loss_type="dapo", completion_limit=64
         )
+        self.computed = step.unique_tokens
         self.before = time.perf_counter() - began
         trainer = SequenceTrainer(model, make_tiny_tokenizer(), [step], policy, scratch=scratch, course=Course())
         width = len(step.micro_batches)
@@ -111,7 +122,7 @@ class Ours(Side):
 class Stock(Side):
     """TRL's own trainer, padded batches of 8 rows."""
 
-    def __init__(self, model: Any, sequences: list[Sequence], scratch: Path) -> None:
+    def __init__(self, model: Any, sequences: list[Sequence], scratch: Path, bf16: bool) -> None:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
@@ -119,7 +130,7 @@ class Stock(Side):
 
         arguments = GRPOConfig(
             output_dir=str(scratch), per_device_train_batch_size=8, num_generations=8, gradient_accumulation_steps=1,
-            bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True,
+            bf16=bf16, gradient_checkpointing=False, report_to="none", use_cpu=not _on_gpu(),
         )  # fmt: skip
         trainer = GRPOTrainer(
             model, reward_funcs=lambda **_: [], args=arguments, train_dataset=Dataset.from_dict({"prompt": ["a"] * 8}),
@@ -132,19 +143,21 @@ class Stock(Side):
             model.train()
             batch = materialise(MicroBatch([[s] for s in rows], [1.0] * len(rows), "none", 0), trained, False)
             del batch["layout"]
-            trainer.compute_loss(model, batch).backward()
+            with trainer.accelerator.autocast():
+                loss = trainer.compute_loss(model, trainer._prepare_input(batch))
+            loss.backward()
 
         batches = [sequences[start : start + 8] for start in range(0, len(sequences), 8)]
         super().__init__(model, [lambda rows=rows: one(rows) for rows in batches])  # type: ignore[misc]
 
 
 def compare(
-    name: str, sequences: list[Sequence], layers: int, rounds: int, policy: PolicySettings, source: str
+    name: str, sequences: list[Sequence], shape: tuple[int, ...], rounds: int, policy: PolicySettings, source: str
 ) -> Ours:
     sequences = sorted(sequences, key=len)  # stock pads least so
     with tempfile.TemporaryDirectory() as scratch:
-        model = make_model(layers)
-        stock = Stock(model, sequences, Path(scratch))
+        model = make_model(shape)
+        stock = Stock(model, sequences, Path(scratch), policy.training.bf16)
         ours = Ours(model, sequences, Path(scratch), policy)
         ours.passes[0]()  # to warm up
         stock.passes[0]()
@@ -157,9 +170,22 @@ def compare(
     figure(
         name, ours.best, "s", stock.best, n=len(sequences), smaller_is_better=True, asked=0.8 / ours.share,
         unique_share=ours.share, tokens_per_s=sum(map(len, sequences)) / ours.best, peak_mb=ours.peak / 1e6,
-        stock_peak_mb=stock.peak / 1e6, cpu_ratio=best(stock.cpu) / best(ours.cpu), gradient_difference=apart, layers=layers, source=source,
+        stock_peak_mb=stock.peak / 1e6, cpu_ratio=best(stock.cpu) / best(ours.cpu), gradient_difference=apart,
+        layers=shape[2], source=source, **on_gpu(ours),
     )  # fmt: skip
     return ours
+
+
+def on_gpu(ours: Ours) -> dict[str, Any]:
+    """The device, and the share of its bf16 peak that our side computes with; nothing on CPUs."""
+    import torch
+
+    if not _on_gpu():
+        return {}
+    device = torch.cuda.get_device_name()
+    peak = peak_flops(device)
+    parameters = sum(p.numel() for p in ours.model.parameters())
+    return {"device": device, "mfu": peak and 6 * parameters * ours.computed / ours.best / peak}
 
 
 def overhead(ours: Ours, n: int) -> None:
@@ -168,7 +194,7 @@ def overhead(ours: Ours, n: int) -> None:
     figure("train_data_overhead", share, "of a step", _OVERHEAD_LIMIT, n=n, smaller_is_better=True)
 
 
-def start(sequences: list[Sequence], layers: int) -> None:
+def start(sequences: list[Sequence], shape: tuple[int, ...]) -> None:
     from lightning_core.training.launch import train
 
     class Started(Exception):
@@ -180,7 +206,7 @@ def start(sequences: list[Sequence], layers: int) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch)
-        make_model(layers).save_pretrained(here / "model")
+        make_model(shape).save_pretrained(here / "model")
         make_tiny_tokenizer().save_pretrained(here / "model")
         file = write_parquet(sequences, here / "sequences.parquet")
         job = Job(
@@ -197,23 +223,47 @@ def start(sequences: list[Sequence], layers: int) -> None:
     figure("train_start_s", min(took), "s", _START_LIMIT_S, n=len(took), smaller_is_better=True)
 
 
-def make_model(layers: int) -> Any:
+def make_model(shape: tuple[int, ...]) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    hidden, intermediate, layers, heads, of_keys, vocabulary = shape
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True, attn_implementation="sdpa",
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=of_keys, max_position_embeddings=8192, tie_word_embeddings=True,
+        attn_implementation="sdpa",
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
 
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _wait() -> None:
+    """A GPU is handed work; this returns when it has done it."""
+    import torch
+
+    if _on_gpu():
+        torch.cuda.synchronize()
+
+
 def _forget_peak() -> None:
+    import torch
+
     Path("/proc/self/clear_refs").write_text("5")
+    if _on_gpu():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _peak() -> int:
+    import torch
+
+    if _on_gpu():
+        return torch.cuda.max_memory_allocated()
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 
@@ -226,8 +276,10 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=2, help="of the calculator, both sides in turn; of the long ones there is one"
     )
-    parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--long-layers", type=int, default=6)
+    parser.add_argument("--shape", choices=SHAPES, default="0.5B" if _on_gpu() else "135M")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=_on_gpu())
+    parser.add_argument("--layers", type=int, help="so many of the shape's layers; default: all")
+    parser.add_argument("--long-layers", type=int, default=None if _on_gpu() else 6, help="the same of the long ones")
     parser.add_argument("--history", type=int, default=1000, help="tokens that the rollouts of the long ones share")
     parser.add_argument("--home", type=Path, default=Path("var/bench-training"), help="of the calculator's epoch")
     parser.add_argument("--drawn", action="store_true", help="no epoch: sequences drawn in the calculator's shape")
@@ -239,17 +291,23 @@ def main() -> None:
     else:
         sequences = real_calculator(options.home.absolute(), options.groups)
     # Random weights did not sample them.
-    usual = PolicySettings.model_validate({"training": {"max_mismatch": None}})
+    both = {"max_mismatch": None, "bf16": options.bf16}
+    usual = PolicySettings.model_validate({"training": both})
+
+    def cut(layers: int | None) -> tuple[int, ...]:
+        shape = SHAPES[options.shape]
+        return (*shape[:2], layers or shape[2], *shape[3:])
+
     if "calculator" in options.what:
         source = "its shape" if options.drawn else "an epoch of the example"
-        ours = compare("train_step_calculator", sequences, options.layers, options.rounds, usual, source)
+        ours = compare("train_step_calculator", sequences, cut(options.layers), options.rounds, usual, source)
         overhead(ours, len(sequences))
-    long = PolicySettings.model_validate({"training": {"tokens_per_micro_batch": _LONG_BUDGET, "max_mismatch": None}})
+    long = PolicySettings.model_validate({"training": {"tokens_per_micro_batch": _LONG_BUDGET, **both}})
     for what, make in (("long", long_calls), ("long_merged", long_merged)):
         if what in options.what:
-            compare(f"train_step_{what}", make(rng, options.history), options.long_layers, 1, long, "drawn")
+            compare(f"train_step_{what}", make(rng, options.history), cut(options.long_layers), 1, long, "drawn")
     if "start" in options.what:
-        start(sequences, options.layers)
+        start(sequences, cut(options.layers))
 
 
 if __name__ == "__main__":
