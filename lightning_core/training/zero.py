@@ -46,19 +46,18 @@ def optimizer_state(zero: Any, groups: list[list[Any]]) -> dict[str, Any]:
 
     _link(zero)
     entries = [entry for flat in _flat(zero) if (entry := zero.optimizer.state.get(flat))]
-    state, described, number = {}, [], 0
+    moments = entries[0] if entries else {}  # their names, and what is no tensor of a parameter's size: the step
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    described = []
     for group, settings in zip(groups, zero.optimizer.param_groups, strict=True):
-        numbers = range(number, number + len(group))
-        number += len(group)
+        numbers = range(len(state), len(state) + len(group))
         described.append({k: v for k, v in settings.items() if k != "params"} | {"params": list(numbers)})
-        for index, parameter in zip(numbers, group, strict=True) if entries else ():
+        for index, parameter in zip(numbers, group, strict=True):
             state[index] = {
-                name: _first_ranks(safe_get_full_optimizer_state(parameter, name))
-                if v.dim()
-                else v.detach().cpu().clone()
-                for name, v in entries[0].items()
+                name: _first_ranks(safe_get_full_optimizer_state(parameter, name)) if like.dim() else like.cpu().clone()
+                for name, like in moments.items()
             }
-    return {"state": state, "param_groups": described}
+    return {"state": state if moments else {}, "param_groups": described}
 
 
 def put_optimizer_state(zero: Any, groups: list[list[Any]], state: dict[str, Any]) -> None:
