@@ -9,7 +9,7 @@
     stock        TRL's GRPOTrainer on the first call alone, sampling with transformers (bench/learning_trl.py); the second
                  call only repeats a number, and what counts as right is decided by the first
 
-Each arm (of `--arms`) runs with the seeds `--seeds`, as many epochs as the settings say, in `var/learning/<arm>-<seed>`; an epoch that ends is a row
+Each arm (of `--arms`) runs with the seeds `--seeds`, as many epochs as the settings say, in `var/learning/<key>/<arm>-<seed>`; an epoch that ends is a row
 of bench/results/learning.jsonl, and what has a row is not run again. Rows of other settings (`key`) stay, and count for
 nothing. Prints `learning_final` and `learning_rollouts_to_match`; draws docs/learning.svg and the table in docs/learning.md.
 """
@@ -45,7 +45,7 @@ _TO_STOP_S = 120.0
 def settings_of(arm: str, seed: int, folder: Path) -> tuple[Settings, dict[str, Any]]:
     """Settings of a run, and what they differ in from the example's."""
     changes: dict[str, Any] = {
-        "home": str(folder / f"{arm}-{seed}"),
+        "home": str(folder / example_key() / f"{arm}-{seed}"),  # with other settings, another run
         "seed": seed,
         "run": "learning",
         "evaluation.every": 1,
@@ -63,7 +63,7 @@ def example_key() -> str:
     policies = [p.model_dump(mode="json", exclude_defaults=True) for p in settings.policies]
     sampled = settings.rollout.model_dump(mode="json", include={"tasks_per_epoch", "group_size", "shuffle"})
     evaluation = settings.evaluation.model_dump(mode="json", exclude={"every"}, exclude_defaults=True)
-    return stage_key(policies, sampled, evaluation)
+    return stage_key(policies, sampled, evaluation, settings.epochs)  # over which the learning rate falls
 
 
 def read_rows(path: Path = RESULTS) -> list[dict[str, Any]]:

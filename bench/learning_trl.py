@@ -79,8 +79,14 @@ def reward(task: dict[str, Any], reply: str) -> float:
 def train_epoch(settings: Settings, folder: Path, epoch: int) -> Path:
     """Train one epoch from the checkpoint of the one before; returns the folder of its weights, which it leaves whole."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
+
+    class OneEpoch(TrainerCallback):
+        """Ends the training after this epoch; the learning rate's schedule is over all of them."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = state.global_step >= (epoch + 1) * steps
 
     policy, training = settings.policies[0], settings.policies[0].training
     output = folder / "checkpoints"
@@ -103,7 +109,7 @@ def train_epoch(settings: Settings, folder: Path, epoch: int) -> Path:
         args=GRPOConfig(
             output_dir=str(output),
             seed=settings.seed + epoch,
-            max_steps=(epoch + 1) * steps,
+            max_steps=settings.epochs * steps,
             per_device_train_batch_size=rows // passes,
             gradient_accumulation_steps=passes,
             num_generations=group,
@@ -113,7 +119,8 @@ def train_epoch(settings: Settings, folder: Path, epoch: int) -> Path:
             beta=training.beta,
             epsilon=training.epsilon,
             learning_rate=training.learning_rate,
-            lr_scheduler_type="constant",
+            lr_scheduler_type=training.lr_schedule,
+            warmup_steps=training.warmup_steps,
             max_grad_norm=training.max_grad_norm,
             weight_decay=training.weight_decay,
             shuffle_dataset=False,
@@ -129,6 +136,7 @@ def train_epoch(settings: Settings, folder: Path, epoch: int) -> Path:
         ),
         train_dataset=Dataset.from_list([{"prompt": messages(t["question"]), "task": json.dumps(t)} for t in ordered]),
         processing_class=tokenizer,
+        callbacks=[OneEpoch()],
     )
     trainer.train(resume_from_checkpoint=str(before) if epoch else None)
     for old in output.glob("checkpoint-*"):

@@ -47,7 +47,7 @@ def test_rows_of_other_settings_of_the_example_are_another_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = learning.example_key()
-    for old, new in (("2.0e-5", "3.0e-5"), ("min_spread: 0.3", "min_spread: 0.2")):
+    for old, new in (("3.0e-5", "2.0e-5"), ("epochs: 8", "epochs: 9"), ("min_spread: 0.3", "min_spread: 0.2")):
         changed = tmp_path / "settings.yaml"
         text = learning.EXAMPLE.read_text()
         assert old in text
@@ -117,8 +117,9 @@ def test_the_stock_arm_trains_and_goes_on_where_it_stopped(tmp_path: Path, monke
 
     monkeypatch.syspath_prepend(str(CALCULATOR))
     model = make_tiny_llama(tmp_path / "tiny")
+    training = {"steps_per_epoch": 1, "learning_rate": 1e-3, "lr_schedule": "linear"}
     changes = {
-        "policies": [{"name": "policy", "model": str(model), "training": {"steps_per_epoch": 1}}],
+        "policies": [{"name": "policy", "model": str(model), "training": training}],
         "rollout": {"tasks_per_epoch": 2, "group_size": 2},
         "epochs": 2,
         "evaluation": {"limit": 3, "success_reward": 0.75},
@@ -132,6 +133,8 @@ def test_the_stock_arm_trains_and_goes_on_where_it_stopped(tmp_path: Path, monke
     done = learning_trl.evaluations(folder)
     assert [(row["epochs"], row["rollouts"], row["tasks"]) for row in done] == [(0, 0, 3), (1, 4, 3), (2, 8, 3)]
     assert sorted(p.name for p in (folder / "checkpoints").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    state = json.loads((folder / "checkpoints/checkpoint-2/trainer_state.json").read_text())
+    assert [line["learning_rate"] for line in state["log_history"] if "loss" in line] == [1e-3, 5e-4]
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in done[:2]))
     learning_trl.main()
     assert len(learning_trl.evaluations(folder)) == 3
