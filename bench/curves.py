@@ -16,14 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.learning import read_rows, run_for
+from bench.learning import read_rows
 from bench.plot import Line, plot
 from bench.report import figure, say
+from bench.runs import flow_command, run_for
 from docs.marks import between
 from lightning_core.config import Settings
 from lightning_core.lake import catalog, sql
@@ -47,7 +47,7 @@ def run(task: str, home: Path, until: float) -> bool:
         if _is_done(Lake(home), settings, 0 if command == "evaluate" else settings.epochs):
             continue
         say(f"{task}: {command} {file}, {home}/run.log")
-        arguments = [sys.executable, "-m", "flows.cli", command, str(example / file), "--set", f"home={home}"]
+        arguments = flow_command(command, example / file, {"home": str(home)})
         if time.monotonic() >= until or not run_for(arguments, home / "run.log", until, f"{task}, {command} {file}"):
             return False
     return True

@@ -19,27 +19,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from bench.learning_page import write_page
 from bench.report import figure, say
+from bench.runs import ROOT, flow_command, run_for
 from lightning_core.config import Settings
 from lightning_core.lake.report import epoch_rows
 from lightning_core.lake.stages import stage_key
 from lightning_core.settings_file import load_settings
 
-ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples/calculator/settings.yaml"
 RESULTS = ROOT / "bench/results/learning.jsonl"
 ARMS = ("ours", "transitions", "stock")
-_TO_STOP_S = 120.0
 
 
 def settings_of(arm: str, seed: int, folder: Path) -> tuple[Settings, dict[str, Any]]:
@@ -86,46 +83,12 @@ def run(arm: str, seed: int, folder: Path, until: float) -> bool:
     if arm == "stock":
         command = [sys.executable, "-m", "bench.learning_trl", "--seed", str(seed), "--folder", str(settings.home)]
     else:
-        command = [sys.executable, "-m", "flows.cli", "train", str(EXAMPLE)]
-        command += [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+        command = flow_command("train", EXAMPLE, changes)
     say(f"{arm}, seed {seed}: {settings.home}/run.log")
     try:
         return run_for(command, settings.home / "run.log", until, f"{arm}, seed {seed}")
     finally:
         add_rows(rows_of(arm, seed, folder))
-
-
-def run_for(command: list[str], log: Path, until: float, name: str) -> bool:
-    """Run a command that can go on where it stopped until it ends (True) or the time is up (monotonic seconds).
-
-    Raises RuntimeError, with the end of `log`, where it failed.
-    """
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        try:
-            while process.poll() is None and time.monotonic() < until:
-                time.sleep(1)
-        finally:
-            ended = _stop(process)
-    if ended is not None and ended != 0:
-        tail = log.read_text(errors="replace").splitlines()[-5:]
-        raise RuntimeError(f"{name} ended with {ended}: " + "\n".join(tail))
-    return ended == 0
-
-
-def _stop(process: subprocess.Popen[bytes]) -> int | None:
-    """What the run ended with by itself; None where it was stopped here, as Ctrl-C stops it."""
-    if process.poll() is not None:
-        return process.returncode
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-        process.wait(_TO_STOP_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return None
 
 
 def rows_of(arm: str, seed: int, folder: Path) -> list[dict[str, Any]]:
@@ -199,11 +162,11 @@ def print_figures(found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def missing(
-    rows: list[dict[str, Any]], seeds: list[int], epochs: int, arms: Collection[str] = ARMS
+    rows: list[dict[str, Any]], seeds: list[int], epochs: int, arms: Sequence[str] = ARMS
 ) -> list[tuple[int, str]]:
     """(seed, arm) whose last evaluation has no row; a seed of every arm before the next seed."""
     there = {(r["seed"], r["arm"]) for r in rows if r["epochs"] == epochs}
-    return [(seed, arm) for seed in seeds for arm in ARMS if arm in arms and (seed, arm) not in there]
+    return [(seed, arm) for seed in seeds for arm in arms if (seed, arm) not in there]
 
 
 def main() -> None:

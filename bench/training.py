@@ -8,10 +8,11 @@
 
 The model has SmolLM2-135M's shape and random weights; the long ones take `--long-layers` of its 30 layers, since stock
 TRL needs minutes for one pass. On a GPU it has Qwen2.5's (`--shape 0.5B` or `1.5B`, all layers), both sides compute in
-bf16, and `mfu` is ours, 6 FLOP a parameter and computed token (none has run yet: no GPU was at hand). Both sides come to the same gradient (`gradient_difference`: of its norms, tensor by tensor, as a share of the largest); AdamW
-is left out, being the same for both. `asked` is 0.8 × raw ÷ unique tokens. Memory is the highest resident size within a
-pass, on a GPU the most that was allocated there. `cpu_ratio` is that of the
-processor time, which a busy machine leaves alone (with OMP_NUM_THREADS=1: threads that wait for each other count too).
+bf16, and `mfu` is ours (none has run yet: no GPU was at hand). Both sides come to the same gradient (`gradient_difference`:
+of its norms, tensor by tensor, as a share of the largest); AdamW is left out, being the same for both. `asked` is 0.8 × raw
+÷ unique tokens. Memory is the highest resident size within a pass, on a GPU the most that was allocated there. `cpu_ratio`
+is that of the processor time, which a busy machine leaves alone (with OMP_NUM_THREADS=1: threads that wait for each other
+count too).
 
     .venv/bin/python -m bench.training [calculator long long_merged start] [--groups 2] [--rounds 2] [--drawn] [--bf16]
 
@@ -36,17 +37,21 @@ from lightning_core.training.course import Course
 from lightning_core.training.dataset import Sequence, read_sequences
 from lightning_core.training.job import Job, import_trainer
 from lightning_core.training.plan import MicroBatch, plan_steps
-from lightning_core.training.throughput import peak_flops
+from lightning_core.training.throughput import throughput
 from tests.tiny_model import make_tiny_tokenizer
 from tests.training_data import write_parquet
 
 _LONG_BUDGET = 4096
-# hidden, intermediate, layers, heads, heads of keys and values, vocabulary: of the models' config.json.
-SHAPES = {
-    "135M": (576, 1536, 30, 9, 3, VOCABULARY),
-    "0.5B": (896, 4864, 24, 14, 2, 151936),
-    "1.5B": (1536, 8960, 28, 12, 2, 151936),
-}
+Shape = dict[str, int]
+# Of the models' config.json.
+SHAPES: dict[str, Shape] = {
+    "135M": {"vocab_size": VOCABULARY, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+             "num_attention_heads": 9, "num_key_value_heads": 3},
+    "0.5B": {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+             "num_attention_heads": 14, "num_key_value_heads": 2},
+    "1.5B": {"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+             "num_attention_heads": 12, "num_key_value_heads": 2},
+}  # fmt: skip
 _OVERHEAD_LIMIT, _START_LIMIT_S = 0.02, 20.0
 
 
@@ -152,7 +157,7 @@ class Stock(Side):
 
 
 def compare(
-    name: str, sequences: list[Sequence], shape: tuple[int, ...], rounds: int, policy: PolicySettings, source: str
+    name: str, sequences: list[Sequence], shape: Shape, rounds: int, policy: PolicySettings, source: str
 ) -> Ours:
     sequences = sorted(sequences, key=len)  # stock pads least so
     with tempfile.TemporaryDirectory() as scratch:
@@ -166,26 +171,16 @@ def compare(
                 side.run()
                 took, cpu = sum(side.seconds[-1]), sum(side.cpu[-1])
                 say(f"{name}, round {turn + 1}: {type(side).__name__} {took:.1f} s, {cpu:.1f} s of processors")
+    taken = {"tokens": sum(map(len, sequences)), "unique_tokens": ours.computed, "seconds": ours.best}
+    speed = throughput(model, [taken])
     apart = max(abs(a - b) for a, b in zip(ours.norms, stock.norms, strict=True)) / max(stock.norms)
     figure(
         name, ours.best, "s", stock.best, n=len(sequences), smaller_is_better=True, asked=0.8 / ours.share,
-        unique_share=ours.share, tokens_per_s=sum(map(len, sequences)) / ours.best, peak_mb=ours.peak / 1e6,
+        unique_share=ours.share, tokens_per_s=speed["tokens_per_s"], peak_mb=ours.peak / 1e6,
         stock_peak_mb=stock.peak / 1e6, cpu_ratio=best(stock.cpu) / best(ours.cpu), gradient_difference=apart,
-        layers=shape[2], source=source, **on_gpu(ours),
+        layers=shape["num_hidden_layers"], source=source, **{"mfu": speed["mfu"]} if "mfu" in speed else {},
     )  # fmt: skip
     return ours
-
-
-def on_gpu(ours: Ours) -> dict[str, Any]:
-    """The device, and the share of its bf16 peak that our side computes with; nothing on CPUs."""
-    import torch
-
-    if not _on_gpu():
-        return {}
-    device = torch.cuda.get_device_name()
-    peak = peak_flops(device)
-    parameters = sum(p.numel() for p in ours.model.parameters())
-    return {"device": device, "mfu": peak and 6 * parameters * ours.computed / ours.best / peak}
 
 
 def overhead(ours: Ours, n: int) -> None:
@@ -194,7 +189,7 @@ def overhead(ours: Ours, n: int) -> None:
     figure("train_data_overhead", share, "of a step", _OVERHEAD_LIMIT, n=n, smaller_is_better=True)
 
 
-def start(sequences: list[Sequence], shape: tuple[int, ...]) -> None:
+def start(sequences: list[Sequence], shape: Shape) -> None:
     from lightning_core.training.launch import train
 
     class Started(Exception):
@@ -223,17 +218,12 @@ def start(sequences: list[Sequence], shape: tuple[int, ...]) -> None:
     figure("train_start_s", min(took), "s", _START_LIMIT_S, n=len(took), smaller_is_better=True)
 
 
-def make_model(shape: tuple[int, ...]) -> Any:
+def make_model(shape: Shape) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    hidden, intermediate, layers, heads, of_keys, vocabulary = shape
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=of_keys, max_position_embeddings=8192, tie_word_embeddings=True,
-        attn_implementation="sdpa",
-    )  # fmt: skip
+    config = LlamaConfig(**shape, max_position_embeddings=8192, tie_word_embeddings=True, attn_implementation="sdpa")
     return LlamaForCausalLM(config)
 
 
@@ -294,9 +284,8 @@ def main() -> None:
     both = {"max_mismatch": None, "bf16": options.bf16}
     usual = PolicySettings.model_validate({"training": both})
 
-    def cut(layers: int | None) -> tuple[int, ...]:
-        shape = SHAPES[options.shape]
-        return (*shape[:2], layers or shape[2], *shape[3:])
+    def cut(layers: int | None) -> Shape:
+        return SHAPES[options.shape] | ({"num_hidden_layers": layers} if layers else {})
 
     if "calculator" in options.what:
         source = "its shape" if options.drawn else "an epoch of the example"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import math
 from pathlib import Path
 
 import numpy as np
 
 from bench.report import say
+from bench.runs import ROOT, flow_command, run_for
 from lightning_core.training.dataset import Sequence, read_sequences
 
-ROOT = Path(__file__).parents[1]
 VOCABULARY = 49152
 GROUP = 8
 
@@ -19,23 +18,21 @@ GROUP = 8
 def real_calculator(home: Path, groups: int) -> list[Sequence]:
     """The first `groups` groups of an epoch of the calculator in groups of 8, which is run in `home` if it was not yet.
 
-    Raises CalledProcessError where the epoch fails, and RuntimeError where it has fewer groups to train on.
+    Raises RuntimeError where the epoch fails, or has fewer groups to train on.
     """
     files = _sequences(home)
     if not files:
         say(f"an epoch of the calculator in groups of {GROUP}, minutes: {home}/run.log")
         changes = {
-            "home": home,
+            "home": str(home),
             "epochs": 1,
             "rollout.group_size": GROUP,
             "rollout.tasks_per_epoch": 4 * groups,  # some are all wrong, and train nothing
             "evaluation.every": 0,
         }
-        command = [sys.executable, "-m", "flows.cli", "train", "examples/calculator/settings.yaml"]
-        command += [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
         home.mkdir(parents=True, exist_ok=True)
-        with (home / "run.log").open("ab") as log:
-            subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
+        command = flow_command("train", ROOT / "examples/calculator/settings.yaml", changes)
+        run_for(command, home / "run.log", math.inf, "the calculator's epoch")
         files = _sequences(home)
     rows = read_sequences(files[-1], policy="policy", vocabulary=VOCABULARY, max_tokens=1024).rows
     names = sorted({row.group_id for row in rows})[:groups]

@@ -17,44 +17,38 @@ from lightning_core.training import zero
 
 def state_dict(model: Any) -> dict[str, torch.Tensor] | None:
     """The model's whole tensors where it is split, else None: it can be saved as it is."""
-    if zero.is_split(model):
-        return {name: zero.whole(p) for name, p in model.named_parameters()}
-    if not any(isinstance(p, DTensor) for p in model.parameters()):
+    if not any(isinstance(p, DTensor) or zero.holds(p) for p in model.parameters()):
         return None
     # Gathered, tied tensors would no longer be known as one, and be written twice.
     once = {name for name, _ in model.named_parameters()}
     twice = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
-    return {name: _whole(tensor) for name, tensor in model.state_dict().items() if name not in twice}
+    return {name: _whole(tensor) for name, tensor in model.state_dict(keep_vars=True).items() if name not in twice}
 
 
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
     """What is trained, by name; tied tensors once."""
-    if zero.is_split(model):
-        return {name: zero.whole(p) for name, p in model.named_parameters() if p.requires_grad}
-    return {name: _whole(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
+    return {name: _whole(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def put_trained_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> None:
-    if zero.is_split(model):
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                zero.put(parameter, tensors[name])
-        return
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward pass alone leaves the outermost tensors gathered, in place of the parts
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
+            if not parameter.requires_grad:
+                continue
+            if zero.holds(parameter):
+                zero.put(parameter, tensors[name])
+            else:
                 parameter.copy_(_split_like(tensors[name], parameter))
 
 
 def optimizer_state(trainer: Any) -> dict[str, Any]:
     """State of the trainer's optimizer, as torch's `state_dict` has it."""
-    optimizer = trainer.optimizer
-    if zero.is_split(trainer.accelerator.unwrap_model(trainer.model)):
-        return zero.optimizer_state(optimizer.optimizer, trainer.optimized)
-    state = optimizer.state_dict()
+    if _by_zero(trainer):
+        return zero.optimizer_state(trainer.optimizer.optimizer, trainer.optimized)
+    state = trainer.optimizer.state_dict()
     whole = {
         key: {name: _whole(v) if torch.is_tensor(v) else v for name, v in entries.items()}
         for key, entries in state["state"].items()
@@ -65,8 +59,9 @@ def optimizer_state(trainer: Any) -> dict[str, Any]:
 def put_optimizer_state(trainer: Any, state: dict[str, Any]) -> None:
     """Load the moments; each group's settings (a learning rate, say) stay those of today."""
     optimizer = trainer.optimizer
-    if zero.is_split(trainer.accelerator.unwrap_model(trainer.model)):
-        return zero.put_optimizer_state(optimizer.optimizer, trainer.optimized, state)
+    if _by_zero(trainer):
+        zero.put_optimizer_state(optimizer.optimizer, trainer.optimized, state)
+        return
     now = optimizer.state_dict()["param_groups"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     keys = [key for group in state["param_groups"] for key in group["params"]]
@@ -80,7 +75,14 @@ def put_optimizer_state(trainer: Any, state: dict[str, Any]) -> None:
     optimizer.load_state_dict({"state": split, "param_groups": now})
 
 
+def _by_zero(trainer: Any) -> bool:
+    return any(zero.holds(p) for p in trainer.accelerator.unwrap_model(trainer.model).parameters())
+
+
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    if zero.holds(tensor):
+        return zero.whole(tensor)
+    tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return tensor
     whole = tensor.full_tensor()

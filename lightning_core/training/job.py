@@ -137,9 +137,8 @@ def import_trainer(module: str = "lightning_core.training.trainer") -> None:
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if (
-        "ACCELERATE_USE_DEEPSPEED" in os.environ
-    ):  # whose file has a number of micro-batches, which is the plan's to decide
+    # Its file has a number of micro-batches, which is the plan's to decide.
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
         os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "auto"
     hidden = [name for name in _NOT_NEEDED if name not in sys.modules]
     # None makes both `import` and `find_spec` say that the package is not there.

@@ -26,12 +26,8 @@ logger = logging.getLogger(__name__)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-_AS_PEFT_HAS_IT = {
-    "rank": "r",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
-    "target_modules": "target_modules",
-}
+# Settings of an adapter by peft's names.
+_OF_PEFT = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "target_modules"}
 _NOT_HANDED_ON = ("training.json", "manifest.json", "README.md")
 
 
@@ -65,20 +61,20 @@ def check_model_folder(folder: Path) -> ModelFacts:
 def check_adapter_folder(folder: Path, lora: LoraSettings) -> None:
     """Look a peft adapter over: complete, and as the settings ask for, since its own would be kept. Raises WeightsError."""
     config = _read_json(folder / "adapter_config.json", folder)
-    asked: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout}
-    if (
-        lora.target_modules != "all-linear"
-    ):  # which peft writes down as all the modules it stood for, by their whole paths
-        asked["target_modules"] = sorted({module.rsplit(".", 1)[-1] for module in lora.target_modules})
-    for name, value in asked.items():
-        found = config.get(_AS_PEFT_HAS_IT[name])
-        found = sorted({module.rsplit(".", 1)[-1] for module in found}) if isinstance(found, list) else found
-        if found != value:
+    for theirs, ours in _OF_PEFT.items():
+        found, asked = (_last_names(value) for value in (config.get(theirs), getattr(lora, ours)))
+        # peft writes down which modules "all-linear" stood for.
+        if found != asked and asked != "all-linear":
             raise WeightsError(
-                f"{folder}: the adapter has {name} {found}, the settings ask for {value}; "
-                f"keep `lora.{name}` within a run, or start a new run"
+                f"{folder}: the adapter has {ours} {found}, the settings ask for {asked}; "
+                f"keep `lora.{ours}` within a run, or start a new run"
             )
     check_safetensors(folder / "adapter_model.safetensors")
+
+
+def _last_names(value: Any) -> Any:
+    """Of modules, which may be whole paths, their own names; anything else as it is."""
+    return sorted({module.rsplit(".", 1)[-1] for module in value}) if isinstance(value, list) else value
 
 
 def check_same_model(folder: Path, base: Path) -> None:
@@ -189,12 +185,7 @@ def lora_config(lora: LoraSettings) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        bias="none",
-        task_type="CAUSAL_LM",
+        **{theirs: getattr(lora, ours) for theirs, ours in _OF_PEFT.items()}, bias="none", task_type="CAUSAL_LM"
     )
 
 

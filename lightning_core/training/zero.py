@@ -1,7 +1,6 @@
 """DeepSpeed's ZeRO: what it keeps in parts, as one process has it, and back again.
 
-Every rank has to call these, as those of gather.py. Imports DeepSpeed only where a model was prepared by it. Parameters that
-it keeps in parts as well (stage 3) have a `ds_id`, those of stages 1 and 2 a `_hp_mapping`.
+Every rank has to call these, as those of gather.py. Imports DeepSpeed only where a model was prepared by it.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 
 
-def is_split(model: Any) -> bool:
-    return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") for p in model.parameters())
+def holds(parameter: Any) -> bool:
+    """Whether ZeRO keeps the parameter itself in parts (stage 3), or what the optimizer moves in its place (1 and 2)."""
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
 def whole(parameter: Any) -> torch.Tensor:
@@ -22,7 +22,7 @@ def whole(parameter: Any) -> torch.Tensor:
 
     if parameter.requires_grad:
         return _first_ranks(safe_get_full_fp32_param(parameter))
-    with GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else torch.no_grad():
+    with GatheredParameters([parameter]):  # of the others, only stage 3 keeps any
         return _first_ranks(parameter.detach().clone())
 
 

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_core.training.dataset import read_sequences
 from lightning_core.training.errors import TrainingFailed
-from lightning_core.training.grpo import run_job
-from lightning_core.training.job import Job, Progress, derive_seed
+from lightning_core.training.grpo import _plan, run_job
+from lightning_core.training.job import Job, Progress, check_job
 from lightning_core.training.launch import train
-from lightning_core.training.plan import plan_steps
 from tests import sharded_training
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import random_group, write_parquet
@@ -46,31 +44,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_tiny_llama(folder / "model"), write_parquet(rows, folder / "sequences.parquet")
 
 
-def shares(job: Job) -> list[list[list[str]]]:
-    """Rank → a step → the rollouts that it trains a part of."""
-    settings = job.policy_settings.training
-    rows = read_sequences(job.sequences, policy="policy", vocabulary=300, max_tokens=4096).rows
-    planned = [
-        plan_steps(
-            rows, steps=settings.steps_per_epoch, seed=derive_seed(job.seed, job.epoch), packing="tree",
-            budget=settings.tokens_per_micro_batch, loss_type="grpo", completion_limit=64, rank=rank, ranks=2,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    return [
-        [
-            [s.rollout_id for b in step.micro_batches if b for s, w in zip(b.sequences, b.weights, strict=True) if w]
-            for step in steps
-        ]
-        for steps in planned
-    ]
-
-
 def test_the_jobs_of_this_module_give_both_ranks_uneven_work_and_cut_rollouts(
-    files: tuple[Path, Path], tmp_path: Path
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the other tests here stand on: an idle rank would make them all pass."""
-    for first, second in zip(*shares(job_in(tmp_path / "job", files)), strict=True):
+    job = job_in(tmp_path / "job", files)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def trained(rank: int) -> list[list[str]]:
+        """Of each step, the rollouts that the rank trains a part of."""
+        monkeypatch.setenv("RANK", str(rank))
+        return [
+            [s.rollout_id for b in step.micro_batches for s, w in zip(b.sequences, b.weights, strict=True) if w]
+            for step in _plan(job, check_job(job)[1], "tree")
+        ]
+
+    for first, second in zip(trained(0), trained(1), strict=True):
         assert first and second and len(first) != len(second)
         assert set(first) & set(second), "no rollout is trained by both"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,23 @@ def test_a_collapse_of_the_held_out_reward_stops_the_run_and_the_best_version_is
         watch.fn(given, 2)  # started again, it stays stopped
 
 
-def test_a_finetuning_is_an_epoch_that_the_alarm_stops_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_of(tmp_path, held_out=[0.3, 0.8], entropy=[1.5])
-    home: dict[str, Any] = {"policies": [PolicySettings(algorithm="sft")], "finetune": {"runs": ["run"]}}
-    began = []
+def training_that_collapses(began: list[int]) -> Callable[[Settings, EpochManifest], dict[str, Any]]:
+    """In place of a flow's stage: notes the epoch, whose entropy ends at 0.2."""
 
     def trains(given: Settings, epoch: EpochManifest) -> dict[str, Any]:
         began.append(epoch.epoch)
-        epoch.finish("train policy", "k", {"version": "v0001", "metrics": {"entropy": 0.2}}, 1.0)
+        output = {"version": "v0001", "metrics": {"entropy": 0.2}}
+        epoch.finish("train policy", "k", output, 1.0)
         Lake(given.home).manifests.put_epoch(epoch)
-        return {}
+        return {"policy": output}
+
+    return trains
+
+
+def test_a_finetuning_is_an_epoch_that_the_alarm_stops_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_of(tmp_path, held_out=[0.3, 0.8], entropy=[1.5])
+    home: dict[str, Any] = {"policies": [PolicySettings(algorithm="sft")], "finetune": {"runs": ["run"]}}
+    began: list[int] = []
 
     def opened(lake: Lake, *_: Any) -> EpochManifest:
         before = lake.manifests.epoch("run", 0, "train")
@@ -95,7 +103,7 @@ def test_a_finetuning_is_an_epoch_that_the_alarm_stops_too(tmp_path: Path, monke
 
     numbers = iter((1, 2))
     monkeypatch.setattr(Lake(tmp_path).manifests.__class__, "next_epoch", lambda *_: next(numbers))
-    monkeypatch.setattr(flow, "train_policies", trains)
+    monkeypatch.setattr(flow, "train_policies", training_that_collapses(began))
     monkeypatch.setattr(flow, "open_finetune", opened)
     monkeypatch.setattr(flow, "watch", watch.fn)
     for name in ("base_model", "ingest_spans", "settle", "derive_tables", "record", "collect_versions"):
@@ -113,17 +121,11 @@ def test_learning_from_production_is_an_epoch_that_the_alarm_stops_too(
 ) -> None:
     run_of(tmp_path, held_out=[0.3, 0.8], entropy=[1.5])
     given = settings(tmp_path, alarm={"entropy_below": 0.3})
-    began, deployed = [], []
-
-    def trains(given: Settings, epoch: EpochManifest) -> dict[str, Any]:
-        began.append(epoch.epoch)
-        epoch.finish("train policy", "k", {"version": "v0001", "metrics": {"entropy": 0.2}}, 1.0)
-        Lake(given.home).manifests.put_epoch(epoch)
-        return {"policy": {"version": "v0001"}}
-
+    began: list[int] = []
+    deployed: list[dict[str, str]] = []
     numbers = iter((1, 2))
     monkeypatch.setattr(Lake(tmp_path).manifests.__class__, "next_epoch", lambda *_: next(numbers))
-    monkeypatch.setattr(learn_flow, "train_policies", trains)
+    monkeypatch.setattr(learn_flow, "train_policies", training_that_collapses(began))
     monkeypatch.setattr(learn_flow, "running", lambda *_: nullcontext())
     monkeypatch.setattr(learn_flow, "resting", lambda *_: nullcontext())
     monkeypatch.setattr(learn_flow, "watch", watch.fn)
@@ -132,7 +134,7 @@ def test_learning_from_production_is_an_epoch_that_the_alarm_stops_too(
         monkeypatch.setattr(learn_flow, name, lambda *_: None)
     with disable_run_logger(), pytest.raises(Collapse, match=r"epoch 1, policy: entropy 0\.2 is below"):
         learn_flow.learn.fn(given)
-    assert began == [1]
+    assert (began, deployed) == ([1], [{"policy": "v0001"}])
     assert PolicyStore(tmp_path, "policy").current() == "v0001"
     with disable_run_logger(), pytest.raises(Collapse, match="epoch 1"):
         learn_flow.learn.fn(given)

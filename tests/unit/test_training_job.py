@@ -238,73 +238,6 @@ def test_an_adapter_made_with_other_settings_is_refused(make_job: Any, tmp_path:
             run(job.model_copy(update={"policy_settings": other}))
 
 
-def test_padded_rows_are_trained_where_the_model_takes_no_tries(
-    make_job: Any, base: Path, tmp_path: Path, caplog: Any
-) -> None:
-    """A sliding window shorter than the sequences: a trie's depth-first order would let branches see each other."""
-    from transformers import MistralConfig, MistralForCausalLM
-
-    folder = tmp_path / "mistral"
-    config = MistralConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=16, tie_word_embeddings=True,
-    )  # fmt: skip
-    MistralForCausalLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(base / name, folder / name)
-    for packing in ("tree", "concat"):
-        job = make_job(0, base_model=folder, training={"packing": packing})
-        result = run(job)
-        assert result["packing"] == "none" and result["unique_share"] == 1.0
-        assert "sliding attention window of 16" in caplog.text
-        assert f"packing `{packing}` is not possible" in result["packing_why"]
-        assert {"warning": result["packing_why"]} in lines(job)
-
-
-def test_a_mixture_of_experts_is_trained_on_tries_and_by_examples(make_job: Any, base: Path, tmp_path: Path) -> None:
-    """Its load-balancing loss stays out: the two packings come to one loss."""
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    from lightning_core.training import sft
-
-    folder = tmp_path / "mixtral"
-    config = MixtralConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2, sliding_window=None, tie_word_embeddings=True,
-    )  # fmt: skip
-    MixtralForCausalLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(base / name, folder / name)
-    losses = {}
-    for packing in ("tree", "none"):
-        aside = {"output": tmp_path / packing, "state": tmp_path / f"{packing}-state"}
-        result = run(make_job(0, base_model=folder, training={"packing": packing}, **aside))
-        assert result["packing"] == packing
-        losses[packing] = result["loss"]
-    assert losses["tree"] == pytest.approx(losses["none"], abs=1e-5)
-    examples = {"algorithm": "sft", "training": {"steps_per_epoch": 2}}
-    aside = {"output": tmp_path / "examples", "state": tmp_path / "examples-state"}
-    job = make_job(0, base_model=folder, policy_settings=examples, **aside)
-    rows = [s for group in "abc" for s in random_group(group, 3, np.random.default_rng(7))]
-    assert sft.run_job(job, Progress(job.progress))["loss"] == pytest.approx(np.log(300), rel=0.05), len(rows)
-
-
-def test_an_attention_dropout_keeps_tries_from_flex_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where there is a GPU: FlexAttention would end the job in its first step."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from lightning_core.training.scoring import why_not_packed
-
-    def model(dropout: float) -> Any:
-        return GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, attn_pdrop=dropout))
-
-    assert why_not_packed(model(0.1), 10) is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert "attention dropout of 0.1" in str(why_not_packed(model(0.1), 10))
-    assert why_not_packed(model(0.0), 10) is None
-
-
 def test_another_precision_in_the_accelerate_file_is_refused(
     make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,49 +248,6 @@ def test_another_precision_in_the_accelerate_file_is_refused(
     ):
         run(job)
     assert not job.output.exists()
-
-
-def _mamba() -> Any:
-    from transformers import MambaConfig, MambaForCausalLM
-
-    return MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=8))
-
-
-def _bloom() -> Any:
-    from transformers import BloomConfig, BloomForCausalLM
-
-    return BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=2))
-
-
-@pytest.mark.parametrize(
-    ("make", "why"),
-    [(_mamba, "layers that mix neighbours whatever the mask says"), (_bloom, "not attend as it is told")],
-)
-def test_architectures_without_an_attention_that_can_be_told_are_trained_with_padded_rows(
-    make_job: Any, base: Path, tmp_path: Path, make: Any, why: str
-) -> None:
-    import torch
-    from trl.trainer.utils import add_fused_lm_head
-
-    from lightning_core.training.plan import MicroBatch
-    from lightning_core.training.trainer import score_queue
-    from lightning_core.training.weights import load_model
-
-    folder = tmp_path / "other"
-    make().save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(base / name, folder / name)
-    result = run(make_job(0, base_model=folder))
-    assert result["packing"] == "none" and why in result["packing_why"]
-    model = load_model(folder)
-    add_fused_lm_head(model)
-    rows = random_group("a", 3, np.random.default_rng(1))
-    batches: list[Any] = [
-        MicroBatch([[s] for s in some], [1.0] * len(some), "none", 0) for some in (rows, *([s] for s in rows))
-    ]
-    (together, _), *alone = score_queue(model, batches, torch.device("cpu"))
-    for row, (scores, _) in zip(together, alone, strict=True):
-        torch.testing.assert_close(row[: scores.shape[1]], scores[0], atol=1e-5, rtol=1e-5)
 
 
 def _cut_off(folder: Path) -> None:

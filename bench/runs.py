@@ -1,0 +1,54 @@
+"""Commands that a bench runs for hours: ended in time, gone on with by the next call."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+_TO_STOP_S = 120.0
+
+
+def flow_command(flow: str, settings: Path, changes: dict[str, Any]) -> list[str]:
+    """The command line of a flow on a settings file, with other values for some of them."""
+    command = [sys.executable, "-m", "flows.cli", flow, str(settings)]
+    return command + [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+def run_for(command: list[str], log: Path, until: float, name: str) -> bool:
+    """Run a command that can go on where it stopped until it ends (True) or the time is up (monotonic seconds).
+
+    Raises RuntimeError, with the end of `log`, where it failed.
+    """
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(1)
+        finally:
+            ended = _stop(process)
+    if ended is not None and ended != 0:
+        tail = log.read_text(errors="replace").splitlines()[-5:]
+        raise RuntimeError(f"{name} ended with {ended}: " + "\n".join(tail))
+    return ended == 0
+
+
+def _stop(process: subprocess.Popen[bytes]) -> int | None:
+    """What the run ended with by itself; None where it was stopped here, as Ctrl-C stops it."""
+    if process.poll() is not None:
+        return process.returncode
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(_TO_STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return None
