@@ -3,6 +3,7 @@
 accelerate turns FSDP on for accelerators alone; being told that its CPU ranks are such, it takes the same path with gloo.
 Writes to `split` beside the job file how many tensors were split over the ranks when the model was saved, and to `scored`
 how many were when it scored what it is trained on: an unprepared model would lie on the CPU, beside inputs on a device.
+`gathered`: the names of those that were made whole to be saved.
 """
 
 from __future__ import annotations
@@ -47,6 +48,14 @@ def main(file: Path, die_at: int | None) -> None:
                 os._exit(9)
             super().write(line)
 
+    def named(function: Any) -> Any:
+        def gathered(model: Any) -> Any:
+            whole = function(model)
+            (file.parent / "gathered").write_text("\n".join(whole))
+            return whole
+
+        return gathered
+
     def counting(function: Any, name: str) -> Any:
         def counted(model: Any, *args: Any) -> Any:
             (file.parent / name).write_text(str(sum(isinstance(p, DTensor) for p in model.parameters())))
@@ -54,7 +63,7 @@ def main(file: Path, die_at: int | None) -> None:
 
         return counted
 
-    gather.state_dict = counting(gather.state_dict, "split")
+    gather.state_dict = counting(named(gather.state_dict), "split")
     trainer.score_queue = counting(trainer.score_queue, "scored")
     job = Job.model_validate_json(file.read_text())
     run_job(job, Dying(job.progress))

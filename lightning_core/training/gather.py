@@ -16,9 +16,11 @@ from lightning_core.training import zero
 
 
 def state_dict(model: Any) -> dict[str, torch.Tensor] | None:
-    """The model's whole tensors where it is split, else None: it can be saved as it is."""
+    """The model's whole tensors, of an adapter's model the adapter's, where it is split; else None, to save it as it is."""
     if not any(isinstance(p, DTensor) or zero.holds(p) for p in model.parameters()):
         return None
+    if hasattr(model, "peft_config"):
+        return trained_tensors(model)
     # Gathered, tied tensors would no longer be known as one, and be written twice.
     once = {name for name, _ in model.named_parameters()}
     twice = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once

@@ -118,25 +118,42 @@ def test_an_adapter_over_two_processes_is_what_one_trains(tmp_path: Path, files:
     assert_same(two, one)
 
 
+def by_fsdp2(job: Job, die_at: int | None = None) -> subprocess.CompletedProcess[str]:
+    file = job.progress.with_name("job.json")
+    file.write_text(job.model_dump_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", sharded_training.__file__, str(file)]
+    command += [] if die_at is None else [str(die_at)]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.extra  # twice two processes
 def test_fsdp2_over_two_processes_killed_and_resumed_gives_what_one_gives(
     tmp_path: Path, files: tuple[Path, Path], alone: Job
 ) -> None:
     job = job_in(tmp_path / "sharded", files)
-    file = tmp_path / "job.json"
-    file.write_text(job.model_dump_json())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    launcher += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", sharded_training.__file__, str(file)]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([*launcher, "3"], env=environment, capture_output=True, text=True)
+    killed = by_fsdp2(job, die_at=3)
     assert killed.returncode != 0 and not job.output.exists()
     assert [p.name for p in (job.state / "unfinished").iterdir()] == ["step-0002"], killed.stderr
-    resumed = subprocess.run(launcher, env=environment, capture_output=True, text=True)
+    resumed = by_fsdp2(job)
     assert resumed.returncode == 0, resumed.stderr
     assert '"resumed_at": 2' in job.progress.read_text()
-    assert int((tmp_path / "split").read_text()) > 10
-    assert int((tmp_path / "scored").read_text()) > 10
+    for when in ("split", "scored"):
+        assert int((tmp_path / "sharded" / when).read_text()) > 10
     assert_same(job, alone)
+
+
+@pytest.mark.extra  # two processes
+def test_fsdp2_gathers_of_an_adapters_model_the_adapter_alone(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    """The base model, which may be too large for one process, stays in parts."""
+    one, two = (job_in(tmp_path / str(n), files, lora={"rank": 4, "alpha": 8}) for n in (1, 2))
+    run_job(one, Progress(one.progress))
+    ended = by_fsdp2(two)
+    assert ended.returncode == 0, ended.stderr
+    gathered = (tmp_path / "2" / "gathered").read_text().splitlines()
+    assert gathered and all("lora_" in name for name in gathered)
+    assert_same(two, one)
 
 
 def test_an_accelerate_configuration_that_is_not_there_is_told_before_a_process_starts(
