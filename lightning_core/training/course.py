@@ -84,7 +84,7 @@ class JobSteps:
         return trainer
 
     def _course(self) -> Course:
-        optimizer_state, self.noted = load_state(self.job.state, self.job.epoch)
+        optimizer_state, self.noted = self._state()
         return Course(
             seed=derive_seed(self.job.seed, self.job.epoch),
             first=self.done,
@@ -97,6 +97,17 @@ class JobSteps:
             found=self.found,
         )
 
+    def _state(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        if self.job.made_in is None:
+            return None, {"step": 0}
+        kept = load_state(self.job.state, self.job.made_in)
+        if kept is None:
+            why = f"{self.job.state}: the optimizer state of epoch {self.job.made_in} is not kept any more: AdamW starts afresh"
+            logger.warning(why)
+            self.progress.write({"warning": why})
+            return None, {"step": 0}
+        return kept
+
     def _train(self, trainer: Any) -> None:
         if trainer.accelerator.num_processes > 1:
             logger.info("rank %d of %d processes", trainer.accelerator.process_index, trainer.accelerator.num_processes)
@@ -106,7 +117,10 @@ class JobSteps:
 
     def leave(self, trainer: Any, metrics: dict[str, Any], probed: list[int]) -> dict[str, Any]:
         """Write what `outcome.leave` does; no checkpoint is needed any more."""
-        state = {"step": self.noted["step"] + self.count, "parameters": self.parameters, "entropy": trainer.entropy}
+        state = {"step": self.noted["step"] + self.count, "parameters": self.parameters}
+        state["entropy"] = trainer.entropy or self.noted.get(
+            "entropy", []
+        )  # examples have no use for it, later epochs may
         metrics = metrics | self.measured
         result = leave(self.job, self.progress, trainer, metrics, taken=self.taken, state=state, probed=probed)
         if trainer.accelerator.is_main_process:

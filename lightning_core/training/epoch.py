@@ -41,10 +41,12 @@ def train_version(
     state.mkdir(parents=True, exist_ok=True)
     sequences = state / f"sequences-{epoch.epoch:04d}.parquet"
     if not _select(lake, epoch, policy.name, sequences):
+        sequences.unlink()
         return {"version": parent, "metrics": {}, "skipped": _why_nothing(lake, epoch, policy.name)}
     store = PolicyStore(settings.home, policy.name)
     output = state / f"output-{epoch.epoch:04d}"
     fresh_adapter = policy.lora is not None and parent == BASE_VERSION
+    made = store.manifest(parent)
     job = Job(
         run=settings.run,
         epoch=epoch.epoch,
@@ -53,6 +55,7 @@ def train_version(
         seed=settings.seed,
         epochs=settings.epochs,
         weights=None if fresh_adapter else store.checked(parent),
+        made_in=made.epoch if made.run == settings.run else None,
         base_model=base_model,
         sequences=sequences,
         output=output,
@@ -62,6 +65,7 @@ def train_version(
         beside=min(max(len(settings.training_devices), 1), len(settings.policies)),
     )
     metrics = train(job, on_progress, settings.home / "logs" / f"train-{policy.name}-{epoch.epoch:04d}.log")
+    metrics |= {f"left_out/{reason}": rows for reason, rows in metrics["left_out"].items()}
     numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     lineage = Lineage(
         run=settings.run,

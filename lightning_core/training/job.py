@@ -57,6 +57,11 @@ class Job(BaseModel):
     policy_settings: PolicySettings
     base_model: Path = Field(description="folder of the weights the run began with; the KL's reference")
     weights: Path | None = Field(None, description="version to go on from: full weights or an adapter; null: the base")
+    made_in: int | None = Field(
+        None,
+        ge=0,
+        description="epoch of the run that made `weights`, whose optimizer state goes on; null: AdamW begins",
+    )
     sequences: Path = Field(description="Parquet file, see dataset.py")
     output: Path = Field(description="folder to write the new version into; there whole or not at all")
     state: Path = Field(description="folder of the optimizer's state, kept from epoch to epoch")

@@ -1,14 +1,13 @@
 """Optimizer state from epoch to epoch.
 
-`epoch-0007/` holds the state after epoch 7. Epoch 8 starts from the newest state before it, never from its own, so
-an epoch that is tried again starts from where it started the first time. The two newest are kept. Seeds derive from
-(seed, epoch) and the learning rate is constant, so there is no random state and no schedule to carry.
+`epoch-0007/` holds the state that epoch 7 left with the weights it made. What goes on from those weights goes on from it,
+never from a newer one, so an epoch that is tried again starts where it started the first time. The two newest are kept.
+Seeds derive from (seed, epoch) and the learning rate from the epoch and the number of steps, which is noted beside it.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -17,24 +16,17 @@ from typing import Any
 from lightning_core.training.errors import WeightsError
 from lightning_core.training.weights import whole_folder
 
-logger = logging.getLogger(__name__)
 
+def load_state(folder: Path, epoch: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """State of the optimizer after `epoch`, with what was noted beside it (`epoch`, `step`, `parameters`, `entropy`).
 
-def load_state(folder: Path, epoch: int) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """State of the optimizer before `epoch`, with what was noted beside it (`epoch`, `step`, `parameters`).
-
-    (None, {"step": 0}) where there is none. Raises WeightsError where it cannot be read.
+    None where it is not kept any more. Raises WeightsError where it cannot be read.
     """
     import torch
 
-    before = [e for e in _epochs(folder) if e < epoch]
-    if not before:
-        if _epochs(folder):
-            logger.warning("%s: no optimizer state before epoch %d; AdamW starts afresh", folder, epoch)
-        elif epoch > 0:
-            logger.info("AdamW begins in epoch %d: no earlier one of the run left a state", epoch)
-        return None, {"step": 0}
-    here = _of(folder, max(before))
+    here = _of(folder, epoch)
+    if not here.exists():
+        return None
     try:
         noted = json.loads((here / "state.json").read_text())
         return torch.load(here / "optimizer.pt", map_location="cpu", weights_only=True), noted

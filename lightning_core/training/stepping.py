@@ -35,12 +35,14 @@ class Stepping:
 
     @property
     def entropy(self) -> list[float]:
-        """What the next step depends on beside weights and moments."""
-        return [] if self.bonus is None else [self.bonus.coef, self.bonus.last]
+        """What the next step depends on beside weights and moments: where an adaptive entropy bonus has come to."""
+        return (
+            [] if self.bonus is None or not self.settings.use_adaptive_entropy else [self.bonus.coef, self.bonus.last]
+        )
 
     @entropy.setter
     def entropy(self, was: list[float]) -> None:
-        if self.bonus is not None and was:
+        if self.bonus is not None and self.settings.use_adaptive_entropy and was:
             self.bonus.coef, self.bonus.last = was
 
     def create_optimizer(self, *args: Any) -> Any:

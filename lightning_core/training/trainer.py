@@ -32,6 +32,7 @@ from lightning_core.training.stepping import Stepping
 logger = logging.getLogger(__name__)
 
 # What is summed over a step's trained tokens: the metrics that are not TRL's.
+_MOST_NATS = 20.0  # by which a token can be more likely in what is told: e^20, before numbers overflow
 _SUMS = ("tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "sampled", "informative_entropy")
 
 
@@ -174,13 +175,13 @@ class SequenceTrainer(Stepping, GRPOTrainer):
             "mismatch": difference.abs(),
             "sampled": -difference,
             # http://joschu.net/blog/kl-approx.html, k3: never negative, and of little variance
-            "mismatch_kl": torch.expm1(difference) - difference,
-            "ratio": torch.exp(difference.clamp(-20, 20)) * trained,
+            "mismatch_kl": torch.expm1(difference.clamp(max=_MOST_NATS)) - difference,
+            "ratio": torch.exp(difference.clamp(max=_MOST_NATS)) * trained,
             "informative_entropy": entropies * _rewarded(inputs),
         }
         if self.beta:
             to_reference = (inputs["ref_per_token_logps"] - logps) * trained
-            measured["kl"] = torch.expm1(to_reference) - to_reference
+            measured["kl"] = torch.expm1(to_reference.clamp(max=_MOST_NATS)) - to_reference
         for name, values in measured.items():
             self._sums[name] += float(values.sum())
 

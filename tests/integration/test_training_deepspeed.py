@@ -62,7 +62,7 @@ def configuration(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def next_epoch(job: Job, **fields: Any) -> Job:
     """The job of the epoch after, from the version and the optimizer's state that `job` left."""
-    after = {"epoch": 1, "weights": job.output, "output": job.output.parent / "v0002"}
+    after = {"epoch": 1, "made_in": 0, "weights": job.output, "output": job.output.parent / "v0002"}
     return job.model_copy(update=after | fields)
 
 

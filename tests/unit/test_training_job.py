@@ -54,6 +54,7 @@ def make_job(tmp_path: Path, base: Path, sequences: Path) -> Any:
             "policy_settings": settings,
             "base_model": base,
             "weights": tmp_path / f"v{epoch - 1:04d}" if epoch else None,
+            "made_in": epoch - 1 if epoch else None,
             "sequences": sequences,
             "output": tmp_path / f"v{epoch:04d}",
             "state": tmp_path / "state",
@@ -119,15 +120,25 @@ def test_the_optimizer_goes_on_where_the_epoch_before_left_it(make_job: Any, tmp
     assert digest(afresh.output) != carried
 
 
-def test_an_epoch_that_was_left_out_does_not_lose_the_state(make_job: Any, tmp_path: Path) -> None:
-    run(make_job(0))
-    assert run(make_job(2, weights=tmp_path / "v0000"))["step"] == 4
-
-
-def test_only_states_that_a_retry_can_need_are_kept(make_job: Any, tmp_path: Path) -> None:
+def test_only_states_that_a_retry_can_need_are_kept_and_a_later_one_says_that_it_begins_anew(
+    make_job: Any, tmp_path: Path
+) -> None:
+    once = {"steps_per_epoch": 1}
     for epoch in range(3):
-        run(make_job(epoch, training={"steps_per_epoch": 1}))
+        assert run(make_job(epoch, training=once))["step"] == epoch + 1
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["epoch-0001", "epoch-0002"]
+    assert run(make_job(1, training=once))["step"] == 1
+    (told,) = [line["warning"] for line in lines(make_job(1)) if "warning" in line]
+    assert told.endswith("the optimizer state of epoch 0 is not kept any more: AdamW starts afresh")
+
+
+def test_another_weight_of_the_entropy_counts_from_the_next_epoch_on(make_job: Any) -> None:
+    """Only where it adapts does it go on from where it had come to."""
+    first = run(make_job(0, training={"entropy_coef": 0.1}))
+    assert (first["entropy_coef"], run(make_job(1, training={"entropy_coef": 0.4}))["entropy_coef"]) == (0.1, 0.4)
+    adaptive = {"use_adaptive_entropy": True, "entropy_target": 9.0, "entropy_coef_delta": 0.1}
+    came_to = [run(make_job(epoch, training=adaptive))["entropy_coef"] for epoch in (2, 3)]
+    assert came_to == pytest.approx([0.1, 0.3])  # each with two steps, told before the second moves it
 
 
 def test_kl_is_to_the_base_model_and_not_to_the_version_before(make_job: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 
 from lightning_core.config import Settings
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
-from lightning_core.policies.manifest import StoreError
+from lightning_core.policies.manifest import Lineage, StoreError
 from lightning_core.policies.store import PolicyStore
 from lightning_core.training import epoch as training
 from lightning_core.training.algorithms import algorithm
@@ -41,9 +42,16 @@ def half_written_base(home: Path) -> None:
 
 
 def half_written_state(home: Path) -> None:
+    made_by_epoch_0(PolicyStore(home, "policy"), "r")
     folder = home / "training" / "r" / "policy" / "optimizer" / "epoch-0000"
     cut_off(folder / "optimizer.pt")
     (folder / "state.json").write_text('{"epoch": 0, "step": 1}')
+
+
+def made_by_epoch_0(store: PolicyStore, run: str) -> None:
+    output = shutil.copytree(store.path("v0000"), store.folder.parent / "output")
+    (output / "manifest.json").unlink()
+    store.publish(output, Lineage(base_model="base", run=run, epoch=0, parent="v0000"))
 
 
 def another_model(home: Path) -> None:
@@ -86,9 +94,10 @@ def test_what_cannot_be_trained_on_is_told_before_a_step_and_publishes_nothing(
     monkeypatch.setattr(training, "train", in_this_process)
     store, train = epoch_of(tmp_path, name, sequences, **replaced)
     damage(tmp_path)
+    there = store.versions()
     with pytest.raises((TrainingError, StoreError), match=message):
         train()
-    assert store.versions() == ["v0000"]
+    assert store.versions() == there
     assert not [line for line in lines if "step" in line]
 
 
@@ -97,6 +106,28 @@ def test_an_epoch_without_sequences_keeps_its_version_and_says_why(tmp_path: Pat
     output = train()
     assert output["version"] == "v0000" and store.versions() == ["v0000"]
     assert output["skipped"] == "nothing to train on in epoch 1: 2 calls no_spread; the version stays"
+    assert not list(tmp_path.rglob("sequences-*.parquet"))
+
+
+@pytest.mark.parametrize(("run", "state_of"), [("r", 0), ("another", None), (None, None)])
+def test_the_optimizers_state_is_that_of_the_epoch_that_made_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str | None, state_of: int | None
+) -> None:
+    """A run may go on from an older version (`finetune.version`), or from one that another run made."""
+
+    class Asked(Exception):
+        pass
+
+    def asked(job: Job, *_: Any) -> dict[str, Any]:
+        assert job.made_in == state_of
+        raise Asked
+
+    monkeypatch.setattr(training, "train", asked)
+    store, train = epoch_of(tmp_path, "grpo", rows())
+    if run is not None:
+        made_by_epoch_0(store, run)
+    with pytest.raises(Asked):
+        train()
 
 
 def epoch_of(
@@ -127,6 +158,7 @@ def epoch_of(
 
     def train() -> dict[str, Any]:
         other = home / "other"
+        epoch.versions["policy"] = store.versions()[-1]
         return training.train_version(lake, settings, policy, epoch, other if other.exists() else base, print)
 
     return store, train

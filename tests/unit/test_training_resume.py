@@ -246,7 +246,7 @@ def test_epochs_that_had_nothing_to_train_on_do_not_use_up_the_warm_up(
     warming = {"warmup_steps": 5, "learning_rate": 1.0e-3}
     first = make_job(epoch=2, epochs=8, training=warming, sft=sft)
     assert rates(first) == pytest.approx([0.2e-3, 0.4e-3, 0.6e-3, 0.8e-3])
-    later = make_job(epoch=5, epochs=8, training=warming, sft=sft, progress=tmp_path / "later.jsonl")
+    later = make_job(epoch=5, made_in=2, epochs=8, training=warming, sft=sft, progress=tmp_path / "later.jsonl")
     assert rates(later) == pytest.approx([1.0e-3] * 4)
 
 
