@@ -25,7 +25,8 @@ def watch(settings: Settings, epochs: int, services: Services | None = None) -> 
     if not found:
         return
     before = versions(settings, max(epochs - 1, 0))
-    kept = {name: _best(settings, name) or version for name, version in before.items()}
+    # Another run's best may be good at another task.
+    kept = {name: PolicyStore(settings.home, name).best_of(settings.run) or v for name, v in before.items()}
     if services is not None:
         redeploy(settings, services, kept)
     else:
@@ -40,11 +41,3 @@ def watch(settings: Settings, epochs: int, services: Services | None = None) -> 
     if "mlflow" in settings.tracking.backends:
         MlflowRun(settings).tag(alarm=message)
     raise Collapse(message)
-
-
-def _best(settings: Settings, policy: str) -> str | None:
-    """The policy's best version, where it is this run that evaluated it: another run's may be good at another task."""
-    store = PolicyStore(settings.home, policy)
-    best = store.best()
-    evaluation = None if best is None else store.manifest(best).evaluation
-    return best if evaluation is not None and evaluation.run == settings.run else None

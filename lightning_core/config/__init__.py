@@ -146,6 +146,37 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _patience_is_tried(self) -> Settings:
+        if self.evaluation.patience is not None and (self.tasks.evaluate is None or self.evaluation.every == 0):
+            raise ValueError(
+                "evaluation.patience counts evaluations: give `tasks.evaluate`, and `evaluation.every` above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_fall(self) -> Settings:
+        for policy in self.policies:
+            training, steps = policy.training, self.epochs * policy.training.steps_per_epoch * policy.passes
+            if training.lr_schedule != "constant" and training.warmup_steps >= steps:
+                raise ValueError(
+                    f"policy {policy.name!r} warms up for {training.warmup_steps} of the run's {steps} optimizer steps, so "
+                    f"`lr_schedule: {training.lr_schedule}` would never fall; lower `warmup_steps`, or take `constant`"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _devices_are_enough(self) -> Settings:
+        for policy in self.policies:
+            processes = policy.training.processes
+            for devices in self.training_devices if policy.training.accelerate_config is None else ():
+                if len(devices.split(",")) != processes:
+                    raise ValueError(
+                        f"training_devices has {devices!r}, and policy {policy.name!r} is trained by {processes} processes, one "
+                        "device each; name as many, or change `training.processes`"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _overlap(self) -> Settings:
         if self.async_level == 0:
             return self

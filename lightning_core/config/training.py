@@ -87,7 +87,7 @@ class TrainingSettings(Section):
         "none", description="the loss weighed by trainer's over server's probability, of a token or of a whole rollout"
     )
     importance_clip_max: float | None = Field(3.0, gt=0)
-    importance_clip_min: float | None = Field(None, ge=0)
+    importance_clip_min: float | None = Field(None, gt=0)
 
     max_mismatch: float | None = Field(
         4.0,

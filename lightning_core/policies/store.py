@@ -112,6 +112,15 @@ class PolicyStore:
         """The version with the highest share of held-out tasks right, or None before any evaluation."""
         return self._pointer("best")
 
+    def best_of(self, run: str) -> str | None:
+        """The best of the versions that a run was the last to evaluate, by what its newest evaluation was on; or None."""
+        told = [(version, self.manifest(version).evaluation) for version in self.versions()]
+        own = [(version, evaluation) for version, evaluation in told if evaluation and evaluation.run == run]
+        if not own:
+            return None
+        held_out = max(own, key=lambda of: of[1].epoch)[1].held_out
+        return max((of for of in own if of[1].held_out == held_out), key=lambda of: of[1].right)[0]
+
     def evaluated(self, version: str, evaluation: Evaluation) -> str:
         """Note an evaluation of `version`, and swap `best` where it is the best now; returns the best version.
 

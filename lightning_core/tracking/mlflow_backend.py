@@ -85,7 +85,13 @@ class MlflowRun:
         try:
             run_id = self._kept.read_text().strip()
             self._client.get_run(run_id)
-        except (FileNotFoundError, MlflowException):
+        except FileNotFoundError:
+            return None
+        except MlflowException as error:
+            if (
+                error.error_code != "RESOURCE_DOES_NOT_EXIST"
+            ):  # else a server that is away for a moment would begin a second run
+                raise
             return None
         return run_id
 

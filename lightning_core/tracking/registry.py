@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -88,7 +89,7 @@ def load(uri: str, name: str, version: str, into: Path) -> Path:
     try:
         found = _find(client, name, version) or client.get_model_version_by_alias(name, version)
     except MlflowException as error:
-        known = sorted(model.name for model in client.search_registered_models())
+        known = sorted(model.name for model in _models(client))
         raise StoreError(f"{uri}: no version or alias {version!r} of {name!r} ({error}); models: {known}") from None
     tags = found.tags
     target = into / tags["version"]
@@ -114,7 +115,7 @@ def forget(client: Any, policy: str, digests: dict[str, str]) -> int:
     For what garbage collection removed from the store: links in the registry would keep the bytes on disk.
     """
     gone = 0
-    models = [model.name for model in client.search_registered_models() if model.tags.get("policy") == policy]
+    models = [model.name for model in _models(client) if model.tags.get("policy") == policy]
     for name in models:
         for found in client.search_model_versions(f"name = '{name}'"):
             version = found.tags.get("version")
@@ -123,6 +124,17 @@ def forget(client: Any, policy: str, digests: dict[str, str]) -> int:
                 _remove(client, found)
                 gone += 1
     return gone
+
+
+def _models(client: Any) -> Iterator[Any]:
+    """All registered models, page after page."""
+    token = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _find(client: Any, name: str, version: str, digest: str | None = None) -> Any:

@@ -30,7 +30,7 @@ def throughput(model: Any, steps: list[dict[str, Any]]) -> dict[str, float]:
         found["peak_gpu_bytes"] = float(torch.cuda.max_memory_allocated())
         peak = peak_flops(torch.cuda.get_device_name())
         if peak is not None:
-            parameters = sum(p.numel() for p in model.parameters())
+            parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
             ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
             found["mfu"] = 6 * parameters * computed / seconds / peak / ranks
     return found

@@ -98,9 +98,10 @@ class SequenceTrainer(Stepping, GRPOTrainer):
                 f"step {self.done}: the loss is {loss.item()}; lower "
                 "`training.learning_rate`, or look at the advantages and logprobs of this epoch's sequences"
             )
-        if self.course.first + step == 0 and at == self.args.gradient_accumulation_steps - 1:
-            tokens = self._sums["tokens"]
-            self.check_mismatch(self._sums["sampled"] / tokens if tokens else 0.0)
+        if self.course.first + step == 0 and at == self.args.gradient_accumulation_steps - 1:  # no rank's is None
+            shares = from_all_ranks((self._sums["sampled"], self._sums["tokens"]))
+            sampled, tokens = (sum(of_ranks) for of_ranks in zip(*shares, strict=True))
+            self.check_mismatch(sampled / tokens)
         return loss
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:

@@ -41,9 +41,8 @@ class ModelFacts:
 
 def check_model_folder(folder: Path) -> ModelFacts:
     """Look a folder of full weights over without loading it. Raises WeightsError naming the file at fault."""
-    config = _read_json(folder / "config.json", folder)
-    inner = config.get("text_config") or config
-    if "vocab_size" not in inner:
+    config = _text_config(folder)
+    if config["vocab_size"] is None:
         raise WeightsError(f"{folder / 'config.json'}: no `vocab_size`; not the config of a language model")
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -54,8 +53,25 @@ def check_model_folder(folder: Path) -> ModelFacts:
         check_safetensors(folder / shard)
     if not any((folder / name).exists() for name in _TOKENIZERS):
         raise WeightsError(f"{folder}: no tokenizer ({', '.join(_TOKENIZERS)}); copy the base model's files there")
-    positions = inner.get("max_position_embeddings")
-    return ModelFacts(int(inner["vocab_size"]), int(positions) if positions else None)
+    positions = config["max_position_embeddings"]
+    return ModelFacts(int(config["vocab_size"]), int(positions) if positions else None)
+
+
+def _text_config(folder: Path) -> dict[str, Any]:
+    """What the model's config says of its text part: `_SHAPE` and `max_position_embeddings`, None where it has none."""
+    config = _read_json(folder / "config.json", folder)
+    inner = config.get("text_config") or config
+    names = (*_SHAPE, "max_position_embeddings")
+    if not all(name in inner for name in names):
+        # Some kinds have other names for them, and some files leave out the defaults of their kind. It takes seconds to import.
+        from transformers import AutoConfig
+
+        try:
+            whole = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        except (OSError, ValueError, KeyError) as error:
+            raise WeightsError(f"{folder / 'config.json'}: not the config of a language model: {error}") from error
+        inner = {name: getattr(whole, name, None) for name in names}
+    return {name: inner[name] for name in names}
 
 
 def check_adapter_folder(folder: Path, lora: LoraSettings) -> None:
@@ -79,9 +95,9 @@ def _last_names(value: Any) -> Any:
 
 def check_same_model(folder: Path, base: Path) -> None:
     """Raises WeightsError where the model in `folder` is of another shape than the run's base model."""
-    here, there = (_read_json(path / "config.json", path) for path in (folder, base))
+    here, there = _text_config(folder), _text_config(base)
     for name in _SHAPE:
-        ours, theirs = ((config.get("text_config") or config).get(name) for config in (here, there))
+        ours, theirs = here[name], there[name]
         if ours != theirs:
             raise WeightsError(
                 f"{folder}: a checkpoint of another model: its `{name}` is {ours}, the base model's {theirs} ({base}); go on "
@@ -149,16 +165,16 @@ def load_model(folder: Path) -> Any:
 
 
 def load_tokenizer(folder: Path, vocabulary: int) -> Any:
-    """The tokenizer. Raises WeightsError where it knows more tokens than the model does."""
+    """The tokenizer. Raises WeightsError where it knows more tokens than the model does; added ones nobody may ever sample."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{folder}: transformers cannot load the tokenizer: {error}") from error
-    if len(tokenizer) > vocabulary:
+    if tokenizer.vocab_size > vocabulary:
         raise WeightsError(
-            f"{folder}: the tokenizer knows {len(tokenizer)} tokens, the model {vocabulary}; they are not of one model"
+            f"{folder}: the tokenizer knows {tokenizer.vocab_size} tokens, the model {vocabulary}; they are not of one model"
         )
     return tokenizer
 

@@ -72,7 +72,7 @@ held_out AS (
         epoch,
         avg(success::INTEGER) AS held_out_right,
         list_avg(list_sort(list(reward))) AS held_out_reward,
-        count(*)::DOUBLE AS held_out_tasks
+        count(DISTINCT group_id)::DOUBLE AS held_out_tasks
     FROM rollout_rewards
     WHERE mode = 'evaluate'
     GROUP BY ALL

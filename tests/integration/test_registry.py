@@ -2,9 +2,13 @@
 
 import os
 import shutil
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from flows.cli import main
 from lightning_core.config import Settings
@@ -46,6 +50,16 @@ def home(tmp_path, migrated):
 def settings(home):
     told = {"run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
     return Settings.model_validate(told)
+
+
+def test_a_tracking_server_that_is_away_begins_no_second_run(settings, monkeypatch):
+    kept = MlflowRun(settings).run_id
+    away = MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
+    monkeypatch.setattr(MlflowClient, "get_run", Mock(side_effect=away))
+    with pytest.raises(MlflowException, match="away"):
+        MlflowRun(settings)
+    monkeypatch.undo()
+    assert MlflowRun(settings).run_id == kept
 
 
 def evaluate(store, version, right):
@@ -163,3 +177,12 @@ def test_what_garbage_collection_removes_leaves_the_registry_too(settings, home)
         os.close(descriptor)
     left = {found.tags["version"] for found in client.search_model_versions("name = 'r.policy'")}
     assert left == {"v0002", "v0003"}
+
+
+def test_models_past_the_first_page_are_seen(settings, home):
+    store, tracked = store_with_base(home), MlflowRun(settings)
+    client = connect(tracking_uri(settings))
+    for number in range(100):
+        client.create_registered_model(f"a{number:03d}")
+    tracked.version(store, "v0001")
+    assert forget(client, "policy", {"v0001": store.manifest("v0001").digest}) == 1

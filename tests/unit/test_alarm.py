@@ -152,6 +152,17 @@ def test_another_runs_best_version_is_not_put_in_place(tmp_path: Path) -> None:
     assert store.current() == "v0001"
 
 
+def test_the_runs_own_best_is_put_in_place_where_another_runs_is_better(tmp_path: Path) -> None:
+    run_of(tmp_path, held_out=[0.3, 0.8, 0.5, 0.1], entropy=[1.5, 1.0, 0.01])
+    store = PolicyStore(tmp_path, "policy")
+    assert store.best() == "v0001"
+    other = Evaluation(run="other", epoch=0, tasks=1, right=1.0, reward=1.0, held_out="o")
+    assert store.evaluated("v0000", other) == "v0000"
+    with disable_run_logger(), pytest.raises(Collapse, match="v0001 of policy"):
+        watch.fn(settings(tmp_path, alarm={"entropy_below": 0.3}, tracking={"backends": ["console"]}), 3)
+    assert store.current() == "v0001"
+
+
 def test_nothing_happens_within_the_limits(tmp_path: Path) -> None:
     run_of(tmp_path, held_out=[0.3, 0.8, 0.7], entropy=[1.5, 0.4])
     watch.fn(settings(tmp_path, alarm={"reward_drop": 0.2, "entropy_below": 0.3}, tasks=TASKS), 2)

@@ -61,7 +61,7 @@ def test_the_signals_of_an_evaluation(tmp_path: Path) -> None:
     assert found == {
         (None, "held_out_reward"): pytest.approx(0.4),
         (None, "held_out_right"): pytest.approx(0.2),
-        (None, "held_out_tasks"): 5,
+        (None, "held_out_tasks"): 2,  # of five rollouts
         ("policy", "version"): 2,
     }
 

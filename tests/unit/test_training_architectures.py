@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightning_core.training.errors import WeightsError
 from lightning_core.training.job import Progress
-from tests.training_data import random_group
+from lightning_core.training.weights import ModelFacts, check_model_folder, load_tokenizer
+from tests.training_data import random_group, write_parquet
 from tests.unit.test_training_job import _trl, base, lines, make_job, run, sequences
 
 __all__ = ["_trl", "base", "make_job", "sequences"]  # fixtures
@@ -45,6 +47,38 @@ def test_padded_rows_are_trained_where_the_model_takes_no_tries(
         assert "sliding attention window of 16" in caplog.text
         assert f"packing `{packing}` is not possible" in result["packing_why"]
         assert {"warning": result["packing_why"]} in lines(job)
+
+
+def test_a_model_whose_config_has_names_of_its_own_is_looked_over_like_any(
+    make_job: Any, base: Path, tmp_path: Path
+) -> None:
+    """GPT-2's positions are `n_positions`: too long a sequence would end the training instead of being left out."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    rows = [s for size in (2, 3) for s in random_group(f"g{size}", size, np.random.default_rng(size))]
+    positions = sorted(map(len, rows))[2]
+    long = sum(len(row) > positions for row in rows)
+    assert long
+    folders = []
+    for width in (16, 32):
+        config = GPT2Config(vocab_size=300, n_positions=positions, n_embd=width, n_layer=1, n_head=2)
+        folders.append(saved(GPT2LMHeadModel(config), tmp_path / str(width), base))
+    assert check_model_folder(folders[0]) == ModelFacts(vocabulary=300, positions=positions)
+    result = run(make_job(0, base_model=folders[0], sequences=write_parquet(rows, tmp_path / "rows.parquet")))
+    assert (result["sequences"], result["left_out"]) == (len(rows) - long, {"too_long": long})
+    with pytest.raises(
+        WeightsError, match="a checkpoint of another model: its `hidden_size` is 16, the base model's 32"
+    ):
+        run(make_job(1, base_model=folders[1], weights=folders[0]))
+
+
+def test_a_token_that_was_added_past_the_models_embeddings_does_not_matter(base: Path, tmp_path: Path) -> None:
+    """As in Gemma 3's text models, whose tokenizer knows an image's token."""
+    folder = shutil.copytree(base, tmp_path / "added")
+    tokenizer = load_tokenizer(folder, 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+    assert len(load_tokenizer(folder, 300)) == 301
 
 
 def test_a_mixture_of_experts_is_trained_on_tries_and_by_examples(make_job: Any, base: Path, tmp_path: Path) -> None:

@@ -101,6 +101,12 @@ def test_what_cannot_be_trained_on_is_told_before_a_step_and_publishes_nothing(
     assert not [line for line in lines if "step" in line]
 
 
+def test_what_the_trainer_leaves_out_is_counted_with_the_version(tmp_path: Path) -> None:
+    longer = make_sequence("long", "g", [([1] * 300, [3, 4])])
+    _, train = epoch_of(tmp_path, "sft", [*rows(), longer], logprobs=[[-6.0] * 7] * 2 + [[-6.0] * 302])
+    assert train()["metrics"]["left_out/too_long"] == 1
+
+
 def test_an_epoch_without_sequences_keeps_its_version_and_says_why(tmp_path: Path) -> None:
     store, train = epoch_of(tmp_path, "grpo", [])
     output = train()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lightning_core.config import TrainingSettings
+from lightning_core.config import Settings, TrainingSettings
 from lightning_core.training.schedule import EntropyBonus, learning_rate
 
 
@@ -34,6 +34,7 @@ from lightning_core.training.schedule import EntropyBonus, learning_rate
         ({"importance_clip_max": 2.0}, "`importance_clip_max` has no effect without `importance_correction`"),
         ({"importance_correction": "token_mask", "importance_clip_max": None}, "without a bound"),
         ({"importance_correction": "token_mask", "importance_clip_min": 3.0}, "has to be below"),
+        ({"importance_correction": "token_mask", "importance_clip_min": 0.0}, "greater than 0"),
         ({"importance_correction": "rollout_mask", "loss_type": "vespo"}, "take `token_truncate` or `token_mask`"),
         ({"epsilon": 0.05}, "`epsilon` has no effect with one step an epoch.* raise `steps_per_epoch`"),
         ({"loss_type": "cispo", "epsilon_high": 3.0}, "`epsilon_high` has no effect with one step an epoch"),
@@ -44,6 +45,32 @@ from lightning_core.training.schedule import EntropyBonus, learning_rate
 def test_a_setting_that_would_do_nothing_is_refused_with_the_remedy(training: dict[str, Any], remedy: str) -> None:
     with pytest.raises(ValidationError, match=remedy):
         TrainingSettings.model_validate(training)
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        (
+            {
+                "epochs": 4,
+                "policies": [{"training": {"lr_schedule": "linear", "warmup_steps": 8, "steps_per_epoch": 2}}],
+            },
+            "'policy' warms up for 8 of the run's 8 optimizer steps.* lower `warmup_steps`, or take `constant`",
+        ),
+        ({"training_devices": ["0", "1,2"]}, "'1,2', and policy 'policy' is trained by 1 processes.* name as many"),
+        (
+            {"training_devices": ["0"], "policies": [{"training": {"processes": 2}}]},
+            "'0', and policy 'policy' is trained by 2 processes.* change `training.processes`",
+        ),
+        ({"evaluation": {"patience": 2}}, "give `tasks.evaluate`"),
+    ],
+    ids=["warm-up", "too many devices", "too few devices", "patience"],
+)
+def test_a_run_whose_settings_contradict_each_other_is_refused(changes: dict[str, Any], remedy: str) -> None:
+    fine: dict[str, Any] = {"agent": {"command": "true"}, "tasks": {"train": "tasks.jsonl"}}
+    Settings.model_validate(fine)
+    with pytest.raises(ValidationError, match=remedy):
+        Settings.model_validate(fine | changes)
 
 
 def test_what_bends_a_ratio_of_one_too_is_taken_with_one_step_an_epoch() -> None:
