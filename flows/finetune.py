@@ -35,10 +35,10 @@ def finetune(settings: Settings, evaluate_after: bool = False) -> dict[str, Any]
     were looked at, the version and metrics by policy, and what `evaluate` returns where that was asked for. What was no
     example, and why, is in the tables `finetune_rollouts`, `advantages` and `exclusions`.
     """
-    others = [policy.name for policy in settings.policies if policy.algorithm != "sft"]
+    others = [policy for policy in settings.policies if not policy.imitates]
     if others:
         raise SettingsError(
-            f"finetune: policy {others[0]!r} has `algorithm: grpo`, whose gradients need rollouts of the newest version; "
+            f"finetune: policy {others[0].name!r} has `algorithm: {others[0].algorithm}`, whose gradients need rollouts of the newest version; "
             "give it `algorithm: sft`"
         )
     check_patterns(settings)

@@ -193,7 +193,7 @@ class Settings(Section):
                 )
             training = policy.training
             corrected = training.importance_correction != "none" or training.steps_per_epoch > 1
-            if policy.algorithm == "grpo" and not corrected:
+            if not policy.imitates and not corrected:
                 raise ValueError(
                     f"`async_level: 1` trains policy {policy.name!r} on calls of an older version, and with one step an epoch "
                     "nothing corrects for that; set `training.importance_correction`, as to `token_truncate`, or take "

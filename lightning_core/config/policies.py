@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.config.section import Name, Section
 from lightning_core.config.training import TrainingSettings
 
@@ -36,25 +37,6 @@ class SftSettings(Section):
     passes: int = Field(1, ge=1, description="times the examples are trained on, each of `steps_per_epoch` steps")
 
 
-# What of `training` the supervised trainer reads.
-_SFT_READS = (
-    "learning_rate",
-    "lr_schedule",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "steps_per_epoch",
-    "tokens_per_micro_batch",
-    "max_sequence_tokens",
-    "max_mismatch",
-    "bf16",
-    "gradient_checkpointing",
-    "checkpoint_seconds",
-    "processes",
-    "accelerate_config",
-)
-
-
 class PolicySettings(Section):
     """One trainable model, and the calls that train it. Agents reach it under `model=<name>`."""
 
@@ -75,7 +57,7 @@ class PolicySettings(Section):
         "drop",
         description="calls sampled otherwise than `sampling` says (temperature, top_p, penalties, …): left out and counted, or trained all the same, flagged in `policy_calls`; `algorithm: sft` always trains them",
     )
-    algorithm: Literal["grpo", "sft"] = Field(
+    algorithm: str = Field(
         "grpo",
         description="`grpo`: policy gradients on `advantages`, with the losses of `training.loss_type`; `sft`: the likelihood of the rollouts that `sft` chooses",
     )
@@ -114,6 +96,13 @@ class PolicySettings(Section):
     lora: LoraSettings | None = Field(None, description="train an adapter instead of the full weights")
     training: TrainingSettings = TrainingSettings()
 
+    @field_validator("algorithm")
+    @classmethod
+    def _algorithm(cls, name: str) -> str:
+        if name not in ALGORITHMS:
+            raise ValueError(f"{name!r} is none of {', '.join(ALGORITHMS)}")
+        return name
+
     @field_validator("advantages")
     @classmethod
     def _estimator(cls, name: str) -> str:
@@ -136,24 +125,30 @@ class PolicySettings(Section):
     def _read_by_the_algorithm(self) -> PolicySettings:
         """A setting that the algorithm would ignore is a mistake. Values are looked at, not whether they were written:
         settings travel between processes with all defaults filled in."""
-        if self.algorithm == "grpo":
-            if self.sft is not None:
-                raise ValueError("`sft:` is read by `algorithm: sft` alone; set that, or take `sft:` out")
-            return self
-        ignored = [name for name in ("advantages", "min_spread") if self.differs(name)]
+        algorithm = ALGORITHMS[self.algorithm]
+        if self.sft is not None and not algorithm.imitates:
+            raise ValueError("`sft:` is read by `algorithm: sft` alone; set that, or take `sft:` out")
+        ignored = [name for name in ("advantages", "min_spread") if algorithm.estimator and self.differs(name)]
         ignored += [
             f"training.{name}"
             for name in TrainingSettings.model_fields
-            if name not in _SFT_READS and self.training.differs(name)
+            if algorithm.reads is not None and name not in algorithm.reads and self.training.differs(name)
         ]
         if ignored:
-            raise ValueError(f"`algorithm: sft` ignores {', '.join(ignored)}; take it out, or use `algorithm: grpo`")
+            raise ValueError(
+                f"`algorithm: {self.algorithm}` ignores {', '.join(ignored)}; take it out, or use another algorithm"
+            )
         return self
 
     @property
     def estimator(self) -> str:
         """The file of sql/advantages (or of the user's) that says which rollouts train, and how strongly."""
-        return "sft" if self.algorithm == "sft" else self.advantages
+        return ALGORITHMS[self.algorithm].estimator or self.advantages
+
+    @property
+    def imitates(self) -> bool:
+        """Whether its rows are examples, however and by whatever version they were sampled."""
+        return ALGORITHMS[self.algorithm].imitates
 
     @property
     def examples(self) -> SftSettings:
@@ -162,4 +157,4 @@ class PolicySettings(Section):
     @property
     def passes(self) -> int:
         """Times an epoch's sequences are trained on, each of `steps_per_epoch` steps."""
-        return self.examples.passes if self.algorithm == "sft" else 1
+        return self.examples.passes if self.imitates else 1

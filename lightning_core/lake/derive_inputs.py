@@ -186,7 +186,7 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
             "advantages": (pa.string(), [p.estimator for p in policies]),
             "min_spread": (pa.float64(), [p.min_spread for p in policies]),
             # An example is one however it was sampled; a policy gradient is of the distribution it was sampled from.
-            "imitates": (pa.bool_(), [p.algorithm == "sft" for p in policies]),
+            "imitates": (pa.bool_(), [p.imitates for p in policies]),
             "other_sampling": (pa.string(), [p.other_sampling for p in policies]),
             "merge": (pa.string(), [p.merge for p in policies]),
             "too_long": (pa.string(), [p.too_long for p in policies]),

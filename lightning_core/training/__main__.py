@@ -18,8 +18,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.settings_file import explain_validation
-from lightning_core.training.algorithms import algorithm
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.job import Job, Progress
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     job.progress.parent.mkdir(parents=True, exist_ok=True)
     progress = Progress(job.progress)
     try:
-        result = algorithm(job.policy_settings.algorithm)(job, progress)
+        result = ALGORITHMS[job.policy_settings.algorithm].load()(job, progress)
     except TrainingError as error:
         logger.error("%s", error, exc_info=error.__cause__)
         progress.fail(str(error))

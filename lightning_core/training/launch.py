@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning_core
+from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.files import write_atomic
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.job import Job
@@ -25,17 +26,6 @@ _POLL_S = 0.1
 _running: set[subprocess.Popen[bytes]] = set()
 _GRACE_S = 5.0
 _LOG_LINES = 20
-
-
-# TRL's SFT makes logits of every token, and torch gives each large tensor back to the system: on CPUs, half of a step went into
-# clearing pages. With these glibc keeps what it has: twice the tokens/s for half as much memory again (bench/RESULTS.md). Tries
-# make no such tensors, and gain nothing by it.
-ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_TOP_PAD_": str(1 << 28),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
 
 
 def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Path) -> dict[str, Any]:
@@ -114,8 +104,7 @@ def _environment(job: Job) -> dict[str, str]:
     """This process's own, with the package importable from wherever it was started."""
     root = str(Path(lightning_core.__file__).parent.parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    if job.policy_settings.algorithm == "sft":
-        environment = ALLOCATOR | environment
+    environment = dict(ALGORITHMS[job.policy_settings.algorithm].environment) | environment
     training = job.policy_settings.training
     processes = training.processes
     if job.device is not None:

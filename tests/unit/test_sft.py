@@ -12,8 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from lightning_core.config import PolicySettings
+from lightning_core.config.algorithms import ALGORITHMS, Algorithm
 from lightning_core.lake.derive_inputs import make_advantages
-from lightning_core.training.algorithms import ALGORITHMS, algorithm
 from lightning_core.training.job import Job, Progress
 from lightning_core.training.sft import example, plan_passes, queue, run_job
 from tests import sql_rig
@@ -40,6 +40,7 @@ def make_job(folder: Path, base: Path, rows: list[Any], epoch: int = 0, **policy
         {
             "run": "r",
             "epoch": epoch,
+            "made_in": epoch - 1 if epoch else None,
             "policy": "policy",
             "policy_settings": {"algorithm": "sft"} | policy,
             "base_model": base,
@@ -187,7 +188,15 @@ def test_a_setting_of_today_wins_over_the_one_that_was_saved_with_the_moments(tm
     assert made[0] != made[1]
 
 
-def test_every_algorithm_of_the_settings_has_a_function() -> None:
-    names = PolicySettings.model_fields["algorithm"].annotation.__args__  # type: ignore[union-attr]
-    assert set(names) == set(ALGORITHMS)
-    assert algorithm("sft") is run_job
+def test_an_algorithm_plugs_in_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ALGORITHMS:
+        assert callable(ALGORITHMS[PolicySettings(algorithm=name).algorithm].load())
+    with pytest.raises(ValidationError, match="'dpo' is none of grpo, sft"):
+        PolicySettings(algorithm="dpo")
+    mine = Algorithm("lightning_core.training.sft:run_job", estimator="mine.sql", reads=("learning_rate",))
+    monkeypatch.setitem(ALGORITHMS, "dpo", mine)
+    policy = PolicySettings(algorithm="dpo")
+    assert (policy.estimator, policy.imitates, policy.passes) == ("mine.sql", False, 1)
+    assert ALGORITHMS[policy.algorithm].load() is run_job
+    with pytest.raises(ValidationError, match=r"`algorithm: dpo` ignores advantages, training\.beta"):
+        PolicySettings.model_validate({"algorithm": "dpo", "advantages": "rloo", "training": {"beta": 0.1}})

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from lightning_core.config import Settings
+from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
 from lightning_core.policies.manifest import Lineage, StoreError
 from lightning_core.policies.store import PolicyStore
 from lightning_core.training import epoch as training
-from lightning_core.training.algorithms import algorithm
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.job import Job, Progress
 from tests.tiny_model import make_tiny_llama
@@ -89,7 +89,7 @@ def test_what_cannot_be_trained_on_is_told_before_a_step_and_publishes_nothing(
     def in_this_process(job: Job, *_: Any) -> dict[str, Any]:
         progress = Progress(job.progress)
         progress.write = lines.append  # type: ignore[method-assign]
-        return algorithm(job.policy_settings.algorithm)(job, progress)
+        return ALGORITHMS[job.policy_settings.algorithm].load()(job, progress)
 
     monkeypatch.setattr(training, "train", in_this_process)
     store, train = epoch_of(tmp_path, name, sequences, **replaced)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.training import checkpoint as checkpoint_module
 from lightning_core.training import course
-from lightning_core.training.algorithms import algorithm
 from lightning_core.training.checkpoint import Checkpoints
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
@@ -80,7 +80,7 @@ class Dying(Progress):
 
 
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:
-    return algorithm(job.policy_settings.algorithm)(job, progress)
+    return ALGORITHMS[job.policy_settings.algorithm].load()(job, progress)
 
 
 def weights(folder: Path) -> bytes:

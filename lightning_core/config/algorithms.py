@@ -1,0 +1,72 @@
+"""Where an algorithm plugs in: an entry here, a SQL file and a function. Nothing else knows its name.
+
+1. Which rollouts train, and how strongly: a SQL file (`estimator` names it) from the table `returns` to advantages.
+   Everything it leaves out is counted with a reason; what it keeps becomes the table `sequences`.
+2. What is done with those sequences: a function `(Job, Progress) -> metrics` (lightning_core/training/job.py), which runs in
+   a process of its own. It reads `job.sequences`, goes on from `job.weights` or `job.base_model`, writes `job.output` whole
+   or not at all, with `training.json` (what it returns) in it, and tells `progress` its phases and optimizer steps. It
+   raises TrainingError, and has written nothing then, where it cannot go on.
+
+Functions are named by module and imported when they are called: settings that are only looked at import no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    function: str  # module:function
+    estimator: str | None = None  # file of sql/advantages; None: the policy's `advantages` says which
+    imitates: bool = False  # its rows are examples: sampled by any version in any way, for any number of `passes`
+    reads: tuple[str, ...] | None = (
+        None  # settings of `training`; None: all. Others are an error, and so is `min_spread`
+    )
+    environment: Mapping[str, str] = field(default_factory=dict)  # of its process, where nothing else is set
+
+    def load(self) -> Callable[[Any, Any], dict[str, Any]]:
+        """The function. Imports what it needs, but nothing heavy before it is called."""
+        module, _, name = self.function.partition(":")
+        function: Callable[[Any, Any], dict[str, Any]] = getattr(import_module(module), name)
+        return function
+
+
+ALGORITHMS = {
+    # All of policy gradients: advantages × the losses of TRL's GRPOTrainer.
+    "grpo": Algorithm("lightning_core.training.grpo:run_job"),
+    # The likelihood of chosen rollouts, by TRL's SFTTrainer.
+    "sft": Algorithm(
+        "lightning_core.training.sft:run_job",
+        estimator="sft",
+        imitates=True,
+        reads=(
+            "learning_rate",
+            "lr_schedule",
+            "warmup_steps",
+            "weight_decay",
+            "max_grad_norm",
+            "steps_per_epoch",
+            "tokens_per_micro_batch",
+            "max_sequence_tokens",
+            "max_mismatch",
+            "bf16",
+            "gradient_checkpointing",
+            "checkpoint_seconds",
+            "processes",
+            "accelerate_config",
+        ),
+        # TRL's SFT makes logits of every token, and torch gives each large tensor back to the system: on CPUs, half of a step
+        # went into clearing pages. With these glibc keeps what it has: twice the tokens/s for half as much memory again
+        # (bench/RESULTS.md). Tries make no such tensors, and gain nothing by it.
+        environment={
+            "MALLOC_MMAP_MAX_": "0",
+            "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+            "MALLOC_TOP_PAD_": str(1 << 28),
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        },
+    ),
+}
