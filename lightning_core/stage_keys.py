@@ -8,7 +8,8 @@ triplets  the epoch's range of the spool, what the SQL reads of the settings, th
 train     the epoch's sequences, the policy's settings, the seed, the parent version, the trainer's code
 record    the keys of all the others
 
-Left out: what changes only how fast a stage is (concurrency, shards, retries, sizes of caches).
+Left out: what changes only how fast a stage is (concurrency, shards, retries, sizes of caches). How a policy is packed and
+over how many processes it is trained is in its settings, and changes the last digits.
 """
 
 from __future__ import annotations

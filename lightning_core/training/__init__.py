@@ -1,14 +1,25 @@
 """Training: sequences in, new weights out, in a process of its own.
 
-    dataset.py    reading and checking sequences          plan.py      steps, micro-batches, weights of the loss
-    packing.py    prefix tries, layouts of a pass         scoring.py   log-probabilities of a layout
-    trainer.py    TRL's GRPOTrainer fed with a plan       weights.py   folders of weights
-    state.py      optimizer state between epochs          job.py       the job, start to end
-    launch.py     starting that process from a flow     epoch.py     from the lake to a published version
-    grpo.py       the job of `algorithm: grpo`          outcome.py   what a job leaves behind
-    sft.py        the job of `algorithm: sft`           sft_trainer.py TRL's SFTTrainer fed with a plan
-    course.py     steps of a job, told and kept         stepping.py  what both trainers do around a step
-    checkpoint.py going on within an epoch              schedule.py  what changes over a run
+From a flow (none of these pulls in torch):
+    epoch.py       from the lake to a published version   launch.py      that process: started, followed, ended
+    job.py         what goes in, and what is looked over  weights.py     folders of weights
+    code.py        what the code of a training is         errors.py      why one could not be
 
-Import `launch` and `job` from a flow: neither pulls in torch. Left out: sampling and rewards, which happen elsewhere.
+A job, start to end:
+    grpo.py        of policy gradients                    sft.py         of examples
+    dataset.py     reading and checking sequences         plan.py        steps, micro-batches, weights of the loss
+    course.py      steps of a job, told and kept          schedule.py    what changes over a run
+    checkpoint.py  going on within an epoch               state.py       optimizer state between epochs
+    outcome.py     what a job leaves behind               throughput.py  how fast it was
+    probe.py       tokens for the server to be asked      arguments.py   settings as TRL's classes take them
+
+Around TRL's trainers:
+    trainer.py     GRPOTrainer fed with a plan            sft_trainer.py SFTTrainer fed with a plan
+    stepping.py    what both do around a step             start.py       what is worked out before the first step
+    packing.py     prefix tries, layouts of a pass        attention.py   attention along a trie
+    inputs.py      a micro-batch as TRL takes it          scoring.py     log-probabilities of a layout
+    correction.py  importance ratios, uncertain tokens    gather.py      whole tensors of split models
+    zero.py        the same, of DeepSpeed's
+
+Where an algorithm plugs in: lightning_core/config/algorithms.py. Left out: sampling and rewards, which happen elsewhere.
 """

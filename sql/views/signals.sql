@@ -1,6 +1,7 @@
 -- How training goes, one number a row: what MLflow, the console and Prometheus are told.
 -- Grain: one row per (run, epoch, mode, policy, signal). `policy` is NULL for what is not one policy's. An evaluation's epoch
--- is the number of epochs trained before it. Signals of several kinds are named `dropped/<reason>`, `seconds/<stage>`.
+-- is the number of epochs trained before it. Signals of several kinds are named `dropped/<reason>`, `left_out/<reason>`,
+-- `seconds/<stage>`.
 -- Inputs: epoch_manifests, advantages, sequences, exclusion_reasons, staleness, rollout_rewards.
 -- Rule: `reward` and `reward_spread` (standard deviation) are over the rollouts a policy acted in, each once. `group_spread` is
 -- the mean deviation of a group's returns; `groups_kept` the share of groups in which any rollout trains;
