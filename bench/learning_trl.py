@@ -16,11 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_core.config import Settings
+from lightning_core.config import Settings, TrainingSettings
 from lightning_core.policies.model import resolve_model
 from lightning_core.settings_file import load_settings
 from lightning_core.taskset import load_tasks, plan_training
 from lightning_core.training.job import import_trainer
+from lightning_core.training.schedule import DECAY
 
 ROOT = Path(__file__).parents[1]
 CALCULATOR = ROOT / "examples/calculator"
@@ -42,6 +43,15 @@ def main() -> None:
         rollouts = (epoch + 1) * settings.rollout.tasks_per_epoch * settings.rollout.group_size
         with (options.folder / "evaluations.jsonl").open("a") as file:
             file.write(json.dumps({"epochs": epoch + 1, "rollouts": rollouts, "right": share, "tasks": tasks}) + "\n")
+
+
+def scheduled(training: TrainingSettings, steps: int) -> dict[str, Any]:
+    """Our learning rate's schedule by transformers' names."""
+    if training.lr_schedule != "wsd":
+        return {"lr_scheduler_type": training.lr_schedule}
+    falling = round((steps - training.warmup_steps) * DECAY)
+    how = {"num_decay_steps": falling, "decay_type": "linear"}
+    return {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": how}
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
@@ -119,7 +129,7 @@ def train_epoch(settings: Settings, folder: Path, epoch: int) -> Path:
             beta=training.beta,
             epsilon=training.epsilon,
             learning_rate=training.learning_rate,
-            lr_scheduler_type=training.lr_schedule,
+            **scheduled(training, settings.epochs * steps),
             warmup_steps=training.warmup_steps,
             max_grad_norm=training.max_grad_norm,
             weight_decay=training.weight_decay,

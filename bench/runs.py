@@ -24,8 +24,9 @@ def flow_command(flow: str, settings: Path, changes: dict[str, Any]) -> list[str
 def run_for(command: list[str], log: Path, until: float, name: str) -> bool:
     """Run a command that can go on where it stopped until it ends (True) or the time is up (monotonic seconds).
 
-    Raises RuntimeError, with the end of `log`, where it failed.
+    Raises RuntimeError, with the end of `log`, where it failed. Whoever ends the bench, by SIGTERM too, ends the command.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with log.open("ab") as out:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True

@@ -29,8 +29,9 @@ _ADAPTIVE = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entr
 
 class TrainingSettings(Section):
     learning_rate: float = Field(1e-5, gt=0)
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="over the whole run (`epochs` times `steps_per_epoch`), falling to 0 at its end"
+    lr_schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
+        "constant",
+        description="over the whole run (`epochs` times `steps_per_epoch`), falling to 0 at its end; `wsd` (warm-up, stable, decay) falls in its last third alone, linearly",
     )
     warmup_steps: int = Field(
         0,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from lightning_core.config import TrainingSettings
 
+DECAY = 1 / 3  # of the steps after the warm-up, in which `wsd` falls
+
 
 def learning_rate(settings: TrainingSettings, at: int, whole: int, taken: int) -> float:
     """Of a step whose place is `at` (from 0) among the run's `whole`, after `taken` optimizer steps.
@@ -17,8 +19,8 @@ def learning_rate(settings: TrainingSettings, at: int, whole: int, taken: int) -
     if settings.lr_schedule == "constant":
         return settings.learning_rate * warm
     done = min(max(at - settings.warmup_steps, 0) / max(whole - settings.warmup_steps, 1), 1.0)
-    falling = 1 - done if settings.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return settings.learning_rate * warm * falling
+    falling = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "wsd": min((1 - done) / DECAY, 1.0)}
+    return settings.learning_rate * warm * falling[settings.lr_schedule]
 
 
 @dataclass

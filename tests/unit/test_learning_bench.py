@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from bench import learning, learning_page
+from lightning_core.config import TrainingSettings
 from lightning_core.lake.derive_inputs import check_estimators
+from lightning_core.training.schedule import learning_rate
 from tests.tiny_model import make_tiny_llama
 
 CALCULATOR = Path(__file__).parents[2] / "examples/calculator"
@@ -27,6 +29,26 @@ def rows(arm: str, shares: list[list[float]]) -> list[dict[str, Any]]:
 
 
 ROWS = rows("ours", [[0.2, 0.6, 0.9], [0.4, 0.6, 0.9]]) + rows("transitions", [[0.2, 0.4, 0.7], [0.4, 0.4, 0.7]])
+
+
+@pytest.mark.slow  # it imports transformers
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
+def test_stock_is_trained_at_the_rates_that_ours_is(schedule: str) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    from bench.learning_trl import scheduled
+
+    training = TrainingSettings.model_validate({"learning_rate": 1.0, "lr_schedule": schedule})
+    names = scheduled(training, 48)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = get_scheduler(
+        names["lr_scheduler_type"], optimizer, 0, 48, scheduler_specific_kwargs=names.get("lr_scheduler_kwargs")
+    )
+    for at in range(48):
+        assert theirs.get_last_lr()[0] == pytest.approx(learning_rate(training, at, 48, at)), at
+        optimizer.step()
+        theirs.step()
 
 
 def test_the_ancestors_scheme_is_settings_alone(tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ def test_the_learning_rate_is_constant_unless_it_is_scheduled_over_the_run() -> 
     assert rates(warmup_steps=4) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert rates(lr_schedule="linear") == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
     assert rates(lr_schedule="linear", warmup_steps=2) == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
+    assert rates(lr_schedule="wsd") == pytest.approx([1, 1, 1, 1, 1, 0.5])
+    assert rates(lr_schedule="wsd", warmup_steps=3) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
     cosine = rates(lr_schedule="cosine")
     assert cosine[0] == 1.0 and cosine[3] == pytest.approx(0.5) and 0 < cosine[5] < 0.1
 
