@@ -43,10 +43,10 @@ def run_for(command: list[str], log: Path, until: float, name: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int | None:
-    """What the run ended with by itself; None where it was stopped here, as Ctrl-C stops it."""
+    """What the run ended with by itself; None where it was stopped here. In the background SIGINT may be ignored."""
     if process.poll() is not None:
         return process.returncode
-    os.killpg(process.pid, signal.SIGINT)
+    process.terminate()
     try:
         process.wait(_TO_STOP_S)
     except subprocess.TimeoutExpired:
