@@ -56,7 +56,4 @@ def waited_enough(rows: list[dict[str, Any]], patience: int | None) -> bool:
 
 def _evaluates_after(settings: Settings, epochs: int) -> bool:
     """Before any training, every so many epochs, and at the end."""
-    every = settings.evaluation.every
-    if settings.tasks.evaluate is None or every == 0:
-        return False
-    return epochs % every == 0 or epochs == settings.epochs
+    return settings.evaluates and (epochs % settings.evaluation.every == 0 or epochs == settings.epochs)

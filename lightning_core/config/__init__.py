@@ -139,18 +139,19 @@ class Settings(Section):
     def _alarm_can_sound(self) -> Settings:
         if self.alarm.kl_above is not None and not any(p.training.beta > 0 for p in self.policies):
             raise ValueError("alarm.kl_above needs a KL, which is measured where `training.beta` is above 0; give that")
-        if self.alarm.reward_drop is not None and (self.tasks.evaluate is None or self.evaluation.every == 0):
-            raise ValueError(
-                "alarm.reward_drop needs evaluations: give `tasks.evaluate`, and `evaluation.every` above 0"
-            )
         return self
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether `train` tries held-out tasks."""
+        return self.tasks.evaluate is not None and self.evaluation.every > 0
+
     @model_validator(mode="after")
-    def _patience_is_tried(self) -> Settings:
-        if self.evaluation.patience is not None and (self.tasks.evaluate is None or self.evaluation.every == 0):
-            raise ValueError(
-                "evaluation.patience counts evaluations: give `tasks.evaluate`, and `evaluation.every` above 0"
-            )
+    def _what_needs_evaluations_has_some(self) -> Settings:
+        needing = {"alarm.reward_drop": self.alarm.reward_drop, "evaluation.patience": self.evaluation.patience}
+        for name, value in needing.items():
+            if value is not None and not self.evaluates:
+                raise ValueError(f"{name} needs evaluations: give `tasks.evaluate`, and `evaluation.every` above 0")
         return self
 
     @model_validator(mode="after")

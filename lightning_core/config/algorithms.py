@@ -21,11 +21,10 @@ from typing import Any
 @dataclass(frozen=True)
 class Algorithm:
     function: str  # module:function
-    estimator: str | None = None  # file of sql/advantages; None: the policy's `advantages` says which
+    # File of sql/advantages, where `advantages` and `min_spread` are an error; None: `advantages` says which.
+    estimator: str | None = None
     imitates: bool = False  # its rows are examples: sampled by any version in any way, for any number of `passes`
-    reads: tuple[str, ...] | None = (
-        None  # settings of `training`; None: all. Others are an error, and so is `min_spread`
-    )
+    reads: tuple[str, ...] | None = None  # settings of `training`, of which others are an error; None: all
     environment: Mapping[str, str] = field(default_factory=dict)  # of its process, where nothing else is set
 
     def load(self) -> Callable[[Any, Any], dict[str, Any]]:

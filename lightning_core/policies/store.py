@@ -114,12 +114,8 @@ class PolicyStore:
 
     def best_of(self, run: str) -> str | None:
         """The best of the versions that a run was the last to evaluate, by what its newest evaluation was on; or None."""
-        told = [(version, self.manifest(version).evaluation) for version in self.versions()]
-        own = [(version, evaluation) for version, evaluation in told if evaluation and evaluation.run == run]
-        if not own:
-            return None
-        held_out = max(own, key=lambda of: of[1].epoch)[1].held_out
-        return max((of for of in own if of[1].held_out == held_out), key=lambda of: of[1].right)[0]
+        own = {version: evaluation for version, evaluation in self._evaluations().items() if evaluation.run == run}
+        return _best(own, max(own.values(), key=lambda evaluation: evaluation.epoch).held_out) if own else None
 
     def evaluated(self, version: str, evaluation: Evaluation) -> str:
         """Note an evaluation of `version`, and swap `best` where it is the best now; returns the best version.
@@ -130,14 +126,15 @@ class PolicyStore:
         with self.lock():
             noted = self.manifest(version).model_copy(update={"evaluation": evaluation})
             write_atomic(self.path(version) / MANIFEST, _json(noted))
-            best = version
-            for other in reversed(self.versions()):
-                found, leading = self.manifest(other).evaluation, self.manifest(best).evaluation or evaluation
-                if found is not None and found.held_out == evaluation.held_out and found.right >= leading.right:
-                    best = other
+            best = _best(self._evaluations(), evaluation.held_out)
             if self._pointer("best") != best:
                 write_atomic(self.folder / "best", f"{best}\n".encode())
         return best
+
+    def _evaluations(self) -> dict[str, Evaluation]:
+        """The latest of each version that has one, oldest version first."""
+        told = {version: self.manifest(version).evaluation for version in self.versions()}
+        return {version: evaluation for version, evaluation in told.items() if evaluation is not None}
 
     def pinned(self) -> list[str]:
         """Versions that garbage collection leaves alone, whatever else holds."""
@@ -332,3 +329,9 @@ def _link_or_copy(source: Path, target: Path) -> None:
     except OSError as error:
         log.debug("%s: cannot be linked (%s), copying", source, error)
         shutil.copyfile(source, target)
+
+
+def _best(evaluations: dict[str, Evaluation], held_out: str) -> str:
+    """Of the versions evaluated on `held_out`, the one with the highest share right; of equals the first."""
+    compared = [version for version, evaluation in evaluations.items() if evaluation.held_out == held_out]
+    return max(compared, key=lambda version: evaluations[version].right)

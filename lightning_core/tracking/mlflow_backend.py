@@ -88,9 +88,8 @@ class MlflowRun:
         except FileNotFoundError:
             return None
         except MlflowException as error:
-            if (
-                error.error_code != "RESOURCE_DOES_NOT_EXIST"
-            ):  # else a server that is away for a moment would begin a second run
+            # A server that is away for a moment begins no second run.
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
         return run_id

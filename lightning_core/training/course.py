@@ -98,15 +98,13 @@ class JobSteps:
         )
 
     def _state(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        if self.job.made_in is None:
-            return None, {"step": 0}
-        kept = load_state(self.job.state, self.job.made_in)
-        if kept is None:
-            why = f"{self.job.state}: the optimizer state of epoch {self.job.made_in} is not kept any more: AdamW starts afresh"
+        made_in = self.job.made_in
+        kept = None if made_in is None else load_state(self.job.state, made_in)
+        if made_in is not None and kept is None:
+            why = f"{self.job.state}: the optimizer state of epoch {made_in} is not kept any more: AdamW starts afresh"
             logger.warning(why)
             self.progress.write({"warning": why})
-            return None, {"step": 0}
-        return kept
+        return kept or (None, {"step": 0})
 
     def _train(self, trainer: Any) -> None:
         if trainer.accelerator.num_processes > 1:
@@ -118,9 +116,8 @@ class JobSteps:
     def leave(self, trainer: Any, metrics: dict[str, Any], probed: list[int]) -> dict[str, Any]:
         """Write what `outcome.leave` does; no checkpoint is needed any more."""
         state = {"step": self.noted["step"] + self.count, "parameters": self.parameters}
-        state["entropy"] = trainer.entropy or self.noted.get(
-            "entropy", []
-        )  # examples have no use for it, later epochs may
+        # Where this epoch has no use for it, a later one may.
+        state["entropy"] = trainer.entropy or self.noted.get("entropy", [])
         metrics = metrics | self.measured
         result = leave(self.job, self.progress, trainer, metrics, taken=self.taken, state=state, probed=probed)
         if trainer.accelerator.is_main_process:

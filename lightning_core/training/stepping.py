@@ -36,14 +36,16 @@ class Stepping:
     @property
     def entropy(self) -> list[float]:
         """What the next step depends on beside weights and moments: where an adaptive entropy bonus has come to."""
-        return (
-            [] if self.bonus is None or not self.settings.use_adaptive_entropy else [self.bonus.coef, self.bonus.last]
-        )
+        return [] if self._adaptive is None else [self._adaptive.coef, self._adaptive.last]
 
     @entropy.setter
     def entropy(self, was: list[float]) -> None:
-        if self.bonus is not None and self.settings.use_adaptive_entropy and was:
-            self.bonus.coef, self.bonus.last = was
+        if self._adaptive is not None and was:
+            self._adaptive.coef, self._adaptive.last = was
+
+    @property
+    def _adaptive(self) -> EntropyBonus | None:
+        return self.bonus if self.settings.use_adaptive_entropy else None
 
     def create_optimizer(self, *args: Any) -> Any:
         optimizer = super().create_optimizer(*args)  # type: ignore[misc]

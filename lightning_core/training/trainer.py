@@ -31,8 +31,8 @@ from lightning_core.training.stepping import Stepping
 
 logger = logging.getLogger(__name__)
 
-# What is summed over a step's trained tokens: the metrics that are not TRL's.
 _MOST_NATS = 20.0  # by which a token can be more likely in what is told: e^20, before numbers overflow
+# What is summed over a step's trained tokens: the metrics that are not TRL's.
 _SUMS = ("tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "sampled", "informative_entropy")
 
 

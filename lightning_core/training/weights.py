@@ -165,7 +165,7 @@ def load_model(folder: Path) -> Any:
 
 
 def load_tokenizer(folder: Path, vocabulary: int) -> Any:
-    """The tokenizer. Raises WeightsError where it knows more tokens than the model does; added ones nobody may ever sample."""
+    """The tokenizer. Raises WeightsError where it knows more tokens, without added ones, than the model does."""
     from transformers import AutoTokenizer
 
     try:
