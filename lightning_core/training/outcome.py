@@ -30,7 +30,8 @@ def leave(
     from lightning_core.training.gather import optimizer_state, state_dict
 
     progress.phase("saving")
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    # Without the autocast of `bf16`: the server's logprobs are compared with those of the weights as they are saved.
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     weights, optimizer = state_dict(trained), optimizer_state(trainer)
     if trainer.accelerator.is_main_process:
         save_state(job.state, job.epoch, optimizer, state)

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 from lightning_core.config.algorithms import ALGORITHMS
+from lightning_core.policies.probe import Probe, difference
 from lightning_core.training import checkpoint as checkpoint_module
 from lightning_core.training import course
 from lightning_core.training.checkpoint import Checkpoints
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
 from lightning_core.training.job import Job, Progress
+from lightning_core.training.probe import take_probe
+from lightning_core.training.weights import load_model
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group, write_parquet
 
@@ -196,6 +199,15 @@ def test_one_sequence_is_trained_on(make_job: Callable[..., Job], tmp_path: Path
     job = make_job(sequences=write_parquet(rows(5), tmp_path / "one.parquet"))
     result = run_job(job, Progress(job.progress))
     assert (result["sequences"], result["steps"], result["trained_tokens"]) == (1, 1, 2)
+
+
+def test_what_a_server_is_compared_with_is_what_the_saved_weights_make_of_it_in_bf16_too(
+    make_job: Callable[..., Job],
+) -> None:
+    job = make_job(training={"bf16": True})
+    probe = Probe.model_validate(run_job(job, Progress(job.progress))["probe"])
+    saved = Probe.model_validate(take_probe(load_model(job.output), probe.token_ids))
+    assert difference(probe.logprobs, saved.logprobs) < 1e-5
 
 
 @pytest.mark.parametrize(
