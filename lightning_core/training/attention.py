@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from lightning_core.training.packing import segments_of
 
 NAME = "lightning"
+BLOCK = 128  # queries and keys of a block of FlexAttention's mask
 
 
 class Forest:
@@ -50,14 +51,34 @@ class Forest:
 
     @cached_property
     def block_mask(self) -> Any:
-        from torch.nn.attention.flex_attention import create_block_mask
+        """FlexAttention's `BlockMask`, from the ends alone: the (n, n) mask that PyTorch's own way asks for is never made."""
+        from torch.nn.attention.flex_attention import BlockMask
 
         end = torch.from_numpy(self.end).to(self.device)
 
         def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
             return (key <= query) & (query < end[key])
 
-        return create_block_mask(sees, B=None, H=None, Q_LEN=len(self), KV_LEN=len(self), device=self.device)
+        n = len(self)
+        first = np.arange(0, n, BLOCK)
+        below = first[:, None] > first[None, :]  # (query blocks, key blocks), as all that follows
+        some = below & (np.maximum.reduceat(self.end, first) > first[:, None])
+        full = below & (np.minimum.reduceat(self.end, first) >= first[:, None] + BLOCK)
+        partial = (some & ~full) | np.eye(len(first), dtype=bool)
+        return BlockMask.from_kv_blocks(
+            *_in_order(partial, self.device),
+            *_in_order(full, self.device),
+            BLOCK_SIZE=BLOCK,
+            mask_mod=sees,
+            seq_lengths=(n, n),
+        )
+
+
+def _in_order(blocks: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a bool (queries, keys): each row's count, int32 (1, 1, queries), and its columns, the true ones first."""
+    columns = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
+    counts = blocks.sum(1, dtype=np.int32)
+    return torch.from_numpy(counts)[None, None].to(device), torch.from_numpy(columns)[None, None].to(device)
 
 
 def attend(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_core.training.packing import forest_layout
+from lightning_core.training.packing import build_trie, forest_layout
 from tests.training_data import one_thread, random_group
 
 pytestmark = pytest.mark.slow  # it imports TRL
@@ -56,6 +56,34 @@ def test_flex_attention_with_the_forests_mask_gives_what_segments_give() -> None
     with torch.no_grad():
         flex = flex_attention(query, key, value, block_mask=trees.block_mask, scale=0.25, enable_gqa=True)
     torch.testing.assert_close(segments, flex.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[1], [127], [128], [256, 3], [300, 90, 1, 200], [500, 40, 41, 42, 300], [129, 1, 1, 1, 400, 260]],
+    ids=str,
+)
+def test_the_block_mask_is_the_one_pytorch_makes_of_the_whole_mask(lengths: list[int]) -> None:
+    """Row after row, each branching off a random earlier one: blocks none, partly and wholly seen."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    from lightning_core.training.attention import Forest
+
+    rng = np.random.default_rng(len(lengths))
+    rows: list[np.ndarray] = []
+    for length in lengths:
+        shared = rows[rng.integers(len(rows))] if rows else np.zeros(0, np.int32)
+        kept = shared[: rng.integers(len(shared) + 1)]
+        rows.append(np.concatenate([kept, rng.integers(1000, size=length, dtype=np.int32)]))
+    trie = build_trie(rows)
+    ours = Forest(trie.depth, trie.end, torch.device("cpu")).block_mask
+    theirs = create_block_mask(ours.mask_mod, None, None, len(trie), len(trie), "cpu")
+    torch.testing.assert_close(ours.to_dense(), theirs.to_dense())
+    parts = [kind + name for kind in ("kv_", "full_kv_", "q_", "full_q_") for name in ("num_blocks", "indices")]
+    for name in parts:
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), msg=name)
+    assert (ours.seq_lengths, ours.BLOCK_SIZE) == (theirs.seq_lengths, theirs.BLOCK_SIZE)
 
 
 def test_without_a_forest_it_is_plain_causal_attention() -> None:
