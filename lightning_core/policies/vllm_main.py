@@ -5,8 +5,8 @@
 vLLM's CPU build starts an engine process and a worker process, each of which imports torch and vLLM anew, one after
 another. That is nearly all of its start-up time and half of its memory. Here the engine is forked from the server
 after everything is imported, and runs the model itself: one import, pages shared, two processes instead of four. The
-pieces are vLLM's public launcher functions; nothing in vLLM is patched. On a GPU vLLM's own way is taken unchanged,
-since CUDA must not be forked.
+pieces are vLLM's public launcher functions; of vLLM itself one thing is replaced, how LoRA is computed (vllm_lora.py).
+On a GPU vLLM's own way is taken unchanged, since CUDA must not be forked.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ ENGINE_MODULES = (
     "vllm.v1.attention.backends.cpu_attn",
     "vllm.model_executor.model_loader.default_loader",
 )
+LORA = "lightning_core.policies.vllm_lora.ByAdapter"
 
 
 def main() -> None:
@@ -55,6 +56,7 @@ async def _serve_forked(args: Namespace) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.entry import build_and_serve
     from vllm.entrypoints.launchers.launcher import setup_server
+    from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
     from vllm.utils.system_utils import decorate_logs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -71,6 +73,7 @@ async def _serve_forked(args: Namespace) -> None:
         # set before this process began.
         config.parallel_config.distributed_executor_backend = "uni"
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        current_platform.get_punica_wrapper = lambda: LORA
         os.register_at_fork(after_in_child=_die_with_parent)
         # Frozen objects are not visited by the collector, so their pages stay shared.
         gc.collect()

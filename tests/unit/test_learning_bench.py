@@ -69,7 +69,7 @@ def test_rows_of_other_settings_of_the_example_are_another_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = learning.example_key()
-    for old, new in (("3.0e-5", "2.0e-5"), ("epochs: 1", "epochs: 2"), ("min_spread: 0.3", "min_spread: 0.2")):
+    for old, new in (("2.0e-5", "3.0e-5"), ("epochs: 1", "epochs: 2"), ("min_spread: 0.3", "min_spread: 0.2")):
         changed = tmp_path / "settings.yaml"
         text = learning.EXAMPLE.read_text()
         assert old in text
