@@ -78,8 +78,7 @@ class VllmSettings(Section):
     max_model_len: int = Field(2048, ge=64)
     max_num_seqs: int = Field(64, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="`auto`: on a GPU as vLLM chooses; on a CPU bfloat16 where it multiplies that natively (AVX512_BF16, AMX), else float32",
+        "auto", description="`auto`: float32 on a CPU, on a GPU as vLLM chooses"
     )
     colocated: bool = Field(
         False, description="vLLM gives its GPU's memory back while a policy is trained (sleep mode); needs CUDA"

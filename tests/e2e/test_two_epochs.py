@@ -45,7 +45,7 @@ def write_settings(folder: Path, **changes: Any) -> Path:
         "reward": {"grader": f"{HERE / 'letter_agent.py'}:grade"},
         "policies": [{"model": str(model), "training": {"learning_rate": 1e-3}}],
         "evaluation": {"every": 2, "success_reward": 0.5},
-        "vllm": {"dtype": "float32", "kv_cache_gb": 0.1, "max_model_len": 256, "max_num_seqs": 16},
+        "vllm": {"kv_cache_gb": 0.1, "max_model_len": 256, "max_num_seqs": 16},
     } | changes
     file = folder / "settings.yaml"
     file.write_text(yaml.safe_dump(content))

@@ -52,7 +52,6 @@ class Deployment:
                 "agent": {"command": "true"},
                 "tasks": {"train": "tasks.jsonl"},
                 "vllm": {
-                    "dtype": "float32",
                     "kv_cache_gb": 0.05,
                     "max_model_len": 512,
                     "max_num_seqs": CLIENTS,
