@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -69,11 +70,12 @@ def test_rows_of_other_settings_of_the_example_are_another_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = learning.example_key()
-    for old, new in (("2.0e-5", "3.0e-5"), ("epochs: 1", "epochs: 2"), ("min_spread: 0.3", "min_spread: 0.2")):
+    text = learning.EXAMPLE.read_text()
+    for name, value in (("learning_rate", "9.0e-5"), ("epochs", "99"), ("min_spread", "0.25")):
         changed = tmp_path / "settings.yaml"
-        text = learning.EXAMPLE.read_text()
-        assert old in text
-        changed.write_text(text.replace(old, new))
+        other = re.sub(rf"(?m)^( *{name}:) \S+", rf"\1 {value}", text)
+        assert other != text
+        changed.write_text(other)
         with monkeypatch.context() as patch:
             patch.setattr(learning, "EXAMPLE", changed)
             assert learning.example_key() != key
