@@ -49,6 +49,7 @@ ALGORITHMS = {
             "weight_decay",
             "max_grad_norm",
             "steps_per_epoch",
+            "min_groups_per_step",
             "tokens_per_micro_batch",
             "max_sequence_tokens",
             "max_mismatch",

@@ -69,6 +69,7 @@ def _plan(job: Job, sequences: Sequences, packing: Packing) -> list[Step]:
     return plan_steps(
         sequences.rows,
         steps=settings.steps_per_epoch,
+        min_groups=settings.min_groups_per_step,
         seed=derive_seed(job.seed, job.epoch),
         packing=packing,
         budget=settings.tokens_per_micro_batch,

@@ -83,23 +83,24 @@ def plan_steps(
     budget: int,
     loss_type: str,
     completion_limit: int,
+    min_groups: int = 1,
     normalization: str | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> list[Step]:
     """Spread whole groups over `steps` optimizer steps and cut each in micro-batches of at most `budget` tokens.
 
-    The order of groups is drawn from `seed`, and depends on the ids alone, not on the order of `sequences`. With
-    fewer groups than steps there are fewer steps. Ranks get equally many micro-batches of a step.
+    The order of groups is drawn from `seed`, and depends on the ids alone, not on the order of `sequences`. Where
+    steps would have fewer than `min_groups` groups there are fewer steps. Ranks get equally many micro-batches of a step.
     """
     groups: defaultdict[str, list[Sequence]] = defaultdict(list)
     for sequence in sorted(sequences, key=lambda s: s.sequence_id):
         groups[sequence.group_id].append(sequence)
     names = sorted(groups)
     order = np.random.default_rng(seed).permutation(len(names))
-    count = min(steps, len(names))
+    count = min(steps, max(1, len(names) // min_groups))
     if count < steps:
-        logger.warning("%d groups for %d optimizer steps: %d steps", len(names), steps, count)
+        logger.info("%d groups for %d optimizer steps: %d steps", len(names), steps, count)
     planned = []
     for share in np.array_split(order, count):
         chosen = [groups[names[i]] for i in share]

@@ -53,6 +53,7 @@ def plan_passes(job: Job, sequences: list[Sequence], seed: int) -> list[Step]:
         for step in plan_steps(
             sequences,
             steps=settings.steps_per_epoch,
+            min_groups=settings.min_groups_per_step,
             seed=seed + number,
             packing="none",
             budget=settings.tokens_per_micro_batch,

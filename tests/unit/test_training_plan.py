@@ -57,6 +57,12 @@ def test_fewer_groups_than_steps_give_fewer_steps() -> None:
     assert len(plan(groups(2), steps=5)) == 2
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [3]), (7, [7]), (8, [4, 4]), (11, [5, 6]), (30, [6] * 5)])
+def test_no_step_has_fewer_groups_than_asked_for_but_the_only_one(count: int, sizes: list[int]) -> None:
+    steps = plan(groups(count), steps=5, min_groups=4)
+    assert sorted(len(groups_of(step)) for step in steps) == sizes
+
+
 @pytest.mark.parametrize("packing", ["tree", "concat", "none"])
 def test_micro_batches_keep_to_the_budget_unless_one_sequence_is_longer(packing: str) -> None:
     long = make_sequence("long", "g0", [(list(range(150)), [1, 2])])

@@ -36,6 +36,10 @@ from lightning_core.training.schedule import EntropyBonus, learning_rate
         ({"importance_correction": "token_mask", "importance_clip_min": 3.0}, "has to be below"),
         ({"importance_correction": "token_mask", "importance_clip_min": 0.0}, "greater than 0"),
         ({"importance_correction": "rollout_mask", "loss_type": "vespo"}, "take `token_truncate` or `token_mask`"),
+        (
+            {"min_groups_per_step": 4},
+            "`min_groups_per_step` has no effect with one step an epoch; raise `steps_per_epoch`",
+        ),
         ({"epsilon": 0.05}, "`epsilon` has no effect with one step an epoch.* raise `steps_per_epoch`"),
         ({"loss_type": "cispo", "epsilon_high": 3.0}, "`epsilon_high` has no effect with one step an epoch"),
         ({"loss_type": "vespo", "vespo_k_neg": 2.0}, "`vespo_k_neg` has no effect with one step an epoch"),
