@@ -1,0 +1,20 @@
+"""What vLLM computes in where the settings leave it open: as the trainer on a CPU, as vLLM chooses on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightning_core.config import VllmSettings
+from lightning_core.policies import vllm_command
+
+
+@pytest.mark.parametrize(
+    ("cpu", "asked", "dtype"), [(True, "auto", "float32"), (True, "bfloat16", "bfloat16"), (False, "auto", "auto")]
+)
+def test_auto_is_settled_on_a_cpu_only(cpu: bool, asked: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_command, "cpu_build", lambda: cpu)
+    settings = VllmSettings.model_validate({"dtype": asked})
+    arguments = vllm_command.command(settings, Path("m"), "p", Path("s"), None, 0)
+    assert arguments[arguments.index("--dtype") + 1] == dtype
