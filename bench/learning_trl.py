@@ -2,9 +2,9 @@
 
     python -m bench.learning_trl --seed 0 --folder var/learning/stock-0
 
-Same model, tasks in the same order, rollouts, optimizer steps, learning rate and loss as the example's settings; 32
-rollouts a step, sampled by the newest weights (TRL's default). Evaluates greedily before training and after every epoch, into
-`evaluations.jsonl`. Goes on from its last whole epoch.
+Same model, adapter (where there is one), tasks in the same order, rollouts, optimizer steps, learning rate and loss as the
+example's settings; 32 rollouts a step, sampled by the newest weights (TRL's default). Evaluates greedily before training and
+after every epoch, into `evaluations.jsonl`. Goes on from its last whole epoch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lightning_core.settings_file import load_settings
 from lightning_core.taskset import load_tasks, plan_training
 from lightning_core.training.job import import_trainer
 from lightning_core.training.schedule import DECAY
+from lightning_core.training.weights import lora_config
 
 ROOT = Path(__file__).parents[1]
 CALCULATOR = ROOT / "examples/calculator"
@@ -112,7 +113,10 @@ def train_epoch(settings: Settings, folder: Path, epoch: int) -> Path:
     passes = max(rows // _PASS, 1)
     tokenizer = AutoTokenizer.from_pretrained(base(settings), padding_side="left")
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(before if epoch else base(settings), dtype="float32"),
+        model=AutoModelForCausalLM.from_pretrained(
+            before if epoch and policy.lora is None else base(settings), dtype="float32"
+        ),
+        peft_config=policy.lora and lora_config(policy.lora),
         reward_funcs=lambda completions, task, **_: [
             reward(json.loads(t), c[0]["content"]) for c, t in zip(completions, task, strict=True)
         ],

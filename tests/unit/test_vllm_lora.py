@@ -21,7 +21,8 @@ def wrapper(cls: Any, adapters: list[int], prefill: bool) -> Any:
     return made
 
 
-def output(cls: Any, adapters: list[int], prefill: bool) -> Any:
+def output(cls: Any, adapters: list[int], prefill: bool, layer: str) -> Any:
+    """What a layer gives with the adapters, and what without."""
     import torch
 
     torch.manual_seed(0)
@@ -29,32 +30,44 @@ def output(cls: Any, adapters: list[int], prefill: bool) -> Any:
     a = tuple(torch.randn(SLOTS, 1, RANK, WIDTH) for _ in SLICES)
     b = tuple(torch.randn(SLOTS, 1, out, RANK) for out in SLICES)
     before = y.clone()
-    wrapper(cls, adapters, prefill).add_lora_linear(y, x, a, b, 0.5, SLICES)
+    computed = wrapper(cls, adapters, prefill)
+    if layer == "linear":
+        computed.add_lora_linear(y, x, a, b, 0.5, SLICES)
+    elif layer == "logits":  # padded by 3
+        computed.add_lora_logits(y, x, a[0], torch.randn(SLOTS, 1, sum(SLICES) - 3, RANK), 0.5)
+    else:
+        computed.add_lora_embedding(y, x[:, :RANK], torch.randn(SLOTS, 1, sum(SLICES), RANK), add_inputs=True)
     return y, before
 
 
+LAYERS = pytest.mark.parametrize("layer", ["linear", "logits", "embedding"])
+
+
+@LAYERS
 @pytest.mark.parametrize("prefill", [True, False])
 @pytest.mark.parametrize("adapters", [[7], [8, 8, 8], [9, 7, 7, 9, 8], [7, 9]], ids=str)
-def test_tokens_of_every_adapter_get_what_vllm_gives_them(adapters: list[int], prefill: bool) -> None:
+def test_tokens_of_every_adapter_get_what_vllm_gives_them(adapters: list[int], prefill: bool, layer: str) -> None:
     import torch
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
     from lightning_core.policies.vllm_lora import ByAdapter
 
-    (ours, before), (theirs, _) = output(ByAdapter, adapters, prefill), output(PunicaWrapperCPU, adapters, prefill)
+    ours, before = output(ByAdapter, adapters, prefill, layer)
+    theirs, _ = output(PunicaWrapperCPU, adapters, prefill, layer)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(ours, before)
 
 
+@LAYERS
 @pytest.mark.parametrize("prefill", [True, False])
-def test_a_token_without_an_adapter_stays_as_it_is(prefill: bool) -> None:
+def test_a_token_without_an_adapter_stays_as_it_is(prefill: bool, layer: str) -> None:
     import torch
 
     from lightning_core.policies.vllm_lora import ByAdapter
 
-    after, before = output(ByAdapter, [7, 0, 9, 0], prefill)
+    after, before = output(ByAdapter, [7, 0, 9, 0], prefill, layer)
     assert torch.equal(after[1::2], before[1::2]) and not torch.allclose(after[::2], before[::2])
-    after, before = output(ByAdapter, [0, 0], prefill)
+    after, before = output(ByAdapter, [0, 0], prefill, layer)
     assert torch.equal(after, before)
 
 
