@@ -45,7 +45,7 @@ class ByAdapter(PunicaWrapperCPU):
         for slot, rows in self._tokens:
             own = x if rows is None else x[rows]
             for part, a, b in slices:
-                _add(part, rows, (own @ a[slot, 0].T * scale) @ b[slot, 0].T)
+                _add(part, rows, own @ a[slot, 0].T, b[slot, 0].T, scale)
 
     def add_lora_logits(
         self, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: torch.Tensor, lora_b_stacked: torch.Tensor, scale: float,
@@ -55,14 +55,14 @@ class ByAdapter(PunicaWrapperCPU):
         y = y[:, : lora_b_stacked.shape[2]]
         for slot, rows in self._sampled:
             own = x if rows is None else x[rows]
-            _add(y, rows, (own @ lora_a_stacked[slot, 0].T * scale) @ lora_b_stacked[slot, 0, : y.shape[1]].T)
+            _add(y, rows, own @ lora_a_stacked[slot, 0].T, lora_b_stacked[slot, 0, : y.shape[1]].T, scale)
 
     def add_lora_embedding(
         self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **kwargs: Any
     ) -> None:
         """The embedding; `x` (rows, rank) is what its first matrix has for each token."""
         for slot, rows in self._tokens:
-            _add(y, rows, (x if rows is None else x[rows]) @ lora_b_stacked[slot, 0].T)
+            _add(y, rows, x if rows is None else x[rows], lora_b_stacked[slot, 0].T, 1.0)
 
 
 def _groups(slots: torch.Tensor) -> Groups:
@@ -71,8 +71,8 @@ def _groups(slots: torch.Tensor) -> Groups:
     return [(s, None if len(found) == 1 else (slots == s).nonzero()[:, 0]) for s in found if s >= 0]
 
 
-def _add(y: torch.Tensor, rows: torch.Tensor | None, added: torch.Tensor) -> None:
+def _add(y: torch.Tensor, rows: torch.Tensor | None, inner: torch.Tensor, b: torch.Tensor, scale: float) -> None:
     if rows is None:
-        y += added
+        y.addmm_(inner.to(y.dtype), b.to(y.dtype), alpha=scale)
     else:
-        y.index_add_(0, rows, added.to(y.dtype))
+        y.index_add_(0, rows, (inner @ b).to(y.dtype), alpha=scale)

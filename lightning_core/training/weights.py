@@ -7,6 +7,7 @@ recognised by its own header, so a copy that was cut off is an error here and no
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import secrets
@@ -228,7 +229,8 @@ def save_weights(model: Any, source: Path, folder: Path, whole: dict[str, Any] |
 def whole_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
     """A folder beside `folder` to write into; renamed to it at the end, replacing what was there, or removed.
 
-    Without `durable` it outlives every process, but a machine that goes down may leave it half written.
+    Without `durable` it outlives every process, but a machine that goes down may leave it half written. Raises
+    WeightsError where the disk is full, whatever the writer made of it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left_behind in folder.parent.glob(f".{folder.name}.*.partial"):
@@ -248,6 +250,16 @@ def whole_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
             beside.rename(folder)
         if durable:
             fsync(folder.parent)
-    except BaseException:
+    except BaseException as error:
+        full = isinstance(error, Exception) and _from_full_disk(error, beside)
         shutil.rmtree(beside, ignore_errors=True)
+        if full:
+            raise WeightsError(f"{folder}: the disk is full; free some space and run again") from error
         raise
+
+
+def _from_full_disk(error: Exception, folder: Path) -> bool:
+    """torch and safetensors raise errors of their own, so what is left there decides."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return shutil.disk_usage(folder).free < 2**14

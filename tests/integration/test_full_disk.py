@@ -11,20 +11,24 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from lightning_core.policies.store import Lineage, PolicyStore, StoreError
+import torch
+from lightning_core.training.errors import WeightsError
 from lightning_core.training.weights import whole_folder
 from tests.policy_files import write_model
 
+STATE = {"exp_avg": torch.zeros(50_000)}
 home, model = Path(sys.argv[1]), Path(sys.argv[2])
 store = PolicyStore(home, "policy")
 store.publish_base(model, "base")
 store.set_current("v0000")
 (home / "filler").write_bytes(bytes(100_000))
-try:
-    with whole_folder(home / "output") as beside:
-        write_model(beside / "model", 1.0, columns=8000)
-    raise SystemExit("the trainer's output fitted")
-except OSError as error:
-    assert error.errno == 28, error
+for write in (lambda to: write_model(to / "model", 1.0, columns=8000), lambda to: torch.save(STATE, to / "optimizer.pt")):
+    try:
+        with whole_folder(home / "output") as beside:
+            write(beside)
+        raise SystemExit("the trainer's output fitted")
+    except WeightsError as error:
+        assert str(error) == f"{home / 'output'}: the disk is full; free some space and run again", error
 left = sorted(path.name for path in home.iterdir())
 assert left == ["filler", "policies"], left
 try:
@@ -35,6 +39,11 @@ except StoreError as error:
 assert PolicyStore(home, "other").versions() == []
 store.verify("v0000")
 (home / "filler").unlink()
+try:
+    with whole_folder(home / "output") as beside:
+        raise RuntimeError("something else")
+except RuntimeError as error:
+    assert str(error) == "something else"
 with whole_folder(home / "output") as beside:
     write_model(beside / "model", 1.0, columns=2000)
 assert store.publish(home / "output/model", Lineage(base_model="base", parent="v0000")) == "v0001"
