@@ -3,7 +3,7 @@
     make bench-learning ARGS="--minutes 60"      # runs what is missing for so long, then stops where it can go on
     make bench-learning ARGS="--minutes 0"       # only the figures, the plot and the table of what there is
 
-    ours         examples/calculator/settings.yaml as it is
+    ours         bench/learning.yaml: the calculator example
     transitions  the ancestor's scheme: every call a sample of its own, grouped with all calls of its task, none left out
                  (bench/transition_grpo.sql, `merge: per_call`, `min_spread: 0`); settings alone, nothing else differs
     stock        TRL's GRPOTrainer on the first call alone, sampling with transformers (bench/learning_trl.py); the second
@@ -34,29 +34,27 @@ from lightning_core.lake.report import epoch_rows
 from lightning_core.lake.stages import stage_key
 from lightning_core.settings_file import load_settings
 
-EXAMPLE = ROOT / "examples/calculator/settings.yaml"
+SETTINGS = ROOT / "bench/learning.yaml"
 RESULTS = ROOT / "bench/results/learning.jsonl"
 ARMS = ("ours", "transitions", "stock")
 
 
 def settings_of(arm: str, seed: int, folder: Path) -> tuple[Settings, dict[str, Any]]:
-    """Settings of a run, and what they differ in from the example's."""
+    """Settings of a run, and what they differ in from those of bench/learning.yaml."""
     changes: dict[str, Any] = {
-        "home": str(folder / example_key() / f"{arm}-{seed}"),  # with other settings, another run
+        "home": str(folder / settings_key() / f"{arm}-{seed}"),  # with other settings, another run
         "seed": seed,
-        "run": "learning",
-        "evaluation.every": 1,
     }
     if arm == "transitions":
-        policy = load_settings(EXAMPLE).policies[0].model_dump(mode="json", exclude_defaults=True)
+        policy = load_settings(SETTINGS).policies[0].model_dump(mode="json", exclude_defaults=True)
         policy |= {"advantages": "bench/transition_grpo.sql", "merge": "per_call", "min_spread": 0.0}
         changes |= {"policies": [policy], "reward.assign": "discounted", "reward.gamma": 1.0}
-    return load_settings(EXAMPLE, changes), changes
+    return load_settings(SETTINGS, changes), changes
 
 
-def example_key() -> str:
-    """Digest of what the example's settings say of learning; rows of another digest are another experiment's."""
-    settings = load_settings(EXAMPLE)
+def settings_key() -> str:
+    """Digest of what the settings say of learning; rows of another digest are another experiment's."""
+    settings = load_settings(SETTINGS)
     policies = [p.model_dump(mode="json", exclude_defaults=True) for p in settings.policies]
     sampled = settings.rollout.model_dump(mode="json", include={"tasks_per_epoch", "group_size", "shuffle"})
     evaluation = settings.evaluation.model_dump(mode="json", exclude={"every"}, exclude_defaults=True)
@@ -83,7 +81,7 @@ def run(arm: str, seed: int, folder: Path, until: float) -> bool:
     if arm == "stock":
         command = [sys.executable, "-m", "bench.learning_trl", "--seed", str(seed), "--folder", str(settings.home)]
     else:
-        command = flow_command("train", EXAMPLE, changes)
+        command = flow_command("train", SETTINGS, changes)
     say(f"{arm}, seed {seed}: {settings.home}/run.log")
     try:
         return run_for(command, settings.home / "run.log", until, f"{arm}, seed {seed}")
@@ -94,7 +92,7 @@ def run(arm: str, seed: int, folder: Path, until: float) -> bool:
 def rows_of(arm: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     """A row per evaluation that a run has come to; `epochs` trained before it, `rollouts` sampled for those."""
     settings, _ = settings_of(arm, seed, folder)
-    common = {"key": example_key(), "arm": arm, "seed": seed}
+    common = {"key": settings_key(), "arm": arm, "seed": seed}
     if arm == "stock":
         file = settings.home / "evaluations.jsonl"
         return [common | row for row in read_rows(file)]
@@ -192,7 +190,7 @@ def main() -> None:
 
 
 def _current() -> list[dict[str, Any]]:
-    key = example_key()
+    key = settings_key()
     return [row for row in read_rows() if row["key"] == key]
 
 

@@ -2,8 +2,8 @@
 
     python -m bench.learning_trl --seed 0 --folder var/learning/stock-0
 
-Same model, adapter (where there is one), tasks in the same order, rollouts, optimizer steps, learning rate and loss as the
-example's settings; 32 rollouts a step, sampled by the newest weights (TRL's default). Evaluates greedily before training and
+Same model, adapter (where there is one), tasks in the same order, rollouts, optimizer steps, learning rate and loss as in
+bench/learning.yaml; 32 rollouts a step, sampled by the newest weights (TRL's default). Evaluates greedily before training and
 after every epoch, into `evaluations.jsonl`. Goes on from its last whole epoch.
 """
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
     sys.path.insert(0, str(CALCULATOR))
-    settings = load_settings(CALCULATOR / "settings.yaml", {"seed": options.seed})
+    settings = load_settings(ROOT / "bench/learning.yaml", {"seed": options.seed})
     import_trainer("lightning_core.training.trainer")
     done = evaluations(options.folder)
     for epoch in range(len(done) - 1, settings.epochs):

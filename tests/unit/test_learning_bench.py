@@ -66,20 +66,20 @@ def test_the_ancestors_scheme_is_settings_alone(tmp_path: Path) -> None:
     assert ours.home != theirs.home
 
 
-def test_rows_of_other_settings_of_the_example_are_another_experiment(
+def test_rows_of_other_settings_are_another_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = learning.example_key()
-    text = learning.EXAMPLE.read_text()
+    key = learning.settings_key()
+    text = learning.SETTINGS.read_text()
     for name, value in (("learning_rate", "9.0e-5"), ("epochs", "99"), ("min_spread", "0.25")):
         changed = tmp_path / "settings.yaml"
         other = re.sub(rf"(?m)^( *{name}:) \S+", rf"\1 {value}", text)
         assert other != text
         changed.write_text(other)
         with monkeypatch.context() as patch:
-            patch.setattr(learning, "EXAMPLE", changed)
-            assert learning.example_key() != key
-    assert learning.example_key() == key
+            patch.setattr(learning, "SETTINGS", changed)
+            assert learning.settings_key() != key
+    assert learning.settings_key() == key
 
 
 def test_what_has_its_last_row_is_not_run_again(tmp_path: Path) -> None:
