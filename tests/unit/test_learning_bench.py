@@ -66,9 +66,7 @@ def test_the_ancestors_scheme_is_settings_alone(tmp_path: Path) -> None:
     assert ours.home != theirs.home
 
 
-def test_rows_of_other_settings_are_another_experiment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_other_settings_are_another_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = learning.settings_key()
     text = learning.SETTINGS.read_text()
     for name, value in (("learning_rate", "9.0e-5"), ("epochs", "99"), ("min_spread", "0.25")):
