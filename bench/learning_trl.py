@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.learning import SETTINGS
+from bench.runs import ROOT
 from lightning_core.config import Settings, TrainingSettings
 from lightning_core.policies.model import resolve_model
 from lightning_core.settings_file import load_settings
@@ -24,7 +26,6 @@ from lightning_core.training.job import import_trainer
 from lightning_core.training.schedule import DECAY
 from lightning_core.training.weights import lora_config
 
-ROOT = Path(__file__).parents[1]
 CALCULATOR = ROOT / "examples/calculator"
 _PASS = 16  # sequences that go through the model at once
 
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
     sys.path.insert(0, str(CALCULATOR))
-    settings = load_settings(ROOT / "bench/learning.yaml", {"seed": options.seed})
+    settings = load_settings(SETTINGS, {"seed": options.seed})
     import_trainer("lightning_core.training.trainer")
     done = evaluations(options.folder)
     for epoch in range(len(done) - 1, settings.epochs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import shutil
 import signal
@@ -26,6 +25,7 @@ from flows.policy_commands import policies
 from flows.prefect_api import prefect_api
 from flows.stack_commands import down, up
 from lightning_core.config import Settings, SettingsError
+from lightning_core.files import is_full_disk
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "calculator" / "settings.yaml"
 
@@ -39,7 +39,7 @@ class _Commands(click.Group):
         except (SettingsError, FileNotFoundError) as error:
             raise click.ClickException(str(error)) from error
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full_disk(error):
                 remedy = "make room, and give the same command again: it goes on from there"
                 raise click.ClickException(f"{error.filename or 'a file'}: the disk is full; {remedy}") from error
             # Ours say what is wrong and what to do; others are bugs, and want their traceback.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 
 def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -34,6 +36,11 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_full_disk(error: BaseException) -> TypeGuard[OSError]:
+    """Whether the system refused a write because the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager

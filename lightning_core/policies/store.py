@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
-from lightning_core.files import fsync, locked, write_atomic
+from lightning_core.files import fsync, is_full_disk, locked, write_atomic
 from lightning_core.policies.fit import misfit
 from lightning_core.policies.manifest import (
     MANIFEST,
@@ -188,7 +188,7 @@ class PolicyStore:
         except PublishConflict:
             return BASE_VERSION
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full_disk(error):
                 raise StoreError(full_disk(self.name, BASE_VERSION, self.folder)) from error
             raise
         finally:
@@ -216,7 +216,7 @@ class PolicyStore:
         try:
             files = _look_through(folder)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full_disk(error):
                 raise StoreError(full_disk(self.name, f"v{_number(latest) + 1:04d}", folder)) from error
             raise
         if lineage.run is not None and lineage.epoch is not None:
@@ -279,7 +279,7 @@ class PolicyStore:
                 raise StoreError(
                     f"{folder} is on another file system than {self.folder}; write training output under `home`"
                 ) from None
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full_disk(error):
                 raise StoreError(full_disk(self.name, version, folder)) from error
             raise
         fsync(self.folder)

@@ -41,28 +41,22 @@ class ByAdapter(PunicaWrapperCPU):
     ) -> None:
         """A linear layer; `y` is as wide as the sum of `output_slices`, each of which has a stack of either kind."""
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        slices = list(zip(y.split(output_slices, 1), lora_a_stacked, lora_b_stacked, strict=True))
-        for slot, rows in self._tokens:
-            own = x if rows is None else x[rows]
-            for part, a, b in slices:
-                _add(part, rows, own @ a[slot, 0].T, b[slot, 0].T, scale)
+        for part, a, b in zip(y.split(output_slices, 1), lora_a_stacked, lora_b_stacked, strict=True):
+            _add(self._tokens, part, x, a, b, scale)
 
     def add_lora_logits(
         self, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: torch.Tensor, lora_b_stacked: torch.Tensor, scale: float,
         **kwargs: Any,
     ) -> None:  # fmt: skip
         """The LM head. vLLM asks for it under every adapter, with zeros for one that leaves it alone; `y` may be padded."""
-        y = y[:, : lora_b_stacked.shape[2]]
-        for slot, rows in self._sampled:
-            own = x if rows is None else x[rows]
-            _add(y, rows, own @ lora_a_stacked[slot, 0].T, lora_b_stacked[slot, 0, : y.shape[1]].T, scale)
+        width = min(y.shape[1], lora_b_stacked.shape[2])
+        _add(self._sampled, y[:, :width], x, lora_a_stacked, lora_b_stacked[:, :, :width], scale)
 
     def add_lora_embedding(
         self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **kwargs: Any
     ) -> None:
         """The embedding; `x` (rows, rank) is what its first matrix has for each token."""
-        for slot, rows in self._tokens:
-            _add(y, rows, x if rows is None else x[rows], lora_b_stacked[slot, 0].T, 1.0)
+        _add(self._tokens, y, x, None, lora_b_stacked, 1.0)
 
 
 def _groups(slots: torch.Tensor) -> Groups:
@@ -71,8 +65,14 @@ def _groups(slots: torch.Tensor) -> Groups:
     return [(s, None if len(found) == 1 else (slots == s).nonzero()[:, 0]) for s in found if s >= 0]
 
 
-def _add(y: torch.Tensor, rows: torch.Tensor | None, inner: torch.Tensor, b: torch.Tensor, scale: float) -> None:
-    if rows is None:
-        y.addmm_(inner.to(y.dtype), b.to(y.dtype), alpha=scale)
-    else:
-        y.index_add_(0, rows, (inner @ b).to(y.dtype), alpha=scale)
+def _add(
+    groups: Groups, y: torch.Tensor, x: torch.Tensor, a: torch.Tensor | None, b: torch.Tensor, scale: float
+) -> None:
+    """Add `x` times `a` (None: x as it is) times `b` times `scale` to the rows of each group, by its slot's matrices."""
+    for slot, rows in groups:
+        own = x if rows is None else x[rows]
+        inner = own if a is None else own @ a[slot, 0].T
+        if rows is None:
+            y.addmm_(inner.to(y.dtype), b[slot, 0].T.to(y.dtype), alpha=scale)
+        else:
+            y.index_add_(0, rows, (inner @ b[slot, 0].T).to(y.dtype), alpha=scale)

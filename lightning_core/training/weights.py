@@ -7,7 +7,6 @@ recognised by its own header, so a copy that was cut off is an error here and no
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import secrets
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.config import LoraSettings
-from lightning_core.files import fsync
+from lightning_core.files import fsync, is_full_disk
 from lightning_core.training.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -251,15 +250,9 @@ def whole_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
         if durable:
             fsync(folder.parent)
     except BaseException as error:
-        full = isinstance(error, Exception) and _from_full_disk(error, beside)
+        # torch and safetensors raise errors of their own, so what is left there decides.
+        full = is_full_disk(error) or (isinstance(error, Exception) and shutil.disk_usage(folder.parent).free < 2**14)
         shutil.rmtree(beside, ignore_errors=True)
         if full:
             raise WeightsError(f"{folder}: the disk is full; free some space and run again") from error
         raise
-
-
-def _from_full_disk(error: Exception, folder: Path) -> bool:
-    """torch and safetensors raise errors of their own, so what is left there decides."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return shutil.disk_usage(folder).free < 2**14
