@@ -44,7 +44,12 @@ class TrainingSettings(Section):
         1, ge=1, description="optimizer steps the groups of an epoch are spread over; of `sft`, in each of its `passes`"
     )
     min_groups_per_step: int = Field(
-        1, ge=1, description="an epoch with fewer groups than this for each of `steps_per_epoch` has fewer steps"
+        1, ge=1, description="an epoch with fewer groups than this for each of `steps_per_epoch` has fewer steps, or goes through them again (`max_passes`)"
+    )
+    max_passes: int = Field(
+        1,
+        ge=1,
+        description="times a group is trained on at most, where an epoch has too few groups for its `steps_per_epoch` of `min_groups_per_step`",
     )
 
     loss_type: LossType = Field("dapo", description="TRL's GRPO loss")
@@ -158,10 +163,11 @@ class TrainingSettings(Section):
             raise ValueError("`delta` has to lie above 1 + `epsilon_high`: it limits what that clip does not")
         if self.steps_per_epoch == 1:
             self._ratio_is_one()
-            if self.differs("min_groups_per_step"):
-                raise ValueError(
-                    "`min_groups_per_step` has no effect with one step an epoch; raise `steps_per_epoch`, or leave it out"
-                )
+            for name in ("min_groups_per_step", "max_passes"):
+                if self.differs(name):
+                    raise ValueError(
+                        f"`{name}` has no effect with one step an epoch; raise `steps_per_epoch`, or leave it out"
+                    )
 
     def _ratio_is_one(self) -> None:
         """With one step an epoch, the weights that are trained are those the ratio is taken to."""

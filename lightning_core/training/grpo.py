@@ -70,6 +70,7 @@ def _plan(job: Job, sequences: Sequences, packing: Packing) -> list[Step]:
         sequences.rows,
         steps=settings.steps_per_epoch,
         min_groups=settings.min_groups_per_step,
+        max_passes=settings.max_passes,
         seed=derive_seed(job.seed, job.epoch),
         packing=packing,
         budget=settings.tokens_per_micro_batch,

@@ -16,6 +16,7 @@ these are TRL's own numbers.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def plan_steps(
     loss_type: str,
     completion_limit: int,
     min_groups: int = 1,
+    max_passes: int = 1,
     normalization: str | None = None,
     rank: int = 0,
     ranks: int = 1,
@@ -91,18 +93,22 @@ def plan_steps(
     """Spread whole groups over `steps` optimizer steps and cut each in micro-batches of at most `budget` tokens.
 
     The order of groups is drawn from `seed`, and depends on the ids alone, not on the order of `sequences`. Where
-    steps would have fewer than `min_groups` groups there are fewer steps. Ranks get equally many micro-batches of a step.
+    steps would have fewer than `min_groups` groups, the groups are gone through again, each pass in an order of its own,
+    `max_passes` times at most: the last pass ends with the last step, and what is still missing are fewer steps. Ranks
+    get equally many micro-batches of a step.
     """
     groups: defaultdict[str, list[Sequence]] = defaultdict(list)
     for sequence in sorted(sequences, key=lambda s: s.sequence_id):
         groups[sequence.group_id].append(sequence)
     names = sorted(groups)
-    order = np.random.default_rng(seed).permutation(len(names))
-    count = min(steps, max(1, len(names) // min_groups))
-    if count < steps:
-        logger.info("%d groups for %d optimizer steps: %d steps", len(names), steps, count)
+    rng = np.random.default_rng(seed)
+    of_pass = min(steps, max(1, len(names) // min_groups))
+    passes = min(max_passes, math.ceil(steps / of_pass))
+    shares = [share for _ in range(passes) for share in np.array_split(rng.permutation(len(names)), of_pass)][:steps]
+    if of_pass < steps:
+        logger.info("%d groups for %d optimizer steps: %d steps, %d passes", len(names), steps, len(shares), passes)
     planned = []
-    for share in np.array_split(order, count):
+    for share in shares:
         chosen = [groups[names[i]] for i in share]
         weights, normalizer = _weigh([s for group in chosen for s in group], loss_type, completion_limit, normalization)
         batches = [

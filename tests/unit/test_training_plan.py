@@ -63,6 +63,28 @@ def test_no_step_has_fewer_groups_than_asked_for_but_the_only_one(count: int, si
     assert sorted(len(groups_of(step)) for step in steps) == sizes
 
 
+@pytest.mark.parametrize(
+    ("count", "max_passes", "sizes"),
+    [
+        (30, 3, [6] * 5),  # enough: one pass
+        (11, 1, [6, 5]),
+        (11, 2, [6, 5, 6, 5]),
+        (11, 3, [6, 5, 6, 5, 6]),  # the last pass ends with the last step
+        (3, 4, [3] * 4),
+        (3, 9, [3] * 5),
+    ],
+)
+def test_too_few_groups_for_the_steps_are_gone_through_again(count: int, max_passes: int, sizes: list[int]) -> None:
+    steps = plan(groups(count), steps=5, min_groups=4, max_passes=max_passes)
+    assert [len(groups_of(step)) for step in steps] == sizes
+    once = plan(groups(count), steps=5, min_groups=4)
+    assert [groups_of(step) for step in steps[: len(once)]] == [groups_of(step) for step in once]
+    of_pass = [groups_of(step) for step in steps[len(once) : 2 * len(once)]]
+    if len(of_pass) == len(once) > 1:  # a whole pass: every group once, in another order
+        assert of_pass != [groups_of(step) for step in once]
+        assert set().union(*of_pass) == set().union(*(groups_of(step) for step in once))
+
+
 @pytest.mark.parametrize("packing", ["tree", "concat", "none"])
 def test_micro_batches_keep_to_the_budget_unless_one_sequence_is_longer(packing: str) -> None:
     long = make_sequence("long", "g0", [(list(range(150)), [1, 2])])

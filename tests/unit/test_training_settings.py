@@ -40,6 +40,7 @@ from lightning_core.training.schedule import EntropyBonus, learning_rate
             {"min_groups_per_step": 4},
             "`min_groups_per_step` has no effect with one step an epoch; raise `steps_per_epoch`",
         ),
+        ({"max_passes": 2}, "`max_passes` has no effect with one step an epoch; raise `steps_per_epoch`"),
         ({"epsilon": 0.05}, "`epsilon` has no effect with one step an epoch.* raise `steps_per_epoch`"),
         ({"loss_type": "cispo", "epsilon_high": 3.0}, "`epsilon_high` has no effect with one step an epoch"),
         ({"loss_type": "vespo", "vespo_k_neg": 2.0}, "`vespo_k_neg` has no effect with one step an epoch"),
