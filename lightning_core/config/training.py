@@ -44,7 +44,9 @@ class TrainingSettings(Section):
         1, ge=1, description="optimizer steps the groups of an epoch are spread over; of `sft`, in each of its `passes`"
     )
     min_groups_per_step: int = Field(
-        1, ge=1, description="an epoch with fewer groups than this for each of `steps_per_epoch` has fewer steps, or goes through them again (`max_passes`)"
+        1,
+        ge=1,
+        description="an epoch with fewer groups than this for each of `steps_per_epoch` has fewer steps, or goes through them again (`max_passes`)",
     )
     max_passes: int = Field(
         1,
