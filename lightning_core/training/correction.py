@@ -32,20 +32,24 @@ def importance_ratios(
     high = np.inf if settings.importance_clip_max is None else settings.importance_clip_max
     differences = [[trained_part(s, row) - s.logprobs[s.loss_mask] for s, row in _rows(batch, scores)]
                    for (_, batch), scores in zip(queue, logps, strict=True)]  # fmt: skip
-    of_rollout: defaultdict[tuple[str, str], float] = defaultdict(float)
+    # Of a step each: a group that is trained on again (`max_passes`) has all its rollouts in another step, too.
+    numbers = _numbers(queue)
+    of_rollout: defaultdict[tuple[int, tuple[str, str]], float] = defaultdict(float)
     if level == "rollout":
-        local: defaultdict[tuple[str, str], float] = defaultdict(float)
-        for (_, batch), parts in zip(queue, differences, strict=True):
+        local: defaultdict[tuple[int, tuple[str, str]], float] = defaultdict(float)
+        for (step, batch), parts in zip(queue, differences, strict=True):
             for sequence, weight, part in zip(*_weighed(batch), parts, strict=True):
-                local[sequence.rollout] += float(part.sum(dtype=np.float64)) if weight else 0.0
+                of_row = float(part.sum(dtype=np.float64)) if weight else 0.0
+                local[numbers[id(step)], sequence.rollout] += of_row
         for share in from_all_ranks(dict(local)):
             for rollout, total in share.items():
                 of_rollout[rollout] += total
     ratios, total, bounded, count = [], 0.0, 0, 0
-    for (_, batch), scores, parts in zip(queue, logps, differences, strict=True):
+    for (step, batch), scores, parts in zip(queue, logps, differences, strict=True):
         ratio = torch.ones_like(scores)
         for row, (sequence, weight, part) in enumerate(zip(*_weighed(batch), parts, strict=True)):
-            logs = np.full(len(part), of_rollout[sequence.rollout]) if level == "rollout" else part
+            key = numbers[id(step)], sequence.rollout
+            logs = np.full(len(part), of_rollout[key]) if level == "rollout" else part
             raw = np.exp(np.clip(logs, -50, 50))
             kept = np.clip(raw, low, high) if bound == "truncate" else np.where((raw < low) | (raw > high), 0.0, raw)
             places = np.flatnonzero(sequence.loss_mask) - sequence.prompt_length
@@ -64,7 +68,7 @@ def informative_tokens(
     """Bool `(B, T)` of each micro-batch: the trained tokens in the top `quantile` of their step by entropy; and how many
     those are of each step (by id) over all ranks."""
     values: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
-    numbers = {id(step): n for n, step in enumerate(dict.fromkeys(step for step, _ in queue))}
+    numbers = _numbers(queue)
     trained = [trained_mask(batch, e) for (_, batch), e in zip(queue, entropies, strict=True)]
     for (step, _), mask, entropy in zip(queue, trained, entropies, strict=True):
         values[numbers[id(step)]].append(entropy[mask])
@@ -79,6 +83,11 @@ def informative_tokens(
         for (step, _), mask, entropy in zip(queue, trained, entropies, strict=True)
     ]
     return masks, {key: counts[number] for key, number in numbers.items()}
+
+
+def _numbers(queue: Queue) -> dict[int, int]:
+    """The place of each step (by id), the same on all ranks."""
+    return {id(step): n for n, step in enumerate(dict.fromkeys(step for step, _ in queue))}
 
 
 def trained_mask(batch: MicroBatch | None, like: torch.Tensor) -> torch.Tensor:

@@ -24,15 +24,15 @@ def row(name: str) -> Sequence:
 
 
 def ratios(
-    *, cut: list[list[str]], idle: bool = False, **settings: object
+    *, cut: list[list[str]], idle: bool = False, passes: int = 1, **settings: object
 ) -> tuple[list[list[float]], dict[str, float]]:
-    """Ratio of each sampled token by row, in the order of `cut`: the rows of each micro-batch."""
+    """Ratio of each sampled token by row, in the order of `cut`: the rows of each micro-batch, in a step of each pass."""
     batches = [MicroBatch([[row(name)] for name in names], [1.0] * len(names), "none", 4) for names in cut]
     if idle:  # as a rank with less to do repeats a pass
         batches.append(MicroBatch(batches[0].rows, [0.0] * len(batches[0].rows), "none", 4))
-    step = Step(batches, 1.0, 0, 0, 0)
     scores = [torch.tensor([np.add(-2.0, DIFFERENCES[s.sequence_id]).tolist() for s in b.sequences]) for b in batches]
-    found, told = importance_ratios([(step, b) for b in batches], scores, TrainingSettings.model_validate(settings))
+    queue = [(step, b) for step in [Step(batches, 1.0, 0, 0, 0) for _ in range(passes)] for b in batches]
+    found, told = importance_ratios(queue, scores * passes, TrainingSettings.model_validate(settings))
     return [r.tolist() for r in torch.cat(found)], told
 
 
@@ -48,6 +48,14 @@ def test_the_tokens_of_a_rollout_have_one_ratio_whatever_rows_and_micro_batches_
         assert of_row == pytest.approx([expected[name.split(".")[0]]] * 2, rel=1e-5), name
     assert told["importance_ratio"] == pytest.approx((4 * 1.9 + 2 * np.exp(-0.7)) / 6, rel=1e-5)
     assert told["importance_bounded"] == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize("correction", ["rollout_truncate", "rollout_mask", "token_mask"])
+def test_a_rollout_that_is_trained_on_again_has_the_same_ratio(correction: str) -> None:
+    settings = {"importance_correction": correction, "importance_clip_max": 3.0}
+    cut = [["one.0"], ["two.0"], ["one.1"]]
+    found, told = ratios(cut=cut, **settings)
+    assert ratios(cut=cut, passes=2, **settings) == (found * 2, pytest.approx(told))
 
 
 def test_a_pass_that_weighs_nothing_counts_for_no_rollout() -> None:

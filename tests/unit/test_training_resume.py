@@ -97,11 +97,12 @@ def weights(folder: Path) -> bytes:
         {"training": {"lr_schedule": "linear", "warmup_steps": 2, "normalization": "rollout"}},
         {"lora": True, "training": {"use_adaptive_entropy": True, "entropy_coef": 0.1, "entropy_target": 9.0}},
         {"training": {"beta": 0.1, "kl_reference": "previous", "importance_correction": "rollout_truncate"}},
+        {"training": {"min_groups_per_step": 2, "max_passes": 2, "importance_correction": "rollout_truncate"}},
         {"training": {"top_entropy_quantile": 0.5, "beta": 0.1, "packing": "none"}},
         {"sft": {"passes": 2}, "training": {"steps_per_epoch": 2, "lr_schedule": "cosine", "warmup_steps": 3}},
         {"sft": {}, "lora": True},
     ],
-    ids=["full", "adapter-with-dropout", "corrected", "uncertain-tokens", "sft", "sft-adapter-with-dropout"],
+    ids=["full", "adapter-with-dropout", "corrected", "passes", "uncertain-tokens", "sft", "sft-adapter-with-dropout"],
 )
 def test_an_epoch_ended_after_any_step_comes_to_the_same_weights_bit_for_bit(
     make_job: Callable[..., Job], tmp_path: Path, kind: dict[str, Any]
