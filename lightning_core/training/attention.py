@@ -1,9 +1,10 @@
 """Attention over forests: each token sees itself and its ancestors, and nothing else is computed.
 
-On CPUs segment by segment: a segment is a run of nodes without a branch, and its queries meet the keys of its
-ancestors' segments and its own, in one call of PyTorch's scaled_dot_product_attention. On GPUs by FlexAttention, whose
-block mask skips what no token sees. Both are one transformers attention implementation, `lightning`, which without a
-forest is plain SDPA; the forest travels as a keyword, so that gradient checkpointing has it when it computes again.
+A segment is a run of nodes without a branch. Depth first, what descends from one stands right behind it: so on CPUs the
+keys of a segment meet its own queries causally and all of its descendants' in one block, and what a token gets from the
+segments above it is joined by their log-sum-exps. Nothing is copied per segment. On GPUs by FlexAttention, whose block mask
+skips what no token sees. Both are one transformers attention implementation, `lightning`, which without a forest is plain
+SDPA; the forest travels as a keyword, so that gradient checkpointing has it when it computes again.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lightning_core.training.packing import segments_of
 
 NAME = "lightning"
+# What PyTorch's scaled_dot_product_attention calls on a CPU; it alone tells the log-sum-exp.
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 BLOCK = 128  # queries and keys of a block of FlexAttention's mask
 
 
@@ -34,20 +37,15 @@ class Forest:
         self.end = end
         self.device = device
         self.segments = segments_of(depth, end)
-        self.lengths = [s.stop - s.start for s in self.segments]
 
     def __len__(self) -> int:
         return len(self.end)
 
     @cached_property
-    def masks(self) -> list[torch.Tensor | None]:
-        """bool (own, seen) of each segment; None for a root, where PyTorch's own causal mask does."""
-        masks: list[torch.Tensor | None] = []
-        for segment, own in zip(self.segments, self.lengths, strict=True):
-            before = sum(self.lengths[a] for a in segment.ancestors)
-            seen = torch.ones(own, before + own, dtype=torch.bool, device=self.device).tril(before)
-            masks.append(seen if before else None)
-        return masks
+    def blocks(self) -> list[tuple[slice, slice, bool]]:
+        """(queries, keys, causal): each segment with itself, then each segment's keys with all that descends from it."""
+        own = [(slice(s.start, s.stop), slice(s.start, s.stop), True) for s in self.segments]
+        return own + [(slice(s.stop, s.end), slice(s.start, s.stop), False) for s in self.segments if s.end > s.stop]
 
     @cached_property
     def block_mask(self) -> Any:
@@ -101,25 +99,84 @@ def attend(
         return flex_attention_forward(
             module, query, key, value, forest.block_mask, scaling, dropout=dropout, softcap=kwargs.get("softcap")
         )
-    groups = query.shape[1] // key.shape[1]
-    queries = query.split(forest.lengths, dim=2)
-    keys = repeat_kv(key, groups).split(forest.lengths, dim=2)
-    values = repeat_kv(value, groups).split(forest.lengths, dim=2)
-    outputs = []
-    for i, (segment, mask) in enumerate(zip(forest.segments, forest.masks, strict=True)):
-        seen = [*segment.ancestors, i]
-        outputs.append(
-            scaled_dot_product_attention(
-                queries[i],
-                torch.cat([keys[s] for s in seen], 2) if mask is not None else keys[i],
-                torch.cat([values[s] for s in seen], 2) if mask is not None else values[i],
-                attn_mask=mask,
-                is_causal=mask is None,
-                dropout_p=dropout,
-                scale=scaling,
+    if torch.is_autocast_enabled("cpu"):  # which knows PyTorch's attention, and not this one
+        lower = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(lower), key.to(lower), value.to(lower)
+    output = _BySegments.apply(query, key, value, forest, scaling)
+    return output.transpose(1, 2).contiguous(), None
+
+
+class _BySegments(torch.autograd.Function):
+    """Attention of a forest on a CPU, from the blocks that PyTorch's flash attention computes.
+
+    `query` (1, heads, n, width), `key` and `value` (1, kv_heads, n, width). A block's own softmax is over its keys alone; the
+    output of a token is the mean of its blocks' by the weights exp(log-sum-exp). In the backward pass each block gets the
+    joint output and log-sum-exp, by which its gradients are those of the whole softmax (FlashAttention-2, algorithm 2).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, forest: Forest, scale: float | None
+    ) -> torch.Tensor:
+        keys, values = _a_head_each(key, query), _a_head_each(value, query)
+        output, logsumexp = _empty(query)
+        for asking, seen, causal in forest.blocks:
+            part, weight = _flash(
+                query[:, :, asking], keys[:, :, seen], values[:, :, seen], is_causal=causal, scale=scale
             )
-        )
-    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+            out, before = output[:, :, asking], logsumexp[:, :, asking]
+            if causal:  # a token's first block
+                out.copy_(part)
+                before.copy_(weight)
+                continue
+            joint = torch.logaddexp(before, weight)
+            out.mul_(torch.exp(before - joint).unsqueeze(-1))
+            out.addcmul_(part.to(out.dtype), torch.exp(weight - joint).unsqueeze(-1))
+            before.copy_(joint)
+        output = output.to(query.dtype)
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        ctx.forest, ctx.scale = forest, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, output, logsumexp = ctx.saved_tensors
+        keys, values = _a_head_each(key, query), _a_head_each(value, query)
+        of_query, of_keys, of_values = (torch.zeros_like(_empty(query)[0]) for _ in range(3))
+        for asking, seen, causal in ctx.forest.blocks:
+            parts = _flash_backward(
+                gradient[:, :, asking],
+                query[:, :, asking],
+                keys[:, :, seen],
+                values[:, :, seen],
+                output[:, :, asking],
+                logsumexp[:, :, asking],
+                0.0,
+                causal,
+                scale=ctx.scale,
+            )
+            of_query[:, :, asking] += parts[0]
+            of_keys[:, :, seen] += parts[1]
+            of_values[:, :, seen] += parts[2]
+        grouped = (of_query, _sum_heads(of_keys, key), _sum_heads(of_values, value))
+        return (*(of.to(query.dtype) for of in grouped), None, None)
+
+
+def _empty(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for outputs (1, heads, n, width) and log-sum-exps (1, heads, n), at least float32, as PyTorch lays them out."""
+    _, heads, n, width = query.shape
+    kind = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty(1, heads, n, width, dtype=kind), query.new_empty(1, n, heads, dtype=kind).transpose(1, 2)
+
+
+def _a_head_each(tensor: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Keys or values with a head for each head of the queries."""
+    return tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1)
+
+
+def _sum_heads(gradient: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The gradient of `tensor`, from that of `_a_head_each` of it."""
+    return gradient.unflatten(1, (tensor.shape[1], -1)).sum(2)
 
 
 def use_flex(device: torch.device) -> bool:

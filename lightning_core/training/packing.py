@@ -101,25 +101,20 @@ def unique_tokens(token_ids: Rows[np.ndarray]) -> int:
 
 @dataclass(frozen=True)
 class Segment:
-    """Nodes `start:stop`, each the only child of the one before."""
+    """Nodes `start:stop`, each the only child of the one before; `stop:end` descend from them."""
 
     start: int
     stop: int
-    ancestors: tuple[int, ...]  # indices of segments, from the root down
+    end: int
 
 
 def segments_of(depth: np.ndarray, end: np.ndarray) -> list[Segment]:
     """Of a forest whose nodes have these depths and ends, in their order."""
-    n = len(depth)
-    starts = [i for i in range(n) if i == 0 or depth[i] != depth[i - 1] + 1 or end[i] != end[i - 1]]
-    segments: list[Segment] = []
-    above: list[int] = []
-    for start, stop in zip(starts, [*starts[1:], n], strict=True):
-        while above and end[segments[above[-1]].start] <= start:
-            above.pop()
-        segments.append(Segment(start, stop, tuple(above)))
-        above.append(len(segments) - 1)
-    return segments
+    begins = np.ones(len(depth), bool)
+    begins[1:] = (depth[1:] != depth[:-1] + 1) | (end[1:] != end[:-1])
+    starts = np.flatnonzero(begins)
+    stops = np.append(starts[1:], len(depth))
+    return [Segment(*map(int, of)) for of in zip(starts, stops, end[starts], strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

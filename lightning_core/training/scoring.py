@@ -89,8 +89,10 @@ def why_not_packed(model: Any, longest: int) -> str | None:
             f"{type(base).__name__} has layers that mix neighbours whatever the mask says: {', '.join(sorted(other))}"
         )
     dropout = max(float(getattr(config, name, 0) or 0) for name in _DROPOUTS)
-    if dropout and torch.cuda.is_available():  # the probe is in evaluation, and before the model moves there
-        return f"{type(base).__name__} has an attention dropout of {dropout:g}, which FlexAttention does not know"
+    if dropout:  # the probe is in evaluation
+        return (
+            f"{type(base).__name__} has an attention dropout of {dropout:g}, which the attention of tries does not know"
+        )
     device = next(base.parameters()).device
     sequences = _probe_sequences(int(config.vocab_size))
     before, was_training = base.config._attn_implementation, base.training

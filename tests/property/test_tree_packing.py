@@ -66,7 +66,7 @@ def test_segments_of_a_forest_cover_it_and_see_exactly_what_the_trie_says(
     at = np.arange(len(layout.depth))
     expected = (at[None, :] <= at[:, None]) & (at[:, None] < layout.end[None, :])
     for segment in segments:
-        before = [i for a in segment.ancestors for i in range(segments[a].start, segments[a].stop)]
+        before = [i for s in segments if s.stop <= segment.start < s.end for i in range(s.start, s.stop)]
         for node in range(segment.start, segment.stop):
             seen = [*before, *range(segment.start, node + 1)]
             np.testing.assert_array_equal(np.flatnonzero(expected[node]), seen)

@@ -1,4 +1,4 @@
-"""Which attention computes a forest, and that FlexAttention's mask says what the forest says."""
+"""Which attention computes a forest, that it is the attention of the whole mask, and that FlexAttention's mask is that mask."""
 
 from __future__ import annotations
 
@@ -32,6 +32,17 @@ def forest() -> Any:
     return Forest(layout.depth, layout.end, torch.device("cpu"))
 
 
+def branching(lengths: list[int]) -> Any:
+    """A trie of rows, each branching off a random earlier one."""
+    rng = np.random.default_rng(len(lengths))
+    rows: list[np.ndarray] = []
+    for length in lengths:
+        shared = rows[rng.integers(len(rows))] if rows else np.zeros(0, np.int32)
+        kept = shared[: rng.integers(len(shared) + 1)]
+        rows.append(np.concatenate([kept, rng.integers(1000, size=length, dtype=np.int32)]))
+    return build_trie(rows)
+
+
 def test_gpus_take_flex_attention_and_cpus_where_it_has_no_backward_pass_segments() -> None:
     import torch
 
@@ -59,24 +70,55 @@ def test_flex_attention_with_the_forests_mask_gives_what_segments_give() -> None
 
 
 @pytest.mark.parametrize(
+    ("kind", "autocast", "tolerance"),
+    [("float64", False, 1e-12), ("float32", False, 1e-5), ("bfloat16", False, 0.03), ("float32", True, 0.03)],
+)
+@pytest.mark.parametrize("lengths", [[1], [7, 1, 1], [60, 5, 90, 40, 3, 20, 20, 9], [30] * 12], ids=str)
+def test_outputs_and_gradients_by_segments_are_those_of_the_whole_mask(
+    lengths: list[int], kind: str, autocast: bool, tolerance: float
+) -> None:
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from lightning_core.training.attention import Forest, attend
+
+    trie = branching(lengths)
+    trees, n = Forest(trie.depth, trie.end, torch.device("cpu")), len(trie)
+    torch.manual_seed(len(lengths))
+    query, key, value, toward = (
+        torch.randn(1, heads, n, 16, dtype=torch.float64).to(getattr(torch, kind)) for heads in (6, 2, 2, 6)
+    )
+    for tensor in (query, key, value):
+        tensor.requires_grad_()
+    module: Any = SimpleNamespace(training=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours, _ = attend(module, query, key, value, None, scaling=0.3, forest=trees)
+    at, end = torch.arange(n), torch.from_numpy(trie.end)
+    mask = (at[None, :] <= at[:, None]) & (at[:, None] < end[None, :])
+    groups = [tensor.double().repeat_interleave(3, 1) for tensor in (key, value)]
+    whole = scaled_dot_product_attention(query.double(), *groups, attn_mask=mask, scale=0.3)
+    assert ours.dtype == (torch.bfloat16 if autocast else query.dtype)
+    found, expected = ours.transpose(1, 2), (whole, *torch.autograd.grad(whole, (query, key, value), toward.double()))
+    gradients = torch.autograd.grad(found, (query, key, value), toward.to(found.dtype))
+    for one, other in zip((found, *gradients), expected, strict=True):
+        assert float((one.double() - other.double()).detach().abs().max()) <= tolerance * float(
+            other.detach().abs().max()
+        )
+
+
+@pytest.mark.parametrize(
     "lengths",
     [[1], [127], [128], [256, 3], [300, 90, 1, 200], [500, 40, 41, 42, 300], [129, 1, 1, 1, 400, 260]],
     ids=str,
 )
 def test_the_block_mask_is_the_one_pytorch_makes_of_the_whole_mask(lengths: list[int]) -> None:
-    """Row after row, each branching off a random earlier one: blocks none, partly and wholly seen."""
+    """Blocks none, partly and wholly seen."""
     import torch
     from torch.nn.attention.flex_attention import create_block_mask
 
     from lightning_core.training.attention import Forest
 
-    rng = np.random.default_rng(len(lengths))
-    rows: list[np.ndarray] = []
-    for length in lengths:
-        shared = rows[rng.integers(len(rows))] if rows else np.zeros(0, np.int32)
-        kept = shared[: rng.integers(len(shared) + 1)]
-        rows.append(np.concatenate([kept, rng.integers(1000, size=length, dtype=np.int32)]))
-    trie = build_trie(rows)
+    trie = branching(lengths)
     ours = Forest(trie.depth, trie.end, torch.device("cpu")).block_mask
     theirs = create_block_mask(ours.mask_mod, None, None, len(trie), len(trie), "cpu")
     torch.testing.assert_close(ours.to_dense(), theirs.to_dense())
@@ -97,10 +139,3 @@ def test_without_a_forest_it_is_plain_causal_attention() -> None:
     ours, _ = attend(module, query, key, value, None, scaling=0.25)
     expected = scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.25)
     torch.testing.assert_close(ours, expected.transpose(1, 2))
-
-
-def test_a_dense_tensor_of_one_segment_has_no_mask_of_its_own() -> None:
-    trees = forest()
-    roots = [s for s in trees.segments if not s.ancestors]
-    assert len(roots) == 2
-    assert [mask is None for mask in trees.masks] == [not s.ancestors for s in trees.segments]
