@@ -30,6 +30,7 @@ from bench.learning_page import write_page
 from bench.report import figure, say
 from bench.runs import ROOT, flow_command, run_for
 from lightning_core.config import Settings
+from lightning_core.files import write_atomic
 from lightning_core.lake.report import epoch_rows
 from lightning_core.lake.stages import stage_key
 from lightning_core.settings_file import load_settings
@@ -66,12 +67,15 @@ def read_rows(path: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def add_rows(new: list[dict[str, Any]], path: Path = RESULTS) -> None:
-    """Append the rows that are not there yet."""
-    there = {(r["key"], r["arm"], r["seed"], r["epochs"]) for r in read_rows(path)}
-    lines = [json.dumps(r) + "\n" for r in new if (r["key"], r["arm"], r["seed"], r["epochs"]) not in there]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(lines)
+    """Keep all rows there are of some runs, in place of those kept before: a run whose folder was lost, and which was
+    begun again, came to others, and halves of two are no run."""
+    runs = {_run_of(row) for row in new}
+    rows = [row for row in read_rows(path) if _run_of(row) not in runs] + new
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _run_of(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["key"], row["arm"], row["seed"]
 
 
 def run(arm: str, seed: int, folder: Path, until: float) -> bool:

@@ -86,8 +86,18 @@ def test_what_has_its_last_row_is_not_run_again(tmp_path: Path) -> None:
     ]  # fmt: skip
     file = tmp_path / "results/learning.jsonl"
     learning.add_rows(ROWS, file)
-    learning.add_rows([*ROWS, *rows("stock", [[0.1]])], file)
+    learning.add_rows(rows("stock", [[0.1]]), file)
+    learning.add_rows([], file)
     assert learning.read_rows(file) == [*ROWS, *rows("stock", [[0.1]])]
+
+
+def test_a_run_that_was_begun_again_leaves_no_row_of_the_one_that_was_lost(tmp_path: Path) -> None:
+    file = tmp_path / "learning.jsonl"
+    learning.add_rows(ROWS, file)
+    again = rows("ours", [[0.2, 0.5]])
+    learning.add_rows(again, file)
+    assert [r for r in learning.read_rows(file) if (r["arm"], r["seed"]) == ("ours", 0)] == again
+    assert len(learning.read_rows(file)) == len(ROWS) - 1
 
 
 def test_the_figures_are_of_the_means_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
