@@ -56,6 +56,13 @@ def test_one_process_sees_one_gpu_and_several_see_all(monkeypatch: pytest.Monkey
     assert environment(device="5")["CUDA_VISIBLE_DEVICES"] == "5"
 
 
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert environment()["GOMP_SPINCOUNT"] == "5000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert environment()["GOMP_SPINCOUNT"] == "7"
+
+
 def test_processes_of_this_machine_alone_meet_on_its_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     assert environment({"processes": 2})["GLOO_SOCKET_IFNAME"] == "lo"
