@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lightning_core.training.packing import segments_of
@@ -34,9 +34,9 @@ class Forest:
     """
 
     def __init__(self, depth: np.ndarray, end: np.ndarray, device: torch.device) -> None:
+        self.depth = depth
         self.end = end
         self.device = device
-        self.segments = segments_of(depth, end)
 
     def __len__(self) -> int:
         return len(self.end)
@@ -44,8 +44,9 @@ class Forest:
     @cached_property
     def blocks(self) -> list[tuple[slice, slice, bool]]:
         """(queries, keys, causal): each segment with itself, then each segment's keys with all that descends from it."""
-        own = [(slice(s.start, s.stop), slice(s.start, s.stop), True) for s in self.segments]
-        return own + [(slice(s.stop, s.end), slice(s.start, s.stop), False) for s in self.segments if s.end > s.stop]
+        segments = segments_of(self.depth, self.end)
+        own = [(slice(s.start, s.stop), slice(s.start, s.stop), True) for s in segments]
+        return own + [(slice(s.stop, s.end), slice(s.start, s.stop), False) for s in segments if s.end > s.stop]
 
     @cached_property
     def block_mask(self) -> Any:
@@ -118,8 +119,12 @@ class _BySegments(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, forest: Forest, scale: float | None
     ) -> torch.Tensor:
-        keys, values = _a_head_each(key, query), _a_head_each(value, query)
-        output, logsumexp = _empty(query)
+        _, heads, n, _ = query.shape
+        groups = heads // key.shape[1]
+        keys, values = repeat_kv(key, groups), repeat_kv(value, groups)
+        kind = torch.promote_types(query.dtype, torch.float32)
+        output = query.new_empty(query.shape, dtype=kind)
+        logsumexp = query.new_empty(1, n, heads, dtype=kind).transpose(1, 2)  # as PyTorch lays it out
         for asking, seen, causal in forest.blocks:
             part, weight = _flash(
                 query[:, :, asking], keys[:, :, seen], values[:, :, seen], is_causal=causal, scale=scale
@@ -141,8 +146,9 @@ class _BySegments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, logsumexp = ctx.saved_tensors
-        keys, values = _a_head_each(key, query), _a_head_each(value, query)
-        of_query, of_keys, of_values = (torch.zeros_like(_empty(query)[0]) for _ in range(3))
+        groups = query.shape[1] // key.shape[1]
+        keys, values = repeat_kv(key, groups), repeat_kv(value, groups)
+        of_query, of_keys, of_values = (query.new_zeros(query.shape, dtype=logsumexp.dtype) for _ in range(3))
         for asking, seen, causal in ctx.forest.blocks:
             parts = _flash_backward(
                 gradient[:, :, asking],
@@ -158,25 +164,9 @@ class _BySegments(torch.autograd.Function):
             of_query[:, :, asking] += parts[0]
             of_keys[:, :, seen] += parts[1]
             of_values[:, :, seen] += parts[2]
-        grouped = (of_query, _sum_heads(of_keys, key), _sum_heads(of_values, value))
+        # Of the heads that share a key: what each made of it.
+        grouped = (of_query, *(of.unflatten(1, (-1, groups)).sum(2) for of in (of_keys, of_values)))
         return (*(of.to(query.dtype) for of in grouped), None, None)
-
-
-def _empty(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Room for outputs (1, heads, n, width) and log-sum-exps (1, heads, n), at least float32, as PyTorch lays them out."""
-    _, heads, n, width = query.shape
-    kind = torch.promote_types(query.dtype, torch.float32)
-    return query.new_empty(1, heads, n, width, dtype=kind), query.new_empty(1, n, heads, dtype=kind).transpose(1, 2)
-
-
-def _a_head_each(tensor: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """Keys or values with a head for each head of the queries."""
-    return tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1)
-
-
-def _sum_heads(gradient: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """The gradient of `tensor`, from that of `_a_head_each` of it."""
-    return gradient.unflatten(1, (tensor.shape[1], -1)).sum(2)
 
 
 def use_flex(device: torch.device) -> bool:
