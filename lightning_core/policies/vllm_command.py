@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from lightning_core.child_environment import SHORT_SPINS, child_environment
 from lightning_core.config import VllmSettings
 from lightning_core.policies.vllm_client import VllmError
 
@@ -78,10 +79,9 @@ def without_weights(arguments: list[str]) -> list[str]:
 
 def environment(lora_rank: int | None, device: str | None = None) -> dict[str, str]:
     """Of the process, made of ours. device: value of CUDA_VISIBLE_DEVICES."""
-    found = dict(os.environ)
+    found = child_environment()
     # It would win over --kv-cache-memory-bytes, and knows whole GiB only.
     found.pop("VLLM_CPU_KVCACHE_SPACE", None)
-    found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), found.get("PYTHONPATH")]))
     found |= {
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -94,9 +94,7 @@ def environment(lora_rank: int | None, device: str | None = None) -> dict[str, s
     if cpu_build():
         # All cores, bound to none: vLLM by itself leaves one idle, and here others want the cores between calls.
         found.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-        # Threads that wait spin for microseconds only, then sleep. By default they spin for so long that, where agents or
-        # a trainer want the cores too, throughput falls to a sixth (15 instead of 87 tokens/s, two cores at load 7).
-        found.setdefault("GOMP_SPINCOUNT", "5000")
+        found = SHORT_SPINS | found
     if device is not None:
         found["CUDA_VISIBLE_DEVICES"] = device
     if lora_rank is not None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 from urllib.parse import quote
 
 from lightning_core import names
+from lightning_core.child_environment import child_environment
 from lightning_core.client.http import ask
 from lightning_core.client.wire import SpanData, encode_request, post_request
 from lightning_core.config import ServerSettings
@@ -63,8 +64,6 @@ class ServerHandle:
         home, log_path = Path(home).resolve(), Path(log_path).resolve()
         home.mkdir(parents=True, exist_ok=True)
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        package_root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         with log_path.open("ab") as log_file:
             begin = log_file.tell()
             process = subprocess.Popen(
@@ -73,7 +72,7 @@ class ServerHandle:
                 stdout=log_file,
                 stderr=log_file,
                 start_new_session=True,
-                env=os.environ | {"PYTHONPATH": path},
+                env=child_environment(),
             )
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:

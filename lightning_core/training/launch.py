@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning_core
+from lightning_core.child_environment import SHORT_SPINS, child_environment
 from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.files import write_atomic
 from lightning_core.training.errors import TrainingFailed
@@ -101,13 +101,7 @@ def command(job: Job, job_file: Path) -> list[str]:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """This process's own, with the package importable from wherever it was started."""
-    root = str(Path(lightning_core.__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    environment = dict(ALGORITHMS[job.policy_settings.algorithm].environment) | environment
-    # As vLLM's: threads that wait for others spin briefly, then sleep. With a busy process beside it on two cores, a training
-    # takes 56 s instead of 80, and alone what it took.
-    environment.setdefault("GOMP_SPINCOUNT", "5000")
+    environment = dict(ALGORITHMS[job.policy_settings.algorithm].environment) | SHORT_SPINS | child_environment()
     training = job.policy_settings.training
     processes = training.processes
     if job.device is not None:
