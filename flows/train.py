@@ -15,6 +15,7 @@ from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.report import epoch_rows
 from lightning_core.services import running
+from lightning_core.training.launch import forking
 from tasks.alarm import watch
 from tasks.preflight import evaluation_tasks, training_tasks
 from tasks.progress import logger, say
@@ -35,7 +36,7 @@ def train(settings: Settings) -> list[dict[str, Any]]:
     last = manifests.epoch(settings.run, done, "evaluate")
     to_evaluate = _evaluates_after(settings, done) and (last is None or not last.recorded)
     if done < settings.epochs or to_evaluate:
-        with running(settings, say("services")):
+        with running(settings, say("services")), forking():
             if to_evaluate:
                 evaluate(settings, done)
             for number in range(done, settings.epochs):

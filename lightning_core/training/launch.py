@@ -1,4 +1,7 @@
-"""Start a training process, follow its progress, hand back its result. Light: imports no torch."""
+"""Start a training process, follow its progress, hand back its result. Light: imports no torch.
+
+A training is a process of its own: started afresh or, within `forking`, forked from one that has the imports (forks.py).
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,28 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lightning_core.child_environment import SHORT_SPINS, child_environment
 from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.files import write_atomic
 from lightning_core.training.errors import TrainingFailed
+from lightning_core.training.forks import Forked, Preloaded
 from lightning_core.training.job import Job
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-_running: set[subprocess.Popen[bytes]] = set()
+_running: set[subprocess.Popen[bytes] | Forked] = set()
 _GRACE_S = 5.0
 _LOG_LINES = 20
+_GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of CUDA, CUDA under WSL, ROCm
+_forking = threading.Lock()
+_preloaded: dict[str, Preloaded] | None = None  # environment and trainer → what trainings are forked from
 
 
 def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Path) -> dict[str, Any]:
@@ -46,14 +54,7 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
     log_path.parent.mkdir(parents=True, exist_ok=True)
     lines = _Tail(job.progress)
     with log_path.open("ab") as log:
-        process = subprocess.Popen(
-            command(job, job_file),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=_environment(job),
-            start_new_session=True,
-        )
+        process = _start(job, job_file, log)
         _running.add(process)
         error: str | None = None
         try:
@@ -67,10 +68,10 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
                 time.sleep(_POLL_S)
         finally:
             _running.discard(process)
-            _end(process)
-    if process.returncode == 0:
+            code = _end(process)
+    if code == 0:
         return json.loads((job.output / "training.json").read_text())
-    raise TrainingFailed(_why(job, process.returncode, error, log_path))
+    raise TrainingFailed(_why(job, code, error, log_path))
 
 
 def end_all() -> None:
@@ -79,10 +80,55 @@ def end_all() -> None:
         _end(process)
 
 
+@contextlib.contextmanager
+def forking() -> Iterator[None]:
+    """Round the epochs of a run: its trainings need not all import what takes seconds; what they are forked from ends with this.
+
+    Several processes a training have their launcher, and on a machine with a GPU each starts afresh: a fork cannot use what
+    its parent may have begun there.
+    """
+    global _preloaded
+    ours: dict[str, Preloaded] = {}
+    with _forking:
+        before = _preloaded
+        _preloaded = None if sys.platform != "linux" or any(map(os.path.exists, _GPUS)) else ours
+    try:
+        yield
+    finally:
+        with _forking:
+            _preloaded = before
+        for preloaded in ours.values():
+            preloaded.close()
+
+
+def _start(job: Job, job_file: Path, log: IO[bytes]) -> subprocess.Popen[bytes] | Forked:
+    environment, training = _environment(job), job.policy_settings.training
+    if training.processes == 1 and training.accelerate_config is None:
+        with _forking:
+            if _preloaded is not None:
+                trainer = ALGORITHMS[job.policy_settings.algorithm].trainer
+                kind = json.dumps([trainer, environment], sort_keys=True)
+                if kind not in _preloaded or not _preloaded[kind].alive:
+                    _preloaded[kind] = Preloaded(trainer, environment, log)
+                return _preloaded[kind].fork(_arguments(job_file), log)
+    return subprocess.Popen(
+        command(job, job_file),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def _arguments(job_file: Path) -> list[str]:
+    return [str(job_file), "--with-parent", str(os.getpid())]
+
+
 def command(job: Job, job_file: Path) -> list[str]:
     """The command line of a job: plain Python for one process, `accelerate launch` where the job names its settings,
     else torch's launcher (accelerate's would start a single process on CPUs)."""
-    module = ["-m", "lightning_core.training", str(job_file), "--with-parent", str(os.getpid())]
+    module = ["-m", "lightning_core.training", *_arguments(job_file)]
     if job.policy_settings.training.accelerate_config is not None:
         launcher = [
             "-m",
@@ -116,17 +162,24 @@ def _environment(job: Job) -> dict[str, str]:
     return environment
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the process's group: it first, then, after a grace, whatever stayed."""
+def _end(process: subprocess.Popen[bytes] | Forked) -> int:
+    """End what is left of the process's group: it first, then, after a grace, whatever stayed. Returns its exit code."""
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
+        _signal_group(process, signal.SIGTERM)
         try:
             process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
-            logger.warning("training process %d did not end within %g s: killing it", process.pid, _GRACE_S)
+            logger.warning("training process %s did not end within %g s: killing it", process.pid, _GRACE_S)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        _signal_group(process, signal.SIGKILL)
+    return process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes] | Forked, number: int) -> None:
+    if isinstance(process, Forked):
+        process.signal_group(number)
+    else:
+        os.killpg(process.pid, number)
 
 
 def _why(job: Job, code: int, error: str | None, log_path: Path) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.training import launch
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.job import Job
@@ -59,21 +64,22 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def child_of(job: Job) -> int:
-    """The process that trains `job`: the one with its job file on the command line."""
-    name = str(job.progress.with_suffix(".job.json")).encode()
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and name in (folder / "cmdline").read_bytes():
-                return int(folder.name)
-        except OSError:
-            continue
-    raise AssertionError("no training process found")
+def trainer() -> int:
+    """The process that trains: a fork has no name of its own."""
+    (process,) = launch._running
+    assert process.pid is not None
+    return process.pid
+
+
+@pytest.fixture(params=["afresh", "forked"])
+def started(request: pytest.FixtureRequest) -> Iterator[str]:
+    with launch.forking() if request.param == "forked" else contextlib.nullcontext():
+        yield request.param
 
 
 @pytest.mark.slow
 def test_progress_arrives_line_by_line_and_the_result_is_what_lies_beside_the_weights(
-    make_job: Any, tmp_path: Path
+    make_job: Any, tmp_path: Path, started: str
 ) -> None:
     job = make_job()
     seen: list[dict[str, Any]] = []
@@ -82,7 +88,7 @@ def test_progress_arrives_line_by_line_and_the_result_is_what_lies_beside_the_we
     def follow(line: dict[str, Any]) -> None:
         seen.append(line)
         if not pids:
-            pids.add(child_of(job))
+            pids.add(trainer())
 
     result = train(job, follow, tmp_path / "logs" / "training.log")
     assert pids and not any(map(alive, pids)), "its memory is returned with it"
@@ -123,12 +129,12 @@ def test_bad_data_and_a_bad_job_exit_with_3(make_job: Any, tmp_path: Path) -> No
     assert "`policy_settings` is missing" in done.stderr
 
 
-def test_an_interrupt_ends_the_process_and_leaves_no_version(make_job: Any, tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_process_and_leaves_no_version(make_job: Any, tmp_path: Path, started: str) -> None:
     job = make_job()
     pids: list[int] = []
 
     def interrupt(line: dict[str, Any]) -> None:
-        pids.append(child_of(job))
+        pids.append(trainer())
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -137,32 +143,37 @@ def test_an_interrupt_ends_the_process_and_leaves_no_version(make_job: Any, tmp_
     assert not job.output.exists()
 
 
-def test_a_process_that_was_killed_is_told_with_the_likely_reason(make_job: Any, tmp_path: Path) -> None:
+def test_a_process_that_was_killed_is_told_with_the_likely_reason(make_job: Any, tmp_path: Path, started: str) -> None:
     job = make_job()
     with pytest.raises(TrainingFailed, match=r"ended with -9(.|\n)*tokens_per_micro_batch"):
-        train(job, lambda line: os.kill(child_of(job), signal.SIGKILL), tmp_path / "log")
+        train(job, lambda line: os.kill(trainer(), signal.SIGKILL), tmp_path / "log")
     assert not job.output.exists()
 
 
-def test_the_process_ends_when_the_one_that_started_it_is_killed(make_job: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("context", ["nullcontext", "forking"])
+def test_the_process_ends_when_the_one_that_started_it_is_killed(make_job: Any, tmp_path: Path, context: str) -> None:
     job = make_job()
     (tmp_path / "given.json").write_text(job.model_dump_json())
     starter = (
-        "import sys; from pathlib import Path\n"
-        "from lightning_core.training.launch import train; from lightning_core.training.job import Job\n"
-        "train(Job.model_validate_json(Path(sys.argv[1]).read_text()), lambda line: None, Path(sys.argv[2]))\n"
+        "import os, sys; from contextlib import nullcontext; from pathlib import Path\n"
+        "from lightning_core.training.launch import _running, forking, train\n"
+        "from lightning_core.training.job import Job\n"
+        "tell = lambda line: print(*(p.pid for p in _running), flush=True)\n"
+        f"with {context}():\n"
+        "    train(Job.model_validate_json(Path(sys.argv[1]).read_text()), tell, Path(sys.argv[2]))\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", starter, str(tmp_path / "given.json"), str(tmp_path / "log")])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", starter, str(tmp_path / "given.json"), str(tmp_path / "log")], stdout=subprocess.PIPE
+    )
     try:
-        deadline = time.monotonic() + 60
-        while not job.progress.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        child = child_of(job)
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        theirs = [child, *(int(p) for p in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())]
     finally:
         parent.kill()
         parent.wait()
-    while alive(child):
+    deadline = time.monotonic() + 60
+    while any(map(alive, theirs)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -182,22 +193,74 @@ def test_a_job_killed_at_any_time_and_started_again_gives_the_weights_of_one_tha
     calm = make_job(policy_settings=policy, **aside)
     train(calm, lambda line: None, tmp_path / "log")
     job = make_job(policy_settings=policy)
-    for moment in ({"step": 1}, {"phase": "saving"}):
-
-        def kill(line: dict[str, Any], moment: dict[str, Any] = moment) -> None:
-            if moment.items() <= line.items():
-                os.kill(child_of(job), signal.SIGKILL)
-
-        with pytest.raises((TrainingFailed, AssertionError)):
-            train(job, kill, tmp_path / "log")
-            raise AssertionError("ended before it could be killed")
-        assert not job.output.exists() or (job.output / "training.json").exists()
     seen: list[dict[str, Any]] = []
-    train(job, seen.append, tmp_path / "log")
+    with contextlib.ExitStack() as later:
+        for moment in ({"step": 1}, {"phase": "saving"}):
+
+            def kill(line: dict[str, Any], moment: dict[str, Any] = moment) -> None:
+                if moment.items() <= line.items():
+                    os.kill(trainer(), signal.SIGKILL)
+
+            with pytest.raises((TrainingFailed, AssertionError)):
+                train(job, kill, tmp_path / "log")
+                raise AssertionError("ended before it could be killed")
+            assert not job.output.exists() or (job.output / "training.json").exists()
+            if moment == {"step": 1}:
+                later.enter_context(launch.forking())  # afresh or forked, the weights are the same
+        train(job, seen.append, tmp_path / "log")
     assert {"resumed_at": 2, "steps": 3} in seen
     assert [line["step"] for line in seen if "step" in line] == [3]
     assert weights(job.output) == weights(calm.output)
     assert not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.slow
+def test_trainings_are_forked_from_one_process_which_is_started_again_where_it_was_lost(
+    make_job: Any, tmp_path: Path
+) -> None:
+    parents: list[int] = []
+    log = tmp_path / "log"
+    with launch.forking():
+        for epoch in range(3):
+            train(make_job(epoch=epoch, output=tmp_path / f"v{epoch}"), lambda line: None, log)
+            assert launch._preloaded is not None
+            (preloaded,) = launch._preloaded.values()
+            parents.append(preloaded._process.pid)
+            assert preloaded.alive
+            if epoch == 1:
+                preloaded._process.kill()
+                preloaded._process.wait()
+    assert parents[0] == parents[1] != parents[2] and not alive(parents[2])
+    assert log.read_text().count("INFO lightning_core.training: trained") == 3
+
+
+def test_a_trainer_that_cannot_be_imported_is_told_with_its_traceback(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ALGORITHMS, "grpo", replace(ALGORITHMS["grpo"], trainer="lightning_core.training.none"))
+    with (
+        launch.forking(),
+        pytest.raises(TrainingFailed, match=r"ended with 1; (.|\n)*No module named 'lightning_core.training.none'"),
+    ):
+        train(make_job(), lambda line: None, tmp_path / "log")
+
+
+def test_a_training_that_is_ended_while_its_imports_are_under_way_never_begins(make_job: Any, tmp_path: Path) -> None:
+    job = make_job()
+    with launch.forking(), ThreadPoolExecutor(1) as threads:
+        future = threads.submit(train, job, lambda line: None, tmp_path / "log")
+        while not launch._running:
+            assert not future.done()
+        launch.end_all()
+        with pytest.raises(TrainingFailed, match="ended with -15"):
+            future.result(5)
+        # What was asked for before comes first: by its end the other would have begun.
+        again = threads.submit(train, make_job(), lambda line: None, tmp_path / "log")
+        while not job.progress.exists():
+            assert not again.done()
+            time.sleep(0.01)
+        launch.end_all()
+    assert job.progress.read_text().count('"checking"') == 1
 
 
 @pytest.mark.slow
