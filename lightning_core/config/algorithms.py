@@ -12,8 +12,8 @@ Functions are named by module and imported when they are called: settings that a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -28,7 +28,6 @@ class Algorithm:
     estimator: str | None = None
     imitates: bool = False  # its rows are examples: sampled by any version in any way, for any number of `passes`
     reads: tuple[str, ...] | None = None  # settings of `training`, of which others are an error; None: all
-    environment: Mapping[str, str] = field(default_factory=dict)  # of its process, where nothing else is set
 
     def load(self) -> Callable[[Any, Any], dict[str, Any]]:
         """The function. Imports what it needs, but nothing heavy before it is called."""
@@ -63,14 +62,5 @@ ALGORITHMS = {
             "processes",
             "accelerate_config",
         ),
-        # TRL's SFT makes logits of every token, and torch gives each large tensor back to the system: on CPUs, half of a step
-        # went into clearing pages. With these glibc keeps what it has: twice the tokens/s for half as much memory again
-        # (bench/RESULTS.md). Tries make no such tensors, and gain nothing by it.
-        environment={
-            "MALLOC_MMAP_MAX_": "0",
-            "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-            "MALLOC_TOP_PAD_": str(1 << 28),
-            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-        },
     ),
 }

@@ -31,6 +31,15 @@ _POLL_S = 0.1
 _running: set[subprocess.Popen[bytes] | Forked] = set()
 _GRACE_S = 5.0
 _LOG_LINES = 20
+# torch gives each large tensor back to the system, and on CPUs half of a step of `sft`, and a tenth of one of tries, went into
+# clearing pages. With these glibc keeps what it has: for `sft` half as much memory again (it makes logits of every token),
+# for tries the same (bench/RESULTS.md).
+_KEEP_PAGES = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 _GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of CUDA, CUDA under WSL, ROCm
 _forking = threading.Lock()
 _preloaded: dict[str, Preloaded] | None = None  # environment and trainer → what trainings are forked from
@@ -147,7 +156,7 @@ def command(job: Job, job_file: Path) -> list[str]:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    environment = dict(ALGORITHMS[job.policy_settings.algorithm].environment) | SHORT_SPINS | child_environment()
+    environment = _KEEP_PAGES | SHORT_SPINS | child_environment()
     training = job.policy_settings.training
     processes = training.processes
     if job.device is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lightning_core.training.job import Job, Progress, derive_seed, peak_rss
@@ -34,9 +35,11 @@ def leave(
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     weights, optimizer = state_dict(trained), optimizer_state(trainer)
     if trainer.accelerator.is_main_process:
-        save_state(job.state, job.epoch, optimizer, state)
-        with whole_folder(job.output) as beside:
+        # Side by side: the one computes while the other waits for the disk.
+        with ThreadPoolExecutor(1) as threads, whole_folder(job.output) as beside:
+            saved = threads.submit(save_state, job.state, job.epoch, optimizer, state)
             save_weights(trained, job.source, beside, weights)
+            saved.result()  # before there is a version
             progress.phase(None)
             result = metrics | {"run": job.run, "epoch": job.epoch, "policy": job.policy, "step": state["step"]}
             result |= {
