@@ -21,9 +21,6 @@ from typing import Any
 @dataclass(frozen=True)
 class Algorithm:
     function: str  # module:function
-    trainer: (
-        str  # the module whose import takes seconds: trainings after the first are forked from a process that has it
-    )
     # File of sql/advantages, where `advantages` and `min_spread` are an error; None: `advantages` says which.
     estimator: str | None = None
     imitates: bool = False  # its rows are examples: sampled by any version in any way, for any number of `passes`
@@ -38,11 +35,10 @@ class Algorithm:
 
 ALGORITHMS = {
     # All of policy gradients: advantages × the losses of TRL's GRPOTrainer.
-    "grpo": Algorithm("lightning_core.training.grpo:run_job", trainer="lightning_core.training.trainer"),
+    "grpo": Algorithm("lightning_core.training.grpo:run_job"),
     # The likelihood of chosen rollouts, by TRL's SFTTrainer.
     "sft": Algorithm(
         "lightning_core.training.sft:run_job",
-        trainer="lightning_core.training.sft_trainer",
         estimator="sft",
         imitates=True,
         reads=(

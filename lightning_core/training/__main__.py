@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _end_with(flow: int, parent: int) -> None:
     """A trainer whose flow was killed would train on for nobody, beside the one that resumes the epoch.
 
-    `parent` is the flow itself or, for several processes, the launcher between.
+    `parent` is the flow itself or, for several processes and for one that was forked, the one in between.
     """
     with contextlib.suppress(ProcessLookupError):
         while os.getppid() == parent:

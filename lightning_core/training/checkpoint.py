@@ -19,6 +19,7 @@ from typing import Any
 
 from lightning_core.training.code import training_code
 from lightning_core.training.job import Job
+from lightning_core.training.state import save_tensors
 from lightning_core.training.weights import whole_folder
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,6 @@ class Checkpoints:
 
     def save(self, trainer: Any, done: int, taken: list[dict[str, Any]], measured: dict[str, float]) -> None:
         """Write the state after `done` steps. Every rank calls this; the first one writes."""
-        import torch
         from safetensors.torch import save_file
 
         from lightning_core.training.gather import optimizer_state, trained_tensors
@@ -97,7 +97,7 @@ class Checkpoints:
         here = self.folder / f"step-{done:04d}"
         with whole_folder(here, durable=False) as beside:
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside / "weights.safetensors")
-            torch.save(optimizer, beside / "optimizer.pt")
+            save_tensors(optimizer, beside / "optimizer.pt")
             noted = {"belongs_to": self.belongs_to, "boot": boot(), "done": done}
             noted |= {"taken": taken, "measured": measured, "entropy": trainer.entropy}
             (beside / "checkpoint.json").write_text(json.dumps(noted))

@@ -1,11 +1,11 @@
-"""A process that has a trainer's modules imported, from which trainings are forked: what takes seconds happens once.
+"""A process that has the trainers' modules imported, from which trainings are forked: what takes seconds happens once.
 
-    python -m lightning_core.training.forks <descriptor of its socket> <module of the trainer>
+    python -m lightning_core.training.forks <descriptor of its socket>
 
 It has one socket and never trains. A packet asks for a training: its arguments, with the descriptors of a pipe for that
 training and of its log. A process in between waits for the training and writes its pid, then its exit code, into the pipe; so
-several can be under way. When the owner's end closes, the process ends; what it forked watches the owner itself
-(`--with-parent`). It imports no torch where it is only asked.
+several can be under way. When the owner's end of the socket closes, the process ends; when that of a pipe does, a training.
+The owner imports no torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gc
 import json
 import logging
 import os
+import pkgutil
 import select
 import signal
 import socket
@@ -24,6 +25,10 @@ import threading
 import traceback
 from collections.abc import Mapping
 from typing import IO, NoReturn
+
+from lightning_core import training
+from lightning_core.training.code import training_code
+from lightning_core.training.job import import_trainer
 
 _PACKET = 64 * 1024
 _END_S = 5.0
@@ -67,7 +72,7 @@ class Forked:
         with self._lock:
             if self.returncode is not None:
                 return True
-            if not select.select([self._told], [], [], timeout)[0]:
+            if not _wait(timeout, {self._told: select.POLLIN}):
                 return False
             new = os.read(self._told, 64)
             if not new:
@@ -81,9 +86,13 @@ class Forked:
             return True
 
     def _untold(self) -> int:
-        """The exit code where whoever would have told it has ended: its own, if that is what it was forked from."""
+        """The exit code where whoever would have told it has ended: where it never began, that of what it was to be forked from."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            return -signal.SIGKILL
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._parent.wait(_END_S if self.pid is None else 0) or 1
+            return self._parent.wait(_END_S) or 1
         return 1
 
     def _end(self, code: int) -> None:
@@ -94,11 +103,11 @@ class Forked:
 class Preloaded:
     """The owner's side: starts the process, asks it for trainings, ends it. Not for several threads at one time."""
 
-    def __init__(self, trainer: str, environment: Mapping[str, str], log: IO[bytes]) -> None:
+    def __init__(self, environment: Mapping[str, str], log: IO[bytes]) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lightning_core.training.forks", str(theirs.fileno()), trainer],
+                [sys.executable, "-m", "lightning_core.training.forks", str(theirs.fileno())],
                 env=environment,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -114,10 +123,9 @@ class Preloaded:
     def fork(self, arguments: list[str], log: IO[bytes]) -> Forked:
         """Begin a training, `python -m lightning_core.training` with these arguments; not before the imports are done."""
         told, tell = os.pipe()
-        try:
+        with contextlib.suppress(ConnectionError):  # it has just ended, which the closed pipe will tell
             socket.send_fds(self._control, [json.dumps(arguments).encode()], [tell, log.fileno()])
-        finally:
-            os.close(tell)
+        os.close(tell)
         return Forked(told, self._process)
 
     def close(self) -> None:
@@ -134,47 +142,51 @@ def serve(control: socket.socket) -> None:
         packet, descriptors, _, _ = socket.recv_fds(control, _PACKET, 2, socket.MSG_CMSG_CLOEXEC)
         if not packet:
             return
-        if os.fork() == 0:
-            control.close()
-            _between(json.loads(packet), *descriptors)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.write(descriptors[1], f"the training cannot be forked: {error}\n".encode())
+        else:
+            if pid == 0:
+                control.close()
+                _between(json.loads(packet), *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
 def _between(arguments: list[str], tell: int, log: int) -> NoReturn:
-    """Fork the training, wait for it, tell the owner; does not return."""
+    """Fork the training and tell its pid, wait until it ends or the owner wants it no more, tell how; does not return."""
     try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         pid = os.fork()
         if pid == 0:
             os.close(tell)
-            _train(arguments, log)
+            _train(arguments)
         with contextlib.suppress(ProcessLookupError):
             os.setpgid(
                 pid, pid
             )  # the child does it too: whoever comes first, there is a group before its number is told
-        try:
+        with contextlib.suppress(BrokenPipeError):
             os.write(tell, b"%d\n" % pid)
-        except OSError:  # the owner wants it no more
-            os.killpg(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        os.killpg(pid, signal.SIGKILL)  # what it left behind, while its number can be no other's
+        _wait(None, {tell: 0, os.pidfd_open(pid): select.POLLIN})
+        os.killpg(pid, signal.SIGKILL)  # what it left behind, too, while its number can be no other's
         _, status = os.waitpid(pid, 0)
-        os.write(tell, b"%d\n" % os.waitstatus_to_exitcode(status))
+        with contextlib.suppress(BrokenPipeError):
+            os.write(tell, b"%d\n" % os.waitstatus_to_exitcode(status))
     except BaseException:  # noqa: BLE001 - a forked process must not fall back into the loop
         traceback.print_exc()
     finally:
         os._exit(0)
 
 
-def _train(arguments: list[str], log: int) -> NoReturn:
+def _train(arguments: list[str]) -> NoReturn:
     """In the training's process; does not return."""
     code = 1
     try:
         os.setpgid(0, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
         gc.enable()
         from lightning_core.training.__main__ import main
 
@@ -184,22 +196,34 @@ def _train(arguments: list[str], log: int) -> NoReturn:
     except BaseException:  # noqa: BLE001 - as an interpreter would end
         traceback.print_exc()
     finally:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+def _wait(timeout: float | None, events: Mapping[int, int]) -> bool:
+    """Whether one of the events came to its descriptor, its other end's closing always being one, within `timeout` seconds."""
+    poll = select.poll()
+    for descriptor, event in events.items():
+        poll.register(descriptor, event)
+    return bool(poll.poll(None if timeout is None else 1000 * timeout))
 
 
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)
-    import lightning_core.training.__main__  # noqa: F401
-    from lightning_core.training.job import import_trainer
-
-    import_trainer(sys.argv[2])
+    # All of it, though a training needs it in parts: what is edited during a run must not be mixed with what was there before.
+    for module in pkgutil.iter_modules(training.__path__, f"{training.__name__}."):
+        import_trainer(module.name)
+    training_code()
     gc.collect()
     gc.freeze()  # what all trainings share stays shared
     gc.disable()
+    sys.stdout.flush()
+    sys.stderr.flush()
     serve(control)
 
 

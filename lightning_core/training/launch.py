@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from lightning_core.child_environment import SHORT_SPINS, child_environment
-from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.files import write_atomic
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.forks import Forked, Preloaded
@@ -42,7 +41,8 @@ _KEEP_PAGES = {
 }
 _GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of CUDA, CUDA under WSL, ROCm
 _forking = threading.Lock()
-_preloaded: dict[str, Preloaded] | None = None  # environment and trainer → what trainings are forked from
+_runs = 0  # under way within `forking`
+_preloaded: dict[str, Preloaded] = {}  # environment → what trainings are forked from
 
 
 def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Path) -> dict[str, Any]:
@@ -96,29 +96,28 @@ def forking() -> Iterator[None]:
     Several processes a training have their launcher, and on a machine with a GPU each starts afresh: a fork cannot use what
     its parent may have begun there.
     """
-    global _preloaded
-    ours: dict[str, Preloaded] = {}
+    global _runs
     with _forking:
-        before = _preloaded
-        _preloaded = None if sys.platform != "linux" or any(map(os.path.exists, _GPUS)) else ours
+        _runs += 1
     try:
         yield
     finally:
         with _forking:
-            _preloaded = before
-        for preloaded in ours.values():
-            preloaded.close()
+            _runs -= 1
+            while not _runs and _preloaded:
+                _preloaded.popitem()[1].close()
 
 
 def _start(job: Job, job_file: Path, log: IO[bytes]) -> subprocess.Popen[bytes] | Forked:
     environment, training = _environment(job), job.policy_settings.training
-    if training.processes == 1 and training.accelerate_config is None:
+    alone = training.processes == 1 and training.accelerate_config is None
+    if alone and sys.platform == "linux" and not any(map(os.path.exists, _GPUS)):
+        shared = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
+        kind = json.dumps(shared, sort_keys=True)
         with _forking:
-            if _preloaded is not None:
-                trainer = ALGORITHMS[job.policy_settings.algorithm].trainer
-                kind = json.dumps([trainer, environment], sort_keys=True)
+            if _runs:
                 if kind not in _preloaded or not _preloaded[kind].alive:
-                    _preloaded[kind] = Preloaded(trainer, environment, log)
+                    _preloaded[kind] = Preloaded(shared, log)
                 return _preloaded[kind].fork(_arguments(job_file), log)
     return subprocess.Popen(
         command(job, job_file),

@@ -38,8 +38,10 @@ def leave(
         # Side by side: the one computes while the other waits for the disk.
         with ThreadPoolExecutor(1) as threads, whole_folder(job.output) as beside:
             saved = threads.submit(save_state, job.state, job.epoch, optimizer, state)
-            save_weights(trained, job.source, beside, weights)
-            saved.result()  # before there is a version
+            try:
+                save_weights(trained, job.source, beside, weights)
+            finally:
+                saved.result()  # before there is a version
             progress.phase(None)
             result = metrics | {"run": job.run, "epoch": job.epoch, "policy": job.policy, "step": state["step"]}
             result |= {

@@ -52,6 +52,14 @@ def save_state(folder: Path, epoch: int, optimizer: dict[str, Any], noted: dict[
             shutil.rmtree(_of(folder, old))
 
 
+def save_tensors(tensors: dict[str, Any], file: Path) -> None:
+    """torch.save without the checksum, which nothing reads and which takes nearly as long as the rest."""
+    import torch
+
+    torch.serialization.set_crc32_options(False)
+    torch.save(tensors, file)
+
+
 def parameters_of(model: Any, folder: Path, noted: dict[str, Any]) -> list[list[Any]]:
     """Names and shapes of what is trained, in the optimizer's order. Raises WeightsError where the state that was loaded
     from `folder`, of which this was `noted`, belongs to others."""

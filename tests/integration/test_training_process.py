@@ -11,14 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.training import launch
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.job import Job
@@ -223,7 +221,6 @@ def test_trainings_are_forked_from_one_process_which_is_started_again_where_it_w
     with launch.forking():
         for epoch in range(3):
             train(make_job(epoch=epoch, output=tmp_path / f"v{epoch}"), lambda line: None, log)
-            assert launch._preloaded is not None
             (preloaded,) = launch._preloaded.values()
             parents.append(preloaded._process.pid)
             assert preloaded.alive
@@ -234,15 +231,42 @@ def test_trainings_are_forked_from_one_process_which_is_started_again_where_it_w
     assert log.read_text().count("INFO lightning_core.training: trained") == 3
 
 
-def test_a_trainer_that_cannot_be_imported_is_told_with_its_traceback(
+def test_what_forks_trainings_and_cannot_start_is_told_with_its_traceback(
     make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ALGORITHMS, "grpo", replace(ALGORITHMS["grpo"], trainer="lightning_core.training.none"))
-    with (
-        launch.forking(),
-        pytest.raises(TrainingFailed, match=r"ended with 1; (.|\n)*No module named 'lightning_core.training.none'"),
-    ):
+    (tmp_path / "trl.py").write_text("raise ImportError('not that one')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with launch.forking(), pytest.raises(TrainingFailed, match=r"ended with 1; (.|\n)*not that one"):
         train(make_job(), lambda line: None, tmp_path / "log")
+
+
+def test_whoever_ends_a_fork_or_what_waits_for_it_ends_its_training(make_job: Any, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with launch.forking():
+        seen: list[int] = []
+
+        def kill(line: dict[str, Any]) -> None:
+            if not seen:
+                seen.append(trainer())
+                status = Path(f"/proc/{seen[0]}/status").read_text()
+                (between,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
+                os.kill(between, signal.SIGKILL)
+
+        with pytest.raises(TrainingFailed, match="ended with -9"):
+            train(make_job(), kill, log)
+        while alive(seen[0]):
+            time.sleep(0.01)
+        # Its exit code is its own where its last words find no place, too.
+        (preloaded,) = launch._preloaded.values()
+        with Path("/dev/full").open("ab") as full:
+            assert preloaded.fork([str(tmp_path / "none.json")], full).wait() == 3
+        # Nobody listens any more: it is not left to itself.
+        forked = preloaded.fork([str(log.parent / "progress.job.json")], log.open("ab"))
+        while forked.pid is None:
+            forked.poll()
+        os.close(forked._told)
+        while alive(forked.pid):
+            time.sleep(0.01)
 
 
 def test_a_training_that_is_ended_while_its_imports_are_under_way_never_begins(make_job: Any, tmp_path: Path) -> None:
