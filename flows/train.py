@@ -19,6 +19,7 @@ from lightning_core.training.launch import forking
 from tasks.alarm import watch
 from tasks.preflight import evaluation_tasks, training_tasks
 from tasks.progress import logger, say
+from tasks.rollout import shared_runner
 
 
 @flow(name="train", flow_run_name="{settings.run}", persist_result=False)
@@ -36,7 +37,7 @@ def train(settings: Settings) -> list[dict[str, Any]]:
     last = manifests.epoch(settings.run, done, "evaluate")
     to_evaluate = _evaluates_after(settings, done) and (last is None or not last.recorded)
     if done < settings.epochs or to_evaluate:
-        with running(settings, say("services")), forking():
+        with running(settings, say("services")), shared_runner(settings), forking():  # for all epochs
             if to_evaluate:
                 evaluate(settings, done)
             for number in range(done, settings.epochs):

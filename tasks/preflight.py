@@ -6,12 +6,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lightning_core.agents.grading import check_grader
-from lightning_core.agents.runner import Runner
 from lightning_core.config import Settings
 from lightning_core.lake.derive_inputs import check_estimators, check_patterns
 from lightning_core.lake.redact import Redaction
 from lightning_core.taskset import Task, load_tasks
 from tasks.cluster import check_cluster
+from tasks.rollout import shared_runner
 
 
 @task(task_run_name="check settings", cache_policy=NO_CACHE, persist_result=False)
@@ -24,7 +24,7 @@ def check(settings: Settings) -> None:
     check_grader(settings.reward.grader)
     training_tasks(settings)
     evaluation_tasks(settings)
-    with Runner(settings.agent, model=settings.policies[0].name) as runner:
+    with shared_runner(settings) as runner:
         runner.check()
 
 

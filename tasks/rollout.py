@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import task
@@ -21,7 +22,19 @@ from lightning_core.taskset import PlannedRollout
 from tasks.progress import Progress, logger
 
 _shared_lock = threading.Lock()
-_shared: dict[str, tuple[Runner, int]] = {}
+
+
+@dataclass
+class _Shared:
+    """A runner, how many keep it, how many of these run attempts, and the server that those call."""
+
+    runner: Runner
+    users: int = 0
+    running: int = 0
+    server: ServerHandle | None = None
+
+
+_shared: dict[str, _Shared] = {}
 
 
 def split(rollouts: list[PlannedRollout], shards: int) -> list[list[PlannedRollout]]:
@@ -123,15 +136,40 @@ def _rollout(
 def close_runners() -> None:
     """End the attempts of this process that still run; what waits for its turn is not begun."""
     with _shared_lock:
-        for runner, _ in _shared.values():
-            runner.close()
+        for shared in _shared.values():
+            shared.runner.close()
 
 
 @contextlib.contextmanager
-def shared_runner(settings: Settings, server: ServerHandle) -> Iterator[Runner]:
-    """One preloaded pool for all shards of this process, closed when the last of them is done."""
+def shared_runner(settings: Settings, server: ServerHandle | None = None) -> Iterator[Runner]:
+    """One preloaded pool for all that run the agent in this process, closed when the last of them is done.
 
+    A flow of many epochs keeps it from one to the next. Those that run attempts say which server these call; where one of
+    them has closed the pool, they all are to end, and who comes after them has another.
+    """
+    key = settings.model_dump_json(include={"agent", "home"})
+    with _shared_lock:
+        shared = _shared.get(key)
+        if shared is None or (shared.runner.closed and not shared.running):
+            shared = _shared[key] = _Shared(_runner(settings, key), 0 if shared is None else shared.users)
+        shared.users += 1
+        shared.running += server is not None
+        shared.server = server or shared.server
+    try:
+        yield shared.runner
+    finally:
+        with _shared_lock:
+            shared = _shared[key]
+            shared.users -= 1
+            shared.running -= server is not None
+            if not shared.users:
+                _shared.pop(key).runner.close()
+
+
+def _runner(settings: Settings, key: str) -> Runner:
     def failed_behind(result: AttemptResult) -> str | None:
+        server = _shared[key].server
+        assert server is not None  # of the one that runs the attempt
         seen = server.attempt(result.rollout_id, result.attempt_id)
         if seen["up_s"] < (result.end_ns - result.start_ns) / 1e9:  # of times, only lengths: a clock may jump
             return "the server was started again during the attempt"
@@ -139,24 +177,9 @@ def shared_runner(settings: Settings, server: ServerHandle) -> Iterator[Runner]:
         failed = seen["unanswered" if result.status == "ok" else "infrastructure_errors"]
         return str(seen["last_error"]) if failed else None
 
-    key = settings.model_dump_json(include={"agent", "home"})
-    with _shared_lock:
-        runner, users = _shared.get(key) or (
-            Runner(
-                settings.agent,
-                model=settings.policies[0].name,
-                infrastructure_errors=failed_behind,
-                logs=settings.home / "logs" / "attempts",
-            ),
-            0,
-        )
-        _shared[key] = (runner, users + 1)
-    try:
-        yield runner
-    finally:
-        with _shared_lock:
-            runner, users = _shared.pop(key)
-            if users > 1:
-                _shared[key] = (runner, users - 1)
-            else:
-                runner.close()
+    return Runner(
+        settings.agent,
+        model=settings.policies[0].name,
+        infrastructure_errors=failed_behind,
+        logs=settings.home / "logs" / "attempts",
+    )
