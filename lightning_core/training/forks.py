@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from typing import IO, NoReturn
 
 from lightning_core import training
+from lightning_core.agents.processes import signal_group
 from lightning_core.training.code import training_code
 from lightning_core.training.job import import_trainer
 
@@ -65,8 +66,7 @@ class Forked:
             if self.pid is None:
                 self._end(-number)
             else:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.pid, number)
+                signal_group(self.pid, number)
 
     def _hear(self, timeout: float | None) -> bool:
         with self._lock:
@@ -88,8 +88,7 @@ class Forked:
     def _untold(self) -> int:
         """The exit code where whoever would have told it has ended: where it never began, that of what it was to be forked from."""
         if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            signal_group(self.pid, signal.SIGKILL)
             return -signal.SIGKILL
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._parent.wait(_END_S) or 1
@@ -172,7 +171,7 @@ def _between(arguments: list[str], tell: int, log: int) -> NoReturn:
         with contextlib.suppress(BrokenPipeError):
             os.write(tell, b"%d\n" % pid)
         _wait(None, {tell: 0, os.pidfd_open(pid): select.POLLIN})
-        os.killpg(pid, signal.SIGKILL)  # what it left behind, too, while its number can be no other's
+        signal_group(pid, signal.SIGKILL)  # what it left behind, too, while its number can be no other's
         _, status = os.waitpid(pid, 0)
         with contextlib.suppress(BrokenPipeError):
             os.write(tell, b"%d\n" % os.waitstatus_to_exitcode(status))

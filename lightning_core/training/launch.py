@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_core.agents.processes import signal_group
 from lightning_core.child_environment import SHORT_SPINS, child_environment
 from lightning_core.files import write_atomic
 from lightning_core.training.errors import TrainingFailed
@@ -42,7 +43,7 @@ _KEEP_PAGES = {
 _GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of CUDA, CUDA under WSL, ROCm
 _forking = threading.Lock()
 _runs = 0  # under way within `forking`
-_preloaded: dict[str, Preloaded] = {}  # environment → what trainings are forked from
+_preloaded: dict[frozenset[tuple[str, str]], Preloaded] = {}  # environment → what trainings are forked from
 
 
 def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Path) -> dict[str, Any]:
@@ -97,6 +98,9 @@ def forking() -> Iterator[None]:
     its parent may have begun there.
     """
     global _runs
+    if sys.platform != "linux" or any(map(os.path.exists, _GPUS)):
+        yield
+        return
     with _forking:
         _runs += 1
     try:
@@ -110,10 +114,9 @@ def forking() -> Iterator[None]:
 
 def _start(job: Job, job_file: Path, log: IO[bytes]) -> subprocess.Popen[bytes] | Forked:
     environment, training = _environment(job), job.policy_settings.training
-    alone = training.processes == 1 and training.accelerate_config is None
-    if alone and sys.platform == "linux" and not any(map(os.path.exists, _GPUS)):
+    if training.processes == 1 and training.accelerate_config is None:
         shared = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
-        kind = json.dumps(shared, sort_keys=True)
+        kind = frozenset(shared.items())
         with _forking:
             if _runs:
                 if kind not in _preloaded or not _preloaded[kind].alive:
@@ -178,8 +181,7 @@ def _end(process: subprocess.Popen[bytes] | Forked) -> int:
             process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
             logger.warning("training process %s did not end within %g s: killing it", process.pid, _GRACE_S)
-    with contextlib.suppress(ProcessLookupError):
-        _signal_group(process, signal.SIGKILL)
+    _signal_group(process, signal.SIGKILL)
     return process.wait()
 
 
@@ -187,7 +189,7 @@ def _signal_group(process: subprocess.Popen[bytes] | Forked, number: int) -> Non
     if isinstance(process, Forked):
         process.signal_group(number)
     else:
-        os.killpg(process.pid, number)
+        signal_group(process.pid, number)
 
 
 def _why(job: Job, code: int, error: str | None, log_path: Path) -> str:

@@ -38,13 +38,8 @@ def load_state(folder: Path, epoch: int) -> tuple[dict[str, Any], dict[str, Any]
 
 def save_state(folder: Path, epoch: int, optimizer: dict[str, Any], noted: dict[str, Any]) -> None:
     """Write the state after `epoch`, whole or not at all, and remove those no retry can need."""
-    import torch
-
-    torch.serialization.set_crc32_options(
-        False
-    )  # of what is written; nothing reads it, and it takes longer than the writing
     with whole_folder(_of(folder, epoch)) as beside:
-        torch.save(optimizer, beside / "optimizer.pt")
+        save_tensors(optimizer, beside / "optimizer.pt")
         (beside / "state.json").write_text(json.dumps(noted | {"epoch": epoch}))
     keep = sorted(e for e in _epochs(folder) if e <= epoch)[-2:]
     for old in _epochs(folder):

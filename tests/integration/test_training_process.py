@@ -153,7 +153,7 @@ def test_the_process_ends_when_the_one_that_started_it_is_killed(make_job: Any, 
     job = make_job()
     (tmp_path / "given.json").write_text(job.model_dump_json())
     starter = (
-        "import os, sys; from contextlib import nullcontext; from pathlib import Path\n"
+        "import sys; from contextlib import nullcontext; from pathlib import Path\n"
         "from lightning_core.training.launch import _running, forking, train\n"
         "from lightning_core.training.job import Job\n"
         "tell = lambda line: print(*(p.pid for p in _running), flush=True)\n"

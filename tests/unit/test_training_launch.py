@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import sysconfig
@@ -33,11 +32,7 @@ def test_a_large_tensor_has_the_pages_of_the_one_before_it() -> None:
         done = subprocess.run([sys.executable, "-c", _FAULTS], env=environment, capture_output=True, check=True)
         return int(done.stdout)
 
-    assert (
-        faults(environment())
-        < 100
-        < faults({name: v for name, v in os.environ.items() if "MALLOC" not in name.upper()})
-    )
+    assert faults(environment()) < 100 < faults({})
 
 
 def environment(training: dict[str, Any] | None = None, **fields: Any) -> dict[str, str]:
