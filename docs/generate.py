@@ -71,6 +71,7 @@ def data_page() -> str:
         ("hierarchy", "Which execution counts, the tree as repaired, the agent of every span"),
         ("triplets", "Rewards, calls, (prompt, response, reward), merging into sequences"),
         ("advantages", "From rewards to the rows that are trained on"),
+        ("plan", "Which tasks an epoch tries again"),
         ("learn", "What production agents sent, and what of it is learned from"),
         ("finetune", "Which collected rollouts a finetuning looks at"),
         ("explain", "What `lightning-flows explain` asks"),

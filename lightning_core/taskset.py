@@ -6,12 +6,14 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_core.config import Settings, SettingsError
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.unsolved import unsolved_shares
 from lightning_core.loading import load_callable
 
 
@@ -28,6 +30,7 @@ class PlannedRollout:
     rollout_id: str
     group_id: str
     task: Task
+    again: bool = False  # a task of the epoch before that not all of its rollouts solved
 
 
 def load_tasks(reference: str, id_field: str, setting: str) -> list[Task]:
@@ -94,7 +97,10 @@ def _parse(line: str, number: int) -> Any:
 
 
 def plan_training(settings: Settings, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
-    """Rollouts of a training epoch: a seeded order over all tasks, or the one given; none twice before all were seen."""
+    """Rollouts of a training epoch: a seeded order over all tasks, or the one given; none twice before all were seen.
+
+    With `rollout.unsolved_per_epoch`, tasks of the epoch before come on top: read from its rewards, so it is derived first.
+    """
     wanted = settings.rollout.tasks_per_epoch
     start = epoch * wanted
     chosen: list[Task] = []
@@ -104,7 +110,23 @@ def plan_training(settings: Settings, tasks: list[Task], epoch: int) -> list[Pla
         if settings.rollout.shuffle:
             random.Random(f"{settings.seed}/{lap}").shuffle(order)
         chosen += order[place : place + wanted - len(chosen)]
-    return _plan(settings.run, f"{epoch:04d}", chosen, settings.rollout.group_size)
+    return _plan(settings.run, f"{epoch:04d}", chosen, settings.rollout.group_size, _unsolved(settings, tasks, epoch))
+
+
+def _unsolved(settings: Settings, tasks: list[Task], epoch: int) -> list[Task]:
+    """Tasks to try again, drawn without replacement, weighted by the share of rollouts that did not solve them.
+
+    Each is given u^(1/weight), u uniform, and the highest are drawn (Efraimidis and Spirakis, 2006). The weights are those
+    of prioritized sampling, 1 - success rate (Kimi k1.5, 2025, arXiv 2501.12599).
+    """
+    wanted = settings.rollout.unsolved_per_epoch
+    if not wanted or not epoch:
+        return []
+    by_id = {task.id: task for task in tasks}
+    uniform = random.Random(f"{settings.seed}/unsolved/{epoch}").random
+    shares = unsolved_shares(Lake(settings.home), settings.run, epoch - 1)
+    keys = {name: uniform() ** (1 / share) for name, share in shares.items()}
+    return [by_id[name] for name in sorted(keys, key=lambda name: -keys[name]) if name in by_id][:wanted]
 
 
 def plan_evaluation(settings: Settings, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
@@ -114,14 +136,14 @@ def plan_evaluation(settings: Settings, tasks: list[Task], epoch: int) -> list[P
     )
 
 
-def _plan(run: str, label: str, tasks: list[Task], group_size: int) -> list[PlannedRollout]:
+def _plan(run: str, label: str, tasks: list[Task], group_size: int, again: Sequence[Task] = ()) -> list[PlannedRollout]:
     planned = []
     seen: Counter[str] = Counter()
-    for task in tasks:
-        # A task set smaller than an epoch comes round again within it, as a group of its own.
+    for number, task in enumerate([*tasks, *again]):
+        # A task that comes round again within an epoch is a group of its own.
         seen[task.id] += 1
         group = f"{run}.{label}.{_safe(task.id)}" + (f".{seen[task.id]}" if seen[task.id] > 1 else "")
-        planned += [PlannedRollout(f"{group}.{k}", group, task) for k in range(group_size)]
+        planned += [PlannedRollout(f"{group}.{k}", group, task, number >= len(tasks)) for k in range(group_size)]
     return planned
 
 

@@ -45,8 +45,13 @@ def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollo
     lake = Lake(settings.home)
     epoch.planned = [r.rollout_id for r in planned]
     key = rollouts_key(settings, epoch, planned)
+    again = len({r.group_id for r in planned if r.again})
 
     def roll_out() -> dict[str, Any]:
+        if again:
+            logger().info(
+                "%d tasks of epoch %d, not solved by all of their rollouts, are tried again", again, epoch.epoch - 1
+            )
         epoch.sealed_offset = None
         ingest_spans(settings)
         finished = _begin(lake, epoch, key)
@@ -68,7 +73,7 @@ def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollo
             )
         if unfinished:
             logger().warning("%d rollouts have no result (infrastructure); the epoch goes on without them", unfinished)
-        return {"planned": len(planned), "unfinished": unfinished, **counts}
+        return {"planned": len(planned), "tried_again": again, "unfinished": unfinished, **counts}
 
     def reward() -> dict[str, Any]:
         if settings.reward.grader is None:

@@ -66,6 +66,11 @@ class TaskSettings(Section):
 class RolloutSettings(Section):
     tasks_per_epoch: int = Field(8, ge=1, description="tasks drawn, without repeats until all were seen")
     group_size: int = Field(8, ge=1, description="rollouts of each task")
+    unsolved_per_epoch: int = Field(
+        0,
+        ge=0,
+        description="on top of `tasks_per_epoch`, at most so many tasks of the epoch before that not all rollouts solved, drawn by the share that did not (prioritized sampling)",
+    )
     shuffle: bool = Field(
         True,
         description="drawn in a seeded order, another each time round; false: in the order given (one that mixes kinds of tasks evenly gives epochs that do)",

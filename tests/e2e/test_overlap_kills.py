@@ -24,7 +24,14 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, environment: dict[str, s
         async_level=1,
         evaluation={"every": 3, "success_reward": 0.5},
         agent={"callable": f"{HERE / 'letter_agent.py'}:run", "timeout_s": 60, "environment": {"LETTER_PAUSE": "2"}},
-        rollout={"tasks_per_epoch": 4, "group_size": 6, "concurrency": 4, "shards": 2, "retries": 0},
+        rollout={
+            "tasks_per_epoch": 4,
+            "unsolved_per_epoch": 1,
+            "group_size": 6,
+            "concurrency": 4,
+            "shards": 2,
+            "retries": 0,
+        },
         policies=[
             {
                 "model": str(tmp_path / "tiny-llama"),
@@ -87,7 +94,7 @@ def test_killed_on_both_sides_a_run_keeps_what_either_finished_and_mixes_nothing
     ]
     assert ask(run.home, "SELECT epoch, rollouts, unfinished FROM epochs WHERE mode = 'train' ORDER BY 1") == [
         (0, 24, 0),
-        (1, 24, 0),
-        (2, 24, 0),
+        (1, 30, 0),
+        (2, 30, 0),
     ]
     assert ask(run.home, "SELECT count(*) FROM policy_calls WHERE left_out = 'stale'") == [(0,)]

@@ -66,7 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(folder: Path) -> Path:
     """The home of a run of two epochs, with a reader that looped through all of it."""
     home = folder / "home"
-    settings = write_settings(folder)
+    rollout = {"tasks_per_epoch": 4, "unsolved_per_epoch": 1, "group_size": 4, "concurrency": 8, "shards": 2}
+    settings = write_settings(folder, rollout=rollout)
     command = [sys.executable, "-m", "flows.cli", "train", str(settings)]
     with (folder / "flow.log").open("w") as log:
         process = subprocess.Popen(command, cwd=HERE.parents[1], stdout=log, stderr=subprocess.STDOUT)
@@ -111,11 +112,22 @@ def test_every_rollout_has_one_result_and_its_calls_token_ids(trained: Path) -> 
     counts = ask(
         trained, "SELECT epoch, mode, count(*), count(DISTINCT rollout_id) FROM rollouts GROUP BY ALL ORDER BY ALL"
     )
-    assert counts == [(0, "evaluate", 4, 4), (0, "train", 16, 16), (1, "train", 16, 16), (2, "evaluate", 4, 4)]
+    assert counts == [(0, "evaluate", 4, 4), (0, "train", 16, 16), (1, "train", 20, 20), (2, "evaluate", 4, 4)]
     missing = ask(
         trained, "SELECT count(*) FROM calls WHERE prompt_ids IS NULL OR len(response_ids) <> len(response_logprobs)"
     )
     assert missing == [(0,)]
+
+
+def test_a_task_that_was_not_solved_each_time_is_tried_again_in_the_next_epoch(trained: Path) -> None:
+    again = ask(
+        trained,
+        """
+        WITH tasks AS (SELECT epoch, task_id, bool_and(success) AS solved FROM rollouts WHERE mode = 'train' GROUP BY ALL)
+        SELECT before.solved FROM tasks AS before JOIN tasks AS later USING (task_id) WHERE (before.epoch, later.epoch) = (0, 1)
+        """,
+    )
+    assert again == [(False,)]
 
 
 def test_rollouts_of_an_epoch_are_sampled_from_the_version_before_it(trained: Path) -> None:

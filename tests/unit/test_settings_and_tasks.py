@@ -16,10 +16,13 @@ from hypothesis import settings as hypothesis_settings
 from docs import generate
 from flows.cli import main
 from lightning_core.config import Settings, SettingsError
+from lightning_core.lake.lake import Lake
 from lightning_core.lake.stages import stage_key
+from lightning_core.lake.unsolved import unsolved_shares
 from lightning_core.loading import load_callable
 from lightning_core.settings_file import load_settings
 from lightning_core.taskset import Task, load_tasks, plan_evaluation, plan_training
+from tests.lake_maker import Attempt, derived
 
 MINIMAL: dict[str, Any] = {"agent": {"callable": "a:b"}, "tasks": {"train": "t.jsonl"}}
 
@@ -149,6 +152,49 @@ def test_a_plan_is_the_same_each_time_and_ids_are_unique_and_fit_a_url() -> None
     ids = [r.rollout_id for r in plan] + [r.rollout_id for r in plan_evaluation(settings_of(8, 2), tasks, 3)]
     assert len(set(ids)) == len(ids) == 16 + 6
     assert all(c.isascii() and (c.isalnum() or c in "-_.") for i in ids for c in i)
+
+
+def plan_after(
+    home: Path, shares: dict[str, float], again: int, seed: int = 0, tasks: int = 9
+) -> tuple[list[str], list[str]]:
+    """Ids of the fresh tasks and of those tried again, in epoch 1 after one that left `shares` of each task unsolved."""
+    rows = []
+    for name, share in shares.items():
+        for number in range(4):
+            attempt = Attempt(rollout=f"{name}.{number}", group=name)
+            attempt.reward(float(number >= 4 * share))
+            attempt.root(task_id=name)
+            rows += attempt.rows
+    if rows and not (home / "lake").exists():
+        derived(home, [row | {"record_offset": place} for place, row in enumerate(rows)])
+    rollout = {"tasks_per_epoch": 3, "group_size": 2, "unsolved_per_epoch": again, "shuffle": False}
+    settings = Settings.model_validate(MINIMAL | {"run": "run", "home": home, "rollout": rollout, "seed": seed})
+    plan = plan_training(settings, [Task(str(i), {}) for i in range(tasks)], 1)[::2]
+    assert len({r.rollout_id for r in plan}) == len(plan)
+    return [r.task.id for r in plan if not r.again], [r.task.id for r in plan if r.again]
+
+
+def test_what_the_epoch_before_did_not_solve_is_tried_again_on_top_of_fresh_tasks(tmp_path: Path) -> None:
+    shares = {"0": 0.0, "1": 0.5, "2": 1.0, "4": 0.25, "gone": 1.0}
+    fresh, again = plan_after(tmp_path, shares, 9)
+    assert fresh == ["3", "4", "5"]
+    assert sorted(again) == ["1", "2", "4"], "not what all rollouts solved, and not what is no task any more"
+    assert plan_after(tmp_path, shares, 9) == (fresh, again), "resumed, it plans the same"
+    assert plan_after(tmp_path, shares, 2) == (fresh, again[:2])
+    assert plan_after(tmp_path, shares, 0) == (fresh, [])
+    assert plan_after(tmp_path / "new", {}, 9) == (fresh, []), "the epoch before is not derived"
+
+
+def test_tasks_are_tried_again_by_the_share_of_rollouts_that_did_not_solve_them(tmp_path: Path) -> None:
+    first = [plan_after(tmp_path, {"1": 0.25, "2": 0.75}, 1, seed)[1] for seed in range(300)]
+    assert 0.68 <= first.count(["2"]) / 300 <= 0.82, "three times as much, so three times as often"
+
+
+def test_a_rollout_without_a_reward_says_nothing_of_its_task(tmp_path: Path) -> None:
+    failed = Attempt(rollout="0.0", group="0")
+    failed.root(task_id="0", outcome="error")
+    derived(tmp_path, [row | {"record_offset": place} for place, row in enumerate(failed.rows)], failure_reward=None)
+    assert unsolved_shares(Lake(tmp_path), "run", 0) == {}
 
 
 def test_a_stages_key_is_that_of_what_it_reads() -> None:
