@@ -17,6 +17,7 @@ import logging
 import os
 import pkgutil
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -165,9 +166,8 @@ def _between(arguments: list[str], tell: int, log: int) -> NoReturn:
             os.close(tell)
             _train(arguments)
         with contextlib.suppress(ProcessLookupError):
-            os.setpgid(
-                pid, pid
-            )  # the child does it too: whoever comes first, there is a group before its number is told
+            # The child does it too: whoever comes first, there is a group before its number is told.
+            os.setpgid(pid, pid)
         with contextlib.suppress(BrokenPipeError):
             os.write(tell, b"%d\n" % pid)
         _wait(None, {tell: 0, os.pidfd_open(pid): select.POLLIN})
@@ -187,8 +187,12 @@ def _train(arguments: list[str]) -> NoReturn:
     try:
         os.setpgid(0, 0)
         gc.enable()
+        from setproctitle import setproctitle
+
         from lightning_core.training.__main__ import main
 
+        # In the list of processes it is as one that began afresh.
+        setproctitle(shlex.join([sys.executable, "-m", "lightning_core.training", *arguments]))
         code = main(arguments)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

@@ -248,6 +248,7 @@ def test_whoever_ends_a_fork_or_what_waits_for_it_ends_its_training(make_job: An
         def kill(line: dict[str, Any]) -> None:
             if not seen:
                 seen.append(trainer())
+                assert "progress.job.json" in Path(f"/proc/{seen[0]}/cmdline").read_text(), "`ps` tells it by its job"
                 status = Path(f"/proc/{seen[0]}/status").read_text()
                 (between,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
                 os.kill(between, signal.SIGKILL)
