@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning_core.config import Settings, SettingsError
 from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import Again
 from lightning_core.lake.unsolved import unsolved_shares
 from lightning_core.loading import load_callable
 
@@ -110,23 +111,32 @@ def plan_training(settings: Settings, tasks: list[Task], epoch: int) -> list[Pla
         if settings.rollout.shuffle:
             random.Random(f"{settings.seed}/{lap}").shuffle(order)
         chosen += order[place : place + wanted - len(chosen)]
-    return _plan(settings.run, f"{epoch:04d}", chosen, settings.rollout.group_size, _unsolved(settings, tasks, epoch))
+    drawn, by_id = draw_again(settings, epoch), {task.id: task for task in tasks}
+    again = [by_id[name] for name in drawn.tasks if name in by_id] if drawn else []
+    again = again[: settings.rollout.unsolved_per_epoch]
+    return _plan(settings.run, f"{epoch:04d}", chosen, settings.rollout.group_size, again)
 
 
-def _unsolved(settings: Settings, tasks: list[Task], epoch: int) -> list[Task]:
-    """Tasks to try again, drawn without replacement, weighted by the share of rollouts that did not solve them.
+def draw_again(settings: Settings, epoch: int) -> Again | None:
+    """All tasks that rollouts of the epoch before did not solve, in the order in which they are tried again: drawn without
+    replacement, weighted by the share of rollouts that did not solve them. What the epoch has drawn already stands. None
+    where nothing is to be tried again, or the epoch before is not derived.
 
     Each is given u^(1/weight), u uniform, and the highest are drawn (Efraimidis and Spirakis, 2006). The weights are those
     of prioritized sampling, 1 - success rate (Kimi k1.5, 2025, arXiv 2501.12599).
     """
-    wanted = settings.rollout.unsolved_per_epoch
-    if not wanted or not epoch:
-        return []
-    by_id = {task.id: task for task in tasks}
+    lake = Lake(settings.home)
+    before, own = lake.manifests.epoch(settings.run, epoch - 1), lake.manifests.epoch(settings.run, epoch)
+    if not settings.rollout.unsolved_per_epoch or before is None:
+        return None
+    if own is not None and own.again is not None and own.again.after == before.opened_offset:
+        return own.again
+    shares = unsolved_shares(lake, before)
+    if shares is None:
+        return None
     uniform = random.Random(f"{settings.seed}/unsolved/{epoch}").random
-    shares = unsolved_shares(Lake(settings.home), settings.run, epoch - 1)
     keys = {name: uniform() ** (1 / share) for name, share in shares.items()}
-    return [by_id[name] for name in sorted(keys, key=lambda name: -keys[name]) if name in by_id][:wanted]
+    return Again(after=before.opened_offset, tasks=sorted(keys, key=lambda name: -keys[name]))
 
 
 def plan_evaluation(settings: Settings, tasks: list[Task], epoch: int) -> list[PlannedRollout]:

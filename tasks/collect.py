@@ -18,7 +18,7 @@ from lightning_core.lake.stages import begin_anew, run_stage
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerError, ServerHandle
 from lightning_core.stage_keys import rewards_key, rollouts_key
-from lightning_core.taskset import PlannedRollout
+from lightning_core.taskset import PlannedRollout, draw_again
 from tasks.cluster import WorkerLost, outcome, settled, submit, task_runner
 from tasks.ingest import grade_rollouts, ingest_spans
 from tasks.progress import logger
@@ -46,6 +46,8 @@ def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollo
     epoch.planned = [r.rollout_id for r in planned]
     key = rollouts_key(settings, epoch, planned)
     again = len({r.group_id for r in planned if r.again})
+    if epoch.mode == "train":
+        epoch.again = draw_again(settings, epoch.epoch)
 
     def roll_out() -> dict[str, Any]:
         if again:

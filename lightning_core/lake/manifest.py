@@ -100,6 +100,15 @@ class Source(_Manifest):
     epoch: int
 
 
+class Again(BaseModel):
+    """Tasks of the epoch before to try again, in the order in which they were drawn. `after`: where in the spool that epoch
+    was opened; begun anew, it has other rollouts, and the draw is made again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    after: int
+    tasks: list[str]
+
+
 class EpochManifest(_Manifest):
     """What is known of one epoch of a run: where in the spool it lies, what was derived, which stages are done.
 
@@ -117,6 +126,9 @@ class EpochManifest(_Manifest):
     sealed_offset: int | None = None
     planned: list[str] = []  # rollouts that belong to it; others of the same number are not counted
     rolled_out_with: str | None = None  # key of the rollouts since `opened_offset`; with another one they begin anew
+    again: Again | None = (
+        None  # kept, so that the plan stays what it was when the rewards it was drawn by are graded anew
+    )
     redone_for: str | None = None  # who last had stages forgotten: a retry of the same flow run does not again
     sources: list[Source] = []  # of a finetuning; others have rollouts of their own
     patterns: dict[str, ComputedPattern] = {}  # policy → its computed agent_match

@@ -17,6 +17,7 @@ from docs import generate
 from flows.cli import main
 from lightning_core.config import Settings, SettingsError
 from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import Again
 from lightning_core.lake.stages import stage_key
 from lightning_core.lake.unsolved import unsolved_shares
 from lightning_core.loading import load_callable
@@ -185,6 +186,20 @@ def test_what_the_epoch_before_did_not_solve_is_tried_again_on_top_of_fresh_task
     assert plan_after(tmp_path / "new", {}, 9) == (fresh, []), "the epoch before is not derived"
 
 
+def test_what_an_epoch_has_drawn_stands_until_the_one_before_has_other_rollouts(tmp_path: Path) -> None:
+    _, again = plan_after(tmp_path, {"1": 0.5, "2": 1.0, "4": 0.25}, 9)
+    lake = Lake(tmp_path)
+    own, before = lake.open_epoch("run", 1, "train", {}), lake.manifests.epoch("run", 0)
+    assert before is not None
+    other = ["7", "0"]
+    own.again = Again(after=before.opened_offset, tasks=other)
+    lake.manifests.put_epoch(own)
+    assert plan_after(tmp_path, {"1": 0.5}, 9)[1] == other, "whatever the rewards have become"
+    own.again = Again(after=before.opened_offset - 1, tasks=other)
+    lake.manifests.put_epoch(own)
+    assert plan_after(tmp_path, {"1": 0.5}, 9)[1] == again
+
+
 def test_tasks_are_tried_again_by_the_share_of_rollouts_that_did_not_solve_them(tmp_path: Path) -> None:
     first = [plan_after(tmp_path, {"1": 0.25, "2": 0.75}, 1, seed)[1] for seed in range(300)]
     assert 0.68 <= first.count(["2"]) / 300 <= 0.82, "three times as much, so three times as often"
@@ -194,7 +209,9 @@ def test_a_rollout_without_a_reward_says_nothing_of_its_task(tmp_path: Path) -> 
     failed = Attempt(rollout="0.0", group="0")
     failed.root(task_id="0", outcome="error")
     derived(tmp_path, [row | {"record_offset": place} for place, row in enumerate(failed.rows)], failure_reward=None)
-    assert unsolved_shares(Lake(tmp_path), "run", 0) == {}
+    lake = Lake(tmp_path)
+    epoch = lake.manifests.epoch("run", 0)
+    assert epoch is not None and unsolved_shares(lake, epoch) == {}
 
 
 def test_a_stages_key_is_that_of_what_it_reads() -> None:
