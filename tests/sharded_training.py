@@ -1,9 +1,10 @@
-"""A training job over ranks with accelerate's FSDP2 on CPUs: `torchrun … tests/sharded_training.py job.json [die at step]`.
+"""A training job over ranks on CPUs: `torchrun … tests/sharded_training.py job.json [die at step]`, with `FSDP2` in the
+environment by accelerate's FSDP2.
 
 accelerate turns FSDP on for accelerators alone; being told that its CPU ranks are such, it takes the same path with gloo.
 Writes to `split` beside the job file how many tensors were split over the ranks when the model was saved, and to `scored`
 how many were when it scored what it is trained on: an unprepared model would lie on the CPU, beside inputs on a device.
-`gathered`: the names of those that were made whole to be saved.
+`gathered`: the names of those that were made whole to be saved. `kind`: that of the logprobs it was scored with.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SETTINGS = {
+FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
@@ -34,7 +35,7 @@ def main(file: Path, die_at: int | None) -> None:
 
     def as_accelerators(self: PartialState, *args: Any, **kwargs: Any) -> None:
         prepare(self, *args, **kwargs)
-        if self.distributed_type == DistributedType.MULTI_CPU:
+        if self.distributed_type == DistributedType.MULTI_CPU and "ACCELERATE_USE_FSDP" in os.environ:
             self.distributed_type = DistributedType.MULTI_GPU
 
     PartialState.__init__ = as_accelerators
@@ -51,7 +52,7 @@ def main(file: Path, die_at: int | None) -> None:
     def named(function: Any) -> Any:
         def gathered(model: Any) -> Any:
             whole = function(model)
-            (file.parent / "gathered").write_text("\n".join(whole))
+            (file.parent / "gathered").write_text("\n".join(whole or ()))
             return whole
 
         return gathered
@@ -59,7 +60,10 @@ def main(file: Path, die_at: int | None) -> None:
     def counting(function: Any, name: str) -> Any:
         def counted(model: Any, *args: Any) -> Any:
             (file.parent / name).write_text(str(sum(isinstance(p, DTensor) for p in model.parameters())))
-            return function(model, *args)
+            made = function(model, *args)
+            if name == "scored":
+                (file.parent / "kind").write_text(str(next(logps.dtype for logps, _ in made if logps.numel())))
+            return made
 
         return counted
 
@@ -70,6 +74,5 @@ def main(file: Path, die_at: int | None) -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= SETTINGS
     sys.path.insert(0, str(Path(__file__).parent.parent))
     main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

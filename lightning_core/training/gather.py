@@ -6,10 +6,12 @@ tensor by tensor, not in that of the devices; the others get empty tensors.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX, CheckpointWrapper
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_core.training import zero
@@ -29,7 +31,7 @@ def state_dict(model: Any) -> dict[str, torch.Tensor] | None:
 
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
     """What is trained, by name; tied tensors once."""
-    return {name: _whole(p) for name, p in model.named_parameters() if p.requires_grad}
+    return {_own_name(name): _whole(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def put_trained_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> None:
@@ -40,10 +42,36 @@ def put_trained_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> None:
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
+            tensor = tensors[_own_name(name)]
             if zero.holds(parameter):
-                zero.put(parameter, tensors[name])
+                zero.put(parameter, tensor)
             else:
-                parameter.copy_(_split_like(tensors[name], parameter))
+                parameter.copy_(_split_like(tensor, parameter))
+
+
+def unwrap_checkpointed(model: Any) -> None:
+    """Take out what FSDP's `activation_checkpointing` put between the layers: peft finds an adapter's by their names."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, CheckpointWrapper):
+                setattr(module, name, child._checkpoint_wrapped_module)
+
+
+def _own_name(name: str) -> str:
+    """Without what FSDP's `activation_checkpointing` puts between."""
+    return name.replace(_CHECKPOINT_PREFIX, "")
+
+
+def reduce_in_float32(accelerator: Any) -> None:
+    """Under FSDP2 and bf16, as under DDP: gradients are added up in float32, and log-probabilities are not rounded to bf16.
+
+    To be called before the model is split.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+        )
 
 
 def optimizer_state(trainer: Any) -> dict[str, Any]:

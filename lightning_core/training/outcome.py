@@ -28,18 +28,19 @@ def leave(
     `taken`: the metrics of each step; `state`: what is noted beside the optimizer's (`step`, `parameters`); `probed`: tokens
     to try the new weights on. Every rank calls this; the first one writes.
     """
-    from lightning_core.training.gather import optimizer_state, state_dict
+    from lightning_core.training.gather import optimizer_state, state_dict, unwrap_checkpointed
 
     progress.phase("saving")
     # Without the autocast of `bf16`: the server's logprobs are compared with those of the weights as they are saved.
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    unwrap_checkpointed(trained)
     weights, optimizer = state_dict(trained), optimizer_state(trainer)
     if trainer.accelerator.is_main_process:
         # Side by side: the one computes while the other waits for the disk.
         with ThreadPoolExecutor(1) as threads, whole_folder(job.output) as beside:
             saved = threads.submit(save_state, job.state, job.epoch, optimizer, state)
             try:
-                save_weights(trained, job.source, beside, weights)
+                save_weights(trained, job.source, beside, weights, job.base_model_name)
             finally:
                 saved.result()  # before there is a version
             progress.phase(None)

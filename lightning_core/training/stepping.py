@@ -10,7 +10,7 @@ import torch
 from lightning_core.config import TrainingSettings
 from lightning_core.training.course import Course
 from lightning_core.training.errors import TrainingDataError
-from lightning_core.training.gather import put_optimizer_state, put_trained_tensors
+from lightning_core.training.gather import put_optimizer_state, put_trained_tensors, reduce_in_float32
 from lightning_core.training.schedule import EntropyBonus
 
 
@@ -46,6 +46,10 @@ class Stepping:
     @property
     def _adaptive(self) -> EntropyBonus | None:
         return self.bonus if self.settings.use_adaptive_entropy else None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        reduce_in_float32(self.accelerator)
 
     def create_optimizer(self, *args: Any) -> Any:
         optimizer = super().create_optimizer(*args)  # type: ignore[misc]

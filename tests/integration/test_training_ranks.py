@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
+from lightning_core.training import launch
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.grpo import _plan, run_job
 from lightning_core.training.job import Job, Progress, check_job
@@ -109,6 +111,22 @@ def test_two_processes_by_an_accelerate_configuration_give_what_one_gives(
     assert_same(job, alone)
 
 
+def test_one_of_two_processes_killed_ends_both_and_the_likely_reason_is_told(
+    tmp_path: Path, files: tuple[Path, Path]
+) -> None:
+    job = job_in(tmp_path / "two", files, processes=2)
+
+    def kill_the_other(line: dict[str, Any]) -> None:
+        (launcher,) = launch._running
+        for process in psutil.Process(launcher.pid).children(recursive=True):
+            if process.environ().get("RANK") == "1":
+                process.kill()
+
+    with pytest.raises(TrainingFailed, match=r"most likely for memory: lower `training.tokens_per_micro_batch`"):
+        train(job, kill_the_other, tmp_path / "log")
+    assert not job.output.exists()
+
+
 @pytest.mark.extra  # two processes
 def test_an_adapter_over_two_processes_is_what_one_trains(tmp_path: Path, files: tuple[Path, Path]) -> None:
     lora = {"rank": 4, "alpha": 8}
@@ -118,41 +136,57 @@ def test_an_adapter_over_two_processes_is_what_one_trains(tmp_path: Path, files:
     assert_same(two, one)
 
 
-def by_fsdp2(job: Job, die_at: int | None = None) -> subprocess.CompletedProcess[str]:
+def by_ranks(job: Job, die_at: int | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Two of them; each ends when it says that it has taken the step."""
     file = job.progress.with_name("job.json")
     file.write_text(job.model_dump_json())
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", sharded_training.__file__, str(file)]
     command += [] if die_at is None else [str(die_at)]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.extra  # twice two processes
-def test_fsdp2_over_two_processes_killed_and_resumed_gives_what_one_gives(
-    tmp_path: Path, files: tuple[Path, Path], alone: Job
+@pytest.mark.parametrize("kind", ["fsdp2", "ddp"])
+def test_two_processes_killed_and_resumed_give_what_one_gives(
+    tmp_path: Path, files: tuple[Path, Path], alone: Job, kind: str
 ) -> None:
-    job = job_in(tmp_path / "sharded", files)
-    killed = by_fsdp2(job, die_at=3)
+    environment = sharded_training.FSDP2 if kind == "fsdp2" else {}
+    job = job_in(tmp_path / "two", files)
+    killed = by_ranks(job, die_at=3, **environment)
     assert killed.returncode != 0 and not job.output.exists()
     assert [p.name for p in (job.state / "unfinished").iterdir()] == ["step-0002"], killed.stderr
-    resumed = by_fsdp2(job)
+    resumed = by_ranks(job, **environment)
     assert resumed.returncode == 0, resumed.stderr
     assert '"resumed_at": 2' in job.progress.read_text()
     for when in ("split", "scored"):
-        assert int((tmp_path / "sharded" / when).read_text()) > 10
+        split = int((tmp_path / "two" / when).read_text())
+        assert split > 10 if kind == "fsdp2" else split == 0
     assert_same(job, alone)
 
 
-@pytest.mark.extra  # two processes
-def test_fsdp2_gathers_of_an_adapters_model_the_adapter_alone(tmp_path: Path, files: tuple[Path, Path]) -> None:
+def test_fsdp2_in_bf16_rounds_no_logprobs(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    one, two = (job_in(tmp_path / str(n), files, bf16=True) for n in (1, 2))
+    run_job(one, Progress(one.progress))
+    ended = by_ranks(two, **sharded_training.FSDP2)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "2" / "kind").read_text() == "torch.float32"
+    alone, split = (json.loads((job.output / "training.json").read_text()) for job in (one, two))
+    for name in ("loss", "grad_norm", "entropy", "mismatch"):
+        assert split[name] == pytest.approx(alone[name], rel=0.02, abs=0.01), name
+
+
+@pytest.mark.parametrize("again", ["false", pytest.param("true", marks=pytest.mark.extra)])
+def test_fsdp2_gathers_of_an_adapters_model_the_adapter_alone(
+    tmp_path: Path, files: tuple[Path, Path], again: str
+) -> None:
     """The base model, which may be too large for one process, stays in parts."""
     one, two = (job_in(tmp_path / str(n), files, lora={"rank": 4, "alpha": 8}) for n in (1, 2))
     run_job(one, Progress(one.progress))
-    ended = by_fsdp2(two)
+    ended = by_ranks(two, **sharded_training.FSDP2, FSDP_ACTIVATION_CHECKPOINTING=again)
     assert ended.returncode == 0, ended.stderr
     gathered = (tmp_path / "2" / "gathered").read_text().splitlines()
-    assert gathered and all("lora_" in name for name in gathered)
+    assert gathered and all("lora_" in name and "_checkpoint" not in name for name in gathered)
     assert_same(two, one)
 
 
