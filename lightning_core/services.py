@@ -21,6 +21,7 @@ from lightning_core.files import locked, write_atomic
 from lightning_core.lake.manifest import LakeError, Manifests
 from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.processes import created, end_group, is_running
+from lightning_core.policies.sharing import serving, takes_turns
 from lightning_core.policies.sleep import Level, asleep
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
 from lightning_core.policies.supervisor import Supervisor
@@ -68,7 +69,7 @@ def resting(settings: Settings, services: Services) -> Iterator[None]:
     """Round training: where it shares a card with vLLM, vLLM sleeps meanwhile."""
     level: Level = 1 if any(policy.lora for policy in settings.policies) else 2
     with contextlib.ExitStack() as stack:
-        for vllm in services.fleet if settings.vllm.colocated else ():
+        for vllm in services.fleet if takes_turns(settings) else ():
             stack.enter_context(vllm.exclusive())
             stack.enter_context(asleep(vllm, level))
         yield
@@ -225,7 +226,7 @@ def _start_vllm(settings: Settings, model: ModelFolder, replica: int, say: Say) 
     first, (rank, slots) = settings.policies[0], _adapters(settings)
     folder, version = (model.path, BASE_VERSION) if rank is not None else _current(settings)
     return VllmServer.start(
-        settings.vllm,
+        serving(settings),
         folder,
         first.name,
         home=settings.home,
@@ -244,7 +245,7 @@ def _is_as_started(vllm: VllmServer, settings: Settings, model: ModelFolder) -> 
         return False
     if vllm.state.device != settings.vllm.device(vllm.state.replica):
         return False
-    wanted = command(settings.vllm, model.path, first.name, vllm.socket, rank, slots)
+    wanted = command(serving(settings), model.path, first.name, vllm.socket, rank, slots)
     return without_weights(vllm.state.command) == without_weights(wanted)
 
 

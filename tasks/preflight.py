@@ -9,6 +9,7 @@ from lightning_core.agents.grading import check_grader
 from lightning_core.config import Settings
 from lightning_core.lake.derive_inputs import check_estimators, check_patterns
 from lightning_core.lake.redact import Redaction
+from lightning_core.policies.sharing import check_gpus
 from lightning_core.taskset import Task, load_tasks
 from tasks.cluster import check_cluster
 from tasks.rollout import shared_runner
@@ -18,6 +19,7 @@ from tasks.rollout import shared_runner
 def check(settings: Settings) -> None:
     """Raise SettingsError for patterns, graders, agents and task sets that cannot work."""
     check_cluster(settings.cluster)
+    check_gpus(settings)
     check_patterns(settings)
     check_estimators(settings)
     Redaction.of(settings.lake)

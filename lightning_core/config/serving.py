@@ -80,8 +80,10 @@ class VllmSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto`: float32 on a CPU, on a GPU as vLLM chooses"
     )
-    colocated: bool = Field(
-        False, description="vLLM gives its GPU's memory back while a policy is trained (sleep mode); needs CUDA"
+    colocated: bool | None = Field(
+        None,
+        description="vLLM gives its GPU's memory back while a policy is trained (sleep mode); needs CUDA; null: where training "
+        "has no other GPU than vLLM's (`devices`, `training_devices`)",
     )
     replicas: int = Field(
         1,

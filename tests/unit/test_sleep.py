@@ -9,9 +9,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import yaml
 
-from lightning_core.config import VllmSettings
-from lightning_core.policies import vllm_command
+from lightning_core.config import Settings, SettingsError, VllmSettings
+from lightning_core.policies import sharing, vllm_command
 from lightning_core.policies.sleep import SLEEP_FLAG, asleep
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import VllmError
@@ -78,6 +79,45 @@ def test_one_that_cannot_sleep_is_not_asked_to() -> None:
     with pytest.raises(VllmError, match=r"without `vllm\.colocated`"), asleep(vllm.as_vllm(), 1):
         raise AssertionError("trained")
     assert vllm.asked == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "turns"),
+    [
+        ("{}", True),
+        ("{training_devices: ['2']}", True),  # the first that is visible, which vLLM takes too
+        ("{training_devices: ['3']}", False),
+        ("{vllm: {devices: ['3']}, training_devices: ['2']}", False),
+        ("{vllm: {replicas: 2, devices: ['0', '1']}, training_devices: ['1,2'], policies: [{training: {processes: 2}}]}", True),
+        ("{vllm: {colocated: false}}", False),
+        ("{vllm: {devices: ['3'], colocated: true}}", True),
+    ],
+)  # fmt: skip
+def test_vllm_sleeps_while_it_is_trained_where_the_two_share_a_gpu(
+    settings: str, turns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "cpu_build", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert sharing.takes_turns(settings_of(settings, tmp_path)) is turns
+
+
+def test_on_one_gpu_there_is_no_overlap_and_on_cpus_nothing_to_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings_of("{async_level: 1, policies: [{training: {importance_correction: token_mask}}]}", tmp_path)
+    monkeypatch.setattr(sharing, "cpu_build", lambda: True)
+    sharing.check_gpus(given)
+    assert not sharing.takes_turns(given)
+    monkeypatch.setattr(sharing, "cpu_build", lambda: False)
+    with pytest.raises(
+        SettingsError, match=r"GPU 0 is both vLLM's and training's; give each its own by `vllm\.devices`"
+    ):
+        sharing.check_gpus(given)
+
+
+def settings_of(changes: str, home: Path) -> Settings:
+    always = {"run": "r", "home": str(home), "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
+    return Settings.model_validate(always | yaml.safe_load(changes))
 
 
 @pytest.mark.parametrize("cpu", [True, False])
