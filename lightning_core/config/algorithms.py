@@ -23,7 +23,7 @@ class Algorithm:
     function: str  # module:function
     # File of sql/advantages, where `advantages` and `min_spread` are an error; None: `advantages` says which.
     estimator: str | None = None
-    imitates: bool = False  # its rows are examples: sampled by any version in any way, for any number of `passes`
+    imitates: bool = False  # its rows are examples: sampled in any way, for any number of `passes`
     reads: tuple[str, ...] | None = None  # settings of `training`, of which others are an error; None: all
 
     def load(self) -> Callable[[Any, Any], dict[str, Any]]:

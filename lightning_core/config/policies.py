@@ -147,7 +147,7 @@ class PolicySettings(Section):
 
     @property
     def imitates(self) -> bool:
-        """Whether its rows are examples, however and by whatever version they were sampled."""
+        """Whether its rows are examples, however they were sampled."""
         return ALGORITHMS[self.algorithm].imitates
 
     @property

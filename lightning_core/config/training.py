@@ -114,7 +114,11 @@ class TrainingSettings(Section):
         2048, ge=64, description="tokens (unique ones, with `tree`) in one forward pass"
     )
     max_sequence_tokens: int = Field(4096, ge=16, description="longer sequences are left out and counted")
-    bf16: bool = False
+    bf16: bool | None = Field(
+        None,
+        description="compute in bf16, weights and moments in float32 (the base model under an adapter in bf16 too); null: on a GPU "
+        "that has it",
+    )
     gradient_checkpointing: bool = False
     checkpoint_seconds: float | None = Field(
         60.0,

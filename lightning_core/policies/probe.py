@@ -19,11 +19,12 @@ class Probe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     token_ids: list[int] = Field(min_length=2, max_length=PROBE_LENGTH)
     logprobs: list[float]
+    dtype: str = "float32"  # computed in
 
 
-def tolerance(dtype: str) -> float:
-    """For weights that are served as `dtype`."""
-    return _TOLERANCES.get(dtype, _TOLERANCE_HALF)
+def tolerance(*dtypes: str) -> float:
+    """For those that the two programs compute in."""
+    return max(_TOLERANCES.get(dtype, _TOLERANCE_HALF) for dtype in dtypes)
 
 
 def difference(mine: list[float], theirs: list[float]) -> float:

@@ -57,14 +57,15 @@ def backends(settings: Settings, say: Callable[[str], None] | None = None) -> li
 class Console:
     """One line a policy, in the order of the view; what every epoch has anyway (seconds, tokens) is left to the tables."""
 
-    _LEFT_OUT = ("seconds/", "tokens", "unique_tokens", "trained_tokens", "sequences", "peak_")
+    _LEFT_OUT = ("tokens", "unique_tokens", "trained_tokens", "sequences")
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
 
     def tell(self, epoch: EpochManifest, signals: list[Signal]) -> None:
+        signals = [s for s in signals if s.name not in self._LEFT_OUT and not s.name.startswith("seconds/")]
         for policy in sorted({s.policy for s in signals}, key=lambda name: name or ""):
-            told = [s for s in signals if s.policy == policy and not s.name.startswith(self._LEFT_OUT)]
+            told = [s for s in signals if s.policy == policy]
             if told:
                 values = ", ".join(f"{s.name} {s.value:.4g}" for s in told)
                 self._say(f"{epoch.mode} {epoch.epoch}{f', {policy}' if policy else ''}: {values}")

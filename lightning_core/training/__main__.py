@@ -1,6 +1,7 @@
 """`python -m lightning_core.training job.json`: train one policy on one epoch's sequences, then exit.
 
-Exit codes: 0 with `training.json` in the job's output folder; 3 where data, weights or the job cannot be trained on,
+Exit codes: 0 with `training.json` in the job's output folder; 3 where data, weights or the job cannot be trained on
+here (memory),
 with `{"error": …}` as the progress file's last line; 1 for anything unforeseen, with a traceback (in the progress file
 too, where it is one of several processes). `--with-parent PID` ends the process when that one is gone.
 """
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 
 from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.settings_file import explain_validation
-from lightning_core.training.errors import TrainingError
+from lightning_core.training.errors import LESS_MEMORY, TrainingError
 from lightning_core.training.job import Job, Progress
 
 logger = logging.getLogger("lightning_core.training")
@@ -52,12 +53,25 @@ def main(arguments: list[str] | None = None) -> int:
         logger.error("%s", error, exc_info=error.__cause__)
         progress.fail(str(error))
         return EXIT_UNTRAINABLE
-    except Exception:
+    except Exception as error:
+        if _is_out_of_memory(error):
+            logger.exception("out of memory")
+            progress.fail(f"{str(error).splitlines()[0]}: {LESS_MEMORY}")
+            return EXIT_UNTRAINABLE
         if "WORLD_SIZE" in os.environ:  # the log ends with the launcher's own words, not with this rank's
             progress.fail(traceback.format_exc())
         raise
     logger.info("trained %s on %d sequences: %s", job.output, result["sequences"], result["seconds"])
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has a class of its own for devices; of its allocator on CPUs there is the text alone.
+    return (
+        type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, MemoryError)
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _end_with(flow: int, parent: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from trl import GRPOConfig
 
 from lightning_core.config import PolicySettings
+from lightning_core.training.hardware import computes_in_bf16
 
 # TRL takes each token's loss by the first, and its reduction by it too. Those that differ in the reduction alone are one
 # here: weights and normalizer, which `plan` works out, make the difference.
@@ -29,7 +30,7 @@ def common(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: 
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "optim": "adamw_torch_fused",
-        "bf16": settings.bf16,
+        "bf16": computes_in_bf16(settings),
         # Of mixtures of experts: it would be a mean over micro-batches, whatever they hold, and tries have no place for it.
         # Dense models have none, and TRL takes a 0 for either.
         "router_aux_loss_coef": 0.0,

@@ -9,7 +9,7 @@ SDPA; the forest travels as a keyword, so that gradient checkpointing has it whe
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -95,9 +95,7 @@ def attend(
     if forest is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if use_flex(query.device):
-        from transformers.integrations.flex_attention import flex_attention_forward
-
-        return flex_attention_forward(
+        return _flex_attention()(
             module, query, key, value, forest.block_mask, scaling, dropout=dropout, softcap=kwargs.get("softcap")
         )
     if torch.is_autocast_enabled("cpu"):  # which knows PyTorch's attention, and not this one
@@ -105,6 +103,17 @@ def attend(
         query, key, value = query.to(lower), key.to(lower), value.to(lower)
     output = _BySegments.apply(query, key, value, forest, scaling)
     return output.transpose(1, 2).contiguous(), None
+
+
+@cache
+def _flex_attention() -> Any:
+    import torch._dynamo
+    from transformers.integrations.flex_attention import flex_attention_forward
+
+    # One each for what differs in kind (gradients or none, lengths of a block or more, dtypes): past PyTorch's 8 it would no
+    # longer compile, and make the square of all scores.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return flex_attention_forward
 
 
 class _BySegments(torch.autograd.Function):

@@ -3,11 +3,13 @@
 `unfinished/step-0003/` in the job's state folder holds what is trained, the optimizer's moments and the metrics after
 three steps; it is written whole, then the one before goes. There is no random state to keep: dropout is seeded by the
 step. A checkpoint of another job (sequences, settings, weights, code) is removed, since nothing can go on from it. None is
-forced to the disk, which would take longer than many a step: one from before the machine was started is not trusted.
+forced to the disk, which would take longer than many a step: one from before the machine was started is not trusted, which
+is for whoever starts the job to see to, as ranks on several machines must go on from the same one (`forget_other_boots`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -24,6 +26,7 @@ from lightning_core.training.weights import whole_folder
 
 logger = logging.getLogger(__name__)
 
+UNFINISHED = "unfinished"
 # Where and how a job runs, not what it computes.
 _ASIDE: dict[str, Any] = dict.fromkeys(("output", "progress", "sequences", "state", "device", "beside"), True)
 _ASIDE |= {"policy_settings": {"training": {"checkpoint_seconds": True}}}
@@ -50,36 +53,44 @@ class Found:
 
 class Checkpoints:
     def __init__(self, job: Job, parts: int) -> None:
-        self.folder = job.state / "unfinished"
+        self.folder = job.state / UNFINISHED
         constant = job.policy_settings.training.lr_schedule == "constant"
         told = job.model_dump_json(exclude=_ASIDE | ({"epochs": True} if constant else {})) + training_code()
         self.belongs_to = hashlib.sha256(told.encode() + job.sequences.read_bytes()).hexdigest()
         self.parts = parts
 
     def newest(self) -> Found | None:
-        """The last whole checkpoint of this job. Others of the folder are removed."""
+        """The last whole checkpoint of this job, for every rank the same. Others of the folder are removed."""
         for half in self.folder.glob(".step-*.partial"):  # a kill while it was written
             shutil.rmtree(half, ignore_errors=True)
         found: Found | None = None
         for folder in sorted(self.folder.glob("step-*")):
             read = self._read(folder)
             if read is None:
-                logger.warning(
-                    "%s: a checkpoint of another job or boot, or half written; the epoch starts without it", folder
-                )
+                logger.warning("%s: a checkpoint of another job, or half written; the epoch starts without it", folder)
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 found = read
         return found
 
     def _read(self, folder: Path) -> Found | None:
+        from safetensors import SafetensorError
+
         try:
             noted = json.loads((folder / "checkpoint.json").read_text())
             found = Found(noted["done"], noted["taken"], noted["measured"], noted["entropy"], folder)
-            if noted["belongs_to"] != self.belongs_to or noted["boot"] != boot() or not 0 < found.done < self.parts:
+            if noted["belongs_to"] != self.belongs_to or not 0 < found.done < self.parts:
                 return None
             found.tensors()
-        except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            RuntimeError,
+            EOFError,
+            pickle.UnpicklingError,
+            SafetensorError,
+        ) as error:
             logger.warning("%s: %s", folder, error)
             return None
         return found
@@ -105,8 +116,20 @@ class Checkpoints:
             if old != here:
                 shutil.rmtree(old)
 
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+def forget_other_boots(state: Path) -> None:
+    """Remove the checkpoints in a job's state folder that were written before this machine was started."""
+    for folder in (state / UNFINISHED).glob("step-*"):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # half written: the job says so
+            if json.loads((folder / "checkpoint.json").read_text())["boot"] == boot():
+                continue
+            logger.warning("%s: a checkpoint from before this machine was started; the epoch starts without it", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear(state: Path) -> None:
+    """No checkpoint of the job is needed any more."""
+    shutil.rmtree(state / UNFINISHED, ignore_errors=True)
 
 
 def boot() -> str:

@@ -22,6 +22,9 @@ from lightning_core.training.weights import lora_config
 logger = logging.getLogger(__name__)
 
 
+_SHARE = 0.05  # of the time, at most, goes into checkpoints
+
+
 def _nothing(*_: Any) -> None:
     pass
 
@@ -99,9 +102,10 @@ class JobSteps:
 
     def _state(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         made_in = self.job.made_in
-        kept = None if made_in is None else load_state(self.job.state, made_in)
+        kept = None if made_in is None else load_state(self.job.state, made_in, self.job.made_by)
         if made_in is not None and kept is None:
-            why = f"{self.job.state}: the optimizer state of epoch {made_in} is not kept any more: AdamW starts afresh"
+            why = f"{self.job.state}: the optimizer state that epoch {made_in} left with these weights is not kept any more: "
+            why += "AdamW starts afresh"
             logger.warning(why)
             self.progress.write({"warning": why})
         return kept or (None, {"step": 0})
@@ -114,22 +118,19 @@ class JobSteps:
         trainer.train()
 
     def leave(self, trainer: Any, metrics: dict[str, Any], probed: list[int]) -> dict[str, Any]:
-        """Write what `outcome.leave` does; no checkpoint is needed any more."""
-        state = {"step": self.noted["step"] + self.count, "parameters": self.parameters}
+        """Write what `outcome.leave` does. The last checkpoint stays until the version is published."""
+        state = {"step": self.noted["step"] + self.count, "parameters": self.parameters, "key": self.job.key}
         # Where this epoch has no use for it, a later one may.
         state["entropy"] = trainer.entropy or self.noted.get("entropy", [])
         metrics = metrics | self.measured
-        result = leave(self.job, self.progress, trainer, metrics, taken=self.taken, state=state, probed=probed)
-        if trainer.accelerator.is_main_process:
-            self.checkpoints.clear()
-        return result
+        return leave(self.job, self.progress, trainer, metrics, taken=self.taken, state=state, probed=probed)
 
     def _on_begin(self, trainer: Any) -> None:
         measured = self._begin(trainer)
         if self.found is None:  # else it is of the steps that are left alone
             self.measured = measured
         self.progress.phase("training")
-        self.kept = monotonic()
+        self.kept, self.took = monotonic(), 0.0
 
     def _on_step(self, trainer: Any, metrics: dict[str, Any]) -> None:
         self.taken.append(metrics)
@@ -142,9 +143,12 @@ class JobSteps:
         if seconds is None or done == self.count:
             return
         # The first rank's clock decides: what is split over ranks is gathered by all of them.
-        if from_all_ranks(monotonic() - self.kept >= seconds)[0]:
+        began = monotonic()
+        due = max(seconds, self.took / _SHARE) if seconds else 0.0
+        if from_all_ranks(began - self.kept >= due)[0]:
             self.checkpoints.save(trainer, done, self.taken, self.measured)
             self.kept = monotonic()
+            self.took = self.kept - began
 
 
 def rate(job: Job, step: int, taken: int) -> float:

@@ -16,6 +16,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import stage_key
 from lightning_core.policies.store import BASE_VERSION, Lineage, PolicyStore, PublishConflict
+from lightning_core.training.checkpoint import clear
 from lightning_core.training.job import Job
 from lightning_core.training.launch import train
 
@@ -47,6 +48,7 @@ def train_version(
     output = state / f"output-{epoch.epoch:04d}"
     fresh_adapter = policy.lora is not None and parent == BASE_VERSION
     made = store.manifest(parent)
+    own = made.run == settings.run
     job = Job(
         run=settings.run,
         epoch=epoch.epoch,
@@ -55,7 +57,9 @@ def train_version(
         seed=settings.seed,
         epochs=settings.epochs,
         weights=None if fresh_adapter else store.checked(parent),
-        made_in=made.epoch if made.run == settings.run else None,
+        made_in=made.epoch if own else None,
+        made_by=stage_key(made.settings_digest, made.parent, made.sequences_digest) if own else None,
+        key=stage_key(stage_key(policy), parent, epoch.tables["sequences"].digest),
         base_model=base_model,
         sequences=sequences,
         output=output,
@@ -82,6 +86,7 @@ def train_version(
     (output / "training.json").unlink()  # seconds and memory differ each time; the lineage has the metrics
     version = _publish(store, output, lineage)
     shutil.rmtree(output, ignore_errors=True)
+    clear(job.state)
     sequences.unlink()
     return {"version": version, "metrics": numbers}
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+LESS_MEMORY = (
+    "lower `training.tokens_per_micro_batch`, set `training.gradient_checkpointing: true`, or train an adapter (`lora`)"
+)
+
 
 class TrainingError(Exception):
     """A training job that cannot go on. The message says what was wrong, where, and the remedy."""

@@ -9,9 +9,10 @@ from typing import Any
 from lightning_core.config import PolicySettings
 from lightning_core.training.course import JobSteps, check_schedule
 from lightning_core.training.dataset import Sequences
+from lightning_core.training.hardware import computes_in_bf16, is_split, own_device, weights_kind
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
 from lightning_core.training.plan import Packing, Step, line_up, plan_steps
-from lightning_core.training.weights import load_adapter, load_model, load_tokenizer
+from lightning_core.training.weights import free_memory, load_adapter, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,10 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.source, facts.vocabulary)
     # Reference first and gone before the trained weights come: the two never share the memory.
     other_reference = settings.beta > 0 and settings.kl_reference == "base" and lora is None
-    model = load_model(job.base_model if other_reference else job.source)
+    model = load_model(job.base_model if other_reference else job.source, weights_kind(job))
     progress.phase("packing")
-    longest = max(len(s) for s in sequences.rows)
-    packing, why_not = _packing(model, settings.packing, longest)
+    longest, bf16 = max(len(s) for s in sequences.rows), computes_in_bf16(settings)
+    packing, why_not = _packing(model, settings.packing, longest, bf16)
     if why_not is not None:
         progress.write({"warning": why_not})
     planned = _plan(job, sequences, packing)
@@ -47,9 +48,10 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         progress.phase("reference")
         reference = _base_scores(model, planned, steps.done, job.policy_settings)
         del model
+        free_memory()
         progress.phase("loading")
-        model = load_model(job.source)
-        _packing(model, packing, longest)
+        model = load_model(job.source, weights_kind(job))
+        _packing(model, packing, longest, bf16)
     if lora and job.weights is not None:
         model = load_adapter(model, job.weights)
 
@@ -82,13 +84,15 @@ def _plan(job: Job, sequences: Sequences, packing: Packing) -> list[Step]:
     )
 
 
-def _packing(model: Any, wanted: Packing, longest: int) -> tuple[Packing, str | None]:
+def _packing(model: Any, wanted: Packing, longest: int, bf16: bool) -> tuple[Packing, str | None]:
     """What is possible of what is wanted, and why not all of it."""
     if wanted == "none":
         return "none", None
     from lightning_core.training.scoring import why_not_packed
 
-    reason = why_not_packed(model, longest)
+    if not is_split():
+        model.to(own_device())  # GPUs attend by other code than CPUs
+    reason = why_not_packed(model, longest, bf16)
     if reason is None:
         return wanted, None
     logger.warning("packing `%s` is not possible, training with padded rows: %s", wanted, reason)
@@ -102,10 +106,8 @@ def _base_scores(model: Any, steps: list[Step], first: int, policy: PolicySettin
     from lightning_core.training.trainer import score_queue
 
     add_fused_lm_head(model, temperature=policy.sampling.temperature)
-    kind = torch.accelerator.current_accelerator(check_available=True)
-    # Each rank has a device of its own, which the trainer will make the current one later.
-    device = torch.device("cpu") if kind is None else torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
-    with torch.autocast(device.type, torch.bfloat16, enabled=policy.training.bf16):
+    device = own_device()
+    with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(policy.training)):
         return [
             logps for logps, _ in score_queue(model.to(device), [batch for _, batch in line_up(steps, first)], device)
         ]

@@ -62,6 +62,10 @@ class Job(BaseModel):
         ge=0,
         description="epoch of the run that made `weights`, whose optimizer state goes on; null: AdamW begins",
     )
+    key: str | None = Field(None, description="of this try, noted with the optimizer's state that it leaves")
+    made_by: str | None = Field(
+        None, description="key of the try that made `weights`; another's state is not gone on with"
+    )
     sequences: Path = Field(description="Parquet file, see dataset.py")
     output: Path = Field(description="folder to write the new version into; there whole or not at all")
     state: Path = Field(description="folder of the optimizer's state, kept from epoch to epoch")
@@ -75,6 +79,12 @@ class Job(BaseModel):
     def source(self) -> Path:
         """The folder of full weights that training starts from (for an adapter: that lie under it)."""
         return self.base_model if self.policy_settings.lora or self.weights is None else self.weights
+
+    @property
+    def base_model_name(self) -> str:
+        """The base by the hub id that the settings have for it, which holds on other machines too; else its folder."""
+        name = self.policy_settings.model
+        return str(self.base_model) if Path(name).expanduser().exists() else name
 
 
 class Progress:
@@ -129,10 +139,14 @@ def check_job(job: Job) -> tuple[ModelFacts, Sequences]:
 def _check_precision(settings: TrainingSettings) -> None:
     """transformers would take the accelerate file's word for it, and what is scored before the training ours."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched != "no" and (launched, settings.bf16) != ("bf16", True):
+    if launched not in ("no", "bf16") or (launched == "bf16" and settings.bf16 is False):
+        said = (
+            f"{settings.accelerate_config}: `mixed_precision: {launched}`"
+            if settings.accelerate_config
+            else f"ACCELERATE_MIXED_PRECISION is `{launched}` in the environment"
+        )
         raise TrainingError(
-            f"{settings.accelerate_config}: `mixed_precision: {launched}`, while `training.bf16` is "
-            f"{str(settings.bf16).lower()}; write `mixed_precision: 'no'` there, and choose by `training.bf16`"
+            f"{said}, while `training.bf16` is {json.dumps(settings.bf16)}; make it 'no' there, and choose by `training.bf16`"
         )
 
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from typing import IO, Any
 from lightning_core.agents.processes import signal_group
 from lightning_core.child_environment import SHORT_SPINS, child_environment
 from lightning_core.files import write_atomic
-from lightning_core.training.errors import TrainingFailed
+from lightning_core.training.checkpoint import forget_other_boots
+from lightning_core.training.errors import LESS_MEMORY, TrainingFailed
 from lightning_core.training.forks import Forked, Preloaded
 from lightning_core.training.job import Job
 
@@ -59,6 +61,7 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
         raise TrainingFailed(
             f"{configuration}: no such file; write it with `accelerate config`, or leave `training.accelerate_config` out"
         )
+    forget_other_boots(job.state)
     job_file = job.progress.with_suffix(".job.json")
     write_atomic(job_file, job.model_dump_json(indent=2).encode())
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +101,7 @@ def forking() -> Iterator[None]:
     its parent may have begun there.
     """
     global _runs
-    if sys.platform != "linux" or any(map(os.path.exists, _GPUS)):
+    if sys.platform != "linux" or _has_gpu():
         yield
         return
     with _forking:
@@ -132,6 +135,10 @@ def _start(job: Job, job_file: Path, log: IO[bytes]) -> subprocess.Popen[bytes] 
     )
 
 
+def _has_gpu() -> bool:
+    return any(map(os.path.exists, _GPUS))
+
+
 def _arguments(job_file: Path) -> list[str]:
     return [str(job_file), "--with-parent", str(os.getpid())]
 
@@ -158,7 +165,8 @@ def command(job: Job, job_file: Path) -> list[str]:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    environment = _KEEP_PAGES | SHORT_SPINS | child_environment()
+    # Where a GPU computes, what the weights took while they were loaded is better given back.
+    environment = ({} if _has_gpu() else _KEEP_PAGES) | SHORT_SPINS | child_environment()
     training = job.policy_settings.training
     processes = training.processes
     if job.device is not None:
@@ -197,9 +205,9 @@ def _why(job: Job, code: int, error: str | None, log_path: Path) -> str:
     if error is not None:
         return f"{where}: {error}"
     tail = log_path.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-    if code == -signal.SIGKILL:
-        tail.append("killed by the system, most likely for memory: lower `training.tokens_per_micro_batch`, or set")
-        tail.append("`training.gradient_checkpointing: true`")
+    # The second is torch's launcher of one of its ranks.
+    if code == -signal.SIGKILL or re.search(r"exitcode\s*: -9\b", "\n".join(tail)):
+        tail.append(f"killed by the system, most likely for memory: {LESS_MEMORY}")
     return f"{where}: ended with {code}; the end of {log_path}:\n" + "\n".join(tail)
 
 

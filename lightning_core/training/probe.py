@@ -11,7 +11,7 @@ from lightning_core.policies.probe import PROBE_LENGTH
 def take_probe(model: Any, ids: Sequence[int]) -> dict[str, Any] | None:
     """Token ids and their logprobs as `Probe` has them; None where this process does not hold all weights.
 
-    Computed in float32 without dropout, on the first ids of a sequence (two at least).
+    Computed without autocast and dropout, in what the weights are, on the first ids of a sequence (two at least).
     """
     import torch
 
@@ -27,4 +27,5 @@ def take_probe(model: Any, ids: Sequence[int]) -> dict[str, Any] | None:
             logprobs = torch.log_softmax(logits.float(), -1).gather(-1, inputs[0, 1:, None])[:, 0].tolist()
     finally:
         model.train(was_training)
-    return {"token_ids": token_ids, "logprobs": [round(value, 6) for value in logprobs]}
+    kind = str(model.dtype).removeprefix("torch.")
+    return {"token_ids": token_ids, "logprobs": [round(value, 6) for value in logprobs], "dtype": kind}

@@ -26,6 +26,7 @@ trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192
 
 # Of the largest hidden state: rounding stays far below (2e-4 was seen), a mask that is ignored far above (0.8).
 _PROBE_TOLERANCE = 1e-2
+_PROBE_TOLERANCE_BF16 = 0.1
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "attn_dropout")  # as configs name it
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -71,12 +72,13 @@ def _spread(scores: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
     return flat.index_select(0, gather.flatten()).view(gather.shape)
 
 
-def why_not_packed(model: Any, longest: int) -> str | None:
+def why_not_packed(model: Any, longest: int, bf16: bool = False) -> str | None:
     """Why this model cannot take forests, or None where it can; then it attends by them from here on.
 
     Runs two sequences that branch, packed and padded, through the backbone and compares the hidden states: an
     architecture that brings its own attention, or ignores explicit positions (state spaces, linear attention, some
-    sliding windows), shows there. `longest` is the longest sequence in tokens, for windows the probe is too short to see.
+    sliding windows), shows there. `longest` is the longest sequence in tokens, for windows the probe is too short to see;
+    `bf16`: as it will be computed in.
     """
     base = causal_model(model)
     config = base.config.get_text_config()
@@ -99,12 +101,12 @@ def why_not_packed(model: Any, longest: int) -> str | None:
     base.eval()
     reason = None
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             padded = _hidden(base.base_model, padded_layout(sequences).to(device))
             base.set_attn_implementation(NAME)
             packed = _hidden(base.base_model, forest_layout([sequences]).to(device))
         difference = float((packed - padded).abs().max() / padded.abs().max().clamp(min=1e-6))
-        if not difference < _PROBE_TOLERANCE:
+        if not difference < (_PROBE_TOLERANCE_BF16 if bf16 else _PROBE_TOLERANCE):
             reason = f"{type(base).__name__} does not attend as it is told (hidden states off by {difference:.2g})"
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         told = str(error).splitlines()[0] if str(error) else repr(error)

@@ -14,6 +14,7 @@ import numpy as np
 
 from lightning_core.training.course import JobSteps, check_schedule
 from lightning_core.training.dataset import Sequence
+from lightning_core.training.hardware import weights_kind
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
 from lightning_core.training.plan import MicroBatch, Step, line_up, plan_steps
 from lightning_core.training.weights import load_adapter, load_model, load_tokenizer
@@ -33,7 +34,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 
     progress.phase("loading")
     tokenizer = load_tokenizer(job.source, facts.vocabulary)
-    model = load_model(job.source)
+    model = load_model(job.source, weights_kind(job))
     lora = job.policy_settings.lora
     if lora and job.weights is not None:
         model = load_adapter(model, job.weights)

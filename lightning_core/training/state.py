@@ -17,10 +17,11 @@ from lightning_core.training.errors import WeightsError
 from lightning_core.training.weights import whole_folder
 
 
-def load_state(folder: Path, epoch: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """State of the optimizer after `epoch`, with what was noted beside it (`epoch`, `step`, `parameters`, `entropy`).
+def load_state(folder: Path, epoch: int, key: str | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """State of the optimizer after `epoch`, with what was noted beside it (`epoch`, `step`, `parameters`, `entropy`, `key`).
 
-    None where it is not kept any more. Raises WeightsError where it cannot be read.
+    None where it is not kept any more, or is that of another try at the epoch (by its `key`). Raises WeightsError where it
+    cannot be read.
     """
     import torch
 
@@ -29,6 +30,8 @@ def load_state(folder: Path, epoch: int) -> tuple[dict[str, Any], dict[str, Any]
         return None
     try:
         noted = json.loads((here / "state.json").read_text())
+        if key is not None and noted.get("key") != key:
+            return None
         return torch.load(here / "optimizer.pt", map_location="cpu", weights_only=True), noted
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsError(

@@ -7,18 +7,19 @@ recognised by its own header, so a copy that was cut off is an error here and no
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import secrets
 import shutil
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning_core.config import LoraSettings
 from lightning_core.files import fsync, is_full_disk
+from lightning_core.policies.model import safetensors_problem
 from lightning_core.training.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -108,22 +109,11 @@ def check_same_model(folder: Path, base: Path) -> None:
 def check_safetensors(path: Path) -> None:
     """Compare a file's size with what its header promises. Raises WeightsError where it is missing or cut off."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            (header_length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(header_length)) if header_length < size else None
+        problem = safetensors_problem(path)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; the folder of weights is incomplete") from None
-    except (struct.error, ValueError):
-        header = None
-    if not isinstance(header, dict):
-        raise WeightsError(f"{path}: not a safetensors file, or cut off in its header; write the version again")
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    expected = 8 + header_length + max(ends, default=0)
-    if size != expected:
-        raise WeightsError(
-            f"{path}: {size} bytes, its header promises {expected}; half written, so write the version again"
-        )
+    if problem:
+        raise WeightsError(f"{path} {problem}; write the version again")
 
 
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:
@@ -138,8 +128,8 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
     return content
 
 
-def load_model(folder: Path) -> Any:
-    """The model in float32: what is trained is kept in full precision from version to version.
+def load_model(folder: Path, kind: Literal["float32", "bfloat16"] = "float32") -> Any:
+    """The model, on the CPU. What is trained is kept in float32 from version to version.
 
     Raises WeightsError where tensors are missing, which transformers would fill with random numbers.
     """
@@ -151,7 +141,7 @@ def load_model(folder: Path) -> Any:
         architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(folder, local_files_only=True))]
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=getattr(torch, kind),
             attn_implementation="sdpa" if architecture._supports_sdpa else "eager",
             output_loading_info=True,
             local_files_only=True,
@@ -162,6 +152,15 @@ def load_model(folder: Path) -> Any:
     if wrong:
         raise WeightsError(f"{folder}: {len(wrong)} tensors missing or of another shape, the first {wrong[0]}")
     return model
+
+
+def free_memory() -> None:
+    """Give back the memory of a model that nothing refers to: TRL's LM head makes it refer to itself."""
+    import torch
+
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
 
 
 def load_tokenizer(folder: Path, vocabulary: int) -> Any:
@@ -185,7 +184,8 @@ def load_adapter(model: Any, folder: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        # On the CPU, as the model is: peft would take the first GPU, on every rank.
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, torch_device="cpu")
         with safe_open(str(folder / "adapter_model.safetensors"), "pt") as file:
             stored = set(file.keys())
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -205,15 +205,20 @@ def lora_config(lora: LoraSettings) -> Any:
     )
 
 
-def save_weights(model: Any, source: Path, folder: Path, whole: dict[str, Any] | None = None) -> None:
+def save_weights(
+    model: Any, source: Path, folder: Path, whole: dict[str, Any] | None = None, base_model: str | None = None
+) -> None:
     """Write a trained model into an empty `folder`: full weights with all small files of `source`, or an adapter.
 
-    `whole`: its tensors, where the model itself holds parts of them.
+    `whole`: its tensors, where the model itself holds parts of them. `base_model`: what an adapter says it belongs to, for
+    peft to find elsewhere too.
 
     Config, generation config, tokenizer and chat template are copied as they are, so that nothing drifts from version
     to version. Tensors are float32 whatever the config's dtype, which is what the server loads them as.
     """
     if hasattr(model, "peft_config"):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = base_model
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=whole)
         (folder / "README.md").unlink(missing_ok=True)
         return

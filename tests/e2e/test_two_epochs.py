@@ -20,7 +20,9 @@ import pytest
 import yaml
 
 from lightning_core.lake import catalog
+from lightning_core.lake.lake import Lake
 from lightning_core.policies.store import PolicyStore
+from lightning_core.tracking.prometheus import SignalFiles
 from tests.tiny_model import make_tiny_llama
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -67,13 +69,19 @@ def trained(folder: Path) -> Path:
     """The home of a run of two epochs, with a reader that looped through all of it."""
     home = folder / "home"
     rollout = {"tasks_per_epoch": 4, "unsolved_per_epoch": 1, "group_size": 4, "concurrency": 8, "shards": 2}
-    settings = write_settings(folder, rollout=rollout)
+    settings = write_settings(folder, rollout=rollout, policies=[measured(folder)])
     command = [sys.executable, "-m", "flows.cli", "train", str(settings)]
     with (folder / "flow.log").open("w") as log:
         process = subprocess.Popen(command, cwd=HERE.parents[1], stdout=log, stderr=subprocess.STDOUT)
         read_while(home, lambda: process.poll() is None)
     assert process.returncode == 0, (folder / "flow.log").read_text()[-4000:]
     return home
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """A policy of whose training there is all to tell."""
+    training = {"learning_rate": 1e-3, "beta": 0.01, "importance_correction": "token_truncate"}
+    return {"model": str(folder / "tiny-llama"), "training": training}
 
 
 def read_while(home: Path, running: Callable[[], bool]) -> None:
@@ -128,6 +136,8 @@ def test_a_task_that_was_not_solved_each_time_is_tried_again_in_the_next_epoch(t
         """,
     )
     assert again == [(False,)]
+    drawn = Lake(trained).manifests.epoch("tiny", 1)
+    assert drawn is not None and drawn.again is not None and drawn.again.tasks
 
 
 def test_rollouts_of_an_epoch_are_sampled_from_the_version_before_it(trained: Path) -> None:
@@ -189,6 +199,22 @@ def test_mlflow_has_the_metrics_by_epoch_and_the_versions(trained: Path) -> None
     assert versions == [("v0000",), ("v0001",), ("v0002",)]
     assert aliases == {"current": "v0002", "champion": PolicyStore(trained, "policy").best()}
     assert flow_run is not None
+
+
+def test_mlflow_the_console_and_prometheus_are_told_the_signals_of_each_epoch(trained: Path, folder: Path) -> None:
+    names = "reward reward_spread group_spread groups_kept advantage_spread kept staleness kl entropy clip_ratio ratio grad_norm "
+    names += (
+        "loss learning_rate importance_ratio importance_bounded mismatch mismatch_kl tokens_per_s unique_tokens_per_s "
+    )
+    signals = set((names + "unique_share peak_rss_bytes version").split())
+    with sqlite3.connect(trained / "mlflow.db") as record:
+        logged = record.execute("SELECT DISTINCT key, step FROM metrics WHERE key LIKE 'policy/%'").fetchall()
+    for epoch in (0, 1):
+        assert signals <= {key.removeprefix("policy/") for key, step in logged if step == epoch}
+    (line,) = [line for line in (folder / "flow.log").read_text().splitlines() if "train 1, policy: " in line]
+    assert signals <= {told.split()[0] for told in line.split("train 1, policy: ")[1].split(", ")}
+    exposed = {(f.name, s.labels["policy"]) for f in SignalFiles(trained).collect() for s in f.samples}
+    assert {(f"lightning_train_{name}", "policy") for name in signals} <= exposed
 
 
 def test_nothing_that_was_started_is_left_running(trained: Path) -> None:

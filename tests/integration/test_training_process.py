@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_core.training import launch
+from lightning_core.training import grpo, launch
+from lightning_core.training.__main__ import main
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.job import Job
 from lightning_core.training.launch import command, train
@@ -125,6 +128,24 @@ def test_bad_data_and_a_bad_job_exit_with_3(make_job: Any, tmp_path: Path) -> No
         )
         assert done.returncode == 3, done.stderr
     assert "`policy_settings` is missing" in done.stderr
+
+
+def test_memory_that_is_not_there_is_told_with_what_takes_less(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def hungry(job: Job, progress: Any) -> dict[str, Any]:
+        torch.empty(1 << 60)
+        raise AssertionError
+
+    monkeypatch.setattr(grpo, "run_job", hungry)
+    job = make_job()
+    file = tmp_path / "job.json"
+    file.write_text(job.model_dump_json())
+    assert main([str(file)]) == 3
+    (line,) = map(json.loads, job.progress.read_text().splitlines())
+    assert re.search(r"can't allocate memory.*: lower `training.tokens_per_micro_batch`, set", line["error"])
 
 
 def test_an_interrupt_ends_the_process_and_leaves_no_version(make_job: Any, tmp_path: Path, started: str) -> None:

@@ -129,7 +129,7 @@ def test_only_states_that_a_retry_can_need_are_kept_and_a_later_one_says_that_it
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["epoch-0001", "epoch-0002"]
     assert run(make_job(1, training=once))["step"] == 1
     (told,) = [line["warning"] for line in lines(make_job(1)) if "warning" in line]
-    assert told.endswith("the optimizer state of epoch 0 is not kept any more: AdamW starts afresh")
+    assert told.endswith("that epoch 0 left with these weights is not kept any more: AdamW starts afresh")
 
 
 def test_another_weight_of_the_entropy_counts_from_the_next_epoch_on(make_job: Any) -> None:
@@ -166,6 +166,7 @@ def test_an_adapter_is_trained_saved_and_resumed_and_its_kl_is_to_the_base(make_
         "training.json",
     ]
     config = json.loads((job.output / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == job.policy_settings.model, "as other machines know it"
     assert (config["r"], config["lora_alpha"], config["bias"]) == (4, 8, "none")
     with safe_open(str(job.output / "adapter_model.safetensors"), "pt") as file:
         names = set(file.keys())
@@ -195,7 +196,7 @@ def test_activations_that_are_computed_again_give_the_same_weights(make_job: Any
 
 
 def test_a_save_that_fails_leaves_nothing_under_the_final_name(make_job: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    def broken(model: Any, source: Path, folder: Path, whole: Any) -> None:
+    def broken(model: Any, source: Path, folder: Path, *_: Any) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError("disk full")
 
@@ -255,7 +256,7 @@ def test_another_precision_in_the_accelerate_file_is_refused(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     job = make_job(0, training={"accelerate_config": str(tmp_path / "two.yaml")})
     with pytest.raises(
-        TrainingError, match=r"two.yaml: `mixed_precision: bf16`, while `training.bf16` is false; write"
+        TrainingError, match=r"two.yaml: `mixed_precision: bf16`, while `training.bf16` is false; make it"
     ):
         run(job)
     assert not job.output.exists()
@@ -296,8 +297,11 @@ def _small_vocabulary(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_cut_off, r"model.safetensors: \d+ bytes, its header promises \d+; half written"),
-        (_cut_header, "cut off in its header"),
+        (
+            _cut_off,
+            r"model.safetensors has \d+ bytes where its header asks for \d+: it was not written to the end; write",
+        ),
+        (_cut_header, "model.safetensors has 2 bytes, too few for a header; write the version again"),
         (_drop("config.json"), "no config.json; not a folder of weights, or half written"),
         (_drop("model.safetensors"), "model.safetensors: no such file; the folder of weights is incomplete"),
         (_drop("tokenizer.json"), "no tokenizer"),

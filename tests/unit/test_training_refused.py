@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from lightning_core.config import Settings
 from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
+from lightning_core.lake.stages import stage_key
 from lightning_core.policies.manifest import Lineage, StoreError
 from lightning_core.policies.store import PolicyStore
 from lightning_core.training import epoch as training
@@ -45,7 +47,7 @@ def half_written_state(home: Path) -> None:
     made_by_epoch_0(PolicyStore(home, "policy"), "r")
     folder = home / "training" / "r" / "policy" / "optimizer" / "epoch-0000"
     cut_off(folder / "optimizer.pt")
-    (folder / "state.json").write_text('{"epoch": 0, "step": 1}')
+    (folder / "state.json").write_text(json.dumps({"epoch": 0, "step": 1, "key": stage_key(None, "v0000", None)}))
 
 
 def made_by_epoch_0(store: PolicyStore, run: str) -> None:
@@ -86,12 +88,7 @@ def test_what_cannot_be_trained_on_is_told_before_a_step_and_publishes_nothing(
     sequences, replaced, damage, message = CASES[case]
     lines: list[dict[str, Any]] = []
 
-    def in_this_process(job: Job, *_: Any) -> dict[str, Any]:
-        progress = Progress(job.progress)
-        progress.write = lines.append  # type: ignore[method-assign]
-        return ALGORITHMS[job.policy_settings.algorithm].load()(job, progress)
-
-    monkeypatch.setattr(training, "train", in_this_process)
+    monkeypatch.setattr(training, "train", in_this_process(lines))
     store, train = epoch_of(tmp_path, name, sequences, **replaced)
     damage(tmp_path)
     there = store.versions()
@@ -136,8 +133,62 @@ def test_the_optimizers_state_is_that_of_the_epoch_that_made_the_weights(
         train()
 
 
+def test_what_was_killed_between_training_and_publishing_goes_on_with_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[dict[str, Any]] = []
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any) -> str:
+        raise Killed
+
+    monkeypatch.setattr(training, "train", in_this_process(lines))
+    different = [make_sequence(f"r{i}", f"g{i}", [([1] * 5, [3, 4 + i])]) for i in range(2)]
+    _, train = epoch_of(tmp_path, "grpo", different, {"steps_per_epoch": 2, "checkpoint_seconds": 0})
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(PolicyStore, "publish", killed)
+        train()
+    assert [line["step"] for line in lines if "step" in line] == [1, 2]
+    lines.clear()
+    assert train()["version"] == "v0001"
+    assert [line["step"] for line in lines if "step" in line] == [2]
+    assert not (tmp_path / "training" / "r" / "policy" / "optimizer" / "unfinished").exists()
+
+
+def test_weights_go_on_with_the_optimizers_state_of_the_try_that_made_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[dict[str, Any]] = []
+    jobs: list[Job] = []
+
+    def train_here(job: Job, *_: Any) -> dict[str, Any]:
+        jobs.append(job)
+        return in_this_process(lines)(job)
+
+    monkeypatch.setattr(training, "train", train_here)
+    _, train = epoch_of(tmp_path, "sft", rows(), logprobs=[[-6.0] * 7] * 2)
+    train()
+    train()
+    assert not [line for line in lines if "warning" in line]
+    # The first version's state is overwritten by now: that epoch was tried again, with other weights.
+    train_here(jobs[1].model_copy(update={"sequences": tmp_path / "sequences.parquet"}))
+    (line,) = [line for line in lines if "warning" in line]
+    assert "the optimizer state that epoch 1 left with these weights is not kept any more" in line["warning"]
+
+
+def in_this_process(lines: list[dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def train_here(job: Job, *_: Any) -> dict[str, Any]:
+        progress = Progress(job.progress)
+        progress.write = lines.append  # type: ignore[method-assign]
+        return ALGORITHMS[job.policy_settings.algorithm].load()(job, progress)
+
+    return train_here
+
+
 def epoch_of(
-    home: Path, name: str, sequences: list[Any], **replaced: Any
+    home: Path, name: str, sequences: list[Any], training_settings: dict[str, Any] | None = None, **replaced: Any
 ) -> tuple[PolicyStore, Callable[[], dict[str, Any]]]:
     """The store of a run whose epoch 1 has these sequences, and what trains on them."""
     base = make_tiny_llama(home / "base", positions=256)
@@ -156,7 +207,7 @@ def epoch_of(
     settings = Settings.model_validate(
         {
             "run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y"}, "epochs": 2,
-            "policies": [{"algorithm": name}],
+            "policies": [{"algorithm": name, "training": training_settings or {}}],
         }
     )  # fmt: skip
     lake: Any = SimpleNamespace(path=lambda table: home / table.path)

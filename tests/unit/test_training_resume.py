@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.policies.probe import Probe, difference
 from lightning_core.training import checkpoint as checkpoint_module
-from lightning_core.training import course
-from lightning_core.training.checkpoint import Checkpoints
+from lightning_core.training import course, grpo
+from lightning_core.training.checkpoint import Checkpoints, forget_other_boots
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
 from lightning_core.training.job import Job, Progress
@@ -123,38 +126,49 @@ def test_an_epoch_ended_after_any_step_comes_to_the_same_weights_bit_for_bit(
     same = ("loss", "grad_norm", "kl", "entropy", "entropy_coef", "mismatch", "learning_rate", "step", "trained_tokens")
     same += ("importance_ratio", "importance_bounded", "ratio", "clip_ratio")
     assert {name: result.get(name) for name in same} == {name: expected.get(name) for name in same}
-    assert not (job.state / "unfinished").exists()
 
 
-def test_a_checkpoint_of_other_settings_or_another_boot_or_half_written_is_left_and_told(
+@pytest.mark.parametrize("change", ["settings", "checkpoint.json", "optimizer.pt", "weights.safetensors"])
+def test_a_checkpoint_of_other_settings_or_half_written_is_left_and_told(
+    make_job: Callable[..., Job], caplog: Any, change: str
+) -> None:
+    job = make_job()
+    with pytest.raises(Killed):
+        run_job(job, Dying(job.progress, 3))
+    (checkpoint,) = (job.state / "unfinished").iterdir()
+    assert checkpoint.name == "step-0002"
+    if change == "settings":
+        job = make_job(training={"weight_decay": 0.1})
+    else:
+        file = checkpoint / change
+        file.write_bytes(file.read_bytes()[:50])
+    progress = Dying(job.progress, 2)
+    with pytest.raises(Killed):
+        run_job(job, progress)
+    assert progress.resumed is None
+    assert "a checkpoint of another job, or half written" in caplog.text
+
+
+def test_a_checkpoint_from_before_the_machine_was_started_is_not_trusted(
     make_job: Callable[..., Job], caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job()
-    for change in ("settings", "half", "boot"):
-        with pytest.raises(Killed):
-            run_job(job, Dying(job.progress, 3))
-        (checkpoint,) = (job.state / "unfinished").iterdir()
-        assert checkpoint.name == "step-0002"
-        if change == "settings":
-            job = make_job(training={"weight_decay": 0.1})
-        elif change == "boot":
-            monkeypatch.setattr(checkpoint_module, "boot", lambda: "another")
-        else:
-            file = checkpoint / "optimizer.pt"
-            file.write_bytes(file.read_bytes()[:500])
-        caplog.clear()
-        progress = Dying(job.progress, 2)
-        with pytest.raises(Killed):
-            run_job(job, progress)
-        assert progress.resumed is None
-        assert "a checkpoint of another job or boot, or half written" in caplog.text
+    with pytest.raises(Killed):
+        run_job(job, Dying(job.progress, 3))
+    (checkpoint,) = (job.state / "unfinished").iterdir()
+    forget_other_boots(job.state)
+    assert checkpoint.exists()
+    monkeypatch.setattr(checkpoint_module, "boot", lambda: "another")
+    assert Checkpoints(job, 4).newest() is not None, "ranks on several machines all go on from it"
+    forget_other_boots(job.state)
+    assert not checkpoint.exists() and "from before this machine was started" in caplog.text
 
 
-@pytest.mark.parametrize(("seconds", "found"), [(25, ["step-0003"]), (None, [])])
-def test_checkpoints_are_as_far_apart_as_asked(
+@pytest.mark.parametrize(("seconds", "found"), [(25, ["step-0003"]), (5, ["step-0001"]), (None, [])])
+def test_checkpoints_are_as_far_apart_as_asked_and_take_a_twentieth_of_the_time(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, seconds: float | None, found: list[str]
 ) -> None:
-    clock = itertools.count(step=10.0)  # each step looks at it once, and so does a checkpoint
+    clock = itertools.count(step=10.0)  # each step looks at it once, and so does a checkpoint: it takes 10 s
     monkeypatch.setattr(course, "monotonic", lambda: next(clock))
     job = make_job(training={"checkpoint_seconds": seconds})
     with pytest.raises(Killed):
@@ -200,6 +214,57 @@ def test_one_sequence_is_trained_on(make_job: Callable[..., Job], tmp_path: Path
     job = make_job(sequences=write_parquet(rows(5), tmp_path / "one.parquet"))
     result = run_job(job, Progress(job.progress))
     assert (result["sequences"], result["steps"], result["trained_tokens"]) == (1, 1, 2)
+
+
+def test_the_base_under_an_adapter_lies_in_bf16_where_that_is_computed_in(
+    make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def noted(*arguments: Any) -> Any:
+        loaded.append(load_model(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr(grpo, "load_model", noted)
+    first, second = (
+        make_job(
+            lora=True, training={"bf16": bf16, "beta": 0.1}, output=tmp_path / str(bf16), state=tmp_path / f"s{bf16}"
+        )
+        for bf16 in (False, True)
+    )
+    in_float32, in_bf16 = (run_job(job, Progress(job.progress)) for job in (first, second))
+    kinds = [
+        {str(p.dtype) for p in model.parameters() if p.requires_grad is trained}
+        for model in loaded
+        for trained in (False, True)
+    ]
+    assert kinds == [{"torch.float32"}, {"torch.float32"}, {"torch.bfloat16"}, {"torch.float32"}]
+    for name in ("loss", "entropy", "mismatch"):
+        assert in_bf16[name] == pytest.approx(in_float32[name], rel=0.02, abs=0.01), name
+    assert (in_bf16["packing"], in_bf16["probe"]["dtype"]) == ("tree", "bfloat16")
+    (adapter,) = (load_file(f) for f in second.output.glob("*.safetensors"))
+    assert {str(tensor.dtype) for tensor in adapter.values()} == {"torch.float32"}
+
+
+def test_the_reference_is_gone_before_the_weights_come(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: list[weakref.ref[Any]] = []
+
+    def alone(*arguments: Any) -> Any:
+        assert not [model for model in before if model() is not None]
+        model = load_model(*arguments)
+        before.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(grpo, "load_model", alone)
+    gc.disable()
+    try:
+        job = make_job(training={"beta": 0.1})
+        run_job(job, Progress(job.progress))
+    finally:
+        gc.enable()
+    assert len(before) == 2
 
 
 def test_what_a_server_is_compared_with_is_what_the_saved_weights_make_of_it_in_bf16_too(

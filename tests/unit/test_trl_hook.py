@@ -194,10 +194,10 @@ def assert_equal_to_stock(folder: Path, tmp_path: Path, sequences: list[Sequence
     expected.backward()
     assert loss == pytest.approx(expected.item(), abs=1e-5)
     theirs = dict(reference.model.named_parameters())
-    assert max(float(p.grad.abs().max()) for p in theirs.values()) > 1e-3
+    largest = max(float(p.grad.abs().max()) for p in theirs.values())
+    assert largest > 1e-3
     for name, parameter in trainer.model.named_parameters():
-        scale = max(float(theirs[name].grad.abs().max()), 1e-3)
-        assert float((parameter.grad - theirs[name].grad).abs().max()) <= 1e-5 * max(scale, 1.0), name
+        assert float((parameter.grad - theirs[name].grad).abs().max()) <= 1e-5 * largest, name
 
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -279,6 +279,17 @@ def test_the_loss_of_a_uniform_policy_is_what_a_hand_computes(folder: Path, tmp_
     assert accumulate(trainer) == pytest.approx(expected, abs=1e-5)
     assert trainer._sums["mismatch"] == pytest.approx(0.5 + 0.5 + 0, abs=1e-5)
     assert trainer._sums["mismatch_kl"] == pytest.approx(2 * (ratio - 1 - 0.5), abs=1e-5)
+    lines: list[dict[str, Any]] = []
+    trainer.course.on_step = lambda _, line: lines.append(line)
+    trainer.state.global_step = 1
+    trainer.log({"loss": 0.0, "grad_norm": 1.0})
+    by_hand = {
+        "clip_ratio": 1 / 3,  # the first: it gains beyond its bound; the second loses, and may
+        "ratio": (2 * ratio + 1) / 3,
+        "entropy": math.log(300),
+        "kl": math.exp(0.7) - 0.7 - 1,
+    }
+    assert {name: lines[0][name] for name in by_hand} == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_a_rollout_of_several_rows_weighs_as_much_as_one_of_a_single_row_even_with_kl(

@@ -1,0 +1,47 @@
+"""Where a rank computes, and in what numbers. Imports torch when asked."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_core.config import TrainingSettings
+
+if TYPE_CHECKING:
+    from lightning_core.training.job import Job
+
+
+def own_device() -> Any:
+    """This rank's torch.device, made the current one: TRL's kernels are launched there, wherever their tensors are."""
+    import torch
+
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    if kind is None:
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.accelerator.set_device_index(number)
+    return torch.device(kind.type, number)
+
+
+def is_split() -> bool:
+    """Whether accelerate splits the weights over the ranks, so that none need have room for all of them."""
+    return any(os.environ.get(f"ACCELERATE_USE_{by}", "").lower() == "true" for by in ("FSDP", "DEEPSPEED"))
+
+
+def computes_in_bf16(settings: TrainingSettings) -> bool:
+    """As the settings say; else as the accelerate file does, or on a GPU that has it."""
+    import torch
+
+    if settings.bf16 is not None:
+        return settings.bf16
+    return os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" or (
+        torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+
+
+def weights_kind(job: Job) -> Literal["float32", "bfloat16"]:
+    """What the model is loaded as. Weights that are trained are float32, of which bf16 would round small steps away; those that
+    lie still under an adapter are what they are computed with. FSDP2 takes one kind alone.
+    """
+    frozen = job.policy_settings.lora is not None and not is_split()
+    return "bfloat16" if frozen and computes_in_bf16(job.policy_settings.training) else "float32"
