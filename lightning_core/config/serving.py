@@ -82,8 +82,8 @@ class VllmSettings(Section):
     )
     colocated: bool | None = Field(
         None,
-        description="vLLM gives its GPU's memory back while a policy is trained (sleep mode); needs CUDA; null: where training "
-        "has no other GPU than vLLM's (`devices`, `training_devices`)",
+        description="vLLM gives its GPU's memory back while a policy is trained (sleep mode); needs CUDA; null: where "
+        "training has a GPU in common with it (`devices`, `training_devices`)",
     )
     replicas: int = Field(
         1,

@@ -14,32 +14,37 @@ def serving(settings: Settings) -> VllmSettings:
 
 
 def takes_turns(settings: Settings) -> bool:
-    """Whether vLLM gives its GPU's memory back while a policy is trained: as the settings say, else where they share one.
+    """Whether vLLM gives its GPU's memory back while a policy is trained: as the settings say, else where the two share it.
 
     Raises VllmError where no vLLM is installed.
     """
     if settings.vllm.colocated is not None:
         return settings.vllm.colocated
-    return settings.async_level == 0 and bool(shared_gpus(settings))
+    return settings.async_level == 0 and shares_gpu(settings)
 
 
 def check_gpus(settings: Settings) -> None:
-    """Raises SettingsError where vLLM and training would be at work on one GPU at one time."""
-    shared = shared_gpus(settings)
-    if settings.async_level and shared:
+    """Raises SettingsError where vLLM and training would be at work on one GPU at one time, and nobody said that they may."""
+    if settings.async_level and settings.vllm.colocated is None and shares_gpu(settings):
         raise SettingsError(
-            f"`async_level: 1` samples while a policy is trained, and GPU {', '.join(sorted(shared))} is both vLLM's and training's; "
-            "give each its own by `vllm.devices` and `training_devices`, or take `async_level: 0`"
+            "`async_level: 1` samples while a policy is trained, and vLLM and training have a GPU in common; give each its own by "
+            "`vllm.devices` and `training_devices`, or say `vllm.colocated: false` and leave training room by `vllm.extra_args: "
+            "[--gpu-memory-utilization, ...]`, or take `async_level: 0`"
         )
 
 
-def shared_gpus(settings: Settings) -> set[str]:
-    """GPUs, as CUDA_VISIBLE_DEVICES names them, that vLLM and training both begin on; none where vLLM computes on the CPU."""
+def shares_gpu(settings: Settings) -> bool:
+    """Whether vLLM and training have a GPU in common; never where vLLM computes on the CPU."""
     if cpu_build():
-        return set()
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # what is given none of its own takes
-    ours, theirs = (
-        {gpu for gpus in given for gpu in gpus.split(",")} or {first}
-        for given in (settings.vllm.devices, settings.training_devices)
-    )
-    return ours & theirs
+        return False
+    ours = _gpus(settings.vllm.devices, any("parallel" in str(argument) for argument in settings.vllm.extra_args))
+    several = any(p.training.processes > 1 or p.training.accelerate_config is not None for p in settings.policies)
+    theirs = _gpus(settings.training_devices, several)
+    return ours is None or theirs is None or bool(ours & theirs)
+
+
+def _gpus(given: list[str], several: bool) -> set[str] | None:
+    """GPUs as CUDA_VISIBLE_DEVICES names them; None: it may be any. Where none are given it is the first, or the first ones."""
+    if given:
+        return {gpu for gpus in given for gpu in gpus.split(",")}
+    return None if several else {os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}

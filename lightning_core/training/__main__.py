@@ -1,9 +1,8 @@
 """`python -m lightning_core.training job.json`: train one policy on one epoch's sequences, then exit.
 
-Exit codes: 0 with `training.json` in the job's output folder; 3 where data, weights or the job cannot be trained on
-here (memory),
-with `{"error": …}` as the progress file's last line; 1 for anything unforeseen, with a traceback (in the progress file
-too, where it is one of several processes). `--with-parent PID` ends the process when that one is gone.
+Exit codes: 0 with `training.json` in the job's output folder; 3 where data, weights or the job cannot be trained on, or
+memory is short, with `{"error": …}` as the progress file's last line; 1 for anything unforeseen, with a traceback (in the
+progress file too, where it is one of several processes). `--with-parent PID` ends the process when that one is gone.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if _is_out_of_memory(error):
             logger.exception("out of memory")
-            progress.fail(f"{str(error).splitlines()[0]}: {LESS_MEMORY}")
+            progress.fail(f"{(str(error) or repr(error)).splitlines()[0]}: {LESS_MEMORY}")
             return EXIT_UNTRAINABLE
         if "WORLD_SIZE" in os.environ:  # the log ends with the launcher's own words, not with this rank's
             progress.fail(traceback.format_exc())

@@ -102,7 +102,7 @@ class JobSteps:
 
     def _state(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         made_in = self.job.made_in
-        kept = None if made_in is None else load_state(self.job.state, made_in, self.job.made_by)
+        kept = None if made_in is None else load_state(self.job.state, made_in, self.job.version)
         if made_in is not None and kept is None:
             why = f"{self.job.state}: the optimizer state that epoch {made_in} left with these weights is not kept any more: "
             why += "AdamW starts afresh"
@@ -119,7 +119,7 @@ class JobSteps:
 
     def leave(self, trainer: Any, metrics: dict[str, Any], probed: list[int]) -> dict[str, Any]:
         """Write what `outcome.leave` does. The last checkpoint stays until the version is published."""
-        state = {"step": self.noted["step"] + self.count, "parameters": self.parameters, "key": self.job.key}
+        state = {"step": self.noted["step"] + self.count, "parameters": self.parameters}
         # Where this epoch has no use for it, a later one may.
         state["entropy"] = trainer.entropy or self.noted.get("entropy", [])
         metrics = metrics | self.measured

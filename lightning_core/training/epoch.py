@@ -19,6 +19,7 @@ from lightning_core.policies.store import BASE_VERSION, Lineage, PolicyStore, Pu
 from lightning_core.training.checkpoint import clear
 from lightning_core.training.job import Job
 from lightning_core.training.launch import train
+from lightning_core.training.state import name_state
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,6 @@ def train_version(
     output = state / f"output-{epoch.epoch:04d}"
     fresh_adapter = policy.lora is not None and parent == BASE_VERSION
     made = store.manifest(parent)
-    own = made.run == settings.run
     job = Job(
         run=settings.run,
         epoch=epoch.epoch,
@@ -57,9 +57,8 @@ def train_version(
         seed=settings.seed,
         epochs=settings.epochs,
         weights=None if fresh_adapter else store.checked(parent),
-        made_in=made.epoch if own else None,
-        made_by=stage_key(made.settings_digest, made.parent, made.sequences_digest) if own else None,
-        key=stage_key(stage_key(policy), parent, epoch.tables["sequences"].digest),
+        made_in=made.epoch if made.run == settings.run else None,
+        version=parent,
         base_model=base_model,
         sequences=sequences,
         output=output,
@@ -85,6 +84,7 @@ def train_version(
     )
     (output / "training.json").unlink()  # seconds and memory differ each time; the lineage has the metrics
     version = _publish(store, output, lineage)
+    name_state(job.state, epoch.epoch, version)
     shutil.rmtree(output, ignore_errors=True)
     clear(job.state)
     sequences.unlink()

@@ -25,15 +25,21 @@ def own_device() -> Any:
 
 def is_split() -> bool:
     """Whether accelerate splits the weights over the ranks, so that none need have room for all of them."""
-    return any(os.environ.get(f"ACCELERATE_USE_{by}", "").lower() == "true" for by in ("FSDP", "DEEPSPEED"))
+    return _accelerate_uses("FSDP") or _accelerate_uses("DEEPSPEED")
+
+
+def _accelerate_uses(what: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{what}", "").lower() == "true"
 
 
 def computes_in_bf16(settings: TrainingSettings) -> bool:
-    """As the settings say; else as the accelerate file does, or on a GPU that has it."""
+    """As the settings say; else where the accelerate file says so, and on a GPU that has it (DeepSpeed's was not tried)."""
     import torch
 
     if settings.bf16 is not None:
         return settings.bf16
+    if _accelerate_uses("DEEPSPEED"):
+        return False
     return os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" or (
         torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     )

@@ -62,9 +62,9 @@ class Job(BaseModel):
         ge=0,
         description="epoch of the run that made `weights`, whose optimizer state goes on; null: AdamW begins",
     )
-    key: str | None = Field(None, description="of this try, noted with the optimizer's state that it leaves")
-    made_by: str | None = Field(
-        None, description="key of the try that made `weights`; another's state is not gone on with"
+    version: str | None = Field(
+        None,
+        description="name of `weights`; a state that was left with another version is not gone on with; null: not looked at",
     )
     sequences: Path = Field(description="Parquet file, see dataset.py")
     output: Path = Field(description="folder to write the new version into; there whole or not at all")

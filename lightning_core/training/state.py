@@ -13,15 +13,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from lightning_core.files import write_atomic
 from lightning_core.training.errors import WeightsError
 from lightning_core.training.weights import whole_folder
 
 
-def load_state(folder: Path, epoch: int, key: str | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """State of the optimizer after `epoch`, with what was noted beside it (`epoch`, `step`, `parameters`, `entropy`, `key`).
+def load_state(folder: Path, epoch: int, version: str | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """State of the optimizer after `epoch`, with what was noted beside it (`epoch`, `step`, `parameters`, `entropy`, `version`).
 
-    None where it is not kept any more, or is that of another try at the epoch (by its `key`). Raises WeightsError where it
-    cannot be read.
+    None where it is not kept any more, or was left with another `version`: the epoch was tried again. Raises WeightsError where
+    it cannot be read.
     """
     import torch
 
@@ -30,7 +31,7 @@ def load_state(folder: Path, epoch: int, key: str | None = None) -> tuple[dict[s
         return None
     try:
         noted = json.loads((here / "state.json").read_text())
-        if key is not None and noted.get("key") != key:
+        if version is not None and noted.get("version") != version:
             return None
         return torch.load(here / "optimizer.pt", map_location="cpu", weights_only=True), noted
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -48,6 +49,12 @@ def save_state(folder: Path, epoch: int, optimizer: dict[str, Any], noted: dict[
     for old in _epochs(folder):
         if old < min(keep):
             shutil.rmtree(_of(folder, old))
+
+
+def name_state(folder: Path, epoch: int, version: str) -> None:
+    """Note as which version the weights were published that the state after `epoch` was left with."""
+    file = _of(folder, epoch) / "state.json"
+    write_atomic(file, json.dumps(json.loads(file.read_text()) | {"version": version}).encode())
 
 
 def save_tensors(tensors: dict[str, Any], file: Path) -> None:

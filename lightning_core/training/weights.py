@@ -184,7 +184,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        # On the CPU, as the model is: peft would take the first GPU, on every rank.
+        # Where it is read to before it is copied: peft would take the first GPU, on every rank.
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, torch_device="cpu")
         with safe_open(str(folder / "adapter_model.safetensors"), "pt") as file:
             stored = set(file.keys())

@@ -130,12 +130,15 @@ def test_bad_data_and_a_bad_job_exit_with_3(make_job: Any, tmp_path: Path) -> No
     assert "`policy_settings` is missing" in done.stderr
 
 
+@pytest.mark.parametrize(("of", "said"), [("torch", "can't allocate memory"), ("python", "MemoryError")])
 def test_memory_that_is_not_there_is_told_with_what_takes_less(
-    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str, said: str
 ) -> None:
     import torch
 
     def hungry(job: Job, progress: Any) -> dict[str, Any]:
+        if of == "python":
+            raise MemoryError
         torch.empty(1 << 60)
         raise AssertionError
 
@@ -145,7 +148,7 @@ def test_memory_that_is_not_there_is_told_with_what_takes_less(
     file.write_text(job.model_dump_json())
     assert main([str(file)]) == 3
     (line,) = map(json.loads, job.progress.read_text().splitlines())
-    assert re.search(r"can't allocate memory.*: lower `training.tokens_per_micro_batch`, set", line["error"])
+    assert re.search(said + ".*: lower `training.tokens_per_micro_batch`, set", line["error"])
 
 
 def test_an_interrupt_ends_the_process_and_leaves_no_version(make_job: Any, tmp_path: Path, started: str) -> None:

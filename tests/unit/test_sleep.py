@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from lightning_core import services
 from lightning_core.config import Settings, SettingsError, VllmSettings
 from lightning_core.policies import sharing, vllm_command
 from lightning_core.policies.sleep import SLEEP_FLAG, asleep
@@ -89,6 +90,8 @@ def test_one_that_cannot_sleep_is_not_asked_to() -> None:
         ("{training_devices: ['3']}", False),
         ("{vllm: {devices: ['3']}, training_devices: ['2']}", False),
         ("{vllm: {replicas: 2, devices: ['0', '1']}, training_devices: ['1,2'], policies: [{training: {processes: 2}}]}", True),
+        ("{vllm: {devices: ['3']}, policies: [{training: {processes: 2}}]}", True),  # which may be any
+        ("{vllm: {extra_args: [--tensor-parallel-size, '2']}, training_devices: ['3']}", True),
         ("{vllm: {colocated: false}}", False),
         ("{vllm: {devices: ['3'], colocated: true}}", True),
     ],
@@ -104,15 +107,35 @@ def test_vllm_sleeps_while_it_is_trained_where_the_two_share_a_gpu(
 def test_on_one_gpu_there_is_no_overlap_and_on_cpus_nothing_to_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = settings_of("{async_level: 1, policies: [{training: {importance_correction: token_mask}}]}", tmp_path)
+    overlap = "{async_level: 1, policies: [{training: {importance_correction: token_mask}}]"
+    given = settings_of(overlap + "}", tmp_path)
     monkeypatch.setattr(sharing, "cpu_build", lambda: True)
     sharing.check_gpus(given)
     assert not sharing.takes_turns(given)
     monkeypatch.setattr(sharing, "cpu_build", lambda: False)
-    with pytest.raises(
-        SettingsError, match=r"GPU 0 is both vLLM's and training's; give each its own by `vllm\.devices`"
-    ):
+    with pytest.raises(SettingsError, match=r"have a GPU in common; give each its own by `vllm\.devices`"):
         sharing.check_gpus(given)
+    sharing.check_gpus(settings_of(overlap + ", vllm: {colocated: false}}", tmp_path))
+
+
+def test_vllm_is_started_and_recognised_as_one_that_sleeps_and_sleeps_while_a_policy_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (sharing, vllm_command):
+        monkeypatch.setattr(module, "cpu_build", lambda: False)
+    settings, model = settings_of("{policies: [{lora: {}}]}", tmp_path), cast(Any, SimpleNamespace(path=tmp_path))
+    started: list[VllmSettings] = []
+    monkeypatch.setattr(services.VllmServer, "start", lambda given, *_, **__: started.append(given))
+    services._start_vllm(settings, model, 0, print)
+    assert started[0].colocated
+    line = vllm_command.command(started[0], tmp_path, "policy", Path("s"), *services._adapters(settings))
+    state = SimpleNamespace(command=line, device=None, replica=0, weights=str(tmp_path))
+    assert services._is_as_started(cast(Any, SimpleNamespace(state=state, socket=Path("s"))), settings, model)
+    slept: list[Any] = []
+    monkeypatch.setattr(services, "asleep", lambda vllm, level: slept.append(vllm) or nullcontext())
+    fleet = [cast(Any, SimpleNamespace(exclusive=nullcontext))]
+    with services.resting(settings, services.Services(cast(Any, None), fleet, model)):
+        assert slept == fleet
 
 
 def settings_of(changes: str, home: Path) -> Settings:

@@ -254,7 +254,7 @@ def test_another_precision_in_the_accelerate_file_is_refused(
     make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    job = make_job(0, training={"accelerate_config": str(tmp_path / "two.yaml")})
+    job = make_job(0, training={"accelerate_config": str(tmp_path / "two.yaml"), "bf16": False})
     with pytest.raises(
         TrainingError, match=r"two.yaml: `mixed_precision: bf16`, while `training.bf16` is false; make it"
     ):

@@ -16,7 +16,6 @@ import pytest
 from lightning_core.config import Settings
 from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
-from lightning_core.lake.stages import stage_key
 from lightning_core.policies.manifest import Lineage, StoreError
 from lightning_core.policies.store import PolicyStore
 from lightning_core.training import epoch as training
@@ -47,7 +46,7 @@ def half_written_state(home: Path) -> None:
     made_by_epoch_0(PolicyStore(home, "policy"), "r")
     folder = home / "training" / "r" / "policy" / "optimizer" / "epoch-0000"
     cut_off(folder / "optimizer.pt")
-    (folder / "state.json").write_text(json.dumps({"epoch": 0, "step": 1, "key": stage_key(None, "v0000", None)}))
+    (folder / "state.json").write_text(json.dumps({"epoch": 0, "step": 1, "version": "v0001"}))
 
 
 def made_by_epoch_0(store: PolicyStore, run: str) -> None:
@@ -172,7 +171,7 @@ def test_weights_go_on_with_the_optimizers_state_of_the_try_that_made_them(
     train()
     train()
     assert not [line for line in lines if "warning" in line]
-    # The first version's state is overwritten by now: that epoch was tried again, with other weights.
+    # The first version's state is overwritten by now: that epoch was trained again, to other weights.
     train_here(jobs[1].model_copy(update={"sequences": tmp_path / "sequences.parquet"}))
     (line,) = [line for line in lines if "warning" in line]
     assert "the optimizer state that epoch 1 left with these weights is not kept any more" in line["warning"]
