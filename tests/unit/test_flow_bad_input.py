@@ -102,6 +102,28 @@ def test_rollouts_of_a_task_set_that_changed_since_are_set_aside_and_that_is_sai
         assert con.execute("SELECT count(*) FROM spans").fetchone() == (1,), "they stay in the lake"
 
 
+def test_what_is_tried_again_is_kept_before_the_first_rollout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards that are graded anew while the epoch is under way would draw others."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    attempt = Attempt(rollout="run.0000.a.0")
+    attempt.root(task_id="a")
+    attempt.reward(0.0)
+    lake, _ = derived(tmp_path, attempt.rows)
+    settings = settings_of(tmp_path, run="run", rollout={"tasks_per_epoch": 1, "group_size": 2, "unsolved_per_epoch": 1})
+    epoch = lake.open_epoch("run", 1, "train", {"policy": "v0000"})
+    monkeypatch.setattr(collect, "ingest_spans", lambda _: 0)
+    monkeypatch.setattr(collect, "_roll_out", killed)
+    planned = plan_training(settings, TASKS, 1)
+    assert [r.task.id for r in planned if r.again] == ["a", "a"]
+    with pytest.raises(KeyboardInterrupt):
+        collect.collect(settings, epoch, planned)
+    kept = lake.manifests.epoch("run", 1)
+    assert kept is not None and kept.again is not None and kept.again.tasks == ["a"]
+
+
 def test_two_processes_cannot_work_on_one_run_at_one_time(tmp_path: Path) -> None:
     first, second = Lake(tmp_path), Lake(tmp_path)
     with first.working_on("r"):

@@ -1,0 +1,60 @@
+"""In what numbers a rank computes, where the settings leave it open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_core.config import TrainingSettings
+from lightning_core.training.hardware import computes_in_bf16, weights_kind
+from lightning_core.training.job import Job
+
+SPLIT = {"ACCELERATE_USE_FSDP": "true"}
+BY_FILE = {"ACCELERATE_MIXED_PRECISION": "bf16"}
+BY_DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "environment", "expected"),
+    [
+        ("none", {}, False),
+        ("old", {}, False),
+        ("new", {}, True),
+        ("none", BY_FILE, True),
+        ("new", {"ACCELERATE_MIXED_PRECISION": "no"}, True),
+        ("new", BY_DEEPSPEED, False),
+        ("new", SPLIT, True),
+    ],
+)
+def test_bf16_is_computed_in_where_a_gpu_has_it_unless_the_settings_say(
+    gpu: str, environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu != "none")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: gpu == "new")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert computes_in_bf16(TrainingSettings()) is expected
+    assert [computes_in_bf16(TrainingSettings(bf16=said)) for said in (True, False)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("lora", "bf16", "environment", "expected"),
+    [
+        ({}, True, {}, "bfloat16"),
+        ({}, False, {}, "float32"),
+        (None, True, {}, "float32"),  # they are trained
+        ({}, True, SPLIT, "float32"),
+        ({}, True, BY_DEEPSPEED, "float32"),
+    ],
+)
+def test_only_weights_that_lie_still_are_loaded_in_bf16(
+    lora: Any, bf16: bool, environment: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    job: dict[str, Any] = dict.fromkeys(("base_model", "sequences", "output", "state", "progress"), tmp_path)
+    job |= {"run": "r", "epoch": 0, "policy": "p", "policy_settings": {"lora": lora, "training": {"bf16": bf16}}}
+    assert weights_kind(Job.model_validate(job)) == expected
