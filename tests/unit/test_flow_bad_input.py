@@ -112,7 +112,9 @@ def test_what_is_tried_again_is_kept_before_the_first_rollout(tmp_path: Path, mo
     attempt.root(task_id="a")
     attempt.reward(0.0)
     lake, _ = derived(tmp_path, attempt.rows)
-    settings = settings_of(tmp_path, run="run", rollout={"tasks_per_epoch": 1, "group_size": 2, "unsolved_per_epoch": 1})
+    settings = settings_of(
+        tmp_path, run="run", rollout={"tasks_per_epoch": 1, "group_size": 2, "unsolved_per_epoch": 1}
+    )
     epoch = lake.open_epoch("run", 1, "train", {"policy": "v0000"})
     monkeypatch.setattr(collect, "ingest_spans", lambda _: 0)
     monkeypatch.setattr(collect, "_roll_out", killed)
