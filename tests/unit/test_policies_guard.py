@@ -1,5 +1,6 @@
 """A damaged version is neither served nor trained from: the error comes before anything is touched."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -74,6 +75,8 @@ def test_what_was_trained_gets_the_next_number_where_another_run_took_one(settin
     def train(job, *_):
         write_model(job.output, 2.0)
         (job.output / "training.json").write_text("{}")
+        (job.state / "epoch-0000").mkdir(parents=True)
+        (job.state / "epoch-0000" / "state.json").write_text("{}")
         return {"left_out": {}}
 
     def beaten(self, folder, lineage, version, files):
@@ -90,4 +93,6 @@ def test_what_was_trained_gets_the_next_number_where_another_run_took_one(settin
         tables={"sequences": DerivedTable(path="derived/r/0/sequences.parquet", rows=1, digest="d")},
     )  # fmt: skip
     done = training.train_version(None, settings, settings.policies[0], epoch, tmp_path, print)
+    (state,) = tmp_path.rglob("state.json")
+    assert json.loads(state.read_text()) == {"version": "v0002"}, "whose moments they are"
     assert done["version"] == "v0002" and store.manifest("v0001").run == "other" and store.manifest("v0002").run == "r"
