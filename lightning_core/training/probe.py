@@ -27,5 +27,5 @@ def take_probe(model: Any, ids: Sequence[int]) -> dict[str, Any] | None:
             logprobs = torch.log_softmax(logits.float(), -1).gather(-1, inputs[0, 1:, None])[:, 0].tolist()
     finally:
         model.train(was_training)
-    kind = str(model.dtype).removeprefix("torch.")
+    kind = str(next(model.parameters()).dtype).removeprefix("torch.")
     return {"token_ids": token_ids, "logprobs": [round(value, 6) for value in logprobs], "dtype": kind}
