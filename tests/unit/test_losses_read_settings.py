@@ -14,7 +14,7 @@ from tests.unit.test_trl_hook import LOSSES, _trl, accumulate, folder, near, our
 
 __all__ = ["_trl", "folder", "near", "sequences"]  # fixtures
 
-pytestmark = pytest.mark.extra  # so many losses
+pytestmark = pytest.mark.slow  # so many losses
 
 KL = {"beta": 0.4}
 CORRECTED = {"importance_correction": "token_truncate", "importance_clip_max": 1.5}
