@@ -15,6 +15,7 @@ from lightning_core.lake.derive_inputs import check_estimators, check_patterns
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
 from lightning_core.lake.production import Choice
+from lightning_core.policies.sharing import check_gpus
 from lightning_core.services import resting, running, versions
 from tasks.adopt import adopt
 from tasks.alarm import watch
@@ -36,6 +37,7 @@ def learn(settings: Settings, choice: Choice = Choice()) -> dict[str, Any]:  # n
     check_grader(settings.reward.grader)
     check_patterns(settings)
     check_estimators(settings)
+    check_gpus(settings)
     lake = Lake(settings.home)
     with lake.working_on(settings.run), running(settings, say("services")) as services:
         number = lake.manifests.next_epoch(settings.run)

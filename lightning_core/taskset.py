@@ -118,9 +118,9 @@ def plan_training(settings: Settings, tasks: list[Task], epoch: int) -> list[Pla
 
 
 def draw_again(settings: Settings, epoch: int) -> Again | None:
-    """All tasks that rollouts of the epoch before did not solve, in the order in which they are tried again: drawn without
-    replacement, weighted by the share of rollouts that did not solve them. What the epoch has drawn already stands. None
-    where nothing is to be tried again, or the epoch before is not derived.
+    """All tasks that not all rollouts of the epoch before solved, in the order in which they are tried again: drawn without
+    replacement, weighted by the share of rollouts that did not solve them. What was drawn stands, unless the epoch before began
+    anew. None where nothing is to be tried again, or the epoch before is not derived.
 
     Each is given u^(1/weight), u uniform, and the highest are drawn (Efraimidis and Spirakis, 2006). The weights are those
     of prioritized sampling, 1 - success rate (Kimi k1.5, 2025, arXiv 2501.12599).

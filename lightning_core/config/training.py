@@ -116,14 +116,14 @@ class TrainingSettings(Section):
     max_sequence_tokens: int = Field(4096, ge=16, description="longer sequences are left out and counted")
     bf16: bool | None = Field(
         None,
-        description="compute in bf16, weights and moments in float32 (the base model under an adapter in bf16 too, where it is not "
-        "split); null: on a GPU that has it, or as the accelerate file says; not with DeepSpeed",
+        description="compute in bf16, weights and moments in float32 (the base model under an adapter in bf16 too, but for "
+        "FSDP2 and DeepSpeed); null: on a GPU that has it (not with DeepSpeed), or where the accelerate file says `bf16`",
     )
     gradient_checkpointing: bool = False
     checkpoint_seconds: float | None = Field(
         60.0,
         ge=0,
-        description="work that an epoch loses when it is killed: once so much has been done since the last checkpoint, the next optimizer step ends with one (later where one takes long: a twentieth of the time at most goes into them); 0: each does; null: none",
+        description="work that an epoch loses when it is killed: once so much has been done since the last checkpoint, the next optimizer step ends with one (later where one takes long: a twentieth of the time at most goes into those after the first); 0: each does; null: none",
     )
     processes: int = Field(
         1,

@@ -37,7 +37,8 @@ def shares_gpu(settings: Settings) -> bool:
     """Whether vLLM and training have a GPU in common; never where vLLM computes on the CPU."""
     if cpu_build():
         return False
-    ours = _gpus(settings.vllm.devices, any("parallel" in str(argument) for argument in settings.vllm.extra_args))
+    flags = [argument.partition("=")[0] for argument in settings.vllm.extra_args]
+    ours = _gpus(settings.vllm.devices, any("-parallel" in flag or flag in ("-tp", "-pp", "-dp") for flag in flags))
     several = any(p.training.processes > 1 or p.training.accelerate_config is not None for p in settings.policies)
     theirs = _gpus(settings.training_devices, several)
     return ours is None or theirs is None or bool(ours & theirs)

@@ -22,7 +22,7 @@ from lightning_core.training.weights import lora_config
 logger = logging.getLogger(__name__)
 
 
-_SHARE = 0.05  # of the time, at most, goes into checkpoints
+_SHARE = 0.05  # of the time, at most, goes into checkpoints after the first
 
 
 def _nothing(*_: Any) -> None:

@@ -33,21 +33,22 @@ def _accelerate_uses(what: str) -> bool:
 
 
 def computes_in_bf16(settings: TrainingSettings) -> bool:
-    """As the settings say; else where the accelerate file says so, and on a GPU that has it (DeepSpeed's was not tried)."""
+    """As the settings say; else where the accelerate file says `bf16`, and on a GPU that has it (not by itself with DeepSpeed,
+    whose was not tried)."""
     import torch
 
     if settings.bf16 is not None:
         return settings.bf16
-    if _accelerate_uses("DEEPSPEED"):
-        return False
     return os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" or (
-        torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        not _accelerate_uses("DEEPSPEED")
+        and torch.cuda.is_available()
+        and torch.cuda.is_bf16_supported(including_emulation=False)
     )
 
 
 def weights_kind(job: Job) -> Literal["float32", "bfloat16"]:
     """What the model is loaded as. Weights that are trained are float32, of which bf16 would round small steps away; those that
-    lie still under an adapter are what they are computed with. FSDP2 takes one kind alone.
+    lie still under an adapter are what they are computed with. (FSDP2 takes one kind alone; DeepSpeed was not tried with two.)
     """
     frozen = job.policy_settings.lora is not None and not is_split()
     return "bfloat16" if frozen and computes_in_bf16(job.policy_settings.training) else "float32"

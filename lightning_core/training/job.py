@@ -72,7 +72,9 @@ class Job(BaseModel):
     progress: Path = Field(description="JSONL file that progress is appended to")
     seed: int = 0
     epochs: int = Field(1, ge=1, description="of the run, over which the learning rate is scheduled")
-    device: str | None = Field(None, description="value of CUDA_VISIBLE_DEVICES; null: all there are")
+    device: str | None = Field(
+        None, description="value of CUDA_VISIBLE_DEVICES; null: the first, of several processes all"
+    )
     beside: int = Field(1, ge=1, description="trainings that share the machine's processors at one time")
 
     @property

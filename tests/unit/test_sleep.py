@@ -92,6 +92,7 @@ def test_one_that_cannot_sleep_is_not_asked_to() -> None:
         ("{vllm: {replicas: 2, devices: ['0', '1']}, training_devices: ['1,2'], policies: [{training: {processes: 2}}]}", True),
         ("{vllm: {devices: ['3']}, policies: [{training: {processes: 2}}]}", True),  # which may be any
         ("{vllm: {extra_args: [--tensor-parallel-size, '2']}, training_devices: ['3']}", True),
+        ("{vllm: {extra_args: [-tp=2]}, training_devices: ['3']}", True),
         ("{vllm: {colocated: false}}", False),
         ("{vllm: {devices: ['3'], colocated: true}}", True),
     ],

@@ -26,6 +26,7 @@ BY_DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
         ("none", BY_FILE, True),
         ("new", {"ACCELERATE_MIXED_PRECISION": "no"}, True),
         ("new", BY_DEEPSPEED, False),
+        ("new", BY_DEEPSPEED | BY_FILE, True),  # or what is scored before would be computed otherwise
         ("new", SPLIT, True),
     ],
 )
