@@ -41,6 +41,7 @@ def main(file: Path, die_at: int | None) -> None:
     PartialState.__init__ = as_accelerators
 
     from lightning_core.training import gather, trainer
+    from lightning_core.training.__main__ import leave
     from lightning_core.training.grpo import run_job
 
     class Dying(Progress):
@@ -71,6 +72,7 @@ def main(file: Path, die_at: int | None) -> None:
     trainer.score_queue = counting(trainer.score_queue, "scored")
     job = Job.model_validate_json(file.read_text())
     run_job(job, Dying(job.progress))
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ import argparse
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import ValidationError
 
@@ -59,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
             return EXIT_UNTRAINABLE
         if "WORLD_SIZE" in os.environ:  # the log ends with the launcher's own words, not with this rank's
             progress.fail(traceback.format_exc())
-        raise
+        logger.exception("a fault of the trainer")
+        return 1
     logger.info("trained %s on %d sequences: %s", job.output, result["sequences"], result["seconds"])
     return 0
 
@@ -85,10 +88,22 @@ def _end_with(flow: int, parent: int) -> None:
     os._exit(1)
 
 
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code; all is written and synced by then.
+
+    Python's own end would take torch apart module by module, for two seconds. With several ranks it could abort: gloo's threads
+    still hold tensors then, and want the interpreter's lock to release them (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    logging.shutdown()
+    if code == 0 and "WORLD_SIZE" in os.environ:  # after an error the others may wait for this rank for ever
+        import torch.distributed
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    code = main()
-    if "WORLD_SIZE" not in os.environ:
-        # All is written and synced; taking torch apart module by module would only cost the epoch two more seconds.
-        logging.shutdown()
-        os._exit(code)
-    raise SystemExit(code)
+    leave(main())
