@@ -305,7 +305,7 @@ def test_a_training_that_is_ended_while_its_imports_are_under_way_never_begins(m
             future.result(5)
         # What was asked for before comes first: by its end the other would have begun.
         again = threads.submit(train, make_job(), lambda line: None, tmp_path / "log")
-        while not job.progress.exists():
+        while not (job.progress.exists() and job.progress.read_text()):  # the file is there before its first line
             assert not again.done()
             time.sleep(0.01)
         launch.end_all()
