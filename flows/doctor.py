@@ -35,7 +35,7 @@ def doctor(settings_file: Path | None, agent: str | None, python: Path | None, m
     for finding in done.findings:
         click.echo(f"{_MARKS[finding.level]} {finding.name}: {finding.what}")
         if finding.remedy:
-            click.echo(f"            → {finding.remedy}")
+            click.echo("            → " + finding.remedy.replace("\n", "\n              "))
     click.echo("it can be trained" if done.trains else "it cannot be trained like this")
     if not done.trains:
         raise SystemExit(1)

@@ -55,9 +55,4 @@ def examine(settings: Settings, task: Mapping[str, Any]) -> Examination:
         stack.callback(server.stop)
         server.set_routes(routes)
         trial = try_agent(server, settings.model_copy(update={"run": "doctor"}), {"doctor": task})
-        return Examination(model, trial.results, _printed(home / "logs"), findings(trial, settings))
-
-
-def _printed(logs: Path, most: int = 2000) -> str:
-    files = sorted(logs.rglob("*.stderr")) + sorted(logs.rglob("*.stdout"))
-    return "\n".join(text for file in files if (text := file.read_text(errors="replace")[-most:].strip()))
+        return Examination(model, trial.results, trial.printed, findings(trial, settings))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning_core.config import Settings
+from lightning_core.doctor import silent
 from lightning_core.doctor.trial import Trial
 from lightning_core.lake import catalog, sql
 
@@ -20,7 +21,7 @@ class Finding:
     level: Level
     name: str  # stable, for scripts: `no_calls`, `no_spans`, …
     what: str
-    remedy: str = ""
+    remedy: str = ""  # of one line, or with lines to copy
 
 
 def facts(trial: Trial) -> Facts:
@@ -32,7 +33,18 @@ def findings(trial: Trial, settings: Settings) -> list[Finding]:
     """What is there and what is missing, in the order of a call's way: agent, calls, ids, spans, names, twins, rewards."""
     seen = facts(trial)
     found: list[Finding] = []
-    for judge in (_outcome(trial), _calls, _refused, _elsewhere, _ids, _spans, _names, _attributes, _twins, _tools):
+    for judge in (
+        _outcome(trial),
+        _calls(trial, settings),
+        _refused,
+        _elsewhere,
+        _ids,
+        _spans,
+        _names,
+        _attributes,
+        _twins,
+        _tools,
+    ):
         found += judge(seen)
     return found + _matched(seen, settings) + _rewards(seen, settings)
 
@@ -50,20 +62,25 @@ def _outcome(trial: Trial) -> Callable[[Facts], list[Finding]]:
     return judge
 
 
-def _calls(seen: Facts) -> list[Finding]:
-    if seen["calls"]:
-        return [Finding("fine", "calls", f"{seen['calls']} calls came through the gateway")]
-    if seen["refused"]:
-        return []
-    return [
-        Finding(
-            "fatal",
-            "no_calls",
-            "the gateway saw no call",
+def _calls(trial: Trial, settings: Settings) -> Callable[[Facts], list[Finding]]:
+    def judge(seen: Facts) -> list[Finding]:
+        if seen["calls"]:
+            return [Finding("fine", "calls", f"{seen['calls']} calls came through the gateway")]
+        if seen["refused"]:
+            return []
+        ended_well = all(result.status == "ok" for result in trial.results.values())
+        if settings.agent.command and ended_well and not trial.printed:
+            said = "the program ended with 0, printed nothing and called no model"
+            return [Finding("fatal", "ran_nothing", said, silent.remedy(settings.agent))]
+        remedy = (
             "the agent must take its model's address from OPENAI_BASE_URL and its key from OPENAI_API_KEY, as OpenAI's client "
-            "does where it is given none; look for a base_url, an api_key or a provider written into the agent",
+            "does where it is given none; look for a base_url, an api_key or a provider written into the agent"
         )
-    ]
+        if not ended_well:
+            remedy = f"mend what it failed of, above; where that is an address or a key: {remedy}"
+        return [Finding("fatal", "no_calls", "the gateway saw no call", remedy)]
+
+    return judge
 
 
 def _refused(seen: Facts) -> list[Finding]:

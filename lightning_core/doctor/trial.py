@@ -21,9 +21,10 @@ from lightning_core.server.handle import ServerHandle
 
 @dataclass(frozen=True)
 class Trial:
-    """`results` by task name; the lake's catalog has everything else."""
+    """`results` by task name, and the end of what the agent wrote to stderr and stdout; the lake's catalog has everything else."""
 
     results: Mapping[str, AttemptResult]
+    printed: str
     lake: Lake
     epoch: EpochManifest
 
@@ -51,7 +52,15 @@ def try_agent(server: ServerHandle, settings: Settings, tasks: Mapping[str, Mapp
     derive(lake, epoch, settings, "trial")
     lake.manifests.put_epoch(epoch)
     lake.rebuild_catalog()
-    return Trial(results, lake, epoch)
+    printed = _printed(server.home / "logs" / "attempts", [result.rollout_id for result in results.values()])
+    return Trial(results, printed, lake, epoch)
+
+
+def _printed(logs: Path, rollouts: list[str], most: int = 2000) -> str:
+    files = [
+        file for rollout in rollouts for end in ("stderr", "stdout") for file in sorted(logs.glob(f"{rollout}/*.{end}"))
+    ]
+    return "\n".join(text for file in files if (text := file.read_text(errors="replace")[-most:].strip()))
 
 
 @dataclass(frozen=True)

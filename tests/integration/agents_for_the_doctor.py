@@ -39,6 +39,10 @@ def fails():
     sys.exit("out of ideas")
 
 
+def fails_at_once():
+    import no_such_module  # noqa: F401
+
+
 def only_calls():
     ask()
     ask(stream=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ LACKS = [  # agent, level, finding, what is said, the remedy
 ]
 LACKS_TOO = [
     ("asks_for_another_model", "fatal", "refused", "gpt-4o", "policies[].name"),
+    ("fails_at_once", "fatal", "no_calls", "no call", "mend what it failed of"),
     ("fails", "missing", "agent_error", "out of ideas", "failure_reward"),
     ("only_calls", "missing", "no_reward", "no reward", "reward.grader"),
     ("calls_elsewhere_too", "missing", "elsewhere", "1 calls", "OPENAI_BASE_URL"),
@@ -98,6 +100,24 @@ def test_the_command_says_what_answered_and_ends_with_1_where_training_is_imposs
     assert (bad.exit_code, bad.output.splitlines()[-1]) == (1, "it cannot be trained like this")
     assert "FATAL   no_calls" in bad.output
     assert "nothing was asked of anyone" in bad.output
+
+
+def test_a_file_that_only_defines_its_agent_gets_the_lines_that_run_it_and_with_them_it_runs(tmp_path: Path) -> None:
+    agent, model = tmp_path / "my_agent.py", "from openai import OpenAI\n\n\n"
+    ask = "    reply = OpenAI().chat.completions.create(model='policy', messages=[{'role': 'user', 'content': task['question']}])\n"
+    agent.write_text(f"{model}def run(task):\n{ask}    return reply.choices[0].message.content\n")
+    command = ["--agent", f"{sys.executable} {agent}"]
+    silent = CliRunner().invoke(doctor, command)
+    assert silent.exit_code == 1
+    assert "FATAL   ran_nothing" in silent.output
+    assert "no_calls" not in silent.output
+    assert f'agent.callable: "{agent}:run"' in silent.output
+    lines = silent.output.splitlines()
+    guard = next(place for place, line in enumerate(lines) if "__main__" in line)
+    with agent.open("a") as file:
+        file.write("\n\n" + textwrap.dedent("\n".join(lines[guard : guard + 3])) + "\n")
+    told = CliRunner().invoke(doctor, command)
+    assert (told.exit_code, told.output.splitlines()[-1]) == (0, "it can be trained"), told.output
 
 
 class WithoutIds(CannedVllm):
