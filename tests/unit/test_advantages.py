@@ -12,6 +12,7 @@ from lightning_core.config import PolicySettings, Settings, SettingsError
 from lightning_core.lake.derive_inputs import check_estimators, make_advantages, settings_read
 from lightning_core.settings_file import load_settings
 from tests import sql_rig
+from tests.docs_blocks import ROOT, blocks
 from tests.lake_maker import settings
 
 EPSILON = 1e-4
@@ -187,9 +188,8 @@ def test_a_users_estimator_is_a_file(tmp_path: Path) -> None:
 
 
 def test_the_estimator_of_the_docs_works(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "credit.md").read_text()
-    text = page.split("```sql\n")[1].split("```")[0]
-    assert values(tmp_path, final([0.0, 1.0]), advantages=own(tmp_path, text)) == [-0.5, 0.5]
+    (block,) = [block for block in blocks(ROOT / "docs" / "credit.md") if block.language == "sql"]
+    assert values(tmp_path, final([0.0, 1.0]), advantages=own(tmp_path, block.text)) == [-0.5, 0.5]
 
 
 def test_a_users_estimator_is_found_beside_the_settings_and_its_text_is_in_the_stages_key(tmp_path: Path) -> None:
