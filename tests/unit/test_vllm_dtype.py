@@ -18,3 +18,11 @@ def test_auto_is_settled_on_a_cpu_only(cpu: bool, asked: str, dtype: str, monkey
     settings = VllmSettings.model_validate({"dtype": asked})
     arguments = vllm_command.command(settings, Path("m"), "p", Path("s"), None, 0)
     assert arguments[arguments.index("--dtype") + 1] == dtype
+
+
+def test_no_settings_that_a_gpu_runs_too_name_float32() -> None:
+    """`auto` is the same on a CPU, and on a GPU what vLLM and the trainer share."""
+    root = Path(__file__).parents[2]
+    files = [root / "prefect.yaml", *root.glob("examples/*/*.yaml"), *root.glob("bench/*.yaml")]
+    assert len(files) > 10
+    assert [str(file) for file in files if "float32" in file.read_text()] == []
