@@ -18,7 +18,7 @@ class SamplingSettings(Section):
     """What the policy samples with in training, whatever the agent asked for."""
 
     temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1, description="below 1 an error for a policy that policy gradients train")
     max_tokens: int | None = Field(None, ge=1, description="upper limit; a smaller one the agent asks for stays")
 
 
@@ -115,6 +115,17 @@ class PolicySettings(Section):
         if self.train_offset and self.train_offset >= self.train_every:
             raise ValueError(
                 f"train_offset {self.train_offset} is no epoch of a round of {self.train_every}; make it smaller than train_every"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ratios_are_of_one_distribution(self) -> PolicySettings:
+        """The logprobs that come back are of the truncated distribution, those of the trainer of the whole one."""
+        if self.sampling.top_p < 1 and self.train_every > 0 and not self.imitates:
+            raise ValueError(
+                f"sampling.top_p {self.sampling.top_p} cuts off what the trainer counts with, so every importance ratio of "
+                f"`algorithm: {self.algorithm}` would be off; set it to 1, and lower `temperature` for tamer samples (in "
+                "evaluation the agent's own top_p stays)"
             )
         return self
 

@@ -64,6 +64,11 @@ KEPT_ADVANTAGES = ("advantages", "exclusions")
 
 # Columns of spans that may be long: a rule (`reward.air`) on another one does not read them.
 _TEXTS = ["input_messages", "output_messages", "tool_arguments", "tool_result", "task", "output", "events", "links"]
+# What vLLM takes from the model's generation_config.json where a request leaves it open.
+_FILLED_IN = (
+    *("temperature", "top_p", "top_k", "min_p"),
+    *("frequency_penalty", "presence_penalty", "repetition_penalty"),
+)
 _ESTIMATOR_KEYS = ("policy", "group_id", "agent", "step", "rollout_id", "attempt_id")
 _ESTIMATES = {"group_rollouts": "BIGINT", "group_mean": "DOUBLE", "group_std": "DOUBLE", "left_out": "VARCHAR"}
 
@@ -195,6 +200,10 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
             "version": (pa.int64(), [_version(epoch, p.name) for p in policies]),
             "temperature": (pa.float64(), [p.sampling.temperature for p in policies]),
             "top_p": (pa.float64(), [p.sampling.top_p for p in policies]),
+            "left_open": (
+                pa.struct([(key, pa.float64()) for key in _FILLED_IN]),
+                [_generation_defaults(settings, epoch, p) for p in policies],
+            ),
             "own_rewards": (pa.bool_(), [bool(p.rewards) for p in policies]),
             "scheduled": (pa.bool_(), [p.trains_in(epoch.epoch) for p in policies]),
             "vocabulary": (pa.int64(), [_vocabulary(settings, epoch, p) for p in policies]),
@@ -331,15 +340,27 @@ def _version(epoch: EpochManifest, policy: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def _vocabulary(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> int | None:
-    """Number of token ids of the version that is trained, where a config.json says so: an adapter's is its base model's."""
+def _model_files(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> list[Path]:
+    """Where the config.json of the version that is trained may be: an adapter's is its base model's."""
     files = [settings.home / "policies" / policy.name / epoch.versions.get(policy.name, "-") / "config.json"]
-    if policy.lora is not None:
-        files += config_files(policy.model, settings.models)
-    for file in files:
+    return files if policy.lora is None else files + config_files(policy.model, settings.models)
+
+
+def _vocabulary(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> int | None:
+    """Number of token ids of the version that is trained, where a config.json says so."""
+    for file in _model_files(settings, epoch, policy):
         with contextlib.suppress(OSError, ValueError):
             config = json.loads(file.read_text())
             size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
             if isinstance(size, int):
                 return size
     return None
+
+
+def _generation_defaults(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> dict[str, float]:
+    """What vLLM samples with where a request says nothing, as far as the model's generation_config.json says it."""
+    for file in _model_files(settings, epoch, policy):
+        with contextlib.suppress(OSError, ValueError):
+            config = json.loads(file.with_name("generation_config.json").read_text())
+            return {key: config[key] for key in _FILLED_IN if isinstance(config.get(key), int | float)}
+    return {}

@@ -5,7 +5,8 @@
 -- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
 -- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
 -- before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the
--- policy's temperature and top_p alone; flagged also where it trains. A policy that `imitates` (sft) takes tokens however
+-- policy's temperature and top_p alone, where what the request left open is what the model's generation_config.json says
+-- (`left_open`); flagged also where it trains. A policy that `imitates` (sft) takes tokens however
 -- they were chosen, also greedily or by a grammar, if they are whole. An ambiguous call trains, where that is set, if the policy
 -- takes every agent that could have made it. `bad_token_ids`: negative, or past the vocabulary where that is known.
 -- `bad_logprobs`: above 0 by more than rounding, infinite, or NaN. `not_scheduled`: the policy is not trained in this epoch.
@@ -43,7 +44,8 @@ samplings AS (
             text,
             '{"temperature": "DOUBLE", "top_p": "DOUBLE", "top_k": "DOUBLE", "min_p": "DOUBLE",
               "frequency_penalty": "DOUBLE", "presence_penalty": "DOUBLE", "repetition_penalty": "DOUBLE",
-              "min_tokens": "DOUBLE", "logit_bias": "VARCHAR", "bad_words": "VARCHAR", "allowed_token_ids": "VARCHAR"}'
+              "min_tokens": "DOUBLE", "logit_bias": "VARCHAR", "bad_words": "VARCHAR", "allowed_token_ids": "VARCHAR",
+              "thinking_token_budget": "VARCHAR", "watermarking": "BOOLEAN", "vllm_xargs": "VARCHAR"}'
         )) AS sampling
     FROM (SELECT DISTINCT sampling AS text FROM sampled_calls WHERE sampling IS NOT NULL)
 ),
@@ -52,16 +54,19 @@ distorted AS (
     SELECT
         text,
         policies.policy,
-        abs(coalesce(sampling.temperature, policies.temperature) - policies.temperature) > 1e-6
-            OR abs(coalesce(sampling.top_p, policies.top_p) - policies.top_p) > 1e-6
-            OR coalesce(sampling.top_k > 0, false)
-            OR coalesce(sampling.min_p > 0, false)
-            OR coalesce(sampling.frequency_penalty <> 0, false)
-            OR coalesce(sampling.presence_penalty <> 0, false)
-            OR coalesce(sampling.repetition_penalty <> 1, false)
+        abs(coalesce(sampling.temperature, left_open.temperature, policies.temperature) - policies.temperature) > 1e-6
+            OR abs(coalesce(sampling.top_p, left_open.top_p, policies.top_p) - policies.top_p) > 1e-6
+            OR coalesce(coalesce(sampling.top_k, left_open.top_k) > 0, false)
+            OR coalesce(coalesce(sampling.min_p, left_open.min_p) > 0, false)
+            OR coalesce(coalesce(sampling.frequency_penalty, left_open.frequency_penalty) <> 0, false)
+            OR coalesce(coalesce(sampling.presence_penalty, left_open.presence_penalty) <> 0, false)
+            OR coalesce(coalesce(sampling.repetition_penalty, left_open.repetition_penalty) <> 1, false)
             OR coalesce(sampling.min_tokens > 0, false)
             OR coalesce(sampling.logit_bias <> '{}', false)
             OR coalesce(sampling.bad_words <> '[]', false)
+            OR coalesce(sampling.watermarking, false)
+            OR coalesce(sampling.vllm_xargs <> '{}', false)
+            OR sampling.thinking_token_budget IS NOT NULL
             OR sampling.allowed_token_ids IS NOT NULL AS other_sampling
     FROM samplings
     CROSS JOIN policies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,25 @@ def test_calls_sampled_otherwise_than_the_policy_samples_are_left_out(tmp_path: 
     )
     assert [reason is None for reason in found] == [True, True, True, False, False, False, False, False, True, True]
     assert set(found) == {None, "other_sampling"}
+    found = call_reasons(
+        tmp_path / "more",
+        {"sampling": '{"watermarking":true}'},
+        {"sampling": '{"thinking_token_budget":8}'},
+        {"sampling": '{"vllm_xargs":{"processor":"mine"}}'},
+        {"sampling": '{"watermarking":false,"vllm_xargs":{}}'},
+    )
+    assert found == ["other_sampling"] * 3 + [None]
+
+
+def test_what_a_request_left_open_was_sampled_by_the_models_own_generation_config(tmp_path: Path) -> None:
+    """As production agents ask, whose sampling stays theirs: vLLM fills it in, and no request says so."""
+    folder = tmp_path / "policies" / "policy" / "v0003"
+    folder.mkdir(parents=True)
+    neutral = '{"temperature":1.0,"top_p":1.0,"top_k":0,"min_p":0.0,"repetition_penalty":1.0}'
+    for config, left_out in (({"top_k": 20}, "other_sampling"), ({"eos_token_id": 2, "top_p": None}, None)):
+        (folder / "generation_config.json").write_text(json.dumps(config))
+        calls = [{"sampling": text} for text in ('{"max_tokens":9}', "{}", neutral)]
+        assert call_reasons(tmp_path, *calls, versions={"policy": "v0003"}) == [left_out, left_out, None]
 
 
 def test_calls_of_old_versions_are_stale(tmp_path: Path) -> None:

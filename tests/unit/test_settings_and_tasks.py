@@ -45,6 +45,10 @@ def write(folder: Path, **changes: Any) -> Path:
         ({"rollout": {"group_size": 1}}, "compares the rollouts of a group; make it 2 or more"),
         ({"run": "no spaces please"}, "`run`"),
         ({"policies": [{"name": "a"}, {"name": "a"}]}, "two policies are called 'a'"),
+        (
+            {"policies": [{"sampling": {"top_p": 0.7}}]},
+            r"`policies\.0`: sampling\.top_p 0\.7 .*set it to 1.*`temperature`",
+        ),
         ({"policies": [{"name": "a"}, {"name": "b"}]}, "give every policy a `lora:` section"),
         ({"tasks": {}}, r"`tasks\.train` is missing"),
     ],
@@ -53,6 +57,14 @@ def test_settings_that_cannot_work_name_the_key_and_the_remedy(tmp_path: Path, c
     with pytest.raises(SettingsError, match=message) as error:
         load_settings(write(tmp_path, **changes))
     assert "settings.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("policy", [{"algorithm": "sft"}, {"train_every": 0}])
+def test_where_no_ratio_is_taken_a_policy_may_sample_from_a_truncated_distribution(
+    tmp_path: Path, policy: dict[str, Any]
+) -> None:
+    settings = load_settings(write(tmp_path, policies=[policy | {"sampling": {"top_p": 0.7}}]))
+    assert settings.policies[0].sampling.top_p == 0.7
 
 
 def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
