@@ -156,7 +156,7 @@ class _Routes:
         self.served: dict[str, Fleet] = {p.name: fleet for p in settings.policies}  # who has the new version
         self._server, self._fleet, self._base_name = server, fleet, fleet[0].state.served_name
         self._policies = {p.name: p for p in settings.policies}
-        self._frozen = settings.frozen
+        self._frozen, self._aliases = settings.frozen, settings.aliases
         self._former = server.routes()
         self._now = dict(self._former["policies"])
         self._new: Callable[[str, Fleet], dict[str, Any]] = lambda name, on: route(
@@ -231,7 +231,8 @@ class _Routes:
         # Frozen models have one address: that of a vLLM which missed nothing, and so is there.
         whole = [vllm for vllm in self._fleet if all(vllm in served for served in self.served.values())]
         base = {"upstream": (whole or self._fleet)[0].upstream, "model": self._base_name}
-        self._server.set_routes({"policies": self._now, "frozen": dict.fromkeys(self._frozen, base)})
+        frozen = dict.fromkeys(self._frozen, base)
+        self._server.set_routes({"policies": self._now, "frozen": frozen, "aliases": self._aliases})
 
 
 def _models(vllm: VllmServer) -> set[str]:

@@ -47,6 +47,7 @@ def rollouts_key(settings: Settings, epoch: EpochManifest, planned: list[Planned
         sampled,
         settings.server.gateway.model_dump(mode="json", include=_OF_THE_GATEWAY),
         settings.frozen,
+        settings.aliases,
         settings.vllm.model_dump(mode="json", include={"max_model_len", "dtype", "extra_args"}),
     )
 
@@ -71,7 +72,7 @@ def train_key(settings: Settings, epoch: EpochManifest, policy: PolicySettings) 
     """Raises KeyError before the epoch's sequences are derived."""
     scheduled_over = settings.epochs if policy.training.lr_schedule != "constant" else None
     sequences, parent = epoch.tables["sequences"].digest, epoch.versions[policy.name]
-    read = policy.model_dump(mode="json", exclude={"training": {"checkpoint_seconds"}})
+    read = policy.model_dump(mode="json", exclude={"aliases": True, "training": {"checkpoint_seconds"}})
     return stage_key(sequences, read, settings.seed, scheduled_over, parent, training_code())
 
 

@@ -46,6 +46,12 @@ class Rig:
         policy = {"upstream": self.upstream, "model": "policy-v0003", "version": "v0003"} | changes
         self.handle.set_routes({"policies": {"policy": policy}})
 
+    def alias(self, aliases: dict[str, str], **policies: dict[str, Any]) -> None:
+        """Routes with these aliases, to `policy` and to others like it, each with its changes."""
+        policy = {"upstream": self.upstream, "model": "policy-v0003", "version": "v0003"}
+        routes = {name: policy | changes for name, changes in ({"policy": {}} | policies).items()}
+        self.handle.set_routes({"policies": routes, "aliases": aliases})
+
     @contextmanager
     def beside(self) -> Iterator[tuple[str, CannedVllm]]:
         """Another canned upstream: (its address, it)."""

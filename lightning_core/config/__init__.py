@@ -11,6 +11,7 @@ from lightning_core.config.agents import AgentSettings, RolloutSettings, TaskSet
 from lightning_core.config.cluster import ClusterSettings, loopback
 from lightning_core.config.learning import AlarmSettings, FinetuneSettings
 from lightning_core.config.policies import (
+    ANY_NAME,
     ESTIMATORS,
     NEEDS_GROUPS,
     LoraSettings,
@@ -127,6 +128,34 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _aliases_are_nobody_elses(self) -> Settings:
+        taken = {p.name: "a policy" for p in self.policies} | dict.fromkeys(self.frozen, "a frozen model")
+        taken |= {m: "a model of an upstream" for upstream in self.server.gateway.upstreams for m in upstream.models}
+        seen: dict[str, str] = {}
+        for number, policy in enumerate(self.policies):
+            place = f"policies.{number}.aliases"
+            for alias in policy.aliases:
+                name, at, _ = alias.partition("@")
+                exact = taken.get(alias, "a version of a policy" if at and taken.get(name) == "a policy" else None)
+                if exact is not None:
+                    raise ValueError(
+                        f"`{place}` has {alias!r}, which is {exact}; exact names come first, so the alias would never "
+                        "answer: take it out there"
+                    )
+                if alias in seen:
+                    raise ValueError(
+                        f"`{place}` has {alias!r}, which `{seen[alias]}` has too; a name leads to one policy: leave it "
+                        "in one of them, once"
+                    )
+                seen[alias] = place
+        return self
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Alias → the policy that answers under it."""
+        return {alias: policy.name for policy in self.policies for alias in policy.aliases}
+
+    @model_validator(mode="after")
     def _workers_reach_the_server(self) -> Settings:
         if self.cluster.elsewhere and loopback(self.server.host):
             raise ValueError(
@@ -214,6 +243,7 @@ class Settings(Section):
 
 
 __all__ = [
+    "ANY_NAME",
     "ESTIMATORS",
     "NEEDS_GROUPS",
     "AgentRule",

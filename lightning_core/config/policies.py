@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,9 @@ from lightning_core.config.training import TrainingSettings
 
 NEEDS_GROUPS = ("grpo", "dr_grpo", "rloo")
 ESTIMATORS = (*NEEDS_GROUPS, "reinforce", "reinforce_pp")
+
+Alias = Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=256)]
+ANY_NAME = "*"  # the alias of every name that nobody else has
 
 
 class SamplingSettings(Section):
@@ -38,11 +41,15 @@ class SftSettings(Section):
 
 
 class PolicySettings(Section):
-    """One trainable model, and the calls that train it. Agents reach it under `model=<name>`."""
+    """One trainable model, and the calls that train it. Agents reach it under `model=<name>`, and under its aliases."""
 
     name: Name = "policy"
     model: str = Field(
         "HuggingFaceTB/SmolLM2-135M-Instruct", description="hub id, or a folder, of the weights to begin with"
+    )
+    aliases: list[Alias] = Field(
+        default_factory=list,
+        description="further model names that it answers, for agents that have one written into them: `openai/gpt-4o`; `*` is every name that nobody else has",
     )
     agent_match: str = Field(
         "",

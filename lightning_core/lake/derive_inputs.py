@@ -96,7 +96,7 @@ def settings_read(settings: Settings) -> list[Any]:
         settings.reward.model_dump(mode="json"),
         grader_digest(settings.reward.grader),
         settings.evaluation.success_reward,
-        [p.model_dump(mode="json", exclude={"model", "lora", "training"}) for p in settings.policies],
+        [p.model_dump(mode="json", exclude={"model", "aliases", "lora", "training"}) for p in settings.policies],
         [p.training.max_sequence_tokens for p in settings.policies],
         [rule.model_dump(mode="json") for rule in settings.agent_rules],
         {e: _own_estimator(e) for e in _estimators(settings) if e.endswith(".sql")},

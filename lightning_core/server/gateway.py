@@ -119,7 +119,8 @@ class Gateway:
         if target.policy is not None and kind == "embeddings":
             raise HttpError(
                 404,
-                f"`{request['model']}` is a policy and gives no embeddings; configure an upstream that does",
+                f"`{request['model']}` is answered by policy `{target.policy}`, which gives no embeddings; name a model "
+                "that does in server.gateway.upstreams",
                 code="model_not_found",
                 param="model",
             )
@@ -137,9 +138,8 @@ class Gateway:
         try:
             target = await self._target(caller, kind, request)
         except HttpError as error:
-            policy = request["model"].partition("@")[0]
-            served = policy in self.targets.policies()
-            await self.refused(caller, kind, request, policy if served else None, scope, error)
+            policy = self.targets.policy_of(request["model"])
+            await self.refused(caller, kind, request, policy, scope, error)
             raise
         prepared = (
             prepare_plain(request, kind, target.model)

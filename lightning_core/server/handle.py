@@ -125,7 +125,9 @@ class ServerHandle:
         return cast(int, self._ask("POST", "/admin/seal")["offset"])
 
     def set_routes(self, routes: dict[str, Any]) -> None:
-        """Replace all routes: `{"policies": {name: {"upstream": …, "model": …, "version": …, …}}, "frozen": {name: {…}}}`."""
+        """Replace all routes: `{"policies": {name: {"upstream": …, "model": …, "version": …, …}}, "frozen": {name: {…}},
+        "aliases": {alias: policy}}`.
+        """
         self._ask("PUT", "/admin/routes", routes)
 
     def routes(self) -> dict[str, Any]:

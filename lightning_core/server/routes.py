@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from lightning_core.config import Name, SamplingSettings
+from lightning_core.config import ANY_NAME, Name, SamplingSettings
 from lightning_core.files import write_atomic
 from lightning_core.server.files import PRIVATE, services
 
@@ -87,6 +87,14 @@ class Frozen(_Model):
 class Routes(_Model):
     policies: dict[Name, Route] = Field(default_factory=dict)
     frozen: dict[Name, Frozen] = Field(default_factory=dict)
+    aliases: dict[str, Name] = Field(
+        default_factory=dict, description="further names → policies, of which some may not be routed yet"
+    )
+
+    def aliased(self, name: str) -> str | None:
+        """The policy that answers under a name which is nobody's own; None where none does."""
+        policy = self.aliases.get(name, self.aliases.get(ANY_NAME))
+        return policy if policy in self.policies else None
 
 
 def parse_routes(data: bytes) -> Routes:

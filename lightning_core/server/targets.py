@@ -1,4 +1,5 @@
-"""What `model` in a request means: a policy, a version of it (`policy@v0003`), a frozen model, or one of an upstream.
+"""What `model` in a request means: a policy, a version of it (`policy@v0003`), a frozen model, or one of an upstream;
+else what is an alias of a policy, and last `*`, which is the alias of every other name.
 
 A rollout stays on the version it began with where that is still served. Where it is not, the settings say whether its
 calls go on with the new one or are refused.
@@ -6,13 +7,14 @@ calls go on with the new one or are refused.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_core.config import UpstreamSettings
+from lightning_core.config import ANY_NAME, UpstreamSettings
 from lightning_core.server.access import Caller
 from lightning_core.server.http import HttpError
 from lightning_core.server.routes import Frozen, Route, RouteTable, checked_address
@@ -77,27 +79,31 @@ class Targets:
         found = []
         for name, route in self._routes.current.policies.items():
             found += [name, *(f"{name}@{version}" for version in sorted({route.version, *route.loaded}))]
-        return list(dict.fromkeys([*found, *self._routes.current.frozen, *self._external]))
+        routes = self._routes.current
+        aliases = [alias for alias in routes.aliases if alias != ANY_NAME and routes.aliased(alias)]
+        return list(dict.fromkeys([*found, *routes.frozen, *self._external, *aliases]))
 
-    def policies(self) -> Collection[str]:
-        return self._routes.current.policies.keys()
+    def policy_of(self, name: str) -> str | None:
+        """The policy that a call to `name` is meant for, served or not; None for other models and unknown names."""
+        routes, policy = self._routes.current, name.partition("@")[0]
+        if policy in routes.policies:
+            return policy
+        return None if name in routes.frozen or name in self._external else routes.aliased(name)
 
     def resolve(self, name: str, caller: Caller) -> Target:
         """Raises HttpError: 404 for a name or version that is not served, 409 for a rollout whose version went."""
+        routes = self._routes.current
         policy, at, version = name.partition("@")
-        route = self._routes.current.policies.get(policy)
+        route = routes.policies.get(policy)
         if route is None or (at and version not in (route.version, *route.loaded)):
-            if (frozen := self._routes.current.frozen.get(name)) is not None:
+            if (frozen := routes.frozen.get(name)) is not None:
                 return self._frozen(name, frozen)
             if (external := self._external.get(name)) is not None:
                 return external
-            raise HttpError(
-                404,
-                f"The model `{name}` does not exist; `model` names a policy, a version of one, or a model of an upstream, "
-                f"and these are served: {', '.join(self.names()) or 'none yet'}",
-                code="model_not_found",
-                param="model",
-            )
+            aliased = routes.aliased(name) if route is None else None  # a version that went is not another model's call
+            if aliased is None:
+                raise self._unknown(name)
+            policy, at, route = aliased, "", routes.policies[aliased]
         if not at:
             version = self._version(policy, route, caller)
         return Target(
@@ -113,6 +119,16 @@ class Targets:
             patience_s=route.restart_wait_s,
             mark=self._routes.mark(policy),
         )
+
+    def _unknown(self, name: str) -> HttpError:
+        message = (
+            f"The model `{name}` does not exist; `model` names a policy, a version of one, or a model of an upstream, "
+            f"and these are served: {', '.join(self.names()) or 'none yet'}"
+        )
+        if self.policy_of(name) is None and name not in self._routes.current.aliases:
+            line = f"aliases: [{json.dumps(name, ensure_ascii=False)}]"
+            message += f". Where an agent has the name written into it, give the policy that is to answer `{line}`"
+        return HttpError(404, message, code="model_not_found", param="model")
 
     def _frozen(self, name: str, frozen: Frozen) -> Target:
         """It has no settings of its own: what holds for calls to the policies of its vLLM holds for it."""

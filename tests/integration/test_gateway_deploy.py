@@ -138,6 +138,27 @@ def test_after_a_deploy_a_rollout_goes_on_with_its_adapter_and_a_new_one_begins_
         sent(made, "new", "planner@v0001")
 
 
+def test_a_server_that_runs_learns_aliases_with_the_deploy_that_has_them(parts: tuple[Rig, Names, Settings]) -> None:
+    made, vllm, settings = parts
+
+    def named(planner: list[str], solver: list[str]) -> tuple[Rig, Names, Settings]:
+        given = zip(settings.policies, (planner, solver), strict=True)
+        policies = [policy.model_copy(update={"aliases": names}) for policy, names in given]
+        return made, vllm, settings.model_copy(update={"policies": policies})
+
+    bring(parts, "v0001")
+    with pytest.raises(openai.NotFoundError, match=r'aliases: \["gpt-4o"\]'):
+        sent(made, "r", "gpt-4o")
+    bring(named(["gpt-4o"], ["*"]), "v0001")
+    assert sent(made, "r", "gpt-4o") == "planner-v0001" and sent(made, "r", "o3") == "solver-v0001"
+    bring(named([], ["gpt-4o"]), "v0002")
+    assert sent(made, "new", "gpt-4o") == "solver-v0002"
+    vllm.refuse = "solver-v0003"
+    with pytest.raises(RedeployFailed):
+        bring(named(["gpt-4o"], []), "v0003")
+    assert sent(made, "new", "gpt-4o") == "solver-v0002", "as before the deploy"
+
+
 def test_a_deploy_that_fails_half_way_leaves_routes_that_are_served(parts: tuple[Rig, Names, Settings]) -> None:
     made, vllm, _ = parts
     bring(parts, "v0001")

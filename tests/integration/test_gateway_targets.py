@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -14,7 +15,7 @@ from lightning_core import names
 from lightning_core.config import GatewaySettings
 from lightning_core.server.handle import ServerError
 from tests.canned_vllm import CannedVllm
-from tests.gateway_rig import Rig, client, last, rig
+from tests.gateway_rig import Rig, attributes, client, last, rig
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 KEY = "sk-the-judges-own-key"
@@ -111,6 +112,100 @@ def test_every_name_that_can_be_asked_for_is_listed_and_the_rest_is_404_with_the
         with pytest.raises(openai.NotFoundError, match=r"policy, policy@v0003, judge, embed/3") as caught:
             ask(server, model=unknown)
         assert caught.value.code == "model_not_found" and caught.value.param == "model"
+
+
+ALIASES = {"openai/gpt-4o": "policy", "gpt-4.1-mini": "policy", "nobodys": "not-there-yet"}
+
+
+@pytest.fixture
+def aliased(judged: tuple[Rig, CannedVllm]) -> Iterator[Rig]:
+    server, _ = judged
+    server.alias(ALIASES)
+    yield server
+    server.alias({})
+
+
+def test_an_alias_is_answered_by_its_policy_on_every_route_and_the_reply_says_what_was_asked_for(aliased: Rig) -> None:
+    agent, name = client(aliased), "openai/gpt-4o"
+    chat: Any = {"model": name, "messages": MESSAGES}
+    streamed = [
+        *[chunk.model for chunk in agent.chat.completions.create(**chat, stream=True)],
+        *[chunk.model for chunk in agent.completions.create(model=name, prompt="hi", stream=True)],
+        *[
+            e.response.model
+            for e in agent.responses.create(model=name, input="hi", stream=True)
+            if "response" in e.to_dict()
+        ],
+    ]
+    whole = [
+        agent.chat.completions.create(**chat).model,
+        agent.completions.create(model=name, prompt="hi").model,
+        agent.responses.create(model=name, input="hi").model,
+    ]
+    assert {*streamed, *whole} == {name}
+    spans = [attributes(span) for span in aliased.spans()[-6:]]
+    for key, value in (
+        (names.GEN_AI_REQUEST_MODEL, name),
+        (names.POLICY, "policy"),
+        (names.POLICY_VERSION, "v0003"),
+        (names.GEN_AI_RESPONSE_MODEL, "policy-v0003"),
+    ):
+        assert [span[key] for span in spans] == [value] * 6
+    assert [aliased.canned.requests[-1][key] for key in ("model", "temperature")] == ["policy-v0003", 1.0]
+
+
+def test_aliases_are_listed_and_found_by_their_name(aliased: Rig) -> None:
+    agent = client(aliased)
+    listed = [model.id for model in agent.models.list()]
+    assert listed == ["policy", "policy@v0003", "judge", "embed/3", "openai/gpt-4o", "gpt-4.1-mini"]
+    assert agent.models.retrieve("openai/gpt-4o").id == "openai/gpt-4o"
+    headers = {"Authorization": f"Bearer {agent.api_key}"}
+    for path in ("openai/gpt-4o", "openai%2Fgpt-4o"):
+        assert httpx.get(f"{aliased.base_url()}/models/{path}", headers=headers).json()["id"] == "openai/gpt-4o"
+
+
+def test_a_name_nobody_has_is_refused_with_the_line_that_would_lead_it_to_a_policy(aliased: Rig) -> None:
+    with pytest.raises(openai.NotFoundError, match=r'`aliases: \["gpt-5"\]`'):
+        ask(aliased, model="gpt-5")
+    for named in ("policy@v0004", "nobodys"):  # a version that is not served, an alias of a policy that is not yet
+        with pytest.raises(openai.NotFoundError) as caught:
+            ask(aliased, model=named)
+        assert "aliases" not in str(caught.value)
+
+
+def test_exact_names_come_before_aliases_and_the_star_comes_last(aliased: Rig) -> None:
+    server = aliased
+    server.alias({"judge": "policy", "gpt-4o": "policy", "*": "other"}, other={"version": "v0007"})
+
+    def answered(model: str) -> tuple[Any, ...]:
+        ask(server, model=model)
+        return tuple(last(server).get(key) for key in (names.UPSTREAM, names.POLICY, names.POLICY_VERSION))
+
+    assert answered("judge") == ("other", None, None)
+    assert answered("policy@v0003") == answered("gpt-4o") == (None, "policy", "v0003")
+    assert answered("anthropic/claude") == answered("gpt-4o@v0003") == (None, "other", "v0007")
+    assert "*" not in [model.id for model in client(server).models.list()]
+    with pytest.raises(openai.NotFoundError):  # a version that is not served is not another policy's call
+        ask(server, model="policy@v0004")
+    assert client(server).models.retrieve("anthropic/claude").id == "anthropic/claude"
+
+
+def test_a_refused_call_by_an_alias_is_its_policys(aliased: Rig) -> None:
+    with pytest.raises(openai.NotFoundError, match=r"policy `policy`.*embeddings.*server.gateway.upstreams"):
+        client(aliased, "embeds").embeddings.create(model="gpt-4.1-mini", input="a")
+    span = last(aliased)
+    assert (span[names.POLICY], span[names.GEN_AI_REQUEST_MODEL]) == ("policy", "gpt-4.1-mini")
+
+
+def test_evaluation_and_a_rollouts_first_version_hold_by_an_alias_too(aliased: Rig) -> None:
+    evaluating = client(aliased, "tried", mode="evaluate").chat.completions
+    evaluating.create(model="gpt-4.1-mini", messages=MESSAGES, top_p=0.5)
+    assert aliased.canned.requests[-1]["top_p"] == 0.5 and last(aliased)[names.POLICY] == "policy"
+    newer = {"model": "policy-v0004", "version": "v0004", "loaded": {"v0003": {"model": "policy-v0003"}}}
+    aliased.alias(ALIASES, policy=newer)
+    for rollout, version in (("tried", "v0003"), ("anew", "v0004")):
+        ask(aliased, rollout, "gpt-4.1-mini")
+        assert last(aliased)[names.POLICY_VERSION] == version
 
 
 def test_the_log_has_a_line_of_facts_a_call_and_no_text(judged: tuple[Rig, CannedVllm]) -> None:

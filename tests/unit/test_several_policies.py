@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lightning_core.config import LoraSettings, PolicySettings, Settings, SettingsError
+from lightning_core.config import (
+    GatewaySettings,
+    LoraSettings,
+    PolicySettings,
+    ServerSettings,
+    Settings,
+    SettingsError,
+    UpstreamSettings,
+)
 from lightning_core.lake import catalog
 from lightning_core.lake.explain import explain
 from lightning_core.lake.explain_view import view
@@ -244,6 +252,42 @@ def test_frozen_models_that_cannot_be_served_are_refused_with_the_remedy(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         lake_maker.settings(tmp_path, **changes)
+
+
+JUDGE = ServerSettings(
+    gateway=GatewaySettings(upstreams=[UpstreamSettings(name="api", base_url="http://x/v1", models=["gpt-judge"])])
+)
+
+
+@pytest.mark.parametrize(
+    ("aliases", "message"),
+    [
+        (
+            (["gpt-4o"], ["gpt-4o"]),
+            r"`policies\.1\.aliases` has 'gpt-4o', which `policies\.0\.aliases` has too.*one of them",
+        ),
+        ((["*"], ["*"]), r"`policies\.1\.aliases` has '\*'"),
+        ((["gpt-4o", "gpt-4o"], []), r"`policies\.0\.aliases` has 'gpt-4o'.*one of them"),
+        ((["b"], []), r"`policies\.0\.aliases` has 'b', which is a policy.*take it out"),
+        (([], ["a@v0001"]), r"`policies\.1\.aliases` has 'a@v0001', which is a version of a policy"),
+        ((["critic"], []), "which is a frozen model"),
+        (([], ["gpt-judge"]), "which is a model of an upstream"),
+        (([" gpt-4o"], []), "string_pattern_mismatch"),
+        ((["two\nlines"], []), "string_pattern_mismatch"),
+    ],
+)
+def test_an_alias_that_does_not_say_whose_it_is_is_refused_with_place_and_remedy(
+    tmp_path: Path, aliases: tuple[list[str], list[str]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        policies = [policy(name, aliases=given) for name, given in zip("ab", aliases, strict=True)]
+        lake_maker.settings(tmp_path, policies=policies, frozen=["critic"], server=JUDGE)
+
+
+def test_aliases_are_free_text_and_lead_to_their_policies(tmp_path: Path) -> None:
+    policies = [policy("a", aliases=["openai/gpt-4o", "gpt 4.1 (mini)"]), policy("b", aliases=["*", "a b@v0001"])]
+    settings = lake_maker.settings(tmp_path, policies=policies, frozen=["critic"], server=JUDGE)
+    assert settings.aliases == {"openai/gpt-4o": "a", "gpt 4.1 (mini)": "a", "*": "b", "a b@v0001": "b"}
 
 
 def test_a_turn_that_never_comes_is_refused() -> None:

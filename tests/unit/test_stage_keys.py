@@ -54,6 +54,7 @@ def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict
         ("rollouts", {"agent": {"command": "true", "timeout_s": 1}}),
         ("rollouts", {"rollout": {"tasks_per_epoch": 2, "group_size": 3}}),
         ("rollouts", {"policies": [{"sampling": {"temperature": 0.5}}]}),
+        ("rollouts", {"policies": [{"aliases": ["gpt-4o"]}]}),
         ("rollouts", {"vllm": {"max_model_len": 64}}),
         ("rollouts", {"server": {"gateway": {"calls_per_rollout": 3}}}),
         ("rewards", {"reward": {"grader": "tests/e2e/letter_agent.py:grade"}}),
