@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from lightning_core.config import AgentSettings, PolicySettings, Settings, SettingsError, TaskSettings
-from lightning_core.settings_file import load_settings
+from lightning_core.settings_file import explain_validation, load_settings
 
 _MARKS = {"fine": "  ok     ", "missing": "  missing", "fatal": "  FATAL  "}
 
@@ -36,9 +37,15 @@ def doctor(settings_file: Path | None, agent: str | None, python: Path | None, m
         click.echo(f"{_MARKS[finding.level]} {finding.name}: {finding.what}")
         if finding.remedy:
             click.echo("            → " + finding.remedy.replace("\n", "\n              "))
-    click.echo("it can be trained" if done.trains else "it cannot be trained like this")
+    click.echo(_verdict({finding.name for finding in done.findings if finding.level == "fatal"}))
     if not done.trains:
         raise SystemExit(1)
+
+
+def _verdict(fatal: set[str]) -> str:
+    if fatal == {"unknown_model"}:
+        return "it can be trained once that line is in its settings"
+    return "it cannot be trained like this" if fatal else "it can be trained"
 
 
 def _settings(file: Path | None, agent: str | None, python: Path | None, model: str) -> Settings:
@@ -46,11 +53,14 @@ def _settings(file: Path | None, agent: str | None, python: Path | None, model: 
         raise SettingsError("give either a settings file or --agent COMMAND")
     if file is not None:
         return load_settings(file)
-    return Settings(
-        agent=AgentSettings(command=agent, python=python),
-        tasks=TaskSettings(train="(none)"),
-        policies=[PolicySettings(name=model)],
-    )
+    try:
+        return Settings(
+            agent=AgentSettings(command=agent, python=python),
+            tasks=TaskSettings(train="(none)"),
+            policies=[PolicySettings(aliases=[] if model == PolicySettings().name else [model])],
+        )
+    except ValidationError as error:
+        raise SettingsError(f"--agent, --python or --model: {explain_validation(error)}") from None
 
 
 def _task(settings: Settings, given: str | None, has_tasks: bool) -> dict[str, Any]:

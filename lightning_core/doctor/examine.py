@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.agents.attempt import AttemptResult
-from lightning_core.config import Settings
+from lightning_core.config import ANY_NAME, Settings
 from lightning_core.doctor.canned import SAYS, canned_model
 from lightning_core.doctor.findings import Finding, findings
 from lightning_core.doctor.trial import try_agent
@@ -51,6 +51,8 @@ def examine(settings: Settings, task: Mapping[str, Any]) -> Examination:
             frozen = {name: {"upstream": upstream, "model": name} for name in settings.frozen}
             routes = {"policies": policies, "frozen": frozen}
             model = f"a canned reply ({SAYS!r}), which calls no tools; where `lightning-flows serve` runs, its model answers"
+        # A name that nobody has is answered all the same, so that one run finds everything; `unknown_model` says so.
+        routes["aliases"] = {ANY_NAME: settings.policies[0].name} | settings.aliases
         server = ServerHandle.start(home, settings.server.model_copy(update={"port": 0, "grpc_port": 0}), home / "log")
         stack.callback(server.stop)
         server.set_routes(routes)

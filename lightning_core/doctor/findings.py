@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning_core.config import Settings
+from lightning_core.config import ANY_NAME, Settings
 from lightning_core.doctor import silent
 from lightning_core.doctor.trial import Trial
 from lightning_core.lake import catalog, sql
@@ -34,16 +35,8 @@ def findings(trial: Trial, settings: Settings) -> list[Finding]:
     seen = facts(trial)
     found: list[Finding] = []
     for judge in (
-        _outcome(trial),
-        _calls(trial, settings),
-        _refused,
-        _elsewhere,
-        _ids,
-        _spans,
-        _names,
-        _attributes,
-        _twins,
-        _tools,
+        *(_outcome(trial), _calls(trial, settings), _refused, _unknown_model(settings), _elsewhere, _ids),
+        *(_spans, _names, _attributes, _twins, _tools),
     ):
         found += judge(seen)
     return found + _matched(seen, settings) + _rewards(seen, settings)
@@ -89,11 +82,36 @@ def _refused(seen: Facts) -> list[Finding]:
             "missing" if seen["calls"] else "fatal",
             "refused",
             f"refused: {refusal}",
-            "where it is a model that shall be trained, give the policy that name (policies[].name) or let the agent read "
-            "LIGHTNING_MODEL; where it is another (a judge, an embedder), name it in server.gateway.upstreams",
+            "where it is a model that is not trained (a judge, an embedder), name it in server.gateway.upstreams",
         )
         for refusal in seen["refused"] or []
     ]
+
+
+def _unknown_model(settings: Settings) -> Callable[[Facts], list[Finding]]:
+    """Names that a policy has answered here for want of an owner: in training they are refused."""
+
+    def judge(seen: Facts) -> list[Finding]:
+        policies = {policy.name for policy in settings.policies}
+        asked = seen["asked_for"] or []
+        unknown = [name for name in asked if name not in settings.aliases and name.partition("@")[0] not in policies]
+        if not unknown or ANY_NAME in settings.aliases:
+            return []
+        named = ", ".join(map(repr, unknown))
+        line = f"aliases: {json.dumps(unknown, ensure_ascii=False)}"
+        return [
+            Finding(
+                "fatal" if unknown == asked else "missing",
+                "unknown_model",
+                f"the agent asks for {named}, which nobody has: policy {settings.policies[0].name!r} answered in this trial, in "
+                "training such calls are refused",
+                f"they train the policy that has, under `policies:` in the settings, the line\n    {line}\n"
+                "or let the agent read LIGHTNING_MODEL; a model that is not to be trained (a judge) goes under "
+                "server.gateway.upstreams",
+            )
+        ]
+
+    return judge
 
 
 def _elsewhere(seen: Facts) -> list[Finding]:
@@ -115,7 +133,7 @@ def _ids(seen: Facts) -> list[Finding]:
         return []
     if seen["other_models"] == seen["calls"]:
         said = "every call went to a model of server.gateway.upstreams, which is not trained"
-        return [Finding("fatal", "other_models", said, "give a policy the name that the agent asks for")]
+        return [Finding("fatal", "other_models", said, "give a policy the name that the agent asks for, or that alias")]
     ours = seen["calls"] - seen["other_models"]
     bad = min(seen["untrainable"], ours)
     if not bad:

@@ -1,7 +1,7 @@
 -- What a trial of an agent left behind, counted for `lightning-flows doctor`.
 -- Grain: one row. Inputs: spans, attempts, calls, tool_calls, rewards, policy_calls; $run: the trial's.
 -- Rule: a call is what the gateway answered; `refused` is what it did not, as `model: reason`. Spans are the agent's own: not
--- the gateway's, the runner's, nor rewards. `elsewhere`: calls that only the agent's instrumentation saw.
+-- the gateway's, the runner's, nor rewards. `asked_for`: the model names of calls that a policy answered. `elsewhere`: calls that only the agent's instrumentation saw.
 WITH mine AS (
     SELECT spans.*
     FROM spans
@@ -21,7 +21,8 @@ of_calls AS (
         count(*) FILTER (policy IS NULL) AS other_models,
         count(*) FILTER (untrainable IN ('missing_ids', 'missing_logprobs')) AS without_ids,
         count(*) FILTER (untrainable IS NOT NULL) AS untrainable,
-        list_sort(list(DISTINCT untrainable) FILTER (untrainable IS NOT NULL)) AS untrainable_reasons
+        list_sort(list(DISTINCT untrainable) FILTER (untrainable IS NOT NULL)) AS untrainable_reasons,
+        list_sort(list(DISTINCT model) FILTER (policy IS NOT NULL)) AS asked_for
     FROM answered
 ),
 of_refusals AS (

@@ -7,11 +7,11 @@ import urllib.error
 import urllib.request
 
 
-def ask(model="policy", **more):
+def ask(model="policy", path="/chat/completions", **more):
     """One call of the model; returns its id."""
     body = {"model": model, "messages": [{"role": "user", "content": "What is 2 + 3?"}], **more}
     headers = {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}", "Content-Type": "application/json"}
-    url = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+    url = os.environ["OPENAI_BASE_URL"] + path
     try:
         with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers)) as reply:
             text = reply.read().decode()
@@ -48,8 +48,19 @@ def only_calls():
     ask(stream=True)
 
 
-def asks_for_another_model():
-    ask("gpt-4o")
+def is_traced_and_asks_for_gpt_4o():
+    tracer = tracing()
+    with tracer.start_as_current_span("invoke_agent adder", attributes={"gen_ai.agent.name": "adder"}):
+        asked = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "openai/gpt-4o"}
+        with tracer.start_as_current_span("chat openai/gpt-4o", attributes=asked) as call:
+            call.set_attribute("gen_ai.response.id", ask("openai/gpt-4o"))
+        with tracer.start_as_current_span("reward", attributes={"lightning.reward": 1.0}):
+            pass
+
+
+def embeds_with_the_policy():
+    ask()
+    ask(path="/embeddings", input="What is 2 + 3?")
 
 
 def forces_a_tool():

@@ -18,6 +18,7 @@ from lightning_core.config import AgentSettings, PolicySettings, RewardSettings,
 from lightning_core.doctor.canned import canned_model
 from lightning_core.doctor.findings import Finding, findings
 from lightning_core.doctor.trial import try_agent
+from lightning_core.lake import catalog
 from tests import gateway_rig
 from tests.canned_vllm import CannedVllm
 from tests.gateway_rig import Rig, rig
@@ -51,7 +52,7 @@ LACKS = [  # agent, level, finding, what is said, the remedy
     ("limits_its_attributes", "missing", "attribute_limit", "1 spans lost", "SpanLimits"),
 ]
 LACKS_TOO = [
-    ("asks_for_another_model", "fatal", "refused", "gpt-4o", "policies[].name"),
+    ("embeds_with_the_policy", "missing", "refused", "gives no embeddings", "server.gateway.upstreams"),
     ("fails_at_once", "fatal", "no_calls", "no call", "mend what it failed of"),
     ("fails", "missing", "agent_error", "out of ideas", "failure_reward"),
     ("only_calls", "missing", "no_reward", "no reward", "reward.grader"),
@@ -81,6 +82,31 @@ def test_nothing_is_missing_where_all_is_there(server: Rig) -> None:
     assert found["tools"].what == "1 tool calls, 1 of them failed"
 
 
+def test_calls_by_an_alias_are_their_policys_in_the_tables_and_train_it(server: Rig) -> None:
+    server.alias({"openai/gpt-4o": "policy"}, policy={"version": "v0000"})
+    settings = Settings(
+        run="aliased",
+        agent=AgentSettings(command=[sys.executable, str(AGENTS), "is_traced_and_asks_for_gpt_4o"]),
+        tasks=TaskSettings(train="(none)"),
+        policies=[PolicySettings(agent_match="adder", aliases=["openai/gpt-4o"])],
+    )
+    trial = try_agent(server.handle, settings, {"doctor": {"question": "What is 2 + 3?"}})
+    with catalog.connect(trial.lake.root) as con:
+        calls = con.sql(
+            """
+            SELECT policy_calls.policy, policy_calls.policy_version, policy_calls.agent, policy_calls.left_out, calls.model
+            FROM policy_calls JOIN calls USING (run, rollout_id, span_id)
+            WHERE run = 'aliased'
+            """
+        ).fetchall()
+        tokens = con.sql(
+            "SELECT DISTINCT policy, model FROM calls WHERE run = 'aliased' AND twin_of IS NULL"
+        ).fetchall()
+    assert calls == [("policy", "v0000", "adder", None, "openai/gpt-4o")]  # the instrumentation's record is its twin
+    assert tokens == [("policy", "openai/gpt-4o")]
+    assert all(finding.level == "fine" for finding in findings(trial, settings)), findings(trial, settings)
+
+
 @pytest.mark.extra
 def test_an_agent_match_that_takes_nobody_is_fatal(server: Rig) -> None:
     found = examined(server, "all_is_there", run="unmatched", agent_match="planner")
@@ -93,9 +119,17 @@ def test_the_command_says_what_answered_and_ends_with_1_where_training_is_imposs
     def run(agent: str, *more: str) -> Any:
         return CliRunner().invoke(doctor, ["--agent", f"{sys.executable} {AGENTS} {agent}", *more])
 
-    fine = run("asks_for_another_model", "--model", "gpt-4o")
+    fine = run("is_traced_and_asks_for_gpt_4o", "--model", "openai/gpt-4o")
     assert (fine.exit_code, fine.output.splitlines()[-1]) == (0, "it can be trained"), fine.output
     assert "a canned reply" in fine.output
+    unnamed = run("is_traced_and_asks_for_gpt_4o")
+    assert (unnamed.exit_code, unnamed.output.splitlines()[-1]) == (
+        1,
+        "it can be trained once that line is in its settings",
+    )
+    assert "FATAL   unknown_model: the agent asks for 'openai/gpt-4o'" in unnamed.output
+    assert '    aliases: ["openai/gpt-4o"]' in unnamed.output
+    assert "agents: adder" in unnamed.output  # one run says all
     bad = run("calls_nothing")
     assert (bad.exit_code, bad.output.splitlines()[-1]) == (1, "it cannot be trained like this")
     assert "FATAL   no_calls" in bad.output
