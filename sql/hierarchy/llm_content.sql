@@ -3,7 +3,7 @@
 -- Rule: the ids of the tool calls that the answer asks for, where it does; else the texts of messages and answer. Sorted,
 -- so that they are the same whichever convention wrote them: OpenAI's messages, GenAI's parts, OpenInference's numbered
 -- attributes. Equal `said` is equal content. `models` is what the record calls the model, however it is written (a provider
--- before it, a date behind it): the gateway's policy is what clients send as the model, its `model` what the server says.
+-- before it, a date behind it): the gateway's record has the policy, the name that the client sent, and the server's.
 WITH asked AS (
     SELECT DISTINCT attempt FROM nodes WHERE op = 'llm' AND response_key IS NULL
 ),
