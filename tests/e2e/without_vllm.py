@@ -60,7 +60,7 @@ def running(settings: Settings, say: Callable[[str], None]) -> Iterator[Services
     with server_running(settings, say) as server:
         route = {"upstream": f"http://127.0.0.1:{model.server_port}", "model": "policy"}
         current = PolicyStore(settings.home, "policy").current()
-        server.set_routes({"policies": {"policy": route | {"version": current}}})
+        server.set_routes({"policies": {"policy": route | {"version": current}}, "aliases": settings.aliases})
         yield Services(server, None, folder)  # type: ignore[arg-type]
     model.shutdown()
 
