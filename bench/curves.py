@@ -26,7 +26,7 @@ from bench.report import figure, say
 from bench.runs import flow_command, run_for
 from docs.marks import between
 from lightning_core.config import Settings
-from lightning_core.lake import catalog, sql
+from lightning_core.lake import catalog
 from lightning_core.lake.held_out import held_out
 from lightning_core.lake.lake import Lake
 from lightning_core.settings_file import load_settings
@@ -66,7 +66,7 @@ def rows_of(task: str, settings: Settings) -> list[dict[str, Any]]:
     epochs = lake.manifests.epochs(settings.run)
     lake.rebuild_catalog()
     with catalog.connect(lake.root) as con:
-        asked = con.sql(f"FROM ({sql.text('analysis/held_out_gains')}) WHERE run = $run", params={"run": settings.run})
+        asked = con.sql("FROM held_out_gains(p_run := $run)", params={"run": settings.run})
         gains = {(row["since"], row["epoch"]): row for row in asked.to_arrow_table().to_pylist()}
     found, rollouts = [], 0
     for manifest in sorted(epochs, key=lambda each: (each.epoch, each.mode == "train")):

@@ -8,10 +8,31 @@ from lightning_core.lake import ask, catalog, sql, text_table
 
 _ROWS = 16
 _WIDTH = 150
+_ELSEWHERE = "/home/you/project/var/lake"
+
+_INTRODUCTION = """\
+Each is a file of `sql/analysis/` and a table macro of the catalog, so it can stand in any query. All its parameters can be
+left out; what they are then is said below. The tables and views that they read are in [data.md](data.md).
+
+```sh
+lightning-flows sql epoch_report
+lightning-flows sql "epoch_report(p_run := 'first-try')"
+lightning-flows sql "SELECT became, count(*) FROM task_changes() GROUP BY ALL"
+lightning-flows sql --show epoch_report    # its SQL, which makes a macro of that name for the session: change it, and ask again
+lightning-flows sql --python               # the Python that opens the catalog from any folder
+```
+
+What the last prints runs as it is, in any environment with `duckdb`, also while an epoch runs. Every answer is a DataFrame of
+polars or pandas, where that is installed (both are here: pandas comes with MLflow):
+
+```python
+{python}
+```"""
 
 
 def analysis_page(home: Path) -> str:
     """The page, from the lake of a run that has ended. Raises FileNotFoundError where there is none."""
+    folder = str((home / "lake").resolve())
     with catalog.connect(home / "lake") as con:
         runs = con.execute(
             "SELECT run, count(*), count(*) FILTER (mode = 'train'), sum(calls)::BIGINT FROM epochs GROUP BY run ORDER BY run"
@@ -19,10 +40,7 @@ def analysis_page(home: Path) -> str:
         lines = [
             "# Questions to the catalog",
             "",
-            "Each is a file of `sql/analysis/`: ask it with `lightning-flows sql NAME`, or paste what `lightning-flows sql --show NAME`",
-            "prints into DuckDB, started in the lake's folder on `catalog.duckdb`. None takes a parameter. Where a run or an epoch",
-            "has to be chosen it is the last one; the CTE `chosen` at the top is the place to name another. The tables and views",
-            "they read are in [data.md](data.md).",
+            *_INTRODUCTION.replace("{python}", ask.python(Path(folder)).replace(folder, _ELSEWHERE)).splitlines(),
             "",
             "The answers below are of real runs, as `python -m docs.generate analysis --home HOME` found them:",
             *(
@@ -32,7 +50,7 @@ def analysis_page(home: Path) -> str:
             f"At most {_ROWS} rows are shown; an empty cell is NULL.",
         ]
         for name in ask.questions():
-            result = con.execute(sql.text(f"analysis/{name}"))
+            result = con.execute(f"FROM {name}()")
             columns = [column[0] for column in result.description or []]
             rows = result.fetchall()
             table = text_table.render(columns, rows[:_ROWS], _WIDTH)

@@ -225,11 +225,21 @@ def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @click.option("--limit", type=click.IntRange(min=0), help="Rows; by default 50 of a table, all as csv or json.")
 @click.option("--show", is_flag=True, help="Print the SQL of a question, view or derived table instead of asking it.")
-def sql(question: str | None, home: Path, url: str | None, form: str, limit: int | None, show: bool) -> None:
-    """Ask the catalog: a QUESTION is SQL, or the name of a file of sql/analysis, a view or a table. Without one: what can be asked."""
+@click.option("--python", is_flag=True, help="Print the Python that asks it, from any folder, with DataFrames.")
+def sql(
+    question: str | None, home: Path, url: str | None, form: str, limit: int | None, show: bool, python: bool
+) -> None:
+    """Ask the catalog: a QUESTION is SQL, or one of sql/analysis by name ("epoch_report(p_run := 'first-try')"), a view or a
+    table. Without one: what can be asked."""
     from lightning_core.lake import ask
 
-    if question is None:
+    if python and url is not None:
+        raise click.UsageError(
+            "--python is for a lake in --home; docs/scale.md has the lines for one on object storage"
+        )
+    if python:
+        click.echo(ask.python(home / "lake", question))
+    elif question is None:
         click.echo(ask.overview(url or home / "lake"))
     elif show:
         click.echo(ask.show(question))

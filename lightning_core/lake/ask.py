@@ -1,4 +1,4 @@
-"""Questions to the catalog: SQL, or by name a file of `sql/analysis`, a view or a table."""
+"""Questions to the catalog: SQL, or by name a question of `sql/analysis` (a macro of the catalog), a view or a table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import difflib
 import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,15 +31,9 @@ def overview(root: Path | str) -> str:
     with catalog.connect(root) as con:
         try:
             stored = [(name, _count(con, f"SELECT count(*) FROM {name}")) for name in ("spans", *DERIVED)]
+            lost = dict(con.execute("SELECT problem, sum(spans) FROM late_and_rejected() GROUP BY ALL").fetchall())
         except duckdb.CatalogException as error:
-            raise LakeError(
-                f"{root}: the catalog is another version's ({_one_line(error)}); `lightning-flows lake ingest` renews it"
-            ) from None
-        lost = dict(
-            con.execute(
-                f"SELECT problem, sum(spans) FROM ({sql.text('analysis/late_and_rejected')}) GROUP BY ALL"
-            ).fetchall()
-        )
+            raise LakeError(_of_another_version(root, error)) from None
     lines = ["Tables:"] + [f"  {name:<20} {rows:>12,} rows" for name, rows in stored]
     if lost.get("rejected"):
         lines.append(f"Spans that could not be decoded: {int(lost['rejected']):,} (table rejections)")
@@ -47,15 +42,38 @@ def overview(root: Path | str) -> str:
             f"Spans that came after their epoch was sealed: {int(lost['late']):,} (question late_and_rejected)"
         )
     lines += ["", "Views:"] + [f"  {name:<20} {sql.title(f'views/{name}')}" for name in catalog.VIEWS]
-    lines += ["", "Questions:"] + [f"  {name:<20} {sql.title(f'analysis/{name}')}" for name in questions()]
+    asked = {name: f"{name}({', '.join(sql.parameters(f'analysis/{name}'))})" for name in questions()}
+    width = max(len(call) for call in asked.values())
+    lines += ["", "Questions:"] + [f"  {call:<{width}} {sql.title(f'analysis/{name}')}" for name, call in asked.items()]
     lines += [
         "",
-        "lightning-flows sql NAME          answers a question, or shows a table or view",
-        "lightning-flows sql --show NAME   its SQL, to be changed and asked again",
-        'lightning-flows sql "SELECT …"    anything else',
-        f"In Python or DuckDB's shell, started in {root}: open catalog.duckdb read-only.",
+        "lightning-flows sql NAME                       answers a question, or shows a table or view",
+        "lightning-flows sql \"NAME(p_run := 'first')\"   the question with parameters; each can be left out",
+        'lightning-flows sql "SELECT … FROM NAME() …"   any SQL, with questions, tables and views in it',
+        "lightning-flows sql --show NAME                its SQL, what its parameters are; to be changed and asked again",
+        "lightning-flows sql --python                   how to open the catalog in Python, and DataFrames of it",
     ]
     return "\n".join(lines)
+
+
+def python(root: Path, question: str | None = None) -> str:
+    """Lines of Python that ask the same, from any folder. Raises as `catalog.connect`; LakeError for an unknown name."""
+    with catalog.connect(root) as con:
+        text = _resolve(con, question or "epoch_report")
+    return f"""\
+import duckdb
+
+lake = {_literal(str(root.resolve()))}
+con = duckdb.connect(lake + "/catalog.duckdb", read_only=True, config={{"file_search_path": lake}})
+answer = con.sql({_literal(text)})  # any SQL
+answer.show()
+print(answer.pl())  # a DataFrame of polars, if that is installed
+print(answer.df())  # of pandas, likewise"""
+
+
+def _literal(text: str) -> str:
+    """A string of Python in double quotes, as JSON writes it too."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def questions() -> list[str]:
@@ -65,7 +83,9 @@ def questions() -> list[str]:
 
 def show(name: str) -> str:
     """The SQL of a question, of a view, or of the step that makes a derived table. Raises LakeError for other names."""
-    for folder in ("analysis", "views", *_DERIVING):
+    if name in questions():
+        return f"CREATE OR REPLACE TEMP {sql.macro(f'analysis/{name}')};\n\nFROM {name}();"
+    for folder in ("views", *_DERIVING):
         if f"{folder}/{name}" in sql.names(folder):
             return sql.text(f"{folder}/{name}") + ";"
     known = [path.rsplit("/", 1)[-1] for folder in ("analysis", "views", *_DERIVING) for path in sql.names(folder)]
@@ -95,7 +115,7 @@ def lines(root: Path | str, question: str, form: str = "table", limit: int | Non
             else:
                 yield from (_csv if form == "csv" else _json)(columns, _rows(con, thread, limit))
         except duckdb.Error as error:
-            raise LakeError(_one_line(error)) from None
+            raise LakeError(_remedy(root, error)) from None
 
 
 def _wait(con: duckdb.DuckDBPyConnection, work: Future[Any]) -> Any:
@@ -111,7 +131,10 @@ def _resolve(con: duckdb.DuckDBPyConnection, question: str) -> str:
     """The SQL of a question; a single word is a name."""
     name = question.strip().removesuffix(";")
     if name in questions():
-        return sql.text(f"analysis/{name}")
+        return f"FROM {name}()"
+    called = re.match(r"(\w+)\s*\(", name)
+    if called is not None and called[1] in questions():
+        return f"FROM {name}"
     if not name.isidentifier():
         return question
     tables = [row[0] for row in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
@@ -167,6 +190,21 @@ def _json(columns: list[str], rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
 
 def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, Decimal) else str(value)
+
+
+def _remedy(root: Path | str, error: duckdb.Error) -> str:
+    said = _one_line(error)
+    missing = re.match(r"Catalog Error: Table( Function)? with name (\w+) does not exist", said)
+    if missing is None or missing[2] not in questions():
+        return said
+    if missing[1]:
+        return _of_another_version(root, error)
+    return f"{missing[2]} is a question, which takes parentheses: FROM {missing[2]}()"
+
+
+def _of_another_version(root: Path | str, error: duckdb.Error) -> str:
+    renewed = "`lightning-flows lake publish`" if isinstance(root, str) else "`lightning-flows lake ingest`"
+    return f"{root}: the catalog is another version's ({_one_line(error)}); {renewed} renews it"
 
 
 def _one_line(error: duckdb.Error) -> str:

@@ -1,7 +1,7 @@
 """`catalog.duckdb`: views over the files that the manifests name, for anyone who can open a DuckDB file.
 
-Paths in it are relative to the lake: `lightning-flows sql` sets `file_search_path`, and `duckdb catalog.duckdb` is
-started in the lake's folder. It is built beside and renamed into place, so a reader has the old one or the new.
+The questions of sql/analysis are table macros over the views: `FROM epoch_report(p_run := 'first-try')`. Paths in it are
+relative to the lake: `lightning-flows sql` sets `file_search_path`, and `duckdb catalog.duckdb` is started in the lake's folder. It is built beside and renamed into place, so a reader has the old one or the new.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import tempfile
 import time
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +42,17 @@ VIEWS = (
     "policy_epochs",
     "signals",
 )
+
+_TABLES = """
+CREATE TABLE epoch_manifests (
+    run VARCHAR, epoch BIGINT, mode VARCHAR, opened_offset BIGINT, sealed_offset BIGINT,
+    versions MAP(VARCHAR, VARCHAR), planned_rollouts INTEGER, stages JSON
+);
+CREATE TABLE rejections (
+    record_offset BIGINT, record_index INTEGER, spans BIGINT, reason VARCHAR, received_ns BIGINT,
+    rollout_id VARCHAR, attempt_id VARCHAR
+);
+"""
 
 
 class RemoteFiles(Protocol):
@@ -92,6 +105,7 @@ def build(
         return path if at is None else f"{at.url}/{path}"
 
     try:
+        beside.write_bytes(_over_nothing())
         with duckdb.connect(str(beside), config={"file_search_path": str(root)}) as con:
             if at is not None:
                 con.register_filesystem(at)
@@ -105,11 +119,9 @@ def build(
                 parts = [f"SELECT {EMPTY[name]} WHERE false"] if name in EMPTY else []
                 if files:
                     parts.insert(0, f"FROM read_parquet({file_list(files)}, union_by_name = true)")
-                con.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join(parts)}")
-            _tables(con, manifests)
+                con.execute(f"CREATE OR REPLACE VIEW {name} AS {' UNION ALL BY NAME '.join(parts)}")
+            _epoch_manifests(con, manifests)
             _rejections(con, rejected, manifests.spans().decoded_offset)
-            for view in VIEWS:
-                sql.create(con, f"views/{view}", "VIEW")
         os.utime(beside, ns=(began, began))  # when it read the manifests: see `built_ns`
         beside.replace(folder / "catalog.duckdb")
     finally:
@@ -118,16 +130,29 @@ def build(
     return folder / "catalog.duckdb"
 
 
-def _tables(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> None:
+@cache
+def _over_nothing() -> bytes:
+    """The file of a catalog without spans and epochs, with every view and question.
+
+    DuckDB binds what it creates, down to the Parquet files, and binds it anew when it is asked: so views and questions are
+    made once a process, where there are no files, and see what `build` puts below them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "catalog.duckdb"
+        with duckdb.connect(str(file)) as con:
+            con.execute(spans_view([]))
+            for name, columns in EMPTY.items():
+                con.execute(f"CREATE VIEW {name} AS SELECT {columns} WHERE false")
+            con.execute(_TABLES)
+            for view in VIEWS:
+                sql.create(con, f"views/{view}", "VIEW")
+            for question in sql.names("analysis"):
+                sql.create_macro(con, question)
+        return file.read_bytes()
+
+
+def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> None:
     """What views count `late` and `rejected` by."""
-    con.execute(
-        """
-        CREATE TABLE epoch_manifests (
-            run VARCHAR, epoch BIGINT, mode VARCHAR, opened_offset BIGINT, sealed_offset BIGINT,
-            versions MAP(VARCHAR, VARCHAR), planned_rollouts INTEGER, stages JSON
-        )
-        """
-    )
     for m in manifests.epochs():
         stages = json.dumps({name: stage.model_dump() for name, stage in m.stages.items()}, default=str)
         con.execute(
@@ -148,14 +173,6 @@ def _tables(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> None:
 
 def _rejections(con: duckdb.DuckDBPyConnection, rejected: Path, decoded_offset: int) -> None:
     """What could not be decoded; one row may stand for several `spans`."""
-    con.execute(
-        """
-        CREATE TABLE rejections (
-            record_offset BIGINT, record_index INTEGER, spans BIGINT, reason VARCHAR, received_ns BIGINT,
-            rollout_id VARCHAR, attempt_id VARCHAR
-        )
-        """
-    )
     # A file is named after the range of the spool that it is about; one behind the manifest's is a decoding that did not come to its end.
     files = [str(path) for path in sorted(rejected.glob("*.jsonl")) if int(path.name[:20]) < decoded_offset]
     if files:

@@ -32,7 +32,8 @@ def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
                 con.read_parquet(paths[name], union_by_name=True).create_view(name)
             else:
                 con.execute(f"CREATE VIEW {name} AS SELECT {EMPTY[name]} WHERE false")
-        relation = con.sql(sql.text("analysis/epoch_report"))
+        sql.create_macro(con, "analysis/epoch_report")
+        relation = con.sql("FROM epoch_report()")
         rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
     for row in rows:
         row["versions"], row["seconds"] = {}, {}

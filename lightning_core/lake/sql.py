@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
@@ -24,12 +25,32 @@ def text(name: str) -> str:
 def create(con: duckdb.DuckDBPyConnection, name: str, kind: str = "TABLE") -> str:
     """Create the table (or view) of a file; returns its name."""
     table = name.rsplit("/", 1)[-1]
-    ddl = f"CREATE {kind} {table} AS {text(name)}"
+    _run(con, f"CREATE {kind} {table} AS {text(name)}")
+    return table
+
+
+def create_macro(con: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Create the table macro of a file with parameters; what it reads has to be there."""
+    _run(con, f"CREATE {macro(name)}")
+
+
+def macro(name: str) -> str:
+    """What follows CREATE to make a table macro of a file; a parameter that is not given is NULL."""
+    signature = ", ".join(f"{parameter} := NULL" for parameter in parameters(name))
+    return f"MACRO {name.rsplit('/', 1)[-1]}({signature}) AS TABLE\n{text(name)}"
+
+
+def _run(con: duckdb.DuckDBPyConnection, ddl: str) -> None:
     # Parsed once a process: parsing is a seventh of what a small epoch, or a bucket more, costs.
     if ddl not in _parsed:
         (_parsed[ddl],) = con.extract_statements(ddl)
     con.execute(_parsed[ddl])
-    return table
+
+
+@cache
+def parameters(name: str) -> tuple[str, ...]:
+    """What a file leaves open, in the order of its header: every word that begins with `p_`, as no column does."""
+    return tuple(dict.fromkeys(re.findall(r"\bp_[a-z_]+\b", text(name))))
 
 
 def names(folder: str = "") -> list[str]:

@@ -63,8 +63,8 @@ def cell(value: Any) -> str:
         return value.isoformat(" ", "seconds")
     if isinstance(value, dict) and not any(isinstance(v, dict | list) for v in value.values()):
         value = ", ".join(f"{k}={v}" for k, v in value.items())
-    elif isinstance(value, list) and all(isinstance(v, str) for v in value):
-        value = ", ".join(value)
+    elif isinstance(value, list) and all(isinstance(v, str | float) for v in value):
+        value = ", ".join(map(cell, value))
     elif isinstance(value, dict | list | tuple):
         value = json.dumps(value, default=str, ensure_ascii=False)
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))

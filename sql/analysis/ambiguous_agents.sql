@@ -1,5 +1,6 @@
 -- Calls that several agents could have made: how many, and under which evidence the others were placed.
 -- Grain: one row per (run, epoch, method). Inputs: span_tree.
+-- Parameters: p_run, p_epoch (default: all).
 -- Rule: only LLM calls, each once. `ambiguous` ones train nothing unless the policy says `ambiguous: train`. `candidates`:
 -- the most agents that one call could belong to.
 SELECT
@@ -14,6 +15,6 @@ SELECT
     count(*) FILTER (agent IS NULL) AS without_agent,
     min(rollout_id) FILTER (ambiguous) AS example
 FROM span_tree
-WHERE op = 'llm' AND twin_of IS NULL
+WHERE op = 'llm' AND twin_of IS NULL AND (p_run IS NULL OR run = p_run) AND (p_epoch IS NULL OR epoch = p_epoch)
 GROUP BY run, epoch, method
 ORDER BY run, epoch, ambiguous DESC, calls DESC, method

@@ -1,9 +1,11 @@
 -- How responses ended: cut off by the token limit, or by themselves, and what reward their rollouts got.
 -- Grain: one row per (epoch, mode, agent, finish_reasons) of a run. Inputs: calls, rollouts, attempts.
+-- Parameters: p_run (default: the newest run), p_epoch (default: all).
 WITH chosen AS (
-    SELECT run FROM attempts ORDER BY started DESC LIMIT 1
+    SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 )
 SELECT
+    rollouts.run,
     rollouts.epoch,
     rollouts.mode,
     coalesce(calls.agent, '(no name)') AS agent,
@@ -15,6 +17,6 @@ SELECT
 FROM calls
 JOIN rollouts ON rollouts.rollout_id = calls.rollout_id AND rollouts.attempt_id = calls.attempt_id
 JOIN chosen ON chosen.run = rollouts.run
-WHERE calls.twin_of IS NULL
-GROUP BY rollouts.epoch, rollouts.mode, coalesce(calls.agent, '(no name)'), calls.finish_reasons
+WHERE calls.twin_of IS NULL AND (p_epoch IS NULL OR rollouts.epoch = p_epoch)
+GROUP BY rollouts.run, rollouts.epoch, rollouts.mode, coalesce(calls.agent, '(no name)'), calls.finish_reasons
 ORDER BY rollouts.epoch, rollouts.mode, agent, calls DESC, calls.finish_reasons

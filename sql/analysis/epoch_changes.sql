@@ -1,10 +1,11 @@
 -- What changed between two epochs, measure by measure.
 -- Grain: one row per measure. Inputs: rollouts, calls, tool_calls, policy_calls, merges, attempts.
--- The last two training epochs of a run, unless `chosen` names others.
+-- Parameters: p_run (default: the newest run that trains), p_after (default: its last training epoch), p_before (default:
+-- the epoch before that).
 WITH chosen AS (
-    SELECT run, max(epoch) - 1 AS before, max(epoch) AS after
+    SELECT run, coalesce(p_after, max(epoch)) AS after, coalesce(p_before, after - 1) AS before
     FROM attempts
-    WHERE mode = 'train'
+    WHERE mode = 'train' AND (p_run IS NULL OR run = p_run)
     GROUP BY run
     ORDER BY max(started) DESC
     LIMIT 1

@@ -1,6 +1,7 @@
 -- One line an epoch: rewards, held-out success, what was collected and what of it trains.
 -- Grain: one row per (run, epoch). `held_out_*` is the evaluation after the epoch.
 -- Inputs: rollout_rewards, policy_calls, sequences
+-- Parameters: p_run, p_epoch (default: all).
 WITH training AS (
     SELECT
         run,
@@ -58,4 +59,5 @@ FROM training
 FULL JOIN held_out USING (run, epoch)
 LEFT JOIN calls ON calls.run = training.run AND calls.epoch = training.epoch
 LEFT JOIN trained ON trained.run = training.run AND trained.epoch = training.epoch
+WHERE (p_run IS NULL OR run = p_run) AND (p_epoch IS NULL OR epoch = p_epoch)
 ORDER BY run, epoch

@@ -1,5 +1,6 @@
 -- What went wrong, by message: numbers and ids taken out, so that alike ones are one.
 -- Grain: one row per (op, name, outcome, message). Inputs: errors.
+-- Parameters: p_run, p_epoch (default: all).
 SELECT
     op,
     name,
@@ -14,5 +15,6 @@ SELECT
     max(started) AS last,
     min(rollout_id) AS example
 FROM errors
+WHERE (p_run IS NULL OR run = p_run) AND (p_epoch IS NULL OR epoch = p_epoch)
 GROUP BY ALL
 ORDER BY times DESC, op, name, message

@@ -1,7 +1,8 @@
 -- Which tools fail, how often, and what they say then.
--- Grain: one row per (run, tool), over all its epochs. Inputs: tool_calls, attempts.
+-- Grain: one row per tool of a run, over its epochs. Inputs: tool_calls, attempts.
+-- Parameters: p_run (default: the newest run), p_epoch (default: all).
 WITH chosen AS (
-    SELECT run FROM attempts ORDER BY started DESC LIMIT 1
+    SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 )
 SELECT
     run,
@@ -15,5 +16,6 @@ SELECT
     mode(tool_arguments) FILTER (failed) AS most_frequent_arguments_of_a_failure
 FROM tool_calls
 JOIN chosen USING (run)
+WHERE p_epoch IS NULL OR epoch = p_epoch
 GROUP BY run, tool
 ORDER BY share_failed DESC, calls DESC, tool

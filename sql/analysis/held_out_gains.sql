@@ -1,11 +1,12 @@
 -- What the held-out tasks gained between any two evaluations of a run, task by task.
 -- Grain: one row per (run, since, epoch), two evaluations, each of what so many epochs of training came to. Inputs: rollouts.
+-- Parameters: p_run, p_since, p_epoch (default: all).
 -- Rule: a task counts once in each, with the mean of its rollouts; tasks of one of them alone do not. `gained` is the mean
 -- difference, `low` to `high` its 95% interval (normal, of the differences): the reward rose where `low` is above 0.
 WITH tasks AS (
     SELECT run, epoch, task_id, avg(reward) AS reward
     FROM rollouts
-    WHERE mode = 'evaluate' AND state = 'counts' AND reward IS NOT NULL
+    WHERE mode = 'evaluate' AND state = 'counts' AND reward IS NOT NULL AND (p_run IS NULL OR run = p_run)
     GROUP BY run, epoch, task_id
 ),
 compared AS (
@@ -19,6 +20,8 @@ compared AS (
     FROM tasks AS earlier
     JOIN tasks AS later USING (run, task_id)
     WHERE earlier.epoch < later.epoch
+        AND (p_since IS NULL OR earlier.epoch = p_since)
+        AND (p_epoch IS NULL OR later.epoch = p_epoch)
 )
 SELECT
     run,

@@ -1,6 +1,6 @@
 -- Spans that came after their epoch was sealed, and what could not be decoded.
--- Grain: one row per (late or rejected, run, epoch, mode, what). Inputs: spans, attempts, epoch_manifests,
--- rejections.
+-- Grain: one row per (late or rejected, run, epoch, mode, what). Inputs: spans, attempts, epoch_manifests, rejections.
+-- Parameters: p_run, p_epoch (default: all).
 -- Late spans are kept, and nothing derived reads them. What was rejected lies in `spool/rejected/`, with the reason.
 -- `seconds_late`: how long after the rollout's end the last of them came.
 SELECT
@@ -18,6 +18,8 @@ JOIN attempts USING (rollout_id, attempt_id)
 JOIN epoch_manifests AS manifests
     ON manifests.run = attempts.run AND manifests.epoch = attempts.epoch AND manifests.mode = attempts.mode
 WHERE spans.record_offset >= manifests.sealed_offset
+    AND (p_run IS NULL OR attempts.run = p_run)
+    AND (p_epoch IS NULL OR attempts.epoch = p_epoch)
 GROUP BY ALL
 UNION ALL
 SELECT
@@ -32,5 +34,6 @@ SELECT
     min(rejections.rollout_id)
 FROM rejections
 LEFT JOIN attempts USING (rollout_id, attempt_id)
+WHERE (p_run IS NULL OR attempts.run = p_run) AND (p_epoch IS NULL OR attempts.epoch = p_epoch)
 GROUP BY ALL
 ORDER BY ALL

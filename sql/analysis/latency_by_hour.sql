@@ -1,5 +1,6 @@
 -- How fast calls were, hour by hour: a machine that slows down, a server that was restarted.
 -- Grain: one row per (hour, policy or model). Inputs: calls.
+-- Parameters: p_run (default: all).
 SELECT
     date_trunc('hour', started) AS hour,
     coalesce(policy, model) AS model,
@@ -11,6 +12,6 @@ SELECT
     quantile_cont(milliseconds, 0.99) AS p99_ms,
     sum(output_tokens) * 1e3 / nullif(sum(milliseconds) FILTER (output_tokens IS NOT NULL), 0) AS tokens_a_second_a_call
 FROM calls
-WHERE twin_of IS NULL
+WHERE twin_of IS NULL AND (p_run IS NULL OR run = p_run)
 GROUP BY ALL
 ORDER BY hour, model

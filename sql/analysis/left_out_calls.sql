@@ -1,8 +1,13 @@
 -- Why calls were left out of training, by agent, with a rollout to look at.
 -- Grain: one row per (epoch, policy, agent, reason) of a run. Inputs: exclusions, policy_calls, rollout_rewards, attempts.
+-- Parameters: p_run (default: the newest run that trains), p_epoch (default: all).
 -- `share` is of the policy's calls in the epoch; `lightning-flows explain ROLLOUT` shows the example in full.
 WITH chosen AS (
-    SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1
+    SELECT run
+    FROM attempts
+    WHERE mode = 'train' AND (p_run IS NULL OR run = p_run)
+    ORDER BY started DESC
+    LIMIT 1
 ),
 sampled AS (
     SELECT epoch, policy, count(DISTINCT (attempt_id, span_id, call_id)) AS calls
@@ -15,6 +20,7 @@ sampled AS (
     GROUP BY epoch, policy
 )
 SELECT
+    exclusions.run,
     exclusions.epoch,
     exclusions.policy,
     coalesce(exclusions.agent, '(no name)') AS agent,
@@ -29,5 +35,6 @@ JOIN chosen USING (run)
 LEFT JOIN sampled ON sampled.epoch = exclusions.epoch AND sampled.policy IS NOT DISTINCT FROM exclusions.policy
 LEFT JOIN rollout_rewards
     ON rollout_rewards.rollout_id = exclusions.rollout_id AND rollout_rewards.attempt_id = exclusions.attempt_id
-GROUP BY exclusions.epoch, exclusions.policy, coalesce(exclusions.agent, '(no name)'), exclusions.reason
+WHERE p_epoch IS NULL OR exclusions.epoch = p_epoch
+GROUP BY exclusions.run, exclusions.epoch, exclusions.policy, coalesce(exclusions.agent, '(no name)'), exclusions.reason
 ORDER BY exclusions.epoch, exclusions.policy, calls DESC, exclusions.reason, agent

@@ -1,8 +1,9 @@
 -- The deepest trees and the longest conversations.
 -- Grain: one row per rollout of a run, deepest first. Inputs: span_tree, rollouts, attempts, sequences.
+-- Parameters: p_run (default: the newest run), p_epoch (default: all).
 -- `depth` is the longest way from the root; `longest_sequence` the most calls that were merged into one training row.
 WITH chosen AS (
-    SELECT run FROM attempts ORDER BY started DESC LIMIT 1
+    SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 ),
 trees AS (
     SELECT
@@ -16,6 +17,7 @@ trees AS (
         arg_max(tree.agent_path, (len(string_split(tree.agent_path, '/')), tree.agent_path)) AS longest_path
     FROM span_tree AS tree
     JOIN chosen USING (run)
+    WHERE p_epoch IS NULL OR tree.epoch = p_epoch
     GROUP BY tree.rollout_id, tree.attempt_id
 ),
 merged AS (
@@ -24,6 +26,7 @@ merged AS (
     GROUP BY rollout_id, attempt_id
 )
 SELECT
+    rollouts.run,
     rollouts.epoch,
     rollouts.mode,
     rollouts.rollout_id,
@@ -40,4 +43,3 @@ FROM trees
 JOIN rollouts USING (rollout_id, attempt_id)
 LEFT JOIN merged USING (rollout_id, attempt_id)
 ORDER BY trees.depth DESC, trees.calls DESC, trees.spans DESC, rollouts.rollout_id
-LIMIT 20

@@ -1,9 +1,11 @@
 -- Agents that go in circles: the same tool with the same arguments, again and again in one rollout.
 -- Grain: one row per (rollout, tool, arguments) of a run that occurs more than once. Inputs: tool_calls, rollouts, attempts.
+-- Parameters: p_run (default: the newest run), p_epoch (default: all).
 WITH chosen AS (
-    SELECT run FROM attempts ORDER BY started DESC LIMIT 1
+    SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 )
 SELECT
+    rollouts.run,
     rollouts.epoch,
     rollouts.mode,
     tools.rollout_id,
@@ -17,8 +19,7 @@ SELECT
 FROM tool_calls AS tools
 JOIN rollouts USING (rollout_id, attempt_id)
 JOIN chosen ON chosen.run = rollouts.run
-WHERE tools.tool_arguments IS NOT NULL
-GROUP BY rollouts.epoch, rollouts.mode, tools.rollout_id, tools.agent, tools.tool, tools.tool_arguments
+WHERE tools.tool_arguments IS NOT NULL AND (p_epoch IS NULL OR rollouts.epoch = p_epoch)
+GROUP BY rollouts.run, rollouts.epoch, rollouts.mode, tools.rollout_id, tools.agent, tools.tool, tools.tool_arguments
 HAVING count(*) > 1
 ORDER BY times DESC, tools.rollout_id, tools.tool, tools.tool_arguments
-LIMIT 50

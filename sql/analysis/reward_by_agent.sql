@@ -1,14 +1,19 @@
 -- Which agents' work goes with reward: rollouts in which an agent made calls against those in which it made none.
 -- Grain: one row per (epoch, agent) of a run's training. Inputs: calls, rollouts, attempts.
+-- Parameters: p_run (default: the newest run that trains), p_epoch (default: all).
 -- `correlation` is that of an agent's calls in a rollout with its reward.
 WITH chosen AS (
-    SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1
+    SELECT run
+    FROM attempts
+    WHERE mode = 'train' AND (p_run IS NULL OR run = p_run)
+    ORDER BY started DESC
+    LIMIT 1
 ),
 counted AS (
-    SELECT rollouts.epoch, rollouts.rollout_id, rollouts.attempt_id, rollouts.reward
+    SELECT rollouts.run, rollouts.epoch, rollouts.rollout_id, rollouts.attempt_id, rollouts.reward
     FROM rollouts
     JOIN chosen USING (run)
-    WHERE rollouts.mode = 'train' AND rollouts.state = 'counts'
+    WHERE rollouts.mode = 'train' AND rollouts.state = 'counts' AND (p_epoch IS NULL OR rollouts.epoch = p_epoch)
 ),
 called AS (
     SELECT rollout_id, attempt_id, coalesce(agent, '(no name)') AS agent, count(*) AS calls
@@ -20,7 +25,7 @@ present AS (
     SELECT DISTINCT counted.epoch, called.agent FROM counted JOIN called USING (rollout_id, attempt_id)
 ),
 pairs AS (
-    SELECT counted.epoch, present.agent, counted.reward, coalesce(called.calls, 0) AS calls
+    SELECT counted.run, counted.epoch, present.agent, counted.reward, coalesce(called.calls, 0) AS calls
     FROM counted
     JOIN present USING (epoch)
     LEFT JOIN called
@@ -29,6 +34,7 @@ pairs AS (
         AND called.agent = present.agent
 )
 SELECT
+    run,
     epoch,
     agent,
     count(*) FILTER (calls > 0) AS rollouts_with,
@@ -38,5 +44,5 @@ SELECT
     avg(calls) AS calls_a_rollout,
     CASE WHEN max(calls) > min(calls) AND max(reward) > min(reward) THEN corr(calls, reward) END AS correlation
 FROM pairs
-GROUP BY epoch, agent
+GROUP BY run, epoch, agent
 ORDER BY epoch, agent

@@ -1,11 +1,17 @@
 -- Whether longer answers go with more reward: a policy that learns to talk shows here first.
 -- Grain: one row per (epoch, quarter of the rollouts by sampled tokens) of a run's training. Inputs: rollouts, attempts.
+-- Parameters: p_run (default: the newest run that trains), p_epoch (default: all).
 -- `correlation` is that of tokens with reward over the whole epoch.
 WITH chosen AS (
-    SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1
+    SELECT run
+    FROM attempts
+    WHERE mode = 'train' AND (p_run IS NULL OR run = p_run)
+    ORDER BY started DESC
+    LIMIT 1
 ),
 quarters AS (
     SELECT
+        run,
         epoch,
         reward,
         output_tokens,
@@ -15,9 +21,10 @@ quarters AS (
         corr(output_tokens, reward) OVER (PARTITION BY epoch) AS correlation
     FROM rollouts
     JOIN chosen USING (run)
-    WHERE mode = 'train' AND state = 'counts'
+    WHERE mode = 'train' AND state = 'counts' AND (p_epoch IS NULL OR epoch = p_epoch)
 )
 SELECT
+    run,
     epoch,
     quarter,
     min(output_tokens) AS shortest,
@@ -26,5 +33,5 @@ SELECT
     avg(reward) AS mean_reward,
     any_value(correlation) FILTER (varies) AS correlation
 FROM quarters
-GROUP BY epoch, quarter
+GROUP BY run, epoch, quarter
 ORDER BY epoch, quarter

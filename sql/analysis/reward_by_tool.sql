@@ -1,13 +1,18 @@
 -- Whether rollouts that used a tool did better than those that did not.
 -- Grain: one row per (epoch, tool) of a run's training. Inputs: tool_calls, rollouts, attempts.
+-- Parameters: p_run (default: the newest run that trains), p_epoch (default: all).
 WITH chosen AS (
-    SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1
+    SELECT run
+    FROM attempts
+    WHERE mode = 'train' AND (p_run IS NULL OR run = p_run)
+    ORDER BY started DESC
+    LIMIT 1
 ),
 counted AS (
-    SELECT rollouts.epoch, rollouts.rollout_id, rollouts.attempt_id, rollouts.reward
+    SELECT rollouts.run, rollouts.epoch, rollouts.rollout_id, rollouts.attempt_id, rollouts.reward
     FROM rollouts
     JOIN chosen USING (run)
-    WHERE rollouts.mode = 'train' AND rollouts.state = 'counts'
+    WHERE rollouts.mode = 'train' AND rollouts.state = 'counts' AND (p_epoch IS NULL OR rollouts.epoch = p_epoch)
 ),
 used AS (
     SELECT rollout_id, attempt_id, tool, count(*) AS uses, count(*) FILTER (failed) AS failed
@@ -18,6 +23,7 @@ present AS (
     SELECT DISTINCT counted.epoch, used.tool FROM counted JOIN used USING (rollout_id, attempt_id)
 )
 SELECT
+    counted.run,
     counted.epoch,
     present.tool,
     count(*) FILTER (used.uses > 0) AS rollouts_with,
@@ -30,5 +36,5 @@ FROM counted
 JOIN present USING (epoch)
 LEFT JOIN used
     ON used.rollout_id = counted.rollout_id AND used.attempt_id = counted.attempt_id AND used.tool = present.tool
-GROUP BY counted.epoch, present.tool
+GROUP BY counted.run, counted.epoch, present.tool
 ORDER BY counted.epoch, present.tool

@@ -1,11 +1,13 @@
 -- Who gives rewards, under which names, how much; and why some do not count.
 -- Grain: one row per (epoch, mode, source, agent, name, left_out) of a run. Inputs: rewards_given, attempts.
+-- Parameters: p_run (default: the newest run), p_epoch (default: all).
 -- `source`: emitted (by the agent), grader, air (a rule), failure (of the attempt). `counted` ones are part of a rollout's
 -- reward; of the others `left_out` says why, or they were not the last of their name.
 WITH chosen AS (
-    SELECT run FROM attempts ORDER BY started DESC LIMIT 1
+    SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 )
 SELECT
+    given.run,
     given.epoch,
     attempts.mode,
     given.source,
@@ -22,5 +24,6 @@ SELECT
 FROM rewards_given AS given
 JOIN chosen USING (run)
 JOIN attempts ON attempts.rollout_id = given.rollout_id AND attempts.attempt_id = given.attempt_id
+WHERE p_epoch IS NULL OR given.epoch = p_epoch
 GROUP BY ALL
 ORDER BY ALL

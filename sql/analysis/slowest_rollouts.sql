@@ -1,8 +1,9 @@
 -- The slowest rollouts, and where their time went.
 -- Grain: one row per rollout of a run, slowest first. Inputs: rollouts, calls, tool_calls, attempts.
+-- Parameters: p_run (default: the newest run), p_epoch (default: all).
 -- Seconds in calls and tools are sums: of work done in parallel they can come to more than the rollout took.
 WITH chosen AS (
-    SELECT run FROM attempts ORDER BY started DESC LIMIT 1
+    SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 ),
 called AS (
     SELECT rollout_id, attempt_id, sum(milliseconds) / 1e3 AS call_seconds, max(milliseconds) / 1e3 AS longest_call
@@ -16,6 +17,7 @@ tooled AS (
     GROUP BY ALL
 )
 SELECT
+    rollouts.run,
     rollouts.epoch,
     rollouts.mode,
     rollouts.rollout_id,
@@ -32,6 +34,5 @@ FROM rollouts
 JOIN chosen USING (run)
 LEFT JOIN called USING (rollout_id, attempt_id)
 LEFT JOIN tooled USING (rollout_id, attempt_id)
-WHERE rollouts.seconds IS NOT NULL
+WHERE rollouts.seconds IS NOT NULL AND (p_epoch IS NULL OR rollouts.epoch = p_epoch)
 ORDER BY rollouts.seconds DESC, rollouts.rollout_id
-LIMIT 20

@@ -1,12 +1,18 @@
 -- Whether the policy trained on what it would say now: the age of the weights behind each call, and re-tokenised history.
 -- Grain: one row per (epoch, policy) of a run's training. Inputs: staleness, drift, attempts.
+-- Parameters: p_run (default: the newest run that trains), p_epoch (default: all).
 -- `lag`: versions between a call's weights and those the epoch trains. `drifted`: calls whose history came back as other
 -- tokens than were sampled; their sequence breaks there.
 WITH chosen AS (
-    SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1
+    SELECT run
+    FROM attempts
+    WHERE mode = 'train' AND (p_run IS NULL OR run = p_run)
+    ORDER BY started DESC
+    LIMIT 1
 ),
 aged AS (
     SELECT
+        run,
         epoch,
         policy,
         any_value(epoch_version) AS epoch_version,
@@ -16,8 +22,8 @@ aged AS (
         coalesce(sum(calls) FILTER (contains(policy_version, ',')), 0)::BIGINT AS calls_through_a_swap
     FROM staleness
     JOIN chosen USING (run)
-    WHERE mode = 'train'
-    GROUP BY epoch, policy
+    WHERE mode = 'train' AND (p_epoch IS NULL OR epoch = p_epoch)
+    GROUP BY run, epoch, policy
 ),
 drifting AS (
     SELECT

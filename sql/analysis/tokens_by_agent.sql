@@ -1,11 +1,13 @@
 -- Which agent burns the tokens, and what they buy.
 -- Grain: one row per (epoch, mode, agent) of a run. Inputs: calls, rollouts, attempts.
+-- Parameters: p_run (default: the newest run), p_epoch (default: all).
 -- `reward_a_1000_tokens`: mean reward of the rollouts it acted in, for every 1000 tokens that it sampled in one.
 WITH chosen AS (
-    SELECT run FROM attempts ORDER BY started DESC LIMIT 1
+    SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 ),
 used AS (
     SELECT
+        calls.run,
         calls.epoch,
         calls.mode,
         coalesce(calls.agent, '(no name)') AS agent,
@@ -17,11 +19,12 @@ used AS (
     FROM calls
     JOIN chosen USING (run)
     JOIN rollouts ON rollouts.rollout_id = calls.rollout_id AND rollouts.attempt_id = calls.attempt_id
-    WHERE calls.twin_of IS NULL AND rollouts.state = 'counts'
+    WHERE calls.twin_of IS NULL AND rollouts.state = 'counts' AND (p_epoch IS NULL OR calls.epoch = p_epoch)
     GROUP BY ALL
 ),
 agents AS (
     SELECT
+        run,
         epoch,
         mode,
         agent,
@@ -31,9 +34,10 @@ agents AS (
         sum(response_tokens)::BIGINT AS response_tokens,
         avg(reward) AS mean_reward
     FROM used
-    GROUP BY epoch, mode, agent
+    GROUP BY run, epoch, mode, agent
 )
 SELECT
+    run,
     epoch,
     mode,
     agent,

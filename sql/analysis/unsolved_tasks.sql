@@ -1,40 +1,55 @@
--- Which tasks are never or always solved: groups without spread teach nothing.
--- Grain: one row per (epoch, task) of a run's training. Inputs: rollout_rewards, attempts.
--- `verdict`: always, never (no rollout reached success_reward and all rewards are equal), equal (the rewards are, though
--- some succeed and some do not), mixed.
+-- Which training tasks the policy never solves, or only sometimes, newest first.
+-- Grain: one row per task of a run's training, as its newest epoch left it. Inputs: rollouts, attempts.
+-- Parameters: p_run (default: the newest run that trains), p_epoch (default: of each task the newest epoch that tried it),
+-- p_verdict (default: never and sometimes).
+-- Rule: `verdict` never, sometimes or always, by how many of the epoch's rollouts reached success_reward; always is left out
+-- unless p_verdict asks for it. `spread` is highest less lowest reward: a group without any teaches nothing. `epochs` tried
+-- the task, with `right_ones_in_all`.
 WITH chosen AS (
-    SELECT run FROM attempts WHERE mode = 'train' ORDER BY started DESC LIMIT 1
+    SELECT run
+    FROM attempts
+    WHERE mode = 'train' AND (p_run IS NULL OR run = p_run)
+    ORDER BY started DESC
+    LIMIT 1
 ),
-groups AS (
+tried AS (
     SELECT
+        run,
         epoch,
-        group_id,
         task_id,
+        any_value(task_text) AS task,
         count(*) AS rollouts,
         count(*) FILTER (success) AS right_ones,
         count(*) FILTER (outcome <> 'ok') AS failed,
         avg(reward) AS mean_reward,
-        min(reward) AS lowest,
-        max(reward) AS highest
-    FROM rollout_rewards
+        max(reward) - min(reward) AS spread
+    FROM rollouts
     JOIN chosen USING (run)
-    WHERE mode = 'train'
-    GROUP BY epoch, group_id, task_id
+    WHERE mode = 'train' AND state = 'counts' AND success IS NOT NULL
+    GROUP BY run, epoch, task_id
+),
+judged AS (
+    SELECT
+        *,
+        CASE WHEN right_ones = 0 THEN 'never' WHEN right_ones < rollouts THEN 'sometimes' ELSE 'always' END AS verdict,
+        count(*) OVER (PARTITION BY task_id) AS epochs,
+        sum(right_ones) OVER (PARTITION BY task_id)::BIGINT AS right_ones_in_all
+    FROM tried
+    QUALIFY epoch = coalesce(p_epoch, max(epoch) OVER (PARTITION BY task_id))
 )
 SELECT
+    run,
     epoch,
     task_id,
-    CASE
-        WHEN lowest < highest THEN 'mixed'
-        WHEN right_ones = rollouts THEN 'always'
-        WHEN right_ones = 0 THEN 'never'
-        ELSE 'equal'
-    END AS verdict,
+    verdict,
     rollouts,
     right_ones,
     failed,
     mean_reward,
-    lowest,
-    highest
-FROM groups
-ORDER BY verdict = 'mixed', verdict, epoch, task_id
+    spread,
+    epochs,
+    right_ones_in_all,
+    task
+FROM judged
+WHERE CASE WHEN p_verdict IS NULL THEN verdict <> 'always' ELSE verdict = p_verdict END
+ORDER BY epoch DESC, verdict, mean_reward, task_id

@@ -3,7 +3,8 @@
 -- says what became of it. Inputs: attempts, spans, call_twins, rollout_rewards.
 -- Rule: `reward` and `success` as the epoch was derived (failure_reward, weights, former graders left out); before that,
 -- `reward` is the last finite one emitted, one named `reward` first, and `success` is not known. `calls` counts every call
--- once; `output_tokens` are theirs.
+-- once; `output_tokens` are theirs. `task_text` is what the task asks: of a JSON object its first key of question, prompt,
+-- problem, instruction, task, text, query, input; else the task as it is.
 WITH results AS (
     SELECT *, count(*) OVER (PARTITION BY run, epoch, mode, rollout_id) AS attempts
     FROM attempts
@@ -52,6 +53,16 @@ SELECT
     results.started,
     results.ended,
     results.task,
+    CASE
+        WHEN json_valid(results.task) THEN
+            list_any_value(
+                json_extract_string(
+                    results.task,
+                    ['$.question', '$.prompt', '$.problem', '$.instruction', '$.task', '$.text', '$.query', '$.input', '$']
+                )
+            )
+        ELSE results.task
+    END AS task_text,
     results.output
 FROM results
 LEFT JOIN emitted USING (rollout_id, attempt_id)

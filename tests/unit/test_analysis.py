@@ -19,72 +19,14 @@ import pytest
 
 from docs import analysis_page
 from lightning_core.lake import ask, catalog, sql, text_table
-from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest, LakeError
-from tests.lake_maker import Attempt, derived, settings
-
-SEALED = 5000
-
-
-def rollout(
-    number: int,
-    reward: float,
-    epoch: int = 0,
-    mode: str = "train",
-    searches: int = 0,
-    task: str = "t",
-    seconds: float = 1.0,
-) -> Attempt:
-    """A planner that calls once, and a coder that searches so often for the same and fails at it, then calls."""
-    attempt = Attempt(rollout=f"r.{number}", attempt=f"a{number}", group=f"{epoch}.{task}", start=1000.0 + 10 * number)
-    root = attempt.root(epoch=epoch, mode=mode, task_id=task, at=(0.0, seconds))
-    planner = attempt.agent("planner", (0.1, 0.9), root)
-    attempt.call([1, 2], [3, 4], (0.15, 0.2), planner, input_tokens=2, output_tokens=2, finish_reasons='["stop"]')
-    if searches:
-        coder = attempt.agent("coder", (0.3, 0.8), planner)
-        for n in range(searches):
-            at = (0.31 + n / 100, 0.315 + n / 100)
-            failed = {"status": "error", "status_message": "no net", "tool_arguments": '{"q": 1}'}
-            attempt.span("search", at, coder, op="tool", tool_name="search", **failed)
-        attempt.call([9], [8] * 6, (0.5, 0.6), coder, input_tokens=1, output_tokens=6, finish_reasons='["length"]')
-    attempt.reward(reward)
-    return attempt
+from lightning_core.lake.manifest import LakeError
+from tests import analysis_lake
 
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """Two training epochs, an evaluation before each, broken and unfinished attempts, late and rejected spans."""
-    home = tmp_path_factory.mktemp("home")
-    rows = []
-    for number, (reward, searches, task) in enumerate([(1.0, 0, "a"), (1.0, 0, "a"), (0.0, 3, "b"), (1.0, 1, "b")]):
-        rows += rollout(number, reward, 0, "train", searches, task).rows
-    for number, (reward, searches, task) in enumerate([(0.5, 0, "c"), (1.0, 2, "c")], 4):
-        rows += rollout(number, reward, 1, "train", searches, task, seconds=5.0).rows
-    for number, (reward, epoch) in enumerate([(0.0, 0), (1.0, 1)], 6):
-        rows += rollout(number, reward, epoch, "evaluate", task="held").rows
-    broken = Attempt(rollout="r.0", attempt="broken", start=900.0)
-    broken.root(outcome="infrastructure", error="vLLM answered 503 after 30 s")
-    running = Attempt(rollout="r.9", attempt="running", start=2000.0)
-    running.span(
-        "rollout.start", (0, 0), op="rollout.start", run="run", epoch=1, mode="train", group_id="g", task_id="g"
-    )
-    late = Attempt(rollout="r.4", attempt="a4", start=1050.0)
-    late.span("afterthought", (0.5, 0.6), record_offset=SEALED + 1, span_id="ef" * 8, received_ns=1_051_000_000_000)
-    made, first = derived(home, rows + broken.rows + running.rows + late.rows)
-    first.sealed_offset, first.versions = SEALED, {"policy": "v0000"}
-    made.manifests.put_epoch(first)
-    for number, mode in ((0, "evaluate"), (1, "train"), (1, "evaluate")):
-        epoch = EpochManifest(run="run", epoch=number, mode=mode, opened_offset=0, sealed_offset=SEALED)  # type: ignore[arg-type]
-        epoch.versions = {"policy": f"v{number:04d}"}
-        derive(made, epoch, settings(home), "key")
-        made.manifests.put_epoch(epoch)
-    rejected = made.spool / "rejected"
-    rejected.mkdir(parents=True)
-    line = {"offset": 1, "index": 0, "reason": "no ids", "rollout_id": "r.1", "attempt_id": "a1"}
-    (rejected / f"{0:020d}-{SEALED:020d}.jsonl").write_text(json.dumps(line) + "\n")
-    made.rebuild_catalog()
-    return made
+    return analysis_lake.make(tmp_path_factory.mktemp("home"))
 
 
 def rows_of(lake: Lake, question: str) -> list[dict[str, Any]]:
@@ -105,7 +47,7 @@ def test_each_question_has_no_answer_and_no_error_before_the_first_epoch(tmp_pat
     empty.rebuild_catalog()
     with catalog.connect(empty.root) as con:
         for name in ask.questions():
-            assert con.execute(sql.text(f"analysis/{name}")).fetchall() == [], name
+            assert con.execute(f"FROM {name}()").fetchall() == [], name
 
 
 def test_each_question_says_what_it_is_and_reads_only_what_the_catalog_has(lake: Lake) -> None:
@@ -121,7 +63,7 @@ def test_each_question_says_what_it_is_and_reads_only_what_the_catalog_has(lake:
         assert "Grain:" in header, name
         inputs = re.search(r"Inputs: ([\w, -]+)", header)
         assert inputs, name
-        said = set(re.findall(r"\w+", inputs.group(1)))
+        said = set(re.findall(r"\w+", inputs.group(1).removesuffix("Parameters")))
         assert said <= known, (name, said - known)
         text = sql.text(f"analysis/{name}")
         read = set(re.findall(r"(?:FROM|JOIN) (\w+)", text)) - set(re.findall(r"(\w+) AS \(", text))
@@ -144,17 +86,20 @@ def test_the_page_is_written_from_a_lake(lake: Lake) -> None:
 
 ANSWERS: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
     "failing_tools": ("tool, calls, failed, rollouts_hit, most_frequent_error", [("search", 6, 6, 3, "no net")]),
-    "repeated_tool_calls": ("rollout_id, tool, times, reward", [("r.2", "search", 3, 0.0), ("r.5", "search", 2, 1.0)]),
-    "unsolved_tasks": ("task_id, verdict, rollouts", [("a", "always", 2), ("b", "mixed", 2), ("c", "mixed", 2)]),
+    "repeated_tool_calls": (
+        "rollout_id, tool, times, reward",
+        [("run.2", "search", 3, 0.0), ("run.5", "search", 2, 1.0)],
+    ),
+    "unsolved_tasks": ("task_id, verdict, rollouts", [("c", "sometimes", 2), ("b", "sometimes", 2)]),
     "held_out_gains": ("since, epoch, tasks, before, after, gained", [(0, 1, 1, 0.0, 1.0, 1.0)]),
-    "task_changes": ("task_id, became, reward_before, reward_after", [("held", "better", 0.0, 1.0)]),
+    "task_changes": ("task_id, became, since, first, last", [("held", "learned", 1, 0.0, 1.0)]),
     "rollout_retries": (
         "epoch, state, message, attempts, then_counted",
         [(0, "infrastructure", "vLLM answered # after # s", 1, 1), (1, "unfinished", "", 1, 0)],
     ),
     "late_and_rejected": (
         "problem, what, spans, example",
-        [("late", "other", 1, "r.4"), ("rejected", "no ids", 1, "r.1")],
+        [("late", "other", 1, "run.4"), ("rejected", "no ids", 1, "run.1")],
     ),
     "reward_by_tool": (
         "epoch, rollouts_with, mean_reward_with, rollouts_without, mean_reward_without",
@@ -195,8 +140,8 @@ ANSWERS: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
         "agent, finish_reasons, calls, share FROM answer WHERE mode = 'train' AND epoch = 0 --",
         [("coder", '["length"]', 2, 1.0), ("planner", '["stop"]', 4, 1.0)],
     ),
-    "slowest_rollouts": ("rollout_id, seconds FROM answer LIMIT 2 --", [("r.4", 5.0), ("r.5", 5.0)]),
-    "longest_chains": ("rollout_id, depth, longest_path FROM answer LIMIT 1 --", [("r.2", 3, "planner/coder")]),
+    "slowest_rollouts": ("rollout_id, seconds FROM answer LIMIT 2 --", [("run.4", 5.0), ("run.5", 5.0)]),
+    "longest_chains": ("rollout_id, depth, longest_path FROM answer LIMIT 1 --", [("run.2", 3, "planner/coder")]),
     "reward_sources": (
         "mode, source, name, counted, mean FROM answer WHERE epoch = 0 --",
         [("evaluate", "grader", "reward", 1, 0.0), ("train", "grader", "reward", 4, 0.75)],
@@ -215,7 +160,7 @@ ANSWERS: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
 def test_answers_are_right(lake: Lake, name: str) -> None:
     columns, expected = ANSWERS[name]
     with catalog.connect(lake.root) as con:
-        found = con.execute(f"WITH answer AS ({sql.text(f'analysis/{name}')})\nSELECT {columns} FROM answer").fetchall()
+        found = con.execute(f"WITH answer AS (FROM {name}(p_run := 'run')) SELECT {columns} FROM answer").fetchall()
     assert [tuple(row) for row in found] == [pytest.approx(row) if _numbers(row) else row for row in expected]
 
 
@@ -225,9 +170,9 @@ def _numbers(row: tuple[Any, ...]) -> bool:
 
 def test_a_name_is_a_question_a_view_or_a_table(lake: Lake) -> None:
     assert rows_of(lake, "failing_tools")[0]["tool"] == "search"
-    assert len(rows_of(lake, "rollouts;")) == 9
-    assert len(rows_of(lake, "rejections")) == 1
-    assert rows_of(lake, "SELECT count(*) AS n FROM epochs") == [{"n": 4}]
+    assert len(rows_of(lake, "rollouts;")) == 18
+    assert len(rows_of(lake, "rejections")) == 2
+    assert rows_of(lake, "SELECT count(*) AS n FROM epochs") == [{"n": 8}]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +195,7 @@ def test_what_cannot_be_asked_is_one_line_that_helps(lake: Lake, question: str, 
 
 
 def test_sql_of_questions_views_and_steps_can_be_shown(lake: Lake) -> None:
-    assert ask.show("failing_tools").startswith("-- Which tools fail")
+    assert "-- Which tools fail" in ask.show("failing_tools")
     assert "FROM spans" in ask.show("calls")
     assert "-- Grain" in ask.show("span_tree")
     with pytest.raises(LakeError, match="did you mean epoch_report"):
@@ -259,10 +204,12 @@ def test_sql_of_questions_views_and_steps_can_be_shown(lake: Lake) -> None:
 
 def test_the_overview_lists_tables_questions_and_what_was_lost(lake: Lake) -> None:
     text = ask.overview(lake.root)
-    for name in (*catalog.VIEWS, *ask.questions(), "spans", "span_tree"):
+    for name in (*catalog.VIEWS, "spans", "span_tree", "epoch_changes(p_run, p_after, p_before)"):
         assert f"  {name} " in text
-    assert "could not be decoded: 1 " in text
-    assert "after their epoch was sealed: 1 " in text
+    for name in ask.questions():
+        assert f"  {name}(p_run" in text
+    assert "could not be decoded: 2 " in text
+    assert "after their epoch was sealed: 2 " in text
 
 
 def test_nothing_lost_is_not_mentioned(tmp_path: Path) -> None:
