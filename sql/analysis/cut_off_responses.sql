@@ -1,6 +1,7 @@
 -- How responses ended: cut off by the token limit, or by themselves, and what reward their rollouts got.
 -- Grain: one row per (epoch, mode, agent, finish_reasons) of a run. Inputs: calls, rollouts, attempts.
 -- Parameters: p_run (default: the newest run), p_epoch (default: all).
+-- `share` is of the agent's calls in the epoch; `mean_reward` is over calls, each with the reward of its rollout.
 WITH chosen AS (
     SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 )

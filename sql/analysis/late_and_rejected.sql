@@ -2,7 +2,7 @@
 -- Grain: one row per (late or rejected, run, epoch, mode, what). Inputs: spans, attempts, epoch_manifests, rejections.
 -- Parameters: p_run, p_epoch (default: all).
 -- Late spans are kept, and nothing derived reads them. What was rejected lies in `spool/rejected/`, with the reason.
--- `seconds_late`: how long after the rollout's end the last of them came.
+-- `what`: the late span's op, or the reason. `seconds_late`: how long after the rollout's end the last of them came.
 SELECT
     'late' AS problem,
     attempts.run,

@@ -1,6 +1,7 @@
 -- Whether more calls in a rollout go with more reward.
 -- Grain: one row per (epoch, mode, number of calls) of a run; ten and more are one row. Inputs: rollouts, attempts.
 -- Parameters: p_run (default: the newest run), p_epoch (default: all).
+-- `success`: the share that reached success_reward.
 WITH chosen AS (
     SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 )

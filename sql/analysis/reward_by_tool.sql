@@ -1,6 +1,7 @@
 -- Whether rollouts that used a tool did better than those that did not.
 -- Grain: one row per (epoch, tool) of a run's training. Inputs: tool_calls, rollouts, attempts.
 -- Parameters: p_run (default: the newest run that trains), p_epoch (default: all).
+-- A rollout counts as `with` a tool from its first call of it, failed or not.
 WITH chosen AS (
     SELECT run
     FROM attempts

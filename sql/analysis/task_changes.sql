@@ -1,8 +1,8 @@
 -- Which held-out tasks were learned over a run's evaluations, which were forgotten, and when.
 -- Grain: one row per held-out task whose result changed. Inputs: rollouts, attempts.
 -- Parameters: p_run (default: the newest run that evaluates).
--- Rule: `by_epoch` is the share of the task's rollouts that reached success_reward, an evaluation each; `first`, `best` and
--- `last` are of it. `became`: learned or forgotten (last above or below first), lost again or recovered (as at first, and
+-- Rule: `by_epoch` is the share of the task's rollouts that reached success_reward, in the order of the evaluations; `first`,
+-- `best` and `last` are of it. `became`: learned or forgotten (last above or below first), lost again or recovered (as at first, and
 -- better or worse between), better or worse (the reward changed, never the share). `since`: the evaluation from which on it
 -- has stayed so; an evaluation's epoch is the number of epochs trained before it.
 WITH chosen AS (
@@ -78,4 +78,4 @@ SELECT
     output_last
 FROM tasks
 WHERE became IS NOT NULL
-ORDER BY list_position(['forgotten', 'lost again', 'worse', 'recovered', 'better', 'learned'], became), since, task_id
+ORDER BY list_position(['forgotten', 'lost again', 'recovered', 'learned', 'worse', 'better'], became), since, task_id

@@ -173,9 +173,9 @@ def test_task_changes_says_what_was_learned_and_forgotten_and_when(pupil: Lake) 
         ("forgotten", "forgotten", 2, 1, 1, 0, [1, 1, 0, 0]),
         ("lost again", "lost again", 3, 0, 1, 0, [0, 0, 1, 0]),
         ("recovered", "recovered", 2, 1, 1, 1, [1, 0, 1, 1]),
-        ("better", "better", None, 0, 0, 0, [0, 0, 0, 0]),
         ("learned early", "learned", 1, 0, 1, 1, [0, 1, 1, 1]),
         ("learned late", "learned", 3, 0, 1, 1, [0, 1, 0, 1]),
+        ("better", "better", None, 0, 0, 0, [0, 0, 0, 0]),
     ]
     assert rows == [(*row, f"What of {row[0]}?") for row in expected]
 
