@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from docs.analysis_page import analysis_page
 from lightning_core.config import Settings
-from lightning_core.lake import catalog, schema, sql
+from lightning_core.lake import ask, catalog, schema, sql
 from lightning_core.lake.derived_tables import DERIVED
 
 HERE = Path(__file__).parent
@@ -81,6 +81,10 @@ def data_page() -> str:
         for name in sql.names(folder):
             lines += [f"- **{name.rsplit('/', 1)[-1]}**: {_header(name)}"]
     lines += ["", f"Views in the catalog: {', '.join(f'`{v}`' for v in ('spans', *DERIVED, *catalog.VIEWS))}."]
+    lines += [
+        "",
+        f"Macros in it ([analysis.md](analysis.md)): {', '.join(f'`{ask.call(q)}`' for q in ask.questions())}.",
+    ]
     return "\n".join(lines) + "\n"
 
 

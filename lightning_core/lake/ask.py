@@ -42,9 +42,11 @@ def overview(root: Path | str) -> str:
             f"Spans that came after their epoch was sealed: {int(lost['late']):,} (question late_and_rejected)"
         )
     lines += ["", "Views:"] + [f"  {name:<20} {sql.title(f'views/{name}')}" for name in catalog.VIEWS]
-    asked = {name: f"{name}({', '.join(sql.parameters(f'analysis/{name}'))})" for name in questions()}
-    width = max(len(call) for call in asked.values())
-    lines += ["", "Questions:"] + [f"  {call:<{width}} {sql.title(f'analysis/{name}')}" for name, call in asked.items()]
+    asked = {name: call(name) for name in questions()}
+    width = max(map(len, asked.values()))
+    lines += ["", "Questions:"] + [
+        f"  {shown:<{width}} {sql.title(f'analysis/{name}')}" for name, shown in asked.items()
+    ]
     lines += [
         "",
         "lightning-flows sql NAME                       answers a question, or shows a table or view",
@@ -79,6 +81,11 @@ def _literal(text: str) -> str:
 def questions() -> list[str]:
     """Names of the files of sql/analysis."""
     return [name.removeprefix("analysis/") for name in sql.names("analysis")]
+
+
+def call(name: str) -> str:
+    """A question with its parameters: `epoch_report(p_run, p_epoch)`."""
+    return f"{name}({', '.join(sql.parameters(f'analysis/{name}'))})"
 
 
 def show(name: str) -> str:
