@@ -25,7 +25,7 @@ lightning-flows sql --python               # the Python that opens the catalog f
 What the last prints runs as it is, in any environment with `duckdb`, also while an epoch runs. Every answer is a DataFrame of
 polars or pandas, where that is installed (both are here: pandas comes with MLflow):
 
-```python
+```python not-run: with a home of yours; tests/unit/test_question_macros.py runs what it prints
 {python}
 ```"""
 
