@@ -19,6 +19,7 @@ from flows.command import interruptible as _interruptible
 from flows.command import load as _load
 from flows.command import set_option as _set_option
 from flows.command import settings_argument as _settings_argument
+from flows.display import shown, verbose_option
 from flows.doctor import doctor
 from flows.lake_commands import lake
 from flows.policy_commands import policies
@@ -76,6 +77,8 @@ def _terminate(*_: object) -> None:
 
 @main.command()
 @_set_option
+@verbose_option
+@verbose_option
 @click.option("--fresh", is_flag=True, help="Begin anew, also where a former demo was interrupted.")
 def demo(assignments: tuple[str, ...], fresh: bool) -> None:
     """The calculator example, trained here and now: the table at the end shows that it got better."""
@@ -84,7 +87,7 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
     if fresh or report.is_file():  # a finished one is begun anew, an interrupted one goes on
         _remove_former(settings.home)
     report.unlink(missing_ok=True)
-    with _interruptible(), prefect_api(settings.home):
+    with _interruptible(), shown(settings, whole_run=True), prefect_api(settings.home):
         from flows.demo import demo as run
 
         run(settings, report)
@@ -96,7 +99,7 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
 def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """All epochs of a run, with evaluations; goes on where a former call stopped."""
     settings = _load(settings_file, assignments)
-    with _interruptible(), prefect_api(settings.home):
+    with _interruptible(), shown(settings, whole_run=True), prefect_api(settings.home):
         from flows.train import train as run
 
         rows = run(settings)
@@ -110,13 +113,14 @@ def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
 @main.command("train-agents")
 @_settings_argument
 @_set_option
+@verbose_option
 @click.option(
     "--only", multiple=True, metavar="POLICY", help="Train this policy; the others stay as they are. May be repeated."
 )
 def train_agents(settings_file: Path, assignments: tuple[str, ...], only: tuple[str, ...]) -> None:
     """All epochs of a run of several policies; at the end what each policy came to, epoch by epoch."""
     settings = _load(settings_file, assignments)
-    with _interruptible(), prefect_api(settings.home):
+    with _interruptible(), shown(settings, whole_run=True), prefect_api(settings.home):
         from flows.demo import report_console
         from flows.train_agents import table
         from flows.train_agents import train_agents as run
@@ -128,6 +132,7 @@ def train_agents(settings_file: Path, assignments: tuple[str, ...], only: tuple[
 @main.command("train-epoch")
 @_settings_argument
 @_set_option
+@verbose_option
 @click.option("--epoch", type=int, help="Default: the first that is not finished.")
 @_from_option
 def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | None, from_stage: Any) -> None:
@@ -136,7 +141,7 @@ def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | 
     if epoch is not None and from_stage is None and _is_done(settings, epoch):
         click.echo(f"epoch {epoch} of run {settings.run} is done, with these settings", err=True)
         return
-    with _interruptible(), prefect_api(settings.home):
+    with _interruptible(), shown(settings), prefect_api(settings.home):
         from flows.train_epoch import train_epoch as run
 
         run(settings, epoch, from_stage)
@@ -145,19 +150,22 @@ def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | 
 @main.command()
 @_settings_argument
 @_set_option
+@verbose_option
 @click.option("--evaluate", is_flag=True, help="Then the new version on the held-out tasks; this alone needs vLLM.")
 def finetune(settings_file: Path, assignments: tuple[str, ...], evaluate: bool) -> None:
     """Supervised fine-tuning on rollouts collected before, chosen by `finetune:` and `sft:`; nothing is rolled out."""
     settings = _load(settings_file, assignments)
-    with _interruptible(), prefect_api(settings.home):
+    with _interruptible(), shown(settings), prefect_api(settings.home):
         from flows.finetune import finetune as run
 
-        click.echo(yaml.safe_dump(run(settings, evaluate), sort_keys=False))
+        result = run(settings, evaluate)
+    click.echo(yaml.safe_dump(result, sort_keys=False))
 
 
 @main.command()
 @_settings_argument
 @_set_option
+@verbose_option
 @click.option("--epoch", type=int, help="After so many epochs. Default: all that are finished.")
 @click.option(
     "--version", "versions", multiple=True, metavar="[POLICY=]VERSION", help="Another version than the run's."
@@ -174,22 +182,24 @@ def evaluate(
 ) -> None:
     """Held-out tasks: the share right with its interval, and pass@k (--set evaluation.rollouts_per_task=K)."""
     settings = _load(settings_file, assignments)
-    with _interruptible(), prefect_api(settings.home):
+    with _interruptible(), shown(settings), prefect_api(settings.home):
         from flows.evaluate import evaluate as run
 
         pairs = [version.rpartition("=")[::2] for version in versions]
         chosen = {name or settings.policies[0].name: version for name, version in pairs}
-        click.echo(yaml.safe_dump(run(settings, epoch, chosen or None, tasks, from_stage), sort_keys=False))
+        result = run(settings, epoch, chosen or None, tasks, from_stage)
+    click.echo(yaml.safe_dump(result, sort_keys=False))
 
 
 @main.command()
 @_settings_argument
 @_set_option
+@verbose_option
 @click.option("--epoch", type=int, help="Only this one. Default: every epoch and evaluation that is collected.")
 def regrade(settings_file: Path, assignments: tuple[str, ...], epoch: int | None) -> None:
     """Rewards anew, by the settings' grader, over what was collected: no rollout runs and nothing is trained."""
     settings = _load(settings_file, assignments)
-    with _interruptible(), prefect_api(settings.home):
+    with _interruptible(), shown(settings), prefect_api(settings.home):
         from flows.demo import report_console
         from flows.regrade import regrade as run
         from flows.regrade import table

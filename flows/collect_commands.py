@@ -10,6 +10,7 @@ import click
 import yaml
 
 from flows.command import from_option, home_option, interruptible, load, set_option, settings_argument
+from flows.display import shown, verbose_option
 from flows.prefect_api import prefect_api
 from lightning_core.config import LakeSettings, SettingsError
 
@@ -17,15 +18,17 @@ from lightning_core.config import LakeSettings, SettingsError
 @click.command()
 @settings_argument
 @set_option
+@verbose_option
 @click.option("--epoch", type=int, help="Default: the first that is not finished.")
 @from_option
 def collect(settings_file: Path, assignments: tuple[str, ...], epoch: int | None, from_stage: Any) -> None:
     """Only the rollouts of an epoch, graded and derived; `train-epoch` goes on from there."""
     settings = load(settings_file, assignments)
-    with interruptible(), prefect_api(settings.home):
+    with interruptible(), shown(settings), prefect_api(settings.home):
         from flows.collect import collect as run
 
-        click.echo(yaml.safe_dump(run(settings, epoch, from_stage), sort_keys=False))
+        result = run(settings, epoch, from_stage)
+    click.echo(yaml.safe_dump(result, sort_keys=False))
 
 
 @click.command()
@@ -45,6 +48,7 @@ def ingest(home: Path, settings_file: Path | None) -> None:
 @click.command()
 @settings_argument
 @set_option
+@verbose_option
 @click.option("--since", type=click.DateTime(), help="Rollouts that began at or after this (local time).")
 @click.option("--until", type=click.DateTime(), help="Rollouts that began before this.")
 @click.option("--attribute", "attributes", multiple=True, metavar="KEY=VALUE", help="On a span, or on its resource.")
@@ -64,9 +68,10 @@ def learn(
     pairs = dict(attribute.partition("=")[::2] for attribute in attributes)
     if "" in pairs or len(pairs) != len(attributes) or any("=" not in a for a in attributes):
         raise SettingsError(f"--attribute: write each as KEY=VALUE, every key once; got {', '.join(attributes)}")
-    with interruptible(), prefect_api(settings.home):
+    with interruptible(), shown(settings), prefect_api(settings.home):
         from flows.learn import learn as run
         from lightning_core.lake.production import Choice
 
         chosen = Choice(since=since, until=until, attributes=pairs, **choice)
-        click.echo(yaml.safe_dump(run(settings, chosen), sort_keys=False))
+        result = run(settings, chosen)
+    click.echo(yaml.safe_dump(result, sort_keys=False))

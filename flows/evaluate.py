@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from lightning_core.config import Settings, SettingsError
+from lightning_core.events import shown
 from lightning_core.lake.held_out import held_out
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -65,7 +66,7 @@ def evaluate(
         record(settings, manifest)
         publish_lake(settings.home, settings.lake)
         watch(settings, number, services)
-    return {"epoch": number} | _told(lake, manifest)
+    return {"epoch": number} | held_out(lake, manifest).as_dict()
 
 
 def _beside(settings: Settings, chosen: dict[str, str], tasks: str | None, from_stage: Stage | None) -> dict[str, Any]:
@@ -96,21 +97,11 @@ def _beside(settings: Settings, chosen: dict[str, str], tasks: str | None, from_
             derive_tables(own, manifest)
         finally:
             redeploy(settings, services, {name: version for name, version in served.items() if version is not None})
-    return {"run": own.run, "versions": wanted} | _told(lake, manifest)
+    found = held_out(lake, manifest)
+    logger().info("held-out, beside the run: %s", found, extra=shown())
+    return {"run": own.run, "versions": wanted} | found.as_dict()
 
 
 def _again(lake: Lake, manifest: EpochManifest, from_stage: Stage | None) -> None:
     if from_stage is not None:
         redo_from(lake, manifest, from_stage, f"flow run {flow_run.get_id()}, {from_stage}")
-
-
-def _told(lake: Lake, manifest: EpochManifest) -> dict[str, Any]:
-    """The evaluation in the log, and as this flow's result."""
-    found = held_out(lake, manifest)
-    low, high = found.interval
-    told = ", ".join(f"pass@{k} {100 * share:.1f}%" for k, share in found.pass_at.items() if k > 1)
-    logger().info(
-        "held-out: %.1f%% right (95%%: %.1f to %.1f) in %d rollouts of %d tasks%s",
-        100 * found.right, 100 * low, 100 * high, found.rollouts, found.tasks, f", {told}" if told else "",
-    )  # fmt: skip
-    return found.as_dict()

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_core.agents.processes import end_with_parent
+from lightning_core.events import shown
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +55,10 @@ def prefect_api(home: Path) -> Iterator[None]:
             preexec_fn=lambda: end_with_parent(parent),
         )
     try:
-        logger.info("starting Prefect's server")
+        logger.info("starting Prefect's server", extra=shown())
         importlib.import_module("prefect.main")  # seconds, in which the server starts
         _wait_until_healthy(process, port, log_path)
-        logger.info("Prefect's UI, while this runs: http://127.0.0.1:%d", port)
+        logger.info("Prefect's UI, while this runs: http://127.0.0.1:%d", port, extra=shown())
         yield
     finally:
         _send_what_waits()

@@ -12,6 +12,7 @@ from prefect import flow
 from flows.evaluate import evaluate
 from flows.train_epoch import train_epoch
 from lightning_core.config import Settings
+from lightning_core.events import Rows, shown
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.report import epoch_rows
 from lightning_core.services import running
@@ -33,9 +34,11 @@ def train(settings: Settings) -> list[dict[str, Any]]:
         load(settings)  # what is wrong with a task set is said before vLLM starts
     manifests = Lake(settings.home).manifests
     done = manifests.next_epoch(settings.run)
+    if done:
+        logger().info("run %s goes on with epoch %d", settings.run, done, extra=shown(Rows(epoch_rows(settings))))
     watch(settings, done)
     last = manifests.epoch(settings.run, done, "evaluate")
-    to_evaluate = _evaluates_after(settings, done) and (last is None or not last.recorded)
+    to_evaluate = settings.evaluates_after(done) and (last is None or not last.recorded)
     if done < settings.epochs or to_evaluate:
         with running(settings, say("services")), shared_runner(settings), forking():  # for all epochs
             if to_evaluate:
@@ -45,7 +48,7 @@ def train(settings: Settings) -> list[dict[str, Any]]:
                     logger().warning("stopped after %d epochs: evaluation.patience is used up", number)
                     break
                 train_epoch(settings, number)
-                if _evaluates_after(settings, number + 1):
+                if settings.evaluates_after(number + 1):
                     evaluate(settings, number + 1)
     return epoch_rows(settings)
 
@@ -54,8 +57,3 @@ def waited_enough(rows: list[dict[str, Any]], patience: int | None) -> bool:
     """Whether the last `patience` evaluations (rows of epoch_rows) were all no better than the best before them."""
     shares = [row["held_out_right"] for row in rows if row["held_out_right"] is not None]
     return patience is not None and len(shares) > patience and max(shares[-patience:]) <= max(shares[:-patience])
-
-
-def _evaluates_after(settings: Settings, epochs: int) -> bool:
-    """Before any training, every so many epochs, and at the end."""
-    return settings.evaluates and (epochs % settings.evaluation.every == 0 or epochs == settings.epochs)

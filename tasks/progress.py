@@ -10,15 +10,19 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any, cast
 from uuid import UUID
+from weakref import WeakSet
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
+from lightning_core.events import Counted, shown
+
 _EVERY_S, _LAST_S = 5.0, 5.0
+_all: WeakSet[Progress] = WeakSet()
 _shared: dict[str, Progress] = {}
-_shared_lock = threading.Lock()
+_shared_lock, _all_lock = threading.Lock(), threading.Lock()
 
 
 def logger() -> Any:
@@ -32,23 +36,32 @@ def logger() -> Any:
 def say(stage: str) -> Callable[[str], None]:
     """A function that logs what a stage says of itself."""
     log = logger()
-    return lambda text: log.info("%s: %s", stage, text)
+    return lambda text: log.info("%s: %s", stage, text, extra=shown())
+
+
+def under_way() -> list[Progress]:
+    """What this process counts at the moment, oldest first."""
+    with _all_lock:
+        known = list(_all)
+    return sorted((p for p in known if not p.finished), key=lambda p: p.began)
 
 
 class Progress:
     """Counts towards a total, from any thread. Artifact updates never fail the work they report on."""
 
     def __init__(self, what: str, total: int) -> None:
-        self._what = what
-        self._total = max(total, 1)
-        self._done = 0
-        self._note = ""
+        self.what = what
+        self.total = max(total, 1)
+        self.done = 0
+        self.note = ""
+        self.began = self._said = time.monotonic()
         self._lock = threading.Lock()
-        self._began = self._said = time.monotonic()
         self._logger = logger()
         self._artifact: UUID | None = None
         self._context = copy_context() if FlowRunContext.get() or TaskRunContext.get() else None
         self._showing: threading.Thread | None = None
+        with _all_lock:
+            _all.add(self)
         self._show(0.0, what)
 
     @classmethod
@@ -61,7 +74,7 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        return self._done >= self._total
+        return self.done >= self.total
 
     def add(self, count: int = 1, note: str = "") -> None:
         """So many more are done."""
@@ -73,15 +86,15 @@ class Progress:
 
     def _update(self, count: int, done: int, note: str) -> None:
         with self._lock:
-            self._done = max(self._done + count, done)
-            self._note = note or self._note
+            self.done = max(self.done + count, done)
+            self.note = note or self.note
             now = time.monotonic()
-            if now - self._said < _EVERY_S and self._done < self._total:
+            if now - self._said < _EVERY_S and not self.finished:
                 return
             self._said = now
-            line = f"{self._what}: {self._done}/{self._total} in {now - self._began:.0f} s"
-            self._logger.info(line + (f", {self._note}" if self._note else ""))
-            self._show(min(100.0, 100.0 * self._done / self._total), line, last=self.finished)
+            line = f"{self.what}: {self.done}/{self.total} in {now - self.began:.0f} s"
+            self._logger.info(line + (f", {self.note}" if self.note else ""), extra=shown(Counted()))
+            self._show(min(100.0, 100.0 * self.done / self.total), line, last=self.finished)
 
     def _show(self, share: float, line: str, last: bool = False) -> None:
         """In a thread of its own: Prefect's client waits a minute for a server that is away, and the work must not."""
@@ -99,10 +112,10 @@ class Progress:
     def _put(self, share: float, line: str) -> None:
         try:
             if self._artifact is None:
-                key = re.sub(r"[^a-z0-9]+", "-", self._what.lower()).strip("-")
+                key = re.sub(r"[^a-z0-9]+", "-", self.what.lower()).strip("-")
                 made = create_progress_artifact(progress=share, key=key, description=line)
                 self._artifact = cast(UUID, made)
             else:
                 update_progress_artifact(artifact_id=self._artifact, progress=share, description=line)
         except Exception as error:  # noqa: BLE001 - a Prefect server that is away must not stop an epoch
-            self._logger.debug("no progress artifact for %s: %s", self._what, error)
+            self._logger.debug("no progress artifact for %s: %s", self.what, error)

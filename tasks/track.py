@@ -9,6 +9,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from lightning_core.config import Settings
+from lightning_core.events import Rows, shown
+from lightning_core.lake.held_out import held_out
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.report import epoch_rows
@@ -36,12 +38,22 @@ def _record(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
         return {}
     if epoch.mode == "evaluate":
         note_evaluation(settings, epoch, row)
+    logger().info(_came_to(settings, epoch, row), extra=shown(Rows(rows)))
     signals = epoch_signals(Lake(settings.home), epoch)
     for backend in backends(settings, logger().info):
         backend.tell(epoch, signals)
     noted = _to_mlflow(settings, epoch, row, signals) if "mlflow" in settings.tracking.backends else {}
     show_run(settings, rows, noted.get("mlflow"))
     return noted
+
+
+def _came_to(settings: Settings, epoch: EpochManifest, row: dict[str, Any]) -> str:
+    if epoch.mode == "evaluate":
+        when = f"after epoch {row['epoch']}" if epoch.epoch else "before training"
+        return f"held-out {when}: {held_out(Lake(settings.home), epoch)}"
+    if row["mean_reward"] is None:
+        return f"epoch {epoch.epoch}: no rollout has a reward"
+    return f"epoch {epoch.epoch}: mean reward {row['mean_reward']:.3f} of {row['rollouts']} rollouts"
 
 
 def _to_mlflow(settings: Settings, epoch: EpochManifest, row: dict[str, Any], signals: list[Signal]) -> dict[str, Any]:

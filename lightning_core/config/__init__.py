@@ -175,6 +175,10 @@ class Settings(Section):
         """Whether `train` tries held-out tasks."""
         return self.tasks.evaluate is not None and self.evaluation.every > 0
 
+    def evaluates_after(self, epochs: int) -> bool:
+        """Whether `train` tries them after so many epochs: before any training, every so many, and at the end."""
+        return self.evaluates and (epochs % self.evaluation.every == 0 or epochs == self.epochs)
+
     @model_validator(mode="after")
     def _what_needs_evaluations_has_some(self) -> Settings:
         needing = {"alarm.reward_drop": self.alarm.reward_drop, "evaluation.patience": self.evaluation.patience}

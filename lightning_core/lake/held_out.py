@@ -25,6 +25,12 @@ class HeldOut:
     reward_interval: tuple[float, float] | None  # 95%, of `reward`; None where one lies outside 0 to 1
     pass_at: dict[int, float]  # k → share of tasks that one of k rollouts solves
 
+    def __str__(self) -> str:
+        low, high = self.interval
+        told = "".join(f", pass@{k} {share:.1%}" for k, share in self.pass_at.items() if k > 1)
+        share = f"{self.right:.1%} right (95%: {100 * low:.1f} to {100 * high:.1f})"
+        return f"{share} in {self.rollouts} rollouts of {self.tasks} tasks{told}"
+
     def as_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from lightning_core.events import Stage as StageEvent
+from lightning_core.events import shown
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 
@@ -45,12 +47,22 @@ def run_stage(
     if found is not None:
         logger.info("%s of %s epoch %d is done already (key %s)", stage, epoch.run, epoch.epoch, key)
         return found
+    name = _title(stage)
+    logger.info("%s %d: %s", epoch.mode, epoch.epoch, name, extra=shown(StageEvent(epoch.mode, epoch.epoch, name)))
     began = time.monotonic()
     output = work()
+    took = time.monotonic() - began
     with _finishing:
-        epoch.finish(stage, key, output, time.monotonic() - began)
+        epoch.finish(stage, key, output, took)
         lake.manifests.put_epoch(epoch)
+    done = StageEvent(epoch.mode, epoch.epoch, name, took)
+    logger.info("%s %d: %s took %.1f s", epoch.mode, epoch.epoch, name, took, extra=shown(done))
     return output
+
+
+def _title(stage: str) -> str:
+    """A manifest's stage as `--from` and the docs call it; training with its policy: `train policy`."""
+    return next((title for title, name in STAGES.items() if name == stage), stage)
 
 
 def redo_from(lake: Lake, epoch: EpochManifest, stage: Stage, asked_by: str) -> None:

@@ -28,9 +28,10 @@ def connect(uri: str) -> Any:
     """An MLflow client for tracking and registry at `uri`. Imports MLflow, which takes seconds."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     from mlflow import MlflowClient
+
+    for noisy in ("alembic", "mlflow"):  # after the import, which sets mlflow's own to INFO
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 

@@ -1,0 +1,49 @@
+"""What a log record may carry for whoever shows a run: `logger.info(text, extra=shown(event))`.
+
+A record without an event is a detail: it is in the log, and in the terminal with `--verbose` only.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A line that a person wants to see, once."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """So much of a stage is done; the record's text has the counts."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of an epoch begins, or (`seconds`) has ended."""
+
+    mode: str
+    epoch: int
+    name: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An epoch or evaluation has been recorded: the run's rows, see lightning_core.lake.report.epoch_rows."""
+
+    rows: list[dict[str, Any]]
+
+
+Event = Worth | Counted | Stage | Rows
+
+
+def shown(event: Event | None = None) -> dict[str, Event]:
+    """The `extra` of a log call; without an event, the line itself is what is worth showing."""
+    return {"event": event or Worth()}
+
+
+def event_of(record: logging.LogRecord) -> Event | None:
+    return getattr(record, "event", None)

@@ -1,0 +1,73 @@
+"""What a run's training came to on the held-out tasks: its first evaluation against its last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_core.config import Settings
+from lightning_core.lake import catalog, sql
+from lightning_core.lake.held_out import HeldOut, held_out
+from lightning_core.lake.lake import Lake
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A held-out task, and what the agent made of it in the two evaluations (JSON; None where it failed: `error`)."""
+
+    task_id: str
+    task: str | None
+    rollout_id: str  # of the later evaluation
+    output_before: str | None
+    output_after: str | None
+    error_before: str | None
+    error_after: str | None
+    reward_before: float
+    reward_after: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Mean change of the reward over tasks that both evaluations have, and its 95% interval (sql/analysis/held_out_gains)."""
+
+    tasks: int
+    gained: float
+    low: float | None  # None for a single task
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Two evaluations, each after so many epochs of training; of a single one, `since` is `epoch` and there is no gain."""
+
+    since: int
+    epoch: int
+    before: HeldOut
+    after: HeldOut
+    gain: Gain | None
+    answers: list[Answer]
+
+
+def outcome(settings: Settings) -> Outcome | None:
+    """None before the run's first evaluation. Rebuilds the catalog, which the gain and the answers are asked of."""
+    lake = Lake(settings.home)
+    found = [m for m in lake.manifests.epochs(settings.run, "evaluate") if "rollout_rewards" in m.tables]
+    if not found:
+        return None
+    first, last = found[0], found[-1]
+    asked = {"run": settings.run, "since": first.epoch, "epoch": last.epoch}
+    lake.rebuild_catalog()
+    with catalog.connect(lake.root) as con:
+        gain = con.execute(
+            f"SELECT tasks, gained, low, high FROM ({sql.text('analysis/held_out_gains')}) "
+            "WHERE run = $run AND since = $since AND epoch = $epoch",
+            asked,
+        ).fetchone()
+        answers = con.execute(sql.text("outcome/answers"), asked).fetchall() if gain is not None else []
+    return Outcome(
+        since=first.epoch,
+        epoch=last.epoch,
+        before=held_out(lake, first),
+        after=held_out(lake, last),
+        gain=None if gain is None else Gain(*gain),
+        answers=[Answer(*row) for row in answers],
+    )
