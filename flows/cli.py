@@ -82,7 +82,8 @@ def _terminate(*_: object) -> None:
 @click.option("--fresh", is_flag=True, help="Begin anew, also where a former demo was interrupted.")
 def demo(assignments: tuple[str, ...], fresh: bool) -> None:
     """The calculator example, trained here and now: the table at the end shows that it got better."""
-    settings = _load(_EXAMPLE, ("home=var/demo", *assignments))
+    given = ("home=var/demo", *assignments)
+    settings = _load(_EXAMPLE, given)
     report = Path("var/demo.json")
     if fresh or report.is_file():  # a finished one is begun anew, an interrupted one goes on
         _remove_former(settings.home)
@@ -90,7 +91,8 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
     with _interruptible(), shown(settings, whole_run=True), prefect_api(settings.home):
         from flows.demo import demo as run
 
-        run(settings, report)
+        took = run(settings, report)
+    _end(settings, _EXAMPLE, given, took)
 
 
 @main.command()
@@ -102,12 +104,8 @@ def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
     with _interruptible(), shown(settings, whole_run=True), prefect_api(settings.home):
         from flows.train import train as run
 
-        rows = run(settings)
-    from flows.demo import look_further, report_console, table
-
-    console = report_console()
-    console.print(table(rows, f"run {settings.run}"))
-    console.print("\nLook further:", *look_further(settings), sep="\n  ", highlight=False, soft_wrap=True)
+        run(settings)
+    _end(settings, settings_file, assignments)
 
 
 @main.command("train-agents")
@@ -127,6 +125,7 @@ def train_agents(settings_file: Path, assignments: tuple[str, ...], only: tuple[
 
         rows = run(settings, list(only) or None)
     report_console().print(table(rows, f"policies of run {settings.run}"))
+    _end(settings, settings_file, assignments)
 
 
 @main.command("train-epoch")
@@ -302,6 +301,12 @@ def model(name: str, into: Path) -> None:
 def settings(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """Check a settings file and print every setting with its value."""
     click.echo(yaml.safe_dump(_load(settings_file, assignments).model_dump(mode="json"), sort_keys=False))
+
+
+def _end(settings: Settings, file: Path, assignments: tuple[str, ...], took: str = "") -> None:
+    from flows.ending import print_ending
+
+    print_ending(settings, file, assignments, took)
 
 
 def _is_done(settings: Settings, epoch: int) -> bool:

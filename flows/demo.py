@@ -6,7 +6,6 @@ make demo
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from lightning_core.config import Settings
 from lightning_core.files import write_atomic
 from lightning_core.lake.report import epoch_rows
 from lightning_core.monitor import PeakMemory
-from lightning_core.tracking.mlflow_backend import tracking_uri
 
 _STAGES = {"collect": "rollout", "grade": "rollout", "derive": "sql", "train": "train", "evaluate": "evaluate"}
+_WIDE, _WIDE_AGAIN = 110, 128  # characters that the whole table takes
 
 
-def demo(settings: Settings, report: Path) -> None:
-    """Run flow `train`, print its table, write it to `report`."""
+def demo(settings: Settings, report: Path) -> str:
+    """Run flow `train`, write its figures to `report`; returns a line on the time and the memory that it took."""
     began = time.monotonic()
     with PeakMemory() as memory:
         train(settings)
@@ -46,59 +45,54 @@ def demo(settings: Settings, report: Path) -> None:
             default=str,
         ).encode(),
     )
-    console = report_console()
-    console.print(table(rows, f"run {settings.run}"))
-    console.print(
-        f"{time.monotonic() - began:.0f} s in all, {memory.peak_bytes / 1e9:.1f} GB at the peak; this table: {report}"
+    return (
+        f"{time.monotonic() - began:.0f} s in all. Memory at the peak: {memory.peak_bytes / 1e9:.1f} GB over all processes "
+        f"(PSS: what they share is counted once). The figures: {report}"
     )
-    console.print("\nLook further:", *look_further(settings), sep="\n  ", highlight=False, soft_wrap=True)
 
 
 def report_console() -> Console:
     """The terminal; where there is none (a log), wide enough for the table."""
     console = Console()
-    return console if console.is_terminal else Console(width=120)
+    return console if console.is_terminal else Console(width=140)
 
 
-def look_further(settings: Settings) -> list[str]:
-    """The commands that open what a run left behind."""
-    home, tools = settings.home, Path(sys.executable).parent
-    if tools.is_relative_to(Path.cwd()):
-        tools = tools.relative_to(Path.cwd())
-    anywhere = home if home.is_absolute() else f"$PWD/{home}"
-    return [
-        f"{tools}/lightning-flows sql --home {home}    # the catalog in DuckDB, and what can be asked",
-        f"{tools}/mlflow ui --backend-store-uri {tracking_uri(settings)}    # metrics and versions",
-        f"PREFECT_HOME={anywhere}/prefect {tools}/prefect server start    # flow runs, progress, tables",
-    ]
-
-
-def table(rows: list[dict[str, Any]], title: str) -> Table:
-    """The epochs of a run as a table for the terminal."""
-    shown = Table(
-        title=title, caption="right: share of the held-out tasks after the epoch; seconds by stage", box=SIMPLE
-    )
-    for column in ("epoch", "reward", "right", "rollouts", "calls", "sequences", "tokens", "version"):
+def table(rows: list[dict[str, Any]], title: str, width: int = 140) -> Table:
+    """The epochs of a run as a table for the terminal; in a narrow one the seconds of all stages are one column."""
+    again = any(row.get("reward_repeated") is not None for row in rows)
+    wide = width >= (_WIDE_AGAIN if again else _WIDE)
+    caption = "right: share of the held-out tasks after the epoch; "
+    if again:
+        caption = (
+            "fresh: reward of the tasks tried for the first time; again: of those tried again, since not all of their rollouts "
+            "had solved them. These are the hard ones, so the reward may fall while right rises. " + caption
+        )
+    shown = Table(title=title, caption=caption + ("seconds by stage" if wide else "seconds of all stages"), box=SIMPLE)
+    stages = tuple(dict.fromkeys(_STAGES.values()))
+    rewards = ("reward", "fresh", "again") if again else ("reward",)
+    counts = ("rollouts", "calls", "sequences", "tokens", "version") if wide else ("rollouts", "version")
+    for column in ("epoch", *rewards, "right", *counts, *(stages if wide else ("seconds",))):
         shown.add_column(column, justify="right", no_wrap=True)
-    for stage in dict.fromkeys(_STAGES.values()):
-        shown.add_column(stage, justify="right", no_wrap=True)
     for row in rows:
         seconds: dict[str, float] = {}
         for stage, took in row["seconds"].items():
             name = _STAGES.get(stage.split(" ")[0], "")
             seconds[name] = seconds.get(name, 0.0) + took
         tokens = None if row["prompt_tokens"] is None else row["prompt_tokens"] + row["response_tokens"]
-        shown.add_row(
-            "before" if row["epoch"] < 0 else str(row["epoch"]),
-            _number(row["mean_reward"], ".3f"),
-            _number(row["held_out_right"], ".1%"),
-            _number(row["rollouts"]),
-            _number(row["calls"]),
-            _number(row["sequences"]),
-            _number(tokens, ","),
-            ", ".join(row["versions"].values()),
-            *(_number(seconds.get(stage), ".1f") for stage in dict.fromkeys(_STAGES.values())),
-        )
+        cells = {
+            "epoch": "before" if row["epoch"] < 0 else str(row["epoch"]),
+            "reward": _number(row["mean_reward"], ".3f"),
+            "fresh": _number(row.get("reward_fresh"), ".3f"),
+            "again": _number(row.get("reward_repeated"), ".3f"),
+            "right": _number(row["held_out_right"], ".1%"),
+            "rollouts": _number(row["rollouts"]),
+            "calls": _number(row["calls"]),
+            "sequences": _number(row["sequences"]),
+            "tokens": _number(tokens, ","),
+            "version": ", ".join(row["versions"].values()),
+            "seconds": _number(sum(seconds.values()), ".1f"),
+        } | {stage: _number(seconds.get(stage), ".1f") for stage in stages}
+        shown.add_row(*(cells[str(column.header)] for column in shown.columns))
     return shown
 
 

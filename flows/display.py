@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_core.config import Settings
-from lightning_core.events import Counted, Rows, Stage, event_of
+from lightning_core.events import At, Rows, Stage, Worth, event_of
 
 _SIGN_OF_LIFE_S = 30.0  # between lines of one stage where there is no terminal
 _LINE, _TIME = "%(asctime)s %(message)s", "%H:%M:%S"
@@ -100,7 +100,7 @@ class Lines(logging.Handler):
         event, text = event_of(record), record.getMessage()
         if event is None or text in self._said:
             return False
-        if isinstance(event, Counted) and time.monotonic() - self._last < _SIGN_OF_LIFE_S:
+        if isinstance(event, At) and time.monotonic() - self._last < _SIGN_OF_LIFE_S:
             return False
         if isinstance(event, Stage) and event.seconds is None:
             return False
@@ -133,7 +133,7 @@ class Display(logging.Handler):
                 self._rows = event.rows
             if record.levelno >= logging.WARNING:
                 self._console.print(Text(self.format(record)))
-            elif not isinstance(event, Counted | Stage) and not record.module.endswith("_engine"):  # Prefect's own
+            elif isinstance(event, Worth) or (isinstance(event, At) and not event.counted):
                 self._now = record.getMessage()
         except Exception:  # noqa: BLE001 - as logging's own handlers
             self.handleError(record)
@@ -154,7 +154,9 @@ class Display(logging.Handler):
         parts += [_line(text, "") for text in (self._so_far(),) if text]
         api = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
         parts += [_line(f"Prefect's UI, while this runs: {api}", "dim")] if api else []
-        parts += [_line(self._now, "dim")] if self._now else []
+        notes = [progress.note for progress in self._counts() if progress.note and not progress.finished]
+        now = notes[0] if notes else self._now
+        parts += [_line(now, "dim")] if now and not (api and api in now) else []
         return Group(*parts)
 
     def _head(self) -> str:
@@ -165,9 +167,9 @@ class Display(logging.Handler):
     def _bars(self) -> Table:
         bars = Table.grid(padding=(0, 1), expand=True)
         for column in ({}, {"ratio": 1}, {"justify": "right"}, {"justify": "right"}):
-            bars.add_column(no_wrap=True, **column)  # type: ignore[arg-type]
+            bars.add_column(no_wrap=True, **column)
         now = time.monotonic()
-        counted = _under_way() if self._stages else []
+        counted = [progress for progress in self._counts() if not progress.finished]
         units = {key[:2] for key in list(self._stages)}
         named = [p for p in counted if any(p.what.startswith(f"{mode} {epoch} ") for mode, epoch in units)]
         for progress in named:
@@ -185,10 +187,17 @@ class Display(logging.Handler):
             bars.add_row("getting ready", ProgressBar(total=None, pulse=True), "", "")
         return bars
 
+    def _counts(self) -> list[Any]:
+        if self._unit is None:
+            return []
+        from tasks.progress import counts  # imports Prefect, which has its address by the first stage
+
+        return counts()
+
     def _so_far(self) -> str:
         rollouts = sum(row["rollouts"] or 0 for row in self._rows)
         recorded = {row["epoch"] for row in self._rows if row["rollouts"]}
-        for progress in _under_way() if self._stages else []:
+        for progress in self._counts():
             mode, epoch, what = progress.what.split(" ", 2)
             if mode == "train" and what.startswith("rollouts") and int(epoch) not in recorded:
                 rollouts += progress.done
@@ -221,12 +230,6 @@ def time_left(
         if unit is not None and unit[:2] == (mode, number):
             seconds -= min(of, time.monotonic() - unit[2])
     return seconds
-
-
-def _under_way() -> list[Any]:
-    from tasks.progress import under_way  # imports Prefect, which has its address by the first stage
-
-    return under_way()
 
 
 def _title(settings: Settings, mode: str, epoch: int) -> str:

@@ -16,8 +16,10 @@ class Worth:
 
 
 @dataclass(frozen=True)
-class Counted:
-    """So much of a stage is done; the record's text has the counts."""
+class At:
+    """How far a stage is, in the record's text. `counted`: a Progress (tasks.progress) has it too."""
+
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Rows:
     rows: list[dict[str, Any]]
 
 
-Event = Worth | Counted | Stage | Rows
+Event = Worth | At | Stage | Rows
 
 
 def shown(event: Event | None = None) -> dict[str, Event]:

@@ -17,7 +17,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-from lightning_core.events import Counted, shown
+from lightning_core.events import At, shown
 
 _EVERY_S, _LAST_S = 5.0, 5.0
 _all: WeakSet[Progress] = WeakSet()
@@ -39,11 +39,10 @@ def say(stage: str) -> Callable[[str], None]:
     return lambda text: log.info("%s: %s", stage, text, extra=shown())
 
 
-def under_way() -> list[Progress]:
-    """What this process counts at the moment, oldest first."""
+def counts() -> list[Progress]:
+    """What this process counts, or has counted and still knows of, oldest first."""
     with _all_lock:
-        known = list(_all)
-    return sorted((p for p in known if not p.finished), key=lambda p: p.began)
+        return sorted(_all, key=lambda progress: progress.began)
 
 
 class Progress:
@@ -93,7 +92,7 @@ class Progress:
                 return
             self._said = now
             line = f"{self.what}: {self.done}/{self.total} in {now - self.began:.0f} s"
-            self._logger.info(line + (f", {self.note}" if self.note else ""), extra=shown(Counted()))
+            self._logger.info(line + (f", {self.note}" if self.note else ""), extra=shown(At(counted=True)))
             self._show(min(100.0, 100.0 * self.done / self.total), line, last=self.finished)
 
     def _show(self, share: float, line: str, last: bool = False) -> None:

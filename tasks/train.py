@@ -12,6 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lightning_core.config import PolicySettings, Settings
+from lightning_core.events import At, shown
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import run_stage
@@ -85,7 +86,7 @@ def train_policy(
                 event["tokens"], event["unique_tokens"], event["seconds"],
             )  # fmt: skip
         elif "phase" in event:
-            log.info("%s: %s", policy.name, event["phase"])
+            log.info("%s: %s", policy.name, event["phase"], extra=shown(At()))
         elif "warning" in event:
             log.warning("%s: %s", policy.name, event["warning"])
         elif "resumed_at" in event:

@@ -1,0 +1,180 @@
+"""What a run says at its end: what came of it, answers before and after, and the commands that go on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from flows.demo import report_console, table
+from lightning_core.config import Settings
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.outcome import Gain, Outcome, outcome
+from lightning_core.lake.report import epoch_rows
+from lightning_core.policies.store import BASE_VERSION, PolicyStore
+from lightning_core.tracking.mlflow_backend import tracking_uri
+
+_LONGEST = 160  # characters of a task or an answer
+_FEW = 10  # held-out tasks: with fewer the interval, a normal one, means nothing
+
+Command = tuple[str, str]  # what it is for, and the command
+
+
+def print_ending(settings: Settings, file: Path, assignments: tuple[str, ...], took: str = "") -> None:
+    """The end of a run to stdout, from its table on; `file` and `assignments` are what the command was given."""
+    rows, found, console = epoch_rows(settings), outcome(settings), report_console()
+    console.print(table(rows, f"run {settings.run}", console.width))
+    lines = [took, ""] if took else []
+    lines += ["What came of it:", *came_of_it(found, rows)]
+    if found is not None and found.answers:
+        lines += ["", *answers(found, settings.tasks.id_field)]
+    lines += ["", "What next:"]
+    for what, command in next_commands(settings, file, assignments):
+        lines += [f"  {what}", f"    {command}"]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def came_of_it(found: Outcome | None, rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The held-out share and reward before and after, whether that may be chance, and the reward in training."""
+    if found is None:
+        yield "  No held-out tasks were tried (tasks.evaluate), so nobody knows whether it helped."
+    elif found.since == found.epoch:
+        yield f"  Held-out, {_when(found.epoch)}: {found.after}. There is no other evaluation to compare it with."
+    else:
+        before, after = found.before, found.after
+        yield (
+            f"  Held-out tasks right: {_share(before.right, before.interval)} {_when(found.since)} → "
+            f"{_share(after.right, after.interval)} {_when(found.epoch)}; {after.tasks} tasks."
+        )
+        if found.gain is not None and before.reward is not None and after.reward is not None:
+            yield f"  Held-out reward: {before.reward:.3f} → {after.reward:.3f}. {verdict(found.gain)}"
+    for key, name in (("mean_reward", "Reward in training"), ("reward_fresh", "Of it, of tasks seen the first time")):
+        means = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+        if len(means) > 1:
+            (first, begun), (last, ended) = means[0], means[-1]
+            yield f"  {name}: {begun:.3f} in epoch {first} → {ended:.3f} in epoch {last}."
+
+
+def verdict(gain: Gain) -> str:
+    """Whether a change of the held-out reward can be told from chance."""
+    if gain.tasks < _FEW or gain.low is None or gain.high is None:
+        return f"{gain.tasks} tasks are too few to tell a change from chance; try more (evaluation.limit)."
+    told = f"{gain.gained:+.3f} a task (95%: {gain.low:+.3f} to {gain.high:+.3f})"
+    if gain.low > 0:
+        return f"It rose by more than chance explains: {told}."
+    if gain.high < 0:
+        return f"It fell by more than chance explains: {told}."
+    return f"That may be chance: {told}; more held-out tasks tell more (evaluation.limit)."
+
+
+def answers(found: Outcome, id_field: str) -> Iterator[str]:
+    """Some held-out tasks, each with what the agent answered in the first evaluation and in the last."""
+    yield f"Held-out tasks, answered {_when(found.since)} and {_when(found.epoch)}:"
+    for answer in found.answers:
+        yield f"  {answer.task_id}: {_task(answer.task, id_field)}"
+        yield f"    before, reward {answer.reward_before:.2f}: {_answer(answer.output_before, answer.error_before)}"
+        yield f"    after,  reward {answer.reward_after:.2f}: {_answer(answer.output_after, answer.error_after)}"
+
+
+def next_commands(settings: Settings, file: Path, assignments: tuple[str, ...]) -> Iterator[Command]:
+    """Export the model, serve it, look at it; each works as it is printed, in the folder that the run was started in."""
+    home, tools = shlex.quote(str(settings.home)), Path(sys.executable).parent
+    if tools.is_relative_to(Path.cwd()):
+        tools = tools.relative_to(Path.cwd())
+    if file.is_relative_to(Path.cwd()):
+        file = file.relative_to(Path.cwd())
+    flows = shlex.quote(str(tools / "lightning-flows"))
+    for name, version, best in _versions(settings):
+        into = shlex.quote(str(settings.home / "exported" / f"{name}-{version}"))
+        which = "best by held-out tasks" if best else "newest"
+        yield (
+            f"The weights of {name}, {version} ({which}), as a folder for transformers or vLLM:",
+            f"{flows} policies export {name} {version} --into {into} --home {home}",
+        )
+    given = " ".join(["", *(f"--set {shlex.quote(assignment)}" for assignment in assignments)])
+    yield "The newest versions behind the gateway, until Ctrl-C:", f"{flows} serve {shlex.quote(str(file))}{given}"
+    yield "The tables in SQL, and what can be asked:", f"{flows} sql --home {home}"
+    if rollout := _trained_rollout(settings):
+        run = f"--run {settings.run} --home {home}"
+        yield "One rollout: its tree, its reward, what was trained of it:", f"{flows} explain {rollout} {run}"
+    if settings.tracking.mlflow_uri is None and "mlflow" in settings.tracking.backends:
+        uri = shlex.quote(tracking_uri(settings))
+        yield "Metrics and versions in MLflow's UI:", f"{tools}/mlflow ui --backend-store-uri {uri}"
+    if "PREFECT_API_URL" not in os.environ:  # else its record is where the user keeps it
+        prefect = f"PREFECT_HOME={_prefect_home(settings.home)} {tools}/prefect server start"
+        yield "Flow runs and the run's report in Prefect's UI:", prefect
+
+
+def _prefect_home(home: Path) -> str:
+    own = Path(os.environ.get("PREFECT_HOME", home / "prefect"))
+    if own.resolve() != (home / "prefect").resolve():
+        return shlex.quote(str(own))
+    return shlex.quote(f"{home}/prefect") if home.is_absolute() else f"$PWD/{shlex.quote(f'{home}/prefect')}"
+
+
+def _versions(settings: Settings) -> Iterator[tuple[str, str, bool]]:
+    """Policy, its best trained version of this run, else its newest."""
+    for policy in settings.policies:
+        store = PolicyStore(settings.home, policy.name)
+        best, newest = store.best_of(settings.run), store.latest()
+        if best not in (None, BASE_VERSION):
+            yield policy.name, str(best), True
+        elif newest not in (None, BASE_VERSION):
+            yield policy.name, str(newest), False
+
+
+def _trained_rollout(settings: Settings) -> str | None:
+    lake = Lake(settings.home)
+    made = [epoch.tables.get("sequences") for epoch in lake.manifests.epochs(settings.run, "train")]
+    for sequences in reversed(made):
+        if sequences is None:
+            continue
+        if (found := pq.read_table(lake.path(sequences), columns=["rollout_id"])).num_rows:
+            return shlex.quote(str(found["rollout_id"][0]))
+    return None
+
+
+def _when(epochs: int) -> str:
+    return f"after epoch {epochs - 1}" if epochs else "before training"
+
+
+def _share(share: float, interval: tuple[float, float]) -> str:
+    return f"{share:.1%} (95%: {100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
+def _task(text: str | None, id_field: str) -> str:
+    """The longest text of a task, which is the question in most; all of one that has none."""
+    task = _read(text)
+    if isinstance(task, dict):
+        task = {key: value for key, value in task.items() if key != id_field}
+        texts = [value for value in task.values() if isinstance(value, str)]
+        task = max(texts, key=len) if texts else task
+    return _short(task)
+
+
+def _answer(output: str | None, error: str | None) -> str:
+    return f"failed: {_short(error)}" if error else _short(_read(output))
+
+
+def _read(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return text
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        value = ", ".join(f"{key} {_short(part)}" for key, part in value.items() if part is not None)
+    elif value is None:
+        value = "no answer"
+    elif not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False)
+    text = " ".join(value.split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
