@@ -78,7 +78,6 @@ def _terminate(*_: object) -> None:
 @main.command()
 @_set_option
 @verbose_option
-@verbose_option
 @click.option("--fresh", is_flag=True, help="Begin anew, also where a former demo was interrupted.")
 def demo(assignments: tuple[str, ...], fresh: bool) -> None:
     """The calculator example, trained here and now: the table at the end shows that it got better."""
@@ -98,6 +97,7 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
 @main.command()
 @_settings_argument
 @_set_option
+@verbose_option
 def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """All epochs of a run, with evaluations; goes on where a former call stopped."""
     settings = _load(settings_file, assignments)

@@ -47,9 +47,10 @@ def shown(settings: Settings, whole_run: bool = False) -> Iterator[None]:
     root = logging.getLogger()
     log = settings.home / "logs" / f"run-{settings.run}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    whole = logging.FileHandler(log)
+    whole = WholeLog(log)
     whole.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    verbose = bool(click.get_current_context().meta.get(__name__))
+    context = click.get_current_context(silent=True)
+    verbose = context is not None and bool(context.meta.get(__name__))
     console = Console(stderr=True)
     click.echo(f"run {settings.run}: the whole log is {log}", err=True)
     handlers: list[logging.Handler] = [whole]
@@ -77,6 +78,24 @@ def shown(settings: Settings, whole_run: bool = False) -> Iterator[None]:
             for handler in handlers:
                 root.removeHandler(handler)
                 handler.close()
+
+
+class WholeLog(logging.FileHandler):
+    """The run's log. Where it cannot be written, as on a full disk, that is said once, and what it lacks is counted."""
+
+    lost = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.lost:
+            sys.stderr.write(f"the log {self.baseFilename} cannot be written: {sys.exc_info()[1]}\n")
+        self.lost += 1
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what was buffered is counted already
+            super().close()
+        if self.lost:
+            sys.stderr.write(f"the log {self.baseFilename} lacks {self.lost} lines\n")
+            self.lost = 0
 
 
 class Lines(logging.Handler):

@@ -64,7 +64,7 @@ def came_of_it(found: Outcome | None, rows: list[dict[str, Any]]) -> Iterator[st
 def verdict(gain: Gain) -> str:
     """Whether a change of the held-out reward can be told from chance."""
     if gain.tasks < _FEW or gain.low is None or gain.high is None:
-        return f"{gain.tasks} tasks are too few to tell a change from chance; try more (evaluation.limit)."
+        return f"Tasks: {gain.tasks}, too few to tell a change from chance; try more (evaluation.limit)."
     told = f"{gain.gained:+.3f} a task (95%: {gain.low:+.3f} to {gain.high:+.3f})"
     if gain.low > 0:
         return f"It rose by more than chance explains: {told}."
