@@ -173,7 +173,7 @@ class Display(logging.Handler):
         parts += [_line(text, "") for text in (self._so_far(),) if text]
         api = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
         parts += [_line(f"Prefect's UI, while this runs: {api}", "dim")] if api else []
-        notes = [progress.note for progress in self._counts() if progress.note and not progress.finished]
+        notes = [progress.note for progress in self._under_way() if progress.note]
         now = notes[0] if notes else self._now
         parts += [_line(now, "dim")] if now and not (api and api in now) else []
         return Group(*parts)
@@ -181,18 +181,17 @@ class Display(logging.Handler):
     def _head(self) -> str:
         unit = "" if self._unit is None else f": {_title(self._settings, *self._unit[:2])}"
         left = time_left(self._settings, self._rows, self._unit) if self._whole_run else None
+        if left is not None:
+            left = max([left, *(_left(progress) or 0.0 for progress in self._under_way())])
         return f"run {self._settings.run}{unit}" + ("" if left is None else f", about {_minutes(left)} left of the run")
 
     def _bars(self) -> Table:
         bars = Table.grid(padding=(0, 1), expand=True)
         for column in ({}, {"ratio": 1}, {"justify": "right"}, {"justify": "right"}):
             bars.add_column(no_wrap=True, **column)
-        now = time.monotonic()
-        counted = [progress for progress in self._counts() if not progress.finished]
-        units = {key[:2] for key in list(self._stages)}
-        named = [p for p in counted if any(p.what.startswith(f"{mode} {epoch} ") for mode, epoch in units)]
-        for progress in named:
-            left = (now - progress.began) / progress.done * (progress.total - progress.done) if progress.done else None
+        counted = self._under_way()
+        for progress in counted:
+            left = _left(progress)
             bars.add_row(
                 progress.what.split(" ", 2)[2],
                 ProgressBar(total=progress.total, completed=progress.done),
@@ -200,8 +199,8 @@ class Display(logging.Handler):
                 "" if left is None else f"{_clock(left)} left",
             )
         for (mode, epoch, stage), began in list(self._stages.items()):
-            if not any(p.what.startswith(f"{mode} {epoch} ") for p in named):
-                bars.add_row(stage, ProgressBar(total=None, pulse=True), "", _clock(now - began))
+            if not any(progress.what.startswith(f"{mode} {epoch} ") for progress in counted):
+                bars.add_row(stage, ProgressBar(total=None, pulse=True), "", _clock(time.monotonic() - began))
         if not self._stages:
             bars.add_row("getting ready", ProgressBar(total=None, pulse=True), "", "")
         return bars
@@ -212,6 +211,10 @@ class Display(logging.Handler):
         from tasks.progress import counts  # imports Prefect, which has its address by the first stage
 
         return counts()
+
+    def _under_way(self) -> list[Any]:
+        begins = tuple({f"{mode} {epoch} " for mode, epoch, _ in list(self._stages)})
+        return [progress for progress in self._counts() if not progress.finished and progress.what.startswith(begins)]
 
     def _so_far(self) -> str:
         rollouts = sum(row["rollouts"] or 0 for row in self._rows)
@@ -249,6 +252,12 @@ def time_left(
         if unit is not None and unit[:2] == (mode, number):
             seconds -= min(of, time.monotonic() - unit[2])
     return seconds
+
+
+def _left(progress: Any) -> float | None:
+    if not progress.done:
+        return None
+    return float((time.monotonic() - progress.began) / progress.done * (progress.total - progress.done))
 
 
 def _title(settings: Settings, mode: str, epoch: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -211,10 +212,25 @@ def test_mlflow_the_console_and_prometheus_are_told_the_signals_of_each_epoch(tr
         logged = record.execute("SELECT DISTINCT key, step FROM metrics WHERE key LIKE 'policy/%'").fetchall()
     for epoch in (0, 1):
         assert signals <= {key.removeprefix("policy/") for key, step in logged if step == epoch}
-    (line,) = [line for line in (folder / "flow.log").read_text().splitlines() if "train 1, policy: " in line]
+    said = (trained / "logs" / "run-tiny.log").read_text()
+    (line,) = [line for line in said.splitlines() if "train 1, policy: " in line]
     assert signals <= {told.split()[0] for told in line.split("train 1, policy: ")[1].split(", ")}
     exposed = {(f.name, s.labels["policy"]) for f in SignalFiles(trained).collect() for s in f.samples}
     assert {(f"lightning_train_{name}", "policy") for name in signals} <= exposed
+
+
+def test_what_it_said_is_a_line_a_stage_none_twice_and_what_came_of_it(trained: Path, folder: Path) -> None:
+    log = (trained / "logs" / "run-tiny.log").read_text()
+    said = [line[9:] for line in (folder / "flow.log").read_text().splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
+    lines = [line for line in said if not re.search(rf"WARNING [^:]*: {re.escape(line)}$", log, re.MULTILINE)]
+    assert len(lines) == len(set(lines)), lines
+    assert {f"train {epoch}: {stage} took" for epoch in (0, 1) for stage in ("rollouts", "train policy", "record")} <= {
+        " ".join(line.split()[:-2]) for line in lines
+    }
+    assert not any("train 1, policy: " in line for line in lines), "the signals are in the log alone"
+    assert all(line in log for line in lines)
+    end = (folder / "flow.log").read_text().split("What came of it:")[1]
+    assert "Held-out tasks right: " in end and "What next:" in end
 
 
 def test_nothing_that_was_started_is_left_running(trained: Path) -> None:
