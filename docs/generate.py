@@ -75,6 +75,7 @@ def data_page() -> str:
         ("learn", "What production agents sent, and what of it is learned from"),
         ("finetune", "Which collected rollouts a finetuning looks at"),
         ("explain", "What `lightning-flows explain` asks"),
+        ("outcome", "What the end of a run shows"),
         ("views", "Views of the catalog"),
     ):
         lines += ["", f"## sql/{folder}", "", f"{meaning}.", ""]

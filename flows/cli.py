@@ -19,7 +19,7 @@ from flows.command import interruptible as _interruptible
 from flows.command import load as _load
 from flows.command import set_option as _set_option
 from flows.command import settings_argument as _settings_argument
-from flows.display import shown, verbose_option
+from flows.display import says_more_than_prefect, shown, verbose_option
 from flows.doctor import doctor
 from flows.lake_commands import lake
 from flows.policy_commands import policies
@@ -54,8 +54,7 @@ class _Commands(click.Group):
 def main() -> None:
     """Train the LLM inside any agent by reinforcement learning, without changing the agent."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    # Prefect says of every task that it finished; the terminal has the progress of the work instead.
-    logging.getLogger().handlers[0].addFilter(lambda record: not record.getMessage().startswith("Finished in state"))
+    logging.getLogger().handlers[0].addFilter(says_more_than_prefect)
     for name in ("lightning_core", "lightning_flows", "flows", "prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from lightning_core.events import At, Rows, Stage, Worth, event_of
 
 _SIGN_OF_LIFE_S = 30.0  # between lines of one stage where there is no terminal
 _LINE, _TIME = "%(asctime)s %(message)s", "%H:%M:%S"
+_SO_FAR = re.compile(r" \(\d+ s\)$")  # at the end of a line that differs from the one before in this alone
 _NEWEST = 3  # epochs that the run's time left is reckoned by
 
 verbose_option = click.option(
@@ -65,6 +67,7 @@ def shown(settings: Settings, whole_run: bool = False) -> Iterator[None]:
             else:
                 handlers.append(Lines())
             handlers[-1].setFormatter(logging.Formatter(_LINE, _TIME))
+            handlers[-1].addFilter(says_more_than_prefect)
         # Ours first: Prefect, when it is imported, gives a root logger without handlers its own.
         for handler in handlers:
             root.addHandler(handler)
@@ -78,6 +81,13 @@ def shown(settings: Settings, whole_run: bool = False) -> Iterator[None]:
             for handler in handlers:
                 root.removeHandler(handler)
                 handler.close()
+
+
+def says_more_than_prefect(record: logging.LogRecord) -> bool:
+    """False for Prefect's words on the end of every task and flow, which our own lines say, or the error that it raises."""
+    return not record.getMessage().startswith(
+        ("Finished in state", "Crash detected! Execution was aborted by an interrupt")
+    )
 
 
 class WholeLog(logging.FileHandler):
@@ -117,13 +127,13 @@ class Lines(logging.Handler):
 
     def _is_due(self, record: logging.LogRecord) -> bool:
         event, text = event_of(record), record.getMessage()
-        if event is None or text in self._said:
+        if event is None or text in self._said or (isinstance(event, Stage) and event.seconds is None):
             return False
-        if isinstance(event, At) and time.monotonic() - self._last < _SIGN_OF_LIFE_S:
+        what = _SO_FAR.sub("", text)
+        goes_on = isinstance(event, At) or what in self._said
+        if goes_on and time.monotonic() - self._last < _SIGN_OF_LIFE_S:
             return False
-        if isinstance(event, Stage) and event.seconds is None:
-            return False
-        self._said.add(text)
+        self._said |= {text, what}
         return True
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from flows.display import Display, Lines, WholeLog, shown, time_left
 from lightning_core.config import Settings
-from lightning_core.events import At, Rows, Stage
+from lightning_core.events import At, Event, Rows, Stage, Worth
 from lightning_core.events import shown as event
 
 ROOT = Path(__file__).parents[2]
@@ -155,15 +155,18 @@ def test_a_stage_that_lasts_gives_a_sign_of_life_and_a_quick_one_does_not(monkey
     monkeypatch.setattr(sys, "stderr", out)
     lines, moment = Lines(), time.monotonic()
 
-    def say(text: str, after_s: float) -> None:
+    def say(text: str, after_s: float, event: Event = At(counted=True)) -> None:  # noqa: B008 - frozen
         monkeypatch.setattr(time, "monotonic", lambda: moment + after_s)
         record = logging.LogRecord("x", logging.INFO, "", 0, text, (), None)
-        record.event = At(counted=True)
+        record.event = event
         lines.emit(record)
 
     for done in range(1, 13):
         say(f"train 0 rollouts: {done}/12", 5.0 * done)
     assert out.getvalue().splitlines() == ["train 0 rollouts: 6/12", "train 0 rollouts: 12/12"]
+    for seconds in range(0, 36, 3):
+        say(f"vLLM: importing ({seconds} s)", 100.0 + seconds, Worth())
+    assert out.getvalue().splitlines()[2:] == ["vLLM: importing (0 s)", "vLLM: importing (30 s)"]
 
 
 def test_a_log_that_cannot_be_written_is_said_once_and_what_it_lacks_is_counted(
