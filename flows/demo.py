@@ -21,7 +21,7 @@ from lightning_core.lake.report import epoch_rows
 from lightning_core.monitor import PeakMemory
 
 _STAGES = {"collect": "rollout", "grade": "rollout", "derive": "sql", "train": "train", "evaluate": "evaluate"}
-_WIDE, _WIDE_AGAIN = 110, 128  # characters that the whole table takes
+_WIDE, _WIDE_REPEATED = 110, 132  # characters that the whole table takes
 
 
 def demo(settings: Settings, report: Path) -> str:
@@ -59,17 +59,17 @@ def report_console() -> Console:
 
 def table(rows: list[dict[str, Any]], title: str, width: int = 140) -> Table:
     """The epochs of a run as a table for the terminal; in a narrow one the seconds of all stages are one column."""
-    again = any(row.get("reward_repeated") is not None for row in rows)
-    wide = width >= (_WIDE_AGAIN if again else _WIDE)
+    repeated = any(row.get("reward_repeated") is not None for row in rows)
+    wide = width >= (_WIDE_REPEATED if repeated else _WIDE)
     caption = "right: share of the held-out tasks after the epoch; "
-    if again:
+    if repeated:
         caption = (
-            "fresh: reward of the tasks tried for the first time; again: of those tried again, since not all of their rollouts "
+            "fresh: reward of the tasks tried for the first time; repeated: of those tried again, since not all of their rollouts "
             "had solved them. These are the hard ones, so the reward may fall while right rises. " + caption
         )
     shown = Table(title=title, caption=caption + ("seconds by stage" if wide else "seconds of all stages"), box=SIMPLE)
     stages = tuple(dict.fromkeys(_STAGES.values()))
-    rewards = ("reward", "fresh", "again") if again else ("reward",)
+    rewards = ("reward", "fresh", "repeated") if repeated else ("reward",)
     counts = ("rollouts", "calls", "sequences", "tokens", "version") if wide else ("rollouts", "version")
     for column in ("epoch", *rewards, "right", *counts, *(stages if wide else ("seconds",))):
         shown.add_column(column, justify="right", no_wrap=True)
@@ -83,7 +83,7 @@ def table(rows: list[dict[str, Any]], title: str, width: int = 140) -> Table:
             "epoch": "before" if row["epoch"] < 0 else str(row["epoch"]),
             "reward": _number(row["mean_reward"], ".3f"),
             "fresh": _number(row.get("reward_fresh"), ".3f"),
-            "again": _number(row.get("reward_repeated"), ".3f"),
+            "repeated": _number(row.get("reward_repeated"), ".3f"),
             "right": _number(row["held_out_right"], ".1%"),
             "rollouts": _number(row["rollouts"]),
             "calls": _number(row["calls"]),

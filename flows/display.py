@@ -234,9 +234,13 @@ class Display(logging.Handler):
             if mode == "train" and what.startswith("rollouts") and int(epoch) not in recorded:
                 rollouts += progress.done
         told = [f"{rollouts} rollouts"] if rollouts else []
-        rewards = [row["mean_reward"] for row in self._rows if row["mean_reward"] is not None]
+        fresh = any(
+            row.get("reward_fresh") is not None for row in self._rows
+        )  # those of repeated tasks are another measure
+        rewards = [r for row in self._rows if (r := row.get("reward_fresh" if fresh else "mean_reward")) is not None]
         right = [row["held_out_right"] for row in self._rows if row["held_out_right"] is not None]
-        told += [f"reward {_course([f'{reward:.3f}' for reward in rewards])}"] if rewards else []
+        what = "reward of fresh tasks" if fresh else "reward"
+        told += [f"{what} {_course([f'{reward:.3f}' for reward in rewards])}"] if rewards else []
         told += [f"held-out right {_course([f'{share:.1%}' for share in right])}"] if right else []
         return ", ".join(told)
 
