@@ -58,8 +58,7 @@ def outcome(settings: Settings) -> Outcome | None:
     lake.rebuild_catalog()
     with catalog.connect(lake.root) as con:
         gain = con.execute(
-            f"SELECT tasks, gained, low, high FROM ({sql.text('analysis/held_out_gains')}) "
-            "WHERE run = $run AND since = $since AND epoch = $epoch",
+            "SELECT tasks, gained, low, high FROM held_out_gains(p_run := $run, p_since := $since, p_epoch := $epoch)",
             asked,
         ).fetchone()
         answers = con.execute(sql.text("outcome/answers"), asked).fetchall() if gain is not None else []
