@@ -48,6 +48,8 @@ def collect(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollo
     again = len({r.group_id for r in planned if r.again})
     if epoch.mode == "train":
         epoch.again = draw_again(settings, epoch.epoch)
+        if settings.rollout.unsolved_per_epoch:
+            epoch.repeated = list(dict.fromkeys(r.group_id for r in planned if r.again))
 
     def roll_out() -> dict[str, Any]:
         if again:

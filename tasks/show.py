@@ -10,27 +10,31 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from lightning_core.config import Settings
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
-from lightning_core.tracking.page import Points, page
+from lightning_core.tracking.page import REPEATED, Points, page, repeats
 from tasks.progress import logger
 
 
 def show_run(settings: Settings, rows: list[dict[str, Any]], record: str | None) -> None:
     """`rows`: those of epoch_rows; `record`: where MLflow has the run. A Prefect server that is away only goes without."""
-    name, described = settings.run.lower().replace("_", "-"), f"Epochs of run {settings.run}"
-    dropped = _dropped(settings)
-    table = [
-        {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k not in ("run", "seconds")}
-        | {"versions": _pairs(row["versions"]), "dropped": _pairs(dropped.get(row["epoch"], {}))}
-        | {f"{stage} s": round(seconds, 1) for stage, seconds in row["seconds"].items()}
-        for row in rows
-    ]
-    _tell(
-        lambda: create_table_artifact(
-            key=f"epochs-{name}", table=table, description=described + (f"; {record}" if record else "")
-        )
-    )
+    name, dropped = settings.run.lower().replace("_", "-"), _dropped(settings)
+    described = f"Epochs of run {settings.run}" + (f"; {record}" if record else "")
+    described += f". {REPEATED}" if repeats(rows) else ""
+    table = _table(rows, dropped)
+    _tell(lambda: create_table_artifact(key=f"epochs-{name}", table=table, description=described))
     text = page(settings.run, rows, dropped, _signals(settings), record)
     _tell(lambda: create_markdown_artifact(key=f"report-{name}", markdown=text, description=f"Run {settings.run}"))
+
+
+def _table(rows: list[dict[str, Any]], dropped: dict[int, dict[str, int]]) -> list[dict[str, Any]]:
+    """A row an epoch. Every row has every column: the UI shows those of the first."""
+    stages = dict.fromkeys(stage for row in reversed(rows) for stage in row["seconds"])
+    return [
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k not in ("run", "seconds")}
+        | {"epoch": "before" if row["epoch"] < 0 else row["epoch"]}
+        | {"versions": _pairs(row["versions"]), "dropped": _pairs(dropped.get(row["epoch"], {}))}
+        | {f"{s} s": round(row["seconds"][s], 1) if s in row["seconds"] else None for s in stages}
+        for row in rows
+    ]
 
 
 def _signals(settings: Settings) -> dict[tuple[str | None, str], Points]:
@@ -39,7 +43,7 @@ def _signals(settings: Settings) -> dict[tuple[str | None, str], Points]:
         rows = con.execute(
             """
             SELECT policy, signal, epoch, value FROM signals
-            WHERE run = ? AND value IS NOT NULL AND signal NOT LIKE 'seconds/%' ORDER BY ALL
+            WHERE run = ? AND value IS NOT NULL AND signal NOT LIKE 'seconds/%' AND signal <> 'version' ORDER BY ALL
             """,
             [settings.run],
         ).fetchall()

@@ -24,6 +24,7 @@ from lightning_core.lake.manifest import Manifests, SpanFile
 
 # Views in the order they build on one another.
 VIEWS = (
+    "trained_calls",
     "attempts",
     "span_places",
     "call_twins",
@@ -46,7 +47,7 @@ VIEWS = (
 _TABLES = """
 CREATE TABLE epoch_manifests (
     run VARCHAR, epoch BIGINT, mode VARCHAR, opened_offset BIGINT, sealed_offset BIGINT,
-    versions MAP(VARCHAR, VARCHAR), planned_rollouts INTEGER, stages JSON
+    versions MAP(VARCHAR, VARCHAR), trained MAP(VARCHAR, VARCHAR), planned_rollouts INTEGER, repeated VARCHAR[], stages JSON
 );
 CREATE TABLE rejections (
     record_offset BIGINT, record_index INTEGER, spans BIGINT, reason VARCHAR, received_ns BIGINT,
@@ -156,7 +157,7 @@ def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> No
     for m in manifests.epochs():
         stages = json.dumps({name: stage.model_dump() for name, stage in m.stages.items()}, default=str)
         con.execute(
-            "INSERT INTO epoch_manifests VALUES (?, ?, ?, ?, ?, map(?::VARCHAR[], ?::VARCHAR[]), ?, ?)",
+            "INSERT INTO epoch_manifests VALUES (?, ?, ?, ?, ?, map(?::VARCHAR[], ?::VARCHAR[]), map(?::VARCHAR[], ?::VARCHAR[]), ?, ?, ?)",
             [
                 m.run,
                 m.epoch,
@@ -165,7 +166,10 @@ def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> No
                 m.sealed_offset,
                 list(m.versions),
                 list(m.versions.values()),
+                list(m.trained),
+                list(m.trained.values()),
                 len(m.planned),
+                m.repeated,
                 stages,
             ],
         )

@@ -129,6 +129,7 @@ class EpochManifest(_Manifest):
     again: Again | None = (
         None  # kept, so that the plan stays what it was when the rewards it was drawn by are graded anew
     )
+    repeated: list[str] | None = None  # groups of `again` that were planned; None where the run repeats no task
     redone_for: str | None = None  # who last had stages forgotten: a retry of the same flow run does not again
     sources: list[Source] = []  # of a finetuning; others have rollouts of their own
     patterns: dict[str, ComputedPattern] = {}  # policy → its computed agent_match
@@ -149,6 +150,19 @@ class EpochManifest(_Manifest):
     def scope(self) -> list[tuple[str, int, str]]:
         """(run, epoch, mode) of the rollouts it is made of."""
         return [(s.run, s.epoch, self.mode) for s in self.sources] or [(self.run, self.epoch, self.mode)]
+
+    @property
+    def trained(self) -> dict[str, str]:
+        """Policy → version that was trained on `sequences` as they are now; without those whose training was skipped."""
+        sequences = self.tables.get("sequences")
+        done = {n.removeprefix("train "): s.output for n, s in self.stages.items() if n.startswith("train ")}
+        return {
+            policy: output["version"]
+            for policy, output in done.items()
+            # What an older version trained does not say on what.
+            if "skipped" not in output
+            and (sequences is None or output.get("sequences", sequences.digest) == sequences.digest)
+        }
 
     @property
     def recorded(self) -> bool:

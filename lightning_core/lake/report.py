@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import duckdb
-
 from lightning_core.config import Settings
-from lightning_core.lake import catalog, sql
-from lightning_core.lake.derived_tables import EMPTY
+from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 
 
@@ -19,22 +16,8 @@ def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
     trained), `seconds` (stage → seconds; `evaluate` is the evaluation after the epoch).
     """
     lake = Lake(settings.home)
+    rows = _ask(lake, "FROM epoch_report(p_run := $run) ORDER BY epoch", run=settings.run)
     epochs = lake.manifests.epochs(settings.run)
-    paths: dict[str, list[str]] = {}
-    for manifest in epochs:
-        for name, table in manifest.tables.items():
-            paths.setdefault(name, []).append(str(lake.path(table)))
-    if "rollout_rewards" not in paths:
-        return []
-    with duckdb.connect() as con:
-        for name in ("rollout_rewards", "policy_calls", "sequences"):
-            if name in paths:
-                con.read_parquet(paths[name], union_by_name=True).create_view(name)
-            else:
-                con.execute(f"CREATE VIEW {name} AS SELECT {EMPTY[name]} WHERE false")
-        sql.create_macro(con, "analysis/epoch_report")
-        relation = con.sql("FROM epoch_report()")
-        rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
     for row in rows:
         row["versions"], row["seconds"] = {}, {}
         for manifest in epochs:
@@ -51,11 +34,12 @@ def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
 
 def policy_rows(settings: Settings, epoch: int | None = None) -> list[dict[str, Any]]:
     """One dict per epoch (or of one epoch) and policy of the run: rows of sql/views/policy_epochs.sql."""
-    lake = Lake(settings.home)
+    question = "FROM policy_epochs WHERE run = $run AND epoch = coalesce($epoch, epoch) ORDER BY epoch, policy"
+    return _ask(Lake(settings.home), question, run=settings.run, epoch=epoch)
+
+
+def _ask(lake: Lake, question: str, **params: Any) -> list[dict[str, Any]]:
     lake.rebuild_catalog()
     with catalog.connect(lake.root) as con:
-        relation = con.sql(
-            "FROM policy_epochs WHERE run = $run AND epoch = coalesce($epoch, epoch) ORDER BY epoch, policy",
-            params={"run": settings.run, "epoch": epoch},
-        )
+        relation = con.sql(question, params=params)
         return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]

@@ -13,7 +13,25 @@ Signals = Mapping[tuple[str | None, str], Points]  # (policy, signal) → (epoch
 Dropped = Mapping[int, Mapping[str, int]]  # epoch → reason → calls left out of training
 
 _BARS = "▁▂▃▄▅▆▇█"
-_FIRST = ("reward", "held_out_right", "held_out_reward", "kl", "mismatch_kl", "entropy", "kept")  # of a table's lines
+REPEATED = (
+    "Repeated tasks (`rollout.unsolved_per_epoch`) are those that not all rollouts of the epoch before solved. They are harder "
+    "than fresh ones, so the mean reward over both can fall while the policy improves: compare fresh tasks with fresh tasks."
+)
+_AXES = (
+    "`reward` of a policy is over the rollouts it acted in, of the plot over all. What is held out stands at the number of "
+    "epochs trained before it, as the other figures of the epoch that begins then."
+)
+_FIRST = (
+    "reward",
+    "reward_fresh",
+    "reward_repeated",
+    "held_out_right",
+    "held_out_reward",
+    "kl",
+    "mismatch_kl",
+    "entropy",
+    "kept",
+)  # of a table's lines
 
 
 def page(run: str, rows: list[dict[str, Any]], dropped: Dropped, signals: Signals, record: str | None) -> str:
@@ -23,18 +41,30 @@ def page(run: str, rows: list[dict[str, Any]], dropped: Dropped, signals: Signal
         parts.append(record)
     if rows:
         parts += [_newest(rows[-1]), f"![plots of run {run}]({_as_address(plots(rows, dropped, signals))})"]
+        parts += [REPEATED] * repeats(rows) + [_AXES]
     for policy in sorted({policy for policy, _ in signals}, key=lambda name: name or ""):
         parts += [f"## {policy or 'All policies'}", _table({s: p for (of, s), p in signals.items() if of == policy})]
     return "\n\n".join(parts) + "\n"
 
 
+def repeats(rows: list[dict[str, Any]]) -> bool:
+    """Whether any epoch (rows of epoch_rows) had tasks of the one before again."""
+    return any(row.get("reward_repeated") is not None for row in rows)
+
+
 def _newest(row: Mapping[str, Any]) -> str:
     told = ["before training" if row["epoch"] < 0 else f"epoch {row['epoch']}"]
     if row.get("mean_reward") is not None:
-        told.append(f"mean reward {row['mean_reward']:.3f} over {row['rollouts']:,} rollouts")
-        told.append(f"{row['trainable_calls'] or 0:,} of {row['calls'] or 0:,} calls trained")
+        parts = {"fresh tasks": row["reward_fresh"], "repeated ones": row["reward_repeated"]}
+        apart = "" if None in parts.values() else ", ".join(f"{reward:.3f} of {of}" for of, reward in parts.items())
+        told.append(f"mean reward {row['mean_reward']:.3f}" + (f" ({apart})" if apart else ""))
+        told.append(
+            f"{row['rollouts']:,} rollouts"
+            + (f" ({row['failed_rollouts']:,} failed)" if row["failed_rollouts"] else "")
+        )
+        told.append(f"{row['trained_calls'] or 0:,} of {row['calls'] or 0:,} calls trained")
     if row.get("held_out_right") is not None:
-        told.append(f"{row['held_out_right']:.1%} of {row['held_out_tasks']:,} held-out tasks right")
+        told.append(f"{row['held_out_right']:.1%} right on {row['held_out_tasks']:,} held-out tasks")
     told += [f"{policy} {version}" for policy, version in row["versions"].items()]
     return "**" + ", ".join(told) + "**"
 
@@ -68,7 +98,12 @@ def plots(rows: list[dict[str, Any]], dropped: Dropped, signals: Signals) -> str
 
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     reward, length, kl, drops = figure.subplots(2, 2).flat
-    _lines(reward, "reward, held-out share right", _of(signals, "reward", "held_out_right"))
+    means = {"reward": "mean_reward"}
+    if repeats(rows):
+        means |= {"reward, fresh tasks": "reward_fresh", "reward, repeated tasks": "reward_repeated"}
+    rewards = {label: [(r["epoch"], r[mean]) for r in rows if r.get(mean) is not None] for label, mean in means.items()}
+    rewards |= _of(signals, "held_out_right")
+    _lines(reward, "mean reward, held-out share right", {label: points for label, points in rewards.items() if points})
     each = [(row["epoch"], row["response_tokens"] / row["calls"]) for row in rows if row.get("calls")]
     _lines(length, "tokens a response", {"all policies": each} if each else {})
     _lines(kl, "KL to the reference, to what sampled", _of(signals, "kl", "mismatch_kl"))

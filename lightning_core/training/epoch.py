@@ -35,7 +35,7 @@ def train_version(
 ) -> dict[str, Any]:
     """Train `policy` on its sequences of the epoch and publish the result.
 
-    Returns `{"version", "metrics"}`; with nothing to train on the version is the parent and `skipped` says why.
+    Returns `{"version", "metrics", "sequences"}` (their digest); with nothing to train on the version is the parent and `skipped` says why.
     Raises training.launch.TrainingFailed, and StoreError where the parent is damaged or the result no child of it; nothing is published then.
     """
     parent = epoch.versions[policy.name]
@@ -88,7 +88,7 @@ def train_version(
     shutil.rmtree(output, ignore_errors=True)
     clear(job.state)
     sequences.unlink()
-    return {"version": version, "metrics": numbers}
+    return {"version": version, "metrics": numbers, "sequences": epoch.tables["sequences"].digest}
 
 
 def _publish(store: PolicyStore, output: Path, lineage: Lineage) -> str:

@@ -1,17 +1,23 @@
--- One line an epoch: rewards, held-out success, what was collected and what of it trains.
--- Grain: one row per (run, epoch). `held_out_*` is the evaluation after the epoch.
--- Inputs: rollout_rewards, policy_calls, sequences
+-- One line an epoch: rewards, held-out success, what was collected and what of it was trained.
+-- Grain: one row per (run, epoch). `held_out_*` is the evaluation after the epoch; that before any training is epoch -1.
+-- Inputs: rollout_rewards, epoch_manifests, policy_calls, policy_epochs, sequences.
 -- Parameters: p_run, p_epoch (default: all).
+-- Rule: `reward_fresh` and `reward_repeated` are over fresh tasks and over tasks repeated from the epoch before, which not
+-- all of its rollouts solved (`rollout.unsolved_per_epoch`): these are the harder ones, so `mean_reward` can fall while the
+-- policy improves. `calls` and their tokens are those of the run's policies; `trained_calls` of them were trained on.
 WITH training AS (
     SELECT
-        run,
-        epoch,
+        rewards.run,
+        rewards.epoch,
         avg(reward) AS mean_reward,
+        avg(reward) FILTER (WHERE NOT list_contains(manifests.repeated, group_id)) AS reward_fresh,
+        avg(reward) FILTER (WHERE list_contains(manifests.repeated, group_id)) AS reward_repeated,
         count(*) AS rollouts,
         count(*) FILTER (WHERE outcome <> 'ok') AS failed_rollouts
-    FROM rollout_rewards
+    FROM rollout_rewards AS rewards
+    LEFT JOIN epoch_manifests AS manifests USING (run, epoch, mode)
     WHERE mode = 'train'
-    GROUP BY run, epoch
+    GROUP BY ALL
 ),
 held_out AS (
     SELECT
@@ -24,40 +30,45 @@ held_out AS (
     WHERE mode = 'evaluate'
     GROUP BY run, epoch
 ),
-calls AS (
+policies AS (
+    SELECT run, epoch, sum(calls)::BIGINT AS calls, sum(trained_calls)::BIGINT AS trained_calls, sum(sequences)::BIGINT AS sequences
+    FROM policy_epochs
+    GROUP BY run, epoch
+),
+tokens AS (
     SELECT
         run,
         epoch,
-        count(*) AS calls,
-        count(*) FILTER (WHERE left_out IS NULL) AS trainable_calls,
         sum(prompt_tokens)::BIGINT AS prompt_tokens,
         sum(response_tokens)::BIGINT AS response_tokens
     FROM policy_calls
+    SEMI JOIN policy_epochs USING (run, epoch, policy)
     GROUP BY run, epoch
 ),
-trained AS (
-    SELECT run, epoch, count(*) AS sequences, sum(len(token_ids))::BIGINT AS sequence_tokens
-    FROM sequences
-    GROUP BY run, epoch
+lengths AS (
+    SELECT run, epoch, sum(len(token_ids))::BIGINT AS sequence_tokens FROM sequences GROUP BY run, epoch
 )
 SELECT
     coalesce(training.run, held_out.run) AS run,
     coalesce(training.epoch, held_out.epoch) AS epoch,
     mean_reward,
+    reward_fresh,
+    reward_repeated,
     held_out_right,
     held_out_reward,
     held_out_tasks,
     rollouts,
     failed_rollouts,
     calls,
-    trainable_calls,
-    coalesce(sequences, CASE WHEN rollouts IS NOT NULL THEN 0 END) AS sequences,
+    trained_calls,
+    sequences,
     prompt_tokens,
     response_tokens,
-    coalesce(sequence_tokens, CASE WHEN rollouts IS NOT NULL THEN 0 END) AS sequence_tokens
+    CASE WHEN rollouts IS NOT NULL THEN coalesce(sequence_tokens, 0) END AS sequence_tokens
 FROM training
 FULL JOIN held_out USING (run, epoch)
-LEFT JOIN calls ON calls.run = training.run AND calls.epoch = training.epoch
-LEFT JOIN trained ON trained.run = training.run AND trained.epoch = training.epoch
+LEFT JOIN policies ON policies.run = training.run AND policies.epoch = training.epoch
+LEFT JOIN tokens ON tokens.run = training.run AND tokens.epoch = training.epoch
+LEFT JOIN lengths ON lengths.run = training.run AND lengths.epoch = training.epoch
 WHERE (p_run IS NULL OR run = p_run) AND (p_epoch IS NULL OR epoch = p_epoch)
 ORDER BY run, epoch

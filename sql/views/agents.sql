@@ -1,9 +1,9 @@
 -- Which agents were there, what they did, and which policies their calls train.
 -- Grain: one row per (run, epoch, mode, agent, agent_path) of a derived epoch.
--- Inputs: span_tree, scored_attempts, spans, policy_calls.
+-- Inputs: span_tree, scored_attempts, spans, policy_calls, trained_calls.
 -- Rule: over the attempts that count; a call seen twice is one. `policies` sampled its calls; `matched` are those of them
--- whose agent_match and agent_exclude took one. `ambiguous_calls` could be another agent's. `left_out` calls train nothing,
--- for reasons of their own (all reasons: exclusion_reasons); evaluations train nothing and have no such numbers.
+-- whose agent_match and agent_exclude took one. `ambiguous_calls` could be another agent's. `trained_calls` are
+-- those that a version was trained on; `left_out` calls could not be, for reasons of their own (all reasons: exclusion_reasons); evaluations train nothing and have no such numbers.
 WITH facts AS (
     SELECT
         rollout_id,
@@ -53,9 +53,10 @@ trained AS (
         coalesce(
             list_sort(list(DISTINCT policy) FILTER (left_out IS NULL OR left_out IN ('not_scheduled', 'failed_attempt', 'no_reward'))), []
         ) AS matched,
-        count(*) FILTER (left_out IS NULL) AS trained_calls,
+        count(trained_calls.call_id) AS trained_calls,
         count(*) FILTER (left_out IS NOT NULL) AS left_out
     FROM policy_calls
+    LEFT JOIN trained_calls USING (run, epoch, policy, call_id)
     GROUP BY ALL
 )
 SELECT

@@ -2,7 +2,8 @@
 -- Grain: one row per (run, epoch, mode), from the moment it is opened. Inputs: rollouts, attempts, epoch_manifests,
 -- spans, rejections.
 -- Rule: `rollouts` have a result (`failed`: error or timeout), `unfinished` have none (yet); `attempts` counts every
--- execution of them. `mean_reward` is over the rewards of view rollouts. `late`: spans of the epoch's attempts that came
+-- execution of them. `mean_reward` is over the rewards of view rollouts, `reward_fresh` and `reward_repeated` over those of
+-- fresh tasks and of tasks repeated from the epoch before (rollouts.repeated; NULL where there are none). `late`: spans of the epoch's attempts that came
 -- after it was sealed; they are kept, and nothing derived reads them. `rejected`: spans of its attempts that could not be
 -- decoded; those that came without a scope count for every epoch that was open then.
 WITH collected AS (
@@ -14,6 +15,8 @@ WITH collected AS (
         count(*) FILTER (state IN ('unfinished', 'infrastructure', 'late')) AS unfinished,
         count(*) FILTER (state = 'counts' AND outcome <> 'ok') AS failed,
         list_avg(list_sort(list(reward) FILTER (state = 'counts'))) AS mean_reward,
+        list_avg(list_sort(list(reward) FILTER (state = 'counts' AND NOT repeated))) AS reward_fresh,
+        list_avg(list_sort(list(reward) FILTER (state = 'counts' AND repeated))) AS reward_repeated,
         sum(calls) FILTER (state = 'counts')::BIGINT AS calls,
         sum(output_tokens) FILTER (state = 'counts')::BIGINT AS output_tokens,
         list_avg(list_sort(list(seconds) FILTER (state = 'counts'))) AS mean_seconds,
@@ -58,6 +61,8 @@ SELECT
     coalesce(executed.attempts, 0) AS attempts,
     coalesce(collected.failed, 0) AS failed,
     collected.mean_reward,
+    collected.reward_fresh,
+    collected.reward_repeated,
     coalesce(collected.calls, 0) AS calls,
     coalesce(collected.output_tokens, 0) AS output_tokens,
     collected.mean_seconds,

@@ -1,7 +1,9 @@
 -- What each policy came to in each training epoch: the versions, what was sampled and trained, and how old it was.
--- Grain: one row per (run, epoch, policy). Inputs: epoch_manifests, policy_calls, call_returns, sequences, staleness.
+-- Grain: one row per (run, epoch, policy). Inputs: epoch_manifests, policy_calls, call_returns, trained_calls, sequences,
+-- staleness.
 -- Rule: `version` is what the epoch began with, `trained_version` what its training made of it (the same where nothing was
--- trained; `skipped` says why), NULL before that. `mean_return` is over the calls that could be trained on: what this policy is
+-- trained; `skipped` says why), NULL before that. `trainable_calls` have no reason of their own to be left out;
+-- `trained_calls` are those of them that it was trained on (the others: exclusion_reasons). `mean_return` is over the calls that could be trained on: what this policy is
 -- rewarded with. `lag` is the largest of view staleness, `share_stale` the share of calls sampled by an older version.
 WITH versions AS (
     SELECT run, epoch, unnest(map_entries(versions)) AS entry, stages
@@ -32,6 +34,9 @@ returned AS (
     SELECT run, epoch, policy, list_avg(list_sort(list(return))) AS mean_return FROM call_returns GROUP BY ALL
 ),
 trained AS (
+    SELECT run, epoch, policy, count(*) AS trained_calls FROM trained_calls GROUP BY ALL
+),
+derived AS (
     SELECT run, epoch, policy, count(*) AS sequences FROM sequences GROUP BY ALL
 ),
 aged AS (
@@ -54,8 +59,9 @@ SELECT
     policies.output ->> '$.skipped' AS skipped,
     coalesce(called.calls, 0) AS calls,
     coalesce(called.trainable_calls, 0) AS trainable_calls,
+    coalesce(trained.trained_calls, 0) AS trained_calls,
     coalesce(called.response_tokens, 0) AS response_tokens,
-    coalesce(trained.sequences, 0) AS sequences,
+    coalesce(derived.sequences, 0) AS sequences,
     returned.mean_return,
     aged.lag,
     aged.share_stale
@@ -63,5 +69,6 @@ FROM policies
 LEFT JOIN called USING (run, epoch, policy)
 LEFT JOIN returned USING (run, epoch, policy)
 LEFT JOIN trained USING (run, epoch, policy)
+LEFT JOIN derived USING (run, epoch, policy)
 LEFT JOIN aged USING (run, epoch, policy)
 ORDER BY policies.run, policies.epoch, policies.policy

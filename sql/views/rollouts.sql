@@ -1,10 +1,11 @@
 -- Every rollout, with the result that counts: there as soon as its spans are decoded.
 -- Grain: one row per (run, epoch, mode, rollout_id). Where no attempt counts (yet), the latest stands for it and `state`
--- says what became of it. Inputs: attempts, spans, call_twins, rollout_rewards.
+-- says what became of it. Inputs: attempts, epoch_manifests, spans, call_twins, rollout_rewards.
 -- Rule: `reward` and `success` as the epoch was derived (failure_reward, weights, former graders left out); before that,
 -- `reward` is the last finite one emitted, one named `reward` first, and `success` is not known. `calls` counts every call
--- once; `output_tokens` are theirs. `task_text` is what the task asks: of a JSON object its first key of question, prompt,
--- problem, instruction, task, text, query, input; else the task as it is.
+-- once; `output_tokens` are theirs. `repeated`: its task was drawn from those that the epoch before did not solve
+-- (`rollout.unsolved_per_epoch`); NULL where the run repeats none. `task_text` is what the task asks: of a JSON object its first
+-- key of question, prompt, problem, instruction, task, text, query, input; else the task as it is.
 WITH results AS (
     SELECT *, count(*) OVER (PARTITION BY run, epoch, mode, rollout_id) AS attempts
     FROM attempts
@@ -39,6 +40,7 @@ SELECT
     results.mode,
     results.group_id,
     results.task_id,
+    list_contains(manifests.repeated, results.group_id) AS repeated,
     results.rollout_id,
     results.attempt_id,
     results.state,
@@ -65,6 +67,7 @@ SELECT
     END AS task_text,
     results.output
 FROM results
+LEFT JOIN epoch_manifests AS manifests USING (run, epoch, mode)
 LEFT JOIN emitted USING (rollout_id, attempt_id)
 LEFT JOIN called USING (rollout_id, attempt_id)
 LEFT JOIN rollout_rewards AS derived

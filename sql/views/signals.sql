@@ -2,15 +2,26 @@
 -- Grain: one row per (run, epoch, mode, policy, signal). `policy` is NULL for what is not one policy's. An evaluation's epoch
 -- is the number of epochs trained before it. Signals of several kinds are named `dropped/<reason>`, `left_out/<reason>`,
 -- `seconds/<stage>`.
--- Inputs: epoch_manifests, advantages, sequences, exclusion_reasons, staleness, rollout_rewards.
--- Rule: `reward` and `reward_spread` (standard deviation) are over the rollouts a policy acted in, each once. `group_spread` is
+-- Inputs: epoch_manifests, advantages, trained_calls, sequences, exclusion_reasons, staleness, rollout_rewards.
+-- Rule: `reward` and `reward_spread` (standard deviation) are over the rollouts a policy acted in, each once;
+-- `reward_fresh` and `reward_repeated` over those of fresh tasks, and of tasks repeated from the epoch before. `group_spread` is
 -- the mean deviation of a group's returns; `groups_kept` the share of groups in which any rollout trains;
 -- `advantage_spread` the deviation of the advantages trained. `kept`: calls trained; `dropped/…`: calls left out, by reason.
 -- `staleness`: mean lag of the calls. `version`: the number of the version that the epoch began with.
 -- What the trainer measured comes under its own names (`kl`, `entropy`, `clip_ratio`, …).
 -- Sorted lists: no number may depend on the order of the input.
 WITH rollouts AS (
-    SELECT run, epoch, policy, rollout_id, min(reward) AS reward FROM advantages GROUP BY ALL
+    SELECT
+        advantages.run,
+        advantages.epoch,
+        advantages.policy,
+        advantages.rollout_id,
+        min(advantages.reward) AS reward,
+        list_contains(manifests.repeated, advantages.group_id) AS repeated
+    FROM advantages
+    LEFT JOIN epoch_manifests AS manifests
+        ON manifests.run = advantages.run AND manifests.epoch = advantages.epoch AND manifests.mode = 'train'
+    GROUP BY ALL
 ),
 rewards AS (
     SELECT
@@ -18,6 +29,8 @@ rewards AS (
         epoch,
         policy,
         list_avg(list_sort(list(reward))) AS reward,
+        list_avg(list_sort(list(reward) FILTER (NOT repeated))) AS reward_fresh,
+        list_avg(list_sort(list(reward) FILTER (repeated))) AS reward_repeated,
         list_stddev_pop(list_sort(list(reward))) AS reward_spread
     FROM rollouts
     GROUP BY ALL
@@ -44,9 +57,10 @@ trained AS (
     GROUP BY ALL
 ),
 kept AS (
-    SELECT run, epoch, policy, sum(len(call_ids))::DOUBLE AS kept, count(*)::DOUBLE AS sequences
-    FROM sequences
-    GROUP BY ALL
+    SELECT run, epoch, policy, count(*)::DOUBLE AS kept FROM trained_calls GROUP BY ALL
+),
+derived AS (
+    SELECT run, epoch, policy, count(*)::DOUBLE AS sequences FROM sequences GROUP BY ALL
 ),
 stale AS (
     SELECT run, epoch, policy, sum(lag * calls) / sum(calls) FILTER (lag IS NOT NULL) AS staleness
@@ -79,13 +93,15 @@ held_out AS (
     GROUP BY ALL
 )
 FROM (
-    SELECT run, epoch, 'train' AS mode, policy, signal, value FROM rewards UNPIVOT (value FOR signal IN (reward, reward_spread))
+    SELECT run, epoch, 'train' AS mode, policy, signal, value FROM rewards UNPIVOT (value FOR signal IN (reward, reward_fresh, reward_repeated, reward_spread))
     UNION ALL
     SELECT run, epoch, 'train', policy, signal, value FROM spreads UNPIVOT (value FOR signal IN (group_spread, groups_kept))
     UNION ALL
     SELECT run, epoch, 'train', policy, 'advantage_spread', advantage_spread FROM trained
     UNION ALL
-    SELECT run, epoch, 'train', policy, signal, value FROM kept UNPIVOT (value FOR signal IN (kept, sequences))
+    SELECT run, epoch, 'train', policy, 'kept', kept FROM kept
+    UNION ALL
+    SELECT run, epoch, 'train', policy, 'sequences', sequences FROM derived
     UNION ALL
     SELECT run, epoch, 'train', policy, 'dropped/' || reason, calls FROM exclusion_reasons
     UNION ALL

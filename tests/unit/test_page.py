@@ -22,11 +22,14 @@ ROWS: Any = [
     {
         "epoch": 1,
         "mean_reward": 0.75,
+        "reward_fresh": 0.875,
+        "reward_repeated": 0.5,
         "rollouts": 1920,
+        "failed_rollouts": 0,
         "held_out_right": 0.781,
         "held_out_tasks": 64,
         "calls": 290,
-        "trainable_calls": 286,
+        "trained_calls": 72,
         "response_tokens": 2900,
         "versions": {"policy": "v0002"},
     },
@@ -46,9 +49,10 @@ def test_a_page_says_how_it_goes_and_has_a_line_a_signal_below_its_policy() -> N
     text = page("mine", ROWS, DROPPED, SIGNALS, "[MLflow](http://x)")
     assert "[MLflow](http://x)" in text
     assert (
-        "**epoch 1, mean reward 0.750 over 1,920 rollouts, 286 of 290 calls trained, "
-        "78.1% of 64 held-out tasks right, policy v0002**" in text
+        "**epoch 1, mean reward 0.750 (0.875 of fresh tasks, 0.500 of repeated ones), 1,920 rollouts, 72 of 290 calls "
+        "trained, 78.1% right on 64 held-out tasks, policy v0002**" in text
     )
+    assert "compare fresh tasks with fresh tasks" in text
     assert "| reward | 0–1 | ▁█ | 0.25 | 0.75 | 0.25 | 0.75 |" in text
     headings = re.findall("^(## .*|\\| (?:reward|kl|advantage_spread|held_out_right) )", text, re.MULTILINE)
     assert headings == [
@@ -67,10 +71,26 @@ def test_its_plots_are_a_picture_that_needs_no_other_file_and_say_what_they_show
     assert found is not None
     svg = base64.b64decode(found[1]).decode()
     said = {element.text for element in ElementTree.fromstring(svg).iter() if element.text}
-    assert {"policy reward", "held_out_right", "policy kl", "no_spread", "other_policy", "tokens a response"} <= said
+    assert {
+        "reward",
+        "reward, fresh tasks",
+        "reward, repeated tasks",
+        "held_out_right",
+        "policy kl",
+        "no_spread",
+        "other_policy",
+        "tokens a response",
+    } <= said
     assert svg == plots(ROWS, DROPPED, SIGNALS), "the same run, the same bytes"
+
+
+def test_a_run_that_repeats_no_task_has_one_reward_and_no_word_on_it() -> None:
+    row = ROWS[1] | {"reward_fresh": None, "reward_repeated": None, "failed_rollouts": 3}
+    text = page("mine", [row], DROPPED, SIGNALS, None)
+    assert "mean reward 0.750, 1,920 rollouts (3 failed)" in text
+    assert "fresh" not in text and "fresh tasks" not in plots([row], DROPPED, SIGNALS)
 
 
 def test_a_run_without_anything_yet_has_a_page() -> None:
     assert page("mine", [], {}, {}, None) == "# Run mine\n"
-    assert "before training, 25.0% of 64 held-out tasks right" in page("mine", ROWS[:1], {}, {}, None)
+    assert "before training, 25.0% right on 64 held-out tasks" in page("mine", ROWS[:1], {}, {}, None)

@@ -10,6 +10,36 @@ from lightning_core.config import Settings
 from tasks import show
 
 
+def test_the_table_has_every_column_in_its_first_row_and_says_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's UI shows the columns of the first row."""
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(show, "create_table_artifact", made.update)
+    monkeypatch.setattr(show, "create_markdown_artifact", lambda **_: None)
+    monkeypatch.setattr(show, "_signals", lambda _: {})
+    monkeypatch.setattr(show, "_dropped", lambda _: {0: {"no_spread": 2}})
+    figures = dict.fromkeys(
+        ("reward_fresh", "reward_repeated", "rollouts", "failed_rollouts", "calls", "trained_calls"), 0
+    )
+    figures |= {"reward_fresh": None, "reward_repeated": None, "response_tokens": 0}
+    before = figures | {"epoch": -1, "mean_reward": None, "seconds": {"evaluate": 9.0}, "versions": {"policy": "v0000"}}
+    first = figures | {
+        "epoch": 0,
+        "mean_reward": 0.5,
+        "seconds": {"collect": 1.0, "evaluate": 2.0},
+        "versions": {"policy": "v0001"},
+    }
+    again = first | {"epoch": 1, "reward_repeated": 0.25, "seconds": {"collect": 3.04}}
+    settings = Settings.model_validate({"agent": {"command": "true"}, "tasks": {"train": "t.jsonl"}})
+    show.show_run(settings, [before, first], None)
+    assert [row["epoch"] for row in made["table"]] == ["before", 0]
+    assert [row["collect s"] for row in made["table"]] == [None, 1.0]
+    assert [row["dropped"] for row in made["table"]] == ["", "no_spread 2"]
+    assert made["description"] == f"Epochs of run {settings.run}"
+    show.show_run(settings, [before, first, again], "[MLflow](http://x)")
+    assert [list(row)[-2:] for row in made["table"]] == [["collect s", "evaluate s"]] * 3
+    assert "[MLflow](http://x)" in made["description"] and "compare fresh tasks with fresh" in made["description"]
+
+
 def test_a_prefect_server_that_is_away_stops_nothing(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     def away(**_: Any) -> None:
         raise ConnectionError("gone")

@@ -17,7 +17,10 @@ pytestmark = pytest.mark.slow  # many lakes
 
 
 def test_agents_shows_who_was_there_who_matched_and_what_each_gave(tmp_path: Path) -> None:
-    lake, _ = derived(tmp_path, team(0).rows + team(1).rows, agent_match="coder")
+    lake, epoch = derived(tmp_path, team(0).rows + team(1).rows, agent_match="coder", versions={"policy": "v0000"})
+    assert [agent["trained_calls"] for agent in ask(lake, "FROM agents")] == [0, 0], "there is no training yet"
+    epoch.finish("train policy", "key", {"version": "v0001", "metrics": {}}, 1.0)
+    put(lake, epoch)
     coder, boss = ask(lake, "FROM agents ORDER BY agent")
     assert (coder["agent"], coder["agent_path"]) == ("coder", "orchestrator/coder")
     assert coder["matched"] == coder["policies"] == ["policy"]

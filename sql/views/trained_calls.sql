@@ -1,0 +1,15 @@
+-- The calls that a version was trained on.
+-- Grain: one row per (run, epoch, policy, call_id). Inputs: sequences, epoch_manifests.
+-- Rule: those in the epoch's sequences, where the policy was trained on these sequences. So there is none before its training
+-- ended, where it was skipped, or where the sequences were derived anew since (`regrade`). A call of several choices
+-- (`n` > 1) counts once.
+SELECT DISTINCT
+    calls.run,
+    calls.epoch,
+    calls.policy,
+    manifests.trained[calls.policy] AS version,
+    split_part(calls.id, '.', 1)::BIGINT AS call_id
+FROM (SELECT run, epoch, policy, unnest(call_ids) AS id FROM sequences) AS calls
+JOIN epoch_manifests AS manifests
+    ON manifests.run = calls.run AND manifests.epoch = calls.epoch AND manifests.mode = 'train'
+WHERE manifests.trained[calls.policy] IS NOT NULL
