@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -111,8 +110,8 @@ class Progress:
     def _put(self, share: float, line: str) -> None:
         try:
             if self._artifact is None:
-                key = re.sub(r"[^a-z0-9]+", "-", self.what.lower()).strip("-")
-                made = create_progress_artifact(progress=share, key=key, description=line)
+                # Without a key it is on the page of its run alone, not among what the Artifacts page keeps for ever.
+                made = create_progress_artifact(progress=share, description=line)
                 self._artifact = cast(UUID, made)
             else:
                 update_progress_artifact(artifact_id=self._artifact, progress=share, description=line)

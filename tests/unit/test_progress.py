@@ -21,7 +21,7 @@ class Api:
         self.there = threading.Event()
         self.there.set()
 
-    def create(self, *, progress: float, key: str, description: str) -> UUID:
+    def create(self, *, progress: float, description: str) -> UUID:
         self.update(artifact_id=uuid4(), progress=progress, description=description)
         return uuid4()
 
