@@ -27,7 +27,7 @@ from tasks.preflight import check, evaluation_tasks
 from tasks.progress import logger, say
 from tasks.publish import publish_lake
 from tasks.redeploy import redeploy
-from tasks.track import record
+from tasks.track import record, tracked
 
 
 @flow(
@@ -57,7 +57,7 @@ def evaluate(
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
     check(settings)
-    with lake.working_on(settings.run), running(settings, say("services")) as services:
+    with tracked(settings), lake.working_on(settings.run), running(settings, say("services")) as services:
         manifest = lake.open_epoch(settings.run, number, "evaluate", versions(settings, number))
         _again(lake, manifest, from_stage)
         redeploy(settings, services, manifest.versions)

@@ -21,7 +21,7 @@ from tasks.derive import derive_tables
 from tasks.ingest import ingest_spans
 from tasks.progress import logger, say
 from tasks.publish import publish_lake
-from tasks.track import record
+from tasks.track import record, tracked
 from tasks.train import train_policies
 from tasks.versions import collect_versions
 
@@ -44,7 +44,7 @@ def finetune(settings: Settings, evaluate_after: bool = False) -> dict[str, Any]
     check_patterns(settings)
     check_estimators(settings)
     lake = Lake(settings.home)
-    with lake.working_on(settings.run):
+    with tracked(settings), lake.working_on(settings.run):
         base_model(settings, say("model"))
         ingest_spans(settings)
         number = lake.manifests.next_epoch(settings.run)

@@ -23,7 +23,7 @@ from tasks.derive import derive_tables
 from tasks.progress import say
 from tasks.publish import publish_lake
 from tasks.redeploy import redeploy
-from tasks.track import record
+from tasks.track import record, tracked
 from tasks.train import train_policies
 from tasks.versions import collect_versions
 
@@ -39,7 +39,7 @@ def learn(settings: Settings, choice: Choice = Choice()) -> dict[str, Any]:  # n
     check_estimators(settings)
     check_gpus(settings)
     lake = Lake(settings.home)
-    with lake.working_on(settings.run), running(settings, say("services")) as services:
+    with tracked(settings), lake.working_on(settings.run), running(settings, say("services")) as services:
         number = lake.manifests.next_epoch(settings.run)
         watch(settings, number)
         manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))

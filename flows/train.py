@@ -21,6 +21,7 @@ from tasks.alarm import watch
 from tasks.preflight import evaluation_tasks, training_tasks
 from tasks.progress import logger, say
 from tasks.rollout import shared_runner
+from tasks.track import tracked
 
 
 @flow(name="train", flow_run_name="{settings.run}", persist_result=False)
@@ -39,17 +40,18 @@ def train(settings: Settings) -> list[dict[str, Any]]:
     watch(settings, done)
     last = manifests.epoch(settings.run, done, "evaluate")
     to_evaluate = settings.evaluates_after(done) and (last is None or not last.recorded)
-    if done < settings.epochs or to_evaluate:
-        with running(settings, say("services")), shared_runner(settings), forking():  # for all epochs
-            if to_evaluate:
-                evaluate(settings, done)
-            for number in range(done, settings.epochs):
-                if waited_enough(epoch_rows(settings), settings.evaluation.patience):
-                    logger().warning("stopped after %d epochs: evaluation.patience is used up", number)
-                    break
-                train_epoch(settings, number)
-                if settings.evaluates_after(number + 1):
-                    evaluate(settings, number + 1)
+    with tracked(settings):
+        if done < settings.epochs or to_evaluate:
+            with running(settings, say("services")), shared_runner(settings), forking():  # for all epochs
+                if to_evaluate:
+                    evaluate(settings, done)
+                for number in range(done, settings.epochs):
+                    if waited_enough(epoch_rows(settings), settings.evaluation.patience):
+                        logger().warning("stopped after %d epochs: evaluation.patience is used up", number)
+                        break
+                    train_epoch(settings, number)
+                    if settings.evaluates_after(number + 1):
+                        evaluate(settings, number + 1)
     return epoch_rows(settings)
 
 

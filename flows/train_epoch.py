@@ -28,7 +28,7 @@ from tasks.preflight import check, training_tasks
 from tasks.progress import logger, say
 from tasks.publish import publish_lake
 from tasks.redeploy import redeploy
-from tasks.track import record
+from tasks.track import record, tracked
 from tasks.train import train_policies
 from tasks.versions import collect_versions
 
@@ -58,7 +58,7 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
     planned = plan_training(settings, training_tasks(settings), number)
-    with lake.working_on(settings.run):
+    with tracked(settings), lake.working_on(settings.run):
         manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))
         require_own_rollouts(manifest)
         if from_stage is not None:

@@ -1,27 +1,71 @@
-"""The record of an epoch: its signals to every backend, and artifacts in the Prefect UI."""
+"""The record of an epoch: its signals to every backend, and artifacts in the Prefect UI; and how the run ends in MLflow."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
+from prefect.exceptions import CancelledRun
+from prefect.runtime import deployment, flow_run
 
 from lightning_core.config import Settings
 from lightning_core.events import Rows, shown
 from lightning_core.lake.held_out import held_out
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.manifest import EpochManifest, LakeError
 from lightning_core.lake.report import epoch_rows
-from lightning_core.lake.stages import run_stage
+from lightning_core.lake.stages import run_stage, stage_key
 from lightning_core.policies.store import PolicyStore
 from lightning_core.stage_keys import record_key
-from lightning_core.tracking.mlflow_backend import MlflowRun
+from lightning_core.taskset import Task
+from lightning_core.tracking.mlflow_backend import MlflowRun, Status, is_tracked
 from lightning_core.tracking.signals import Signal, backends, epoch_signals
+from tasks.preflight import evaluation_tasks, training_tasks
 from tasks.progress import logger
 from tasks.show import show_run
 from tasks.versions import note_evaluation
+
+_tracked: set[tuple[Path, str]] = set()
+
+
+@contextlib.contextmanager
+def tracked(settings: Settings) -> Iterator[None]:
+    """Round a flow: in MLflow the run is RUNNING, then FINISHED, FAILED (an error) or KILLED (Ctrl-C, SIGTERM, cancelled).
+
+    Of flows within one another the outermost counts. A process that was killed outright says nothing: the run is RUNNING
+    there until somebody resumes it.
+    """
+    key = (settings.home.resolve(), settings.run)
+    if key in _tracked:
+        yield
+        return
+    _tracked.add(key)
+    try:
+        _status(settings, "RUNNING")
+        yield
+        _status(settings, "FINISHED")
+    except BaseException as error:
+        failed = isinstance(error, Exception) and not isinstance(error, CancelledRun)
+        _status(settings, "FAILED" if failed else "KILLED")
+        raise
+    finally:
+        _tracked.discard(key)
+
+
+def _status(settings: Settings, status: Status) -> None:
+    if not is_tracked(settings):  # before the first record; a new MLflow run is RUNNING
+        return
+    with contextlib.suppress(LakeError), Lake(settings.home).working_on(settings.run):  # else another process says it
+        try:
+            MlflowRun(settings).status(status)
+        except Exception as error:  # noqa: BLE001 - an MLflow server that is away ends no run, and hides no error
+            logger().warning("MLflow does not know that run %s is %s: %s", settings.run, status, error)
 
 
 @task(task_run_name="record {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
@@ -57,26 +101,53 @@ def _came_to(settings: Settings, epoch: EpochManifest, row: dict[str, Any]) -> s
 
 
 def _to_mlflow(settings: Settings, epoch: EpochManifest, row: dict[str, Any], signals: list[Signal]) -> dict[str, Any]:
-    tracked = MlflowRun(settings)
-    tracked.tag(
+    run = MlflowRun(settings)
+    run.tag(
         **{
             "prefect.flow_run_id": str(flow_run.get_id()),
             "prefect.flow_run_name": str(flow_run.get_name()),
-            "prefect.flow_run_url": str(flow_run.get_flow_run_ui_url()),
+            "prefect.flow_run_url": _flow_run_url(settings),
         }
     )
-    tracked.tell(epoch, signals)
+    run.tell(epoch, signals)
     if epoch.mode == "train":
-        tracked.metrics(_counts(row), epoch.epoch)
+        run.metrics(_counts(row), epoch.epoch)
+    _datasets(settings, epoch, run)
     label = f"epochs/{epoch.epoch:04d}" if epoch.mode == "train" else f"epochs/{epoch.epoch:04d}-evaluate"
-    tracked.document(settings.model_dump(mode="json"), f"{label}/settings.json")
-    tracked.document(
+    run.document(settings.model_dump(mode="json"), f"{label}/settings.json")
+    run.document(
         {"span_range": epoch.span_range, "tables": {n: t.model_dump() for n, t in epoch.tables.items()}},
         f"{label}/dataset.json",
     )
-    _versions(settings, epoch, tracked)
-    logger().info("MLflow run %s has %s %d", tracked.run_id, epoch.mode, epoch.epoch)
-    return {"mlflow_run_id": tracked.run_id, "mlflow": tracked.link()}
+    _versions(settings, epoch, run)
+    logger().info("MLflow run %s has %s %d", run.run_id, epoch.mode, epoch.epoch)
+    return {"mlflow_run_id": run.run_id, "mlflow": run.link()}
+
+
+def _flow_run_url(settings: Settings) -> str:
+    """Where the flow run is shown. The server of a command ends with it; its record is shown by Prefect's own on 4200."""
+    url = str(flow_run.get_flow_run_ui_url())
+    ours = os.environ.get("PREFECT_HOME") == str((settings.home / "prefect").resolve())
+    if ours and not deployment.get_id():
+        return urlsplit(url)._replace(netloc="127.0.0.1:4200").geturl()
+    return url
+
+
+def _datasets(settings: Settings, epoch: EpochManifest, run: MlflowRun) -> None:
+    """Tasks that were rolled out, and the sequences that were trained on."""
+
+    def tasks(name: str, source: str, found: list[Task], context: str) -> None:
+        run.dataset(name, stage_key([task.content for task in found]), source, len(found), context)
+
+    if epoch.mode == "evaluate" and settings.tasks.evaluate is not None:
+        held_out = evaluation_tasks(settings)[: settings.evaluation.limit]
+        tasks("tasks.evaluate", settings.tasks.evaluate, held_out, "evaluation")
+    elif epoch.mode == "train":
+        if not epoch.sources:  # else nothing of `tasks` was rolled out
+            tasks("tasks.train", settings.tasks.train, training_tasks(settings), "training")
+        table = epoch.tables["sequences"]
+        place = str(Lake(settings.home).path(table))
+        run.dataset(f"sequences of epoch {epoch.epoch}", table.digest, place, table.rows, "training")
 
 
 def _counts(row: dict[str, Any]) -> dict[str, float]:
@@ -85,9 +156,9 @@ def _counts(row: dict[str, Any]) -> dict[str, float]:
     return {k: v for k, v in row.items() if k not in left_out and not k.startswith("held_out") and v is not None}
 
 
-def _versions(settings: Settings, epoch: EpochManifest, tracked: MlflowRun) -> None:
+def _versions(settings: Settings, epoch: EpochManifest, run: MlflowRun) -> None:
     for policy in settings.policies:
         store, done = PolicyStore(settings.home, policy.name), epoch.stages.get(f"train {policy.name}")
         if done is not None and done.output["version"] != epoch.versions[policy.name]:
-            tracked.version(store, done.output["version"])
-        tracked.aliases(store)
+            run.version(store, done.output["version"])
+        run.aliases(store)

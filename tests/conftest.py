@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import examples, guard
-from tests.guard import pytest_runtest_protocol, pytest_runtest_teardown
-
-__all__ = ["pytest_runtest_protocol", "pytest_runtest_teardown"]
+from tests import examples
 
 _HERE = Path(__file__).parent
 
@@ -20,7 +17,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    guard.pytest_configure(config)
     left_out = config.option.markexpr
     if "not extra" in left_out:
         examples.times = 1 if "not slow" in left_out else 2

@@ -1,20 +1,30 @@
-"""MLflow's record of a run: parameters, metrics by epoch, datasets, policy versions.
+"""MLflow's record of a run: parameters, metrics by epoch, data sets, policy versions, and how it ended.
 
 One MLflow run per run of ours; its id is kept beside the run's optimizer state, so a resumed run goes on in it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from lightning_core.config import Settings
 from lightning_core.files import write_atomic
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import PolicyStore
 from lightning_core.tracking import registry
+from lightning_core.tracking.page import REPEATED
 from lightning_core.tracking.signals import Signal
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+_NOTE = f"""The step of a metric is the epoch. `held_out_*` at step n is of the versions that n epochs of training came to, the
+others of the epoch that samples from them. `<policy>/reward…` is over the rollouts the policy acted in, `mean_reward` over all.
+`trained_calls` of the `calls` were trained on. {REPEATED}
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +34,22 @@ def tracking_uri(settings: Settings) -> str:
     return settings.tracking.mlflow_uri or f"sqlite:///{(settings.home / 'mlflow.db').resolve()}"
 
 
+def is_tracked(settings: Settings) -> bool:
+    """Whether the run has an MLflow run already; without importing MLflow."""
+    return "mlflow" in settings.tracking.backends and _kept(settings).is_file()
+
+
+def _kept(settings: Settings) -> Path:
+    return settings.home / "training" / settings.run / "mlflow_run_id"
+
+
 class MlflowRun:
     """The MLflow run of a run. Imports MLflow when made, which takes seconds."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client = registry.connect(tracking_uri(settings))
-        self._kept = settings.home / "training" / settings.run / "mlflow_run_id"
+        self._kept = _kept(settings)
         self.run_id = self._find() or self._create()
 
     def tag(self, **tags: str) -> None:
@@ -57,6 +76,25 @@ class MlflowRun:
             epoch.epoch,
         )
 
+    def dataset(self, name: str, digest: str, source: str, rows: int, context: str) -> None:
+        """Name a data set that the run has read; once, however often it is asked. `source`: a path, or `module:function`."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        local = Path(source).exists()
+        place = {"uri": str(Path(source).resolve())} if local else {"tags": {"function": source}}
+        dataset = Dataset(
+            name, digest, "local" if local else "code", json.dumps(place), profile=json.dumps({"num_rows": rows})
+        )
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)])])
+
+    def status(self, status: Status) -> None:
+        """Say how the run goes, or how it ended."""
+        if status == "RUNNING":
+            self._client.update_run(self.run_id, status)
+        else:
+            self._client.set_terminated(self.run_id, status)
+
     def document(self, content: dict[str, Any], path: str) -> None:
         """A JSON artifact, such as the settings and the dataset of an epoch."""
         self._client.log_dict(self.run_id, content, path)
@@ -72,9 +110,11 @@ class MlflowRun:
     def link(self) -> str:
         """Markdown that leads to the run: by the tracking server's address, else by that of the stack's MLflow UI."""
         uri, run = tracking_uri(self._settings), self._client.get_run(self.run_id).info
+        shown = ""
         if not uri.startswith(("http://", "https://")):
-            uri = "http://127.0.0.1:5000"  # `lightning-flows up`, and `mlflow ui`
-        return f"[MLflow run {run.run_name}]({uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{self.run_id})"
+            shown = f" (while `lightning-flows up` runs, or `mlflow ui --backend-store-uri {uri}`)"
+            uri = "http://127.0.0.1:5000"
+        return f"[MLflow run {run.run_name}]({uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{self.run_id}){shown}"
 
     def _model(self, store: PolicyStore) -> str:
         return f"{self._settings.run}.{store.name}"
@@ -108,7 +148,8 @@ class MlflowRun:
                 experiment = self._client.create_experiment(name, artifact_location=artifacts if local else None)
             except MlflowException:  # another process made it first
                 experiment = self._client.get_experiment_by_name(name).experiment_id
-        run = self._client.create_run(experiment, run_name=self._settings.run)
+        note = {"mlflow.note.content": _NOTE}  # the run's description in the UI
+        run = self._client.create_run(experiment, run_name=self._settings.run, tags=note)
         run_id: str = run.info.run_id
         for key, value in _flat(self._settings.model_dump(mode="json")).items():
             self._client.log_param(run_id, key, value)

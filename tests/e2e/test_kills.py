@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import sqlite3
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +18,7 @@ from lightning_core.policies.store import PolicyStore
 from tests.e2e import kills
 from tests.e2e.kills import Epoch
 from tests.e2e.test_two_epochs import HERE, write_settings
+from tests.gateway_rig import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -27,13 +33,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     os.environ.update(before)
 
 
-def new_epoch(folder: Path, environment: dict[str, str], **more: str) -> Epoch:
+def new_epoch(folder: Path, environment: dict[str, str], epochs: int = 1, **more: Any) -> Epoch:
     agent = {"callable": f"{HERE / 'letter_agent.py'}:run", "timeout_s": 60, "environment": {"LETTER_PAUSE": "1"}}
     rollout = {"tasks_per_epoch": 4, "group_size": 6, "concurrency": 4, "shards": 2}
     training = {"learning_rate": 1e-3, "steps_per_epoch": 4, "checkpoint_seconds": 0}
     settings = write_settings(
         folder,
-        epochs=1,
+        epochs=epochs,
         policies=[{"model": str(folder / "tiny-llama"), "training": training}],
         evaluation={"every": 0},
         agent=agent,
@@ -63,6 +69,38 @@ def test_killed_where_no_vllm_is_needed_an_epoch_comes_to_the_same_policy(
     assert epoch.end_at(kills.a_step_is_done, kills.trainer) != 0
     epoch.finish()
     check(epoch, tmp_path)
+
+
+def test_mlflow_says_how_a_run_ended_also_after_a_kill_and_a_resume(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    epoch = new_epoch(tmp_path, environment, program="tests.e2e.without_vllm", flow=("train",), epochs=2)
+
+    def status() -> str:
+        with sqlite3.connect(epoch.home / "mlflow.db") as record:
+            return str(record.execute("SELECT status FROM runs").fetchone()[0])
+
+    epoch.end_at(kills.after("record"), kills.flow)
+    assert status() == "RUNNING", "nobody was left to say otherwise"
+    with epoch.started() as process:
+        wait_for(lambda: kills.rolling_out(epoch), kills.WAIT_S)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(kills.WAIT_S) != 0
+    assert status() == "KILLED"
+    with epoch.started() as process:
+        wait_for(lambda: status() == "RUNNING", kills.WAIT_S)
+        assert process.wait(kills.WAIT_S) == 0, epoch.log.read_text()[-3000:]
+    assert status() == "FINISHED"
+    assert _artifacts(environment, "/latest") == {("epochs-tiny", "table"), ("report-tiny", "markdown")}
+    assert (None, "progress") in _artifacts(environment), "on the pages of flow runs"
+
+
+def _artifacts(environment: dict[str, str], which: str = "") -> set[tuple[str | None, str]]:
+    """(key, type) of Prefect's artifacts; `/latest` are those of its Artifacts page."""
+    url = f"{environment['PREFECT_API_URL']}/artifacts{which}/filter"
+    request = urllib.request.Request(url, b'{"limit": 200}', {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return {(artifact["key"], artifact["type"]) for artifact in json.load(answer)}
 
 
 MOMENTS = [

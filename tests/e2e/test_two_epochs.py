@@ -139,6 +139,10 @@ def test_a_task_that_was_not_solved_each_time_is_tried_again_in_the_next_epoch(t
     assert again == [(False,)]
     drawn = Lake(trained).manifests.epoch("tiny", 1)
     assert drawn is not None and drawn.again is not None and drawn.again.tasks
+    repeated = "SELECT epoch, count(*) FILTER (repeated) FROM rollouts WHERE mode = 'train' GROUP BY ALL ORDER BY ALL"
+    assert ask(trained, repeated) == [(0, 0), (1, 4)]
+    apart = "SELECT reward_fresh IS NULL, reward_repeated IS NULL FROM epochs WHERE mode = 'train' ORDER BY epoch"
+    assert ask(trained, apart) == [(False, True), (False, False)]
 
 
 def test_rollouts_of_an_epoch_are_sampled_from_the_version_before_it(trained: Path) -> None:
@@ -195,11 +199,17 @@ def test_mlflow_has_the_metrics_by_epoch_and_the_versions(trained: Path) -> None
                 "WHERE name = 'tiny.policy' AND key = 'version'"
             ).fetchall()
         )
-        flow_run = record.execute("SELECT value FROM tags WHERE key = 'prefect.flow_run_id'").fetchone()
+        flow_run = record.execute("SELECT value FROM tags WHERE key = 'prefect.flow_run_url'").fetchone()
+        ended = record.execute("SELECT status FROM runs").fetchall()
+        data = dict(record.execute("SELECT name, dataset_profile FROM datasets").fetchall())
     assert (steps, held_out) == ([(0,), (1,)], [(0,), (2,)])
     assert versions == [("v0000",), ("v0001",), ("v0002",)]
     assert aliases == {"current": "v0002", "champion": PolicyStore(trained, "policy").best()}
-    assert flow_run is not None
+    assert flow_run[0].startswith("http://127.0.0.1:4200/"), "the run's own server is gone"
+    assert ended == [("FINISHED",)]
+    sequences = ask(trained, "SELECT epoch, count(*) FROM sequences GROUP BY ALL")
+    rows = {"tasks.train": 8, "tasks.evaluate": 4} | {f"sequences of epoch {epoch}": n for epoch, n in sequences}
+    assert {name: json.loads(profile)["num_rows"] for name, profile in data.items()} == rows
 
 
 def test_mlflow_the_console_and_prometheus_are_told_the_signals_of_each_epoch(trained: Path, folder: Path) -> None:
