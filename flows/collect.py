@@ -16,7 +16,7 @@ from lightning_core.lake.collected import require_own_rollouts
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
 from lightning_core.lake.stages import Stage, redo_from
-from lightning_core.services import running, versions
+from lightning_core.services import require_versions, running, versions
 from lightning_core.taskset import plan_training
 from tasks.collect import collect as collect_rollouts
 from tasks.derive import derive_tables
@@ -35,9 +35,11 @@ def collect(settings: Settings, epoch: int | None = None, from_stage: Stage | No
     """Run the rollouts of one epoch (null: the first that is not finished); `train-epoch` goes on from there."""
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
+    sampled = versions(settings, number)
+    require_versions(settings, sampled, f"the rollouts of epoch {number} of run {settings.run}")
     check(settings)
     with lake.working_on(settings.run), running(settings, say("services")) as services:
-        manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))
+        manifest = lake.open_epoch(settings.run, number, "train", sampled)
         require_own_rollouts(manifest)
         if from_stage is not None:
             redo_from(lake, manifest, from_stage, f"flow run {flow_run.get_id()}, {from_stage}")

@@ -18,7 +18,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import Stage, redo_from, stage_key
 from lightning_core.policies.store import PolicyStore
-from lightning_core.services import running, versions
+from lightning_core.services import require_versions, running, versions
 from lightning_core.taskset import plan_evaluation
 from tasks.alarm import watch
 from tasks.collect import collect
@@ -56,9 +56,11 @@ def evaluate(
         raise SettingsError("tasks.evaluate is not set: give held-out tasks to evaluate on")
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
+    evaluated = versions(settings, number)
+    require_versions(settings, evaluated, f"the evaluation after {number} epochs of run {settings.run}")
     check(settings)
     with tracked(settings), lake.working_on(settings.run), running(settings, say("services")) as services:
-        manifest = lake.open_epoch(settings.run, number, "evaluate", versions(settings, number))
+        manifest = lake.open_epoch(settings.run, number, "evaluate", evaluated)
         _again(lake, manifest, from_stage)
         redeploy(settings, services, manifest.versions)
         collect(settings, manifest, plan_evaluation(settings, evaluation_tasks(settings), number))
@@ -76,6 +78,7 @@ def _beside(settings: Settings, chosen: dict[str, str], tasks: str | None, from_
     if unknown := [name for name in chosen if name not in wanted]:
         raise SettingsError(f"there is no policy {unknown[0]!r} to evaluate; the settings have {', '.join(wanted)}")
     wanted |= chosen
+    require_versions(settings, wanted, f"the evaluation beside run {settings.run}")
     label = stage_key(wanted, tasks or settings.tasks.evaluate)[:8]
     own = settings.model_copy(
         update={

@@ -15,7 +15,7 @@ from lightning_core.lake.collected import open_finetune
 from lightning_core.lake.derive_inputs import check_estimators, check_patterns
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
-from lightning_core.services import base_model, versions
+from lightning_core.services import base_model, require_versions, versions
 from tasks.alarm import watch
 from tasks.derive import derive_tables
 from tasks.ingest import ingest_spans
@@ -51,6 +51,7 @@ def finetune(settings: Settings, evaluate_after: bool = False) -> dict[str, Any]
         watch(settings, number)
         wanted = settings.finetune.version
         begins = versions(settings, number) if wanted is None else {p.name: wanted for p in settings.policies}
+        require_versions(settings, begins, f"the finetuning of run {settings.run}")
         manifest = open_finetune(lake, settings, number, begins)
         logger().info("%d rollouts of %d epochs are looked at", len(manifest.planned), len(manifest.sources))
         settle(lake, settings, manifest)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from lightning_core.policies.removed import removals
 from lightning_core.policies.store import PolicyStore, StoreError
 
 _home_option = click.option(
@@ -54,6 +55,9 @@ def policies(context: click.Context, home: Path | None, wanted: str | None, veri
         )
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)
+    for name in dict.fromkeys(row["policy"] for row in rows):
+        if gone := removals(_home(None) / "policies" / name):
+            click.echo(f"{name}: {len(gone)} versions were removed, as nothing needed them: {', '.join(gone)}")
     for row in rows:
         if row["problem"] is not None:
             click.echo(f"{row['policy']} {row['version']}: {row['problem']}", err=True)
@@ -64,7 +68,7 @@ def policies(context: click.Context, home: Path | None, wanted: str | None, veri
 @click.argument("version")
 @_home_option
 def pin(policy: str, version: str, home: Path | None) -> None:
-    """Keep VERSION of POLICY, whatever garbage collection thinks of it."""
+    """Keep VERSION of POLICY, whatever else holds."""
     _store(home, policy).pin(version)
 
 
@@ -91,25 +95,23 @@ def use(policy: str, version: str, home: Path | None) -> None:
 @policies.command()
 @_home_option
 @click.option("--policy", "wanted", help="Only this one.")
-@click.option("--keep-every", type=click.IntRange(min=1), metavar="K", help="Every K-th version stays.")
+@click.option(
+    "--keep-every", type=click.IntRange(min=1), metavar="K", default=10, show_default=True, help="Every K-th stays."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would go, and why the rest stays.")
 @_tracking_option
-def collect(home: Path | None, wanted: str | None, keep_every: int | None, dry_run: bool, tracking: str | None) -> None:
-    """Remove versions nothing needs: not served, best, newest, pinned, a K-th, nor what a run begins with."""
-    from lightning_core.policies import garbage
+def collect(home: Path | None, wanted: str | None, keep_every: int, dry_run: bool, tracking: str | None) -> None:
+    """Remove versions nothing needs, as a run does after every epoch; what stays: docs/policies.md."""
+    from lightning_core.policies.garbage import policies as names
+    from lightning_core.tracking.prune import prune
 
     home = _home(home)
-    for name in [wanted] if wanted else garbage.policies(home):
-        done = garbage.collect(home, name, keep_every, dry_run)
+    uri = _tracking(tracking, home) if tracking or (home / "mlflow.db").is_file() else None
+    for name in [wanted] if wanted else names(home):
+        by = "`lightning-flows policies collect`"
+        done = prune(home, name, keep_every, by=by, tracking=uri, dry_run=dry_run)
         verb = "would go" if dry_run else "removed"
-        forgotten = 0
-        if done.digests and not dry_run and (tracking or (home / "mlflow.db").is_file()):
-            from lightning_core.tracking.registry import connect, forget
-
-            forgotten = forget(connect(_tracking(tracking, home)), name, done.digests)
         click.echo(f"{name}: {len(done.gone)} versions {verb}, {done.bytes / 1e6:,.1f} MB; {len(done.kept)} stay")
-        if forgotten:
-            click.echo(f"  {forgotten} of them also from MLflow's registry, with their files")
         for version, size in done.gone.items():
             click.echo(f"  {version}  {verb}, {size / 1e6:,.1f} MB")
         for version, reasons in done.kept.items() if dry_run else ():
@@ -134,9 +136,9 @@ def fetch(model: str, version: str, into: Path, home: Path | None, tracking: str
 @click.argument("version")
 @click.option("--into", type=click.Path(path_type=Path), required=True, help="The folder to write; must not exist.")
 @click.option("--merged", is_flag=True, help="Full weights, also of an adapter (its base model is loaded).")
-@click.option("--models", type=click.Path(path_type=Path), default=Path("var/models"), show_default=True)
+@click.option("--models", type=click.Path(path_type=Path), help="`models` of the settings; default: the user's cache.")
 @_home_option
-def export(policy: str, version: str, into: Path, merged: bool, models: Path, home: Path | None) -> None:
+def export(policy: str, version: str, into: Path, merged: bool, models: Path | None, home: Path | None) -> None:
     """Write VERSION of POLICY as a folder for transformers, peft or vLLM."""
     from lightning_core.policies.export import export as write
 

@@ -17,7 +17,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.patterns import settle
 from lightning_core.lake.stages import Stage, redo_from
-from lightning_core.services import resting, running, versions
+from lightning_core.services import require_versions, resting, running, versions
 from lightning_core.stage_keys import outputs
 from lightning_core.taskset import plan_training
 from tasks.alarm import watch
@@ -61,13 +61,18 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
     with tracked(settings), lake.working_on(settings.run):
         manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))
         require_own_rollouts(manifest)
+        what = f"epoch {number} of run {settings.run}"
         if from_stage is not None:
+            require_versions(settings, manifest.versions, what)
+            require_versions(settings, manifest.trained if from_stage == "record" else {}, what)
             redo_from(lake, manifest, from_stage, f"flow run {flow_run.get_id()}, {from_stage}")
         if outputs(settings, manifest, planned) is not None:
             logger().info("epoch %d of run %s is done, with these settings", number, settings.run)
             return _told(manifest)
         watch(settings, number)
         check(settings)
+        require_versions(settings, manifest.versions, what)
+        require_versions(settings, begins_on(settings, manifest, planned), what)
         with running(settings, say("services")) as services:
             settle(lake, settings, manifest)
             redeploy(settings, services, begins_on(settings, manifest, planned))

@@ -23,7 +23,7 @@ from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.processes import created, end_group, is_running
 from lightning_core.policies.sharing import serving, takes_turns
 from lightning_core.policies.sleep import Level, asleep
-from lightning_core.policies.store import BASE_VERSION, PolicyStore
+from lightning_core.policies.store import BASE_VERSION, PolicyStore, StoreError
 from lightning_core.policies.supervisor import Supervisor
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import VllmError
@@ -214,11 +214,19 @@ def versions(settings: Settings, epoch: int) -> dict[str, str]:
     """
     found = {policy.name: BASE_VERSION for policy in settings.policies}
     for manifest in Manifests(settings.home / "lake").epochs(settings.run, "train"):
-        for name in found:
-            stage = manifest.stages.get(f"train {name}")
-            if manifest.epoch < epoch and stage is not None:
-                found[name] = stage.output["version"]
+        if manifest.epoch < epoch:
+            found |= {name: version for name, version in manifest.trained.items() if name in found}
     return found
+
+
+def require_versions(settings: Settings, wanted: dict[str, str], what: str) -> None:
+    """Raise StoreError where a version of `wanted` (policy → version) is not there, before `what` starts or forgets anything."""
+    for name, version in wanted.items():
+        if version != BASE_VERSION:  # which the first flow of a home publishes
+            try:
+                PolicyStore(settings.home, name).path(version)
+            except StoreError as error:
+                raise StoreError(f"{what}: {error}") from error
 
 
 def _start_vllm(settings: Settings, model: ModelFolder, replica: int, say: Say) -> VllmServer:

@@ -7,10 +7,9 @@ from typing import Any
 from lightning_core.config import Settings
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.stages import stage_key
-from lightning_core.policies.garbage import collect
 from lightning_core.policies.store import Evaluation, PolicyStore
 from lightning_core.tracking.mlflow_backend import tracking_uri
-from lightning_core.tracking.registry import connect, forget
+from lightning_core.tracking.prune import RegistryAway, prune
 from tasks.progress import logger
 
 
@@ -40,17 +39,30 @@ def _held_out(settings: Settings) -> str:
 
 
 def collect_versions(settings: Settings) -> dict[str, list[str]]:
-    """Remove versions nothing needs, where the settings say so; returns policy → versions removed."""
+    """Remove versions nothing needs, unless the settings say otherwise; returns policy → versions removed.
+
+    Where the registry cannot be asked, nothing is removed, and the log says so: the next epoch tries again.
+    """
     if not settings.store.collect:
         return {}
+    there = settings.tracking.mlflow_uri or (settings.home / "mlflow.db").is_file()
     gone = {}
     for policy in settings.policies:
-        done = collect(settings.home, policy.name, settings.store.keep_every)
+        try:
+            done = prune(
+                settings.home,
+                policy.name,
+                settings.store.keep_every,
+                by=f"run {settings.run}",
+                tracking=tracking_uri(settings) if there else None,
+            )
+        except RegistryAway as error:
+            logger().warning("%s", error)
+            continue
         gone[policy.name] = list(done.gone)
-        if done.digests and (settings.tracking.mlflow_uri or (settings.home / "mlflow.db").is_file()):
-            forget(connect(tracking_uri(settings)), policy.name, done.digests)
-        logger().info(
-            "%s: %d versions removed that nothing needs (%.1f MB), %d stay",
-            policy.name, len(done.gone), done.bytes / 1e6, len(done.kept),
-        )  # fmt: skip
+        if done.gone:
+            logger().info(
+                "%s: %d versions removed that nothing needs (%.1f MB), %d stay",
+                policy.name, len(done.gone), done.bytes / 1e6, len(done.kept),
+            )  # fmt: skip
     return gone

@@ -57,15 +57,17 @@ class StoreSettings(Section):
     """Versions of the policies on disk."""
 
     collect: bool = Field(
-        False,
-        description="after every epoch remove versions that nothing needs; what stays: docs/policies.md. Off: all stay",
+        True,
+        description="after every epoch remove versions that nothing needs; what stays: docs/policies.md. false: all stay",
     )
     keep_every: int | None = Field(
-        None, ge=1, description="with `collect`: every so-many-th version stays; null: none for its number's sake"
+        10, ge=1, description="with `collect`: every so-many-th version stays; null: none for its number's sake"
     )
 
     @model_validator(mode="after")
     def _collects(self) -> StoreSettings:
-        if self.keep_every is not None and not self.collect:
-            raise ValueError("`keep_every` without `collect: true` keeps nothing, since all versions stay; give both")
+        if self.differs("keep_every") and not self.collect:
+            raise ValueError(
+                "`keep_every` without `collect: true` keeps nothing, since all versions stay; give one of them"
+            )
         return self

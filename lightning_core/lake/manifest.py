@@ -147,6 +147,12 @@ class EpochManifest(_Manifest):
         return self.sampled or self.versions
 
     @property
+    def trained(self) -> dict[str, str]:
+        """Policy → version that its training of this epoch came to, of those that are done."""
+        stages = self.stages.items()
+        return {name.removeprefix("train "): s.output["version"] for name, s in stages if name.startswith("train ")}
+
+    @property
     def scope(self) -> list[tuple[str, int, str]]:
         """(run, epoch, mode) of the rollouts it is made of."""
         return [(s.run, s.epoch, self.mode) for s in self.sources] or [(self.run, self.epoch, self.mode)]

@@ -3,7 +3,8 @@
 Invariant: a folder called `vNNNN` is complete and its weights never change. It comes into being by one rename, after its
 files and its `manifest.json` are on disk, and goes by one (garbage.py). `v0000` is the base: hard links to the model
 folder, or, for LoRA, a manifest alone ("no adapter"). `current` (served) and `best` (highest share of held-out tasks
-right) are small files that name a version, `pinned` one that names several; they are swapped by rename.
+right) are small files that name a version, `pinned` one that names several, `removed.json` (removed.py) those that are
+gone; they are swapped by rename.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from lightning_core.policies.manifest import (
     digest_files,
     read_manifest,
 )
+from lightning_core.policies.removed import removals, why_gone
 from lightning_core.policies.weights import nonfinite_tensor
 
 __all__ = ["BASE_VERSION", "Evaluation", "Lineage", "Manifest", "PolicyStore", "PublishConflict", "StoreError"]
@@ -74,6 +76,8 @@ class PolicyStore:
         """The folder of a published version (absolute). Raises StoreError where there is none."""
         folder = self.folder / version
         if not _VERSION.fullmatch(version) or not (folder / MANIFEST).is_file():
+            if (removal := removals(self.folder).get(version)) is not None:
+                raise StoreError(why_gone(self.name, version, removal, self.versions()))
             raise StoreError(
                 f"policy {self.name}: no version {version!r} in {self.folder}; there are {self.versions() or 'none'}"
             )
@@ -114,8 +118,7 @@ class PolicyStore:
 
     def best_of(self, run: str) -> str | None:
         """The best of the versions that a run was the last to evaluate, by what its newest evaluation was on; or None."""
-        own = {version: evaluation for version, evaluation in self._evaluations().items() if evaluation.run == run}
-        return _best(own, max(own.values(), key=lambda evaluation: evaluation.epoch).held_out) if own else None
+        return best_of(self._evaluations(), run)
 
     def evaluated(self, version: str, evaluation: Evaluation) -> str:
         """Note an evaluation of `version`, and swap `best` where it is the best now; returns the best version.
@@ -137,7 +140,7 @@ class PolicyStore:
         return {version: evaluation for version, evaluation in told.items() if evaluation is not None}
 
     def pinned(self) -> list[str]:
-        """Versions that garbage collection leaves alone, whatever else holds."""
+        """Versions that are never removed, whatever else holds."""
         try:
             return (self.folder / "pinned").read_text().split()
         except FileNotFoundError:
@@ -329,6 +332,12 @@ def _link_or_copy(source: Path, target: Path) -> None:
     except OSError as error:
         log.debug("%s: cannot be linked (%s), copying", source, error)
         shutil.copyfile(source, target)
+
+
+def best_of(evaluations: dict[str, Evaluation], run: str) -> str | None:
+    """See PolicyStore.best_of; of `evaluations` by version, oldest first."""
+    own = {version: evaluation for version, evaluation in evaluations.items() if evaluation.run == run}
+    return _best(own, max(own.values(), key=lambda evaluation: evaluation.epoch).held_out) if own else None
 
 
 def _best(evaluations: dict[str, Evaluation], held_out: str) -> str:

@@ -17,10 +17,13 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from lightning_core.policies.manifest import MANIFEST, Manifest, StoreError, check_files, read_manifest
+from lightning_core.policies.removed import nearest
 from lightning_core.policies.store import PolicyStore
 
 logger = logging.getLogger(__name__)
 
+Weights = tuple[str, str]  # a version's name, and the digest of its files
+REMOVED = "removed"  # of the tag `weights`
 ARTIFACTS = "mlflow-artifacts"  # the folder beside mlflow.db
 
 
@@ -93,6 +96,11 @@ def load(uri: str, name: str, version: str, into: Path) -> Path:
         known = sorted(model.name for model in _models(client))
         raise StoreError(f"{uri}: no version or alias {version!r} of {name!r} ({error}); models: {known}") from None
     tags = found.tags
+    if tags.get("weights") == REMOVED:
+        kept = [v.tags["version"] for v in client.search_model_versions(f"name = '{name}'") if "weights" not in v.tags]
+        raise StoreError(
+            f"{name}: {tags['version']} is not there: {found.description} In {uri} {nearest(tags['version'], kept)}"
+        )
     target = into / tags["version"]
     if target.exists():
         raise StoreError(f"{target} is there already; remove it, or fetch into another folder")
@@ -110,21 +118,48 @@ def load(uri: str, name: str, version: str, into: Path) -> Path:
     return target
 
 
-def forget(client: Any, policy: str, digests: dict[str, str]) -> int:
-    """Remove model versions (version → digest of its files) of a policy with their artifacts; returns how many.
+def named(client: Any, policy: str) -> dict[Weights, list[str]]:
+    """Weights that the registry needs → why: an alias names them, or a registered model of the user's own is made of them."""
+    models = list(_models(client))
+    ours = {model.name: model.aliases for model in models if model.tags.get("policy") == policy}
+    made = {name: list(client.search_model_versions(f"name = '{name}'")) for name in ours}
+    found: dict[Weights, list[str]] = {}
+    sources: dict[str, Weights] = {}
+    for name, aliases in ours.items():
+        for version in made[name]:
+            weights = _weights(version)
+            sources |= {version.source: weights, f"models:/{name}/{version.version}": weights}
+            for alias, number in aliases.items():
+                if str(number) == str(version.version):
+                    found.setdefault(weights, []).append(f"alias {alias} of {name}")
+    for model in models:
+        for version in client.search_model_versions(f"name = {model.name!r}") if model.name not in ours else ():
+            if (known := sources.get(version.source)) is not None:
+                found.setdefault(known, []).append(f"registered as {model.name} {version.version}")
+    return found
 
-    For what garbage collection removed from the store: links in the registry would keep the bytes on disk.
+
+def forget(client: Any, policy: str, why: dict[Weights, str]) -> int:
+    """Remove the files of model versions of a policy and tag them `weights: removed`; returns how many were not so yet.
+
+    `why` has the weights with what is written into the version's description. Lineage and results stay to be looked at;
+    links to the files would keep the bytes on disk.
     """
     gone = 0
     models = [model.name for model in _models(client) if model.tags.get("policy") == policy]
     for name in models:
         for found in client.search_model_versions(f"name = '{name}'"):
-            version = found.tags.get("version")
-            if version in digests and found.tags.get("digest") == digests[version]:
-                client.delete_model_version(name, found.version)
+            weights = _weights(found)
+            if weights in why and found.tags.get("weights") != REMOVED:
                 _remove(client, found)
+                client.update_model_version(name, found.version, description=f"The weights were {why[weights]}.")
+                client.set_model_version_tag(name, found.version, "weights", REMOVED)
                 gone += 1
     return gone
+
+
+def _weights(found: Any) -> Weights:
+    return found.tags.get("version", ""), found.tags.get("digest", "")
 
 
 def _models(client: Any) -> Iterator[Any]:

@@ -16,7 +16,9 @@ from lightning_core.policies.garbage import collect
 from lightning_core.policies.manifest import digest_files
 from lightning_core.policies.store import Evaluation, Lineage, StoreError
 from lightning_core.tracking.mlflow_backend import MlflowRun, tracking_uri
+from lightning_core.tracking.prune import prune
 from lightning_core.tracking.registry import connect, forget, load
+from tasks.versions import collect_versions
 from tests.policy_files import store_with_base, write_model
 
 pytestmark = [pytest.mark.slow]
@@ -161,22 +163,67 @@ def test_other_files_than_those_registered_are_refused(settings, home, tmp_path)
         load(tracking_uri(settings), "r.policy", "v0001", tmp_path / "into")
 
 
-def test_what_garbage_collection_removes_leaves_the_registry_too(settings, home):
+def test_what_is_removed_is_tagged_so_in_the_registry_and_its_bytes_are_free(settings, home, tmp_path):
     store, tracked = store_with_base(home), MlflowRun(settings)
     for version in ("v0001", "v0002", "v0003"):
         tracked.version(store, version)
-    weights = store.path("v0001") / "model.safetensors"
-    descriptor = os.open(weights, os.O_RDONLY)
+    descriptor = os.open(store.path("v0001") / "model.safetensors", os.O_RDONLY)
     try:
-        done = collect(home, "policy")
-        assert list(done.gone) == ["v0001"]
-        client = connect(tracking_uri(settings))
-        assert forget(client, "policy", done.digests | {"v0003": "of other files"}) == 1
+        assert collect_versions(settings) == {"policy": ["v0001"]}
         assert os.fstat(descriptor).st_nlink == 0, "the disk is free"
     finally:
         os.close(descriptor)
-    left = {found.tags["version"] for found in client.search_model_versions("name = 'r.policy'")}
-    assert left == {"v0002", "v0003"}
+    client = connect(tracking_uri(settings))
+    made = {found.tags["version"]: found for found in client.search_model_versions("name = 'r.policy'")}
+    assert {version: found.tags.get("weights") for version, found in made.items()} == {
+        "v0001": "removed", "v0002": None, "v0003": None,
+    }  # fmt: skip
+    assert made["v0001"].description.startswith("The weights were removed on 20")
+    assert made["v0001"].tags["parent"] == "v0000", "its lineage stays"
+    with pytest.raises(StoreError, match=r"r\.policy: v0001 .* removed on .* by run r .*kept: v0002"):
+        load(tracking_uri(settings), "r.policy", "v0001", tmp_path / "into")
+    assert load(tracking_uri(settings), "r.policy", "v0002", tmp_path / "into").name == "v0002"
+
+
+def test_what_an_alias_or_a_model_of_the_users_own_names_stays(settings, home):
+    store, tracked = store_with_base(home), MlflowRun(settings)
+    for number in (4, 5):
+        told = Lineage(run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
+        store.publish(write_model(home / "training" / str(number), float(number)), told)
+    store.set_current("v0005")
+    for version in store.versions():
+        tracked.version(store, version)
+    client = connect(tracking_uri(settings))
+    made = {found.tags["version"]: found for found in client.search_model_versions("name = 'r.policy'")}
+    client.set_registered_model_alias("r.policy", "production", made["v0001"].version)
+    client.create_registered_model("bob's")
+    client.create_model_version("bob's", source=made["v0002"].source)
+    done = prune(home, "policy", None, by="a test", tracking=tracking_uri(settings))
+    assert done.kept == {
+        "v0000": ["base"],
+        "v0001": ["alias production of r.policy"],
+        "v0002": ["registered as bob's 1"],
+        "v0004": ["parent of current"],
+        "v0005": ["current", "newest"],
+    }
+    assert list(done.gone) == ["v0003"]
+
+
+def test_nothing_is_removed_while_the_registry_cannot_be_asked(settings, home, monkeypatch):
+    store = store_with_base(home)
+    away = MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
+    monkeypatch.setattr(MlflowClient, "search_registered_models", Mock(side_effect=away))
+    assert collect_versions(settings) == {}
+    assert len(store.versions()) == 4
+
+
+def test_what_a_removal_that_was_killed_left_in_the_registry_goes_with_the_next(settings, home):
+    store, tracked = store_with_base(home), MlflowRun(settings)
+    tracked.version(store, "v0001")
+    assert list(collect(home, "policy").gone) == ["v0001"]
+    (left,) = (home / "mlflow-artifacts").rglob("policies/policy/v0001")
+    assert collect_versions(settings) == {"policy": []}
+    assert not left.exists()
 
 
 def test_models_past_the_first_page_are_seen(settings, home):
@@ -185,4 +232,4 @@ def test_models_past_the_first_page_are_seen(settings, home):
     for number in range(100):
         client.create_registered_model(f"a{number:03d}")
     tracked.version(store, "v0001")
-    assert forget(client, "policy", {"v0001": store.manifest("v0001").digest}) == 1
+    assert forget(client, "policy", {("v0001", store.manifest("v0001").digest): "removed"}) == 1

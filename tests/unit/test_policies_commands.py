@@ -1,6 +1,7 @@
 """`lightning-flows policies`, and what an epoch's end does with versions."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -130,13 +131,33 @@ def test_an_evaluation_is_noted_in_the_version_and_moves_best(store, tmp_path):
     assert evaluated(tmp_path, 3, "v0003", 0.1, evaluation={"limit": 5}) == {"policy": "v0003"}, "other tasks"
 
 
-def test_an_epoch_collects_only_where_the_settings_say_so(store, tmp_path):
-    assert collect_versions(settings(tmp_path)) == {}
+def test_an_epoch_removes_what_nothing_needs_unless_the_settings_say_that_all_stays(store, tmp_path):
+    assert collect_versions(settings(tmp_path, store={"collect": False})) == {}
     assert len(store.versions()) == 4
-    assert collect_versions(settings(tmp_path, store={"collect": True})) == {"policy": ["v0001"]}
+    assert collect_versions(settings(tmp_path)) == {"policy": ["v0001"]}
     assert store.versions() == ["v0000", "v0002", "v0003"]
 
 
-def test_keep_every_without_collect_is_a_settings_error(tmp_path):
+def test_who_asks_for_a_removed_version_gets_the_rule_the_nearest_that_is_kept_and_the_remedy(store, tmp_path, ask):
+    store.set_current("v0000")
+    collect_versions(settings(tmp_path))
+    assert "policy: 2 versions were removed, as nothing needed them: v0001, v0002" in ask().stdout
+    for command in (
+        ["export", "policy", "v0002", "--into", str(tmp_path / "out")],
+        ["use", "policy", "v0002"],
+        ["pin", "policy", "v0002"],
+    ):
+        done = ask(*command)
+        assert done.exit_code == 1
+        assert re.search(
+            r"^Error: policy policy: v0002 was removed on 20\S+ \S+ by run r \(`store.collect` with `keep_every: 10`: "
+            r"nothing needed it\); the nearest that are kept: v0000 and v0003\. `store: \{collect: false\}`",
+            done.stderr,
+        ), done.stderr
+
+
+def test_keep_every_without_collect_is_a_settings_error_unless_it_is_the_default(tmp_path):
     with pytest.raises(ValueError, match="`keep_every` without `collect: true`"):
-        settings(Path(tmp_path), store={"keep_every": 3})
+        settings(Path(tmp_path), store={"collect": False, "keep_every": 3})
+    written_out = settings(Path(tmp_path), store={"collect": False}).model_dump(mode="json")
+    assert not Settings.model_validate(written_out).store.collect

@@ -1,8 +1,10 @@
 """What nothing needs goes, whole; what anything needs stays."""
 
+import json
 import os
 import shutil
 import time
+from dataclasses import asdict
 
 import pytest
 
@@ -11,6 +13,7 @@ from lightning_core.policies import garbage
 from lightning_core.policies import store as store_module
 from lightning_core.policies.garbage import collect
 from lightning_core.policies.store import Evaluation, Lineage, StoreError
+from lightning_core.policies.vllm import VllmState
 from tests.policy_files import store_with_base, write_model
 
 
@@ -35,7 +38,7 @@ def test_by_default_base_current_its_parent_best_pinned_and_newest_stay(store, t
     assert done.kept == {
         "v0000": ["base"],
         "v0002": ["pinned"],
-        "v0003": ["best"],
+        "v0003": ["best", "best of run r"],
         "v0004": ["parent of current"],
         "v0005": ["current"],
         "v0008": ["newest"],
@@ -84,6 +87,52 @@ def test_what_a_retry_begins_with_stays_for_every_run(store, tmp_path):
         "v0002": ["run a"],
         "v0004": ["run b"],
         "v0006": ["run c"],
+        "v0008": ["newest"],
+    }
+
+
+def test_the_best_of_each_run_stays_for_its_alarm(store, tmp_path):
+    for version, run, right in (("v0002", "a", 0.5), ("v0003", "a", 0.4), ("v0005", "b", 0.9)):
+        store.evaluated(version, Evaluation(run=run, epoch=1, tasks=1, right=right, reward=right, held_out="x"))
+    assert collect(tmp_path, "policy").kept == {
+        "v0000": ["base"],
+        "v0002": ["best of run a"],
+        "v0005": ["best", "best of run b"],
+        "v0008": ["newest"],
+    }
+
+
+def test_what_a_run_published_and_had_no_time_to_note_stays(store, tmp_path):
+    Manifests(tmp_path / "lake").put_epoch(
+        EpochManifest(run="r", epoch=3, opened_offset=0, versions={"policy": "v0003"})
+    )
+    assert collect(tmp_path, "policy").kept["v0004"] == ["run r"]
+
+
+def test_what_the_newest_finished_epoch_began_with_stays_while_the_next_is_open(store, tmp_path):
+    manifests = Manifests(tmp_path / "lake")
+    done = EpochManifest(run="a", epoch=1, opened_offset=0, versions={"policy": "v0003"})
+    done.finish("record", "k", {}, 0)
+    manifests.put_epoch(done)
+    manifests.put_epoch(EpochManifest(run="a", epoch=2, opened_offset=0, versions={"policy": "v0004"}))
+    assert collect(tmp_path, "policy").kept["v0003"] == ["run a"]
+
+
+def test_what_a_vllm_holds_stays_since_it_is_started_again_with_it(store, tmp_path):
+    def held(version):
+        return str(store.path(version))
+
+    state = VllmState(
+        pid=1, started=0.0, socket="s", model="m", served_name="policy", version="v0000", weights=str(tmp_path / "base"),
+        lora_rank=16, log="l", command=[], start_timeout_s=1.0,
+        adapters={"policy-v0002": held("v0002"), "policy-v0005": held("v0005"), "other-v0003": "/elsewhere/v0003"},
+    )  # fmt: skip
+    (tmp_path / "services").mkdir()
+    (tmp_path / "services/vllm.json").write_text(json.dumps(asdict(state)))
+    assert collect(tmp_path, "policy").kept == {
+        "v0000": ["base"],
+        "v0002": ["loaded in vLLM"],
+        "v0005": ["loaded in vLLM"],
         "v0008": ["newest"],
     }
 
