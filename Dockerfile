@@ -7,4 +7,5 @@ WORKDIR /srv/lightning
 COPY . .
 ARG HARDWARE=cpu
 RUN make env HARDWARE=$HARDWARE
-ENV PATH=/srv/lightning/.venv/bin:$PATH
+# On the volume that has the runs: models stay when a container goes, and the runs' base versions are links to them.
+ENV PATH=/srv/lightning/.venv/bin:$PATH XDG_CACHE_HOME=/srv/lightning/var/cache

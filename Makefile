@@ -140,7 +140,7 @@ lock-one: $(UV)
 		$(if $(filter cpu,$(HARDWARE)),$(TORCH_SOURCE)) --quiet --output-file requirements/$(HARDWARE).txt
 
 .PHONY: clean
-clean: ## remove the environment and every run
+clean: ## remove the environment and every run (models stay in the user's cache, ~/.cache/lightning-flows)
 	rm -rf $(VENV) $(dir $(ORACLE)) var
 
 # Its pins are not ours, so it lives in an environment of its own.

@@ -18,7 +18,7 @@ from lightning_core.policies.model import ModelError, resolve_model
 from lightning_core.policies.vllm import VllmServer
 
 CONCURRENT, TOKENS = 32, 48
-MODEL, MODELS = "HuggingFaceTB/SmolLM2-135M-Instruct", Path("var/models")
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _FLAGS = {"logprobs": True, "return_token_ids": True, "ignore_eos": True, "max_tokens": TOKENS, "temperature": 1.0}
 
 
@@ -26,7 +26,7 @@ _FLAGS = {"logprobs": True, "return_token_ids": True, "ignore_eos": True, "max_t
 def own_vllm(home: Path) -> Iterator[tuple[str, str] | None]:
     """(address, the name it serves) of a vLLM with the demo's model; None where there is no such model to be had."""
     try:
-        model = resolve_model(MODEL, MODELS, say)
+        model = resolve_model(MODEL, None, say)
     except ModelError as error:
         say(f"no model for vLLM: its figure is left out ({error})")
         yield None

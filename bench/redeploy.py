@@ -57,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     home = Path("var/bench-redeploy").resolve()
     shutil.rmtree(home, ignore_errors=True)
-    base = resolve_model(options.model, Path("var/models"), say).path
+    base = resolve_model(options.model, None, say).path
     try:
         _full(home / "full", base, options.rounds, options.clients)
         _lora(home / "lora", base, options.rounds)

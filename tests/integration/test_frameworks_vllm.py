@@ -15,7 +15,7 @@ from lightning_core.lake import catalog
 from lightning_core.policies.model import resolve_model
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerHandle
-from tests.frameworks.cases import CASES, ROOT, TASKS
+from tests.frameworks.cases import CASES, TASKS
 
 pytestmark = pytest.mark.extra
 
@@ -29,7 +29,7 @@ SETTINGS = VllmSettings(
 
 
 def test_calls_of_a_real_framework_to_a_real_model_have_the_ids_that_were_sampled(tmp_path: Path) -> None:
-    model = resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct", ROOT / "var" / "models").path
+    model = resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct").path
     vllm = VllmServer.start(SETTINGS, model, "policy", home=tmp_path)
     try:
         server = ServerHandle.start(tmp_path, ServerSettings(grpc_port=None), tmp_path / "log")

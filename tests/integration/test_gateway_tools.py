@@ -44,7 +44,7 @@ ONE_CALL = r'<tool_call>\n\{"name": "calc", "arguments": \{"expression": "[0-9]{
 @pytest.fixture(scope="module")
 def model() -> Path:
     try:
-        return resolve_model(MODEL, Path("var/models")).path
+        return resolve_model(MODEL).path
     except ModelError as error:
         pytest.skip(str(error))
 

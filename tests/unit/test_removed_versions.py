@@ -15,6 +15,7 @@ from flows.train_epoch import train_epoch
 from lightning_core.config import Settings
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, Manifests
 from lightning_core.policies.garbage import collect as remove
+from lightning_core.policies.model import ModelError, resolve_model
 from lightning_core.policies.store import Lineage, StoreError
 from lightning_core.services import versions
 from tests.policy_files import store_with_base, write_model
@@ -86,3 +87,10 @@ def test_a_finetuning_from_a_removed_version_opens_no_epoch(trained: Settings, m
 def test_what_a_run_needs_to_go_on_is_there(trained: Settings) -> None:
     assert versions(trained, 4) == {"policy": "v0004"}
     assert versions(trained, 3) == {"policy": "v0003"}, "its newest epoch can be trained again"
+
+
+def test_a_policy_that_begins_with_a_removed_version_of_another_home_is_an_error_that_says_so(
+    trained: Settings,
+) -> None:
+    with pytest.raises(ModelError, match=GONE):
+        resolve_model(str(trained.home / "policies/policy/v0001"), trained.models, lambda _: None)
