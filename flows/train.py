@@ -15,6 +15,7 @@ from lightning_core.config import Settings
 from lightning_core.events import Rows, shown
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.report import epoch_rows
+from lightning_core.policies.space import taken_line
 from lightning_core.services import running
 from lightning_core.training.launch import forking
 from tasks.alarm import watch
@@ -52,6 +53,7 @@ def train(settings: Settings) -> list[dict[str, Any]]:
                     train_epoch(settings, number)
                     if settings.evaluates_after(number + 1):
                         evaluate(settings, number + 1)
+    logger().info("%s", taken_line(settings.home))
     return epoch_rows(settings)
 
 
