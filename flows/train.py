@@ -23,13 +23,14 @@ from tasks.preflight import evaluation_tasks, training_tasks
 from tasks.progress import logger, say
 from tasks.rollout import shared_runner
 from tasks.track import tracked
+from tasks.versions import collect_versions
 
 
 @flow(name="train", flow_run_name="{settings.run}", persist_result=False)
 def train(settings: Settings) -> list[dict[str, Any]]:
     """Train `settings.epochs` epochs; a run that was interrupted goes on with the first that is not finished.
 
-    It stops early by `evaluation.patience`; the best version is `best` in the store and never collected.
+    It stops early by `evaluation.patience`; the best version is `best` in the store and never removed.
     Returns one dict per epoch: see lightning_core.lake.report.epoch_rows.
     """
     for load in (training_tasks, evaluation_tasks):
@@ -53,6 +54,7 @@ def train(settings: Settings) -> list[dict[str, Any]]:
                     train_epoch(settings, number)
                     if settings.evaluates_after(number + 1):
                         evaluate(settings, number + 1)
+            collect_versions(settings)  # the last evaluation may have found a better one than the former best
     logger().info("%s", taken_line(settings.home))
     return epoch_rows(settings)
 
