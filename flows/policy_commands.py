@@ -57,7 +57,7 @@ def policies(context: click.Context, home: Path | None, wanted: str | None, veri
     (console if console.is_terminal else Console(width=120)).print(table)
     for name in dict.fromkeys(row["policy"] for row in rows):
         if gone := removals(_home(None) / "policies" / name):
-            click.echo(f"{name}: {len(gone)} versions were removed, as nothing needed them: {', '.join(gone)}")
+            click.echo(f"{name}: {len(gone)} versions were removed, as nothing needed them: {', '.join(sorted(gone))}")
     for row in rows:
         if row["problem"] is not None:
             click.echo(f"{row['policy']} {row['version']}: {row['problem']}", err=True)
