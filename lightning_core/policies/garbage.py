@@ -152,11 +152,16 @@ def _loaded(store: PolicyStore, home: Path) -> Iterator[str]:
 
 
 def _begun_with(policy: str, epochs: list[EpochManifest]) -> list[tuple[str, str | None]]:
-    """(run, version): what every run's newest finished epochs, and those not finished, sampled from and trained."""
-    newest = {(e.run, e.mode): e.epoch for e in sorted(epochs, key=lambda e: e.epoch) if e.recorded}
+    """(run, version): what every run's newest finished epoch, and epochs and evaluations not finished, sampled from and made.
+
+    An evaluation is finished with its tables: one that stands beside a run (`evaluate --version`) is never recorded.
+    """
+    training = [e for e in epochs if e.mode == "train"]
+    newest = {e.run: e.epoch for e in sorted(training, key=lambda e: e.epoch) if e.recorded}
     found: list[tuple[str, str | None]] = []
     for e in epochs:
-        if not e.recorded or newest[e.run, e.mode] == e.epoch:
+        last = e.mode == "train" and newest.get(e.run) == e.epoch
+        if last or not (e.recorded or (e.mode == "evaluate" and "derive" in e.stages)):
             found += [(e.run, begun.get(policy)) for begun in (e.versions, e.sampled, e.trained)]
     return found
 

@@ -79,7 +79,11 @@ def test_what_a_retry_begins_with_stays_for_every_run(store, tmp_path):
     epoch("a", 1, "v0001", "v0002")  # its newest: a retry begins with v0001
     epoch("b", 0, "v0004", finished=False)  # killed while it trained
     epoch("b", 1, "v0000")
-    epoch("c", 0, "v0006", mode="evaluate")
+    epoch("c", 0, "v0006", finished=False, mode="evaluate")
+    epoch("c", 1, "v0007", mode="evaluate")
+    beside = EpochManifest(run="c-on-1", epoch=0, mode="evaluate", opened_offset=0, versions={"policy": "v0005"})
+    beside.finish("derive", "k", {}, 0)  # it is never recorded
+    manifests.put_epoch(beside)
     done = collect(tmp_path, "policy")
     assert done.kept == {
         "v0000": ["base", "run b"],
