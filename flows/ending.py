@@ -17,6 +17,7 @@ from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.outcome import Gain, Outcome, outcome
 from lightning_core.lake.report import epoch_rows
+from lightning_core.policies.space import taken_line
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
 from lightning_core.tracking.mlflow_backend import tracking_uri
 
@@ -30,7 +31,8 @@ def print_ending(settings: Settings, file: Path, assignments: tuple[str, ...], t
     """The end of a run to stdout, from its table on; `file` and `assignments` are what the command was given."""
     rows, found, console = epoch_rows(settings), outcome(settings), report_console()
     console.print(table(rows, f"run {settings.run}", console.width))
-    lines = [took, ""] if took else []
+    lines = [took] if took else []
+    lines += [taken_line(settings.home), ""]
     lines += ["What came of it:", *came_of_it(found, rows)]
     if found is not None and found.answers:
         lines += ["", *answers(found, settings.tasks.id_field)]

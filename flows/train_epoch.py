@@ -64,7 +64,7 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
         what = f"epoch {number} of run {settings.run}"
         if from_stage is not None:
             require_versions(settings, manifest.versions, what)
-            require_versions(settings, manifest.trained if from_stage == "record" else {}, what)
+            require_versions(settings, manifest.ended_with if from_stage == "record" else {}, what)
             redo_from(lake, manifest, from_stage, f"flow run {flow_run.get_id()}, {from_stage}")
         if outputs(settings, manifest, planned) is not None:
             logger().info("epoch %d of run %s is done, with these settings", number, settings.run)

@@ -215,7 +215,7 @@ def versions(settings: Settings, epoch: int) -> dict[str, str]:
     found = {policy.name: BASE_VERSION for policy in settings.policies}
     for manifest in Manifests(settings.home / "lake").epochs(settings.run, "train"):
         if manifest.epoch < epoch:
-            found |= {name: version for name, version in manifest.trained.items() if name in found}
+            found |= {name: version for name, version in manifest.ended_with.items() if name in found}
     return found
 
 

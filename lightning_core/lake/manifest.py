@@ -147,8 +147,8 @@ class EpochManifest(_Manifest):
         return self.sampled or self.versions
 
     @property
-    def trained(self) -> dict[str, str]:
-        """Policy → version that its training of this epoch came to, of those that are done."""
+    def ended_with(self) -> dict[str, str]:
+        """Policy → version after its training of this epoch, of those that are done; where it was skipped, the one before."""
         stages = self.stages.items()
         return {name.removeprefix("train "): s.output["version"] for name, s in stages if name.startswith("train ")}
 

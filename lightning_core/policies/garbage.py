@@ -162,7 +162,7 @@ def _begun_with(policy: str, epochs: list[EpochManifest]) -> list[tuple[str, str
     for e in epochs:
         last = e.mode == "train" and newest.get(e.run) == e.epoch
         if last or not (e.recorded or (e.mode == "evaluate" and "derive" in e.stages)):
-            found += [(e.run, begun.get(policy)) for begun in (e.versions, e.sampled, e.trained)]
+            found += [(e.run, begun.get(policy)) for begun in (e.versions, e.sampled, e.ended_with)]
     return found
 
 
