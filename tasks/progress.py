@@ -17,6 +17,9 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from lightning_core.events import At, shown
+from tasks import run_log
+
+run_log.install()
 
 _EVERY_S, _LAST_S = 5.0, 5.0
 _all: WeakSet[Progress] = WeakSet()

@@ -77,6 +77,31 @@ def test_a_task_set_that_is_empty_or_has_an_id_twice_begins_no_epoch(tmp_path: P
     assert Lake(tmp_path).manifests.epochs() == []
 
 
+class _Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.mark.parametrize("kind", ["flow_runs", "task_runs"])
+def test_prefects_log_of_what_a_user_can_mend_is_one_line_and_a_bug_keeps_its_traceback(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, log = _Kept(), logging.getLogger(f"prefect.{kind}")
+    monkeypatch.setattr(log, "handlers", [kept])
+    for error in (LakeError("run 'r' has nothing yet; collect an epoch"), KeyError("sequences")):
+        try:
+            raise error
+        except Exception as raised:
+            log.exception("Encountered exception during execution: %r", raised)  # as Prefect's engine does
+    mendable, bug = kept.records
+    assert (mendable.getMessage(), mendable.exc_info) == ("run 'r' has nothing yet; collect an epoch", None)
+    assert bug.getMessage().startswith("Encountered exception") and bug.exc_info is not None
+
+
 def test_rollouts_of_a_task_set_that_changed_since_are_set_aside_and_that_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
