@@ -42,7 +42,8 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.server.handle import ServerHandle
 from lightning_core.stage_keys import record_key, train_key
-from lightning_core.taskset import load_tasks, plan_training
+from lightning_core.task_file import load_tasks
+from lightning_core.taskset import plan_training
 
 _HERE = Path(__file__).with_name("orchestration_agent.py")
 _ROLLOUTS_A_SECOND, _GROWTH_MB, _SHARE, _RESUME_S = 100.0, 100.0, 0.02, 10.0

@@ -12,21 +12,23 @@ from typing import Any
 import click
 import yaml
 
+from flows.check_command import check
 from flows.collect_commands import collect, ingest, learn
+from flows.command import checked as _checked
+from flows.command import flow_of as _flow_of
 from flows.command import from_option as _from_option
 from flows.command import home_option as _home_option
 from flows.command import interruptible as _interruptible
 from flows.command import load as _load
 from flows.command import set_option as _set_option
 from flows.command import settings_argument as _settings_argument
-from flows.display import says_more_than_prefect, shown, verbose_option
+from flows.display import says_more_than_prefect, verbose_option
 from flows.doctor import doctor
 from flows.lake_commands import lake
 from flows.policy_commands import policies
-from flows.prefect_api import prefect_api
 from flows.stack_commands import down, up
 from lightning_core.config import Settings, SettingsError
-from lightning_core.files import is_full_disk
+from lightning_core.errors import in_words
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "calculator" / "settings.yaml"
 
@@ -37,16 +39,11 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (SettingsError, FileNotFoundError) as error:
-            raise click.ClickException(str(error)) from error
         except Exception as error:
-            if is_full_disk(error):
-                remedy = "make room, and give the same command again: it goes on from there"
-                raise click.ClickException(f"{error.filename or 'a file'}: the disk is full; {remedy}") from error
-            # Ours say what is wrong and what to do; others are bugs, and want their traceback.
-            if type(error).__module__.partition(".")[0] not in ("lightning_core", "flows", "tasks"):
+            said = in_words(error)
+            if said is None:
                 raise
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(said) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,6 +57,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
 
 
+main.add_command(check)
 main.add_command(collect)
 main.add_command(doctor)
 main.add_command(ingest)
@@ -82,11 +80,12 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
     """The calculator example, trained here and now: the table at the end shows that it got better."""
     given = ("home=var/demo", *assignments)
     settings = _load(_EXAMPLE, given)
+    _checked(settings, "train")
     report = Path("var/demo.json")
     if fresh or report.is_file():  # a finished one is begun anew, an interrupted one goes on
         _remove_former(settings.home)
     report.unlink(missing_ok=True)
-    with _interruptible(), shown(settings, whole_run=True), prefect_api(settings.home):
+    with _flow_of(settings, "train", whole_run=True):
         from flows.demo import demo as run
 
         took = run(settings, report)
@@ -100,7 +99,7 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
 def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """All epochs of a run, with evaluations; goes on where a former call stopped."""
     settings = _load(settings_file, assignments)
-    with _interruptible(), shown(settings, whole_run=True), prefect_api(settings.home):
+    with _flow_of(settings, "train", whole_run=True):
         from flows.train import train as run
 
         run(settings)
@@ -117,7 +116,7 @@ def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
 def train_agents(settings_file: Path, assignments: tuple[str, ...], only: tuple[str, ...]) -> None:
     """All epochs of a run of several policies; at the end what each policy came to, epoch by epoch."""
     settings = _load(settings_file, assignments)
-    with _interruptible(), shown(settings, whole_run=True), prefect_api(settings.home):
+    with _flow_of(settings, "train", whole_run=True):
         from flows.demo import report_console
         from flows.train_agents import table
         from flows.train_agents import train_agents as run
@@ -139,7 +138,7 @@ def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | 
     if epoch is not None and from_stage is None and _is_done(settings, epoch):
         click.echo(f"epoch {epoch} of run {settings.run} is done, with these settings", err=True)
         return
-    with _interruptible(), shown(settings), prefect_api(settings.home):
+    with _flow_of(settings, "train"):
         from flows.train_epoch import train_epoch as run
 
         run(settings, epoch, from_stage)
@@ -153,7 +152,9 @@ def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | 
 def finetune(settings_file: Path, assignments: tuple[str, ...], evaluate: bool) -> None:
     """Supervised fine-tuning on rollouts collected before, chosen by `finetune:` and `sft:`; nothing is rolled out."""
     settings = _load(settings_file, assignments)
-    with _interruptible(), shown(settings), prefect_api(settings.home):
+    if evaluate:
+        _checked(settings, "evaluate")
+    with _flow_of(settings, "finetune"):
         from flows.finetune import finetune as run
 
         result = run(settings, evaluate)
@@ -180,7 +181,7 @@ def evaluate(
 ) -> None:
     """Held-out tasks: the share right with its interval, and pass@k (--set evaluation.rollouts_per_task=K)."""
     settings = _load(settings_file, assignments)
-    with _interruptible(), shown(settings), prefect_api(settings.home):
+    with _flow_of(_on(settings, tasks), "evaluate"):
         from flows.evaluate import evaluate as run
 
         pairs = [version.rpartition("=")[::2] for version in versions]
@@ -197,7 +198,7 @@ def evaluate(
 def regrade(settings_file: Path, assignments: tuple[str, ...], epoch: int | None) -> None:
     """Rewards anew, by the settings' grader, over what was collected: no rollout runs and nothing is trained."""
     settings = _load(settings_file, assignments)
-    with _interruptible(), shown(settings), prefect_api(settings.home):
+    with _flow_of(settings, "regrade"):
         from flows.demo import report_console
         from flows.regrade import regrade as run
         from flows.regrade import table
@@ -306,6 +307,13 @@ def _end(settings: Settings, file: Path, assignments: tuple[str, ...], took: str
     from flows.ending import print_ending
 
     print_ending(settings, file, assignments, took)
+
+
+def _on(settings: Settings, tasks: str | None) -> Settings:
+    """The settings with other held-out tasks, where some are given."""
+    if tasks is None:
+        return settings
+    return settings.model_copy(update={"tasks": settings.tasks.model_copy(update={"evaluate": tasks})})
 
 
 def _is_done(settings: Settings, epoch: int) -> bool:

@@ -20,7 +20,7 @@ from lightning_core.services import require_versions, running, versions
 from lightning_core.taskset import plan_training
 from tasks.collect import collect as collect_rollouts
 from tasks.derive import derive_tables
-from tasks.preflight import check, training_tasks
+from tasks.preflight import begin, training_tasks
 from tasks.progress import say
 from tasks.redeploy import redeploy
 
@@ -33,11 +33,11 @@ from tasks.redeploy import redeploy
 )
 def collect(settings: Settings, epoch: int | None = None, from_stage: Stage | None = None) -> dict[str, Any]:
     """Run the rollouts of one epoch (null: the first that is not finished); `train-epoch` goes on from there."""
+    begin(settings)
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
     sampled = versions(settings, number)
     require_versions(settings, sampled, f"the rollouts of epoch {number} of run {settings.run}")
-    check(settings)
     with lake.working_on(settings.run), running(settings, say("services")) as services:
         manifest = lake.open_epoch(settings.run, number, "train", sampled)
         require_own_rollouts(manifest)

@@ -9,8 +9,8 @@ from typing import Any
 import click
 import yaml
 
-from flows.command import from_option, home_option, interruptible, load, set_option, settings_argument
-from flows.display import shown, verbose_option
+from flows.command import flow_of, from_option, home_option, interruptible, load, set_option, settings_argument
+from flows.display import verbose_option
 from flows.prefect_api import prefect_api
 from lightning_core.config import LakeSettings, SettingsError
 
@@ -24,7 +24,7 @@ from lightning_core.config import LakeSettings, SettingsError
 def collect(settings_file: Path, assignments: tuple[str, ...], epoch: int | None, from_stage: Any) -> None:
     """Only the rollouts of an epoch, graded and derived; `train-epoch` goes on from there."""
     settings = load(settings_file, assignments)
-    with interruptible(), shown(settings), prefect_api(settings.home):
+    with flow_of(settings, "train"):
         from flows.collect import collect as run
 
         result = run(settings, epoch, from_stage)
@@ -68,7 +68,7 @@ def learn(
     pairs = dict(attribute.partition("=")[::2] for attribute in attributes)
     if "" in pairs or len(pairs) != len(attributes) or any("=" not in a for a in attributes):
         raise SettingsError(f"--attribute: write each as KEY=VALUE, every key once; got {', '.join(attributes)}")
-    with interruptible(), shown(settings), prefect_api(settings.home):
+    with flow_of(settings, "learn"):
         from flows.learn import learn as run
         from lightning_core.lake.production import Choice
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import yaml
 
+from flows.display import shown
+from flows.prefect_api import prefect_api
 from lightning_core.config import Settings, SettingsError
 from lightning_core.lake.stages import STAGES
 from lightning_core.settings_file import load_settings
+
+if TYPE_CHECKING:
+    from lightning_core.checks.check import Work
 
 settings_argument = click.argument("settings_file", type=click.Path(path_type=Path))
 set_option = click.option(
@@ -46,3 +54,22 @@ class interruptible:
                 "\ninterrupted; everything that was started is stopped. The same command goes on from here.", err=True
             )
             sys.exit(130)
+
+
+def checked(settings: Settings, work: Work) -> None:
+    """Raise SettingsError with all that the work would end by; a second call in this process looks at nothing again."""
+    from lightning_core.checks.check import require
+
+    require(settings, work)
+
+
+@contextlib.contextmanager
+def flow_of(settings: Settings, work: Work, whole_run: bool = False) -> Iterator[None]:
+    """Where a command runs its flow: with all checked that it needs, then shown (flows/display.py), with Prefect's API. Ctrl-C ends it in one line.
+
+    Raises SettingsError with all that is wrong before Prefect is there.
+    """
+    with interruptible():
+        checked(settings, work)
+        with shown(settings, whole_run), prefect_api(settings.home):
+            yield

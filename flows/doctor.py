@@ -9,6 +9,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
+from flows.command import interruptible
 from lightning_core.config import AgentSettings, PolicySettings, Settings, SettingsError, TaskSettings
 from lightning_core.settings_file import explain_validation, load_settings
 
@@ -26,9 +27,12 @@ def doctor(settings_file: Path | None, agent: str | None, python: Path | None, m
 
     Ends with 1 where training would be impossible.
     """
+    from lightning_core.checks.check import require
     from lightning_core.doctor.examine import examine
 
     settings = _settings(settings_file, agent, python, model)
+    with interruptible():
+        require(settings, "doctor", build=True)
     done = examine(settings, _task(settings, task, has_tasks=settings_file is not None))
     click.echo(f"the model was {done.model}")
     if done.printed:
@@ -65,7 +69,7 @@ def _settings(file: Path | None, agent: str | None, python: Path | None, model: 
 
 def _task(settings: Settings, given: str | None, has_tasks: bool) -> dict[str, Any]:
     from lightning_core.doctor.examine import QUESTION
-    from lightning_core.taskset import load_tasks
+    from lightning_core.task_file import load_tasks
 
     if given is None:
         if not has_tasks:

@@ -23,7 +23,7 @@ from lightning_core.taskset import plan_evaluation
 from tasks.alarm import watch
 from tasks.collect import collect
 from tasks.derive import derive_tables
-from tasks.preflight import check, evaluation_tasks
+from tasks.preflight import begin, evaluation_tasks
 from tasks.progress import logger, say
 from tasks.publish import publish_lake
 from tasks.redeploy import redeploy
@@ -52,13 +52,11 @@ def evaluate(
     """
     if policy_versions or tasks:
         return _beside(settings, policy_versions or {}, tasks, from_stage)
-    if settings.tasks.evaluate is None:
-        raise SettingsError("tasks.evaluate is not set: give held-out tasks to evaluate on")
+    begin(settings, "evaluate")
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
     evaluated = versions(settings, number)
     require_versions(settings, evaluated, f"the evaluation after {number} epochs of run {settings.run}")
-    check(settings)
     with tracked(settings), lake.working_on(settings.run), running(settings, say("services")) as services:
         manifest = lake.open_epoch(settings.run, number, "evaluate", evaluated)
         _again(lake, manifest, from_stage)
@@ -86,10 +84,8 @@ def _beside(settings: Settings, chosen: dict[str, str], tasks: str | None, from_
             "tasks": settings.tasks.model_copy(update={"evaluate": tasks or settings.tasks.evaluate}),
         }
     )
+    begin(own, "evaluate")
     planned = plan_evaluation(own, evaluation_tasks(own), 0)
-    if not planned:
-        raise SettingsError("tasks.evaluate is not set: give held-out tasks to evaluate on")
-    check(own)
     with lake.working_on(settings.run), lake.working_on(own.run), running(own, say("services")) as services:
         served = {policy.name: PolicyStore(settings.home, policy.name).current() for policy in settings.policies}
         manifest = lake.open_epoch(own.run, 0, "evaluate", wanted)

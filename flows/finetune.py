@@ -10,15 +10,15 @@ from typing import Any
 from prefect import flow
 
 from flows.evaluate import evaluate
-from lightning_core.config import Settings, SettingsError
+from lightning_core.config import Settings
 from lightning_core.lake.collected import open_finetune
-from lightning_core.lake.derive_inputs import check_estimators, check_patterns
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
 from lightning_core.services import base_model, require_versions, versions
 from tasks.alarm import watch
 from tasks.derive import derive_tables
 from tasks.ingest import ingest_spans
+from tasks.preflight import begin
 from tasks.progress import logger, say
 from tasks.publish import publish_lake
 from tasks.track import record, tracked
@@ -35,14 +35,9 @@ def finetune(settings: Settings, evaluate_after: bool = False) -> dict[str, Any]
     were looked at, the version and metrics by policy, and what `evaluate` returns where that was asked for. What was no
     example, and why, is in the tables `finetune_rollouts`, `advantages` and `exclusions`.
     """
-    others = [policy for policy in settings.policies if not policy.imitates]
-    if others:
-        raise SettingsError(
-            f"finetune: policy {others[0].name!r} has `algorithm: {others[0].algorithm}`, whose gradients need rollouts of the newest version; "
-            "give it `algorithm: sft`"
-        )
-    check_patterns(settings)
-    check_estimators(settings)
+    begin(settings, "finetune")
+    if evaluate_after:
+        begin(settings, "evaluate")
     lake = Lake(settings.home)
     with tracked(settings), lake.working_on(settings.run):
         base_model(settings, say("model"))

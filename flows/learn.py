@@ -9,17 +9,15 @@ from typing import Any
 
 from prefect import flow
 
-from lightning_core.agents.grading import check_grader
 from lightning_core.config import Settings
-from lightning_core.lake.derive_inputs import check_estimators, check_patterns
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
 from lightning_core.lake.production import Choice
-from lightning_core.policies.sharing import check_gpus
 from lightning_core.services import resting, running, versions
 from tasks.adopt import adopt
 from tasks.alarm import watch
 from tasks.derive import derive_tables
+from tasks.preflight import begin
 from tasks.progress import say
 from tasks.publish import publish_lake
 from tasks.redeploy import redeploy
@@ -34,10 +32,7 @@ def learn(settings: Settings, choice: Choice = Choice()) -> dict[str, Any]:  # n
 
     What is chosen has calls through the gateway (token ids) and meets `choice`. A flow that was killed goes on.
     """
-    check_grader(settings.reward.grader)
-    check_patterns(settings)
-    check_estimators(settings)
-    check_gpus(settings)
+    begin(settings, "learn")
     lake = Lake(settings.home)
     with tracked(settings), lake.working_on(settings.run), running(settings, say("services")) as services:
         number = lake.manifests.next_epoch(settings.run)

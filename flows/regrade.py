@@ -11,14 +11,13 @@ import duckdb
 from prefect import flow
 from rich.table import Table
 
-from lightning_core.agents.grading import check_grader
 from lightning_core.config import Settings
-from lightning_core.lake.derive_inputs import check_estimators, check_patterns
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
 from lightning_core.services import server_running
 from tasks.derive import derive_tables
 from tasks.ingest import grade_rollouts, ingest_spans
+from tasks.preflight import begin
 from tasks.progress import say
 
 
@@ -29,9 +28,7 @@ def regrade(settings: Settings, epoch: int | None = None) -> list[dict[str, Any]
     Attempts that this grader has graded already are not graded again. Returns one row per epoch: epoch, mode, graded,
     invalid, and the mean reward before and after. Nothing is trained; `train-epoch --epoch N` does that, on the new rewards.
     """
-    check_grader(settings.reward.grader)
-    check_patterns(settings)
-    check_estimators(settings)
+    begin(settings, "regrade")
     lake = Lake(settings.home)
     with lake.working_on(settings.run), server_running(settings, say("services")):
         return [_again(settings, lake, manifest) for manifest in _collected(lake, settings.run, epoch)]

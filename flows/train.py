@@ -19,7 +19,7 @@ from lightning_core.policies.space import taken_line
 from lightning_core.services import running
 from lightning_core.training.launch import forking
 from tasks.alarm import watch
-from tasks.preflight import evaluation_tasks, training_tasks
+from tasks.preflight import begin
 from tasks.progress import logger, say
 from tasks.rollout import shared_runner
 from tasks.track import tracked
@@ -33,8 +33,7 @@ def train(settings: Settings) -> list[dict[str, Any]]:
     It stops early by `evaluation.patience`; the best version is `best` in the store and never removed.
     Returns one dict per epoch: see lightning_core.lake.report.epoch_rows.
     """
-    for load in (training_tasks, evaluation_tasks):
-        load(settings)  # what is wrong with a task set is said before vLLM starts
+    begin(settings)
     manifests = Lake(settings.home).manifests
     done = manifests.next_epoch(settings.run)
     if done:

@@ -24,7 +24,7 @@ from tasks.alarm import watch
 from tasks.collect import collect
 from tasks.derive import derive_tables
 from tasks.overlap import begins_on, next_rollouts
-from tasks.preflight import check, training_tasks
+from tasks.preflight import begin, training_tasks
 from tasks.progress import logger, say
 from tasks.publish import publish_lake
 from tasks.redeploy import redeploy
@@ -55,6 +55,7 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
     An epoch that was interrupted goes on where it stopped: finished rollouts and stages are not run again, unless what
     they read has changed, or `from_stage` says from where on.
     """
+    begin(settings)
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
     planned = plan_training(settings, training_tasks(settings), number)
@@ -70,7 +71,6 @@ def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage 
             logger().info("epoch %d of run %s is done, with these settings", number, settings.run)
             return _told(manifest)
         watch(settings, number)
-        check(settings)
         require_versions(settings, manifest.versions, what)
         require_versions(settings, begins_on(settings, manifest, planned), what)
         with running(settings, say("services")) as services:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.config import SettingsError
+from lightning_core.user_code import describe
 
 
 def load_callable(reference: str, setting: str) -> Callable[..., Any]:
@@ -24,7 +25,7 @@ def load_callable(reference: str, setting: str) -> Callable[..., Any]:
     except SettingsError:
         raise
     except Exception as error:
-        raise SettingsError(f"{setting}: {place!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise SettingsError(f"{setting}: {place!r} cannot be imported: {describe(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
         functions = [

@@ -25,7 +25,8 @@ from lightning_core.lake.derive_inputs import settings_read
 from lightning_core.lake.manifest import EpochManifest, Manifests
 from lightning_core.lake.stages import stage_key
 from lightning_core.loading import grader_digest
-from lightning_core.taskset import PlannedRollout, load_tasks, plan_training
+from lightning_core.task_file import load_tasks
+from lightning_core.taskset import PlannedRollout, plan_training
 from lightning_core.training.code import training_code
 
 # What decides how a call is answered, not when.

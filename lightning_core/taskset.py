@@ -1,27 +1,18 @@
-"""Tasks, and which of them an epoch rolls out."""
+"""Which tasks an epoch rolls out."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from lightning_core.config import Settings, SettingsError
+from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import Again
 from lightning_core.lake.unsolved import unsolved_shares
-from lightning_core.loading import load_callable
-
-
-@dataclass(frozen=True)
-class Task:
-    id: str
-    content: dict[str, Any]
+from lightning_core.task_file import Task
 
 
 @dataclass(frozen=True)
@@ -32,69 +23,6 @@ class PlannedRollout:
     group_id: str
     task: Task
     again: bool = False  # a task of the epoch before that not all of its rollouts solved
-
-
-def load_tasks(reference: str, id_field: str, setting: str) -> list[Task]:
-    """Tasks from `module:function`, .jsonl, .json or .parquet.
-
-    Raises SettingsError naming the setting, for what cannot be read, is empty, or has two tasks with one id.
-    """
-    if ":" in reference and not Path(reference).exists():
-        rows: Any = _call(reference, setting)
-    else:
-        rows = _read(Path(reference), setting)
-    tasks = []
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise SettingsError(
-                f"{setting}: {reference}: task {number} is a {type(row).__name__}; every task is a JSON object"
-            )
-        try:
-            json.dumps(row)
-        except (TypeError, ValueError) as error:
-            raise SettingsError(f"{setting}: {reference}: task {number} cannot be sent as JSON: {error}") from None
-        tasks.append(Task(str(row.get(id_field, number)), row))
-    if not tasks:
-        raise SettingsError(f"{setting}: {reference}: there is no task in it")
-    repeated = [name for name, n in Counter(t.id for t in tasks).items() if n > 1]
-    if repeated:
-        raise SettingsError(
-            f"{setting}: {reference}: {len(repeated)} ids occur more than once, the first is {repeated[0]!r} (tasks.id_field is {id_field!r})"
-        )
-    return tasks
-
-
-def _call(reference: str, setting: str) -> list[Any]:
-    try:
-        return list(load_callable(reference, setting)())
-    except SettingsError:
-        raise
-    except Exception as error:
-        raise SettingsError(f"{setting}: {reference} gave no list of tasks: {type(error).__name__}: {error}") from error
-
-
-def _read(path: Path, setting: str) -> Iterable[Any]:
-    if not path.is_file():
-        raise SettingsError(
-            f"{setting}: {path}: no such file; give a .jsonl, .json or .parquet file, or `module:function`"
-        )
-    if path.suffix == ".parquet":
-        import polars
-
-        return polars.read_parquet(path).to_dicts()
-    try:
-        if path.suffix == ".json":
-            return json.loads(path.read_text())
-        return [_parse(line, number) for number, line in enumerate(path.read_text().split("\n"), 1) if line.strip()]
-    except ValueError as error:
-        raise SettingsError(f"{setting}: {path}: not valid JSON: {error}") from None
-
-
-def _parse(line: str, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"line {number}: {error}") from None
 
 
 def plan_training(settings: Settings, tasks: list[Task], epoch: int) -> list[PlannedRollout]:

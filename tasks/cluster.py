@@ -8,7 +8,6 @@ with task_runner(settings.cluster) as runner:
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import time
 from collections import deque
@@ -18,12 +17,10 @@ from typing import Any
 
 from prefect import Task
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_API_URL
 from prefect.states import State
 from prefect.task_runners import TaskRunner
 
-from lightning_core.config import ClusterSettings, SettingsError
-from lightning_core.config.cluster import loopback
+from lightning_core.config import ClusterSettings
 from tasks.progress import logger
 
 _AHEAD = 8  # batches or buckets under way, and in memory here
@@ -35,24 +32,9 @@ class WorkerLost(RuntimeError):
     """The engine lost the process that ran a task, or could not run it there."""
 
 
-def check_cluster(cluster: ClusterSettings) -> None:
-    """Raise SettingsError where the engine is not installed, or its workers could not tell Prefect what they do."""
-    if cluster.engine != "threads" and importlib.util.find_spec(f"prefect_{cluster.engine}") is None:
-        raise SettingsError(
-            f"cluster.engine: prefect-{cluster.engine} is not installed; `pip install 'lightning-flows[scale]'`, here and on the workers"
-        )
-    api = PREFECT_API_URL.value()
-    if cluster.elsewhere and (api is None or loopback(api)):
-        raise SettingsError(
-            f"cluster.address: workers on other machines tell a Prefect server what they do, and cannot reach {api}; start one "
-            "with `prefect server start --host …` and set PREFECT_API_URL to it, here and on the workers"
-        )
-
-
 @contextlib.contextmanager
 def task_runner(cluster: ClusterSettings) -> Iterator[TaskRunner[Any]]:
     """The runner, started; a cluster that is started for it ends with it. Called inside a flow."""
-    check_cluster(cluster)
     if cluster.engine == "threads":
         flow = FlowRunContext.get()
         assert flow is not None, "stages are called inside a flow"

@@ -1,33 +1,23 @@
-"""What would fail every rollout is found before the first one."""
+"""What a flow does first: find all that would end it later."""
 
 from __future__ import annotations
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_API_URL
 
-from lightning_core.agents.grading import check_grader
+from lightning_core.checks.check import Work, require
 from lightning_core.config import Settings
-from lightning_core.lake.derive_inputs import check_estimators, check_patterns
-from lightning_core.lake.redact import Redaction
-from lightning_core.policies.sharing import check_gpus
-from lightning_core.taskset import Task, load_tasks
-from tasks.cluster import check_cluster
-from tasks.rollout import shared_runner
+from lightning_core.task_file import Task, load_tasks
+from tasks.progress import logger
 
 
-@task(task_run_name="check settings", cache_policy=NO_CACHE, persist_result=False)
-def check(settings: Settings) -> None:
-    """Raise SettingsError for patterns, graders, agents and task sets that cannot work."""
-    check_cluster(settings.cluster)
-    check_gpus(settings)
-    check_patterns(settings)
-    check_estimators(settings)
-    Redaction.of(settings.lake)
-    check_grader(settings.reward.grader)
-    training_tasks(settings)
-    evaluation_tasks(settings)
-    with shared_runner(settings) as runner:
-        runner.check()
+def begin(settings: Settings, work: Work = "train") -> None:
+    """Check everything that the work needs, and make the agent's environment where it has to be made.
+
+    Raises one SettingsError that lists all that is wrong. What a command of this process, or the flow around this one, has
+    found in order is not looked at again.
+    """
+    log = logger()
+    require(settings, work, api=PREFECT_API_URL.value(), build=True, say=log.info, warn=log.warning)
 
 
 def training_tasks(settings: Settings) -> list[Task]:

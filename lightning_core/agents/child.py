@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from lightning_core.agents import lit_agent, processes
 from lightning_core.agents.attempt import jsonable
+from lightning_core.user_code import describe
 
 RESULT_FILE = "result.json"
 TASK_FILE = "task.json"
@@ -77,17 +78,6 @@ def run_callable(target: str, code: CodeType | None, folder: str) -> NoReturn:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(exit_code)
-
-
-def check_callable(target: str, code: CodeType | None, folder: str) -> NoReturn:
-    """Import the agent and say whether it can be called."""
-    try:
-        load(target, code)
-        write_result(folder, {})
-    except BaseException as error:  # noqa: BLE001 - whatever the import raises is the answer
-        write_result(folder, {"error": _describe(error)})
-    finally:
-        os._exit(0)
 
 
 def load(target: str, code: CodeType | None = None) -> Callable[[Any], Any]:
@@ -157,7 +147,7 @@ def _call(target: str, code: CodeType | None, folder: str) -> dict[str, Any]:
         return _exited(error.code)
     except BaseException as error:  # noqa: BLE001 - the agent's failure, whatever it is
         traceback.print_exc()
-        return {"code": 1, "error": _describe(error)}
+        return {"code": 1, "error": describe(error)}
     output, note = jsonable(value)
     return {"code": 0, "output": output, "note": note}
 
@@ -173,15 +163,6 @@ def _exited(code: Any) -> dict[str, Any]:
         print(code, file=sys.stderr)  # noqa: T201 - what Python does with sys.exit("message")
         return {"code": 1, "error": f"the agent called sys.exit({code!r:.{_ERROR_LIMIT}})"}
     return {"code": code & 0xFF or 1, "error": f"the agent called sys.exit({code})"}
-
-
-def _describe(error: BaseException) -> str:
-    """The exception and where it came from, without the frames of this file."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    frames = [frame for frame in frames if "importlib" not in frame.filename]
-    said = "".join(traceback.format_exception_only(type(error), error)).strip()
-    where = "".join(traceback.format_list(frames[-3:])).rstrip()
-    return f"{said[:_ERROR_LIMIT]}\n{where[-_ERROR_LIMIT:]}".rstrip()
 
 
 def _finish() -> None:

@@ -51,17 +51,6 @@ class Grades:
     first_error: str | None = None
 
 
-def check_grader(reference: str | None) -> None:
-    """Raise SettingsError, before the first rollout, for a grader that cannot be loaded."""
-    if reference is None:
-        return
-    if reference.endswith(".sql"):
-        if not Path(reference).is_file():
-            raise SettingsError(f"{_SETTING}: {reference}: no such file")
-        return
-    load_callable(reference, _SETTING)
-
-
 def find_ungraded(con: duckdb.DuckDBPyConnection, grader: str) -> list[tuple[str, str]]:
     """(rollout id, attempt id) of attempts that this grader has not graded, in their order; made the table `ungraded`."""
     con.execute(

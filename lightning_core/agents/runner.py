@@ -1,7 +1,6 @@
 """Running one attempt: durable start span, the agent, what it leaves, acknowledged root span.
 
     with Runner(settings.agent, model="policy", infrastructure_errors=failed_behind) as runner:
-        runner.check()
         result = run_rollout(runner, make_spec, retries=2)
 
 `Runner.run` is thread-safe; progress and threads are the caller's.
@@ -28,7 +27,7 @@ from lightning_core.agents import program
 from lightning_core.agents.attempt import OUTPUT_LIMIT, AttemptResult, AttemptSpec, jsonable
 from lightning_core.agents.child import RESULT_FILE, TASK_FILE
 from lightning_core.agents.environment import attempt_environment, base_environment
-from lightning_core.agents.pool import Ended, Pool, PoolError, PreloadError
+from lightning_core.agents.pool import Ended, Pool, PoolError
 from lightning_core.agents.secrets import Secrets
 from lightning_core.agents.venv import interpreter
 from lightning_core.client import (
@@ -41,12 +40,11 @@ from lightning_core.client import (
     new_trace_id,
     post_spans,
 )
-from lightning_core.config import AgentSettings, SettingsError
+from lightning_core.config import AgentSettings
 
 log = logging.getLogger(__name__)
 
 _STDERR_CHARS = 2000
-_CHECK_TIMEOUT_S = 180.0
 # Waits of the two durable spans: the start is cheap to give up (nothing ran), the root is not.
 _START_RETRIES, _ROOT_RETRIES = 4, 8
 
@@ -56,7 +54,7 @@ class Runner:
 
     `infrastructure_errors` is asked what the server saw fail behind an attempt, also one that ended well: a text makes it
     the infrastructure's, for an agent may hide that calls failed. `logs` is a folder that keeps what attempts print.
-    Raises SettingsError at once for settings that cannot work; `check` finds those that take an import to find.
+    Raises SettingsError at once for settings that cannot work; lightning_core.checks finds those that take an import to find.
     """
 
     def __init__(
@@ -94,23 +92,6 @@ class Runner:
         """End every attempt still running, and remove what they left. From any thread; a second call does nothing."""
         self._pool.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def check(self) -> None:
-        """Find before the first rollout what would fail every one: modules, files, programs. Raises SettingsError."""
-        try:
-            self._pool.start()
-        except PreloadError as error:
-            raise SettingsError(f"agent.preload: {error}; install the module, or take it out of the list") from None
-        if self._program.target is None:
-            return
-        spec = AttemptSpec("", 0, "train", "check", "check", "", "", {}, "http://127.0.0.1:9", "check")
-        with self._attempt_folder(spec) as folder:
-            ended = self._execute("check", spec, folder, _CHECK_TIMEOUT_S)
-            problem = _read_result(folder, ended).get("error")
-            if ended.timed_out:
-                problem = f"importing it took more than {_CHECK_TIMEOUT_S:.0f} s"
-            if problem:
-                raise SettingsError(f"agent.callable: {self._settings.callable}: {problem}")
 
     def run(self, spec: AttemptSpec) -> AttemptResult:
         """Run one attempt. Returns when no process of it is left and the server has acknowledged its root span.

@@ -47,6 +47,14 @@ def interpreter(python: Path, environments: Path) -> Path:
     return found.absolute()  # a link of a virtual environment stays one: resolved, it would be another Python
 
 
+def unbuilt(python: Path | None, environments: Path) -> Path | None:
+    """The folder that `interpreter` would first make an environment in; None where nothing has to be made."""
+    if python is None or python.suffix != ".txt" or not python.is_file():
+        return None
+    home = environments.absolute() / digest(python.absolute())
+    return None if (home / "ready").is_file() else home
+
+
 def digest(requirements: Path) -> str:
     """Of what the file and those it includes say, and of the Python that the environment is made with."""
     hashed = hashlib.sha256(f"{platform.python_implementation()} {platform.python_version()}\n".encode())

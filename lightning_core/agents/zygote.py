@@ -114,8 +114,6 @@ class Zygote:
             folder = message["folder"]
             if message["kind"] == "command":
                 child.run_command(self.argv)
-            elif message["kind"] == "check":
-                child.check_callable(self.target, code, folder)
             child.run_callable(self.target, code, folder)
         except BaseException:  # noqa: BLE001 - a forked child must not fall back into the loop
             traceback.print_exc()

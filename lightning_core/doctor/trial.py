@@ -41,7 +41,6 @@ def try_agent(server: ServerHandle, settings: Settings, tasks: Mapping[str, Mapp
     epoch = lake.open_epoch(settings.run, 0, "train", {policy.name: "v0000" for policy in settings.policies})
     results = {}
     with Runner(settings.agent, model=settings.policies[0].name, logs=server.home / "logs" / "attempts") as runner:
-        runner.check()
         for name, content in tasks.items():
             results[name] = run_rollout(runner, _Spec(server, settings, name, content), settings.rollout.retries)
     decode_spool(server.home, Redaction.of(settings.lake))

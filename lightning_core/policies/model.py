@@ -80,7 +80,7 @@ def resolve_model(name_or_path: str, models: Path | None = None, on_progress: Pr
     if (gone := removals(given.parent).get(given.name)) is not None:
         there = [folder.name for folder in given.parent.glob("v[0-9]*")]
         raise ModelError(f"model {name_or_path!r}: {why_gone(given.parent.name, given.name, gone, there)}")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) or name_or_path.startswith((".", "~")):
+    if not is_hub_id(name_or_path):
         raise ModelError(f"model {name_or_path!r}: no such folder, and no hub id either (`owner/name`)")
 
     *places, folder = _places(name_or_path, models)
@@ -102,6 +102,11 @@ def resolve_model(name_or_path: str, models: Path | None = None, on_progress: Pr
         f"model {name_or_path!r}: not in {folder.parent}, and the hub gave nothing ({why_not}). "
         f"Give a folder with config.json, tokenizer and safetensors as `policies[].model`, or copy one to {folder}"
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it can name a model on the hub; a path that cannot is a folder."""
+    return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not name.startswith((".", "~"))
 
 
 def _places(name_or_path: str, models: Path | None) -> list[Path]:

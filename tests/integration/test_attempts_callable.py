@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ import pytest
 from lightning_core import names
 from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.runner import Runner, new_attempt_id, run_rollout
-from lightning_core.config import AgentSettings, SettingsError
+from lightning_core.checks.user_code import check_agent
+from lightning_core.config import AgentSettings
 from tests.standin_server import Standin, standin
 
 AGENTS = Path(__file__).parent / "agents_that_misbehave.py"
@@ -323,8 +325,5 @@ def test_what_a_first_connection_imports_is_there_already(attempt: Attempt) -> N
     ],
 )
 def test_what_would_fail_every_rollout_is_found_before_the_first(settings: dict[str, Any], said: str) -> None:
-    with (
-        pytest.raises(SettingsError, match=said),
-        Runner(AgentSettings.model_validate({"preload": [], **settings})) as runner,
-    ):
-        runner.check()
+    found = check_agent(AgentSettings.model_validate({"preload": [], **settings}), "policy")
+    assert found.level == "error" and re.search(said, found.found), found

@@ -36,7 +36,6 @@ def run(server: Standin, tmp_path: Path) -> Command:
         task = {"n": 21, "folder": str(tmp_path)}
         spec = AttemptSpec("test", 0, "evaluate", f"r.{attempt_id}", attempt_id, "g", "t", task, url, "token")
         with Runner(AgentSettings(command=command, **settings), kill_grace_s=0.2, logs=tmp_path / "logs") as runner:
-            runner.check()
             return runner.run(spec)
 
     return command

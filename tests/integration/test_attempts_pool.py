@@ -40,7 +40,7 @@ def test_many_threads_share_a_pool(server: Standin) -> None:
 def test_a_zygote_that_dies_costs_its_attempts_and_is_replaced(server: Standin, tmp_path: Path) -> None:
     settings = AgentSettings(callable=f"{AGENTS}:leaves_children", preload=[])
     with Runner(settings) as runner:
-        runner.check()
+        runner._pool.start()
         first = runner._pool._zygote
         assert first is not None
         hanging = AgentSettings(callable=f"{AGENTS}:hangs_with_children", preload=[])
@@ -71,7 +71,7 @@ def test_closing_ends_what_still_runs(server: Standin, tmp_path: Path) -> None:
 
 def test_a_closed_runner_starts_nothing_and_can_be_closed_again(server: Standin, tmp_path: Path) -> None:
     runner = Runner(AgentSettings(callable=f"{AGENTS}:lasting_thread", preload=[]))
-    runner.check()
+    runner._pool.start()
     runner.close()
     runner.close()
     specs: list[AttemptSpec] = []
@@ -93,7 +93,7 @@ def test_a_zygote_that_hangs_is_ended_and_its_attempt_made_again(
     monkeypatch.setattr("lightning_core.agents.pool._END_S", 0.2)
     settings = AgentSettings(callable=f"{AGENTS}:fine", preload=[], timeout_s=3)
     with Runner(settings, kill_grace_s=0.1) as runner:
-        runner.check()
+        runner._pool.start()
         assert runner._pool._zygote is not None
         os.kill(runner._pool._zygote.pid, signal.SIGSTOP)
         result = run_rollout(runner, lambda attempt_id: spec_for(server, attempt_id=attempt_id), 2, backoff_s=0.01)
@@ -105,7 +105,7 @@ def test_nothing_outlives_a_flow_that_is_killed(server: Standin, tmp_path: Path)
     code = (
         "import sys; from lightning_core.agents.attempt import AttemptSpec; from lightning_core.agents.runner import Runner;"
         "from lightning_core.config import AgentSettings;"
-        f"runner = Runner(AgentSettings(callable={f'{AGENTS}:hangs_with_children'!r}, preload=[])); runner.check();"
+        f"runner = Runner(AgentSettings(callable={f'{AGENTS}:hangs_with_children'!r}, preload=[])); runner._pool.start();"
         "print(runner._pool._zygote.pid, flush=True);"
         f"runner.run(AttemptSpec(*{dataclasses.astuple(spec)!r}))"
     )

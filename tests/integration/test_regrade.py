@@ -15,7 +15,8 @@ from lightning_core.decoding import decode_spool
 from lightning_core.lake.lake import Lake
 from lightning_core.services import server_running
 from lightning_core.settings_file import load_settings
-from lightning_core.taskset import load_tasks, plan_training
+from lightning_core.task_file import load_tasks
+from lightning_core.taskset import plan_training
 from tasks.rollout import _rollout
 
 ROOT = Path(__file__).parents[2]

@@ -164,7 +164,6 @@ def attempt(server: Standin, question: str, **settings: Any) -> Any:
     task = {"id": "1", "question": question, "answer": 42}
     spec = AttemptSpec("test", 0, "train", "r1", attempt_id, "g", "1", task, url, "token")
     with Runner(AgentSettings(**settings)) as runner:
-        runner.check()
         return runner.run(spec)
 
 

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from lightning_core import names
-from lightning_core.agents.grading import check_grader, grade
+from lightning_core.agents.grading import grade
 from lightning_core.client import SpanData
 from lightning_core.config import SettingsError
 from lightning_core.lake.derive import attempts
@@ -117,12 +117,6 @@ def test_a_sql_file_with_other_columns_is_named(posted: Posted, tmp_path: Path) 
     file.write_text("SELECT rollout_id FROM scored_attempts")
     with pytest.raises(SettingsError, match=r"grade\.sql: no column attempt_id, reward"):
         posted(str(file))
-
-
-def test_a_grader_that_is_not_there_is_found_before_the_first_rollout(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"reward\.grader: .*nowhere\.sql: no such file"):
-        check_grader(str(tmp_path / "nowhere.sql"))
-    check_grader(None)
 
 
 def test_an_attempt_is_graded_once_by_each_grader(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from lightning_core.lake.stages import stage_key
 from lightning_core.lake.unsolved import unsolved_shares
 from lightning_core.loading import load_callable
 from lightning_core.settings_file import load_settings
-from lightning_core.taskset import Task, load_tasks, plan_evaluation, plan_training
+from lightning_core.task_file import Task, load_tasks
+from lightning_core.taskset import plan_evaluation, plan_training
 from tests.lake_maker import Attempt, derived
 
 MINIMAL: dict[str, Any] = {"agent": {"callable": "a:b"}, "tasks": {"train": "t.jsonl"}}

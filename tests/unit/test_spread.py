@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from bench import scale
-from lightning_core.config import ClusterSettings, Settings, SettingsError
+from lightning_core.checks import machine
+from lightning_core.config import ClusterSettings, Settings
 from lightning_core.policies.vllm_command import environment
 from lightning_core.server.claims import Claims
 from tasks import cluster
@@ -44,14 +45,18 @@ def test_a_cluster_on_this_machine_reaches_a_server_on_loopback() -> None:
 
 def test_workers_elsewhere_need_a_prefect_server_that_they_reach() -> None:
     pytest.importorskip("prefect_dask")
-    with pytest.raises(SettingsError, match="PREFECT_API_URL"):
-        cluster.check_cluster(ClusterSettings(engine="dask", address="tcp://10.0.0.2:8786"))
+    elsewhere = ClusterSettings(engine="dask", address="tcp://10.0.0.2:8786")
+    for api in (None, "http://127.0.0.1:4200/api"):
+        found = machine.check_cluster(elsewhere, api)
+        assert found.level == "error" and "PREFECT_API_URL" in found.found
+    assert machine.check_cluster(elsewhere, "http://10.0.0.1:4200/api").level == "ok"
 
 
 def test_an_engine_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match=r"prefect-ray is not installed; `pip install 'lightning-flows\[scale\]'`"):
-        cluster.check_cluster(ClusterSettings(engine="ray"))
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    found = machine.check_cluster(ClusterSettings(engine="ray"), None)
+    assert found.level == "error"
+    assert "prefect-ray is not installed; `pip install 'lightning-flows[scale]'`" in found.found
 
 
 def test_a_rollout_is_granted_once_and_to_the_newest_collection_alone() -> None:

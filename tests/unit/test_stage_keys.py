@@ -11,6 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from flows import cli
+from flows import command as commands
 from lightning_core import stage_keys
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
@@ -173,9 +174,9 @@ def test_the_command_for_an_epoch_that_is_done_ends_before_prefect_starts(
     def no_prefect(home: Path) -> None:
         raise LookupError("Prefect's server was asked for")
 
-    monkeypatch.setattr(cli, "prefect_api", no_prefect)
+    monkeypatch.setattr(commands, "prefect_api", no_prefect)
     (tmp_path / "tasks.jsonl").write_text("\n".join(json.dumps(task.content) for task in TASKS))
-    settings = settings_of(tmp_path, tasks={"train": str(tmp_path / "tasks.jsonl")})
+    settings = settings_of(tmp_path, tasks={"train": str(tmp_path / "tasks.jsonl")}, agent={"command": "true"})
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_defaults=True)))
     command = ["train-epoch", str(tmp_path / "settings.yaml"), "--epoch", "0"]
     assert isinstance(CliRunner().invoke(cli.main, command).exception, LookupError)

@@ -1,0 +1,49 @@
+"""`lightning-flows check`: is all there that a run needs? No Prefect in here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flows.command import interruptible, load, set_option, settings_argument
+from lightning_core.config import SettingsError
+
+
+@click.command()
+@settings_argument
+@set_option
+@click.option(
+    "--deadline",
+    "deadline_s",
+    type=click.FloatRange(min=1),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long your own code may take to be imported.",
+)
+def check(settings_file: Path, assignments: tuple[str, ...], deadline_s: float) -> None:
+    """Look for all that would end a run later: settings, tasks, agent, grader, rules, GPUs, memory, disk.
+
+    Changes nothing. `train` and its kin do the same first. Ends with 1 where something is wrong.
+    """
+    from lightning_core.checks.check import check as look
+    from lightning_core.checks.result import Check
+    from lightning_core.checks.user_code import Patience
+
+    try:
+        settings = load(settings_file, assignments)
+    except SettingsError as error:
+        click.echo(Check("error", "settings", str(error)).line())
+        raise SystemExit(1) from None
+    each = settings.rollout
+    of = f"{settings.epochs} epochs of {each.tasks_per_epoch} tasks, {each.group_size} rollouts a task"
+    click.echo(Check("ok", "settings", f"run {settings.run}: {of}").line())
+    with interruptible():
+        found = look(settings, patience=Patience(deadline_s, lambda text: click.echo(text, err=True)))
+    for one in found:
+        click.echo(one.line())
+    wrong = sum(one.level == "error" for one in found)
+    click.echo("it can run" if not wrong else f"it cannot run: {wrong} of {len(found) + 1} are wrong")
+    if wrong:
+        raise SystemExit(1)

@@ -1,0 +1,192 @@
+"""All checks of one kind of work, and the error of those that fail.
+
+What takes the user's imports runs in child processes beside the rest, so all of it takes about as long as they do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+
+from lightning_core.agents.source import agent_digest
+from lightning_core.checks import machine
+from lightning_core.checks.result import Check
+from lightning_core.checks.user_code import Patience, Say, check_agent, check_flow_imports, flow_imports
+from lightning_core.config import Settings, SettingsError
+from lightning_core.lake.derive_inputs import check_estimators, check_patterns
+from lightning_core.lake.redact import Redaction
+from lightning_core.lake.stages import stage_key
+from lightning_core.loading import grader_digest
+from lightning_core.task_file import load_tasks, summary
+
+logger = logging.getLogger(__name__)
+
+Work = Literal["train", "evaluate", "learn", "finetune", "regrade", "doctor"]
+_PARTS: dict[Work, tuple[str, ...]] = {
+    "train": ("tasks", "held_out", "agent", "grader", "rules", "vllm", "cluster", "memory", "disk"),
+    "evaluate": ("held_out", "agent", "grader", "rules", "vllm", "cluster", "memory", "disk"),
+    "learn": ("grader", "rules", "vllm", "memory", "disk"),
+    "finetune": ("examples", "rules", "memory", "disk"),
+    "regrade": ("grader", "rules", "disk"),
+    "doctor": ("agent", "grader", "rules"),
+}
+_TASKS = {"tasks": "tasks.train", "held_out": "tasks.evaluate"}
+_passed: dict[str, set[str]] = {}  # digest of settings and code → parts that were in order in this process
+
+
+def check(
+    settings: Settings,
+    work: Work = "train",
+    *,
+    parts: Sequence[str] | None = None,
+    api: str | None = None,
+    build: bool = False,
+    patience: Patience | None = None,
+) -> list[Check]:
+    """Everything that the work needs, one check a line; reads files and imports the user's code, changes nothing.
+
+    parts: only these of the work's. api: URL of Prefect's server (default: PREFECT_API_URL). build: make the agent's
+    environment where `agent.python` is a requirements.txt that has none yet.
+    """
+    parts = _PARTS[work] if parts is None else parts
+    api = os.environ.get("PREFECT_API_URL") if api is None else api
+    patience = patience or Patience()
+    with ThreadPoolExecutor(2, thread_name_prefix="check") as children:
+        try:
+            agent = [_agent(children, settings, patience, build)] if "agent" in parts else []
+            imports = children.submit(check_flow_imports, flow_imports(settings, parts), patience)
+            others = [*_rules(settings, parts), *_machine(settings, work, parts, api)]
+            imported = {each.name: each for each in imports.result()}
+            tasks = [_tasks(settings, work, name, imported) for part, name in _TASKS.items() if part in parts]
+            grader = [_grader(settings.reward.grader, imported)] if "grader" in parts else []
+            return [*tasks, *(each.result() for each in agent), *grader, *imported.values(), *others]
+        except BaseException:
+            patience.stopped.set()
+            raise
+
+
+def require(
+    settings: Settings,
+    work: Work = "train",
+    *,
+    api: str | None = None,
+    build: bool = False,
+    say: Say = logger.info,
+    warn: Say = logger.warning,
+) -> None:
+    """Raise one SettingsError with all that is wrong; what is only doubtful is said to `warn`, the rest in one line to `say`.
+
+    What this process has found in order is not looked at again while settings, agent and grader stay the same: a command
+    checks before Prefect's server is there, its flow and the flows within it need not.
+    """
+    passed = _passed.setdefault(_key(settings), set())
+    parts = [part for part in _PARTS[work] if part not in passed]
+    if settings.tasks.evaluate is None and work != "evaluate":  # which alone cannot do without
+        parts = [part for part in parts if part != "held_out"]
+    if not parts:
+        return
+    found = check(settings, work, parts=parts, api=api, build=build, patience=Patience(say=say))
+    wrong = [each for each in found if each.level == "error"]
+    if wrong:
+        raise SettingsError(_together(wrong))
+    for each in found:
+        if each.level == "warning":
+            warn(f"{each.name}: {each.found}")
+    say("checked: " + ", ".join(each.name for each in found))
+    passed |= set(parts)
+    if any(each.name == "agent" and each.level == "warning" for each in found):
+        passed.discard("agent")  # whose environment is still to be built
+
+
+def _key(settings: Settings) -> str:
+    try:
+        agent = agent_digest(settings.agent)
+    except SettingsError:  # which the check says
+        agent = ""
+    return stage_key(str(Path.cwd()), settings, agent, grader_digest(settings.reward.grader))
+
+
+def _together(wrong: list[Check]) -> str:
+    if len(wrong) == 1:
+        return wrong[0].found
+    lines = ["\n      ".join(each.found.splitlines()) for each in wrong]
+    return f"{len(wrong)} things are wrong:\n" + "\n".join(f"  ✗ {line}" for line in lines)
+
+
+def _agent(children: ThreadPoolExecutor, settings: Settings, patience: Patience, build: bool) -> Future[Check]:
+    return children.submit(check_agent, settings.agent, settings.policies[0].name, patience, build)
+
+
+def _tasks(settings: Settings, work: Work, name: str, imported: dict[str, Check]) -> Check:
+    if name in imported:
+        return imported.pop(name)
+    reference = settings.tasks.train if name == "tasks.train" else settings.tasks.evaluate
+    if reference is None:
+        found = "tasks.evaluate is not set: give held-out tasks to evaluate on"
+        return Check("error", name, found) if work == "evaluate" else Check("ok", name, "not set: nothing is evaluated")
+    return _try(name, lambda: summary(load_tasks(reference, settings.tasks.id_field, name)))
+
+
+def _grader(grader: str | None, imported: dict[str, Check]) -> Check:
+    name = "reward.grader"
+    if name in imported:
+        return imported.pop(name)
+    if grader is None:
+        return Check("ok", name, "not set: the agent emits its rewards")
+    try:
+        duckdb.extract_statements(Path(grader).read_text())
+    except OSError as error:
+        return Check("error", name, f"{name}: {grader}: no such file ({error.strerror})")
+    except duckdb.Error as error:
+        return Check("error", name, f"{name}: {grader}: {error}")
+    return Check("ok", name, grader)
+
+
+def _rules(settings: Settings, parts: Sequence[str]) -> list[Check]:
+    found = []
+    others = [policy for policy in settings.policies if not policy.imitates]
+    if "examples" in parts and others:
+        said = (
+            f"finetune: policy {others[0].name!r} has `algorithm: {others[0].algorithm}`, whose gradients need rollouts of the "
+            "newest version; give it `algorithm: sft`"
+        )
+        found.append(Check("error", "algorithm", said))
+    if "rules" not in parts:
+        return found
+    looks: list[Callable[[], object]] = [
+        lambda: check_patterns(settings),
+        lambda: check_estimators(settings),
+        # The function is imported elsewhere.
+        lambda: Redaction(settings.lake.model_copy(update={"redact_with": None})),
+    ]
+    wrong = [each for look in looks if (each := _try("rules", look)).level == "error"]
+    return found + (wrong or [Check("ok", "rules", "patterns, estimators of advantages, redaction")])
+
+
+def _machine(settings: Settings, work: Work, parts: Sequence[str], api: str | None) -> list[Check]:
+    found = []
+    if "memory" in parts:
+        found.append(machine.check_model(settings))
+    if "vllm" in parts:
+        found.append(machine.check_serving(settings))
+    if "cluster" in parts:
+        found.append(machine.check_cluster(settings.cluster, api))
+    if "memory" in parts and all(each.level != "error" for each in found):
+        found.append(machine.check_memory(settings, serves=work != "finetune", trains=work != "evaluate"))
+    if "disk" in parts:
+        found.append(machine.check_disk(settings.home))
+    return found
+
+
+def _try(name: str, look: Callable[[], object]) -> Check:
+    """What `look` returns; a SettingsError is what is wrong."""
+    try:
+        return Check("ok", name, str(look()))
+    except SettingsError as error:
+        return Check("error", name, str(error))

@@ -1,0 +1,161 @@
+"""What this machine offers, beside what a run will take: disk, memory, GPUs. Rough figures, from files, without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from lightning_core.checks.result import Check
+from lightning_core.config import ClusterSettings, Settings, SettingsError
+from lightning_core.config.cluster import loopback
+from lightning_core.policies.model import ModelError, check_model_folder, config_files, is_hub_id
+from lightning_core.policies.sharing import check_gpus, serving
+from lightning_core.policies.vllm_client import VllmError
+from lightning_core.policies.vllm_command import command, cpu_build
+from lightning_core.policies.weights import tensor_shapes
+
+_GB = 1e9
+_LITTLE_DISK = 2 * _GB  # a version of the smallest model, its moments and a lake
+# Of processes on the CPU, beside weights and KV cache: vLLM, a training, and the flow with its servers.
+_VLLM, _TRAINING, _FLOW = 2.2 * _GB, 1.5 * _GB, 1.2 * _GB
+# Bytes a parameter, in float32: what vLLM serves; weights, gradients and the two moments of AdamW; the weights alone.
+_SERVED, _TRAINED, _FROZEN = 4, 16, 4
+
+
+def check_disk(home: Path) -> Check:
+    """Free space where `home` is, or will be."""
+    place = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        return Check("error", "disk", f"home: {place} is no folder that you may write to; give another one")
+    free = shutil.disk_usage(place).free
+    found = f"{free / _GB:.1f} GB free for {home}"
+    if free < _LITTLE_DISK:
+        return Check("warning", "disk", f"{found}, which is little; make room, or give another `home`")
+    return Check("ok", "disk", found)
+
+
+def check_model(settings: Settings) -> Check:
+    """Where the weights are that the policies begin with. What is not on this machine yet is fetched by the run."""
+    name = settings.policies[0].model
+    if not is_hub_id(name) and not Path(name).expanduser().is_dir():
+        return Check("error", "model", f"policies.0.model: {name}: no such folder, and no hub id (owner/name) either")
+    folder = _model_folder(settings)
+    if folder is None:
+        return Check("ok", "model", f"{name}, not on this machine yet: it is fetched first")
+    try:
+        check_model_folder(folder)
+    except ModelError as error:
+        return Check("error", "model", str(error))
+    return Check("ok", "model", f"{name}, {_parameters(folder) / 1e6:,.0f} million parameters, in {folder}")
+
+
+def check_memory(settings: Settings, serves: bool, trains: bool) -> Check:
+    """Weights, KV cache and training against the memory of the machine, or of the container that this is in."""
+    available, total = _memory()
+    free = f"{available / _GB:.1f} of {total / _GB:.1f} GB are free"
+    if not _on_cpu():
+        return Check("ok", "memory", f"{free} here; the GPUs' own memory is not looked at")
+    folder = _model_folder(settings)
+    parameters = 0 if folder is None else _parameters(folder)
+    bare = overhead = 0.0
+    if serves:
+        bare += settings.vllm.replicas * (_SERVED * parameters + settings.vllm.kv_cache_gb * 2**30)
+        overhead += settings.vllm.replicas * _VLLM
+    if trains:
+        side_by_side = max(1, len(settings.training_devices))
+        bare += side_by_side * max(
+            (_TRAINED if policy.lora is None else _FROZEN) * parameters for policy in settings.policies
+        )
+        overhead += side_by_side * _TRAINING * max(policy.training.processes for policy in settings.policies)
+    needed = f"a run takes about {(bare + overhead + _FLOW) / _GB:.1f} GB{'' if folder else ' and its model'}"
+    remedy = "lower `vllm.kv_cache_gb` or `vllm.replicas`, train an adapter (`lora:`), or take a smaller model"
+    if bare > total:
+        return Check("error", "memory", f"{needed}, and this machine has {total / _GB:.1f} GB; {remedy}")
+    if bare + overhead + _FLOW > available:
+        return Check("warning", "memory", f"{needed}, and {free}; {remedy}")
+    return Check("ok", "memory", f"{needed}; {free}")
+
+
+def check_serving(settings: Settings) -> Check:
+    """Whether vLLM is installed and takes these settings, and whether the GPUs that they name are there."""
+    first = settings.policies[0]
+    ranks = [policy.lora.rank for policy in settings.policies if policy.lora is not None]
+    try:
+        check_gpus(settings)
+        command(serving(settings), Path(first.model), first.name, Path("socket"), max(ranks, default=None), 1)
+        if cpu_build():
+            return Check("ok", "vllm", "computes on the CPU")
+        return _check_devices(settings)
+    except (SettingsError, VllmError) as error:
+        return Check("error", "vllm", str(error))
+
+
+def check_cluster(cluster: ClusterSettings, api: str | None) -> Check:
+    """Whether the engine is installed, and its workers can tell Prefect's server (`api`) what they do."""
+    if cluster.engine != "threads" and importlib.util.find_spec(f"prefect_{cluster.engine}") is None:
+        found = (
+            f"cluster.engine: prefect-{cluster.engine} is not installed; `pip install 'lightning-flows[scale]'`, here and on "
+            "the workers"
+        )
+        return Check("error", "cluster", found)
+    if cluster.elsewhere and (api is None or loopback(api)):
+        found = (
+            f"cluster.address: workers on other machines tell a Prefect server what they do, and cannot reach {api}; start one "
+            "with `prefect server start --host …` and set PREFECT_API_URL to it, here and on the workers"
+        )
+        return Check("error", "cluster", found)
+    return Check("ok", "cluster", f"{cluster.engine}{f' at {cluster.address}' if cluster.address else ''}")
+
+
+def _check_devices(settings: Settings) -> Check:
+    here = [file.name for file in Path("/dev").glob("nvidia[0-9]*")]
+    named = [device for each in (*settings.vllm.devices, *settings.training_devices) for device in each.split(",")]
+    missing = [device for device in named if device.isdigit() and int(device) >= len(here)]
+    if not here:
+        return Check("warning", "vllm", "is the build for CUDA, and no GPU is seen here (/dev/nvidia0 …)")
+    if missing:
+        found = (
+            f"`vllm.devices` or `training_devices` name GPU {missing[0]}, and this machine has {len(here)}, from 0 on"
+        )
+        return Check("error", "vllm", found)
+    return Check("ok", "vllm", f"computes on {len(here)} GPU{'s' if len(here) > 1 else ''}")
+
+
+def _on_cpu() -> bool:
+    try:
+        return cpu_build()
+    except VllmError:  # none is installed, which fine-tuning needs not
+        return False
+
+
+def _model_folder(settings: Settings) -> Path | None:
+    files = config_files(settings.policies[0].model, settings.models)
+    return next((file.parent for file in files if file.is_file()), None)
+
+
+def _parameters(folder: Path) -> int:
+    return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
+
+
+def _memory() -> tuple[float, float]:
+    """Available and total bytes: the machine's, or what the control group of this process allows."""
+    machine = psutil.virtual_memory()
+    limits = [(float(machine.available), float(machine.total)), *_groups()]
+    return min(limit[0] for limit in limits), min(limit[1] for limit in limits)
+
+
+def _groups() -> Iterator[tuple[float, float]]:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        files = next(int(value) for key, value in pairs if key == "inactive_file")  # given back where memory is short
+    except (OSError, ValueError, StopIteration):  # no such group, or no limit ("max")
+        return
+    yield max(0.0, limit - used + files), float(limit)
