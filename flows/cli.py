@@ -24,6 +24,7 @@ from flows.command import set_option as _set_option
 from flows.command import settings_argument as _settings_argument
 from flows.display import says_more_than_prefect, verbose_option
 from flows.doctor import doctor
+from flows.init_command import init
 from flows.lake_commands import lake
 from flows.policy_commands import policies
 from flows.stack_commands import down, up
@@ -61,6 +62,7 @@ main.add_command(check)
 main.add_command(collect)
 main.add_command(doctor)
 main.add_command(ingest)
+main.add_command(init)
 main.add_command(lake)
 main.add_command(learn)
 main.add_command(policies)

@@ -1,8 +1,9 @@
-"""What would end a run later is found first, by the command: `lightning-flows check`, `train` and its kin and `doctor`."""
+"""What would end a run later is found first, by the command: `lightning-flows check`, `train` and its kin, `doctor`, `init`."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -202,6 +203,29 @@ def test_what_was_in_order_is_not_looked_at_again_until_it_changes(tmp_path: Pat
         (tmp_path / "my_grader.py").write_text("def grade():\n    return 1.0\n")
         with pytest.raises(SettingsError, match=r"grade\(\) is called with \(task, output, spans\)"):
             require(settings, "evaluate", say=said.append)
+
+
+def test_init_writes_an_example_that_check_and_doctor_pass_and_overwrites_nothing(tmp_path: Path) -> None:
+    made = command(tmp_path, "init", "sums")
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path / "sums"
+    assert "cd sums" in made.stdout and "lightning-flows train settings.yaml" in made.stdout
+    train, held_out = (
+        {json.loads(line)["question"] for line in (folder / name).read_text().splitlines()}
+        for name in ("train.jsonl", "held_out.jsonl")
+    )
+    assert len(train) >= 48 and len(held_out) >= 24 and not train & held_out
+    checked = command(folder, "check", "settings.yaml")
+    assert checked.returncode == 0, checked.stdout
+    examined = command(folder, "doctor", "settings.yaml")
+    assert (examined.returncode, examined.stdout.splitlines()[-1]) == (0, "it can be trained"), examined.stdout
+    as_command = command(folder, "doctor", "--agent", f"{sys.executable} agent.py")
+    assert "1 calls came through the gateway" in as_command.stdout, as_command.stdout
+    (folder / "agent.py").write_text("mine\n")
+    again = command(tmp_path, "init", "sums")
+    assert again.returncode == 1
+    assert "sums/agent.py is there already, and nothing is overwritten" in again.stderr
+    assert (folder / "agent.py").read_text() == "mine\n"
 
 
 def test_a_check_that_is_interrupted_ends_at_once(tmp_path: Path) -> None:
