@@ -180,7 +180,7 @@ def _machine(settings: Settings, work: Work, parts: Sequence[str], api: str | No
     if "memory" in parts and all(each.level != "error" for each in found):
         found.append(machine.check_memory(settings, serves=work != "finetune", trains=work != "evaluate"))
     if "disk" in parts:
-        found.append(machine.check_disk(settings.home))
+        found.append(machine.check_disk(settings, trains=work in ("train", "learn", "finetune")))
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import psutil
 from lightning_core.checks.result import Check
 from lightning_core.config import ClusterSettings, Settings, SettingsError
 from lightning_core.config.cluster import loopback
-from lightning_core.policies.model import ModelError, check_model_folder, config_files, is_hub_id
+from lightning_core.policies.model import ModelError, check_model_folder, is_hub_id
 from lightning_core.policies.sharing import check_gpus, serving
+from lightning_core.policies.space import estimate, existing, free, gb, model_folder
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.policies.vllm_command import command, cpu_build
 from lightning_core.policies.weights import tensor_shapes
@@ -28,14 +28,17 @@ _VLLM, _TRAINING, _FLOW = 2.2 * _GB, 1.5 * _GB, 1.2 * _GB
 _SERVED, _TRAINED, _FROZEN = 4, 16, 4
 
 
-def check_disk(home: Path) -> Check:
-    """Free space where `home` is, or will be."""
-    place = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
+def check_disk(settings: Settings, trains: bool) -> Check:
+    """Free space where `home` is, or will be, beside what a run of these settings takes."""
+    home = settings.home
+    place = existing(home)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         return Check("error", "disk", f"home: {place} is no folder that you may write to; give another one")
-    free = shutil.disk_usage(place).free
-    found = f"{free / _GB:.1f} GB free for {home}"
-    if free < _LITTLE_DISK:
+    there = free(home)
+    found, needed = f"{gb(there)} free for {home}", float(_LITTLE_DISK)
+    if trains and (run := estimate(settings)) is not None:
+        found, needed = f"a run takes {run}; {found}", run.at_most
+    if there < needed:
         return Check("warning", "disk", f"{found}, which is little; make room, or give another `home`")
     return Check("ok", "disk", found)
 
@@ -45,7 +48,7 @@ def check_model(settings: Settings) -> Check:
     name = settings.policies[0].model
     if not is_hub_id(name) and not Path(name).expanduser().is_dir():
         return Check("error", "model", f"policies.0.model: {name}: no such folder, and no hub id (owner/name) either")
-    folder = _model_folder(settings)
+    folder = model_folder(settings)
     if folder is None:
         return Check("ok", "model", f"{name}, not on this machine yet: it is fetched first")
     try:
@@ -61,7 +64,7 @@ def check_memory(settings: Settings, serves: bool, trains: bool) -> Check:
     free = f"{available / _GB:.1f} of {total / _GB:.1f} GB are free"
     if not _on_cpu():
         return Check("ok", "memory", f"{free} here; the GPUs' own memory is not looked at")
-    folder = _model_folder(settings)
+    folder = model_folder(settings)
     parameters = 0 if folder is None else _parameters(folder)
     bare = overhead = 0.0
     if serves:
@@ -132,11 +135,6 @@ def _on_cpu() -> bool:
         return cpu_build()
     except VllmError:  # none is installed, which fine-tuning needs not
         return False
-
-
-def _model_folder(settings: Settings) -> Path | None:
-    files = config_files(settings.policies[0].model, settings.models)
-    return next((file.parent for file in files if file.is_file()), None)
 
 
 def _parameters(folder: Path) -> int:

@@ -61,7 +61,7 @@ def estimate(settings: Settings, held_out: int = 0) -> Estimate | None:
 
     `held_out`: number of held-out tasks, where `evaluation.limit` does not bound it. Reads headers of weights only.
     """
-    folder = _model_folder(settings)
+    folder = model_folder(settings)
     sizes = [_parameters(policy, folder) for policy in settings.policies]
     base = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else 4 * (sizes[0] or 0)
     versions = optimizer = 0.0
@@ -88,7 +88,7 @@ def estimate(settings: Settings, held_out: int = 0) -> Estimate | None:
 
 def free(home: Path) -> int:
     """Bytes that are free where `home` is, or will be."""
-    return shutil.disk_usage(_existing(home)).free
+    return shutil.disk_usage(existing(home)).free
 
 
 def space_taken(home: Path) -> dict[str, int]:
@@ -168,14 +168,16 @@ def _rollouts(settings: Settings, held_out: int) -> int:
     return trained + evaluations * (evaluation.limit or held_out) * evaluation.rollouts_per_task
 
 
-def _model_folder(settings: Settings) -> Path | None:
+def model_folder(settings: Settings) -> Path | None:
+    """Where the weights are that the policies begin with; None where they have to be fetched."""
     files = config_files(settings.policies[0].model, settings.models)
     return next((file.parent for file in files if file.is_file()), None)
 
 
 def _device(folder: Path) -> int:
-    return _existing(folder).stat().st_dev
+    return existing(folder).stat().st_dev
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())

@@ -65,7 +65,7 @@ def test_a_flow_says_so_before_it_starts_or_forgets_anything(
 
     for module in ("flows.evaluate", "flows.train_epoch", "flows.collect"):
         monkeypatch.setattr(f"{module}.running", started)
-        monkeypatch.setattr(f"{module}.check", lambda _: None)  # a Prefect task, of other matters
+        monkeypatch.setattr(f"{module}.begin", lambda *_: None)  # of other matters
     monkeypatch.setattr("flows.train_epoch.watch", lambda *_: None)
     before = Manifests(trained.home / "lake").epochs()
     with pytest.raises(StoreError, match=message):
