@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from lightning_core.config import Settings
+from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from lightning_core.lake.collected import require_own_rollouts
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
@@ -27,12 +27,19 @@ from tasks.redeploy import redeploy
 
 @flow(
     name="collect",
-    flow_run_name="{settings.run} rollouts",
+    flow_run_name=run_name("{run} rollouts"),
     task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
     persist_result=False,
 )
-def collect(settings: Settings, epoch: int | None = None, from_stage: Stage | None = None) -> dict[str, Any]:
+@fails_with_message
+def collect(
+    settings: GivenSettings,
+    epoch: int | None = None,
+    from_stage: Stage | None = None,
+    overrides: Overrides = NO_OVERRIDES,
+) -> dict[str, Any]:
     """Run the rollouts of one epoch (null: the first that is not finished); `train-epoch` goes on from there."""
+    settings = resolve(settings, overrides)
     begin(settings)
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch

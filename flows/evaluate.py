@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from lightning_core.config import Settings, SettingsError
 from lightning_core.events import shown
 from lightning_core.lake.held_out import held_out
@@ -32,16 +33,18 @@ from tasks.track import record, tracked
 
 @flow(
     name="evaluate",
-    flow_run_name="{settings.run} evaluation",
+    flow_run_name=run_name("{run} evaluation"),
     task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
     persist_result=False,
 )
+@fails_with_message
 def evaluate(
-    settings: Settings,
+    settings: GivenSettings,
     epoch: int | None = None,
     policy_versions: dict[str, str] | None = None,
     tasks: str | None = None,
     from_stage: Stage | None = None,
+    overrides: Overrides = NO_OVERRIDES,
 ) -> dict[str, Any]:
     """Evaluate the versions that `epoch` epochs of training came to (null: all that are finished).
 
@@ -50,6 +53,7 @@ def evaluate(
     Returns `epoch`, and what lightning_core.lake.held_out tells: tasks, rollouts, right (0 to 1), interval, reward,
     reward_interval, pass_at.
     """
+    settings = resolve(settings, overrides)
     if policy_versions or tasks:
         return _beside(settings, policy_versions or {}, tasks, from_stage)
     begin(settings, "evaluate")

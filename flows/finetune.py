@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow
 
 from flows.evaluate import evaluate
-from lightning_core.config import Settings
+from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from lightning_core.lake.collected import open_finetune
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
@@ -26,8 +26,11 @@ from tasks.train import train_policies
 from tasks.versions import collect_versions
 
 
-@flow(name="finetune", flow_run_name="{settings.run} finetune", validate_parameters=True, persist_result=False)
-def finetune(settings: Settings, evaluate_after: bool = False) -> dict[str, Any]:
+@flow(name="finetune", flow_run_name=run_name("{run} finetune"), validate_parameters=True, persist_result=False)
+@fails_with_message
+def finetune(
+    settings: GivenSettings, evaluate_after: bool = False, overrides: Overrides = NO_OVERRIDES
+) -> dict[str, Any]:
     """Train every policy on the examples that `settings.finetune` and the policies' `sft` choose; publish the versions.
 
     It is the run's next epoch, so its versions go on from the run's newest (or `finetune.version`), and epochs that roll
@@ -35,6 +38,7 @@ def finetune(settings: Settings, evaluate_after: bool = False) -> dict[str, Any]
     were looked at, the version and metrics by policy, and what `evaluate` returns where that was asked for. What was no
     example, and why, is in the tables `finetune_rollouts`, `advantages` and `exclusions`.
     """
+    settings = resolve(settings, overrides)
     begin(settings, "finetune")
     if evaluate_after:
         begin(settings, "evaluate")

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import flow
 
-from lightning_core.config import Settings
+from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
 from lightning_core.lake.production import Choice
@@ -26,12 +26,18 @@ from tasks.train import train_policies
 from tasks.versions import collect_versions
 
 
-@flow(name="learn", flow_run_name="{settings.run} learn", persist_result=False)
-def learn(settings: Settings, choice: Choice = Choice()) -> dict[str, Any]:  # noqa: B008 - frozen
+@flow(name="learn", flow_run_name=run_name("{run} learn"), persist_result=False)
+@fails_with_message
+def learn(
+    settings: GivenSettings,
+    choice: Choice = Choice(),  # noqa: B008 - frozen
+    overrides: Overrides = NO_OVERRIDES,
+) -> dict[str, Any]:
     """Train the run's next epoch on rollouts of production agents that no epoch has learned from yet.
 
     What is chosen has calls through the gateway (token ids) and meets `choice`. A flow that was killed goes on.
     """
+    settings = resolve(settings, overrides)
     begin(settings, "learn")
     lake = Lake(settings.home)
     with tracked(settings), lake.working_on(settings.run), running(settings, say("services")) as services:

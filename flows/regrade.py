@@ -11,6 +11,7 @@ import duckdb
 from prefect import flow
 from rich.table import Table
 
+from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
@@ -21,13 +22,17 @@ from tasks.preflight import begin
 from tasks.progress import say
 
 
-@flow(name="regrade", flow_run_name="{settings.run} regrade", persist_result=False)
-def regrade(settings: Settings, epoch: int | None = None) -> list[dict[str, Any]]:
+@flow(name="regrade", flow_run_name=run_name("{run} regrade"), persist_result=False)
+@fails_with_message
+def regrade(
+    settings: GivenSettings, epoch: int | None = None, overrides: Overrides = NO_OVERRIDES
+) -> list[dict[str, Any]]:
     """Grade and derive the run's collected epochs again (or one) by the settings as they are now.
 
     Attempts that this grader has graded already are not graded again. Returns one row per epoch: epoch, mode, graded,
     invalid, and the mean reward before and after. Nothing is trained; `train-epoch --epoch N` does that, on the new rewards.
     """
+    settings = resolve(settings, overrides)
     begin(settings, "regrade")
     lake = Lake(settings.home)
     with lake.working_on(settings.run), server_running(settings, say("services")):

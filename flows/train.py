@@ -10,8 +10,8 @@ from typing import Any
 from prefect import flow
 
 from flows.evaluate import evaluate
+from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from flows.train_epoch import train_epoch
-from lightning_core.config import Settings
 from lightning_core.events import Rows, shown
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.report import epoch_rows
@@ -26,13 +26,15 @@ from tasks.track import tracked
 from tasks.versions import collect_versions
 
 
-@flow(name="train", flow_run_name="{settings.run}", persist_result=False)
-def train(settings: Settings) -> list[dict[str, Any]]:
+@flow(name="train", flow_run_name=run_name("{run}"), persist_result=False)
+@fails_with_message
+def train(settings: GivenSettings, overrides: Overrides = NO_OVERRIDES) -> list[dict[str, Any]]:
     """Train `settings.epochs` epochs; a run that was interrupted goes on with the first that is not finished.
 
     It stops early by `evaluation.patience`; the best version is `best` in the store and never removed.
     Returns one dict per epoch: see lightning_core.lake.report.epoch_rows.
     """
+    settings = resolve(settings, overrides)
     begin(settings)
     manifests = Lake(settings.home).manifests
     done = manifests.next_epoch(settings.run)

@@ -12,17 +12,22 @@ from prefect.artifacts import create_table_artifact
 from rich.box import SIMPLE
 from rich.table import Table
 
+from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from flows.train import train
 from lightning_core.config import Settings, SettingsError
 from lightning_core.lake.report import policy_rows
 
 
-@flow(name="train-agents", flow_run_name="{settings.run} agents", persist_result=False)
-def train_agents(settings: Settings, only: list[str] | None = None) -> list[dict[str, Any]]:
+@flow(name="train-agents", flow_run_name=run_name("{run} agents"), persist_result=False)
+@fails_with_message
+def train_agents(
+    settings: GivenSettings, only: list[str] | None = None, overrides: Overrides = NO_OVERRIDES
+) -> list[dict[str, Any]]:
     """Train the epochs of a run, of its policies those in `only` (null: all); the others stay as they are.
 
     Returns one dict per epoch and policy: see lightning_core.lake.report.policy_rows.
     """
+    settings = resolve(settings, overrides)
     train(select(settings, only))
     rows = policy_rows(settings)
     create_table_artifact(

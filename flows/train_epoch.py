@@ -5,13 +5,15 @@ prefect deployment run train-epoch/local
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from lightning_core.config import Settings
+from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
+from lightning_core.config import SettingsError
 from lightning_core.lake.collected import require_own_rollouts
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -35,10 +37,12 @@ from tasks.versions import collect_versions
 
 def _name() -> str:
     """`calculator epoch 3`, also where the epoch was left to the flow."""
-    settings = Settings.model_validate(flow_run.parameters["settings"])
     epoch = flow_run.parameters.get("epoch")
-    number = Lake(settings.home).manifests.next_epoch(settings.run) if epoch is None else epoch
-    return f"{settings.run} epoch {number}"
+    if epoch is None:
+        with contextlib.suppress(SettingsError):
+            settings = resolve(flow_run.parameters["settings"], flow_run.parameters.get("overrides"))
+            epoch = Lake(settings.home).manifests.next_epoch(settings.run)
+    return run_name(f"{{run}} epoch {epoch}")()
 
 
 @flow(
@@ -48,13 +52,20 @@ def _name() -> str:
     validate_parameters=True,
     persist_result=False,
 )
-def train_epoch(settings: Settings, epoch: int | None = None, from_stage: Stage | None = None) -> dict[str, Any]:
+@fails_with_message
+def train_epoch(
+    settings: GivenSettings,
+    epoch: int | None = None,
+    from_stage: Stage | None = None,
+    overrides: Overrides = NO_OVERRIDES,
+) -> dict[str, Any]:
     """Train one epoch of a run; `epoch: null` is the first that is not finished.
 
     With `async_level: 1` the rollouts of the epoch after it run while it trains, where the run has one.
     An epoch that was interrupted goes on where it stopped: finished rollouts and stages are not run again, unless what
     they read has changed, or `from_stage` says from where on.
     """
+    settings = resolve(settings, overrides)
     begin(settings)
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,32 @@ def load_settings(path: Path | str, overrides: dict[str, Any] | None = None) -> 
         raise SettingsError(f"{path}: no such settings file") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not valid YAML: {error}") from None
+    try:
+        return make_settings(raw, overrides, path.parent)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def make_settings(raw: Any, overrides: Any = None, folder: Path = Path()) -> Settings:
+    """Settings of plain values, with `overrides` on top of them, as in `load_settings`; neither is changed.
+
+    Raises SettingsError, naming the key, where one of the two is no mapping, has unknown keys, or holds wrong values.
+    """
     if not isinstance(raw, dict):
-        raise SettingsError(f"{path}: expected a mapping of settings at the top, got {type(raw).__name__}")
+        raise SettingsError(f"expected a mapping of settings at the top, got {type(raw).__name__}")
+    if not isinstance(overrides or {}, dict):
+        raise SettingsError(f"overrides: expected a mapping of dotted keys to values, got {type(overrides).__name__}")
+    raw = copy.deepcopy(raw)
     for dotted, value in (overrides or {}).items():
         try:
             _assign(raw, dotted, value)
         except (TypeError, IndexError, ValueError, AttributeError):
-            raise SettingsError(f"{path}: cannot set `{dotted}`: there is no such place in the file") from None
-    _find_estimators(raw, path.parent)
+            raise SettingsError(f"cannot set `{dotted}`: there is no such place in the settings") from None
+    _find_estimators(raw, folder)
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
-        raise SettingsError(f"{path}: " + explain_validation(error)) from None
+        raise SettingsError(explain_validation(error)) from None
 
 
 def _find_estimators(raw: dict[str, Any], folder: Path) -> None:

@@ -7,7 +7,9 @@ read (test_settings_and_tasks.py).
 
 from __future__ import annotations
 
+import copy
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from flows.collect import collect as collect_flow
 from flows.evaluate import evaluate
 from flows.finetune import finetune
 from flows.learn import learn
+from flows.parameters import resolve
+from flows.regrade import regrade
 from flows.train import train
 from flows.train_agents import train_agents
 from flows.train_epoch import train_epoch
@@ -27,7 +31,7 @@ from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.agents.capture import Capture
 from lightning_core.agents.pool import Ended
 from lightning_core.agents.runner import Runner
-from lightning_core.config import AgentSettings, SettingsError
+from lightning_core.config import AgentSettings, Settings, SettingsError
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
 from lightning_core.stage_keys import rollouts_key
@@ -36,7 +40,8 @@ from tasks import collect
 from tests.lake_maker import Attempt, derived
 from tests.unit.test_stage_keys import TASKS, settings_of
 
-GOOD = {"agent": {"command": "true"}, "tasks": {"train": "tasks.jsonl"}}
+FLOWS = (train, train_epoch, evaluate, learn, collect_flow, finetune, regrade, train_agents)
+GOOD: dict[str, Any] = {"agent": {"command": "true"}, "tasks": {"train": "tasks.jsonl"}}
 
 
 @pytest.mark.parametrize(
@@ -44,9 +49,6 @@ GOOD = {"agent": {"command": "true"}, "tasks": {"train": "tasks.jsonl"}}
     [
         (train_epoch, {"epoch": "soon"}, "epoch: Input should be a valid integer"),
         (train_epoch, {"from_stage": "tripplets"}, "from_stage: Input should be 'rollouts', 'rewards', 'triplets'"),
-        (train_epoch, {"settings": GOOD | {"rollout": {"groupsize": 3}}}, "settings.rollout.groupsize: Extra inputs"),
-        (train, {"settings": "settings.yaml"}, "settings: Input should be a valid dictionary"),
-        (train, {"settings": GOOD | {"async_level": 1}}, "set `training.importance_correction`"),
         (train_agents, {"only": "solver"}, "only: Input should be a valid list"),
         (collect_flow, {"epoch": [1]}, "epoch: Input should be a valid integer"),
         (evaluate, {"policy_versions": "v0001"}, "policy_versions: Input should be a valid dictionary"),
@@ -59,6 +61,49 @@ def test_a_parameter_of_the_wrong_type_is_named(flow: Any, parameters: dict[str,
     with pytest.raises(ParameterTypeError) as error:
         flow.validate_parameters({"settings": GOOD} | parameters)
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+@pytest.mark.parametrize(
+    ("settings", "overrides", "message"),
+    [
+        (GOOD | {"rollout": {"groupsize": 3}}, {}, "unknown key `rollout.groupsize`; known here: tasks_per_epoch"),
+        ({"epochs": 2}, {}, "`agent` is missing; `tasks` is missing"),
+        (GOOD, {"epochs": "soon"}, "`epochs`: Input should be a valid integer"),
+        (GOOD, {"epcohs": 2}, "unknown key `epcohs`; known here: run, home"),
+        (Settings.model_validate(GOOD), {"rollout.group_size": 0}, "`rollout.group_size`: Input should be greater"),
+        (GOOD, {"async_level": 1}, "set `training.importance_correction`"),
+        (GOOD, {"tasks.train.first": 1}, "cannot set `tasks.train.first`: there is no such place in the settings"),
+        (GOOD, ["epochs=2"], "overrides: expected a mapping of dotted keys to values, got list"),
+        ("settings.yaml", {}, "expected a mapping of settings at the top, got str"),
+    ],
+)
+def test_wrong_settings_reach_the_flow_which_says_what_the_command_line_says(
+    flow: Any, settings: Any, overrides: Any, message: str
+) -> None:
+    """What Prefect makes of it: integration/test_deployments.py."""
+    taken = flow.validate_parameters({"settings": settings, "overrides": overrides})
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        flow.fn(**taken)
+
+
+def test_overrides_lie_on_top_of_settings_and_change_neither(tmp_path: Path) -> None:
+    plain = GOOD | {"policies": [{"name": "p"}], "home": str(tmp_path)}
+    changes = {"epochs": 2, "policies.0.training.learning_rate": 0.5}
+    for given in (plain, Settings.model_validate(plain)):
+        before = copy.deepcopy(given)
+        made = resolve(given, changes)  # type: ignore[arg-type]
+        assert (made.epochs, made.policies[0].training.learning_rate, made.home) == (2, 0.5, tmp_path)
+        assert given == before
+    assert resolve(made) is made
+
+
+def test_the_form_of_every_setting_stays_though_prefect_does_not_validate_it() -> None:
+    for flow in FLOWS:
+        shown = flow.parameters.properties
+        assert set(shown["settings"]["properties"]) == set(Settings.model_fields), flow.name
+        assert shown["settings"]["required"] == ["agent", "tasks"]
+        assert shown["overrides"]["type"] == "object"
 
 
 @pytest.mark.parametrize(
