@@ -40,7 +40,7 @@ def prefect_api(home: Path) -> Iterator[None]:
     os.environ.setdefault("PREFECT_HOME", str(folder))
     os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(folder / "memo_store.toml"))
     port = _free_port()
-    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    os.environ["PREFECT_API_URL"] = url = f"http://127.0.0.1:{port}/api"
     log_path = folder / "server.log"
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
@@ -48,6 +48,7 @@ def prefect_api(home: Path) -> Iterator[None]:
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             command,
+            env=os.environ | {"PREFECT_UI_API_URL": url},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

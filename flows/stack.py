@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from lightning_core.agents.processes import end_with_parent
 from lightning_core.config import ServerSettings, SettingsError
 from lightning_core.files import write_atomic
-from lightning_core.policies.processes import created, end_group, is_running
+from lightning_core.policies.processes import created, end_group, group_members, is_running
 from lightning_core.server.handle import server_command
 from lightning_core.services import claim_services, stop_orphans
 
@@ -87,6 +87,7 @@ def make_plan(
     prefect = {
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": f"{url['prefect']}/api",
+        "PREFECT_UI_API_URL": f"{url['prefect']}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
@@ -151,7 +152,8 @@ def start(plan: Plan) -> State:
     write_atomic(plan.folder / "plan.json", plan.model_dump_json(indent=1).encode())
     with (plan.folder / "supervisor.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.stack", str(plan.home)],
+            # -P: a `flows.py` in the folder where the user stands is not ours.
+            [sys.executable, "-P", "-m", "flows.stack", str(plan.home)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -171,13 +173,23 @@ def stop(home: Path) -> bool:
     if state is None:
         return False
     there = state.alive or any(is_running(p.pid, p.started) for p in state.parts.values())
-    end_group(state.supervisor.pid, state.supervisor.started, _GRACE_S * 2)
+    end_group(state.supervisor.pid, state.supervisor.started, _GRACE_S * len(state.parts))
     for part in (state_of(home) or state).parts.values():
-        end_group(part.pid, part.started, _GRACE_S)
+        _end_part(part)
     if there:
         stop_orphans(home.resolve())
     (home.resolve() / "stack" / "state.json").unlink(missing_ok=True)
     return there
+
+
+def _end_part(part: Running) -> None:
+    """End a part, its own processes first: the flows of a worker stop what they run for homes of their own."""
+    members = [process for process in group_members(part.pid, part.started) if process.pid != part.pid]
+    for process in members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    psutil.wait_procs(members, _GRACE_S)
+    end_group(part.pid, part.started, _GRACE_S)
 
 
 def is_ready(part: Part) -> bool:
@@ -226,7 +238,7 @@ class _Supervisor:
         for part in reversed(self._plan.parts):  # the worker first: it would miss the others
             if (found := self._state.parts.get(part.name)) is not None:
                 _say(f"ending {part.name}")
-                end_group(found.pid, found.started, _GRACE_S)
+                _end_part(found)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._ended = True
