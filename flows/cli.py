@@ -27,7 +27,7 @@ from flows.doctor import doctor
 from flows.init_command import init
 from flows.lake_commands import lake
 from flows.policy_commands import policies
-from flows.stack_commands import down, up
+from flows.stack_commands import deploy, down, up
 from lightning_core.config import Settings, SettingsError
 from lightning_core.errors import in_words
 
@@ -60,6 +60,7 @@ def main() -> None:
 
 main.add_command(check)
 main.add_command(collect)
+main.add_command(deploy)
 main.add_command(doctor)
 main.add_command(ingest)
 main.add_command(init)
@@ -216,14 +217,14 @@ def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """Server and vLLM until Ctrl-C: flows find them, agents can be tried against them."""
     import time
 
-    from lightning_core.deploy import deploy
+    from lightning_core.deploy import deploy as deploy_versions
     from lightning_core.lake.manifest import Manifests
     from lightning_core.services import running, versions
 
     settings = _load(settings_file, assignments)
     with _interruptible(), running(settings, click.echo) as services:
         epoch = Manifests(settings.home / "lake").next_epoch(settings.run)
-        deploy(settings, services, versions(settings, epoch))
+        deploy_versions(settings, services, versions(settings, epoch))
         click.echo(f"gateway and OTLP: {services.server.url}   (Ctrl-C ends them)")
         while True:
             time.sleep(1)

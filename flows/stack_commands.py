@@ -1,4 +1,4 @@
-"""`lightning-flows up` and `down`: the local stack, from a terminal or `make`."""
+"""`lightning-flows up`, `down` and `deploy`: the local stack, from a terminal or `make`, and what runs on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.command import home_option, load
+from flows.command import checked, home_option, load, settings_argument
 from lightning_core.config import ServerSettings
 
 if TYPE_CHECKING:
@@ -74,6 +74,30 @@ def down(home: Path) -> None:
     from flows import stack
 
     click.echo("the stack is down" if stack.stop(home) else f"no stack runs for {home}")
+
+
+@click.command()
+@settings_argument
+@click.option("--name", help="Of the deployments. Default: the settings' `run`.")
+@click.option("--cron", metavar="EXPRESSION", help="When `train` runs (UTC), from now on: '0 2 * * *' is every night.")
+@click.option("--pool", default="local", show_default=True, help="Work pool that runs them.")
+def deploy(settings_file: Path, name: str | None, cron: str | None, pool: str) -> None:
+    """Deployments of train, train-epoch, evaluate and learn with these settings; again to update them.
+
+    They run in the folder where this is called. Schedules that are there stay; --cron replaces its former one.
+    """
+    settings = load(settings_file, ())
+    checked(settings, "deploy")
+    from prefect.settings import PREFECT_API_URL
+
+    from flows.deployments import register
+
+    registered = register(settings, name or settings.run, pool, cron)
+    for full_name, schedules in registered.items():
+        click.echo(full_name + "".join(f"  schedule: {schedule}" for schedule in schedules))
+    url, first = PREFECT_API_URL.value(), next(iter(registered))
+    click.echo(f"run      PREFECT_API_URL={url} prefect deployment run {first}")
+    click.echo("         other settings for one run: --param overrides='{\"epochs\": 2}'")
 
 
 def _wait_until_ready(plan: Plan) -> None:

@@ -27,13 +27,14 @@ from lightning_core.task_file import load_tasks, summary
 
 logger = logging.getLogger(__name__)
 
-Work = Literal["train", "evaluate", "learn", "finetune", "regrade", "doctor"]
+Work = Literal["train", "evaluate", "learn", "finetune", "regrade", "deploy", "doctor"]
 _PARTS: dict[Work, tuple[str, ...]] = {
     "train": ("tasks", "held_out", "agent", "grader", "rules", "vllm", "cluster", "memory", "disk"),
     "evaluate": ("held_out", "agent", "grader", "rules", "vllm", "cluster", "memory", "disk"),
     "learn": ("grader", "rules", "vllm", "memory", "disk"),
     "finetune": ("examples", "rules", "memory", "disk"),
     "regrade": ("grader", "rules", "disk"),
+    "deploy": ("tasks", "held_out", "agent", "grader", "rules"),  # what runs it may be another machine
     "doctor": ("agent", "grader", "rules"),
 }
 _TASKS = {"tasks": "tasks.train", "held_out": "tasks.evaluate"}
