@@ -68,6 +68,28 @@ def test_a_supervisor_that_was_killed_takes_its_parts_along(plan: Plan) -> None:
     until(lambda: not any(stack.is_ready(part) for part in plan.parts))
 
 
+PART = """
+import os, signal, subprocess, sys
+os.chdir(sys.argv[1])
+flow = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (open('stopped', 'w'), sys.exit())); open('began', 'w'); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", flow])
+signal.signal(signal.SIGTERM, lambda *_: (child.kill(), sys.exit()))  # as Prefect's worker does
+child.wait()
+signal.pause()
+"""
+
+
+def test_a_part_is_ended_after_the_processes_that_it_would_kill(tmp_path: Path) -> None:
+    """The flows of a worker, which stop what they run for homes of their own."""
+    command = [sys.executable, "-c", PART, str(tmp_path)]
+    stack.start(Plan(home=tmp_path, parts=[Part(name="worker", command=command, ready="", shown="")]))
+    try:
+        until((tmp_path / "began").exists)
+    finally:
+        stack.stop(tmp_path)
+    assert (tmp_path / "stopped").exists()
+
+
 def test_a_port_that_is_taken_is_an_error_that_names_the_option(plan: Plan, tmp_path: Path) -> None:
     until(lambda: stack.is_ready(plan.parts[1]))
     taken = int(plan.parts[1].shown)
