@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
@@ -55,8 +57,14 @@ class Prefect:
         request.add_header("Content-Type", "application/json")
         if body:
             request.data = json.dumps(body).encode()
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read() or b"null")
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.loads(answer.read() or b"null")
+            except urllib.error.HTTPError as error:
+                if error.code != 503:  # its SQLite is locked for a moment
+                    raise
+                time.sleep(0.5)
 
     def change_schedule(self, name: str, **changes: Any) -> str:
         """As a user would in Prefect's page; returns the schedule's id."""
@@ -150,17 +158,18 @@ def test_a_schedule_that_is_resumed_starts_a_run_in_the_users_folder(
     prefect.change_schedule("nightly", active=False)
     [run, *_] = prefect.ask("flow_runs/filter", flow_runs=failed)
     assert run["auto_scheduled"] and run["start_time"]
-    assert run["state"]["message"].startswith("tasks.train: gone.jsonl: no such file; give a .jsonl")
+    assert run["state"]["message"].startswith(f"tasks.train: {tasks}: no such file; give a .jsonl")
     assert "Traceback" not in prefect.log(run["id"])
 
 
 def test_what_is_wrong_is_the_message_of_a_failed_run_whose_log_has_no_traceback(
     prefect: Prefect, deployed: str
 ) -> None:
+    nowhere = f"tasks.evaluate: {prefect.folder / 'nowhere.jsonl'}: no such file"
     wrong: list[tuple[str, dict[str, Any], str]] = [
         ("train-epoch", {"settings": {"epcohs": 2}}, said_by_the_command_line(prefect, {"epcohs": 2})),
         ("train", {"overrides": {"epochs": "soon"}}, said_by_the_command_line(prefect, SETTINGS | {"epochs": "soon"})),
-        ("evaluate", {"overrides": {"tasks.evaluate": "nowhere.jsonl"}}, "tasks.evaluate: nowhere.jsonl: no such file"),
+        ("evaluate", {"overrides": {"tasks.evaluate": "nowhere.jsonl"}}, nowhere),
         ("learn", {"overrides": {"reward.grader": "my_agent.py:no"}}, "reward.grader: 'my_agent.py' has no function"),
     ]
     runs = [prefect.run(flow, parameters=given, enforce_parameter_schema=False) for flow, given, _ in wrong]
@@ -185,7 +194,7 @@ def said_by_the_command_line(prefect: Prefect, settings: dict[str, Any]) -> str:
         (["--cron", "nightly"], {}, "--cron 'nightly': this is no cron expression"),
         (["--name", "a/b"], {}, "--name 'a/b': write it with letters"),
         ([], {"epcohs": 2}, "my.yaml: unknown key `epcohs`"),
-        ([], {"tasks": {"train": "nowhere.jsonl"}}, "tasks.train: nowhere.jsonl: no such file"),
+        ([], {"tasks": {"train": "nowhere.jsonl"}}, "tasks.train: {folder}/nowhere.jsonl: no such file"),
     ],
 )
 def test_what_cannot_be_deployed_is_one_line(
@@ -193,7 +202,7 @@ def test_what_cannot_be_deployed_is_one_line(
 ) -> None:
     done = deploy(prefect, monkeypatch, SETTINGS | changes, *options)
     assert (done.exit_code, done.output.count("\n")) == (1, 1)
-    assert done.output.startswith(f"Error: {message}")
+    assert done.output.startswith(f"Error: {message.format(folder=prefect.folder)}")
 
 
 @pytest.mark.parametrize(
