@@ -132,7 +132,7 @@ def _ids(seen: Facts) -> list[Finding]:
     if not seen["calls"]:
         return []
     if seen["other_models"] == seen["calls"]:
-        said = "every call went to a model of server.gateway.upstreams, which is not trained"
+        said = "every call went to a frozen model or one of server.gateway.upstreams; these are not trained"
         return [Finding("fatal", "other_models", said, "give a policy the name that the agent asks for, or that alias")]
     ours = seen["calls"] - seen["other_models"]
     bad = min(seen["untrainable"], ours)

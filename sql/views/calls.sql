@@ -1,7 +1,8 @@
 -- Every LLM call, with its messages, token ids and the agent that made it.
 -- Grain: one row per record of a call. A call through the gateway that the agent's instrumentation saw too has two: count
 -- and sum with `WHERE twin_of IS NULL`. Inputs: spans, attempts, span_places, call_twins.
--- Rule: `recorded_by` gateway (has token ids) or instrumentation (also calls to other models, and production agents).
+-- Rule: `recorded_by` gateway (with token ids of a policy's calls; frozen models and those of upstreams have no policy) or the
+-- agent's own instrumentation (calls past the gateway, and production agents).
 -- `twin_of` is the span_id of the record that stands for the call. `model` is what the agent asked for, `served_model` the
 -- name under which the model server answered: a policy that is still its base, and a frozen model, may share one.
 SELECT
@@ -12,7 +13,10 @@ SELECT
     calls.attempt_id,
     calls.trace_id,
     calls.span_id,
-    CASE WHEN calls.policy IS NULL THEN 'instrumentation' ELSE 'gateway' END AS recorded_by,
+    CASE
+        WHEN calls.policy IS NOT NULL OR starts_with(coalesce(calls.instrumentation, ''), 'lightning_core.server') THEN 'gateway'
+        ELSE 'instrumentation'
+    END AS recorded_by,
     twins.twin_of,
     coalesce(places.agent, calls.agent_name) AS agent,
     coalesce(places.agent_path, calls.agent_name) AS agent_path,

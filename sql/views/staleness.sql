@@ -12,7 +12,7 @@ WITH sampled AS (
         count(*) AS calls,
         coalesce(sum(output_tokens), 0)::BIGINT AS response_tokens
     FROM calls
-    WHERE recorded_by = 'gateway'
+    WHERE policy IS NOT NULL
     GROUP BY ALL
 )
 SELECT

@@ -58,6 +58,10 @@ def is_traced_and_asks_for_gpt_4o():
             pass
 
 
+def asks_a_judge():
+    ask("gpt-judge")
+
+
 def embeds_with_the_policy():
     ask()
     ask(path="/embeddings", input="What is 2 + 3?")

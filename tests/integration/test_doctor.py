@@ -136,6 +136,21 @@ def test_the_command_says_what_answered_and_ends_with_1_where_training_is_imposs
     assert "nothing was asked of anyone" in bad.output
 
 
+def test_calls_to_a_model_of_an_upstream_alone_are_seen_and_train_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    with canned_model() as address:
+        upstream = {"name": "judge", "base_url": f"{address}/v1", "models": ["gpt-judge"]}
+        agent = {"command": [sys.executable, str(AGENTS), "asks_a_judge"]}
+        settings = {"agent": agent, "server": {"gateway": {"upstreams": [upstream]}}}
+        (tmp_path / "tasks.jsonl").write_text('{"question": "?"}\n')
+        file.write_text(json.dumps(settings | {"tasks": {"train": str(tmp_path / "tasks.jsonl")}}))
+        result = CliRunner().invoke(doctor, [str(file)])
+    assert result.exit_code == 1, result.output
+    assert "FATAL   other_models: every call went to a frozen model or one of server.gateway.upstreams" in result.output
+    assert "no_calls" not in result.output
+    assert "elsewhere" not in result.output
+
+
 def test_a_file_that_only_defines_its_agent_gets_the_lines_that_run_it_and_with_them_it_runs(tmp_path: Path) -> None:
     agent, model = tmp_path / "my_agent.py", "from openai import OpenAI\n\n\n"
     ask = "    reply = OpenAI().chat.completions.create(model='policy', messages=[{'role': 'user', 'content': task['question']}])\n"
