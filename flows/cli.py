@@ -117,8 +117,9 @@ def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
     "--only", multiple=True, metavar="POLICY", help="Train this policy; the others stay as they are. May be repeated."
 )
 def train_agents(settings_file: Path, assignments: tuple[str, ...], only: tuple[str, ...]) -> None:
-    """All epochs of a run of several policies; at the end what each policy came to, epoch by epoch."""
+    """All epochs of a run of several policies; at the end a table of each policy in each epoch."""
     settings = _load(settings_file, assignments)
+    settings.training_only(only)  # which says what is no policy, before anything starts
     with _flow_of(settings, "train", whole_run=True):
         from flows.demo import report_console
         from flows.train_agents import table

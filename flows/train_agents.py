@@ -14,7 +14,6 @@ from rich.table import Table
 
 from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from flows.train import train
-from lightning_core.config import Settings, SettingsError
 from lightning_core.lake.report import policy_rows
 
 
@@ -28,7 +27,7 @@ def train_agents(
     Returns one dict per epoch and policy: see lightning_core.lake.report.policy_rows.
     """
     settings = resolve(settings, overrides)
-    train(select(settings, only))
+    train(settings.training_only(only or []))
     rows = policy_rows(settings)
     create_table_artifact(
         key=f"policies-{settings.run.lower().replace('_', '-')}",
@@ -70,16 +69,3 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
             row["skipped"] or "",
         )
     return shown
-
-
-def select(settings: Settings, only: list[str] | None) -> Settings:
-    """The settings with all policies but those in `only` never trained. Raises SettingsError for one that is not there."""
-    names = [policy.name for policy in settings.policies]
-    for name in only or []:
-        if name not in names:
-            raise SettingsError(f"there is no policy {name!r} to train; the settings have {', '.join(names)}")
-    if not only:
-        return settings
-    never = {"train_every": 0, "train_offset": 0}
-    policies = [p if p.name in only else p.model_copy(update=never) for p in settings.policies]
-    return settings.model_copy(update={"policies": policies})

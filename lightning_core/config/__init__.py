@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -152,6 +153,16 @@ class Settings(Section):
                     )
                 seen[alias] = place
         return self
+
+    def training_only(self, names: Sequence[str]) -> Settings:
+        """These settings with all other policies never trained; without names as they are. SettingsError for one that is not there."""
+        there = [policy.name for policy in self.policies]
+        for name in names:
+            if name not in there:
+                raise SettingsError(f"there is no policy {name!r} to train; the settings have {', '.join(there)}")
+        never = {"train_every": 0, "train_offset": 0} if names else {}
+        policies = [p if p.name in names else p.model_copy(update=never) for p in self.policies]
+        return self.model_copy(update={"policies": policies})
 
     @property
     def aliases(self) -> dict[str, str]:

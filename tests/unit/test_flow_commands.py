@@ -58,6 +58,17 @@ def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatc
     assert done.output.splitlines()[-1].startswith(f"Error: {tmp_path / 'lake'}: the disk is full; make room")
 
 
+def test_a_policy_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    file, home = tmp_path / "settings.yaml", tmp_path / "home"
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text('{"id": "1"}')
+    file.write_text(yaml.safe_dump({"home": str(home), "agent": {"command": "true"}, "tasks": {"train": str(tasks)}}))
+    done = CliRunner().invoke(main, ["train-agents", str(file), "--only", "solver"])
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1] == "Error: there is no policy 'solver' to train; the settings have policy"
+    assert not home.exists(), "nor Prefect's server, which keeps its record there"
+
+
 def test_a_stage_that_is_none_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["train-epoch", "settings.yaml", "--from", "sql"])
     assert done.exit_code != 0
