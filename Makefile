@@ -140,7 +140,7 @@ lock-one: $(UV)
 		$(if $(filter cpu,$(HARDWARE)),$(TORCH_SOURCE)) --quiet --output-file requirements/$(HARDWARE).txt
 
 .PHONY: clean
-clean: ## remove the environment and every run (models stay in the user's cache, ~/.cache/lightning-flows)
+clean: ## remove the environment and every run (models stay in the user's cache, in ~/.cache)
 	rm -rf $(VENV) $(dir $(ORACLE)) var
 
 # Its pins are not ours, so it lives in an environment of its own.
@@ -150,7 +150,7 @@ $(ORACLE): requirements/oracle.txt | $(UV)
 	@touch $@
 
 $(UV):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 …)")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "Python 3.11 to 3.14 is needed; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 …)")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 import typing
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from docs.analysis_page import analysis_page
@@ -36,19 +38,8 @@ def settings_page() -> str:
             lines += [model.__doc__.strip(), ""]
         lines += ["| key | type | default | |", "|---|---|---|---|"]
         for name, field in model.model_fields.items():
-            if _model_in(field.annotation) is not None:
-                default = "see below"
-            elif field.is_required():
-                default = "required"
-            else:
-                value = (
-                    field.default
-                    if field.default is not PydanticUndefined
-                    else field.get_default(call_default_factory=True)
-                )
-                default = f"`{value}`"
             kind = _type(field.annotation).replace("|", "\\|")
-            lines.append(f"| `{name}` | {kind} | {default} | {field.description or ''} |")
+            lines.append(f"| `{name}` | {kind} | {_default(field)} | {field.description or ''} |")
     return "\n".join(lines) + "\n"
 
 
@@ -98,21 +89,32 @@ def _header(name: str) -> str:
     return " ".join(comments)
 
 
+def _default(field: FieldInfo) -> str:
+    """As it is written in YAML."""
+    if field.default is PydanticUndefined and field.default_factory is None:
+        return "see below" if _model_in(field.annotation) else "required"
+    value = field.get_default(call_default_factory=True)
+    if _model_in(field.annotation) and value and not isinstance(value, str):
+        return "see below"
+    return f"`{json.dumps(value) if value is None or isinstance(value, bool) else value}`"
+
+
 def _sections(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
     found = [(path, model)]
     for name, field in model.model_fields.items():
         inner = _model_in(field.annotation)
         if inner is not None:
-            listed = typing.get_origin(field.annotation) is list
-            found += _sections(f"{path}.{name}".strip(".") + ("[]" if listed else ""), inner)
+            kinds = (field.annotation, *typing.get_args(field.annotation))
+            listed = "[]" if list in map(typing.get_origin, kinds) else ""
+            found += _sections(f"{path}.{name}".strip(".") + listed, inner)
     return found
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    for candidate in (annotation, *typing.get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+    """The section that stands there, in a list or as one of several types."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for inner in typing.get_args(annotation) if (model := _model_in(inner))), None)
 
 
 def _type(annotation: Any) -> str:
@@ -127,9 +129,14 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(typing.get_args(annotation)[0])}"
     if origin is dict:
         return "mapping"
-    return {"str": "text", "float": "number", "int": "integer", "bool": "true or false", "Path": "path"}.get(
-        annotation.__name__, annotation.__name__
-    )
+    return {
+        "str": "text",
+        "float": "number",
+        "int": "integer",
+        "bool": "true or false",
+        "Path": "path",
+        "AwareDatetime": "time with its zone",
+    }.get(annotation.__name__, annotation.__name__)
 
 
 PAGES = {"settings.md": settings_page, "data.md": data_page}

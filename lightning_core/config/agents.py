@@ -32,7 +32,7 @@ class AgentSettings(Section):
     environment: dict[str, str] = Field(default_factory=dict, description="extra environment variables")
     pass_environment: list[str] = Field(
         default_factory=list,
-        description="variables handed on from the flow's own environment by name (secrets); never stored, also where the agent's output or error holds them",
+        description="variables handed on from the flow's own environment by name (secrets); where the agent's output or error holds a value of six characters or more, `[NAME]` is stored in its place",
     )
     timeout_s: float = Field(
         120, gt=0, description="seconds until an attempt is ended and counted as the agent's failure"

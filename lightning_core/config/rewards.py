@@ -61,7 +61,7 @@ class RewardSettings(Section):
     )
     assign: Literal["final", "nearest", "discounted"] = Field(
         "final",
-        description="`final`: the rollout's last reward, to every call; `nearest`: each reward to the latest call of the same agent that ended before it and has none; `discounted`: the agent's rewards from the call on, times gamma a call",
+        description="`final`: the rollout's reward, to every call; `nearest`: each reward to the latest call of the same agent that ended before it and has none; `discounted`: the agent's rewards from the call on, times gamma a call",
     )
     gamma: float | None = Field(None, ge=0, le=1, description="discount a call, for `discounted`")
     weights: dict[str, float] = Field(

@@ -61,7 +61,11 @@ class TrainingSettings(Section):
     normalization: Literal["token", "rollout"] | None = Field(
         None, description="each trained token, or each rollout, weighs the same; null: as the loss defines it"
     )
-    epsilon: float = Field(0.2, gt=0, description="clip range of the ratio to the sampling logprobs")
+    epsilon: float = Field(
+        0.2,
+        gt=0,
+        description="clip range of the ratio to the sampling logprobs; with `importance_correction` to the trainer's own before its first step",
+    )
     epsilon_high: float | None = Field(
         None, gt=0, description="its upper end; null: `epsilon`, and for `cispo` a ratio of 5"
     )
