@@ -30,7 +30,7 @@ from lightning_core.config.training import TrainingSettings
 class EvaluationSettings(Section):
     every: int = Field(1, ge=0, description="epochs between evaluations; 0: never")
     limit: int | None = Field(None, ge=1, description="first so many held-out tasks")
-    rollouts_per_task: int = Field(1, ge=1, description="of each held-out task; pass@k is told up to this k")
+    rollouts_per_task: int = Field(1, ge=1, description="of each held-out task; pass@k is reported up to this k")
     patience: int | None = Field(
         None,
         ge=1,
@@ -43,7 +43,7 @@ class EvaluationSettings(Section):
 class TrackingSettings(Section):
     backends: list[Literal["mlflow", "console", "prometheus"]] = Field(
         ["mlflow", "console", "prometheus"],
-        description="who is told the signals of each epoch; Prometheus finds them in the server's `/metrics`",
+        description="where the signals of each epoch go; Prometheus finds them in the server's `/metrics`",
     )
     mlflow_uri: str | None = Field(None, description="default: a SQLite file in `home`")
     experiment: str = "lightning-flows"
