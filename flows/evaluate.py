@@ -55,7 +55,7 @@ def evaluate(
     """
     settings = resolve(settings, overrides)
     if policy_versions or tasks:
-        return _beside(settings, policy_versions or {}, tasks, from_stage)
+        return _beside(settings, epoch, policy_versions or {}, tasks, from_stage)
     begin(settings, "evaluate")
     lake = Lake(settings.home)
     number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
@@ -73,10 +73,12 @@ def evaluate(
     return {"epoch": number} | held_out(lake, manifest).as_dict()
 
 
-def _beside(settings: Settings, chosen: dict[str, str], tasks: str | None, from_stage: Stage | None) -> dict[str, Any]:
+def _beside(
+    settings: Settings, epoch: int | None, chosen: dict[str, str], tasks: str | None, from_stage: Stage | None
+) -> dict[str, Any]:
     """An evaluation of other versions or tasks: nothing of the run's own is touched."""
     lake = Lake(settings.home)
-    wanted = versions(settings, lake.manifests.next_epoch(settings.run))
+    wanted = versions(settings, lake.manifests.next_epoch(settings.run) if epoch is None else epoch)
     if unknown := [name for name in chosen if name not in wanted]:
         raise SettingsError(f"there is no policy {unknown[0]!r} to evaluate; the settings have {', '.join(wanted)}")
     wanted |= chosen

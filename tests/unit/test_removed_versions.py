@@ -49,13 +49,23 @@ def trained(tmp_path: Path) -> Settings:
     [
         (lambda s: evaluate.fn(s, policy_versions={"policy": "v0001"}), f"^the evaluation beside run r: .*{GONE}"),
         (lambda s: evaluate.fn(s, epoch=1), f"^the evaluation after 1 epochs of run r: .*{GONE}"),
+        (lambda s: evaluate.fn(s, epoch=1, tasks="tasks.jsonl"), f"^the evaluation beside run r: .*{GONE}"),
         (lambda s: train_epoch.fn(s, 1, "train"), f"^epoch 1 of run r: .*{GONE}"),
         (lambda s: train_epoch.fn(s, 0, "record"), f"^epoch 0 of run r: .*{GONE}"),
         (lambda s: train_epoch.fn(s, 1), f"^epoch 1 of run r: .*{GONE}"),
         (lambda s: collect.fn(s, 1, "rollouts"), f"^the rollouts of epoch 1 of run r: .*{GONE}"),
         (lambda s: evaluate.fn(s, policy_versions={"policy": "v0042"}), r"no version 'v0042' in .*'v0004'"),
     ],
-    ids=["evaluate-version", "evaluate-epoch", "from-train", "from-record", "changed", "collect", "never-there"],
+    ids=[
+        "evaluate-version",
+        "evaluate-epoch",
+        "evaluate-epoch-beside",
+        "from-train",
+        "from-record",
+        "changed",
+        "collect",
+        "never-there",
+    ],
 )
 def test_a_flow_says_so_before_it_starts_or_forgets_anything(
     trained: Settings, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Settings], Any], message: str
