@@ -53,7 +53,7 @@ test $$mine -eq 0 -a $$others -eq 0
 endef
 
 .PHONY: test-all
-test-all: lint $(READY) oracle-env ## every test (under 60 minutes)
+test-all: lint $(READY) oracle-env ## every test but those of test-frameworks (under 60 minutes)
 	$(BIN)/pytest -m "not frameworks" $(ARGS)
 
 .PHONY: test-frameworks

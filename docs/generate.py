@@ -48,8 +48,8 @@ def data_page() -> str:
     lines = [
         "# Data",
         "",
-        "Everything is a span; every other table is a SELECT in `sql/`. All of them are in `catalog.duckdb`, with the columns",
-        "`run` and `epoch` on the derived ones.",
+        "Everything is a span; every other table is a SELECT in `sql/`. The end of this page lists those that are in",
+        "`catalog.duckdb`, derived ones with the columns `run` and `epoch`; the others are there only while an epoch is derived.",
         "",
         "## spans",
         "",
@@ -73,6 +73,7 @@ def data_page() -> str:
         for name in sql.names(folder):
             lines += [f"- **{name.rsplit('/', 1)[-1]}**: {_header(name)}"]
     lines += ["", f"Views in the catalog: {', '.join(f'`{v}`' for v in ('spans', *DERIVED, *catalog.VIEWS))}."]
+    lines += ["", "Tables in it: `epoch_manifests`, and `rejections`, which has the spans that could not be decoded."]
     lines += [
         "",
         f"Macros in it ([analysis.md](analysis.md)): {', '.join(f'`{ask.call(q)}`' for q in ask.questions())}.",

@@ -51,10 +51,23 @@ def ingest(home: Path, settings_file: Path | None) -> None:
 @verbose_option
 @click.option("--since", type=click.DateTime(), help="Rollouts that began at or after this (local time).")
 @click.option("--until", type=click.DateTime(), help="Rollouts that began before this.")
-@click.option("--attribute", "attributes", multiple=True, metavar="KEY=VALUE", help="On a span, or on its resource.")
+@click.option(
+    "--attribute",
+    "attributes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of a span of the rollout, or of its resource.",
+)
 @click.option("--where", help="SQL condition on the columns of `spans`, for one of the rollout's spans.")
 @click.option("--group-by", help="Attribute whose value names the group. Default: each rollout is one of its own.")
-@click.option("--silent", "silent_s", type=float, default=60.0, show_default=True, help="Seconds until one is over.")
+@click.option(
+    "--silent",
+    "silent_s",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Seconds without a span, then one is over.",
+)
 def learn(
     settings_file: Path,
     assignments: tuple[str, ...],

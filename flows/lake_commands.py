@@ -32,7 +32,7 @@ _grace_option = click.option(
 
 @click.group()
 def lake() -> None:
-    """Decode, compact and clean the lake of spans."""
+    """Decode, compact, clean and publish the lake of spans."""
 
 
 @lake.command()

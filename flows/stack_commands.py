@@ -31,7 +31,12 @@ _port = click.IntRange(0, 65535)
 @click.option("--worker-port", type=_port, default=4201, show_default=True, help="Where the worker tells its health.")
 @click.option("--prefect-db", metavar="URL", help="postgresql+asyncpg://…; default: SQLite in the home.")
 @click.option("--mlflow-db", metavar="URL", help="postgresql://…; default: SQLite in the home.")
-@click.option("--deploy/--no-deploy", default=True, help="Deploy prefect.yaml, with its limits and automations.")
+@click.option(
+    "--deploy/--no-deploy",
+    default=True,
+    show_default=True,
+    help="Deploy prefect.yaml, and create the limit `trainer` and the alerts of --alert-webhook.",
+)
 @click.option("--alert-webhook", metavar="URL", help="Gets a POST when a flow run fails, collapses, or waits.")
 def up(
     home: Path,

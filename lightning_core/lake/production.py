@@ -24,7 +24,9 @@ from lightning_core.lake.manifest import EpochManifest
 class Choice(Section):
     """Which of the rollouts that came are learned from: all that meet every condition."""
 
-    since: datetime | None = Field(None, description="began at or after (with an offset, else UTC of the machine)")
+    since: datetime | None = Field(
+        None, description="began at or after; without an offset in the local time of the machine"
+    )
     until: datetime | None = Field(None, description="began before")
     attributes: dict[str, str] = Field(
         default_factory=dict, description="attributes (of a span or its resource) that the rollout has, with this value"

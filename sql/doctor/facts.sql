@@ -1,5 +1,5 @@
 -- What a trial of an agent left behind, counted for `lightning-flows doctor`.
--- Grain: one row. Inputs: spans, attempts, calls, tool_calls, rewards, policy_calls; $run: the trial's.
+-- Grain: one row. Inputs: spans, attempts, calls, rewards, policy_calls; $run: the trial's.
 -- Rule: a call is what the gateway answered; `refused` is what it did not, as `model: reason`. Spans are the agent's own: not
 -- the gateway's, the runner's, nor rewards. `asked_for`: the model names of calls that a policy answered. `elsewhere`: calls that only the agent's instrumentation saw.
 WITH mine AS (

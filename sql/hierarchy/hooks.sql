@@ -1,6 +1,5 @@
 -- Where trees of `components` hang by ids that make no edge.
--- Grain: one row per such tree; `onto` is the top of the tree it hangs on. Inputs: components, evidence, nodes,
--- missing_parents.
+-- Grain: one row per such tree; `onto` is the top of the tree it hangs on. Inputs: components, evidence, missing_parents.
 -- Rule: beside a call; by a link; under a parent that never came.
 SELECT evidence.node AS top, target.top AS onto
 FROM evidence
