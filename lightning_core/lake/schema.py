@@ -110,7 +110,7 @@ _PROMOTED = (
     Column("tool_result", "VARCHAR", "result of the tool call"),
     Column("reward", "DOUBLE", "reward that this span emits"),
     Column("reward_name", "VARCHAR", "its name; `reward` unless said"),
-    Column("reward_source", "VARCHAR", "agent or grader"),
+    Column("reward_source", "VARCHAR", "agent or grader; NULL where the agent's span does not say"),
 )
 # What the span says of itself and the columns above may overrule.
 _DECLARED = (
@@ -127,7 +127,7 @@ SPANS: tuple[Column, ...] = (
     Column("op", "VARCHAR", "llm, tool, agent, reward, rollout, rollout.start, embedding, …, other"),
     *_ENVELOPE[5:],
     Column("agent_name", "VARCHAR", "agent that this span itself names"),
-    Column("agent_name_source", "VARCHAR", "attribute the name was read from"),
+    Column("agent_name_source", "VARCHAR", "attribute the name was read from, or `span name`"),
     *_PROMOTED,
     Column("prompt_id_count", "INTEGER", "length of `prompt_ids`, to be had without reading them"),
     Column("response_id_count", "INTEGER", "length of `response_ids`"),
