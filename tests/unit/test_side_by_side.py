@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from flows.train_agents import select
 from lightning_core.config import PolicySettings, Settings, SettingsError
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.training import launch
@@ -95,11 +94,11 @@ def test_what_the_training_process_warns_of_is_told_where_the_run_is_followed(
 
 def test_only_the_named_policies_are_trained(tmp_path: Path) -> None:
     every = settings(tmp_path, [])
-    chosen = select(every, ["b"])
+    chosen = every.training_only(["b"])
     assert {p.name: p.trains_in(0) for p in chosen.policies} == {"a": False, "b": True, "c": False}
-    assert select(every, None) is every
+    assert every.training_only([]) == every
     with pytest.raises(SettingsError, match="no policy 'd' to train; the settings have a, b, c"):
-        select(every, ["d"])
+        every.training_only(["d"])
 
 
 def job(folder: Path, **changes: Any) -> Job:
