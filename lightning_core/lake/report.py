@@ -13,7 +13,8 @@ def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
     """One dict per epoch of the run, oldest first; epoch -1 is the evaluation before any training.
 
     The columns of sql/analysis/epoch_report.sql, and from the manifests: `versions` (policy → the version that the epoch
-    trained), `seconds` (stage → seconds; `evaluate` is the evaluation after the epoch).
+    trained), `seconds` (stage → seconds; `evaluate` is the evaluation after the epoch,
+    without its record, which is written from these rows).
     """
     lake = Lake(settings.home)
     rows = _ask(lake, "FROM epoch_report(p_run := $run) ORDER BY epoch", run=settings.run)
@@ -27,7 +28,8 @@ def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
                     if name.startswith("train "):
                         row["versions"][name.removeprefix("train ")] = stage.output["version"]
             elif manifest.mode == "evaluate" and manifest.epoch == row["epoch"] + 1:
-                row["seconds"]["evaluate"] = round(sum(s.seconds for s in manifest.stages.values()), 3)
+                done = [stage.seconds for name, stage in manifest.stages.items() if name != "record"]
+                row["seconds"]["evaluate"] = round(sum(done), 3)
                 row["versions"] = row["versions"] or manifest.versions
     return rows
 

@@ -98,3 +98,19 @@ def test_rewards_of_fresh_and_of_repeated_tasks_are_apart(tmp_path: Path) -> Non
     assert ask(lake, "SELECT DISTINCT task_id FROM rollouts WHERE repeated") == [{"task_id": "repeated"}]
     assert parts([]) == (0.625, None), "none in the first epoch"
     assert parts(list(REWARDS)) == (None, 0.625)
+
+
+def test_the_seconds_of_an_evaluation_are_the_same_before_and_after_it_was_recorded(tmp_path: Path) -> None:
+    """The table in Prefect's UI is written while the evaluation is recorded."""
+    lake, _ = epoch_of(tmp_path)
+    evaluation = lake.open_epoch(settings(tmp_path).run, 1, "evaluate", {"policy": "v0000"})
+    evaluation.finish("collect", "key", {}, 2.0)
+    put(lake, evaluation)
+
+    def seconds() -> Any:
+        return epoch_rows(settings(tmp_path))[0]["seconds"]["evaluate"]
+
+    assert seconds() == 2.0
+    evaluation.finish("record", "key", {}, 5.0)
+    put(lake, evaluation)
+    assert seconds() == 2.0
