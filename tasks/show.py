@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from lightning_core.config import Settings
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
+from lightning_core.lake.stages import title
 from lightning_core.tracking.page import REPEATED, Points, page, repeats
 from tasks.progress import logger
 
@@ -32,7 +33,7 @@ def _table(rows: list[dict[str, Any]], dropped: dict[int, dict[str, int]]) -> li
         {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k not in ("run", "seconds")}
         | {"epoch": "before" if row["epoch"] < 0 else row["epoch"]}
         | {"versions": _pairs(row["versions"]), "dropped": _pairs(dropped.get(row["epoch"], {}))}
-        | {f"{s} s": round(row["seconds"][s], 1) if s in row["seconds"] else None for s in stages}
+        | {f"{title(s)} s": round(row["seconds"][s], 1) if s in row["seconds"] else None for s in stages}
         for row in rows
     ]
 

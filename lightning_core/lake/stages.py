@@ -47,7 +47,7 @@ def run_stage(
     if found is not None:
         logger.info("%s of %s epoch %d is done already (key %s)", stage, epoch.run, epoch.epoch, key)
         return found
-    name = _title(stage)
+    name = title(stage)
     logger.info("%s %d: %s", epoch.mode, epoch.epoch, name, extra=shown(StageEvent(epoch.mode, epoch.epoch, name)))
     began = time.monotonic()
     output = work()
@@ -60,7 +60,7 @@ def run_stage(
     return output
 
 
-def _title(stage: str) -> str:
+def title(stage: str) -> str:
     """A manifest's stage as `--from` and the docs call it; training with its policy: `train policy`."""
     return next((title for title, name in STAGES.items() if name == stage), stage)
 

@@ -32,11 +32,11 @@ def test_the_table_has_every_column_in_its_first_row_and_says_before(monkeypatch
     settings = Settings.model_validate({"agent": {"command": "true"}, "tasks": {"train": "t.jsonl"}})
     show.show_run(settings, [before, first], None)
     assert [row["epoch"] for row in made["table"]] == ["before", 0]
-    assert [row["collect s"] for row in made["table"]] == [None, 1.0]
+    assert [row["rollouts s"] for row in made["table"]] == [None, 1.0]
     assert [row["dropped"] for row in made["table"]] == ["", "no_spread 2"]
     assert made["description"] == f"Epochs of run {settings.run}"
     show.show_run(settings, [before, first, again], "[MLflow](http://x)")
-    assert [list(row)[-2:] for row in made["table"]] == [["collect s", "evaluate s"]] * 3
+    assert [list(row)[-2:] for row in made["table"]] == [["rollouts s", "evaluate s"]] * 3
     assert "[MLflow](http://x)" in made["description"] and "compare fresh tasks with fresh" in made["description"]
 
 
