@@ -21,8 +21,9 @@ from lightning_core.tracking.signals import Signal
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
-_NOTE = f"""The step of a metric is the epoch. `held_out_*` at step n is of the versions that n epochs of training came to, the
-others of the epoch that samples from them. `<policy>/reward…` is over the rollouts the policy acted in, `mean_reward` over all.
+_NOTE = f"""The step of a metric is the epoch, counted from 0. `held_out_*` at step n is measured after n epochs of training: step 0 is
+before training. The other metrics at step n are of epoch n, which begins with these versions. `<policy>/reward…` is over the rollouts in which
+the policy acted, `mean_reward` over all.
 `trained_calls` of the `calls` were trained on. {REPEATED}
 """
 

@@ -14,12 +14,15 @@ Dropped = Mapping[int, Mapping[str, int]]  # epoch → reason → calls left out
 
 _BARS = "▁▂▃▄▅▆▇█"
 REPEATED = (
-    "Repeated tasks (`rollout.unsolved_per_epoch`) are those that not all rollouts of the epoch before solved. They are harder "
-    "than fresh ones, so the mean reward over both can fall while the policy improves: compare fresh tasks with fresh tasks."
+    "Repeated tasks (`rollout.unsolved_per_epoch`) are tasks of the epoch before that at least one of their "
+    "rollouts did not solve. They are harder than fresh ones, so the mean reward over both can fall while the policy improves: "
+    "compare fresh tasks with fresh tasks."
 )
 _AXES = (
-    "`reward` of a policy is over the rollouts it acted in, of the plot over all. What is held out stands at the number of "
-    "epochs trained before it, as the other figures of the epoch that begins then."
+    "In the plot, `mean reward` is over all rollouts; below, a policy's `reward` is over the rollouts in which it acted. Held-out "
+    "figures stand at the number of epochs trained before them: 0 is before training, 5 is after epoch 4. "
+    "`kept` counts the calls trained, `dropped/…` those left out, by reason: `no_spread` and "
+    "`little_spread` are calls of groups whose rollouts had the same, or nearly the same, reward."
 )
 _FIRST = (
     "reward",
@@ -80,10 +83,11 @@ def _table(signals: Mapping[str, Points]) -> str:
 
 
 def curve(values: list[float]) -> str:
-    """Bars between the least and the greatest value; a gap where there is no number."""
+    """Bars between the least and the greatest value; flat where they print the same, a gap where there is no number."""
     numbers = [value for value in values if math.isfinite(value)]
     low = min(numbers, default=0.0)
-    width = max(numbers, default=0.0) - low
+    high = max(numbers, default=0.0)
+    width = high - low if f"{high:.4g}" != f"{low:.4g}" else 0.0
     return "".join(
         _BARS[round((value - low) / width * (len(_BARS) - 1)) if width else 0] if math.isfinite(value) else " "
         for value in values
@@ -106,7 +110,7 @@ def plots(rows: list[dict[str, Any]], dropped: Dropped, signals: Signals) -> str
     _lines(reward, "mean reward, held-out share right", {label: points for label, points in rewards.items() if points})
     each = [(row["epoch"], row["response_tokens"] / row["calls"]) for row in rows if row.get("calls")]
     _lines(length, "tokens a response", {"all policies": each} if each else {})
-    _lines(kl, "KL to the reference, to what sampled", _of(signals, "kl", "mismatch_kl"))
+    _lines(kl, "KL: kl to the reference, mismatch_kl to the sampler", _of(signals, "kl", "mismatch_kl"))
     epochs, below = sorted(dropped), dict.fromkeys(dropped, 0)
     for reason in sorted({reason for reasons in dropped.values() for reason in reasons}):
         calls = [dropped[epoch].get(reason, 0) for epoch in epochs]

@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 Weights = tuple[str, str]  # a version's name, and the digest of its files
 REMOVED = "removed"  # of the tag `weights`
+_NUMBERS = (
+    "MLflow numbers versions from 1, in the order in which they were registered. The tag `version` has the policy's own name "
+    "of each (`v0000` is before training). The tag `weights: removed` marks those whose files are gone; their description says why."
+)
 ARTIFACTS = "mlflow-artifacts"  # the folder beside mlflow.db
 
 
@@ -48,7 +52,7 @@ def register(client: Any, run_id: str, name: str, store: PolicyStore, version: s
 
     manifest = store.manifest(version)
     try:
-        client.create_registered_model(name, tags={"policy": store.name})
+        client.create_registered_model(name, tags={"policy": store.name}, description=_NUMBERS)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -39,7 +39,14 @@ DROPPED = {0: {"other_policy": 2}, 1: {"other_policy": 1, "no_spread": 3}}
 
 @pytest.mark.parametrize(
     ("values", "bars"),
-    [([], ""), ([1.0], "▁"), ([2.0, 2.0], "▁▁"), ([0.0, 0.5, 1.0], "▁▅█"), ([1.0, float("nan"), 0.0], "█ ▁")],
+    [
+        ([0.8658400, 0.8658388], "▁▁"),
+        ([], ""),
+        ([1.0], "▁"),
+        ([2.0, 2.0], "▁▁"),
+        ([0.0, 0.5, 1.0], "▁▅█"),
+        ([1.0, float("nan"), 0.0], "█ ▁"),
+    ],
 )
 def test_a_curve_goes_from_the_least_to_the_greatest_value(values: list[float], bars: str) -> None:
     assert curve(values) == bars
