@@ -91,12 +91,10 @@ def _stages(settings: Settings, trained: str) -> Iterator[Any]:
 
 
 def _settings(home: Path, seed: int, trained: str) -> Settings:
-    from flows.train_agents import select
-
     changes = {"home": str(home), "seed": seed, "run": f"{trained}-{seed}", "models": str(ROOT / "var" / "models")}
     changes["tasks.evaluate"] = "examples/planner_executor/tasks.py:final_tasks"
     settings = load_settings(ROOT / "examples" / "planner_executor" / "settings.yaml", changes)
-    return select(settings, VARIANTS[trained])
+    return settings.training_only(VARIANTS[trained])
 
 
 def _row(settings: Settings, trained: str, seed: int) -> dict[str, Any]:
