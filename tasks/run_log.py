@@ -6,7 +6,7 @@ import logging
 
 from lightning_core.errors import in_words
 
-_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
 
 
 def without_tracebacks(record: logging.LogRecord) -> bool:

