@@ -57,10 +57,16 @@ class interruptible:
 
 
 def checked(settings: Settings, work: Work) -> None:
-    """Raise SettingsError with all that the work would end by; a second call in this process looks at nothing again."""
+    """Raise SettingsError with all that the work would end by; a second call in this process looks at nothing again.
+
+    What it finds is printed: the run, and with it its log, begins afterwards.
+    """
     from lightning_core.checks.check import require
 
-    require(settings, work)
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    require(settings, work, say=say, warn=lambda text: say(f"warning: {text}"))
 
 
 @contextlib.contextmanager
