@@ -5,6 +5,7 @@ Imports the standard library alone: an agent's own Python reads this too.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import ModuleType
 
 _ROOT = Path(__file__).resolve().parents[1]
 _OURS = tuple(f"{_ROOT / name}/" for name in ("flows", "lightning_core", "tasks"))
+_OURS += ("<frozen importlib", f"{Path(importlib.__file__).parent}/")  # Python's import, through which they are loaded
 PACKAGES = ("flows", "sql", "tasks")  # ours, with names that a user's module may have as well
 _FRAMES, _CHARS = 8, 4000
 
@@ -30,7 +32,7 @@ def clash(name: str) -> str:
 
 
 def _is_ours(filename: str) -> bool:
-    return filename.startswith(_OURS) or "importlib" in filename
+    return filename.startswith(_OURS)
 
 
 def _clash(error: BaseException) -> str:

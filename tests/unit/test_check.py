@@ -18,6 +18,7 @@ from flows.cli import main
 from lightning_core.checks.check import require
 from lightning_core.config import SettingsError
 from lightning_core.settings_file import load_settings
+from lightning_core.user_code import describe
 
 CLI = Path(sys.executable).with_name("lightning-flows")
 AGENT = "def run(task):\n    return task['question']\n"
@@ -241,3 +242,9 @@ def test_a_check_that_is_interrupted_ends_at_once(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted" in said
     assert not Path(f"/proc/{(folder / 'begun').read_text()}").exists(), "what imported it has gone too"
+
+
+def test_a_users_frame_is_shown_though_its_folder_is_named_like_a_module_of_python() -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(compile("1 / 0", "/home/me/importlib_notes/agent.py", "exec"))
+    assert 'File "/home/me/importlib_notes/agent.py", line 1' in describe(caught.value)
