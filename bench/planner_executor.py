@@ -91,7 +91,7 @@ def _stages(settings: Settings, trained: str) -> Iterator[Any]:
 
 
 def _settings(home: Path, seed: int, trained: str) -> Settings:
-    changes = {"home": str(home), "seed": seed, "run": f"{trained}-{seed}", "models": str(ROOT / "var" / "models")}
+    changes = {"home": str(home), "seed": seed, "run": f"{trained}-{seed}"}
     changes["tasks.evaluate"] = "examples/planner_executor/tasks.py:final_tasks"
     settings = load_settings(ROOT / "examples" / "planner_executor" / "settings.yaml", changes)
     return settings.training_only(VARIANTS[trained])
