@@ -86,7 +86,7 @@ def check_flow_imports(imports: Sequence[Import], patience: Patience) -> list[Ch
 
 
 def check_agent(settings: AgentSettings, model: str, patience: Patience | None = None, build: bool = False) -> Check:
-    """Whether the agent can be run: its callable is imported as an attempt does, its command's program is looked for.
+    """Check that the agent can be run: import its callable as an attempt does, find its command's program.
 
     build: make an environment of `agent.python` that is not there yet; else that is only said, and nothing is imported.
     """

@@ -1,4 +1,4 @@
--- How training goes, one number a row: what MLflow, the console and Prometheus are told.
+-- How training goes, one number a row: what MLflow, the console and Prometheus show.
 -- Grain: one row per (run, epoch, mode, policy, signal). `policy` is NULL for what is not one policy's. An evaluation's epoch
 -- is the number of epochs trained before it. Signals of several kinds are named `dropped/<reason>`, `left_out/<reason>`,
 -- `seconds/<stage>`.
