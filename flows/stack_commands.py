@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.command import checked, home_option, load, settings_argument
+from flows.command import home_option, load, settings_argument
 from lightning_core.config import ServerSettings
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ def deploy(settings_file: Path, name: str | None, cron: str | None, pool: str) -
     They run in the folder where this is called. Schedules that are there stay; --cron replaces its former one.
     """
     settings = load(settings_file, ())
-    checked(settings, "deploy")
+    from lightning_core.checks.check import require
+
+    require(settings, "deploy")  # logged, not printed: what it prints is what it registered
     from prefect.settings import PREFECT_API_URL
 
     from flows.deployments import register
