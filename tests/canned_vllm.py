@@ -116,7 +116,7 @@ class CannedVllm:
         ids = [token[0] for token in TOKENS] if body.get("return_token_ids") and not hides else None
         prompt_ids = self.prompt_ids if body.get("return_token_ids") else None
         choices = []
-        for index in range(body.get("n") or 1):
+        for index in range(_choices(body)):
             choice: dict[str, Any] = {"index": index, "finish_reason": "stop", "stop_reason": None, "token_ids": ids}
             if chat:
                 message = {"role": "assistant", "content": None if "tool_calls" in self.said else TEXT} | self.said
@@ -227,6 +227,13 @@ class CannedVllm:
             elif number == 3 and last:
                 deltas.append({"index": index, "function": {"arguments": arguments[half:]}})
         return {"tool_calls": deltas} if deltas else {}
+
+
+def _choices(body: dict[str, Any]) -> int:
+    n = body.get("n") or 1
+    if not 0 < n <= 16_384:  # vLLM's own bound
+        raise TypeError(f"n: {n}")
+    return int(n)
 
 
 def _chat_logprobs(tokens: list[tuple[int, str, float]]) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import examples
+from tests import examples, guard
+from tests.guard import pytest_runtest_protocol, pytest_runtest_teardown
+
+__all__ = ["pytest_runtest_protocol", "pytest_runtest_teardown"]
 
 _HERE = Path(__file__).parent
 
@@ -17,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    guard.pytest_configure(config)
     left_out = config.option.markexpr
     if "not extra" in left_out:
         examples.times = 1 if "not slow" in left_out else 2

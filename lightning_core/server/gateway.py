@@ -24,7 +24,7 @@ from lightning_core.server.refusal import note_refusal
 from lightning_core.server.responses_reply import ResponsesFace, as_items, new_response_id
 from lightning_core.server.responses_request import to_chat
 from lightning_core.server.responses_store import ResponseStore, Turn
-from lightning_core.server.sampling import Kind, prepare, prepare_plain
+from lightning_core.server.sampling import Kind, check_choices, prepare, prepare_plain
 from lightning_core.server.stats import Stats
 from lightning_core.server.targets import Target, Targets
 from lightning_core.server.upstream import Upstreams
@@ -113,6 +113,7 @@ class Gateway:
 
         Nothing is awaited after it is known: a deploy unloads what no call that is under way goes to.
         """
+        check_choices(request)
         await check_media(request.get("messages"), self.settings.media_urls)
         target = self.targets.resolve(request["model"], caller)
         if target.policy is not None and kind == "embeddings":

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from lightning_core.server.http import HttpError
 from lightning_core.server.routes import Route
 from lightning_core.server.tokens import Mode
 
@@ -43,6 +44,7 @@ _NEUTRAL = {
 _NEVER = ("kv_transfer_params", "ec_transfer_params", "request_id", "priority", "cache_salt")
 _GUIDED = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _INTEGER = TypeAdapter(int)  # what vLLM takes for one: 20.0 and "20" too
+_MOST_CHOICES = 128  # as at OpenAI; vLLM would begin 16,384 sequences for one request
 _GREEDY_BELOW = 1e-5  # vLLM takes smaller temperatures as zero
 
 
@@ -61,6 +63,12 @@ class Prepared:
     wants_token_ids: bool
     wants_usage: bool  # of a stream
     hides_reasoning: bool = False  # the client asked for none; vLLM was asked for it, as it hides the ids with it
+
+
+def check_choices(request: dict[str, Any]) -> None:
+    """Raise HttpError 400 where a request asks for more choices than one may have."""
+    if (n := _choices(request)) > _MOST_CHOICES:
+        raise HttpError(400, f"`n` is {n}; a request may have at most {_MOST_CHOICES} choices", param="n")
 
 
 def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model: str | None = None) -> Prepared:
@@ -93,13 +101,12 @@ def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model
     hides_reasoning = _hides_reasoning(request, kind, untrainable)
     if hides_reasoning:
         body["include_reasoning"] = True
-    n = request.get("n")
     prompts = request["prompt"] if kind == "completion" and _is_batch(request.get("prompt")) else [None]
     return Prepared(
         body=body,
         kind=kind,
         stream=stream,
-        choices=(n if isinstance(n, int) and n > 0 else 1) * len(prompts),
+        choices=_choices(request) * len(prompts),
         requested={key: request[key] for key in SAMPLING_KEYS if request.get(key) is not None},
         used={key: body[key] for key in SAMPLING_KEYS if body.get(key) is not None},
         untrainable=untrainable,
@@ -118,13 +125,12 @@ def prepare_plain(request: dict[str, Any], kind: Kind, model: str) -> Prepared:
     options = options if isinstance(options, dict) else {}
     if stream:
         body["stream_options"] = options | {"include_usage": True}
-    n = request.get("n")
     sampling = {key: request[key] for key in SAMPLING_KEYS if request.get(key) is not None}
     return Prepared(
         body=body,
         kind=kind,
         stream=stream,
-        choices=n if isinstance(n, int) and n > 0 else 1,
+        choices=_choices(request),
         requested=sampling,
         used=sampling,
         untrainable="other_model",
@@ -132,6 +138,14 @@ def prepare_plain(request: dict[str, Any], kind: Kind, model: str) -> Prepared:
         wants_token_ids=True,
         wants_usage=bool(options.get("include_usage")),
     )
+
+
+def _choices(request: dict[str, Any]) -> int:
+    """How many a reply has; 1 also for what is no number, which vLLM refuses."""
+    try:
+        return max(1, int(request.get("n", 1)))
+    except (TypeError, ValueError, OverflowError):
+        return 1
 
 
 def _limit_tokens(body: dict[str, Any], kind: Kind, limit: int | None) -> None:

@@ -178,6 +178,14 @@ def test_media_that_vllm_would_fetch_are_refused(server: Rig, url: str) -> None:
     assert server.canned.requests[-1]["messages"][0]["content"] == [image]
 
 
+@pytest.mark.parametrize("n", [129, 2**70, "4000", 1e9])
+def test_more_choices_than_a_request_may_have_are_refused_before_anything_is_sampled(server: Rig, n: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"`n` is \d+; .* at most 128") as caught:
+        client(server, "wide").chat.completions.create(model="policy", messages=MESSAGES, n=n)
+    assert caught.value.param == "n" and not server.canned.requests
+    assert len(client(server, "wide").chat.completions.create(model="policy", messages=MESSAGES, n=128).choices) == 128
+
+
 def test_history_that_comes_back_as_other_tokens_is_said_on_the_span(server: Rig) -> None:
     first = ask(server, "drift").choices[0].message
     history = [*MESSAGES, {"role": "assistant", "content": first.content}, {"role": "user", "content": "more"}]

@@ -1,0 +1,99 @@
+"""No test leaves a process behind, and none takes the machine's memory: one that does fails, by its name.
+
+Processes are looked for when the last test of a module has been torn down, as servers of a module are its fixtures. They are found
+though their parent is gone: all that a test starts inherits a variable of the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+MOST_BYTES = 2 << 30  # that pytest's own process, where canned servers and small models run, may grow by in one test
+_MARK = "LIGHTNING_TESTS"
+_GRACE_S = 20.0  # in which what was told to end has to have ended
+_EVERY_S = 0.25
+_OURS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")  # Python's own, which end with pytest
+
+_now: tuple[str, int] = ("", 0)  # the test that runs, and the bytes that pytest had before it
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ[_MARK] = str(os.getpid())
+    threading.Thread(target=_watch_memory, args=(config,), name="memory of tests", daemon=True).start()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    global _now
+    _now = item.nodeid, psutil.Process().memory_info().rss
+    try:
+        return (yield)
+    finally:
+        _now = "", 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    result = yield
+    if nextitem is None or nextitem.path != item.path:
+        left = _left_behind()
+        deadline = time.monotonic() + _GRACE_S
+        while left and time.monotonic() < deadline:
+            time.sleep(0.1)
+            left = _left_behind()
+        if left:
+            told = "\n".join(map(_describe, left))
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            pytest.fail(f"{item.path.name} left behind:\n{told}", pytrace=False)
+    return result
+
+
+def _left_behind() -> list[psutil.Process]:
+    me, mark = psutil.Process(), str(os.getpid())
+    descendants = {process.pid for process in me.children(recursive=True)}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid == me.pid or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process.pid not in descendants and process.environ().get(_MARK) != mark:
+                continue
+            if not any(part in " ".join(process.cmdline()) for part in _OURS):
+                found.append(process)
+    return found
+
+
+def _describe(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        began = process.environ().get("PYTEST_CURRENT_TEST", "?")
+        return f"  {process.pid} {' '.join(process.cmdline())[:200]}, begun in {began}"
+    return f"  {process.pid}, gone now"
+
+
+def _watch_memory(config: pytest.Config) -> None:
+    """A thread: what takes the memory may be one too, so the test cannot be failed from outside, only ended."""
+    me = psutil.Process()
+    while True:
+        time.sleep(_EVERY_S)
+        name, before = _now
+        grown = me.memory_info().rss - before
+        if name and grown > MOST_BYTES:
+            if (capture := config.pluginmanager.getplugin("capturemanager")) is not None:
+                capture.suspend_global_capture()
+            told = f"{name} took {grown / 1e9:.1f} GB of memory; {MOST_BYTES / 1e9:.1f} are allowed"
+            os.write(2, f"\n{told}\n".encode())
+            faulthandler.dump_traceback(2)
+            for process in _left_behind():
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            os._exit(1)
