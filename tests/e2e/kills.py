@@ -40,6 +40,7 @@ class Epoch:
     environment: dict[str, str]
     program: str = "flows.cli"
     flow: tuple[str, ...] = ("train-epoch", "--epoch", "0")
+    folder: Path = ROOT  # that it is started in
     starts: int = 0
     attempts_seen: int = 0  # that had ended when it was started last, or looked at since
     trainers: list[int] = field(default_factory=list)  # found since then
@@ -52,7 +53,7 @@ class Epoch:
         with self.log.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", self.program, self.flow[0], str(self.settings_file), *self.flow[1:]],
-                cwd=ROOT,
+                cwd=self.folder,
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,

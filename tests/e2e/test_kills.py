@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import urllib.request
@@ -19,6 +21,7 @@ from tests.e2e import kills
 from tests.e2e.kills import Epoch
 from tests.e2e.test_two_epochs import HERE, write_settings
 from tests.gateway_rig import wait_for
+from tests.tiny_model import make_tiny_llama
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -101,6 +104,29 @@ def _artifacts(environment: dict[str, str], which: str = "") -> set[tuple[str | 
     request = urllib.request.Request(url, b'{"limit": 200}', {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         return {(artifact["key"], artifact["type"]) for artifact in json.load(answer)}
+
+
+AN_EARLIER_HOME = Path(__file__).parents[1] / "data" / "home_amid_rollouts"
+
+
+def test_an_epoch_that_an_earlier_commit_began_goes_on_and_rolls_out_nothing_twice(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The home is one of commit 913891b, killed when 8 of 16 rollouts had ended; keys.json has the keys that it gave the stages."""
+    shutil.copy(AN_EARLIER_HOME / "settings.yaml", tmp_path)
+    home, keys = tmp_path / "home", json.loads((AN_EARLIER_HOME / "keys.json").read_text())
+    for file in (home / "lake/manifests/tiny/0000.json", home / "spool/00000000000000000000.seg"):
+        file.parent.mkdir(parents=True)
+    (home / "lake/manifests/tiny/0000.json").write_bytes((AN_EARLIER_HOME / "epoch.json").read_bytes())
+    spool = gzip.decompress((AN_EARLIER_HOME / "spool.seg.gz").read_bytes())
+    (home / "spool/00000000000000000000.seg").write_bytes(spool)
+    make_tiny_llama(tmp_path / "tiny-llama")
+    epoch = Epoch(tmp_path / "settings.yaml", home, environment, program="tests.e2e.without_vllm", folder=tmp_path)
+    epoch.finish()
+    assert epoch.manifest is not None and {name: epoch.manifest.stages[name].key for name in keys} == keys
+    assert epoch.rollouts_that_ran_twice() == []
+    assert epoch.attempts() == 8, "the others had ended before"
+    assert epoch.manifest.stages["collect"].output["unfinished"] == 0
 
 
 MOMENTS = [
