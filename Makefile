@@ -36,21 +36,11 @@ down: ## end that stack
 
 .PHONY: test
 test: lint oracle-env test-fast ## lint, unit, integration and end-to-end tests (under 25 minutes on two cores)
-	$(call in_two,"slow and not extra" tests/unit tests/property)
-	$(BIN)/pytest -m "slow and not extra" tests/integration tests/e2e $(ARGS)
+	$(BIN)/pytest -n 2 -m "slow and not extra" $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(READY) ## what needs no vLLM and no training (under 2 minutes on two cores)
-	$(call in_two,"not slow and not extra" tests/unit tests/property)
-
-# Both halves of what pytest finds, a core each; the second's output comes when the first is done.
-define in_two
-@run='$(BIN)/pytest -m $(1) $(ARGS) --part'; echo "$$run=1/2 and 2/2, at once"; \
-told=$$(mktemp); eval "$$run=2/2" > $$told 2>&1 & other=$$!; \
-trap 'kill $$other 2>/dev/null; rm -f $$told' EXIT; trap 'exit 130' INT TERM; \
-eval "$$run=1/2"; mine=$$?; wait $$other; others=$$?; cat $$told; \
-test $$mine -eq 0 -a $$others -eq 0
-endef
+	$(BIN)/pytest -n 2 -m "not slow and not extra" tests/unit tests/property $(ARGS)
 
 .PHONY: test-all
 test-all: lint $(READY) oracle-env ## every test but those of test-frameworks (under 60 minutes)

@@ -13,10 +13,7 @@ from tests.guard import pytest_runtest_protocol, pytest_runtest_teardown
 __all__ = ["pytest_runtest_protocol", "pytest_runtest_teardown"]
 
 _HERE = Path(__file__).parent
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--part", default="1/1", help="1/2: every second module from the first; 2/2: from the second")
+_LONGEST_FIRST = ("e2e", "integration", "property", "unit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,13 +27,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.relative_to(_HERE).parts[0] in ("integration", "e2e"):
             item.add_marker(pytest.mark.slow)
-    part, parts = (int(number) for number in config.option.part.split("/"))
-    fast = dict.fromkeys(item.path for item in items if "slow" not in item.keywords)
-    slow = [path for path in dict.fromkeys(item.path for item in items) if path not in fast]
-    modules = {*list(fast)[part - 1 :: parts], *slow[part - 1 :: parts]}
-    if parts > 1:
-        config.hook.pytest_deselected(items=[item for item in items if item.path not in modules])
-        items[:] = [item for item in items if item.path in modules]
+    # The longest modules first: what is left at the end for one core alone is then short.
+    items.sort(key=lambda item: _LONGEST_FIRST.index(item.path.relative_to(_HERE).parts[0]))
 
 
 def pytest_collection_finish() -> None:
