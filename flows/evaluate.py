@@ -33,7 +33,7 @@ from tasks.track import record, tracked
 
 @flow(
     name="evaluate",
-    flow_run_name=run_name("{run} evaluation"),
+    flow_run_name=run_name("{run} evaluation after {epoch} epochs"),
     task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
     persist_result=False,
 )

@@ -19,6 +19,7 @@ from prefect.states import Failed
 from pydantic import SkipValidation
 
 from lightning_core.config import Settings, SettingsError
+from lightning_core.lake.lake import Lake
 from lightning_core.settings_file import make_settings
 
 P = ParamSpec("P")
@@ -38,12 +39,18 @@ def resolve(settings: Settings, overrides: dict[str, Any] | None = None) -> Sett
 
 
 def run_name(pattern: str) -> Callable[[], str]:
-    """A flow run's name: the pattern, where `{run}` is the settings' run. With wrong settings it keeps Prefect's own."""
+    """A flow run's name: the pattern, where `{run}` is the settings' run and `{epoch}` the epoch, also where it is left to the flow.
+
+    With wrong settings it keeps Prefect's own.
+    """
 
     def name() -> str:
         given = flow_run.parameters
         with contextlib.suppress(SettingsError):
-            return pattern.format(run=resolve(given["settings"], given.get("overrides")).run)
+            settings, epoch = resolve(given["settings"], given.get("overrides")), given.get("epoch")
+            if epoch is None and "{epoch}" in pattern:
+                epoch = Lake(settings.home).manifests.next_epoch(settings.run)
+            return pattern.format(run=settings.run, epoch=epoch)
         return str(flow_run.name)
 
     return name

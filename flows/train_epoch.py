@@ -5,7 +5,6 @@ prefect deployment run train-epoch/local
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from prefect import flow
@@ -13,7 +12,6 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
-from lightning_core.config import SettingsError
 from lightning_core.lake.collected import require_own_rollouts
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -35,19 +33,9 @@ from tasks.train import train_policies
 from tasks.versions import collect_versions
 
 
-def _name() -> str:
-    """`calculator epoch 3`, also where the epoch was left to the flow."""
-    epoch = flow_run.parameters.get("epoch")
-    if epoch is None:
-        with contextlib.suppress(SettingsError):
-            settings = resolve(flow_run.parameters["settings"], flow_run.parameters.get("overrides"))
-            epoch = Lake(settings.home).manifests.next_epoch(settings.run)
-    return run_name(f"{{run}} epoch {epoch}")()
-
-
 @flow(
     name="train-epoch",
-    flow_run_name=_name,
+    flow_run_name=run_name("{run} epoch {epoch}"),
     task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
     validate_parameters=True,
     persist_result=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from tasks.progress import logger
 from tasks.show import show_run
 from tasks.versions import note_evaluation
 
-_tracked: set[tuple[Path, str]] = set()
+_tracked: dict[tuple[Path, str], float] = {}  # (home, run) -> when its flow began, seconds since 1970
 
 
 @contextlib.contextmanager
@@ -45,7 +46,7 @@ def tracked(settings: Settings) -> Iterator[None]:
     if key in _tracked:
         yield
         return
-    _tracked.add(key)
+    _tracked[key] = time.time()
     try:
         _status(settings, "RUNNING")
         yield
@@ -55,7 +56,7 @@ def tracked(settings: Settings) -> Iterator[None]:
         _status(settings, "FAILED" if failed else "KILLED")
         raise
     finally:
-        _tracked.discard(key)
+        del _tracked[key]
 
 
 def _status(settings: Settings, status: Status) -> None:
@@ -101,7 +102,7 @@ def _came_to(settings: Settings, epoch: EpochManifest, row: dict[str, Any]) -> s
 
 
 def _to_mlflow(settings: Settings, epoch: EpochManifest, row: dict[str, Any], signals: list[Signal]) -> dict[str, Any]:
-    run = MlflowRun(settings)
+    run = MlflowRun(settings, began=_tracked.get((settings.home.resolve(), settings.run)))
     run.tag(
         **{
             "prefect.flow_run_id": str(flow_run.get_id()),

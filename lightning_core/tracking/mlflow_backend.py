@@ -45,13 +45,13 @@ def _kept(settings: Settings) -> Path:
 
 
 class MlflowRun:
-    """The MLflow run of a run. Imports MLflow when made, which takes seconds."""
+    """The MLflow run of a run; a new one has begun at `began` (seconds since 1970; None: now). Imports MLflow, which takes seconds."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, began: float | None = None) -> None:
         self._settings = settings
         self._client = registry.connect(tracking_uri(settings))
         self._kept = _kept(settings)
-        self.run_id = self._find() or self._create()
+        self.run_id = self._find() or self._create(began or time.time())
 
     def tag(self, **tags: str) -> None:
         """Tags of the run, for example the Prefect flow run that works on it."""
@@ -135,7 +135,7 @@ class MlflowRun:
             return None
         return run_id
 
-    def _create(self) -> str:
+    def _create(self, began: float) -> str:
         from mlflow.exceptions import MlflowException
 
         name = self._settings.tracking.experiment
@@ -150,7 +150,7 @@ class MlflowRun:
             except MlflowException:  # another process made it first
                 experiment = self._client.get_experiment_by_name(name).experiment_id
         note = {"mlflow.note.content": _NOTE}  # the run's description in the UI
-        run = self._client.create_run(experiment, run_name=self._settings.run, tags=note)
+        run = self._client.create_run(experiment, int(began * 1000), run_name=self._settings.run, tags=note)
         run_id: str = run.info.run_id
         for key, value in _flat(self._settings.model_dump(mode="json")).items():
             self._client.log_param(run_id, key, value)

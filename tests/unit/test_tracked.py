@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from prefect.exceptions import CancelledRun, TerminationSignal
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.tracking.mlflow_backend import MlflowRun
-from tasks.track import tracked
+from tasks.track import _tracked, tracked
 from tests.lake_maker import settings
 
 pytestmark = pytest.mark.slow  # an MLflow database
@@ -108,3 +109,12 @@ def test_data_sets_are_named_once_with_digest_rows_and_source(run: Settings, tmp
         "tasks.train": ("abc", f'{{"uri": "{file}"}}', '{"num_rows": 1}', "training"),
         "tasks.evaluate": ("def", '{"tags": {"function": "my_tasks:held_out"}}', '{"num_rows": 2}', "evaluation"),
     }
+
+
+def test_an_mlflow_run_begins_with_its_flow_and_not_with_the_first_record(tmp_path: Path) -> None:
+    given = settings(tmp_path)
+    with tracked(given):
+        began = time.time()
+        time.sleep(0.1)
+        made = MlflowRun(given, _tracked[given.home.resolve(), given.run])
+        assert made._client.get_run(made.run_id).info.start_time <= began * 1000
