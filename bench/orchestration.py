@@ -36,7 +36,6 @@ import yaml
 from bench.gateway import upstream
 from bench.report import figure, say
 from bench.soak import Memory
-from flows.prefect_api import prefect_api
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -44,6 +43,7 @@ from lightning_core.server.handle import ServerHandle
 from lightning_core.stage_keys import record_key, train_key
 from lightning_core.task_file import load_tasks
 from lightning_core.taskset import plan_training
+from lightning_flows.flows.prefect_api import prefect_api
 
 _HERE = Path(__file__).with_name("orchestration_agent.py")
 _ROLLOUTS_A_SECOND, _GROWTH_MB, _SHARE, _RESUME_S = 100.0, 100.0, 0.02, 10.0
@@ -91,8 +91,8 @@ def rollouts_to_rows(settings: Settings) -> Collected:
     from prefect import flow
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    from tasks.collect import collect
-    from tasks.derive import derive_tables
+    from lightning_flows.tasks.collect import collect
+    from lightning_flows.tasks.derive import derive_tables
 
     planned = plan_training(settings, load_tasks(settings.tasks.train, "id", "tasks.train"), 0)
     epoch = Lake(settings.home).open_epoch(settings.run, 0, "train", {"policy": "v0000"})
@@ -152,7 +152,7 @@ def orchestration_share(rounds: int = 5) -> None:
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
 
-    from tasks.progress import Progress
+    from lightning_flows.tasks.progress import Progress
 
     @task(cache_policy=NO_CACHE, persist_result=False)
     def nothing(number: int) -> None:
@@ -194,7 +194,7 @@ def _demo_epoch_s() -> float | None:
 def resume_done(settings: Settings, folder: Path, rounds: int = 3) -> None:
     file = folder / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_defaults=True)))
-    command = [sys.executable, "-m", "flows.cli", "train-epoch", str(file), "--epoch", "0"]
+    command = [sys.executable, "-m", "lightning_flows.flows.cli", "train-epoch", str(file), "--epoch", "0"]
     environment = _without_prefect()
     took = []
     for _ in range(rounds):

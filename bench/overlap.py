@@ -24,12 +24,12 @@ from pathlib import Path
 import psutil
 
 from bench.report import figure, say
-from flows.prefect_api import prefect_api
 from lightning_core.config import Settings
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_core.services import running
 from lightning_core.training import launch
+from lightning_flows.flows.prefect_api import prefect_api
 from tests.tiny_model import make_tiny_llama
 
 _AGENT = Path(__file__).with_name("orchestration_agent.py")
@@ -88,7 +88,7 @@ def measure(epochs: int, seed: int) -> None:
         home = Path(name) / "home"
         model = make_tiny_llama(Path(name) / "llama", layers=4, hidden=128)
         with prefect_api(home):
-            from flows.train_epoch import train_epoch
+            from lightning_flows.flows.train_epoch import train_epoch
 
             def epoch(run: str, number: int, calls: int) -> tuple[float, dict[str, float]]:
                 """Seconds of an epoch, and of its rollouts and its training."""

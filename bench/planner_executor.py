@@ -20,10 +20,10 @@ from typing import Any
 
 from bench.report import say
 from docs.marks import between
-from flows.prefect_api import prefect_api
 from lightning_core.config import Settings
 from lightning_core.lake.report import epoch_rows
 from lightning_core.settings_file import load_settings
+from lightning_flows.flows.prefect_api import prefect_api
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = Path(__file__).with_name("results") / "planner_executor.jsonl"
@@ -80,9 +80,9 @@ def _run(missing: list[tuple[int, str]], home: Path, deadline: float) -> None:
 
 def _stages(settings: Settings, trained: str) -> Iterator[Any]:
     """The epochs that are still to be trained, then the evaluation."""
-    from flows.evaluate import evaluate
-    from flows.train_epoch import train_epoch
     from lightning_core.lake.lake import Lake
+    from lightning_flows.flows.evaluate import evaluate
+    from lightning_flows.flows.train_epoch import train_epoch
 
     epochs = 0 if trained == "none" else settings.epochs
     for number in range(Lake(settings.home).manifests.next_epoch(settings.run), epochs):

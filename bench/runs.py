@@ -17,7 +17,7 @@ _TO_STOP_S = 120.0
 
 def flow_command(flow: str, settings: Path, changes: dict[str, Any]) -> list[str]:
     """The command line of a flow on a settings file, with other values for some of them."""
-    command = [sys.executable, "-m", "flows.cli", flow, str(settings)]
+    command = [sys.executable, "-m", "lightning_flows.flows.cli", flow, str(settings)]
     return command + [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
 
 

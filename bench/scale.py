@@ -100,8 +100,8 @@ def measure(rollouts: int) -> None:
     """One epoch of so many rollouts; prints the line that bench.orchestration makes of it. In a process of its own."""
     from bench.gateway import upstream
     from bench.orchestration import collect_and_derive, settings_for
-    from flows.prefect_api import prefect_api
     from lightning_core.server.handle import ServerHandle
+    from lightning_flows.flows.prefect_api import prefect_api
 
     with tempfile.TemporaryDirectory(prefix="bench-scale-") as name:
         settings = settings_for(Path(name) / "home", rollouts)

@@ -1,6 +1,6 @@
 """Alerts by Prefect's automations: a POST to a webhook when a flow run fails, when a run collapses, when none takes it.
 
-python -m flows.automations https://hooks.example.org/alerts     (with PREFECT_API_URL; a second call replaces the first's)
+python -m lightning_flows.flows.automations https://hooks.example.org/alerts     (with PREFECT_API_URL; a second call replaces the first's)
 """
 
 from __future__ import annotations

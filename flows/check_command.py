@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from flows.command import interruptible, load, set_option, settings_argument
 from lightning_core.config import SettingsError
+from lightning_flows.flows.command import interruptible, load, set_option, settings_argument
 
 
 @click.command()

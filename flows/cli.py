@@ -12,24 +12,24 @@ from typing import Any
 import click
 import yaml
 
-from flows.check_command import check
-from flows.collect_commands import collect, ingest, learn
-from flows.command import checked as _checked
-from flows.command import flow_of as _flow_of
-from flows.command import from_option as _from_option
-from flows.command import home_option as _home_option
-from flows.command import interruptible as _interruptible
-from flows.command import load as _load
-from flows.command import set_option as _set_option
-from flows.command import settings_argument as _settings_argument
-from flows.display import says_more_than_prefect, verbose_option
-from flows.doctor import doctor
-from flows.init_command import init
-from flows.lake_commands import lake
-from flows.policy_commands import policies
-from flows.stack_commands import deploy, down, up
 from lightning_core.config import Settings, SettingsError
 from lightning_core.errors import in_words
+from lightning_flows.flows.check_command import check
+from lightning_flows.flows.collect_commands import collect, ingest, learn
+from lightning_flows.flows.command import checked as _checked
+from lightning_flows.flows.command import flow_of as _flow_of
+from lightning_flows.flows.command import from_option as _from_option
+from lightning_flows.flows.command import home_option as _home_option
+from lightning_flows.flows.command import interruptible as _interruptible
+from lightning_flows.flows.command import load as _load
+from lightning_flows.flows.command import set_option as _set_option
+from lightning_flows.flows.command import settings_argument as _settings_argument
+from lightning_flows.flows.display import says_more_than_prefect, verbose_option
+from lightning_flows.flows.doctor import doctor
+from lightning_flows.flows.init_command import init
+from lightning_flows.flows.lake_commands import lake
+from lightning_flows.flows.policy_commands import policies
+from lightning_flows.flows.stack_commands import deploy, down, up
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "calculator" / "settings.yaml"
 
@@ -53,7 +53,7 @@ def main() -> None:
     """Train the LLM inside any agent by reinforcement learning, without changing the agent."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger().handlers[0].addFilter(says_more_than_prefect)
-    for name in ("lightning_core", "lightning_flows", "flows", "prefect.flow_runs", "prefect.task_runs"):
+    for name in ("lightning_core", "lightning_flows", "prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)
 
@@ -89,7 +89,7 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
         _remove_former(settings.home)
     report.unlink(missing_ok=True)
     with _flow_of(settings, "train", whole_run=True):
-        from flows.demo import demo as run
+        from lightning_flows.flows.demo import demo as run
 
         took = run(settings, report)
     _end(settings, _EXAMPLE, given, took)
@@ -103,7 +103,7 @@ def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """All epochs of a run, with evaluations; goes on where a former call stopped."""
     settings = _load(settings_file, assignments)
     with _flow_of(settings, "train", whole_run=True):
-        from flows.train import train as run
+        from lightning_flows.flows.train import train as run
 
         run(settings)
     _end(settings, settings_file, assignments)
@@ -121,9 +121,9 @@ def train_agents(settings_file: Path, assignments: tuple[str, ...], only: tuple[
     settings = _load(settings_file, assignments)
     settings.training_only(only)  # which says what is no policy, before anything starts
     with _flow_of(settings, "train", whole_run=True):
-        from flows.demo import report_console
-        from flows.train_agents import table
-        from flows.train_agents import train_agents as run
+        from lightning_flows.flows.demo import report_console
+        from lightning_flows.flows.train_agents import table
+        from lightning_flows.flows.train_agents import train_agents as run
 
         rows = run(settings, list(only) or None)
     report_console().print(table(rows, f"policies of run {settings.run}"))
@@ -143,7 +143,7 @@ def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | 
         click.echo(f"epoch {epoch} of run {settings.run} is done, with these settings", err=True)
         return
     with _flow_of(settings, "train"):
-        from flows.train_epoch import train_epoch as run
+        from lightning_flows.flows.train_epoch import train_epoch as run
 
         run(settings, epoch, from_stage)
 
@@ -159,7 +159,7 @@ def finetune(settings_file: Path, assignments: tuple[str, ...], evaluate: bool) 
     if evaluate:
         _checked(settings, "evaluate")
     with _flow_of(settings, "finetune"):
-        from flows.finetune import finetune as run
+        from lightning_flows.flows.finetune import finetune as run
 
         result = run(settings, evaluate)
     click.echo(yaml.safe_dump(result, sort_keys=False))
@@ -186,7 +186,7 @@ def evaluate(
     """Held-out tasks: the share right with its interval, and pass@k (--set evaluation.rollouts_per_task=K)."""
     settings = _load(settings_file, assignments)
     with _flow_of(_on(settings, tasks), "evaluate"):
-        from flows.evaluate import evaluate as run
+        from lightning_flows.flows.evaluate import evaluate as run
 
         pairs = [version.rpartition("=")[::2] for version in versions]
         chosen = {name or settings.policies[0].name: version for name, version in pairs}
@@ -203,9 +203,9 @@ def regrade(settings_file: Path, assignments: tuple[str, ...], epoch: int | None
     """Rewards anew, by the settings' grader, over what was collected: no rollout runs and nothing is trained."""
     settings = _load(settings_file, assignments)
     with _flow_of(settings, "regrade"):
-        from flows.demo import report_console
-        from flows.regrade import regrade as run
-        from flows.regrade import table
+        from lightning_flows.flows.demo import report_console
+        from lightning_flows.flows.regrade import regrade as run
+        from lightning_flows.flows.regrade import table
 
         rows = run(settings, epoch)
     report_console().print(table(rows, f"run {settings.run}"))
@@ -312,7 +312,7 @@ def settings(settings_file: Path, assignments: tuple[str, ...]) -> None:
 
 
 def _end(settings: Settings, file: Path, assignments: tuple[str, ...], took: str = "") -> None:
-    from flows.ending import print_ending
+    from lightning_flows.flows.ending import print_ending
 
     print_ending(settings, file, assignments, took)
 

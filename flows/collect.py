@@ -11,18 +11,25 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from lightning_core.lake.collected import require_own_rollouts
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
 from lightning_core.lake.stages import Stage, redo_from
 from lightning_core.services import require_versions, running, versions
 from lightning_core.taskset import plan_training
-from tasks.collect import collect as collect_rollouts
-from tasks.derive import derive_tables
-from tasks.preflight import begin, training_tasks
-from tasks.progress import say
-from tasks.redeploy import redeploy
+from lightning_flows.flows.parameters import (
+    NO_OVERRIDES,
+    GivenSettings,
+    Overrides,
+    fails_with_message,
+    resolve,
+    run_name,
+)
+from lightning_flows.tasks.collect import collect as collect_rollouts
+from lightning_flows.tasks.derive import derive_tables
+from lightning_flows.tasks.preflight import begin, training_tasks
+from lightning_flows.tasks.progress import say
+from lightning_flows.tasks.redeploy import redeploy
 
 
 @flow(

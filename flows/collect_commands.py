@@ -9,10 +9,18 @@ from typing import Any
 import click
 import yaml
 
-from flows.command import flow_of, from_option, home_option, interruptible, load, set_option, settings_argument
-from flows.display import verbose_option
-from flows.prefect_api import prefect_api
 from lightning_core.config import LakeSettings, SettingsError
+from lightning_flows.flows.command import (
+    flow_of,
+    from_option,
+    home_option,
+    interruptible,
+    load,
+    set_option,
+    settings_argument,
+)
+from lightning_flows.flows.display import verbose_option
+from lightning_flows.flows.prefect_api import prefect_api
 
 
 @click.command()
@@ -25,7 +33,7 @@ def collect(settings_file: Path, assignments: tuple[str, ...], epoch: int | None
     """Only the rollouts of an epoch, graded and derived; `train-epoch` goes on from there."""
     settings = load(settings_file, assignments)
     with flow_of(settings, "train"):
-        from flows.collect import collect as run
+        from lightning_flows.flows.collect import collect as run
 
         result = run(settings, epoch, from_stage)
     click.echo(yaml.safe_dump(result, sort_keys=False))
@@ -40,7 +48,7 @@ def ingest(home: Path, settings_file: Path | None) -> None:
     if not (home / "spool").is_dir() and not (home / "lake").is_dir():
         raise FileNotFoundError(f"{home}: no spool and no lake there; name the folder of a run with --home")
     with interruptible(), prefect_api(home):
-        from flows.ingest import ingest as run
+        from lightning_flows.flows.ingest import ingest as run
 
         click.echo(yaml.safe_dump(run(home, rules), sort_keys=False))
 
@@ -82,8 +90,8 @@ def learn(
     if "" in pairs or len(pairs) != len(attributes) or any("=" not in a for a in attributes):
         raise SettingsError(f"--attribute: write each as KEY=VALUE, every key once; got {', '.join(attributes)}")
     with flow_of(settings, "learn"):
-        from flows.learn import learn as run
         from lightning_core.lake.production import Choice
+        from lightning_flows.flows.learn import learn as run
 
         chosen = Choice(since=since, until=until, attributes=pairs, **choice)
         result = run(settings, chosen)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from flows.display import shown
-from flows.prefect_api import prefect_api
 from lightning_core.config import Settings, SettingsError
 from lightning_core.lake.stages import STAGES
 from lightning_core.settings_file import load_settings
+from lightning_flows.flows.display import shown
+from lightning_flows.flows.prefect_api import prefect_api
 
 if TYPE_CHECKING:
     from lightning_core.checks.check import Work

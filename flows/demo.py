@@ -14,11 +14,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from flows.train import train
 from lightning_core.config import Settings
 from lightning_core.files import write_atomic
 from lightning_core.lake.report import epoch_rows
 from lightning_core.monitor import PeakMemory
+from lightning_flows.flows.train import train
 
 _STAGES = {"collect": "rollout", "grade": "rollout", "derive": "sql", "train": "train", "evaluate": "evaluate"}
 _WIDE, _WIDE_REPEATED = 110, 132  # characters that the whole table takes

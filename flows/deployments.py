@@ -6,7 +6,6 @@ the command line there.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,14 @@ from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import parameter_schema
 from pydantic import TypeAdapter, ValidationError
 
-from flows.evaluate import evaluate
-from flows.learn import learn
-from flows.train import train
-from flows.train_epoch import train_epoch
 from lightning_core.config import Name, Settings, SettingsError
+from lightning_flows.flows.evaluate import evaluate
+from lightning_flows.flows.learn import learn
+from lightning_flows.flows.train import train
+from lightning_flows.flows.train_epoch import train_epoch
 
 _FLOWS: tuple[Flow[..., Any], ...] = (train, train_epoch, evaluate, learn)
 _SLUG = "cron"
-
-
-def work_in(directory: str) -> dict[str, str]:
-    """Begin a flow run in this folder: Prefect's pull step of the deployments.
-
-    Prefect imports the flow after it, with this folder first on the path. By then this module has imported `flows` and
-    `tasks`, so a `flows.py` or `tasks.py` of the user's does not come in their place.
-    """
-    os.chdir(directory)
-    return {"directory": directory}
 
 
 def register(settings: Settings, name: str, pool: str, cron: str | None = None) -> dict[str, list[str]]:
@@ -79,7 +68,7 @@ def _register(
         entrypoint=f"{flow.fn.__module__}.{flow.fn.__name__}",
         parameters={"settings": settings.model_dump(mode="json", exclude_unset=True)},
         parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
-        pull_steps=[{f"{__name__}.{work_in.__name__}": {"directory": str(Path.cwd())}}],
+        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}],
         work_pool_name=pool,
         tags=["lightning-flows"],
         concurrency_limit=1,

@@ -220,7 +220,7 @@ class Display(logging.Handler):
     def _counts(self) -> list[Any]:
         if self._unit is None:
             return []
-        from tasks.progress import counts  # imports Prefect, which has its address by the first stage
+        from lightning_flows.tasks.progress import counts  # imports Prefect, which has its address by the first stage
 
         return counts()
 

@@ -9,9 +9,9 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from flows.command import interruptible
 from lightning_core.config import AgentSettings, PolicySettings, Settings, SettingsError, TaskSettings
 from lightning_core.settings_file import explain_validation, load_settings
+from lightning_flows.flows.command import interruptible
 
 _MARKS = {"fine": "  ok     ", "missing": "  missing", "fatal": "  FATAL  "}
 

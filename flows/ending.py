@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from flows.demo import report_console, table
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.outcome import Gain, Outcome, outcome
@@ -20,6 +19,7 @@ from lightning_core.lake.report import epoch_rows
 from lightning_core.policies.space import taken_line
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
 from lightning_core.tracking.mlflow_backend import tracking_uri
+from lightning_flows.flows.demo import report_console, table
 
 _LONGEST = 160  # characters of a task or an answer
 _FEW = 10  # held-out tasks: with fewer the interval, a normal one, means nothing

@@ -11,7 +11,6 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from lightning_core.config import Settings, SettingsError
 from lightning_core.events import shown
 from lightning_core.lake.held_out import held_out
@@ -21,14 +20,22 @@ from lightning_core.lake.stages import Stage, redo_from, stage_key
 from lightning_core.policies.store import PolicyStore
 from lightning_core.services import require_versions, running, versions
 from lightning_core.taskset import plan_evaluation
-from tasks.alarm import watch
-from tasks.collect import collect
-from tasks.derive import derive_tables
-from tasks.preflight import begin, evaluation_tasks
-from tasks.progress import logger, say
-from tasks.publish import publish_lake
-from tasks.redeploy import redeploy
-from tasks.track import record, tracked
+from lightning_flows.flows.parameters import (
+    NO_OVERRIDES,
+    GivenSettings,
+    Overrides,
+    fails_with_message,
+    resolve,
+    run_name,
+)
+from lightning_flows.tasks.alarm import watch
+from lightning_flows.tasks.collect import collect
+from lightning_flows.tasks.derive import derive_tables
+from lightning_flows.tasks.preflight import begin, evaluation_tasks
+from lightning_flows.tasks.progress import logger, say
+from lightning_flows.tasks.publish import publish_lake
+from lightning_flows.tasks.redeploy import redeploy
+from lightning_flows.tasks.track import record, tracked
 
 
 @flow(

@@ -9,21 +9,28 @@ from typing import Any
 
 from prefect import flow
 
-from flows.evaluate import evaluate
-from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from lightning_core.lake.collected import open_finetune
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
 from lightning_core.services import base_model, require_versions, versions
-from tasks.alarm import watch
-from tasks.derive import derive_tables
-from tasks.ingest import ingest_spans
-from tasks.preflight import begin
-from tasks.progress import logger, say
-from tasks.publish import publish_lake
-from tasks.track import record, tracked
-from tasks.train import train_policies
-from tasks.versions import collect_versions
+from lightning_flows.flows.evaluate import evaluate
+from lightning_flows.flows.parameters import (
+    NO_OVERRIDES,
+    GivenSettings,
+    Overrides,
+    fails_with_message,
+    resolve,
+    run_name,
+)
+from lightning_flows.tasks.alarm import watch
+from lightning_flows.tasks.derive import derive_tables
+from lightning_flows.tasks.ingest import ingest_spans
+from lightning_flows.tasks.preflight import begin
+from lightning_flows.tasks.progress import logger, say
+from lightning_flows.tasks.publish import publish_lake
+from lightning_flows.tasks.track import record, tracked
+from lightning_flows.tasks.train import train_policies
+from lightning_flows.tasks.versions import collect_versions
 
 
 @flow(name="finetune", flow_run_name=run_name("{run} finetune"), validate_parameters=True, persist_result=False)

@@ -13,8 +13,8 @@ from prefect import flow
 from lightning_core.config import LakeSettings
 from lightning_core.lake import compact
 from lightning_core.lake.lake import Lake
-from tasks.ingest import ingest_home
-from tasks.publish import publish_lake
+from lightning_flows.tasks.ingest import ingest_home
+from lightning_flows.tasks.publish import publish_lake
 
 
 @flow(name="ingest", flow_run_name="ingest {home}", persist_result=False)

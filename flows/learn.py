@@ -9,21 +9,28 @@ from typing import Any
 
 from prefect import flow
 
-from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.patterns import settle
 from lightning_core.lake.production import Choice
 from lightning_core.services import resting, running, versions
-from tasks.adopt import adopt
-from tasks.alarm import watch
-from tasks.derive import derive_tables
-from tasks.preflight import begin
-from tasks.progress import say
-from tasks.publish import publish_lake
-from tasks.redeploy import redeploy
-from tasks.track import record, tracked
-from tasks.train import train_policies
-from tasks.versions import collect_versions
+from lightning_flows.flows.parameters import (
+    NO_OVERRIDES,
+    GivenSettings,
+    Overrides,
+    fails_with_message,
+    resolve,
+    run_name,
+)
+from lightning_flows.tasks.adopt import adopt
+from lightning_flows.tasks.alarm import watch
+from lightning_flows.tasks.derive import derive_tables
+from lightning_flows.tasks.preflight import begin
+from lightning_flows.tasks.progress import say
+from lightning_flows.tasks.publish import publish_lake
+from lightning_flows.tasks.redeploy import redeploy
+from lightning_flows.tasks.track import record, tracked
+from lightning_flows.tasks.train import train_policies
+from lightning_flows.tasks.versions import collect_versions
 
 
 @flow(name="learn", flow_run_name=run_name("{run} learn"), persist_result=False)

@@ -11,15 +11,22 @@ import duckdb
 from prefect import flow
 from rich.table import Table
 
-from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
 from lightning_core.services import server_running
-from tasks.derive import derive_tables
-from tasks.ingest import grade_rollouts, ingest_spans
-from tasks.preflight import begin
-from tasks.progress import say
+from lightning_flows.flows.parameters import (
+    NO_OVERRIDES,
+    GivenSettings,
+    Overrides,
+    fails_with_message,
+    resolve,
+    run_name,
+)
+from lightning_flows.tasks.derive import derive_tables
+from lightning_flows.tasks.ingest import grade_rollouts, ingest_spans
+from lightning_flows.tasks.preflight import begin
+from lightning_flows.tasks.progress import say
 
 
 @flow(name="regrade", flow_run_name=run_name("{run} regrade"), persist_result=False)

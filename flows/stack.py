@@ -152,8 +152,8 @@ def start(plan: Plan) -> State:
     write_atomic(plan.folder / "plan.json", plan.model_dump_json(indent=1).encode())
     with (plan.folder / "supervisor.log").open("ab") as log:
         process = subprocess.Popen(
-            # -P: a `flows.py` in the folder where the user stands is not ours.
-            [sys.executable, "-P", "-m", "flows.stack", str(plan.home)],
+            # -P: no module in the folder where the user stands comes in the place of one that this needs.
+            [sys.executable, "-P", "-m", "lightning_flows.flows.stack", str(plan.home)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

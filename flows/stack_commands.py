@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.command import home_option, load, settings_argument
 from lightning_core.config import ServerSettings
+from lightning_flows.flows.command import home_option, load, settings_argument
 
 if TYPE_CHECKING:
-    from flows.stack import Plan
+    from lightning_flows.flows.stack import Plan
 
 _ROOT = Path(__file__).resolve().parents[1]
 _START_S = 240.0
@@ -51,7 +51,7 @@ def up(
     alert_webhook: str | None,
 ) -> None:
     """Prefect's server and UI, a worker, the server, MLflow's UI: started, watched, and started again when they die."""
-    from flows import stack
+    from lightning_flows.flows import stack
 
     state = stack.state_of(home)
     if state is not None and state.alive:
@@ -76,7 +76,7 @@ def up(
 @home_option
 def down(home: Path) -> None:
     """End the stack. A flow that is at work is ended with it; running it again goes on from there."""
-    from flows import stack
+    from lightning_flows.flows import stack
 
     click.echo("the stack is down" if stack.stop(home) else f"no stack runs for {home}")
 
@@ -97,7 +97,7 @@ def deploy(settings_file: Path, name: str | None, cron: str | None, pool: str) -
     require(settings, "deploy")  # logged, not printed: what it prints is what it registered
     from prefect.settings import PREFECT_API_URL
 
-    from flows.deployments import register
+    from lightning_flows.flows.deployments import register
 
     registered = register(settings, name or settings.run, pool, cron)
     for full_name, schedules in registered.items():
@@ -108,7 +108,7 @@ def deploy(settings_file: Path, name: str | None, cron: str | None, pool: str) -
 
 
 def _wait_until_ready(plan: Plan) -> None:
-    from flows import stack
+    from lightning_flows.flows import stack
 
     deadline, waiting = time.monotonic() + _START_S, list(plan.parts)
     while waiting:
@@ -129,7 +129,7 @@ def _deploy(plan: Plan, alert_webhook: str | None) -> None:
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     commands = [[*prefect, "deploy", "--all"], [*prefect, "concurrency-limit", "create", "trainer", "1"]]
     if alert_webhook is not None:
-        commands.append([sys.executable, "-m", "flows.automations", alert_webhook])
+        commands.append([sys.executable, "-m", "lightning_flows.flows.automations", alert_webhook])
     for command in commands:
         done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
         if done.returncode != 0:

@@ -9,21 +9,28 @@ from typing import Any
 
 from prefect import flow
 
-from flows.evaluate import evaluate
-from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
-from flows.train_epoch import train_epoch
 from lightning_core.events import Rows, shown
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.report import epoch_rows
 from lightning_core.policies.space import taken_line
 from lightning_core.services import running
 from lightning_core.training.launch import forking
-from tasks.alarm import watch
-from tasks.preflight import begin
-from tasks.progress import logger, say
-from tasks.rollout import shared_runner
-from tasks.track import tracked
-from tasks.versions import collect_versions
+from lightning_flows.flows.evaluate import evaluate
+from lightning_flows.flows.parameters import (
+    NO_OVERRIDES,
+    GivenSettings,
+    Overrides,
+    fails_with_message,
+    resolve,
+    run_name,
+)
+from lightning_flows.flows.train_epoch import train_epoch
+from lightning_flows.tasks.alarm import watch
+from lightning_flows.tasks.preflight import begin
+from lightning_flows.tasks.progress import logger, say
+from lightning_flows.tasks.rollout import shared_runner
+from lightning_flows.tasks.track import tracked
+from lightning_flows.tasks.versions import collect_versions
 
 
 @flow(name="train", flow_run_name=run_name("{run}"), persist_result=False)

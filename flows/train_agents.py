@@ -12,9 +12,16 @@ from prefect.artifacts import create_table_artifact
 from rich.box import SIMPLE
 from rich.table import Table
 
-from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
-from flows.train import train
 from lightning_core.lake.report import policy_rows
+from lightning_flows.flows.parameters import (
+    NO_OVERRIDES,
+    GivenSettings,
+    Overrides,
+    fails_with_message,
+    resolve,
+    run_name,
+)
+from lightning_flows.flows.train import train
 
 
 @flow(name="train-agents", flow_run_name=run_name("{run} agents"), persist_result=False)

@@ -11,7 +11,6 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, fails_with_message, resolve, run_name
 from lightning_core.lake.collected import require_own_rollouts
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -20,17 +19,25 @@ from lightning_core.lake.stages import Stage, redo_from
 from lightning_core.services import require_versions, resting, running, versions
 from lightning_core.stage_keys import outputs
 from lightning_core.taskset import plan_training
-from tasks.alarm import watch
-from tasks.collect import collect
-from tasks.derive import derive_tables
-from tasks.overlap import begins_on, next_rollouts
-from tasks.preflight import begin, training_tasks
-from tasks.progress import logger, say
-from tasks.publish import publish_lake
-from tasks.redeploy import redeploy
-from tasks.track import record, tracked
-from tasks.train import train_policies
-from tasks.versions import collect_versions
+from lightning_flows.flows.parameters import (
+    NO_OVERRIDES,
+    GivenSettings,
+    Overrides,
+    fails_with_message,
+    resolve,
+    run_name,
+)
+from lightning_flows.tasks.alarm import watch
+from lightning_flows.tasks.collect import collect
+from lightning_flows.tasks.derive import derive_tables
+from lightning_flows.tasks.overlap import begins_on, next_rollouts
+from lightning_flows.tasks.preflight import begin, training_tasks
+from lightning_flows.tasks.progress import logger, say
+from lightning_flows.tasks.publish import publish_lake
+from lightning_flows.tasks.redeploy import redeploy
+from lightning_flows.tasks.track import record, tracked
+from lightning_flows.tasks.train import train_policies
+from lightning_flows.tasks.versions import collect_versions
 
 
 @flow(

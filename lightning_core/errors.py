@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_core.config import SettingsError
 from lightning_core.files import is_full_disk
 
-_OURS = ("flows", "lightning_core", "tasks")
+_OURS = ("lightning_core", "lightning_flows")
 
 
 def in_words(error: BaseException) -> str | None:

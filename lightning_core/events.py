@@ -17,7 +17,7 @@ class Worth:
 
 @dataclass(frozen=True)
 class At:
-    """How far a stage is, in the record's text. `counted`: a Progress (tasks.progress) has it too."""
+    """How far a stage is, in the record's text. `counted`: a Progress (tasks/progress.py) has it too."""
 
     counted: bool = False
 

@@ -20,8 +20,8 @@ from lightning_core.lake.production import Choice, Chosen, choose
 from lightning_core.lake.stages import run_stage, stage_key
 from lightning_core.loading import grader_digest
 from lightning_core.server.handle import ServerHandle
-from tasks.ingest import grade_rollouts, ingest_spans
-from tasks.progress import Progress, logger
+from lightning_flows.tasks.ingest import grade_rollouts, ingest_spans
+from lightning_flows.tasks.progress import Progress, logger
 
 
 @task(task_run_name="choose rollouts of production", cache_policy=NO_CACHE, persist_result=False)

@@ -10,8 +10,8 @@ from lightning_core.policies.store import PolicyStore
 from lightning_core.services import Services, versions
 from lightning_core.tracking.alarm import Collapse, alarms
 from lightning_core.tracking.mlflow_backend import MlflowRun
-from tasks.progress import logger
-from tasks.redeploy import redeploy
+from lightning_flows.tasks.progress import logger
+from lightning_flows.tasks.redeploy import redeploy
 
 
 @task(task_run_name="alarm after {epochs} epochs", cache_policy=NO_CACHE, persist_result=False)

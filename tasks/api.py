@@ -8,7 +8,7 @@ import urllib.request
 
 from prefect.settings import PREFECT_API_URL
 
-from tasks.progress import logger
+from lightning_flows.tasks.progress import logger
 
 _POLL_S, _SAY_EVERY_S, _PATIENCE_S = 1.0, 30.0, 600.0
 

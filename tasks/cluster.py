@@ -21,7 +21,7 @@ from prefect.states import State
 from prefect.task_runners import TaskRunner
 
 from lightning_core.config import ClusterSettings
-from tasks.progress import logger
+from lightning_flows.tasks.progress import logger
 
 _AHEAD = 8  # batches or buckets under way, and in memory here
 _TRIES = 3

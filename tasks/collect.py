@@ -19,10 +19,10 @@ from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerError, ServerHandle
 from lightning_core.stage_keys import rewards_key, rollouts_key
 from lightning_core.taskset import PlannedRollout, draw_again
-from tasks.cluster import WorkerLost, outcome, settled, submit, task_runner
-from tasks.ingest import grade_rollouts, ingest_spans
-from tasks.progress import logger
-from tasks.rollout import close_runners, rollout_shard, split
+from lightning_flows.tasks.cluster import WorkerLost, outcome, settled, submit, task_runner
+from lightning_flows.tasks.ingest import grade_rollouts, ingest_spans
+from lightning_flows.tasks.progress import logger
+from lightning_flows.tasks.rollout import close_runners, rollout_shard, split
 
 _DECODE_EVERY_S = 15.0
 _LOOKS_WITHOUT_SERVER = 3  # a supervised one is back by the second

@@ -20,8 +20,8 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.patterns import require_apart
 from lightning_core.lake.stages import run_stage
 from lightning_core.stage_keys import triplets_key
-from tasks.cluster import in_order, task_runner
-from tasks.progress import Progress, logger
+from lightning_flows.tasks.cluster import in_order, task_runner
+from lightning_flows.tasks.progress import Progress, logger
 
 
 @task(task_run_name="derive {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)

@@ -19,8 +19,8 @@ from lightning_core.lake.lake import Batch, Decode, Decoded, Ingested, Lake, dec
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
 from lightning_core.server.handle import ServerHandle
-from tasks.cluster import in_order, task_runner
-from tasks.progress import Progress, logger
+from lightning_flows.tasks.cluster import in_order, task_runner
+from lightning_flows.tasks.progress import Progress, logger
 
 
 @task(task_run_name="decode spans", cache_policy=NO_CACHE, persist_result=False)

@@ -20,11 +20,11 @@ from lightning_core.policies.store import PolicyStore
 from lightning_core.services import Services
 from lightning_core.stage_keys import rollouts_key
 from lightning_core.taskset import PlannedRollout, plan_training
-from tasks.collect import collect
-from tasks.preflight import training_tasks
-from tasks.progress import logger
-from tasks.redeploy import redeploy
-from tasks.rollout import close_runners
+from lightning_flows.tasks.collect import collect
+from lightning_flows.tasks.preflight import training_tasks
+from lightning_flows.tasks.progress import logger
+from lightning_flows.tasks.redeploy import redeploy
+from lightning_flows.tasks.rollout import close_runners
 
 
 def begins_on(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollout]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from lightning_core.events import At, shown
-from tasks import run_log
+from lightning_flows.tasks import run_log
 
 run_log.install()
 

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from lightning_core.config import LakeSettings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
-from tasks.progress import logger
+from lightning_flows.tasks.progress import logger
 
 
 def publish_lake(home: Path, lake: LakeSettings) -> None:

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from lightning_core.config import Settings
 from lightning_core.deploy import deploy
 from lightning_core.services import Services
-from tasks.progress import logger
+from lightning_flows.tasks.progress import logger
 
 
 @task(task_run_name="redeploy", cache_policy=NO_CACHE, persist_result=False)

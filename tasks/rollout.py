@@ -19,7 +19,7 @@ from lightning_core.config import Settings
 from lightning_core.lake.manifest import Mode
 from lightning_core.server.handle import ServerError, ServerHandle
 from lightning_core.taskset import PlannedRollout
-from tasks.progress import Progress, logger
+from lightning_flows.tasks.progress import Progress, logger
 
 _shared_lock = threading.Lock()
 

@@ -12,7 +12,7 @@ from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.stages import title
 from lightning_core.tracking.page import REPEATED, Points, page, repeats
-from tasks.progress import logger
+from lightning_flows.tasks.progress import logger
 
 
 def show_run(settings: Settings, rows: list[dict[str, Any]], record: str | None) -> None:

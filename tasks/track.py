@@ -27,10 +27,10 @@ from lightning_core.stage_keys import record_key
 from lightning_core.taskset import Task
 from lightning_core.tracking.mlflow_backend import MlflowRun, Status, is_tracked
 from lightning_core.tracking.signals import Signal, backends, epoch_signals
-from tasks.preflight import evaluation_tasks, training_tasks
-from tasks.progress import logger
-from tasks.show import show_run
-from tasks.versions import note_evaluation
+from lightning_flows.tasks.preflight import evaluation_tasks, training_tasks
+from lightning_flows.tasks.progress import logger
+from lightning_flows.tasks.show import show_run
+from lightning_flows.tasks.versions import note_evaluation
 
 _tracked: dict[tuple[Path, str], float] = {}  # (home, run) -> when its flow began, seconds since 1970
 

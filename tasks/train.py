@@ -20,8 +20,8 @@ from lightning_core.policies.model import resolve_model
 from lightning_core.stage_keys import train_key
 from lightning_core.training.epoch import train_version
 from lightning_core.training.launch import end_all
-from tasks.api import wait_for_api
-from tasks.progress import Progress, logger
+from lightning_flows.tasks.api import wait_for_api
+from lightning_flows.tasks.progress import Progress, logger
 
 
 def train_policies(settings: Settings, epoch: EpochManifest) -> dict[str, dict[str, Any]]:

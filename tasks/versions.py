@@ -10,7 +10,7 @@ from lightning_core.lake.stages import stage_key
 from lightning_core.policies.store import Evaluation, PolicyStore
 from lightning_core.tracking.mlflow_backend import tracking_uri
 from lightning_core.tracking.prune import RegistryAway, prune
-from tasks.progress import logger
+from lightning_flows.tasks.progress import logger
 
 
 def note_evaluation(settings: Settings, epoch: EpochManifest, row: dict[str, Any]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 FOLDER/jobs.json lists the jobs. Each one that begins, and what came of it, is a line of FOLDER/events.jsonl, so that whoever
 waits knows in which one this process ended. An agent is imported with the standard library alone, in the agent's own
-Python; all else as the flow imports it, beside the packages of lightning-flows.
+Python; all else with the import path of the flow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning_core.user_code import PACKAGES, clash, describe
+from lightning_core.user_code import describe
 
 
 def main(folder: Path) -> None:
@@ -80,18 +80,9 @@ def _load(job: dict[str, Any]) -> Callable[..., Any]:
     from lightning_core.loading import load_callable
 
     try:
-        function = load_callable(job["reference"], job["name"])
+        return load_callable(job["reference"], job["name"])
     except SettingsError as error:
         raise _Refused(str(error)) from None
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    used = (
-        [name for name in PACKAGES if any(value is sys.modules[name] for value in vars(module).values())]
-        if module
-        else []
-    )
-    if used:
-        raise _Refused(f"{job['name']}: {job['reference']} imports {used[0]!r}: {clash(used[0])}")
-    return function
 
 
 def _called_with(function: Callable[..., Any], parameters: tuple[str, ...], reference: str) -> str:
@@ -116,7 +107,7 @@ _KINDS: dict[str, Callable[[dict[str, Any]], str]] = {"agent": _agent, "function
 
 
 def _arrange(agent: bool) -> None:
-    """The import path and the packages as they are where this code will run."""
+    """The import path as it is where this code will run."""
     root = os.getcwd()
     if sys.path[0] == root:  # put there by `-m`
         sys.path.pop(0)
@@ -125,8 +116,6 @@ def _arrange(agent: bool) -> None:
             sys.path.append(root)
         return
     sys.path[:] = json.loads(os.environ.pop("LIGHTNING_CHECK_PATH"))
-    for name in PACKAGES:
-        importlib.import_module(name)
 
 
 if __name__ == "__main__":

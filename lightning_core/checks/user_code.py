@@ -78,7 +78,7 @@ def _function(name: str, reference: str, *parameters: str) -> Import:
 
 
 def check_flow_imports(imports: Sequence[Import], patience: Patience) -> list[Check]:
-    """Import them as the flow does: with its import path, beside the packages of lightning-flows."""
+    """Import them as the flow does, with its import path."""
     if not imports:
         return []
     environment = os.environ | {"LIGHTNING_CHECK_PATH": json.dumps(sys.path)}

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flows.prefect_api import prefect_api
 from lightning_core.config import Settings
 from lightning_core.settings_file import load_settings
+from lightning_flows.flows.prefect_api import prefect_api
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "several_agents"
 # Example → what is other than in its settings, beside the model and the size.
@@ -35,8 +35,8 @@ def settings(home: Path, model: Path, example: str) -> Settings:
 
 def main(home: Path, model: Path) -> None:
     with prefect_api(home):
-        from flows.train_agents import train_agents
         from lightning_core.services import running
+        from lightning_flows.flows.train_agents import train_agents
 
         with running(settings(home, model, "two_algorithms")):
             for example in RUNS:

@@ -38,7 +38,7 @@ class Epoch:
     settings_file: Path
     home: Path
     environment: dict[str, str]
-    program: str = "flows.cli"
+    program: str = "lightning_flows.flows.cli"
     flow: tuple[str, ...] = ("train-epoch", "--epoch", "0")
     folder: Path = ROOT  # that it is started in
     starts: int = 0

@@ -14,8 +14,8 @@ from prefect import flow
 from lightning_core.config import Settings
 from lightning_core.lake import lake as lake_module
 from lightning_core.lake.lake import Lake
-from tasks import derive
-from tasks.ingest import ingest_spans
+from lightning_flows.tasks import derive
+from lightning_flows.tasks.ingest import ingest_spans
 
 
 @flow

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(600)]
 
 
 def run() -> None:
-    from flows.prefect_api import prefect_api
+    from lightning_flows.flows.prefect_api import prefect_api
 
     with prefect_api(Path(sys.argv[1]).parent / "home"):
         without_vllm.main("evaluate", sys.argv[1])

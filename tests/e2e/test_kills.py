@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from flows.prefect_api import prefect_api
 from lightning_core.policies.store import PolicyStore
+from lightning_flows.flows.prefect_api import prefect_api
 from tests.e2e import kills
 from tests.e2e.kills import Epoch
 from tests.e2e.test_two_epochs import HERE, write_settings
@@ -148,13 +148,15 @@ MOMENTS = [
 
 
 @pytest.mark.extra
-@pytest.mark.parametrize("program", ["flows.cli", "tests.e2e.without_vllm"])
+@pytest.mark.parametrize("program", ["lightning_flows.flows.cli", "tests.e2e.without_vllm"])
 def test_killed_at_every_stage_one_after_another_an_epoch_comes_to_the_same_policy(
     tmp_path: Path, environment: dict[str, str], program: str
 ) -> None:
     epoch = new_epoch(tmp_path, environment, program=program)
     for moment, victim in MOMENTS:
-        if program == "flows.cli" or (victim is not kills.vllm_then_flow and moment is not kills.vllm_is_starting):
+        if program == "lightning_flows.flows.cli" or (
+            victim is not kills.vllm_then_flow and moment is not kills.vllm_is_starting
+        ):
             epoch.end_at(moment, victim)
     epoch.finish()
     check(epoch, tmp_path)

@@ -45,7 +45,7 @@ def learn(settings: Path) -> subprocess.CompletedProcess[str]:
 
 
 def run() -> None:
-    from flows.prefect_api import prefect_api
+    from lightning_flows.flows.prefect_api import prefect_api
 
     settings = load_settings(Path(sys.argv[1]), {})
     with prefect_api(settings.home):

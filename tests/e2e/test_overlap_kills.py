@@ -16,7 +16,7 @@ from tests.e2e.test_two_epochs import HERE, ask, write_settings
 pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(1500)]
 
 
-@pytest.fixture(params=["tests.e2e.without_vllm", "flows.cli"])
+@pytest.fixture(params=["tests.e2e.without_vllm", "lightning_flows.flows.cli"])
 def run(request: pytest.FixtureRequest, tmp_path: Path, environment: dict[str, str]) -> Iterator[Epoch]:
     settings = write_settings(
         tmp_path,

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.prefect_api import prefect_api
 from lightning_core.policies.store import PolicyStore
+from lightning_flows.flows.prefect_api import prefect_api
 from tests.e2e import kills
 from tests.e2e.test_kills import new_epoch
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.prefect_api import prefect_api
 from lightning_core.lake.catalog import connect
 from lightning_core.policies.store import PolicyStore
 from lightning_core.settings_file import load_settings
+from lightning_flows.flows.prefect_api import prefect_api
 from tests.e2e import without_vllm
 from tests.e2e.test_two_epochs import HERE, ask, mentioning, write_settings
 
@@ -32,18 +32,23 @@ def flow(name: str, settings: Path) -> subprocess.CompletedProcess[str]:
 def main(name: str, settings_file: str) -> None:
     settings = load_settings(Path(settings_file), {})
     with prefect_api(settings.home):  # Prefect reads its settings when it is imported
-        import flows.evaluate
-        import flows.finetune
-        import flows.train
-        import flows.train_epoch
-        import tasks.alarm
+        import lightning_flows.flows.evaluate
+        import lightning_flows.flows.finetune
+        import lightning_flows.flows.train
+        import lightning_flows.flows.train_epoch
+        import lightning_flows.tasks.alarm
 
-        for module in (flows.train, flows.train_epoch, flows.evaluate, tasks.alarm):
+        for module in (
+            lightning_flows.flows.train,
+            lightning_flows.flows.train_epoch,
+            lightning_flows.flows.evaluate,
+            lightning_flows.tasks.alarm,
+        ):
             module.__dict__.update(running=without_vllm.running, redeploy=without_vllm.redeploy)
         if name == "train":
-            flows.train.train(settings)
+            lightning_flows.flows.train.train(settings)
         else:
-            print(json.dumps(flows.finetune.finetune(settings, evaluate_after=True), default=str))
+            print(json.dumps(lightning_flows.flows.finetune.finetune(settings, evaluate_after=True), default=str))
 
 
 def test_a_forced_collapse_stops_the_run_and_its_rollouts_can_be_finetuned_on(tmp_path: Path) -> None:

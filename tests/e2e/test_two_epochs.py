@@ -56,7 +56,7 @@ def write_settings(folder: Path, **changes: Any) -> Path:
 
 
 def flow(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", *arguments]
+    command = [sys.executable, "-m", "lightning_flows.flows.cli", *arguments]
     return subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, timeout=800, **kwargs)
 
 
@@ -71,7 +71,7 @@ def trained(folder: Path) -> Path:
     home = folder / "home"
     rollout = {"tasks_per_epoch": 4, "unsolved_per_epoch": 1, "group_size": 4, "concurrency": 8, "shards": 2}
     settings = write_settings(folder, rollout=rollout, policies=[measured(folder)])
-    command = [sys.executable, "-m", "flows.cli", "train", str(settings)]
+    command = [sys.executable, "-m", "lightning_flows.flows.cli", "train", str(settings)]
     with (folder / "flow.log").open("w") as log:
         process = subprocess.Popen(command, cwd=HERE.parents[1], stdout=log, stderr=subprocess.STDOUT)
         read_while(home, lambda: process.poll() is None)
@@ -302,7 +302,7 @@ def started(settings: Path, home: Path) -> Iterator[subprocess.Popen[bytes]]:
     log_file = settings.with_suffix(f".{before}.log")
     with log_file.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "train", str(settings)],
+            [sys.executable, "-m", "lightning_flows.flows.cli", "train", str(settings)],
             cwd=HERE.parents[1],
             stdout=log,
             stderr=subprocess.STDOUT,

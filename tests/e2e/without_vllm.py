@@ -24,7 +24,11 @@ from lightning_core.policies.store import PolicyStore
 from lightning_core.services import Services, base_model, server_running
 from lightning_core.settings_file import load_settings
 
-_PARTS = ("flows.train_epoch", "flows.evaluate", "tasks.overlap")  # what other flows are made of
+_PARTS = (
+    "lightning_flows.flows.train_epoch",
+    "lightning_flows.flows.evaluate",
+    "lightning_flows.tasks.overlap",
+)  # what other flows are made of
 LOGPROB = -5.6  # about that of any of the tiny model's tokens
 
 
@@ -74,7 +78,9 @@ def redeploy(settings: Settings, services: Services, versions: dict[str, str]) -
 
 def main(flow: str, settings_file: str) -> None:
     # Not before: Prefect reads its settings when it is imported.
-    module, *parts = (importlib.import_module(name) for name in (f"flows.{flow.replace('-', '_')}", *_PARTS))
+    module, *parts = (
+        importlib.import_module(name) for name in (f"lightning_flows.flows.{flow.replace('-', '_')}", *_PARTS)
+    )
     for patched in (module, *parts):
         patched.running, patched.redeploy = running, redeploy  # type: ignore[attr-defined]
     settings = load_settings(Path(settings_file), {})

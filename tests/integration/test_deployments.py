@@ -19,9 +19,9 @@ import yaml
 from click.testing import CliRunner, Result
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import stack
-from flows.cli import main
 from lightning_core.config import ServerSettings
+from lightning_flows.flows import stack
+from lightning_flows.flows.cli import main
 from tests.gateway_rig import wait_for
 
 SETTINGS: dict[str, Any] = {

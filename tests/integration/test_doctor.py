@@ -13,12 +13,12 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
-from flows.doctor import doctor
 from lightning_core.config import AgentSettings, PolicySettings, RewardSettings, Settings, TaskSettings
 from lightning_core.doctor.canned import canned_model
 from lightning_core.doctor.findings import Finding, findings
 from lightning_core.doctor.trial import try_agent
 from lightning_core.lake import catalog
+from lightning_flows.flows.doctor import doctor
 from tests import gateway_rig
 from tests.canned_vllm import CannedVllm
 from tests.gateway_rig import Rig, rig

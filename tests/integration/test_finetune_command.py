@@ -48,7 +48,10 @@ def test_the_best_collected_rollouts_become_a_version_with_its_lineage(tmp_path:
     file.write_text(yaml.safe_dump(content))
 
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "finetune", str(file)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "lightning_flows.flows.cli", "finetune", str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told = yaml.safe_load(done.stdout)
@@ -69,7 +72,15 @@ def test_the_best_collected_rollouts_become_a_version_with_its_lineage(tmp_path:
     assert next_epoch == 1, "it is an epoch of its run, and the next one goes on from its version"
 
     wrong = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "finetune", str(file), "--set", "policies=[{name: policy}]"],
+        [
+            sys.executable,
+            "-m",
+            "lightning_flows.flows.cli",
+            "finetune",
+            str(file),
+            "--set",
+            "policies=[{name: policy}]",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -88,7 +88,7 @@ def test_a_killed_decoding_or_compaction_is_ended_by_the_next(tmp_path: Path) ->
         store_rollout(tmp_path, f"r.{number}")
         if number % 2:
             lake.ingest()
-    code = "import sys; from flows.cli import main; main(sys.argv[1:])"
+    code = "import sys; from lightning_flows.flows.cli import main; main(sys.argv[1:])"
     for turn, command in enumerate(["ingest", "compact"] * 4):
         store_rollout(tmp_path, f"k.{turn}")
         process = subprocess.Popen(
@@ -127,7 +127,7 @@ def test_a_disk_that_takes_no_more_is_an_error_and_the_next_try_goes_on(tmp_path
 
 def test_following_decodes_what_comes_until_ctrl_c(tmp_path: Path) -> None:
     store_rollout(tmp_path, "r.0")
-    code = "from flows.cli import main; main()"
+    code = "from lightning_flows.flows.cli import main; main()"
     command = [sys.executable, "-c", code, "lake", "ingest", "--home", str(tmp_path), "--follow", "--every", "0.2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

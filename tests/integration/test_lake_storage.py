@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flows.cli import main
 from lightning_core.lake import ask, compact, storage
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
+from lightning_flows.flows.cli import main
 from tests.spool_maker import store_rollout
 
 pytestmark = pytest.mark.extra  # HTTP to a server in the same interpreter

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flows.cli import main
 from lightning_core.config import LoraSettings
 from lightning_core.policies.manifest import digest_files
 from lightning_core.policies.store import Lineage, PolicyStore
 from lightning_core.training.weights import load_adapter, load_model, lora_config, save_weights
+from lightning_flows.flows.cli import main
 from tests.policy_files import store_with_base
 from tests.tiny_model import make_tiny_llama
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PROBE = """
 from pathlib import Path
 import sys
-from flows.prefect_api import prefect_api
+from lightning_flows.flows.prefect_api import prefect_api
 
 with prefect_api(Path(sys.argv[1])):
     from prefect import flow

@@ -10,7 +10,6 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from flows.cli import main
 from lightning_core.config import Settings
 from lightning_core.policies.garbage import collect
 from lightning_core.policies.manifest import digest_files
@@ -18,7 +17,8 @@ from lightning_core.policies.store import Evaluation, Lineage, StoreError
 from lightning_core.tracking.mlflow_backend import MlflowRun, tracking_uri
 from lightning_core.tracking.prune import prune
 from lightning_core.tracking.registry import connect, forget, load
-from tasks.versions import collect_versions
+from lightning_flows.flows.cli import main
+from lightning_flows.tasks.versions import collect_versions
 from tests.policy_files import store_with_base, write_model
 
 pytestmark = [pytest.mark.slow]

@@ -17,7 +17,7 @@ from lightning_core.services import server_running
 from lightning_core.settings_file import load_settings
 from lightning_core.task_file import load_tasks
 from lightning_core.taskset import plan_training
-from tasks.rollout import _rollout
+from lightning_flows.tasks.rollout import _rollout
 
 ROOT = Path(__file__).parents[2]
 AGENT = """
@@ -68,7 +68,7 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def regrade(settings_file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", "regrade", str(settings_file), *arguments]
+    command = [sys.executable, "-m", "lightning_flows.flows.cli", "regrade", str(settings_file), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 

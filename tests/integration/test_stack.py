@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from flows import stack
-from flows.stack import Part, Plan, Ports
 from lightning_core.config import ServerSettings, SettingsError
 from lightning_core.server.handle import ServerHandle
+from lightning_flows.flows import stack
+from lightning_flows.flows.stack import Part, Plan, Ports
 from tests.gateway_rig import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,7 @@ def test_deployments_run_on_the_real_stack_and_a_failure_is_told_to_a_webhook(
     webhook, alerts = posted
     home = ["--home", str(tmp_path)]
     free = [f"--{part}-port=0" for part in ("prefect", "server", "mlflow", "worker")]
-    up = command("flows.cli", "up", *home, *free, "--alert-webhook", webhook)
+    up = command("lightning_flows.flows.cli", "up", *home, *free, "--alert-webhook", webhook)
     try:
         assert up.returncode == 0, up.stdout + up.stderr
         plan = Plan.model_validate_json((tmp_path / "stack/plan.json").read_bytes())
@@ -172,7 +172,7 @@ def test_deployments_run_on_the_real_stack_and_a_failure_is_told_to_a_webhook(
         command("prefect", "deployment", "run", "ingest/local", **api)
         until(lambda: any("does a worker of its pool run" in alert["subject"] for alert in alerts))
     finally:
-        down = command("flows.cli", "down", *home)
+        down = command("lightning_flows.flows.cli", "down", *home)
     assert down.returncode == 0, down.stderr
     left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
     assert left == []

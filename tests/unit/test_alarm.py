@@ -11,8 +11,6 @@ import pytest
 from prefect.logging import disable_run_logger
 from pydantic import ValidationError
 
-from flows import finetune as flow
-from flows import learn as learn_flow
 from lightning_core.config import PolicySettings, Settings, TaskSettings
 from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
@@ -20,7 +18,9 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import Evaluation, Lineage, PolicyStore
 from lightning_core.tracking.alarm import Collapse, alarms
 from lightning_core.tracking.mlflow_backend import MlflowRun
-from tasks.alarm import watch
+from lightning_flows.flows import finetune as flow
+from lightning_flows.flows import learn as learn_flow
+from lightning_flows.tasks.alarm import watch
 from tests.lake_maker import Attempt, derived, settings
 from tests.policy_files import store_with_base, write_model
 

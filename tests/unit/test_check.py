@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,11 +15,11 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from flows.cli import main
 from lightning_core.checks.check import require
 from lightning_core.config import SettingsError
 from lightning_core.settings_file import load_settings
 from lightning_core.user_code import describe
+from lightning_flows.flows.cli import main
 
 CLI = Path(sys.executable).with_name("lightning-flows")
 AGENT = "def run(task):\n    return task['question']\n"
@@ -97,8 +98,6 @@ def test_every_command_that_runs_a_flow_checks_what_it_needs_first(tmp_path: Pat
         ("def grade(task, output):\n    return 1.0", "grade(task, output) is called with (task, output, spans)"),
         ("def grade(output, task, spans):\n    return 1.0", "in that order; its own is (output, task, spans)"),
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("from tasks import POINTS\n", "`tasks` is a package of lightning-flows, which Python finds before a module of"),
-        ("import tasks\ndef grade(task, output, spans):\n    return tasks.POINTS", "imports 'tasks': `tasks` is a package"),
         ("import os\nos._exit(0)", "its import ended the process (exit code 0)"),
         ("import sys\nsys.exit('no GPU')", "it ends its process: sys.exit('no GPU')"),
         ("import os, signal\nprint('on my way')\nos.kill(os.getpid(), signal.SIGSEGV)", "(signal SIGSEGV)"),
@@ -107,7 +106,6 @@ def test_every_command_that_runs_a_flow_checks_what_it_needs_first(tmp_path: Pat
 )  # fmt: skip
 def test_a_grader_that_training_could_not_use_is_said(tmp_path: Path, grader: str, said: str) -> None:
     folder = project(tmp_path)
-    (folder / "tasks.py").write_text("POINTS = 1.0\n")
     (folder / "my_grader.py").write_text(grader)
     deadline = "2" if "sleep" in grader else "120"
     done = here(folder, "check", "settings.yaml", "--deadline", deadline)
@@ -143,14 +141,42 @@ def test_the_users_own_exception_shows_their_frames_and_none_of_ours(tmp_path: P
     assert "lightning_core" not in done.stderr and "importlib" not in done.stderr
 
 
-def test_the_doctor_refuses_what_training_could_not_import(tmp_path: Path) -> None:
+OF_THE_USER = ("tasks", "flows", "sql", "evaluate", "train")
+
+
+def test_a_users_modules_may_have_the_names_of_our_folders_and_flows(tmp_path: Path) -> None:
     folder = project(tmp_path)
-    (folder / "tasks.py").write_text("POINTS = 1.0\n")
-    (folder / "my_grader.py").write_text("from tasks import POINTS\n" + GRADER)
-    done = command(folder, "doctor", "settings.yaml")
-    assert done.returncode == 1
-    assert "`tasks` is a package of lightning-flows" in done.stderr
-    assert "it can be trained" not in done.stdout
+    for name in OF_THE_USER:
+        (folder / f"{name}.py").write_text("POINTS = 1.0\n")
+    imports = "".join(f"from {name} import POINTS\n" for name in OF_THE_USER)
+    for file in ("my_grader.py", "my_agent.py"):
+        (folder / file).write_text(imports + (folder / file).read_text())
+    checked = command(folder, "check", "settings.yaml")
+    assert checked.returncode == 0, checked.stdout
+    examined = command(folder, "doctor", "settings.yaml")
+    assert "ran: the agent ran to its end" in examined.stdout, examined.stdout + examined.stderr
+    assert "rewards: 1 rewards" in examined.stdout
+
+
+@pytest.mark.parametrize("cwd", ["the repository", "elsewhere"])
+def test_a_flow_imports_a_users_modules_where_they_have_such_names(tmp_path: Path, cwd: str) -> None:
+    """Also where the repository comes first on the import path."""
+    for name in OF_THE_USER:
+        (tmp_path / f"{name}.py").write_text("POINTS = 1.0\n")
+    (tmp_path / "my_grader.py").write_text("".join(f"from {name} import POINTS\n" for name in OF_THE_USER) + GRADER)
+    code = (
+        "import lightning_flows.flows.train; from lightning_core.loading import load_callable;"
+        f"print(load_callable('{tmp_path}/my_grader.py:grade', 'reward.grader')(None, None, None))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2] if cwd == "the repository" else tmp_path,
+        env=os.environ | {"PREFECT_HOME": str(tmp_path / "prefect")},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.stdout == "1.0\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -181,7 +207,7 @@ def test_settings_that_cannot_be_read_are_the_first_cross(tmp_path: Path) -> Non
 
 def test_it_brings_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys; from click.testing import CliRunner; from flows.cli import main;"
+        "import sys; from click.testing import CliRunner; from lightning_flows.flows.cli import main;"
         "done = CliRunner().invoke(main, ['check', 'settings.yaml']); assert done.exit_code == 0, done.output;"
         "print(sorted({'prefect', 'torch', 'vllm', 'mlflow', 'transformers', 'polars'} & set(sys.modules)))"
     )

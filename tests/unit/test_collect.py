@@ -10,7 +10,7 @@ import pytest
 
 from lightning_core.config import Settings
 from lightning_core.server.handle import ServerError
-from tasks import collect
+from lightning_flows.tasks import collect
 
 
 class Server:

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.display import Display, Lines, WholeLog, shown, time_left
 from lightning_core.config import Settings
 from lightning_core.events import At, Event, Rows, Stage, Worth
 from lightning_core.events import shown as event
+from lightning_flows.flows.display import Display, Lines, WholeLog, shown, time_left
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 FLOW = """
 import logging, signal, sys, time
 from pathlib import Path
-from flows.command import interruptible
-from flows.display import shown
+from lightning_flows.flows.command import interruptible
+from lightning_flows.flows.display import shown
 from lightning_core.config import Settings
 from lightning_core.events import Rows, Stage, shown as event
 
@@ -38,7 +38,7 @@ settings = Settings.model_validate({"run": "mine", "home": sys.argv[1], "epochs"
 logging.basicConfig(level=logging.INFO)
 log = logging.getLogger("lightning_flows")
 with interruptible(), shown(settings, whole_run=True):
-    from tasks.progress import Progress
+    from lightning_flows.tasks.progress import Progress
     log.info("train 0: rollouts", extra=event(Stage("train", 0, "rollouts")))
     rollouts = Progress("train 0 rollouts", 16)
     for done in range(16):
@@ -184,7 +184,7 @@ def test_a_log_that_cannot_be_written_is_said_once_and_what_it_lacks_is_counted(
 def test_verbose_leaves_the_log_lines_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import click
 
-    from flows.display import verbose_option
+    from lightning_flows.flows.display import verbose_option
 
     root, out = logging.getLogger(), io.StringIO()
     handler = logging.StreamHandler(out)

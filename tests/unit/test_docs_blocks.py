@@ -19,12 +19,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from flows.cli import main
 from lightning_core.config import SettingsError
 from lightning_core.lake import catalog
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import Lineage
 from lightning_core.settings_file import load_settings
+from lightning_flows.flows.cli import main
 from tests.docs_blocks import ALL, PAGES, ROOT, Block, outside, write_readme
 from tests.frameworks import dump
 from tests.lake_maker import Attempt, derived

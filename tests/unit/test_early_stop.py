@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.train import waited_enough
+from lightning_flows.flows.train import waited_enough
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,6 @@ import yaml
 from click.testing import CliRunner
 from rich.console import Console
 
-from flows import ending
-from flows.cli import main
-from flows.demo import table
 from lightning_core.config import Settings
 from lightning_core.lake.derive import derive
 from lightning_core.lake.manifest import EpochManifest
@@ -24,6 +21,9 @@ from lightning_core.lake.outcome import Gain, outcome
 from lightning_core.lake.report import epoch_rows
 from lightning_core.policies.store import Evaluation, Lineage
 from lightning_core.settings_file import load_settings
+from lightning_flows.flows import ending
+from lightning_flows.flows.cli import main
+from lightning_flows.flows.demo import table
 from tests.lake_maker import Attempt, derived
 from tests.lake_maker import settings as lake_settings
 from tests.policy_files import store_with_base, write_model

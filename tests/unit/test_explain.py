@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from flows.cli import main
 from lightning_core.lake.explain import explain, found_tree, repaired_tree, why_not
 from lightning_core.lake.explain_view import view
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
+from lightning_flows.flows.cli import main
 from tests.lake_maker import Attempt, derived
 
 FAILING_TOOL = {"name": "failing-tool", "value": -0.1, "op": "tool", "status": "error"}

@@ -10,7 +10,7 @@ import pytest
 from lightning_core.agents.attempt import AttemptResult
 from lightning_core.config import Settings
 from lightning_core.server.handle import ServerHandle
-from tasks.rollout import close_runners, shared_runner
+from lightning_flows.tasks.rollout import close_runners, shared_runner
 
 
 def settings_of(home: Path) -> Settings:

@@ -17,15 +17,6 @@ from typing import Any
 import pytest
 from prefect.exceptions import ParameterTypeError
 
-from flows.collect import collect as collect_flow
-from flows.evaluate import evaluate
-from flows.finetune import finetune
-from flows.learn import learn
-from flows.parameters import resolve
-from flows.regrade import regrade
-from flows.train import train
-from flows.train_agents import train_agents
-from flows.train_epoch import train_epoch
 from lightning_core.agents import runner as runner_module
 from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.agents.capture import Capture
@@ -36,7 +27,16 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
 from lightning_core.stage_keys import rollouts_key
 from lightning_core.taskset import Task, plan_training
-from tasks import collect
+from lightning_flows.flows.collect import collect as collect_flow
+from lightning_flows.flows.evaluate import evaluate
+from lightning_flows.flows.finetune import finetune
+from lightning_flows.flows.learn import learn
+from lightning_flows.flows.parameters import resolve
+from lightning_flows.flows.regrade import regrade
+from lightning_flows.flows.train import train
+from lightning_flows.flows.train_agents import train_agents
+from lightning_flows.flows.train_epoch import train_epoch
+from lightning_flows.tasks import collect
 from tests.lake_maker import Attempt, derived
 from tests.unit.test_stage_keys import TASKS, settings_of
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from flows.cli import main
+from lightning_flows.flows.cli import main
 
 ROOT = Path(__file__).parents[2]
 FLOWS = ("train-epoch", "train", "evaluate", "ingest", "finetune", "train-agents", "collect", "learn", "regrade")
@@ -27,8 +27,8 @@ def test_every_flow_is_a_command_with_help(name: str) -> None:
 
 def test_every_deployment_names_a_flow_and_parameters_that_it_takes() -> None:
     for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
-        file, _, name = deployment["entrypoint"].partition(":")
-        flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), name)
+        module, _, name = deployment["entrypoint"].partition(":")
+        flow = getattr(importlib.import_module(module), name)
         flow.validate_parameters(deployment["parameters"])
         assert deployment["concurrency_limit"], "none runs twice at a time"
 
@@ -46,7 +46,7 @@ def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatc
     def full(home: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "lake"))
 
-    monkeypatch.setattr("flows.command.prefect_api", full)
+    monkeypatch.setattr("lightning_flows.flows.command.prefect_api", full)
     file, tasks = tmp_path / "settings.yaml", tmp_path / "tasks.jsonl"
     tasks.write_text('{"id": "1"}')
     file.write_text(

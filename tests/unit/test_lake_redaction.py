@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.cli import main
 from lightning_core import names
 from lightning_core.config import LakeSettings, RedactionPattern, SettingsError
 from lightning_core.lake import schema
@@ -21,6 +20,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
 from lightning_core.lake.otlp import SpanData, encode_spans, int32_bytes
 from lightning_core.lake.redact import Redaction
+from lightning_flows.flows.cli import main
 from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, table
 from tests.spool_maker import record, rollout_spans, span, store

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from flows.cli import main
 from lightning_core.lake import ask, catalog, compact, parquet, schema
 from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
 from lightning_core.lake.otlp import encode_spans
 from lightning_core.lake.retain import require_spans, retain
+from lightning_flows.flows.cli import main
 from tests.lake_maker import settings
 from tests.spool_maker import record, rollout_spans, span, store, store_rollout
 

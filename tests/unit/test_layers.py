@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = {
-    "lightning_core": {"prefect", "flows", "tasks", "tests", "examples"},
-    "tasks": {"flows", "tests", "examples"},
+    "lightning_core": {"prefect", "lightning_flows.flows", "lightning_flows.tasks", "tests", "examples"},
+    "tasks": {"lightning_flows.flows", "tests", "examples"},
     "flows": {"tests", "examples"},
     "lightning_core/client": {"torch", "pydantic", "duckdb", "opentelemetry", "httpx", "requests"},
 }
@@ -22,10 +22,10 @@ def imported(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found.add(node.module.partition(".")[0])
-    return found
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {".".join(name.split(".")[:n]) for name in found for n in (1, 2)}
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
@@ -36,6 +36,13 @@ def test_no_layer_imports_one_above_it(folder: str) -> None:
         if (names := imported(file) & FORBIDDEN[folder])
     }
     assert wrong == {}
+
+
+def test_flows_and_tasks_are_imported_from_lightning_flows_alone() -> None:
+    """From the root of the repository Python finds the folders themselves, too; a user's modules may have their names."""
+    folders = ("lightning_core", "flows", "tasks", "tests", "bench", "docs")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    assert [file for file in files if imported(file) & {"flows", "tasks", "sql"}] == []
 
 
 def test_the_client_an_agent_imports_brings_nothing_heavy() -> None:

@@ -20,7 +20,7 @@ from lightning_core.policies.store import PolicyStore
 from lightning_core.settings_file import load_settings
 from lightning_core.stage_keys import rollouts_key
 from lightning_core.taskset import Task, plan_training
-from tasks import overlap
+from lightning_flows.tasks import overlap
 from tests.unit.test_stage_keys import BASE
 
 V0, V1, V2 = ({"policy": f"v000{n}"} for n in range(3))

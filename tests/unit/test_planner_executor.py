@@ -14,7 +14,7 @@ from bench import planner_executor as bench
 from bench.planner_executor import table
 from lightning_core.settings_file import load_settings
 from lightning_core.taskset import plan_evaluation
-from tasks.preflight import evaluation_tasks
+from lightning_flows.tasks.preflight import evaluation_tasks
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "planner_executor"
 

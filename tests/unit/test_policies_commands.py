@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flows.cli import main
 from lightning_core.config import Settings
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import Lineage
-from tasks.versions import collect_versions, note_evaluation
+from lightning_flows.flows.cli import main
+from lightning_flows.tasks.versions import collect_versions, note_evaluation
 from tests.policy_files import store_with_base, write_model
 
 

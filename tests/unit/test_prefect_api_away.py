@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tasks import api
+from lightning_flows.tasks import api
 from tests.ports import free_port
 
 

@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tasks import progress
-from tasks.progress import Progress
+from lightning_flows.tasks import progress
+from lightning_flows.tasks.progress import Progress
 
 
 class Api:

@@ -12,10 +12,10 @@ import duckdb
 import pytest
 from click.testing import CliRunner
 
-from flows.cli import main
 from lightning_core.lake import ask, catalog, sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
+from lightning_flows.flows.cli import main
 from tests import analysis_lake
 from tests.analysis_lake import rollout
 from tests.lake_maker import derived

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from flows import finetune as finetune_flow
-from flows.collect import collect
-from flows.evaluate import evaluate
-from flows.train_epoch import train_epoch
 from lightning_core.config import Settings
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, Manifests
 from lightning_core.policies.garbage import collect as remove
 from lightning_core.policies.model import ModelError, resolve_model
 from lightning_core.policies.store import Lineage, StoreError
 from lightning_core.services import versions
+from lightning_flows.flows import finetune as finetune_flow
+from lightning_flows.flows.collect import collect
+from lightning_flows.flows.evaluate import evaluate
+from lightning_flows.flows.train_epoch import train_epoch
 from tests.policy_files import store_with_base, write_model
 from tests.unit.test_stage_keys import settings_of
 
@@ -73,10 +73,14 @@ def test_a_flow_says_so_before_it_starts_or_forgets_anything(
     def started(*_: Any) -> None:
         raise AssertionError("services were started")
 
-    for module in ("flows.evaluate", "flows.train_epoch", "flows.collect"):
+    for module in (
+        "lightning_flows.flows.evaluate",
+        "lightning_flows.flows.train_epoch",
+        "lightning_flows.flows.collect",
+    ):
         monkeypatch.setattr(f"{module}.running", started)
         monkeypatch.setattr(f"{module}.begin", lambda *_: None)  # of other matters
-    monkeypatch.setattr("flows.train_epoch.watch", lambda *_: None)
+    monkeypatch.setattr("lightning_flows.flows.train_epoch.watch", lambda *_: None)
     before = Manifests(trained.home / "lake").epochs()
     with pytest.raises(StoreError, match=message):
         ask(trained)

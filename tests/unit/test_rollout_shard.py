@@ -13,7 +13,7 @@ import pytest
 
 from lightning_core.config import Settings
 from lightning_core.taskset import Task, plan_training
-from tasks import rollout
+from lightning_flows.tasks import rollout
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from hypothesis import given, strategies
 from hypothesis import settings as hypothesis_settings
 
 from docs import generate
-from flows.cli import main
 from lightning_core.config import Settings, SettingsError
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import Again
@@ -24,6 +23,7 @@ from lightning_core.loading import load_callable
 from lightning_core.settings_file import load_settings
 from lightning_core.task_file import Task, load_tasks
 from lightning_core.taskset import plan_evaluation, plan_training
+from lightning_flows.flows.cli import main
 from tests.lake_maker import Attempt, derived
 
 MINIMAL: dict[str, Any] = {"agent": {"callable": "a:b"}, "tasks": {"train": "t.jsonl"}}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lightning_core.config import Settings
-from tasks import show
+from lightning_flows.tasks import show
 
 
 def test_the_table_has_every_column_in_its_first_row_and_says_before(monkeypatch: pytest.MonkeyPatch) -> None:

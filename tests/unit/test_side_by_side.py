@@ -16,7 +16,7 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.training import launch
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.job import Job
-from tasks import train
+from lightning_flows.tasks import train
 from tests import lake_maker
 from tests.unit.test_several_policies import policy
 

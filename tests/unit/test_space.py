@@ -12,7 +12,7 @@ from lightning_core.config import Settings
 from lightning_core.policies.space import Estimate, estimate, free, space_taken, taken_line
 from lightning_core.policies.store import Lineage
 from lightning_core.tracking.registry import _link_folder
-from tasks.versions import collect_versions
+from lightning_flows.tasks.versions import collect_versions
 from tests.policy_files import store_with_base, write_model
 
 COLUMNS = 20_000

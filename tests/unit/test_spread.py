@@ -16,7 +16,7 @@ from lightning_core.checks import machine
 from lightning_core.config import ClusterSettings, Settings
 from lightning_core.policies.vllm_command import environment
 from lightning_core.server.claims import Claims
-from tasks import cluster
+from lightning_flows.tasks import cluster
 
 
 def settings(**more: Any) -> Settings:

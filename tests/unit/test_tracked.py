@@ -12,7 +12,7 @@ from prefect.exceptions import CancelledRun, TerminationSignal
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.tracking.mlflow_backend import MlflowRun
-from tasks.track import _tracked, tracked
+from lightning_flows.tasks.track import _tracked, tracked
 from tests.lake_maker import settings
 
 pytestmark = pytest.mark.slow  # an MLflow database
