@@ -129,6 +129,14 @@ def base_environment(
     return environment
 
 
+def import_folder(inside: Path) -> Path:
+    """Make a folder where Python finds this package and nothing that is installed beside it, for an agent's own Python."""
+    folder = inside / "import"
+    folder.mkdir()
+    (folder / "lightning_core").symlink_to(Path(__file__).resolve().parents[1])
+    return folder
+
+
 def attempt_environment(base: Mapping[str, str], spec: AttemptSpec, task_file: Path, model: str) -> dict[str, str]:
     """What one attempt has beyond `base` (`base_environment`); the table at the top of this file."""
     url = spec.base_url.rstrip("/")

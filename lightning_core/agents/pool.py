@@ -22,6 +22,7 @@ from typing import Any
 
 from lightning_core.agents import processes
 from lightning_core.agents.capture import Capture, Pump
+from lightning_core.agents.environment import import_folder
 from lightning_core.agents.zygote import PACKET
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Pool:
     def __init__(self, program: Program, folder: Path) -> None:
         self._program = program
         self._log_file = folder / "zygote.log"
+        self._import_folder = import_folder(folder)
         self._lock = threading.Lock()
         self._zygote: _ZygoteProcess | None = None
         self._pump = Pump()
@@ -153,14 +155,14 @@ class Pool:
                 if self._zygote is not None:
                     log.warning("the zygote has gone and is started again; its log is %s", self._log_file)
                     self._zygote.end()
-                self._zygote = _ZygoteProcess(self._program, self._log_file)
+                self._zygote = _ZygoteProcess(self._program, self._log_file, self._import_folder)
             return self._zygote
 
 
 class _ZygoteProcess:
     """One zygote: its process, its socket, and the attempts it has."""
 
-    def __init__(self, program: Program, log_file: Path) -> None:
+    def __init__(self, program: Program, log_file: Path, directory: Path) -> None:
         self._pending: dict[int, _Pending] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -169,7 +171,7 @@ class _ZygoteProcess:
         with theirs, log_file.open("ab") as output:
             self._process = subprocess.Popen(
                 [str(program.python or sys.executable), "-m", "lightning_core.agents.zygote", str(theirs.fileno())],
-                cwd=Path(__file__).parents[2],
+                cwd=directory,
                 env=dict(program.environment),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

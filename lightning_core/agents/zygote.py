@@ -22,7 +22,6 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -175,10 +174,6 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(control.fileno(), False)
     init = json.loads(control.recv(PACKET))
-    # `-m` put the folder of this package first on the path; agents must find their own modules before its neighbours.
-    root = str(Path(__file__).parents[2])
-    if sys.path[0] == root:
-        sys.path.append(sys.path.pop(0))
     processes.become_subreaper()
     os.chdir(init["directory"])
     problem = preload([_FOR_CONNECTIONS, *init["preload"]], init["preload_optional"])

@@ -106,20 +106,9 @@ def _called_with(function: Callable[..., Any], parameters: tuple[str, ...], refe
 _KINDS: dict[str, Callable[[dict[str, Any]], str]] = {"agent": _agent, "function": _function, "tasks": _tasks}
 
 
-def _arrange(agent: bool) -> None:
-    """The import path as it is where this code will run."""
-    root = os.getcwd()
-    if sys.path[0] == root:  # put there by `-m`
-        sys.path.pop(0)
-    if agent:
-        if root not in sys.path:
-            sys.path.append(root)
-        return
-    sys.path[:] = json.loads(os.environ.pop("LIGHTNING_CHECK_PATH"))
-
-
 if __name__ == "__main__":
     place, side, directory = sys.argv[1:]
-    _arrange(agent=side == "agent")
+    if side == "flow":
+        sys.path[:] = json.loads(os.environ.pop("LIGHTNING_CHECK_PATH"))
     os.chdir(directory)
     main(Path(place))

@@ -19,7 +19,7 @@ from typing import Any
 
 from lightning_core.agents import program
 from lightning_core.agents.attempt import AttemptSpec
-from lightning_core.agents.environment import attempt_environment, base_environment
+from lightning_core.agents.environment import attempt_environment, base_environment, import_folder
 from lightning_core.agents.pool import Program
 from lightning_core.agents.venv import interpreter, unbuilt
 from lightning_core.checks.result import Check
@@ -28,7 +28,6 @@ from lightning_core.lake.patterns import COMPUTED
 
 Say = Callable[[str], None]
 log = logging.getLogger(__name__)
-_ROOT = Path(__file__).resolve().parents[2]
 _SAY_EVERY_S, _POLL_S = 10.0, 0.02
 _SAID_CHARS = 1000  # of what the user's code printed before it ended
 
@@ -146,7 +145,7 @@ def _import(
             jobs = [{"name": each.name, "kind": each.kind, **each.fields} for each in left]
             (folder / "jobs.json").write_text(json.dumps(jobs))
             arguments = [python, "-m", "lightning_core.checks.imports", name, side, str(directory)]
-            ended = _run(arguments, environment, folder / "output", patience)
+            ended = _run(arguments, import_folder(folder), environment, folder / "output", patience)
             file = folder / "events.jsonl"
             events = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
             checks += [_check(event["name"], event) for event in events if "name" in event]
@@ -164,13 +163,15 @@ def _check(name: str, event: Mapping[str, str]) -> Check:
     return Check("error", name, problem if problem.startswith(f"{section}.") else f"{name}: {problem}")
 
 
-def _run(arguments: list[str], environment: Mapping[str, str], output: Path, patience: Patience) -> str:
+def _run(
+    arguments: list[str], directory: Path, environment: Mapping[str, str], output: Path, patience: Patience
+) -> str:
     """Wait for the child, in a session of its own, and end what is left of it; how it ended, in words."""
     began = said = time.monotonic()
     with output.open("wb") as stream:
         process = subprocess.Popen(
             arguments,
-            cwd=_ROOT,
+            cwd=directory,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=stream,

@@ -18,7 +18,7 @@ AGENT = """
 import json, sys
 
 def run(task):
-    found = [name for name in ("duckdb", "prefect", "yaml") if __import__("importlib.util").util.find_spec(name)]
+    found = [name for name in ("duckdb", "prefect", "yaml", "lightning_flows", "tests") if __import__("importlib.util").util.find_spec(name)]
     return {"prefix": sys.prefix, "ours": found, "n": task["n"]}
 
 if __name__ == "__main__":
