@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import signal
@@ -31,7 +32,8 @@ from lightning_flows.flows.lake_commands import lake
 from lightning_flows.flows.policy_commands import policies
 from lightning_flows.flows.stack_commands import deploy, down, up
 
-_EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "calculator" / "settings.yaml"
+_ROOT = Path(__file__).resolve().parents[1]  # of the repository, or of what is installed: both have examples/
+_EXAMPLE = _ROOT / "examples" / "calculator" / "settings.yaml"
 
 
 class _Commands(click.Group):
@@ -83,15 +85,17 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
     """The calculator example, trained here and now: the table at the end shows that it got better."""
     given = ("home=var/demo", *assignments)
     settings = _load(_EXAMPLE, given)
-    _checked(settings, "train")
-    report = Path("var/demo.json")
-    if fresh or report.is_file():  # a finished one is begun anew, an interrupted one goes on
-        _remove_former(settings.home)
-    report.unlink(missing_ok=True)
-    with _flow_of(settings, "train", whole_run=True):
-        from lightning_flows.flows.demo import demo as run
+    at_work = settings.model_copy(update={"home": settings.home.absolute()})
+    report = Path("var/demo.json").absolute()
+    with contextlib.chdir(_ROOT):  # from there the example's settings name its files
+        _checked(at_work, "train")
+        if fresh or report.is_file():  # a finished one is begun anew, an interrupted one goes on
+            _remove_former(at_work.home)
+        report.unlink(missing_ok=True)
+        with _flow_of(at_work, "train", whole_run=True):
+            from lightning_flows.flows.demo import demo as run
 
-        took = run(settings, report)
+            took = run(at_work, report)
     _end(settings, _EXAMPLE, given, took)
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -80,7 +81,11 @@ class Ports(BaseModel):
 def make_plan(
     home: Path, server: ServerSettings, ports: Ports, prefect_db: str | None = None, mlflow_db: str | None = None
 ) -> Plan:
-    """What runs for a home. Raises SettingsError for a port that is taken, naming the part and the option."""
+    """What runs for a home. Raises SettingsError for a port that is taken, naming the part and the option, and
+    ModuleNotFoundError where the program of a part is not installed."""
+    for program in ("prefect", "mlflow"):
+        if find_spec(program) is None:
+            raise ModuleNotFoundError(f"No module named {program!r}", name=program)
     home = home.resolve()
     chosen = {name: _port(name, wanted) for name, wanted in ports.model_dump().items()}
     url = {name: f"http://127.0.0.1:{port}" for name, port in chosen.items()}

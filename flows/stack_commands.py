@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from lightning_flows.flows.command import home_option, load, settings_argument
 if TYPE_CHECKING:
     from lightning_flows.flows.stack import Plan
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = (
+    Path(__file__).resolve().parents[1]
+)  # of the repository, or of what is installed: it has prefect.yaml and examples/
 _START_S = 240.0
 _port = click.IntRange(0, 65535)
 
@@ -124,10 +127,16 @@ def _wait_until_ready(plan: Plan) -> None:
 
 
 def _deploy(plan: Plan, alert_webhook: str | None) -> None:
-    """The deployments of prefect.yaml, the limit of one trainer at a time, and the automations."""
+    """The deployments of prefect.yaml in the stack's home, the limit of one trainer at a time, and the automations."""
+    deployments = plan.folder / "prefect.yaml"
+    home = f"home: {json.dumps(str(plan.home))}"
+    deployments.write_text((_ROOT / "prefect.yaml").read_text().replace("home: var", home))
     environment = os.environ | plan.parts[0].environment | {"PWD": str(_ROOT)}
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    commands = [[*prefect, "deploy", "--all"], [*prefect, "concurrency-limit", "create", "trainer", "1"]]
+    commands = [
+        [*prefect, "deploy", "--all", "--prefect-file", str(deployments)],
+        [*prefect, "concurrency-limit", "create", "trainer", "1"],
+    ]
     if alert_webhook is not None:
         commands.append([sys.executable, "-m", "lightning_flows.flows.automations", alert_webhook])
     for command in commands:

@@ -73,9 +73,9 @@ def _read(path: Path, setting: str) -> Iterable[Any]:
             f"{setting}: {path.absolute()}: no such file; give a .jsonl, .json or .parquet file, or `module:function`"
         )
     if path.suffix == ".parquet":
-        import polars
+        from pyarrow import parquet
 
-        return polars.read_parquet(path).to_dicts()
+        return parquet.ParquetFile(path).read().to_pylist(maps_as_pydicts="strict")
     try:
         if path.suffix == ".json":
             return json.loads(path.read_text())

@@ -27,7 +27,8 @@ class Finding:
 
 def facts(trial: Trial) -> Facts:
     with catalog.connect(trial.lake.root) as con:
-        return dict(con.sql(sql.text("doctor/facts"), params={"run": trial.epoch.run}).pl().to_dicts()[0])
+        found = con.sql(sql.text("doctor/facts"), params={"run": trial.epoch.run}).to_arrow_table()
+        return dict(found.to_pylist(maps_as_pydicts="strict")[0])
 
 
 def findings(trial: Trial, settings: Settings) -> list[Finding]:

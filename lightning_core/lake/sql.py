@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 import duckdb
 
-ROOT = Path(__file__).resolve().parents[2] / "sql"
+ROOT = Path(str(files("lightning_flows") / "sql")).resolve()
 _parsed: dict[str, duckdb.Statement] = {}
 
 

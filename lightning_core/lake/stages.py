@@ -8,14 +8,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
 from lightning_core.events import Stage as StageEvent
 from lightning_core.events import shown
-from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
+
+if TYPE_CHECKING:  # a command that only names the stages has no need of Arrow and DuckDB
+    from lightning_core.lake.lake import Lake
+    from lightning_core.lake.manifest import EpochManifest
 
 logger = logging.getLogger(__name__)
 _finishing = threading.Lock()  # policies may be trained side by side
