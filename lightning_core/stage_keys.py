@@ -9,7 +9,8 @@ train     the epoch's sequences, the policy's settings, the seed, the parent ver
 record    the keys of all the others
 
 Left out: what changes only how fast a stage is (concurrency, shards, retries, sizes of caches). How a policy is packed and
-over how many processes it is trained is in its settings, and changes the last digits.
+over how many processes it is trained is in its settings, and changes the last digits. Settings at their default are in no
+key but that of the rollouts, which has had those it names from the beginning: a home keeps it when a setting comes or goes.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def train_key(settings: Settings, epoch: EpochManifest, policy: PolicySettings) 
     """Raises KeyError before the epoch's sequences are derived."""
     scheduled_over = settings.epochs if policy.training.lr_schedule != "constant" else None
     sequences, parent = epoch.tables["sequences"].digest, epoch.versions[policy.name]
-    read = policy.model_dump(mode="json", exclude={"aliases": True, "training": {"checkpoint_seconds"}})
+    aside: dict[str, Any] = {"aliases": True, "training": {"checkpoint_seconds"}}
+    read = policy.model_dump(mode="json", exclude=aside, exclude_defaults=True)
     return stage_key(sequences, read, settings.seed, scheduled_over, parent, training_code())
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from lightning_core.config.trl import OF_THE_OPTIMIZER
+
 
 @dataclass(frozen=True)
 class Algorithm:
@@ -24,7 +26,9 @@ class Algorithm:
     # File of sql/advantages, where `advantages` and `min_spread` are an error; None: `advantages` says which.
     estimator: str | None = None
     imitates: bool = False  # its rows are examples: sampled in any way, for any number of `passes`
-    reads: tuple[str, ...] | None = None  # settings of `training`, of which others are an error; None: all
+    reads: tuple[str, ...] | None = (
+        None  # settings of `training` and of its `trl`, of which others are an error; None: all
+    )
 
     def load(self) -> Callable[[Any, Any], dict[str, Any]]:
         """The function. Imports what it needs, but nothing heavy before it is called."""
@@ -45,8 +49,8 @@ ALGORITHMS = {
             "learning_rate",
             "lr_schedule",
             "warmup_steps",
-            "weight_decay",
-            "max_grad_norm",
+            "trl",  # of these
+            *OF_THE_OPTIMIZER,
             "steps_per_epoch",
             "min_groups_per_step",
             "tokens_per_micro_batch",

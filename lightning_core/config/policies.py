@@ -152,6 +152,8 @@ class PolicySettings(Section):
             for name in TrainingSettings.model_fields
             if algorithm.reads is not None and name not in algorithm.reads and self.training.differs(name)
         ]
+        if algorithm.reads is not None:
+            ignored += [f"training.trl.{name}" for name in self.training.trl if name not in algorithm.reads]
         if ignored:
             raise ValueError(
                 f"`algorithm: {self.algorithm}` ignores {', '.join(ignored)}; take it out, or use another algorithm"

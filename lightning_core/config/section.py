@@ -18,4 +18,4 @@ class Section(BaseModel):
 
     def differs(self, name: str) -> bool:
         """Whether a setting has another value than its default: one that was written out and changes nothing is fine."""
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
+        return bool(getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True))

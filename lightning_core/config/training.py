@@ -5,26 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lightning_core.config.section import Section
+from lightning_core.config.trl import ADAPTIVE_ENTROPY, PASSED, checked, declared
 
 LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
-
-_CLIPPED = ("grpo", "dr_grpo", "dapo", "bnpo", "luspo")
-# Settings that only some losses read. A value other than the default, with another loss, would do nothing.
-_READ_BY: dict[str, tuple[str, ...]] = {
-    "epsilon": _CLIPPED,
-    "epsilon_high": (*_CLIPPED, "cispo"),
-    "delta": _CLIPPED,
-    "sapo_temperature_pos": ("sapo",),
-    "sapo_temperature_neg": ("sapo",),
-    "vespo_k_pos": ("vespo",),
-    "vespo_lambda_pos": ("vespo",),
-    "vespo_k_neg": ("vespo",),
-    "vespo_lambda_neg": ("vespo",),
-}
-_ADAPTIVE = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")
 
 
 class TrainingSettings(Section):
@@ -38,8 +24,6 @@ class TrainingSettings(Section):
         ge=0,
         description="first optimizer steps of the run, with a rising learning rate; epochs without a step do not count",
     )
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
     steps_per_epoch: int = Field(
         1, ge=1, description="optimizer steps the groups of an epoch are spread over; of `sft`, in each of its `passes`"
     )
@@ -55,48 +39,17 @@ class TrainingSettings(Section):
     )
 
     loss_type: LossType = Field("dapo", description="TRL's GRPO loss")
-    importance_sampling_level: Literal["token", "sequence"] | None = Field(
-        None, description="`sequence` with `grpo` is GSPO; null: `token`, and `sequence` for `luspo`"
-    )
     normalization: Literal["token", "rollout"] | None = Field(
         None, description="each trained token, or each rollout, weighs the same; null: as the loss defines it"
     )
-    epsilon: float = Field(
-        0.2,
-        gt=0,
-        description="clip range of the ratio to the sampling logprobs; with `importance_correction` to the trainer's own before its first step",
-    )
-    epsilon_high: float | None = Field(
-        None, gt=0, description="its upper end; null: `epsilon`, and for `cispo` a ratio of 5"
-    )
-    delta: float | None = Field(None, gt=0, description="upper limit of the ratio where the advantage is negative")
-    sapo_temperature_pos: float = Field(1.0, gt=0)
-    sapo_temperature_neg: float = Field(1.05, gt=0)
-    vespo_k_pos: float = Field(2.0, ge=0)
-    vespo_lambda_pos: float = Field(3.0, ge=0)
-    vespo_k_neg: float = Field(3.0, ge=0)
-    vespo_lambda_neg: float = Field(2.0, ge=0)
-    off_policy_mask_threshold: float | None = Field(
-        None,
-        gt=0,
-        description="sequences of negative advantage that drifted further than this (nats a token) are masked",
-    )
-
     beta: float = Field(0.0, ge=0, description="weight of the KL to the reference")
     kl_reference: Literal["base", "previous"] = Field(
         "base", description="the model the policy's settings name, or the weights that the epoch began with"
     )
-    use_bias_correction_kl: bool = Field(True, description="the KL term weighed by the importance ratio")
-
-    entropy_coef: float = Field(0.0, ge=0, description="weight of the mean entropy a token, which is rewarded")
-    top_entropy_quantile: float = Field(
-        1.0, ge=0, le=1, description="share of the tokens, those of highest entropy, that the policy's loss is made of"
+    trl: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings that only TRL reads, under the names of its GRPOConfig (`epsilon`, `entropy_coef`, `weight_decay`, …); docs/training.md",
     )
-    use_adaptive_entropy: bool = Field(False, description="`entropy_coef` moves so that entropy stays at the target")
-    entropy_coef_min: float = Field(0.0, ge=0)
-    entropy_coef_max: float = Field(1.0, ge=0)
-    entropy_coef_delta: float = Field(0.005, gt=0)
-    entropy_target: float = Field(0.2, ge=0, description="nats a token")
 
     importance_correction: Literal["none", "token_truncate", "token_mask", "rollout_truncate", "rollout_mask"] = Field(
         "none", description="the loss weighed by trainer's over server's probability, of a token or of a whole rollout"
@@ -141,14 +94,32 @@ class TrainingSettings(Section):
 
     @property
     def ratio_level(self) -> Literal["token", "sequence"]:
-        return self.importance_sampling_level or ("sequence" if self.loss_type == "luspo" else "token")
+        level: Literal["token", "sequence"] | None = self.trl.get("importance_sampling_level")
+        return level or ("sequence" if self.loss_type == "luspo" else "token")
+
+    def of_trl(self, name: str) -> Any:
+        """A setting of TRL's: as `trl` says, else TRL's default."""
+        return self.trl[name] if name in self.trl else declared()[name].default
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trls_own(cls, data: Any) -> Any:
+        for name in PASSED.keys() & (data if isinstance(data, dict) else {}):
+            raise ValueError(f"`{name}` is TRL's own: write it under `training.trl`")
+        return data
+
+    @field_validator("trl")
+    @classmethod
+    def _trl(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {name: checked(name, value) for name, value in given.items()}
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> TrainingSettings:
-        for name, losses in _READ_BY.items():
-            if self.differs(name) and self.loss_type not in losses:
+        for name in self.trl:
+            losses = PASSED[name]
+            if losses is not None and self.loss_type not in losses:
                 raise ValueError(
-                    f"`{name}` has no effect with loss_type `{self.loss_type}`; leave it out, or take {_either(losses)}"
+                    f"`trl`: `{name}` has no effect with loss_type `{self.loss_type}`; leave it out, or take {_either(losses)}"
                 )
         if self.normalization is not None and self.loss_type in ("dr_grpo", "luspo"):
             raise ValueError(
@@ -161,15 +132,16 @@ class TrainingSettings(Section):
         return self
 
     def _ratio(self) -> None:
-        sequence = self.importance_sampling_level == "sequence"
-        if sequence and self.loss_type not in ("grpo", "luspo"):
+        level = self.trl.get("importance_sampling_level")
+        if level == "sequence" and self.loss_type not in ("grpo", "luspo"):
             raise ValueError(
                 f"`importance_sampling_level: sequence` does not fit loss_type `{self.loss_type}`, which weighs tokens; "
                 "take `grpo` (that is GSPO) or `luspo`"
             )
-        if self.loss_type == "luspo" and self.importance_sampling_level == "token":
+        if self.loss_type == "luspo" and level == "token":
             raise ValueError("loss_type `luspo` is defined on whole sequences; leave `importance_sampling_level` out")
-        if self.delta is not None and self.delta <= 1 + (self.epsilon_high or self.epsilon):
+        delta = self.trl.get("delta")
+        if delta is not None and delta <= 1 + (self.trl.get("epsilon_high") or self.of_trl("epsilon")):
             raise ValueError("`delta` has to lie above 1 + `epsilon_high`: it limits what that clip does not")
         if self.steps_per_epoch == 1:
             self._ratio_is_one()
@@ -181,22 +153,26 @@ class TrainingSettings(Section):
 
     def _ratio_is_one(self) -> None:
         """With one step an epoch, the weights that are trained are those the ratio is taken to."""
-        for name in _READ_BY:
-            if not self.differs(name):
-                continue
+        for name in self.trl:
+            if PASSED[name] is None:
+                continue  # it bends no ratio
             if self.loss_type == "vespo" and self.importance_correction != "none":
                 continue  # it weighs by both ratios
-            if name == "epsilon_high" and self.loss_type == "cispo" and (self.epsilon_high or 1) < 1:
+            if name == "epsilon_high" and self.loss_type == "cispo" and (self.trl[name] or 1) < 1:
                 continue  # its limit of the ratio, not of a distance from 1
             raise ValueError(
-                f"`{name}` has no effect with one step an epoch, where the ratio to the sampling policy is 1; raise "
+                f"`trl`: `{name}` has no effect with one step an epoch, where the ratio to the sampling policy is 1; raise "
                 "`steps_per_epoch`, or leave it out"
             )
 
     def _kl(self) -> None:
-        for name in ("kl_reference", "use_bias_correction_kl"):
-            if self.differs(name) and not self.beta:
-                raise ValueError(f"`{name}` has no effect while `beta` is 0; set `beta`, or leave it out")
+        if not self.beta:
+            for name, given in {
+                "kl_reference": self.differs("kl_reference"),
+                "use_bias_correction_kl": "use_bias_correction_kl" in self.trl,
+            }.items():
+                if given:
+                    raise ValueError(f"`{name}` has no effect while `beta` is 0; set `beta`, or leave it out")
         if self.kl_reference == "previous" and self.steps_per_epoch == 1:
             raise ValueError(
                 "`kl_reference: previous` has no effect with one step an epoch, which starts where the reference is; "
@@ -204,10 +180,11 @@ class TrainingSettings(Section):
             )
 
     def _entropy(self) -> None:
-        for name in _ADAPTIVE:
-            if self.differs(name) and not self.use_adaptive_entropy:
-                raise ValueError(f"`{name}` has no effect without `use_adaptive_entropy: true`")
-        if self.entropy_coef_min > self.entropy_coef_max:
+        if not self.trl.get("use_adaptive_entropy"):
+            for name in ADAPTIVE_ENTROPY:
+                if name in self.trl:
+                    raise ValueError(f"`trl`: `{name}` has no effect without `use_adaptive_entropy: true`")
+        elif self.of_trl("entropy_coef_min") > self.of_trl("entropy_coef_max"):
             raise ValueError("`entropy_coef_min` lies above `entropy_coef_max`")
 
     def _correction(self) -> None:

@@ -91,14 +91,17 @@ def sql_files(settings: Settings) -> tuple[str, ...]:
 
 
 def settings_read(settings: Settings) -> list[Any]:
-    """All that the SQL reads of the settings, as it goes into the stage's key: changed, the epoch is derived again."""
+    """All that the SQL reads of the settings, less what is at its default, as it goes into the stage's key."""
     return [
-        settings.reward.model_dump(mode="json"),
+        settings.reward.model_dump(mode="json", exclude_defaults=True),
         grader_digest(settings.reward.grader),
         settings.evaluation.success_reward,
-        [p.model_dump(mode="json", exclude={"model", "aliases", "lora", "training"}) for p in settings.policies],
+        [
+            p.model_dump(mode="json", exclude={"model", "aliases", "lora", "training"}, exclude_defaults=True)
+            for p in settings.policies
+        ],
         [p.training.max_sequence_tokens for p in settings.policies],
-        [rule.model_dump(mode="json") for rule in settings.agent_rules],
+        [rule.model_dump(mode="json", exclude_defaults=True) for rule in settings.agent_rules],
         {e: _own_estimator(e) for e in _estimators(settings) if e.endswith(".sql")},
     ]
 

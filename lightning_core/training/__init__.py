@@ -12,9 +12,10 @@ A job, start to end:
     course.py      steps of a job, told and kept          schedule.py    what changes over a run
     checkpoint.py  going on within an epoch               state.py       optimizer state between epochs
     outcome.py     what a job leaves behind               throughput.py  how fast it was
-    probe.py       tokens for the server to be asked      arguments.py   settings as TRL's classes take them
+    probe.py       tokens for the server to be asked
 
 Around TRL's trainers:
+    trl_bridge.py  every private hook of TRL
     trainer.py     GRPOTrainer fed with a plan            sft_trainer.py SFTTrainer fed with a plan
     stepping.py    what both do around a step             start.py       what is worked out before the first step
     packing.py     prefix tries, layouts of a pass        attention.py   attention along a trie

@@ -76,7 +76,7 @@ def train_version(
         kind="lora" if policy.lora else "full",
         base_model=policy.model,
         parent=parent,
-        settings_digest=stage_key(policy),
+        settings_digest=stage_key(policy.model_dump(mode="json", exclude_defaults=True)),
         sequences=epoch.tables["sequences"].path,
         sequences_digest=epoch.tables["sequences"].digest,
         metrics=numbers,

@@ -56,7 +56,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         model = load_adapter(model, job.weights)
 
     def begin(trainer: SequenceTrainer) -> dict[str, float]:
-        if settings.beta or settings.importance_correction != "none" or settings.top_entropy_quantile < 1:
+        if settings.beta or settings.importance_correction != "none" or settings.of_trl("top_entropy_quantile") < 1:
             progress.phase("reference")
         trainer.starts, trainer.informative, measured = look(trainer, settings, reference, bool(lora))
         return measured
@@ -101,11 +101,11 @@ def _packing(model: Any, wanted: Packing, longest: int, bf16: bool) -> tuple[Pac
 
 def _base_scores(model: Any, steps: list[Step], first: int, policy: PolicySettings) -> Any:
     import torch
-    from trl.trainer.utils import add_fused_lm_head
 
     from lightning_core.training.trainer import score_queue
+    from lightning_core.training.trl_bridge import add_head
 
-    add_fused_lm_head(model, temperature=policy.sampling.temperature)
+    add_head(model, policy.sampling.temperature)
     device = own_device()
     with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(policy.training)):
         return [

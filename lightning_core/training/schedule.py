@@ -33,17 +33,16 @@ class EntropyBonus:
 
     @property
     def weight(self) -> float:
-        if self.settings.use_adaptive_entropy and self.last > self.settings.entropy_target:
-            return 0.0
-        return self.coef
+        of = self.settings.of_trl
+        return 0.0 if of("use_adaptive_entropy") and self.last > of("entropy_target") else self.coef
 
     def update(self, entropy: float) -> None:
         """After a step whose tokens had this mean entropy."""
-        if not self.settings.use_adaptive_entropy:
+        of = self.settings.of_trl
+        if not of("use_adaptive_entropy"):
             return
-        s = self.settings
-        if entropy <= s.entropy_target:
-            self.coef = min(self.coef + s.entropy_coef_delta, s.entropy_coef_max)
+        if entropy <= of("entropy_target"):
+            self.coef = min(self.coef + of("entropy_coef_delta"), of("entropy_coef_max"))
         else:
-            self.coef = max(self.coef - s.entropy_coef_delta, s.entropy_coef_min)
+            self.coef = max(self.coef - of("entropy_coef_delta"), of("entropy_coef_min"))
         self.last = entropy

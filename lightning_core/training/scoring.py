@@ -1,7 +1,7 @@
 """Log-probabilities of a `Layout`, with hidden states only where a token is trained.
 
 The backbone runs over the layout; a hook keeps the hidden states that predict a trained token; TRL's fused LM head
-scores those alone. Soft-capping, logit scale, temperature and the head's dtype stay TRL's business.
+scores those alone.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from trl.trainer import utils as trl_utils
 
 from lightning_core.training.attention import NAME, Forest
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.packing import Layout, forest_layout, padded_layout
+from lightning_core.training.trl_bridge import fused_scores
 
 logger = logging.getLogger(__name__)
-
-# Vocabulary entries projected at a time. TRL's 32,768 makes tiles of 128 KB a scored token, several at once.
-trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192
 
 # Of the largest hidden state: rounding stays far below (2e-4 was seen), a mask that is ignored far above (0.8).
 _PROBE_TOLERANCE = 1e-2
@@ -39,17 +36,13 @@ def causal_model(model: Any) -> Any:
 def score(model: Any, unwrapped: Any, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy of each trained token, both `(B, T)` and 0 elsewhere.
 
-    `model` is what is called (possibly wrapped for several processes), `unwrapped` what lies in it. TRL's
-    `add_fused_lm_head(..., outputs=("log_probs", "entropy"))` must have been applied; without entropy it is zeros.
+    `model` is what is called (possibly wrapped for several processes), `unwrapped` what lies in it. It has TRL's fused LM head;
+    where that was not asked for entropies they are zeros.
     """
     with _only(causal_model(unwrapped).base_model, layout.positions):
-        out = model(
-            **_inputs(layout),
-            shift_labels=layout.targets.unsqueeze(0),
-            fused_lm_head=True,
-        )
-    logps = _spread(out.log_probs, layout.gather)
-    return logps, torch.zeros_like(logps) if out.entropy is None else _spread(out.entropy, layout.gather)
+        scores, entropies = fused_scores(model, _inputs(layout), layout.targets)
+    logps = _spread(scores, layout.gather)
+    return logps, torch.zeros_like(logps) if entropies is None else _spread(entropies, layout.gather)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, fed with planned micro-batches of exact tokens. Imported in the training process alone."""
+"""The likelihood of examples on planned steps. Imported in the training process alone."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from torch.utils.data import DataLoader
-from trl import SFTConfig, SFTTrainer
 
 from lightning_core.config import PolicySettings
-from lightning_core.training.arguments import common
 from lightning_core.training.correction import from_all_ranks
 from lightning_core.training.course import Course
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.plan import Step
 from lightning_core.training.sft import queue
 from lightning_core.training.stepping import Stepping
+from lightning_core.training.trl_bridge import PlannedSFTTrainer
 
 
-class ExampleTrainer(Stepping, SFTTrainer):
+class ExampleTrainer(Stepping, PlannedSFTTrainer):
     """Trains `model` on planned steps, one optimizer step each, as `course` says.
 
     Raises TrainingError where loss or gradient stop being finite; nothing has been saved then.
@@ -40,28 +37,15 @@ class ExampleTrainer(Stepping, SFTTrainer):
     ) -> None:
         self.planned = steps
         self.course = course
-        self._batches = queue(steps, course.first)
+        batches = queue(steps, course.first)
         self.settings = policy.training
         self._passes = 0  # micro-batches begun
         self._first_loss = 0.0  # of the epoch's first step
-        left = len(steps) - course.first
         # Trained tokens of each micro-batch, on this rank: TRL keeps one mean of each, over all ranks.
-        self._weights = [sum(label != -100 for row in batch for label in row["labels"]) for batch in self._batches]
+        self._weights = [sum(label != -100 for row in batch for label in row["labels"]) for batch in batches]
         super().__init__(
-            model=model,
-            args=SFTConfig(
-                **common(policy, left, len(self._batches) // left, scratch, course.seed),
-                max_length=None,  # what is too long was left out before
-                dataset_kwargs={"skip_prepare_dataset": True},
-            ),
-            train_dataset=Dataset.from_list(self._batches[0]),
-            processing_class=tokenizer,
-            peft_config=peft_config,
+            model, tokenizer, policy, batches, len(steps) - course.first, scratch, course.seed, peft_config
         )
-
-    def get_train_dataloader(self) -> Any:
-        """The planned micro-batches in order, through TRL's own collator."""
-        return DataLoader(self._batches, batch_size=1, collate_fn=lambda batch: self.data_collator(batch[0]))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         step, at = divmod(self._passes, self.args.gradient_accumulation_steps)
@@ -90,7 +74,7 @@ class ExampleTrainer(Stepping, SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called once an optimizer step (and once at the end, with what is ignored here)."""
-        measured = {name: list(self._metrics["train"].get(name, [])) for name in ("entropy", "mean_token_accuracy")}
+        measured = self.measured()
         super().log(logs, start_time)
         if "grad_norm" not in logs:
             return

@@ -31,7 +31,8 @@ def look(
     measured: dict[str, float] = {}
     correction = settings.importance_correction != "none"
     previous = settings.beta > 0 and settings.kl_reference == "previous"
-    if correction or previous or settings.top_entropy_quantile < 1:
+    quantile = settings.of_trl("top_entropy_quantile")
+    if correction or previous or quantile < 1:
         scores = trainer.score_all()
         logps = [of_batch[0] for of_batch in scores]
         if previous:
@@ -39,9 +40,9 @@ def look(
         if correction:
             starts["logps"] = logps
             starts["ratio"], measured = importance_ratios(queue, logps, settings)
-        if settings.top_entropy_quantile < 1:
+        if quantile < 1:
             entropies = [of_batch[1] for of_batch in scores]
-            starts["informative"], counts = informative_tokens(queue, entropies, settings.top_entropy_quantile)
+            starts["informative"], counts = informative_tokens(queue, entropies, quantile)
     if settings.beta > 0 and reference is None:
         model = trainer.model
         with model.disable_adapter() if adapter else contextlib.nullcontext():

@@ -45,7 +45,7 @@ class Stepping:
 
     @property
     def _adaptive(self) -> EntropyBonus | None:
-        return self.bonus if self.settings.use_adaptive_entropy else None
+        return self.bonus if self.settings.of_trl("use_adaptive_entropy") else None
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()  # type: ignore[misc]

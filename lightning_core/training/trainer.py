@@ -1,9 +1,6 @@
-"""TRL's GRPOTrainer, fed with materialised sequences instead of prompts.
+"""Policy gradients on planned steps: TRL's losses on packed sequences, scored only where they are trained.
 
-What is overridden: where inputs come from (`_prepare_inputs`, the data loader), how token log-probabilities are
-computed (`_get_per_token_logps_and_entropies`: packed, scored only where trained), what the loss is divided by (the
-weights of `plan`), and how metrics leave. Each loss, its clipping and its KL, the optimizer, the clipping of the
-gradient and the loop over steps stay TRL's and transformers'.
+What is fed to TRL, and how that is measured. How TRL is made to take it: trl_bridge.py.
 """
 
 from __future__ import annotations
@@ -14,12 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from torch.utils.data import DataLoader
-from trl import GRPOTrainer
 
 from lightning_core.config import PolicySettings
-from lightning_core.training.arguments import arguments
 from lightning_core.training.correction import from_all_ranks
 from lightning_core.training.course import Course
 from lightning_core.training.errors import TrainingError
@@ -28,6 +21,7 @@ from lightning_core.training.plan import MicroBatch, Step, line_up
 from lightning_core.training.schedule import EntropyBonus
 from lightning_core.training.scoring import score
 from lightning_core.training.stepping import Stepping
+from lightning_core.training.trl_bridge import PlannedGRPOTrainer, grpo_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +30,12 @@ _MOST_NATS = 20.0  # by which a token can be more likely in what is told: e^20, 
 _SUMS = ("tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "sampled", "informative_entropy")
 
 
-class SequenceTrainer(Stepping, GRPOTrainer):
+class SequenceTrainer(Stepping, PlannedGRPOTrainer):
     """Trains `model` on planned steps, one optimizer step each, as `course` says.
 
     `starts`: what `start.py` found out of each micro-batch before the first step; `informative`: tokens of high entropy
     of each step, by its id. Raises TrainingError where loss or gradient stop being finite; nothing has been saved then.
     """
-
-    current_gradient_accumulation_steps: float  # of transformers' Trainer; TRL divides by it
 
     def __init__(
         self,
@@ -61,7 +53,7 @@ class SequenceTrainer(Stepping, GRPOTrainer):
         self.course = course
         self.starts: list[Start] | None = None
         self.informative: dict[int, int] = {}
-        self.bonus: EntropyBonus = EntropyBonus(settings, settings.entropy_coef)
+        self.bonus: EntropyBonus = EntropyBonus(settings, settings.of_trl("entropy_coef"))
         self.settings = settings
         # More than one step an epoch: from the second on, the weights are no longer those that sampled.
         self.use_sampling_logps = settings.steps_per_epoch > 1
@@ -71,19 +63,13 @@ class SequenceTrainer(Stepping, GRPOTrainer):
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._weights: list[float] = []  # of each micro-batch of this step, in TRL's metrics
         super().__init__(
-            model=model,
-            reward_funcs=_no_reward,
-            args=arguments(policy, left, len(self._queue) // left, scratch, course.seed),
-            train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(len(self._queue))]}),
-            processing_class=tokenizer,
+            model,
+            tokenizer,
+            grpo_arguments(policy, left, len(self._queue) // left, scratch, course.seed),
+            micro_batches=len(self._queue),
+            beta=settings.beta,
             peft_config=peft_config,
         )
-        # Set after TRL's own set-up, which for beta > 0 would load a second copy of the newest weights as reference.
-        self.beta = settings.beta
-
-    def get_train_dataloader(self) -> Any:
-        """The planned micro-batches in order, by number: TRL's sampler would shuffle and repeat them."""
-        return DataLoader(range(len(self._queue)), batch_size=1, collate_fn=lambda numbers: {"number": numbers[0]})
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
         step, at = divmod(inputs["number"], self.args.gradient_accumulation_steps)
@@ -104,8 +90,7 @@ class SequenceTrainer(Stepping, GRPOTrainer):
             self.check_mismatch(sampled / tokens)
         return loss
 
-    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
-        number = generation_batch["number"]
+    def inputs_of(self, number: int) -> dict[str, Any]:
         step, batch = self._queue[number]
         assert batch is not None
         start = self.starts[number] if self.starts else Start()
@@ -120,50 +105,26 @@ class SequenceTrainer(Stepping, GRPOTrainer):
         self._current = layout, step, inputs
         return inputs
 
-    def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    def score_inputs(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
         layout, step, inputs = self._current
         with self.accelerator.autocast():
             logps, entropies = score(model, self.accelerator.unwrap_model(model), layout)
         self._current = layout, step, inputs | {"entropies": entropies}
         self._measure(logps.detach(), entropies.detach(), inputs)
-        return logps, entropies, None
+        return logps, entropies
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        width, ranks = self.current_gradient_accumulation_steps, self.accelerator.num_processes
-        if self.loss_type == "sapo":
-            # Its mean over the rows of a micro-batch becomes their weighted sum, divided by the step's normalizer.
-            rows = inputs["prompt_ids"].shape[0]
-            self.current_gradient_accumulation_steps = float(inputs["num_items_in_batch"]) / (rows * ranks)
-        # For metrics that are not told, TRL gathers a value a row, and ranks have different numbers of rows.
-        self.accelerator.gather = lambda tensor: tensor
-        try:
-            loss = super()._compute_loss(model, inputs)
-        finally:
-            self.current_gradient_accumulation_steps = width
-            del self.accelerator.gather
-        if self.bonus.weight:
-            _, step, inputs = self._current
-            count = self.informative.get(id(step), step.trained_tokens)
-            total = (inputs["entropies"] * _rewarded(inputs)).sum()
-            loss = loss - self.bonus.weight * total * ranks / count
-        return loss
-
-    def get_high_entropy_mask(self, entropies: Any, mask: Any, threshold: float) -> torch.Tensor:
-        """TRL takes the quantile of a micro-batch; it was taken of the whole step."""
+    def high_entropy(self) -> torch.Tensor:
         informative: torch.Tensor = self._current[2]["informative"]
         return informative
 
-    @staticmethod
-    def get_off_policy_mask(*args: Any, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """TRL's, with weights as the mask they are made from."""
-        return GRPOTrainer.get_off_policy_mask(*args, mask=(mask > 0).float(), **kwargs)
-
-    @staticmethod
-    def get_gamma_weights(*args: Any, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """TRL's, with weights as the mask they are made from."""
-        return GRPOTrainer.get_gamma_weights(*args, mask=(mask > 0).float(), **kwargs)
+    def last_word(self, loss: torch.Tensor) -> torch.Tensor:
+        """Less the entropy bonus: the mean over the step's tokens, so far as they are in this micro-batch."""
+        if not self.bonus.weight:
+            return loss
+        _, step, inputs = self._current
+        count = self.informative.get(id(step), step.trained_tokens)
+        total = (inputs["entropies"] * _rewarded(inputs)).sum()
+        return loss - self.bonus.weight * total * self.accelerator.num_processes / count
 
     def _measure(self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]) -> None:
         weights = inputs["tool_mask"]
@@ -191,17 +152,13 @@ class SequenceTrainer(Stepping, GRPOTrainer):
         with self.accelerator.autocast():  # as in training, or what differs would count as a ratio
             return score_queue(self.model, [batch for _, batch in self._queue], self.args.device)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return 0  # transformers would look for input ids in what the loader yields
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called once an optimizer step (and once at the end, with what is ignored here)."""
         shares = from_all_ranks((self._sums, self._weights))
         sums = {name: sum(share[name] for share, _ in shares) for name in _SUMS}
         weights = [sum(of_ranks) for of_ranks in zip(*(share for _, share in shares), strict=True)]
-        clipped = self._metrics["train"].get("clip_ratio/region_mean") or self._metrics["train"].get("cispo_clip_ratio")
+        clipped = self.take_clip_ratios()
         clip_ratio = _mean(clipped, weights) if clipped else None
-        self._metrics["train"].clear()
         self._sums, self._weights = dict.fromkeys(_SUMS, 0.0), []
         if "grad_norm" not in logs:
             return
@@ -253,11 +210,6 @@ def _rewarded(inputs: dict[str, Any]) -> torch.Tensor:
     """Float (B, T): the tokens whose entropy counts, all that are trained or those of high entropy."""
     informative = inputs.get("informative")
     return (inputs["tool_mask"] > 0 if informative is None else informative).float()
-
-
-def _no_reward(**_: Any) -> list[float]:
-    """TRL wants a source of rewards; advantages come with the sequences, so nothing may ask for one."""
-    raise AssertionError("TRL asked for rewards: its training loop no longer goes through `_prepare_inputs`")
 
 
 def _mean(values: list[float], weights: list[float]) -> float | None:

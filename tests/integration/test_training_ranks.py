@@ -68,9 +68,13 @@ def test_the_jobs_of_this_module_give_both_ranks_uneven_work_and_cut_rollouts(
 
 def job_in(folder: Path, files: tuple[Path, Path], lora: dict[str, int] | None = None, **training: Any) -> Job:
     folder.mkdir(parents=True)
-    settings = {"steps_per_epoch": 3, "learning_rate": 1e-3, "loss_type": "grpo", "entropy_coef": 0.1, "beta": 0.1}
+    settings = {"steps_per_epoch": 3, "learning_rate": 1e-3, "loss_type": "grpo", "beta": 0.1}
     settings |= {"checkpoint_seconds": 0, "tokens_per_micro_batch": 64}
-    settings |= {"importance_correction": "rollout_truncate", "top_entropy_quantile": 0.5, **training}
+    settings |= {
+        "importance_correction": "rollout_truncate",
+        "trl": {"entropy_coef": 0.1, "top_entropy_quantile": 0.5},
+        **training,
+    }
     return Job.model_validate(
         {
             "run": "r", "epoch": 0, "policy": "policy", "policy_settings": {"training": settings, "lora": lora}, "base_model": files[0],

@@ -101,8 +101,8 @@ def test_a_group_without_spread_gives_an_example_too(tmp_path: Path) -> None:
         ({"algorithm": "sft", "min_spread": 0.5}, "min_spread"),
         ({"algorithm": "sft", "training": {"beta": 0.1}}, "training.beta"),
         (
-            {"algorithm": "sft", "training": {"loss_type": "grpo", "epsilon": 0.1, "steps_per_epoch": 2}},
-            "training.loss_type, training.epsilon",
+            {"algorithm": "sft", "training": {"loss_type": "grpo", "trl": {"epsilon": 0.1}, "steps_per_epoch": 2}},
+            "training.loss_type, training.trl.epsilon",
         ),
         ({"algorithm": "sft", "training": {"packing": "none"}}, "training.packing"),
         ({"sft": {}}, "`sft:` is read by `algorithm: sft` alone"),
@@ -181,7 +181,7 @@ def test_a_setting_of_today_wins_over_the_one_that_was_saved_with_the_moments(tm
     run_job(first, Progress(first.progress))
     made = []
     for decay in (0.0, 10.0):
-        training = {"learning_rate": 1e-3, "weight_decay": decay}
+        training = {"learning_rate": 1e-3, "trl": {"weight_decay": decay}}
         job = make_job(tmp_path, base, rows, epoch=1, training=training)
         run_job(job, Progress(job.progress))
         made.append((job.output / "model.safetensors").read_bytes())

@@ -79,6 +79,33 @@ def test_a_setting_touches_the_first_stage_that_reads_it_and_none_before(
     assert (touched[0] if touched else None) == first
 
 
+def test_a_home_keeps_the_keys_of_its_rollouts_and_rewards_when_settings_come_and_go(tmp_path: Path) -> None:
+    """As they were of these settings on 24 November 2026: with other ones, an epoch that began then is rolled out again."""
+    plain = keys(settings_of(tmp_path))
+    assert (plain["rollouts"], plain["rewards"]) == ("7411ebea1a0da7e8", "721c2a6f8535933a")
+    settings = settings_of(
+        tmp_path,
+        agent={"command": "true", "timeout_s": 60, "environment": {"A": "1"}},
+        reward={"grader": "tests/e2e/letter_agent.py:grade"},
+        frozen=["critic"],
+        policies=[{"lora": {}, "aliases": ["gpt-4o"], "sampling": {"temperature": 0.7, "max_tokens": 24}}],
+        vllm={"max_model_len": 512, "extra_args": ["--x"]},
+        server={
+            "gateway": {
+                "calls_per_rollout": 9,
+                "upstreams": [{"name": "judge", "base_url": "http://j/v1", "models": ["j"]}],
+            }
+        },
+    )
+    assert keys(settings)["rollouts"] == "30bed836058bb81f"
+
+
+def test_a_setting_at_its_default_is_in_no_key_of_what_comes_after_the_rollouts(tmp_path: Path) -> None:
+    written = {"min_spread": 0.0, "too_long": "drop_calls", "training": {"max_passes": 1, "trl": {}}}
+    assert keys(settings_of(tmp_path, policies=[written], reward={"weights": {}})) == keys(settings_of(tmp_path))
+    assert stage_keys.settings_read(settings_of(tmp_path))[0] == {}
+
+
 def test_a_task_that_is_another_under_the_same_id_makes_other_rollouts(tmp_path: Path) -> None:
     other = [TASKS[0], Task("b", {"id": "b", "question": "?!"})]
     settings = settings_of(tmp_path)

@@ -134,10 +134,13 @@ def test_only_states_that_a_retry_can_need_are_kept_and_a_later_one_says_that_it
 
 def test_another_weight_of_the_entropy_counts_from_the_next_epoch_on(make_job: Any) -> None:
     """Only where it adapts does it go on from where it had come to."""
-    first = run(make_job(0, training={"entropy_coef": 0.1}))
-    assert (first["entropy_coef"], run(make_job(1, training={"entropy_coef": 0.4}))["entropy_coef"]) == (0.1, 0.4)
+    first = run(make_job(0, training={"trl": {"entropy_coef": 0.1}}))
+    assert (first["entropy_coef"], run(make_job(1, training={"trl": {"entropy_coef": 0.4}}))["entropy_coef"]) == (
+        0.1,
+        0.4,
+    )
     adaptive = {"use_adaptive_entropy": True, "entropy_target": 9.0, "entropy_coef_delta": 0.1}
-    came_to = [run(make_job(epoch, training=adaptive))["entropy_coef"] for epoch in (2, 3)]
+    came_to = [run(make_job(epoch, training={"trl": adaptive}))["entropy_coef"] for epoch in (2, 3)]
     assert came_to == pytest.approx([0.1, 0.3])  # each with two steps, told before the second moves it
 
 

@@ -98,10 +98,10 @@ def weights(folder: Path) -> bytes:
     "kind",
     [
         {"training": {"lr_schedule": "linear", "warmup_steps": 2, "normalization": "rollout"}},
-        {"lora": True, "training": {"use_adaptive_entropy": True, "entropy_coef": 0.1, "entropy_target": 9.0}},
+        {"lora": True, "training": {"trl": {"use_adaptive_entropy": True, "entropy_coef": 0.1, "entropy_target": 9.0}}},
         {"training": {"beta": 0.1, "kl_reference": "previous", "importance_correction": "rollout_truncate"}},
         {"training": {"min_groups_per_step": 2, "max_passes": 2, "importance_correction": "rollout_truncate"}},
-        {"training": {"top_entropy_quantile": 0.5, "beta": 0.1, "packing": "none"}},
+        {"training": {"trl": {"top_entropy_quantile": 0.5}, "beta": 0.1, "packing": "none"}},
         {"sft": {"passes": 2}, "training": {"steps_per_epoch": 2, "lr_schedule": "cosine", "warmup_steps": 3}},
         {"sft": {}, "lora": True},
     ],
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_other_settings_or_half_written_is_left_and_told(
     (checkpoint,) = (job.state / "unfinished").iterdir()
     assert checkpoint.name == "step-0002"
     if change == "settings":
-        job = make_job(training={"weight_decay": 0.1})
+        job = make_job(training={"trl": {"weight_decay": 0.1}})
     else:
         file = checkpoint / change
         file.write_bytes(file.read_bytes()[:50])

@@ -14,23 +14,35 @@ from lightning_core.training.schedule import EntropyBonus, learning_rate
 @pytest.mark.parametrize(
     ("training", "remedy"),
     [
-        ({"loss_type": "sapo", "epsilon": 0.3}, "`epsilon` has no effect with loss_type `sapo`; leave it out, or take"),
-        ({"loss_type": "cispo", "epsilon": 0.3}, "`epsilon` has no effect with loss_type `cispo`"),
-        ({"loss_type": "vespo", "epsilon_high": 0.3}, "`epsilon_high` has no effect with loss_type `vespo`"),
-        ({"loss_type": "cispo", "delta": 4.0}, "`delta` has no effect"),
-        ({"sapo_temperature_pos": 2.0}, "`sapo_temperature_pos` has no effect with loss_type `dapo`.* take `sapo`"),
-        ({"vespo_k_neg": 2.0}, "`vespo_k_neg` has no effect with loss_type `dapo`.* take `vespo`"),
-        ({"importance_sampling_level": "sequence"}, "which weighs tokens; take `grpo` .that is GSPO. or `luspo`"),
-        ({"loss_type": "sapo", "importance_sampling_level": "sequence"}, "take `grpo`"),
-        ({"loss_type": "luspo", "importance_sampling_level": "token"}, "leave `importance_sampling_level` out"),
+        (
+            {"loss_type": "sapo", "trl": {"epsilon": 0.3}},
+            "`epsilon` has no effect with loss_type `sapo`; leave it out, or take",
+        ),
+        ({"loss_type": "cispo", "trl": {"epsilon": 0.3}}, "`epsilon` has no effect with loss_type `cispo`"),
+        ({"loss_type": "vespo", "trl": {"epsilon_high": 0.3}}, "`epsilon_high` has no effect with loss_type `vespo`"),
+        ({"loss_type": "cispo", "trl": {"delta": 4.0}}, "`delta` has no effect"),
+        (
+            {"trl": {"sapo_temperature_pos": 2.0}},
+            "`sapo_temperature_pos` has no effect with loss_type `dapo`.* take `sapo`",
+        ),
+        ({"trl": {"vespo_k_neg": 2.0}}, "`vespo_k_neg` has no effect with loss_type `dapo`.* take `vespo`"),
+        (
+            {"trl": {"importance_sampling_level": "sequence"}},
+            "which weighs tokens; take `grpo` .that is GSPO. or `luspo`",
+        ),
+        ({"loss_type": "sapo", "trl": {"importance_sampling_level": "sequence"}}, "take `grpo`"),
+        (
+            {"loss_type": "luspo", "trl": {"importance_sampling_level": "token"}},
+            "leave `importance_sampling_level` out",
+        ),
         ({"loss_type": "luspo", "normalization": "token"}, "`normalization` is part of what `luspo` is"),
         ({"loss_type": "dr_grpo", "normalization": "rollout"}, "`normalization` is part of what `dr_grpo` is"),
-        ({"delta": 1.1}, "`delta` has to lie above 1 . `epsilon_high`"),
+        ({"trl": {"delta": 1.1}}, "`delta` has to lie above 1 . `epsilon_high`"),
         ({"kl_reference": "previous"}, "`kl_reference` has no effect while `beta` is 0; set `beta`"),
-        ({"use_bias_correction_kl": False}, "`use_bias_correction_kl` has no effect while `beta` is 0"),
+        ({"trl": {"use_bias_correction_kl": False}}, "`use_bias_correction_kl` has no effect while `beta` is 0"),
         ({"kl_reference": "previous", "beta": 0.1}, "no effect with one step an epoch.* raise `steps_per_epoch`"),
-        ({"entropy_target": 1.0}, "`entropy_target` has no effect without `use_adaptive_entropy: true`"),
-        ({"use_adaptive_entropy": True, "entropy_coef_min": 2.0}, "`entropy_coef_min` lies above"),
+        ({"trl": {"entropy_target": 1.0}}, "`entropy_target` has no effect without `use_adaptive_entropy: true`"),
+        ({"trl": {"use_adaptive_entropy": True, "entropy_coef_min": 2.0}}, "`entropy_coef_min` lies above"),
         ({"importance_clip_max": 2.0}, "`importance_clip_max` has no effect without `importance_correction`"),
         ({"importance_correction": "token_mask", "importance_clip_max": None}, "without a bound"),
         ({"importance_correction": "token_mask", "importance_clip_min": 3.0}, "has to be below"),
@@ -41,11 +53,15 @@ from lightning_core.training.schedule import EntropyBonus, learning_rate
             "`min_groups_per_step` has no effect with one step an epoch; raise `steps_per_epoch`",
         ),
         ({"max_passes": 2}, "`max_passes` has no effect with one step an epoch; raise `steps_per_epoch`"),
-        ({"epsilon": 0.05}, "`epsilon` has no effect with one step an epoch.* raise `steps_per_epoch`"),
-        ({"loss_type": "cispo", "epsilon_high": 3.0}, "`epsilon_high` has no effect with one step an epoch"),
-        ({"loss_type": "vespo", "vespo_k_neg": 2.0}, "`vespo_k_neg` has no effect with one step an epoch"),
+        ({"trl": {"epsilon": 0.05}}, "`epsilon` has no effect with one step an epoch.* raise `steps_per_epoch`"),
+        ({"loss_type": "cispo", "trl": {"epsilon_high": 3.0}}, "`epsilon_high` has no effect with one step an epoch"),
+        ({"loss_type": "vespo", "trl": {"vespo_k_neg": 2.0}}, "`vespo_k_neg` has no effect with one step an epoch"),
     ],
-    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
+    ids=lambda value: (
+        "-".join(name for key in value for name in (value[key] if key == "trl" else [key]))
+        if isinstance(value, dict)
+        else ""
+    ),
 )
 def test_a_setting_that_would_do_nothing_is_refused_with_the_remedy(training: dict[str, Any], remedy: str) -> None:
     with pytest.raises(ValidationError, match=remedy):
@@ -79,8 +95,8 @@ def test_a_run_whose_settings_contradict_each_other_is_refused(changes: dict[str
 
 
 def test_what_bends_a_ratio_of_one_too_is_taken_with_one_step_an_epoch() -> None:
-    TrainingSettings.model_validate({"loss_type": "cispo", "epsilon_high": 0.5})
-    corrected = {"importance_correction": "token_truncate", "vespo_k_neg": 2.0}
+    TrainingSettings.model_validate({"loss_type": "cispo", "trl": {"epsilon_high": 0.5}})
+    corrected = {"importance_correction": "token_truncate", "trl": {"vespo_k_neg": 2.0}}
     TrainingSettings.model_validate({"loss_type": "vespo", **corrected})
 
 
@@ -124,7 +140,12 @@ def test_the_warm_up_counts_steps_that_were_taken_and_the_schedule_the_place_in_
 
 def test_the_weight_of_the_entropy_follows_its_target() -> None:
     settings = TrainingSettings.model_validate(
-        {"use_adaptive_entropy": True, "entropy_target": 1.0, "entropy_coef_delta": 0.1, "entropy_coef_max": 0.15}
+        {
+            "trl": {
+                **{"use_adaptive_entropy": True, "entropy_target": 1.0},
+                **{"entropy_coef_delta": 0.1, "entropy_coef_max": 0.15},
+            }
+        }
     )
     bonus = EntropyBonus(settings, 0.0)
     assert bonus.weight == 0.0
@@ -133,6 +154,6 @@ def test_the_weight_of_the_entropy_follows_its_target() -> None:
         bonus.update(entropy)
         seen.append((round(bonus.coef, 6), round(bonus.weight, 6)))
     assert seen == [(0.1, 0.1), (0.15, 0.15), (0.15, 0.15), (0.05, 0.0), (0.15, 0.15)]
-    constant = EntropyBonus(TrainingSettings.model_validate({"entropy_coef": 0.3}), 0.3)
+    constant = EntropyBonus(TrainingSettings.model_validate({"trl": {"entropy_coef": 0.3}}), 0.3)
     constant.update(9.0)
     assert constant.weight == 0.3

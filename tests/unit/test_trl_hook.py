@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from lightning_core.config import PolicySettings
+from lightning_core.config.trl import PASSED
 from lightning_core.training.course import Course
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.plan import MicroBatch, Step, plan_steps
@@ -82,7 +83,10 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 
 def policy(**training: Any) -> PolicySettings:
-    return PolicySettings.model_validate({"training": {"max_grad_norm": 1e9, **training}})
+    """Settings of TRL's (epsilon, …) may stand beside the others here."""
+    trl = {"max_grad_norm": 1e9} | {name: value for name, value in training.items() if name in PASSED}
+    ours = {name: value for name, value in training.items() if name not in PASSED}
+    return PolicySettings.model_validate({"training": ours | {"trl": trl}})
 
 
 def plan(sequences: list[Sequence], settings: PolicySettings, **overrides: Any) -> list[Step]:
@@ -114,26 +118,10 @@ def stock(folder: Path, tmp_path: Path, settings: PolicySettings) -> Any:
 
     model, tokenizer = load(folder)
     training = settings.training
-    same = [
-        "loss_type",
-        "epsilon",
-        "epsilon_high",
-        "delta",
-        "sapo_temperature_pos",
-        "sapo_temperature_neg",
-        "vespo_k_pos",
-        "vespo_lambda_pos",
-        "vespo_k_neg",
-        "vespo_lambda_neg",
-        "off_policy_mask_threshold",
-        "use_bias_correction_kl",
-        "top_entropy_quantile",
-        "entropy_coef",
-    ]
     arguments = GRPOConfig(
         output_dir=str(tmp_path), per_device_train_batch_size=2, num_generations=2, gradient_accumulation_steps=1,
         max_completion_length=LIMIT, bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True,
-        importance_sampling_level=training.ratio_level, **{name: getattr(training, name) for name in same},
+        loss_type=training.loss_type, **training.trl | {"importance_sampling_level": training.ratio_level},
     )  # fmt: skip
     trainer = GRPOTrainer(
         model, reward_funcs=lambda **_: [], args=arguments, train_dataset=Dataset.from_dict({"prompt": ["a"] * 4}),

@@ -1,0 +1,225 @@
+"""Every private hook of TRL that the trainers stand on; tests/unit/test_trl_hook.py fails when TRL moves one.
+
+TRL's trainers sample, reward and shuffle. Here they get planned micro-batches instead (trainer.py, sft_trainer.py). Each loss
+with its clipping and its KL stays TRL's; the optimizer, the clipping of the gradient and the loop over steps transformers'.
+(One hook lies elsewhere, as it comes before the import: `job.import_trainer` hides packages that TRL only tries out.)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer import utils as trl_utils
+
+from lightning_core.config import PolicySettings
+from lightning_core.training.hardware import computes_in_bf16
+
+# TRL's LM head projects so many vocabulary entries at a time; its own 32,768 makes tiles of 128 KB a scored token, several
+# at once.
+trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192
+
+# TRL takes each token's loss by the first, and its reduction by it too. Those that differ in the reduction alone are one
+# here: weights and normalizer, which `plan` works out, make the difference.
+_FORMULA = {"cispo": "cispo", "sapo": "sapo", "vespo": "vespo"}
+_CISPO_LIMIT = 5.0  # of the ratio, as its paper and TRL recommend; TRL's own default would be 0.2
+
+
+def _shared(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: int) -> dict[str, Any]:
+    """Arguments of either trainer, for `steps` optimizer steps of `width` micro-batches."""
+    settings = policy.training
+    return settings.trl | {
+        "output_dir": str(scratch),
+        "seed": seed,
+        "max_steps": steps,
+        "gradient_accumulation_steps": width,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant",  # `begin_step` sets the rate
+        "optim": "adamw_torch_fused",
+        "bf16": computes_in_bf16(settings),
+        # Of mixtures of experts: it would be a mean over micro-batches, whatever they hold, and tries have no place for it.
+        # Dense models have none, and TRL takes a 0 for either.
+        "router_aux_loss_coef": 0.0,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if settings.gradient_checkpointing else None,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        # Not said outright, several processes on CPUs would each train alone.
+        "use_cpu": not torch.accelerator.is_available(),
+        "dataloader_pin_memory": False,
+    }
+
+
+def grpo_arguments(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: int) -> GRPOConfig:
+    """For `steps` optimizer steps of `width` micro-batches. Beta stays 0 until the trainer is made."""
+    settings = policy.training
+    given = _shared(policy, steps, width, scratch, seed)
+    if settings.loss_type == "cispo":
+        given["epsilon_high"] = given.get("epsilon_high") or _CISPO_LIMIT
+    return GRPOConfig(
+        **given
+        | {
+            # TRL checks these against each other; what is really in a micro-batch is the plan's decision.
+            "per_device_train_batch_size": 2,
+            "num_generations": 2,
+            "loss_type": _FORMULA.get(settings.loss_type, "dapo"),
+            "importance_sampling_level": settings.ratio_level,
+            "temperature": policy.sampling.temperature,
+        }
+    )
+
+
+class PlannedGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer on numbered micro-batches. A subclass says what is in them, scores them, and has the last word on the loss."""
+
+    current_gradient_accumulation_steps: float  # of transformers' Trainer; TRL divides by it
+
+    def __init__(
+        self, model: Any, tokenizer: Any, args: GRPOConfig, micro_batches: int, beta: float, peft_config: Any = None
+    ) -> None:
+        self._micro_batches = micro_batches
+        super().__init__(
+            model=model,
+            # TRL wants rewards and prompts to sample from. Inputs come from `inputs_of`, so neither is ever asked for.
+            reward_funcs=_no_reward,
+            train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(micro_batches)]}),
+            args=args,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+        # For beta > 0, TRL's set-up would load a second copy of the newest weights as reference.
+        self.beta = beta
+        # TRL would add the entropy as a mean over each micro-batch; `last_word` adds it as one over the whole step.
+        self._entropy_bonus_enabled = False
+
+    def inputs_of(self, number: int) -> dict[str, Any]:
+        """What TRL's loss reads of a micro-batch (inputs.py)."""
+        raise NotImplementedError
+
+    def score_inputs(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and entropies `(B, T)` of the micro-batch that `inputs_of` gave last."""
+        raise NotImplementedError
+
+    def high_entropy(self) -> torch.Tensor:
+        """Bool `(B, T)` of the micro-batch that `inputs_of` gave last."""
+        raise NotImplementedError
+
+    def last_word(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss of the micro-batch, from TRL's."""
+        raise NotImplementedError
+
+    def get_train_dataloader(self) -> Any:
+        """The micro-batches in order, by number: TRL's sampler would shuffle and repeat them."""
+        return DataLoader(range(self._micro_batches), batch_size=1, collate_fn=lambda numbers: {"number": numbers[0]})
+
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        """TRL would sample completions here, reward them and work out advantages."""
+        return self.inputs_of(generation_batch["number"])
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """TRL would run padded rows through the model, and score prompts too."""
+        return *self.score_inputs(model), None
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """TRL's loss of a micro-batch, as its share of the step's."""
+        width, ranks = self.current_gradient_accumulation_steps, self.accelerator.num_processes
+        if self.loss_type == "sapo":
+            # Its mean over the rows of a micro-batch becomes their weighted sum, divided by the step's normalizer.
+            rows = inputs["prompt_ids"].shape[0]
+            self.current_gradient_accumulation_steps = float(inputs["num_items_in_batch"]) / (rows * ranks)
+        # For metrics that nothing reads, TRL gathers a value a row, and ranks have different numbers of rows.
+        self.accelerator.gather = lambda tensor: tensor
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self.current_gradient_accumulation_steps = width
+            del self.accelerator.gather
+        return self.last_word(loss)
+
+    def get_high_entropy_mask(self, entropies: Any, mask: Any, threshold: float) -> torch.Tensor:
+        """TRL takes the quantile of a micro-batch; it was taken of the whole step."""
+        return self.high_entropy()
+
+    @staticmethod
+    def get_off_policy_mask(*args: Any, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """TRL's, with weights as the mask they are made from."""
+        return GRPOTrainer.get_off_policy_mask(*args, mask=(mask > 0).float(), **kwargs)
+
+    @staticmethod
+    def get_gamma_weights(*args: Any, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """TRL's, with weights as the mask they are made from."""
+        return GRPOTrainer.get_gamma_weights(*args, mask=(mask > 0).float(), **kwargs)
+
+    def take_clip_ratios(self) -> list[float] | None:
+        """Share of clipped tokens of each micro-batch since the last call, where the loss clips; TRL's metrics are emptied."""
+        metrics = self._metrics["train"]
+        clipped: list[float] | None = metrics.get("clip_ratio/region_mean") or metrics.get("cispo_clip_ratio")
+        metrics.clear()
+        return clipped
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # transformers would look for input ids in what the loader yields
+
+
+class PlannedSFTTrainer(SFTTrainer):
+    """SFTTrainer on micro-batches of exact tokens, each a list of rows with `input_ids` and `labels`."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        policy: PolicySettings,
+        batches: list[list[dict[str, Any]]],
+        steps: int,
+        scratch: Path,
+        seed: int,
+        peft_config: Any = None,
+    ) -> None:
+        self._batches = batches
+        super().__init__(
+            model=model,
+            args=SFTConfig(
+                **_shared(policy, steps, len(batches) // steps, scratch, seed),
+                max_length=None,  # what is too long was left out before
+                dataset_kwargs={"skip_prepare_dataset": True},  # TRL would tokenize again
+            ),
+            train_dataset=Dataset.from_list(batches[0]),  # which the data loader does not read
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+
+    def get_train_dataloader(self) -> Any:
+        """The micro-batches in order, through TRL's own collator: its sampler would shuffle rows and cut them anew."""
+        return DataLoader(self._batches, batch_size=1, collate_fn=lambda batch: self.data_collator(batch[0]))
+
+    def measured(self) -> dict[str, list[float]]:
+        """TRL's `entropy` and `mean_token_accuracy` of each micro-batch since the last `log`, each a mean over all ranks."""
+        return {name: list(self._metrics["train"].get(name, [])) for name in ("entropy", "mean_token_accuracy")}
+
+
+def add_head(model: Any, temperature: float) -> None:
+    """Make a model without a trainer score as `fused_scores` asks: TRL's trainer does this to its own."""
+    trl_utils.add_fused_lm_head(model, temperature=temperature)
+
+
+def fused_scores(model: Any, inputs: dict[str, Any], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities of `targets` `(N,)` by TRL's LM head, which never makes whole logits; entropies where it was asked for them.
+
+    Soft-capping, logit scale, temperature and the head's dtype stay TRL's business.
+    """
+    out = model(**inputs, shift_labels=targets.unsqueeze(0), fused_lm_head=True)
+    return out.log_probs, out.entropy
+
+
+def _no_reward(**_: Any) -> list[float]:
+    raise AssertionError("TRL asked for rewards: its training loop no longer goes through `_prepare_inputs`")
