@@ -38,7 +38,7 @@ from lightning_core.policies.store import Lineage, PolicyStore
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerHandle
 from lightning_core.services import Services
-from lightning_core.training.probe import take_probe
+from lightning_core.training.outcome import take_probe
 from lightning_core.training.weights import load_model, lora_config, save_weights, whole_folder
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -33,11 +33,11 @@ import numpy as np
 from bench.report import figure, say
 from bench.training_sequences import VOCABULARY, calculator, long_calls, long_merged, real_calculator
 from lightning_core.config import PolicySettings
-from lightning_core.training.course import Course
 from lightning_core.training.dataset import Sequence, read_sequences
 from lightning_core.training.job import Job, import_trainer
+from lightning_core.training.outcome import throughput
 from lightning_core.training.plan import MicroBatch, plan_steps
-from lightning_core.training.throughput import throughput
+from lightning_core.training.steps import StepPlan
 from tests.tiny_model import make_tiny_tokenizer
 from tests.training_data import write_parquet
 
@@ -105,7 +105,7 @@ class Ours(Side):
         )
         self.computed = step.unique_tokens
         self.before = time.perf_counter() - began
-        trainer = SequenceTrainer(model, make_tiny_tokenizer(), [step], policy, scratch=scratch, course=Course())
+        trainer = SequenceTrainer(model, make_tiny_tokenizer(), [step], policy, scratch=scratch, step_plan=StepPlan())
         width = len(step.micro_batches)
         trainer.current_gradient_accumulation_steps = width
         trainer.accelerator.gradient_accumulation_steps = 1

@@ -9,19 +9,17 @@ From a flow (none of these pulls in torch):
 A job, start to end:
     grpo.py        of policy gradients                    sft.py         of examples
     dataset.py     reading and checking sequences         plan.py        steps, micro-batches, weights of the loss
-    course.py      steps of a job, told and kept          schedule.py    what changes over a run
-    checkpoint.py  going on within an epoch               state.py       optimizer state between epochs
-    outcome.py     what a job leaves behind               throughput.py  how fast it was
-    probe.py       tokens for the server to be asked
+    steps.py       taking the steps, resuming after one   schedule.py    what changes over a run
+    checkpoint.py  the state within an epoch              state.py       the optimizer's state between epochs
+    outcome.py     what a job leaves behind
 
-Around TRL's trainers:
+The trainers:
     trl_bridge.py  every private hook of TRL
-    trainer.py     GRPOTrainer fed with a plan            sft_trainer.py SFTTrainer fed with a plan
-    stepping.py    what both do around a step             start.py       what is worked out before the first step
+    trainer.py     policy gradients on planned steps      sft_trainer.py examples on planned steps
     packing.py     prefix tries, layouts of a pass        attention.py   attention along a trie
     inputs.py      a micro-batch as TRL takes it          scoring.py     log-probabilities of a layout
-    correction.py  importance ratios, uncertain tokens    gather.py      whole tensors of split models
-    zero.py        the same, of DeepSpeed's
+    correction.py  what the weights say before a step     hardware.py    device and precision
+    gather.py      whole tensors of split models          zero.py        the same, of DeepSpeed's
 
 Where an algorithm plugs in: lightning_core/config/algorithms.py. Left out: sampling and rewards, which happen elsewhere.
 """

@@ -3,11 +3,12 @@
 Importance correction: the server that sampled and the trainer do not agree to the last digit (kernels, precision, or a
 version in between), so each token, or each whole rollout, is weighed by the trainer's probability over the server's,
 bounded. Entropy: which tokens are the uncertain ones, over a whole optimizer step and all ranks, however it is cut into
-micro-batches.
+micro-batches. Both, and the KL's reference, come of the same passes, packed as training is.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -17,9 +18,49 @@ import torch
 
 from lightning_core.config import TrainingSettings
 from lightning_core.training.dataset import Sequence
+from lightning_core.training.inputs import Start
 from lightning_core.training.plan import MicroBatch, Step
 
 Queue = list[tuple[Step, MicroBatch | None]]
+
+
+def look(
+    trainer: Any, settings: TrainingSettings, reference: list[torch.Tensor] | None, adapter: bool
+) -> tuple[list[Start], dict[int, int], dict[str, float]]:
+    """A `Start` of each micro-batch, how many tokens of each step (by id) are informative, and what was measured.
+
+    `reference`: the base model's log-probabilities, where they are needed and the model is no adapter on it.
+    """
+    queue = trainer._queue
+    starts: dict[str, list[Any]] = {}
+    counts: dict[int, int] = {}
+    measured: dict[str, float] = {}
+    correction = settings.importance_correction != "none"
+    previous = settings.beta > 0 and settings.kl_reference == "previous"
+    quantile = settings.of_trl("top_entropy_quantile")
+    if correction or previous or quantile < 1:
+        scores = trainer.score_all()
+        logps = [of_batch[0] for of_batch in scores]
+        if previous:
+            reference = logps
+        if correction:
+            starts["logps"] = logps
+            starts["ratio"], measured = importance_ratios(queue, logps, settings)
+        if quantile < 1:
+            entropies = [of_batch[1] for of_batch in scores]
+            starts["informative"], counts = informative_tokens(queue, entropies, quantile)
+    if settings.beta > 0 and reference is None:
+        model = trainer.model
+        with model.disable_adapter() if adapter else contextlib.nullcontext():
+            reference = [of_batch[0] for of_batch in trainer.score_all()]
+    if reference is not None:
+        starts["reference"] = reference
+    names = list(starts)
+    return (
+        [Start(**{name: starts[name][n] for name in names}) for n in range(len(queue))],
+        counts,
+        measured,
+    )
 
 
 def importance_ratios(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 from lightning_core.config import PolicySettings
-from lightning_core.training.course import JobSteps, check_schedule
 from lightning_core.training.dataset import Sequences
 from lightning_core.training.hardware import computes_in_bf16, is_split, own_device, weights_kind
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
-from lightning_core.training.plan import Packing, Step, line_up, plan_steps
+from lightning_core.training.plan import Packing, Step, line_up, plan_epoch
+from lightning_core.training.steps import JobSteps, check_schedule
 from lightning_core.training.weights import free_memory, load_adapter, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     settings, lora = job.policy_settings.training, job.policy_settings.lora
     progress.phase("importing")
     import_trainer()
-    from lightning_core.training.start import look
+    from lightning_core.training.correction import look
     from lightning_core.training.trainer import SequenceTrainer
 
     progress.phase("loading")
@@ -41,12 +40,12 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     packing, why_not = _packing(model, settings.packing, longest, bf16)
     if why_not is not None:
         progress.write({"warning": why_not})
-    planned = _plan(job, sequences, packing)
+    planned = plan_epoch(job.policy_settings, sequences.rows, packing, derive_seed(job.seed, job.epoch))
     steps = JobSteps(job, progress, len(planned))
     reference = None
     if other_reference:
         progress.phase("reference")
-        reference = _base_scores(model, planned, steps.done, job.policy_settings)
+        reference = _base_scores(model, planned, steps.first, job.policy_settings)
         del model
         free_memory()
         progress.phase("loading")
@@ -55,33 +54,15 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     if lora and job.weights is not None:
         model = load_adapter(model, job.weights)
 
-    def begin(trainer: SequenceTrainer) -> dict[str, float]:
+    def measure(trainer: SequenceTrainer) -> dict[str, float]:
         if settings.beta or settings.importance_correction != "none" or settings.of_trl("top_entropy_quantile") < 1:
             progress.phase("reference")
         trainer.starts, trainer.informative, measured = look(trainer, settings, reference, bool(lora))
         return measured
 
-    trainer = steps.train(SequenceTrainer, model, tokenizer, planned, begin)
+    trainer = steps.train(SequenceTrainer, model, tokenizer, planned, measure)
     metrics = _summary(steps.taken) | _totals(planned, sequences) | {"packing": packing, "packing_why": why_not}
     return steps.leave(trainer, metrics, sequences.rows[0].token_ids.tolist())
-
-
-def _plan(job: Job, sequences: Sequences, packing: Packing) -> list[Step]:
-    settings = job.policy_settings.training
-    return plan_steps(
-        sequences.rows,
-        steps=settings.steps_per_epoch,
-        min_groups=settings.min_groups_per_step,
-        max_passes=settings.max_passes,
-        seed=derive_seed(job.seed, job.epoch),
-        packing=packing,
-        budget=settings.tokens_per_micro_batch,
-        loss_type=settings.loss_type,
-        completion_limit=job.policy_settings.sampling.max_tokens or settings.max_sequence_tokens,
-        normalization=settings.normalization,
-        rank=int(os.environ.get("RANK", "0")),
-        ranks=int(os.environ.get("WORLD_SIZE", "1")),
-    )
 
 
 def _packing(model: Any, wanted: Packing, longest: int, bf16: bool) -> tuple[Packing, str | None]:

@@ -1,16 +1,25 @@
-"""What a training leaves behind, by whatever algorithm: the optimizer's state, and the new version with what was measured."""
+"""What a training leaves behind, by whatever algorithm: the optimizer's state, and the new version with what was measured.
+
+Measured are the logprobs of a few tokens, for the server to be compared with, and how fast the training was.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from lightning_core.policies.probe import PROBE_LENGTH
 from lightning_core.training.job import Job, Progress, derive_seed, peak_rss
-from lightning_core.training.probe import take_probe
 from lightning_core.training.state import save_state
-from lightning_core.training.throughput import throughput
 from lightning_core.training.weights import save_weights, whole_folder
+
+# Dense bf16 FLOP/s of the makers' data sheets, by a part of the device's name; the first that occurs.
+_PEAK_FLOPS = {
+    "H200": 989e12, "H100": 989e12, "H800": 989e12, "B200": 2250e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12,
+    "L40": 181e12, "A10": 125e12, "L4": 121e12, "4090": 165e12, "3090": 71e12, "MI300": 1307e12,
+}  # fmt: skip
 
 
 def leave(
@@ -56,3 +65,56 @@ def leave(
     trainer.accelerator.wait_for_everyone()
     told: dict[str, Any] = json.loads((job.output / "training.json").read_text())
     return told
+
+
+def take_probe(model: Any, ids: Sequence[int]) -> dict[str, Any] | None:
+    """Token ids and their logprobs as `Probe` has them; None where this process does not hold all weights.
+
+    Computed without autocast and dropout, in what the weights are, on the first ids of a sequence (two at least).
+    """
+    import torch
+
+    token_ids = [int(i) for i in ids[:PROBE_LENGTH]]
+    if len(token_ids) < 2 or any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters()):
+        return None
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            inputs = torch.tensor([token_ids], device=model.device)
+            logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits[0, :-1]
+            logprobs = torch.log_softmax(logits.float(), -1).gather(-1, inputs[0, 1:, None])[:, 0].tolist()
+    finally:
+        model.train(was_training)
+    kind = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return {"token_ids": token_ids, "logprobs": [round(value, 6) for value in logprobs], "dtype": kind}
+
+
+def throughput(model: Any, steps: list[dict[str, Any]]) -> dict[str, float]:
+    """Of the optimizer steps' `tokens`, `unique_tokens`, `seconds`: tokens/s; on a GPU its peak memory and, where the
+    device is known, the share of its bf16 peak (MFU).
+
+    MFU counts 6 FLOP a parameter and computed token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1: forward and backward, attention
+    left out; LoRA saves a part of that, which counts as used), so it is a lower bound for long sequences.
+    """
+    import torch
+
+    seconds = sum(step["seconds"] for step in steps)
+    computed = sum(step["unique_tokens"] for step in steps)
+    found = {
+        "tokens_per_s": sum(step["tokens"] for step in steps) / seconds,
+        "unique_tokens_per_s": computed / seconds,
+    }
+    if torch.cuda.is_available():
+        found["peak_gpu_bytes"] = float(torch.cuda.max_memory_allocated())
+        peak = peak_flops(torch.cuda.get_device_name())
+        if peak is not None:
+            parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+            ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+            found["mfu"] = 6 * parameters * computed / seconds / peak / ranks
+    return found
+
+
+def peak_flops(device: str) -> float | None:
+    """Dense bf16 FLOP/s of a device by its name; None where it is not known."""
+    return next((flops for name, flops in _PEAK_FLOPS.items() if name in device), None)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 
+from lightning_core.config import PolicySettings
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.packing import (
     Layout,
@@ -73,6 +75,25 @@ class Step:
     tokens: int  # over all ranks, as is everything below
     unique_tokens: int
     trained_tokens: int
+
+
+def plan_epoch(policy: PolicySettings, sequences: Rows[Sequence], packing: Packing, seed: int) -> list[Step]:
+    """The optimizer steps of an epoch, as the policy's settings and this rank's place ask for them."""
+    settings = policy.training
+    return plan_steps(
+        sequences,
+        steps=settings.steps_per_epoch,
+        min_groups=settings.min_groups_per_step,
+        max_passes=settings.max_passes,
+        seed=seed,
+        packing=packing,
+        budget=settings.tokens_per_micro_batch,
+        loss_type=settings.loss_type,
+        completion_limit=policy.sampling.max_tokens or settings.max_sequence_tokens,
+        normalization=settings.normalization,
+        rank=int(os.environ.get("RANK", "0")),
+        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+    )
 
 
 def plan_steps(

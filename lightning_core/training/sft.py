@@ -7,16 +7,15 @@ optimizer step, whatever micro-batches and ranks it is cut into. Rows are padded
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
-from lightning_core.training.course import JobSteps, check_schedule
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.hardware import weights_kind
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
-from lightning_core.training.plan import MicroBatch, Step, line_up, plan_steps
+from lightning_core.training.plan import MicroBatch, Step, line_up, plan_epoch
+from lightning_core.training.steps import JobSteps, check_schedule
 from lightning_core.training.weights import load_adapter, load_model, load_tokenizer
 
 
@@ -47,23 +46,8 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 
 def plan_passes(job: Job, sequences: list[Sequence], seed: int) -> list[Step]:
     """The optimizer steps of all passes, each pass in an order of its own."""
-    settings, passes = job.policy_settings.training, job.policy_settings.passes
-    return [
-        step
-        for number in range(passes)
-        for step in plan_steps(
-            sequences,
-            steps=settings.steps_per_epoch,
-            min_groups=settings.min_groups_per_step,
-            seed=seed + number,
-            packing="none",
-            budget=settings.tokens_per_micro_batch,
-            loss_type="dapo",
-            completion_limit=settings.max_sequence_tokens,
-            rank=int(os.environ.get("RANK", "0")),
-            ranks=int(os.environ.get("WORLD_SIZE", "1")),
-        )
-    ]
+    policy = job.policy_settings
+    return [step for n in range(policy.passes) for step in plan_epoch(policy, sequences, "none", seed + n)]
 
 
 def rows(batch: MicroBatch | None, step: Step) -> list[dict[str, Any]]:

@@ -10,16 +10,15 @@ import torch
 
 from lightning_core.config import PolicySettings
 from lightning_core.training.correction import from_all_ranks
-from lightning_core.training.course import Course
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.plan import Step
 from lightning_core.training.sft import queue
-from lightning_core.training.stepping import Stepping
+from lightning_core.training.steps import Stepping, StepPlan
 from lightning_core.training.trl_bridge import PlannedSFTTrainer
 
 
 class ExampleTrainer(Stepping, PlannedSFTTrainer):
-    """Trains `model` on planned steps, one optimizer step each, as `course` says.
+    """Trains `model` on planned steps, one optimizer step each, as `step_plan` says.
 
     Raises TrainingError where loss or gradient stop being finite; nothing has been saved then.
     """
@@ -32,28 +31,28 @@ class ExampleTrainer(Stepping, PlannedSFTTrainer):
         policy: PolicySettings,
         *,
         scratch: Path,
-        course: Course,
+        step_plan: StepPlan,
         peft_config: Any = None,
     ) -> None:
         self.planned = steps
-        self.course = course
-        batches = queue(steps, course.first)
+        self.step_plan = step_plan
+        batches = queue(steps, step_plan.first)
         self.settings = policy.training
         self._passes = 0  # micro-batches begun
         self._first_loss = 0.0  # of the epoch's first step
         # Trained tokens of each micro-batch, on this rank: TRL keeps one mean of each, over all ranks.
         self._weights = [sum(label != -100 for row in batch for label in row["labels"]) for batch in batches]
         super().__init__(
-            model, tokenizer, policy, batches, len(steps) - course.first, scratch, course.seed, peft_config
+            model, tokenizer, policy, batches, len(steps) - step_plan.first, scratch, step_plan.seed, peft_config
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         step, at = divmod(self._passes, self.args.gradient_accumulation_steps)
         if at == 0:
-            self.begin_step(self.course.first + step)
+            self.begin_step(self.step_plan.first + step)
         self._passes += 1
         loss: torch.Tensor = super().training_step(*args, **kwargs)
-        if self._passes <= self.args.gradient_accumulation_steps and self.course.first == 0:
+        if self._passes <= self.args.gradient_accumulation_steps and self.step_plan.first == 0:
             self._first_loss += float(loss)
             if self._passes == self.args.gradient_accumulation_steps:
                 self._compare_with_sampling()
@@ -86,10 +85,9 @@ class ExampleTrainer(Stepping, PlannedSFTTrainer):
             )
         step, local = self.planned[self.done - 1], self._weights[number * width : (number + 1) * width]
         weights = [sum(of_ranks) for of_ranks in zip(*from_all_ranks(local), strict=True)]
-        self.course.on_step(
-            self,
-            self.told(self.done - 1, len(self.planned))
-            | {
+        self.report(
+            len(self.planned),
+            {
                 "loss": loss,
                 "grad_norm": grad_norm,
                 "entropy": _mean(measured["entropy"], weights),
@@ -99,7 +97,7 @@ class ExampleTrainer(Stepping, PlannedSFTTrainer):
                 "trained_tokens": step.trained_tokens,
             },
         )
-        self.course.on_done(self, self.done)
+        self.step_plan.on_done(self, self.done)
 
 
 def _mean(values: list[float], weights: list[int]) -> float:

@@ -14,13 +14,12 @@ import torch
 
 from lightning_core.config import PolicySettings
 from lightning_core.training.correction import from_all_ranks
-from lightning_core.training.course import Course
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.inputs import Start, materialise
 from lightning_core.training.plan import MicroBatch, Step, line_up
 from lightning_core.training.schedule import EntropyBonus
 from lightning_core.training.scoring import score
-from lightning_core.training.stepping import Stepping
+from lightning_core.training.steps import Stepping, StepPlan
 from lightning_core.training.trl_bridge import PlannedGRPOTrainer, grpo_arguments
 
 logger = logging.getLogger(__name__)
@@ -31,9 +30,9 @@ _SUMS = ("tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "sampled
 
 
 class SequenceTrainer(Stepping, PlannedGRPOTrainer):
-    """Trains `model` on planned steps, one optimizer step each, as `course` says.
+    """Trains `model` on planned steps, one optimizer step each, as `step_plan` says.
 
-    `starts`: what `start.py` found out of each micro-batch before the first step; `informative`: tokens of high entropy
+    `starts`: what `correction.look` found of each micro-batch before the first step; `informative`: tokens of high entropy
     of each step, by its id. Raises TrainingError where loss or gradient stop being finite; nothing has been saved then.
     """
 
@@ -45,27 +44,27 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         policy: PolicySettings,
         *,
         scratch: Path,
-        course: Course,
+        step_plan: StepPlan,
         peft_config: Any = None,
     ) -> None:
         settings = policy.training
         self.planned = steps
-        self.course = course
+        self.step_plan = step_plan
         self.starts: list[Start] | None = None
         self.informative: dict[int, int] = {}
         self.bonus: EntropyBonus = EntropyBonus(settings, settings.of_trl("entropy_coef"))
         self.settings = settings
         # More than one step an epoch: from the second on, the weights are no longer those that sampled.
         self.use_sampling_logps = settings.steps_per_epoch > 1
-        self._queue = line_up(steps, course.first)
-        left = len(steps) - course.first
+        self._queue = line_up(steps, step_plan.first)
+        left = len(steps) - step_plan.first
         self._current: Any = None
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._weights: list[float] = []  # of each micro-batch of this step, in TRL's metrics
         super().__init__(
             model,
             tokenizer,
-            grpo_arguments(policy, left, len(self._queue) // left, scratch, course.seed),
+            grpo_arguments(policy, left, len(self._queue) // left, scratch, step_plan.seed),
             micro_batches=len(self._queue),
             beta=settings.beta,
             peft_config=peft_config,
@@ -74,7 +73,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
         step, at = divmod(inputs["number"], self.args.gradient_accumulation_steps)
         if at == 0:
-            self.begin_step(self.course.first + step)
+            self.begin_step(self.step_plan.first + step)
         if self._queue[inputs["number"]][1] is None:
             self._step += 1
             return torch.zeros((), device=self.args.device)
@@ -84,7 +83,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
                 f"step {self.done}: the loss is {loss.item()}; lower "
                 "`training.learning_rate`, or look at the advantages and logprobs of this epoch's sequences"
             )
-        if self.course.first + step == 0 and at == self.args.gradient_accumulation_steps - 1:  # no rank's is None
+        if self.step_plan.first + step == 0 and at == self.args.gradient_accumulation_steps - 1:  # no rank's is None
             shares = from_all_ranks((self._sums["sampled"], self._sums["tokens"]))
             sampled, tokens = (sum(of_ranks) for of_ranks in zip(*shares, strict=True))
             self.check_mismatch(sampled / tokens)
@@ -168,10 +167,9 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
             raise TrainingError(f"step {done - 1}: the gradient's norm is {grad_norm}; lower `training.learning_rate`")
         step = self.planned[done - 1]
         tokens = max(sums["tokens"], 1.0)
-        self.course.on_step(
-            self,
-            self.told(done - 1, len(self.planned))
-            | {
+        self.report(
+            len(self.planned),
+            {
                 "loss": float(logs["loss"]),
                 "grad_norm": grad_norm,
                 "kl": sums["kl"] / tokens if self.beta else None,
@@ -187,7 +185,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
             },
         )
         self.bonus.update(sums["informative_entropy"] / self.informative.get(id(step), step.trained_tokens))
-        self.course.on_done(self, done)
+        self.step_plan.on_done(self, done)
 
 
 def score_queue(

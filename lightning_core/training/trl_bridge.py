@@ -78,7 +78,11 @@ def grpo_arguments(policy: PolicySettings, steps: int, width: int, scratch: Path
 
 
 class PlannedGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer on numbered micro-batches. A subclass says what is in them, scores them, and has the last word on the loss."""
+    """GRPOTrainer on numbered micro-batches. Of its subclass it asks:
+
+    `inputs_of(number)`: what TRL's loss reads of a micro-batch (inputs.py). Of the one it gave last: `score_inputs(model)`:
+    log-probabilities and entropies `(B, T)`; `high_entropy()`: bool `(B, T)`; `last_word(loss)`: its loss, from TRL's.
+    """
 
     current_gradient_accumulation_steps: float  # of transformers' Trainer; TRL divides by it
 
@@ -99,22 +103,6 @@ class PlannedGRPOTrainer(GRPOTrainer):
         self.beta = beta
         # TRL would add the entropy as a mean over each micro-batch; `last_word` adds it as one over the whole step.
         self._entropy_bonus_enabled = False
-
-    def inputs_of(self, number: int) -> dict[str, Any]:
-        """What TRL's loss reads of a micro-batch (inputs.py)."""
-        raise NotImplementedError
-
-    def score_inputs(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities and entropies `(B, T)` of the micro-batch that `inputs_of` gave last."""
-        raise NotImplementedError
-
-    def high_entropy(self) -> torch.Tensor:
-        """Bool `(B, T)` of the micro-batch that `inputs_of` gave last."""
-        raise NotImplementedError
-
-    def last_word(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss of the micro-batch, from TRL's."""
-        raise NotImplementedError
 
     def get_train_dataloader(self) -> Any:
         """The micro-batches in order, by number: TRL's sampler would shuffle and repeat them."""

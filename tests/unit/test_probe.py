@@ -35,7 +35,7 @@ def test_a_difference_is_the_mean_of_the_absolute_ones():
 
 def test_the_trainer_notes_what_its_weights_make_of_the_first_ids():
     torch = pytest.importorskip("torch")
-    from lightning_core.training.probe import take_probe
+    from lightning_core.training.outcome import take_probe
 
     class Uniform(torch.nn.Linear):
         """Every token is as likely as any other; with dropout on, none is."""

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.policies.probe import Probe, difference
 from lightning_core.training import checkpoint as checkpoint_module
-from lightning_core.training import course, grpo
+from lightning_core.training import grpo, steps
 from lightning_core.training.checkpoint import Checkpoints, forget_other_boots
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
 from lightning_core.training.job import Job, Progress
-from lightning_core.training.probe import take_probe
+from lightning_core.training.outcome import take_probe
 from lightning_core.training.weights import load_model
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group, write_parquet
@@ -169,7 +169,7 @@ def test_checkpoints_are_as_far_apart_as_asked_and_take_a_twentieth_of_the_time(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, seconds: float | None, found: list[str]
 ) -> None:
     clock = itertools.count(step=10.0)  # each step looks at it once, and so does a checkpoint: it takes 10 s
-    monkeypatch.setattr(course, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(steps, "monotonic", lambda: next(clock))
     job = make_job(training={"checkpoint_seconds": seconds})
     with pytest.raises(Killed):
         run_job(job, Dying(job.progress, 4))

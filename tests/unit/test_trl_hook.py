@@ -17,9 +17,9 @@ import torch
 
 from lightning_core.config import PolicySettings
 from lightning_core.config.trl import PASSED
-from lightning_core.training.course import Course
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.plan import MicroBatch, Step, plan_steps
+from lightning_core.training.steps import StepPlan
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group
 
@@ -98,14 +98,14 @@ def plan(sequences: list[Sequence], settings: PolicySettings, **overrides: Any) 
 
 def ours(folder: Path, tmp_path: Path, steps: list[Step], settings: PolicySettings) -> Any:
     """Our trainer; where there is a KL, its reference is what the model says, less 0.3."""
+    from lightning_core.training.correction import look
     from lightning_core.training.scoring import why_not_packed
-    from lightning_core.training.start import look
     from lightning_core.training.trainer import SequenceTrainer
 
     model, tokenizer = load(folder)
     if settings.training.packing != "none":
         assert why_not_packed(model, 100) is None
-    trainer = SequenceTrainer(model, tokenizer, steps, settings, scratch=tmp_path, course=Course())
+    trainer = SequenceTrainer(model, tokenizer, steps, settings, scratch=tmp_path, step_plan=StepPlan())
     reference = [logps - 0.3 for logps, _ in trainer.score_all()] if settings.training.beta else None
     trainer.starts, trainer.informative, _ = look(trainer, settings.training, reference, False)
     return trainer
@@ -268,7 +268,7 @@ def test_the_loss_of_a_uniform_policy_is_what_a_hand_computes(folder: Path, tmp_
     assert trainer._sums["mismatch"] == pytest.approx(0.5 + 0.5 + 0, abs=1e-5)
     assert trainer._sums["mismatch_kl"] == pytest.approx(2 * (ratio - 1 - 0.5), abs=1e-5)
     lines: list[dict[str, Any]] = []
-    trainer.course.on_step = lambda _, line: lines.append(line)
+    trainer.step_plan.on_step = lambda _, line: lines.append(line)
     trainer.state.global_step = 1
     trainer.log({"loss": 0.0, "grad_norm": 1.0})
     by_hand = {
@@ -373,7 +373,7 @@ def test_trls_loop_takes_its_inputs_from_the_plan_and_every_micro_batch_once(
     steps = plan(sequences, settings, steps=3)
     trainer = ours(folder, tmp_path, steps, settings)
     lines: list[dict[str, Any]] = []
-    trainer.course.on_step = lambda _, line: lines.append(line)
+    trainer.step_plan.on_step = lambda _, line: lines.append(line)
     seen: list[int] = []
     prepare = type(trainer)._prepare_inputs
     monkeypatch.setattr(type(trainer), "_prepare_inputs", lambda self, b: seen.append(b["number"]) or prepare(self, b))

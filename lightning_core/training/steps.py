@@ -1,0 +1,260 @@
+"""The optimizer steps of an epoch, whichever trainer takes them. A killed training resumes after the last finished step."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from lightning_core.config import TrainingSettings
+from lightning_core.training.checkpoint import Checkpoints, Found
+from lightning_core.training.errors import TrainingDataError, TrainingError
+from lightning_core.training.job import Job, Progress, derive_seed
+from lightning_core.training.outcome import leave
+from lightning_core.training.plan import Step
+from lightning_core.training.schedule import EntropyBonus, learning_rate
+from lightning_core.training.state import load_state, parameters_of
+from lightning_core.training.weights import lora_config
+
+logger = logging.getLogger(__name__)
+
+_SHARE = 0.05  # of the time, at most, goes into checkpoints after the first
+
+
+class StepPlan:
+    """How a trainer takes the steps of an epoch, and whom it reports to: here nobody."""
+
+    seed = 0  # of dropout, together with the step's number
+    first = 0  # steps that a killed try took
+    optimizer_state: dict[str, Any] | None = None  # that the epoch before left
+    found: Found | None = None  # the killed try's checkpoint; put into place after `begin`
+
+    def rate(self, step: int, settings: TrainingSettings) -> float:
+        """Learning rate of a step of the epoch."""
+        return settings.learning_rate
+
+    def begin(self, trainer: Any) -> None:
+        """Called before the first step, when model and optimizer are what they will be."""
+
+    def on_step(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        """Called with the metrics of each step."""
+
+    def on_done(self, trainer: Any, done: int) -> None:
+        """Called then, with how many steps of the epoch are done."""
+
+
+class JobSteps(StepPlan):
+    """The `count` optimizer steps of a job.
+
+    `taken`: the metrics of each step, those before `first` too; `measured`: of the whole epoch, before its first step.
+    """
+
+    def __init__(self, job: Job, progress: Progress, count: int) -> None:
+        self.job, self.progress, self.count = job, progress, count
+        self.seed = derive_seed(job.seed, job.epoch)
+        self.checkpoints = Checkpoints(job, parts=count)
+        self.found = self.checkpoints.newest()
+        self.taken: list[dict[str, Any]] = []
+        self.measured: dict[str, float] = {}
+        if self.found is not None:
+            self.first, self.taken, self.measured = self.found.done, self.found.taken, self.found.measured
+            logger.info("%s: going on after step %d of %d", job.state, self.first, count)
+            progress.write({"resumed_at": self.first, "steps": count})
+        self._measure: Callable[[Any], dict[str, float]] = lambda trainer: {}
+
+    def train(
+        self,
+        kind: Callable[..., Any],
+        model: Any,
+        tokenizer: Any,
+        planned: list[Step],
+        measure: Callable[[Any], dict[str, float]] | None = None,
+    ) -> Any:
+        """Take the steps with a trainer of the kind, which is returned. `measure(trainer)`: what is found before the first."""
+        self._measure = measure or self._measure
+        lora = self.job.policy_settings.lora
+        self.progress.phase("preparing")
+        state, self.noted = self._state()
+        # A checkpoint brings its own; memory holds one of them.
+        self.optimizer_state = None if self.found else state
+        with tempfile.TemporaryDirectory(prefix="lightning-training-") as scratch:
+            trainer = kind(
+                model,
+                tokenizer,
+                planned,
+                self.job.policy_settings,
+                scratch=Path(scratch),
+                step_plan=self,
+                peft_config=lora_config(lora) if lora and self.job.weights is None else None,
+            )
+            if trainer.accelerator.num_processes > 1:
+                logger.info(
+                    "rank %d of %d processes", trainer.accelerator.process_index, trainer.accelerator.num_processes
+                )
+            self.parameters = parameters_of(trainer.model, self.job.state, self.noted)
+            trainer.entropy = self.noted.get("entropy", [])
+            trainer.train()
+        return trainer
+
+    def _state(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        made_in = self.job.made_in
+        kept = None if made_in is None else load_state(self.job.state, made_in, self.job.version)
+        if made_in is not None and kept is None:
+            why = f"{self.job.state}: the optimizer state that epoch {made_in} left with these weights is not kept any more: "
+            why += "AdamW starts afresh"
+            logger.warning(why)
+            self.progress.write({"warning": why})
+        return kept or (None, {"step": 0})
+
+    def leave(self, trainer: Any, metrics: dict[str, Any], probed: list[int]) -> dict[str, Any]:
+        """Write what `outcome.leave` does. The last checkpoint stays until the version is published."""
+        state = {"step": self.noted["step"] + self.count, "parameters": self.parameters}
+        # Where this epoch has no use for it, a later one may.
+        state["entropy"] = trainer.entropy or self.noted.get("entropy", [])
+        metrics = metrics | self.measured
+        return leave(self.job, self.progress, trainer, metrics, taken=self.taken, state=state, probed=probed)
+
+    def rate(self, step: int, settings: TrainingSettings) -> float:
+        return rate(self.job, step, taken=self.noted["step"] + step)
+
+    def begin(self, trainer: Any) -> None:
+        measured = self._measure(trainer)
+        if self.found is None:  # else it is of the steps that are left alone
+            self.measured = measured
+        self.progress.phase("training")
+        self.kept, self.took = monotonic(), 0.0
+
+    def on_step(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        self.taken.append(metrics)
+        self.progress.write(metrics)
+
+    def on_done(self, trainer: Any, done: int) -> None:
+        from lightning_core.training.correction import from_all_ranks
+
+        seconds = self.job.policy_settings.training.checkpoint_seconds
+        if seconds is None or done == self.count:
+            return
+        # The first rank's clock decides: what is split over ranks is gathered by all of them.
+        began = monotonic()
+        due = max(seconds, self.took / _SHARE) if seconds else 0.0
+        if from_all_ranks(began - self.kept >= due)[0]:
+            self.checkpoints.save(trainer, done, self.taken, self.measured)
+            self.kept = monotonic()
+            self.took = self.kept - began
+
+
+class Stepping:
+    """Mixin of transformers' Trainer that takes the steps of `step_plan`."""
+
+    step_plan: StepPlan
+    settings: TrainingSettings
+    bonus: EntropyBonus | None = None
+    optimized: list[list[Any]]  # parameters, in the groups the optimizer was made with
+    # Of transformers' Trainer:
+    accelerator: Any
+    args: Any
+    model: Any
+    optimizer: Any
+    state: Any
+
+    @property
+    def done(self) -> int:
+        """Optimizer steps of the epoch, with those a killed try took."""
+        return self.step_plan.first + int(self.state.global_step)
+
+    @property
+    def entropy(self) -> list[float]:
+        """What the next step depends on beside weights and moments: where an adaptive entropy bonus has come to."""
+        return [] if self._adaptive is None else [self._adaptive.coef, self._adaptive.last]
+
+    @entropy.setter
+    def entropy(self, was: list[float]) -> None:
+        if self._adaptive is not None and was:
+            self._adaptive.coef, self._adaptive.last = was
+
+    @property
+    def _adaptive(self) -> EntropyBonus | None:
+        return self.bonus if self.settings.of_trl("use_adaptive_entropy") else None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        from lightning_core.training.gather import reduce_in_float32
+
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        reduce_in_float32(self.accelerator)
+
+    def create_optimizer(self, *args: Any) -> Any:
+        optimizer = super().create_optimizer(*args)  # type: ignore[misc]
+        # DeepSpeed puts flat tensors in their place, and drops a group without any.
+        self.optimized = [list(group["params"]) for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def begin_step(self, step: int) -> None:
+        """Before the first pass of step `step` of the epoch."""
+        import torch
+
+        plan = self.step_plan
+        if step == plan.first:
+            plan.begin(self)
+            self._resume()
+        # Dropout depends on the step alone, so an epoch that is resumed draws what it would have drawn.
+        torch.manual_seed((plan.seed + 1_000_003 * step + 7919 * self.accelerator.process_index) % 2**63)
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = plan.rate(step, self.settings)
+        self.step_began = time.perf_counter()
+
+    def report(self, steps: int, metrics: dict[str, Any]) -> None:
+        """At the end of a step, the last of `steps` that is done: pass on its metrics, and what every trainer says of it."""
+        done = self.done
+        shared = {
+            "step": done,
+            "steps": steps,
+            "learning_rate": self.step_plan.rate(done - 1, self.settings),
+            "seconds": round(time.perf_counter() - self.step_began, 4),
+        }
+        self.step_plan.on_step(self, shared | metrics)
+
+    def check_mismatch(self, less_likely: float) -> None:
+        """Before the epoch's first optimizer step, when the weights are still those that sampled, or close to them."""
+        limit = self.settings.max_mismatch
+        if limit is not None and less_likely > limit:
+            raise TrainingDataError(
+                f"the trained tokens are {less_likely:.1f} nats less likely to these weights than their logprobs say: another "
+                "model, or another tokenizer, sampled them. Take the weights they came from (`training.max_mismatch` is "
+                f"{limit:g})"
+            )
+
+    def _resume(self) -> None:
+        from lightning_core.training.gather import put_optimizer_state, put_trained_tensors
+
+        state, found = self.step_plan.optimizer_state, self.step_plan.found
+        if found is not None:
+            weights, state = found.tensors()
+            put_trained_tensors(self.accelerator.unwrap_model(self.model), weights)
+            self.entropy = found.entropy
+        if state is not None:
+            put_optimizer_state(self, state)
+        self.step_plan.optimizer_state = self.step_plan.found = None
+
+
+def rate(job: Job, step: int, taken: int) -> float:
+    """The learning rate of a step of the job's epoch, `taken` optimizer steps into the run.
+
+    What is left of the schedule depends on the place in the run alone, so an epoch that is tried again has the same rates.
+    """
+    policy = job.policy_settings
+    of_epoch = policy.training.steps_per_epoch * policy.passes
+    return learning_rate(policy.training, job.epoch * of_epoch + step, job.epochs * of_epoch, taken)
+
+
+def check_schedule(job: Job) -> None:
+    """Raises TrainingError where the job's epoch lies past the end of the learning rate's schedule."""
+    if rate(job, 0, taken=0) == 0:
+        raise TrainingError(
+            f"`lr_schedule: {job.policy_settings.training.lr_schedule}` has fallen to 0 at the end of `epochs` {job.epochs}, "
+            f"and this is epoch {job.epoch} (from 0): nothing would be learned; raise `epochs`, or take `constant`"
+        )
