@@ -105,7 +105,7 @@ def train_epoch(settings: Settings, folder: Path, epoch: int) -> Path:
     output = folder / "checkpoints"
     steps = training.steps_per_epoch
     before = output / f"checkpoint-{epoch * steps}"
-    tasks = load_tasks(settings.tasks.train, settings.tasks.id_field, "tasks.train")
+    tasks = load_tasks(settings.tasks.train, "tasks.train")
     planned = [plan_training(settings, tasks, number) for number in range(settings.epochs)]
     ordered = list(
         {rollout.group_id: rollout.task.content for epoch_plan in planned for rollout in epoch_plan}.values()
@@ -165,7 +165,7 @@ def evaluate(settings: Settings, folder: Path) -> tuple[float, int]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert settings.tasks.evaluate is not None
-    tasks = load_tasks(settings.tasks.evaluate, settings.tasks.id_field, "tasks.evaluate")[: settings.evaluation.limit]
+    tasks = load_tasks(settings.tasks.evaluate, "tasks.evaluate")[: settings.evaluation.limit]
     tokenizer = AutoTokenizer.from_pretrained(base(settings), padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
     right = 0

@@ -94,7 +94,7 @@ def rollouts_to_rows(settings: Settings) -> Collected:
     from lightning_flows.tasks.collect import collect
     from lightning_flows.tasks.derive import derive_tables
 
-    planned = plan_training(settings, load_tasks(settings.tasks.train, "id", "tasks.train"), 0)
+    planned = plan_training(settings, load_tasks(settings.tasks.train, "tasks.train"), 0)
     epoch = Lake(settings.home).open_epoch(settings.run, 0, "train", {"policy": "v0000"})
 
     @flow(name="bench", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)

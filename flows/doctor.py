@@ -74,7 +74,7 @@ def _task(settings: Settings, given: str | None, has_tasks: bool) -> dict[str, A
     if given is None:
         if not has_tasks:
             return QUESTION
-        return load_tasks(settings.tasks.train, settings.tasks.id_field, "tasks.train")[0].content
+        return load_tasks(settings.tasks.train, "tasks.train")[0].content
     try:
         task = json.loads(given)
     except ValueError as error:

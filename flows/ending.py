@@ -18,6 +18,7 @@ from lightning_core.lake.outcome import Gain, Outcome, outcome
 from lightning_core.lake.report import epoch_rows
 from lightning_core.policies.space import taken_line
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
+from lightning_core.task_file import ID
 from lightning_core.tracking.mlflow_backend import tracking_uri
 from lightning_flows.flows.demo import report_console, table
 
@@ -35,7 +36,7 @@ def print_ending(settings: Settings, file: Path, assignments: tuple[str, ...], t
     lines += [taken_line(settings.home), ""]
     lines += ["What came of it:", *came_of_it(found, rows)]
     if found is not None and found.answers:
-        lines += ["", *answers(found, settings.tasks.id_field)]
+        lines += ["", *answers(found)]
     lines += ["", "What next:"]
     for what, command in next_commands(settings, file, assignments):
         lines += [f"  {what}", f"    {command}"]
@@ -75,11 +76,11 @@ def verdict(gain: Gain) -> str:
     return f"That may be chance: {told}; more held-out tasks tell more (evaluation.limit)."
 
 
-def answers(found: Outcome, id_field: str) -> Iterator[str]:
+def answers(found: Outcome) -> Iterator[str]:
     """Some held-out tasks, each with what the agent answered in the first evaluation and in the last."""
     yield f"Held-out tasks, answered {_when(found.since)} and {_when(found.epoch)}:"
     for answer in found.answers:
-        yield f"  {answer.task_id}: {_task(answer.task, id_field)}"
+        yield f"  {answer.task_id}: {_task(answer.task)}"
         yield f"    before, reward {answer.reward_before:.2f}: {_answer(answer.output_before, answer.error_before)}"
         yield f"    after,  reward {answer.reward_after:.2f}: {_answer(answer.output_after, answer.error_after)}"
 
@@ -150,11 +151,11 @@ def _share(share: float, interval: tuple[float, float]) -> str:
     return f"{share:.1%} (95%: {100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 
-def _task(text: str | None, id_field: str) -> str:
+def _task(text: str | None) -> str:
     """The longest text of a task, which is the question in most; all of one that has none."""
     task = _read(text)
     if isinstance(task, dict):
-        task = {key: value for key, value in task.items() if key != id_field}
+        task = {key: value for key, value in task.items() if key != ID}
         texts = [value for value in task.values() if isinstance(value, str)]
         task = max(texts, key=len) if texts else task
     return _short(task)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Fleet = list[VllmServer]
+_RESTART_WAIT_S = 300.0  # in which calls wait for a vLLM that ended and is started again
 
 
 def deploy(settings: Settings, services: Services, versions: dict[str, str]) -> dict[str, float]:
@@ -152,7 +153,7 @@ class _Routes:
     """The gateway's routes while a deploy goes on: those in force, those before it, and those it is to end with."""
 
     def __init__(self, settings: Settings, server: ServerHandle, fleet: Fleet, versions: dict[str, str]) -> None:
-        limit, wait = settings.evaluation.max_tokens, settings.vllm.restart_wait_s
+        limit = settings.evaluation.max_tokens
         self.served: dict[str, Fleet] = {p.name: fleet for p in settings.policies}  # who has the new version
         self._server, self._fleet, self._base_name = server, fleet, fleet[0].state.served_name
         self._policies = {p.name: p for p in settings.policies}
@@ -160,7 +161,7 @@ class _Routes:
         self._former = server.routes()
         self._now = dict(self._former["policies"])
         self._new: Callable[[str, Fleet], dict[str, Any]] = lambda name, on: route(
-            self._policies[name], on, versions[name], evaluate_max_tokens=limit, restart_wait_s=wait
+            self._policies[name], on, versions[name], evaluate_max_tokens=limit, restart_wait_s=_RESTART_WAIT_S
         )
 
     def name_before(self, name: str) -> str:

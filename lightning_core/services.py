@@ -25,7 +25,7 @@ from lightning_core.policies.sharing import serving, takes_turns
 from lightning_core.policies.sleep import Level, asleep
 from lightning_core.policies.store import BASE_VERSION, PolicyStore, StoreError
 from lightning_core.policies.supervisor import Supervisor
-from lightning_core.policies.vllm import VllmServer
+from lightning_core.policies.vllm import START_TIMEOUT_S, VllmServer
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.policies.vllm_command import command, without_weights
 from lightning_core.server.handle import ServerError, ServerHandle
@@ -117,7 +117,7 @@ def _others(settings: Settings, replica: int, say: Say) -> Iterator[VllmServer |
                 yield found
                 return
         known = VllmServer.known(settings.home, replica) is not None
-        if time.monotonic() - began > (settings.vllm.start_timeout_s if known else _UNKNOWN_S):
+        if time.monotonic() - began > (START_TIMEOUT_S if known else _UNKNOWN_S):
             yield None
             return
         say("vLLM is not there; the process that looks after it should start it")

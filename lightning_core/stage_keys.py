@@ -104,5 +104,5 @@ def is_done(settings: Settings, number: int, versions: dict[str, str]) -> bool:
     epoch = Manifests(settings.home / "lake").epoch(settings.run, number)
     if epoch is None or epoch.sources or epoch.versions != versions:
         return False
-    tasks = load_tasks(settings.tasks.train, settings.tasks.id_field, "tasks.train")
+    tasks = load_tasks(settings.tasks.train, "tasks.train")
     return outputs(settings, epoch, plan_training(settings, tasks, number)) is not None

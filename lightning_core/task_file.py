@@ -13,6 +13,7 @@ from lightning_core.config import SettingsError
 from lightning_core.loading import load_callable
 from lightning_core.user_code import describe
 
+ID = "id"  # the field that names a task
 _SHOWN = 100  # characters of a task
 
 
@@ -22,7 +23,7 @@ class Task:
     content: dict[str, Any]
 
 
-def load_tasks(reference: str, id_field: str, setting: str) -> list[Task]:
+def load_tasks(reference: str, setting: str) -> list[Task]:
     """Tasks from `module:function`, .jsonl, .json or .parquet.
 
     Raises SettingsError naming the setting, for what cannot be read, is empty, or has two tasks with one id.
@@ -41,13 +42,13 @@ def load_tasks(reference: str, id_field: str, setting: str) -> list[Task]:
             json.dumps(row)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"{setting}: {reference}: task {number} cannot be sent as JSON: {error}") from None
-        tasks.append(Task(str(row.get(id_field, number)), row))
+        tasks.append(Task(str(row.get(ID, number)), row))
     if not tasks:
         raise SettingsError(f"{setting}: {reference}: there is no task in it")
     repeated = [name for name, n in Counter(t.id for t in tasks).items() if n > 1]
     if repeated:
         raise SettingsError(
-            f"{setting}: {reference}: {len(repeated)} ids occur more than once, the first is {repeated[0]!r} (tasks.id_field is {id_field!r})"
+            f"{setting}: {reference}: {len(repeated)} ids occur more than once, the first is {repeated[0]!r} (field `{ID}`)"
         )
     return tasks
 

@@ -21,10 +21,10 @@ def begin(settings: Settings, work: Work = "train") -> None:
 
 
 def training_tasks(settings: Settings) -> list[Task]:
-    return load_tasks(settings.tasks.train, settings.tasks.id_field, "tasks.train")
+    return load_tasks(settings.tasks.train, "tasks.train")
 
 
 def evaluation_tasks(settings: Settings) -> list[Task]:
     if settings.tasks.evaluate is None:
         return []
-    return load_tasks(settings.tasks.evaluate, settings.tasks.id_field, "tasks.evaluate")
+    return load_tasks(settings.tasks.evaluate, "tasks.evaluate")

@@ -35,7 +35,7 @@ def note_evaluation(settings: Settings, epoch: EpochManifest, row: dict[str, Any
 def _held_out(settings: Settings) -> str:
     """Digest of what makes two results comparable: tasks (where they come from), limits, and what counts as right."""
     asked = settings.evaluation.model_dump(exclude={"every", "patience"})
-    return stage_key(settings.tasks.evaluate, settings.tasks.id_field, asked, settings.reward)
+    return stage_key(settings.tasks.evaluate, "id", asked, settings.reward)
 
 
 def collect_versions(settings: Settings) -> dict[str, list[str]]:

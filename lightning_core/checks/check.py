@@ -131,7 +131,7 @@ def _tasks(settings: Settings, work: Work, name: str, imported: dict[str, Check]
     if reference is None:
         found = "tasks.evaluate is not set: give held-out tasks to evaluate on"
         return Check("error", name, found) if work == "evaluate" else Check("ok", name, "not set: nothing is evaluated")
-    return _try(name, lambda: summary(load_tasks(reference, settings.tasks.id_field, name)))
+    return _try(name, lambda: summary(load_tasks(reference, name)))
 
 
 def _grader(grader: str | None, imported: dict[str, Check]) -> Check:

@@ -70,7 +70,7 @@ def _tasks(job: dict[str, Any]) -> str:
 
     _load(job)
     try:
-        return summary(load_tasks(job["reference"], job["id_field"], job["name"]))
+        return summary(load_tasks(job["reference"], job["name"]))
     except SettingsError as error:
         raise _Refused(str(error)) from None
 

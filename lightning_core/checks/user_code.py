@@ -58,7 +58,7 @@ def flow_imports(settings: Settings, parts: Sequence[str]) -> list[Import]:
         ("held_out", "tasks.evaluate", settings.tasks.evaluate),
     ):
         if part in parts and reference is not None and ":" in reference and not Path(reference).exists():
-            found.append(Import(name, "tasks", {"reference": reference, "id_field": settings.tasks.id_field}))
+            found.append(Import(name, "tasks", {"reference": reference}))
     grader = settings.reward.grader
     if "grader" in parts and grader is not None and not grader.endswith(".sql"):
         found.append(_function("reward.grader", grader, "task", "output", "spans"))

@@ -46,7 +46,6 @@ class TrackingSettings(Section):
         description="where the signals of each epoch go; Prometheus finds them in the server's `/metrics`",
     )
     mlflow_uri: str | None = Field(None, description="default: a SQLite file in `home`")
-    experiment: str = "lightning-flows"
 
 
 class Settings(Section):
@@ -109,32 +108,31 @@ class Settings(Section):
         return policies
 
     @model_validator(mode="after")
-    def _model_names(self) -> Settings:
-        taken = {model for upstream in self.server.gateway.upstreams for model in upstream.models}
-        for policy in self.policies:
-            if policy.name in taken:
+    def _names_lead_to_one_model(self) -> Settings:
+        taken = {p.name: "a policy" for p in self.policies}
+        for model in (m for upstream in self.server.gateway.upstreams for m in upstream.models):
+            if model in taken:
                 raise ValueError(
-                    f"{policy.name!r} is a policy and a model of an upstream; calls are routed by that name"
+                    f"{model!r} is {taken[model]} and a model of an upstream; calls are routed by that name"
                 )
-            if policy.lora is None and self.frozen:
-                raise ValueError(
-                    f"policy {policy.name!r} trains full weights, so its vLLM cannot serve the frozen model {self.frozen[0]!r} "
-                    "too; give the policy a `lora:` section, or serve the frozen model elsewhere and name it under "
-                    "`server.gateway.upstreams`"
-                )
-        policies = {policy.name for policy in self.policies}
+            taken[model] = "a model of an upstream"
+        full = [p.name for p in self.policies if p.lora is None]
+        if full and self.frozen:
+            raise ValueError(
+                f"policy {full[0]!r} trains full weights, so its vLLM cannot serve the frozen model {self.frozen[0]!r} "
+                "too; give the policy a `lora:` section, or serve the frozen model elsewhere and name it under "
+                "`server.gateway.upstreams`"
+            )
         for name in self.frozen:
-            if name in policies | taken or self.frozen.count(name) > 1:
+            if name in taken:
                 raise ValueError(
-                    f"`frozen` has {name!r}, which is also a policy, a model of an upstream, or there twice; calls are "
-                    "routed by that name"
+                    f"`frozen` has {name!r}, which is also {taken[name]}, or there twice; calls are routed by that name"
                 )
+            taken[name] = "a frozen model"
+        self._aliases_are_nobody_elses(taken)
         return self
 
-    @model_validator(mode="after")
-    def _aliases_are_nobody_elses(self) -> Settings:
-        taken = {p.name: "a policy" for p in self.policies} | dict.fromkeys(self.frozen, "a frozen model")
-        taken |= {m: "a model of an upstream" for upstream in self.server.gateway.upstreams for m in upstream.models}
+    def _aliases_are_nobody_elses(self, taken: dict[str, str]) -> None:
         seen: dict[str, str] = {}
         for number, policy in enumerate(self.policies):
             place = f"policies.{number}.aliases"
@@ -152,7 +150,6 @@ class Settings(Section):
                         "in one of them, once"
                     )
                 seen[alias] = place
-        return self
 
     def training_only(self, names: Sequence[str]) -> Settings:
         """These settings with all other policies never trained; without names as they are. SettingsError for one that is not there."""

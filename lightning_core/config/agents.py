@@ -56,11 +56,13 @@ class AgentSettings(Section):
 
 
 class TaskSettings(Section):
-    """Where tasks come from: `module:function` (returns a list of dicts) or a .jsonl / .json / .parquet file."""
+    """Where tasks come from: `module:function` (returns a list of dicts) or a .jsonl / .json / .parquet file.
+
+    A task's field `id` names it, or else the number of its row.
+    """
 
     train: str = Field(description="tasks to train on")
     evaluate: str | None = Field(None, description="held-out tasks; without them nothing is evaluated")
-    id_field: str = Field("id", description="field that names a task; where it is missing the row number does")
 
 
 class RolloutSettings(Section):

@@ -94,12 +94,6 @@ class VllmSettings(Section):
         default_factory=list,
         description="values of CUDA_VISIBLE_DEVICES, one a replica; empty: all replicas see what the flow sees",
     )
-    start_timeout_s: float = Field(600, gt=0)
-    restart_wait_s: float = Field(
-        300,
-        ge=0,
-        description="seconds that calls wait for a vLLM that ended and is started again; 0: they fail at once",
-    )
     lora_slots: int | None = Field(
         None,
         ge=1,

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SOCKET_PATH_LIMIT = 107  # bytes in sockaddr_un, less the final zero
 REPORT_EVERY_S = 3.0
+START_TIMEOUT_S = 1800.0  # of one that neither ends nor answers: a large model is read and compiled for many minutes
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class VllmServer:
         """Serve the weights in `model_dir` as `served_name` and return when vLLM answers.
 
         `replica` numbers those of one home. With `lora_rank` adapters up to that rank can be loaded, `lora_slots` of them at once. Raises VllmError with
-        the cause where vLLM ends early or takes longer than `settings.start_timeout_s`; nothing is left running then.
+        the cause where vLLM ends early or takes longer than START_TIMEOUT_S; nothing is left running then.
         """
         socket = _socket_path()
         state = VllmState(
@@ -94,7 +95,7 @@ class VllmServer:
             replica=replica,
             device=settings.device(replica),
             command=command(settings, model_dir, served_name, _doorstep(socket), lora_rank, lora_slots),
-            start_timeout_s=settings.start_timeout_s,
+            start_timeout_s=START_TIMEOUT_S,
             lora_slots=lora_slots if lora_rank is not None else 0,
         )
         server = cls(state, home)
@@ -273,9 +274,7 @@ class VllmServer:
                     return
             if seconds > timeout_s:
                 reached = phase(log_file.read_text(errors="replace"))
-                raise VllmError(
-                    f"vLLM was not ready after {timeout_s:.0f} s (it was {reached}); raise `vllm.start_timeout_s`, or see {log_file}"
-                )
+                raise VllmError(f"vLLM was not ready after {timeout_s:.0f} s (it was {reached}): {log_file} says why")
             reached = phase(log_file.read_text(errors="replace"))
             if reached != reported[0] or seconds - reported[1] >= REPORT_EVERY_S:
                 on_progress(f"vLLM: {reached} ({seconds:.0f} s)")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -138,7 +139,7 @@ class MlflowRun:
     def _create(self, began: float) -> str:
         from mlflow.exceptions import MlflowException
 
-        name = self._settings.tracking.experiment
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "lightning-flows")  # as MLflow's own client takes it
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             experiment = found.experiment_id

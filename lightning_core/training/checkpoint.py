@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 from lightning_core.training.code import training_code
 from lightning_core.training.job import Job
-from lightning_core.training.state import save_tensors
+from lightning_core.training.state import BROKEN, save_tensors
 from lightning_core.training.weights import whole_folder
 
 logger = logging.getLogger(__name__)
@@ -82,15 +81,7 @@ class Checkpoints:
             if noted["belongs_to"] != self.belongs_to or not 0 < found.done < self.parts:
                 return None
             found.tensors()
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            RuntimeError,
-            EOFError,
-            pickle.UnpicklingError,
-            SafetensorError,
-        ) as error:
+        except (*BROKEN, SafetensorError) as error:
             logger.warning("%s: %s", folder, error)
             return None
         return found

@@ -77,34 +77,23 @@ def read_sequences(path: Path, *, policy: str, vocabulary: int, max_tokens: int)
         raise TrainingDataError(
             f"{path}: no sequences; nothing of this epoch can be trained on: the table `exclusions` says why"
         )
-    text = {name: table.column(name).to_pylist() for name in _TEXT}
     lists = {name: _split(table.column(name), dtype, name, path) for name, dtype in _LISTS.items()}
-    prompt_lengths = table.column("prompt_length").to_pylist()
-
     rows: list[Sequence] = []
     left_out: Counter[str] = Counter()
     seen: set[str] = set()
-    for i in range(table.num_rows):
-        where = f"{path}: sequence {text['sequence_id'][i]!r} of rollout {text['rollout_id'][i]!r}"
-        missing = [name for name in _TEXT if text[name][i] is None]
-        if missing or prompt_lengths[i] is None:
-            raise TrainingDataError(f"{where}: `{(missing or ['prompt_length'])[0]}` is null")
-        if text["policy"][i] != policy:
-            raise TrainingDataError(f"{where}: belongs to policy {text['policy'][i]!r}, this job trains {policy!r}")
-        if text["sequence_id"][i] in seen:
+    for number, named in enumerate(table.select([*_TEXT, "prompt_length"]).to_pylist()):
+        where = f"{path}: sequence {named['sequence_id']!r} of rollout {named['rollout_id']!r}"
+        missing = [name for name, value in named.items() if value is None]
+        if missing:
+            raise TrainingDataError(f"{where}: `{missing[0]}` is null")
+        if named["policy"] != policy:
+            raise TrainingDataError(f"{where}: belongs to policy {named['policy']!r}, this job trains {policy!r}")
+        if named["sequence_id"] in seen:
             raise TrainingDataError(f"{where}: the id occurs twice; every sampled token is trained exactly once")
-        seen.add(text["sequence_id"][i])
-        row = Sequence(
-            sequence_id=text["sequence_id"][i],
-            rollout_id=text["rollout_id"][i],
-            attempt_id=text["attempt_id"][i],
-            group_id=text["group_id"][i],
-            token_ids=lists["token_ids"][i],
-            prompt_length=int(prompt_lengths[i]),
-            loss_mask=lists["loss_mask"][i] != 0,
-            logprobs=lists["logprobs"][i],
-            advantages=lists["advantages"][i],
-        )
+        seen.add(named["sequence_id"])
+        del named["policy"]
+        arrays = {name: of_rows[number] for name, of_rows in lists.items()}
+        row = Sequence(**named, **arrays | {"loss_mask": arrays["loss_mask"] != 0})
         _check(row, vocabulary, where)
         if row.trained_tokens == 0:
             left_out["nothing_trained"] += 1
@@ -137,25 +126,14 @@ def _read_table(path: Path) -> pa.Table:
 
 def _split(column: pa.ChunkedArray, dtype: Any, name: str, path: Path) -> list[np.ndarray]:
     """A list column as one array a row. Views of one buffer: a large epoch is held once."""
-    whole = column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):
-        whole = pa.concat_arrays(whole.chunks)
+    whole = pa.concat_arrays(column.chunks)
     if not (pa.types.is_list(whole.type) or pa.types.is_large_list(whole.type)):
         raise TrainingDataError(f"{path}: column `{name}` is {whole.type}, expected a list")
     if whole.null_count:
-        row = int(np.flatnonzero(whole.is_null().to_numpy(zero_copy_only=False))[0])
-        raise TrainingDataError(f"{path}: `{name}` is null in row {row}")
-    offsets = whole.offsets.to_numpy()
-    values = whole.values
+        raise TrainingDataError(f"{path}: `{name}` is null in row {whole.is_null().index(True)}")
+    offsets, values = whole.offsets.to_numpy(), whole.values
     if values.null_count:
-        row = (
-            int(
-                np.searchsorted(
-                    offsets, int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]), "right"
-                )
-            )
-            - 1
-        )
+        row = int(np.searchsorted(offsets, values.is_null().index(True).as_py(), "right")) - 1
         raise TrainingDataError(f"{path}: `{name}` holds a null in row {row}")
     numbers = values.to_numpy(zero_copy_only=False)
     if np.issubdtype(dtype, np.integer) and numbers.size:

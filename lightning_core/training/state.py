@@ -17,6 +17,9 @@ from lightning_core.files import write_atomic
 from lightning_core.training.errors import WeightsError
 from lightning_core.training.weights import whole_folder
 
+# What reading half a file raises.
+BROKEN = (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
+
 
 def load_state(folder: Path, epoch: int, version: str | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """State of the optimizer after `epoch`, with what was noted beside it (`epoch`, `step`, `parameters`, `entropy`, `version`).
@@ -34,7 +37,7 @@ def load_state(folder: Path, epoch: int, version: str | None = None) -> tuple[di
         if version is not None and noted.get("version") != version:
             return None
         return torch.load(here / "optimizer.pt", map_location="cpu", weights_only=True), noted
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except BROKEN as error:
         raise WeightsError(
             f"{here}: cannot read the optimizer state: {error}; remove the folder to start afresh"
         ) from error

@@ -41,9 +41,7 @@ def test_its_settings_are_complete_and_no_task_is_both_trained_and_held_out(
 ) -> None:
     shown = yaml.safe_load(cli(reader, "settings", "my_settings.yaml"))
     monkeypatch.chdir(reader)
-    train, held_out = (
-        load_tasks(shown["tasks"][part], shown["tasks"]["id_field"], f"tasks.{part}") for part in ("train", "evaluate")
-    )
+    train, held_out = (load_tasks(shown["tasks"][part], f"tasks.{part}") for part in ("train", "evaluate"))
     assert len(train) >= shown["rollout"]["tasks_per_epoch"]
     assert not {task.content["question"] for task in train} & {task.content["question"] for task in held_out}
     grade = load_callable(shown["reward"]["grader"], "reward.grader")

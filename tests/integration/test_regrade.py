@@ -55,7 +55,7 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     file.write_text(yaml.safe_dump(content))
     settings = load_settings(file)
-    planned = plan_training(settings, load_tasks(settings.tasks.train, "id", "tasks.train"), 0)
+    planned = plan_training(settings, load_tasks(settings.tasks.train, "tasks.train"), 0)
     lake = Lake(settings.home)
     epoch = lake.open_epoch(settings.run, 0, "train", {"policy": "v0000"})
     epoch.planned = [rollout.rollout_id for rollout in planned]

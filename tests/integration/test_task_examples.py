@@ -98,7 +98,7 @@ def run(server: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         for name in [name for name in sys.modules if name in ("tasks", "reward", "database", "databases")]:
             del sys.modules[name]  # each example has its own, in a process of its own
         monkeypatch.syspath_prepend(str(file.parent))
-        chosen = load_tasks(tasks or settings.tasks.train, "id", "tasks.train")[0]
+        chosen = load_tasks(tasks or settings.tasks.train, "tasks.train")[0]
         try:
             return try_agent(server.handle, settings, {"first": chosen.content})
         finally:

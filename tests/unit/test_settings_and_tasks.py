@@ -107,12 +107,12 @@ def test_a_task_set_that_cannot_be_used_is_named(tmp_path: Path, name: str, cont
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(SettingsError, match=f"tasks.train.*{message}"):
-        load_tasks(str(tmp_path / name), "id", "tasks.train")
+        load_tasks(str(tmp_path / name), "tasks.train")
 
 
 def test_tasks_come_from_functions_and_files(tmp_path: Path) -> None:
     (tmp_path / "made.py").write_text("def some():\n    return [{'id': 'x', 'n': 1}, {'n': 2}]\n")
-    tasks = load_tasks(f"{tmp_path / 'made.py'}:some", "id", "tasks.train")
+    tasks = load_tasks(f"{tmp_path / 'made.py'}:some", "tasks.train")
     assert [(t.id, t.content["n"]) for t in tasks] == [("x", 1), ("1", 2)]
 
 
