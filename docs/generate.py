@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import types
@@ -35,7 +36,7 @@ def settings_page() -> str:
     for path, model in _sections("", Settings):
         lines += ["", f"## {path or 'top level'}", ""]
         if model.__doc__ and path:
-            lines += [model.__doc__.strip(), ""]
+            lines += [inspect.cleandoc(model.__doc__), ""]
         lines += ["| key | type | default | |", "|---|---|---|---|"]
         for name, field in model.model_fields.items():
             kind = _type(field.annotation).replace("|", "\\|")

@@ -15,9 +15,10 @@ import pytest
 
 from lightning_core.training import launch
 from lightning_core.training.errors import TrainingFailed
-from lightning_core.training.grpo import _plan, run_job
-from lightning_core.training.job import Job, Progress, check_job
+from lightning_core.training.grpo import run_job
+from lightning_core.training.job import Job, Progress, check_job, derive_seed
 from lightning_core.training.launch import train
+from lightning_core.training.plan import plan_epoch
 from tests import sharded_training
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import random_group, write_parquet
@@ -58,7 +59,9 @@ def test_the_jobs_of_this_module_give_both_ranks_uneven_work_and_cut_rollouts(
         monkeypatch.setenv("RANK", str(rank))
         return [
             [s.rollout_id for b in step.micro_batches for s, w in zip(b.sequences, b.weights, strict=True) if w]
-            for step in _plan(job, check_job(job)[1], "tree")
+            for step in plan_epoch(
+                job.policy_settings, check_job(job)[1].rows, "tree", derive_seed(job.seed, job.epoch)
+            )
         ]
 
     for first, second in zip(trained(0), trained(1), strict=True):
