@@ -99,7 +99,7 @@ class TrainingSettings(Section):
 
     def of_trl(self, name: str) -> Any:
         """A setting of TRL's: as `trl` says, else TRL's default."""
-        return self.trl[name] if name in self.trl else declared()[name].default
+        return self.trl[name] if name in self.trl else declared()[name][1]
 
     @model_validator(mode="before")
     @classmethod
@@ -141,15 +141,14 @@ class TrainingSettings(Section):
         if self.loss_type == "luspo" and level == "token":
             raise ValueError("loss_type `luspo` is defined on whole sequences; leave `importance_sampling_level` out")
         delta = self.trl.get("delta")
-        if delta is not None and delta <= 1 + (self.trl.get("epsilon_high") or self.of_trl("epsilon")):
+        if declared() and delta is not None and delta <= 1 + (self.trl.get("epsilon_high") or self.of_trl("epsilon")):
             raise ValueError("`delta` has to lie above 1 + `epsilon_high`: it limits what that clip does not")
         if self.steps_per_epoch == 1:
             self._ratio_is_one()
-            for name in ("min_groups_per_step", "max_passes"):
-                if self.differs(name):
-                    raise ValueError(
-                        f"`{name}` has no effect with one step an epoch; raise `steps_per_epoch`, or leave it out"
-                    )
+            for name in filter(self.differs, ("min_groups_per_step", "max_passes")):
+                raise ValueError(
+                    f"`{name}` has no effect with one step an epoch; raise `steps_per_epoch`, or leave it out"
+                )
 
     def _ratio_is_one(self) -> None:
         """With one step an epoch, the weights that are trained are those the ratio is taken to."""
@@ -166,13 +165,9 @@ class TrainingSettings(Section):
             )
 
     def _kl(self) -> None:
-        if not self.beta:
-            for name, given in {
-                "kl_reference": self.differs("kl_reference"),
-                "use_bias_correction_kl": "use_bias_correction_kl" in self.trl,
-            }.items():
-                if given:
-                    raise ValueError(f"`{name}` has no effect while `beta` is 0; set `beta`, or leave it out")
+        for name in ("kl_reference", "use_bias_correction_kl"):
+            if not self.beta and (name in self.trl if name in PASSED else self.differs(name)):
+                raise ValueError(f"`{name}` has no effect while `beta` is 0; set `beta`, or leave it out")
         if self.kl_reference == "previous" and self.steps_per_epoch == 1:
             raise ValueError(
                 "`kl_reference: previous` has no effect with one step an epoch, which starts where the reference is; "
@@ -181,17 +176,15 @@ class TrainingSettings(Section):
 
     def _entropy(self) -> None:
         if not self.trl.get("use_adaptive_entropy"):
-            for name in ADAPTIVE_ENTROPY:
-                if name in self.trl:
-                    raise ValueError(f"`trl`: `{name}` has no effect without `use_adaptive_entropy: true`")
-        elif self.of_trl("entropy_coef_min") > self.of_trl("entropy_coef_max"):
+            for name in self.trl.keys() & ADAPTIVE_ENTROPY:
+                raise ValueError(f"`trl`: `{name}` has no effect without `use_adaptive_entropy: true`")
+        elif declared() and self.of_trl("entropy_coef_min") > self.of_trl("entropy_coef_max"):
             raise ValueError("`entropy_coef_min` lies above `entropy_coef_max`")
 
     def _correction(self) -> None:
         if self.importance_correction == "none":
-            for name in ("importance_clip_min", "importance_clip_max"):
-                if self.differs(name):
-                    raise ValueError(f"`{name}` has no effect without `importance_correction`")
+            for name in filter(self.differs, ("importance_clip_min", "importance_clip_max")):
+                raise ValueError(f"`{name}` has no effect without `importance_correction`")
             return
         low, high = self.importance_clip_min, self.importance_clip_max
         if low is None and high is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,19 +59,14 @@ _TYPES: dict[str, Any] = {"float": FiniteFloat, "float | None": FiniteFloat | No
 _SHARES = ("top_entropy_quantile", "adam_beta1", "adam_beta2")
 
 
-@dataclass(frozen=True)
-class Declared:
-    """A setting as TRL declares it: the annotation, as its source has it, and the default."""
-
-    annotation: str
-    default: Any
-
-
 @cache
-def declared() -> dict[str, Declared]:
-    """All settings of TRL's GRPOConfig, those of transformers' TrainingArguments too; empty where TRL is not installed."""
+def declared() -> dict[str, tuple[str, Any]]:
+    """Annotation and default of all settings of TRL's GRPOConfig, as its source and transformers' have them.
+
+    Empty where TRL is not installed.
+    """
     files = ("transformers", "training_args.py"), ("trl", "trainer/base_config.py"), ("trl", "trainer/grpo_config.py")
-    found: dict[str, Declared] = {}
+    found: dict[str, tuple[str, Any]] = {}
     for package, file in files:
         spec = find_spec(package)
         if spec is None or spec.origin is None:
@@ -80,7 +74,7 @@ def declared() -> dict[str, Declared]:
         module = ast.parse((Path(spec.origin).parent / file).read_text())
         for line in [line for part in module.body if isinstance(part, ast.ClassDef) for line in part.body]:
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-                found[line.target.id] = Declared(ast.unparse(line.annotation), _default(line.value))
+                found[line.target.id] = ast.unparse(line.annotation), _default(line.value)
     return found
 
 
@@ -98,22 +92,20 @@ def checked(name: str, value: Any) -> Any:
     """The value of a setting in `trl`, of the type that TRL declares. Raises ValueError with the remedy."""
     if name in _OURS:
         raise ValueError(f"`{name}` is what `{_OURS[name]}` sets; give that, and leave `{name}` out")
-    known = declared()
     if name not in PASSED:
-        if name in known:
+        if name in declared():
             raise ValueError(f"`{name}` would be ignored: nothing here reads it of TRL's config; leave it out")
         close = difflib.get_close_matches(name, PASSED, 1)
         meant = f"is `{close[0]}` meant?" if close else f"those that are passed on: {', '.join(PASSED)}"
         raise ValueError(f"`{name}` is no setting of TRL's GRPOConfig; {meant}")
-    if name in known:
+    if name in declared():
+        annotation, _ = declared()[name]
         try:
-            value = TypeAdapter(_TYPES[known[name].annotation]).validate_python(value)
+            value = TypeAdapter(_TYPES[annotation]).validate_python(value)
         except ValidationError:
-            raise ValueError(f"`{name}` is {value!r}, and TRL takes `{known[name].annotation}`") from None
-    if not isinstance(value, bool | str | None) and value < 0:
-        raise ValueError(f"`{name}` is {value}; none of these can be below 0")
-    if name in _SHARES and value > 1:
-        raise ValueError(f"`{name}` is {value}, a share: give 0 to 1")
+            raise ValueError(f"`{name}` is {value!r}, and TRL takes `{annotation}`") from None
+    if isinstance(value, int | float) and not 0 <= value <= (1 if name in _SHARES else value):
+        raise ValueError(f"`{name}` is {value}; " + ("a share, 0 to 1" if name in _SHARES else "it cannot be below 0"))
     if name == "importance_sampling_level" and value not in ("token", "sequence"):
         raise ValueError(f"`{name}` is {value!r}; TRL knows `token` and `sequence`")
     return value

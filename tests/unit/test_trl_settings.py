@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lightning_core.config import PolicySettings, TrainingSettings
+from lightning_core.config import PolicySettings, TrainingSettings, training, trl
 
 
 @pytest.mark.parametrize(
-    ("training", "remedy"),
+    ("given", "remedy"),
     [
         ({"trl": {"epsilom": 0.3}}, "`epsilom` is no setting of TRL's GRPOConfig; is `epsilon` meant"),
         ({"trl": {"epsilon": "wide"}}, "`epsilon` is 'wide', and TRL takes `float`"),
         ({"trl": {"use_adaptive_entropy": "perhaps"}}, "`use_adaptive_entropy` is 'perhaps', and TRL takes `bool`"),
-        ({"trl": {"epsilon": -0.1}}, "`epsilon` is -0.1; none of these can be below 0"),
+        ({"trl": {"epsilon": -0.1}}, "`epsilon` is -0.1; it cannot be below 0"),
+        ({"trl": {"top_entropy_quantile": 2}}, "`top_entropy_quantile` is 2.0; a share, 0 to 1"),
         ({"trl": {"learning_rate": 0.1}}, "`learning_rate` is what `training.learning_rate` sets; give that"),
         ({"trl": {"beta": 0.1}}, "`beta` is what `training.beta` sets"),
         ({"trl": {"num_generations": 8}}, "`num_generations` is what `rollout.group_size` sets"),
@@ -30,9 +31,9 @@ from lightning_core.config import PolicySettings, TrainingSettings
     ],
     ids=lambda value: "-".join(map(str, value.get("trl", value))) if isinstance(value, dict) else "",
 )
-def test_what_is_not_passed_to_trl_is_refused_with_the_remedy(training: dict[str, Any], remedy: str) -> None:
+def test_what_is_not_passed_to_trl_is_refused_with_the_remedy(given: dict[str, Any], remedy: str) -> None:
     with pytest.raises(ValidationError, match=remedy):
-        TrainingSettings.model_validate({"steps_per_epoch": 2, **training})
+        TrainingSettings.model_validate({"steps_per_epoch": 2, **given})
 
 
 def test_a_value_is_taken_as_the_type_that_trl_declares() -> None:
@@ -54,6 +55,17 @@ def test_of_the_optimizer_every_algorithm_reads_the_settings_and_of_the_loss_pol
     PolicySettings.model_validate({"algorithm": "sft", "training": {"trl": {"weight_decay": 0.1, "adam_beta2": 0.99}}})
     with pytest.raises(ValidationError, match=r"`algorithm: sft` ignores training\.trl\.entropy_coef"):
         PolicySettings.model_validate({"algorithm": "sft", "training": {"trl": {"entropy_coef": 0.1}}})
+
+
+def test_where_trl_is_not_installed_names_are_checked_and_its_types_left_to_where_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trl, "declared", dict)
+    monkeypatch.setattr(training, "declared", dict)
+    given = {"delta": 0.5, "use_adaptive_entropy": True, "epsilon": ["wide"]}
+    assert TrainingSettings.model_validate({"steps_per_epoch": 2, "trl": given}).trl == given
+    with pytest.raises(ValidationError, match="`epsilom` is no setting of TRL's GRPOConfig"):
+        TrainingSettings.model_validate({"trl": {"epsilom": 0.3}})
 
 
 def test_the_settings_are_checked_without_importing_trl() -> None:
