@@ -43,7 +43,7 @@ def collect_versions(settings: Settings) -> dict[str, list[str]]:
 
     Where the registry cannot be asked, nothing is removed, and the log says so: the next epoch tries again.
     """
-    if not settings.store.collect:
+    if settings.store.keep_every == 1:
         return {}
     there = settings.tracking.mlflow_uri or (settings.home / "mlflow.db").is_file()
     gone = {}

@@ -13,14 +13,12 @@ from lightning_core.config.cluster import ClusterSettings, loopback
 from lightning_core.config.learning import AlarmSettings, FinetuneSettings
 from lightning_core.config.policies import (
     ANY_NAME,
-    ESTIMATORS,
     NEEDS_GROUPS,
     LoraSettings,
     PolicySettings,
     SamplingSettings,
-    SftSettings,
 )
-from lightning_core.config.rewards import AirRule, RewardSettings, SpanOp
+from lightning_core.config.rewards import AirRule, RewardSettings
 from lightning_core.config.section import Name, Section, SettingsError
 from lightning_core.config.serving import GatewaySettings, ServerSettings, UpstreamSettings, VllmSettings
 from lightning_core.config.storage import AgentRule, LakeSettings, RedactionPattern, StoreSettings
@@ -259,14 +257,10 @@ class Settings(Section):
 
 __all__ = [
     "ANY_NAME",
-    "ESTIMATORS",
-    "NEEDS_GROUPS",
     "AgentRule",
     "AgentSettings",
     "AirRule",
-    "AlarmSettings",
     "ClusterSettings",
-    "EvaluationSettings",
     "FinetuneSettings",
     "GatewaySettings",
     "LakeSettings",
@@ -275,16 +269,11 @@ __all__ = [
     "PolicySettings",
     "RedactionPattern",
     "RewardSettings",
-    "RolloutSettings",
     "SamplingSettings",
     "ServerSettings",
     "Settings",
     "SettingsError",
-    "SftSettings",
-    "SpanOp",
-    "StoreSettings",
     "TaskSettings",
-    "TrackingSettings",
     "TrainingSettings",
     "UpstreamSettings",
     "VllmSettings",

@@ -37,6 +37,12 @@ class Algorithm:
         return function
 
 
+_READ_BY_SFT = (
+    "learning_rate", "lr_schedule", "warmup_steps", "steps_per_epoch", "min_groups_per_step", "tokens_per_micro_batch",
+    "max_sequence_tokens", "max_mismatch", "bf16", "gradient_checkpointing", "checkpoint_seconds", "processes",
+    "accelerate_config", "trl", *OF_THE_OPTIMIZER,
+)  # fmt: skip
+
 ALGORITHMS = {
     # All of policy gradients: advantages × the losses of TRL's GRPOTrainer.
     "grpo": Algorithm("lightning_core.training.grpo:run_job"),
@@ -45,22 +51,6 @@ ALGORITHMS = {
         "lightning_core.training.sft:run_job",
         estimator="sft",
         imitates=True,
-        reads=(
-            "learning_rate",
-            "lr_schedule",
-            "warmup_steps",
-            "trl",  # of these
-            *OF_THE_OPTIMIZER,
-            "steps_per_epoch",
-            "min_groups_per_step",
-            "tokens_per_micro_batch",
-            "max_sequence_tokens",
-            "max_mismatch",
-            "bf16",
-            "gradient_checkpointing",
-            "checkpoint_seconds",
-            "processes",
-            "accelerate_config",
-        ),
+        reads=_READ_BY_SFT,
     ),
 }

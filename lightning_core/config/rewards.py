@@ -10,21 +10,9 @@ from lightning_core.config.section import Name, Section
 
 # What sql/ingest/spans.sql makes of spans, but for `rollout.start`, which is in no tree.
 SpanOp = Literal[
-    "llm",
-    "tool",
-    "agent",
-    "embedding",
-    "retriever",
-    "reranker",
-    "guardrail",
-    "evaluator",
-    "chain",
-    "workflow",
-    "task",
-    "reward",
-    "rollout",
-    "other",
-]
+    "llm", "tool", "agent", "embedding", "retriever", "reranker", "guardrail", "evaluator", "chain", "workflow", "task",
+    "reward", "rollout", "other",
+]  # fmt: skip
 
 
 class AirRule(Section):

@@ -54,20 +54,8 @@ class LakeSettings(Section):
 
 
 class StoreSettings(Section):
-    """Versions of the policies on disk."""
+    """Versions of the policies on disk: after every epoch those that nothing needs are removed; what stays: docs/policies.md."""
 
-    collect: bool = Field(
-        True,
-        description="after every epoch remove versions that nothing needs; what stays: docs/policies.md. false: all stay",
-    )
     keep_every: int | None = Field(
-        10, ge=1, description="with `collect`: every so-many-th version stays; null: none for its number's sake"
+        10, ge=1, description="every so-many-th version stays: 1: all do; null: none for its number's sake"
     )
-
-    @model_validator(mode="after")
-    def _collects(self) -> StoreSettings:
-        if self.differs("keep_every") and not self.collect:
-            raise ValueError(
-                "`keep_every` without `collect: true` keeps nothing, since all versions stay; give one of them"
-            )
-        return self

@@ -24,8 +24,7 @@ class Removal(BaseModel):
     digest: str | None  # of its files; None where its manifest was unreadable
 
     def __str__(self) -> str:
-        rule = "`store.collect`" + (f" with `keep_every: {self.keep_every}`" if self.keep_every else "")
-        return f"removed on {self.at} by {self.by} ({rule}: nothing needed it)"
+        return f"removed on {self.at} by {self.by} (`store.keep_every: {self.keep_every or 'null'}`: nothing needed it)"
 
 
 _Removals = TypeAdapter(dict[str, Removal])
@@ -51,8 +50,8 @@ def why_gone(policy: str, version: str, removal: Removal, kept: Iterable[str]) -
     """The message for whoever asks for a version that was removed."""
     return (
         f"policy {policy}: {version} was {removal}; {nearest(version, kept)}. "
-        "`store: {collect: false}` in the settings keeps all that are trained from now on, a smaller `store.keep_every` "
-        f"more of them, `lightning-flows policies pin {policy} VERSION` one"
+        "`store: {keep_every: 1}` in the settings keeps all that are trained from now on, "
+        f"`lightning-flows policies pin {policy} VERSION` one"
     )
 
 

@@ -130,10 +130,8 @@ def _listed(parts: dict[str, float] | dict[str, int]) -> str:
 
 def _kept(settings: Settings, trained: int) -> int:
     """Versions that stay of so many: every k-th, the newest with its parent, and the best."""
-    store = settings.store
-    if not store.collect:
-        return trained
-    numbers = {n for n in range(1, trained + 1) if store.keep_every and n % store.keep_every == 0}
+    every = settings.store.keep_every
+    numbers = {n for n in range(1, trained + 1) if every and n % every == 0}
     return min(trained, len(numbers | {trained, trained - 1}) + settings.evaluates)
 
 

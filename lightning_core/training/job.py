@@ -32,18 +32,8 @@ logger = logging.getLogger(__name__)
 
 # TRL and transformers import these where they find them, for features that are not used here.
 _NOT_NEEDED = (
-    "vllm",
-    "mlflow",
-    "sklearn",
-    "tensorboard",
-    "torchvision",
-    "ray",
-    "dask",
-    "matplotlib",
-    "wandb",
-    "boto3",
-    "scipy",
-)
+    "vllm", "mlflow", "sklearn", "tensorboard", "torchvision", "ray", "dask", "matplotlib", "wandb", "boto3", "scipy",
+)  # fmt: skip
 
 
 class Job(BaseModel):

@@ -14,7 +14,7 @@ from lightning_core.training.errors import TrainingError
 from lightning_core.training.plan import Step
 from lightning_core.training.sft import queue
 from lightning_core.training.steps import Stepping, StepPlan
-from lightning_core.training.trl_bridge import PlannedSFTTrainer
+from lightning_core.training.trl_bridge import PlannedSFTTrainer, sft_arguments
 
 
 class ExampleTrainer(Stepping, PlannedSFTTrainer):
@@ -42,9 +42,9 @@ class ExampleTrainer(Stepping, PlannedSFTTrainer):
         self._first_loss = 0.0  # of the epoch's first step
         # Trained tokens of each micro-batch, on this rank: TRL keeps one mean of each, over all ranks.
         self._weights = [sum(label != -100 for row in batch for label in row["labels"]) for batch in batches]
-        super().__init__(
-            model, tokenizer, policy, batches, len(steps) - step_plan.first, scratch, step_plan.seed, peft_config
-        )
+        left = len(steps) - step_plan.first
+        args = sft_arguments(policy, left, len(batches) // left, scratch, step_plan.seed)
+        super().__init__(model, tokenizer, args, batches, peft_config)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         step, at = divmod(self._passes, self.args.gradient_accumulation_steps)

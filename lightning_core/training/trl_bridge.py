@@ -77,6 +77,12 @@ def grpo_arguments(policy: PolicySettings, steps: int, width: int, scratch: Path
     )
 
 
+def sft_arguments(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: int) -> SFTConfig:
+    """For `steps` optimizer steps of `width` micro-batches. What is too long was left out before; TRL would tokenize again."""
+    ours = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    return SFTConfig(**_shared(policy, steps, width, scratch, seed) | ours)
+
+
 class PlannedGRPOTrainer(GRPOTrainer):
     """GRPOTrainer on numbered micro-batches. Of its subclass it asks:
 
@@ -163,24 +169,12 @@ class PlannedSFTTrainer(SFTTrainer):
     """SFTTrainer on micro-batches of exact tokens, each a list of rows with `input_ids` and `labels`."""
 
     def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        policy: PolicySettings,
-        batches: list[list[dict[str, Any]]],
-        steps: int,
-        scratch: Path,
-        seed: int,
-        peft_config: Any = None,
+        self, model: Any, tokenizer: Any, args: SFTConfig, batches: list[list[dict[str, Any]]], peft_config: Any = None
     ) -> None:
         self._batches = batches
         super().__init__(
             model=model,
-            args=SFTConfig(
-                **_shared(policy, steps, len(batches) // steps, scratch, seed),
-                max_length=None,  # what is too long was left out before
-                dataset_kwargs={"skip_prepare_dataset": True},  # TRL would tokenize again
-            ),
+            args=args,
             train_dataset=Dataset.from_list(batches[0]),  # which the data loader does not read
             processing_class=tokenizer,
             peft_config=peft_config,

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -132,7 +131,7 @@ def test_an_evaluation_is_noted_in_the_version_and_moves_best(store, tmp_path):
 
 
 def test_an_epoch_removes_what_nothing_needs_unless_the_settings_say_that_all_stays(store, tmp_path):
-    assert collect_versions(settings(tmp_path, store={"collect": False})) == {}
+    assert collect_versions(settings(tmp_path, store={"keep_every": 1})) == {}
     assert len(store.versions()) == 4
     assert collect_versions(settings(tmp_path)) == {"policy": ["v0001"]}
     assert store.versions() == ["v0000", "v0002", "v0003"]
@@ -150,14 +149,7 @@ def test_who_asks_for_a_removed_version_gets_the_rule_the_nearest_that_is_kept_a
         done = ask(*command)
         assert done.exit_code == 1
         assert re.search(
-            r"^Error: policy policy: v0002 was removed on 20\S+ \S+ by run r \(`store.collect` with `keep_every: 10`: "
-            r"nothing needed it\); the nearest that are kept: v0000 and v0003\. `store: \{collect: false\}`",
+            r"^Error: policy policy: v0002 was removed on 20\S+ \S+ by run r \(`store.keep_every: 10`: "
+            r"nothing needed it\); the nearest that are kept: v0000 and v0003\. `store: \{keep_every: 1\}`",
             done.stderr,
         ), done.stderr
-
-
-def test_keep_every_without_collect_is_a_settings_error_unless_it_is_the_default(tmp_path):
-    with pytest.raises(ValueError, match="`keep_every` without `collect: true`"):
-        settings(Path(tmp_path), store={"collect": False, "keep_every": 3})
-    written_out = settings(Path(tmp_path), store={"collect": False}).model_dump(mode="json")
-    assert not Settings.model_validate(written_out).store.collect

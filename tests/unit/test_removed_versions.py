@@ -21,7 +21,7 @@ from lightning_flows.flows.train_epoch import train_epoch
 from tests.policy_files import store_with_base, write_model
 from tests.unit.test_stage_keys import settings_of
 
-GONE = r"v0001 was removed on 20\S+ \S+ by run r \(.*the nearest that are kept: v0000 and v0003\..*collect: false"
+GONE = r"v0001 was removed on 20\S+ \S+ by run r \(.*the nearest that are kept: v0000 and v0003\..*keep_every: 1"
 
 
 @pytest.fixture

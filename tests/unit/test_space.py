@@ -31,7 +31,7 @@ def estimated(home: Path, **more: Any) -> Estimate:
 
 
 @pytest.mark.parametrize(
-    ("store", "kept"), [({}, ["v0009", "v0010"]), ({"collect": False}, [f"v{n:04d}" for n in range(1, 11)])]
+    ("store", "kept"), [({}, ["v0009", "v0010"]), ({"keep_every": 1}, [f"v{n:04d}" for n in range(1, 11)])]
 )
 def test_the_versions_that_ten_epochs_leave_take_what_was_estimated(
     tmp_path: Path, store: dict[str, Any], kept: list[str]

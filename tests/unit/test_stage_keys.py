@@ -68,7 +68,7 @@ def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict
         (None, {"vllm": {"kv_cache_gb": 0.1, "max_num_seqs": 3}, "server": {"spool_max_gb": 1.0}}),
         (None, {"agent": {"command": "true", "environments": "elsewhere"}}),
         (None, {"server": {"gateway": {"most_calls": 3, "log_calls": "off"}}}),
-        (None, {"epochs": 9, "evaluation": {"every": 3}, "store": {"collect": True}}),
+        (None, {"epochs": 9, "evaluation": {"every": 3}, "store": {"keep_every": 3}}),
     ],
 )
 def test_a_setting_touches_the_first_stage_that_reads_it_and_none_before(
