@@ -7,7 +7,6 @@ weights were looked over (but by what it may be forked from), so bad input is to
 from __future__ import annotations
 
 import json
-import logging
 import os
 import resource
 import sys
@@ -27,8 +26,6 @@ from lightning_core.training.weights import (
     check_model_folder,
     check_same_model,
 )
-
-logger = logging.getLogger(__name__)
 
 # TRL and transformers import these where they find them, for features that are not used here.
 _NOT_NEEDED = (

@@ -7,7 +7,6 @@ scores those alone.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +17,6 @@ from lightning_core.training.attention import NAME, Forest
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.packing import Layout, forest_layout, padded_layout
 from lightning_core.training.trl_bridge import fused_scores
-
-logger = logging.getLogger(__name__)
 
 # Of the largest hidden state: rounding stays far below (2e-4 was seen), a mask that is ignored far above (0.8).
 _PROBE_TOLERANCE = 1e-2

@@ -5,7 +5,6 @@ What is fed to TRL, and how that is measured. How TRL is made to take it: trl_br
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from lightning_core.training.schedule import EntropyBonus
 from lightning_core.training.scoring import score
 from lightning_core.training.steps import Stepping, StepPlan
 from lightning_core.training.trl_bridge import PlannedGRPOTrainer, grpo_arguments
-
-logger = logging.getLogger(__name__)
 
 _MOST_NATS = 20.0  # by which a token can be more likely in what is told: e^20, before numbers overflow
 # What is summed over a step's trained tokens: the metrics that are not TRL's.

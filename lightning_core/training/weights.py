@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import logging
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -21,8 +20,6 @@ from lightning_core.config import LoraSettings
 from lightning_core.files import fsync, is_full_disk
 from lightning_core.policies.model import safetensors_problem
 from lightning_core.training.errors import WeightsError
-
-logger = logging.getLogger(__name__)
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
