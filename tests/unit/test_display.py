@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import pty
 import re
@@ -153,7 +154,7 @@ def test_where_there_is_no_terminal_no_line_is_there_twice_but_warnings(tmp_path
 def test_a_stage_that_lasts_gives_a_sign_of_life_and_a_quick_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(sys, "stderr", out)
-    lines, moment = Lines(), time.monotonic()
+    lines, moment = Lines(), float(math.ceil(time.monotonic()))  # whole: 30 s are then exactly 30
 
     def say(text: str, after_s: float, event: Event = At(counted=True)) -> None:  # noqa: B008 - frozen
         monkeypatch.setattr(time, "monotonic", lambda: moment + after_s)
