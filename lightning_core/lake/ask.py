@@ -8,7 +8,6 @@ import io
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from decimal import Decimal
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+from rich.console import Console
 
 from lightning_core.lake import catalog, sql, text_table
 from lightning_core.lake.derived_tables import DERIVED
@@ -107,7 +107,8 @@ def answer(root: Path | str, question: str, form: str = "table", limit: int | No
 def lines(root: Path | str, question: str, form: str = "table", limit: int | None = None) -> Iterator[str]:
     """The result of a question, line by line, as table, csv, or json (one object a row).
 
-    limit: rows; by default 50 of a table, and all as csv or json. Raises LakeError, one line, for what cannot be asked.
+    A table fits the terminal; where stdout is none, its cells are whole. limit: rows; by default 50 of a table, and all as
+    csv or json. Raises LakeError, one line, for what cannot be asked.
     """
     with catalog.connect(root) as con, ThreadPoolExecutor(1) as thread:
         text = _resolve(con, question)
@@ -171,7 +172,8 @@ def _rows(con: duckdb.DuckDBPyConnection, thread: ThreadPoolExecutor, limit: int
 
 
 def _table(columns: list[str], rows: list[tuple[Any, ...]], limit: int) -> Iterator[str]:
-    yield from text_table.render(columns, rows[:limit], shutil.get_terminal_size((160, 24)).columns)
+    console = Console()
+    yield from text_table.render(columns, rows[:limit], console.width if console.is_terminal else None)
     if len(rows) > limit:
         yield f"(the first {limit} rows; --limit N shows more, --format csv all)"
     else:

@@ -1,4 +1,4 @@
-"""Rows as text that fits a terminal: a table where its columns do, else one block a row."""
+"""Rows as text that fits a terminal: a table where its columns do, else one block a row. Elsewhere no cell is cut."""
 
 from __future__ import annotations
 
@@ -9,46 +9,43 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 _NARROWEST = 12  # to which a column of text is cut before the rows become blocks
 _WIDEST = 60
+_NO_TERMINAL = 160  # the width by which rows become blocks where nothing is cut
+_ANY = 10**6
 
 
-def render(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int = 160) -> list[str]:
-    """Lines of a table of at most `width` characters; long text ends in `…`. Empty cells are NULL.
+def render(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int | None) -> list[str]:
+    """Lines of a table of at most `width` characters; long text ends in `…`, numbers are whole. Empty cells are NULL.
 
     Names of columns are broken at `_` where that makes it fit; where nothing does, each row is a block of its own.
+    width: None for a pipe or a file, where lines are as long as their cells.
     """
     cells = [[cell(value) for value in row] for row in rows]
     numbers = [all(isinstance(row[i], int | float | Decimal | None) for row in rows) for i in range(len(columns))]
-    for heads in ([[name] for name in columns], [_broken(name) for name in columns]):
-        widths = _widths(heads, cells, numbers, width - 2 * (len(columns) - 1))
-        if widths is not None:
-            height = max(len(head) for head in heads)
-            names = [[""] * (height - len(head)) + head for head in heads]
-            lines = [_line([name[i] for name in names], widths, numbers) for i in range(height)]
-            lines.append("  ".join("─" * wide for wide in widths))
-            return lines + [_line(row, widths, numbers) for row in cells]
-    return _blocks(columns, rows, width)
-
-
-def _widths(heads: list[list[str]], cells: list[list[str]], numbers: list[bool], room: int) -> list[int] | None:
-    """Widths of the columns in so much room; None where it is not enough. Numbers are never cut."""
-    least, widths = [], []
-    for i, (head, number) in enumerate(zip(heads, numbers, strict=True)):
-        name = max(len(part) for part in head)
-        wide = max([name, *(len(row[i]) for row in cells)])
-        least.append(wide if number else min(wide, max(_NARROWEST, name)))
-        widths.append(wide if number else min(wide, max(_WIDEST, name)))
-    if sum(least) > room:
-        return None
-    while sum(widths) > room:
-        widths[max((i for i in range(len(widths)) if widths[i] > least[i]), key=lambda i: widths[i])] -= 1
-    return widths
-
-
-def _broken(name: str) -> list[str]:
-    parts = name.split("_")
-    return [part + "_" for part in parts[:-1]] + parts[-1:]
+    for names in (columns, [name.replace("_", "_\n") for name in columns]):
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        least = -2
+        for i, (name, number) in enumerate(zip(names, numbers, strict=True)):
+            head = max(map(cell_len, name.split("\n")))
+            wide = max((cell_len(row[i]) for row in cells), default=0)
+            least += 2 + max(head, wide if number else min(wide, _NARROWEST))
+            most = None if number or width is None else max(head, _WIDEST)
+            table.add_column(_text(name), justify="right" if number else "left", no_wrap=number, max_width=most)
+        if least <= (width or _NO_TERMINAL):
+            for row in cells:
+                table.add_row(*map(_text, row))
+            console = Console(width=width or _ANY, color_system=None)
+            with console.capture() as drawn:
+                console.print(table)
+            return [line.rstrip() for line in drawn.get().splitlines()]
+    return [line for i, row in enumerate(rows, 1) for line in _block(i, columns, row, width)]
 
 
 def cell(value: Any) -> str:
@@ -70,26 +67,17 @@ def cell(value: Any) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
 
 
-def _line(values: Sequence[str], widths: list[int], numbers: list[bool]) -> str:
-    parts = [
-        _cut(text, wide).rjust(wide) if number else _cut(text, wide).ljust(wide)
-        for text, wide, number in zip(values, widths, numbers, strict=True)
-    ]
-    return "  ".join(parts).rstrip()
+def _text(text: str) -> Text:
+    """Text whose lines are cut and never wrapped, while its column may shrink."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
-def _blocks(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int) -> list[str]:
-    margin = max(len(name) for name in columns) + 2
-    lines = []
-    for number, row in enumerate(rows, 1):
-        lines.append(f"── {number} ".ljust(min(width, 40), "─"))
-        lines += [
-            name.ljust(margin) + _cut(cell(value), max(width - margin, _NARROWEST))
-            for name, value in zip(columns, row, strict=True)
-            if value is not None
-        ]
+def _block(number: int, columns: Sequence[str], row: Sequence[Any], width: int | None) -> list[str]:
+    margin = max(map(len, columns)) + 2
+    lines = [f"── {number} ".ljust(min(width or _NO_TERMINAL, 40), "─")]
+    for name, value in zip(columns, row, strict=True):
+        if value is not None:
+            text = Text(cell(value))
+            text.truncate(_ANY if width is None else max(width - margin, _NARROWEST), overflow="ellipsis")
+            lines.append(name.ljust(margin) + text.plain)
     return lines
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

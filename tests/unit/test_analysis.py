@@ -254,6 +254,20 @@ def test_long_text_is_cut_and_numbers_are_not() -> None:
     assert "…" in lines[2]
 
 
+def test_a_pipe_gets_whole_cells_and_the_same_lines_whatever_columns_says(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = "SELECT repeat('y', 500) AS text, 123456789 AS n, '日本' AS wide"
+    answers = set()
+    for columns in ("20", "300"):
+        monkeypatch.setenv("COLUMNS", columns)
+        answers.add(ask.answer(lake.root, question))
+    (answer,) = answers
+    assert answer.splitlines()[2].split() == ["y" * 500, "123456789", "日本"]
+    (block,) = {len(line) for line in text_table.render(["a"] * 80, [["z" * 500] * 80], None) if "z" in line}
+    assert block == 503, "and what becomes blocks is not cut either"
+
+
 def test_names_of_columns_are_broken_before_rows_become_blocks() -> None:
     columns = [f"a_rather_long_name_{i}" for i in range(6)]
     table = text_table.render(columns, [tuple(range(6))], width=60)
