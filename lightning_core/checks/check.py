@@ -163,8 +163,7 @@ def _rules(settings: Settings, parts: Sequence[str]) -> list[Check]:
     looks: list[Callable[[], object]] = [
         lambda: check_patterns(settings),
         lambda: check_estimators(settings),
-        # The function is imported elsewhere.
-        lambda: Redaction(settings.lake.model_copy(update={"redact_with": None})),
+        lambda: Redaction(settings.lake),
     ]
     wrong = [each for look in looks if (each := _try("rules", look)).level == "error"]
     return found + (wrong or [Check("ok", "rules", "patterns, estimators of advantages, redaction")])

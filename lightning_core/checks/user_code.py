@@ -67,8 +67,6 @@ def flow_imports(settings: Settings, parts: Sequence[str]) -> list[Import]:
             if policy.agent_match.startswith(COMPUTED[0]):
                 reference = policy.agent_match.removeprefix(COMPUTED[0])
                 found.append(_function(f"policies.{policy.name}.agent_match", reference, "agents"))
-        if settings.lake.redact_with is not None:
-            found.append(_function("lake.redact_with", settings.lake.redact_with, "text"))
     return found
 
 

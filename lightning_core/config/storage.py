@@ -40,9 +40,6 @@ class LakeSettings(Section):
     redact: list[RedactionPattern] = Field(
         default_factory=list, description="rewritten in every text of a span before it reaches Parquet"
     )
-    redact_with: str | None = Field(
-        None, description="`module:function`: gets a text, returns what is kept of it; after the patterns"
-    )
     keep_days: float | None = Field(
         None, gt=0, description="spans older than this are removed by `lightning-flows lake retain`; null: none are"
     )
