@@ -35,8 +35,8 @@ import duckdb
 from bench.epochs import Shape, write_epoch
 from bench.report import figure, say
 from lightning_core.config import AgentSettings, Settings, TaskSettings
-from lightning_core.lake import buckets, derive
-from lightning_core.lake.derive_inputs import REWARDS, TRIPLETS, make_inputs
+from lightning_core.lake import buckets, derive, sql
+from lightning_core.lake.derive_inputs import KEPT_REWARDS, make_inputs
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 
@@ -48,7 +48,6 @@ _ORACLE = Path(__file__).parents[1] / ".venv-oracle"
 _ROUNDS = 3
 _ALLOWED_GB = 8
 _EVERY_AGENT = "."  # what the adapter's agent_match takes
-_TO_TRIPLETS = TRIPLETS[: TRIPLETS.index("triplets/triplets") + 1]
 
 
 def settings(home: Path) -> Settings:
@@ -67,7 +66,7 @@ def seconds_to_triplets(home: Path, epoch: EpochManifest) -> tuple[float, int]:
         counts: list[int] = []
 
         def work(own: duckdb.DuckDBPyConnection, bucket: buckets.Bucket) -> None:
-            derive.run(own, (*derive.SPANS, *derive.HIERARCHY, *REWARDS, *_TO_TRIPLETS))
+            derive.run(own, sql.steps("epoch_spans", "span_tree", *KEPT_REWARDS, "triplets", there=derive.KNOWN))
             # A view: read what a triplet is made of.
             made = own.execute(
                 "SELECT count(*), sum(len(prompt_ids)), sum(len(response_ids)), sum(reward) FROM triplets"

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from bench.report import figure, say
 from lightning_core.config import AgentSettings, Settings, TaskSettings
-from lightning_core.lake import schema
+from lightning_core.lake import schema, sql
 from lightning_core.lake.derive import derive
-from lightning_core.lake.derive_inputs import SEQUENCES, TRIPLETS
+from lightning_core.lake.derive_inputs import GIVEN, KEPT_REWARDS, KEPT_TRIPLETS
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
 from lightning_core.lake.number_facts import measured
@@ -35,6 +35,9 @@ _TOKENS, _RESPONSE, _GROUP = 1000, 50, 8
 _PROMISED_S = 60.0
 _ROLLOUTS_A_FILE = 2000
 _VOCABULARY = 49_152
+_FROM_CALLS = {*sql.steps("sequences", "call_exclusions", *KEPT_TRIPLETS, there=GIVEN)} - {
+    *sql.steps("span_tree", *KEPT_REWARDS, there=GIVEN)
+}
 
 
 def write_spans(home: Path, calls: int, calls_a_rollout: int, seed: int = 0) -> EpochManifest:
@@ -100,7 +103,7 @@ class _Clock:
         now, cpu = time.perf_counter(), time.process_time()
         if self._since is not None:
             file, wall, since = self._since
-            if file.split(",")[0] in (*TRIPLETS, *SEQUENCES):
+            if file in _FROM_CALLS:
                 self.wall, self.cpu = self.wall + now - wall, self.cpu + cpu - since
             self.files[file] = self.files.get(file, 0.0) + now - wall
         self._since = (name, now, cpu) if name is not None else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -20,17 +20,14 @@ from lightning_core.config import AgentRule, Settings
 from lightning_core.lake import buckets, sql
 from lightning_core.lake.buckets import Bucket
 from lightning_core.lake.derive_inputs import (
-    EXCLUSIONS,
+    CHECKS,
+    CHECKS_OF_TRAINING,
     GATHERED,
+    GIVEN,
     KEPT_ADVANTAGES,
     KEPT_REWARDS,
     KEPT_TRIPLETS,
-    REWARDS,
-    SEQUENCES,
-    TOKENS,
-    TRIPLETS,
     make_advantages,
-    make_checks,
     make_inputs,
     sql_files,
 )
@@ -41,41 +38,9 @@ from lightning_core.lake.unique_places import require_unique
 
 logger = logging.getLogger(__name__)
 
-# Of an epoch, before it is cut into buckets; and of a bucket.
-EPOCH = ("hierarchy/scored_attempts", "hierarchy/counted_attempts", "hierarchy/methods", "ingest/attribute_aliases")
-SPANS = ("hierarchy/node_keys", "hierarchy/epoch_spans")
-HIERARCHY = (
-    "hierarchy/nodes",
-    "hierarchy/id_bearers",
-    "hierarchy/repeated_ids",
-    "hierarchy/user_names",
-    "hierarchy/rule_matches",
-    "hierarchy/looked_for",
-    "hierarchy/declared",
-    "hierarchy/orphans",
-    "hierarchy/llm_content",
-    "hierarchy/repeated_responses",
-    "hierarchy/shared_ids",
-    "hierarchy/llm_twins",
-    "hierarchy/tool_callers",
-    "hierarchy/names",
-    "hierarchy/span_links",
-    "hierarchy/evidence",
-    "hierarchy/missing_parents",
-    "hierarchy/edges",
-    "hierarchy/reached",
-    "hierarchy/broken_cycles",
-    "hierarchy/components",
-    "hierarchy/agent_spans",
-    "hierarchy/hooks",
-    "hierarchy/waiting",
-    "hierarchy/agent_windows",
-    "hierarchy/held_by",
-    "hierarchy/placements",
-    "hierarchy/span_agents",
-    "hierarchy/places",
-    "hierarchy/span_tree",
-)
+# Made of an epoch before it is cut into buckets, with what they are made of: scored_attempts.
+_OF_THE_EPOCH = ("counted_attempts", "methods", "attribute_aliases")
+KNOWN = GIVEN | {"scored_attempts", *_OF_THE_EPOCH}
 # These are wide, or parts of tables: they stay views, and a query reads of them what it needs.
 _VIEWS = {
     "hierarchy/epoch_spans",
@@ -93,7 +58,7 @@ OnProgress = Callable[[str, int], None]  # what comes next, and how many such th
 
 def sql_digest(settings: Settings) -> str:
     """Digest of every SQL file that `derive` runs with these settings."""
-    return sql.digest(*EPOCH, *SPANS, *HIERARCHY, *sql_files(settings))
+    return sql.digest(*sql_files(settings))
 
 
 @cache
@@ -108,7 +73,7 @@ def attempts(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnec
     """A connection with `scored_attempts` and `epoch_spans` of the epoch's spans: what a grader works on."""
     with opened(lake, epoch) as con:
         buckets.enter(con, buckets.whole(con))
-        run(con, SPANS)
+        run(con, sql.steps("epoch_spans", there=KNOWN))
         yield con
 
 
@@ -135,9 +100,15 @@ def derive(
         narrow = KEPT_REWARDS + (KEPT_TRIPLETS if train else ())
         gathered = narrow + (GATHERED if train else ())
         first = (*gathered, "rule_matches")
-        until_nodes, from_nodes = (*SPANS, *HIERARCHY[:1]), (*HIERARCHY[1:], *REWARDS, *(TRIPLETS if train else ()))
-        passes = [(*until_nodes, *from_nodes), *([SEQUENCES] if train else [])]
-        steps = sum(map(len, passes)) if len(parts) == 1 else len(parts) * len(passes)
+        until_nodes = sql.steps("epoch_spans", "nodes", there=KNOWN)
+        from_nodes = sql.steps("span_tree", *first, there=KNOWN | _tables(until_nodes))
+        still_there = _tables(until_nodes) | _tables(from_nodes) if len(parts) == 1 else {*first}
+        to_the_end = (
+            sql.steps("sequences", "call_exclusions", there=KNOWN | still_there | {"advantages"}) if train else ()
+        )
+        steps = len(parts) * (2 if train else 1)
+        if len(parts) == 1:
+            steps = len(until_nodes) + len(from_nodes) + len(to_the_end)
 
         def tell(what: str) -> None:
             if on_progress is not None:
@@ -158,7 +129,7 @@ def derive(
         def to_sequences(own: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
             if bucket.of > 1:
                 _return_to(own, bucket, gathered)
-            run(own, SEQUENCES, told)
+            run(own, to_the_end, told)
 
         def trees() -> Generator[pa.RecordBatchReader]:
             for bucket, own in buckets.worked(con, parts, to_triplets, spread("span_tree", *first)):
@@ -173,11 +144,13 @@ def derive(
                 _gather(con, bucket, ["call_exclusions"])
 
         _put(lake, epoch, "span_tree", trees(), key)
-        kept: list[str] = ["scored_attempts", *narrow, *make_checks(con, train)]
+        checks = (*CHECKS, *(CHECKS_OF_TRAINING if train else ()))
+        run(con, sql.steps(*checks, there=KNOWN | {*first}))
+        kept = ["scored_attempts", *narrow, *checks]
         if train:
             make_advantages(con, settings)
             _put(lake, epoch, "sequences", sequences(), key)
-            run(con, EXCLUSIONS)
+            run(con, sql.steps("exclusions", there=KNOWN | {"call_exclusions"}))
             kept += KEPT_ADVANTAGES
         for name in kept:
             lake.put_table(epoch, name, con.sql(f"FROM {name}").to_arrow_reader(), key)
@@ -208,7 +181,7 @@ def opened(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnecti
         con.execute("CREATE TABLE epoch_scope (run VARCHAR, epoch BIGINT, mode VARCHAR)")
         con.executemany("INSERT INTO epoch_scope VALUES (?, ?, ?)", epoch.scope)
         con.register("planned", pa.table({"rollout_id": pa.array(epoch.planned, pa.string())}))
-        run(con, EPOCH)
+        run(con, sql.steps(*_OF_THE_EPOCH, there=GIVEN))
         yield con
 
 
@@ -235,6 +208,10 @@ def make_user_rules(con: duckdb.DuckDBPyConnection, rules: list[AgentRule]) -> N
         )
 
 
+def _tables(files: Iterable[str]) -> set[str]:
+    return {name.rsplit("/", 1)[-1] for name in files}
+
+
 def run(con: duckdb.DuckDBPyConnection, files: tuple[str, ...], told: Callable[[str], None] | None = None) -> None:
     """Create the table (or view) of each SQL file, in order."""
     for name in files:
@@ -253,10 +230,9 @@ def _gather(con: duckdb.DuckDBPyConnection, bucket: Bucket, names: Sequence[str]
 
 
 def _return_to(con: duckdb.DuckDBPyConnection, bucket: Bucket, narrow: Sequence[str]) -> None:
-    """In a bucket again, after the epoch's advantages: its share of the narrow tables, and its triplets."""
+    """In a bucket again, after the epoch's advantages: its share of the narrow tables."""
     for name in narrow:
         con.execute(f"CREATE VIEW {bucket.schema}.{name} AS {buckets.share(con, name, 'bucket')}")
-    run(con, TOKENS)
 
 
 def _say(tell: Callable[[str], None], what: str, bucket: Bucket) -> None:

@@ -17,49 +17,21 @@ from lightning_core.lake.patterns import COMPUTED, pattern
 from lightning_core.loading import grader_digest
 from lightning_core.policies.model import config_files
 
-# A bucket of rollouts at a time, after the hierarchy; an evaluation stops after REWARDS.
-REWARDS = (
-    "triplets/tool_twins",
-    "triplets/air_candidates",
-    "triplets/air_matches",
-    "triplets/rewards_given",
-    "triplets/rollout_rewards",
+# Tables that no SQL file makes: those of the settings, of the epoch's opening and of a bucket.
+GIVEN = frozenset(
+    (
+        *("spans", "epoch_scope", "planned", "bucket", "user_rules", "policies", "examples", "estimates"),
+        *("reward_settings", "reward_weights", "policy_weights", "air_rules"),
+    )
 )
-TRIPLETS = (
-    "triplets/call_rows",
-    "triplets/measured_calls",
-    "triplets/sampled_calls",
-    "triplets/policy_rewards",
-    "triplets/candidate_agents",
-    "triplets/policy_totals",
-    "triplets/judged_calls",
-    "triplets/silent_rollouts",
-    "triplets/call_steps",
-    "triplets/reward_steps",
-    "triplets/call_returns",
-    "triplets/triplet_rows",
-    "triplets/triplets",
-    "triplets/triplet_ends",
-    "triplets/followed_calls",
-    "triplets/conversations",
-    "triplets/token_drifts",
-    "triplets/merges",
-    "triplets/policy_calls",
-)
-# Once for all, of small columns; `make_advantages` comes between.
-CHECKS = ("triplets/bad_rewards",)
-CHECKS_OF_TRAINING = ("triplets/unmatched_settings", "triplets/policy_overlaps")
-ADVANTAGES = ("advantages/returns",)
-# A bucket at a time again; where there are several, after its tokens are read again.
-TOKENS = ("triplets/measured_calls", "triplets/sampled_calls", "triplets/triplet_rows", "triplets/triplets")
-SEQUENCES = ("advantages/kept_triplets", "advantages/sequences", "advantages/call_exclusions")
-# Once for all, at the end.
-EXCLUSIONS = ("triplets/uncounted_calls", "advantages/exclusions")
 # What is kept for analysts and the trainer; the others are copies of spans and can be made again.
 KEPT_REWARDS = ("rewards_given", "rollout_rewards")
 KEPT_TRIPLETS = ("policy_rewards", "policy_calls", "silent_rollouts", "reward_steps", "call_returns", "merges")
-# Narrow as well, and needed again for SEQUENCES, but not kept: the lake moves rows when it compacts.
+# Narrow as well, and needed again for `sequences`, but not kept: the lake moves rows when it compacts.
 GATHERED = ("call_rows",)
+# Made once for all, of small columns.
+CHECKS = ("bad_rewards",)
+CHECKS_OF_TRAINING = ("unmatched_settings", "policy_overlaps")
 KEPT_ADVANTAGES = ("advantages", "exclusions")
 
 # Columns of spans that may be long: a rule (`reward.air`) on another one does not read them.
@@ -74,20 +46,11 @@ _ESTIMATES = {"group_rollouts": "BIGINT", "group_mean": "DOUBLE", "group_std": "
 
 
 def sql_files(settings: Settings) -> tuple[str, ...]:
-    """Names of the SQL files from rewards to sequences that these settings run: their text is in the stage's key."""
-    own = tuple(f"advantages/{e}" for e in _estimators(settings) if not e.endswith(".sql"))
-    return (
-        *REWARDS,
-        *TRIPLETS,
-        *CHECKS,
-        *CHECKS_OF_TRAINING,
-        *ADVANTAGES,
-        *own,
-        "advantages/advantages",
-        *SEQUENCES,
-        *EXCLUSIONS,
-        "triplets/air_defaults",
-    )
+    """Names of the SQL files that these settings run: their text is in the stage's key."""
+    own = (f"advantages/{e}" for e in _estimators(settings) if not e.endswith(".sql"))
+    kept = (*KEPT_REWARDS, *KEPT_TRIPLETS, *CHECKS, *CHECKS_OF_TRAINING, *KEPT_ADVANTAGES, "sequences")
+    run = sql.steps("span_tree", "epoch_spans", *kept, there=GIVEN)
+    return tuple(sorted({*run, *own, "triplets/air_defaults"}))
 
 
 def settings_read(settings: Settings) -> list[Any]:
@@ -214,19 +177,12 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
     )
 
 
-def make_checks(con: duckdb.DuckDBPyConnection, train: bool) -> tuple[str, ...]:
-    """Create the tables that say what of the settings and rewards is wrong; returns their names."""
-    names = (*CHECKS, *(CHECKS_OF_TRAINING if train else ()))
-    return tuple(sql.create(con, name) for name in names)
-
-
 def make_advantages(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
     """Create `advantages` from `call_returns` of all buckets: each policy's rows by the estimator that it names.
 
     Raises SettingsError for an estimator of the user's that does not run, naming file and columns.
     """
-    for name in ADVANTAGES:
-        sql.create(con, name)
+    sql.create(con, "advantages/returns")
     columns = ", ".join(f"{name} {kind}" for name, kind in _ESTIMATES.items())
     con.execute(
         f"""

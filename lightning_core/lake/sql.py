@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
+from collections.abc import Collection
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from importlib.resources import files
 from pathlib import Path
 
 import duckdb
 
 ROOT = Path(str(files("lightning_flows") / "sql")).resolve()
+# Folders whose files run in the order that their headers say.
+_OF_AN_EPOCH = ("hierarchy", "triplets", "advantages", "ingest")
 _parsed: dict[str, duckdb.Statement] = {}
 
 
@@ -52,6 +57,47 @@ def _run(con: duckdb.DuckDBPyConnection, ddl: str) -> None:
 def parameters(name: str) -> tuple[str, ...]:
     """What a file leaves open, in the order of its header: every word that begins with `p_`, as no column does."""
     return tuple(dict.fromkeys(re.findall(r"\bp_[a-z_]+\b", text(name))))
+
+
+@cache
+def inputs(name: str) -> tuple[str, ...]:
+    """Return the tables that a file reads, as its header says: `Inputs: nodes, bucket (attempt, first_node).`
+
+    Raises ValueError for a header that does not say it.
+    """
+    comments = itertools.takewhile(lambda line: line.startswith("--"), text(name).splitlines())
+    header = re.sub(r"\([^()]*\)", "", " ".join(line.removeprefix("--").strip() for line in comments))
+    found = re.search(r"Inputs: ([\w\s,]+)[.;]", header)
+    if found is None:
+        raise ValueError(f"sql/{name}.sql: the header has no `Inputs: table, table.`; a file without any says `none`")
+    return tuple(table for table in re.findall(r"\w+", found[1]) if table != "none")
+
+
+def steps(*tables: str, there: Collection[str]) -> tuple[str, ...]:
+    """Return the files to run for these tables, those of their inputs first.
+
+    there: tables that need no file. Raises ValueError naming the file for an input that is neither there nor a file's, and
+    for inputs in a circle.
+    """
+    by_table = {name.rsplit("/", 1)[-1]: name for folder in _OF_AN_EPOCH for name in names(folder)}
+    graph: dict[str, list[str]] = {}
+    waiting = list(tables)
+    while waiting:
+        table = waiting.pop()
+        if table in graph:
+            continue
+        graph[table] = [each for each in inputs(by_table[table]) if each not in there]
+        for each in graph[table]:
+            if each not in by_table:
+                raise ValueError(
+                    f"sql/{by_table[table]}.sql: its header names the input {each!r}, which no file of "
+                    f"{', '.join(_OF_AN_EPOCH)} makes and which is not there ({', '.join(sorted(there))} are)"
+                )
+        waiting += graph[table]
+    try:
+        return tuple(by_table[table] for table in TopologicalSorter(dict(sorted(graph.items()))).static_order())
+    except CycleError as error:
+        raise ValueError(f"sql/: the headers' `Inputs:` are a circle: {' → '.join(error.args[1])}") from None
 
 
 def names(folder: str = "") -> list[str]:
