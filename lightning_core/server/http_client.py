@@ -21,6 +21,8 @@ _KEEPALIVE_S = 3.0
 _CONNECT_S = 10.0
 _BUFFER = 1 << 18  # bytes of a reply that wait here until they are taken
 _HEAD_BYTES = 1 << 16
+_LARGEST = 1 << 28  # bytes of a reply: more than a million tokens with their logprobs
+_SILENT_S = 3600.0  # in which a server may think, or let a call wait its turn, without a byte
 _PATH = "/%:@!$&'()*+,;="  # what a path may have beside letters and digits
 # A peer that vanished is noticed in two minutes; where something was sent to it, no probes are, and its own limit (ms) counts.
 _PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}
@@ -47,7 +49,7 @@ class Reply(asyncio.Protocol):
     def _begin(self) -> None:
         self.status, self.headers = 0, {}
         self._parts: list[bytes] = []
-        self._size = self._head_size = 0
+        self._size = self._received = 0
         self._paused = self._started = self._ended = self._keep = False
         self._problem: Broken | None = None
 
@@ -116,9 +118,11 @@ class Reply(asyncio.Protocol):
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
+        deadline = self._loop.call_later(_SILENT_S, self._give_up, f"nothing came for {_SILENT_S:g} s")
         try:
             await self._waiter
         finally:
+            deadline.cancel()
             self._waiter = None
 
     def _wake(self) -> None:
@@ -129,6 +133,10 @@ class Reply(asyncio.Protocol):
         if not self._ended and self._problem is None:
             self._problem = Broken(message)
         self._wake()
+
+    def _give_up(self, message: str) -> None:
+        self._fail(message)
+        self.close()
 
     # What the event loop calls.
 
@@ -145,15 +153,12 @@ class Reply(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(f"the reply is no HTTP: {error}")
-            self.close()
+            self._give_up(f"the reply is no HTTP: {error}")
             return
-        if not self._started:
-            self._head_size += len(data)
-            if self._head_size > _HEAD_BYTES:
-                self._fail(f"the reply's head has more than {_HEAD_BYTES} bytes")
-                self.close()
-        elif self._size > _BUFFER and not self._paused and self._transport is not None:
+        self._received += len(data)
+        if self._received > (most := _LARGEST if self._started else _HEAD_BYTES):
+            self._give_up(f"the {'reply' if self._started else 'head of the reply'} has more than {most} bytes")
+        elif self._started and self._size > _BUFFER and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
         self._wake()

@@ -115,6 +115,68 @@ def test_what_is_no_whole_reply_is_broken(parts: list[bytes | None]) -> None:
         run(Answers(parts, kept=False), whole)
 
 
+class Endless(Answers):
+    """Answers with a head and then the same bytes for as long as it is listened to, or with nothing more."""
+
+    def __init__(self, head: bytes, again: bytes = b"") -> None:
+        super().__init__()
+        self.head, self.again, self.left = head, again, asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(self.head)
+            while self.again:
+                writer.write(self.again)
+                await writer.drain()
+            await reader.read(1 << 20)  # of the request, then the end
+            await reader.read(1)
+        except ConnectionError:
+            pass
+        self.left.set()
+        writer.close()
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "again"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536),
+        (CHUNKED, b"10000\r\n" + b"x" * 65536 + b"\r\n"),
+        (CHUNKED + b"1;", b"x" * 65536),  # a chunk's extension
+        (CHUNKED.replace(b"OK", b"OK\r\ncontent-type: text/event-stream"), b"8\r\ndata: x\n\r\n" * 8192),
+    ],
+)
+def test_a_reply_without_an_end_is_broken_and_its_connection_cut(
+    head: bytes, again: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_client, "_LARGEST", 4_000_000)
+    answers = Endless(head, again)
+
+    async def all_of_it(connections: Connections) -> None:
+        with pytest.raises(Broken, match="more than 4000000 bytes"):
+            await whole(connections)
+        await answers.left.wait()
+
+    run(answers, all_of_it)
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok"])
+def test_a_server_that_falls_silent_is_left(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "_SILENT_S", 0.2)
+    answers = Endless(head)
+
+    async def wait(connections: Connections) -> None:
+        with pytest.raises(Broken, match=r"nothing came for 0\.2 s"):
+            await whole(connections)
+        await answers.left.wait()
+
+    run(answers, wait)
+
+
 def test_a_reply_with_more_behind_it_ends_its_connection() -> None:
     answers = Answers([WHOLE + b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"], [WHOLE])
 
