@@ -21,7 +21,6 @@ from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,
     Overrides,
-    fails_with_message,
     resolve,
     run_name,
 )
@@ -38,7 +37,6 @@ from lightning_flows.tasks.redeploy import redeploy
     task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
     persist_result=False,
 )
-@fails_with_message
 def collect(
     settings: GivenSettings,
     epoch: int | None = None,

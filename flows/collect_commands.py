@@ -10,6 +10,7 @@ import click
 import yaml
 
 from lightning_core.config import LakeSettings, SettingsError
+from lightning_core.errors import Missing
 from lightning_flows.flows.command import (
     flow_of,
     from_option,
@@ -46,7 +47,7 @@ def ingest(home: Path, settings_file: Path | None) -> None:
     """Decode, compact, rebuild the catalog, as a flow run; `lake ingest` does it without Prefect."""
     rules = LakeSettings() if settings_file is None else load(settings_file, ()).lake
     if not (home / "spool").is_dir() and not (home / "lake").is_dir():
-        raise FileNotFoundError(f"{home}: no spool and no lake there; name the folder of a run with --home")
+        raise Missing(f"{home}: no spool and no lake there; name the folder of a run with --home")
     with interruptible(), prefect_api(home):
         from lightning_flows.flows.ingest import ingest as run
 

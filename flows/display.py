@@ -85,7 +85,7 @@ def shown(settings: Settings, whole_run: bool = False) -> Iterator[None]:
 
 def says_more_than_prefect(record: logging.LogRecord) -> bool:
     """False for Prefect's words on the end of every task and flow, which our own lines say, or the error that it raises."""
-    if hasattr(record, "mendable"):  # tasks/run_log.py; the command ends with it
+    if hasattr(record, "mendable"):  # lightning_core/errors.py; the command ends with it
         return False
     return not record.getMessage().startswith(
         ("Finished in state", "Crash detected! Execution was aborted by an interrupt")

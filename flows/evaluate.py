@@ -24,7 +24,6 @@ from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,
     Overrides,
-    fails_with_message,
     resolve,
     run_name,
 )
@@ -44,7 +43,6 @@ from lightning_flows.tasks.track import record, tracked
     task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
     persist_result=False,
 )
-@fails_with_message
 def evaluate(
     settings: GivenSettings,
     epoch: int | None = None,

@@ -18,7 +18,6 @@ from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,
     Overrides,
-    fails_with_message,
     resolve,
     run_name,
 )
@@ -34,7 +33,6 @@ from lightning_flows.tasks.versions import collect_versions
 
 
 @flow(name="finetune", flow_run_name=run_name("{run} finetune"), validate_parameters=True, persist_result=False)
-@fails_with_message
 def finetune(
     settings: GivenSettings, evaluate_after: bool = False, overrides: Overrides = NO_OVERRIDES
 ) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from lightning_core.config import Settings, SettingsError
+from lightning_core.errors import Missing
 from lightning_core.settings_file import load_settings
 
 _home_option = click.option(
@@ -52,7 +53,7 @@ def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: f
     settings = _settings(settings_file)
     home = _home(home, settings)
     if not (home / "spool").is_dir() and not (home / "lake").is_dir():
-        raise FileNotFoundError(f"{home}: no spool and no lake there; name the folder of a run with --home")
+        raise Missing(f"{home}: no spool and no lake there; name the folder of a run with --home")
     if unredacted and settings is not None and Redaction.of(settings.lake) is not None:
         raise SettingsError(f"--unredacted, but {settings_file} has rules to redact by; leave one of the two out")
     redaction = Redaction() if unredacted else Redaction.of(settings.lake) if settings is not None else None
@@ -170,5 +171,5 @@ def _home(home: Path | None, settings: Settings | None) -> Path:
 
 def _existing(home: Path) -> Path:
     if not (home / "lake").is_dir():
-        raise FileNotFoundError(f"{home}: no lake there; name the folder of a run with --home")
+        raise Missing(f"{home}: no lake there; name the folder of a run with --home")
     return home

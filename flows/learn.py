@@ -17,7 +17,6 @@ from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,
     Overrides,
-    fails_with_message,
     resolve,
     run_name,
 )
@@ -34,7 +33,6 @@ from lightning_flows.tasks.versions import collect_versions
 
 
 @flow(name="learn", flow_run_name=run_name("{run} learn"), persist_result=False)
-@fails_with_message
 def learn(
     settings: GivenSettings,
     choice: Choice = Choice(),  # noqa: B008 - frozen

@@ -1,29 +1,22 @@
 """How a flow takes its settings: whole, with `overrides` on top, and judged by us.
 
-Prefect would validate the parameters before the flow begins, in pydantic's words, and log a traceback of whatever fails.
-Here the flow itself makes its `Settings`; what is wrong with them is the message of its Failed state, as `lightning-flows
-settings` prints it (tasks/run_log.py keeps its traceback out of the log). The form of Prefect's UI is the same as with validation.
+Prefect would validate the parameters before the flow begins, in pydantic's words. Here the flow itself makes its
+`Settings`; what is wrong with them is in the message of its Failed state as `lightning-flows settings` prints it. The form of
+Prefect's UI is the same as with validation.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
-from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
-from prefect.states import Failed
 from pydantic import SkipValidation
 
 from lightning_core.config import Settings, SettingsError
 from lightning_core.lake.lake import Lake
 from lightning_core.settings_file import make_settings
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Parameters of a deployment are plain values, those of a caller in Python are Settings; `resolve` takes both.
 GivenSettings = SkipValidation[Settings]
@@ -54,20 +47,3 @@ def run_name(pattern: str) -> Callable[[], str]:
         return str(flow_run.name)
 
     return name
-
-
-def fails_with_message(function: Callable[P, R]) -> Callable[P, R]:
-    """The flow's function, whose SettingsError becomes the message of the Failed state; who called the flow is raised it."""
-
-    @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except SettingsError as error:
-            if FlowRunContext.get() is None:
-                raise
-            return cast(R, Failed(message=str(error), data=error))
-
-    # Prefect would look for the names of its annotations in this module.
-    run.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
-    return run

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_core.agents.processes import end_with_parent
+from lightning_core.errors import LightningError
 from lightning_core.events import shown
 
 logger = logging.getLogger(__name__)
@@ -88,12 +89,12 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log_path: P
     while time.monotonic() < deadline:
         if process.poll() is not None:
             tail = log_path.read_text(errors="replace")[-1500:]
-            raise RuntimeError(f"Prefect's server ended with code {process.returncode}; {log_path} says:\n{tail}")
+            raise LightningError(f"Prefect's server ended with code {process.returncode}; {log_path} says:\n{tail}")
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
             return
         time.sleep(0.2)
-    raise RuntimeError(f"Prefect's server did not answer within {_START_S:.0f} s; see {log_path}")
+    raise LightningError(f"Prefect's server did not answer within {_START_S:.0f} s; see {log_path}")
 
 
 def _free_port() -> int:

@@ -19,7 +19,6 @@ from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,
     Overrides,
-    fails_with_message,
     resolve,
     run_name,
 )
@@ -30,7 +29,6 @@ from lightning_flows.tasks.progress import say
 
 
 @flow(name="regrade", flow_run_name=run_name("{run} regrade"), persist_result=False)
-@fails_with_message
 def regrade(
     settings: GivenSettings, epoch: int | None = None, overrides: Overrides = NO_OVERRIDES
 ) -> list[dict[str, Any]]:

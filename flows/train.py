@@ -20,7 +20,6 @@ from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,
     Overrides,
-    fails_with_message,
     resolve,
     run_name,
 )
@@ -34,7 +33,6 @@ from lightning_flows.tasks.versions import collect_versions
 
 
 @flow(name="train", flow_run_name=run_name("{run}"), persist_result=False)
-@fails_with_message
 def train(settings: GivenSettings, overrides: Overrides = NO_OVERRIDES) -> list[dict[str, Any]]:
     """Train `settings.epochs` epochs; a run that was interrupted goes on with the first that is not finished.
 

@@ -17,7 +17,6 @@ from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,
     Overrides,
-    fails_with_message,
     resolve,
     run_name,
 )
@@ -25,7 +24,6 @@ from lightning_flows.flows.train import train
 
 
 @flow(name="train-agents", flow_run_name=run_name("{run} agents"), persist_result=False)
-@fails_with_message
 def train_agents(
     settings: GivenSettings, only: list[str] | None = None, overrides: Overrides = NO_OVERRIDES
 ) -> list[dict[str, Any]]:

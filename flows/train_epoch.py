@@ -23,7 +23,6 @@ from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,
     Overrides,
-    fails_with_message,
     resolve,
     run_name,
 )
@@ -47,7 +46,6 @@ from lightning_flows.tasks.versions import collect_versions
     validate_parameters=True,
     persist_result=False,
 )
-@fails_with_message
 def train_epoch(
     settings: GivenSettings,
     epoch: int | None = None,

@@ -23,6 +23,8 @@ def load_settings(path: Path | str, overrides: dict[str, Any] | None = None) -> 
         raw = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such settings file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not valid YAML: {error}") from None
     try:

@@ -8,12 +8,13 @@ import urllib.request
 
 from prefect.settings import PREFECT_API_URL
 
+from lightning_core.errors import LightningError
 from lightning_flows.tasks.progress import logger
 
 _POLL_S, _SAY_EVERY_S, _PATIENCE_S = 1.0, 30.0, 600.0
 
 
-class ApiAway(RuntimeError):
+class ApiAway(LightningError):
     """Prefect's server did not come back. What was finished is kept."""
 
 

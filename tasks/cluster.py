@@ -21,6 +21,7 @@ from prefect.states import State
 from prefect.task_runners import TaskRunner
 
 from lightning_core.config import ClusterSettings
+from lightning_core.errors import LightningError
 from lightning_flows.tasks.progress import logger
 
 _AHEAD = 8  # batches or buckets under way, and in memory here
@@ -28,7 +29,7 @@ _TRIES = 3
 _LOOK_S = 0.05
 
 
-class WorkerLost(RuntimeError):
+class WorkerLost(LightningError):
     """The engine lost the process that ran a task, or could not run it there."""
 
 

@@ -11,6 +11,7 @@ from prefect.task_runners import TaskRunner
 
 from lightning_core.config import Settings
 from lightning_core.decoding import decode_spool
+from lightning_core.errors import LightningError
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
@@ -32,7 +33,7 @@ _FINISHED = """
 """
 
 
-class CollectionFailed(RuntimeError):
+class CollectionFailed(LightningError):
     """Too few rollouts could be run; what was collected stays, and the next try goes on from there."""
 
 
@@ -159,7 +160,7 @@ def _round(
     """Run these rollouts once, and count what came of them; returns what became of workers that were lost, or ""."""
     server = ServerHandle.find(settings.home)
     if server is None:
-        raise RuntimeError(f"no server runs for {settings.home}; start the flow, or `lightning-flows serve`, first")
+        raise LightningError(f"no server runs for {settings.home}; start the flow, or `lightning-flows serve`, first")
     collection = None
     if settings.cluster.engine != "threads":
         collection = secrets.token_hex(8)

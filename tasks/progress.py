@@ -16,10 +16,11 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
+from lightning_core.errors import without_traceback
 from lightning_core.events import At, shown
-from lightning_flows.tasks import run_log
 
-run_log.install()
+for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
+    logging.getLogger(name).addFilter(without_traceback)
 
 _EVERY_S, _LAST_S = 5.0, 5.0
 _all: WeakSet[Progress] = WeakSet()

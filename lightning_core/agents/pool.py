@@ -24,6 +24,7 @@ from lightning_core.agents import processes
 from lightning_core.agents.capture import Capture, Pump
 from lightning_core.agents.environment import import_folder
 from lightning_core.agents.zygote import PACKET
+from lightning_core.errors import LightningError
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _HUNG_S = 15.0
 _END_S = 5.0
 
 
-class PoolError(RuntimeError):
+class PoolError(LightningError):
     """The zygote cannot be started, or was lost with the attempts it had. Not the agent's doing."""
 
 

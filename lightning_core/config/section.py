@@ -6,10 +6,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lightning_core.errors import LightningError
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
 
-class SettingsError(ValueError):
+class SettingsError(LightningError, ValueError):
     """A settings file that cannot be used: the message names the file, the key and the remedy."""
 
 

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import duckdb
 
+from lightning_core.errors import Missing
 from lightning_core.lake import schema, sql
 from lightning_core.lake.derived_tables import DERIVED, EMPTY
 from lightning_core.lake.manifest import Manifests, SpanFile
@@ -212,7 +213,7 @@ def connect(root: Path | str) -> AbstractContextManager[duckdb.DuckDBPyConnectio
         return storage.connect(root)
     path = root / "catalog.duckdb"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no catalog yet; it is made when the first spans are decoded (run an epoch)")
+        raise Missing(f"{path}: no catalog yet; it is made when the first spans are decoded (run an epoch)")
     return opened(path, root)
 
 

@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
 from lightning_core.lake import schema
 
 Mode = Literal["train", "evaluate"]
 
 
-class LakeError(RuntimeError):
+class LakeError(LightningError):
     """The lake cannot do what was asked; the message names the place and the remedy."""
 
 

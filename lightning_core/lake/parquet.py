@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lightning_core.errors import LightningError
 from lightning_core.files import fsync
 from lightning_core.lake import schema
 
@@ -24,7 +25,7 @@ _COMPRESSION = {"compression": "zstd", "compression_level": 1}
 _UNIQUE = {"trace_id", "span_id", "parent_span_id", "response_id", "input_messages", "output_messages", "content_hash"}
 
 
-class NotWritten(OSError):
+class NotWritten(LightningError, OSError):
     """A file could not be written (disk full, I/O error); nothing of it is there. The message names it."""
 
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from lightning_core.errors import LightningError
+
 MAGIC = b"LFs1"
 _FIXED = struct.Struct("<4sIIQI")
 _CHECKED = struct.Struct("<IIQ")
@@ -31,7 +33,7 @@ Scope = Literal["path", "token", "none"]
 Source = Literal["otlp", "gateway"]
 
 
-class SpoolError(RuntimeError):
+class SpoolError(LightningError):
     """Something is wrong with the spool; the message names the file."""
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lightning_core.errors import LightningError
 from lightning_core.policies.probe import Probe
 from lightning_core.policies.weights import FileKey, settled_key
 
@@ -16,7 +17,7 @@ MANIFEST = "manifest.json"
 _hashed: dict[FileKey, str] = {}  # what this process has hashed
 
 
-class StoreError(RuntimeError):
+class StoreError(LightningError):
     """A version that is missing, damaged or cannot be published; the message names file and remedy."""
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_core.child_environment import child_environment
+from lightning_core.errors import LightningError
 from lightning_core.files import locked
 from lightning_core.policies.removed import removals, why_gone
 
@@ -47,7 +48,7 @@ HUB_TIMEOUT_S = 5.0
 _FORMER = Path("var/models")  # of every working folder, before there was one cache; what is there is still found
 
 
-class ModelError(RuntimeError):
+class ModelError(LightningError):
     """No usable weights: the message names what is missing, where, and the remedy."""
 
 

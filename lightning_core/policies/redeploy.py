@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lightning_core.errors import LightningError
 from lightning_core.policies.model import safetensors_problem
 from lightning_core.policies.probe import Probe, difference, tolerance
 from lightning_core.policies.vllm import VllmServer
@@ -27,7 +28,7 @@ class _HalfLoaded(VllmError):
     """A reload that began and failed. vLLM then keeps tensors of it, and mixes them into the next one."""
 
 
-class RedeployFailed(RuntimeError):
+class RedeployFailed(LightningError):
     """The new version is not being served. `restored`: the former one is; otherwise vLLM has to be started again."""
 
     def __init__(self, message: str, restored: bool) -> None:

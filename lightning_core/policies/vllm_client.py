@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 import httpx
 
+from lightning_core.errors import LightningError
+
 # Ids every vocabulary has; what they mean is of no matter, only what the weights make of them.
 CHECK_TOKENS = [5, 11, 7, 23, 13, 42, 3, 17]
 
 
-class VllmError(RuntimeError):
+class VllmError(LightningError):
     """vLLM did not start, died, or refused a request; the message says which, and what to do."""
 
 

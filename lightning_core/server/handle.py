@@ -19,6 +19,7 @@ from lightning_core.child_environment import child_environment
 from lightning_core.client.http import ask
 from lightning_core.client.wire import SpanData, encode_request, post_request
 from lightning_core.config import ServerSettings
+from lightning_core.errors import LightningError
 from lightning_core.server.files import load_secret, services
 from lightning_core.server.tokens import Mode, mint
 
@@ -28,7 +29,7 @@ _START_S = 90.0
 _STOP_S = 30.0
 
 
-class ServerError(RuntimeError):
+class ServerError(LightningError):
     """The server did not start, does not answer, or refused; the message says what it said."""
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from lightning_core.config import GatewaySettings
+from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
 from lightning_core.lake.spool import SpoolError, SpoolWriter
 from lightning_core.server.app import App, make_app
@@ -46,7 +47,7 @@ _FILES = 65_536
 _BODIES_IN_MEMORY = 512_000_000  # bytes; exporters that come on top are asked to come again
 
 
-class CannotStart(Exception):
+class CannotStart(LightningError):
     """For a reason the user can mend; the message says how."""
 
 

@@ -10,13 +10,14 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lightning_core.config import ANY_NAME, Name, SamplingSettings
+from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
 from lightning_core.server.files import PRIVATE, services
 
 log = logging.getLogger(__name__)
 
 
-class RoutesError(ValueError):
+class RoutesError(LightningError, ValueError):
     """Routes that cannot be used; the message names the key and what would be allowed."""
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_core.config import ANY_NAME, UpstreamSettings
+from lightning_core.errors import LightningError
 from lightning_core.server.access import Caller
 from lightning_core.server.http import HttpError
 from lightning_core.server.routes import Frozen, Route, RouteTable, checked_address
@@ -23,7 +24,7 @@ _VLLM = "/v1"
 _REMEMBERED = 50_000  # attempts whose first version is known
 
 
-class NoKey(ValueError):
+class NoKey(LightningError, ValueError):
     """An upstream's key is not in the environment; the message names both."""
 
 

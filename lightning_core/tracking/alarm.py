@@ -6,11 +6,12 @@ It looks at what was recorded, so a run that was stopped stays stopped when it i
 from __future__ import annotations
 
 from lightning_core.config import Settings
+from lightning_core.errors import LightningError
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 
 
-class Collapse(RuntimeError):
+class Collapse(LightningError):
     """A run that the alarm stopped. The message says which limit was passed, and which version is kept."""
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from lightning_core.errors import LightningError
+
 LESS_MEMORY = (
     "lower `training.tokens_per_micro_batch`, set `training.gradient_checkpointing: true`, or train an adapter (`lora`)"
 )
 
 
-class TrainingError(Exception):
+class TrainingError(LightningError):
     """A training job that cannot go on. The message says what was wrong, where, and the remedy."""
 
 
