@@ -70,6 +70,10 @@ oracle-env: $(UV) ## Agent Lightning 0.3.0 in .venv-oracle, for tests and figure
 	@$(MAKE) --silent --no-print-directory $(ORACLE) || { rm -rf $(dir $(ORACLE)); \
 		echo "*** agentlightning could not be installed: what compares with it is SKIPPED ***"; }
 
+.PHONY: house
+house: $(READY) ## lines and statements a package, settings, longest file, circles, upward imports; one JSON line
+	@$(BIN)/python -m bench.house
+
 .PHONY: bench-training
 bench-training: $(READY) ## a training step against stock TRL, its data path and its start
 	$(BIN)/python -m bench.training $(ARGS)
