@@ -5,6 +5,11 @@
         emit_reward(0.5, name="plan-is-valid")
 
 An agent that wants none of it needs none of it: rewards can also come from `reward:` in the settings.
+
+Rooms:
+    emit.py        what an agent calls              wire.py        spans, and how they leave a process
+    span_bytes.py  spans as OTLP bytes              http.py        one HTTP request
+    fallback.py    spans that wait for the server   otel.py        through OpenTelemetry's own exporter
 """
 
 from lightning_core.client.emit import Span, emit_event, emit_reward, span

@@ -1,4 +1,13 @@
-"""Every setting a user can make. Unknown keys are errors; so are values that contradict each other."""
+"""Every setting a user can make. Unknown keys are errors; so are values that contradict each other.
+
+Sections:
+    agents.py      agent, tasks, rollouts            rewards.py     rewards, and the calls they go to
+    policies.py    what is trained, on which calls   training.py    how one policy is trained
+    algorithms.py  where an algorithm plugs in       learning.py    production, finetuning, alarm
+    serving.py     gateway, receivers, vLLM          storage.py     what is kept of spans and policies
+    cluster.py     where rollouts and SQL run        section.py     what every section is
+    trl.py         settings that only TRL reads
+"""
 
 from __future__ import annotations
 

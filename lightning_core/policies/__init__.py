@@ -1,5 +1,23 @@
 """Policies: where their weights come from, their versions on disk, the vLLM that serves them, and redeploying.
 
-`model` finds or fetches the base weights, `store` keeps the versions, `vllm` runs the server process, `redeploy` swaps
-versions in it. Nothing here imports torch or vLLM: those live in processes of their own.
+Weights:
+    model.py         finds or fetches the base weights   convert_gguf.py  GGUF as safetensors
+    store.py         versions of a policy on disk        manifest.py      what a version says of itself
+    fit.py           does a version fit its parent       weights.py       safetensors without torch
+    export.py        a version that leaves the store     garbage.py       versions that nothing needs
+    removed.py       which were removed, and when        space.py         the disk that a run takes
+
+vLLM:
+    vllm.py          starts, finds, watches, stops it   vllm_command.py  its command line and environment
+    vllm_main.py     its process                        vllm_worker.py   methods more for its worker
+    vllm_lora.py     LoRA on its CPU build              vllm_client.py   its administrative routes
+    vllm_log.py      what its log says                  supervisor.py    starts it again
+    processes.py     by pid and creation time
+
+A new version:
+    redeploy.py  full weights into a running vLLM       adapters.py  adapters beside the older ones
+    probe.py     does it compute what the trainer did   sharing.py   who is on which GPU
+    sleep.py     trainer and vLLM on one card
+
+Nothing here imports torch or vLLM, but what runs in their own processes.
 """

@@ -1,0 +1,38 @@
+"""docs/architecture.md names every package, and each package's `__init__` every file in it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs/architecture.md").read_text()
+PACKAGES = sorted(
+    str(folder.relative_to(ROOT))
+    for folder in (ROOT / "flows", ROOT / "tasks", ROOT / "lightning_core", *(ROOT / "lightning_core").iterdir())
+    if any(folder.glob("*.py"))
+)
+
+
+def test_the_page_names_every_package_and_none_that_is_not_there() -> None:
+    rows = re.findall(r"^\| `([\w/]+)` \|", PAGE, re.MULTILINE)
+    assert sorted(rows) == PACKAGES
+    for name in re.findall(r"`((?:lightning_core|sql|examples|flows|tasks|tests)/[\w/.]*)`", PAGE):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_picture_has_every_package_of_the_library() -> None:
+    (picture,) = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
+    missing = [name for name in PACKAGES if name.rpartition("/")[2] not in picture]
+    assert missing == []
+
+
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name.startswith("lightning_core/")])
+def test_a_package_names_its_files(package: str) -> None:
+    said = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text())) or ""
+    named = set(re.findall(r"(?<![/\w])(\w+)\.py\b", said))
+    there = {file.stem for file in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
+    assert named == there, f"{package}/__init__.py: name these, or take them out: {sorted(named ^ there)}"
