@@ -11,12 +11,13 @@ took, and how many triplets it gave: [[[seconds, seconds, triplets], …], […]
 import json
 import sys
 import time
+from typing import Any
 
 from agentlightning.adapter.triplet import TracerTraceToTriplet
 from agentlightning.types import Span
 
 
-def adapted(adapter, rollout):
+def adapted(adapter: TracerTraceToTriplet, rollout: list[dict[str, Any]]) -> tuple[float, float, int]:
     began = time.perf_counter()
     spans = [Span.from_attributes(**span) for span in rollout]
     made = time.perf_counter()

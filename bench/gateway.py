@@ -178,8 +178,8 @@ def beside_canned(rounds: int, seconds: float, count: int, chunks: int) -> None:
         watcher.join()
         if many.dropped:
             say(f"{many.dropped} of {count} streams were dropped")
-        more = {"smaller_is_better": True, "dropped": many.dropped}
-        figure("gateway_streams_rss_mb", max(rss), "MB", _ALLOWED_RSS_MB, count, **more)
+        allowed = _ALLOWED_RSS_MB
+        figure("gateway_streams_rss_mb", max(rss), "MB", allowed, count, smaller_is_better=True, dropped=many.dropped)
 
 
 def beside_vllm(address: str | None, model: str, rounds: int) -> None:

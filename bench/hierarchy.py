@@ -100,9 +100,9 @@ def theirs(home: Path, epoch: EpochManifest, size: int, rollouts: int) -> tuple[
     assert [triplets for *_, triplets in every] == [triplets for *_, triplets in matching]
     rates = []
     for best, with_match in ((every, False), (matching, True)):
-        spans = size * len(best)
-        rate = spans / sum(make + adapt for make, adapt, _ in best)
-        rates.append((rate, spans / sum(adapt for _, adapt, _ in best), with_match))
+        count = size * len(best)
+        rate = count / sum(make + adapt for make, adapt, _ in best)
+        rates.append((rate, count / sum(adapt for _, adapt, _ in best), with_match))
     return max(rates)
 
 
@@ -160,7 +160,7 @@ def side_by_side(name: str, size: int, spans: int) -> None:
         say(f"{name} {shape}: {ours[shape]:.0f}, theirs {others.get(shape)}")
     value = min(ours["flat"], ours["nested"])
     baseline = max(others["flat"][0], others["nested"][0]) if others else None
-    beside = {shape: [ours[shape], *others.get(shape, (None, None))[:2]] for shape in SHAPES}
+    beside: dict[str, Any] = {shape: [ours[shape], *others.get(shape, (None, None))[:2]] for shape in SHAPES}
     matching = [shape for shape, (*_, with_match) in others.items() if with_match]
     lost_ratio = ours["lost"] / others["lost"][0] if others else None
     figure(name, value, "spans/s", baseline, n, **beside, lost_ratio=lost_ratio, matching=matching)

@@ -67,16 +67,16 @@ def base(settings: Settings) -> Path:
 
 
 def messages(question: str) -> list[dict[str, str]]:
-    from agent import PROMPT  # type: ignore[import-not-found]
+    from agent import PROMPT
 
     return [*PROMPT, {"role": "user", "content": question}]
 
 
 def reward(task: dict[str, Any], reply: str) -> float:
     """What the example's grader gives the first call, the second one taken for granted."""
-    from calculator import evaluate as value_of  # type: ignore[import-not-found]
+    from calculator import evaluate as value_of
     from calculator import find_call
-    from reward import grade  # type: ignore[import-not-found]
+    from reward import grade
 
     call = find_call(reply)
     if call is None:

@@ -97,7 +97,7 @@ def rollouts_to_rows(settings: Settings) -> Collected:
     planned = plan_training(settings, load_tasks(settings.tasks.train, "tasks.train"), 0)
     epoch = Lake(settings.home).open_epoch(settings.run, 0, "train", {"policy": "v0000"})
 
-    @flow(name="bench", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)
+    @flow(name="bench", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)  # type: ignore[arg-type]
     def an_epoch() -> int:
         collect(settings, epoch, planned)
         graded = len(memory.samples)
@@ -125,7 +125,7 @@ def collect_and_derive(settings: Settings, model: str, former: bool = True) -> N
     done = rollouts_to_rows(settings)
     servers.stop()
     cpu, server_cpu = _cpu() - cpu, sum(psutil.Process(server.pid).cpu_times()[:2]) - server_cpu
-    took = {name: stage.seconds for name, stage in done.epoch.stages.items()}
+    took: dict[str, Any] = {name: stage.seconds for name, stage in done.epoch.stages.items()}
     took |= {"cpu_ms": 1000 * cpu / done.rollouts, "server_cpu_ms": 1000 * server_cpu / done.rollouts}
     figure("rollouts_per_s", done.rollouts / done.seconds, "1/s", _ROLLOUTS_A_SECOND, done.rollouts, **took)
     if before is not None:

@@ -78,7 +78,7 @@ def pin(pids: list[int], core: int) -> None:
 def pin_trainers(core: int) -> None:
     """Every trainer that this process starts from now on."""
     bare = launch.command
-    launch.command = lambda job, file: ["taskset", "--cpu-list", str(core), *bare(job, file)]
+    launch.command = lambda job, job_file: ["taskset", "--cpu-list", str(core), *bare(job, job_file)]
 
 
 def measure(epochs: int, seed: int) -> None:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.report import figure, say
-from lightning_core.config import AgentSettings, Settings, TaskSettings
+from lightning_core.config import AgentSettings, PolicySettings, Settings, TaskSettings, TrainingSettings
 from lightning_core.lake import schema, sql
 from lightning_core.lake.derive import derive
 from lightning_core.lake.derive_inputs import GIVEN, KEPT_REWARDS, KEPT_TRIPLETS
@@ -119,7 +119,7 @@ def measure(calls: int, calls_a_rollout: int) -> dict[str, float]:
             home=home,
             agent=AgentSettings(callable="agent:run"),
             tasks=TaskSettings(train="tasks.jsonl"),
-            policies=[{"training": {"max_sequence_tokens": 1 << 20}}],  # type: ignore[list-item]
+            policies=[PolicySettings(training=TrainingSettings(max_sequence_tokens=1 << 20))],
         )
         clock, began = _Clock(), time.perf_counter()
         rows = derive(Lake(home), epoch, settings, "bench", clock)

@@ -25,6 +25,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ _OVERHEAD_LIMIT, _START_LIMIT_S = 0.02, 20.0
 class Side:
     """The passes of one side: what they take, what they hold, and the norms of the gradient they sum to."""
 
-    def __init__(self, model: Any, passes: list[Callable[[], None]]) -> None:
+    def __init__(self, model: Any, passes: list[Callable[[], Any]]) -> None:
         self.model, self.passes = model, passes
         self.seconds: list[list[float]] = []
         self.cpu: list[list[float]] = []
@@ -119,15 +120,17 @@ class Ours(Side):
             self.preparing.append(time.perf_counter() - began)
             return inputs
 
-        trainer._prepare_inputs = timed
-        passes = [lambda n=n: trainer.training_step(model, {"number": n}, None) for n in range(width)]  # type: ignore[misc]
+        trainer._prepare_inputs = timed  # type: ignore[method-assign, assignment]
+        passes: list[Callable[[], Any]] = [
+            partial(trainer.training_step, model, {"number": n}, None) for n in range(width)
+        ]
         super().__init__(model, passes)
 
 
 class Stock(Side):
     """TRL's own trainer, padded batches of 8 rows."""
 
-    def __init__(self, model: Any, sequences: list[Sequence], scratch: Path, bf16: bool) -> None:
+    def __init__(self, model: Any, sequences: list[Sequence], scratch: Path, bf16: bool | None) -> None:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 

@@ -107,7 +107,7 @@ def _sections(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseMod
         inner = _model_in(field.annotation)
         if inner is not None:
             kinds = (field.annotation, *typing.get_args(field.annotation))
-            listed = "[]" if list in map(typing.get_origin, kinds) else ""
+            listed = "[]" if any(typing.get_origin(kind) is list for kind in kinds) else ""
             found += _sections(f"{path}.{name}".strip(".") + listed, inner)
     return found
 
