@@ -75,6 +75,10 @@ oracle-env: $(UV) ## Agent Lightning 0.3.0 in .venv-oracle, for tests and figure
 house: $(READY) ## lines and statements a package, settings, longest file, circles, upward imports; one JSON line
 	@$(BIN)/python -m bench.house
 
+.PHONY: results
+results: $(READY) ## bench/RESULTS.md from bench/results/figures.jsonl
+	@$(BIN)/python -m bench.results_page
+
 .PHONY: bench-training
 bench-training: $(READY) ## a training step against stock TRL, its data path and its start
 	$(BIN)/python -m bench.training $(ARGS)
