@@ -19,9 +19,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_core.agents.processes import end_with_parent
 from lightning_core.errors import LightningError
 from lightning_core.events import shown
+from lightning_core.process.linux import end_with_parent
 
 logger = logging.getLogger(__name__)
 

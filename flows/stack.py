@@ -20,13 +20,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-import psutil
 from pydantic import BaseModel
 
-from lightning_core.agents.processes import end_with_parent
 from lightning_core.config import ServerSettings, SettingsError
 from lightning_core.files import write_atomic
-from lightning_core.policies.processes import created, end_group, group_members, is_running
+from lightning_core.process.linux import created, end_group, end_with_parent, group_members, is_running, kill
 from lightning_core.server.handle import server_command
 from lightning_core.services import claim_services, stop_orphans
 
@@ -56,7 +54,7 @@ class Plan(BaseModel):
 
 class Running(BaseModel):
     pid: int
-    started: float  # see lightning_core.policies.processes.created
+    started: float  # see lightning_core.process.linux.created
     restarts: int = 0
 
 
@@ -189,11 +187,11 @@ def stop(home: Path) -> bool:
 
 def _end_part(part: Running) -> None:
     """End a part, its own processes first: the flows of a worker stop what they run for homes of their own."""
-    members = [process for process in group_members(part.pid, part.started) if process.pid != part.pid]
-    for process in members:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    psutil.wait_procs(members, _GRACE_S)
+    members = [(pid, created(pid)) for pid in group_members(part.pid, part.started) if pid != part.pid]
+    kill([pid for pid, _ in members], signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_S
+    while any(is_running(*member) for member in members) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
     end_group(part.pid, part.started, _GRACE_S)
 
 
@@ -289,7 +287,7 @@ class _Supervisor:
 
 
 def _running(pid: int, restarts: int = 0) -> Running:
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(ProcessLookupError):
         return Running(pid=pid, started=created(pid), restarts=restarts)
     return Running(pid=pid, started=-1, restarts=restarts)
 

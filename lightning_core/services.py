@@ -20,7 +20,6 @@ from lightning_core.config import Settings
 from lightning_core.files import locked, write_atomic
 from lightning_core.lake.manifest import LakeError, Manifests
 from lightning_core.policies.model import ModelFolder, resolve_model
-from lightning_core.policies.processes import created, end_group, is_running
 from lightning_core.policies.sharing import serving, takes_turns
 from lightning_core.policies.sleep import Level, asleep
 from lightning_core.policies.store import BASE_VERSION, PolicyStore, StoreError
@@ -28,6 +27,7 @@ from lightning_core.policies.supervisor import Supervisor
 from lightning_core.policies.vllm import START_TIMEOUT_S, VllmServer
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.policies.vllm_command import command, without_weights
+from lightning_core.process.linux import created, end_group, is_running
 from lightning_core.server.handle import ServerError, ServerHandle
 
 logger = logging.getLogger(__name__)

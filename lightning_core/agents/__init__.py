@@ -9,10 +9,9 @@ What an agent is:
     program.py  from `agent:` to what a pool runs   source.py   an agent as a digest
     venv.py     the Python it runs with
 
-Processes (standard library alone, since some run in the agent's Python):
-    pool.py        the owner of the zygote           zygote.py      imports once, forks an attempt each
-    child.py       a fork that becomes the attempt   agent_file.py  the agent's file, compiled once
-    capture.py     what an attempt prints, bounded   processes.py   what it leaves running
+Processes (lightning_core.process; standard library alone where they run in the agent's Python):
+    pool.py        the owner of their fork server           capture.py     what an attempt prints, bounded
+    child.py       what that and its forks do               agent_file.py  the agent's file, compiled once
 
-Nothing is imported here: the zygote must stay as small as a fresh interpreter.
+Nothing is imported here: a fork server must stay as small as a fresh interpreter.
 """

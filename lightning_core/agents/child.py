@@ -1,7 +1,7 @@
-"""What a forked child does: become the attempt, then run the callable or turn into the command. It never returns.
+"""What attempts are forked from and what a fork does: run the callable, or turn into the command. It never returns.
 
 The order matters to agents: environment, session, working directory and streams are in place before the agent's module
-is imported, as they would be for a process started by hand.
+is imported, as they would be for a process started by hand. Runs in the agent's own Python: the standard library alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import gc
 import importlib
 import importlib.util
 import inspect
@@ -24,31 +23,60 @@ from importlib.machinery import SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
-from lightning_core.agents import lit_agent, processes
+from lightning_core.agents import lit_agent
+from lightning_core.agents.agent_file import AgentFile
 from lightning_core.agents.attempt import jsonable
+from lightning_core.process.fork_server import Prepared, RefusedError
 from lightning_core.user_code import describe
 
 RESULT_FILE = "result.json"
 TASK_FILE = "task.json"
 _ERROR_LIMIT = 4000
 _FLUSH_MS = 10_000
+_FOR_CONNECTIONS = "encodings.idna"  # the first connection to anywhere imports it: a tenth of a small attempt
 
 
-def become_attempt(
-    parent: int, attempt_id: str, environment: Mapping[str, str], directory: str, streams: tuple[int, int, int]
-) -> None:
-    """Own session, environment, working directory, streams; dies with the zygote."""
-    processes.end_with_parent(parent)
-    os.setsid()
-    processes.mark(attempt_id)
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    for target, stream in enumerate(streams):
-        os.dup2(stream, target)
-    for name, value in environment.items():  # `update` looks at what it is given for longer than this takes
-        os.environ[name] = value
+def prepare(init: dict[str, Any]) -> Prepared:
+    """In the fork server: import what attempts share; of the agent's own file they share its code and nothing it made.
+
+    Raises RefusedError where a module of `agent.preload` cannot be imported.
+    """
+    directory, target, argv = init["directory"], init["target"] or "", init["argv"]
     os.chdir(directory)
+    problem = preload([_FOR_CONNECTIONS, *init["preload"]], init["preload_optional"])
+    if problem is not None:
+        raise RefusedError(problem)
+    path = target.rpartition(":")[0]
+    file = AgentFile(path) if path.endswith(".py") else None
+
+    def begin(request: dict[str, Any]) -> Callable[[], object]:
+        code = file.code() if file is not None else None
+
+        def run() -> None:
+            os.chdir(directory)
+            if request["kind"] == "command":
+                run_command(argv)
+            run_callable(target, code, request["folder"])
+
+        return run
+
+    return begin
+
+
+def preload(modules: list[str], optional: bool) -> str | None:
+    """Import modules for all attempts to share: what went wrong, if anything.
+
+    Optional ones (the settings' own defaults) may fail: an agent that needs one will say so itself.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except BaseException as error:  # noqa: BLE001 - a module may do anything at import
+            if not optional:
+                return f"{module}: {type(error).__name__}: {error}"
+            if not isinstance(error, ModuleNotFoundError):
+                traceback.print_exc()  # into the server's log
+    return None
 
 
 def run_command(argv: list[str]) -> NoReturn:
@@ -64,7 +92,6 @@ def run_command(argv: list[str]) -> NoReturn:
 
 def run_callable(target: str, code: CodeType | None, folder: str) -> NoReturn:
     """Import the agent (`load`), call it with the task, write what it returned, end as a Python program ends."""
-    gc.enable()
     exit_code = 1
     try:
         result = _call(target, code, folder)

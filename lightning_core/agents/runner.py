@@ -27,7 +27,7 @@ from lightning_core.agents import program
 from lightning_core.agents.attempt import OUTPUT_LIMIT, AttemptResult, AttemptSpec, jsonable
 from lightning_core.agents.child import RESULT_FILE, TASK_FILE
 from lightning_core.agents.environment import attempt_environment, base_environment
-from lightning_core.agents.pool import Ended, Pool, PoolError
+from lightning_core.agents.pool import Ended, Pool
 from lightning_core.agents.secrets import Secrets
 from lightning_core.agents.venv import interpreter
 from lightning_core.client import (
@@ -41,6 +41,7 @@ from lightning_core.client import (
     post_spans,
 )
 from lightning_core.config import AgentSettings
+from lightning_core.process.forks import ForkServerError
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class Runner:
         began = time.monotonic_ns()  # a clock that jumps meanwhile makes the attempt no longer, and no shorter
         try:
             ended = self._execute(kind, spec, folder, self._settings.timeout_s)
-        except (PoolError, OSError) as error:
+        except (ForkServerError, OSError) as error:
             status, said = "infrastructure", f"{type(error).__name__}: {error}"
         else:
             exit_code = ended.code
@@ -151,7 +152,7 @@ class Runner:
         task_file = folder / TASK_FILE
         task_file.write_text(json.dumps(dict(spec.task), ensure_ascii=False), encoding="utf-8", errors="replace")
         environment = attempt_environment(self._environment, spec, task_file, self._model)
-        return self._pool.run(kind, spec.attempt_id, folder, task_file, environment, timeout_s)
+        return self._pool.run(kind, folder, task_file, environment, timeout_s)
 
     def failed_behind(self, result: AttemptResult) -> str | None:
         """What failed behind an attempt, by `infrastructure_errors`."""

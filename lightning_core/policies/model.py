@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lightning_core.child_environment import child_environment
 from lightning_core.errors import LightningError
 from lightning_core.files import locked
 from lightning_core.policies.removed import removals, why_gone
+from lightning_core.process.spawn import child_environment
 
 log = logging.getLogger(__name__)
 

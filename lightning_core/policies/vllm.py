@@ -21,10 +21,10 @@ from pathlib import Path
 
 from lightning_core.config import VllmSettings
 from lightning_core.files import locked
-from lightning_core.policies.processes import created, end_group, is_running, memory_of_tree
 from lightning_core.policies.vllm_client import VllmClient, VllmError
 from lightning_core.policies.vllm_command import command, environment
 from lightning_core.policies.vllm_log import explain_exit, phase
+from lightning_core.process.linux import created, end_group, is_running
 
 log = logging.getLogger(__name__)
 
@@ -192,10 +192,6 @@ class VllmServer:
             raise VllmError(f"vLLM (pid {self.state.pid}) is gone; see {self.state.log}, then start it again")
         with self.client() as client:
             client.request("GET", "/health", timeout_s=30)
-
-    def memory_bytes(self) -> int:
-        """Memory of its processes together (PSS: shared pages are counted once)."""
-        return memory_of_tree(self.state.pid)
 
     def serves(self, weights: Path, version: str) -> None:
         """Record what is being served now, for those who find this vLLM later."""

@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from lightning_core.child_environment import SHORT_SPINS, child_environment
 from lightning_core.config import VllmSettings
 from lightning_core.policies.vllm_client import VllmError
+from lightning_core.process.spawn import SHORT_SPINS, child_environment
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 

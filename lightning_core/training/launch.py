@@ -11,26 +11,24 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from lightning_core.agents.processes import signal_group
-from lightning_core.child_environment import SHORT_SPINS, child_environment
 from lightning_core.files import write_atomic
+from lightning_core.process.forks import Fork, ForkServer
+from lightning_core.process.spawn import SHORT_SPINS, Process, child_environment
 from lightning_core.training.checkpoint import forget_other_boots
 from lightning_core.training.errors import LESS_MEMORY, TrainingFailed
-from lightning_core.training.forks import Forked, Preloaded
 from lightning_core.training.job import Job
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-_running: set[subprocess.Popen[bytes] | Forked] = set()
+_running: set[Process | Fork] = set()
 _GRACE_S = 5.0
 _LOG_LINES = 20
 # torch gives each large tensor back to the system, and on CPUs half of a step of `sft`, and a tenth of one of tries, went into
@@ -45,7 +43,7 @@ _KEEP_PAGES = {
 _GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of CUDA, CUDA under WSL, ROCm
 _forking = threading.Lock()
 _runs = 0  # under way within `forking`
-_preloaded: dict[frozenset[tuple[str, str]], Preloaded] = {}  # environment → what trainings are forked from
+_preloaded: dict[frozenset[tuple[str, str]], ForkServer] = {}  # environment → what trainings are forked from
 
 
 def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Path) -> dict[str, Any]:
@@ -64,24 +62,22 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
     forget_other_boots(job.state)
     job_file = job.progress.with_suffix(".job.json")
     write_atomic(job_file, job.model_dump_json(indent=2).encode())
-    log_path.parent.mkdir(parents=True, exist_ok=True)
     lines = _Tail(job.progress)
-    with log_path.open("ab") as log:
-        process = _start(job, job_file, log)
-        _running.add(process)
-        error: str | None = None
-        try:
-            while True:
-                ended = process.poll() is not None
-                for line in lines.read():
-                    error = error or line.get("error")  # of several ranks the first: the others lost their peer
-                    on_progress(line)
-                if ended:
-                    break
-                time.sleep(_POLL_S)
-        finally:
-            _running.discard(process)
-            code = _end(process)
+    process = _start(job, job_file, log_path)
+    _running.add(process)
+    error: str | None = None
+    try:
+        while True:
+            ended = process.poll() is not None
+            for line in lines.read():
+                error = error or line.get("error")  # of several ranks the first: the others lost their peer
+                on_progress(line)
+            if ended:
+                break
+            time.sleep(_POLL_S)
+    finally:
+        _running.discard(process)
+        code = process.end(_GRACE_S)
     if code == 0:
         return json.loads((job.output / "training.json").read_text())
     raise TrainingFailed(_why(job, code, error, log_path))
@@ -90,7 +86,7 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
 def end_all() -> None:
     """End every training process that this one started: where several are trained side by side, an interrupt reaches one thread alone."""
     for process in list(_running):
-        _end(process)
+        process.end(_GRACE_S)
 
 
 @contextlib.contextmanager
@@ -112,27 +108,30 @@ def forking() -> Iterator[None]:
         with _forking:
             _runs -= 1
             while not _runs and _preloaded:
-                _preloaded.popitem()[1].close()
+                _preloaded.popitem()[1].end()
 
 
-def _start(job: Job, job_file: Path, log: IO[bytes]) -> subprocess.Popen[bytes] | Forked:
+def _start(job: Job, job_file: Path, log_path: Path) -> Process | Fork:
     environment, training = _environment(job), job.policy_settings.training
     if training.processes == 1 and training.accelerate_config is None:
         shared = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
         kind = frozenset(shared.items())
         with _forking:
             if _runs:
-                if kind not in _preloaded or not _preloaded[kind].alive:
-                    _preloaded[kind] = Preloaded(shared, log)
-                return _preloaded[kind].fork(_arguments(job_file), log)
-    return subprocess.Popen(
-        command(job, job_file),
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-    )
+                server = _preloaded.get(kind)
+                if server is None or not server.alive:
+                    if server is not None:
+                        server.end()
+                    _preloaded[kind] = server = ForkServer("lightning_core.training.forks", {}, log_path, shared)
+                return fork(server, _arguments(job_file), log_path)
+    return Process(command(job, job_file), log_path, environment)
+
+
+def fork(server: ForkServer, arguments: list[str], log_path: Path) -> Fork:
+    """Begin a training, `python -m lightning_core.training` with these arguments; not before the imports are done."""
+    with Path(os.devnull).open("rb") as nothing, log_path.open("ab") as log:
+        streams = (nothing.fileno(), log.fileno(), log.fileno())
+        return server.fork({"arguments": arguments}, {}, streams)
 
 
 def _has_gpu() -> bool:
@@ -179,25 +178,6 @@ def _environment(job: Job) -> dict[str, str]:
     if processes > 1 and training.accelerate_config is None:  # which may name other machines
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return environment
-
-
-def _end(process: subprocess.Popen[bytes] | Forked) -> int:
-    """End what is left of the process's group: it first, then, after a grace, whatever stayed. Returns its exit code."""
-    if process.poll() is None:
-        _signal_group(process, signal.SIGTERM)
-        try:
-            process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            logger.warning("training process %s did not end within %g s: killing it", process.pid, _GRACE_S)
-    _signal_group(process, signal.SIGKILL)
-    return process.wait()
-
-
-def _signal_group(process: subprocess.Popen[bytes] | Forked, number: int) -> None:
-    if isinstance(process, Forked):
-        process.signal_group(number)
-    else:
-        signal_group(process.pid, number)
 
 
 def _why(job: Job, code: int, error: str | None, log_path: Path) -> str:

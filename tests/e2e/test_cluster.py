@@ -27,7 +27,9 @@ pytestmark = [pytest.mark.extra, pytest.mark.timeout(900)]
 
 def worker(epoch: Epoch, pid: int) -> list[int]:
     """A process of the cluster in which attempts run: one that has the agents' pool for a child."""
-    pools = [p for p in psutil.Process(pid).children(recursive=True) if "lightning_core.agents.zygote" in p.cmdline()]
+    pools = [
+        p for p in psutil.Process(pid).children(recursive=True) if "lightning_core.process.fork_server" in p.cmdline()
+    ]
     parents = {p.ppid() for p in pools} - {pid}
     assert parents, "rollouts run outside of the flow's process"
     return [min(parents)]

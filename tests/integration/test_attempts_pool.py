@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_core.agents import zygote
+from lightning_core.agents import child
 from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.config import AgentSettings
@@ -41,14 +41,14 @@ def test_a_zygote_that_dies_costs_its_attempts_and_is_replaced(server: Standin, 
     settings = AgentSettings(callable=f"{AGENTS}:leaves_children", preload=[])
     with Runner(settings) as runner:
         runner._pool.start()
-        first = runner._pool._zygote
+        first = runner._pool._server
         assert first is not None
         hanging = AgentSettings(callable=f"{AGENTS}:hangs_with_children", preload=[])
         with Runner(hanging) as other, ThreadPoolExecutor(1) as threads:
             running = threads.submit(other.run, spec_for(server, {"pids": str(tmp_path / "pids")}))
             pids_in(tmp_path / "pids")
-            assert other._pool._zygote is not None
-            os.kill(other._pool._zygote.pid, 9)
+            assert other._pool._server is not None
+            os.kill(other._pool._server.pid, 9)
             result = running.result()
             assert result.status == "infrastructure"
             assert "has gone" in (result.error or "")
@@ -89,13 +89,13 @@ def test_a_closed_runner_starts_nothing_and_can_be_closed_again(server: Standin,
 def test_a_zygote_that_hangs_is_ended_and_its_attempt_made_again(
     server: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_core.agents.pool._HUNG_S", 0.2)
-    monkeypatch.setattr("lightning_core.agents.pool._END_S", 0.2)
+    monkeypatch.setattr("lightning_core.process.forks.HUNG_S", 0.2)
+    monkeypatch.setattr("lightning_core.process.forks.END_S", 0.2)
     settings = AgentSettings(callable=f"{AGENTS}:fine", preload=[], timeout_s=3)
     with Runner(settings, kill_grace_s=0.1) as runner:
         runner._pool.start()
-        assert runner._pool._zygote is not None
-        os.kill(runner._pool._zygote.pid, signal.SIGSTOP)
+        assert runner._pool._server is not None
+        os.kill(runner._pool._server.pid, signal.SIGSTOP)
         result = run_rollout(runner, lambda attempt_id: spec_for(server, attempt_id=attempt_id), 2, backoff_s=0.01)
     assert result.status == "ok"
 
@@ -106,18 +106,18 @@ def test_nothing_outlives_a_flow_that_is_killed(server: Standin, tmp_path: Path)
         "import sys; from lightning_core.agents.attempt import AttemptSpec; from lightning_core.agents.runner import Runner;"
         "from lightning_core.config import AgentSettings;"
         f"runner = Runner(AgentSettings(callable={f'{AGENTS}:hangs_with_children'!r}, preload=[])); runner._pool.start();"
-        "print(runner._pool._zygote.pid, flush=True);"
+        "print(runner._pool._server.pid, flush=True);"
         f"runner.run(AttemptSpec(*{dataclasses.astuple(spec)!r}))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as flow:
         assert flow.stdout is not None
-        zygote_pid = int(flow.stdout.readline())
-        left = [zygote_pid, *pids_in(tmp_path / "pids")]
+        server_pid = int(flow.stdout.readline())
+        left = [server_pid, *pids_in(tmp_path / "pids")]
         flow.kill()
         while not all(gone(pid) for pid in left):  # the suite's time limit ends this where they stay
             time.sleep(0.02)
 
 
 def test_default_modules_that_are_missing_are_skipped_and_ones_asked_for_are_not() -> None:
-    assert zygote.preload(["no_such_module", "json"], optional=True) is None
-    assert "no_such_module" in (zygote.preload(["json", "no_such_module"], optional=False) or "")
+    assert child.preload(["no_such_module", "json"], optional=True) is None
+    assert "no_such_module" in (child.preload(["json", "no_such_module"], optional=False) or "")

@@ -273,24 +273,19 @@ def test_whoever_ends_a_fork_or_what_waits_for_it_ends_its_training(make_job: An
             if not seen:
                 seen.append(trainer())
                 assert "progress.job.json" in Path(f"/proc/{seen[0]}/cmdline").read_text(), "`ps` tells it by its job"
-                status = Path(f"/proc/{seen[0]}/status").read_text()
-                (between,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
-                os.kill(between, signal.SIGKILL)
+                (server,) = launch._preloaded.values()
+                # Its exit code is its own where its last words find no place, too.
+                assert launch.fork(server, [str(tmp_path / "none.json")], Path("/dev/full")).wait() == 3
+                # Nobody listens to this one any more: it is not left to itself.
+                other = launch.fork(server, [str(tmp_path / "progress.job.json")], log)
+                while other.pid is None:
+                    other.poll()
+                seen.append(other.pid)
+                os.kill(server.pid, signal.SIGKILL)
 
         with pytest.raises(TrainingFailed, match="ended with -9"):
             train(make_job(), kill, log)
-        while alive(seen[0]):
-            time.sleep(0.01)
-        # Its exit code is its own where its last words find no place, too.
-        (preloaded,) = launch._preloaded.values()
-        with Path("/dev/full").open("ab") as full:
-            assert preloaded.fork([str(tmp_path / "none.json")], full).wait() == 3
-        # Nobody listens any more: it is not left to itself.
-        forked = preloaded.fork([str(log.parent / "progress.job.json")], log.open("ab"))
-        while forked.pid is None:
-            forked.poll()
-        os.close(forked._told)
-        while alive(forked.pid):
+        while any(map(alive, seen)):
             time.sleep(0.01)
 
 

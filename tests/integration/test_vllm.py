@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
 from transformers import AutoTokenizer
 
@@ -21,10 +22,10 @@ from lightning_core.lake import spool
 from lightning_core.policies import redeploy
 from lightning_core.policies.adapters import load_lora, route, unload_older
 from lightning_core.policies.probe import Probe
-from lightning_core.policies.processes import group_members
 from lightning_core.policies.redeploy import RedeployFailed, hot_swap, restart_with
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import CHECK_TOKENS, VllmClient, VllmError
+from lightning_core.process.linux import group_members
 from lightning_core.server.handle import ServerHandle
 from tests.gateway_rig import attributes, float32, int32, spans_of
 from tests.replies import plain
@@ -101,7 +102,7 @@ def test_it_listens_on_no_port(vllm):
     listening = [
         c
         for p in group_members(vllm.state.pid, vllm.state.started)
-        for c in p.net_connections("tcp")
+        for c in psutil.Process(p).net_connections("tcp")
         if c.status == "LISTEN"
     ]
     assert [c for c in listening if not c.laddr.ip.startswith("127.")] == []

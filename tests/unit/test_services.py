@@ -15,9 +15,9 @@ import pytest
 from lightning_core import services as module
 from lightning_core.config import Settings
 from lightning_core.policies.model import ModelFolder
-from lightning_core.policies.processes import created
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.policies.vllm_command import command
+from lightning_core.process.linux import created
 
 DEAD = {"pid": 2**22 + 1, "started": 1.0}
 

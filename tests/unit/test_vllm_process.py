@@ -8,14 +8,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from lightning_core import services
 from lightning_core.config import VllmSettings
 from lightning_core.policies import vllm as module
-from lightning_core.policies.processes import created, group_members, is_running
 from lightning_core.policies.vllm import VllmServer, VllmState
+from lightning_core.process.linux import created, group_members, is_running
 
 
 @pytest.fixture
@@ -75,5 +74,5 @@ def test_a_process_stays_the_same_where_the_clock_is_set(monkeypatch: pytest.Mon
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
     assert is_running(os.getpid(), me)
     assert not is_running(os.getpid(), me - 0.1)
-    with pytest.raises(psutil.NoSuchProcess):
+    with pytest.raises(ProcessLookupError):
         created(2**22 + 1)

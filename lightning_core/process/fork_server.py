@@ -1,0 +1,162 @@
+"""A fork server: a process that imports once what its forks need, and forks a fresh child for each request.
+
+    python -m lightning_core.process.fork_server <descriptor of its socket> <module>
+
+`<module>.prepare(init)` imports what forks share, and returns a function that is called before each fork with its request;
+what that returns is called in the child, and ends it. The server has one thread and runs no fork's code itself.
+
+Between it and the forks are *keepers*, forked too, each of which runs one fork at a time. A keeper is a subreaper: a process
+whose parent ends becomes its child, wherever it was below it. So when the fork ends, or the server or the owner has gone, the
+keeper ends all that is left below it. Where a keeper is killed, its fork dies with it, and what is left becomes the server's
+child, which ends it at its own end.
+
+Messages are JSON, one a packet. The server gets `init` and answers `{"threads": …}` or `{"refused": …}`; then each packet has
+the descriptor of a socket, for one more keeper. That gets on it one fork after another, with descriptors for stdin, stdout and
+stderr, and answers `{"pid": …}` and, once no process of the fork is left, `{"code": …, "left": …}`. An owner that shuts its
+end down has the fork ended at once, and the keeper.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from lightning_core.process import linux
+
+PACKET = 128 * 1024
+
+Prepared = Callable[[dict[str, Any]], Callable[[], object]]
+
+
+class RefusedError(Exception):
+    """Raised by `prepare` for what the user can mend; the owner gets the message."""
+
+
+def main() -> None:
+    """Serve the socket whose descriptor is the first argument, for forks of the module that is the second."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(control.fileno(), False)
+    try:
+        prepared: Prepared = importlib.import_module(sys.argv[2]).prepare(json.loads(control.recv(PACKET)))
+    except RefusedError as error:
+        send(control, refused=str(error)[:4000])
+        return
+    gc.collect()
+    gc.freeze()  # what all forks share stays shared
+    gc.disable()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    send(control, threads=len(os.listdir("/proc/self/task")))
+    linux.become_subreaper()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
+    try:
+        _serve(control, prepared)
+    finally:
+        linux.end_children()
+
+
+def _serve(control: socket.socket, prepared: Prepared) -> None:
+    """Fork keepers; return when the owner has gone."""
+    server = os.getpid()
+    while True:
+        packet, descriptors, _, _ = socket.recv_fds(control, PACKET, 1, socket.MSG_CMSG_CLOEXEC)
+        if not packet:
+            return
+        with socket.socket(fileno=descriptors[0]) as owner:
+            try:
+                pid = os.fork()
+            except OSError as error:
+                send(owner, lost=f"fork: {error}")
+            else:
+                if pid == 0:
+                    control.close()
+                    _keep(server, owner, prepared)
+
+
+def _keep(server: int, owner: socket.socket, prepared: Prepared) -> NoReturn:
+    """In the keeper: run one fork after another until the server or the owner has gone."""
+    try:
+        os.setsid()
+        linux.become_subreaper()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        gone = os.pidfd_open(server)
+        while _wait(owner.fileno(), gone):
+            packet, streams, _, _ = socket.recv_fds(owner, PACKET, 3, socket.MSG_CMSG_CLOEXEC)
+            if not packet or _wait(owner.fileno(), gone, timeout_ms=0):  # not wanted any more
+                break
+            message = json.loads(packet)
+            run = prepared(message["request"])
+            keeper = os.getpid()
+            try:
+                pid = os.fork()
+            except OSError as error:
+                send(owner, lost=f"fork: {error}")
+                break
+            if pid == 0:
+                owner.close()
+                os.close(gone)
+                _become(keeper, streams, message["environment"], run)
+            for stream in streams:
+                os.close(stream)
+            send(owner, pid=pid)
+            ended = os.pidfd_open(pid)
+            _wait(owner.fileno(), gone, ended)
+            os.close(ended)
+            linux.signal_group(pid, signal.SIGKILL)  # while its pid can be no other's
+            _, status = os.waitpid(pid, 0)
+            left = linux.end_children()
+            if _wait(gone, timeout_ms=0):
+                break  # whoever hears nothing does not take this for the end that the fork would have had
+            send(owner, code=os.waitstatus_to_exitcode(status), left=left)
+    except BaseException:  # noqa: BLE001 - a forked process must not fall back into the loop
+        traceback.print_exc()
+        linux.end_children()
+    finally:
+        os._exit(0)
+
+
+def _become(keeper: int, streams: list[int], environment: dict[str, str], run: Callable[[], object]) -> NoReturn:
+    """In the child: a session, streams and an environment of its own; it dies with the keeper."""
+    try:
+        linux.end_with_parent(keeper)
+        os.setsid()
+        for target, stream in enumerate(streams):
+            os.dup2(stream, target)
+            os.close(stream)
+        for variable, value in environment.items():  # `update` looks at it for longer than this takes
+            os.environ[variable] = value
+        gc.enable()
+        run()
+    except BaseException:  # noqa: BLE001 - as above
+        traceback.print_exc()
+    finally:
+        os._exit(126)
+
+
+def _wait(*descriptors: int, timeout_ms: int | None = None) -> bool:
+    """Whether one of the descriptors can be read, or its other end was closed."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_ms))
+
+
+def send(to: socket.socket, **message: Any) -> None:
+    """Send a message; that the other side has gone is learned from the closed socket."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        to.send(json.dumps(message).encode())
+
+
+if __name__ == "__main__":
+    # By its name, as `<module>` imports it: there is one RefusedError then.
+    importlib.import_module("lightning_core.process.fork_server").main()

@@ -1,0 +1,224 @@
+"""The owner's side of a fork server: start it, have it fork from any thread, learn how forks ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_core.process import linux
+from lightning_core.process.fork_server import PACKET, send
+from lightning_core.process.spawn import Process
+
+log = logging.getLogger(__name__)
+
+HUNG_S = 15.0  # until a server is ended that does not answer
+END_S = 5.0
+
+
+class ForkServerError(RuntimeError):
+    """The server cannot be started, or was lost with the forks it had. Not the doing of what was forked."""
+
+
+class Refused(ForkServerError):
+    """What forks share cannot be imported, for a reason that the user can mend."""
+
+
+class Fork:
+    """A forked process. `pid`, `returncode`, `poll` and `wait` are as those of subprocess.Popen. Thread-safe."""
+
+    def __init__(self, server: ForkServer, keeper: socket.socket) -> None:
+        self.pid: int | None = None  # once it has begun; it leads a session of its own
+        self.returncode: int | None = None
+        self.left = 0  # processes that outlived it and were ended
+        self.lost: str | None = None  # why nobody knows how it would have ended
+        self._server, self._keeper, self._lock = server, keeper, threading.Lock()
+        keeper.setblocking(False)
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal, once no process of it is left."""
+        with self._lock:
+            while self.returncode is None and self._hear():
+                pass
+            return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As `poll`, but waits. Raises subprocess.TimeoutExpired."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0.0)
+            ready = select.poll()
+            with contextlib.suppress(ValueError):  # another thread has just heard that it ended
+                ready.register(self._keeper, select.POLLIN)
+                ready.poll(None if left_s is None else 1000 * left_s)
+        return code
+
+    def end(self, grace_s: float) -> int:
+        """SIGTERM to its group, SIGKILL to all of it after `grace_s`; its exit code. One that has not begun never will."""
+        if self.poll() is None and (self.pid is not None or self._server.ready):
+            if self.pid is not None:
+                linux.signal_group(self.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.wait(grace_s)
+            with self._lock, contextlib.suppress(OSError):
+                if self.returncode is None:  # else its keeper may run another by now
+                    self._keeper.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.wait(HUNG_S)
+            log.error("the fork server (pid %d) does not answer and is ended", self._server.pid)
+            self._server.end()
+            return self.wait()
+        with self._lock:
+            if self.returncode is None:
+                self._ended(-signal.SIGTERM)
+        return self.wait()
+
+    def _hear(self) -> bool:
+        """Whether its keeper said anything."""
+        try:
+            packet = self._keeper.recv(PACKET)
+        except BlockingIOError:
+            return False
+        except OSError:
+            packet = b""
+        if not packet:
+            code = self._server.exit_code()
+            self.lost = f"the fork server has gone (exit code {code})" if code is not None else "its keeper was ended"
+            if self.pid is not None:
+                linux.signal_group(self.pid, signal.SIGKILL)
+            self._ended(code or 1 if self.pid is None else -signal.SIGKILL)
+            return True
+        message = json.loads(packet)
+        self.pid = message.get("pid", self.pid)
+        if "lost" in message:
+            self.lost = message["lost"]
+            self._ended(1)
+        elif "code" in message:
+            self.returncode, self.left = message["code"], message["left"]
+            self._server.keep(self._keeper)
+        return True
+
+    def _ended(self, code: int) -> None:
+        """Without its keeper's word."""
+        self.returncode = code
+        with contextlib.suppress(OSError):
+            self._keeper.shutdown(socket.SHUT_RDWR)  # also for who waits for it just now
+        self._keeper.close()
+
+
+class ForkServer:
+    """A process that `module.prepare(init)` has imported things in, and that forks children which have them."""
+
+    def __init__(
+        self,
+        module: str,
+        init: Mapping[str, Any],
+        log_file: Path,
+        environment: Mapping[str, str],
+        *,
+        python: Path | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        self._lock = threading.Lock()
+        self._answer: dict[str, Any] | None = None
+        self._keepers: deque[socket.socket] = deque()  # that have no fork just now
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [str(python or sys.executable), "-m", "lightning_core.process.fork_server"]
+            self._process = Process(
+                [*command, str(theirs.fileno()), module],
+                log_file,
+                environment,
+                directory=directory,
+                descriptors=[theirs.fileno()],
+            )
+        send(self._control, **init)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def ready(self) -> bool:
+        """Whether its imports are done."""
+        return self._answered(0) and "threads" in (self._answer or {})
+
+    def wait_until_ready(self, timeout_s: float) -> int:
+        """How many threads it has, of which a fork gets one. Raises Refused, or ForkServerError with the end of its log."""
+        answered = self._answered(timeout_s)
+        answer = self._answer or {}
+        if "refused" in answer:
+            raise Refused(answer["refused"])
+        if "threads" not in answer:
+            problem = "it ended" if answered else f"no answer in {timeout_s:.0f} s"
+            raise ForkServerError(f"the fork server did not start ({problem}): {self._process.log_end()}")
+        return int(answer["threads"])
+
+    def fork(self, request: Mapping[str, Any], environment: Mapping[str, str], streams: tuple[int, int, int]) -> Fork:
+        """Fork a process, once the server is ready; `environment` is set beside the server's own. Returns at once.
+
+        `streams`: its stdin, stdout, stderr. Raises ForkServerError where the environment is too large.
+        """
+        packet = json.dumps({"request": request, "environment": dict(environment)}).encode()
+        if len(packet) > PACKET:
+            raise ForkServerError(f"the environment of a fork is too large ({len(packet)} bytes, at most {PACKET})")
+        while self._keepers:
+            keeper = self._keepers.popleft()
+            with contextlib.suppress(OSError):  # it was killed meanwhile
+                socket.send_fds(keeper, [packet], streams)
+                return Fork(self, keeper)
+            keeper.close()
+        keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, contextlib.suppress(OSError):  # of a server that has gone the fork learns by its closed socket
+            socket.send_fds(keeper, [packet], streams)
+            socket.send_fds(self._control, [b"keeper"], [theirs.fileno()])
+        return Fork(self, keeper)
+
+    def keep(self, keeper: socket.socket) -> None:
+        """Have this keeper run a later fork."""
+        self._keepers.append(keeper)
+
+    def end(self) -> int:
+        """Close the socket, which makes the server end all it has; end it by force where it does not. Its exit code."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_S)
+        code = self._process.end(0)
+        for unused in (self._control, *self._keepers):
+            unused.close()
+        return code
+
+    def exit_code(self) -> int | None:
+        """Of a server whose sockets have closed."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(END_S)
+        return None
+
+    def _answered(self, timeout_s: float) -> bool:
+        with self._lock:
+            if self._answer is None:
+                ready = select.poll()
+                ready.register(self._control, select.POLLIN)
+                if not ready.poll(1000 * timeout_s):
+                    return False
+                with contextlib.suppress(OSError):
+                    self._answer = json.loads(self._control.recv(PACKET) or b"{}")
+            return True

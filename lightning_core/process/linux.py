@@ -1,0 +1,142 @@
+"""Processes as Linux shows them: whether one runs, and ending all of a group, or all below this one. Standard library alone.
+
+A process is known by its pid and its creation time, since a pid alone may be another's by now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_libc = ctypes.CDLL(None)
+_SAME_S = 0.05  # the kernel counts in hundredths
+_KILL_S = 10.0  # until a process is gone that got SIGKILL
+
+
+def become_subreaper() -> None:
+    """Orphans below this process become its children."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_with_parent(parent: int) -> None:
+    """This process gets SIGKILL when the thread that forked it ends; at once where `parent` has gone already."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+class _Stat(NamedTuple):
+    state: str
+    parent: int
+    group: int
+    session: int
+    created: float  # seconds since the machine started: the same after the clock was set
+
+    @property
+    def runs(self) -> bool:
+        return self.state not in ("Z", "X")
+
+
+def _stat(pid: int) -> _Stat | None:
+    """None where there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    parent, group, session = map(int, fields[1:4])
+    return _Stat(fields[0], parent, group, session, int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+
+
+def created(pid: int) -> float:
+    """When a process was created, in seconds since the machine started. Raises ProcessLookupError."""
+    found = _stat(pid)
+    if found is None:
+        raise ProcessLookupError(f"there is no process {pid}")
+    return found.created
+
+
+def is_running(pid: int, started: float) -> bool:
+    """Whether the process that was `created` at `started` still runs; a zombie does not."""
+    found = _stat(pid)
+    return found is not None and found.runs and abs(found.created - started) < _SAME_S
+
+
+def group_members(leader: int, started: float) -> list[int]:
+    """Pids, zombies left out, of the session and group that `leader` opened, whether or not it lives itself."""
+    found = _stat(leader)
+    if found is not None and abs(found.created - started) >= _SAME_S:
+        return []  # the number went to a stranger, which it cannot while a member of our group is left
+    return [
+        pid
+        for pid in _every_process()
+        if (found := _stat(pid)) is not None
+        and found.group == found.session == leader
+        and found.runs
+        and found.created >= started - _SAME_S
+    ]
+
+
+def end_group(leader: int, started: float, grace_s: float) -> None:
+    """SIGTERM to the leader, SIGKILL to all that is left of its group after `grace_s`, and wait until all are gone."""
+    if is_running(leader, started):
+        kill([leader], signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        while is_running(leader, started) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    deadline = time.monotonic() + _KILL_S
+    while (members := group_members(leader, started)) and time.monotonic() < deadline:
+        kill(members, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def signal_group(leader: int, number: int) -> None:
+    """Send a signal to the process group of `leader`; one that has gone is no error."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)
+
+
+def kill(pids: Iterable[int], number: int) -> None:
+    """Send a signal to processes; one that has gone is no error."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def end_children() -> int:
+    """End all below this process, which is a subreaper: how many there were. Waits for at most two seconds."""
+    ended = 0
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline and (left := _children()):
+        kill(left, signal.SIGKILL)
+        for pid in left:  # their children become ours once they are gone
+            ended += _reap(pid, deadline)
+    return ended
+
+
+def _reap(pid: int, deadline: float) -> bool:
+    while time.monotonic() < deadline:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return True
+        except ChildProcessError:
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def _children() -> list[int]:
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    except OSError:  # a kernel without that file
+        return [pid for pid in _every_process() if (stat := _stat(pid)) is not None and stat.parent == os.getpid()]
+
+
+def _every_process() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
