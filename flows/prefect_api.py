@@ -12,16 +12,13 @@ import importlib
 import logging
 import os
 import socket
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_core.errors import LightningError
 from lightning_core.events import shown
-from lightning_core.process.linux import end_with_parent
+from lightning_core.process.spawn import Process
 
 logger = logging.getLogger(__name__)
 
@@ -42,35 +39,20 @@ def prefect_api(home: Path) -> Iterator[None]:
     os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(folder / "memo_store.toml"))
     port = _free_port()
     os.environ["PREFECT_API_URL"] = url = f"http://127.0.0.1:{port}/api"
-    log_path = folder / "server.log"
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
-    parent = os.getpid()
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            env=os.environ | {"PREFECT_UI_API_URL": url},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            preexec_fn=lambda: end_with_parent(parent),
-        )
+    environment = os.environ | {"PREFECT_UI_API_URL": url}
+    process = Process(command, folder / "server.log", environment, dies_with_us=True)
     try:
         logger.info("starting Prefect's server", extra=shown())
         importlib.import_module("prefect.main")  # seconds, in which the server starts
-        _wait_until_healthy(process, port, log_path)
+        process.wait_until(lambda: _is_healthy(port) or None, _START_S, "Prefect's server")
         logger.info("Prefect's UI, while this runs: http://127.0.0.1:%d", port, extra=shown())
         yield
     finally:
         _send_what_waits()
         del os.environ["PREFECT_API_URL"]
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.end(10)
 
 
 def _send_what_waits() -> None:
@@ -84,17 +66,11 @@ def _send_what_waits() -> None:
         worker.drain_all(timeout=5)
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            tail = log_path.read_text(errors="replace")[-1500:]
-            raise LightningError(f"Prefect's server ended with code {process.returncode}; {log_path} says:\n{tail}")
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
-            return
-        time.sleep(0.2)
-    raise LightningError(f"Prefect's server did not answer within {_START_S:.0f} s; see {log_path}")
+def _is_healthy(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
+        return True
+    return False
 
 
 def _free_port() -> int:

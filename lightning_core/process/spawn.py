@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from lightning_core.errors import LightningError
 from lightning_core.process.linux import created, end_group, end_with_parent
 
 T = TypeVar("T")
@@ -17,10 +18,9 @@ T = TypeVar("T")
 # so long that, where others want the cores too, vLLM's throughput falls to a sixth (15 instead of 87 tokens/s, two cores at
 # load 7), and a training takes 80 s instead of 56 (one busy process beside it). Alone they take the same.
 SHORT_SPINS = {"GOMP_SPINCOUNT": "5000"}
-_LOG_LINES = 20
 
 
-class StartError(RuntimeError):
+class StartError(LightningError):
     """A process ended, or did not become ready in time; the message has the end of its log."""
 
 
@@ -67,18 +67,19 @@ class Process(subprocess.Popen[bytes]):
         """What `ready` returns once that is not None. Raises StartError where the process ends, or the time does."""
         deadline = time.monotonic() + timeout_s
         while (found := ready()) is None:
-            if self.poll() is not None:
-                raise StartError(f"{name} ended with code {self.returncode}; {self.log} says:\n{self.log_end()}")
-            if time.monotonic() > deadline:
-                raise StartError(f"{name} was not ready within {timeout_s:.0f} s; {self.log} says:\n{self.log_end()}")
+            code, late = self.poll(), time.monotonic() > deadline
+            if code is not None or late:
+                how = f"was not ready within {timeout_s:.0f} s" if code is None else f"ended with code {code}"
+                text = "\n".join(self.log_end())
+                raise StartError(f"{name} {how}:\n{text}\n(its log: {self.log})")
             time.sleep(0.05)
         return found
 
-    def log_end(self) -> str:
+    def log_end(self, lines: int = 20) -> list[str]:
         """The last lines that it wrote."""
         with self.log.open("rb") as file:
             file.seek(self._log_begin)
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-_LOG_LINES:])
+            return file.read().decode(errors="replace").splitlines()[-lines:]
 
 
 def child_environment() -> dict[str, str]:

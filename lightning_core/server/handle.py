@@ -6,9 +6,8 @@ import http.client
 import json
 import logging
 import os
-import subprocess
+import signal
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +18,7 @@ from lightning_core.client.http import ask
 from lightning_core.client.wire import SpanData, encode_request, post_request
 from lightning_core.config import ServerSettings
 from lightning_core.errors import LightningError
-from lightning_core.process.spawn import child_environment
+from lightning_core.process.spawn import Process, StartError, child_environment
 from lightning_core.server.files import load_secret, services
 from lightning_core.server.tokens import Mode, mint
 
@@ -41,7 +40,7 @@ class ServerHandle:
         self.url = url
         self.grpc_url = grpc_url  # of OTLP/gRPC; None where it is off
         self.pid = pid
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._secret = load_secret(home)
 
     @classmethod
@@ -62,32 +61,21 @@ class ServerHandle:
 
         Raises ServerError with the last lines of its log when it ends or stays silent.
         """
-        home, log_path = Path(home).resolve(), Path(log_path).resolve()
+        home = Path(home).resolve()
         home.mkdir(parents=True, exist_ok=True)
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("ab") as log_file:
-            begin = log_file.tell()
-            process = subprocess.Popen(
-                server_command(home, settings),
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=log_file,
-                start_new_session=True,
-                env=child_environment(),
-            )
-        deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline:
-            code = process.poll()
-            if code is not None:
-                raise ServerError(f"the server ended with code {code}:\n{_tail(log_path, begin)}")
+        process = Process(server_command(home, settings), Path(log_path).resolve(), child_environment())
+
+        def answering() -> ServerHandle | None:
             found = cls.find(home)
-            if found is not None and found.pid == process.pid:
-                found._process = process
-                return found
-            time.sleep(0.05)
-        process.kill()
-        process.wait()
-        raise ServerError(f"the server did not answer within {_START_S:.0f} s:\n{_tail(log_path, begin)}")
+            return found if found is not None and found.pid == process.pid else None
+
+        try:
+            handle = process.wait_until(answering, _START_S, "the server")
+        except StartError as error:
+            process.end(0)
+            raise ServerError(str(error)) from None
+        handle._process = process
+        return handle
 
     @property
     def started_here(self) -> bool:
@@ -96,15 +84,8 @@ class ServerHandle:
     def stop(self) -> None:
         """End the server, if this handle started it: SIGTERM, and SIGKILL when it has not drained in time."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            log.warning("the server (pid %d) did not stop within %.0f s and is killed", process.pid, _STOP_S)
-            process.kill()
-            process.wait()
+        if process is not None and process.poll() is None and process.end(_STOP_S) == -signal.SIGKILL:
+            log.warning("the server (pid %d) did not stop within %.0f s and was killed", process.pid, _STOP_S)
 
     def attempt_url(self, rollout_id: str, attempt_id: str) -> str:
         """Root of an attempt's scope: append `/v1` for `OPENAI_BASE_URL`, nothing for the OTLP endpoint."""
@@ -176,9 +157,3 @@ def server_command(home: Path, settings: ServerSettings) -> list[str]:
     command += ["--max-body-mb", str(settings.max_body_mb)]
     command += ["--grpc-port", "off" if settings.grpc_port is None else str(settings.grpc_port)]
     return [*command, "--gateway", settings.gateway.model_dump_json(exclude_defaults=True)]
-
-
-def _tail(path: Path, begin: int, lines: int = 20) -> str:
-    with path.open("rb") as file:
-        file.seek(begin)
-        return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
