@@ -1,20 +1,18 @@
 """What an attempt prints, kept within bounds: the first and the last part of each stream, whatever comes between.
 
-One thread reads the pipes of all attempts of a pool, so that no stream can fill memory or disk and no attempt waits
-for a reader.
+Whoever waits for the attempt reads meanwhile, so no stream can fill memory or disk, and no attempt waits for a reader.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import selectors
-import threading
 from collections import deque
 from pathlib import Path
 
 HEAD_BYTES = 256 * 1024
 TAIL_BYTES = 256 * 1024
+_AT_ONCE = 256 * 1024
 
 
 class Capture:
@@ -22,7 +20,6 @@ class Capture:
 
     def __init__(self) -> None:
         self.total = 0
-        self.ended = threading.Event()
         self._head = bytearray()
         self._tail: deque[bytes] = deque()
         self._tail_size = 0
@@ -68,73 +65,36 @@ class Capture:
             path.write_text(self.text(), encoding="utf-8")
 
 
-class Pump:
-    """The thread that reads; `open` gives a descriptor to write to and the capture of what is written."""
+class Stream(Capture):
+    """A capture of what is written to a pipe. `given` is its writing end; a context manager, which closes both."""
 
     def __init__(self) -> None:
-        self._wakeup_r, self._wakeup_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._lock = threading.Lock()
-        self._arriving: list[tuple[int, Capture]] = []
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="attempt-output", daemon=True)
-        self._thread.start()
+        super().__init__()
+        self._pipe, self.given = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._pipe, False)
 
-    def open(self) -> tuple[int, Capture]:
-        """A new pipe: the writing end (the caller closes it) and what arrives at the other. OSError once closed."""
-        read, write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(read, False)
-        capture = Capture()
-        with self._lock:
-            if self._closed:
-                os.close(read)
-                os.close(write)
-                raise OSError("the pump was closed")
-            self._arriving.append((read, capture))
-            self._wake()
-        return write, capture
+    def __enter__(self) -> Stream:
+        return self
 
-    def close(self) -> None:
-        """Stop reading; captures still open end here."""
-        with self._lock:
-            self._closed = True
-            self._wake()
-        self._thread.join()
-        os.close(self._wakeup_w)
-        os.close(self._wakeup_r)
+    def __exit__(self, *_: object) -> None:
+        self.hand_over()
+        os.close(self._pipe)
 
-    def _wake(self) -> None:
+    def fileno(self) -> int:
+        return self._pipe
+
+    def hand_over(self) -> None:
+        """Close the writing end, of which others have copies: what they wrote ends with the last of them."""
+        if self.given >= 0:
+            os.close(self.given)
+            self.given = -1
+
+    def read(self) -> bool:
+        """Take what is there; False at the end of it."""
         with contextlib.suppress(BlockingIOError):
-            os.write(self._wakeup_w, b"x")
-
-    def _run(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wakeup_r, selectors.EVENT_READ)
-            while not self._closed:
-                for key, _ in selector.select():
-                    if key.data is not None:
-                        self._read(selector, key.fd, key.data)
-                        continue
-                    os.read(self._wakeup_r, 4096)
-                    with self._lock:
-                        arriving, self._arriving = self._arriving, []
-                    for descriptor, capture in arriving:
-                        selector.register(descriptor, selectors.EVENT_READ, capture)
-            open_still = [(key.fd, key.data) for key in selector.get_map().values() if key.data is not None]
-            for descriptor, capture in open_still + self._arriving:
-                os.close(descriptor)
-                capture.ended.set()
-
-    @staticmethod
-    def _read(selector: selectors.BaseSelector, descriptor: int, capture: Capture) -> None:
-        try:
-            data = os.read(descriptor, 256 * 1024)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if data:
-            capture.add(data)
-            return
-        selector.unregister(descriptor)
-        os.close(descriptor)
-        capture.ended.set()
+            while data := os.read(self._pipe, _AT_ONCE):
+                self.add(data)
+                if len(data) < _AT_ONCE:
+                    return True
+            return False
+        return True

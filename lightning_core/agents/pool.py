@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lightning_core.agents.capture import Capture, Pump
+from lightning_core.agents.capture import Capture, Stream
 from lightning_core.agents.environment import import_folder
 from lightning_core.process.forks import ForkServer, ForkServerError
 
@@ -55,7 +53,6 @@ class Pool:
         self._import_folder = import_folder(folder)
         self._lock = threading.Lock()
         self._server: ForkServer | None = None
-        self._pump = Pump()
         self.closed = False
 
     def __enter__(self) -> Pool:
@@ -70,26 +67,20 @@ class Pool:
 
     def run(self, kind: str, folder: Path, stdin: Path, environment: Mapping[str, str], timeout_s: float) -> Ended:
         """Run one attempt to its end, `timeout_s` at most. Raises ForkServerError where the server was lost meanwhile."""
-        server = self._ready()
-        with contextlib.ExitStack() as streams:  # the server has its own copies once they are sent
-            stdin_fd = os.open(stdin, os.O_RDONLY | os.O_CLOEXEC)
-            streams.callback(os.close, stdin_fd)
-            stdout_fd, stdout = self._pump.open()
-            streams.callback(os.close, stdout_fd)
-            stderr_fd, stderr = self._pump.open()
-            streams.callback(os.close, stderr_fd)
-            request = {"kind": kind, "folder": str(folder)}
-            fork = server.fork(request, environment, (stdin_fd, stdout_fd, stderr_fd))
-        timed_out = False
-        try:
-            code = fork.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            timed_out, code = True, fork.end(self._program.grace_s)
+        server, request = self._ready(), {"kind": kind, "folder": str(folder)}
+        with stdin.open("rb") as task, Stream() as stdout, Stream() as stderr:
+            fork = server.fork(request, environment, (task.fileno(), stdout.given, stderr.given), (stdout, stderr))
+            for stream in (stdout, stderr):  # the server has its own copies
+                stream.hand_over()
+            timed_out = False
+            try:
+                code = fork.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                timed_out, code = True, fork.end(self._program.grace_s)
+            # Everything of the attempt is gone; only what escaped altogether could still hold a pipe open.
+            fork.drain(_EOF_GRACE_S)
         if fork.lost is not None:
             raise ForkServerError(f"the attempt was lost: {fork.lost}")
-        for capture in (stdout, stderr):
-            # Everything of the attempt is gone; only what escaped altogether could still hold a pipe open.
-            capture.ended.wait(_EOF_GRACE_S)
         return Ended(code, timed_out, fork.left, stdout, stderr)
 
     def close(self) -> None:
@@ -101,7 +92,6 @@ class Pool:
             if self._server is not None:
                 self._server.end()
                 self._server = None
-        self._pump.close()
 
     def _ready(self) -> ForkServer:
         with self._lock:

@@ -13,9 +13,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lightning_core.errors import LightningError
 from lightning_core.process import linux
@@ -32,19 +32,23 @@ class ForkServerError(LightningError):
     """The server cannot be started, or was lost with the forks it had. Not the doing of what was forked."""
 
 
-class Refused(ForkServerError):
-    """What forks share cannot be imported, for a reason that the user can mend."""
+class Reader(Protocol):
+    """What is read while a fork runs: `read` takes what is there, and is False at the end of it."""
+
+    def fileno(self) -> int: ...
+    def read(self) -> bool: ...
 
 
 class Fork:
-    """A forked process. `pid`, `returncode`, `poll` and `wait` are as those of subprocess.Popen. Thread-safe."""
+    """A forked process. `pid`, `returncode`, `poll` and `wait` are as those of subprocess.Popen, from any thread."""
 
-    def __init__(self, server: ForkServer, keeper: socket.socket) -> None:
+    def __init__(self, server: ForkServer, keeper: socket.socket, readers: Iterable[Reader]) -> None:
         self.pid: int | None = None  # once it has begun; it leads a session of its own
         self.returncode: int | None = None
         self.left = 0  # processes that outlived it and were ended
         self.lost: str | None = None  # why nobody knows how it would have ended
         self._server, self._keeper, self._lock = server, keeper, threading.Lock()
+        self._readers = list(readers)  # that have not come to their end
         keeper.setblocking(False)
 
     def poll(self) -> int | None:
@@ -61,11 +65,22 @@ class Fork:
             left_s = None if deadline is None else deadline - time.monotonic()
             if left_s is not None and left_s <= 0:
                 raise subprocess.TimeoutExpired("a fork", timeout or 0.0)
-            ready = select.poll()
             with contextlib.suppress(ValueError):  # another thread has just heard that it ended
-                ready.register(self._keeper, select.POLLIN)
-                ready.poll(None if left_s is None else 1000 * left_s)
+                self._read(left_s, self._keeper)
         return code
+
+    def drain(self, timeout_s: float) -> None:
+        """Read what it wrote to the end, or for `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while self._readers and (left_s := deadline - time.monotonic()) > 0:
+            self._read(left_s)
+
+    def _read(self, timeout_s: float | None, *others: socket.socket) -> None:
+        ready = select.poll()
+        for descriptor in [one.fileno() for one in self._readers] + [other.fileno() for other in others]:
+            ready.register(descriptor, select.POLLIN)
+        found = {descriptor for descriptor, _ in ready.poll(None if timeout_s is None else 1000 * timeout_s)}
+        self._readers = [one for one in self._readers if one.fileno() not in found or one.read()]
 
     def end(self, grace_s: float) -> int:
         """SIGTERM to its group, SIGKILL to all of it after `grace_s`; its exit code. One that has not begun never will."""
@@ -162,36 +177,46 @@ class ForkServer:
         return self._answered(0) and "threads" in (self._answer or {})
 
     def wait_until_ready(self, timeout_s: float) -> int:
-        """How many threads it has, of which a fork gets one. Raises Refused, or ForkServerError with the end of its log."""
+        """How many threads it has, of which a fork gets one. Raises ForkServerError with what it said."""
         answered = self._answered(timeout_s)
         answer = self._answer or {}
         if "refused" in answer:
-            raise Refused(answer["refused"])
+            raise ForkServerError(answer["refused"])
         if "threads" not in answer:
             problem = "it ended" if answered else f"no answer in {timeout_s:.0f} s"
             said = "\n".join(self._process.log_end())
             raise ForkServerError(f"the fork server did not start ({problem}): {said}")
         return int(answer["threads"])
 
-    def fork(self, request: Mapping[str, Any], environment: Mapping[str, str], streams: tuple[int, int, int]) -> Fork:
+    def fork(
+        self,
+        request: Mapping[str, Any],
+        environment: Mapping[str, str],
+        streams: tuple[int, int, int],
+        readers: Iterable[Reader] = (),
+    ) -> Fork:
         """Fork a process, once the server is ready; `environment` is set beside the server's own. Returns at once.
 
-        `streams`: its stdin, stdout, stderr. Raises ForkServerError where the environment is too large.
+        `streams`: its stdin, stdout, stderr; `readers` of them read while it is waited for. Raises ForkServerError where the environment is too large.
         """
         packet = json.dumps({"request": request, "environment": dict(environment)}).encode()
         if len(packet) > PACKET:
             raise ForkServerError(f"the environment of a fork is too large ({len(packet)} bytes, at most {PACKET})")
-        while self._keepers:
-            keeper = self._keepers.popleft()
+        while (keeper := self._unused()) is not None:
             with contextlib.suppress(OSError):  # it was killed meanwhile
                 socket.send_fds(keeper, [packet], streams)
-                return Fork(self, keeper)
+                return Fork(self, keeper, readers)
             keeper.close()
         keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, contextlib.suppress(OSError):  # of a server that has gone the fork learns by its closed socket
             socket.send_fds(keeper, [packet], streams)
             socket.send_fds(self._control, [b"keeper"], [theirs.fileno()])
-        return Fork(self, keeper)
+        return Fork(self, keeper, readers)
+
+    def _unused(self) -> socket.socket | None:
+        with contextlib.suppress(IndexError):
+            return self._keepers.popleft()
+        return None
 
     def keep(self, keeper: socket.socket) -> None:
         """Have this keeper run a later fork."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_core.agents import capture as module
 from lightning_core.agents.attempt import AttemptSpec, jsonable
-from lightning_core.agents.capture import Capture, Pump
+from lightning_core.agents.capture import Capture, Stream
 from lightning_core.agents.environment import attempt_environment, base_environment
 from lightning_core.agents.runner import new_attempt_id
 from lightning_core.config import AgentSettings
@@ -53,21 +52,16 @@ def test_the_last_line_says_when_its_beginning_is_missing() -> None:
     assert kept.last_line() == ("42", False)
 
 
-def test_a_pump_reads_many_streams_to_their_ends() -> None:
-    pump = Pump()
-    opened = [pump.open() for _ in range(20)]
-    for number, (descriptor, _) in enumerate(opened):
-        os.write(descriptor, b"stream %d" % number)
-        os.close(descriptor)
-    for number, (_, kept) in enumerate(opened):
-        assert kept.ended.wait(10)
-        assert kept.text() == f"stream {number}"
-    held, kept = pump.open()
-    pump.close()
-    assert kept.ended.is_set()
-    os.close(held)
-    with pytest.raises(OSError, match="closed"):
-        pump.open()
+def test_a_stream_is_read_to_its_end_which_is_that_of_its_last_writer() -> None:
+    with Stream() as stream:
+        other = os.dup(stream.given)
+        os.write(stream.given, b"first ")
+        stream.hand_over()
+        assert stream.read() and stream.read()
+        os.write(other, b"second")
+        os.close(other)
+        assert stream.read() and not stream.read()
+        assert stream.text() == "first second"
 
 
 def test_resource_attributes_of_the_user_are_kept_and_scope_is_ours() -> None:
