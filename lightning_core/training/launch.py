@@ -1,6 +1,6 @@
 """Start a training process, follow its progress, hand back its result. Light: imports no torch.
 
-A training is a process of its own: started afresh or, within `forking`, forked from one that has the imports (forks.py).
+A training is a process of its own: started afresh or, within `forking`, forked from one that has the imports (cpu_demo).
 """
 
 from __future__ import annotations
@@ -31,15 +31,6 @@ _POLL_S = 0.1
 _running: set[Process | Fork] = set()
 _GRACE_S = 5.0
 _LOG_LINES = 20
-# torch gives each large tensor back to the system, and on CPUs half of a step of `sft`, and a tenth of one of tries, went into
-# clearing pages. With these glibc keeps what it has: for `sft` half as much memory again (it makes logits of every token),
-# for tries the same (bench/RESULTS.md).
-_KEEP_PAGES = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_TOP_PAD_": str(1 << 28),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
 _GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of CUDA, CUDA under WSL, ROCm
 _forking = threading.Lock()
 _runs = 0  # under way within `forking`
@@ -122,7 +113,9 @@ def _start(job: Job, job_file: Path, log_path: Path) -> Process | Fork:
                 if server is None or not server.alive:
                     if server is not None:
                         server.end()
-                    _preloaded[kind] = server = ForkServer("lightning_core.training.forks", {}, log_path, shared)
+                    _preloaded[kind] = server = ForkServer(
+                        "lightning_core.cpu_demo.forked_trainings", {}, log_path, shared
+                    )
                 return fork(server, _arguments(job_file), log_path)
     return Process(command(job, job_file), log_path, environment)
 
@@ -165,7 +158,11 @@ def command(job: Job, job_file: Path) -> list[str]:
 
 def _environment(job: Job) -> dict[str, str]:
     # Where a GPU computes, what the weights took while they were loaded is better given back.
-    environment = ({} if _has_gpu() else _KEEP_PAGES) | SHORT_SPINS | child_environment()
+    environment = SHORT_SPINS | child_environment()
+    if not _has_gpu():
+        from lightning_core.cpu_demo.pages import KEEP_PAGES
+
+        environment = KEEP_PAGES | environment
     training = job.policy_settings.training
     processes = training.processes
     if job.device is not None:

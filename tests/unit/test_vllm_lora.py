@@ -50,7 +50,7 @@ def test_tokens_of_every_adapter_get_what_vllm_gives_them(adapters: list[int], p
     import torch
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    from lightning_core.policies.vllm_lora import ByAdapter
+    from lightning_core.cpu_demo.vllm_lora import ByAdapter
 
     ours, before = output(ByAdapter, adapters, prefill, layer)
     theirs, _ = output(PunicaWrapperCPU, adapters, prefill, layer)
@@ -63,7 +63,7 @@ def test_tokens_of_every_adapter_get_what_vllm_gives_them(adapters: list[int], p
 def test_a_token_without_an_adapter_stays_as_it_is(prefill: bool, layer: str) -> None:
     import torch
 
-    from lightning_core.policies.vllm_lora import ByAdapter
+    from lightning_core.cpu_demo.vllm_lora import ByAdapter
 
     after, before = output(ByAdapter, [7, 0, 9, 0], prefill, layer)
     assert torch.equal(after[1::2], before[1::2]) and not torch.allclose(after[::2], before[::2])
@@ -75,8 +75,8 @@ def test_vllm_still_asks_its_platform_which_class_computes_lora(monkeypatch: pyt
     from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
     from vllm.platforms import current_platform
 
-    from lightning_core.policies.vllm_lora import ByAdapter
-    from lightning_core.policies.vllm_main import LORA
+    from lightning_core.cpu_demo.forked_engine import LORA
+    from lightning_core.cpu_demo.vllm_lora import ByAdapter
 
     monkeypatch.setattr(current_platform, "get_punica_wrapper", lambda: LORA)
     assert isinstance(get_punica_wrapper(max_num_batched_tokens=8, max_batches=8, device="cpu"), ByAdapter)

@@ -1,6 +1,6 @@
 """What trainings are forked from, and what a fork does: the imports, which take seconds, happen once for all trainings.
 
-Run by lightning_core.process.fork_server; `launch` owns it, and imports no torch.
+Run by lightning_core.process.fork_server, which training/launch.py owns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lightning_core.training.job import import_trainer
 
 
 def prepare(init: dict[str, Any]) -> Prepared:
-    """Import all of this package: what is edited during a run must not be mixed with what was there before."""
+    """Import all of `training`: what is edited during a run must not be mixed with what was there before."""
     for module in pkgutil.iter_modules(training.__path__, f"{training.__name__}."):
         import_trainer(module.name)
     training_code()

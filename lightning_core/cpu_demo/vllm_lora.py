@@ -16,7 +16,7 @@ Groups = list[tuple[int, torch.Tensor | None]]  # (slot, its rows or None: all)
 
 
 class ByAdapter(PunicaWrapperCPU):
-    """What vLLM's LoRA layers call, in place of `PunicaWrapperCPU`; `vllm_main` names it to vLLM's platform.
+    """What vLLM's LoRA layers call, in place of `PunicaWrapperCPU`; `forked_engine` names it to vLLM's platform.
 
     `y` (rows, out) is added to, `x` (rows, in) what the adapters are multiplied with; the stacks hold a slot for each
     adapter: (slots, 1, rank, in) and (slots, 1, out, rank)."""

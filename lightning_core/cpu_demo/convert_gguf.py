@@ -1,7 +1,7 @@
 """GGUF → a folder of fp32 safetensors with tokenizer and chat template, as a process of its own: it gives back the
 memory that loading takes (about four times the weights).
 
-    python -m lightning_core.policies.convert_gguf WEIGHTS.gguf FOLDER
+    python -m lightning_core.cpu_demo.convert_gguf WEIGHTS.gguf FOLDER
 """
 
 from __future__ import annotations
