@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from lightning_core.config import VllmSettings
-from lightning_core.files import locked
+from lightning_core.files import locked, write_atomic
 from lightning_core.policies.vllm_client import VllmClient, VllmError
 from lightning_core.policies.vllm_command import command, environment
 from lightning_core.policies.vllm_log import explain_exit, phase
@@ -269,16 +269,7 @@ class VllmServer:
 
     def _note(self, state: VllmState) -> None:
         """Take `state` for true once it is in the file: other handles, and a later flow, go by that."""
-        file = self._state_file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".vllm-")  # mode 0600
-        try:
-            with os.fdopen(descriptor, "w") as stream:
-                json.dump(asdict(state), stream)
-            os.replace(temporary, file)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_atomic(self._state_file, json.dumps(asdict(state)).encode(), mode=0o600)
         self.state = state
 
 

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lightning_core.agents import child
@@ -57,6 +58,22 @@ def test_a_zygote_that_dies_costs_its_attempts_and_is_replaced(server: Standin, 
         while first.alive:
             time.sleep(0.01)
         assert runner.run(spec_for(server, {"pids": str(tmp_path / "more")})).status == "ok"
+
+
+def test_an_attempt_whose_keeper_is_killed_is_lost_and_nothing_of_it_outlives_the_pool(
+    server: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_core.process.forks.END_S", 2)
+    settings = AgentSettings(callable=f"{AGENTS}:hangs_with_children", preload=[])
+    with Runner(settings) as runner, ThreadPoolExecutor(1) as threads:
+        running = threads.submit(runner.run, spec_for(server, {"pids": str(tmp_path / "pids")}))
+        pids = pids_in(tmp_path / "pids")
+        attempt = psutil.Process(os.getsid(pids[0]))
+        os.kill(attempt.ppid(), signal.SIGKILL)
+        result = running.result()
+        assert result.status == "infrastructure" and "keeper" in (result.error or "")
+        assert runner._pool._server is not None and runner._pool._server.alive
+    assert all(gone(pid) for pid in pids)
 
 
 def test_closing_ends_what_still_runs(server: Standin, tmp_path: Path) -> None:
