@@ -62,7 +62,7 @@ class Pool:
         self.close()
 
     def start(self) -> None:
-        """Have a fork server that is ready. Raises ForkServerError, Refused where a module of `agent.preload` cannot be imported."""
+        """Have a fork server that is ready. Raises ForkServerError, also where a module of `agent.preload` cannot be imported."""
         self._ready()
 
     def run(self, kind: str, folder: Path, stdin: Path, environment: Mapping[str, str], timeout_s: float) -> Ended:

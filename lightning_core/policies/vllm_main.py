@@ -1,6 +1,8 @@
 """The vLLM server process: vLLM's own OpenAI server; its CPU build started so that a small machine can afford it.
 
-python -m lightning_core.policies.vllm_main --model FOLDER --uds SOCKET …    (arguments as `vllm serve` takes them)
+    python -m lightning_core.policies.vllm_main --model FOLDER --uds SOCKET …    (arguments as `vllm serve` takes them)
+
+On a GPU vLLM's own way is taken unchanged.
 """
 
 from __future__ import annotations
