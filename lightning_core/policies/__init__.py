@@ -1,18 +1,17 @@
 """Policies: where their weights come from, their versions on disk, the vLLM that serves them, and redeploying.
 
 Weights:
-    model.py         finds or fetches the base weights   convert_gguf.py  GGUF as safetensors
-    store.py         versions of a policy on disk        manifest.py      what a version says of itself
-    fit.py           does a version fit its parent       weights.py       safetensors without torch
-    export.py        a version that leaves the store     garbage.py       versions that nothing needs
-    removed.py       which were removed, and when        space.py         the disk that a run takes
+    model.py         finds or fetches the base weights   store.py         versions of a policy on disk
+    manifest.py      what a version says of itself       fit.py           does a version fit its parent
+    weights.py       safetensors without torch           export.py        a version that leaves the store
+    garbage.py       versions that nothing needs         removed.py       which were removed, and when
+    space.py         the disk that a run takes
 
 vLLM:
     vllm.py          starts, finds, watches, stops it   vllm_command.py  its command line and environment
     vllm_main.py     its process                        vllm_worker.py   methods more for its worker
-    vllm_lora.py     LoRA on its CPU build              vllm_client.py   its administrative routes
-    vllm_log.py      what its log says                  supervisor.py    starts it again
-    processes.py     by pid and creation time
+    vllm_log.py      what its log says                  vllm_client.py   its administrative routes
+    supervisor.py    starts it again
 
 A new version:
     redeploy.py  full weights into a running vLLM       adapters.py  adapters beside the older ones

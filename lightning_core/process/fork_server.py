@@ -58,7 +58,6 @@ def main() -> None:
     sys.stderr.flush()
     send(control, threads=len(os.listdir("/proc/self/task")))
     linux.become_subreaper()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     try:
         _serve(control, prepared)
     finally:
@@ -72,6 +71,9 @@ def _serve(control: socket.socket, prepared: Prepared) -> None:
         packet, descriptors, _, _ = socket.recv_fds(control, PACKET, 1, socket.MSG_CMSG_CLOEXEC)
         if not packet:
             return
+        with contextlib.suppress(ChildProcessError):  # waited for, so that what they took counts as this process's
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         with socket.socket(fileno=descriptors[0]) as owner:
             try:
                 pid = os.fork()
@@ -88,7 +90,6 @@ def _keep(server: int, owner: socket.socket, prepared: Prepared) -> NoReturn:
     try:
         os.setsid()
         linux.become_subreaper()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         gone = os.pidfd_open(server)
         while _wait(owner.fileno(), gone):
             packet, streams, _, _ = socket.recv_fds(owner, PACKET, 3, socket.MSG_CMSG_CLOEXEC)
