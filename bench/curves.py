@@ -26,8 +26,8 @@ from bench.report import figure, say
 from bench.runs import flow_command, run_for
 from docs.marks import between
 from lightning_core.config import Settings
+from lightning_core.epoch.held_out import held_out
 from lightning_core.lake import catalog
-from lightning_core.lake.held_out import held_out
 from lightning_core.lake.lake import Lake
 from lightning_core.settings_file import load_settings
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.load import on_core
-from lightning_core.lake import spool
 from lightning_core.lake.lake import Lake
+from lightning_core.spool import spool
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ import duckdb
 from bench.epochs import Shape, write_epoch
 from bench.report import figure, say
 from lightning_core.config import AgentSettings, Settings, TaskSettings
-from lightning_core.lake import buckets, derive, sql
-from lightning_core.lake.derive_inputs import KEPT_REWARDS, make_inputs
+from lightning_core.epoch import buckets, derive
+from lightning_core.epoch.derive_inputs import KEPT_REWARDS, make_inputs
+from lightning_core.lake import sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 

@@ -30,9 +30,9 @@ from bench.learning_page import write_page
 from bench.report import figure, say
 from bench.runs import ROOT, flow_command, run_for
 from lightning_core.config import Settings
+from lightning_core.epoch.report import epoch_rows
 from lightning_core.files import write_atomic
-from lightning_core.lake.report import epoch_rows
-from lightning_core.lake.stages import stage_key
+from lightning_core.lake.manifest import stage_key
 from lightning_core.settings_file import load_settings
 
 SETTINGS = ROOT / "bench/learning.yaml"

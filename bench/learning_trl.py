@@ -19,10 +19,10 @@ from typing import Any
 from bench.learning import SETTINGS
 from bench.runs import ROOT
 from lightning_core.config import Settings, TrainingSettings
+from lightning_core.epoch.plan import plan_training
+from lightning_core.epoch.task_file import load_tasks
 from lightning_core.policies.model import resolve_model
 from lightning_core.settings_file import load_settings
-from lightning_core.task_file import load_tasks
-from lightning_core.taskset import plan_training
 from lightning_core.training.job import import_trainer
 from lightning_core.training.schedule import DECAY
 from lightning_core.training.weights import lora_config

@@ -37,12 +37,12 @@ from bench.gateway import upstream
 from bench.report import figure, say
 from bench.soak import Memory
 from lightning_core.config import Settings
+from lightning_core.epoch.plan import plan_training
+from lightning_core.epoch.stage_keys import record_key, train_key
+from lightning_core.epoch.task_file import load_tasks
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.server.handle import ServerHandle
-from lightning_core.stage_keys import record_key, train_key
-from lightning_core.task_file import load_tasks
-from lightning_core.taskset import plan_training
 from lightning_flows.flows.prefect_api import prefect_api
 
 _HERE = Path(__file__).with_name("orchestration_agent.py")

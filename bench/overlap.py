@@ -25,9 +25,9 @@ import psutil
 
 from bench.report import figure, say
 from lightning_core.config import Settings
+from lightning_core.epoch.services import running
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
-from lightning_core.services import running
 from lightning_core.training import launch
 from lightning_flows.flows.prefect_api import prefect_api
 from tests.tiny_model import make_tiny_llama

@@ -21,7 +21,7 @@ from typing import Any
 from bench.report import say
 from docs.marks import between
 from lightning_core.config import Settings
-from lightning_core.lake.report import epoch_rows
+from lightning_core.epoch.report import epoch_rows
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.prefect_api import prefect_api
 
@@ -62,7 +62,7 @@ def _missing(seeds: int) -> list[tuple[int, str]]:
 
 
 def _run(missing: list[tuple[int, str]], home: Path, deadline: float) -> None:
-    from lightning_core.services import running
+    from lightning_core.epoch.services import running
 
     with running(_settings(home, 0, "both"), say):
         for seed, trained in missing:

@@ -26,18 +26,18 @@ from unittest import mock
 
 import httpx
 
-import lightning_core.deploy
+import lightning_core.epoch.deploy
 from bench.redeploy_clients import Clients
 from bench.report import figure, say
 from lightning_core.config import ServerSettings, Settings
-from lightning_core.deploy import deploy
+from lightning_core.epoch.deploy import deploy
+from lightning_core.epoch.services import Services
 from lightning_core.policies.model import resolve_model
 from lightning_core.policies.probe import Probe
 from lightning_core.policies.redeploy import Redeployed, restart_with
 from lightning_core.policies.store import Lineage, PolicyStore
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerHandle
-from lightning_core.services import Services
 from lightning_core.training.outcome import take_probe
 from lightning_core.training.weights import load_model, lora_config, save_weights, whole_folder
 
@@ -256,14 +256,14 @@ def _stall(settings: Settings, services: Services, versions: list[str], count: i
 def _steps(way: str) -> Iterator[list[dict[str, float]]]:
     """Where each `hot_swap` or `load_lora` of a deploy spends its time, in seconds."""
     found: list[dict[str, float]] = []
-    real = getattr(lightning_core.deploy, way)
+    real = getattr(lightning_core.epoch.deploy, way)
 
     def noted(*args: Any, **more: Any) -> Redeployed:
         done: Redeployed = real(*args, **more)
         found.append(done.seconds)
         return done
 
-    with mock.patch.object(lightning_core.deploy, way, noted):
+    with mock.patch.object(lightning_core.epoch.deploy, way, noted):
         yield found
 
 

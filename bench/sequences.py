@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from bench.report import figure, say
 from lightning_core.config import AgentSettings, PolicySettings, Settings, TaskSettings, TrainingSettings
+from lightning_core.epoch.derive import derive
+from lightning_core.epoch.derive_inputs import GIVEN, KEPT_REWARDS, KEPT_TRIPLETS
 from lightning_core.lake import schema, sql
-from lightning_core.lake.derive import derive
-from lightning_core.lake.derive_inputs import GIVEN, KEPT_REWARDS, KEPT_TRIPLETS
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
 from lightning_core.lake.number_facts import measured

@@ -222,9 +222,9 @@ def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
     """Server and vLLM until Ctrl-C: flows find them, agents can be tried against them."""
     import time
 
-    from lightning_core.deploy import deploy as deploy_versions
+    from lightning_core.epoch.deploy import deploy as deploy_versions
+    from lightning_core.epoch.services import running, versions
     from lightning_core.lake.manifest import Manifests
-    from lightning_core.services import running, versions
 
     settings = _load(settings_file, assignments)
     with _interruptible(), running(settings, click.echo) as services:
@@ -330,15 +330,15 @@ def _on(settings: Settings, tasks: str | None) -> Settings:
 
 def _is_done(settings: Settings, epoch: int) -> bool:
     """Asked before Prefect's server is started, which takes longer than all that a finished epoch needs."""
-    from lightning_core.services import versions
-    from lightning_core.stage_keys import is_done
+    from lightning_core.epoch.services import versions
+    from lightning_core.epoch.stage_keys import is_done
 
     return is_done(settings, epoch, versions(settings, epoch))
 
 
 def _remove_former(home: Path) -> None:
     """Remove what a former demo left, and the services of one that was killed. Only a folder that is a run's home."""
-    from lightning_core.services import stop_orphans
+    from lightning_core.epoch.services import stop_orphans
 
     if not home.exists():
         return

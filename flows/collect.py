@@ -11,12 +11,12 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from lightning_core.lake.collected import require_own_rollouts
+from lightning_core.epoch.collected import require_own_rollouts
+from lightning_core.epoch.patterns import settle
+from lightning_core.epoch.plan import plan_training
+from lightning_core.epoch.services import require_versions, running, versions
+from lightning_core.epoch.stages import Stage, redo_from
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.patterns import settle
-from lightning_core.lake.stages import Stage, redo_from
-from lightning_core.services import require_versions, running, versions
-from lightning_core.taskset import plan_training
 from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,

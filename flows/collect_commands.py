@@ -91,7 +91,7 @@ def learn(
     if "" in pairs or len(pairs) != len(attributes) or any("=" not in a for a in attributes):
         raise SettingsError(f"--attribute: write each as KEY=VALUE, every key once; got {', '.join(attributes)}")
     with flow_of(settings, "learn"):
-        from lightning_core.lake.production import Choice
+        from lightning_core.epoch.production import Choice
         from lightning_flows.flows.learn import learn as run
 
         chosen = Choice(since=since, until=until, attributes=pairs, **choice)

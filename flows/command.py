@@ -12,7 +12,7 @@ import click
 import yaml
 
 from lightning_core.config import Settings, SettingsError
-from lightning_core.lake.stages import STAGES
+from lightning_core.epoch.stages import STAGES
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.display import shown
 from lightning_flows.flows.prefect_api import prefect_api

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_core.config import Settings
+from lightning_core.epoch.report import epoch_rows
 from lightning_core.files import write_atomic
-from lightning_core.lake.report import epoch_rows
-from lightning_core.monitor import PeakMemory
+from lightning_core.process.monitor import PeakMemory
 from lightning_flows.flows.train import train
 
 _STAGES = {"collect": "rollout", "grade": "rollout", "derive": "sql", "train": "train", "evaluate": "evaluate"}

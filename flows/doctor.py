@@ -69,7 +69,7 @@ def _settings(file: Path | None, agent: str | None, python: Path | None, model: 
 
 def _task(settings: Settings, given: str | None, has_tasks: bool) -> dict[str, Any]:
     from lightning_core.doctor.examine import QUESTION
-    from lightning_core.task_file import load_tasks
+    from lightning_core.epoch.task_file import load_tasks
 
     if given is None:
         if not has_tasks:

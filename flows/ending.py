@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lightning_core.config import Settings
+from lightning_core.epoch.outcome import Gain, Outcome, outcome
+from lightning_core.epoch.report import epoch_rows
+from lightning_core.epoch.task_file import ID
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.outcome import Gain, Outcome, outcome
-from lightning_core.lake.report import epoch_rows
 from lightning_core.policies.space import taken_line
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
-from lightning_core.task_file import ID
 from lightning_core.tracking.mlflow_backend import tracking_uri
 from lightning_flows.flows.demo import report_console, table
 

@@ -12,14 +12,14 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from lightning_core.config import Settings, SettingsError
+from lightning_core.epoch.held_out import held_out
+from lightning_core.epoch.plan import plan_evaluation
+from lightning_core.epoch.services import require_versions, running, versions
+from lightning_core.epoch.stages import Stage, redo_from
 from lightning_core.events import shown
-from lightning_core.lake.held_out import held_out
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.stages import Stage, redo_from, stage_key
+from lightning_core.lake.manifest import EpochManifest, stage_key
 from lightning_core.policies.store import PolicyStore
-from lightning_core.services import require_versions, running, versions
-from lightning_core.taskset import plan_evaluation
 from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,
@@ -55,7 +55,7 @@ def evaluate(
 
     With `policy_versions` (policy → version) or `tasks` (as `tasks.evaluate`) the evaluation stands beside the run's own:
     it has a run of its own, and neither `best` nor what is served changes by it.
-    Returns `epoch`, and what lightning_core.lake.held_out tells: tasks, rollouts, right (0 to 1), interval, reward,
+    Returns `epoch`, and what lightning_core.epoch.held_out tells: tasks, rollouts, right (0 to 1), interval, reward,
     reward_interval, pass_at.
     """
     settings = resolve(settings, overrides)

@@ -9,10 +9,10 @@ from typing import Any
 
 from prefect import flow
 
-from lightning_core.lake.collected import open_finetune
+from lightning_core.epoch.collected import open_finetune
+from lightning_core.epoch.patterns import settle
+from lightning_core.epoch.services import base_model, require_versions, versions
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.patterns import settle
-from lightning_core.services import base_model, require_versions, versions
 from lightning_flows.flows.evaluate import evaluate
 from lightning_flows.flows.parameters import (
     NO_OVERRIDES,

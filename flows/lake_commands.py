@@ -46,7 +46,7 @@ def lake() -> None:
 )
 def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: float, unredacted: bool) -> None:
     """Decode what the server has received into the lake; flows do it themselves."""
-    from lightning_core.decoding import decode_spool
+    from lightning_core.epoch.decoding import decode_spool
     from lightning_core.lake.lake import Lake
     from lightning_core.lake.redact import Redaction
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from prefect import flow
 
+from lightning_core.epoch.patterns import settle
+from lightning_core.epoch.production import Choice
+from lightning_core.epoch.services import resting, running, versions
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.patterns import settle
-from lightning_core.lake.production import Choice
-from lightning_core.services import resting, running, versions
 from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,

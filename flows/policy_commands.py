@@ -140,7 +140,7 @@ def fetch(model: str, version: str, into: Path, home: Path | None, tracking: str
 @_home_option
 def export(policy: str, version: str, into: Path, merged: bool, models: Path | None, home: Path | None) -> None:
     """Write VERSION of POLICY as a folder for transformers, peft or vLLM."""
-    from lightning_core.policies.export import export as write
+    from lightning_core.training.export import export as write
 
     click.echo(write(_store(home, policy), version, into, merged=merged, models=models, on_progress=click.echo))
 

@@ -12,9 +12,9 @@ from prefect import flow
 from rich.table import Table
 
 from lightning_core.config import Settings
+from lightning_core.epoch.services import server_running
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
-from lightning_core.services import server_running
 from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,

@@ -23,12 +23,12 @@ from types import FrameType
 from pydantic import BaseModel
 
 from lightning_core.config import ServerSettings, SettingsError
+from lightning_core.epoch.services import claim_services, stop_orphans
 from lightning_core.files import write_atomic
 from lightning_core.process.linux import created, end_group, group_members, is_running, kill
 from lightning_core.process.spawn import Process, StartError
 from lightning_core.process.supervise import Supervised
 from lightning_core.server.handle import server_command
-from lightning_core.services import claim_services, stop_orphans
 
 WORK_POOL = "local"
 logger = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from typing import Any
 
 from prefect import flow
 
+from lightning_core.epoch.report import epoch_rows
+from lightning_core.epoch.services import running
 from lightning_core.events import Rows, shown
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.report import epoch_rows
 from lightning_core.policies.space import taken_line
-from lightning_core.services import running
 from lightning_core.training.launch import forking
 from lightning_flows.flows.evaluate import evaluate
 from lightning_flows.flows.parameters import (
@@ -37,7 +37,7 @@ def train(settings: GivenSettings, overrides: Overrides = NO_OVERRIDES) -> list[
     """Train `settings.epochs` epochs; a run that was interrupted goes on with the first that is not finished.
 
     It stops early by `evaluation.patience`; the best version is `best` in the store and never removed.
-    Returns one dict per epoch: see lightning_core.lake.report.epoch_rows.
+    Returns one dict per epoch: see lightning_core.epoch.report.epoch_rows.
     """
     settings = resolve(settings, overrides)
     begin(settings)

@@ -12,7 +12,7 @@ from prefect.artifacts import create_table_artifact
 from rich.box import SIMPLE
 from rich.table import Table
 
-from lightning_core.lake.report import policy_rows
+from lightning_core.epoch.report import policy_rows
 from lightning_flows.flows.parameters import (
     NO_OVERRIDES,
     GivenSettings,
@@ -29,7 +29,7 @@ def train_agents(
 ) -> list[dict[str, Any]]:
     """Train the epochs of a run, of its policies those in `only` (null: all); the others stay as they are.
 
-    Returns one dict per epoch and policy: see lightning_core.lake.report.policy_rows.
+    Returns one dict per epoch and policy: see lightning_core.epoch.report.policy_rows.
     """
     settings = resolve(settings, overrides)
     train(settings.training_only(only or []))

@@ -34,7 +34,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rows:
-    """An epoch or evaluation has been recorded: the run's rows, see lightning_core.lake.report.epoch_rows."""
+    """An epoch or evaluation has been recorded: the run's rows, see lightning_core.epoch.report.epoch_rows."""
 
     rows: list[dict[str, Any]]
 

@@ -14,10 +14,10 @@ from lightning_core import names
 from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.client import STATUS_OK, SpanData, new_span_id, new_trace_id, post_spans
 from lightning_core.config import Settings, SettingsError
+from lightning_core.epoch.production import Choice, Chosen, choose
+from lightning_core.epoch.stages import run_stage
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest, LakeError, Source
-from lightning_core.lake.production import Choice, Chosen, choose
-from lightning_core.lake.stages import run_stage, stage_key
+from lightning_core.lake.manifest import EpochManifest, LakeError, Source, stage_key
 from lightning_core.loading import grader_digest
 from lightning_core.server.handle import ServerHandle
 from lightning_flows.tasks.ingest import grade_rollouts, ingest_spans

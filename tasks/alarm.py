@@ -6,8 +6,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lightning_core.config import Settings
+from lightning_core.epoch.services import Services, versions
 from lightning_core.policies.store import PolicyStore
-from lightning_core.services import Services, versions
 from lightning_core.tracking.alarm import Collapse, alarms
 from lightning_core.tracking.mlflow_backend import MlflowRun
 from lightning_flows.tasks.progress import logger

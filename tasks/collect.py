@@ -10,16 +10,16 @@ from typing import Any
 from prefect.task_runners import TaskRunner
 
 from lightning_core.config import Settings
-from lightning_core.decoding import decode_spool
+from lightning_core.epoch.decoding import decode_spool
+from lightning_core.epoch.plan import PlannedRollout, draw_again
+from lightning_core.epoch.stage_keys import rewards_key, rollouts_key
+from lightning_core.epoch.stages import begin_anew, run_stage
 from lightning_core.errors import LightningError
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
-from lightning_core.lake.stages import begin_anew, run_stage
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerError, ServerHandle
-from lightning_core.stage_keys import rewards_key, rollouts_key
-from lightning_core.taskset import PlannedRollout, draw_again
 from lightning_flows.tasks.cluster import WorkerLost, outcome, settled, submit, task_runner
 from lightning_flows.tasks.ingest import grade_rollouts, ingest_spans
 from lightning_flows.tasks.progress import logger

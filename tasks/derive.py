@@ -13,13 +13,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner
 
 from lightning_core.config import Settings
-from lightning_core.lake.buckets import SPANS_WORTH_A_BUCKET, Job, Run
-from lightning_core.lake.derive import derive, work_bucket
+from lightning_core.epoch.buckets import SPANS_WORTH_A_BUCKET, Job, Run
+from lightning_core.epoch.derive import derive, work_bucket
+from lightning_core.epoch.patterns import require_apart
+from lightning_core.epoch.stage_keys import triplets_key
+from lightning_core.epoch.stages import run_stage
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.patterns import require_apart
-from lightning_core.lake.stages import run_stage
-from lightning_core.stage_keys import triplets_key
 from lightning_flows.tasks.cluster import in_order, task_runner
 from lightning_flows.tasks.progress import Progress, logger
 

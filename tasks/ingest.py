@@ -13,8 +13,8 @@ from prefect.cache_policies import NO_CACHE
 
 from lightning_core.agents.grading import grade
 from lightning_core.config import ClusterSettings, LakeSettings, Settings
-from lightning_core.decoding import decode_spool
-from lightning_core.lake.derive import attempts
+from lightning_core.epoch.decoding import decode_spool
+from lightning_core.epoch.derive import attempts
 from lightning_core.lake.lake import Batch, Decode, Decoded, Ingested, Lake, decode_batch
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction

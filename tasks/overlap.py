@@ -14,12 +14,12 @@ from contextvars import copy_context
 from typing import Any
 
 from lightning_core.config import Settings
+from lightning_core.epoch.plan import PlannedRollout, plan_training
+from lightning_core.epoch.services import Services
+from lightning_core.epoch.stage_keys import rollouts_key
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import PolicyStore
-from lightning_core.services import Services
-from lightning_core.stage_keys import rollouts_key
-from lightning_core.taskset import PlannedRollout, plan_training
 from lightning_flows.tasks.collect import collect
 from lightning_flows.tasks.preflight import training_tasks
 from lightning_flows.tasks.progress import logger

@@ -6,7 +6,7 @@ from prefect.settings import PREFECT_API_URL
 
 from lightning_core.checks.check import Work, require
 from lightning_core.config import Settings
-from lightning_core.task_file import Task, load_tasks
+from lightning_core.epoch.task_file import Task, load_tasks
 from lightning_flows.tasks.progress import logger
 
 

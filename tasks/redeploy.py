@@ -8,8 +8,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lightning_core.config import Settings
-from lightning_core.deploy import deploy
-from lightning_core.services import Services
+from lightning_core.epoch.deploy import deploy
+from lightning_core.epoch.services import Services
 from lightning_flows.tasks.progress import logger
 
 

@@ -16,9 +16,9 @@ from prefect.cache_policies import NO_CACHE
 from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.config import Settings
+from lightning_core.epoch.plan import PlannedRollout
 from lightning_core.lake.manifest import Mode
 from lightning_core.server.handle import ServerError, ServerHandle
-from lightning_core.taskset import PlannedRollout
 from lightning_flows.tasks.progress import Progress, logger
 
 _shared_lock = threading.Lock()

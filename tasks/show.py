@@ -8,9 +8,9 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from lightning_core.config import Settings
+from lightning_core.epoch.stages import title
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.stages import title
 from lightning_core.tracking.page import REPEATED, Points, page, repeats
 from lightning_flows.tasks.progress import logger
 

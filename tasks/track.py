@@ -16,15 +16,15 @@ from prefect.exceptions import CancelledRun
 from prefect.runtime import deployment, flow_run
 
 from lightning_core.config import Settings
+from lightning_core.epoch.held_out import held_out
+from lightning_core.epoch.plan import Task
+from lightning_core.epoch.report import epoch_rows
+from lightning_core.epoch.stage_keys import record_key
+from lightning_core.epoch.stages import run_stage
 from lightning_core.events import Rows, shown
-from lightning_core.lake.held_out import held_out
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest, LakeError
-from lightning_core.lake.report import epoch_rows
-from lightning_core.lake.stages import run_stage, stage_key
+from lightning_core.lake.manifest import EpochManifest, LakeError, stage_key
 from lightning_core.policies.store import PolicyStore
-from lightning_core.stage_keys import record_key
-from lightning_core.taskset import Task
 from lightning_core.tracking.mlflow_backend import MlflowRun, Status, is_tracked
 from lightning_core.tracking.signals import Signal, backends, epoch_signals
 from lightning_flows.tasks.preflight import evaluation_tasks, training_tasks

@@ -12,12 +12,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lightning_core.config import PolicySettings, Settings
+from lightning_core.epoch.stage_keys import train_key
+from lightning_core.epoch.stages import run_stage
 from lightning_core.events import At, shown
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.stages import run_stage
 from lightning_core.policies.model import resolve_model
-from lightning_core.stage_keys import train_key
 from lightning_core.training.epoch import train_version
 from lightning_core.training.launch import end_all
 from lightning_flows.tasks.api import wait_for_api

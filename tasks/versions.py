@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_core.config import Settings
-from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.stages import stage_key
+from lightning_core.lake.manifest import EpochManifest, stage_key
 from lightning_core.policies.store import Evaluation, PolicyStore
 from lightning_core.tracking.mlflow_backend import tracking_uri
 from lightning_core.tracking.prune import RegistryAway, prune

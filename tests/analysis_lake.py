@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lightning_core.lake.derive import derive
+from lightning_core.epoch.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from tests.lake_maker import SECOND, Attempt, derived, settings

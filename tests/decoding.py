@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from lightning_core.lake import schema
 from lightning_core.lake.decode import Decoder, _decode
 from lightning_core.lake.pivot import aliases
-from lightning_core.lake.spool import Record
+from lightning_core.spool.spool import Record
 
 DECODER = Decoder()
 

@@ -18,8 +18,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from lightning_core.config import ServerSettings
-from lightning_core.lake import spool
 from lightning_core.server.handle import ServerHandle
+from lightning_core.spool import spool
 from tests.canned_vllm import CannedVllm
 
 T = TypeVar("T")

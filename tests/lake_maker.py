@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_core.config import AgentSettings, PolicySettings, RewardSettings, Settings, TaskSettings
+from lightning_core.epoch.derive import derive
 from lightning_core.lake import retries, schema
-from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
 from lightning_core.lake.number_facts import measured

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_core import names
 from lightning_core.lake.otlp import SpanData, encode_spans, float32_bytes, int32_bytes
-from lightning_core.lake.spool import Record, SpoolWriter
+from lightning_core.spool.spool import Record, SpoolWriter
 
 
 def record(body: bytes, rollout: str | None = "r.1", attempt: str | None = "a1", received_ns: int = 5) -> Record:

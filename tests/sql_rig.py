@@ -7,8 +7,8 @@ from typing import Any
 
 import duckdb
 
+from lightning_core.epoch.derive_inputs import make_inputs
 from lightning_core.lake import sql
-from lightning_core.lake.derive_inputs import make_inputs
 from lightning_core.lake.manifest import EpochManifest
 from tests.lake_maker import settings
 

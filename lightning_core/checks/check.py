@@ -19,11 +19,11 @@ from lightning_core.checks import machine
 from lightning_core.checks.result import Check
 from lightning_core.checks.user_code import Patience, Say, check_agent, check_flow_imports, flow_imports
 from lightning_core.config import Settings, SettingsError
-from lightning_core.lake.derive_inputs import check_estimators, check_patterns
+from lightning_core.epoch.derive_inputs import check_estimators, check_patterns
+from lightning_core.epoch.task_file import load_tasks, summary
+from lightning_core.lake.manifest import stage_key
 from lightning_core.lake.redact import Redaction
-from lightning_core.lake.stages import stage_key
 from lightning_core.loading import grader_digest
-from lightning_core.task_file import load_tasks, summary
 
 logger = logging.getLogger(__name__)
 

@@ -66,7 +66,7 @@ def _function(job: dict[str, Any]) -> str:
 
 def _tasks(job: dict[str, Any]) -> str:
     from lightning_core.config import SettingsError
-    from lightning_core.task_file import load_tasks, summary
+    from lightning_core.epoch.task_file import load_tasks, summary
 
     _load(job)
     try:

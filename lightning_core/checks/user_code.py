@@ -22,7 +22,7 @@ from lightning_core.agents.pool import Program
 from lightning_core.agents.venv import interpreter, unbuilt
 from lightning_core.checks.result import Check
 from lightning_core.config import AgentSettings, Settings, SettingsError
-from lightning_core.lake.patterns import COMPUTED
+from lightning_core.epoch.patterns import COMPUTED
 from lightning_core.process.spawn import Process
 
 Say = Callable[[str], None]

@@ -11,8 +11,8 @@ from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.grading import grade
 from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.config import Settings
-from lightning_core.decoding import decode_spool
-from lightning_core.lake.derive import attempts, derive
+from lightning_core.epoch.decoding import decode_spool
+from lightning_core.epoch.derive import attempts, derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction

@@ -1,7 +1,6 @@
-"""From OTLP spans to training sequences: the spool, Parquet behind manifests, and the SQL of an epoch.
+"""From OTLP spans to tables: decoding, Parquet behind manifests, the catalog, and asking it.
 
 Decoding the spool:
-    spool.py          durable requests, as they came   spool_format.py   how a record lies in it
     otlp.py           bodies to protobuf               otlp_envelope.py  where spans begin and end
     otlp_json.py      OTLP/JSON to protobuf            decode.py         spool → typed rows
     located.py        where each span lies             wire.py           protobuf without a schema
@@ -16,19 +15,11 @@ Files:
     lake.py      one home's lake              schema.py    the columns of `spans`
     parquet.py   how rows lie on disk         manifest.py  which files make a table
     compact.py   small files → large ones     retain.py    how long what is kept
-    storage.py   the lake on object storage
-
-An epoch:
-    stages.py          done once for what they read     sql.py             the files of `sql/`, in order
-    derive.py          spans → sequences                derive_inputs.py   what settings give to the SQL
-    derived_tables.py  the tables that are kept         buckets.py         whole rollouts at a time
-    patterns.py        `agent_match` that is computed   unique_places.py   one place a span
-    collected.py       epochs of collected rollouts     production.py      rollouts of agents in production
-    unsolved.py        tasks that are tried again
+    storage.py   the lake on object storage   sql.py       the files of `sql/`, in order
+    derived_tables.py  the tables of an epoch       unique_places.py  one place a span
 
 Asking:
     catalog.py       `catalog.duckdb`                ask.py           questions, by name or SQL
     text_table.py    rows as text                    explain.py       why a rollout was trained on
-    explain_view.py  the same, for a terminal        held_out.py      the share right, with its interval
-    outcome.py       first evaluation against last   report.py        a run's epochs
+    explain_view.py  the same, for a terminal
 """

@@ -27,9 +27,9 @@ from lightning_core.lake.number_facts import number_facts
 from lightning_core.lake.otlp_envelope import OtlpError, count_spans, parse_envelope
 from lightning_core.lake.pivot import aliases
 from lightning_core.lake.span_columns import span_columns
-from lightning_core.lake.spool import Record
 from lightning_core.lake.texts import taken_views
 from lightning_core.lake.wire import PAD, Ints
+from lightning_core.spool.spool import Record
 
 logger = logging.getLogger(__name__)
 

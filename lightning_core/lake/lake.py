@@ -15,10 +15,11 @@ import duckdb
 import pyarrow as pa
 
 from lightning_core.files import locked
-from lightning_core.lake import catalog, compact, memory, parquet, retries, spool
+from lightning_core.lake import catalog, compact, memory, parquet, retries
 from lightning_core.lake.decode import Decoder, Placed, sweep_rejected, write_rejected
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, LakeError, Manifests, Mode, SpanFile, SpanManifest
 from lightning_core.lake.redact import Redaction
+from lightning_core.spool import spool
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from lightning_core.lake.otlp_envelope import why_unconverted
 from lightning_core.lake.scopes import SHORT, Scope, read_scope, shortened, size
-from lightning_core.lake.spool import Record
 from lightning_core.lake.wire import BYTES, CutOff, WireError, walk
+from lightning_core.spool.spool import Record
 
 # Rejections of one record that are listed one by one; what a hostile request holds beyond them is one more entry.
 _LISTED = 1000

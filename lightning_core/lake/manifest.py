@@ -7,6 +7,8 @@ Paths in it are relative to the lake.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,14 @@ Mode = Literal["train", "evaluate"]
 
 class LakeError(LightningError):
     """The lake cannot do what was asked; the message names the place and the remedy."""
+
+
+def stage_key(*parts: Any) -> str:
+    """Digest of everything a stage reads: settings sections, digests of tables and of SQL, versions of code."""
+    text = json.dumps(
+        [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts], sort_keys=True, default=str
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class _Manifest(BaseModel):

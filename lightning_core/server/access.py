@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from lightning_core.lake.spool import Scope as ScopeName
 from lightning_core.server.http import HttpError, Scope, header
 from lightning_core.server.tokens import Mode, is_secret, verify
+from lightning_core.spool.spool import Scope as ScopeName
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ import json
 import os
 from dataclasses import dataclass, field
 
-from lightning_core.lake.spool import SpoolWriter
 from lightning_core.server.access import require_admin
 from lightning_core.server.claims import Claims
 from lightning_core.server.http import HttpError, Receive, Response, Scope, Send, json_response, read_body
 from lightning_core.server.routes import RoutesError, RouteTable, parse_routes
 from lightning_core.server.stats import Stats
+from lightning_core.spool.spool import SpoolWriter
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.config import GatewaySettings
-from lightning_core.lake.spool import SpoolWriter
 from lightning_core.server.admin import Admin
 from lightning_core.server.admission import Admission
 from lightning_core.server.drift import DriftMemory
@@ -24,6 +23,7 @@ from lightning_core.server.routes import RouteTable
 from lightning_core.server.stats import Stats
 from lightning_core.server.targets import Targets
 from lightning_core.server.upstream import Upstreams
+from lightning_core.spool.spool import SpoolWriter
 from lightning_core.tracking.prometheus import SignalFiles
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from lightning_core.lake.spool import Record, SpoolError
 from lightning_core.server.access import Caller
 from lightning_core.server.call_log import log_call
 from lightning_core.server.call_span import Outcome, encode_call
@@ -29,6 +28,7 @@ from lightning_core.server.sampling import Kind, Prepared
 from lightning_core.server.sse import DONE, SseParser
 from lightning_core.server.targets import Target
 from lightning_core.server.upstream import UpstreamDown, without_key
+from lightning_core.spool.spool import Record, SpoolError
 
 if TYPE_CHECKING:
     from lightning_core.server.gateway import Gateway

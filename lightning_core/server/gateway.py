@@ -12,7 +12,6 @@ from typing import Any, cast
 import orjson
 
 from lightning_core.config import GatewaySettings
-from lightning_core.lake.spool import SpoolWriter
 from lightning_core.server.access import Caller, identify
 from lightning_core.server.admission import Admission
 from lightning_core.server.call import Asked, Call
@@ -28,6 +27,7 @@ from lightning_core.server.sampling import Kind, check_choices, prepare, prepare
 from lightning_core.server.stats import Stats
 from lightning_core.server.targets import Target, Targets
 from lightning_core.server.upstream import Upstreams
+from lightning_core.spool.spool import SpoolWriter
 
 
 @dataclass(frozen=True, slots=True)

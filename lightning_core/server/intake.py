@@ -23,10 +23,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from lightning_core.lake.otlp import PROTOBUF, OtlpError, media_type, parse_request, plain_body
 from lightning_core.lake.otlp_json import objects, read_json
-from lightning_core.lake.spool import Record, SpoolError, SpoolWriter
 from lightning_core.server.access import Caller
 from lightning_core.server.http import HttpError, Room, Take
 from lightning_core.server.stats import Stats
+from lightning_core.spool.spool import Record, SpoolError, SpoolWriter
 
 RETRY_AFTER_S = 2
 GRPC_CODES = {400: 3, 401: 16, 413: 3, 415: 3, 503: 14}  # HTTP status → google.rpc.Code; 2 (unknown) for others

@@ -28,7 +28,6 @@ import uvicorn
 from lightning_core.config import GatewaySettings
 from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
-from lightning_core.lake.spool import SpoolError, SpoolWriter
 from lightning_core.server.app import App, make_app
 from lightning_core.server.files import PRIVATE, load_secret, services
 from lightning_core.server.http import Room
@@ -36,6 +35,7 @@ from lightning_core.server.intake import Intake
 from lightning_core.server.protocol import bounded_http
 from lightning_core.server.routes import RoutesError, RouteTable
 from lightning_core.server.stats import Stats
+from lightning_core.spool.spool import SpoolError, SpoolWriter
 
 if TYPE_CHECKING:
     from lightning_core.server.otlp_grpc import GrpcReceiver

@@ -13,12 +13,12 @@ from typing import Any
 
 from lightning_core import names
 from lightning_core.lake.otlp import AttributeValue
-from lightning_core.lake.spool import Record, SpoolError, SpoolWriter
 from lightning_core.server.access import Caller
 from lightning_core.server.call_span import OPERATIONS, encode
 from lightning_core.server.http import HttpError, Scope, header
 from lightning_core.server.sampling import Kind
 from lightning_core.server.stats import Stats
+from lightning_core.spool.spool import Record, SpoolError, SpoolWriter
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from lightning_core.config import PolicySettings, Settings
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.stages import stage_key
+from lightning_core.lake.manifest import EpochManifest, stage_key
 from lightning_core.policies.store import BASE_VERSION, Lineage, PolicyStore, PublishConflict
 from lightning_core.training.checkpoint import clear
 from lightning_core.training.job import Job

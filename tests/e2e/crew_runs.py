@@ -35,7 +35,7 @@ def settings(home: Path, model: Path, example: str) -> Settings:
 
 def main(home: Path, model: Path) -> None:
     with prefect_api(home):
-        from lightning_core.services import running
+        from lightning_core.epoch.services import running
         from lightning_flows.flows.train_agents import train_agents
 
         with running(settings(home, model, "two_algorithms")):

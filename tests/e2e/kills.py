@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 import psutil
 
-from lightning_core.lake.derive import derive
+from lightning_core.epoch.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, Manifests
 from lightning_core.policies.store import PolicyStore

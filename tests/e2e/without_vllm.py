@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.config import Settings
-from lightning_core.lake.production import Choice
+from lightning_core.epoch.production import Choice
+from lightning_core.epoch.services import Services, base_model, server_running
 from lightning_core.policies.store import PolicyStore
-from lightning_core.services import Services, base_model, server_running
 from lightning_core.settings_file import load_settings
 
 _PARTS = (

@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.agents.runner import Runner
-from lightning_core.lake.spool import Record
+from lightning_core.spool.spool import Record
 from tests.frameworks.cases import CASES, ROOT, TASKS, Case
 from tests.frameworks.scripted_vllm import ScriptedVllm
 from tests.gateway_rig import Rig, rig

@@ -24,8 +24,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from lightning_core.config import ServerSettings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.otlp import SpanData, encode_spans
-from lightning_core.lake.spool_format import segments
 from lightning_core.server.handle import ServerHandle
+from lightning_core.spool.spool_format import segments
 from tests.ports import free_port
 
 KINDS = ("http", "grpc", "client")

@@ -14,12 +14,12 @@ import openai
 import pytest
 
 from lightning_core.config import Settings
-from lightning_core.deploy import deploy
+from lightning_core.epoch.deploy import deploy
+from lightning_core.epoch.services import Services
 from lightning_core.policies.probe import Probe
 from lightning_core.policies.redeploy import RedeployFailed
 from lightning_core.policies.store import PolicyStore
 from lightning_core.policies.vllm_client import VllmError
-from lightning_core.services import Services
 from tests.gateway_rig import Rig, client, rig
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 
 from lightning_core import names
 from lightning_core.config import ServerSettings, VllmSettings
-from lightning_core.lake import spool
 from lightning_core.policies.model import ModelError, resolve_model
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.server.handle import ServerHandle
+from lightning_core.spool import spool
 from tests.gateway_rig import attributes, float32, int32, spans_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra]

@@ -12,8 +12,8 @@ from typing import Any
 import openai
 import pytest
 
+from lightning_core.epoch.services import _let_calls_fail
 from lightning_core.server.upstream import RETRY_DELAYS_S
-from lightning_core.services import _let_calls_fail
 from tests.canned_vllm import CannedVllm
 from tests.gateway_rig import Rig, last, rig, wait_for
 

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from lightning_core.client import SpanData, post_spans
-from lightning_core.decoding import decode_spool
+from lightning_core.epoch.decoding import decode_spool
 from lightning_core.lake.lake import Lake
 from tests.gateway_rig import rig
 

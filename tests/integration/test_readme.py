@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_core.epoch.task_file import load_tasks
 from lightning_core.loading import load_callable
-from lightning_core.task_file import load_tasks
 from tests.docs_blocks import write_readme
 
 BIN = Path(sys.executable).parent

@@ -18,15 +18,15 @@ import pytest
 
 from lightning_core import names
 from lightning_core.config import ServerSettings, Settings
-from lightning_core.deploy import deploy
-from lightning_core.lake import spool
+from lightning_core.epoch.deploy import deploy
+from lightning_core.epoch.services import Services
 from lightning_core.policies.probe import Probe
 from lightning_core.policies.store import Lineage, PolicyStore
 from lightning_core.policies.supervisor import Supervisor
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import CHECK_TOKENS
 from lightning_core.server.handle import ServerHandle
-from lightning_core.services import Services
+from lightning_core.spool import spool
 from tests.gateway_rig import attributes, float32, spans_of
 from tests.tiny_model import make_tiny_llama
 

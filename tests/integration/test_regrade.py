@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from lightning_core.agents.runner import Runner
-from lightning_core.decoding import decode_spool
+from lightning_core.epoch.decoding import decode_spool
+from lightning_core.epoch.plan import plan_training
+from lightning_core.epoch.services import server_running
+from lightning_core.epoch.task_file import load_tasks
 from lightning_core.lake.lake import Lake
-from lightning_core.services import server_running
 from lightning_core.settings_file import load_settings
-from lightning_core.task_file import load_tasks
-from lightning_core.taskset import plan_training
 from lightning_flows.tasks.rollout import _rollout
 
 ROOT = Path(__file__).parents[2]

@@ -11,12 +11,12 @@ from typing import Any, cast
 import openai
 import pytest
 
-from lightning_core import deploy as module
 from lightning_core.config import Settings
-from lightning_core.deploy import deploy
+from lightning_core.epoch import deploy as module
+from lightning_core.epoch.deploy import deploy
+from lightning_core.epoch.services import Services
 from lightning_core.policies.redeploy import Redeployed, RedeployFailed
 from lightning_core.policies.store import PolicyStore
-from lightning_core.services import Services
 from tests.gateway_rig import Rig, rig
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lightning_core import deploy as module
+from lightning_core.epoch import deploy as module
 from lightning_core.policies.redeploy import Redeployed, hot_swap
 from lightning_core.policies.vllm import VllmServer
 from tests.integration.test_redeploy_load import BODY, Deployment, first_of, no_call_fails_while_deployed

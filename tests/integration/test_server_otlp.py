@@ -28,8 +28,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 
-from lightning_core.lake import spool
 from lightning_core.lake.otlp import SpanData, encode_spans
+from lightning_core.spool import spool
 from tests.gateway_rig import Rig, rig
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}

@@ -32,9 +32,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from lightning_core.config import ServerSettings
-from lightning_core.lake import spool
 from lightning_core.lake.otlp import SpanData, encode_spans
 from lightning_core.server.handle import ServerHandle
+from lightning_core.spool import spool
 from tests.gateway_rig import Rig, rig
 
 TRACES = "opentelemetry.proto.collector.trace.v1.TraceService"

@@ -18,9 +18,9 @@ import pytest
 
 from lightning_core import names
 from lightning_core.config import ServerSettings
-from lightning_core.lake import spool
 from lightning_core.lake.otlp import SpanData, encode_spans
 from lightning_core.server.handle import ServerError, ServerHandle
+from lightning_core.spool import spool
 from tests.gateway_rig import attributes, client, rig, spans_of
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
+from lightning_core.epoch.services import server_running
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.services import server_running
 from lightning_core.tracking.prometheus import PrometheusFile
 from lightning_core.tracking.signals import Signal
 from tests.lake_maker import settings

@@ -18,9 +18,9 @@ from aiohttp import web
 from lightning_core.agents.venv import interpreter
 from lightning_core.config import SettingsError
 from lightning_core.doctor.trial import Trial, try_agent
+from lightning_core.epoch.task_file import load_tasks
 from lightning_core.lake import catalog
 from lightning_core.settings_file import load_settings
-from lightning_core.task_file import load_tasks
 from tests.canned_vllm import CannedVllm
 from tests.gateway_rig import Rig, rig
 

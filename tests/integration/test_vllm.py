@@ -18,7 +18,6 @@ from transformers import AutoTokenizer
 
 from lightning_core import names
 from lightning_core.config import LoraSettings, PolicySettings, ServerSettings, VllmSettings
-from lightning_core.lake import spool
 from lightning_core.policies import redeploy
 from lightning_core.policies.adapters import load_lora, route, unload_older
 from lightning_core.policies.probe import Probe
@@ -27,6 +26,7 @@ from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import CHECK_TOKENS, VllmClient, VllmError
 from lightning_core.process.linux import group_members
 from lightning_core.server.handle import ServerHandle
+from lightning_core.spool import spool
 from tests.gateway_rig import attributes, float32, int32, spans_of
 from tests.replies import plain
 from tests.tiny_model import make_tiny_llama

@@ -11,9 +11,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_core.lake import spool
-from lightning_core.lake.spool import Record, SpoolWriter
-from lightning_core.lake.spool_format import segments
+from lightning_core.spool import spool
+from lightning_core.spool.spool import Record, SpoolWriter
+from lightning_core.spool.spool_format import segments
 from tests.examples import of_many
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies
 
-from lightning_core.lake.derive import derive
+from lightning_core.epoch.derive import derive
 from tests import lake_maker
 from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, received_anew, table

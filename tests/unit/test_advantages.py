@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_core.config import PolicySettings, Settings, SettingsError
-from lightning_core.lake.derive_inputs import check_estimators, make_advantages, settings_read
+from lightning_core.epoch.derive_inputs import check_estimators, make_advantages, settings_read
 from lightning_core.settings_file import load_settings
 from tests import sql_rig
 from tests.docs_blocks import ROOT, blocks

@@ -12,7 +12,7 @@ from prefect.logging import disable_run_logger
 from pydantic import ValidationError
 
 from lightning_core.config import PolicySettings, Settings, TaskSettings
-from lightning_core.lake.derive import derive
+from lightning_core.epoch.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import Evaluation, Lineage, PolicyStore

@@ -8,8 +8,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from lightning_core.lake import buckets
-from lightning_core.lake.derive import derive
+from lightning_core.epoch import buckets
+from lightning_core.epoch.derive import derive
 from tests import lake_maker
 from tests.unit.test_rewards import two_agents
 

@@ -11,7 +11,7 @@ import pytest
 
 from bench import curves
 from bench.learning import read_rows
-from lightning_core.lake.derive import derive
+from lightning_core.epoch.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from tests.lake_maker import Attempt, derived, settings

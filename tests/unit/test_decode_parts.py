@@ -9,8 +9,8 @@ import pytest
 from bench.spans import request, request_spans
 from lightning_core.lake import decode
 from lightning_core.lake.decode import Decoder
-from lightning_core.lake.spool import Record
 from lightning_core.lake.texts import taken_views
+from lightning_core.spool.spool import Record
 
 
 def test_parts_may_have_other_attributes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from lightning_core.config import Settings
-from lightning_core.lake.derive import derive
+from lightning_core.epoch.derive import derive
+from lightning_core.epoch.outcome import Gain, outcome
+from lightning_core.epoch.report import epoch_rows
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.outcome import Gain, outcome
-from lightning_core.lake.report import epoch_rows
 from lightning_core.policies.store import Evaluation, Lineage
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows import ending

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lightning_core.lake import spool
+from lightning_core.epoch.stages import begin_anew
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.otlp import encode_spans
-from lightning_core.lake.stages import begin_anew
+from lightning_core.spool import spool
 from tests.spool_maker import record, span, store
 
 

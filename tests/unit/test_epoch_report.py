@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lightning_core.epoch.report import epoch_rows, policy_rows
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.report import epoch_rows, policy_rows
 from tests.lake_maker import Attempt, derived, settings
 from tests.view_rig import ask, put
 

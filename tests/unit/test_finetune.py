@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from lightning_core.config import SettingsError
+from lightning_core.epoch.collected import open_finetune, require_own_rollouts
+from lightning_core.epoch.derive import derive
 from lightning_core.lake.catalog import connect
-from lightning_core.lake.collected import open_finetune, require_own_rollouts
-from lightning_core.lake.derive import derive
 from lightning_core.lake.derived_tables import COLUMNS
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError, Source

@@ -23,10 +23,10 @@ from lightning_core.agents.capture import Capture
 from lightning_core.agents.pool import Ended
 from lightning_core.agents.runner import Runner
 from lightning_core.config import AgentSettings, Settings, SettingsError
+from lightning_core.epoch.plan import Task, plan_training
+from lightning_core.epoch.stage_keys import rollouts_key
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
-from lightning_core.stage_keys import rollouts_key
-from lightning_core.taskset import Task, plan_training
 from lightning_flows.flows.collect import collect as collect_flow
 from lightning_flows.flows.evaluate import evaluate
 from lightning_flows.flows.finetune import finetune

@@ -14,7 +14,7 @@ from lightning_core import names
 from lightning_core.agents.grading import grade
 from lightning_core.client import SpanData
 from lightning_core.config import SettingsError
-from lightning_core.lake.derive import attempts
+from lightning_core.epoch.derive import attempts
 from lightning_core.loading import grader_digest
 from tests.lake_maker import Attempt, derived
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_core.lake.held_out import held_out, interval, pass_at
+from lightning_core.epoch.held_out import held_out, interval, pass_at
 from tests.lake_maker import Attempt, derived
 
 

@@ -21,7 +21,7 @@ from lightning_core.lake import ask, catalog, schema
 from lightning_core.lake.decode import Decoder
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.otlp import SpanData, encode_spans, float32_bytes, int32_bytes
-from lightning_core.lake.spool import Record, SpoolWriter
+from lightning_core.spool.spool import Record, SpoolWriter
 from tests.examples import of_many
 
 

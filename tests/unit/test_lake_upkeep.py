@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from lightning_core.epoch.derive import derive
 from lightning_core.lake import ask, catalog, compact, parquet, schema
-from lightning_core.lake.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
 from lightning_core.lake.otlp import encode_spans

@@ -17,6 +17,18 @@ FORBIDDEN = {
     "lightning_core/client": {"torch", "pydantic", "duckdb", "opentelemetry", "httpx", "requests"},
 }
 
+# The rooms of lightning_core, each importing those before it alone. `cpu_demo` stands beside them: it takes the place of parts of
+# `policies` and `training` where two cores have to suffice.
+ROOMS = (
+    *("config", "client", "process", "spool", "lake", "policies", "tracking", "server"),
+    *("agents", "training", "epoch", "checks", "doctor"),
+)
+FORBIDDEN |= {
+    f"lightning_core/{room}": FORBIDDEN.get(f"lightning_core/{room}", set())
+    | {f"lightning_core.{above}" for above in ROOMS[n + 1 :]}
+    for n, room in enumerate(ROOMS)
+}
+
 
 def imported(file: Path) -> set[str]:
     found = set()
@@ -26,6 +38,11 @@ def imported(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return {".".join(name.split(".")[:n]) for name in found for n in (1, 2)}
+
+
+def test_every_room_has_its_layer() -> None:
+    rooms = {folder.name for folder in (ROOT / "lightning_core").iterdir() if any(folder.glob("*.py"))}
+    assert rooms == {*ROOMS, "cpu_demo"}
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)

@@ -13,7 +13,7 @@ import pytest
 
 from bench import learning, learning_page
 from lightning_core.config import TrainingSettings
-from lightning_core.lake.derive_inputs import check_estimators
+from lightning_core.epoch.derive_inputs import check_estimators
 from lightning_core.training.schedule import learning_rate
 from tests.tiny_model import make_tiny_llama
 

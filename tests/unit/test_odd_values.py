@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from lightning_core.config import AirRule, LoraSettings, PolicySettings
-from lightning_core.lake import derive
+from lightning_core.epoch import derive
 from tests.lake_maker import Attempt, derived
 from tests.unit.test_rewards import attempt, emit, tables
 

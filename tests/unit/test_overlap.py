@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 from lightning_core.config import Settings, SettingsError
+from lightning_core.epoch.plan import Task, plan_training
+from lightning_core.epoch.stage_keys import rollouts_key
+from lightning_core.epoch.stages import redo_from
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError, SpanManifest
-from lightning_core.lake.stages import redo_from
 from lightning_core.policies.garbage import _begun_with
 from lightning_core.policies.store import PolicyStore
 from lightning_core.settings_file import load_settings
-from lightning_core.stage_keys import rollouts_key
-from lightning_core.taskset import Task, plan_training
 from lightning_flows.tasks import overlap
 from tests.unit.test_stage_keys import BASE
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from lightning_core.config import PolicySettings, SettingsError
-from lightning_core.lake.derive import derive
+from lightning_core.epoch.derive import derive
+from lightning_core.epoch.patterns import pattern, settle
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.patterns import pattern, settle
 from tests import lake_maker
 from tests.lake_maker import Attempt, derived, table
 

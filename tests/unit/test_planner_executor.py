@@ -12,8 +12,8 @@ import pytest
 
 from bench import planner_executor as bench
 from bench.planner_executor import table
+from lightning_core.epoch.plan import plan_evaluation
 from lightning_core.settings_file import load_settings
-from lightning_core.taskset import plan_evaluation
 from lightning_flows.tasks.preflight import evaluation_tasks
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "planner_executor"

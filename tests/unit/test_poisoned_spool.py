@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from lightning_core.lake import catalog, spool
+from lightning_core.lake import catalog
 from lightning_core.lake import decode as decoding
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
 from lightning_core.lake.otlp import JSON, OtlpError, SpanData, encode_spans, parse_request
-from lightning_core.lake.spool import Record, SpoolWriter
 from lightning_core.server import intake
 from lightning_core.server.main import _decoded_offset
+from lightning_core.spool import spool
+from lightning_core.spool.spool import Record, SpoolWriter
 
 
 def body(number: int) -> bytes:

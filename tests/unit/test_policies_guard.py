@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_core import deploy, services
 from lightning_core.config import Settings
+from lightning_core.epoch import deploy, services
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
 from lightning_core.policies.store import Lineage, PolicyStore, StoreError
 from lightning_core.training import epoch as training

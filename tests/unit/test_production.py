@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lightning_core.config import SettingsError
+from lightning_core.epoch.production import Choice, Chosen, choose
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.production import Choice, Chosen, choose
 from tests.lake_maker import SECOND, Attempt, derived
 
 EPOCH = EpochManifest(run="learner", epoch=3, opened_offset=0)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from lightning_core.config import Settings
+from lightning_core.epoch.services import versions
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, Manifests
 from lightning_core.policies.garbage import collect as remove
 from lightning_core.policies.model import ModelError, resolve_model
 from lightning_core.policies.store import Lineage, StoreError
-from lightning_core.services import versions
 from lightning_flows.flows import finetune as finetune_flow
 from lightning_flows.flows.collect import collect
 from lightning_flows.flows.evaluate import evaluate

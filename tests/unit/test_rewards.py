@@ -11,8 +11,8 @@ import duckdb
 import pytest
 
 from lightning_core.config import AirRule, SettingsError
+from lightning_core.epoch.derive_inputs import check_patterns
 from lightning_core.lake import schema, sql
-from lightning_core.lake.derive_inputs import check_patterns
 from lightning_core.loading import grader_digest
 from tests import lake_maker
 from tests.lake_maker import Attempt, derived, table

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lightning_core.config import Settings
-from lightning_core.taskset import Task, plan_training
+from lightning_core.epoch.plan import Task, plan_training
 from lightning_flows.tasks import rollout
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from lightning_core import services as module
 from lightning_core.config import Settings
+from lightning_core.epoch import services as module
 from lightning_core.policies.model import ModelFolder
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.policies.vllm_command import command

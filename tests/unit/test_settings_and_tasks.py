@@ -15,14 +15,13 @@ from hypothesis import settings as hypothesis_settings
 
 from docs import generate
 from lightning_core.config import Settings, SettingsError
+from lightning_core.epoch.plan import plan_evaluation, plan_training
+from lightning_core.epoch.task_file import Task, load_tasks
+from lightning_core.epoch.unsolved import unsolved_shares
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import Again
-from lightning_core.lake.stages import stage_key
-from lightning_core.lake.unsolved import unsolved_shares
+from lightning_core.lake.manifest import Again, stage_key
 from lightning_core.loading import load_callable
 from lightning_core.settings_file import load_settings
-from lightning_core.task_file import Task, load_tasks
-from lightning_core.taskset import plan_evaluation, plan_training
 from lightning_flows.flows.cli import main
 from tests.lake_maker import Attempt, derived
 

@@ -20,11 +20,11 @@ from lightning_core.config import (
     SettingsError,
     UpstreamSettings,
 )
+from lightning_core.epoch.patterns import require_apart, settle
 from lightning_core.lake import catalog
 from lightning_core.lake.explain import explain
 from lightning_core.lake.explain_view import view
 from lightning_core.lake.manifest import EpochManifest, Stage
-from lightning_core.lake.patterns import require_apart, settle
 from lightning_core.settings_file import load_settings
 from tests import lake_maker
 from tests.examples import of_many

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from lightning_core.config import PolicySettings
 from lightning_core.config.algorithms import ALGORITHMS, Algorithm
-from lightning_core.lake.derive_inputs import make_advantages
+from lightning_core.epoch.derive_inputs import make_advantages
 from lightning_core.training.job import Job, Progress
 from lightning_core.training.sft import example, plan_passes, queue, run_job
 from tests import sql_rig

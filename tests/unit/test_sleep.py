@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from lightning_core import services
 from lightning_core.config import Settings, SettingsError, VllmSettings
+from lightning_core.epoch import services
 from lightning_core.policies import sharing, vllm_command
 from lightning_core.policies.sleep import SLEEP_FLAG, asleep
 from lightning_core.policies.vllm import VllmServer

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_core.lake import spool
-from lightning_core.lake.spool import Record, SpoolCorrupt, SpoolError, SpoolFull, SpoolLocked, SpoolWriter
-from lightning_core.lake.spool_format import segments
+from lightning_core.spool import spool
+from lightning_core.spool.spool import Record, SpoolCorrupt, SpoolError, SpoolFull, SpoolLocked, SpoolWriter
+from lightning_core.spool.spool_format import segments
 
 
 def record(body: bytes = b"body", rollout: str | None = "r.1") -> Record:
@@ -309,7 +309,7 @@ def test_a_cancelled_append_disturbs_nobody(tmp_path: Path) -> None:
 
 WRITER = """
 import asyncio, sys
-from lightning_core.lake.spool import Record, SpoolWriter
+from lightning_core.spool.spool import Record, SpoolWriter
 
 async def worker(writer, name):
     n = 0

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_core.epoch.derive_inputs import GIVEN
 from lightning_core.lake import sql
-from lightning_core.lake.derive_inputs import GIVEN
 
 FILES = [name for folder in ("hierarchy", "triplets", "advantages") for name in sql.names(folder)]
 

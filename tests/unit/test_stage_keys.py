@@ -10,12 +10,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from lightning_core import stage_keys
 from lightning_core.config import Settings
+from lightning_core.epoch import stage_keys
+from lightning_core.epoch.plan import Task, plan_training
+from lightning_core.epoch.stages import STAGES, Stage, redo_from, run_stage
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, SpanManifest
-from lightning_core.lake.stages import STAGES, Stage, redo_from, run_stage
-from lightning_core.taskset import Task, plan_training
 from lightning_flows.flows import cli
 from lightning_flows.flows import command as commands
 

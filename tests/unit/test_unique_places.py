@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_core.lake.derive import derive
+from lightning_core.epoch.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
 from tests import lake_maker

@@ -9,8 +9,8 @@ from typing import Any
 import duckdb
 import pytest
 
+from lightning_core.epoch.derive import derive
 from lightning_core.lake import catalog
-from lightning_core.lake.derive import derive
 from lightning_core.lake.derived_tables import COLUMNS
 from lightning_core.lake.lake import Lake
 from tests.lake_maker import SECOND, Attempt, derived, settings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_core.lake.derive import derive
+from lightning_core.epoch.derive import derive
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from tests.lake_maker import Attempt, derived, settings

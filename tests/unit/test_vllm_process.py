@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_core import services
 from lightning_core.config import VllmSettings
+from lightning_core.epoch import services
 from lightning_core.policies import vllm as module
 from lightning_core.policies.vllm import VllmServer, VllmState
 from lightning_core.process.linux import created, group_members, is_running

@@ -17,9 +17,9 @@ import duckdb
 import pyarrow as pa
 
 from lightning_core.config import AgentRule, Settings
-from lightning_core.lake import buckets, sql
-from lightning_core.lake.buckets import Bucket
-from lightning_core.lake.derive_inputs import (
+from lightning_core.epoch import buckets
+from lightning_core.epoch.buckets import Bucket
+from lightning_core.epoch.derive_inputs import (
     CHECKS,
     CHECKS_OF_TRAINING,
     GATHERED,
@@ -31,6 +31,7 @@ from lightning_core.lake.derive_inputs import (
     make_inputs,
     sql_files,
 )
+from lightning_core.lake import sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.retain import require_spans

@@ -22,7 +22,7 @@ from lightning_core.policies.vllm_client import VllmError
 from lightning_core.server.handle import ServerHandle
 
 if TYPE_CHECKING:
-    from lightning_core.services import Services
+    from lightning_core.epoch.services import Services
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_core.config import Settings
+from lightning_core.epoch.held_out import HeldOut, held_out
 from lightning_core.lake import catalog, sql
-from lightning_core.lake.held_out import HeldOut, held_out
 from lightning_core.lake.lake import Lake
 
 

@@ -11,9 +11,9 @@ import duckdb
 import pyarrow as pa
 
 from lightning_core.config import AirRule, PolicySettings, Settings, SettingsError
+from lightning_core.epoch.patterns import COMPUTED, pattern
 from lightning_core.lake import schema, sql
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.patterns import COMPUTED, pattern
 from lightning_core.loading import grader_digest
 from lightning_core.policies.model import config_files
 

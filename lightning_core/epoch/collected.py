@@ -13,8 +13,7 @@ import pyarrow as pa
 from lightning_core.config import FinetuneSettings, Settings, SettingsError
 from lightning_core.lake import sql
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest, LakeError, Source
-from lightning_core.lake.stages import stage_key
+from lightning_core.lake.manifest import EpochManifest, LakeError, Source, stage_key
 
 
 def open_finetune(lake: Lake, settings: Settings, number: int, versions: dict[str, str]) -> EpochManifest:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_core.config import Settings
+from lightning_core.epoch.task_file import Task
+from lightning_core.epoch.unsolved import unsolved_shares
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import Again
-from lightning_core.lake.unsolved import unsolved_shares
-from lightning_core.task_file import Task
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,12 @@ from typing import Any
 
 from lightning_core.agents.source import agent_digest
 from lightning_core.config import PolicySettings, Settings
-from lightning_core.lake.derive import derive_code, sql_digest
-from lightning_core.lake.derive_inputs import settings_read
-from lightning_core.lake.manifest import EpochManifest, Manifests
-from lightning_core.lake.stages import stage_key
+from lightning_core.epoch.derive import derive_code, sql_digest
+from lightning_core.epoch.derive_inputs import settings_read
+from lightning_core.epoch.plan import PlannedRollout, plan_training
+from lightning_core.epoch.task_file import load_tasks
+from lightning_core.lake.manifest import EpochManifest, Manifests, stage_key
 from lightning_core.loading import grader_digest
-from lightning_core.task_file import load_tasks
-from lightning_core.taskset import PlannedRollout, plan_training
 from lightning_core.training.code import training_code
 
 # What decides how a call is answered, not when.

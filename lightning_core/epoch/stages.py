@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel
 
 from lightning_core.events import Stage as StageEvent
 from lightning_core.events import shown
@@ -31,14 +27,6 @@ STAGES: dict[Stage, str] = {
     "train": "train ",
     "record": "record",
 }
-
-
-def stage_key(*parts: Any) -> str:
-    """Digest of everything a stage reads: settings sections, digests of tables and of SQL, versions of code."""
-    text = json.dumps(
-        [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts], sort_keys=True, default=str
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run_stage(

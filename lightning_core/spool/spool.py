@@ -23,7 +23,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from lightning_core.files import fsync
-from lightning_core.lake.spool_format import (
+from lightning_core.spool.spool_format import (
     MAX_HEADER,
     Record,
     Scope,

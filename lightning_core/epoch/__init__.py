@@ -1,0 +1,20 @@
+"""The engine of an epoch: what is rolled out, which stages are done, the SQL from spans to sequences, and what runs beside it.
+
+Before:
+    task_file.py  tasks, from a file or a function      plan.py        which of them an epoch rolls out
+    unsolved.py   tasks that are tried again            collected.py   epochs of collected rollouts
+    patterns.py   `agent_match` that is computed        production.py  rollouts of agents in production
+
+Stages:
+    stages.py      each done once for what it reads     stage_keys.py  what each reads, as a key
+    decoding.py    the spool into the lake              services.py    gateway and vLLM, while they are needed
+    deploy.py      versions into vLLM and the gateway
+
+The SQL:
+    derive.py   spans → sequences                       derive_inputs.py  what settings give to the SQL
+    buckets.py  whole rollouts at a time
+
+After:
+    held_out.py  the share right, with its interval     outcome.py     first evaluation against last
+    report.py    a run's epochs
+"""
