@@ -55,7 +55,6 @@ class Deployment:
                     "kv_cache_gb": 0.05,
                     "max_model_len": 512,
                     "max_num_seqs": CLIENTS,
-                    "restart_wait_s": 120,
                     "replicas": replicas,
                 },
             }
