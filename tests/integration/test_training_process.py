@@ -258,7 +258,7 @@ def test_trainings_are_forked_from_one_process_which_is_started_again_where_it_w
 def test_what_forks_trainings_and_cannot_start_is_told_with_its_traceback(
     make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "trl.py").write_text("raise ImportError('not that one')")
+    (tmp_path / "peft.py").write_text("raise ImportError('not that one')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with launch.forking(), pytest.raises(TrainingFailed, match=r"ended with 1; (.|\n)*not that one"):
         train(make_job(), lambda line: None, tmp_path / "log")
