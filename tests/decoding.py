@@ -13,8 +13,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from lightning_core.lake import schema
-from lightning_core.lake.decode import Decoder, _decode
-from lightning_core.lake.pivot import aliases
+from lightning_core.lake.decode import Decoder, _decode, aliases, whole
 from lightning_core.spool.spool import Record
 
 DECODER = Decoder()
@@ -35,7 +34,7 @@ def decode(*bodies: bytes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 def read(*bodies: bytes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of `decoded_spans`, what SQL concludes of them left out, and what was rejected. Several times as fast."""
     table, rejected = _decode([(100 * i, record(body)) for i, body in enumerate(bodies)])
-    return table.cast(schema.arrow_schema(schema.DECODED)).to_pylist(maps_as_pydicts="strict"), rejected
+    return whole(table).to_pylist(maps_as_pydicts="strict"), rejected
 
 
 def request(*spans: Span, resource: dict[str, str] | None = None) -> bytes:

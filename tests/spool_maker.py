@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core import names
-from lightning_core.lake.otlp import SpanData, encode_spans, float32_bytes, int32_bytes
+from lightning_core.otlp.spans import SpanData, encode_request, float32_bytes, int32_bytes
 from lightning_core.spool.spool import Record, SpoolWriter
 
 
@@ -29,9 +29,7 @@ def store(home: Path, records: Iterable[Record]) -> None:
 
 
 def span(name: str = "step", number: int = 1, start_ns: int = 1_000, **attributes: Any) -> SpanData:
-    return SpanData(
-        name, b"\x01" * 16, number.to_bytes(8, "big"), start_ns, start_ns + 1_000, attributes=dict(attributes)
-    )
+    return SpanData(name, start_ns, start_ns + 1_000, "01" * 16, f"{number:016x}", attributes=dict(attributes))
 
 
 def rollout_spans(
@@ -59,4 +57,4 @@ def rollout_spans(
 
 
 def store_rollout(home: Path, rollout: str, received_ns: int = 5, **scope: Any) -> None:
-    store(home, [record(encode_spans({}, rollout_spans(rollout, **scope)), rollout, received_ns=received_ns)])
+    store(home, [record(encode_request({}, rollout_spans(rollout, **scope)), rollout, received_ns=received_ns)])

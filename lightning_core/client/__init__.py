@@ -1,4 +1,4 @@
-"""What an agent process may import to give rewards: standard library only, no other part of this project but `names`.
+"""What an agent process may import to give rewards: standard library only, of this project `names` and `otlp.spans` alone.
 
     from lightning_core.client import emit_reward, span
     with span("plan", **{"gen_ai.agent.name": "planner"}):
@@ -7,22 +7,14 @@
 An agent that wants none of it needs none of it: rewards can also come from `reward:` in the settings.
 
 Rooms:
-    emit.py        what an agent calls              wire.py        spans, and how they leave a process
-    span_bytes.py  spans as OTLP bytes              http.py        one HTTP request
-    fallback.py    spans that wait for the server   otel.py        through OpenTelemetry's own exporter
+    emit.py      what an agent calls              wire.py  how spans leave a process
+    fallback.py  spans that wait for the server   http.py  one HTTP request
+    otel.py      through OpenTelemetry's own exporter
 """
 
 from lightning_core.client.emit import Span, emit_event, emit_reward, span
-from lightning_core.client.wire import (
-    STATUS_ERROR,
-    STATUS_OK,
-    STATUS_UNSET,
-    DeliveryError,
-    SpanData,
-    new_span_id,
-    new_trace_id,
-    post_spans,
-)
+from lightning_core.client.wire import DeliveryError, post_spans
+from lightning_core.otlp.spans import STATUS_ERROR, STATUS_OK, STATUS_UNSET, SpanData, new_span_id, new_trace_id
 
 __all__ = [
     "STATUS_ERROR",

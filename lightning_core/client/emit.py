@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core import names
-from lightning_core.client import fallback, otel, wire
-from lightning_core.client.wire import DeliveryError, SpanData
+from lightning_core.client import fallback, otel
+from lightning_core.client.wire import DeliveryError, post_request
+from lightning_core.otlp.spans import STATUS_ERROR, SpanData, encode_request, new_span_id, new_trace_id
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +95,13 @@ def span(name: str, **attributes: Any) -> Iterator[Span]:
             yield Span(SpanData(name, now, now, *ids, attributes=attributes), theirs)
         return
     trace_id, parent_id = _parent()
-    data = SpanData(name, now, now, trace_id, wire.new_span_id(), parent_id, attributes)
+    data = SpanData(name, now, now, trace_id, new_span_id(), parent_id, attributes)
     handle = Span(data)
     token = _current.set(((trace_id, data.span_id), _opentelemetry_context()))
     try:
         yield handle
     except BaseException as error:
-        data.status, data.status_message = wire.STATUS_ERROR, f"{type(error).__name__}: {error}"
+        data.status, data.status_message = STATUS_ERROR, f"{type(error).__name__}: {error}"
         details = {
             "exception.type": type(error).__qualname__,
             "exception.message": str(error),
@@ -138,7 +139,7 @@ def _emit(name: str, attributes: Mapping[str, Any]) -> None:
         return
     trace_id, parent_id = _parent()
     now = time.time_ns()
-    _send(SpanData(name, now, now, trace_id, wire.new_span_id(), parent_id, attributes))
+    _send(SpanData(name, now, now, trace_id, new_span_id(), parent_id, attributes))
 
 
 def _parent() -> _Context:
@@ -147,7 +148,7 @@ def _parent() -> _Context:
     ours = _current.get()
     if ours is not None and ours[1] == theirs:
         return ours[0]  # entered inside what OpenTelemetry still calls current
-    return theirs or (wire.new_trace_id(), "")
+    return theirs or (new_trace_id(), "")
 
 
 def _opentelemetry_context() -> _Context | None:
@@ -167,11 +168,11 @@ def _send(data: SpanData) -> None:
         _say_once("no-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT is not set: rewards and spans are not recorded")
         return
     path = fallback.fallback_path(endpoint)
-    body = wire.encode_request(_resource(), [data])
+    body = encode_request(_resource(), [data])
     try:
         # While others wait the server was away a moment ago: one try is enough to see whether it still is.
         waiting = path.exists() and path.stat().st_size > 0
-        wire.post_request(endpoint, _headers(), body, retries=0 if waiting else 3)
+        post_request(endpoint, _headers(), body, retries=0 if waiting else 3)
     except DeliveryError as error:
         if error.permanent:
             log.error("a span named %r was refused and is lost: %s", data.name, error)

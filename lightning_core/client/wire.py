@@ -1,4 +1,4 @@
-"""Spans, and the one way they leave this process: `post_spans`.
+"""The one way that spans leave this process: `post_spans`.
 
 Only the standard library is used, so that an agent can import this beside any framework.
 """
@@ -6,25 +6,19 @@ Only the standard library is used, so that an agent can import this beside any f
 from __future__ import annotations
 
 import http.client
-import json
 import logging
-import os
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lightning_core.client import span_bytes
-from lightning_core.client.http import Answer, ask
+from lightning_core.client.http import ask
+from lightning_core.otlp.spans import PROTOBUF, SpanData, encode_request
+from lightning_core.otlp.wire import VARINT, WireError, varint, walk
 
 log = logging.getLogger(__name__)
 
 RETRYABLE = frozenset({429, 502, 503, 504})
-STATUS_UNSET, STATUS_OK, STATUS_ERROR = "unset", "ok", "error"
-SCOPE = "lightning-flows"
-PROTOBUF = "application/x-protobuf"
-_INT64 = 1 << 63
 _LONGEST_WAIT_S = 10.0
 
 
@@ -34,72 +28,6 @@ class DeliveryError(RuntimeError):
     def __init__(self, message: str, permanent: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
-
-
-@dataclass(slots=True)
-class SpanData:
-    """One span. Ids are lower-case hex (32 and 16 digits), times are ns since the epoch."""
-
-    name: str
-    start_ns: int
-    end_ns: int
-    trace_id: str
-    span_id: str
-    parent_id: str = ""
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    status: str = STATUS_UNSET
-    status_message: str = ""
-    events: Sequence[tuple[int, str, Mapping[str, Any]]] = ()
-
-    def encodable(self) -> _Encodable:
-        return _Encodable(
-            self.name,
-            bytes.fromhex(self.trace_id),
-            bytes.fromhex(self.span_id),
-            bytes.fromhex(self.parent_id),
-            self.start_ns,
-            self.end_ns,
-            plain_attributes(self.attributes),
-            self.status,
-            self.status_message,
-            [(at, name, plain_attributes(attributes)) for at, name, attributes in self.events],
-        )
-
-
-class _Encodable(NamedTuple):
-    """A span as `span_bytes` writes it."""
-
-    name: str
-    trace_id: bytes
-    span_id: bytes
-    parent_id: bytes
-    start_ns: int
-    end_ns: int
-    attributes: Mapping[str, Any]
-    status: str
-    status_message: str
-    events: Sequence[tuple[int, str, Mapping[str, Any]]]
-    kind: int = 1  # internal
-
-
-def new_trace_id() -> str:
-    """32 hex digits from the operating system: an agent that seeds `random` still gets ids of its own."""
-    return os.urandom(16).hex()
-
-
-def new_span_id() -> str:
-    """16 hex digits from the operating system."""
-    return os.urandom(8).hex()
-
-
-def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as OTLP knows them. `None` is left out, a mapping becomes JSON text, anything unknown its `str`."""
-    return {str(key): _plain(value) for key, value in attributes.items() if value is not None}
-
-
-def encode_request(resource: Mapping[str, Any], spans: Iterable[SpanData]) -> bytes:
-    """The body of one export request."""
-    return span_bytes.encode_request(plain_attributes(resource), [span.encodable() for span in spans], SCOPE)
 
 
 def post_spans(
@@ -148,32 +76,31 @@ def _post_once(
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         return DeliveryError(f"{url} cannot be reached: {reason}"), None
-    said = _fields(answer)
+    said = (
+        _fields(answer.body) if answer.headers.get_content_type() == PROTOBUF else {}
+    )  # others answer in their own way
     if answer.status == 200:
-        partial = said.get(1)
-        return (_rejected(url, partial) if isinstance(partial, bytes) else None), None
+        return _rejected(url, said.get(1)), None
     message = said.get(2, answer.body[:2000])
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else ""
     failure = DeliveryError(f"{url} answered {answer.status}: {text}", permanent=answer.status not in RETRYABLE)
     return failure, _retry_after(answer.headers.get("Retry-After"))
 
 
-def _fields(answer: Answer) -> dict[int, int | bytes]:
-    """Of the message that OTLP has for an answer; none where another party answers in its own way."""
-    if answer.headers.get_content_type() != PROTOBUF:
-        return {}
+def _fields(message: bytes) -> dict[int, int | bytes]:
+    """Field number → value (of several the last) of a message; nothing where it is none."""
     try:
-        return span_bytes.fields(answer.body)
-    except ValueError:
+        return {
+            number: varint(message, begin, end)[0] if kind == VARINT else message[begin:end]
+            for number, kind, begin, end in walk(message, 0, len(message))
+        }
+    except WireError:
         return {}
 
 
-def _rejected(url: str, partial: bytes) -> DeliveryError | None:
+def _rejected(url: str, partial: int | bytes | None) -> DeliveryError | None:
     """A 200 can still say that spans were refused (OTLP's partial success)."""
-    try:
-        said = span_bytes.fields(partial)
-    except ValueError:
-        return None
+    said = _fields(partial) if isinstance(partial, bytes) else {}
     count, message = said.get(1, 0), said.get(2, b"")
     if not isinstance(count, int) or count <= 0 or not isinstance(message, bytes):
         return None
@@ -185,24 +112,3 @@ def _retry_after(value: str | None) -> float | None:
         return max(0.0, float(value)) if value else None
     except ValueError:
         return None  # an HTTP date; our own backoff serves as well
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return int(value) if -_INT64 <= value < _INT64 else str(int(value))
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if isinstance(value, Mapping):
-        try:
-            return json.dumps(dict(value), ensure_ascii=False, default=str)
-        except (TypeError, ValueError):  # keys that JSON does not know, a mapping that holds itself
-            return str(value)
-    if isinstance(value, Sequence):
-        return [_plain(item) for item in value if item is not None]
-    return str(value)

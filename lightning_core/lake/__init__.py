@@ -1,15 +1,8 @@
 """From OTLP spans to tables: decoding, Parquet behind manifests, the catalog, and asking it.
 
 Decoding the spool:
-    otlp.py           bodies to protobuf               otlp_envelope.py  where spans begin and end
-    otlp_json.py      OTLP/JSON to protobuf            decode.py         spool → typed rows
-    located.py        where each span lies             wire.py           protobuf without a schema
-    attributes.py     attributes as one table          any_value.py      OTLP's AnyValue
-    pivot.py          attributes → columns             span_columns.py   spans → columns
-    scopes.py         resources and scopes             texts.py          columns of text
-    number_arrays.py  token ids and logprobs           number_facts.py   counts and bounds of them
-    memory.py         memory that is used again        redact.py         texts that are not kept
-    retries.py        spans that were sent again
+    decode.py    spool → typed rows               number_facts.py  counts and bounds of token ids
+    retries.py   spans that were sent again       redact.py        texts that are not kept
 
 Files:
     lake.py      one home's lake              schema.py    the columns of `spans`

@@ -7,28 +7,25 @@ so a replay after a crash writes the same file. `docs/ingest.md` says what comes
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import weakref
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from lightning_core.files import write_atomic
 from lightning_core.lake import schema, sql
-from lightning_core.lake.attributes import BrokenSpans
-from lightning_core.lake.located import Located, locate
 from lightning_core.lake.number_facts import number_facts
-from lightning_core.lake.otlp_envelope import OtlpError, count_spans, parse_envelope
-from lightning_core.lake.pivot import aliases
-from lightning_core.lake.span_columns import span_columns
-from lightning_core.lake.texts import taken_views
-from lightning_core.lake.wire import PAD, Ints
+from lightning_core.otlp.columns import Alias, span_columns
+from lightning_core.otlp.locate import Sent, locate, rejection
+from lightning_core.otlp.messages import OtlpError, count_spans, parse_envelope
 from lightning_core.spool.spool import Record
 
 logger = logging.getLogger(__name__)
@@ -41,6 +38,14 @@ _CONCLUDED_AT_ONCE = (
 )  # spans of which SQL concludes together; a file with more of them is sorted in as many parts
 
 Placed = tuple[int, int, Record]  # offset, next offset, record: as `spool.read` yields them
+
+
+@cache
+def aliases() -> dict[str, Alias]:
+    """Attribute key → column, as `sql/ingest/attribute_aliases.sql` says."""
+    with duckdb.connect() as con:
+        rows = con.execute(sql.text("ingest/attribute_aliases")).fetchall()
+    return {key: Alias(column, rank, kind) for key, column, rank, kind in rows}
 
 
 class Decoder:
@@ -75,18 +80,17 @@ class Decoder:
         return pa.concat_tables([first, second]), bad + worse
 
     def _decode(self, records: list[Placed]) -> tuple[pa.Table, list[dict[str, Any]]]:
-        tables: list[pa.Table] = []
-        rejected: list[dict[str, Any]] = []
-        for part in _parts(records):
-            table, bad = _decode(part)
-            rejected.extend(bad)
-            tables.append(table)
-        if not tables:
-            return schema.arrow_schema(schema.SPANS).empty_table(), rejected
-        decoded = _concatenated(tables)
-        parts = range(0, max(decoded.num_rows, 1), _CONCLUDED_AT_ONCE)
-        concluded = [_conclude(self._engine[0], decoded.slice(first, _CONCLUDED_AT_ONCE)) for first in parts]
-        return pa.concat_tables(concluded), rejected
+        collecting = gc.isenabled()
+        gc.disable()  # among millions of new texts it finds no cycle, and takes a tenth of the time
+        try:
+            parts = [_decode(part) for part in _parts(records)]
+        finally:
+            if collecting:
+                gc.enable()
+        decoded = _concatenated([_table({"row": pa.nulls(0)}), *(table for table, _ in parts)])
+        firsts = range(0, max(decoded.num_rows, 1), _CONCLUDED_AT_ONCE)
+        concluded = [_conclude(self._engine[0], decoded.slice(first, _CONCLUDED_AT_ONCE)) for first in firsts]
+        return pa.concat_tables(concluded), [one for _, rejected in parts for one in rejected]
 
 
 def _failed(offset: int, _: int, record: Record, error: Exception) -> dict[str, Any]:
@@ -96,16 +100,8 @@ def _failed(offset: int, _: int, record: Record, error: Exception) -> dict[str, 
         count = max(count_spans(parse_envelope(record.body)), 1)
     except OtlpError:
         count = 1
-    return {
-        "offset": offset,
-        "index": None,
-        "count": count,
-        "reason": f"the decoder failed on the whole request: {type(error).__name__}: {error!s:.300}",
-        "received_ns": record.received_ns,
-        "rollout_id": record.rollout_id,
-        "attempt_id": record.attempt_id,
-        "span": record.body.hex(),
-    }
+    reason = f"the decoder failed on the whole request: {type(error).__name__}: {error!s:.300}"
+    return rejection(offset, None, count, reason, record, record.body.hex())
 
 
 def _parts(records: Iterable[Placed]) -> Iterator[list[tuple[int, Record]]]:
@@ -122,11 +118,15 @@ def _parts(records: Iterable[Placed]) -> Iterator[list[tuple[int, Record]]]:
 
 
 def _decode(records: list[tuple[int, Record]]) -> tuple[pa.Table, list[dict[str, Any]]]:
-    data = b"".join([*(record.body for _, record in records), bytes(PAD)])
-    view = np.frombuffer(data, np.uint8)
-    found = locate(records, data)
-    tables = [_columns(found, view, alive) for alive in _blocks(found)]
-    return _concatenated(tables), found.all_rejected()
+    found = locate(records)
+    tables = [_table(span_columns(found, block, aliases())) for block in _blocks(found.spans)]
+    return _concatenated([_table({"row": pa.nulls(0)}), *tables]), found.all_rejected()
+
+
+def _table(columns: dict[str, pa.Array]) -> pa.Table:
+    """A column that no span has is of Arrow's type null."""
+    nothing = pa.nulls(len(next(iter(columns.values()))))
+    return pa.table({c.name: columns.get(c.name, nothing) for c in schema.DECODED})
 
 
 def _concatenated(tables: list[pa.Table]) -> pa.Table:
@@ -134,25 +134,16 @@ def _concatenated(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _blocks(found: Located) -> list[Ints]:
-    """All spans, cut by their number and their bytes; there is always one block."""
-    start, stop = (np.frombuffer(a, np.int32).astype(np.int64) for a in (found.start, found.stop))
-    by_bytes = np.cumsum(stop - start) // _SPAN_BYTES_AT_ONCE
-    by_number = np.arange(len(start)) // _SPANS_AT_ONCE
-    cuts = np.flatnonzero((np.diff(by_bytes) > 0) | (np.diff(by_number) > 0)) + 1
-    return np.split(np.arange(len(start)), cuts)
-
-
-def _columns(found: Located, view: npt.NDArray[np.uint8], alive: Ints) -> pa.Table:
-    """The columns of the spans `alive`, less those that turn out to be broken: these are rejected."""
-    while True:
-        try:
-            return span_columns(found, view, alive)
-        except BrokenSpans as error:
-            for position, reason in sorted(error.reasons.items()):
-                span = int(alive[position])
-                found.reject(found.record[span], found.index[span], reason, found.start[span], found.stop[span])
-            alive = np.delete(alive, list(error.reasons))
+def _blocks(spans: list[Sent]) -> Iterator[list[Sent]]:
+    """All spans, cut by their number and their bytes."""
+    first = size = 0
+    for i, (raw, *_) in enumerate(spans):
+        size += len(raw)
+        if i > first and (size > _SPAN_BYTES_AT_ONCE or i - first >= _SPANS_AT_ONCE):
+            yield spans[first:i]
+            first, size = i, len(raw)
+    if spans:
+        yield spans[first:]
 
 
 def _conclude(con: duckdb.DuckDBPyConnection, decoded: pa.Table) -> pa.Table:
@@ -160,19 +151,15 @@ def _conclude(con: duckdb.DuckDBPyConnection, decoded: pa.Table) -> pa.Table:
 
     Only what the SQL reads and says goes through DuckDB, so long texts and token ids are copied once, in Arrow.
     """
-    rows, wanted = decoded.num_rows, schema.arrow_schema(schema.DECODED)
-    # Columns that no span has are one array a type.
-    nothing = {kind: pa.nulls(rows, kind) for kind in set(wanted.types)}
-    there = [
-        nothing[kind] if pa.types.is_null(c.type) else c for c, kind in zip(decoded.columns, wanted.types, strict=True)
-    ]
-    decoded = pa.table(there, wanted.names).set_column(0, "row", pa.array(np.arange(rows, dtype=np.int32)))
-    con.register("decoded_spans", decoded)
+    spans = whole(decoded).set_column(0, "row", pa.array(np.arange(decoded.num_rows, dtype=np.int32)))
+    con.register(
+        "decoded_spans", spans.set_column(spans.schema.get_field_index("resource"), "resource", decoded["resource"])
+    )
     try:
         concluded = con.sql(sql.text("ingest/spans")).to_arrow_table()
     finally:
         con.unregister("decoded_spans")
-    sorted_spans = _sorted(decoded, concluded["row"].combine_chunks())
+    sorted_spans = spans.combine_chunks().take(concluded["row"].combine_chunks())
     columns = {name: concluded[name] for name in concluded.column_names}
     columns |= number_facts(sorted_spans)
     return pa.table(
@@ -181,18 +168,18 @@ def _conclude(con: duckdb.DuckDBPyConnection, decoded: pa.Table) -> pa.Table:
     )
 
 
-def _sorted(decoded: pa.Table, row: pa.Int32Array) -> pa.Table:
-    """These rows as schema.DECODED. Texts are sorted as the views they are and copied once, where `take` does it twice."""
-    places = row.to_numpy()
-    columns: list[Any] = []
+def whole(decoded: pa.Table) -> pa.Table:
+    """The same as schema.DECODED: typed where no span has a value, and with a resource of its own for each span."""
     wanted = schema.arrow_schema(schema.DECODED)
+    nothing = {kind: pa.nulls(decoded.num_rows, kind) for kind in set(wanted.types)}  # one array a type
+    columns = []
     for column, kind in zip(decoded.columns, wanted.types, strict=True):
-        if pa.types.is_string_view(column.type):
-            columns.append(taken_views(column.combine_chunks(), places).cast(kind))
-        elif column.null_count == len(column):
-            columns.append(column)
+        if pa.types.is_null(column.type):
+            columns.append(nothing[kind])
+        elif pa.types.is_dictionary(column.type):
+            columns.append(pa.chunked_array([part.dictionary.take(part.indices) for part in column.chunks], kind))
         else:
-            columns.append(column.cast(kind).combine_chunks().take(row))
+            columns.append(column)
     return pa.table(columns, schema=wanted)
 
 

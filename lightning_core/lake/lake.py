@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from lightning_core.files import locked
-from lightning_core.lake import catalog, compact, memory, parquet, retries
+from lightning_core.lake import catalog, compact, parquet, retries
 from lightning_core.lake.decode import Decoder, Placed, sweep_rejected, write_rejected
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, LakeError, Manifests, Mode, SpanFile, SpanManifest
 from lightning_core.lake.redact import Redaction
@@ -62,7 +62,7 @@ class Lake:
         default here, one after another. Raises LakeError where the lake was redacted and no rules
         are given, and where the disk is full; what was decoded before stays, the next call goes on from there.
         """
-        with locked(self.root / "lock"), memory.kept():
+        with locked(self.root / "lock"):
             manifest = self.manifests.spans()
             if redaction is None and manifest.redaction is not None:
                 raise LakeError(

@@ -12,8 +12,7 @@ from typing import Any
 import orjson
 
 from lightning_core import names
-from lightning_core.client.span_bytes import encode_request
-from lightning_core.lake.otlp import AttributeValue, SpanData, float32_bytes, int32_bytes
+from lightning_core.otlp.spans import KIND_CLIENT, SpanData, encode_request, float32_bytes, int32_bytes
 from lightning_core.server.access import Caller
 from lightning_core.server.drift import Drift
 from lightning_core.server.reply import Collected
@@ -21,7 +20,6 @@ from lightning_core.server.sampling import Kind, Prepared
 from lightning_core.server.targets import Target
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
-_KIND_CLIENT = 3
 OPERATIONS: dict[Kind, str] = {"chat": "chat", "completion": "text_completion", "embeddings": "embeddings"}
 
 
@@ -81,7 +79,7 @@ def encode_call(
         ids += choice.token_ids
         logprobs += choice.logprobs
     drift = outcome.drift
-    attributes: dict[str, AttributeValue | None] = {
+    attributes: dict[str, Any] = {
         names.POLICY: target.policy,
         names.POLICY_VERSION: outcome.versions,
         names.UPSTREAM: None if target.policy else target.label,
@@ -119,24 +117,24 @@ def encode(
     whom: str,
     traceparent: str | None,
     times: tuple[int, int],
-    attributes: Mapping[str, AttributeValue | None],
+    attributes: Mapping[str, Any],
     failure: str | None,
 ) -> bytes:
     """The OTLP request with a span of the gateway's: `whom` was called from the first of `times` to the second (ns)."""
     parent = parse_traceparent(traceparent)
     span = SpanData(
         name=("embeddings " if kind == "embeddings" else names.SPAN_CALL_PREFIX) + whom,
-        trace_id=parent[0] if parent else new_id(16),
-        span_id=new_id(8),
-        parent_id=parent[1] if parent else None,
-        kind=_KIND_CLIENT,
+        trace_id=(parent[0] if parent else new_id(16)).hex(),
+        span_id=new_id(8).hex(),
+        parent_id=parent[1].hex() if parent else "",
+        kind=KIND_CLIENT,
         start_ns=times[0],
         end_ns=times[1],
-        attributes={key: value for key, value in attributes.items() if value is not None},
+        attributes=attributes,
         status="error" if failure else "ok",
         status_message=failure or "",
     )
-    resource: dict[str, AttributeValue] = {"service.name": "lightning-gateway"}
+    resource: dict[str, Any] = {"service.name": "lightning-gateway"}
     if caller.rollout_id is not None and caller.attempt_id is not None:
         resource |= {names.ROLLOUT_ID: caller.rollout_id, names.ATTEMPT_ID: caller.attempt_id}
     return encode_request(resource, [span], "lightning_core.server")

@@ -15,9 +15,10 @@ from urllib.parse import quote
 
 from lightning_core import names
 from lightning_core.client.http import ask
-from lightning_core.client.wire import SpanData, encode_request, post_request
+from lightning_core.client.wire import post_request
 from lightning_core.config import ServerSettings
 from lightning_core.errors import LightningError
+from lightning_core.otlp.spans import SpanData, encode_request
 from lightning_core.process.spawn import Process, StartError, child_environment
 from lightning_core.server.files import load_secret, services
 from lightning_core.server.tokens import Mode, mint

@@ -21,8 +21,10 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from lightning_core.lake.otlp import PROTOBUF, OtlpError, media_type, parse_request, plain_body
-from lightning_core.lake.otlp_json import objects, read_json
+from lightning_core.otlp.from_json import objects, read_json
+from lightning_core.otlp.messages import OtlpError
+from lightning_core.otlp.receive import media_type, parse_request, plain_body
+from lightning_core.otlp.spans import PROTOBUF
 from lightning_core.server.access import Caller
 from lightning_core.server.http import HttpError, Room, Take
 from lightning_core.server.stats import Stats

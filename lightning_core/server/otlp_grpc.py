@@ -19,7 +19,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from lightning_core.lake.otlp import PROTOBUF, OtlpError, sniff_encoding
+from lightning_core.otlp.messages import OtlpError
+from lightning_core.otlp.receive import sniff_encoding
+from lightning_core.otlp.spans import PROTOBUF
 from lightning_core.server.access import identify_token, is_loopback, token_of
 from lightning_core.server.http import HttpError
 from lightning_core.server.intake import GRPC_CODES, RETRY_AFTER_S, Intake, Signal

@@ -9,7 +9,9 @@ from typing import Any
 from google.protobuf import json_format
 from google.rpc.status_pb2 import Status
 
-from lightning_core.lake.otlp import JSON, PROTOBUF, OtlpError, media_type
+from lightning_core.otlp.messages import OtlpError
+from lightning_core.otlp.receive import JSON, media_type
+from lightning_core.otlp.spans import PROTOBUF
 from lightning_core.server.access import identify
 from lightning_core.server.http import HttpError, Receive, Response, Scope, Send, header, read_body
 from lightning_core.server.intake import GRPC_CODES, Intake, Signal

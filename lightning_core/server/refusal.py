@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_core import names
-from lightning_core.lake.otlp import AttributeValue
 from lightning_core.server.access import Caller
 from lightning_core.server.call_span import OPERATIONS, encode
 from lightning_core.server.http import HttpError, Scope, header
@@ -42,7 +41,7 @@ async def note_refusal(
     if seen[code] > 1:
         return
     now, model = time.time_ns(), str(request.get("model"))
-    attributes: dict[str, AttributeValue | None] = {
+    attributes: dict[str, str | None] = {
         names.GEN_AI_OPERATION: OPERATIONS[kind],
         names.GEN_AI_REQUEST_MODEL: model,
         names.POLICY: policy,

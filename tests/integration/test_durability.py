@@ -23,7 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from lightning_core.config import ServerSettings
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.otlp import SpanData, encode_spans
+from lightning_core.otlp.spans import SpanData, encode_request
 from lightning_core.server.handle import ServerHandle
 from lightning_core.spool.spool_format import segments
 from tests.ports import free_port
@@ -120,9 +120,12 @@ def export(handle: ServerHandle, body: bytes) -> None:
 
 
 def spans(*names: str, span_id: bytes | None = None, **attributes: Any) -> bytes:
-    return encode_spans(
+    return encode_request(
         {},
-        [SpanData(name, b"t" * 16, span_id or name.encode().rjust(8), 1, 2, attributes=attributes) for name in names],
+        [
+            SpanData(name, 1, 2, "74" * 16, (span_id or name.encode().rjust(8)).hex(), attributes=attributes)
+            for name in names
+        ],
     )
 
 

@@ -15,8 +15,8 @@ import pytest
 from lightning_core.lake import compact
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
-from lightning_core.lake.otlp import encode_spans
 from lightning_core.lake.retain import retain
+from lightning_core.otlp.spans import encode_request
 from tests.spool_maker import record, span, store, store_rollout
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_a_killed_decoding_or_compaction_is_ended_by_the_next(tmp_path: Path) ->
 def test_a_disk_that_takes_no_more_is_an_error_and_the_next_try_goes_on(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
     for number in range(3):
-        store(tmp_path, [record(encode_spans({}, [span("x" * 200_000, number + 1, text=f"{number}" * 100_000)]))])
+        store(tmp_path, [record(encode_request({}, [span("x" * 200_000, number + 1, text=f"{number}" * 100_000)]))])
         if number < 2:
             lake.ingest()
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

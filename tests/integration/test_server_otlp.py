@@ -28,12 +28,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 
-from lightning_core.lake.otlp import SpanData, encode_spans
+from lightning_core.otlp.spans import SpanData, encode_request
 from lightning_core.spool import spool
 from tests.gateway_rig import Rig, rig
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
-BODY = encode_spans({}, [SpanData("work", b"t" * 16, b"s" * 8, 1, 2)])
+BODY = encode_request({}, [SpanData("work", 1, 2, "74" * 16, "73" * 8)])
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_metrics_and_logs_are_rejected_without_a_retry_or_an_error(
 
 def test_a_full_spool_is_503_with_retry_after_until_it_is_freed(tmp_path: Path) -> None:
     with rig(tmp_path, spool_max_gb=0.000_05) as made:  # 50 kB
-        body = encode_spans({"pad": "x" * 5_000}, [SpanData("work", b"t" * 16, b"s" * 8, 1, 2)])
+        body = encode_request({"pad": "x" * 5_000}, [SpanData("work", 1, 2, "74" * 16, "73" * 8)])
         answers = [traces(made, body, bearer(made) | PROTOBUF) for _ in range(12)]
         assert answers[0].status_code == 200 and answers[-1].status_code == 503
         assert int(answers[-1].headers["retry-after"]) > 0
@@ -223,7 +223,7 @@ def test_a_full_spool_is_503_with_retry_after_until_it_is_freed(tmp_path: Path) 
         assert made.handle.health()["refused_otlp"] == made.handle.attempt("r.1", "a1")["refused_otlp"]
         # A call is refused before anything is sampled, where its span would find no room.
         made_calls = len(made.canned.requests)
-        filling = encode_spans({"pad": "x" * 300}, [SpanData("work", b"t" * 16, b"s" * 8, 1, 2)])
+        filling = encode_request({"pad": "x" * 300}, [SpanData("work", 1, 2, "74" * 16, "73" * 8)])
         while traces(made, filling, bearer(made) | PROTOBUF).status_code == 200:
             pass
         call = {"model": "policy", "messages": [{"role": "user", "content": "x" * 2_000}]}

@@ -32,14 +32,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from lightning_core.config import ServerSettings
-from lightning_core.lake.otlp import SpanData, encode_spans
+from lightning_core.otlp.spans import SpanData, encode_request
 from lightning_core.server.handle import ServerHandle
 from lightning_core.spool import spool
 from tests.gateway_rig import Rig, rig
 
 TRACES = "opentelemetry.proto.collector.trace.v1.TraceService"
 LOGS = "opentelemetry.proto.collector.logs.v1.LogsService"
-BODY = encode_spans({}, [SpanData("work", b"t" * 16, b"s" * 8, 1, 2)])
+BODY = encode_request({}, [SpanData("work", 1, 2, "74" * 16, "73" * 8)])
 OK = grpc.StatusCode.OK
 
 
@@ -108,7 +108,7 @@ def test_the_environment_alone_sends_an_agents_spans_here(server: Rig) -> None:
 
 
 def test_a_request_beyond_grpcs_own_four_megabytes_is_taken_as_it_was_sent(server: Rig) -> None:
-    body = encode_spans({"pad": "x" * 5_500_000}, [SpanData("big", b"t" * 16, b"s" * 8, 1, 2)])
+    body = encode_request({"pad": "x" * 5_500_000}, [SpanData("big", 1, 2, "74" * 16, "73" * 8)])
     assert call(server, body)[0] is OK
     assert server.records()[-1].body == body
 
@@ -178,7 +178,7 @@ def test_other_services_and_methods_are_unimplemented(server: Rig) -> None:
 def test_a_full_spool_is_unavailable_and_the_sdk_comes_again_when_told(tmp_path: Path) -> None:
     with rig(tmp_path, spool_max_gb=0.000_05) as made:  # 50 kB
         token = "Bearer " + made.handle.mint("r.1", "a1", "train")
-        body = encode_spans({"pad": "x" * 5_000}, [SpanData("work", b"t" * 16, b"s" * 8, 1, 2)])
+        body = encode_request({"pad": "x" * 5_000}, [SpanData("work", 1, 2, "74" * 16, "73" * 8)])
         answers = [call(made, body, token=token) for _ in range(12)]
         assert answers[0][0] is OK
         code, message, trailing, _ = answers[-1]
@@ -234,7 +234,9 @@ def test_a_grpc_port_in_use_is_one_line_and_code_two(tmp_path: Path) -> None:
 
 def test_stopping_answers_what_is_under_way(tmp_path: Path) -> None:
     handle = ServerHandle.start(tmp_path, ServerSettings(), tmp_path / "log")
-    body = encode_spans({}, [SpanData("work", os.urandom(16), os.urandom(8), 1, 2, attributes={"x": "y" * 500_000})])
+    body = encode_request(
+        {}, [SpanData("work", 1, 2, os.urandom(16).hex(), os.urandom(8).hex(), attributes={"x": "y" * 500_000})]
+    )
     acknowledged: list[int] = []
     endings: set[grpc.StatusCode] = set()
     address = str(handle.grpc_url).removeprefix("http://")

@@ -18,7 +18,7 @@ import pytest
 
 from lightning_core import names
 from lightning_core.config import ServerSettings
-from lightning_core.lake.otlp import SpanData, encode_spans
+from lightning_core.otlp.spans import SpanData, encode_request
 from lightning_core.server.handle import ServerError, ServerHandle
 from lightning_core.spool import spool
 from tests.gateway_rig import attributes, client, rig, spans_of
@@ -63,7 +63,7 @@ def test_routes_tokens_and_spans_survive_a_restart(tmp_path: Path, handle: Serve
     policy = {"upstream": "http://127.0.0.1:9", "model": "m", "version": "v0007"}
     handle.set_routes({"policies": {"policy": policy}})
     token = handle.mint("r", "a", "train")
-    body = encode_spans({}, [SpanData("x", b"t" * 16, b"s" * 8, 1, 2)])
+    body = encode_request({}, [SpanData("x", 1, 2, "74" * 16, "73" * 8)])
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/x-protobuf"}
     httpx.post(handle.attempt_url("r", "a") + "/v1/traces", content=body, headers=headers).raise_for_status()
     offset = handle.seal()
@@ -152,7 +152,7 @@ def test_a_server_killed_under_load_loses_no_acknowledged_span(tmp_path: Path) -
                             answer = http.post(url + "/v1/chat/completions", json=call)
                             whole = not call["stream"] or answer.text.endswith("data: [DONE]\n\n")
                         else:
-                            body = encode_spans({}, [SpanData(name, os.urandom(16), os.urandom(8), 1, 2)])
+                            body = encode_request({}, [SpanData(name, 1, 2, os.urandom(16).hex(), os.urandom(8).hex())])
                             headers = {"Content-Type": "application/x-protobuf"}
                             answer, whole = http.post(url + "/v1/traces", content=body, headers=headers), True
                         if answer.status_code == 200 and whole:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import ArrayValue
 
-from lightning_core.lake import number_arrays, wire
+from lightning_core.otlp.values import numbers
 from tests import decoding as d
 from tests.examples import of_many
 
@@ -110,44 +109,6 @@ def test_no_bytes_raise(data: Any, sent: list[Any], noise: bytes) -> None:
         assert [(row["name"], row["span_id"]) for row in mine] == [(s.name, s.span_id.hex()) for s in spans]
 
 
-messages = st.lists(
-    st.one_of(
-        st.binary(max_size=12),
-        st.lists(
-            st.builds(lambda tag, rest: bytes([tag]) + rest, st.integers(0, 255), st.binary(max_size=10)), max_size=4
-        ).map(b"".join),
-        st.builds(
-            lambda numbers: d.request(d.good(flags=numbers, dropped_links_count=numbers)), st.integers(0, 2**32 - 1)
-        ),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
-@of_many(examples=40)
-@given(messages)
-def test_numpy_reads_the_wire_as_python_does(made: list[bytes]) -> None:
-    many = made * (1 + 40 // len(made))
-    data = b"".join(many) + bytes(wire.PAD)
-    view = np.frombuffer(data, np.uint8)
-    stop = np.cumsum([len(m) for m in many])
-    start = stop - [len(m) for m in many]
-    found, broken = wire.fields(data, view, start, stop)
-    for number, (begin, end) in enumerate(zip(start.tolist(), stop.tolist(), strict=True)):
-        rows = np.flatnonzero(found.message == number)
-        try:
-            expected = list(wire.walk(data, begin, end))
-        except wire.WireError as error:
-            assert broken[number] == str(error) and not len(rows)
-            continue
-        assert number not in broken
-        got = [(int(found.number[i]), int(found.wire[i]), int(found.start[i]), int(found.stop[i])) for i in rows]
-        assert got == [field[:4] for field in expected]
-        values = [int(found.value[i]) for i in rows if found.wire[i] == wire.VARINT]
-        assert values == [field[4] for field in expected if field[1] == wire.VARINT]
-
-
 array_bytes = st.one_of(
     st.lists(st.one_of(st.sampled_from([0, 10, 24, 127, 128, 2**31, -1]), st.integers(0, 2**34)), max_size=5).map(
         lambda numbers: d.value(numbers).array_value.SerializeToString()
@@ -160,14 +121,8 @@ array_bytes = st.one_of(
 @of_many(examples=60)
 @given(st.lists(array_bytes, max_size=6))
 def test_arrays_read_together_are_those_read_one_by_one(made: list[bytes]) -> None:
-    data = b"".join(made) + bytes(wire.PAD)
-    stop = np.cumsum([len(raw) for raw in made]).astype(np.int64)
-    start = stop - [len(raw) for raw in made]
-    view = np.frombuffer(data, np.uint8)
-    for kind, read in ((int, number_arrays.integers), (float, number_arrays.doubles)):
-        for raw, found in zip(made, read(view, start, stop), strict=True):
-            if found is not None:
-                items = list(ArrayValue.FromString(raw).values)
-                expected = [item.int_value if kind is int else item.double_value for item in items]
-                assert all(item.WhichOneof("value") == f"{'int' if kind is int else 'double'}_value" for item in items)
-                assert repr(found.tolist()) == repr(np.array(expected, found.dtype).tolist())
+    for raw in made:
+        if (found := numbers(raw)) is not None:
+            assert repr(found.tolist()) == repr(
+                [getattr(item, item.WhichOneof("value")) for item in ArrayValue.FromString(raw).values]
+            )

@@ -15,7 +15,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from lightning_core.lake import schema
-from lightning_core.lake.pivot import aliases
+from lightning_core.lake.decode import aliases
 from tests import decoding as d
 from tests.examples import of_many
 

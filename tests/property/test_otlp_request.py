@@ -10,12 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from lightning_core.lake.otlp import JSON, PROTOBUF, OtlpError, SpanData, encode_spans, parse_request, sniff_encoding
-from lightning_core.lake.otlp_envelope import Envelope, parse_envelope, why_unconverted
+from lightning_core.otlp.messages import Envelope, OtlpError, parse_envelope, why_unconverted
+from lightning_core.otlp.receive import JSON, parse_request, sniff_encoding
+from lightning_core.otlp.spans import PROTOBUF, SpanData, encode_request
 from tests.examples import of_many
 
 MAX = 1 << 16
-GOOD = encode_spans({"service.name": "s"}, [SpanData("work", b"t" * 16, b"s" * 8, 1, 2, attributes={"a": "b" * 40})])
+GOOD = encode_request({"service.name": "s"}, [SpanData("work", 1, 2, "74" * 16, "73" * 8, attributes={"a": "b" * 40})])
 GOOD_JSON = json.dumps(
     {
         "resourceSpans": [

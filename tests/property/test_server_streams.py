@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from lightning_core.client.span_bytes import encode_request
-from lightning_core.lake.otlp import SpanData, encode_spans
+from lightning_core.otlp.spans import SpanData, encode_request
 from lightning_core.server.reply import Collected, take_chunk
 from lightning_core.server.routes import Route
 from lightning_core.server.sampling import prepare
 from lightning_core.server.sse import SseParser
 from lightning_core.server.tokens import AttemptScope, mint, verify
+from tests.decoding import pair
 
 ROUTE = Route(upstream="http://127.0.0.1:1", model="served", version="v0003")
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -88,7 +88,7 @@ def test_a_minted_token_opens_exactly_its_attempt(rollout: str, attempt: str, se
     token = mint(secret, rollout, attempt, "train")
     assert verify(secret, token) == AttemptScope(rollout, attempt, "train")
     assert token.isascii() and verify(secret + "0", token) is None
-    assert encode_spans({"token": token}, [])
+    assert encode_request({"token": token}, [])
 
 
 attribute_values = st.recursive(
@@ -107,19 +107,24 @@ attribute_values = st.recursive(
     attributes=st.dictionaries(text, attribute_values, max_size=6),
     kind=st.integers(0, 5),
     times=st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)),
-    parent=st.none() | st.binary(min_size=8, max_size=8),
+    parent=st.just(b"") | st.binary(min_size=8, max_size=8),
     status=st.sampled_from(["unset", "ok", "error"]),
     message=st.text(max_size=200),
 )
 def test_a_span_written_by_hand_is_the_one_protobuf_writes(
-    resource: Any, attributes: Any, kind: int, times: tuple[int, int], parent: bytes | None, status: Any, message: str
+    resource: Any, attributes: Any, kind: int, times: tuple[int, int], parent: bytes, status: Any, message: str
 ) -> None:
-    span = SpanData(message, b"t" * 16, b"s" * 8, *times, parent, kind, attributes, status, message)
-    parsed = [
-        ExportTraceServiceRequest.FromString(body)
-        for body in (encode_request(resource, [span], "here"), encode_spans(resource, [span], "here"))
-    ]
-    assert parsed[0] == parsed[1]
+    sent = SpanData(message, *times, "74" * 16, "73" * 8, parent.hex(), attributes, status, message, kind=kind)
+    expected = ExportTraceServiceRequest()
+    resource_spans = expected.resource_spans.add()
+    resource_spans.resource.attributes.extend(pair(key, value) for key, value in resource.items())
+    scope_spans = resource_spans.scope_spans.add()
+    scope_spans.scope.name = "here"
+    span = scope_spans.spans.add(name=message, kind=kind, trace_id=b"t" * 16, span_id=b"s" * 8, parent_span_id=parent)
+    span.start_time_unix_nano, span.end_time_unix_nano = times
+    span.attributes.extend(pair(key, value) for key, value in attributes.items())
+    span.status.code, span.status.message = ["unset", "ok", "error"].index(status), message
+    assert ExportTraceServiceRequest.FromString(encode_request(resource, [sent], "here")) == expected
 
 
 @given(st.text())

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from lightning_core import client, names
 from lightning_core.client import http, wire
+from lightning_core.otlp.spans import SpanData, encode_request, plain_attributes
 from tests.examples import of_many
 from tests.standin_server import Standin, standin
 
@@ -219,7 +220,7 @@ def test_seeding_random_does_not_repeat_ids() -> None:
 
 
 def test_keys_that_are_no_json_keys_do_not_stop_a_span() -> None:
-    assert wire.plain_attributes({"a": {(1, 2): 3}}) == {"a": "{(1, 2): 3}"}
+    assert plain_attributes({"a": {(1, 2): 3}}) == {"a": "{(1, 2): 3}"}
 
 
 def test_importing_the_client_imports_no_framework() -> None:
@@ -252,8 +253,8 @@ VALUES = st.recursive(
 def test_whatever_the_attributes_are_the_request_is_valid_otlp(attributes: dict[str, object]) -> None:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-    span = wire.SpanData("name", 1, 2**63, "a" * 32, "b" * 16, attributes=attributes)
-    body = wire.encode_request({}, [span])
+    span = SpanData("name", 1, 2**63, "a" * 32, "b" * 16, attributes=attributes)
+    body = encode_request({}, [span])
     request = ExportTraceServiceRequest.FromString(body)
     (sent,) = request.resource_spans[0].scope_spans[0].spans
     assert sent.end_time_unix_nano == 2**63

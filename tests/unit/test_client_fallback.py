@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lightning_core import client, names
-from lightning_core.client import fallback, wire
+from lightning_core.client import fallback
+from lightning_core.otlp.spans import SpanData, encode_request
 from tests.standin_server import Standin
 from tests.unit.test_client_emit import server as server  # the fixture
 
@@ -42,7 +43,7 @@ def test_a_refused_request_is_said_and_does_not_wait(
 def test_one_refused_request_does_not_hold_up_the_others(server: Standin, tmp_path: Path) -> None:
     path = tmp_path / "waiting"
     for number in range(3):
-        fallback.keep(path, wire.encode_request({}, [wire.SpanData(str(number), 1, 2, "a" * 32, "b" * 16)]))
+        fallback.keep(path, encode_request({}, [SpanData(str(number), 1, 2, "a" * 32, "b" * 16)]))
     server.fail = [(400, {})]
     with pytest.raises(client.DeliveryError, match="1 kept requests were dropped"):
         fallback.deliver(path, server.url, {})
@@ -56,7 +57,7 @@ def test_a_write_that_failed_or_was_killed_half_way_takes_no_other_request_with_
     path = tmp_path / "waiting"
 
     def request(name: str) -> bytes:
-        return wire.encode_request({}, [wire.SpanData(name, 1, 2, "a" * 32, "b" * 16)])
+        return encode_request({}, [SpanData(name, 1, 2, "a" * 32, "b" * 16)])
 
     fallback.keep(path, request("one"))
     with monkeypatch.context() as patch:
@@ -77,7 +78,7 @@ def test_a_kill_while_waiting_requests_are_rewritten_loses_none(
 ) -> None:
     path = tmp_path / "waiting"
     for number in range(3):
-        fallback.keep(path, wire.encode_request({}, [wire.SpanData(str(number), 1, 2, "a" * 32, "b" * 16)]))
+        fallback.keep(path, encode_request({}, [SpanData(str(number), 1, 2, "a" * 32, "b" * 16)]))
     server.fail = [(200, {}), (503, {})]
     with monkeypatch.context() as patch:
         patch.setattr(fallback.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

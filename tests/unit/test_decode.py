@@ -11,9 +11,10 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 
-from lightning_core.lake import decode, number_arrays, span_columns
+from lightning_core.lake import decode
 from lightning_core.lake.decode import write_rejected
-from lightning_core.lake.otlp_envelope import unconverted
+from lightning_core.otlp.messages import unconverted
+from lightning_core.otlp.values import numbers
 from tests import decoding as d
 from tests.property.test_decode_fuzz import length, with_span
 
@@ -188,6 +189,18 @@ def test_of_a_key_sent_twice_the_last_counts_and_the_others_are_listed() -> None
     ]
 
 
+def test_keys_that_are_no_utf8_and_become_the_same_are_the_same_key() -> None:
+    raw = d.good(2, attributes=[d.pair("kX", "a"), d.pair("kY", "b")]).SerializeToString()
+    (row,), rejected = d.read(with_span([], raw.replace(b"X", b"\xff").replace(b"Y", b"\xfe"), []))
+    assert rejected == [] and row["attributes"]["k\ufffd"] == "b"
+    assert json.loads(row["attributes"]["otlp.duplicate_attributes"]) == [{"key": "k\ufffd", "value": "a"}]
+
+
+def test_a_long_list_of_integers_that_is_no_column_is_kept() -> None:
+    many = list(range(200_000))
+    assert json.loads(one(d.pair("ids", many))["attributes"]["ids"]) == many
+
+
 def test_a_span_of_nothing_but_the_same_key_is_rejected_alone() -> None:
     raw = d.good(2).SerializeToString() + b"\x4a\x00" * 20_000
     assert "come twice" in rejection(raw)["reason"]
@@ -272,11 +285,7 @@ def test_arrays_of_many_spans_are_read_together_whatever_stands_between_them() -
     arrays = [list(range(n)) for n in (0, 3, 500)] + [[-1, 5], [2**40], [300] * 70]
     raw = [ArrayValue(values=[AnyValue(int_value=n) for n in array]).SerializeToString() for array in arrays]
     raw += [b"\x0a\x02\x18", raw[1] + b"\x80", ArrayValue(values=[AnyValue(double_value=1.0)]).SerializeToString()]
-    data = b"".join(raw) + bytes(32)
-    stop = np.cumsum([len(r) for r in raw])
-    view = np.frombuffer(data, np.uint8)
-    found = number_arrays.integers(view, stop - [len(r) for r in raw], stop)
-    assert [f if f is None else f.tolist() for f in found] == [*arrays[:3], None, None, arrays[5], None, None, None]
+    assert [None if (f := numbers(one)) is None else f.tolist() for one in raw] == [*arrays, None, None, [1.0]]
 
 
 def test_an_alias_that_loses_stays_unless_it_says_the_same() -> None:
@@ -368,9 +377,7 @@ def test_events_and_links_without_a_byte_are_counted_and_the_others_kept(field: 
     assert [one["dropped_attributes_count"] for one in json.loads(rows[2][label])] == [7]
 
 
-def test_the_same_short_event_is_read_alike_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was made of a short event is kept for the next like it, over the parts that events are read in."""
-    monkeypatch.setattr(span_columns, "_AT_ONCE", 2)
+def test_the_same_short_event_is_read_alike_wherever_it_is() -> None:
     spans = [d.good(n) for n in range(1, 6)]
     for span in spans:
         for time in (1, 2, 1):

@@ -10,13 +10,13 @@ import pytest
 from lightning_core.epoch.stages import begin_anew
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.lake.otlp import encode_spans
+from lightning_core.otlp.spans import encode_request
 from lightning_core.spool import spool
 from tests.spool_maker import record, span, store
 
 
 def receive(home: Path) -> None:
-    store(home, [record(encode_spans({}, [span()]))])
+    store(home, [record(encode_request({}, [span()]))])
 
 
 def of_other_versions(lake: Lake, epoch: EpochManifest) -> EpochManifest:

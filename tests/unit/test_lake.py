@@ -20,7 +20,7 @@ from lightning_core import names
 from lightning_core.lake import ask, catalog, schema
 from lightning_core.lake.decode import Decoder
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.otlp import SpanData, encode_spans, float32_bytes, int32_bytes
+from lightning_core.otlp.spans import SpanData, encode_request, float32_bytes, int32_bytes
 from lightning_core.spool.spool import Record, SpoolWriter
 from tests.examples import of_many
 
@@ -30,7 +30,7 @@ def record(body: bytes, rollout: str | None = "r.1", attempt: str | None = "a1")
 
 
 def span(name: str = "chat policy", number: int = 1, **attributes: Any) -> SpanData:
-    return SpanData(name, b"\x01" * 16, number.to_bytes(8, "big"), 1_000, 2_000, attributes=attributes)
+    return SpanData(name, 1_000, 2_000, "01" * 16, f"{number:016x}", attributes=attributes)
 
 
 DECODER = Decoder()
@@ -63,7 +63,7 @@ def test_a_gateway_call_becomes_typed_columns() -> None:
         names.GEN_AI_OUTPUT_TOKENS: 1,
         "something.else": "stays",
     }
-    (row,), rejected = decode(encode_spans({"service.name": "gateway"}, [span(**attributes)]))
+    (row,), rejected = decode(encode_request({"service.name": "gateway"}, [span(**attributes)]))
     assert rejected == []
     assert (row["op"], row["policy"], row["policy_version"]) == ("llm", "policy", "v0001")
     assert (row["prompt_ids"], row["response_ids"], row["response_logprobs"]) == ([1, 2, 3], [4], [-0.25])
@@ -75,13 +75,13 @@ def test_a_gateway_call_becomes_typed_columns() -> None:
 
 
 def test_token_ids_come_as_bytes_arrays_or_json() -> None:
-    body = encode_spans({}, [span(number=1, prompt_token_ids="[7, 8]"), span(number=2, prompt_token_ids=[7, 8])])
+    body = encode_request({}, [span(number=1, prompt_token_ids="[7, 8]"), span(number=2, prompt_token_ids=[7, 8])])
     rows, _ = decode(body, rollout=None, attempt=None)
     assert [row["prompt_ids"] for row in rows] == [[7, 8], [7, 8]]
 
 
 def test_the_authenticated_scope_wins_over_what_the_agent_wrote() -> None:
-    body = encode_spans({names.ROLLOUT_ID: "forged"}, [span(**{names.ROLLOUT_ID: "forged too"})])
+    body = encode_request({names.ROLLOUT_ID: "forged"}, [span(**{names.ROLLOUT_ID: "forged too"})])
     (with_scope,), _ = decode(body)
     (without,), _ = decode(body, rollout=None, attempt=None)
     assert (with_scope["rollout_id"], with_scope["scope"]) == ("r.1", "path")
@@ -101,17 +101,17 @@ def test_the_authenticated_scope_wins_over_what_the_agent_wrote() -> None:
     ],
 )
 def test_agents_are_named_as_the_frameworks_name_them(name: str, attributes: dict[str, Any], expected: Any) -> None:
-    (row,), _ = decode(encode_spans({}, [span(name, **attributes)]))
+    (row,), _ = decode(encode_request({}, [span(name, **attributes)]))
     assert (row["agent_name"], row["agent_name_source"]) == expected
 
 
 def test_the_losing_alias_stays_an_attribute() -> None:
-    (row,), _ = decode(encode_spans({}, [span(**{"llm.model_name": "b", "gen_ai.request.model": "a"})]))
+    (row,), _ = decode(encode_request({}, [span(**{"llm.model_name": "b", "gen_ai.request.model": "a"})]))
     assert row["model"] == "a" and row["attributes"] == {"llm.model_name": "b"}
 
 
 def test_a_span_that_cannot_be_decoded_is_kept_aside_and_its_neighbours_go_on() -> None:
-    request = ExportTraceServiceRequest.FromString(encode_spans({}, [span(number=1), span(number=2)]))
+    request = ExportTraceServiceRequest.FromString(encode_request({}, [span(number=1), span(number=2)]))
     request.resource_spans[0].scope_spans[0].spans[0].trace_id = b""
     rows, rejected = decode(request.SerializeToString())
     assert [row["span_id"] for row in rows] == ["0000000000000002"]
@@ -119,7 +119,7 @@ def test_a_span_that_cannot_be_decoded_is_kept_aside_and_its_neighbours_go_on() 
 
 
 def test_bytes_that_are_no_request_are_rejected_with_their_offset() -> None:
-    rows, rejected = decode(b"\xff\xff\xff", encode_spans({}, [span()]))
+    rows, rejected = decode(b"\xff\xff\xff", encode_request({}, [span()]))
     assert len(rows) == 1 and rejected[0]["offset"] == 0
 
 
@@ -152,7 +152,7 @@ def any_value(value: Any) -> AnyValue:
 def test_whatever_the_attributes_hold_the_span_is_there_and_nothing_of_it_is_lost(
     values: dict[str, Any], start: int, end: int
 ) -> None:
-    request = ExportTraceServiceRequest.FromString(encode_spans({}, [span()]))
+    request = ExportTraceServiceRequest.FromString(encode_request({}, [span()]))
     raw = request.resource_spans[0].scope_spans[0].spans[0]
     raw.start_time_unix_nano, raw.end_time_unix_nano = start, end
     del raw.attributes[:]
@@ -166,7 +166,7 @@ def test_whatever_the_attributes_hold_the_span_is_there_and_nothing_of_it_is_los
 
 
 def test_decoding_the_same_range_again_writes_the_same_bytes(tmp_path: Path) -> None:
-    bodies = [encode_spans({}, [span(number=i, **{"k": "v" * i})]) for i in range(1, 20)]
+    bodies = [encode_request({}, [span(number=i, **{"k": "v" * i})]) for i in range(1, 20)]
     written = []
     for home in (tmp_path / "a", tmp_path / "b"):
         fill(home, bodies)
@@ -178,11 +178,11 @@ def test_decoding_the_same_range_again_writes_the_same_bytes(tmp_path: Path) -> 
 
 
 def test_a_decoder_killed_before_its_manifest_decodes_again_and_loses_nothing(tmp_path: Path) -> None:
-    fill(tmp_path, [encode_spans({}, [span(number=1)])])
+    fill(tmp_path, [encode_request({}, [span(number=1)])])
     lake = Lake(tmp_path)
     lake.ingest()
     kept = (lake.root / "manifests/spans.json").read_bytes()
-    fill(tmp_path, [encode_spans({}, [span(number=2)])])
+    fill(tmp_path, [encode_request({}, [span(number=2)])])
     lake.ingest()
     (lake.root / "manifests/spans.json").write_bytes(kept)  # as if killed after the Parquet file was there
     lake.ingest()
@@ -195,7 +195,7 @@ def test_a_decoder_killed_before_its_manifest_decodes_again_and_loses_nothing(tm
 
 def test_the_catalog_works_before_the_first_epoch_and_after_the_folder_moved(tmp_path: Path) -> None:
     home = tmp_path / "here"
-    fill(home, [encode_spans({}, [span(**{names.POLICY: "policy"})])])
+    fill(home, [encode_request({}, [span(**{names.POLICY: "policy"})])])
     Lake(home).ingest()
     Lake(home).rebuild_catalog()
     shutil.move(home, tmp_path / "there")
@@ -226,7 +226,7 @@ def test_spans_are_sorted_by_rollout_in_their_file(tmp_path: Path) -> None:
     async def write() -> None:
         writer = SpoolWriter(tmp_path / "spool", 1 << 30)
         for name in ("r.2", "r.1", "r.3"):
-            await writer.append(record(encode_spans({}, [span()]), rollout=name))
+            await writer.append(record(encode_request({}, [span()]), rollout=name))
         writer.close()
 
     asyncio.run(write())

@@ -18,8 +18,8 @@ from lightning_core.config import LakeSettings, RedactionPattern, SettingsError
 from lightning_core.lake import schema
 from lightning_core.lake.decode import Decoder
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.otlp import SpanData, encode_spans, int32_bytes
 from lightning_core.lake.redact import Redaction
+from lightning_core.otlp.spans import SpanData, encode_request, int32_bytes
 from lightning_flows.flows.cli import main
 from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, table
@@ -31,7 +31,7 @@ RULES = LakeSettings(redact=[RedactionPattern(pattern=r"4111[ -]?1111")])
 
 def redacted(spans: list[SpanData], rules: LakeSettings = RULES) -> list[dict[str, Any]]:
     """Decode and redact spans; the row of each."""
-    decoded, _ = Decoder().decode([(0, 1, record(encode_spans({"host.name": SECRET}, spans)))])
+    decoded, _ = Decoder().decode([(0, 1, record(encode_request({"host.name": SECRET}, spans)))])
     found = Redaction(rules).spans(decoded)
     assert found.schema.equals(schema.arrow_schema(schema.SPANS))
     rows: list[dict[str, Any]] = found.to_pylist(maps_as_pydicts="strict")
@@ -40,7 +40,7 @@ def redacted(spans: list[SpanData], rules: LakeSettings = RULES) -> list[dict[st
 
 @cache
 def one_row() -> pa.Table:
-    return Decoder().decode([(0, 1, record(encode_spans({"host.name": "a"}, [span("a", 1, key="b")])))])[0]
+    return Decoder().decode([(0, 1, record(encode_request({"host.name": "a"}, [span("a", 1, key="b")])))])[0]
 
 
 def call(messages: Any, **more: Any) -> SpanData:
@@ -126,7 +126,7 @@ def test_token_ids_without_a_text_to_look_at_are_not_kept() -> None:
 )
 def test_no_column_keeps_what_a_pattern_matches(key: str, value: Any) -> None:
     one = SpanData(
-        f"pay {SECRET}", b"\x01" * 16, b"\x02" * 8, 1, 2, attributes={key: value}, status="error", status_message=SECRET
+        f"pay {SECRET}", 1, 2, "01" * 16, "02" * 8, attributes={key: value}, status="error", status_message=SECRET
     )
     (row,) = redacted([one])
     text = json.dumps(row, default=str)
@@ -207,7 +207,7 @@ def test_groups_of_a_pattern_can_be_kept_and_rules_follow_one_another() -> None:
 
 
 def test_times_and_ids_of_events_and_links_stay() -> None:
-    table = Decoder().decode([(0, 1, record(encode_spans({}, [span("a", 1)])))])[0]
+    table = Decoder().decode([(0, 1, record(encode_request({}, [span("a", 1)])))])[0]
     events = json.dumps([{"time_ns": 41111111, "name": "said", "attributes": {"text": SECRET}}])
     place = table.schema.get_field_index("events")
     table = table.set_column(place, table.schema.field(place), pa.array([events]))
@@ -216,7 +216,7 @@ def test_times_and_ids_of_events_and_links_stay() -> None:
 
 
 def test_of_events_and_links_every_text_is_rewritten() -> None:
-    table = Decoder().decode([(0, 1, record(encode_spans({}, [span("a", 1)])))])[0]
+    table = Decoder().decode([(0, 1, record(encode_request({}, [span("a", 1)])))])[0]
     ids = {
         "trace_id": "41111111" * 4,
         "span_id": "41111111" * 2,
@@ -269,9 +269,9 @@ def test_a_rule_that_cannot_work_is_an_error_before_anything_runs(rule: dict[str
 
 
 def test_a_redacted_lake_is_not_filled_without_its_rules(tmp_path: Path) -> None:
-    store(tmp_path, [record(encode_spans({}, [span(SECRET, 1)]))])
+    store(tmp_path, [record(encode_request({}, [span(SECRET, 1)]))])
     Lake(tmp_path).ingest(redaction=Redaction(RULES))
-    store(tmp_path, [record(encode_spans({}, [span(SECRET, 2)]))])
+    store(tmp_path, [record(encode_request({}, [span(SECRET, 2)]))])
     settings = tmp_path / "s.yaml"
     rule = "lake: {redact: [{pattern: '4111 1111'}]}"
     settings.write_text(f"home: {tmp_path}\nagent: {{command: x}}\ntasks: {{train: t.jsonl}}\n{rule}\n")
@@ -281,13 +281,13 @@ def test_a_redacted_lake_is_not_filled_without_its_rules(tmp_path: Path) -> None
     assert done.exit_code == 0, done.output
     with Lake(tmp_path).connect() as con:
         assert con.execute("SELECT DISTINCT name FROM spans").fetchall() == [("[redacted]",)]
-    store(tmp_path, [record(encode_spans({}, [span(SECRET, 3)]))])
+    store(tmp_path, [record(encode_request({}, [span(SECRET, 3)]))])
     asked = CliRunner().invoke(main, ["lake", "ingest", "--home", str(tmp_path), "--unredacted"])
     assert "1 spans decoded" in asked.output
 
 
 def test_of_rejected_spans_only_place_and_reason_are_kept(tmp_path: Path) -> None:
-    broken = encode_spans({}, [SpanData(SECRET, b"\x01" * 16, b"", 1, 2), span("fine", 2)])
+    broken = encode_request({}, [SpanData(SECRET, 1, 2, "01" * 16, ""), span("fine", 2)])
     store(tmp_path, [record(broken)])
     assert Lake(tmp_path).ingest(redaction=Redaction(RULES)).rejected == 1
     (file,) = (tmp_path / "spool" / "rejected").iterdir()

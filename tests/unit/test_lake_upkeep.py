@@ -15,8 +15,8 @@ from lightning_core.epoch.derive import derive
 from lightning_core.lake import ask, catalog, compact, parquet, schema
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
-from lightning_core.lake.otlp import encode_spans
 from lightning_core.lake.retain import require_spans, retain
+from lightning_core.otlp.spans import encode_request
 from lightning_flows.flows.cli import main
 from tests.lake_maker import settings
 from tests.spool_maker import record, rollout_spans, span, store, store_rollout
@@ -61,24 +61,24 @@ def every_view(lake: Lake) -> dict[str, list[str]]:
 
 
 def test_a_batch_that_comes_again_is_stored_once_however_late(tmp_path: Path) -> None:
-    body = encode_spans({}, rollout_spans("r.1"))
+    body = encode_request({}, rollout_spans("r.1"))
     lake = Lake(tmp_path)
     store(tmp_path, [record(body), record(body)])
     assert (lake.ingest().spans, lake.manifests.spans().retries) == (4, 4)
     first = spans(lake)
-    store(tmp_path, [record(body, received_ns=9), record(encode_spans({}, [span("other", 7)]))])
+    store(tmp_path, [record(body, received_ns=9), record(encode_request({}, [span("other", 7)]))])
     done = lake.ingest()
     assert (done.spans, done.retries, lake.manifests.spans().retries) == (1, 4, 8)
     assert spans(lake) == sorted([*first, ("r.1", "0000000000000007", "other")])
 
 
 def test_one_id_with_other_content_is_another_span(tmp_path: Path) -> None:
-    store(tmp_path, [record(encode_spans({}, [span("a", 1)])), record(encode_spans({}, [span("b", 1)]))])
+    store(tmp_path, [record(encode_request({}, [span("a", 1)])), record(encode_request({}, [span("b", 1)]))])
     assert Lake(tmp_path).ingest().spans == 2
 
 
 def test_a_retry_without_a_start_time_or_a_scope_is_found_too(tmp_path: Path) -> None:
-    body = encode_spans({}, [span("a", 1, start_ns=0)])
+    body = encode_request({}, [span("a", 1, start_ns=0)])
     lake = Lake(tmp_path)
     for _ in range(2):
         store(tmp_path, [record(body, None, None)])
@@ -214,8 +214,8 @@ def test_retention_by_age_removes_whole_executions_and_spares_unfinished_epochs(
     lake = Lake(tmp_path)
     for name, epoch, age in (("old.0", 0, 9), ("open.0", 1, 9), ("new.0", 0, 1)):
         store_rollout(tmp_path, name, epoch=epoch, received_ns=now - age * DAY_NS)
-    store(tmp_path, [record(encode_spans({}, [span("late", 9)]), "new.0", received_ns=now - 9 * DAY_NS)])
-    store(tmp_path, [record(encode_spans({}, [span("no rollout", 9)]), None, None, received_ns=now - 9 * DAY_NS)])
+    store(tmp_path, [record(encode_request({}, [span("late", 9)]), "new.0", received_ns=now - 9 * DAY_NS)])
+    store(tmp_path, [record(encode_request({}, [span("no rollout", 9)]), None, None, received_ns=now - 9 * DAY_NS)])
     lake.ingest()
     done = sealed(lake)
     done.finish("derive", "key", {}, 0)

@@ -15,6 +15,7 @@ FORBIDDEN = {
     "tasks": {"lightning_flows.flows", "tests", "examples"},
     "flows": {"tests", "examples"},
     "lightning_core/client": {"torch", "pydantic", "duckdb", "opentelemetry", "httpx", "requests"},
+    "lightning_core/otlp": {"torch", "pydantic", "duckdb", "starlette", "aiohttp"},
 }
 
 # The rooms of lightning_core, each importing those before it alone. `cpu_demo` stands beside them: it takes the place of parts of
@@ -67,6 +68,25 @@ def test_the_client_an_agent_imports_brings_nothing_heavy() -> None:
     code = f"import sys, lightning_core.client; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_client_an_agent_imports_needs_the_standard_library_alone() -> None:
+    code = "import sys, lightning_core.client; print(*sorted({m.partition('.')[0] for m in sys.modules} - {*sys.stdlib_module_names}))"
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["__main__", "lightning_core"]
+
+
+def test_otlp_knows_nothing_of_what_reads_it() -> None:
+    """Of the rest of the library only the record of a spool."""
+    wrong = {
+        (file.name, node.module)
+        for file in (ROOT / "lightning_core/otlp").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning_core.")
+        if not node.module.startswith(("lightning_core.otlp", "lightning_core.spool.spool_format"))
+    }
+    assert wrong == set()
 
 
 def test_an_analysts_light_base_can_ask_the_catalog() -> None:

@@ -14,7 +14,9 @@ from lightning_core.lake import catalog
 from lightning_core.lake import decode as decoding
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
-from lightning_core.lake.otlp import JSON, OtlpError, SpanData, encode_spans, parse_request
+from lightning_core.otlp.messages import OtlpError
+from lightning_core.otlp.receive import JSON, parse_request
+from lightning_core.otlp.spans import SpanData, encode_request
 from lightning_core.server import intake
 from lightning_core.server.main import _decoded_offset
 from lightning_core.spool import spool
@@ -22,7 +24,7 @@ from lightning_core.spool.spool import Record, SpoolWriter
 
 
 def body(number: int) -> bytes:
-    return encode_spans({}, [SpanData("step", b"\x01" * 16, number.to_bytes(8, "big"), 1_000, 2_000)])
+    return encode_request({}, [SpanData("step", 1_000, 2_000, "01" * 16, f"{number:016x}")])
 
 
 def fill(home: Path, bodies: list[bytes], begin: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""OTLP bodies to protobuf bytes whose envelope is sound, and spans of our own to the same.
+"""What comes in over OTLP → protobuf bytes whose envelope is sound.
 
 A protobuf request passes through unchanged; OTLP/JSON is converted, so that what lies behind knows one encoding. What
 is in the spans is nobody's business here: decoding them happens later, off the request path.
@@ -6,27 +6,17 @@ is in the spans is nobody's business here: decoding them happens later, off the 
 
 from __future__ import annotations
 
-import sys
 import zlib
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
+from lightning_core.otlp.from_json import read_json, trace_envelope
+from lightning_core.otlp.messages import OtlpError, count_spans, parse_envelope
+from lightning_core.otlp.spans import PROTOBUF
 
-from lightning_core.lake.otlp_envelope import OtlpError, count_spans, parse_envelope
-from lightning_core.lake.otlp_json import read_json, trace_envelope
-
-PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 
 _MOST_MEMBERS = 1024  # of a gzip body; a body of nothing but empty ones would take minutes
 _INFLATED_AT_ONCE = 256 * 1024  # bytes; what follows a member is copied, so that this bounds the copies
-
-AttributeValue = str | bool | int | float | bytes | Sequence[Any]
 
 
 def media_type(content_type: str) -> str:
@@ -112,89 +102,3 @@ def sniff_encoding(body: bytes) -> str | None:
         return "gzip"
     zlib_header = len(body) >= 2 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
     return "deflate" if zlib_header else None
-
-
-@dataclass(frozen=True, slots=True)
-class SpanData:
-    """A span to be encoded; times are Unix nanoseconds."""
-
-    name: str
-    trace_id: bytes  # 16 bytes
-    span_id: bytes  # 8 bytes
-    start_ns: int
-    end_ns: int
-    parent_id: bytes | None = None
-    kind: int = Span.SPAN_KIND_INTERNAL
-    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
-    status: Literal["unset", "ok", "error"] = "unset"
-    status_message: str = ""
-    events: tuple[()] = ()  # none of ours has any
-
-
-_STATUS = {"unset": Status.STATUS_CODE_UNSET, "ok": Status.STATUS_CODE_OK, "error": Status.STATUS_CODE_ERROR}
-
-
-def encode_spans(
-    resource: Mapping[str, AttributeValue], spans: Iterable[SpanData], scope: str = "lightning_core"
-) -> bytes:
-    """An `ExportTraceServiceRequest` of one resource; TypeError for an attribute value OTLP has no type for."""
-    encoded = [
-        Span(
-            name=span.name,
-            trace_id=span.trace_id,
-            span_id=span.span_id,
-            parent_span_id=span.parent_id or b"",
-            kind=span.kind,  # type: ignore[arg-type]
-            start_time_unix_nano=span.start_ns,
-            end_time_unix_nano=span.end_ns,
-            attributes=_key_values(span.attributes),
-            status=Status(code=_STATUS[span.status], message=span.status_message),
-        )
-        for span in spans
-    ]
-    scope_spans = ScopeSpans(spans=encoded)
-    scope_spans.scope.name = scope
-    resource_spans = ResourceSpans(scope_spans=[scope_spans])
-    resource_spans.resource.attributes.extend(_key_values(resource))
-    return ExportTraceServiceRequest(resource_spans=[resource_spans]).SerializeToString()
-
-
-def _key_values(attributes: Mapping[str, AttributeValue]) -> list[KeyValue]:
-    return [KeyValue(key=key, value=_any_value(key, value)) for key, value in attributes.items()]
-
-
-def _any_value(key: str, value: Any) -> AnyValue:
-    if isinstance(value, bool):
-        return AnyValue(bool_value=value)
-    if isinstance(value, str):
-        # A lone surrogate (half an emoji in a streamed reply) has no UTF-8 form.
-        return AnyValue(string_value=value.encode("utf-8", "replace").decode())
-    if isinstance(value, int):
-        return AnyValue(int_value=value)
-    if isinstance(value, float):
-        return AnyValue(double_value=value)
-    if isinstance(value, bytes | bytearray):
-        return AnyValue(bytes_value=bytes(value))
-    if isinstance(value, list | tuple):
-        result = AnyValue()
-        result.array_value.values.extend(_any_value(key, item) for item in value)
-        if not value:
-            result.array_value.SetInParent()
-        return result
-    raise TypeError(f"attribute {key!r}: OTLP has no type for {type(value).__name__}")
-
-
-def int32_bytes(ids: Iterable[int]) -> bytes:
-    """Little-endian int32; OverflowError where an id does not fit."""
-    return _little_endian(array("i", ids))
-
-
-def float32_bytes(values: Iterable[float]) -> bytes:
-    """Little-endian float32."""
-    return _little_endian(array("f", values))
-
-
-def _little_endian(values: array[Any]) -> bytes:
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()

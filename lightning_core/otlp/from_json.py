@@ -21,7 +21,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from lightning_core.lake.otlp_envelope import Envelope, OtlpError, unconverted
+from lightning_core.otlp.messages import Envelope, OtlpError, unconverted
 
 _MOST_SPANS = 100_000  # of a request: they are converted one by one, in seconds for so many
 _INTEGER = re.compile(r"[+-]?[0-9]{1,400}")

@@ -1,0 +1,13 @@
+"""OTLP: the spans that we write, and spans of any make that we read.
+
+Written, with the standard library alone, so that agents can import it:
+    spans.py  a span, and its bytes
+
+Received:
+    receive.py  bodies to protobuf   from_json.py  OTLP/JSON to protobuf
+
+Decoded later, off the request path:
+    messages.py  OTLP's messages as protobuf's classes   wire.py    fields of a broken message
+    locate.py    a request → its spans                   scopes.py  resources and scopes
+    columns.py   spans → columns                         values.py  attributes' values
+"""

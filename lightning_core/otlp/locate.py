@@ -1,0 +1,199 @@
+"""Requests of the spool → the bytes of each span, and where it comes from.
+
+Lenient where protobuf is not: a request that is cut off, or broken somewhere, still gives the spans before that place,
+and the bytes behind it are rejected with the reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count, repeat
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from lightning_core.otlp.messages import Envelope, why_unconverted
+from lightning_core.otlp.scopes import SHORT, Origin, read_origin
+from lightning_core.otlp.wire import BYTES, CutOff, WireError, walk
+from lightning_core.spool.spool_format import Record
+
+# Rejections of one record that are listed one by one; what a hostile request holds beyond them is one more entry.
+_LISTED = 1000
+# A resource is sent once and copied to each of its spans. So much of it is read for all scopes that name it, and so many
+# characters are copied: Arrow's columns end at 2 GB.
+_READ = 256 << 20
+_COPIED = 256 << 20
+
+Unread = tuple[str, bytes]  # reason, bytes
+
+# A span as it was sent: its bytes, which of the records it is in, its position there (rejected ones counted), and which of
+# the origins it has.
+Sent = tuple[bytes, int, int, int]
+
+
+@dataclass
+class Located:
+    """The spans of some records; `rejected` is what no span could be made of."""
+
+    records: list[tuple[int, Record]]  # offset in the spool, record
+    spans: list[Sent] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    _listed: Counter[int] = field(default_factory=Counter)
+    _more: dict[int, list[Any]] = field(default_factory=dict)  # record → first index, count, bytes
+    _known: dict[tuple[bytes, ...], int] = field(default_factory=dict)
+    _read: int = 0  # bytes of the resources and scopes in `_known`
+
+    def reject(self, record: int, index: int | None, reason: str, raw: bytes) -> None:
+        """Keep these bytes aside, with the reason."""
+        self._listed[record] += 1
+        if self._listed[record] > _LISTED:
+            more = self._more.setdefault(record, [index, 0, []])
+            more[1] += 1
+            more[2].append(raw.hex())
+        else:
+            unconverted = why_unconverted(raw)
+            self._reject(record, index, 1, unconverted[0] if unconverted else reason, raw.hex())
+
+    def all_rejected(self) -> list[dict[str, Any]]:
+        """What was rejected, by offset and index. Of one record, all beyond the first so many are one entry."""
+        for record, (index, more, raw) in self._more.items():
+            self._reject(record, index, more, f"{more} more of this request cannot be decoded", "".join(raw))
+        self._more.clear()
+        return sorted(self.rejected, key=lambda r: (r["offset"], -1 if r["index"] is None else r["index"]))
+
+    def _reject(self, record: int, index: int | None, count: int, reason: str, raw: str) -> None:
+        offset, source = self.records[record]
+        self.rejected.append(rejection(offset, index, count, reason, source, raw))
+
+    def origin(self, key: tuple[bytes, ...]) -> int | None:
+        """Which of `origins` this is; None where too much was read already. A resource is read anew for each scope below it."""
+        known = self._known.get(key)
+        if known is None:
+            self._read += sum(map(len, key))
+            if self._read > _READ:
+                return None
+            known = self._known[key] = len(self.origins)
+            self.origins.append(read_origin(*key))
+        return known
+
+
+def rejection(offset: int, index: int | None, count: int, reason: str, source: Record, raw: str) -> dict[str, Any]:
+    """A line of a file of rejected spans."""
+    return {
+        "offset": offset,
+        "index": index,
+        "count": count,
+        "reason": reason,
+        "received_ns": source.received_ns,
+        "rollout_id": source.rollout_id,
+        "attempt_id": source.attempt_id,
+        "span": raw,
+    }
+
+
+def locate(records: list[tuple[int, Record]]) -> Located:
+    """The spans of these records (offset in the spool, record), unread."""
+    found = Located(records)
+    for number, (_, record) in enumerate(records):
+        _request(found, number, record.body)
+    _shorten(found)
+    return found
+
+
+def _request(found: Located, record: int, data: bytes) -> None:
+    index = 0  # of the next span, or of what was rejected in its place
+    for key, spans, unread in _groups(data):
+        origin = found.origin(key) if spans else 0
+        if origin is not None:
+            found.spans.extend(zip(spans, repeat(record), count(index), repeat(origin)))
+        else:
+            unread = [(f"its resource: more than {_READ} bytes of such are named", raw) for raw in spans] + unread
+            spans = []
+        index += len(spans)
+        for reason, raw in unread:
+            found.reject(record, index, reason, raw)
+            index += 1
+    if data and not index and not _is_empty_request(data):
+        found.reject(record, None, "no OTLP request: there is no span in it", data)
+
+
+def _groups(data: bytes) -> Iterator[tuple[tuple[bytes, ...], list[bytes], list[Unread]]]:
+    """(resource, scope and their schema URLs; spans below them; what follows and cannot be read) of a request."""
+    try:
+        envelope = Envelope.FromString(data)
+    except DecodeError:
+        yield from _salvaged(data)
+        return
+    for above in envelope.resource_spans:
+        for group in above.scope_spans:
+            yield (above.resource, above.schema_url, group.scope, group.schema_url), group.spans[:], []
+
+
+def _salvaged(data: bytes) -> Iterator[tuple[tuple[bytes, ...], list[bytes], list[Unread]]]:
+    """The same of a request that is broken somewhere."""
+    unread: list[Unread] = []
+    for resource_spans in _parts(data, 1, {}, unread):
+        above: dict[int, bytes] = {}
+        unread_above: list[Unread] = []
+        # All scopes first: what follows them may be the resource.
+        for scope_spans in list(_parts(resource_spans, 2, above, unread_above)):
+            group: dict[int, bytes] = {}
+            unread_group: list[Unread] = []
+            spans = list(_parts(scope_spans, 2, group, unread_group, whole=True))
+            yield tuple(part.get(field, b"") for part in (above, group) for field in (1, 3)), spans, unread_group
+        yield (), [], unread_above
+    yield (), [], unread
+
+
+def _parts(
+    data: bytes, wanted: int, others: dict[int, bytes], unread: list[Unread], whole: bool = False
+) -> Iterator[bytes]:
+    """The fields `wanted` of a message; the last of each other goes into `others`.
+
+    One that is cut off ends where the message ends, or is left `unread` if it has to be `whole`.
+    """
+    try:
+        for number, wire, begin, end in walk(data, 0, len(data)):
+            if wire == BYTES and number == wanted:
+                yield data[begin:end]
+            elif wire == BYTES:
+                others[number] = data[begin:end]
+    except CutOff as error:
+        if error.number == wanted and not whole:
+            yield data[error.at :]
+        else:
+            unread.append((str(error), data[error.at :]))
+    except WireError as error:
+        unread.append((str(error), data[error.at :]))
+
+
+def _is_empty_request(data: bytes) -> bool:
+    """Whether there is nothing but resources and scopes without spans (an exporter may send that)."""
+    try:
+        return all((number, wire) == (1, BYTES) for number, wire, *_ in walk(data, 0, len(data)))
+    except WireError:
+        return False
+
+
+def _shorten(found: Located) -> None:
+    """Where too much would be copied, the largest resources are whole at their first span only, until it fits."""
+    sizes = [origin.size for origin in found.origins]
+    copies = Counter(origin for *_, origin in found.spans)
+    total = sum(copies[number] * size for number, size in enumerate(sizes))
+    instead: dict[int, int] = {}
+    for number in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
+        if total <= _COPIED or sizes[number] <= SHORT:
+            break
+        if copies[number] < 2:
+            continue
+        instead[number] = len(found.origins)
+        found.origins.append(found.origins[number].shortened())
+        total -= (copies[number] - 1) * max(sizes[number] - found.origins[-1].size, 0)
+    seen: set[int] = set()
+    for i, (raw, record, index, origin) in enumerate(found.spans if instead else ()):
+        if origin in seen:
+            found.spans[i] = raw, record, index, instead.get(origin, origin)
+        seen.add(origin)
