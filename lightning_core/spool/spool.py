@@ -4,7 +4,7 @@ One process writes (`SpoolWriter`; an flock says so), any number read. Writing i
 that many requests share one synchronous write: an append is resolved after its bytes and, for a new segment, the folder's
 entry are on disk. Segments grow by zeros in front of what comes, so that a small write need not wait for the file system's journal
 (half of the time, a third of the processor's); no record begins with zeros. Whatever was written but not acknowledged is cut off again when writing fails, and when the spool is
-opened after a crash. `lake.spool_format` has the layout. Imports the standard library only.
+opened after a crash. `spool_format` has the layout. Imports the standard library only.
 """
 
 from __future__ import annotations
