@@ -7,9 +7,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from lightning_core import names
 from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.client import STATUS_OK, SpanData, new_span_id, new_trace_id, post_spans
@@ -22,9 +19,10 @@ from lightning_core.loading import grader_digest
 from lightning_core.server.handle import ServerHandle
 from lightning_flows.tasks.ingest import grade_rollouts, ingest_spans
 from lightning_flows.tasks.progress import Progress, logger
+from lightning_flows.tasks.step import step
 
 
-@task(task_run_name="choose rollouts of production", cache_policy=NO_CACHE, persist_result=False)
+@step("choose rollouts of production")
 def adopt(settings: Settings, epoch: EpochManifest, choice: Choice) -> dict[str, Any]:
     """Choose rollouts, give each its root span, grade them, seal the epoch; returns counts.
 

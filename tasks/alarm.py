@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from lightning_core.config import Settings
 from lightning_core.epoch.services import Services, versions
 from lightning_core.policies.store import PolicyStore
@@ -12,9 +9,10 @@ from lightning_core.tracking.alarm import Collapse, alarms
 from lightning_core.tracking.mlflow_backend import MlflowRun
 from lightning_flows.tasks.progress import logger
 from lightning_flows.tasks.redeploy import redeploy
+from lightning_flows.tasks.step import step
 
 
-@task(task_run_name="alarm after {epochs} epochs", cache_policy=NO_CACHE, persist_result=False)
+@step("alarm after {epochs} epochs")
 def watch(settings: Settings, epochs: int, services: Services | None = None) -> None:
     """Raise Collapse where the run, after so many epochs, has passed a limit of `alarm:`; the flow ends as failed with it.
 

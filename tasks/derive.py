@@ -8,8 +8,6 @@ from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner
 
 from lightning_core.config import Settings
@@ -22,9 +20,10 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_flows.tasks.cluster import in_order, task_runner
 from lightning_flows.tasks.progress import Progress, logger
+from lightning_flows.tasks.step import step
 
 
-@task(task_run_name="derive {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
+@step("derive {epoch.mode} {epoch.epoch}")
 def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
     """Run the SQL of the epoch; returns rows by table. Raises SettingsError where policies' patterns overlap on an agent."""
     lake = Lake(settings.home)
@@ -52,7 +51,7 @@ def derive_tables(settings: Settings, epoch: EpochManifest) -> dict[str, int]:
     return rows
 
 
-@task(task_run_name="sql, bucket {job.bucket.number}/{job.bucket.of}", cache_policy=NO_CACHE, persist_result=False)
+@step("sql, bucket {job.bucket.number}/{job.bucket.of}")
 def derive_bucket(settings: Settings, epoch: EpochManifest, job: Job) -> dict[str, pa.Table]:
     """One bucket's SQL, over the lake in `home` as this machine sees it."""
     return work_bucket(Lake(settings.home), epoch, settings, job)

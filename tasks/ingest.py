@@ -8,9 +8,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from lightning_core.agents.grading import grade
 from lightning_core.config import ClusterSettings, LakeSettings, Settings
 from lightning_core.epoch.decoding import decode_spool
@@ -21,22 +18,23 @@ from lightning_core.lake.redact import Redaction
 from lightning_core.server.handle import ServerHandle
 from lightning_flows.tasks.cluster import in_order, task_runner
 from lightning_flows.tasks.progress import Progress, logger
+from lightning_flows.tasks.step import step
 
 
-@task(task_run_name="decode spans", cache_policy=NO_CACHE, persist_result=False)
+@step("decode spans")
 def ingest_spans(settings: Settings) -> int:
     """Decode what the server has made durable; returns the spool offset that is decoded now."""
     return _decode(settings.home, settings.lake, settings.cluster).decoded_offset
 
 
-@task(task_run_name="decode spans", cache_policy=NO_CACHE, persist_result=False)
+@step("decode spans")
 def ingest_home(home: Path, rules: LakeSettings) -> dict[str, int]:
     """The same for a home without a run; returns counts of spans."""
     done = _decode(home, rules)
     return {"spans": done.spans, "rejected": done.rejected, "retries": done.retries}
 
 
-@task(task_run_name="decode from {first}", cache_policy=NO_CACHE, persist_result=False)
+@step("decode from {first}")
 def decode_range(first: int, batch: Batch) -> Decoded:
     """Spans of a part of the spool, from offset `first` on, which is handed over whole: the spool is on the server's machine."""
     return decode_batch(batch)
@@ -65,7 +63,7 @@ def _on(cluster: ClusterSettings) -> Decode:
     return decode
 
 
-@task(task_run_name="grade {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
+@step("grade {epoch.mode} {epoch.epoch}")
 def grade_rollouts(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
     """Run `reward.grader` over the attempts of the epoch that it has not graded yet; rewards are durable on return."""
     grader = settings.reward.grader

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from lightning_core.config import LakeSettings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
 from lightning_flows.tasks.progress import logger
+from lightning_flows.tasks.step import step
 
 
 def publish_lake(home: Path, lake: LakeSettings) -> None:
@@ -19,7 +17,7 @@ def publish_lake(home: Path, lake: LakeSettings) -> None:
         _publish(home, lake.storage)
 
 
-@task(task_run_name="publish lake", cache_policy=NO_CACHE, persist_result=False)
+@step("publish lake")
 def _publish(home: Path, storage: str) -> None:
     from lightning_core.lake.storage import publish  # brings fsspec
 

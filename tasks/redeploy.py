@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from lightning_core.config import Settings
 from lightning_core.epoch.deploy import deploy
 from lightning_core.epoch.services import Services
 from lightning_flows.tasks.progress import logger
+from lightning_flows.tasks.step import step
 
 
-@task(task_run_name="redeploy", cache_policy=NO_CACHE, persist_result=False)
+@step("redeploy")
 def redeploy(settings: Settings, services: Services, versions: dict[str, str]) -> dict[str, Any]:
     """Serve these versions (policy → version), without a restart; returns seconds by policy."""
     seconds = deploy(settings, services, versions)

@@ -10,9 +10,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.config import Settings
@@ -20,6 +17,7 @@ from lightning_core.epoch.plan import PlannedRollout
 from lightning_core.lake.manifest import Mode
 from lightning_core.server.handle import ServerError, ServerHandle
 from lightning_flows.tasks.progress import Progress, logger
+from lightning_flows.tasks.step import step
 
 _shared_lock = threading.Lock()
 
@@ -42,7 +40,7 @@ def split(rollouts: list[PlannedRollout], shards: int) -> list[list[PlannedRollo
     return [part for i in range(shards) if (part := rollouts[i::shards])]
 
 
-@task(task_run_name="rollout shard {number}/{of}", cache_policy=NO_CACHE, persist_result=False)
+@step("rollout shard {number}/{of}")
 def rollout_shard(
     settings: Settings,
     server: ServerHandle,

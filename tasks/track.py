@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import CancelledRun
 from prefect.runtime import deployment, flow_run
 
@@ -30,6 +28,7 @@ from lightning_core.tracking.signals import Signal, backends, epoch_signals
 from lightning_flows.tasks.preflight import evaluation_tasks, training_tasks
 from lightning_flows.tasks.progress import logger
 from lightning_flows.tasks.show import show_run
+from lightning_flows.tasks.step import step
 from lightning_flows.tasks.versions import note_evaluation
 
 _tracked: dict[tuple[Path, str], float] = {}  # (home, run) -> when its flow began, seconds since 1970
@@ -69,7 +68,7 @@ def _status(settings: Settings, status: Status) -> None:
             logger().warning("MLflow does not know that run %s is %s: %s", settings.run, status, error)
 
 
-@task(task_run_name="record {epoch.mode} {epoch.epoch}", cache_policy=NO_CACHE, persist_result=False)
+@step("record {epoch.mode} {epoch.epoch}")
 def record(settings: Settings, epoch: EpochManifest) -> None:
     """Tell every backend the signals of an epoch or evaluation, show the run's table in the Prefect UI; its last stage."""
     run_stage(Lake(settings.home), epoch, "record", record_key(epoch), lambda: _record(settings, epoch))

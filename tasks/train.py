@@ -8,9 +8,6 @@ from functools import cache, partial
 from queue import SimpleQueue
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from lightning_core.config import PolicySettings, Settings
 from lightning_core.epoch.stage_keys import train_key
 from lightning_core.epoch.stages import run_stage
@@ -22,6 +19,7 @@ from lightning_core.training.epoch import train_version
 from lightning_core.training.launch import end_all
 from lightning_flows.tasks.api import wait_for_api
 from lightning_flows.tasks.progress import Progress, logger
+from lightning_flows.tasks.step import step
 
 
 def train_policies(settings: Settings, epoch: EpochManifest) -> dict[str, dict[str, Any]]:
@@ -58,12 +56,7 @@ def train_policies(settings: Settings, epoch: EpochManifest) -> dict[str, dict[s
             raise
 
 
-@task(
-    task_run_name="train {policy.name} epoch {epoch.epoch}",
-    tags=["trainer"],
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@step("train {policy.name} epoch {epoch.epoch}", "trainer")
 def train_policy(
     settings: Settings, policy: PolicySettings, epoch: EpochManifest, device: str | None = None
 ) -> dict[str, Any]:
