@@ -16,6 +16,8 @@ from lightning_core.epoch.plan import plan_evaluation
 from lightning_core.settings_file import load_settings
 from lightning_flows.tasks.preflight import evaluation_tasks
 
+pytestmark = pytest.mark.slow  # imports of half a minute
+
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "planner_executor"
 
 

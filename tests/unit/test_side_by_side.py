@@ -20,6 +20,8 @@ from lightning_flows.tasks import train
 from tests import lake_maker
 from tests.unit.test_several_policies import policy
 
+pytestmark = pytest.mark.slow  # imports of half a minute
+
 EPOCH = EpochManifest(run="run", epoch=0, opened_offset=0)
 
 
