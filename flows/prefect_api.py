@@ -39,20 +39,33 @@ def prefect_api(home: Path) -> Iterator[None]:
     os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(folder / "memo_store.toml"))
     port = _free_port()
     os.environ["PREFECT_API_URL"] = url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
     environment = os.environ | {"PREFECT_UI_API_URL": url}
-    process = Process(command, folder / "server.log", environment, dies_with_us=True)
+    process = Process(server_command(port), folder / "server.log", environment, dies_with_us=True)
     try:
         logger.info("starting Prefect's server", extra=shown())
         importlib.import_module("prefect.main")  # seconds, in which the server starts
-        process.wait_until(lambda: _is_healthy(port) or None, _START_S, "Prefect's server")
+        process.wait_until(lambda: answers(f"{url}/health") or None, _START_S, "Prefect's server")
         logger.info("Prefect's UI, while this runs: http://127.0.0.1:%d", port, extra=shown())
         yield
     finally:
         _send_what_waits()
         del os.environ["PREFECT_API_URL"]
         process.end(10)
+
+
+def server_command(port: int) -> list[str]:
+    """Return the command line of a Prefect server, which listens on 127.0.0.1."""
+    app = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1"]
+    return [sys.executable, "-m", *app, "--port", str(port), "--log-level", "warning"]
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers 200 there within two seconds."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (OSError, ValueError):
+        return False
 
 
 def _send_what_waits() -> None:
@@ -64,13 +77,6 @@ def _send_what_waits() -> None:
 
     for worker in (APILogWorker, EventsWorker):
         worker.drain_all(timeout=5)
-
-
-def _is_healthy(port: int) -> bool:
-    with contextlib.suppress(OSError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
-        return True
-    return False
 
 
 def _free_port() -> int:

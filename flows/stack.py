@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-import urllib.request
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +28,7 @@ from lightning_core.process.linux import created, end_group, group_members, is_r
 from lightning_core.process.spawn import Process, StartError
 from lightning_core.process.supervise import Supervised
 from lightning_core.server.handle import server_command
+from lightning_flows.flows import prefect_api
 
 WORK_POOL = "local"
 logger = logging.getLogger(__name__)
@@ -100,7 +100,6 @@ def make_plan(
     if prefect_db is not None:
         prefect["PREFECT_API_DATABASE_CONNECTION_URL"] = prefect_db
     python = [sys.executable, "-m"]
-    app = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1"]
     worker = ["prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--with-healthcheck"]
     worker_health = {
         "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
@@ -114,7 +113,7 @@ def make_plan(
         parts=[
             Part(
                 name="prefect",
-                command=[*python, *app, "--port", str(chosen["prefect"]), "--log-level", "warning"],
+                command=prefect_api.server_command(chosen["prefect"]),
                 environment=prefect,
                 ready=f"{url['prefect']}/api/health",
                 shown=url["prefect"],
@@ -196,11 +195,7 @@ def _end_part(part: Running) -> None:
 
 
 def is_ready(part: Part) -> bool:
-    try:
-        with urllib.request.urlopen(part.ready, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (OSError, ValueError):
-        return False
+    return prefect_api.answers(part.ready)
 
 
 def _port(name: str, wanted: int) -> int:
