@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -36,8 +35,6 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.retain import require_spans
 from lightning_core.lake.unique_places import require_unique
-
-logger = logging.getLogger(__name__)
 
 # Made of an epoch before it is cut into buckets, with what they are made of: scored_attempts.
 _OF_THE_EPOCH = ("counted_attempts", "methods", "attribute_aliases")

@@ -33,9 +33,7 @@ logger = logging.getLogger(__name__)
 _AT_ONCE = 32 << 20  # bytes of requests decoded together,
 _SPANS_AT_ONCE = 1 << 17  # and spans,
 _SPAN_BYTES_AT_ONCE = 8 << 20  # and what these hold: empty events or maps take 200 times their bytes
-_CONCLUDED_AT_ONCE = (
-    1 << 18
-)  # spans of which SQL concludes together; a file with more of them is sorted in as many parts
+_CONCLUDED_AT_ONCE = 1 << 18  # spans of which SQL concludes together; a file with more is sorted in as many parts
 
 Placed = tuple[int, int, Record]  # offset, next offset, record: as `spool.read` yields them
 
@@ -52,7 +50,6 @@ class Decoder:
     """Decodes records of the spool into one Arrow table of typed spans. Not to be shared between threads."""
 
     def __init__(self) -> None:
-        self._aliases = aliases()
         con = duckdb.connect(config={"threads": 1})
         con.execute(f"CREATE TABLE agent_rules AS {sql.text('hierarchy/agent_rules')}")
         self._engine = [con]

@@ -6,7 +6,6 @@ One MLflow run per run of ours; its id is kept beside the run's optimizer state,
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from pathlib import Path
@@ -27,8 +26,6 @@ before training. The other metrics at step n are of epoch n, which begins with t
 the policy acted, `mean_reward` over all.
 `trained_calls` of the `calls` were trained on. {REPEATED}
 """
-
-logger = logging.getLogger(__name__)
 
 
 def tracking_uri(settings: Settings) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import re
 import signal
@@ -24,8 +23,6 @@ from lightning_core.process.spawn import SHORT_SPINS, Process, child_environment
 from lightning_core.training.checkpoint import forget_other_boots
 from lightning_core.training.errors import LESS_MEMORY, TrainingFailed
 from lightning_core.training.job import Job
-
-logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _running: set[Process | Fork] = set()
