@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_core.config import Settings
-from lightning_core.events import At, Rows, Stage, Worth, event_of
+from lightning_core.events import At, Rows, Stage, Worth, event_of, when
 
 _SIGN_OF_LIFE_S = 30.0  # between lines of one stage where there is no terminal
 _LINE, _TIME = "%(asctime)s %(message)s", "%H:%M:%S"
@@ -279,7 +279,7 @@ def _left(progress: Any) -> float | None:
 def _title(settings: Settings, mode: str, epoch: int) -> str:
     if mode == "train":
         return f"epoch {epoch} ({epoch + 1} of {max(settings.epochs, epoch + 1)})"
-    return f"evaluation after epoch {epoch - 1}" if epoch else "evaluation before training"
+    return f"evaluation {when(epoch)}"
 
 
 def _course(values: list[str]) -> str:

@@ -13,9 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lightning_core.config import Settings
+from lightning_core.epoch.held_out import percents
 from lightning_core.epoch.outcome import Gain, Outcome, outcome
 from lightning_core.epoch.report import epoch_rows
 from lightning_core.epoch.task_file import ID
+from lightning_core.events import when
 from lightning_core.lake.lake import Lake
 from lightning_core.policies.space import taken_line
 from lightning_core.policies.store import BASE_VERSION, PolicyStore
@@ -48,12 +50,12 @@ def came_of_it(found: Outcome | None, rows: list[dict[str, Any]]) -> Iterator[st
     if found is None:
         yield "  No held-out tasks were tried (tasks.evaluate), so nobody knows whether it helped."
     elif found.since == found.epoch:
-        yield f"  Held-out, {_when(found.epoch)}: {found.after}. There is no other evaluation to compare it with."
+        yield f"  Held-out, {when(found.epoch)}: {found.after}. There is no other evaluation to compare it with."
     else:
         before, after = found.before, found.after
         yield (
-            f"  Held-out tasks right: {_share(before.right, before.interval)} {_when(found.since)} → "
-            f"{_share(after.right, after.interval)} {_when(found.epoch)}; {after.tasks} tasks."
+            f"  Held-out tasks right: {_share(before.right, before.interval)} {when(found.since)} → "
+            f"{_share(after.right, after.interval)} {when(found.epoch)}; {after.tasks} tasks."
         )
         if found.gain is not None and before.reward is not None and after.reward is not None:
             yield f"  Held-out reward: {before.reward:.3f} → {after.reward:.3f}. {verdict(found.gain)}"
@@ -78,7 +80,7 @@ def verdict(gain: Gain) -> str:
 
 def answers(found: Outcome) -> Iterator[str]:
     """Some held-out tasks, each with what the agent answered in the first evaluation and in the last."""
-    yield f"Held-out tasks, answered {_when(found.since)} and {_when(found.epoch)}:"
+    yield f"Held-out tasks, answered {when(found.since)} and {when(found.epoch)}:"
     for answer in found.answers:
         yield f"  {answer.task_id}: {_task(answer.task)}"
         yield f"    before, reward {answer.reward_before:.2f}: {_answer(answer.output_before, answer.error_before)}"
@@ -143,12 +145,8 @@ def _trained_rollout(settings: Settings) -> str | None:
     return None
 
 
-def _when(epochs: int) -> str:
-    return f"after epoch {epochs - 1}" if epochs else "before training"
-
-
 def _share(share: float, interval: tuple[float, float]) -> str:
-    return f"{share:.1%} (95%: {100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    return f"{share:.1%} {percents(interval)}"
 
 
 def _task(text: str | None) -> str:

@@ -47,5 +47,10 @@ def shown(event: Event | None = None) -> dict[str, Event]:
     return {"event": event or Worth()}
 
 
+def when(epochs: int) -> str:
+    """Return when an evaluation was made, by how many epochs had been trained: `before training`, `after epoch 4`."""
+    return f"after epoch {epochs - 1}" if epochs else "before training"
+
+
 def event_of(record: logging.LogRecord) -> Event | None:
     return getattr(record, "event", None)

@@ -19,7 +19,7 @@ from lightning_core.epoch.plan import Task
 from lightning_core.epoch.report import epoch_rows
 from lightning_core.epoch.stage_keys import record_key
 from lightning_core.epoch.stages import run_stage
-from lightning_core.events import Rows, shown
+from lightning_core.events import Rows, shown, when
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError, stage_key
 from lightning_core.policies.store import PolicyStore
@@ -93,8 +93,7 @@ def _record(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
 
 def _came_to(settings: Settings, epoch: EpochManifest, row: dict[str, Any]) -> str:
     if epoch.mode == "evaluate":
-        when = f"after epoch {row['epoch']}" if epoch.epoch else "before training"
-        return f"held-out {when}: {held_out(Lake(settings.home), epoch)}"
+        return f"held-out {when(epoch.epoch)}: {held_out(Lake(settings.home), epoch)}"
     if row["mean_reward"] is None:
         return f"epoch {epoch.epoch}: no rollout has a reward"
     return f"epoch {epoch.epoch}: mean reward {row['mean_reward']:.3f} of {row['rollouts']} rollouts"

@@ -26,13 +26,18 @@ class HeldOut:
     pass_at: dict[int, float]  # k → share of tasks that one of k rollouts solves
 
     def __str__(self) -> str:
-        low, high = self.interval
         told = "".join(f", pass@{k} {share:.1%}" for k, share in self.pass_at.items() if k > 1)
-        share = f"{self.right:.1%} right (95%: {100 * low:.1f} to {100 * high:.1f})"
-        return f"{share} in {self.rollouts} rollouts of {self.tasks} tasks{told}"
+        return (
+            f"{self.right:.1%} right {percents(self.interval)} in {self.rollouts} rollouts of {self.tasks} tasks{told}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def percents(interval: tuple[float, float]) -> str:
+    """Return a 95% interval of a share (0 to 1) in words: `(95%: 16.0 to 36.8)`."""
+    return f"(95%: {100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 
 def held_out(lake: Lake, epoch: EpochManifest) -> HeldOut:
