@@ -1,7 +1,7 @@
 """No test leaves a process behind, and none takes the machine's memory: one that does fails, by its name.
 
-Processes are looked for when the last test of a module has been torn down, as servers of a module are its fixtures. They are found
-though their parent is gone: all that a test starts inherits a variable of the environment.
+After the last test of a module and its fixtures, the guard looks for processes that are left. It finds those whose parent is gone,
+too: all that a test starts inherits a variable of the environment.
 """
 
 from __future__ import annotations
