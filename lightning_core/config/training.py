@@ -141,7 +141,7 @@ class TrainingSettings(Section):
         if self.loss_type == "luspo" and level == "token":
             raise ValueError("loss_type `luspo` is defined on whole sequences; leave `importance_sampling_level` out")
         delta = self.trl.get("delta")
-        if declared() and delta is not None and delta <= 1 + (self.trl.get("epsilon_high") or self.of_trl("epsilon")):
+        if delta is not None and declared() and delta <= 1 + (self.trl.get("epsilon_high") or self.of_trl("epsilon")):
             raise ValueError("`delta` has to lie above 1 + `epsilon_high`: it limits what that clip does not")
         if self.steps_per_epoch == 1:
             self._ratio_is_one()
