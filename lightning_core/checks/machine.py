@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from lightning_core.policies.sharing import check_gpus, serving
 from lightning_core.policies.space import estimate, existing, free, gb, model_folder
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.policies.vllm_command import command, cpu_build
-from lightning_core.policies.weights import tensor_shapes
+from lightning_core.policies.weights import parameters
 
 _GB = 1e9
 _LITTLE_DISK = 2 * _GB  # a version of the smallest model, its moments and a lake
@@ -55,7 +54,7 @@ def check_model(settings: Settings) -> Check:
         check_model_folder(folder)
     except ModelError as error:
         return Check("error", "model", str(error))
-    return Check("ok", "model", f"{name}, {_parameters(folder) / 1e6:,.0f} million parameters, in {folder}")
+    return Check("ok", "model", f"{name}, {parameters(folder) / 1e6:,.0f} million parameters, in {folder}")
 
 
 def check_memory(settings: Settings, serves: bool, trains: bool) -> Check:
@@ -65,15 +64,15 @@ def check_memory(settings: Settings, serves: bool, trains: bool) -> Check:
     if not _on_cpu():
         return Check("ok", "memory", f"{free} here; the GPUs' own memory is not looked at")
     folder = model_folder(settings)
-    parameters = 0 if folder is None else _parameters(folder)
+    size = 0 if folder is None else parameters(folder)
     bare = overhead = 0.0
     if serves:
-        bare += settings.vllm.replicas * (_SERVED * parameters + settings.vllm.kv_cache_gb * 2**30)
+        bare += settings.vllm.replicas * (_SERVED * size + settings.vllm.kv_cache_gb * 2**30)
         overhead += settings.vllm.replicas * _VLLM
     if trains:
         side_by_side = max(1, len(settings.training_devices))
         bare += side_by_side * max(
-            (_TRAINED if policy.lora is None else _FROZEN) * parameters for policy in settings.policies
+            (_TRAINED if policy.lora is None else _FROZEN) * size for policy in settings.policies
         )
         overhead += side_by_side * _TRAINING * max(policy.training.processes for policy in settings.policies)
     needed = f"a run takes about {(bare + overhead + _FLOW) / _GB:.1f} GB{'' if folder else ' and its model'}"
@@ -135,10 +134,6 @@ def _on_cpu() -> bool:
         return cpu_build()
     except VllmError:  # none is installed, which fine-tuning needs not
         return False
-
-
-def _parameters(folder: Path) -> int:
-    return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
 
 
 def _memory() -> tuple[float, float]:

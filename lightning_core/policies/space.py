@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lightning_core.config import PolicySettings, Settings
 from lightning_core.policies.model import config_files, models_folder
-from lightning_core.policies.weights import tensor_shapes
+from lightning_core.policies.weights import parameters, tensor_shapes
 
 _VERSION, _MOMENTS = 4, 8  # bytes a trained parameter
 _ROLLOUT = 35_000  # bytes in the lake: 10,000 rollouts of 14 spans are 0.35 GB
@@ -139,11 +139,10 @@ def _parameters(policy: PolicySettings, folder: Path | None) -> int | None:
     """How many are trained: all, or those of the adapter; None where neither the weights nor the model's name say so."""
     if folder is None:
         return None if policy.lora is not None else _size_in(policy.model)
-    shapes = tensor_shapes(folder)
     if policy.lora is None:
-        return sum(math.prod(shape) for shape in shapes.values())
+        return parameters(folder)
     targets, trained = policy.lora.target_modules, 0
-    for name, shape in shapes.items():
+    for name, shape in tensor_shapes(folder).items():
         module = name.removesuffix(".weight").rsplit(".", 1)[-1]
         adapted = module not in ("lm_head", "embed_tokens") if targets == "all-linear" else module in targets
         if len(shape) == 2 and name.endswith(".weight") and adapted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import time
 from pathlib import Path
@@ -43,6 +44,11 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
         for file in sorted(folder.glob("*.safetensors"))
         for name, entry in read_header(file)[0].items()
     }
+
+
+def parameters(folder: Path) -> int:
+    """How many numbers all tensors of a folder hold."""
+    return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
 
 
 def shape_mismatch(folder: Path, like: Path) -> str | None:
