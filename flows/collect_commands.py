@@ -10,13 +10,13 @@ import click
 import yaml
 
 from lightning_core.config import LakeSettings, SettingsError
-from lightning_core.errors import Missing
 from lightning_flows.flows.command import (
     flow_of,
     from_option,
     home_option,
     interruptible,
     load,
+    require_received,
     set_option,
     settings_argument,
 )
@@ -46,8 +46,7 @@ def collect(settings_file: Path, assignments: tuple[str, ...], epoch: int | None
 def ingest(home: Path, settings_file: Path | None) -> None:
     """Decode, compact, rebuild the catalog, as a flow run; `lake ingest` does it without Prefect."""
     rules = LakeSettings() if settings_file is None else load(settings_file, ()).lake
-    if not (home / "spool").is_dir() and not (home / "lake").is_dir():
-        raise Missing(f"{home}: no spool and no lake there; name the folder of a run with --home")
+    require_received(home)
     with interruptible(), prefect_api(home):
         from lightning_flows.flows.ingest import ingest as run
 

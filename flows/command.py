@@ -13,6 +13,7 @@ import yaml
 
 from lightning_core.config import Settings, SettingsError
 from lightning_core.epoch.stages import STAGES
+from lightning_core.errors import Missing
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.display import shown
 from lightning_flows.flows.prefect_api import prefect_api
@@ -30,6 +31,12 @@ home_option = click.option(
 from_option = click.option(
     "--from", "from_stage", type=click.Choice(list(STAGES)), help="Do this stage and those after it again, done or not."
 )
+
+
+def require_received(home: Path) -> None:
+    """Raise Missing where `home` has neither a spool nor a lake: nothing was ever received there."""
+    if not (home / "spool").is_dir() and not (home / "lake").is_dir():
+        raise Missing(f"{home}: no spool and no lake there; name the folder of a run with --home")
 
 
 def load(path: Path, assignments: tuple[str, ...]) -> Settings:

@@ -10,6 +10,7 @@ import click
 from lightning_core.config import Settings, SettingsError
 from lightning_core.errors import Missing
 from lightning_core.settings_file import load_settings
+from lightning_flows.flows.command import require_received
 
 _home_option = click.option(
     "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of the settings, or var."
@@ -52,8 +53,7 @@ def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: f
 
     settings = _settings(settings_file)
     home = _home(home, settings)
-    if not (home / "spool").is_dir() and not (home / "lake").is_dir():
-        raise Missing(f"{home}: no spool and no lake there; name the folder of a run with --home")
+    require_received(home)
     if unredacted and settings is not None and Redaction.of(settings.lake) is not None:
         raise SettingsError(f"--unredacted, but {settings_file} has rules to redact by; leave one of the two out")
     redaction = Redaction() if unredacted else Redaction.of(settings.lake) if settings is not None else None
