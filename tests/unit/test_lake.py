@@ -18,7 +18,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 
 from lightning_core import names
 from lightning_core.lake import ask, catalog, schema
-from lightning_core.lake.decode import Decoder
+from lightning_core.lake.decode import Decoder, aliases
 from lightning_core.lake.lake import Lake
 from lightning_core.otlp.spans import SpanData, encode_request, float32_bytes, int32_bytes
 from lightning_core.spool.spool import Record, SpoolWriter
@@ -142,7 +142,7 @@ def any_value(value: Any) -> AnyValue:
 @of_many(examples=15)
 @given(
     values=strategies.dictionaries(
-        strategies.one_of(strategies.text(max_size=12), strategies.sampled_from(sorted(DECODER._aliases))),
+        strategies.one_of(strategies.text(max_size=12), strategies.sampled_from(sorted(aliases()))),
         strategies.one_of(_scalars, strategies.lists(_scalars, max_size=3)),
         max_size=8,
     ),
