@@ -160,7 +160,7 @@ def test_whatever_the_attributes_hold_the_span_is_there_and_nothing_of_it_is_los
     (row,), rejected = decode(request.SerializeToString())
     assert rejected == []
     for key in values:
-        alias = DECODER._aliases.get(key)
+        alias = aliases().get(key)
         empty = values[key] in ("", b"")  # an agent without a name is none
         assert key in row["attributes"] or (alias is not None and (empty or row[alias.column] is not None))
 
