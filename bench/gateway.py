@@ -40,8 +40,8 @@ from bench.gateway_vllm import own_vllm, tokens_a_second
 from bench.load import LOAD_CORE, SERVER_CORE, on_core
 from bench.peer import ENVIRONMENT
 from bench.report import figure, say
-from lightning_core.config import ServerSettings
-from lightning_core.server.handle import ServerHandle
+from lightning_core.config import GatewaySettings
+from lightning_core.gateway.handle import GatewayHandle
 
 _ALLOWED_CHUNK_MS, _ALLOWED_RSS_MB = 1.0, 500.0
 _ASKED_RATE = 1000.0
@@ -67,11 +67,11 @@ def gateway(
     home: Path, target: str, model: str = "policy", core: int | None = SERVER_CORE
 ) -> Iterator[tuple[Door, int]]:
     """(its door for one evaluation attempt, its process); `core` None: on all there are."""
-    settings = ServerSettings.model_validate(
+    settings = GatewaySettings.model_validate(
         {"grpc_port": None, "gateway": {"concurrent_per_rollout": 10_000, "log_calls": "off"}}
     )
     with contextlib.nullcontext() if core is None else on_core(core):
-        server = ServerHandle.start(home, settings, home / "server.log")
+        server = GatewayHandle.start(home, settings, home / "gateway.log")
     try:
         server.set_routes({"policies": {"policy": {"upstream": target, "model": model, "version": "v0001"}}})
         yield Door(server.attempt_url("r", "a") + "/v1", server.mint("r", "a", "evaluate")), server.pid

@@ -37,9 +37,9 @@ from bench.load import CONNECTIONS, SERVER_CORE, Post, on_core, send
 from bench.report import figure, say
 from bench.soak import soak
 from bench.spans import SPANS_A_REQUEST, IdEncoding, Kind, request, request_spans
-from lightning_core.config import ServerSettings
+from lightning_core.config import GatewaySettings
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.lake import Lake
-from lightning_core.server.handle import ServerHandle
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Rates:
 def through_the_server(home: Path, bodies: list[bytes], warm_up: bytes) -> tuple[float, float]:
     """Acknowledged spans (a second, a CPU second) after a first request; the spool of `home` then has all of them."""
     with on_core(SERVER_CORE):
-        server = ServerHandle.start(home, ServerSettings(spool_max_gb=100), home / "server.log")
+        server = GatewayHandle.start(home, GatewaySettings(spool_max_gb=100), home / "gateway.log")
     try:
         posts = []
         for number, body in enumerate([warm_up, *bodies]):
@@ -100,7 +100,7 @@ def through_the_server(home: Path, bodies: list[bytes], warm_up: bytes) -> tuple
     return spans / sent.seconds, spans / max(cpu_s, 0.01)
 
 
-def _cpu_s(server: ServerHandle) -> float:
+def _cpu_s(server: GatewayHandle) -> float:
     times = psutil.Process(server.pid).cpu_times()
     return float(times.user + times.system)
 

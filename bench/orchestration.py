@@ -40,9 +40,9 @@ from lightning_core.config import Settings
 from lightning_core.epoch.plan import plan_training
 from lightning_core.epoch.stage_keys import record_key, train_key
 from lightning_core.epoch.task_file import load_tasks
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.server.handle import ServerHandle
 from lightning_flows.flows.prefect_api import prefect_api
 
 _HERE = Path(__file__).with_name("orchestration_agent.py")
@@ -116,7 +116,7 @@ def rollouts_to_rows(settings: Settings) -> Collected:
 
 def collect_and_derive(settings: Settings, model: str, former: bool = True) -> None:
     """Print the figures of an epoch, before which a smaller one has loaded whatever is loaded once; the rate alone without it."""
-    server = ServerHandle.find(settings.home)
+    server = GatewayHandle.find(settings.home)
     assert server is not None
     server.set_routes({"policies": {"policy": {"upstream": model, "model": "policy", "version": "v0000"}}})
     before = rollouts_to_rows(settings_for(settings.home, _BEFORE, "before")) if former else None
@@ -230,7 +230,7 @@ def _alone(folder: Path, rollouts: int, rows: set[str]) -> None:
     settings = settings_for(folder / "home", rollouts)
     with prefect_api(settings.home), upstream() as model:
         if rows - {"share"}:
-            server = ServerHandle.start(settings.home, settings.server, folder / "server.log")
+            server = GatewayHandle.start(settings.home, settings.gateway, folder / "gateway.log")
             try:
                 collect_and_derive(settings, model.url.removesuffix("/v1"))
             finally:

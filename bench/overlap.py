@@ -102,7 +102,7 @@ def measure(epochs: int, seed: int) -> None:
                 return took, parts
 
             with running(settings_for(home, model, "sequential", _CALLS, seed), say) as services:
-                pin([os.getpid(), services.server.pid, *(vllm.state.pid for vllm in services.fleet)], generation)
+                pin([os.getpid(), services.gateway.pid, *(vllm.state.pid for vllm in services.fleet)], generation)
                 pin_trainers(training)
                 epoch("sequential", 0, _CALLS)  # vLLM is slow at first
                 _, warm = epoch("sequential", 1, _CALLS)

@@ -29,15 +29,15 @@ import httpx
 import lightning_core.epoch.deploy
 from bench.redeploy_clients import Clients
 from bench.report import figure, say
-from lightning_core.config import ServerSettings, Settings
+from lightning_core.config import GatewaySettings, Settings
 from lightning_core.epoch.deploy import deploy
 from lightning_core.epoch.services import Services
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.policies.model import resolve_model
 from lightning_core.policies.probe import Probe
 from lightning_core.policies.redeploy import Redeployed, restart_with
 from lightning_core.policies.store import Lineage, PolicyStore
 from lightning_core.policies.vllm import VllmServer
-from lightning_core.server.handle import ServerHandle
 from lightning_core.training.outcome import take_probe
 from lightning_core.training.weights import load_model, lora_config, save_weights, whole_folder
 
@@ -187,9 +187,9 @@ def _running(settings: Settings, base: Path, lora_rank: int | None) -> Iterator[
     say("starting vLLM")
     vllm = VllmServer.start(settings.vllm, base, "policy", home=settings.home, lora_rank=lora_rank, on_progress=say)
     try:
-        server = ServerHandle.start(settings.home, ServerSettings(grpc_port=None), settings.home / "server.log")
+        server = GatewayHandle.start(settings.home, GatewaySettings(grpc_port=None), settings.home / "gateway.log")
         try:
-            services = cast(Services, SimpleNamespace(server=server, fleet=[vllm], model=None))
+            services = cast(Services, SimpleNamespace(gateway=server, fleet=[vllm], model=None))
             deploy(settings, services, {"policy": "v0000"})
             _first_token(services)
             yield services
@@ -220,9 +220,9 @@ def _restart(services: Services, folder: Path, version: str) -> float:
 
 def _first_token(services: Services) -> None:
     """Of whatever the gateway serves now."""
-    key = services.server.mint("first", "a", "train")
+    key = services.gateway.mint("first", "a", "train")
     body: dict[str, Any] = {"model": "policy", "prompt": PROMPT_IDS, "max_tokens": 1}
-    url = services.server.attempt_url("first", "a") + "/v1/completions"
+    url = services.gateway.attempt_url("first", "a") + "/v1/completions"
     httpx.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=120).raise_for_status()
 
 
@@ -232,7 +232,7 @@ def _stall(settings: Settings, services: Services, versions: list[str], count: i
     How long until they hear as much as before is taken from moments without a swap too: a second holds few calls here.
     """
     found, back = [], []
-    with Clients(services.server, count) as clients:
+    with Clients(services.gateway, count) as clients:
         began = time.perf_counter()
         time.sleep(10)
         quiet, rate = clients.longest_gap(began, time.perf_counter()), clients.rate(began, time.perf_counter())

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import aiohttp
 
-from lightning_core.server.handle import ServerHandle
+from lightning_core.gateway.handle import GatewayHandle
 
 TOKENS = 16
 
@@ -18,7 +18,7 @@ TOKENS = 16
 class Clients:
     """`count` of them, from `__enter__` to `__exit__`. `failed` counts calls that did not end well."""
 
-    def __init__(self, server: ServerHandle, count: int) -> None:
+    def __init__(self, server: GatewayHandle, count: int) -> None:
         self.failed = 0
         self._server, self._count = server, count
         self._heard: list[list[float]] = [[] for _ in range(count)]  # a client's times

@@ -100,13 +100,13 @@ def measure(rollouts: int) -> None:
     """One epoch of so many rollouts; prints the line that bench.orchestration makes of it. In a process of its own."""
     from bench.gateway import upstream
     from bench.orchestration import collect_and_derive, settings_for
-    from lightning_core.server.handle import ServerHandle
+    from lightning_core.gateway.handle import GatewayHandle
     from lightning_flows.flows.prefect_api import prefect_api
 
     with tempfile.TemporaryDirectory(prefix="bench-scale-") as name:
         settings = settings_for(Path(name) / "home", rollouts)
         with prefect_api(settings.home), upstream() as model:
-            server = ServerHandle.start(settings.home, settings.server, Path(name) / "server.log")
+            server = GatewayHandle.start(settings.home, settings.gateway, Path(name) / "gateway.log")
             try:
                 collect_and_derive(settings, model.url.removesuffix("/v1"), former=False)
             finally:

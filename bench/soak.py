@@ -11,9 +11,9 @@ from bench import decode
 from bench.load import LOAD_CORE, SERVER_CORE, Post, on_core, send
 from bench.report import figure, say
 from bench.spans import SPANS_A_REQUEST, Template
-from lightning_core.config import ServerSettings
+from lightning_core.config import GatewaySettings
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.lake import Lake
-from lightning_core.server.handle import ServerHandle
 
 _LARGE_EVERY = 16  # requests; about half of the bytes
 _SPOOL_GB = 0.3  # a few segments, so that the decoder has to push back
@@ -57,8 +57,8 @@ def soak(home: Path, spans: int, small: list[bytes], large: list[bytes]) -> None
     small, large: `scope_spans` of requests; each is sent many times, as other spans each time.
     """
     with on_core(SERVER_CORE):
-        settings = ServerSettings(spool_max_gb=_SPOOL_GB)
-        server = ServerHandle.start(home, settings, home / "server.log")
+        settings = GatewaySettings(spool_max_gb=_SPOOL_GB)
+        server = GatewayHandle.start(home, settings, home / "gateway.log")
     decoder = decode.start(home, LOAD_CORE, "--follow")
     try:
         templates = [Template(x) for x in small], [Template(x) for x in large]

@@ -230,7 +230,7 @@ def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
     with _interruptible(), running(settings, click.echo) as services:
         epoch = Manifests(settings.home / "lake").next_epoch(settings.run)
         deploy_versions(settings, services, versions(settings, epoch))
-        click.echo(f"gateway and OTLP: {services.server.url}   (Ctrl-C ends them)")
+        click.echo(f"gateway and OTLP: {services.gateway.url}   (Ctrl-C ends them)")
         while True:
             time.sleep(1)
 

@@ -12,7 +12,7 @@ from prefect import flow
 from rich.table import Table
 
 from lightning_core.config import Settings
-from lightning_core.epoch.services import server_running
+from lightning_core.epoch.services import gateway_running
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
 from lightning_flows.flows.parameters import (
@@ -40,7 +40,7 @@ def regrade(
     settings = resolve(settings, overrides)
     begin(settings, "regrade")
     lake = Lake(settings.home)
-    with lake.working_on(settings.run), server_running(settings, say("services")):
+    with lake.working_on(settings.run), gateway_running(settings, say("services")):
         return [_again(settings, lake, manifest) for manifest in _collected(lake, settings.run, epoch)]
 
 

@@ -1,4 +1,4 @@
-"""The local stack: Prefect's server and UI, a worker, our server, MLflow's UI, watched by one process.
+"""The local stack: Prefect's server and UI, a worker, the gateway, MLflow's UI, watched by one process.
 
 `lightning-flows up` writes what is to run into `home/stack/plan.json` and starts this module as the supervisor. It
 starts the parts, starts those that died again, and writes `state.json` (pids) on every change. A part's log is
@@ -21,13 +21,13 @@ from types import FrameType
 
 from pydantic import BaseModel
 
-from lightning_core.config import ServerSettings, SettingsError
+from lightning_core.config import GatewaySettings, SettingsError
 from lightning_core.epoch.services import claim_services, stop_orphans
 from lightning_core.files import write_atomic
+from lightning_core.gateway.handle import gateway_command
 from lightning_core.process.linux import created, end_group, group_members, is_running, kill
 from lightning_core.process.spawn import Process, StartError
 from lightning_core.process.supervise import Supervised
-from lightning_core.server.handle import server_command
 from lightning_flows.flows import prefect_api
 
 WORK_POOL = "local"
@@ -74,13 +74,13 @@ class Ports(BaseModel):
     """0 is any free one."""
 
     prefect: int = 4200
-    server: int = 8090
+    gateway: int = 8090
     mlflow: int = 5000
     worker: int = 4201  # the worker's health
 
 
 def make_plan(
-    home: Path, server: ServerSettings, ports: Ports, prefect_db: str | None = None, mlflow_db: str | None = None
+    home: Path, gateway: GatewaySettings, ports: Ports, prefect_db: str | None = None, mlflow_db: str | None = None
 ) -> Plan:
     """What runs for a home. Raises SettingsError for a port that is taken, naming the part and the option, and
     ModuleNotFoundError where the program of a part is not installed."""
@@ -107,22 +107,22 @@ def make_plan(
     }
     record = mlflow_db or f"sqlite:///{home / 'mlflow.db'}"
     mlflow = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(chosen["mlflow"]), "--workers", "1"]
-    own = server.model_copy(update={"port": chosen["server"]})
+    own = gateway.model_copy(update={"port": chosen["gateway"]})
     return Plan(
         home=home,
         parts=[
             Part(
                 name="prefect",
-                command=prefect_api.server_command(chosen["prefect"]),
+                command=prefect_api.gateway_command(chosen["prefect"]),
                 environment=prefect,
                 ready=f"{url['prefect']}/api/health",
                 shown=url["prefect"],
             ),
             Part(
-                name="server",
-                command=server_command(home, own),
-                ready=f"{url['server']}/health",
-                shown=f"{url['server']} (OpenAI API and OTLP)",
+                name="gateway",
+                command=gateway_command(home, own),
+                ready=f"{url['gateway']}/health",
+                shown=f"{url['gateway']} (OpenAI API and OTLP)",
             ),
             Part(
                 name="mlflow",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lightning_core.config import ServerSettings
+from lightning_core.config import GatewaySettings
 from lightning_flows.flows.command import home_option, load, settings_argument
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ _port = click.IntRange(0, 65535)
 
 @click.command()
 @home_option
-@click.option("--settings", "settings_file", type=click.Path(path_type=Path), help="For their `server:` section.")
+@click.option("--settings", "settings_file", type=click.Path(path_type=Path), help="For their `gateway:` section.")
 @click.option("--prefect-port", type=_port, default=4200, show_default=True)
-@click.option("--server-port", type=_port, default=8090, show_default=True)
+@click.option("--gateway-port", type=_port, default=8090, show_default=True)
 @click.option("--mlflow-port", type=_port, default=5000, show_default=True)
 @click.option("--worker-port", type=_port, default=4201, show_default=True, help="Where the worker tells its health.")
 @click.option("--prefect-db", metavar="URL", help="postgresql+asyncpg://…; default: SQLite in the home.")
@@ -45,7 +45,7 @@ def up(
     home: Path,
     settings_file: Path | None,
     prefect_port: int,
-    server_port: int,
+    gateway_port: int,
     mlflow_port: int,
     worker_port: int,
     prefect_db: str | None,
@@ -53,7 +53,7 @@ def up(
     deploy: bool,
     alert_webhook: str | None,
 ) -> None:
-    """Prefect's server and UI, a worker, the server, MLflow's UI: started, watched, and started again when they die."""
+    """Prefect's server and UI, a worker, the gateway, MLflow's UI: started, watched, and started again when they die."""
     from lightning_flows.flows import stack
 
     state = stack.state_of(home)
@@ -61,9 +61,9 @@ def up(
         click.echo("the stack is up already; `lightning-flows down` ends it")
         _show(stack.Plan.model_validate_json((home / "stack" / "plan.json").read_bytes()))
         return
-    server = ServerSettings() if settings_file is None else load(settings_file, ()).server
-    ports = stack.Ports(prefect=prefect_port, server=server_port, mlflow=mlflow_port, worker=worker_port)
-    plan = stack.make_plan(home, server, ports, prefect_db, mlflow_db)
+    gateway = GatewaySettings() if settings_file is None else load(settings_file, ()).gateway
+    ports = stack.Ports(prefect=prefect_port, gateway=gateway_port, mlflow=mlflow_port, worker=worker_port)
+    plan = stack.make_plan(home, gateway, ports, prefect_db, mlflow_db)
     stack.start(plan)
     try:
         _wait_until_ready(plan)

@@ -13,10 +13,10 @@ from lightning_core.client import STATUS_OK, SpanData, new_span_id, new_trace_id
 from lightning_core.config import Settings, SettingsError
 from lightning_core.epoch.production import Choice, Chosen, choose
 from lightning_core.epoch.stages import run_stage
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError, Source, stage_key
 from lightning_core.loading import grader_digest
-from lightning_core.server.handle import ServerHandle
 from lightning_flows.tasks.ingest import grade_rollouts, ingest_spans
 from lightning_flows.tasks.progress import Progress, logger
 from lightning_flows.tasks.step import step
@@ -64,7 +64,7 @@ def adopt(settings: Settings, epoch: EpochManifest, choice: Choice) -> dict[str,
 
 
 def _post_roots(settings: Settings, epoch: EpochManifest, chosen: Chosen) -> None:
-    server = ServerHandle.find(settings.home)
+    server = GatewayHandle.find(settings.home)
     assert server is not None, "the epoch's services hold a server open"
     progress = Progress(f"learn {epoch.epoch} rollouts", len(chosen.rollouts))
 

@@ -15,11 +15,11 @@ from lightning_core.epoch.plan import PlannedRollout, draw_again
 from lightning_core.epoch.stage_keys import rewards_key, rollouts_key
 from lightning_core.epoch.stages import begin_anew, run_stage
 from lightning_core.errors import LightningError
+from lightning_core.gateway.handle import GatewayError, GatewayHandle
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
 from lightning_core.policies.vllm import VllmServer
-from lightning_core.server.handle import ServerError, ServerHandle
 from lightning_flows.tasks.cluster import WorkerLost, outcome, settled, submit, task_runner
 from lightning_flows.tasks.ingest import grade_rollouts, ingest_spans
 from lightning_flows.tasks.progress import logger
@@ -113,7 +113,7 @@ def _begin(lake: Lake, epoch: EpochManifest, key: str) -> set[str]:
 
 def _gone(settings: Settings) -> str | None:
     """Which of the services that the rollouts need is not there any more."""
-    if ServerHandle.find(settings.home) is None:
+    if GatewayHandle.find(settings.home) is None:
         return "the server"
     return "vLLM" if VllmServer.find(settings.home) is None else None
 
@@ -127,7 +127,7 @@ def _roll_out(settings: Settings, epoch: EpochManifest, missing: list[PlannedRol
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     log = logger()
-    server = ServerHandle.find(settings.home)
+    server = GatewayHandle.find(settings.home)
     before = server.health() if server is not None else {}
     with task_runner(settings.cluster) as runner:
         while missing:
@@ -158,7 +158,7 @@ def _round(
     errors: Counter[str],
 ) -> str:
     """Run these rollouts once, and count what came of them; returns what became of workers that were lost, or ""."""
-    server = ServerHandle.find(settings.home)
+    server = GatewayHandle.find(settings.home)
     if server is None:
         raise LightningError(f"no server runs for {settings.home}; start the flow, or `lightning-flows serve`, first")
     collection = None
@@ -186,18 +186,18 @@ def _round(
     return lost
 
 
-def _say_what_was_refused(server: ServerHandle | None, before: dict[str, Any]) -> None:
+def _say_what_was_refused(server: GatewayHandle | None, before: dict[str, Any]) -> None:
     """Spans that the server did not take while rollouts ran: agents' exporters give up sooner or later, and quietly."""
     if server is None:
         return
     try:
         now = server.health()
-    except ServerError:  # it is gone, and whoever counts the unfinished says so
+    except GatewayError:  # it is gone, and whoever counts the unfinished says so
         return
     if (refused := now["refused_otlp"] - before.get("refused_otlp", 0)) > 0:
         logger().warning(
             "%d requests of spans were answered 503 (the spool or the disk was full): exporters retry for a while, then spans are lost; "
-            "see server.spool_max_gb",
+            "see gateway.spool_max_gb",
             refused,
         )
     if (rejected := now["rejected_spans"] - before.get("rejected_spans", 0)) > 0:
@@ -214,7 +214,7 @@ def _wait(settings: Settings, futures: list[Future[Any]]) -> None:
     try:
         while not settled(futures, _DECODE_EVERY_S):
             decode_spool(settings.home, redaction)
-            gone = gone + 1 if ServerHandle.find(settings.home) is None else 0
+            gone = gone + 1 if GatewayHandle.find(settings.home) is None else 0
             if gone == _LOOKS_WITHOUT_SERVER:
                 close_runners()
     except BaseException:

@@ -12,10 +12,10 @@ from lightning_core.agents.grading import grade
 from lightning_core.config import ClusterSettings, LakeSettings, Settings
 from lightning_core.epoch.decoding import decode_spool
 from lightning_core.epoch.derive import attempts
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.lake import Batch, Decode, Decoded, Ingested, Lake, decode_batch
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
-from lightning_core.server.handle import ServerHandle
 from lightning_flows.tasks.cluster import in_order, task_runner
 from lightning_flows.tasks.progress import Progress, logger
 from lightning_flows.tasks.step import step
@@ -69,7 +69,7 @@ def grade_rollouts(settings: Settings, epoch: EpochManifest) -> dict[str, Any]:
     grader = settings.reward.grader
     if grader is None:
         return {}
-    server = ServerHandle.find(settings.home)
+    server = GatewayHandle.find(settings.home)
     assert server is not None, "the epoch's services hold a server open"
     lake = Lake(settings.home)
     progress = cache(partial(Progress, f"{epoch.mode} {epoch.epoch} grading"))

@@ -14,8 +14,8 @@ from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.config import Settings
 from lightning_core.epoch.plan import PlannedRollout
+from lightning_core.gateway.handle import GatewayError, GatewayHandle
 from lightning_core.lake.manifest import Mode
-from lightning_core.server.handle import ServerError, ServerHandle
 from lightning_flows.tasks.progress import Progress, logger
 from lightning_flows.tasks.step import step
 
@@ -29,7 +29,7 @@ class _Shared:
     runner: Runner
     users: int = 0
     running: int = 0
-    server: ServerHandle | None = None
+    server: GatewayHandle | None = None
 
 
 _shared: dict[str, _Shared] = {}
@@ -43,7 +43,7 @@ def split(rollouts: list[PlannedRollout], shards: int) -> list[list[PlannedRollo
 @step("rollout shard {number}/{of}")
 def rollout_shard(
     settings: Settings,
-    server: ServerHandle,
+    server: GatewayHandle,
     rollouts: list[PlannedRollout],
     epoch: int,
     mode: Mode,
@@ -103,16 +103,16 @@ def rollout_shard(
     return {"statuses": dict(statuses), "errors": dict(errors.most_common(5)), "claimed_before": claimed_before}
 
 
-def _claimed(server: ServerHandle, name: str, collection: str, rollout_id: str) -> bool:
+def _claimed(server: GatewayHandle, name: str, collection: str, rollout_id: str) -> bool:
     try:
         return server.claim(name, collection, rollout_id)
-    except ServerError as error:  # the flow finds out, and begins again what was not begun
+    except GatewayError as error:  # the flow finds out, and begins again what was not begun
         logger().warning("rollout %s is not begun: %s", rollout_id, error)
         return False
 
 
 def _rollout(
-    runner: Runner, server: ServerHandle, settings: Settings, rollout: PlannedRollout, epoch: int, mode: Mode
+    runner: Runner, server: GatewayHandle, settings: Settings, rollout: PlannedRollout, epoch: int, mode: Mode
 ) -> AttemptResult:
     def spec(attempt_id: str) -> AttemptSpec:
         return AttemptSpec(
@@ -139,7 +139,7 @@ def close_runners() -> None:
 
 
 @contextlib.contextmanager
-def shared_runner(settings: Settings, server: ServerHandle | None = None) -> Iterator[Runner]:
+def shared_runner(settings: Settings, server: GatewayHandle | None = None) -> Iterator[Runner]:
     """One preloaded pool for all that run the agent in this process, closed when the last of them is done.
 
     A flow of many epochs keeps it from one to the next. Those that run attempts say which server these call; where one of

@@ -17,8 +17,8 @@ import openai
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from lightning_core.config import ServerSettings
-from lightning_core.server.handle import ServerHandle
+from lightning_core.config import GatewaySettings
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.spool import spool
 from tests.canned_vllm import CannedVllm
 
@@ -32,14 +32,14 @@ class Rig:
     home: Path
     canned: CannedVllm
     loop: asyncio.AbstractEventLoop
-    handle: ServerHandle = field(init=False)
+    handle: GatewayHandle = field(init=False)
     upstream: str = ""
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
-    def start(self, **settings: Any) -> ServerHandle:
-        self.handle = ServerHandle.start(self.home, ServerSettings(**settings), self.home / "logs" / "server.log")
+    def start(self, **settings: Any) -> GatewayHandle:
+        self.handle = GatewayHandle.start(self.home, GatewaySettings(**settings), self.home / "logs" / "gateway.log")
         return self.handle
 
     def route(self, **changes: Any) -> None:

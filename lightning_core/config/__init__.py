@@ -29,7 +29,7 @@ from lightning_core.config.policies import (
 )
 from lightning_core.config.rewards import AirRule, RewardSettings
 from lightning_core.config.section import Name, Section, SettingsError
-from lightning_core.config.serving import GatewaySettings, ServerSettings, UpstreamSettings, VllmSettings
+from lightning_core.config.serving import GatewaySettings, UpstreamSettings, VllmSettings
 from lightning_core.config.storage import AgentRule, LakeSettings, RedactionPattern, StoreSettings
 from lightning_core.config.training import TrainingSettings
 
@@ -50,7 +50,7 @@ class EvaluationSettings(Section):
 class TrackingSettings(Section):
     backends: list[Literal["mlflow", "console", "prometheus"]] = Field(
         ["mlflow", "console", "prometheus"],
-        description="where the signals of each epoch go; Prometheus finds them in the server's `/metrics`",
+        description="where the signals of each epoch go; Prometheus finds them in the gateway's `/metrics`",
     )
     mlflow_uri: str | None = Field(None, description="default: a SQLite file in `home`")
 
@@ -92,7 +92,7 @@ class Settings(Section):
     )
     lake: LakeSettings = LakeSettings()
     store: StoreSettings = StoreSettings()
-    server: ServerSettings = ServerSettings()
+    gateway: GatewaySettings = GatewaySettings()
     vllm: VllmSettings = VllmSettings()
     tracking: TrackingSettings = TrackingSettings()
 
@@ -117,7 +117,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _names_lead_to_one_model(self) -> Settings:
         taken = {p.name: "a policy" for p in self.policies}
-        for model in (m for upstream in self.server.gateway.upstreams for m in upstream.models):
+        for model in (m for upstream in self.gateway.upstreams for m in upstream.models):
             if model in taken:
                 raise ValueError(
                     f"{model!r} is {taken[model]} and a model of an upstream; calls are routed by that name"
@@ -128,7 +128,7 @@ class Settings(Section):
             raise ValueError(
                 f"policy {full[0]!r} trains full weights, so its vLLM cannot serve the frozen model {self.frozen[0]!r} "
                 "too; give the policy a `lora:` section, or serve the frozen model elsewhere and name it under "
-                "`server.gateway.upstreams`"
+                "`gateway.upstreams`"
             )
         for name in self.frozen:
             if name in taken:
@@ -174,11 +174,11 @@ class Settings(Section):
         return {alias: policy.name for policy in self.policies for alias in policy.aliases}
 
     @model_validator(mode="after")
-    def _workers_reach_the_server(self) -> Settings:
-        if self.cluster.elsewhere and loopback(self.server.host):
+    def _workers_reach_the_gateway(self) -> Settings:
+        if self.cluster.elsewhere and loopback(self.gateway.host):
             raise ValueError(
-                f"agents on the machines of cluster.address {self.cluster.address!r} cannot reach a server on "
-                f"{self.server.host!r}; give `server.host` the address that this machine has for them"
+                f"agents on the machines of cluster.address {self.cluster.address!r} cannot reach a gateway on "
+                f"{self.gateway.host!r}; give `gateway.host` the address that this machine has for them"
             )
         return self
 
@@ -279,7 +279,6 @@ __all__ = [
     "RedactionPattern",
     "RewardSettings",
     "SamplingSettings",
-    "ServerSettings",
     "Settings",
     "SettingsError",
     "TaskSettings",

@@ -1,4 +1,4 @@
-"""The server's gateway and receivers, and vLLM."""
+"""The gateway, and vLLM."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ class UpstreamSettings(Section):
     name: Name
     base_url: str = Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$", description="as for OpenAI's client: with /v1")
     api_key_env: str | None = Field(
-        None, description="variable of the server's environment that holds its key, which is never stored or logged"
+        None, description="variable of the gateway's environment that holds its key, which is never stored or logged"
     )
     models: list[str] = Field(min_length=1, description="model names that are sent there, as they are")
 
 
 class GatewaySettings(Section):
-    """What the gateway allows, and where it sends calls."""
+    """The gateway: model calls and OTLP spans, in one process, on loopback unless told otherwise."""
 
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535, description="0: any free port")
+    grpc_port: int | None = Field(0, ge=0, le=65535, description="OTLP/gRPC; 0: any free port, null: no gRPC")
+    spool_max_gb: float = Field(4.0, gt=0, description="spans not yet decoded; past it the gateway answers 503")
+    max_body_mb: float = Field(64.0, gt=0, le=512)
     upstreams: list[UpstreamSettings] = Field(
         default_factory=list, description="APIs of models that are not trained, by model name"
     )
@@ -46,7 +51,7 @@ class GatewaySettings(Section):
     )
     log_calls: Literal["off", "facts", "text"] = Field(
         "facts",
-        description="a JSON line a call in the server's log: none, without any text of it, or with its messages",
+        description="a JSON line a call in the gateway's log: none, without any text of it, or with its messages",
     )
 
     @field_validator("upstreams")
@@ -60,17 +65,6 @@ class GatewaySettings(Section):
                 if names.count(name) > 1:
                     raise ValueError(f"two {what} {name!r}; give each its own")
         return upstreams
-
-
-class ServerSettings(Section):
-    """Gateway and OTLP receiver: one process, on loopback unless told otherwise."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(0, ge=0, le=65535, description="0: any free port")
-    grpc_port: int | None = Field(0, ge=0, le=65535, description="OTLP/gRPC; 0: any free port, null: no gRPC")
-    spool_max_gb: float = Field(4.0, gt=0, description="spans not yet decoded; past it the server answers 503")
-    max_body_mb: float = Field(64.0, gt=0, le=512)
-    gateway: GatewaySettings = GatewaySettings()
 
 
 class VllmSettings(Section):

@@ -14,7 +14,7 @@ from lightning_core.config import ANY_NAME, Settings
 from lightning_core.doctor.canned import SAYS, canned_model
 from lightning_core.doctor.findings import Finding, findings
 from lightning_core.doctor.trial import try_agent
-from lightning_core.server.handle import ServerHandle
+from lightning_core.gateway.handle import GatewayHandle
 
 QUESTION = {"id": "doctor", "question": "What is 2 + 3?", "answer": "5"}
 
@@ -40,7 +40,7 @@ def examine(settings: Settings, task: Mapping[str, Any]) -> Examination:
     """
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lightning-doctor-")))
-        serving = ServerHandle.find(settings.home)
+        serving = GatewayHandle.find(settings.home)
         routes = serving.routes() if serving is not None else {"policies": {}}
         served = [policy.name for policy in settings.policies if policy.name in routes["policies"]]
         if len(served) == len(settings.policies):
@@ -53,7 +53,9 @@ def examine(settings: Settings, task: Mapping[str, Any]) -> Examination:
             model = f"a canned reply ({SAYS!r}), which calls no tools; where `lightning-flows serve` runs, its model answers"
         # A name that nobody has is answered all the same, so that one run finds everything; `unknown_model` says so.
         routes["aliases"] = {ANY_NAME: settings.policies[0].name} | settings.aliases
-        server = ServerHandle.start(home, settings.server.model_copy(update={"port": 0, "grpc_port": 0}), home / "log")
+        server = GatewayHandle.start(
+            home, settings.gateway.model_copy(update={"port": 0, "grpc_port": 0}), home / "log"
+        )
         stack.callback(server.stop)
         server.set_routes(routes)
         trial = try_agent(server, settings.model_copy(update={"run": "doctor"}), {"doctor": task})

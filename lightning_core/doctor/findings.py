@@ -83,7 +83,7 @@ def _refused(seen: Facts) -> list[Finding]:
             "missing" if seen["calls"] else "fatal",
             "refused",
             f"refused: {refusal}",
-            "where it is a model that is not trained (a judge, an embedder), name it in server.gateway.upstreams",
+            "where it is a model that is not trained (a judge, an embedder), name it in gateway.upstreams",
         )
         for refusal in seen["refused"] or []
     ]
@@ -108,7 +108,7 @@ def _unknown_model(settings: Settings) -> Callable[[Facts], list[Finding]]:
                 "training such calls are refused",
                 f"they train the policy that has, under `policies:` in the settings, the line\n    {line}\n"
                 "or let the agent read LIGHTNING_MODEL; a model that is not to be trained (a judge) goes under "
-                "server.gateway.upstreams",
+                "gateway.upstreams",
             )
         ]
 
@@ -133,7 +133,7 @@ def _ids(seen: Facts) -> list[Finding]:
     if not seen["calls"]:
         return []
     if seen["other_models"] == seen["calls"]:
-        said = "every call went to a frozen model or one of server.gateway.upstreams; these are not trained"
+        said = "every call went to a frozen model or one of gateway.upstreams; these are not trained"
         return [Finding("fatal", "other_models", said, "give a policy the name that the agent asks for, or that alias")]
     ours = seen["calls"] - seen["other_models"]
     bad = min(seen["untrainable"], ours)

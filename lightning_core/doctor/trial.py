@@ -13,10 +13,10 @@ from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.config import Settings
 from lightning_core.epoch.decoding import decode_spool
 from lightning_core.epoch.derive import attempts, derive
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.redact import Redaction
-from lightning_core.server.handle import ServerHandle
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Trial:
     epoch: EpochManifest
 
 
-def try_agent(server: ServerHandle, settings: Settings, tasks: Mapping[str, Mapping[str, Any]]) -> Trial:
+def try_agent(server: GatewayHandle, settings: Settings, tasks: Mapping[str, Mapping[str, Any]]) -> Trial:
     """Run the tasks (name → content) one after another, grade them, and derive them as epoch 0 of `settings.run`.
 
     Everything goes into the home of the server, whose routes say what model answers. Raises SettingsError for an agent that
@@ -64,7 +64,7 @@ def _printed(logs: Path, rollouts: list[str], most: int = 2000) -> str:
 
 @dataclass(frozen=True)
 class _Spec:
-    server: ServerHandle
+    server: GatewayHandle
     settings: Settings
     name: str
     content: Mapping[str, Any]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.lake import Decode, Ingested, Lake
 from lightning_core.lake.redact import Redaction
-from lightning_core.server.handle import ServerHandle
 
 
 def decode_spool(
@@ -20,7 +20,7 @@ def decode_spool(
 
     While a server runs it says how far that is: what lies behind, it may still take back.
     """
-    server = ServerHandle.find(home)
+    server = GatewayHandle.find(home)
     lake = Lake(home)
     done = lake.ingest(server.seal() if server is not None else None, on_progress, redaction, decode)
     if done.spans or done.rejected or not (lake.root / "catalog.duckdb").is_file():

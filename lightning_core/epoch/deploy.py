@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_core.config import PolicySettings, Settings
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.policies.adapters import load_lora, route, unload_older
 from lightning_core.policies.redeploy import Redeployed, RedeployFailed, hot_swap, restart_with
 from lightning_core.policies.store import BASE_VERSION, Manifest, PolicyStore
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import VllmError
-from lightning_core.server.handle import ServerHandle
 
 if TYPE_CHECKING:
     from lightning_core.epoch.services import Services
@@ -43,7 +43,7 @@ def deploy(settings: Settings, services: Services, versions: dict[str, str]) -> 
     with contextlib.ExitStack() as held:
         for vllm in services.fleet:
             held.enter_context(vllm.exclusive())
-        routes = _Routes(settings, services.server, services.fleet, versions)
+        routes = _Routes(settings, services.gateway, services.fleet, versions)
         try:
             for policy in settings.policies:
                 manifest = stores[policy.name].manifest(versions[policy.name])
@@ -105,7 +105,7 @@ def _load(
 ) -> list[Redeployed]:
     """An adapter into every replica, then the routes, then what is older away."""
     version = manifest.version
-    routed, in_use = routes.name_before(policy.name), services.server.serving
+    routed, in_use = routes.name_before(policy.name), services.gateway.serving
     done, ready, failure = [], [], None
     for vllm in services.fleet:
         try:
@@ -152,7 +152,7 @@ def _say_missed(vllm: VllmServer, error: RedeployFailed) -> None:
 class _Routes:
     """The gateway's routes while a deploy goes on: those in force, those before it, and those it is to end with."""
 
-    def __init__(self, settings: Settings, server: ServerHandle, fleet: Fleet, versions: dict[str, str]) -> None:
+    def __init__(self, settings: Settings, server: GatewayHandle, fleet: Fleet, versions: dict[str, str]) -> None:
         limit = settings.evaluation.max_tokens
         self.served: dict[str, Fleet] = {p.name: fleet for p in settings.policies}  # who has the new version
         self._server, self._fleet, self._base_name = server, fleet, fleet[0].state.served_name

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_core.config import Settings
+from lightning_core.gateway.handle import GatewayError, GatewayHandle
 from lightning_core.lake.manifest import LakeError, Manifests
 from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.sharing import serving, takes_turns
@@ -26,7 +27,6 @@ from lightning_core.policies.vllm_client import VllmError
 from lightning_core.policies.vllm_command import command, without_weights
 from lightning_core.process.linux import created, end_group
 from lightning_core.process.own import Owner
-from lightning_core.server.handle import ServerError, ServerHandle
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _UNKNOWN_S = 30.0  # between a process's claim to a vLLM and its start
 class Services:
     """Handles of the running processes, and the base model of the policies."""
 
-    server: ServerHandle
+    gateway: GatewayHandle
     fleet: list[VllmServer]  # `vllm.replicas` of them, which serve the same
     model: ModelFolder
 
@@ -49,7 +49,7 @@ def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
     """Server and vLLM, on the versions last deployed; a flow deploys those it wants. Leaves running what ran before."""
     model = base_model(settings, say)
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(server_running(settings, say))
+        server = stack.enter_context(gateway_running(settings, say))
         fleet = []
         for replica in range(settings.vllm.replicas):
             vllm = stack.enter_context(_others(settings, replica, say))
@@ -74,31 +74,31 @@ def resting(settings: Settings, services: Services) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def server_running(settings: Settings, say: Say = logger.info) -> Iterator[ServerHandle]:
+def gateway_running(settings: Settings, say: Say = logger.info) -> Iterator[GatewayHandle]:
     """The server alone: for work on what was collected, which samples nothing."""
     with contextlib.ExitStack() as stack:
         owner = _owner(settings.home)
         ours = owner.claim()
         if ours:
             stack.callback(owner.release)
-        server = ServerHandle.find(settings.home)
+        server = GatewayHandle.find(settings.home)
         if server is None:
             say("starting the server")
-            server = ServerHandle.start(settings.home, settings.server, settings.home / "logs" / "server.log")
+            server = GatewayHandle.start(settings.home, settings.gateway, settings.home / "logs" / "gateway.log")
             stack.callback(server.stop)
         elif ours:
             stack.callback(end_group, server.pid, created(server.pid), 30)
         yield server
 
 
-def _let_calls_fail(server: ServerHandle) -> None:
+def _let_calls_fail(server: GatewayHandle) -> None:
     """Nobody starts vLLM again from now on: calls need not wait for it."""
     try:
         routes = server.routes()
         for route in routes["policies"].values():
             route["restart_wait_s"] = 0
         server.set_routes(routes)
-    except ServerError as error:
+    except GatewayError as error:
         logger.warning("calls to vLLM wait in vain for a while: %s", error)
 
 
@@ -150,7 +150,7 @@ def stop_orphans(home: Path) -> None:
     """Stop what a killed flow left running for `home`. Raises LakeError where a living flow owns it."""
     if not _owner(home).claim():
         raise LakeError(f"a flow is at work in {home}; stop it first")
-    server = ServerHandle.find(home)
+    server = GatewayHandle.find(home)
     if server is not None:
         end_group(server.pid, created(server.pid), 30)
     replica = 0

@@ -46,7 +46,7 @@ def rollouts_key(settings: Settings, epoch: EpochManifest, planned: list[Planned
         epoch.sampled_from,
         agent_digest(settings.agent),
         sampled,
-        settings.server.gateway.model_dump(mode="json", include=_OF_THE_GATEWAY),
+        settings.gateway.model_dump(mode="json", include=_OF_THE_GATEWAY),
         settings.frozen,
         settings.aliases,
         settings.vllm.model_dump(mode="json", include={"max_model_len", "dtype", "extra_args"}),

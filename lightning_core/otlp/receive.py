@@ -63,7 +63,7 @@ def uncompress(body: bytes, content_encoding: str | None, max_bytes: int) -> byt
     encoding = (content_encoding or "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "deflate"):
         raise OtlpError(415, f"content encoding {encoding!r:.40} is not supported; send gzip, deflate or none")
-    too_large = OtlpError(413, f"the body exceeds {max_bytes} bytes; send smaller batches or raise server.max_body_mb")
+    too_large = OtlpError(413, f"the body exceeds {max_bytes} bytes; send smaller batches or raise gateway.max_body_mb")
     if len(body) > max_bytes:
         raise too_large
     if encoding in ("identity", ""):

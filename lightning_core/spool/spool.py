@@ -214,7 +214,7 @@ class SpoolWriter:
         if self.is_full(size):
             raise SpoolFull(
                 f"{self._directory}: {self._max_bytes} bytes of spans wait to be decoded; run the ingestion, "
-                "or raise server.spool_max_gb"
+                "or raise gateway.spool_max_gb"
             )
         try:
             head = encode_head(record, self._end)

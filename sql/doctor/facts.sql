@@ -13,7 +13,7 @@ answered AS (
 ),
 own AS (
     SELECT * FROM mine
-    WHERE op NOT IN ('rollout', 'rollout.start', 'reward') AND NOT starts_with(coalesce(instrumentation, ''), 'lightning_core.server')
+    WHERE op NOT IN ('rollout', 'rollout.start', 'reward') AND NOT starts_with(coalesce(instrumentation, ''), 'lightning_core.gateway')
 ),
 of_calls AS (
     SELECT

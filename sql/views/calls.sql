@@ -14,7 +14,7 @@ SELECT
     calls.trace_id,
     calls.span_id,
     CASE
-        WHEN calls.policy IS NOT NULL OR starts_with(coalesce(calls.instrumentation, ''), 'lightning_core.server') THEN 'gateway'
+        WHEN calls.policy IS NOT NULL OR starts_with(coalesce(calls.instrumentation, ''), 'lightning_core.gateway') THEN 'gateway'
         ELSE 'instrumentation'
     END AS recorded_by,
     twins.twin_of,

@@ -147,7 +147,7 @@ def tree(epoch: Epoch, pid: int) -> list[int]:
 
 
 def server(epoch: Epoch, pid: int) -> list[int]:
-    return [json.loads((epoch.home / "services/server.json").read_text())["pid"]]
+    return [json.loads((epoch.home / "services/gateway.json").read_text())["pid"]]
 
 
 def vllm_then_flow(epoch: Epoch, pid: int) -> list[int]:

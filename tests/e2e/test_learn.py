@@ -13,10 +13,10 @@ import pytest
 
 from lightning_core import names
 from lightning_core.client import SpanData, new_span_id, new_trace_id, post_spans
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_core.policies.store import PolicyStore
-from lightning_core.server.handle import ServerHandle
 from lightning_core.settings_file import load_settings
 from tests.e2e import without_vllm
 from tests.e2e.test_two_epochs import write_settings
@@ -24,7 +24,7 @@ from tests.e2e.test_two_epochs import write_settings
 pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(600)]
 
 
-def converse(server: ServerHandle, rollout: str, ticket: str, reward: float | None) -> None:
+def converse(server: GatewayHandle, rollout: str, ticket: str, reward: float | None) -> None:
     """What a production agent does: a call, a span of its own, and maybe a reward."""
     url, token = server.attempt_url(rollout, "1"), server.mint(rollout, "1", "evaluate")
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
@@ -57,8 +57,8 @@ def test_an_epoch_is_trained_on_what_production_agents_sent_and_once_only(tmp_pa
     settings = load_settings(file, {})
     with without_vllm.running(settings, lambda _: None) as services:
         for number in range(8):
-            converse(services.server, f"prod-{number}", ticket=f"t{number % 2}", reward=number / 8)
-        converse(services.server, "without-reward", ticket="t1", reward=None)
+            converse(services.gateway, f"prod-{number}", ticket=f"t{number % 2}", reward=number / 8)
+        converse(services.gateway, "without-reward", ticket="t1", reward=None)
 
     done = learn(file)
     assert done.returncode == 0, done.stderr[-3000:]

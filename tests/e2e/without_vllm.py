@@ -20,7 +20,7 @@ from typing import Any
 
 from lightning_core.config import Settings
 from lightning_core.epoch.production import Choice
-from lightning_core.epoch.services import Services, base_model, server_running
+from lightning_core.epoch.services import Services, base_model, gateway_running
 from lightning_core.policies.store import PolicyStore
 from lightning_core.settings_file import load_settings
 
@@ -61,7 +61,7 @@ def running(settings: Settings, say: Callable[[str], None]) -> Iterator[Services
     model = ThreadingHTTPServer(("127.0.0.1", 0), _Model)
     threading.Thread(target=model.serve_forever, daemon=True).start()
     folder = base_model(settings, say)
-    with server_running(settings, say) as server:
+    with gateway_running(settings, say) as server:
         route = {"upstream": f"http://127.0.0.1:{model.server_port}", "model": "policy"}
         current = PolicyStore(settings.home, "policy").current()
         server.set_routes({"policies": {"policy": route | {"version": current}}, "aliases": settings.aliases})
@@ -70,9 +70,9 @@ def running(settings: Settings, say: Callable[[str], None]) -> Iterator[Services
 
 
 def redeploy(settings: Settings, services: Services, versions: dict[str, str]) -> None:
-    routes = services.server.routes()
+    routes = services.gateway.routes()
     routes["policies"]["policy"]["version"] = versions["policy"]
-    services.server.set_routes(routes)
+    services.gateway.set_routes(routes)
     PolicyStore(settings.home, "policy").set_current(versions["policy"])
 
 

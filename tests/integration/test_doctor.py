@@ -52,7 +52,7 @@ LACKS = [  # agent, level, finding, what is said, the remedy
     ("limits_its_attributes", "missing", "attribute_limit", "1 spans lost", "SpanLimits"),
 ]
 LACKS_TOO = [
-    ("embeds_with_the_policy", "missing", "refused", "gives no embeddings", "server.gateway.upstreams"),
+    ("embeds_with_the_policy", "missing", "refused", "gives no embeddings", "gateway.upstreams"),
     ("fails_at_once", "fatal", "no_calls", "no call", "mend what it failed of"),
     ("fails", "missing", "agent_error", "out of ideas", "failure_reward"),
     ("only_calls", "missing", "no_reward", "no reward", "reward.grader"),
@@ -141,12 +141,12 @@ def test_calls_to_a_model_of_an_upstream_alone_are_seen_and_train_nothing(tmp_pa
     with canned_model() as address:
         upstream = {"name": "judge", "base_url": f"{address}/v1", "models": ["gpt-judge"]}
         agent = {"command": [sys.executable, str(AGENTS), "asks_a_judge"]}
-        settings = {"agent": agent, "server": {"gateway": {"upstreams": [upstream]}}}
+        settings = {"agent": agent, "gateway": {"upstreams": [upstream]}}
         (tmp_path / "tasks.jsonl").write_text('{"question": "?"}\n')
         file.write_text(json.dumps(settings | {"tasks": {"train": str(tmp_path / "tasks.jsonl")}}))
         result = CliRunner().invoke(doctor, [str(file)])
     assert result.exit_code == 1, result.output
-    assert "FATAL   other_models: every call went to a frozen model or one of server.gateway.upstreams" in result.output
+    assert "FATAL   other_models: every call went to a frozen model or one of gateway.upstreams" in result.output
     assert "no_calls" not in result.output
     assert "elsewhere" not in result.output
 

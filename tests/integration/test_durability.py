@@ -21,10 +21,10 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from lightning_core.config import ServerSettings
+from lightning_core.config import GatewaySettings
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.lake import Lake
 from lightning_core.otlp.spans import SpanData, encode_request
-from lightning_core.server.handle import ServerHandle
 from lightning_core.spool.spool_format import segments
 from tests.ports import free_port
 
@@ -34,7 +34,7 @@ KILLS = 4
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 
 
-def kill(handle: ServerHandle) -> None:
+def kill(handle: GatewayHandle) -> None:
     os.kill(handle.pid, signal.SIGKILL)
     handle.stop()
 
@@ -64,9 +64,9 @@ def test_every_acknowledged_span_is_there_once_however_often_the_server_is_kille
     seed = random.SystemRandom().randrange(1 << 32)
     print("seed", seed)  # shown when the test fails
     chance = random.Random(seed)
-    settings = ServerSettings(port=free_port(), grpc_port=free_port())
+    settings = GatewaySettings(port=free_port(), grpc_port=free_port())
     stop = tmp_path / "stop"
-    handle = ServerHandle.start(tmp_path, settings, tmp_path / "log")
+    handle = GatewayHandle.start(tmp_path, settings, tmp_path / "log")
     endpoints = {"http": handle.url, "grpc": str(handle.grpc_url), "client": handle.url}
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     agents = [
@@ -84,7 +84,7 @@ def test_every_acknowledged_span_is_there_once_however_often_the_server_is_kille
             time.sleep(chance.uniform(0, 0.5))
             kill(handle)
             tear(tmp_path, chance)
-            handle = ServerHandle.start(tmp_path, settings, tmp_path / "log")
+            handle = GatewayHandle.start(tmp_path, settings, tmp_path / "log")
         stop.touch()
         assert [agent.wait(120) for agent in agents] == [0, 0, 0]
     finally:
@@ -101,19 +101,19 @@ def test_every_acknowledged_span_is_there_once_however_often_the_server_is_kille
 
 
 @pytest.fixture
-def handle(tmp_path: Path) -> Iterator[ServerHandle]:
-    made = ServerHandle.start(tmp_path, ServerSettings(), tmp_path / "log")
+def handle(tmp_path: Path) -> Iterator[GatewayHandle]:
+    made = GatewayHandle.start(tmp_path, GatewaySettings(), tmp_path / "log")
     yield made
     made.stop()
 
 
-def post(handle: ServerHandle, body: bytes, **headers: str) -> httpx.Response:
+def post(handle: GatewayHandle, body: bytes, **headers: str) -> httpx.Response:
     token = handle.mint("r", "a", "train")
     url = handle.attempt_url("r", "a") + "/v1/traces"
     return httpx.post(url, content=body, headers=PROTOBUF | {"Authorization": f"Bearer {token}"} | headers, timeout=30)
 
 
-def export(handle: ServerHandle, body: bytes) -> None:
+def export(handle: GatewayHandle, body: bytes) -> None:
     metadata = [("authorization", "Bearer " + handle.mint("r", "a", "train"))]
     with grpc.insecure_channel(str(handle.grpc_url).removeprefix("http://")) as channel:
         channel.unary_unary("/opentelemetry.proto.collector.trace.v1.TraceService/Export")(body, metadata=metadata)
@@ -129,7 +129,7 @@ def spans(*names: str, span_id: bytes | None = None, **attributes: Any) -> bytes
     )
 
 
-def test_a_batch_that_is_sent_again_and_again_counts_once(tmp_path: Path, handle: ServerHandle) -> None:
+def test_a_batch_that_is_sent_again_and_again_counts_once(tmp_path: Path, handle: GatewayHandle) -> None:
     batch = spans("a", "b", "c")
     for _ in range(3):
         assert post(handle, batch).status_code == 200
@@ -141,7 +141,7 @@ def test_a_batch_that_is_sent_again_and_again_counts_once(tmp_path: Path, handle
     assert times_in_lake(tmp_path) == {"a": 1, "b": 1, "c": 1, "d": 1}
 
 
-def test_two_spans_under_one_id_both_stay(tmp_path: Path, handle: ServerHandle) -> None:
+def test_two_spans_under_one_id_both_stay(tmp_path: Path, handle: GatewayHandle) -> None:
     one, other = spans("one", span_id=b"s" * 8), spans("other", span_id=b"s" * 8)
     both = ExportTraceServiceRequest.FromString(one)
     both.MergeFromString(other)
@@ -150,7 +150,7 @@ def test_two_spans_under_one_id_both_stay(tmp_path: Path, handle: ServerHandle) 
     assert times_in_lake(tmp_path) == {"one": 1, "other": 1}
 
 
-def test_a_broken_span_loses_no_other(tmp_path: Path, handle: ServerHandle) -> None:
+def test_a_broken_span_loses_no_other(tmp_path: Path, handle: GatewayHandle) -> None:
     broken = b"\x0a\x10" + b"t" * 16 + b"\x12\x08" + b"b" * 8 + b"\x4a\xff\xff\xff\xff\x0f"
     good = [Span(name=name, trace_id=b"t" * 16, span_id=name.encode().rjust(8)) for name in ("before", "after")]
     parts = [good[0].SerializeToString(), broken, good[1].SerializeToString()]
@@ -165,7 +165,7 @@ def test_a_broken_span_loses_no_other(tmp_path: Path, handle: ServerHandle) -> N
 
 
 def test_a_json_span_without_a_protobuf_form_is_kept_aside_with_its_reason(
-    tmp_path: Path, handle: ServerHandle
+    tmp_path: Path, handle: GatewayHandle
 ) -> None:
     span = {"traceId": "ab" * 16, "spanId": "cd" * 8, "name": "good"}
     body: Any = {"resourceSpans": [{"scopeSpans": [{"spans": [span, span | {"traceId": "no hex"}]}]}]}
@@ -187,7 +187,7 @@ def _varint(number: int) -> bytes:
 def limited_files(home: Path) -> Iterator[tuple[Any, Any]]:
     """No file of the server may grow past a megabyte: writes fail half way, on any file system and for any user."""
 
-    def limit(handle: ServerHandle, size: int) -> None:
+    def limit(handle: GatewayHandle, size: int) -> None:
         _, hard = resource.prlimit(handle.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(handle.pid, resource.RLIMIT_FSIZE, (size, hard))
 
@@ -217,7 +217,7 @@ def test_without_room_on_the_disk_the_server_goes_on_and_keeps_what_it_acknowled
     tmp_path: Path, no_room: Any
 ) -> None:
     with no_room(tmp_path) as (fill, make_room):
-        handle = ServerHandle.start(tmp_path, ServerSettings(), tmp_path / "log")
+        handle = GatewayHandle.start(tmp_path, GatewaySettings(), tmp_path / "log")
         try:
             fill(handle)
             answers = {str(i): post(handle, spans(str(i), text="x" * 60_000)) for i in range(40)}
@@ -232,7 +232,7 @@ def test_without_room_on_the_disk_the_server_goes_on_and_keeps_what_it_acknowled
             make_room(handle)
             assert post(handle, spans("more", text="x" * 60_000)).status_code == 200
             kill(handle)
-            handle = ServerHandle.start(tmp_path, ServerSettings(), tmp_path / "log")
+            handle = GatewayHandle.start(tmp_path, GatewaySettings(), tmp_path / "log")
             export(handle, spans("grpc", text="x" * 60_000))
         finally:
             handle.stop()

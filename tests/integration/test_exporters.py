@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, set_span_in_context
 
-from lightning_core.config import ServerSettings
+from lightning_core.config import GatewaySettings
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.lake import Lake
-from lightning_core.server.handle import ServerHandle
 from tests import node_exporter
 from tests.node_exporter import SPANS
 
@@ -49,9 +49,9 @@ COLUMNS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHandle]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayHandle]:
     home = tmp_path_factory.mktemp("home")
-    made = ServerHandle.start(home, ServerSettings(), home / "logs" / "server.log")
+    made = GatewayHandle.start(home, GatewaySettings(), home / "logs" / "gateway.log")
     yield made
     made.stop()
 
@@ -64,7 +64,7 @@ def node() -> Path:
         pytest.skip(f"NO NON-PYTHON EXPORTER IS TESTED HERE: {error}")
 
 
-def rows(server: ServerHandle, rollout: str) -> dict[str, dict[str, Any]]:
+def rows(server: GatewayHandle, rollout: str) -> dict[str, dict[str, Any]]:
     """What the lake has of a rollout, by span id; ingests what the server has acknowledged."""
     lake = Lake(server.home)
     lake.ingest(server.seal())
@@ -105,7 +105,7 @@ def assert_as_sent(row: dict[str, Any], ids: dict[str, dict[str, str]], given: d
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 @pytest.mark.parametrize("protocol", ["http/protobuf", "http/json", "grpc"])
 def test_nodes_exporters_need_nothing_but_the_standard_variables(
-    server: ServerHandle, node: Path, protocol: str, compression: str
+    server: GatewayHandle, node: Path, protocol: str, compression: str
 ) -> None:
     rollout = f"node, {protocol.replace('/', ' ')}, {compression}"
     endpoint = server.attempt_url(rollout, "a1")
@@ -141,7 +141,7 @@ def test_nodes_exporters_need_nothing_but_the_standard_variables(
         }
 
 
-def test_pythons_exporter_delivers_the_same(server: ServerHandle) -> None:
+def test_pythons_exporter_delivers_the_same(server: GatewayHandle) -> None:
     token = server.mint("python", "a1", "train")
     exporter = OTLPSpanExporter(
         endpoint=server.attempt_url("python", "a1") + "/v1/traces", headers={"authorization": f"Bearer {token}"}

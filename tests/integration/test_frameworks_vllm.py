@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lightning_core.config import ServerSettings, VllmSettings
+from lightning_core.config import GatewaySettings, VllmSettings
 from lightning_core.doctor.trial import try_agent
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake import catalog
 from lightning_core.policies.model import resolve_model
 from lightning_core.policies.vllm import VllmServer
-from lightning_core.server.handle import ServerHandle
 from tests.frameworks.cases import CASES, TASKS
 
 pytestmark = pytest.mark.extra
@@ -32,7 +32,7 @@ def test_calls_of_a_real_framework_to_a_real_model_have_the_ids_that_were_sample
     model = resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct").path
     vllm = VllmServer.start(SETTINGS, model, "policy", home=tmp_path)
     try:
-        server = ServerHandle.start(tmp_path, ServerSettings(grpc_port=None), tmp_path / "log")
+        server = GatewayHandle.start(tmp_path, GatewaySettings(grpc_port=None), tmp_path / "log")
         try:
             policy = {"upstream": vllm.upstream, "model": "policy", "version": "v0000"}
             sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 32}

@@ -101,7 +101,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Rig
 
 def bring(parts: tuple[Rig, Names, Settings], version: str) -> None:
     made, vllm, settings = parts
-    services = cast(Services, SimpleNamespace(server=made.handle, fleet=[vllm], model=None))
+    services = cast(Services, SimpleNamespace(gateway=made.handle, fleet=[vllm], model=None))
     deploy(settings, services, dict.fromkeys(("planner", "solver"), version))
 
 
@@ -315,7 +315,7 @@ def test_a_frozen_model_is_asked_of_a_vllm_that_missed_nothing(parts: tuple[Rig,
     with made.beside() as (upstream, _):
         second = Names(made)
         second.upstream, first.state.replica, second.state.replica = upstream, 0, 1
-        services = cast(Services, SimpleNamespace(server=made.handle, fleet=[first, second], model=None))
+        services = cast(Services, SimpleNamespace(gateway=made.handle, fleet=[first, second], model=None))
         versions = dict.fromkeys(("planner", "solver"), "v0001")
         deploy(settings, services, versions)
         assert made.handle.routes()["frozen"]["critic"]["upstream"] == first.upstream

@@ -239,7 +239,7 @@ def test_pipelined_requests_are_answered_in_turn_and_left_with_their_client(serv
             assert part, answers
             answers += part
     server.gate()
-    before, logged = len(server.canned.requests), (server.home / "logs" / "server.log").stat().st_size
+    before, logged = len(server.canned.requests), (server.home / "logs" / "gateway.log").stat().st_size
     with raw(server, CHAT) as connection:
         wait_for(lambda: len(server.canned.requests) == before + 1)
         connection.sendall(whole_request(server, CHAT) * 2)
@@ -248,7 +248,7 @@ def test_pipelined_requests_are_answered_in_turn_and_left_with_their_client(serv
     assert server.spans()[-1].status.message == "the client disconnected"
     server.open()
     assert len(server.canned.requests) == before + 1
-    assert b"ERROR" not in (server.home / "logs" / "server.log").read_bytes()[logged:]
+    assert b"ERROR" not in (server.home / "logs" / "gateway.log").read_bytes()[logged:]
 
 
 def test_whenever_clients_leave_spans_and_counters_agree(server: Rig) -> None:

@@ -13,8 +13,8 @@ import httpx
 import openai
 import pytest
 
-from lightning_core.server import tokens
-from lightning_core.server.files import load_secret
+from lightning_core.gateway import tokens
+from lightning_core.gateway.files import load_secret
 from tests.gateway_rig import Rig, rig
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
@@ -91,7 +91,7 @@ def test_neither_token_nor_secret_is_in_spans_logs_answers_or_metrics(server: Ri
                 if key != token or model != "policy":
                     break
     assert {answer.status_code for answer in said} == {200, 400, 401, 404, 503}
-    kept = b"".join(record.body for record in server.records()) + (server.home / "logs" / "server.log").read_bytes()
+    kept = b"".join(record.body for record in server.records()) + (server.home / "logs" / "gateway.log").read_bytes()
     kept += httpx.get(server.handle.url + "/metrics").content
     kept += b"".join(answer.content + json.dumps(dict(answer.headers)).encode() for answer in said)
     for key in (secret, token, stranger, token.partition(".")[2]):

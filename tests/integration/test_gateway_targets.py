@@ -13,7 +13,7 @@ import pytest
 
 from lightning_core import names
 from lightning_core.config import GatewaySettings
-from lightning_core.server.handle import ServerError
+from lightning_core.gateway.handle import GatewayError
 from tests.canned_vllm import CannedVllm
 from tests.gateway_rig import Rig, attributes, client, last, rig
 
@@ -191,7 +191,7 @@ def test_exact_names_come_before_aliases_and_the_star_comes_last(aliased: Rig) -
 
 
 def test_a_refused_call_by_an_alias_is_its_policys(aliased: Rig) -> None:
-    with pytest.raises(openai.NotFoundError, match=r"policy `policy`.*embeddings.*server.gateway.upstreams"):
+    with pytest.raises(openai.NotFoundError, match=r"policy `policy`.*embeddings.*gateway.upstreams"):
         client(aliased, "embeds").embeddings.create(model="gpt-4.1-mini", input="a")
     span = last(aliased)
     assert (span[names.POLICY], span[names.GEN_AI_REQUEST_MODEL]) == ("policy", "gpt-4.1-mini")
@@ -212,7 +212,7 @@ def test_the_log_has_a_line_of_facts_a_call_and_no_text(judged: tuple[Rig, Canne
     server, _ = judged
     secret = "what only the agent knows"
     client(server).chat.completions.create(model="policy", messages=[{"role": "user", "content": secret}])
-    text = (server.home / "logs" / "server.log").read_text()
+    text = (server.home / "logs" / "gateway.log").read_text()
     lines = [json.loads(line[line.index("{") :]) for line in text.splitlines() if "server.calls" in line]
     assert lines[-1]["rollout"] == "r.1" and lines[-1]["completion_tokens"] == 4 and lines[-1]["version"] == "v0003"
     assert secret not in text and "Hello world" not in text
@@ -221,7 +221,7 @@ def test_the_log_has_a_line_of_facts_a_call_and_no_text(judged: tuple[Rig, Canne
 def test_a_server_without_the_key_does_not_start_and_says_which(tmp_path: Path) -> None:
     upstream = {"name": "other", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NO_SUCH_KEY", "models": ["judge"]}
     with (
-        pytest.raises(ServerError, match=r"'other': \$NO_SUCH_KEY is not set"),
+        pytest.raises(GatewayError, match=r"'other': \$NO_SUCH_KEY is not set"),
         rig(tmp_path, gateway=GatewaySettings.model_validate({"upstreams": [upstream]})),
     ):
         pass

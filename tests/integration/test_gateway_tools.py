@@ -16,10 +16,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from lightning_core import names
-from lightning_core.config import ServerSettings, VllmSettings
+from lightning_core.config import GatewaySettings, VllmSettings
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.policies.model import ModelError, resolve_model
 from lightning_core.policies.vllm import VllmServer
-from lightning_core.server.handle import ServerHandle
 from lightning_core.spool import spool
 from tests.gateway_rig import attributes, float32, int32, spans_of
 
@@ -50,12 +50,12 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHandle]:
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayHandle]:
     home = tmp_path_factory.mktemp("home")
     settings = VllmSettings(max_model_len=1024, max_num_seqs=4, extra_args=PARSER)
     vllm = VllmServer.start(settings, model, "policy", home=home)
     try:
-        handle = ServerHandle.start(home, ServerSettings(), home / "logs" / "server.log")
+        handle = GatewayHandle.start(home, GatewaySettings(), home / "logs" / "gateway.log")
         try:
             handle.set_routes(
                 {"policies": {"policy": {"upstream": vllm.upstream, "model": "policy", "version": "v0001"}}}
@@ -67,12 +67,12 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         vllm.stop()
 
 
-def agent(server: ServerHandle, mode: Any) -> openai.OpenAI:
+def agent(server: GatewayHandle, mode: Any) -> openai.OpenAI:
     url = server.attempt_url("r.1", "a1") + "/v1"
     return openai.OpenAI(base_url=url, api_key=server.mint("r.1", "a1", mode), max_retries=0)
 
 
-def ask(server: ServerHandle, mode: Any, stream: bool, **more: Any) -> tuple[str, list[tuple[str, str]], str | None]:
+def ask(server: GatewayHandle, mode: Any, stream: bool, **more: Any) -> tuple[str, list[tuple[str, str]], str | None]:
     """(text, (name, arguments) of each tool call, finish reason) as the client puts them together."""
     asked: Any = {"model": "policy", "messages": MESSAGES, "tools": TOOLS, "max_tokens": 200, **more}
     if not stream:
@@ -91,7 +91,7 @@ def ask(server: ServerHandle, mode: Any, stream: bool, **more: Any) -> tuple[str
     return text, [(name, arguments) for name, arguments in parts.values()], finish
 
 
-def last_span(server: ServerHandle) -> dict[str, Any]:
+def last_span(server: GatewayHandle) -> dict[str, Any]:
     *_, (_, _, record) = spool.read(server.home / "spool", 0)
     return attributes(spans_of(record.body)[-1])
 
@@ -99,7 +99,7 @@ def last_span(server: ServerHandle) -> dict[str, Any]:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("calls", [1, 2])
 def test_the_ids_of_a_tool_call_are_those_that_were_sampled(
-    server: ServerHandle, model: Path, stream: bool, calls: int
+    server: GatewayHandle, model: Path, stream: bool, calls: int
 ) -> None:
     grammar = {"regex": "Let me see\\.\\n" + "\\n".join([ONE_CALL] * calls)}
     text, called, finish = ask(server, "evaluate", stream, temperature=1.0, extra_body={"structured_outputs": grammar})
@@ -116,7 +116,7 @@ def test_the_ids_of_a_tool_call_are_those_that_were_sampled(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_the_parser_finds_no_call_in_can_be_trained_on(server: ServerHandle, model: Path, stream: bool) -> None:
+def test_what_the_parser_finds_no_call_in_can_be_trained_on(server: GatewayHandle, model: Path, stream: bool) -> None:
     text, called, finish = ask(server, "train", stream)
     span = last_span(server)
     ids = int32(span[names.RESPONSE_TOKEN_IDS])

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from lightning_core.epoch.services import _let_calls_fail
-from lightning_core.server.upstream import RETRY_DELAYS_S
+from lightning_core.gateway.upstream import RETRY_DELAYS_S
 from tests.canned_vllm import CannedVllm
 from tests.gateway_rig import Rig, last, rig, wait_for
 

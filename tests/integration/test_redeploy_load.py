@@ -17,15 +17,15 @@ import httpx
 import pytest
 
 from lightning_core import names
-from lightning_core.config import ServerSettings, Settings
+from lightning_core.config import GatewaySettings, Settings
 from lightning_core.epoch.deploy import deploy
 from lightning_core.epoch.services import Services
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.policies.probe import Probe
 from lightning_core.policies.store import Lineage, PolicyStore
 from lightning_core.policies.supervisor import Supervisor
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import CHECK_TOKENS
-from lightning_core.server.handle import ServerHandle
 from lightning_core.spool import spool
 from tests.gateway_rig import attributes, float32, spans_of
 from tests.tiny_model import make_tiny_llama
@@ -71,7 +71,7 @@ class Deployment:
             for replica in range(replicas)
         ]
         self.vllm = self.fleet[0]
-        self.server = ServerHandle.start(home, ServerSettings(grpc_port=None), home / "log")
+        self.server = GatewayHandle.start(home, GatewaySettings(grpc_port=None), home / "log")
         self.deploy("v0000")
         self.first_logprobs = {number: self.first_logprob(number) for number in (0, 1)}
 
@@ -81,7 +81,7 @@ class Deployment:
             vllm.stop()
 
     def deploy(self, version: str) -> None:
-        services = cast(Services, SimpleNamespace(server=self.server, fleet=self.fleet, model=None))
+        services = cast(Services, SimpleNamespace(gateway=self.server, fleet=self.fleet, model=None))
         deploy(self.settings, services, {"policy": version})
 
     def first_logprob(self, number: int) -> float:

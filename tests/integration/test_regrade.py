@@ -13,7 +13,7 @@ import yaml
 from lightning_core.agents.runner import Runner
 from lightning_core.epoch.decoding import decode_spool
 from lightning_core.epoch.plan import plan_training
-from lightning_core.epoch.services import server_running
+from lightning_core.epoch.services import gateway_running
 from lightning_core.epoch.task_file import load_tasks
 from lightning_core.lake.lake import Lake
 from lightning_core.settings_file import load_settings
@@ -59,7 +59,7 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lake = Lake(settings.home)
     epoch = lake.open_epoch(settings.run, 0, "train", {"policy": "v0000"})
     epoch.planned = [rollout.rollout_id for rollout in planned]
-    with server_running(settings) as server, Runner(settings.agent, model="policy") as runner:
+    with gateway_running(settings) as server, Runner(settings.agent, model="policy") as runner:
         for rollout in planned:
             assert _rollout(runner, server, settings, rollout, 0, "train").status == "ok"
         epoch.sealed_offset = decode_spool(settings.home, None).decoded_offset

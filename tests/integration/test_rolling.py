@@ -73,7 +73,7 @@ class Fleet:
         return Redeployed(version, "policy")
 
     def bring(self, version: str) -> None:
-        services = cast(Services, SimpleNamespace(server=self.made.handle, fleet=self.replicas, model=None))
+        services = cast(Services, SimpleNamespace(gateway=self.made.handle, fleet=self.replicas, model=None))
         deploy(self.settings, services, {"policy": version})
 
     def ask(self, rollout: str, model: str = "policy") -> int:

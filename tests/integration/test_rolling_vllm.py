@@ -31,8 +31,8 @@ def weights_of(deployment: Deployment, *rollouts: str) -> set[int]:
     """Which weights, 0 or 1, answered a call of each of these rollouts."""
     found = set()
     for rollout in rollouts:
-        url = deployment.server.attempt_url(rollout, "a") + "/v1/chat/completions"
-        key = deployment.server.mint(rollout, "a", "evaluate")
+        url = deployment.gateway.attempt_url(rollout, "a") + "/v1/chat/completions"
+        key = deployment.gateway.mint(rollout, "a", "evaluate")
         reply = httpx.post(url, json=BODY | {"logprobs": True}, headers={"Authorization": f"Bearer {key}"}, timeout=120)
         found.add(deployment.ran_on(first_of(reply.raise_for_status().json())))
     return found
@@ -85,11 +85,11 @@ def test_a_replica_killed_in_its_turn_misses_the_version_and_the_next_deploy_bri
         patch.setattr(module, "hot_swap", killed)
         deployment.deploy("v0011")
     assert "replica 1 of vLLM missed a version" in caplog.text
-    route = deployment.server.routes()["policies"]["policy"]
+    route = deployment.gateway.routes()["policies"]["policy"]
     assert (route["version"], route["upstream"], route["replicas"]) == ("v0011", first.upstream, [])
     assert weights_of(deployment, *(f"meanwhile{i}" for i in range(4))) == {1}
     deployment.deploy("v0012")
-    route = deployment.server.routes()["policies"]["policy"]
+    route = deployment.gateway.routes()["policies"]["policy"]
     assert {route["upstream"], *route["replicas"]} == {first.upstream, second.upstream}
     assert weights_of(deployment, *(f"whole{i}" for i in range(8))) == {0}
     for vllm in (first, second):

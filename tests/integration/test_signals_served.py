@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
-from lightning_core.epoch.services import server_running
+from lightning_core.epoch.services import gateway_running
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.tracking.prometheus import PrometheusFile
 from lightning_core.tracking.signals import Signal
@@ -13,7 +13,7 @@ from tests.lake_maker import settings
 
 
 def test_metrics_follow_the_newest_epoch_without_a_restart(tmp_path: Path) -> None:
-    with server_running(settings(tmp_path)) as server:
+    with gateway_running(settings(tmp_path)) as server:
 
         def scraped() -> str:
             with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as reply:

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from lightning_core.config import ServerSettings, SettingsError
-from lightning_core.server.handle import ServerHandle
+from lightning_core.config import GatewaySettings, SettingsError
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_flows.flows import stack
 from lightning_flows.flows.stack import Part, Plan, Ports
 from tests.gateway_rig import wait_for
@@ -94,7 +94,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_option(plan: Plan, tmp_
     until(lambda: stack.is_ready(plan.parts[1]))
     taken = int(plan.parts[1].shown)
     with pytest.raises(SettingsError, match=f"port {taken} for mlflow is taken.*--mlflow-port"):
-        stack.make_plan(tmp_path, ServerSettings(), Ports(prefect=0, server=0, worker=0, mlflow=taken))
+        stack.make_plan(tmp_path, GatewaySettings(), Ports(prefect=0, gateway=0, worker=0, mlflow=taken))
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -148,7 +148,7 @@ def test_deployments_run_on_the_real_stack_and_a_failure_is_told_to_a_webhook(
         done = command(*run, "ingest/local", "--param", f"home={tmp_path}", **api)
         assert done.returncode == 0, done.stdout + done.stderr
         assert (tmp_path / "lake/catalog.duckdb").is_file()
-        assert ServerHandle.find(tmp_path) is not None, "the stack's server is left running by flows"
+        assert GatewayHandle.find(tmp_path) is not None, "the stack's server is left running by flows"
 
         settings = {"home": str(tmp_path), "agent": {"command": "true"}, "tasks": {"train": "nowhere.jsonl"}}
         failed = command(*run, "collect/local", "--param", f"settings={json.dumps(settings)}", **api)

@@ -17,7 +17,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from lightning_core import names
-from lightning_core.config import LoraSettings, PolicySettings, ServerSettings, VllmSettings
+from lightning_core.config import GatewaySettings, LoraSettings, PolicySettings, VllmSettings
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.policies import redeploy
 from lightning_core.policies.adapters import load_lora, route, unload_older
 from lightning_core.policies.probe import Probe
@@ -25,7 +26,6 @@ from lightning_core.policies.redeploy import RedeployFailed, hot_swap, restart_w
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import CHECK_TOKENS, VllmClient, VllmError
 from lightning_core.process.linux import group_members
-from lightning_core.server.handle import ServerHandle
 from lightning_core.spool import spool
 from tests.gateway_rig import attributes, float32, int32, spans_of
 from tests.replies import plain
@@ -130,7 +130,7 @@ def test_a_text_the_model_has_to_say_comes_in_the_tokenizers_own_tokens(vllm, mo
 
 def test_replies_through_the_gateway_are_vllms_own_field_by_field(vllm, tmp_path):
     greedy = {**PROMPT, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-    server = ServerHandle.start(tmp_path, ServerSettings(grpc_port=None), tmp_path / "log")
+    server = GatewayHandle.start(tmp_path, GatewaySettings(grpc_port=None), tmp_path / "log")
     direct = httpx.Client(transport=httpx.HTTPTransport(uds=str(vllm.socket)), base_url="http://vllm", timeout=60)
     try:
         served = {"upstream": vllm.upstream, "model": vllm.state.served_name, "version": "v0001"}
@@ -159,7 +159,7 @@ def test_replies_through_the_gateway_are_vllms_own_field_by_field(vllm, tmp_path
 def test_ids_of_the_spans_decode_to_the_text_the_client_got(vllm, models, tmp_path):
     """Whole and streamed, at temperature 1: the tiny model says bytes that are no UTF-8, and special tokens."""
     tokenizer = AutoTokenizer.from_pretrained(models[0])
-    server = ServerHandle.start(tmp_path, ServerSettings(grpc_port=None), tmp_path / "log")
+    server = GatewayHandle.start(tmp_path, GatewaySettings(grpc_port=None), tmp_path / "log")
     try:
         served = {"upstream": vllm.upstream, "model": vllm.state.served_name, "version": "v0001"}
         server.set_routes({"policies": {"policy": served}})

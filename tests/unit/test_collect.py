@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_core.config import Settings
-from lightning_core.server.handle import ServerError
+from lightning_core.gateway.handle import GatewayError
 from lightning_flows.tasks import collect
 
 
@@ -42,7 +42,7 @@ def test_a_flow_warns_of_spans_that_were_refused_while_its_rollouts_ran(
 
 def test_a_server_that_is_gone_is_no_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def health(self: Server) -> dict[str, Any]:
-        raise ServerError("the server does not answer")
+        raise GatewayError("the server does not answer")
 
     monkeypatch.setattr(Server, "health", health)
     server: Any = Server()
@@ -54,7 +54,7 @@ def test_where_the_server_stays_away_no_rollout_is_begun_any_more(
     answers: str, ends_them: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks, closed = list(answers), []
-    monkeypatch.setattr(collect.ServerHandle, "find", lambda home: object() if looks.pop(0) == "." else None)
+    monkeypatch.setattr(collect.GatewayHandle, "find", lambda home: object() if looks.pop(0) == "." else None)
     monkeypatch.setattr(collect, "settled", lambda futures, timeout_s: not looks)
     monkeypatch.setattr(collect, "close_runners", lambda: closed.append(True))
     monkeypatch.setattr(collect, "decode_spool", lambda home, redaction: None)

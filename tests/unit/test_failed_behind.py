@@ -9,7 +9,7 @@ import pytest
 
 from lightning_core.agents.attempt import AttemptResult
 from lightning_core.config import Settings
-from lightning_core.server.handle import ServerHandle
+from lightning_core.gateway.handle import GatewayHandle
 from lightning_flows.tasks.rollout import close_runners, shared_runner
 
 
@@ -43,12 +43,12 @@ def test_what_the_server_saw_fail_is_not_the_agents(
     tmp_path: Path, status: str, seen: dict[str, Any], told: str | None
 ) -> None:
     settings = settings_of(tmp_path)
-    with shared_runner(settings), shared_runner(settings, cast(ServerHandle, Server(**seen))) as runner:
+    with shared_runner(settings), shared_runner(settings, cast(GatewayHandle, Server(**seen))) as runner:
         assert runner.failed_behind(AttemptResult("r", "a", status, None, None, 5 * 10**9, 15 * 10**9, 0)) == told
 
 
 def test_a_pool_is_kept_from_one_that_runs_attempts_to_the_next(tmp_path: Path) -> None:
-    settings, server = settings_of(tmp_path), cast(ServerHandle, Server())
+    settings, server = settings_of(tmp_path), cast(GatewayHandle, Server())
     with shared_runner(settings) as kept:
         with shared_runner(settings, server) as first, shared_runner(settings, server) as beside:
             assert first is beside is kept

@@ -104,7 +104,7 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rollout]:
             {
                 row["response_id"]: _made_by(row["input_messages"])
                 for row in rows
-                if row["instrumentation"] == "lightning_core.server"
+                if row["instrumentation"] == "lightning_core.gateway"
             },
         )
         for rollout, rows in by_rollout.items()

@@ -12,17 +12,17 @@ import pytest
 from pydantic import ValidationError
 
 from lightning_core.config import GatewaySettings, Settings, UpstreamSettings
-from lightning_core.server import gateway
-from lightning_core.server.access import Caller
-from lightning_core.server.admission import Admission
-from lightning_core.server.drift import Drift, DriftMemory
-from lightning_core.server.http import HttpError
-from lightning_core.server.media import check_media, media_urls
-from lightning_core.server.responses_store import ResponseStore, Turn
-from lightning_core.server.routes import Frozen, Route, Routes, RouteTable
-from lightning_core.server.stats import Stats
-from lightning_core.server.targets import NoKey, Targets
-from lightning_core.server.upstream import Replicas
+from lightning_core.gateway import gateway
+from lightning_core.gateway.access import Caller
+from lightning_core.gateway.admission import Admission
+from lightning_core.gateway.drift import Drift, DriftMemory
+from lightning_core.gateway.http import HttpError
+from lightning_core.gateway.media import check_media, media_urls
+from lightning_core.gateway.responses_store import ResponseStore, Turn
+from lightning_core.gateway.routes import Frozen, Route, Routes, RouteTable
+from lightning_core.gateway.stats import Stats
+from lightning_core.gateway.targets import NoKey, Targets
+from lightning_core.gateway.upstream import Replicas
 
 KEY = ("r", "a", "policy")
 CALLER = Caller("r", "a", "train", "path")
@@ -98,7 +98,7 @@ def table(tmp_path: Path, **policies: Route) -> RouteTable:
 
 def test_a_policy_comes_before_an_upstream_of_its_name_and_settings_refuse_the_two() -> None:
     upstream = {"name": "o", "base_url": "http://x/v1", "models": ["policy"]}
-    settings = {"agent": {"command": "x"}, "tasks": {"train": "x"}, "server": {"gateway": {"upstreams": [upstream]}}}
+    settings = {"agent": {"command": "x"}, "tasks": {"train": "x"}, "gateway": {"upstreams": [upstream]}}
     with pytest.raises(ValidationError, match="is a policy and a model of an upstream"):
         Settings.model_validate(settings)
     for broken in ("ftp://x", "http://key@x/v1", "http://x/v1?key=1", "x"):

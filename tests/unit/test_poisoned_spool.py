@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from lightning_core.gateway import intake
+from lightning_core.gateway.main import _decoded_offset
 from lightning_core.lake import catalog
 from lightning_core.lake import decode as decoding
 from lightning_core.lake.lake import Lake
@@ -17,8 +19,6 @@ from lightning_core.lake.manifest import LakeError
 from lightning_core.otlp.messages import OtlpError
 from lightning_core.otlp.receive import JSON, parse_request
 from lightning_core.otlp.spans import SpanData, encode_request
-from lightning_core.server import intake
-from lightning_core.server.main import _decoded_offset
 from lightning_core.spool import spool
 from lightning_core.spool.spool import Record, SpoolWriter
 

@@ -85,7 +85,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(module, "VllmServer", Vllm)
     monkeypatch.setattr(module, "_start_vllm", start)
     monkeypatch.setattr(module, "base_model", lambda *_: ModelFolder(tmp_path, "folder"))
-    monkeypatch.setattr(module, "server_running", lambda *_: nullcontext(SimpleNamespace()))
+    monkeypatch.setattr(module, "gateway_running", lambda *_: nullcontext(SimpleNamespace()))
     monkeypatch.setattr(module, "_let_calls_fail", lambda _: None)
     monkeypatch.setattr(module, "Supervisor", lambda *_, **__: nullcontext())
     own(tmp_path, "owner", alive(os.getppid()))

@@ -15,7 +15,6 @@ from lightning_core.config import (
     GatewaySettings,
     LoraSettings,
     PolicySettings,
-    ServerSettings,
     Settings,
     SettingsError,
     UpstreamSettings,
@@ -254,9 +253,7 @@ def test_frozen_models_that_cannot_be_served_are_refused_with_the_remedy(
         lake_maker.settings(tmp_path, **changes)
 
 
-JUDGE = ServerSettings(
-    gateway=GatewaySettings(upstreams=[UpstreamSettings(name="api", base_url="http://x/v1", models=["gpt-judge"])])
-)
+JUDGE = GatewaySettings(upstreams=[UpstreamSettings(name="api", base_url="http://x/v1", models=["gpt-judge"])])
 
 
 @pytest.mark.parametrize(
@@ -281,12 +278,12 @@ def test_an_alias_that_does_not_say_whose_it_is_is_refused_with_place_and_remedy
 ) -> None:
     with pytest.raises(ValueError, match=message):
         policies = [policy(name, aliases=given) for name, given in zip("ab", aliases, strict=True)]
-        lake_maker.settings(tmp_path, policies=policies, frozen=["critic"], server=JUDGE)
+        lake_maker.settings(tmp_path, policies=policies, frozen=["critic"], gateway=JUDGE)
 
 
 def test_aliases_are_free_text_and_lead_to_their_policies(tmp_path: Path) -> None:
     policies = [policy("a", aliases=["openai/gpt-4o", "gpt 4.1 (mini)"]), policy("b", aliases=["*", "a b@v0001"])]
-    settings = lake_maker.settings(tmp_path, policies=policies, frozen=["critic"], server=JUDGE)
+    settings = lake_maker.settings(tmp_path, policies=policies, frozen=["critic"], gateway=JUDGE)
     assert settings.aliases == {"openai/gpt-4o": "a", "gpt 4.1 (mini)": "a", "*": "b", "a b@v0001": "b"}
 
 

@@ -91,7 +91,7 @@ def test_what_changes_the_space_changes_the_estimate(tmp_path: Path) -> None:
 
 def test_a_home_says_what_it_takes_by_part(tmp_path: Path) -> None:
     for name, size in {
-        "logs/server.log": 3,
+        "logs/gateway.log": 3,
         "prefect/prefect.db": 2,
         "lake/spans/a": 4,
         "spool/b": 1,

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from bench import scale
 from lightning_core.checks import machine
 from lightning_core.config import ClusterSettings, Settings
+from lightning_core.gateway.claims import Claims
 from lightning_core.policies.vllm_command import environment
-from lightning_core.server.claims import Claims
 from lightning_flows.tasks import cluster
 
 
@@ -29,8 +29,8 @@ def settings(**more: Any) -> Settings:
         ({"workers": 2}, "`engine: threads` has no address"),
         ({"engine": "threads", "address": "tcp://head:8786"}, "give `engine: ray` or `engine: dask`"),
         ({"engine": "dask", "address": "tcp://head:8786", "workers": 2}, "leave `workers` out"),
-        ({"engine": "dask", "address": "tcp://head:8786"}, "give `server.host` the address"),
-        ({"engine": "ray", "address": "ray://10.0.0.2:10001"}, "give `server.host` the address"),
+        ({"engine": "dask", "address": "tcp://head:8786"}, "give `gateway.host` the address"),
+        ({"engine": "ray", "address": "ray://10.0.0.2:10001"}, "give `gateway.host` the address"),
     ],
 )
 def test_a_cluster_that_cannot_work_is_an_error_that_names_the_remedy(section: dict[str, Any], said: str) -> None:
@@ -40,7 +40,7 @@ def test_a_cluster_that_cannot_work_is_an_error_that_names_the_remedy(section: d
 
 def test_a_cluster_on_this_machine_reaches_a_server_on_loopback() -> None:
     assert not settings(cluster={"engine": "dask", "address": "tcp://127.0.0.1:8786"}).cluster.elsewhere
-    assert settings(cluster={"engine": "dask", "address": "head:8786"}, server={"host": "10.0.0.1"}).cluster.elsewhere
+    assert settings(cluster={"engine": "dask", "address": "head:8786"}, gateway={"host": "10.0.0.1"}).cluster.elsewhere
 
 
 def test_workers_elsewhere_need_a_prefect_server_that_they_reach() -> None:

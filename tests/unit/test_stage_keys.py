@@ -57,7 +57,7 @@ def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict
         ("rollouts", {"policies": [{"sampling": {"temperature": 0.5}}]}),
         ("rollouts", {"policies": [{"aliases": ["gpt-4o"]}]}),
         ("rollouts", {"vllm": {"max_model_len": 64}}),
-        ("rollouts", {"server": {"gateway": {"calls_per_rollout": 3}}}),
+        ("rollouts", {"gateway": {"calls_per_rollout": 3}}),
         ("rewards", {"reward": {"grader": "tests/e2e/letter_agent.py:grade"}}),
         ("triplets", {"reward": {"failure_reward": 0.5}}),
         ("triplets", {"policies": [{"agent_match": "planner"}]}),
@@ -65,9 +65,9 @@ def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict
         ("triplets", {"agent_rules": [{"key": "my.agent"}]}),
         ("train", {"policies": [{"training": {"learning_rate": 0.5}}]}),
         (None, {"rollout": {"tasks_per_epoch": 2, "group_size": 2, "concurrency": 3, "shards": 1, "retries": 0}}),
-        (None, {"vllm": {"kv_cache_gb": 0.1, "max_num_seqs": 3}, "server": {"spool_max_gb": 1.0}}),
+        (None, {"vllm": {"kv_cache_gb": 0.1, "max_num_seqs": 3}, "gateway": {"spool_max_gb": 1.0}}),
         (None, {"agent": {"command": "true", "environments": "elsewhere"}}),
-        (None, {"server": {"gateway": {"most_calls": 3, "log_calls": "off"}}}),
+        (None, {"gateway": {"most_calls": 3, "log_calls": "off"}}),
         (None, {"epochs": 9, "evaluation": {"every": 3}, "store": {"keep_every": 3}}),
     ],
 )
@@ -90,11 +90,9 @@ def test_a_home_keeps_the_keys_of_its_rollouts_and_rewards_when_settings_come_an
         frozen=["critic"],
         policies=[{"lora": {}, "aliases": ["gpt-4o"], "sampling": {"temperature": 0.7, "max_tokens": 24}}],
         vllm={"max_model_len": 512, "extra_args": ["--x"]},
-        server={
-            "gateway": {
-                "calls_per_rollout": 9,
-                "upstreams": [{"name": "judge", "base_url": "http://j/v1", "models": ["j"]}],
-            }
+        gateway={
+            "calls_per_rollout": 9,
+            "upstreams": [{"name": "judge", "base_url": "http://j/v1", "models": ["j"]}],
         },
     )
     assert keys(settings)["rollouts"] == "30bed836058bb81f"

@@ -1,0 +1,31 @@
+"""The one server of a run: OpenAI API in front of vLLM, OTLP receiver, spool; one process, one port.
+
+    python -m lightning_core.gateway --home var --port 8080
+
+The process:
+    main.py      starts it                          app.py       puts the parts together
+    handle.py    the server as flows see it         router.py    which endpoint a path means
+    http.py      bodies, answers, errors            protocol.py  bounds of a request's head
+    access.py    who may do what                    tokens.py    what opens one attempt's scope
+    admin.py     sealing, routes, health, metrics   claims.py    who may begin a rollout
+    stats.py     counters                           files.py     its small files
+
+A call through the gateway:
+    gateway.py      the endpoints                       call.py         from request to durable span
+    admission.py    which calls may begin now           refusal.py      which may not
+    routes.py       which policy a model name means     targets.py      what else it may mean
+    sampling.py     what of a request goes to vLLM      media.py        files that a message names
+    upstream.py     which replica, and retries          http_client.py  HTTP to model servers
+    reply.py        ids, logprobs and text of a reply   sse.py          server-sent events
+    drift.py        text that became other tokens       call_span.py    a call as a span
+    call_log.py     a call as a line of the log
+
+Other APIs:
+    faces.py              how a reply looks to a client   responses_request.py  Responses API → chat
+    responses_reply.py    chat → Responses API            responses_store.py    responses that are kept
+    responses_stored.py   what may be asked of them
+
+OTLP:
+    intake.py     what both receivers do   otlp_http.py  OTLP/HTTP
+    otlp_grpc.py  OTLP/gRPC
+"""

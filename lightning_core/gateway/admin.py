@@ -1,0 +1,92 @@
+"""What flows and operators ask of the server: sealing, routes, attempts, health, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass, field
+
+from lightning_core.gateway.access import require_admin
+from lightning_core.gateway.claims import Claims
+from lightning_core.gateway.http import HttpError, Receive, Response, Scope, Send, json_response, read_body
+from lightning_core.gateway.routes import RoutesError, RouteTable, parse_routes
+from lightning_core.gateway.stats import Stats
+from lightning_core.spool.spool import SpoolWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    secret: str
+    spool: SpoolWriter
+    routes: RouteTable
+    stats: Stats
+    max_body: int
+    claims: Claims = field(default_factory=Claims)
+
+    async def seal(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """`{"offset": n}`: everything acknowledged so far lies below n."""
+        require_admin(scope, self.secret)
+        return await json_response({"offset": self.spool.end()}).send(send)
+
+    async def get_routes(self, scope: Scope, receive: Receive, send: Send) -> int:
+        require_admin(scope, self.secret)
+        return await json_response(self.routes.current.model_dump(mode="json")).send(send)
+
+    async def put_routes(self, scope: Scope, receive: Receive, send: Send) -> int:
+        require_admin(scope, self.secret)
+        body = await read_body(scope, receive, self.max_body)
+        try:
+            routes = parse_routes(body)
+        except RoutesError as error:
+            raise HttpError(400, f"routes: {error}") from None
+        try:
+            self.routes.replace(routes)
+        except OSError as error:
+            raise HttpError(503, f"the routes could not be stored: {error}", "server_error") from None
+        return await json_response(routes.model_dump(mode="json")).send(send)
+
+    async def attempt(self, scope: Scope, receive: Receive, send: Send) -> int:
+        require_admin(scope, self.secret)
+        parts = scope["path_params"]
+        found = self.stats.peek(parts["rollout_id"], parts["attempt_id"])
+        return await json_response(found).send(send)
+
+    async def begin_collection(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """`{"name", "collection"}`: claims of this collection are granted, those of others of that name no more."""
+        name, collection = await self._texts(scope, receive, "name", "collection")
+        self.claims.begin(name, collection)
+        return await json_response({}).send(send)
+
+    async def claim(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """`{"name", "collection", "rollout_id"}`: `{"granted": …}`, whether the rollout may be begun."""
+        asked = await self._texts(scope, receive, "name", "collection", "rollout_id")
+        return await json_response({"granted": self.claims.grant(*asked)}).send(send)
+
+    async def _texts(self, scope: Scope, receive: Receive, *keys: str) -> list[str]:
+        require_admin(scope, self.secret)
+        try:
+            body = json.loads(await read_body(scope, receive, self.max_body))
+            return [str(body[key]) for key in keys]
+        except (ValueError, TypeError, KeyError):
+            raise HttpError(400, f"a JSON object with {', '.join(keys)} is needed") from None
+
+    async def health(self, scope: Scope, receive: Receive, send: Send) -> int:
+        kept = await asyncio.to_thread(self.spool.kept_bytes)
+        body = {
+            "status": "ok",
+            "pid": os.getpid(),
+            "spool_offset": self.spool.end(),
+            "spool_bytes": kept,
+            "refused_otlp": self.stats.all.refused_otlp,
+            "rejected_spans": self.stats.all.rejected_spans,
+            "serving": {model: calls for model, calls in self.stats.serving.items() if calls},
+            "versions": {name: route.version for name, route in self.routes.current.policies.items()},
+        }
+        return await json_response(body).send(send)
+
+    async def metrics(self, scope: Scope, receive: Receive, send: Send) -> int:
+        self.stats.spool_offset.set(self.spool.end())
+        self.stats.spool_kept.set(self.spool.kept_bytes())
+        text = Response(self.stats.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return await text.send(send)

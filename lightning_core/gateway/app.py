@@ -1,0 +1,136 @@
+"""The routes of the server and what all of them share: counting, errors, 404 for everything not listed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from lightning_core.config import GatewaySettings
+from lightning_core.gateway.admin import Admin
+from lightning_core.gateway.admission import Admission
+from lightning_core.gateway.drift import DriftMemory
+from lightning_core.gateway.files import services
+from lightning_core.gateway.gateway import Gateway
+from lightning_core.gateway.http import ClientGone, HttpError, Receive, Scope, Send
+from lightning_core.gateway.intake import Intake
+from lightning_core.gateway.otlp_http import Receiver
+from lightning_core.gateway.responses_store import ResponseStore
+from lightning_core.gateway.responses_stored import StoredResponses
+from lightning_core.gateway.router import Router
+from lightning_core.gateway.routes import RouteTable
+from lightning_core.gateway.stats import Stats
+from lightning_core.gateway.targets import Targets
+from lightning_core.gateway.upstream import Upstreams
+from lightning_core.spool.spool import SpoolWriter
+from lightning_core.tracking.prometheus import SignalFiles
+
+log = logging.getLogger(__name__)
+
+Handle = Callable[[Scope, Receive, Send], Awaitable[int]]
+
+
+class Endpoint:
+    """A handler as an ASGI app: turns HttpError into OpenAI's error shape, and counts the answer."""
+
+    def __init__(self, name: str, handle: Handle, stats: Stats) -> None:
+        self._name = name
+        self._handle = handle
+        self._stats = stats
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            status = await self._handle(scope, receive, watched)
+        except HttpError as error:
+            status = await error.response().send(send)
+        except ClientGone:
+            status = 499
+        except Exception:
+            # What is left is a fault of ours: the client gets OpenAI's shape, the log the traceback.
+            log.exception("%s failed", self._name)
+            status = 500
+            if started:
+                raise
+            internal = HttpError(500, "internal error; the server's log has the details", "server_error")
+            await internal.response().send(send)
+        self._stats.answered(self._name, status)
+
+
+class App:
+    """All endpoints as one ASGI app."""
+
+    def __init__(self, stats: Stats, upstreams: Upstreams, responses: ResponseStore) -> None:
+        self._stats, self._upstreams, self._responses = stats, upstreams, responses
+        self._router = Router()
+
+    def add(self, path: str, method: str, name: str, handle: Handle) -> None:
+        self._router.add(path, method, Endpoint(name, handle, self._stats))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            endpoint = self._router.find(scope)
+        except HttpError as error:
+            self._stats.answered("unknown", await error.response().send(send))
+        else:
+            await endpoint(scope, receive, send)
+
+    def close(self) -> None:
+        self._upstreams.close()
+        self._responses.close()
+
+
+def make_app(
+    home: Path, secret: str, spool: SpoolWriter, routes: RouteTable, intake: Intake, settings: GatewaySettings
+) -> App:
+    """The app, whose `close` is the caller's to call, as the spool's is. Raises NoKey."""
+    stats, upstreams = intake.stats, Upstreams()
+    stats.registry.register(SignalFiles(home))
+    targets = Targets(routes, settings.upstreams, settings.version_change)
+    responses = ResponseStore(services(home) / "responses.sqlite")
+    gateway = Gateway(
+        secret=secret,
+        settings=settings,
+        spool=spool,
+        targets=targets,
+        upstreams=upstreams,
+        admission=Admission(settings, stats),
+        responses=responses,
+        drift=DriftMemory(),
+        stats=stats,
+        max_body=intake.max_body,
+    )
+    stored = StoredResponses(secret, responses)
+    receiver = Receiver(secret, intake)
+    admin = Admin(secret, spool, routes, stats, intake.max_body)
+    app = App(stats, upstreams, responses)
+    for prefix in ("/rollouts/{rollout_id}/attempts/{attempt_id}", ""):
+        app.add(prefix + "/v1/chat/completions", "POST", "chat", gateway.chat)
+        app.add(prefix + "/v1/completions", "POST", "completions", gateway.completion)
+        app.add(prefix + "/v1/responses", "POST", "responses", gateway.respond)
+        app.add(prefix + "/v1/responses/{response_id}", "GET", "response", stored.get)
+        app.add(prefix + "/v1/responses/{response_id}", "DELETE", "response", stored.delete)
+        app.add(prefix + "/v1/responses/{response_id}/input_items", "GET", "response", stored.input_items)
+        app.add(prefix + "/v1/responses/{response_id}/cancel", "POST", "response", stored.cancel)
+        app.add(prefix + "/v1/embeddings", "POST", "embeddings", gateway.embeddings)
+        app.add(prefix + "/v1/models", "GET", "models", gateway.models)
+        app.add(prefix + "/v1/models/{model:path}", "GET", "models", gateway.model)
+        app.add(prefix + "/v1/traces", "POST", "traces", receiver.traces)
+        app.add(prefix + "/v1/metrics", "POST", "otlp_metrics", receiver.metrics)
+        app.add(prefix + "/v1/logs", "POST", "otlp_logs", receiver.logs)
+    app.add("/admin/seal", "POST", "seal", admin.seal)
+    app.add("/admin/routes", "GET", "routes", admin.get_routes)
+    app.add("/admin/routes", "PUT", "routes", admin.put_routes)
+    app.add("/admin/attempts/{rollout_id}/{attempt_id}", "GET", "attempt", admin.attempt)
+    app.add("/admin/collections", "POST", "collections", admin.begin_collection)
+    app.add("/admin/claims", "POST", "claims", admin.claim)
+    app.add("/health", "GET", "health", admin.health)
+    app.add("/metrics", "GET", "metrics", admin.metrics)
+    return app

@@ -1,0 +1,64 @@
+"""How a reply of vLLM's chat or completions looks to the client: as it is, or as another API's.
+
+A face is made for one call. It gets what `reply.py` has cleaned, and gives the body, or the events, that are sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import orjson
+
+from lightning_core.gateway.http import HttpError
+from lightning_core.gateway.reply import Collected
+from lightning_core.gateway.sse import DONE, event
+
+
+class Face(Protocol):
+    api: str
+    response_id: str | None  # where it is not the upstream's
+
+    def reply(self, reply: dict[str, Any], collected: Collected) -> Any:
+        """The body of a whole reply."""
+
+    def begin(self) -> bytes:
+        """Events that come before the first chunk."""
+
+    def chunk(self, chunk: dict[str, Any]) -> bytes:
+        """The events of a chunk."""
+
+    def end(self, collected: Collected) -> bytes:
+        """Events that complete the stream; they are sent once the span is durable."""
+
+    def broken(self, error: HttpError) -> bytes:
+        """What tells the client that the stream is not complete: too late for a status."""
+
+    def kept(self, collected: Collected) -> None:
+        """Called once the span is durable, after `reply` or `end`, before what they gave is sent."""
+
+
+class PlainFace:
+    """Chat completions and completions, as vLLM answers them."""
+
+    def __init__(self, api: str) -> None:
+        self.api = api
+        self.response_id: str | None = None
+
+    def reply(self, reply: dict[str, Any], collected: Collected) -> Any:
+        return reply
+
+    def begin(self) -> bytes:
+        return b""
+
+    def chunk(self, chunk: dict[str, Any]) -> bytes:
+        return event(orjson.dumps(chunk))
+
+    def end(self, collected: Collected) -> bytes:
+        return event(DONE)
+
+    def broken(self, error: HttpError) -> bytes:
+        # No [DONE]: OpenAI's clients raise an APIError.
+        return event(orjson.dumps(error.body))
+
+    def kept(self, collected: Collected) -> None:
+        pass

@@ -1,0 +1,157 @@
+"""The server as a flow sees it: find it, start it, ask it. Synchronous and safe to use from several threads."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote
+
+from lightning_core import names
+from lightning_core.client.http import ask
+from lightning_core.client.wire import post_request
+from lightning_core.config import GatewaySettings
+from lightning_core.errors import LightningError
+from lightning_core.gateway.files import load_secret, services
+from lightning_core.gateway.tokens import Mode, mint
+from lightning_core.otlp.spans import SpanData, encode_request
+from lightning_core.process.spawn import Process, StartError, child_environment
+
+log = logging.getLogger(__name__)
+
+_START_S = 90.0
+_STOP_S = 30.0
+
+
+class GatewayError(LightningError):
+    """The server did not start, does not answer, or refused; the message says what it said."""
+
+
+class GatewayHandle:
+    """A running server. `find` and `start` make one; only one that `start` made is stopped by `stop`."""
+
+    def __init__(self, home: Path, url: str, pid: int, grpc_url: str | None = None) -> None:
+        self.home = home
+        self.url = url
+        self.grpc_url = grpc_url  # of OTLP/gRPC; None where it is off
+        self.pid = pid
+        self._process: Process | None = None
+        self._secret = load_secret(home)
+
+    @classmethod
+    def find(cls, home: Path | str) -> GatewayHandle | None:
+        """The server of this home, where one runs and answers /health under the pid it wrote down."""
+        home = Path(home).resolve()
+        try:
+            where = json.loads((services(home) / "gateway.json").read_text())
+            os.kill(where["pid"], 0)
+            handle = cls(home, where["url"], where["pid"], where.get("grpc_url"))
+            return handle if handle.health()["pid"] == where["pid"] else None
+        except (OSError, ValueError, KeyError, GatewayError):
+            return None
+
+    @classmethod
+    def start(cls, home: Path | str, settings: GatewaySettings, log_path: Path | str) -> GatewayHandle:
+        """Start a server in a session of its own and wait until it answers.
+
+        Raises GatewayError with the last lines of its log when it ends or stays silent.
+        """
+        home = Path(home).resolve()
+        home.mkdir(parents=True, exist_ok=True)
+        process = Process(gateway_command(home, settings), Path(log_path).resolve(), child_environment())
+
+        def answering() -> GatewayHandle | None:
+            found = cls.find(home)
+            return found if found is not None and found.pid == process.pid else None
+
+        try:
+            handle = process.wait_until(answering, _START_S, "the server")
+        except StartError as error:
+            process.end(0)
+            raise GatewayError(str(error)) from None
+        handle._process = process
+        return handle
+
+    @property
+    def started_here(self) -> bool:
+        return self._process is not None
+
+    def stop(self) -> None:
+        """End the server, if this handle started it: SIGTERM, and SIGKILL when it has not drained in time."""
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None and process.end(_STOP_S) == -signal.SIGKILL:
+            log.warning("the server (pid %d) did not stop within %.0f s and was killed", process.pid, _STOP_S)
+
+    def attempt_url(self, rollout_id: str, attempt_id: str) -> str:
+        """Root of an attempt's scope: append `/v1` for `OPENAI_BASE_URL`, nothing for the OTLP endpoint."""
+        return f"{self.url}/rollouts/{quote(rollout_id, safe='')}/attempts/{quote(attempt_id, safe='')}"
+
+    def mint(self, rollout_id: str, attempt_id: str, mode: Mode) -> str:
+        """The token that opens this attempt's scope: `OPENAI_API_KEY`, and the bearer token for OTLP."""
+        return mint(self._secret, rollout_id, attempt_id, mode)
+
+    def health(self) -> dict[str, Any]:
+        return self._ask("GET", "/health", timeout_s=5)
+
+    def serving(self) -> set[str]:
+        """The names that vLLM and other upstreams know, of which calls are in flight."""
+        return set(self.health()["serving"])
+
+    def seal(self) -> int:
+        """Spool offset below which everything acknowledged so far lies."""
+        return cast(int, self._ask("POST", "/admin/seal")["offset"])
+
+    def set_routes(self, routes: dict[str, Any]) -> None:
+        """Replace all routes: `{"policies": {name: {"upstream": …, "model": …, "version": …, …}}, "frozen": {name: {…}},
+        "aliases": {alias: policy}}`.
+        """
+        self._ask("PUT", "/admin/routes", routes)
+
+    def routes(self) -> dict[str, Any]:
+        return self._ask("GET", "/admin/routes")
+
+    def attempt(self, rollout_id: str, attempt_id: str) -> dict[str, Any]:
+        """What the server saw of an attempt since it started, `up_s` seconds ago: lightning_core.gateway.stats.AttemptStats."""
+        return self._ask("GET", f"/admin/attempts/{quote(rollout_id, safe='')}/{quote(attempt_id, safe='')}")
+
+    def store(self, spans: Iterable[tuple[str, str, Sequence[SpanData]]]) -> None:
+        """Spans of any attempts (rollout id, attempt id, spans) in one request: durable when it returns.
+
+        Raises DeliveryError with what the server said.
+        """
+        bodies = (encode_request({names.ROLLOUT_ID: r, names.ATTEMPT_ID: a}, found) for r, a, found in spans)
+        # Messages of protobuf one after another are one message, with the resources of all.
+        post_request(self.url, {"Authorization": f"Bearer {self._secret}"}, b"".join(bodies))
+
+    def begin_collection(self, name: str, collection: str) -> None:
+        """Only this collection of that name is granted claims from now on; see lightning_core.gateway.claims."""
+        self._ask("POST", "/admin/collections", {"name": name, "collection": collection})
+
+    def claim(self, name: str, collection: str, rollout_id: str) -> bool:
+        """Whether this rollout may be begun: nobody did in this collection, and no flow began another since."""
+        asked = {"name": name, "collection": collection, "rollout_id": rollout_id}
+        return cast(bool, self._ask("POST", "/admin/claims", asked)["granted"])
+
+    def _ask(self, method: str, path: str, body: Any = None, timeout_s: float = 30) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self._secret}", "Content-Type": "application/json"}
+        content = None if body is None else json.dumps(body).encode()
+        try:
+            answer = ask(method, self.url + path, headers, content, timeout_s, direct=True)
+        except (OSError, http.client.HTTPException) as error:
+            raise GatewayError(f"{method} {self.url}{path}: the server does not answer ({error!r})") from error
+        if answer.status != 200:
+            said = answer.body[:500].decode(errors="replace")
+            raise GatewayError(f"{method} {self.url}{path}: {answer.status} {said}")
+        return cast(dict[str, Any], json.loads(answer.body))
+
+
+def gateway_command(home: Path, settings: GatewaySettings) -> list[str]:
+    """Return the command line of a gateway with these settings."""
+    command = [sys.executable, "-m", "lightning_core.gateway", "--home", str(home)]
+    return [*command, "--settings", settings.model_dump_json(exclude_defaults=True)]

@@ -1,0 +1,177 @@
+"""The little HTTP that the handlers share: reading a bounded body, answering, OpenAI's error shape."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+Scope = dict[str, Any]  # ASGI's
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+JSON = "application/json"
+
+_SWALLOWED = 4  # times the limit
+_STALLED_S = 60.0
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of this name, which is given in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole answer."""
+
+    body: bytes
+    status: int = 200
+    media_type: str = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    async def send(self, send: Send) -> int:
+        """Returns the status."""
+        head = [
+            (b"content-length", b"%d" % len(self.body)),
+            (b"content-type", self.media_type.encode("latin-1")),
+            *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()),
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": head})
+        await send({"type": "http.response.body", "body": self.body})
+        return self.status
+
+
+class HttpError(Exception):
+    """An answer other than the one hoped for, in OpenAI's error shape."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        type_: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.body = {"error": {"message": message, "type": type_, "param": param, "code": code}}
+        self.headers = dict(headers or {})
+
+    def response(self) -> Response:
+        return json_response(self.body, self.status, self.headers)
+
+
+def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers=headers or {})
+
+
+def unavailable(message: str, retry_after_s: int = 1) -> HttpError:
+    return HttpError(503, message, "server_error", "service_unavailable", headers={"Retry-After": str(retry_after_s)})
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+Take = Callable[[int], None]
+
+
+class Room:
+    """How many bytes of request bodies may be in memory at one time. For one event loop."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[Take]:
+        """Gives `take(size)`, which raises HttpError 503 where so much is not left; all is given back in the end."""
+        held = 0
+
+        def take(size: int) -> None:
+            nonlocal held
+            if size > self._left:
+                raise unavailable("too many large requests at one time; send it again")
+            self._left -= size
+            held += size
+
+        try:
+            yield take
+        finally:
+            self._left += held
+
+
+async def read_body(
+    scope: Scope, receive: Receive, max_bytes: int, take: Take | None = None, stalled_s: float = _STALLED_S
+) -> bytes:
+    """The whole body; HttpError 413 past `max_bytes`, 408 where no more of it comes, ClientGone when the client goes.
+
+    `take` is told of each part.
+
+    A body that is declared too large is refused before it is read: what the client sends of it all the same is thrown
+    away by the HTTP server. The connection stays open for a moderate excess, as a client that is cut off while it sends
+    sees a reset and not the answer; one that asked for `Connection: close` may see it all the same.
+    """
+    message = f"the body exceeds {max_bytes} bytes; send less, or raise gateway.max_body_mb"
+    limit = _SWALLOWED * max_bytes
+    declared = header(scope, b"content-length") or ""
+    if declared.isdigit() and int(declared) > max_bytes:
+        headers = {"Connection": "close"} if int(declared) > limit else None
+        raise HttpError(413, message, code="request_too_large", headers=headers)
+    connection = scope.get("lightning.connection")
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            if connection is not None and connection.has_whole_body():
+                event = await receive()  # a timer would cost more than all else here
+            else:
+                async with asyncio.timeout(stalled_s):
+                    event = await receive()
+        except TimeoutError:
+            message = f"nothing of the body came for {stalled_s:.0f} s"
+            raise HttpError(408, message, code="request_timeout", headers={"Connection": "close"}) from None
+        if event["type"] == "http.disconnect":
+            raise ClientGone
+        part = event.get("body", b"")
+        size += len(part)
+        if size > limit or (size > max_bytes and not event.get("more_body")):
+            raise HttpError(413, message, code="request_too_large", headers={"Connection": "close"})
+        if size <= max_bytes:
+            if take is not None:
+                take(len(part))
+            parts.append(part)
+        if not event.get("more_body"):
+            return b"".join(parts)
+
+
+async def until_gone(scope: Scope, work: Coroutine[Any, Any, int]) -> int:
+    """Run `work`; when the client goes away first, cancel it and raise ClientGone once it has cleaned up."""
+    connection, task, gone = scope["lightning.connection"], asyncio.current_task(), False
+    assert task is not None
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    connection.watch(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise  # the server stops
+        task.uncancel()
+        raise ClientGone from None
+    finally:
+        connection.watch(None)

@@ -1,0 +1,213 @@
+"""Start the server.
+
+    python -m lightning_core.gateway --home var --settings '{"port": 8080}'
+
+While it listens, `<home>/services/gateway.json` says where: `{"pid", "host", "port", "url", "grpc_url"}`. Exit codes: 0 stopped
+by SIGTERM or SIGINT, 2 it could not start for a reason the user can mend (one line says which).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import gc
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from lightning_core.config import GatewaySettings
+from lightning_core.errors import LightningError
+from lightning_core.files import write_atomic
+from lightning_core.gateway.app import App, make_app
+from lightning_core.gateway.files import PRIVATE, load_secret, services
+from lightning_core.gateway.http import Room
+from lightning_core.gateway.intake import Intake
+from lightning_core.gateway.protocol import bounded_http
+from lightning_core.gateway.routes import RoutesError, RouteTable
+from lightning_core.gateway.stats import Stats
+from lightning_core.spool.spool import SpoolError, SpoolWriter
+
+if TYPE_CHECKING:
+    from lightning_core.gateway.otlp_grpc import GrpcReceiver
+
+log = logging.getLogger(__name__)
+
+_DRAIN_S = 20
+_FILES = 65_536
+_BODIES_IN_MEMORY = 512_000_000  # bytes; exporters that come on top are asked to come again
+
+
+class CannotStart(LightningError):
+    """For a reason the user can mend; the message says how."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with the gRPC receiver on the same event loop; says where both listen for as long as they do."""
+
+    def __init__(
+        self, config: uvicorn.Config, app: App, home: Path, host: str, port: int, grpc: GrpcSettings | None
+    ) -> None:
+        super().__init__(config)
+        self._app = app
+        self._file = services(home) / "gateway.json"
+        self._where = {"pid": os.getpid(), "host": host, "port": port, "url": url(host, port), "grpc_url": None}
+        self._grpc_settings = grpc
+        self._grpc: GrpcReceiver | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._grpc_settings is not None:
+            self._grpc, self._where["grpc_url"] = await self._grpc_settings.start()
+        await super().startup(sockets)
+        if self.started:
+            write_atomic(self._file, json.dumps(self._where).encode(), mode=PRIVATE)
+            log.info("listening on %s, gRPC on %s", self._where["url"], self._where["grpc_url"])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._file.unlink(missing_ok=True)
+        draining = [super().shutdown(sockets)]
+        if self._grpc is not None:
+            draining.append(self._grpc.stop(_DRAIN_S))
+        await asyncio.gather(*draining)
+        self._app.close()
+
+
+@dataclass(frozen=True)
+class GrpcSettings:
+    """Where the gRPC receiver listens, and what it hands requests to."""
+
+    secret: str
+    intake: Intake
+    host: str
+    port: int
+
+    async def start(self) -> tuple[GrpcReceiver, str]:
+        """(the receiver, its URL); CannotStart where the address is taken or not ours."""
+        from lightning_core.gateway.otlp_grpc import GrpcReceiver  # not needed where gRPC is off
+
+        receiver = GrpcReceiver(self.secret, self.intake)
+        try:
+            bound = await receiver.start(self.host, self.port)
+        except OSError as error:
+            raise CannotStart(f"gRPC: {error}; see `gateway.host` and `gateway.grpc_port`") from None
+        return receiver, url(self.host, bound)
+
+
+def url(host: str, port: int) -> str:
+    """Where a client on this machine reaches a server that listens on `host`."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def listen(host: str, port: int, setting: str = "gateway.port") -> socket.socket:
+    """A bound socket; CannotStart, naming the setting, where the address is taken or not ours."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(2048)
+        sock.set_inheritable(True)
+        return sock
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CannotStart(
+                f"port {port} on {host} is in use by another process; set `{setting}` to another one, or 0 for any"
+            ) from None
+        raise CannotStart(f"cannot listen on {host}:{port}: {error}; see `gateway.host` and `{setting}`") from None
+
+
+def _decoded_offset(home: Path) -> int:
+    """What the lake has decoded: offsets name its rows, so none may come twice, also where the spool was removed."""
+    try:
+        offset = json.loads((home / "lake" / "manifests" / "spans.json").read_bytes())["decoded_offset"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return 0  # the decoder says what is wrong with a manifest
+    return int(offset)
+
+
+def serve(home: Path, settings: GatewaySettings) -> None:
+    """Run until SIGTERM or SIGINT; then drain, flush and leave. No gRPC where `settings.grpc_port` is None."""
+    _allow_many_files()
+    host, grpc_port = settings.host, settings.grpc_port
+    sock = listen(host, settings.port)
+    if grpc_port:
+        listen(host, grpc_port, "gateway.grpc_port").close()  # says in one line what gRPC would say in ten
+    try:
+        spool = SpoolWriter(home / "spool", int(settings.spool_max_gb * 1e9), begin=_decoded_offset(home))
+    except (SpoolError, OSError) as error:
+        raise CannotStart(str(error)) from None
+    try:
+        secret = load_secret(home)
+        max_body = int(settings.max_body_mb * 1e6)
+        intake = Intake(spool, Stats(), max_body, Room(max(_BODIES_IN_MEMORY, 4 * max_body)))
+        app = make_app(home, secret, spool, RouteTable(home), intake, settings)
+        grpc = None if grpc_port is None else GrpcSettings(secret, intake, host, grpc_port)
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http=bounded_http(settings.client_stalled_s),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # a forwarded address must not pass for loopback
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=_DRAIN_S,
+        )
+        # uvicorn raises the signal again after it has stopped; by then everything is flushed and the exit is clean.
+        server = Server(config, app, home, host, sock.getsockname()[1], grpc)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+        _rarely_collect()
+        server.run(sockets=[sock])
+    except (RoutesError, ValueError, OSError) as error:
+        raise CannotStart(str(error)) from None
+    finally:
+        spool.close()
+
+
+def _rarely_collect() -> None:
+    """What was imported stays, and a call leaves hardly a cycle: looking for them takes a tenth of its time otherwise."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+def _allow_many_files() -> None:
+    """A stream takes two sockets, and many systems begin with 1,024 files a process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lightning_core.gateway", description="model calls and OTLP spans")
+    parser.add_argument("--home", type=Path, default=Path("var"), help="folder for everything a run writes")
+    parser.add_argument(
+        "--settings",
+        type=GatewaySettings.model_validate_json,
+        default=GatewaySettings(),
+        help="section gateway as JSON",
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        serve(options.home.resolve(), options.settings)
+    except CannotStart as error:
+        log.error("the gateway cannot start: %s", error)
+        return 2
+    return 0

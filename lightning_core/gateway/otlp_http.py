@@ -1,0 +1,71 @@
+"""The OTLP/HTTP receiver, protobuf and JSON: 200 means that the spans are on disk."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import json_format
+from google.rpc.status_pb2 import Status
+
+from lightning_core.gateway.access import identify
+from lightning_core.gateway.http import HttpError, Receive, Response, Scope, Send, header, read_body
+from lightning_core.gateway.intake import GRPC_CODES, Intake, Signal
+from lightning_core.otlp.messages import OtlpError
+from lightning_core.otlp.receive import JSON, media_type
+from lightning_core.otlp.spans import PROTOBUF
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    secret: str
+    intake: Intake
+
+    async def traces(self, scope: Scope, receive: Receive, send: Send) -> int:
+        try:
+            caller = identify(scope, self.secret, anonymous=True)
+            with self.intake.admitted(caller) as take:
+                body = await read_body(scope, receive, self.intake.max_body, take)
+                answer = await self.intake.traces(caller, body, *_how(scope), take)
+            response = _message(answer, scope)
+        except (HttpError, OtlpError) as error:
+            response = _error(error, scope)
+        return await response.send(send)
+
+    async def metrics(self, scope: Scope, receive: Receive, send: Send) -> int:
+        return await self._refuse("metrics", scope, receive, send)
+
+    async def logs(self, scope: Scope, receive: Receive, send: Send) -> int:
+        return await self._refuse("logs", scope, receive, send)
+
+    async def _refuse(self, signal: Signal, scope: Scope, receive: Receive, send: Send) -> int:
+        try:
+            caller = identify(scope, self.secret, anonymous=True)
+            with self.intake.admitted(caller) as take:
+                body = await read_body(scope, receive, self.intake.max_body, take)
+                response = _message(await self.intake.refuse(signal, body, *_how(scope)), scope)
+        except (HttpError, OtlpError) as error:
+            response = _error(error, scope)
+        return await response.send(send)
+
+
+def _how(scope: Scope) -> tuple[str, str | None]:
+    return header(scope, b"content-type") or "", header(scope, b"content-encoding")
+
+
+def _message(message: Any, scope: Scope, status: int = 200, extra: dict[str, str] | None = None) -> Response:
+    """A reply in the request's encoding, as OTLP/HTTP wants it."""
+    if media_type(_how(scope)[0]) == JSON:
+        return Response(json_format.MessageToJson(message, indent=None).encode(), status, JSON, extra or {})
+    return Response(message.SerializeToString(), status, PROTOBUF, extra or {})
+
+
+def _error(error: HttpError | OtlpError, scope: Scope) -> Response:
+    if isinstance(error, HttpError) and error.status == 401:
+        return error.response()  # one shape for a missing key, whatever was asked for
+    log.warning("OTLP request refused with %d: %s", error.status, error.message)
+    extra = error.headers if isinstance(error, HttpError) else None
+    return _message(Status(code=GRPC_CODES.get(error.status, 2), message=error.message), scope, error.status, extra)
