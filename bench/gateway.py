@@ -35,7 +35,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.gateway_load import Door, at, closed_loop, latencies, streams
+from bench.gateway_load import Endpoint, at, closed_loop, latencies, streams
 from bench.gateway_vllm import own_vllm, tokens_a_second
 from bench.load import LOAD_CORE, SERVER_CORE, on_core
 from bench.peer import ENVIRONMENT
@@ -49,14 +49,14 @@ _LITELLM_START_S = 120
 
 
 @contextlib.contextmanager
-def upstream() -> Iterator[Door]:
+def upstream() -> Iterator[Endpoint]:
     with on_core(LOAD_CORE):
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.gateway_upstream"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
     assert process.stdin is not None and process.stdout is not None
     try:
-        yield Door(f"http://127.0.0.1:{int(process.stdout.readline())}/v1")
+        yield Endpoint(f"http://127.0.0.1:{int(process.stdout.readline())}/v1")
     finally:
         process.stdin.close()
         process.wait(10)
@@ -65,22 +65,20 @@ def upstream() -> Iterator[Door]:
 @contextlib.contextmanager
 def gateway(
     home: Path, target: str, model: str = "policy", core: int | None = SERVER_CORE
-) -> Iterator[tuple[Door, int]]:
-    """(its door for one evaluation attempt, its process); `core` None: on all there are."""
-    settings = GatewaySettings.model_validate(
-        {"grpc_port": None, "gateway": {"concurrent_per_rollout": 10_000, "log_calls": "off"}}
-    )
+) -> Iterator[tuple[Endpoint, int]]:
+    """(its endpoint for one evaluation attempt, its process); `core` None: on all there are."""
+    settings = GatewaySettings.model_validate({"grpc_port": None, "concurrent_per_rollout": 10_000, "log_calls": "off"})
     with contextlib.nullcontext() if core is None else on_core(core):
         server = GatewayHandle.start(home, settings, home / "gateway.log")
     try:
         server.set_routes({"policies": {"policy": {"upstream": target, "model": model, "version": "v0001"}}})
-        yield Door(server.attempt_url("r", "a") + "/v1", server.mint("r", "a", "evaluate")), server.pid
+        yield Endpoint(server.attempt_url("r", "a") + "/v1", server.mint("r", "a", "evaluate")), server.pid
     finally:
         server.stop()
 
 
 @contextlib.contextmanager
-def litellm(folder: Path, target: str) -> Iterator[Door | None]:
+def litellm(folder: Path, target: str) -> Iterator[Endpoint | None]:
     """Its proxy with one worker and no database; None where it is not installed or does not start."""
     program = ENVIRONMENT / "bin" / "litellm"
     if not program.exists():
@@ -115,18 +113,18 @@ def litellm(folder: Path, target: str) -> Iterator[Door | None]:
             say("LiteLLM's proxy did not start: " + (folder / "litellm.log").read_text()[-500:])
             yield None
             return
-        yield Door(f"{url}/v1")
+        yield Endpoint(f"{url}/v1")
     finally:
         process.terminate()
         process.wait(30)
 
 
-def rates(ours: Door, theirs: Door | None, rounds: int, seconds: float) -> tuple[float, float | None]:
+def rates(ours: Endpoint, theirs: Endpoint | None, rounds: int, seconds: float) -> tuple[float, float | None]:
     """Requests a second of both, taking turns."""
     mine, other = [], []
-    for door in (ours, theirs):
-        if door is not None:
-            closed_loop(door, 0.5, 32)  # imports, connections, caches
+    for endpoint in (ours, theirs):
+        if endpoint is not None:
+            closed_loop(endpoint, 0.5, 32)  # imports, connections, caches
     for _ in range(rounds):
         mine.append(closed_loop(ours, seconds, 32))
         if theirs is not None:
@@ -135,11 +133,11 @@ def rates(ours: Door, theirs: Door | None, rounds: int, seconds: float) -> tuple
     return statistics.median(mine), statistics.median(other) if other else None
 
 
-def added(door: Door, direct: Door, rate: float, rounds: int, seconds: float) -> list[float]:
+def added(endpoint: Endpoint, direct: Endpoint, rate: float, rounds: int, seconds: float) -> list[float]:
     """Milliseconds added at the median and at p99, at half of `rate`; medians of the rounds."""
     found = []
     for _ in range(rounds):
-        bare, through = latencies(direct, rate / 2, seconds), latencies(door, rate / 2, seconds)
+        bare, through = latencies(direct, rate / 2, seconds), latencies(endpoint, rate / 2, seconds)
         found.append([at(through, share) - at(bare, share) for share in (0.5, 0.99)])
     say(f"added p50, p99 at {rate / 2:.0f}/s: {[[round(x, 2) for x in pair] for pair in found]}")
     return [statistics.median(pair[i] for pair in found) for i in (0, 1)]

@@ -13,7 +13,7 @@ import uvloop
 
 
 @dataclass(frozen=True)
-class Door:
+class Endpoint:
     """Where calls go: a base URL with /v1, and what opens it."""
 
     url: str
@@ -39,14 +39,14 @@ class Door:
         return parts.hostname or "", parts.port or 80
 
 
-def closed_loop(door: Door, seconds: float, connections: int, size: int = 2048) -> float:
+def closed_loop(endpoint: Endpoint, seconds: float, connections: int, size: int = 2048) -> float:
     """Requests a second with as many always under way."""
-    return uvloop.run(_closed_loop(door, seconds, connections, size))
+    return uvloop.run(_closed_loop(endpoint, seconds, connections, size))
 
 
-async def _closed_loop(door: Door, seconds: float, connections: int, size: int) -> float:
-    request, done = door.request(size), 0
-    pipes = [await asyncio.open_connection(*door.address, limit=1 << 20) for _ in range(connections)]
+async def _closed_loop(endpoint: Endpoint, seconds: float, connections: int, size: int) -> float:
+    request, done = endpoint.request(size), 0
+    pipes = [await asyncio.open_connection(*endpoint.address, limit=1 << 20) for _ in range(connections)]
     began = time.perf_counter()
 
     async def work(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,18 +62,18 @@ async def _closed_loop(door: Door, seconds: float, connections: int, size: int) 
     return done / took
 
 
-def latencies(door: Door, a_second: float, seconds: float, size: int = 2048) -> list[float]:
+def latencies(endpoint: Endpoint, a_second: float, seconds: float, size: int = 2048) -> list[float]:
     """Milliseconds of requests that are begun at an even pace, whatever became of those before; sorted."""
-    return sorted(uvloop.run(_latencies(door, a_second, seconds, size)))
+    return sorted(uvloop.run(_latencies(endpoint, a_second, seconds, size)))
 
 
-async def _latencies(door: Door, a_second: float, seconds: float, size: int) -> list[float]:
-    request, took = door.request(size), []
-    idle: list[Any] = [await asyncio.open_connection(*door.address, limit=1 << 20) for _ in range(32)]
+async def _latencies(endpoint: Endpoint, a_second: float, seconds: float, size: int) -> list[float]:
+    request, took = endpoint.request(size), []
+    idle: list[Any] = [await asyncio.open_connection(*endpoint.address, limit=1 << 20) for _ in range(32)]
 
     async def one() -> None:
         began = time.perf_counter()
-        pipe = idle.pop() if idle else await asyncio.open_connection(*door.address, limit=1 << 20)
+        pipe = idle.pop() if idle else await asyncio.open_connection(*endpoint.address, limit=1 << 20)
         pipe[1].write(request)
         await _whole(pipe[0])
         took.append((time.perf_counter() - began) * 1000)
@@ -95,18 +95,18 @@ class Streams:
     delays_ms: list[float] = field(default_factory=list)  # from the upstream's write to here, a chunk each; sorted
 
 
-def streams(door: Door, count: int, chunks: int, pause_ms: int) -> Streams:
+def streams(endpoint: Endpoint, count: int, chunks: int, pause_ms: int) -> Streams:
     """So many streams at one time, each of `chunks` chunks with a pause between."""
-    return uvloop.run(_streams(door, count, chunks, pause_ms))
+    return uvloop.run(_streams(endpoint, count, chunks, pause_ms))
 
 
-async def _streams(door: Door, count: int, chunks: int, pause_ms: int) -> Streams:
-    request, found = door.request(512, stream=True, max_tokens=chunks, seed=pause_ms), Streams()
+async def _streams(endpoint: Endpoint, count: int, chunks: int, pause_ms: int) -> Streams:
+    request, found = endpoint.request(512, stream=True, max_tokens=chunks, seed=pause_ms), Streams()
 
     async def one(number: int) -> None:
         await asyncio.sleep(number * pause_ms / 1000 / count)  # spread, as real streams are
         try:
-            reader, writer = await asyncio.open_connection(*door.address, limit=1 << 20)
+            reader, writer = await asyncio.open_connection(*endpoint.address, limit=1 << 20)
             writer.write(request)
             ended = False
             while not ended and (line := await reader.readline()):

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.gateway_load import Door
+from bench.gateway_load import Endpoint
 from bench.report import say
 from lightning_core.config import VllmSettings
 from lightning_core.policies.model import ModelError, resolve_model
@@ -39,12 +39,12 @@ def own_vllm(home: Path) -> Iterator[tuple[str, str] | None]:
         vllm.stop()
 
 
-def tokens_a_second(ours: Door, address: str, model: str, rounds: int) -> list[tuple[float, float]]:
+def tokens_a_second(ours: Endpoint, address: str, model: str, rounds: int) -> list[tuple[float, float]]:
     """(through the gateway, direct), a pair a round; the first pair warms up and is not among them."""
     return asyncio.run(_pairs(ours, address, model, rounds))[1:]
 
 
-async def _pairs(ours: Door, address: str, model: str, rounds: int) -> list[tuple[float, float]]:
+async def _pairs(ours: Endpoint, address: str, model: str, rounds: int) -> list[tuple[float, float]]:
     unix = address.startswith("unix://")
     base = "http://vllm" if unix else address
     # A connection a request: vLLM closes those that idle for 5 s, which is less than the other side's turn takes.

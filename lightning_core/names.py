@@ -3,7 +3,7 @@
 Names that others write (`gen_ai.*`, OpenInference, Traceloop, …) are rows of `sql/ingest/attribute_aliases.sql`.
 """
 
-# Scope: which execution a span belongs to. As resource attributes, or written by the server that authenticated it.
+# Scope: which execution a span belongs to. As resource attributes, or written by the gateway that authenticated it.
 ROLLOUT_ID = "lightning.rollout_id"
 ATTEMPT_ID = "lightning.attempt_id"
 

@@ -114,7 +114,7 @@ def _begin(lake: Lake, epoch: EpochManifest, key: str) -> set[str]:
 def _gone(settings: Settings) -> str | None:
     """Which of the services that the rollouts need is not there any more."""
     if GatewayHandle.find(settings.home) is None:
-        return "the server"
+        return "the gateway"
     return "vLLM" if VllmServer.find(settings.home) is None else None
 
 

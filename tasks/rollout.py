@@ -170,7 +170,7 @@ def _runner(settings: Settings, key: str) -> Runner:
         assert server is not None  # of the one that runs the attempt
         seen = server.attempt(result.rollout_id, result.attempt_id)
         if seen["up_s"] < (result.end_ns - result.start_ns) / 1e9:  # of times, only lengths: a clock may jump
-            return "the server was started again during the attempt"
+            return "the gateway was started again during the attempt"
         # An agent that ended well may have asked again and been answered, or have gone on without an answer.
         failed = seen["unanswered" if result.status == "ok" else "infrastructure_errors"]
         return str(seen["last_error"]) if failed else None

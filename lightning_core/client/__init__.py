@@ -8,7 +8,7 @@ An agent that wants none of it needs none of it: rewards can also come from `rew
 
 Rooms:
     emit.py      what an agent calls              wire.py  how spans leave a process
-    fallback.py  spans that wait for the server   http.py  one HTTP request
+    fallback.py  spans that wait for the gateway   http.py  one HTTP request
     otel.py      through OpenTelemetry's own exporter
 """
 

@@ -1,7 +1,7 @@
-"""`python -m lightning_core.client`: sends the spans that wait for the server of `OTEL_EXPORTER_OTLP_ENDPOINT`.
+"""`python -m lightning_core.client`: sends the spans that wait for the gateway of `OTEL_EXPORTER_OTLP_ENDPOINT`.
 
 For agents that run by themselves and died before they could: those of an attempt are sent by its runner. Credentials are
-those of `OTEL_EXPORTER_OTLP_HEADERS`. Ends with 1 where the server did not take them.
+those of `OTEL_EXPORTER_OTLP_HEADERS`. Ends with 1 where the gateway did not take them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What an agent calls: `emit_reward`, `emit_event`, `span`.
 
 Each sends its span at once and waits for the acknowledgement (a millisecond or two on one machine), so that a reward
-is safe before the agent goes on. Where the server does not answer, spans wait in a file (fallback.py) for the next
+is safe before the agent goes on. Where the gateway does not answer, spans wait in a file (fallback.py) for the next
 emit or for the end of the process, and the agent goes on. Nothing here raises but a reward that is no number.
 
 The scope comes from the environment of the attempt: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_HEADERS`,
@@ -170,7 +170,7 @@ def _send(data: SpanData) -> None:
     path = fallback.fallback_path(endpoint)
     body = encode_request(_resource(), [data])
     try:
-        # While others wait the server was away a moment ago: one try is enough to see whether it still is.
+        # While others wait the gateway was away a moment ago: one try is enough to see whether it still is.
         waiting = path.exists() and path.stat().st_size > 0
         post_request(endpoint, _headers(), body, retries=0 if waiting else 3)
     except DeliveryError as error:
@@ -196,7 +196,7 @@ def _keep(path: Path, body: bytes, reason: DeliveryError) -> None:
 
 
 def send_waiting(retries: int = 2) -> int:
-    """Send the spans that wait for the server of this environment: the number of requests sent.
+    """Send the spans that wait for the gateway of this environment: the number of requests sent.
 
     Every emit that succeeds does this, and the end of a process that could not deliver. Raises DeliveryError or OSError
     where some of them stay or were refused.
@@ -204,7 +204,7 @@ def send_waiting(retries: int = 2) -> int:
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     if not endpoint:
         raise DeliveryError(
-            "OTEL_EXPORTER_OTLP_ENDPOINT is not set: it names the server to send them to", permanent=True
+            "OTEL_EXPORTER_OTLP_ENDPOINT is not set: it names the gateway to send them to", permanent=True
         )
     return fallback.deliver(fallback.fallback_path(endpoint), endpoint, _headers(), retries=retries)
 

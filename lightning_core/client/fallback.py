@@ -1,6 +1,6 @@
-"""Where spans wait while the server is away: one small file an attempt, shared by all of its processes.
+"""Where spans wait while the gateway is away: one small file an attempt, shared by all of its processes.
 
-Each line is one encoded export request without its credentials, in base64. The file is only touched under a lock. What the server
+Each line is one encoded export request without its credentials, in base64. The file is only touched under a lock. What the gateway
 has acknowledged leaves it at once or, after a crash, by being sent again, which the lake reads as one span (same ids,
 same content). It stands beside `$LIGHTNING_TASK` where there is one, so that the runner that started the
 attempt can deliver what the agent's processes could not. An agent that runs by itself has one in the temporary folder,
@@ -59,8 +59,8 @@ def keep(path: Path, body: bytes) -> bool:
 def deliver(path: Path, endpoint: str, headers: Mapping[str, str], *, retries: int = 0) -> int:
     """Send what waits in the file and empty it: the number of requests sent.
 
-    Raises DeliveryError at the first request the server does not take for now; that one and those after it stay.
-    Requests the server refuses for good are dropped and named in the error, after the rest was sent.
+    Raises DeliveryError at the first request the gateway does not take for now; that one and those after it stay.
+    Requests the gateway refuses for good are dropped and named in the error, after the rest was sent.
     """
     if not path.exists() or path.stat().st_size == 0:
         return 0

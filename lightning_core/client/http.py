@@ -1,4 +1,4 @@
-"""One HTTP request. To a server on this machine it goes over a connection that stays open, one for each thread."""
+"""One HTTP request. To a gateway on this machine it goes over a connection that stays open, one for each thread."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def ask(
     except (ConnectionError, http.client.HTTPException):
         if not reused:
             raise
-        # The server had closed it, or has gone; only a new connection can tell.
+        # The gateway had closed it, or has gone; only a new connection can tell.
         return _ask_near(connection, method, path, headers, body, timeout_s)
 
 
 class _Connection(http.client.HTTPConnection):
-    """Hears an answer that comes before the request is sent: 413, say, after which the server reads no more."""
+    """Hears an answer that comes before the request is sent: 413, say, after which the gateway reads no more."""
 
     def send(self, data: Any) -> None:
         try:

@@ -23,7 +23,7 @@ _LONGEST_WAIT_S = 10.0
 
 
 class DeliveryError(RuntimeError):
-    """Spans that the server did not take. `permanent` says that sending the same again cannot help."""
+    """Spans that the gateway did not take. `permanent` says that sending the same again cannot help."""
 
     def __init__(self, message: str, permanent: bool = False) -> None:
         super().__init__(message)
@@ -39,11 +39,11 @@ def post_spans(
     retries: int = 4,
     timeout_s: float = 10.0,
 ) -> None:
-    """Send spans to `<endpoint>/v1/traces` and return once the server has acknowledged all of them.
+    """Send spans to `<endpoint>/v1/traces` and return once the gateway has acknowledged all of them.
 
     429, 502, 503, 504 and connection errors are tried again up to `retries` times, waiting as long as Retry-After says
     (10 s at most) or else a quarter of a second and then twice as long each time. Raises DeliveryError with what the
-    server said.
+    gateway said.
     """
     post_request(endpoint, headers, encode_request(resource, spans), retries=retries, timeout_s=timeout_s)
 
@@ -68,7 +68,7 @@ def post_request(
 def _post_once(
     url: str, headers: Mapping[str, str], body: bytes, timeout_s: float
 ) -> tuple[DeliveryError | None, float | None]:
-    """One try: the failure, if any, and the seconds the server asked to wait before the next."""
+    """One try: the failure, if any, and the seconds the gateway asked to wait before the next."""
     try:
         answer = ask("POST", url, {**headers, "Content-Type": PROTOBUF}, body, timeout_s)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""One examination: a server of its own in a folder of its own, the agent's rollouts, the findings."""
+"""One examination: a gateway of its own in a folder of its own, the agent's rollouts, the findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rollouts without a flow: an agent runs some tasks, and what the server took becomes a lake with one derived epoch."""
+"""Rollouts without a flow: an agent runs some tasks, and what the gateway took becomes a lake with one derived epoch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Trial:
 def try_agent(server: GatewayHandle, settings: Settings, tasks: Mapping[str, Mapping[str, Any]]) -> Trial:
     """Run the tasks (name → content) one after another, grade them, and derive them as epoch 0 of `settings.run`.
 
-    Everything goes into the home of the server, whose routes say what model answers. Raises SettingsError for an agent that
+    Everything goes into the home of the gateway, whose routes say what model answers. Raises SettingsError for an agent that
     cannot be run at all.
     """
     settings = settings.model_copy(update={"home": Path(server.home)})  # not what a run of that name left at home

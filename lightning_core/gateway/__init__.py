@@ -1,10 +1,10 @@
-"""The one server of a run: OpenAI API in front of vLLM, OTLP receiver, spool; one process, one port.
+"""The one gateway of a run: OpenAI API in front of vLLM, OTLP receiver, spool; one process, one port.
 
     python -m lightning_core.gateway --home var --port 8080
 
 The process:
     main.py      starts it                          app.py       puts the parts together
-    handle.py    the server as flows see it         router.py    which endpoint a path means
+    handle.py    the gateway as flows see it         router.py    which endpoint a path means
     http.py      bodies, answers, errors            protocol.py  bounds of a request's head
     access.py    who may do what                    tokens.py    what opens one attempt's scope
     admin.py     sealing, routes, health, metrics   claims.py    who may begin a rollout
@@ -21,7 +21,7 @@ A call through the gateway:
     call_log.py     a call as a line of the log
 
 Other APIs:
-    faces.py              how a reply looks to a client   responses_request.py  Responses API → chat
+    api_format.py         how a reply looks to a client   responses_request.py  Responses API → chat
     responses_reply.py    chat → Responses API            responses_store.py    responses that are kept
     responses_stored.py   what may be asked of them
 

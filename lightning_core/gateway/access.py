@@ -65,7 +65,7 @@ def identify_token(token: str | None, secret: str, nobody: bool) -> Caller:
     if (token and is_secret(secret, token)) or (nobody and not token):
         return _NOBODY
     raise _unauthorized(
-        "no valid API key: send an attempt's token, or the server's secret, as `Authorization: Bearer …`"
+        "no valid API key: send an attempt's token, or the gateway's secret, as `Authorization: Bearer …`"
     )
 
 
@@ -73,7 +73,7 @@ def require_admin(scope: Scope, secret: str) -> None:
     """Raises HttpError 401."""
     token = bearer(scope)
     if not token or not is_secret(secret, token):
-        raise _unauthorized("this needs the server's secret (`services/secret` in its home) as a bearer token")
+        raise _unauthorized("this needs the gateway's secret (`services/secret` in its home) as a bearer token")
 
 
 def is_loopback(address: str) -> bool:

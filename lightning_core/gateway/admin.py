@@ -1,4 +1,4 @@
-"""What flows and operators ask of the server: sealing, routes, attempts, health, metrics."""
+"""What flows and operators ask of the gateway: sealing, routes, attempts, health, metrics."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Admission:
         self._lanes: dict[tuple[str, str], _Lane] = {}
 
     def check(self, caller: Caller, label: str) -> None:
-        """Raises HttpError 429 for an attempt that has used up its budget or queue, 503 where the server is full."""
+        """Raises HttpError 429 for an attempt that has used up its budget or queue, 503 where the gateway is full."""
         settings = self._settings
         if self._calls >= settings.most_calls:
             message = f"{self._calls} calls are in flight, as many as gateway.most_calls allows"

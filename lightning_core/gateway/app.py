@@ -1,4 +1,4 @@
-"""The routes of the server and what all of them share: counting, errors, 404 for everything not listed."""
+"""The routes of the gateway and what all of them share: counting, errors, 404 for everything not listed."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from lightning_core.gateway.access import Caller
+from lightning_core.gateway.api_format import ApiFormat
 from lightning_core.gateway.call_log import log_call
 from lightning_core.gateway.call_span import Outcome, encode_call
 from lightning_core.gateway.drift import Drift
-from lightning_core.gateway.faces import Face
 from lightning_core.gateway.http import HttpError, Scope, Send, header, json_response, unavailable
 from lightning_core.gateway.http_client import Reply
 from lightning_core.gateway.reply import Collected, error_in, finishes, stamp, take_chunk, take_reply
@@ -49,7 +49,7 @@ class Asked:
     target: Target
     request: dict[str, Any]
     prepared: Prepared
-    face: Face
+    api_format: ApiFormat
 
 
 class Call:
@@ -102,7 +102,7 @@ class Call:
             if self._waits:
                 self._attempt.failed("the client left while the model server was waited for", self._question())
             gone = self._scope["lightning.connection"].is_gone()
-            await asyncio.shield(self._leave("the client disconnected" if gone else "the server stopped", "aborted"))
+            await asyncio.shield(self._leave("the client disconnected" if gone else "the gateway stopped", "aborted"))
             raise
         except HttpError:
             raise
@@ -136,13 +136,13 @@ class Call:
             raise self._broken(str(error)) from None
 
     async def _whole(self, answer: Reply) -> int:
-        prepared, face = self._asked.prepared, self._asked.face
+        prepared, api_format = self._asked.prepared, self._asked.api_format
         try:
             reply = orjson.loads(await answer.read())
             if (error := error_in(reply)) is not None:
                 raise ValueError(without_key(f"an error came as a success: {error}", self._asked.target))
             taken = take_reply(reply, prepared, self._asked.target.asked, self._collected)
-            response = json_response(face.reply(taken, self._collected))
+            response = json_response(api_format.reply(taken, self._collected))
         except _BROKEN as error:
             message = f"the model server's reply broke off or is no JSON of vLLM's shape: {error!r}"
             await self._leave(message, "broken")
@@ -155,9 +155,9 @@ class Call:
         """Pass chunks on as they come; hold back those from the last choice's end until the span is durable."""
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        face, parser = self._asked.face, SseParser()
+        api_format, parser = self._asked.api_format, SseParser()
         held: list[dict[str, Any]] = []
-        ready, ended, problem, last = bytearray(face.begin()), False, None, b""
+        ready, ended, problem, last = bytearray(api_format.begin()), False, None, b""
         try:
             while not ended and (data := await answer.some()):  # what comes after [DONE] is not waited for
                 for raw in parser.feed(data):
@@ -175,7 +175,7 @@ class Call:
                 problem = "the model server's stream ended without [DONE]"
             if problem is None:
                 chunks = (stamp(chunk, self._asked.prepared, self._collected) for chunk in held)
-                last = b"".join(map(face.chunk, chunks)) + face.end(self._collected)
+                last = b"".join(map(api_format.chunk, chunks)) + api_format.end(self._collected)
         except _BROKEN as error:
             problem = f"the model server's stream broke: {error!r}"
             if self._collected.error is not None:
@@ -191,13 +191,13 @@ class Call:
             await self._leave(problem, "broken")
             failure = self._broken(problem)
         if failure is not None:
-            last = face.broken(failure)
+            last = api_format.broken(failure)
         await self._send({"type": "http.response.body", "body": last})
         return 200
 
     def _keep(self) -> None:
         try:
-            self._asked.face.kept(self._collected)
+            self._asked.api_format.kept(self._collected)
         except HttpError as error:
             raise self._broken(error.message) from None
 
@@ -212,7 +212,7 @@ class Call:
             if after or finishes(chunk):
                 held.append(chunk)
             else:
-                ready += self._asked.face.chunk(chunk)
+                ready += self._asked.api_format.chunk(chunk)
         return False
 
     async def _refused(self, reply: Reply) -> HttpError:
@@ -265,8 +265,8 @@ class Call:
             versions=gateway.targets.versions(asked.target),
             start_ns=self._start_ns,
             end_ns=max(time.time_ns(), self._start_ns),
-            api=asked.face.api,
-            response_id=asked.face.response_id,
+            api=asked.api_format.api,
+            response_id=asked.api_format.response_id,
             upstream_request_id=self._upstream_request_id,
             first_token_ms=self._first_token_ms,
             drift=self._drift() if failure is None else None,
@@ -308,7 +308,7 @@ class Call:
         key, messages = (caller.rollout_id, caller.attempt_id, policy), asked.request.get("messages")
         drift = self._gateway.drift.compare(key, messages, prompt)
         replies = [(choice.message, choice.token_ids) for choice in collected.ordered() if choice.token_ids]
-        response_id = asked.face.response_id or collected.response_id
+        response_id = asked.api_format.response_id or collected.response_id
         self._gateway.drift.remember(key, messages, replies, prompt, response_id)
         if drift is not None:
             self._counters.drifted.inc()

@@ -1,4 +1,4 @@
-"""One JSON line a call in the server's log. No text of requests or replies is in it unless the settings ask for it."""
+"""One JSON line a call in the gateway's log. No text of requests or replies is in it unless the settings ask for it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Who may begin a rollout: on a cluster a shard may be run again by its engine, or go on after its flow was killed.
 
-Kept in memory: after a restart of the server nothing is granted until a flow begins a collection again, so that what
+Kept in memory: after a restart of the gateway nothing is granted until a flow begins a collection again, so that what
 may have been begun before is looked up in the lake first.
 """
 

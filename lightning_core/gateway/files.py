@@ -16,7 +16,7 @@ def services(home: Path) -> Path:
 
 
 def load_secret(home: Path) -> str:
-    """The server's secret (64 hex digits): key of the attempts' tokens and the administrator's password.
+    """The gateway's secret (64 hex digits): key of the attempts' tokens and the administrator's password.
 
     Made on the first call, by whoever comes first.
     """

@@ -14,13 +14,13 @@ import orjson
 from lightning_core.config import GatewaySettings
 from lightning_core.gateway.access import Caller, identify
 from lightning_core.gateway.admission import Admission
+from lightning_core.gateway.api_format import ApiFormat, PlainFormat
 from lightning_core.gateway.call import Asked, Call
 from lightning_core.gateway.drift import DriftMemory
-from lightning_core.gateway.faces import Face, PlainFace
 from lightning_core.gateway.http import HttpError, Receive, Scope, Send, json_response, read_body, until_gone
 from lightning_core.gateway.media import check_media
 from lightning_core.gateway.refusal import note_refusal
-from lightning_core.gateway.responses_reply import ResponsesFace, as_items, new_response_id
+from lightning_core.gateway.responses_reply import ResponsesFormat, as_items, new_response_id
 from lightning_core.gateway.responses_request import to_chat
 from lightning_core.gateway.responses_store import ResponseStore, Turn
 from lightning_core.gateway.sampling import Kind, check_choices, prepare, prepare_plain
@@ -57,15 +57,15 @@ class Gateway:
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> int:
         caller, request = await self._read(scope, receive, "messages")
-        return await self._serve(caller, "chat", request, PlainFace("chat"), scope, send)
+        return await self._serve(caller, "chat", request, PlainFormat("chat"), scope, send)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> int:
         caller, request = await self._read(scope, receive, "prompt")
-        return await self._serve(caller, "completion", request, PlainFace("completions"), scope, send)
+        return await self._serve(caller, "completion", request, PlainFormat("completions"), scope, send)
 
     async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> int:
         caller, request = await self._read(scope, receive, "input")
-        return await self._serve(caller, "embeddings", request, PlainFace("embeddings"), scope, send)
+        return await self._serve(caller, "embeddings", request, PlainFormat("embeddings"), scope, send)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> int:
         """`POST /v1/responses`: chat upstream, whichever policy or upstream serves it."""
@@ -75,8 +75,8 @@ class Gateway:
         except HttpError as error:
             await self.refused(caller, "chat", request, None, scope, error)
             raise
-        face = ResponsesFace(request, self.responses, turn)
-        return await self._serve(caller, "chat", chat, face, scope, send)
+        api_format = ResponsesFormat(request, self.responses, turn)
+        return await self._serve(caller, "chat", chat, api_format, scope, send)
 
     def _as_chat(self, request: dict[str, Any], caller: Caller) -> tuple[dict[str, Any], Turn]:
         previous = request.get("previous_response_id")
@@ -131,7 +131,7 @@ class Gateway:
         caller: Caller,
         kind: Kind,
         request: dict[str, Any],
-        face: Face,
+        api_format: ApiFormat,
         scope: Scope,
         send: Send,
     ) -> int:
@@ -146,7 +146,7 @@ class Gateway:
             if target.route is None
             else prepare(request, kind, target.route, caller.mode, target.model)
         )
-        call = Call(self, Asked(caller, target, request, prepared, face), scope, send)
+        call = Call(self, Asked(caller, target, request, prepared, api_format), scope, send)
         return await until_gone(scope, call.run())
 
 

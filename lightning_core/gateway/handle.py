@@ -1,4 +1,4 @@
-"""The server as a flow sees it: find it, start it, ask it. Synchronous and safe to use from several threads."""
+"""The gateway as a flow sees it: find it, start it, ask it. Synchronous and safe to use from several threads."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _STOP_S = 30.0
 
 
 class GatewayError(LightningError):
-    """The server did not start, does not answer, or refused; the message says what it said."""
+    """The gateway did not start, does not answer, or refused; the message says what it said."""
 
 
 class GatewayHandle:
-    """A running server. `find` and `start` make one; only one that `start` made is stopped by `stop`."""
+    """A running gateway. `find` and `start` make one; only one that `start` made is stopped by `stop`."""
 
     def __init__(self, home: Path, url: str, pid: int, grpc_url: str | None = None) -> None:
         self.home = home
@@ -46,7 +46,7 @@ class GatewayHandle:
 
     @classmethod
     def find(cls, home: Path | str) -> GatewayHandle | None:
-        """The server of this home, where one runs and answers /health under the pid it wrote down."""
+        """The gateway of this home, where one runs and answers /health under the pid it wrote down."""
         home = Path(home).resolve()
         try:
             where = json.loads((services(home) / "gateway.json").read_text())
@@ -58,7 +58,7 @@ class GatewayHandle:
 
     @classmethod
     def start(cls, home: Path | str, settings: GatewaySettings, log_path: Path | str) -> GatewayHandle:
-        """Start a server in a session of its own and wait until it answers.
+        """Start a gateway in a session of its own and wait until it answers.
 
         Raises GatewayError with the last lines of its log when it ends or stays silent.
         """
@@ -71,7 +71,7 @@ class GatewayHandle:
             return found if found is not None and found.pid == process.pid else None
 
         try:
-            handle = process.wait_until(answering, _START_S, "the server")
+            handle = process.wait_until(answering, _START_S, "the gateway")
         except StartError as error:
             process.end(0)
             raise GatewayError(str(error)) from None
@@ -83,10 +83,10 @@ class GatewayHandle:
         return self._process is not None
 
     def stop(self) -> None:
-        """End the server, if this handle started it: SIGTERM, and SIGKILL when it has not drained in time."""
+        """End the gateway, if this handle started it: SIGTERM, and SIGKILL when it has not drained in time."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None and process.end(_STOP_S) == -signal.SIGKILL:
-            log.warning("the server (pid %d) did not stop within %.0f s and was killed", process.pid, _STOP_S)
+            log.warning("the gateway (pid %d) did not stop within %.0f s and was killed", process.pid, _STOP_S)
 
     def attempt_url(self, rollout_id: str, attempt_id: str) -> str:
         """Root of an attempt's scope: append `/v1` for `OPENAI_BASE_URL`, nothing for the OTLP endpoint."""
@@ -117,13 +117,13 @@ class GatewayHandle:
         return self._ask("GET", "/admin/routes")
 
     def attempt(self, rollout_id: str, attempt_id: str) -> dict[str, Any]:
-        """What the server saw of an attempt since it started, `up_s` seconds ago: lightning_core.gateway.stats.AttemptStats."""
+        """What the gateway saw of an attempt since it started, `up_s` seconds ago: lightning_core.gateway.stats.AttemptStats."""
         return self._ask("GET", f"/admin/attempts/{quote(rollout_id, safe='')}/{quote(attempt_id, safe='')}")
 
     def store(self, spans: Iterable[tuple[str, str, Sequence[SpanData]]]) -> None:
         """Spans of any attempts (rollout id, attempt id, spans) in one request: durable when it returns.
 
-        Raises DeliveryError with what the server said.
+        Raises DeliveryError with what the gateway said.
         """
         bodies = (encode_request({names.ROLLOUT_ID: r, names.ATTEMPT_ID: a}, found) for r, a, found in spans)
         # Messages of protobuf one after another are one message, with the resources of all.
@@ -144,7 +144,7 @@ class GatewayHandle:
         try:
             answer = ask(method, self.url + path, headers, content, timeout_s, direct=True)
         except (OSError, http.client.HTTPException) as error:
-            raise GatewayError(f"{method} {self.url}{path}: the server does not answer ({error!r})") from error
+            raise GatewayError(f"{method} {self.url}{path}: the gateway does not answer ({error!r})") from error
         if answer.status != 200:
             said = answer.body[:500].decode(errors="replace")
             raise GatewayError(f"{method} {self.url}{path}: {answer.status} {said}")

@@ -170,7 +170,7 @@ async def until_gone(scope: Scope, work: Coroutine[Any, Any, int]) -> int:
         return await work
     except asyncio.CancelledError:
         if not gone:
-            raise  # the server stops
+            raise  # the gateway stops
         task.uncancel()
         raise ClientGone from None
     finally:

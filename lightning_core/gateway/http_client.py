@@ -22,7 +22,7 @@ _CONNECT_S = 10.0
 _BUFFER = 1 << 18  # bytes of a reply that wait here until they are taken
 _HEAD_BYTES = 1 << 16
 _LARGEST = 1 << 28  # bytes of a reply: more than a million tokens with their logprobs
-_SILENT_S = 3600.0  # in which a server may think, or let a call wait its turn, without a byte
+_SILENT_S = 3600.0  # in which a model server may think, or let a call wait its turn, without a byte
 _PATH = "/%:@!$&'()*+,;="  # what a path may have beside letters and digits
 # A peer that vanished is noticed in two minutes; where something was sent to it, no probes are, and its own limit (ms) counts.
 _PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}

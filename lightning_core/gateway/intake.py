@@ -124,7 +124,7 @@ def _refused(signal: Signal, body: bytes, content_type: str, encoding: str | Non
         rejected = _logs(plain) if media == PROTOBUF else _json_logs(read_json(plain))
         response = ExportLogsServiceResponse()
         response.partial_success.rejected_log_records = rejected
-    response.partial_success.error_message = f"this server keeps traces only; {signal} are not stored"
+    response.partial_success.error_message = f"this gateway keeps traces only; {signal} are not stored"
     return response, rejected
 
 

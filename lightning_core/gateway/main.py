@@ -1,4 +1,4 @@
-"""Start the server.
+"""Start the gateway.
 
     python -m lightning_core.gateway --home var --settings '{"port": 8080}'
 
@@ -103,7 +103,7 @@ class GrpcSettings:
 
 
 def url(host: str, port: int) -> str:
-    """Where a client on this machine reaches a server that listens on `host`."""
+    """Where a client on this machine reaches a gateway that listens on `host`."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 

@@ -64,7 +64,7 @@ def _with_parts(item: Item) -> Item:
     return item | {"content": [{"type": "input_text", "text": item["content"]}]}
 
 
-class ResponsesFace:
+class ResponsesFormat:
     """One response. `store` keeps it for `previous_response_id`, where the client did not say `store: false`."""
 
     api = "responses"

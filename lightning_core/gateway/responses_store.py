@@ -1,7 +1,7 @@
 """Responses that a later request may name as `previous_response_id`, on disk and bounded.
 
 A response is kept with the messages that it added, and the one before it: a conversation is a chain. It opens for the
-attempt that made it only. An SQLite file, since a server that was restarted in the middle of a rollout has to know it;
+attempt that made it only. An SQLite file, since a gateway that was restarted in the middle of a rollout has to know it;
 losing them in a crash of the machine is no harm (the spans are the record), so nothing waits for the disk, and a file that
 such a crash left unreadable is begun anew. The oldest are forgotten; a chain that lost its beginning is answered 404,
 never continued without it.

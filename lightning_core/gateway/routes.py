@@ -110,7 +110,7 @@ def parse_routes(data: bytes) -> Routes:
 
 
 class RouteTable:
-    """The routes in force, and every version a policy has had since the server started.
+    """The routes in force, and every version a policy has had since the gateway started.
 
     The history is what lets a call that ran through one or more swaps name all the versions it may have seen.
     """

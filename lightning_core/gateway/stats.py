@@ -14,7 +14,7 @@ _ATTEMPTS_KEPT = 20_000
 
 @dataclass(slots=True)
 class AttemptStats:
-    """What the gateway saw of one attempt since the server started."""
+    """What the gateway saw of one attempt since the gateway started."""
 
     calls: int = 0
     tokens: int = 0  # of prompts and responses

@@ -65,7 +65,7 @@ class Targets:
         for upstream in upstreams:
             key = None
             if upstream.api_key_env is not None and not (key := environment.get(upstream.api_key_env)):
-                raise NoKey(f"upstream {upstream.name!r}: ${upstream.api_key_env} is not set where the server starts")
+                raise NoKey(f"upstream {upstream.name!r}: ${upstream.api_key_env} is not set where the gateway starts")
             if key is not None and not (key.isascii() and key.isprintable()):
                 raise NoKey(f"upstream {upstream.name!r}: ${upstream.api_key_env} has a line break or the like in it")
             try:

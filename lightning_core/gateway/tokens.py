@@ -36,7 +36,7 @@ def mint(secret: str, rollout_id: str, attempt_id: str, mode: Mode) -> str:
 
 
 def verify(secret: str, token: str) -> AttemptScope | None:
-    """The attempt a token opens; None for anything this server did not mint. Constant time in the signature."""
+    """The attempt a token opens; None for anything this gateway did not mint. Constant time in the signature."""
     # Python's dicts find by a keyed hash, and compare only what has the same one: that tells nothing about a token.
     known = _verified.get((secret, token))
     if known is not None or not token.startswith(PREFIX):

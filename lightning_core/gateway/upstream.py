@@ -56,7 +56,7 @@ class Replicas:
 
 
 class Upstreams:
-    """Kept connections by address; they live as long as the server."""
+    """Kept connections by address; they live as long as the gateway."""
 
     def __init__(self) -> None:
         self.replicas = Replicas()

@@ -76,7 +76,7 @@ class Lake:
             if 0 < end < start:
                 raise LakeError(
                     f"{self.spool} ends at offset {end}, and the lake was decoded up to {start}: the spool was removed, or is "
-                    "another lake's. Put it back; a server started in this home begins a new one behind what is decoded"
+                    "another lake's. Put it back; a gateway started in this home begins a new one behind what is decoded"
                 )
             spans = rejected = repeated = 0
             for decoded in (decode or _decoded)(_batches(self.spool, start, end)):

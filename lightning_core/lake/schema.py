@@ -55,7 +55,7 @@ _REST = (
     Column("instrumentation", "VARCHAR", "instrumentation scope: `name@version`"),
     Column("events", "VARCHAR", "JSON list of {time_ns, name, attributes}; NULL where there are none"),
     Column("links", "VARCHAR", "JSON list of {trace_id, span_id, attributes}; NULL where there are none"),
-    Column("received_ns", "BIGINT", "when the server took the request, ns since 1970"),
+    Column("received_ns", "BIGINT", "when the gateway took the request, ns since 1970"),
     Column("record_offset", "BIGINT", "offset of the request in the spool"),
     Column("record_index", "INTEGER", "position of the span in its request; with the offset it names the row"),
     Column(
@@ -142,8 +142,8 @@ SPANS: tuple[Column, ...] = (
 # What the decoder reads from the wire, and sql/ingest/spans.sql makes of it.
 DECODED: tuple[Column, ...] = (
     Column("row", "INTEGER", "number of the span in the batch"),
-    Column("scoped_rollout_id", "VARCHAR", "rollout the server authenticated"),
-    Column("scoped_attempt_id", "VARCHAR", "attempt the server authenticated"),
+    Column("scoped_rollout_id", "VARCHAR", "rollout the gateway authenticated"),
+    Column("scoped_attempt_id", "VARCHAR", "attempt the gateway authenticated"),
     Column("scope", "VARCHAR", "path, token or none"),
     Column("agent_name", "VARCHAR", "agent that this span names"),
     Column("agent_name_source", "VARCHAR", "attribute it was read from"),

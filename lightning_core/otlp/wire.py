@@ -1,6 +1,6 @@
 """The protobuf wire format, read field by field: what is left where protobuf refuses a message, and why it does.
 
-The standard library alone: an agent reads a server's answers with it.
+The standard library alone: an agent reads a gateway's answers with it.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def read(directory: Path | str, start: int, stop: int | None = None) -> Iterator
     """Yield (offset, next offset, record) from the record that begins at `start` up to `stop` or the torn tail.
 
     Offsets are global bytes; `start` and `stop` must be record boundaries (0, or an offset the spool has named).
-    Bytes below the server's `end()` are never torn, so compare the last next offset with `stop` if in doubt.
+    Bytes below the gateway's `end()` are never torn, so compare the last next offset with `stop` if in doubt.
     Raises SpoolCorrupt, naming segment and offset, for a damaged record, a gap between segments, or a `start` that
     `drop_before` has freed.
     """
@@ -105,13 +105,13 @@ def read(directory: Path | str, start: int, stop: int | None = None) -> Iterator
 def durable_end(directory: Path | str) -> int:
     """Offset behind the last sound record on disk; 0 where there is no spool.
 
-    While a server runs, its own `end()` (`POST /admin/seal`) is the acknowledged one; this may be a few records more.
+    While a gateway runs, its own `end()` (`POST /admin/seal`) is the acknowledged one; this may be a few records more.
     """
     found = segments(directory)
     if not found:
         return 0
     offset, path = found[-1]
-    fsync(path)  # without a server what was written last may not be on disk, and is about to be built upon
+    fsync(path)  # without a gateway what was written last may not be on disk, and is about to be built upon
     return offset + sound_end(offset, path, path.read_bytes())
 
 
@@ -210,7 +210,7 @@ class SpoolWriter:
         if size - len(record.body) > MAX_HEADER:
             raise SpoolError(f"{self._directory}: rollout and attempt id are too long: {record.rollout_id!r:.60}")
         if self._closed:
-            raise SpoolError(f"{self._directory}: the spool is closed, the server is stopping")
+            raise SpoolError(f"{self._directory}: the spool is closed, the gateway is stopping")
         if self.is_full(size):
             raise SpoolFull(
                 f"{self._directory}: {self._max_bytes} bytes of spans wait to be decoded; run the ingestion, "
@@ -384,7 +384,7 @@ def _lock(path: Path) -> int:
         holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
         os.close(fd)
         raise SpoolLocked(
-            f"{path.parent}: process {holder} already writes to this spool; stop that server, or use another `home`"
+            f"{path.parent}: process {holder} already writes to this spool; stop that gateway, or use another `home`"
         ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)

@@ -55,7 +55,7 @@ class Record:
 
     rollout_id: str | None
     attempt_id: str | None
-    scope: Scope  # how the server knew the two: the URL path, the token, or not at all
+    scope: Scope  # how the gateway knew the two: the URL path, the token, or not at all
     received_ns: int  # Unix time
     source: Source
     body: bytes

@@ -127,7 +127,7 @@ class MlflowRun:
         except FileNotFoundError:
             return None
         except MlflowException as error:
-            # A server that is away for a moment begins no second run.
+            # A gateway that is away for a moment begins no second run.
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None

@@ -1,6 +1,6 @@
-"""Signals for Prometheus: a file a run in `home/signals`, which the server's `/metrics` includes.
+"""Signals for Prometheus: a file a run in `home/signals`, which the gateway's `/metrics` includes.
 
-Training ends with its process, so there is nothing to scrape then; the server stays, and reads the files when it is
+Training ends with its process, so there is nothing to scrape then; the gateway stays, and reads the files when it is
 asked. `signal{of}` of view signals: `dropped/no_spread` becomes `lightning_train_dropped{of="no_spread"}`.
 """
 

@@ -73,7 +73,7 @@ def test_killed_on_both_sides_a_run_keeps_what_either_finished_and_mixes_nothing
 
     assert run.end_at(beside_training(0), kills.server) != 0
     assert "train policy" in stages(run, 0), "training came to its end when the rollouts beside it could not"
-    assert "the server ended while rollouts ran" in run.log.read_text()
+    assert "the gateway ended while rollouts ran" in run.log.read_text()
     assert stages(run, 1) == set()
 
     assert run.end_at(beside_training(1), kills.trainer) != 0

@@ -275,7 +275,7 @@ def test_a_client_that_reads_slowly_gets_everything(server: Rig) -> None:
 
 @pytest.mark.parametrize("flood", [500, 60])
 def test_a_client_that_stops_reading_loses_its_call_and_the_upstream_is_free(tmp_path: Path, flood: int) -> None:
-    with rig(tmp_path, gateway={"client_stalled_s": 0.5}) as made:
+    with rig(tmp_path, client_stalled_s=0.5) as made:
         made.canned.flood = flood  # 32 MB fill every buffer on the way, 4 MB may only fill those of the kernel
         connection = raw(made, STREAM)
         process = psutil.Process(made.handle.pid)

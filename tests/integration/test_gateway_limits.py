@@ -13,7 +13,6 @@ import openai
 import pytest
 
 from lightning_core import names
-from lightning_core.config import GatewaySettings
 from tests.canned_vllm import PROMPT_IDS, TEXT, TOKENS
 from tests.gateway_rig import Rig, attributes, client, metric, rig, wait_for
 
@@ -24,7 +23,7 @@ LIMITS = {"calls_per_rollout": 5, "concurrent_per_rollout": 2, "waiting_per_roll
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with rig(tmp_path_factory.mktemp("home"), gateway=GatewaySettings.model_validate(LIMITS)) as made:
+    with rig(tmp_path_factory.mktemp("home"), **LIMITS) as made:
         yield made
 
 
@@ -62,7 +61,7 @@ def test_a_runaway_agent_is_stopped_at_its_calls_and_not_tried_again(server: Rig
 
 
 def test_a_budget_of_tokens_counts_prompts_and_responses(tmp_path: Path) -> None:
-    with rig(tmp_path, gateway=GatewaySettings(tokens_per_rollout=16, most_calls=1)) as made:
+    with rig(tmp_path, tokens_per_rollout=16, most_calls=1) as made:
         ask(made, "r")
         ask(made, "r")
         with pytest.raises(openai.RateLimitError, match="16 tokens") as caught:

@@ -12,7 +12,6 @@ import openai
 import pytest
 
 from lightning_core import names
-from lightning_core.config import GatewaySettings
 from lightning_core.gateway.handle import GatewayError
 from tests.canned_vllm import CannedVllm
 from tests.gateway_rig import Rig, attributes, client, last, rig
@@ -31,7 +30,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, Cann
             made.handle.stop()
             upstream = {"name": "other", "base_url": address + "/v1", "api_key_env": "JUDGE_KEY"}
             upstream |= {"models": ["judge", "embed/3"]}
-            made.start(gateway=GatewaySettings.model_validate({"upstreams": [upstream], "log_calls": "facts"}))
+            made.start(upstreams=[upstream], log_calls="facts")
             yield made, other
 
 
@@ -213,7 +212,7 @@ def test_the_log_has_a_line_of_facts_a_call_and_no_text(judged: tuple[Rig, Canne
     secret = "what only the agent knows"
     client(server).chat.completions.create(model="policy", messages=[{"role": "user", "content": secret}])
     text = (server.home / "logs" / "gateway.log").read_text()
-    lines = [json.loads(line[line.index("{") :]) for line in text.splitlines() if "server.calls" in line]
+    lines = [json.loads(line[line.index("{") :]) for line in text.splitlines() if "gateway.calls" in line]
     assert lines[-1]["rollout"] == "r.1" and lines[-1]["completion_tokens"] == 4 and lines[-1]["version"] == "v0003"
     assert secret not in text and "Hello world" not in text
 
@@ -222,7 +221,7 @@ def test_a_server_without_the_key_does_not_start_and_says_which(tmp_path: Path) 
     upstream = {"name": "other", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NO_SUCH_KEY", "models": ["judge"]}
     with (
         pytest.raises(GatewayError, match=r"'other': \$NO_SUCH_KEY is not set"),
-        rig(tmp_path, gateway=GatewaySettings.model_validate({"upstreams": [upstream]})),
+        rig(tmp_path, upstreams=[upstream]),
     ):
         pass
 
@@ -276,7 +275,7 @@ def test_an_adapters_call_that_ran_through_a_swap_saw_its_own_version_only(runni
 
 
 def test_a_rollout_whose_version_went_is_refused_where_the_settings_say_so(tmp_path: Path) -> None:
-    with rig(tmp_path, gateway=GatewaySettings(version_change="refuse")) as made:
+    with rig(tmp_path, version_change="refuse") as made:
         ask(made, "old")
         made.route(version="v0004")
         with pytest.raises(openai.ConflictError, match="v0003") as caught:

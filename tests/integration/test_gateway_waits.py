@@ -62,5 +62,5 @@ def test_a_call_that_outlasts_a_stopping_server_leaves_a_span_that_says_so(tmp_p
         wait_for(lambda: made.canned.requests)
         made.handle.stop()  # it waits for its calls, but not for ever
         assert call.exception() is not None
-        assert made.spans()[-1].status.message == "the server stopped"
+        assert made.spans()[-1].status.message == "the gateway stopped"
         assert last(made)["lightning.untrainable"] == "aborted"

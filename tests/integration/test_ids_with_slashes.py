@@ -1,4 +1,4 @@
-"""Ids of rollouts hold whatever a task's id does, slashes too: from the agent over every door to the lake."""
+"""Ids of rollouts hold whatever a task's id does, slashes too: from the agent over every endpoint to the lake."""
 
 from __future__ import annotations
 

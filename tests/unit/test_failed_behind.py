@@ -36,7 +36,7 @@ class Server:
         ("ok", {"unanswered": 1, "infrastructure_errors": 1, "last_error": "vLLM is gone"}, "vLLM is gone"),
         ("ok", {"infrastructure_errors": 1, "last_error": "vLLM is gone"}, None),
         ("timeout", {"infrastructure_errors": 1, "last_error": "vLLM is gone"}, "vLLM is gone"),
-        ("ok", {"up_s": 9.0}, "the server was started again during the attempt"),
+        ("ok", {"up_s": 9.0}, "the gateway was started again during the attempt"),
     ],
 )
 def test_what_the_server_saw_fail_is_not_the_agents(

@@ -1,6 +1,6 @@
 """How a reply of vLLM's chat or completions looks to the client: as it is, or as another API's.
 
-A face is made for one call. It gets what `reply.py` has cleaned, and gives the body, or the events, that are sent.
+An `ApiFormat` is made for one call. It gets what `reply.py` has cleaned, and gives the body, or the events, that are sent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lightning_core.gateway.reply import Collected
 from lightning_core.gateway.sse import DONE, event
 
 
-class Face(Protocol):
+class ApiFormat(Protocol):
     api: str
     response_id: str | None  # where it is not the upstream's
 
@@ -37,7 +37,7 @@ class Face(Protocol):
         """Called once the span is durable, after `reply` or `end`, before what they gave is sent."""
 
 
-class PlainFace:
+class PlainFormat:
     """Chat completions and completions, as vLLM answers them."""
 
     def __init__(self, api: str) -> None:
