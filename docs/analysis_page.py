@@ -11,19 +11,19 @@ _WIDTH = 150
 _ELSEWHERE = "/home/you/project/var/lake"
 
 _INTRODUCTION = """\
-Each is a file of `sql/analysis/` and a table macro of the catalog, so it can stand in any query. All its parameters can be
-left out; what they are then is said below. The tables and views that they read are in [data.md](data.md).
+Each question is a file of `sql/analysis/` and a table macro of the catalog, so you can use it in any query. All parameters
+are optional; their defaults are given below. The tables and views that the questions read are in [data.md](data.md).
 
 ```sh
 lightning-flows sql epoch_report
 lightning-flows sql "epoch_report(p_run := 'first-try')"
 lightning-flows sql "SELECT became, count(*) FROM task_changes() GROUP BY ALL"
-lightning-flows sql --show epoch_report    # its SQL, which makes a macro of that name for the session: change it, and ask again
-lightning-flows sql --python               # the Python that opens the catalog from any folder
+lightning-flows sql --show epoch_report    # prints its SQL, which defines a macro of that name for the session: edit and rerun it
+lightning-flows sql --python               # prints Python that opens the catalog from any folder
 ```
 
-What the last prints runs as it is, in any environment with `duckdb`, also while an epoch runs. Every answer is a DataFrame of
-polars or pandas, where that is installed (both are here: pandas comes with MLflow):
+The printed Python runs in any environment with `duckdb`, also while an epoch runs. Every answer converts to a DataFrame of
+polars or pandas, if that is installed (both are here: pandas comes with MLflow):
 
 ```python not-run: with a home of yours; tests/unit/test_question_macros.py runs what it prints
 {python}
@@ -42,7 +42,7 @@ def analysis_page(home: Path) -> str:
             "",
             *_INTRODUCTION.replace("{python}", ask.python(Path(folder)).replace(folder, _ELSEWHERE)).splitlines(),
             "",
-            "The answers below are of real runs, as `python -m docs.generate analysis --home HOME` found them:",
+            "The answers below come from real runs, as `python -m docs.generate analysis --home HOME` found them:",
             *(
                 f"`{run}`, {trained} epochs and {all_ - trained} evaluations, {calls:,} calls."
                 for run, all_, trained, calls in runs

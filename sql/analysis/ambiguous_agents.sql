@@ -1,8 +1,8 @@
--- Calls that several agents could have made: how many, and under which evidence the others were placed.
+-- Calls that several agents could have made: how many, and by which evidence the others were assigned.
 -- Grain: one row per (run, epoch, method). Inputs: span_tree.
 -- Parameters: p_run, p_epoch (default: all).
--- Rule: only LLM calls, each once. `ambiguous` ones train nothing unless the policy says `ambiguous: train`. `candidates`:
--- the most agents that one call could belong to.
+-- Rule: only LLM calls, each once. `ambiguous` calls train nothing unless the policy says `ambiguous: train`. `candidates`:
+-- the largest number of agents that one call could belong to.
 SELECT
     run,
     epoch,

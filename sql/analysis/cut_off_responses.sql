@@ -1,4 +1,4 @@
--- How responses ended: cut off by the token limit, or by themselves, and what reward their rollouts got.
+-- How responses ended (cut off by the token limit, or by themselves), and the reward of their rollouts.
 -- Grain: one row per (epoch, mode, agent, finish_reasons) of a run. Inputs: calls, rollouts, attempts.
 -- Parameters: p_run (default: the newest run), p_epoch (default: all).
 -- `share` is of the agent's calls in the epoch; `mean_reward` is over calls, each with the reward of its rollout.

@@ -1,10 +1,10 @@
--- One line an epoch: rewards, held-out success, what was collected and what of it was trained.
--- Grain: one row per (run, epoch). `held_out_*` is the evaluation after the epoch; that before any training is epoch -1.
+-- One line an epoch: rewards, held-out success, what was sampled and what of it was trained on.
+-- Grain: one row per (run, epoch). `held_out_*` is the evaluation after the epoch; the one before any training is epoch -1.
 -- Inputs: rollout_rewards, epoch_manifests, policy_calls, policy_epochs, sequences.
 -- Parameters: p_run, p_epoch (default: all).
--- Rule: `reward_fresh` and `reward_repeated` are over fresh tasks and over tasks repeated from the epoch before, which not
--- all of its rollouts solved (`rollout.unsolved_per_epoch`): these are the harder ones, so `mean_reward` can fall while the
--- policy improves. `calls` and their tokens are those of the run's policies; `trained_calls` of them were trained on.
+-- Rule: `reward_fresh` and `reward_repeated` are means over fresh tasks, and over tasks repeated from the epoch before because
+-- not all rollouts solved them (`rollout.unsolved_per_epoch`). These are harder, so `mean_reward` can fall while the policy
+-- improves. `calls` and their tokens are those of the run's policies; `trained_calls` of them were trained on.
 WITH training AS (
     SELECT
         rewards.run,

@@ -1,7 +1,7 @@
--- What went wrong, by message: numbers and ids taken out, so that alike ones are one.
+-- What went wrong, by message; numbers and ids are removed, so that similar messages count as one.
 -- Grain: one row per (op, name, outcome, message). Inputs: errors.
 -- Parameters: p_run, p_epoch (default: all).
--- `op` is the kind of the span that failed; `outcome` its own status, of a whole attempt how it ended. Times are UTC.
+-- `op` is the kind of the span that failed; `outcome` is its status, or how the attempt ended. Times are UTC.
 SELECT
     op,
     name,

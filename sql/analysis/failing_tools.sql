@@ -1,7 +1,7 @@
--- Which tools fail, how often, and what they say then.
+-- Which tools fail, how often, and with which messages.
 -- Grain: one row per tool of a run, over its epochs. Inputs: tool_calls, attempts.
 -- Parameters: p_run (default: the newest run), p_epoch (default: all).
--- Tools that never fail come last. `p50_ms`: median of milliseconds, of calls that failed and of those that did not.
+-- Tools that never fail come last. `p50_ms`: median milliseconds of calls that failed, and of those that did not.
 WITH chosen AS (
     SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 )

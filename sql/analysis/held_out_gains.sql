@@ -1,9 +1,9 @@
--- What the held-out tasks gained between any two evaluations of a run, task by task.
+-- How much the held-out tasks gained between any two evaluations of a run, task by task.
 -- Grain: one row per (run, since, epoch): an evaluation and a later one, each named by the number of epochs trained before it.
 -- Inputs: rollouts.
 -- Parameters: p_run, p_since, p_epoch (default: all).
--- Rule: a task counts once in each, with the mean of its rollouts; tasks of one of them alone do not. `gained` is the mean
--- difference, `low` to `high` its 95% interval (normal, of the differences): the reward rose where `low` is above 0.
+-- Rule: only tasks of both evaluations count, each once, with the mean of its rollouts. `gained` is the mean
+-- difference, `low` to `high` its 95% interval (normal, of the differences): the reward rose if `low` is above 0.
 WITH tasks AS (
     SELECT run, epoch, task_id, avg(reward) AS reward
     FROM rollouts

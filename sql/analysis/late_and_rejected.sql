@@ -1,8 +1,8 @@
--- Spans that came after their epoch was sealed, and what could not be decoded.
+-- Spans that arrived after their epoch was sealed, and those that could not be decoded.
 -- Grain: one row per (late or rejected, run, epoch, mode, what). Inputs: spans, attempts, epoch_manifests, rejections.
 -- Parameters: p_run, p_epoch (default: all).
--- Late spans are kept, and nothing derived reads them. What was rejected lies in `spool/rejected/`, with the reason.
--- `what`: the late span's op, or the reason. `seconds_late`: how long after the rollout's end the last of them came.
+-- Late spans are kept, and nothing derived reads them. Rejected ones are in `spool/rejected/`, with the reason.
+-- `what`: the late span's op, or the reason. `seconds_late`: how long after the rollout's end the last of them arrived.
 SELECT
     'late' AS problem,
     attempts.run,

@@ -1,7 +1,7 @@
--- How fast calls were, hour by hour: a machine that slows down, a server that was restarted.
+-- How fast calls were, hour by hour: shows a machine that slows down, or a server that was restarted.
 -- Grain: one row per (hour, policy or model). Inputs: calls.
 -- Parameters: p_run (default: all).
--- Hours are UTC. `tokens_a_second_a_call`: sampled tokens by the seconds of their calls, which may have run side by side.
+-- Hours are UTC. `tokens_a_second_a_call`: sampled tokens divided by the seconds of their calls, which may have run in parallel.
 SELECT
     date_trunc('hour', started) AS hour,
     coalesce(policy, model) AS model,

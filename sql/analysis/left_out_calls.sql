@@ -1,4 +1,4 @@
--- Why calls were left out of training, by agent, with a rollout to look at.
+-- Why calls were left out of training, by agent, with an example rollout.
 -- Grain: one row per (epoch, policy, agent, reason) of a run. Inputs: exclusions, policy_calls, rollout_rewards, attempts.
 -- Parameters: p_run (default: the newest run that trains), p_epoch (default: all).
 -- `share` is of the policy's calls in the epoch; `lightning-flows explain ROLLOUT` shows the example in full.

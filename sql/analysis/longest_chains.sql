@@ -1,7 +1,7 @@
 -- The deepest trees and the longest conversations.
 -- Grain: one row per rollout of a run, deepest first. Inputs: span_tree, rollouts, attempts, sequences.
 -- Parameters: p_run (default: the newest run), p_epoch (default: all).
--- `depth` is the longest way from the root; `longest_sequence` the most calls that were merged into one training row.
+-- `depth` is the longest path from the root; `longest_sequence` the largest number of calls merged into one training row.
 WITH chosen AS (
     SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 ),

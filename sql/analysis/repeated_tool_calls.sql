@@ -1,7 +1,7 @@
 -- Agents that go in circles: the same tool with the same arguments, again and again in one rollout.
 -- Grain: one row per (rollout, tool, arguments) of a run that occurs more than once. Inputs: tool_calls, rollouts, attempts.
 -- Parameters: p_run (default: the newest run), p_epoch (default: all).
--- `different_results` 1: it was told the same each time.
+-- `different_results` 1: the tool returned the same each time.
 WITH chosen AS (
     SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 )

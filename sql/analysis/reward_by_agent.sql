@@ -1,7 +1,7 @@
--- Which agents' work goes with reward: rollouts in which an agent made calls against those in which it made none.
+-- Which agents' work goes with reward: compares rollouts in which an agent made calls with those in which it made none.
 -- Grain: one row per (epoch, agent) of a run's training. Inputs: calls, rollouts, attempts.
 -- Parameters: p_run (default: the newest run that trains), p_epoch (default: all).
--- `correlation` is that of an agent's calls in a rollout with its reward.
+-- `correlation` is between the number of an agent's calls in a rollout and the rollout's reward.
 WITH chosen AS (
     SELECT run
     FROM attempts

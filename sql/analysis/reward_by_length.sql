@@ -1,7 +1,8 @@
--- Whether longer answers go with more reward: a policy that learns to talk shows here first.
+-- Whether longer answers go with more reward: a policy that learns to talk more shows here first.
 -- Grain: one row per (epoch, quarter of the rollouts by sampled tokens) of a run's training. Inputs: rollouts, attempts.
 -- Parameters: p_run (default: the newest run that trains), p_epoch (default: all).
--- Quarter 1 has the shortest; `shortest` and `longest` are sampled tokens. `correlation` is that of tokens with reward over the whole epoch.
+-- Quarter 1 has the shortest; `shortest` and `longest` are sampled tokens. `correlation` is between tokens and reward, over
+-- the whole epoch.
 WITH chosen AS (
     SELECT run
     FROM attempts

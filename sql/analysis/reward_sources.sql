@@ -1,8 +1,8 @@
 -- Who gives rewards, under which names, how much; and why some do not count.
 -- Grain: one row per (epoch, mode, source, agent, name, left_out) of a run. Inputs: rewards_given, attempts.
 -- Parameters: p_run (default: the newest run), p_epoch (default: all).
--- `source`: emitted (by the agent), grader, air (a rule), failure (of the attempt). `counted` ones are part of a rollout's
--- reward; of the others `left_out` says why, or they were not the last of their name.
+-- `source`: emitted (by the agent), grader, air (a rule), failure (of the attempt). `counted` rewards are part of a rollout's
+-- reward; for the others `left_out` has the reason, or they were not the last of their name.
 WITH chosen AS (
     SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 )

@@ -1,4 +1,4 @@
--- Attempts that did not count: broken by the infrastructure, never ended, superseded, too late.
+-- Attempts that did not count: broken by the infrastructure, unfinished, superseded, too late.
 -- Grain: one row per (run, epoch, mode, state, message). Inputs: attempts.
 -- Parameters: p_run, p_epoch (default: all).
 -- `then_counted`: how many of these rollouts have another attempt that does count.

@@ -1,7 +1,7 @@
 -- The slowest rollouts, and where their time went.
 -- Grain: one row per rollout of a run, slowest first. Inputs: rollouts, calls, tool_calls, attempts.
 -- Parameters: p_run (default: the newest run), p_epoch (default: all).
--- Seconds in calls and tools are sums: of work done in parallel they can come to more than the rollout took.
+-- Seconds in calls and tools are sums: with work in parallel they can exceed the rollout's own time.
 WITH chosen AS (
     SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 ),

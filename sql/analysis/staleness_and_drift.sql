@@ -1,4 +1,4 @@
--- Whether the policy trained on what it would say now: the age of the weights behind each call, and re-tokenised history.
+-- How old the weights behind each call were, and how often history came back with other tokens.
 -- Grain: one row per (epoch, policy) of a run's training. Inputs: staleness, drift, attempts.
 -- Parameters: p_run (default: the newest run that trains), p_epoch (default: all).
 -- `lag`: versions between a call's weights and those the epoch trains. `drifted`: calls whose history came back as other

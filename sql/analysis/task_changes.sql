@@ -2,9 +2,9 @@
 -- Grain: one row per held-out task whose result changed. Inputs: rollouts, attempts.
 -- Parameters: p_run (default: the newest run that evaluates).
 -- Rule: `by_epoch` is the share of the task's rollouts that reached success_reward, in the order of the evaluations; `first`,
--- `best` and `last` are of it. `became`: learned or forgotten (last above or below first), lost again or recovered (as at first, and
--- better or worse between), better or worse (the reward changed, never the share). `since`: the evaluation from which on it
--- has stayed so; an evaluation's epoch is the number of epochs trained before it.
+-- `best` and `last` are taken from it. `became`: learned or forgotten (last above or below first), lost again or recovered (same as
+-- at first, and better or worse between), better or worse (the reward changed, the share did not). `since`: the evaluation since
+-- which it has stayed so; an evaluation's epoch is the number of epochs trained before it.
 WITH chosen AS (
     SELECT run
     FROM attempts

@@ -1,7 +1,7 @@
--- Which agent burns the tokens, and what they buy.
+-- Which agent uses the tokens, and what reward they bring.
 -- Grain: one row per (epoch, mode, agent) of a run. Inputs: calls, rollouts, attempts.
 -- Parameters: p_run (default: the newest run), p_epoch (default: all).
--- `reward_a_1000_tokens`: mean reward of the rollouts it acted in, for every 1000 tokens that it sampled in one.
+-- `reward_a_1000_tokens`: mean reward of the rollouts it acted in, per 1000 tokens that it sampled in one.
 WITH chosen AS (
     SELECT run FROM attempts WHERE p_run IS NULL OR run = p_run ORDER BY started DESC LIMIT 1
 ),

@@ -1,10 +1,10 @@
 -- Which training tasks the policy never solves, or only sometimes, newest first.
--- Grain: one row per task of a run's training, as its newest epoch left it. Inputs: rollouts, attempts.
--- Parameters: p_run (default: the newest run that trains), p_epoch (default: of each task the newest epoch that tried it),
+-- Grain: one row per task of a run's training, in its newest epoch. Inputs: rollouts, attempts.
+-- Parameters: p_run (default: the newest run that trains), p_epoch (default: for each task the newest epoch that tried it),
 -- p_verdict (default: never and sometimes).
--- Rule: `verdict` never, sometimes or always, by how many of the epoch's rollouts reached success_reward; always is left out
--- unless p_verdict asks for it. `spread` is highest less lowest reward: a group without any teaches nothing. `epochs` tried
--- the task, with `right_ones_in_all`.
+-- Rule: `verdict` is never, sometimes or always, by how many of the epoch's rollouts reached success_reward; always is left out
+-- unless p_verdict asks for it. `spread` is highest minus lowest reward: a group without any teaches nothing. `epochs` is how many
+-- epochs tried the task, `right_ones_in_all` how many of all its rollouts were right.
 WITH chosen AS (
     SELECT run
     FROM attempts

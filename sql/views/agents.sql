@@ -1,9 +1,10 @@
--- Which agents were there, what they did, and which policies their calls train.
+-- Which agents ran, what they did, and which policies their calls train.
 -- Grain: one row per (run, epoch, mode, agent, agent_path) of a derived epoch.
 -- Inputs: span_tree, scored_attempts, spans, policy_calls, trained_calls.
 -- Rule: over the attempts that count; a call seen twice is one. `policies` sampled its calls; `matched` are those of them
--- whose agent_match and agent_exclude took one. `ambiguous_calls` could be another agent's. `trained_calls` are
--- those that a version was trained on; `left_out` calls could not be, for reasons of their own (all reasons: exclusion_reasons); evaluations train nothing and have no such numbers.
+-- whose agent_match and agent_exclude select one of its calls. `ambiguous_calls` could be another agent's. `trained_calls` are
+-- those that a version was trained on; `left_out` calls could not be, for reasons of their own (all reasons: exclusion_reasons).
+-- Evaluations train nothing and have no such numbers.
 WITH facts AS (
     SELECT
         rollout_id,

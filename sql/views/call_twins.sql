@@ -1,9 +1,9 @@
 -- Second records of an LLM call: the agent's instrumentation saw what the gateway recorded, or it saw a call twice.
--- Grain: one row per LLM span that another record stands for (`twin_of`, a span_id). Inputs: span_tree, scored_attempts,
+-- Grain: one row per LLM span that another record represents (`twin_of`, a span_id). Inputs: span_tree, scored_attempts,
 -- spans.
--- `start_ns` tells calls apart that share their ids (an agent seeds `random`).
--- Rule: as the epoch was derived. Attempts that are in no derived epoch: records with one response id are one call; the
--- gateway's stands for it, else the earliest. Spans without a scope are not compared.
+-- `start_ns` distinguishes calls that share their ids (an agent seeds `random`).
+-- Rule: as the epoch was derived. In attempts of no derived epoch, records with one response id are one call; the
+-- gateway's represents it, else the earliest. Spans without a scope are not compared.
 WITH derived AS (
     SELECT
         twin.rollout_id,

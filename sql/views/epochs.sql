@@ -1,11 +1,11 @@
--- How each epoch went: over the attempts that count, and what came too late or could not be read.
+-- How each epoch went: over the attempts that count, and what arrived too late or could not be read.
 -- Grain: one row per (run, epoch, mode), from the moment it is opened. Inputs: rollouts, attempts, epoch_manifests,
 -- spans, rejections.
--- Rule: `rollouts` have a result (`failed`: error or timeout), `unfinished` have none (yet); `attempts` counts every
--- execution of them. `mean_reward` is over the rewards of view rollouts, `reward_fresh` and `reward_repeated` over those of
--- fresh tasks and of tasks repeated from the epoch before (rollouts.repeated; NULL where there are none). `late`: spans of the epoch's attempts that came
--- after it was sealed; they are kept, and nothing derived reads them. `rejected`: spans of its attempts that could not be
--- decoded; those that came without a scope count for every epoch that was open then.
+-- Rule: `rollouts` have a result (`failed`: error or timeout), `unfinished` have none (yet); `attempts` counts all their
+-- attempts. `mean_reward` is over the rewards of view rollouts, `reward_fresh` and `reward_repeated` over those of
+-- fresh tasks and of tasks repeated from the epoch before (rollouts.repeated; NULL if there are none). `late`: spans of the
+-- epoch's attempts that arrived after it was sealed; they are kept, and nothing derived reads them. `rejected`: spans of its
+-- attempts that could not be decoded; those without a scope count for every epoch that was open then.
 WITH collected AS (
     SELECT
         run,

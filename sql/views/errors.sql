@@ -1,6 +1,6 @@
 -- What went wrong: failed attempts, calls, tools and other spans, and graders that gave no reward.
 -- Grain: one row per span with an error. Inputs: spans, attempts, span_places.
--- Rule: status `error`; an attempt whose outcome is not `ok`; a reward span that says why there is none.
+-- Rule: status `error`; an attempt whose outcome is not `ok`; a reward span that says why there is no reward.
 SELECT
     attempts.run,
     attempts.epoch,

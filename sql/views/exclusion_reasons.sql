@@ -1,7 +1,7 @@
 -- Why calls were left out of training, counted.
 -- Grain: one row per (run, epoch, policy, reason). Inputs: exclusions, policy_calls.
--- Rule: `share` is of all calls that the policy sampled in the epoch, trained ones and those of attempts that do not count
--- included. A call of several choices (`n` > 1) counts once a reason.
+-- Rule: `share` is of all calls that the policy sampled in the epoch, including trained ones and those of attempts that do not
+-- count. A call of several choices (`n` > 1) counts once per reason.
 WITH sampled AS (
     SELECT run, epoch, policy, count(DISTINCT (attempt_id, span_id, call_id)) AS calls
     FROM (

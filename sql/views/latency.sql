@@ -1,7 +1,7 @@
 -- How long calls, first tokens, tools and rollouts took.
--- Grain: one row per (run, epoch, mode, step, agent, name). `name` is the policy (the model, where no policy sampled the
+-- Grain: one row per (run, epoch, mode, step, agent, name). `name` is the policy (the model, if no policy sampled the
 -- call) or the tool; rollouts have neither name nor agent. Milliseconds. Inputs: calls, tool_calls, attempts.
--- Rule: a call seen twice is taken once, as the gateway saw it. Spans without an end are not in here.
+-- Rule: a call seen twice is counted once, as the gateway saw it. Spans without an end are left out.
 WITH called AS (
     SELECT
         run,

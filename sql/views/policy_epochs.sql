@@ -1,10 +1,11 @@
--- What each policy came to in each training epoch: the versions, what was sampled and trained, and how old it was.
+-- Each policy in each training epoch: its versions, what was sampled and trained on, and how old it was.
 -- Grain: one row per (run, epoch, policy). Inputs: epoch_manifests, policy_calls, call_returns, trained_calls, sequences,
 -- staleness.
--- Rule: `version` is what the epoch began with, `trained_version` what its training made of it (the same where nothing was
--- trained; `skipped` says why), NULL before that. `trainable_calls` have no reason of their own to be left out;
--- `trained_calls` are those of them that it was trained on (the others: exclusion_reasons). `mean_return` is over the calls that could be trained on: what this policy is
--- rewarded with. `lag` is the largest of view staleness, `share_stale` the share of calls sampled by an older version.
+-- Rule: `version` is what the epoch began with, `trained_version` what its training made of it (the same if nothing was
+-- trained; `skipped` has the reason), NULL before that. `trainable_calls` have no reason of their own to be left out;
+-- `trained_calls` are those of them that it was trained on (the others: exclusion_reasons). `mean_return` is over the calls
+-- that could be trained on: what this policy is rewarded with. `lag` is the largest of view staleness, `share_stale` the share
+-- of calls sampled by an older version.
 WITH versions AS (
     SELECT run, epoch, unnest(map_entries(versions)) AS entry, stages
     FROM epoch_manifests

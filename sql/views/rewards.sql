@@ -1,4 +1,4 @@
--- Every reward as it was emitted, by the agent or by the grader. What it came to for the rollout is in `rollout_rewards`.
+-- Every reward as it was emitted, by the agent or by the grader; `rollout_rewards` has the rollout's resulting reward.
 -- Grain: one row per span that carries a reward, or is one. Inputs: spans, attempts, span_places.
 -- Rule: `agent` is the agent that emitted it; NULL for a grader's. `error` says why a grader gave none.
 SELECT

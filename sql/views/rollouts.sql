@@ -1,10 +1,10 @@
--- Every rollout, with the result that counts: there as soon as its spans are decoded.
--- Grain: one row per (run, epoch, mode, rollout_id). Where no attempt counts (yet), the latest stands for it and `state`
--- says what became of it. Inputs: attempts, epoch_manifests, spans, call_twins, rollout_rewards.
+-- Every rollout, with the result that counts; a rollout appears as soon as its spans are decoded.
+-- Grain: one row per (run, epoch, mode, rollout_id). If no attempt counts (yet), the latest represents the rollout and `state`
+-- is its state. Inputs: attempts, epoch_manifests, spans, call_twins, rollout_rewards.
 -- Rule: `reward` and `success` as the epoch was derived (failure_reward, weights, former graders left out); before that,
 -- `reward` is the last finite one emitted, one named `reward` first, and `success` is not known. `calls` counts every call
 -- once; `output_tokens` are theirs. `repeated`: its task was drawn from those that the epoch before did not solve
--- (`rollout.unsolved_per_epoch`); NULL where the run repeats none. `task_text` is what the task asks: of a JSON object its first
+-- (`rollout.unsolved_per_epoch`); NULL if the run repeats none. `task_text` is the task's text: of a JSON object its first
 -- key of question, prompt, problem, instruction, task, text, query, input; else the task as it is.
 WITH results AS (
     SELECT *, count(*) OVER (PARTITION BY run, epoch, mode, rollout_id) AS attempts

@@ -1,14 +1,14 @@
 -- How training goes, one number a row: what MLflow, the console and Prometheus show.
--- Grain: one row per (run, epoch, mode, policy, signal). `policy` is NULL for what is not one policy's. An evaluation's epoch
+-- Grain: one row per (run, epoch, mode, policy, signal). `policy` is NULL for a signal of no single policy. An evaluation's epoch
 -- is the number of epochs trained before it. Signals of several kinds are named `dropped/<reason>`, `left_out/<reason>`,
 -- `seconds/<stage>`.
 -- Inputs: epoch_manifests, advantages, trained_calls, sequences, exclusion_reasons, staleness, rollout_rewards.
 -- Rule: `reward` and `reward_spread` (standard deviation) are over the rollouts a policy acted in, each once;
 -- `reward_fresh` and `reward_repeated` over those of fresh tasks, and of tasks repeated from the epoch before. `group_spread` is
 -- the mean deviation of a group's returns; `groups_kept` the share of groups in which any rollout trains;
--- `advantage_spread` the deviation of the advantages trained. `kept`: calls trained; `dropped/…`: calls left out, by reason.
+-- `advantage_spread` the deviation of the advantages trained on. `kept`: calls trained on; `dropped/…`: calls left out, by reason.
 -- `staleness`: mean lag of the calls. `version`: the number of the version that the epoch began with.
--- What the trainer measured comes under its own names (`kl`, `entropy`, `clip_ratio`, …).
+-- What the trainer measured has its own names (`kl`, `entropy`, `clip_ratio`, …).
 -- Sorted lists: no number may depend on the order of the input.
 WITH rollouts AS (
     SELECT

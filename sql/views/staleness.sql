@@ -1,7 +1,7 @@
 -- How old the weights were that sampled an epoch's calls.
 -- Grain: one row per (run, epoch, mode, policy, policy_version). Inputs: calls, epoch_manifests.
--- Rule: `lag` is the number of the version that the epoch trains (`epoch_version`) less that of the call: 0 is on policy.
--- A call that ran through a swap names several versions; the oldest counts. NULL where either is not known.
+-- Rule: `lag` is the number of the version that the epoch trains (`epoch_version`) minus that of the call: 0 is on policy.
+-- A call that ran through a swap names several versions; the oldest counts. NULL if either is not known.
 WITH sampled AS (
     SELECT
         run,

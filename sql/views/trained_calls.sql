@@ -1,7 +1,7 @@
 -- The calls that a version was trained on.
 -- Grain: one row per (run, epoch, policy, call_id). Inputs: sequences, epoch_manifests.
--- Rule: those in the epoch's sequences, where the policy was trained on these sequences. So there is none before its training
--- ended, where it was skipped, or where the sequences were derived anew since (`regrade`). A call of several choices
+-- Rule: those in the epoch's sequences, if the policy was trained on these sequences. So there is none before its training
+-- ended, if it was skipped, or if the sequences were derived anew since (`regrade`). A call of several choices
 -- (`n` > 1) counts once.
 SELECT DISTINCT
     calls.run,
