@@ -30,8 +30,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "A YAML file with these keys; unknown ones are errors. `lightning-flows settings FILE` checks a file and shows every",
-        "value, `--set rollout.group_size=4` overrides one. Flow parameters in Prefect are the same.",
+        "A settings file is YAML with these keys; unknown keys are errors. `lightning-flows settings FILE` checks it and prints every",
+        "value, `--set rollout.group_size=4` overrides one. Flow parameters in Prefect have the same keys.",
     ]
     for path, model in _sections("", Settings):
         lines += ["", f"## {path or 'top level'}", ""]
@@ -49,35 +49,38 @@ def data_page() -> str:
     lines = [
         "# Data",
         "",
-        "Everything is a span; every other table is a SELECT in `sql/`. The end of this page lists those that are in",
-        "`catalog.duckdb`, derived ones with the columns `run` and `epoch`; the others are there only while an epoch is derived.",
+        "All data comes as spans; every other table is a SELECT in `sql/`. The end of this page lists the tables that are in",
+        "`catalog.duckdb`, derived ones with the columns `run` and `epoch`; the others exist only while an epoch is derived.",
         "",
         "## spans",
         "",
         schema.data_dictionary(),
         "## Attribute names that are read",
         "",
-        "`sql/ingest/attribute_aliases.sql` is the list: which attribute of which convention goes into which column.",
+        "`sql/ingest/attribute_aliases.sql` lists which attribute of which convention goes into which column.",
     ]
     for folder, meaning in (
-        ("hierarchy", "Which execution counts, the tree as repaired, the agent of every span"),
+        ("hierarchy", "Which attempt counts, the repaired tree, the agent of every span"),
         ("triplets", "Rewards, calls, (prompt, response, reward), merging into sequences"),
         ("advantages", "From rewards to the rows that are trained on"),
         ("plan", "Which tasks an epoch tries again"),
-        ("learn", "What production agents sent, and what of it is learned from"),
-        ("finetune", "Which collected rollouts a finetuning looks at"),
-        ("explain", "What `lightning-flows explain` asks"),
-        ("outcome", "What the end of a run shows"),
+        ("learn", "What production agents sent, and what of it is trained on"),
+        ("finetune", "Which recorded rollouts a finetuning reads"),
+        ("explain", "What `lightning-flows explain` queries"),
+        ("outcome", "What a run prints at its end"),
         ("views", "Views of the catalog"),
     ):
         lines += ["", f"## sql/{folder}", "", f"{meaning}.", ""]
         for name in sql.names(folder):
             lines += [f"- **{name.rsplit('/', 1)[-1]}**: {_header(name)}"]
     lines += ["", f"Views in the catalog: {', '.join(f'`{v}`' for v in ('spans', *DERIVED, *catalog.VIEWS))}."]
-    lines += ["", "Tables in it: `epoch_manifests`, and `rejections`, which has the spans that could not be decoded."]
     lines += [
         "",
-        f"Macros in it ([analysis.md](analysis.md)): {', '.join(f'`{ask.call(q)}`' for q in ask.questions())}.",
+        "Tables in the catalog: `epoch_manifests`, and `rejections` with the spans that could not be decoded.",
+    ]
+    lines += [
+        "",
+        f"Macros in the catalog ([analysis.md](analysis.md)): {', '.join(f'`{ask.call(q)}`' for q in ask.questions())}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,7 @@
     found = check(settings, "train")      # lightning_core.checks.check: one line each
     require(settings, "train")            # raises one SettingsError with all that is wrong
 
-Rooms:
+Files:
     check.py      all checks of one kind of work       result.py     what one check found
     user_code.py  which code of the user's to import   imports.py    the child that imports it
     machine.py    what this machine has

@@ -50,10 +50,10 @@ def check(
     build: bool = False,
     patience: Patience | None = None,
 ) -> list[Check]:
-    """Everything that the work needs, one check a line; reads files and imports the user's code, changes nothing.
+    """Check everything that the work needs, one check a line; reads files and imports the user's code, changes nothing.
 
-    parts: only these of the work's. api: URL of Prefect's server (default: PREFECT_API_URL). build: make the agent's
-    environment where `agent.python` is a requirements.txt that has none yet.
+    parts: only these of the work's parts. api: URL of Prefect's server (default: PREFECT_API_URL). build: create the agent's
+    environment if `agent.python` is a requirements.txt that has none yet.
     """
     parts = _PARTS[work] if parts is None else parts
     api = os.environ.get("PREFECT_API_URL") if api is None else api
@@ -81,10 +81,10 @@ def require(
     say: Say = logger.info,
     warn: Say = logger.warning,
 ) -> None:
-    """Raise one SettingsError with all that is wrong; what is only doubtful is said to `warn`, the rest in one line to `say`.
+    """Raise one SettingsError with all that is wrong; pass warnings to `warn`, and one line on the rest to `say`.
 
-    What this process has found in order is not looked at again while settings, agent and grader stay the same: a command
-    checks before Prefect's server is there, its flow and the flows within it need not.
+    Parts that passed in this process are not checked again while settings, agent and grader stay the same: a command
+    checks before Prefect's server runs, and its flow and the flows within it skip the check.
     """
     passed = _passed.setdefault(_key(settings), set())
     parts = [part for part in _PARTS[work] if part not in passed]
@@ -129,7 +129,7 @@ def _tasks(settings: Settings, work: Work, name: str, imported: dict[str, Check]
         return imported.pop(name)
     reference = settings.tasks.train if name == "tasks.train" else settings.tasks.evaluate
     if reference is None:
-        found = "tasks.evaluate is not set: give held-out tasks to evaluate on"
+        found = "tasks.evaluate is not set: set it to held-out tasks"
         return Check("error", name, found) if work == "evaluate" else Check("ok", name, "not set: nothing is evaluated")
     return _try(name, lambda: summary(load_tasks(reference, name)))
 
@@ -139,7 +139,7 @@ def _grader(grader: str | None, imported: dict[str, Check]) -> Check:
     if name in imported:
         return imported.pop(name)
     if grader is None:
-        return Check("ok", name, "not set: the agent emits its rewards")
+        return Check("ok", name, "not set: the agent emits the rewards")
     try:
         duckdb.extract_statements(Path(grader).read_text())
     except OSError as error:
@@ -154,8 +154,8 @@ def _rules(settings: Settings, parts: Sequence[str]) -> list[Check]:
     others = [policy for policy in settings.policies if not policy.imitates]
     if "examples" in parts and others:
         said = (
-            f"finetune: policy {others[0].name!r} has `algorithm: {others[0].algorithm}`, whose gradients need rollouts of the "
-            "newest version; give it `algorithm: sft`"
+            f"finetune: policy {others[0].name!r} has `algorithm: {others[0].algorithm}`, which needs rollouts of the "
+            "newest version; set `algorithm: sft` for it"
         )
         found.append(Check("error", "algorithm", said))
     if "rules" not in parts:
@@ -185,7 +185,7 @@ def _machine(settings: Settings, work: Work, parts: Sequence[str], api: str | No
 
 
 def _try(name: str, look: Callable[[], object]) -> Check:
-    """What `look` returns; a SettingsError is what is wrong."""
+    """Return what `look` returns as a check; a SettingsError is an error."""
     try:
         return Check("ok", name, str(look()))
     except SettingsError as error:

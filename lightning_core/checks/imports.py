@@ -1,7 +1,7 @@
 """The child process that imports the user's code: `python -m lightning_core.checks.imports FOLDER agent|flow DIRECTORY`.
 
-FOLDER/jobs.json lists the jobs. Each one that begins, and what came of it, is a line of FOLDER/events.jsonl, so that whoever
-waits knows in which one this process ended. An agent is imported with the standard library alone, in the agent's own
+FOLDER/jobs.json lists the jobs. The begin and the result of each job are lines of FOLDER/events.jsonl, so that the parent
+knows in which job this process ended. An agent is imported with the standard library alone, in the agent's own
 Python; all else with the import path of the flow.
 """
 
@@ -52,7 +52,7 @@ def _agent(job: dict[str, Any]) -> str:
             importlib.import_module(module)
         except Exception as error:  # noqa: BLE001 - the user's module
             raise _Refused(
-                f"agent.preload: {module}: {describe(error)}; install the module, or take it out of the list"
+                f"agent.preload: {module}: {describe(error)}; install the module, or remove it from the list"
             ) from None
     function = child.load(job["target"])
     if lit_agent.is_one(function):
@@ -86,7 +86,7 @@ def _load(job: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _called_with(function: Callable[..., Any], parameters: tuple[str, ...], reference: str) -> str:
-    """The function and its parameters, where it can be called with these by position; raises _Refused where not."""
+    """Return the function and its parameters; raise _Refused if it cannot be called with these by position."""
     name = reference.rpartition(":")[2]
     wanted = ", ".join(parameters) or "no argument"
     try:
@@ -99,7 +99,9 @@ def _called_with(function: Callable[..., Any], parameters: tuple[str, ...], refe
         raise _Refused(f"{name}{signature} is called with ({wanted}), which it does not take: {error}") from None
     names = [p.name for p in signature.parameters.values()][: len(parameters)]
     if names != list(parameters) and sorted(names) == sorted(parameters):
-        raise _Refused(f"{name}{signature} is called with ({wanted}), in that order; its own is ({', '.join(names)})")
+        raise _Refused(
+            f"{name}{signature} is called with ({wanted}), in that order; its parameters are ({', '.join(names)})"
+        )
     return f"{name}({', '.join(signature.parameters)})"
 
 

@@ -1,4 +1,4 @@
-"""What this machine offers, beside what a run will take: disk, memory, GPUs. Rough figures, from files, without torch."""
+"""Compare what this machine has with what a run needs: disk, memory, GPUs. Rough figures, from files, without torch."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ _SERVED, _TRAINED, _FROZEN = 4, 16, 4
 
 
 def check_disk(settings: Settings, trains: bool) -> Check:
-    """Free space where `home` is, or will be, beside what a run of these settings takes."""
+    """Compare the free space at `home` with what a run of these settings takes."""
     home = settings.home
     place = existing(home)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        return Check("error", "disk", f"home: {place} is no folder that you may write to; give another one")
+        return Check("error", "disk", f"home: you cannot write to {place}; choose another folder")
     there = free(home)
     found, needed = f"{gb(there)} free for {home}", float(_LITTLE_DISK)
     if trains and (run := estimate(settings)) is not None:
         found, needed = f"a run takes {run}; {found}", run.at_most
     if there < needed:
-        return Check("warning", "disk", f"{found}, which is little; make room, or give another `home`")
+        return Check("warning", "disk", f"{found}, which is little; free some space, or choose another `home`")
     return Check("ok", "disk", found)
 
 
 def check_model(settings: Settings) -> Check:
-    """Where the weights are that the policies begin with. What is not on this machine yet is fetched by the run."""
+    """Find the initial weights of the policies. The run downloads what is not on this machine yet."""
     name = settings.policies[0].model
     if not is_hub_id(name) and not Path(name).expanduser().is_dir():
         return Check("error", "model", f"policies.0.model: {name}: no such folder, and no hub id (owner/name) either")
     folder = model_folder(settings)
     if folder is None:
-        return Check("ok", "model", f"{name}, not on this machine yet: it is fetched first")
+        return Check("ok", "model", f"{name}, not on this machine yet: the run downloads it first")
     try:
         check_model_folder(folder)
     except ModelError as error:
@@ -58,11 +58,11 @@ def check_model(settings: Settings) -> Check:
 
 
 def check_memory(settings: Settings, serves: bool, trains: bool) -> Check:
-    """Weights, KV cache and training against the memory of the machine, or of the container that this is in."""
+    """Compare weights, KV cache and training with the memory of the machine, or of this process's container."""
     available, total = _memory()
     free = f"{available / _GB:.1f} of {total / _GB:.1f} GB are free"
     if not _on_cpu():
-        return Check("ok", "memory", f"{free} here; the GPUs' own memory is not looked at")
+        return Check("ok", "memory", f"{free} here; GPU memory is not checked")
     folder = model_folder(settings)
     size = 0 if folder is None else parameters(folder)
     bare = overhead = 0.0
@@ -76,7 +76,7 @@ def check_memory(settings: Settings, serves: bool, trains: bool) -> Check:
         )
         overhead += side_by_side * _TRAINING * max(policy.training.processes for policy in settings.policies)
     needed = f"a run takes about {(bare + overhead + _FLOW) / _GB:.1f} GB{'' if folder else ' and its model'}"
-    remedy = "lower `vllm.kv_cache_gb` or `vllm.replicas`, train an adapter (`lora:`), or take a smaller model"
+    remedy = "lower `vllm.kv_cache_gb` or `vllm.replicas`, train an adapter (`lora:`), or use a smaller model"
     if bare > total:
         return Check("error", "memory", f"{needed}, and this machine has {total / _GB:.1f} GB; {remedy}")
     if bare + overhead + _FLOW > available:
@@ -85,7 +85,7 @@ def check_memory(settings: Settings, serves: bool, trains: bool) -> Check:
 
 
 def check_serving(settings: Settings) -> Check:
-    """Whether vLLM is installed and takes these settings, and whether the GPUs that they name are there."""
+    """Check that vLLM is installed and accepts these settings, and that the GPUs that they name exist."""
     first = settings.policies[0]
     ranks = [policy.lora.rank for policy in settings.policies if policy.lora is not None]
     try:
@@ -99,7 +99,7 @@ def check_serving(settings: Settings) -> Check:
 
 
 def check_cluster(cluster: ClusterSettings, api: str | None) -> Check:
-    """Whether the engine is installed, and its workers can tell Prefect's server (`api`) what they do."""
+    """Check that the engine is installed, and that its workers can reach Prefect's server (`api`)."""
     if cluster.engine != "threads" and importlib.util.find_spec(f"prefect_{cluster.engine}") is None:
         found = (
             f"cluster.engine: prefect-{cluster.engine} is not installed; `pip install 'lightning-flows[scale]'`, here and on "
@@ -108,7 +108,7 @@ def check_cluster(cluster: ClusterSettings, api: str | None) -> Check:
         return Check("error", "cluster", found)
     if cluster.elsewhere and (api is None or loopback(api)):
         found = (
-            f"cluster.address: workers on other machines tell a Prefect server what they do, and cannot reach {api}; start one "
+            f"cluster.address: workers on other machines report to a Prefect server, and cannot reach {api}; start one "
             "with `prefect server start --host …` and set PREFECT_API_URL to it, here and on the workers"
         )
         return Check("error", "cluster", found)
@@ -120,11 +120,9 @@ def _check_devices(settings: Settings) -> Check:
     named = [device for each in (*settings.vllm.devices, *settings.training_devices) for device in each.split(",")]
     missing = [device for device in named if device.isdigit() and int(device) >= len(here)]
     if not here:
-        return Check("warning", "vllm", "is the build for CUDA, and no GPU is seen here (/dev/nvidia0 …)")
+        return Check("warning", "vllm", "is the build for CUDA, but this machine shows no GPU (/dev/nvidia0 …)")
     if missing:
-        found = (
-            f"`vllm.devices` or `training_devices` name GPU {missing[0]}, and this machine has {len(here)}, from 0 on"
-        )
+        found = f"`vllm.devices` or `training_devices` name GPU {missing[0]}, but this machine has {len(here)}, counted from 0"
         return Check("error", "vllm", found)
     return Check("ok", "vllm", f"computes on {len(here)} GPU{'s' if len(here) > 1 else ''}")
 

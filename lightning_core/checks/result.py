@@ -10,7 +10,7 @@ _MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 
 @dataclass(frozen=True)
 class Check:
-    """`found` says what is there, or what is wrong, where, and the remedy."""
+    """One result: `found` has what is there, or what is wrong, where, and the remedy."""
 
     level: Literal["ok", "warning", "error"]
     name: str

@@ -33,7 +33,7 @@ _SAID_CHARS = 1000  # of what the user's code printed before it ended
 
 @dataclass(frozen=True)
 class Patience:
-    """How long the user's imports may take, who hears that they still go on, and how they are ended before their time."""
+    """How long the user's imports may take, who is notified while they run, and how to stop them early."""
 
     deadline_s: float = 300.0
     say: Say = log.info
@@ -42,7 +42,7 @@ class Patience:
 
 @dataclass(frozen=True)
 class Import:
-    """One thing of the user's: the setting that names it, how it is loaded, and what it is called with."""
+    """One piece of the user's code: the setting that names it, how it is loaded, and what it is called with."""
 
     name: str
     kind: str  # "agent" | "function" | "tasks", as in checks/imports.py
@@ -50,7 +50,7 @@ class Import:
 
 
 def flow_imports(settings: Settings, parts: Sequence[str]) -> list[Import]:
-    """What the flow itself imports, of the parts that are asked for."""
+    """Return what the flow itself imports for these parts."""
     found = []
     for part, name, reference in (
         ("tasks", "tasks.train", settings.tasks.train),
@@ -84,12 +84,12 @@ def check_flow_imports(imports: Sequence[Import], patience: Patience) -> list[Ch
 def check_agent(settings: AgentSettings, model: str, patience: Patience | None = None, build: bool = False) -> Check:
     """Check that the agent can be run: import its callable as an attempt does, find its command's program.
 
-    build: make an environment of `agent.python` that is not there yet; else that is only said, and nothing is imported.
+    build: create a missing environment of `agent.python`; otherwise the check only reports it and imports nothing.
     """
     try:
         missing = unbuilt(settings.python, settings.environments)
         if missing is not None and not build:
-            found = f"{_shown(settings)}; not imported, for its environment is not built yet: {settings.python} → {missing}, before the first rollout"
+            found = f"{_shown(settings)}; not imported, because its environment is not built yet; the run builds it before the first rollout: {settings.python} → {missing}"
             return Check("warning", "agent", found)
         python = None if settings.python is None else interpreter(settings.python, settings.environments)
         environment = base_environment(settings, python=python)
@@ -133,7 +133,7 @@ def _import(
     imports: Sequence[Import],
     patience: Patience,
 ) -> list[Check]:
-    """Import one after another in a child process; after one that ended it, the rest in another."""
+    """Import one after another in a child process; after one that ended the child, continue in another."""
     checks: list[Check] = []
     while len(checks) < len(imports):
         with tempfile.TemporaryDirectory(prefix="lightning-check-") as name:
@@ -163,14 +163,14 @@ def _check(name: str, event: Mapping[str, str]) -> Check:
 def _run(
     arguments: list[str], directory: Path, environment: Mapping[str, str], output: Path, patience: Patience
 ) -> str:
-    """Wait for the child, in a session of its own, and end what is left of it; how it ended, in words."""
+    """Wait for the child, in a session of its own, and end what is left of it; return how it ended, in words."""
     began = said = time.monotonic()
     process = Process(arguments, output, environment, directory=directory)
     try:
         while process.poll() is None:
             now = time.monotonic()
             if now - began > patience.deadline_s:
-                return f"its import has not ended after {patience.deadline_s:g} s, and was given up"
+                return f"its import did not end within {patience.deadline_s:g} s, so it was stopped"
             if now - said > _SAY_EVERY_S:
                 said = now
                 patience.say(f"still importing your code ({now - began:.0f} s of {patience.deadline_s:g} s at most)")

@@ -36,21 +36,23 @@ from lightning_core.config.training import TrainingSettings
 
 class EvaluationSettings(Section):
     every: int = Field(1, ge=0, description="epochs between evaluations; 0: never")
-    limit: int | None = Field(None, ge=1, description="first so many held-out tasks")
-    rollouts_per_task: int = Field(1, ge=1, description="of each held-out task; pass@k is reported up to this k")
+    limit: int | None = Field(None, ge=1, description="use only the first N held-out tasks")
+    rollouts_per_task: int = Field(
+        1, ge=1, description="rollouts of each held-out task; pass@k is reported up to this k"
+    )
     patience: int | None = Field(
         None,
         ge=1,
-        description="evaluations in a row without a better one after which `train` stops; null: it never does",
+        description="`train` stops after this many evaluations in a row without a better one; null: never",
     )
-    success_reward: float = Field(1.0, description="an evaluation rollout counts as right from this reward on")
-    max_tokens: int | None = Field(None, ge=1, description="upper limit of a call's tokens in evaluation")
+    success_reward: float = Field(1.0, description="an evaluation rollout with at least this reward counts as right")
+    max_tokens: int | None = Field(None, ge=1, description="limit of a call's tokens in evaluation")
 
 
 class TrackingSettings(Section):
     backends: list[Literal["mlflow", "console", "prometheus"]] = Field(
         ["mlflow", "console", "prometheus"],
-        description="where the signals of each epoch go; Prometheus finds them in the gateway's `/metrics`",
+        description="where the signals of each epoch are reported; Prometheus reads them from the gateway's `/metrics`",
     )
     mlflow_uri: str | None = Field(None, description="default: a SQLite file in `home`")
 
@@ -62,13 +64,13 @@ class Settings(Section):
     home: Path = Field(Path("var"), description="folder for everything a run writes")
     models: Path | None = Field(
         None,
-        description="folder for models that come out of a package, or that you put there, shared by all runs (those of the hub are in its own cache); null: the user's cache, `lightning-flows/models` in `$XDG_CACHE_HOME` or `~/.cache`",
+        description="folder, shared by all runs, for models that come from a package or that you put there (models of the hub are in its own cache); null: the user's cache, `lightning-flows/models` in `$XDG_CACHE_HOME` or `~/.cache`",
     )
     seed: int = 0
-    epochs: int = Field(4, ge=1, description="epochs `train` runs")
+    epochs: int = Field(4, ge=1, description="number of epochs that `train` runs")
     async_level: Literal[0, 1] = Field(
         0,
-        description="1: the rollouts of the next epoch run while one is trained, on the version it began with, so they are a version old when they are trained on; 0: one after another",
+        description="1: the rollouts of the next epoch run during training, with the version that the training starts from, so they are one version old when they are trained on; 0: one after the other",
     )
     agent: AgentSettings
     tasks: TaskSettings
@@ -82,13 +84,13 @@ class Settings(Section):
     )
     training_devices: list[str] = Field(
         default_factory=list,
-        description="values of CUDA_VISIBLE_DEVICES: so many policies are trained side by side; empty: one after another",
+        description="values of CUDA_VISIBLE_DEVICES, one for each policy trained at the same time; empty: policies are trained one after another",
     )
     evaluation: EvaluationSettings = EvaluationSettings()
     alarm: AlarmSettings = AlarmSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     agent_rules: list[AgentRule] = Field(
-        default_factory=list, description="where agents' names stand, before the conventions that are known"
+        default_factory=list, description="where spans hold agents' names; used before the built-in conventions"
     )
     lake: LakeSettings = LakeSettings()
     store: StoreSettings = StoreSettings()
@@ -149,17 +151,17 @@ class Settings(Section):
                 if exact is not None:
                     raise ValueError(
                         f"`{place}` has {alias!r}, which is {exact}; exact names come first, so the alias would never "
-                        "answer: take it out there"
+                        "answer: remove it there"
                     )
                 if alias in seen:
                     raise ValueError(
-                        f"`{place}` has {alias!r}, which `{seen[alias]}` has too; a name leads to one policy: leave it "
+                        f"`{place}` has {alias!r}, which `{seen[alias]}` has too; a name leads to one policy: keep it "
                         "in one of them, once"
                     )
                 seen[alias] = place
 
     def training_only(self, names: Sequence[str]) -> Settings:
-        """These settings with all other policies never trained; without names as they are. SettingsError for one that is not there."""
+        """Return the settings with all other policies never trained; without names unchanged. Raises SettingsError for an unknown name."""
         there = [policy.name for policy in self.policies]
         for name in names:
             if name not in there:
@@ -178,14 +180,16 @@ class Settings(Section):
         if self.cluster.elsewhere and loopback(self.gateway.host):
             raise ValueError(
                 f"agents on the machines of cluster.address {self.cluster.address!r} cannot reach a gateway on "
-                f"{self.gateway.host!r}; give `gateway.host` the address that this machine has for them"
+                f"{self.gateway.host!r}; set `gateway.host` to an address of this machine that they reach"
             )
         return self
 
     @model_validator(mode="after")
     def _alarm_can_sound(self) -> Settings:
         if self.alarm.kl_above is not None and not any(p.training.beta > 0 for p in self.policies):
-            raise ValueError("alarm.kl_above needs a KL, which is measured where `training.beta` is above 0; give that")
+            raise ValueError(
+                "alarm.kl_above needs a KL, which is measured only if `training.beta` is above 0; set that"
+            )
         return self
 
     @property
@@ -202,7 +206,7 @@ class Settings(Section):
         needing = {"alarm.reward_drop": self.alarm.reward_drop, "evaluation.patience": self.evaluation.patience}
         for name, value in needing.items():
             if value is not None and not self.evaluates:
-                raise ValueError(f"{name} needs evaluations: give `tasks.evaluate`, and `evaluation.every` above 0")
+                raise ValueError(f"{name} needs evaluations: set `tasks.evaluate`, and `evaluation.every` above 0")
         return self
 
     @model_validator(mode="after")
@@ -212,7 +216,7 @@ class Settings(Section):
             if training.lr_schedule != "constant" and training.warmup_steps >= steps:
                 raise ValueError(
                     f"policy {policy.name!r} warms up for {training.warmup_steps} of the run's {steps} optimizer steps, so "
-                    f"`lr_schedule: {training.lr_schedule}` would never fall; lower `warmup_steps`, or take `constant`"
+                    f"`lr_schedule: {training.lr_schedule}` would never fall; lower `warmup_steps`, or use `constant`"
                 )
         return self
 
@@ -224,7 +228,7 @@ class Settings(Section):
                 if len(devices.split(",")) != processes:
                     raise ValueError(
                         f"training_devices has {devices!r}, and policy {policy.name!r} is trained by {processes} processes, one "
-                        "device each; name as many, or change `training.processes`"
+                        "device each; give it that many devices, or change `training.processes`"
                     )
         return self
 
@@ -234,21 +238,21 @@ class Settings(Section):
             return self
         if self.vllm.colocated:
             raise ValueError(
-                "`async_level: 1` samples while a policy is trained, and `vllm.colocated` lets vLLM sleep then; give vLLM a "
-                "device of its own and `colocated: false`, or take `async_level: 0`"
+                "`async_level: 1` samples while a policy is trained, and `vllm.colocated` puts vLLM to sleep then; give vLLM a "
+                "device of its own and `colocated: false`, or use `async_level: 0`"
             )
         for policy in self.policies:
             if policy.max_version_lag == 0:
                 raise ValueError(
                     f"`async_level: 1` trains on calls that are a version old, and policy {policy.name!r} leaves all of them out "
-                    "(`max_version_lag: 0`); make that 1 or more, or take `async_level: 0`"
+                    "(`max_version_lag: 0`); make that 1 or more, or use `async_level: 0`"
                 )
             training = policy.training
             corrected = training.importance_correction != "none" or training.steps_per_epoch > 1
             if not policy.imitates and not corrected:
                 raise ValueError(
                     f"`async_level: 1` trains policy {policy.name!r} on calls of an older version, and with one step an epoch "
-                    "nothing corrects for that; set `training.importance_correction`, as to `token_truncate`, or take "
+                    "nothing corrects for that; set `training.importance_correction`, for example to `token_truncate`, or use "
                     "`async_level: 0`"
                 )
         return self
@@ -259,7 +263,7 @@ class Settings(Section):
             if policy.estimator in NEEDS_GROUPS and self.rollout.group_size < 2:
                 raise ValueError(
                     f"rollout.group_size is 1, but `{policy.estimator}` compares the rollouts of a group; make it 2 or "
-                    "more, or take `reinforce` or `reinforce_pp`"
+                    "more, or use `reinforce` or `reinforce_pp`"
                 )
         return self
 

@@ -13,29 +13,29 @@ class AgentSettings(Section):
     """The agent, as it is: a Python callable or any command."""
 
     callable: str | None = Field(
-        None, description="`package.module:function` or `path/to/file.py:function`; called with the task"
+        None, description="`package.module:function` or `path/to/file.py:function`; it is called with the task"
     )
     command: str | list[str] | None = Field(
-        None, description="a command line; gets the task as JSON on stdin and in $LIGHTNING_TASK"
+        None, description="a command line; it gets the task as JSON on stdin and in the file $LIGHTNING_TASK"
     )
     python: Path | None = Field(
         None,
-        description="the agent's own Python: an interpreter, a virtual environment, or a requirements.txt for which one "
-        "is made, once; default: the flow's",
+        description="the agent's own Python: an interpreter, a virtual environment, or a requirements.txt from "
+        "which an environment is created once; default: the flow's Python",
     )
     environments: Path = Field(
-        Path("var/environments"), description="folder for environments that are made, shared by all runs"
+        Path("var/environments"), description="folder for the environments created, shared by all runs"
     )
     working_directory: Path | None = Field(
-        None, description="where the agent runs; default: where the flow was started"
+        None, description="where the agent runs; default: the folder in which the flow was started"
     )
     environment: dict[str, str] = Field(default_factory=dict, description="extra environment variables")
     pass_environment: list[str] = Field(
         default_factory=list,
-        description="variables handed on from the flow's own environment by name (secrets); where the agent's output or error holds a value of six characters or more, `[NAME]` is stored in its place",
+        description="names of variables passed on from the flow's environment (secrets); if the agent's output or error contains a value of six characters or more, `[NAME]` is stored in its place",
     )
     timeout_s: float = Field(
-        120, gt=0, description="seconds until an attempt is ended and counted as the agent's failure"
+        120, gt=0, description="seconds after which an attempt is ended and counts as the agent's failure"
     )
     preload: list[str] = Field(
         default_factory=lambda: [
@@ -43,7 +43,7 @@ class AgentSettings(Section):
             "opentelemetry.sdk.trace.export",
             "opentelemetry.exporter.otlp.proto.http.trace_exporter",
         ],
-        description="modules the process pool imports once, before the first attempt of a callable",
+        description="modules that the process pool imports once, before the first attempt of a callable",
     )
 
     @model_validator(mode="after")
@@ -58,7 +58,7 @@ class AgentSettings(Section):
 class TaskSettings(Section):
     """Where tasks come from: `module:function` (returns a list of dicts) or a .jsonl / .json / .parquet file.
 
-    A task's field `id` names it, or else the number of its row.
+    A task's id is its field `id`, or else the number of its row.
     """
 
     train: str = Field(description="tasks to train on")
@@ -71,14 +71,14 @@ class RolloutSettings(Section):
     unsolved_per_epoch: int = Field(
         0,
         ge=0,
-        description="on top of `tasks_per_epoch`, at most so many tasks of the epoch before that not all rollouts solved, drawn by the share that did not (prioritized sampling)",
+        description="on top of `tasks_per_epoch`, at most this many tasks of the previous epoch that not all rollouts solved, drawn with the share that failed as weight (prioritized sampling)",
     )
     shuffle: bool = Field(
         True,
-        description="drawn in a seeded order, another each time round; false: in the order given (one that mixes kinds of tasks evenly gives epochs that do)",
+        description="tasks are drawn in a seeded order, a new one each time round; false: in the given order (if it mixes kinds of tasks evenly, so do the epochs)",
     )
     concurrency: int = Field(16, ge=1, description="attempts that run at the same time, over all shards")
-    shards: int = Field(4, ge=1, description="Prefect tasks the rollouts of an epoch are spread over")
+    shards: int = Field(4, ge=1, description="number of Prefect tasks that share the rollouts of an epoch")
     retries: int = Field(
-        2, ge=0, description="further attempts after a failure of the infrastructure (never after the agent's)"
+        2, ge=0, description="further attempts after an infrastructure failure (never after the agent's own)"
     )

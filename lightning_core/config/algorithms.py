@@ -3,9 +3,9 @@
 1. Which rollouts train, and how strongly: a SQL file (`estimator` names it) from the table `returns` to advantages.
    Everything it leaves out is counted with a reason; what it keeps becomes the table `sequences`.
 2. What is done with those sequences: a function `(Job, Progress) -> metrics` (lightning_core/training/job.py), which runs in
-   a process of its own. It reads `job.sequences`, goes on from `job.weights` or `job.base_model`, writes `job.output` whole
-   or not at all, with `training.json` (what it returns) in it, and tells `progress` its phases and optimizer steps. It
-   raises TrainingError, and has written nothing then, where it cannot go on.
+   a process of its own. It reads `job.sequences`, starts from `job.weights` or `job.base_model`, writes `job.output` whole
+   or not at all, with `training.json` (what it returns) in it, and reports its phases and optimizer steps to `progress`. If it
+   cannot go on, it raises TrainingError and has written nothing.
 
 Functions are named by module and imported when they are called: settings that are only looked at import no torch.
 """

@@ -11,7 +11,7 @@ from lightning_core.config.section import Section
 
 
 def loopback(url: str) -> bool:
-    """Whether only this machine reaches what listens there."""
+    """Whether only this machine reaches a server at that address."""
     host = urlsplit(url if "//" in url else f"//{url}").hostname or ""
     return host in ("localhost", "::1", "::", "0.0.0.0", "auto") or host.startswith("127.")
 
@@ -24,10 +24,10 @@ class ClusterSettings(Section):
     )
     address: str | None = Field(
         None,
-        description="of a cluster that runs: `ray://head:10001`, `tcp://scheduler:8786`; null: one is started on this machine",
+        description="address of a running cluster: `ray://head:10001`, `tcp://scheduler:8786`; null: a cluster is started on this machine",
     )
     workers: int | None = Field(
-        None, ge=1, description="processes of the cluster that is started on this machine; null: one a core"
+        None, ge=1, description="number of processes of the cluster that is started on this machine; null: one a core"
     )
 
     @property
@@ -39,8 +39,8 @@ class ClusterSettings(Section):
     def _one_cluster(self) -> ClusterSettings:
         if self.engine == "threads" and (self.address is not None or self.workers is not None):
             raise ValueError(
-                "`engine: threads` has no address and no workers; give `engine: ray` or `engine: dask`, or leave both out"
+                "`engine: threads` has no address and no workers; set `engine: ray` or `engine: dask`, or leave both out"
             )
         if self.address is not None and self.workers is not None:
-            raise ValueError("the cluster at `address` has the workers it has; leave `workers` out")
+            raise ValueError("the cluster at `address` has its own workers; leave `workers` out")
         return self

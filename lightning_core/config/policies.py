@@ -18,11 +18,11 @@ ANY_NAME = "*"  # the alias of every name that nobody else has
 
 
 class SamplingSettings(Section):
-    """What the policy samples with in training, whatever the agent asked for."""
+    """Sampling in training, whatever the agent asked for."""
 
     temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1, description="below 1 an error for a policy that policy gradients train")
-    max_tokens: int | None = Field(None, ge=1, description="upper limit; a smaller one the agent asks for stays")
+    top_p: float = Field(1.0, gt=0, le=1, description="below 1 is an error for a policy that policy gradients train")
+    max_tokens: int | None = Field(None, ge=1, description="upper limit; if the agent asks for less, that stays")
 
 
 class LoraSettings(Section):
@@ -35,40 +35,44 @@ class LoraSettings(Section):
 class SftSettings(Section):
     """Which rollouts are examples, for `algorithm: sft`."""
 
-    best: int | None = Field(1, ge=1, description="so many of each group, those of the highest reward; null: all")
-    min_reward: float | None = Field(None, description="rollouts of a smaller reward are no examples; null: no limit")
-    passes: int = Field(1, ge=1, description="times the examples are trained on, each of `steps_per_epoch` steps")
+    best: int | None = Field(
+        1, ge=1, description="number of rollouts per group, those of the highest reward; null: all"
+    )
+    min_reward: float | None = Field(None, description="rollouts with a smaller reward are no examples; null: no limit")
+    passes: int = Field(
+        1, ge=1, description="how often the examples are trained on, each time in `steps_per_epoch` steps"
+    )
 
 
 class PolicySettings(Section):
     """One trainable model, and the calls that train it. Agents reach it under `model=<name>`, and under its aliases."""
 
     name: Name = "policy"
-    model: str = Field(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", description="hub id, or a folder, of the weights to begin with"
-    )
+    model: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description="hub id or folder of the initial weights")
     aliases: list[Alias] = Field(
         default_factory=list,
-        description="further model names that it answers, for agents that have one written into them: `openai/gpt-4o`; `*` is every name that nobody else has",
+        description="further model names under which it answers, for agents with a name written into them: `openai/gpt-4o`; `*` is every name that nothing else has",
     )
     agent_match: str = Field(
         "",
-        description="regex (RE2, unanchored) on the nearest named agent of a call; empty matches all. `@module:function` (called with the last epoch's agents) or `sql:SELECT …` (over the catalog) gives it at run time",
+        description="regex (RE2, unanchored) on the nearest named agent of a call; empty matches all. `@module:function` (called with the last epoch's agents) or `sql:SELECT …` (over the catalog) computes it at run time",
     )
-    agent_exclude: str | None = Field(None, description="regex (RE2): agents taken out again")
+    agent_exclude: str | None = Field(
+        None, description="regex (RE2): agents that are left out although `agent_match` matches them"
+    )
     ambiguous: Literal["drop", "train"] = Field(
         "drop",
-        description="calls that several agents could have made: left out and counted, or trained all the same; with `agent_match` or `agent_exclude` where those take every one of these agents",
+        description="calls that several agents could have made: left out and counted, or trained on nevertheless; with `agent_match` or `agent_exclude` only if those take every one of these agents",
     )
     other_sampling: Literal["drop", "train"] = Field(
         "drop",
-        description="calls sampled otherwise than `sampling` says (temperature, top_p, penalties, …): left out and counted, or trained all the same, flagged in `policy_calls`; `algorithm: sft` always trains them",
+        description="calls not sampled as `sampling` says (temperature, top_p, penalties, …): left out and counted, or trained on nevertheless, flagged in `policy_calls`; `algorithm: sft` always trains on them",
     )
     algorithm: str = Field(
         "grpo",
-        description="`grpo`: policy gradients on `advantages`, with the losses of `training.loss_type`; `sft`: the likelihood of the rollouts that `sft` chooses",
+        description="`grpo`: policy gradients on `advantages`, with the losses of `training.loss_type`; `sft`: maximum likelihood on the rollouts that `sft` chooses",
     )
-    sft: SftSettings | None = Field(None, description="for `algorithm: sft`; null there: as if empty")
+    sft: SftSettings | None = Field(None, description="for `algorithm: sft`; null means the defaults there")
     advantages: str = Field(
         "grpo",
         description="how rewards become advantages: grpo, dr_grpo, rloo, reinforce, reinforce_pp (files of sql/advantages/), or a .sql file of your own",
@@ -76,7 +80,7 @@ class PolicySettings(Section):
     min_spread: float = Field(
         0.0,
         ge=0,
-        description="groups whose highest and lowest return differ by less are left out, as `little_spread`: what tells their rollouts apart is not worth learning (0: only equal ones are, by estimators that compare)",
+        description="groups whose highest and lowest return differ by less are left out, as `little_spread`, because the difference is not worth learning (0: estimators that compare leave out only groups of equal returns)",
     )
     merge: Literal["prefix", "per_call"] = Field(
         "prefix",
@@ -84,20 +88,24 @@ class PolicySettings(Section):
     )
     too_long: Literal["drop_calls", "drop_rollout"] = Field(
         "drop_calls",
-        description="past training.max_sequence_tokens: whole calls are left out from a sequence's end, or the rollout is",
+        description="beyond training.max_sequence_tokens: whole calls are left out from the end of a sequence, or the whole rollout",
     )
     max_version_lag: int | None = Field(
-        None, ge=0, description="calls sampled more versions ago than this are left out; null: all are taken"
+        None, ge=0, description="calls sampled more than this many versions ago are left out; null: all are used"
     )
     rewards: dict[str, float] = Field(
         default_factory=dict,
-        description="named rewards and their weights in the sum this policy is trained on; empty: what `reward` says of all",
+        description="named rewards and their weights in the sum this policy is trained on; empty: as `reward` says for all policies",
     )
     train_every: int = Field(
-        1, ge=0, description="epochs between trainings; in the others, and with 0 in all, the policy stays as it is"
+        1,
+        ge=0,
+        description="the policy is trained in every N-th epoch; in the others, and always with 0, it stays as it is",
     )
     train_offset: int = Field(
-        0, ge=0, description="first epoch that trains it: `train_every: 2` alone is the even ones, with 1 the odd ones"
+        0,
+        ge=0,
+        description="first epoch that trains it: `train_every: 2` alone trains in even epochs, with 1 in odd ones",
     )
     sampling: SamplingSettings = SamplingSettings()
     lora: LoraSettings | None = Field(None, description="train an adapter instead of the full weights")
@@ -121,7 +129,7 @@ class PolicySettings(Section):
     def _schedule(self) -> PolicySettings:
         if self.train_offset and self.train_offset >= self.train_every:
             raise ValueError(
-                f"train_offset {self.train_offset} is no epoch of a round of {self.train_every}; make it smaller than train_every"
+                f"train_offset {self.train_offset} is not below train_every {self.train_every}, so no epoch would train the policy; make it smaller"
             )
         return self
 
@@ -130,8 +138,8 @@ class PolicySettings(Section):
         """The logprobs that come back are of the truncated distribution, those of the trainer of the whole one."""
         if self.sampling.top_p < 1 and self.train_every > 0 and not self.imitates:
             raise ValueError(
-                f"sampling.top_p {self.sampling.top_p} cuts off what the trainer counts with, so every importance ratio of "
-                f"`algorithm: {self.algorithm}` would be off; set it to 1, and lower `temperature` for tamer samples (in "
+                f"sampling.top_p {self.sampling.top_p} cuts off tokens that the trainer counts, so every importance ratio of "
+                f"`algorithm: {self.algorithm}` would be wrong; set it to 1, and lower `temperature` for less random samples (in "
                 "evaluation the agent's own top_p stays)"
             )
         return self
@@ -141,11 +149,11 @@ class PolicySettings(Section):
 
     @model_validator(mode="after")
     def _read_by_the_algorithm(self) -> PolicySettings:
-        """A setting that the algorithm would ignore is a mistake. Values are looked at, not whether they were written:
+        """Raise ValueError for settings that the algorithm would ignore. It compares values, not what was written:
         settings travel between processes with all defaults filled in."""
         algorithm = ALGORITHMS[self.algorithm]
         if self.sft is not None and not algorithm.imitates:
-            raise ValueError("`sft:` is read by `algorithm: sft` alone; set that, or take `sft:` out")
+            raise ValueError("only `algorithm: sft` reads `sft:`; set that, or remove `sft:`")
         ignored = [name for name in ("advantages", "min_spread") if algorithm.estimator and self.differs(name)]
         ignored += [
             f"training.{name}"
@@ -156,7 +164,7 @@ class PolicySettings(Section):
             ignored += [f"training.trl.{name}" for name in self.training.trl if name not in algorithm.reads]
         if ignored:
             raise ValueError(
-                f"`algorithm: {self.algorithm}` ignores {', '.join(ignored)}; take it out, or use another algorithm"
+                f"`algorithm: {self.algorithm}` ignores {', '.join(ignored)}; remove it, or use another algorithm"
             )
         return self
 

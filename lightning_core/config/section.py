@@ -1,4 +1,4 @@
-"""What every section of the settings is."""
+"""The base class of every section of the settings."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, title=None, allow_inf_nan=False)
 
     def differs(self, name: str) -> bool:
-        """Whether a setting has another value than its default: one that was written out and changes nothing is fine."""
+        """Whether a setting's value differs from its default; writing the default out changes nothing."""
         return bool(getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True))

@@ -13,45 +13,51 @@ class UpstreamSettings(Section):
     """An OpenAI-compatible API for models that are not trained: a judge, an embedder."""
 
     name: Name
-    base_url: str = Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$", description="as for OpenAI's client: with /v1")
+    base_url: str = Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$", description="as for OpenAI's client, with /v1")
     api_key_env: str | None = Field(
-        None, description="variable of the gateway's environment that holds its key, which is never stored or logged"
+        None, description="environment variable of the gateway that holds the API key, which is never stored or logged"
     )
-    models: list[str] = Field(min_length=1, description="model names that are sent there, as they are")
+    models: list[str] = Field(min_length=1, description="model names whose calls go there, with the name unchanged")
 
 
 class GatewaySettings(Section):
-    """The gateway: model calls and OTLP spans, in one process, on loopback unless told otherwise."""
+    """The gateway: model calls and OTLP spans in one process, on loopback by default."""
 
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535, description="0: any free port")
     grpc_port: int | None = Field(0, ge=0, le=65535, description="OTLP/gRPC; 0: any free port, null: no gRPC")
-    spool_max_gb: float = Field(4.0, gt=0, description="spans not yet decoded; past it the gateway answers 503")
+    spool_max_gb: float = Field(
+        4.0, gt=0, description="limit of spans not yet decoded; beyond it the gateway answers 503"
+    )
     max_body_mb: float = Field(64.0, gt=0, le=512)
     upstreams: list[UpstreamSettings] = Field(
-        default_factory=list, description="APIs of models that are not trained, by model name"
+        default_factory=list, description="APIs of models that are not trained; calls are routed by model name"
     )
     version_change: Literal["follow", "refuse"] = Field(
         "follow",
-        description="a rollout's calls when its policy's version is no longer served: answered by the new one (the span says so), or refused with 409",
+        description="what happens to a rollout's calls when its policy's version is no longer served: `follow`: the new version answers (the span says so); `refuse`: 409",
     )
     media_urls: Literal["data", "public", "any"] = Field(
         "data",
-        description="images, audio and video in messages: only `data:` URLs, also http(s) at public addresses, or any",
+        description="URLs of images, audio and video that messages may have: only `data:`, also http(s) at public addresses, or any",
     )
-    calls_per_rollout: int | None = Field(None, ge=1, description="calls of one attempt; past it 429")
+    calls_per_rollout: int | None = Field(None, ge=1, description="limit of an attempt's calls; beyond it 429")
     tokens_per_rollout: int | None = Field(
-        None, ge=1, description="prompt and response tokens of one attempt; past it 429"
+        None, ge=1, description="limit of an attempt's prompt and response tokens; beyond it 429"
     )
-    concurrent_per_rollout: int = Field(64, ge=1, description="calls of one attempt at one time; more of them wait")
-    waiting_per_rollout: int = Field(256, ge=0, description="calls of one attempt that wait; past it 429")
-    most_calls: int = Field(8192, ge=1, description="calls at one time, waiting ones included; past it 503")
+    concurrent_per_rollout: int = Field(
+        64, ge=1, description="limit of an attempt's calls at one time; further ones wait"
+    )
+    waiting_per_rollout: int = Field(256, ge=0, description="limit of an attempt's waiting calls; beyond it 429")
+    most_calls: int = Field(
+        8192, ge=1, description="limit of all calls at one time, waiting ones included; beyond it 503"
+    )
     client_stalled_s: float = Field(
-        60, gt=0, description="seconds in which a client takes nothing of its reply, before its call is ended"
+        60, gt=0, description="a call is ended after its client has read nothing of the reply for this many seconds"
     )
     log_calls: Literal["off", "facts", "text"] = Field(
         "facts",
-        description="a JSON line a call in the gateway's log: none, without any text of it, or with its messages",
+        description="a JSON line for each call in the gateway's log: none, without the call's text, or with its messages",
     )
 
     @field_validator("upstreams")
@@ -76,22 +82,22 @@ class VllmSettings(Section):
     )
     colocated: bool | None = Field(
         None,
-        description="vLLM gives its GPU's memory back while a policy is trained (sleep mode); needs CUDA; null: where "
-        "training has a GPU in common with it (`devices`, `training_devices`)",
+        description="vLLM releases its GPU's memory while a policy is trained (sleep mode); needs CUDA; null: only if "
+        "training shares a GPU with it (`devices`, `training_devices`)",
     )
     replicas: int = Field(
         1,
         ge=1,
-        description="vLLMs that serve the same; new versions are rolled from one to the next while the others serve",
+        description="number of vLLMs that serve the same models; a new version reaches one after the other while the rest serve",
     )
     devices: list[str] = Field(
         default_factory=list,
-        description="values of CUDA_VISIBLE_DEVICES, one a replica; empty: all replicas see what the flow sees",
+        description="values of CUDA_VISIBLE_DEVICES, one a replica; empty: all replicas see the flow's devices",
     )
     lora_slots: int | None = Field(
         None,
         ge=1,
-        description="adapters loaded at one time; null: two a policy (a version and the one before it) and one more",
+        description="number of adapters loaded at one time; null: two a policy (a version and the one before it) and one more",
     )
     extra_args: list[str] = Field(default_factory=list, description="appended to vLLM's command line")
 
@@ -99,7 +105,7 @@ class VllmSettings(Section):
     def _a_device_each(self) -> VllmSettings:
         if self.devices and len(self.devices) != self.replicas:
             raise ValueError(
-                f"`vllm.devices` has {len(self.devices)} and `vllm.replicas` is {self.replicas}; give each replica its own, or leave it out"
+                f"`vllm.devices` has {len(self.devices)} and `vllm.replicas` is {self.replicas}; give each replica its own, or leave `devices` out"
             )
         return self
 

@@ -17,15 +17,17 @@ class TrainingSettings(Section):
     learning_rate: float = Field(1e-5, gt=0)
     lr_schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
         "constant",
-        description="over the whole run (`epochs` times `steps_per_epoch`), falling to 0 at its end; `wsd` (warm-up, stable, decay) falls in its last third alone, linearly",
+        description="schedule over the whole run (`epochs` times `steps_per_epoch`), falling to 0 at its end; `wsd` (warm-up, stable, decay) falls only in the last third, linearly",
     )
     warmup_steps: int = Field(
         0,
         ge=0,
-        description="first optimizer steps of the run, with a rising learning rate; epochs without a step do not count",
+        description="number of optimizer steps at the start of the run with a rising learning rate; epochs without a step do not count",
     )
     steps_per_epoch: int = Field(
-        1, ge=1, description="optimizer steps the groups of an epoch are spread over; of `sft`, in each of its `passes`"
+        1,
+        ge=1,
+        description="number of optimizer steps over which the groups of an epoch are spread; for `sft`, in each of its `passes`",
     )
     min_groups_per_step: int = Field(
         1,
@@ -35,24 +37,26 @@ class TrainingSettings(Section):
     max_passes: int = Field(
         1,
         ge=1,
-        description="times a group is trained on at most, where an epoch has too few groups for its `steps_per_epoch` of `min_groups_per_step`",
+        description="how often a group is trained on at most, if an epoch has too few groups for its `steps_per_epoch` of `min_groups_per_step`",
     )
 
     loss_type: LossType = Field("dapo", description="TRL's GRPO loss")
     normalization: Literal["token", "rollout"] | None = Field(
-        None, description="each trained token, or each rollout, weighs the same; null: as the loss defines it"
+        None,
+        description="what weighs the same in the loss: each trained token, or each rollout; null: as the loss defines it",
     )
     beta: float = Field(0.0, ge=0, description="weight of the KL to the reference")
     kl_reference: Literal["base", "previous"] = Field(
-        "base", description="the model the policy's settings name, or the weights that the epoch began with"
+        "base", description="`base`: the policy's `model`; `previous`: the weights that the epoch began with"
     )
     trl: dict[str, Any] = Field(
         default_factory=dict,
-        description="settings that only TRL reads, under the names of its GRPOConfig (`epsilon`, `entropy_coef`, `weight_decay`, …); docs/training.md",
+        description="settings that only TRL reads, with the names of its GRPOConfig (`epsilon`, `entropy_coef`, `weight_decay`, …); docs/training.md",
     )
 
     importance_correction: Literal["none", "token_truncate", "token_mask", "rollout_truncate", "rollout_mask"] = Field(
-        "none", description="the loss weighed by trainer's over server's probability, of a token or of a whole rollout"
+        "none",
+        description="weighs the loss by the trainer's probability over the server's, of a token or of a whole rollout",
     )
     importance_clip_max: float | None = Field(3.0, gt=0)
     importance_clip_min: float | None = Field(None, gt=0)
@@ -60,7 +64,7 @@ class TrainingSettings(Section):
     max_mismatch: float | None = Field(
         4.0,
         gt=0,
-        description="training stops before its first step where tokens are so much less likely (nats, in the mean) than their logprobs say: another model sampled them; null: never",
+        description="training stops before its first step if tokens are this much less likely (nats, on average) than their logprobs say, because another model sampled them; null: never",
     )
 
     packing: Literal["none", "concat", "tree"] = Field(
@@ -68,28 +72,28 @@ class TrainingSettings(Section):
         description="`tree`: tokens that sequences share are computed once; `concat`: sequences end to end, without padding; `none`: padded rows",
     )
     tokens_per_micro_batch: int = Field(
-        2048, ge=64, description="tokens (unique ones, with `tree`) in one forward pass"
+        2048, ge=64, description="number of tokens (unique ones, with `tree`) in one forward pass"
     )
     max_sequence_tokens: int = Field(4096, ge=16, description="longer sequences are left out and counted")
     bf16: bool | None = Field(
         None,
-        description="compute in bf16, weights and moments in float32 (the base model under an adapter in bf16 too, but for "
-        "FSDP2 and DeepSpeed); null: on a GPU that has it (not with DeepSpeed), or where the accelerate file says `bf16`",
+        description="compute in bf16, with weights and moments in float32 (the base model under an adapter in bf16 too, except with "
+        "FSDP2 and DeepSpeed); null: on a GPU that has it (not with DeepSpeed), or if the accelerate file says `bf16`",
     )
     gradient_checkpointing: bool = False
     checkpoint_seconds: float | None = Field(
         60.0,
         ge=0,
-        description="work that an epoch loses when it is killed: once so much has been done since the last checkpoint, the next optimizer step ends with one (later where one takes long: a twentieth of the time at most goes into those after the first); 0: each does; null: none",
+        description="seconds of work that a kill may cost: after this long without a checkpoint, the next optimizer step ends with one (later if a checkpoint takes long: those after the first take at most a twentieth of the time); 0: after each step; null: none",
     )
     processes: int = Field(
         1,
         ge=1,
-        description="training processes on this machine; 1 with `accelerate_config`: as many as that file says",
+        description="number of training processes on this machine; 1 with `accelerate_config`: as many as that file says",
     )
     accelerate_config: Path | None = Field(
         None,
-        description="file of `accelerate config` (DDP, FSDP2, or DeepSpeed where it is installed) to launch them with",
+        description="file of `accelerate config` (DDP, FSDP2, or DeepSpeed if it is installed) with which the processes are launched",
     )
 
     @property
@@ -119,11 +123,11 @@ class TrainingSettings(Section):
             losses = PASSED[name]
             if losses is not None and self.loss_type not in losses:
                 raise ValueError(
-                    f"`trl`: `{name}` has no effect with loss_type `{self.loss_type}`; leave it out, or take {_either(losses)}"
+                    f"`trl`: `{name}` has no effect with loss_type `{self.loss_type}`; leave it out, or use {_either(losses)}"
                 )
         if self.normalization is not None and self.loss_type in ("dr_grpo", "luspo"):
             raise ValueError(
-                f"`normalization` is part of what `{self.loss_type}` is; leave it out, or take loss_type `grpo` or `dapo`"
+                f"loss_type `{self.loss_type}` fixes the `normalization`; leave it out, or use loss_type `grpo` or `dapo`"
             )
         self._ratio()
         self._kl()
@@ -136,13 +140,13 @@ class TrainingSettings(Section):
         if level == "sequence" and self.loss_type not in ("grpo", "luspo"):
             raise ValueError(
                 f"`importance_sampling_level: sequence` does not fit loss_type `{self.loss_type}`, which weighs tokens; "
-                "take `grpo` (that is GSPO) or `luspo`"
+                "use `grpo` (that is GSPO) or `luspo`"
             )
         if self.loss_type == "luspo" and level == "token":
             raise ValueError("loss_type `luspo` is defined on whole sequences; leave `importance_sampling_level` out")
         delta = self.trl.get("delta")
         if delta is not None and declared() and delta <= 1 + (self.trl.get("epsilon_high") or self.of_trl("epsilon")):
-            raise ValueError("`delta` has to lie above 1 + `epsilon_high`: it limits what that clip does not")
+            raise ValueError("`delta` has to be above 1 + `epsilon_high`: it limits what that clip does not")
         if self.steps_per_epoch == 1:
             self._ratio_is_one()
             for name in filter(self.differs, ("min_groups_per_step", "max_passes")):
@@ -151,7 +155,7 @@ class TrainingSettings(Section):
                 )
 
     def _ratio_is_one(self) -> None:
-        """With one step an epoch, the weights that are trained are those the ratio is taken to."""
+        """Raise ValueError for settings of the ratio: with one step an epoch it is 1."""
         for name in self.trl:
             if PASSED[name] is None:
                 continue  # it bends no ratio
@@ -170,8 +174,8 @@ class TrainingSettings(Section):
                 raise ValueError(f"`{name}` has no effect while `beta` is 0; set `beta`, or leave it out")
         if self.kl_reference == "previous" and self.steps_per_epoch == 1:
             raise ValueError(
-                "`kl_reference: previous` has no effect with one step an epoch, which starts where the reference is; "
-                "raise `steps_per_epoch`, or take `base`"
+                "`kl_reference: previous` has no effect with one step an epoch, which starts from the reference itself; "
+                "raise `steps_per_epoch`, or use `base`"
             )
 
     def _entropy(self) -> None:
@@ -179,7 +183,7 @@ class TrainingSettings(Section):
             for name in self.trl.keys() & ADAPTIVE_ENTROPY:
                 raise ValueError(f"`trl`: `{name}` has no effect without `use_adaptive_entropy: true`")
         elif declared() and self.of_trl("entropy_coef_min") > self.of_trl("entropy_coef_max"):
-            raise ValueError("`entropy_coef_min` lies above `entropy_coef_max`")
+            raise ValueError("`entropy_coef_min` is above `entropy_coef_max`; swap the two")
 
     def _correction(self) -> None:
         if self.importance_correction == "none":
@@ -188,12 +192,12 @@ class TrainingSettings(Section):
             return
         low, high = self.importance_clip_min, self.importance_clip_max
         if low is None and high is None:
-            raise ValueError("`importance_correction` without a bound; set `importance_clip_max`")
+            raise ValueError("`importance_correction` needs a bound; set `importance_clip_max`")
         if low is not None and high is not None and low >= high:
             raise ValueError("`importance_clip_min` has to be below `importance_clip_max`")
         if self.loss_type == "vespo" and self.importance_correction.startswith("rollout"):
             raise ValueError(
-                "loss_type `vespo` multiplies the ratios of a sequence itself; take `token_truncate` or `token_mask`"
+                "loss_type `vespo` multiplies the ratios of a sequence itself; use `token_truncate` or `token_mask`"
             )
 
 

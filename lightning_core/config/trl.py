@@ -91,12 +91,12 @@ def _default(value: ast.expr | None) -> Any:
 def checked(name: str, value: Any) -> Any:
     """The value of a setting in `trl`, of the type that TRL declares. Raises ValueError with the remedy."""
     if name in _OURS:
-        raise ValueError(f"`{name}` is what `{_OURS[name]}` sets; give that, and leave `{name}` out")
+        raise ValueError(f"`{_OURS[name]}` sets `{name}`; set that, and leave `{name}` out")
     if name not in PASSED:
         if name in declared():
-            raise ValueError(f"`{name}` would be ignored: nothing here reads it of TRL's config; leave it out")
+            raise ValueError(f"`{name}` would be ignored: nothing here reads it from TRL's config; leave it out")
         close = difflib.get_close_matches(name, PASSED, 1)
-        meant = f"is `{close[0]}` meant?" if close else f"those that are passed on: {', '.join(PASSED)}"
+        meant = f"is `{close[0]}` meant?" if close else f"known are: {', '.join(PASSED)}"
         raise ValueError(f"`{name}` is no setting of TRL's GRPOConfig; {meant}")
     if name in declared():
         annotation, _ = declared()[name]

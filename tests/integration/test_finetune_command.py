@@ -85,4 +85,4 @@ def test_the_best_collected_rollouts_become_a_version_with_its_lineage(tmp_path:
         capture_output=True,
         text=True,
     )
-    assert wrong.returncode == 1 and "give it `algorithm: sft`" in wrong.stderr
+    assert wrong.returncode == 1 and "set `algorithm: sft`" in wrong.stderr

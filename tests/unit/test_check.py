@@ -96,12 +96,12 @@ def test_every_command_that_runs_a_flow_checks_what_it_needs_first(tmp_path: Pat
     ("grader", "said"),
     [
         ("def grade(task, output):\n    return 1.0", "grade(task, output) is called with (task, output, spans)"),
-        ("def grade(output, task, spans):\n    return 1.0", "in that order; its own is (output, task, spans)"),
+        ("def grade(output, task, spans):\n    return 1.0", "in that order; its parameters are (output, task, spans)"),
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("import os\nos._exit(0)", "its import ended the process (exit code 0)"),
         ("import sys\nsys.exit('no GPU')", "it ends its process: sys.exit('no GPU')"),
         ("import os, signal\nprint('on my way')\nos.kill(os.getpid(), signal.SIGSEGV)", "(signal SIGSEGV)"),
-        ("import time\ntime.sleep(1000)", "its import has not ended after 2 s, and was given up"),
+        ("import time\ntime.sleep(1000)", "its import did not end within 2 s, so it was stopped"),
     ],
 )  # fmt: skip
 def test_a_grader_that_training_could_not_use_is_said(tmp_path: Path, grader: str, said: str) -> None:
@@ -225,7 +225,7 @@ def test_what_was_in_order_is_not_looked_at_again_until_it_changes(tmp_path: Pat
         require(settings, "train", say=said.append)
         require(settings, "evaluate", say=said.append)
         assert len(said) == 1
-        with pytest.raises(SettingsError, match="give it `algorithm: sft`"):
+        with pytest.raises(SettingsError, match="set `algorithm: sft`"):
             require(settings, "finetune", say=said.append)
         (tmp_path / "my_grader.py").write_text("def grade():\n    return 1.0\n")
         with pytest.raises(SettingsError, match=r"grade\(\) is called with \(task, output, spans\)"):

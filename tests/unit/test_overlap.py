@@ -45,7 +45,7 @@ def settings_of(home: Path, **changes: Any) -> Settings:
         ),
         (
             "{policies: [{training: {importance_correction: token_mask}}], vllm: {colocated: true}}",
-            r"`vllm.colocated` lets vLLM sleep.*`colocated: false`",
+            r"`vllm.colocated` puts vLLM to sleep.*`colocated: false`",
         ),
         ("async_level: 2", r"`async_level`: Input should be 0 or 1 \(got 2\)"),
     ],

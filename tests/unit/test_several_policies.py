@@ -265,7 +265,7 @@ JUDGE = GatewaySettings(upstreams=[UpstreamSettings(name="api", base_url="http:/
         ),
         ((["*"], ["*"]), r"`policies\.1\.aliases` has '\*'"),
         ((["gpt-4o", "gpt-4o"], []), r"`policies\.0\.aliases` has 'gpt-4o'.*one of them"),
-        ((["b"], []), r"`policies\.0\.aliases` has 'b', which is a policy.*take it out"),
+        ((["b"], []), r"`policies\.0\.aliases` has 'b', which is a policy.*remove it"),
         (([], ["a@v0001"]), r"`policies\.1\.aliases` has 'a@v0001', which is a version of a policy"),
         ((["critic"], []), "which is a frozen model"),
         (([], ["gpt-judge"]), "which is a model of an upstream"),

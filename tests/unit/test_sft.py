@@ -105,7 +105,7 @@ def test_a_group_without_spread_gives_an_example_too(tmp_path: Path) -> None:
             "training.loss_type, training.trl.epsilon",
         ),
         ({"algorithm": "sft", "training": {"packing": "none"}}, "training.packing"),
-        ({"sft": {}}, "`sft:` is read by `algorithm: sft` alone"),
+        ({"sft": {}}, "only `algorithm: sft` reads `sft:`"),
     ],
 )
 def test_settings_that_the_algorithm_ignores_are_an_error(policy: dict[str, Any], what: str) -> None:

@@ -27,7 +27,7 @@ def settings(**more: Any) -> Settings:
     ("section", "said"),
     [
         ({"workers": 2}, "`engine: threads` has no address"),
-        ({"engine": "threads", "address": "tcp://head:8786"}, "give `engine: ray` or `engine: dask`"),
+        ({"engine": "threads", "address": "tcp://head:8786"}, "set `engine: ray` or `engine: dask`"),
         ({"engine": "dask", "address": "tcp://head:8786", "workers": 2}, "leave `workers` out"),
         ({"engine": "dask", "address": "tcp://head:8786"}, "give `gateway.host` the address"),
         ({"engine": "ray", "address": "ray://10.0.0.2:10001"}, "give `gateway.host` the address"),
