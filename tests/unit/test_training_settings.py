@@ -16,16 +16,16 @@ from lightning_core.training.schedule import EntropyBonus, learning_rate
     [
         (
             {"loss_type": "sapo", "trl": {"epsilon": 0.3}},
-            "`epsilon` has no effect with loss_type `sapo`; leave it out, or take",
+            "`epsilon` has no effect with loss_type `sapo`; leave it out, or use",
         ),
         ({"loss_type": "cispo", "trl": {"epsilon": 0.3}}, "`epsilon` has no effect with loss_type `cispo`"),
         ({"loss_type": "vespo", "trl": {"epsilon_high": 0.3}}, "`epsilon_high` has no effect with loss_type `vespo`"),
         ({"loss_type": "cispo", "trl": {"delta": 4.0}}, "`delta` has no effect"),
         (
             {"trl": {"sapo_temperature_pos": 2.0}},
-            "`sapo_temperature_pos` has no effect with loss_type `dapo`.* take `sapo`",
+            "`sapo_temperature_pos` has no effect with loss_type `dapo`.* use `sapo`",
         ),
-        ({"trl": {"vespo_k_neg": 2.0}}, "`vespo_k_neg` has no effect with loss_type `dapo`.* take `vespo`"),
+        ({"trl": {"vespo_k_neg": 2.0}}, "`vespo_k_neg` has no effect with loss_type `dapo`.* use `vespo`"),
         (
             {"trl": {"importance_sampling_level": "sequence"}},
             "which weighs tokens; use `grpo` .that is GSPO. or `luspo`",
