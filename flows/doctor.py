@@ -1,4 +1,4 @@
-"""`lightning-flows doctor`: what an agent lacks, in a terminal. No Prefect in here."""
+"""`lightning-flows doctor`: report what an agent lacks. No Prefect in here."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ _MARKS = {"fine": "  ok     ", "missing": "  missing", "fatal": "  FATAL  "}
 
 @click.command()
 @click.argument("settings_file", required=False, type=click.Path(path_type=Path))
-@click.option("--agent", help="A command line, in place of settings.")
-@click.option("--python", type=click.Path(path_type=Path), help="As agent.python: its interpreter or requirements.txt.")
+@click.option("--agent", help="The agent's command line, instead of settings.")
+@click.option(
+    "--python", type=click.Path(path_type=Path), help="The agent's interpreter or requirements.txt, as in agent.python."
+)
 @click.option("--model", default="policy", show_default=True, help="The model name that the agent asks for.")
-@click.option("--task", help="JSON. Default: the first training task of the settings, or a small sum.")
+@click.option("--task", help="The task, as JSON. Default: the first training task of the settings, or a small sum.")
 def doctor(settings_file: Path | None, agent: str | None, python: Path | None, model: str, task: str | None) -> None:
-    """Run an agent once behind a gateway of its own and say what training it would lack, with the remedy for each.
+    """Run an agent once behind a gateway of its own and report what training would lack, with a remedy for each.
 
-    Ends with 1 where training would be impossible.
+    Exits with 1 if training would be impossible.
     """
     from lightning_core.checks.check import require
     from lightning_core.doctor.examine import examine

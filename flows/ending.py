@@ -1,4 +1,4 @@
-"""What a run says at its end: what came of it, answers before and after, and the commands that go on from there."""
+"""What a run prints at its end: results, answers before and after, and the next commands."""
 
 from __future__ import annotations
 

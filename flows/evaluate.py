@@ -51,11 +51,11 @@ def evaluate(
     from_stage: Stage | None = None,
     overrides: Overrides = NO_OVERRIDES,
 ) -> dict[str, Any]:
-    """Evaluate the versions that `epoch` epochs of training came to (null: all that are finished).
+    """Evaluate the versions after `epoch` epochs of training (null: after all that are finished).
 
-    With `policy_versions` (policy → version) or `tasks` (as `tasks.evaluate`) the evaluation stands beside the run's own:
-    it has a run of its own, and neither `best` nor what is served changes by it.
-    Returns `epoch`, and what lightning_core.epoch.held_out tells: tasks, rollouts, right (0 to 1), interval, reward,
+    With `policy_versions` (policy → version) or `tasks` (as `tasks.evaluate`) the evaluation is a run of its own:
+    it changes neither `best` nor the served version.
+    Returns `epoch`, and what lightning_core.epoch.held_out returns: tasks, rollouts, right (0 to 1), interval, reward,
     reward_interval, pass_at.
     """
     settings = resolve(settings, overrides)

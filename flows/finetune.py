@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on what was collected: the best rollouts so far are the examples, and none is run.
+"""Supervised fine-tuning on recorded rollouts: the best so far are the examples; no rollout is run.
 
 lightning-flows finetune settings.yaml --set run=mine-sft --set 'finetune={runs: [mine]}'
 """
@@ -38,10 +38,10 @@ def finetune(
 ) -> dict[str, Any]:
     """Train every policy on the examples that `settings.finetune` and the policies' `sft` choose; publish the versions.
 
-    It is the run's next epoch, so its versions go on from the run's newest (or `finetune.version`), and epochs that roll
-    out can follow. A finetuning that was interrupted goes on where it stopped. Returns the epoch, how many rollouts
-    were looked at, the version and metrics by policy, and what `evaluate` returns where that was asked for. What was no
-    example, and why, is in the tables `finetune_rollouts`, `advantages` and `exclusions`.
+    It is the run's next epoch, so its versions follow the run's newest (or `finetune.version`), and epochs with rollouts
+    can come after it. An interrupted finetuning resumes where it stopped. Returns the epoch, the number of rollouts read,
+    the version and metrics by policy, and, with `evaluate_after`, what `evaluate` returns. The tables
+    `finetune_rollouts`, `advantages` and `exclusions` list what was no example, and why.
     """
     settings = resolve(settings, overrides)
     begin(settings, "finetune")

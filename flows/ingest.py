@@ -1,4 +1,4 @@
-"""The spool into the lake, small files into large ones, a new catalog: every few minutes, where agents run all day.
+"""Decode the spool into the lake, merge small files, rebuild the catalog: every few minutes if agents run all day.
 
 prefect deployment run ingest/local
 """
@@ -19,9 +19,9 @@ from lightning_flows.tasks.publish import publish_lake
 
 @flow(name="ingest", flow_run_name="ingest {home}", persist_result=False)
 def ingest(home: Path = Path("var"), lake: LakeSettings = LakeSettings()) -> dict[str, Any]:  # noqa: B008 - frozen
-    """Decode what the server of `home` has received, merge small files, rebuild the catalog; returns counts.
+    """Decode what the gateway of `home` has received, merge small files, rebuild the catalog; returns counts.
 
-    `lake`: the rules that spans are redacted by; those of the runs in this home.
+    `lake`: the rules for redacting spans; use those of the runs in this home.
     """
     found = Lake(home)
     done = ingest_home(home, lake)

@@ -15,7 +15,7 @@ _STARTER = Path(__file__).with_name("starter")
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path(), required=False)
 def init(folder: Path) -> None:
-    """Write a small example that runs into FOLDER (default: this one): agent, grader, tasks, settings. Overwrites nothing."""
+    """Write a small working example into FOLDER (default: this one): agent, grader, tasks, settings. Overwrites nothing."""
     names = sorted(file.name for file in _STARTER.iterdir() if file.is_file())
     there = [name for name in names if (folder / name).exists()]
     if there:

@@ -19,7 +19,7 @@ _settings_option = click.option(
     "--settings",
     "settings_file",
     type=click.Path(path_type=Path),
-    help="Settings, for their `home` and `lake:` section.",
+    help="Settings file, read for `home` and the `lake:` section.",
 )
 _grace_option = click.option(
     "--grace",
@@ -28,7 +28,7 @@ _grace_option = click.option(
     default=10.0,
     show_default=True,
     metavar="MINUTES",
-    help="How long files that were replaced stay for queries that still read them.",
+    help="How long replaced files stay for queries that still read them.",
 )
 
 
@@ -40,13 +40,13 @@ def lake() -> None:
 @lake.command()
 @_home_option
 @_settings_option
-@click.option("--follow", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Repeat until Ctrl-C.")
 @click.option("--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECONDS")
 @click.option(
-    "--unredacted", is_flag=True, help="Store spans as they came from now on, though they were redacted so far."
+    "--unredacted", is_flag=True, help="From now on store spans as they came, although they were redacted until now."
 )
 def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: float, unredacted: bool) -> None:
-    """Decode what the server has received into the lake; flows do it themselves."""
+    """Decode what the gateway has received into the lake; flows do it themselves."""
     from lightning_core.epoch.decoding import decode_spool
     from lightning_core.lake.lake import Lake
     from lightning_core.lake.redact import Redaction
@@ -101,9 +101,9 @@ def compact(home: Path | None, settings_file: Path | None, grace_min: float) -> 
     "--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Default: `lake.keep_days` of the settings."
 )
 @click.option(
-    "--run", "runs", multiple=True, metavar="NAME", help="A run to remove, with its tables; its policies stay."
+    "--run", "runs", multiple=True, metavar="NAME", help="Remove this run, with its tables; its policies stay."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would go, and leave it.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 @_grace_option
 def retain(
     home: Path | None,
@@ -113,7 +113,7 @@ def retain(
     dry_run: bool,
     grace_min: float,
 ) -> None:
-    """Remove spans by age, and whole runs but for their policies."""
+    """Remove old spans, and whole runs except their policies."""
     from lightning_core.lake import compact as compaction
     from lightning_core.lake.lake import Lake
     from lightning_core.lake.retain import retain as remove
@@ -137,7 +137,7 @@ def retain(
 @_settings_option
 @click.option("--to", "url", metavar="URL", help="Default: `lake.storage` of the settings.")
 def publish(home: Path | None, settings_file: Path | None, url: str | None) -> None:
-    """Put what is new in the lake on object storage, for readers elsewhere; `lightning-flows sql --lake URL` asks it."""
+    """Publish what is new in the lake to object storage, for readers elsewhere; `lightning-flows sql --lake URL` queries it."""
     from lightning_core.lake.lake import Lake
     from lightning_core.lake.storage import publish as put
 

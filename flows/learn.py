@@ -1,4 +1,4 @@
-"""Training on what production agents sent already: nothing is rolled out.
+"""Training on what production agents have sent: no rollout is run.
 
 prefect deployment run learn/local
 """
@@ -40,7 +40,7 @@ def learn(
 ) -> dict[str, Any]:
     """Train the run's next epoch on rollouts of production agents that no epoch has learned from yet.
 
-    What is chosen has calls through the gateway (token ids) and meets `choice`. A flow that was killed goes on.
+    It selects rollouts with calls through the gateway (token ids) that meet `choice`. A killed flow resumes.
     """
     settings = resolve(settings, overrides)
     begin(settings, "learn")

@@ -21,12 +21,12 @@ _MISSING = "-"
 
 @click.group(invoke_without_command=True)
 @_home_option
-@click.option("--policy", "wanted", help="Only this one.")
+@click.option("--policy", "wanted", help="Only this policy.")
 @click.option("--verify", is_flag=True, help="Hash every file again, instead of looking at names, sizes and headers.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
 def policies(context: click.Context, home: Path | None, wanted: str | None, verify: bool, form: str) -> None:
-    """The versions of the policies; without a command: list them."""
+    """Manage the versions of the policies; without a command: list them."""
     context.obj = home
     if context.invoked_subcommand is not None:
         return
@@ -68,7 +68,7 @@ def policies(context: click.Context, home: Path | None, wanted: str | None, veri
 @click.argument("version")
 @_home_option
 def pin(policy: str, version: str, home: Path | None) -> None:
-    """Keep VERSION of POLICY, whatever else holds."""
+    """Pin VERSION of POLICY, so that it is never removed."""
     _store(home, policy).pin(version)
 
 
@@ -77,7 +77,7 @@ def pin(policy: str, version: str, home: Path | None) -> None:
 @click.argument("version")
 @_home_option
 def unpin(policy: str, version: str, home: Path | None) -> None:
-    """Take the pin of VERSION of POLICY away."""
+    """Remove the pin of VERSION of POLICY."""
     _store(home, policy).pin(version, pinned=False)
 
 
@@ -86,7 +86,7 @@ def unpin(policy: str, version: str, home: Path | None) -> None:
 @click.argument("version")
 @_home_option
 def use(policy: str, version: str, home: Path | None) -> None:
-    """Make VERSION of POLICY `current`: vLLM starts on it. A run that goes on deploys its own versions again."""
+    """Make VERSION of POLICY `current`: vLLM starts with it. A run that continues deploys its own versions again."""
     store = _store(home, policy)
     store.verify(version)
     store.set_current(version)
@@ -94,14 +94,14 @@ def use(policy: str, version: str, home: Path | None) -> None:
 
 @policies.command()
 @_home_option
-@click.option("--policy", "wanted", help="Only this one.")
+@click.option("--policy", "wanted", help="Only this policy.")
 @click.option(
     "--keep-every", type=click.IntRange(min=1), metavar="K", default=10, show_default=True, help="Every K-th stays."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would go, and why the rest stays.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and why the rest stays; remove nothing.")
 @_tracking_option
 def collect(home: Path | None, wanted: str | None, keep_every: int, dry_run: bool, tracking: str | None) -> None:
-    """Remove versions nothing needs, as a run does after every epoch; what stays: docs/policies.md."""
+    """Remove versions that nothing needs, as a run does after every epoch; docs/policies.md lists what stays."""
     from lightning_core.policies.garbage import policies as names
     from lightning_core.tracking.prune import prune
 
@@ -121,11 +121,11 @@ def collect(home: Path | None, wanted: str | None, keep_every: int, dry_run: boo
 @policies.command()
 @click.argument("model")
 @click.argument("version")
-@click.option("--into", type=click.Path(path_type=Path), required=True, help="VERSION becomes a folder in there.")
+@click.option("--into", type=click.Path(path_type=Path), required=True, help="VERSION becomes a folder in this one.")
 @_home_option
 @_tracking_option
 def fetch(model: str, version: str, into: Path, home: Path | None, tracking: str | None) -> None:
-    """Load VERSION (`v0007`, `champion`, `current`) of MODEL (`<run>.<policy>`) from MLflow's registry, and verify it."""
+    """Fetch VERSION (`v0007`, `champion`, `current`) of MODEL (`<run>.<policy>`) from MLflow's registry, and verify it."""
     from lightning_core.tracking.registry import load
 
     click.echo(load(_tracking(tracking, _home(home)), model, version, into))
@@ -134,9 +134,11 @@ def fetch(model: str, version: str, into: Path, home: Path | None, tracking: str
 @policies.command()
 @click.argument("policy")
 @click.argument("version")
-@click.option("--into", type=click.Path(path_type=Path), required=True, help="The folder to write; must not exist.")
-@click.option("--merged", is_flag=True, help="Full weights, also of an adapter (its base model is loaded).")
-@click.option("--models", type=click.Path(path_type=Path), help="`models` of the settings; default: the user's cache.")
+@click.option("--into", type=click.Path(path_type=Path), required=True, help="The folder to write; it must not exist.")
+@click.option("--merged", is_flag=True, help="Write full weights also for an adapter (its base model is loaded).")
+@click.option(
+    "--models", type=click.Path(path_type=Path), help="Folder `models` of the settings; default: the user's cache."
+)
 @_home_option
 def export(policy: str, version: str, into: Path, merged: bool, models: Path | None, home: Path | None) -> None:
     """Write VERSION of POLICY as a folder for transformers, peft or vLLM."""

@@ -1,4 +1,4 @@
-"""Rewards anew over what was collected: another grader, another weight, another rule, without a rollout.
+"""Grade recorded rollouts again: another grader, another weight, another rule, without a rollout.
 
 lightning-flows regrade settings.yaml
 """
@@ -32,7 +32,7 @@ from lightning_flows.tasks.progress import say
 def regrade(
     settings: GivenSettings, epoch: int | None = None, overrides: Overrides = NO_OVERRIDES
 ) -> list[dict[str, Any]]:
-    """Grade and derive the run's collected epochs again (or one) by the settings as they are now.
+    """Grade and derive the run's finished epochs again (or only `epoch`) by the current settings.
 
     Attempts that this grader has graded already are not graded again. Returns one row per epoch: epoch, mode, graded,
     invalid, and the mean reward before and after. Nothing is trained; `train-epoch --epoch N` does that, on the new rewards.

@@ -27,11 +27,16 @@ _port = click.IntRange(0, 65535)
 
 @click.command()
 @home_option
-@click.option("--settings", "settings_file", type=click.Path(path_type=Path), help="For their `gateway:` section.")
+@click.option(
+    "--settings",
+    "settings_file",
+    type=click.Path(path_type=Path),
+    help="Settings file, read for the `gateway:` section.",
+)
 @click.option("--prefect-port", type=_port, default=4200, show_default=True)
 @click.option("--gateway-port", type=_port, default=8090, show_default=True)
 @click.option("--mlflow-port", type=_port, default=5000, show_default=True)
-@click.option("--worker-port", type=_port, default=4201, show_default=True, help="Where the worker tells its health.")
+@click.option("--worker-port", type=_port, default=4201, show_default=True, help="Port of the worker's health check.")
 @click.option("--prefect-db", metavar="URL", help="postgresql+asyncpg://…; default: SQLite in the home.")
 @click.option("--mlflow-db", metavar="URL", help="postgresql://…; default: SQLite in the home.")
 @click.option(
@@ -40,7 +45,9 @@ _port = click.IntRange(0, 65535)
     show_default=True,
     help="Deploy prefect.yaml, and create the limit `trainer` and the alerts of --alert-webhook.",
 )
-@click.option("--alert-webhook", metavar="URL", help="Gets a POST when a flow run fails, collapses, or waits.")
+@click.option(
+    "--alert-webhook", metavar="URL", help="Address that gets a POST when a flow run fails, collapses, or waits."
+)
 def up(
     home: Path,
     settings_file: Path | None,
@@ -53,7 +60,7 @@ def up(
     deploy: bool,
     alert_webhook: str | None,
 ) -> None:
-    """Prefect's server and UI, a worker, the gateway, MLflow's UI: started, watched, and started again when they die."""
+    """Start Prefect's server and UI, a worker, the gateway and MLflow's UI, and restart those that die."""
     from lightning_flows.flows import stack
 
     state = stack.state_of(home)
@@ -78,7 +85,7 @@ def up(
 @click.command()
 @home_option
 def down(home: Path) -> None:
-    """End the stack. A flow that is at work is ended with it; running it again goes on from there."""
+    """End the stack and its running flows; run a flow again to resume it."""
     from lightning_flows.flows import stack
 
     click.echo("the stack is down" if stack.stop(home) else f"no stack runs for {home}")
@@ -86,13 +93,13 @@ def down(home: Path) -> None:
 
 @click.command()
 @settings_argument
-@click.option("--name", help="Of the deployments. Default: the settings' `run`.")
+@click.option("--name", help="Name of the deployments. Default: the settings' `run`.")
 @click.option("--cron", metavar="EXPRESSION", help="When `train` runs (UTC), from now on: '0 2 * * *' is every night.")
-@click.option("--pool", default="local", show_default=True, help="Work pool that runs them.")
+@click.option("--pool", default="local", show_default=True, help="Work pool that runs the deployments.")
 def deploy(settings_file: Path, name: str | None, cron: str | None, pool: str) -> None:
-    """Deployments of train, train-epoch, evaluate and learn with these settings; again to update them.
+    """Deploy train, train-epoch, evaluate and learn with these settings; deploy again to update them.
 
-    They run in the folder where this is called. Schedules that are there stay; --cron replaces its former one.
+    Runs work in the folder where this is called. Existing schedules stay; --cron replaces its earlier one.
     """
     settings = load(settings_file, ())
     from lightning_core.checks.check import require
@@ -127,7 +134,7 @@ def _wait_until_ready(plan: Plan) -> None:
 
 
 def _deploy(plan: Plan, alert_webhook: str | None) -> None:
-    """The deployments of prefect.yaml in the stack's home, the limit of one trainer at a time, and the automations."""
+    """Create the deployments of prefect.yaml in the stack's home, the limit of one trainer at a time, and the automations."""
     deployments = plan.folder / "prefect.yaml"
     home = f"home: {json.dumps(str(plan.home))}"
     deployments.write_text((_ROOT / "prefect.yaml").read_text().replace("home: var", home))

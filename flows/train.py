@@ -34,9 +34,9 @@ from lightning_flows.tasks.versions import collect_versions
 
 @flow(name="train", flow_run_name=run_name("{run}"), persist_result=False)
 def train(settings: GivenSettings, overrides: Overrides = NO_OVERRIDES) -> list[dict[str, Any]]:
-    """Train `settings.epochs` epochs; a run that was interrupted goes on with the first that is not finished.
+    """Train `settings.epochs` epochs; an interrupted run resumes with the first unfinished epoch.
 
-    It stops early by `evaluation.patience`; the best version is `best` in the store and never removed.
+    It stops early by `evaluation.patience`; the best version is `best` in the store and is never removed.
     Returns one dict per epoch: see lightning_core.epoch.report.epoch_rows.
     """
     settings = resolve(settings, overrides)

@@ -1,4 +1,4 @@
-"""Several policies of one run: which of them are trained, and what each came to.
+"""Train several policies of one run, all or some of them, and tabulate their results.
 
 prefect deployment run train-agents/local
 """
@@ -27,7 +27,7 @@ from lightning_flows.flows.train import train
 def train_agents(
     settings: GivenSettings, only: list[str] | None = None, overrides: Overrides = NO_OVERRIDES
 ) -> list[dict[str, Any]]:
-    """Train the epochs of a run, of its policies those in `only` (null: all); the others stay as they are.
+    """Train the epochs of a run, but only the policies in `only` (null: all); the others stay as they are.
 
     Returns one dict per epoch and policy: see lightning_core.epoch.report.policy_rows.
     """
@@ -43,7 +43,7 @@ def train_agents(
 
 
 def table(rows: list[dict[str, Any]], title: str) -> Table:
-    """What the policies came to, for the terminal."""
+    """Return the results of the policies as a table for the terminal."""
     shown = Table(title=title, caption="return: mean of what the policy's calls were rewarded with", box=SIMPLE)
     for column in (
         "epoch",

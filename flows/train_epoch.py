@@ -1,4 +1,4 @@
-"""One pass rollout → redeploy.
+"""One epoch, from rollouts to redeploy.
 
 prefect deployment run train-epoch/local
 """
@@ -52,11 +52,11 @@ def train_epoch(
     from_stage: Stage | None = None,
     overrides: Overrides = NO_OVERRIDES,
 ) -> dict[str, Any]:
-    """Train one epoch of a run; `epoch: null` is the first that is not finished.
+    """Train one epoch of a run; `epoch: null` is the first unfinished one.
 
-    With `async_level: 1` the rollouts of the epoch after it run while it trains, where the run has one.
-    An epoch that was interrupted goes on where it stopped: finished rollouts and stages are not run again, unless what
-    they read has changed, or `from_stage` says from where on.
+    With `async_level: 1` the rollouts of the next epoch, if there is one, run during the training.
+    An interrupted epoch resumes where it stopped: finished rollouts and stages are not repeated, unless what
+    they read has changed, or `from_stage` names the stage to repeat from.
     """
     settings = resolve(settings, overrides)
     begin(settings)
