@@ -56,7 +56,7 @@ class TrainingSettings(Section):
 
     importance_correction: Literal["none", "token_truncate", "token_mask", "rollout_truncate", "rollout_mask"] = Field(
         "none",
-        description="weighs the loss by the trainer's probability over the server's, of a token or of a whole rollout",
+        description="weighs the loss by the trainer's probability over vLLM's, of a token or of a whole rollout",
     )
     importance_clip_max: float | None = Field(3.0, gt=0)
     importance_clip_min: float | None = Field(None, gt=0)
