@@ -64,7 +64,7 @@ def seconds(rollouts: int, on: Machines, costs: Costs) -> dict[str, float]:
     return {
         "generate": max(rollouts * OUTPUT / (costs.generated_a_second * on.serving), OUTPUT / costs.stream_a_second),
         "attempts": rollouts * costs.rollout_cpu_s / on.cores,
-        "server": rollouts * (costs.server_cpu_s + (CALLS - 1) / costs.calls_a_second),
+        "gateway": rollouts * (costs.server_cpu_s + (CALLS - 1) / costs.calls_a_second),
         "decode": spans / costs.decoded_a_second,
         "SQL": costs.statements_s + spans / costs.derived_a_second / min(on.cores, _BUCKETS),
         "train": rollouts * TRAINED / (costs.trained_a_second * on.training),
@@ -74,7 +74,7 @@ def seconds(rollouts: int, on: Machines, costs: Costs) -> dict[str, float]:
 
 def epoch_s(parts: dict[str, float], on: Machines) -> float:
     """An epoch: rollouts, decoding (which goes on meanwhile) and SQL, training, swap; or rollouts beside training."""
-    collect = max(parts[name] for name in ("generate", "attempts", "server", "decode"))
+    collect = max(parts[name] for name in ("generate", "attempts", "gateway", "decode"))
     both = max(collect, parts["train"]) if on.overlapped else collect + parts["train"]
     return both + parts["SQL"] + parts["swap"]
 
