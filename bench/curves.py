@@ -26,6 +26,7 @@ from bench.report import figure, say
 from bench.runs import flow_command, run_for
 from docs.marks import between
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.held_out import held_out
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
@@ -63,6 +64,7 @@ def _is_done(lake: Lake, settings: Settings, epochs: int) -> bool:
 def rows_of(task: str, settings: Settings) -> list[dict[str, Any]]:
     """A row per evaluation of the run, in the order of the epochs."""
     lake = Lake(settings.home)
+    run = Run(settings)
     epochs = lake.manifests.epochs(settings.run)
     lake.rebuild_catalog()
     with catalog.connect(lake.root) as con:
@@ -73,7 +75,7 @@ def rows_of(task: str, settings: Settings) -> list[dict[str, Any]]:
         if manifest.mode == "train":
             rollouts += len(manifest.planned)
         elif manifest.recorded:
-            told, epoch = held_out(lake, manifest), manifest.epoch
+            told, epoch = held_out(run.at(manifest)), manifest.epoch
             found.append(
                 {"task": task, "epochs": epoch, "rollouts": rollouts, "held_out_tasks": told.tasks}
                 | {"right": told.right, "reward": told.reward, "interval": told.reward_interval}

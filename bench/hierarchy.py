@@ -37,6 +37,7 @@ from bench.report import figure, say
 from lightning_core.config import AgentSettings, Settings, TaskSettings
 from lightning_core.epoch import buckets, derive
 from lightning_core.epoch.derive_inputs import KEPT_REWARDS, make_inputs
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -60,8 +61,9 @@ def settings(home: Path) -> Settings:
 def seconds_to_triplets(home: Path, epoch: EpochManifest) -> tuple[float, int]:
     """(seconds, triplets): the first pass of a derivation, as far as triplets, every bucket."""
     began = time.perf_counter()
-    with derive.opened(Lake(home), epoch) as con:
-        make_inputs(con, settings(home), epoch)
+    handle = Epoch(settings(home), epoch)
+    with derive.opened(handle) as con:
+        make_inputs(con, handle)
         derive.make_user_rules(con, [])
         parts = buckets.cut(con, derive.MEMORY_GB)
         counts: list[int] = []

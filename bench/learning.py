@@ -30,6 +30,7 @@ from bench.learning_page import write_page
 from bench.report import figure, say
 from bench.runs import ROOT, flow_command, run_for
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import epoch_rows
 from lightning_core.files import write_atomic
 from lightning_core.lake.manifest import stage_key
@@ -105,7 +106,7 @@ def rows_of(arm: str, seed: int, folder: Path) -> list[dict[str, Any]]:
         common
         | {"epochs": row["epoch"] + 1, "rollouts": (row["epoch"] + 1) * per_epoch, "right": row["held_out_right"]}
         | {"tasks": row["held_out_tasks"]}
-        for row in epoch_rows(settings)
+        for row in epoch_rows(Run(settings))
         if row["held_out_right"] is not None
     ]
 

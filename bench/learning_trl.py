@@ -19,6 +19,7 @@ from typing import Any
 from bench.learning import SETTINGS
 from bench.runs import ROOT
 from lightning_core.config import Settings, TrainingSettings
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.plan import plan_training
 from lightning_core.epoch.task_file import load_tasks
 from lightning_core.policies.model import resolve_model
@@ -106,7 +107,7 @@ def train_epoch(settings: Settings, folder: Path, epoch: int) -> Path:
     steps = training.steps_per_epoch
     before = output / f"checkpoint-{epoch * steps}"
     tasks = load_tasks(settings.tasks.train, "tasks.train")
-    planned = [plan_training(settings, tasks, number) for number in range(settings.epochs)]
+    planned = [plan_training(Run(settings), tasks, number) for number in range(settings.epochs)]
     ordered = list(
         {rollout.group_id: rollout.task.content for epoch_plan in planned for rollout in epoch_plan}.values()
     )

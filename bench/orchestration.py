@@ -37,6 +37,7 @@ from bench.gateway import upstream
 from bench.report import figure, say
 from bench.soak import Memory
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.plan import plan_training
 from lightning_core.epoch.stage_keys import record_key, train_key
 from lightning_core.epoch.task_file import load_tasks
@@ -81,7 +82,7 @@ class Collected:
     def held_mb(self) -> float:
         """When the last rollouts run."""
         stages = self.epoch.stages
-        rolling = stages["collect"].seconds / (stages["collect"].seconds + stages["grade"].seconds)
+        rolling = stages["rollouts"].seconds / (stages["rollouts"].seconds + stages["rewards"].seconds)
         samples = self.until_graded[: round(rolling * len(self.until_graded))]
         return median(samples[-max(1, len(samples) // 10) :])
 
@@ -91,30 +92,30 @@ def rollouts_to_rows(settings: Settings) -> Collected:
     from prefect import flow
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    from lightning_flows.tasks.collect import collect
     from lightning_flows.tasks.derive import derive_tables
+    from lightning_flows.tasks.rollouts import roll_out
 
-    planned = plan_training(settings, load_tasks(settings.tasks.train, "tasks.train"), 0)
+    planned = plan_training(Run(settings), load_tasks(settings.tasks.train, "tasks.train"), 0)
     epoch = Lake(settings.home).open_epoch(settings.run, 0, "train", {"policy": "v0000"})
 
     @flow(name="bench", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)  # type: ignore[arg-type]
     def an_epoch() -> int:
-        collect(settings, epoch, planned)
+        roll_out(Epoch(settings, epoch), planned)
         graded = len(memory.samples)
-        derive_tables(settings, epoch)
+        derive_tables(Epoch(settings, epoch))
         return graded
 
     began, memory = time.monotonic(), Memory(os.getpid())
     graded = an_epoch()
     seconds = time.monotonic() - began
     memory.stop()
-    counts = epoch.stages["collect"].output
+    counts = epoch.stages["rollouts"].output
     if counts["statuses"] != {"ok": len(planned)} or epoch.tables["sequences"].rows != len(planned):
         raise RuntimeError(f"{len(planned)} rollouts came to {counts} and {epoch.tables['sequences'].rows} rows")
     return Collected(epoch, len(planned), seconds, memory.samples[:graded], memory.samples[graded - 1 :])
 
 
-def collect_and_derive(settings: Settings, model: str, former: bool = True) -> None:
+def roll_out_and_derive(settings: Settings, model: str, former: bool = True) -> None:
     """Print the figures of an epoch, before which a smaller one has loaded whatever is loaded once; the rate alone without it."""
     server = GatewayHandle.find(settings.home)
     assert server is not None
@@ -142,7 +143,7 @@ def _cpu() -> float:
 
 def _finish(lake: Lake, settings: Settings, epoch: EpochManifest) -> None:
     """The stages that need a model, as if they were done."""
-    key = train_key(settings, epoch, settings.policies[0])
+    key = train_key(Epoch(settings, epoch), settings.policies[0])
     epoch.finish("train policy", key, {"version": "v0001", "metrics": {}}, 0.0)
     epoch.finish("record", record_key(epoch), {}, 0.0)
     lake.manifests.put_epoch(epoch)
@@ -232,7 +233,7 @@ def _alone(folder: Path, rollouts: int, rows: set[str]) -> None:
         if rows - {"share"}:
             server = GatewayHandle.start(settings.home, settings.gateway, folder / "gateway.log")
             try:
-                collect_and_derive(settings, model.url.removesuffix("/v1"))
+                roll_out_and_derive(settings, model.url.removesuffix("/v1"))
             finally:
                 server.stop()
         if "share" in rows:

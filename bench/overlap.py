@@ -25,6 +25,7 @@ import psutil
 
 from bench.report import figure, say
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.services import running
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
@@ -97,16 +98,16 @@ def measure(epochs: int, seed: int) -> None:
                 train_epoch(settings, number)
                 took = time.monotonic() - began
                 stages = Lake(home).manifests.epoch(run, number).stages  # type: ignore[union-attr]
-                parts = {"collect": stages["collect"].seconds, "train": stages["train policy"].seconds}
-                say(f"{run} {number}: {took:.1f} s, generation {parts['collect']:.1f}, training {parts['train']:.1f}")
+                parts = {"rollouts": stages["rollouts"].seconds, "train": stages["train policy"].seconds}
+                say(f"{run} {number}: {took:.1f} s, generation {parts['rollouts']:.1f}, training {parts['train']:.1f}")
                 return took, parts
 
-            with running(settings_for(home, model, "sequential", _CALLS, seed), say) as services:
+            with running(Run(settings_for(home, model, "sequential", _CALLS, seed)), say) as services:
                 pin([os.getpid(), services.gateway.pid, *(vllm.state.pid for vllm in services.fleet)], generation)
                 pin_trainers(training)
                 epoch("sequential", 0, _CALLS)  # vLLM is slow at first
                 _, warm = epoch("sequential", 1, _CALLS)
-                calls = max(1, round(_CALLS * warm["train"] / warm["collect"]))
+                calls = max(1, round(_CALLS * warm["train"] / warm["rollouts"]))
                 epoch("overlapped", 0, calls)
                 took: dict[str, list[float]] = {run: [] for run in _RUNS}
                 parts: list[dict[str, float]] = []
@@ -120,7 +121,7 @@ def measure(epochs: int, seed: int) -> None:
         figure(
             "overlap_epochs", middle["sequential"] / middle["overlapped"], "x", _FASTER, epochs,
             sequential_s=took["sequential"], overlapped_s=took["overlapped"], calls=calls,
-            generation_s=statistics.median(p["collect"] for p in parts),
+            generation_s=statistics.median(p["rollouts"] for p in parts),
             training_s=statistics.median(p["train"] for p in parts),
         )  # fmt: skip
         _learning(home, epochs)

@@ -21,6 +21,7 @@ from typing import Any
 from bench.report import say
 from docs.marks import between
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import epoch_rows
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.prefect_api import prefect_api
@@ -64,7 +65,7 @@ def _missing(seeds: int) -> list[tuple[int, str]]:
 def _run(missing: list[tuple[int, str]], home: Path, deadline: float) -> None:
     from lightning_core.epoch.services import running
 
-    with running(_settings(home, 0, "both"), say):
+    with running(Run(_settings(home, 0, "both")), say):
         for seed, trained in missing:
             settings = _settings(home, seed, trained)
             for stage in _stages(settings, trained):
@@ -98,7 +99,7 @@ def _settings(home: Path, seed: int, trained: str) -> Settings:
 
 
 def _row(settings: Settings, trained: str, seed: int) -> dict[str, Any]:
-    epochs = epoch_rows(settings)
+    epochs = epoch_rows(Run(settings))
     training = [e for e in epochs if e["mean_reward"] is not None]
     held_out = epochs[-1]
     return {

@@ -31,6 +31,7 @@ from bench.redeploy_clients import Clients
 from bench.report import figure, say
 from lightning_core.config import GatewaySettings, Settings
 from lightning_core.epoch.deploy import deploy
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.services import Services
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.policies.model import resolve_model
@@ -190,7 +191,7 @@ def _running(settings: Settings, base: Path, lora_rank: int | None) -> Iterator[
         server = GatewayHandle.start(settings.home, GatewaySettings(grpc_port=None), settings.home / "gateway.log")
         try:
             services = cast(Services, SimpleNamespace(gateway=server, fleet=[vllm], model=None))
-            deploy(settings, services, {"policy": "v0000"})
+            deploy(Run(settings), services, {"policy": "v0000"})
             _first_token(services)
             yield services
         finally:
@@ -201,7 +202,7 @@ def _running(settings: Settings, base: Path, lora_rank: int | None) -> Iterator[
 
 def _to_first_token(settings: Settings, services: Services, version: str) -> float:
     began = time.perf_counter()
-    deploy(settings, services, {"policy": version})
+    deploy(Run(settings), services, {"policy": version})
     deployed = time.perf_counter() - began
     _first_token(services)
     took = time.perf_counter() - began
@@ -239,7 +240,7 @@ def _stall(settings: Settings, services: Services, versions: list[str], count: i
         never_away = max(clients.back_after(began + second, rate) for second in range(9))
         for version in versions:
             began = time.perf_counter()
-            deploy(settings, services, {"policy": version})
+            deploy(Run(settings), services, {"policy": version})
             ended = time.perf_counter()
             found.append((clients.longest_gap(began, ended), ended - began))
             back.append(clients.back_after(ended, rate))

@@ -99,7 +99,7 @@ def _short(value: float) -> str:
 def measure(rollouts: int) -> None:
     """One epoch of so many rollouts; prints the line that bench.orchestration makes of it. In a process of its own."""
     from bench.gateway import upstream
-    from bench.orchestration import collect_and_derive, settings_for
+    from bench.orchestration import roll_out_and_derive, settings_for
     from lightning_core.gateway.handle import GatewayHandle
     from lightning_flows.flows.prefect_api import prefect_api
 
@@ -108,7 +108,7 @@ def measure(rollouts: int) -> None:
         with prefect_api(settings.home), upstream() as model:
             server = GatewayHandle.start(settings.home, settings.gateway, Path(name) / "gateway.log")
             try:
-                collect_and_derive(settings, model.url.removesuffix("/v1"), former=False)
+                roll_out_and_derive(settings, model.url.removesuffix("/v1"), former=False)
             finally:
                 server.stop()
 
@@ -138,7 +138,9 @@ def main() -> None:
         line = next(
             json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name": "rollouts_per_s"')
         )
-        more = {name: value for name, value in line.items() if name in ("server_cpu_ms", "collect", "grade", "derive")}
+        more = {
+            name: value for name, value in line.items() if name in ("server_cpu_ms", "rollouts", "rewards", "sequences")
+        }
         smallest = smallest or line["cpu_ms"]
         figure(
             "rollout_cost",

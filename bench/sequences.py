@@ -26,6 +26,7 @@ from bench.report import figure, say
 from lightning_core.config import AgentSettings, PolicySettings, Settings, TaskSettings, TrainingSettings
 from lightning_core.epoch.derive import derive
 from lightning_core.epoch.derive_inputs import GIVEN, KEPT_REWARDS, KEPT_TRIPLETS
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import schema, sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
@@ -122,7 +123,7 @@ def measure(calls: int, calls_a_rollout: int) -> dict[str, float]:
             policies=[PolicySettings(training=TrainingSettings(max_sequence_tokens=1 << 20))],
         )
         clock, began = _Clock(), time.perf_counter()
-        rows = derive(Lake(home), epoch, settings, "bench", clock)
+        rows = derive(Epoch(settings, epoch), "bench", clock)
         clock(None)
         if rows["exclusions"] or rows["sequences"] != calls // calls_a_rollout:
             raise RuntimeError(f"{rows}: every call was to be trained, a rollout a row")

@@ -16,7 +16,6 @@ import yaml
 from lightning_core.config import Settings, SettingsError
 from lightning_core.errors import in_words
 from lightning_flows.flows.check_command import check
-from lightning_flows.flows.collect_commands import collect, ingest, learn
 from lightning_flows.flows.command import checked as _checked
 from lightning_flows.flows.command import flow_of as _flow_of
 from lightning_flows.flows.command import from_option as _from_option
@@ -28,8 +27,9 @@ from lightning_flows.flows.command import settings_argument as _settings_argumen
 from lightning_flows.flows.display import says_more_than_prefect, verbose_option
 from lightning_flows.flows.doctor import doctor
 from lightning_flows.flows.init_command import init
-from lightning_flows.flows.lake_commands import lake
+from lightning_flows.flows.lake_commands import ingest, lake
 from lightning_flows.flows.policy_commands import policies
+from lightning_flows.flows.rollout_commands import learn, roll_out
 from lightning_flows.flows.stack_commands import deploy, down, up
 
 _ROOT = Path(__file__).resolve().parents[1]  # of the repository, or of what is installed: both have examples/
@@ -43,10 +43,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            said = in_words(error)
-            if said is None:
+            message = in_words(error)
+            if message is None:
                 raise
-            raise click.ClickException(said) from error
+            raise click.ClickException(message) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,7 +61,6 @@ def main() -> None:
 
 
 main.add_command(check)
-main.add_command(collect)
 main.add_command(deploy)
 main.add_command(doctor)
 main.add_command(ingest)
@@ -69,6 +68,7 @@ main.add_command(init)
 main.add_command(lake)
 main.add_command(learn)
 main.add_command(policies)
+main.add_command(roll_out)
 main.add_command(up)
 main.add_command(down)
 
@@ -141,7 +141,7 @@ def train_agents(settings_file: Path, assignments: tuple[str, ...], only: tuple[
 @click.option("--epoch", type=int, help="Default: the first that is not finished.")
 @_from_option
 def train_epoch(settings_file: Path, assignments: tuple[str, ...], epoch: int | None, from_stage: Any) -> None:
-    """Run one epoch: rollouts, SQL, training, redeploy. Repeats no finished stage, unless its inputs changed."""
+    """Run one epoch: rollouts, rewards, sequences, train, deploy, record. Repeats no finished stage, unless its inputs changed."""
     settings = _load(settings_file, assignments)
     if epoch is not None and from_stage is None and _is_done(settings, epoch):
         click.echo(f"epoch {epoch} of run {settings.run} is done, with these settings", err=True)
@@ -229,13 +229,12 @@ def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
     import time
 
     from lightning_core.epoch.deploy import deploy as deploy_versions
-    from lightning_core.epoch.services import running, versions
-    from lightning_core.lake.manifest import Manifests
+    from lightning_core.epoch.epoch import Run
+    from lightning_core.epoch.services import running
 
-    settings = _load(settings_file, assignments)
-    with _interruptible(), running(settings, click.echo) as services:
-        epoch = Manifests(settings.home / "lake").next_epoch(settings.run)
-        deploy_versions(settings, services, versions(settings, epoch))
+    run = Run(_load(settings_file, assignments))
+    with _interruptible(), running(run, click.echo) as services:
+        deploy_versions(run, services, run.versions(run.next_epoch()))
         click.echo(f"gateway and OTLP: {services.gateway.url}   (Ctrl-C ends them)")
         while True:
             time.sleep(1)
@@ -336,10 +335,10 @@ def _on(settings: Settings, tasks: str | None) -> Settings:
 
 def _is_done(settings: Settings, epoch: int) -> bool:
     """Asked before Prefect's server is started, which takes longer than all that a finished epoch needs."""
-    from lightning_core.epoch.services import versions
+    from lightning_core.epoch.epoch import Run
     from lightning_core.epoch.stage_keys import is_done
 
-    return is_done(settings, epoch, versions(settings, epoch))
+    return is_done(Run(settings), epoch)
 
 
 def _remove_former(home: Path) -> None:

@@ -53,7 +53,7 @@ def load(path: Path, assignments: tuple[str, ...]) -> Settings:
 
 
 class interruptible:
-    """Ctrl-C ends in one line: what was started is stopped by then, what was collected is kept."""
+    """Ctrl-C ends in one line: what was started is stopped by then, what is finished is kept."""
 
     def __enter__(self) -> None:
         return None

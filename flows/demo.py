@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import epoch_rows
 from lightning_core.files import write_atomic
 from lightning_core.process.monitor import PeakMemory
 from lightning_flows.flows.train import train
 
-_STAGES = {"collect": "rollout", "grade": "rollout", "derive": "sql", "train": "train", "evaluate": "evaluate"}
+_STAGES = {"rollouts": "rollout", "rewards": "rollout", "sequences": "sql", "train": "train", "evaluate": "evaluate"}
 _WIDE, _WIDE_REPEATED = 110, 132  # characters that the whole table takes
 
 
@@ -29,7 +30,7 @@ def demo(settings: Settings, report: Path) -> str:
     began = time.monotonic()
     with PeakMemory() as memory:
         train(settings)
-    rows = epoch_rows(settings)
+    rows = epoch_rows(Run(settings))
     write_atomic(
         report,
         json.dumps(

@@ -20,6 +20,7 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import TypeAdapter, ValidationError
 
 from lightning_core.config import Name, Settings, SettingsError
+from lightning_core.settings_file import load_settings
 from lightning_flows.flows.evaluate import evaluate
 from lightning_flows.flows.learn import learn
 from lightning_flows.flows.train import train
@@ -27,6 +28,12 @@ from lightning_flows.flows.train_epoch import train_epoch
 
 _FLOWS: tuple[Flow[..., Any], ...] = (train, train_epoch, evaluate, learn)
 _SLUG = "cron"
+
+
+def settings_of(file: str, home: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return a settings file, with changes on top, as a build step of prefect.yaml: `{{ <id>.settings }}`."""
+    settings = load_settings(file, {"home": home} | (changes or {}))
+    return {"settings": settings.model_dump(mode="json", exclude_unset=True)}
 
 
 def register(settings: Settings, name: str, pool: str, cron: str | None = None) -> dict[str, list[str]]:

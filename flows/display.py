@@ -44,7 +44,7 @@ verbose_option = click.option(
 def shown(settings: Settings, whole_run: bool = False) -> Iterator[None]:
     """Show what the flow in this context does, and write all of it to the run's log, which is named at the start.
 
-    `whole_run`: it trains all epochs of the settings, so the time left can be told.
+    `whole_run`: it trains all epochs of the settings, so the time left can be estimated.
     """
     root = logging.getLogger()
     log = settings.home / "logs" / f"run-{settings.run}.log"
@@ -191,7 +191,7 @@ class Display(logging.Handler):
         return Group(*parts)
 
     def _head(self) -> str:
-        unit = "" if self._unit is None else f": {_title(self._settings, *self._unit[:2])}"
+        unit = "" if self._unit is None else f": {_title(self._settings.epochs, *self._unit[:2])}"
         left = time_left(self._settings, self._rows, self._unit) if self._whole_run else None
         if left is not None:
             left = max([left, *(_left(progress) or 0.0 for progress in self._under_way())])
@@ -235,16 +235,16 @@ class Display(logging.Handler):
             mode, epoch, what = progress.what.split(" ", 2)
             if mode == "train" and what.startswith("rollouts") and int(epoch) not in recorded:
                 rollouts += progress.done
-        told = [f"{rollouts} rollouts"] if rollouts else []
+        parts = [f"{rollouts} rollouts"] if rollouts else []
         fresh = any(
             row.get("reward_fresh") is not None for row in self._rows
         )  # those of repeated tasks are another measure
         rewards = [r for row in self._rows if (r := row.get("reward_fresh" if fresh else "mean_reward")) is not None]
         right = [row["held_out_right"] for row in self._rows if row["held_out_right"] is not None]
         what = "reward of fresh tasks" if fresh else "reward"
-        told += [f"{what} {_course([f'{reward:.3f}' for reward in rewards])}"] if rewards else []
-        told += [f"held-out right {_course([f'{share:.1%}' for share in right])}"] if right else []
-        return ", ".join(told)
+        parts += [f"{what} {_course([f'{reward:.3f}' for reward in rewards])}"] if rewards else []
+        parts += [f"held-out right {_course([f'{share:.1%}' for share in right])}"] if right else []
+        return ", ".join(parts)
 
 
 def time_left(
@@ -276,9 +276,9 @@ def _left(progress: Any) -> float | None:
     return float((time.monotonic() - progress.began) / progress.done * (progress.total - progress.done))
 
 
-def _title(settings: Settings, mode: str, epoch: int) -> str:
+def _title(epochs: int, mode: str, epoch: int) -> str:
     if mode == "train":
-        return f"epoch {epoch} ({epoch + 1} of {max(settings.epochs, epoch + 1)})"
+        return f"epoch {epoch} ({epoch + 1} of {max(epochs, epoch + 1)})"
     return f"evaluation {when(epoch)}"
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.held_out import percents
 from lightning_core.epoch.outcome import Gain, Outcome, outcome
 from lightning_core.epoch.report import epoch_rows
 from lightning_core.epoch.task_file import ID
 from lightning_core.events import when
-from lightning_core.lake.lake import Lake
 from lightning_core.policies.space import taken_line
-from lightning_core.policies.store import BASE_VERSION, PolicyStore
+from lightning_core.policies.store import BASE_VERSION
 from lightning_core.tracking.mlflow_backend import tracking_uri
 from lightning_flows.flows.demo import report_console, table
 
@@ -32,7 +32,8 @@ Command = tuple[str, str]  # what it is for, and the command
 
 def print_ending(settings: Settings, file: Path, assignments: tuple[str, ...], took: str = "") -> None:
     """The end of a run to stdout, from its table on; `file` and `assignments` are what the command was given."""
-    rows, found, console = epoch_rows(settings), outcome(settings), report_console()
+    run = Run(settings)
+    rows, found, console = epoch_rows(run), outcome(run), report_console()
     console.print(table(rows, f"run {settings.run}", console.width))
     lines = [took] if took else []
     lines += [taken_line(settings.home), ""]
@@ -40,7 +41,7 @@ def print_ending(settings: Settings, file: Path, assignments: tuple[str, ...], t
     if found is not None and found.answers:
         lines += ["", *answers(found)]
     lines += ["", "What next:"]
-    for what, command in next_commands(settings, file, assignments):
+    for what, command in next_commands(run, file, assignments):
         lines += [f"  {what}", f"    {command}"]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
@@ -67,15 +68,15 @@ def came_of_it(found: Outcome | None, rows: list[dict[str, Any]]) -> Iterator[st
 
 
 def verdict(gain: Gain) -> str:
-    """Whether a change of the held-out reward can be told from chance."""
+    """Whether a change of the held-out reward differs from chance."""
     if gain.tasks < _FEW or gain.low is None or gain.high is None:
         return f"Tasks: {gain.tasks}, too few to tell a change from chance; try more (evaluation.limit)."
-    told = f"{gain.gained:+.3f} a task (95%: {gain.low:+.3f} to {gain.high:+.3f})"
+    change = f"{gain.gained:+.3f} a task (95%: {gain.low:+.3f} to {gain.high:+.3f})"
     if gain.low > 0:
-        return f"It rose by more than chance explains: {told}."
+        return f"It rose by more than chance explains: {change}."
     if gain.high < 0:
-        return f"It fell by more than chance explains: {told}."
-    return f"That may be chance: {told}; more held-out tasks tell more (evaluation.limit)."
+        return f"It fell by more than chance explains: {change}."
+    return f"That may be chance: {change}; more held-out tasks say more (evaluation.limit)."
 
 
 def answers(found: Outcome) -> Iterator[str]:
@@ -87,15 +88,16 @@ def answers(found: Outcome) -> Iterator[str]:
         yield f"    after,  reward {answer.reward_after:.2f}: {_answer(answer.output_after, answer.error_after)}"
 
 
-def next_commands(settings: Settings, file: Path, assignments: tuple[str, ...]) -> Iterator[Command]:
+def next_commands(run: Run, file: Path, assignments: tuple[str, ...]) -> Iterator[Command]:
     """Export the model, serve it, look at it; each works as it is printed, in the folder that the run was started in."""
+    settings = run.settings
     home, tools = shlex.quote(str(settings.home)), Path(sys.executable).parent
     if tools.is_relative_to(Path.cwd()):
         tools = tools.relative_to(Path.cwd())
     if file.is_relative_to(Path.cwd()):
         file = file.relative_to(Path.cwd())
     flows = shlex.quote(str(tools / "lightning-flows"))
-    for name, version, best in _versions(settings):
+    for name, version, best in _versions(run):
         into = shlex.quote(str(settings.home / "exported" / f"{name}-{version}"))
         which = "best by held-out tasks" if best else "newest"
         yield (
@@ -105,11 +107,11 @@ def next_commands(settings: Settings, file: Path, assignments: tuple[str, ...]) 
     given = " ".join(["", *(f"--set {shlex.quote(assignment)}" for assignment in assignments)])
     yield "The newest versions behind the gateway, until Ctrl-C:", f"{flows} serve {shlex.quote(str(file))}{given}"
     yield "The tables in SQL, and what can be asked:", f"{flows} sql --home {home}"
-    if rollout := _trained_rollout(settings):
-        run = f"--run {settings.run} --home {home}"
-        yield "One rollout: its tree, its reward, what was trained of it:", f"{flows} explain {rollout} {run}"
+    if rollout := _trained_rollout(run):
+        where = f"--run {run.run} --home {home}"
+        yield "One rollout: its tree, its reward, what was trained of it:", f"{flows} explain {rollout} {where}"
     if settings.tracking.mlflow_uri is None and "mlflow" in settings.tracking.backends:
-        uri = shlex.quote(tracking_uri(settings))
+        uri = shlex.quote(tracking_uri(settings.tracking, run.home))
         yield "Metrics and versions in MLflow's UI:", f"{tools}/mlflow ui --backend-store-uri {uri}"
     if "PREFECT_API_URL" not in os.environ:  # else its record is where the user keeps it
         prefect = f"PREFECT_HOME={_prefect_home(settings.home)} {tools}/prefect server start"
@@ -123,24 +125,22 @@ def _prefect_home(home: Path) -> str:
     return shlex.quote(f"{home}/prefect") if home.is_absolute() else f"$PWD/{shlex.quote(f'{home}/prefect')}"
 
 
-def _versions(settings: Settings) -> Iterator[tuple[str, str, bool]]:
+def _versions(run: Run) -> Iterator[tuple[str, str, bool]]:
     """Policy, its best trained version of this run, else its newest."""
-    for policy in settings.policies:
-        store = PolicyStore(settings.home, policy.name)
-        best, newest = store.best_of(settings.run), store.latest()
+    for name, store in run.policies.items():
+        best, newest = store.best_of(run.run), store.latest()
         if best not in (None, BASE_VERSION):
-            yield policy.name, str(best), True
+            yield name, str(best), True
         elif newest not in (None, BASE_VERSION):
-            yield policy.name, str(newest), False
+            yield name, str(newest), False
 
 
-def _trained_rollout(settings: Settings) -> str | None:
-    lake = Lake(settings.home)
-    made = [epoch.tables.get("sequences") for epoch in lake.manifests.epochs(settings.run, "train")]
+def _trained_rollout(run: Run) -> str | None:
+    made = [epoch.tables.get("sequences") for epoch in run.lake.manifests.epochs(run.run, "train")]
     for sequences in reversed(made):
         if sequences is None:
             continue
-        if (found := pq.read_table(lake.path(sequences), columns=["rollout_id"])).num_rows:
+        if (found := pq.read_table(run.lake.path(sequences), columns=["rollout_id"])).num_rows:
             return shlex.quote(str(found["rollout_id"][0]))
     return None
 

@@ -11,7 +11,6 @@ from typing import Any
 from prefect import flow
 
 from lightning_core.config import LakeSettings
-from lightning_core.lake import compact
 from lightning_core.lake.lake import Lake
 from lightning_flows.tasks.ingest import ingest_home
 from lightning_flows.tasks.publish import publish_lake
@@ -24,9 +23,6 @@ def ingest(home: Path = Path("var"), lake: LakeSettings = LakeSettings()) -> dic
     `lake`: the rules for redacting spans; use those of the runs in this home.
     """
     found = Lake(home)
-    done = ingest_home(home, lake)
-    if compact.due(found.manifests.spans().files):
-        compact.compact(found)
-    found.rebuild_catalog()
-    publish_lake(home, lake)
+    done = ingest_home(found, lake)
+    publish_lake(found, lake)
     return done

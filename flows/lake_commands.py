@@ -1,9 +1,10 @@
-"""`lightning-flows lake`: decoding, compaction and retention by hand. No Prefect in here."""
+"""`lightning-flows ingest` and `lake`: decoding, compaction and retention by hand. No Prefect in here."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from lightning_core.config import Settings, SettingsError
 from lightning_core.errors import Missing
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.command import require_received
+
+if TYPE_CHECKING:
+    from lightning_core.lake.lake import Ingested
 
 _home_option = click.option(
     "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of the settings, or var."
@@ -34,10 +38,10 @@ _grace_option = click.option(
 
 @click.group()
 def lake() -> None:
-    """Decode, compact, clean and publish the lake of spans."""
+    """Compact, clean and publish the lake of spans."""
 
 
-@lake.command()
+@click.command()
 @_home_option
 @_settings_option
 @click.option("--follow", is_flag=True, help="Repeat until Ctrl-C.")
@@ -46,10 +50,12 @@ def lake() -> None:
     "--unredacted", is_flag=True, help="From now on store spans as they came, although they were redacted until now."
 )
 def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: float, unredacted: bool) -> None:
-    """Decode what the gateway has received into the lake; flows do it themselves."""
+    """Decode what the gateway has received into the lake, merge small files, renew the catalog; flows do it themselves."""
     from lightning_core.epoch.decoding import decode_spool
+    from lightning_core.epoch.decoding import ingest as ingest_spool
     from lightning_core.lake.lake import Lake
     from lightning_core.lake.redact import Redaction
+    from lightning_core.lake.storage import publish as put
 
     settings = _settings(settings_file)
     home = _home(home, settings)
@@ -57,17 +63,20 @@ def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: f
     if unredacted and settings is not None and Redaction.of(settings.lake) is not None:
         raise SettingsError(f"--unredacted, but {settings_file} has rules to redact by; leave one of the two out")
     redaction = Redaction() if unredacted else Redaction.of(settings.lake) if settings is not None else None
-    if not follow:
-        click.echo(_said(decode_spool(home, redaction)))
-        Lake(home).rebuild_catalog()  # also where nothing is new: it may be of another version
-        return
-    click.echo(f"decoding {home / 'spool'} every {every:g} s   (Ctrl-C ends it)")
+    found, storage = Lake(home), settings.lake.storage if settings is not None else None
+    if follow:
+        click.echo(f"decoding {found.spool} every {every:g} s   (Ctrl-C ends it)")
     try:
+        done = ingest_spool(found, redaction)
         while True:
-            done = decode_spool(home, redaction)
-            if done.spans or done.rejected or done.retries:
-                click.echo(_said(done))
+            if done.spans or done.rejected or done.retries or not follow:
+                click.echo(_counts(done))
+                if storage is not None:
+                    put(found, storage)
+            if not follow:
+                return
             time.sleep(every)
+            done = decode_spool(found, redaction)
     except KeyboardInterrupt:
         click.echo("\nended; what was decoded is in the lake", err=True)
 
@@ -149,10 +158,7 @@ def publish(home: Path | None, settings_file: Path | None, url: str | None) -> N
     click.echo(f"{done.files} files put there, {done.bytes / 1e6:,.1f} MB; {done.removed} removed that no longer count")
 
 
-def _said(done: object) -> str:
-    from lightning_core.lake.lake import Ingested
-
-    assert isinstance(done, Ingested)
+def _counts(done: Ingested) -> str:
     line = f"{done.spans:,} spans decoded"
     if done.retries:
         line += f", {done.retries:,} were there already"

@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from pydantic import SkipValidation
 
 from lightning_core.config import Settings, SettingsError
-from lightning_core.lake.lake import Lake
+from lightning_core.epoch.epoch import Run
 from lightning_core.settings_file import make_settings
 
 # Parameters of a deployment are plain values, those of a caller in Python are Settings; `resolve` takes both.
@@ -42,7 +42,7 @@ def run_name(pattern: str) -> Callable[[], str]:
         with contextlib.suppress(SettingsError):
             settings, epoch = resolve(given["settings"], given.get("overrides")), given.get("epoch")
             if epoch is None and "{epoch}" in pattern:
-                epoch = Lake(settings.home).manifests.next_epoch(settings.run)
+                epoch = Run(settings).next_epoch()
             return pattern.format(run=settings.run, epoch=epoch)
         return str(flow_run.name)
 

@@ -100,16 +100,16 @@ def use(policy: str, version: str, home: Path | None) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be removed, and why the rest stays; remove nothing.")
 @_tracking_option
-def collect(home: Path | None, wanted: str | None, keep_every: int, dry_run: bool, tracking: str | None) -> None:
+def prune(home: Path | None, wanted: str | None, keep_every: int, dry_run: bool, tracking: str | None) -> None:
     """Remove versions that nothing needs, as a run does after every epoch; docs/policies.md lists what stays."""
-    from lightning_core.policies.garbage import policies as names
-    from lightning_core.tracking.prune import prune
+    from lightning_core.policies.prune import policies as names
+    from lightning_core.tracking.prune import prune_everywhere
 
     home = _home(home)
     uri = _tracking(tracking, home) if tracking or (home / "mlflow.db").is_file() else None
     for name in [wanted] if wanted else names(home):
-        by = "`lightning-flows policies collect`"
-        done = prune(home, name, keep_every, by=by, tracking=uri, dry_run=dry_run)
+        by = "`lightning-flows policies prune`"
+        done = prune_everywhere(home, name, keep_every, by=by, tracking=uri, dry_run=dry_run)
         verb = "would go" if dry_run else "removed"
         click.echo(f"{name}: {len(done.gone)} versions {verb}, {done.bytes / 1e6:,.1f} MB; {len(done.kept)} stay")
         for version, size in done.gone.items():
@@ -155,7 +155,7 @@ def _tracking(uri: str | None, home: Path) -> str:
 
 
 def _rows(home: Path, wanted: str | None, verify: bool) -> Iterator[dict[str, Any]]:
-    from lightning_core.policies.garbage import policies as names
+    from lightning_core.policies.prune import policies as names
 
     for name in [wanted] if wanted else names(home):
         store = _store(home, name)
@@ -188,7 +188,7 @@ def _row(policy: str, version: str, named: list[str], problem: str | None = None
 
 
 def _store(home: Path | None, policy: str) -> PolicyStore:
-    from lightning_core.policies.garbage import policies as names
+    from lightning_core.policies.prune import policies as names
 
     home = _home(home)
     if policy not in names(home):

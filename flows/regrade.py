@@ -11,20 +11,13 @@ import duckdb
 from prefect import flow
 from rich.table import Table
 
-from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.services import gateway_running
-from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest, LakeError
-from lightning_flows.flows.parameters import (
-    NO_OVERRIDES,
-    GivenSettings,
-    Overrides,
-    resolve,
-    run_name,
-)
+from lightning_core.lake.manifest import LakeError
+from lightning_flows.flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, run_name
+from lightning_flows.flows.run import begin_run
 from lightning_flows.tasks.derive import derive_tables
-from lightning_flows.tasks.ingest import grade_rollouts, ingest_spans
-from lightning_flows.tasks.preflight import begin
+from lightning_flows.tasks.ingest import reward
 from lightning_flows.tasks.progress import say
 
 
@@ -37,47 +30,39 @@ def regrade(
     Attempts that this grader has graded already are not graded again. Returns one row per epoch: epoch, mode, graded,
     invalid, and the mean reward before and after. Nothing is trained; `train-epoch --epoch N` does that, on the new rewards.
     """
-    settings = resolve(settings, overrides)
-    begin(settings, "regrade")
-    lake = Lake(settings.home)
-    with lake.working_on(settings.run), gateway_running(settings, say("services")):
-        return [_again(settings, lake, manifest) for manifest in _collected(lake, settings.run, epoch)]
+    run = begin_run(settings, overrides, "regrade")
+    with run.lake.working_on(run.run), gateway_running(run, say("services")):
+        return [_again(found) for found in _sealed(run, epoch)]
 
 
-def _collected(lake: Lake, run: str, epoch: int | None) -> list[EpochManifest]:
-    sealed = [m for m in lake.manifests.epochs(run) if m.sealed_offset is not None]
+def _sealed(run: Run, epoch: int | None) -> list[Epoch]:
+    sealed = [m for m in run.lake.manifests.epochs(run.run) if m.sealed_offset is not None]
     chosen = [m for m in sealed if epoch in (None, m.epoch)]
     if not chosen:
         known = ", ".join(f"{m.mode} {m.epoch}" for m in sealed) or "none"
         wanted = "an epoch" if epoch is None else f"epoch {epoch}"
-        raise LakeError(f"run {run!r} in {lake.root.parent} has not collected {wanted} yet; collected are: {known}")
-    return chosen
+        raise LakeError(f"run {run.run!r} in {run.home} has not rolled out {wanted} yet; rolled out are: {known}")
+    return [run.at(m) for m in chosen]
 
 
-def _again(settings: Settings, lake: Lake, manifest: EpochManifest) -> dict[str, Any]:
-    before, sealed = _mean_reward(lake, manifest), manifest.sealed_offset
-    manifest.sealed_offset = None  # rewards of a former call that was interrupted lie behind it
-    ingest_spans(settings)
-    grades = grade_rollouts(settings, manifest)
-    end = ingest_spans(settings)
-    manifest.sealed_offset = end if grades else sealed
-    derive_tables(settings, manifest)
+def _again(epoch: Epoch) -> dict[str, Any]:
+    before, grades = _mean_reward(epoch), reward(epoch)
+    derive_tables(epoch)
     return {
-        "epoch": manifest.epoch,
-        "mode": manifest.mode,
+        "epoch": epoch.number,
+        "mode": epoch.mode,
         "graded": grades.get("graded", 0),
         "invalid": grades.get("invalid", 0),
         "before": before,
-        "after": _mean_reward(lake, manifest),
+        "after": _mean_reward(epoch),
     }
 
 
-def _mean_reward(lake: Lake, manifest: EpochManifest) -> float | None:
+def _mean_reward(epoch: Epoch) -> float | None:
     """Of the rollouts that have a reward; None where none has, or nothing is derived."""
-    table = manifest.tables.get("rollout_rewards")
-    if table is None:
+    if "rollout_rewards" not in epoch.manifest.tables:
         return None
-    row = duckdb.execute("SELECT avg(reward) FROM read_parquet(?)", [str(lake.path(table))]).fetchone()
+    row = duckdb.execute("SELECT avg(reward) FROM read_parquet(?)", [epoch.table("rollout_rewards")]).fetchone()
     return None if row is None else row[0]
 
 

@@ -9,27 +9,20 @@ from typing import Any
 
 from prefect import flow
 
+from lightning_core.agents.shared import shared_runner
 from lightning_core.epoch.report import epoch_rows
 from lightning_core.epoch.services import running
 from lightning_core.events import Rows, shown
-from lightning_core.lake.lake import Lake
 from lightning_core.policies.space import taken_line
 from lightning_core.training.launch import forking
 from lightning_flows.flows.evaluate import evaluate
-from lightning_flows.flows.parameters import (
-    NO_OVERRIDES,
-    GivenSettings,
-    Overrides,
-    resolve,
-    run_name,
-)
+from lightning_flows.flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, run_name
+from lightning_flows.flows.run import begin_run
 from lightning_flows.flows.train_epoch import train_epoch
 from lightning_flows.tasks.alarm import watch
-from lightning_flows.tasks.preflight import begin
 from lightning_flows.tasks.progress import logger, say
-from lightning_flows.tasks.rollout import shared_runner
 from lightning_flows.tasks.track import tracked
-from lightning_flows.tasks.versions import collect_versions
+from lightning_flows.tasks.versions import prune_versions
 
 
 @flow(name="train", flow_run_name=run_name("{run}"), persist_result=False)
@@ -39,30 +32,29 @@ def train(settings: GivenSettings, overrides: Overrides = NO_OVERRIDES) -> list[
     It stops early by `evaluation.patience`; the best version is `best` in the store and is never removed.
     Returns one dict per epoch: see lightning_core.epoch.report.epoch_rows.
     """
-    settings = resolve(settings, overrides)
-    begin(settings)
-    manifests = Lake(settings.home).manifests
-    done = manifests.next_epoch(settings.run)
+    run = begin_run(settings, overrides)
+    settings, done = run.settings, run.next_epoch()
     if done:
-        logger().info("run %s goes on with epoch %d", settings.run, done, extra=shown(Rows(epoch_rows(settings))))
-    watch(settings, done)
-    last = manifests.epoch(settings.run, done, "evaluate")
+        logger().info("run %s goes on with epoch %d", run.run, done, extra=shown(Rows(epoch_rows(run))))
+    watch(run, done)
+    last = run.known(done, "evaluate")
     to_evaluate = settings.evaluates_after(done) and (last is None or not last.recorded)
-    with tracked(settings):
+    with tracked(run):
         if done < settings.epochs or to_evaluate:
-            with running(settings, say("services")), shared_runner(settings), forking():  # for all epochs
+            pool = shared_runner(settings.agent, settings.policies[0].name, run.home)
+            with running(run, say("services")), pool, forking():  # for all epochs
                 if to_evaluate:
                     evaluate(settings, done)
                 for number in range(done, settings.epochs):
-                    if waited_enough(epoch_rows(settings), settings.evaluation.patience):
+                    if waited_enough(epoch_rows(run), settings.evaluation.patience):
                         logger().warning("stopped after %d epochs: evaluation.patience is used up", number)
                         break
                     train_epoch(settings, number)
                     if settings.evaluates_after(number + 1):
                         evaluate(settings, number + 1)
-            collect_versions(settings)  # the last evaluation may have found a better one than the former best
-    logger().info("%s", taken_line(settings.home))
-    return epoch_rows(settings)
+            prune_versions(run)  # the last evaluation may have found a better one than the former best
+    logger().info("%s", taken_line(run.home))
+    return epoch_rows(run)
 
 
 def waited_enough(rows: list[dict[str, Any]], patience: int | None) -> bool:

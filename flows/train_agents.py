@@ -12,14 +12,9 @@ from prefect.artifacts import create_table_artifact
 from rich.box import SIMPLE
 from rich.table import Table
 
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import policy_rows
-from lightning_flows.flows.parameters import (
-    NO_OVERRIDES,
-    GivenSettings,
-    Overrides,
-    resolve,
-    run_name,
-)
+from lightning_flows.flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, resolve, run_name
 from lightning_flows.flows.train import train
 
 
@@ -33,7 +28,7 @@ def train_agents(
     """
     settings = resolve(settings, overrides)
     train(settings.training_only(only or []))
-    rows = policy_rows(settings)
+    rows = policy_rows(Run(settings))
     create_table_artifact(
         key=f"policies-{settings.run.lower().replace('_', '-')}",
         table=rows,

@@ -1,48 +1,40 @@
-"""One epoch, from rollouts to redeploy.
+"""One epoch, from its rollouts to the deployed version.
 
 prefect deployment run train-epoch/local
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
-from prefect.task_runners import ThreadPoolTaskRunner
 
-from lightning_core.epoch.collected import require_own_rollouts
+from lightning_core.epoch.epoch import Epoch
+from lightning_core.epoch.finetune import require_own_rollouts
 from lightning_core.epoch.patterns import settle
 from lightning_core.epoch.plan import plan_training
-from lightning_core.epoch.services import require_versions, resting, running, versions
+from lightning_core.epoch.resume import starts_from
+from lightning_core.epoch.services import Services, running, vllm_asleep
 from lightning_core.epoch.stage_keys import outputs
-from lightning_core.epoch.stages import Stage, redo_from
-from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
-from lightning_flows.flows.parameters import (
-    NO_OVERRIDES,
-    GivenSettings,
-    Overrides,
-    resolve,
-    run_name,
-)
+from lightning_core.epoch.stages import Stage
+from lightning_flows.flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, run_name
+from lightning_flows.flows.run import SHARDS, at_work, begin_run, close, redo
 from lightning_flows.tasks.alarm import watch
-from lightning_flows.tasks.collect import collect
+from lightning_flows.tasks.deploy import deploy
 from lightning_flows.tasks.derive import derive_tables
-from lightning_flows.tasks.overlap import begins_on, next_rollouts
-from lightning_flows.tasks.preflight import begin, training_tasks
+from lightning_flows.tasks.overlap import next_rollouts
+from lightning_flows.tasks.preflight import training_tasks
 from lightning_flows.tasks.progress import logger, say
-from lightning_flows.tasks.publish import publish_lake
-from lightning_flows.tasks.redeploy import redeploy
-from lightning_flows.tasks.track import record, tracked
+from lightning_flows.tasks.rollouts import roll_out
 from lightning_flows.tasks.train import train_policies
-from lightning_flows.tasks.versions import collect_versions
+from lightning_flows.tasks.versions import prune_versions
 
 
 @flow(
     name="train-epoch",
     flow_run_name=run_name("{run} epoch {epoch}"),
-    task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
+    task_runner=SHARDS,
     validate_parameters=True,
     persist_result=False,
 )
@@ -58,40 +50,45 @@ def train_epoch(
     An interrupted epoch resumes where it stopped: finished rollouts and stages are not repeated, unless what
     they read has changed, or `from_stage` names the stage to repeat from.
     """
-    settings = resolve(settings, overrides)
-    begin(settings)
-    lake = Lake(settings.home)
-    number = lake.manifests.next_epoch(settings.run) if epoch is None else epoch
-    planned = plan_training(settings, training_tasks(settings), number)
-    with tracked(settings), lake.working_on(settings.run):
-        manifest = lake.open_epoch(settings.run, number, "train", versions(settings, number))
+    run = begin_run(settings, overrides)
+    number = run.next_epoch() if epoch is None else epoch
+    planned = plan_training(run, training_tasks(run.settings.tasks), number)
+    with at_work(run):
+        opened = run.open(number, "train", run.versions(number))
+        manifest, what = opened.manifest, f"epoch {number} of run {run.run}"
         require_own_rollouts(manifest)
-        what = f"epoch {number} of run {settings.run}"
         if from_stage is not None:
-            require_versions(settings, manifest.versions, what)
-            require_versions(settings, manifest.ended_with if from_stage == "record" else {}, what)
-            redo_from(lake, manifest, from_stage, f"flow run {flow_run.get_id()}, {from_stage}")
-        if outputs(settings, manifest, planned) is not None:
-            logger().info("epoch %d of run %s is done, with these settings", number, settings.run)
-            return _told(manifest)
-        watch(settings, number)
-        require_versions(settings, manifest.versions, what)
-        require_versions(settings, begins_on(settings, manifest, planned), what)
-        with running(settings, say("services")) as services:
-            settle(lake, settings, manifest)
-            redeploy(settings, services, begins_on(settings, manifest, planned))
-            collect(settings, manifest, planned)
-            derive_tables(settings, manifest)
-            with resting(settings, services), next_rollouts(settings, services, manifest):
-                trained = train_policies(settings, manifest)
-            redeploy(settings, services, {name: output["version"] for name, output in trained.items()})
-            record(settings, manifest)
-            publish_lake(settings.home, settings.lake)
-            watch(settings, number + 1, services)
-            collect_versions(settings)
-    return _told(manifest)
+            run.require_versions(manifest.versions, what)
+            run.require_versions(manifest.ended_with if from_stage == "record" else {}, what)
+            redo(opened, from_stage)
+        if outputs(opened, planned) is not None:
+            logger().info("%s is done, with these settings", what)
+            return {"epoch": number} | manifest.outputs
+        watch(run, number)
+        run.require_versions(manifest.versions, what)
+        run.require_versions(starts_from(opened, planned), what)
+        with running(run, say("services")) as services:
+            settle(opened)
+            deploy(run, services, starts_from(opened, planned))
+            roll_out(opened, planned)
+            learn_from(opened, services, ahead=True)
+    return {"epoch": number} | manifest.outputs
 
 
-def _told(epoch: EpochManifest) -> dict[str, Any]:
-    """What each stage of the epoch came to, by its name in the manifest."""
-    return {"epoch": epoch.epoch, **{name: stage.output for name, stage in epoch.stages.items()}}
+def learn_from(epoch: Epoch, services: Services | None, ahead: bool = False) -> dict[str, Any]:
+    """Take an epoch from its rollouts to its end: sequences, train, deploy (where services run), record.
+
+    Returns policy → version and metrics. ahead: the rollouts of the epoch after it run while it trains, with `async_level: 1`.
+    """
+    derive_tables(epoch)
+    with contextlib.ExitStack() as beside:
+        if services is not None:
+            beside.enter_context(vllm_asleep(epoch, services))
+            if ahead:
+                beside.enter_context(next_rollouts(epoch, services))
+        trained = train_policies(epoch)
+    if services is not None:
+        deploy(epoch, services, epoch.manifest.ended_with)
+    close(epoch, epoch.number + 1, services)
+    prune_versions(epoch)
+    return trained

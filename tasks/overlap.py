@@ -13,43 +13,34 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import Any
 
-from lightning_core.config import Settings
+from lightning_core.agents.shared import close_runners
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.plan import PlannedRollout, plan_training
 from lightning_core.epoch.services import Services
-from lightning_core.epoch.stage_keys import rollouts_key
-from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
-from lightning_core.policies.store import PolicyStore
-from lightning_flows.tasks.collect import collect
+from lightning_flows.tasks.deploy import deploy
 from lightning_flows.tasks.preflight import training_tasks
 from lightning_flows.tasks.progress import logger
-from lightning_flows.tasks.redeploy import redeploy
-from lightning_flows.tasks.rollout import close_runners
-
-
-def begins_on(settings: Settings, epoch: EpochManifest, planned: list[PlannedRollout]) -> dict[str, str]:
-    """Policy → version to serve when an epoch begins: what its rollouts sample from; where they ran ahead, what it trains."""
-    ran = epoch.done("collect", rollouts_key(settings, epoch, planned)) is not None
-    return epoch.versions if ran else epoch.sampled_from
+from lightning_flows.tasks.rollouts import roll_out
 
 
 @contextlib.contextmanager
-def next_rollouts(settings: Settings, services: Services, epoch: EpochManifest) -> Iterator[None]:
+def next_rollouts(epoch: Epoch, services: Services) -> Iterator[None]:
     """Round training: the next epoch's rollouts are run and graded beside it, with `async_level: 1` where the run has one.
 
     Where a side fails, it is logged at once, and raised when the other has come to its end, which is kept; of two failures
     training's is raised. An interrupt ends both.
     """
-    following = _opened(settings, epoch)
+    following = _opened(epoch)
     if following is None:
         yield
         return
-    planned = plan_training(settings, training_tasks(settings), following.epoch)
-    if any(PolicyStore(settings.home, name).current() != version for name, version in epoch.versions.items()):
-        redeploy(settings, services, epoch.versions)
+    planned = plan_training(epoch, training_tasks(epoch.settings.tasks), following.number)
+    versions = epoch.manifest.versions
+    if any(store.current() != versions.get(name) for name, store in epoch.policies.items()):
+        deploy(epoch, services, versions)
     with ThreadPoolExecutor(1, thread_name_prefix="next-rollouts") as thread:
         # With this context: Prefect finds the flow run in it.
-        rollouts = thread.submit(copy_context().run, _roll_out, settings, following, planned)
+        rollouts = thread.submit(copy_context().run, _roll_out, following, planned)
         try:
             with _kept_when_training_fails(following, rollouts):
                 yield
@@ -61,34 +52,35 @@ def next_rollouts(settings: Settings, services: Services, epoch: EpochManifest) 
             raise
 
 
-def _opened(settings: Settings, epoch: EpochManifest) -> EpochManifest | None:
-    number = epoch.epoch + 1
-    if settings.async_level == 0 or number >= settings.epochs:
+def _opened(epoch: Epoch) -> Epoch | None:
+    number = epoch.number + 1
+    if epoch.settings.async_level == 0 or number >= epoch.settings.epochs:
         return None
-    following = Lake(settings.home).open_ahead(settings.run, number, epoch.versions)
+    following = epoch.lake.open_ahead(epoch.run, number, epoch.manifest.versions)
     if following is None:
         logger().info("the rollouts of epoch %d are not run ahead: it was begun after this one already", number)
-    return following
+        return None
+    return epoch.at(following)
 
 
-def _roll_out(settings: Settings, following: EpochManifest, planned: list[PlannedRollout]) -> dict[str, Any]:
+def _roll_out(following: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
     try:
-        return collect(settings, following, planned)
+        return roll_out(following, planned)
     except Exception as error:
         logger().error(
-            "the rollouts of epoch %d failed: %s; the training beside them comes to its end", following.epoch, error
+            "the rollouts of epoch %d failed: %s; the training beside them comes to its end", following.number, error
         )
         raise
 
 
 @contextlib.contextmanager
-def _kept_when_training_fails(following: EpochManifest, rollouts: Future[Any]) -> Iterator[None]:
+def _kept_when_training_fails(following: Epoch, rollouts: Future[Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if not rollouts.done():
             logger().error(
-                "training failed: %s; the rollouts of epoch %d beside it come to their end", error, following.epoch
+                "training failed: %s; the rollouts of epoch %d beside it come to their end", error, following.number
             )
         wait([rollouts])
         raise

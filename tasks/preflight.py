@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect.settings import PREFECT_API_URL
 
 from lightning_core.checks.check import Work, require
-from lightning_core.config import Settings
+from lightning_core.config import Settings, TaskSettings
 from lightning_core.epoch.task_file import Task, load_tasks
 from lightning_flows.tasks.progress import logger
 
@@ -20,11 +20,9 @@ def begin(settings: Settings, work: Work = "train") -> None:
     require(settings, work, api=PREFECT_API_URL.value(), build=True, say=log.info, warn=log.warning)
 
 
-def training_tasks(settings: Settings) -> list[Task]:
-    return load_tasks(settings.tasks.train, "tasks.train")
+def training_tasks(tasks: TaskSettings) -> list[Task]:
+    return load_tasks(tasks.train, "tasks.train")
 
 
-def evaluation_tasks(settings: Settings) -> list[Task]:
-    if settings.tasks.evaluate is None:
-        return []
-    return load_tasks(settings.tasks.evaluate, "tasks.evaluate")
+def evaluation_tasks(tasks: TaskSettings) -> list[Task]:
+    return [] if tasks.evaluate is None else load_tasks(tasks.evaluate, "tasks.evaluate")

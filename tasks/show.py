@@ -7,23 +7,22 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from lightning_core.config import Settings
-from lightning_core.epoch.stages import title
+from lightning_core.epoch.epoch import Run
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_core.tracking.page import REPEATED, Points, page, repeats
 from lightning_flows.tasks.progress import logger
 
 
-def show_run(settings: Settings, rows: list[dict[str, Any]], record: str | None) -> None:
+def show_run(run: Run, rows: list[dict[str, Any]], record: str | None) -> None:
     """`rows`: those of epoch_rows; `record`: where MLflow has the run. A Prefect server that is away only goes without."""
-    name, dropped = settings.run.lower().replace("_", "-"), _dropped(settings)
-    described = f"Epochs of run {settings.run}" + (f"; {record}" if record else "")
+    name, dropped = run.run.lower().replace("_", "-"), _dropped(run.lake, run.run)
+    described = f"Epochs of run {run.run}" + (f"; {record}" if record else "")
     described += f". {REPEATED}" if repeats(rows) else ""
     table = _table(rows, dropped)
-    _tell(lambda: create_table_artifact(key=f"epochs-{name}", table=table, description=described))
-    text = page(settings.run, rows, dropped, _signals(settings), record)
-    _tell(lambda: create_markdown_artifact(key=f"report-{name}", markdown=text, description=f"Run {settings.run}"))
+    _create(lambda: create_table_artifact(key=f"epochs-{name}", table=table, description=described))
+    text = page(run.run, rows, dropped, _signals(run.lake, run.run), record)
+    _create(lambda: create_markdown_artifact(key=f"report-{name}", markdown=text, description=f"Run {run.run}"))
 
 
 def _table(rows: list[dict[str, Any]], dropped: dict[int, dict[str, int]]) -> list[dict[str, Any]]:
@@ -33,34 +32,34 @@ def _table(rows: list[dict[str, Any]], dropped: dict[int, dict[str, int]]) -> li
         {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k not in ("run", "seconds")}
         | {"epoch": "before" if row["epoch"] < 0 else row["epoch"]}
         | {"versions": _pairs(row["versions"]), "dropped": _pairs(dropped.get(row["epoch"], {}))}
-        | {f"{title(s)} s": round(row["seconds"][s], 1) if s in row["seconds"] else None for s in stages}
+        | {f"{s} s": round(row["seconds"][s], 1) if s in row["seconds"] else None for s in stages}
         for row in rows
     ]
 
 
-def _signals(settings: Settings) -> dict[tuple[str | None, str], Points]:
+def _signals(lake: Lake, run: str) -> dict[tuple[str | None, str], Points]:
     found: dict[tuple[str | None, str], Points] = {}
-    with catalog.connect(Lake(settings.home).root) as con:
+    with catalog.connect(lake.root) as con:
         rows = con.execute(
             """
             SELECT policy, signal, epoch, value FROM signals
             WHERE run = ? AND value IS NOT NULL AND signal NOT LIKE 'seconds/%' AND signal <> 'version' ORDER BY ALL
             """,
-            [settings.run],
+            [run],
         ).fetchall()
     for policy, signal, epoch, value in rows:
         found.setdefault((policy, signal), []).append((epoch, value))
     return found
 
 
-def _dropped(settings: Settings) -> dict[int, dict[str, int]]:
+def _dropped(lake: Lake, run: str) -> dict[int, dict[str, int]]:
     """Epoch → reason → calls left out of training."""
     found: dict[int, dict[str, int]] = {}
-    with catalog.connect(Lake(settings.home).root) as con:
+    with catalog.connect(lake.root) as con:
         query = (
             "SELECT epoch, reason, sum(calls)::BIGINT FROM exclusion_reasons WHERE run = ? GROUP BY ALL ORDER BY ALL"
         )
-        for epoch, reason, calls in con.execute(query, [settings.run]).fetchall():
+        for epoch, reason, calls in con.execute(query, [run]).fetchall():
             found.setdefault(epoch, {})[reason] = calls
     return found
 
@@ -69,7 +68,7 @@ def _pairs(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _tell(create: Callable[[], Any]) -> None:
+def _create(create: Callable[[], Any]) -> None:
     try:
         create()
     except Exception as error:  # noqa: BLE001 - a Prefect server that is away must not stop an epoch

@@ -8,25 +8,25 @@ from functools import cache, partial
 from queue import SimpleQueue
 from typing import Any
 
-from lightning_core.config import PolicySettings, Settings
+from lightning_core.config import PolicySettings
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.stage_keys import train_key
 from lightning_core.epoch.stages import run_stage
+from lightning_core.epoch.training import train_version
 from lightning_core.events import At, shown
-from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.model import resolve_model
-from lightning_core.training.epoch import train_version
 from lightning_core.training.launch import end_all
 from lightning_flows.tasks.api import wait_for_api
 from lightning_flows.tasks.progress import Progress, logger
 from lightning_flows.tasks.step import step
 
 
-def train_policies(settings: Settings, epoch: EpochManifest) -> dict[str, dict[str, Any]]:
-    """Policy → what its training came to: one after another, or so many at one time as there are `training_devices`.
+def train_policies(epoch: Epoch) -> dict[str, dict[str, Any]]:
+    """Train the policies; returns policy → what `train_policy` returns: one after another, or so many at one time as there are `training_devices`.
 
     Where one fails, those that are under way come to their end (what they publish is not trained again), then it is raised.
     """
+    settings = epoch.settings
     devices: SimpleQueue[str | None] = SimpleQueue()
     for place in settings.training_devices:
         devices.put(place)
@@ -37,7 +37,7 @@ def train_policies(settings: Settings, epoch: EpochManifest) -> dict[str, dict[s
         device = devices.get()
         try:
             wait_for_api()
-            return train_policy(settings, policy, epoch, device)
+            return train_policy(epoch, policy, device)
         finally:
             devices.put(device)
 
@@ -56,19 +56,16 @@ def train_policies(settings: Settings, epoch: EpochManifest) -> dict[str, dict[s
             raise
 
 
-@step("train {policy.name} epoch {epoch.epoch}", "trainer")
-def train_policy(
-    settings: Settings, policy: PolicySettings, epoch: EpochManifest, device: str | None = None
-) -> dict[str, Any]:
+@step("train {policy.name} epoch {epoch.number}", "trainer")
+def train_policy(epoch: Epoch, policy: PolicySettings, device: str | None = None) -> dict[str, Any]:
     """Train a policy (on `device`, a value of CUDA_VISIBLE_DEVICES) and publish its next version; returns the version and the metrics of training.
 
     Where it is not this epoch's turn, or no sequence is left to train on, the version stays what it was, and the log says why.
     """
-    lake = Lake(settings.home)
-    parent = epoch.versions[policy.name]
-    key = train_key(settings, epoch, policy)
+    parent = epoch.manifest.versions[policy.name]
+    key = train_key(epoch, policy)
     log = logger()
-    progress = cache(partial(Progress, f"train {epoch.epoch} steps of {policy.name}"))
+    progress = cache(partial(Progress, f"train {epoch.number} steps of {policy.name}"))
 
     def on_progress(event: dict[str, Any]) -> None:
         if "step" in event:
@@ -86,12 +83,12 @@ def train_policy(
             log.info("%s: going on after step %d of %d", policy.name, event["resumed_at"], event["steps"])
 
     def work() -> dict[str, Any]:
-        if not policy.trains_in(epoch.epoch):
-            return {"version": parent, "metrics": {}, "skipped": f"not trained in epoch {epoch.epoch} (train_every)"}
-        base = resolve_model(policy.model, settings.models, log.debug)
-        return train_version(lake, settings, policy, epoch, base.path, on_progress, device)
+        if not policy.trains_in(epoch.number):
+            return {"version": parent, "metrics": {}, "skipped": f"not trained in epoch {epoch.number} (train_every)"}
+        base = resolve_model(policy.model, epoch.settings.models, log.debug)
+        return train_version(epoch, policy, base.path, on_progress, device)
 
-    output = run_stage(lake, epoch, f"train {policy.name}", key, work)
+    output = run_stage(epoch, f"train {policy.name}", key, work)
     if output["version"] == parent:
         log.warning("%s: %s", policy.name, output["skipped"])
     return output

@@ -4,56 +4,54 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_core.config import Settings
-from lightning_core.lake.manifest import EpochManifest, stage_key
-from lightning_core.policies.store import Evaluation, PolicyStore
+from lightning_core.epoch.epoch import Epoch, Run
+from lightning_core.lake.manifest import stage_key
+from lightning_core.policies.store import Evaluation
 from lightning_core.tracking.mlflow_backend import tracking_uri
-from lightning_core.tracking.prune import RegistryAway, prune
+from lightning_core.tracking.prune import RegistryAway, prune_everywhere
 from lightning_flows.tasks.progress import logger
 
 
-def note_evaluation(settings: Settings, epoch: EpochManifest, row: dict[str, Any]) -> dict[str, str]:
+def note_evaluation(epoch: Epoch, row: dict[str, Any]) -> dict[str, str]:
     """Write the held-out result (a row of epoch_rows) into the versions it is of; returns policy → best version."""
     if row["held_out_right"] is None:
         return {}
+    settings = epoch.settings
+    asked = settings.evaluation.model_dump(exclude={"every", "patience"})
     evaluation = Evaluation(
         run=epoch.run,
-        epoch=epoch.epoch,
+        epoch=epoch.number,
         tasks=row["held_out_tasks"],
         right=row["held_out_right"],
         reward=row["held_out_reward"],
-        held_out=_held_out(settings),
+        # A digest of what makes two results comparable: tasks (where they come from), limits, and what counts as right.
+        held_out=stage_key(settings.tasks.evaluate, "id", asked, settings.reward),
     )
     best = {}
-    for name, version in epoch.versions.items():
-        best[name] = PolicyStore(settings.home, name).evaluated(version, evaluation)
+    for name, version in epoch.manifest.versions.items():
+        best[name] = epoch.policies[name].evaluated(version, evaluation)
         logger().info("%s: %.1f%% right with %s, the best is %s", name, 100 * evaluation.right, version, best[name])
     return best
 
 
-def _held_out(settings: Settings) -> str:
-    """Digest of what makes two results comparable: tasks (where they come from), limits, and what counts as right."""
-    asked = settings.evaluation.model_dump(exclude={"every", "patience"})
-    return stage_key(settings.tasks.evaluate, "id", asked, settings.reward)
-
-
-def collect_versions(settings: Settings) -> dict[str, list[str]]:
+def prune_versions(run: Run) -> dict[str, list[str]]:
     """Remove versions nothing needs, unless the settings say otherwise; returns policy → versions removed.
 
     Where the registry cannot be asked, nothing is removed, and the log says so: the next epoch tries again.
     """
+    settings = run.settings
     if settings.store.keep_every == 1:
         return {}
     there = settings.tracking.mlflow_uri or (settings.home / "mlflow.db").is_file()
     gone = {}
     for policy in settings.policies:
         try:
-            done = prune(
+            done = prune_everywhere(
                 settings.home,
                 policy.name,
                 settings.store.keep_every,
                 by=f"run {settings.run}",
-                tracking=tracking_uri(settings) if there else None,
+                tracking=tracking_uri(settings.tracking, run.home) if there else None,
             )
         except RegistryAway as error:
             logger().warning("%s", error)

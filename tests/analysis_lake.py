@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from tests.lake_maker import SECOND, Attempt, derived, settings
@@ -90,5 +91,5 @@ def derive_epochs(lake: Lake, epochs: list[tuple[str, int, str]]) -> None:
     for run, number, mode in epochs:
         epoch = EpochManifest(run=run, epoch=number, mode=mode, opened_offset=0, sealed_offset=_SEALED)  # type: ignore[arg-type]
         epoch.versions = {"policy": f"v{number:04d}"}
-        derive(lake, epoch, settings(lake.root.parent).model_copy(update={"run": run}), "key")
+        derive(Epoch(settings(lake.root.parent).model_copy(update={"run": run}), epoch), "key")
         lake.manifests.put_epoch(epoch)

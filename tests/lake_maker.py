@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from lightning_core.config import AgentSettings, PolicySettings, RewardSettings, Settings, TaskSettings
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import retries, schema
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
@@ -127,7 +128,7 @@ def derived(
     epoch.planned = planned or []
     epoch.versions = changes.pop("versions", {})
     buckets = {k: changes.pop(k) for k in ("spans_a_bucket",) if k in changes}
-    derive(lake, epoch, settings(home, **changes), "key", **buckets)
+    derive(Epoch(settings(home, **changes), epoch), "key", **buckets)
     lake.manifests.put_epoch(epoch)
     return lake, epoch
 

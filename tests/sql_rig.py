@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 
 from lightning_core.epoch.derive_inputs import make_inputs
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import sql
 from lightning_core.lake.manifest import EpochManifest
 from tests.lake_maker import settings
@@ -30,7 +31,7 @@ SPANS = (
 def connection(home: Path, **changes: Any) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the tables that settings give."""
     con = duckdb.connect(config={"threads": 1})
-    make_inputs(con, settings(home, **changes), EpochManifest(run="run", epoch=0, opened_offset=0))
+    make_inputs(con, Epoch(settings(home, **changes), EpochManifest(run="run", epoch=0, opened_offset=0)))
     return con
 
 

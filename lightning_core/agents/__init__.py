@@ -11,6 +11,7 @@ What an agent is:
 
 Processes (lightning_core.process; standard library alone where they run in the agent's Python):
     pool.py        the owner of their fork server           capture.py     what an attempt prints, bounded
+    shared.py      one pool for all that run the agent
     child.py       what that and its forks do               agent_file.py  the agent's file, compiled once
 
 Nothing is imported here: a fork server must stay as small as a fresh interpreter.

@@ -18,7 +18,7 @@ from lightning_core.agents.source import agent_digest
 from lightning_core.checks import machine
 from lightning_core.checks.result import Check
 from lightning_core.checks.user_code import Patience, Say, check_agent, check_flow_imports, flow_imports
-from lightning_core.config import Settings, SettingsError
+from lightning_core.config import AgentSettings, Settings, SettingsError, TaskSettings
 from lightning_core.epoch.derive_inputs import check_estimators, check_patterns
 from lightning_core.epoch.task_file import load_tasks, summary
 from lightning_core.lake.manifest import stage_key
@@ -60,11 +60,15 @@ def check(
     patience = patience or Patience()
     with ThreadPoolExecutor(2, thread_name_prefix="check") as children:
         try:
-            agent = [_agent(children, settings, patience, build)] if "agent" in parts else []
+            agent = (
+                [_agent(children, settings.agent, settings.policies[0].name, patience, build)]
+                if "agent" in parts
+                else []
+            )
             imports = children.submit(check_flow_imports, flow_imports(settings, parts), patience)
             others = [*_rules(settings, parts), *_machine(settings, work, parts, api)]
             imported = {each.name: each for each in imports.result()}
-            tasks = [_tasks(settings, work, name, imported) for part, name in _TASKS.items() if part in parts]
+            tasks = [_tasks(settings.tasks, work, name, imported) for part, name in _TASKS.items() if part in parts]
             grader = [_grader(settings.reward.grader, imported)] if "grader" in parts else []
             return [*tasks, *(each.result() for each in agent), *grader, *imported.values(), *others]
         except BaseException:
@@ -120,14 +124,16 @@ def _together(wrong: list[Check]) -> str:
     return f"{len(wrong)} things are wrong:\n" + "\n".join(f"  ✗ {line}" for line in lines)
 
 
-def _agent(children: ThreadPoolExecutor, settings: Settings, patience: Patience, build: bool) -> Future[Check]:
-    return children.submit(check_agent, settings.agent, settings.policies[0].name, patience, build)
+def _agent(
+    children: ThreadPoolExecutor, agent: AgentSettings, model: str, patience: Patience, build: bool
+) -> Future[Check]:
+    return children.submit(check_agent, agent, model, patience, build)
 
 
-def _tasks(settings: Settings, work: Work, name: str, imported: dict[str, Check]) -> Check:
+def _tasks(tasks: TaskSettings, work: Work, name: str, imported: dict[str, Check]) -> Check:
     if name in imported:
         return imported.pop(name)
-    reference = settings.tasks.train if name == "tasks.train" else settings.tasks.evaluate
+    reference = tasks.train if name == "tasks.train" else tasks.evaluate
     if reference is None:
         found = "tasks.evaluate is not set: set it to held-out tasks"
         return Check("error", name, found) if work == "evaluate" else Check("ok", name, "not set: nothing is evaluated")
@@ -162,7 +168,7 @@ def _rules(settings: Settings, parts: Sequence[str]) -> list[Check]:
         return found
     looks: list[Callable[[], object]] = [
         lambda: check_patterns(settings),
-        lambda: check_estimators(settings),
+        lambda: check_estimators(settings.policies),
         lambda: Redaction(settings.lake),
     ]
     wrong = [each for look in looks if (each := _try("rules", look)).level == "error"]
@@ -172,7 +178,7 @@ def _rules(settings: Settings, parts: Sequence[str]) -> list[Check]:
 def _machine(settings: Settings, work: Work, parts: Sequence[str], api: str | None) -> list[Check]:
     found = []
     if "memory" in parts:
-        found.append(machine.check_model(settings))
+        found.append(machine.check_model(settings.policies[0].model, settings.models))
     if "vllm" in parts:
         found.append(machine.check_serving(settings))
     if "cluster" in parts:

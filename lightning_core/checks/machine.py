@@ -42,12 +42,11 @@ def check_disk(settings: Settings, trains: bool) -> Check:
     return Check("ok", "disk", found)
 
 
-def check_model(settings: Settings) -> Check:
+def check_model(name: str, models: Path | None) -> Check:
     """Find the initial weights of the policies. The run downloads what is not on this machine yet."""
-    name = settings.policies[0].model
     if not is_hub_id(name) and not Path(name).expanduser().is_dir():
         return Check("error", "model", f"policies.0.model: {name}: no such folder, and no hub id (owner/name) either")
-    folder = model_folder(settings)
+    folder = model_folder(name, models)
     if folder is None:
         return Check("ok", "model", f"{name}, not on this machine yet: the run downloads it first")
     try:
@@ -63,7 +62,7 @@ def check_memory(settings: Settings, serves: bool, trains: bool) -> Check:
     free = f"{available / _GB:.1f} of {total / _GB:.1f} GB are free"
     if not _on_cpu():
         return Check("ok", "memory", f"{free} here; GPU memory is not checked")
-    folder = model_folder(settings)
+    folder = model_folder(settings.policies[0].model, settings.models)
     size = 0 if folder is None else parameters(folder)
     bare = overhead = 0.0
     if serves:
@@ -93,7 +92,7 @@ def check_serving(settings: Settings) -> Check:
         command(serving(settings), Path(first.model), first.name, Path("socket"), max(ranks, default=None), 1)
         if cpu_build():
             return Check("ok", "vllm", "computes on the CPU")
-        return _check_devices(settings)
+        return _check_devices([*settings.vllm.devices, *settings.training_devices])
     except (SettingsError, VllmError) as error:
         return Check("error", "vllm", str(error))
 
@@ -115,9 +114,9 @@ def check_cluster(cluster: ClusterSettings, api: str | None) -> Check:
     return Check("ok", "cluster", f"{cluster.engine}{f' at {cluster.address}' if cluster.address else ''}")
 
 
-def _check_devices(settings: Settings) -> Check:
+def _check_devices(given: list[str]) -> Check:
     here = [file.name for file in Path("/dev").glob("nvidia[0-9]*")]
-    named = [device for each in (*settings.vllm.devices, *settings.training_devices) for device in each.split(",")]
+    named = [device for each in given for device in each.split(",")]
     missing = [device for device in named if device.isdigit() and int(device) >= len(here)]
     if not here:
         return Check("warning", "vllm", "is the build for CUDA, but this machine shows no GPU (/dev/nvidia0 …)")

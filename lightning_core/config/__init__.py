@@ -273,6 +273,7 @@ __all__ = [
     "AgentRule",
     "AgentSettings",
     "AirRule",
+    "AlarmSettings",
     "ClusterSettings",
     "FinetuneSettings",
     "GatewaySettings",

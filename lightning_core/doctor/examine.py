@@ -59,4 +59,4 @@ def examine(settings: Settings, task: Mapping[str, Any]) -> Examination:
         stack.callback(server.stop)
         server.set_routes(routes)
         trial = try_agent(server, settings.model_copy(update={"run": "doctor"}), {"doctor": task})
-        return Examination(model, trial.results, trial.printed, findings(trial, settings))
+        return Examination(model, trial.results, trial.printed, findings(trial))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning_core.config import ANY_NAME, Settings
+from lightning_core.config import ANY_NAME, PolicySettings, Settings
 from lightning_core.doctor import silent
 from lightning_core.doctor.trial import Trial
 from lightning_core.lake import catalog, sql
@@ -26,21 +26,21 @@ class Finding:
 
 
 def facts(trial: Trial) -> Facts:
-    with catalog.connect(trial.lake.root) as con:
+    with catalog.connect(trial.epoch.lake.root) as con:
         found = con.sql(sql.text("doctor/facts"), params={"run": trial.epoch.run}).to_arrow_table()
         return dict(found.to_pylist(maps_as_pydicts="strict")[0])
 
 
-def findings(trial: Trial, settings: Settings) -> list[Finding]:
+def findings(trial: Trial) -> list[Finding]:
     """What is there and what is missing, in the order of a call's way: agent, calls, ids, spans, names, twins, rewards."""
-    seen = facts(trial)
+    seen, settings = facts(trial), trial.epoch.settings
     found: list[Finding] = []
     for judge in (
-        *(_outcome(trial), _calls(trial, settings), _refused, _unknown_model(settings), _elsewhere, _ids),
+        *(_outcome(trial), _calls(trial), _refused, _unknown_model(settings), _elsewhere, _ids),
         *(_spans, _names, _attributes, _twins, _tools),
     ):
         found += judge(seen)
-    return found + _matched(seen, settings) + _rewards(seen, settings)
+    return found + _matched(seen, settings.policies) + _rewards(seen, settings.reward.grader)
 
 
 def _outcome(trial: Trial) -> Callable[[Facts], list[Finding]]:
@@ -56,16 +56,17 @@ def _outcome(trial: Trial) -> Callable[[Facts], list[Finding]]:
     return judge
 
 
-def _calls(trial: Trial, settings: Settings) -> Callable[[Facts], list[Finding]]:
+def _calls(trial: Trial) -> Callable[[Facts], list[Finding]]:
     def judge(seen: Facts) -> list[Finding]:
         if seen["calls"]:
             return [Finding("fine", "calls", f"{seen['calls']} calls came through the gateway")]
         if seen["refused"]:
             return []
         ended_well = all(result.status == "ok" for result in trial.results.values())
-        if settings.agent.command and ended_well and not trial.printed:
+        agent = trial.epoch.settings.agent
+        if agent.command and ended_well and not trial.printed:
             said = "the program ended with 0, printed nothing and called no model"
-            return [Finding("fatal", "ran_nothing", said, silent.remedy(settings.agent))]
+            return [Finding("fatal", "ran_nothing", said, silent.remedy(agent))]
         remedy = (
             "the agent must take its model's address from OPENAI_BASE_URL and its key from OPENAI_API_KEY, as OpenAI's client "
             "does where it is given none; look for a base_url, an api_key or a provider written into the agent"
@@ -246,13 +247,13 @@ def _tools(seen: Facts) -> list[Finding]:
     return [Finding("fine", "tools", f"{seen['tools']} tool calls, {seen['failed_tools']} of them failed")]
 
 
-def _matched(seen: Facts, settings: Settings) -> list[Finding]:
+def _matched(seen: Facts, policies: list[PolicySettings]) -> list[Finding]:
     trainable = seen["calls"] - seen["other_models"] - seen["untrainable"]
     if trainable <= 0:
         return []
     if seen["matched"]:
         return [Finding("fine", "matched", f"{seen['matched']} calls would be trained on")]
-    patterns = ", ".join(f"{p.name}: {p.agent_match!r}" for p in settings.policies)
+    patterns = ", ".join(f"{p.name}: {p.agent_match!r}" for p in policies)
     return [
         Finding(
             "fatal",
@@ -263,12 +264,12 @@ def _matched(seen: Facts, settings: Settings) -> list[Finding]:
     ]
 
 
-def _rewards(seen: Facts, settings: Settings) -> list[Finding]:
+def _rewards(seen: Facts, grader: str | None) -> list[Finding]:
     if seen["reward_error"]:
         return [Finding("fatal", "bad_reward", f"the grader: {seen['reward_error']}", "correct reward.grader")]
     if seen["rewards"]:
         return [Finding("fine", "rewards", f"{seen['rewards']} rewards")]
-    if settings.reward.grader is None:
+    if grader is None:
         return [
             Finding(
                 "missing",

@@ -1,14 +1,16 @@
 """The engine of an epoch: what is rolled out, which stages are done, the SQL from spans to sequences, and what runs beside it.
 
+epoch.py has the handles, `Run` and `Epoch`, that all of it takes.
+
 Before:
     task_file.py  tasks, from a file or a function      plan.py        which of them an epoch rolls out
-    unsolved.py   tasks that are tried again            collected.py   epochs of collected rollouts
-    patterns.py   `agent_match` that is computed        production.py  rollouts of agents in production
+    patterns.py   `agent_match` that is computed        finetune.py    epochs of others' rollouts
+    resume.py     rollouts that are finished            production.py  rollouts of agents in production
 
 Stages:
     stages.py      each done once for what it reads     stage_keys.py  what each reads, as a key
     decoding.py    the spool into the lake              services.py    gateway and vLLM, while they are needed
-    deploy.py      versions into vLLM and the gateway
+    deploy.py      versions into vLLM and the gateway  training.py    sequences into a published version
 
 The SQL:
     derive.py   spans → sequences                       derive_inputs.py  what settings give to the SQL

@@ -1,28 +1,36 @@
-"""Decodes the spool of a home into its lake, beside a server that is writing to it or without one."""
+"""Decodes the spool of a home into its lake, beside a gateway that is writing to it or without one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from lightning_core.gateway.handle import GatewayHandle
+from lightning_core.lake import compact
 from lightning_core.lake.lake import Decode, Ingested, Lake
 from lightning_core.lake.redact import Redaction
 
 
 def decode_spool(
-    home: Path,
+    lake: Lake,
     redaction: Redaction | None,
     on_progress: Callable[[int, int], None] | None = None,
     decode: Decode | None = None,
 ) -> Ingested:
     """Decode what is acknowledged, and renew the catalog where there is anything new.
 
-    While a server runs it says how far that is: what lies behind, it may still take back.
+    While a gateway runs it says how far that is: what lies behind, it may still take back.
     """
-    server = GatewayHandle.find(home)
-    lake = Lake(home)
+    server = GatewayHandle.find(lake.root.parent)
     done = lake.ingest(server.seal() if server is not None else None, on_progress, redaction, decode)
     if done.spans or done.rejected or not (lake.root / "catalog.duckdb").is_file():
         lake.rebuild_catalog()
+    return done
+
+
+def ingest(lake: Lake, redaction: Redaction | None) -> Ingested:
+    """Decode what came, merge small files where there are many, and rebuild the catalog, also where nothing is new."""
+    done = decode_spool(lake, redaction)
+    if compact.due(lake.manifests.spans().files):
+        compact.compact(lake)
+    lake.rebuild_catalog()  # it may be of another version
     return done

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_core.config import PolicySettings, Settings
+from lightning_core.config import PolicySettings
+from lightning_core.epoch.epoch import Run
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.policies.adapters import load_lora, route, unload_older
 from lightning_core.policies.redeploy import Redeployed, RedeployFailed, hot_swap, restart_with
-from lightning_core.policies.store import BASE_VERSION, Manifest, PolicyStore
+from lightning_core.policies.store import BASE_VERSION, Manifest
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import VllmError
 
@@ -30,20 +31,20 @@ Fleet = list[VllmServer]
 _RESTART_WAIT_S = 300.0  # in which calls wait for a vLLM that ended and is started again
 
 
-def deploy(settings: Settings, services: Services, versions: dict[str, str]) -> dict[str, float]:
+def deploy(run: Run, services: Services, versions: dict[str, str]) -> dict[str, float]:
     """Make the vLLMs serve these versions (policy → version) and the gateway route to them; returns seconds by policy.
 
     Raises StoreError where a version's files are not what was published (nothing was touched then), and RedeployFailed;
     the gateway then routes to, and names, the version that is still served. A replica that misses its swap while another
     has the version is taken out of the routes; the next deploy tries it again.
     """
-    stores = {p.name: PolicyStore(settings.home, p.name) for p in settings.policies}
+    settings, stores = run.settings, run.policies
     folders = {name: store.checked(versions[name]) for name, store in stores.items()}
     seconds = {}
     with contextlib.ExitStack() as held:
         for vllm in services.fleet:
             held.enter_context(vllm.exclusive())
-        routes = _Routes(settings, services.gateway, services.fleet, versions)
+        routes = _Routes(run, services.gateway, services.fleet, versions)
         try:
             for policy in settings.policies:
                 manifest = stores[policy.name].manifest(versions[policy.name])
@@ -152,7 +153,8 @@ def _say_missed(vllm: VllmServer, error: RedeployFailed) -> None:
 class _Routes:
     """The gateway's routes while a deploy goes on: those in force, those before it, and those it is to end with."""
 
-    def __init__(self, settings: Settings, server: GatewayHandle, fleet: Fleet, versions: dict[str, str]) -> None:
+    def __init__(self, run: Run, server: GatewayHandle, fleet: Fleet, versions: dict[str, str]) -> None:
+        settings = run.settings
         limit = settings.evaluation.max_tokens
         self.served: dict[str, Fleet] = {p.name: fleet for p in settings.policies}  # who has the new version
         self._server, self._fleet, self._base_name = server, fleet, fleet[0].state.served_name

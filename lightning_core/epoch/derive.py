@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from lightning_core.config import AgentRule, Settings
+from lightning_core.config import AgentRule, PolicySettings
 from lightning_core.epoch import buckets
 from lightning_core.epoch.buckets import Bucket
 from lightning_core.epoch.derive_inputs import (
@@ -30,9 +30,8 @@ from lightning_core.epoch.derive_inputs import (
     make_inputs,
     sql_files,
 )
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import sql
-from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.retain import require_spans
 from lightning_core.lake.unique_places import require_unique
 
@@ -54,9 +53,9 @@ MEMORY_GB = 4.0
 OnProgress = Callable[[str, int], None]  # what comes next, and how many such there are
 
 
-def sql_digest(settings: Settings) -> str:
-    """Digest of every SQL file that `derive` runs with these settings."""
-    return sql.digest(*sql_files(settings))
+def sql_digest(policies: list[PolicySettings]) -> str:
+    """Return a digest of every SQL file that `derive` runs for these policies."""
+    return sql.digest(*sql_files(policies))
 
 
 @cache
@@ -67,18 +66,16 @@ def derive_code() -> str:
 
 
 @contextlib.contextmanager
-def attempts(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnection]:
+def attempts(epoch: Epoch) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with `scored_attempts` and `epoch_spans` of the epoch's spans: what a grader works on."""
-    with opened(lake, epoch) as con:
+    with opened(epoch) as con:
         buckets.enter(con, buckets.whole(con))
         run(con, sql.steps("epoch_spans", there=KNOWN))
         yield con
 
 
 def derive(
-    lake: Lake,
-    epoch: EpochManifest,
-    settings: Settings,
+    epoch: Epoch,
     key: str,
     on_progress: OnProgress | None = None,
     spans_a_bucket: int | None = None,
@@ -91,8 +88,8 @@ def derive(
     it. Raises LakeError for a lake with two spans in one place.
     """
     train = epoch.mode == "train"
-    with opened(lake, epoch) as con:
-        _make_known(con, settings, epoch)
+    with opened(epoch) as con:
+        _make_known(con, epoch)
         known = buckets.tables(con)
         parts = buckets.cut(con, MEMORY_GB, spans_a_bucket)
         narrow = KEPT_REWARDS + (KEPT_TRIPLETS if train else ())
@@ -112,22 +109,22 @@ def derive(
             if on_progress is not None:
                 on_progress(what, steps)
 
-        # Told from here, of several buckets as each is done: whoever listens need not be safe from threads.
-        told = tell if len(parts) == 1 else None
+        # Reported from here, of several buckets as each is done: `on_progress` need not be safe from threads.
+        on_step = tell if len(parts) == 1 else None
 
         def spread(*names: str) -> buckets.Spread | None:
             wanted = {name: _ORDERED.get(name, f"FROM {name}") for name in names}
             return None if elsewhere is None else buckets.Spread(elsewhere, known, wanted)
 
         def to_triplets(own: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
-            run(own, until_nodes, told)
-            require_unique(own, lake, epoch)
-            run(own, from_nodes, told)
+            run(own, until_nodes, on_step)
+            require_unique(own, epoch.lake, epoch.manifest)
+            run(own, from_nodes, on_step)
 
         def to_sequences(own: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
             if bucket.of > 1:
                 _return_to(own, bucket, gathered)
-            run(own, to_the_end, told)
+            run(own, to_the_end, on_step)
 
         def trees() -> Generator[pa.RecordBatchReader]:
             for bucket, own in buckets.worked(con, parts, to_triplets, spread("span_tree", *first)):
@@ -141,44 +138,45 @@ def derive(
                 yield own.sql("FROM sequences").to_arrow_reader()
                 _gather(con, bucket, ["call_exclusions"])
 
-        _put(lake, epoch, "span_tree", trees(), key)
+        _put(epoch, "span_tree", trees(), key)
         checks = (*CHECKS, *(CHECKS_OF_TRAINING if train else ()))
         run(con, sql.steps(*checks, there=KNOWN | {*first}))
         kept = ["scored_attempts", *narrow, *checks]
         if train:
-            make_advantages(con, settings)
-            _put(lake, epoch, "sequences", sequences(), key)
+            make_advantages(con, epoch.settings.policies)
+            _put(epoch, "sequences", sequences(), key)
             run(con, sql.steps("exclusions", there=KNOWN | {"call_exclusions"}))
             kept += KEPT_ADVANTAGES
         for name in kept:
-            lake.put_table(epoch, name, con.sql(f"FROM {name}").to_arrow_reader(), key)
-    return {name: table.rows for name, table in epoch.tables.items()}
+            epoch.lake.put_table(epoch.manifest, name, con.sql(f"FROM {name}").to_arrow_reader(), key)
+    return {name: table.rows for name, table in epoch.manifest.tables.items()}
 
 
-def work_bucket(lake: Lake, epoch: EpochManifest, settings: Settings, job: buckets.Job) -> dict[str, pa.Table]:
+def work_bucket(epoch: Epoch, job: buckets.Job) -> dict[str, pa.Table]:
     """What `derive` has done elsewhere: the work of one bucket of the epoch; returns the tables it asks for."""
-    with opened(lake, epoch) as con:
-        _make_known(con, settings, epoch)
+    with opened(epoch) as con:
+        _make_known(con, epoch)
         return buckets.work_alone(con, job)
 
 
-def _make_known(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: EpochManifest) -> None:
+def _make_known(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
     """What is read of the settings; with `opened`, all that is known before the first bucket."""
-    make_inputs(con, settings, epoch)
-    make_user_rules(con, settings.agent_rules)
+    make_inputs(con, epoch)
+    make_user_rules(con, epoch.settings.agent_rules)
 
 
 @contextlib.contextmanager
-def opened(lake: Lake, epoch: EpochManifest) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(epoch: Epoch) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with what is known of the whole epoch: its scope, its attempts, the rules.
 
     Raises LakeError where retention took spans of the epoch, KeyboardInterrupt for Ctrl-C at any moment.
     """
-    require_spans(lake, epoch)
-    with _interruptible(), lake.connect(epoch.span_range, MEMORY_GB) as con:
+    manifest = epoch.manifest
+    require_spans(epoch.lake, manifest)
+    with _interruptible(), epoch.lake.connect(manifest.span_range, MEMORY_GB) as con:
         con.execute("CREATE TABLE epoch_scope (run VARCHAR, epoch BIGINT, mode VARCHAR)")
-        con.executemany("INSERT INTO epoch_scope VALUES (?, ?, ?)", epoch.scope)
-        con.register("planned", pa.table({"rollout_id": pa.array(epoch.planned, pa.string())}))
+        con.executemany("INSERT INTO epoch_scope VALUES (?, ?, ?)", manifest.scope)
+        con.register("planned", pa.table({"rollout_id": pa.array(manifest.planned, pa.string())}))
         run(con, sql.steps(*_OF_THE_EPOCH, there=GIVEN))
         yield con
 
@@ -210,11 +208,11 @@ def _tables(files: Iterable[str]) -> set[str]:
     return {name.rsplit("/", 1)[-1] for name in files}
 
 
-def run(con: duckdb.DuckDBPyConnection, files: tuple[str, ...], told: Callable[[str], None] | None = None) -> None:
+def run(con: duckdb.DuckDBPyConnection, files: tuple[str, ...], on_step: Callable[[str], None] | None = None) -> None:
     """Create the table (or view) of each SQL file, in order."""
     for name in files:
-        if told is not None:
-            told(name)
+        if on_step is not None:
+            on_step(name)
         sql.create(con, name, "VIEW" if name in _VIEWS else "TABLE")
 
 
@@ -238,7 +236,7 @@ def _say(tell: Callable[[str], None], what: str, bucket: Bucket) -> None:
         tell(f"{what}, bucket {bucket.number} of {bucket.of}")
 
 
-def _put(lake: Lake, epoch: EpochManifest, name: str, readers: Generator[pa.RecordBatchReader], key: str) -> None:
+def _put(epoch: Epoch, name: str, readers: Generator[pa.RecordBatchReader], key: str) -> None:
     """Write a wide table bucket by bucket, as its readers come."""
     with contextlib.closing(readers):
         first = next(readers)
@@ -248,4 +246,12 @@ def _put(lake: Lake, epoch: EpochManifest, name: str, readers: Generator[pa.Reco
             for reader in readers:
                 yield from reader
 
-        lake.put_table(epoch, name, pa.RecordBatchReader.from_batches(first.schema, batches()), key)
+        epoch.lake.put_table(epoch.manifest, name, pa.RecordBatchReader.from_batches(first.schema, batches()), key)
+
+
+def first_rows(epoch: Epoch, table: str, columns: str) -> str:
+    """Return the first five rows of a derived table in words, to show what is wrong."""
+    with epoch.lake.engine() as con:
+        relation = con.read_parquet(epoch.table(table)).select(columns).limit(5)
+        rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+    return "; ".join(", ".join(f"{k} {v}" for k, v in row.items() if k not in ("run", "epoch")) for row in rows)

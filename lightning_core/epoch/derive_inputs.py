@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from lightning_core.config import AirRule, PolicySettings, Settings, SettingsError
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.patterns import COMPUTED, pattern
 from lightning_core.lake import schema, sql
 from lightning_core.lake.manifest import EpochManifest
@@ -45,9 +46,9 @@ _ESTIMATOR_KEYS = ("policy", "group_id", "agent", "step", "rollout_id", "attempt
 _ESTIMATES = {"group_rollouts": "BIGINT", "group_mean": "DOUBLE", "group_std": "DOUBLE", "left_out": "VARCHAR"}
 
 
-def sql_files(settings: Settings) -> tuple[str, ...]:
-    """Names of the SQL files that these settings run: their text is in the stage's key."""
-    own = (f"advantages/{e}" for e in _estimators(settings) if not e.endswith(".sql"))
+def sql_files(policies: list[PolicySettings]) -> tuple[str, ...]:
+    """Return the names of the SQL files that run for these policies: their text is in the stage's key."""
+    own = (f"advantages/{e}" for e in _estimators(policies) if not e.endswith(".sql"))
     kept = (*KEPT_REWARDS, *KEPT_TRIPLETS, *CHECKS, *CHECKS_OF_TRAINING, *KEPT_ADVANTAGES, "sequences")
     run = sql.steps("span_tree", "epoch_spans", *kept, there=GIVEN)
     return tuple(sorted({*run, *own, "triplets/air_defaults"}))
@@ -65,7 +66,7 @@ def settings_read(settings: Settings) -> list[Any]:
         ],
         [p.training.max_sequence_tokens for p in settings.policies],
         [rule.model_dump(mode="json", exclude_defaults=True) for rule in settings.agent_rules],
-        {e: _own_estimator(e) for e in _estimators(settings) if e.endswith(".sql")},
+        {e: _own_estimator(e) for e in _estimators(settings.policies) if e.endswith(".sql")},
     ]
 
 
@@ -100,7 +101,7 @@ def check_patterns(settings: Settings) -> None:
                 ) from None
 
 
-def check_estimators(settings: Settings) -> None:
+def check_estimators(policies: list[PolicySettings]) -> None:
     """Raise SettingsError for an estimator of the user's that is not there or does not run; before the first rollout."""
     with duckdb.connect() as con:
         con.execute(
@@ -109,15 +110,15 @@ def check_estimators(settings: Settings) -> None:
                 attempt_id VARCHAR, reward DOUBLE, return DOUBLE, acted BOOLEAN)
             """
         )
-        _examples(con, settings)
-        for estimator in _estimators(settings):
+        _examples(con, policies)
+        for estimator in _estimators(policies):
             _estimate(con, estimator)
 
 
-def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: EpochManifest) -> None:
+def make_inputs(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
     """Create the small tables that the SQL reads of the settings: `reward_settings` (one row), `reward_weights`,
     `policy_weights`, `air_rules`, and `policies` (one row a policy, with the version that the epoch trains)."""
-    reward = settings.reward
+    manifest, policies, reward = epoch.manifest, epoch.settings.policies, epoch.settings.reward
     con.execute(
         """
         CREATE TABLE reward_settings AS
@@ -127,7 +128,7 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
         [
             reward.failure_reward,
             reward.reward_match,
-            settings.evaluation.success_reward,
+            epoch.settings.evaluation.success_reward,
             grader_digest(reward.grader),
             reward.assign,
             reward.gamma,
@@ -140,18 +141,17 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
         "reward_weights",
         {"name": (pa.string(), list(reward.weights)), "weight": (pa.float64(), list(reward.weights.values()))},
     )
-    own = [(p.name, name, weight) for p in settings.policies for name, weight in p.rewards.items()]
+    own = [(p.name, name, weight) for p in policies for name, weight in p.rewards.items()]
     kinds = {"policy": pa.string(), "name": pa.string(), "weight": pa.float64()}
     _table(con, "policy_weights", {key: (kind, [row[i] for row in own]) for i, (key, kind) in enumerate(kinds.items())})
     _air_rules(con, reward.air)
-    _examples(con, settings)
-    policies = settings.policies
+    _examples(con, policies)
     _table(
         con,
         "policies",
         {
             "policy": (pa.string(), [p.name for p in policies]),
-            "agent_match": (pa.string(), [pattern(epoch, p) for p in policies]),
+            "agent_match": (pa.string(), [pattern(manifest, p) for p in policies]),
             "agent_exclude": (pa.string(), [p.agent_exclude for p in policies]),
             "ambiguous": (pa.string(), [p.ambiguous for p in policies]),
             "advantages": (pa.string(), [p.estimator for p in policies]),
@@ -163,21 +163,21 @@ def make_inputs(con: duckdb.DuckDBPyConnection, settings: Settings, epoch: Epoch
             "too_long": (pa.string(), [p.too_long for p in policies]),
             "max_sequence_tokens": (pa.int64(), [p.training.max_sequence_tokens for p in policies]),
             "max_version_lag": (pa.int64(), [p.max_version_lag for p in policies]),
-            "version": (pa.int64(), [_version(epoch, p.name) for p in policies]),
+            "version": (pa.int64(), [_version(manifest, p.name) for p in policies]),
             "temperature": (pa.float64(), [p.sampling.temperature for p in policies]),
             "top_p": (pa.float64(), [p.sampling.top_p for p in policies]),
             "left_open": (
                 pa.struct([(key, pa.float64()) for key in _FILLED_IN]),
-                [_generation_defaults(settings, epoch, p) for p in policies],
+                [_generation_defaults(epoch, p) for p in policies],
             ),
             "own_rewards": (pa.bool_(), [bool(p.rewards) for p in policies]),
-            "scheduled": (pa.bool_(), [p.trains_in(epoch.epoch) for p in policies]),
-            "vocabulary": (pa.int64(), [_vocabulary(settings, epoch, p) for p in policies]),
+            "scheduled": (pa.bool_(), [p.trains_in(epoch.number) for p in policies]),
+            "vocabulary": (pa.int64(), [_vocabulary(epoch, p) for p in policies]),
         },
     )
 
 
-def make_advantages(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
+def make_advantages(con: duckdb.DuckDBPyConnection, policies: list[PolicySettings]) -> None:
     """Create `advantages` from `call_returns` of all buckets: each policy's rows by the estimator that it names.
 
     Raises SettingsError for an estimator of the user's that does not run, naming file and columns.
@@ -190,7 +190,7 @@ def make_advantages(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
             attempt_id VARCHAR, {columns}, advantage DOUBLE)
         """
     )
-    for estimator in _estimators(settings):
+    for estimator in _estimators(policies):
         found = _estimate(con, estimator)
         wanted = [*_ESTIMATOR_KEYS, "advantage", *(name for name in _ESTIMATES if name in found)]
         con.execute(
@@ -204,8 +204,8 @@ def make_advantages(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
     sql.create(con, "advantages/advantages")
 
 
-def _estimators(settings: Settings) -> list[str]:
-    return sorted({p.estimator for p in settings.policies})
+def _estimators(policies: list[PolicySettings]) -> list[str]:
+    return sorted({p.estimator for p in policies})
 
 
 def _own_estimator(file: str) -> str:
@@ -238,9 +238,8 @@ def _estimate(con: duckdb.DuckDBPyConnection, estimator: str) -> list[str]:
     return columns
 
 
-def _examples(con: duckdb.DuckDBPyConnection, settings: Settings) -> None:
+def _examples(con: duckdb.DuckDBPyConnection, policies: list[PolicySettings]) -> None:
     """`examples`: what each policy's `sft` section says; only sql/advantages/sft.sql reads it."""
-    policies = settings.policies
     _table(
         con,
         "examples",
@@ -299,15 +298,16 @@ def _version(epoch: EpochManifest, policy: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def _model_files(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> list[Path]:
+def _model_files(epoch: Epoch, policy: PolicySettings) -> list[Path]:
     """Where the config.json of the version that is trained may be: an adapter's is its base model's."""
-    files = [settings.home / "policies" / policy.name / epoch.versions.get(policy.name, "-") / "config.json"]
-    return files if policy.lora is None else files + config_files(policy.model, settings.models)
+    version = epoch.manifest.versions.get(policy.name, "-")
+    files = [epoch.policies[policy.name].folder / version / "config.json"]
+    return files if policy.lora is None else files + config_files(policy.model, epoch.settings.models)
 
 
-def _vocabulary(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> int | None:
+def _vocabulary(epoch: Epoch, policy: PolicySettings) -> int | None:
     """Number of token ids of the version that is trained, where a config.json says so."""
-    for file in _model_files(settings, epoch, policy):
+    for file in _model_files(epoch, policy):
         with contextlib.suppress(OSError, ValueError):
             config = json.loads(file.read_text())
             size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
@@ -316,9 +316,9 @@ def _vocabulary(settings: Settings, epoch: EpochManifest, policy: PolicySettings
     return None
 
 
-def _generation_defaults(settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> dict[str, float]:
+def _generation_defaults(epoch: Epoch, policy: PolicySettings) -> dict[str, float]:
     """What vLLM samples with where a request says nothing, as far as the model's generation_config.json says it."""
-    for file in _model_files(settings, epoch, policy):
+    for file in _model_files(epoch, policy):
         with contextlib.suppress(OSError, ValueError):
             config = json.loads(file.with_name("generation_config.json").read_text())
             return {key: config[key] for key in _FILLED_IN if isinstance(config.get(key), int | float)}

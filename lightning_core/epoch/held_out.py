@@ -1,4 +1,4 @@
-"""What an evaluation came to: the share right with its interval, and pass@k."""
+"""Sum an evaluation up: the share right with its interval, and pass@k."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import duckdb
 
-from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
+from lightning_core.epoch.epoch import Epoch
 
 _Z = 1.959964  # 95%
 
@@ -26,9 +25,9 @@ class HeldOut:
     pass_at: dict[int, float]  # k → share of tasks that one of k rollouts solves
 
     def __str__(self) -> str:
-        told = "".join(f", pass@{k} {share:.1%}" for k, share in self.pass_at.items() if k > 1)
+        more = "".join(f", pass@{k} {share:.1%}" for k, share in self.pass_at.items() if k > 1)
         return (
-            f"{self.right:.1%} right {percents(self.interval)} in {self.rollouts} rollouts of {self.tasks} tasks{told}"
+            f"{self.right:.1%} right {percents(self.interval)} in {self.rollouts} rollouts of {self.tasks} tasks{more}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def percents(interval: tuple[float, float]) -> str:
     return f"(95%: {100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 
-def held_out(lake: Lake, epoch: EpochManifest) -> HeldOut:
+def held_out(epoch: Epoch) -> HeldOut:
     """Of a derived evaluation; a task's rollouts are a group."""
     rows = duckdb.execute(
         """
@@ -48,7 +47,7 @@ def held_out(lake: Lake, epoch: EpochManifest) -> HeldOut:
             min(reward) >= 0 AND max(reward) <= 1
         FROM read_parquet(?) GROUP BY group_id ORDER BY group_id
         """,
-        [str(lake.path(epoch.tables["rollout_rewards"]))],
+        [epoch.table("rollout_rewards")],
     ).fetchall()
     counts = [(n, right) for n, right, *_ in rows]
     rewards = [(n, total, bounded) for *_, total, n, bounded in rows if n]

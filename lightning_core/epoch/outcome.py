@@ -1,13 +1,12 @@
-"""What a run's training came to on the held-out tasks: its first evaluation against its last."""
+"""Compare a run's first evaluation on the held-out tasks with its last."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.held_out import HeldOut, held_out
 from lightning_core.lake import catalog, sql
-from lightning_core.lake.lake import Lake
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,15 @@ class Outcome:
     answers: list[Answer]
 
 
-def outcome(settings: Settings) -> Outcome | None:
+def outcome(run: Run) -> Outcome | None:
     """None before the run's first evaluation. Rebuilds the catalog, which the gain and the answers are asked of."""
-    lake = Lake(settings.home)
-    found = [m for m in lake.manifests.epochs(settings.run, "evaluate") if "rollout_rewards" in m.tables]
+    found = [m for m in run.lake.manifests.epochs(run.run, "evaluate") if "rollout_rewards" in m.tables]
     if not found:
         return None
     first, last = found[0], found[-1]
-    asked = {"run": settings.run, "since": first.epoch, "epoch": last.epoch}
-    lake.rebuild_catalog()
-    with catalog.connect(lake.root) as con:
+    asked = {"run": run.run, "since": first.epoch, "epoch": last.epoch}
+    run.lake.rebuild_catalog()
+    with catalog.connect(run.lake.root) as con:
         gain = con.execute(
             "SELECT tasks, gained, low, high FROM held_out_gains(p_run := $run, p_since := $since, p_epoch := $epoch)",
             asked,
@@ -65,8 +63,8 @@ def outcome(settings: Settings) -> Outcome | None:
     return Outcome(
         since=first.epoch,
         epoch=last.epoch,
-        before=held_out(lake, first),
-        after=held_out(lake, last),
+        before=held_out(run.at(first)),
+        after=held_out(run.at(last)),
         gain=None if gain is None else Gain(*gain),
         answers=[Answer(*row) for row in answers],
     )

@@ -11,7 +11,8 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
-from lightning_core.config import PolicySettings, Settings, SettingsError
+from lightning_core.config import PolicySettings, SettingsError
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import ComputedPattern, EpochManifest
@@ -20,21 +21,22 @@ from lightning_core.loading import load_callable
 COMPUTED = ("@", "sql:")
 
 
-def settle(lake: Lake, settings: Settings, epoch: EpochManifest) -> None:
+def settle(epoch: Epoch) -> None:
     """Enter the epoch's computed patterns in its manifest and save it; those already there for this setting stay.
 
     None, NULL or no row match every agent, as an empty pattern does: before the first epoch nobody is known.
     Raises SettingsError, naming the policy, for a function or query that fails or whose result is no pattern.
     """
-    before = dict(epoch.patterns)
-    for policy in settings.policies:
+    patterns = epoch.manifest.patterns
+    before = dict(patterns)
+    for policy in epoch.settings.policies:
         if not policy.agent_match.startswith(COMPUTED):
-            epoch.patterns.pop(policy.name, None)
+            patterns.pop(policy.name, None)
         elif policy.name not in before or before[policy.name].setting != policy.agent_match:
-            pattern = _compute(lake, settings, epoch, policy)
-            epoch.patterns[policy.name] = ComputedPattern(setting=policy.agent_match, pattern=pattern)
-    if epoch.patterns != before:
-        lake.manifests.put_epoch(epoch)
+            pattern = _compute(epoch, policy)
+            patterns[policy.name] = ComputedPattern(setting=policy.agent_match, pattern=pattern)
+    if patterns != before:
+        epoch.save()
 
 
 def pattern(epoch: EpochManifest, policy: PolicySettings) -> str:
@@ -55,25 +57,25 @@ def pattern(epoch: EpochManifest, policy: PolicySettings) -> str:
     return found.pattern
 
 
-def require_apart(lake: Lake, epoch: EpochManifest) -> None:
+def require_apart(epoch: Epoch) -> None:
     """Raise SettingsError where two policies' patterns both take one agent of the derived epoch: nothing is trained then."""
-    rows = pq.read_table(lake.path(epoch.tables["policy_overlaps"])).to_pylist()
+    rows = pq.read_table(epoch.table("policy_overlaps")).to_pylist()
     if not rows:
         return
-    told = "; ".join(
+    named = "; ".join(
         "agent {agent!r} by policies {policy} ({agent_match!r}) and {other_policy} ({other_match!r})".format(**row)
         for row in rows[:5]
     )
     raise SettingsError(
-        f"agent_match of several policies takes one agent: {told}{'; …' if len(rows) > 5 else ''}. Make a pattern narrower, or "
+        f"agent_match of several policies takes one agent: {named}{'; …' if len(rows) > 5 else ''}. Make a pattern narrower, or "
         "subtract with agent_exclude; the epoch's rollouts stay, run it again with the settings corrected"
     )
 
 
-def agents_before(lake: Lake, epoch: EpochManifest) -> list[dict[str, Any]]:
+def agents_before(epoch: Epoch) -> list[dict[str, Any]]:
     """Rows of the view `agents` of the run's last derived training epoch before this one; empty where there is none."""
-    lake.rebuild_catalog()
-    with catalog.connect(lake.root) as con:
+    epoch.lake.rebuild_catalog()
+    with catalog.connect(epoch.lake.root) as con:
         relation = con.sql(
             """
             FROM agents
@@ -81,24 +83,24 @@ def agents_before(lake: Lake, epoch: EpochManifest) -> list[dict[str, Any]]:
                 SELECT max(epoch) FROM agents WHERE run = $run AND mode = 'train' AND epoch < $epoch
             )
             """,
-            params={"run": epoch.run, "epoch": epoch.epoch},
+            params={"run": epoch.run, "epoch": epoch.number},
         )
         return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
 
 
-def _compute(lake: Lake, settings: Settings, epoch: EpochManifest, policy: PolicySettings) -> str:
+def _compute(epoch: Epoch, policy: PolicySettings) -> str:
     setting = f"policies.{policy.name}.agent_match"
     if policy.agent_match.startswith("@"):
         function = load_callable(policy.agent_match.removeprefix("@"), setting)
         try:
-            found = function(agents_before(lake, epoch))
+            found = function(agents_before(epoch))
         except Exception as error:
             raise SettingsError(
                 f"{setting}: {policy.agent_match} failed: {type(error).__name__}: {error}; it gets the agents of the last "
                 "epoch as a list of dicts, empty before the first"
             ) from error
     else:
-        found = _ask(lake, policy.agent_match.removeprefix("sql:"), setting)
+        found = _ask(epoch.lake, policy.agent_match.removeprefix("sql:"), setting)
     if found is None:
         return ""
     if not isinstance(found, str):

@@ -16,9 +16,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from lightning_core.config.section import Section, SettingsError
+from lightning_core.epoch.epoch import Epoch
+from lightning_core.epoch.finetune import require_others_rollouts
 from lightning_core.lake import sql
-from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.manifest import Source
 
 
 class Choice(Section):
@@ -48,9 +49,9 @@ class Chosen:
     left_out: Counter[str]
 
 
-def choose(lake: Lake, epoch: EpochManifest, choice: Choice, now_ns: int) -> Chosen:
+def choose(epoch: Epoch, choice: Choice, now_ns: int) -> Chosen:
     """Ask the whole lake. Raises SettingsError for a condition that DuckDB cannot take."""
-    with lake.connect() as con:
+    with epoch.lake.connect() as con:
         con.execute(
             """
             CREATE TABLE learn_choice AS
@@ -59,7 +60,7 @@ def choose(lake: Lake, epoch: EpochManifest, choice: Choice, now_ns: int) -> Cho
             """,
             [
                 epoch.run,
-                epoch.epoch,
+                epoch.number,
                 _ns(choice.since),
                 _ns(choice.until),
                 now_ns - int(choice.silent_s * 1e9),
@@ -82,6 +83,24 @@ def choose(lake: Lake, epoch: EpochManifest, choice: Choice, now_ns: int) -> Cho
         rows = con.sql("FROM production_rollouts").to_arrow_table().to_pylist()
     taken = [row for row in rows if row["left_out"] is None]
     return Chosen(taken, Counter(row["left_out"] for row in rows if row["left_out"] is not None))
+
+
+def take(epoch: Epoch, choice: Choice, now_ns: int) -> Chosen:
+    """Choose rollouts and make them the epoch's, from the first of them in the spool on; `train-epoch` will run none of them.
+
+    Raises SettingsError where nothing is left to learn from, LakeError where the epoch rolls out itself.
+    """
+    manifest = epoch.manifest
+    require_others_rollouts(manifest, "`learn`")
+    chosen = choose(epoch, choice, now_ns)
+    if not chosen.rollouts:
+        why = ", ".join(f"{n} {reason}" for reason, n in chosen.left_out.items()) or "no agent sent any"
+        raise SettingsError(f"learn: no rollout is left to learn from ({why})")
+    manifest.planned = [row["rollout_id"] for row in chosen.rollouts]
+    manifest.sources = [Source(run=epoch.run, epoch=epoch.number)]
+    manifest.opened_offset, manifest.sealed_offset = min(row["first_offset"] for row in chosen.rollouts), None
+    epoch.save()
+    return chosen
 
 
 def _ns(moment: datetime | None) -> int | None:

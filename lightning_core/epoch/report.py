@@ -1,24 +1,23 @@
-"""What a run's epochs came to, from the catalog and the manifests."""
+"""Report a run's epochs, from the catalog and the manifests."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 
 
-def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
+def epoch_rows(run: Run) -> list[dict[str, Any]]:
     """One dict per epoch of the run, oldest first; epoch -1 is the evaluation before any training.
 
     The columns of sql/analysis/epoch_report.sql, and from the manifests: `versions` (policy → the version that the epoch
     trained), `seconds` (stage → seconds; `evaluate` is the evaluation after the epoch,
     without its record, which is written from these rows).
     """
-    lake = Lake(settings.home)
-    rows = _ask(lake, "FROM epoch_report(p_run := $run) ORDER BY epoch", run=settings.run)
-    epochs = lake.manifests.epochs(settings.run)
+    rows = _ask(run.lake, "FROM epoch_report(p_run := $run) ORDER BY epoch", run=run.run)
+    epochs = run.lake.manifests.epochs(run.run)
     for row in rows:
         row["versions"], row["seconds"] = {}, {}
         for manifest in epochs:
@@ -34,10 +33,10 @@ def epoch_rows(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def policy_rows(settings: Settings, epoch: int | None = None) -> list[dict[str, Any]]:
+def policy_rows(run: Run, epoch: int | None = None) -> list[dict[str, Any]]:
     """One dict per epoch (or of one epoch) and policy of the run: rows of sql/views/policy_epochs.sql."""
     question = "FROM policy_epochs WHERE run = $run AND epoch = coalesce($epoch, epoch) ORDER BY epoch, policy"
-    return _ask(Lake(settings.home), question, run=settings.run, epoch=epoch)
+    return _ask(run.lake, question, run=run.run, epoch=epoch)
 
 
 def _ask(lake: Lake, question: str, **params: Any) -> list[dict[str, Any]]:

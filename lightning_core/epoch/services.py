@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_core.config import Settings
+from lightning_core.config import PolicySettings, VllmSettings
+from lightning_core.epoch.epoch import Run
 from lightning_core.gateway.handle import GatewayError, GatewayHandle
-from lightning_core.lake.manifest import LakeError, Manifests
+from lightning_core.lake.manifest import LakeError
 from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.sharing import serving, takes_turns
 from lightning_core.policies.sleep import Level, asleep
-from lightning_core.policies.store import BASE_VERSION, PolicyStore, StoreError
+from lightning_core.policies.store import BASE_VERSION
 from lightning_core.policies.supervisor import Supervisor
 from lightning_core.policies.vllm import START_TIMEOUT_S, VllmServer
 from lightning_core.policies.vllm_client import VllmError
@@ -45,16 +46,16 @@ class Services:
 
 
 @contextlib.contextmanager
-def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
+def running(run: Run, say: Say = logger.info) -> Iterator[Services]:
     """Server and vLLM, on the versions last deployed; a flow deploys those it wants. Leaves running what ran before."""
-    model = base_model(settings, say)
+    settings, model = run.settings, base_model(run, say)
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(gateway_running(settings, say))
+        server = stack.enter_context(gateway_running(run, say))
         fleet = []
         for replica in range(settings.vllm.replicas):
-            vllm = stack.enter_context(_others(settings, replica, say))
+            vllm = stack.enter_context(_others(run.home, replica, say))
             if vllm is None:
-                vllm = _left_behind(settings, model, replica, say) or _start_vllm(settings, model, replica, say)
+                vllm = _left_behind(run, model, replica, say) or _start_vllm(run, model, replica, say)
                 stack.callback(vllm.stop)
                 stack.callback(_let_calls_fail, server)
                 stack.enter_context(Supervisor(vllm, on_giving_up=lambda: _let_calls_fail(server)))
@@ -63,28 +64,28 @@ def running(settings: Settings, say: Say = logger.info) -> Iterator[Services]:
 
 
 @contextlib.contextmanager
-def resting(settings: Settings, services: Services) -> Iterator[None]:
+def vllm_asleep(run: Run, services: Services) -> Iterator[None]:
     """Round training: where it shares a card with vLLM, vLLM sleeps meanwhile."""
-    level: Level = 1 if any(policy.lora for policy in settings.policies) else 2
+    level: Level = 1 if any(policy.lora for policy in run.settings.policies) else 2
     with contextlib.ExitStack() as stack:
-        for vllm in services.fleet if takes_turns(settings) else ():
+        for vllm in services.fleet if takes_turns(run.settings) else ():
             stack.enter_context(vllm.exclusive())
             stack.enter_context(asleep(vllm, level))
         yield
 
 
 @contextlib.contextmanager
-def gateway_running(settings: Settings, say: Say = logger.info) -> Iterator[GatewayHandle]:
-    """The server alone: for work on what was collected, which samples nothing."""
+def gateway_running(run: Run, say: Say = logger.info) -> Iterator[GatewayHandle]:
+    """The gateway alone: for work on rollouts that are there, which samples nothing."""
     with contextlib.ExitStack() as stack:
-        owner = _owner(settings.home)
+        owner = _owner(run.home)
         ours = owner.claim()
         if ours:
             stack.callback(owner.release)
-        server = GatewayHandle.find(settings.home)
+        server = GatewayHandle.find(run.home)
         if server is None:
-            say("starting the server")
-            server = GatewayHandle.start(settings.home, settings.gateway, settings.home / "logs" / "gateway.log")
+            say("starting the gateway")
+            server = GatewayHandle.start(run.home, run.settings.gateway, run.home / "logs" / "gateway.log")
             stack.callback(server.stop)
         elif ours:
             stack.callback(end_group, server.pid, created(server.pid), 30)
@@ -103,18 +104,18 @@ def _let_calls_fail(server: GatewayHandle) -> None:
 
 
 @contextlib.contextmanager
-def _others(settings: Settings, replica: int, say: Say) -> Iterator[VllmServer | None]:
+def _others(home: Path, replica: int, say: Say) -> Iterator[VllmServer | None]:
     """The vLLM that a living process looks after, ready; None where none does: it is ours then, also what a killed one left."""
-    keeper, began = _owner(settings.home, f"vllm-{replica}-keeper"), time.monotonic()
+    keeper, began = _owner(home, f"vllm-{replica}-keeper"), time.monotonic()
     while not keeper.claim():
-        found = VllmServer.find(settings.home, replica)
+        found = VllmServer.find(home, replica)
         if found is not None:
             with found.exclusive():  # it is ready when its keeper lets go
                 pass
             if found.alive():
                 yield found
                 return
-        known = VllmServer.known(settings.home, replica) is not None
+        known = VllmServer.known(home, replica) is not None
         if time.monotonic() - began > (START_TIMEOUT_S if known else _UNKNOWN_S):
             yield None
             return
@@ -126,12 +127,12 @@ def _others(settings: Settings, replica: int, say: Say) -> Iterator[VllmServer |
         keeper.release()
 
 
-def _left_behind(settings: Settings, model: ModelFolder, replica: int, say: Say) -> VllmServer | None:
+def _left_behind(run: Run, model: ModelFolder, replica: int, say: Say) -> VllmServer | None:
     """What a killed flow left running, where it still is what these settings ask for."""
-    vllm = VllmServer.find(settings.home, replica)
+    vllm = VllmServer.find(run.home, replica)
     if vllm is None:
         return None
-    if not _is_as_started(vllm, settings, model):
+    if not _is_as_started(vllm, run, model):
         say("vLLM was left behind with other settings; starting it anew")
     elif not _answers(vllm):
         say("vLLM was left behind in the middle of something; starting it anew")
@@ -176,48 +177,30 @@ def _owner(home: Path, name: str = "owner") -> Owner:
     return Owner(home / "services" / f"{name}.json")
 
 
-def base_model(settings: Settings, say: Say = logger.info) -> ModelFolder:
+def base_model(run: Run, say: Say = logger.info) -> ModelFolder:
     """The weights that the policies begin with, on disk; every policy has its v0000 afterwards."""
-    model = resolve_model(settings.policies[0].model, settings.models, say)
-    for policy in settings.policies:
-        store = PolicyStore(settings.home, policy.name)
+    policies = run.settings.policies
+    model = resolve_model(policies[0].model, run.settings.models, say)
+    for policy in policies:
+        store = run.policies[policy.name]
         first = store.publish_base(model.path, policy.model, "lora" if policy.lora else "full")
         if store.current() is None:
             store.set_current(first)
     return model
 
 
-def versions(settings: Settings, epoch: int) -> dict[str, str]:
-    """Policy → the version that the run's own epochs before `epoch` came to; v0000 where there is none.
-
-    What is trained on is thereby the run's own lineage, whatever was deployed last.
-    """
-    found = {policy.name: BASE_VERSION for policy in settings.policies}
-    for manifest in Manifests(settings.home / "lake").epochs(settings.run, "train"):
-        if manifest.epoch < epoch:
-            found |= {name: version for name, version in manifest.ended_with.items() if name in found}
-    return found
-
-
-def require_versions(settings: Settings, wanted: dict[str, str], what: str) -> None:
-    """Raise StoreError where a version of `wanted` (policy → version) is not there, before `what` starts or forgets anything."""
-    for name, version in wanted.items():
-        if version != BASE_VERSION:  # which the first flow of a home publishes
-            try:
-                PolicyStore(settings.home, name).path(version)
-            except StoreError as error:
-                raise StoreError(f"{what}: {error}") from error
-
-
-def _start_vllm(settings: Settings, model: ModelFolder, replica: int, say: Say) -> VllmServer:
+def _start_vllm(run: Run, model: ModelFolder, replica: int, say: Say) -> VllmServer:
     """vLLM on the current full weights, or on the base model where the policies are adapters."""
-    first, (rank, slots) = settings.policies[0], _adapters(settings)
-    folder, version = (model.path, BASE_VERSION) if rank is not None else _current(settings)
+    settings, first = run.settings, run.settings.policies[0]
+    rank, slots = _adapters(settings.policies, settings.vllm)
+    store = run.policies[first.name]
+    version = BASE_VERSION if rank is not None else store.current() or BASE_VERSION
+    folder = model.path if rank is not None else store.checked(version)
     return VllmServer.start(
         serving(settings),
         folder,
         first.name,
-        home=settings.home,
+        home=run.home,
         lora_rank=rank,
         lora_slots=slots,
         version=version,
@@ -226,9 +209,10 @@ def _start_vllm(settings: Settings, model: ModelFolder, replica: int, say: Say) 
     )
 
 
-def _is_as_started(vllm: VllmServer, settings: Settings, model: ModelFolder) -> bool:
+def _is_as_started(vllm: VllmServer, run: Run, model: ModelFolder) -> bool:
     """Whether `_start_vllm` would start it so. Full weights of a policy of this home have one base, whatever the version."""
-    first, (rank, slots) = settings.policies[0], _adapters(settings)
+    settings, first = run.settings, run.settings.policies[0]
+    rank, slots = _adapters(settings.policies, settings.vllm)
     if rank is not None and vllm.state.weights != str(model.path):
         return False
     if vllm.state.device != settings.vllm.device(vllm.state.replica):
@@ -237,14 +221,8 @@ def _is_as_started(vllm: VllmServer, settings: Settings, model: ModelFolder) -> 
     return without_weights(vllm.state.command) == without_weights(wanted)
 
 
-def _adapters(settings: Settings) -> tuple[int | None, int]:
+def _adapters(policies: list[PolicySettings], vllm: VllmSettings) -> tuple[int | None, int]:
     """The highest rank of the policies' adapters, None for full weights, and how many are loaded at one time."""
-    ranks = [p.lora.rank for p in settings.policies if p.lora is not None]
+    ranks = [p.lora.rank for p in policies if p.lora is not None]
     # A version and the one before it, and room for a next.
-    return max(ranks, default=None), settings.vllm.lora_slots or 2 * len(ranks) + 1
-
-
-def _current(settings: Settings) -> tuple[Path, str]:
-    store = PolicyStore(settings.home, settings.policies[0].name)
-    version = store.current() or BASE_VERSION
-    return store.checked(version), version
+    return max(ranks, default=None), vllm.lora_slots or 2 * len(ranks) + 1

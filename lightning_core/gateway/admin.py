@@ -52,15 +52,15 @@ class Admin:
         found = self.stats.peek(parts["rollout_id"], parts["attempt_id"])
         return await json_response(found).send(send)
 
-    async def begin_collection(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """`{"name", "collection"}`: claims of this collection are granted, those of others of that name no more."""
-        name, collection = await self._texts(scope, receive, "name", "collection")
-        self.claims.begin(name, collection)
+    async def begin_round(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """`{"name", "round"}`: claims of this round are granted, those of others of that name no more."""
+        name, round_id = await self._texts(scope, receive, "name", "round")
+        self.claims.begin(name, round_id)
         return await json_response({}).send(send)
 
     async def claim(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """`{"name", "collection", "rollout_id"}`: `{"granted": …}`, whether the rollout may be begun."""
-        asked = await self._texts(scope, receive, "name", "collection", "rollout_id")
+        """`{"name", "round", "rollout_id"}`: `{"granted": …}`, whether the rollout may be begun."""
+        asked = await self._texts(scope, receive, "name", "round", "rollout_id")
         return await json_response({"granted": self.claims.grant(*asked)}).send(send)
 
     async def _texts(self, scope: Scope, receive: Receive, *keys: str) -> list[str]:

@@ -129,7 +129,7 @@ def make_app(
     app.add("/admin/routes", "GET", "routes", admin.get_routes)
     app.add("/admin/routes", "PUT", "routes", admin.put_routes)
     app.add("/admin/attempts/{rollout_id}/{attempt_id}", "GET", "attempt", admin.attempt)
-    app.add("/admin/collections", "POST", "collections", admin.begin_collection)
+    app.add("/admin/rounds", "POST", "rounds", admin.begin_round)
     app.add("/admin/claims", "POST", "claims", admin.claim)
     app.add("/health", "GET", "health", admin.health)
     app.add("/metrics", "GET", "metrics", admin.metrics)

@@ -129,13 +129,13 @@ class GatewayHandle:
         # Messages of protobuf one after another are one message, with the resources of all.
         post_request(self.url, {"Authorization": f"Bearer {self._secret}"}, b"".join(bodies))
 
-    def begin_collection(self, name: str, collection: str) -> None:
-        """Only this collection of that name is granted claims from now on; see lightning_core.gateway.claims."""
-        self._ask("POST", "/admin/collections", {"name": name, "collection": collection})
+    def begin_round(self, name: str, round_id: str) -> None:
+        """Grant claims of this round of that name alone from now on; see lightning_core.gateway.claims."""
+        self._ask("POST", "/admin/rounds", {"name": name, "round": round_id})
 
-    def claim(self, name: str, collection: str, rollout_id: str) -> bool:
-        """Whether this rollout may be begun: nobody did in this collection, and no flow began another since."""
-        asked = {"name": name, "collection": collection, "rollout_id": rollout_id}
+    def claim(self, name: str, round_id: str, rollout_id: str) -> bool:
+        """Whether this rollout may be begun: nobody did in this round, and no flow began another since."""
+        asked = {"name": name, "round": round_id, "rollout_id": rollout_id}
         return cast(bool, self._ask("POST", "/admin/claims", asked)["granted"])
 
     def _ask(self, method: str, path: str, body: Any = None, timeout_s: float = 30) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def _remedy(root: Path | str, error: duckdb.Error) -> str:
 
 
 def _of_another_version(root: Path | str, error: duckdb.Error) -> str:
-    renewed = "`lightning-flows lake publish`" if isinstance(root, str) else "`lightning-flows lake ingest`"
+    renewed = "`lightning-flows lake publish`" if isinstance(root, str) else "`lightning-flows ingest`"
     return f"{root}: the catalog is another version's ({_one_line(error)}); {renewed} renews it"
 
 

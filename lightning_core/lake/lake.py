@@ -67,7 +67,7 @@ class Lake:
             if redaction is None and manifest.redaction is not None:
                 raise LakeError(
                     f"{self.root.parent}: spans of this lake are redacted; give the settings with their rules "
-                    "(`lightning-flows lake ingest --settings FILE`), so that none is stored as it came"
+                    "(`lightning-flows ingest --settings FILE`), so that none is stored as it came"
                 )
             compact.sweep(self, manifest)
             start = manifest.decoded_offset

@@ -13,13 +13,15 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
 from lightning_core.lake import schema
 
 Mode = Literal["train", "evaluate"]
+# Stages as manifests called them until November 2026.
+_FORMER_STAGES = {"collect": "rollouts", "grade": "rewards", "derive": "sequences"}
 
 
 class LakeError(LightningError):
@@ -100,8 +102,8 @@ class DerivedTable(_Manifest):
 class ComputedPattern(_Manifest):
     """An `agent_match` that was computed when the epoch began."""
 
-    setting: str  # what the settings said
-    pattern: str  # what it came to
+    setting: str  # as it is in the settings
+    pattern: str  # the regex that it gave
 
 
 class Source(_Manifest):
@@ -147,6 +149,11 @@ class EpochManifest(_Manifest):
     tables: dict[str, DerivedTable] = {}
     stages: dict[str, Stage] = {}
 
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _of_today(cls, stages: dict[str, Any]) -> dict[str, Any]:
+        return {_FORMER_STAGES.get(name, name): stage for name, stage in stages.items()}
+
     @property
     def span_range(self) -> tuple[int, int | None]:
         """Where in the spool the epoch's spans lie: [opened, sealed); open-ended while it is not sealed."""
@@ -180,6 +187,11 @@ class EpochManifest(_Manifest):
             if "skipped" not in output
             and (sequences is None or output.get("sequences", sequences.digest) == sequences.digest)
         }
+
+    @property
+    def outputs(self) -> dict[str, dict[str, Any]]:
+        """What each stage that is done returned, by its name."""
+        return {name: stage.output for name, stage in self.stages.items()}
 
     @property
     def recorded(self) -> bool:

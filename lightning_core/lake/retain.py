@@ -143,7 +143,7 @@ def _plan(lake: Lake, older_than_days: float | None, runs: Sequence[str]) -> Lea
 
 def _finished(epoch: EpochManifest) -> bool:
     """Whether an epoch has its tables, so that its spans are not needed to go on."""
-    return epoch.sealed_offset is not None and "derive" in epoch.stages
+    return epoch.sealed_offset is not None and "sequences" in epoch.stages
 
 
 def _absolute(lake: Lake, file: SpanFile) -> str:

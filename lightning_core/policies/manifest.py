@@ -82,8 +82,8 @@ def read_manifest(folder: Path, policy: str) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(file.read_bytes())
     except (ValidationError, OSError) as error:
-        told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise StoreError(f"{file}: not a manifest ({told}); {_remedy(folder)}") from None
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise StoreError(f"{file}: not a manifest ({problem}); {_remedy(folder)}") from None
     lie = _lie(manifest, policy, folder.name)
     if lie:
         raise StoreError(f"{file}: {lie}; {_remedy(folder)}")

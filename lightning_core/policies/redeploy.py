@@ -101,12 +101,12 @@ def hot_swap(
             done.paused_s = time.monotonic() - paused
             with done.step("check"):
                 after = client.logprobs(vllm.state.served_name, tokens)
-                told = agreement(after, probe, vllm.dtype)
+                agrees = agreement(after, probe, vllm.dtype)
             vllm.serves(weights_path, version)
         except BaseException as error:  # noqa: BLE001 - an interrupt too must not leave vLLM paused, or between versions
             former = Former(former_path, former_version, Probe(token_ids=tokens, logprobs=before))
             _restore(vllm, client, former, version, error, before_resume)
-    done.changed, done.verified = after != before, f"{equal} tensors as in the files; {told}"
+    done.changed, done.verified = after != before, f"{equal} tensors as in the files; {agrees}"
     if not done.changed:
         log.warning("%s answers the check prompt exactly as %s did; were the weights trained?", version, former_version)
     return done
@@ -208,9 +208,9 @@ def _load(client: VllmClient, weights: Path, version: str, done: Redeployed | No
         client.reset_prefix_cache()
     with done.step("version"):
         client.set_version(version)
-        said = client.version()
-    if said != version:
-        raise VllmError(f"vLLM says it serves {said!r} after it was told {version!r}")
+        serves = client.version()
+    if serves != version:
+        raise VllmError(f"vLLM says it serves {serves!r} after it was given {version!r}")
     return equal
 
 
@@ -256,4 +256,4 @@ def _announce(before_resume: Callable[[str], None], version: str) -> None:
     try:
         before_resume(version)
     except Exception as error:  # noqa: BLE001 - whatever the caller's gateway raises
-        log.warning("the gateway was not told that %s serves again: %s", version, error)
+        log.warning("the gateway does not know that %s serves again: %s", version, error)

@@ -1,7 +1,7 @@
 """The disk that a run will take, from its settings and its model, and what a home takes.
 
 Weights and AdamW's two moments are float32: a version is 4 bytes a trained parameter, an optimizer state 8. What is kept of
-versions: garbage.py; of optimizer states: the two newest of each policy (training/state.py).
+versions: prune.py; of optimizer states: the two newest of each policy (training/state.py).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def estimate(settings: Settings, held_out: int = 0) -> Estimate | None:
 
     `held_out`: number of held-out tasks, where `evaluation.limit` does not bound it. Reads headers of weights only.
     """
-    folder = model_folder(settings)
+    folder = model_folder(settings.policies[0].model, settings.models)
     sizes = [_parameters(policy, folder) for policy in settings.policies]
     base = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else 4 * (sizes[0] or 0)
     versions = optimizer = 0.0
@@ -70,7 +70,7 @@ def estimate(settings: Settings, held_out: int = 0) -> Estimate | None:
         if size is None:
             return None
         trained = sum(policy.trains_in(epoch) for epoch in range(settings.epochs))
-        versions += _VERSION * size * _kept(settings, trained)
+        versions += _VERSION * size * _kept(settings.store.keep_every, trained, settings.evaluates)
         optimizer += _MOMENTS * size * min(2, trained)
         checkpoint = _VERSION + _MOMENTS if policy.training.checkpoint_seconds is not None else 0
         meanwhile.append(size * max(_VERSION + _MOMENTS + checkpoint, 2 * checkpoint) * min(1, trained))
@@ -128,11 +128,10 @@ def _listed(parts: dict[str, float] | dict[str, int]) -> str:
     return ", ".join(f"{name} {gb(size)}" for name, size in parts.items() if size >= 5e5) or "nothing"
 
 
-def _kept(settings: Settings, trained: int) -> int:
+def _kept(every: int | None, trained: int, evaluated: bool) -> int:
     """Versions that stay of so many: every k-th, the newest with its parent, and the best."""
-    every = settings.store.keep_every
     numbers = {n for n in range(1, trained + 1) if every and n % every == 0}
-    return min(trained, len(numbers | {trained, trained - 1}) + settings.evaluates)
+    return min(trained, len(numbers | {trained, trained - 1}) + evaluated)
 
 
 def _parameters(policy: PolicySettings, folder: Path | None) -> int | None:
@@ -165,9 +164,9 @@ def _rollouts(settings: Settings, held_out: int) -> int:
     return trained + evaluations * (evaluation.limit or held_out) * evaluation.rollouts_per_task
 
 
-def model_folder(settings: Settings) -> Path | None:
+def model_folder(model: str, models: Path | None) -> Path | None:
     """Where the weights are that the policies begin with; None where they have to be fetched."""
-    files = config_files(settings.policies[0].model, settings.models)
+    files = config_files(model, models)
     return next((file.parent for file in files if file.is_file()), None)
 
 

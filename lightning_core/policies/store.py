@@ -1,7 +1,7 @@
 """Versions of a policy on disk: `policies/<name>/v0000/`, `v0001/`, …
 
 Invariant: a folder called `vNNNN` is complete and its weights never change. It comes into being by one rename, after its
-files and its `manifest.json` are on disk, and goes by one (garbage.py). `v0000` is the base: hard links to the model
+files and its `manifest.json` are on disk, and goes by one (prune.py). `v0000` is the base: hard links to the model
 folder, or, for LoRA, a manifest alone ("no adapter"). `current` (served) and `best` (highest share of held-out tasks
 right) are small files that name a version, `pinned` one that names several, `removed.json` (removed.py) those that are
 gone; they are swapped by rename.
@@ -136,8 +136,8 @@ class PolicyStore:
 
     def _evaluations(self) -> dict[str, Evaluation]:
         """The latest of each version that has one, oldest version first."""
-        told = {version: self.manifest(version).evaluation for version in self.versions()}
-        return {version: evaluation for version, evaluation in told.items() if evaluation is not None}
+        found = {version: self.manifest(version).evaluation for version in self.versions()}
+        return {version: evaluation for version, evaluation in found.items() if evaluation is not None}
 
     def pinned(self) -> list[str]:
         """Versions that are never removed, whatever else holds."""
@@ -314,7 +314,7 @@ def full_disk(policy: str, version: str, folder: Path) -> str:
     """The message of a disk that filled up while a version was written."""
     return (
         f"policy {policy}: {version} was not published, the disk of {folder} is full; free some "
-        "(`lightning-flows policies collect` removes versions nothing needs) and run the same command again"
+        "(`lightning-flows policies prune` removes versions nothing needs) and run the same command again"
     )
 
 

@@ -5,7 +5,7 @@ It looks at what was recorded, so a run that was stopped stays stopped when it i
 
 from __future__ import annotations
 
-from lightning_core.config import Settings
+from lightning_core.config import AlarmSettings
 from lightning_core.errors import LightningError
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
@@ -15,22 +15,20 @@ class Collapse(LightningError):
     """A run that the alarm stopped. The message says which limit was passed, and which version is kept."""
 
 
-def alarms(settings: Settings, epochs: int) -> list[str]:
+def alarms(lake: Lake, run: str, limits: AlarmSettings, epochs: int) -> list[str]:
     """Which limits the run has passed after `epochs` epochs: by the last one's training, and by the evaluation after it."""
-    limits = settings.alarm
     if not limits.on:
         return []
-    lake = Lake(settings.home)
     lake.rebuild_catalog()
     with catalog.connect(lake.root) as con:
         trained = con.execute(
             "SELECT policy, signal, value FROM signals "
             "WHERE run = ? AND mode = 'train' AND epoch = ? AND signal IN ('entropy', 'kl') ORDER BY ALL",
-            [settings.run, epochs - 1],
+            [run, epochs - 1],
         ).fetchall()
         evaluated = con.execute(
             "SELECT epoch, value FROM signals WHERE run = ? AND mode = 'evaluate' AND epoch <= ? AND signal = 'held_out_reward'",
-            [settings.run, epochs],
+            [run, epochs],
         ).fetchall()
     found = []
     for policy, signal, value in trained:

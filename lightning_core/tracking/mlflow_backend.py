@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_core.config import Settings
+from lightning_core.config import Settings, TrackingSettings
 from lightning_core.files import write_atomic
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import PolicyStore
@@ -28,18 +28,18 @@ the policy acted, `mean_reward` over all.
 """
 
 
-def tracking_uri(settings: Settings) -> str:
+def tracking_uri(tracking: TrackingSettings, home: Path) -> str:
     """Where MLflow keeps its record: the settings' address, or a SQLite file in `home`."""
-    return settings.tracking.mlflow_uri or f"sqlite:///{(settings.home / 'mlflow.db').resolve()}"
+    return tracking.mlflow_uri or f"sqlite:///{(home / 'mlflow.db').resolve()}"
 
 
-def is_tracked(settings: Settings) -> bool:
+def is_tracked(tracking: TrackingSettings, home: Path, run: str) -> bool:
     """Whether the run has an MLflow run already; without importing MLflow."""
-    return "mlflow" in settings.tracking.backends and _kept(settings).is_file()
+    return "mlflow" in tracking.backends and _kept(home, run).is_file()
 
 
-def _kept(settings: Settings) -> Path:
-    return settings.home / "training" / settings.run / "mlflow_run_id"
+def _kept(home: Path, run: str) -> Path:
+    return home / "training" / run / "mlflow_run_id"
 
 
 class MlflowRun:
@@ -47,8 +47,8 @@ class MlflowRun:
 
     def __init__(self, settings: Settings, began: float | None = None) -> None:
         self._settings = settings
-        self._client = registry.connect(tracking_uri(settings))
-        self._kept = _kept(settings)
+        self._client = registry.connect(tracking_uri(settings.tracking, settings.home))
+        self._kept = _kept(settings.home, settings.run)
         self.run_id = self._find() or self._create(began or time.time())
 
     def tag(self, **tags: str) -> None:
@@ -64,7 +64,7 @@ class MlflowRun:
         entries = [Metric(name, float(value), now, epoch) for name, value in sorted(values.items())]
         self._client.log_batch(self.run_id, metrics=entries)
 
-    def tell(self, epoch: EpochManifest, signals: list[Signal]) -> None:
+    def send(self, epoch: EpochManifest, signals: list[Signal]) -> None:
         """Signals as metrics `policy/signal`; seconds of an evaluation would stand for those of the epoch."""
         self.metrics(
             {
@@ -108,7 +108,7 @@ class MlflowRun:
 
     def link(self) -> str:
         """Markdown that leads to the run: by the tracking server's address, else by that of the stack's MLflow UI."""
-        uri, run = tracking_uri(self._settings), self._client.get_run(self.run_id).info
+        uri, run = tracking_uri(self._settings.tracking, self._settings.home), self._client.get_run(self.run_id).info
         shown = ""
         if not uri.startswith(("http://", "https://")):
             shown = f" (while `lightning-flows up` runs, or `mlflow ui --backend-store-uri {uri}`)"

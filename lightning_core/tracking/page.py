@@ -56,20 +56,20 @@ def repeats(rows: list[dict[str, Any]]) -> bool:
 
 
 def _newest(row: Mapping[str, Any]) -> str:
-    told = ["before training" if row["epoch"] < 0 else f"epoch {row['epoch']}"]
+    line = ["before training" if row["epoch"] < 0 else f"epoch {row['epoch']}"]
     if row.get("mean_reward") is not None:
         parts = {"fresh tasks": row["reward_fresh"], "repeated ones": row["reward_repeated"]}
         apart = "" if None in parts.values() else ", ".join(f"{reward:.3f} of {of}" for of, reward in parts.items())
-        told.append(f"mean reward {row['mean_reward']:.3f}" + (f" ({apart})" if apart else ""))
-        told.append(
+        line.append(f"mean reward {row['mean_reward']:.3f}" + (f" ({apart})" if apart else ""))
+        line.append(
             f"{row['rollouts']:,} rollouts"
             + (f" ({row['failed_rollouts']:,} failed)" if row["failed_rollouts"] else "")
         )
-        told.append(f"{row['trained_calls'] or 0:,} of {row['calls'] or 0:,} calls trained")
+        line.append(f"{row['trained_calls'] or 0:,} of {row['calls'] or 0:,} calls trained")
     if row.get("held_out_right") is not None:
-        told.append(f"{row['held_out_right']:.1%} right on {row['held_out_tasks']:,} held-out tasks")
-    told += [f"{policy} {version}" for policy, version in row["versions"].items()]
-    return "**" + ", ".join(told) + "**"
+        line.append(f"{row['held_out_right']:.1%} right on {row['held_out_tasks']:,} held-out tasks")
+    line += [f"{policy} {version}" for policy, version in row["versions"].items()]
+    return "**" + ", ".join(line) + "**"
 
 
 def _table(signals: Mapping[str, Points]) -> str:
@@ -77,8 +77,8 @@ def _table(signals: Mapping[str, Points]) -> str:
     for name in sorted(signals, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)):
         points = signals[name]
         values = [value for _, value in points]
-        told = " | ".join(f"{value:.4g}" for value in (values[0], values[-1], min(values), max(values)))
-        lines.append(f"| {name} | {points[0][0]}–{points[-1][0]} | {curve(values)} | {told} |")
+        line = " | ".join(f"{value:.4g}" for value in (values[0], values[-1], min(values), max(values)))
+        lines.append(f"| {name} | {points[0][0]}–{points[-1][0]} | {curve(values)} | {line} |")
     return "\n".join(lines)
 
 

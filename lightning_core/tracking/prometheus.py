@@ -37,7 +37,7 @@ class PrometheusFile:
     def __init__(self, home: Path) -> None:
         self._folder = folder(home)
 
-    def tell(self, epoch: EpochManifest, signals: list[Signal]) -> None:
+    def send(self, epoch: EpochManifest, signals: list[Signal]) -> None:
         rows = [{"policy": s.policy or "", "signal": s.name, "value": s.value} for s in signals]
         rows.append({"policy": "", "signal": "epoch", "value": epoch.epoch})
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -55,18 +55,18 @@ class SignalFiles(Collector):
         families: dict[str, GaugeMetricFamily] = {}
         for path in sorted(self._folder.glob("*.json")):
             try:
-                told = json.loads(path.read_bytes())
+                kept = json.loads(path.read_bytes())
             except (OSError, ValueError) as error:
                 logger.warning("%s: left out of /metrics: %s", path, error)
                 continue
-            for row in told["signals"]:
-                self._add(families, told, row)
+            for row in kept["signals"]:
+                self._add(families, kept, row)
         yield from families.values()
 
     @staticmethod
-    def _add(families: dict[str, GaugeMetricFamily], told: dict[str, Any], row: dict[str, Any]) -> None:
+    def _add(families: dict[str, GaugeMetricFamily], kept: dict[str, Any], row: dict[str, Any]) -> None:
         signal, _, of = row["signal"].partition("/")
-        name = re.sub(r"\W", "_", f"lightning_{told['mode']}_{signal}")
+        name = re.sub(r"\W", "_", f"lightning_{kept['mode']}_{signal}")
         if name not in families:
-            families[name] = GaugeMetricFamily(name, f"{signal} of the newest {told['mode']} epoch", labels=_LABELS)
-        families[name].add_metric([told["run"], row["policy"], of], row["value"])
+            families[name] = GaugeMetricFamily(name, f"{signal} of the newest {kept['mode']} epoch", labels=_LABELS)
+        families[name].add_metric([kept["run"], row["policy"], of], row["value"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from lightning_core.policies.garbage import Collected, collect
+from lightning_core.policies.prune import Pruned, prune
 from lightning_core.policies.removed import removals
 from lightning_core.policies.store import PolicyStore, StoreError
 from lightning_core.tracking import registry
@@ -17,15 +17,15 @@ class RegistryAway(StoreError):
     """MLflow's registry cannot be asked, so it is unknown which versions have a name there."""
 
 
-def prune(
+def prune_everywhere(
     home: Path, policy: str, keep_every: int | None, *, by: str, tracking: str | None, dry_run: bool = False
-) -> Collected:
+) -> Pruned:
     """Remove versions of `policy` that neither a run nor the registry at `tracking` (None: there is none) needs.
 
-    Raises StoreError or LakeError as garbage.collect does, and RegistryAway; nothing was removed then.
+    Raises StoreError or LakeError as policies.prune does, and RegistryAway; nothing was removed then.
     """
     if tracking is None:
-        return collect(home, policy, keep_every, dry_run, by=by)
+        return prune(home, policy, keep_every, dry_run, by=by)
     client = registry.connect(tracking)
     from mlflow.exceptions import MlflowException
 
@@ -33,7 +33,7 @@ def prune(
         named = registry.named(client, policy)
     except MlflowException as error:
         raise RegistryAway(f"policy {policy}: no version is removed, {tracking} cannot be asked: {error}") from error
-    done = collect(home, policy, keep_every, dry_run, by=by, named=named)
+    done = prune(home, policy, keep_every, dry_run, by=by, named=named)
     if not dry_run:
         gone = removals(PolicyStore(home, policy).folder)
         try:

@@ -186,13 +186,13 @@ def _find(client: Any, name: str, version: str, digest: str | None = None) -> An
 
 def _tags(manifest: Manifest) -> dict[str, str]:
     """The lineage, as tags of a model version."""
-    told = manifest.model_dump(
+    facts = manifest.model_dump(
         include={
             "policy", "version", "parent", "run", "epoch", "kind", "base_model", "settings_digest", "sequences",
             "sequences_digest",
         }
     )  # fmt: skip
-    return {key: str(value) for key, value in told.items() if value is not None} | {"digest": manifest.digest}
+    return {key: str(value) for key, value in facts.items() if value is not None} | {"digest": manifest.digest}
 
 
 def _local(uri: str) -> Path | None:

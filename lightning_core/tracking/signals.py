@@ -1,4 +1,4 @@
-"""The signals of an epoch, and who is told: any number of backends of one small interface.
+"""The signals of an epoch, and who gets them: any number of backends of one small interface.
 
 What a signal is, is SQL: sql/views/signals.sql, which analysts ask too. A backend gets an epoch's signals once, after
 the epoch or evaluation has come to its end; to add one, write a class with `tell` and name it in `backends`.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from lightning_core.config import Settings
+from lightning_core.config import TrackingSettings
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -28,9 +29,9 @@ class Signal:
 
 
 class Backend(Protocol):
-    """Someone who is told the signals of each epoch. Told twice, the second time counts."""
+    """What gets the signals of each epoch. Sent twice, the second time counts."""
 
-    def tell(self, epoch: EpochManifest, signals: list[Signal]) -> None: ...
+    def send(self, epoch: EpochManifest, signals: list[Signal]) -> None: ...
 
 
 def epoch_signals(lake: Lake, epoch: EpochManifest) -> list[Signal]:
@@ -44,13 +45,13 @@ def epoch_signals(lake: Lake, epoch: EpochManifest) -> list[Signal]:
         return [Signal(*row) for row in rows.fetchall()]
 
 
-def backends(settings: Settings, say: Callable[[str], None] | None = None) -> list[Backend]:
+def backends(tracking: TrackingSettings, home: Path, say: Callable[[str], None] | None = None) -> list[Backend]:
     """The backends of `tracking.backends` that need no session of their own (MLflow's is its run: mlflow_backend)."""
     found: list[Backend] = []
-    if "console" in settings.tracking.backends:
+    if "console" in tracking.backends:
         found.append(Console(say or logging.getLogger(__name__).info))
-    if "prometheus" in settings.tracking.backends:
-        found.append(PrometheusFile(settings.home))
+    if "prometheus" in tracking.backends:
+        found.append(PrometheusFile(home))
     return found
 
 
@@ -62,10 +63,10 @@ class Console:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
 
-    def tell(self, epoch: EpochManifest, signals: list[Signal]) -> None:
+    def send(self, epoch: EpochManifest, signals: list[Signal]) -> None:
         signals = [s for s in signals if s.name not in self._LEFT_OUT and not s.name.startswith("seconds/")]
         for policy in sorted({s.policy for s in signals}, key=lambda name: name or ""):
-            told = [s for s in signals if s.policy == policy]
-            if told:
-                values = ", ".join(f"{s.name} {s.value:.4g}" for s in told)
+            shown = [s for s in signals if s.policy == policy]
+            if shown:
+                values = ", ".join(f"{s.name} {s.value:.4g}" for s in shown)
                 self._say(f"{epoch.mode} {epoch.epoch}{f', {policy}' if policy else ''}: {values}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.prefect_api import prefect_api
 
@@ -38,7 +39,7 @@ def main(home: Path, model: Path) -> None:
         from lightning_core.epoch.services import running
         from lightning_flows.flows.train_agents import train_agents
 
-        with running(settings(home, model, "two_algorithms")):
+        with running(Run(settings(home, model, "two_algorithms"))):
             for example in RUNS:
                 train_agents(settings(home, model, example))
 

@@ -19,11 +19,11 @@ import duckdb
 import psutil
 
 from lightning_core.epoch.derive import derive
-from lightning_core.lake.lake import Lake
+from lightning_core.epoch.epoch import Run
+from lightning_core.epoch.training import train_version
 from lightning_core.lake.manifest import EpochManifest, Manifests
 from lightning_core.policies.store import PolicyStore
 from lightning_core.settings_file import load_settings
-from lightning_core.training.epoch import train_version
 from tests.gateway_rig import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -195,12 +195,13 @@ def undisturbed(epoch: Epoch, folder: Path) -> str:
         shutil.copytree(epoch.home / part, folder / part)
     (folder / "lake/manifests").mkdir()
     shutil.copy(epoch.home / "lake/manifests/spans.json", folder / "lake/manifests/spans.json")
-    lake, manifest = Lake(folder), epoch.manifest
+    manifest = epoch.manifest
     assert manifest is not None
     manifest.tables.clear()
-    derive(lake, manifest, settings, "undisturbed")
+    copied = Run(settings).at(manifest)
+    derive(copied, "undisturbed")
     policy = settings.policies[0]
-    output = train_version(lake, settings, policy, manifest, Path(policy.model), lambda _: None)
+    output = train_version(copied, policy, Path(policy.model), lambda _: None)
     return weights(PolicyStore(folder, "policy"), output["version"])
 
 

@@ -12,6 +12,7 @@ import sys
 from prefect import flow
 
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.lake import lake as lake_module
 from lightning_core.lake.lake import Lake
 from lightning_flows.tasks import derive
@@ -22,10 +23,10 @@ from lightning_flows.tasks.ingest import ingest_spans
 def derived(settings: Settings) -> None:
     lake = Lake(settings.home)
     epoch = lake.open_epoch("run", 0, "train", {"policy": "v0000"})
-    epoch.sealed_offset = ingest_spans(settings)
+    epoch.sealed_offset = ingest_spans(Run(settings))
     with lake.connect() as con:
         epoch.planned = [name for (name,) in con.execute("SELECT DISTINCT rollout_id FROM spans ORDER BY 1").fetchall()]
-    derive.derive_tables(settings, epoch)
+    derive.derive_tables(Epoch(settings, epoch))
     found = {table: made.digest for table, made in epoch.tables.items()}
     for file in lake.manifests.spans().files:
         found[file.path] = hashlib.sha256((lake.root / file.path).read_bytes()).hexdigest()

@@ -56,7 +56,7 @@ def test_a_worker_killed_in_mid_epoch_costs_no_finished_rollout(
     assert epoch.end_at(kills.rolling_out, worker) == 0, epoch.log.read_text()[-5000:]
     assert "rollouts are begun again" in epoch.log.read_text()
     assert epoch.rollouts_that_ran_twice() == []
-    assert epoch.manifest is not None and epoch.manifest.stages["collect"].output["unfinished"] == 0
+    assert epoch.manifest is not None and epoch.manifest.stages["rollouts"].output["unfinished"] == 0
     triplets, different = kills.triplets(epoch)
     assert triplets == different > 0
     assert "record" in epoch.manifest.stages
@@ -103,7 +103,7 @@ def test_an_epoch_on_a_cluster_that_runs_already_leaves_it_running(
         epoch = Epoch(settings, tmp_path / "home", environment, program="tests.e2e.without_vllm")
         epoch.finish()
         assert is_there()
-    assert epoch.manifest is not None and epoch.manifest.stages["collect"].output["statuses"] == {"ok": 16}
+    assert epoch.manifest is not None and epoch.manifest.stages["rollouts"].output["statuses"] == {"ok": 16}
     triplets, different = kills.triplets(epoch)
     assert triplets == different > 0
     said = "".join(log.read_text() for log in tmp_path.glob("*.log"))  # Ray's workers to the flow, Dask's by themselves

@@ -56,7 +56,7 @@ def check(epoch: Epoch, folder: Path) -> None:
     store = PolicyStore(epoch.home, "policy")
     assert kills.mentioning(epoch.home) == [], "what a killed flow left running was taken over, and stopped"
     assert epoch.rollouts_that_ran_twice() == []
-    assert epoch.manifest is not None and epoch.manifest.stages["collect"].output["unfinished"] == 0
+    assert epoch.manifest is not None and epoch.manifest.stages["rollouts"].output["unfinished"] == 0
     trained, different = kills.triplets(epoch)
     assert trained == different > 0
     assert store.versions() == ["v0000", "v0001"]
@@ -68,7 +68,7 @@ def test_killed_where_no_vllm_is_needed_an_epoch_comes_to_the_same_policy(
 ) -> None:
     epoch = new_epoch(tmp_path, environment, program="tests.e2e.without_vllm")
     epoch.end_at(kills.rolling_out, kills.flow)
-    epoch.end_at(kills.after("collect"), kills.tree)  # it grades
+    epoch.end_at(kills.after("rollouts"), kills.tree)  # it grades
     assert epoch.end_at(kills.a_step_is_done, kills.trainer) != 0
     epoch.finish()
     check(epoch, tmp_path)
@@ -123,10 +123,12 @@ def test_an_epoch_that_an_earlier_commit_began_goes_on_and_rolls_out_nothing_twi
     make_tiny_llama(tmp_path / "tiny-llama")
     epoch = Epoch(tmp_path / "settings.yaml", home, environment, program="tests.e2e.without_vllm", folder=tmp_path)
     epoch.finish()
-    assert epoch.manifest is not None and {name: epoch.manifest.stages[name].key for name in keys} == keys
+    assert epoch.manifest is not None
+    stages = epoch.manifest.stages
+    assert {"collect": stages["rollouts"].key, "grade": stages["rewards"].key} == keys, "under the names of that commit"
     assert epoch.rollouts_that_ran_twice() == []
     assert epoch.attempts() == 8, "the others had ended before"
-    assert epoch.manifest.stages["collect"].output["unfinished"] == 0
+    assert epoch.manifest.stages["rollouts"].output["unfinished"] == 0
 
 
 MOMENTS = [
@@ -135,8 +137,8 @@ MOMENTS = [
     (kills.rolling_out, kills.server),
     (kills.rolling_out, kills.vllm_then_flow),
     (kills.rolling_out, kills.tree),
-    (kills.after("collect"), kills.flow),  # it grades
-    (kills.after("grade"), kills.tree),  # it derives
+    (kills.after("rollouts"), kills.flow),  # it grades
+    (kills.after("rewards"), kills.tree),  # it derives
     (kills.trainer_is_there, kills.trainer),
     (kills.trainer_is_there, kills.flow),
     (kills.a_step_is_done, kills.flow),

@@ -13,6 +13,7 @@ import pytest
 
 from lightning_core import names
 from lightning_core.client import SpanData, new_span_id, new_trace_id, post_spans
+from lightning_core.epoch.epoch import Run
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
@@ -55,7 +56,7 @@ def run() -> None:
 def test_an_epoch_is_trained_on_what_production_agents_sent_and_once_only(tmp_path: Path) -> None:
     file = write_settings(tmp_path, evaluation={"every": 0}, reward={})
     settings = load_settings(file, {})
-    with without_vllm.running(settings, lambda _: None) as services:
+    with without_vllm.running(Run(settings), lambda _: None) as services:
         for number in range(8):
             converse(services.gateway, f"prod-{number}", ticket=f"t{number % 2}", reward=number / 8)
         converse(services.gateway, "without-reward", ticket="t1", reward=None)
@@ -64,7 +65,7 @@ def test_an_epoch_is_trained_on_what_production_agents_sent_and_once_only(tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     lake, store = Lake(settings.home), PolicyStore(settings.home, "policy")
     epoch = lake.manifests.epoch("tiny", 0)
-    assert epoch is not None and epoch.stages["collect"].output["rollouts"] == 9
+    assert epoch is not None and epoch.stages["rollouts"].output["rollouts"] == 9
     assert (store.versions(), store.current()) == (["v0000", "v0001"], "v0001")
     with catalog.connect(lake.root) as con:
         groups = con.execute("SELECT group_id, count(*) FROM rollouts WHERE run = 'tiny' GROUP BY ALL ORDER BY ALL")

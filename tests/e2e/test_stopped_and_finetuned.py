@@ -44,7 +44,7 @@ def main(name: str, settings_file: str) -> None:
             lightning_flows.flows.evaluate,
             lightning_flows.tasks.alarm,
         ):
-            module.__dict__.update(running=without_vllm.running, redeploy=without_vllm.redeploy)
+            module.__dict__.update(running=without_vllm.running, deploy=without_vllm.deploy)
         if name == "train":
             lightning_flows.flows.train.train(settings)
         else:

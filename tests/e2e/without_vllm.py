@@ -18,10 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.production import Choice
 from lightning_core.epoch.services import Services, base_model, gateway_running
-from lightning_core.policies.store import PolicyStore
 from lightning_core.settings_file import load_settings
 
 _PARTS = (
@@ -57,23 +56,23 @@ class _Model(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def running(settings: Settings, say: Callable[[str], None]) -> Iterator[Services]:
+def running(run: Run, say: Callable[[str], None]) -> Iterator[Services]:
     model = ThreadingHTTPServer(("127.0.0.1", 0), _Model)
     threading.Thread(target=model.serve_forever, daemon=True).start()
-    folder = base_model(settings, say)
-    with gateway_running(settings, say) as server:
+    folder = base_model(run, say)
+    with gateway_running(run, say) as server:
         route = {"upstream": f"http://127.0.0.1:{model.server_port}", "model": "policy"}
-        current = PolicyStore(settings.home, "policy").current()
-        server.set_routes({"policies": {"policy": route | {"version": current}}, "aliases": settings.aliases})
+        current = run.policies["policy"].current()
+        server.set_routes({"policies": {"policy": route | {"version": current}}, "aliases": run.settings.aliases})
         yield Services(server, None, folder)  # type: ignore[arg-type]
     model.shutdown()
 
 
-def redeploy(settings: Settings, services: Services, versions: dict[str, str]) -> None:
+def deploy(run: Run, services: Services, versions: dict[str, str]) -> None:
     routes = services.gateway.routes()
     routes["policies"]["policy"]["version"] = versions["policy"]
     services.gateway.set_routes(routes)
-    PolicyStore(settings.home, "policy").set_current(versions["policy"])
+    run.policies["policy"].set_current(versions["policy"])
 
 
 def main(flow: str, settings_file: str) -> None:
@@ -82,7 +81,7 @@ def main(flow: str, settings_file: str) -> None:
         importlib.import_module(name) for name in (f"lightning_flows.flows.{flow.replace('-', '_')}", *_PARTS)
     )
     for patched in (module, *parts):
-        patched.running, patched.redeploy = running, redeploy  # type: ignore[attr-defined]
+        patched.running, patched.deploy = running, deploy  # type: ignore[attr-defined]
     settings = load_settings(Path(settings_file), {})
     if flow == "learn":
         module.learn(settings, Choice(silent_s=0, group_by="ticket"))

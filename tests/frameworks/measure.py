@@ -64,7 +64,7 @@ def measure(server: Rig, case: Case) -> dict[str, Measured]:
 
 
 def _measured(trial: Trial, case: Case, variant: str) -> Measured:
-    with catalog.connect(trial.lake.root) as con:
+    with catalog.connect(trial.epoch.lake.root) as con:
         mine = [trial.epoch.run, f"{trial.epoch.run}.{variant}"]
         calls = con.sql(_CALLS, params=mine).to_arrow_table().to_pylist()
         instrumented, merged, elsewhere = con.execute(_RECORDS, mine).fetchone() or (0, 0, 0)

@@ -44,7 +44,7 @@ def run(server: Rig, name: str, code: str, retries: int = 0, **settings: Any) ->
 
 
 def ask(trial: Trial, question: str) -> list[tuple[Any, ...]]:
-    with catalog.connect(trial.lake.root) as con:
+    with catalog.connect(trial.epoch.lake.root) as con:
         return con.execute(question, [trial.epoch.run]).fetchall()
 
 

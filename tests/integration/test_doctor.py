@@ -41,7 +41,7 @@ def examined(server: Rig, agent: str, run: str = "", **policy: Any) -> dict[str,
         policies=[PolicySettings(**policy)],
     )
     trial = try_agent(server.handle, settings, {"doctor": {"question": "What is 2 + 3?"}})
-    return {finding.name: finding for finding in findings(trial, settings)}
+    return {finding.name: finding for finding in findings(trial)}
 
 
 LACKS = [  # agent, level, finding, what is said, the remedy
@@ -91,7 +91,7 @@ def test_calls_by_an_alias_are_their_policys_in_the_tables_and_train_it(server: 
         policies=[PolicySettings(agent_match="adder", aliases=["openai/gpt-4o"])],
     )
     trial = try_agent(server.handle, settings, {"doctor": {"question": "What is 2 + 3?"}})
-    with catalog.connect(trial.lake.root) as con:
+    with catalog.connect(trial.epoch.lake.root) as con:
         calls = con.sql(
             """
             SELECT policy_calls.policy, policy_calls.policy_version, policy_calls.agent, policy_calls.left_out, calls.model
@@ -104,7 +104,7 @@ def test_calls_by_an_alias_are_their_policys_in_the_tables_and_train_it(server: 
         ).fetchall()
     assert calls == [("policy", "v0000", "adder", None, "openai/gpt-4o")]  # the instrumentation's record is its twin
     assert tokens == [("policy", "openai/gpt-4o")]
-    assert all(finding.level == "fine" for finding in findings(trial, settings)), findings(trial, settings)
+    assert all(finding.level == "fine" for finding in findings(trial)), findings(trial)
 
 
 @pytest.mark.extra
@@ -206,6 +206,6 @@ def test_grading_is_part_of_it(server: Rig, tmp_path: Path) -> None:
         reward=RewardSettings(grader=f"{tmp_path}/reward.py:grade"),
     )
     trial = try_agent(server.handle, settings, {"doctor": {}})
-    found = {finding.name: finding for finding in findings(trial, settings)}
+    found = {finding.name: finding for finding in findings(trial)}
     assert found["bad_reward"].level == "fatal"
     assert "no such key" in found["bad_reward"].what

@@ -43,7 +43,7 @@ def test_calls_of_a_real_framework_to_a_real_model_have_the_ids_that_were_sample
     finally:
         vllm.stop()
     assert {result.status for result in trial.results.values()} == {"ok"}, trial.results
-    with catalog.connect(trial.lake.root) as con:
+    with catalog.connect(trial.epoch.lake.root) as con:
         calls = con.sql(
             """
             SELECT policy_calls.agent, policy_calls.left_out, prompt_ids, response_ids, response_logprobs, spans.input_tokens,

@@ -49,7 +49,7 @@ def run(server: Rig, agent: str) -> Trial:
 
 
 def ask(trial: Trial, question: str) -> list[tuple[Any, ...]]:
-    with catalog.connect(trial.lake.root) as con:
+    with catalog.connect(trial.epoch.lake.root) as con:
         return con.execute(question, [trial.epoch.run]).fetchall()
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from lightning_core.config import Settings
 from lightning_core.epoch.deploy import deploy
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.services import Services
 from lightning_core.policies.probe import Probe
 from lightning_core.policies.redeploy import RedeployFailed
@@ -102,7 +103,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Rig
 def bring(parts: tuple[Rig, Names, Settings], version: str) -> None:
     made, vllm, settings = parts
     services = cast(Services, SimpleNamespace(gateway=made.handle, fleet=[vllm], model=None))
-    deploy(settings, services, dict.fromkeys(("planner", "solver"), version))
+    deploy(Run(settings), services, dict.fromkeys(("planner", "solver"), version))
 
 
 def sent(made: Rig, rollout: str, model: str) -> str:
@@ -317,10 +318,10 @@ def test_a_frozen_model_is_asked_of_a_vllm_that_missed_nothing(parts: tuple[Rig,
         second.upstream, first.state.replica, second.state.replica = upstream, 0, 1
         services = cast(Services, SimpleNamespace(gateway=made.handle, fleet=[first, second], model=None))
         versions = dict.fromkeys(("planner", "solver"), "v0001")
-        deploy(settings, services, versions)
+        deploy(Run(settings), services, versions)
         assert made.handle.routes()["frozen"]["critic"]["upstream"] == first.upstream
         first.refuse = "solver-v0002"
-        deploy(settings, services, dict.fromkeys(versions, "v0002"))
+        deploy(Run(settings), services, dict.fromkeys(versions, "v0002"))
         routes = made.handle.routes()
         assert routes["policies"]["solver"]["upstream"] == routes["frozen"]["critic"]["upstream"] == second.upstream
         assert list(routes["policies"]["solver"]["loaded"]) == ["v0000", "v0001"], "what began with it goes on there"

@@ -86,11 +86,11 @@ def test_wrong_routes_are_refused_and_the_old_ones_stay(handle: GatewayHandle) -
 
 def test_a_rollout_is_claimed_once_in_a_collection(handle: GatewayHandle) -> None:
     assert not handle.claim("run/train/0", "first", "r.1")
-    handle.begin_collection("run/train/0", "first")
+    handle.begin_round("run/train/0", "first")
     assert [handle.claim("run/train/0", "first", "r.1") for _ in range(2)] == [True, False]
-    handle.begin_collection("run/train/0", "second")
+    handle.begin_round("run/train/0", "second")
     assert not handle.claim("run/train/0", "first", "r.2") and handle.claim("run/train/0", "second", "r.1")
-    with pytest.raises(GatewayError, match="a JSON object with name, collection is needed"):
+    with pytest.raises(GatewayError, match="a JSON object with name, round is needed"):
         handle._ask("POST", "/admin/collections", ["name"])
 
 

@@ -35,7 +35,7 @@ def test_every_door_takes_a_rollout_id_with_slashes(tmp_path: Path, rollout: str
         other = made.handle.attempt_url(rollout + "/x", "a/1") + "/v1/traces"
         assert httpx.post(other, content=b"", headers=headers).status_code == 401
         assert httpx.post(url + "/v1/nothing", content=b"", headers=headers).status_code == 404
-        decode_spool(made.home, None)
+        decode_spool(Lake(made.home), None)
     with Lake(tmp_path).connect() as con:
         found = con.execute("SELECT rollout_id, attempt_id, scope, count(*) FROM spans GROUP BY ALL").fetchall()
     assert found == [(rollout, "a/1", "path", 3)]

@@ -128,7 +128,7 @@ def test_a_disk_that_takes_no_more_is_an_error_and_the_next_try_goes_on(tmp_path
 def test_following_decodes_what_comes_until_ctrl_c(tmp_path: Path) -> None:
     store_rollout(tmp_path, "r.0")
     code = "from lightning_flows.flows.cli import main; main()"
-    command = [sys.executable, "-c", code, "lake", "ingest", "--home", str(tmp_path), "--follow", "--every", "0.2"]
+    command = [sys.executable, "-c", code, "ingest", "--home", str(tmp_path), "--follow", "--every", "0.2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -19,6 +19,7 @@ import pytest
 from lightning_core import names
 from lightning_core.config import GatewaySettings, Settings
 from lightning_core.epoch.deploy import deploy
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.services import Services
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.policies.probe import Probe
@@ -82,7 +83,7 @@ class Deployment:
 
     def deploy(self, version: str) -> None:
         services = cast(Services, SimpleNamespace(gateway=self.server, fleet=self.fleet, model=None))
-        deploy(self.settings, services, {"policy": version})
+        deploy(Run(self.settings), services, {"policy": version})
 
     def first_logprob(self, number: int) -> float:
         """Of the first token that greedy decoding gives with weights 0 or 1."""

@@ -11,14 +11,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from lightning_core.config import Settings
-from lightning_core.policies.garbage import collect
+from lightning_core.epoch.epoch import Run
 from lightning_core.policies.manifest import digest_files
+from lightning_core.policies.prune import prune
 from lightning_core.policies.store import Evaluation, Lineage, StoreError
 from lightning_core.tracking.mlflow_backend import MlflowRun, tracking_uri
-from lightning_core.tracking.prune import prune
+from lightning_core.tracking.prune import prune_everywhere
 from lightning_core.tracking.registry import connect, forget, load
 from lightning_flows.flows.cli import main
-from lightning_flows.tasks.versions import collect_versions
+from lightning_flows.tasks.versions import prune_versions
 from tests.policy_files import store_with_base, write_model
 
 pytestmark = [pytest.mark.slow]
@@ -72,7 +73,7 @@ def test_a_version_is_registered_once_with_its_lineage_and_costs_no_disk(setting
     store, tracked = store_with_base(home), MlflowRun(settings)
     for _ in range(2):
         tracked.version(store, "v0001")
-    client = connect(tracking_uri(settings))
+    client = connect(tracking_uri(settings.tracking, home))
     (made,) = client.search_model_versions("name = 'r.policy'")
     assert made.run_id == tracked.run_id
     assert made.tags == {
@@ -86,7 +87,7 @@ def test_a_version_is_registered_once_with_its_lineage_and_costs_no_disk(setting
 
 def test_champion_and_current_follow_the_store(settings, home):
     store, tracked = store_with_base(home), MlflowRun(settings)
-    client = connect(tracking_uri(settings))
+    client = connect(tracking_uri(settings.tracking, home))
 
     def alias(name):
         return client.get_model_version_by_alias("r.policy", name).tags
@@ -139,12 +140,12 @@ def test_a_damaged_version_is_neither_registered_nor_loaded(settings, home, tmp_
     (copied,) = (home / "mlflow-artifacts").rglob("policies/policy/v0001")
     os.truncate(copied / "model.safetensors", 20)  # the same file as in the store
     with pytest.raises(StoreError, match=r"model\.safetensors: 20 bytes"):
-        load(tracking_uri(settings), "r.policy", "v0001", tmp_path / "into")
+        load(tracking_uri(settings.tracking, home), "r.policy", "v0001", tmp_path / "into")
     assert list((tmp_path / "into").iterdir()) == []
     (store.path("v0002") / "config.json").write_text("{}")
     with pytest.raises(StoreError, match=r"v0002/config\.json"):
         tracked.version(store, "v0002")
-    client = connect(tracking_uri(settings))
+    client = connect(tracking_uri(settings.tracking, home))
     assert [found.tags["version"] for found in client.search_model_versions("name = 'r.policy'")] == ["v0001"]
 
 
@@ -160,7 +161,7 @@ def test_other_files_than_those_registered_are_refused(settings, home, tmp_path)
         manifest.read_text().replace('"v0002"', '"v0001"').replace('"parent": "v0001"', '"parent": null')
     )
     with pytest.raises(StoreError, match="other files than those registered as v0001"):
-        load(tracking_uri(settings), "r.policy", "v0001", tmp_path / "into")
+        load(tracking_uri(settings.tracking, home), "r.policy", "v0001", tmp_path / "into")
 
 
 def test_what_is_removed_is_tagged_so_in_the_registry_and_its_bytes_are_free(settings, home, tmp_path):
@@ -169,11 +170,11 @@ def test_what_is_removed_is_tagged_so_in_the_registry_and_its_bytes_are_free(set
         tracked.version(store, version)
     descriptor = os.open(store.path("v0001") / "model.safetensors", os.O_RDONLY)
     try:
-        assert collect_versions(settings) == {"policy": ["v0001"]}
+        assert prune_versions(Run(settings)) == {"policy": ["v0001"]}
         assert os.fstat(descriptor).st_nlink == 0, "the disk is free"
     finally:
         os.close(descriptor)
-    client = connect(tracking_uri(settings))
+    client = connect(tracking_uri(settings.tracking, home))
     made = {found.tags["version"]: found for found in client.search_model_versions("name = 'r.policy'")}
     assert {version: found.tags.get("weights") for version, found in made.items()} == {
         "v0001": "removed", "v0002": None, "v0003": None,
@@ -181,8 +182,8 @@ def test_what_is_removed_is_tagged_so_in_the_registry_and_its_bytes_are_free(set
     assert made["v0001"].description.startswith("The weights were removed on 20")
     assert made["v0001"].tags["parent"] == "v0000", "its lineage stays"
     with pytest.raises(StoreError, match=r"r\.policy: v0001 .* removed on .* by run r .*kept: v0002"):
-        load(tracking_uri(settings), "r.policy", "v0001", tmp_path / "into")
-    assert load(tracking_uri(settings), "r.policy", "v0002", tmp_path / "into").name == "v0002"
+        load(tracking_uri(settings.tracking, home), "r.policy", "v0001", tmp_path / "into")
+    assert load(tracking_uri(settings.tracking, home), "r.policy", "v0002", tmp_path / "into").name == "v0002"
 
 
 def test_what_an_alias_or_a_model_of_the_users_own_names_stays(settings, home):
@@ -193,12 +194,12 @@ def test_what_an_alias_or_a_model_of_the_users_own_names_stays(settings, home):
     store.set_current("v0005")
     for version in store.versions():
         tracked.version(store, version)
-    client = connect(tracking_uri(settings))
+    client = connect(tracking_uri(settings.tracking, home))
     made = {found.tags["version"]: found for found in client.search_model_versions("name = 'r.policy'")}
     client.set_registered_model_alias("r.policy", "production", made["v0001"].version)
     client.create_registered_model("bob's")
     client.create_model_version("bob's", source=made["v0002"].source)
-    done = prune(home, "policy", None, by="a test", tracking=tracking_uri(settings))
+    done = prune_everywhere(home, "policy", None, by="a test", tracking=tracking_uri(settings.tracking, home))
     assert done.kept == {
         "v0000": ["base"],
         "v0001": ["alias production of r.policy"],
@@ -213,22 +214,22 @@ def test_nothing_is_removed_while_the_registry_cannot_be_asked(settings, home, m
     store = store_with_base(home)
     away = MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
     monkeypatch.setattr(MlflowClient, "search_registered_models", Mock(side_effect=away))
-    assert collect_versions(settings) == {}
+    assert prune_versions(Run(settings)) == {}
     assert len(store.versions()) == 4
 
 
 def test_what_a_removal_that_was_killed_left_in_the_registry_goes_with_the_next(settings, home):
     store, tracked = store_with_base(home), MlflowRun(settings)
     tracked.version(store, "v0001")
-    assert list(collect(home, "policy").gone) == ["v0001"]
+    assert list(prune(home, "policy").gone) == ["v0001"]
     (left,) = (home / "mlflow-artifacts").rglob("policies/policy/v0001")
-    assert collect_versions(settings) == {"policy": []}
+    assert prune_versions(Run(settings)) == {"policy": []}
     assert not left.exists()
 
 
 def test_models_past_the_first_page_are_seen(settings, home):
     store, tracked = store_with_base(home), MlflowRun(settings)
-    client = connect(tracking_uri(settings))
+    client = connect(tracking_uri(settings.tracking, home))
     for number in range(100):
         client.create_registered_model(f"a{number:03d}")
     tracked.version(store, "v0001")

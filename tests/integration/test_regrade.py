@@ -12,12 +12,13 @@ import yaml
 
 from lightning_core.agents.runner import Runner
 from lightning_core.epoch.decoding import decode_spool
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.plan import plan_training
 from lightning_core.epoch.services import gateway_running
 from lightning_core.epoch.task_file import load_tasks
 from lightning_core.lake.lake import Lake
 from lightning_core.settings_file import load_settings
-from lightning_flows.tasks.rollout import _rollout
+from lightning_flows.tasks.shard import _rollout
 
 ROOT = Path(__file__).parents[2]
 AGENT = """
@@ -55,14 +56,14 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     file.write_text(yaml.safe_dump(content))
     settings = load_settings(file)
-    planned = plan_training(settings, load_tasks(settings.tasks.train, "tasks.train"), 0)
+    planned = plan_training(Run(settings), load_tasks(settings.tasks.train, "tasks.train"), 0)
     lake = Lake(settings.home)
     epoch = lake.open_epoch(settings.run, 0, "train", {"policy": "v0000"})
     epoch.planned = [rollout.rollout_id for rollout in planned]
-    with gateway_running(settings) as server, Runner(settings.agent, model="policy") as runner:
+    with gateway_running(Run(settings)) as server, Runner(settings.agent, model="policy") as runner:
         for rollout in planned:
-            assert _rollout(runner, server, settings, rollout, 0, "train").status == "ok"
-        epoch.sealed_offset = decode_spool(settings.home, None).decoded_offset
+            assert _rollout(runner, server, Epoch(settings, epoch), rollout).status == "ok"
+        epoch.sealed_offset = decode_spool(Lake(settings.home), None).decoded_offset
     lake.manifests.put_epoch(epoch)
     return file
 
@@ -104,4 +105,4 @@ def test_rewards_follow_the_grader_and_no_rollout_runs_again(settings_file: Path
 def test_a_run_without_a_collected_epoch_says_so(settings_file: Path) -> None:
     wrong = regrade(settings_file, "--epoch", "7")
     assert wrong.returncode == 1
-    assert "has not collected epoch 7 yet; collected are: train 0" in wrong.stderr
+    assert "has not rolled out epoch 7 yet; rolled out are: train 0" in wrong.stderr

@@ -14,6 +14,7 @@ import pytest
 from lightning_core.config import Settings
 from lightning_core.epoch import deploy as module
 from lightning_core.epoch.deploy import deploy
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.services import Services
 from lightning_core.policies.redeploy import Redeployed, RedeployFailed
 from lightning_core.policies.store import PolicyStore
@@ -74,7 +75,7 @@ class Fleet:
 
     def bring(self, version: str) -> None:
         services = cast(Services, SimpleNamespace(gateway=self.made.handle, fleet=self.replicas, model=None))
-        deploy(self.settings, services, {"policy": version})
+        deploy(Run(self.settings), services, {"policy": version})
 
     def ask(self, rollout: str, model: str = "policy") -> int:
         """The number of the replica that answered a call of this rollout."""

@@ -151,7 +151,7 @@ def test_deployments_run_on_the_real_stack_and_a_failure_is_told_to_a_webhook(
         assert GatewayHandle.find(tmp_path) is not None, "the stack's server is left running by flows"
 
         settings = {"home": str(tmp_path), "agent": {"command": "true"}, "tasks": {"train": "nowhere.jsonl"}}
-        failed = command(*run, "collect/local", "--param", f"settings={json.dumps(settings)}", **api)
+        failed = command(*run, "roll-out/local", "--param", f"settings={json.dumps(settings)}", **api)
         assert failed.returncode != 0
         until(lambda: any("nowhere.jsonl" in alert["text"] for alert in alerts))
 

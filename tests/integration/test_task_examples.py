@@ -109,7 +109,7 @@ def run(server: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 def asked(trial: Trial, question: str) -> list[tuple[Any, ...]]:
     assert trial.results["first"].status == "ok", trial.results["first"].error
-    with catalog.connect(trial.lake.root) as con:
+    with catalog.connect(trial.epoch.lake.root) as con:
         return con.execute(question, [trial.epoch.run]).fetchall()
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, strategies
 
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
 from tests import lake_maker
 from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, received_anew, table
@@ -160,7 +161,7 @@ def test_no_order_of_the_spans_and_no_cut_into_buckets_changes_a_byte(
     assert {name: t.digest for name, t in shuffled.tables.items()} == expected
     changes.pop("versions")
     bucket = len(rows) // draw.randint(2, 4)
-    derive(lake, shuffled, lake_maker.settings(lake.root.parent, **changes), "cut", spans_a_bucket=bucket)
+    derive(Epoch(lake_maker.settings(lake.root.parent, **changes), shuffled), "cut", spans_a_bucket=bucket)
     assert {name: t.digest for name, t in shuffled.tables.items()} == expected
 
 

@@ -50,7 +50,7 @@ def steps(returns: list[list[float]], agent: str = "solver") -> list[dict[str, A
 def advantages(home: Path, calls: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
     con = sql_rig.connection(home, **changes)
     sql_rig.put(con, "call_returns", sql_rig.RETURNS, calls)
-    make_advantages(con, settings(home, **changes))
+    make_advantages(con, settings(home, **changes).policies)
     return sql_rig.rows(con, "FROM advantages")
 
 
@@ -247,7 +247,7 @@ def test_a_broken_estimator_names_its_file_and_what_it_must_return(tmp_path: Pat
 
 def test_an_estimator_is_tried_before_the_first_rollout(tmp_path: Path) -> None:
     def check(advantages: str) -> None:
-        check_estimators(settings(tmp_path, advantages=advantages))
+        check_estimators(settings(tmp_path, advantages=advantages).policies)
 
     check("grpo")
     with pytest.raises(SettingsError, match=r"missing\.sql: cannot be read \(No such file"):

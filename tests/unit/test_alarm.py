@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,13 +14,15 @@ from pydantic import ValidationError
 
 from lightning_core.config import PolicySettings, Settings, TaskSettings
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import Evaluation, Lineage, PolicyStore
 from lightning_core.tracking.alarm import Collapse, alarms
 from lightning_core.tracking.mlflow_backend import MlflowRun
 from lightning_flows.flows import finetune as flow
 from lightning_flows.flows import learn as learn_flow
+from lightning_flows.flows import run as ending
+from lightning_flows.flows import train_epoch as recipe
 from lightning_flows.tasks.alarm import watch
 from tests.lake_maker import Attempt, derived, settings
 from tests.policy_files import store_with_base, write_model
@@ -57,7 +60,7 @@ def run_of(home: Path, held_out: list[float], entropy: list[float], kl: float = 
         lake.manifests.put_epoch(manifest)
     for epoch, reward in enumerate(held_out):
         manifest = first.model_copy(update={"epoch": epoch, "tables": {}, "stages": {}})
-        derive(lake, manifest, settings(home), f"k{epoch}")
+        derive(Epoch(settings(home), manifest), f"k{epoch}")
         lake.manifests.put_epoch(manifest)
         store.evaluated(
             f"v{epoch:04d}",
@@ -70,25 +73,35 @@ def test_a_collapse_of_the_held_out_reward_stops_the_run_and_the_best_version_is
     run_of(tmp_path, held_out=[0.3, 0.8, 0.1], entropy=[1.5, 0.4])
     given = settings(tmp_path, alarm={"reward_drop": 0.2}, tasks=TASKS)
     with disable_run_logger(), pytest.raises(Collapse, match=r"0\.1 is 0\.7 below the best, 0\.8.*v0001 of policy"):
-        watch.fn(given, 2)
+        watch.fn(Run(given), 2)
     assert PolicyStore(tmp_path, "policy").current() == PolicyStore(tmp_path, "policy").best() == "v0001"
     run = MlflowRun(given)
     assert "run 'run' is stopped" in run._client.get_run(run.run_id).data.tags["alarm"]
     with disable_run_logger(), pytest.raises(Collapse):
-        watch.fn(given, 2)  # started again, it stays stopped
+        watch.fn(Run(given), 2)  # started again, it stays stopped
 
 
-def training_that_collapses(began: list[int]) -> Callable[[Settings, EpochManifest], dict[str, Any]]:
+def training_that_collapses(began: list[int]) -> Callable[[Epoch], dict[str, Any]]:
     """In place of a flow's stage: notes the epoch, whose entropy ends at 0.2."""
 
-    def trains(given: Settings, epoch: EpochManifest) -> dict[str, Any]:
-        began.append(epoch.epoch)
+    def trains(epoch: Epoch) -> dict[str, Any]:
+        began.append(epoch.number)
         output = {"version": "v0001", "metrics": {"entropy": 0.2}}
-        epoch.finish("train policy", "k", output, 1.0)
-        Lake(given.home).manifests.put_epoch(epoch)
+        epoch.manifest.finish("train policy", "k", output, 1.0)
+        epoch.save()
         return {"policy": output}
 
     return trains
+
+
+def end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (recipe, "derive_tables"),
+        (recipe, "prune_versions"),
+        (ending, "record"),
+        (ending, "publish_lake"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_: None)
 
 
 def test_a_finetuning_is_an_epoch_that_the_alarm_stops_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,18 +109,20 @@ def test_a_finetuning_is_an_epoch_that_the_alarm_stops_too(tmp_path: Path, monke
     home: dict[str, Any] = {"policies": [PolicySettings(algorithm="sft")], "finetune": {"runs": ["run"]}}
     began: list[int] = []
 
-    def opened(lake: Lake, *_: Any) -> EpochManifest:
-        before = lake.manifests.epoch("run", 0, "train")
+    def opened(run: Run, *_: Any) -> Epoch:
+        before = run.known(0)
         assert before is not None
-        return before.model_copy(update={"epoch": 1, "stages": {}, "versions": {"policy": "v0001"}})
+        return run.at(before.model_copy(update={"epoch": 1, "stages": {}, "versions": {"policy": "v0001"}}))
 
     numbers = iter((1, 2))
     monkeypatch.setattr(Lake(tmp_path).manifests.__class__, "next_epoch", lambda *_: next(numbers))
-    monkeypatch.setattr(flow, "train_policies", training_that_collapses(began))
+    monkeypatch.setattr(recipe, "train_policies", training_that_collapses(began))
     monkeypatch.setattr(flow, "open_finetune", opened)
     monkeypatch.setattr(flow, "watch", watch.fn)
-    for name in ("base_model", "ingest_spans", "settle", "derive_tables", "record", "collect_versions"):
+    monkeypatch.setattr(ending, "watch", watch.fn)
+    for name in ("base_model", "ingest_spans", "settle"):
         monkeypatch.setattr(flow, name, lambda *_: None)
+    end_nothing(monkeypatch)
     with disable_run_logger(), pytest.raises(Collapse, match=r"epoch 1, policy: entropy 0\.2 is below"):
         flow.finetune.fn(settings(tmp_path, alarm={"entropy_below": 0.3}, **home))
     assert began == [1]
@@ -125,13 +140,15 @@ def test_learning_from_production_is_an_epoch_that_the_alarm_stops_too(
     deployed: list[dict[str, str]] = []
     numbers = iter((1, 2))
     monkeypatch.setattr(Lake(tmp_path).manifests.__class__, "next_epoch", lambda *_: next(numbers))
-    monkeypatch.setattr(learn_flow, "train_policies", training_that_collapses(began))
-    monkeypatch.setattr(learn_flow, "running", lambda *_: nullcontext())
-    monkeypatch.setattr(learn_flow, "resting", lambda *_: nullcontext())
+    monkeypatch.setattr(recipe, "train_policies", training_that_collapses(began))
+    monkeypatch.setattr(learn_flow, "running", lambda *_: nullcontext(SimpleNamespace()))
+    monkeypatch.setattr(recipe, "vllm_asleep", lambda *_: nullcontext())
     monkeypatch.setattr(learn_flow, "watch", watch.fn)
-    monkeypatch.setattr(learn_flow, "redeploy", lambda _, __, versions: deployed.append(versions))
-    for name in ("adopt", "settle", "derive_tables", "record", "publish_lake", "collect_versions"):
+    monkeypatch.setattr(ending, "watch", watch.fn)
+    monkeypatch.setattr(recipe, "deploy", lambda _, __, versions: deployed.append(versions))
+    for name in ("adopt", "settle"):
         monkeypatch.setattr(learn_flow, name, lambda *_: None)
+    end_nothing(monkeypatch)
     with disable_run_logger(), pytest.raises(Collapse, match=r"epoch 1, policy: entropy 0\.2 is below"):
         learn_flow.learn.fn(given)
     assert (began, deployed) == ([1], [{"policy": "v0001"}])
@@ -148,7 +165,7 @@ def test_another_runs_best_version_is_not_put_in_place(tmp_path: Path) -> None:
     other = Evaluation(run="other", epoch=0, tasks=1, right=1.0, reward=1.0, held_out="o")
     assert store.evaluated("v0000", other) == "v0000"
     with disable_run_logger(), pytest.raises(Collapse, match="v0001 of policy"):
-        watch.fn(settings(tmp_path, alarm={"entropy_below": 0.3}, tracking={"backends": ["console"]}), 2)
+        watch.fn(Run(settings(tmp_path, alarm={"entropy_below": 0.3}, tracking={"backends": ["console"]})), 2)
     assert store.current() == "v0001"
 
 
@@ -159,32 +176,36 @@ def test_the_runs_own_best_is_put_in_place_where_another_runs_is_better(tmp_path
     other = Evaluation(run="other", epoch=0, tasks=1, right=1.0, reward=1.0, held_out="o")
     assert store.evaluated("v0000", other) == "v0000"
     with disable_run_logger(), pytest.raises(Collapse, match="v0001 of policy"):
-        watch.fn(settings(tmp_path, alarm={"entropy_below": 0.3}, tracking={"backends": ["console"]}), 3)
+        watch.fn(Run(settings(tmp_path, alarm={"entropy_below": 0.3}, tracking={"backends": ["console"]})), 3)
     assert store.current() == "v0001"
 
 
 def test_nothing_happens_within_the_limits(tmp_path: Path) -> None:
     run_of(tmp_path, held_out=[0.3, 0.8, 0.7], entropy=[1.5, 0.4])
-    watch.fn(settings(tmp_path, alarm={"reward_drop": 0.2, "entropy_below": 0.3}, tasks=TASKS), 2)
-    watch.fn(settings(tmp_path), 2)
+    watch.fn(Run(settings(tmp_path, alarm={"reward_drop": 0.2, "entropy_below": 0.3}, tasks=TASKS)), 2)
+    watch.fn(Run(settings(tmp_path)), 2)
     assert PolicyStore(tmp_path, "policy").current() == "v0002"
+
+
+def found(given: Settings, epochs: int) -> list[str]:
+    return alarms(Lake(given.home), given.run, given.alarm, epochs)
 
 
 def test_entropy_and_kl_are_of_the_last_epoch(tmp_path: Path) -> None:
     run_of(tmp_path, held_out=[0.3, 0.8, 0.7], entropy=[0.2, 0.4], kl=0.5)
-    assert alarms(settings(tmp_path, alarm={"entropy_below": 0.3}), 2) == []
-    assert alarms(settings(tmp_path, alarm={"entropy_below": 0.3}), 1) == [
+    assert found(settings(tmp_path, alarm={"entropy_below": 0.3}), 2) == []
+    assert found(settings(tmp_path, alarm={"entropy_below": 0.3}), 1) == [
         "epoch 0, policy: entropy 0.2 is below alarm.entropy_below 0.3"
     ]
     kl = settings(tmp_path, alarm={"kl_above": 0.4}, training={"beta": 0.1})
-    assert alarms(kl, 2) == ["epoch 1, policy: kl 0.5 is above alarm.kl_above 0.4"]
-    assert alarms(kl, 0) == [], "before the first epoch"
+    assert found(kl, 2) == ["epoch 1, policy: kl 0.5 is above alarm.kl_above 0.4"]
+    assert found(kl, 0) == [], "before the first epoch"
 
 
 def test_without_an_evaluation_the_version_before_the_epoch_is_kept(tmp_path: Path) -> None:
     run_of(tmp_path, held_out=[], entropy=[1.0, 0.01])
     with disable_run_logger(), pytest.raises(Collapse, match="v0001 of policy"):
-        watch.fn(settings(tmp_path, alarm={"entropy_below": 0.3}, tracking={"backends": ["console"]}), 2)
+        watch.fn(Run(settings(tmp_path, alarm={"entropy_below": 0.3}, tracking={"backends": ["console"]})), 2)
     assert PolicyStore(tmp_path, "policy").current() == "v0001"
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from lightning_core.epoch import buckets
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
 from tests import lake_maker
 from tests.unit.test_rewards import two_agents
 
@@ -73,9 +74,9 @@ def test_an_error_in_a_bucket_ends_all(con: duckdb.DuckDBPyConnection) -> None:
 @pytest.mark.parametrize("spans_a_bucket", [1_000_000, 7])
 def test_progress_is_told_as_often_as_it_says(tmp_path: Path, mode: str, spans_a_bucket: int) -> None:
     rows = [row | {"mode": mode} for number in range(3) for row in two_agents(number)[0].rows]
-    lake, epoch = lake_maker.derived(tmp_path, rows, mode)
+    _, epoch = lake_maker.derived(tmp_path, rows, mode)
     told: list[tuple[str, int]] = []
     settings = lake_maker.settings(tmp_path)
-    derive(lake, epoch, settings, "again", lambda *step: told.append(step), spans_a_bucket)
+    derive(Epoch(settings, epoch), "again", lambda *step: told.append(step), spans_a_bucket)
     assert len(told) > 1 and {of for _, of in told} == {len(told)}
     assert ("bucket" in told[0][0]) == (spans_a_bucket == 7)

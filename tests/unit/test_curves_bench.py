@@ -12,6 +12,7 @@ import pytest
 from bench import curves
 from bench.learning import read_rows
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from tests.lake_maker import Attempt, derived, settings
@@ -35,7 +36,7 @@ def test_every_evaluation_that_has_ended_is_a_row_with_what_was_gained_since_the
     lake, first = derived(tmp_path, spans, "evaluate")
     for number in (1, 2, 3):
         epoch = EpochManifest(run="run", epoch=number, mode="evaluate", opened_offset=0, sealed_offset=1 << 40)
-        derive(lake, epoch, settings(tmp_path), "key")
+        derive(Epoch(settings(tmp_path), epoch), "key")
         if number < 3:  # the last one is not finished
             epoch.finish("record", "key", {}, 1.0)
         lake.manifests.put_epoch(epoch)
@@ -78,9 +79,9 @@ def test_a_task_goes_on_with_the_first_command_that_is_not_done(
         return began[-1]
 
     assert next_one() == "evaluate /examples/spider/settings.yaml"
-    evaluated(0, "collect")
+    evaluated(0, "rollouts")
     assert next_one() == "evaluate /examples/spider/settings.yaml"
-    evaluated(0, "collect", "record")
+    evaluated(0, "rollouts", "record")
     assert next_one() == "train /examples/spider/demonstrate.yaml"
     for number in range(5):
         epoch = EpochManifest(run="spider", epoch=number, opened_offset=0)

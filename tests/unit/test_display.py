@@ -50,7 +50,7 @@ with interruptible(), shown(settings, whole_run=True):
     print("printed by somebody", file=sys.stderr)
     log.info("a detail, loss 0.5")
     log.info("train 0: rollouts took 1.6 s", extra=event(Stage("train", 0, "rollouts", 1.6)))
-    row = {"epoch": 0, "rollouts": 16, "mean_reward": 0.5, "held_out_right": 0.25, "seconds": {"collect": 170.0}}
+    row = {"epoch": 0, "rollouts": 16, "mean_reward": 0.5, "held_out_right": 0.25, "seconds": {"rollouts": 170.0}}
     log.info("epoch 0: mean reward 0.5", extra=event(Rows([row])))
     log.info("train 1: train", extra=event(Stage("train", 1, "train")))
     time.sleep(float(sys.argv[2]))
@@ -223,7 +223,7 @@ def test_the_time_left_is_that_of_the_epochs_and_evaluations_to_come(tmp_path: P
     run = settings(tmp_path, evaluation={"every": 2})
     before = {"epoch": -1, "seconds": {"evaluate": 20.0}}
     assert time_left(run, [before]) is None, "no epoch has been seen yet"
-    first = {"epoch": 0, "seconds": {"collect": 30.0, "train policy": 30.0}}
+    first = {"epoch": 0, "seconds": {"rollouts": 30.0, "train policy": 30.0}}
     assert time_left(run, [before, first]) == 3 * 60 + 2 * 20
     second = first | {"epoch": 1}
     under_way = ("evaluate", 2, time.monotonic() - 1000.0)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from lightning_core.config import Settings
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.outcome import Gain, outcome
 from lightning_core.epoch.report import epoch_rows
 from lightning_core.lake.manifest import EpochManifest
@@ -62,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
     lake, train = derived(home, rows)
     for number in (0, 1):
         epoch = EpochManifest(run="run", epoch=number, mode="evaluate", opened_offset=0, sealed_offset=1 << 40)
-        derive(lake, epoch, lake_settings(home), "key")
+        derive(Epoch(lake_settings(home), epoch), "key")
         lake.manifests.put_epoch(epoch)
     store = store_with_base(home)
     store.publish(write_model(home / "made", 1.0), Lineage(run="run", epoch=0, base_model="base", parent="v0000"))
@@ -114,7 +115,7 @@ def test_every_command_works_as_it_is_printed(run: tuple[Path, Settings], monkey
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.delenv("PREFECT_HOME", raising=False)
     monkeypatch.chdir(ROOT)
-    commands = [c for _, c in ending.next_commands(settings, file, (f"home={settings.home}",))]
+    commands = [c for _, c in ending.next_commands(Run(settings), file, (f"home={settings.home}",))]
     words = [shlex.split(command) for command in commands]
     ours = [arguments for tool, *arguments in words if tool.endswith("/lightning-flows")]
     assert [arguments[0] for arguments in ours] == ["policies", "serve", "sql", "explain"]
@@ -134,7 +135,7 @@ def test_every_command_works_as_it_is_printed(run: tuple[Path, Settings], monkey
 
 def test_mlflow_and_prefect_know_the_commands_that_are_printed(run: tuple[Path, Settings]) -> None:
     file, settings = run
-    others = [c for _, c in ending.next_commands(settings, file, ()) if "/lightning-flows" not in c]
+    others = [c for _, c in ending.next_commands(Run(settings), file, ()) if "/lightning-flows" not in c]
     started = [subprocess.Popen(["sh", "-c", f"{c} --help"], cwd=ROOT, stdout=subprocess.DEVNULL) for c in others]
     assert [process.wait(120) for process in started] == [0, 0]
 
@@ -144,7 +145,7 @@ def test_prefects_home_is_given_as_a_whole_path(home: str, prefect: str, monkeyp
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.delenv("PREFECT_HOME", raising=False)
     file = Path("examples/calculator/settings.yaml")
-    commands = [c for _, c in ending.next_commands(load_settings(file, {"home": home}), file, ())]
+    commands = [c for _, c in ending.next_commands(Run(load_settings(file, {"home": home})), file, ())]
     assert any(command.startswith(f"PREFECT_HOME={prefect}/prefect ") for command in commands)
 
 
@@ -163,13 +164,13 @@ def test_whether_a_change_may_be_chance_is_said_in_words(gain: Gain, words: str)
 
 
 def test_a_run_without_held_out_tasks_says_that_nobody_knows(tmp_path: Path) -> None:
-    assert outcome(lake_settings(tmp_path)) is None
+    assert outcome(Run(lake_settings(tmp_path))) is None
     assert "nobody knows whether it helped" in "".join(ending.came_of_it(None, []))
 
 
 @pytest.mark.parametrize("width", [80, 120, 140])
 def test_the_table_fits_its_terminal_and_says_why_the_reward_may_fall(run: tuple[Path, Settings], width: int) -> None:
-    rows = epoch_rows(run[1])
+    rows = epoch_rows(Run(run[1]))
     rows[-1] |= {"reward_fresh": 0.75, "reward_repeated": 0.25}
     console = Console(file=io.StringIO(), width=width)
     console.print(table(rows, "run", width))

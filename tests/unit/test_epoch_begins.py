@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.stages import begin_anew
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.otlp.spans import encode_request
 from lightning_core.spool import spool
+from tests.lake_maker import settings
 from tests.spool_maker import record, span, store
 
 
@@ -24,7 +26,7 @@ def of_other_versions(lake: Lake, epoch: EpochManifest) -> EpochManifest:
 
 
 def of_another_key(lake: Lake, epoch: EpochManifest) -> EpochManifest:
-    begin_anew(lake, epoch)
+    begin_anew(Epoch(settings(lake.root.parent), epoch))
     return epoch
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import epoch_rows, policy_rows
 from lightning_core.lake.lake import Lake
 from tests.lake_maker import Attempt, derived, settings
@@ -33,7 +34,7 @@ def epoch_of(home: Path) -> Any:
 
 def trained(home: Path) -> tuple[int, int, float | None]:
     """`trained_calls` of the report, of the policy, and as a signal."""
-    (row,), (policy,) = epoch_rows(settings(home)), policy_rows(settings(home))
+    (row,), (policy,) = epoch_rows(Run(settings(home))), policy_rows(Run(settings(home)))
     lake_signals = ask(Lake(home), "SELECT value FROM signals WHERE signal = 'kept'")
     return row["trained_calls"], policy["trained_calls"], lake_signals[0]["value"] if lake_signals else None
 
@@ -52,7 +53,7 @@ def test_trained_are_calls_that_a_version_was_trained_on_and_no_more(tmp_path: P
     assert after(version="v0001", metrics={}) == (4, 4, 4.0), "as versions before it was kept"
     assert after(version="v0001", metrics={}, sequences="others") == (0, 0, None), "the epoch was graded again since"
     assert after(version="v0000", metrics={}, skipped="not its turn") == (0, 0, None)
-    (row,) = epoch_rows(settings(tmp_path))
+    (row,) = epoch_rows(Run(settings(tmp_path)))
     assert (row["calls"], row["response_tokens"]) == (6, 12), "another model's calls are none of the policy"
 
 
@@ -73,13 +74,13 @@ def test_a_call_of_several_choices_was_trained_on_once(tmp_path: Path) -> None:
 
 def test_rewards_of_fresh_and_of_repeated_tasks_are_apart(tmp_path: Path) -> None:
     lake, epoch = epoch_of(tmp_path)
-    (row,) = epoch_rows(settings(tmp_path))
+    (row,) = epoch_rows(Run(settings(tmp_path)))
     assert (row["reward_fresh"], row["reward_repeated"]) == (None, None), "this run repeats no task"
 
     def parts(repeated: list[str]) -> tuple[float | None, float | None]:
         epoch.repeated = repeated
         put(lake, epoch)
-        (row,) = epoch_rows(settings(tmp_path))
+        (row,) = epoch_rows(Run(settings(tmp_path)))
         found = row["reward_fresh"], row["reward_repeated"]
         (view,) = ask(lake, "SELECT reward_fresh, reward_repeated FROM epochs")
         assert (view["reward_fresh"], view["reward_repeated"]) == found
@@ -104,11 +105,11 @@ def test_the_seconds_of_an_evaluation_are_the_same_before_and_after_it_was_recor
     """The table in Prefect's UI is written while the evaluation is recorded."""
     lake, _ = epoch_of(tmp_path)
     evaluation = lake.open_epoch(settings(tmp_path).run, 1, "evaluate", {"policy": "v0000"})
-    evaluation.finish("collect", "key", {}, 2.0)
+    evaluation.finish("rollouts", "key", {}, 2.0)
     put(lake, evaluation)
 
     def seconds() -> Any:
-        return epoch_rows(settings(tmp_path))[0]["seconds"]["evaluate"]
+        return epoch_rows(Run(settings(tmp_path)))[0]["seconds"]["evaluate"]
 
     assert seconds() == 2.0
     evaluation.finish("record", "key", {}, 5.0)

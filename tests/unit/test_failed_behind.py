@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from lightning_core.agents.attempt import AttemptResult
+from lightning_core.agents.runner import Runner
+from lightning_core.agents.shared import close_runners, shared_runner
 from lightning_core.config import Settings
 from lightning_core.gateway.handle import GatewayHandle
-from lightning_flows.tasks.rollout import close_runners, shared_runner
 
 
 def settings_of(home: Path) -> Settings:
     return Settings.model_validate({"home": home, "agent": {"command": "true"}, "tasks": {"train": "tasks.jsonl"}})
+
+
+def runner_of(settings: Settings, server: GatewayHandle | None = None) -> AbstractContextManager[Runner]:
+    return shared_runner(settings.agent, "policy", settings.home, server)
 
 
 NOTHING = {"unanswered": 0, "infrastructure_errors": 0, "last_error": None, "up_s": 20.0}
@@ -43,20 +49,20 @@ def test_what_the_server_saw_fail_is_not_the_agents(
     tmp_path: Path, status: str, seen: dict[str, Any], told: str | None
 ) -> None:
     settings = settings_of(tmp_path)
-    with shared_runner(settings), shared_runner(settings, cast(GatewayHandle, Server(**seen))) as runner:
+    with runner_of(settings), runner_of(settings, cast(GatewayHandle, Server(**seen))) as runner:
         assert runner.failed_behind(AttemptResult("r", "a", status, None, None, 5 * 10**9, 15 * 10**9, 0)) == told
 
 
 def test_a_pool_is_kept_from_one_that_runs_attempts_to_the_next(tmp_path: Path) -> None:
     settings, server = settings_of(tmp_path), cast(GatewayHandle, Server())
-    with shared_runner(settings) as kept:
-        with shared_runner(settings, server) as first, shared_runner(settings, server) as beside:
+    with runner_of(settings) as kept:
+        with runner_of(settings, server) as first, runner_of(settings, server) as beside:
             assert first is beside is kept
-        with shared_runner(settings, server) as closed:
+        with runner_of(settings, server) as closed:
             assert closed is kept and not closed.closed
             close_runners()
-            with shared_runner(settings, server) as late:
+            with runner_of(settings, server) as late:
                 assert late.closed  # it ends with those that were told to
-        with shared_runner(settings, server) as next_:
+        with runner_of(settings, server) as next_:
             assert next_ is not kept and not next_.closed
     assert next_.closed

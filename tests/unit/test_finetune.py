@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from lightning_core.config import SettingsError
-from lightning_core.epoch.collected import open_finetune, require_own_rollouts
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Run
+from lightning_core.epoch.finetune import open_finetune, require_own_rollouts
 from lightning_core.lake.catalog import connect
 from lightning_core.lake.derived_tables import COLUMNS
 from lightning_core.lake.lake import Lake
@@ -53,9 +54,9 @@ def collected(home: Path) -> Lake:
 
 def finetuned(lake: Lake, run: str = "sft", **changes: Any) -> EpochManifest:
     wanted = settings(lake.root.parent, **SFT, finetune={"runs": ["run"]} | changes).model_copy(update={"run": run})
-    epoch = open_finetune(lake, wanted, 0, {"policy": "v0000"})
-    derive(lake, epoch, wanted, "key")
-    return epoch
+    epoch = open_finetune(Run(wanted), 0, {"policy": "v0000"})
+    derive(epoch, "key")
+    return epoch.manifest
 
 
 def taken(lake: Lake, epoch: EpochManifest) -> list[str]:
@@ -97,9 +98,9 @@ def test_epochs_and_time_are_chosen(tmp_path: Path) -> None:
 
 def test_nothing_chosen_is_an_error_that_says_what_there_is(tmp_path: Path) -> None:
     lake = collected(tmp_path)
-    with pytest.raises(SettingsError, match=r"run 'other' .* has no collected epoch; collected are: run 0, run 1"):
+    with pytest.raises(SettingsError, match=r"run 'other' .* has rolled out no epoch; rolled out are: run 0, run 1"):
         finetuned(lake, runs=["run", "other"])
-    with pytest.raises(SettingsError, match=r"no collected epoch among \[7\]"):
+    with pytest.raises(SettingsError, match=r"rolled out no epoch among \[7\]"):
         finetuned(lake, epochs=[7])
     with pytest.raises(SettingsError, match=r"none of the 7 rollouts of run 0, run 1 began since 2030"):
         finetuned(lake, since="2030-01-01T00:00:00Z")
@@ -118,18 +119,18 @@ def test_a_finetuning_is_no_epoch_that_rolls_out_and_one_that_does_no_finetuning
     own = lake.manifests.epoch("run", 1)
     assert own is not None
     require_own_rollouts(own)
-    own.finish("collect", "k", {}, 1.0)
+    own.finish("rollouts", "k", {}, 1.0)
     lake.manifests.put_epoch(own.model_copy(update={"epoch": 0, "run": "busy"}))
     with pytest.raises(LakeError, match="epoch 0 of run 'busy' rolls out itself"):
         finetuned(lake, run="busy")
 
 
 def test_a_finetuning_of_its_own_run_is_the_next_epoch_and_no_source_of_another(tmp_path: Path) -> None:
-    lake = collected(tmp_path)
+    collected(tmp_path)
     wanted = settings(tmp_path, **SFT, finetune={})
-    epoch = open_finetune(lake, wanted, 2, {"policy": "v0002"})
+    epoch = open_finetune(Run(wanted), 2, {"policy": "v0002"}).manifest
     assert [(s.run, s.epoch) for s in epoch.sources] == [("run", 0), ("run", 1)]
-    again = open_finetune(lake, wanted, 3, {"policy": "v0003"})
+    again = open_finetune(Run(wanted), 3, {"policy": "v0003"}).manifest
     assert again.sources == epoch.sources and again.planned == epoch.planned
 
 

@@ -23,24 +23,26 @@ from lightning_core.agents.capture import Capture
 from lightning_core.agents.pool import Ended
 from lightning_core.agents.runner import Runner
 from lightning_core.config import AgentSettings, Settings, SettingsError
+from lightning_core.epoch import resume
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.plan import Task, plan_training
 from lightning_core.epoch.stage_keys import rollouts_key
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
-from lightning_flows.flows.collect import collect as collect_flow
 from lightning_flows.flows.evaluate import evaluate
 from lightning_flows.flows.finetune import finetune
 from lightning_flows.flows.learn import learn
 from lightning_flows.flows.parameters import resolve
 from lightning_flows.flows.regrade import regrade
+from lightning_flows.flows.roll_out import roll_out as roll_out_flow
 from lightning_flows.flows.train import train
 from lightning_flows.flows.train_agents import train_agents
 from lightning_flows.flows.train_epoch import train_epoch
-from lightning_flows.tasks import collect
+from lightning_flows.tasks import rollouts
 from tests.lake_maker import Attempt, derived
 from tests.unit.test_stage_keys import TASKS, settings_of
 
-FLOWS = (train, train_epoch, evaluate, learn, collect_flow, finetune, regrade, train_agents)
+FLOWS = (train, train_epoch, evaluate, learn, roll_out_flow, finetune, regrade, train_agents)
 GOOD: dict[str, Any] = {"agent": {"command": "true"}, "tasks": {"train": "tasks.jsonl"}}
 
 
@@ -48,9 +50,9 @@ GOOD: dict[str, Any] = {"agent": {"command": "true"}, "tasks": {"train": "tasks.
     ("flow", "parameters", "named"),
     [
         (train_epoch, {"epoch": "soon"}, "epoch: Input should be a valid integer"),
-        (train_epoch, {"from_stage": "tripplets"}, "from_stage: Input should be 'rollouts', 'rewards', 'triplets'"),
+        (train_epoch, {"from_stage": "tripplets"}, "from_stage: Input should be 'rollouts', 'rewards', 'sequences'"),
         (train_agents, {"only": "solver"}, "only: Input should be a valid list"),
-        (collect_flow, {"epoch": [1]}, "epoch: Input should be a valid integer"),
+        (roll_out_flow, {"epoch": [1]}, "epoch: Input should be a valid integer"),
         (evaluate, {"policy_versions": "v0001"}, "policy_versions: Input should be a valid dictionary"),
         (finetune, {"evaluate_after": "perhaps"}, "evaluate_after: Input should be a valid boolean"),
         (learn, {"choice": {"since": "yesterday"}}, "choice.since: Input should be a valid datetime"),
@@ -150,16 +152,16 @@ def test_prefects_log_of_what_a_user_can_mend_is_one_line_and_a_bug_keeps_its_tr
 def test_rollouts_of_a_task_set_that_changed_since_are_set_aside_and_that_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect, "logger", lambda: logging.getLogger("flow"))
     attempt = Attempt(rollout="r.0000.a.0")
     attempt.root(run="r")
     lake, _ = derived(tmp_path, attempt.rows)
     settings = settings_of(tmp_path)
     epoch = lake.open_epoch("r", 0, "train", {"policy": "v0000"})
     epoch.opened_offset = 0
+    handle = Epoch(settings, epoch)
 
     def begin(tasks: list[Task]) -> set[str]:
-        return collect._begin(lake, epoch, rollouts_key(settings, epoch, plan_training(settings, tasks, 0)))
+        return resume.finished_with(handle, rollouts_key(handle, plan_training(handle, tasks, 0)))
 
     assert begin(TASKS) == begin(TASKS) == {"r.0000.a.0"}
     assert caplog.messages == []
@@ -186,12 +188,12 @@ def test_what_is_tried_again_is_kept_before_the_first_rollout(tmp_path: Path, mo
         tmp_path, run="run", rollout={"tasks_per_epoch": 1, "group_size": 2, "unsolved_per_epoch": 1}
     )
     epoch = lake.open_epoch("run", 1, "train", {"policy": "v0000"})
-    monkeypatch.setattr(collect, "ingest_spans", lambda _: 0)
-    monkeypatch.setattr(collect, "_roll_out", killed)
-    planned = plan_training(settings, TASKS, 1)
+    monkeypatch.setattr(rollouts, "ingest_spans", lambda _: 0)
+    monkeypatch.setattr(rollouts, "_roll_out", killed)
+    planned = plan_training(Run(settings), TASKS, 1)
     assert [r.task.id for r in planned if r.again] == ["a", "a"]
     with pytest.raises(KeyboardInterrupt):
-        collect.collect(settings, epoch, planned)
+        rollouts.roll_out(Epoch(settings, epoch), planned)
     kept = lake.manifests.epoch("run", 1)
     assert kept is not None and kept.again is not None and kept.again.tasks == ["a"]
 

@@ -11,9 +11,10 @@ import yaml
 from click.testing import CliRunner
 
 from lightning_flows.flows.cli import main
+from tests.deployed import deployments
 
 ROOT = Path(__file__).parents[2]
-FLOWS = ("train-epoch", "train", "evaluate", "ingest", "finetune", "train-agents", "collect", "learn", "regrade")
+FLOWS = ("train-epoch", "train", "evaluate", "ingest", "finetune", "train-agents", "roll-out", "learn", "regrade")
 
 
 @pytest.mark.parametrize("name", FLOWS)
@@ -26,7 +27,7 @@ def test_every_flow_is_a_command_with_help(name: str) -> None:
 
 
 def test_every_deployment_names_a_flow_and_parameters_that_it_takes() -> None:
-    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+    for deployment in deployments():
         module, _, name = deployment["entrypoint"].partition(":")
         flow = getattr(importlib.import_module(module), name)
         flow.validate_parameters(deployment["parameters"])
@@ -72,4 +73,4 @@ def test_a_policy_that_is_none_is_refused_before_anything_starts(tmp_path: Path)
 def test_a_stage_that_is_none_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["train-epoch", "settings.yaml", "--from", "sql"])
     assert done.exit_code != 0
-    assert "'rollouts', 'rewards', 'triplets', 'train', 'record'" in done.output
+    assert "'rollouts', 'rewards', 'sequences', 'train', 'record'" in done.output

@@ -15,8 +15,9 @@ from lightning_core.agents.grading import grade
 from lightning_core.client import SpanData
 from lightning_core.config import SettingsError
 from lightning_core.epoch.derive import attempts
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.loading import grader_digest
-from tests.lake_maker import Attempt, derived
+from tests.lake_maker import Attempt, derived, settings
 
 pytestmark = pytest.mark.slow  # it starts graders
 
@@ -52,7 +53,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckD
     failed = Attempt("r.9", "a9")
     failed.root("error", task="{}", output=None)
     lake, epoch = derived(tmp_path_factory.mktemp("home"), rows + failed.rows)
-    with attempts(lake, epoch) as con:
+    with attempts(Epoch(settings(lake.root.parent), epoch)) as con:
         yield con
 
 
@@ -126,7 +127,7 @@ def test_an_attempt_is_graded_once_by_each_grader(tmp_path: Path) -> None:
     attempt.root(task=json.dumps({"answer": "7"}), output=json.dumps("7"))
     attempt.reward(1.0, attributes=[("lightning.reward.grader", grader_digest(reference))])
     lake, epoch = derived(tmp_path, attempt.rows)
-    with attempts(lake, epoch) as con:
+    with attempts(Epoch(settings(lake.root.parent), epoch)) as con:
         assert grade(reference, con, lambda *_: None).graded == 0
         assert grade(f"{tmp_path / 'graders.py'}:several", con, lambda *_: None).graded == 1
         (tmp_path / "graders.py").write_text(GRADERS + "# changed\n")

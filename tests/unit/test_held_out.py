@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.held_out import held_out, interval, pass_at
-from tests.lake_maker import Attempt, derived
+from tests.lake_maker import Attempt, derived, settings
 
 
 def test_pass_at_k_is_the_share_of_tasks_that_one_of_k_draws_solves() -> None:
@@ -67,7 +68,7 @@ def test_an_evaluation_is_summed_up_by_task(tmp_path: Path) -> None:
         rows += attempt.rows
     for place, row in enumerate(rows):
         row["record_offset"] = place
-    lake, epoch = derived(tmp_path, rows, mode="evaluate")
-    found = held_out(lake, epoch)
+    _, epoch = derived(tmp_path, rows, mode="evaluate")
+    found = held_out(Epoch(settings(tmp_path), epoch))
     assert (found.tasks, found.rollouts, found.right, found.reward) == (2, 4, 0.75, 0.75)
     assert found.pass_at == {1: 0.75, 2: 1.0}

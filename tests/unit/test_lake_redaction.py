@@ -275,14 +275,14 @@ def test_a_redacted_lake_is_not_filled_without_its_rules(tmp_path: Path) -> None
     settings = tmp_path / "s.yaml"
     rule = "lake: {redact: [{pattern: '4111 1111'}]}"
     settings.write_text(f"home: {tmp_path}\nagent: {{command: x}}\ntasks: {{train: t.jsonl}}\n{rule}\n")
-    refused = CliRunner().invoke(main, ["lake", "ingest", "--home", str(tmp_path)])
-    assert refused.exit_code == 1 and "lake ingest --settings FILE" in refused.output
-    done = CliRunner().invoke(main, ["lake", "ingest", "--settings", str(settings)])
+    refused = CliRunner().invoke(main, ["ingest", "--home", str(tmp_path)])
+    assert refused.exit_code == 1 and "ingest --settings FILE" in refused.output
+    done = CliRunner().invoke(main, ["ingest", "--settings", str(settings)])
     assert done.exit_code == 0, done.output
     with Lake(tmp_path).connect() as con:
         assert con.execute("SELECT DISTINCT name FROM spans").fetchall() == [("[redacted]",)]
     store(tmp_path, [record(encode_request({}, [span(SECRET, 3)]))])
-    asked = CliRunner().invoke(main, ["lake", "ingest", "--home", str(tmp_path), "--unredacted"])
+    asked = CliRunner().invoke(main, ["ingest", "--home", str(tmp_path), "--unredacted"])
     assert "1 spans decoded" in asked.output
 
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import ask, catalog, compact, parquet, schema
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
@@ -50,7 +51,7 @@ def sealed(lake: Lake, run: str = "run", epoch: int = 0, opened: int = 0) -> Epo
 
 def derived(lake: Lake, epoch: EpochManifest) -> dict[str, str]:
     """Derive an epoch; digest of every table."""
-    derive(lake, epoch, settings(lake.root.parent), "key")
+    derive(Epoch(settings(lake.root.parent), epoch), "key")
     return {name: table.digest for name, table in epoch.tables.items()}
 
 
@@ -218,7 +219,7 @@ def test_retention_by_age_removes_whole_executions_and_spares_unfinished_epochs(
     store(tmp_path, [record(encode_request({}, [span("no rollout", 9)]), None, None, received_ns=now - 9 * DAY_NS)])
     lake.ingest()
     done = sealed(lake)
-    done.finish("derive", "key", {}, 0)
+    done.finish("sequences", "key", {}, 0)
     lake.manifests.put_epoch(done)
     lake.manifests.put_epoch(EpochManifest(run="run", epoch=1, opened_offset=0))
     before = spans(lake)

@@ -55,7 +55,7 @@ def test_stock_is_trained_at_the_rates_that_ours_is(schedule: str) -> None:
 def test_the_ancestors_scheme_is_settings_alone(tmp_path: Path) -> None:
     ours, _ = learning.settings_of("ours", 1, tmp_path)
     theirs, _ = learning.settings_of("transitions", 1, tmp_path)
-    check_estimators(theirs)
+    check_estimators(theirs.policies)
     changed = {"advantages", "merge", "min_spread"}
     for a, b in zip(ours.policies, theirs.policies, strict=True):
         assert a.model_dump(exclude=changed) == b.model_dump(exclude=changed)

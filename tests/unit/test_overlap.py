@@ -12,12 +12,14 @@ import pytest
 import yaml
 
 from lightning_core.config import Settings, SettingsError
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.plan import Task, plan_training
+from lightning_core.epoch.resume import starts_from
 from lightning_core.epoch.stage_keys import rollouts_key
 from lightning_core.epoch.stages import redo_from
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError, SpanManifest
-from lightning_core.policies.garbage import _begun_with
+from lightning_core.policies.prune import _begun_with
 from lightning_core.policies.store import PolicyStore
 from lightning_core.settings_file import load_settings
 from lightning_flows.tasks import overlap
@@ -77,26 +79,26 @@ def test_without_the_setting_nothing_overlaps_and_stages_have_the_keys_they_had(
     settings = Settings.model_validate(BASE)
     assert settings.async_level == 0
     epoch = EpochManifest(run="r", epoch=0, versions=V0, opened_offset=0)
-    assert overlap._opened(settings, epoch) is None
+    assert overlap._opened(Epoch(settings, epoch)) is None
     assert epoch.sampled_from == V0
-    planned = plan_training(settings, TASKS, 0)
-    assert overlap.begins_on(settings, epoch, planned) == V0
+    planned = plan_training(Run(settings), TASKS, 0)
+    assert starts_from(Epoch(settings, epoch), planned) == V0
 
 
 def test_an_epoch_that_is_rolled_out_ahead_keeps_its_rollouts_when_its_versions_are_known(tmp_path: Path) -> None:
     lake, settings = Lake(tmp_path), settings_of(tmp_path)
     ahead = lake.open_ahead("r", 1, V0)
     assert ahead is not None and (ahead.versions, ahead.sampled_from) == ({}, V0)
-    planned = plan_training(settings, TASKS, 1)
-    key = rollouts_key(settings, ahead, planned)
-    ahead.finish("collect", key, {}, 0.0)
+    planned = plan_training(Run(settings), TASKS, 1)
+    key = rollouts_key(Epoch(settings, ahead), planned)
+    ahead.finish("rollouts", key, {}, 0.0)
     lake.manifests.put_epoch(ahead)
 
     begun = lake.open_epoch("r", 1, "train", V1)
     assert (begun.versions, begun.sampled_from) == (V1, V0)
-    assert rollouts_key(settings, begun, planned) == key
-    assert overlap.begins_on(settings, begun, planned) == V1, "no swap back: there is nothing left to sample"
-    assert overlap.begins_on(settings_of(tmp_path, seed=5), begun, plan_training(settings, TASKS, 2)) == V0
+    assert rollouts_key(Epoch(settings, begun), planned) == key
+    assert starts_from(Epoch(settings, begun), planned) == V1, "no swap back: there is nothing left to sample"
+    assert starts_from(Epoch(settings_of(tmp_path, seed=5), begun), plan_training(Run(settings), TASKS, 2)) == V0
 
 
 def test_a_resumed_epoch_finds_what_it_rolled_out_ahead_and_leaves_alone_what_was_begun_after_it(
@@ -114,15 +116,15 @@ def test_a_resumed_epoch_finds_what_it_rolled_out_ahead_and_leaves_alone_what_wa
 
 def test_an_epoch_before_that_came_to_other_versions_makes_other_rollouts(tmp_path: Path) -> None:
     lake, settings = Lake(tmp_path), settings_of(tmp_path)
-    planned = plan_training(settings, TASKS, 1)
+    planned = plan_training(Run(settings), TASKS, 1)
     keys = []
     for versions in (V0, V1):
         ahead = lake.open_ahead("r", 1, versions)
         assert ahead is not None
-        keys.append(rollouts_key(settings, ahead, planned))
+        keys.append(rollouts_key(Epoch(settings, ahead), planned))
     assert keys[0] != keys[1]
     begun = lake.open_epoch("r", 1, "train", V2)
-    begun.finish("collect", keys[1], {}, 0.0)
+    begun.finish("rollouts", keys[1], {}, 0.0)
     lake.manifests.put_epoch(begun)
     with pytest.raises(LakeError, match="an earlier epoch was trained again"):
         lake.open_epoch("r", 1, "train", V0)
@@ -132,9 +134,9 @@ def test_rollouts_that_are_asked_for_again_are_sampled_from_what_the_epoch_train
     lake = Lake(tmp_path)
     lake.open_ahead("r", 1, V0)
     begun = lake.open_epoch("r", 1, "train", V1)
-    redo_from(lake, begun, "triplets", "one")
+    redo_from(Epoch(settings_of(tmp_path), begun), "sequences", "one")
     assert begun.sampled_from == V0
-    redo_from(lake, begun, "rollouts", "two")
+    redo_from(Epoch(settings_of(tmp_path), begun), "rollouts", "two")
     assert begun.sampled_from == V1
 
 
@@ -150,9 +152,9 @@ class Side:
         self.go, self.began, self.ended = threading.Event(), threading.Event(), threading.Event()
         self.fails, self.epochs = fails, list[int]()
 
-    def collect(self, settings: Settings, epoch: EpochManifest, planned: list[Any]) -> dict[str, Any]:
-        self.epochs.append(epoch.epoch)
-        assert all(r.rollout_id.startswith(f"r.{epoch.epoch:04d}.") for r in planned)
+    def roll_out(self, epoch: Epoch, planned: list[Any]) -> dict[str, Any]:
+        self.epochs.append(epoch.number)
+        assert all(r.rollout_id.startswith(f"r.{epoch.number:04d}.") for r in planned)
         self.began.set()
         assert self.go.wait(10)
         self.ended.set()
@@ -168,12 +170,12 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
 
     def run(body: Callable[[Side], None], side: Side | None = None, number: int = 0, served: str = "v0000") -> Any:
         side = side or Side()
-        monkeypatch.setattr(overlap, "collect", side.collect)
+        monkeypatch.setattr(overlap, "roll_out", side.roll_out)
         monkeypatch.setattr(overlap, "close_runners", side.go.set)
-        monkeypatch.setattr(overlap, "redeploy", lambda *a: deployed.append(a[2]))
+        monkeypatch.setattr(overlap, "deploy", lambda *a: deployed.append(a[2]))
         monkeypatch.setattr(PolicyStore, "current", lambda self: served)
         epoch = EpochManifest(run="r", epoch=number, versions=V0, opened_offset=0)
-        with overlap.next_rollouts(settings_of(tmp_path), None, epoch):  # type: ignore[arg-type]
+        with overlap.next_rollouts(Epoch(settings_of(tmp_path), epoch), None):  # type: ignore[arg-type]
             body(side)
         return side, deployed
 

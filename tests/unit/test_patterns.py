@@ -9,6 +9,7 @@ import pytest
 
 from lightning_core.config import PolicySettings, SettingsError
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.patterns import pattern, settle
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -51,7 +52,7 @@ def next_epoch(number: int = 1) -> EpochManifest:
 def settled(lake: Lake, agent_match: str, epoch: EpochManifest | None = None) -> str:
     policy = PolicySettings(agent_match=agent_match)
     epoch = epoch or next_epoch()
-    settle(lake, lake_maker.settings(lake.root.parent, policies=[policy]), epoch)
+    settle(Epoch(lake_maker.settings(lake.root.parent, policies=[policy]), epoch))
     return pattern(epoch, policy)
 
 
@@ -72,8 +73,8 @@ def test_the_pattern_selects_what_is_trained(lake: Lake) -> None:
     settings = lake_maker.settings(lake.root.parent, policies=[PolicySettings(agent_match=_MOST_CALLS)])
     epoch = lake.manifests.epoch("run", 0)
     assert epoch is not None
-    settle(lake, settings, epoch)
-    derive(lake, epoch, settings, "chosen")
+    settle(Epoch(settings, epoch))
+    derive(Epoch(settings, epoch), "chosen")
     trained = {row["agent"] for row in table(lake, epoch, "policy_calls") if row["left_out"] is None}
     assert trained == {"worker"}
 
@@ -111,4 +112,4 @@ def test_an_epoch_without_its_pattern_is_not_derived(lake: Lake) -> None:
     epoch = lake.manifests.epoch("run", 0)
     assert epoch is not None
     with pytest.raises(SettingsError, match="was not computed when train epoch 0 began"):
-        derive(lake, epoch, settings, "key")
+        derive(Epoch(settings, epoch), "key")

@@ -12,6 +12,7 @@ import pytest
 
 from bench import planner_executor as bench
 from bench.planner_executor import table
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.plan import plan_evaluation
 from lightning_core.settings_file import load_settings
 from lightning_flows.tasks.preflight import evaluation_tasks
@@ -47,7 +48,9 @@ def test_problems_are_right_in_two_steps_and_none_is_held_out_and_trained() -> N
 def test_the_bench_asks_held_out_problems_that_the_prompts_were_not_chosen_on(tmp_path: Path) -> None:
     chosen_on = load_settings(FOLDER / "settings.yaml")
     reported = bench._settings(tmp_path, 0, "both")
-    first, last = ([r.task.id for r in plan_evaluation(s, evaluation_tasks(s), 0)] for s in (chosen_on, reported))
+    first, last = (
+        [r.task.id for r in plan_evaluation(Run(s), evaluation_tasks(s.tasks), 0)] for s in (chosen_on, reported)
+    )
     assert first == [f"heldout-{n:04d}" for n in range(32)] and last == [f"heldout-{n:04d}" for n in range(32, 64)]
 
 

@@ -7,10 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import Lineage
 from lightning_flows.flows.cli import main
-from lightning_flows.tasks.versions import collect_versions, note_evaluation
+from lightning_flows.tasks.versions import note_evaluation, prune_versions
 from tests.policy_files import store_with_base, write_model
 
 
@@ -43,7 +44,7 @@ def settings(home, **more):
 def evaluated(home, number, version, right, **more):
     epoch = EpochManifest(run="r", epoch=number, mode="evaluate", opened_offset=0, versions={"policy": version})
     row = {"held_out_right": right, "held_out_tasks": 20, "held_out_reward": right}
-    return note_evaluation(settings(home, **more), epoch, row)
+    return note_evaluation(Epoch(settings(home, **more), epoch), row)
 
 
 def test_the_list_says_of_every_version_what_it_is_and_whether_it_is_whole(store, tmp_path, ask):
@@ -85,12 +86,12 @@ def test_a_pointer_to_a_version_that_is_gone_is_shown(store, ask):
 def test_pins_keep_and_collect_says_what_goes_before_it_goes(store, ask):
     assert ask("pin", "policy", "v0001", home_last=True).exit_code == 0
     store.set_current("v0000")
-    told = ask("collect", "--dry-run").stdout
+    told = ask("prune", "--dry-run").stdout
     assert "1 versions would go" in told
     assert "v0001  stays: pinned" in told
     assert store.versions() == ["v0000", "v0001", "v0002", "v0003"]
     assert ask("unpin", "policy", "v0001").exit_code == 0
-    assert "2 versions removed" in ask("collect").stdout
+    assert "2 versions removed" in ask("prune").stdout
     assert store.versions() == ["v0000", "v0003"]
 
 
@@ -111,7 +112,7 @@ def test_use_refuses_a_damaged_version(store, ask):
         (["pin", "polcy", "v0001"], "no policy 'polcy'"),
         (["pin", "policy", "v0009"], "no version 'v0009'"),
         (["--policy", "../x"], "no policy '../x'"),
-        (["collect", "--policy", "x"], "no policy 'x'"),
+        (["prune", "--policy", "x"], "no policy 'x'"),
     ],
 )
 def test_a_wrong_name_is_one_line_that_names_those_there_are(store, ask, arguments, told):
@@ -131,15 +132,15 @@ def test_an_evaluation_is_noted_in_the_version_and_moves_best(store, tmp_path):
 
 
 def test_an_epoch_removes_what_nothing_needs_unless_the_settings_say_that_all_stays(store, tmp_path):
-    assert collect_versions(settings(tmp_path, store={"keep_every": 1})) == {}
+    assert prune_versions(Run(settings(tmp_path, store={"keep_every": 1}))) == {}
     assert len(store.versions()) == 4
-    assert collect_versions(settings(tmp_path)) == {"policy": ["v0001"]}
+    assert prune_versions(Run(settings(tmp_path))) == {"policy": ["v0001"]}
     assert store.versions() == ["v0000", "v0002", "v0003"]
 
 
 def test_who_asks_for_a_removed_version_gets_the_rule_the_nearest_that_is_kept_and_the_remedy(store, tmp_path, ask):
     store.set_current("v0000")
-    collect_versions(settings(tmp_path))
+    prune_versions(Run(settings(tmp_path)))
     assert "policy: 2 versions were removed, as nothing needed them: v0001, v0002" in ask().stdout
     for command in (
         ["export", "policy", "v0002", "--into", str(tmp_path / "out")],

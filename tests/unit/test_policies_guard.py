@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from lightning_core.config import Settings
-from lightning_core.epoch import deploy, services
+from lightning_core.epoch import deploy, services, training
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
 from lightning_core.policies.store import Lineage, PolicyStore, StoreError
-from lightning_core.training import epoch as training
 from tests.policy_files import store_with_base, write_model
 
 
@@ -42,7 +42,7 @@ def settings(tmp_path):
 def test_a_damaged_version_is_not_deployed_and_what_is_served_stays(damaged, settings):
     running = SimpleNamespace(server=Untouched(), fleet=[Untouched()], model=None)
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors: its content is not what was published"):
-        deploy.deploy(settings, running, {"policy": "v0001"})
+        deploy.deploy(Run(settings), running, {"policy": "v0001"})
     assert damaged.current() == "v0000"
 
 
@@ -50,10 +50,10 @@ def test_vllm_is_not_started_on_a_damaged_version(damaged, settings, monkeypatch
     monkeypatch.setattr(services, "VllmServer", Untouched())
     damaged.set_current("v0001")
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors"):
-        services._start_vllm(settings, None, 0, print)
+        services._start_vllm(Run(settings), None, 0, print)
     damaged.set_current("v0000")
     with pytest.raises(AssertionError, match="asked for start"):
-        services._start_vllm(settings, None, 0, print)
+        services._start_vllm(Run(settings), None, 0, print)
 
 
 def test_nothing_is_trained_from_a_damaged_version(damaged, settings, tmp_path, monkeypatch):
@@ -64,7 +64,7 @@ def test_nothing_is_trained_from_a_damaged_version(damaged, settings, tmp_path, 
         tables={"sequences": DerivedTable(path="derived/r/1/sequences.parquet", rows=1, digest="d")},
     )  # fmt: skip
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors"):
-        training.train_version(None, settings, settings.policies[0], epoch, tmp_path, print)
+        training.train_version(Epoch(settings, epoch), settings.policies[0], tmp_path, print)
     assert damaged.versions() == ["v0000", "v0001"]
 
 
@@ -85,14 +85,14 @@ def test_what_was_trained_gets_the_next_number_where_another_run_took_one(settin
             publish(self, taken[0], Lineage(run="other", epoch=0, base_model="base"), version, {})
         return publish(self, folder, lineage, version, files)
 
-    monkeypatch.setattr(training, "_select", lambda lake, epoch, policy, target: target.write_text("x"))
+    monkeypatch.setattr(training, "_select", lambda epoch, policy, target: target.write_text("x"))
     monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(PolicyStore, "_publish", beaten)
     epoch = EpochManifest(
         run="r", epoch=0, opened_offset=0, versions={"policy": "v0000"},
         tables={"sequences": DerivedTable(path="derived/r/0/sequences.parquet", rows=1, digest="d")},
     )  # fmt: skip
-    done = training.train_version(None, settings, settings.policies[0], epoch, tmp_path, print)
+    done = training.train_version(Epoch(settings, epoch), settings.policies[0], tmp_path, print)
     (state,) = tmp_path.rglob("state.json")
     assert json.loads(state.read_text()) == {"version": "v0002"}, "whose moments they are"
     assert done["version"] == "v0002" and store.manifest("v0001").run == "other" and store.manifest("v0002").run == "r"

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from lightning_core.config import SettingsError
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.production import Choice, Chosen, choose
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
-from tests.lake_maker import SECOND, Attempt, derived
+from tests.lake_maker import SECOND, Attempt, derived, settings
 
 EPOCH = EpochManifest(run="learner", epoch=3, opened_offset=0)
 
@@ -25,12 +26,16 @@ def sent(name: str, start: float = 100.0, **columns: Any) -> Attempt:
     return attempt
 
 
+def learning(home: Path) -> Epoch:
+    return Epoch(settings(home).model_copy(update={"run": EPOCH.run}), EPOCH)
+
+
 def chosen(home: Path, attempts: list[Attempt], choice: Choice, now_s: float = 10_000.0) -> Chosen:
     rows = [row for attempt in attempts for row in attempt.rows]
     for place, row in enumerate(rows):
         row["record_offset"] = place
-    lake, _ = derived(home, rows)
-    return choose(lake, EPOCH, choice, int(now_s * SECOND))
+    derived(home, rows)
+    return choose(learning(home), choice, int(now_s * SECOND))
 
 
 def names(found: Chosen) -> list[str]:
@@ -95,4 +100,4 @@ def test_a_condition_that_is_no_sql_is_an_error_that_names_it(tmp_path: Path) ->
 
 def test_an_empty_lake_has_nothing_to_learn_from(tmp_path: Path) -> None:
     Lake(tmp_path).root.mkdir()
-    assert choose(Lake(tmp_path), EPOCH, Choice(), 0) == Chosen([], {})  # type: ignore[arg-type]
+    assert choose(learning(tmp_path), Choice(), 0) == Chosen([], {})  # type: ignore[arg-type]

@@ -95,9 +95,9 @@ def test_a_catalog_that_knows_no_questions_says_what_renews_it(lake: Lake, tmp_p
         for name in ask.questions():
             con.execute(f"DROP MACRO TABLE {name}")
     for ask_it in (ask.overview, lambda root: ask.answer(root, "late_and_rejected")):
-        with pytest.raises(LakeError, match=r"another version's .*`lightning-flows lake ingest` renews it"):
+        with pytest.raises(LakeError, match=r"another version's .*`lightning-flows ingest` renews it"):
             ask_it(old.root)
-    CliRunner().invoke(main, ["lake", "ingest", "--home", str(tmp_path)], catch_exceptions=False)
+    CliRunner().invoke(main, ["ingest", "--home", str(tmp_path)], catch_exceptions=False)
     assert ask.answer(old.root, "late_and_rejected").endswith("(0 rows)")
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from lightning_core.config import Settings
-from lightning_core.epoch.services import versions
+from lightning_core.epoch.epoch import Run
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, Manifests
-from lightning_core.policies.garbage import collect as remove
 from lightning_core.policies.model import ModelError, resolve_model
+from lightning_core.policies.prune import prune as remove
 from lightning_core.policies.store import Lineage, StoreError
 from lightning_flows.flows import finetune as finetune_flow
-from lightning_flows.flows.collect import collect
 from lightning_flows.flows.evaluate import evaluate
+from lightning_flows.flows.roll_out import roll_out
 from lightning_flows.flows.train_epoch import train_epoch
 from tests.policy_files import store_with_base, write_model
 from tests.unit.test_stage_keys import settings_of
@@ -35,7 +35,7 @@ def trained(tmp_path: Path) -> Settings:
         made = store.publish(write_model(tmp_path / f"out{number}", number + 1.0), lineage)
         epoch = EpochManifest(run="r", epoch=number, opened_offset=0, versions={"policy": f"v{number:04d}"})
         epoch.tables["sequences"] = DerivedTable(path="sequences.parquet", rows=1, digest="d")
-        for stage in ("collect", "grade", "derive", "train policy", "record"):
+        for stage in ("rollouts", "rewards", "sequences", "train policy", "record"):
             epoch.finish(stage, "k", {"version": made}, 0)
         Manifests(tmp_path / "lake").put_epoch(epoch)
     store.set_current("v0004")
@@ -53,7 +53,7 @@ def trained(tmp_path: Path) -> Settings:
         (lambda s: train_epoch.fn(s, 1, "train"), f"^epoch 1 of run r: .*{GONE}"),
         (lambda s: train_epoch.fn(s, 0, "record"), f"^epoch 0 of run r: .*{GONE}"),
         (lambda s: train_epoch.fn(s, 1), f"^epoch 1 of run r: .*{GONE}"),
-        (lambda s: collect.fn(s, 1, "rollouts"), f"^the rollouts of epoch 1 of run r: .*{GONE}"),
+        (lambda s: roll_out.fn(s, 1, "rollouts"), f"^the rollouts of epoch 1 of run r: .*{GONE}"),
         (lambda s: evaluate.fn(s, policy_versions={"policy": "v0042"}), r"no version 'v0042' in .*'v0004'"),
     ],
     ids=[
@@ -63,7 +63,7 @@ def trained(tmp_path: Path) -> Settings:
         "from-train",
         "from-record",
         "changed",
-        "collect",
+        "roll-out",
         "never-there",
     ],
 )
@@ -76,10 +76,11 @@ def test_a_flow_says_so_before_it_starts_or_forgets_anything(
     for module in (
         "lightning_flows.flows.evaluate",
         "lightning_flows.flows.train_epoch",
-        "lightning_flows.flows.collect",
+        "lightning_flows.flows.roll_out",
     ):
         monkeypatch.setattr(f"{module}.running", started)
-        monkeypatch.setattr(f"{module}.begin", lambda *_: None)  # of other matters
+    monkeypatch.setattr("lightning_flows.flows.run.begin", lambda *_: None)  # of other matters
+    monkeypatch.setattr("lightning_flows.flows.evaluate.begin", lambda *_: None)
     monkeypatch.setattr("lightning_flows.flows.train_epoch.watch", lambda *_: None)
     before = Manifests(trained.home / "lake").epochs()
     with pytest.raises(StoreError, match=message):
@@ -99,8 +100,8 @@ def test_a_finetuning_from_a_removed_version_opens_no_epoch(trained: Settings, m
 
 
 def test_what_a_run_needs_to_go_on_is_there(trained: Settings) -> None:
-    assert versions(trained, 4) == {"policy": "v0004"}
-    assert versions(trained, 3) == {"policy": "v0003"}, "its newest epoch can be trained again"
+    assert Run(trained).versions(4) == {"policy": "v0004"}
+    assert Run(trained).versions(3) == {"policy": "v0003"}, "its newest epoch can be trained again"
 
 
 def test_a_policy_that_begins_with_a_removed_version_of_another_home_is_an_error_that_says_so(

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.plan import Task, plan_training
-from lightning_flows.tasks import rollout
+from lightning_core.lake.manifest import EpochManifest
+from lightning_flows.tasks import shard as module
 
 
 @pytest.fixture
@@ -21,7 +23,8 @@ def shard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs 40 rollouts with what stands for an attempt; returns the shard's answer."""
     agent = {"agent": {"callable": "a:b"}, "tasks": {"train": "a:b"}}
     settings = Settings.model_validate({**agent, "home": tmp_path, "rollout": {"tasks_per_epoch": 5}})
-    planned = plan_training(settings, [Task(f"t{n}", {"n": n}) for n in range(5)], 0)
+    epoch = Epoch(settings, EpochManifest(run="default", epoch=0, opened_offset=0))
+    planned = plan_training(epoch, [Task(f"t{n}", {"n": n}) for n in range(5)], 0)
 
     def run(attempt: Any) -> dict[str, Any]:
         runner = SimpleNamespace(close=lambda: None)
@@ -30,10 +33,10 @@ def shard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         def shared(*_: Any) -> Iterator[Any]:
             yield runner
 
-        monkeypatch.setattr(rollout, "shared_runner", shared)
-        monkeypatch.setattr(rollout, "_rollout", lambda runner, server, settings, planned, *_: attempt(planned))
-        place: dict[str, Any] = {"epoch": 0, "mode": "train", "number": 1, "of": 4, "total": len(planned)}
-        return rollout.rollout_shard.fn(settings, SimpleNamespace(), planned, **place)
+        monkeypatch.setattr(module, "shared_runner", shared)
+        monkeypatch.setattr(module, "_rollout", lambda runner, gateway, epoch, planned: attempt(planned))
+        place: dict[str, Any] = {"number": 1, "of": 4, "total": len(planned)}
+        return module.rollout_shard.fn(epoch, SimpleNamespace(), planned, **place)
 
     return run
 

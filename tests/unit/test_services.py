@@ -14,6 +14,7 @@ import pytest
 
 from lightning_core.config import Settings
 from lightning_core.epoch import services as module
+from lightning_core.epoch.epoch import Run
 from lightning_core.policies.model import ModelFolder
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.policies.vllm_command import command
@@ -76,8 +77,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         {"run": "r", "home": tmp_path, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
     )
 
-    def start(settings: Settings, model: ModelFolder, replica: int, say: Any) -> Vllm:
-        Vllm.runs = Vllm(settings, model.path)
+    def start(run: Run, model: ModelFolder, replica: int, say: Any) -> Vllm:
+        Vllm.runs = Vllm(run.settings, model.path)
         Vllm.started.append(Vllm.runs)
         return Vllm.runs
 
@@ -109,9 +110,9 @@ def left_behind(settings: Settings) -> Vllm:
 
 def test_what_a_killed_flow_left_is_taken_over_and_stopped_in_the_end(settings: Settings) -> None:
     left = left_behind(settings)
-    with module.running(settings, lambda _: None) as services:
+    with module.running(Run(settings), lambda _: None) as services:
         assert services.fleet == [left] and not left.stopped
-        with module.running(settings, lambda _: None) as inner:
+        with module.running(Run(settings), lambda _: None) as inner:
             assert inner.fleet == [left]
         assert not left.stopped
     assert left.stopped and Vllm.started == []
@@ -124,7 +125,7 @@ def test_what_was_left_paused_or_with_weights_nobody_noted_is_started_anew(
     left = left_behind(settings)
     left.says = says
     told: list[str] = []
-    with module.running(settings, told.append) as services:
+    with module.running(Run(settings), told.append) as services:
         assert left.stopped and services.fleet == Vllm.started
     assert "in the middle of something" in told[0]
 
@@ -133,7 +134,7 @@ def test_what_was_left_with_other_settings_is_started_anew(settings: Settings) -
     left = left_behind(settings)
     longer = settings.model_copy(update={"vllm": settings.vllm.model_copy(update={"max_model_len": 4096})})
     told: list[str] = []
-    with module.running(longer, told.append) as services:
+    with module.running(Run(longer), told.append) as services:
         assert left.stopped and services.fleet == Vllm.started
     assert "with other settings" in told[0]
 
@@ -141,6 +142,6 @@ def test_what_was_left_with_other_settings_is_started_anew(settings: Settings) -
 def test_what_a_living_flow_looks_after_is_used_and_left_running(settings: Settings) -> None:
     left = left_behind(settings)
     own(settings.home, "vllm-0-keeper", alive(os.getppid()))
-    with module.running(settings, lambda _: None) as services:
+    with module.running(Run(settings), lambda _: None) as services:
         assert services.fleet == [left]
     assert not left.stopped and Vllm.started == []

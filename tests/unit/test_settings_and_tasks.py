@@ -15,15 +15,17 @@ from hypothesis import settings as hypothesis_settings
 
 from docs import generate
 from lightning_core.config import Settings, SettingsError
-from lightning_core.epoch.plan import plan_evaluation, plan_training
+from lightning_core.epoch.epoch import Run
+from lightning_core.epoch.plan import plan_evaluation, plan_training, unsolved_shares
 from lightning_core.epoch.task_file import Task, load_tasks
-from lightning_core.epoch.unsolved import unsolved_shares
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import Again, stage_key
 from lightning_core.loading import load_callable
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.cli import main
+from tests import deployed
 from tests.lake_maker import Attempt, derived
+from tests.lake_maker import settings as lake_settings
 
 MINIMAL: dict[str, Any] = {"agent": {"callable": "a:b"}, "tasks": {"train": "t.jsonl"}}
 
@@ -145,7 +147,7 @@ def settings_of(tasks: int, group: int, seed: int = 0) -> Settings:
 def test_no_task_comes_again_before_all_were_seen(count: int, wanted: int, epochs: int, seed: int) -> None:
     tasks = [Task(str(i), {}) for i in range(count)]
     settings = settings_of(wanted, 2, seed)
-    drawn = [r.task.id for epoch in range(epochs) for r in plan_training(settings, tasks, epoch)[::2]]
+    drawn = [r.task.id for epoch in range(epochs) for r in plan_training(Run(settings), tasks, epoch)[::2]]
     for lap in range(0, len(drawn), count):
         assert len(set(drawn[lap : lap + count])) == len(drawn[lap : lap + count])
 
@@ -154,15 +156,15 @@ def test_without_shuffling_epochs_take_the_tasks_in_the_order_given_and_begin_ag
     tasks = [Task(str(i), {}) for i in range(5)]
     settings = settings_of(2, 2)
     settings = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"shuffle": False})})
-    drawn = [[r.task.id for r in plan_training(settings, tasks, epoch)[::2]] for epoch in range(4)]
+    drawn = [[r.task.id for r in plan_training(Run(settings), tasks, epoch)[::2]] for epoch in range(4)]
     assert drawn == [["0", "1"], ["2", "3"], ["4", "0"], ["1", "2"]]
 
 
 def test_a_plan_is_the_same_each_time_and_ids_are_unique_and_fit_a_url() -> None:
     tasks = [Task(name, {}) for name in ("a/b", "a?b", "ä", "x" * 60, "x" * 61, "ok")]
-    plan = plan_training(settings_of(8, 2), tasks, 3)
-    assert plan == plan_training(settings_of(8, 2), tasks, 3)
-    ids = [r.rollout_id for r in plan] + [r.rollout_id for r in plan_evaluation(settings_of(8, 2), tasks, 3)]
+    plan = plan_training(Run(settings_of(8, 2)), tasks, 3)
+    assert plan == plan_training(Run(settings_of(8, 2)), tasks, 3)
+    ids = [r.rollout_id for r in plan] + [r.rollout_id for r in plan_evaluation(Run(settings_of(8, 2)), tasks, 3)]
     assert len(set(ids)) == len(ids) == 16 + 6
     assert all(c.isascii() and (c.isalnum() or c in "-_.") for i in ids for c in i)
 
@@ -182,7 +184,7 @@ def plan_after(
         derived(home, [row | {"record_offset": place} for place, row in enumerate(rows)])
     rollout = {"tasks_per_epoch": 3, "group_size": 2, "unsolved_per_epoch": again, "shuffle": False}
     settings = Settings.model_validate(MINIMAL | {"run": "run", "home": home, "rollout": rollout, "seed": seed})
-    plan = plan_training(settings, [Task(str(i), {}) for i in range(tasks)], 1)[::2]
+    plan = plan_training(Run(settings), [Task(str(i), {}) for i in range(tasks)], 1)[::2]
     assert len({r.rollout_id for r in plan}) == len(plan)
     return [r.task.id for r in plan if not r.again], [r.task.id for r in plan if r.again]
 
@@ -223,7 +225,7 @@ def test_a_rollout_without_a_reward_says_nothing_of_its_task(tmp_path: Path) -> 
     derived(tmp_path, [row | {"record_offset": place} for place, row in enumerate(failed.rows)], failure_reward=None)
     lake = Lake(tmp_path)
     epoch = lake.manifests.epoch("run", 0)
-    assert epoch is not None and unsolved_shares(lake, epoch) == {}
+    assert epoch is not None and unsolved_shares(Run(lake_settings(tmp_path)).at(epoch)) == {}
 
 
 def test_a_stages_key_is_that_of_what_it_reads() -> None:
@@ -240,14 +242,14 @@ def test_the_generated_docs_are_those_in_the_tree(page: str) -> None:
 def test_the_deployments_train_the_example_as_its_settings_file_says() -> None:
     root = generate.HERE.parent
     example = load_settings(root / "examples/calculator/settings.yaml")
-    deployments = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
+    deployments = deployed.deployments()
     assert [d["entrypoint"].split(":")[1] for d in deployments] == [
         "train_epoch",
         "train",
         "finetune",
         "train_agents",
         "evaluate",
-        "collect",
+        "roll_out",
         "learn",
         "ingest",
     ]

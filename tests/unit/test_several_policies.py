@@ -19,6 +19,7 @@ from lightning_core.config import (
     SettingsError,
     UpstreamSettings,
 )
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.patterns import require_apart, settle
 from lightning_core.lake import catalog
 from lightning_core.lake.explain import explain
@@ -28,6 +29,7 @@ from lightning_core.settings_file import load_settings
 from tests import lake_maker
 from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, table
+from tests.lake_maker import settings as settings_of
 from tests.unit.test_rewards import emit
 
 pytestmark = pytest.mark.slow  # many lakes
@@ -226,16 +228,18 @@ def test_patterns_that_overlap_name_the_agent_and_both_patterns(tmp_path: Path) 
     crew = {"planner-west": "planner", "worker": "worker"}
     made = [rollout(n, crew, {"reward": float(n)}) for n in range(2)]
 
-    def overlaps(home: str, **changes: dict[str, Any]) -> tuple[Any, Any]:
+    def overlaps(home: str, **changes: dict[str, Any]) -> Epoch:
         settings = {"planner": {"agent_match": "plan"}, "worker": {"agent_match": "west|worker"}} | changes
-        return derived(tmp_path / home, rows_of(made), policies=[policy(n, **s) for n, s in settings.items()])
+        policies = [policy(n, **s) for n, s in settings.items()]
+        _, epoch = derived(tmp_path / home, rows_of(made), policies=policies)
+        return Epoch(settings_of(tmp_path / home, policies=policies), epoch)
 
     with pytest.raises(
         SettingsError, match=r"agent 'planner-west' by policies planner \('plan'\) and worker \('west\|worker'\)"
     ):
-        require_apart(*overlaps("a"))
-    require_apart(*overlaps("b", worker={"agent_match": "west|worker", "agent_exclude": "plan"}))
-    require_apart(*overlaps("c", worker={}))  # no pattern, no agents selected: `model` alone says what is its
+        require_apart(overlaps("a"))
+    require_apart(overlaps("b", worker={"agent_match": "west|worker", "agent_exclude": "plan"}))
+    require_apart(overlaps("c", worker={}))  # no pattern, no agents selected: `model` alone says what is its
 
 
 @pytest.mark.parametrize(
@@ -334,10 +338,10 @@ def test_agents_found_in_the_last_epoch_are_those_trained_in_the_next(
     crew = {"lead": "lead", "worker-1": "worker", "worker-2": "worker", "critic": "critic"}
     attempts = [rollout(n, crew | ({"worker-3": "worker"} if n else {}), {"reward": float(n)}) for n in range(2)]
     discovered = load_settings(EXAMPLES / "discovered.yaml", {"run": "run", "home": str(tmp_path)})
-    lake, _ = derived(tmp_path, rows_of(attempts), policies=[policy("worker", agent_match="^worker-")])
+    derived(tmp_path, rows_of(attempts), policies=[policy("worker", agent_match="^worker-")])
     following = EpochManifest(run="run", epoch=1, opened_offset=0)
-    settle(lake, discovered, following)
+    settle(Epoch(discovered, following))
     assert following.patterns["worker"].pattern == "^worker-1$|^worker-2$", "worker-3 made one call, these made two"
     first = EpochManifest(run="run", epoch=0, opened_offset=0)
-    settle(lake, discovered, first)
+    settle(Epoch(discovered, first))
     assert first.patterns["worker"].pattern == "^worker-", "nobody is known before the first"

@@ -63,7 +63,7 @@ def chosen(tmp_path: Path, rewards: dict[str, list[float]], **sft: Any) -> dict[
         for n, reward in enumerate(of_group)
     ]
     sql_rig.put(con, "call_returns", sql_rig.RETURNS, calls)
-    make_advantages(con, settings(tmp_path, **changes))
+    make_advantages(con, settings(tmp_path, **changes).policies)
     rows = sql_rig.rows(con, "FROM advantages")
     assert {row["advantage"] for row in rows} <= {1.0, None}
     assert all((row["advantage"] is None) == (row["left_out"] is not None) for row in rows)

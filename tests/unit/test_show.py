@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_flows.tasks import show
 
 
@@ -15,8 +16,8 @@ def test_the_table_has_every_column_in_its_first_row_and_says_before(monkeypatch
     made: dict[str, Any] = {}
     monkeypatch.setattr(show, "create_table_artifact", made.update)
     monkeypatch.setattr(show, "create_markdown_artifact", lambda **_: None)
-    monkeypatch.setattr(show, "_signals", lambda _: {})
-    monkeypatch.setattr(show, "_dropped", lambda _: {0: {"no_spread": 2}})
+    monkeypatch.setattr(show, "_signals", lambda *_: {})
+    monkeypatch.setattr(show, "_dropped", lambda *_: {0: {"no_spread": 2}})
     figures = dict.fromkeys(
         ("reward_fresh", "reward_repeated", "rollouts", "failed_rollouts", "calls", "trained_calls"), 0
     )
@@ -25,17 +26,17 @@ def test_the_table_has_every_column_in_its_first_row_and_says_before(monkeypatch
     first = figures | {
         "epoch": 0,
         "mean_reward": 0.5,
-        "seconds": {"collect": 1.0, "evaluate": 2.0},
+        "seconds": {"rollouts": 1.0, "evaluate": 2.0},
         "versions": {"policy": "v0001"},
     }
-    again = first | {"epoch": 1, "reward_repeated": 0.25, "seconds": {"collect": 3.04}}
+    again = first | {"epoch": 1, "reward_repeated": 0.25, "seconds": {"rollouts": 3.04}}
     settings = Settings.model_validate({"agent": {"command": "true"}, "tasks": {"train": "t.jsonl"}})
-    show.show_run(settings, [before, first], None)
+    show.show_run(Run(settings), [before, first], None)
     assert [row["epoch"] for row in made["table"]] == ["before", 0]
     assert [row["rollouts s"] for row in made["table"]] == [None, 1.0]
     assert [row["dropped"] for row in made["table"]] == ["", "no_spread 2"]
     assert made["description"] == f"Epochs of run {settings.run}"
-    show.show_run(settings, [before, first, again], "[MLflow](http://x)")
+    show.show_run(Run(settings), [before, first, again], "[MLflow](http://x)")
     assert [list(row)[-2:] for row in made["table"]] == [["rollouts s", "evaluate s"]] * 3
     assert "[MLflow](http://x)" in made["description"] and "compare fresh tasks with fresh" in made["description"]
 
@@ -46,8 +47,8 @@ def test_a_prefect_server_that_is_away_stops_nothing(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(show, "create_table_artifact", away)
     monkeypatch.setattr(show, "create_markdown_artifact", away)
-    monkeypatch.setattr(show, "_signals", lambda _: {})
-    monkeypatch.setattr(show, "_dropped", lambda _: {0: {"other_policy": 2}})
+    monkeypatch.setattr(show, "_signals", lambda *_: {})
+    monkeypatch.setattr(show, "_dropped", lambda *_: {0: {"other_policy": 2}})
     settings = Settings.model_validate({"agent": {"command": "true"}, "tasks": {"train": "t.jsonl"}})
-    show.show_run(settings, [{"epoch": 0, "seconds": {"collect": 1.0}, "versions": {"policy": "v0001"}}], None)
+    show.show_run(Run(settings), [{"epoch": 0, "seconds": {"rollouts": 1.0}, "versions": {"policy": "v0001"}}], None)
     assert caplog.text.count("no artifact in the Prefect UI: gone") == 2

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lightning_core.config import PolicySettings, Settings, SettingsError
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.training import launch
 from lightning_core.training.errors import TrainingFailed
@@ -32,14 +33,14 @@ def settings(home: Path, devices: list[str]) -> Settings:
 def test_as_many_are_trained_at_one_time_as_there_are_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both, used = threading.Barrier(2), []
 
-    def one(_: Settings, policy: PolicySettings, __: EpochManifest, device: str | None) -> dict[str, Any]:
+    def one(_: Epoch, policy: PolicySettings, device: str | None) -> dict[str, Any]:
         used.append(device)
         if policy.name in ("a", "b"):
             both.wait(20)  # goes on only where the other one is under way too
         return {"version": policy.name, "device": device}
 
     monkeypatch.setattr(train, "train_policy", one)
-    done = train.train_policies(settings(tmp_path, ["0", "1"]), EPOCH)
+    done = train.train_policies(Epoch(settings(tmp_path, ["0", "1"]), EPOCH))
     assert {name: output["version"] for name, output in done.items()} == {"a": "a", "b": "b", "c": "c"}
     assert {done["a"]["device"], done["b"]["device"]} == {"0", "1"}
     assert len(used) == 3 and set(used) == {"0", "1"}
@@ -47,10 +48,10 @@ def test_as_many_are_trained_at_one_time_as_there_are_devices(tmp_path: Path, mo
 
 def test_without_devices_one_is_trained_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[tuple[str, str | None]] = []
-    monkeypatch.setattr(train, "train_policy", lambda _, p, __, device: order.append((p.name, device)) or {})
-    train.train_policies(settings(tmp_path, []), EPOCH)
+    monkeypatch.setattr(train, "train_policy", lambda _, p, device: order.append((p.name, device)) or {})
+    train.train_policies(Epoch(settings(tmp_path, []), EPOCH))
     assert order == [("a", None), ("b", None), ("c", None)]
-    train.train_policies(settings(tmp_path, ["1"]), EPOCH)
+    train.train_policies(Epoch(settings(tmp_path, ["1"]), EPOCH))
     assert order[3:] == [("a", "1"), ("b", "1"), ("c", "1")]
 
 
@@ -59,7 +60,7 @@ def test_where_one_fails_the_other_comes_to_its_end_and_the_failure_is_told(
 ) -> None:
     failed, ended = threading.Event(), []
 
-    def one(_: Settings, policy: PolicySettings, __: EpochManifest, ___: str | None) -> dict[str, Any]:
+    def one(_: Epoch, policy: PolicySettings, __: str | None) -> dict[str, Any]:
         if policy.name == "a":
             failed.set()
             raise ValueError("diverged")
@@ -69,7 +70,7 @@ def test_where_one_fails_the_other_comes_to_its_end_and_the_failure_is_told(
 
     monkeypatch.setattr(train, "train_policy", one)
     with pytest.raises(ValueError, match="diverged"):
-        train.train_policies(settings(tmp_path, ["0", "1"]), EPOCH)
+        train.train_policies(Epoch(settings(tmp_path, ["0", "1"]), EPOCH))
     assert "b" in ended
 
 
@@ -85,10 +86,10 @@ def test_what_the_training_process_warns_of_is_told_where_the_run_is_followed(
     monkeypatch.setattr(train, "train_version", trained)
     monkeypatch.setattr(train, "train_key", lambda *_: "key")
     monkeypatch.setattr(train, "resolve_model", lambda *_: SimpleNamespace(path=tmp_path))
-    monkeypatch.setattr(train, "run_stage", lambda lake, epoch, stage, key, work: work())
+    monkeypatch.setattr(train, "run_stage", lambda epoch, stage, key, work: work())
     of = settings(tmp_path, [])
     with caplog.at_level("INFO"):
-        train.train_policy.fn(of, of.policies[0], EPOCH.model_copy(update={"versions": {"a": "v0000"}}))
+        train.train_policy.fn(Epoch(of, EPOCH.model_copy(update={"versions": {"a": "v0000"}})), of.policies[0])
     told = {record.getMessage(): record.levelname for record in caplog.records}
     assert told["a: packing `tree` is not possible: a sliding window"] == "WARNING"
     assert told["a: going on after step 2 of 6"] == "INFO"

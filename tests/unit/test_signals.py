@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.settings_file import load_settings
 from lightning_core.tracking.prometheus import PrometheusFile, SignalFiles
-from lightning_core.tracking.signals import Console, Signal, backends, epoch_signals
+from lightning_core.tracking.signals import Backend, Console, Signal, backends, epoch_signals
 from lightning_core.training.outcome import peak_flops, throughput
 from tests.lake_maker import Attempt, derived, settings
 
@@ -77,10 +78,10 @@ def test_prometheus_gets_gauges_of_the_newest_epoch_of_each_run(tmp_path: Path) 
     registry.register(SignalFiles(tmp_path))
     assert generate_latest(registry) == b"", "before the first epoch"
     epoch = EpochManifest(run="a", epoch=0, opened_offset=0)
-    file.tell(epoch, [Signal("p", "kl", 9.0)])
-    file.tell(epoch.model_copy(update={"epoch": 1}), [Signal("p", "kl", 0.5), Signal("p", "dropped/no_spread", 2.0)])
-    file.tell(epoch.model_copy(update={"run": "b"}), [Signal("p", "kl", 0.25)])
-    file.tell(epoch.model_copy(update={"mode": "evaluate"}), [Signal(None, "held_out_right", 0.75)])
+    file.send(epoch, [Signal("p", "kl", 9.0)])
+    file.send(epoch.model_copy(update={"epoch": 1}), [Signal("p", "kl", 0.5), Signal("p", "dropped/no_spread", 2.0)])
+    file.send(epoch.model_copy(update={"run": "b"}), [Signal("p", "kl", 0.25)])
+    file.send(epoch.model_copy(update={"mode": "evaluate"}), [Signal(None, "held_out_right", 0.75)])
     lines = generate_latest(registry).decode().splitlines()
     assert 'lightning_train_kl{of="",policy="p",run="a"} 0.5' in lines
     assert 'lightning_train_kl{of="",policy="p",run="b"} 0.25' in lines
@@ -91,7 +92,7 @@ def test_prometheus_gets_gauges_of_the_newest_epoch_of_each_run(tmp_path: Path) 
 
 
 def test_a_broken_signal_file_does_not_take_the_servers_metrics_down(tmp_path: Path) -> None:
-    PrometheusFile(tmp_path).tell(EpochManifest(run="a", epoch=0, opened_offset=0), [Signal("p", "kl", 0.5)])
+    PrometheusFile(tmp_path).send(EpochManifest(run="a", epoch=0, opened_offset=0), [Signal("p", "kl", 0.5)])
     (tmp_path / "signals" / "b.train.json").write_text("{")
     assert [family.name for family in SignalFiles(tmp_path).collect()] == [
         "lightning_train_kl",
@@ -101,15 +102,19 @@ def test_a_broken_signal_file_does_not_take_the_servers_metrics_down(tmp_path: P
 
 def test_the_console_has_a_line_a_policy_and_no_bookkeeping() -> None:
     said: list[str] = []
-    signals = [Signal(None, "seconds/derive", 1.0), Signal("p", "kl", 0.123456), Signal("p", "tokens", 99.0)]
+    signals = [Signal(None, "seconds/sequences", 1.0), Signal("p", "kl", 0.123456), Signal("p", "tokens", 99.0)]
     signals += [Signal("p", "tokens_per_s", 512.34), Signal("p", "peak_rss_bytes", 2.5e9)]
-    Console(said.append).tell(EpochManifest(run="a", epoch=3, opened_offset=0), signals)
+    Console(said.append).send(EpochManifest(run="a", epoch=3, opened_offset=0), signals)
     assert said == ["train 3, p: kl 0.1235, tokens_per_s 512.3, peak_rss_bytes 2.5e+09"]
 
 
+def backends_of(given: Settings) -> list[Backend]:
+    return backends(given.tracking, given.home)
+
+
 def test_only_the_backends_of_the_settings_are_told(tmp_path: Path) -> None:
-    assert [type(b) for b in backends(settings(tmp_path))] == [Console, PrometheusFile]
-    assert backends(settings(tmp_path, tracking={"backends": ["mlflow"]})) == []
+    assert [type(b) for b in backends_of(settings(tmp_path))] == [Console, PrometheusFile]
+    assert backends_of(settings(tmp_path, tracking={"backends": ["mlflow"]})) == []
 
 
 def test_mlflow_has_them_by_policy(tmp_path: Path) -> None:
@@ -118,10 +123,10 @@ def test_mlflow_has_them_by_policy(tmp_path: Path) -> None:
     given = settings(tmp_path)
     run = MlflowRun(given)
     epoch = EpochManifest(run="run", epoch=2, opened_offset=0)
-    run.tell(epoch, [Signal("policy", "kl", 0.5), Signal(None, "seconds/derive", 2.0)])
-    run.tell(epoch.model_copy(update={"mode": "evaluate"}), [Signal(None, "seconds/derive", 7.0)])
+    run.send(epoch, [Signal("policy", "kl", 0.5), Signal(None, "seconds/sequences", 2.0)])
+    run.send(epoch.model_copy(update={"mode": "evaluate"}), [Signal(None, "seconds/sequences", 7.0)])
     metrics = run._client.get_run(run.run_id).data.metrics
-    assert metrics == {"policy/kl": 0.5, "seconds/derive": 2.0}
+    assert metrics == {"policy/kl": 0.5, "seconds/sequences": 2.0}
 
 
 def test_the_peak_of_a_gpu_is_known_by_its_name() -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from lightning_core.config import Settings, SettingsError, VllmSettings
 from lightning_core.epoch import services
+from lightning_core.epoch.epoch import Run
 from lightning_core.policies import sharing, vllm_command
 from lightning_core.policies.sleep import SLEEP_FLAG, asleep
 from lightning_core.policies.vllm import VllmServer
@@ -127,15 +128,17 @@ def test_vllm_is_started_and_recognised_as_one_that_sleeps_and_sleeps_while_a_po
     settings, model = settings_of("{policies: [{lora: {}}]}", tmp_path), cast(Any, SimpleNamespace(path=tmp_path))
     started: list[VllmSettings] = []
     monkeypatch.setattr(services.VllmServer, "start", lambda given, *_, **__: started.append(given))
-    services._start_vllm(settings, model, 0, print)
+    services._start_vllm(Run(settings), model, 0, print)
     assert started[0].colocated
-    line = vllm_command.command(started[0], tmp_path, "policy", Path("s"), *services._adapters(settings))
+    line = vllm_command.command(
+        started[0], tmp_path, "policy", Path("s"), *services._adapters(settings.policies, settings.vllm)
+    )
     state = SimpleNamespace(command=line, device=None, replica=0, weights=str(tmp_path))
-    assert services._is_as_started(cast(Any, SimpleNamespace(state=state, socket=Path("s"))), settings, model)
+    assert services._is_as_started(cast(Any, SimpleNamespace(state=state, socket=Path("s"))), Run(settings), model)
     slept: list[Any] = []
     monkeypatch.setattr(services, "asleep", lambda vllm, level: slept.append(vllm) or nullcontext())
     fleet = [cast(Any, SimpleNamespace(exclusive=nullcontext))]
-    with services.resting(settings, services.Services(cast(Any, None), fleet, model)):
+    with services.vllm_asleep(Run(settings), services.Services(cast(Any, None), fleet, model)):
         assert slept == fleet
 
 

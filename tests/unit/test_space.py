@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.policies.space import Estimate, estimate, free, space_taken, taken_line
 from lightning_core.policies.store import Lineage
 from lightning_core.tracking.registry import _link_folder
-from lightning_flows.tasks.versions import collect_versions
+from lightning_flows.tasks.versions import prune_versions
 from tests.policy_files import store_with_base, write_model
 
 COLUMNS = 20_000
@@ -46,7 +47,7 @@ def test_the_versions_that_ten_epochs_leave_take_what_was_estimated(
         artifacts = tmp_path / "mlflow-artifacts" / made
         artifacts.parent.mkdir(exist_ok=True)
         _link_folder(policies.path(made), artifacts)
-        for gone in collect_versions(settings(tmp_path, store=store)).get("policy", []):
+        for gone in prune_versions(Run(settings(tmp_path, store=store))).get("policy", []):
             for file in (tmp_path / "mlflow-artifacts" / gone).iterdir():
                 file.unlink()
     assert policies.versions() == ["v0000", *kept]

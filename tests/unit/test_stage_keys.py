@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from lightning_core.config import Settings
 from lightning_core.epoch import stage_keys
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.plan import Task, plan_training
 from lightning_core.epoch.stages import STAGES, Stage, redo_from, run_stage
 from lightning_core.lake.lake import Lake
@@ -33,7 +34,7 @@ def settings_of(home: Path, **changes: Any) -> Settings:
 
 
 def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict[str, str]:
-    planned = plan_training(settings, tasks, 0)
+    planned = plan_training(Run(settings), tasks, 0)
     table = DerivedTable(path="sequences.parquet", rows=1, digest="d")
     epoch = EpochManifest(
         **{"run": "r", "epoch": 0, "versions": {"policy": "v0000"}, "opened_offset": 0, "sealed_offset": 9}
@@ -41,10 +42,10 @@ def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict
         | manifest
     )
     return {
-        "rollouts": stage_keys.rollouts_key(settings, epoch, planned),
-        "rewards": stage_keys.rewards_key(settings, epoch, planned),
-        "triplets": stage_keys.triplets_key(settings, epoch),
-        "train": stage_keys.train_key(settings, epoch, settings.policies[0]),
+        "rollouts": stage_keys.rollouts_key(Epoch(settings, epoch), planned),
+        "rewards": stage_keys.rewards_key(Epoch(settings, epoch), planned),
+        "sequences": stage_keys.sequences_key(Epoch(settings, epoch)),
+        "train": stage_keys.train_key(Epoch(settings, epoch), settings.policies[0]),
     }
 
 
@@ -59,10 +60,10 @@ def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict
         ("rollouts", {"vllm": {"max_model_len": 64}}),
         ("rollouts", {"gateway": {"calls_per_rollout": 3}}),
         ("rewards", {"reward": {"grader": "tests/e2e/letter_agent.py:grade"}}),
-        ("triplets", {"reward": {"failure_reward": 0.5}}),
-        ("triplets", {"policies": [{"agent_match": "planner"}]}),
-        ("triplets", {"policies": [{"advantages": "rloo"}]}),
-        ("triplets", {"agent_rules": [{"key": "my.agent"}]}),
+        ("sequences", {"reward": {"failure_reward": 0.5}}),
+        ("sequences", {"policies": [{"agent_match": "planner"}]}),
+        ("sequences", {"policies": [{"advantages": "rloo"}]}),
+        ("sequences", {"agent_rules": [{"key": "my.agent"}]}),
         ("train", {"policies": [{"training": {"learning_rate": 0.5}}]}),
         (None, {"rollout": {"tasks_per_epoch": 2, "group_size": 2, "concurrency": 3, "shards": 1, "retries": 0}}),
         (None, {"vllm": {"kv_cache_gb": 0.1, "max_num_seqs": 3}, "gateway": {"spool_max_gb": 1.0}}),
@@ -151,12 +152,12 @@ def test_an_agent_is_found_where_it_runs_and_so_are_its_packages(
 def test_what_a_stage_is_made_of_is_in_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(tmp_path)
     before = keys(settings)
-    assert keys(settings, sealed_offset=10)["triplets"] != before["triplets"]
+    assert keys(settings, sealed_offset=10)["sequences"] != before["sequences"]
     table = DerivedTable(path="sequences.parquet", rows=1, digest="another")
     assert keys(settings, tables={"sequences": table})["train"] != before["train"]
     assert keys(settings_of(tmp_path, seed=7))["train"] != before["train"]
     assert keys(settings, versions={"policy": "v0001"})["rollouts"] != before["rollouts"]
-    for stage, name in (("triplets", "sql_digest"), ("triplets", "derive_code"), ("train", "training_code")):
+    for stage, name in (("sequences", "sql_digest"), ("sequences", "derive_code"), ("train", "training_code")):
         with monkeypatch.context() as patch:
             patch.setattr(stage_keys, name, lambda *_: "other code")
             after = keys(settings)
@@ -165,20 +166,20 @@ def test_what_a_stage_is_made_of_is_in_its_key(tmp_path: Path, monkeypatch: pyte
 
 def epoch_with_all_stages(lake: Lake, settings: Settings) -> EpochManifest:
     """Every stage done, with the keys of these settings."""
-    planned = plan_training(settings, TASKS, 0)
+    planned = plan_training(Run(settings), TASKS, 0)
     epoch = EpochManifest(run="r", epoch=0, versions={"policy": "v0000"}, opened_offset=0, sealed_offset=9)
     epoch.planned = [r.rollout_id for r in planned]
     epoch.tables["sequences"] = DerivedTable(path="sequences.parquet", rows=1, digest="d")
     found = {
-        "collect": stage_keys.rollouts_key(settings, epoch, planned),
-        "grade": stage_keys.rewards_key(settings, epoch, planned),
-        "derive": stage_keys.triplets_key(settings, epoch),
-        "train policy": stage_keys.train_key(settings, epoch, settings.policies[0]),
+        "rollouts": stage_keys.rollouts_key(Epoch(settings, epoch), planned),
+        "rewards": stage_keys.rewards_key(Epoch(settings, epoch), planned),
+        "sequences": stage_keys.sequences_key(Epoch(settings, epoch)),
+        "train policy": stage_keys.train_key(Epoch(settings, epoch), settings.policies[0]),
     }
     for stage, key in found.items():
         epoch.finish(stage, key, {"stage": stage}, 0.0)
     epoch.finish("record", stage_keys.record_key(epoch), {}, 0.0)
-    epoch.rolled_out_with = found["collect"]
+    epoch.rolled_out_with = found["rollouts"]
     lake.manifests.put_epoch(epoch)
     return epoch
 
@@ -186,11 +187,11 @@ def epoch_with_all_stages(lake: Lake, settings: Settings) -> EpochManifest:
 def test_an_epoch_is_done_where_every_stage_was_with_its_key(tmp_path: Path) -> None:
     settings, lake = settings_of(tmp_path), Lake(tmp_path)
     epoch = epoch_with_all_stages(lake, settings)
-    planned = plan_training(settings, TASKS, 0)
-    assert stage_keys.outputs(settings, epoch, planned) is not None
-    assert stage_keys.outputs(settings_of(tmp_path, seed=7), epoch, planned) is None
+    planned = plan_training(Run(settings), TASKS, 0)
+    assert stage_keys.outputs(Epoch(settings, epoch), planned) is not None
+    assert stage_keys.outputs(Epoch(settings_of(tmp_path, seed=7), epoch), planned) is None
     del epoch.stages["record"]
-    assert stage_keys.outputs(settings, epoch, planned) is None
+    assert stage_keys.outputs(Epoch(settings, epoch), planned) is None
 
 
 def test_the_command_for_an_epoch_that_is_done_ends_before_prefect_starts(
@@ -217,8 +218,8 @@ def test_from_a_stage_on_what_was_done_is_forgotten_and_what_was_before_stays(tm
     lake = Lake(tmp_path)
     lake.manifests.put_spans(SpanManifest(decoded_offset=50))
     epoch = epoch_with_all_stages(lake, settings_of(tmp_path))
-    redo_from(lake, epoch, stage, "a flow run")
-    kept = ["collect", "grade", "derive", "train policy", "record"][: list(STAGES).index(stage)]
+    redo_from(Epoch(settings_of(tmp_path), epoch), stage, "a flow run")
+    kept = ["rollouts", "rewards", "sequences", "train policy", "record"][: list(STAGES).index(stage)]
     assert list(epoch.stages) == kept
     assert list(lake.manifests.epoch("r", 0).stages) == kept  # type: ignore[union-attr]
     assert epoch.span_range == ((50, None) if stage == "rollouts" else (0, 9))
@@ -227,9 +228,9 @@ def test_from_a_stage_on_what_was_done_is_forgotten_and_what_was_before_stays(tm
 def test_a_retry_of_the_same_flow_run_does_not_forget_again_what_it_did(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
     epoch = epoch_with_all_stages(lake, settings_of(tmp_path))
-    redo_from(lake, epoch, "triplets", "flow run 1")
-    run_stage(lake, epoch, "derive", "key", lambda: {"rows": 1})
-    redo_from(lake, epoch, "triplets", "flow run 1")
-    assert "derive" in epoch.stages
-    redo_from(lake, epoch, "triplets", "flow run 2")
-    assert "derive" not in epoch.stages
+    redo_from(Epoch(settings_of(tmp_path), epoch), "sequences", "flow run 1")
+    run_stage(Epoch(settings_of(tmp_path), epoch), "sequences", "key", lambda: {"rows": 1})
+    redo_from(Epoch(settings_of(tmp_path), epoch), "sequences", "flow run 1")
+    assert "sequences" in epoch.stages
+    redo_from(Epoch(settings_of(tmp_path), epoch), "sequences", "flow run 2")
+    assert "sequences" not in epoch.stages

@@ -10,6 +10,7 @@ import pytest
 from prefect.exceptions import CancelledRun, TerminationSignal
 
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Run
 from lightning_core.lake.lake import Lake
 from lightning_core.tracking.mlflow_backend import MlflowRun
 from lightning_flows.tasks.track import _tracked, tracked
@@ -32,13 +33,13 @@ def status(run: Settings) -> str:
 
 
 def test_a_run_is_running_inside_and_finished_after(run: Settings) -> None:
-    with tracked(run):
+    with tracked(Run(run)):
         assert status(run) == "RUNNING"
-        with pytest.raises(ValueError), tracked(run):
+        with pytest.raises(ValueError), tracked(Run(run)):
             raise ValueError("of a flow within another, which goes on all the same")
         assert status(run) == "RUNNING"
     assert status(run) == "FINISHED"
-    with tracked(run):
+    with tracked(Run(run)):
         assert status(run) == "RUNNING", "resumed"
 
 
@@ -52,7 +53,7 @@ def test_a_run_is_running_inside_and_finished_after(run: Settings) -> None:
     ],
 )
 def test_a_run_that_is_ended_says_by_what(run: Settings, error: BaseException, ended: str) -> None:
-    with pytest.raises(type(error)), tracked(run):
+    with pytest.raises(type(error)), tracked(Run(run)):
         raise error
     assert status(run) == ended
 
@@ -64,7 +65,7 @@ def test_a_link_says_what_has_to_run_for_it(run: Settings) -> None:
 
 
 def test_a_process_that_is_refused_the_run_says_nothing_of_it(run: Settings) -> None:
-    with tracked(run):
+    with tracked(Run(run)):
         pass
     other, done = threading.Event(), threading.Event()
 
@@ -77,7 +78,7 @@ def test_a_process_that_is_refused_the_run_says_nothing_of_it(run: Settings) -> 
     thread.start()
     other.wait(60)
     try:
-        with pytest.raises(ValueError), tracked(run):
+        with pytest.raises(ValueError), tracked(Run(run)):
             assert status(run) == "FINISHED"
             raise ValueError("another process works on it")
     finally:
@@ -91,7 +92,7 @@ def test_an_mlflow_that_is_away_hides_no_error(tmp_path: Path, caplog: pytest.Lo
     kept = tmp_path / "training" / "run" / "mlflow_run_id"
     kept.parent.mkdir(parents=True)
     kept.write_text("0" * 32)
-    with pytest.raises(ValueError, match="the flow's own"), tracked(away):
+    with pytest.raises(ValueError, match="the flow's own"), tracked(Run(away)):
         raise ValueError("the flow's own")
     assert "MLflow does not know that run run is FAILED" in caplog.text
 
@@ -113,7 +114,7 @@ def test_data_sets_are_named_once_with_digest_rows_and_source(run: Settings, tmp
 
 def test_an_mlflow_run_begins_with_its_flow_and_not_with_the_first_record(tmp_path: Path) -> None:
     given = settings(tmp_path)
-    with tracked(given):
+    with tracked(Run(given)):
         began = time.time()
         time.sleep(0.1)
         made = MlflowRun(given, _tracked[given.home.resolve(), given.run])

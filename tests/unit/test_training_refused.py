@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -15,10 +14,11 @@ import pytest
 
 from lightning_core.config import Settings
 from lightning_core.config.algorithms import ALGORITHMS
+from lightning_core.epoch import training
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
 from lightning_core.policies.manifest import Lineage, StoreError
 from lightning_core.policies.store import PolicyStore
-from lightning_core.training import epoch as training
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.job import Job, Progress
 from tests.tiny_model import make_tiny_llama
@@ -172,7 +172,7 @@ def test_weights_go_on_with_the_optimizers_state_of_the_try_that_made_them(
     train()
     assert not [line for line in lines if "warning" in line]
     # The first version's state is overwritten by now: that epoch was trained again, to other weights.
-    train_here(jobs[1].model_copy(update={"sequences": tmp_path / "sequences.parquet"}))
+    train_here(jobs[1].model_copy(update={"sequences": tmp_path / "lake" / "sequences.parquet"}))
     (line,) = [line for line in lines if "warning" in line]
     assert "the optimizer state that epoch 1 left with these weights is not kept any more" in line["warning"]
 
@@ -193,9 +193,12 @@ def epoch_of(
     base = make_tiny_llama(home / "base", positions=256)
     store = PolicyStore(home, "policy")
     store.publish_base(base, "base")
-    write_parquet(sequences, home / "sequences.parquet", **replaced)
+    (home / "lake").mkdir()
+    write_parquet(sequences, home / "lake" / "sequences.parquet", **replaced)
     left_out = {"attempt_id": ["a", "a"], "span_id": ["1", "2"], "call_id": [1, 2]}
-    pq.write_table(pa.table(left_out | {"policy": ["policy"] * 2, "reason": ["no_spread"] * 2}), home / "out.parquet")
+    pq.write_table(
+        pa.table(left_out | {"policy": ["policy"] * 2, "reason": ["no_spread"] * 2}), home / "lake" / "out.parquet"
+    )
     epoch = EpochManifest(
         run="r", epoch=1, opened_offset=0, versions={"policy": "v0000"},
         tables={
@@ -209,12 +212,11 @@ def epoch_of(
             "policies": [{"algorithm": name, "training": training_settings or {}}],
         }
     )  # fmt: skip
-    lake: Any = SimpleNamespace(path=lambda table: home / table.path)
-    policy = settings.policies[0]
+    handle, policy = Epoch(settings, epoch), settings.policies[0]
 
     def train() -> dict[str, Any]:
         other = home / "other"
         epoch.versions["policy"] = store.versions()[-1]
-        return training.train_version(lake, settings, policy, epoch, other if other.exists() else base, print)
+        return training.train_version(handle, policy, other if other.exists() else base, print)
 
     return store, train

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
 from tests import lake_maker
@@ -41,16 +42,16 @@ def with_another_file(home: Path, moved: int, rollout: str | None = None) -> tup
 def test_two_spans_in_one_place_are_an_error_that_names_it_and_the_files(
     tmp_path: Path, rollout: str | None, spans_a_bucket: int
 ) -> None:
-    lake, epoch = with_another_file(tmp_path, 0, rollout)
+    _, epoch = with_another_file(tmp_path, 0, rollout)
     settings = lake_maker.settings(tmp_path)
     if rollout is not None and spans_a_bucket == 7:
         # Of another bucket's rollouts, or none's: nothing is joined with them.
-        derive(lake, epoch, settings, "again", spans_a_bucket=spans_a_bucket)
+        derive(Epoch(settings, epoch), "again", spans_a_bucket=spans_a_bucket)
         return
     with pytest.raises(LakeError, match=r"record_offset 0, record_index 0 \(in 0\.parquet, 1\.parquet\).*spans\.json"):
-        derive(lake, epoch, settings, "again", spans_a_bucket=spans_a_bucket)
+        derive(Epoch(settings, epoch), "again", spans_a_bucket=spans_a_bucket)
 
 
 def test_the_same_spans_in_other_places_are_none(tmp_path: Path) -> None:
-    lake, epoch = with_another_file(tmp_path, 1000, "r.more")
-    derive(lake, epoch, lake_maker.settings(tmp_path), "again")
+    _, epoch = with_another_file(tmp_path, 1000, "r.more")
+    derive(Epoch(lake_maker.settings(tmp_path), epoch), "again")

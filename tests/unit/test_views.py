@@ -10,6 +10,7 @@ import duckdb
 import pytest
 
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import catalog
 from lightning_core.lake.derived_tables import COLUMNS
 from lightning_core.lake.lake import Lake
@@ -112,7 +113,7 @@ def test_attempts_say_what_became_of_every_execution(tmp_path: Path, live: bool)
     rows = attempts_of_all_kinds()
     lake, epoch = derived(tmp_path, rows)
     epoch.sealed_offset = 500
-    derive(lake, epoch, settings(tmp_path), "sealed")
+    derive(Epoch(settings(tmp_path), epoch), "sealed")
     put(lake, epoch)
     if live:
         underived(lake, epoch)

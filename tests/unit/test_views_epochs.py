@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from tests.lake_maker import Attempt, derived, settings
@@ -160,7 +161,7 @@ def test_two_epochs_and_an_evaluation_are_kept_apart(tmp_path: Path) -> None:
     lake, _ = derived(tmp_path, rows)
     for mode in ("train", "evaluate"):
         epoch = EpochManifest(run="run", epoch=1, mode=mode, opened_offset=0, sealed_offset=1 << 40)  # type: ignore[arg-type]
-        derive(lake, epoch, settings(tmp_path), "key")
+        derive(Epoch(settings(tmp_path), epoch), "key")
         put(lake, epoch)
     counts = [(0, "train", 2), (1, "evaluate", 1), (1, "train", 2)]
     for view, n in (("epochs", "rollouts"), ("agents", "calls"), ("token_usage", "calls"), ("staleness", "calls")):

@@ -9,9 +9,9 @@ from dataclasses import asdict
 import pytest
 
 from lightning_core.lake.manifest import EpochManifest, LakeError, Manifests
-from lightning_core.policies import garbage
+from lightning_core.policies import prune as policies_prune
 from lightning_core.policies import store as store_module
-from lightning_core.policies.garbage import collect
+from lightning_core.policies.prune import prune
 from lightning_core.policies.store import Evaluation, Lineage, StoreError
 from lightning_core.policies.vllm import VllmState
 from tests.policy_files import store_with_base, write_model
@@ -34,7 +34,7 @@ def test_by_default_base_current_its_parent_best_pinned_and_newest_stay(store, t
     store.pin("v0002")
     store.evaluated("v0003", Evaluation(run="r", epoch=3, tasks=1, right=1, reward=1, held_out="x"))
     size = store.manifest("v0001").size + (store.path("v0001") / "manifest.json").stat().st_size
-    done = collect(tmp_path, "policy")
+    done = prune(tmp_path, "policy")
     assert done.kept == {
         "v0000": ["base"],
         "v0002": ["pinned"],
@@ -48,19 +48,19 @@ def test_by_default_base_current_its_parent_best_pinned_and_newest_stay(store, t
     assert store.versions() == list(done.kept)
     for version in store.versions():
         store.verify(version)
-    assert collect(tmp_path, "policy").gone == {}
+    assert prune(tmp_path, "policy").gone == {}
 
 
 def test_a_dry_run_says_the_same_and_removes_nothing(store, tmp_path):
     before = sorted(p for p in store.folder.rglob("*") if p.name != ".lock")
-    planned = collect(tmp_path, "policy", dry_run=True)
+    planned = prune(tmp_path, "policy", dry_run=True)
     assert sorted(p for p in store.folder.rglob("*") if p.name != ".lock") == before
-    assert collect(tmp_path, "policy") == planned
+    assert prune(tmp_path, "policy") == planned
     assert planned.gone
 
 
 def test_every_kth_stays(store, tmp_path):
-    collect(tmp_path, "policy", keep_every=3)
+    prune(tmp_path, "policy", keep_every=3)
     assert store.versions() == ["v0000", "v0003", "v0006", "v0008"]
 
 
@@ -82,9 +82,9 @@ def test_what_a_retry_begins_with_stays_for_every_run(store, tmp_path):
     epoch("c", 0, "v0006", finished=False, mode="evaluate")
     epoch("c", 1, "v0007", mode="evaluate")
     beside = EpochManifest(run="c-on-1", epoch=0, mode="evaluate", opened_offset=0, versions={"policy": "v0005"})
-    beside.finish("derive", "k", {}, 0)  # it is never recorded
+    beside.finish("sequences", "k", {}, 0)  # it is never recorded
     manifests.put_epoch(beside)
-    done = collect(tmp_path, "policy")
+    done = prune(tmp_path, "policy")
     assert done.kept == {
         "v0000": ["base", "run b"],
         "v0001": ["run a"],
@@ -98,7 +98,7 @@ def test_what_a_retry_begins_with_stays_for_every_run(store, tmp_path):
 def test_the_best_of_each_run_stays_for_its_alarm(store, tmp_path):
     for version, run, right in (("v0002", "a", 0.5), ("v0003", "a", 0.4), ("v0005", "b", 0.9)):
         store.evaluated(version, Evaluation(run=run, epoch=1, tasks=1, right=right, reward=right, held_out="x"))
-    assert collect(tmp_path, "policy").kept == {
+    assert prune(tmp_path, "policy").kept == {
         "v0000": ["base"],
         "v0002": ["best of run a"],
         "v0005": ["best", "best of run b"],
@@ -110,7 +110,7 @@ def test_what_a_run_published_and_had_no_time_to_note_stays(store, tmp_path):
     Manifests(tmp_path / "lake").put_epoch(
         EpochManifest(run="r", epoch=3, opened_offset=0, versions={"policy": "v0003"})
     )
-    assert collect(tmp_path, "policy").kept["v0004"] == ["run r"]
+    assert prune(tmp_path, "policy").kept["v0004"] == ["run r"]
 
 
 def test_what_the_newest_finished_epoch_began_with_stays_while_the_next_is_open(store, tmp_path):
@@ -119,7 +119,7 @@ def test_what_the_newest_finished_epoch_began_with_stays_while_the_next_is_open(
     done.finish("record", "k", {}, 0)
     manifests.put_epoch(done)
     manifests.put_epoch(EpochManifest(run="a", epoch=2, opened_offset=0, versions={"policy": "v0004"}))
-    assert collect(tmp_path, "policy").kept["v0003"] == ["run a"]
+    assert prune(tmp_path, "policy").kept["v0003"] == ["run a"]
 
 
 def test_what_a_vllm_holds_stays_since_it_is_started_again_with_it(store, tmp_path):
@@ -133,7 +133,7 @@ def test_what_a_vllm_holds_stays_since_it_is_started_again_with_it(store, tmp_pa
     )  # fmt: skip
     (tmp_path / "services").mkdir()
     (tmp_path / "services/vllm.json").write_text(json.dumps(asdict(state)))
-    assert collect(tmp_path, "policy").kept == {
+    assert prune(tmp_path, "policy").kept == {
         "v0000": ["base"],
         "v0002": ["loaded in vLLM"],
         "v0005": ["loaded in vLLM"],
@@ -143,12 +143,12 @@ def test_what_a_vllm_holds_stays_since_it_is_started_again_with_it(store, tmp_pa
 
 def test_a_number_is_never_given_twice(store, tmp_path):
     store.set_current("v0001")
-    collect(tmp_path, "policy")
+    prune(tmp_path, "policy")
     assert store.publish(write_model(tmp_path / "next", 9.0), Lineage(base_model="base", parent="v0001")) == "v0009"
 
 
 def test_a_version_whose_parent_was_removed_can_be_served_and_trained_from(store, tmp_path):
-    collect(tmp_path, "policy")
+    prune(tmp_path, "policy")
     assert store.versions() == ["v0000", "v0008"]
     assert store.checked("v0008")
 
@@ -157,7 +157,7 @@ def test_a_version_whose_parent_was_removed_can_be_served_and_trained_from(store
 def test_nothing_goes_while_it_is_unknown_what_is_needed(store, tmp_path, unreadable):
     (store.folder / unreadable).write_text("?")
     with pytest.raises(StoreError, match=unreadable):
-        collect(tmp_path, "policy")
+        prune(tmp_path, "policy")
     assert len(store.versions()) == 9
 
 
@@ -165,7 +165,7 @@ def test_nor_while_an_epoch_cannot_be_read(store, tmp_path):
     (tmp_path / "lake/manifests/r").mkdir(parents=True)
     (tmp_path / "lake/manifests/r/0000.json").write_text("{")
     with pytest.raises(LakeError, match=r"0000\.json"):
-        collect(tmp_path, "policy")
+        prune(tmp_path, "policy")
     assert len(store.versions()) == 9
 
 
@@ -174,26 +174,26 @@ def test_a_collection_that_is_killed_leaves_whole_versions_and_the_next_one_clea
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(garbage.shutil, "rmtree", killed)
+        patched.setattr(policies_prune.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            collect(tmp_path, "policy")
+            prune(tmp_path, "policy")
     assert len(store.versions()) == 8
     for version in store.versions():
         store.verify(version)
     half_gone = list(store.folder.glob(".gone-*"))
     assert len(half_gone) == 1
-    assert collect(tmp_path, "policy").left_behind == 0  # it may be another process at work
+    assert prune(tmp_path, "policy").left_behind == 0  # it may be another process at work
     os.utime(half_gone[0], (time.time() - 7200,) * 2)
-    assert collect(tmp_path, "policy").left_behind == 1
+    assert prune(tmp_path, "policy").left_behind == 1
     assert not list(store.folder.glob(".gone-*"))
 
 
 def test_a_damaged_version_nothing_needs_goes_too(store, tmp_path):
     (store.path("v0003") / "manifest.json").write_text("{")
-    assert "v0003" in collect(tmp_path, "policy").gone
+    assert "v0003" in prune(tmp_path, "policy").gone
 
 
 def test_an_unknown_policy_is_an_error_that_names_those_there_are(store, tmp_path):
     shutil.copytree(store.folder, tmp_path / "policies/other")
     with pytest.raises(StoreError, match=r"no policy 'polcy' in .*; there are \['other', 'policy'\]"):
-        collect(tmp_path, "polcy")
+        prune(tmp_path, "polcy")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_core.config import Settings
-from lightning_core.epoch.deploy import deploy
+from lightning_core.epoch.deploy import deploy as deploy_versions
+from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.services import Services
 from lightning_flows.tasks.progress import logger
 from lightning_flows.tasks.step import step
 
 
-@step("redeploy")
-def redeploy(settings: Settings, services: Services, versions: dict[str, str]) -> dict[str, Any]:
+@step("deploy")
+def deploy(run: Run, services: Services, versions: dict[str, str]) -> dict[str, Any]:
     """Serve these versions (policy → version), without a restart; returns seconds by policy."""
-    seconds = deploy(settings, services, versions)
+    seconds = deploy_versions(run, services, versions)
     log = logger()
     for policy, took in seconds.items():
         if took:

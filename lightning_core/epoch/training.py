@@ -11,9 +11,9 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
-from lightning_core.config import PolicySettings, Settings
-from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest, stage_key
+from lightning_core.config import PolicySettings
+from lightning_core.epoch.epoch import Epoch
+from lightning_core.lake.manifest import stage_key
 from lightning_core.policies.store import BASE_VERSION, Lineage, PolicyStore, PublishConflict
 from lightning_core.training.checkpoint import clear
 from lightning_core.training.job import Job
@@ -24,10 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 def train_version(
-    lake: Lake,
-    settings: Settings,
+    epoch: Epoch,
     policy: PolicySettings,
-    epoch: EpochManifest,
     base_model: Path,
     on_progress: Callable[[dict[str, Any]], None],
     device: str | None = None,
@@ -37,57 +35,58 @@ def train_version(
     Returns `{"version", "metrics", "sequences"}` (their digest); with nothing to train on the version is the parent and `skipped` says why.
     Raises training.launch.TrainingFailed, and StoreError where the parent is damaged or the result no child of it; nothing is published then.
     """
-    parent = epoch.versions[policy.name]
-    state = settings.home / "training" / settings.run / policy.name
+    settings, number, made_of = epoch.settings, epoch.number, epoch.manifest.tables
+    parent = epoch.manifest.versions[policy.name]
+    state = epoch.home / "training" / epoch.run / policy.name
     state.mkdir(parents=True, exist_ok=True)
-    sequences = state / f"sequences-{epoch.epoch:04d}.parquet"
-    if not _select(lake, epoch, policy.name, sequences):
+    sequences = state / f"sequences-{number:04d}.parquet"
+    if not _select(epoch, policy.name, sequences):
         sequences.unlink()
-        return {"version": parent, "metrics": {}, "skipped": _why_nothing(lake, epoch, policy.name)}
-    store = PolicyStore(settings.home, policy.name)
-    output = state / f"output-{epoch.epoch:04d}"
+        return {"version": parent, "metrics": {}, "skipped": _why_nothing(epoch, policy.name)}
+    store = epoch.policies[policy.name]
+    output = state / f"output-{number:04d}"
     fresh_adapter = policy.lora is not None and parent == BASE_VERSION
     made = store.manifest(parent)
     job = Job(
-        run=settings.run,
-        epoch=epoch.epoch,
+        run=epoch.run,
+        epoch=number,
         policy=policy.name,
         policy_settings=policy,
         seed=settings.seed,
         epochs=settings.epochs,
         weights=None if fresh_adapter else store.checked(parent),
-        made_in=made.epoch if made.run == settings.run else None,
+        made_in=made.epoch if made.run == epoch.run else None,
         version=parent,
         base_model=base_model,
         sequences=sequences,
         output=output,
         state=state / "optimizer",
-        progress=state / f"progress-{epoch.epoch:04d}.jsonl",
+        progress=state / f"progress-{number:04d}.jsonl",
         device=device,
         beside=min(max(len(settings.training_devices), 1), len(settings.policies)),
     )
-    metrics = train(job, on_progress, settings.home / "logs" / f"train-{policy.name}-{epoch.epoch:04d}.log")
+    metrics = train(job, on_progress, epoch.home / "logs" / f"train-{policy.name}-{number:04d}.log")
     metrics |= {f"left_out/{reason}": rows for reason, rows in metrics["left_out"].items()}
     numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     lineage = Lineage(
-        run=settings.run,
-        epoch=epoch.epoch,
+        run=epoch.run,
+        epoch=number,
         kind="lora" if policy.lora else "full",
         base_model=policy.model,
         parent=parent,
         settings_digest=stage_key(policy.model_dump(mode="json", exclude_defaults=True)),
-        sequences=epoch.tables["sequences"].path,
-        sequences_digest=epoch.tables["sequences"].digest,
+        sequences=made_of["sequences"].path,
+        sequences_digest=made_of["sequences"].digest,
         metrics=numbers,
         probe=metrics.get("probe"),
     )
     (output / "training.json").unlink()  # seconds and memory differ each time; the lineage has the metrics
     version = _publish(store, output, lineage)
-    name_state(job.state, epoch.epoch, version)
+    name_state(job.state, number, version)
     shutil.rmtree(output, ignore_errors=True)
     clear(job.state)
     sequences.unlink()
-    return {"version": version, "metrics": numbers, "sequences": epoch.tables["sequences"].digest}
+    return {"version": version, "metrics": numbers, "sequences": made_of["sequences"].digest}
 
 
 def _publish(store: PolicyStore, output: Path, lineage: Lineage) -> str:
@@ -99,19 +98,18 @@ def _publish(store: PolicyStore, output: Path, lineage: Lineage) -> str:
             logger.info("%s", error)
 
 
-def _select(lake: Lake, epoch: EpochManifest, policy: str, target: Path) -> int:
+def _select(epoch: Epoch, policy: str, target: Path) -> int:
     """Write the policy's sequences of the epoch to a file of their own; returns how many."""
-    table = pq.read_table(lake.path(epoch.tables["sequences"]), filters=[("policy", "=", policy)])
+    table = pq.read_table(epoch.table("sequences"), filters=[("policy", "=", policy)])
     pq.write_table(table, target, compression="zstd")
     return int(table.num_rows)
 
 
-def _why_nothing(lake: Lake, epoch: EpochManifest, policy: str) -> str:
-    source = str(lake.path(epoch.tables["exclusions"]))
+def _why_nothing(epoch: Epoch, policy: str) -> str:
     with duckdb.connect() as con:
         reasons = con.execute(
             "SELECT reason, count(DISTINCT (attempt_id, span_id, call_id)) FROM read_parquet(?) WHERE policy IS NOT DISTINCT FROM ? GROUP BY ALL ORDER BY 2 DESC",
-            [source, policy],
+            [epoch.table("exclusions"), policy],
         ).fetchall()
-    told = ", ".join(f"{n} calls {reason}" for reason, n in reasons) or "no call went to it"
-    return f"nothing to train on in epoch {epoch.epoch}: {told}; the version stays"
+    why = ", ".join(f"{n} calls {reason}" for reason, n in reasons) or "no call went to it"
+    return f"nothing to train on in epoch {epoch.number}: {why}; the version stays"

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from lightning_core.config import Settings
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.gateway.handle import GatewayError
-from lightning_flows.tasks import collect
+from lightning_core.lake.manifest import EpochManifest
+from lightning_flows.tasks import rollouts
 
 
 class Server:
@@ -33,9 +35,9 @@ class Server:
 def test_a_flow_warns_of_spans_that_were_refused_while_its_rollouts_ran(
     before: tuple[int, int], now: tuple[int, int], said: list[str], caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect, "logger", lambda: logging.getLogger("flow"))
+    monkeypatch.setattr(rollouts, "logger", lambda: logging.getLogger("flow"))
     server: Any = Server(refused_otlp=now[0], rejected_spans=now[1])
-    collect._say_what_was_refused(server, {"refused_otlp": before[0], "rejected_spans": before[1]})
+    rollouts._log_what_was_refused(server, {"refused_otlp": before[0], "rejected_spans": before[1]})
     assert len(caplog.messages) == len(said)
     assert all(message.startswith(start) for message, start in zip(caplog.messages, said, strict=True))
 
@@ -46,7 +48,7 @@ def test_a_server_that_is_gone_is_no_error_of_its_own(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Server, "health", health)
     server: Any = Server()
-    collect._say_what_was_refused(server, {"refused_otlp": 0})
+    rollouts._log_what_was_refused(server, {"refused_otlp": 0})
 
 
 @pytest.mark.parametrize(("answers", "ends_them"), [("....", False), (".xx.", False), (".xxx", True)])
@@ -54,10 +56,11 @@ def test_where_the_server_stays_away_no_rollout_is_begun_any_more(
     answers: str, ends_them: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks, closed = list(answers), []
-    monkeypatch.setattr(collect.GatewayHandle, "find", lambda home: object() if looks.pop(0) == "." else None)
-    monkeypatch.setattr(collect, "settled", lambda futures, timeout_s: not looks)
-    monkeypatch.setattr(collect, "close_runners", lambda: closed.append(True))
-    monkeypatch.setattr(collect, "decode_spool", lambda home, redaction: None)
+    monkeypatch.setattr(rollouts.GatewayHandle, "find", lambda home: object() if looks.pop(0) == "." else None)
+    monkeypatch.setattr(rollouts, "settled", lambda futures, timeout_s: not looks)
+    monkeypatch.setattr(rollouts, "close_runners", lambda: closed.append(True))
+    monkeypatch.setattr(rollouts, "decode_spool", lambda home, redaction: None)
     settings = {"run": "r", "home": tmp_path, "agent": {"command": "true"}, "tasks": {"train": "none"}}
-    collect._wait(Settings.model_validate(settings), [])
+    epoch = EpochManifest(run="r", epoch=0, opened_offset=0)
+    rollouts._wait(Epoch(Settings.model_validate(settings), epoch), [])
     assert bool(closed) == ends_them

@@ -1,4 +1,4 @@
-"""A finetuning's epoch: one that rolls nothing out and is made of rollouts that other epochs collected.
+"""A finetuning's epoch: one that rolls nothing out and is made of rollouts that other epochs ran.
 
 Its manifest names them (`sources`, `planned`) and the range of the spool they lie in, so all that works on an epoch works
 on it: the SQL, training, the record, an evaluation, and further epochs of the run.
@@ -10,27 +10,25 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from lightning_core.config import FinetuneSettings, Settings, SettingsError
+from lightning_core.config import FinetuneSettings, SettingsError
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.lake import sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError, Source, stage_key
 
 
-def open_finetune(lake: Lake, settings: Settings, number: int, versions: dict[str, str]) -> EpochManifest:
+def open_finetune(run: Run, number: int, versions: dict[str, str]) -> Epoch:
     """Epoch `number` of the run, made of what `settings.finetune` chooses; with the table `finetune_rollouts`.
 
     `versions`: policy → what training goes on from. Raises SettingsError where nothing is chosen, LakeError where the
     run is in the middle of an epoch of its own.
     """
-    wanted = settings.finetune
-    before = lake.manifests.epoch(settings.run, number)
-    if before is not None and not before.sources and before.stages:
-        raise LakeError(
-            f"epoch {number} of run {settings.run!r} rolls out itself and is not finished; finish it (`train-epoch`), or "
-            "give the finetuning another `run`"
-        )
-    chosen = _chosen(lake, wanted, settings.run)
-    epoch = lake.open_epoch(settings.run, number, "train", versions)
+    lake, wanted, before = run.lake, run.settings.finetune, run.known(number)
+    if before is not None:
+        require_others_rollouts(before, "the finetuning")
+    chosen = _chosen(lake, wanted, run.run)
+    opened = run.open(number, "train", versions)
+    epoch = opened.manifest
     epoch.sources = [Source(run=m.run, epoch=m.epoch) for m in chosen]
     epoch.opened_offset = min(m.opened_offset for m in chosen)
     epoch.sealed_offset = max(m.sealed_offset or 0 for m in chosen)
@@ -44,8 +42,8 @@ def open_finetune(lake: Lake, settings: Settings, number: int, versions: dict[st
     epoch.planned = taken
     key = stage_key(taken, epoch.span_range, rollouts.num_rows)
     lake.put_table(epoch, "finetune_rollouts", rollouts, key)
-    lake.manifests.put_epoch(epoch)
-    return epoch
+    opened.save()
+    return opened
 
 
 def require_own_rollouts(epoch: EpochManifest) -> None:
@@ -57,6 +55,15 @@ def require_own_rollouts(epoch: EpochManifest) -> None:
         )
 
 
+def require_others_rollouts(epoch: EpochManifest, what: str) -> None:
+    """Raise LakeError for an epoch that began to roll out itself, which `what` would make of others' rollouts."""
+    if epoch.stages and not epoch.sources:
+        raise LakeError(
+            f"epoch {epoch.epoch} of run {epoch.run!r} rolls out itself and is not finished; finish it (`train-epoch`), "
+            f"or give {what} another `run`"
+        )
+
+
 def _chosen(lake: Lake, wanted: FinetuneSettings, run: str) -> list[EpochManifest]:
     runs = wanted.runs or [run]
     # Not from a finetuning, whose rollouts are others'; what `learn` took from production is its own.
@@ -65,9 +72,9 @@ def _chosen(lake: Lake, wanted: FinetuneSettings, run: str) -> list[EpochManifes
     chosen = [m for m in known if m.run in runs and (wanted.epochs is None or m.epoch in wanted.epochs)]
     missing = [name for name in runs if name not in {m.run for m in chosen}]
     if missing or not chosen:
-        asked = f"run {missing[0]!r} in {lake.root.parent} has no collected epoch"
+        asked = f"run {missing[0]!r} in {lake.root.parent} has rolled out no epoch"
         asked += f" among {wanted.epochs}" if wanted.epochs is not None else ""
-        raise SettingsError(f"finetune: {asked}; collected are: {_names(known) or 'none'}")
+        raise SettingsError(f"finetune: {asked}; rolled out are: {_names(known) or 'none'}")
     return chosen
 
 

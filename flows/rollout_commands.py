@@ -1,4 +1,4 @@
-"""`lightning-flows collect`, `ingest` and `learn`: spans without training, and training without rollouts."""
+"""`lightning-flows roll-out` and `learn`: rollouts without training, and training without rollouts."""
 
 from __future__ import annotations
 
@@ -9,50 +9,31 @@ from typing import Any
 import click
 import yaml
 
-from lightning_core.config import LakeSettings, SettingsError
+from lightning_core.config import SettingsError
 from lightning_flows.flows.command import (
     flow_of,
     from_option,
-    home_option,
-    interruptible,
     load,
-    require_received,
     set_option,
     settings_argument,
 )
 from lightning_flows.flows.display import verbose_option
-from lightning_flows.flows.prefect_api import prefect_api
 
 
-@click.command()
+@click.command("roll-out")
 @settings_argument
 @set_option
 @verbose_option
 @click.option("--epoch", type=int, help="Default: the first that is not finished.")
 @from_option
-def collect(settings_file: Path, assignments: tuple[str, ...], epoch: int | None, from_stage: Any) -> None:
+def roll_out(settings_file: Path, assignments: tuple[str, ...], epoch: int | None, from_stage: Any) -> None:
     """Run only the rollouts of an epoch, graded and derived; `train-epoch` continues from there."""
     settings = load(settings_file, assignments)
     with flow_of(settings, "train"):
-        from lightning_flows.flows.collect import collect as run
+        from lightning_flows.flows.roll_out import roll_out as run
 
         result = run(settings, epoch, from_stage)
     click.echo(yaml.safe_dump(result, sort_keys=False))
-
-
-@click.command()
-@home_option
-@click.option(
-    "--settings", "settings_file", type=click.Path(path_type=Path), help="Settings file, read for the `lake:` section."
-)
-def ingest(home: Path, settings_file: Path | None) -> None:
-    """Decode, compact and rebuild the catalog, as a flow run; `lake ingest` does it without Prefect."""
-    rules = LakeSettings() if settings_file is None else load(settings_file, ()).lake
-    require_received(home)
-    with interruptible(), prefect_api(home):
-        from lightning_flows.flows.ingest import ingest as run
-
-        click.echo(yaml.safe_dump(run(home, rules), sort_keys=False))
 
 
 @click.command()

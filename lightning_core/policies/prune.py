@@ -31,7 +31,7 @@ _LEFT_BEHIND_S = 3600  # work folders this old belong to a process that was kill
 
 
 @dataclass
-class Collected:
+class Pruned:
     """What was removed of a policy, or would be."""
 
     policy: str
@@ -50,15 +50,15 @@ def policies(home: Path) -> list[str]:
     return sorted(folder.name for folder in (home / "policies").glob("*") if PolicyStore(home, folder.name).versions())
 
 
-def collect(
+def prune(
     home: Path,
     policy: str,
     keep_every: int | None = None,
     dry_run: bool = False,
     *,
-    by: str = "`lightning-flows policies collect`",
+    by: str = "`lightning-flows policies prune`",
     named: dict[tuple[str, str], list[str]] | None = None,
-) -> Collected:
+) -> Pruned:
     """Remove the versions of `policy` that nothing needs; with `dry_run` only say which those are.
 
     `keep_every` k: versions whose number k divides stay. `named`: (version, digest of its files) → why it
@@ -85,9 +85,9 @@ def collect(
     return done
 
 
-def _plan(store: PolicyStore, home: Path, keep_every: int | None, named: dict[tuple[str, str], list[str]]) -> Collected:
+def _plan(store: PolicyStore, home: Path, keep_every: int | None, named: dict[tuple[str, str], list[str]]) -> Pruned:
     epochs = Manifests(home / "lake").epochs()
-    found = Collected(store.name)
+    found = Pruned(store.name)
     versions, current = store.versions(), store.current()
     made = {version: _manifest(store, version) for version in versions}
     why: dict[str, list[str]] = {version: [] for version in versions}
@@ -161,7 +161,7 @@ def _begun_with(policy: str, epochs: list[EpochManifest]) -> list[tuple[str, str
     found: list[tuple[str, str | None]] = []
     for e in epochs:
         last = e.mode == "train" and newest.get(e.run) == e.epoch
-        if last or not (e.recorded or (e.mode == "evaluate" and "derive" in e.stages)):
+        if last or not (e.recorded or (e.mode == "evaluate" and "sequences" in e.stages)):
             found += [(e.run, begun.get(policy)) for begun in (e.versions, e.sampled, e.ended_with)]
     return found
 
