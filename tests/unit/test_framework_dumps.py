@@ -18,8 +18,9 @@ from tests.frameworks.cases import PLANNER
 from tests.lake_maker import Attempt, derived, table
 
 # A planner looks a topic up and answers. An executor divides by zero, which fails, divides, and answers.
-ONE_EXECUTOR = {"planner": 2, "executor": 3}
-TWO_EXECUTORS = {"planner": 2, "executor": 6}
+ONE_EXECUTOR: dict[str | None, int] = {"planner": 2, "executor": 3}
+TWO_EXECUTORS: dict[str | None, int] = {"planner": 2, "executor": 6}
+GATEWAY = "lightning_core.server"  # as it called itself when these spans were recorded
 Tools = dict[tuple[str, bool], int]  # (tool, whether it failed) → spans
 
 
@@ -104,7 +105,7 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rollout]:
             {
                 row["response_id"]: _made_by(row["input_messages"])
                 for row in rows
-                if row["instrumentation"] == "lightning_core.gateway"
+                if row["instrumentation"] == GATEWAY
             },
         )
         for rollout, rows in by_rollout.items()
