@@ -72,17 +72,17 @@ class Deployment:
             for replica in range(replicas)
         ]
         self.vllm = self.fleet[0]
-        self.server = GatewayHandle.start(home, GatewaySettings(grpc_port=None), home / "log")
+        self.gateway = GatewayHandle.start(home, GatewaySettings(grpc_port=None), home / "log")
         self.deploy("v0000")
         self.first_logprobs = {number: self.first_logprob(number) for number in (0, 1)}
 
     def stop(self) -> None:
-        self.server.stop()
+        self.gateway.stop()
         for vllm in self.fleet:
             vllm.stop()
 
     def deploy(self, version: str) -> None:
-        services = cast(Services, SimpleNamespace(gateway=self.server, fleet=self.fleet, model=None))
+        services = cast(Services, SimpleNamespace(gateway=self.gateway, fleet=self.fleet, model=None))
         deploy(Run(self.settings), services, {"policy": version})
 
     def first_logprob(self, number: int) -> float:
@@ -104,8 +104,8 @@ class Deployment:
         stop = threading.Event()
 
         async def agent(number: int) -> None:
-            key = self.server.mint(f"r{number}", "a", "evaluate")
-            url = self.server.attempt_url(f"r{number}", "a") + "/v1/chat/completions"
+            key = self.gateway.mint(f"r{number}", "a", "evaluate")
+            url = self.gateway.attempt_url(f"r{number}", "a") + "/v1/chat/completions"
             async with httpx.AsyncClient(timeout=120, headers={"Authorization": f"Bearer {key}"}) as http:
                 while not stop.is_set():
                     reply = await http.post(url, json=BODY | {"stream": number % 2 == 0})
