@@ -55,7 +55,7 @@ lint: $(READY) ## ruff (format and lint) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy --explicit-package-bases bench docs examples --exclude '^examples/frameworks/'
+	$(BIN)/mypy --explicit-package-bases bench docs examples tests --exclude '^examples/frameworks/'
 
 .PHONY: format
 format: $(READY) ## let ruff rewrite what it can

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
@@ -60,7 +61,7 @@ def of_a_run(run: str, start: float) -> list[Attempt]:
     broken = Attempt(f"{run}.0", "broken", start=start - 100)
     broken.root(outcome="infrastructure", error="vLLM answered 503 after 30 s", run=run)
     running = Attempt(f"{run}.9", "running", start=start + 1000)
-    scope = {"run": run, "epoch": 1, "mode": "train", "group_id": "g", "task_id": "g"}
+    scope: dict[str, Any] = {"run": run, "epoch": 1, "mode": "train", "group_id": "g", "task_id": "g"}
     running.span("rollout.start", (0, 0), op="rollout.start", **scope)
     late = Attempt(f"{run}.4", "a4", start=start + 50)
     received = int((start + 51) * SECOND)
@@ -89,7 +90,7 @@ def make(home: Path) -> Lake:
 def derive_epochs(lake: Lake, epochs: list[tuple[str, int, str]]) -> None:
     """Derive (run, epoch, mode) of what the lake has."""
     for run, number, mode in epochs:
-        epoch = EpochManifest(run=run, epoch=number, mode=mode, opened_offset=0, sealed_offset=_SEALED)  # type: ignore[arg-type]
+        epoch = EpochManifest(run=run, epoch=number, mode=mode, opened_offset=0, sealed_offset=_SEALED)
         epoch.versions = {"policy": f"v{number:04d}"}
         derive(Epoch(settings(lake.root.parent).model_copy(update={"run": run}), epoch), "key")
         lake.manifests.put_epoch(epoch)

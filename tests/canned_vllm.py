@@ -142,7 +142,10 @@ class CannedVllm:
     def _whole_script(self, body: dict[str, Any], script: list[tuple[list[int], dict[str, Any]]]) -> web.Response:
         ids = [token for tokens, _ in script for token in tokens]
         calls = [call for _, delta in script for call in delta.get("tool_calls", ())]
-        message = {"role": "assistant", "content": "".join(delta.get("content", "") for _, delta in script)}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": "".join(delta.get("content", "") for _, delta in script),
+        }
         if calls:
             message |= {"tool_calls": [{k: v for k, v in call.items() if k != "index"} for call in calls]}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "token_ids": ids}

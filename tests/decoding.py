@@ -132,7 +132,7 @@ def plain(sent: AnyValue) -> Any:
         return as_object([(item.key, plain(item.value)) for item in sent.kvlist_value.values])
     if which == "bytes_value":
         return sent.bytes_value.hex()
-    found = getattr(sent, which) if which else None
+    found: Any = getattr(sent, which) if which else None
     return str(found) if which == "double_value" and not math.isfinite(found) else found
 
 
@@ -151,7 +151,7 @@ def same_text(text: str | None, sent: AnyValue) -> bool:
 def readable(sent: AnyValue, kind: str) -> Any:
     """The value as a column of this kind; None where it cannot be read as one."""
     which = sent.WhichOneof("value")
-    found = getattr(sent, which) if which else None
+    found: Any = getattr(sent, which) if which else None
     if kind == "text":
         return None if found is None else (plain(sent) if isinstance(plain(sent), str) else sent)
     if kind in ("int", "float"):

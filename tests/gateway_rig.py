@@ -49,7 +49,7 @@ class Rig:
     def alias(self, aliases: dict[str, str], **policies: dict[str, Any]) -> None:
         """Routes with these aliases, to `policy` and to others like it, each with its changes."""
         policy = {"upstream": self.upstream, "model": "policy-v0003", "version": "v0003"}
-        routes = {name: policy | changes for name, changes in ({"policy": {}} | policies).items()}
+        routes = {name: policy | policies.get(name, {}) for name in {"policy": None} | policies}
         self.handle.set_routes({"policies": routes, "aliases": aliases})
 
     @contextmanager

@@ -61,7 +61,13 @@ class Attempt:
     def root(
         self, outcome: str = "ok", mode: str = "train", at: tuple[float, float] = (0.0, 1.0), **columns: Any
     ) -> str:
-        scope = {"run": "run", "epoch": 0, "mode": mode, "group_id": self._group, "task_id": self._group}
+        scope: dict[str, Any] = {
+            "run": "run",
+            "epoch": 0,
+            "mode": mode,
+            "group_id": self._group,
+            "task_id": self._group,
+        }
         return self.span("rollout", at, op="rollout", outcome=outcome, trace_id="f" * 32, **(scope | columns))
 
     def agent(self, name: str, at: tuple[float, float] = (0.1, 0.9), parent: str | None = None, **columns: Any) -> str:
@@ -90,7 +96,13 @@ class Attempt:
         return self.span("chat policy", at, parent, **(row | columns))
 
     def reward(self, value: float, at: float = 0.95, name: str = "reward", **columns: Any) -> str:
-        row = {"op": "reward", "reward": value, "reward_name": name, "reward_source": "grader", "trace_id": "e" * 32}
+        row: dict[str, Any] = {
+            "op": "reward",
+            "reward": value,
+            "reward_name": name,
+            "reward_source": "grader",
+            "trace_id": "e" * 32,
+        }
         return self.span("reward", (at, at), **(row | columns))
 
 
@@ -124,7 +136,7 @@ def derived(
     pq.write_table(table, lake.root / path)
     file = SpanFile(path=path, rows=table.num_rows, bytes=1, start=0, end=_END)
     lake.manifests.put_spans(SpanManifest(decoded_offset=_END, files=[file]))
-    epoch = EpochManifest(run="run", epoch=0, mode=mode, opened_offset=0, sealed_offset=_END)  # type: ignore[arg-type]
+    epoch = EpochManifest(run="run", epoch=0, mode=mode, opened_offset=0, sealed_offset=_END)
     epoch.planned = planned or []
     epoch.versions = changes.pop("versions", {})
     buckets = {k: changes.pop(k) for k in ("spans_a_bucket",) if k in changes}

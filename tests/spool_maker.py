@@ -28,7 +28,7 @@ def store(home: Path, records: Iterable[Record]) -> None:
     asyncio.run(write())
 
 
-def span(name: str = "step", number: int = 1, start_ns: int = 1_000, **attributes: Any) -> SpanData:
+def span(name: str = "step", number: int = 1, start_ns: int = 1_000, /, **attributes: Any) -> SpanData:
     return SpanData(name, start_ns, start_ns + 1_000, "01" * 16, f"{number:016x}", attributes=dict(attributes))
 
 

@@ -6,6 +6,10 @@ Everything is drawn from `seed`, so two makers with one seed write the same weig
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -66,7 +70,7 @@ def make_tiny_llama(
     return folder
 
 
-def make_tiny_tokenizer(vocab_size: int = 300):
+def make_tiny_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with ChatML turns: any text round-trips, `<|im_end|>` ends a reply."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

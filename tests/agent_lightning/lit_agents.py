@@ -6,7 +6,7 @@ import agentlightning as agl
 from openai import AsyncOpenAI, OpenAI
 
 
-def _messages(task: dict[str, Any]) -> list[dict[str, str]]:
+def _messages(task: dict[str, Any]) -> list[Any]:
     return [{"role": "user", "content": task["question"]}]
 
 
@@ -32,7 +32,7 @@ class Classic(agl.LitAgent[dict[str, Any]]):
     def training_rollout(self, task: dict[str, Any], resources: agl.NamedResources, rollout: agl.Rollout) -> float:
         llm = resources["main_llm"]
         assert isinstance(llm, agl.LLM)
-        url = llm.get_base_url(rollout.rollout_id, rollout.attempt.attempt_id)  # type: ignore[attr-defined]
+        url = llm.get_base_url(rollout.rollout_id, rollout.attempt.attempt_id)
         OpenAI(base_url=url, api_key=llm.api_key).chat.completions.create(model=llm.model, messages=_messages(task))
         return 1.0
 

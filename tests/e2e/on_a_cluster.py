@@ -35,7 +35,7 @@ def derived(settings: Settings) -> None:
 
 def main(engine: str, home: str) -> None:
     lake_module._BYTES_A_FILE = 4_000
-    derive.SPANS_WORTH_A_BUCKET = 10  # type: ignore[attr-defined]
+    derive.SPANS_WORTH_A_BUCKET = 10
     cluster = {"engine": engine} | ({} if engine == "threads" else {"workers": 2})
     derived(
         Settings.model_validate(

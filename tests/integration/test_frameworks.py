@@ -19,8 +19,9 @@ from tests.frameworks.measure import Measured, measure
 from tests.gateway_rig import Rig, rig
 
 IN_TEST, IN_TEST_ALL = ("openai_agents_openinference",), ("langgraph", "pydantic_ai")
-MADE_BY = {"sequential": {"planner": 2, "executor": 3}, "parallel": {"planner": 2, "executor": 6}}
-ODD = {
+MadeBy = dict[str, dict[str | None, int]]  # by variant and agent
+MADE_BY: MadeBy = {"sequential": {"planner": 2, "executor": 3}, "parallel": {"planner": 2, "executor": 6}}
+ODD: dict[str, MadeBy] = {
     "langgraph": MADE_BY | {"parallel": {"planner": 2, "executor": 3}},  # a graph has one node of a name
     "openai_client": {"sequential": {None: 4}, "parallel": {None: 8}},
 }

@@ -1,5 +1,7 @@
 """A store on a disk that really is full: a small tmpfs in a namespace of its own."""
 
+from __future__ import annotations
+
 import shutil
 import subprocess
 import sys
@@ -55,7 +57,7 @@ store.verify("v0001")
     shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
     reason="this system lets nobody mount a tmpfs of their own",
 )
-def test_what_does_not_fit_is_no_version_and_what_is_served_stays(tmp_path):
+def test_what_does_not_fit_is_no_version_and_what_is_served_stays(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     make = "import sys; from pathlib import Path; from tests.policy_files import write_model; write_model(Path(sys.argv[1]), columns=2000)"
     root, model, home = Path(__file__).parents[2], str(tmp_path / "model"), str(tmp_path / "home")

@@ -81,7 +81,7 @@ def test_what_the_client_asks_for_it_gets(server: Rig) -> None:
     options: Any = {"model": "policy", "messages": MESSAGES, "logprobs": True}
     extra: Any = {"return_token_ids": True}
     reply = client(server).chat.completions.create(**options, extra_body=extra)
-    assert reply.choices[0].logprobs is not None and reply.model_extra["prompt_token_ids"] == PROMPT_IDS  # type: ignore[index]
+    assert reply.choices[0].logprobs is not None and reply.model_extra["prompt_token_ids"] == PROMPT_IDS
     chunks = list(
         client(server).chat.completions.create(
             **options, extra_body=extra, stream=True, stream_options={"include_usage": True}

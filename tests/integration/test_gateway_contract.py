@@ -86,7 +86,7 @@ def both(server: Rig, http: httpx.Client, path: str, request: dict[str, Any]) ->
     """(what the gateway gave, what the upstream gives), an object or the events of a stream."""
     found = []
     for mode in ("evaluate", "train"):
-        key = server.handle.mint("r.1", "a1", mode)  # type: ignore[arg-type]
+        key = server.handle.mint("r.1", "a1", mode)
         headers = {"Authorization": f"Bearer {key}"}
         answer = http.post(server.base_url() + path, json=request | {"model": "policy"}, headers=headers)
         assert answer.status_code == 200, answer.text

@@ -61,7 +61,7 @@ def test_a_frameworks_own_client_asks_calls_its_tool_and_answers(
         pytest.skip("AutoGen's client has no Responses API")
     before = len(server.spans())
     scope = {"OPENAI_BASE_URL": server.base_url(), "OPENAI_API_KEY": server.handle.mint("r.1", "a1", "train")}
-    command = [python, CLIENTS / "agent.py", client + way]
+    command = [str(python), str(CLIENTS / "agent.py"), client + way]
     done = subprocess.run(command, env=os.environ | scope, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == ("Hellold" if "stream" in way else TEXT)

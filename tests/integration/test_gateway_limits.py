@@ -18,7 +18,7 @@ from tests.gateway_rig import Rig, attributes, client, metric, rig, wait_for
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 IDS = [token[0] for token in TOKENS]
-LIMITS = {"calls_per_rollout": 5, "concurrent_per_rollout": 2, "waiting_per_rollout": 2}
+LIMITS: dict[str, Any] = {"calls_per_rollout": 5, "concurrent_per_rollout": 2, "waiting_per_rollout": 2}
 
 
 @pytest.fixture(scope="module")

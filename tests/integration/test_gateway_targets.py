@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import openai
@@ -28,7 +28,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, Cann
         home = tmp_path_factory.mktemp("home")
         with rig(home) as made, made.beside() as (address, other):
             made.handle.stop()
-            upstream = {"name": "other", "base_url": address + "/v1", "api_key_env": "JUDGE_KEY"}
+            upstream: dict[str, Any] = {"name": "other", "base_url": address + "/v1", "api_key_env": "JUDGE_KEY"}
             upstream |= {"models": ["judge", "embed/3"]}
             made.start(upstreams=[upstream], log_calls="facts")
             yield made, other
@@ -132,7 +132,7 @@ def test_an_alias_is_answered_by_its_policy_on_every_route_and_the_reply_says_wh
         *[chunk.model for chunk in agent.completions.create(model=name, prompt="hi", stream=True)],
         *[
             e.response.model
-            for e in agent.responses.create(model=name, input="hi", stream=True)
+            for e in cast(Iterator[Any], agent.responses.create(model=name, input="hi", stream=True))
             if "response" in e.to_dict()
         ],
     ]
@@ -218,7 +218,12 @@ def test_the_log_has_a_line_of_facts_a_call_and_no_text(judged: tuple[Rig, Canne
 
 
 def test_a_server_without_the_key_does_not_start_and_says_which(tmp_path: Path) -> None:
-    upstream = {"name": "other", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "NO_SUCH_KEY", "models": ["judge"]}
+    upstream: dict[str, Any] = {
+        "name": "other",
+        "base_url": "http://127.0.0.1:9/v1",
+        "api_key_env": "NO_SUCH_KEY",
+        "models": ["judge"],
+    }
     with (
         pytest.raises(GatewayError, match=r"'other': \$NO_SUCH_KEY is not set"),
         rig(tmp_path, upstreams=[upstream]),

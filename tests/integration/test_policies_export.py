@@ -1,9 +1,12 @@
 """An exported version answers as the policy did."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from lightning_core.config import LoraSettings
 from lightning_core.policies.manifest import digest_files
@@ -21,18 +24,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def logits(model):
+def logits(model: Any) -> Any:
     import torch
 
     with torch.no_grad():
         return model.eval()(torch.arange(5, 25)[None]).logits
 
 
-def export(home, *arguments):
+def export(home: Path, *arguments: object) -> Result:
     return CliRunner().invoke(main, ["policies", "--home", str(home), "export", *map(str, arguments)])
 
 
-def test_a_merged_adapter_answers_as_base_and_adapter_do(base, tmp_path):
+def test_a_merged_adapter_answers_as_base_and_adapter_do(base: Path, tmp_path: Path) -> None:
     import torch
     from peft import get_peft_model
 
@@ -66,7 +69,7 @@ def test_a_merged_adapter_answers_as_base_and_adapter_do(base, tmp_path):
     assert (refused.exit_code, "export it merged" in refused.stderr) == (1, True)
 
 
-def test_full_weights_are_copied_and_nothing_is_overwritten_nor_exported_damaged(tmp_path):
+def test_full_weights_are_copied_and_nothing_is_overwritten_nor_exported_damaged(tmp_path: Path) -> None:
     store = store_with_base(tmp_path)
     assert export(tmp_path, "policy", "v0000", "--into", tmp_path / "out").exit_code == 0
     assert digest_files(tmp_path / "out") == store.manifest("v0000").files

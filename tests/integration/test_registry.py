@@ -1,7 +1,10 @@
 """MLflow's registry carries every version: files, lineage, aliases; alone it is enough to load one."""
 
+from __future__ import annotations
+
 import os
 import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -26,7 +29,7 @@ pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def migrated(tmp_path_factory):
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database: making one takes seconds."""
     home = tmp_path_factory.mktemp("empty")
     connect(f"sqlite:///{home / 'mlflow.db'}").search_experiments()
@@ -34,7 +37,7 @@ def migrated(tmp_path_factory):
 
 
 @pytest.fixture
-def home(tmp_path, migrated):
+def home(tmp_path: Path, migrated: Path) -> Path:
     """Three versions of one policy."""
     home = tmp_path / "home"
     store = store_with_base(home)
@@ -50,12 +53,14 @@ def home(tmp_path, migrated):
 
 
 @pytest.fixture
-def settings(home):
+def settings(home: Path) -> Settings:
     told = {"run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
     return Settings.model_validate(told)
 
 
-def test_a_tracking_server_that_is_away_begins_no_second_run(settings, monkeypatch):
+def test_a_tracking_server_that_is_away_begins_no_second_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = MlflowRun(settings).run_id
     away = MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
     monkeypatch.setattr(MlflowClient, "get_run", Mock(side_effect=away))
@@ -65,11 +70,11 @@ def test_a_tracking_server_that_is_away_begins_no_second_run(settings, monkeypat
     assert MlflowRun(settings).run_id == kept
 
 
-def evaluate(store, version, right):
+def evaluate(store: PolicyStore, version: str, right: float) -> None:
     store.evaluated(version, Evaluation(run="r", epoch=1, tasks=20, right=right, reward=right, held_out="x"))
 
 
-def test_a_version_is_registered_once_with_its_lineage_and_costs_no_disk(settings, home):
+def test_a_version_is_registered_once_with_its_lineage_and_costs_no_disk(settings: Settings, home: Path) -> None:
     store, tracked = store_with_base(home), MlflowRun(settings)
     for _ in range(2):
         tracked.version(store, "v0001")
@@ -85,11 +90,11 @@ def test_a_version_is_registered_once_with_its_lineage_and_costs_no_disk(setting
     assert [file.stat().st_ino for file in linked] == [(store.path("v0001") / "model.safetensors").stat().st_ino]
 
 
-def test_champion_and_current_follow_the_store(settings, home):
+def test_champion_and_current_follow_the_store(settings: Settings, home: Path) -> None:
     store, tracked = store_with_base(home), MlflowRun(settings)
     client = connect(tracking_uri(settings.tracking, home))
 
-    def alias(name):
+    def alias(name: str) -> dict[str, str]:
         return client.get_model_version_by_alias("r.policy", name).tags
 
     assert tracked.aliases(store) == {"current": "v0003"}
@@ -105,7 +110,7 @@ def test_champion_and_current_follow_the_store(settings, home):
     assert alias("champion")["held_out_tasks"] == "20"
 
 
-def test_the_registry_alone_loads_a_version_in_another_place(settings, home, tmp_path):
+def test_the_registry_alone_loads_a_version_in_another_place(settings: Settings, home: Path, tmp_path: Path) -> None:
     store, tracked = store_with_base(home), MlflowRun(settings)
     evaluate(store, "v0002", 0.5)
     tracked.aliases(store)
@@ -134,7 +139,7 @@ def test_the_registry_alone_loads_a_version_in_another_place(settings, home, tmp
     assert sorted(p.name for p in (elsewhere / "models").iterdir()) == ["v0002", "v0003"]
 
 
-def test_a_damaged_version_is_neither_registered_nor_loaded(settings, home, tmp_path):
+def test_a_damaged_version_is_neither_registered_nor_loaded(settings: Settings, home: Path, tmp_path: Path) -> None:
     store, tracked = store_with_base(home), MlflowRun(settings)
     tracked.version(store, "v0001")
     (copied,) = (home / "mlflow-artifacts").rglob("policies/policy/v0001")
@@ -149,7 +154,7 @@ def test_a_damaged_version_is_neither_registered_nor_loaded(settings, home, tmp_
     assert [found.tags["version"] for found in client.search_model_versions("name = 'r.policy'")] == ["v0001"]
 
 
-def test_other_files_than_those_registered_are_refused(settings, home, tmp_path):
+def test_other_files_than_those_registered_are_refused(settings: Settings, home: Path, tmp_path: Path) -> None:
     store, tracked = store_with_base(home), MlflowRun(settings)
     for version in ("v0001", "v0002"):
         tracked.version(store, version)
@@ -164,7 +169,9 @@ def test_other_files_than_those_registered_are_refused(settings, home, tmp_path)
         load(tracking_uri(settings.tracking, home), "r.policy", "v0001", tmp_path / "into")
 
 
-def test_what_is_removed_is_tagged_so_in_the_registry_and_its_bytes_are_free(settings, home, tmp_path):
+def test_what_is_removed_is_tagged_so_in_the_registry_and_its_bytes_are_free(
+    settings: Settings, home: Path, tmp_path: Path
+) -> None:
     store, tracked = store_with_base(home), MlflowRun(settings)
     for version in ("v0001", "v0002", "v0003"):
         tracked.version(store, version)
@@ -186,7 +193,7 @@ def test_what_is_removed_is_tagged_so_in_the_registry_and_its_bytes_are_free(set
     assert load(tracking_uri(settings.tracking, home), "r.policy", "v0002", tmp_path / "into").name == "v0002"
 
 
-def test_what_an_alias_or_a_model_of_the_users_own_names_stays(settings, home):
+def test_what_an_alias_or_a_model_of_the_users_own_names_stays(settings: Settings, home: Path) -> None:
     store, tracked = store_with_base(home), MlflowRun(settings)
     for number in (4, 5):
         told = Lineage(run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
@@ -210,7 +217,9 @@ def test_what_an_alias_or_a_model_of_the_users_own_names_stays(settings, home):
     assert list(done.gone) == ["v0003"]
 
 
-def test_nothing_is_removed_while_the_registry_cannot_be_asked(settings, home, monkeypatch):
+def test_nothing_is_removed_while_the_registry_cannot_be_asked(
+    settings: Settings, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = store_with_base(home)
     away = MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
     monkeypatch.setattr(MlflowClient, "search_registered_models", Mock(side_effect=away))
@@ -218,7 +227,7 @@ def test_nothing_is_removed_while_the_registry_cannot_be_asked(settings, home, m
     assert len(store.versions()) == 4
 
 
-def test_what_a_removal_that_was_killed_left_in_the_registry_goes_with_the_next(settings, home):
+def test_what_a_removal_that_was_killed_left_in_the_registry_goes_with_the_next(settings: Settings, home: Path) -> None:
     store, tracked = store_with_base(home), MlflowRun(settings)
     tracked.version(store, "v0001")
     assert list(prune(home, "policy").gone) == ["v0001"]
@@ -227,7 +236,7 @@ def test_what_a_removal_that_was_killed_left_in_the_registry_goes_with_the_next(
     assert not left.exists()
 
 
-def test_models_past_the_first_page_are_seen(settings, home):
+def test_models_past_the_first_page_are_seen(settings: Settings, home: Path) -> None:
     store, tracked = store_with_base(home), MlflowRun(settings)
     client = connect(tracking_uri(settings.tracking, home))
     for number in range(100):

@@ -84,18 +84,18 @@ def rewards(settings_file: Path) -> list[tuple[float | None, str | None]]:
 def test_rewards_follow_the_grader_and_no_rollout_runs_again(settings_file: Path) -> None:
     first = regrade(settings_file)
     assert first.returncode == 0, first.stderr
-    assert sorted(reward for reward, _ in rewards(settings_file)) == [1.0, 1.0, 2.0, 2.0]
+    assert sorted(reward or 0.0 for reward, _ in rewards(settings_file)) == [1.0, 1.0, 2.0, 2.0]
     agent = settings_file.parent / "agent.py"
     again = regrade(settings_file, "--set", f"reward.grader={agent}:its_square")
     assert again.returncode == 0, again.stderr
-    assert sorted(reward for reward, _ in rewards(settings_file)) == [1.0, 1.0, 4.0, 4.0]
+    assert sorted(reward or 0.0 for reward, _ in rewards(settings_file)) == [1.0, 1.0, 4.0, 4.0]
     assert "1.500" in again.stdout and "2.500" in again.stdout  # mean reward before and after
     with Lake(load_settings(settings_file).home).connect() as con:
         assert con.execute("SELECT count(*) FROM spans WHERE op = 'rollout'").fetchall() == [(4,)]
 
     nothing = regrade(settings_file, "--set", f"reward.grader={agent}:its_square")
     assert "│ 0 " in nothing.stdout, nothing.stdout  # this grader has graded all of them
-    assert sorted(reward for reward, _ in rewards(settings_file)) == [1.0, 1.0, 4.0, 4.0]
+    assert sorted(reward or 0.0 for reward, _ in rewards(settings_file)) == [1.0, 1.0, 4.0, 4.0]
 
     broken = regrade(settings_file, "--set", f"reward.grader={agent}:only_even")
     assert broken.returncode == 0, broken.stderr

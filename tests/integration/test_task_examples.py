@@ -88,7 +88,7 @@ def run(server: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         except SettingsError as error:
             pytest.skip(f"its environment cannot be made here: {error}")
         upstream = Scripted()
-        upstream.says = says  # type: ignore[method-assign]
+        upstream.says = says
         upstream.prompt_ids = [1, 5, 9]
         address = server.on_loop(upstream.start())
         sampling = settings.policies[0].sampling.model_dump(exclude_none=True)

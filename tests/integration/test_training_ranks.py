@@ -143,7 +143,7 @@ def test_an_adapter_over_two_processes_is_what_one_trains(tmp_path: Path, files:
     assert_same(two, one)
 
 
-def by_ranks(job: Job, die_at: int | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def by_ranks(job: Job, environment: dict[str, str], die_at: int | None = None) -> subprocess.CompletedProcess[str]:
     """Two of them; each ends when it says that it has taken the step."""
     file = job.progress.with_name("job.json")
     file.write_text(job.model_dump_json())
@@ -160,10 +160,10 @@ def test_two_processes_killed_and_resumed_give_what_one_gives(
 ) -> None:
     environment = sharded_training.FSDP2 if kind == "fsdp2" else {}
     job = job_in(tmp_path / "two", files)
-    killed = by_ranks(job, die_at=3, **environment)
+    killed = by_ranks(job, environment, die_at=3)
     assert killed.returncode != 0 and not job.output.exists()
     assert [p.name for p in (job.state / "unfinished").iterdir()] == ["step-0002"], killed.stderr
-    resumed = by_ranks(job, **environment)
+    resumed = by_ranks(job, environment)
     assert resumed.returncode == 0, resumed.stderr
     assert '"resumed_at": 2' in job.progress.read_text()
     for when in ("split", "scored"):
@@ -175,7 +175,7 @@ def test_two_processes_killed_and_resumed_give_what_one_gives(
 def test_fsdp2_in_bf16_rounds_no_logprobs(tmp_path: Path, files: tuple[Path, Path]) -> None:
     one, two = (job_in(tmp_path / str(n), files, bf16=True) for n in (1, 2))
     run_job(one, Progress(one.progress))
-    ended = by_ranks(two, **sharded_training.FSDP2)
+    ended = by_ranks(two, sharded_training.FSDP2)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "2" / "kind").read_text() == "torch.float32"
     alone, split = (json.loads((job.output / "training.json").read_text()) for job in (one, two))
@@ -190,7 +190,7 @@ def test_fsdp2_gathers_of_an_adapters_model_the_adapter_alone(
     """The base model, which may be too large for one process, stays in parts."""
     one, two = (job_in(tmp_path / str(n), files, lora={"rank": 4, "alpha": 8}) for n in (1, 2))
     run_job(one, Progress(one.progress))
-    ended = by_ranks(two, **sharded_training.FSDP2, FSDP_ACTIVATION_CHECKPOINTING=again)
+    ended = by_ranks(two, sharded_training.FSDP2 | {"FSDP_ACTIVATION_CHECKPOINTING": again})
     assert ended.returncode == 0, ended.stderr
     gathered = (tmp_path / "2" / "gathered").read_text().splitlines()
     assert gathered and all("lora_" in name and "_checkpoint" not in name for name in gathered)

@@ -1,5 +1,7 @@
 """A real vLLM: start, find, swap weights, load adapters, die, stop."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -8,7 +10,9 @@ import stat
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -39,18 +43,18 @@ PROMPT = {"model": "policy", "messages": [{"role": "user", "content": "12*7"}]}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("models")
     return [make_tiny_llama(folder / str(seed), seed=seed) for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")
-def progress():
+def progress() -> list[str]:
     return []
 
 
 @pytest.fixture(scope="module")
-def vllm(models, progress, tmp_path_factory):
+def vllm(models: list[Path], progress: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     server = VllmServer.start(
         SETTINGS, models[0], "policy", home=tmp_path_factory.mktemp("home"), on_progress=progress.append
     )
@@ -58,7 +62,7 @@ def vllm(models, progress, tmp_path_factory):
     server.stop()
 
 
-def answer(vllm: VllmServer, **more):
+def answer(vllm: VllmServer, **more: Any) -> tuple[list[int], list[float]]:
     """Token ids and logprobs of a greedy answer."""
     body = {
         **PROMPT,
@@ -85,20 +89,20 @@ def wait_until_running(vllm: VllmServer, calls: int) -> None:
     raise AssertionError(f"{calls} calls did not start")
 
 
-def test_starting_shows_its_phases_and_ends_ready(vllm, progress):
+def test_starting_shows_its_phases_and_ends_ready(vllm: VllmServer, progress: list[str]) -> None:
     assert any("importing" in line for line in progress)
     assert any("loading weights" in line or "KV cache" in line or "socket" in line for line in progress)
     assert "ready after" in progress[-1]
     vllm.check()
 
 
-def test_only_this_user_reaches_the_socket_and_the_state(vllm):
+def test_only_this_user_reaches_the_socket_and_the_state(vllm: VllmServer) -> None:
     assert stat.S_IMODE(vllm.socket.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE((vllm.home / "services/vllm.json").stat().st_mode) == 0o600
     assert vllm.upstream == f"unix://{vllm.socket}"
 
 
-def test_it_listens_on_no_port(vllm):
+def test_it_listens_on_no_port(vllm: VllmServer) -> None:
     listening = [
         c
         for p in group_members(vllm.state.pid, vllm.state.started)
@@ -108,27 +112,27 @@ def test_it_listens_on_no_port(vllm):
     assert [c for c in listening if not c.laddr.ip.startswith("127.")] == []
 
 
-def test_a_running_one_is_found_and_no_second_is_started(vllm, models):
+def test_a_running_one_is_found_and_no_second_is_started(vllm: VllmServer, models: list[Path]) -> None:
     found = VllmServer.find(vllm.home)
     assert found is not None and found.state == vllm.state
     with pytest.raises(VllmError, match="runs already"):
         VllmServer.start(SETTINGS, models[0], "policy", home=vllm.home)
 
 
-def test_calls_come_with_token_ids_and_logprobs(vllm):
+def test_calls_come_with_token_ids_and_logprobs(vllm: VllmServer) -> None:
     ids, logprobs = answer(vllm)
     assert len(ids) == len(logprobs) == 12
     assert all(value <= 0 for value in logprobs)
 
 
-def test_a_text_the_model_has_to_say_comes_in_the_tokenizers_own_tokens(vllm, models):
+def test_a_text_the_model_has_to_say_comes_in_the_tokenizers_own_tokens(vllm: VllmServer, models: list[Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(models[0])
     for text in ('{"name": "search", "arguments": {"query": "Who?"}}', "SELECT zip  FROM Places", "Zo\u00eb 1932"):
         ids, _ = answer(vllm, structured_outputs={"choice": [text]}, max_tokens=96, temperature=1, ignore_eos=False)
         assert ids[:-1] == tokenizer.encode(text, add_special_tokens=False), tokenizer.convert_ids_to_tokens(ids)
 
 
-def test_replies_through_the_gateway_are_vllms_own_field_by_field(vllm, tmp_path):
+def test_replies_through_the_gateway_are_vllms_own_field_by_field(vllm: VllmServer, tmp_path: Path) -> None:
     greedy = {**PROMPT, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
     server = GatewayHandle.start(tmp_path, GatewaySettings(grpc_port=None), tmp_path / "log")
     direct = httpx.Client(transport=httpx.HTTPTransport(uds=str(vllm.socket)), base_url="http://vllm", timeout=60)
@@ -156,7 +160,9 @@ def test_replies_through_the_gateway_are_vllms_own_field_by_field(vllm, tmp_path
         server.stop()
 
 
-def test_ids_of_the_spans_decode_to_the_text_the_client_got(vllm, models, tmp_path):
+def test_ids_of_the_spans_decode_to_the_text_the_client_got(
+    vllm: VllmServer, models: list[Path], tmp_path: Path
+) -> None:
     """Whole and streamed, at temperature 1: the tiny model says bytes that are no UTF-8, and special tokens."""
     tokenizer = AutoTokenizer.from_pretrained(models[0])
     server = GatewayHandle.start(tmp_path, GatewaySettings(grpc_port=None), tmp_path / "log")
@@ -167,7 +173,7 @@ def test_ids_of_the_spans_decode_to_the_text_the_client_got(vllm, models, tmp_pa
             base_url=server.attempt_url("r", "a") + "/v1", api_key=server.mint("r", "a", "train"), max_retries=0
         )
         text: dict[str, str] = {}
-        request = {"model": "policy", "messages": PROMPT["messages"], "max_tokens": 40}
+        request: dict[str, Any] = {"model": "policy", "messages": PROMPT["messages"], "max_tokens": 40}
         for number in range(12):
             if number % 2:
                 for chunk in agent.chat.completions.create(**request, stream=True, extra_body={"ignore_eos": True}):
@@ -192,21 +198,24 @@ def test_ids_of_the_spans_decode_to_the_text_the_client_got(vllm, models, tmp_pa
         assert json.loads(call[names.GEN_AI_OUTPUT_MESSAGES])[0]["content"] == got
 
 
-def test_a_swap_changes_the_answers_and_swapping_back_restores_them_to_the_bit(vllm, models):
+def test_a_swap_changes_the_answers_and_swapping_back_restores_them_to_the_bit(
+    vllm: VllmServer, models: list[Path]
+) -> None:
     before = answer(vllm)
     there = hot_swap(vllm, models[1], "v0001")
     assert there.changed and there.drained and there.paused_s > 0
     assert {"inspect", "drain", "reload", "compare", "reset_cache", "version", "resume", "check"} == set(there.seconds)
     other = answer(vllm)
     assert other != before
-    assert VllmServer.find(vllm.home).state.version == "v0001"
+    found = VllmServer.find(vllm.home)
+    assert found is not None and found.state.version == "v0001"
     hot_swap(vllm, models[0], "v0002")
     assert answer(vllm) == before
     with vllm.client() as client:
         assert client.version() == "v0002"
 
 
-def test_swapped_in_weights_compute_what_transformers_computes(vllm, models):
+def test_swapped_in_weights_compute_what_transformers_computes(vllm: VllmServer, models: list[Path]) -> None:
     # vLLM's own reload leaves a tied output layer with the former weights: other answers, and wrong ones.
     for model, version in ((models[1], "v0001"), (models[0], "v0002")):
         probe = Probe(token_ids=CHECK_TOKENS, logprobs=transformers_logprobs(model))
@@ -215,8 +224,11 @@ def test_swapped_in_weights_compute_what_transformers_computes(vllm, models):
             assert client.logprobs("policy") == pytest.approx(probe.logprobs, abs=1e-4)
 
 
-def test_weights_that_compute_something_else_than_the_trainer_are_taken_back(vllm, models):
-    before, version, resumed = answer(vllm), vllm.state.version, []
+def test_weights_that_compute_something_else_than_the_trainer_are_taken_back(
+    vllm: VllmServer, models: list[Path]
+) -> None:
+    before, version = answer(vllm), vllm.state.version
+    resumed: list[str] = []
     lie = Probe(token_ids=CHECK_TOKENS, logprobs=transformers_logprobs(models[0]))
     with pytest.raises(RedeployFailed, match=rf"nats off the trainer's.*; {version} serves again$") as failure:
         hot_swap(vllm, models[1], "v0099", probe=lie, before_resume=resumed.append)
@@ -226,8 +238,11 @@ def test_weights_that_compute_something_else_than_the_trainer_are_taken_back(vll
     assert (answer(vllm), vllm.state.version) == (before, version)
 
 
-def test_a_reload_that_vllm_only_claims_to_have_done_is_noticed_before_any_call_is_answered(vllm, models, monkeypatch):
-    before, version, resumed = answer(vllm), vllm.state.version, []
+def test_a_reload_that_vllm_only_claims_to_have_done_is_noticed_before_any_call_is_answered(
+    vllm: VllmServer, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, version = answer(vllm), vllm.state.version
+    resumed: list[str] = []
     monkeypatch.setattr(VllmClient, "reload_weights", lambda *_: None)
     with pytest.raises(
         RedeployFailed, match=f"does not hold model.embed_tokens.weight as it is in .*; {version} serves again"
@@ -237,7 +252,7 @@ def test_a_reload_that_vllm_only_claims_to_have_done_is_noticed_before_any_call_
     assert (answer(vllm), vllm.state.version) == (before, version)
 
 
-def test_calls_in_flight_survive_a_swap_that_does_not_wait(vllm, models):
+def test_calls_in_flight_survive_a_swap_that_does_not_wait(vllm: VllmServer, models: list[Path]) -> None:
     before = answer(vllm, max_tokens=100)
     answers = []
     threads = [threading.Thread(target=lambda: answers.append(answer(vllm, max_tokens=400))) for _ in range(4)]
@@ -253,7 +268,7 @@ def test_calls_in_flight_survive_a_swap_that_does_not_wait(vllm, models):
     assert answer(vllm, max_tokens=100) == before
 
 
-def test_a_drain_that_takes_too_long_freezes_the_calls_instead(vllm, models):
+def test_a_drain_that_takes_too_long_freezes_the_calls_instead(vllm: VllmServer, models: list[Path]) -> None:
     threads = [threading.Thread(target=answer, args=(vllm,), kwargs={"max_tokens": 450}) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -265,7 +280,7 @@ def test_a_drain_that_takes_too_long_freezes_the_calls_instead(vllm, models):
     assert hot_swap(vllm, models[0], "v0006").drained
 
 
-def test_weights_that_diverged_never_reach_vllm(vllm, models, tmp_path):
+def test_weights_that_diverged_never_reach_vllm(vllm: VllmServer, models: list[Path], tmp_path: Path) -> None:
     before, version = answer(vllm), vllm.state.version
     broken = make_tiny_llama(tmp_path / "nan", seed=2)
     file = broken / "model.safetensors"
@@ -278,7 +293,9 @@ def test_weights_that_diverged_never_reach_vllm(vllm, models, tmp_path):
     assert (answer(vllm), vllm.state.version) == (before, version)
 
 
-def test_a_swap_that_fails_inside_vllm_restores_the_former_version_by_a_restart(vllm, tmp_path, monkeypatch):
+def test_a_swap_that_fails_inside_vllm_restores_the_former_version_by_a_restart(
+    vllm: VllmServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, version = answer(vllm), vllm.state.version
     wrong = make_tiny_llama(tmp_path / "wide", seed=3, hidden=128)
     monkeypatch.setattr(redeploy, "_inspect", lambda *_: None)
@@ -290,7 +307,9 @@ def test_a_swap_that_fails_inside_vllm_restores_the_former_version_by_a_restart(
         assert client.version() == version
 
 
-def test_weights_broken_only_in_use_are_taken_back(vllm, models, tmp_path, monkeypatch):
+def test_weights_broken_only_in_use_are_taken_back(
+    vllm: VllmServer, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, version = answer(vllm), vllm.state.version
     broken = make_tiny_llama(tmp_path / "nan", seed=2)
     file = broken / "model.safetensors"
@@ -304,7 +323,7 @@ def test_weights_broken_only_in_use_are_taken_back(vllm, models, tmp_path, monke
     assert (answer(vllm), vllm.state.version) == (before, version)
 
 
-def test_adapters_are_served_side_by_side_and_old_ones_go(models, tmp_path):
+def test_adapters_are_served_side_by_side_and_old_ones_go(models: list[Path], tmp_path: Path) -> None:
     adapters = [make_adapter(models[0], tmp_path / f"adapter{seed}", seed) for seed in (1, 2, 3)]
     policy = PolicySettings(name="math", lora=LoraSettings(rank=4))
     vllm = VllmServer.start(SETTINGS, models[0], "base", home=tmp_path / "home", lora_rank=4)
@@ -333,7 +352,7 @@ def test_adapters_are_served_side_by_side_and_old_ones_go(models, tmp_path):
     assert group_members(vllm.state.pid, vllm.state.started) == []
 
 
-def test_an_early_exit_names_the_cause_and_the_log_and_leaves_nothing(models, tmp_path):
+def test_an_early_exit_names_the_cause_and_the_log_and_leaves_nothing(models: list[Path], tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"extra_args": ["--no-such-argument"]})
     with pytest.raises(VllmError, match=r"vllm\.extra_args.*no-such-argument.*vllm\.log"):
         VllmServer.start(settings, models[0], "policy", home=tmp_path)
@@ -341,7 +360,7 @@ def test_an_early_exit_names_the_cause_and_the_log_and_leaves_nothing(models, tm
     assert not (tmp_path / "services/vllm.json").exists()
 
 
-def test_kill_9_is_noticed_and_leaves_no_engine_behind(vllm):
+def test_kill_9_is_noticed_and_leaves_no_engine_behind(vllm: VllmServer) -> None:
     state = vllm.state
     os.kill(state.pid, signal.SIGKILL)
     deadline = time.monotonic() + 20

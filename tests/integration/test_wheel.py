@@ -32,7 +32,10 @@ def _ran(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedP
 def _newer() -> Path | None:
     """The newest Python of this machine above the one that runs this, up to 3.14."""
     for minor in range(14, sys.version_info.minor, -1):
-        for folder in (*os.environ["PATH"].split(os.pathsep), *Path.home().glob(f".pyenv/versions/3.{minor}.*/bin")):
+        for folder in (
+            *os.environ["PATH"].split(os.pathsep),
+            *map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin")),
+        ):
             python = Path(folder, f"python3.{minor}")
             if python.is_file() and _ran(python, "-m", "venv", "--help").returncode == 0:
                 return python

@@ -4,14 +4,17 @@ A case: {"spans": [keyword arguments of Span.from_attributes], "agent_match": st
 An answer: {"triplets": [{"prompt", "response", "agent", "reward"}]}, or {"error": name of the exception it raised}.
 """
 
+from __future__ import annotations
+
 import json
 import sys
+from typing import Any
 
 from agentlightning.adapter.triplet import RewardMatchPolicy, TracerTraceToTriplet
 from agentlightning.types import Span
 
 
-def answer(case):
+def answer(case: dict[str, Any]) -> dict[str, Any]:
     try:
         spans = [Span.from_attributes(**span) for span in case["spans"]]
         adapter = TracerTraceToTriplet(

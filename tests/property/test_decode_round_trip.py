@@ -94,7 +94,7 @@ def check_attributes(row: dict[str, Any], span: Span) -> None:
     for key, sent in last.items():
         alias = aliases().get(key)
         found = None if alias is None else d.readable(sent, alias.type)
-        if found is not None:
+        if alias is not None and found is not None:
             of_column.setdefault(alias.column, []).append((alias.rank, key, found))
         else:
             assert d.same_text(rest.pop(key), sent), key

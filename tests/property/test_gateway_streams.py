@@ -78,7 +78,7 @@ KEYS = [
 def test_any_request_is_rewritten_or_left_for_vllm_to_refuse(request: dict[str, Any]) -> None:
     for kind in ("chat", "completion"):
         for mode in ("train", "evaluate"):
-            prepared = prepare(request, kind, ROUTE, mode)  # type: ignore[arg-type]
+            prepared = prepare(request, kind, ROUTE, mode)
             json.dumps(prepared.body)
             assert mode == "evaluate" or prepared.body["temperature"] == 1.0
 

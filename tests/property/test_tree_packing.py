@@ -38,8 +38,8 @@ def test_a_trie_holds_each_shared_prefix_once_and_every_path_spells_its_sequence
     for ids, path in zip(sequences, trie.paths, strict=True):
         np.testing.assert_array_equal(trie.tokens[path], ids)
         np.testing.assert_array_equal(trie.depth[path], np.arange(len(ids)))
-        for at, node in enumerate(path):
-            np.testing.assert_array_equal(np.flatnonzero(ancestors[node]), path[: at + 1])
+        for depth, node in enumerate(path):
+            np.testing.assert_array_equal(np.flatnonzero(ancestors[node]), path[: depth + 1])
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=8), st.integers(4, 40))

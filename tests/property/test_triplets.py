@@ -49,7 +49,7 @@ def random_attempt(draw: random.Random, number: int, execution: int = 0) -> Atte
         several = draw.choice([1, 1, 1, 2, 3])
         choices = [[draw.randint(1, 3) for _ in range(draw.randint(several == 1, 3))] for _ in range(several)]
         response = [token for choice in choices for token in choice]
-        lengths = {"choice_lengths": [len(choice) for choice in choices]} if several > 1 else {}
+        lengths: dict[str, Any] = {"choice_lengths": [len(choice) for choice in choices]} if several > 1 else {}
         linked = draw.random() < 0.9  # else time has to tell, and two agents were at work
         call = attempt.call(prompt, response, (start, start + 0.05), agent if linked else None, **lengths)
         attempt.rows[-1]["policy_version"] = "v0003"

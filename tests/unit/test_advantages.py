@@ -134,8 +134,8 @@ def test_reinforce_pp_compares_across_groups_and_the_others_within(tmp_path: Pat
 def test_policies_of_one_rollout_have_their_own_estimators(tmp_path: Path) -> None:
     lora = {"rank": 4}
     policies = [
-        PolicySettings(name="a", lora=lora, advantages="rloo"),  # type: ignore[arg-type]
-        PolicySettings(name="b", lora=lora, advantages="reinforce"),  # type: ignore[arg-type]
+        PolicySettings(name="a", lora=lora, advantages="rloo"),
+        PolicySettings(name="b", lora=lora, advantages="reinforce"),
     ]
     calls = final([0.0, 1.0], policy="a") + final([0.0, 1.0], policy="b")
     assert values(tmp_path, calls, policies=policies) == [-1.0, 1.0, 0.0, 1.0]

@@ -224,7 +224,8 @@ def test_discounting_thousands_of_calls_is_the_sum_it_says(tmp_path: Path) -> No
         made.call([1, number], [2], (number / 10, number / 10 + 0.05), solver)
         emit(made, value, number / 10 + 0.06, solver)
     found = [value for *_, value in returns(tmp_path, [made], assign="discounted", gamma=0.9)]
-    expected, later = [], 0.0
+    expected: list[float] = []
+    later = 0.0
     for value in reversed(values):
         later = value + 0.9 * later
         expected.insert(0, later)

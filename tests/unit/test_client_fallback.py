@@ -18,7 +18,7 @@ from tests.unit.test_client_emit import server as server  # the fixture
 
 
 def test_spans_wait_in_a_file_while_the_server_is_away_and_keep_no_credentials(server: Standin, tmp_path: Path) -> None:
-    server.fail = [(503, {})] * 4 + [(503, {})]
+    server.fail = [(503, {}) for _ in range(5)]
     client.emit_reward(1)
     client.emit_reward(2)
     waiting = tmp_path / fallback.FILE_NAME

@@ -38,8 +38,8 @@ def test_every_evaluation_that_has_ended_is_a_row_with_what_was_gained_since_the
         epoch = EpochManifest(run="run", epoch=number, mode="evaluate", opened_offset=0, sealed_offset=1 << 40)
         derive(Epoch(settings(tmp_path), epoch), "key")
         if number < 3:  # the last one is not finished
-            epoch.finish("record", "key", {}, 1.0)
-        lake.manifests.put_epoch(epoch)
+            evaluated.finish("record", "key", {}, 1.0)
+        lake.manifests.put_epoch(evaluated)
         trained = EpochManifest(run="run", epoch=number - 1, opened_offset=0, planned=["a", "b"])
         lake.manifests.put_epoch(trained)
     first.finish("record", "key", {}, 1.0)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from bench.spans import request, request_spans
+from bench.spans import Kind, request, request_spans
 from lightning_core.lake import decode
 from lightning_core.lake.decode import Decoder
 from lightning_core.spool.spool import Record
 
 
 def test_parts_may_have_other_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
-    bodies = [request(request_spans(kind, seed, 4), {}) for seed, kind in enumerate(("large", "small", "large"))]
+    kinds: tuple[Kind, ...] = ("large", "small", "large")
+    bodies = [request(request_spans(kind, seed, 4), {}) for seed, kind in enumerate(kinds)]
     records = [(i, i + 1, Record("r", "a", "path", 1, "otlp", body)) for i, body in enumerate(bodies)]
     at_once, _ = Decoder().decode(records)
     monkeypatch.setattr(decode, "_AT_ONCE", 1)

@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -221,7 +222,7 @@ def test_stages_that_run_side_by_side_have_a_line_each(tmp_path: Path) -> None:
 
 def test_the_time_left_is_that_of_the_epochs_and_evaluations_to_come(tmp_path: Path) -> None:
     run = settings(tmp_path, evaluation={"every": 2})
-    before = {"epoch": -1, "seconds": {"evaluate": 20.0}}
+    before: dict[str, Any] = {"epoch": -1, "seconds": {"evaluate": 20.0}}
     assert time_left(run, [before]) is None, "no epoch has been seen yet"
     first = {"epoch": 0, "seconds": {"rollouts": 30.0, "train policy": 30.0}}
     assert time_left(run, [before, first]) == 3 * 60 + 2 * 20

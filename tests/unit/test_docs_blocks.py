@@ -112,13 +112,15 @@ def python(block: Block, folder: Path) -> None:
 def settings(block: Block, folder: Path) -> None:
     """Sections of settings, in a file with what has to be there; a key that is there twice stands for one or the other."""
     given: dict[str, list[Any]] = {}
-    for key, value in yaml.compose(block.text).value:
+    node = yaml.compose(block.text)
+    assert isinstance(node, yaml.MappingNode)
+    for key, value in node.value:
         given.setdefault(key.value, []).append(yaml.safe_load(yaml.serialize(value)))
     part_of = re.match(r"# (\S+\.yaml), in part\n", block.text)
-    whole = yaml.safe_load((ROOT / part_of[1]).read_text()) if part_of else None
+    whole = yaml.safe_load((ROOT / part_of[1]).read_text()) if part_of else {}
     for nth in range(0 if block.left_out else max(map(len, given.values()))):
         raw = {key: values[min(nth, len(values) - 1)] for key, values in given.items()}
-        if whole is not None and not raw.items() <= whole.items():
+        if part_of and not raw.items() <= whole.items():
             wrong(block, f"{part_of[1]} has other values")
         raw = {"tasks": {"train": "tasks.jsonl", "evaluate": "held_out.jsonl"}} | raw
         agent = raw.setdefault("agent", {})

@@ -65,7 +65,9 @@ def test_every_error_of_ours_that_reaches_a_user_is_one_that_users_can_mend() ->
     for folder in ("lightning_core", "tasks", "flows"):
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
-                bases = {ast.unparse(base) for base in node.bases} if isinstance(node, ast.ClassDef) else set()
+                if not isinstance(node, ast.ClassDef):
+                    continue
+                bases = {ast.unparse(base) for base in node.bases}
                 if any(base.endswith(("Error", "Exception")) for base in bases):
                     ours[node.name] = bases
     mended = {"LightningError", *ours} - CAUGHT_INSIDE

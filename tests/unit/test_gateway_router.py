@@ -27,7 +27,7 @@ ROUTER.add("/admin/routes", "GET", routes)
 
 
 def find(method: str, raw: str) -> tuple[Any, dict[str, str]]:
-    scope = {"raw_path": raw.encode(), "path": unquote(raw), "method": method}
+    scope: dict[str, Any] = {"raw_path": raw.encode(), "path": unquote(raw), "method": method}
     return ROUTER.find(scope), scope["path_params"]
 
 

@@ -25,7 +25,7 @@ def test_pass_at_k_is_the_share_of_tasks_that_one_of_k_draws_solves() -> None:
 
 def test_the_interval_of_single_rollouts_is_wilsons() -> None:
     low, high = interval([(1, 1)] * 30 + [(1, 0)] * 70)
-    assert (low, high) == (pytest.approx(0.2189, abs=1e-3), pytest.approx(0.3958, abs=1e-3))
+    assert (low, high) == pytest.approx((0.2189, 0.3958), abs=1e-3)
 
 
 def test_rollouts_of_a_task_that_always_agree_are_as_good_as_one() -> None:

@@ -29,7 +29,7 @@ def record(body: bytes, rollout: str | None = "r.1", attempt: str | None = "a1")
     return Record(rollout, attempt, "path" if rollout else "none", 5, "otlp", body)
 
 
-def span(name: str = "chat policy", number: int = 1, **attributes: Any) -> SpanData:
+def span(name: str = "chat policy", number: int = 1, /, **attributes: Any) -> SpanData:
     return SpanData(name, 1_000, 2_000, "01" * 16, f"{number:016x}", attributes=attributes)
 
 
@@ -53,7 +53,7 @@ def fill(home: Path, bodies: list[bytes]) -> None:
 
 
 def test_a_gateway_call_becomes_typed_columns() -> None:
-    attributes = {
+    attributes: dict[str, Any] = {
         names.POLICY: "policy",
         names.POLICY_VERSION: "v0001",
         names.PROMPT_TOKEN_IDS: int32_bytes([1, 2, 3]),
@@ -75,7 +75,9 @@ def test_a_gateway_call_becomes_typed_columns() -> None:
 
 
 def test_token_ids_come_as_bytes_arrays_or_json() -> None:
-    body = encode_request({}, [span(number=1, prompt_token_ids="[7, 8]"), span(number=2, prompt_token_ids=[7, 8])])
+    body = encode_request(
+        {}, [span("chat policy", 1, prompt_token_ids="[7, 8]"), span("chat policy", 2, prompt_token_ids=[7, 8])]
+    )
     rows, _ = decode(body, rollout=None, attempt=None)
     assert [row["prompt_ids"] for row in rows] == [[7, 8], [7, 8]]
 
@@ -111,7 +113,7 @@ def test_the_losing_alias_stays_an_attribute() -> None:
 
 
 def test_a_span_that_cannot_be_decoded_is_kept_aside_and_its_neighbours_go_on() -> None:
-    request = ExportTraceServiceRequest.FromString(encode_request({}, [span(number=1), span(number=2)]))
+    request = ExportTraceServiceRequest.FromString(encode_request({}, [span("chat policy", 1), span("chat policy", 2)]))
     request.resource_spans[0].scope_spans[0].spans[0].trace_id = b""
     rows, rejected = decode(request.SerializeToString())
     assert [row["span_id"] for row in rows] == ["0000000000000002"]
@@ -166,7 +168,7 @@ def test_whatever_the_attributes_hold_the_span_is_there_and_nothing_of_it_is_los
 
 
 def test_decoding_the_same_range_again_writes_the_same_bytes(tmp_path: Path) -> None:
-    bodies = [encode_request({}, [span(number=i, **{"k": "v" * i})]) for i in range(1, 20)]
+    bodies = [encode_request({}, [span("chat policy", i, **{"k": "v" * i})]) for i in range(1, 20)]
     written = []
     for home in (tmp_path / "a", tmp_path / "b"):
         fill(home, bodies)
@@ -178,11 +180,11 @@ def test_decoding_the_same_range_again_writes_the_same_bytes(tmp_path: Path) -> 
 
 
 def test_a_decoder_killed_before_its_manifest_decodes_again_and_loses_nothing(tmp_path: Path) -> None:
-    fill(tmp_path, [encode_request({}, [span(number=1)])])
+    fill(tmp_path, [encode_request({}, [span("chat policy", 1)])])
     lake = Lake(tmp_path)
     lake.ingest()
     kept = (lake.root / "manifests/spans.json").read_bytes()
-    fill(tmp_path, [encode_request({}, [span(number=2)])])
+    fill(tmp_path, [encode_request({}, [span("chat policy", 2)])])
     lake.ingest()
     (lake.root / "manifests/spans.json").write_bytes(kept)  # as if killed after the Parquet file was there
     lake.ingest()

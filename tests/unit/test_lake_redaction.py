@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def one_row() -> pa.Table:
 
 def call(messages: Any, **more: Any) -> SpanData:
     one = rollout_spans("r.1")[1]
-    one.attributes.update({names.GEN_AI_INPUT_MESSAGES: json.dumps(messages)} | more)
-    return one
+    changed = {**one.attributes, names.GEN_AI_INPUT_MESSAGES: json.dumps(messages), **more}
+    return replace(one, attributes=changed)
 
 
 def test_a_call_whose_text_changed_loses_its_tokens_and_is_not_trained_on() -> None:

@@ -83,7 +83,7 @@ def test_otlp_knows_nothing_of_what_reads_it() -> None:
         (file.name, node.module)
         for file in (ROOT / "lightning_core/otlp").rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning_core.")
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lightning_core.")
         if not node.module.startswith(("lightning_core.otlp", "lightning_core.spool.spool_format"))
     }
     assert wrong == set()

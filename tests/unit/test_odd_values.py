@@ -127,7 +127,7 @@ def test_tokens_without_a_choice_are_no_empty_response(tmp_path: Path) -> None:
 
 def test_a_rule_on_spans_of_no_kind_there_is_names_those_there_are() -> None:
     with pytest.raises(ValidationError, match=r"'llm', 'tool', 'agent'.*'other'"):
-        AirRule(name="slip", value=-1.0, op="tol")  # type: ignore[arg-type]
+        AirRule(name="slip", value=-1.0, op="tol")
     assert AirRule(name="right", value=-1.0, op="tool").op == "tool"
 
 

@@ -1,7 +1,11 @@
 """A damaged version is neither served nor trained from: the error comes before anything is touched."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
@@ -12,16 +16,18 @@ from lightning_core.lake.manifest import DerivedTable, EpochManifest
 from lightning_core.policies.store import Lineage, PolicyStore, StoreError
 from tests.policy_files import store_with_base, write_model
 
+NOTHING: Any = None  # where nothing may come so far as to use it
+
 
 class Untouched:
     """Stands for a running service; whoever asks it for anything has gone too far."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> NoReturn:
         raise AssertionError(f"asked for {name}")
 
 
 @pytest.fixture
-def damaged(tmp_path):
+def damaged(tmp_path: Path) -> PolicyStore:
     store = store_with_base(tmp_path)
     store.set_current("v0000")
     store.publish(write_model(tmp_path / "out", 1.0), Lineage(run="r", epoch=0, base_model="base", parent="v0000"))
@@ -33,20 +39,22 @@ def damaged(tmp_path):
 
 
 @pytest.fixture
-def settings(tmp_path):
+def settings(tmp_path: Path) -> Settings:
     return Settings.model_validate(
         {"run": "r", "home": tmp_path, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
     )
 
 
-def test_a_damaged_version_is_not_deployed_and_what_is_served_stays(damaged, settings):
-    running = SimpleNamespace(server=Untouched(), fleet=[Untouched()], model=None)
+def test_a_damaged_version_is_not_deployed_and_what_is_served_stays(damaged: PolicyStore, settings: Settings) -> None:
+    running: Any = SimpleNamespace(server=Untouched(), fleet=[Untouched()], model=None)
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors: its content is not what was published"):
         deploy.deploy(Run(settings), running, {"policy": "v0001"})
     assert damaged.current() == "v0000"
 
 
-def test_vllm_is_not_started_on_a_damaged_version(damaged, settings, monkeypatch):
+def test_vllm_is_not_started_on_a_damaged_version(
+    damaged: PolicyStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(services, "VllmServer", Untouched())
     damaged.set_current("v0001")
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors"):
@@ -56,7 +64,9 @@ def test_vllm_is_not_started_on_a_damaged_version(damaged, settings, monkeypatch
         services._start_vllm(Run(settings), None, 0, print)
 
 
-def test_nothing_is_trained_from_a_damaged_version(damaged, settings, tmp_path, monkeypatch):
+def test_nothing_is_trained_from_a_damaged_version(
+    damaged: PolicyStore, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(training, "_select", lambda *_: 1)
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("it was trained from"))
     epoch = EpochManifest(
@@ -68,18 +78,20 @@ def test_nothing_is_trained_from_a_damaged_version(damaged, settings, tmp_path, 
     assert damaged.versions() == ["v0000", "v0001"]
 
 
-def test_what_was_trained_gets_the_next_number_where_another_run_took_one(settings, tmp_path, monkeypatch):
+def test_what_was_trained_gets_the_next_number_where_another_run_took_one(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, publish = store_with_base(tmp_path), PolicyStore._publish
-    taken = []
+    taken: list[Path] = []
 
-    def train(job, *_):
+    def train(job: Job, *_: object) -> dict[str, Any]:
         write_model(job.output, 2.0)
         (job.output / "training.json").write_text("{}")
         (job.state / "epoch-0000").mkdir(parents=True)
         (job.state / "epoch-0000" / "state.json").write_text("{}")
         return {"left_out": {}}
 
-    def beaten(self, folder, lineage, version, files):
+    def beaten(self: PolicyStore, folder: Path, lineage: Lineage, version: str, files: dict[str, Any]) -> str:
         if not taken:
             taken.append(write_model(tmp_path / "theirs", 1.0))
             publish(self, taken[0], Lineage(run="other", epoch=0, base_model="base"), version, {})

@@ -1,10 +1,14 @@
 """What nothing needs goes, whole; what anything needs stays."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
 import time
 from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -18,7 +22,7 @@ from tests.policy_files import store_with_base, write_model
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyStore:
     """v0000 to v0008, each the child of the one before."""
     monkeypatch.setattr(store_module, "fsync", lambda _: None)  # publishing is tested elsewhere
     store = store_with_base(tmp_path)
@@ -29,7 +33,7 @@ def store(tmp_path, monkeypatch):
     return store
 
 
-def test_by_default_base_current_its_parent_best_pinned_and_newest_stay(store, tmp_path):
+def test_by_default_base_current_its_parent_best_pinned_and_newest_stay(store: PolicyStore, tmp_path: Path) -> None:
     store.set_current("v0005")
     store.pin("v0002")
     store.evaluated("v0003", Evaluation(run="r", epoch=3, tasks=1, right=1, reward=1, held_out="x"))
@@ -51,7 +55,7 @@ def test_by_default_base_current_its_parent_best_pinned_and_newest_stay(store, t
     assert prune(tmp_path, "policy").gone == {}
 
 
-def test_a_dry_run_says_the_same_and_removes_nothing(store, tmp_path):
+def test_a_dry_run_says_the_same_and_removes_nothing(store: PolicyStore, tmp_path: Path) -> None:
     before = sorted(p for p in store.folder.rglob("*") if p.name != ".lock")
     planned = prune(tmp_path, "policy", dry_run=True)
     assert sorted(p for p in store.folder.rglob("*") if p.name != ".lock") == before
@@ -64,10 +68,12 @@ def test_every_kth_stays(store, tmp_path):
     assert store.versions() == ["v0000", "v0003", "v0006", "v0008"]
 
 
-def test_what_a_retry_begins_with_stays_for_every_run(store, tmp_path):
+def test_what_a_retry_begins_with_stays_for_every_run(store: PolicyStore, tmp_path: Path) -> None:
     manifests = Manifests(tmp_path / "lake")
 
-    def epoch(run, number, version, trained=None, finished=True, mode="train"):
+    def epoch(
+        run: str, number: int, version: str, trained: str | None = None, finished: bool = True, mode: Mode = "train"
+    ) -> None:
         made = EpochManifest(run=run, epoch=number, mode=mode, opened_offset=0, versions={"policy": version})
         if trained:
             made.finish("train policy", "k", {"version": trained}, 0)
@@ -95,7 +101,7 @@ def test_what_a_retry_begins_with_stays_for_every_run(store, tmp_path):
     }
 
 
-def test_the_best_of_each_run_stays_for_its_alarm(store, tmp_path):
+def test_the_best_of_each_run_stays_for_its_alarm(store: PolicyStore, tmp_path: Path) -> None:
     for version, run, right in (("v0002", "a", 0.5), ("v0003", "a", 0.4), ("v0005", "b", 0.9)):
         store.evaluated(version, Evaluation(run=run, epoch=1, tasks=1, right=right, reward=right, held_out="x"))
     assert prune(tmp_path, "policy").kept == {
@@ -106,14 +112,16 @@ def test_the_best_of_each_run_stays_for_its_alarm(store, tmp_path):
     }
 
 
-def test_what_a_run_published_and_had_no_time_to_note_stays(store, tmp_path):
+def test_what_a_run_published_and_had_no_time_to_note_stays(store: PolicyStore, tmp_path: Path) -> None:
     Manifests(tmp_path / "lake").put_epoch(
         EpochManifest(run="r", epoch=3, opened_offset=0, versions={"policy": "v0003"})
     )
     assert prune(tmp_path, "policy").kept["v0004"] == ["run r"]
 
 
-def test_what_the_newest_finished_epoch_began_with_stays_while_the_next_is_open(store, tmp_path):
+def test_what_the_newest_finished_epoch_began_with_stays_while_the_next_is_open(
+    store: PolicyStore, tmp_path: Path
+) -> None:
     manifests = Manifests(tmp_path / "lake")
     done = EpochManifest(run="a", epoch=1, opened_offset=0, versions={"policy": "v0003"})
     done.finish("record", "k", {}, 0)
@@ -122,8 +130,8 @@ def test_what_the_newest_finished_epoch_began_with_stays_while_the_next_is_open(
     assert prune(tmp_path, "policy").kept["v0003"] == ["run a"]
 
 
-def test_what_a_vllm_holds_stays_since_it_is_started_again_with_it(store, tmp_path):
-    def held(version):
+def test_what_a_vllm_holds_stays_since_it_is_started_again_with_it(store: PolicyStore, tmp_path: Path) -> None:
+    def held(version: str) -> str:
         return str(store.path(version))
 
     state = VllmState(
@@ -141,7 +149,7 @@ def test_what_a_vllm_holds_stays_since_it_is_started_again_with_it(store, tmp_pa
     }
 
 
-def test_a_number_is_never_given_twice(store, tmp_path):
+def test_a_number_is_never_given_twice(store: PolicyStore, tmp_path: Path) -> None:
     store.set_current("v0001")
     prune(tmp_path, "policy")
     assert store.publish(write_model(tmp_path / "next", 9.0), Lineage(base_model="base", parent="v0001")) == "v0009"
@@ -154,14 +162,14 @@ def test_a_version_whose_parent_was_removed_can_be_served_and_trained_from(store
 
 
 @pytest.mark.parametrize("unreadable", ["current", "best"])
-def test_nothing_goes_while_it_is_unknown_what_is_needed(store, tmp_path, unreadable):
+def test_nothing_goes_while_it_is_unknown_what_is_needed(store: PolicyStore, tmp_path: Path, unreadable: str) -> None:
     (store.folder / unreadable).write_text("?")
     with pytest.raises(StoreError, match=unreadable):
         prune(tmp_path, "policy")
     assert len(store.versions()) == 9
 
 
-def test_nor_while_an_epoch_cannot_be_read(store, tmp_path):
+def test_nor_while_an_epoch_cannot_be_read(store: PolicyStore, tmp_path: Path) -> None:
     (tmp_path / "lake/manifests/r").mkdir(parents=True)
     (tmp_path / "lake/manifests/r/0000.json").write_text("{")
     with pytest.raises(LakeError, match=r"0000\.json"):
@@ -169,8 +177,10 @@ def test_nor_while_an_epoch_cannot_be_read(store, tmp_path):
     assert len(store.versions()) == 9
 
 
-def test_a_collection_that_is_killed_leaves_whole_versions_and_the_next_one_cleans_up(store, tmp_path, monkeypatch):
-    def killed(folder):
+def test_a_collection_that_is_killed_leaves_whole_versions_and_the_next_one_cleans_up(
+    store: PolicyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path) -> NoReturn:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -188,12 +198,12 @@ def test_a_collection_that_is_killed_leaves_whole_versions_and_the_next_one_clea
     assert not list(store.folder.glob(".gone-*"))
 
 
-def test_a_damaged_version_nothing_needs_goes_too(store, tmp_path):
+def test_a_damaged_version_nothing_needs_goes_too(store: PolicyStore, tmp_path: Path) -> None:
     (store.path("v0003") / "manifest.json").write_text("{")
     assert "v0003" in prune(tmp_path, "policy").gone
 
 
-def test_an_unknown_policy_is_an_error_that_names_those_there_are(store, tmp_path):
+def test_an_unknown_policy_is_an_error_that_names_those_there_are(store: PolicyStore, tmp_path: Path) -> None:
     shutil.copytree(store.folder, tmp_path / "policies/other")
     with pytest.raises(StoreError, match=r"no policy 'polcy' in .*; there are \['other', 'policy'\]"):
         prune(tmp_path, "polcy")

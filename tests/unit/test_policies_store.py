@@ -1,8 +1,13 @@
 """Versions on disk: complete or absent, one winner, never replaced."""
 
+from __future__ import annotations
+
 import errno
 import os
 import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -11,16 +16,16 @@ from lightning_core.policies.store import Evaluation, PolicyStore, PublishConfli
 from tests.policy_files import lineage, output, store_with_base, write_adapter, write_model
 
 
-def evaluation(right, held_out="tasks", epoch=1):
+def evaluation(right: float, held_out: str = "tasks", epoch: int = 1) -> Evaluation:
     return Evaluation(run="r", epoch=epoch, tasks=10, right=right, reward=right, held_out=held_out)
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> PolicyStore:
     return store_with_base(tmp_path)
 
 
-def test_a_new_policy_has_no_versions(tmp_path):
+def test_a_new_policy_has_no_versions(tmp_path: Path) -> None:
     store = PolicyStore(tmp_path, "policy")
     assert (store.versions(), store.latest(), store.current(), store.best(), store.pinned()) == (
         [],
@@ -31,15 +36,15 @@ def test_a_new_policy_has_no_versions(tmp_path):
     )
 
 
-def test_the_base_costs_no_disk_and_can_be_published_again(store, tmp_path):
+def test_the_base_costs_no_disk_and_can_be_published_again(store: PolicyStore, tmp_path: Path) -> None:
     linked = store.path("v0000") / "model.safetensors"
     assert linked.stat().st_ino == (tmp_path / "models/base/model.safetensors").stat().st_ino
     assert store.publish_base(tmp_path / "models/base", "base") == "v0000"
     assert store.versions() == ["v0000"]
 
 
-def test_the_base_is_copied_where_links_are_refused(tmp_path, monkeypatch):
-    def refuse(*_):
+def test_the_base_is_copied_where_links_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> NoReturn:
         raise OSError("links are not for this file system")
 
     monkeypatch.setattr(os, "link", refuse)
@@ -49,12 +54,12 @@ def test_the_base_is_copied_where_links_are_refused(tmp_path, monkeypatch):
     assert copied.stat().st_ino != source.stat().st_ino
 
 
-def test_another_base_model_is_refused_with_the_remedy(store, tmp_path):
+def test_another_base_model_is_refused_with_the_remedy(store: PolicyStore, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"descend from base \(full\).*another name"):
         store.publish_base(tmp_path / "models/base", "other")
 
 
-def test_the_base_of_an_adapter_is_a_manifest_alone(tmp_path):
+def test_the_base_of_an_adapter_is_a_manifest_alone(tmp_path: Path) -> None:
     store = PolicyStore(tmp_path, "adapter")
     store.publish_base(tmp_path / "unused", "base", "lora")
     assert store.manifest("v0000").files == {}
@@ -62,9 +67,14 @@ def test_the_base_of_an_adapter_is_a_manifest_alone(tmp_path):
     store.verify("v0000")
 
 
-def test_publishing_moves_the_folder_and_keeps_the_lineage(store, tmp_path):
+def test_publishing_moves_the_folder_and_keeps_the_lineage(store: PolicyStore, tmp_path: Path) -> None:
     folder = output(tmp_path)
-    told = {"metrics": {"loss": 0.5}, "settings_digest": "s", "sequences": "derived/r/1/x", "sequences_digest": "q"}
+    told: dict[str, Any] = {
+        "metrics": {"loss": 0.5},
+        "settings_digest": "s",
+        "sequences": "derived/r/1/x",
+        "sequences_digest": "q",
+    }
     version = store.publish(folder, lineage(parent="v0000", **told))
     manifest = store.manifest(version)
     assert version == "v0001" == store.latest()
@@ -78,7 +88,7 @@ def test_publishing_moves_the_folder_and_keeps_the_lineage(store, tmp_path):
     assert store.checked(version) == store.path(version)
 
 
-def test_a_resumed_epoch_gets_the_version_it_published(store, tmp_path):
+def test_a_resumed_epoch_gets_the_version_it_published(store: PolicyStore, tmp_path: Path) -> None:
     first = store.publish(output(tmp_path, "a"), lineage())
     before = store.manifest(first)
     again = output(tmp_path, "b")
@@ -88,33 +98,35 @@ def test_a_resumed_epoch_gets_the_version_it_published(store, tmp_path):
     assert again.exists()
 
 
-def test_a_resumed_epoch_with_other_weights_becomes_a_version_of_its_own(store, tmp_path):
+def test_a_resumed_epoch_with_other_weights_becomes_a_version_of_its_own(store: PolicyStore, tmp_path: Path) -> None:
     store.publish(output(tmp_path, "a"), lineage())
     assert store.publish(output(tmp_path, "b", 2.0), lineage()) == "v0002"
     assert store.published("r", 1) == ["v0001", "v0002"]
 
 
-def test_of_two_publishers_one_wins_and_the_other_can_publish_again(store, tmp_path):
+def test_of_two_publishers_one_wins_and_the_other_can_publish_again(
+    store: PolicyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine, theirs = output(tmp_path, "mine", 1.0), output(tmp_path, "theirs", 2.0)
     weights = (theirs / "model.safetensors").read_bytes()
     files_before = sorted(p.name for p in mine.rglob("*"))
-    look = store.latest
-    store.latest = lambda: "v0000"  # what this publisher saw before the other's rename
     PolicyStore(tmp_path, "policy").publish(theirs, lineage(epoch=1))
-    with pytest.raises(PublishConflict, match=r"v0001 was published by another process"):
-        store.publish(mine, lineage(epoch=2))
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "latest", lambda: "v0000")  # what this publisher saw before the other's rename
+        with pytest.raises(PublishConflict, match=r"v0001 was published by another process"):
+            store.publish(mine, lineage(epoch=2))
     assert (store.path("v0001") / "model.safetensors").read_bytes() == weights
     assert sorted(p.name for p in mine.rglob("*")) == files_before
-    store.latest = look
     assert store.publish(mine, lineage(epoch=2)) == "v0002"
 
 
-def test_many_publishers_at_once_lose_nothing(store, tmp_path):
+def test_many_publishers_at_once_lose_nothing(store: PolicyStore, tmp_path: Path) -> None:
     folders = [output(tmp_path, str(i), float(i)) for i in range(8)]
     weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
-    published, lost = [], []
+    published: list[str] = []
+    lost: list[int] = []
 
-    def publish(i):
+    def publish(i: int) -> None:
         while True:
             try:
                 published.append(store.publish(folders[i], lineage(epoch=i)))
@@ -130,10 +142,12 @@ def test_many_publishers_at_once_lose_nothing(store, tmp_path):
     assert sorted(published) == [f"v{i:04d}" for i in range(1, 9)]
     for version in published:
         store.verify(version)
-        assert (store.path(version) / "model.safetensors").read_bytes() == weights[store.manifest(version).epoch]
+        epoch = store.manifest(version).epoch
+        assert epoch is not None
+        assert (store.path(version) / "model.safetensors").read_bytes() == weights[epoch]
 
 
-def test_a_publisher_killed_at_any_moment_leaves_a_whole_version_or_none(tmp_path):
+def test_a_publisher_killed_at_any_moment_leaves_a_whole_version_or_none(tmp_path: Path) -> None:
     seen = set()
     for step in range(1, 12):
         home = tmp_path / str(step)
@@ -141,7 +155,12 @@ def test_a_publisher_killed_at_any_moment_leaves_a_whole_version_or_none(tmp_pat
         child = os.fork()
         if child == 0:
             moments = iter(range(1, step))
-            store_module.fsync = lambda _, left=moments: next(left, None) or os._exit(9)
+
+            def fsync(path: Path, left: Iterator[int] = moments) -> None:
+                if next(left, None) is None:
+                    os._exit(9)
+
+            store_module.fsync = fsync
             store.publish(folder, lineage())
             os._exit(0)
         assert os.waitpid(child, 0)[0] == child
@@ -153,10 +172,12 @@ def test_a_publisher_killed_at_any_moment_leaves_a_whole_version_or_none(tmp_pat
 
 
 @pytest.mark.parametrize("full_at", ["model.safetensors", "manifest.json", "training/out"])
-def test_a_full_disk_leaves_no_half_version_and_says_so(store, tmp_path, monkeypatch, full_at):
+def test_a_full_disk_leaves_no_half_version_and_says_so(
+    store: PolicyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: str
+) -> None:
     folder, real = output(tmp_path), store_module.fsync
 
-    def full(path):
+    def full(path: Path) -> None:
         if str(path).endswith(full_at):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path)
@@ -170,8 +191,10 @@ def test_a_full_disk_leaves_no_half_version_and_says_so(store, tmp_path, monkeyp
     assert store.publish(folder, lineage()) == "v0001"
 
 
-def test_a_disk_that_fills_up_while_the_base_is_copied_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
+def test_a_disk_that_fills_up_while_the_base_is_copied_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "link", full)
@@ -193,7 +216,9 @@ def test_a_disk_that_fills_up_while_the_base_is_copied_leaves_nothing(tmp_path, 
         (lambda f: (f / "chat_template.jinja").write_text("x"), r"chat_template\.jinja: its parent has no such file"),
     ],
 )
-def test_weights_that_do_not_fit_are_not_published_and_the_file_is_named(store, tmp_path, evil, told):
+def test_weights_that_do_not_fit_are_not_published_and_the_file_is_named(
+    store: PolicyStore, tmp_path: Path, evil: Callable[[Path], object], told: str
+) -> None:
     folder = output(tmp_path)
     evil(folder)
     with pytest.raises(StoreError, match=told):
@@ -210,19 +235,21 @@ def test_weights_that_do_not_fit_are_not_published_and_the_file_is_named(store, 
         ({"vocab_size": 5}, r"`vocab_size` is 5, its parent's 4"),
     ],
 )
-def test_another_shape_dtype_or_config_is_not_published(store, tmp_path, changes, told):
+def test_another_shape_dtype_or_config_is_not_published(
+    store: PolicyStore, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
     with pytest.raises(StoreError, match=told):
         store.publish(output(tmp_path, **changes), lineage())
     assert store.versions() == ["v0000"]
 
 
-def test_float32_may_follow_a_base_of_another_dtype(tmp_path):
+def test_float32_may_follow_a_base_of_another_dtype(tmp_path: Path) -> None:
     store = PolicyStore(tmp_path, "policy")
     store.publish_base(write_model(tmp_path / "base", dtype="float16"), "base")
     assert store.publish(output(tmp_path), lineage(parent="v0000")) == "v0001"
 
 
-def test_an_adapter_has_to_fit_the_one_it_came_from(tmp_path):
+def test_an_adapter_has_to_fit_the_one_it_came_from(tmp_path: Path) -> None:
     store = PolicyStore(tmp_path, "adapter")
     store.publish_base(tmp_path / "unused", "base", "lora")
     first = store.publish(write_adapter(tmp_path / "a"), lineage(kind="lora", parent="v0000"))
@@ -233,21 +260,21 @@ def test_an_adapter_has_to_fit_the_one_it_came_from(tmp_path):
         store.publish(write_model(tmp_path / "d"), lineage(3, parent="v0002"))
 
 
-def test_a_folder_without_a_manifest_is_no_version(store):
+def test_a_folder_without_a_manifest_is_no_version(store: PolicyStore) -> None:
     (store.folder / "v0001").mkdir()
     assert store.versions() == ["v0000"]
     with pytest.raises(StoreError, match="no version 'v0001'"):
         store.path("v0001")
 
 
-def test_versions_sort_by_number(store, tmp_path):
+def test_versions_sort_by_number(store: PolicyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, name in ((9999, "v9999"), (10000, "v10000")):
-        store.latest = lambda number=number: f"v{number - 1:04d}"
+        monkeypatch.setattr(store, "latest", lambda number=number: f"v{number - 1:04d}")
         assert store.publish(output(tmp_path, name), lineage(number)) == name
     assert store.versions() == ["v0000", "v9999", "v10000"]
 
 
-def test_current_is_what_was_set_and_only_published_versions_can_be(store):
+def test_current_is_what_was_set_and_only_published_versions_can_be(store: PolicyStore) -> None:
     store.set_current("v0000")
     assert store.current() == "v0000"
     with pytest.raises(StoreError, match="no version 'v0007'"):
@@ -257,13 +284,13 @@ def test_current_is_what_was_set_and_only_published_versions_can_be(store):
 
 
 @pytest.mark.parametrize("content", [b"", b"v0\x00", b"../v0000\n", b"v0000 v0001"])
-def test_a_pointer_that_names_no_version_is_an_error_that_names_the_file(store, content):
+def test_a_pointer_that_names_no_version_is_an_error_that_names_the_file(store: PolicyStore, content: bytes) -> None:
     (store.folder / "current").write_bytes(content)
     with pytest.raises(StoreError, match=r"policies/policy/current: .* is no version; write one of \['v0000'\]"):
         store.current()
 
 
-def test_best_is_the_highest_share_right_and_of_equals_the_older(store, tmp_path):
+def test_best_is_the_highest_share_right_and_of_equals_the_older(store: PolicyStore, tmp_path: Path) -> None:
     for number, right in enumerate((0.2, 0.5, 0.5, 0.4)):
         version = "v0000" if number == 0 else store.publish(output(tmp_path, str(number), number), lineage(number))
         store.evaluated(version, evaluation(right, epoch=number))
@@ -273,16 +300,16 @@ def test_best_is_the_highest_share_right_and_of_equals_the_older(store, tmp_path
     store.verify("v0001")
 
 
-def test_an_evaluation_on_other_tasks_is_not_compared(store, tmp_path):
+def test_an_evaluation_on_other_tasks_is_not_compared(store: PolicyStore, tmp_path: Path) -> None:
     store.evaluated("v0000", evaluation(1.0, held_out="easy"))
     version = store.publish(output(tmp_path), lineage())
     assert store.evaluated(version, evaluation(0.1, held_out="hard")) == version == store.best()
 
 
-def test_writers_of_small_files_wait_for_each_other(store, tmp_path):
+def test_writers_of_small_files_wait_for_each_other(store: PolicyStore, tmp_path: Path) -> None:
     versions = ["v0000"] + [store.publish(output(tmp_path, str(i), i), lineage(i)) for i in range(1, 9)]
 
-    def write(version):
+    def write(version: str) -> None:
         PolicyStore(tmp_path, "policy").pin(version)
         PolicyStore(tmp_path, "policy").evaluated(version, evaluation(int(version[1:]) / 10))
 
@@ -295,7 +322,7 @@ def test_writers_of_small_files_wait_for_each_other(store, tmp_path):
     assert store.best() == "v0008"
 
 
-def test_a_pin_can_be_taken_away_and_names_a_version(store):
+def test_a_pin_can_be_taken_away_and_names_a_version(store: PolicyStore) -> None:
     store.pin("v0000")
     store.pin("v0000")
     assert store.pinned() == ["v0000"]
@@ -305,7 +332,7 @@ def test_a_pin_can_be_taken_away_and_names_a_version(store):
         store.pin("v0009")
 
 
-def test_nothing_is_published_before_the_base_or_from_an_empty_folder(store, tmp_path):
+def test_nothing_is_published_before_the_base_or_from_an_empty_folder(store: PolicyStore, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="publish its base"):
         PolicyStore(tmp_path, "new").publish(output(tmp_path), lineage())
     empty = tmp_path / "empty"
@@ -314,6 +341,6 @@ def test_nothing_is_published_before_the_base_or_from_an_empty_folder(store, tmp
         store.publish(empty, lineage())
 
 
-def test_an_unknown_parent_is_refused(store, tmp_path):
+def test_an_unknown_parent_is_refused(store: PolicyStore, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no version 'v0042'"):
         store.publish(output(tmp_path), lineage(parent="v0042"))

@@ -1,25 +1,29 @@
 """What lies in a version's folder is what was published, or is not served."""
 
+from __future__ import annotations
+
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from lightning_core.policies import manifest as manifest_module
 from lightning_core.policies import weights as weights_module
 from lightning_core.policies.manifest import digest_files
-from lightning_core.policies.store import StoreError
+from lightning_core.policies.store import PolicyStore, StoreError
 from tests.policy_files import lineage, output, store_with_base, write_model
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> PolicyStore:
     return store_with_base(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "extra", "half"])
-def test_verify_names_the_file_that_is_not_what_was_published(store, tmp_path, damage):
+def test_verify_names_the_file_that_is_not_what_was_published(store: PolicyStore, tmp_path: Path, damage: str) -> None:
     version = store.publish(output(tmp_path), lineage())
     weights = store.path(version) / "model.safetensors"
     if damage == "changed":
@@ -37,7 +41,9 @@ def test_verify_names_the_file_that_is_not_what_was_published(store, tmp_path, d
         store.checked(version)
 
 
-def test_a_file_is_hashed_once_until_it_changes(store, tmp_path, monkeypatch):
+def test_a_file_is_hashed_once_until_it_changes(
+    store: PolicyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     monkeypatch.setattr(weights_module, "_SETTLED_NS", -(10**18))  # every file counts as old
     version = store.publish(output(tmp_path), lineage())
@@ -47,7 +53,7 @@ def test_a_file_is_hashed_once_until_it_changes(store, tmp_path, monkeypatch):
     class Counting:
         AUTO = real.AUTO
 
-        def __new__(cls, **options):
+        def __new__(cls, **options: Any) -> Any:
             hashed.append(options)
             return real(**options)
 
@@ -64,7 +70,9 @@ def test_a_file_is_hashed_once_until_it_changes(store, tmp_path, monkeypatch):
     assert len(hashed) == 1
 
 
-def test_a_file_just_written_is_never_taken_as_hashed(store, tmp_path, monkeypatch):
+def test_a_file_just_written_is_never_taken_as_hashed(
+    store: PolicyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     monkeypatch.setattr(weights_module, "_SETTLED_NS", 10**18)  # every file counts as new
     store.publish(output(tmp_path), lineage())
@@ -77,12 +85,15 @@ def test_a_file_just_written_is_never_taken_as_hashed(store, tmp_path, monkeypat
     [(7, 10, False), (7, 100, True), (0, 100, False), (0, 2100, True)],
     ids=["just now", "some ticks ago", "by a clock of whole seconds", "seconds ago"],
 )
-def test_a_file_is_settled_when_a_change_of_it_could_not_go_unseen(monkeypatch, stamp_ns, after_ms, settled):
+def test_a_file_is_settled_when_a_change_of_it_could_not_go_unseen(
+    monkeypatch: pytest.MonkeyPatch, stamp_ns: int, after_ms: int, settled: bool
+) -> None:
 
     changed = 1_700_000_000 * 10**9 + stamp_ns
     facts = SimpleNamespace(st_dev=1, st_ino=1, st_size=7, st_ctime_ns=changed)
     monkeypatch.setattr(weights_module.time, "time_ns", lambda: changed + after_ms * 10**6)
-    assert (weights_module.settled_key(SimpleNamespace(stat=lambda: facts)) is not None) == settled
+    file: Any = SimpleNamespace(stat=lambda: facts)
+    assert (weights_module.settled_key(file) is not None) == settled
 
 
 @pytest.mark.parametrize(
@@ -98,7 +109,9 @@ def test_a_file_is_settled_when_a_change_of_it_could_not_go_unseen(monkeypatch, 
         ({"unknown": 1}, "not a manifest"),
     ],
 )
-def test_a_manifest_that_lies_is_found_before_serving(store, tmp_path, changes, told):
+def test_a_manifest_that_lies_is_found_before_serving(
+    store: PolicyStore, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
     version = store.publish(output(tmp_path), lineage(parent="v0000"))
     file = store.path(version) / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -106,7 +119,7 @@ def test_a_manifest_that_lies_is_found_before_serving(store, tmp_path, changes, 
         store.checked(version)
 
 
-def test_a_manifest_with_digests_of_weights_that_do_not_fit_is_found_too(store, tmp_path):
+def test_a_manifest_with_digests_of_weights_that_do_not_fit_is_found_too(store: PolicyStore, tmp_path: Path) -> None:
     """Whoever rewrites manifest and weights alike still cannot have another model served."""
     version = store.publish(output(tmp_path), lineage(parent="v0000"))
     other = write_model(tmp_path / "other", columns=3, hidden_size=2)
@@ -118,7 +131,7 @@ def test_a_manifest_with_digests_of_weights_that_do_not_fit_is_found_too(store, 
         store.checked(version)
 
 
-def test_a_damaged_parent_does_not_condemn_its_child(store, tmp_path):
+def test_a_damaged_parent_does_not_condemn_its_child(store: PolicyStore, tmp_path: Path) -> None:
     store.publish(output(tmp_path, "a"), lineage(1, parent="v0000"))
     child = store.publish(output(tmp_path, "b", 2.0), lineage(2, parent="v0001"))
     (store.path("v0001") / "model.safetensors").unlink()

@@ -1,7 +1,11 @@
 """What a version is verified by: the trainer's logprobs, and numbers that are finite."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ from lightning_core.policies.weights import nonfinite_tensor
 from tests.policy_files import store_with_base, write_model
 
 
-def test_an_answer_is_held_against_the_trainers_within_what_the_dtype_resolves():
+def test_an_answer_is_held_against_the_trainers_within_what_the_dtype_resolves() -> None:
     probe = Probe(token_ids=[1, 2, 3], logprobs=[-1.0, -2.0])
     assert "off the trainer's" in agreement([-1.0005, -2.0], probe, "float32")
     with pytest.raises(VllmError, match=r"0\.01 nats off the trainer's, more than 0\.001"):
@@ -28,13 +32,15 @@ def test_an_answer_is_held_against_the_trainers_within_what_the_dtype_resolves()
     assert "no logprobs of a trainer" in agreement([-1.0], None, "float32")
 
 
-def test_a_difference_is_the_mean_of_the_absolute_ones():
+def test_a_difference_is_the_mean_of_the_absolute_ones() -> None:
     assert difference([-1.0, -2.0], [-1.5, -1.0]) == 0.75
     assert tolerance("auto") == tolerance("float16") > tolerance("float32")
 
 
-def test_the_trainer_notes_what_its_weights_make_of_the_first_ids():
-    torch = pytest.importorskip("torch")
+def test_the_trainer_notes_what_its_weights_make_of_the_first_ids() -> None:
+    pytest.importorskip("torch")
+    import torch
+
     from lightning_core.training.outcome import take_probe
 
     class Uniform(torch.nn.Linear):
@@ -42,7 +48,7 @@ def test_the_trainer_notes_what_its_weights_make_of_the_first_ids():
 
         device = torch.device("cpu")
 
-        def forward(self, input_ids, attention_mask, use_cache):
+        def forward(self, input_ids: Any, attention_mask: Any, use_cache: bool) -> SimpleNamespace:
             assert not self.training and not use_cache
             return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8))
 
@@ -59,7 +65,9 @@ def test_the_trainer_notes_what_its_weights_make_of_the_first_ids():
     numbers=st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), min_size=1, max_size=20),
     dtype=st.sampled_from(["float32", "float16", "float64"]),
 )
-def test_no_number_that_is_not_finite_goes_unseen(tmp_path_factory, numbers, dtype):
+def test_no_number_that_is_not_finite_goes_unseen(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[float], dtype: str
+) -> None:
     folder = tmp_path_factory.mktemp("weights")
     with np.errstate(over="ignore"):
         array = np.array(numbers, dtype)
@@ -67,12 +75,12 @@ def test_no_number_that_is_not_finite_goes_unseen(tmp_path_factory, numbers, dty
     assert (nonfinite_tensor(folder) is None) == bool(np.isfinite(array).all())
 
 
-def test_numbers_whose_sum_overflows_are_finite_all_the_same(tmp_path):
+def test_numbers_whose_sum_overflows_are_finite_all_the_same(tmp_path: Path) -> None:
     save_file({"a": np.full(1000, 3e38, "float32")}, tmp_path / "model.safetensors")
     assert nonfinite_tensor(tmp_path) is None
 
 
-def test_weights_that_diverged_are_not_published(tmp_path):
+def test_weights_that_diverged_are_not_published(tmp_path: Path) -> None:
     store = store_with_base(tmp_path)
     output = write_model(tmp_path / "out", float("nan"))
     with pytest.raises(StoreError, match=r"not published.*not finite \(model\.safetensors: embed.*learning_rate"):
@@ -80,7 +88,7 @@ def test_weights_that_diverged_are_not_published(tmp_path):
     assert store.versions() == ["v0000"]
 
 
-def test_a_version_keeps_its_probe_and_one_that_is_none_is_a_lie(tmp_path):
+def test_a_version_keeps_its_probe_and_one_that_is_none_is_a_lie(tmp_path: Path) -> None:
     store = store_with_base(tmp_path)
     probe = Probe(token_ids=[3, 1, 2], logprobs=[-1.5, -0.25])
     lineage = Lineage(run="r", epoch=0, base_model="base", parent="v0000", probe=probe)

@@ -135,7 +135,7 @@ def test_lines_of_python_are_not_printed_where_there_is_no_catalog(tmp_path: Pat
 @pytest.fixture(scope="module")
 def pupil(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """Four evaluations of tasks that were learned, forgotten, …; two training epochs of three tasks."""
-    rewards = {
+    rewards: dict[str, tuple[float, ...]] = {
         "learned early": (0, 1, 1, 1),
         "learned late": (0, 1, 0, 1),
         "forgotten": (1, 1, 0, 0),
@@ -151,7 +151,9 @@ def pupil(tmp_path_factory: pytest.TempPathFactory) -> Lake:
         for epoch, reward in enumerate(results):
             number += 1
             rows += rollout(number, reward, epoch, "evaluate", 0, task, task=asked, output=f"{reward}").rows
-    trained = {(0, "hard"): (0, 0), (0, "easy"): (1, 0), (0, "odd"): (0, 0.5), (1, "hard"): (0, 1), (1, "easy"): (1, 1)}
+    trained: dict[tuple[int, str], tuple[float, ...]] = {
+        (0, "hard"): (0, 0), (0, "easy"): (1, 0), (0, "odd"): (0, 0.5), (1, "hard"): (0, 1), (1, "easy"): (1, 1),
+    }  # fmt: skip
     for (epoch, task), results in trained.items():
         for reward in results:
             number += 1

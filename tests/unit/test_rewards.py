@@ -249,7 +249,7 @@ def test_the_rules_that_are_shipped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["tool", "pattern"])
 def test_a_rules_pattern_that_re2_refuses_names_the_rule(tmp_path: Path, key: str) -> None:
-    rule = AirRule(name="x", value=1, **{key: "(?=a)"})  # type: ignore[arg-type]
+    rule = AirRule(name="x", value=1, **{key: "(?=a)"})
     with pytest.raises(SettingsError, match=rf"reward\.air\.0\.{key}: '\(\?=a\)' is no pattern RE2 can take"):
         check_patterns(lake_maker.settings(tmp_path, air=[rule]))
 

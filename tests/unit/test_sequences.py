@@ -284,7 +284,7 @@ def long_calls() -> Calls:
     return Calls().call([1] * 8, [2] * 4).call([1] * 8 + [2] * 4 + [3], [4] * 4).call([9] * 3, [5] * 2)
 
 
-LIMIT = {"training": {"max_sequence_tokens": 16}}
+LIMIT: dict[str, Any] = {"training": {"max_sequence_tokens": 16}}
 
 
 def test_whole_calls_are_dropped_from_the_end_of_a_sequence_that_is_too_long(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Vllm:
     """`says`: the version it names, None for one that was left paused. Of the class: the one that runs, and all started."""
 
     runs: Vllm | None = None
-    started: list[Vllm]
+    started: list[Any]  # of Vllm, which a fleet has in place of VllmServer
 
     def __init__(self, settings: Settings, base: Path) -> None:
         self.socket = Path("/tmp/s")
@@ -102,7 +102,7 @@ def alive(pid: int) -> dict[str, Any]:
     return {"pid": pid, "started": created(pid)}
 
 
-def left_behind(settings: Settings) -> Vllm:
+def left_behind(settings: Settings) -> Any:
     own(settings.home, "vllm-0-keeper", DEAD)
     Vllm.runs = Vllm(settings, settings.home)
     return Vllm.runs

@@ -165,7 +165,7 @@ def test_training_makes_the_examples_likelier_and_goes_on_with_its_optimizer(
     tmp_path: Path, base: Path, policy: dict[str, Any]
 ) -> None:
     rows = random_group("a", 3, np.random.default_rng(1))
-    settings = {"training": {"learning_rate": 1e-2 if policy else 1e-3}, "sft": {"passes": 4}} | policy
+    settings: dict[str, Any] = {"training": {"learning_rate": 1e-2 if policy else 1e-3}, "sft": {"passes": 4}} | policy
     first = make_job(tmp_path, base, rows, **settings)
     before = run_job(first, Progress(first.progress))
     assert before["steps"] == before["step"] == 4

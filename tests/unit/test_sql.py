@@ -117,7 +117,7 @@ def test_each_choice_of_a_call_is_a_triplet_of_its_own(epoch: Epoch) -> None:
 
 
 def test_a_sequence_that_is_too_long_is_counted(tmp_path: Path) -> None:
-    policy = PolicySettings(training={"max_sequence_tokens": 16})  # type: ignore[arg-type]
+    policy = PolicySettings(training={"max_sequence_tokens": 16})
     attempts = group([0.0, 1.0, 0.5])
     call = next(r for r in attempts[0].rows if r["op"] == "llm")
     call |= {"prompt_ids": list(range(20))}
@@ -236,7 +236,7 @@ def test_an_attempt_without_reward_is_left_out(epoch: Epoch) -> None:
 
 def test_each_policy_trains_on_the_calls_it_sampled(tmp_path: Path) -> None:
     lora = {"rank": 4}
-    policies = [PolicySettings(name="a", lora=lora), PolicySettings(name="b", lora=lora)]  # type: ignore[arg-type]
+    policies = [PolicySettings(name="a", lora=lora), PolicySettings(name="b", lora=lora)]
     attempts = group([0.0, 1.0], policy="a")
     for attempt in attempts:
         attempt.call([5, 6], [7], at=(0.5, 0.6), policy="b")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from lightning_core.config import TrainingSettings
-from lightning_core.training.correction import importance_ratios
+from lightning_core.training.correction import Queue, importance_ratios
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.plan import MicroBatch, Step
 from tests.training_data import make_sequence
@@ -31,7 +32,7 @@ def ratios(
     if idle:  # as a rank with less to do repeats a pass
         batches.append(MicroBatch(batches[0].rows, [0.0] * len(batches[0].rows), "none", 4))
     scores = [torch.tensor([np.add(-2.0, DIFFERENCES[s.sequence_id]).tolist() for s in b.sequences]) for b in batches]
-    queue = [(step, b) for step in [Step(batches, 1.0, 0, 0, 0) for _ in range(passes)] for b in batches]
+    queue: Queue = [(step, b) for step in [Step(batches, 1.0, 0, 0, 0) for _ in range(passes)] for b in batches]
     found, told = importance_ratios(queue, scores * passes, TrainingSettings.model_validate(settings))
     return [r.tolist() for r in torch.cat(found)], told
 
@@ -40,7 +41,7 @@ def ratios(
 def test_the_tokens_of_a_rollout_have_one_ratio_whatever_rows_and_micro_batches_it_came_in(
     cut: list[list[str]],
 ) -> None:
-    settings = {"importance_correction": "rollout_truncate", "importance_clip_max": 1.9}
+    settings: dict[str, Any] = {"importance_correction": "rollout_truncate", "importance_clip_max": 1.9}
     found, told = ratios(cut=cut, **settings)
     # exp(0.5 - 0.1 + 0.2 + 0.1) = 2.0 is over the limit, exp(-1.0 + 0.3) = 0.5 is not.
     expected = {"one": 1.9, "two": np.exp(-0.7)}
@@ -52,14 +53,15 @@ def test_the_tokens_of_a_rollout_have_one_ratio_whatever_rows_and_micro_batches_
 
 @pytest.mark.parametrize("correction", ["rollout_truncate", "rollout_mask", "token_mask"])
 def test_a_rollout_that_is_trained_on_again_has_the_same_ratio(correction: str) -> None:
-    settings = {"importance_correction": correction, "importance_clip_max": 3.0}
+    settings: dict[str, Any] = {"importance_correction": correction, "importance_clip_max": 3.0}
     cut = [["one.0"], ["two.0"], ["one.1"]]
     found, told = ratios(cut=cut, **settings)
-    assert ratios(cut=cut, passes=2, **settings) == (found * 2, pytest.approx(told))
+    again, told_then = ratios(cut=cut, passes=2, **settings)
+    assert again == found * 2 and told_then == pytest.approx(told)
 
 
 def test_a_pass_that_weighs_nothing_counts_for_no_rollout() -> None:
-    settings = {"importance_correction": "rollout_mask", "importance_clip_max": 3.0}
+    settings: dict[str, Any] = {"importance_correction": "rollout_mask", "importance_clip_max": 3.0}
     cut = [["one.0"], ["one.1", "two.0"]]
     found, told = ratios(cut=cut, **settings)
     with_idle, told_then = ratios(cut=cut, idle=True, **settings)
@@ -68,7 +70,7 @@ def test_a_pass_that_weighs_nothing_counts_for_no_rollout() -> None:
 
 
 def test_a_token_out_of_bounds_is_masked_or_held_to_the_bound() -> None:
-    bounds = {"importance_clip_max": 1.2, "importance_clip_min": 0.5}
+    bounds: dict[str, Any] = {"importance_clip_max": 1.2, "importance_clip_min": 0.5}
     cut = [["one.0"], ["two.0"]]
     masked, told = ratios(cut=cut, importance_correction="token_mask", **bounds)
     assert masked == [pytest.approx([0.0, np.exp(-0.1)], rel=1e-5), [0.0, 0.0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_values_name_the_sequence_and_what_is_wrong(
-    tmp_path: Path, column: str, values: list[object], message: str
+    tmp_path: Path, column: str, values: Any, message: str
 ) -> None:
     path = write_parquet([TWO_TURNS, ONE_TURN], tmp_path / "s.parquet", **{column: values})
     with pytest.raises(TrainingDataError, match=message):

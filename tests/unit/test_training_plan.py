@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
@@ -120,9 +120,9 @@ def test_dapo_is_the_mean_over_all_trained_tokens_and_dr_grpo_divides_by_a_const
     assert {w for step in (dapo, dr_grpo) for batch in step.micro_batches for w in batch.weights} == {1.0}
 
 
-def mass(step: Step) -> Counter[str]:
+def mass(step: Step) -> dict[str, float]:
     """What each rollout weighs in the loss."""
-    weighs: Counter[str] = Counter()
+    weighs: defaultdict[str, float] = defaultdict(float)
     for batch in step.micro_batches:
         for sequence, weight in zip(batch.sequences, batch.weights, strict=True):
             weighs[sequence.rollout_id] += weight * sequence.trained_tokens / step.normalizer

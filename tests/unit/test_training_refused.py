@@ -180,7 +180,7 @@ def test_weights_go_on_with_the_optimizers_state_of_the_try_that_made_them(
 def in_this_process(lines: list[dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     def train_here(job: Job, *_: Any) -> dict[str, Any]:
         progress = Progress(job.progress)
-        progress.write = lines.append  # type: ignore[method-assign]
+        progress.write = lines.append  # type: ignore[method-assign, assignment]
         return ALGORITHMS[job.policy_settings.algorithm].load()(job, progress)
 
     return train_here

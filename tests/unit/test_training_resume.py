@@ -123,7 +123,17 @@ def test_an_epoch_ended_after_any_step_comes_to_the_same_weights_bit_for_bit(
     result = run_job(job, last)
     assert last.resumed == 3
     assert weights(job.output) == weights(calm.output)
-    same = ("loss", "grad_norm", "kl", "entropy", "entropy_coef", "mismatch", "learning_rate", "step", "trained_tokens")
+    same: tuple[str, ...] = (
+        "loss",
+        "grad_norm",
+        "kl",
+        "entropy",
+        "entropy_coef",
+        "mismatch",
+        "learning_rate",
+        "step",
+        "trained_tokens",
+    )
     same += ("importance_ratio", "importance_bounded", "ratio", "clip_ratio")
     assert {name: result.get(name) for name in same} == {name: expected.get(name) for name in same}
 

@@ -10,7 +10,7 @@ import pytest
 from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.manifest import EpochManifest, Mode
 from tests.lake_maker import Attempt, derived, settings
 from tests.view_rig import Rows, ask, put, sealed_at, simple, team
 
