@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -106,6 +107,7 @@ def _loss_and_gradients(
     return logps.detach(), entropies.detach(), [p.grad.clone() for p in model.parameters()]
 
 
+@pytest.mark.slow  # it computes gradients, each several times
 @of_many(examples=12)
 @given(_groups)
 @example([[[([0, 1], [2, 2])], [([0, 1], [2, 2])]]])  # equal sequences

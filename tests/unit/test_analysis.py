@@ -23,6 +23,8 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
 from tests import analysis_lake
 
+pytestmark = pytest.mark.slow  # many lakes
+
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:

@@ -66,9 +66,9 @@ def test_a_line_for_each_thing_and_what_was_found(tmp_path: Path) -> None:
 def test_all_that_is_wrong_is_said_at_once_before_prefect_starts(tmp_path: Path) -> None:
     folder = project(tmp_path, tasks={"train": "missing.jsonl"}, reward={"grader": "my_grader.py:grad"})
     for arguments, ends in ((["check", "settings.yaml"], "2 of 11 are wrong\n"), (["train", "settings.yaml"], "")):
-        done = command(folder, *arguments)
-        said = done.stdout + done.stderr
-        assert done.returncode == 1
+        done = here(folder, *arguments)
+        said = done.output
+        assert done.exit_code == 1
         assert "missing.jsonl: no such file; give a .jsonl" in said
         assert "'my_grader.py' has no function 'grad'; it has: grade" in said
         assert said.endswith(ends)
@@ -129,8 +129,8 @@ def test_the_users_own_exception_shows_their_frames_and_none_of_ours(tmp_path: P
     (folder / "my_agent.py").write_text("import helper\n" + AGENT)
     (folder / "helper.py").write_text("def value():\n    return 1 / 0\n\n\nVALUE = value()\n")
     (folder / "my_data.py").write_text("def rows():\n    raise KeyError('split')\n")
-    done = command(folder, "train", "settings.yaml")
-    assert done.returncode == 1
+    done = here(folder, "train", "settings.yaml")
+    assert done.exit_code == 1
     for said in (
         "ZeroDivisionError: division by zero",
         "in value",
@@ -146,6 +146,7 @@ def test_the_users_own_exception_shows_their_frames_and_none_of_ours(tmp_path: P
 OF_THE_USER = ("tasks", "flows", "sql", "evaluate", "train")
 
 
+@pytest.mark.slow  # it starts commands
 def test_a_users_modules_may_have_the_names_of_our_folders_and_flows(tmp_path: Path) -> None:
     folder = project(tmp_path)
     for name in OF_THE_USER:
@@ -160,6 +161,7 @@ def test_a_users_modules_may_have_the_names_of_our_folders_and_flows(tmp_path: P
     assert "rewards: 1 rewards" in examined.stdout
 
 
+@pytest.mark.slow  # it imports Prefect
 @pytest.mark.parametrize("cwd", ["the repository", "elsewhere"])
 def test_a_flow_imports_a_users_modules_where_they_have_such_names(tmp_path: Path, cwd: str) -> None:
     """Also where the repository comes first on the import path."""
@@ -234,6 +236,7 @@ def test_what_was_in_order_is_not_looked_at_again_until_it_changes(tmp_path: Pat
             require(settings, "evaluate", say=said.append)
 
 
+@pytest.mark.slow  # it starts commands
 def test_init_writes_an_example_that_check_and_doctor_pass_and_overwrites_nothing(tmp_path: Path) -> None:
     made = command(tmp_path, "init", "sums")
     assert made.returncode == 0, made.stderr

@@ -133,6 +133,7 @@ def test_every_command_works_as_it_is_printed(run: tuple[Path, Settings], monkey
     assert record == f"PREFECT_HOME={settings.home}/prefect"
 
 
+@pytest.mark.slow  # it starts them
 def test_mlflow_and_prefect_know_the_commands_that_are_printed(run: tuple[Path, Settings]) -> None:
     file, settings = run
     others = [c for _, c in ending.next_commands(Run(settings), file, ()) if "/lightning-flows" not in c]

@@ -13,6 +13,8 @@ from tests.oracle.cases import ask_sql
 from tests.oracle.compare import answers, assert_same, left_out
 from tests.oracle.faults import FAULTS
 
+pytestmark = pytest.mark.slow  # many rollouts
+
 
 def test_well_formed_rollouts_give_the_same_triplets_agents_and_rewards(tmp_path: Path) -> None:
     cases = record.recorded_cases()["well_formed"]

@@ -20,6 +20,8 @@ from tests import analysis_lake
 from tests.analysis_lake import rollout
 from tests.lake_maker import derived
 
+pytestmark = pytest.mark.slow  # many lakes, and processes that run what is printed
+
 # What each parameter is given, where the answer without it is another one.
 GIVEN = {
     "p_run": "'other'",

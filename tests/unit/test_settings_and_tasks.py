@@ -214,6 +214,7 @@ def test_what_an_epoch_has_drawn_stands_until_the_one_before_has_other_rollouts(
     assert plan_after(tmp_path, {"1": 0.5}, 9)[1] == again
 
 
+@pytest.mark.slow  # it plans 300 epochs
 def test_tasks_are_tried_again_by_the_share_of_rollouts_that_did_not_solve_them(tmp_path: Path) -> None:
     first = [plan_after(tmp_path, {"1": 0.25, "2": 0.75}, 1, seed)[1] for seed in range(300)]
     assert 0.68 <= first.count(["2"]) / 300 <= 0.82, "three times as much, so three times as often"

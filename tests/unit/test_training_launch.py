@@ -26,6 +26,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow  # two processes import torch
 @glibc
 def test_a_large_tensor_has_the_pages_of_the_one_before_it() -> None:
     def faults(environment: dict[str, str]) -> int:
