@@ -29,8 +29,8 @@ def settings(**more: Any) -> Settings:
         ({"workers": 2}, "`engine: threads` has no address"),
         ({"engine": "threads", "address": "tcp://head:8786"}, "set `engine: ray` or `engine: dask`"),
         ({"engine": "dask", "address": "tcp://head:8786", "workers": 2}, "leave `workers` out"),
-        ({"engine": "dask", "address": "tcp://head:8786"}, "give `gateway.host` the address"),
-        ({"engine": "ray", "address": "ray://10.0.0.2:10001"}, "give `gateway.host` the address"),
+        ({"engine": "dask", "address": "tcp://head:8786"}, "set `gateway.host` to an address"),
+        ({"engine": "ray", "address": "ray://10.0.0.2:10001"}, "set `gateway.host` to an address"),
     ],
 )
 def test_a_cluster_that_cannot_work_is_an_error_that_names_the_remedy(section: dict[str, Any], said: str) -> None:
