@@ -35,8 +35,8 @@ def test_every_evaluation_that_has_ended_is_a_row_with_what_was_gained_since_the
             spans += attempt.rows
     lake, first = derived(tmp_path, spans, "evaluate")
     for number in (1, 2, 3):
-        epoch = EpochManifest(run="run", epoch=number, mode="evaluate", opened_offset=0, sealed_offset=1 << 40)
-        derive(Epoch(settings(tmp_path), epoch), "key")
+        evaluated = EpochManifest(run="run", epoch=number, mode="evaluate", opened_offset=0, sealed_offset=1 << 40)
+        derive(Epoch(settings(tmp_path), evaluated), "key")
         if number < 3:  # the last one is not finished
             evaluated.finish("record", "key", {}, 1.0)
         lake.manifests.put_epoch(evaluated)

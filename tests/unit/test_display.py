@@ -224,7 +224,7 @@ def test_the_time_left_is_that_of_the_epochs_and_evaluations_to_come(tmp_path: P
     run = settings(tmp_path, evaluation={"every": 2})
     before: dict[str, Any] = {"epoch": -1, "seconds": {"evaluate": 20.0}}
     assert time_left(run, [before]) is None, "no epoch has been seen yet"
-    first = {"epoch": 0, "seconds": {"rollouts": 30.0, "train policy": 30.0}}
+    first: dict[str, Any] = {"epoch": 0, "seconds": {"rollouts": 30.0, "train policy": 30.0}}
     assert time_left(run, [before, first]) == 3 * 60 + 2 * 20
     second = first | {"epoch": 1}
     under_way = ("evaluate", 2, time.monotonic() - 1000.0)

@@ -62,9 +62,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
             rows += evaluation(number, epoch, task, rewards[epoch])
     lake, train = derived(home, rows)
     for number in (0, 1):
-        epoch = EpochManifest(run="run", epoch=number, mode="evaluate", opened_offset=0, sealed_offset=1 << 40)
-        derive(Epoch(lake_settings(home), epoch), "key")
-        lake.manifests.put_epoch(epoch)
+        evaluated = EpochManifest(run="run", epoch=number, mode="evaluate", opened_offset=0, sealed_offset=1 << 40)
+        derive(Epoch(lake_settings(home), evaluated), "key")
+        lake.manifests.put_epoch(evaluated)
     store = store_with_base(home)
     store.publish(write_model(home / "made", 1.0), Lineage(run="run", epoch=0, base_model="base", parent="v0000"))
     store.evaluated("v0001", Evaluation(run="run", epoch=1, tasks=14, right=0.9, reward=0.9, held_out="x"))

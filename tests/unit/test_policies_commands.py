@@ -141,7 +141,9 @@ def test_an_evaluation_is_noted_in_the_version_and_moves_best(store: PolicyStore
     assert evaluated(tmp_path, 3, "v0003", 0.1, evaluation={"limit": 5}) == {"policy": "v0003"}, "other tasks"
 
 
-def test_an_epoch_removes_what_nothing_needs_unless_the_settings_say_that_all_stays(store, tmp_path):
+def test_an_epoch_removes_what_nothing_needs_unless_the_settings_say_that_all_stays(
+    store: PolicyStore, tmp_path: Path
+) -> None:
     assert prune_versions(Run(settings(tmp_path, store={"keep_every": 1}))) == {}
     assert len(store.versions()) == 4
     assert prune_versions(Run(settings(tmp_path))) == {"policy": ["v0001"]}

@@ -14,6 +14,7 @@ from lightning_core.epoch import deploy, services, training
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
 from lightning_core.policies.store import Lineage, PolicyStore, StoreError
+from lightning_core.training.job import Job
 from tests.policy_files import store_with_base, write_model
 
 NOTHING: Any = None  # where nothing may come so far as to use it
@@ -58,10 +59,10 @@ def test_vllm_is_not_started_on_a_damaged_version(
     monkeypatch.setattr(services, "VllmServer", Untouched())
     damaged.set_current("v0001")
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors"):
-        services._start_vllm(Run(settings), None, 0, print)
+        services._start_vllm(Run(settings), NOTHING, 0, print)
     damaged.set_current("v0000")
     with pytest.raises(AssertionError, match="asked for start"):
-        services._start_vllm(Run(settings), None, 0, print)
+        services._start_vllm(Run(settings), NOTHING, 0, print)
 
 
 def test_nothing_is_trained_from_a_damaged_version(

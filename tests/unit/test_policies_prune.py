@@ -12,11 +12,11 @@ from typing import NoReturn
 
 import pytest
 
-from lightning_core.lake.manifest import EpochManifest, LakeError, Manifests
+from lightning_core.lake.manifest import EpochManifest, LakeError, Manifests, Mode
 from lightning_core.policies import prune as policies_prune
 from lightning_core.policies import store as store_module
 from lightning_core.policies.prune import prune
-from lightning_core.policies.store import Evaluation, Lineage, StoreError
+from lightning_core.policies.store import Evaluation, Lineage, PolicyStore, StoreError
 from lightning_core.policies.vllm import VllmState
 from tests.policy_files import store_with_base, write_model
 
@@ -63,7 +63,7 @@ def test_a_dry_run_says_the_same_and_removes_nothing(store: PolicyStore, tmp_pat
     assert planned.gone
 
 
-def test_every_kth_stays(store, tmp_path):
+def test_every_kth_stays(store: PolicyStore, tmp_path: Path) -> None:
     prune(tmp_path, "policy", keep_every=3)
     assert store.versions() == ["v0000", "v0003", "v0006", "v0008"]
 
@@ -155,7 +155,7 @@ def test_a_number_is_never_given_twice(store: PolicyStore, tmp_path: Path) -> No
     assert store.publish(write_model(tmp_path / "next", 9.0), Lineage(base_model="base", parent="v0001")) == "v0009"
 
 
-def test_a_version_whose_parent_was_removed_can_be_served_and_trained_from(store, tmp_path):
+def test_a_version_whose_parent_was_removed_can_be_served_and_trained_from(store: PolicyStore, tmp_path: Path) -> None:
     prune(tmp_path, "policy")
     assert store.versions() == ["v0000", "v0008"]
     assert store.checked("v0008")

@@ -36,7 +36,7 @@ def shard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         monkeypatch.setattr(module, "shared_runner", shared)
         monkeypatch.setattr(module, "_rollout", lambda runner, gateway, epoch, planned: attempt(planned))
         place: dict[str, Any] = {"number": 1, "of": 4, "total": len(planned)}
-        return module.rollout_shard.fn(epoch, SimpleNamespace(), planned, **place)
+        return module.rollout_shard.fn(epoch, cast(Any, SimpleNamespace()), planned, **place)
 
     return run
 

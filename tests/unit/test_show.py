@@ -18,7 +18,7 @@ def test_the_table_has_every_column_in_its_first_row_and_says_before(monkeypatch
     monkeypatch.setattr(show, "create_markdown_artifact", lambda **_: None)
     monkeypatch.setattr(show, "_signals", lambda *_: {})
     monkeypatch.setattr(show, "_dropped", lambda *_: {0: {"no_spread": 2}})
-    figures = dict.fromkeys(
+    figures: dict[str, Any] = dict.fromkeys(
         ("reward_fresh", "reward_repeated", "rollouts", "failed_rollouts", "calls", "trained_calls"), 0
     )
     figures |= {"reward_fresh": None, "reward_repeated": None, "response_tokens": 0}

@@ -159,10 +159,11 @@ def test_two_epochs_and_an_evaluation_are_kept_apart(tmp_path: Path) -> None:
     for number, (epoch, mode) in enumerate([(1, "train"), (1, "train"), (1, "evaluate")], 2):
         rows += simple(number, epoch=epoch, mode=mode).rows
     lake, _ = derived(tmp_path, rows)
-    for mode in ("train", "evaluate"):
-        epoch = EpochManifest(run="run", epoch=1, mode=mode, opened_offset=0, sealed_offset=1 << 40)  # type: ignore[arg-type]
-        derive(Epoch(settings(tmp_path), epoch), "key")
-        put(lake, epoch)
+    modes: tuple[Mode, Mode] = ("train", "evaluate")
+    for made in modes:
+        manifest = EpochManifest(run="run", epoch=1, mode=made, opened_offset=0, sealed_offset=1 << 40)
+        derive(Epoch(settings(tmp_path), manifest), "key")
+        put(lake, manifest)
     counts = [(0, "train", 2), (1, "evaluate", 1), (1, "train", 2)]
     for view, n in (("epochs", "rollouts"), ("agents", "calls"), ("token_usage", "calls"), ("staleness", "calls")):
         found = ask(lake, f"SELECT epoch, mode, {n} AS n FROM {view} ORDER BY epoch, mode")
