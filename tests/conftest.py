@@ -13,7 +13,7 @@ from tests.guard import pytest_runtest_protocol, pytest_runtest_teardown
 __all__ = ["pytest_runtest_protocol", "pytest_runtest_teardown"]
 
 _HERE = Path(__file__).parent
-_LONGEST_FIRST = ("e2e", "integration", "property", "unit")
+_LONGEST_FIRST = ("e2e", "integration", "security", "property", "unit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(_HERE).parts[0] in ("integration", "e2e"):
+        if item.path.relative_to(_HERE).parts[0] in ("integration", "e2e", "security"):
             item.add_marker(pytest.mark.slow)
     # The longest modules first: what is left at the end for one core alone is then short.
     items.sort(key=lambda item: _LONGEST_FIRST.index(item.path.relative_to(_HERE).parts[0]))

@@ -3,6 +3,7 @@
 An attempt:
     attempt.py      what is asked, and its result          environment.py  what an attempt sees
     runner.py       from its start span to its root span   grading.py      rewards by the settings' grader
+    outcome.py      how it ended                           attempt_folder.py  what it leaves, read without trust
     lit_agent.py    agents written for Agent Lightning     secrets.py      values that are not stored
 
 What an agent is:

@@ -10,6 +10,7 @@ from typing import Any
 from lightning_core import names
 
 OUTPUT_LIMIT = 1_000_000  # characters of JSON
+_DEEPEST = 100  # lists in lists: who reads it later may be further from the limit of recursion, or nearer
 
 
 @dataclass(frozen=True)
@@ -77,4 +78,15 @@ def jsonable(value: Any) -> tuple[Any, str | None]:
         return shown[:OUTPUT_LIMIT], f"output is no JSON ({error}); its repr is kept"
     if len(text) > OUTPUT_LIMIT:
         return text[:OUTPUT_LIMIT], f"output of {len(text)} characters was cut to {OUTPUT_LIMIT}"
-    return json.loads(text), None
+    value = json.loads(text)
+    if _is_deep(value):
+        return text, f"output is nested more than {_DEEPEST} levels deep; its text is kept"
+    return value, None
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        inside = [node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list)]
+        level = [child for children in inside for child in children]
+    return bool(level)

@@ -60,9 +60,10 @@ class Capture:
         return end[start:].decode("utf-8", "replace").strip(), start == 0 and self.left_out > 0
 
     def write(self, path: Path) -> None:
-        """Keep the stream in a file, unless there was none."""
+        """Keep the stream in a new file, unless there was none. Raises OSError, also where something is there already."""
         if self.total:
-            path.write_text(self.text(), encoding="utf-8")
+            with path.open("x", encoding="utf-8") as file:
+                file.write(self.text())
 
 
 class Stream(Capture):

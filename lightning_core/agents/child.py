@@ -30,6 +30,7 @@ from lightning_core.process.fork_server import Prepared, RefusedError
 from lightning_core.user_code import describe
 
 RESULT_FILE = "result.json"
+RESULT_BYTES = 8_000_000  # more than an output of attempt.OUTPUT_LIMIT characters and an error have
 TASK_FILE = "task.json"
 _ERROR_LIMIT = 4000
 _FLUSH_MS = 10_000
@@ -132,8 +133,8 @@ def load(target: str, code: CodeType | None = None) -> Callable[[Any], Any]:
 def write_result(folder: str, result: Mapping[str, Any]) -> None:
     """All or nothing: a reader never sees half of it."""
     path = f"{folder}/{RESULT_FILE}"
-    with open(path + ".part", "w", encoding="utf-8") as file:
-        file.write(json.dumps(result))
+    with open(path + ".part", "w", encoding="utf-8", errors="surrogatepass") as file:
+        file.write(json.dumps(result, ensure_ascii=False))
     os.rename(path + ".part", path)
 
 

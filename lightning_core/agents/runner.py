@@ -14,19 +14,20 @@ import logging
 import os
 import random
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning_core import names
 from lightning_core.agents import program
-from lightning_core.agents.attempt import OUTPUT_LIMIT, AttemptResult, AttemptSpec, jsonable
-from lightning_core.agents.child import RESULT_FILE, TASK_FILE
+from lightning_core.agents.attempt import AttemptResult, AttemptSpec
+from lightning_core.agents.attempt_folder import AttemptFolder, LeftBehindError
+from lightning_core.agents.child import TASK_FILE
 from lightning_core.agents.environment import attempt_environment, base_environment
+from lightning_core.agents.outcome import outcome
 from lightning_core.agents.pool import Ended, Pool
 from lightning_core.agents.secrets import Secrets
 from lightning_core.agents.venv import interpreter
@@ -45,7 +46,6 @@ from lightning_core.process.forks import ForkServerError
 
 log = logging.getLogger(__name__)
 
-_STDERR_CHARS = 2000
 # Waits of the two durable spans: the start is cheap to give up (nothing ran), the root is not.
 _START_RETRIES, _ROOT_RETRIES = 4, 8
 
@@ -105,7 +105,7 @@ class Runner:
         start.attributes = spec.labels()
         with contextlib.ExitStack() as stack:
             try:
-                folder = stack.enter_context(self._attempt_folder(spec))
+                folder = stack.enter_context(self._new_folder(spec))
                 self._post(spec, start, _START_RETRIES)
             except (DeliveryError, OSError) as error:
                 said = f"the attempt was not started: {error}"
@@ -115,14 +115,14 @@ class Runner:
             result = self._run_agent(spec, folder, start_ns)
             result = replace(result, output=self._secrets.hide(result.output), error=self._secrets.hide(result.error))
             try:
-                self._deliver_leftovers(spec, folder)
+                result = self._deliver_leftovers(spec, folder, result)
                 self._post(spec, _root_span(spec, result, trace_id), _ROOT_RETRIES)
             except (DeliveryError, OSError) as error:
                 said = f"the end of the attempt could not be recorded: {error}"
                 result = replace(result, status="infrastructure", error=said)
         return result
 
-    def _run_agent(self, spec: AttemptSpec, folder: Path, start_ns: int) -> AttemptResult:
+    def _run_agent(self, spec: AttemptSpec, folder: AttemptFolder, start_ns: int) -> AttemptResult:
         kind = "command" if self._program.target is None else "callable"
         exit_code: int | None = None
         output: Any = None
@@ -130,12 +130,12 @@ class Runner:
         said: str | None
         began = time.monotonic_ns()  # a clock that jumps meanwhile makes the attempt no longer, and no shorter
         try:
-            ended = self._execute(kind, spec, folder, self._settings.timeout_s)
+            ended = self._execute(kind, spec, folder.path, self._settings.timeout_s)
         except (ForkServerError, OSError) as error:
             status, said = "infrastructure", f"{type(error).__name__}: {error}"
         else:
             exit_code = ended.code
-            status, output, note, said = _outcome(kind, folder, ended, self._settings.timeout_s)
+            status, output, note, said = outcome(kind, folder, ended, self._settings.timeout_s)
             if ended.left:
                 log.info("%s: ended %d processes the agent had left behind", spec.rollout_id, ended.left)
             self._keep_logs(spec, ended)
@@ -166,38 +166,43 @@ class Runner:
     def _post(self, spec: AttemptSpec, span: SpanData, retries: int) -> None:
         post_spans(spec.base_url, self._headers(spec), _resource(spec), [span], retries=retries)
 
-    def _deliver_leftovers(self, spec: AttemptSpec, folder: Path) -> None:
-        """Rewards the agent's own processes could not deliver; they must be there before the root span is."""
-        path = folder / fallback.FILE_NAME
-        if path.exists():
-            try:
-                fallback.deliver(path, spec.base_url, self._headers(spec), retries=_ROOT_RETRIES)
-            except DeliveryError as error:
-                if not error.permanent:
-                    raise
-                log.error("%s: %s", spec.rollout_id, error)
+    def _deliver_leftovers(self, spec: AttemptSpec, folder: AttemptFolder, result: AttemptResult) -> AttemptResult:
+        """Send rewards that the agent's own processes could not deliver; they must be there before the root span is.
+
+        Returns the result, of which it is the error where what was left cannot be sent.
+        """
+        try:
+            lines = fallback.lines_left(folder.read(fallback.FILE_NAME, fallback.LIMIT_BYTES) or b"")
+            fallback.send(lines, spec.base_url, self._headers(spec), retries=_ROOT_RETRIES)
+        except LeftBehindError as error:
+            return _with_error(result, str(error))
+        except ValueError as error:
+            return _with_error(result, f"what the attempt left as {fallback.FILE_NAME} cannot be sent: {error}")
+        except DeliveryError as error:
+            if not error.permanent:
+                raise
+            log.error("%s: %s", spec.rollout_id, error)
+        return result
 
     @staticmethod
     def _headers(spec: AttemptSpec) -> dict[str, str]:
         return {"authorization": f"Bearer {spec.token}"}
 
-    @contextlib.contextmanager
-    def _attempt_folder(self, spec: AttemptSpec) -> Iterator[Path]:
+    def _new_folder(self, spec: AttemptSpec) -> AttemptFolder:
         if self.closed:
             raise OSError("the runner was closed")
-        folder = Path(tempfile.mkdtemp(prefix=f"{spec.attempt_id[:16]}-", dir=self._folder))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        return AttemptFolder(self._folder, f"{spec.attempt_id[:16]}-")
 
     def _keep_logs(self, spec: AttemptSpec, ended: Ended) -> None:
         if self._logs is None or not (ended.stdout.total or ended.stderr.total):
             return
         folder = self._logs / spec.rollout_id
-        folder.mkdir(parents=True, exist_ok=True)
-        ended.stdout.write(folder / f"{spec.attempt_id}.stdout")
-        ended.stderr.write(folder / f"{spec.attempt_id}.stderr")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            ended.stdout.write(folder / f"{spec.attempt_id}.stdout")
+            ended.stderr.write(folder / f"{spec.attempt_id}.stderr")
+        except OSError as error:  # a full disk, or what the agent put there
+            log.error("%s: what it printed is not kept: %s", spec.rollout_id, error)
 
 
 def run_rollout(
@@ -223,49 +228,11 @@ def new_attempt_id() -> str:
     return os.urandom(8).hex()
 
 
-def _outcome(kind: str, folder: Path, ended: Ended, timeout_s: float) -> tuple[str, Any, str | None, str | None]:
-    """Status, output, note on the output, error."""
-    if ended.timed_out:
-        return "timeout", None, None, f"the agent took longer than {timeout_s:g} s (agent.timeout_s) and was ended"
-    if kind == "callable":
-        result = _read_result(folder, ended)
-        if result.get("error"):
-            return "error", None, None, result["error"]
-        if ended.code == 0:
-            return "ok", result.get("output"), result.get("note"), None
-    if ended.code != 0:
-        return "error", None, None, _with_stderr(f"the agent ended with {_exit_text(ended.code)}", ended)
-    line, cut = ended.stdout.last_line()
-    if cut or len(line) > OUTPUT_LIMIT:
-        return "ok", line[-OUTPUT_LIMIT:], "the last line printed was too long; its end is kept", None
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return "ok", line or None, None, None
-    output, note = jsonable(value)
-    return "ok", line if note else output, None, None
-
-
-def _read_result(folder: Path, ended: Ended) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        said = f"the agent's process ended with {_exit_text(ended.code)} before the callable returned"
-        return {"error": _with_stderr(said, ended)}
-
-
-def _exit_text(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"
-
-
-def _with_stderr(said: str, ended: Ended) -> str:
-    end = ended.stderr.end().decode("utf-8", "replace").strip()[-_STDERR_CHARS:]
-    return f"{said}; the end of stderr:\n{end}" if end else said
+def _with_error(result: AttemptResult, said: str) -> AttemptResult:
+    """The result of an attempt in which this went wrong, too."""
+    if result.status == "ok":
+        return replace(result, status="error", output=None, output_note=None, error=said)
+    return replace(result, error=f"{result.error}; {said}")
 
 
 def _resource(spec: AttemptSpec) -> dict[str, str]:

@@ -10,6 +10,7 @@ for each endpoint: its next process sends what the last left, or `python -m ligh
 from __future__ import annotations
 
 import base64
+import binascii
 import contextlib
 import fcntl
 import hashlib
@@ -23,7 +24,8 @@ from lightning_core import names
 from lightning_core.client.wire import DeliveryError, post_request
 
 FILE_NAME = "undelivered-spans"
-LIMIT_BYTES = 64 * 1024 * 1024
+LIMIT_BYTES = 16 * 1024 * 1024
+LIMIT_REQUESTS = 10_000  # that are sent for an attempt
 
 
 def fallback_path(endpoint: str) -> Path:
@@ -36,7 +38,7 @@ def fallback_path(endpoint: str) -> Path:
 
 
 def keep(path: Path, body: bytes) -> bool:
-    """Add one request to the file. False where that would go past 64 MB: then the caller says so."""
+    """Add one request to the file. False where that would go past 16 MB: then the caller says so."""
     line = base64.b64encode(body) + b"\n"
     with _locked(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -64,25 +66,49 @@ def deliver(path: Path, endpoint: str, headers: Mapping[str, str], *, retries: i
     """
     if not path.exists() or path.stat().st_size == 0:
         return 0
-    refused: list[str] = []
-    sent = 0
     with _locked(path) as file:
         lines = _whole_lines(file)
         try:
-            for line in list(lines):
-                try:
-                    post_request(endpoint, headers, base64.b64decode(line), retries=retries)
-                    sent += 1
-                except DeliveryError as error:
-                    if not error.permanent:
-                        raise
-                    refused.append(str(error))
-                lines.pop(0)
+            return send(lines, endpoint, headers, retries=retries)
         finally:
             _replace(path, file, lines)
+
+
+def send(lines: list[bytes], endpoint: str, headers: Mapping[str, str], *, retries: int = 0) -> int:
+    """Send the requests of these lines, and take each from the list that has been: the number that were sent.
+
+    Raises DeliveryError as `deliver` does.
+    """
+    refused: list[str] = []
+    sent = 0
+    while lines:
+        try:
+            post_request(endpoint, headers, _decode(lines[0]), retries=retries)
+            sent += 1
+        except binascii.Error as error:
+            refused.append(f"a line is no base64: {error}")
+        except DeliveryError as error:
+            if not error.permanent:
+                raise
+            refused.append(str(error))
+        lines.pop(0)
     if refused:
         raise DeliveryError(f"{len(refused)} kept requests were dropped: {refused[0]}", permanent=True)
     return sent
+
+
+def lines_left(content: bytes) -> list[bytes]:
+    """The lines of a file that an attempt left. Raises ValueError where that is none of ours, or has more than are sent."""
+    lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+    if len(lines) > LIMIT_REQUESTS:
+        raise ValueError(f"it has {len(lines)} requests, more than {LIMIT_REQUESTS}")
+    for line in lines:
+        _decode(line)
+    return lines
+
+
+def _decode(line: bytes) -> bytes:
+    return base64.b64decode(line.removesuffix(b"\n"), validate=True)
 
 
 def _whole_lines(file: IO[bytes]) -> list[bytes]:
