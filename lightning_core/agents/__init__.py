@@ -5,6 +5,7 @@ An attempt:
     runner.py       from its start span to its root span   grading.py      rewards by the settings' grader
     outcome.py      how it ended                           attempt_folder.py  what it leaves, read without trust
     lit_agent.py    agents written for Agent Lightning     secrets.py      values that are not stored
+    turns.py        beside others, or alone
 
 What an agent is:
     program.py  from `agent:` to what a pool runs   source.py   an agent as a digest

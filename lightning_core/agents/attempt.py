@@ -64,6 +64,7 @@ class AttemptResult:
     end_ns: int
     exit_code: int | None
     output_note: str | None = None
+    lost_with_server: bool = False  # and whose doing that was is seen when each that was lost is run alone
 
 
 def jsonable(value: Any) -> tuple[Any, str | None]:

@@ -33,6 +33,10 @@ class Program:
     grace_s: float = 2.0
 
 
+class ServerLostError(ForkServerError):
+    """The fork server was lost with an attempt under way, which may be the attempt's doing, or that of one beside it."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How the first process of an attempt ended (negative: the signal), and what it printed."""
@@ -66,7 +70,7 @@ class Pool:
         self._ready()
 
     def run(self, kind: str, folder: Path, stdin: Path, environment: Mapping[str, str], timeout_s: float) -> Ended:
-        """Run one attempt to its end, `timeout_s` at most. Raises ForkServerError where the server was lost meanwhile."""
+        """Run one attempt to its end, `timeout_s` at most. Raises ForkServerError, of which ServerLostError, where it was lost."""
         server, request = self._ready(), {"kind": kind, "folder": str(folder)}
         with stdin.open("rb") as task, Stream() as stdout, Stream() as stderr:
             fork = server.fork(request, environment, (task.fileno(), stdout.given, stderr.given), (stdout, stderr))
@@ -80,7 +84,8 @@ class Pool:
             # Everything of the attempt is gone; only what escaped altogether could still hold a pipe open.
             fork.drain(_EOF_GRACE_S)
         if fork.lost is not None:
-            raise ForkServerError(f"the attempt was lost: {fork.lost}")
+            kind_of = ServerLostError if fork.lost_with_server and not self.closed else ForkServerError
+            raise kind_of(f"the attempt was lost: {fork.lost}")
         return Ended(code, timed_out, fork.left, stdout, stderr)
 
     def close(self) -> None:

@@ -28,8 +28,9 @@ from lightning_core.agents.attempt_folder import AttemptFolder, LeftBehindError
 from lightning_core.agents.child import TASK_FILE
 from lightning_core.agents.environment import attempt_environment, base_environment
 from lightning_core.agents.outcome import outcome
-from lightning_core.agents.pool import Ended, Pool
+from lightning_core.agents.pool import Ended, Pool, ServerLostError
 from lightning_core.agents.secrets import Secrets
+from lightning_core.agents.turns import Turns
 from lightning_core.agents.venv import interpreter
 from lightning_core.client import (
     STATUS_ERROR,
@@ -77,6 +78,7 @@ class Runner:
         self._program = program.resolve(settings, self._environment, kill_grace_s, python)
         self._folder = Path(tempfile.mkdtemp(prefix="lightning-"))
         self._pool = Pool(self._program, self._folder)
+        self._turns = Turns()
 
     def __enter__(self) -> Runner:
         return self
@@ -94,12 +96,18 @@ class Runner:
         self._pool.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def run(self, spec: AttemptSpec) -> AttemptResult:
+    def run(self, spec: AttemptSpec, alone: bool = False) -> AttemptResult:
         """Run one attempt. Returns when no process of it is left and the server has acknowledged its root span.
+
+        `alone`: while no other of this runner's is under way. Where the fork server is lost then, that is its doing.
 
         A status of `infrastructure` says that this attempt decides nothing and another should be made: the server
         could not be reached, the machine failed, or the server saw calls fail behind it.
         """
+        with self._turns.taken(alone):
+            return self._run(spec, alone)
+
+    def _run(self, spec: AttemptSpec, alone: bool) -> AttemptResult:
         trace_id, start_ns = new_trace_id(), time.time_ns()
         start = SpanData(names.SPAN_ROLLOUT_START, start_ns, start_ns, trace_id, new_span_id())
         start.attributes = spec.labels()
@@ -112,7 +120,7 @@ class Runner:
                 return AttemptResult(
                     spec.rollout_id, spec.attempt_id, "infrastructure", None, said, start_ns, time.time_ns(), None
                 )
-            result = self._run_agent(spec, folder, start_ns)
+            result = self._run_agent(spec, folder, start_ns, alone)
             result = replace(result, output=self._secrets.hide(result.output), error=self._secrets.hide(result.error))
             try:
                 result = self._deliver_leftovers(spec, folder, result)
@@ -122,17 +130,22 @@ class Runner:
                 result = replace(result, status="infrastructure", error=said)
         return result
 
-    def _run_agent(self, spec: AttemptSpec, folder: AttemptFolder, start_ns: int) -> AttemptResult:
+    def _run_agent(self, spec: AttemptSpec, folder: AttemptFolder, start_ns: int, alone: bool) -> AttemptResult:
         kind = "command" if self._program.target is None else "callable"
         exit_code: int | None = None
         output: Any = None
         note: str | None = None
         said: str | None
+        lost = False
         began = time.monotonic_ns()  # a clock that jumps meanwhile makes the attempt no longer, and no shorter
         try:
             ended = self._execute(kind, spec, folder.path, self._settings.timeout_s)
         except (ForkServerError, OSError) as error:
-            status, said = "infrastructure", f"{type(error).__name__}: {error}"
+            lost = isinstance(error, ServerLostError)
+            if lost and alone:
+                status, said = "error", f"the fork server ended with the attempt, also when that ran alone: {error}"
+            else:
+                status, said = "infrastructure", f"{type(error).__name__}: {error}"
         else:
             exit_code = ended.code
             status, output, note, said = outcome(kind, folder, ended, self._settings.timeout_s)
@@ -141,7 +154,7 @@ class Runner:
             self._keep_logs(spec, ended)
         end_ns = start_ns + time.monotonic_ns() - began
         result = AttemptResult(
-            spec.rollout_id, spec.attempt_id, status, output, said, start_ns, end_ns, exit_code, note
+            spec.rollout_id, spec.attempt_id, status, output, said, start_ns, end_ns, exit_code, note, lost
         )
         broken = None if status == "infrastructure" else self.failed_behind(result)
         if broken is None:
@@ -211,10 +224,14 @@ def run_rollout(
     """Run attempts of one rollout until one is not the infrastructure's failure, `retries` further ones at most.
 
     `make_spec` is called with a new attempt id for each execution. Waits `backoff_s`, then twice as long each time, 30 s
-    at most. A runner that was closed meanwhile gets no further attempt.
+    at most. One that was lost with the fork server is repeated at once, alone, which is none of the `retries`. A runner
+    that was closed meanwhile gets no further attempt.
     """
     for further in range(retries + 1):
         result = runner.run(make_spec(new_attempt_id()))
+        if result.lost_with_server and not runner.closed:
+            log.warning("%s: %s; it is run again, alone", result.rollout_id, result.error)
+            result = runner.run(make_spec(new_attempt_id()), alone=True)
         if result.status != "infrastructure" or further == retries or runner.closed:
             return result
         wait_s = min(30.0, backoff_s * 2**further) * (0.75 + random.SystemRandom().random() / 2)

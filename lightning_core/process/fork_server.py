@@ -8,12 +8,14 @@ what that returns is called in the child, and ends it. The server has one thread
 Between it and the forks are *keepers*, forked too, each of which runs one fork at a time. A keeper is a subreaper: a process
 whose parent ends becomes its child, wherever it was below it. So when the fork ends, or the server or the owner has gone, the
 keeper ends all that is left below it. Where a keeper is killed, its fork dies with it, and what is left becomes the server's
-child, which ends it at its own end.
+child, which ends it at once.
 
 Messages are JSON, one a packet. The server gets `init` and answers `{"threads": …}` or `{"refused": …}`; then each packet has
 the descriptor of a socket, for one more keeper. That gets on it one fork after another, with descriptors for stdin, stdout and
-stderr, and answers `{"pid": …}` and, once no process of the fork is left, `{"code": …, "left": …}`. An owner that shuts its
-end down has the fork ended at once, and the keeper.
+stderr, and answers `{"pid": …, "keeper": …}` and, once no process of the fork is left, `{"code": …, "left": …}`. An owner that
+shuts its end down has the fork ended at once, and the keeper. Where a keeper is killed, which its fork can do, the server
+answers in its place, once no process is left: `{"code": …, "left": …, "last": true}`, as of a fork that was killed itself. So
+a socket that closes without an answer means that the server has gone.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from lightning_core.process import linux
 
@@ -64,25 +66,59 @@ def main() -> None:
         linux.end_children()
 
 
+class _Keeper(NamedTuple):
+    pid: int
+    pidfd: int
+    owner: (
+        socket.socket
+    )  # the server's copy, so that the owner hears from it how a keeper ended that could not say so itself
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        self.owner.close()
+
+
 def _serve(control: socket.socket, prepared: Prepared) -> None:
-    """Fork keepers; return when the owner has gone."""
+    """Fork keepers, and end what one leaves that was killed; return when the owner has gone."""
     server = os.getpid()
+    keepers: dict[int, _Keeper] = {}
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
     while True:
-        packet, descriptors, _, _ = socket.recv_fds(control, PACKET, 1, socket.MSG_CMSG_CLOEXEC)
-        if not packet:
-            return
-        with contextlib.suppress(ChildProcessError):  # waited for, so that what they took counts as this process's
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        with socket.socket(fileno=descriptors[0]) as owner:
+        for descriptor, _ in poll.poll():
+            if descriptor in keepers:
+                poll.unregister(descriptor)
+                _bury(keepers.pop(descriptor), {keeper.pid for keeper in keepers.values()})
+                continue
+            packet, descriptors, _, _ = socket.recv_fds(control, PACKET, 1, socket.MSG_CMSG_CLOEXEC)
+            if not packet:
+                return
+            owner = socket.socket(fileno=descriptors[0])
             try:
                 pid = os.fork()
             except OSError as error:
                 send(owner, lost=f"fork: {error}")
-            else:
-                if pid == 0:
-                    control.close()
-                    _keep(server, owner, prepared)
+                owner.close()
+                continue
+            if pid == 0:
+                control.close()
+                for other in keepers.values():  # which could be spoken for with these
+                    other.close()
+                _keep(server, owner, prepared)
+            keeper = _Keeper(pid, os.pidfd_open(pid), owner)
+            keepers[keeper.pidfd] = keeper
+            poll.register(keeper.pidfd, select.POLLIN)
+
+
+def _bury(keeper: _Keeper, others: set[int]) -> None:
+    """End what a keeper has left, which is below the server now, and tell the owner."""
+    _, status = os.waitpid(keeper.pid, 0)
+    left = linux.end_children(others)
+    if os.WIFSIGNALED(status):
+        send(keeper.owner, code=-os.WTERMSIG(status), left=left, last=True)
+    else:
+        send(keeper.owner, lost="its keeper failed; the fork server's log says why")
+    keeper.close()
 
 
 def _keep(server: int, owner: socket.socket, prepared: Prepared) -> NoReturn:
@@ -109,7 +145,7 @@ def _keep(server: int, owner: socket.socket, prepared: Prepared) -> NoReturn:
                 _become(keeper, streams, message["environment"], run)
             for stream in streams:
                 os.close(stream)
-            send(owner, pid=pid)
+            send(owner, pid=pid, keeper=keeper)
             ended = os.pidfd_open(pid)
             _wait(owner.fileno(), gone, ended)
             os.close(ended)

@@ -47,6 +47,8 @@ class Fork:
         self.returncode: int | None = None
         self.left = 0  # processes that outlived it and were ended
         self.lost: str | None = None  # why nobody knows how it would have ended
+        self.lost_with_server = False  # after it had begun
+        self._keeper_pid: int | None = None
         self._server, self._keeper, self._lock = server, keeper, threading.Lock()
         self._readers = list(readers)  # that have not come to their end
         keeper.setblocking(False)
@@ -92,15 +94,25 @@ class Fork:
             with self._lock, contextlib.suppress(OSError):
                 if self.returncode is None:  # else its keeper may run another by now
                     self._keeper.shutdown(socket.SHUT_WR)
+            self._wake()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return self.wait(HUNG_S)
             log.error("the fork server (pid %d) does not answer and is ended", self._server.pid)
             self._server.end()
-            return self.wait()
+            self._wake()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.wait(END_S)
+            self.lost, self.lost_with_server = "the fork server did not answer", self.pid is not None
         with self._lock:
             if self.returncode is None:
                 self._ended(-signal.SIGTERM)
         return self.wait()
+
+    def _wake(self) -> None:
+        """Have those go on that could be stopped, by what was forked or by anyone."""
+        self._server.wake()
+        if self._keeper_pid is not None:
+            linux.kill([self._keeper_pid], signal.SIGCONT)
 
     def _hear(self) -> bool:
         """Whether its keeper said anything."""
@@ -111,17 +123,21 @@ class Fork:
         except OSError:
             packet = b""
         if not packet:
-            code = self._server.exit_code()
-            self.lost = f"the fork server has gone (exit code {code})" if code is not None else "its keeper was ended"
+            self.lost = f"the fork server has gone (exit code {self._server.exit_code()})"
+            self.lost_with_server = self.pid is not None
             if self.pid is not None:
                 linux.signal_group(self.pid, signal.SIGKILL)
-            self._ended(code or 1 if self.pid is None else -signal.SIGKILL)
+            self._ended(1 if self.pid is None else -signal.SIGKILL)
             return True
         message = json.loads(packet)
-        self.pid = message.get("pid", self.pid)
+        self.pid, self._keeper_pid = message.get("pid", self.pid), message.get("keeper", self._keeper_pid)
         if "lost" in message:
             self.lost = message["lost"]
             self._ended(1)
+        elif "last" in message:
+            self.lost = "its keeper was ended before it had begun" if self.pid is None else None
+            self.left = message["left"]
+            self._ended(message["code"])
         elif "code" in message:
             self.returncode, self.left = message["code"], message["left"]
             self._server.keep(self._keeper)
@@ -207,6 +223,7 @@ class ForkServer:
                 socket.send_fds(keeper, [packet], streams)
                 return Fork(self, keeper, readers)
             keeper.close()
+        self.wake()
         keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, contextlib.suppress(OSError):  # of a server that has gone the fork learns by its closed socket
             socket.send_fds(keeper, [packet], streams)
@@ -215,17 +232,28 @@ class ForkServer:
 
     def _unused(self) -> socket.socket | None:
         with contextlib.suppress(IndexError):
-            return self._keepers.popleft()
+            while True:
+                keeper = self._keepers.popleft()
+                ready = select.poll()
+                ready.register(keeper, select.POLLIN)
+                if not ready.poll(0):
+                    return keeper
+                keeper.close()  # it was killed, which its server has said
         return None
 
     def keep(self, keeper: socket.socket) -> None:
         """Have this keeper run a later fork."""
         self._keepers.append(keeper)
 
+    def wake(self) -> None:
+        """Have it go on where someone has stopped it."""
+        self._process.send_signal(signal.SIGCONT)
+
     def end(self) -> int:
         """Close the socket, which makes the server end all it has; end it by force where it does not. Its exit code."""
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
+        self.wake()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
         code = self._process.end(0)

@@ -10,7 +10,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None)
 _SAME_S = 0.05  # the kernel counts in hundredths
 _KILL_S = 10.0  # until a process is gone that got SIGKILL
+_END_S = 4.0  # until all below a process are gone
+_lists_children = os.path.exists("/proc/thread-self/children")  # a choice of who builds the kernel
 
 
 def become_subreaper() -> None:
@@ -109,33 +111,71 @@ def kill(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def end_children() -> int:
-    """End all below this process, which is a subreaper: how many there were. Waits for at most two seconds."""
-    ended = 0
-    deadline = time.monotonic() + 2
-    while time.monotonic() < deadline and (left := _children()):
+def end_children(but: Collection[int] = ()) -> int:
+    """End all below this process, which is a subreaper, except these children and what is below them: how many it reaped.
+
+    Waits for a few seconds at most.
+    """
+    ended, deadline = 0, time.monotonic() + _END_S
+    while left := _below(but):
         kill(left, signal.SIGKILL)
-        for pid in left:  # their children become ours once they are gone
-            ended += _reap(pid, deadline)
+        reaped = _reap(left)  # what was below them is a child of this process's now
+        ended += reaped
+        if time.monotonic() > deadline:
+            break
+        if not reaped:
+            time.sleep(0.002)
     return ended
 
 
-def _reap(pid: int, deadline: float) -> bool:
-    while time.monotonic() < deadline:
-        try:
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                return True
-        except ChildProcessError:
-            return True
-        time.sleep(0.002)
-    return False
+def reap_orphans(but: int) -> None:
+    """Forget the ended children of this process, except that one."""
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and found.si_pid != but:
+            os.waitpid(found.si_pid, 0)
 
 
-def _children() -> list[int]:
+def threads_below() -> int:
+    """How many threads all processes below this one have; one that ended and was not waited for counts as one."""
+    return sum(len(_threads(pid)) for pid in _below())
+
+
+def _reap(pids: Iterable[int]) -> int:
+    reaped = 0
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):  # its parent has not ended yet
+            reaped += os.waitpid(pid, os.WNOHANG)[0] == pid
+    return reaped
+
+
+def _below(but: Collection[int] = ()) -> list[int]:
+    """Pids of all below this process, parents first."""
+    found = dict.fromkeys(pid for pid in _children(os.getpid()) if pid not in but)
+    for pid in (queue := list(found)):
+        further = [child for child in _children(pid) if child not in found]
+        found |= dict.fromkeys(further)
+        queue += further
+    return list(found)
+
+
+def _children(pid: int) -> list[int]:
+    if _lists_children:
+        return [child for thread in _threads(pid) for child in _children_of_thread(pid, thread)]
+    return [other for other in _every_process() if (stat := _stat(other)) is not None and stat.parent == pid]
+
+
+def _children_of_thread(pid: int, thread: str) -> list[int]:
     try:
-        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    except OSError:  # a kernel without that file
-        return [pid for pid in _every_process() if (stat := _stat(pid)) is not None and stat.parent == os.getpid()]
+        return [int(child) for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
+    except OSError:  # it has gone
+        return []
+
+
+def _threads(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
 
 
 def _every_process() -> list[int]:

@@ -26,14 +26,15 @@ CONTENTS = {
 def attack(task):
     """All attempts of a test are under way together when the one that is to attack does."""
     meeting = Path(task["meeting"])
+    began = Path(f"{meeting}.{os.environ['LIGHTNING_ROLLOUT_ID']}")
+    is_first, _ = not began.exists(), began.touch()
     (meeting / os.environ["LIGHTNING_ROLLOUT_ID"]).touch()
     while len(list(meeting.iterdir())) < task["of"]:
         time.sleep(0.01)
     if task.get("way") is not None:
-        globals()[task["way"]](task)
-    elif "until" in task:
-        while not Path(task["until"]).exists():
-            time.sleep(0.01)
+        return globals()[task["way"]](task) or "honest"
+    if task.get("first_ones_stay") and is_first:
+        time.sleep(600)
     return "honest"
 
 

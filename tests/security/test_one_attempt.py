@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ class Fight:
 
     results: list[AttemptResult]
     attempts: list[int]
+    orphan_outlived: bool = False
 
     @property
     def attacker(self) -> AttemptResult:
@@ -66,12 +68,23 @@ def fight(server: Standin, tmp_path: Path) -> Callable[..., Fight]:
 
             return run_rollout(runner, spec, retries, backoff_s=0.01)
 
+        def attacker() -> AttemptResult:
+            result = rollout(ATTACKER)
+            orphan = (task or {}).get("orphan")
+            fight.orphan_outlived = orphan is not None and not gone(int(Path(orphan).read_text()))
+            return result
+
+        fight = Fight([], attempts)
         with (
             Runner(agent, kill_grace_s=0.2, logs=tmp_path / "logs") as runner,
             ThreadPoolExecutor(IN_FLIGHT) as threads,
         ):
-            results = list(threads.map(rollout, range(IN_FLIGHT)))
-        return Fight(results, attempts)
+            begun = [
+                threads.submit(attacker) if number == ATTACKER else threads.submit(rollout, number)
+                for number in range(IN_FLIGHT)
+            ]
+            fight.results = [one.result() for one in begun]
+        return fight
 
     return run
 
@@ -140,3 +153,49 @@ def test_300_mb_left_behind_are_not_read(fight: Callable[..., Fight]) -> None:
 def _peak_mb() -> float:
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
+
+
+def test_an_attempt_that_kills_its_parent_has_ended_itself(fight: Callable[..., Fight]) -> None:
+    done = fight("kill_parent")
+    assert done.only_the_attacker_failed() and done.attempts == [1] * IN_FLIGHT
+    assert (done.attacker.status, done.attacker.exit_code) == ("error", -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("way", ["orphan", "orphan_and_kill_parent"])
+def test_a_process_that_nothing_marks_does_not_outlive_its_attempt(
+    fight: Callable[..., Fight], tmp_path: Path, way: str
+) -> None:
+    done = fight(way, {"orphan": str(tmp_path / "pid")})
+    assert done.only_the_attacker_failed() and done.attempts == [1] * IN_FLIGHT
+    assert done.attacker.status == ("ok" if way == "orphan" else "error")
+    assert not done.orphan_outlived
+
+
+def test_an_attempt_whose_parent_it_stopped_is_timed_out_and_its_neighbours_stay(fight: Callable[..., Fight]) -> None:
+    done = fight("stop_parent", timeout_s=4)
+    assert done.only_the_attacker_failed() and done.attempts == [1] * IN_FLIGHT
+    assert done.attacker.status == "timeout"
+
+
+def test_a_fork_server_that_an_attempt_stopped_goes_on(server: Standin, tmp_path: Path) -> None:
+    (tmp_path / "meeting").mkdir()
+    task = {"meeting": str(tmp_path / "meeting"), "of": 1}
+    agent = AgentSettings(callable=f"{AGENTS}:attack", preload=[], timeout_s=30)
+    with Runner(agent) as runner, ThreadPoolExecutor(IN_FLIGHT) as threads:
+        assert runner.run(spec_for(server, task | {"way": "stop_fork_server"})).status == "ok"
+        others = [threads.submit(runner.run, spec_for(server, task | {"of": IN_FLIGHT + 1})) for _ in range(IN_FLIGHT)]
+        assert [other.result().output for other in others] == ["honest"] * IN_FLIGHT
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_who_ends_the_fork_server_twice_is_found_and_the_others_are_repeated_once(
+    fight: Callable[..., Fight], retries: int
+) -> None:
+    done = fight("kill_fork_server", {"first_ones_stay": True}, retries=retries, timeout_s=30)
+    assert done.only_the_attacker_failed() and done.attempts == [2] * IN_FLIGHT
+    assert done.attacker.status == "error" and "ran alone" in str(done.attacker.error)
+
+
+def test_an_attempt_holds_nothing_that_speaks_for_others(fight: Callable[..., Fight]) -> None:
+    done = fight("show_descriptors")
+    assert done.attacker.output == [0, 1, 2]
