@@ -20,6 +20,7 @@ class Capture:
 
     def __init__(self) -> None:
         self.total = 0
+        self.is_too_long = False  # and what came after was not read
         self._head = bytearray()
         self._tail: deque[bytes] = deque()
         self._tail_size = 0
@@ -67,10 +68,12 @@ class Capture:
 
 
 class Stream(Capture):
-    """A capture of what is written to a pipe. `given` is its writing end; a context manager, which closes both."""
+    """A capture of what is written to a pipe, `most` bytes of it, after which writing fails. `given` is its writing end; a
+    context manager, which closes both."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         super().__init__()
+        self._most = most
         self._pipe, self.given = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._pipe, False)
 
@@ -79,7 +82,7 @@ class Stream(Capture):
 
     def __exit__(self, *_: object) -> None:
         self.hand_over()
-        os.close(self._pipe)
+        self._close()
 
     def fileno(self) -> int:
         return self._pipe
@@ -95,7 +98,16 @@ class Stream(Capture):
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._pipe, _AT_ONCE):
                 self.add(data)
+                if self.total > self._most:
+                    self.is_too_long = True
+                    self._close()
+                    return False
                 if len(data) < _AT_ONCE:
                     return True
             return False
         return True
+
+    def _close(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1

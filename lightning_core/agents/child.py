@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -34,6 +35,7 @@ RESULT_BYTES = 8_000_000  # more than an output of attempt.OUTPUT_LIMIT characte
 TASK_FILE = "task.json"
 _ERROR_LIMIT = 4000
 _FLUSH_MS = 10_000
+_ENDED_FIRST = 500  # of 1,000
 _FOR_CONNECTIONS = "encodings.idna"  # the first connection to anywhere imports it: a tenth of a small attempt
 
 
@@ -54,6 +56,7 @@ def prepare(init: dict[str, Any]) -> Prepared:
         code = file.code() if file is not None else None
 
         def run() -> None:
+            limit(init["limits"])
             os.chdir(directory)
             if request["kind"] == "command":
                 run_command(argv)
@@ -62,6 +65,19 @@ def prepare(init: dict[str, Any]) -> Prepared:
         return run
 
     return begin
+
+
+def limit(limits: Mapping[str, int]) -> None:
+    """Set the most that this process may have, and each that it starts; it can only lower that."""
+    for name, most in limits.items():
+        number = getattr(resource, name)
+        now = [most if value == resource.RLIM_INFINITY else min(value, most) for value in resource.getrlimit(number)]
+        resource.setrlimit(number, (now[0], now[1]))
+    # Where the machine runs out of memory, Linux ends an attempt, and neither vLLM nor the flow.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+        if int(file.read()) < _ENDED_FIRST:
+            file.seek(0)
+            file.write(str(_ENDED_FIRST))
 
 
 def preload(modules: list[str], optional: bool) -> str | None:

@@ -11,16 +11,32 @@ from lightning_core.agents.attempt import OUTPUT_LIMIT, jsonable
 from lightning_core.agents.attempt_folder import AttemptFolder, LeftBehindError
 from lightning_core.agents.child import RESULT_BYTES, RESULT_FILE
 from lightning_core.agents.pool import Ended
+from lightning_core.config import AgentSettings
 
 _STDERR_CHARS, _NOTE_CHARS, _ERROR_CHARS = 2000, 1000, 8000
 
 
 def outcome(
-    kind: str, folder: AttemptFolder, ended: Ended, timeout_s: float
+    kind: str, folder: AttemptFolder, ended: Ended, settings: AgentSettings
 ) -> tuple[str, Any, str | None, str | None]:
     """Return status, output, note on the output, error."""
     if ended.timed_out:
-        return "timeout", None, None, f"the agent took longer than {timeout_s:g} s (agent.timeout_s) and was ended"
+        return (
+            "timeout",
+            None,
+            None,
+            f"the agent took longer than {settings.timeout_s:g} s (agent.timeout_s) and was ended",
+        )
+    if ended.threads is not None:
+        said = f"the agent had {ended.threads} processes and threads, more than agent.limits.processes ({settings.limits.processes})"
+        return "error", None, None, f"{said}, and was ended"
+    if ended.stdout.is_too_long or ended.stderr.is_too_long:
+        return (
+            "error",
+            None,
+            None,
+            f"the agent printed more than {settings.limits.output_mb} MB (agent.limits.output_mb)",
+        )
     if kind == "callable":
         try:
             result = _read_result(folder, ended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,14 @@ from pathlib import Path
 
 from lightning_core.agents.capture import Capture, Stream
 from lightning_core.agents.environment import import_folder
+from lightning_core.config import LimitSettings
 from lightning_core.process.forks import ForkServer, ForkServerError
 
 log = logging.getLogger(__name__)
 
 _START_S = 180.0
 _EOF_GRACE_S = 1.0
+_MB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Program:
 
     directory: Path
     environment: Mapping[str, str] = field(repr=False)
+    limits: LimitSettings = field(default_factory=LimitSettings)
     target: str | None = None
     python: Path | None = None  # what runs the callable; default: what runs this
     argv: Sequence[str] = ()
@@ -46,6 +50,7 @@ class Ended:
     left: int  # processes that outlived it and were ended
     stdout: Capture
     stderr: Capture
+    threads: int | None = None  # of all its processes, where it had too many and was ended
 
 
 class Pool:
@@ -72,8 +77,14 @@ class Pool:
     def run(self, kind: str, folder: Path, stdin: Path, environment: Mapping[str, str], timeout_s: float) -> Ended:
         """Run one attempt to its end, `timeout_s` at most. Raises ForkServerError, of which ServerLostError, where it was lost."""
         server, request = self._ready(), {"kind": kind, "folder": str(folder)}
-        with stdin.open("rb") as task, Stream() as stdout, Stream() as stderr:
-            fork = server.fork(request, environment, (task.fileno(), stdout.given, stderr.given), (stdout, stderr))
+        limits = self._program.limits
+        with (
+            stdin.open("rb") as task,
+            Stream(limits.output_mb * _MB) as stdout,
+            Stream(limits.output_mb * _MB) as stderr,
+        ):
+            streams = (task.fileno(), stdout.given, stderr.given)
+            fork = server.fork(request, environment, streams, (stdout, stderr), limits.processes)
             for stream in (stdout, stderr):  # the server has its own copies
                 stream.hand_over()
             timed_out = False
@@ -86,7 +97,7 @@ class Pool:
         if fork.lost is not None:
             kind_of = ServerLostError if fork.lost_with_server and not self.closed else ForkServerError
             raise kind_of(f"the attempt was lost: {fork.lost}")
-        return Ended(code, timed_out, fork.left, stdout, stderr)
+        return Ended(code, timed_out, fork.left, stdout, stderr, fork.threads)
 
     def close(self) -> None:
         """End all attempts and the fork server; a second call does nothing."""
@@ -117,6 +128,7 @@ class Pool:
             "argv": list(program.argv),
             "preload": list(program.preload),
             "preload_optional": program.preload_optional,
+            "limits": _of_each_process(program.limits),
         }
         server = ForkServer(
             "lightning_core.agents.child",
@@ -137,3 +149,13 @@ class Pool:
                 threads - 1,
             )
         return server
+
+
+def _of_each_process(limits: LimitSettings) -> dict[str, int]:
+    """Name in module `resource` → value. Not RLIMIT_NPROC, which counts all processes of the user."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "RLIMIT_DATA": machine // 2 if limits.memory_mb is None else limits.memory_mb * _MB,
+        "RLIMIT_NOFILE": limits.open_files,
+        "RLIMIT_FSIZE": limits.file_mb * _MB,
+    }

@@ -45,11 +45,12 @@ def resolve(
         argv = _argv(settings.command or [], directory, environment)
         if python is not None and settings.command and _is_python(settings.command):
             argv[0] = str(python)
-        return Program(directory, environment, argv=argv, grace_s=grace_s)
+        return Program(directory, environment, settings.limits, argv=argv, grace_s=grace_s)
     default = list(settings.preload) == AgentSettings.model_fields["preload"].get_default(call_default_factory=True)
     return Program(
         directory,
         environment,
+        settings.limits,
         target=_target(settings.callable),
         python=python,
         preload=[*settings.preload, *(_IMPORTED_LATER if default else [])],

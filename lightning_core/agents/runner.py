@@ -148,7 +148,7 @@ class Runner:
                 status, said = "infrastructure", f"{type(error).__name__}: {error}"
         else:
             exit_code = ended.code
-            status, output, note, said = outcome(kind, folder, ended, self._settings.timeout_s)
+            status, output, note, said = outcome(kind, folder, ended, self._settings)
             if ended.left:
                 log.info("%s: ended %d processes the agent had left behind", spec.rollout_id, ended.left)
             self._keep_logs(spec, ended)

@@ -14,12 +14,18 @@ from lightning_core.agents import venv
 from lightning_core.config import AgentSettings
 from lightning_core.loading import grader_digest
 
-_NOT_ASKED_OF_THE_AGENT = {"preload", "environments"}  # how fast it starts, and where its packages lie
+_ASIDE = {
+    "preload",
+    "environments",
+    "limits",
+}  # how fast it starts, where its packages lie; and what counts where it is set
 
 
 def agent_digest(settings: AgentSettings) -> str:
     """Raises SettingsError where `agent.python` is a requirements.txt that is not there."""
-    digest = hashlib.sha256(settings.model_dump_json(exclude=_NOT_ASKED_OF_THE_AGENT).encode())
+    digest = hashlib.sha256(settings.model_dump_json(exclude=_ASIDE).encode())
+    if settings.differs("limits"):
+        digest.update(settings.limits.model_dump_json(exclude_defaults=True).encode())
     if settings.python is not None and settings.python.suffix == ".txt":
         digest.update(venv.digest(settings.python).encode())
     files = _files(settings)

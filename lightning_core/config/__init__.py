@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lightning_core.config.agents import AgentSettings, RolloutSettings, TaskSettings
+from lightning_core.config.agents import AgentSettings, LimitSettings, RolloutSettings, TaskSettings
 from lightning_core.config.cluster import ClusterSettings, loopback
 from lightning_core.config.learning import AlarmSettings, FinetuneSettings
 from lightning_core.config.policies import (
@@ -278,6 +278,7 @@ __all__ = [
     "FinetuneSettings",
     "GatewaySettings",
     "LakeSettings",
+    "LimitSettings",
     "LoraSettings",
     "Name",
     "PolicySettings",

@@ -9,6 +9,24 @@ from pydantic import Field, model_validator
 from lightning_core.config.section import Section
 
 
+class LimitSettings(Section):
+    """What an attempt may take of the machine. One that takes more fails by itself, and its neighbours go on."""
+
+    processes: int = Field(
+        2048, ge=1, description="processes and threads of one attempt, at the same time; with more it is ended"
+    )
+    memory_mb: int | None = Field(
+        None, ge=64, description="MB of memory of its own for each process; default: half of what the machine has"
+    )
+    open_files: int = Field(4096, ge=16, description="open files of each process")
+    file_mb: int = Field(8192, ge=1, description="MB of the largest file that it may write")
+    output_mb: int = Field(
+        1024,
+        ge=1,
+        description="MB that it may print to stdout, and to stderr (what is kept is the first and last 256 KB)",
+    )
+
+
 class AgentSettings(Section):
     """The agent, as it is: a Python callable or any command."""
 
@@ -37,6 +55,7 @@ class AgentSettings(Section):
     timeout_s: float = Field(
         120, gt=0, description="seconds after which an attempt is ended and counts as the agent's failure"
     )
+    limits: LimitSettings = Field(default_factory=LimitSettings, description="what an attempt may take of the machine")
     preload: list[str] = Field(
         default_factory=lambda: [
             "openai",

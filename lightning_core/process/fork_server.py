@@ -12,7 +12,8 @@ child, which ends it at once.
 
 Messages are JSON, one a packet. The server gets `init` and answers `{"threads": …}` or `{"refused": …}`; then each packet has
 the descriptor of a socket, for one more keeper. That gets on it one fork after another, with descriptors for stdin, stdout and
-stderr, and answers `{"pid": …, "keeper": …}` and, once no process of the fork is left, `{"code": …, "left": …}`. An owner that
+stderr, and answers `{"pid": …, "keeper": …}` and, once no process of the fork is left, `{"code": …, "left": …, "threads": …}` (the last
+where there were too many). An owner that
 shuts its end down has the fork ended at once, and the keeper. Where a keeper is killed, which its fork can do, the server
 answers in its place, once no process is left: `{"code": …, "left": …, "last": true}`, as of a fork that was killed itself. So
 a socket that closes without an answer means that the server has gone.
@@ -36,6 +37,7 @@ from typing import Any, NamedTuple, NoReturn
 from lightning_core.process import linux
 
 PACKET = 128 * 1024
+_LOOK_MS = 250  # from one look at how many threads there are to the next
 
 Prepared = Callable[[dict[str, Any]], Callable[[], object]]
 
@@ -147,19 +149,28 @@ def _keep(server: int, owner: socket.socket, prepared: Prepared) -> NoReturn:
                 os.close(stream)
             send(owner, pid=pid, keeper=keeper)
             ended = os.pidfd_open(pid)
-            _wait(owner.fileno(), gone, ended)
+            threads = _watch(pid, message["most_threads"], owner.fileno(), gone, ended)
             os.close(ended)
             linux.signal_group(pid, signal.SIGKILL)  # while its pid can be no other's
             _, status = os.waitpid(pid, 0)
             left = linux.end_children()
             if _wait(gone, timeout_ms=0):
                 break  # whoever hears nothing does not take this for the end that the fork would have had
-            send(owner, code=os.waitstatus_to_exitcode(status), left=left)
+            send(owner, code=os.waitstatus_to_exitcode(status), left=left, threads=threads)
     except BaseException:  # noqa: BLE001 - a forked process must not fall back into the loop
         traceback.print_exc()
         linux.end_children()
     finally:
         os._exit(0)
+
+
+def _watch(pid: int, most_threads: int | None, *descriptors: int) -> int | None:
+    """Wait for one of the descriptors, or until there are too many threads below this process: their number."""
+    while not _wait(*descriptors, timeout_ms=None if most_threads is None else _LOOK_MS):
+        linux.reap_orphans(but=pid)
+        if (threads := linux.threads_below()) > (most_threads or 0):
+            return threads
+    return None
 
 
 def _become(keeper: int, streams: list[int], environment: dict[str, str], run: Callable[[], object]) -> NoReturn:

@@ -46,6 +46,7 @@ class Fork:
         self.pid: int | None = None  # once it has begun; it leads a session of its own
         self.returncode: int | None = None
         self.left = 0  # processes that outlived it and were ended
+        self.threads: int | None = None  # it had of all processes, where that was too many and it was ended
         self.lost: str | None = None  # why nobody knows how it would have ended
         self.lost_with_server = False  # after it had begun
         self._keeper_pid: int | None = None
@@ -139,7 +140,7 @@ class Fork:
             self.left = message["left"]
             self._ended(message["code"])
         elif "code" in message:
-            self.returncode, self.left = message["code"], message["left"]
+            self.returncode, self.left, self.threads = message["code"], message["left"], message["threads"]
             self._server.keep(self._keeper)
         return True
 
@@ -210,12 +211,15 @@ class ForkServer:
         environment: Mapping[str, str],
         streams: tuple[int, int, int],
         readers: Iterable[Reader] = (),
+        most_threads: int | None = None,
     ) -> Fork:
         """Fork a process, once the server is ready; `environment` is set beside the server's own. Returns at once.
 
-        `streams`: its stdin, stdout, stderr; `readers` of them read while it is waited for. Raises ForkServerError where the environment is too large.
+        `streams`: its stdin, stdout, stderr; `readers` of them read while it is waited for. `most_threads`: with more,
+        of all its processes, it is ended. Raises ForkServerError where the environment is too large.
         """
-        packet = json.dumps({"request": request, "environment": dict(environment)}).encode()
+        message = {"request": request, "environment": dict(environment), "most_threads": most_threads}
+        packet = json.dumps(message).encode()
         if len(packet) > PACKET:
             raise ForkServerError(f"the environment of a fork is too large ({len(packet)} bytes, at most {PACKET})")
         while (keeper := self._unused()) is not None:

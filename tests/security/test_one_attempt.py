@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ import pytest
 from lightning_core import names
 from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.runner import Runner, run_rollout
-from lightning_core.config import AgentSettings
+from lightning_core.config import AgentSettings, Settings
+from lightning_core.epoch.plan import Task, plan_training
+from lightning_flows.tasks.rollout import rollout_shard
+from tests.gateway_rig import attributes, rig
 from tests.integration.test_attempts_callable import spec_for
 from tests.standin_server import Standin, standin
 
@@ -199,3 +203,78 @@ def test_who_ends_the_fork_server_twice_is_found_and_the_others_are_repeated_onc
 def test_an_attempt_holds_nothing_that_speaks_for_others(fight: Callable[..., Fight]) -> None:
     done = fight("show_descriptors")
     assert done.attacker.output == [0, 1, 2]
+
+
+LIMITS = [
+    ("start_many", {"processes": 40}, "agent.limits.processes"),
+    ("start_threads", {"processes": 40}, "agent.limits.processes"),
+    ("take_memory", {"memory_mb": 300}, "MemoryError"),
+    ("open_files_of_its_own", {"open_files": 100}, "Too many open files"),
+    ("write_a_large_file", {"file_mb": 10}, "File too large"),
+    ("print_without_end", {"output_mb": 20}, "agent.limits.output_mb"),
+]
+
+
+@pytest.mark.parametrize(("way", "limits", "said"), LIMITS, ids=[way for way, *_ in LIMITS])
+def test_an_attempt_that_takes_more_than_it_may_fails_by_itself(
+    fight: Callable[..., Fight], way: str, limits: dict[str, int], said: str
+) -> None:
+    done = fight(way, limits=limits)
+    assert done.only_the_attacker_failed() and done.attempts == [1] * IN_FLIGHT
+    assert done.attacker.status == "error" and said in str(done.attacker.error)
+
+
+def test_processes_that_have_ended_do_not_count(fight: Callable[..., Fight]) -> None:
+    assert fight("end_many_one_after_another", limits={"processes": 40}).attacker.output == "honest"
+
+
+def test_an_attempt_has_the_limits_of_the_settings_and_goes_first_where_memory_ends(
+    fight: Callable[..., Fight],
+) -> None:
+    limits = {"memory_mb": 1000, "open_files": 200, "file_mb": 10}
+    memory, files, size, score = fight("show_limits", limits=limits).attacker.output
+    assert [memory[1], files[1], size[1]] == [1000 << 20, 200, 10 << 20]
+    assert memory[0] == memory[1] and files[0] <= 200 and score >= 500
+
+
+def test_a_command_has_them_too_and_by_default_half_of_the_memory(server: Standin) -> None:
+    with Runner(AgentSettings(command=["bash", "-c", "ulimit -H -d; ulimit -H -n"])) as runner:
+        result = runner.run(spec_for(server))
+    half = psutil.virtual_memory().total // 2048
+    assert (result.status, result.output) == ("ok", 4096)
+    with Runner(AgentSettings(command=["bash", "-c", "ulimit -H -d"])) as runner:
+        assert abs(runner.run(spec_for(server)).output - half) < 2048
+
+
+def test_a_command_that_kills_its_parent_has_ended_itself(server: Standin) -> None:
+    with Runner(AgentSettings(command=["bash", "-c", "kill -9 $PPID; sleep 600"])) as runner:
+        result = run_rollout(runner, lambda attempt_id: spec_for(server, attempt_id=attempt_id), 0)
+    assert (result.status, result.exit_code) == ("error", -signal.SIGKILL)
+
+
+def test_a_shard_in_which_every_other_attempt_attacks_ends_with_a_result_of_each(tmp_path: Path) -> None:
+    """Behind the real gateway, as a flow runs it."""
+    ways: list[dict[str, Any]] = [{"way": way} for way in ("kill_parent", "replace_the_folder", "kill_fork_server")]
+    ways += [{"way": "leave", "name": "result.json", "what": what} for what in ("a list", "folder", "fifo")]
+    ways += [{"way": "leave", "name": "undelivered-spans", "what": what} for what in ("garbage", "folder")]
+    (tmp_path / "meeting").mkdir()
+    tasks = [
+        Task(f"t{n}", task | {"meeting": str(tmp_path / "meeting"), "of": 1})
+        for n, task in enumerate([one for way in ways for one in (way, {})])
+    ]
+    settings = Settings.model_validate(
+        {
+            "home": tmp_path,
+            "run": "fight",
+            "agent": {"callable": f"{AGENTS}:attack", "preload": [], "timeout_s": 30},
+            "tasks": {"train": "(none)"},
+            "rollout": {"tasks_per_epoch": len(tasks), "group_size": 2, "concurrency": 4},
+        }
+    )
+    planned = plan_training(settings, tasks, 0)
+    with rig(tmp_path) as gateway:
+        shard = rollout_shard.fn(settings, gateway.handle, planned, 0, "train", number=1, of=1, total=len(planned))
+        roots = [span for span in gateway.spans() if span.name == "rollout"]
+    assert shard["statuses"] == {"ok": 2 * len(ways), "error": 2 * len(ways)}
+    outcomes = Counter(str(attributes(root)[names.STATUS]) for root in roots)
+    assert (outcomes["ok"], outcomes["error"]) == (2 * len(ways), 2 * len(ways))

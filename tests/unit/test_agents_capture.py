@@ -53,7 +53,7 @@ def test_the_last_line_says_when_its_beginning_is_missing() -> None:
 
 
 def test_a_stream_is_read_to_its_end_which_is_that_of_its_last_writer() -> None:
-    with Stream() as stream:
+    with Stream(1_000_000) as stream:
         other = os.dup(stream.given)
         os.write(stream.given, b"first ")
         stream.hand_over()

@@ -68,6 +68,8 @@ def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict
         (None, {"rollout": {"tasks_per_epoch": 2, "group_size": 2, "concurrency": 3, "shards": 1, "retries": 0}}),
         (None, {"vllm": {"kv_cache_gb": 0.1, "max_num_seqs": 3}, "gateway": {"spool_max_gb": 1.0}}),
         (None, {"agent": {"command": "true", "environments": "elsewhere"}}),
+        (None, {"agent": {"command": "true", "limits": {"processes": 2048}}}),
+        ("rollouts", {"agent": {"command": "true", "limits": {"processes": 9}}}),
         (None, {"gateway": {"most_calls": 3, "log_calls": "off"}}),
         (None, {"epochs": 9, "evaluation": {"every": 3}, "store": {"keep_every": 3}}),
     ],
