@@ -6,6 +6,7 @@ Names that others write (`gen_ai.*`, OpenInference, Traceloop, …) are rows of 
 # Scope: which execution a span belongs to. As resource attributes, or written by the gateway that authenticated it.
 ROLLOUT_ID = "lightning.rollout_id"
 ATTEMPT_ID = "lightning.attempt_id"
+PROOF = "lightning.proof"  # resource attribute, for exporters that send no token: see otlp/proof.py; it is not stored
 
 # The two spans every execution leaves: `rollout.start` when it begins, the root `rollout` after its process has exited.
 SPAN_ROLLOUT_START = "rollout.start"

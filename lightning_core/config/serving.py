@@ -30,6 +30,10 @@ class GatewaySettings(Section):
         4.0, gt=0, description="limit of spans not yet decoded; beyond it the gateway answers 503"
     )
     max_body_mb: float = Field(64.0, gt=0, le=512)
+    trust_loopback: bool = Field(
+        False,
+        description="what this machine sends without a token counts for the rollout that its attributes name: for exporters that pass on neither; any process here can then reward any rollout",
+    )
     upstreams: list[UpstreamSettings] = Field(
         default_factory=list, description="APIs of models that are not trained; calls are routed by model name"
     )

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from lightning_core.gateway.http import HttpError, Scope, header
-from lightning_core.gateway.tokens import Mode, is_secret, verify
+from lightning_core.gateway.revoked import Revoked
+from lightning_core.gateway.tokens import AttemptScope, Mode, is_secret, verify
 from lightning_core.spool.spool import Scope as ScopeName
+
+Sender = Literal["secret", "attempt", "nobody"]
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is. Without an attempt the agent's own sampling is kept, as in evaluation."""
+    """Whose request it is. Without an attempt the agent's own sampling is kept, as in evaluation.
+
+    `sender` decides what the spans of the request may say; it is stored with them.
+    """
 
     rollout_id: str | None
     attempt_id: str | None
     mode: Mode
     scope: ScopeName
-
-
-_NOBODY = Caller(None, None, "evaluate", "none")
+    sender: Sender = "attempt"
 
 
 def _unauthorized(message: str) -> HttpError:
@@ -40,40 +45,70 @@ def token_of(header: str | None) -> str | None:
     return token.strip() if kind.lower() == "bearer" else header.strip()
 
 
-def identify(scope: Scope, secret: str, anonymous: bool = False) -> Caller:
-    """Who calls a /v1 route; `anonymous` lets loopback in without a token. Raises HttpError 401."""
-    token = bearer(scope)
-    rollout_id = scope["path_params"].get("rollout_id")
-    attempt_id = scope["path_params"].get("attempt_id")
-    if rollout_id is None:
-        client = scope.get("client")
-        return identify_token(token, secret, nobody=anonymous and client is not None and is_loopback(client[0]))
-    attempt = verify(secret, token) if token else None
-    if attempt is None or (attempt.rollout_id, attempt.attempt_id) != (rollout_id, attempt_id):
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Tells callers apart by the home's secret and the tokens that were made with it."""
+
+    secret: str = field(repr=False)
+    revoked: Revoked
+    trust_loopback: bool = False  # what loopback sends without a token counts for the rollouts that it names
+
+    def identify(self, scope: Scope) -> Caller:
+        """Who asks for a model: an attempt by its token, or the administrator. Raises HttpError 401."""
+        if _named(scope) is None:
+            return self._by_token(bearer(scope))
+        return self._by_path(scope, bearer(scope))
+
+    def identify_spans(self, scope: Scope) -> Caller:
+        """Who sends spans over HTTP: also who holds the secret, for any attempt, and loopback. Raises HttpError 401."""
+        token, named, client = bearer(scope), _named(scope), scope.get("client")
+        if named is None:
+            return self.identify_sender(token, client[0] if client is not None else "")
+        if token and is_secret(self.secret, token):
+            return Caller(*named, "evaluate", "path", "secret")
+        return self._by_path(scope, token)
+
+    def identify_sender(self, token: str | None, address: str) -> Caller:
+        """Who sends spans from this address, which names no attempt. Raises HttpError 401."""
+        if token or not is_loopback(address):
+            return self._by_token(token)
+        return Caller(None, None, "evaluate", "none", "attempt" if self.trust_loopback else "nobody")
+
+    def require_admin(self, scope: Scope) -> None:
+        """Raises HttpError 401."""
+        token = bearer(scope)
+        if not token or not is_secret(self.secret, token):
+            raise _unauthorized("this needs the gateway's secret (`services/secret` in its home) as a bearer token")
+
+    def _by_path(self, scope: Scope, token: str | None) -> Caller:
+        attempt, named = self._verify(token), _named(scope)
+        if attempt is None or (attempt.rollout_id, attempt.attempt_id) != named:
+            rollout_id, attempt_id = named or ("", "")
+            raise _unauthorized(
+                f"this needs the token of rollout {rollout_id!r}, attempt {attempt_id!r}: send it as "
+                "`Authorization: Bearer lf-…` (the attempt finds it in OPENAI_API_KEY; it ends some time after the attempt)"
+            )
+        return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "path")
+
+    def _by_token(self, token: str | None) -> Caller:
+        attempt = self._verify(token)
+        if attempt is not None:
+            return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "token")
+        if token and is_secret(self.secret, token):
+            return Caller(None, None, "evaluate", "none", "secret")
         raise _unauthorized(
-            f"this needs the token of rollout {rollout_id!r}, attempt {attempt_id!r}: send it as "
-            "`Authorization: Bearer lf-…` (the attempt finds it in OPENAI_API_KEY)"
+            "no valid API key: send an attempt's token, or the gateway's secret, as `Authorization: Bearer …`"
         )
-    return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "path")
+
+    def _verify(self, token: str | None) -> AttemptScope | None:
+        attempt = verify(self.secret, token) if token else None
+        return None if attempt is None or self.revoked.has(attempt.rollout_id, attempt.attempt_id) else attempt
 
 
-def identify_token(token: str | None, secret: str, nobody: bool) -> Caller:
-    """Who calls where the address names no attempt; `nobody` lets in without a token. Raises HttpError 401."""
-    attempt = verify(secret, token) if token else None
-    if attempt is not None:
-        return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "token")
-    if (token and is_secret(secret, token)) or (nobody and not token):
-        return _NOBODY
-    raise _unauthorized(
-        "no valid API key: send an attempt's token, or the gateway's secret, as `Authorization: Bearer …`"
-    )
-
-
-def require_admin(scope: Scope, secret: str) -> None:
-    """Raises HttpError 401."""
-    token = bearer(scope)
-    if not token or not is_secret(secret, token):
-        raise _unauthorized("this needs the gateway's secret (`services/secret` in its home) as a bearer token")
+def _named(scope: Scope) -> tuple[str, str] | None:
+    """The rollout and the attempt in the request's path."""
+    named = scope["path_params"]
+    return (named["rollout_id"], named["attempt_id"]) if "rollout_id" in named else None
 
 
 def is_loopback(address: str) -> bool:

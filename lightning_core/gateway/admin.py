@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass, field
 
-from lightning_core.gateway.access import require_admin
+from lightning_core.gateway.access import Access
 from lightning_core.gateway.claims import Claims
 from lightning_core.gateway.http import HttpError, Receive, Response, Scope, Send, json_response, read_body
 from lightning_core.gateway.routes import RoutesError, RouteTable, parse_routes
@@ -17,7 +17,7 @@ from lightning_core.spool.spool import SpoolWriter
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    secret: str
+    access: Access
     spool: SpoolWriter
     routes: RouteTable
     stats: Stats
@@ -26,15 +26,15 @@ class Admin:
 
     async def seal(self, scope: Scope, receive: Receive, send: Send) -> int:
         """`{"offset": n}`: everything acknowledged so far lies below n."""
-        require_admin(scope, self.secret)
+        self.access.require_admin(scope)
         return await json_response({"offset": self.spool.end()}).send(send)
 
     async def get_routes(self, scope: Scope, receive: Receive, send: Send) -> int:
-        require_admin(scope, self.secret)
+        self.access.require_admin(scope)
         return await json_response(self.routes.current.model_dump(mode="json")).send(send)
 
     async def put_routes(self, scope: Scope, receive: Receive, send: Send) -> int:
-        require_admin(scope, self.secret)
+        self.access.require_admin(scope)
         body = await read_body(scope, receive, self.max_body)
         try:
             routes = parse_routes(body)
@@ -47,10 +47,20 @@ class Admin:
         return await json_response(routes.model_dump(mode="json")).send(send)
 
     async def attempt(self, scope: Scope, receive: Receive, send: Send) -> int:
-        require_admin(scope, self.secret)
+        self.access.require_admin(scope)
         parts = scope["path_params"]
         found = self.stats.peek(parts["rollout_id"], parts["attempt_id"])
         return await json_response(found).send(send)
+
+    async def revoke(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """Refuse the attempt's tokens from now on."""
+        self.access.require_admin(scope)
+        parts = scope["path_params"]
+        try:
+            self.access.revoked.add(parts["rollout_id"], parts["attempt_id"])
+        except OSError as error:
+            raise HttpError(503, f"it could not be stored: {error}", "server_error") from None
+        return await json_response({}).send(send)
 
     async def begin_round(self, scope: Scope, receive: Receive, send: Send) -> int:
         """`{"name", "round"}`: claims of this round are granted, those of others of that name no more."""
@@ -64,7 +74,7 @@ class Admin:
         return await json_response({"granted": self.claims.grant(*asked)}).send(send)
 
     async def _texts(self, scope: Scope, receive: Receive, *keys: str) -> list[str]:
-        require_admin(scope, self.secret)
+        self.access.require_admin(scope)
         try:
             body = json.loads(await read_body(scope, receive, self.max_body))
             return [str(body[key]) for key in keys]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.config import GatewaySettings
+from lightning_core.gateway.access import Access
 from lightning_core.gateway.admin import Admin
 from lightning_core.gateway.admission import Admission
 from lightning_core.gateway.drift import DriftMemory
@@ -88,7 +89,7 @@ class App:
 
 
 def make_app(
-    home: Path, secret: str, spool: SpoolWriter, routes: RouteTable, intake: Intake, settings: GatewaySettings
+    home: Path, access: Access, spool: SpoolWriter, routes: RouteTable, intake: Intake, settings: GatewaySettings
 ) -> App:
     """The app, whose `close` is the caller's to call, as the spool's is. Raises NoKey."""
     stats, upstreams = intake.stats, Upstreams()
@@ -96,7 +97,7 @@ def make_app(
     targets = Targets(routes, settings.upstreams, settings.version_change)
     responses = ResponseStore(services(home) / "responses.sqlite")
     gateway = Gateway(
-        secret=secret,
+        access=access,
         settings=settings,
         spool=spool,
         targets=targets,
@@ -107,9 +108,9 @@ def make_app(
         stats=stats,
         max_body=intake.max_body,
     )
-    stored = StoredResponses(secret, responses)
-    receiver = Receiver(secret, intake)
-    admin = Admin(secret, spool, routes, stats, intake.max_body)
+    stored = StoredResponses(access, responses)
+    receiver = Receiver(access, intake)
+    admin = Admin(access, spool, routes, stats, intake.max_body)
     app = App(stats, upstreams, responses)
     for prefix in ("/rollouts/{rollout_id}/attempts/{attempt_id}", ""):
         app.add(prefix + "/v1/chat/completions", "POST", "chat", gateway.chat)
@@ -129,6 +130,7 @@ def make_app(
     app.add("/admin/routes", "GET", "routes", admin.get_routes)
     app.add("/admin/routes", "PUT", "routes", admin.put_routes)
     app.add("/admin/attempts/{rollout_id}/{attempt_id}", "GET", "attempt", admin.attempt)
+    app.add("/admin/attempts/{rollout_id}/{attempt_id}", "DELETE", "revoke", admin.revoke)
     app.add("/admin/rounds", "POST", "rounds", admin.begin_round)
     app.add("/admin/claims", "POST", "claims", admin.claim)
     app.add("/health", "GET", "health", admin.health)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import orjson
 
 from lightning_core.config import GatewaySettings
-from lightning_core.gateway.access import Caller, identify
+from lightning_core.gateway.access import Access, Caller
 from lightning_core.gateway.admission import Admission
 from lightning_core.gateway.api_format import ApiFormat, PlainFormat
 from lightning_core.gateway.call import Asked, Call
@@ -34,7 +34,7 @@ from lightning_core.spool.spool import SpoolWriter
 class Gateway:
     """What all calls share."""
 
-    secret: str
+    access: Access
     settings: GatewaySettings
     spool: SpoolWriter
     targets: Targets
@@ -46,12 +46,12 @@ class Gateway:
     max_body: int
 
     async def models(self, scope: Scope, receive: Receive, send: Send) -> int:
-        identify(scope, self.secret)
+        self.access.identify(scope)
         data = [_model(name) for name in self.targets.names()]
         return await json_response({"object": "list", "data": data}).send(send)
 
     async def model(self, scope: Scope, receive: Receive, send: Send) -> int:
-        caller = identify(scope, self.secret)
+        caller = self.access.identify(scope)
         target = self.targets.resolve(scope["path_params"]["model"], caller)
         return await json_response(_model(target.asked)).send(send)
 
@@ -105,7 +105,7 @@ class Gateway:
         await note_refusal(self.spool, self.stats, caller, kind, request, policy, scope, error)
 
     async def _read(self, scope: Scope, receive: Receive, field: str) -> tuple[Caller, dict[str, Any]]:
-        caller = identify(scope, self.secret)
+        caller = self.access.identify(scope)
         return caller, _parse(await read_body(scope, receive, self.max_body), field)
 
     async def _target(self, caller: Caller, kind: Kind, request: dict[str, Any]) -> Target:

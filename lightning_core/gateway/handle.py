@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,8 @@ from lightning_core.client.wire import post_request
 from lightning_core.config import GatewaySettings
 from lightning_core.errors import LightningError
 from lightning_core.gateway.files import load_secret, services
-from lightning_core.gateway.tokens import Mode, mint
+from lightning_core.gateway.tokens import LIFETIME_S, Mode, mint
+from lightning_core.otlp.proof import prove
 from lightning_core.otlp.spans import SpanData, encode_request
 from lightning_core.process.spawn import Process, StartError, child_environment
 
@@ -42,7 +44,7 @@ class GatewayHandle:
         self.grpc_url = grpc_url  # of OTLP/gRPC; None where it is off
         self.pid = pid
         self._process: Process | None = None
-        self._secret = load_secret(home)
+        self.secret = load_secret(home)  # whoever sends spans with it writes roots and graders' rewards
 
     @classmethod
     def find(cls, home: Path | str) -> GatewayHandle | None:
@@ -92,9 +94,17 @@ class GatewayHandle:
         """Root of an attempt's scope: append `/v1` for `OPENAI_BASE_URL`, nothing for the OTLP endpoint."""
         return f"{self.url}/rollouts/{quote(rollout_id, safe='')}/attempts/{quote(attempt_id, safe='')}"
 
-    def mint(self, rollout_id: str, attempt_id: str, mode: Mode) -> str:
-        """The token that opens this attempt's scope: `OPENAI_API_KEY`, and the bearer token for OTLP."""
-        return mint(self._secret, rollout_id, attempt_id, mode)
+    def mint(self, rollout_id: str, attempt_id: str, mode: Mode, lasts_s: float = LIFETIME_S) -> str:
+        """The token that opens this attempt's scope for so many seconds: `OPENAI_API_KEY`, and the bearer token for OTLP."""
+        return mint(self.secret, rollout_id, attempt_id, mode, time.time() + lasts_s)
+
+    def prove(self, rollout_id: str, attempt_id: str, lasts_s: float = LIFETIME_S) -> str:
+        """The proof, for so many seconds, that spans are this attempt's, as a resource attribute (`names.PROOF`)."""
+        return prove(self.secret, rollout_id, attempt_id, time.time() + lasts_s)
+
+    def revoke(self, rollout_id: str, attempt_id: str) -> None:
+        """Refuse the attempt's tokens from now on, whenever they end. There is no way back: others would be the same."""
+        self._ask("DELETE", f"/admin/attempts/{quote(rollout_id, safe='')}/{quote(attempt_id, safe='')}")
 
     def health(self) -> dict[str, Any]:
         return self._ask("GET", "/health", timeout_s=5)
@@ -127,7 +137,7 @@ class GatewayHandle:
         """
         bodies = (encode_request({names.ROLLOUT_ID: r, names.ATTEMPT_ID: a}, found) for r, a, found in spans)
         # Messages of protobuf one after another are one message, with the resources of all.
-        post_request(self.url, {"Authorization": f"Bearer {self._secret}"}, b"".join(bodies))
+        post_request(self.url, {"Authorization": f"Bearer {self.secret}"}, b"".join(bodies))
 
     def begin_round(self, name: str, round_id: str) -> None:
         """Grant claims of this round of that name alone from now on; see lightning_core.gateway.claims."""
@@ -139,7 +149,7 @@ class GatewayHandle:
         return cast(bool, self._ask("POST", "/admin/claims", asked)["granted"])
 
     def _ask(self, method: str, path: str, body: Any = None, timeout_s: float = 30) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {self._secret}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {self.secret}", "Content-Type": "application/json"}
         content = None if body is None else json.dumps(body).encode()
         try:
             answer = ask(method, self.url + path, headers, content, timeout_s, direct=True)

@@ -88,7 +88,7 @@ class Intake:
         return response
 
     async def _store(self, caller: Caller, body: bytes) -> None:
-        record = Record(caller.rollout_id, caller.attempt_id, caller.scope, time.time_ns(), "otlp", body)
+        record = Record(caller.rollout_id, caller.attempt_id, caller.scope, time.time_ns(), caller.sender, body)
         try:
             await self.spool.append(record)
         except SpoolError as error:

@@ -28,11 +28,13 @@ import uvicorn
 from lightning_core.config import GatewaySettings
 from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
+from lightning_core.gateway.access import Access
 from lightning_core.gateway.app import App, make_app
 from lightning_core.gateway.files import PRIVATE, load_secret, services
 from lightning_core.gateway.http import Room
 from lightning_core.gateway.intake import Intake
 from lightning_core.gateway.protocol import bounded_http
+from lightning_core.gateway.revoked import Revoked
 from lightning_core.gateway.routes import RoutesError, RouteTable
 from lightning_core.gateway.stats import Stats
 from lightning_core.spool.spool import SpoolError, SpoolWriter
@@ -85,7 +87,7 @@ class Server(uvicorn.Server):
 class GrpcSettings:
     """Where the gRPC receiver listens, and what it hands requests to."""
 
-    secret: str
+    access: Access
     intake: Intake
     host: str
     port: int
@@ -94,7 +96,7 @@ class GrpcSettings:
         """(the receiver, its URL); CannotStart where the address is taken or not ours."""
         from lightning_core.gateway.otlp_grpc import GrpcReceiver  # not needed where gRPC is off
 
-        receiver = GrpcReceiver(self.secret, self.intake)
+        receiver = GrpcReceiver(self.access, self.intake)
         try:
             bound = await receiver.start(self.host, self.port)
         except OSError as error:
@@ -149,11 +151,11 @@ def serve(home: Path, settings: GatewaySettings) -> None:
     except (SpoolError, OSError) as error:
         raise CannotStart(str(error)) from None
     try:
-        secret = load_secret(home)
+        access = Access(load_secret(home), Revoked(home), settings.trust_loopback)
         max_body = int(settings.max_body_mb * 1e6)
         intake = Intake(spool, Stats(), max_body, Room(max(_BODIES_IN_MEMORY, 4 * max_body)))
-        app = make_app(home, secret, spool, RouteTable(home), intake, settings)
-        grpc = None if grpc_port is None else GrpcSettings(secret, intake, host, grpc_port)
+        app = make_app(home, access, spool, RouteTable(home), intake, settings)
+        grpc = None if grpc_port is None else GrpcSettings(access, intake, host, grpc_port)
         config = uvicorn.Config(
             app,
             loop="uvloop",

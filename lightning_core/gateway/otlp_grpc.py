@@ -19,7 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from lightning_core.gateway.access import identify_token, is_loopback, token_of
+from lightning_core.gateway.access import Access, token_of
 from lightning_core.gateway.http import HttpError
 from lightning_core.gateway.intake import GRPC_CODES, RETRY_AFTER_S, Intake, Signal
 from lightning_core.otlp.messages import OtlpError
@@ -39,8 +39,8 @@ _SERVICES = {
 class GrpcReceiver:
     """A gRPC server on the running event loop; `start` binds, `stop` drains."""
 
-    def __init__(self, secret: str, intake: Intake) -> None:
-        self._secret = secret
+    def __init__(self, access: Access, intake: Intake) -> None:
+        self._access = access
         self._intake = intake
         self._server = grpc.aio.server(
             options=[
@@ -73,7 +73,7 @@ class GrpcReceiver:
             try:
                 metadata = dict(context.invocation_metadata() or ())
                 token = token_of(metadata.get("authorization"))
-                caller = identify_token(token, self._secret, nobody=is_loopback(_host(context.peer())))
+                caller = self._access.identify_sender(token, _host(context.peer()))
                 how = (request, PROTOBUF, sniff_encoding(request))
                 with self._intake.admitted(caller) as take:
                     take(len(request))

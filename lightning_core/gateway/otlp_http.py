@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf import json_format
 from google.rpc.status_pb2 import Status
 
-from lightning_core.gateway.access import identify
+from lightning_core.gateway.access import Access
 from lightning_core.gateway.http import HttpError, Receive, Response, Scope, Send, header, read_body
 from lightning_core.gateway.intake import GRPC_CODES, Intake, Signal
 from lightning_core.otlp.messages import OtlpError
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    secret: str
+    access: Access
     intake: Intake
 
     async def traces(self, scope: Scope, receive: Receive, send: Send) -> int:
         try:
-            caller = identify(scope, self.secret, anonymous=True)
+            caller = self.access.identify_spans(scope)
             with self.intake.admitted(caller) as take:
                 body = await read_body(scope, receive, self.intake.max_body, take)
                 answer = await self.intake.traces(caller, body, *_how(scope), take)
@@ -43,7 +43,7 @@ class Receiver:
 
     async def _refuse(self, signal: Signal, scope: Scope, receive: Receive, send: Send) -> int:
         try:
-            caller = identify(scope, self.secret, anonymous=True)
+            caller = self.access.identify_spans(scope)
             with self.intake.admitted(caller) as take:
                 body = await read_body(scope, receive, self.intake.max_body, take)
                 response = _message(await self.intake.refuse(signal, body, *_how(scope)), scope)

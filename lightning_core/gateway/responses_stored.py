@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from lightning_core.gateway.access import identify
+from lightning_core.gateway.access import Access
 from lightning_core.gateway.http import HttpError, Receive, Response, Scope, Send, json_response
 from lightning_core.gateway.responses_store import ResponseStore
 
@@ -19,7 +19,7 @@ _MOST_ITEMS, _ITEMS = 100, 20
 class StoredResponses:
     """The routes under `/v1/responses/{response_id}`; each knows the responses of the caller's attempt only."""
 
-    secret: str
+    access: Access
     store: ResponseStore
 
     async def get(self, scope: Scope, receive: Receive, send: Send) -> int:
@@ -52,11 +52,11 @@ class StoredResponses:
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> int:
         self._find(scope)
         response_id = scope["path_params"]["response_id"]
-        self.store.delete(response_id, identify(scope, self.secret))
+        self.store.delete(response_id, self.access.identify(scope))
         return await json_response({"id": response_id, "object": "response", "deleted": True}).send(send)
 
     def _find(self, scope: Scope) -> tuple[bytes, bytes]:
-        caller, response_id = identify(scope, self.secret), scope["path_params"]["response_id"]
+        caller, response_id = self.access.identify(scope), scope["path_params"]["response_id"]
         found = self.store.response(response_id, caller)
         if found is None:
             raise HttpError(404, f"Response with id {response_id!r} not found.", code="response_not_found")
