@@ -164,6 +164,8 @@ def _counts(done: Ingested) -> str:
         line += f", {done.retries:,} were there already"
     if done.rejected:
         line += f", {done.rejected:,} rejected (see spool/rejected, and table rejections)"
+    if done.refused:
+        line += f", {done.refused:,} with claims that count for nothing (view refused_claims)"
     return line
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from lightning_core import names
-from lightning_core.client import STATUS_OK, SpanData, new_span_id, new_trace_id, post_spans
+from lightning_core.client import STATUS_OK, SpanData, new_span_id, new_trace_id
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.plan import PlannedRollout, Task, attempt_of
 from lightning_core.epoch.production import Choice, Chosen, take
@@ -54,7 +54,7 @@ def _post_roots(epoch: Epoch, chosen: Chosen) -> None:
         root = SpanData(names.SPAN_ROLLOUT, row["start_ns"], row["end_ns"], new_trace_id(), new_span_id())
         root.attributes = spec.labels() | {names.OUTPUT: json.dumps(row["output"]), names.STATUS: "ok"}
         root.status = STATUS_OK
-        post_spans(spec.base_url, {"authorization": f"Bearer {spec.token}"}, spec.resource(), [root])
+        gateway.store([(spec.rollout_id, spec.attempt_id, [root])])
         progress.add()
 
     with ThreadPoolExecutor(8, thread_name_prefix="adopt") as threads:

@@ -45,6 +45,11 @@ def decode_range(first: int, batch: Batch) -> Decoded:
 def _warned(lake: Lake, done: Ingested) -> Ingested:
     if done.rejected:
         logger().warning("%d spans could not be decoded; see %s", done.rejected, lake.spool / "rejected")
+    if done.refused:
+        logger().warning(
+            "%d spans claim what their senders may not say: it counts for nothing; see view refused_claims",
+            done.refused,
+        )
     return done
 
 
@@ -57,7 +62,7 @@ def _on(cluster: ClusterSettings) -> Decode:
             yield from map(decode_batch, first)
             return
         with task_runner(cluster) as runner:
-            each = ({"first": batch[0][0], "batch": batch} for batch in chain(first, batches))
+            each = ({"first": batch.first, "batch": batch} for batch in chain(first, batches))
             yield from in_order(runner, decode_range, each)
 
     return decode

@@ -15,7 +15,10 @@ _DEEPEST = 100  # lists in lists: who reads it later may be further from the lim
 
 @dataclass(frozen=True)
 class AttemptSpec:
-    """One execution of a rollout. `base_url` is the attempt's own prefix on the server; `token` opens that alone."""
+    """One execution of a rollout. `base_url` is the attempt's own prefix on the server; `token` opens that alone.
+
+    `secret` is the home's, by which the runner's own spans are known to be the runner's. It is not given to the agent.
+    """
 
     run: str
     epoch: int
@@ -27,6 +30,8 @@ class AttemptSpec:
     task: Mapping[str, Any]
     base_url: str
     token: str = field(repr=False)
+    secret: str = field(repr=False)
+    proof: str = field(default="", repr=False)  # for exporters that send no token: lightning_core/otlp/proof.py
     attributes: Mapping[str, Any] = field(default_factory=dict)  # further ones for the two durable spans
 
     def resource(self) -> dict[str, str]:

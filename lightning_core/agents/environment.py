@@ -11,7 +11,7 @@ everything that begins with PYTHON, and what `agent.pass_environment` names. An 
 | OTEL_EXPORTER_OTLP_ENDPOINT | `<base_url>` (exporters add `/v1/traces`) |
 | OTEL_EXPORTER_OTLP_PROTOCOL | `http/protobuf` |
 | OTEL_EXPORTER_OTLP_HEADERS | `authorization=Bearer%20<token>` |
-| OTEL_RESOURCE_ATTRIBUTES | what was there, with `lightning.rollout_id` and `lightning.attempt_id` |
+| OTEL_RESOURCE_ATTRIBUTES | what was there, with `lightning.rollout_id`, `lightning.attempt_id`, and a proof of the two |
 | OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT | 4096 unless set (128 would drop an agent's name) |
 | OTEL_SERVICE_NAME | `agent` unless set, here or as `service.name` above |
 | LIGHTNING_TASK | path of a file that holds the task as JSON |
@@ -140,9 +140,10 @@ def import_folder(inside: Path) -> Path:
 def attempt_environment(base: Mapping[str, str], spec: AttemptSpec, task_file: Path, model: str) -> dict[str, str]:
     """What one attempt has beyond `base` (`base_environment`); the table at the top of this file."""
     url = spec.base_url.rstrip("/")
+    own = spec.resource() | {names.PROOF: spec.proof}
     resource = [item for item in base.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",") if item]
-    resource = [item for item in resource if item.split("=", 1)[0].strip() not in spec.resource()]
-    resource += [f"{key}={quote(value, safe='')}" for key, value in spec.resource().items()]
+    resource = [item for item in resource if item.split("=", 1)[0].strip() not in own]
+    resource += [f"{key}={quote(value, safe='')}" for key, value in own.items() if value]
     environment = {
         "OPENAI_BASE_URL": f"{url}/v1",
         "OPENAI_API_BASE": f"{url}/v1",

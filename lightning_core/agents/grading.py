@@ -60,7 +60,7 @@ def find_ungraded(con: duckdb.DuckDBPyConnection, grader: str) -> list[tuple[str
         FROM epoch_spans AS spans
         ANTI JOIN (
             SELECT rollout_id, attempt_id FROM epoch_spans
-            WHERE op = 'reward' AND attributes['lightning.reward.grader'] = ?
+            WHERE op = 'reward' AND reward_source = 'grader' AND attributes['lightning.reward.grader'] = ?
         ) AS graded USING (rollout_id, attempt_id)
         WHERE spans.op = 'rollout' AND spans.outcome = 'ok'
         GROUP BY spans.rollout_id, spans.attempt_id

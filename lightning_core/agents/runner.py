@@ -177,7 +177,8 @@ class Runner:
             return f"the server could not say whether calls failed behind it: {type(error).__name__}: {error}"
 
     def _post(self, spec: AttemptSpec, span: SpanData, retries: int) -> None:
-        post_spans(spec.base_url, self._headers(spec), _resource(spec), [span], retries=retries)
+        """Send a span of the runner's own, which no attempt can write."""
+        post_spans(spec.base_url, _bearer(spec.secret), _resource(spec), [span], retries=retries)
 
     def _deliver_leftovers(self, spec: AttemptSpec, folder: AttemptFolder, result: AttemptResult) -> AttemptResult:
         """Send rewards that the agent's own processes could not deliver; they must be there before the root span is.
@@ -186,7 +187,7 @@ class Runner:
         """
         try:
             lines = fallback.lines_left(folder.read(fallback.FILE_NAME, fallback.LIMIT_BYTES) or b"")
-            fallback.send(lines, spec.base_url, self._headers(spec), retries=_ROOT_RETRIES)
+            fallback.send(lines, spec.base_url, _bearer(spec.token), retries=_ROOT_RETRIES)
         except LeftBehindError as error:
             return _with_error(result, str(error))
         except ValueError as error:
@@ -196,10 +197,6 @@ class Runner:
                 raise
             log.error("%s: %s", spec.rollout_id, error)
         return result
-
-    @staticmethod
-    def _headers(spec: AttemptSpec) -> dict[str, str]:
-        return {"authorization": f"Bearer {spec.token}"}
 
     def _new_folder(self, spec: AttemptSpec) -> AttemptFolder:
         if self.closed:
@@ -250,6 +247,10 @@ def _with_error(result: AttemptResult, said: str) -> AttemptResult:
     if result.status == "ok":
         return replace(result, status="error", output=None, output_note=None, error=said)
     return replace(result, error=f"{result.error}; {said}")
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
 
 
 def _resource(spec: AttemptSpec) -> dict[str, str]:

@@ -104,7 +104,7 @@ def check_agent(settings: AgentSettings, model: str, patience: Patience | None =
     with tempfile.TemporaryDirectory(prefix="lightning-check-") as folder:
         task = Path(folder) / "task.json"
         task.write_text("{}")
-        spec = AttemptSpec("", 0, "train", "check", "check", "", "", {}, "http://127.0.0.1:9", "check")
+        spec = AttemptSpec("", 0, "train", "check", "check", "", "", {}, "http://127.0.0.1:9", "check", "check")
         there = attempt_environment(environment, spec, task, model)
         [done] = _import(
             str(python or sys.executable), "agent", resolved.directory, there, [job], patience or Patience()

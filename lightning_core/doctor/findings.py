@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightning_core import names
 from lightning_core.config import ANY_NAME, PolicySettings, Settings
 from lightning_core.doctor import silent
 from lightning_core.doctor.trial import Trial
@@ -37,7 +38,7 @@ def findings(trial: Trial) -> list[Finding]:
     found: list[Finding] = []
     for judge in (
         *(_outcome(trial), _calls(trial), _refused, _unknown_model(settings), _elsewhere, _ids),
-        *(_spans, _names, _attributes, _twins, _tools),
+        *(_spans, _claims, _names, _attributes, _twins, _tools),
     ):
         found += judge(seen)
     return found + _matched(seen, settings.policies) + _rewards(seen, settings.reward.grader)
@@ -178,6 +179,23 @@ def _spans(seen: Facts) -> list[Finding]:
             "in its own time: a provider that is never shut down or flushed sends nothing",
         )
     ]
+
+
+def _claims(seen: Facts) -> list[Finding]:
+    """Spans that say what only others may: the gateway, the runner, a grader, or an attempt that proves who it is."""
+    if not seen["claims"]:
+        return []
+    remedy = (
+        "calls of a policy are the gateway's to write, rollouts the runner's, a grader's rewards reward.grader's; an agent gives "
+        "its own by emit_reward"
+    )
+    if names.ROLLOUT_ID in seen["claimed"]:
+        remedy = (
+            "an exporter of the agent names the rollout and sends no token: let it send the headers of OTEL_EXPORTER_OTLP_HEADERS, "
+            "or pass on OTEL_RESOURCE_ATTRIBUTES as it is given, with the proof in it"
+        )
+    said = f"{seen['claims']} spans claim what their sender may not say, and that counts for nothing: {', '.join(seen['claimed'])}"
+    return [Finding("missing", "refused_claims", said, remedy)]
 
 
 def _names(seen: Facts) -> list[Finding]:

@@ -12,6 +12,7 @@ from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.task_file import Task
 from lightning_core.gateway.handle import GatewayHandle
+from lightning_core.gateway.tokens import GRACE_S
 from lightning_core.lake import sql
 from lightning_core.lake.manifest import Again
 
@@ -105,7 +106,7 @@ def _safe(task_id: str) -> str:
 
 def attempt_of(epoch: Epoch, rollout: PlannedRollout, attempt_id: str, gateway: GatewayHandle) -> AttemptSpec:
     """Return what an attempt at a planned rollout is given, with an address and a token of its own at the gateway."""
-    name = rollout.rollout_id
+    name, lasts_s = rollout.rollout_id, epoch.settings.agent.timeout_s + GRACE_S
     return AttemptSpec(
         run=epoch.run,
         epoch=epoch.number,
@@ -116,5 +117,7 @@ def attempt_of(epoch: Epoch, rollout: PlannedRollout, attempt_id: str, gateway: 
         task_id=rollout.task.id,
         task=rollout.task.content,
         base_url=gateway.attempt_url(name, attempt_id),
-        token=gateway.mint(name, attempt_id, epoch.mode),
+        token=gateway.mint(name, attempt_id, epoch.mode, lasts_s),
+        secret=gateway.secret,
+        proof=gateway.prove(name, attempt_id, lasts_s),
     )

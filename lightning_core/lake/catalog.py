@@ -32,6 +32,7 @@ VIEWS = (
     "calls",
     "tool_calls",
     "rewards",
+    "refused_claims",
     "rollouts",
     "errors",
     "epochs",

@@ -43,13 +43,17 @@ def aliases() -> dict[str, Alias]:
     """Attribute key → column, as `sql/ingest/attribute_aliases.sql` says."""
     with duckdb.connect() as con:
         rows = con.execute(sql.text("ingest/attribute_aliases")).fetchall()
-    return {key: Alias(column, rank, kind) for key, column, rank, kind in rows}
+    return {key: Alias(*alias) for key, *alias in rows}
 
 
 class Decoder:
-    """Decodes records of the spool into one Arrow table of typed spans. Not to be shared between threads."""
+    """Decodes records of the spool into one Arrow table of typed spans. Not to be shared between threads.
 
-    def __init__(self) -> None:
+    secret: the home's, to check proofs by (lightning_core/otlp/proof.py); without it none holds.
+    """
+
+    def __init__(self, secret: str | None = None) -> None:
+        self._secret = secret
         con = duckdb.connect(config={"threads": 1})
         con.execute(f"CREATE TABLE agent_rules AS {sql.text('hierarchy/agent_rules')}")
         self._engine = [con]
@@ -80,7 +84,7 @@ class Decoder:
         collecting = gc.isenabled()
         gc.disable()  # among millions of new texts it finds no cycle, and takes a tenth of the time
         try:
-            parts = [_decode(part) for part in _parts(records)]
+            parts = [_decode(part, self._secret) for part in _parts(records)]
         finally:
             if collecting:
                 gc.enable()
@@ -114,8 +118,8 @@ def _parts(records: Iterable[Placed]) -> Iterator[list[tuple[int, Record]]]:
         yield part
 
 
-def _decode(records: list[tuple[int, Record]]) -> tuple[pa.Table, list[dict[str, Any]]]:
-    found = locate(records)
+def _decode(records: list[tuple[int, Record]], secret: str | None = None) -> tuple[pa.Table, list[dict[str, Any]]]:
+    found = locate(records, secret)
     tables = [_table(span_columns(found, block, aliases())) for block in _blocks(found.spans)]
     return _concatenated([_table({"row": pa.nulls(0)}), *tables]), found.all_rejected()
 

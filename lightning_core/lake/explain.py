@@ -21,7 +21,7 @@ def explain(root: Path | str, rollout: str, run: str | None = None, epoch: int |
     """All that the catalog of the lake at `root` knows of a rollout: in its newest epoch, or in the one that is given.
 
     Keys: rollout_id, run, epoch, mode, attempts (one row an execution), attempt_id (the one that counts, or else the first),
-    spans, calls, rewards: the columns of sql/explain/. Raises LakeError for a rollout that is in none, with names like it.
+    spans, calls, rewards, refused: the columns of sql/explain/. Raises LakeError for a rollout that is in none, with names like it.
     """
     with catalog.connect(root) as con:
         attempts = _rows(con, "attempts", rollout_id=rollout, run=run, epoch=epoch)
@@ -36,6 +36,9 @@ def explain(root: Path | str, rollout: str, run: str | None = None, epoch: int |
             "attempt_id": newest["attempt_id"],
         }
         parts = {name: _rows(con, name, **scope) for name in ("spans", "calls", "rewards")}
+        # A catalog that an earlier version built does not know the view.
+        known = con.execute("SELECT count(*) FROM duckdb_views() WHERE view_name = 'refused_claims'").fetchall()
+        parts["refused"] = _rows(con, "refused", rollout_id=rollout) if known[0][0] else []
     return scope | {"mode": newest["mode"], "attempts": attempts} | parts
 
 

@@ -29,6 +29,8 @@ def view(found: Row) -> RenderableType:
     if found["calls"]:
         parts += [_title("Calls"), _calls(found)]
         parts += [line for call in found["calls"] for line in _why(call, found["mode"])]
+    if found["refused"]:
+        parts += [_title("Claimed by who may not say it, and counts for nothing"), _refused(found["refused"])]
     return Group(*parts)
 
 
@@ -79,6 +81,14 @@ def _rewards(found: Row) -> RenderableType:
         went = "; ".join(_went(call) for call in row["calls"])
         cells = (row["span_id"], row["name"], row["source"], row["agent"] or "–", _number(row["value"]))
         table.add_row(*(str(cell) for cell in cells), _number(row["weight"]), counts, went or "the rollout")
+    return table
+
+
+def _refused(claims: list[Row]) -> Table:
+    table = _table("span", "name", "attempt", "sent by", "claim", "reward")
+    for claim in claims:
+        cells = (claim[key] for key in ("span_id", "name", "attempt_id", "sender", "refused"))
+        table.add_row(*(str(cell) for cell in cells), _number(claim["reward"]))
     return table
 
 

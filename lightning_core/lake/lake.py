@@ -7,7 +7,7 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,19 @@ logger = logging.getLogger(__name__)
 _BYTES_A_FILE = 64 * 1024 * 1024  # of spool; what one file decodes and one decoding holds in memory
 
 
-Batch = list[Placed]
+@dataclass(frozen=True)
+class Batch:
+    """Records of the spool that are decoded together, wherever; `secret`: of their home."""
+
+    records: list[Placed]
+    secret: str | None = field(default=None, repr=False)
+
+    @property
+    def first(self) -> int:
+        """Offset of the first of them."""
+        return self.records[0][0]
+
+
 Decoded = tuple[int, int, pa.Table, list[dict[str, Any]]]  # a batch's range of the spool, its spans, what was rejected
 Decode = Callable[[Iterator[Batch]], Iterator[Decoded]]
 
@@ -39,6 +51,7 @@ class Ingested:
     rejected: int
     retries: int  # spans that were there already
     decoded_offset: int
+    refused: int = 0  # stored spans that claim what their senders may not say
 
 
 class Lake:
@@ -78,28 +91,29 @@ class Lake:
                     f"{self.spool} ends at offset {end}, and the lake was decoded up to {start}: the spool was removed, or is "
                     "another lake's. Put it back; a gateway started in this home begins a new one behind what is decoded"
                 )
-            spans = rejected = repeated = 0
-            for decoded in (decode or _decoded)(_batches(self.spool, start, end)):
+            spans = rejected = repeated = refused = 0
+            for decoded in (decode or _decoded)(self._batches(start, end)):
                 try:
-                    stored, bad, again = self._store(manifest, decoded, redaction)
+                    stored, bad, again, claims = self._store(manifest, decoded, redaction)
                 except OSError as error:
                     raise LakeError(
                         f"{self.root.parent}: spans could not be stored; the spool keeps them, the next decoding goes on "
                         f"there: {error}"
                     ) from error
                 spans, rejected, repeated = spans + stored, rejected + bad, repeated + again
+                refused += claims
                 if on_progress is not None:
                     on_progress(manifest.decoded_offset - start, end - start)
         self._merge_small_files()
-        return Ingested(spans, rejected, repeated, manifest.decoded_offset)
+        return Ingested(spans, rejected, repeated, manifest.decoded_offset, refused)
 
     def _store(
         self,
         manifest: SpanManifest,
         batch: Decoded,
         redaction: Redaction | None,
-    ) -> tuple[int, int, int]:
-        """One batch to one file, the manifest, and out of the spool; returns (spans, rejected, retries)."""
+    ) -> tuple[int, int, int, int]:
+        """One batch to one file, the manifest, and out of the spool; returns (spans, rejected, retries, refused)."""
         first, last, decoded, bad = batch
         if redaction is not None:
             decoded, bad = redaction.spans(decoded), redaction.rejected(bad)
@@ -118,7 +132,23 @@ class Lake:
         manifest.decoded_offset = last
         self.manifests.put_spans(manifest)
         spool.drop_before(self.spool, last)
-        return table.num_rows, rejected, again
+        return table.num_rows, rejected, again, table.num_rows - table["refused"].null_count
+
+    def _batches(self, start: int, end: int) -> Iterator[Batch]:
+        try:
+            secret = (self.root.parent / "services" / "secret").read_text().strip()
+        except FileNotFoundError:  # no gateway made one, so there is no proof either
+            secret = None
+        records: list[Placed] = []
+        size = 0
+        for entry in spool.read(self.spool, start, end):
+            records.append(entry)
+            size += entry[1] - entry[0]
+            if size >= _BYTES_A_FILE:
+                yield Batch(records, secret)
+                records, size = [], 0
+        if records:
+            yield Batch(records, secret)
 
     def _merge_small_files(self) -> None:
         if not compact.due(self.manifests.spans().files):
@@ -248,23 +278,12 @@ def _write_labelled(path: Path, table: pa.Table | pa.RecordBatchReader, epoch: E
 
 
 def decode_batch(batch: Batch, decoder: Decoder | None = None) -> Decoded:
-    return batch[0][0], batch[-1][1], *(decoder or Decoder()).decode(batch)
+    decoder = decoder or Decoder(batch.secret)
+    return batch.first, batch.records[-1][1], *decoder.decode(batch.records)
 
 
 def _decoded(batches: Iterator[Batch]) -> Iterator[Decoded]:
-    decoder = Decoder()
+    decoder = None
     for batch in batches:
+        decoder = decoder or Decoder(batch.secret)
         yield decode_batch(batch, decoder)
-
-
-def _batches(directory: Path, start: int, end: int) -> Iterator[Batch]:
-    batch: Batch = []
-    size = 0
-    for entry in spool.read(directory, start, end):
-        batch.append(entry)
-        size += entry[1] - entry[0]
-        if size >= _BYTES_A_FILE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -17,7 +17,16 @@ import pyarrow.parquet as pq
 from lightning_core.lake import catalog, schema, sql
 from lightning_core.lake.manifest import SpanFile
 
-IDENTITY = ("rollout_id", "attempt_id", "trace_id", "span_id", "content_hash", "record_offset", "record_index")
+IDENTITY = (
+    "rollout_id",
+    "attempt_id",
+    "trace_id",
+    "span_id",
+    "content_hash",
+    "sender",
+    "record_offset",
+    "record_index",
+)
 # Among the columns of a file: no list or map, which would be several, comes before it.
 _START = [column.name for column in schema.SPANS].index("start_ns")
 

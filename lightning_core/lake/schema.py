@@ -110,10 +110,22 @@ _PROMOTED = (
     Column("tool_result", "VARCHAR", "result of the tool call"),
     Column("reward", "DOUBLE", "reward that this span emits"),
     Column("reward_name", "VARCHAR", "its name; `reward` unless said"),
-    Column("reward_source", "VARCHAR", "agent or grader; NULL where the agent's span does not say"),
+    Column(
+        "reward_source",
+        "VARCHAR",
+        "agent or grader; `refused` where an attempt poses as a grader; NULL where it does not say",
+    ),
 )
 # What the span says of itself and the columns above may overrule.
 _DECLARED = (
+    Column(
+        "sender",
+        "VARCHAR",
+        "who sent it: gateway, secret (who holds the home's), attempt, nobody; NULL: not written down",
+    ),
+    Column(
+        "refused", "VARCHAR", "attribute of it that its sender may not write, so that what it claims counts for nothing"
+    ),
     Column("declared_rollout_id", "VARCHAR", "rollout the span itself claims"),
     Column("declared_attempt_id", "VARCHAR", "attempt the span itself claims"),
     Column("operation", "VARCHAR", "operation name as sent (`op` is what was made of it)"),
@@ -122,7 +134,7 @@ _DECLARED = (
 SPANS: tuple[Column, ...] = (
     Column("rollout_id", "VARCHAR", "rollout; NULL for spans that came without a scope"),
     Column("attempt_id", "VARCHAR", "execution of the rollout"),
-    Column("scope", "VARCHAR", "where the two came from: path, token, resource, span or none"),
+    Column("scope", "VARCHAR", "where the two came from: path, token, proof, resource, span or none"),
     *_ENVELOPE[:5],
     Column("op", "VARCHAR", "llm, tool, agent, reward, rollout, rollout.start, embedding, …, other"),
     *_ENVELOPE[5:],

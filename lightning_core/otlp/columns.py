@@ -4,10 +4,14 @@ Attributes go to the columns that `sql/ingest/attribute_aliases.sql` names. Of t
 one with the lowest rank whose value can be read as the column's type wins. One that loses stays in `attributes`, unless it
 says the same; so does a value that cannot be read, and every key that no column knows. Of a key sent twice the last
 counts; the others are listed under `otlp.duplicate_attributes`.
+
+Some columns are for the gateway alone to fill, some for who holds the secret. What another sender says there stays in
+`attributes`, too, and `refused` names it: so nothing behind the decoder has to ask who said it.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +32,11 @@ _KINDS = {0: "unspecified", 1: "internal", 2: "server", 3: "client", 4: "produce
 _STATUSES = {0: "unset", 1: "ok", 2: "error"}
 _MAX_NS = 2**63 - 1
 _MOST = 10_000  # events, links, unknown fields and keys that come again, of a span: each costs many times its bytes
+_ANY = "otlp"  # a sender of which it was not written down who it is
+_REFUSED = (
+    "refused"  # the column that names what a sender may not say; of several attributes, that of the first of these:
+)
+_SERIOUS: list[str | None] = ["secret", "gateway"]
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
 _READERS: dict[str, Callable[[Any], Any]] = {
     "int": values.integer,
@@ -40,11 +49,15 @@ _MAP = pa.map_(pa.string(), pa.string())
 
 @dataclass(frozen=True)
 class Alias:
-    """Where an attribute goes: a column, its rank among those that go there, and the type to be read as."""
+    """Where an attribute goes: a column, its rank among those that go there, and the type to be read as.
+
+    `sender`: who alone may say it; None: anybody.
+    """
 
     column: str
     rank: int
     type: str
+    sender: str | None = None
 
 
 # What becomes of an attribute by its key: name, column, cells of the column (None: it stays an attribute), how to read it
@@ -76,11 +89,12 @@ class Notes(Seen):
 def span_columns(found: Located, sent: list[Sent], aliases: Mapping[str, Alias]) -> dict[str, pa.Array]:
     """The columns of these spans, by name. Those that are broken are rejected, and those that none has are left out."""
     block = _Block(len(sent), aliases)
+    senders = [record.source for _, record in found.records]
     kept: list[Sent] = []
     for span in sent:
         raw, record, index, _ = span
         try:
-            block.add(raw)
+            block.add(raw, senders[record])
         except WireError as error:
             block.undo()
             found.reject(record, index, str(error), raw)
@@ -98,13 +112,13 @@ class _Block:
         self._rows = 0
         self._notes = Notes()
         self._cells: dict[str, list[Any]] = {"agent_name_source": [None] * size}
-        self._known: dict[bytes, _Key] = {}
+        self._known: dict[str, dict[bytes, _Key]] = defaultdict(dict)  # by the sender of their spans
         self._fixed: list[tuple[Any, ...]] = []
         self._keys: list[str] = []  # of the map `attributes`
         self._values: list[bytes | None] = []
         self._ends = [0]
 
-    def add(self, raw: bytes) -> None:
+    def add(self, raw: bytes, sender: str) -> None:
         """Add a span as the next row; WireError where it is broken: `undo` then takes out what there is of it."""
         span, notes = parse(Span, raw), self._notes
         if len(unknown := UnknownFieldSet(span)):
@@ -135,7 +149,7 @@ class _Block:
             _list(events, "events", _event, notes) if (events := span.events) else None,
             _list(links, "links", _link, notes) if (links := span.links) else None,
         )
-        attributes = self._attributes(span.attributes[:], self._rows, notes)
+        attributes = self._attributes(span.attributes[:], sender, notes)
         if notes.said or notes.invalid:
             notes.write(attributes)
         self._fixed.append(fixed)
@@ -154,16 +168,17 @@ class _Block:
             cells[row] = None
 
     def _attributes(
-        self, pairs: Sequence[Any], row: int, notes: Notes, unique: bool = False
+        self, pairs: Sequence[Any], sender: str, notes: Notes, unique: bool = False
     ) -> dict[str, bytes | None]:
-        """Fill the cells of a row; what has none is returned."""
+        """Fill the cells of the next row; what has none is returned."""
+        row = self._rows
         rest: dict[str, bytes | None] = {}
         won: dict[str, _Key] = {}  # by column
         lost: list[tuple[_Key, Any]] = []
-        known, seen, noted = self._known, set(), len(notes.invalid)
+        known, seen, noted = self._known[sender], set(), len(notes.invalid)
         for pair in pairs:
             key, value = pair.key, pair.value
-            entry = known.get(key) or self._learn(key, notes)
+            entry = known.get(key) or self._learn(key, sender, notes)
             name, column, cells, read, rank = entry
             seen.add(name)
             made: Any
@@ -187,23 +202,29 @@ class _Block:
         if not unique and (len(seen) != len(pairs) or "" in seen):
             del notes.invalid[noted:]
             self._empty(row)
-            return self._attributes(_last(pairs, notes), row, notes, unique=True)
+            return self._attributes(_last(pairs, notes), sender, notes, unique=True)
         for (name, column, _, read, _), made in lost:
             if made != self._cells[column][row]:
                 rest[name] = made if read is None else _text_of(pairs, name)
+        if _REFUSED in won:
+            refused = won[_REFUSED][0]
+            rest[refused] = _text_of(pairs, refused)
         if "agent_name" in won:
             self._cells["agent_name_source"][row] = won["agent_name"][0]
         return rest
 
-    def _learn(self, key: bytes, notes: Notes) -> _Key:
+    def _learn(self, key: bytes, sender: str, notes: Notes) -> _Key:
         before = len(notes.invalid)
         name = notes.decode(key)
         entry: _Key = name, "", None, None, 0
         if (alias := self._aliases.get(name)) is not None:
-            cells = self._cells.setdefault(alias.column, [None] * self._size)
-            entry = name, alias.column, cells, _READERS.get(alias.type), alias.rank
+            refused = alias.sender not in (None, sender) and sender != _ANY
+            column = _REFUSED if refused else alias.column
+            cells = self._cells.setdefault(column, [None] * self._size)
+            read = (lambda _: key) if refused else _READERS.get(alias.type)
+            entry = name, column, cells, read, _SERIOUS.index(alias.sender) if refused else alias.rank
         if len(notes.invalid) == before:  # a key that is no UTF-8 is noted each time
-            self._known[key] = entry
+            self._known[sender][key] = entry
         return entry
 
     def arrays(self) -> dict[str, pa.Array]:
@@ -342,10 +363,7 @@ def _origin(found: Located, spans: list[Sent]) -> dict[str, pa.Array]:
     record = pa.array([record for _, record, _, _ in spans], pa.int32())
     origin = pa.array([origin for _, _, _, origin in spans], pa.int32())
     records = [r for _, r in found.records]
-    return {
-        "scoped_rollout_id": pa.array([r.rollout_id for r in records], pa.string()).take(record),
-        "scoped_attempt_id": pa.array([r.attempt_id for r in records], pa.string()).take(record),
-        "scope": pa.array([r.scope for r in records], pa.string()).take(record),
+    return _scopes(found, spans, record) | {
         "received_ns": pa.array([r.received_ns for r in records], pa.int64()).take(record),
         "record_offset": pa.array([offset for offset, _ in found.records], pa.int64()).take(record),
         "record_index": pa.array([index for _, _, index, _ in spans], pa.int32()),
@@ -354,3 +372,26 @@ def _origin(found: Located, spans: list[Sent]) -> dict[str, pa.Array]:
         "instrumentation": pa.array([o.instrumentation for o in found.origins], pa.string()).take(origin),
         "content_hash": hashes.view(pa.int64()),
     }
+
+
+def _scopes(found: Located, spans: list[Sent], record: pa.Array) -> dict[str, pa.Array]:
+    """Whose spans these are as the server authenticated it, or as their resource proves it, and who sent them."""
+    records = [r for _, r in found.records]
+    scopes: list[tuple[str | None, ...]] = [
+        (r.rollout_id, r.attempt_id, r.scope, None if r.source == _ANY else r.source) for r in records
+    ]
+    if any(r.source == "nobody" for r in records) and any(origin.proof is not None for origin in found.origins):
+        known: dict[tuple[int, int], int] = {}  # record and origin → which of `scopes`
+        which = []
+        for _, number, _, origin in spans:
+            if (number, origin) not in known:
+                proven = None
+                if records[number].source == "nobody":
+                    proven = found.origins[origin].proven(found.secret, records[number].received_ns)
+                known[number, origin] = number if proven is None else len(scopes)
+                scopes += [] if proven is None else [(*proven, "proof", "attempt")]
+            which.append(known[number, origin])
+        record = pa.array(which, pa.int32())
+    names = ("scoped_rollout_id", "scoped_attempt_id", "scope", "sender")
+    columns = zip(*scopes, strict=True) if scopes else [()] * len(names)
+    return {name: pa.array(column, pa.string()).take(record) for name, column in zip(names, columns, strict=True)}

@@ -38,6 +38,7 @@ class Located:
     """The spans of some records; `rejected` is what no span could be made of."""
 
     records: list[tuple[int, Record]]  # offset in the spool, record
+    secret: str | None = field(default=None, repr=False)  # of the home: without it no proof holds
     spans: list[Sent] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -94,9 +95,9 @@ def rejection(offset: int, index: int | None, count: int, reason: str, source: R
     }
 
 
-def locate(records: list[tuple[int, Record]]) -> Located:
-    """The spans of these records (offset in the spool, record), unread."""
-    found = Located(records)
+def locate(records: list[tuple[int, Record]], secret: str | None = None) -> Located:
+    """The spans of these records (offset in the spool, record), unread. `secret`: of the home, to check proofs by."""
+    found = Located(records, secret)
     for number, (_, record) in enumerate(records):
         _request(found, number, record.body)
     _shorten(found)

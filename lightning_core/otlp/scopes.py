@@ -9,7 +9,9 @@ from typing import Any
 import orjson
 import xxhash
 
+from lightning_core import names
 from lightning_core.otlp.messages import Resource, Scope, parse
+from lightning_core.otlp.proof import proves
 from lightning_core.otlp.values import Seen, joined, texts
 from lightning_core.otlp.wire import WireError
 
@@ -23,6 +25,16 @@ class Origin:
     resource: list[tuple[str, str | None]]
     instrumentation: str | None
     seed: int  # of the content hashes of its spans
+    proof: str | None = None  # that its spans are those of the attempt that the resource names
+
+    def proven(self, secret: str | None, received_ns: int) -> tuple[str, str] | None:
+        """The rollout and the attempt whose spans these are, as the proof says; None without one that holds."""
+        if self.proof is None or secret is None:
+            return None
+        named = dict(self.resource)
+        rollout_id, attempt_id = named.get(names.ROLLOUT_ID) or "", named.get(names.ATTEMPT_ID) or ""
+        holds = proves(secret, self.proof, rollout_id, attempt_id, received_ns / 1e9)
+        return (rollout_id, attempt_id) if holds else None
 
     @property
     def size(self) -> int:
@@ -40,7 +52,7 @@ class Origin:
                 room -= needed
         lost = {"attributes": len(self.resource) - len(kept), "characters": self.size - (SHORT - room)}
         kept.append((free_key("otlp.resource.shortened", dict(kept)), orjson.dumps(lost).decode()))
-        return Origin(kept, self.instrumentation, self.seed)
+        return Origin(kept, self.instrumentation, self.seed, self.proof)
 
 
 def read_origin(resource: bytes, resource_schema: bytes, scope: bytes, scope_schema: bytes) -> Origin:
@@ -62,15 +74,16 @@ def read_origin(resource: bytes, resource_schema: bytes, scope: bytes, scope_sch
         if raw:
             extra[f"otlp.{label}.schema_url"] = seen.decode(raw)
     pairs = dict(sent)
+    proof = pairs.pop(names.PROOF, None)
+    sent = [pair for pair in sent if pair[0] != names.PROOF]  # none is kept, also where there are several
     if len(pairs) != len(sent):
         extra["otlp.duplicate_attributes"] = orjson.dumps(repeated(sent)).decode()
     if seen.invalid:
         extra["otlp.invalid_utf8"] = orjson.dumps(seen.invalid).decode()
     for key, value in extra.items():
         pairs[free_key(key, pairs)] = value
-    return Origin(
-        list(pairs.items()), f"{name}@{version}" if version else name or None, xxhash.xxh3_64_intdigest(resource)
-    )
+    instrumentation = f"{name}@{version}" if version else name or None
+    return Origin(list(pairs.items()), instrumentation, xxhash.xxh3_64_intdigest(resource), proof)
 
 
 def free_key(key: str, taken: Container[str]) -> str:

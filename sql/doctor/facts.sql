@@ -1,5 +1,5 @@
 -- What a trial of an agent left behind, counted for `lightning-flows doctor`.
--- Grain: one row. Inputs: spans, attempts, calls, rewards, policy_calls; $run: the trial's.
+-- Grain: one row. Inputs: spans, attempts, calls, rewards, policy_calls, refused_claims; $run: the trial's.
 -- Rule: a call is what the gateway answered; `refused` is what it did not, as `model: reason`. Spans are the agent's own: not
 -- the gateway's, the runner's, nor rewards. `asked_for`: the model names of calls that a policy answered. `elsewhere`: calls that only the agent's instrumentation saw.
 WITH mine AS (
@@ -13,7 +13,7 @@ answered AS (
 ),
 own AS (
     SELECT * FROM mine
-    WHERE op NOT IN ('rollout', 'rollout.start', 'reward') AND NOT starts_with(coalesce(instrumentation, ''), 'lightning_core.gateway')
+    WHERE op NOT IN ('rollout', 'rollout.start', 'reward') AND sender <> 'gateway'
 ),
 of_calls AS (
     SELECT
@@ -50,6 +50,9 @@ of_records AS (
 of_rewards AS (
     SELECT count(*) FILTER (reward IS NOT NULL) AS rewards, min(error) AS reward_error FROM rewards WHERE run = $run
 ),
+of_claims AS (
+    SELECT count(*) AS claims, list_sort(list(DISTINCT refused)) AS claimed FROM refused_claims WHERE run = $run
+),
 of_training AS (
     SELECT
         count(*) FILTER (left_out IS NULL OR left_out IN ('failed_attempt', 'no_reward')) AS matched,
@@ -59,4 +62,4 @@ of_training AS (
     FROM policy_calls
     WHERE run = $run
 )
-SELECT * FROM of_calls, of_refusals, of_spans, of_records, of_rewards, of_training
+SELECT * FROM of_calls, of_refusals, of_spans, of_records, of_rewards, of_claims, of_training

@@ -2,7 +2,8 @@
 -- Grain: one row per span received, in the order of the lake's files.
 -- Inputs: decoded_spans (one row per span of the spool, attributes read by `attribute_aliases`; `row` numbers them),
 -- agent_rules.
--- Rule: the scope that the server authenticated wins over what the agent wrote; what a generic attribute (`input.value`,
+-- Rule: the scope that the server authenticated, or a proof, wins over what the agent wrote; what nobody sent (neither token
+-- nor proof nor secret) is of no rollout, whatever it names. An attempt is no grader. What a generic attribute (`input.value`,
 -- `output.value`, entity names) means is decided by the kind of the span; what is not known stays NULL.
 WITH decoded AS (
     SELECT
@@ -21,7 +22,11 @@ WITH decoded AS (
             ) THEN lower(span_role)
             WHEN reward IS NOT NULL THEN 'reward'
             ELSE 'other'
-        END AS op
+        END AS op,
+        coalesce(resource['lightning.rollout_id'], resource['agentlightning.rollout_id']) AS resource_rollout_id,
+        coalesce(resource['lightning.attempt_id'], resource['agentlightning.attempt_id']) AS resource_attempt_id,
+        sender IS DISTINCT FROM 'nobody' AS believed,
+        reward_source = 'grader' AND sender IN ('attempt', 'nobody') AS no_grader
     FROM decoded_spans
 ),
 rule_keys AS (
@@ -33,14 +38,21 @@ rule_keys AS (
 concluded AS MATERIALIZED (
     SELECT
         row,
-        coalesce(scoped_rollout_id, resource['lightning.rollout_id'], resource['agentlightning.rollout_id'], declared_rollout_id) AS rollout_id,
-        coalesce(scoped_attempt_id, resource['lightning.attempt_id'], resource['agentlightning.attempt_id'], declared_attempt_id) AS attempt_id,
+        coalesce(scoped_rollout_id, CASE WHEN believed THEN coalesce(resource_rollout_id, declared_rollout_id) END) AS rollout_id,
+        coalesce(scoped_attempt_id, CASE WHEN believed THEN coalesce(resource_attempt_id, declared_attempt_id) END) AS attempt_id,
         CASE
             WHEN scoped_rollout_id IS NOT NULL THEN scope
-            WHEN coalesce(resource['lightning.rollout_id'], resource['agentlightning.rollout_id']) IS NOT NULL THEN 'resource'
-            WHEN declared_rollout_id IS NOT NULL THEN 'span'
+            WHEN believed AND resource_rollout_id IS NOT NULL THEN 'resource'
+            WHEN believed AND declared_rollout_id IS NOT NULL THEN 'span'
             ELSE 'none'
         END AS scope,
+        CASE
+            WHEN refused IS NOT NULL THEN refused
+            WHEN no_grader THEN 'lightning.reward.source'
+            WHEN NOT believed AND scoped_rollout_id IS NULL AND coalesce(resource_rollout_id, declared_rollout_id) IS NOT NULL
+                THEN 'lightning.rollout_id'
+        END AS refused,
+        CASE WHEN no_grader THEN 'refused' ELSE reward_source END AS reward_source,
         op,
         CASE
             WHEN response_id IS NOT NULL THEN response_id
@@ -109,6 +121,8 @@ SELECT
     rollout_id,
     attempt_id,
     scope,
+    refused,
+    reward_source,
     op,
     CASE WHEN unnamed THEN named.agent_name ELSE concluded.agent_name END AS agent_name,
     CASE WHEN unnamed THEN named.says ELSE concluded.agent_name_source END AS agent_name_source,

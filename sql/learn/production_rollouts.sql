@@ -12,7 +12,7 @@ WITH executions AS (
         max(coalesce(end_ns, start_ns)) FILTER (op <> 'rollout') AS end_ns,
         min(record_offset) AS first_offset,
         count(*) FILTER (op = 'llm' AND response_id_count > 0) AS sampled_calls,
-        arg_max(output_messages, (start_ns, span_id)) FILTER (op = 'llm') AS output,
+        arg_max(output_messages, (start_ns, span_id)) FILTER (op = 'llm' AND coalesce(sender, 'gateway') = 'gateway') AS output,
         bool_or(op = 'rollout.start') AS rolled_out,
         min(run) FILTER (op = 'rollout') AS run,
         min(epoch) FILTER (op = 'rollout') AS epoch

@@ -1,9 +1,11 @@
--- Rewards that cannot be used: no finite number, or for a rollout that nobody knows.
--- Grain: one row per reward span. `reason`: no_number, not_finite, unknown_rollout.
+-- Rewards that cannot be used: no finite number, for a rollout that nobody knows, or of one who may not give them.
+-- Grain: one row per reward span. `reason`: no_number, not_finite, unknown_rollout, no_authority (also of a span that names a
+-- rollout and comes from nobody: it has no rollout).
 -- Inputs: spans, rewards_given.
 -- Rule: a rollout is known where an execution of it begins or ends in the epoch's range of the spool.
 WITH unknown AS (
-    SELECT DISTINCT rollout_id, attempt_id, span_id, coalesce(reward_name, 'reward') AS name, reward AS value
+    SELECT DISTINCT rollout_id, attempt_id, span_id, coalesce(reward_name, 'reward') AS name, reward AS value,
+        CASE WHEN refused IS NOT NULL THEN 'no_authority' ELSE 'unknown_rollout' END AS reason
     FROM spans
     ANTI JOIN (
         SELECT DISTINCT rollout_id FROM spans WHERE op IN ('rollout', 'rollout.start') AND rollout_id IS NOT NULL
@@ -12,7 +14,7 @@ WITH unknown AS (
 )
 SELECT rollout_id, attempt_id, span_id, name, value, left_out AS reason
 FROM rewards_given
-WHERE left_out IN ('no_number', 'not_finite')
+WHERE left_out IN ('no_number', 'not_finite', 'no_authority')
 UNION ALL
-SELECT rollout_id, attempt_id, span_id, name, value, 'unknown_rollout' FROM unknown
+SELECT rollout_id, attempt_id, span_id, name, value, reason FROM unknown
 ORDER BY ALL

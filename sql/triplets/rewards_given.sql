@@ -4,6 +4,7 @@
 -- Inputs: nodes, span_agents, spans, scored_attempts, bucket, air_matches, reward_settings, reward_weights (name, weight).
 -- Rule: with weights, the last of each weighted name counts; without, the last one named `reward`, or the last of any
 -- name where none is so named. A grader's is written after the attempt: it is later than any other, whatever the clocks say.
+-- `no_authority`: an attempt's that poses as a grader.
 -- An attempt that the agent failed gets failure_reward instead of these. What AIR gives is added to either.
 WITH graders AS (
     SELECT nodes.node, spans.attributes['lightning.reward.grader'] AS grader
@@ -31,6 +32,7 @@ emitted AS (
         attempts.outcome,
         CASE
             WHEN nodes.reward_source = 'grader' AND coalesce(graders.grader, '') <> settings.grader THEN 'former_grader'
+            WHEN nodes.reward_source = 'refused' THEN 'no_authority'
             WHEN nodes.reward IS NULL THEN 'no_number'
             WHEN NOT isfinite(nodes.reward) THEN 'not_finite'
             WHEN attempts.outcome <> 'ok' THEN 'failed_attempt'

@@ -14,7 +14,10 @@ SELECT
     calls.trace_id,
     calls.span_id,
     CASE
-        WHEN calls.policy IS NOT NULL OR starts_with(coalesce(calls.instrumentation, ''), 'lightning_core.gateway') THEN 'gateway'
+        WHEN calls.sender = 'gateway' THEN 'gateway'
+        -- Spans of before senders were written down; the gateway's package had two names.
+        WHEN calls.sender IS NULL AND (calls.policy IS NOT NULL OR starts_with(coalesce(calls.instrumentation, ''), 'lightning_core.'))
+            THEN 'gateway'
         ELSE 'instrumentation'
     END AS recorded_by,
     twins.twin_of,

@@ -19,7 +19,7 @@ emitted AS (
         attempt_id,
         arg_max(reward, (reward_name = 'reward', coalesce(end_ns, start_ns), record_offset, record_index)) AS reward
     FROM spans
-    WHERE isfinite(reward)
+    WHERE isfinite(reward) AND reward_source IS DISTINCT FROM 'refused'
     GROUP BY rollout_id, attempt_id
 ),
 called AS (

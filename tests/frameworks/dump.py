@@ -38,9 +38,9 @@ def run(server: Rig, case: Case) -> None:
     with Runner(settings.model_copy(update={"environment": often}), logs=server.home / "logs") as runner:
         for variant, task in TASKS.items():
             rollout, attempt = f"{case.name}.{variant}", "a1"
-            token = server.handle.mint(rollout, attempt, "train")
+            token, secret = server.handle.mint(rollout, attempt, "train"), server.handle.secret
             url = server.handle.attempt_url(rollout, attempt)
-            spec = AttemptSpec("run", 0, "train", rollout, attempt, case.name, case.name, task, url, token)
+            spec = AttemptSpec("run", 0, "train", rollout, attempt, case.name, case.name, task, url, token, secret)
             result = runner.run(spec)
             if result.status != "ok":
                 logs = (path.read_text()[-6000:] for path in (server.home / "logs").rglob("*") if path.is_file())

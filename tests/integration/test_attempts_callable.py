@@ -33,7 +33,9 @@ def spec_for(server: Standin, task: dict[str, Any] | None = None, attempt_id: st
     attempt_id = attempt_id or new_attempt_id()
     rollout_id = f"test.0000.t1.{attempt_id}"
     url = f"{server.url}/rollouts/{rollout_id}/attempts/{attempt_id}"
-    return AttemptSpec("test", 0, "train", rollout_id, attempt_id, "g1", "t1", task or {"n": 21}, url, "secret-token")
+    return AttemptSpec(
+        "test", 0, "train", rollout_id, attempt_id, "g1", "t1", task or {"n": 21}, url, "secret-token", "secret"
+    )
 
 
 @pytest.fixture(scope="module")

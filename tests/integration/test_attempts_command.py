@@ -34,7 +34,7 @@ def run(server: Standin, tmp_path: Path) -> Command:
         attempt_id = new_attempt_id()
         url = f"{server.url}/rollouts/r.{attempt_id}/attempts/{attempt_id}"
         task = {"n": 21, "folder": str(tmp_path)}
-        spec = AttemptSpec("test", 0, "evaluate", f"r.{attempt_id}", attempt_id, "g", "t", task, url, "token")
+        spec = AttemptSpec("test", 0, "evaluate", f"r.{attempt_id}", attempt_id, "g", "t", task, url, "token", "secret")
         with Runner(AgentSettings(command=command, **settings), kill_grace_s=0.2, logs=tmp_path / "logs") as runner:
             return runner.run(spec)
 

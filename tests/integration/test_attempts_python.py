@@ -56,4 +56,4 @@ def test_an_environment_that_cannot_be_made_is_an_error_before_the_first_rollout
 
 def _run(runner: Runner, server: Standin, name: str) -> AttemptResult:
     url = f"{server.url}/rollouts/r.{name}/attempts/a"
-    return runner.run(AttemptSpec("test", 0, "train", f"r.{name}", "a", "g", "t", {"n": 21}, url, "token"))
+    return runner.run(AttemptSpec("test", 0, "train", f"r.{name}", "a", "g", "t", {"n": 21}, url, "token", "secret"))

@@ -66,18 +66,20 @@ def test_a_stream_is_read_to_its_end_which_is_that_of_its_last_writer() -> None:
 
 def test_resource_attributes_of_the_user_are_kept_and_scope_is_ours() -> None:
     outer = {
-        "OTEL_RESOURCE_ATTRIBUTES": "service.name=mine,lightning.rollout_id=old,team=a%2Cb",
+        "OTEL_RESOURCE_ATTRIBUTES": "service.name=mine,lightning.rollout_id=old,lightning.proof=old,team=a%2Cb",
         "PATH": "/bin",
         "X": "1",
     }
     base = base_environment(AgentSettings(command="x", environment={"NO_PROXY": "corp"}), outer)
-    spec = AttemptSpec("r", 1, "train", "r/1", new_attempt_id(), "g", "t", {}, "http://127.0.0.1:1/x/", "a b")
+    where = "http://127.0.0.1:1/x/"
+    spec = AttemptSpec("r", 1, "train", "r/1", new_attempt_id(), "g", "t", {}, where, "a b", "c d", "1.ab")
     own = attempt_environment(base, spec, Path("task.json"), "planner")
     assert own["OTEL_RESOURCE_ATTRIBUTES"].split(",") == [
         "service.name=mine",
         "team=a%2Cb",
         "lightning.rollout_id=r%2F1",
         f"lightning.attempt_id={spec.attempt_id}",
+        "lightning.proof=1.ab",
     ]
     assert "OTEL_SERVICE_NAME" not in base
     assert "X" not in base
@@ -85,7 +87,8 @@ def test_resource_attributes_of_the_user_are_kept_and_scope_is_ours() -> None:
     assert own["OPENAI_BASE_URL"] == "http://127.0.0.1:1/x/v1"
     assert own["OTEL_EXPORTER_OTLP_HEADERS"] == "authorization=Bearer%20a%20b"
     assert own["LIGHTNING_MODEL"] == "planner"
-    assert "a b" not in repr(spec)
+    assert not [secret for secret in ("a b", "c d", "1.ab") if secret in repr(spec)]
+    assert not [value for value in own.values() if "c d" in value or "c%20d" in value]
 
 
 def test_outputs_become_json_or_say_why_not() -> None:

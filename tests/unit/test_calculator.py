@@ -162,7 +162,7 @@ def attempt(server: Standin, question: str, **settings: Any) -> Any:
     attempt_id = new_attempt_id()
     url = f"{server.url}/rollouts/r1/attempts/{attempt_id}"
     task = {"id": "1", "question": question, "answer": 42}
-    spec = AttemptSpec("test", 0, "train", "r1", attempt_id, "g", "1", task, url, "token")
+    spec = AttemptSpec("test", 0, "train", "r1", attempt_id, "g", "1", task, url, "token", "secret")
     with Runner(AgentSettings(**settings)) as runner:
         return runner.run(spec)
 

@@ -231,5 +231,5 @@ def test_a_clock_that_jumps_makes_an_attempt_neither_long_nor_the_infrastructure
     monkeypatch.setattr(runner, "_execute", execute)
     monkeypatch.setattr(runner, "_post", lambda *_: None)
     with runner:
-        runner.run(AttemptSpec("r", 0, "train", "r.0", "a", "g", "t", {}, "http://127.0.0.1:9", "token"))
+        runner.run(AttemptSpec("r", 0, "train", "r.0", "a", "g", "t", {}, "http://127.0.0.1:9", "token", "secret"))
     assert 50_000_000 <= lengths[0] < 10_000_000_000

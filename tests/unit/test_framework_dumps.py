@@ -102,7 +102,7 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rollout]:
             rows,
             calls[rollout],
             merges[rollout],
-            {row["response_id"]: _made_by(row["input_messages"]) for row in rows if row["instrumentation"] == GATEWAY},
+            {row["response_id"]: _made_by(row["input_messages"]) for row in rows if row["sender"] == "gateway"},
         )
         for rollout, rows in by_rollout.items()
     }

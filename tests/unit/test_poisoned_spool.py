@@ -49,10 +49,10 @@ def test_a_record_on_which_the_decoder_fails_is_set_aside_and_the_others_are_sto
     poison = body(99)
     real = decoding._decode
 
-    def failing(records: list[tuple[int, Record]]) -> Any:
+    def failing(records: list[tuple[int, Record]], *secret: str | None) -> Any:
         if any(record.body == poison for _, record in records):
             raise TypeError("Recursion limit reached")
-        return real(records)
+        return real(records, *secret)
 
     monkeypatch.setattr(decoding, "_decode", failing)
     fill(tmp_path, [body(1), body(2), poison, body(3)])
