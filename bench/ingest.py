@@ -19,6 +19,7 @@ and what was acknowledged is counted again in the lake and in the other store.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +41,8 @@ from bench.spans import SPANS_A_REQUEST, IdEncoding, Kind, request, request_span
 from lightning_core.config import GatewaySettings
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.lake import Lake
+from lightning_core.spool import spool
+from lightning_core.spool.spool import SpoolWriter
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,20 @@ def appended(file: Path, bodies: list[bytes]) -> float:
     return len(bodies) * SPANS_A_REQUEST / seconds
 
 
+def make_them_the_gateways(home: Path) -> None:
+    """Rewrite the spool as if the gateway had recorded all of it: token ids are its to write, an attempt's stay text."""
+
+    async def write() -> None:
+        writer = SpoolWriter(home / "again", 100 << 30)
+        for _, _, record in spool.read(home / "spool", 0):
+            await writer.append(replace(record, source="gateway"))
+        writer.close()
+
+    asyncio.run(write())
+    shutil.rmtree(home / "spool")
+    (home / "again").rename(home / "spool")
+
+
 def a_round(case: Case, home: Path, spans: list[bytes], rates: Rates, other: peer.PeerServer | None) -> None:
     *bodies, warm_up = [request(body, {}) for body in spans]
     rates.limit.append(appended(home / "limit", bodies))
@@ -128,6 +145,7 @@ def a_round(case: Case, home: Path, spans: list[bytes], rates: Rates, other: pee
     if other is not None:
         sent = other.send(spans[: case.peer_requests])
         rates.peer_ack.append(sent.acknowledged * SPANS_A_REQUEST / sent.seconds)
+    make_them_the_gateways(home)
     decoded = decode.outcome(decode.start(home, SERVER_CORE))
     acknowledged = len(bodies) * SPANS_A_REQUEST
     lake = Lake(home)
