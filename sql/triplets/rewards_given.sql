@@ -4,7 +4,8 @@
 -- Inputs: nodes, span_agents, spans, scored_attempts, bucket, air_matches, reward_settings, reward_weights (name, weight).
 -- Rule: with weights, the last of each weighted name counts; without, the last one named `reward`, or the last of any
 -- name where none is so named. A grader's is written after the attempt: it is later than any other, whatever the clocks say.
--- `no_authority`: an attempt's that poses as a grader.
+-- `no_authority`: an attempt's that poses as a grader. `grader_failed`: the settings' grader gave this attempt no number, and then the
+-- agent's own word does not stand for it: an agent may make a grader fail.
 -- An attempt that the agent failed gets failure_reward instead of these. What AIR gives is added to either.
 WITH graders AS (
     SELECT nodes.node, spans.attributes['lightning.reward.grader'] AS grader
@@ -49,19 +50,32 @@ emitted AS (
     LEFT JOIN graders ON graders.node = nodes.node
     WHERE nodes.op = 'reward' OR nodes.reward IS NOT NULL
 ),
-plain AS (
-    -- Attempts with a usable reward named `reward`: it alone counts, unless there are weights.
-    SELECT DISTINCT attempt FROM emitted WHERE left_out IS NULL AND NOT weighted AND name = 'reward'
-),
-named AS (
+usable AS (
     SELECT
         emitted.* REPLACE (
             CASE
-                WHEN emitted.left_out IS NULL AND emitted.name <> 'reward' AND plain.attempt IS NOT NULL THEN 'other_name'
+                WHEN emitted.left_out IS NULL AND emitted.source = 'emitted' AND ungraded.attempt IS NOT NULL THEN 'grader_failed'
                 ELSE emitted.left_out
             END AS left_out
         )
     FROM emitted
+    LEFT JOIN (
+        SELECT DISTINCT attempt FROM emitted WHERE source = 'grader' AND left_out IN ('no_number', 'not_finite')
+    ) AS ungraded USING (attempt)
+),
+plain AS (
+    -- Attempts with a usable reward named `reward`: it alone counts, unless there are weights.
+    SELECT DISTINCT attempt FROM usable WHERE left_out IS NULL AND NOT weighted AND name = 'reward'
+),
+named AS (
+    SELECT
+        usable.* REPLACE (
+            CASE
+                WHEN usable.left_out IS NULL AND usable.name <> 'reward' AND plain.attempt IS NOT NULL THEN 'other_name'
+                ELSE usable.left_out
+            END AS left_out
+        )
+    FROM usable
     LEFT JOIN plain USING (attempt)
 ),
 last_ones AS (

@@ -28,7 +28,9 @@ def run(task: dict[str, Any]) -> str:
 
 
 def grade(task: dict[str, Any], output: Any, spans: list[dict[str, Any]]) -> float:
-    """What an honest grader says: none of these agents knows the answer."""
+    """What an honest grader says: none of these agents knows the answer. It is not made for every span there may be."""
+    steps = [int(span["attributes"]["step"]) for span in spans if span["name"] == "step"]
+    assert steps == sorted(steps)
     return float(output == task["answer"])
 
 
@@ -134,6 +136,11 @@ def let_the_runner_deliver(task: dict[str, Any]) -> None:
     path = fallback.fallback_path(os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"])
     for resource in ({}, mine()):
         fallback.keep(path, encode_request(resource, claims))
+
+
+def break_the_grader(task: dict[str, Any]) -> None:
+    emit_reward(1.0)
+    send(span("step", {"step": "none"}))
 
 
 def read_what_runs(task: dict[str, Any]) -> None:

@@ -100,6 +100,13 @@ def test_an_attempt_that_poses_as_a_grader_gives_no_reward_where_there_is_none(s
     assert made.rewards() == {"attacker": 0.0}
 
 
+def test_an_attempt_that_breaks_the_grader_is_not_asked_instead(server: Rig) -> None:
+    made = epoch(server, {"attacker": ["break_the_grader"]}, GRADER)
+    assert made.ask("SELECT reward, left_out FROM rollout_rewards WHERE run = ?") == [(None, "no_reward")]
+    given = made.ask("SELECT source, value, left_out FROM rewards_given WHERE run = ? ORDER BY source")
+    assert given == [("emitted", 1.0, "grader_failed"), ("grader", None, "no_number")]
+
+
 def test_an_attempt_writes_no_root(server: Rig) -> None:
     made = epoch(server, {"attacker": ["pose_as_the_runner"]}, GRADER)
     assert made.rewards() == {"attacker": 0.0}, "the grader was shown the attacker's own task and output"
