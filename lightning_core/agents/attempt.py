@@ -17,7 +17,7 @@ _DEEPEST = 100  # lists in lists: who reads it later may be further from the lim
 class AttemptSpec:
     """One execution of a rollout. `base_url` is the attempt's own prefix on the server; `token` opens that alone.
 
-    `secret` is the home's, by which the runner's own spans are known to be the runner's. It is not given to the agent.
+    `secret` is the gateway's, by which the runner's own spans are known to be the runner's. It is not given to the agent.
     """
 
     run: str

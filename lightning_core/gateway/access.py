@@ -47,7 +47,7 @@ def token_of(header: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Tells callers apart by the home's secret and the tokens that were made with it."""
+    """Tells callers apart by the gateway's secret and the tokens that were made with it."""
 
     secret: str = field(repr=False)
     revoked: Revoked

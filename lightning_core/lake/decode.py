@@ -49,7 +49,7 @@ def aliases() -> dict[str, Alias]:
 class Decoder:
     """Decodes records of the spool into one Arrow table of typed spans. Not to be shared between threads.
 
-    secret: the home's, to check proofs by (lightning_core/otlp/proof.py); without it none holds.
+    secret: the gateway's, to check proofs by (lightning_core/otlp/proof.py); without it none holds.
     """
 
     def __init__(self, secret: str | None = None) -> None:

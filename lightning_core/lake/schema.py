@@ -121,7 +121,7 @@ _DECLARED = (
     Column(
         "sender",
         "VARCHAR",
-        "who sent it: gateway, secret (who holds the home's), attempt, nobody; NULL: not written down",
+        "who sent it: gateway, secret (who holds the gateway's), attempt, nobody; NULL: not written down",
     ),
     Column(
         "refused", "VARCHAR", "attribute of it that its sender may not write, so that what it claims counts for nothing"

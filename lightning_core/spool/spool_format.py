@@ -30,7 +30,7 @@ _CHECKED = struct.Struct("<IIQ")
 MAX_HEADER = 64 * 1024
 
 Scope = Literal["path", "token", "none"]
-# Who sent a request: the gateway itself, one who holds the home's secret (the runner, a grader, an importer), an attempt, or
+# Who sent a request: the gateway itself, one who holds the gateway's secret (the runner, a grader, an importer), an attempt, or
 # nobody that is known. `otlp`: a client of which that was not written down yet.
 Source = Literal["gateway", "secret", "attempt", "nobody", "otlp"]
 

@@ -2,7 +2,7 @@
 -- Grain: one row per (attribute key). Inputs: none; this file is the table.
 -- Where several keys of one column are on a span, the lowest `rank` whose value can be read as `type` wins. The others stay
 -- in `attributes` unless they say the same; so does what cannot be read. docs/ingest.md has the rules in full.
--- `sender`: who alone may say it, `gateway` or `secret` (who holds the home's secret); NULL: anybody. What somebody else says
+-- `sender`: who alone may say it, `gateway` or `secret` (who holds the gateway's secret); NULL: anybody. What somebody else says
 -- there stays in `attributes` and is named in `refused`. Spans of which the sender is not known may say everything.
 -- `type`: text, int, float, int32s (token ids), float32s (logprobs). Arrays come as bytes, as arrays, or as JSON text.
 -- What a name means by the kind of its span (`input.value`, `traceloop.entity.name`, …) is decided in ingest/spans.sql.
