@@ -9,6 +9,7 @@ The process:
     access.py    who may do what                    tokens.py    what opens one attempt's scope
     admin.py     sealing, routes, health, metrics   claims.py    who may begin a rollout
     stats.py     counters                           files.py     its small files
+    revoked.py   tokens that were taken back
 
 A call through the gateway:
     gateway.py      the endpoints                       call.py         from request to durable span

@@ -1,7 +1,7 @@
 """OTLP: the spans that we write, and spans of any make that we read.
 
 Written, with the standard library alone, so that agents can import it:
-    spans.py  a span, and its bytes
+    spans.py  a span, and its bytes      proof.py  that spans are an attempt's
 
 Received:
     receive.py  bodies to protobuf   from_json.py  OTLP/JSON to protobuf
@@ -10,4 +10,5 @@ Decoded later, off the request path:
     messages.py  OTLP's messages as protobuf's classes   wire.py    fields of a broken message
     locate.py    a request → its spans                   scopes.py  resources and scopes
     columns.py   spans → columns                         values.py  attributes' values
+    senders.py   whose spans, and who sent them
 """

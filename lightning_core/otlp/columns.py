@@ -25,6 +25,7 @@ from lightning_core.otlp import values
 from lightning_core.otlp.locate import Located, Sent
 from lightning_core.otlp.messages import Event, Link, Span, parse
 from lightning_core.otlp.scopes import free_key
+from lightning_core.otlp.senders import UNKNOWN, scopes
 from lightning_core.otlp.values import Seen, joined, texts
 from lightning_core.otlp.wire import WireError, walk
 
@@ -32,9 +33,8 @@ _KINDS = {0: "unspecified", 1: "internal", 2: "server", 3: "client", 4: "produce
 _STATUSES = {0: "unset", 1: "ok", 2: "error"}
 _MAX_NS = 2**63 - 1
 _MOST = 10_000  # events, links, unknown fields and keys that come again, of a span: each costs many times its bytes
-_ANY = "otlp"  # a sender of which it was not written down who it is
 _REFUSED = (
-    "refused"  # the column that names what a sender may not say; of several attributes, that of the first of these:
+    "refused"  # the column that names what a sender may not say: of several attributes, the first of whose these are
 )
 _SERIOUS: list[str | None] = ["secret", "gateway"]
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
@@ -218,7 +218,7 @@ class _Block:
         name = notes.decode(key)
         entry: _Key = name, "", None, None, 0
         if (alias := self._aliases.get(name)) is not None:
-            refused = alias.sender not in (None, sender) and sender != _ANY
+            refused = alias.sender not in (None, sender) and sender != UNKNOWN
             column = _REFUSED if refused else alias.column
             cells = self._cells.setdefault(column, [None] * self._size)
             read = (lambda _: key) if refused else _READERS.get(alias.type)
@@ -363,7 +363,7 @@ def _origin(found: Located, spans: list[Sent]) -> dict[str, pa.Array]:
     record = pa.array([record for _, record, _, _ in spans], pa.int32())
     origin = pa.array([origin for _, _, _, origin in spans], pa.int32())
     records = [r for _, r in found.records]
-    return _scopes(found, spans, record) | {
+    return scopes(found, spans) | {
         "received_ns": pa.array([r.received_ns for r in records], pa.int64()).take(record),
         "record_offset": pa.array([offset for offset, _ in found.records], pa.int64()).take(record),
         "record_index": pa.array([index for _, _, index, _ in spans], pa.int32()),
@@ -372,26 +372,3 @@ def _origin(found: Located, spans: list[Sent]) -> dict[str, pa.Array]:
         "instrumentation": pa.array([o.instrumentation for o in found.origins], pa.string()).take(origin),
         "content_hash": hashes.view(pa.int64()),
     }
-
-
-def _scopes(found: Located, spans: list[Sent], record: pa.Array) -> dict[str, pa.Array]:
-    """Whose spans these are as the server authenticated it, or as their resource proves it, and who sent them."""
-    records = [r for _, r in found.records]
-    scopes: list[tuple[str | None, ...]] = [
-        (r.rollout_id, r.attempt_id, r.scope, None if r.source == _ANY else r.source) for r in records
-    ]
-    if any(r.source == "nobody" for r in records) and any(origin.proof is not None for origin in found.origins):
-        known: dict[tuple[int, int], int] = {}  # record and origin → which of `scopes`
-        which = []
-        for _, number, _, origin in spans:
-            if (number, origin) not in known:
-                proven = None
-                if records[number].source == "nobody":
-                    proven = found.origins[origin].proven(found.secret, records[number].received_ns)
-                known[number, origin] = number if proven is None else len(scopes)
-                scopes += [] if proven is None else [(*proven, "proof", "attempt")]
-            which.append(known[number, origin])
-        record = pa.array(which, pa.int32())
-    names = ("scoped_rollout_id", "scoped_attempt_id", "scope", "sender")
-    columns = zip(*scopes, strict=True) if scopes else [()] * len(names)
-    return {name: pa.array(column, pa.string()).take(record) for name, column in zip(names, columns, strict=True)}

@@ -15,6 +15,7 @@ from lightning_core.otlp.proof import proves
 from lightning_core.otlp.values import Seen, joined, texts
 from lightning_core.otlp.wire import WireError
 
+_WHOSE = (names.ROLLOUT_ID, names.ATTEMPT_ID)  # kept first where a resource is shortened
 SHORT, _SHORT_ATTRIBUTE = 512, 256  # characters that `shortened` leaves of a resource, and of an attribute
 
 
@@ -45,7 +46,7 @@ class Origin:
         """With the short attributes of its resource only, and `otlp.resource.shortened`: how much is not there."""
         kept: list[tuple[str, str | None]] = []
         room = SHORT
-        for key, value in self.resource:
+        for key, value in sorted(self.resource, key=lambda pair: pair[0] not in _WHOSE):
             needed = len(key) + len(value or "")
             if needed <= min(room, _SHORT_ATTRIBUTE):
                 kept.append((key, value))

@@ -48,7 +48,7 @@ of_records AS (
     WHERE run = $run
 ),
 of_rewards AS (
-    SELECT count(*) FILTER (reward IS NOT NULL) AS rewards, min(error) AS reward_error FROM rewards WHERE run = $run
+    SELECT count(*) FILTER (reward IS NOT NULL AND source <> 'refused') AS rewards, min(error) AS reward_error FROM rewards WHERE run = $run
 ),
 of_claims AS (
     SELECT count(*) AS claims, list_sort(list(DISTINCT refused)) AS claimed FROM refused_claims WHERE run = $run

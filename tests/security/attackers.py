@@ -122,6 +122,11 @@ def pose_as_the_grader(task: dict[str, Any]) -> None:
     send(as_the_grader(task["grader"]))
 
 
+def name_the_grader(task: dict[str, Any]) -> None:
+    """A reward of the agent's own that has the mark by which a grader knows its work is done."""
+    send(span(names.SPAN_REWARD, {names.REWARD: 1.0, names.REWARD_GRADER: task["grader"]}))
+
+
 def pose_as_the_runner(task: dict[str, Any]) -> None:
     send(as_the_runner(task, names.SPAN_ROLLOUT_START), as_the_runner(task, names.SPAN_ROLLOUT))
 

@@ -95,6 +95,11 @@ def test_an_attempt_is_no_grader(server: Rig) -> None:
     assert given == [("grader", 0.0, None), ("emitted", 1.0, "no_authority")]
 
 
+def test_a_grader_does_not_take_an_attempts_mark_for_its_own(server: Rig) -> None:
+    made = epoch(server, {"attacker": ["name_the_grader"]}, GRADER)
+    assert made.rewards() == {"attacker": 0.0}
+
+
 def test_an_attempt_that_poses_as_a_grader_gives_no_reward_where_there_is_none(server: Rig) -> None:
     made = epoch(server, {"attacker": ["give_nothing", "pose_as_the_grader"]})
     assert made.rewards() == {"attacker": 0.0}
