@@ -18,8 +18,10 @@ from lightning_core import names
 from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.config import AgentSettings, Settings
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.plan import Task, plan_training
-from lightning_flows.tasks.rollout import rollout_shard
+from lightning_core.lake.manifest import EpochManifest
+from lightning_flows.tasks.shard import rollout_shard
 from tests.gateway_rig import attributes, rig
 from tests.integration.test_attempts_callable import spec_for
 from tests.standin_server import Standin, standin
@@ -68,7 +70,9 @@ def fight(server: Standin, tmp_path: Path) -> Callable[..., Fight]:
                 url = f"{server.url}/rollouts/{rollout_id}/attempts/{attempt_id}"
                 content = {"meeting": str(meeting), "of": IN_FLIGHT, "logs": str(tmp_path / "logs"), **(task or {})}
                 content |= {"way": way} if number == ATTACKER else {}
-                return AttemptSpec("test", 0, "train", rollout_id, attempt_id, "g", "t", content, url, "token")
+                return AttemptSpec(
+                    "test", 0, "train", rollout_id, attempt_id, "g", "t", content, url, "token", "secret"
+                )
 
             return run_rollout(runner, spec, retries, backoff_s=0.01)
 
@@ -271,9 +275,10 @@ def test_a_shard_in_which_every_other_attempt_attacks_ends_with_a_result_of_each
             "rollout": {"tasks_per_epoch": len(tasks), "group_size": 2, "concurrency": 4},
         }
     )
-    planned = plan_training(settings, tasks, 0)
+    epoch = Epoch(settings, EpochManifest(run="fight", epoch=0, opened_offset=0))
+    planned = plan_training(epoch, tasks, 0)
     with rig(tmp_path) as gateway:
-        shard = rollout_shard.fn(settings, gateway.handle, planned, 0, "train", number=1, of=1, total=len(planned))
+        shard = rollout_shard.fn(epoch, gateway.handle, planned, number=1, of=1, total=len(planned))
         roots = [span for span in gateway.spans() if span.name == "rollout"]
     assert shard["statuses"] == {"ok": 2 * len(ways), "error": 2 * len(ways)}
     outcomes = Counter(str(attributes(root)[names.STATUS]) for root in roots)

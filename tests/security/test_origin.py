@@ -47,7 +47,7 @@ class Epoch:
 
     def ask(self, question: str) -> list[tuple[Any, ...]]:
         """Rows of the catalog; `?` is the run."""
-        with catalog.connect(self.trial.lake.root) as con:
+        with catalog.connect(self.trial.epoch.lake.root) as con:
             return con.execute(question, [self.trial.epoch.run]).fetchall()
 
     def rewards(self) -> dict[str, float | None]:
@@ -151,8 +151,8 @@ def test_feedback_that_comes_later_is_given_by_a_token_of_the_rollout_or_by_the_
         given = {names.REWARD: float(number), names.REWARD_NAME: "thumb"}
         thumb = SpanData(names.SPAN_REWARD, number, number, new_trace_id(), new_span_id(), attributes=given)
         post_spans(server.handle.url, {"authorization": f"Bearer {key}"} if key else {}, resource, [thumb])
-    decode_spool(server.home, None)
-    with catalog.connect(made.lake.root) as con:
+    decode_spool(Lake(server.home), None)
+    with catalog.connect(made.epoch.lake.root) as con:
         rewards = "SELECT sender, reward FROM spans WHERE rollout_id = ? AND reward_name = 'thumb' ORDER BY reward"
         assert con.execute(rewards, [result.rollout_id]).fetchall() == [("attempt", 0.0), ("secret", 1.0)]
 
@@ -177,7 +177,7 @@ def test_a_copy_that_an_attempt_sent_first_suppresses_nothing(server: Rig) -> No
     secret = {"authorization": "Bearer " + server.handle.secret}
     for headers in (token, token, secret, secret):
         post_spans(url, headers, resource, [root])
-        decode_spool(server.home, None)
+        decode_spool(Lake(server.home), None)
     with catalog.connect(Lake(server.home).root) as con:
         found = con.execute("SELECT sender, op, run FROM spans WHERE rollout_id = ? ORDER BY sender", [rollout])
         assert found.fetchall() == [("attempt", "other", None), ("secret", "rollout", "copied")]
@@ -189,7 +189,7 @@ def test_a_setting_lets_loopback_name_a_rollout_and_no_more(tmp_path: Path) -> N
         given = SpanData(names.SPAN_REWARD, 1, 1, new_trace_id(), new_span_id(), attributes={names.REWARD: 0.5})
         posed = SpanData(names.SPAN_ROLLOUT, 1, 1, new_trace_id(), new_span_id(), attributes={names.RUN: "run"})
         post_spans(server.handle.url, {}, resource, [given, posed])
-        decode_spool(server.home, None)
+        decode_spool(Lake(server.home), None)
         with catalog.connect(Lake(server.home).root) as con:
             found = con.execute("SELECT rollout_id, sender, op, refused FROM spans ORDER BY op").fetchall()
     assert found == [("r", "attempt", "other", names.RUN), ("r", "attempt", "reward", None)]
@@ -208,11 +208,11 @@ def test_what_was_claimed_in_vain_is_counted_and_shown(server: Rig) -> None:
         (f"{run}.attacker", "attempt", names.RUN, 2),
         (f"{run}.victim", "nobody", names.ROLLOUT_ID, 2),
     ]
-    found = {f.name: f for f in findings(made.trial, settings(run, None))}["refused_claims"]
+    found = {f.name: f for f in findings(made.trial)}["refused_claims"]
     assert found.level == "missing" and found.what.startswith("6 spans claim") and names.POLICY in found.what
     console = Console(width=200, record=True, file=io.StringIO())
     for rollout in ("victim", "attacker"):
-        console.print(view(explain(made.trial.lake.root, f"{run}.{rollout}")))
+        console.print(view(explain(made.trial.epoch.lake.root, f"{run}.{rollout}")))
     shown = console.export_text()
     assert len(re.findall("counts for nothing", shown)) == 2
     assert len(re.findall(rf"nobody +{names.ROLLOUT_ID} +1", shown)) == 2

@@ -28,8 +28,11 @@ def sent(
     source: Source, spans: list[SpanData], resource: dict[str, str] | None = None, received_ns: int = 5
 ) -> list[dict[str, Any]]:
     """Rows of spans of a request that such a sender sent; an attempt's is scoped, as its token is."""
-    scope = ("r.1", "a1", "token") if source in ("attempt", "gateway") else (None, None, "none")
-    made = Record(*scope, received_ns, source, encode_request(resource or {}, spans))  # type: ignore[arg-type]
+    body = encode_request(resource or {}, spans)
+    if source in ("attempt", "gateway"):
+        made = Record("r.1", "a1", "token", received_ns, source, body)
+    else:
+        made = Record(None, None, "none", received_ns, source, body)
     rows, rejected = Decoder(SECRET).decode([(0, 1, made)])
     assert rejected == []
     return sorted(rows.to_pylist(maps_as_pydicts="strict"), key=lambda row: row["record_index"])
@@ -146,7 +149,8 @@ def test_what_an_older_home_collected_is_derived_as_it_was(tmp_path: Path) -> No
 
 def test_the_same_span_of_two_senders_stays_twice_and_in_one_order(tmp_path: Path) -> None:
     body = encode_request({}, [span("step", 1)])
-    for name, sources in (("one", ("attempt", "secret")), ("other", ("secret", "attempt"))):
+    orders: dict[str, tuple[Source, ...]] = {"one": ("attempt", "secret"), "other": ("secret", "attempt")}
+    for name, sources in orders.items():
         made = [Record("r.1", "a1", "path", 5, source, body) for source in (*sources, *sources)]
         store(tmp_path / name, made)
         lake = Lake(tmp_path / name)
