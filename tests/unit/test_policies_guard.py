@@ -47,7 +47,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_a_damaged_version_is_not_deployed_and_what_is_served_stays(damaged: PolicyStore, settings: Settings) -> None:
-    running: Any = SimpleNamespace(server=Untouched(), fleet=[Untouched()], model=None)
+    running: Any = SimpleNamespace(gateway=Untouched(), fleet=[Untouched()], model=None)
     with pytest.raises(StoreError, match=r"v0001/model\.safetensors: its content is not what was published"):
         deploy.deploy(Run(settings), running, {"policy": "v0001"})
     assert damaged.current() == "v0000"
