@@ -1,10 +1,9 @@
 """Training: sequences in, new weights out, in a process of its own.
 
 From a flow (none of these pulls in torch):
-    epoch.py       from the lake to a published version   launch.py      that process: started, followed, ended
-    job.py         what goes in, and what is looked over  weights.py     folders of weights
-    code.py        what the code of a training is         errors.py      why one could not be
-    export.py      a version as a folder of its own
+    launch.py      that process: started, followed, ended job.py         what goes in, and what is looked over
+    weights.py     folders of weights                     code.py        what the code of a training is
+    export.py      a version as a folder of its own       errors.py      why one could not be
 
 A job, start to end:
     grpo.py        of policy gradients                    sft.py         of examples
