@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import click
@@ -39,8 +40,19 @@ def check(settings_file: Path, assignments: tuple[str, ...], deadline_s: float) 
     each = settings.rollout
     of = f"{settings.epochs} epochs of {each.tasks_per_epoch} tasks, {each.group_size} rollouts a task"
     click.echo(Check("ok", "settings", f"run {settings.run}: {of}").line())
+    patience = Patience(deadline_s, lambda text: click.echo(text, err=True))
+
+    def stop(*_: object) -> None:
+        # Python loses an exception that is raised while it calls back during an import; the event it does not lose.
+        patience.stopped.set()
+        raise KeyboardInterrupt
+
     with interruptible():
-        found = look(settings, patience=Patience(deadline_s, lambda text: click.echo(text, err=True)))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        found = look(settings, patience=patience)
+        if patience.stopped.is_set():
+            raise KeyboardInterrupt
     for one in found:
         click.echo(one.line())
     wrong = sum(one.level == "error" for one in found)

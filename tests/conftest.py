@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ _LONGEST_FIRST = ("e2e", "integration", "security", "property", "unit")
 
 def pytest_configure(config: pytest.Config) -> None:
     guard.pytest_configure(config)
+    # Prefect's own server of a flow without one has 20 s to start, which are few beside other work.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     left_out = config.option.markexpr
     if "not extra" in left_out:
         examples.times = 1 if "not slow" in left_out else 2

@@ -275,6 +275,25 @@ def test_a_check_that_is_interrupted_ends_at_once(tmp_path: Path) -> None:
     assert not Path(f"/proc/{(folder / 'begun').read_text()}").exists(), "what imported it has gone too"
 
 
+def test_an_interruption_that_python_loses_ends_a_check_all_the_same(tmp_path: Path) -> None:
+    """What is raised while Python calls back, of an import or a collected object, is printed and forgotten."""
+    folder = project(tmp_path)
+    code = (
+        "import os, signal, lightning_core.checks.check as module\n"
+        "from lightning_flows.flows.cli import main\n"
+        "class Collected:\n"
+        "    def __del__(self): signal.raise_signal(signal.SIGTERM)\n"
+        "def look(*_, **__):\n"
+        "    Collected()\n"
+        "    return []\n"
+        "module.check = look\n"
+        "main(['check', 'settings.yaml'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert "Exception ignored" in done.stderr, "the test loses it"
+    assert (done.returncode, "it can run" in done.stdout) == (130, False)
+
+
 def test_a_users_frame_is_shown_though_its_folder_is_named_like_a_module_of_python() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         exec(compile("1 / 0", "/home/me/importlib_notes/agent.py", "exec"))
