@@ -23,6 +23,7 @@ from lightning_flows.tasks.ingest import ingest_spans
 def derived(settings: Settings) -> None:
     lake = Lake(settings.home)
     epoch = lake.open_epoch("run", 0, "train", {"policy": "v0000"})
+    epoch.opened_offset = 0  # its spans were there before it
     epoch.sealed_offset = ingest_spans(Run(settings))
     with lake.connect() as con:
         epoch.planned = [name for (name,) in con.execute("SELECT DISTINCT rollout_id FROM spans ORDER BY 1").fetchall()]
