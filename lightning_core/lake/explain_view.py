@@ -30,7 +30,7 @@ def view(found: Row) -> RenderableType:
         parts += [_title("Calls"), _calls(found)]
         parts += [line for call in found["calls"] for line in _why(call, found["mode"])]
     if found["refused"]:
-        parts += [_title("Claimed by who may not say it, and counts for nothing"), _refused(found["refused"])]
+        parts += [_title("Claims that count for nothing"), _refused(found["refused"])]
     return Group(*parts)
 
 

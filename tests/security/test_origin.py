@@ -214,7 +214,7 @@ def test_what_was_claimed_in_vain_is_counted_and_shown(server: Rig) -> None:
     for rollout in ("victim", "attacker"):
         console.print(view(explain(made.trial.epoch.lake.root, f"{run}.{rollout}")))
     shown = console.export_text()
-    assert len(re.findall("counts for nothing", shown)) == 2
+    assert len(re.findall("Claims that count for nothing", shown)) == 2
     assert len(re.findall(rf"nobody +{names.ROLLOUT_ID} +1", shown)) == 2
     assert [
         key for key in (names.POLICY, names.REWARD_SOURCE, names.RUN) if not re.search(f"attempt +{key}", shown)
