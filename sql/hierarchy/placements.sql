@@ -1,10 +1,10 @@
 -- Where each tree of `components` hangs, and what its spans inherit there.
 -- Grain: one row per tree. `parent` is NULL for the tree of the attempt's root; `agent`, `agent_path` and `ambiguous` hold
 -- for its unnamed spans.
--- Inputs: components, evidence, nodes, missing_parents, names, held_by, agent_spans.
+-- Inputs: components, evidence, nodes, missing_parents, names, enclosing_agent, agent_spans.
 -- Rule: `beside` a call is where the call is; by a link under the span linked to, whose agent unnamed spans then share,
 -- but agents do not nest; under a parent that never came, unless time tells of another agent than that parent's; else by
--- time (`held_by`), else under the root. Trees that hang on each other in a circle go under the root.
+-- time (`enclosing_agent`), else under the root. Trees that hang on each other in a circle go under the root.
 WITH RECURSIVE
 tops AS MATERIALIZED (
     SELECT components.node, components.broken, coalesce(nodes.attempt, missing_parents.attempt) AS attempt
@@ -25,19 +25,19 @@ placed AS (
         coalesce(evidence.parent, beside.parent) AS parent,
         missing_parents.node AS missing_parent,
         names.node IS NOT NULL AS named,
-        held_by.* EXCLUDE (node, method, parent),
-        held_by.method AS time_method,
-        held_by.parent AS time_parent
+        enclosing_agent.* EXCLUDE (node, method, parent),
+        enclosing_agent.method AS time_method,
+        enclosing_agent.parent AS time_parent
     FROM tops
     JOIN roots USING (attempt)
     LEFT JOIN evidence ON evidence.node = tops.node
     LEFT JOIN names ON names.node = tops.node
     LEFT JOIN components AS beside ON beside.node = evidence.beside
     LEFT JOIN missing_parents ON missing_parents.span_key = evidence.missing_key
-    LEFT JOIN held_by AS of_missing ON of_missing.node = missing_parents.node
-    LEFT JOIN held_by
-        ON held_by.node = coalesce(evidence.beside, tops.node)
-        AND (held_by.method, held_by.parent, held_by.agent) IS DISTINCT FROM (of_missing.method, of_missing.parent, of_missing.agent)
+    LEFT JOIN enclosing_agent AS of_missing ON of_missing.node = missing_parents.node
+    LEFT JOIN enclosing_agent
+        ON enclosing_agent.node = coalesce(evidence.beside, tops.node)
+        AND (enclosing_agent.method, enclosing_agent.parent, enclosing_agent.agent) IS DISTINCT FROM (of_missing.method, of_missing.parent, of_missing.agent)
 ),
 hung AS MATERIALIZED (
     SELECT

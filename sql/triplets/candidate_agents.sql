@@ -1,17 +1,17 @@
 -- The agents that could have made a call of which time does not say whose it is.
 -- Grain: one row per (call, agent name), of ambiguous calls that somebody asks about: where a policy trains those and
 -- chooses agents; where it drops them, and an agent of the attempt was given rewards for its calls (`reward_steps`).
--- Inputs: rewards_given, policy_rewards, bucket, reward_settings, nodes, span_agents, components, placements, evidence, held_by, waiting, agent_windows, agent_spans, policies.
+-- Inputs: rewards_given, policy_rewards, bucket, reward_settings, nodes, span_agents, components, placements, evidence, enclosing_agent, waiting, agent_times, agent_spans, policies.
 -- Rule: what is ambiguous is the call, or what it lies under: from the call upwards to the first tree that several agents
--- hold. Candidates are the agents whose time holds that (as `held_by` counts them), without those around another of them:
+-- hold. Candidates are the agents whose time holds that (as `enclosing_agent` counts them), without those around another of them:
 -- of nested agents the inner one has the span.
 WITH RECURSIVE
 doubtful AS MATERIALIZED (
-    SELECT placements.node AS top, held_by.node AS held
+    SELECT placements.node AS top, enclosing_agent.node AS held
     FROM placements
     LEFT JOIN evidence ON evidence.node = placements.node
-    JOIN held_by ON held_by.node = coalesce(evidence.beside, placements.node)
-    WHERE held_by.method = 'ambiguous'
+    JOIN enclosing_agent ON enclosing_agent.node = coalesce(evidence.beside, placements.node)
+    WHERE enclosing_agent.method = 'ambiguous'
 ),
 rewarded AS (
     -- By the run's names, or those that a policy has of its own.
@@ -60,19 +60,19 @@ holding AS (
     -- Tier 1: in an agent's time, give or take 50 ms; where no agent's, tier 2: within 50 ms of it.
     SELECT
         spans_held.call_id,
-        windows.id,
-        windows.up,
+        times.id,
+        times.up,
         CASE
-            WHEN windows.start_ns <= least(spans_held.end_ns, spans_held.start_ns + 50_000_000)
-                AND windows.end_ns >= greatest(spans_held.start_ns, spans_held.end_ns - 50_000_000) THEN 1
+            WHEN times.start_ns <= least(spans_held.end_ns, spans_held.start_ns + 50_000_000)
+                AND times.end_ns >= greatest(spans_held.start_ns, spans_held.end_ns - 50_000_000) THEN 1
             ELSE 2
         END AS tier
     FROM spans_held
-    JOIN agent_windows AS windows
-        ON windows.attempt = spans_held.attempt
-        AND windows.level = 1
-        AND windows.start_ns <= spans_held.start_ns + 50_000_000
-        AND windows.end_ns >= spans_held.end_ns - 50_000_000
+    JOIN agent_times AS times
+        ON times.attempt = spans_held.attempt
+        AND times.level = 1
+        AND times.start_ns <= spans_held.start_ns + 50_000_000
+        AND times.end_ns >= spans_held.end_ns - 50_000_000
 ),
 nearest AS (
     SELECT * FROM holding QUALIFY tier = min(tier) OVER (PARTITION BY call_id)

@@ -4,8 +4,8 @@
 -- cover; it is there to count how many innermost agents hold a span.
 -- Inputs: agent_spans, waiting.
 -- Rule: an agent runs as long as the agents inside it; one without end runs on. So what holds a span is closed upwards:
--- with an agent all agents around it. `up` is the window around, `depth` the number of windows up to the outermost; `kin`
--- is the same number for spans of one name inside one agent, `up_kin` that of the window around.
+-- with an agent all agents around it. `up` is the time around, `depth` the number of times up to the outermost; `kin` is
+-- the same number for spans of one name inside one agent, `up_kin` that of the time around.
 WITH RECURSIVE
 agents AS MATERIALIZED (
     SELECT inner_one.node, inner_one.attempt, outer_one.node AS up, inner_one.start_ns, inner_one.end_ns, hash(coalesce(outer_one.node, 0), inner_one.agent)::HUGEINT AS kin

@@ -2,17 +2,16 @@
 -- Grain: one row per waiting span that at least one agent's time holds. `method`: `time` (one agent holds it, or one
 -- inside the others), `same_name` (several of one name inside one agent: the agent is certain, which of its spans is
 -- not), `ambiguous`.
--- Inputs: waiting, agent_windows, agent_spans.
+-- Inputs: waiting, agent_times, agent_spans.
 -- Rule: an agent holds what lies in its time, give or take 50 ms at either end (clocks differ, streams outlive their
--- callers), and overlaps it; where none does, one that is within 50 ms of it. No pairs are made: the windows that hold an
--- interval [x, y] are those that opened by x, less those that closed before y. Each window carries its own id less that
--- of the window around it, so the sum over a chain of nested windows is the id of the innermost, and a chain it is if the
--- window of that id is as deep as there are windows. Likewise `kin`: its sum says whether all but a chain are siblings of
--- one name.
+-- callers), and overlaps it; where none does, one that is within 50 ms of it. No pairs are made: the agents' times that
+-- hold an interval [x, y] are those that opened by x, less those that closed before y. Each carries its own id less that of
+-- the one around it, so the sum over a chain of nested ones is the id of the innermost, and a chain it is if the one of that
+-- id is as deep as there are. Likewise `kin`: its sum says whether all but a chain are siblings of one name.
 WITH asked AS MATERIALIZED (
     SELECT waiting.node, attempt, levels.level, tolerance.tier, tolerance.x, tolerance.y
     FROM waiting
-    JOIN (SELECT DISTINCT attempt, level FROM agent_windows WHERE level > 0) AS levels USING (attempt),
+    JOIN (SELECT DISTINCT attempt, level FROM agent_times WHERE level > 0) AS levels USING (attempt),
     LATERAL (
         SELECT
             1 AS tier,
@@ -34,7 +33,7 @@ weights AS MATERIALIZED (
         CASE WHEN level > 0 THEN kin - coalesce(up_kin, 0) ELSE 0 END AS k,
         CASE level WHEN 0 THEN -1 ELSE 1 END AS innermost,
         row_number() OVER (PARTITION BY attempt, greatest(level, 1) ORDER BY start_ns) AS place
-    FROM agent_windows
+    FROM agent_times
 ),
 opened AS MATERIALIZED (
     SELECT
@@ -74,7 +73,7 @@ counted AS MATERIALIZED (
     ASOF LEFT JOIN closed ON closed.attempt = asked.attempt AND closed.level = asked.level AND asked.y > closed.end_ns
 ),
 inside AS (
-    -- Windows that both opened and closed within the span were subtracted without having been counted.
+    -- What both opened and closed within the span were subtracted without having been counted.
     SELECT node, level, tier, unnest(range(places + 1, opened_by_y + 1)) AS place, attempt, y
     FROM (
         SELECT counted.*, opened.places AS opened_by_y
@@ -113,21 +112,21 @@ tiers AS MATERIALIZED (
     ) AS first_tier USING (node, tier)
 ),
 chains AS MATERIALIZED (
-    SELECT tiers.node, tiers.level, windows.id, windows.up, windows.depth, windows.kin, windows.up_kin
+    SELECT tiers.node, tiers.level, times.id, times.up, times.depth, times.kin, times.up_kin
     FROM tiers
-    JOIN agent_windows AS windows
-        ON windows.attempt = tiers.attempt
-        AND windows.level = tiers.level
-        AND windows.id = tiers.w
-        AND windows.depth = tiers.n
-        AND windows.start_ns <= tiers.x
-        AND windows.end_ns >= tiers.y
+    JOIN agent_times AS times
+        ON times.attempt = tiers.attempt
+        AND times.level = tiers.level
+        AND times.id = tiers.w
+        AND times.depth = tiers.n
+        AND times.start_ns <= tiers.x
+        AND times.end_ns >= tiers.y
 ),
 same_name AS (
     SELECT chains.node, first_one.up AS parent, chains.depth - 1 AS outer_ones, agent_spans.agent, agent_spans.agent_path
     FROM chains
     JOIN tiers ON tiers.node = chains.node AND tiers.level = 1
-    JOIN agent_windows AS first_one ON first_one.attempt = tiers.attempt AND first_one.level = 1 AND first_one.id = chains.id
+    JOIN agent_times AS first_one ON first_one.attempt = tiers.attempt AND first_one.level = 1 AND first_one.id = chains.id
     JOIN agent_spans ON agent_spans.node = chains.id
     WHERE chains.level = 2
         -- A chain down to the agent around them, and the rest of them are they.
