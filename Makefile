@@ -95,6 +95,10 @@ bench-ingest: $(READY) oracle-env ## receiver, decoder and lake against Agent Li
 bench-hierarchy: $(READY) oracle-env ## spans to triplets against Agent Lightning's adapter, one JSON line a figure
 	$(BIN)/python -m bench.hierarchy $(ARGS)
 
+.PHONY: bench-evidence
+bench-evidence: $(READY) ## whose call it is, of runs of which that is known, undisturbed and not; one JSON line a row
+	$(BIN)/python -m bench.evidence $(ARGS)
+
 .PHONY: bench-gateway
 bench-gateway: $(READY) oracle-env ## the gateway against LiteLLM's proxy and direct calls, one JSON line a figure
 	$(BIN)/python -m bench.gateway $(ARGS)

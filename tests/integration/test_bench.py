@@ -46,3 +46,10 @@ def test_the_query_bench_fills_compacts_and_asks(tmp_path: Path) -> None:
     assert line["rows"]["agent"] == 50 and line["rows"]["rare_agent"] > 0
     assert line["files"] < 10
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.extra  # likewise
+def test_the_evidence_bench_judges_every_call() -> None:
+    found = figures("bench.evidence", "evidence_lost_20", "evidence_dumps_lost", "--quick")
+    assert set(found) == {"evidence_lost_20", "evidence_dumps_lost"}
+    assert all(0 <= line["value"] + line["left_out"] <= 1 and line["n"] >= 300 for line in found.values())
