@@ -55,6 +55,7 @@ GEN_AI_FINISH_REASONS = "gen_ai.response.finish_reasons"
 GEN_AI_INPUT_TOKENS = "gen_ai.usage.input_tokens"
 GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 GEN_AI_INPUT_MESSAGES = "gen_ai.input.messages"  # JSON, as the client sent them
+GEN_AI_TOOLS = "gen_ai.tool.definitions"  # JSON, likewise
 GEN_AI_OUTPUT_MESSAGES = "gen_ai.output.messages"  # JSON list, one message a choice
 
 # A reward is a span of its own.

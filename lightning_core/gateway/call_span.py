@@ -94,6 +94,7 @@ def encode_call(
         names.GEN_AI_INPUT_TOKENS: _count(collected.usage.get("prompt_tokens"), collected.prompt_token_ids),
         names.GEN_AI_OUTPUT_TOKENS: _count(collected.usage.get("completion_tokens"), ids),
         names.GEN_AI_INPUT_MESSAGES: _json(_input_messages(request, prepared)),
+        names.GEN_AI_TOOLS: _json(request["tools"]) if request.get("tools") else None,
         names.GEN_AI_OUTPUT_MESSAGES: _json([choice.message for choice in choices]) if choices else None,
         names.PROMPT_TOKEN_IDS: int32_bytes(collected.prompt_token_ids) if collected.prompt_token_ids else None,
         names.RESPONSE_TOKEN_IDS: int32_bytes(ids) if ids else None,

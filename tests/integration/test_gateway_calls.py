@@ -149,6 +149,14 @@ def test_evaluation_keeps_the_agents_sampling_within_the_limit(server: Rig) -> N
     assert last(server)[names.UNTRAINABLE] == "greedy"
 
 
+def test_the_span_has_the_tools_that_the_call_was_offered(server: Rig) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+    client(server).chat.completions.create(model="policy", messages=MESSAGES, tools=tools)
+    assert json.loads(last(server)[names.GEN_AI_TOOLS]) == tools
+    client(server).chat.completions.create(model="policy", messages=MESSAGES)
+    assert names.GEN_AI_TOOLS not in last(server)
+
+
 def test_the_incoming_traceparent_is_the_spans_parent(server: Rig) -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     client(server).chat.completions.create(model="policy", messages=MESSAGES, extra_headers={"traceparent": parent})
