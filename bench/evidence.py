@@ -1,8 +1,9 @@
 """Whose call is it: the share of calls that are given to another agent than the one that made them, and of those left out.
 
-    evidence_clean, _shared, _absent, _changing   random runs of several agents as the recorded frameworks emit them, nothing
-                      lost; each agent has a system message of its own, all have one, none has any, or it changes
-    evidence_lost_20  a fifth of the agents' spans lost; _lost_batches: a tenth of the exporters' batches; _sampled_out: a
+    evidence_clean, _shared, _partly, _absent, _changing   random runs of several agents as the recorded frameworks emit them,
+                      nothing lost; each agent has a system message of its own, all have one, half of them, none has any, or
+                      it changes
+    evidence_lost_20  a fifth of the agents' spans lost; _known: in a second epoch, after one like it; _lost_batches: a tenth of the exporters' batches; _sampled_out: a
                       fifth of the traces; _uninstrumented: in a third of the runs one agent emits nothing
     evidence_clock_behind   the gateway's clock 200 ms behind the agents'; _clock_50, _clock_1000: ahead by so many ms;
                       _helper_clock: other processes' clocks 200 ms off either way
@@ -24,14 +25,16 @@ from pathlib import Path
 
 from bench.report import figure, say
 from tests.agent_runs import Faults, Prompts
-from tests.agent_truth import Texts, attempts, dumps_without_an_agent, judged
+from tests.agent_truth import Texts, attempts, dumps_without_an_agent, judged, prompts_known
 
 RUNS: dict[str, tuple[Prompts, Faults]] = {
     "evidence_clean": ("own", Faults()),
     "evidence_shared": ("shared", Faults()),
+    "evidence_partly": ("partly", Faults()),
     "evidence_absent": ("absent", Faults()),
     "evidence_changing": ("changing", Faults()),
     "evidence_lost_20": ("own", Faults(lost=0.2)),
+    "evidence_lost_20_known": ("own", Faults(lost=0.2)),
     "evidence_lost_batches": ("own", Faults(lost_batches=0.1)),
     "evidence_sampled_out": ("own", Faults(sampled_out=0.2)),
     "evidence_uninstrumented": ("own", Faults(uninstrumented=0.33)),
@@ -56,7 +59,10 @@ def measure(name: str, calls: int) -> None:
     else:
         rows, known = dumps_without_an_agent(DUMPS[name])
     with tempfile.TemporaryDirectory() as scratch:
-        found = judged(Path(scratch), rows, known)
+        prompts = {}
+        if name.endswith("_known"):
+            prompts = prompts_known(Path(scratch, "before"), attempts(calls, *RUNS[name], seed=1)[0])
+        found = judged(Path(scratch), rows, known, prompts=prompts)
     placed = {method: found.by_method[method] for method in sorted(found.by_method)}
     figure(
         name, found.wrong_share, "share wrong", None, found.calls, True, left_out=found.left_out_share, placed=placed

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tests.lake_maker import SECOND, Attempt
 
-Prompts = Literal["own", "shared", "absent", "changing"]
+Prompts = Literal["own", "shared", "partly", "absent", "changing"]
 # What is emitted: spans of LLM calls that name the response ("twins") or repeat its content, of HTTP clients, or none;
 # tools with the ids of their calls; the nearest span that a nested agent declares.
 STYLES = {
@@ -188,6 +188,7 @@ def system(run: Run, call: Call, prompts: Prompts) -> list[dict[str, Any]]:
     text = {
         "own": own,
         "shared": "You are a helpful assistant.",
+        "partly": "You are a helpful assistant." if name in NAMES[::2] else own,
         "absent": "",
         "changing": f"{own}\n\nToday is 2026-11-{run.random.randint(1, 28):02d}. Session {run.random.randrange(16**12):012x}."
         f"\n\nKnown so far:\n- {' '.join(run.random.choices(NAMES, k=12))}",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_core.epoch.patterns import known_prompts
 from lightning_core.lake.decode import Decoder
 from tests.agent_runs import Faults, Prompts, Run, emit, truth
 from tests.frameworks import dump
@@ -54,6 +55,12 @@ def attempts(
             known[attempt.rows[0]["rollout_id"], response_id] = call.agent.name if call.agent.instrumented else None
         number += 1
     return rows, known
+
+
+def prompts_known(home: Path, rows: list[Row]) -> dict[str, str]:
+    """What an epoch derived of the rows lets the next one know."""
+    lake, epoch = derived(home, rows)
+    return known_prompts(lake, epoch.model_copy(update={"epoch": 1}))
 
 
 def judged(home: Path, rows: list[Row], known: Truth, **settings: Any) -> Judged:

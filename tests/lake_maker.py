@@ -125,7 +125,7 @@ def settings(home: Path, **changes: Any) -> Settings:
 def derived(
     home: Path, rows: list[dict[str, Any]], mode: str = "train", planned: list[str] | None = None, **changes: Any
 ) -> tuple[Lake, EpochManifest]:
-    """Write rows (retries once, as a lake does) as one span file in the order given and derive the epoch (of `versions`) from it."""
+    """Write rows (retries once, as a lake does) as one span file in the order given and derive the epoch (of `versions`, after epochs that knew `prompts`) from it."""
     lake = Lake(home)
     path = "spans/0.parquet"
     (lake.root / "spans").mkdir(parents=True, exist_ok=True)
@@ -139,6 +139,7 @@ def derived(
     epoch = EpochManifest(run="run", epoch=0, mode=mode, opened_offset=0, sealed_offset=_END)
     epoch.planned = planned or []
     epoch.versions = changes.pop("versions", {})
+    epoch.prompts = changes.pop("prompts", None)
     buckets = {k: changes.pop(k) for k in ("spans_a_bucket",) if k in changes}
     derive(Epoch(settings(home, **changes), epoch), "key", **buckets)
     lake.manifests.put_epoch(epoch)

@@ -21,13 +21,26 @@ from lightning_core.policies.model import config_files
 # Tables that no SQL file makes: those of the settings, of the epoch's opening and of a bucket.
 GIVEN = frozenset(
     (
-        *("spans", "epoch_scope", "planned", "bucket", "user_rules", "policies", "examples", "estimates"),
+        *(
+            "spans",
+            "epoch_scope",
+            "planned",
+            "bucket",
+            "user_rules",
+            "policies",
+            "examples",
+            "estimates",
+            "known_prompts",
+        ),
         *("reward_settings", "reward_weights", "policy_weights", "air_rules"),
     )
 )
 # What is kept for analysts and the trainer; the others are copies of spans and can be made again.
 KEPT_REWARDS = ("rewards_given", "rollout_rewards")
-KEPT_TRIPLETS = ("policy_rewards", "policy_calls", "silent_rollouts", "reward_steps", "call_returns", "merges")
+KEPT_TRIPLETS = (
+    *("policy_rewards", "policy_calls", "silent_rollouts", "reward_steps", "call_returns", "merges"),
+    "agent_prompts",
+)
 # Narrow as well, and needed again for `sequences`, but not kept: the lake moves rows when it compacts.
 GATHERED = ("call_rows",)
 # Made once for all, of small columns.
@@ -146,6 +159,12 @@ def make_inputs(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
     _table(con, "policy_weights", {key: (kind, [row[i] for row in own]) for i, (key, kind) in enumerate(kinds.items())})
     _air_rules(con, reward.air)
     _examples(con, policies)
+    prompts = manifest.prompts or {}
+    _table(
+        con,
+        "known_prompts",
+        {"prompt_key": (pa.uint64(), [int(key) for key in prompts]), "agent": (pa.string(), list(prompts.values()))},
+    )
     _table(
         con,
         "policies",

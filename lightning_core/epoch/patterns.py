@@ -1,4 +1,5 @@
-"""`agent_match` that is computed: by a function of the agents of the run's last epoch, or by SQL over the catalog.
+"""What an epoch takes from those before: `agent_match` that is computed (by a function of the agents of the run's last epoch, or
+by SQL over the catalog), and the prompts that the run knows agents by.
 
 It is settled once, when an epoch begins, and kept in the epoch's manifest: a resumed epoch selects what it selected
 before. Left out: anything that is computed per rollout or per span; that is what the regex is for.
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from lightning_core.config import PolicySettings, SettingsError
 from lightning_core.epoch.epoch import Epoch
-from lightning_core.lake import catalog
+from lightning_core.lake import catalog, sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import ComputedPattern, EpochManifest
 from lightning_core.loading import load_callable
@@ -22,20 +23,23 @@ COMPUTED = ("@", "sql:")
 
 
 def settle(epoch: Epoch) -> None:
-    """Enter the epoch's computed patterns in its manifest and save it; those already there for this setting stay.
+    """Enter the epoch's computed patterns, and the prompts that the run knows agents by, in its manifest and save it; those
+    already there (patterns: for this setting) stay.
 
     None, NULL or no row match every agent, as an empty pattern does: before the first epoch nobody is known.
     Raises SettingsError, naming the policy, for a function or query that fails or whose result is no pattern.
     """
-    patterns = epoch.manifest.patterns
-    before = dict(patterns)
+    manifest, patterns = epoch.manifest, epoch.manifest.patterns
+    before, prompts = dict(patterns), manifest.prompts
+    if prompts is None:
+        manifest.prompts = known_prompts(epoch.lake, manifest)
     for policy in epoch.settings.policies:
         if not policy.agent_match.startswith(COMPUTED):
             patterns.pop(policy.name, None)
         elif policy.name not in before or before[policy.name].setting != policy.agent_match:
             pattern = _compute(epoch, policy)
             patterns[policy.name] = ComputedPattern(setting=policy.agent_match, pattern=pattern)
-    if patterns != before:
+    if (patterns, manifest.prompts) != (before, prompts):
         epoch.save()
 
 
@@ -55,6 +59,17 @@ def pattern(epoch: EpochManifest, policy: PolicySettings) -> str:
             f"{epoch.epoch} began; run the epoch with these settings"
         )
     return found.pattern
+
+
+def known_prompts(lake: Lake, epoch: EpochManifest) -> dict[str, str]:
+    """Prompt → agent, as the run's derived training epochs before this one tell it."""
+    earlier = [e for e in lake.manifests.epochs(epoch.run, "train") if e.epoch < epoch.epoch and not e.sources]
+    files = [str(lake.path(e.tables["agent_prompts"])) for e in earlier if "agent_prompts" in e.tables]
+    if not files:
+        return {}
+    with lake.engine() as con:
+        con.read_parquet(files).create_view("agent_prompts")
+        return {str(key): agent for key, agent in con.execute(sql.text("plan/known_prompts")).fetchall()}
 
 
 def require_apart(epoch: Epoch) -> None:

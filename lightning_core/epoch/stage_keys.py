@@ -66,6 +66,7 @@ def sequences_key(epoch: Epoch) -> str:
         manifest.span_range,
         manifest.versions,
         {name: p.pattern for name, p in manifest.patterns.items()},
+        manifest.prompts or {},
         settings_read(epoch.settings),
         sql_digest(epoch.settings.policies),
         derive_code(),

@@ -146,6 +146,7 @@ class EpochManifest(_Manifest):
     redone_for: str | None = None  # who last had stages forgotten: a retry of the same flow run does not again
     sources: list[Source] = []  # of a finetuning; others have rollouts of their own
     patterns: dict[str, ComputedPattern] = {}  # policy → its computed agent_match
+    prompts: dict[str, str] | None = None  # prompt → agent, of earlier epochs; None where that was not settled yet
     tables: dict[str, DerivedTable] = {}
     stages: dict[str, Stage] = {}
 

@@ -2,10 +2,11 @@
 -- Grain: one row per (level, id). Level 1: an agent span. Level 2: spans of one name inside one agent that overlap, taken
 -- together (`id` is the first of them), in attempts where some do. Level 0: the time that the agents inside one agent
 -- cover; it is there to count how many innermost agents hold a span.
--- Inputs: agent_spans, waiting.
+-- Inputs: agent_spans, waiting, outer_work.
 -- Rule: an agent runs as long as the agents inside it; one without end runs on. So what holds a span is closed upwards:
 -- with an agent all agents around it. `up` is the time around, `depth` the number of times up to the outermost; `kin` is
--- the same number for spans of one name inside one agent, `up_kin` that of the time around.
+-- the same number for spans of one name inside one agent, `up_kin` that of the time around. `contested`: an agent around it
+-- is known to work meanwhile.
 WITH RECURSIVE
 agents AS MATERIALIZED (
     SELECT inner_one.node, inner_one.attempt, outer_one.node AS up, inner_one.start_ns, inner_one.end_ns, hash(coalesce(outer_one.node, 0), inner_one.agent)::HUGEINT AS kin
@@ -27,12 +28,14 @@ hulls AS (
     SELECT node, min(start_ns) AS start_ns, max(end_ns) AS end_ns FROM stretched GROUP BY node
 ),
 levels AS (
-    SELECT node, 1 AS depth FROM agents WHERE up IS NULL
+    SELECT node, 1 AS depth, false AS contested FROM agents WHERE up IS NULL
     UNION ALL
-    SELECT agents.node, levels.depth + 1 FROM levels JOIN agents ON agents.up = levels.node
+    SELECT agents.node, levels.depth + 1, levels.contested OR agents.node IN (SELECT node FROM outer_work)
+    FROM levels
+    JOIN agents ON agents.up = levels.node
 ),
 runs AS MATERIALIZED (
-    SELECT agents.node, agents.attempt, agents.up, agents.kin, levels.depth, hulls.start_ns, hulls.end_ns
+    SELECT agents.node, agents.attempt, agents.up, agents.kin, levels.depth, levels.contested, hulls.start_ns, hulls.end_ns
     FROM agents
     JOIN hulls USING (node)
     JOIN levels USING (node)
@@ -62,14 +65,14 @@ nested AS MATERIALIZED (
     FROM members
     LEFT JOIN members AS around ON around.node = members.up
 )
-SELECT 1 AS level, attempt, node AS id, up, depth, start_ns, end_ns, kin, up_kin FROM nested
+SELECT 1 AS level, attempt, node AS id, up, depth, start_ns, end_ns, kin, up_kin, contested FROM nested
 UNION ALL
-SELECT 2, attempt, group_id, min(up_group), min(depth), min(start_ns), max(end_ns), min(kin), min(up_kin)
+SELECT 2, attempt, group_id, min(up_group), min(depth), min(start_ns), max(end_ns), min(kin), min(up_kin), bool_or(contested)
 FROM nested
 SEMI JOIN (SELECT attempt FROM nested WHERE NOT begins_group) AS crowded USING (attempt)
 GROUP BY attempt, group_id
 UNION ALL
-SELECT 0, attempt, min(node), up, NULL, min(start_ns), max(end_ns), NULL, NULL
+SELECT 0, attempt, min(node), up, NULL, min(start_ns), max(end_ns), NULL, NULL, false
 FROM nested
 WHERE up IS NOT NULL
 GROUP BY attempt, up, cover_number

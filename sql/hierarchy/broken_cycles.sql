@@ -12,7 +12,7 @@ missed AS MATERIALIZED (
     WHERE (SELECT count(*) FROM reached) < (SELECT count(*) FROM nodes) + (SELECT count(*) FROM missing_parents)
 ),
 lost AS MATERIALIZED (
-    SELECT edges.node, edges.parent, hashed.name
+    SELECT edges.node, edges.parent, edges.confidence, hashed.name
     FROM (FROM edges WHERE EXISTS (FROM missed)) AS edges
     ANTI JOIN (FROM reached WHERE EXISTS (FROM missed)) AS reached USING (node)
     LEFT JOIN hashed USING (node)
@@ -41,7 +41,8 @@ again AS (
         0 AS depth,
         CASE WHEN steps.name IS NOT NULL THEN steps.node END AS agent_node,
         NULL::BIGINT AS outer_node,
-        steps.name
+        steps.name,
+        1.0::DOUBLE AS confidence
     FROM lost AS steps
     SEMI JOIN broken USING (node)
     UNION ALL
@@ -52,8 +53,9 @@ again AS (
         again.depth + 1,
         CASE WHEN coalesce(hanging.name = again.name, hanging.name IS NULL) THEN again.agent_node ELSE hanging.node END,
         CASE WHEN coalesce(hanging.name = again.name, hanging.name IS NULL) THEN again.outer_node ELSE again.agent_node END,
-        coalesce(hanging.name, again.name)
+        coalesce(hanging.name, again.name),
+        CASE WHEN coalesce(hanging.name = again.name, hanging.name IS NULL) THEN least(hanging.confidence, again.confidence) ELSE 1.0 END
     FROM again
     JOIN hanging ON hanging.parent = again.node
 )
-SELECT node, parent, top, depth, agent_node, outer_node, node = top AS broken FROM again
+SELECT node, parent, top, depth, agent_node, outer_node, confidence, node = top AS broken FROM again

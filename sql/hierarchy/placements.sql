@@ -1,10 +1,10 @@
 -- Where each tree of `components` hangs, and what its spans inherit there.
 -- Grain: one row per tree. `parent` is NULL for the tree of the attempt's root; `agent`, `agent_path` and `ambiguous` hold
--- for its unnamed spans.
--- Inputs: components, evidence, nodes, missing_parents, names, enclosing_agent, agent_spans.
+-- for its unnamed spans, `confidence` that of the weakest step from its top up to that agent.
+-- Inputs: components, evidence, nodes, missing_parents, names, evident_agent, agent_spans, methods.
 -- Rule: `beside` a call is where the call is; by a link under the span linked to, whose agent unnamed spans then share,
 -- but agents do not nest; under a parent that never came, unless time tells of another agent than that parent's; else by
--- time (`enclosing_agent`), else under the root. Trees that hang on each other in a circle go under the root.
+-- time (`evident_agent`), else under the root. Trees that hang on each other in a circle go under the root.
 WITH RECURSIVE
 tops AS MATERIALIZED (
     SELECT components.node, components.broken, coalesce(nodes.attempt, missing_parents.attempt) AS attempt
@@ -25,19 +25,19 @@ placed AS (
         coalesce(evidence.parent, beside.parent) AS parent,
         missing_parents.node AS missing_parent,
         names.node IS NOT NULL AS named,
-        enclosing_agent.* EXCLUDE (node, method, parent),
-        enclosing_agent.method AS time_method,
-        enclosing_agent.parent AS time_parent
+        evident_agent.* EXCLUDE (node, method, parent),
+        evident_agent.method AS time_method,
+        evident_agent.parent AS time_parent
     FROM tops
     JOIN roots USING (attempt)
     LEFT JOIN evidence ON evidence.node = tops.node
     LEFT JOIN names ON names.node = tops.node
     LEFT JOIN components AS beside ON beside.node = evidence.beside
     LEFT JOIN missing_parents ON missing_parents.span_key = evidence.missing_key
-    LEFT JOIN enclosing_agent AS of_missing ON of_missing.node = missing_parents.node
-    LEFT JOIN enclosing_agent
-        ON enclosing_agent.node = coalesce(evidence.beside, tops.node)
-        AND (enclosing_agent.method, enclosing_agent.parent, enclosing_agent.agent) IS DISTINCT FROM (of_missing.method, of_missing.parent, of_missing.agent)
+    LEFT JOIN evident_agent AS of_missing ON of_missing.node = missing_parents.node
+    LEFT JOIN evident_agent
+        ON evident_agent.node = coalesce(evidence.beside, tops.node)
+        AND (evident_agent.method, evident_agent.parent, evident_agent.agent) IS DISTINCT FROM (of_missing.method, of_missing.parent, of_missing.agent)
 ),
 hung AS MATERIALIZED (
     SELECT
@@ -67,17 +67,20 @@ hung AS MATERIALIZED (
 links AS MATERIALIZED (
     SELECT
         hung.*,
+        CASE WHEN hung.ambiguous THEN 0.0 ELSE methods.confidence END::DOUBLE AS confidence,
+        above.confidence AS parent_confidence,
         above.top AS parent_top,
         above.depth AS parent_depth,
         agents.agent AS parent_agent,
         agents.agent_path AS parent_path,
         agents.outermost AS parent_outermost
     FROM hung
+    JOIN methods USING (method)
     JOIN components AS above ON above.node = hung.parent
     LEFT JOIN agent_spans AS agents ON agents.node = above.agent_node
 ),
 walk AS (
-    SELECT node, parent, method, candidates, 0 AS depth, agent, agent_path, ambiguous FROM hung WHERE parent IS NULL
+    SELECT node, parent, method, candidates, 0 AS depth, agent, agent_path, ambiguous, 1.0::DOUBLE AS confidence FROM hung WHERE parent IS NULL
     UNION ALL
     SELECT
         links.node,
@@ -94,12 +97,17 @@ walk AS (
             WHEN walk.agent = links.parent_outermost THEN walk.agent_path || substr(links.parent_path, length(links.parent_outermost) + 1)
             ELSE walk.agent_path || '/' || links.parent_path
         END,
-        links.ambiguous OR (walk.ambiguous AND links.parent_agent IS NULL AND links.agent IS NULL)
+        links.ambiguous OR (walk.ambiguous AND links.parent_agent IS NULL AND links.agent IS NULL),
+        CASE
+            WHEN links.agent IS NOT NULL THEN links.confidence
+            WHEN links.parent_agent IS NOT NULL THEN least(links.confidence, links.parent_confidence)
+            ELSE least(links.confidence, links.parent_confidence, walk.confidence)
+        END
     FROM walk
     JOIN links ON links.parent_top = walk.node
 )
 FROM walk
 UNION ALL
-SELECT node, root, 'cycle', 0, 1, NULL, NULL, false
+SELECT node, root, 'cycle', 0, 1, NULL, NULL, false, 0.3
 FROM hung
 ANTI JOIN walk USING (node)

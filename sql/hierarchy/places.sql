@@ -6,7 +6,7 @@ SELECT
     this.parent_node,
     methods.method,
     this.candidates,
-    methods.confidence::DOUBLE AS confidence,
+    least(methods.confidence::DOUBLE, this.confidence) AS confidence,
     this.depth,
     this.agent,
     this.agent_path,

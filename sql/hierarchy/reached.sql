@@ -6,7 +6,7 @@ hashed AS MATERIALIZED (
     SELECT node, hash(agent_name) AS name FROM names
 ),
 steps AS MATERIALIZED (
-    SELECT edges.node, edges.parent, hashed.name FROM edges LEFT JOIN hashed USING (node)
+    SELECT edges.node, edges.parent, edges.confidence, hashed.name FROM edges LEFT JOIN hashed USING (node)
 ),
 tops AS (
     SELECT node FROM nodes ANTI JOIN edges USING (node)
@@ -21,7 +21,8 @@ reached AS (
         0 AS depth,
         CASE WHEN hashed.name IS NOT NULL THEN tops.node END AS agent_node,
         NULL::BIGINT AS outer_node,
-        hashed.name
+        hashed.name,
+        1.0::DOUBLE AS confidence
     FROM tops
     LEFT JOIN hashed USING (node)
     UNION ALL
@@ -32,8 +33,9 @@ reached AS (
         reached.depth + 1,
         CASE WHEN coalesce(steps.name = reached.name, steps.name IS NULL) THEN reached.agent_node ELSE steps.node END,
         CASE WHEN coalesce(steps.name = reached.name, steps.name IS NULL) THEN reached.outer_node ELSE reached.agent_node END,
-        coalesce(steps.name, reached.name)
+        coalesce(steps.name, reached.name),
+        CASE WHEN coalesce(steps.name = reached.name, steps.name IS NULL) THEN least(steps.confidence, reached.confidence) ELSE 1.0 END
     FROM reached
     JOIN steps ON steps.parent = reached.node
 )
-SELECT node, parent, top, depth, agent_node, outer_node, false AS broken FROM reached
+SELECT node, parent, top, depth, agent_node, outer_node, confidence, false AS broken FROM reached

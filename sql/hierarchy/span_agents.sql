@@ -1,24 +1,43 @@
 -- The agent that each span belongs to; `places` says how its place was found.
 -- Grain: one row per span, and one (negative `node`) per declared parent that never came. A view: calls and rewards ask for
--- some spans alone. `placed_by`: the method, for the top of a tree.
--- Inputs: components, placements, agent_spans.
+-- some spans alone. `placed_by`: the method, for the top of a tree. `confidence`: of the weakest step up
+-- to the agent.
+-- Inputs: components, placements, agent_spans, evident_agent, methods.
 -- Rule: a span belongs to the nearest named ancestor-or-self. What lies under an `ambiguous` span is ambiguous too, until
--- a span names its agent. What is declared is not put elsewhere by time: a span whose declared ancestors name no agent up to
--- the root (AgentOps hangs calls under its session) is of no agent, whoever's time holds it.
+-- a span names its agent. What is declared is not put elsewhere, but a call right under a root (AgentOps hangs calls under its
+-- session) may be of an agent that time or its prompt tells.
 SELECT
     components.node,
     coalesce(components.parent, placements.parent) AS parent_node,
-    CASE WHEN components.node = components.top THEN placements.method END AS placed_by,
-    CASE WHEN components.node = components.top THEN placements.candidates ELSE 0 END AS candidates,
+    CASE WHEN components.node = components.top THEN placements.method ELSE told.method END AS placed_by,
+    CASE WHEN components.node = components.top THEN placements.candidates ELSE coalesce(told.candidates, 0) END AS candidates,
     components.depth + placements.depth AS depth,
-    coalesce(agents.agent, placements.agent) AS agent,
+    CASE WHEN told.node IS NULL THEN coalesce(agents.agent, placements.agent) ELSE told.agent END AS agent,
     CASE
+        WHEN told.node IS NOT NULL THEN told.agent_path
         WHEN agents.agent_path IS NULL THEN placements.agent_path
         WHEN placements.agent_path IS NULL OR placements.method = 'link' OR starts_with(agents.agent_path, '…') THEN agents.agent_path
         WHEN placements.agent = agents.outermost THEN placements.agent_path || substr(agents.agent_path, length(agents.outermost) + 1)
         ELSE placements.agent_path || '/' || agents.agent_path
     END AS agent_path,
-    agents.node IS NULL AND placements.ambiguous AS ambiguous
+    CASE WHEN told.node IS NULL THEN agents.node IS NULL AND placements.ambiguous ELSE told.method = 'ambiguous' END AS ambiguous,
+    CASE
+        WHEN told.node IS NOT NULL THEN told.confidence
+        WHEN agents.node IS NOT NULL THEN components.confidence
+        ELSE least(components.confidence, placements.confidence)
+    END AS confidence
 FROM components
 JOIN placements ON placements.node = components.top
 LEFT JOIN agent_spans AS agents ON agents.node = components.agent_node
+LEFT JOIN (
+    SELECT
+        evident_agent.node,
+        evident_agent.method,
+        evident_agent.candidates,
+        methods.confidence::DOUBLE AS confidence,
+        coalesce(evident_agent.agent, agent_spans.agent) AS agent,
+        coalesce(evident_agent.agent_path, agent_spans.agent_path) AS agent_path
+    FROM evident_agent
+    JOIN methods USING (method)
+    LEFT JOIN agent_spans ON agent_spans.node = evident_agent.parent
+) AS told ON told.node = components.node AND components.node <> components.top

@@ -1,10 +1,11 @@
 -- Which call asked for which tool run, where either has lost its parent: then one tells where the other belongs.
 -- Grain: one row per tool span whose tool call id is in the output of exactly one LLM call of its attempt (twins are
 -- one). `call_lost`: no record of the call declares a parent that is there; `tool_lost`: the tool does not.
--- Inputs: nodes, spans, user_names, declared, orphans, llm_twins.
--- Rule: an id decides nothing where tools of several agents bear it (some models count their ids from 0 in every
--- conversation), nor of a tool that ran before the call (50 ms are forgiven). A tool that names another agent than the one it
--- runs in hands over to that agent, and says nothing of who asked.
+-- Inputs: nodes, spans, user_names, declared, orphans, llm_twins, clocks.
+-- Rule: who runs a tool need not be who asked for it: that agent has to have begun before the call (50 ms are forgiven).
+-- An id decides nothing where tools of several agents bear it (some models count their ids from 0 in every conversation), nor
+-- of a tool that ran before the call, nor of one by another name than the call asked for. A tool that names another agent
+-- than the one it runs in hands over to that agent, and says nothing of who asked.
 WITH RECURSIVE
 records AS MATERIALIZED (
     SELECT kept AS call, node FROM llm_twins
@@ -22,6 +23,7 @@ tools AS MATERIALIZED (
         nodes.node,
         nodes.attempt,
         nodes.tool_call_id,
+        nodes.tool_name,
         nodes.start_ns,
         coalesce(user_names.agent_name, nodes.agent_name) AS agent_name,
         declared.parent
@@ -71,16 +73,32 @@ named AS MATERIALIZED (
     WHERE nodes.agent_name IS NOT NULL OR user_names.agent_name IS NOT NULL
 ),
 above AS (
-    -- From each tool's parent up to the first span that has a name.
-    SELECT parent AS start, parent AS node FROM runs WHERE parent IS NOT NULL
+    -- From each tool's parent up to the first span that has a name, and on while the names are the same.
+    SELECT runs.parent AS start, runs.parent AS node, named.agent_name, 0 AS unnamed
+    FROM (SELECT DISTINCT parent FROM runs WHERE parent IS NOT NULL) AS runs
+    LEFT JOIN named ON named.node = runs.parent
     UNION
-    SELECT above.start, declared.parent
+    SELECT
+        above.start,
+        declared.parent,
+        coalesce(above.agent_name, named.agent_name),
+        CASE WHEN above.agent_name IS NOT NULL AND named.node IS NULL THEN above.unnamed + 1 ELSE 0 END
     FROM above
     JOIN declared USING (node)
-    ANTI JOIN named ON named.node = above.node
+    LEFT JOIN named ON named.node = declared.parent
+    WHERE coalesce(named.agent_name = above.agent_name, true) AND above.unnamed < 8
 ),
 agents AS MATERIALIZED (
-    SELECT above.start, named.agent_name FROM above JOIN named USING (node)
+    -- A tool's own start says nothing of its agent's.
+    SELECT
+        above.start,
+        any_value(above.agent_name) AS agent_name,
+        min(coalesce(nodes.start_ns, -1)) FILTER (named.node IS NOT NULL AND nodes.op <> 'tool') AS start_ns
+    FROM above
+    JOIN nodes USING (node)
+    LEFT JOIN named USING (node)
+    WHERE above.agent_name IS NOT NULL
+    GROUP BY above.start
 ),
 shared AS (
     -- Of two records of one run, one in the other, the outer one says whose it is.
@@ -104,9 +122,12 @@ placed AS (
     ANTI JOIN callers AS same_call ON same_call.call = callers.call AND same_call.node = declared.parent
 ),
 began AS (
-    SELECT callers.call, min(coalesce(nodes.start_ns, nodes.end_ns)) AS start_ns
+    SELECT
+        callers.call,
+        min(coalesce(nodes.start_ns, nodes.end_ns) - CASE WHEN nodes.policy IS NOT NULL THEN coalesce(clocks.ahead_ns, 0) ELSE 0 END) AS start_ns
     FROM callers
     JOIN nodes USING (node)
+    LEFT JOIN clocks USING (attempt)
     GROUP BY callers.call
 )
 SELECT runs.node, runs.call, placed.node IS NULL AS call_lost, runs.parent IS NULL AS tool_lost
@@ -118,3 +139,4 @@ LEFT JOIN (SELECT DISTINCT node FROM placed) AS placed ON placed.node = runs.cal
 WHERE (placed.node IS NULL OR runs.parent IS NULL)
     AND coalesce(runs.start_ns >= began.start_ns - 50_000_000, true)
     AND coalesce(runs.agent_name = agents.agent_name, true)
+    AND (placed.node IS NOT NULL OR coalesce(agents.start_ns <= began.start_ns + 50_000_000, true))

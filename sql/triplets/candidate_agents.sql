@@ -1,17 +1,18 @@
--- The agents that could have made a call of which time does not say whose it is.
--- Grain: one row per (call, agent name), of ambiguous calls that somebody asks about: where a policy trains those and
--- chooses agents; where it drops them, and an agent of the attempt was given rewards for its calls (`reward_steps`).
--- Inputs: rewards_given, policy_rewards, bucket, reward_settings, nodes, span_agents, components, placements, evidence, enclosing_agent, waiting, agent_times, agent_spans, policies.
+-- The agents that could have made a call of which it is not known whose it is.
+-- Grain: one row per (call, agent name), of ambiguous calls that somebody asks about: where a policy chooses agents; where it
+-- drops ambiguous ones, and an agent of the attempt was given rewards for its calls (`reward_steps`). `agent` is '' for one that
+-- nobody knows: a span was lost, or the prompt is none of the others'.
+-- Inputs: rewards_given, policy_rewards, bucket, reward_settings, nodes, span_agents, components, placements, evidence, enclosing_agent, evident_agent, waiting, agent_times, agent_spans, lossy_attempts, policies.
 -- Rule: what is ambiguous is the call, or what it lies under: from the call upwards to the first tree that several agents
--- hold. Candidates are the agents whose time holds that (as `enclosing_agent` counts them), without those around another of them:
--- of nested agents the inner one has the span.
+-- hold. Candidates are the agents that were open when that began (as in `enclosing_agent`), without those around another of
+-- them: of nested agents the inner one has the span, unless the outer one works meanwhile, or the span outlives the inner one.
 WITH RECURSIVE
 doubtful AS MATERIALIZED (
-    SELECT placements.node AS top, enclosing_agent.node AS held
+    SELECT placements.node AS top, evident_agent.node AS held
     FROM placements
     LEFT JOIN evidence ON evidence.node = placements.node
-    JOIN enclosing_agent ON enclosing_agent.node = coalesce(evidence.beside, placements.node)
-    WHERE enclosing_agent.method = 'ambiguous'
+    JOIN evident_agent ON evident_agent.node = coalesce(evidence.beside, placements.node)
+    WHERE evident_agent.method = 'ambiguous'
 ),
 rewarded AS (
     -- By the run's names, or those that a policy has of its own.
@@ -32,10 +33,11 @@ asked AS MATERIALIZED (
     JOIN policies ON policies.policy = nodes.policy
     WHERE span_agents.ambiguous
         AND nodes.op = 'llm'
-        AND CASE policies.ambiguous
-            WHEN 'train' THEN policies.agent_match <> '' OR policies.agent_exclude IS NOT NULL
-            ELSE nodes.attempt IN (SELECT attempt FROM rewarded)
-        END
+        AND (
+            policies.agent_match <> ''
+            OR policies.agent_exclude IS NOT NULL
+            OR (policies.ambiguous = 'drop' AND nodes.attempt IN (SELECT attempt FROM rewarded))
+        )
 ),
 climbed AS (
     FROM asked
@@ -46,39 +48,48 @@ climbed AS (
     JOIN components AS above ON above.node = placements.parent
     ANTI JOIN doubtful ON doubtful.top = climbed.top
 ),
-spans_held AS (
+spans_held AS MATERIALIZED (
     SELECT
-        climbed.call_id,
+        held.call_id,
+        waiting.node,
         waiting.attempt,
         waiting.start_ns,
         coalesce(waiting.end_ns, waiting.start_ns) AS end_ns
-    FROM climbed
-    JOIN doubtful USING (top)
-    JOIN waiting ON waiting.node = doubtful.held
+    FROM (
+        SELECT climbed.call_id, doubtful.held FROM climbed JOIN doubtful USING (top)
+        UNION
+        -- Right under a root.
+        SELECT asked.call_id, asked.call_id FROM asked
+    ) AS held
+    JOIN waiting ON waiting.node = held.held
 ),
 holding AS (
-    -- Tier 1: in an agent's time, give or take 50 ms; where no agent's, tier 2: within 50 ms of it.
+    -- Tier 1: open when it began, or within the 50 ms after; where none was, tier 2: within those before.
     SELECT
         spans_held.call_id,
         times.id,
         times.up,
-        CASE
-            WHEN times.start_ns <= least(spans_held.end_ns, spans_held.start_ns + 50_000_000)
-                AND times.end_ns >= greatest(spans_held.start_ns, spans_held.end_ns - 50_000_000) THEN 1
-            ELSE 2
-        END AS tier
+        times.start_ns <= spans_held.start_ns
+            AND NOT times.contested
+            AND spans_held.end_ns - 50_000_000 <= times.end_ns AS has_it,
+        CASE WHEN times.end_ns >= spans_held.start_ns THEN 1 ELSE 2 END AS tier
     FROM spans_held
     JOIN agent_times AS times
         ON times.attempt = spans_held.attempt
         AND times.level = 1
         AND times.start_ns <= spans_held.start_ns + 50_000_000
-        AND times.end_ns >= spans_held.end_ns - 50_000_000
+        AND times.end_ns >= spans_held.start_ns - 50_000_000
 ),
 nearest AS (
     SELECT * FROM holding QUALIFY tier = min(tier) OVER (PARTITION BY call_id)
 )
-SELECT DISTINCT nearest.call_id, agent_spans.agent
+SELECT nearest.call_id, agent_spans.agent
 FROM nearest
 JOIN agent_spans ON agent_spans.node = nearest.id
-ANTI JOIN nearest AS inner_one ON inner_one.call_id = nearest.call_id AND inner_one.up = nearest.id
+ANTI JOIN nearest AS inner_one ON inner_one.call_id = nearest.call_id AND inner_one.up = nearest.id AND inner_one.has_it
+UNION
+SELECT spans_held.call_id, ''
+FROM spans_held
+LEFT JOIN enclosing_agent ON enclosing_agent.node = spans_held.node
+WHERE enclosing_agent.method IS DISTINCT FROM 'ambiguous' OR spans_held.attempt IN (FROM lossy_attempts)
 ORDER BY ALL

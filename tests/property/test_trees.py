@@ -246,13 +246,18 @@ def windows(draw: DrawFn, number: int) -> tuple[Attempt, dict[str, Window]]:
     return made, agents
 
 
-def innermost(agents: dict[str, Window], begin: int, end: int) -> list[str]:
-    """The agents that hold a span, by the definition: each is looked at, those around another are left out."""
+def innermost(agents: dict[str, Window], begin: int, end: int) -> tuple[list[str], bool]:
+    """The agents that were open when a span began, by the definition: each is looked at, those around another are left out.
+    And whether another may be meant: one that opens soon, or one around an inner agent that the span outlives."""
     tolerance = int(TOLERANCE * 1e9)
-    near = [s for s, a in agents.items() if a.begin - tolerance <= begin and end <= a.end + tolerance]
-    held = [s for s in near if agents[s].begin <= end and begin <= agents[s].end] or near
+    open_then = [s for s, a in agents.items() if a.begin <= begin <= a.end]
+    held = [s for s, a in agents.items() if a.begin - tolerance <= begin <= a.end]
+    if not held and end - begin < tolerance:
+        held = [s for s, a in agents.items() if a.begin - tolerance <= begin <= a.end + tolerance]
     around = {agents[s].up for s in held}
-    return [s for s in held if s not in around]
+    inner = [s for s in held if s not in around]
+    outlives = any(agents[s].end + tolerance < end and agents[s].up is not None for s in inner)
+    return inner, bool(open_then and len(held) > len(open_then)) or outlives
 
 
 @of_many(examples=6)
@@ -264,11 +269,13 @@ def test_the_sums_over_windows_find_what_looking_at_each_agent_finds(
     for made, agents in cases:
         for orphan in (r for r in made.rows if r["name"] == "orphan"):
             row = tree[orphan["rollout_id"], orphan["span_id"]]
-            holders = innermost(agents, orphan["start_ns"], orphan["end_ns"])
+            holders, doubtful = innermost(agents, orphan["start_ns"], orphan["end_ns"])
             paths = {agents[s].path(agents) for s in holders}
             found = row["method"], row["agent_path"]
             if not holders:
                 assert found == ("unplaced", None)
+            elif len(holders) == 1 and doubtful:
+                assert found == ("ambiguous", None)
             elif len(holders) == 1:
                 assert found == ("time", paths.pop()) and row["parent_id"] == holders[0]
             elif len(paths) == 1:

@@ -109,7 +109,8 @@ def missing_parent(a: Attempt) -> None:
 
 def test_children_of_a_parent_that_never_came_share_a_node_made_for_it(trees: dict[str, Tree]) -> None:
     tree = trees["missing_parent"]
-    assert place(tree, "one") == place(tree, "two") == ("gone", "missing_parent", "solver")
+    assert place(tree, "one") == place(tree, "two") == ("gone", "missing_parent", None)
+    assert tree["one"]["ambiguous"]  # `gone` may have been an agent's
     assert place(tree, "gone") == ("agent", "synthesised", "solver")
     assert (tree["gone"]["node"], tree["gone"]["depth"]) == (-tree["one"]["node"], 2)
     assert place(tree, "lost") == ("root", "synthesised", None)
@@ -125,11 +126,23 @@ def missing_parent_of_two_agents(a: Attempt) -> None:
     gateway(a, "none", (0.95, 0.97), parent="gone")
 
 
-def test_where_time_does_not_place_a_missing_parent_it_places_its_children(trees: dict[str, Tree]) -> None:
+def test_a_call_of_a_lost_span_that_may_have_been_an_agents_is_not_placed_by_time(trees: dict[str, Tree]) -> None:
     tree = trees["missing_parent_of_two_agents"]
-    assert place(tree, "one") == ("planner", "time", "planner")
-    assert place(tree, "two") == ("coder", "time", "coder")
-    assert place(tree, "none") == ("gone", "missing_parent", None)
+    assert {place(tree, span) for span in ("one", "two", "none")} == {("gone", "missing_parent", None)}
+    assert tree["one"]["ambiguous"] and tree["two"]["ambiguous"]
+
+
+@scenario
+def lost_client(a: Attempt) -> None:
+    a.agent("solver", (0.1, 0.9), "root", span_id="agent")
+    gateway(a, "one", (0.2, 0.3), parent="gone")
+    gateway(a, "two", (0.4, 0.5), parent="lost")
+
+
+def test_a_lost_span_around_one_call_was_its_clients_and_time_places_it(trees: dict[str, Tree]) -> None:
+    tree = trees["lost_client"]
+    assert place(tree, "one") == ("gone", "missing_parent", "solver")
+    assert place(tree, "two") == ("lost", "missing_parent", "solver")
 
 
 @scenario
@@ -190,12 +203,16 @@ def outlives_its_agent(a: Attempt) -> None:
     a.agent("alone", (0.1, 0.5), "root", span_id="alone")
     gateway(a, "late", (0.3, 0.54))
     gateway(a, "early", (0.06, 0.2))
-    gateway(a, "too late", (0.3, 0.56))
+    gateway(a, "long", (0.3, 0.9))
+    gateway(a, "too early", (0.04, 0.2))
 
 
-def test_fifty_milliseconds_are_forgiven_at_either_end(trees: dict[str, Tree]) -> None:
+def test_a_call_is_of_the_only_agent_in_whose_time_it_begins_and_fifty_milliseconds_are_forgiven(
+    trees: dict[str, Tree],
+) -> None:
     tree = trees["outlives_its_agent"]
-    assert [tree[s]["agent"] for s in ("late", "early", "too late")] == ["alone", "alone", None]
+    spans = ("late", "early", "long", "too early")
+    assert [tree[s]["agent"] for s in spans] == ["alone", "alone", "alone", None]
 
 
 @scenario

@@ -1,0 +1,56 @@
+-- How far the gateway's clock is ahead of the agents', as far as an attempt shows it.
+-- Grain: one row per attempt whose calls of a policy need it (some declare no parent). `ahead_ns` is the shift nearest to 0 that
+-- fits, 0 where equal clocks fit or nothing can be told; `low_ns`, `high_ns` are its bounds, NULL where there is none.
+-- Inputs: nodes, orphans, llm_twins, declared.
+-- Rule: what the gateway recorded of a call lies inside what the agent's process recorded of it: its other record, or the
+-- client's span that it declares. Without such pairs, all calls lie between the start of the first agent and the end of the
+-- last, if there is room for them, and no further off than 2 s.
+WITH asked AS MATERIALIZED (
+    SELECT DISTINCT nodes.attempt
+    FROM orphans
+    JOIN nodes USING (node)
+    WHERE nodes.policy IS NOT NULL AND nodes.op = 'llm'
+),
+calls AS MATERIALIZED (
+    SELECT nodes.node, nodes.attempt, nodes.start_ns, nodes.end_ns
+    FROM nodes
+    SEMI JOIN asked USING (attempt)
+    WHERE nodes.policy IS NOT NULL AND nodes.op = 'llm' AND nodes.start_ns IS NOT NULL AND nodes.end_ns IS NOT NULL
+),
+pairs AS (
+    SELECT calls.attempt, max(calls.end_ns - client.end_ns) AS low_ns, min(calls.start_ns - client.start_ns) AS high_ns
+    FROM calls
+    JOIN (
+        SELECT kept AS node, node AS client FROM llm_twins
+        UNION ALL
+        SELECT node, parent FROM declared
+    ) AS pairs USING (node)
+    JOIN nodes AS client ON client.node = pairs.client
+    WHERE client.policy IS NULL AND client.op IN ('llm', 'other')
+    GROUP BY calls.attempt
+),
+agents AS (
+    SELECT nodes.attempt, min(nodes.start_ns) AS start_ns, max(nodes.end_ns) AS end_ns
+    FROM nodes
+    SEMI JOIN asked USING (attempt)
+    WHERE nodes.agent_name IS NOT NULL AND nodes.op NOT IN ('llm', 'tool')
+    GROUP BY nodes.attempt
+    HAVING count(*) = count(nodes.start_ns) AND count(*) = count(nodes.end_ns)
+),
+hulls AS (
+    SELECT calls.attempt, max(calls.end_ns) - any_value(agents.end_ns) AS low_ns, min(calls.start_ns) - any_value(agents.start_ns) AS high_ns
+    FROM calls
+    JOIN agents USING (attempt)
+    GROUP BY calls.attempt
+),
+bounds AS (
+    SELECT
+        asked.attempt,
+        coalesce(pairs.low_ns, hulls.low_ns) AS low_ns,
+        coalesce(pairs.high_ns, hulls.high_ns) AS high_ns
+    FROM asked
+    LEFT JOIN (FROM pairs WHERE low_ns <= high_ns) AS pairs USING (attempt)
+    LEFT JOIN (FROM hulls WHERE low_ns <= high_ns AND low_ns < 2_000_000_000 AND high_ns > -2_000_000_000) AS hulls USING (attempt)
+)
+SELECT attempt, CASE WHEN high_ns < 0 THEN high_ns WHEN low_ns > 0 THEN low_ns ELSE 0 END AS ahead_ns, low_ns, high_ns
+FROM bounds

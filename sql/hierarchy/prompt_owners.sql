@@ -1,0 +1,44 @@
+-- The one agent that a prompt is taken to be of, within an attempt.
+-- Grain: one row per (attempt, prompt) with such an agent. `known`: the run's earlier epochs tell so.
+-- Inputs: prompt_keys, prompt_agents, prompt_candidates, known_prompts (prompt_key, agent: of earlier epochs of the run).
+-- Rule: of the one agent whose calls have it by ids; else of the one that the run has known it of; else of the one that is
+-- left. An agent has one prompt unless ids say otherwise, so those who have one are no candidates for another. Where two
+-- prompts have one candidate left, the same, neither is its. Of the only prompt of an attempt nothing is concluded there: its
+-- agents share it, or the one that it is of may be lost.
+WITH RECURSIVE
+known AS MATERIALIZED (
+    SELECT DISTINCT prompt_keys.attempt, prompt_key, known_prompts.agent
+    FROM known_prompts
+    JOIN prompt_keys USING (prompt_key)
+),
+several AS MATERIALIZED (
+    SELECT attempt FROM prompt_keys GROUP BY attempt HAVING count(DISTINCT prompt_key) > 1
+),
+possible AS MATERIALIZED (
+    FROM prompt_candidates SEMI JOIN several USING (attempt)
+),
+owners(attempt, prompt_key, agent) USING KEY (attempt, prompt_key, agent) AS (
+    SELECT attempt, prompt_key, agent FROM prompt_agents SEMI JOIN several USING (attempt)
+    UNION ALL
+    SELECT attempt, prompt_key, agent FROM known ANTI JOIN prompt_agents USING (attempt, prompt_key)
+    UNION ALL
+    SELECT DISTINCT attempt, 0::UBIGINT, NULL FROM possible
+    UNION
+    SELECT attempt, prompt_key, agent
+    FROM (
+        SELECT possible.attempt, possible.prompt_key, any_value(possible.agent) AS agent
+        FROM possible
+        SEMI JOIN owners USING (attempt)
+        ANTI JOIN recurring.owners AS taken ON taken.attempt = possible.attempt AND taken.agent = possible.agent
+        ANTI JOIN recurring.owners AS placed ON placed.attempt = possible.attempt AND placed.prompt_key = possible.prompt_key
+        GROUP BY possible.attempt, possible.prompt_key
+        HAVING count(*) = 1
+    )
+    QUALIFY count(*) OVER (PARTITION BY attempt, agent) = 1
+)
+SELECT owners.attempt, owners.prompt_key, any_value(owners.agent) AS agent, any_value(known.agent) IS NOT NULL AS known
+FROM owners
+LEFT JOIN known ON known.attempt = owners.attempt AND known.prompt_key = owners.prompt_key AND known.agent = owners.agent
+WHERE owners.agent IS NOT NULL
+GROUP BY owners.attempt, owners.prompt_key
+HAVING count(*) = 1

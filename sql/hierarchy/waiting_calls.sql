@@ -1,0 +1,25 @@
+-- The calls in each tree that waits for a place, and their prompts: what is in one tree is one agent's.
+-- Grain: one row per waiting span or missing parent with calls in it. `prompt_key` is NULL where they have none, or several.
+-- Inputs: waiting, components, evidence, missing_parents, nodes, llm_twins, prompt_keys.
+WITH members AS (
+    SELECT waiting.node, components.node AS call FROM waiting JOIN components ON components.top = waiting.node
+    UNION
+    SELECT node, node FROM waiting WHERE node > 0
+    UNION
+    -- What lost its parent goes where that goes.
+    SELECT missing_parents.node, components.node
+    FROM evidence
+    JOIN missing_parents ON missing_parents.span_key = evidence.missing_key
+    SEMI JOIN waiting ON waiting.node = missing_parents.node
+    JOIN components ON components.top = evidence.node
+    WHERE evidence.method = 'missing_parent'
+)
+SELECT
+    members.node,
+    nodes.attempt,
+    CASE WHEN count(DISTINCT prompt_keys.prompt_key) = 1 THEN min(prompt_keys.prompt_key) END AS prompt_key
+FROM members
+JOIN nodes ON nodes.node = members.call AND nodes.op = 'llm'
+ANTI JOIN llm_twins ON llm_twins.node = members.call
+LEFT JOIN prompt_keys ON prompt_keys.node = members.call
+GROUP BY members.node, nodes.attempt

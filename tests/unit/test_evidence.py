@@ -1,0 +1,192 @@
+"""Whose call it is, where what ran next to it, who ran its tool, or a lost span speaks for another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.lake_maker import Attempt, derived, table
+from tests.tree_scenarios import Scenarios, Tree, ask, gateway, place
+
+scenario = Scenarios()
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tree]:
+    return scenario.trees(tmp_path_factory.mktemp("lake"))
+
+
+def prompted(attempt: Attempt, span_id: str, at: tuple[float, float], system: str) -> None:
+    """A call whose first message is the system's."""
+    gateway(attempt, span_id, at, input_messages=json.dumps([{"role": "system", "content": system}]))
+
+
+@scenario
+def another_runs_the_tool(a: Attempt) -> None:
+    a.agent("assistant", (0.0, 1.0), "root", span_id="assistant")
+    gateway(a, "call", (0.1, 0.9), output_messages=ask("c1"))
+    a.agent("tools", (1.1, 2.0), "root", span_id="tools")
+    a.span("execute_tool", (1.2, 1.3), "tools", op="tool", tool_call_id="c1")
+
+
+def test_who_runs_a_tool_did_not_ask_for_it(trees: dict[str, Tree]) -> None:
+    assert place(trees["another_runs_the_tool"], "call") == ("assistant", "time", "assistant")
+
+
+@scenario
+def outer_one_works(a: Attempt) -> None:
+    a.agent("lead", (0.0, 9.0), "root", span_id="lead")
+    a.agent("helper", (1.0, 6.0), "lead", span_id="helper")
+    gateway(a, "declared", (1.5, 2.5), parent="lead")
+    gateway(a, "call", (3.0, 4.0))
+
+
+@scenario
+def namesake_works(a: Attempt) -> None:
+    a.agent("planner", (0.0, 9.0), "root", span_id="planner")
+    a.agent("planner", (1.0, 6.0), "planner", span_id="inner")
+    a.agent("search", (1.0, 6.0), "planner", span_id="search")
+    gateway(a, "call", (3.0, 4.0))
+
+
+@pytest.mark.parametrize("name", ["outer_one_works", "namesake_works"])
+def test_a_call_is_not_the_inner_agents_while_the_outer_one_works(trees: dict[str, Tree], name: str) -> None:
+    assert place(trees[name], "call") == ("root", "ambiguous", None)
+
+
+@scenario
+def outlives_the_inner_one(a: Attempt) -> None:
+    a.agent("supervisor", (0.0, 9.0), "root", span_id="supervisor")
+    a.agent("writer", (1.0, 2.0), "supervisor", span_id="writer")
+    gateway(a, "call", (1.2, 2.06))
+
+
+def test_a_call_that_outlives_the_inner_agent_is_not_the_outer_ones(trees: dict[str, Tree]) -> None:
+    assert place(trees["outlives_the_inner_one"], "call") == ("root", "ambiguous", None)
+
+
+@scenario
+def in_the_background(a: Attempt) -> None:
+    a.agent("lead", (0.0, 9.0), "root", span_id="lead")
+    prompted(a, "alone", (0.2, 0.8), "You lead.")
+    a.agent("helper", (1.0, 6.0), "lead", span_id="helper")
+    prompted(a, "helps", (1.5, 2.5), "You help.")
+    prompted(a, "meanwhile", (3.0, 4.0), "You lead.")
+
+
+def test_the_prompt_tells_the_outer_agents_call_from_the_inner_ones(trees: dict[str, Tree]) -> None:
+    tree = trees["in_the_background"]
+    assert place(tree, "helps") == ("helper", "time", "helper")
+    assert place(tree, "meanwhile") == ("lead", "content", "lead")
+
+
+@scenario
+def side_by_side(a: Attempt) -> None:
+    a.agent("writer", (0.0, 5.0), "root", span_id="writer")
+    a.agent("critic", (1.0, 6.0), "root", span_id="critic")
+    prompted(a, "before", (0.2, 0.8), "You write. It is 12:30 on 2026-11-24.")
+    prompted(a, "writes", (2.0, 3.0), "You write. It is 12:31 on 2026-11-24.")
+    prompted(a, "judges", (2.0, 3.0), "You judge.")
+
+
+def test_of_agents_side_by_side_the_one_with_that_prompt_made_the_call(trees: dict[str, Tree]) -> None:
+    tree = trees["side_by_side"]
+    assert place(tree, "before") == ("writer", "time", "writer")
+    assert place(tree, "writes") == ("writer", "content", "writer")
+    assert place(tree, "judges") == ("critic", "content", "critic")
+
+
+@scenario
+def one_prompt_for_all(a: Attempt) -> None:
+    a.agent("writer", (0.0, 5.0), "root", span_id="writer")
+    a.agent("critic", (1.0, 6.0), "root", span_id="critic")
+    prompted(a, "before", (0.2, 0.8), "You are helpful.")
+    prompted(a, "both", (2.0, 3.0), "You are helpful.")
+
+
+def test_a_prompt_that_all_have_tells_nothing(trees: dict[str, Tree]) -> None:
+    assert place(trees["one_prompt_for_all"], "both") == ("root", "ambiguous", None)
+
+
+@scenario
+def inner_one_lost(a: Attempt) -> None:
+    a.agent("lead", (0.0, 9.0), "root", span_id="lead")
+    prompted(a, "leads", (0.2, 0.8), "You lead.")
+    prompted(a, "whose", (1.5, 2.5), "You help.")
+
+
+def test_of_two_prompts_in_one_agents_time_neither_is_taken_for_its(trees: dict[str, Tree]) -> None:
+    tree = trees["inner_one_lost"]
+    assert place(tree, "leads") == place(tree, "whose") == ("root", "ambiguous", None)
+
+
+@scenario
+def gateway_behind(a: Attempt) -> None:
+    a.agent("writer", (0.5, 2.0), "root", span_id="writer")
+    gateway(a, "writes", (0.31, 1.0))
+    a.agent("critic", (2.1, 4.0), "root", span_id="critic")
+    gateway(a, "judges", (1.92, 3.0))
+
+
+def test_a_gateway_whose_clock_is_behind_is_seen_and_allowed_for(trees: dict[str, Tree]) -> None:
+    tree = trees["gateway_behind"]
+    assert place(tree, "writes") == ("writer", "time", "writer")
+    assert place(tree, "judges") == ("critic", "time", "critic")
+
+
+@scenario
+def under_a_session(a: Attempt) -> None:
+    session = a.span("session", (0.0, 9.0), "root", span_id="session", op="other")
+    a.agent("writer", (0.5, 2.0), session, span_id="writer")
+    a.agent("critic", (2.5, 4.0), session, span_id="critic")
+    gateway(a, "writes", (0.6, 1.0), parent=session)
+    post = a.span("POST", (2.55, 3.05), session, op="other")
+    gateway(a, "judges", (2.6, 3.0), parent=post)
+    gateway(a, "at the root", (1.2, 1.4), parent="root")
+    gateway(a, "nobody", (6.0, 6.5), parent=session)
+
+
+def test_a_call_under_a_session_or_the_root_keeps_its_parent_and_is_of_the_agent_that_time_tells(
+    trees: dict[str, Tree],
+) -> None:
+    tree = trees["under_a_session"]
+    assert place(tree, "writes") == ("session", "time", "writer")
+    assert tree["judges"]["agent_path"] == "critic"
+    assert place(tree, "at the root") == ("root", "time", "writer")
+    assert place(tree, "nobody") == ("session", "declared", None)
+
+
+def test_calls_inside_a_reward_operation_are_a_judges(tmp_path: Path) -> None:
+    made = Attempt()
+    made.root()
+    agent = made.agent("solver")
+    made.call([1], [2], (0.2, 0.3), agent)
+    named = {"agentlightning.operation.name": "agentlightning.reward"}
+    inside = made.span("agentlightning.operation", (0.4, 0.6), agent, attributes=list(named.items()))
+    made.call([3], [4], (0.45, 0.5), inside)
+    reward = made.span("judge", (0.7, 0.9), agent, op="reward", reward=1.0, reward_name="reward")
+    made.call([5], [6], (0.75, 0.8), reward)
+    lake, epoch = derived(tmp_path, made.rows)
+    left_out = [call["left_out"] for call in table(lake, epoch, "policy_calls")]
+    assert left_out == [None, "reward_operation", "reward_operation"]
+
+
+@scenario
+def client_lost_its_parent(a: Attempt) -> None:
+    a.agent("solver", (0.0, 9.0), "root", span_id="solver")
+    post = a.span("POST", (0.9, 2.1), "gone", span_id="post", op="other")
+    gateway(a, "call", (1.0, 2.0), parent=post)
+    a.span("step", (3.0, 4.0), span_id="step")
+    a.span("inside", (3.1, 3.9), "step", span_id="inside")
+
+
+def test_confidence_is_that_of_the_weakest_step_up_to_the_agent(trees: dict[str, Tree]) -> None:
+    tree = trees["client_lost_its_parent"]
+    assert (tree["inside"]["method"], tree["inside"]["agent"], tree["inside"]["confidence"]) == (
+        "declared",
+        "solver",
+        0.8,
+    )
+    assert (tree["call"]["method"], tree["call"]["agent"], tree["call"]["confidence"]) == ("declared", None, 0.0)
