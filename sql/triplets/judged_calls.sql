@@ -1,14 +1,16 @@
 -- Which LLM calls of the epoch's rollouts train a policy, and why the others do not: the narrow part of `policy_calls`,
 -- which is all that rewards and triplets need of it.
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
--- Inputs: nodes, span_agents, llm_twins, agent_spans, candidate_agents, sampled_calls, rollout_rewards, policy_totals, bucket, policies.
+-- Inputs: nodes, span_agents, llm_twins, agent_spans, candidate_agents, judge_calls, sampled_calls, rollout_rewards, policy_totals, bucket, policies,
+-- reward_settings.
 -- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
 -- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
 -- before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the
 -- policy's temperature and top_p alone, where what the request left open is what the model's generation_config.json says
 -- (`left_open`); flagged also where it trains. A policy that `imitates` (sft) takes tokens however
--- they were chosen, also greedily or by a grammar, if they are whole. An ambiguous call trains, where that is set, if the policy
--- takes every agent that could have made it. `bad_token_ids`: negative, or past the vocabulary where that is known.
+-- they were chosen, also greedily or by a grammar, if they are whole. An ambiguous call trains if the policy takes every agent
+-- that could have made it, and the same reward goes to all of them (`assign: final`, or `ambiguous: train`). `reward_operation`:
+-- a judge's. `bad_token_ids`: negative, or past the vocabulary where that is known.
 -- `bad_logprobs`: above 0 by more than rounding, infinite, or NaN. `not_scheduled`: the policy is not trained in this epoch.
 WITH calls AS (
     SELECT
@@ -112,7 +114,14 @@ SELECT
         WHEN distorted.other_sampling AND policies.other_sampling = 'drop' AND NOT policies.imitates THEN 'other_sampling'
         WHEN policies.max_version_lag IS NOT NULL AND (versions.oldest IS NULL OR policies.version IS NULL) THEN 'unknown_version'
         WHEN policies.version - versions.oldest > policies.max_version_lag THEN 'stale'
-        WHEN calls.ambiguous AND policies.ambiguous = 'drop' THEN 'ambiguous_agent'
+        WHEN judge_calls.call_id IS NOT NULL THEN 'reward_operation'
+        WHEN calls.ambiguous
+            AND policies.ambiguous = 'drop'
+            AND coalesce(candidates.taken, true)
+            AND NOT (
+                settings.assign = 'final'
+                AND coalesce(candidates.all_taken, policies.agent_match = '' AND policies.agent_exclude IS NULL)
+            ) THEN 'ambiguous_agent'
         WHEN candidates.taken AND NOT candidates.all_taken THEN 'ambiguous_agent'
         WHEN NOT coalesce(candidates.matched, agents.matched) THEN 'agent_not_matched'
         WHEN coalesce(NOT candidates.taken, agents.excluded) THEN 'agent_excluded'
@@ -122,7 +131,9 @@ SELECT
     END AS left_out
 FROM calls
 JOIN rewards USING (attempt)
+CROSS JOIN reward_settings AS settings
 LEFT JOIN policies ON policies.policy = calls.policy
+LEFT JOIN judge_calls ON judge_calls.call_id = calls.node
 LEFT JOIN policy_totals AS own ON own.policy = calls.policy AND own.attempt = calls.attempt
 LEFT JOIN remarked AS sampled ON sampled.call_id = calls.node
 LEFT JOIN chosen_otherwise ON chosen_otherwise.untrainable = sampled.untrainable AND policies.imitates

@@ -109,17 +109,21 @@ def test_calls_of_old_versions_are_stale(tmp_path: Path) -> None:
     assert found == [None, None, "stale", "stale", "unknown_version"]
 
 
-def test_ambiguous_calls_can_be_trained_all_the_same(tmp_path: Path) -> None:
-    def found(ambiguous: str) -> list[str | None]:
+def test_an_ambiguous_call_is_left_out_only_where_it_matters_whose_it_is(tmp_path: Path) -> None:
+    def found(ambiguous: str, **settings: Any) -> list[str | None]:
         made = attempt()
         made.agent("solver")
         made.agent("critic")
         made.call([1], [2])
         made.reward(1.0)
-        (calls,) = tables(tmp_path / ambiguous, [made], "policy_calls", ambiguous=ambiguous)
+        home = tmp_path / f"{ambiguous} {settings}"
+        (calls,) = tables(home, [made], "policy_calls", ambiguous=ambiguous, **settings)
         return [call["left_out"] for call in calls]
 
-    assert (found("drop"), found("train")) == (["ambiguous_agent"], [None])
+    assert (found("drop"), found("train")) == ([None], [None])
+    assert (found("drop", assign="nearest"), found("train", assign="nearest")) == (["ambiguous_agent"], [None])
+    assert (found("drop", agent_match="solver"), found("drop", agent_match="s|c")) == (["ambiguous_agent"], [None])
+    assert found("drop", agent_match="writer") == ["agent_not_matched"]
 
 
 def test_an_example_may_have_been_said_as_a_grammar_had_it_but_must_be_whole(tmp_path: Path) -> None:
@@ -172,7 +176,8 @@ def test_an_ambiguous_call_trains_a_policy_that_takes_every_agent_that_could_hav
         return reasons
 
     # By start: the call in the time of both solvers, that under the span, the one the critic may have made.
-    assert found(0, agent_match="solver") == ["ambiguous_agent"] * 3
+    assert found(0, agent_match="solver", assign="nearest") == ["ambiguous_agent"] * 3
+    assert found(8, agent_match="solver") == [None, None, "ambiguous_agent"]
     assert found(1, agent_match="solver", ambiguous="train") == [None, None, "ambiguous_agent"]
     assert found(2, agent_match="solver-1", ambiguous="train") == ["ambiguous_agent"] * 2 + ["agent_not_matched"]
     assert found(3, agent_match="solver|critic", ambiguous="train") == [None] * 3

@@ -33,8 +33,9 @@ def two_agents() -> list[Attempt]:
     return attempts
 
 
-def test_a_call_inside_two_agents_spans_is_ambiguous_and_not_trained(epoch: Epoch) -> None:
-    assert [row["reason"] for row in epoch["two_agents"]["exclusions"]] == ["ambiguous_agent"] * 2
+def test_a_call_inside_two_agents_spans_is_ambiguous_and_trained_where_that_changes_nothing(epoch: Epoch) -> None:
+    assert [row["method"] for row in epoch["two_agents"]["policy_calls"]] == ["ambiguous"] * 2
+    assert not epoch["two_agents"]["exclusions"]
 
 
 @scenario
