@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.agent_truth import prompts_known
 from tests.lake_maker import Attempt, derived, table
 from tests.tree_scenarios import Scenarios, Tree, ask, gateway, place
 
@@ -190,3 +192,27 @@ def test_confidence_is_that_of_the_weakest_step_up_to_the_agent(trees: dict[str,
         0.8,
     )
     assert (tree["call"]["method"], tree["call"]["agent"], tree["call"]["confidence"]) == ("declared", None, 0.0)
+
+
+def team(rollout: str, helper_lost: bool = False) -> list[dict[str, Any]]:
+    """A lead with a helper, whose calls declare nothing."""
+    made = Attempt(rollout, "a")
+    made.root(at=(0.0, 10.0), span_id="root")
+    made.agent("lead", (0.1, 9.0), "root", span_id="lead")
+    prompted(made, "leads", (0.2, 0.8), "You lead.")
+    if not helper_lost:
+        made.agent("helper", (1.0, 3.0), "lead", span_id="helper")
+    prompted(made, "helps", (1.5, 2.5), "You help.")
+    made.reward(1.0)
+    return made.rows
+
+
+def test_a_prompt_that_earlier_epochs_knew_names_an_agent_whose_span_is_lost(tmp_path: Path) -> None:
+    def agents(home: Path, prompts: dict[str, str]) -> list[tuple[str | None, str]]:
+        lake, epoch = derived(home, team("lost", helper_lost=True), prompts=prompts)
+        return [(call["agent"], call["method"]) for call in table(lake, epoch, "policy_calls")]
+
+    known = prompts_known(tmp_path / "before", [row for n in range(3) for row in team(f"r.{n}")])
+    assert sorted(known.values()) == ["helper", "lead"]
+    assert agents(tmp_path / "first", {}) == [(None, "ambiguous")] * 2
+    assert agents(tmp_path / "later", known) == [("lead", "time"), ("helper", "content")]
