@@ -111,8 +111,8 @@ def test_children_of_a_parent_that_never_came_share_a_node_made_for_it(trees: di
     tree = trees["missing_parent"]
     assert place(tree, "one") == place(tree, "two") == ("gone", "missing_parent", None)
     assert tree["one"]["ambiguous"]  # `gone` may have been an agent's
-    assert place(tree, "gone") == ("agent", "synthesised", "solver")
-    assert (tree["gone"]["node"], tree["gone"]["depth"]) == (-tree["one"]["node"], 2)
+    assert place(tree, "gone") == ("root", "synthesised", None)
+    assert (tree["gone"]["node"], tree["gone"]["depth"]) == (-tree["one"]["node"], 1)
     assert place(tree, "lost") == ("root", "synthesised", None)
     assert (tree["lost"]["start_ns"], tree["lost"]["end_ns"]) == (tree["far"]["start_ns"], tree["far"]["end_ns"])
 
