@@ -4,7 +4,7 @@
 -- Inputs: nodes, spans, user_names, declared, orphans, llm_twins, clocks.
 -- Rule: who runs a tool need not be who asked for it: that agent has to have begun before the call (50 ms are forgiven).
 -- An id decides nothing where tools of several agents bear it (some models count their ids from 0 in every conversation), nor
--- of a tool that ran before the call, nor of one by another name than the call asked for. A tool that names another agent
+-- of a tool that ran before the call. A tool that names another agent
 -- than the one it runs in hands over to that agent, and says nothing of who asked.
 WITH RECURSIVE
 records AS MATERIALIZED (
