@@ -59,10 +59,10 @@ def measure(name: str, calls: int) -> None:
     else:
         rows, known = dumps_without_an_agent(DUMPS[name])
     with tempfile.TemporaryDirectory() as scratch:
-        prompts = {}
+        earlier: dict[str, str] = {}
         if name.endswith("_known"):
-            prompts = prompts_known(Path(scratch, "before"), attempts(calls, *RUNS[name], seed=1)[0])
-        found = judged(Path(scratch), rows, known, prompts=prompts)
+            earlier = prompts_known(Path(scratch, "before"), attempts(calls, *RUNS[name], seed=1)[0])
+        found = judged(Path(scratch), rows, known, prompts=earlier)
     placed = {method: found.by_method[method] for method in sorted(found.by_method)}
     figure(
         name, found.wrong_share, "share wrong", None, found.calls, True, left_out=found.left_out_share, placed=placed
