@@ -91,12 +91,12 @@ def test_a_rollout_is_claimed_once_in_a_collection(handle: GatewayHandle) -> Non
     handle.begin_round("run/train/0", "second")
     assert not handle.claim("run/train/0", "first", "r.2") and handle.claim("run/train/0", "second", "r.1")
     with pytest.raises(GatewayError, match="a JSON object with name, round is needed"):
-        handle._ask("POST", "/admin/collections", ["name"])
+        handle._ask("POST", "/admin/rounds", ["name"])
 
 
 def test_administration_needs_the_secret_and_a_token_is_not_enough(handle: GatewayHandle) -> None:
-    for path in ("/admin/seal", "/admin/collections", "/admin/claims", "/admin/routes", "/admin/attempts/r/a"):
-        method = "POST" if path in ("/admin/seal", "/admin/collections", "/admin/claims") else "GET"
+    for path in ("/admin/seal", "/admin/rounds", "/admin/claims", "/admin/routes", "/admin/attempts/r/a"):
+        method = "POST" if path in ("/admin/seal", "/admin/rounds", "/admin/claims") else "GET"
         for headers in ({}, {"Authorization": "Bearer " + handle.mint("r", "a", "train")}):
             assert httpx.request(method, handle.url + path, headers=headers).status_code == 401
 

@@ -129,7 +129,7 @@ def test_a_token_opens_its_own_rollout_and_attempt_only_on_every_route(server: R
             url = f"{server.handle.url}/rollouts/{rollout}/attempts/{attempt}{path}"
             answer = httpx.request(method, url, content=b"{}", headers={"Authorization": f"Bearer {own}"})
             assert answer.status_code == 401, (rollout, attempt, path)
-    for path in ("/admin/seal", "/admin/routes", "/admin/collections", "/admin/claims", "/admin/attempts/r.1/a1"):
+    for path in ("/admin/seal", "/admin/routes", "/admin/rounds", "/admin/claims", "/admin/attempts/r.1/a1"):
         for method in ("GET", "POST", "PUT"):
             answer = httpx.request(method, server.handle.url + path, headers={"Authorization": f"Bearer {own}"})
             assert answer.status_code in (401, 405)
