@@ -14,6 +14,8 @@ from lightning_core.epoch.epoch import Epoch
 from tests import lake_maker
 from tests.unit.test_rewards import two_agents
 
+pytestmark = pytest.mark.slow  # many lakes
+
 
 @pytest.fixture
 def con() -> Iterator[duckdb.DuckDBPyConnection]:

@@ -21,6 +21,8 @@ from lightning_core.settings_file import load_settings
 from lightning_core.user_code import describe
 from lightning_flows.flows.cli import main
 
+pytestmark = pytest.mark.slow  # it starts commands, or imports Prefect
+
 CLI = Path(sys.executable).with_name("lightning-flows")
 AGENT = "def run(task):\n    return task['question']\n"
 GRADER = "def grade(task, output, spans):\n    return 1.0\n"
@@ -146,7 +148,6 @@ def test_the_users_own_exception_shows_their_frames_and_none_of_ours(tmp_path: P
 OF_THE_USER = ("tasks", "flows", "sql", "evaluate", "train")
 
 
-@pytest.mark.slow  # it starts commands
 def test_a_users_modules_may_have_the_names_of_our_folders_and_flows(tmp_path: Path) -> None:
     folder = project(tmp_path)
     for name in OF_THE_USER:
@@ -161,7 +162,6 @@ def test_a_users_modules_may_have_the_names_of_our_folders_and_flows(tmp_path: P
     assert "rewards: 1 rewards" in examined.stdout
 
 
-@pytest.mark.slow  # it imports Prefect
 @pytest.mark.parametrize("cwd", ["the repository", "elsewhere"])
 def test_a_flow_imports_a_users_modules_where_they_have_such_names(tmp_path: Path, cwd: str) -> None:
     """Also where the repository comes first on the import path."""
@@ -236,7 +236,6 @@ def test_what_was_in_order_is_not_looked_at_again_until_it_changes(tmp_path: Pat
             require(settings, "evaluate", say=said.append)
 
 
-@pytest.mark.slow  # it starts commands
 def test_init_writes_an_example_that_check_and_doctor_pass_and_overwrites_nothing(tmp_path: Path) -> None:
     made = command(tmp_path, "init", "sums")
     assert made.returncode == 0, made.stderr

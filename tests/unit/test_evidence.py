@@ -12,6 +12,8 @@ from tests.agent_truth import prompts_known
 from tests.lake_maker import Attempt, derived, table
 from tests.tree_scenarios import Scenarios, Tree, ask, gateway, place
 
+pytestmark = pytest.mark.slow  # many lakes
+
 scenario = Scenarios()
 
 

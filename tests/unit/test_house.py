@@ -7,8 +7,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from bench.house import circles
 from tests.unit.test_layers import ROOT
+
+pytestmark = pytest.mark.slow  # it counts the whole program
 
 MODULES = {
     "tasks.a": "from tasks import b\nif TYPE_CHECKING:\n    import tasks.d",

@@ -7,8 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.lake_maker import Attempt
 from tests.unit.test_rewards import attempt, tables
+
+pytestmark = pytest.mark.slow  # many lakes
 
 
 def call_reasons(home: Path, *changes: dict[str, Any], **settings: Any) -> list[str | None]:

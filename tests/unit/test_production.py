@@ -15,6 +15,8 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from tests.lake_maker import SECOND, Attempt, derived, settings
 
+pytestmark = pytest.mark.slow  # many lakes
+
 EPOCH = EpochManifest(run="learner", epoch=3, opened_offset=0)
 
 
