@@ -11,7 +11,7 @@ import random
 from tests.lake_maker import Attempt
 from tests.oracle.cases import Case
 
-TICK = 1 / 64  # seconds that floats hold exactly
+TICK = 1 / 8  # seconds that floats hold exactly, and more than the 50 ms within which we do not tell agents apart
 AGENTS = ("planner", "executor", "critic")
 MATCHES = ("", "executor", "^plan", "planner|critic")
 

@@ -141,7 +141,7 @@ def test_learning_from_production_is_an_epoch_that_the_alarm_stops_too(
     numbers = iter((1, 2))
     monkeypatch.setattr(Lake(tmp_path).manifests.__class__, "next_epoch", lambda *_: next(numbers))
     monkeypatch.setattr(recipe, "train_policies", training_that_collapses(began))
-    monkeypatch.setattr(learn_flow, "running", lambda *_: nullcontext(SimpleNamespace()))
+    monkeypatch.setattr(learn_flow, "running", lambda *_: nullcontext(SimpleNamespace(fleet=[])))
     monkeypatch.setattr(recipe, "vllm_asleep", lambda *_: nullcontext())
     monkeypatch.setattr(learn_flow, "watch", watch.fn)
     monkeypatch.setattr(ending, "watch", watch.fn)

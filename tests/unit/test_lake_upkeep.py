@@ -292,7 +292,8 @@ def test_rejected_spans_are_in_the_catalog_and_go_with_their_age(tmp_path: Path)
 
 def test_the_commands_say_what_they_did(tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
-        done = CliRunner().invoke(main, ["lake", *arguments, "--home", str(tmp_path)])
+        group = [] if arguments[0] == "ingest" else ["lake"]
+        done = CliRunner().invoke(main, [*group, *arguments, "--home", str(tmp_path)])
         assert done.exit_code == 0, done.output
         return done.output
 
@@ -306,10 +307,12 @@ def test_the_commands_say_what_they_did(tmp_path: Path) -> None:
     assert spans(Lake(tmp_path)) == [] and not list((tmp_path / "lake" / "spans").glob("*.parquet"))
 
 
-@pytest.mark.parametrize("command", [["ingest"], ["ingest", "--follow"], ["compact"], ["retain", "--older-than", "1"]])
+@pytest.mark.parametrize(
+    "command", [["ingest"], ["ingest", "--follow"], ["lake", "compact"], ["lake", "retain", "--older-than", "1"]]
+)
 def test_a_folder_without_spool_and_lake_is_an_error_that_names_it(tmp_path: Path, command: list[str]) -> None:
     home = tmp_path / "typo"
-    done = CliRunner().invoke(main, ["lake", *command, "--home", str(home)])
+    done = CliRunner().invoke(main, [*command, "--home", str(home)])
     assert done.exit_code == 1 and f"{home}: no " in done.output
     assert not home.exists()
 
