@@ -141,17 +141,20 @@ def test_learning_from_production_is_an_epoch_that_the_alarm_stops_too(
     numbers = iter((1, 2))
     monkeypatch.setattr(Lake(tmp_path).manifests.__class__, "next_epoch", lambda *_: next(numbers))
     monkeypatch.setattr(recipe, "train_policies", training_that_collapses(began))
-    monkeypatch.setattr(learn_flow, "running", lambda *_: nullcontext(SimpleNamespace(fleet=[])))
+    monkeypatch.setattr(learn_flow, "running", lambda *_: nullcontext(SimpleNamespace()))
     monkeypatch.setattr(recipe, "vllm_asleep", lambda *_: nullcontext())
     monkeypatch.setattr(learn_flow, "watch", watch.fn)
     monkeypatch.setattr(ending, "watch", watch.fn)
-    monkeypatch.setattr(recipe, "deploy", lambda _, __, versions: deployed.append(versions))
+    for module in ("lightning_flows.flows.train_epoch", "lightning_flows.tasks.alarm"):
+        monkeypatch.setattr(f"{module}.deploy", lambda _, __, versions: deployed.append(versions))
     for name in ("adopt", "settle"):
         monkeypatch.setattr(learn_flow, name, lambda *_: None)
     end_nothing(monkeypatch)
     with disable_run_logger(), pytest.raises(Collapse, match=r"epoch 1, policy: entropy 0\.2 is below"):
         learn_flow.learn.fn(given)
-    assert (began, deployed) == ([1], [{"policy": "v0001"}])
+    assert (began, deployed) == ([1], [{"policy": "v0001"}] * 2), (
+        "by the epoch, and by the alarm, which puts back what it keeps"
+    )
     assert PolicyStore(tmp_path, "policy").current() == "v0001"
     with disable_run_logger(), pytest.raises(Collapse, match="epoch 1"):
         learn_flow.learn.fn(given)
