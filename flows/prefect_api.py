@@ -40,7 +40,7 @@ def prefect_api(home: Path) -> Iterator[None]:
     port = _free_port()
     os.environ["PREFECT_API_URL"] = url = f"http://127.0.0.1:{port}/api"
     environment = os.environ | {"PREFECT_UI_API_URL": url}
-    process = Process(gateway_command(port), folder / "gateway.log", environment, dies_with_us=True)
+    process = Process(server_command(port), folder / "server.log", environment, dies_with_us=True)
     try:
         logger.info("starting Prefect's server", extra=shown())
         importlib.import_module("prefect.main")  # seconds, in which the server starts
@@ -53,7 +53,7 @@ def prefect_api(home: Path) -> Iterator[None]:
         process.end(10)
 
 
-def gateway_command(port: int) -> list[str]:
+def server_command(port: int) -> list[str]:
     """Return the command line of a Prefect server, which listens on 127.0.0.1."""
     app = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1"]
     return [sys.executable, "-m", *app, "--port", str(port), "--log-level", "warning"]

@@ -58,7 +58,7 @@ class Pool:
 
     def __init__(self, program: Program, folder: Path) -> None:
         self._program = program
-        self._log_file = folder / "fork-gateway.log"
+        self._log_file = folder / "fork-server.log"
         self._import_folder = import_folder(folder)
         self._lock = threading.Lock()
         self._server: ForkServer | None = None
