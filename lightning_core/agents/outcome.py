@@ -21,22 +21,14 @@ def outcome(
 ) -> tuple[str, Any, str | None, str | None]:
     """Return status, output, note on the output, error."""
     if ended.timed_out:
-        return (
-            "timeout",
-            None,
-            None,
-            f"the agent took longer than {settings.timeout_s:g} s (agent.timeout_s) and was ended",
-        )
+        said = f"the agent took longer than {settings.timeout_s:g} s (agent.timeout_s) and was ended"
+        return "timeout", None, None, said
     if ended.threads is not None:
         said = f"the agent had {ended.threads} processes and threads, more than agent.limits.processes ({settings.limits.processes})"
         return "error", None, None, f"{said}, and was ended"
     if ended.stdout.is_too_long or ended.stderr.is_too_long:
-        return (
-            "error",
-            None,
-            None,
-            f"the agent printed more than {settings.limits.output_mb} MB (agent.limits.output_mb)",
-        )
+        said = f"the agent printed more than {settings.limits.output_mb} MB (agent.limits.output_mb)"
+        return "error", None, None, said
     if kind == "callable":
         try:
             result = _read_result(folder, ended)

@@ -20,8 +20,7 @@ def decode_spool(
 
     While a gateway runs it says how far that is: what lies behind, it may still take back.
     """
-    server = GatewayHandle.find(lake.root.parent)
-    done = lake.ingest(server.seal() if server is not None else None, on_progress, redaction, decode)
+    done = lake.ingest(_acknowledged(lake), on_progress, redaction, decode)
     if done.spans or done.rejected or not (lake.root / "catalog.duckdb").is_file():
         lake.rebuild_catalog()
     return done
@@ -29,8 +28,14 @@ def decode_spool(
 
 def ingest(lake: Lake, redaction: Redaction | None) -> Ingested:
     """Decode what came, merge small files where there are many, and rebuild the catalog, also where nothing is new."""
-    done = decode_spool(lake, redaction)
+    done = lake.ingest(_acknowledged(lake), redaction=redaction)
     if compact.due(lake.manifests.spans().files):
         compact.compact(lake)
     lake.rebuild_catalog()  # it may be of another version
     return done
+
+
+def _acknowledged(lake: Lake) -> int | None:
+    """Return the offset up to which a running gateway has acknowledged; None where none runs."""
+    gateway = GatewayHandle.find(lake.root.parent)
+    return None if gateway is None else gateway.seal()

@@ -33,9 +33,8 @@ _KINDS = {0: "unspecified", 1: "internal", 2: "server", 3: "client", 4: "produce
 _STATUSES = {0: "unset", 1: "ok", 2: "error"}
 _MAX_NS = 2**63 - 1
 _MOST = 10_000  # events, links, unknown fields and keys that come again, of a span: each costs many times its bytes
-_REFUSED = (
-    "refused"  # the column that names what a sender may not say: of several attributes, the first of whose these are
-)
+# The column that names what a sender may not say: of several attributes, the first of whose these are.
+_REFUSED = "refused"
 _SERIOUS: list[str | None] = ["secret", "gateway"]
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
 _READERS: dict[str, Callable[[Any], Any]] = {

@@ -13,8 +13,7 @@ child, which ends it at once.
 Messages are JSON, one a packet. The server gets `init` and answers `{"threads": …}` or `{"refused": …}`; then each packet has
 the descriptor of a socket, for one more keeper. That gets on it one fork after another, with descriptors for stdin, stdout and
 stderr, and answers `{"pid": …, "keeper": …}` and, once no process of the fork is left, `{"code": …, "left": …, "threads": …}` (the last
-where there were too many). An owner that
-shuts its end down has the fork ended at once, and the keeper. Where a keeper is killed, which its fork can do, the server
+where there were too many). An owner that shuts its end down has the fork ended at once, and the keeper. Where a keeper is killed, which its fork can do, the server
 answers in its place, once no process is left: `{"code": …, "left": …, "last": true}`, as of a fork that was killed itself. So
 a socket that closes without an answer means that the server has gone.
 """
@@ -71,9 +70,8 @@ def main() -> None:
 class _Keeper(NamedTuple):
     pid: int
     pidfd: int
-    owner: (
-        socket.socket
-    )  # the server's copy, so that the owner hears from it how a keeper ended that could not say so itself
+    # The server's copy, so that the owner hears from it how a keeper ended that could not say so itself.
+    owner: socket.socket
 
     def close(self) -> None:
         os.close(self.pidfd)
