@@ -1,6 +1,6 @@
--- The parent that each span declares, looked for.
+-- The span that each span declares as its parent.
 -- Grain: one row per span; `parent` is NULL where the declared one is not there or not known. Inputs: nodes, spans, id_bearers, user_names.
--- Rule: looked for in the whole attempt, since one run of an agent comes as many traces. Where several spans bear the id
+-- Rule: the parent may be anywhere in the attempt, since one run of an agent comes as many traces. Where several spans bear the id
 -- (`random` was seeded): of the same trace first, then those that were open when the child began (an unknown start was
 -- before all), and of them the earliest. Where these are of different agents, as far as declared parents and names tell, no
 -- choice is made: later rungs place the child. A parent of the child's own id began before it.
