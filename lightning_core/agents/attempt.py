@@ -15,7 +15,7 @@ _DEEPEST = 100  # lists in lists: who reads it later may be further from the lim
 
 @dataclass(frozen=True)
 class AttemptSpec:
-    """One execution of a rollout. `base_url` is the attempt's own prefix on the server; `token` opens that alone.
+    """One execution of a rollout. `base_url` is the attempt's own prefix on the gateway; `token` opens that alone.
 
     `secret` is the gateway's, by which the runner's own spans are known to be the runner's. It is not given to the agent.
     """

@@ -54,7 +54,7 @@ _START_RETRIES, _ROOT_RETRIES = 4, 8
 class Runner:
     """Runs attempts of one agent.
 
-    `infrastructure_errors` is asked what the server saw fail behind an attempt, also one that ended well: a text makes it
+    `infrastructure_errors` is asked what the gateway saw fail behind an attempt, also one that ended well: a text makes it
     the infrastructure's, for an agent may hide that calls failed. `logs` is a folder that keeps what attempts print.
     Raises SettingsError at once for settings that cannot work; lightning_core.checks finds those that take an import to find.
     """
@@ -97,12 +97,12 @@ class Runner:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(self, spec: AttemptSpec, alone: bool = False) -> AttemptResult:
-        """Run one attempt. Returns when no process of it is left and the server has acknowledged its root span.
+        """Run one attempt. Returns when no process of it is left and the gateway has acknowledged its root span.
 
         `alone`: while no other of this runner's is under way. Where the fork server is lost then, that is its doing.
 
-        A status of `infrastructure` says that this attempt decides nothing and another should be made: the server
-        could not be reached, the machine failed, or the server saw calls fail behind it.
+        A status of `infrastructure` says that this attempt decides nothing and another should be made: the gateway
+        could not be reached, the machine failed, or the gateway saw calls fail behind it.
         """
         with self._turns.taken(alone):
             return self._run(spec, alone)
@@ -173,8 +173,8 @@ class Runner:
             return None
         try:
             return self._infrastructure_errors(result)
-        except Exception as error:  # noqa: BLE001 - a server that cannot answer is no agent's failure
-            return f"the server could not say whether calls failed behind it: {type(error).__name__}: {error}"
+        except Exception as error:  # noqa: BLE001 - a gateway that cannot answer is no agent's failure
+            return f"the gateway could not say whether calls failed behind it: {type(error).__name__}: {error}"
 
     def _post(self, spec: AttemptSpec, span: SpanData, retries: int) -> None:
         """Send a span of the runner's own, which no attempt can write."""

@@ -1,8 +1,8 @@
-"""The processes an epoch needs: the server (gateway and OTLP) and vLLM.
+"""The processes an epoch needs: the gateway and vLLM.
 
 Found if they run, started if not; only what was started here is stopped here. What a killed flow left running has no
 owner any more: whoever finds it takes it over, and stops it in the end. Server and vLLMs have owners of their own: under
-`lightning-flows up` the stack owns the server, and a flow its vLLM.
+`lightning-flows up` the stack owns the gateway, and a flow its vLLM.
 """
 
 from __future__ import annotations
