@@ -1,7 +1,7 @@
 """The processes an epoch needs: the gateway and vLLM.
 
 Found if they run, started if not; only what was started here is stopped here. What a killed flow left running has no
-owner any more: whoever finds it takes it over, and stops it in the end. Server and vLLMs have owners of their own: under
+owner any more: whoever finds it takes it over, and stops it in the end. Gateway and vLLMs have owners of their own: under
 `lightning-flows up` the stack owns the gateway, and a flow its vLLM.
 """
 
