@@ -37,10 +37,11 @@ def prefect_api(home: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder of a path only
     os.environ.setdefault("PREFECT_HOME", str(folder))
     os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(folder / "memo_store.toml"))
-    port = _free_port()
-    os.environ["PREFECT_API_URL"] = url = f"http://127.0.0.1:{port}/api"
-    environment = os.environ | {"PREFECT_UI_API_URL": url}
-    process = Process(server_command(port), folder / "server.log", environment, dies_with_us=True)
+    with _bound_socket() as bound:
+        port, number = bound.getsockname()[1], bound.fileno()
+        os.environ["PREFECT_API_URL"] = url = f"http://127.0.0.1:{port}/api"
+        environment, command = os.environ | {"PREFECT_UI_API_URL": url}, server_command("--fd", str(number))
+        process = Process(command, folder / "server.log", environment, descriptors=[number], dies_with_us=True)
     try:
         logger.info("starting Prefect's server", extra=shown())
         importlib.import_module("prefect.main")  # seconds, in which the server starts
@@ -53,10 +54,10 @@ def prefect_api(home: Path) -> Iterator[None]:
         process.end(10)
 
 
-def server_command(port: int) -> list[str]:
-    """Return the command line of a Prefect server, which listens on 127.0.0.1."""
-    app = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1"]
-    return [sys.executable, "-m", *app, "--port", str(port), "--log-level", "warning"]
+def server_command(*listen: str) -> list[str]:
+    """Return the command line of a Prefect server. `listen`: uvicorn's options that say where it listens."""
+    app = ["uvicorn", "--factory", "prefect.server.api.server:create_app", *listen]
+    return [sys.executable, "-m", *app, "--log-level", "warning"]
 
 
 def answers(url: str) -> bool:
@@ -79,7 +80,9 @@ def _send_what_waits() -> None:
         worker.drain_all(timeout=5)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _bound_socket() -> socket.socket:
+    """A socket on a free port, which nobody else can take in the seconds until the server listens on it."""
+    bound = socket.socket()
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it only on sockets that it makes itself
+    bound.bind(("127.0.0.1", 0))
+    return bound

@@ -113,7 +113,7 @@ def make_plan(
         parts=[
             Part(
                 name="prefect",
-                command=prefect_api.server_command(chosen["prefect"]),
+                command=prefect_api.server_command("--host", "127.0.0.1", "--port", str(chosen["prefect"])),
                 environment=prefect,
                 ready=f"{url['prefect']}/api/health",
                 shown=url["prefect"],

@@ -1,0 +1,46 @@
+"""The Prefect server that a command starts for itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROBE = """
+import logging, os, socket, sys
+from pathlib import Path
+from urllib.parse import urlsplit
+from lightning_flows.flows.prefect_api import prefect_api
+
+class TakesItsPort(logging.Handler):
+    def emit(self, record):
+        if record.getMessage() == "starting Prefect's server":
+            port = urlsplit(os.environ["PREFECT_API_URL"]).port
+            try:
+                taken.bind(("127.0.0.1", port))
+                taken.listen()
+                print("its port was free while it started")
+            except OSError:
+                print("nobody else gets its port")
+
+taken = socket.socket()
+logging.basicConfig(level=logging.INFO, handlers=[TakesItsPort()])
+with prefect_api(Path(sys.argv[1])):
+    from prefect import flow
+
+    @flow(name="probe", persist_result=False)
+    def probe():
+        print("a flow ran")
+
+    probe()
+"""
+
+
+def test_its_port_is_its_own_from_the_moment_it_is_chosen(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    command = [sys.executable, "-c", PROBE, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == ["nobody else gets its port", "a flow ran"]
