@@ -36,8 +36,8 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     other_reference = settings.beta > 0 and settings.kl_reference == "base" and lora is None
     model = load_model(job.base_model if other_reference else job.source, weights_kind(job))
     progress.phase("packing")
-    longest, bf16 = max(len(s) for s in sequences.rows), computes_in_bf16(settings)
-    packing, why_not = _packing(model, settings.packing, longest, bf16)
+    longest = max(len(s) for s in sequences.rows)
+    packing, why_not = _packing(model, settings.packing, longest)
     if why_not is not None:
         progress.write({"warning": why_not})
     planned = plan_epoch(job.policy_settings, sequences.rows, packing, derive_seed(job.seed, job.epoch))
@@ -50,7 +50,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         free_memory()
         progress.phase("loading")
         model = load_model(job.source, weights_kind(job))
-        _packing(model, packing, longest, bf16)
+        _packing(model, packing, longest)
     if lora and job.weights is not None:
         model = load_adapter(model, job.weights)
 
@@ -65,7 +65,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     return steps.leave(trainer, metrics, sequences.rows[0].token_ids.tolist())
 
 
-def _packing(model: Any, wanted: Packing, longest: int, bf16: bool) -> tuple[Packing, str | None]:
+def _packing(model: Any, wanted: Packing, longest: int) -> tuple[Packing, str | None]:
     """What is possible of what is wanted, and why not all of it."""
     if wanted == "none":
         return "none", None
@@ -73,7 +73,7 @@ def _packing(model: Any, wanted: Packing, longest: int, bf16: bool) -> tuple[Pac
 
     if not is_split():
         model.to(own_device())  # GPUs attend by other code than CPUs
-    reason = why_not_packed(model, longest, bf16)
+    reason = why_not_packed(model, longest)
     if reason is None:
         return wanted, None
     logger.warning("packing `%s` is not possible, training with padded rows: %s", wanted, reason)

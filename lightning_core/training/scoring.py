@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,8 @@ from lightning_core.training.dataset import Sequence
 from lightning_core.training.packing import Layout, forest_layout, padded_layout
 from lightning_core.training.trl_bridge import fused_scores
 
-# Of the largest hidden state: rounding stays far below (2e-4 was seen), a mask that is ignored far above (0.8).
+# Of the largest hidden state: float32's rounding stays far below (2e-4 was seen), a mask that is ignored far above (0.8).
 _PROBE_TOLERANCE = 1e-2
-_PROBE_TOLERANCE_BF16 = 0.1
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "attn_dropout")  # as configs name it
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -62,13 +62,14 @@ def _spread(scores: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
     return flat.index_select(0, gather.flatten()).view(gather.shape)
 
 
-def why_not_packed(model: Any, longest: int, bf16: bool = False) -> str | None:
+def why_not_packed(model: Any, longest: int) -> str | None:
     """Why this model cannot take forests, or None where it can; then it attends by them from here on.
 
     Runs two sequences that branch, packed and padded, through the backbone and compares the hidden states: an
     architecture that brings its own attention, or ignores explicit positions (state spaces, linear attention, some
-    sliding windows), shows there. `longest` is the longest sequence in tokens, for windows the probe is too short to see;
-    `bf16`: as it will be computed in.
+    sliding windows), shows there. In float32 whatever the model will be trained in: the question is the architecture, and
+    bf16's rounding in trained weights is as large as what a wrong mask does. `longest` is the longest sequence in tokens,
+    for windows the probe is too short to see.
     """
     base = causal_model(model)
     config = base.config.get_text_config()
@@ -91,12 +92,12 @@ def why_not_packed(model: Any, longest: int, bf16: bool = False) -> str | None:
     base.eval()
     reason = None
     try:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), _float32_weights(base.base_model):
             padded = _hidden(base.base_model, padded_layout(sequences).to(device))
             base.set_attn_implementation(NAME)
             packed = _hidden(base.base_model, forest_layout([sequences]).to(device))
         difference = float((packed - padded).abs().max() / padded.abs().max().clamp(min=1e-6))
-        if not difference < (_PROBE_TOLERANCE_BF16 if bf16 else _PROBE_TOLERANCE):
+        if not difference < _PROBE_TOLERANCE:
             reason = f"{type(base).__name__} does not attend as it is told (hidden states off by {difference:.2g})"
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         told = str(error).splitlines()[0] if str(error) else repr(error)
@@ -106,6 +107,30 @@ def why_not_packed(model: Any, longest: int, bf16: bool = False) -> str | None:
     if reason is not None:
         base.set_attn_implementation(before)
     return reason
+
+
+@contextlib.contextmanager
+def _float32_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Within, each module has float32 weights while it computes, and no longer: the memory of one module more. From bf16 and
+    back no bit changes."""
+    handles = []
+
+    def widen(module: torch.nn.Module, _: Any) -> None:
+        module._apply(torch.Tensor.float, recurse=False)
+
+    def narrow(kind: torch.dtype, module: torch.nn.Module, *_: Any) -> None:
+        module._apply(lambda weight: weight.to(kind), recurse=False)
+
+    for module in model.modules():
+        kinds = {weight.dtype for weight in module.parameters(recurse=False)}
+        if len(kinds) == 1 and torch.float32 not in kinds:
+            handles.append(module.register_forward_pre_hook(widen))
+            handles.append(module.register_forward_hook(partial(narrow, kinds.pop()), always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _probe_sequences(vocabulary: int) -> list[Sequence]:
