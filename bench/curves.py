@@ -1,4 +1,4 @@
-"""Reward by epoch, on held-out tasks, of the three experiments that follow the ancestor's paper; real runs on this machine.
+"""Reward by epoch, on held-out tasks, of the three experiments that follow Agent Lightning's paper; real runs on this machine.
 
     LIGHTNING_DATA=… make bench-curves                                # calc_x, spider, musique: hours on two cores
     LIGHTNING_DATA=… make bench-curves ARGS="calc_x --minutes 30"     # one, for so long; the next call goes on

@@ -4,7 +4,7 @@
     make bench-learning ARGS="--minutes 0"       # only the figures, the plot and the table of what there is
 
     ours         bench/learning.yaml: the calculator example
-    transitions  the ancestor's scheme: every call a sample of its own, grouped with all calls of its task, none left out
+    transitions  Agent Lightning's way: every call a sample of its own, grouped with all calls of its task, none left out
                  (bench/transition_grpo.sql, `merge: per_call`, `min_spread: 0`); settings alone, nothing else differs
     stock        TRL's GRPOTrainer on the first call alone, sampling with transformers (bench/learning_trl.py); the second
                  call only repeats a number, and what counts as right is decided by the first
@@ -141,7 +141,7 @@ def rollouts_to(level: float, points: list[dict[str, Any]]) -> float | None:
 
 
 def print_figures(found: dict[str, list[dict[str, Any]]]) -> None:
-    """The two figures, where ours and the ancestor's scheme have a curve."""
+    """The two figures, where ours and Agent Lightning's way have a curve."""
     if not {"ours", "transitions"} <= found.keys():
         say("no figures yet: `ours` and `transitions` each need a run")
         return

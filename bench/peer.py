@@ -1,4 +1,4 @@
-"""The ancestor's store (`bench/agent_lightning.py`) from outside its environment, on the server's core."""
+"""Load on Agent Lightning's store (`bench/agent_lightning.py`) from outside its environment, on the core of its server."""
 
 from __future__ import annotations
 
