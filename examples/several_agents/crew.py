@@ -59,6 +59,6 @@ def heldout_tasks() -> list[dict[str, Any]]:
 
 def busiest_workers(agents: list[dict[str, Any]]) -> str | None:
     """`agent_match` at run time, from the agents of the last epoch: the workers that made the most calls; at first, all."""
-    workers = [row for row in agents if row["agent"].startswith("worker-")]
+    workers = [row for row in agents if (row["agent"] or "").startswith("worker-")]
     most = max((row["calls"] for row in workers), default=0)
     return "|".join(sorted(f"^{row['agent']}$" for row in workers if row["calls"] == most)) or "^worker-"

@@ -30,10 +30,10 @@ def overview(root: Path | str) -> str:
     """What can be asked: stored tables with their rows, views, named questions; and what was late or rejected."""
     with catalog.connect(root) as con:
         try:
-            stored = [(name, _count(con, f"SELECT count(*) FROM {name}")) for name in ("spans", *DERIVED)]
+            stored = [(name, _count(con, f"SELECT count(*) FROM stored.{name}")) for name in ("spans", *DERIVED)]
             lost = dict(con.execute("SELECT problem, sum(spans) FROM late_and_rejected() GROUP BY ALL").fetchall())
         except duckdb.CatalogException as error:
-            raise LakeError(_of_another_version(root, error)) from None
+            raise LakeError(of_another_version(root, error)) from None
     lines = ["Tables:"] + [f"  {name:<20} {rows:>12,} rows" for name, rows in stored]
     if lost.get("rejected"):
         lines.append(f"Spans that could not be decoded: {int(lost['rejected']):,} (table rejections)")
@@ -41,7 +41,8 @@ def overview(root: Path | str) -> str:
         lines.append(
             f"Spans that came after their epoch was sealed: {int(lost['late']):,} (question late_and_rejected)"
         )
-    lines += ["", "Views:"] + [f"  {name:<20} {sql.title(f'views/{name}')}" for name in catalog.VIEWS]
+    views = [name for name in catalog.VIEWS if name not in DERIVED]
+    lines += ["", "Views:"] + [f"  {name:<20} {sql.title(f'views/{name}')}" for name in views]
     asked = {name: call(name) for name in questions()}
     width = max(map(len, asked.values()))
     lines += ["", "Questions:"] + [
@@ -89,12 +90,13 @@ def call(name: str) -> str:
 
 
 def show(name: str) -> str:
-    """The SQL of a question, of a view, or of the step that makes a derived table. Raises LakeError for other names."""
+    """The SQL of a question, of a view, of the step that makes a derived table: of both, where a view shows that table. Raises
+    LakeError for other names."""
     if name in questions():
         return f"CREATE OR REPLACE TEMP {sql.macro(f'analysis/{name}')};\n\nFROM {name}();"
-    for folder in ("views", *_DERIVING):
-        if f"{folder}/{name}" in sql.names(folder):
-            return sql.text(f"{folder}/{name}") + ";"
+    files = [f"{folder}/{name}" for folder in ("views", *_DERIVING) if f"{folder}/{name}" in sql.names(folder)]
+    if files:
+        return "\n\n".join(f"-- sql/{file}.sql\n{sql.text(file)};" for file in files)
     known = [path.rsplit("/", 1)[-1] for folder in ("analysis", "views", *_DERIVING) for path in sql.names(folder)]
     raise LakeError(f"no SQL is called {name!r}{_close(name, known)}; `lightning-flows sql` lists what there is")
 
@@ -207,11 +209,12 @@ def _remedy(root: Path | str, error: duckdb.Error) -> str:
     if missing is None or missing[2] not in questions():
         return said
     if missing[1]:
-        return _of_another_version(root, error)
+        return of_another_version(root, error)
     return f"{missing[2]} is a question, which takes parentheses: FROM {missing[2]}()"
 
 
-def _of_another_version(root: Path | str, error: duckdb.Error) -> str:
+def of_another_version(root: Path | str, error: duckdb.Error) -> str:
+    """What to say where a catalog lacks what this version asks it for."""
     renewed = "`lightning-flows lake publish`" if isinstance(root, str) else "`lightning-flows ingest`"
     return f"{root}: the catalog is another version's ({_one_line(error)}); {renewed} renews it"
 

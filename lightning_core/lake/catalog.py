@@ -1,6 +1,7 @@
 """`catalog.duckdb`: views over the files that the manifests name, for anyone who can open a DuckDB file.
 
-The questions of sql/analysis are table macros over the views: `FROM epoch_report(p_run := 'first-try')`. Paths in it are
+What lies in the files is in the schema `stored`, under its own names. Everybody reads the views of sql/views instead, where one
+name means one thing; of a stored table that has no such view, the view is the table. The questions of sql/analysis are table macros over the views: `FROM epoch_report(p_run := 'first-try')`. Paths in it are
 relative to the lake: `lightning-flows sql` sets `file_search_path`, and `duckdb catalog.duckdb` is started in the lake's folder. It is built beside and renamed into place, so a reader has the old one or the new.
 """
 
@@ -20,11 +21,24 @@ import duckdb
 
 from lightning_core.errors import Missing
 from lightning_core.lake import schema, sql
-from lightning_core.lake.derived_tables import DERIVED, EMPTY
+from lightning_core.lake.derived_tables import COLUMNS, DERIVED, EMPTY
 from lightning_core.lake.manifest import Manifests, SpanFile
 
-# Views in the order they build on one another.
+# Views of stored tables, where they say something otherwise; then the others, in the order they build on one another.
 VIEWS = (
+    "scored_attempts",
+    "span_tree",
+    "rewards_given",
+    "policy_rewards",
+    "bad_rewards",
+    "policy_calls",
+    "reward_steps",
+    "call_returns",
+    "merges",
+    "advantages",
+    "sequences",
+    "exclusions",
+    "finetune_rollouts",
     "trained_calls",
     "attempts",
     "span_places",
@@ -44,6 +58,7 @@ VIEWS = (
     "drift",
     "policy_epochs",
     "signals",
+    "triplets",
 )
 
 _TABLES = """
@@ -82,14 +97,14 @@ def span_rows(files: list[SpanFile], root: Path | None = None) -> str:
     return f"SELECT {columns} FROM ({everything})"
 
 
-def spans_view(files: list[SpanFile], span_range: tuple[int, int | None] = (0, None)) -> str:
-    """DDL of the view `spans` over a range of the spool in some files; an empty table where there is no file."""
+def spans_view(files: list[SpanFile], span_range: tuple[int, int | None] = (0, None), name: str = "spans") -> str:
+    """DDL of a view, `spans`, over a range of the spool in some files; an empty table where there is no file."""
     start, end = span_range
     bounds = [f"record_offset >= {start}"] * (start > 0) + [f"record_offset < {end}"] * (end is not None)
     rows = span_rows(files)
     if files and bounds:
         rows = f"FROM ({rows}) WHERE {' AND '.join(bounds)}"
-    return f"CREATE OR REPLACE VIEW spans AS {rows}"
+    return f"CREATE OR REPLACE VIEW {name} AS {rows}"
 
 
 def build(
@@ -113,7 +128,7 @@ def build(
             if at is not None:
                 con.register_filesystem(at)
             spans = [f.model_copy(update={"path": placed(f.path)}) for f in manifests.spans().files]
-            con.execute(spans_view(spans))
+            con.execute(spans_view(spans, name="stored.spans"))
             tables: dict[str, list[str]] = {name: [] for name in DERIVED}
             for epoch in manifests.epochs():
                 for name, table in epoch.tables.items():
@@ -122,7 +137,8 @@ def build(
                 parts = [f"SELECT {EMPTY[name]} WHERE false"] if name in EMPTY else []
                 if files:
                     parts.insert(0, f"FROM read_parquet({file_list(files)}, union_by_name = true)")
-                con.execute(f"CREATE OR REPLACE VIEW {name} AS {' UNION ALL BY NAME '.join(parts)}")
+                rows = " UNION ALL BY NAME ".join(parts)
+                con.execute(f"CREATE OR REPLACE VIEW stored.{name} AS SELECT {_columns(name)} FROM ({rows})")
             _epoch_manifests(con, manifests)
             _rejections(con, rejected, manifests.spans().decoded_offset)
         os.utime(beside, ns=(began, began))  # when it read the manifests: see `built_ns`
@@ -131,6 +147,11 @@ def build(
         beside.unlink(missing_ok=True)
         beside.with_suffix(".duckdb.wal").unlink(missing_ok=True)
     return folder / "catalog.duckdb"
+
+
+def _columns(table: str) -> str:
+    """Those that views may rely on; all, of a table that this version does not know."""
+    return ", ".join(column for column, _ in COLUMNS[table]) if table in COLUMNS else "*"
 
 
 @cache
@@ -143,9 +164,13 @@ def _over_nothing() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "catalog.duckdb"
         with duckdb.connect(str(file)) as con:
-            con.execute(spans_view([]))
+            con.execute("CREATE SCHEMA stored")
+            con.execute(spans_view([], name="stored.spans"))
             for name, columns in EMPTY.items():
-                con.execute(f"CREATE VIEW {name} AS SELECT {columns} WHERE false")
+                con.execute(f"CREATE VIEW stored.{name} AS SELECT {columns} WHERE false")
+            for name in ("spans", *EMPTY):
+                if name not in VIEWS:
+                    con.execute(f"CREATE VIEW {name} AS FROM stored.{name}")
             con.execute(_TABLES)
             for view in VIEWS:
                 sql.create(con, f"views/{view}", "VIEW")

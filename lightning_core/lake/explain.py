@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from lightning_core.lake import catalog, sql
+from lightning_core.lake import ask, catalog, sql
 from lightning_core.lake.manifest import LakeError
 
 Row = dict[str, Any]
@@ -24,21 +24,22 @@ def explain(root: Path | str, rollout: str, run: str | None = None, epoch: int |
     spans, calls, rewards, refused: the columns of sql/explain/. Raises LakeError for a rollout that is in none, with names like it.
     """
     with catalog.connect(root) as con:
-        attempts = _rows(con, "attempts", rollout_id=rollout, run=run, epoch=epoch)
-        if not attempts:
-            raise LakeError(_unknown(con, rollout, run, epoch))
-        newest = attempts[0]
-        attempts = [row for row in attempts if (row["run"], row["epoch"]) == (newest["run"], newest["epoch"])]
-        scope = {
-            "run": newest["run"],
-            "epoch": newest["epoch"],
-            "rollout_id": rollout,
-            "attempt_id": newest["attempt_id"],
-        }
-        parts = {name: _rows(con, name, **scope) for name in ("spans", "calls", "rewards")}
-        # A catalog that an earlier version built does not know the view.
-        known = con.execute("SELECT count(*) FROM duckdb_views() WHERE view_name = 'refused_claims'").fetchall()
-        parts["refused"] = _rows(con, "refused", rollout_id=rollout) if known[0][0] else []
+        try:
+            attempts = _rows(con, "attempts", rollout_id=rollout, run=run, epoch=epoch)
+            if not attempts:
+                raise LakeError(_unknown(con, rollout, run, epoch))
+            newest = attempts[0]
+            attempts = [row for row in attempts if (row["run"], row["epoch"]) == (newest["run"], newest["epoch"])]
+            scope = {
+                "run": newest["run"],
+                "epoch": newest["epoch"],
+                "rollout_id": rollout,
+                "attempt_id": newest["attempt_id"],
+            }
+            parts = {name: _rows(con, name, **scope) for name in ("spans", "calls", "rewards")}
+            parts["refused"] = _rows(con, "refused", rollout_id=rollout)
+        except (duckdb.CatalogException, duckdb.BinderException) as error:
+            raise LakeError(ask.of_another_version(root, error)) from None
     return scope | {"mode": newest["mode"], "attempts": attempts} | parts
 
 

@@ -56,7 +56,7 @@ def _attempt(row: Row, own_rewards: bool) -> str:
 
 def _span(depth: int, row: Row) -> str:
     kind = "" if row["op"] == "other" else f" [{row['op']}]"
-    twin = f" (the same call as {row['twin_of']})" if row["twin_of"] is not None else ""
+    twin = f" (the same call as {row['call_id']})" if row["twin_node"] is not None else ""
     return f"{'  ' * depth}{row['name']}{kind} {row['span_id']}{twin}"
 
 
@@ -79,7 +79,7 @@ def _rewards(found: Row) -> RenderableType:
         counts = row["left_out"] or ("yes" if row["counts"] or row["calls"] else "a later one does")
         counts = "; ".join([counts, *(_to_policy(own, bool(row["calls"])) for own in row["policies"])])
         went = "; ".join(_went(call) for call in row["calls"])
-        cells = (row["span_id"], row["name"], row["source"], row["agent"] or "–", _number(row["value"]))
+        cells = (row["span_id"], row["reward_name"], row["source"], row["agent"] or "–", _number(row["reward"]))
         table.add_row(*(str(cell) for cell in cells), _number(row["weight"]), counts, went or "the rollout")
     return table
 
@@ -135,6 +135,8 @@ def _why(call: Row, mode: str) -> list[RenderableType]:
 
 def _whose(call: Row) -> str:
     agent = f"agent {call['agent_path'] or call['agent']}" if call["agent"] else "no named agent"
+    if call["candidate_agents"]:
+        agent = f"agent {' or '.join(call['candidate_agents'])}"
     if call["method"] is None:
         return agent
     return f"{agent}, by {call['method']} ({call['confidence']:.1f}): {call['evidence']}"

@@ -15,6 +15,6 @@ SELECT
     count(*) FILTER (agent IS NULL) AS without_agent,
     min(rollout_id) FILTER (ambiguous) AS example
 FROM span_tree
-WHERE op = 'llm' AND twin_of IS NULL AND (p_run IS NULL OR run = p_run) AND (p_epoch IS NULL OR epoch = p_epoch)
+WHERE op = 'llm' AND twin_node IS NULL AND (p_run IS NULL OR run = p_run) AND (p_epoch IS NULL OR epoch = p_epoch)
 GROUP BY run, epoch, method
 ORDER BY run, epoch, ambiguous DESC, calls DESC, method

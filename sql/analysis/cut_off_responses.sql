@@ -9,15 +9,15 @@ SELECT
     rollouts.run,
     rollouts.epoch,
     rollouts.mode,
-    coalesce(calls.agent, '(no name)') AS agent,
+    calls.agent,
     calls.finish_reasons,
     count(*) AS calls,
-    count(*) / sum(count(*)) OVER (PARTITION BY rollouts.epoch, rollouts.mode, coalesce(calls.agent, '(no name)')) AS share,
-    avg(calls.output_tokens) AS mean_tokens,
+    count(*) / sum(count(*)) OVER (PARTITION BY rollouts.epoch, rollouts.mode, calls.agent) AS share,
+    avg(calls.response_tokens) AS mean_tokens,
     avg(rollouts.reward) AS mean_reward
 FROM calls
 JOIN rollouts ON rollouts.rollout_id = calls.rollout_id AND rollouts.attempt_id = calls.attempt_id
 JOIN chosen ON chosen.run = rollouts.run
 WHERE calls.twin_of IS NULL AND (p_epoch IS NULL OR rollouts.epoch = p_epoch)
-GROUP BY rollouts.run, rollouts.epoch, rollouts.mode, coalesce(calls.agent, '(no name)'), calls.finish_reasons
-ORDER BY rollouts.epoch, rollouts.mode, agent, calls DESC, calls.finish_reasons
+GROUP BY rollouts.run, rollouts.epoch, rollouts.mode, calls.agent, calls.finish_reasons
+ORDER BY rollouts.epoch, rollouts.mode, calls.agent, calls DESC, calls.finish_reasons

@@ -17,7 +17,7 @@ measures AS (
         {place: 3, measure: 'share right', value: avg(success::INTEGER)},
         {place: 4, measure: 'share failed', value: avg((outcome <> 'ok')::INTEGER)},
         {place: 5, measure: 'calls a rollout', value: avg(calls)},
-        {place: 6, measure: 'response tokens a rollout', value: avg(output_tokens)},
+        {place: 6, measure: 'response tokens a rollout', value: avg(response_tokens)},
         {place: 7, measure: 'seconds a rollout, median', value: median(seconds)}
     ], recursive := true)
     FROM rollouts JOIN chosen USING (run)
@@ -25,7 +25,7 @@ measures AS (
     GROUP BY epoch
     UNION ALL
     SELECT epoch, unnest([
-        {place: 8, measure: 'response tokens a call', value: avg(output_tokens)},
+        {place: 8, measure: 'response tokens a call', value: avg(response_tokens)},
         {place: 9, measure: 'share of calls cut off by length', value: avg(contains(coalesce(finish_reasons, ''), 'length')::INTEGER)},
         {place: 10, measure: 'milliseconds a call, median', value: median(milliseconds)}
     ], recursive := true)

@@ -7,7 +7,7 @@ WITH chosen AS (
 )
 SELECT
     run,
-    tool,
+    tool_name,
     count(*) AS calls,
     count(*) FILTER (failed) AS failed,
     avg(failed::INTEGER) AS share_failed,
@@ -18,5 +18,5 @@ SELECT
 FROM tool_calls
 JOIN chosen USING (run)
 WHERE p_epoch IS NULL OR epoch = p_epoch
-GROUP BY run, tool
-ORDER BY share_failed DESC, calls DESC, tool
+GROUP BY run, tool_name
+ORDER BY share_failed DESC, calls DESC, tool_name

@@ -11,7 +11,7 @@ SELECT
     quantile_cont(milliseconds, 0.5) AS p50_ms,
     quantile_cont(milliseconds, 0.9) AS p90_ms,
     quantile_cont(milliseconds, 0.99) AS p99_ms,
-    sum(output_tokens) * 1e3 / nullif(sum(milliseconds) FILTER (output_tokens IS NOT NULL), 0) AS tokens_a_second_a_call
+    sum(response_tokens) * 1e3 / nullif(sum(milliseconds) FILTER (response_tokens IS NOT NULL), 0) AS tokens_a_second_a_call
 FROM calls
 WHERE twin_of IS NULL AND (p_run IS NULL OR run = p_run)
 GROUP BY ALL

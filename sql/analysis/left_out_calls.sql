@@ -23,7 +23,7 @@ SELECT
     exclusions.run,
     exclusions.epoch,
     exclusions.policy,
-    coalesce(exclusions.agent, '(no name)') AS agent,
+    exclusions.agent,
     exclusions.reason,
     count(DISTINCT (exclusions.attempt_id, exclusions.span_id, exclusions.call_id)) AS calls,
     count(DISTINCT (exclusions.attempt_id, exclusions.span_id, exclusions.call_id)) / any_value(sampled.calls) AS share,
@@ -36,5 +36,5 @@ LEFT JOIN sampled ON sampled.epoch = exclusions.epoch AND sampled.policy IS NOT 
 LEFT JOIN rollout_rewards
     ON rollout_rewards.rollout_id = exclusions.rollout_id AND rollout_rewards.attempt_id = exclusions.attempt_id
 WHERE p_epoch IS NULL OR exclusions.epoch = p_epoch
-GROUP BY exclusions.run, exclusions.epoch, exclusions.policy, coalesce(exclusions.agent, '(no name)'), exclusions.reason
-ORDER BY exclusions.epoch, exclusions.policy, calls DESC, exclusions.reason, agent
+GROUP BY exclusions.run, exclusions.epoch, exclusions.policy, exclusions.agent, exclusions.reason
+ORDER BY exclusions.epoch, exclusions.policy, calls DESC, exclusions.reason, exclusions.agent

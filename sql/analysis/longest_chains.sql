@@ -11,7 +11,7 @@ trees AS (
         tree.attempt_id,
         count(*) AS spans,
         max(tree.depth) AS depth,
-        count(*) FILTER (tree.op = 'llm' AND tree.twin_of IS NULL) AS calls,
+        count(*) FILTER (tree.op = 'llm' AND tree.twin_node IS NULL) AS calls,
         count(*) FILTER (tree.op = 'tool') AS tool_calls,
         count(DISTINCT tree.agent) AS agents,
         arg_max(tree.agent_path, (len(string_split(tree.agent_path, '/')), tree.agent_path)) AS longest_path

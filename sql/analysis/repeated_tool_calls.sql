@@ -11,7 +11,7 @@ SELECT
     rollouts.mode,
     tools.rollout_id,
     tools.agent,
-    tools.tool,
+    tools.tool_name,
     tools.tool_arguments,
     count(*) AS times,
     count(DISTINCT tools.tool_result) AS different_results,
@@ -21,6 +21,6 @@ FROM tool_calls AS tools
 JOIN rollouts USING (rollout_id, attempt_id)
 JOIN chosen ON chosen.run = rollouts.run
 WHERE tools.tool_arguments IS NOT NULL AND (p_epoch IS NULL OR rollouts.epoch = p_epoch)
-GROUP BY rollouts.run, rollouts.epoch, rollouts.mode, tools.rollout_id, tools.agent, tools.tool, tools.tool_arguments
+GROUP BY rollouts.run, rollouts.epoch, rollouts.mode, tools.rollout_id, tools.agent, tools.tool_name, tools.tool_arguments
 HAVING count(*) > 1
-ORDER BY times DESC, tools.rollout_id, tools.tool, tools.tool_arguments
+ORDER BY times DESC, tools.rollout_id, tools.tool_name, tools.tool_arguments

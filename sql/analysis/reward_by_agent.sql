@@ -16,7 +16,7 @@ counted AS (
     WHERE rollouts.mode = 'train' AND rollouts.state = 'counts' AND (p_epoch IS NULL OR rollouts.epoch = p_epoch)
 ),
 called AS (
-    SELECT rollout_id, attempt_id, coalesce(agent, '(no name)') AS agent, count(*) AS calls
+    SELECT rollout_id, attempt_id, agent, count(*) AS calls
     FROM calls
     WHERE twin_of IS NULL
     GROUP BY ALL
@@ -31,7 +31,7 @@ pairs AS (
     LEFT JOIN called
         ON called.rollout_id = counted.rollout_id
         AND called.attempt_id = counted.attempt_id
-        AND called.agent = present.agent
+        AND called.agent IS NOT DISTINCT FROM present.agent
 )
 SELECT
     run,

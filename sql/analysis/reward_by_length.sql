@@ -15,11 +15,11 @@ quarters AS (
         run,
         epoch,
         reward,
-        output_tokens,
-        ntile(4) OVER (PARTITION BY epoch ORDER BY output_tokens, rollout_id) AS quarter,
-        min(output_tokens) OVER (PARTITION BY epoch) < max(output_tokens) OVER (PARTITION BY epoch)
+        response_tokens,
+        ntile(4) OVER (PARTITION BY epoch ORDER BY response_tokens, rollout_id) AS quarter,
+        min(response_tokens) OVER (PARTITION BY epoch) < max(response_tokens) OVER (PARTITION BY epoch)
             AND min(reward) OVER (PARTITION BY epoch) < max(reward) OVER (PARTITION BY epoch) AS varies,
-        corr(output_tokens, reward) OVER (PARTITION BY epoch) AS correlation
+        corr(response_tokens, reward) OVER (PARTITION BY epoch) AS correlation
     FROM rollouts
     JOIN chosen USING (run)
     WHERE mode = 'train' AND state = 'counts' AND (p_epoch IS NULL OR epoch = p_epoch)
@@ -28,8 +28,8 @@ SELECT
     run,
     epoch,
     quarter,
-    min(output_tokens) AS shortest,
-    max(output_tokens) AS longest,
+    min(response_tokens) AS shortest,
+    max(response_tokens) AS longest,
     count(*) AS rollouts,
     avg(reward) AS mean_reward,
     any_value(correlation) FILTER (varies) AS correlation

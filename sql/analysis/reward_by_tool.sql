@@ -1,5 +1,5 @@
 -- Whether rollouts that used a tool did better than those that did not.
--- Grain: one row per (epoch, tool) of a run's training. Inputs: tool_calls, rollouts, attempts.
+-- Grain: one row per (epoch, tool_name) of a run's training. Inputs: tool_calls, rollouts, attempts.
 -- Parameters: p_run (default: the newest run that trains), p_epoch (default: all).
 -- A rollout counts as `with` a tool from its first call of it, failed or not.
 WITH chosen AS (
@@ -16,17 +16,17 @@ counted AS (
     WHERE rollouts.mode = 'train' AND rollouts.state = 'counts' AND (p_epoch IS NULL OR rollouts.epoch = p_epoch)
 ),
 used AS (
-    SELECT rollout_id, attempt_id, tool, count(*) AS uses, count(*) FILTER (failed) AS failed
+    SELECT rollout_id, attempt_id, tool_name, count(*) AS uses, count(*) FILTER (failed) AS failed
     FROM tool_calls
     GROUP BY ALL
 ),
 present AS (
-    SELECT DISTINCT counted.epoch, used.tool FROM counted JOIN used USING (rollout_id, attempt_id)
+    SELECT DISTINCT counted.epoch, used.tool_name FROM counted JOIN used USING (rollout_id, attempt_id)
 )
 SELECT
     counted.run,
     counted.epoch,
-    present.tool,
+    present.tool_name,
     count(*) FILTER (used.uses > 0) AS rollouts_with,
     avg(counted.reward) FILTER (used.uses > 0) AS mean_reward_with,
     avg(counted.reward) FILTER (used.failed > 0) AS mean_reward_where_it_failed,
@@ -36,6 +36,6 @@ SELECT
 FROM counted
 JOIN present USING (epoch)
 LEFT JOIN used
-    ON used.rollout_id = counted.rollout_id AND used.attempt_id = counted.attempt_id AND used.tool = present.tool
-GROUP BY counted.run, counted.epoch, present.tool
-ORDER BY counted.epoch, present.tool
+    ON used.rollout_id = counted.rollout_id AND used.attempt_id = counted.attempt_id AND used.tool_name = present.tool_name
+GROUP BY counted.run, counted.epoch, present.tool_name
+ORDER BY counted.epoch, present.tool_name

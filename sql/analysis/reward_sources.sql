@@ -1,5 +1,5 @@
 -- Who gives rewards, under which names, how much; and why some do not count.
--- Grain: one row per (epoch, mode, source, agent, name, left_out) of a run. Inputs: rewards_given, attempts.
+-- Grain: one row per (epoch, mode, source, agent, reward_name, left_out) of a run. Inputs: rewards_given, attempts.
 -- Parameters: p_run (default: the newest run), p_epoch (default: all).
 -- `source`: emitted (by the agent), grader, air (a rule), failure (of the attempt). `counted` rewards are part of a rollout's
 -- reward; for the others `left_out` has the reason, or they were not the last of their name.
@@ -12,14 +12,14 @@ SELECT
     attempts.mode,
     given.source,
     given.agent,
-    given.name,
+    given.reward_name,
     given.left_out,
     count(*) AS rewards,
     count(DISTINCT given.rollout_id) AS rollouts,
     count(*) FILTER (given.counts) AS counted,
-    avg(given.value) FILTER (isfinite(given.value)) AS mean,
-    min(given.value) FILTER (isfinite(given.value)) AS lowest,
-    max(given.value) FILTER (isfinite(given.value)) AS highest,
+    avg(given.reward) FILTER (isfinite(given.reward)) AS mean,
+    min(given.reward) FILTER (isfinite(given.reward)) AS lowest,
+    max(given.reward) FILTER (isfinite(given.reward)) AS highest,
     any_value(given.weight) AS weight
 FROM rewards_given AS given
 JOIN chosen USING (run)

@@ -10,12 +10,12 @@ used AS (
         calls.run,
         calls.epoch,
         calls.mode,
-        coalesce(calls.agent, '(no name)') AS agent,
+        calls.agent,
         rollouts.rollout_id,
         any_value(rollouts.reward) AS reward,
         count(*) AS calls,
-        coalesce(sum(calls.input_tokens), 0) AS prompt_tokens,
-        coalesce(sum(calls.output_tokens), 0) AS response_tokens
+        coalesce(sum(calls.prompt_tokens), 0) AS prompt_tokens,
+        coalesce(sum(calls.response_tokens), 0) AS response_tokens
     FROM calls
     JOIN chosen USING (run)
     JOIN rollouts ON rollouts.rollout_id = calls.rollout_id AND rollouts.attempt_id = calls.attempt_id

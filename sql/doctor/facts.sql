@@ -57,7 +57,7 @@ of_training AS (
     SELECT
         count(*) FILTER (left_out IS NULL OR left_out IN ('failed_attempt', 'no_reward')) AS matched,
         count(*) FILTER (left_out = 'ambiguous_agent') AS ambiguous,
-        count(*) FILTER (agent IS NULL OR agent = '') AS nameless,
+        count(*) FILTER (agent IS NULL) AS nameless,
         list_sort(list(DISTINCT left_out) FILTER (left_out IS NOT NULL)) AS left_out
     FROM policy_calls
     WHERE run = $run

@@ -11,7 +11,7 @@ SELECT
     attempts.error,
     attempts.counts,
     attempts.left_out,
-    (attempts.end_ns - attempts.start_ns) / 1e9 AS seconds,
+    (epoch_ns(attempts.ended) - epoch_ns(attempts.started)) / 1e9 AS seconds,
     rewards.reward,
     rewards.air,
     rewards.source,

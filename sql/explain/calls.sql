@@ -27,6 +27,9 @@ SELECT
     calls.span_id,
     calls.agent,
     calls.agent_path,
+    calls.ambiguous,
+    calls.candidates,
+    calls.candidate_agents,
     tree.method,
     tree.confidence,
     methods.evidence,
@@ -45,19 +48,22 @@ SELECT
     CASE WHEN merged.trained IS DISTINCT FROM true THEN left_out.reason END AS left_out
 FROM policy_calls AS calls
 LEFT JOIN span_tree AS tree
-    ON tree.run = calls.run AND tree.epoch = calls.epoch AND tree.node = calls.call_id AND tree.rollout_id = calls.rollout_id
+    ON tree.run = calls.run
+    AND tree.epoch = calls.epoch
+    AND tree.rollout_id = calls.rollout_id
+    AND tree.call_id = calls.call_id
+    AND tree.twin_node IS NULL
 LEFT JOIN methods ON methods.method = tree.method
-LEFT JOIN call_returns AS returns
-    ON returns.run = calls.run AND returns.epoch = calls.epoch AND returns.call_id = calls.call_id
+LEFT JOIN call_returns AS returns ON returns.call_id = calls.call_id
 LEFT JOIN advantages
     ON advantages.run = calls.run
     AND advantages.epoch = calls.epoch
     AND advantages.policy = returns.policy
     AND advantages.rollout_id = returns.rollout_id
     AND advantages.attempt_id = returns.attempt_id
-    AND advantages.agent = returns.agent
-    AND advantages.step = returns.step
+    AND advantages.agent IS NOT DISTINCT FROM returns.agent
+    AND advantages.step IS NOT DISTINCT FROM returns.step
 LEFT JOIN merged ON merged.call_id = calls.call_id
 LEFT JOIN left_out ON left_out.call_id = calls.call_id
 WHERE calls.run = $run AND calls.epoch = $epoch AND calls.rollout_id = $rollout_id AND calls.attempt_id = $attempt_id
-ORDER BY calls.call_id
+ORDER BY tree.node

@@ -5,7 +5,7 @@
 WITH went AS (
     SELECT
         node,
-        name,
+        reward_name,
         source,
         list({'policy': policy, 'agent': agent, 'call_id': call_id, 'left_out': left_out} ORDER BY policy, agent) AS calls
     FROM reward_steps
@@ -13,25 +13,25 @@ WITH went AS (
     GROUP BY ALL
 ),
 own AS (
-    SELECT node, name, source, list({'policy': policy, 'weight': weight, 'counts': counts} ORDER BY policy) AS policies
+    SELECT node, reward_name, source, list({'policy': policy, 'weight': weight, 'counts': counts} ORDER BY policy) AS policies
     FROM policy_rewards
     WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id AND attempt_id = $attempt_id
     GROUP BY ALL
 )
 SELECT
     given.span_id,
-    given.name,
+    given.reward_name,
     given.source,
     given.agent,
     given.ambiguous,
-    given.value,
+    given.reward,
     given.weight,
     given.counts,
     given.left_out,
     coalesce(own.policies, []) AS policies,
     coalesce(went.calls, []) AS calls
 FROM rewards_given AS given
-LEFT JOIN went ON went.node = given.node AND went.name = given.name AND went.source = given.source
-LEFT JOIN own ON own.node = given.node AND own.name = given.name AND own.source = given.source
+LEFT JOIN went ON went.node = given.node AND went.reward_name = given.reward_name AND went.source = given.source
+LEFT JOIN own ON own.node = given.node AND own.reward_name = given.reward_name AND own.source = given.source
 WHERE given.run = $run AND given.epoch = $epoch AND given.rollout_id = $rollout_id AND given.attempt_id = $attempt_id
-ORDER BY given.emitted_ns, given.node, given.name
+ORDER BY given.emitted, given.node, given.reward_name

@@ -16,11 +16,12 @@ SELECT
     tree.candidates,
     tree.confidence,
     methods.evidence,
-    tree.twin_of,
+    tree.twin_node,
+    tree.call_id,
     tree.repeated_id,
-    (tree.start_ns - min(tree.start_ns) OVER ()) / 1e9 AS starts_s,
-    (tree.end_ns - tree.start_ns) / 1e9 AS seconds
+    (epoch_ns(tree.started) - min(epoch_ns(tree.started)) OVER ()) / 1e9 AS starts_s,
+    (epoch_ns(tree.ended) - epoch_ns(tree.started)) / 1e9 AS seconds
 FROM span_tree AS tree
 LEFT JOIN methods USING (method)
 WHERE tree.run = $run AND tree.epoch = $epoch AND tree.rollout_id = $rollout_id AND tree.attempt_id = $attempt_id
-ORDER BY tree.start_ns NULLS LAST, abs(tree.node), tree.node
+ORDER BY tree.started NULLS LAST, abs(tree.node), tree.node

@@ -1,9 +1,9 @@
 -- Which agents ran, what they did, and which policies their calls train.
 -- Grain: one row per (run, epoch, mode, agent, agent_path) of a derived epoch.
--- Inputs: span_tree, scored_attempts, spans, policy_calls, trained_calls.
+-- Inputs: stored.span_tree, stored.scored_attempts, spans, stored.policy_calls, trained_calls.
 -- Rule: over the attempts that count; a call seen twice is one. `policies` sampled its calls; `matched` are those of them
 -- whose agent_match and agent_exclude select one of its calls. `ambiguous_calls` could be another agent's. `trained_calls` are
--- those that a version was trained on; `left_out` calls could not be, for reasons of their own (all reasons: exclusion_reasons).
+-- those that a version was trained on; `left_out_calls` could not be, for reasons of their own (all reasons: exclusion_reasons).
 -- Evaluations train nothing and have no such numbers.
 WITH facts AS (
     SELECT
@@ -23,8 +23,8 @@ present AS (
         tree.run,
         tree.epoch,
         scored.mode,
-        coalesce(tree.agent, '(no name)') AS agent,
-        coalesce(tree.agent_path, '(no name)') AS agent_path,
+        tree.agent,
+        tree.agent_path,
         count(DISTINCT tree.rollout_id) AS rollouts,
         count(*) FILTER (tree.op = 'llm') AS calls,
         count(*) FILTER (tree.op = 'tool') AS tool_calls,
@@ -32,8 +32,8 @@ present AS (
         count(*) FILTER (tree.op = 'llm' AND tree.ambiguous) AS ambiguous_calls,
         coalesce(sum(facts.prompt_tokens) FILTER (tree.op = 'llm'), 0)::BIGINT AS prompt_tokens,
         coalesce(sum(facts.response_tokens) FILTER (tree.op = 'llm'), 0)::BIGINT AS response_tokens
-    FROM span_tree AS tree
-    JOIN scored_attempts AS scored ON scored.rollout_id = tree.rollout_id AND scored.attempt_id = tree.attempt_id
+    FROM stored.span_tree AS tree
+    JOIN stored.scored_attempts AS scored ON scored.rollout_id = tree.rollout_id AND scored.attempt_id = tree.attempt_id
     LEFT JOIN facts
         ON facts.rollout_id = tree.rollout_id
         AND facts.attempt_id = tree.attempt_id
@@ -41,23 +41,23 @@ present AS (
         AND facts.span_id = tree.span_id
     WHERE tree.twin_of IS NULL AND tree.op NOT IN ('rollout', 'rollout.start', 'missing')
     GROUP BY ALL
-    HAVING agent <> '(no name)' OR calls > 0 OR tool_calls > 0 OR errors > 0
+    HAVING tree.agent IS NOT NULL OR calls > 0 OR tool_calls > 0 OR errors > 0
 ),
 trained AS (
     SELECT
-        run,
-        epoch,
-        coalesce(agent, '(no name)') AS agent,
-        coalesce(agent_path, '(no name)') AS agent_path,
-        coalesce(list_sort(list(DISTINCT policy) FILTER (policy IS NOT NULL)), []) AS policies,
+        calls.run,
+        calls.epoch,
+        calls.agent,
+        calls.agent_path,
+        coalesce(list_sort(list(DISTINCT calls.policy) FILTER (calls.policy IS NOT NULL)), []) AS policies,
         -- These are judged after agent_match: what else leaves a call out says nothing of it.
         coalesce(
-            list_sort(list(DISTINCT policy) FILTER (left_out IS NULL OR left_out IN ('not_scheduled', 'failed_attempt', 'no_reward'))), []
+            list_sort(list(DISTINCT calls.policy) FILTER (left_out IS NULL OR left_out IN ('not_scheduled', 'failed_attempt', 'no_reward'))), []
         ) AS matched,
         count(trained_calls.call_id) AS trained_calls,
-        count(*) FILTER (left_out IS NOT NULL) AS left_out
-    FROM policy_calls
-    LEFT JOIN trained_calls USING (run, epoch, policy, call_id)
+        count(*) FILTER (left_out IS NOT NULL) AS left_out_calls
+    FROM stored.policy_calls AS calls
+    LEFT JOIN trained_calls ON trained_calls.call_id = calls.run || '/' || calls.epoch || '/' || calls.call_id
     GROUP BY ALL
 )
 SELECT
@@ -74,7 +74,7 @@ SELECT
     trained.policies,
     trained.matched,
     trained.trained_calls,
-    trained.left_out,
+    trained.left_out_calls,
     present.prompt_tokens,
     present.response_tokens
 FROM present
@@ -82,6 +82,6 @@ LEFT JOIN trained
     ON present.mode = 'train'
     AND trained.run = present.run
     AND trained.epoch = present.epoch
-    AND trained.agent = present.agent
-    AND trained.agent_path = present.agent_path
+    AND trained.agent IS NOT DISTINCT FROM present.agent
+    AND trained.agent_path IS NOT DISTINCT FROM present.agent_path
 ORDER BY present.run, present.epoch, present.mode, present.agent_path, present.agent

@@ -1,6 +1,6 @@
 -- Every attempt of a rollout, also those that never ended, and which of them counts.
 -- Grain: one row per (rollout_id, attempt_id) that left a `rollout.start` or a `rollout` span.
--- Inputs: spans, epoch_manifests, scored_attempts.
+-- Inputs: spans, epoch_manifests, stored.scored_attempts.
 -- Rule for `state`: as the epoch was derived (`counts`, `superseded`, `infrastructure`); before that, the earliest to end counts
 -- among those that the infrastructure did not break. `unfinished`: no root span. `no_outcome`: its root span does not
 -- say how it ended. `late`: ended after the epoch was sealed. `outside`: of a plan that the epoch gave up. `seconds` is NULL
@@ -27,7 +27,7 @@ WITH executions AS (
     GROUP BY rollout_id, attempt_id
 ),
 derived_epochs AS (
-    SELECT DISTINCT run, epoch, mode FROM scored_attempts
+    SELECT DISTINCT run, epoch, mode FROM stored.scored_attempts
 ),
 judged AS (
     SELECT
@@ -44,7 +44,7 @@ judged AS (
     FROM executions
     LEFT JOIN epoch_manifests AS manifests USING (run, epoch, mode)
     LEFT JOIN derived_epochs USING (run, epoch, mode)
-    LEFT JOIN scored_attempts AS scored
+    LEFT JOIN stored.scored_attempts AS scored
         ON scored.rollout_id = executions.rollout_id AND scored.attempt_id = executions.attempt_id
 )
 SELECT

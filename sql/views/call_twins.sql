@@ -1,6 +1,6 @@
 -- Second records of an LLM call: the agent's instrumentation saw what the gateway recorded, or it saw a call twice.
--- Grain: one row per LLM span that another record represents (`twin_of`, a span_id). Inputs: span_tree, scored_attempts,
--- spans.
+-- Grain: one row per LLM span that another record represents (`twin_of`, a span_id). Inputs: stored.span_tree,
+-- stored.scored_attempts, spans.
 -- `start_ns` distinguishes calls that share their ids (an agent seeds `random`).
 -- Rule: as the epoch was derived. In attempts of no derived epoch, records with one response id are one call; the
 -- gateway's represents it, else the earliest. Spans without a scope are not compared.
@@ -12,8 +12,8 @@ WITH derived AS (
         twin.span_id,
         twin.start_ns,
         min(kept.span_id) AS twin_of
-    FROM span_tree AS twin
-    JOIN span_tree AS kept
+    FROM stored.span_tree AS twin
+    JOIN stored.span_tree AS kept
         ON kept.rollout_id = twin.rollout_id AND kept.attempt_id = twin.attempt_id AND kept.node = twin.twin_of
     WHERE twin.twin_of IS NOT NULL
     GROUP BY twin.rollout_id, twin.attempt_id, twin.trace_id, twin.span_id, twin.start_ns
@@ -22,7 +22,7 @@ records AS (
     SELECT DISTINCT
         spans.rollout_id, attempt_id, trace_id, span_id, response_id, spans.start_ns, policy IS NULL AS instrumented
     FROM spans
-    LEFT JOIN (SELECT rollout_id, attempt_id, counts FROM scored_attempts WHERE counts) AS derived_attempts
+    LEFT JOIN (SELECT rollout_id, attempt_id, counts FROM stored.scored_attempts WHERE counts) AS derived_attempts
         USING (rollout_id, attempt_id)
     WHERE op = 'llm' AND response_id IS NOT NULL AND spans.rollout_id IS NOT NULL AND derived_attempts.counts IS NULL
 ),

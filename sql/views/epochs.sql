@@ -1,8 +1,8 @@
 -- How each epoch went: over the attempts that count, and what arrived too late or could not be read.
 -- Grain: one row per (run, epoch, mode), from the moment it is opened. Inputs: rollouts, attempts, epoch_manifests,
 -- spans, rejections.
--- Rule: `rollouts` have a result (`failed`: error or timeout), `unfinished` have none (yet); `attempts` counts all their
--- attempts. `mean_reward` is over the rewards of view rollouts, `reward_fresh` and `reward_repeated` over those of
+-- Rule: `rollouts` have a result (`failed_rollouts`: error or timeout), `unfinished` have none (yet); `attempts` counts all their
+-- attempts. `share_success` is of the rollouts that reached success_reward, once they are derived. `mean_reward` is over the rewards of view rollouts, `reward_fresh` and `reward_repeated` over those of
 -- fresh tasks and of tasks repeated from the epoch before (rollouts.repeated; NULL if there are none). `late`: spans of the
 -- epoch's attempts that arrived after it was sealed; they are kept, and nothing derived reads them. `rejected`: spans of its
 -- attempts that could not be decoded; those without a scope count for every epoch that was open then.
@@ -13,12 +13,13 @@ WITH collected AS (
         mode,
         count(*) FILTER (state = 'counts') AS rollouts,
         count(*) FILTER (state IN ('unfinished', 'infrastructure', 'late')) AS unfinished,
-        count(*) FILTER (state = 'counts' AND outcome <> 'ok') AS failed,
+        count(*) FILTER (state = 'counts' AND outcome <> 'ok') AS failed_rollouts,
+        avg(success::INTEGER) FILTER (state = 'counts') AS share_success,
         list_avg(list_sort(list(reward) FILTER (state = 'counts'))) AS mean_reward,
         list_avg(list_sort(list(reward) FILTER (state = 'counts' AND NOT repeated))) AS reward_fresh,
         list_avg(list_sort(list(reward) FILTER (state = 'counts' AND repeated))) AS reward_repeated,
         sum(calls) FILTER (state = 'counts')::BIGINT AS calls,
-        sum(output_tokens) FILTER (state = 'counts')::BIGINT AS output_tokens,
+        sum(response_tokens) FILTER (state = 'counts')::BIGINT AS response_tokens,
         list_avg(list_sort(list(seconds) FILTER (state = 'counts'))) AS mean_seconds,
         min(started) AS started
     FROM rollouts
@@ -59,12 +60,13 @@ SELECT
     coalesce(collected.rollouts, 0) AS rollouts,
     greatest(manifests.planned_rollouts - coalesce(collected.rollouts, 0), coalesce(collected.unfinished, 0)) AS unfinished,
     coalesce(executed.attempts, 0) AS attempts,
-    coalesce(collected.failed, 0) AS failed,
+    coalesce(collected.failed_rollouts, 0) AS failed_rollouts,
+    collected.share_success,
     collected.mean_reward,
     collected.reward_fresh,
     collected.reward_repeated,
     coalesce(collected.calls, 0) AS calls,
-    coalesce(collected.output_tokens, 0) AS output_tokens,
+    coalesce(collected.response_tokens, 0) AS response_tokens,
     collected.mean_seconds,
     collected.started,
     coalesce(late.late, 0) AS late,

@@ -1,6 +1,6 @@
 -- Each policy in each training epoch: its versions, what was sampled and trained on, and how old it was.
--- Grain: one row per (run, epoch, policy). Inputs: epoch_manifests, policy_calls, call_returns, trained_calls, sequences,
--- staleness.
+-- Grain: one row per (run, epoch, policy).
+-- Inputs: epoch_manifests, stored.policy_calls, stored.call_returns, trained_calls, stored.sequences, staleness.
 -- Rule: `version` is what the epoch began with, `trained_version` what its training made of it (the same if nothing was
 -- trained; `skipped` has the reason), NULL before that. `trainable_calls` have no reason of their own to be left out;
 -- `trained_calls` are those of them that it was trained on (the others: exclusion_reasons). `mean_return` is over the calls
@@ -28,17 +28,17 @@ called AS (
         count(*) AS calls,
         count(*) FILTER (left_out IS NULL) AS trainable_calls,
         sum(response_tokens)::BIGINT AS response_tokens
-    FROM policy_calls
+    FROM stored.policy_calls
     GROUP BY ALL
 ),
 returned AS (
-    SELECT run, epoch, policy, list_avg(list_sort(list(return))) AS mean_return FROM call_returns GROUP BY ALL
+    SELECT run, epoch, policy, list_avg(list_sort(list(return))) AS mean_return FROM stored.call_returns GROUP BY ALL
 ),
 trained AS (
     SELECT run, epoch, policy, count(*) AS trained_calls FROM trained_calls GROUP BY ALL
 ),
 derived AS (
-    SELECT run, epoch, policy, count(*) AS sequences FROM sequences GROUP BY ALL
+    SELECT run, epoch, policy, count(*) AS sequences FROM stored.sequences GROUP BY ALL
 ),
 aged AS (
     SELECT

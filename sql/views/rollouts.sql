@@ -1,9 +1,10 @@
 -- Every rollout, with the result that counts; a rollout appears as soon as its spans are decoded.
 -- Grain: one row per (run, epoch, mode, rollout_id). If no attempt counts (yet), the latest represents the rollout and `state`
--- is its state. Inputs: attempts, epoch_manifests, spans, call_twins, rollout_rewards.
+-- is its state. Inputs: attempts, epoch_manifests, spans, call_twins,
+-- stored.rollout_rewards.
 -- Rule: `reward` and `success` as the epoch was derived (failure_reward, weights, former graders left out); before that,
 -- `reward` is the last finite one emitted, one named `reward` first, and `success` is not known. `calls` counts every call
--- once; `output_tokens` are theirs. `repeated`: its task was drawn from those that the epoch before did not solve
+-- once; `response_tokens` are theirs. `repeated`: its task was drawn from those that the epoch before did not solve
 -- (`rollout.unsolved_per_epoch`); NULL if the run repeats none. `task_text` is the task's text: of a JSON object its first
 -- key of question, prompt, problem, instruction, task, text, query, input; else the task as it is.
 WITH results AS (
@@ -23,7 +24,7 @@ emitted AS (
     GROUP BY rollout_id, attempt_id
 ),
 called AS (
-    SELECT spans.rollout_id, spans.attempt_id, count(*) AS calls, sum(spans.output_tokens) AS output_tokens
+    SELECT spans.rollout_id, spans.attempt_id, count(*) AS calls, sum(spans.output_tokens) AS response_tokens
     FROM spans
     LEFT JOIN call_twins AS twins
         ON twins.rollout_id = spans.rollout_id
@@ -50,7 +51,7 @@ SELECT
     CASE WHEN derived.rollout_id IS NULL THEN emitted.reward ELSE derived.reward END AS reward,
     derived.success,
     coalesce(called.calls, 0) AS calls,
-    coalesce(called.output_tokens, 0)::BIGINT AS output_tokens,
+    coalesce(called.response_tokens, 0)::BIGINT AS response_tokens,
     results.seconds,
     results.started,
     results.ended,
@@ -70,5 +71,5 @@ FROM results
 LEFT JOIN epoch_manifests AS manifests USING (run, epoch, mode)
 LEFT JOIN emitted USING (rollout_id, attempt_id)
 LEFT JOIN called USING (rollout_id, attempt_id)
-LEFT JOIN rollout_rewards AS derived
+LEFT JOIN stored.rollout_rewards AS derived
     ON derived.rollout_id = results.rollout_id AND derived.attempt_id = results.attempt_id

@@ -2,7 +2,8 @@
 -- Grain: one row per (run, epoch, mode, policy, signal). `policy` is NULL for a signal of no single policy. An evaluation's epoch
 -- is the number of epochs trained before it. Signals of several kinds are named `dropped/<reason>`, `left_out/<reason>`,
 -- `seconds/<stage>`.
--- Inputs: epoch_manifests, advantages, trained_calls, sequences, exclusion_reasons, staleness, rollout_rewards.
+-- Inputs: epoch_manifests, stored.advantages, trained_calls, stored.sequences, exclusion_reasons, staleness,
+-- stored.rollout_rewards.
 -- Rule: `reward` and `reward_spread` (standard deviation) are over the rollouts a policy acted in, each once;
 -- `reward_fresh` and `reward_repeated` over those of fresh tasks, and of tasks repeated from the epoch before. `group_spread` is
 -- the mean deviation of a group's returns; `groups_kept` the share of groups in which any rollout trains;
@@ -18,7 +19,7 @@ WITH rollouts AS (
         advantages.rollout_id,
         min(advantages.reward) AS reward,
         list_contains(manifests.repeated, advantages.group_id) AS repeated
-    FROM advantages
+    FROM stored.advantages AS advantages
     LEFT JOIN epoch_manifests AS manifests
         ON manifests.run = advantages.run AND manifests.epoch = advantages.epoch AND manifests.mode = 'train'
     GROUP BY ALL
@@ -37,7 +38,7 @@ rewards AS (
 ),
 groups AS (
     SELECT run, epoch, policy, group_id, agent, step, min(group_std) AS spread, bool_or(left_out IS NULL) AS kept
-    FROM advantages
+    FROM stored.advantages AS advantages
     GROUP BY ALL
 ),
 spreads AS (
@@ -52,7 +53,7 @@ spreads AS (
 ),
 trained AS (
     SELECT run, epoch, policy, list_stddev_pop(list_sort(list(advantage))) AS advantage_spread
-    FROM advantages
+    FROM stored.advantages AS advantages
     WHERE left_out IS NULL
     GROUP BY ALL
 ),
@@ -60,7 +61,7 @@ kept AS (
     SELECT run, epoch, policy, count(*)::DOUBLE AS kept FROM trained_calls GROUP BY ALL
 ),
 derived AS (
-    SELECT run, epoch, policy, count(*)::DOUBLE AS sequences FROM sequences GROUP BY ALL
+    SELECT run, epoch, policy, count(*)::DOUBLE AS sequences FROM stored.sequences GROUP BY ALL
 ),
 stale AS (
     SELECT run, epoch, policy, sum(lag * calls) / sum(calls) FILTER (lag IS NOT NULL) AS staleness
@@ -88,7 +89,7 @@ held_out AS (
         avg(success::INTEGER) AS held_out_right,
         list_avg(list_sort(list(reward))) AS held_out_reward,
         count(DISTINCT group_id)::DOUBLE AS held_out_tasks
-    FROM rollout_rewards
+    FROM stored.rollout_rewards
     WHERE mode = 'evaluate'
     GROUP BY ALL
 )

@@ -10,7 +10,7 @@ WITH sampled AS (
         policy,
         policy_version,
         count(*) AS calls,
-        coalesce(sum(output_tokens), 0)::BIGINT AS response_tokens
+        coalesce(sum(response_tokens), 0)::BIGINT AS response_tokens
     FROM calls
     WHERE policy IS NOT NULL
     GROUP BY ALL

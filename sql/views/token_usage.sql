@@ -12,9 +12,9 @@ WITH used AS (
         policy_version,
         CASE WHEN policy IS NULL THEN model END AS model,
         count(*) AS calls,
-        count(*) FILTER (input_tokens IS NULL AND output_tokens IS NULL) AS uncounted,
-        coalesce(sum(input_tokens), 0)::BIGINT AS prompt_tokens,
-        coalesce(sum(output_tokens), 0)::BIGINT AS response_tokens
+        count(*) FILTER (prompt_tokens IS NULL AND response_tokens IS NULL) AS uncounted,
+        coalesce(sum(prompt_tokens), 0)::BIGINT AS prompt_tokens,
+        coalesce(sum(response_tokens), 0)::BIGINT AS response_tokens
     FROM calls
     WHERE twin_of IS NULL
     GROUP BY ALL

@@ -9,7 +9,7 @@ SELECT
     tools.trace_id,
     tools.span_id,
     coalesce(places.agent, tools.agent_name) AS agent,
-    coalesce(tools.tool_name, tools.name) AS tool,
+    coalesce(tools.tool_name, tools.name) AS tool_name,
     tools.tool_call_id,
     tools.tool_arguments,
     tools.tool_result,

@@ -177,10 +177,10 @@ def test_every_call_is_in_a_sequence_or_counted_with_a_reason(trained: Path) -> 
     lost = ask(
         trained,
         """
-        WITH trained AS (SELECT epoch, unnest(call_ids) AS id FROM sequences)
-        SELECT count(*) FROM policy_calls AS calls
-        WHERE NOT EXISTS (FROM trained WHERE trained.epoch = calls.epoch AND trained.id = calls.call_id || '.0')
-          AND NOT EXISTS (FROM exclusions WHERE exclusions.epoch = calls.epoch AND exclusions.call_id = calls.call_id)
+        SELECT count(*)
+        FROM policy_calls
+        ANTI JOIN (SELECT unnest(call_ids) AS call_id FROM sequences) AS trained USING (call_id)
+        ANTI JOIN exclusions USING (call_id)
         """,
     )
     assert lost == [(0,)]

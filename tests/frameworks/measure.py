@@ -25,7 +25,7 @@ _RECORDS = """
         count(*) FILTER (twin_of IS NULL AND recorded_by = 'instrumentation')
     FROM calls WHERE run = ? AND rollout_id = ?
 """
-_TOOLS = "SELECT tool, failed, count(*) FROM tool_calls WHERE run = ? AND rollout_id = ? AND tool <> 'final_answer' GROUP BY ALL"
+_TOOLS = "SELECT tool_name, failed, count(*) FROM tool_calls WHERE run = ? AND rollout_id = ? AND tool_name <> 'final_answer' GROUP BY ALL"
 _STATE = "SELECT outcome, error, output, reward FROM rollouts WHERE run = ? AND rollout_id = ?"
 
 

@@ -145,7 +145,7 @@ def test_calc_x_computes_and_is_graded(run: Callable[..., Trial], tmp_path: Path
     trial = run("calc_x", says)
     assert asked(trial, REWARD) == [(1.0,)]
     assert asked(trial, CALLS) == [("calculator", "policy", None)] * 2
-    assert asked(trial, "SELECT tool, failed FROM tool_calls WHERE run = ?") == [("calculate", False)]
+    assert asked(trial, "SELECT tool_name, failed FROM tool_calls WHERE run = ?") == [("calculate", False)]
 
 
 def spider(folder: Path, question: dict[str, Any]) -> None:
@@ -180,7 +180,7 @@ def test_spider_writes_checks_and_mends_and_trains_writer_and_rewriter_alone(
         ("rewriter", None),
     ]
     assert [(policy, left_out) for agent, policy, left_out in calls if agent == "checker"] == [(None, "other_policy")]
-    assert asked(trial, "SELECT tool, failed FROM tool_calls WHERE run = ? ORDER BY started") == [
+    assert asked(trial, "SELECT tool_name, failed FROM tool_calls WHERE run = ? ORDER BY started") == [
         ("execute", True),
         ("execute", False),
     ]

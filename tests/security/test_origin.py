@@ -91,7 +91,7 @@ def test_nobody_without_a_token_rewards_a_rollout(server: Rig, attack: str) -> N
 def test_an_attempt_is_no_grader(server: Rig) -> None:
     made = epoch(server, {"attacker": ["pose_as_the_grader"]}, GRADER)
     assert made.rewards() == {"attacker": 0.0}
-    given = made.ask("SELECT source, value, left_out FROM rewards_given WHERE run = ? ORDER BY value")
+    given = made.ask("SELECT source, reward, left_out FROM rewards_given WHERE run = ? ORDER BY reward")
     assert given == [("grader", 0.0, None), ("emitted", 1.0, "no_authority")]
 
 
@@ -108,7 +108,7 @@ def test_an_attempt_that_poses_as_a_grader_gives_no_reward_where_there_is_none(s
 def test_an_attempt_that_breaks_the_grader_is_not_asked_instead(server: Rig) -> None:
     made = epoch(server, {"attacker": ["break_the_grader"]}, GRADER)
     assert made.ask("SELECT reward, left_out FROM rollout_rewards WHERE run = ?") == [(None, "no_reward")]
-    given = made.ask("SELECT source, value, left_out FROM rewards_given WHERE run = ? ORDER BY source")
+    given = made.ask("SELECT source, reward, left_out FROM rewards_given WHERE run = ? ORDER BY source")
     assert given == [("emitted", 1.0, "grader_failed"), ("grader", None, "no_number")]
 
 

@@ -87,9 +87,9 @@ def test_the_page_is_written_from_a_lake(lake: Lake) -> None:
 
 
 ANSWERS: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
-    "failing_tools": ("tool, calls, failed, rollouts_hit, most_frequent_error", [("search", 6, 6, 3, "no net")]),
+    "failing_tools": ("tool_name, calls, failed, rollouts_hit, most_frequent_error", [("search", 6, 6, 3, "no net")]),
     "repeated_tool_calls": (
-        "rollout_id, tool, times, reward",
+        "rollout_id, tool_name, times, reward",
         [("run.2", "search", 3, 0.0), ("run.5", "search", 2, 1.0)],
     ),
     "unsolved_tasks": ("task_id, verdict, rollouts", [("c", "sometimes", 2), ("b", "sometimes", 2)]),
@@ -145,7 +145,7 @@ ANSWERS: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
     "slowest_rollouts": ("rollout_id, seconds FROM answer LIMIT 2 --", [("run.4", 5.0), ("run.5", 5.0)]),
     "longest_chains": ("rollout_id, depth, longest_path FROM answer LIMIT 1 --", [("run.2", 3, "planner/coder")]),
     "reward_sources": (
-        "mode, source, name, counted, mean FROM answer WHERE epoch = 0 --",
+        "mode, source, reward_name, counted, mean FROM answer WHERE epoch = 0 --",
         [("evaluate", "grader", "reward", 1, 0.0), ("train", "grader", "reward", 4, 0.75)],
     ),
     "ambiguous_agents": ("epoch, method, calls, ambiguous", [(0, "declared", 7, 0), (1, "declared", 4, 0)]),
@@ -171,7 +171,7 @@ def _numbers(row: tuple[Any, ...]) -> bool:
 
 
 def test_a_name_is_a_question_a_view_or_a_table(lake: Lake) -> None:
-    assert rows_of(lake, "failing_tools")[0]["tool"] == "search"
+    assert rows_of(lake, "failing_tools")[0]["tool_name"] == "search"
     assert len(rows_of(lake, "rollouts;")) == 18
     assert len(rows_of(lake, "rejections")) == 2
     assert rows_of(lake, "SELECT count(*) AS n FROM epochs") == [{"n": 8}]

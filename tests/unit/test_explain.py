@@ -91,7 +91,7 @@ def test_parents_that_run_in_a_circle_are_all_shown() -> None:
 def test_rewards_say_which_calls_they_went_to(home: Path) -> None:
     rewards = explain(home / "lake", "task.1")["rewards"]
     went = {
-        r["name"]: sorted(c["agent"] for c in r["calls"] if c["call_id"] is not None)
+        r["reward_name"]: sorted(c["agent"] or "" for c in r["calls"] if c["call_id"] is not None)
         for r in rewards
         if r["left_out"] is None
     }
@@ -150,7 +150,7 @@ def test_the_command_prints_text_or_json(home: Path) -> None:
     assert "Tree as repaired" in ask("task.0", "--home", str(home)).output
     found = json.loads(ask("task.0", "--home", str(home), "--format", "json").output)
     assert (found["rollout_id"], found["epoch"], len(found["calls"])) == ("task.0", 0, 3)
-    assert [(r["value"], r["left_out"]) for r in found["rewards"]][-1] == ("nan", "not_finite")
+    assert [(r["reward"], r["left_out"]) for r in found["rewards"]][-1] == ("nan", "not_finite")
     wrong = ask("tsk.0", "--home", str(home))
     assert wrong.exit_code == 1 and "did you mean" in wrong.output
 

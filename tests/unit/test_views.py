@@ -63,7 +63,7 @@ def test_other_content_under_the_same_ids_is_another_span(tmp_path: Path) -> Non
     for name in ("search", "read"):
         attempt.span(name, (0.4, 0.5), op="tool", tool_name=name, span_id="cd" * 8)
     lake, _ = derived(tmp_path, attempt.rows)
-    assert sorted(r["tool"] for r in ask(lake, "FROM tool_calls")) == ["read", "search"]
+    assert sorted(r["tool_name"] for r in ask(lake, "FROM tool_calls")) == ["read", "search"]
     assert len(ask(lake, "FROM span_places WHERE span_id = 'cdcdcdcdcdcdcdcd'")) == 1
 
 
@@ -81,7 +81,7 @@ def test_calls_that_share_their_ids_are_two_and_only_the_twin_is_one(tmp_path: P
             "rollout.start", (0, 0), op="rollout.start", run="run", epoch=0, mode="train", group_id="g", task_id="g"
         )
     lake, _ = derived(tmp_path, attempt.rows)
-    assert ask(lake, "SELECT calls, output_tokens FROM rollouts") == [{"calls": 2, "output_tokens": 17}]
+    assert ask(lake, "SELECT calls, response_tokens FROM rollouts") == [{"calls": 2, "response_tokens": 17}]
     assert len(ask(lake, "FROM calls WHERE twin_of IS NULL")) == 2
 
 
@@ -173,7 +173,7 @@ def test_a_call_seen_twice_is_one_call_and_the_gateways_stands_for_it(tmp_path: 
     assert {i: r["twin_of"] for i, r in found.items()} == {seen: call, call: None, other: None}
     assert found[call]["recorded_by"] == "gateway"
     assert found[other]["recorded_by"] == "instrumentation"
-    assert [(r["calls"], r["output_tokens"]) for r in ask(lake, "FROM rollouts")] == [(2, 7)]
+    assert [(r["calls"], r["response_tokens"]) for r in ask(lake, "FROM rollouts")] == [(2, 7)]
     if not live:
         assert {r["agent"] for r in found.values()} == {"planner"}
     usage = ask(lake, "SELECT policy, model, calls, response_tokens, share FROM token_usage")
@@ -193,7 +193,10 @@ def test_of_two_instrumentations_the_earlier_record_stands_for_the_call(tmp_path
     assert {r["span_id"]: r["twin_of"] for r in ask(lake, "FROM calls")} == {outer: None, inner: outer}
 
 
-PUSHED = ("spans", "attempts", "calls", "tool_calls", "rewards", "rollouts", "errors", "call_twins")
+PUSHED = (
+    *("spans", "attempts", "calls", "tool_calls", "rewards", "rollouts", "errors", "call_twins"),
+    *("span_tree", "policy_calls", "triplets"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def test_agents_shows_who_was_there_who_matched_and_what_each_gave(tmp_path: Pat
         "tool_calls",
         "errors",
         "trained_calls",
-        "left_out",
+        "left_out_calls",
         "prompt_tokens",
         "response_tokens",
     )
@@ -67,7 +67,7 @@ def test_latency_has_quantiles_of_calls_first_tokens_tools_and_rollouts(tmp_path
     attempt.span("read", (0.5, 0.75), op="tool", tool_name="read")
     attempt.span("hangs", (0.5, 0.75), op="tool", tool_name="hangs", end_ns=None)
     lake, _ = derived(tmp_path, attempt.rows)
-    found = {(r["step"], r["name"]): r for r in ask(lake, "FROM latency")}
+    found = {(r["kind"], r["name"]): r for r in ask(lake, "FROM latency")}
     assert set(found) == {("call", "policy"), ("first token", "policy"), ("tool", "read"), ("rollout", None)}
     call = found["call", "policy"]
     assert (call["n"], call["max_ms"]) == (10, pytest.approx(10.0))
@@ -133,7 +133,7 @@ def test_epochs_count_what_came_late_and_what_was_rejected(tmp_path: Path) -> No
     ]
     (rejected / f"{0:020d}-{6000:020d}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (row,) = ask(lake, "FROM epochs")
-    assert (row["rollouts"], row["unfinished"], row["failed"], row["mean_reward"]) == (2, 1, 0, 0.5)
+    assert (row["rollouts"], row["unfinished"], row["failed_rollouts"], row["mean_reward"]) == (2, 1, 0, 0.5)
     assert (row["late"], row["rejected"], row["calls"]) == (2, 5, 2)
     late = ask(lake, "SELECT count(*) AS n FROM spans WHERE record_offset >= 600")
     assert late == [{"n": 2}], "they are kept"

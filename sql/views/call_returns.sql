@@ -1,0 +1,11 @@
+-- What each call that could be trained on is credited with.
+-- Grain: one row per call_id. Inputs: stored.call_returns.
+-- Rule: `agent` and `step` say what it is compared with; with `reward.assign: final` that is the whole rollout, and both are
+-- NULL. Where an agent has no name, `agent` is NULL too.
+SELECT
+    * REPLACE (
+        run || '/' || epoch || '/' || call_id AS call_id,
+        nullif(agent, '') AS agent,
+        nullif(step, 0) AS step
+    )
+FROM stored.call_returns

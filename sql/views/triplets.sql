@@ -1,0 +1,91 @@
+-- What every call of the training rollouts said and got: (prompt, response, reward), and whether it was trained on or why not.
+-- Grain: one row per (call_id, choice); one choice unless the agent asked for `n` > 1.
+-- Inputs: stored.policy_calls, stored.merges, stored.exclusions, stored.call_returns, stored.advantages, epoch_manifests, spans.
+-- Rule: `reward` is the rollout's, as this policy is rewarded; `return` what the call is credited with, `advantage` what its tokens are
+-- trained with. `left_out` is NULL where it is in a sequence; `trained`: a version was trained on that. Tokens and messages are
+-- those of the gateway's record; of a call without ids, `choice` is 0.
+WITH choices AS (
+    SELECT run, epoch, rollout_id, call_id, choice FROM stored.merges
+    UNION
+    SELECT run, epoch, rollout_id, call_id, choice FROM stored.exclusions
+)
+SELECT
+    calls.run,
+    calls.epoch,
+    calls.rollout_id,
+    calls.attempt_id,
+    calls.group_id,
+    calls.run || '/' || calls.epoch || '/' || calls.call_id AS call_id,
+    choices.choice,
+    calls.agent,
+    calls.agent_path,
+    calls.policy,
+    calls.policy_version,
+    spans.prompt_ids,
+    CASE
+        WHEN len(spans.choice_lengths) > 1
+            THEN spans.response_ids[
+                coalesce(list_sum(spans.choice_lengths[1:choices.choice]), 0) + 1:list_sum(spans.choice_lengths[1:choices.choice + 1])
+            ]
+        ELSE spans.response_ids
+    END AS response_ids,
+    CASE
+        WHEN len(spans.choice_lengths) > 1
+            THEN spans.response_logprobs[
+                coalesce(list_sum(spans.choice_lengths[1:choices.choice]), 0) + 1:list_sum(spans.choice_lengths[1:choices.choice + 1])
+            ]
+        ELSE spans.response_logprobs
+    END AS response_logprobs,
+    spans.input_messages,
+    CASE
+        WHEN len(spans.choice_lengths) > 1
+            THEN json_array(json_extract(spans.output_messages, '$[' || choices.choice || ']'))::VARCHAR
+        ELSE spans.output_messages
+    END AS output_messages,
+    returns.reward,
+    returns.return,
+    advantages.advantage,
+    calls.rollout_id || '/' || calls.attempt_id || '/' || merges.sequence_id AS sequence_id,
+    merges.place,
+    excluded.reason IS NULL AND manifests.trained[calls.policy] IS NOT NULL AS trained,
+    excluded.reason AS left_out
+FROM stored.policy_calls AS calls
+JOIN choices
+    ON choices.run = calls.run
+    AND choices.epoch = calls.epoch
+    AND choices.rollout_id = calls.rollout_id
+    AND choices.call_id = calls.call_id
+LEFT JOIN stored.merges AS merges
+    ON merges.run = calls.run
+    AND merges.epoch = calls.epoch
+    AND merges.rollout_id = calls.rollout_id
+    AND merges.call_id = calls.call_id
+    AND merges.choice = choices.choice
+LEFT JOIN stored.exclusions AS excluded
+    ON excluded.run = calls.run
+    AND excluded.epoch = calls.epoch
+    AND excluded.rollout_id = calls.rollout_id
+    AND excluded.call_id = calls.call_id
+    AND excluded.choice = choices.choice
+LEFT JOIN stored.call_returns AS returns
+    ON returns.run = calls.run
+    AND returns.epoch = calls.epoch
+    AND returns.rollout_id = calls.rollout_id
+    AND returns.call_id = calls.call_id
+LEFT JOIN stored.advantages AS advantages
+    ON advantages.run = calls.run
+    AND advantages.epoch = calls.epoch
+    AND advantages.policy = returns.policy
+    AND advantages.rollout_id = calls.rollout_id
+    AND advantages.attempt_id = calls.attempt_id
+    AND advantages.agent = returns.agent
+    AND advantages.step = returns.step
+LEFT JOIN epoch_manifests AS manifests
+    ON manifests.run = calls.run AND manifests.epoch = calls.epoch AND manifests.mode = 'train'
+LEFT JOIN spans
+    ON spans.rollout_id = calls.rollout_id
+    AND spans.attempt_id = calls.attempt_id
+    AND spans.span_id = calls.span_id
+    AND spans.start_ns IS NOT DISTINCT FROM calls.start_ns
+    AND spans.response_id IS NOT DISTINCT FROM calls.response_id
+    AND spans.op = 'llm'
