@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import sys
+import tempfile
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from pydantic_core import PydanticUndefined
 from docs.analysis_page import analysis_page
 from lightning_core.config import Settings
 from lightning_core.lake import ask, catalog, schema, sql
-from lightning_core.lake.derived_tables import DERIVED
+from lightning_core.lake.lake import Lake
 
 HERE = Path(__file__).parent
 
@@ -45,12 +48,14 @@ def settings_page() -> str:
 
 
 def data_page() -> str:
-    """The columns of `spans`, and every table of `sql/` with what its header says."""
+    """The columns of every table and view of the catalog, and every table of `sql/` with what its header says."""
     lines = [
         "# Data",
         "",
-        "All data comes as spans; every other table is a SELECT in `sql/`. The end of this page lists the tables that are in",
-        "`catalog.duckdb`, derived ones with the columns `run` and `epoch`; the others exist only while an epoch is derived.",
+        "All data comes as spans; every other table is a SELECT in `sql/`. This page has the columns of every table and view in",
+        "`catalog.duckdb` (`FROM columns` has them too), then what the SQL between them does. Its other tables exist only while an",
+        "epoch is derived. Columns of one name join: `call_id` alone, `rollout_id` with `attempt_id`; `node` and `sequence_id` with `run`",
+        "and `epoch`. What the files hold, under their own names and with numbers for ids, is in the schema `stored`.",
         "",
         "## spans",
         "",
@@ -58,6 +63,9 @@ def data_page() -> str:
         "## Attribute names that are read",
         "",
         "`sql/ingest/attribute_aliases.sql` lists which attribute of which convention goes into which column.",
+        "",
+        "## Tables and views of the catalog",
+        *_dictionary(),
     ]
     for folder, meaning in (
         ("hierarchy", "Which attempt counts, the repaired tree, the agent of every span"),
@@ -68,21 +76,40 @@ def data_page() -> str:
         ("finetune", "Which recorded rollouts a finetuning reads"),
         ("explain", "What `lightning-flows explain` queries"),
         ("outcome", "What a run prints at its end"),
-        ("views", "Views of the catalog"),
     ):
         lines += ["", f"## sql/{folder}", "", f"{meaning}.", ""]
         for name in sql.names(folder):
             lines += [f"- **{name.rsplit('/', 1)[-1]}**: {_header(name)}"]
-    lines += ["", f"Views in the catalog: {', '.join(f'`{v}`' for v in ('spans', *DERIVED, *catalog.VIEWS))}."]
-    lines += [
-        "",
-        "Tables in the catalog: `epoch_manifests`, and `rejections` with the spans that could not be decoded.",
-    ]
     lines += [
         "",
         f"Macros in the catalog ([analysis.md](analysis.md)): {', '.join(f'`{ask.call(q)}`' for q in ask.questions())}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+_RECORDS = {
+    "epoch_manifests": "What each epoch's manifest says. Grain: one row per (run, epoch, mode).",
+    "rejections": "Spans that could not be decoded. Grain: one row per record and reason; it may stand for several spans.",
+    "span_columns": "What the columns of `spans` mean. Grain: one row per column.",
+}
+
+
+def _dictionary() -> Iterator[str]:
+    """A section for each table and view but `spans`: what it is, and its columns."""
+    made = {
+        name.rsplit("/", 1)[-1]: name for folder in ("advantages", "finetune", "triplets") for name in sql.names(folder)
+    }
+    made |= {name: f"views/{name}" for name in catalog.VIEWS}
+    with tempfile.TemporaryDirectory() as home:
+        Lake(Path(home)).rebuild_catalog()
+        with catalog.connect(Path(home) / "lake") as con:
+            columns = con.execute("SELECT table_name, column_name, type, meaning FROM columns").fetchall()
+    for table, rows in itertools.groupby(columns, key=lambda row: row[0]):
+        if table == "spans":
+            continue
+        yield from ("", f"### {table}", "", _RECORDS.get(table) or _header(made[table]), "")
+        yield from ("| column | type | meaning |", "|---|---|---|")
+        yield from (f"| `{name}` | `{kind}` | {meaning} |" for _, name, kind, meaning in rows)
 
 
 def _header(name: str) -> str:

@@ -59,6 +59,8 @@ VIEWS = (
     "policy_epochs",
     "signals",
     "triplets",
+    "meanings",
+    "columns",
 )
 
 _TABLES = """
@@ -70,6 +72,7 @@ CREATE TABLE rejections (
     record_offset BIGINT, record_index INTEGER, spans BIGINT, reason VARCHAR, received_ns BIGINT,
     rollout_id VARCHAR, attempt_id VARCHAR
 );
+CREATE TABLE span_columns (column_name VARCHAR, meaning VARCHAR);
 """
 
 
@@ -172,6 +175,7 @@ def _over_nothing() -> bytes:
                 if name not in VIEWS:
                     con.execute(f"CREATE VIEW {name} AS FROM stored.{name}")
             con.execute(_TABLES)
+            con.executemany("INSERT INTO span_columns VALUES (?, ?)", [[c.name, c.meaning] for c in schema.SPANS])
             for view in VIEWS:
                 sql.create(con, f"views/{view}", "VIEW")
             for question in sql.names("analysis"):

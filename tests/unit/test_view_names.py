@@ -77,6 +77,14 @@ def test_a_column_has_one_type_wherever_it_is(lake: Lake) -> None:
     assert not {"tool", "input_tokens", "output_tokens", "end_ns", "emitted_ns"} & set(types)
 
 
+def test_every_column_is_in_the_dictionary_and_the_dictionary_has_no_other(lake: Lake) -> None:
+    assert ask(lake, "SELECT table_name, column_name FROM columns WHERE coalesce(meaning, '') = ''") == []
+    there = ask(lake, "SELECT table_name, column_name FROM columns")
+    known = {(row["table_name"], row["column_name"]) for row in there} | {(None, row["column_name"]) for row in there}
+    meanings = [(row["of_table"], row["column_name"]) for row in ask(lake, "FROM meanings")]
+    assert set(meanings) <= known and len(meanings) == len(set(meanings))
+
+
 def test_who_has_no_name_is_null_in_every_view(lake: Lake) -> None:
     views = ask(lake, "SELECT table_name FROM duckdb_columns() WHERE column_name = 'agent' AND schema_name = 'main'")
     assert len(views) > 15

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow  # many lakes
 
 def test_every_view_is_there_and_empty_before_the_first_epoch(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
-    for view in (*catalog.VIEWS, *COLUMNS):
+    for view in {*catalog.VIEWS, *COLUMNS} - {"columns", "meanings"}:
         assert ask(lake, f"FROM {view}") == [], view
 
 
