@@ -31,6 +31,7 @@ SPANS = (
 def connection(home: Path, **changes: Any) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the tables that settings give."""
     con = duckdb.connect(config={"threads": 1})
+    sql.create_shared(con)
     make_inputs(con, Epoch(settings(home, **changes), EpochManifest(run="run", epoch=0, opened_offset=0)))
     return con
 

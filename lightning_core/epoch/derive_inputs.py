@@ -64,7 +64,7 @@ def sql_files(policies: list[PolicySettings]) -> tuple[str, ...]:
     own = (f"advantages/{e}" for e in _estimators(policies) if not e.endswith(".sql"))
     kept = (*KEPT_REWARDS, *KEPT_TRIPLETS, *CHECKS, *CHECKS_OF_TRAINING, *KEPT_ADVANTAGES, "sequences")
     run = sql.steps("span_tree", "epoch_spans", *kept, there=GIVEN)
-    return tuple(sorted({*run, *own, "triplets/air_defaults"}))
+    return tuple(sorted({*run, *own, "triplets/air_defaults", "macros"}))
 
 
 def settings_read(settings: Settings) -> list[Any]:

@@ -167,6 +167,7 @@ def _over_nothing() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "catalog.duckdb"
         with duckdb.connect(str(file)) as con:
+            sql.create_shared(con)
             con.execute("CREATE SCHEMA stored")
             con.execute(spans_view([], name="stored.spans"))
             for name, columns in EMPTY.items():

@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from lightning_core.files import locked
-from lightning_core.lake import catalog, compact, parquet, retries
+from lightning_core.lake import catalog, compact, parquet, retries, sql
 from lightning_core.lake.decode import Decoder, Placed, sweep_rejected, write_rejected
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, LakeError, Manifests, Mode, SpanFile, SpanManifest
 from lightning_core.lake.redact import Redaction
@@ -235,6 +235,7 @@ class Lake:
         ):
             # Else each statement reads the footer of every span file again.
             con.execute("SET parquet_metadata_cache = true")
+            sql.create_shared(con)
             yield con
 
     def put_table(

@@ -40,6 +40,11 @@ def create_macro(con: duckdb.DuckDBPyConnection, name: str) -> None:
     _run(con, f"CREATE {macro(name)}")
 
 
+def create_shared(con: duckdb.DuckDBPyConnection) -> None:
+    """Create the macros of `sql/macros.sql`: numbers that several files share."""
+    con.execute(text("macros"))
+
+
 def macro(name: str) -> str:
     """What follows CREATE to make a table macro of a file; a parameter that is not given is NULL."""
     signature = ", ".join(f"{parameter} := NULL" for parameter in parameters(name))

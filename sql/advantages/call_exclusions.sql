@@ -20,12 +20,12 @@ SELECT
     choices.agent,
     coalesce(
         choices.left_out,
-        returns.left_out,
+        call_returns.left_out,
         CASE WHEN kept.call_id IS NULL THEN 'empty_response' END,
         kept.left_out
     ) AS reason
 FROM choices
-LEFT JOIN call_returns AS returns USING (call_id)
+LEFT JOIN call_returns USING (call_id)
 LEFT JOIN kept_triplets AS kept ON kept.call_id = choices.call_id AND kept.choice = choices.choice
 WHERE kept.trained IS DISTINCT FROM true
 ORDER BY choices.call_id, choices.choice

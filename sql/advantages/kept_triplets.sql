@@ -8,8 +8,8 @@
 WITH judged AS (
     SELECT
         merges.*,
-        returns.group_id,
-        returns.reward,
+        call_returns.group_id,
+        call_returns.reward,
         advantages.advantage,
         advantages.left_out AS no_advantage,
         merges.tokens <= policies.max_sequence_tokens AS fits,
@@ -18,13 +18,13 @@ WITH judged AS (
         ) AS dropped
     FROM merges
     JOIN policies USING (policy)
-    JOIN call_returns AS returns USING (call_id)
+    JOIN call_returns USING (call_id)
     JOIN advantages
-        ON advantages.policy = returns.policy
-        AND advantages.rollout_id = returns.rollout_id
-        AND advantages.attempt_id = returns.attempt_id
-        AND advantages.agent = returns.agent
-        AND advantages.step = returns.step
+        ON advantages.policy = call_returns.policy
+        AND advantages.rollout_id = call_returns.rollout_id
+        AND advantages.attempt_id = call_returns.attempt_id
+        AND advantages.agent = call_returns.agent
+        AND advantages.step = call_returns.step
 )
 SELECT
     call_id,

@@ -16,7 +16,7 @@ beginnings AS MATERIALIZED (
         components.outer_node,
         names.agent_name AS agent,
         coalesce(nodes.start_ns, least(attempts.start_ns, nodes.end_ns)) AS start_ns,
-        CASE WHEN nodes.end_ns IS NULL THEN 9223372036854775807 ELSE greatest(nodes.end_ns, nodes.start_ns) END AS end_ns,
+        CASE WHEN nodes.end_ns IS NULL THEN never_ns() ELSE greatest(nodes.end_ns, nodes.start_ns) END AS end_ns,
         nodes.op <> 'llm' AND coalesce(nodes.start_ns, nodes.end_ns) IS NOT NULL AS runs
     FROM components
     JOIN names USING (node)

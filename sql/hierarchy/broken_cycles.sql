@@ -35,15 +35,15 @@ hanging AS MATERIALIZED (
 ),
 again AS (
     SELECT
-        steps.node,
+        lost.node,
         NULL::BIGINT AS parent,
-        steps.node AS top,
+        lost.node AS top,
         0 AS depth,
-        CASE WHEN steps.name IS NOT NULL THEN steps.node END AS agent_node,
+        CASE WHEN lost.name IS NOT NULL THEN lost.node END AS agent_node,
         NULL::BIGINT AS outer_node,
-        steps.name,
+        lost.name,
         1.0::DOUBLE AS confidence
-    FROM lost AS steps
+    FROM lost
     SEMI JOIN broken USING (node)
     UNION ALL
     SELECT

@@ -66,7 +66,7 @@ bearers AS MATERIALIZED (
         spans.trace_id,
         nodes.span_key,
         coalesce(nodes.start_ns, -1) AS start_ns,
-        greatest(coalesce(nodes.end_ns, 9223372036854775807), nodes.start_ns) AS end_ns,
+        greatest(coalesce(nodes.end_ns, never_ns()), nodes.start_ns) AS end_ns,
         dense_rank() OVER (ORDER BY coalesce(members.agent, certain.agent, -nodes.node)) AS agent
     FROM nodes
     SEMI JOIN doubtful USING (span_key)

@@ -17,10 +17,10 @@ WITH asked AS MATERIALIZED (
     LATERAL (
         SELECT 0 AS probe, start_ns AS x, start_ns AS y
         UNION ALL
-        SELECT 1, start_ns + 50_000_000, start_ns
+        SELECT 1, start_ns + clock_tolerance_ns(), start_ns
         UNION ALL
-        SELECT 2, start_ns + 50_000_000, start_ns - 50_000_000
-        WHERE coalesce(end_ns, start_ns) - start_ns < 50_000_000
+        SELECT 2, start_ns + clock_tolerance_ns(), start_ns - clock_tolerance_ns()
+        WHERE coalesce(end_ns, start_ns) - start_ns < clock_tolerance_ns()
     ) AS probes
 ),
 weights AS MATERIALIZED (
@@ -94,7 +94,7 @@ chains AS MATERIALIZED (
         times.kin,
         times.up_kin,
         times.contested,
-        tiers.end_ns - 50_000_000 > times.end_ns AS outlives
+        tiers.end_ns - clock_tolerance_ns() > times.end_ns AS outlives
     FROM tiers
     JOIN agent_times AS times
         ON times.attempt = tiers.attempt

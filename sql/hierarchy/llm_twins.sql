@@ -28,7 +28,7 @@ unlike AS (
     JOIN llm USING (node)
     JOIN spans USING (record_offset, record_index)
     GROUP BY llm.response_key
-    HAVING count(DISTINCT hash(spans.prompt_ids, spans.response_ids)) > 1 OR max(llm.start_ns) > min(llm.end_ns) + 50_000_000
+    HAVING count(DISTINCT hash(spans.prompt_ids, spans.response_ids)) > 1 OR max(llm.start_ns) > min(llm.end_ns) + clock_tolerance_ns()
 ),
 same_response AS MATERIALIZED (
     SELECT llm.node, shared.first
@@ -74,20 +74,20 @@ linked AS MATERIALIZED (
     LEFT JOIN same_response AS a ON a.node = nested.node
     LEFT JOIN same_response AS b ON b.node = nested.outer_node
 ),
-reached AS (
+together AS (
     SELECT node, node AS member FROM (SELECT node FROM linked UNION SELECT other FROM linked)
     UNION
-    SELECT reached.node, linked.other
-    FROM reached
-    JOIN (FROM linked UNION SELECT other, node FROM linked) AS linked ON linked.node = reached.member
+    SELECT together.node, linked.other
+    FROM together
+    JOIN (FROM linked UNION SELECT other, node FROM linked) AS linked ON linked.node = together.member
 ),
 by_id AS MATERIALIZED (
     -- Records of one call as ids and nesting tell it.
     SELECT same_response.node, coalesce(joined.call, first) AS call
     FROM same_response
-    LEFT JOIN (SELECT node, min(member) AS call FROM reached GROUP BY node) AS joined ON joined.node = first
+    LEFT JOIN (SELECT node, min(member) AS call FROM together GROUP BY node) AS joined ON joined.node = first
     UNION
-    SELECT node, min(member) FROM reached GROUP BY node
+    SELECT node, min(member) FROM together GROUP BY node
 ),
 calls AS MATERIALIZED (
     -- What each of them said; calls of one record among them.
@@ -117,7 +117,7 @@ same_content AS (
         AND count(DISTINCT response_key) <= 1
         AND count(DISTINCT lengths) <= 1
         AND bool_or(response_key IS NULL)
-        AND max(start_ns) <= min(end_ns) + 50_000_000
+        AND max(start_ns) <= min(end_ns) + clock_tolerance_ns()
 ),
 told_alike AS (
     -- A call that is like two others is neither.

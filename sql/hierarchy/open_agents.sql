@@ -10,13 +10,13 @@ WITH held AS MATERIALIZED (
         times.id,
         times.up,
         times.start_ns <= waiting.start_ns AS begun,
-        times.contested OR coalesce(waiting.end_ns - 50_000_000 > times.end_ns, false) AS contested
+        times.contested OR coalesce(waiting.end_ns - clock_tolerance_ns() > times.end_ns, false) AS contested
     FROM waiting_calls
     JOIN waiting USING (node)
     JOIN agent_times AS times
         ON times.attempt = waiting.attempt
         AND times.level = 1
-        AND times.start_ns <= waiting.start_ns + 50_000_000
+        AND times.start_ns <= waiting.start_ns + clock_tolerance_ns()
         AND times.end_ns >= waiting.start_ns
     WHERE waiting_calls.prompt_key IS NOT NULL
 )

@@ -31,7 +31,7 @@ around AS (
 SELECT inner_ones.node
 FROM inner_ones
 ASOF JOIN own_spans
-    ON own_spans.outer_node = inner_ones.outer_node AND inner_ones.start_ns + 50_000_000 < own_spans.start_ns
+    ON own_spans.outer_node = inner_ones.outer_node AND inner_ones.start_ns + clock_tolerance_ns() < own_spans.start_ns
 WHERE own_spans.start_ns < inner_ones.end_ns
 UNION
 SELECT inner_ones.node
@@ -39,6 +39,6 @@ FROM inner_ones
 JOIN own_spans
     ON own_spans.outer_node = inner_ones.outer_node
     AND own_spans.op IN ('agent', 'chain', 'workflow', 'task')
-    AND own_spans.start_ns <= inner_ones.start_ns + 50_000_000
+    AND own_spans.start_ns <= inner_ones.start_ns + clock_tolerance_ns()
     AND coalesce(own_spans.end_ns > inner_ones.start_ns, true)
 ANTI JOIN around ON around.node = inner_ones.node AND around.above = own_spans.node

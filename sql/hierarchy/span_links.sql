@@ -45,7 +45,7 @@ times AS MATERIALIZED (
     -- An agent's spans in the order they began, with the latest end so far.
     SELECT attempt, agent_name, start_ns, max(end_ns) OVER (PARTITION BY attempt, agent_name ORDER BY start_ns) AS end_ns
     FROM (
-        SELECT attempt, agent_name, coalesce(start_ns, -1) AS start_ns, coalesce(end_ns, 9223372036854775807) AS end_ns
+        SELECT attempt, agent_name, coalesce(start_ns, -1) AS start_ns, coalesce(end_ns, never_ns()) AS end_ns
         FROM named
         WHERE op <> 'llm' AND coalesce(start_ns, end_ns) IS NOT NULL
     )
@@ -58,8 +58,8 @@ held AS (
             single.attempt,
             single.parent,
             agents.agent_name,
-            least(single.end_ns, single.start_ns + 50_000_000) AS x,
-            greatest(single.start_ns, single.end_ns - 50_000_000) AS y
+            least(single.end_ns, single.start_ns + clock_tolerance_ns()) AS x,
+            greatest(single.start_ns, single.end_ns - clock_tolerance_ns()) AS y
         FROM single
         JOIN agents ON agents.start = single.parent
     ) AS asked

@@ -137,6 +137,6 @@ JOIN began USING (call)
 LEFT JOIN agents ON agents.start = runs.parent
 LEFT JOIN (SELECT DISTINCT node FROM placed) AS placed ON placed.node = runs.call
 WHERE (placed.node IS NULL OR runs.parent IS NULL)
-    AND coalesce(runs.start_ns >= began.start_ns - 50_000_000, true)
+    AND coalesce(runs.start_ns >= began.start_ns - clock_tolerance_ns(), true)
     AND coalesce(runs.agent_name = agents.agent_name, true)
-    AND (placed.node IS NOT NULL OR coalesce(agents.start_ns <= began.start_ns + 50_000_000, true))
+    AND (placed.node IS NOT NULL OR coalesce(agents.start_ns <= began.start_ns + clock_tolerance_ns(), true))

@@ -33,15 +33,15 @@ tops AS (
     ANTI JOIN holding ON holding.top = candidates.node
 ),
 unowned AS MATERIALIZED (
-    SELECT calls.node, calls.parent, calls.top
-    FROM components AS calls
-    JOIN nodes ON nodes.node = calls.node AND nodes.op = 'llm'
+    SELECT components.node, components.parent, components.top
+    FROM components
+    JOIN nodes ON nodes.node = components.node AND nodes.op = 'llm'
     JOIN (
         SELECT top FROM holding
         UNION
         SELECT node FROM evidence WHERE method = 'root'
-    ) AS roots ON roots.top = calls.top
-    WHERE calls.agent_node IS NULL AND calls.depth BETWEEN 1 AND 8
+    ) AS roots ON roots.top = components.top
+    WHERE components.agent_node IS NULL AND components.depth BETWEEN 1 AND 8
 ),
 above AS (
     -- Up to the first span that is no client's.

@@ -71,14 +71,14 @@ holding AS (
         times.up,
         times.start_ns <= spans_held.start_ns
             AND NOT times.contested
-            AND spans_held.end_ns - 50_000_000 <= times.end_ns AS has_it,
+            AND spans_held.end_ns - clock_tolerance_ns() <= times.end_ns AS has_it,
         CASE WHEN times.end_ns >= spans_held.start_ns THEN 1 ELSE 2 END AS tier
     FROM spans_held
     JOIN agent_times AS times
         ON times.attempt = spans_held.attempt
         AND times.level = 1
-        AND times.start_ns <= spans_held.start_ns + 50_000_000
-        AND times.end_ns >= spans_held.start_ns - 50_000_000
+        AND times.start_ns <= spans_held.start_ns + clock_tolerance_ns()
+        AND times.end_ns >= spans_held.start_ns - clock_tolerance_ns()
 ),
 nearest AS (
     SELECT * FROM holding QUALIFY tier = min(tier) OVER (PARTITION BY call_id)

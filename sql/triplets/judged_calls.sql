@@ -84,10 +84,10 @@ versions AS (
 agents AS (
     SELECT
         policies.policy,
-        names.agent,
-        regexp_matches(names.agent, policies.agent_match) AS matched,
-        CASE WHEN policies.agent_exclude IS NULL THEN false ELSE regexp_matches(names.agent, policies.agent_exclude) END AS excluded
-    FROM (SELECT agent FROM agent_spans UNION SELECT '') AS names
+        agent_names.agent,
+        regexp_matches(agent_names.agent, policies.agent_match) AS matched,
+        CASE WHEN policies.agent_exclude IS NULL THEN false ELSE regexp_matches(agent_names.agent, policies.agent_exclude) END AS excluded
+    FROM (SELECT agent FROM agent_spans UNION SELECT '') AS agent_names
     CROSS JOIN policies
 ),
 candidates AS (

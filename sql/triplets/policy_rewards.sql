@@ -16,7 +16,7 @@ last_ones AS (
         * REPLACE (
             row_number() OVER (
                 PARTITION BY policy, rollout_id, attempt_id, name
-                ORDER BY source = 'grader' DESC, coalesce(emitted_ns, -9_223_372_036_854_775_807) DESC, node DESC
+                ORDER BY source = 'grader' DESC, coalesce(emitted_ns, -never_ns()) DESC, node DESC
             ) = 1 AS counts
         )
     FROM named

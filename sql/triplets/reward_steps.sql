@@ -23,9 +23,9 @@ counted AS (
     SELECT
         *,
         CASE
-            WHEN lag(ended_ns) OVER calls IS NULL THEN ended_ns - 50_000_000
+            WHEN lag(ended_ns) OVER calls IS NULL THEN ended_ns - clock_tolerance_ns()
             WHEN lag(ended_ns) OVER calls > began_ns THEN ended_ns
-            ELSE greatest(ended_ns - 50_000_000, least(began_ns + 1, ended_ns))
+            ELSE greatest(ended_ns - clock_tolerance_ns(), least(began_ns + 1, ended_ns))
         END AS from_ns
     FROM asked
     WINDOW calls AS (PARTITION BY policy, rollout_id, attempt_id, agent, agent_span ORDER BY step)
@@ -53,7 +53,7 @@ rewards AS (
     SELECT
         given.*,
         coalesce(llm_twins.kept, given.node) AS on_node,
-        CASE WHEN given.source IN ('grader', 'failure') THEN 9223372036854775807 ELSE given.emitted_ns END AS at_ns,
+        CASE WHEN given.source IN ('grader', 'failure') THEN never_ns() ELSE given.emitted_ns END AS at_ns,
         CASE WHEN given.agent IS NOT NULL THEN components.agent_node END AS agent_node,
         row_number() OVER (ORDER BY given.rollout_id, given.attempt_id, emitted_ns, given.node, source, name, for_policy) AS reward_id
     FROM valued AS given
@@ -108,7 +108,7 @@ doubtful AS (
     WHERE placed.agent IS NOT NULL
         AND placed.on_node <> placed.call_id
         AND unclear.ended_ns > chosen.ended_ns
-        AND unclear.ended_ns - 50_000_000 <= placed.at_ns
+        AND unclear.ended_ns - clock_tolerance_ns() <= placed.at_ns
 ),
 ordered AS (
     SELECT

@@ -80,7 +80,7 @@ named AS (
 ),
 last_ones AS (
     -- What has no time is earlier than what has one.
-    SELECT max_by(node, (source = 'grader', coalesce(emitted_ns, -9_223_372_036_854_775_807), node)) AS node
+    SELECT max_by(node, (source = 'grader', coalesce(emitted_ns, -never_ns()), node)) AS node
     FROM named
     WHERE left_out IS NULL
     GROUP BY attempt, CASE WHEN weighted THEN name END

@@ -50,12 +50,12 @@ linked AS MATERIALIZED (
     UNION
     FROM same_id
 ),
-reached AS (
+together AS (
     SELECT node, node AS member FROM (SELECT node FROM linked UNION SELECT other FROM linked)
     UNION
-    SELECT reached.node, linked.other
-    FROM reached
-    JOIN (FROM linked UNION SELECT other, node FROM linked) AS linked ON linked.node = reached.member
+    SELECT together.node, linked.other
+    FROM together
+    JOIN (FROM linked UNION SELECT other, node FROM linked) AS linked ON linked.node = together.member
 )
-SELECT node, min(member) AS kept FROM reached GROUP BY node HAVING node <> min(member)
+SELECT node, min(member) AS kept FROM together GROUP BY node HAVING node <> min(member)
 ORDER BY node

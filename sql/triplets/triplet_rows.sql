@@ -14,19 +14,19 @@ WITH choices AS (
     FROM (SELECT call_id, choice_lengths, unnest(range(len(choice_lengths))) AS choice FROM sampled_calls)
 )
 SELECT
-    returns.call_id,
+    call_returns.call_id,
     choices.choice,
-    returns.rollout_id,
-    returns.attempt_id,
-    returns.policy,
+    call_returns.rollout_id,
+    call_returns.attempt_id,
+    call_returns.policy,
     call_rows.policy_version,
-    returns.return AS reward,
+    call_returns.return AS reward,
     call_rows.prompt_tokens,
     choices.tokens_before,
     coalesce(choices.response_tokens, call_rows.response_tokens) AS response_tokens,
     call_rows.record_offset,
     call_rows.record_index
-FROM call_returns AS returns
+FROM call_returns
 JOIN call_rows USING (call_id)
 JOIN choices USING (call_id)
-WHERE returns.left_out IS NULL AND coalesce(choices.response_tokens > 0, true)
+WHERE call_returns.left_out IS NULL AND coalesce(choices.response_tokens > 0, true)

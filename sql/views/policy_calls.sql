@@ -21,8 +21,8 @@ open_agents AS (
         AND agents.epoch = doubtful.epoch
         AND agents.rollout_id = doubtful.rollout_id
         AND agents.attempt_id = doubtful.attempt_id
-        AND agents.start_ns <= doubtful.start_ns + 50_000_000
-        AND coalesce(agents.end_ns, 9223372036854775807) >= doubtful.start_ns - 50_000_000
+        AND agents.start_ns <= doubtful.start_ns + clock_tolerance_ns()
+        AND coalesce(agents.end_ns, never_ns()) >= doubtful.start_ns - clock_tolerance_ns()
     WHERE agents.agent IS NOT NULL AND agents.op NOT IN ('llm', 'tool', 'reward')
     GROUP BY ALL
 ),

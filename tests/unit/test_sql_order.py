@@ -32,6 +32,25 @@ def test_a_header_names_every_table_that_its_file_reads(name: str) -> None:
     assert read & known == set(sql.inputs(name))
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_the_name_of_a_table_stands_for_that_table_in_every_file(name: str) -> None:
+    """No other thing has it there, but a part of that table."""
+    text = re.sub(r"--.*", "", sql.text(name))
+    made = dict(
+        re.findall(r"(\w+)(?:\([^()]*\))?(?: USING KEY \([^()]*\))? AS (?:MATERIALIZED )?\(\n((?:    .*\n)*)\)", text)
+    )
+    made |= {alias: source for source, alias in re.findall(r"(?:FROM|JOIN) (\w+|\([^()]*\)) AS (\w+)", text)}
+    tables = {file.rsplit("/", 1)[-1] for file in FILES} | GIVEN
+    for alias in made.keys() & (tables - {name.rsplit("/", 1)[-1]}):
+        assert alias in sql.inputs(name) and re.search(rf"FROM {alias}\b", made[alias]), (alias, made[alias])
+
+
+def test_no_file_has_the_tolerance_of_clocks_as_a_number() -> None:
+    for name in sql.names():
+        text = re.sub(r"--.*", "", sql.text(name))
+        assert name == "macros" or not re.search(r"50_?000_?000|9_?223_?372", text), name
+
+
 def test_each_file_comes_after_its_inputs() -> None:
     files = sql.steps("exclusions", "sequences", "span_tree", there=GIVEN)
     place = {file.rsplit("/", 1)[-1]: at for at, file in enumerate(files)}
