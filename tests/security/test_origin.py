@@ -45,14 +45,21 @@ class Epoch:
 
     trial: Trial
 
-    def ask(self, question: str) -> list[tuple[Any, ...]]:
-        """Rows of the catalog; `?` is the run."""
-        with catalog.connect(self.trial.epoch.lake.root) as con:
-            return con.execute(question, [self.trial.epoch.run]).fetchall()
+    def ask(self, question: str, task: str) -> list[tuple[Any, ...]]:
+        """Rows of the catalog; `?` is the id of the task's rollout."""
+        return self._rows(question, f"{self.trial.epoch.run}.{task}")
 
-    def rewards(self) -> dict[str, float | None]:
-        rows = self.ask("SELECT task_id, reward FROM rollout_rewards WHERE run = ?")
-        return dict(rows)
+    def ask_all(self, question: str) -> list[tuple[Any, ...]]:
+        """Rows of the catalog; `?` is the run."""
+        return self._rows(question, self.trial.epoch.run)
+
+    def rewards(self, *tasks: str) -> list[float | None]:
+        found = dict(self.ask_all("SELECT task_id, reward FROM rollout_rewards WHERE run = ?"))
+        return [found[task] for task in tasks]
+
+    def _rows(self, question: str, value: str) -> list[tuple[Any, ...]]:
+        with catalog.connect(self.trial.epoch.lake.root) as con:
+            return con.execute(question, [value]).fetchall()
 
 
 def settings(run: str, grader: str | None) -> Settings:
@@ -82,69 +89,101 @@ def epoch(server: Rig, tasks: dict[str, list[str]], grader: str | None = None) -
     return Epoch(trial)
 
 
-@pytest.mark.parametrize("attack", ["reward_a_neighbour", "reward_a_neighbour_by_grpc"])
-def test_nobody_without_a_token_rewards_a_rollout(server: Rig, attack: str) -> None:
-    made = epoch(server, {"victim": ["leave", "give_nothing"], "attacker": [attack, "give_nothing"]})
-    assert made.rewards() == {"victim": 0.0, "attacker": 0.0}
+@pytest.fixture(scope="module")
+def ungraded(server: Rig) -> Epoch:
+    """Rewards are what attempts give themselves."""
+    everybody = {
+        "victim": ["leave", "give_nothing"],
+        "by_http": ["reward_a_neighbour", "give_nothing"],
+        "by_grpc": ["reward_a_neighbour_by_grpc", "give_nothing"],
+        "poses": ["give_nothing", "pose_as_the_grader"],
+        "samples": ["pose_as_the_gateway", "give_nothing"],
+        "exporter": ["export_with_resource_attributes_alone"],
+        "reader": ["read_what_runs"],
+    }
+    return epoch(server, everybody)
 
 
-def test_an_attempt_is_no_grader(server: Rig) -> None:
-    made = epoch(server, {"attacker": ["pose_as_the_grader"]}, GRADER)
-    assert made.rewards() == {"attacker": 0.0}
-    given = made.ask("SELECT source, reward, left_out FROM rewards_given WHERE run = ? ORDER BY reward")
+@pytest.fixture(scope="module")
+def graded(server: Rig) -> Epoch:
+    """Each goes for the reward that the grader gives: 0 for all of them."""
+    every = ["reward_a_neighbour", "reward_a_neighbour_by_grpc", "pose_as_the_grader", "pose_as_the_runner"]
+    every += ["pose_as_the_gateway", "let_the_runner_deliver"]
+    everybody = {
+        "victim": ["leave"],
+        "poses": ["pose_as_the_grader"],
+        "marks": ["name_the_grader"],
+        "breaks": ["break_the_grader"],
+        "roots": ["pose_as_the_runner"],
+        "delivers": ["let_the_runner_deliver"],
+        "everything": every,
+    }
+    return epoch(server, everybody, GRADER)
+
+
+@pytest.mark.parametrize("attacker", ["by_http", "by_grpc"])
+def test_nobody_without_a_token_rewards_a_rollout(ungraded: Epoch, attacker: str) -> None:
+    assert ungraded.rewards("victim", attacker) == [0.0, 0.0]
+
+
+def test_an_attempt_is_no_grader(graded: Epoch) -> None:
+    assert graded.rewards("poses") == [0.0]
+    given = graded.ask(
+        "SELECT source, reward, left_out FROM rewards_given WHERE rollout_id = ? ORDER BY reward", "poses"
+    )
     assert given == [("grader", 0.0, None), ("emitted", 1.0, "no_authority")]
 
 
-def test_a_grader_does_not_take_an_attempts_mark_for_its_own(server: Rig) -> None:
-    made = epoch(server, {"attacker": ["name_the_grader"]}, GRADER)
-    assert made.rewards() == {"attacker": 0.0}
+def test_a_grader_does_not_take_an_attempts_mark_for_its_own(graded: Epoch) -> None:
+    assert graded.rewards("marks") == [0.0]
 
 
-def test_an_attempt_that_poses_as_a_grader_gives_no_reward_where_there_is_none(server: Rig) -> None:
-    made = epoch(server, {"attacker": ["give_nothing", "pose_as_the_grader"]})
-    assert made.rewards() == {"attacker": 0.0}
+def test_an_attempt_that_poses_as_a_grader_gives_no_reward_where_there_is_none(ungraded: Epoch) -> None:
+    assert ungraded.rewards("poses") == [0.0]
 
 
-def test_an_attempt_that_breaks_the_grader_is_not_asked_instead(server: Rig) -> None:
-    made = epoch(server, {"attacker": ["break_the_grader"]}, GRADER)
-    assert made.ask("SELECT reward, left_out FROM rollout_rewards WHERE run = ?") == [(None, "no_reward")]
-    given = made.ask("SELECT source, reward, left_out FROM rewards_given WHERE run = ? ORDER BY source")
+def test_an_attempt_that_breaks_the_grader_is_not_asked_instead(graded: Epoch) -> None:
+    found = graded.ask("SELECT reward, left_out FROM rollout_rewards WHERE rollout_id = ?", "breaks")
+    assert found == [(None, "no_reward")]
+    given = graded.ask(
+        "SELECT source, reward, left_out FROM rewards_given WHERE rollout_id = ? ORDER BY source", "breaks"
+    )
     assert given == [("emitted", 1.0, "grader_failed"), ("grader", None, "no_number")]
 
 
-def test_an_attempt_writes_no_root(server: Rig) -> None:
-    made = epoch(server, {"attacker": ["pose_as_the_runner"]}, GRADER)
-    assert made.rewards() == {"attacker": 0.0}, "the grader was shown the attacker's own task and output"
-    assert made.ask("SELECT output, attempts FROM rollouts WHERE run = ?") == [('"Hello world"', 1)]
+def test_an_attempt_writes_no_root(graded: Epoch) -> None:
+    assert graded.rewards("roots") == [0.0], "the grader was shown the attacker's own task and output"
+    assert graded.ask("SELECT output, attempts FROM rollouts WHERE rollout_id = ?", "roots") == [('"Hello world"', 1)]
 
 
-def test_an_attempt_samples_nothing_by_itself(server: Rig) -> None:
-    made = epoch(server, {"attacker": ["pose_as_the_gateway", "give_nothing"]})
-    calls = made.ask("SELECT response_id, left_out FROM policy_calls WHERE run = ? AND policy = 'policy'")
+def test_an_attempt_samples_nothing_by_itself(ungraded: Epoch) -> None:
+    calls = ungraded.ask(
+        "SELECT response_id, left_out FROM policy_calls WHERE rollout_id = ? AND policy = 'policy'", "samples"
+    )
     assert len(calls) == 1 and calls[0][0] != "chatcmpl-invented"
-    trained = made.ask("SELECT token_ids FROM sequences WHERE run = ?")
+    trained = ungraded.ask_all("SELECT token_ids FROM sequences WHERE run = ?")
     assert not [ids for (ids,) in trained if INVENTED[0] in ids]
 
 
-def test_what_the_runner_delivers_for_an_attempt_is_the_attempts_own_word(server: Rig) -> None:
-    made = epoch(server, {"attacker": ["let_the_runner_deliver"]}, GRADER)
-    assert made.rewards() == {"attacker": 0.0}
-    assert made.ask("SELECT output FROM rollouts WHERE run = ?") == [('"Hello world"',)]
-    assert made.ask("SELECT count(*) FROM policy_calls WHERE run = ? AND policy = 'policy'") == [(1,)]
+def test_what_the_runner_delivers_for_an_attempt_is_the_attempts_own_word(graded: Epoch) -> None:
+    assert graded.rewards("delivers") == [0.0]
+    assert graded.ask("SELECT output FROM rollouts WHERE rollout_id = ?", "delivers") == [('"Hello world"',)]
+    calls = "SELECT count(*) FROM policy_calls WHERE rollout_id = ? AND policy = 'policy'"
+    assert graded.ask(calls, "delivers") == [(1,)]
 
 
-def test_an_attempt_that_tries_everything_gets_what_the_grader_gives(server: Rig) -> None:
-    attacks = ["reward_a_neighbour", "reward_a_neighbour_by_grpc", "pose_as_the_grader", "pose_as_the_runner"]
-    attacks += ["pose_as_the_gateway", "let_the_runner_deliver"]
-    made = epoch(server, {"victim": ["leave"], "attacker": attacks}, GRADER)
-    assert made.rewards() == {"victim": 0.0, "attacker": 0.0}
-    outputs = made.ask("SELECT task_id, output, attempts FROM rollouts WHERE run = ? ORDER BY task_id")
-    assert outputs == [("attacker", '"Hello world"', 1), ("victim", '"Hello world"', 1)]
+def test_an_attempt_that_tries_everything_gets_what_the_grader_gives(graded: Epoch) -> None:
+    assert graded.rewards("victim", "everything") == [0.0, 0.0]
+    for task in ("victim", "everything"):
+        found = graded.ask("SELECT output, attempts FROM rollouts WHERE rollout_id = ?", task)
+        assert found == [('"Hello world"', 1)]
 
 
-def test_feedback_that_comes_later_is_given_by_a_token_of_the_rollout_or_by_the_secret(server: Rig) -> None:
-    made = epoch(server, {"task": ["give_nothing"]}).trial
-    result = made.results["task"]
+def test_feedback_that_comes_later_is_given_by_a_token_of_the_rollout_or_by_the_secret(
+    server: Rig, ungraded: Epoch
+) -> None:
+    made = ungraded.trial
+    result = made.results["by_http"]
     resource = {names.ROLLOUT_ID: result.rollout_id, names.ATTEMPT_ID: result.attempt_id}
     token = server.handle.mint(result.rollout_id, result.attempt_id, "train")
     for number, key in enumerate((token, server.handle.secret, None)):
@@ -157,11 +196,11 @@ def test_feedback_that_comes_later_is_given_by_a_token_of_the_rollout_or_by_the_
         assert con.execute(rewards, [result.rollout_id]).fetchall() == [("attempt", 0.0), ("secret", 1.0)]
 
 
-def test_resource_attributes_alone_are_enough_with_the_proof_among_them(server: Rig) -> None:
-    made = epoch(server, {"exporter": ["export_with_resource_attributes_alone"]})
-    assert made.rewards() == {"exporter": 0.25}
-    rows = made.ask(
-        "SELECT scope, sender, refused, map_keys(resource) FROM spans WHERE reward = 0.25 AND rollout_id LIKE ? || '.%'"
+def test_resource_attributes_alone_are_enough_with_the_proof_among_them(ungraded: Epoch) -> None:
+    assert ungraded.rewards("exporter") == [0.25]
+    rows = ungraded.ask(
+        "SELECT scope, sender, refused, map_keys(resource) FROM spans WHERE reward = 0.25 AND rollout_id = ?",
+        "exporter",
     )
     assert [row[:3] for row in rows] == [("proof", "attempt", None)]
     assert names.ROLLOUT_ID in rows[0][3] and names.PROOF not in rows[0][3], "a proof is not for whoever reads the lake"
@@ -199,7 +238,7 @@ def test_what_was_claimed_in_vain_is_counted_and_shown(server: Rig) -> None:
     attacks = ["pose_as_the_grader", "pose_as_the_runner", "pose_as_the_gateway", "reward_a_neighbour"]
     made = epoch(server, {"victim": ["leave", "give_nothing"], "attacker": ["give_nothing", *attacks]})
     run = made.trial.epoch.run
-    claims = made.ask(
+    claims = made.ask_all(
         "SELECT rollout_id, sender, refused, count(*) FROM refused_claims WHERE run = ? GROUP BY ALL ORDER BY ALL"
     )
     assert claims == [
@@ -219,17 +258,16 @@ def test_what_was_claimed_in_vain_is_counted_and_shown(server: Rig) -> None:
     assert [
         key for key in (names.POLICY, names.REWARD_SOURCE, names.RUN) if not re.search(f"attempt +{key}", shown)
     ] == []
-    refused = made.ask(
+    refused = made.ask_all(
         "SELECT attributes FROM spans WHERE refused IN ('lightning.policy', 'lightning.run') AND rollout_id LIKE ? || '.%'"
     )
     kept = {key for (attributes,) in refused for key in attributes}
     assert {names.POLICY, names.RESPONSE_TOKEN_IDS, names.RUN, names.OUTPUT, names.TASK} <= kept, "as it was sent"
-    dropped = made.ask("SELECT count(*) FROM bad_rewards WHERE run = ? AND reason = 'no_authority'")
+    dropped = made.ask_all("SELECT count(*) FROM bad_rewards WHERE run = ? AND reason = 'no_authority'")
     assert dropped == [(3,)], "the grader's, and two for the neighbour"
 
 
-def test_the_secret_is_in_no_environment_of_an_attempt_and_on_no_command_line(server: Rig) -> None:
-    made = epoch(server, {"attacker": ["read_what_runs"]})
-    seen = (server.home / f"{made.trial.epoch.run}.seen").read_bytes()
+def test_the_secret_is_in_no_environment_of_an_attempt_and_on_no_command_line(server: Rig, ungraded: Epoch) -> None:
+    seen = (server.home / f"{ungraded.trial.epoch.run}.seen").read_bytes()
     assert b"lightning_core.gateway" in seen and b"OPENAI_API_KEY=lf-" in seen and names.PROOF.encode() in seen
     assert server.handle.secret.encode() not in seen
