@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ JSON = "application/json"
 
 _SWALLOWED = 4  # times the limit
 _STALLED_S = 60.0
+_NUMBER = re.compile("[0-9]{1,18}")  # which any client may write without end: Python reads no more than 4,300 digits
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -76,8 +78,20 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
     return Response(orjson.dumps(body), status, headers=headers or {})
 
 
+def invalid(param: str, message: str) -> HttpError:
+    """A field that has what it may not have; the message names it."""
+    return HttpError(400, message, code="invalid_value", param=param)
+
+
 def unavailable(message: str, retry_after_s: int = 1) -> HttpError:
     return HttpError(503, message, "server_error", "service_unavailable", headers={"Retry-After": str(retry_after_s)})
+
+
+def whole_number(text: str, param: str, least: int, most: int) -> int:
+    """The number that a query parameter is; HttpError 400 for any other text."""
+    if not _NUMBER.fullmatch(text) or not least <= int(text) <= most:
+        raise invalid(param, f"`{param}` has to be {least} to {most}")
+    return int(text)
 
 
 class ClientGone(Exception):

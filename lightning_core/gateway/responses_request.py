@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_core.gateway.http import HttpError
+from lightning_core.gateway.http import HttpError, invalid
 
 Message = dict[str, Any]
 
@@ -25,10 +25,6 @@ _OWN = frozenset(
 )
 _UNSUPPORTED = ("background", "conversation", "prompt")
 _LOGPROBS = "message.output_text.logprobs"
-
-
-def invalid(param: str, message: str) -> HttpError:
-    return HttpError(400, message, code="invalid_value", param=param)
 
 
 def to_chat(request: dict[str, Any], history: list[Message]) -> tuple[dict[str, Any], list[Message]]:
@@ -99,21 +95,24 @@ def _continues(message: Message, kind: str) -> bool:
 
 def _extend(message: Message, item: dict[str, Any], kind: str, where: str) -> None:
     if kind == "message":
-        parts = item.get("content")
-        if isinstance(parts, list):
-            parts = "".join(
-                str(part.get("text") or part.get("refusal") or "") for part in parts if isinstance(part, dict)
-            )
-        if not isinstance(parts, str):
-            raise invalid(f"{where}.content", f"`{where}.content` has to be a string or a list of parts")
-        message["content"] = parts
+        message["content"] = _joined(item.get("content"), f"{where}.content")
     elif kind == "reasoning":
-        parts = item.get("content") or item.get("summary") or []
-        message["reasoning"] = "".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
+        said = "content" if item.get("content") else "summary"
+        message["reasoning"] = _joined(item.get(said) or [], f"{where}.{said}")
     else:
         function = {"name": _text(item, "name", where), "arguments": _text(item, "arguments", where)}
         call = {"id": _text(item, "call_id", where), "type": "function", "function": function}
         message.setdefault("tool_calls", []).append(call)
+
+
+def _joined(parts: Any, where: str) -> str:
+    """The text of what may be a string or a list of parts."""
+    if isinstance(parts, str):
+        return parts
+    for i, part in enumerate(_list(parts, where)):
+        if not isinstance(part, dict):
+            raise invalid(f"{where}[{i}]", f"`{where}[{i}]` has to be an object")
+    return "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
 
 
 def _content(content: Any, where: str) -> Any:
@@ -168,7 +167,7 @@ def _response_format(text: Any) -> Any:
 
 def _list(value: Any, param: str) -> list[Any]:
     if not isinstance(value, list):
-        raise invalid(param, f"`{param}` has to be a list" + (" or a string" if param == "input" else ""))
+        raise invalid(param, f"`{param}` has to be a list" + (" or a string" if param.startswith("input") else ""))
     return value
 
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from lightning_core.gateway.access import Access
-from lightning_core.gateway.http import HttpError, Receive, Response, Scope, Send, json_response
+from lightning_core.gateway.http import HttpError, Receive, Response, Scope, Send, invalid, json_response, whole_number
 from lightning_core.gateway.responses_store import ResponseStore
 
 _MOST_ITEMS, _ITEMS = 100, 20
@@ -35,12 +35,9 @@ class StoredResponses:
         if (after := query.get("after")) is not None:
             places = [place for place, item in enumerate(items, 1) if item["id"] == after]
             if not places:
-                raise HttpError(400, f"no item {after!r} in this list", code="invalid_value", param="after")
+                raise invalid("after", f"no item {after!r} in this list")
             items = items[places[0] :]
-        limit = query.get("limit", str(_ITEMS))
-        if not limit.isdecimal() or not 1 <= int(limit) <= _MOST_ITEMS:
-            raise HttpError(400, f"`limit` has to be 1 to {_MOST_ITEMS}", code="invalid_value", param="limit")
-        shown = items[: int(limit)]
+        shown = items[: whole_number(query.get("limit", str(_ITEMS)), "limit", 1, _MOST_ITEMS)]
         ends = {"first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None}
         page = {"object": "list", "data": shown, **ends, "has_more": len(items) > len(shown)}
         return await json_response(page).send(send)

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lightning_core import names
 from tests.canned_vllm import PROMPT_IDS, TEXT, TOKENS
@@ -39,6 +42,13 @@ def server(running: Rig) -> Rig:
     running.canned.fail_next.clear()
     running.canned.said, running.canned.break_after = {}, None
     return running
+
+
+@pytest.fixture(scope="module")
+def http(running: Rig) -> Iterator[httpx.Client]:
+    headers = {"Authorization": "Bearer " + running.handle.mint("r.1", "a1", "train")}
+    with httpx.Client(base_url=running.base_url(), headers=headers, timeout=30) as made:
+        yield made
 
 
 def test_a_response_is_openais_and_its_span_has_the_tokens(server: Rig) -> None:
@@ -247,3 +257,61 @@ def test_what_chat_cannot_say_is_refused_by_name_and_never_left_out(server: Rig,
         client(server).responses.create(**({"model": "policy", "input": "hi"} | changes))
     assert caught.value.status_code in (400, 404) and caught.value.param == param
     assert server.canned.requests == []
+
+
+keys = st.sampled_from(
+    [
+        *("type", "role", "content", "summary", "output", "call_id", "name", "arguments", "text", "refusal", "id"),
+        *("image_url", "detail", "input_audio", "format", "schema", "effort", "parameters"),
+    ]
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=5),
+    max_leaves=8,
+)
+kinds = st.sampled_from(
+    [
+        *("message", "reasoning", "function_call", "function_call_output", "function", "input_text", "output_text"),
+        *("input_image", "input_audio", "json_schema", "user", "assistant"),
+    ]
+)
+items = st.dictionaries(keys, values | kinds | st.lists(st.dictionaries(keys, values | kinds, max_size=4), max_size=2))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    given_=st.lists(st.builds(lambda kind, item: {"type": kind} | item, kinds, items), max_size=3),
+    more=st.dictionaries(
+        st.sampled_from(["tools", "tool_choice", "text", "reasoning", "include"]),
+        values | items | st.lists(items, max_size=2),
+    ),
+)
+def test_no_item_of_any_shape_is_a_fault_of_ours(server: Rig, http: httpx.Client, given_: Any, more: Any) -> None:
+    body = json.dumps({"model": "policy", "input": given_} | more).encode()
+    answer = http.post("/responses", content=body)
+    assert answer.status_code in (200, 400), answer.text
+    assert answer.status_code == 200 or answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("item", "param"),
+    [
+        ({"type": "reasoning", "summary": 7}, "input[0].summary"),
+        ({"type": "reasoning", "content": 7}, "input[0].content"),
+        ({"type": "reasoning", "summary": [7]}, "input[0].summary[0]"),
+        ({"type": "message", "role": "assistant", "content": {"a": 1}}, "input[0].content"),
+    ],
+)
+def test_an_items_field_of_another_type_is_named(server: Rig, item: Any, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client(server).responses.create(model="policy", input=[item])
+    assert caught.value.param == param and param in caught.value.message
+
+
+@pytest.mark.parametrize("limit", ["9" * 5000, "0", "101", "-1", "1.5", "x", "\u0663", "1" * 19, "%C2%B2"])
+def test_a_limit_that_is_none_is_400_and_named(server: Rig, http: httpx.Client, limit: str) -> None:
+    made = client(server).responses.create(model="policy", input="hi")
+    answer = http.get(f"/responses/{made.id}/input_items?limit={limit}")
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "limit"
+    assert "`limit` has to be 1 to 100" in answer.json()["error"]["message"]
