@@ -15,6 +15,9 @@ from lightning_core.gateway.sampling import Prepared
 
 T = TypeVar("T")
 
+_MOST_TOOL_CALLS = 1024  # of a message
+_LEAST_CHOICES = 128  # that are taken, whatever was asked for: some APIs count from one
+
 
 @dataclass(slots=True)
 class Choice:
@@ -73,7 +76,7 @@ def take_reply(reply: dict[str, Any], prepared: Prepared, name: str, into: Colle
     """Collect a whole reply, and change it into the client's (`name` is the model it asked for)."""
     _take_head(reply, prepared, name, into)
     for raw in _choices(reply):
-        choice = into.choice(_of_type(raw.get("index"), int) or 0)
+        choice = into.choice(_place(raw.get("index") or 0, max(prepared.choices, _LEAST_CHOICES), "choice"))
         _take_choice(raw, prepared, choice, into)
         if prepared.kind == "chat":
             choice.message = _of_type(raw.get("message"), dict) or {}
@@ -94,7 +97,7 @@ def take_chunk(chunk: dict[str, Any], prepared: Prepared, name: str, into: Colle
     if not choices:
         return chunk if prepared.wants_usage or not chunk.get("usage") else None
     for raw in choices:
-        choice = into.choice(_of_type(raw.get("index"), int) or 0)
+        choice = into.choice(_place(raw.get("index") or 0, max(prepared.choices, _LEAST_CHOICES), "choice"))
         had_ids = raw.get("token_ids") is not None
         _take_choice(raw, prepared, choice, into)
         if prepared.kind == "completion":
@@ -133,6 +136,13 @@ def _of_type(value: Any, kind: type[T]) -> T | None:
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{str(value)[:50]!r} came where vLLM has a {kind.__name__}")
     return value
+
+
+def _place(index: Any, most: int, what: str) -> int:
+    """`index`, or ValueError: memory is taken for as many as it says."""
+    if not isinstance(index, int) or not 0 <= index < most:
+        raise ValueError(f"a {what} has the index {str(index)[:50]}, of at most {most}")
+    return index
 
 
 def _take_head(reply: dict[str, Any], prepared: Prepared, name: str, into: Collected) -> None:
@@ -192,7 +202,7 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
 
 
 def _add_tool_call(calls: list[dict[str, Any]], part: dict[str, Any]) -> None:
-    index = part.get("index", len(calls))
+    index = _place(part.get("index", len(calls)), _MOST_TOOL_CALLS, "tool call")
     while len(calls) <= index:
         calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
     call = calls[index]

@@ -101,12 +101,11 @@ def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model
     hides_reasoning = _hides_reasoning(request, kind, untrainable)
     if hides_reasoning:
         body["include_reasoning"] = True
-    prompts = request["prompt"] if kind == "completion" and _is_batch(request.get("prompt")) else [None]
     return Prepared(
         body=body,
         kind=kind,
         stream=stream,
-        choices=_choices(request) * len(prompts),
+        choices=_choices_in_all(request, kind),
         requested={key: request[key] for key in SAMPLING_KEYS if request.get(key) is not None},
         used={key: body[key] for key in SAMPLING_KEYS if body.get(key) is not None},
         untrainable=untrainable,
@@ -130,7 +129,7 @@ def prepare_plain(request: dict[str, Any], kind: Kind, model: str) -> Prepared:
         body=body,
         kind=kind,
         stream=stream,
-        choices=_choices(request),
+        choices=_choices_in_all(request, kind),
         requested=sampling,
         used=sampling,
         untrainable="other_model",
@@ -141,11 +140,17 @@ def prepare_plain(request: dict[str, Any], kind: Kind, model: str) -> Prepared:
 
 
 def _choices(request: dict[str, Any]) -> int:
-    """How many a reply has; 1 also for what is no number, which vLLM refuses."""
+    """How many a prompt has; 1 also for what is no number, which vLLM refuses."""
     try:
         return max(1, int(request.get("n", 1)))
     except (TypeError, ValueError, OverflowError):
         return 1
+
+
+def _choices_in_all(request: dict[str, Any], kind: Kind) -> int:
+    """How many a reply has; a completion may have several prompts."""
+    prompts = len(request["prompt"]) if kind == "completion" and _is_batch(request.get("prompt")) else 1
+    return _choices(request) * prompts
 
 
 def _limit_tokens(body: dict[str, Any], kind: Kind, limit: int | None) -> None:

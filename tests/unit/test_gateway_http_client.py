@@ -177,6 +177,19 @@ def test_a_server_that_falls_silent_is_left(head: bytes, monkeypatch: pytest.Mon
     run(answers, wait)
 
 
+def test_a_server_that_takes_the_connection_and_does_not_greet_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "_CONNECT_S", 0.2)
+
+    async def main() -> None:
+        server = await asyncio.start_server(Endless(b"").serve, "127.0.0.1", 0)
+        connections = Connections(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(TimeoutError):
+            await connections.post("/chat", None, b"{}")
+        server.close()
+
+    asyncio.run(main())
+
+
 def test_a_reply_with_more_behind_it_ends_its_connection() -> None:
     answers = Answers([WHOLE + b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"], [WHOLE])
 
