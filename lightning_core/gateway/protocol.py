@@ -1,8 +1,14 @@
 """uvicorn's HTTP protocol with the bounds it has none for: a request's head in bytes and seconds, a reader that stops.
+And with answers for clients that close their sending half once they have asked.
 
 A client that sends headers without end would fill the memory, one that sends none would hold its socket for ever, and one
 that stays connected and reads nothing its call, with a place in vLLM. The time between two requests is uvicorn's own
 `timeout_keep_alive`, a body's are `http.read_body`'s.
+
+A client that has left looks like one that has only ended its sending half, until something is sent to it: one that has left resets
+the connection. Until the reply begins that is `100 Continue`, which HTTP/1.1 has every client skip; in a stream it is a comment.
+
+What is used of uvicorn's insides is in tests/unit/test_gateway_protocol.py, which fails when they move.
 """
 
 from __future__ import annotations
@@ -17,6 +23,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lightning_core.gateway.http import JSON, HttpError
 
+_STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_COMMENT = b"3\r\n:\n\n\r\n"  # a chunk of a stream of events: nothing else is answered in chunks
 _PIPELINED = 4  # requests that may wait behind the one being answered, while the connection is still read
 
 
@@ -33,6 +41,7 @@ class BoundedHttp(HttpToolsProtocol):
     head_bytes = 65_536
     head_s = 60.0
     stalled_s = 60.0  # in which nothing of what waits to be sent was taken
+    asks_s = 0.25  # between two looks whether a client that sends no more is still there
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -41,6 +50,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._ended = False  # a request, in the bytes that were read last
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._asking: asyncio.TimerHandle | None = None
         self._on_gone: Callable[[], None] | None = None
         self._running: Any = None  # the request that is being answered
 
@@ -75,6 +85,8 @@ class BoundedHttp(HttpToolsProtocol):
             self._running.disconnected = True  # uvicorn tells the last of pipelined requests only
         self._end_head()
         self._end_unread()
+        if self._asking is not None:
+            self._asking.cancel()
         super().connection_lost(exc)
         self._tell_gone()
 
@@ -91,6 +103,23 @@ class BoundedHttp(HttpToolsProtocol):
             message = f"the request's headers have more than {self.head_bytes} bytes"
             self.transport.write(_refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message))
             self.transport.close()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays open: the client sends no more, and waits for answers to all that it asked."""
+        last = self.cycle
+        if self._in_head or last is None or last.more_body or last.response_complete:
+            return False
+        last.keep_alive = False
+        self._ask_whether_there()
+        return True
+
+    def _ask_whether_there(self) -> None:
+        running = self._running
+        if not running.response_started and running.scope["http_version"] == "1.1":
+            self.transport.write(_STILL_THERE)
+        elif running.chunked_encoding and not running.response_complete:
+            self.transport.write(_COMMENT)
+        self._asking = self.loop.call_later(self.asks_s, self._ask_whether_there)
 
     def send_400_response(self, msg: str) -> None:
         self.transport.write(_refusal(HTTPStatus.BAD_REQUEST, msg))
