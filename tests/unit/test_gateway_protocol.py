@@ -1,14 +1,22 @@
-"""The bounds on a request's head, at a real socket."""
+"""The bounds on a request's head, at a real socket, and what of uvicorn's insides they stand on."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import inspect
 import json
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from packaging.requirements import Requirement
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from lightning_core.gateway import protocol
+from lightning_core.gateway.main import Server
 from lightning_core.gateway.protocol import BoundedHttp
 
 
@@ -28,9 +36,9 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-async def answers(*sent: bytes, pause_s: float = 0.0) -> list[bytes]:
+async def answers(*sent: bytes, pause_s: float = 0.0, http: type[BoundedHttp] = Hasty) -> list[bytes]:
     """What comes back after each of these is sent on one connection, b"" once that is closed."""
-    config = uvicorn.Config(app, port=0, http=Hasty, lifespan="off", log_config=None)
+    config = uvicorn.Config(app, port=0, http=http, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
     while not server.started:
@@ -76,3 +84,75 @@ def test_a_head_past_its_bound_and_what_is_no_http_are_refused_in_openais_shape(
     assert head.startswith(b"HTTP/1.1 %d " % status) and b"content-length: %d\r\n" % len(body) in head
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["message"]
+
+
+# What `BoundedHttp` uses of uvicorn and what uvicorn calls of it. Where this fails after an upgrade, read protocol.py beside
+# uvicorn's httptools_impl.py, then change it here and raise the bound in pyproject.toml.
+OVERRIDDEN = {
+    "connection_made": ["self", "transport"],
+    "connection_lost": ["self", "exc"],
+    "data_received": ["self", "data"],
+    "eof_received": ["self"],
+    "send_400_response": ["self", "msg"],
+    "on_message_begin": ["self"],
+    "on_headers_complete": ["self"],
+    "on_message_complete": ["self"],
+    "on_response_complete": ["self"],
+    "pause_writing": ["self"],
+    "resume_writing": ["self"],
+    "_start_asgi_task": ["self", "cycle", "app"],
+}
+OF_PROTOCOL = {"transport", "loop", "scope", "cycle", "pipeline", "flow"}
+OF_CYCLE = {
+    *("more_body", "response_complete", "response_started", "disconnected", "keep_alive", "chunked_encoding", "scope"),
+}
+
+
+def parameters(method: Any) -> list[str]:
+    return list(inspect.signature(method).parameters)
+
+
+def test_uvicorns_insides_are_where_they_were() -> None:
+    for name, expected in OVERRIDDEN.items():
+        assert parameters(getattr(HttpToolsProtocol, name)) == expected, name
+    assert parameters(uvicorn.Server.startup) == parameters(uvicorn.Server.shutdown) == ["self", "sockets"]
+    seen: list[Any] = []
+
+    class Watched(BoundedHttp):
+        def on_response_complete(self) -> None:
+            seen.append((set(vars(self)), set(vars(self._running)), self.flow, list(self.pipeline)))
+            super().on_response_complete()
+
+    assert asyncio.run(answers(GET, http=Watched))[0].startswith(b"HTTP/1.1 200")
+    [(of_protocol, of_cycle, flow, waiting)] = seen
+    assert of_protocol >= OF_PROTOCOL and of_cycle >= OF_CYCLE and waiting == []
+    assert callable(flow.resume_reading) and "should_exit" in vars(uvicorn.Server(uvicorn.Config(app)))
+
+
+def test_nothing_else_of_uvicorns_is_used() -> None:
+    """So that the lists above are all there is."""
+    [cls] = [n for n in ast.parse(inspect.getsource(protocol)).body if isinstance(n, ast.ClassDef)]
+    own = {n.attr for n in ast.walk(cls) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    own |= {n.name for n in cls.body if isinstance(n, ast.FunctionDef)}
+    own |= {
+        n.target.id if isinstance(n, ast.AnnAssign) else n.targets[0].id
+        for n in cls.body
+        if isinstance(n, (ast.Assign, ast.AnnAssign))
+    }  # type: ignore[union-attr,attr-defined]
+    of_self = {n.attr for n in ast.walk(cls) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "self"}
+    of_cycle = {
+        n.attr
+        for n in ast.walk(cls)
+        if isinstance(n, ast.Attribute)
+        and ast.unparse(n.value) in ("self._running", "self.cycle", "running", "last", "cycle")
+    }
+    assert of_self - own == OF_PROTOCOL and of_cycle == OF_CYCLE
+    overridden = {n.name for n in cls.body if isinstance(n, ast.FunctionDef)} & set(dir(HttpToolsProtocol))
+    assert overridden - {"__init__"} == set(OVERRIDDEN)
+    assert {"startup", "shutdown"} <= set(vars(Server))
+
+
+def test_no_uvicorn_that_nobody_has_looked_at_is_installed() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    [wanted] = [r for r in map(Requirement, project["dependencies"]) if r.name == "uvicorn"]
+    assert uvicorn.__version__ in wanted.specifier and "1.0" not in wanted.specifier
