@@ -34,6 +34,10 @@ class GatewaySettings(Section):
         False,
         description="what this machine sends without a token counts for the rollout that its attributes name: for exporters that pass on neither; any process here can then reward any rollout",
     )
+    metrics_need_secret: bool = Field(
+        False,
+        description="`/health` and `/metrics` are answered only to who sends the gateway's secret as a bearer token",
+    )
     upstreams: list[UpstreamSettings] = Field(
         default_factory=list, description="APIs of models that are not trained; calls are routed by model name"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +12,7 @@ from lightning_core.gateway.revoked import Revoked
 from lightning_core.gateway.tokens import AttemptScope, Mode, is_secret, verify
 from lightning_core.spool.spool import Scope as ScopeName
 
+_NAME_AND_PORT = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
 Sender = Literal["secret", "attempt", "nobody"]
 
 
@@ -52,6 +54,8 @@ class Access:
     secret: str = field(repr=False)
     revoked: Revoked
     trust_loopback: bool = False  # what loopback sends without a token counts for the rollouts that it names
+    host: str = "127.0.0.1"  # where the gateway listens
+    metrics_need_secret: bool = False  # /health and /metrics
 
     def identify(self, scope: Scope) -> Caller:
         """Who asks for a model: an attempt by its token, or the administrator. Raises HttpError 401."""
@@ -63,6 +67,8 @@ class Access:
         """Who sends spans over HTTP: also who holds the secret, for any attempt, and loopback. Raises HttpError 401."""
         token, named, client = bearer(scope), _named(scope), scope.get("client")
         if named is None:
+            if not token:
+                self._check_host(scope)
             return self.identify_sender(token, client[0] if client is not None else "")
         if token and is_secret(self.secret, token):
             return Caller(*named, "evaluate", "path", "secret")
@@ -79,6 +85,33 @@ class Access:
         token = bearer(scope)
         if not token or not is_secret(self.secret, token):
             raise _unauthorized("this needs the gateway's secret (`services/secret` in its home) as a bearer token")
+
+    def require_watcher(self, scope: Scope) -> None:
+        """Of those who ask how the gateway is doing. Raises HttpError 401, or 421 as a browser's pages are refused."""
+        token = bearer(scope)
+        if self.metrics_need_secret or (token and is_secret(self.secret, token)):
+            self.require_admin(scope)
+        else:
+            self._check_host(scope)
+
+    def _check_host(self, scope: Scope) -> None:
+        """Raises HttpError 421 for who comes without a key and by a name that may be anybody's.
+
+        A page in a browser may have its own name point to this machine, and then read what is answered.
+        """
+        asked = header(scope, b"host") or "localhost"  # a browser always says it
+        found = _NAME_AND_PORT.fullmatch(asked)
+        name = (found[1] if found else asked).strip("[]").lower()
+        if name in ("localhost", self.host.lower()):
+            return
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            raise HttpError(
+                421,
+                f"{name!r:.80} is not known here: without a key come by an address, by `localhost` or by what `gateway.host` says",
+                code="unknown_host",
+            ) from None
 
     def _by_path(self, scope: Scope, token: str | None) -> Caller:
         attempt, named = self._verify(token), _named(scope)

@@ -82,6 +82,7 @@ class Admin:
             raise HttpError(400, f"a JSON object with {', '.join(keys)} is needed") from None
 
     async def health(self, scope: Scope, receive: Receive, send: Send) -> int:
+        self.access.require_watcher(scope)
         kept = await asyncio.to_thread(self.spool.kept_bytes)
         body = {
             "status": "ok",
@@ -96,6 +97,7 @@ class Admin:
         return await json_response(body).send(send)
 
     async def metrics(self, scope: Scope, receive: Receive, send: Send) -> int:
+        self.access.require_watcher(scope)
         self.stats.spool_offset.set(self.spool.end())
         self.stats.spool_kept.set(self.spool.kept_bytes())
         text = Response(self.stats.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -151,7 +151,9 @@ def serve(home: Path, settings: GatewaySettings) -> None:
     except (SpoolError, OSError) as error:
         raise CannotStart(str(error)) from None
     try:
-        access = Access(load_secret(home), Revoked(home), settings.trust_loopback)
+        access = Access(
+            load_secret(home), Revoked(home), settings.trust_loopback, settings.host, settings.metrics_need_secret
+        )
         max_body = int(settings.max_body_mb * 1e6)
         intake = Intake(spool, Stats(), max_body, Room(max(_BODIES_IN_MEMORY, 4 * max_body)))
         app = make_app(home, access, spool, RouteTable(home), intake, settings)
