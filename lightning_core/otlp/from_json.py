@@ -21,6 +21,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from lightning_core.otlp.json_values import MOST_VALUES, has_too_many_values
 from lightning_core.otlp.messages import Envelope, OtlpError, unconverted
 
 _MOST_SPANS = 100_000  # of a request: they are converted one by one, in seconds for so many
@@ -29,7 +30,9 @@ _ID_KEYS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id"
 
 
 def read_json(plain: bytes) -> dict[str, Any]:
-    """The object that the body is; OtlpError 400 where it is none."""
+    """The object that the body is; OtlpError 400 where it is none, 413 where it has too many values."""
+    if has_too_many_values(plain):
+        raise OtlpError(413, f"the body has more than {MOST_VALUES} texts, lists and objects; send smaller batches")
     try:
         raw = orjson.loads(plain)
     except orjson.JSONDecodeError:

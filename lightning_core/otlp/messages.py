@@ -7,6 +7,7 @@ are bytes too: each is parsed by itself, so that a broken one loses no other, no
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -23,6 +24,8 @@ _SHADOWED = {
     "AnyValue.array_value", "AnyValue.kvlist_value",
 }  # fmt: skip
 _MOST_FIELDS = 1 << 17  # of one message: one of two bytes becomes an object
+MOST_PARTS = 1 << 18  # of a request
+_TO_SCOPE_SPANS = (1, 2)  # fields
 _LABELS = {"attributes": "an attribute", "value": "a value", "status": "the status"}
 _UNCONVERTED = b"\x00"
 
@@ -110,6 +113,22 @@ def parse_envelope(body: bytes) -> Any:
     if body and not envelope.resource_spans:
         raise OtlpError(400, "the body is no ExportTraceServiceRequest: it has no resource_spans")
     return envelope
+
+
+def has_too_many_parts(body: bytes) -> bool:
+    """Whether a request has more than `MOST_PARTS` fields down to its spans: one of two bytes becomes an object, all at once."""
+    parts = _parts(body, 0, len(body), _TO_SCOPE_SPANS)
+    try:
+        return any(count == MOST_PARTS for count, _ in enumerate(parts))
+    except WireError:
+        return False  # parsing says what is wrong
+
+
+def _parts(body: bytes, at: int, end: int, inner: tuple[int, ...]) -> Iterator[None]:
+    for number, wire, start, stop in walk(body, at, end):
+        yield None
+        if inner and wire == BYTES and number == inner[0]:
+            yield from _parts(body, start, stop, inner[1:])
 
 
 def count_spans(envelope: Any) -> int:
