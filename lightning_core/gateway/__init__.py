@@ -9,7 +9,8 @@ The process:
     access.py    who may do what                    tokens.py    what opens one attempt's scope
     admin.py     sealing, routes, health, metrics   claims.py    who may begin a rollout
     stats.py     counters                           files.py     its small files
-    revoked.py   tokens that were taken back
+    revoked.py   tokens that were taken back        room.py      memory for what is sent
+    json_body.py  the JSON of a request
 
 A call through the gateway:
     gateway.py      the endpoints                       call.py         from request to durable span

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from dataclasses import dataclass, field
 
 from lightning_core.gateway.access import Access
 from lightning_core.gateway.claims import Claims
 from lightning_core.gateway.http import HttpError, Receive, Response, Scope, Send, json_response, read_body
+from lightning_core.gateway.json_body import read_value
 from lightning_core.gateway.routes import RoutesError, RouteTable, parse_routes
 from lightning_core.gateway.stats import Stats
 from lightning_core.spool.spool import SpoolWriter
@@ -76,9 +76,9 @@ class Admin:
     async def _texts(self, scope: Scope, receive: Receive, *keys: str) -> list[str]:
         self.access.require_admin(scope)
         try:
-            body = json.loads(await read_body(scope, receive, self.max_body))
+            body = await read_value(await read_body(scope, receive, self.max_body))
             return [str(body[key]) for key in keys]
-        except (ValueError, TypeError, KeyError):
+        except (TypeError, KeyError):
             raise HttpError(400, f"a JSON object with {', '.join(keys)} is needed") from None
 
     async def health(self, scope: Scope, receive: Receive, send: Send) -> int:

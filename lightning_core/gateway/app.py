@@ -106,6 +106,7 @@ def make_app(
         responses=responses,
         drift=DriftMemory(),
         stats=stats,
+        room=intake.room,
         max_body=intake.max_body,
     )
     stored = StoredResponses(access, responses)

@@ -21,7 +21,7 @@ from lightning_core.gateway.api_format import ApiFormat
 from lightning_core.gateway.call_log import log_call
 from lightning_core.gateway.call_span import Outcome, encode_call
 from lightning_core.gateway.drift import Drift
-from lightning_core.gateway.http import HttpError, Scope, Send, header, json_response, unavailable
+from lightning_core.gateway.http import HttpError, Scope, Send, declared_size, header, json_response, unavailable
 from lightning_core.gateway.http_client import Reply
 from lightning_core.gateway.reply import Collected, error_in, finishes, stamp, take_chunk, take_reply
 from lightning_core.gateway.sampling import Kind, Prepared
@@ -83,8 +83,7 @@ class Call:
                 asked.caller, asked.prepared.kind, asked.request, asked.target.policy, self._scope, error
             )
             raise
-        request_bytes = int(header(self._scope, b"content-length") or 0)
-        if self._gateway.spool.is_full(request_bytes + _BESIDE_REQUEST):
+        if self._gateway.spool.is_full(declared_size(self._scope) + _BESIDE_REQUEST):
             # Refused before any token is sampled: without room for the span the reply could not be given.
             self._gateway.stats.turned_away.labels(self._asked.target.label, "spool").inc()
             raise self._broken("the spool is full; the ingestion has to free it, or raise gateway.spool_max_gb")

@@ -6,10 +6,10 @@ Left out on purpose: everything administrative, which answers 404.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, cast
-
-import orjson
+from typing import Any
 
 from lightning_core.config import GatewaySettings
 from lightning_core.gateway.access import Access, Caller
@@ -17,14 +17,27 @@ from lightning_core.gateway.admission import Admission
 from lightning_core.gateway.api_format import ApiFormat, PlainFormat
 from lightning_core.gateway.call import Asked, Call
 from lightning_core.gateway.drift import DriftMemory
-from lightning_core.gateway.http import HttpError, Receive, Scope, Send, json_response, read_body, until_gone
+from lightning_core.gateway.http import (
+    UNAVAILABLE,
+    HttpError,
+    Receive,
+    Scope,
+    Send,
+    Take,
+    declared_size,
+    json_response,
+    read_body,
+    until_gone,
+)
+from lightning_core.gateway.json_body import AT_ONCE, read_object, read_value
 from lightning_core.gateway.media import check_media
 from lightning_core.gateway.refusal import note_refusal
 from lightning_core.gateway.responses_reply import ResponsesFormat, as_items, new_response_id
 from lightning_core.gateway.responses_request import to_chat
 from lightning_core.gateway.responses_store import ResponseStore, Turn
+from lightning_core.gateway.room import Room
 from lightning_core.gateway.sampling import Kind, check_choices, prepare, prepare_plain
-from lightning_core.gateway.stats import Stats
+from lightning_core.gateway.stats import UNREAD, Stats
 from lightning_core.gateway.targets import Target, Targets
 from lightning_core.gateway.upstream import Upstreams
 from lightning_core.spool.spool import SpoolWriter
@@ -43,6 +56,7 @@ class Gateway:
     responses: ResponseStore
     drift: DriftMemory
     stats: Stats
+    room: Room
     max_body: int
 
     async def models(self, scope: Scope, receive: Receive, send: Send) -> int:
@@ -56,31 +70,31 @@ class Gateway:
         return await json_response(_model(target.asked)).send(send)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> int:
-        caller, request = await self._read(scope, receive, "messages")
-        return await self._serve(caller, "chat", request, PlainFormat("chat"), scope, send)
+        async with self._request(scope, receive, "chat", "messages") as (caller, request, _):
+            return await self._serve(caller, "chat", request, PlainFormat("chat"), scope, send)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> int:
-        caller, request = await self._read(scope, receive, "prompt")
-        return await self._serve(caller, "completion", request, PlainFormat("completions"), scope, send)
+        async with self._request(scope, receive, "completion", "prompt") as (caller, request, _):
+            return await self._serve(caller, "completion", request, PlainFormat("completions"), scope, send)
 
     async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> int:
-        caller, request = await self._read(scope, receive, "input")
-        return await self._serve(caller, "embeddings", request, PlainFormat("embeddings"), scope, send)
+        async with self._request(scope, receive, "embeddings", "input") as (caller, request, _):
+            return await self._serve(caller, "embeddings", request, PlainFormat("embeddings"), scope, send)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> int:
         """`POST /v1/responses`: chat upstream, whichever policy or upstream serves it."""
-        caller, request = await self._read(scope, receive, "input")
-        try:
-            chat, turn = self._as_chat(request, caller)
-        except HttpError as error:
-            await self.refused(caller, "chat", request, None, scope, error)
-            raise
-        api_format = ResponsesFormat(request, self.responses, turn)
-        return await self._serve(caller, "chat", chat, api_format, scope, send)
+        async with self._request(scope, receive, "chat", "input") as (caller, request, take):
+            try:
+                chat, turn = await self._as_chat(request, caller, take)
+            except HttpError as error:
+                await self.refused(caller, "chat", request, None, scope, error)
+                raise
+            api_format = ResponsesFormat(request, self.responses, turn)
+            return await self._serve(caller, "chat", chat, api_format, scope, send)
 
-    def _as_chat(self, request: dict[str, Any], caller: Caller) -> tuple[dict[str, Any], Turn]:
+    async def _as_chat(self, request: dict[str, Any], caller: Caller, take: Take) -> tuple[dict[str, Any], Turn]:
         previous = request.get("previous_response_id")
-        history = [] if previous is None else self.responses.history(str(previous), caller)
+        history = b"[]" if previous is None else self.responses.history(str(previous), caller, take)
         if history is None:
             raise HttpError(
                 404,
@@ -89,7 +103,8 @@ class Gateway:
                 code="previous_response_not_found",
                 param="previous_response_id",
             )
-        chat, added = to_chat(request, history)
+        turns = await read_value(history)
+        chat, added = to_chat(request, [message for turn in turns for message in turn])
         return chat, Turn(new_response_id(), caller, previous, added, as_items(request["input"]))
 
     async def refused(
@@ -104,9 +119,37 @@ class Gateway:
         """Note a call that does not begin."""
         await note_refusal(self.spool, self.stats, caller, kind, request, policy, scope, error)
 
-    async def _read(self, scope: Scope, receive: Receive, field: str) -> tuple[Caller, dict[str, Any]]:
+    @contextlib.asynccontextmanager
+    async def _request(
+        self, scope: Scope, receive: Receive, kind: Kind, needed: str
+    ) -> AsyncIterator[tuple[Caller, dict[str, Any], Take]]:
+        """Who asks, and what: the request has a model and the field that is needed. Its room is taken for the call's life.
+
+        A large one is not read where the attempt may make no call.
+        """
         caller = self.access.identify(scope)
-        return caller, _parse(await read_body(scope, receive, self.max_body), field)
+        with self.room.holding(caller) as take:
+            try:
+                if declared_size(scope) > AT_ONCE:
+                    self.admission.check(caller, "unread")
+                body = await read_body(scope, receive, self.max_body, take)
+            except HttpError as error:
+                await self._unread(caller, kind, scope, error)
+                raise
+            request = await read_object(body)
+            del body
+            if not isinstance(request.get("model"), str):
+                raise HttpError(400, "you must provide a model parameter", param="model")
+            if needed not in request:
+                raise HttpError(400, f"you must provide `{needed}`", param=needed)
+            yield caller, request, take
+
+    async def _unread(self, caller: Caller, kind: Kind, scope: Scope, error: HttpError) -> None:
+        """Note a request that was refused before its body had come."""
+        if error.status in (429, 503):
+            if error.code == UNAVAILABLE:  # an agent that gives up on it did not fail by itself
+                self.stats.attempt(caller.rollout_id, caller.attempt_id).failed(error.message, UNREAD)
+            await self.refused(caller, kind, {}, None, scope, error)
 
     async def _target(self, caller: Caller, kind: Kind, request: dict[str, Any]) -> Target:
         """Where the call goes; HttpError where it may not go anywhere.
@@ -148,25 +191,6 @@ class Gateway:
         )
         call = Call(self, Asked(caller, target, request, prepared, api_format), scope, send)
         return await until_gone(scope, call.run())
-
-
-def _parse(body: bytes, field: str) -> dict[str, Any]:
-    try:
-        request = orjson.loads(body)
-        orjson.dumps(
-            [[request]]
-        )  # it reads deeper than it writes, and what goes upstream, or into an event, is written
-    except orjson.JSONDecodeError as error:
-        raise HttpError(400, f"the body is no JSON: {error}") from None
-    except orjson.JSONEncodeError:
-        raise HttpError(400, "the body is nested too deeply") from None
-    if not isinstance(request, dict):
-        raise HttpError(400, "the body is no JSON object")
-    if not isinstance(request.get("model"), str):
-        raise HttpError(400, "you must provide a model parameter", param="model")
-    if field not in request:
-        raise HttpError(400, f"you must provide `{field}`", param=field)
-    return cast(dict[str, Any], request)
 
 
 def _model(name: str) -> dict[str, Any]:

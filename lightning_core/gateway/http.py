@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +16,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 JSON = "application/json"
+UNAVAILABLE = "service_unavailable"  # the code of what is not the client's doing
+
+Take = Callable[[int], None]  # of room for so many bytes
 
 _SWALLOWED = 4  # times the limit
-_STALLED_S = 60.0
+BODY_S = 120.0  # for all of a body, however it is cut
 _NUMBER = re.compile("[0-9]{1,18}")  # which any client may write without end: Python reads no more than 4,300 digits
 
 
@@ -67,6 +69,7 @@ class HttpError(Exception):
         super().__init__(message)
         self.status = status
         self.message = message
+        self.code = code
         self.body = {"error": {"message": message, "type": type_, "param": param, "code": code}}
         self.headers = dict(headers or {})
 
@@ -84,7 +87,7 @@ def invalid(param: str, message: str) -> HttpError:
 
 
 def unavailable(message: str, retry_after_s: int = 1) -> HttpError:
-    return HttpError(503, message, "server_error", "service_unavailable", headers={"Retry-After": str(retry_after_s)})
+    return HttpError(503, message, "server_error", UNAVAILABLE, headers={"Retry-After": str(retry_after_s)})
 
 
 def whole_number(text: str, param: str, least: int, most: int) -> int:
@@ -98,75 +101,61 @@ class ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
 
-Take = Callable[[int], None]
-
-
-class Room:
-    """How many bytes of request bodies may be in memory at one time. For one event loop."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._left = most_bytes
-
-    @contextlib.contextmanager
-    def holding(self) -> Iterator[Take]:
-        """Gives `take(size)`, which raises HttpError 503 where so much is not left; all is given back in the end."""
-        held = 0
-
-        def take(size: int) -> None:
-            nonlocal held
-            if size > self._left:
-                raise unavailable("too many large requests at one time; send it again")
-            self._left -= size
-            held += size
-
-        try:
-            yield take
-        finally:
-            self._left += held
-
-
 async def read_body(
-    scope: Scope, receive: Receive, max_bytes: int, take: Take | None = None, stalled_s: float = _STALLED_S
+    scope: Scope, receive: Receive, max_bytes: int, take: Take | None = None, within_s: float = BODY_S
 ) -> bytes:
-    """The whole body; HttpError 413 past `max_bytes`, 408 where no more of it comes, ClientGone when the client goes.
+    """The whole body; HttpError 413 past `max_bytes`, 408 where it takes too long to come, ClientGone when the client goes.
 
-    `take` is told of each part.
+    `take` is told of each part, and before of all that is declared.
 
     A body that is declared too large is refused before it is read: what the client sends of it all the same is thrown
     away by the HTTP server. The connection stays open for a moderate excess, as a client that is cut off while it sends
     sees a reset and not the answer; one that asked for `Connection: close` may see it all the same.
     """
-    message = f"the body exceeds {max_bytes} bytes; send less, or raise gateway.max_body_mb"
-    limit = _SWALLOWED * max_bytes
-    declared = header(scope, b"content-length") or ""
-    if declared.isdigit() and int(declared) > max_bytes:
-        headers = {"Connection": "close"} if int(declared) > limit else None
-        raise HttpError(413, message, code="request_too_large", headers=headers)
+    if (size := declared_size(scope)) > max_bytes:
+        raise _too_large(max_bytes, ends=size > _SWALLOWED * max_bytes)
+    if take is not None:
+        take(size)  # nothing is read where there is no room for all, and none is kept for what may never come
+        take(-size)
     connection = scope.get("lightning.connection")
+    if connection is not None and connection.has_whole_body():
+        return await _whole_body(receive, max_bytes, take)  # a timer would cost more than all else here
+    try:
+        async with asyncio.timeout(within_s):
+            return await _whole_body(receive, max_bytes, take)
+    except TimeoutError:
+        message = f"the body did not come within {within_s:.0f} s"
+        raise HttpError(408, message, code="request_timeout", headers={"Connection": "close"}) from None
+
+
+async def _whole_body(receive: Receive, max_bytes: int, take: Take | None) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
-        try:
-            if connection is not None and connection.has_whole_body():
-                event = await receive()  # a timer would cost more than all else here
-            else:
-                async with asyncio.timeout(stalled_s):
-                    event = await receive()
-        except TimeoutError:
-            message = f"nothing of the body came for {stalled_s:.0f} s"
-            raise HttpError(408, message, code="request_timeout", headers={"Connection": "close"}) from None
+        event = await receive()
         if event["type"] == "http.disconnect":
             raise ClientGone
         part = event.get("body", b"")
         size += len(part)
-        if size > limit or (size > max_bytes and not event.get("more_body")):
-            raise HttpError(413, message, code="request_too_large", headers={"Connection": "close"})
+        if size > _SWALLOWED * max_bytes or (size > max_bytes and not event.get("more_body")):
+            raise _too_large(max_bytes, ends=True)
         if size <= max_bytes:
             if take is not None:
                 take(len(part))
             parts.append(part)
         if not event.get("more_body"):
             return b"".join(parts)
+
+
+def declared_size(scope: Scope) -> int:
+    """Bytes that the body is said to have; 0 where nothing is said."""
+    declared = header(scope, b"content-length") or ""
+    return int(declared) if _NUMBER.fullmatch(declared) else 0
+
+
+def _too_large(max_bytes: int, ends: bool) -> HttpError:
+    message = f"the body exceeds {max_bytes} bytes; send less, or raise gateway.max_body_mb"
+    return HttpError(413, message, code="request_too_large", headers={"Connection": "close"} if ends else None)
 
 
 async def until_gone(scope: Scope, work: Coroutine[Any, Any, int]) -> int:

@@ -22,7 +22,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from lightning_core.gateway.access import Caller
-from lightning_core.gateway.http import HttpError, Room, Take
+from lightning_core.gateway.http import HttpError, Take
+from lightning_core.gateway.room import Room
 from lightning_core.gateway.stats import Stats
 from lightning_core.otlp.from_json import objects, read_json
 from lightning_core.otlp.messages import OtlpError
@@ -31,7 +32,7 @@ from lightning_core.otlp.spans import PROTOBUF
 from lightning_core.spool.spool import Record, SpoolError, SpoolWriter
 
 RETRY_AFTER_S = 2
-GRPC_CODES = {400: 3, 401: 16, 413: 3, 415: 3, 503: 14}  # HTTP status → google.rpc.Code; 2 (unknown) for others
+GRPC_CODES = {400: 3, 401: 16, 408: 4, 413: 3, 415: 3, 503: 14}  # HTTP status → google.rpc.Code; 2 (unknown) for others
 
 Signal = Literal["metrics", "logs"]
 
@@ -51,7 +52,7 @@ class Intake:
     @contextlib.contextmanager
     def admitted(self, caller: Caller) -> Iterator[Take]:
         """Round a request: gives what takes room for it, and counts it where it is put off with 503."""
-        with self.room.holding() as take:
+        with self.room.holding(caller) as take:
             try:
                 yield take
             except HttpError as error:

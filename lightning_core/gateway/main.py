@@ -31,10 +31,10 @@ from lightning_core.files import write_atomic
 from lightning_core.gateway.access import Access
 from lightning_core.gateway.app import App, make_app
 from lightning_core.gateway.files import PRIVATE, load_secret, services
-from lightning_core.gateway.http import Room
 from lightning_core.gateway.intake import Intake
 from lightning_core.gateway.protocol import bounded_http
 from lightning_core.gateway.revoked import Revoked
+from lightning_core.gateway.room import Room
 from lightning_core.gateway.routes import RoutesError, RouteTable
 from lightning_core.gateway.stats import Stats
 from lightning_core.spool.spool import SpoolError, SpoolWriter
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 _DRAIN_S = 20
 _FILES = 65_536
-_BODIES_IN_MEMORY = 512_000_000  # bytes; exporters that come on top are asked to come again
+_BODIES_IN_MEMORY = 512_000_000  # bytes; clients that come on top are asked to come again
 
 
 class CannotStart(LightningError):

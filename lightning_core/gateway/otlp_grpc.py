@@ -4,10 +4,14 @@ Requests reach the handlers as the bytes that were sent, also compressed ones (`
 gRPC itself would inflate a bomb without a limit, and nothing is encoded again on the way to the spool.
 
 There is no URL path in gRPC, so an attempt is known by its token alone, in the metadata `authorization: Bearer …`.
+
+A handler is one of a stream, of which it takes one message: gRPC would read a single one, of any size, before it asked who sends
+it. So the sender is known first, and its message is read when it is its turn; until then gRPC holds the sender back.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -19,15 +23,18 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from lightning_core.gateway.access import Access, token_of
-from lightning_core.gateway.http import HttpError
+from lightning_core.gateway.access import Access, Caller, token_of
+from lightning_core.gateway.http import BODY_S, HttpError, Take
 from lightning_core.gateway.intake import GRPC_CODES, RETRY_AFTER_S, Intake, Signal
+from lightning_core.gateway.room import Turns
 from lightning_core.otlp.messages import OtlpError
 from lightning_core.otlp.receive import sniff_encoding
 from lightning_core.otlp.spans import PROTOBUF
 
 log = logging.getLogger(__name__)
 
+_STREAMS = 64  # of a connection at one time
+_READ_BYTES, _LEAST_TURNS = 512_000_000, 4  # of messages that are being read
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _SERVICES = {
     "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
@@ -42,15 +49,18 @@ class GrpcReceiver:
     def __init__(self, access: Access, intake: Intake) -> None:
         self._access = access
         self._intake = intake
+        self._turns = Turns(max(_LEAST_TURNS, _READ_BYTES // intake.max_body))
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", intake.max_body),
+                ("grpc.max_concurrent_streams", _STREAMS),
+                ("grpc.http2.bdp_probe", 0),  # what is sent before it is asked for stays at 64 KB a stream
                 ("grpc.per_message_decompression", 0),
                 ("grpc.so_reuseport", 0),  # else two servers share a port and each gets a part of the spans
             ]
         )
         for signal, service in _SERVICES.items():
-            handler = grpc.unary_unary_rpc_method_handler(self._handler(signal))
+            handler = grpc.stream_unary_rpc_method_handler(self._handler(signal))
             generic = grpc.method_handlers_generic_handler(service, {"Export": handler})
             self._server.add_generic_rpc_handlers([generic])
 
@@ -69,25 +79,39 @@ class GrpcReceiver:
         await self._server.stop(grace_s)
 
     def _handler(self, signal: str) -> Any:
-        async def export(request: bytes, context: Any) -> bytes:
+        async def export(_: Any, context: Any) -> bytes:
             try:
                 metadata = dict(context.invocation_metadata() or ())
                 token = token_of(metadata.get("authorization"))
                 caller = self._access.identify_sender(token, _host(context.peer()))
-                how = (request, PROTOBUF, sniff_encoding(request))
                 with self._intake.admitted(caller) as take:
-                    take(len(request))
+                    request = await self._read(caller, context, take)
+                    how = (request, PROTOBUF, sniff_encoding(request))
                     if signal == "traces":
                         answer = await self._intake.traces(caller, *how, take)
                     else:
                         answer = await self._intake.refuse(_signal(signal), *how)
             except (HttpError, OtlpError) as error:
-                await self._abort(signal, context, error)
+                # Its traceback would keep the message for as long as the client takes to hear of it.
+                await self._abort(signal, context, error.with_traceback(None))
             self._count(signal, grpc.StatusCode.OK)
             encoded: bytes = answer.SerializeToString()
             return encoded
 
         return export
+
+    async def _read(self, caller: Caller, context: Any, take: Take) -> bytes:
+        """The sender's message; HttpError 408 where it takes too long to come, 503 where too many wait."""
+        async with self._turns.turn(caller):
+            try:
+                async with asyncio.timeout(BODY_S):
+                    # Not by the iterator of messages: it would keep this one until it is collected.
+                    message: bytes | Any = await context.read()
+            except TimeoutError:
+                raise HttpError(408, f"the message did not come within {BODY_S:.0f} s") from None
+            request = b"" if message is grpc.aio.EOF else bytes(message)
+            take(len(request))
+            return request
 
     async def _abort(self, signal: str, context: Any, error: HttpError | OtlpError) -> NoReturn:
         code = _CODES[GRPC_CODES.get(error.status, 2)]

@@ -35,12 +35,12 @@ async def note_refusal(
     """Count the refusal for its attempt, and make the first of its code a durable span."""
     if caller.rollout_id is None or caller.attempt_id is None:
         return
-    code = str(error.body["error"]["code"] or error.status)
+    code = str(error.code or error.status)
     seen = stats.attempt(caller.rollout_id, caller.attempt_id).refused
     seen[code] = seen.get(code, 0) + 1
     if seen[code] > 1:
         return
-    now, model = time.time_ns(), str(request.get("model"))
+    now, model = time.time_ns(), request.get("model")  # of a request that was not read nobody knows it
     attributes: dict[str, str | None] = {
         names.GEN_AI_OPERATION: OPERATIONS[kind],
         names.GEN_AI_REQUEST_MODEL: model,
@@ -48,7 +48,9 @@ async def note_refusal(
         names.UNTRAINABLE: "refused",
         names.ERROR_TYPE: code,
     }
-    body = encode(caller, kind, policy or model, header(scope, b"traceparent"), (now, now), attributes, error.message)
+    body = encode(
+        caller, kind, policy or model or "unread", header(scope, b"traceparent"), (now, now), attributes, error.message
+    )
     try:
         await spool.append(Record(caller.rollout_id, caller.attempt_id, caller.scope, now, "gateway", body))
     except SpoolError as problem:

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from lightning_core.gateway.access import Caller
-from lightning_core.gateway.http import unavailable
+from lightning_core.gateway.http import Take, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -88,17 +88,21 @@ class ResponseStore:
             ).fetchone()
             self._size -= oldest[0] if oldest else self._size
 
-    def history(self, response_id: str, caller: Caller) -> list[dict[str, Any]] | None:
-        """The conversation up to and with this response; None where any of it is not known (any more)."""
-        turns: list[list[dict[str, Any]]] = []
+    def history(self, response_id: str, caller: Caller, take: Take) -> bytes | None:
+        """The messages up to and with this response, as a JSON list of lists; None where any of it is not known (any more).
+
+        `take` is told of the size of each part, which may be many times that of the request that names it.
+        """
+        turns: list[bytes] = []
         wanted: str | None = response_id
         while wanted is not None:
             row = self._row(wanted, caller)
             if row is None or len(turns) >= _LONGEST:
                 return None
+            take(len(row[1]))
             wanted = row[0]
-            turns.append(orjson.loads(row[1]))
-        return [message for turn in reversed(turns) for message in turn]
+            turns.append(row[1])
+        return b"[" + b",".join(reversed(turns)) + b"]"
 
     def response(self, response_id: str, caller: Caller) -> tuple[bytes, bytes] | None:
         """(the response, the items of its request), as JSON."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+UNREAD = 0  # stands for what a call asked whose body was not read: any later answer is taken for its own
 _ATTEMPTS_KEPT = 20_000
 
 
@@ -33,8 +34,9 @@ class AttemptStats:
 
     def answered(self, asked: int, began: float) -> None:
         """A call for it was answered: where it began (time.perf_counter()) after another failed, the agent lost nothing."""
-        if self.unanswered.get(asked, began) < began:
-            del self.unanswered[asked]
+        for what in (asked, UNREAD):
+            if self.unanswered.get(what, began) < began:
+                del self.unanswered[what]
 
 
 class PolicyStats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from lightning_core import names
 from lightning_core.gateway.access import Caller
 from lightning_core.gateway.call_span import Outcome, encode_call, new_id, parse_traceparent
 from lightning_core.gateway.files import load_secret
-from lightning_core.gateway.http import HttpError, Room, read_body
+from lightning_core.gateway.http import HttpError, read_body
 from lightning_core.gateway.reply import Collected, take_chunk, take_reply
+from lightning_core.gateway.room import OWN_SHARE, Room, Turns
 from lightning_core.gateway.routes import Route, RoutesError, RouteTable, parse_routes
 from lightning_core.gateway.sampling import Kind, Prepared, prepare
 from lightning_core.gateway.targets import Target
@@ -262,26 +264,75 @@ def test_routes_survive_a_restart_and_a_broken_file_is_named(tmp_path: Path) -> 
         RouteTable(tmp_path)
 
 
-def test_a_body_that_stops_coming_is_408_and_ends_the_connection() -> None:
+@pytest.mark.parametrize("pause_s", [60, 0.001])
+def test_a_body_that_does_not_come_in_time_is_408_and_ends_the_connection(pause_s: float) -> None:
     async def receive() -> Any:
-        await asyncio.sleep(60)
+        await asyncio.sleep(pause_s)
+        return {
+            "type": "http.request",
+            "body": b"",
+            "more_body": True,
+        }  # a client that lives, and gives hardly anything
 
     with pytest.raises(HttpError) as caught:
-        asyncio.run(read_body({"type": "http", "headers": []}, receive, 100, stalled_s=0.01))
+        asyncio.run(read_body({"type": "http", "headers": []}, receive, 100, within_s=0.05))
     assert caught.value.status == 408 and caught.value.headers == {"Connection": "close"}
+
+
+SECRET = Caller(None, None, "evaluate", "none", "secret")
 
 
 def test_room_for_bodies_is_given_back_also_when_a_request_fails() -> None:
     room = Room(100)
-    with pytest.raises(HttpError) as refused, room.holding() as take:
+    with pytest.raises(HttpError) as refused, room.holding(SECRET) as take:
         take(60)
-        with room.holding() as another:
+        with room.holding(SECRET) as another:
             another(41)
     assert refused.value.status == 503 and refused.value.headers["Retry-After"]
-    with room.holding() as take:
-        take(100)
-    with room.holding() as take:
-        take(100)
+    for _ in range(2):
+        with room.holding(SECRET) as take:
+            take(100)
+
+
+def test_a_sender_has_a_quarter_of_the_room_and_attempts_are_senders_of_their_own() -> None:
+    room = Room(100)
+    attempts = [Caller("r", name, "train", "path") for name in "abcd"]
+    nobody = Caller(None, None, "evaluate", "none", "nobody")
+    with contextlib.ExitStack() as stack:
+        for caller in attempts[:3]:
+            stack.enter_context(room.holding(caller))(25)
+            with pytest.raises(HttpError) as refused, room.holding(caller) as take:
+                take(1)
+            assert refused.value.code == OWN_SHARE
+        stack.enter_context(room.holding(nobody))(20)
+        with room.holding(attempts[3]) as take:
+            with pytest.raises(HttpError) as full:
+                take(6)
+            assert full.value.code == "service_unavailable"
+            take(5)
+    for caller in (*attempts, nobody):
+        with room.holding(caller) as take:
+            take(25)
+
+
+def test_messages_are_read_in_turns_and_nobody_has_them_all() -> None:
+    async def main() -> list[str]:
+        turns, read, done = Turns(2), [], asyncio.Event()
+
+        async def reading(name: str, last: asyncio.Event) -> None:
+            async with turns.turn(Caller("r", name, "train", "token")):
+                read.append(name)
+                await last.wait()
+
+        tasks = [asyncio.create_task(reading(name, done)) for name in ("slow", "slow", "quick", "third")]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        seen = list(read)
+        done.set()
+        await asyncio.gather(*tasks)
+        return seen
+
+    assert asyncio.run(main()) == ["slow", "quick"]
 
 
 def test_a_body_takes_room_as_it_comes_in() -> None:
@@ -292,9 +343,9 @@ def test_a_body_takes_room_as_it_comes_in() -> None:
 
     scope: Any = {"type": "http", "headers": []}
     room = Room(100)
-    with pytest.raises(HttpError) as refused, room.holding() as take:
+    with pytest.raises(HttpError) as refused, room.holding(SECRET) as take:
         asyncio.run(read_body(scope, receive, 1_000, take))
     assert refused.value.status == 503
     parts = [{"type": "http.request", "body": b"x" * 40, "more_body": more} for more in (True, False)]
-    with room.holding() as take:
+    with room.holding(SECRET) as take:
         assert asyncio.run(read_body(scope, receive, 1_000, take)) == b"x" * 80

@@ -1,0 +1,96 @@
+"""Room for what is sent here: how many bytes of requests may be in memory at one time, in all and of one sender.
+
+A body takes room as it comes in, and a call keeps its body's until it ends. A sender may have a quarter, so that no attempt,
+nor all that send without a token, shut the others out; who holds the secret may have all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from weakref import WeakValueDictionary
+
+from lightning_core.gateway.access import Caller
+from lightning_core.gateway.http import HttpError, Take, unavailable
+
+OWN_SHARE = "sender_room_used_up"  # the code of a refusal that is the sender's own doing
+
+_Whose = tuple[str, str | None, str | None]
+
+_SHARES = 4
+_MOST_WAITING = 256  # turns of one sender
+
+
+class Room:
+    """For one event loop."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = self._left = most_bytes
+        self._held: dict[_Whose, int] = {}
+
+    @contextlib.contextmanager
+    def holding(self, caller: Caller) -> Iterator[Take]:
+        """Gives `take(size)`, which raises HttpError 503 where so much is not left; all is given back in the end."""
+        held, whose = 0, _whose(caller)
+        share = self._most if caller.sender == "secret" else self._most // _SHARES
+
+        def take(size: int) -> None:
+            nonlocal held
+            if size > share - self._held.get(whose, 0):
+                message = (
+                    f"your requests have more than {share} bytes in all at one time; send it again when some are done"
+                )
+                raise HttpError(503, message, "server_error", OWN_SHARE, headers={"Retry-After": "1"})
+            if size > self._left:
+                raise unavailable("too many large requests at one time; send it again")
+            self._left -= size
+            self._held[whose] = self._held.get(whose, 0) + size
+            held += size
+
+        try:
+            yield take
+        finally:
+            if held:
+                self._left += held
+                self._held[whose] -= held
+                if not self._held[whose]:
+                    del self._held[whose]
+
+
+class Turns:
+    """Who may be read now, of messages of which nobody knows the size before: `most` at a time, and of one sender a quarter.
+
+    The others wait, and what they send is not read meanwhile.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._all = asyncio.Semaphore(most)
+        self._each = max(1, most // _SHARES)
+        self._lanes: WeakValueDictionary[_Whose, _Lane] = WeakValueDictionary()
+
+    @contextlib.asynccontextmanager
+    async def turn(self, caller: Caller) -> AsyncIterator[None]:
+        """Raises HttpError 503 where too many of the sender's wait already."""
+        lane = self._lanes.setdefault(_whose(caller), _Lane(self._each))
+        if lane.waiting >= _MOST_WAITING:
+            message = f"{lane.waiting} of your requests wait to be read; send it again"
+            raise HttpError(503, message, "server_error", OWN_SHARE, headers={"Retry-After": "1"})
+        lane.waiting += 1
+        try:
+            async with lane.turns, self._all:
+                yield
+        finally:
+            lane.waiting -= 1
+
+
+class _Lane:
+    """The turns of one sender."""
+
+    def __init__(self, most: int) -> None:
+        self.turns = asyncio.Semaphore(most)
+        self.waiting = 0  # or being read
+
+
+def _whose(caller: Caller) -> _Whose:
+    return caller.sender, caller.rollout_id, caller.attempt_id
