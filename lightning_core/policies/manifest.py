@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -13,6 +14,7 @@ from lightning_core.policies.probe import Probe
 from lightning_core.policies.weights import FileKey, settled_key
 
 MANIFEST = "manifest.json"
+_VERSION = re.compile(r"v[0-9]{4,}")
 
 _hashed: dict[FileKey, str] = {}  # what this process has hashed
 
@@ -76,6 +78,11 @@ class Manifest(Lineage):
         return blake3(listed.encode()).hexdigest()
 
 
+def is_version(name: str) -> bool:
+    """Whether it is the name of a version: `v0007`. No other text becomes part of a path."""
+    return _VERSION.fullmatch(name) is not None
+
+
 def read_manifest(folder: Path, policy: str) -> Manifest:
     """The manifest of the version in `folder`. Raises StoreError where it is unreadable or of another version."""
     file = folder / MANIFEST
@@ -96,10 +103,9 @@ def _lie(manifest: Manifest, policy: str, version: str) -> str | None:
         return (
             f"it is the manifest of policy {manifest.policy}, {manifest.version}, and stands in {version} of {policy}"
         )
-    if manifest.parent is not None and not (
-        manifest.parent[:1] == "v" and manifest.parent[1:].isdigit() and int(manifest.parent[1:]) < int(version[1:])
-    ):
-        return f"it names {manifest.parent!r} as the parent of {version}, which is no earlier version"
+    parent = manifest.parent
+    if parent is not None and not (is_version(parent) and int(parent[1:]) < int(version[1:])):
+        return f"it names {parent!r} as the parent of {version}, which is no earlier version"
     for name in manifest.files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or name == MANIFEST:

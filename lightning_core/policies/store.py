@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import secrets
 import shutil
 import time
@@ -32,6 +31,7 @@ from lightning_core.policies.manifest import (
     StoreError,
     check_files,
     digest_files,
+    is_version,
     read_manifest,
 )
 from lightning_core.policies.removed import removals, why_gone
@@ -42,7 +42,6 @@ __all__ = ["BASE_VERSION", "Evaluation", "Lineage", "Manifest", "PolicyStore", "
 log = logging.getLogger(__name__)
 
 BASE_VERSION = "v0000"
-_VERSION = re.compile(r"v\d{4,}")
 
 
 class PublishConflict(StoreError):
@@ -61,9 +60,7 @@ class PolicyStore:
         if not self.folder.is_dir():
             return []
         found = [
-            entry.name
-            for entry in self.folder.iterdir()
-            if _VERSION.fullmatch(entry.name) and (entry / MANIFEST).is_file()
+            entry.name for entry in self.folder.iterdir() if is_version(entry.name) and (entry / MANIFEST).is_file()
         ]
         return sorted(found, key=_number)
 
@@ -75,7 +72,7 @@ class PolicyStore:
     def path(self, version: str) -> Path:
         """The folder of a published version (absolute). Raises StoreError where there is none."""
         folder = self.folder / version
-        if not _VERSION.fullmatch(version) or not (folder / MANIFEST).is_file():
+        if not is_version(version) or not (folder / MANIFEST).is_file():
             if (removal := removals(self.folder).get(version)) is not None:
                 raise StoreError(why_gone(self.name, version, removal, self.versions()))
             raise StoreError(
@@ -238,7 +235,7 @@ class PolicyStore:
             version = file.read_bytes().decode(errors="replace").strip()
         except FileNotFoundError:
             return None
-        if not _VERSION.fullmatch(version):
+        if not is_version(version):
             raise StoreError(f"{file}: {version[:40]!r} is no version; write one of {self.versions()} into it")
         return version
 

@@ -3,6 +3,9 @@
 A registered model is called `<run>.<policy>`. A version's files are artifacts of the run that trained it: hard links
 where the artifacts are a folder on the store's file system (no disk, but also no second copy), else an upload. So the
 registry alone is enough to load a version, whatever becomes of `home`.
+
+Whoever reaches MLflow's address writes into it, so what it says is not believed: a version's name has to be one, and its files are read
+and removed only where the run that it names keeps them.
 """
 
 from __future__ import annotations
@@ -16,7 +19,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from lightning_core.policies.manifest import MANIFEST, Manifest, StoreError, check_files, read_manifest
+from lightning_core.policies.manifest import (
+    MANIFEST,
+    Manifest,
+    StoreError,
+    check_files,
+    is_version,
+    read_manifest,
+)
 from lightning_core.policies.removed import nearest
 from lightning_core.policies.store import PolicyStore
 
@@ -56,12 +66,11 @@ def register(client: Any, run_id: str, name: str, store: PolicyStore, version: s
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    found = _find(client, name, version, manifest.digest)
-    if found is not None:
-        return found
-    folder, place = store.checked(version), f"policies/{store.name}/{version}"
-    root = client.get_run(run_id).info.artifact_uri
-    local = _local(root)
+    place, root = _place(store.name, version), client.get_run(run_id).info.artifact_uri
+    for found in _versions(client, name):
+        if _weights(found) == (version, manifest.digest) and _is_own(client, found):
+            return found
+    folder, local = store.checked(version), _local(root)
     if local is not None:
         _link_folder(folder, local / place)
     else:
@@ -95,13 +104,15 @@ def load(uri: str, name: str, version: str, into: Path) -> Path:
 
     client = connect(uri)
     try:
-        found = _find(client, name, version) or client.get_model_version_by_alias(name, version)
+        known_as = (found for found in _versions(client, name) if found.tags.get("version") == version)
+        found = next(known_as, None) or client.get_model_version_by_alias(name, version)
+        tags, source = found.tags, _source(client, found)
     except MlflowException as error:
         known = sorted(model.name for model in _models(client))
         raise StoreError(f"{uri}: no version or alias {version!r} of {name!r} ({error}); models: {known}") from None
-    tags = found.tags
     if tags.get("weights") == REMOVED:
-        kept = [v.tags["version"] for v in client.search_model_versions(f"name = '{name}'") if "weights" not in v.tags]
+        kept = [v.tags.get("version", "") for v in _versions(client, name) if "weights" not in v.tags]
+        kept = [version for version in kept if is_version(version)]
         raise StoreError(
             f"{name}: {tags['version']} is not there: {found.description} In {uri} {nearest(tags['version'], kept)}"
         )
@@ -111,11 +122,14 @@ def load(uri: str, name: str, version: str, into: Path) -> Path:
     into.mkdir(parents=True, exist_ok=True)
     work = into / f".fetch-{secrets.token_hex(4)}"
     try:
-        _download(uri, found.source, work / target.name)
-        manifest = read_manifest(work / target.name, tags["policy"])
+        _download(uri, source, work / target.name)
+        links = sorted(file for file in (work / target.name).rglob("*") if file.is_symlink())
+        if links:
+            raise StoreError(f"{source}: {links[0].name} is a link, and not what was registered")
+        manifest = read_manifest(work / target.name, tags.get("policy", ""))
         check_files(work / target.name, manifest)
-        if manifest.digest != tags["digest"]:
-            raise StoreError(f"{found.source}: other files than those registered as {tags['version']} of {name}")
+        if manifest.digest != tags.get("digest"):
+            raise StoreError(f"{source}: other files than those registered as {tags['version']} of {name}")
         os.rename(work / target.name, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -126,7 +140,7 @@ def named(client: Any, policy: str) -> dict[Weights, list[str]]:
     """Weights that the registry needs → why: an alias names them, or a registered model of the user's own is made of them."""
     models = list(_models(client))
     ours = {model.name: model.aliases for model in models if model.tags.get("policy") == policy}
-    made = {name: list(client.search_model_versions(f"name = '{name}'")) for name in ours}
+    made = {name: _versions(client, name) for name in ours}
     found: dict[Weights, list[str]] = {}
     sources: dict[str, Weights] = {}
     for name, aliases in ours.items():
@@ -137,7 +151,7 @@ def named(client: Any, policy: str) -> dict[Weights, list[str]]:
                 if str(number) == str(version.version):
                     found.setdefault(weights, []).append(f"alias {alias} of {name}")
     for model in models:
-        for version in client.search_model_versions(f"name = {model.name!r}") if model.name not in ours else ():
+        for version in _versions(client, model.name) if model.name not in ours else ():
             if (known := sources.get(version.source)) is not None:
                 found.setdefault(known, []).append(f"registered as {model.name} {version.version}")
     return found
@@ -147,15 +161,19 @@ def forget(client: Any, policy: str, why: dict[Weights, str]) -> int:
     """Remove the files of model versions of a policy and tag them `weights: removed`; returns how many were not so yet.
 
     `why` has the weights with what is written into the version's description. Lineage and results stay to be looked at;
-    links to the files would keep the bytes on disk.
+    links to the files would keep the bytes on disk. A model version that names files elsewhere stays as it is, with a warning.
     """
     gone = 0
     models = [model.name for model in _models(client) if model.tags.get("policy") == policy]
     for name in models:
-        for found in client.search_model_versions(f"name = '{name}'"):
+        for found in _versions(client, name):
             weights = _weights(found)
             if weights in why and found.tags.get("weights") != REMOVED:
-                _remove(client, found)
+                try:
+                    _remove(client, found)
+                except StoreError as error:
+                    logger.warning("nothing of it is removed: %s", error)
+                    continue
                 client.update_model_version(name, found.version, description=f"The weights were {why[weights]}.")
                 client.set_model_version_tag(name, found.version, "weights", REMOVED)
                 gone += 1
@@ -177,11 +195,41 @@ def _models(client: Any) -> Iterator[Any]:
             return
 
 
-def _find(client: Any, name: str, version: str, digest: str | None = None) -> Any:
-    for found in client.search_model_versions(f"name = '{name}'"):
-        if found.tags.get("version") == version and digest in (None, found.tags.get("digest")):
-            return found
-    return None
+def _versions(client: Any, name: str) -> list[Any]:
+    quote = '"' if "'" in name else "'"
+    return list(client.search_model_versions(f"name = {quote}{name}{quote}"))
+
+
+def _place(policy: str, version: str) -> str:
+    """Where a version is among the artifacts of a run."""
+    return f"policies/{policy}/{version}"
+
+
+def _source(client: Any, found: Any) -> str:
+    """The address of a model version's files. Raises StoreError where it has no version's name, or is not where its run keeps that."""
+    from mlflow.exceptions import MlflowException
+
+    name, version = f"{found.name} {found.version}", found.tags.get("version", "")
+    if not is_version(version):
+        raise StoreError(f"{name}: its tag `version` is {version!r}, which is no version of a policy")
+    try:
+        root = client.get_run(found.run_id).info.artifact_uri if found.run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        root = None
+    source = str(found.source)
+    if source != f"{root}/{_place(found.tags.get('policy', ''), version)}" or ".." in unquote(source).split("/"):
+        raise StoreError(f"{name}: it says that {version} is in {source}, which is not where its run keeps versions")
+    return source
+
+
+def _is_own(client: Any, found: Any) -> bool:
+    try:
+        return bool(_source(client, found))
+    except StoreError as error:
+        logger.warning("%s; it is registered anew", error)
+        return False
 
 
 def _tags(manifest: Manifest) -> dict[str, str]:
@@ -236,15 +284,19 @@ def _download(uri: str, source: str, target: Path) -> None:
         local = Path(uri.removeprefix("sqlite:///")).parent.joinpath(*inside)
     if not local.is_dir():
         raise StoreError(f"{source}: the registry's files are not here; copy {ARTIFACTS}/ to the folder of mlflow.db")
-    shutil.copytree(local, target)
+    shutil.copytree(local, target, symlinks=True)
 
 
 def _remove(client: Any, found: Any) -> None:
-    local = _local(found.source)
-    if local is not None:
-        shutil.rmtree(local, ignore_errors=True)
-        return
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    source, root = _source(client, found), client.get_run(found.run_id).info.artifact_uri
+    place, local, folder = source.removeprefix(f"{root}/"), _local(source), _local(root)
+    if local is None or folder is None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    root = client.get_run(found.run_id).info.artifact_uri
-    get_artifact_repository(root).delete_artifacts(found.source.removeprefix(f"{root}/"))
+        get_artifact_repository(root).delete_artifacts(place)
+    elif local.is_dir():
+        if local.resolve() != folder.resolve() / place:
+            raise StoreError(f"{local}: a link leads there, and what it leads to is not the registry's")
+        if read_manifest(local, found.tags.get("policy", "")).digest != found.tags.get("digest"):
+            raise StoreError(f"{local}: other files than those registered")
+        shutil.rmtree(local, ignore_errors=True)
