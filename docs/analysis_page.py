@@ -18,7 +18,7 @@ are optional; their defaults are given below. The tables and views that the ques
 lightning-flows sql epoch_report
 lightning-flows sql "epoch_report(p_run := 'first-try')"
 lightning-flows sql "SELECT became, count(*) FROM task_changes() GROUP BY ALL"
-lightning-flows sql --show epoch_report    # prints its SQL, which defines a macro of that name for the session: edit and rerun it
+lightning-flows sql --show epoch_report    # prints its SQL, with NULL for each parameter: edit and rerun it
 lightning-flows sql --python               # prints Python that opens the catalog from any folder
 ```
 

@@ -246,12 +246,34 @@ def serve(settings_file: Path, assignments: tuple[str, ...]) -> None:
 @click.option("--lake", "url", metavar="URL", help="A lake published on object storage, in place of --home.")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @click.option("--limit", type=click.IntRange(min=0), help="Number of rows. Default: 50 in a table, all in csv or json.")
+@click.option(
+    "--read-from",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="A folder whose files the SQL may read; by default it reads the lake alone.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Computing time.",
+)
 @click.option("--show", is_flag=True, help="Print the SQL of a question, view or derived table instead of running it.")
 @click.option("--python", is_flag=True, help="Print Python that runs the question from any folder, with DataFrames.")
 def sql(
-    question: str | None, home: Path, url: str | None, form: str, limit: int | None, show: bool, python: bool
+    question: str | None,
+    home: Path,
+    url: str | None,
+    form: str,
+    limit: int | None,
+    read_from: tuple[str, ...],
+    timeout: float,
+    show: bool,
+    python: bool,
 ) -> None:
-    """Query the catalog. QUESTION is SQL, the name of a question of sql/analysis ("epoch_report(p_run := 'first-try')"), a
+    """Query the catalog. QUESTION is SQL (one SELECT), the name of a question of sql/analysis ("epoch_report(p_run := 'first-try')"), a
     view or a table. Without it: list what there is."""
     from lightning_core.lake import ask
 
@@ -267,7 +289,8 @@ def sql(
         click.echo(ask.show(question))
     else:
         try:
-            for line in ask.lines(url or home / "lake", question, form, limit):
+            lake = url or home / "lake"
+            for line in ask.lines(lake, question, form, limit, read_from=read_from, timeout_s=timeout):
                 click.echo(line)
         except BrokenPipeError:  # `| head` has seen enough
             sys.stderr.close()

@@ -20,6 +20,7 @@ import duckdb
 from lightning_core import names
 from lightning_core.client import STATUS_ERROR, STATUS_OK, SpanData, new_span_id, new_trace_id
 from lightning_core.config import SettingsError
+from lightning_core.lake import user_sql
 from lightning_core.loading import grader_digest, load_callable
 
 logger = logging.getLogger(__name__)
@@ -138,10 +139,10 @@ def _call(function: Callable[..., Any], attempt: Ungraded) -> Any:
 
 def _from_sql(reference: str, con: duckdb.DuckDBPyConnection, waiting: list[tuple[str, str]]) -> list[Any]:
     try:
-        cursor = con.execute(Path(reference).read_text())
-        columns = [c[0] for c in cursor.description or []]
-        rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
-    except duckdb.Error as error:
+        with user_sql.asked(con, Path(reference).read_text()) as answer:
+            columns = answer.columns
+            rows = [dict(zip(columns, row, strict=True)) for row in answer.rows()]
+    except user_sql.QueryError as error:
         raise SettingsError(f"{_SETTING}: {reference}: {error}") from error
     missing = {"rollout_id", "attempt_id", "reward"} - set(columns)
     if missing:

@@ -12,8 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-import duckdb
-
 from lightning_core.agents.source import agent_digest
 from lightning_core.checks import machine
 from lightning_core.checks.result import Check
@@ -21,6 +19,7 @@ from lightning_core.checks.user_code import Patience, Say, check_agent, check_fl
 from lightning_core.config import AgentSettings, Settings, SettingsError, TaskSettings
 from lightning_core.epoch.derive_inputs import check_estimators, check_patterns
 from lightning_core.epoch.task_file import load_tasks, summary
+from lightning_core.lake import user_sql
 from lightning_core.lake.manifest import stage_key
 from lightning_core.lake.redact import Redaction
 from lightning_core.loading import grader_digest
@@ -147,10 +146,10 @@ def _grader(grader: str | None, imported: dict[str, Check]) -> Check:
     if grader is None:
         return Check("ok", name, "not set: the agent emits the rewards")
     try:
-        duckdb.extract_statements(Path(grader).read_text())
+        user_sql.checked(Path(grader).read_text())
     except OSError as error:
         return Check("error", name, f"{name}: {grader}: no such file ({error.strerror})")
-    except duckdb.Error as error:
+    except user_sql.QueryError as error:
         return Check("error", name, f"{name}: {grader}: {error}")
     return Check("ok", name, grader)
 

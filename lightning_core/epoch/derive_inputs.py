@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from lightning_core.config import AirRule, PolicySettings, Settings, SettingsError
 from lightning_core.epoch.epoch import Epoch
-from lightning_core.epoch.patterns import COMPUTED, pattern
-from lightning_core.lake import schema, sql
+from lightning_core.epoch.patterns import BY_SQL, COMPUTED, pattern
+from lightning_core.lake import schema, sql, user_sql
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.loading import grader_digest
 from lightning_core.policies.model import config_files
@@ -89,6 +89,11 @@ def check_patterns(settings: Settings) -> None:
     for i, policy in enumerate(settings.policies):
         if not policy.agent_match.startswith(COMPUTED):
             patterns[f"policies.{i}.agent_match"] = policy.agent_match
+        elif policy.agent_match.startswith(BY_SQL):
+            try:
+                user_sql.checked(policy.agent_match.removeprefix(BY_SQL))
+            except user_sql.QueryError as error:
+                raise SettingsError(f"policies.{i}.agent_match: {error}") from None
         patterns[f"policies.{i}.agent_exclude"] = policy.agent_exclude
     if isinstance(settings.reward.air, list):
         for i, rule in enumerate(settings.reward.air):
@@ -236,11 +241,16 @@ def _own_estimator(file: str) -> str:
 
 def _estimate(con: duckdb.DuckDBPyConnection, estimator: str) -> list[str]:
     """Create `estimated` by one estimator; returns its columns."""
-    text = _own_estimator(estimator) if estimator.endswith(".sql") else sql.text(f"advantages/{estimator}")
     needed = (*_ESTIMATOR_KEYS, "advantage")
     contract = f"it reads the table `returns` and returns the columns {', '.join(needed)}, one row per row that acted"
     try:
-        con.execute(f"CREATE OR REPLACE TABLE estimated AS {text}")
+        if estimator.endswith(".sql"):
+            with user_sql.alone(con, ["returns"]) as own, user_sql.asked(own, _own_estimator(estimator)) as answer:
+                con.register("estimated_arrow", answer.table())
+            con.execute("CREATE OR REPLACE TABLE estimated AS FROM estimated_arrow")
+            con.unregister("estimated_arrow")
+        else:
+            con.execute(f"CREATE OR REPLACE TABLE estimated AS {sql.text(f'advantages/{estimator}')}")
         columns = [row[0] for row in con.execute("DESCRIBE estimated").fetchall()]
         missing = [name for name in needed if name not in columns]
         if missing:
@@ -248,7 +258,7 @@ def _estimate(con: duckdb.DuckDBPyConnection, estimator: str) -> list[str]:
         keys = ", ".join(_ESTIMATOR_KEYS)
         twice = con.execute(f"SELECT {keys} FROM estimated GROUP BY ALL HAVING count(*) > 1 LIMIT 1").fetchone()
         con.execute("SELECT count(advantage::DOUBLE), count(step::BIGINT) FROM estimated").fetchall()
-    except duckdb.Error as error:
+    except (duckdb.Error, user_sql.QueryError) as error:
         reason = str(error).split("\n", 1)[0]
         raise SettingsError(f"policies.advantages: {estimator}: {reason}; {contract}") from None
     if twice is not None:

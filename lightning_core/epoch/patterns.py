@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 
 from lightning_core.config import PolicySettings, SettingsError
 from lightning_core.epoch.epoch import Epoch
-from lightning_core.lake import catalog, sql
+from lightning_core.lake import catalog, sql, user_sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import ComputedPattern, EpochManifest
 from lightning_core.loading import load_callable
 
-COMPUTED = ("@", "sql:")
+BY_SQL = "sql:"
+COMPUTED = ("@", BY_SQL)
 
 
 def settle(epoch: Epoch) -> None:
@@ -115,7 +116,7 @@ def _compute(epoch: Epoch, policy: PolicySettings) -> str:
                 "epoch as a list of dicts, empty before the first"
             ) from error
     else:
-        found = _ask(epoch.lake, policy.agent_match.removeprefix("sql:"), setting)
+        found = _ask(epoch.lake, policy.agent_match.removeprefix(BY_SQL), setting)
     if found is None:
         return ""
     if not isinstance(found, str):
@@ -133,9 +134,9 @@ def _compute(epoch: Epoch, policy: PolicySettings) -> str:
 def _ask(lake: Lake, query: str, setting: str) -> Any:
     lake.rebuild_catalog()
     try:
-        with catalog.connect(lake.root) as con:
-            rows = con.execute(query).fetchmany(2)
-    except duckdb.Error as error:
+        with catalog.connect_alone(lake.root) as con, user_sql.asked(con, query) as answer:
+            rows = list(answer.rows(2))
+    except user_sql.QueryError as error:
         raise SettingsError(f"{setting}: the query fails: {error}") from None
     if len(rows) > 1 or (rows and len(rows[0]) != 1):
         raise SettingsError(

@@ -8,8 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ from typing import Any
 import duckdb
 from rich.console import Console
 
-from lightning_core.lake import catalog, sql, text_table
+from lightning_core.lake import catalog, sql, text_table, user_sql
 from lightning_core.lake.derived_tables import DERIVED
 from lightning_core.lake.manifest import LakeError
 
 _ROWS_OF_A_TABLE = 50
-_FETCH = 1000  # rows at a time: csv and json of any length in little memory
 _DERIVING = ("hierarchy", "triplets", "advantages")
 
 
@@ -52,8 +50,8 @@ def overview(root: Path | str) -> str:
         "",
         "lightning-flows sql NAME                       answers a question, or shows a table or view",
         "lightning-flows sql \"NAME(p_run := 'first')\"   the question with parameters; each can be left out",
-        'lightning-flows sql "SELECT … FROM NAME() …"   any SQL, with questions, tables and views in it',
-        "lightning-flows sql --show NAME                its SQL, what its parameters are; to be changed and asked again",
+        'lightning-flows sql "SELECT … FROM NAME() …"   any query, with questions, tables and views in it',
+        "lightning-flows sql --show NAME                its SQL, to be changed and asked again",
         "lightning-flows sql --python                   how to open the catalog in Python, and DataFrames of it",
     ]
     return "\n".join(lines)
@@ -91,9 +89,9 @@ def call(name: str) -> str:
 
 def show(name: str) -> str:
     """The SQL of a question, of a view, of the step that makes a derived table: of both, where a view shows that table. Raises
-    LakeError for other names."""
+    LakeError for other names. A question's parameters stand in it as `NULL /* p_run */`, to be replaced."""
     if name in questions():
-        return f"CREATE OR REPLACE TEMP {sql.macro(f'analysis/{name}')};\n\nFROM {name}();"
+        return _with_parameters_to_fill_in(sql.text(f"analysis/{name}")) + ";"
     files = [f"{folder}/{name}" for folder in ("views", *_DERIVING) if f"{folder}/{name}" in sql.names(folder)]
     if files:
         return "\n\n".join(f"-- sql/{file}.sql\n{sql.text(file)};" for file in files)
@@ -101,40 +99,43 @@ def show(name: str) -> str:
     raise LakeError(f"no SQL is called {name!r}{_close(name, known)}; `lightning-flows sql` lists what there is")
 
 
-def answer(root: Path | str, question: str, form: str = "table", limit: int | None = None) -> str:
+def _with_parameters_to_fill_in(text: str) -> str:
+    named = (
+        line if line.startswith("--") else sql.PARAMETER.sub(r"NULL /* \g<0> */", line) for line in text.splitlines()
+    )
+    return "\n".join(named)
+
+
+def answer(root: Path | str, question: str, form: str = "table", limit: int | None = None, **more: Any) -> str:
     """The result of a question as text; see `lines`."""
-    return "\n".join(lines(root, question, form, limit))
+    return "\n".join(lines(root, question, form, limit, **more))
 
 
-def lines(root: Path | str, question: str, form: str = "table", limit: int | None = None) -> Iterator[str]:
+def lines(
+    root: Path | str,
+    question: str,
+    form: str = "table",
+    limit: int | None = None,
+    *,
+    read_from: Sequence[str] = (),
+    timeout_s: float = user_sql.TIMEOUT_S,
+) -> Iterator[str]:
     """The result of a question, line by line, as table, csv, or json (one object a row).
 
     A table fits the terminal; where stdout is none, its cells are whole. limit: rows; by default 50 of a table, and all as
-    csv or json. Raises LakeError, one line, for what cannot be asked.
+    csv or json. read_from: folders, beside the lake, whose files it may read. Raises LakeError, one line, for what cannot be asked.
     """
-    with catalog.connect(root) as con, ThreadPoolExecutor(1) as thread:
-        text = _resolve(con, question)
+    also = [*([root] if isinstance(root, str) else []), *(str(Path(folder).resolve()) for folder in read_from)]
+    with catalog.connect_alone(root) as con:
         try:
-            _wait(con, thread.submit(con.execute, text))
-            if con.description is None:
-                return
-            columns = [column[0] for column in con.description]
-            if form == "table":
-                shown = _ROWS_OF_A_TABLE if limit is None else limit
-                yield from _table(columns, list(_rows(con, thread, shown + 1)), shown)
-            else:
-                yield from (_csv if form == "csv" else _json)(columns, _rows(con, thread, limit))
-        except duckdb.Error as error:
-            raise LakeError(_remedy(root, error)) from None
-
-
-def _wait(con: duckdb.DuckDBPyConnection, work: Future[Any]) -> Any:
-    """The result of a query in another thread, so that Ctrl-C ends it at any moment: DuckDB itself looks too seldom."""
-    try:
-        return work.result()
-    except KeyboardInterrupt:
-        con.interrupt()
-        raise
+            with user_sql.asked(con, _resolve(con, question), also, timeout_s) as found:
+                if form == "table":
+                    shown = _ROWS_OF_A_TABLE if limit is None else limit
+                    yield from _table(found.columns, list(found.rows(shown + 1)), shown)
+                else:
+                    yield from (_csv if form == "csv" else _json)(found.columns, found.rows(limit))
+        except user_sql.QueryError as error:
+            raise LakeError(_remedy(root, str(error))) from None
 
 
 def _resolve(con: duckdb.DuckDBPyConnection, question: str) -> str:
@@ -161,16 +162,6 @@ def _close(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     near += [k for k in known if k not in near and name.lower() in k]
     return f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
-
-
-def _rows(con: duckdb.DuckDBPyConnection, thread: ThreadPoolExecutor, limit: int | None) -> Iterator[tuple[Any, ...]]:
-    left = limit
-    while left is None or left > 0:
-        batch = _wait(con, thread.submit(con.fetchmany, _FETCH if left is None else min(_FETCH, left)))
-        yield from batch
-        if not batch:
-            return
-        left = None if left is None else left - len(batch)
 
 
 def _table(columns: list[str], rows: list[tuple[Any, ...]], limit: int) -> Iterator[str]:
@@ -203,26 +194,25 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, Decimal) else str(value)
 
 
-def _remedy(root: Path | str, error: duckdb.Error) -> str:
-    said = _one_line(error)
+def _remedy(root: Path | str, said: str) -> str:
+    if "file system operations are disabled" in said:
+        return f"{said}; SQL reads the lake alone, and what `--read-from FOLDER` names"
     missing = re.match(r"Catalog Error: Table( Function)? with name (\w+) does not exist", said)
     if missing is None or missing[2] not in questions():
         return said
     if missing[1]:
-        return of_another_version(root, error)
+        return _of_another_version(root, said)
     return f"{missing[2]} is a question, which takes parentheses: FROM {missing[2]}()"
 
 
 def of_another_version(root: Path | str, error: duckdb.Error) -> str:
     """What to say where a catalog lacks what this version asks it for."""
+    return _of_another_version(root, user_sql.one_line(error))
+
+
+def _of_another_version(root: Path | str, said: str) -> str:
     renewed = "`lightning-flows lake publish`" if isinstance(root, str) else "`lightning-flows ingest`"
-    return f"{root}: the catalog is another version's ({_one_line(error)}); {renewed} renews it"
-
-
-def _one_line(error: duckdb.Error) -> str:
-    """DuckDB's message without its drawing of the place; what it suggests stays."""
-    said = (line.strip() for line in str(error).splitlines())
-    return " ".join(line for line in said if line and not line.startswith("LINE ") and line.strip("^~ "))
+    return f"{root}: the catalog is another version's ({said}); {renewed} renews it"
 
 
 def _count(con: duckdb.DuckDBPyConnection, query: str) -> int:

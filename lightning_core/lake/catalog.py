@@ -7,11 +7,14 @@ relative to the lake: `lightning-flows sql` sets `file_search_path`, and `duckdb
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -251,6 +254,31 @@ def connect(root: Path | str) -> AbstractContextManager[duckdb.DuckDBPyConnectio
 def opened(path: Path, root: Path) -> duckdb.DuckDBPyConnection:
     """A catalog's file, read-only; its relative paths are those in `root`."""
     return duckdb.connect(str(path), read_only=True, config={"file_search_path": str(root)})
+
+
+@contextlib.contextmanager
+def connect_alone(root: Path | str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """As `connect`, to a database of its own: connections of a process to one file share their configuration."""
+    with contextlib.ExitStack() as stack:
+        con = stack.enter_context(connect(root))
+        if not isinstance(root, str):
+            con.close()
+            folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(dir=_spill(root), ignore_cleanup_errors=True))
+            )
+            shutil.copyfile(root / "catalog.duckdb", folder / "catalog.duckdb")
+            con = stack.enter_context(opened(folder / "catalog.duckdb", root))
+        yield con
+
+
+def _spill(root: Path) -> Path | None:
+    """The lake's folder for what queries spill; None, the system's, where it may not be written."""
+    folder = root / "tmp"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def file_list(files: list[str]) -> str:

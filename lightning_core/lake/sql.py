@@ -16,6 +16,7 @@ import duckdb
 ROOT = Path(str(files("lightning_flows") / "sql")).resolve()
 # Folders whose files run in the order that their headers say.
 _OF_AN_EPOCH = ("hierarchy", "triplets", "advantages", "ingest")
+PARAMETER = re.compile(r"\bp_[a-z_]+\b")
 _parsed: dict[str, duckdb.Statement] = {}
 
 
@@ -61,7 +62,7 @@ def _run(con: duckdb.DuckDBPyConnection, ddl: str) -> None:
 @cache
 def parameters(name: str) -> tuple[str, ...]:
     """What a file leaves open, in the order of its header: every word that begins with `p_`, as no column does."""
-    return tuple(dict.fromkeys(re.findall(r"\bp_[a-z_]+\b", text(name))))
+    return tuple(dict.fromkeys(PARAMETER.findall(text(name))))
 
 
 @cache

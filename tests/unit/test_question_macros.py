@@ -104,12 +104,12 @@ def test_a_catalog_that_knows_no_questions_says_what_renews_it(lake: Lake, tmp_p
 
 
 def test_a_changed_question_can_be_asked_as_shown(lake: Lake) -> None:
-    changed = ask.show("failing_tools").replace("count(*) AS calls", "count(*) + 100 AS calls")
-    with catalog.connect(lake.root) as con:
-        assert con.execute("SELECT calls FROM failing_tools()").fetchall() == [(6,)]
-        assert con.execute(
-            changed.replace("FROM failing_tools();", "SELECT calls FROM failing_tools();")
-        ).fetchall() == [(106,)]
+    shown = ask.show("failing_tools")
+    assert [json.loads(line)["calls"] for line in ask.lines(lake.root, shown, "json")] == [6]
+    changed = shown.replace("count(*) AS calls", "count(*) + 100 AS calls")
+    assert [json.loads(line)["calls"] for line in ask.lines(lake.root, changed, "json")] == [106]
+    of_nobody = shown.replace("NULL /* p_run */", "'nobody'")
+    assert of_nobody != shown and list(ask.lines(lake.root, of_nobody, "json")) == []
 
 
 @pytest.mark.parametrize("question", [None, "epoch_report(p_run := 'run')", "SELECT 'it''s \"run\"' AS run"])
