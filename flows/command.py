@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import yaml
 
 from lightning_core.config import Settings, SettingsError
 from lightning_core.epoch.stages import STAGES
 from lightning_core.errors import Missing
-from lightning_core.settings_file import load_settings
+from lightning_core.settings_file import load_settings, read_yaml
 from lightning_flows.flows.display import shown
 from lightning_flows.flows.prefect_api import prefect_api
 
@@ -48,7 +47,7 @@ def load(path: Path, assignments: tuple[str, ...]) -> Settings:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise SettingsError(f"--set {assignment}: write it as KEY=VALUE")
-        overrides[key] = yaml.safe_load(value)
+        overrides[key] = read_yaml(value, f"--set {key}")
     return load_settings(path, overrides)
 
 

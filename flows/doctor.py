@@ -79,7 +79,7 @@ def _task(settings: Settings, given: str | None, has_tasks: bool) -> dict[str, A
         return load_tasks(settings.tasks.train, "tasks.train")[0].content
     try:
         task = json.loads(given)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"--task is no JSON: {error}") from None
     if not isinstance(task, dict):
         raise SettingsError("--task: every task is a JSON object")

@@ -12,6 +12,43 @@ from pydantic import BaseModel, ValidationError
 
 from lightning_core.config import Settings, SettingsError
 
+DEEPEST = 50  # levels of nesting; a setting needs six
+
+
+class _TooDeep(yaml.YAMLError):
+    """A node deeper than DEEPEST, in `line` (from 1)."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(f"{line}: {_NESTED}")
+
+
+_NESTED = f"nested more than {DEEPEST} deep"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and no deeper than Python can follow."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise _TooDeep(self.peek_event().start_mark.line + 1)  # type: ignore[no-untyped-call]
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """The value of a YAML (or JSON) text. Raises SettingsError that begins with `name`."""
+    try:
+        return yaml.load(text, _Loader)
+    except _TooDeep as error:
+        raise SettingsError(f"{name}:{error}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{name}: not valid YAML: {error}") from None
+
 
 def load_settings(path: Path | str, overrides: dict[str, Any] | None = None) -> Settings:
     """Read a YAML file of settings; `overrides` maps dotted keys to values (`{"rollout.group_size": 4}`).
@@ -20,13 +57,12 @@ def load_settings(path: Path | str, overrides: dict[str, Any] | None = None) -> 
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text())
+        text = path.read_text()
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such settings file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read as a settings file: {error}") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not valid YAML: {error}") from None
+    raw = read_yaml(text, str(path))
     try:
         return make_settings(raw, overrides, path.parent)
     except SettingsError as error:
@@ -42,17 +78,31 @@ def make_settings(raw: Any, overrides: Any = None, folder: Path = Path()) -> Set
         raise SettingsError(f"expected a mapping of settings at the top, got {type(raw).__name__}")
     if not isinstance(overrides or {}, dict):
         raise SettingsError(f"overrides: expected a mapping of dotted keys to values, got {type(overrides).__name__}")
+    for given in (raw, overrides):
+        _require_shallow(given)
     raw = copy.deepcopy(raw)
     for dotted, value in (overrides or {}).items():
         try:
             _assign(raw, dotted, value)
         except (TypeError, IndexError, ValueError, AttributeError):
             raise SettingsError(f"cannot set `{dotted}`: there is no such place in the settings") from None
+    _require_shallow(raw)
     _find_estimators(raw, folder)
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
         raise SettingsError(explain_validation(error)) from None
+
+
+def _require_shallow(value: Any) -> None:
+    """Raise SettingsError for a value that nests deeper than DEEPEST, by aliases, too; it may hold itself."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST):
+        inner = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+        level = list({id(item): item for item in inner if isinstance(item, dict | list)}.values())
+        if not level:
+            return
+    raise SettingsError(_NESTED)
 
 
 def _find_estimators(raw: dict[str, Any], folder: Path) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
+from pydantic import ValidationError
 
 from lightning_core.config import GatewaySettings
 from lightning_core.errors import LightningError
@@ -37,6 +38,7 @@ from lightning_core.gateway.revoked import Revoked
 from lightning_core.gateway.room import Room
 from lightning_core.gateway.routes import RoutesError, RouteTable
 from lightning_core.gateway.stats import Stats
+from lightning_core.settings_file import explain_validation
 from lightning_core.spool.spool import SpoolError, SpoolWriter
 
 if TYPE_CHECKING:
@@ -198,12 +200,19 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def _settings(text: str) -> GatewaySettings:
+    try:
+        return GatewaySettings.model_validate_json(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(explain_validation(error)) from None
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lightning_core.gateway", description="model calls and OTLP spans")
     parser.add_argument("--home", type=Path, default=Path("var"), help="folder for everything a run writes")
     parser.add_argument(
         "--settings",
-        type=GatewaySettings.model_validate_json,
+        type=_settings,
         default=GatewaySettings(),
         help="section gateway as JSON",
     )
