@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ from pydantic import BaseModel
 from lightning_core.config import GatewaySettings, SettingsError
 from lightning_core.epoch.services import claim_services, stop_orphans
 from lightning_core.files import write_atomic
+from lightning_core.gateway.files import PRIVATE
 from lightning_core.gateway.handle import gateway_command
 from lightning_core.process.linux import created, end_group, group_members, is_running, kill
 from lightning_core.process.spawn import Process, StartError
@@ -80,11 +82,19 @@ class Ports(BaseModel):
 
 
 def make_plan(
-    home: Path, gateway: GatewaySettings, ports: Ports, prefect_db: str | None = None, mlflow_db: str | None = None
+    home: Path,
+    gateway: GatewaySettings,
+    ports: Ports,
+    prefect_db: str | None = None,
+    mlflow_db: str | None = None,
+    auth: bool = False,
 ) -> Plan:
-    """What runs for a home. Raises SettingsError for a port that is taken, naming the part and the option, and
-    ModuleNotFoundError where the program of a part is not installed."""
-    for program in ("prefect", "mlflow"):
+    """What runs for a home. auth: Prefect and MLflow answer those alone who know what is in `stack/auth`.
+
+    Raises SettingsError for a port that is taken, naming the part and the option, and ModuleNotFoundError where the program of a part is
+    not installed.
+    """
+    for program in ("prefect", "mlflow", *(["flask_wtf"] if auth else [])):
         if find_spec(program) is None:
             raise ModuleNotFoundError(f"No module named {program!r}", name=program)
     home = home.resolve()
@@ -99,14 +109,21 @@ def make_plan(
     }
     if prefect_db is not None:
         prefect["PREFECT_API_DATABASE_CONNECTION_URL"] = prefect_db
+    mlflow = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(chosen["mlflow"]), "--workers", "1"]
+    server, record, users = {}, {"MLFLOW_BACKEND_STORE_URI": mlflow_db or f"sqlite:///{home / 'mlflow.db'}"}, {}
+    if auth:
+        known = load_auth(home / "stack")
+        user, _, password = known.partition(":")
+        server, users = {"PREFECT_SERVER_API_AUTH_STRING": known}, {"PREFECT_API_AUTH_STRING": known}
+        users |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+        mlflow += ["--app-name", "basic-auth"]
+        record |= _mlflow_auth(home / "stack", user, password)
     python = [sys.executable, "-m"]
     worker = ["prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--with-healthcheck"]
     worker_health = {
         "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
         "PREFECT_WORKER_WEBSERVER_PORT": str(chosen["worker"]),
     }
-    record = mlflow_db or f"sqlite:///{home / 'mlflow.db'}"
-    mlflow = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(chosen["mlflow"]), "--workers", "1"]
     own = gateway.model_copy(update={"port": chosen["gateway"]})
     return Plan(
         home=home,
@@ -114,7 +131,7 @@ def make_plan(
             Part(
                 name="prefect",
                 command=prefect_api.server_command("--host", "127.0.0.1", "--port", str(chosen["prefect"])),
-                environment=prefect,
+                environment=prefect | server | users,
                 ready=f"{url['prefect']}/api/health",
                 shown=url["prefect"],
             ),
@@ -126,20 +143,43 @@ def make_plan(
             ),
             Part(
                 name="mlflow",
-                command=[*python, *mlflow, "--backend-store-uri", record],
+                command=[*python, *mlflow],
+                environment=record,
                 ready=f"{url['mlflow']}/health",
                 shown=url["mlflow"],
             ),
             Part(
                 name="worker",
                 command=[*python, *worker],
-                environment=prefect | worker_health,
+                environment=prefect | worker_health | users,
                 ready=f"{url['worker']}/health",
                 shown=f"work pool {WORK_POOL!r}, PREFECT_API_URL={url['prefect']}/api",
                 after="prefect",
             ),
         ],
     )
+
+
+def load_auth(folder: Path) -> str:
+    """`user:password` of Prefect's API and of MLflow, as `auth` in the stack's folder has it; made on the first call."""
+    file = folder / "auth"
+    if not file.is_file():
+        write_atomic(file, f"lightning:{secrets.token_urlsafe(32)}".encode(), mode=PRIVATE)
+    return file.read_text().strip()
+
+
+def _mlflow_auth(folder: Path, user: str, password: str) -> dict[str, str]:
+    """The environment of an MLflow server with one user, whose settings are in `folder`."""
+    config = folder / "mlflow-auth.ini"
+    lines = ["[mlflow]", "default_permission = NO_PERMISSIONS", f"admin_username = {user}"]
+    lines += [f"database_uri = sqlite:///{folder / 'mlflow-auth.db'}"]
+    lines += ["authorization_function = mlflow.server.auth:authenticate_request_basic_auth"]
+    write_atomic(config, "\n".join([*lines, ""]).encode(), mode=PRIVATE)
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),
+    }
 
 
 def state_of(home: Path) -> State | None:
@@ -153,7 +193,7 @@ def state_of(home: Path) -> State | None:
 def start(plan: Plan) -> None:
     """Start the supervisor in a session of its own; what a killed one left running is ended first."""
     stop(plan.home)
-    write_atomic(plan.folder / "plan.json", plan.model_dump_json(indent=1).encode())
+    write_atomic(plan.folder / "plan.json", plan.model_dump_json(indent=1).encode(), mode=PRIVATE)  # with passwords
     # -P: no module in the folder where the user stands comes in the place of one that this needs.
     command = [sys.executable, "-P", "-m", "lightning_flows.flows.stack", str(plan.home)]
     process = Process(command, plan.folder / "supervisor.log")

@@ -40,6 +40,9 @@ _port = click.IntRange(0, 65535)
 @click.option("--prefect-db", metavar="URL", help="postgresql+asyncpg://…; default: SQLite in the home.")
 @click.option("--mlflow-db", metavar="URL", help="postgresql://…; default: SQLite in the home.")
 @click.option(
+    "--auth", is_flag=True, help="Prefect and MLflow answer those alone who know what is in stack/auth of the home."
+)
+@click.option(
     "--deploy/--no-deploy",
     default=True,
     show_default=True,
@@ -57,6 +60,7 @@ def up(
     worker_port: int,
     prefect_db: str | None,
     mlflow_db: str | None,
+    auth: bool,
     deploy: bool,
     alert_webhook: str | None,
 ) -> None:
@@ -70,7 +74,7 @@ def up(
         return
     gateway = GatewaySettings() if settings_file is None else load(settings_file, ()).gateway
     ports = stack.Ports(prefect=prefect_port, gateway=gateway_port, mlflow=mlflow_port, worker=worker_port)
-    plan = stack.make_plan(home, gateway, ports, prefect_db, mlflow_db)
+    plan = stack.make_plan(home, gateway, ports, prefect_db, mlflow_db, auth)
     stack.start(plan)
     try:
         _wait_until_ready(plan)
@@ -159,4 +163,8 @@ def _show(plan: Plan) -> None:
         click.echo(f"{part.name:<8} {part.shown}")
     click.echo(f"logs     {plan.folder}")
     url = plan.parts[0].environment["PREFECT_API_URL"]
+    if "PREFECT_API_AUTH_STRING" in plan.parts[0].environment:
+        click.echo(
+            f"auth     export PREFECT_API_AUTH_STRING=$(cat {plan.folder / 'auth'})  (user:password, of MLflow too)"
+        )
     click.echo(f"run      PREFECT_API_URL={url} prefect deployment run train-epoch/local")
