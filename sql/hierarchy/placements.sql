@@ -1,6 +1,7 @@
 -- Where each tree of `components` hangs, and what its spans inherit there.
 -- Grain: one row per tree. `parent` is NULL for the tree of the attempt's root; `agent`, `agent_path` and `ambiguous` hold
--- for its unnamed spans, `confidence` that of the weakest step from its top up to that agent.
+-- for its unnamed spans, `agent_node` is that agent's span (NULL: not known which of several), `confidence` that of the weakest
+-- step from its top up to that agent.
 -- Inputs: components, evidence, nodes, missing_parents, names, evident_agent, agent_spans, methods.
 -- Rule: `beside` a call is where the call is; by a link under the span linked to, whose agent unnamed spans then share,
 -- but agents do not nest; under a parent that never came, unless time tells of another agent than that parent's; else by
@@ -71,6 +72,7 @@ links AS MATERIALIZED (
         above.confidence AS parent_confidence,
         above.top AS parent_top,
         above.depth AS parent_depth,
+        above.agent_node AS parent_agent_node,
         agents.agent AS parent_agent,
         agents.agent_path AS parent_path,
         agents.outermost AS parent_outermost
@@ -80,7 +82,9 @@ links AS MATERIALIZED (
     LEFT JOIN agent_spans AS agents ON agents.node = above.agent_node
 ),
 walk AS (
-    SELECT node, parent, method, candidates, 0 AS depth, agent, agent_path, ambiguous, 1.0::DOUBLE AS confidence FROM hung WHERE parent IS NULL
+    SELECT node, parent, method, candidates, 0 AS depth, agent, NULL::BIGINT AS agent_node, agent_path, ambiguous, 1.0::DOUBLE AS confidence
+    FROM hung
+    WHERE parent IS NULL
     UNION ALL
     SELECT
         links.node,
@@ -89,6 +93,10 @@ walk AS (
         links.candidates,
         walk.depth + links.parent_depth + 1,
         CASE WHEN NOT links.ambiguous THEN coalesce(links.agent, links.parent_agent, walk.agent) END,
+        CASE
+            WHEN links.ambiguous OR links.agent <> links.parent_agent THEN NULL
+            WHEN links.agent IS NULL OR links.parent_agent IS NOT NULL THEN coalesce(links.parent_agent_node, walk.agent_node)
+        END,
         CASE
             WHEN links.ambiguous THEN NULL
             WHEN links.agent_path IS NOT NULL THEN links.agent_path
@@ -108,6 +116,6 @@ walk AS (
 )
 FROM walk
 UNION ALL
-SELECT node, root, 'cycle', 0, 1, NULL, NULL, false, 0.3
+SELECT node, root, 'cycle', 0, 1, NULL, NULL, NULL, false, 0.3
 FROM hung
 ANTI JOIN walk USING (node)

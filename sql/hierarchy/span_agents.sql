@@ -1,7 +1,7 @@
 -- The agent that each span belongs to; `places` says how its place was found.
 -- Grain: one row per span, and one (negative `node`) per declared parent that never came. A view: calls and rewards ask for
--- some spans alone. `placed_by`: the method, for the top of a tree. `confidence`: of the weakest step up
--- to the agent.
+-- some spans alone. `placed_by`: the method, for the top of a tree. `agent_node`: the agent's span; NULL where it is not known
+-- which of several. `confidence`: of the weakest step up to the agent.
 -- Inputs: components, placements, agent_spans, evident_agent, methods.
 -- Rule: a span belongs to the nearest named ancestor-or-self. What lies under an `ambiguous` span is ambiguous too, until
 -- a span names its agent. What is declared is not put elsewhere, but a call right under a root (AgentOps hangs calls under its
@@ -13,6 +13,7 @@ SELECT
     CASE WHEN components.node = components.top THEN placements.candidates ELSE coalesce(told.candidates, 0) END AS candidates,
     components.depth + placements.depth AS depth,
     CASE WHEN told.node IS NULL THEN coalesce(agents.agent, placements.agent) ELSE told.agent END AS agent,
+    CASE WHEN told.node IS NULL THEN coalesce(components.agent_node, placements.agent_node) ELSE told.agent_node END AS agent_node,
     CASE
         WHEN told.node IS NOT NULL THEN told.agent_path
         WHEN agents.agent_path IS NULL THEN placements.agent_path
@@ -36,6 +37,7 @@ LEFT JOIN (
         evident_agent.candidates,
         methods.confidence::DOUBLE AS confidence,
         coalesce(evident_agent.agent, agent_spans.agent) AS agent,
+        CASE WHEN coalesce(evident_agent.agent = agent_spans.agent, evident_agent.agent IS NULL) THEN evident_agent.parent END AS agent_node,
         coalesce(evident_agent.agent_path, agent_spans.agent_path) AS agent_path
     FROM evident_agent
     JOIN methods USING (method)

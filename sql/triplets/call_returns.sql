@@ -1,9 +1,11 @@
 -- What each call that could be trained on is credited with.
 -- Grain: one row per call of judged_calls that is not left out. `agent` and `step` say what it is compared with: the same
 -- step of the same agent in the other rollouts of its group; with `assign: final` all of a rollout is one step.
--- Inputs: judged_calls, call_steps, rollout_rewards, bucket, policy_totals, reward_steps, reward_settings, policies.
+-- Inputs: judged_calls, call_steps, rollout_rewards, bucket, policy_totals, reward_steps, agent_runs, span_agents, reward_settings,
+-- policies.
 -- Rule: final: the rollout's reward, to this policy where it names rewards of its own. nearest: the sum of the rewards the call was given. discounted: the sum of those
--- that it and the agent's later calls were given, times gamma a call in between. Where a reward's agent is ambiguous,
+-- that it and the agent's later calls were given, times gamma a call in between; what one of several namesakes at work at once was
+-- given goes to its own calls alone. Where a reward's agent is ambiguous,
 -- no call of the attempt has a return that could be trusted (`ambiguous_reward`); where an agent's call is that a reward may
 -- be for, none of this agent's.
 -- Of n calls: a sum over the first 2k is that over k and, times gamma to the k, that over the k behind them; so log n
@@ -28,32 +30,51 @@ WITH RECURSIVE trainable AS (
     WHERE calls.left_out IS NULL
 ),
 given AS (
-    -- Sorted lists: a sum must not depend on the order of its input.
-    SELECT call_id, list_sum(list_sort(list(value))) AS value FROM reward_steps WHERE call_id IS NOT NULL GROUP BY call_id
+    -- `run`: of which agent's run alone; 0: of all of its name. Sorted lists: a sum must not depend on the order of its input.
+    SELECT
+        steps.call_id,
+        CASE WHEN agent_runs.crew IS NULL THEN 0 ELSE agent_runs.node END AS run,
+        list_sum(list_sort(list(rewards.value))) AS value
+    FROM reward_steps AS rewards
+    JOIN call_steps AS steps USING (call_id)
+    LEFT JOIN span_agents AS tree ON tree.node = rewards.node AND rewards.source NOT IN ('grader', 'failure')
+    LEFT JOIN agent_runs ON agent_runs.node = tree.agent_node AND agent_runs.node = steps.agent_node
+    GROUP BY ALL
+),
+asked AS (
+    SELECT *, 0 AS run FROM call_steps
+    UNION ALL
+    SELECT *, agent_node FROM call_steps WHERE crew IS NOT NULL AND agent_node IS NOT NULL
 ),
 sums AS (
     SELECT
         steps.call_id,
         steps.step,
+        steps.run,
         min(steps.call_id) OVER same_agent AS of_agent,
         CASE settings.assign WHEN 'discounted' THEN count(*) OVER same_agent ELSE 1 END AS calls,
         1::BIGINT AS summed,
         coalesce(given.value, 0)::DOUBLE AS total
-    FROM call_steps AS steps
+    FROM asked AS steps
     CROSS JOIN reward_settings AS settings
-    LEFT JOIN given USING (call_id)
-    WINDOW same_agent AS (PARTITION BY steps.policy, steps.rollout_id, steps.attempt_id, steps.agent)
+    LEFT JOIN given ON given.call_id = steps.call_id AND given.run = steps.run
+    WINDOW same_agent AS (PARTITION BY steps.policy, steps.rollout_id, steps.attempt_id, steps.agent, steps.run)
     UNION ALL
     SELECT
         call_id,
         step,
+        run,
         of_agent,
         calls,
         2 * summed,
-        total + coalesce(pow(settings.gamma, summed) * lead(total, summed) OVER (PARTITION BY of_agent ORDER BY step), 0)
+        total + coalesce(pow(settings.gamma, summed) * lead(total, summed) OVER (PARTITION BY of_agent, run ORDER BY step), 0)
     FROM sums
     CROSS JOIN reward_settings AS settings
     WHERE summed < calls
+),
+credited AS (
+    -- Of two parts at most.
+    SELECT call_id, sum(total) AS total FROM sums WHERE summed >= calls GROUP BY call_id
 ),
 doubtful AS (
     -- A reward that may be any agent's has a row for each.
@@ -68,11 +89,11 @@ SELECT
     CASE WHEN settings.assign = 'final' THEN '' ELSE calls.agent END AS agent,
     CASE WHEN settings.assign = 'final' THEN 0 ELSE calls.step END AS step,
     calls.reward,
-    CASE WHEN settings.assign = 'final' THEN calls.reward ELSE coalesce(sums.total, 0) END AS return,
+    CASE WHEN settings.assign = 'final' THEN calls.reward ELSE coalesce(credited.total, 0) END AS return,
     CASE WHEN doubtful.policy IS NOT NULL THEN 'ambiguous_reward' END AS left_out
 FROM trainable AS calls
 CROSS JOIN reward_settings AS settings
-LEFT JOIN sums ON sums.call_id = calls.call_id AND sums.summed >= sums.calls
+LEFT JOIN credited ON credited.call_id = calls.call_id
 LEFT JOIN doubtful
     ON doubtful.policy = calls.policy
     AND doubtful.rollout_id = calls.rollout_id

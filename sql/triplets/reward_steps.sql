@@ -2,17 +2,19 @@
 -- Grain: one row per (reward, policy, agent) whose calls it can go to. `call_id` is NULL where it goes to none, `left_out`
 -- says why: no_call_of_agent, before_every_call, call_has_reward (nearest), ambiguous_agent (the policy drops those),
 -- ambiguous_call.
--- Inputs: rewards_given, policy_rewards, call_steps, candidate_agents, components, llm_twins, policies, reward_settings.
--- Rule: a reward on a call is that call's. Any other goes to the latest call of the agent it was emitted under that had
--- ended by then (of several agents of one name, to its own agent's span's, where both lie under it by declared parents); one
--- that was emitted outside every agent to the latest such call of each agent. Clocks of hosts differ: a reward within the
+-- Inputs: rewards_given, policy_rewards, call_steps, agent_runs, candidate_agents, span_agents, edges, nodes, llm_twins, policies,
+-- reward_settings.
+-- Rule: a reward on a call, or right under its span, is that call's. Any other goes to the latest call of the agent it was emitted
+-- under that had ended by then (of several agents of one name to its own agent's span's; of those at work at once to no other
+-- one's); one that was emitted outside every agent to the latest such call of each name. Clocks of hosts differ: a reward within the
 -- last 50 ms of a call is for that call, unless the agent had several calls under way and may have emitted while it
 -- waited; and one up to 50 ms before the end of the agent's first call is for that. What is given after the attempt (a
 -- grader's, the failure reward) is for the last call, whatever its time. With `nearest` a call takes the first reward of a
 -- name from its agent and the first from outside; a later one is left out and counted, it does not go to an earlier call.
 -- What rules give (AIR) always adds up.
 -- A reward emitted under an agent goes to nobody (`ambiguous_call`) where a call that may be this agent's, and is left out
--- for that, ended between the call it would go to and the reward.
+-- for that, ended between the call it would go to and the reward. Nor does one of an agent among namesakes at work at once, where
+-- a call may be any of theirs and that changes what a call is credited with: one that ended between (nearest), any before (discounted).
 WITH asked AS (
     -- Of the agent, whichever of its spans (`agent_span` 0); and of each of its spans.
     SELECT *, 0 AS agent_span FROM call_steps
@@ -32,7 +34,7 @@ counted AS (
 ),
 moments AS (
     -- Of calls that ended at the same time the last is the latest.
-    SELECT policy, rollout_id, attempt_id, agent, agent_span, from_ns, max(step) AS step, max_by(call_id, step) AS call_id
+    SELECT policy, rollout_id, attempt_id, agent, agent_span, from_ns, max_by(call_id, step) AS call_id
     FROM counted
     GROUP BY ALL
 ),
@@ -52,14 +54,18 @@ valued AS (
 rewards AS (
     SELECT
         given.*,
-        coalesce(llm_twins.kept, given.node) AS on_node,
+        coalesce(llm_twins.kept, calls.node, given.node) AS on_node,
         CASE WHEN given.source IN ('grader', 'failure') THEN never_ns() ELSE given.emitted_ns END AS at_ns,
-        CASE WHEN given.agent IS NOT NULL THEN components.agent_node END AS agent_node,
+        CASE WHEN given.agent IS NOT NULL THEN tree.agent_node END AS agent_node,
+        agent_runs.crew,
         row_number() OVER (ORDER BY given.rollout_id, given.attempt_id, emitted_ns, given.node, source, name, for_policy) AS reward_id
     FROM valued AS given
     CROSS JOIN reward_settings AS settings
-    LEFT JOIN components ON components.node = given.node
-    LEFT JOIN llm_twins ON llm_twins.node = given.node
+    LEFT JOIN span_agents AS tree ON tree.node = given.node
+    LEFT JOIN agent_runs ON agent_runs.node = tree.agent_node AND given.agent IS NOT NULL
+    LEFT JOIN edges ON edges.node = given.node AND given.source = 'emitted'
+    LEFT JOIN nodes AS calls ON calls.node = edges.parent AND calls.op = 'llm'
+    LEFT JOIN llm_twins ON llm_twins.node = coalesce(calls.node, given.node)
     WHERE settings.assign <> 'final'
 ),
 pairs AS (
@@ -71,11 +77,12 @@ pairs AS (
         AND (rewards.ambiguous OR coalesce(rewards.agent = agents.agent, true))
         AND CASE WHEN rewards.for_policy IS NULL THEN NOT agents.own_rewards ELSE agents.policy = rewards.for_policy END
 ),
-placed AS (
+found AS (
     SELECT
         pairs.*,
-        coalesce(itself.call_id, own_moments.call_id, moments.call_id) AS call_id,
-        coalesce(itself.step, own_moments.step, moments.step) AS step
+        itself.call_id AS own_call,
+        coalesce(itself.call_id, own_moments.call_id) AS certain_call,
+        moments.call_id AS named_call
     FROM pairs
     LEFT JOIN call_steps AS itself
         ON itself.call_id = pairs.on_node AND itself.policy = pairs.policy AND itself.agent = pairs.receiver
@@ -94,21 +101,63 @@ placed AS (
         AND moments.agent_span = 0
         AND moments.from_ns <= pairs.at_ns
 ),
-doubtful AS (
-    SELECT DISTINCT placed.reward_id, placed.policy, placed.receiver
+placed AS MATERIALIZED (
+    SELECT found.*, chosen.call_id, chosen.step, chosen.ended_ns, chosen.crew AS call_crew, chosen.agent_node AS call_agent_node
+    FROM found
+    LEFT JOIN call_steps AS named ON named.call_id = found.named_call
+    LEFT JOIN call_steps AS chosen
+        ON chosen.call_id = CASE
+            WHEN found.certain_call IS NOT NULL THEN found.certain_call
+            -- Not what is another's of the crew.
+            WHEN coalesce(named.crew <> found.crew, true) OR named.agent_node IS NULL THEN found.named_call
+        END
+),
+unclear AS MATERIALIZED (
+    -- Calls of a crew of which it is not known whose.
+    SELECT policy, rollout_id, attempt_id, agent, crew, ended_ns, ended_ns - clock_tolerance_ns() AS from_ns
+    FROM call_steps
+    WHERE crew IS NOT NULL AND agent_node IS NULL
+),
+of_a_crew AS (
+    SELECT placed.reward_id, placed.policy, placed.receiver
     FROM placed
     JOIN policies ON policies.policy = placed.policy AND policies.ambiguous = 'drop'
-    JOIN call_steps AS chosen ON chosen.call_id = placed.call_id
-    JOIN call_steps AS unclear
+    CROSS JOIN reward_settings AS settings
+    ASOF LEFT JOIN unclear
         ON unclear.policy = placed.policy
         AND unclear.rollout_id = placed.rollout_id
         AND unclear.attempt_id = placed.attempt_id
-        AND unclear.agent = ''
-    JOIN candidate_agents ON candidate_agents.call_id = unclear.call_id AND candidate_agents.agent = placed.receiver
+        AND unclear.agent = placed.receiver
+        AND unclear.crew = placed.crew
+        AND unclear.from_ns <= placed.at_ns
+    WHERE placed.agent IS NOT NULL
+        AND CASE
+            WHEN placed.own_call IS NOT NULL
+                THEN settings.assign = 'discounted' AND placed.call_crew IS NOT NULL AND placed.call_agent_node IS NULL
+            WHEN placed.agent_node IS NULL THEN placed.call_crew IS NOT NULL
+            ELSE unclear.crew IS NOT NULL
+                AND (settings.assign = 'discounted' OR placed.certain_call IS NULL OR unclear.ended_ns > placed.ended_ns)
+        END
+),
+of_nobody AS (
+    SELECT placed.reward_id, placed.policy, placed.receiver
+    FROM placed
+    JOIN policies ON policies.policy = placed.policy AND policies.ambiguous = 'drop'
+    JOIN call_steps AS nameless
+        ON nameless.policy = placed.policy
+        AND nameless.rollout_id = placed.rollout_id
+        AND nameless.attempt_id = placed.attempt_id
+        AND nameless.agent = ''
+    JOIN candidate_agents ON candidate_agents.call_id = nameless.call_id AND candidate_agents.agent = placed.receiver
     WHERE placed.agent IS NOT NULL
         AND placed.on_node <> placed.call_id
-        AND unclear.ended_ns > chosen.ended_ns
-        AND unclear.ended_ns - clock_tolerance_ns() <= placed.at_ns
+        AND nameless.ended_ns > placed.ended_ns
+        AND nameless.ended_ns - clock_tolerance_ns() <= placed.at_ns
+),
+doubtful AS (
+    FROM of_a_crew
+    UNION
+    FROM of_nobody
 ),
 ordered AS (
     SELECT

@@ -230,3 +230,72 @@ def test_discounting_thousands_of_calls_is_the_sum_it_says(tmp_path: Path) -> No
         later = value + 0.9 * later
         expected.insert(0, later)
     assert found == pytest.approx(expected)
+
+
+def test_agents_of_one_name_at_work_at_once_keep_their_rewards_when_discounted(tmp_path: Path) -> None:
+    made = attempt()
+    first, second = made.agent("worker"), made.agent("worker")
+    made.call([1], [2], (0.2, 0.3), first)
+    made.call([3], [4], (0.25, 0.4), second)
+    made.call([5], [6], (0.45, 0.5), first)
+    emit(made, 0.1, 0.55, first)
+    emit(made, 0.2, 0.6, second)
+    made.reward(1.0)  # from outside: for the last call of that name, whoever's
+    assert returns(tmp_path, [made], assign="discounted", gamma=0.5) == [
+        ("r.0", "worker", pytest.approx(0.25 + 0.05)),
+        ("r.0", "worker", pytest.approx(0.5 + 0.2)),
+        ("r.0", "worker", pytest.approx(1.0 + 0.1)),
+    ]
+
+
+@pytest.mark.parametrize("assign", [{"assign": "nearest"}, {"assign": "discounted", "gamma": 0.5}])
+def test_rewards_of_namesakes_at_work_at_once_go_to_nobody_where_their_calls_are_not_told_apart(
+    tmp_path: Path, assign: dict[str, Any]
+) -> None:
+    made = attempt()
+    bad, good = made.agent("worker"), made.agent("worker")
+    made.call([1], [2], (0.2, 0.3))
+    made.call([3], [4], (0.25, 0.4))
+    emit(made, -1.0, 0.5, bad)
+    emit(made, 1.0, 0.6, good)
+    exclusions, steps = tables(tmp_path, [made], "exclusions", "reward_steps", advantages="reinforce", **assign)
+    assert [s["left_out"] for s in steps] == ["ambiguous_call"] * 2
+    assert [e["reason"] for e in exclusions] == ["ambiguous_reward"] * 2
+
+
+def test_a_namesakes_call_that_time_tells_apart_has_its_own_agents_reward(tmp_path: Path) -> None:
+    made = attempt()
+    early, late = made.agent("worker", (0.1, 0.5)), made.agent("worker", (0.4, 0.9))
+    made.call([1], [2], (0.2, 0.3))
+    made.call([3], [4], (0.6, 0.7))
+    emit(made, -1.0, 0.75, early)
+    emit(made, 1.0, 0.8, late)
+    assert returns(tmp_path, [made], assign="nearest") == [("r.0", "worker", -1.0), ("r.0", "worker", 1.0)]
+
+
+def test_a_reward_of_a_namesake_without_calls_is_not_the_others(tmp_path: Path) -> None:
+    made = attempt()
+    first, second = made.agent("worker"), made.agent("worker")
+    made.call([1], [2], (0.2, 0.3), first)
+    emit(made, -1.0, 0.5, second)
+    assert returns(tmp_path, [made], assign="nearest") == [("r.0", "worker", 0)]
+
+
+def test_a_reward_of_an_agent_that_was_called_again_is_for_its_last_call_of_the_time_before(tmp_path: Path) -> None:
+    made = attempt()
+    made.call([1], [2], (0.2, 0.3), made.agent("worker", (0.1, 0.4)))
+    emit(made, 1.0, 0.6, made.agent("worker", (0.5, 0.9)))
+    assert returns(tmp_path, [made], assign="nearest") == [("r.0", "worker", 1.0)]
+
+
+def test_a_reward_right_under_a_calls_span_is_that_calls(tmp_path: Path) -> None:
+    made = attempt()
+    solver = made.agent("solver")
+    first = made.call([1], [2], (0.2, 0.3), solver)
+    made.call([3], [4], (0.35, 0.5), solver)
+    emit(made, 1.0, 0.6, first)
+    seen = made.span("chat", (0.54, 0.71), solver, op="llm", response_id="twice")
+    made.call([5], [6], (0.55, 0.7), response_id="twice")
+    made.call([7], [8], (0.72, 0.75), solver)
+    emit(made, 0.5, 0.8, seen)
+    assert [value for *_, value in returns(tmp_path, [made], assign="nearest")] == [1.0, 0, 0.5, 0]
