@@ -1,6 +1,7 @@
 -- Settings that should have matched something in the epoch and matched nothing: likely misspelt.
--- Grain: one row per such setting. Inputs: rewards_given, policy_calls, air_rules, reward_weights, policy_weights,
--- reward_settings, policies, user_rules, rule_matches.
+-- Grain: one row per such setting; of `reward.assign` one per agent whose rewards all went to no call, since no policy answers its
+-- calls. Inputs: rewards_given, reward_steps, policy_calls, air_rules, reward_weights, policy_weights, reward_settings, policies,
+-- user_rules, rule_matches.
 SELECT 'reward.air' AS setting, name AS given, 'no span matched this rule' AS meaning
 FROM air_rules
 WHERE name NOT IN (SELECT name FROM rewards_given WHERE source = 'air')
@@ -18,6 +19,20 @@ FROM reward_settings
 WHERE reward_match IS NOT NULL
     AND EXISTS (FROM rewards_given WHERE left_out = 'reward_match')
     AND NOT EXISTS (FROM rewards_given WHERE left_out IS NULL AND source IN ('emitted', 'grader'))
+UNION ALL
+SELECT
+    'reward.assign',
+    any_value(reward_settings.assign),
+    format(
+        'no policy answers a call of agent {}, so its {} rewards go to no call; emit them outside every agent, or take final',
+        given.agent, count(DISTINCT given.node)
+    )
+FROM reward_steps AS steps
+JOIN rewards_given AS given USING (node, source, name)
+CROSS JOIN reward_settings
+WHERE given.agent IS NOT NULL
+GROUP BY given.agent
+HAVING bool_and(steps.left_out IS NOT DISTINCT FROM 'no_call_of_agent')
 UNION ALL
 SELECT
     'policies.' || policy || '.agent_match',

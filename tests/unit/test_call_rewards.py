@@ -299,3 +299,16 @@ def test_a_reward_right_under_a_calls_span_is_that_calls(tmp_path: Path) -> None
     made.call([7], [8], (0.72, 0.75), solver)
     emit(made, 0.5, 0.8, seen)
     assert [value for *_, value in returns(tmp_path, [made], assign="nearest")] == [1.0, 0, 0.5, 0]
+
+
+def test_rewards_of_an_agent_whose_calls_no_policy_answers_are_counted_as_going_nowhere(tmp_path: Path) -> None:
+    made, solver, _ = two_agents()
+    judge = made.agent("judge")
+    made.call([1], [2], (0.55, 0.58), judge, policy="frozen")
+    for at in (0.6, 0.7):
+        emit(made, 0.5, at, judge)
+    emit(made, 0.5, 0.8, solver)
+    (unmatched,) = tables(tmp_path, [made], "unmatched_settings", assign="nearest")
+    assert [(u["setting"], u["given"]) for u in unmatched] == [("reward.assign", "nearest")]
+    assert "agent judge, so its 2 rewards go to no call" in unmatched[0]["meaning"]
+    assert tables(tmp_path / "final", [made], "unmatched_settings") == [[]]
