@@ -141,6 +141,6 @@ def _ask(lake: Lake, query: str, setting: str) -> Any:
     if len(rows) > 1 or (rows and len(rows[0]) != 1):
         raise SettingsError(
             f"{setting}: the query gives {len(rows[0])} columns and {'several rows' if len(rows) > 1 else 'one row'}; it "
-            "has to give one text, say with string_agg(agent, '|')"
+            "has to give one text, say '^(' || string_agg(regexp_escape(agent), '|') || ')$'"
         )
     return rows[0][0] if rows else None

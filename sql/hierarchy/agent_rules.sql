@@ -10,24 +10,29 @@ SELECT * FROM (VALUES
     -- OpenInference, AgentOps
     ( 2, 'attribute', 'agent.name',            NULL,                         '^(.+)$',     NULL,                  'agent.name'),
     ( 3, 'attribute', 'agent_name',            NULL,                         '^(.+)$',     NULL,                  'agent_name'),
-    -- LangChain: the agent; LangGraph: the outermost node, which is the first part of its checkpoint's name
+    -- LangChain: the agent; LangGraph: the innermost node of its checkpoint's name that is no part of a prebuilt agent
     ( 4, 'attribute', 'lc_agent_name',         NULL,                         '^(.+)$',     NULL,                  'lc_agent_name'),
     ( 5, 'attribute', 'metadata',              '$.lc_agent_name',            '^(.+)$',     NULL,                  'metadata.lc_agent_name'),
-    ( 6, 'attribute', 'metadata',              '$.langgraph_checkpoint_ns',  '^([^:|]+):', NULL,                  'metadata.langgraph_checkpoint_ns'),
-    ( 7, 'attribute', 'langgraph_node',        NULL,                         '^(.+)$',     NULL,                  'langgraph_node'),
-    ( 8, 'attribute', 'metadata',              '$.langgraph_node',           '^(.+)$',     NULL,                  'metadata.langgraph_node'),
+    ( 6, 'attribute', 'metadata',              '$.langgraph_checkpoint_ns',
+        '(?:^|\|)([^:|]+):[^|]*(?:\|(?:agent|tools|(?:call_)?model|(?:pre|post)_model_hook|generate_structured_response|[^:|]+\.(?:before|after)_(?:model|agent)):[^|]*)+$',
+                                                                                            NULL,                  'metadata.langgraph_checkpoint_ns'),
+    ( 7, 'attribute', 'metadata',              '$.langgraph_checkpoint_ns',  '([^:|]+):[^|]*$', NULL,             'metadata.langgraph_checkpoint_ns'),
+    ( 8, 'attribute', 'langgraph_node',        NULL,                         '^(.+)$',     NULL,                  'langgraph_node'),
+    ( 9, 'attribute', 'metadata',              '$.langgraph_node',           '^(.+)$',     NULL,                  'metadata.langgraph_node'),
     -- Traceloop: the outermost entity
-    ( 9, 'attribute', 'traceloop.entity.path', NULL,                         '^([^.]+)',   NULL,                  'traceloop.entity.path'),
+    (10, 'attribute', 'traceloop.entity.path', NULL,                         '^([^.]+)',   NULL,                  'traceloop.entity.path'),
     -- CrewAI, OpenAI Agents in OpenInference: also on spans that are no agents
-    (10, 'attribute', 'graph.node.id',         NULL,                         '^(.+)$',     ['agent', 'chain', 'workflow', 'task', 'other'], 'graph.node.id'),
-    -- smolagents; CrewAI calls its tools so
-    (11, 'span_name', '',                      NULL,                         '^([\w-]+)\.run$', ['agent', 'chain', 'workflow', 'task', 'other'], 'span name'),
+    (11, 'attribute', 'graph.node.id',         NULL,                         '^(.+)$',     ['agent', 'chain', 'workflow', 'task', 'other'], 'graph.node.id'),
+    -- smolagents. CrewAI calls its tools so, Haystack its pipelines
+    (12, 'span_name', '',                      NULL,                         '^([\w-]+)\.run$', ['agent'],  'span name'),
     -- AutoGen: the agent and the id of its runtime
-    (12, 'attribute', 'recipient_agent_type',  NULL,
+    (13, 'attribute', 'recipient_agent_type',  NULL,
         '^(.+?)(?:_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})?$', NULL,                        'recipient_agent_type'),
-    (13, 'attribute', 'executor.id',           NULL,                         '^(.+)$',     NULL,                  'executor.id'),
+    (14, 'attribute', 'executor.id',           NULL,                         '^(.+)$',     NULL,                  'executor.id'),
     -- AgentOps, Traceloop: what a span of kind agent is called
-    (14, 'attribute', 'operation.name',        NULL,                         '^(.+)$',     ['agent'],             'operation.name'),
-    (15, 'attribute', 'traceloop.entity.name', NULL,                         '^(.+)$',     ['agent'],             'traceloop.entity.name')
+    (15, 'attribute', 'operation.name',        NULL,                         '^(.+)$',     ['agent'],             'operation.name'),
+    (16, 'attribute', 'traceloop.entity.name', NULL,                         '^(.+)$',     ['agent'],             'traceloop.entity.name'),
+    -- AgentOps in LangChain: a chain's name
+    (17, 'attribute', 'langchain.chain.type',  NULL,                         '^(.+)$',     ['chain', 'workflow', 'task', 'other'], 'langchain.chain.type')
 ) AS rules (rank, source, key, path, pattern, ops, says)
 ORDER BY rank

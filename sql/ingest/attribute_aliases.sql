@@ -5,7 +5,7 @@
 -- `sender`: who alone may say it, `gateway` or `secret` (who holds the gateway's secret); NULL: anybody. What somebody else says
 -- there stays in `attributes` and is named in `refused`. Spans of which the sender is not known may say everything.
 -- `type`: text, int, float, int32s (token ids), float32s (logprobs). Arrays come as bytes, as arrays, or as JSON text.
--- What a name means by the kind of its span (`input.value`, `traceloop.entity.name`, …) is decided in ingest/spans.sql.
+-- What a name means by the kind of its span (`input.value`, `traceloop.entity.name`, `reward`, …) is decided in ingest/spans.sql.
 SELECT * FROM (VALUES
     ('lightning.rollout_id',                        'declared_rollout_id',        1, 'text', NULL),
     ('agentlightning.rollout_id',                   'declared_rollout_id',        2, 'text', NULL),
@@ -116,7 +116,6 @@ SELECT * FROM (VALUES
 
     ('lightning.reward',                            'reward',                     1, 'float', NULL),
     ('agentlightning.reward.0.value',               'reward',                     2, 'float', NULL),
-    ('reward',                                      'reward',                     3, 'float', NULL),
     ('lightning.reward.name',                       'reward_name',                1, 'text', NULL),
     ('agentlightning.reward.0.name',                'reward_name',                2, 'text', NULL),
     ('lightning.reward.source',                     'reward_source',              1, 'text', NULL)

@@ -4,8 +4,10 @@
 -- agent_rules.
 -- Rule: the scope that the server authenticated, or a proof, wins over what the agent wrote; what nobody sent (neither token
 -- nor proof nor secret) is of no rollout, whatever it names. An attempt is no grader. What a generic attribute (`input.value`,
--- `output.value`, entity names) means is decided by the kind of the span; what is not known stays NULL.
-WITH decoded AS (
+-- `output.value`, entity names) means is decided by the kind of the span; what is not known stays NULL. An attribute `reward` is one
+-- (Agent Lightning 0.2's) on a span that says nothing else of what it is; on a tool or a call it is whatever its author meant.
+-- AgentOps' operations return theirs.
+WITH said AS (
     SELECT
         *,
         CASE
@@ -20,14 +22,29 @@ WITH decoded AS (
             WHEN lower(span_role) IN (
                 'llm', 'tool', 'agent', 'embedding', 'retriever', 'reranker', 'guardrail', 'evaluator', 'chain', 'workflow', 'task'
             ) THEN lower(span_role)
-            WHEN reward IS NOT NULL THEN 'reward'
             ELSE 'other'
-        END AS op,
+        END AS meant,
+        CASE
+            WHEN reward IS NULL AND meant IN ('other', 'task')
+                THEN coalesce(attributes['agentops.task.output'], attributes['agentops.entity.output'])
+        END AS returned,
+        CASE WHEN json_valid(returned) THEN json_extract_string(returned, '$.type') = 'reward' ELSE false END AS returns_reward,
+        CASE
+            WHEN returns_reward THEN json_extract_string(returned, '$.value')
+            WHEN meant IN ('other', 'reward') AND reward IS NULL THEN attributes['reward']
+        END AS reward_text,
+        coalesce(reward, TRY_CAST(reward_text AS DOUBLE), TRY_CAST(TRY_CAST(reward_text AS BOOLEAN) AS DOUBLE)) AS known_reward
+    FROM decoded_spans
+),
+decoded AS (
+    SELECT
+        * REPLACE (known_reward AS reward),
+        CASE WHEN returns_reward OR (meant = 'other' AND known_reward IS NOT NULL) THEN 'reward' ELSE meant END AS op,
         coalesce(resource['lightning.rollout_id'], resource['agentlightning.rollout_id']) AS resource_rollout_id,
         coalesce(resource['lightning.attempt_id'], resource['agentlightning.attempt_id']) AS resource_attempt_id,
         sender IS DISTINCT FROM 'nobody' AS believed,
         reward_source = 'grader' AND sender IN ('attempt', 'nobody') AS no_grader
-    FROM decoded_spans
+    FROM said
 ),
 rule_keys AS (
     SELECT
@@ -74,6 +91,7 @@ concluded AS MATERIALIZED (
                 THEN coalesce(attributes['output.value'], attributes['traceloop.entity.output'], attributes['agentops.entity.output'])
             ELSE tool_result
         END AS tool_result,
+        reward,
         coalesce(reward_name, CASE WHEN reward IS NOT NULL THEN 'reward' END) AS reward_name,
         name,
         agent_name,
@@ -130,6 +148,7 @@ SELECT
     tool_name,
     tool_arguments,
     tool_result,
+    reward,
     reward_name
 FROM concluded
 LEFT JOIN named USING (row)

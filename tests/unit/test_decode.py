@@ -292,7 +292,9 @@ def test_an_alias_that_loses_stays_unless_it_says_the_same() -> None:
     row = one(d.pair("llm.model_name", "b"), d.pair("gen_ai.request.model", "a"), d.pair("gen_ai.response.model", "a"))
     assert row["model"] == "a" and row["attributes"] == {"llm.model_name": "b"}
     row = one(
-        d.pair("gen_ai.usage.input_tokens", "many"), d.pair("llm.token_count.prompt", "7"), d.pair("reward", True)
+        d.pair("gen_ai.usage.input_tokens", "many"),
+        d.pair("llm.token_count.prompt", "7"),
+        d.pair("lightning.reward", True),
     )
     assert (row["input_tokens"], row["reward"]) == (7, 1.0)
     assert row["attributes"] == {"gen_ai.usage.input_tokens": "many"}
@@ -322,6 +324,18 @@ def test_an_alias_that_loses_stays_unless_it_says_the_same() -> None:
         ({"gen_ai.request.type": "chat", "gen_ai.response.id": "chatcmpl-4"}, {"op": "llm", "response_id": "chatcmpl-4"}),
         ({"agentlightning.reward.0.value": 0.25, "agentlightning.reward.0.name": "exact"},
          {"op": "reward", "reward": 0.25, "reward_name": "exact"}),
+        ({"openinference.span.kind": "CHAIN", "metadata": '{"langgraph_checkpoint_ns": "team:1|searcher:2|agent:3|tools:4"}'},
+         {"agent_name": "searcher"}),
+        ({"metadata": '{"langgraph_checkpoint_ns": "team:1|searcher:2"}'}, {"agent_name": "searcher"}),
+        ({"metadata": '{"langgraph_checkpoint_ns": "planner:1"}'}, {"agent_name": "planner"}),
+        ({"agentops.span.kind": "chain", "langchain.chain.type": "write_query"}, {"op": "chain", "agent_name": "write_query"}),
+        ({"reward": True}, {"op": "reward", "reward": 1.0, "reward_name": "reward"}),
+        ({"reward": True, "gen_ai.operation.name": "execute_tool"},
+         {"op": "tool", "reward": None, "reward_name": None, "attributes": {"reward": "true"}}),
+        ({"agentops.span.kind": "task", "operation.name": "judge", "agentops.task.output": '{"type": "reward", "value": 0.75}'},
+         {"op": "reward", "reward": 0.75}),
+        ({"agentops.span.kind": "task", "agentops.entity.output": '{"type": "reward", "value": null}'}, {"op": "reward", "reward": None}),
+        ({"agentops.span.kind": "task", "agentops.task.output": "done"}, {"op": "task", "reward": None}),
         ({"gen_ai.usage.cache_read.input_tokens": 3, "llm.token_count.completion_details.reasoning": 4},
          {"cached_tokens": 3, "reasoning_tokens": 4}),
     ],
@@ -329,6 +343,16 @@ def test_an_alias_that_loses_stays_unless_it_says_the_same() -> None:
 def test_the_conventions_are_read_into_the_same_columns(attributes: dict[str, Any], columns: dict[str, Any]) -> None:
     (row,), _ = d.decode(d.request(d.good(attributes=[d.pair(k, v) for k, v in attributes.items()])))
     assert {name: row[name] for name in columns} == columns
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "agent"),
+    [("planner.run", "AGENT", "planner"), ("Pipeline.run", "CHAIN", None), ("subprocess.run", None, None)],
+)
+def test_what_is_only_called_run_is_no_agent(name: str, role: str | None, agent: str | None) -> None:
+    attributes = [d.pair("openinference.span.kind", role)] if role else []
+    (row,), _ = d.decode(d.request(d.good(name=name, attributes=attributes)))
+    assert row["agent_name"] == agent
 
 
 def test_an_array_of_doubles_that_are_not_finite_is_read_and_shown() -> None:

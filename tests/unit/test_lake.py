@@ -95,7 +95,7 @@ def test_the_authenticated_scope_wins_over_what_the_agent_wrote() -> None:
     [
         ("step", {"gen_ai.agent.name": "planner"}, ("planner", "gen_ai.agent.name")),
         ("step", {"graph.node.id": "b", "agent.name": "a"}, ("a", "agent.name")),
-        ("planner.run", {}, ("planner", "span name")),
+        ("planner.run", {"openinference.span.kind": "AGENT"}, ("planner", "span name")),
         ("step", {"metadata": '{"langgraph_node": "writer"}'}, ("writer", "metadata.langgraph_node")),
         ("x", {"agentops.span.kind": "agent", "operation.name": "critic"}, ("critic", "operation.name")),
         ("step", {"metadata": "not json"}, (None, None)),
