@@ -307,8 +307,9 @@ class Emitter:
         agent = call.agent
         parent = self.turns.get((id(agent), call.turn), self.spans.get(id(agent)))
         trace = next((row["trace_id"] for row in self.attempt.rows if row["span_id"] == parent), "")
+        names = {tool.call_id: tool.name for tool in self.run.tools}
         asked = [
-            {"id": ask, "type": "function", "function": {"name": "search", "arguments": "{}"}} for ask in call.asked
+            {"id": ask, "type": "function", "function": {"name": names[ask], "arguments": "{}"}} for ask in call.asked
         ]
         answer = {"role": "assistant", "content": f"done {self.number} {place}"} | (
             {"tool_calls": asked} if asked else {}

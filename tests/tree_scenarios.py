@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ def gateway(attempt: Attempt, span_id: str, at: tuple[float, float], **columns: 
     return attempt.call([1], [2], at, span_id=span_id, **columns)
 
 
-def ask(tool_call: str) -> str:
+def ask(tool_call: str, name: str | None = None, **arguments: Any) -> str:
     """Messages that ask for a tool."""
-    return f'[{{"role": "assistant", "content": null, "tool_calls": [{{"id": "{tool_call}", "type": "function"}}]}}]'
+    function = {"function": {"name": name, "arguments": json.dumps(arguments)}} if name else {}
+    return json.dumps(
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": tool_call, "type": "function"} | function],
+            }
+        ]
+    )

@@ -1,10 +1,11 @@
 -- Which call asked for which tool run, where either has lost its parent: then one tells where the other belongs.
--- Grain: one row per tool span whose tool call id is in the output of exactly one LLM call of its attempt (twins are
--- one). `call_lost`: no record of the call declares a parent that is there; `tool_lost`: the tool does not.
+-- Grain: one row per tool span that exactly one LLM call of its attempt (twins are one) asked for, by its tool call id. `call_lost`:
+-- no record of the call declares a parent that is there; `tool_lost`: the tool does not.
 -- Inputs: nodes, spans, user_names, declared, orphans, llm_twins, clocks.
 -- Rule: who runs a tool need not be who asked for it: that agent has to have begun before the call (50 ms are forgiven).
--- An id decides nothing where tools of several agents bear it (some models count their ids from 0 in every conversation), nor
--- of a tool that ran before the call. A tool that names another agent
+-- Some models count their ids from 0 in every conversation. So a tool of another name, or with other arguments, than the call asked
+-- for was not asked for by it, as far as both say; where several calls asked under one id, both have to be the same. An id decides
+-- nothing where tools of several agents bear it, nor of a tool that ran before the call. A tool that names another agent
 -- than the one it runs in hands over to that agent, and says nothing of who asked.
 WITH RECURSIVE
 records AS MATERIALIZED (
@@ -26,17 +27,20 @@ tools AS MATERIALIZED (
         nodes.tool_name,
         nodes.start_ns,
         coalesce(user_names.agent_name, nodes.agent_name) AS agent_name,
-        declared.parent
+        declared.parent,
+        CASE WHEN json_valid(spans.tool_arguments) THEN json(spans.tool_arguments) END AS arguments
     FROM nodes
     SEMI JOIN lost USING (attempt)
+    JOIN spans USING (record_offset, record_index)
     LEFT JOIN user_names USING (node)
     LEFT JOIN declared USING (node)
-    WHERE op = 'tool' AND tool_call_id IS NOT NULL
+    WHERE nodes.op = 'tool' AND nodes.tool_call_id IS NOT NULL
 ),
 outputs AS (
     SELECT
         nodes.attempt,
         coalesce(llm_twins.kept, nodes.node) AS call,
+        CASE WHEN json_valid(spans.output_messages) THEN spans.output_messages END AS messages,
         concat_ws(
             chr(10),
             spans.output_messages,
@@ -53,17 +57,64 @@ outputs AS (
     LEFT JOIN llm_twins USING (node)
     WHERE nodes.op = 'llm'
 ),
-asked AS (
-    SELECT attempt, tool_call_id, min(call) AS call
+ids AS (
+    SELECT DISTINCT
+        attempt,
+        call,
+        unnest(regexp_extract_all(text, '\\*"(?:id|call_id|tool_call_id)\\*"\s*:\s*\\*"([^"\\]+)', 1)) AS tool_call_id
+    FROM outputs
+),
+requests AS (
+    -- What was asked for under the id, as OpenAI and the GenAI conventions write it.
+    SELECT
+        call,
+        coalesce(request ->> '$.call_id', request ->> '$.id') AS tool_call_id,
+        min(coalesce(request ->> '$.function.name', request ->> '$.name')) AS tool_name,
+        min(coalesce(request ->> '$.function.arguments', request ->> '$.arguments')) AS arguments
     FROM (
-        SELECT attempt, call, unnest(regexp_extract_all(text, '\\*"(?:id|call_id|tool_call_id)\\*"\s*:\s*\\*"([^"\\]+)', 1)) AS tool_call_id
+        SELECT
+            call,
+            unnest(list_concat(json_extract(messages, '$..tool_calls[*]'), json_extract(messages, '$..parts[*]'))) AS request
         FROM outputs
+        WHERE messages IS NOT NULL
     )
-    GROUP BY attempt, tool_call_id
-    HAVING count(DISTINCT call) = 1
+    GROUP BY call, coalesce(request ->> '$.call_id', request ->> '$.id')
+),
+asked AS MATERIALIZED (
+    SELECT
+        ids.attempt,
+        ids.tool_call_id,
+        ids.call,
+        requests.tool_name,
+        CASE WHEN json_valid(requests.arguments) THEN json(requests.arguments) END AS arguments,
+        count(*) OVER (PARTITION BY ids.attempt, ids.tool_call_id) AS calls
+    FROM ids
+    SEMI JOIN tools USING (attempt, tool_call_id)
+    LEFT JOIN requests ON requests.call = ids.call AND requests.tool_call_id = ids.tool_call_id
 ),
 runs AS MATERIALIZED (
-    SELECT tools.*, asked.call FROM tools JOIN asked USING (attempt, tool_call_id)
+    SELECT tools.* EXCLUDE (arguments), asked.call
+    FROM tools
+    JOIN asked USING (attempt, tool_call_id)
+    WHERE asked.calls = 1
+        AND coalesce(asked.tool_name = tools.tool_name, true)
+        -- A framework may add arguments, or write them in a way of its own: then nothing is known.
+        AND NOT coalesce(
+            len(json_keys(asked.arguments)) > 0
+                AND list_has_all(json_keys(tools.arguments), json_keys(asked.arguments))
+                AND NOT json_contains(tools.arguments, asked.arguments),
+            false
+        )
+    UNION ALL
+    SELECT tools.* EXCLUDE (arguments), alike.call
+    FROM tools
+    JOIN (
+        SELECT attempt, tool_call_id, tool_name, arguments, min(call) AS call
+        FROM asked
+        WHERE calls > 1
+        GROUP BY ALL
+        HAVING count(*) = 1
+    ) AS alike USING (attempt, tool_call_id, tool_name, arguments)
 ),
 named AS MATERIALIZED (
     SELECT nodes.node, coalesce(user_names.agent_name, nodes.agent_name) AS agent_name

@@ -39,6 +39,47 @@ def test_who_runs_a_tool_did_not_ask_for_it(trees: dict[str, Tree]) -> None:
     assert place(trees["another_runs_the_tool"], "call") == ("assistant", "time", "assistant")
 
 
+def runs_tool(a: Attempt, agent: str, name: str, at: float, **arguments: Any) -> None:
+    """A span of a tool call whose id, as some models count, is the first of its conversation."""
+    said = {"tool_name": name, "tool_call_id": "call_0", "tool_arguments": json.dumps(arguments)}
+    a.span("execute_tool", (at, at + 0.1), agent, op="tool", **said)
+
+
+@scenario
+def another_tool_of_that_id(a: Attempt) -> None:
+    a.agent("solver", (0.0, 9.0), "root", span_id="solver")
+    a.agent("elsewhere", (0.0, 9.0), "root", span_id="elsewhere")
+    gateway(a, "call", (1.0, 2.0), output_messages=ask("call_0", "search", q="x"))
+    runs_tool(a, "elsewhere", "divide", 2.1)
+
+
+@scenario
+def another_run_of_that_id(a: Attempt) -> None:
+    a.agent("solver", (0.0, 9.0), "root", span_id="solver")
+    a.agent("elsewhere", (0.0, 9.0), "root", span_id="elsewhere")
+    gateway(a, "call", (1.0, 2.0), output_messages=ask("call_0", "search", q="x"))
+    runs_tool(a, "elsewhere", "search", 2.1, q="y", limit=3)
+
+
+@pytest.mark.parametrize("name", ["another_tool_of_that_id", "another_run_of_that_id"])
+def test_a_tool_call_id_that_another_agents_tool_bears_too_gives_it_no_call(trees: dict[str, Tree], name: str) -> None:
+    assert place(trees[name], "call") == ("root", "ambiguous", None)
+
+
+@scenario
+def first_ids_of_two_conversations(a: Attempt) -> None:
+    for agent, question in (("solver", "x"), ("elsewhere", "y")):
+        a.agent(agent, (0.0, 9.0), "root", span_id=agent)
+        gateway(a, f"asks {question}", (1.0, 2.0), output_messages=ask("call_0", "search", q=question))
+        runs_tool(a, agent, "search", 2.1, q=question)
+
+
+def test_of_calls_that_asked_under_one_id_a_tool_is_of_the_one_with_its_arguments(trees: dict[str, Tree]) -> None:
+    tree = trees["first_ids_of_two_conversations"]
+    assert place(tree, "asks x") == ("solver", "tool_call", "solver")
+    assert place(tree, "asks y") == ("elsewhere", "tool_call", "elsewhere")
+
+
 @scenario
 def outer_one_works(a: Attempt) -> None:
     a.agent("lead", (0.0, 9.0), "root", span_id="lead")
@@ -160,6 +201,38 @@ def test_a_call_under_a_session_or_the_root_keeps_its_parent_and_is_of_the_agent
     assert tree["judges"]["agent_path"] == "critic"
     assert place(tree, "at the root") == ("root", "time", "writer")
     assert place(tree, "nobody") == ("session", "declared", None)
+
+
+@scenario
+def agentops_with_openai_agents(a: Attempt) -> None:
+    """AgentOps declares the calls right under its session; the SDK's agents lie in it, one handing over to the next."""
+    session = a.span("agents.session", (0.0, 9.0), "root", span_id="session", op="workflow")
+    a.agent("triage", (0.5, 2.0), session, span_id="triage")
+    a.agent("writer", (2.1, 6.0), session, span_id="writer")
+    a.agent("checker", (3.0, 4.5), "writer", span_id="checker")
+    for name, at in (("asks", 0.6), ("writes", 2.2), ("checks", 3.5), ("ends", 5.0)):
+        a.span("openai.chat.completion", (at, at + 0.6), session, op="llm", response_id=name, span_id=f"{name} seen")
+        gateway(a, name, (at + 0.05, at + 0.55), response_id=name)
+
+
+def test_calls_under_agentops_session_are_of_the_one_agent_that_holds_each(trees: dict[str, Tree]) -> None:
+    tree = trees["agentops_with_openai_agents"]
+    found = [tree[name]["agent"] for name in ("asks", "writes", "checks", "ends")]
+    assert found == ["triage", "writer", "checker", "writer"]
+    assert {tree[name]["parent_id"] for name in ("asks", "writes", "checks", "ends")} == {"session"}
+
+
+def test_a_cohort_that_the_pattern_takes_whole_is_trained_on_all_its_ambiguous_calls(tmp_path: Path) -> None:
+    made = Attempt()
+    made.root(at=(0.0, 10.0))
+    for number in range(40):
+        made.agent(f"worker-{number}", (0.1, 9.0))
+        made.call([1, number], [2], (1.0 + number / 100, 8.0))
+    made.agent("lead", (9.1, 9.5))
+    made.reward(1.0)
+    for pattern, expected in (("worker-.*", [None] * 40), ("worker-1$", ["ambiguous_agent"] * 40)):
+        lake, epoch = derived(tmp_path / pattern[:8], made.rows, agent_match=pattern)
+        assert [call["left_out"] for call in table(lake, epoch, "policy_calls")] == expected
 
 
 def test_calls_inside_a_reward_operation_are_a_judges(tmp_path: Path) -> None:
