@@ -44,6 +44,8 @@ class Agent:
     process: int = 0
     instrumented: bool = True
     client: bool = False  # its HTTP client sends traceparent
+    remembers: bool = False  # its calls repeat what was said before
+    last: Call | None = None
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Call:
     said: list[dict[str, Any]]
     asked: list[str] = field(default_factory=list)  # tool call ids
     turn: int = 0
+    before: Call | None = None  # the call whose conversation this one goes on with
 
 
 @dataclass
@@ -94,14 +97,18 @@ class Run:
         if kind == "team":
             now = self.work(self.names[0], None, now, 0)
         elif kind == "handoff":
+            history = None
             for name in self.names[: self.random.randint(2, 4)]:
-                now = self.work(name, None, now, 1) + self.random.uniform(1, 30)
+                now = self.work(name, None, now, 1, history=history) + self.random.uniform(1, 30)
+                # Half of the handoffs pass the conversation on.
+                history = self.calls[-1] if self.random.random() < 0.5 else None
         else:
             now = self.chat(now)
         self.end = max([now, *(call.end for call in self.calls), *(agent.end for agent in self.agents)]) + 50
 
     def agent(self, name: str, outer: Agent | None, begin: float, tool: Tool | None = None, process: int = 0) -> Agent:
-        made = Agent(name, outer, begin, tool=tool, process=process, client=self.random.random() < 0.5)
+        client, remembers = self.random.random() < 0.5, self.random.random() < 0.8
+        made = Agent(name, outer, begin, tool=tool, process=process, client=client, remembers=remembers)
         self.agents.append(made)
         return made
 
@@ -111,14 +118,24 @@ class Run:
         self.count += 1
         said = [{"role": "user", "content": f"do part {self.random.randint(0, 10**9)}"}]
         asked = [f"call_{self.random.randrange(16**8):08x}" for _ in range(tools)]
-        made = Call(agent, now, now + length, said, asked, turn)
+        made = Call(agent, now, now + length, said, asked, turn, agent.last if agent.remembers else None)
+        agent.last = made
         self.calls.append(made)
         return made
 
-    def work(self, name: str, outer: Agent | None, now: float, depth: int, tool: Tool | None = None) -> float:
+    def work(
+        self,
+        name: str,
+        outer: Agent | None,
+        now: float,
+        depth: int,
+        tool: Tool | None = None,
+        history: Call | None = None,
+    ) -> float:
         """An agent from its start to its end: turns of a call and what it asked for, and a last call."""
         dice = self.random
         this = self.agent(name, outer, now, tool, process=outer.process if outer else 0)
+        this.last = history
         waits: list[float] = []
         if depth < 3 and dice.random() < 0.06:  # a guardrail reads along with the first call
             waits.append(self.work(GUARD, this, now + 3, 9))
@@ -222,6 +239,7 @@ class Emitter:
         self.shift = [0.0, dice.choice((-1, 1)) * faults.helper_ms]  # by process
         self.spans: dict[int, str] = {}  # of agents and tools, by their identity
         self.turns: dict[tuple[int, int], str] = {}
+        self.places = {id(call): place for place, call in enumerate(run.calls)}
         if faults.uninstrumented and dice.random() < faults.uninstrumented:
             silent = dice.choice(run.agents).name
             for agent in run.agents:
@@ -236,8 +254,8 @@ class Emitter:
             self.emit_agent(agent, top, main)
         for tool in self.run.tools:
             self.emit_tool(tool)
-        for (response_id, call), place in zip(truth(self.run, self.number), range(1 << 30), strict=False):
-            self.emit_call(call, response_id, place)
+        for response_id, call in truth(self.run, self.number):
+            self.emit_call(call, response_id)
         self.degrade()
         self.attempt.reward(self.dice.random(), at=self.run.end / 1000)
 
@@ -303,20 +321,13 @@ class Emitter:
         if self.spans_of_tools:
             self.span_of_tool(tool)
 
-    def emit_call(self, call: Call, response_id: str, place: int) -> None:
+    def emit_call(self, call: Call, response_id: str) -> None:
         agent = call.agent
         parent = self.turns.get((id(agent), call.turn), self.spans.get(id(agent)))
         trace = next((row["trace_id"] for row in self.attempt.rows if row["span_id"] == parent), "")
-        names = {tool.call_id: tool.name for tool in self.run.tools}
-        asked = [
-            {"id": ask, "type": "function", "function": {"name": names[ask], "arguments": "{}"}} for ask in call.asked
-        ]
-        answer = {"role": "assistant", "content": f"done {self.number} {place}"} | (
-            {"tool_calls": asked} if asked else {}
-        )
         messages = {
-            "input_messages": json.dumps(system(self.run, call, self.prompts) + call.said),
-            "output_messages": json.dumps([answer]),
+            "input_messages": json.dumps(system(self.run, call, self.prompts) + self.heard(call)),
+            "output_messages": json.dumps([self.answer(call)]),
         }
         begin, end = call.begin - 3, call.end + 3
         declared = None
@@ -342,6 +353,21 @@ class Emitter:
         )
         if declared:
             self.attempt.rows[-1]["trace_id"] = trace
+
+    def answer(self, call: Call) -> dict[str, Any]:
+        names = {tool.call_id: tool.name for tool in self.run.tools}
+        asked = [
+            {"id": ask, "type": "function", "function": {"name": names[ask], "arguments": "{}"}} for ask in call.asked
+        ]
+        said = {"role": "assistant", "content": f"done {self.number} {self.places[id(call)]}"}
+        return said | ({"tool_calls": asked} if asked else {})
+
+    def heard(self, call: Call) -> list[dict[str, Any]]:
+        """The messages behind the system's: what was said before, if the agent remembers it."""
+        if call.before is None:
+            return call.said
+        results = [{"role": "tool", "tool_call_id": ask, "content": "found"} for ask in call.before.asked]
+        return [*self.heard(call.before), self.answer(call.before), *results, *call.said]
 
     def degrade(self) -> None:
         """Times of receipt by the gateway's clock; then what is lost."""

@@ -1,8 +1,9 @@
 -- The agents that were open when a call began that time leaves to several, or to one whose prompt it is not.
 -- Grain: one row per (waiting span, open agent's span). `begun` is false where it opened within the 50 ms after. Asked of calls
--- with a prompt alone. Inputs: waiting_calls, waiting, agent_times, agent_spans.
--- Rule: without those around another one that is open, as of nested agents the inner one has the call; but with them where it is
--- known that they work meanwhile, or the call outlives the inner one.
+-- with a prompt alone. Inputs: waiting_calls, waiting, calls_at_once, agent_times,
+-- agent_spans.
+-- `around`: around another one that is open, and of nested agents the inner one has the call; not where it is
+-- known that they work meanwhile, the call outlives the inner one, or is one of two at once.
 WITH held AS MATERIALIZED (
     SELECT
         waiting.node,
@@ -10,9 +11,10 @@ WITH held AS MATERIALIZED (
         times.id,
         times.up,
         times.start_ns <= waiting.start_ns AS begun,
-        times.contested OR coalesce(waiting.end_ns - clock_tolerance_ns() > times.end_ns, false) AS contested
+        times.contested OR calls_at_once.node IS NOT NULL OR coalesce(waiting.end_ns - clock_tolerance_ns() > times.end_ns, false) AS contested
     FROM waiting_calls
     JOIN waiting USING (node)
+    LEFT JOIN calls_at_once USING (node)
     JOIN agent_times AS times
         ON times.attempt = waiting.attempt
         AND times.level = 1
@@ -20,7 +22,8 @@ WITH held AS MATERIALIZED (
         AND times.end_ns >= waiting.start_ns
     WHERE waiting_calls.prompt_key IS NOT NULL
 )
-SELECT held.node, held.attempt, held.id AS agent_node, agent_spans.agent, held.begun
+SELECT held.node, held.attempt, held.id AS agent_node, agent_spans.agent, held.begun, inner_ones.node IS NOT NULL AS around
 FROM held
 JOIN agent_spans ON agent_spans.node = held.id
-ANTI JOIN held AS inner_one ON inner_one.node = held.node AND inner_one.up = held.id AND inner_one.begun AND NOT inner_one.contested
+LEFT JOIN (SELECT DISTINCT node, up FROM held WHERE begun AND NOT contested AND up IS NOT NULL) AS inner_ones
+    ON inner_ones.node = held.node AND inner_ones.up = held.id

@@ -1,7 +1,8 @@
 -- Whose each prompt may be of which ids tell nothing.
 -- Grain: one row per (attempt, prompt, agent name). Inputs: waiting_calls, prompt_agents, enclosing_agent, open_agents,
 -- agent_spans.
--- Rule: the agents by whose time calls with it are placed; where time places none of them, those that were open at every one.
+-- Rule: the agents by whose time calls with it are placed; where time places none of them, those that were open at every one: where
+-- none of them was the innermost one each time, those around others too.
 WITH open_keys AS MATERIALIZED (
     SELECT waiting_calls.attempt, prompt_key, waiting_calls.node
     FROM waiting_calls
@@ -22,7 +23,11 @@ unplaced AS MATERIALIZED (
     ANTI JOIN votes USING (attempt, prompt_key)
 ),
 always_open AS (
-    SELECT unplaced.attempt, unplaced.prompt_key, open_agents.agent
+    SELECT
+        unplaced.attempt,
+        unplaced.prompt_key,
+        open_agents.agent,
+        count(DISTINCT unplaced.node) FILTER (NOT open_agents.around) = unplaced.calls AS innermost
     FROM unplaced
     JOIN open_agents USING (node)
     GROUP BY unplaced.attempt, unplaced.prompt_key, open_agents.agent, unplaced.calls
@@ -30,4 +35,6 @@ always_open AS (
 )
 FROM votes
 UNION ALL
+SELECT attempt, prompt_key, agent
 FROM always_open
+QUALIFY innermost OR NOT bool_or(innermost) OVER (PARTITION BY attempt, prompt_key)

@@ -2,7 +2,8 @@
 -- Grain: one row per tool span that exactly one LLM call of its attempt (twins are one) asked for, by its tool call id. `call_lost`:
 -- no record of the call declares a parent that is there; `tool_lost`: the tool does not.
 -- Inputs: nodes, spans, user_names, declared, orphans, llm_twins, clocks.
--- Rule: who runs a tool need not be who asked for it: that agent has to have begun before the call (50 ms are forgiven).
+-- Rule: who runs a tool need not be who asked for it: that agent has to have begun before the call (50 ms are forgiven,
+-- but not the whole call).
 -- Some models count their ids from 0 in every conversation. So a tool of another name, or with other arguments, than the call asked
 -- for was not asked for by it, as far as both say; where several calls asked under one id, both have to be the same. An id decides
 -- nothing where tools of several agents bear it, nor of a tool that ran before the call. A tool that names another agent
@@ -175,7 +176,8 @@ placed AS (
 began AS (
     SELECT
         callers.call,
-        min(coalesce(nodes.start_ns, nodes.end_ns) - CASE WHEN nodes.policy IS NOT NULL THEN coalesce(clocks.ahead_ns, 0) ELSE 0 END) AS start_ns
+        min(coalesce(nodes.start_ns, nodes.end_ns) - CASE WHEN nodes.policy IS NOT NULL THEN coalesce(clocks.ahead_ns, 0) ELSE 0 END) AS start_ns,
+        max(coalesce(nodes.end_ns, nodes.start_ns) - CASE WHEN nodes.policy IS NOT NULL THEN coalesce(clocks.ahead_ns, 0) ELSE 0 END) AS end_ns
     FROM callers
     JOIN nodes USING (node)
     LEFT JOIN clocks USING (attempt)
@@ -190,4 +192,4 @@ LEFT JOIN (SELECT DISTINCT node FROM placed) AS placed ON placed.node = runs.cal
 WHERE (placed.node IS NULL OR runs.parent IS NULL)
     AND coalesce(runs.start_ns >= began.start_ns - clock_tolerance_ns(), true)
     AND coalesce(runs.agent_name = agents.agent_name, true)
-    AND (placed.node IS NOT NULL OR coalesce(agents.start_ns <= began.start_ns + clock_tolerance_ns(), true))
+    AND (placed.node IS NOT NULL OR coalesce(agents.start_ns <= least(began.start_ns + clock_tolerance_ns(), began.end_ns), true))

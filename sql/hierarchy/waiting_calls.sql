@@ -1,5 +1,6 @@
 -- The calls in each tree that waits for a place, and their prompts: what is in one tree is one agent's.
--- Grain: one row per waiting span or missing parent with calls in it. `prompt_key` is NULL where they have none, or several.
+-- Grain: one row per waiting span or missing parent with calls in it. `prompt_key` is NULL where they have none, or several; `call`
+-- where it is not one call.
 -- Inputs: waiting, components, evidence, missing_parents, nodes, llm_twins, prompt_keys.
 WITH members AS (
     SELECT waiting.node, components.node AS call FROM waiting JOIN components ON components.top = waiting.node
@@ -17,6 +18,7 @@ WITH members AS (
 SELECT
     members.node,
     nodes.attempt,
+    CASE WHEN count(*) = 1 THEN min(members.call) END AS call,
     CASE WHEN count(DISTINCT prompt_keys.prompt_key) = 1 THEN min(prompt_keys.prompt_key) END AS prompt_key
 FROM members
 JOIN nodes ON nodes.node = members.call AND nodes.op = 'llm'

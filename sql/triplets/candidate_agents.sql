@@ -2,10 +2,10 @@
 -- Grain: one row per (call, agent name), of ambiguous calls that somebody asks about: where a policy chooses agents; where it
 -- drops ambiguous ones, and an agent of the attempt was given rewards for its calls (`reward_steps`). `agent` is '' for one that
 -- nobody knows: a span was lost, or the prompt is none of the others'.
--- Inputs: rewards_given, policy_rewards, bucket, reward_settings, nodes, span_agents, components, placements, evidence, enclosing_agent, evident_agent, waiting, agent_times, agent_spans, lossy_attempts, policies.
+-- Inputs: rewards_given, policy_rewards, bucket, reward_settings, nodes, span_agents, components, placements, evidence, enclosing_agent, evident_agent, waiting, calls_at_once, agent_times, agent_spans, lossy_attempts, policies.
 -- Rule: what is ambiguous is the call, or what it lies under: from the call upwards to the first tree that several agents
 -- hold. Candidates are the agents that were open when that began (as in `enclosing_agent`), without those around another of
--- them: of nested agents the inner one has the span, unless the outer one works meanwhile, or the span outlives the inner one.
+-- them: of nested agents the inner one has the span, unless the outer one works meanwhile, the span outlives the inner one, or is one of two calls at once.
 WITH RECURSIVE
 doubtful AS MATERIALIZED (
     SELECT placements.node AS top, evident_agent.node AS held
@@ -71,9 +71,11 @@ holding AS (
         times.up,
         times.start_ns <= spans_held.start_ns
             AND NOT times.contested
+            AND calls_at_once.node IS NULL
             AND spans_held.end_ns - clock_tolerance_ns() <= times.end_ns AS has_it,
         CASE WHEN times.end_ns >= spans_held.start_ns THEN 1 ELSE 2 END AS tier
     FROM spans_held
+    LEFT JOIN calls_at_once ON calls_at_once.node = spans_held.node
     JOIN agent_times AS times
         ON times.attempt = spans_held.attempt
         AND times.level = 1

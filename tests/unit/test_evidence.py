@@ -35,8 +35,20 @@ def another_runs_the_tool(a: Attempt) -> None:
     a.span("execute_tool", (1.2, 1.3), "tools", op="tool", tool_call_id="c1")
 
 
-def test_who_runs_a_tool_did_not_ask_for_it(trees: dict[str, Tree]) -> None:
-    assert place(trees["another_runs_the_tool"], "call") == ("assistant", "time", "assistant")
+@scenario
+def another_runs_the_tool_of_a_short_call(a: Attempt) -> None:
+    a.agent("assistant", (0.0, 1.0), "root", span_id="assistant")
+    gateway(a, "call", (0.1, 0.12), output_messages=ask("c1"))
+    a.agent("tools", (0.121, 0.5), "root", span_id="tools")
+    a.span("execute_tool", (0.13, 0.3), "tools", op="tool", tool_call_id="c1")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("another_runs_the_tool", "time"), ("another_runs_the_tool_of_a_short_call", "ambiguous")]
+)
+def test_who_runs_a_tool_did_not_ask_for_it(trees: dict[str, Tree], name: str, method: str) -> None:
+    assert trees[name]["call"]["agent"] in ("assistant", None)
+    assert trees[name]["call"]["method"] == method
 
 
 def runs_tool(a: Attempt, agent: str, name: str, at: float, **arguments: Any) -> None:
@@ -165,6 +177,93 @@ def inner_one_lost(a: Attempt) -> None:
 def test_of_two_prompts_in_one_agents_time_neither_is_taken_for_its(trees: dict[str, Tree]) -> None:
     tree = trees["inner_one_lost"]
     assert place(tree, "leads") == place(tree, "whose") == ("root", "ambiguous", None)
+
+
+def says(a: Attempt, span_id: str, at: tuple[float, float], heard: list[str], reply: str, **columns: Any) -> None:
+    """A call under one system message for all, with what was said before it, by turns, and its reply."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(heard)]
+    texts = {
+        "input_messages": json.dumps([{"role": "system", "content": "You are helpful."}, *messages]),
+        "output_messages": json.dumps([{"role": "assistant", "content": reply}]),
+    }
+    gateway(a, span_id, at, **texts, **columns)
+
+
+@scenario
+def goes_on(a: Attempt) -> None:
+    a.agent("writer", (0.0, 5.0), "root", span_id="writer")
+    a.agent("critic", (1.0, 6.0), "root", span_id="critic")
+    says(a, "begins", (0.2, 0.8), ["write"], "a draft")
+    says(a, "goes on", (2.0, 3.0), ["write", "a draft", "shorter"], "a line")
+    says(a, "and on", (3.1, 3.5), ["write", "a draft", "shorter", "a line", "longer"], "two lines")
+    says(a, "judges", (2.0, 3.0), ["judge"], "good")
+    says(a, "judges again", (5.2, 5.5), ["judge", "good", "sure?"], "yes")
+    says(a, "alone", (4.0, 4.5), ["whose?"], "nobody's")
+
+
+def test_a_call_that_goes_on_with_a_conversation_is_of_the_agent_that_began_it(trees: dict[str, Tree]) -> None:
+    tree = trees["goes_on"]
+    assert place(tree, "goes on") == place(tree, "and on") == ("writer", "content", "writer")
+    assert place(tree, "judges") == ("critic", "content", "critic")  # as the one behind it
+    assert place(tree, "alone") == ("root", "ambiguous", None)
+
+
+@scenario
+def goes_on_while_the_inner_one_works(a: Attempt) -> None:
+    a.agent("lead", (0.0, 9.0), "root", span_id="lead")
+    says(a, "begins", (0.2, 0.8), ["lead"], "a plan")
+    a.agent("helper", (1.0, 6.0), "lead", span_id="helper")
+    says(a, "helps", (1.1, 2.0), ["help"], "done")
+    says(a, "goes on", (3.0, 4.0), ["lead", "a plan", "on"], "the rest")
+
+
+def test_a_conversation_tells_the_outer_agents_call_from_the_inner_ones(trees: dict[str, Tree]) -> None:
+    tree = trees["goes_on_while_the_inner_one_works"]
+    assert place(tree, "helps") == ("helper", "time", "helper")
+    assert place(tree, "goes on") == ("lead", "content", "lead")
+
+
+@scenario
+def handed_over(a: Attempt) -> None:
+    a.agent("triage", (0.0, 2.0), "root", span_id="triage")
+    says(a, "begins", (0.2, 1.8), ["help"], "over to the writer")
+    a.agent("writer", (2.1, 4.0), "root", span_id="writer")
+    says(a, "goes on", (2.2, 3.0), ["help", "over to the writer", "go on"], "done")
+
+
+def test_a_conversation_that_is_handed_over_is_of_who_is_open(trees: dict[str, Tree]) -> None:
+    assert place(trees["handed_over"], "goes on") == ("writer", "time", "writer")
+
+
+@scenario
+def two_at_once(a: Attempt) -> None:
+    a.agent("lead", (0.0, 9.0), "root", span_id="lead")
+    a.agent("helper", (1.0, 3.0), "lead", span_id="helper")
+    gateway(a, "helps", (1.01, 2.5))
+    gateway(a, "leads", (1.03, 2.0))
+    gateway(a, "alone", (2.6, 2.9))
+
+
+def test_of_two_calls_at_once_in_an_inner_agents_time_neither_is_certain(trees: dict[str, Tree]) -> None:
+    tree = trees["two_at_once"]
+    assert place(tree, "helps") == place(tree, "leads") == ("root", "ambiguous", None)
+    assert place(tree, "alone") == ("helper", "time", "helper")
+
+
+@scenario
+def prompt_of_one_who_has_ended(a: Attempt) -> None:
+    a.agent("writer", (0.0, 1.0), "root", span_id="writer")
+    said = {"parent": "writer", "input_messages": json.dumps([{"role": "system", "content": "You are helpful."}])}
+    gateway(a, "writes", (0.2, 0.8), **said)
+    a.agent("critic", (2.0, 6.0), "root", span_id="critic")
+    prompted(a, "judges", (2.1, 2.3), "You judge.")
+    a.agent("tester", (2.5, 5.0), "root", span_id="tester")
+    prompted(a, "tests", (3.0, 4.0), "You are helpful.")
+
+
+def test_a_prompt_is_shared_where_the_agent_that_it_is_known_of_has_ended(trees: dict[str, Tree]) -> None:
+    assert place(trees["prompt_of_one_who_has_ended"], "tests")[2] != "writer"
 
 
 @scenario

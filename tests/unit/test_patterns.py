@@ -107,6 +107,13 @@ def test_what_gives_no_pattern_names_the_policy(lake: Lake, agent_match: str, co
     assert complaint in str(caught.value)
 
 
+def test_the_expression_that_the_complaint_of_several_rows_suggests_takes_these_agents_alone(lake: Lake) -> None:
+    with pytest.raises(SettingsError) as complaint:
+        settled(lake, "sql:SELECT agent FROM agents")
+    expression = str(complaint.value).partition(", say ")[2]
+    assert settled(lake, f"sql:SELECT {expression} FROM (VALUES ('a.b'), ('c')) AS agents (agent)") == r"^(a\.b|c)$"
+
+
 def test_an_epoch_without_its_pattern_is_not_derived(lake: Lake) -> None:
     settings = lake_maker.settings(lake.root.parent, policies=[PolicySettings(agent_match=_MOST_CALLS)])
     epoch = lake.manifests.epoch("run", 0)

@@ -1,0 +1,86 @@
+-- What time and prompts tell of each waiting span, before the conversations are looked at (`evident_agent`).
+-- Grain: one row per waiting span that has calls, or that an agent's time holds. `verdict` is a method, as in `evident_agent`; NULL
+-- where nothing tells. `said_agent` is the agent that it is then of. Inputs: enclosing_agent, waiting_calls, prompt_owners,
+-- prompt_agents, prompt_candidates, open_agents, waiting, agent_times, agent_spans, lossy_attempts.
+-- Rule: a prompt that is one agent's tells whose the call is, whoever's time holds it, unless an agent may share it: one
+-- that was open, of which no other prompt is known, not even from earlier epochs. A prompt that is nobody's contradicts time
+-- where that agent has another one, or another one in its time is nobody's either. Where an attempt has lost a span that may
+-- have been an agent's, time alone tells nothing of its calls.
+WITH timed AS MATERIALIZED (
+    SELECT
+        coalesce(waiting_calls.node, enclosing_agent.node) AS node,
+        waiting_calls.attempt,
+        waiting_calls.call,
+        waiting_calls.prompt_key,
+        waiting_calls.node IS NOT NULL AS has_calls,
+        enclosing_agent.* EXCLUDE (node),
+        coalesce(enclosing_agent.agent, agent_spans.agent) AS time_agent,
+        owners.agent AS owner,
+        coalesce(owners.known, false) AS known
+    FROM enclosing_agent
+    FULL JOIN waiting_calls ON waiting_calls.node = enclosing_agent.node
+    LEFT JOIN agent_spans ON agent_spans.node = enclosing_agent.parent
+    LEFT JOIN prompt_owners AS owners ON owners.attempt = waiting_calls.attempt AND owners.prompt_key = waiting_calls.prompt_key
+),
+prompted AS MATERIALIZED (
+    -- The prompts that each agent has or may have: by ids, as it is taken, or by time.
+    SELECT attempt, agent, count(DISTINCT prompt_key) AS prompts, min(prompt_key) AS prompt_key
+    FROM (
+        SELECT attempt, agent, prompt_key FROM prompt_agents
+        UNION
+        SELECT attempt, agent, prompt_key FROM prompt_owners
+        UNION
+        SELECT attempt, agent, prompt_key FROM prompt_candidates ANTI JOIN prompt_owners USING (attempt, prompt_key)
+    )
+    GROUP BY ALL
+),
+owner_open AS MATERIALIZED (
+    SELECT DISTINCT timed.node
+    FROM timed
+    JOIN waiting USING (node)
+    JOIN agent_spans ON agent_spans.attempt = timed.attempt AND agent_spans.agent = timed.owner
+    JOIN agent_times AS times
+        ON times.level = 1
+        AND times.id = agent_spans.node
+        AND times.start_ns <= waiting.start_ns + clock_tolerance_ns()
+        AND times.end_ns >= waiting.start_ns
+    WHERE timed.owner IS DISTINCT FROM timed.time_agent OR timed.method = 'ambiguous'
+),
+sharing AS (
+    -- Who else may have been prompted so.
+    SELECT timed.node, timed.attempt, timed.prompt_key, open_agents.agent
+    FROM timed
+    JOIN open_agents USING (node)
+    ANTI JOIN prompt_agents ON prompt_agents.attempt = timed.attempt AND prompt_agents.prompt_key = timed.prompt_key
+    WHERE open_agents.begun AND NOT open_agents.around AND timed.method = 'ambiguous' AND open_agents.agent <> timed.owner AND NOT timed.known
+    UNION ALL
+    SELECT node, attempt, prompt_key, time_agent FROM timed WHERE time_agent <> owner AND NOT known
+),
+shared AS (
+    SELECT DISTINCT sharing.node
+    FROM sharing
+    LEFT JOIN prompted ON prompted.attempt = sharing.attempt AND prompted.agent = sharing.agent
+    WHERE prompted.prompts IS NULL OR (prompted.prompts = 1 AND prompted.prompt_key = sharing.prompt_key)
+)
+SELECT
+    timed.*,
+    CASE
+        WHEN NOT has_calls THEN method
+        WHEN shared.node IS NOT NULL THEN 'ambiguous'
+        WHEN owner IS NOT NULL AND (owner IS DISTINCT FROM time_agent OR method = 'ambiguous')
+            THEN CASE WHEN owner_open.node IS NOT NULL OR known OR lossy.attempt IS NOT NULL THEN 'content' ELSE 'ambiguous' END
+        WHEN owner IS NOT NULL THEN method
+        WHEN method = 'ambiguous' OR method IS NULL THEN method
+        WHEN lossy.attempt IS NOT NULL THEN 'ambiguous'
+        WHEN same.agent IS NOT NULL THEN method
+        WHEN timed.prompt_key IS NOT NULL AND prompted.prompts > 1 THEN 'ambiguous'
+        ELSE method
+    END AS verdict,
+    CASE verdict WHEN 'content' THEN owner WHEN 'ambiguous' THEN NULL ELSE time_agent END AS said_agent
+FROM timed
+LEFT JOIN prompt_agents AS same
+    ON same.attempt = timed.attempt AND same.prompt_key = timed.prompt_key AND same.agent = timed.time_agent
+LEFT JOIN prompted ON prompted.attempt = timed.attempt AND prompted.agent = timed.time_agent
+LEFT JOIN lossy_attempts AS lossy ON lossy.attempt = timed.attempt
+LEFT JOIN shared ON shared.node = timed.node
+LEFT JOIN owner_open ON owner_open.node = timed.node

@@ -1,0 +1,45 @@
+-- What each call was prompted with, as far as it tells agents apart.
+-- Grain: one row per call (twins merged) of attempts in which spans wait for a place. `system`: its leading system messages.
+-- `tools`: the names of its tools. `said`: hash of its tools and of all messages up to the last reply among them, NULL without one.
+-- `replies`: one a choice, the same hash of all its messages and the reply to them. Inputs: nodes, spans, waiting, llm_twins.
+-- Rule: messages are the same where role, content, and the tool calls' names and arguments are.
+WITH read AS (
+    SELECT
+        nodes.node,
+        nodes.attempt,
+        nodes.start_ns,
+        list_sort(list_distinct(json_extract_string(TRY(spans.attributes['gen_ai.tool.definitions']::JSON), '$..name'))) AS tools,
+        TRY(from_json(spans.input_messages, '[{"role": "VARCHAR", "content": "VARCHAR", "tool_calls": [{"function": {"name": "VARCHAR", "arguments": "VARCHAR"}}]}]')) AS asked,
+        TRY(from_json(spans.output_messages, '[{"content": "VARCHAR", "tool_calls": [{"function": {"name": "VARCHAR", "arguments": "VARCHAR"}}]}]')) AS answered
+    FROM nodes
+    SEMI JOIN waiting USING (attempt)
+    ANTI JOIN llm_twins USING (node)
+    JOIN spans USING (record_offset, record_index)
+    WHERE nodes.op = 'llm'
+),
+hashed AS (
+    SELECT
+        *,
+        [m.role FOR m IN asked] AS roles,
+        [hash(m.role, coalesce(m.content, ''), coalesce([(t.function.name, t.function.arguments) FOR t IN m.tool_calls], [])) FOR m IN asked] AS hashes,
+        [hash('assistant', coalesce(m.content, ''), coalesce([(t.function.name, t.function.arguments) FOR t IN m.tool_calls], [])) FOR m IN answered] AS reply_hashes
+    FROM read
+),
+marked AS (
+    SELECT
+        *,
+        len(roles) + 1 - list_position([r = 'assistant' FOR r IN list_reverse(roles)], true) AS last_reply
+    FROM hashed
+)
+SELECT
+    node,
+    attempt,
+    start_ns,
+    array_to_string(
+        [m.content FOR m IN asked[1:coalesce(list_position([r NOT IN ('system', 'developer') FOR r IN roles], true) - 1, len(roles))]],
+        chr(10)
+    ) AS system,
+    tools,
+    CASE WHEN last_reply IS NOT NULL THEN hash(tools, hashes[1:last_reply]) END AS said,
+    CASE WHEN len(hashes) > 0 THEN [hash(tools, list_append(hashes, r)) FOR r IN reply_hashes] END AS replies
+FROM marked
