@@ -1,6 +1,6 @@
 -- What a call's prompt tells of the agent that made it: its leading system messages and the names of its tools.
 -- Grain: one row per call (twins merged) that has either, of attempts in which spans wait for a place; equal `prompt_key`,
--- equal prompts. Inputs: prompts.
+-- equal prompts. Inputs: call_prompts.
 -- Rule: numbers, dates and ids in the messages count as equal. Where that leaves prompts that begin alike and hardly ever come
 -- twice in the attempt, as with retrieved text, their first hundred characters and the rest of that line stand for them.
 WITH texts AS (
@@ -9,7 +9,7 @@ WITH texts AS (
         attempt,
         regexp_replace(system, '\b[0-9a-fA-F:.-]*[0-9][0-9a-fA-F:.-]*\b', '#', 'g') AS text,
         tools
-    FROM prompts
+    FROM call_prompts
 ),
 keys AS (
     SELECT
