@@ -68,7 +68,7 @@ def _place(row: Row) -> str:
     if row["method"] in _PLAIN:
         return agent
     several = f" of {row['candidates']} candidates" if row["candidates"] > 1 else ""
-    return f"{agent}  ← {row['method']} {row['confidence']:.1f}{several}: {row['evidence']}"
+    return f"{agent}  ← {row['method']} {row['confidence']:.2f}{several}: {row['evidence']}"
 
 
 def _rewards(found: Row) -> RenderableType:
@@ -139,7 +139,7 @@ def _whose(call: Row) -> str:
         agent = f"agent {' or '.join(call['candidate_agents'])}"
     if call["method"] is None:
         return agent
-    return f"{agent}, by {call['method']} ({call['confidence']:.1f}): {call['evidence']}"
+    return f"{agent}, by {call['method']} ({call['confidence']:.2f}): {call['evidence']}"
 
 
 def _title(text: str) -> Text:

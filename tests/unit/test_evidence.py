@@ -363,7 +363,7 @@ def test_confidence_is_that_of_the_weakest_step_up_to_the_agent(trees: dict[str,
     assert (tree["inside"]["method"], tree["inside"]["agent"], tree["inside"]["confidence"]) == (
         "declared",
         "solver",
-        0.8,
+        0.95,
     )
     assert (tree["call"]["method"], tree["call"]["agent"], tree["call"]["confidence"]) == ("declared", None, 0.0)
 

@@ -72,7 +72,7 @@ def test_it_shows_the_tree_as_found_and_as_repaired_and_why(home: Path) -> None:
     before, after = shown.split("Tree as repaired")
     assert "(missing)" not in before.split("Tree as found")[1]
     assert "agent solver" in after and "agent ambiguous" in after
-    assert "← synthesised 0.0 of 2 candidates" in after and "a declared parent that never came" in after
+    assert "← synthesised 0.00 of 2 candidates" in after and "a declared parent that never came" in after
     names = {row["node"]: row["name"] for row in found["spans"]}
     roots = [names[row["node"]] for depth, row in found_tree(found["spans"]) if depth == 0]
     assert sorted(set(roots)) == ["chat policy", "critic.run", "reward", "rollout", "solver.run", "step"]
