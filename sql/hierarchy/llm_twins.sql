@@ -122,8 +122,11 @@ same_content AS (
 told_alike AS (
     -- A call that is like two others is neither.
     SELECT call, other
-    FROM same_content
-    WHERE len(models) = 0 OR len(other_models) = 0 OR list_has_any(models, other_models)
+    FROM (
+        SELECT DISTINCT call, other
+        FROM same_content
+        WHERE len(models) = 0 OR len(other_models) = 0 OR list_has_any(models, other_models)
+    )
     QUALIFY count(*) OVER (PARTITION BY call) = 1 AND count(*) OVER (PARTITION BY other) = 1
 ),
 members AS (

@@ -74,3 +74,48 @@ def test_the_agents_whose_time_holds_a_span_are_those_that_pairs_find(
     assert con.execute(_COUNTED_MORE).fetchall() == []
     methods = con.execute("SELECT DISTINCT method FROM enclosing_agent ORDER BY ALL").fetchall()
     assert methods == [("ambiguous",), ("same_name",), ("time",)]
+
+
+def calls_and_records(con: duckdb.DuckDBPyConnection, seed: int) -> None:
+    """Spans of some attempts: LLM spans with few response ids, contents and token ids, in each other or not."""
+    draw = random.Random(seed)
+    nodes: list[dict[str, Any]] = []
+    spans: list[dict[str, Any]] = []
+    declared: list[dict[str, Any]] = []
+    content: list[dict[str, Any]] = []
+    for attempt in range(1, 60):
+        first = 100 * attempt
+        for node in range(first, first + draw.randint(2, 9)):
+            op = draw.choice(["llm", "llm", "llm", "other", "agent"])
+            ids = draw.choice([None, None, ([1], [2]), ([1], [3]), ([1, 1], [2])])
+            start = draw.randint(0, 12) * STEP
+            row = {"node": node, "attempt": attempt, "op": op, "record_offset": node, "record_index": 0}
+            row["response_key"] = draw.choice([None, None, 10 * attempt, 10 * attempt + 1])
+            row["policy"] = draw.choice([None, "policy"])
+            row |= {"start_ns": start, "end_ns": draw.choice([None, start, start + 3 * STEP, start + 20 * STEP])}
+            if ids is not None:
+                row |= {"prompt_tokens": len(ids[0]), "response_tokens": len(ids[1])}
+            nodes.append(row)
+            spans.append(row | dict(zip(("prompt_ids", "response_ids"), ids or (None, None), strict=True)))
+            if node > first and draw.random() < 0.5:
+                declared.append({"node": node, "parent": draw.randrange(first, node)})
+            if op == "llm" and draw.random() < 0.7:
+                models = draw.choice([[], ["a"], ["a", "b"], ["c"]])
+                content.append(row | {"said": draw.choice("xyz"), "models": models})
+    columns = (
+        "node BIGINT, attempt BIGINT, op VARCHAR, response_key UBIGINT, policy VARCHAR, start_ns BIGINT, end_ns BIGINT"
+    )
+    place = "record_offset BIGINT, record_index INTEGER"
+    sql_rig.put(con, "nodes", f"{columns}, {place}, prompt_tokens INTEGER, response_tokens INTEGER", nodes)
+    sql_rig.put(con, "spans", f"{place}, prompt_ids INTEGER[], response_ids INTEGER[]", spans)
+    sql_rig.put(con, "declared", "node BIGINT, parent BIGINT", declared)
+    sql_rig.put(con, "llm_content", "node BIGINT, attempt BIGINT, said VARCHAR, models VARCHAR[]", content)
+    sql_rig.run(con, "hierarchy/repeated_responses", "hierarchy/shared_ids")
+
+
+@pytest.mark.parametrize("seed", [*range(6), 53])  # 53: two calls that say two things alike
+def test_the_records_of_one_call_are_those_that_pairs_find(con: duckdb.DuckDBPyConnection, seed: int) -> None:
+    calls_and_records(con, seed)
+    assert differences(con, "llm_twins") == []
+    methods = con.execute("SELECT DISTINCT method FROM llm_twins ORDER BY ALL").fetchall()
+    assert methods == [("content",), ("nested",), ("response_id",)]
