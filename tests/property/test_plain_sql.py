@@ -18,8 +18,8 @@ STEP = 10_000_000  # ns: a fifth of what clocks may be apart, so that many times
 _NEVER = 2**63 - 1
 # Where they differ: the number of candidates of an ambiguous span, and the plain one counts right.
 _COUNTED_MORE = """
-    SELECT node FROM enclosing_agent FULL JOIN plain USING (node, method)
-    WHERE plain.candidates IS NULL OR enclosing_agent.candidates IS NULL OR enclosing_agent.candidates > plain.candidates
+    SELECT node FROM holding_agent FULL JOIN plain USING (node, method)
+    WHERE plain.candidates IS NULL OR holding_agent.candidates IS NULL OR holding_agent.candidates > plain.candidates
 """
 
 
@@ -55,8 +55,8 @@ def agents_and_calls(con: duckdb.DuckDBPyConnection, seed: int) -> None:
             )
         for node in range(first + 100, first + 100 + draw.randint(0, 12)):
             start = draw.randint(0, 90) * STEP
-            end = None if draw.random() < 0.2 else start + draw.choice([0, 1, 4, 5, 6, 30]) * STEP
-            waiting.append({"node": node, "attempt": attempt, "start_ns": start, "end_ns": end})
+            ended = None if draw.random() < 0.2 else start + draw.choice([0, 1, 4, 5, 6, 30]) * STEP
+            waiting.append({"node": node, "attempt": attempt, "start_ns": start, "end_ns": ended})
     columns = "node BIGINT, attempt BIGINT, outer_node BIGINT, agent VARCHAR, agent_path VARCHAR, start_ns BIGINT, end_ns BIGINT, runs BOOLEAN"
     sql_rig.put(con, "agent_spans", columns, agents)
     sql_rig.put(con, "outer_work", "node BIGINT", [agent for agent in agents if draw.random() < 0.1])
@@ -69,10 +69,10 @@ def test_the_agents_whose_time_holds_a_span_are_those_that_pairs_find(
 ) -> None:
     agents_and_calls(con, seed)
     assert differences(con, "agent_times") == []
-    differing = differences(con, "enclosing_agent")
+    differing = differences(con, "holding_agent")
     assert {row[1] for row in differing} <= {"ambiguous"}
     assert con.execute(_COUNTED_MORE).fetchall() == []
-    methods = con.execute("SELECT DISTINCT method FROM enclosing_agent ORDER BY ALL").fetchall()
+    methods = con.execute("SELECT DISTINCT method FROM holding_agent ORDER BY ALL").fetchall()
     assert methods == [("ambiguous",), ("same_name",), ("time",)]
 
 

@@ -134,11 +134,7 @@ def test_nothing_else_of_uvicorns_is_used() -> None:
     [cls] = [n for n in ast.parse(inspect.getsource(protocol)).body if isinstance(n, ast.ClassDef)]
     own = {n.attr for n in ast.walk(cls) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
     own |= {n.name for n in cls.body if isinstance(n, ast.FunctionDef)}
-    own |= {
-        n.target.id if isinstance(n, ast.AnnAssign) else n.targets[0].id
-        for n in cls.body
-        if isinstance(n, (ast.Assign, ast.AnnAssign))
-    }  # type: ignore[union-attr,attr-defined]
+    own |= {n.id for n in ast.walk(cls) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     of_self = {n.attr for n in ast.walk(cls) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "self"}
     of_cycle = {
         n.attr

@@ -58,7 +58,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
         rows += two_at_once(f"r.{number}", f"a{number}", float(number % 2), epoch=number // 2).rows
         rows += nameless(f"n.{number}", f"n{number}", float(number % 2), epoch=number // 2).rows
     home = tmp_path_factory.mktemp("home")
-    how = {"assign": "discounted", "gamma": 0.5}
+    how: dict[str, Any] = {"assign": "discounted", "gamma": 0.5}
     lake, first = derived(home, rows, versions={"policy": "v0000"}, **how)
     first.finish("train policy", "key", {"version": "v0001", "metrics": {}}, 1.0)
     second = EpochManifest(run="run", epoch=1, opened_offset=0, sealed_offset=1 << 40)

@@ -1,4 +1,4 @@
--- What sql/hierarchy/enclosing_agent.sql says, said in pairs: every waiting span with every agent's time that may hold it.
+-- What sql/hierarchy/holding_agent.sql says, said in pairs: every waiting span with every agent's time that may hold it.
 -- Grain, inputs and rule: those of that file. With a hundred agents at once and 3,000 waiting spans a rollout it takes four to ten times
 -- as long. Of an ambiguous span that one counts a candidate too few where one agent inside another follows its sibling within the
 -- tolerance of clocks.
