@@ -56,7 +56,7 @@ def command_that_raises(error: Exception, monkeypatch: pytest.MonkeyPatch) -> cl
 CAUGHT_INSIDE = {
     *("HttpError", "ClientGone", "UpstreamDown", "Broken"),
     *("OtlpError", "BrokenSpans", "WireError", "CutOff"),
-    *("_Refused", "RefusedError", "DeliveryError", "LeftBehindError"),
+    *("_Refused", "_TooDeep", "RefusedError", "DeliveryError", "LeftBehindError"),
 }
 
 
