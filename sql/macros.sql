@@ -1,5 +1,23 @@
--- Numbers that several files share. Every connection of a lake has them, and so has its catalog.
+-- What several files share. Every connection of a lake has them, and so has its catalog.
 -- How far the clocks of two processes may be apart without its saying anything, in ns.
 CREATE OR REPLACE MACRO clock_tolerance_ns() AS 50_000_000::BIGINT;
 -- The end of what has none: after every time.
 CREATE OR REPLACE MACRO never_ns() AS 9223372036854775807::BIGINT;
+-- Whether an agent's time from `opened` to `closed` may hold what begins at `moment`: open then, or within that tolerance after.
+CREATE OR REPLACE MACRO open_at(opened, closed, moment) AS opened <= moment + clock_tolerance_ns() AND closed >= moment;
+-- Where the tokens of choice `n`, from 0, begin in the response of a call with choices of these lengths.
+CREATE OR REPLACE MACRO tokens_before(lengths, n) AS coalesce(list_sum(lengths[1:n]), 0)::INTEGER;
+-- That choice's part of a list with an element a token of the response.
+CREATE OR REPLACE MACRO of_choice(response, lengths, n) AS
+    CASE WHEN len(lengths) > 1 THEN response[tokens_before(lengths, n) + 1:tokens_before(lengths, n + 1)] ELSE response END;
+-- The id of a call that is unique in the lake, from its number in its epoch.
+CREATE OR REPLACE MACRO call_id_of(of_run, of_epoch, number) AS of_run || '/' || of_epoch || '/' || number;
+-- Messages of a recorded prompt or reply, read from their JSON; NULL where they are none.
+CREATE OR REPLACE MACRO messages_of(text) AS
+    TRY(from_json(text, '[{"role": "VARCHAR", "content": "VARCHAR", "tool_calls": [{"function": {"name": "VARCHAR", "arguments": "VARCHAR"}}]}]'));
+-- Hash of a message, said by `said_by`: equal where role, content, and the tool calls' names and arguments are.
+CREATE OR REPLACE MACRO message_hash(message, said_by) AS
+    hash(said_by, coalesce(message.content, ''), coalesce([(t.function.name, t.function.arguments) FOR t IN message.tool_calls], []));
+-- The place of the first message, by these roles, that is neither a system's nor a developer's; of the last reply. NULL: none.
+CREATE OR REPLACE MACRO first_other(roles) AS list_position([r NOT IN ('system', 'developer') FOR r IN roles], true);
+CREATE OR REPLACE MACRO last_reply(roles) AS len(roles) + 1 - list_position([r = 'assistant' FOR r IN list_reverse(roles)], true);

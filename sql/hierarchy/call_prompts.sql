@@ -9,8 +9,8 @@ WITH read AS (
         nodes.attempt,
         nodes.start_ns,
         list_sort(list_distinct(json_extract_string(TRY(spans.attributes['gen_ai.tool.definitions']::JSON), '$..name'))) AS tools,
-        TRY(from_json(spans.input_messages, '[{"role": "VARCHAR", "content": "VARCHAR", "tool_calls": [{"function": {"name": "VARCHAR", "arguments": "VARCHAR"}}]}]')) AS asked,
-        TRY(from_json(spans.output_messages, '[{"content": "VARCHAR", "tool_calls": [{"function": {"name": "VARCHAR", "arguments": "VARCHAR"}}]}]')) AS answered
+        messages_of(spans.input_messages) AS asked,
+        messages_of(spans.output_messages) AS answered
     FROM nodes
     SEMI JOIN waiting USING (attempt)
     ANTI JOIN llm_twins USING (node)
@@ -21,14 +21,14 @@ hashed AS (
     SELECT
         *,
         [m.role FOR m IN asked] AS roles,
-        [hash(m.role, coalesce(m.content, ''), coalesce([(t.function.name, t.function.arguments) FOR t IN m.tool_calls], [])) FOR m IN asked] AS hashes,
-        [hash('assistant', coalesce(m.content, ''), coalesce([(t.function.name, t.function.arguments) FOR t IN m.tool_calls], [])) FOR m IN answered] AS reply_hashes
+        [message_hash(m, m.role) FOR m IN asked] AS hashes,
+        [message_hash(m, 'assistant') FOR m IN answered] AS reply_hashes
     FROM read
 ),
 marked AS (
     SELECT
         *,
-        len(roles) + 1 - list_position([r = 'assistant' FOR r IN list_reverse(roles)], true) AS last_reply
+        last_reply(roles) AS last_reply
     FROM hashed
 )
 SELECT
@@ -36,7 +36,7 @@ SELECT
     attempt,
     start_ns,
     array_to_string(
-        [m.content FOR m IN asked[1:coalesce(list_position([r NOT IN ('system', 'developer') FOR r IN roles], true) - 1, len(roles))]],
+        [m.content FOR m IN asked[1:coalesce(first_other(roles) - 1, len(roles))]],
         chr(10)
     ) AS system,
     tools,

@@ -29,8 +29,7 @@ owners_open AS (
     JOIN agent_times AS times
         ON times.level = 1
         AND times.id = agent_spans.node
-        AND times.start_ns <= waiting.start_ns + clock_tolerance_ns()
-        AND times.end_ns >= waiting.start_ns
+        AND open_at(times.start_ns, times.end_ns, waiting.start_ns)
     WHERE judged.verdict = 'content'
     GROUP BY judged.node
 )

@@ -18,8 +18,7 @@ WITH held AS MATERIALIZED (
     JOIN agent_times AS times
         ON times.attempt = waiting.attempt
         AND times.level = 1
-        AND times.start_ns <= waiting.start_ns + clock_tolerance_ns()
-        AND times.end_ns >= waiting.start_ns
+        AND open_at(times.start_ns, times.end_ns, waiting.start_ns)
     WHERE waiting_calls.prompt_key IS NOT NULL
 )
 SELECT held.node, held.attempt, held.id AS agent_node, agent_spans.agent, held.begun, inner_ones.node IS NOT NULL AS around

@@ -42,8 +42,7 @@ owner_open AS MATERIALIZED (
     JOIN agent_times AS times
         ON times.level = 1
         AND times.id = agent_spans.node
-        AND times.start_ns <= waiting.start_ns + clock_tolerance_ns()
-        AND times.end_ns >= waiting.start_ns
+        AND open_at(times.start_ns, times.end_ns, waiting.start_ns)
     WHERE timed.owner IS DISTINCT FROM timed.time_agent OR timed.method = 'ambiguous'
 ),
 sharing AS (

@@ -23,8 +23,8 @@ texts AS (
         calls.policy,
         hash(spans.prompt_ids) AS prompt,
         hash(spans.prompt_ids[1:64]) AS beginning,
-        TRY(from_json(spans.input_messages, '[{"role": "VARCHAR", "content": "VARCHAR", "tool_calls": [{"function": {"name": "VARCHAR", "arguments": "VARCHAR"}}]}]')) AS asked,
-        TRY(from_json(spans.output_messages, '[{"role": "VARCHAR", "content": "VARCHAR", "tool_calls": [{"function": {"name": "VARCHAR", "arguments": "VARCHAR"}}]}]')) AS answered
+        messages_of(spans.input_messages) AS asked,
+        messages_of(spans.output_messages) AS answered
     FROM calls
     SEMI JOIN asked USING (rollout_id, attempt_id, policy)
     JOIN call_rows USING (call_id)
@@ -39,16 +39,16 @@ hashed AS (
         prompt,
         beginning,
         [m.role FOR m IN asked] AS roles,
-        [hash(m.role, coalesce(m.content, ''), coalesce([(t.function.name, t.function.arguments) FOR t IN m.tool_calls], [])) FOR m IN asked] AS asked,
-        [hash('assistant', coalesce(m.content, ''), coalesce([(t.function.name, t.function.arguments) FOR t IN m.tool_calls], [])) FOR m IN answered] AS answered
+        [message_hash(m, m.role) FOR m IN asked] AS asked,
+        [message_hash(m, 'assistant') FOR m IN answered] AS answered
     FROM texts
 ),
 marked AS (
     SELECT
         *,
         -- the first message that is neither a system's nor a developer's, and the last reply
-        list_position([r NOT IN ('system', 'developer') FOR r IN roles], true) AS first_said,
-        len(roles) + 1 - list_position([r = 'assistant' FOR r IN list_reverse(roles)], true) AS last_reply
+        first_other(roles) AS first_said,
+        last_reply(roles) AS last_reply
     FROM hashed
 )
 SELECT

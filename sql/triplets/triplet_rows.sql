@@ -9,7 +9,7 @@ WITH choices AS (
     SELECT
         call_id,
         choice,
-        coalesce(list_sum(choice_lengths[1:choice]), 0)::INTEGER,
+        tokens_before(choice_lengths, choice),
         choice_lengths[choice + 1]
     FROM (SELECT call_id, choice_lengths, unnest(range(len(choice_lengths))) AS choice FROM sampled_calls)
 )

@@ -57,7 +57,7 @@ trained AS (
         count(trained_calls.call_id) AS trained_calls,
         count(*) FILTER (left_out IS NOT NULL) AS left_out_calls
     FROM stored.policy_calls AS calls
-    LEFT JOIN trained_calls ON trained_calls.call_id = calls.run || '/' || calls.epoch || '/' || calls.call_id
+    LEFT JOIN trained_calls ON trained_calls.call_id = call_id_of(calls.run, calls.epoch, calls.call_id)
     GROUP BY ALL
 )
 SELECT

@@ -4,7 +4,7 @@
 -- NULL. Where an agent has no name, `agent` is NULL too.
 SELECT
     * REPLACE (
-        run || '/' || epoch || '/' || call_id AS call_id,
+        call_id_of(run, epoch, call_id) AS call_id,
         nullif(agent, '') AS agent,
         nullif(step, 0) AS step
     )

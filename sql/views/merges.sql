@@ -2,7 +2,7 @@
 -- Grain: one row per (call_id, choice). Inputs: stored.merges.
 SELECT
     * REPLACE (
-        run || '/' || epoch || '/' || call_id AS call_id,
+        call_id_of(run, epoch, call_id) AS call_id,
         rollout_id || '/' || attempt_id || '/' || sequence_id AS sequence_id
     )
 FROM stored.merges

@@ -38,7 +38,7 @@ candidates AS (
 SELECT
     calls.run,
     calls.epoch,
-    calls.run || '/' || calls.epoch || '/' || calls.call_id AS call_id,
+    call_id_of(calls.run, calls.epoch, calls.call_id) AS call_id,
     calls.rollout_id,
     calls.attempt_id,
     calls.group_id,

@@ -1,6 +1,6 @@
 -- Which call each reward went to, where rewards are given to calls (`reward.assign`); or why to none.
 -- Grain: one row per (run, epoch, node, reward_name, source, policy, agent). Inputs: stored.reward_steps.
 SELECT
-    * REPLACE (nullif(agent, '') AS agent, run || '/' || epoch || '/' || call_id AS call_id)
+    * REPLACE (nullif(agent, '') AS agent, call_id_of(run, epoch, call_id) AS call_id)
     RENAME (name AS reward_name, value AS reward)
 FROM stored.reward_steps

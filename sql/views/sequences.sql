@@ -3,6 +3,6 @@
 -- Rule: `call_ids` are the calls that are trained in it, in their order, as in policy_calls; `choices` which choice of each.
 SELECT
     * EXCLUDE (call_ids),
-    [run || '/' || epoch || '/' || split_part(id, '.', 1) FOR id IN call_ids] AS call_ids,
+    [call_id_of(run, epoch, split_part(id, '.', 1)) FOR id IN call_ids] AS call_ids,
     [split_part(id, '.', 2)::INTEGER FOR id IN call_ids] AS choices
 FROM stored.sequences

@@ -6,7 +6,7 @@
 SELECT
     * EXCLUDE (twin_of, start_ns, end_ns),
     twin_of AS twin_node,
-    CASE WHEN op = 'llm' THEN run || '/' || epoch || '/' || coalesce(twin_of, node) END AS call_id,
+    CASE WHEN op = 'llm' THEN call_id_of(run, epoch, coalesce(twin_of, node)) END AS call_id,
     make_timestamp_ns(start_ns) AS started,
     make_timestamp_ns(end_ns) AS ended
 FROM stored.span_tree

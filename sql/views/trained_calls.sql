@@ -8,7 +8,7 @@ SELECT DISTINCT
     calls.epoch,
     calls.policy,
     manifests.trained[calls.policy] AS version,
-    calls.run || '/' || calls.epoch || '/' || split_part(calls.id, '.', 1) AS call_id
+    call_id_of(calls.run, calls.epoch, split_part(calls.id, '.', 1)) AS call_id
 FROM (SELECT run, epoch, policy, unnest(call_ids) AS id FROM stored.sequences) AS calls
 JOIN epoch_manifests AS manifests
     ON manifests.run = calls.run AND manifests.epoch = calls.epoch AND manifests.mode = 'train'

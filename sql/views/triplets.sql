@@ -15,27 +15,15 @@ SELECT
     calls.rollout_id,
     calls.attempt_id,
     calls.group_id,
-    calls.run || '/' || calls.epoch || '/' || calls.call_id AS call_id,
+    call_id_of(calls.run, calls.epoch, calls.call_id) AS call_id,
     choices.choice,
     calls.agent,
     calls.agent_path,
     calls.policy,
     calls.policy_version,
     spans.prompt_ids,
-    CASE
-        WHEN len(spans.choice_lengths) > 1
-            THEN spans.response_ids[
-                coalesce(list_sum(spans.choice_lengths[1:choices.choice]), 0) + 1:list_sum(spans.choice_lengths[1:choices.choice + 1])
-            ]
-        ELSE spans.response_ids
-    END AS response_ids,
-    CASE
-        WHEN len(spans.choice_lengths) > 1
-            THEN spans.response_logprobs[
-                coalesce(list_sum(spans.choice_lengths[1:choices.choice]), 0) + 1:list_sum(spans.choice_lengths[1:choices.choice + 1])
-            ]
-        ELSE spans.response_logprobs
-    END AS response_logprobs,
+    of_choice(spans.response_ids, spans.choice_lengths, choices.choice) AS response_ids,
+    of_choice(spans.response_logprobs, spans.choice_lengths, choices.choice) AS response_logprobs,
     spans.input_messages,
     CASE
         WHEN len(spans.choice_lengths) > 1
