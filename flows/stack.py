@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from lightning_core.config import GatewaySettings, SettingsError
 from lightning_core.epoch.services import claim_services, stop_orphans
 from lightning_core.files import write_atomic
-from lightning_core.gateway.files import PRIVATE
+from lightning_core.gateway.files import PRIVATE, made_once
 from lightning_core.gateway.handle import gateway_command
 from lightning_core.process.linux import created, end_group, group_members, is_running, kill
 from lightning_core.process.spawn import Process, StartError
@@ -162,10 +162,7 @@ def make_plan(
 
 def load_auth(folder: Path) -> str:
     """`user:password` of Prefect's API and of MLflow, as `auth` in the stack's folder has it; made on the first call."""
-    file = folder / "auth"
-    if not file.is_file():
-        write_atomic(file, f"lightning:{secrets.token_urlsafe(32)}".encode(), mode=PRIVATE)
-    return file.read_text().strip()
+    return made_once(folder / "auth", lambda: f"lightning:{secrets.token_urlsafe(32)}")
 
 
 def _mlflow_auth(folder: Path, user: str, password: str) -> dict[str, str]:

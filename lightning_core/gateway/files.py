@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning_core.files import write_atomic
@@ -21,21 +22,22 @@ def load_secret(home: Path) -> str:
     Made on the first call, by whoever comes first.
     """
     path = services(home) / "secret"
-    for _ in range(2):
+    secret = made_once(path, lambda: secrets.token_hex(32))
+    if len(secret) < 32:
+        raise ValueError(f"{path}: holds no secret of at least 32 characters; remove the file to have one made")
+    return secret
+
+
+def made_once(path: Path, make: Callable[[], str]) -> str:
+    """The text of a private file; where there is none, what `make` returns is written there, by whoever comes first."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        write_atomic(fresh, make().encode(), mode=PRIVATE)
         try:
-            secret = path.read_text().strip()
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f".secret.{secrets.token_hex(4)}")
-            write_atomic(fresh, secrets.token_hex(32).encode(), mode=PRIVATE)
-            try:
-                os.link(fresh, path)  # fails where another process was first: then its secret is the one
-            except FileExistsError:
-                pass
-            finally:
-                fresh.unlink()
-            continue
-        if len(secret) < 32:
-            raise ValueError(f"{path}: holds no secret of at least 32 characters; remove the file to have one made")
-        return secret
+            os.link(fresh, path)  # fails where another process was first: then its text is the one
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
     return path.read_text().strip()

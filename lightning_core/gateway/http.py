@@ -86,8 +86,8 @@ def invalid(param: str, message: str) -> HttpError:
     return HttpError(400, message, code="invalid_value", param=param)
 
 
-def unavailable(message: str, retry_after_s: int = 1) -> HttpError:
-    return HttpError(503, message, "server_error", UNAVAILABLE, headers={"Retry-After": str(retry_after_s)})
+def unavailable(message: str, retry_after_s: int = 1, code: str = UNAVAILABLE) -> HttpError:
+    return HttpError(503, message, "server_error", code, headers={"Retry-After": str(retry_after_s)})
 
 
 def whole_number(text: str, param: str, least: int, most: int) -> int:
@@ -106,7 +106,7 @@ async def read_body(
 ) -> bytes:
     """The whole body; HttpError 413 past `max_bytes`, 408 where it takes too long to come, ClientGone when the client goes.
 
-    `take` is told of each part, and before of all that is declared.
+    `take` gets the size of each part, and first the declared size of the whole.
 
     A body that is declared too large is refused before it is read: what the client sends of it all the same is thrown
     away by the HTTP server. The connection stays open for a moderate excess, as a client that is cut off while it sends

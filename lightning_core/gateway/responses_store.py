@@ -91,7 +91,7 @@ class ResponseStore:
     def history(self, response_id: str, caller: Caller, take: Take) -> bytes | None:
         """The messages up to and with this response, as a JSON list of lists; None where any of it is not known (any more).
 
-        `take` is told of the size of each part, which may be many times that of the request that names it.
+        `take` gets the size of each part: together they may be many times as large as the request that names the response.
         """
         turns: list[bytes] = []
         wanted: str | None = response_id

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from weakref import WeakValueDictionary
 
 from lightning_core.gateway.access import Caller
-from lightning_core.gateway.http import HttpError, Take, unavailable
+from lightning_core.gateway.http import Take, unavailable
 
 OWN_SHARE = "sender_room_used_up"  # the code of a refusal that is the sender's own doing
 
@@ -41,7 +41,7 @@ class Room:
                 message = (
                     f"your requests have more than {share} bytes in all at one time; send it again when some are done"
                 )
-                raise HttpError(503, message, "server_error", OWN_SHARE, headers={"Retry-After": "1"})
+                raise unavailable(message, code=OWN_SHARE)
             if size > self._left:
                 raise unavailable("too many large requests at one time; send it again")
             self._left -= size
@@ -51,11 +51,10 @@ class Room:
         try:
             yield take
         finally:
-            if held:
-                self._left += held
-                self._held[whose] -= held
-                if not self._held[whose]:
-                    del self._held[whose]
+            self._left += held
+            kept = self._held.pop(whose, 0) - held
+            if kept:
+                self._held[whose] = kept
 
 
 class Turns:
@@ -75,7 +74,7 @@ class Turns:
         lane = self._lanes.setdefault(_whose(caller), _Lane(self._each))
         if lane.waiting >= _MOST_WAITING:
             message = f"{lane.waiting} of your requests wait to be read; send it again"
-            raise HttpError(503, message, "server_error", OWN_SHARE, headers={"Retry-After": "1"})
+            raise unavailable(message, code=OWN_SHARE)
         lane.waiting += 1
         try:
             async with lane.turns, self._all:
