@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import struct
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 import openai
+import psutil
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
@@ -148,6 +150,19 @@ def metric(server: Rig, name: str) -> float:
     """The sum over the labels of what `/metrics` says; the connection is closed after it."""
     lines = httpx.get(server.handle.url + "/metrics", headers={"Connection": "close"}).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+@contextmanager
+def left_quiet(running: Rig) -> Iterator[None]:
+    """Around a test: before and after it nothing is under way, and as many sockets are open."""
+    running.canned.requests.clear()
+    running.canned.gate, running.canned.break_after = None, None
+    yield
+    gc.collect()  # clients that a test made keep their connections until then
+    wait_for(lambda: metric(running, "lightning_calls_in_flight") == 0)
+    process = psutil.Process(running.handle.pid)
+    # What stays: two listeners, two connections of the handle, and one to the upstream, for the next call.
+    wait_for(lambda: len(process.net_connections("tcp")) <= 5)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:

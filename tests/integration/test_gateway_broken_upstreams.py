@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Iterator
@@ -11,13 +10,13 @@ from typing import Any
 
 import httpx
 import openai
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightning_core import names
-from tests.gateway_rig import Rig, attributes, client, metric, rig, wait_for
+from tests.any_json import values
+from tests.gateway_rig import Rig, attributes, client, left_quiet, rig, wait_for
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 
@@ -30,15 +29,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.fixture
 def server(running: Rig) -> Iterator[Rig]:
-    """Before and after each test nothing is under way, and as many sockets are open."""
-    running.canned.requests.clear()
-    running.canned.gate, running.canned.break_after = None, None
-    yield running
-    gc.collect()  # clients that a test made keep their connections until then
-    wait_for(lambda: metric(running, "lightning_calls_in_flight") == 0)
-    process = psutil.Process(running.handle.pid)
-    # What stays: two listeners, two connections of the handle, and one to the upstream, for the next call.
-    wait_for(lambda: len(process.net_connections("tcp")) <= 5)
+    with left_quiet(running):
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +39,6 @@ def http() -> Iterator[httpx.Client]:
         yield made
 
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=10),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
 replied = st.sampled_from(
     [
         *("id", "model", "choices", "usage", "prompt_token_ids", "token_ids", "logprobs", "message", "delta", "text"),

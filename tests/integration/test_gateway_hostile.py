@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import resource
 import socket
@@ -23,7 +22,8 @@ from hypothesis import strategies as st
 
 from lightning_core import names
 from lightning_core.otlp.spans import SpanData, encode_request
-from tests.gateway_rig import Rig, attributes, client, metric, rig, wait_for
+from tests.any_json import values
+from tests.gateway_rig import Rig, attributes, client, left_quiet, metric, rig, wait_for
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 
@@ -36,15 +36,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.fixture
 def server(running: Rig) -> Iterator[Rig]:
-    """Before and after each test nothing is under way, and as many sockets are open."""
-    running.canned.requests.clear()
-    running.canned.gate, running.canned.break_after = None, None
-    yield running
-    gc.collect()  # clients that a test made keep their connections until then
-    wait_for(lambda: metric(running, "lightning_calls_in_flight") == 0)
-    process = psutil.Process(running.handle.pid)
-    # What stays: two listeners, two connections of the handle, and one to the upstream, for the next call.
-    wait_for(lambda: len(process.net_connections("tcp")) <= 5)
+    with left_quiet(running):
+        yield running
 
 
 def post(server: Rig, path: str, body: Any, timeout: float = 30) -> httpx.Response:
@@ -71,11 +64,6 @@ def whole_request(server: Rig, body: bytes, declared: int | None = None, route: 
 
 CHAT = json.dumps({"model": "policy", "messages": MESSAGES}).encode()
 STREAM = json.dumps({"model": "policy", "messages": MESSAGES, "stream": True}).encode()
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=10),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
 fields = st.sampled_from(
     [
         *("messages", "prompt", "input", "n", "stream", "stream_options", "tools", "tool_choice", "temperature"),
