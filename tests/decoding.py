@@ -196,3 +196,11 @@ def _number(text: str, kind: str) -> Any:
         return int(text) if kind == "int" else float(text)
     except ValueError:
         return None
+
+
+def one(*attributes: KeyValue, **fields: Any) -> dict[str, Any]:
+    """The row of a span that has good ones on both sides."""
+    sent = good(2, **({"attributes": attributes} | fields))
+    rows, rejected = read(request(good(1), sent, good(3)))
+    assert rejected == [] and [row["record_index"] for row in rows] == [0, 1, 2]
+    return rows[1]

@@ -19,14 +19,6 @@ from tests import decoding as d
 from tests.property.test_decode_fuzz import length, with_span
 
 
-def one(*attributes: KeyValue, **fields: Any) -> dict[str, Any]:
-    """The row of a span that has good ones on both sides."""
-    sent = d.good(2, **({"attributes": attributes} | fields))
-    rows, rejected = d.read(d.request(d.good(1), sent, d.good(3)))
-    assert rejected == [] and [row["record_index"] for row in rows] == [0, 1, 2]
-    return rows[1]
-
-
 def rejection(raw: bytes) -> dict[str, Any]:
     """The rejection of a span that has good ones on both sides."""
     side = [d.good(1).SerializeToString()]
@@ -120,19 +112,19 @@ def test_more_spans_than_are_read_at_once_are_all_there(monkeypatch: pytest.Monk
 
 
 def test_end_before_start_missing_ends_1970_and_2100_are_kept_as_sent() -> None:
-    assert [one(start_time_unix_nano=9, end_time_unix_nano=3)[f"{x}_ns"] for x in ("start", "end")] == [9, 3]
-    assert one(end_time_unix_nano=0)["end_ns"] is None
-    assert one(start_time_unix_nano=1)["start_ns"] == 1
-    assert one(end_time_unix_nano=4_102_444_800_000_000_000)["end_ns"] == 4_102_444_800_000_000_000
+    assert [d.one(start_time_unix_nano=9, end_time_unix_nano=3)[f"{x}_ns"] for x in ("start", "end")] == [9, 3]
+    assert d.one(end_time_unix_nano=0)["end_ns"] is None
+    assert d.one(start_time_unix_nano=1)["start_ns"] == 1
+    assert d.one(end_time_unix_nano=4_102_444_800_000_000_000)["end_ns"] == 4_102_444_800_000_000_000
 
 
 def test_times_beyond_the_column_stay_as_text() -> None:
-    row = one(start_time_unix_nano=2**63)
+    row = d.one(start_time_unix_nano=2**63)
     assert row["start_ns"] is None and row["attributes"] == {"otlp.start_time_unix_nano": str(2**63)}
 
 
 def test_ten_thousand_attributes_are_kept() -> None:
-    row = one(*(d.pair(f"k{n}", n) for n in range(10_000)))
+    row = d.one(*(d.pair(f"k{n}", n) for n in range(10_000)))
     assert len(row["attributes"]) == 10_000 and row["attributes"]["k9999"] == "9999"
 
 
@@ -161,7 +153,7 @@ def test_values_nested_100_deep_are_json_and_deeper_ones_keep_their_bytes() -> N
 
 def test_nul_and_keys_with_quotes_and_sql_are_kept() -> None:
     key = "a'; DROP TABLE spans; -- \"\x00"
-    assert one(d.pair(key, "x\x00y"))["attributes"] == {key: "x\x00y"}
+    assert d.one(d.pair(key, "x\x00y"))["attributes"] == {key: "x\x00y"}
     row, *_ = d.decode(
         d.request(d.good(name="\x00", attributes=[d.pair("metadata", "\x00"), d.pair("gen_ai.agent.name", "\x00")]))
     )[0]
@@ -179,7 +171,7 @@ def test_text_that_is_no_utf8_is_kept_with_replacement_characters_and_its_bytes(
 
 
 def test_of_a_key_sent_twice_the_last_counts_and_the_others_are_listed() -> None:
-    row = one(
+    row = d.one(
         d.pair("k", 1), d.pair("gen_ai.request.model", "a"), d.pair("k", [2]), d.pair("gen_ai.request.model", "b")
     )
     assert row["model"] == "b" and row["attributes"]["k"] == "[2]"
@@ -198,7 +190,7 @@ def test_keys_that_are_no_utf8_and_become_the_same_are_the_same_key() -> None:
 
 def test_a_long_list_of_integers_that_is_no_column_is_kept() -> None:
     many = list(range(200_000))
-    assert json.loads(one(d.pair("ids", many))["attributes"]["ids"]) == many
+    assert json.loads(d.one(d.pair("ids", many))["attributes"]["ids"]) == many
 
 
 def test_a_span_of_nothing_but_the_same_key_is_rejected_alone() -> None:
@@ -207,7 +199,7 @@ def test_a_span_of_nothing_but_the_same_key_is_rejected_alone() -> None:
 
 
 def test_a_name_of_ours_that_was_sent_stays_what_it_was() -> None:
-    row = one(d.pair("otlp.duplicate_attributes", "mine"), d.pair("k", 1), d.pair("k", 2))
+    row = d.one(d.pair("otlp.duplicate_attributes", "mine"), d.pair("k", 1), d.pair("k", 2))
     assert row["attributes"]["otlp.duplicate_attributes"] == "mine"
     assert row["attributes"]["otlp.duplicate_attributes_"] == '[{"key":"k","value":"1"}]'
 
@@ -221,7 +213,7 @@ def test_fields_that_otlp_does_not_have_are_kept_as_bytes() -> None:
 
 
 def test_keys_and_texts_by_index_have_no_table_in_traces_and_are_kept_by_number() -> None:
-    row = one(KeyValue(key_strindex=7, value=AnyValue(string_value_strindex=8)))
+    row = d.one(KeyValue(key_strindex=7, value=AnyValue(string_value_strindex=8)))
     assert row["attributes"] == {"otlp.key_strindex.7": '{"otlp.string_value_strindex":8}'}
 
 
@@ -266,19 +258,19 @@ NUMBERS = [0, 1, 127, 128, 16_384, 151_935, 2**21, 2**31 - 1]
 
 @pytest.mark.parametrize("sent", [np.array(NUMBERS, "<i4").tobytes(), NUMBERS, json.dumps(NUMBERS)])
 def test_token_ids_come_as_bytes_arrays_or_json(sent: Any) -> None:
-    assert one(d.pair("prompt_token_ids", sent))["prompt_ids"] == NUMBERS
+    assert d.one(d.pair("prompt_token_ids", sent))["prompt_ids"] == NUMBERS
 
 
 @pytest.mark.parametrize("sent", [np.array([0, -1.5], "<f4").tobytes(), [0, -1.5], [0.0, -1.5], "[0, -1.5]"])
 def test_logprobs_come_as_bytes_arrays_or_json_and_may_hold_integers(sent: Any) -> None:
-    assert one(d.pair("lightning.response_logprobs", sent))["response_logprobs"] == [0.0, -1.5]
+    assert d.one(d.pair("lightning.response_logprobs", sent))["response_logprobs"] == [0.0, -1.5]
 
 
 @pytest.mark.parametrize("sent", [b"\x01\x02\x03", [1, 2**31], [1, "2"], [1.0], "[1, null]", "{}", "[1", [2**40] * 30])
 def test_token_ids_that_cannot_be_read_stay_attributes(sent: Any) -> None:
-    row = one(d.pair("prompt_token_ids", sent), d.pair("lightning.prompt_token_ids", [5]))
+    row = d.one(d.pair("prompt_token_ids", sent), d.pair("lightning.prompt_token_ids", [5]))
     assert row["prompt_ids"] == [5] and "prompt_token_ids" in row["attributes"]
-    assert one(d.pair("prompt_token_ids", sent))["prompt_ids"] is None
+    assert d.one(d.pair("prompt_token_ids", sent))["prompt_ids"] is None
 
 
 def test_arrays_of_many_spans_are_read_together_whatever_stands_between_them() -> None:
@@ -288,75 +280,8 @@ def test_arrays_of_many_spans_are_read_together_whatever_stands_between_them() -
     assert [None if (f := numbers(one)) is None else f.tolist() for one in raw] == [*arrays, None, None, [1.0]]
 
 
-def test_an_alias_that_loses_stays_unless_it_says_the_same() -> None:
-    row = one(d.pair("llm.model_name", "b"), d.pair("gen_ai.request.model", "a"), d.pair("gen_ai.response.model", "a"))
-    assert row["model"] == "a" and row["attributes"] == {"llm.model_name": "b"}
-    row = one(
-        d.pair("gen_ai.usage.input_tokens", "many"),
-        d.pair("llm.token_count.prompt", "7"),
-        d.pair("lightning.reward", True),
-    )
-    assert (row["input_tokens"], row["reward"]) == (7, 1.0)
-    assert row["attributes"] == {"gen_ai.usage.input_tokens": "many"}
-
-
-@pytest.mark.parametrize(
-    ("attributes", "columns"),
-    [
-        ({"gen_ai.provider.name": "vllm", "gen_ai.conversation.id": "c", "gen_ai.agent.id": "7"},
-         {"provider": "vllm", "conversation_id": "c", "agent_id": "7"}),
-        ({"gen_ai.request.temperature": 0.5, "gen_ai.request.max_tokens": 9, "gen_ai.request.stop_sequences": ["x"]},
-         {"request_temperature": 0.5, "request_max_tokens": 9, "request_stop": '["x"]'}),
-        ({"openinference.span.kind": "TOOL", "input.value": "{}", "output.value": "42", "session.id": "s"},
-         {"op": "tool", "tool_arguments": "{}", "tool_result": "42", "conversation_id": "s"}),
-        ({"openinference.span.kind": "CHAIN", "input.value": "{}", "output.value": '{"id": "x"}'},
-         {"op": "chain", "tool_arguments": None, "tool_result": None, "input_messages": None, "response_id": None}),
-        ({"openinference.span.kind": "LLM", "output.value": '{"id": "chatcmpl-1"}', "llm.provider": "openai"},
-         {"op": "llm", "response_id": "chatcmpl-1", "output_messages": None, "provider": "openai"}),
-        ({"openinference.span.kind": "LLM", "output.value": '{"llm_output": {"id": "chatcmpl-2"}}'}, {"response_id": "chatcmpl-2"}),
-        ({"openinference.span.kind": "LLM",
-          "output.value": '{"generations": [[{"message": {"kwargs": {"response_metadata": {"id": "chatcmpl-3"}}}}]]}'},
-         {"response_id": "chatcmpl-3"}),
-        ({"openinference.span.kind": "LLM", "output.value": "no JSON"}, {"response_id": None}),
-        ({"traceloop.span.kind": "tool", "traceloop.entity.name": "search", "traceloop.entity.input": "q", "traceloop.entity.output": "r"},
-         {"op": "tool", "tool_name": "search", "tool_arguments": "q", "tool_result": "r"}),
-        ({"agentops.span.kind": "agent", "operation.name": "critic"}, {"op": "agent", "agent_name": "critic"}),
-        ({"gen_ai.request.type": "chat", "gen_ai.response.id": "chatcmpl-4"}, {"op": "llm", "response_id": "chatcmpl-4"}),
-        ({"agentlightning.reward.0.value": 0.25, "agentlightning.reward.0.name": "exact"},
-         {"op": "reward", "reward": 0.25, "reward_name": "exact"}),
-        ({"openinference.span.kind": "CHAIN", "metadata": '{"langgraph_checkpoint_ns": "team:1|searcher:2|agent:3|tools:4"}'},
-         {"agent_name": "searcher"}),
-        ({"metadata": '{"langgraph_checkpoint_ns": "team:1|searcher:2"}'}, {"agent_name": "searcher"}),
-        ({"metadata": '{"langgraph_checkpoint_ns": "planner:1"}'}, {"agent_name": "planner"}),
-        ({"agentops.span.kind": "chain", "langchain.chain.type": "write_query"}, {"op": "chain", "agent_name": "write_query"}),
-        ({"reward": True}, {"op": "reward", "reward": 1.0, "reward_name": "reward"}),
-        ({"reward": True, "gen_ai.operation.name": "execute_tool"},
-         {"op": "tool", "reward": None, "reward_name": None, "attributes": {"reward": "true"}}),
-        ({"agentops.span.kind": "task", "operation.name": "judge", "agentops.task.output": '{"type": "reward", "value": 0.75}'},
-         {"op": "reward", "reward": 0.75}),
-        ({"agentops.span.kind": "task", "agentops.entity.output": '{"type": "reward", "value": null}'}, {"op": "reward", "reward": None}),
-        ({"agentops.span.kind": "task", "agentops.task.output": "done"}, {"op": "task", "reward": None}),
-        ({"gen_ai.usage.cache_read.input_tokens": 3, "llm.token_count.completion_details.reasoning": 4},
-         {"cached_tokens": 3, "reasoning_tokens": 4}),
-    ],
-)  # fmt: skip
-def test_the_conventions_are_read_into_the_same_columns(attributes: dict[str, Any], columns: dict[str, Any]) -> None:
-    (row,), _ = d.decode(d.request(d.good(attributes=[d.pair(k, v) for k, v in attributes.items()])))
-    assert {name: row[name] for name in columns} == columns
-
-
-@pytest.mark.parametrize(
-    ("name", "role", "agent"),
-    [("planner.run", "AGENT", "planner"), ("Pipeline.run", "CHAIN", None), ("subprocess.run", None, None)],
-)
-def test_what_is_only_called_run_is_no_agent(name: str, role: str | None, agent: str | None) -> None:
-    attributes = [d.pair("openinference.span.kind", role)] if role else []
-    (row,), _ = d.decode(d.request(d.good(name=name, attributes=attributes)))
-    assert row["agent_name"] == agent
-
-
 def test_an_array_of_doubles_that_are_not_finite_is_read_and_shown() -> None:
-    row = one(d.pair("lightning.response_logprobs", [float("-inf"), 0.0]), d.pair("other", [float("nan"), 1.5]))
+    row = d.one(d.pair("lightning.response_logprobs", [float("-inf"), 0.0]), d.pair("other", [float("nan"), 1.5]))
     assert row["response_logprobs"] == [float("-inf"), 0.0] and row["attributes"] == {"other": '["nan",1.5]'}
 
 
