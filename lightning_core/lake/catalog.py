@@ -1,8 +1,10 @@
 """`catalog.duckdb`: views over the files that the manifests name, for anyone who can open a DuckDB file.
 
 What lies in the files is in the schema `stored`, under its own names. Everybody reads the views of sql/views instead, where one
-name means one thing; of a stored table that has no such view, the view is the table. The questions of sql/analysis are table macros over the views: `FROM epoch_report(p_run := 'first-try')`. Paths in it are
-relative to the lake: `lightning-flows sql` sets `file_search_path`, and `duckdb catalog.duckdb` is started in the lake's folder. It is built beside and renamed into place, so a reader has the old one or the new.
+name means one thing; of a stored table that has no such view, the view is the table. The questions of sql/analysis are table
+macros over the views: `FROM epoch_report(p_run := 'first-try')`. Paths in it are relative to the lake: `lightning-flows sql` sets
+`file_search_path`, and `duckdb catalog.duckdb` is started in the lake's folder. It is built beside and renamed into place, so a
+reader has the old one or the new.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def _confine(con: duckdb.DuckDBPyConnection, also: Sequence[str]) -> None:
     if _setting(con, "lock_configuration") == "True":
         return  # it is already
     lake = _setting(con, "file_search_path")
-    # A relative path is looked for where this process stands before it is looked for in the lake, and has to be allowed there.
+    # DuckDB looks for a relative path in the working directory first, then in the lake: it has to be allowed in both.
     readable = [lake, *(str(Path.cwd() / folder) for folder in _IN_THE_LAKE)] if lake else []
     con.execute(f"SET memory_limit = '{MEMORY_GB}GB'")
     con.execute(f"SET allowed_directories = {file_list([*readable, *also])}")

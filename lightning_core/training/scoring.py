@@ -98,10 +98,10 @@ def why_not_packed(model: Any, longest: int) -> str | None:
             packed = _hidden(base.base_model, forest_layout([sequences]).to(device))
         difference = float((packed - padded).abs().max() / padded.abs().max().clamp(min=1e-6))
         if not difference < _PROBE_TOLERANCE:
-            reason = f"{type(base).__name__} does not attend as it is told (hidden states off by {difference:.2g})"
+            reason = f"{type(base).__name__} does not follow the attention mask (hidden states off by {difference:.2g})"
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         told = str(error).splitlines()[0] if str(error) else repr(error)
-        reason = f"{type(base).__name__} does not attend as it is told: {told}"
+        reason = f"{type(base).__name__} does not follow the attention mask: {told}"
     finally:
         base.train(was_training)
     if reason is not None:

@@ -137,7 +137,7 @@ def test_the_rounding_of_bf16_does_not_keep_trained_weights_from_tries(loaded_in
     before = {name: weight.clone() for name, weight in llama.to(kind).state_dict().items()}
     with torch.autocast("cpu", torch.bfloat16):
         assert why_not_packed(llama, 100) is None
-        assert "not attend as it is told" in str(why_not_packed(bloom.to(kind), 100))
+        assert "not follow the attention mask" in str(why_not_packed(bloom.to(kind), 100))
     assert all(torch.equal(weight, before[name]) for name, weight in llama.state_dict().items())
 
 
@@ -155,7 +155,7 @@ def _bloom() -> Any:
 
 @pytest.mark.parametrize(
     ("make", "why"),
-    [(_mamba, "layers that mix neighbours whatever the mask says"), (_bloom, "not attend as it is told")],
+    [(_mamba, "layers that mix neighbours whatever the mask says"), (_bloom, "not follow the attention mask")],
 )
 def test_architectures_without_an_attention_that_can_be_told_are_trained_with_padded_rows(
     make_job: Any, base: Path, tmp_path: Path, make: Any, why: str
