@@ -79,6 +79,7 @@ class Ports(BaseModel):
     gateway: int = 8090
     mlflow: int = 5000
     worker: int = 4201  # the worker's health
+    page: int = 4280
 
 
 def make_plan(
@@ -147,6 +148,20 @@ def make_plan(
                 environment=record,
                 ready=f"{url['mlflow']}/health",
                 shown=url["mlflow"],
+            ),
+            Part(
+                name="page",
+                command=[
+                    *python,
+                    "lightning_flows.flows.cli",
+                    "ui",
+                    "--home",
+                    str(home),
+                    "--port",
+                    str(chosen["page"]),
+                ],
+                ready=f"{url['page']}/static/page.css",
+                shown=url["page"],
             ),
             Part(
                 name="worker",

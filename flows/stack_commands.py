@@ -37,6 +37,7 @@ _port = click.IntRange(0, 65535)
 @click.option("--gateway-port", type=_port, default=8090, show_default=True)
 @click.option("--mlflow-port", type=_port, default=5000, show_default=True)
 @click.option("--worker-port", type=_port, default=4201, show_default=True, help="Port of the worker's health check.")
+@click.option("--page-port", type=_port, default=4280, show_default=True, help="Port of `lightning-flows ui`.")
 @click.option("--prefect-db", metavar="URL", help="postgresql+asyncpg://…; default: SQLite in the home.")
 @click.option("--mlflow-db", metavar="URL", help="postgresql://…; default: SQLite in the home.")
 @click.option(
@@ -58,13 +59,14 @@ def up(
     gateway_port: int,
     mlflow_port: int,
     worker_port: int,
+    page_port: int,
     prefect_db: str | None,
     mlflow_db: str | None,
     auth: bool,
     deploy: bool,
     alert_webhook: str | None,
 ) -> None:
-    """Start Prefect's server and UI, a worker, the gateway and MLflow's UI, and restart those that die."""
+    """Start Prefect's server and UI, a worker, the gateway, MLflow's UI and the page of the runs, and restart those that die."""
     from lightning_flows.flows import stack
 
     state = stack.state_of(home)
@@ -73,7 +75,9 @@ def up(
         _show(stack.Plan.model_validate_json((home / "stack" / "plan.json").read_bytes()))
         return
     gateway = GatewaySettings() if settings_file is None else load(settings_file, ()).gateway
-    ports = stack.Ports(prefect=prefect_port, gateway=gateway_port, mlflow=mlflow_port, worker=worker_port)
+    ports = stack.Ports(
+        prefect=prefect_port, gateway=gateway_port, mlflow=mlflow_port, worker=worker_port, page=page_port
+    )
     plan = stack.make_plan(home, gateway, ports, prefect_db, mlflow_db, auth)
     stack.start(plan)
     try:

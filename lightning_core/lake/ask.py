@@ -60,7 +60,7 @@ def overview(root: Path | str) -> str:
 def python(root: Path, question: str | None = None) -> str:
     """Lines of Python that ask the same, from any folder. Raises as `catalog.connect`; LakeError for an unknown name."""
     with catalog.connect(root) as con:
-        text = _resolve(con, question or "epoch_report")
+        text = resolve(con, question or "epoch_report")
     return f"""\
 import duckdb
 
@@ -128,7 +128,7 @@ def lines(
     also = [*([root] if isinstance(root, str) else []), *(str(Path(folder).resolve()) for folder in read_from)]
     with catalog.connect_alone(root) as con:
         try:
-            with user_sql.asked(con, _resolve(con, question), also, timeout_s) as found:
+            with user_sql.asked(con, resolve(con, question), also, timeout_s) as found:
                 if form == "table":
                     shown = _ROWS_OF_A_TABLE if limit is None else limit
                     yield from _table(found.columns, list(found.rows(shown + 1)), shown)
@@ -138,7 +138,7 @@ def lines(
             raise LakeError(_remedy(root, str(error))) from None
 
 
-def _resolve(con: duckdb.DuckDBPyConnection, question: str) -> str:
+def resolve(con: duckdb.DuckDBPyConnection, question: str) -> str:
     """The SQL of a question; a single word is a name."""
     name = question.strip().removesuffix(";")
     if name in questions():

@@ -98,7 +98,7 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
     (folder / "my.yaml").write_text(yaml.safe_dump(SETTINGS))
     for taken in ("flows", "tasks"):
         (folder / f"{taken}.py").write_text("raise RuntimeError('of the user')\n")
-    plan = stack.make_plan(home, GatewaySettings(), stack.Ports(prefect=0, gateway=0, mlflow=0, worker=0))
+    plan = stack.make_plan(home, GatewaySettings(), stack.Ports(prefect=0, gateway=0, mlflow=0, worker=0, page=0))
     plan = plan.model_copy(update={"parts": [part for part in plan.parts if part.name in ("prefect", "worker")]})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

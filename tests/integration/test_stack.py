@@ -94,7 +94,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_option(plan: Plan, tmp_
     until(lambda: stack.is_ready(plan.parts[1]))
     taken = int(plan.parts[1].shown)
     with pytest.raises(SettingsError, match=f"port {taken} for mlflow is taken.*--mlflow-port"):
-        stack.make_plan(tmp_path, GatewaySettings(), Ports(prefect=0, gateway=0, worker=0, mlflow=taken))
+        stack.make_plan(tmp_path, GatewaySettings(), Ports(prefect=0, gateway=0, worker=0, page=0, mlflow=taken))
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -135,7 +135,7 @@ def test_deployments_run_on_the_real_stack_and_a_failure_is_told_to_a_webhook(
 ) -> None:
     webhook, alerts = posted
     home = ["--home", str(tmp_path)]
-    free = [f"--{part}-port=0" for part in ("prefect", "server", "mlflow", "worker")]
+    free = [f"--{part}-port=0" for part in ("prefect", "gateway", "mlflow", "worker", "page")]
     up = command("lightning_flows.flows.cli", "up", *home, *free, "--alert-webhook", webhook)
     try:
         assert up.returncode == 0, up.stdout + up.stderr

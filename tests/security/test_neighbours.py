@@ -27,7 +27,7 @@ ASKED = {"prefect": "/api/flows/count", "mlflow": "/api/2.0/mlflow/experiments/s
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plan]:
     """The stack's two servers, as `up --auth` starts them."""
     home = tmp_path_factory.mktemp("home")
-    plan = stack.make_plan(home, GatewaySettings(), Ports(prefect=0, gateway=0, mlflow=0, worker=0), auth=True)
+    plan = stack.make_plan(home, GatewaySettings(), Ports(prefect=0, gateway=0, mlflow=0, worker=0, page=0), auth=True)
     plan.parts = [part for part in plan.parts if part.name in SERVERS]
     stack.start(plan)
     try:
@@ -78,7 +78,7 @@ def test_it_stays_the_same_when_the_stack_is_started_again(tmp_path: Path) -> No
 
 def test_an_attempt_is_told_of_none_of_them(tmp_path: Path) -> None:
     """Whatever the flow's own environment says of them: an agent that needs one of these is given it by `agent.pass_environment`."""
-    plan = stack.make_plan(tmp_path, GatewaySettings(), Ports(prefect=0, gateway=0, mlflow=0, worker=0), auth=True)
+    plan = stack.make_plan(tmp_path, GatewaySettings(), Ports(prefect=0, gateway=0, mlflow=0, worker=0, page=0), auth=True)
     outer = {"PATH": "/bin", "VLLM_API_KEY": "key", "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
     for part in plan.parts:
         outer |= part.environment

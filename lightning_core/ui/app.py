@@ -1,0 +1,362 @@
+"""The addresses of the page. Each is a place: what it shows depends on its address and on the lake alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import duckdb
+import jinja2
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from lightning_core.errors import LightningError, Missing
+from lightning_core.files import locked
+from lightning_core.lake import ask, catalog, user_sql
+from lightning_core.lake.manifest import LakeError
+from lightning_core.policies.store import PolicyStore, StoreError
+from lightning_core.ui import charts, guard
+from lightning_core.ui.figures import Figures, Row
+from lightning_core.ui.rollout import got, see
+
+_HERE = Path(__file__).parent
+_A_PAGE = 100  # rollouts
+_ANSWER_ROWS, _ANSWER_S = 1000, 60.0
+_SORTS = ("worst", "best", "longest", "slowest")
+
+
+def app(home: Path, allowed: guard.Allowed) -> Starlette:
+    """The page of the lake in a home; `allowed` says who is let in."""
+    page = _Page(home)
+    return Starlette(
+        routes=[
+            Route("/", page.runs),
+            Route("/policies", page.policies),
+            Route("/ask", page.ask),
+            Route("/run/{run}", page.run),
+            Route("/run/{run}/tasks", page.tasks),
+            Route("/run/{run}/rollouts", page.rollouts),
+            Route("/run/{run}/compare", page.compare),
+            Route("/run/{run}/task/{task:path}", page.task),
+            Route("/run/{run}/group/{group:path}", page.group),
+            Route("/run/{run}/rollout/{rollout:path}", page.rollout),
+            Mount("/static", StaticFiles(directory=_HERE / "static")),
+        ],
+        middleware=guard.middleware(allowed),
+        exception_handlers={LightningError: page.failed, HTTPException: page.failed, duckdb.Error: page.failed},
+    )
+
+
+def templates() -> jinja2.Environment:
+    """The templates, in which everything is text unless it says that it is markup."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    found.filters |= {
+        "number": number,
+        "percent": percent,
+        "seconds": seconds,
+        "short": short,
+        "got": got,
+        "pretty": pretty,
+    }
+    found.globals |= {"place": place, "charts": charts}
+    return found
+
+
+class _Page:
+    def __init__(self, home: Path) -> None:
+        self.home, self.figures, self.templates = home, Figures(home / "lake"), templates()
+
+    def shown(self, request: Request, template: str, **context: Any) -> HTMLResponse:
+        given = {"path": request.url.path, "query": dict(request.query_params), "run": request.path_params.get("run")}
+        return HTMLResponse(self.templates.get_template(template).render(given | context))
+
+    async def failed(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            status, message = error.status_code, error.detail
+        elif isinstance(error, duckdb.Error):
+            message = str(ask.of_another_version(self.home / "lake", error))
+            status = 500
+        else:
+            status, message = 404 if isinstance(error, Missing | LakeError | StoreError) else 400, str(error)
+        page = self.shown(request, "failed.html", message=message)
+        page.status_code = status
+        return page
+
+    def runs(self, request: Request) -> Response:
+        found = self.figures.ask("runs")
+        for row in found.rows:
+            row["running"] = self._running(row["run"])
+        return self.shown(request, "runs.html", runs=found)
+
+    def run(self, request: Request) -> Response:
+        run = request.path_params["run"]
+        by = request.query_params.get("by", "rollouts")
+        curve = self.figures.ask("curve", run=run)
+        if not curve.rows:
+            raise Missing(f"run {run!r} has no rollout yet, or is no run of {self.home}")
+        across = {"rollouts": "trained_on", "time": "minutes", "epochs": "epoch"}.get(by, "trained_on")
+        return self.shown(
+            request,
+            "run.html",
+            live=self._running(run),
+            by=by,
+            curve=curve,
+            reward=_line(curve.rows, "train", "reward", "reward_low", "reward_high", across, "reward"),
+            right=_line(curve.rows, "evaluate", "share_right", "right_low", "right_high", across, "held-out right"),
+            across={"trained_on": "training rollouts", "minutes": "minutes", "epoch": "epoch"}[across],
+            stages=self.figures.ask("stages", run=run),
+            calls=self.figures.ask("where_calls_went", run=run, epoch=None),
+        )
+
+    def tasks(self, request: Request) -> Response:
+        run, mode = request.path_params["run"], request.query_params.get("mode", "train")
+        found = self.figures.ask("tasks", run=run, mode=mode)
+        epochs = sorted({cell["epoch"] for row in found.rows for cell in row["cells"]})
+        for row in found.rows:
+            row["by_epoch"] = {cell["epoch"]: cell for cell in row["cells"]}
+        return self.shown(request, "tasks.html", live=self._running(run), mode=mode, tasks=found, epochs=epochs)
+
+    def task(self, request: Request) -> Response:
+        run, task = request.path_params["run"], request.path_params["task"]
+        epochs = self.figures.ask("task_epochs", run=run, task_id=task)
+        if not epochs.rows:
+            raise Missing(f"run {run!r} has no rollout of task {task!r}")
+        rollouts = self._rollouts(run, {"task": task})
+        return self.shown(request, "task.html", task=task, epochs=epochs, rollouts=rollouts)
+
+    def rollouts(self, request: Request) -> Response:
+        run, asked = request.path_params["run"], {k: v for k, v in request.query_params.items() if v}
+        found = self._rollouts(run, asked)
+        skip = _whole(asked, "skip") or 0
+        total = found.rows[0]["found"] if found.rows else 0
+        others = {key: value for key, value in asked.items() if key != "skip"}
+        pages = {
+            name: f"?{urlencode(others | {'skip': at})}"
+            for name, at in (("earlier", skip - _A_PAGE), ("more", skip + _A_PAGE))
+            if 0 <= at < total
+        }
+        return self.shown(
+            request,
+            "rollouts.html",
+            live=self._running(run),
+            rollouts=found,
+            total=total,
+            skip=skip,
+            pages=pages,
+            filters=self.figures.ask("filters", run=run).first,
+            asked=asked,
+            sorts=_SORTS,
+        )
+
+    def group(self, request: Request) -> Response:
+        run, group = request.path_params["run"], request.path_params["group"]
+        found = self.figures.ask("group", run=run, group_id=group)
+        if not found.rows:
+            raise Missing(f"run {run!r} has no group {group!r}")
+        return self.shown(request, "group.html", group=group, rollouts=found)
+
+    def rollout(self, request: Request) -> Response:
+        run, rollout = request.path_params["run"], request.path_params["rollout"]
+        epoch = _whole(dict(request.query_params), "epoch")
+        known = self.figures.ask("rollout", run=run, rollout_id=rollout, epoch=epoch)
+        if not known.rows:
+            raise Missing(f"run {run!r} has no rollout {rollout!r}")
+        row = known.first
+        try:
+            seen = see(self.figures, self.home, run, rollout, epoch)
+        except LakeError as error:
+            live = self._running(run)
+            return self.shown(request, "not_derived.html", live=live, row=row, why=str(error), sql=known.sql)
+        group = self.figures.ask("group", run=run, group_id=row["group_id"])
+        names = [other["rollout_id"] for other in group.rows]
+        at = names.index(rollout) if rollout in names else 0
+        raw = {"rollout_id": rollout, "attempt_id": seen.found["attempt_id"]}
+        return self.shown(
+            request,
+            "rollout.html",
+            seen=seen,
+            row=row,
+            sql=known.sql,
+            group=group,
+            former=names[at - 1] if at > 0 else None,
+            following=names[at + 1] if at + 1 < len(names) else None,
+            epochs=self.figures.ask("task_epochs", run=run, task_id=row["task_id"]),
+            raw=self.figures.ask("raw_spans", **raw) if "raw" in request.query_params else None,
+        )
+
+    def compare(self, request: Request) -> Response:
+        run, asked = request.path_params["run"], dict(request.query_params)
+        epochs = [row["epoch"] for row in self.figures.ask("curve", run=run).rows if row["mode"] == "evaluate"]
+        if len(epochs) < 2:
+            raise Missing(f"run {run!r} has {len(epochs)} evaluation(s); two are compared")
+        before, after = _whole(asked, "before"), _whole(asked, "after")
+        chosen = {"before": epochs[0] if before is None else before, "after": epochs[-1] if after is None else after}
+        found = self.figures.ask("compare", run=run, **chosen)
+        return self.shown(request, "compare.html", epochs=epochs, tasks=found, **chosen)
+
+    def policies(self, request: Request) -> Response:
+        found = []
+        folder = self.home / "policies"
+        for name in sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []:
+            store = PolicyStore(self.home, name)
+            named = {"served": store.current(), "best": store.best()}
+            rows = [
+                {"version": v, "named": [k for k, at in named.items() if at == v], "manifest": store.manifest(v)}
+                for v in store.versions()
+            ]
+            found.append((name, rows))
+        return self.shown(request, "policies.html", policies=found)
+
+    def ask(self, request: Request) -> Response:
+        question = request.query_params.get("q", "").strip()
+        context: dict[str, Any] = {"question": question, "columns": [], "rows": [], "error": None, "dictionary": []}
+        with self.figures.catalog() as con:
+            context["dictionary"] = con.execute(
+                "SELECT table_name, list({name: column_name, meaning: meaning}) FROM columns GROUP BY ALL ORDER BY ALL"
+            ).fetchall()
+        context["questions"] = [(ask.call(name), name) for name in ask.questions()]
+        if question:
+            try:
+                columns, rows = self._answered(question)
+            except user_sql.QueryError as error:
+                context["error"] = str(error)
+            else:
+                form = request.query_params.get("form")
+                if form == "csv":
+                    return _csv(columns, rows)
+                context |= {"columns": columns, "rows": rows, "chart": _chart_of(columns, rows)}
+        return self.shown(request, "ask.html", limit=_ANSWER_ROWS, **context)
+
+    def _answered(self, question: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+        with catalog.connect_alone(self.home / "lake") as con:
+            text = ask.resolve(con, question)
+            with user_sql.asked(con, text, timeout_s=_ANSWER_S) as answer:
+                return answer.columns, list(answer.rows(_ANSWER_ROWS))
+
+    def _rollouts(self, run: str, asked: dict[str, str]) -> Any:
+        texts = {key: asked.get(key) for key in ("mode", "task", "agent", "version", "reason", "words", "sort")}
+        numbers = {key: _number(asked, key) for key in ("low", "high")}
+        solved = {"yes": True, "no": False}.get(asked.get("solved", ""))
+        return self.figures.ask(
+            "rollouts",
+            run=run,
+            epoch=_whole(asked, "epoch"),
+            solved=solved,
+            limit=_A_PAGE,
+            skip=max(_whole(asked, "skip") or 0, 0),
+            **texts,
+            **numbers,
+        )
+
+    def _running(self, run: str) -> bool:
+        """Whether a process works on the run just now."""
+        lock = self.home / "lake" / "manifests" / run / "lock"
+        if not lock.is_file():
+            return False
+        with locked(lock, wait=False, shared=True) as got:
+            return not got
+
+
+def _line(rows: list[Row], mode: str, value: str, low: str, high: str, across: str, name: str) -> charts.Line:
+    points = [
+        (float(row[across]), row[value], row[low], row[high])
+        for row in rows
+        if row["mode"] == mode and row[value] is not None and row[low] is not None and row[across] is not None
+    ]
+    return charts.Line(name, sorted(points))
+
+
+def _whole(asked: dict[str, str], key: str) -> int | None:
+    found = _number(asked, key)
+    return None if found is None else int(found)
+
+
+def _number(asked: dict[str, str], key: str) -> float | None:
+    given = asked.get(key)
+    if not given:
+        return None
+    try:
+        found = float(given)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found) or abs(found) > 2**53:
+        raise HTTPException(400, f"{key}={given[:50]}: write a number")
+    return found
+
+
+def _chart_of(columns: list[str], rows: list[tuple[Any, ...]]) -> Any:
+    """A chart of the answer where its first column is a number and another one too; else nothing."""
+
+    def numbers(at: int) -> bool:
+        return all(isinstance(row[at], int | float) and not isinstance(row[at], bool) for row in rows)
+
+    if len(rows) < 2 or not columns or not numbers(0):
+        return None
+    lines = [
+        charts.Line(name, sorted((float(row[0]), float(row[at]), float(row[at]), float(row[at])) for row in rows))
+        for at, name in enumerate(columns)
+        if at and numbers(at)
+    ]
+    return charts.line_chart(lines[:4], columns[0], percent=False) if lines else None
+
+
+def _csv(columns: list[str], rows: list[tuple[Any, ...]]) -> Response:
+    written = io.StringIO()
+    csv.writer(written).writerows([columns, *rows])
+    name = {"content-disposition": 'attachment; filename="answer.csv"'}
+    return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=name)
+
+
+def place(kind: str, run: str, name: str = "", **more: Any) -> str:
+    """The address of a page: `place("rollout", run, rollout_id)`."""
+    from urllib.parse import quote
+
+    address = f"/run/{quote(run, safe='')}" + (f"/{kind}" if kind else "") + (f"/{quote(name)}" if name else "")
+    given = {key: value for key, value in more.items() if value is not None}
+    return f"{address}?{urlencode(given)}" if given else address
+
+
+def number(value: Any) -> str:
+    """A number with three places, without trailing zeros; a dash for none."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}".rstrip("0").rstrip(".") if math.isfinite(value) else str(value)
+
+
+def percent(value: Any) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def seconds(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def short(value: Any, length: int = 120) -> str:
+    """A text in one line, cut with an ellipsis."""
+    text = " ".join(str(value if value is not None else "–").split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def pretty(value: Any) -> str:
+    """JSON with indents, other text as it is."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return str(value)
+    return json.dumps(value, indent=1, ensure_ascii=False, default=str)

@@ -1,0 +1,104 @@
+"""Charts as SVG. Colours and sizes of letters are the style sheet's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560.0, 220.0, 44.0, 12.0, 10.0, 30.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points from left to right, each `(x, y, low, high)`; `low` and `high` bound its band."""
+
+    name: str
+    points: list[tuple[float, float, float, float]]
+
+
+def line_chart(lines: Sequence[Line], across: str, percent: bool = True) -> Markup:
+    """Draw lines with their bands over one axis; nothing where there is no point."""
+    points = [point for line in lines for point in line.points]
+    if not points:
+        return Markup("")
+    low_x, high_x = min(p[0] for p in points), max(p[0] for p in points)
+    low_y, high_y = min(0.0, *(p[2] for p in points)), max(1.0 if percent else 0.0, *(p[3] for p in points))
+
+    def x(value: float) -> float:
+        return _LEFT + (value - low_x) / ((high_x - low_x) or 1) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(value: float) -> float:
+        return _HEIGHT - _BOTTOM - (value - low_y) / ((high_y - low_y) or 1) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = []
+    for step in range(5):
+        value = low_y + (high_y - low_y) * step / 4
+        said = f"{value:.0%}" if percent else f"{value:.3g}"
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        )
+        parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{said}</text>')
+    for value in sorted({low_x, (low_x + high_x) / 2, high_x}):
+        parts.append(f'<text x="{x(value):.1f}" y="{_HEIGHT - 14}" text-anchor="middle">{value:.4g}</text>')
+    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 2}" text-anchor="end">{escape(across)}</text>')
+    for number, line in enumerate(lines):
+        upper = " ".join(f"{x(p[0]):.1f},{y(p[3]):.1f}" for p in line.points)
+        lower = " ".join(f"{x(p[0]):.1f},{y(p[2]):.1f}" for p in reversed(line.points))
+        middle = " ".join(f"{x(p[0]):.1f},{y(p[1]):.1f}" for p in line.points)
+        parts.append(f'<polygon class="band line{number}" points="{upper} {lower}"/>')
+        parts.append(f'<polyline class="line line{number}" points="{middle}"/>')
+        for place, value, low, high in line.points:
+            said = f"{value:.1%} ({low:.1%} to {high:.1%})" if percent else f"{value:.4g} ({low:.4g} to {high:.4g})"
+            parts.append(
+                f'<circle class="line{number}" cx="{x(place):.1f}" cy="{y(value):.1f}" r="3.5">'
+                f"<title>{escape(line.name)}, {escape(across)} {place:.4g}: {said}</title></circle>"
+            )
+    return Markup(f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img">{"".join(parts)}</svg>')
+
+
+def share_bar(parts: Sequence[tuple[str, float, str]]) -> Markup:
+    """Draw a bar in parts, each `(class, value, title)`, in their order."""
+    total = sum(value for _, value, _ in parts) or 1.0
+    drawn, at = [], 0.0
+    for kind, value, title in parts:
+        width = 1000 * value / total
+        drawn.append(
+            f'<rect class="{escape(kind)}" x="{at:.2f}" y="0" width="{width:.2f}" height="16"><title>{escape(title)}</title></rect>'
+        )
+        at += width
+    return Markup(
+        f'<svg class="bar" viewBox="0 0 1000 16" preserveAspectRatio="none" role="img">{"".join(drawn)}</svg>'
+    )
+
+
+@dataclass(frozen=True)
+class Span:
+    """A span on a time line: `starts_s` and `seconds` from the rollout's begin."""
+
+    name: str
+    kind: str
+    starts_s: float
+    seconds: float
+    agent: int  # its colour
+    href: str | None = None
+
+
+def time_line(spans: Sequence[Span]) -> Markup:
+    """Draw spans as bars, one a row, in the order given; what overlaps stands below one another."""
+    if not spans:
+        return Markup("")
+    whole = max(s.starts_s + s.seconds for s in spans) or 1e-9
+    row, height = 14, 14 * len(spans) + 4
+    drawn = []
+    for number, span in enumerate(spans):
+        left, width = 1000 * span.starts_s / whole, max(1000 * span.seconds / whole, 2.0)
+        bar = (
+            f'<rect class="{escape(span.kind)} agent{span.agent}" x="{left:.1f}" y="{2 + row * number}" width="{width:.1f}" height="{row - 3}" rx="2">'
+            f"<title>{escape(span.name)}: {span.starts_s:.2f} s to {span.starts_s + span.seconds:.2f} s</title></rect>"
+        )
+        drawn.append(f'<a href="{escape(span.href)}">{bar}</a>' if span.href else bar)
+    return Markup(
+        f'<svg class="times" viewBox="0 0 1002 {height}" preserveAspectRatio="none" height="{height}" role="img">{"".join(drawn)}</svg>'
+    )

@@ -1,0 +1,60 @@
+"""Messages of a call as they are shown: who says what, and which of them an earlier call showed already."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    text: str
+    tool_calls: list[tuple[str, str]] = field(default_factory=list)  # name, arguments
+    name: str | None = None  # of the tool that answers
+
+
+def messages_of(recorded: str | None) -> list[Message]:
+    """Read recorded messages; what is no list of messages is shown as it is."""
+    if not recorded:
+        return []
+    try:
+        found = json.loads(recorded)
+    except ValueError:
+        return [Message("text", recorded)]
+    if not isinstance(found, list):
+        return [Message("text", recorded)]
+    return [_message(one) for one in found]
+
+
+def new_messages(messages: list[Message], shown: list[Message]) -> tuple[int, list[Message]]:
+    """How many messages at the begin are those of an earlier call, and the others."""
+    same = 0
+    for one, other in zip(messages, shown, strict=False):
+        if one != other:
+            break
+        same += 1
+    same = min(same, max(len(messages) - 1, 0))
+    return same, messages[same:]
+
+
+def _message(one: Any) -> Message:
+    if not isinstance(one, dict):
+        return Message("text", _text(one))
+    calls = []
+    for call in one.get("tool_calls") or []:
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        calls.append((str(function.get("name", "?")), _text(function.get("arguments", ""))))
+    content = one.get("content", one.get("parts"))
+    return Message(str(one.get("role", "text")), _text(content), calls, one.get("name") or one.get("tool_call_id"))
+
+
+def _text(content: Any) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        return "\n".join(str(part.get("text", part.get("content", json.dumps(part)))) for part in content)
+    return json.dumps(content, ensure_ascii=False)

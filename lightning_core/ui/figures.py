@@ -1,0 +1,93 @@
+"""Run the SQL of `sql/page` over the catalog, which is opened anew when it was rebuilt."""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from lightning_core.errors import Missing
+from lightning_core.lake import catalog, sql
+
+Row = dict[str, Any]
+_PARAMETER = re.compile(r"\$([a-z_]+)\b")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The rows of a figure, and the SQL that gives them."""
+
+    rows: list[Row]
+    sql: str
+
+    @property
+    def first(self) -> Row:
+        """Its first row. Raises IndexError where there is none."""
+        return self.rows[0]
+
+
+class Figures:
+    """The figures of the lake in `root`. Safe from threads, which wait for one another."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock = threading.RLock()
+        self._con: duckdb.DuckDBPyConnection | None = None
+        self._built: int | None = None
+
+    def ask(self, name: str, **parameters: Any) -> Figure:
+        """Answer the file `name` of `sql/page`. Raises Missing before the first spans were decoded."""
+        text = sql.text(f"page/{name}")
+        with self.catalog() as con:
+            found = con.execute(text, {key: parameters[key] for key in set(_PARAMETER.findall(text))})
+            columns = [column[0] for column in found.description or []]
+            rows = [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
+        return Figure(rows, _PARAMETER.sub(lambda match: literal(parameters[match[1]]), text))
+
+    def catalog(self) -> _Held:
+        """Hold the newest catalog, in a `with`."""
+        return _Held(self)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._con is not None:
+                self._con.close()
+                self._con = None
+
+    def _newest(self) -> duckdb.DuckDBPyConnection:
+        built = catalog.built_ns(self.root)
+        if built is None:
+            raise Missing(f"{self.root}: no catalog yet; it is made when the first spans are decoded (run an epoch)")
+        if self._con is None or built != self._built:
+            self.close()  # first: a second connection to the path would be one to the former file
+            self._con, self._built = catalog.opened(self.root / "catalog.duckdb", self.root), built
+        return self._con
+
+
+class _Held:
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def __enter__(self) -> duckdb.DuckDBPyConnection:
+        self._figures._lock.acquire()
+        try:
+            return self._figures._newest()
+        except BaseException:
+            self._figures._lock.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._figures._lock.release()
+
+
+def literal(value: Any) -> str:
+    """The SQL literal of a parameter."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool | int | float):
+        return str(value).lower() if isinstance(value, bool) else repr(value)
+    return "'" + str(value).replace("'", "''") + "'"

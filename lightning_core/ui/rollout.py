@@ -1,0 +1,152 @@
+"""All that is shown of one rollout: its tree, its calls with tokens, its group, and the way of its reward."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_core.lake.explain import explain, repaired_tree, why_not
+from lightning_core.ui.charts import Span
+from lightning_core.ui.conversation import Message, messages_of, new_messages
+from lightning_core.ui.figures import Figures, Row
+from lightning_core.ui.tokens import Token, tokenizer_of, tokens_of
+
+_EXPECTED = ("answer", "expected", "target", "solution", "gold", "label")
+_GOT = ("answer", "output", "result", "reply", "text")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the rollout: `earlier` messages of its prompt were shown before, `messages` are new; `tokens` of each choice."""
+
+    number: int
+    row: Row  # of explain: agent, policy, advantage, …
+    text: Row  # of call_texts: messages and what they cost
+    earlier: int
+    messages: list[Message]
+    replies: list[Message]
+    choices: list[list[Token]]
+    why_not: str | None
+    agent: int  # its colour
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A rollout as its page has it."""
+
+    rollout: Row
+    found: Row  # of lake.explain
+    tree: list[tuple[int, Row]]
+    spans: list[Span]
+    calls: list[Call]
+    tools: list[Row]
+    agents: list[str]
+    got: str
+    expected: str | None
+    task: list[tuple[str, str]]  # the fields of the task but its text
+
+    @property
+    def advantage(self) -> Call | None:
+        """The call whose advantage stands for the rollout's: the largest in size."""
+        with_one = [call for call in self.calls if call.row["advantage"] is not None]
+        return max(with_one, key=lambda call: abs(call.row["advantage"]), default=None)
+
+
+def see(figures: Figures, home: Path, run: str, rollout_id: str, epoch: int | None) -> Seen:
+    """Collect what is known of a rollout. Raises LakeError for one that is unknown, or not derived yet."""
+    with figures.catalog():
+        found = explain(figures.root, rollout_id, run, epoch)
+    rollout = figures.ask("rollout", run=run, rollout_id=rollout_id, epoch=found["epoch"]).first
+    scope = {"rollout_id": rollout_id, "attempt_id": found["attempt_id"]}
+    texts = {row["span_id"]: row for row in figures.ask("call_texts", **scope).rows}
+    # Of two records of one call, that of the agent's instrumentation is left out.
+    above = {row["parent_node"] for row in found["spans"]}
+    tree = [(d, row) for d, row in repaired_tree(found["spans"]) if row["twin_node"] is None or row["node"] in above]
+    agents = list(dict.fromkeys(row["agent"] for _, row in tree if row["agent"]))
+    task, expected = _task(rollout)
+    return Seen(
+        rollout=rollout,
+        found=found,
+        tree=tree,
+        spans=[
+            _span(row, agents)
+            for _, row in tree
+            if None not in (row["starts_s"], row["seconds"]) and row["op"] != "reward"
+        ],
+        calls=_calls(home, found, texts, agents),
+        tools=figures.ask("tools", **scope).rows,
+        agents=agents,
+        got=got(rollout["output"]),
+        expected=expected,
+        task=task,
+    )
+
+
+def _calls(home: Path, found: Row, texts: dict[str, Row], agents: list[str]) -> list[Call]:
+    calls: list[Call] = []
+    shown: dict[str | None, list[Message]] = {}  # of each agent's last call
+    for number, row in enumerate(found["calls"], 1):
+        text = texts.get(row["span_id"], {})
+        messages, replies = messages_of(text.get("input_messages")), messages_of(text.get("output_messages"))
+        earlier, new = new_messages(messages, shown.get(row["agent"], []))
+        shown[row["agent"]] = [*messages, *replies]
+        tokenizer = tokenizer_of(home, row["policy"]) if row["policy"] else None
+        ids, logprobs = text.get("response_ids"), text.get("response_logprobs")
+        choices, at = [], 0
+        for length in text.get("choice_lengths") or [len(ids or [])]:
+            part = slice(at, at + length)
+            choices.append(tokens_of(tokenizer, (ids or [])[part], (logprobs or [])[part]))
+            at += length
+        calls.append(
+            Call(
+                number=number,
+                row=row,
+                text=text,
+                earlier=earlier,
+                messages=new,
+                replies=replies,
+                choices=[choice for choice in choices if choice],
+                why_not=why_not(row, found["mode"]),
+                agent=_colour(row["agent"], agents),
+            )
+        )
+    return calls
+
+
+def _span(row: Row, agents: list[str]) -> Span:
+    name = f"{row['name']} ({row['agent']})" if row["agent"] else row["name"]
+    href = f"#span-{row['span_id']}" if row["op"] in ("llm", "tool") else None
+    return Span(name, row["op"], row["starts_s"], row["seconds"], _colour(row["agent"], agents), href)
+
+
+def _colour(agent: str | None, agents: list[str]) -> int:
+    return agents.index(agent) % 6 + 1 if agent in agents else 0
+
+
+def _task(rollout: Row) -> tuple[list[tuple[str, str]], str | None]:
+    """The task's fields but the one that is its text, and the answer it expects, where a field is called so."""
+    try:
+        task = json.loads(rollout["task"] or "")
+    except ValueError:
+        return [], None
+    if not isinstance(task, dict):
+        return [], None
+    fields = [(str(key), _plain(value)) for key, value in task.items() if _plain(value) != rollout["task_text"]]
+    return fields, next((value for key, value in fields if key in _EXPECTED), None)
+
+
+def got(output: str | None) -> str:
+    """What an agent returned, in a few words: of a JSON object its first key of answer, output, result, reply, text that has something."""
+    try:
+        found = json.loads(output or "null")
+    except ValueError:
+        return output or ""
+    if isinstance(found, dict):
+        found = next((found[key] for key in _GOT if found.get(key) is not None), found)
+    return "nothing" if found is None else _plain(found)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,29 @@
+"use strict";
+// A run at work: the page is asked for again, and what it shows takes the old one's place.
+const main = document.querySelector("main");
+if (main.dataset.live) {
+  setInterval(async () => {
+    if (document.hidden || document.querySelector("details[open], input:focus, select:focus")) return;
+    const answer = await fetch(location.href);
+    if (!answer.ok) return;
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
+    main.replaceChildren(...fresh.childNodes);
+  }, 1000 * main.dataset.live);
+}
+document.addEventListener("click", async (event) => {
+  if (event.target.matches("button.copy")) {
+    await navigator.clipboard.writeText(event.target.parentElement.querySelector("pre").textContent);
+    event.target.textContent = "copied";
+  }
+  if (event.target.id === "keys") document.getElementById("help").showModal();
+});
+document.addEventListener("change", (event) => {
+  if (event.target.name === "colour") document.body.classList.toggle("by-advantage", event.target.value === "advantage");
+});
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea, select")) return;
+  if (event.key === "?") document.getElementById("help").showModal();
+  else if (event.key === "/") { event.preventDefault(); document.querySelector("form input, form select, form textarea")?.focus(); }
+  else if (event.key === "r") document.querySelector('nav a[href$="/rollouts"]')?.click();
+  else document.querySelector(`[data-key="${CSS.escape(event.key)}"]`)?.click();
+});

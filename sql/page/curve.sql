@@ -1,0 +1,48 @@
+-- How a run went, epoch by epoch: reward of its rollouts and share of held-out tasks right, each with a 95% interval.
+-- Grain: one row per (epoch, mode). Parameters: run. Inputs: rollouts.
+-- Rule: `trained_on`: training rollouts of the run up to then; `minutes`: since its first rollout began. The interval of a share is Wilson's
+-- (1927), that of a mean reward normal over the groups' means, since rollouts of a group have the task in common.
+WITH counted AS (
+    SELECT epoch, mode, group_id, reward, success, started, ended, count(*) FILTER (mode = 'train') OVER () AS all_of_run
+    FROM rollouts
+    WHERE run = $run AND state = 'counts'
+),
+groups AS (
+    SELECT epoch, mode, group_id, avg(reward) AS reward FROM counted GROUP BY ALL
+),
+means AS (
+    SELECT epoch, mode, avg(reward) AS reward, coalesce(1.96 * stddev_samp(reward) / sqrt(count(reward)), 0) AS half
+    FROM groups
+    GROUP BY ALL
+),
+sums AS (
+    SELECT
+        epoch,
+        mode,
+        count(*) AS rollouts,
+        count(DISTINCT group_id) AS tasks,
+        count(success) AS judged,
+        avg(success::INTEGER) AS share_right,
+        max(ended) AS ended
+    FROM counted
+    GROUP BY ALL
+)
+SELECT
+    epoch,
+    mode,
+    rollouts,
+    tasks,
+    means.reward,
+    means.reward - half AS reward_low,
+    means.reward + half AS reward_high,
+    share_right,
+    ((share_right + 1.9208 / judged) - 1.96 * sqrt(share_right * (1 - share_right) / judged + 0.9604 / judged ** 2)) / (1 + 3.8416 / judged) AS right_low,
+    ((share_right + 1.9208 / judged) + 1.96 * sqrt(share_right * (1 - share_right) / judged + 0.9604 / judged ** 2)) / (1 + 3.8416 / judged) AS right_high,
+    coalesce(
+        sum(rollouts) FILTER (mode = 'train') OVER (ORDER BY epoch + (mode = 'train')::INTEGER, mode RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW),
+        0
+    )::BIGINT AS trained_on,
+    epoch_ns(ended - (SELECT min(started) FROM counted)) / 6e10 AS minutes
+FROM sums
+JOIN means USING (epoch, mode)
+ORDER BY epoch, mode

@@ -1,0 +1,35 @@
+-- The rollouts of a group, side by side: what each was given, and how much better than the others it did.
+-- Grain: one row per rollout. Parameters: run, group_id. Inputs: rollouts, advantages.
+-- Rule: with several agents or policies the advantage is the largest in size.
+WITH pushed AS (
+    SELECT
+        rollout_id,
+        arg_max(advantage, abs(advantage)) AS advantage,
+        arg_max(group_mean, abs(advantage)) AS group_mean,
+        arg_max(group_std, abs(advantage)) AS group_std,
+        any_value(left_out) AS left_out
+    FROM advantages
+    WHERE run = $run AND group_id = $group_id
+    GROUP BY rollout_id
+)
+SELECT
+    rollout_id,
+    epoch,
+    mode,
+    task_id,
+    task_text,
+    outcome,
+    output,
+    reward,
+    success,
+    calls,
+    response_tokens,
+    seconds,
+    advantage,
+    group_mean,
+    group_std,
+    left_out
+FROM rollouts
+LEFT JOIN pushed USING (rollout_id)
+WHERE run = $run AND group_id = $group_id
+ORDER BY rollout_id

@@ -1,0 +1,44 @@
+-- The rollouts of a run that meet what is asked for, the newest epoch first.
+-- Grain: one row per rollout. Inputs: rollouts, policy_calls, exclusions. Parameters, NULL for any: run, epoch, mode, task, agent,
+-- version, reason (why one of its calls was left out), solved, low, high (reward), words (in task or output); sort, limit, skip.
+SELECT
+    run,
+    epoch,
+    mode,
+    rollout_id,
+    group_id,
+    task_id,
+    task_text,
+    output,
+    state,
+    outcome,
+    reward,
+    success,
+    calls,
+    response_tokens,
+    seconds,
+    count(*) OVER () AS found
+FROM rollouts
+WHERE run = $run
+    AND ($epoch IS NULL OR epoch = $epoch)
+    AND ($mode IS NULL OR mode = $mode)
+    AND ($task IS NULL OR task_id = $task)
+    AND ($solved IS NULL OR success = $solved)
+    AND ($low IS NULL OR reward >= $low)
+    AND ($high IS NULL OR reward <= $high)
+    AND ($words IS NULL OR contains(lower(concat_ws(' ', task, output)), lower($words)))
+    AND (
+        ($agent IS NULL AND $version IS NULL)
+        OR rollout_id IN (
+            SELECT rollout_id
+            FROM policy_calls
+            WHERE run = $run AND ($agent IS NULL OR agent = $agent) AND ($version IS NULL OR policy_version = $version)
+        )
+    )
+    AND ($reason IS NULL OR rollout_id IN (SELECT rollout_id FROM exclusions WHERE run = $run AND reason = $reason))
+ORDER BY
+    CASE $sort WHEN 'worst' THEN reward WHEN 'best' THEN -reward WHEN 'longest' THEN -response_tokens WHEN 'slowest' THEN -seconds END NULLS LAST,
+    epoch DESC,
+    mode,
+    rollout_id
+LIMIT $limit OFFSET $skip

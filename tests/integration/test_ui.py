@@ -1,0 +1,213 @@
+"""`lightning-flows ui`: what its pages show of a lake, and whom they show it to."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from lightning_core.files import locked
+from lightning_core.lake import catalog, user_sql
+from lightning_core.ui.app import app
+from lightning_core.ui.guard import Allowed
+from lightning_core.ui.serve import LOOPBACK
+from tests.lake_maker import Attempt, derived
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}javascript:alert(3)'
+PAGES = (
+    "/", "/run/run", "/run/run?by=time", "/run/run/tasks", "/run/run/tasks?mode=evaluate", "/run/run/rollouts", "/policies",
+    "/run/run/group/g", "/run/run/task/g", "/run/run/rollout/r.0", "/run/run/rollout/r.0?raw=1", "/ask", "/ask?q=rollouts",
+    "/ask?q=SELECT+epoch%2C+reward+FROM+rollouts",
+)  # fmt: skip
+
+
+def rollout(number: int, reward: float, text: str = "", **root: Any) -> list[dict[str, Any]]:
+    """A rollout of two agents and a tool: the worker's call is selected, the judge's is not."""
+    made = Attempt(f"r.{number}", f"a{number}")
+    task = {"question": f"What is 6 times 7?{text}", "answer": f"42{text}"}
+    made.root(task=json.dumps(task), output=json.dumps({"answer": f"{reward}{text}"}), **root)
+    worker, judge = made.agent(f"worker{text}"), made.agent("judge", (0.5, 0.9))
+    asked = [{"role": "system", "content": f"Count.{text}"}, {"role": "user", "content": task["question"]}]
+    said = [{"role": "assistant", "content": f"six times seven{text}"}]
+    texts = {"input_messages": json.dumps(asked), "output_messages": json.dumps(said)}
+    made.call([1, 2], [3, 4], (0.2, 0.25), worker, response_logprobs=[-0.01, -4.0], **texts)
+    made.span(
+        "search", (0.26, 0.27), worker, op="tool", tool_name=f"search{text}", tool_arguments=text, tool_result="42"
+    )
+    made.call([5], [6], (0.6, 0.65), judge)
+    made.reward(reward)
+    return made.rows
+
+
+def open_page(home: Path, allowed: Allowed = Allowed(LOOPBACK), host: str = "127.0.0.1") -> TestClient:
+    return TestClient(app(home, allowed), base_url=f"http://{host}:4280", raise_server_exceptions=False)
+
+
+def visible(page: str) -> str:
+    """The text of a page, without its tags."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    rows = [row for number, reward in enumerate((1.0, 0.0, 1.0)) for row in rollout(number, reward)]
+    lake, _ = derived(folder, rows, agent_match="worker")
+    lake.rebuild_catalog()
+    return folder
+
+
+@pytest.fixture
+def page(home: Path) -> Iterator[TestClient]:
+    with open_page(home) as client:
+        yield client
+
+
+@pytest.mark.parametrize("address", PAGES)
+def test_every_page_answers(page: TestClient, address: str) -> None:
+    answer = page.get(address)
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_rollout_shows_whose_call_it_was_what_it_was_given_and_each_token(page: TestClient) -> None:
+    answer = page.get("/run/run/rollout/r.1").text
+    said = visible(answer)
+    assert "expected 42 · got 0.0" in said
+    assert re.search(r"call 1 worker · policy v0000 · 2\+2 tokens · 0\.1 s advantage -1\.\d\d trained", said), said
+    assert "call 2 judge" in said and "not trained: agent_not_matched" in said
+    assert re.search(r"return 0 − group mean 0\.667 ÷ standard deviation 0\.\d+ = -1\.\d+", said), said
+    likely, unlikely = re.findall(r'<span class="p(\d)" title="p = ([\d.]+), advantage -1', answer)[:2]
+    assert likely == ("5", "0.990") and unlikely == ("0", "0.018")
+    assert "six times seven" not in said, "what was sampled is shown by its tokens, once"
+    assert "Group of 3" in said
+
+
+def test_what_a_span_holds_stays_text(tmp_path: Path) -> None:
+    rows = [row for number in range(2) for row in rollout(number, float(number), HOSTILE, error=HOSTILE)]
+    lake, _ = derived(tmp_path, rows)
+    lake.rebuild_catalog()
+
+    class Elements(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            assert tag not in ("img", "iframe", "object"), tag
+            for name, value in attributes:
+                assert not name.startswith("on") and name != "style", (tag, name)
+                if name in ("href", "src", "action"):
+                    assert (value or "").startswith(("/", "#", "?")), value
+            if tag == "script":
+                assert dict(attributes).get("src") == "/static/page.js"
+
+    with open_page(tmp_path) as page:
+        for address in (*PAGES, "/run/run/rollouts?words=%22%3E%3Cscript%3E", "/ask?q=%3Cscript%3E"):
+            answer = page.get(address)
+            assert answer.status_code == 200, address
+            Elements().feed(answer.text)
+            assert "49javascript" not in answer.text, "a template was made of what a span holds"
+            assert "script-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_the_sql_of_every_figure_can_be_asked_again(page: TestClient, home: Path) -> None:
+    found = {sql for address in PAGES for sql in re.findall(r"<pre>(-- [^<]*)</pre>", page.get(address).text)}
+    assert len(found) > 10
+    for text in map(html.unescape, found):
+        with catalog.connect_alone(home / "lake") as con, user_sql.asked(con, text) as answer:
+            assert answer.columns and (list(answer.rows()) or "What the time" in text), text
+
+
+def test_each_filter_of_the_rollouts_changes_what_is_shown(page: TestClient) -> None:
+    def shown(query: str) -> set[str]:
+        return set(re.findall(r">(r\.\d)<", page.get(f"/run/run/rollouts?{query}").text))
+
+    assert shown("") == {"r.0", "r.1", "r.2"}
+    for query, wanted in {
+        "solved=no": {"r.1"},
+        "low=0.5": {"r.0", "r.2"},
+        "high=0.5": {"r.1"},
+        "words=0.0": {"r.1"},
+        "epoch=1": set(),
+        "mode=evaluate": set(),
+        "task=other": set(),
+        "agent=nobody": set(),
+        "agent=judge": {"r.0", "r.1", "r.2"},
+        "version=v0001": set(),
+        "reason=no_spread": set(),
+        "reason=agent_not_matched": {"r.0", "r.1", "r.2"},
+        "skip=2": {"r.2"},
+    }.items():
+        assert shown(query) == wanted, query
+    assert page.get("/run/run/rollouts?low=much").status_code == 400
+
+
+def test_a_rollout_that_is_not_derived_yet_says_so_and_the_page_follows(tmp_path: Path) -> None:
+    lake, epoch = derived(tmp_path, rollout(0, 1.0))
+    epoch.tables = {}
+    lake.manifests.put_epoch(epoch)
+    lake.rebuild_catalog()
+    with open_page(tmp_path) as page:
+        assert "data-live" not in page.get("/run/run").text
+        with locked(lake.root / "manifests" / "run" / "lock"):
+            assert 'data-live="10"' in page.get("/run/run").text
+            assert "running" in visible(page.get("/").text)
+        assert "not yet derived" in visible(page.get("/run/run/rollout/r.0").text)
+        derived(tmp_path, rollout(0, 1.0) + rollout(1, 0.0))
+        lake.rebuild_catalog()
+        assert "call 1" in visible(page.get("/run/run/rollout/r.0").text), "the new catalog was not opened"
+
+
+def test_two_evaluations_are_compared_task_by_task(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for epoch in range(2):
+        for number in range(3):
+            made = Attempt(f"e{epoch}.{number}", "a", f"g{epoch}.{number}", start=100.0 + 10 * epoch)
+            made.root(mode="evaluate", epoch=epoch, task_id=f"t{number}", task=f"task {number}", output=f"out {epoch}")
+            made.reward(float(number == 1 and epoch == 1))
+            rows += made.rows
+    lake, _ = derived(tmp_path, rows, mode="evaluate")
+    lake.rebuild_catalog()
+    with open_page(tmp_path) as page:
+        compared = page.get("/run/run/compare?before=0&after=1").text
+        first = re.search(r"<tbody>\s*<tr class=\"(\w*)\">(.*?)</tr>", compared, re.DOTALL)
+        assert first and first[1] == "rose" and "0 → 1 0.0% → 100.0% out 0 out 1" in visible(first[2])
+        assert "task 1" in visible(first[2]), "what changed most comes first"
+        assert "fell" in page.get("/run/run/compare?before=1&after=0").text
+
+
+def test_ask_answers_one_query_and_changes_nothing(page: TestClient, home: Path) -> None:
+    answered = page.get("/ask", params={"q": "SELECT rollout_id, reward FROM rollouts ORDER BY ALL", "form": "csv"})
+    assert answered.text.splitlines() == ["rollout_id,reward", "r.0,1.0", "r.1,0.0", "r.2,1.0"]
+    manifest = (home / "lake/manifests/run").rglob("*.json")
+    before = {path: path.read_bytes() for path in manifest}
+    for question in (f"COPY (SELECT 1) TO '{next(iter(before))}'", "SELECT * FROM read_text('/etc/passwd')", "DROP VIEW spans"):
+        answer = page.get("/ask", params={"q": question})
+        assert answer.status_code == 200 and 'class="bad"' in answer.text, question
+        assert "root:" not in answer.text
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_only_its_own_user_is_let_in(home: Path) -> None:
+    with open_page(home) as page:
+        assert page.get("/", headers={"host": "evil.example"}).status_code == 421, "a name that leads here by DNS"
+        assert page.post("/ask").status_code == 405
+        of_another_site = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+        assert page.get("/ask?q=rollouts", headers=of_another_site).status_code == 403
+        assert page.get("/static/../app.py").status_code == 404
+    with open_page(home, Allowed(frozenset(), "secret"), "page.example") as page:
+        assert page.get("/").status_code == 401
+        assert page.get("/?token=wrong").status_code == 401
+        assert page.get("/run/run?token=secret&by=time").url.query == b"by=time", "the token leaves the address"
+        assert page.get("/").status_code == 200, "the browser keeps it as a cookie"
+
+
+def test_what_is_not_there_is_said_in_words(page: TestClient, tmp_path: Path) -> None:
+    for address in ("/run/nothere", "/run/run/rollout/x", "/run/run/group/x", "/run/run/task/x", "/nothere"):
+        answer = page.get(address)
+        assert answer.status_code == 404 and "Traceback" not in answer.text, address
+    with open_page(tmp_path) as empty:
+        assert "no catalog yet" in visible(empty.get("/").text)
