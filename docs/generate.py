@@ -75,6 +75,7 @@ def data_page() -> str:
         ("learn", "What production agents sent, and what of it is trained on"),
         ("finetune", "Which recorded rollouts a finetuning reads"),
         ("explain", "What `lightning-flows explain` queries"),
+        ("page", "What the page (`lightning-flows ui`) queries"),
         ("outcome", "What a run prints at its end"),
     ):
         lines += ["", f"## sql/{folder}", "", f"{meaning}.", ""]

@@ -31,7 +31,7 @@ from lightning_flows.flows.lake_commands import ingest, lake
 from lightning_flows.flows.policy_commands import policies
 from lightning_flows.flows.rollout_commands import learn, roll_out
 from lightning_flows.flows.stack_commands import deploy, down, up
-from lightning_flows.flows.ui_command import ui
+from lightning_flows.flows.ui_command import report, ui
 
 _ROOT = Path(__file__).resolve().parents[1]  # of the repository, or of what is installed: both have examples/
 _EXAMPLE = _ROOT / "examples" / "calculator" / "settings.yaml"
@@ -71,6 +71,7 @@ main.add_command(learn)
 main.add_command(policies)
 main.add_command(roll_out)
 main.add_command(ui)
+main.add_command(report)
 main.add_command(up)
 main.add_command(down)
 

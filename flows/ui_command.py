@@ -21,3 +21,15 @@ def ui(home: Path, host: str, port: int) -> None:
     if not home.is_dir():
         raise Missing(f"{home}: no such folder; name the folder of a run with --home")
     serve(home, host, port, click.echo)
+
+
+@click.command()
+@click.argument("run")
+@home_option
+@click.option("--into", type=click.Path(path_type=Path), default=Path("run.html"), show_default=True)
+def report(run: str, home: Path, into: Path) -> None:
+    """Write a RUN into one HTML file, without a server: curves, tasks, and the rollouts that changed most or were worst."""
+    from lightning_core.ui.report import write
+
+    size = write(home, run, into)
+    click.echo(f"{into}: {size / 1e6:.1f} MB")

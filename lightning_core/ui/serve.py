@@ -31,7 +31,8 @@ def serve(home: Path, host: str, port: int, say: Callable[[str], None]) -> None:
         say(f"the page of {home}: {address}   (Ctrl-C ends it)")
         hosts = LOOPBACK if token is None else frozenset()
         settings = uvicorn.Config(app(home, Allowed(hosts, token)), log_level="warning", access_log=False)
-        uvicorn.Server(settings).run(sockets=[bound])
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(settings).run(sockets=[bound])
 
 
 @contextlib.contextmanager

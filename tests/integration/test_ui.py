@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from lightning_core.files import locked
@@ -18,6 +19,7 @@ from lightning_core.lake import catalog, user_sql
 from lightning_core.ui.app import app
 from lightning_core.ui.guard import Allowed
 from lightning_core.ui.serve import LOOPBACK
+from lightning_flows.flows.cli import main
 from tests.lake_maker import Attempt, derived
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}javascript:alert(3)'
@@ -46,7 +48,10 @@ def rollout(number: int, reward: float, text: str = "", **root: Any) -> list[dic
     return made.rows
 
 
-def open_page(home: Path, allowed: Allowed = Allowed(LOOPBACK), host: str = "127.0.0.1") -> TestClient:
+OWN = Allowed(LOOPBACK)
+
+
+def open_page(home: Path, allowed: Allowed = OWN, host: str = "127.0.0.1") -> TestClient:
     return TestClient(app(home, allowed), base_url=f"http://{host}:4280", raise_server_exceptions=False)
 
 
@@ -216,3 +221,16 @@ def test_what_is_not_there_is_said_in_words(page: TestClient, tmp_path: Path) ->
         assert answer.status_code == 404 and "Traceback" not in answer.text, address
     with open_page(tmp_path) as empty:
         assert "no catalog yet" in visible(empty.get("/").text)
+
+
+def test_a_report_is_one_file_whose_links_lead_within_it(home: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["report", "run", "--home", str(home), "--into", str(tmp_path / "run.html")])
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "run.html").read_text()
+    links = re.findall(r'href="([^"]*)"', text)
+    assert links and all(link.startswith("#") and f'id="{link[1:]}"' in text for link in links)
+    assert "<script" not in text and "src=" not in text
+    assert "call 1 worker" in visible(text), "the worst rollout is in it"
+    refused = CliRunner().invoke(main, ["report", "other", "--home", str(home), "--into", str(tmp_path / "no.html")])
+    assert refused.exit_code == 1 and "no rollout yet, or is no run" in refused.output
+    assert not (tmp_path / "no.html").exists()

@@ -22,7 +22,7 @@ FORBIDDEN = {
 # `policies` and `training` where two cores have to suffice.
 ROOMS = (
     *("config", "process", "spool", "otlp", "client", "lake", "policies", "tracking", "gateway"),
-    *("agents", "training", "epoch", "checks", "doctor"),
+    *("agents", "training", "epoch", "checks", "doctor", "ui"),
 )
 FORBIDDEN |= {
     f"lightning_core/{room}": FORBIDDEN.get(f"lightning_core/{room}", set())
