@@ -53,7 +53,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_has_what_the_demo_and_the_deployments_need_and_no_module_that_a_user_may_have(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
+        names, deployed = archive.namelist(), archive.read("lightning_flows/prefect.yaml")
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
         "lightning_core",
         "lightning_flows",
@@ -61,7 +61,7 @@ def test_it_has_what_the_demo_and_the_deployments_need_and_no_module_that_a_user
     for folder in ("flows", "tasks", "sql", "examples/calculator", "examples/planner_executor"):
         files = {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*.*") if "__pycache__" not in p.parts}
         assert {f"lightning_flows/{file}" for file in files} <= set(names), folder
-    assert "lightning_flows/prefect.yaml" in names
+    assert deployed == (ROOT / "prefect.yaml").read_bytes()
 
 
 @pytest.mark.parametrize("python", [Path(sys.executable), _newer()], ids=["this Python", "a newer one"])
