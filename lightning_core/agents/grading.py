@@ -1,7 +1,7 @@
 """Rewards for agents that give none: `reward.grader` of the settings, run over what the attempts left behind.
 
 A grader is a callable `(task, output, spans) → float | dict of floats` or a SQL file. It runs after the attempts, over
-collected spans, so the same code grades a fresh epoch and regrades an old one. Its rewards are spans like any other.
+recorded spans, so the same code grades a fresh epoch and regrades an old one. Its rewards are spans like any other.
 """
 
 from __future__ import annotations

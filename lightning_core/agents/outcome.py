@@ -21,14 +21,14 @@ def outcome(
 ) -> tuple[str, Any, str | None, str | None]:
     """Return status, output, note on the output, error."""
     if ended.timed_out:
-        said = f"the agent took longer than {settings.timeout_s:g} s (agent.timeout_s) and was ended"
-        return "timeout", None, None, said
+        problem = f"the agent took longer than {settings.timeout_s:g} s (agent.timeout_s) and was ended"
+        return "timeout", None, None, problem
     if ended.threads is not None:
-        said = f"the agent had {ended.threads} processes and threads, more than agent.limits.processes ({settings.limits.processes})"
-        return "error", None, None, f"{said}, and was ended"
+        problem = f"the agent had {ended.threads} processes and threads, more than agent.limits.processes ({settings.limits.processes})"
+        return "error", None, None, f"{problem}, and was ended"
     if ended.stdout.is_too_long or ended.stderr.is_too_long:
-        said = f"the agent printed more than {settings.limits.output_mb} MB (agent.limits.output_mb)"
-        return "error", None, None, said
+        problem = f"the agent printed more than {settings.limits.output_mb} MB (agent.limits.output_mb)"
+        return "error", None, None, problem
     if kind == "callable":
         try:
             result = _read_result(folder, ended)
@@ -72,11 +72,11 @@ def _read_result(folder: AttemptFolder, ended: Ended) -> _Returned:
         raise LeftBehindError(f"what the attempt left as {RESULT_FILE} is no JSON: {error}") from None
     if not isinstance(found, dict) or not all(isinstance(found.get(name), str | None) for name in ("note", "error")):
         raise LeftBehindError(f"what the attempt left as {RESULT_FILE} is no result")
-    output, note, said = (found.get(name) for name in ("output", "note", "error"))
+    output, note, problem = (found.get(name) for name in ("output", "note", "error"))
     if not isinstance(output, str) or len(output) > OUTPUT_LIMIT:  # child.py has made a text of what was too long
         output, other = jsonable(output)
         note = other or note
-    return _Returned(output, note and note[:_NOTE_CHARS], said and said[:_ERROR_CHARS])
+    return _Returned(output, note and note[:_NOTE_CHARS], problem and problem[:_ERROR_CHARS])
 
 
 def _exit_text(code: int) -> str:
@@ -88,6 +88,6 @@ def _exit_text(code: int) -> str:
         return f"signal {-code}"
 
 
-def _with_stderr(said: str, ended: Ended) -> str:
+def _with_stderr(problem: str, ended: Ended) -> str:
     end = ended.stderr.end().decode("utf-8", "replace").strip()[-_STDERR_CHARS:]
-    return f"{said}; the end of stderr:\n{end}" if end else said
+    return f"{problem}; the end of stderr:\n{end}" if end else problem

@@ -1,4 +1,4 @@
-"""From `agent:` in the settings to the program a pool runs; what can be wrong with it is said here."""
+"""From `agent:` in the settings to the program a pool runs; all errors in it are raised here."""
 
 from __future__ import annotations
 

@@ -116,9 +116,9 @@ class Runner:
                 folder = stack.enter_context(self._new_folder(spec))
                 self._post(spec, start, _START_RETRIES)
             except (DeliveryError, OSError) as error:
-                said = f"the attempt was not started: {error}"
+                problem = f"the attempt was not started: {error}"
                 return AttemptResult(
-                    spec.rollout_id, spec.attempt_id, "infrastructure", None, said, start_ns, time.time_ns(), None
+                    spec.rollout_id, spec.attempt_id, "infrastructure", None, problem, start_ns, time.time_ns(), None
                 )
             result = self._run_agent(spec, folder, start_ns, alone)
             result = replace(result, output=self._secrets.hide(result.output), error=self._secrets.hide(result.error))
@@ -126,8 +126,8 @@ class Runner:
                 result = self._deliver_leftovers(spec, folder, result)
                 self._post(spec, _root_span(spec, result, trace_id), _ROOT_RETRIES)
             except (DeliveryError, OSError) as error:
-                said = f"the end of the attempt could not be recorded: {error}"
-                result = replace(result, status="infrastructure", error=said)
+                problem = f"the end of the attempt could not be recorded: {error}"
+                result = replace(result, status="infrastructure", error=problem)
         return result
 
     def _run_agent(self, spec: AttemptSpec, folder: AttemptFolder, start_ns: int, alone: bool) -> AttemptResult:
@@ -135,7 +135,7 @@ class Runner:
         exit_code: int | None = None
         output: Any = None
         note: str | None = None
-        said: str | None
+        problem: str | None
         lost = False
         began = time.monotonic_ns()  # a clock that jumps meanwhile makes the attempt no longer, and no shorter
         try:
@@ -143,23 +143,23 @@ class Runner:
         except (ForkServerError, OSError) as error:
             lost = isinstance(error, ServerLostError)
             if lost and alone:
-                status, said = "error", f"the fork server ended with the attempt, also when that ran alone: {error}"
+                status, problem = "error", f"the fork server ended with the attempt, also when that ran alone: {error}"
             else:
-                status, said = "infrastructure", f"{type(error).__name__}: {error}"
+                status, problem = "infrastructure", f"{type(error).__name__}: {error}"
         else:
             exit_code = ended.code
-            status, output, note, said = outcome(kind, folder, ended, self._settings)
+            status, output, note, problem = outcome(kind, folder, ended, self._settings)
             if ended.left:
                 log.info("%s: ended %d processes the agent had left behind", spec.rollout_id, ended.left)
             self._keep_logs(spec, ended)
         end_ns = start_ns + time.monotonic_ns() - began
         result = AttemptResult(
-            spec.rollout_id, spec.attempt_id, status, output, said, start_ns, end_ns, exit_code, note, lost
+            spec.rollout_id, spec.attempt_id, status, output, problem, start_ns, end_ns, exit_code, note, lost
         )
         broken = None if status == "infrastructure" else self.failed_behind(result)
         if broken is None:
             return result
-        return replace(result, status="infrastructure", error=f"{broken} (the agent then: {said or 'ended well'})")
+        return replace(result, status="infrastructure", error=f"{broken} (the agent then: {problem or 'ended well'})")
 
     def _execute(self, kind: str, spec: AttemptSpec, folder: Path, timeout_s: float) -> Ended:
         task_file = folder / TASK_FILE
@@ -242,11 +242,11 @@ def new_attempt_id() -> str:
     return os.urandom(8).hex()
 
 
-def _with_error(result: AttemptResult, said: str) -> AttemptResult:
+def _with_error(result: AttemptResult, problem: str) -> AttemptResult:
     """The result of an attempt in which this went wrong, too."""
     if result.status == "ok":
-        return replace(result, status="error", output=None, output_note=None, error=said)
-    return replace(result, error=f"{result.error}; {said}")
+        return replace(result, status="error", output=None, output_note=None, error=problem)
+    return replace(result, error=f"{result.error}; {problem}")
 
 
 def _bearer(token: str) -> dict[str, str]:

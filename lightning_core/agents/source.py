@@ -48,7 +48,7 @@ def _files(settings: AgentSettings) -> list[Path]:
     command = settings.command or []
     try:
         words = shlex.split(command) if isinstance(command, str) else command
-    except ValueError:  # which the runner refuses, and says why
+    except ValueError:  # which the runner refuses, with the reason
         return []
     # The program counts where it is named by a path of its own, not where it is an installed one.
     return [file for word in words if not Path(word).is_absolute() and (file := here / word).is_file()]

@@ -26,7 +26,7 @@ from lightning_core.files import locked
 log = logging.getLogger(__name__)
 
 _INCLUDED = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[ =]?\s*(\S+)", re.MULTILINE)
-_SAID_CHARS = 2000
+_PRINTED_CHARS = 2000
 
 
 def interpreter(python: Path, environments: Path) -> Path:
@@ -101,9 +101,9 @@ def _make(home: Path, python: Path, requirements: Path) -> None:
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
-            said = (done.stderr or done.stdout).strip()[-_SAID_CHARS:]
+            printed = (done.stderr or done.stdout).strip()[-_PRINTED_CHARS:]
             raise SettingsError(
                 f"agent.python: {requirements} cannot be installed; correct it, or give an interpreter that has the "
-                f"packages. The installer said:\n{said}"
+                f"packages. The installer printed:\n{printed}"
             )
     log.info("%s is installed (%.0f s)", requirements, time.monotonic() - began)

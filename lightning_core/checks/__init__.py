@@ -9,6 +9,6 @@ Files:
     machine.py    what this machine has
 
 The user's code is imported in child processes with a deadline, so that a module that hangs or ends its process ends the
-check with a line that says so. Neither Prefect nor torch is imported. Nothing is imported here, since an agent's own
+check with a line in its result. Neither Prefect nor torch is imported. Nothing is imported here, since an agent's own
 Python runs `imports`.
 """

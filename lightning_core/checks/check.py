@@ -111,7 +111,7 @@ def require(
 def _key(settings: Settings) -> str:
     try:
         agent = agent_digest(settings.agent)
-    except SettingsError:  # which the check says
+    except SettingsError:  # which the check reports
         agent = ""
     return stage_key(str(Path.cwd()), settings, agent, grader_digest(settings.reward.grader))
 
@@ -158,11 +158,11 @@ def _rules(settings: Settings, parts: Sequence[str]) -> list[Check]:
     found = []
     others = [policy for policy in settings.policies if not policy.imitates]
     if "examples" in parts and others:
-        said = (
+        problem = (
             f"finetune: policy {others[0].name!r} has `algorithm: {others[0].algorithm}`, which needs rollouts of the "
             "newest version; set `algorithm: sft` for it"
         )
-        found.append(Check("error", "algorithm", said))
+        found.append(Check("error", "algorithm", problem))
     if "rules" not in parts:
         return found
     looks: list[Callable[[], object]] = [

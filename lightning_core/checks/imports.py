@@ -34,8 +34,8 @@ def main(folder: Path) -> None:
             except SystemExit as error:
                 write({"name": job["name"], "problem": f"it ends its process: sys.exit({error.code!r})"})
             except BaseException as error:  # noqa: BLE001 - whatever the user's code raises is the answer
-                said = str(error) if isinstance(error, _Refused) else describe(error)
-                write({"name": job["name"], "problem": said})
+                problem = str(error) if isinstance(error, _Refused) else describe(error)
+                write({"name": job["name"], "problem": problem})
     os._exit(0)  # without the exit handlers of what was imported, which may wait
 
 

@@ -27,8 +27,8 @@ from lightning_core.process.spawn import Process
 
 Say = Callable[[str], None]
 log = logging.getLogger(__name__)
-_SAY_EVERY_S, _POLL_S = 10.0, 0.02
-_SAID_CHARS = 1000  # of what the user's code printed before it ended
+_LOG_EVERY_S, _POLL_S = 10.0, 0.02
+_PRINTED_CHARS = 1000  # of what the user's code printed before it ended
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ def _import(
             events = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
             checks += [_check(event["name"], event) for event in events if "name" in event]
             if len(checks) < len(imports):
-                printed = (folder / "output").read_text(errors="replace").strip()[-_SAID_CHARS:]
-                said = f"{ended}; it printed:\n{printed}" if printed else ended
-                checks.append(Check("error", imports[len(checks)].name, f"{imports[len(checks)].name}: {said}"))
+                printed = (folder / "output").read_text(errors="replace").strip()[-_PRINTED_CHARS:]
+                problem = f"{ended}; it printed:\n{printed}" if printed else ended
+                checks.append(Check("error", imports[len(checks)].name, f"{imports[len(checks)].name}: {problem}"))
     return checks
 
 
@@ -164,15 +164,15 @@ def _run(
     arguments: list[str], directory: Path, environment: Mapping[str, str], output: Path, patience: Patience
 ) -> str:
     """Wait for the child, in a session of its own, and end what is left of it; return how it ended, in words."""
-    began = said = time.monotonic()
+    began = logged = time.monotonic()
     process = Process(arguments, output, environment, directory=directory)
     try:
         while process.poll() is None:
             now = time.monotonic()
             if now - began > patience.deadline_s:
                 return f"its import did not end within {patience.deadline_s:g} s, so it was stopped"
-            if now - said > _SAY_EVERY_S:
-                said = now
+            if now - logged > _LOG_EVERY_S:
+                logged = now
                 patience.say(f"still importing your code ({now - began:.0f} s of {patience.deadline_s:g} s at most)")
             if patience.stopped.wait(_POLL_S):
                 return "it was interrupted"

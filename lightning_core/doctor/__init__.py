@@ -1,4 +1,4 @@
-"""`lightning-flows doctor`: run an agent once, as a rollout would, and say what training it would lack.
+"""`lightning-flows doctor`: run an agent once, as a rollout would, and report what training would lack.
 
 Rooms:
     examine.py   one examination, start to end        trial.py     rollouts without a flow

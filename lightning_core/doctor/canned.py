@@ -1,4 +1,4 @@
-"""A model that always says the same: what the doctor puts behind the gateway where no vLLM runs.
+"""A model that always answers the same: what the doctor puts behind the gateway where no vLLM runs.
 
 Replies have vLLM's shape, with token ids and logprobs (of no model: they are hashes of words). Tools are never called.
 """
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-SAYS = "The answer is 5."
+ANSWER = "The answer is 5."
 
 
 @contextmanager
@@ -63,15 +63,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _reply(body: dict[str, Any], chat: bool) -> dict[str, Any]:
-    prompt, said = _ids(json.dumps(body.get("messages") or body.get("prompt"))), _ids(SAYS)
+    prompt, answer_ids = _ids(json.dumps(body.get("messages") or body.get("prompt"))), _ids(ANSWER)
     choices: list[dict[str, Any]] = []
     for index in range(body.get("n") or 1):
-        choice: dict[str, Any] = {"index": index, "finish_reason": "stop", "token_ids": said}
+        choice: dict[str, Any] = {"index": index, "finish_reason": "stop", "token_ids": answer_ids}
         if chat:
-            content = [{"token": "", "logprob": -0.5, "bytes": [], "top_logprobs": []} for _ in said]
-            choice |= {"message": {"role": "assistant", "content": SAYS}, "logprobs": {"content": content}}
+            content = [{"token": "", "logprob": -0.5, "bytes": [], "top_logprobs": []} for _ in answer_ids]
+            choice |= {"message": {"role": "assistant", "content": ANSWER}, "logprobs": {"content": content}}
         else:
-            choice |= {"text": SAYS, "logprobs": {"token_logprobs": [-0.5] * len(said)}, "prompt_token_ids": prompt}
+            choice |= {
+                "text": ANSWER,
+                "logprobs": {"token_logprobs": [-0.5] * len(answer_ids)},
+                "prompt_token_ids": prompt,
+            }
         choices.append(choice)
     return {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-canned-{uuid.uuid4().hex}",
@@ -79,7 +83,7 @@ def _reply(body: dict[str, Any], chat: bool) -> dict[str, Any]:
         "created": 1,
         "model": body["model"],
         "choices": choices,
-        "usage": _usage(len(prompt), len(said)),
+        "usage": _usage(len(prompt), len(answer_ids)),
         "prompt_token_ids": prompt,
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_core.agents.attempt import AttemptResult
 from lightning_core.config import ANY_NAME, Settings
-from lightning_core.doctor.canned import SAYS, canned_model
+from lightning_core.doctor.canned import ANSWER, canned_model
 from lightning_core.doctor.findings import Finding, findings
 from lightning_core.doctor.trial import try_agent
 from lightning_core.gateway.handle import GatewayHandle
@@ -33,7 +33,7 @@ class Examination:
 
 
 def examine(settings: Settings, task: Mapping[str, Any]) -> Examination:
-    """Run the agent of the settings on one task and say what is missing. Nothing is written into `settings.home`.
+    """Run the agent of the settings on one task and report what is missing. Nothing is written into `settings.home`.
 
     What answers is the vLLM that serves there (`lightning-flows serve`), or else a canned reply. Raises SettingsError for
     an agent that cannot be started.
@@ -50,7 +50,7 @@ def examine(settings: Settings, task: Mapping[str, Any]) -> Examination:
             policies = {p.name: {"upstream": upstream, "model": p.name, "version": "v0000"} for p in settings.policies}
             frozen = {name: {"upstream": upstream, "model": name} for name in settings.frozen}
             routes = {"policies": policies, "frozen": frozen}
-            model = f"a canned reply ({SAYS!r}), which calls no tools; where `lightning-flows serve` runs, its model answers"
+            model = f"a canned reply ({ANSWER!r}), which calls no tools; where `lightning-flows serve` runs, its model answers"
         # A name that nobody has is answered all the same, so that one run finds everything; `unknown_model` says so.
         routes["aliases"] = {ANY_NAME: settings.policies[0].name} | settings.aliases
         server = GatewayHandle.start(

@@ -50,8 +50,8 @@ def _outcome(trial: Trial) -> Callable[[Facts], list[Finding]]:
         for name, result in trial.results.items():
             if result.status != "ok":
                 remedy = "what it printed is above; an attempt that fails gets reward.failure_reward"
-                said = f"task {name}: {result.status}: {result.error}"
-                found.append(Finding("missing", f"agent_{result.status}", said, remedy))
+                what = f"task {name}: {result.status}: {result.error}"
+                found.append(Finding("missing", f"agent_{result.status}", what, remedy))
         return found or [Finding("fine", "ran", "the agent ran to its end")]
 
     return judge
@@ -66,8 +66,8 @@ def _calls(trial: Trial) -> Callable[[Facts], list[Finding]]:
         ended_well = all(result.status == "ok" for result in trial.results.values())
         agent = trial.epoch.settings.agent
         if agent.command and ended_well and not trial.printed:
-            said = "the program ended with 0, printed nothing and called no model"
-            return [Finding("fatal", "ran_nothing", said, silent.remedy(agent))]
+            what = "the program ended with 0, printed nothing and called no model"
+            return [Finding("fatal", "ran_nothing", what, silent.remedy(agent))]
         remedy = (
             "the agent must take its model's address from OPENAI_BASE_URL and its key from OPENAI_API_KEY, as OpenAI's client "
             "does where it is given none; look for a base_url, an api_key or a provider written into the agent"
@@ -125,7 +125,7 @@ def _elsewhere(seen: Facts) -> list[Finding]:
             "missing",
             "elsewhere",
             f"{seen['elsewhere']} calls were seen by the agent's instrumentation alone: they went to another model, failed on "
-            "their way, or cannot be told to be the gateway's",
+            "their way, or cannot be matched to the gateway's record",
             "if they shall be trained, send them through OPENAI_BASE_URL; else nothing is to be done: they are not trained on",
         )
     ]
@@ -135,8 +135,8 @@ def _ids(seen: Facts) -> list[Finding]:
     if not seen["calls"]:
         return []
     if seen["other_models"] == seen["calls"]:
-        said = "every call went to a frozen model or one of gateway.upstreams; these are not trained"
-        return [Finding("fatal", "other_models", said, "give a policy the name that the agent asks for, or that alias")]
+        what = "every call went to a frozen model or one of gateway.upstreams; these are not trained"
+        return [Finding("fatal", "other_models", what, "give a policy the name that the agent asks for, or that alias")]
     ours = seen["calls"] - seen["other_models"]
     bad = min(seen["untrainable"], ours)
     if not bad:
@@ -147,7 +147,7 @@ def _ids(seen: Facts) -> list[Finding]:
             "fatal" if bad == ours else "missing",
             "ids_missing" if seen["without_ids"] else "untrainable",
             f"{bad} of {ours} calls cannot be trained on: {reasons}",
-            _REMEDIES.get(seen["untrainable_reasons"][0], "docs/gateway.md says what each reason means"),
+            _REMEDIES.get(seen["untrainable_reasons"][0], "docs/gateway.md explains each reason"),
         )
     ]
 
@@ -194,8 +194,8 @@ def _claims(seen: Facts) -> list[Finding]:
             "an exporter of the agent names the rollout and sends no token: let it send the headers of OTEL_EXPORTER_OTLP_HEADERS, "
             "or pass on OTEL_RESOURCE_ATTRIBUTES as it is given, with the proof in it"
         )
-    said = f"{seen['claims']} spans claim what their sender may not say, and that counts for nothing: {', '.join(seen['claimed'])}"
-    return [Finding("missing", "refused_claims", said, remedy)]
+    what = f"{seen['claims']} spans claim what their sender may not say, and that counts for nothing: {', '.join(seen['claimed'])}"
+    return [Finding("missing", "refused_claims", what, remedy)]
 
 
 def _names(seen: Facts) -> list[Finding]:

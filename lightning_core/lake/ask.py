@@ -194,25 +194,25 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, Decimal) else str(value)
 
 
-def _remedy(root: Path | str, said: str) -> str:
-    if "file system operations are disabled" in said:
-        return f"{said}; SQL reads the lake alone, and what `--read-from FOLDER` names"
-    missing = re.match(r"Catalog Error: Table( Function)? with name (\w+) does not exist", said)
+def _remedy(root: Path | str, message: str) -> str:
+    if "file system operations are disabled" in message:
+        return f"{message}; SQL reads the lake alone, and what `--read-from FOLDER` names"
+    missing = re.match(r"Catalog Error: Table( Function)? with name (\w+) does not exist", message)
     if missing is None or missing[2] not in questions():
-        return said
+        return message
     if missing[1]:
-        return _of_another_version(root, said)
+        return _of_another_version(root, message)
     return f"{missing[2]} is a question, which takes parentheses: FROM {missing[2]}()"
 
 
 def of_another_version(root: Path | str, error: duckdb.Error) -> str:
-    """What to say where a catalog lacks what this version asks it for."""
+    """The message where a catalog lacks what this version asks it for."""
     return _of_another_version(root, user_sql.one_line(error))
 
 
-def _of_another_version(root: Path | str, said: str) -> str:
+def _of_another_version(root: Path | str, message: str) -> str:
     renewed = "`lightning-flows lake publish`" if isinstance(root, str) else "`lightning-flows ingest`"
-    return f"{root}: the catalog is another version's ({said}); {renewed} renews it"
+    return f"{root}: the catalog is another version's ({message}); {renewed} renews it"
 
 
 def _count(con: duckdb.DuckDBPyConnection, query: str) -> int:

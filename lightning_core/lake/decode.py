@@ -2,7 +2,7 @@
 
 A request is decoded span by span, thousands of spans at a time; a span that cannot be decoded is rejected alone, with
 the reason, and the rest of its request goes on. The output for a range of the spool depends on nothing but that range,
-so a replay after a crash writes the same file. `docs/ingest.md` says what comes of every kind of bad input.
+so a replay after a crash writes the same file. `docs/ingest.md` lists what becomes of every kind of bad input.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ class Decoder:
         return pa.concat_tables([first, second]), bad + worse
 
     def _decode(self, records: list[Placed]) -> tuple[pa.Table, list[dict[str, Any]]]:
-        collecting = gc.isenabled()
+        had_gc = gc.isenabled()
         gc.disable()  # among millions of new texts it finds no cycle, and takes a tenth of the time
         try:
             parts = [_decode(part, self._secret) for part in _parts(records)]
         finally:
-            if collecting:
+            if had_gc:
                 gc.enable()
         decoded = _concatenated([_table({"row": pa.nulls(0)}), *(table for table, _ in parts)])
         firsts = range(0, max(decoded.num_rows, 1), _CONCLUDED_AT_ONCE)

@@ -116,7 +116,7 @@ def _rows(con: duckdb.DuckDBPyConnection, name: str, **parameters: Any) -> list[
 
 
 def _unknown(con: duckdb.DuckDBPyConnection, rollout: str, run: str | None, epoch: int | None) -> str:
-    """What to say of a rollout that no epoch has: where it is instead, or what is called much the same."""
+    """The message for a rollout that no epoch has: where it is instead, or what is called much the same."""
     elsewhere = _rows(con, "attempts", rollout_id=rollout, run=None, epoch=None)
     if elsewhere:
         places = sorted({f"run {row['run']} epoch {row['epoch']}" for row in elsewhere})

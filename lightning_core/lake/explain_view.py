@@ -61,7 +61,7 @@ def _span(depth: int, row: Row) -> str:
 
 
 def _place(row: Row) -> str:
-    """The agent, and how the place was found where the span did not say it itself."""
+    """The agent, and how the place was found where the span did not declare it."""
     agent = f"  agent {row['agent_path'] or row['agent']}" if row["agent"] else ""
     if row["ambiguous"]:
         agent = "  agent ambiguous"

@@ -184,7 +184,7 @@ class EpochManifest(_Manifest):
         return {
             policy: output["version"]
             for policy, output in done.items()
-            # What an older version trained does not say on what.
+            # An older version did not record what it trained on.
             if "skipped" not in output
             and (sequences is None or output.get("sequences", sequences.digest) == sequences.digest)
         }

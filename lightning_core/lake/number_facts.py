@@ -1,6 +1,6 @@
 """What is known of a call's token ids and logprobs without reading them: how many, and between which bounds.
 
-Most of what spans take on disk is these lists; whether a call can be trained on is told from five numbers.
+Most of what spans take on disk is these lists; five numbers are enough to know whether a call can be trained on.
 """
 
 from __future__ import annotations

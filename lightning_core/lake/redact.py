@@ -94,13 +94,13 @@ class Redaction:
             for value in values:
                 _applied(lambda text: texts.add(text) or text, name, value)  # type: ignore[func-returns-value]
         new = self._rewritten(texts)
-        changed = [False] * table.num_rows  # of what token ids could say
+        changed = [False] * table.num_rows  # in what the token ids stand for
         for name, values in columns.items():
             columns[name] = [_applied(lambda text: new.get(text, text), name, value) for value in values]
             if name in _CONTENT:
                 changed = [was or v != w for was, v, w in zip(changed, values, columns[name], strict=True)]
         has_ids = [any(row) for row in zip(*(pc.is_valid(table[n]).to_pylist() for n in _IDS), strict=True)]
-        for i, has in enumerate(has_ids):  # of ids without a text nobody can tell what they say
+        for i, has in enumerate(has_ids):  # without a text nothing shows what the ids stand for
             changed[i] |= has and columns["input_messages"][i] is None and columns["output_messages"][i] is None
         for name, values in columns.items():
             columns[name] = [_readable(name, value, gone) for value, gone in zip(values, changed, strict=True)]

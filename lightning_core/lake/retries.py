@@ -70,11 +70,11 @@ def _about(group: pq.RowGroupMetaData, bounds: dict[str, int] | None) -> bool:
     column = group.column(_START)
     if bounds is None or column.path_in_schema != "start_ns" or not column.is_stats_set:
         return True
-    said = column.statistics
-    return not said.has_min_max or (said.min <= bounds["max"] and said.max >= bounds["min"])
+    statistics = column.statistics
+    return not statistics.has_min_max or (statistics.min <= bounds["max"] and statistics.max >= bounds["min"])
 
 
 def view(name: str, files: list[SpanFile], where: str = "true") -> str:
-    """DDL of a view of the columns that tell a retry, over span files."""
+    """DDL of a view of the columns that identify a retry, over span files."""
     columns = ", ".join(IDENTITY)
     return f"CREATE VIEW {name} AS SELECT {columns} FROM ({catalog.span_rows(files)}) WHERE {where}"

@@ -59,7 +59,9 @@ _REST = (
     Column("record_offset", "BIGINT", "offset of the request in the spool"),
     Column("record_index", "INTEGER", "position of the span in its request; with the offset it names the row"),
     Column(
-        "content_hash", "BIGINT", "hash of all that was sent of the span: tells a retry from another span under its id"
+        "content_hash",
+        "BIGINT",
+        "hash of all that was sent of the span: distinguishes a retry from another span with its id",
     ),
 )
 # What `attribute_aliases` fills, by column name.
@@ -109,7 +111,7 @@ _PROMOTED = (
     Column("tool_arguments", "VARCHAR", "arguments of the tool call"),
     Column("tool_result", "VARCHAR", "result of the tool call"),
     Column("reward", "DOUBLE", "reward that this span emits"),
-    Column("reward_name", "VARCHAR", "its name; `reward` unless said"),
+    Column("reward_name", "VARCHAR", "its name; `reward` if the span gives none"),
     Column(
         "reward_source",
         "VARCHAR",

@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 
 ROOT = Path(str(files("lightning_flows") / "sql")).resolve()
-# Folders whose files run in the order that their headers say.
+# Folders whose files run in the order of their inputs.
 _OF_AN_EPOCH = ("hierarchy", "triplets", "advantages", "ingest")
 PARAMETER = re.compile(r"\bp_[a-z_]+\b")
 _parsed: dict[str, duckdb.Statement] = {}
@@ -67,15 +67,17 @@ def parameters(name: str) -> tuple[str, ...]:
 
 @cache
 def inputs(name: str) -> tuple[str, ...]:
-    """Return the tables that a file reads, as its header says: `Inputs: nodes, bucket (attempt, first_node).`
+    """Return the tables that a file reads, from its header: `Inputs: nodes, bucket (attempt, first_node).`
 
-    Raises ValueError for a header that does not say it.
+    Raises ValueError for a header without that line.
     """
     comments = itertools.takewhile(lambda line: line.startswith("--"), text(name).splitlines())
     header = re.sub(r"\([^()]*\)", "", " ".join(line.removeprefix("--").strip() for line in comments))
     found = re.search(r"Inputs: ([\w\s,]+)[.;]", header)
     if found is None:
-        raise ValueError(f"sql/{name}.sql: the header has no `Inputs: table, table.`; a file without any says `none`")
+        raise ValueError(
+            f"sql/{name}.sql: the header has no `Inputs: table, table.`; for a file without any write `none`"
+        )
     return tuple(table for table in re.findall(r"\w+", found[1]) if table != "none")
 
 

@@ -95,7 +95,7 @@ def _put(
     retired = {path: Retired(path=path, since_ns=now_ns) for path in before.files}
     retired |= {entry.path: entry for entry in before.retired}
     left = [entry for path, entry in sorted(retired.items()) if path not in files]
-    # Told before the catalog changes: whoever is killed in between leaves nothing that no one knows of.
+    # Listed before the catalog changes, so that a process killed in between leaves no file that is in no list.
     store.pipe_file(listing, _Listing(files=files, retired=left).model_dump_json(indent=1).encode())
     store.put_file(str(folder / "catalog.duckdb"), f"{prefix}/catalog.duckdb")
     gone = [entry for entry in left if entry.since_ns <= now_ns - grace_s * 1e9]

@@ -146,8 +146,8 @@ def checked(text: str) -> str:
 
 def one_line(error: duckdb.Error) -> str:
     """DuckDB's message without its drawing of the place; what it suggests stays."""
-    said = (line.strip() for line in str(error).splitlines())
-    return " ".join(line for line in said if line and not line.startswith("LINE ") and line.strip("^~ "))
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith("LINE ") and line.strip("^~ "))
 
 
 def _confine(con: duckdb.DuckDBPyConnection, also: Sequence[str]) -> None:
