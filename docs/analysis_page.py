@@ -55,8 +55,8 @@ def analysis_page(home: Path) -> str:
             rows = result.fetchall()
             table = text_table.render(columns, rows[:_ROWS], _WIDTH)
             more = [f"… {len(rows) - _ROWS} more"] if len(rows) > _ROWS else []
-            said = table + more if rows else ["(no rows: nothing of the kind happened)"]
-            lines += ["", f"## {name}", "", *_header(name), "", "```text", *said, "```"]
+            shown = table + more if rows else ["(no rows: nothing of the kind happened)"]
+            lines += ["", f"## {name}", "", *_header(name), "", "```text", *shown, "```"]
     return "\n".join(lines) + "\n"
 
 

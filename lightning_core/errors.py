@@ -39,9 +39,9 @@ def in_words(error: BaseException) -> str | None:
 def without_traceback(record: logging.LogRecord) -> bool:
     """Put the words of a LightningError in a log record's place, marked as `mendable`. A filter that drops nothing."""
     error = record.exc_info[1] if record.exc_info else None
-    said = None if error is None else in_words(error)
-    if said is not None:
-        record.msg, record.args, record.exc_info, record.exc_text = said, None, None, None
+    message = None if error is None else in_words(error)
+    if message is not None:
+        record.msg, record.args, record.exc_info, record.exc_text = message, None, None, None
         record.mendable = True
     return True
 

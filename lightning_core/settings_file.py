@@ -1,4 +1,4 @@
-"""A settings file, read and checked: what is wrong is said with the file, the key and the remedy."""
+"""A settings file, read and checked: an error names the file, the key and the remedy."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ _FRAMES, _CHARS = 8, 4000
 def describe(error: BaseException) -> str:
     """The exception and the frames it came through, without those of this project and of Python's import."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_ours(f.filename)]
-    said = "".join(traceback.format_exception_only(type(error), error)).strip()
+    message = "".join(traceback.format_exception_only(type(error), error)).strip()
     where = "".join(traceback.format_list(frames[-_FRAMES:])).rstrip()
-    return f"{said[:_CHARS]}\n{where[-_CHARS:]}".rstrip()
+    return f"{message[:_CHARS]}\n{where[-_CHARS:]}".rstrip()
 
 
 def _is_ours(filename: str) -> bool:

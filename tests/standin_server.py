@@ -1,5 +1,5 @@
 """A stand-in for the server, for tests that need no model: answers chat completions from a list or a function and
-records every OTLP request (JSON or protobuf). It checks tokens as the server does, and can be told to fail."""
+records every OTLP request (JSON or protobuf). It checks tokens as the server does, and fails on request."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.headers.append({name.title(): value for name, value in self.headers.items()})
             if self.server.fail:
                 status, headers = self.server.fail.pop(0)
-                return self._answer(status, {"error": "told to fail"}, headers)
+                return self._answer(status, {"error": "asked to fail"}, headers)
         as_json = self.headers.get("Content-Type", "").startswith("application/json")
         message = json.loads(body) if as_json else _as_json(body)
         found = []

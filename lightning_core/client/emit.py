@@ -36,7 +36,7 @@ _Context = tuple[str, str]  # trace id, span id
 _current: contextvars.ContextVar[tuple[_Context, _Context | None] | None] = contextvars.ContextVar(
     "lightning_current_span", default=None
 )
-_said: set[str] = set()
+_warned: set[str] = set()
 _at_exit = False
 
 
@@ -134,7 +134,7 @@ def _emit(name: str, attributes: Mapping[str, Any]) -> None:
     if tracer is not None:
         theirs = tracer.start_span(name, attributes=otel.attributes(attributes))
         if not theirs.is_recording():
-            _say_once("sampled", f"OpenTelemetry's sampler leaves out spans: {name!r} is not recorded")
+            _warn_once("sampled", f"OpenTelemetry's sampler leaves out spans: {name!r} is not recorded")
         theirs.end()
         return
     trace_id, parent_id = _parent()
@@ -165,7 +165,7 @@ def _opentelemetry_context() -> _Context | None:
 def _send(data: SpanData) -> None:
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     if not endpoint:
-        _say_once("no-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT is not set: rewards and spans are not recorded")
+        _warn_once("no-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT is not set: rewards and spans are not recorded")
         return
     path = fallback.fallback_path(endpoint)
     body = encode_request(_resource(), [data])
@@ -191,7 +191,7 @@ def _keep(path: Path, body: bytes, reason: DeliveryError) -> None:
     if not kept:
         log.error("a span is lost: %s, and %s is full", reason, path)
         return
-    _say_once("kept", f"{reason}; spans wait in {path} and are sent later")
+    _warn_once("kept", f"{reason}; spans wait in {path} and are sent later")
     _deliver_at_exit()
 
 
@@ -244,7 +244,7 @@ def _pairs(text: str) -> dict[str, str]:
     return {urllib.parse.unquote(key.strip()): urllib.parse.unquote(value.strip()) for key, value in pairs}
 
 
-def _say_once(key: str, message: str) -> None:
-    if key not in _said:
-        _said.add(key)
+def _warn_once(key: str, message: str) -> None:
+    if key not in _warned:
+        _warned.add(key)
         log.warning(message)

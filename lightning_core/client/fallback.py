@@ -112,7 +112,7 @@ def _decode(line: bytes) -> bytes:
 
 
 def _whole_lines(file: IO[bytes]) -> list[bytes]:
-    """Each with its end; what a process wrote half of before it was killed is none, and nobody was told that it is kept."""
+    """Each with its end; a line that a killed process wrote half of is left out; nobody was promised that it is kept."""
     file.seek(0)
     return [line for line in file.readlines() if line.endswith(b"\n")]
 

@@ -42,8 +42,8 @@ def post_spans(
     """Send spans to `<endpoint>/v1/traces` and return once the gateway has acknowledged all of them.
 
     429, 502, 503, 504 and connection errors are tried again up to `retries` times, waiting as long as Retry-After says
-    (10 s at most) or else a quarter of a second and then twice as long each time. Raises DeliveryError with what the
-    gateway said.
+    (10 s at most) or else a quarter of a second and then twice as long each time. Raises DeliveryError with the
+    gateway's message.
     """
     post_request(endpoint, headers, encode_request(resource, spans), retries=retries, timeout_s=timeout_s)
 
@@ -76,12 +76,12 @@ def _post_once(
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         return DeliveryError(f"{url} cannot be reached: {reason}"), None
-    said = (
+    fields = (
         _fields(answer.body) if answer.headers.get_content_type() == PROTOBUF else {}
     )  # others answer in their own way
     if answer.status == 200:
-        return _rejected(url, said.get(1)), None
-    message = said.get(2, answer.body[:2000])
+        return _rejected(url, fields.get(1)), None
+    message = fields.get(2, answer.body[:2000])
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else ""
     failure = DeliveryError(f"{url} answered {answer.status}: {text}", permanent=answer.status not in RETRYABLE)
     return failure, _retry_after(answer.headers.get("Retry-After"))
@@ -100,8 +100,8 @@ def _fields(message: bytes) -> dict[int, int | bytes]:
 
 def _rejected(url: str, partial: int | bytes | None) -> DeliveryError | None:
     """A 200 can still say that spans were refused (OTLP's partial success)."""
-    said = _fields(partial) if isinstance(partial, bytes) else {}
-    count, message = said.get(1, 0), said.get(2, b"")
+    fields = _fields(partial) if isinstance(partial, bytes) else {}
+    count, message = fields.get(1, 0), fields.get(2, b"")
     if not isinstance(count, int) or count <= 0 or not isinstance(message, bytes):
         return None
     return DeliveryError(f"{url} refused {count} spans: {message.decode('utf-8', 'replace')}", permanent=True)

@@ -161,7 +161,7 @@ def stop_orphans(home: Path) -> None:
 
 
 def _answers(vllm: VllmServer) -> bool:
-    """Whether a vLLM that a killed flow left computes, and what it is said to: that flow may have died while starting it,
+    """Whether a vLLM that a killed flow left computes, and with the recorded version: that flow may have died while starting it,
     between pause and resume, or before it noted what it had loaded.
     """
     try:

@@ -5,8 +5,8 @@ one with the lowest rank whose value can be read as the column's type wins. One 
 says the same; so does a value that cannot be read, and every key that no column knows. Of a key sent twice the last
 counts; the others are listed under `otlp.duplicate_attributes`.
 
-Some columns are for the gateway alone to fill, some for who holds the secret. What another sender says there stays in
-`attributes`, too, and `refused` names it: so nothing behind the decoder has to ask who said it.
+Some columns only the gateway fills, some only a holder of the secret. What another sender sets there stays in
+`attributes`, too, and `refused` names it: so nothing behind the decoder has to check the sender.
 """
 
 from __future__ import annotations
@@ -69,19 +69,19 @@ class Notes(Seen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.said: dict[str, bytes] = {}
+        self.extra: dict[str, bytes] = {}
 
     def write(self, attributes: dict[str, bytes | None]) -> None:
         """Add it to the span's attributes."""
         if self.invalid:
-            self.said["otlp.invalid_utf8"] = orjson.dumps(self.invalid)
-        for key, value in self.said.items():
+            self.extra["otlp.invalid_utf8"] = orjson.dumps(self.invalid)
+        for key, value in self.extra.items():
             attributes[free_key(key, attributes)] = value
         self.clear()
 
     def clear(self) -> None:
         """Begin with the next span."""
-        self.said.clear()
+        self.extra.clear()
         self.invalid.clear()
 
 
@@ -127,9 +127,9 @@ class _Block:
             raise _no_id(trace_id, span_id)
         start, end, status = span.start_time_unix_nano, span.end_time_unix_nano, span.status
         if start > _MAX_NS:
-            notes.said["otlp.start_time_unix_nano"] = b"%d" % start
+            notes.extra["otlp.start_time_unix_nano"] = b"%d" % start
         if end > _MAX_NS:
-            notes.said["otlp.end_time_unix_nano"] = b"%d" % end
+            notes.extra["otlp.end_time_unix_nano"] = b"%d" % end
         fixed = (
             trace_id.hex(),
             span_id.hex(),
@@ -149,7 +149,7 @@ class _Block:
             _list(links, "links", _link, notes) if (links := span.links) else None,
         )
         attributes = self._attributes(span.attributes[:], sender, notes)
-        if notes.said or notes.invalid:
+        if notes.extra or notes.invalid:
             notes.write(attributes)
         self._fixed.append(fixed)
         self._keys.extend(attributes)
@@ -286,7 +286,7 @@ def _note_unknown(unknown: Any, raw: bytes, notes: Notes) -> None:
         for number, wire, begin, end in walk(raw, 0, len(raw))
         if (number, wire) in known
     ]
-    notes.said["otlp.unknown_fields"] = orjson.dumps(listed)
+    notes.extra["otlp.unknown_fields"] = orjson.dumps(listed)
 
 
 def _refuse_many(sent: Any, label: str) -> None:
@@ -306,7 +306,7 @@ def _last(pairs: Sequence[Any], notes: Notes) -> list[Any]:
     kept = sorted(last.values())
     if len(kept) < len(pairs):
         again = texts([pair for i, pair in enumerate(pairs) if last[names[i]] != i], notes)
-        notes.said["otlp.duplicate_attributes"] = orjson.dumps([{"key": key, "value": text} for key, text in again])
+        notes.extra["otlp.duplicate_attributes"] = orjson.dumps([{"key": key, "value": text} for key, text in again])
     return [pairs[i] for i in kept]
 
 
@@ -317,11 +317,11 @@ def _text_of(pairs: Sequence[Any], name: str) -> bytes | None:
 def _list(sent: Any, label: str, one: Callable[[bytes, Seen], dict[str, Any]], notes: Notes) -> bytes | None:
     """Events or links as a JSON list; those that hold nothing are counted."""
     _refuse_many(sent, label)
-    said = [raw for raw in sent if raw]
-    if len(said) < len(sent):
-        notes.said[f"otlp.empty_{label}"] = b"%d" % (len(sent) - len(said))
+    filled = [raw for raw in sent if raw]
+    if len(filled) < len(sent):
+        notes.extra[f"otlp.empty_{label}"] = b"%d" % (len(sent) - len(filled))
     try:
-        return orjson.dumps([one(raw, notes) for raw in said]) if said else None
+        return orjson.dumps([one(raw, notes) for raw in filled]) if filled else None
     except WireError as error:
         raise WireError(f"an event or a link is broken: {error}") from None
 

@@ -116,8 +116,8 @@ def _part(kind: type[Any], value: Any) -> tuple[bytes, str | None]:
         try:
             return _convert(kind, _whole_text(_numbers(value))), None
         except Exception:  # noqa: BLE001
-            said = f"{str(first) or type(first).__name__:.300}".encode("utf-8", "replace").decode()
-            reason = f"{kind.DESCRIPTOR.name} in OTLP/JSON: {said}"
+            problem = f"{str(first) or type(first).__name__:.300}".encode("utf-8", "replace").decode()
+            reason = f"{kind.DESCRIPTOR.name} in OTLP/JSON: {problem}"
             return unconverted(value, reason), reason
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 PROBE_LENGTH = 32  # ids at most: enough to tell two versions apart, and no longer than any context
 # Mean difference of logprobs (nats) up to which two programs are taken to have computed with the same weights. Rounding is
-# 1e-5 or so in float32; a layer that was not loaded is off by far more. Smaller updates are told apart by the tensors.
+# 1e-5 or so in float32; a layer that was not loaded is off by far more. Smaller updates show in the tensors.
 _TOLERANCES = {"float32": 1e-3}
 _TOLERANCE_HALF = 0.1  # of 16-bit numbers
 

@@ -180,7 +180,7 @@ def _inspect(weights: Path, former: Path, version: str, former_version: str) -> 
 
 
 def _pause(client: VllmClient, drain_s: float) -> bool:
-    """Pause; True where every call in flight came to its end."""
+    """Pause; True where every call in flight ended."""
     if drain_s > 0:
         try:
             client.pause("wait", timeout_s=drain_s)

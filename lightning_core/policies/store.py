@@ -81,7 +81,7 @@ class PolicyStore:
         return folder.resolve()
 
     def manifest(self, version: str) -> Manifest:
-        """What a version says of itself. Raises StoreError where that is unreadable, or said of another version."""
+        """Return the manifest of a version. Raises StoreError where it is unreadable, or another version's."""
         return read_manifest(self.path(version), self.name)
 
     def checked(self, version: str) -> Path:

@@ -1,4 +1,4 @@
-"""Starts a vLLM again that ended without being told to: killed, out of memory, an engine that died.
+"""Starts a vLLM again that ended by itself: killed, out of memory, an engine that died.
 
 A thread of the process that owns the services. vLLM comes back on the same socket, with the version and the adapters it
 served; calls that waited at the gateway go on. One that ends again and again is given up.

@@ -132,8 +132,8 @@ class VllmClient:
         """
         body = {"model": model, "prompt": token_ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
         reply = self.request("POST", "/v1/completions", json=body)
-        told = reply["choices"][0]["prompt_logprobs"][1:]
-        found = [entry[str(i)]["logprob"] for i, entry in zip(token_ids[1:], told, strict=True)]
+        prompt_logprobs = reply["choices"][0]["prompt_logprobs"][1:]
+        found = [entry[str(i)]["logprob"] for i, entry in zip(token_ids[1:], prompt_logprobs, strict=True)]
         if not all(value is not None and math.isfinite(value) for value in found):
             raise VllmError(f"model {model!r} answers the check prompt with logprobs {found}; its weights are broken")
         return found

@@ -67,12 +67,14 @@ def explain_exit(text: str, code: int | None, log_file: Path) -> str:
     for pattern, meaning, remedy in CAUSES:
         line = next((line for line in lines if re.search(pattern, line)), None)
         if line is not None:
-            return f"vLLM ended while starting ({ended}): {meaning}; {remedy}. It said: {_clip(line)} (log: {log_file})"
+            return (
+                f"vLLM ended while starting ({ended}): {meaning}; {remedy}. It printed: {_clip(line)} (log: {log_file})"
+            )
     if code == -9:
         return f"vLLM was killed while starting ({ended}), most likely because memory ran out; lower `vllm.kv_cache_gb` (log: {log_file})"
     errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b:", line)]
-    said = errors[-1] if errors else (lines[-1] if lines else "nothing")
-    return f"vLLM ended while starting ({ended}) and said: {_clip(said)}. The log has more: {log_file}"
+    printed = errors[-1] if errors else (lines[-1] if lines else "nothing")
+    return f"vLLM ended while starting ({ended}) and printed: {_clip(printed)}. The log has more: {log_file}"
 
 
 def _clip(line: str) -> str:

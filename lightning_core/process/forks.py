@@ -116,7 +116,7 @@ class Fork:
             linux.kill([self._keeper_pid], signal.SIGCONT)
 
     def _hear(self) -> bool:
-        """Whether its keeper said anything."""
+        """Whether its keeper sent anything."""
         try:
             packet = self._keeper.recv(PACKET)
         except BlockingIOError:
@@ -194,15 +194,15 @@ class ForkServer:
         return self._answered(0) and "threads" in (self._answer or {})
 
     def wait_until_ready(self, timeout_s: float) -> int:
-        """How many threads it has, of which a fork gets one. Raises ForkServerError with what it said."""
+        """How many threads it has, of which a fork gets one. Raises ForkServerError with what it printed."""
         answered = self._answered(timeout_s)
         answer = self._answer or {}
         if "refused" in answer:
             raise ForkServerError(answer["refused"])
         if "threads" not in answer:
             problem = "it ended" if answered else f"no answer in {timeout_s:.0f} s"
-            said = "\n".join(self._process.log_end())
-            raise ForkServerError(f"the fork server did not start ({problem}): {said}")
+            printed = "\n".join(self._process.log_end())
+            raise ForkServerError(f"the fork server did not start ({problem}): {printed}")
         return int(answer["threads"])
 
     def fork(
@@ -242,7 +242,7 @@ class ForkServer:
                 ready.register(keeper, select.POLLIN)
                 if not ready.poll(0):
                     return keeper
-                keeper.close()  # it was killed, which its server has said
+                keeper.close()  # it was killed, which its server has reported
         return None
 
     def keep(self, keeper: socket.socket) -> None:

@@ -152,7 +152,7 @@ class SpoolWriter:
         self._first, self._counted = self._first_offset(), time.monotonic()
         self._closed = False
         self._queue: deque[_Waiter] = deque()
-        self._told = False  # or soon will be: that the queue is not empty
+        self._notified = False  # the thread was, or soon will be: the queue is not empty
         self._more: SimpleQueue[bool] = SimpleQueue()  # False: to stop
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self._thread.start()
@@ -227,15 +227,17 @@ class SpoolWriter:
         self._pending += size
         try:
             self._queue.append((head, record.body, loop, future))
-            if not self._told:  # once for all that this turn of the loop appends: being told, the thread wants the lock
-                self._told = True
-                loop.call_soon(self._tell)
+            if (
+                not self._notified
+            ):  # once for all that this turn of the loop appends: the notified thread wants the lock
+                self._notified = True
+                loop.call_soon(self._notify)
             return await future
         finally:
             self._pending -= size
 
-    def _tell(self) -> None:
-        self._told = False
+    def _notify(self) -> None:
+        self._notified = False
         self._more.put(True)
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Standin]
         monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "lightning.rollout_id=r%201,lightning.attempt_id=a1")
         monkeypatch.setenv(names.ENV_TASK, str(tmp_path / "task.json"))
         monkeypatch.setattr(wire.time, "sleep", lambda _: None)
-        monkeypatch.setattr("lightning_core.client.emit._said", set())
+        monkeypatch.setattr("lightning_core.client.emit._warned", set())
         yield running
 
 
@@ -187,13 +187,13 @@ def test_what_a_server_says_in_protobuf_is_read() -> None:
         http.Answer(503, headers, Status(code=14, message="the spool is full").SerializeToString()),
         http.Answer(500, headers, b"\xff"),
     ]
-    said = []
+    printed = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wire, "ask", lambda *_: answers.pop(0))
         for _ in range(4):
             failure, _ = wire._post_once("http://x", {}, b"", 1)
-            said.append(failure and (str(failure), failure.permanent))
-    assert said == [
+            printed.append(failure and (str(failure), failure.permanent))
+    assert printed == [
         None,
         ("http://x refused 300 spans: no id", True),
         ("http://x answered 503: the spool is full", False),
@@ -205,7 +205,7 @@ def test_without_an_endpoint_nothing_happens_and_the_log_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    monkeypatch.setattr("lightning_core.client.emit._said", set())
+    monkeypatch.setattr("lightning_core.client.emit._warned", set())
     client.emit_reward(1)
     client.emit_reward(1)
     assert caplog.text.count("OTEL_EXPORTER_OTLP_ENDPOINT is not set") == 1
@@ -232,7 +232,7 @@ def test_importing_the_client_imports_no_framework() -> None:
 
 def test_post_spans_names_the_server_and_what_it_said(server: Standin) -> None:
     server.fail = [(401, {})]
-    with pytest.raises(client.DeliveryError, match=r"answered 401: .*told to fail") as caught:
+    with pytest.raises(client.DeliveryError, match=r"answered 401: .*asked to fail") as caught:
         client.post_spans(server.url, {}, {}, [])
     assert caught.value.permanent
     with pytest.raises(client.DeliveryError, match="cannot be reached"):
@@ -295,7 +295,7 @@ def test_without_an_endpoint_rewards_are_spans_of_the_opentelemetry_that_is_set_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    spans, said = run_through_opentelemetry()
+    spans, printed = run_through_opentelemetry()
     reward = {"judge": '{"me": 1}', names.REWARD: 0.5, names.REWARD_NAME: "style", names.REWARD_SOURCE: "agent"}
     assert spans == [
         ["reward", "plan", reward],
@@ -303,14 +303,16 @@ def test_without_an_endpoint_rewards_are_spans_of_the_opentelemetry_that_is_set_
         ["done", "turn", {"steps": "[1, 2]"}],
         ["turn", None, {}],
     ]
-    assert said.count("OTEL_EXPORTER_OTLP_ENDPOINT is not set") == 1, "before it was set up, and only then"
+    assert printed.count("OTEL_EXPORTER_OTLP_ENDPOINT is not set") == 1, "before it was set up, and only then"
 
 
 def test_a_reward_that_the_sampler_leaves_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    spans, said = run_through_opentelemetry("__import__('opentelemetry.sdk.trace.sampling', fromlist=['x']).ALWAYS_OFF")
+    spans, printed = run_through_opentelemetry(
+        "__import__('opentelemetry.sdk.trace.sampling', fromlist=['x']).ALWAYS_OFF"
+    )
     assert spans == []
-    assert "'reward' is not recorded" in said
+    assert "'reward' is not recorded" in printed
 
 
 def test_with_an_endpoint_rewards_are_posted_at_once_and_not_left_to_their_exporter(server: Standin) -> None:
