@@ -75,10 +75,10 @@ def rows_of(task: str, settings: Settings) -> list[dict[str, Any]]:
         if manifest.mode == "train":
             rollouts += len(manifest.planned)
         elif manifest.recorded:
-            told, epoch = held_out(run.at(manifest)), manifest.epoch
+            result, epoch = held_out(run.at(manifest)), manifest.epoch
             found.append(
-                {"task": task, "epochs": epoch, "rollouts": rollouts, "held_out_tasks": told.tasks}
-                | {"right": told.right, "reward": told.reward, "interval": told.reward_interval}
+                {"task": task, "epochs": epoch, "rollouts": rollouts, "held_out_tasks": result.tasks}
+                | {"right": result.right, "reward": result.reward, "interval": result.reward_interval}
                 | {"gained": _gain(gains.get((0, epoch))), "since_shown": _gain(gains.get((1, epoch)))}
             )
     return found
@@ -97,7 +97,7 @@ def keep(task: str, rows: list[dict[str, Any]], path: Path = RESULTS) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line an evaluation, and what is to be said of the last one."""
+    """Markdown: a line per evaluation, and a verdict on the last one."""
     lines = [
         "| epochs | rollouts | held-out reward (95%) | right | gained, task by task (95%) | since it was shown |",
         "|---|---|---|---|---|---|",
@@ -107,21 +107,21 @@ def table(rows: list[dict[str, Any]]) -> str:
         low, high = row["interval"]
         lines.append(
             f"| {row['epochs']}{how} | {row['rollouts']} | {row['reward']:.3f} ({low:.2f} to {high:.2f}) | {row['right']:.0%} | "
-            f"{_told(row['gained'])} | {_told(row['since_shown'])} |"
+            f"{_cell(row['gained'])} | {_cell(row['since_shown'])} |"
         )
     return "\n".join([*lines, "", verdict(rows)])
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
     """Whether it rose, in words: since before, and since the model was shown, which is what GRPO did."""
-    said = []
+    sentences = []
     for name, since in (("gained", "Since the first evaluation"), ("since_shown", "With GRPO, since it was shown,")):
         if rows[-1][name] is not None:
-            said.append(f"{since} it {_moved(*rows[-1][name])}.")
-    return " ".join(said)
+            sentences.append(f"{since} it {_moved(*rows[-1][name])}.")
+    return " ".join(sentences)
 
 
-def _told(gain: list[float] | None) -> str:
+def _cell(gain: list[float] | None) -> str:
     return "" if gain is None else f"{gain[0]:+.3f} ({gain[1]:+.3f} to {gain[2]:+.3f})"
 
 

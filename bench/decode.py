@@ -39,11 +39,11 @@ def start(home: Path, core: int, *options: str) -> subprocess.Popen[bytes]:
 
 
 def outcome(process: subprocess.Popen[bytes]) -> Decoded:
-    """End its stdin and wait. Raises RuntimeError where it failed (stderr has said why)."""
-    said, _ = process.communicate()
+    """End its stdin and wait. Raises RuntimeError where it failed (stderr has the reason)."""
+    line, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"the decoder ended with code {process.returncode}")
-    return Decoded(**json.loads(said))
+    return Decoded(**json.loads(line))
 
 
 def follow(lake: Lake) -> tuple[int, float]:
@@ -89,8 +89,8 @@ def main() -> None:
         if options.profile:
             pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(25)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    said = {"spans": spans, "seconds": seconds, "cpu_s": time.process_time() - cpu, "peak_mb": peak_mb}
-    print(json.dumps(said), flush=True)
+    line = {"spans": spans, "seconds": seconds, "cpu_s": time.process_time() - cpu, "peak_mb": peak_mb}
+    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ def read_rows(path: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def add_rows(new: list[dict[str, Any]], path: Path = RESULTS) -> None:
-    """Keep all rows there are of some runs, in place of those kept before: a run whose folder was lost, and which was
-    begun again, came to others, and halves of two are no run."""
+    """Store the rows of some runs in place of their older rows: a run that was begun again after its folder was lost has
+    other rows, and halves of two runs are no run."""
     runs = {_run_of(row) for row in new}
     rows = [row for row in read_rows(path) if _run_of(row) not in runs] + new
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

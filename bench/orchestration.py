@@ -69,7 +69,7 @@ def settings_for(home: Path, rollouts: int, run: str = "bench") -> Settings:
 
 
 @dataclass(frozen=True)
-class Collected:
+class RolledOut:
     """What an epoch took; of memory, samples in MB until it was graded, and in the SQL after that."""
 
     epoch: EpochManifest
@@ -87,7 +87,7 @@ class Collected:
         return median(samples[-max(1, len(samples) // 10) :])
 
 
-def rollouts_to_rows(settings: Settings) -> Collected:
+def rollouts_to_rows(settings: Settings) -> RolledOut:
     """The part of flow `train-epoch` between vLLM and the trainer, as it is there."""
     from prefect import flow
     from prefect.task_runners import ThreadPoolTaskRunner
@@ -111,8 +111,8 @@ def rollouts_to_rows(settings: Settings) -> Collected:
     memory.stop()
     counts = epoch.stages["rollouts"].output
     if counts["statuses"] != {"ok": len(planned)} or epoch.tables["sequences"].rows != len(planned):
-        raise RuntimeError(f"{len(planned)} rollouts came to {counts} and {epoch.tables['sequences'].rows} rows")
-    return Collected(epoch, len(planned), seconds, memory.samples[:graded], memory.samples[graded - 1 :])
+        raise RuntimeError(f"{len(planned)} rollouts gave {counts} and {epoch.tables['sequences'].rows} rows")
+    return RolledOut(epoch, len(planned), seconds, memory.samples[:graded], memory.samples[graded - 1 :])
 
 
 def roll_out_and_derive(settings: Settings, model: str, former: bool = True) -> None:

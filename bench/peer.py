@@ -77,8 +77,8 @@ def memory_rate(python: Path, spans: list[bytes]) -> float:
         for file, body in zip(files, spans, strict=True):
             file.write_bytes(request(body, {}))
         done = subprocess.run([python, _SCRIPT, "memory", *files], stdout=subprocess.PIPE, stderr=log)
-        said = _answer(done.stdout, log)
-    return float(said["spans"] / said["seconds"])
+        answer = _answer(done.stdout, log)
+    return float(answer["spans"] / answer["seconds"])
 
 
 def _answer(line: bytes, log: Any) -> dict[str, Any]:

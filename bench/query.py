@@ -145,8 +145,8 @@ def ask(root: Path, question: str) -> None:
 def asked(home: Path, question: str, times: int) -> tuple[float, int]:
     """(median seconds, rows) over fresh processes."""
     command = [sys.executable, "-m", "bench.query", "--ask", question, "--home", str(home)]
-    said = [json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout) for _ in range(times)]
-    return statistics.median(s["seconds"] for s in said), said[0]["rows"]
+    answers = [json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout) for _ in range(times)]
+    return statistics.median(s["seconds"] for s in answers), answers[0]["rows"]
 
 
 def measure(home: Path, spans: int, per_file: int, times: int) -> None:

@@ -1,4 +1,4 @@
-"""One JSON line a figure, on stdout; everything said for people goes to stderr."""
+"""One JSON line a figure, on stdout; everything for people goes to stderr."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ def _newest(figure: dict[str, Any], row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} | {row['date']} | {textwrap.shorten(row['command'], 90, placeholder=' …')} |"
 
 
-def _text(said: str | dict[str, Any]) -> str:
-    return said if isinstance(said, str) else f"`{json.dumps(said, separators=(',', ':'), ensure_ascii=False)}`"
+def _text(part: str | dict[str, Any]) -> str:
+    return part if isinstance(part, str) else f"`{json.dumps(part, separators=(',', ':'), ensure_ascii=False)}`"
 
 
 if __name__ == "__main__":

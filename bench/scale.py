@@ -74,8 +74,8 @@ def seconds(rollouts: int, on: Machines, costs: Costs) -> dict[str, float]:
 
 def epoch_s(parts: dict[str, float], on: Machines) -> float:
     """An epoch: rollouts, decoding (which goes on meanwhile) and SQL, training, swap; or rollouts beside training."""
-    collect = max(parts[name] for name in ("generate", "attempts", "gateway", "decode"))
-    both = max(collect, parts["train"]) if on.overlapped else collect + parts["train"]
+    rolled_out = max(parts[name] for name in ("generate", "attempts", "gateway", "decode"))
+    both = max(rolled_out, parts["train"]) if on.overlapped else rolled_out + parts["train"]
     return both + parts["SQL"] + parts["swap"]
 
 

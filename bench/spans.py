@@ -98,7 +98,7 @@ def _agents() -> list[dict[str, Any]]:
 def large_span(text: Text, number: int, trace_id: bytes, parent: bytes, ids: IdEncoding) -> Span:
     agent = _agents()[text.number(len(AGENTS))]
     asked, asked_ids = text.draw(OWN_TOKENS)
-    said, said_ids = text.draw(RESPONSE_TOKENS)
+    response, response_ids = text.draw(RESPONSE_TOKENS)
     call = {"id": f"call_{text.hex(24)}", "type": "function", "function": {"name": TOOLS[text.number(3)]}}
     found = {"url": f"https://example.org/{text.hex(16)}", "score": float(text.rng.random()), "rows": text.number(9999)}
     cut = len(asked) // 2
@@ -124,14 +124,14 @@ def large_span(text: Text, number: int, trace_id: bytes, parent: bytes, ids: IdE
         "gen_ai.agent.id": agent["id"],
         "gen_ai.tool.definitions": agent["tools"],
         "gen_ai.input.messages": json.dumps(messages),
-        "gen_ai.output.messages": json.dumps([{"role": "assistant", "content": said}]),
+        "gen_ai.output.messages": json.dumps([{"role": "assistant", "content": response}]),
         "lightning.policy": "policy",
         "lightning.policy_version": "v0003",
         "lightning.sampling": '{"temperature":1.0,"top_p":1.0,"max_tokens":512}',
         "lightning.requested_sampling": '{"temperature":0.2}',
         "lightning.first_token_ms": float(text.rng.gamma(4, 20)),
         "lightning.prompt_token_ids": numbers(np.concatenate([agent["ids"], asked_ids]), ids),
-        "lightning.response_token_ids": numbers(said_ids, ids),
+        "lightning.response_token_ids": numbers(response_ids, ids),
         "lightning.response_logprobs": numbers(logprobs, ids),
     }
     return _span("chat policy", text, trace_id, parent, (begin, begin + 800_000_000), attributes)

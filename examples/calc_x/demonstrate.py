@@ -15,12 +15,12 @@ def texts(task: dict[str, Any]) -> list[str]:
 
 
 async def run(task: dict[str, Any]) -> str:
-    said = iter(texts(task))
+    replies = iter(texts(task))
     model = agent.client()
     create = model.create
 
     async def shown(*args: Any, **more: Any) -> Any:
-        choice = {"structured_outputs": {"choice": [next(said)]}}
+        choice = {"structured_outputs": {"choice": [next(replies)]}}
         return await create(*args, **more | {"extra_create_args": {"temperature": 1, "extra_body": choice}})
 
     model.create = shown  # type: ignore[method-assign]

@@ -10,5 +10,5 @@ def grade(task: dict[str, Any], output: Any, spans: Any) -> float:
     found = ANSWER.findall(str(output))
     if not found:
         return 0.0
-    right, said = float(task["answer"]), float(found[-1].replace(",", "") or "nan")
-    return float(abs(said - right) <= 1e-4 * max(1.0, abs(right)))
+    right, given = float(task["answer"]), float(found[-1].replace(",", "") or "nan")
+    return float(abs(given - right) <= 1e-4 * max(1.0, abs(right)))

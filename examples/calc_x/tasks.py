@@ -30,7 +30,7 @@ def gsm8k_heldout() -> list[dict[str, Any]]:
 
 
 def _word_problems() -> list[dict[str, Any]]:
-    """With the gold `expression`, which the agent is not told."""
+    """With the gold `expression`, which the agent does not get."""
     rows = _rows("calc_word_problems.jsonl")
     return [_task(row["prompt"], row["result"]) | {"expression": row["chain"][0]["inputs"]} for row in rows]
 

@@ -27,8 +27,8 @@ class Shown(AgentHooks):  # type: ignore[type-arg]
 
 def texts(task: dict[str, Any]) -> list[str]:
     calls = [{"name": "search", "arguments": {"query": hop}} for hop in task["hops"]]
-    said = [f"<tool_call>{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in calls]
-    return [*said, f"<answer>{task['answer']}</answer>"]
+    queries = [f"<tool_call>{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in calls]
+    return [*queries, f"<answer>{task['answer']}</answer>"]
 
 
 async def run(task: dict[str, Any]) -> str | None:

@@ -16,12 +16,12 @@ def grade(task: dict[str, Any], output: Any, spans: Any) -> float:
     return 0.9 * max(f1(found[-1], one) for one in right) + 0.1
 
 
-def f1(said: str, right: str) -> float:
-    said_words, right_words = words(said), words(right)
-    if not said_words or not right_words:
-        return float(said_words == right_words)
-    shared = sum((Counter(said_words) & Counter(right_words)).values())
-    return 2 * shared / (len(said_words) + len(right_words))
+def f1(answer: str, right: str) -> float:
+    answer_words, right_words = words(answer), words(right)
+    if not answer_words or not right_words:
+        return float(answer_words == right_words)
+    shared = sum((Counter(answer_words) & Counter(right_words)).values())
+    return 2 * shared / (len(answer_words) + len(right_words))
 
 
 def words(text: str) -> list[str]:

@@ -25,6 +25,6 @@ def _tasks() -> list[dict[str, Any]]:
 
 
 def hops(steps: list[dict[str, Any]]) -> list[str]:
-    """The questions of the hops, with the answers of earlier ones where they say #1, #2, …; the agent is not told them."""
+    """The questions of the hops, with the answers of earlier ones where they say #1, #2, …; the agent does not get them."""
     answers = {f"#{number}": step["answer"] for number, step in enumerate(steps, 1)}
     return [re.sub(r"#\d", lambda found: answers.get(found[0], found[0]), step["question"]) for step in steps]

@@ -4,7 +4,7 @@
       | python examples/planner_executor/agents.py
 
 The planner splits the problem into two steps, `first; second`. The executor writes each step as a calculation, `calc(3*12)`;
-a few lines of Python compute it, and the next step is told the result. Each asks for a model of its own name.
+a few lines of Python compute it, and the next step gets the result. Each asks for a model of its own name.
 """
 
 import json
@@ -54,8 +54,8 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     steps = [step.strip() for step in plan.split(";") if step.strip()][:STEPS]
     outcome: dict[str, Any] = {"plan": plan, "replies": [], "results": []}
     for step in steps:
-        said = f"{outcome['results'][-1]}; {step}" if outcome["results"] else step
-        reply = ask(client, "executor", EXECUTOR, said, max_tokens=10)
+        message = f"{outcome['results'][-1]}; {step}" if outcome["results"] else step
+        reply = ask(client, "executor", EXECUTOR, message, max_tokens=10)
         outcome["replies"].append(reply)
         call = CALL.search(reply)
         if call is None:
@@ -64,8 +64,8 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     return outcome
 
 
-def ask(client: OpenAI, model: str, examples: list[dict[str, str]], said: str, max_tokens: int) -> str:
-    messages: Any = [*examples, {"role": "user", "content": said}]
+def ask(client: OpenAI, model: str, examples: list[dict[str, str]], message: str, max_tokens: int) -> str:
+    messages: Any = [*examples, {"role": "user", "content": message}]
     reply = client.chat.completions.create(model=model, messages=messages, max_tokens=max_tokens, temperature=0)
     return reply.choices[0].message.content or ""
 

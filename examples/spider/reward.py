@@ -11,7 +11,7 @@ from database import run
 
 
 def grade(task: dict[str, Any], output: Any, spans: Any) -> float:
-    right = run(task["database"], task["query"])  # a gold query that fails is an error of the data, and said so
+    right = run(task["database"], task["query"])  # a gold query that fails is an error of the data, and raised
     try:
         found = run(task["database"], str(output))
     except sqlite3.Error:
