@@ -93,12 +93,12 @@ def dumps_without_an_agent(texts: Texts) -> tuple[list[Row], Truth]:
             made_by = dict(_made_by(whole))
             if None in made_by.values():
                 continue  # without agents
-            told = list(_told(whole, texts))
+            rows_of_it = list(_recorded(whole, texts))
             for number, lost in enumerate(row["span_id"] for row in whole if _is_agent(row)):
                 again = f"{rollout}.{number}"
                 rewarded = Attempt(again, "a1")
                 rewarded.reward(1.0, start_ns=max(row["start_ns"] for row in whole))
-                kept = [row | {"rollout_id": again} for row in told if row["span_id"] != lost]
+                kept = [row | {"rollout_id": again} for row in rows_of_it if row["span_id"] != lost]
                 rows += [row | {"record_offset": len(rows) + at} for at, row in enumerate(kept + rewarded.rows)]
                 known |= {(again, response_id): agent for response_id, agent in made_by.items()}
     return rows, known
@@ -117,7 +117,7 @@ def _made_by(rows: Iterable[Row]) -> Iterator[tuple[str, str | None]]:
             yield row["response_id"], ("planner" if PLANNER in messages else "executor") if system else None
 
 
-def _told(rows: list[Row], texts: Texts) -> Iterator[Row]:
+def _recorded(rows: list[Row], texts: Texts) -> Iterator[Row]:
     """The spans with their texts; with one system message for all; or without any text."""
     written: dict[str, str] = {}
     for row in rows:

@@ -18,7 +18,7 @@ import pytest
 
 MOST_BYTES = 2 << 30  # that pytest's own process, where canned servers and small models run, may grow by in one test
 _MARK = "LIGHTNING_TESTS"
-_GRACE_S = 20.0  # in which what was told to end has to have ended
+_GRACE_S = 20.0  # in which processes that were asked to end have to have ended
 _EVERY_S = 0.25
 _OURS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")  # Python's own, which end with pytest
 
@@ -50,11 +50,11 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
             time.sleep(0.1)
             left = _left_behind()
         if left:
-            told = "\n".join(map(_describe, left))
+            message = "\n".join(map(_describe, left))
             for process in left:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            pytest.fail(f"{item.path.name} left behind:\n{told}", pytrace=False)
+            pytest.fail(f"{item.path.name} left behind:\n{message}", pytrace=False)
     return result
 
 
@@ -90,8 +90,8 @@ def _watch_memory(config: pytest.Config) -> None:
         if name and grown > MOST_BYTES:
             if (capture := config.pluginmanager.getplugin("capturemanager")) is not None:
                 capture.suspend_global_capture()
-            told = f"{name} took {grown / 1e9:.1f} GB of memory; {MOST_BYTES / 1e9:.1f} are allowed"
-            os.write(2, f"\n{told}\n".encode())
+            message = f"{name} took {grown / 1e9:.1f} GB of memory; {MOST_BYTES / 1e9:.1f} are allowed"
+            os.write(2, f"\n{message}\n".encode())
             faulthandler.dump_traceback(2)
             for process in _left_behind():
                 with contextlib.suppress(psutil.Error):

@@ -107,7 +107,7 @@ def test_agents_found_at_run_time_are_those_trained_in_the_next_epoch(home: Path
 
 def test_agents_that_are_frozen_answer_bit_for_bit_as_before(home: Path) -> None:
     """Held-out problems before and after an epoch that trained the lead alone; frozen agents ask at temperature 0."""
-    said = ask(
+    rows = ask(
         home,
         """
         SELECT agent, output_messages, list(DISTINCT epoch ORDER BY epoch)
@@ -115,7 +115,7 @@ def test_agents_that_are_frozen_answer_bit_for_bit_as_before(home: Path) -> None
         GROUP BY agent, input_messages, output_messages
         """,
     )
-    assert len(said) == 12 and all(epochs == [0, 1] for _, _, epochs in said), said
+    assert len(rows) == 12 and all(epochs == [0, 1] for _, _, epochs in rows), rows
     before, after = versions(home, "one-agent")[0, "lead"]
     assert before == "v0000" and after != before
     worker = PolicyStore(home, "worker")

@@ -1,4 +1,4 @@
-"""A run that the alarm stops, and the finetuning of what it collected, with a canned model in vLLM's place.
+"""A run that the alarm stops, and the finetuning on its rollouts, with a canned model in vLLM's place.
 
 The server, rollouts, SQL, the trainer, Prefect, MLflow and the store are real.
 """
@@ -77,8 +77,8 @@ def test_a_forced_collapse_stops_the_run_and_its_rollouts_can_be_finetuned_on(tm
     finetune.write_text(yaml.safe_dump(content | {"policies": [policy]}))
     done = flow("finetune", finetune)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["trained"]["policy"]["version"] == "v0002" and told["held_out"]["tasks"] == 4
+    printed = json.loads(done.stdout.splitlines()[-1])
+    assert printed["trained"]["policy"]["version"] == "v0002" and printed["held_out"]["tasks"] == 4
     assert (store.manifest("v0002").run, store.manifest("v0002").parent) == ("examples", "v0000")
     evaluation = store.manifest("v0002").evaluation
     assert evaluation is not None and evaluation.tasks == 4

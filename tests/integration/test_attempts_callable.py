@@ -134,7 +134,7 @@ def test_the_two_durable_spans_say_what_ran_and_how_it_ended(server: Standin, at
 
 
 @pytest.mark.parametrize(
-    ("function", "exit_code", "said"),
+    ("function", "exit_code", "message"),
     [
         ("raises", 1, "ValueError: no such number"),
         ("exits_one", 1, "sys.exit(1)"),
@@ -146,14 +146,14 @@ def test_the_two_durable_spans_say_what_ran_and_how_it_ended(server: Standin, at
     ],
 )
 def test_what_the_agent_did_wrong_is_its_own_error(
-    server: Standin, attempt: Attempt, function: str, exit_code: int, said: str
+    server: Standin, attempt: Attempt, function: str, exit_code: int, message: str
 ) -> None:
     result = attempt(function)
     assert (result.status, result.exit_code, result.output) == ("error", exit_code, None)
-    assert said in (result.error or "")
+    assert message in (result.error or "")
     root = root_of(server, result)
     assert root[names.STATUS] == "error"
-    assert said in root[names.ERROR]
+    assert message in root[names.ERROR]
 
 
 def test_an_exception_names_the_agents_own_line(attempt: Attempt) -> None:
@@ -312,7 +312,7 @@ def test_what_a_first_connection_imports_is_there_already(attempt: Attempt) -> N
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"callable": f"{AGENTS}:nobody"}, "agent.callable: .*has no 'nobody'"),
         ({"callable": f"{AGENTS}:not_callable"}, "agent.callable: .*cannot be called"),
@@ -326,6 +326,6 @@ def test_what_a_first_connection_imports_is_there_already(attempt: Attempt) -> N
         ({"command": "cd x && python y.py"}, "agent.command: '&&' is shell syntax"),
     ],
 )
-def test_what_would_fail_every_rollout_is_found_before_the_first(settings: dict[str, Any], said: str) -> None:
+def test_what_would_fail_every_rollout_is_found_before_the_first(settings: dict[str, Any], message: str) -> None:
     found = check_agent(AgentSettings.model_validate({"preload": [], **settings}), "policy")
-    assert found.level == "error" and re.search(said, found.found), found
+    assert found.level == "error" and re.search(message, found.found), found

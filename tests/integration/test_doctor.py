@@ -44,7 +44,7 @@ def examined(server: Rig, agent: str, run: str = "", **policy: Any) -> dict[str,
     return {finding.name: finding for finding in findings(trial)}
 
 
-LACKS = [  # agent, level, finding, what is said, the remedy
+LACKS = [  # agent, level, finding, what was found, the remedy
     ("calls_nothing", "fatal", "no_calls", "no call", "OPENAI_BASE_URL"),
     ("forces_a_tool", "fatal", "untrainable", "1 of 1 calls", "tool_choice"),
     ("only_calls", "missing", "no_spans", "no spans", "OTLPSpanExporter"),
@@ -62,15 +62,15 @@ LACKS_TOO = [
 
 
 @pytest.mark.parametrize(
-    ("agent", "level", "name", "said", "remedy"),
+    ("agent", "level", "name", "what", "remedy"),
     [*LACKS, *(pytest.param(*row, marks=pytest.mark.extra) for row in LACKS_TOO)],
 )
 def test_what_an_agent_lacks_is_said_with_its_remedy(
-    server: Rig, agent: str, level: str, name: str, said: str, remedy: str
+    server: Rig, agent: str, level: str, name: str, what: str, remedy: str
 ) -> None:
     found = examined(server, agent, run=f"{agent}-{name}")
     assert found[name].level == level, found
-    assert said in found[name].what
+    assert what in found[name].what
     assert remedy in found[name].remedy
     assert any(finding.level == "fatal" for finding in found.values()) == (level == "fatal")
 
@@ -165,8 +165,8 @@ def test_a_file_that_only_defines_its_agent_gets_the_lines_that_run_it_and_with_
     guard = next(place for place, line in enumerate(lines) if "__main__" in line)
     with agent.open("a") as file:
         file.write("\n\n" + textwrap.dedent("\n".join(lines[guard : guard + 3])) + "\n")
-    told = CliRunner().invoke(doctor, command)
-    assert (told.exit_code, told.output.splitlines()[-1]) == (0, "it can be trained"), told.output
+    done = CliRunner().invoke(doctor, command)
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "it can be trained"), done.output
 
 
 class WithoutIds(CannedVllm):

@@ -1,4 +1,4 @@
-"""`lightning-flows finetune`: collected spans to a new version, with the real trainer and Prefect, without a server or vLLM."""
+"""`lightning-flows finetune`: recorded spans to a new version, with the real trainer and Prefect, without a server or vLLM."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def test_the_best_collected_rollouts_become_a_version_with_its_lineage(tmp_path:
         attempt.call([70, 71, 72], [80 + n, 90])
         attempt.reward(reward)
         rows += attempt.rows
-    lake, collected = derived(home, rows, planned=[f"r.{n}" for n in range(4)])
-    collected.versions = {"policy": "v0000"}
-    lake.manifests.put_epoch(collected)
+    lake, epoch = derived(home, rows, planned=[f"r.{n}" for n in range(4)])
+    epoch.versions = {"policy": "v0000"}
+    lake.manifests.put_epoch(epoch)
     model = make_tiny_llama(tmp_path / "tiny")
     content = {
         "run": "examples",
@@ -54,9 +54,9 @@ def test_the_best_collected_rollouts_become_a_version_with_its_lineage(tmp_path:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    told = yaml.safe_load(done.stdout)
-    assert (told["epoch"], told["rollouts"], told["held_out"]) == (0, 4, None)
-    trained = told["trained"]["policy"]
+    printed = yaml.safe_load(done.stdout)
+    assert (printed["epoch"], printed["rollouts"], printed["held_out"]) == (0, 4, None)
+    trained = printed["trained"]["policy"]
     assert trained["version"] == "v0001" and trained["metrics"]["steps"] == 2 and trained["metrics"]["sequences"] == 2
 
     manifest = PolicyStore(home, "policy").manifest("v0001")

@@ -137,29 +137,29 @@ def test_the_commands_publish_and_ask(lake: Lake, bucket: str) -> None:
     assert done.exit_code == 0 and "2 files put there" in done.output
     asked = CliRunner().invoke(main, ["sql", COUNT, "--lake", bucket, "--format", "csv"])
     assert asked.output.splitlines()[1:] == ["r.1,4", "r.2,4"]
-    told = CliRunner().invoke(main, ["explain", "r.1", "--lake", bucket])
-    assert "has 4 spans, but its epoch is not derived yet" in told.output
+    done = CliRunner().invoke(main, ["explain", "r.1", "--lake", bucket])
+    assert "has 4 spans, but its epoch is not derived yet" in done.output
 
 
 @pytest.mark.parametrize(
-    ("url", "taken", "said"),
+    ("url", "taken", "message"),
     [
         ("s3://no-such-bucket/x", None, "is there such a bucket"),
         ("s3://lakes/x", "AWS_SECRET_ACCESS_KEY", "keys in the environment"),
         ("nothing://lakes/x", None, "nothing"),
     ],
 )
-def test_what_is_missing_is_said(
-    lake: Lake, bucket: str, url: str, taken: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+def test_what_is_missing_is_an_error(
+    lake: Lake, bucket: str, url: str, taken: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if taken is not None:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv(taken)
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(LakeError, match=said):
+    with pytest.raises(LakeError, match=message):
         storage.publish(lake, url)
 
 
-def test_where_nothing_was_published_that_is_said(bucket: str) -> None:
+def test_where_nothing_was_published_the_error_names_it(bucket: str) -> None:
     with pytest.raises(LakeError, match="no lake was published there"):
         ask.answer(bucket, COUNT)

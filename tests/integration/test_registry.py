@@ -43,19 +43,19 @@ def home(tmp_path: Path, migrated: Path) -> Path:
     store = store_with_base(home)
     shutil.copyfile(migrated, home / "mlflow.db")
     for number in (1, 2, 3):
-        told = Lineage(
+        lineage = Lineage(
             run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}", settings_digest="s",
             sequences=f"derived/r/{number - 1}/sequences.parquet", sequences_digest="q",
         )  # fmt: skip
-        store.publish(write_model(home / "training" / str(number), float(number)), told)
+        store.publish(write_model(home / "training" / str(number), float(number)), lineage)
     store.set_current("v0003")
     return home
 
 
 @pytest.fixture
 def settings(home: Path) -> Settings:
-    told = {"run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
-    return Settings.model_validate(told)
+    given = {"run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
+    return Settings.model_validate(given)
 
 
 def test_a_tracking_server_that_is_away_begins_no_second_run(
@@ -196,8 +196,8 @@ def test_what_is_removed_is_tagged_so_in_the_registry_and_its_bytes_are_free(
 def test_what_an_alias_or_a_model_of_the_users_own_names_stays(settings: Settings, home: Path) -> None:
     store, tracked = store_with_base(home), MlflowRun(settings)
     for number in (4, 5):
-        told = Lineage(run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
-        store.publish(write_model(home / "training" / str(number), float(number)), told)
+        lineage = Lineage(run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
+        store.publish(write_model(home / "training" / str(number), float(number)), lineage)
     store.set_current("v0005")
     for version in store.versions():
         tracked.version(store, version)

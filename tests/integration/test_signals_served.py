@@ -22,6 +22,6 @@ def test_metrics_follow_the_newest_epoch_without_a_restart(tmp_path: Path) -> No
 
         assert "lightning_train_kl" not in scraped()
         for epoch, kl in enumerate([0.5, 0.25]):
-            told = EpochManifest(run="a", epoch=epoch, opened_offset=0)
-            PrometheusFile(tmp_path).send(told, [Signal("p", "kl", kl)])
+            manifest = EpochManifest(run="a", epoch=epoch, opened_offset=0)
+            PrometheusFile(tmp_path).send(manifest, [Signal("p", "kl", kl)])
             assert f'lightning_train_kl{{of="",policy="p",run="a"}} {kl}' in scraped()

@@ -45,23 +45,23 @@ def check_envelope(row: dict[str, Any], span: Span) -> None:
 
 def check_records(row: dict[str, Any], span: Span) -> None:
     events, links = json.loads(row["events"] or "[]"), json.loads(row["links"] or "[]")
-    for event, sent in zip(events, _said(row, "events", span.events), strict=True):
+    for event, sent in zip(events, _filled(row, "events", span.events), strict=True):
         assert (event["time_ns"], event["name"]) == (sent.time_unix_nano, sent.name)
         assert event.get("dropped_attributes_count", 0) == sent.dropped_attributes_count
         check_attributes_json(event["attributes"], sent.attributes)
-    for link, sent in zip(links, _said(row, "links", span.links), strict=True):
+    for link, sent in zip(links, _filled(row, "links", span.links), strict=True):
         assert (link["trace_id"], link["span_id"]) == (sent.trace_id.hex(), sent.span_id.hex())
         assert (link.get("trace_state", ""), link.get("flags", 0)) == (sent.trace_state, sent.flags)
         assert link.get("dropped_attributes_count", 0) == sent.dropped_attributes_count
         check_attributes_json(link["attributes"], sent.attributes)
 
 
-def _said(row: dict[str, Any], label: str, sent: Any) -> list[Any]:
+def _filled(row: dict[str, Any], label: str, sent: Any) -> list[Any]:
     """Those that say anything; the others are counted, and the count is taken out of the row."""
-    said = [one for one in sent if one.ByteSize()]
+    filled = [one for one in sent if one.ByteSize()]
     empty = row["attributes"].pop(f"otlp.empty_{label}", None)
-    assert empty == (str(len(sent) - len(said)) if len(said) < len(sent) else None)
-    return said
+    assert empty == (str(len(sent) - len(filled)) if len(filled) < len(sent) else None)
+    return filled
 
 
 def check_attributes_json(found: Any, sent: Any) -> None:

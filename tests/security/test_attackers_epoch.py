@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @dataclass
 class Ended:
-    """An epoch that came to its end, as its tables tell it."""
+    """An epoch that ended, as its tables show it."""
 
     epoch: Epoch
     statuses: dict[str, int]

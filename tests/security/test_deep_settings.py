@@ -45,14 +45,14 @@ def test_a_value_on_the_command_line_is_read_as_carefully(tmp_path: Path) -> Non
     file = tmp_path / "settings.yaml"
     file.write_text(SETTINGS)
 
-    def said(assignment: str) -> str:
+    def printed(assignment: str) -> str:
         done = CliRunner().invoke(main, ["settings", str(file), "--set", assignment])
         assert done.exit_code == 1, done.exception
         return done.stderr
 
-    assert said("run=" + "[" * DEEP + "]" * DEEP) == "Error: --set run:1: nested more than 50 deep\n"
-    assert said("run" + ".a" * DEEP + "=1") == f"Error: {file}: nested more than 50 deep\n"
-    assert said("run=[").startswith("Error: --set run: not valid YAML: ")
+    assert printed("run=" + "[" * DEEP + "]" * DEEP) == "Error: --set run:1: nested more than 50 deep\n"
+    assert printed("run" + ".a" * DEEP + "=1") == f"Error: {file}: nested more than 50 deep\n"
+    assert printed("run=[").startswith("Error: --set run: not valid YAML: ")
 
 
 def nested(value: Any) -> Any:

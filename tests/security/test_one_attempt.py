@@ -219,13 +219,13 @@ LIMITS = [
 ]
 
 
-@pytest.mark.parametrize(("way", "limits", "said"), LIMITS, ids=[way for way, *_ in LIMITS])
+@pytest.mark.parametrize(("way", "limits", "message"), LIMITS, ids=[way for way, *_ in LIMITS])
 def test_an_attempt_that_takes_more_than_it_may_fails_by_itself(
-    fight: Callable[..., Fight], way: str, limits: dict[str, int], said: str
+    fight: Callable[..., Fight], way: str, limits: dict[str, int], message: str
 ) -> None:
     done = fight(way, limits=limits)
     assert done.only_the_attacker_failed() and done.attempts == [1] * IN_FLIGHT
-    assert done.attacker.status == "error" and said in str(done.attacker.error)
+    assert done.attacker.status == "error" and message in str(done.attacker.error)
 
 
 def test_processes_that_have_ended_do_not_count(fight: Callable[..., Fight]) -> None:

@@ -70,8 +70,8 @@ class Registry:
 def registry(tmp_path: Path, published: Path) -> Registry:
     home = tmp_path / "home"
     shutil.copytree(published, home)
-    told = {"run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
-    settings, store = Settings.model_validate(told), PolicyStore(home, "policy")
+    given = {"run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
+    settings, store = Settings.model_validate(given), PolicyStore(home, "policy")
     MlflowRun(settings).version(store, "v0001")
     return Registry(home, settings, store, connect(tracking_uri(settings.tracking, home)))
 

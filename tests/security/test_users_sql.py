@@ -203,8 +203,8 @@ def test_a_grader_in_sql_grades(lake: Lake, epoch: EpochManifest, tmp_path: Path
 
 
 def test_what_a_grader_in_sql_may_not_is_said_before_a_run(tmp_path: Path) -> None:
-    told = settings(tmp_path, grader=own(tmp_path, "COPY (SELECT 1) TO 'x'"))
-    (found,) = check(told, parts=("grader",))
+    given = settings(tmp_path, grader=own(tmp_path, "COPY (SELECT 1) TO 'x'"))
+    (found,) = check(given, parts=("grader",))
     assert found.level == "error" and "COPY" in found.found
 
 
@@ -219,9 +219,9 @@ HOSTILE_ESTIMATORS = [
 @pytest.mark.parametrize("text", HOSTILE_ESTIMATORS)
 def test_an_estimator_of_the_users_only_reads(tmp_path: Path, text: str) -> None:
     (tmp_path / "secret").write_text(SECRET)
-    told = settings(tmp_path, advantages=own(tmp_path, text.format(secret=tmp_path / "secret")))
+    given = settings(tmp_path, advantages=own(tmp_path, text.format(secret=tmp_path / "secret")))
     with pytest.raises(SettingsError, match=r"own\.sql: "):
-        check_estimators(told.policies)
+        check_estimators(given.policies)
     assert (tmp_path / "secret").read_text() == SECRET
 
 

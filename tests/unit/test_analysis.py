@@ -65,11 +65,11 @@ def test_each_question_says_what_it_is_and_reads_only_what_the_catalog_has(lake:
         assert "Grain:" in header, name
         inputs = re.search(r"Inputs: ([\w, -]+)", header)
         assert inputs, name
-        said = set(re.findall(r"\w+", inputs.group(1).removesuffix("Parameters")))
-        assert said <= known, (name, said - known)
+        declared = set(re.findall(r"\w+", inputs.group(1).removesuffix("Parameters")))
+        assert declared <= known, (name, declared - known)
         text = sql.text(f"analysis/{name}")
         read = set(re.findall(r"(?:FROM|JOIN) (\w+)", text)) - set(re.findall(r"(\w+) AS \(", text))
-        assert read & known == said, (name, read, said)
+        assert read & known == declared, (name, read, declared)
 
 
 def test_every_question_is_in_the_docs() -> None:
@@ -178,7 +178,7 @@ def test_a_name_is_a_question_a_view_or_a_table(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "said"),
+    ("question", "message"),
     [
         ("failing_tool", "did you mean failing_tools"),
         ("rollout", "did you mean rollouts"),
@@ -189,10 +189,10 @@ def test_a_name_is_a_question_a_view_or_a_table(lake: Lake) -> None:
         ("INSERT INTO rejections SELECT * FROM rejections", "it is INSERT, not a query"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line_that_helps(lake: Lake, question: str, said: str) -> None:
+def test_what_cannot_be_asked_is_one_line_that_helps(lake: Lake, question: str, message: str) -> None:
     with pytest.raises(LakeError) as caught:
         ask.answer(lake.root, question)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

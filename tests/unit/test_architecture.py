@@ -32,7 +32,7 @@ def test_the_picture_has_every_package_of_the_library() -> None:
 
 @pytest.mark.parametrize("package", [name for name in PACKAGES if name.startswith("lightning_core/")])
 def test_a_package_names_its_files(package: str) -> None:
-    said = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text())) or ""
-    named = set(re.findall(r"(?<![/\w])(\w+)\.py\b", said))
+    docstring = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text())) or ""
+    named = set(re.findall(r"(?<![/\w])(\w+)\.py\b", docstring))
     there = {file.stem for file in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
     assert named == there, f"{package}/__init__.py: name these, or take them out: {sorted(named ^ there)}"

@@ -77,8 +77,8 @@ def test_an_error_in_a_bucket_ends_all(con: duckdb.DuckDBPyConnection) -> None:
 def test_progress_is_told_as_often_as_it_says(tmp_path: Path, mode: str, spans_a_bucket: int) -> None:
     rows = [row | {"mode": mode} for number in range(3) for row in two_agents(number)[0].rows]
     _, epoch = lake_maker.derived(tmp_path, rows, mode)
-    told: list[tuple[str, int]] = []
+    steps: list[tuple[str, int]] = []
     settings = lake_maker.settings(tmp_path)
-    derive(Epoch(settings, epoch), "again", lambda *step: told.append(step), spans_a_bucket)
-    assert len(told) > 1 and {of for _, of in told} == {len(told)}
-    assert ("bucket" in told[0][0]) == (spans_a_bucket == 7)
+    derive(Epoch(settings, epoch), "again", lambda *step: steps.append(step), spans_a_bucket)
+    assert len(steps) > 1 and {of for _, of in steps} == {len(steps)}
+    assert ("bucket" in steps[0][0]) == (spans_a_bucket == 7)

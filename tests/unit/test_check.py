@@ -69,12 +69,12 @@ def test_all_that_is_wrong_is_said_at_once_before_prefect_starts(tmp_path: Path)
     folder = project(tmp_path, tasks={"train": "missing.jsonl"}, reward={"grader": "my_grader.py:grad"})
     for arguments, ends in ((["check", "settings.yaml"], "2 of 11 are wrong\n"), (["train", "settings.yaml"], "")):
         done = here(folder, *arguments)
-        said = done.output
+        message = done.output
         assert done.exit_code == 1
-        assert "missing.jsonl: no such file; give a .jsonl" in said
-        assert "'my_grader.py' has no function 'grad'; it has: grade" in said
-        assert said.endswith(ends)
-        assert "Traceback" not in said and "Prefect" not in said
+        assert "missing.jsonl: no such file; give a .jsonl" in message
+        assert "'my_grader.py' has no function 'grad'; it has: grade" in message
+        assert message.endswith(ends)
+        assert "Traceback" not in message and "Prefect" not in message
     assert not (tmp_path / "var").exists()
 
 
@@ -97,7 +97,7 @@ def test_every_command_that_runs_a_flow_checks_what_it_needs_first(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("grader", "said"),
+    ("grader", "message"),
     [
         ("def grade(task, output):\n    return 1.0", "grade(task, output) is called with (task, output, spans)"),
         ("def grade(output, task, spans):\n    return 1.0", "in that order; its parameters are (output, task, spans)"),
@@ -108,13 +108,13 @@ def test_every_command_that_runs_a_flow_checks_what_it_needs_first(tmp_path: Pat
         ("import time\ntime.sleep(1000)", "its import did not end within 2 s, so it was stopped"),
     ],
 )  # fmt: skip
-def test_a_grader_that_training_could_not_use_is_said(tmp_path: Path, grader: str, said: str) -> None:
+def test_a_grader_that_training_could_not_use_is_an_error(tmp_path: Path, grader: str, message: str) -> None:
     folder = project(tmp_path)
     (folder / "my_grader.py").write_text(grader)
     deadline = "2" if "sleep" in grader else "120"
     done = here(folder, "check", "settings.yaml", "--deadline", deadline)
     assert done.exit_code == 1
-    assert said in done.output
+    assert message in done.output
     assert "✗ reward.grader" in done.output and "1 of 11 are wrong" in done.output
     assert "Traceback" not in done.output
 
@@ -133,14 +133,14 @@ def test_the_users_own_exception_shows_their_frames_and_none_of_ours(tmp_path: P
     (folder / "my_data.py").write_text("def rows():\n    raise KeyError('split')\n")
     done = here(folder, "train", "settings.yaml")
     assert done.exit_code == 1
-    for said in (
+    for message in (
         "ZeroDivisionError: division by zero",
         "in value",
         'helper.py", line 5',
         "KeyError: 'split'",
         "in rows",
     ):
-        assert done.stderr.count(said) == 1, done.stderr
+        assert done.stderr.count(message) == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "lightning_core" not in done.stderr and "importlib" not in done.stderr
 
@@ -184,7 +184,7 @@ def test_a_flow_imports_a_users_modules_where_they_have_such_names(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("agent", "mark", "said"),
+    ("agent", "mark", "message"),
     [
         ({"command": "python my_agent.py"}, "✓", "python my_agent.py"),
         ({"command": "python no_agent.py"}, "✗", "there is no file no_agent.py in"),
@@ -193,12 +193,12 @@ def test_a_flow_imports_a_users_modules_where_they_have_such_names(tmp_path: Pat
         ({"callable": "my_agent.py:nobody"}, "✗", "has no 'nobody'"),
     ],
 )
-def test_what_is_found_of_an_agent(tmp_path: Path, agent: dict[str, str], mark: str, said: str) -> None:
+def test_what_is_found_of_an_agent(tmp_path: Path, agent: dict[str, str], mark: str, message: str) -> None:
     folder = project(tmp_path, agent=agent)
     (folder / "requirements.txt").write_text("openai\n")
     done = here(folder, "check", "settings.yaml")
     [line] = [line for line in done.output.splitlines() if line[2:].startswith("agent ")]
-    assert line.startswith(mark) and said in line
+    assert line.startswith(mark) and message in line
     assert done.exit_code == (mark == "✗")
     assert not (folder / "var").exists(), "no environment is made"
 
@@ -223,17 +223,17 @@ def test_what_was_in_order_is_not_looked_at_again_until_it_changes(tmp_path: Pat
     """A command checks, then its flow, then the flows in it."""
     project(tmp_path, tasks={"train": "train.jsonl", "evaluate": "train.jsonl"})
     with contextlib.chdir(tmp_path):
-        settings, said = load_settings("settings.yaml"), list[str]()
-        require(settings, "train", say=said.append)
-        assert len(said) == 1 and said[0].startswith("checked: tasks.train, tasks.evaluate, agent, reward.grader")
-        require(settings, "train", say=said.append)
-        require(settings, "evaluate", say=said.append)
-        assert len(said) == 1
+        settings, logged = load_settings("settings.yaml"), list[str]()
+        require(settings, "train", say=logged.append)
+        assert len(logged) == 1 and logged[0].startswith("checked: tasks.train, tasks.evaluate, agent, reward.grader")
+        require(settings, "train", say=logged.append)
+        require(settings, "evaluate", say=logged.append)
+        assert len(logged) == 1
         with pytest.raises(SettingsError, match="set `algorithm: sft`"):
-            require(settings, "finetune", say=said.append)
+            require(settings, "finetune", say=logged.append)
         (tmp_path / "my_grader.py").write_text("def grade():\n    return 1.0\n")
         with pytest.raises(SettingsError, match=r"grade\(\) is called with \(task, output, spans\)"):
-            require(settings, "evaluate", say=said.append)
+            require(settings, "evaluate", say=logged.append)
 
 
 def test_init_writes_an_example_that_check_and_doctor_pass_and_overwrites_nothing(tmp_path: Path) -> None:
@@ -268,9 +268,9 @@ def test_a_check_that_is_interrupted_ends_at_once(tmp_path: Path) -> None:
         while not (folder / "begun").exists() or not (folder / "begun").read_text():
             time.sleep(0.05)
         process.terminate()
-        _, said = process.communicate(timeout=120)
+        _, message = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "interrupted" in said
+    assert "interrupted" in message
     assert not Path(f"/proc/{(folder / 'begun').read_text()}").exists(), "what imported it has gone too"
 
 

@@ -101,15 +101,17 @@ def test_a_run_takes_the_place_of_the_one_before_it_and_of_no_other_tasks(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("gained", "said"),
+    ("gained", "verdict"),
     [
         ([0.3, 0.1, 0.5], "it rose by 0.300."),
         ([-0.3, -0.5, -0.1], "it fell by 0.300."),
         ([0.1, -0.1, 0.3], "it did not change by more than chance (+0.100)."),
     ],
 )
-def test_whether_it_rose_is_said_plainly(gained: list[float], said: str) -> None:
-    assert curves.verdict([row(0, 0.1, None, None), row(1, 0.2, gained, None)]) == f"Since the first evaluation {said}"
+def test_the_verdict_is_a_plain_sentence(gained: list[float], verdict: str) -> None:
+    assert (
+        curves.verdict([row(0, 0.1, None, None), row(1, 0.2, gained, None)]) == f"Since the first evaluation {verdict}"
+    )
 
 
 def test_what_being_shown_did_is_told_apart_from_what_training_did(tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ print("the result")
 
 
 def settings(home: Path, **more: object) -> Settings:
-    told = {"run": "mine", "home": home, "epochs": 4, "agent": {"command": "true"}}
-    return Settings.model_validate(told | {"tasks": {"train": "t.jsonl", "evaluate": "e.jsonl"}} | more)
+    given = {"run": "mine", "home": home, "epochs": 4, "agent": {"command": "true"}}
+    return Settings.model_validate(given | {"tasks": {"train": "t.jsonl", "evaluate": "e.jsonl"}} | more)
 
 
 class Terminal:

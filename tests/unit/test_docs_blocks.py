@@ -50,8 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lake.rebuild_catalog()
     store = store_with_base(folder / "home")
     for number in (1, 2, 3):
-        told = Lineage(run="demo", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
-        store.publish(write_model(folder / f"out{number}", float(number)), told)
+        lineage = Lineage(run="demo", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
+        store.publish(write_model(folder / f"out{number}", float(number)), lineage)
     store.set_current("v0003")
     shutil.copytree(folder / "home", folder / "var")
     (folder / "home").rename(folder / "var/demo")
@@ -96,8 +96,8 @@ def test_a_block_runs_or_says_why_not(block: Block, reader: Path) -> None:
         check(block, reader)
 
 
-def wrong(block: Block | Path, said: str) -> NoReturn:
-    pytest.fail(f"{block if isinstance(block, Block) else block.relative_to(ROOT)}: {said}", pytrace=False)
+def wrong(block: Block | Path, message: str) -> NoReturn:
+    pytest.fail(f"{block if isinstance(block, Block) else block.relative_to(ROOT)}: {message}", pytrace=False)
 
 
 def python(block: Block, folder: Path) -> None:

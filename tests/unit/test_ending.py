@@ -71,8 +71,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
     train.finish("train policy", "key", {"version": "v0001"}, 1.0)
     lake.manifests.put_epoch(train)
     file = folder / "settings.yaml"
-    told = {"run": "run", "agent": {"command": "true"}, "tasks": {"train": "t.jsonl", "evaluate": "e.jsonl"}}
-    file.write_text(yaml.safe_dump(told))
+    given = {"run": "run", "agent": {"command": "true"}, "tasks": {"train": "t.jsonl", "evaluate": "e.jsonl"}}
+    file.write_text(yaml.safe_dump(given))
     return file, load_settings(file, {"home": str(home)})
 
 

@@ -180,7 +180,7 @@ def test_of_two_prompts_in_one_agents_time_neither_is_taken_for_its(trees: dict[
 
 
 def says(a: Attempt, span_id: str, at: tuple[float, float], heard: list[str], reply: str, **columns: Any) -> None:
-    """A call under one system message for all, with what was said before it, by turns, and its reply."""
+    """A call under one system message for all, with the messages before it, by turns, and its reply."""
     roles = ("user", "assistant")
     messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(heard)]
     texts = {

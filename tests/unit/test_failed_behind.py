@@ -35,7 +35,7 @@ class Server:
 
 
 @pytest.mark.parametrize(
-    ("status", "seen", "told"),
+    ("status", "seen", "message"),
     [
         ("ok", {}, None),
         ("error", {}, None),
@@ -46,11 +46,11 @@ class Server:
     ],
 )
 def test_what_the_server_saw_fail_is_not_the_agents(
-    tmp_path: Path, status: str, seen: dict[str, Any], told: str | None
+    tmp_path: Path, status: str, seen: dict[str, Any], message: str | None
 ) -> None:
     settings = settings_of(tmp_path)
     with runner_of(settings), runner_of(settings, cast(GatewayHandle, Server(**seen))) as runner:
-        assert runner.failed_behind(AttemptResult("r", "a", status, None, None, 5 * 10**9, 15 * 10**9, 0)) == told
+        assert runner.failed_behind(AttemptResult("r", "a", status, None, None, 5 * 10**9, 15 * 10**9, 0)) == message
 
 
 def test_a_pool_is_kept_from_one_that_runs_attempts_to_the_next(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_pool_is_kept_from_one_that_runs_attempts_to_the_next(tmp_path: Path) 
             assert closed is kept and not closed.closed
             close_runners()
             with runner_of(settings, server) as late:
-                assert late.closed  # it ends with those that were told to
+                assert late.closed  # it ends with those that were asked to
         with runner_of(settings, server) as next_:
             assert next_ is not kept and not next_.closed
     assert next_.closed

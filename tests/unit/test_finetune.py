@@ -1,4 +1,4 @@
-"""Which collected rollouts a finetuning takes, and what its epoch is made of: SQL over a lake, without a model."""
+"""Which recorded rollouts a finetuning takes, and what its epoch is made of: SQL over a lake, without a model."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ DAY = 86_400.0
 SFT = {"algorithm": "sft", "sft": {"best": 1, "min_reward": 0.5}}
 
 
-def collected(home: Path) -> Lake:
-    """Two collected epochs of run `run`, a day apart; the second has a rollout that was not planned, and evaluations."""
+def recorded(home: Path) -> Lake:
+    """Two recorded epochs of run `run`, a day apart; the second has a rollout that was not planned, and evaluations."""
     rows = []
     for epoch, groups in REWARDS.items():
         for group, rewards in groups.items():
@@ -64,7 +64,7 @@ def taken(lake: Lake, epoch: EpochManifest) -> list[str]:
 
 
 def test_the_best_rollouts_of_all_collected_epochs_are_the_sequences(tmp_path: Path) -> None:
-    lake = collected(tmp_path)
+    lake = recorded(tmp_path)
     epoch = finetuned(lake)
     assert taken(lake, epoch) == ["0.g.1", "0.h.0", "1.g.0"]
     sequence = table(lake, epoch, "sequences")[0]
@@ -75,7 +75,7 @@ def test_the_best_rollouts_of_all_collected_epochs_are_the_sequences(tmp_path: P
 
 
 def test_what_is_not_looked_at_is_counted_by_reason(tmp_path: Path) -> None:
-    lake = collected(tmp_path)
+    lake = recorded(tmp_path)
     epoch = finetuned(lake, until="1970-01-02T00:00:00Z")
     left_out = {
         row["rollout_id"]: row["left_out"] for row in table(lake, epoch, "finetune_rollouts") if row["left_out"]
@@ -91,13 +91,13 @@ def test_what_is_not_looked_at_is_counted_by_reason(tmp_path: Path) -> None:
 
 
 def test_epochs_and_time_are_chosen(tmp_path: Path) -> None:
-    lake = collected(tmp_path)
+    lake = recorded(tmp_path)
     assert taken(lake, finetuned(lake, epochs=[1])) == ["1.g.0"]
     assert taken(lake, finetuned(lake, since="1970-01-02T00:00:00+00:00")) == ["1.g.0"]
 
 
 def test_nothing_chosen_is_an_error_that_says_what_there_is(tmp_path: Path) -> None:
-    lake = collected(tmp_path)
+    lake = recorded(tmp_path)
     with pytest.raises(SettingsError, match=r"run 'other' .* has rolled out no epoch; rolled out are: run 0, run 1"):
         finetuned(lake, runs=["run", "other"])
     with pytest.raises(SettingsError, match=r"rolled out no epoch among \[7\]"):
@@ -111,7 +111,7 @@ def test_nothing_chosen_is_an_error_that_says_what_there_is(tmp_path: Path) -> N
 
 
 def test_a_finetuning_is_no_epoch_that_rolls_out_and_one_that_does_no_finetuning(tmp_path: Path) -> None:
-    lake = collected(tmp_path)
+    lake = recorded(tmp_path)
     epoch = finetuned(lake)
     assert lake.manifests.next_epoch("sft") == 0, "it is opened, and not finished"
     with pytest.raises(LakeError, match=r"`lightning-flows finetune` \(or `learn`\) goes on with it"):
@@ -126,7 +126,7 @@ def test_a_finetuning_is_no_epoch_that_rolls_out_and_one_that_does_no_finetuning
 
 
 def test_a_finetuning_of_its_own_run_is_the_next_epoch_and_no_source_of_another(tmp_path: Path) -> None:
-    collected(tmp_path)
+    recorded(tmp_path)
     wanted = settings(tmp_path, **SFT, finetune={})
     epoch = open_finetune(Run(wanted), 2, {"policy": "v0002"}).manifest
     assert [(s.run, s.epoch) for s in epoch.sources] == [("run", 0), ("run", 1)]
@@ -135,7 +135,7 @@ def test_a_finetuning_of_its_own_run_is_the_next_epoch_and_no_source_of_another(
 
 
 def test_what_was_learned_from_production_agents_is_a_source(tmp_path: Path) -> None:
-    lake = collected(tmp_path)
+    lake = recorded(tmp_path)
     learned = lake.manifests.epoch("run", 1)
     assert learned is not None
     learned.sources = [Source(run="run", epoch=1)]

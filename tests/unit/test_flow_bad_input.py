@@ -139,13 +139,13 @@ def test_prefects_log_of_what_a_user_can_mend_is_one_line_and_a_bug_keeps_its_tr
 ) -> None:
     kept, log = _Kept(), logging.getLogger(f"prefect.{kind}")
     monkeypatch.setattr(log, "handlers", [kept])
-    for error in (LakeError("run 'r' has nothing yet; collect an epoch"), KeyError("sequences")):
+    for error in (LakeError("run 'r' has nothing yet; roll out an epoch"), KeyError("sequences")):
         try:
             raise error
         except Exception as raised:
             log.exception("Encountered exception during execution: %r", raised)  # as Prefect's engine does
     mendable, bug = kept.records
-    assert (mendable.getMessage(), mendable.exc_info) == ("run 'r' has nothing yet; collect an epoch", None)
+    assert (mendable.getMessage(), mendable.exc_info) == ("run 'r' has nothing yet; roll out an epoch", None)
     assert bug.getMessage().startswith("Encountered exception") and bug.exc_info is not None
 
 
@@ -167,8 +167,10 @@ def test_rollouts_of_a_task_set_that_changed_since_are_set_aside_and_that_is_sai
     assert caplog.messages == []
     changed = [TASKS[0], Task("b", {"id": "b", "question": "another"})]
     assert begin(changed) == set()
-    [said] = caplog.messages
-    assert "train 0 begins anew: its tasks, agent, sampling or versions are not those that 1 finished rollouts" in said
+    [message] = caplog.messages
+    assert (
+        "train 0 begins anew: its tasks, agent, sampling or versions are not those that 1 finished rollouts" in message
+    )
     assert begin(changed) == set() and len(caplog.messages) == 1
     with lake.connect() as con:
         assert con.execute("SELECT count(*) FROM spans").fetchone() == (1,), "they stay in the lake"

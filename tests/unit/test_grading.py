@@ -42,7 +42,7 @@ def raises_once(task, output, spans):
 
 
 @pytest.fixture(scope="module")
-def collected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDBPyConnection]:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDBPyConnection]:
     """Three attempts that ended and one that failed, as graders see them."""
     rows = []
     for number in range(3):
@@ -58,12 +58,12 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckD
 
 
 @pytest.fixture
-def posted(tmp_path: Path, collected: duckdb.DuckDBPyConnection) -> Posted:
+def posted(tmp_path: Path, recorded: duckdb.DuckDBPyConnection) -> Posted:
     def post(grader: str) -> tuple[dict[str, list[SpanData]], Any]:
         (tmp_path / "graders.py").write_text(GRADERS)
         sent: dict[str, list[SpanData]] = {}
         reference = grader if grader.endswith(".sql") else f"{tmp_path / 'graders.py'}:{grader}"
-        grades = grade(reference, collected, lambda rewards: sent.update({r: spans for r, _, spans in rewards}))
+        grades = grade(reference, recorded, lambda rewards: sent.update({r: spans for r, _, spans in rewards}))
         return sent, grades
 
     return post

@@ -49,12 +49,14 @@ def run_bad_tests(folder: Path, text: str) -> str:
 
 
 def test_a_process_left_behind_fails_its_module_and_is_ended(tmp_path: Path) -> None:
-    told = run_bad_tests(tmp_path, LEAVES)
-    assert "test_bad.py left behind:" in told and "test_that_leaves_an_orphan" in told and "1 error" in told
-    orphan = int(told.partition("left behind:\n  ")[2].split()[0])
+    printed = run_bad_tests(tmp_path, LEAVES)
+    assert "test_bad.py left behind:" in printed and "test_that_leaves_an_orphan" in printed and "1 error" in printed
+    orphan = int(printed.partition("left behind:\n  ")[2].split()[0])
     assert not psutil.pid_exists(orphan) or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_test_that_takes_too_much_memory_is_ended_by_name(tmp_path: Path) -> None:
-    told = run_bad_tests(tmp_path, GROWS)
-    assert re.search(r"test_that_grows took 0.\d GB of memory; 0.2 are allowed", told) and "test_bad.py" in told, told
+    printed = run_bad_tests(tmp_path, GROWS)
+    assert (
+        re.search(r"test_that_grows took 0.\d GB of memory; 0.2 are allowed", printed) and "test_bad.py" in printed
+    ), printed

@@ -1,4 +1,4 @@
-"""What an evaluation came to."""
+"""The result of an evaluation."""
 
 from __future__ import annotations
 

@@ -258,14 +258,14 @@ def test_bytes_that_could_not_be_read_are_gone_and_cost_no_call_its_tokens() -> 
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("rule", "message"),
     [
         ({"pattern": "(?=x)"}, r"lake\.redact\.0: '\(\?=x\)'"),
         ({"pattern": "a", "replacement": r"\1"}, r"lake\.redact\.0"),
     ],
 )
-def test_a_rule_that_cannot_work_is_an_error_before_anything_runs(rule: dict[str, str], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_a_rule_that_cannot_work_is_an_error_before_anything_runs(rule: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         Redaction.of(LakeSettings(redact=[RedactionPattern(**rule)]))
 
 

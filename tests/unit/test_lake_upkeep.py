@@ -1,4 +1,4 @@
-"""Retries, compaction, retention and failing disks: what readers see stays the same, what goes is said."""
+"""Retries, compaction, retention and failing disks: what readers see stays the same, what goes is reported."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_retention_by_run_takes_its_spans_tables_and_manifests_and_nothing_else(
     compact.tidy(lake, 0)
     assert not list((lake.root / "derived" / "a").rglob("*.parquet"))
     assert list((lake.root / "derived" / "b").rglob("*.parquet"))
-    # The name is free again: what is collected under it now is another epoch.
+    # The name is free again: what is recorded under it now is another epoch.
     store_rollout(tmp_path, "a.0", run="a")
     opened = lake.manifests.spans().decoded_offset
     lake.ingest()
@@ -318,12 +318,12 @@ def test_a_folder_without_spool_and_lake_is_an_error_that_names_it(tmp_path: Pat
 
 
 def test_retention_without_a_lake_or_a_wish_says_what_to_give(tmp_path: Path) -> None:
-    for arguments, said in (
+    for arguments, message in (
         (["retain", "--run", "a"], "no lake there"),
         (["retain"], "--older-than DAYS"),
     ):
         done = CliRunner().invoke(main, ["lake", *arguments, "--home", str(tmp_path)])
-        assert done.exit_code == 1 and said in done.output
+        assert done.exit_code == 1 and message in done.output
 
 
 def test_files_of_a_version_with_other_columns_are_read_and_compacted_to_todays(tmp_path: Path) -> None:

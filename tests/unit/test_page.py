@@ -77,7 +77,7 @@ def test_its_plots_are_a_picture_that_needs_no_other_file_and_say_what_they_show
     found = re.search(r"!\[plots of run mine\]\(data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)\)", text)
     assert found is not None
     svg = base64.b64decode(found[1]).decode()
-    said = {element.text for element in ElementTree.fromstring(svg).iter() if element.text}
+    texts = {element.text for element in ElementTree.fromstring(svg).iter() if element.text}
     assert {
         "reward",
         "reward, fresh tasks",
@@ -87,7 +87,7 @@ def test_its_plots_are_a_picture_that_needs_no_other_file_and_say_what_they_show
         "no_spread",
         "other_policy",
         "tokens a response",
-    } <= said
+    } <= texts
     assert svg == plots(ROWS, DROPPED, SIGNALS), "the same run, the same bytes"
 
 

@@ -71,8 +71,8 @@ def test_an_attempt_is_worth_what_its_steps_came_to(
 ) -> None:
     asked: list[tuple[str, str]] = []
 
-    def ask(_: Any, model: str, __: Any, said: str, max_tokens: int) -> str:
-        asked.append((model, said))
+    def ask(_: Any, model: str, __: Any, message: str, max_tokens: int) -> str:
+        asked.append((model, message))
         return replies[len(asked) - 1]
 
     monkeypatch.setattr(agents, "ask", ask)
@@ -83,7 +83,7 @@ def test_an_attempt_is_worth_what_its_steps_came_to(
     assert [model for model, _ in asked] == ["planner"] + ["executor"] * (len(replies) - 1)
     assert reward.grade(task, outcome, None) == worth
     if len(replies) == 3:
-        assert asked[2][1].startswith(f"{results[0]}; "), "the second step is told the first one's result"
+        assert asked[2][1].startswith(f"{results[0]}; "), "the second step gets the first one's result"
 
 
 @pytest.mark.parametrize("output", [None, "text", {}, {"results": []}])

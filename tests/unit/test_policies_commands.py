@@ -25,8 +25,8 @@ def store(tmp_path: Path) -> PolicyStore:
     store = store_with_base(tmp_path)
     for number in (1, 2, 3):
         folder = write_model(tmp_path / "training" / str(number), float(number))
-        told = Lineage(run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
-        store.publish(folder, told)
+        lineage = Lineage(run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
+        store.publish(folder, lineage)
     store.set_current("v0003")
     return store
 
@@ -42,8 +42,8 @@ def ask(tmp_path: Path) -> Callable[..., Result]:
 
 
 def settings(home: Path, **more: Any) -> Settings:
-    told = {"run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y", "evaluate": "x:z"}}
-    return Settings.model_validate(told | more)
+    given = {"run": "r", "home": home, "agent": {"command": "true"}, "tasks": {"train": "x:y", "evaluate": "x:z"}}
+    return Settings.model_validate(given | more)
 
 
 def evaluated(home: Path, number: int, version: str, right: float, **more: Any) -> Any:
@@ -93,9 +93,9 @@ def test_a_pointer_to_a_version_that_is_gone_is_shown(store: PolicyStore, ask: C
 def test_pins_keep_and_collect_says_what_goes_before_it_goes(store: PolicyStore, ask: Callable[..., Result]) -> None:
     assert ask("pin", "policy", "v0001", home_last=True).exit_code == 0
     store.set_current("v0000")
-    told = ask("prune", "--dry-run").stdout
-    assert "1 versions would go" in told
-    assert "v0001  stays: pinned" in told
+    printed = ask("prune", "--dry-run").stdout
+    assert "1 versions would go" in printed
+    assert "v0001  stays: pinned" in printed
     assert store.versions() == ["v0000", "v0001", "v0002", "v0003"]
     assert ask("unpin", "policy", "v0001").exit_code == 0
     assert "2 versions removed" in ask("prune").stdout
@@ -114,7 +114,7 @@ def test_use_refuses_a_damaged_version(store: PolicyStore, ask: Callable[..., Re
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["pin", "polcy", "v0001"], "no policy 'polcy'"),
         (["pin", "policy", "v0009"], "no version 'v0009'"),
@@ -123,11 +123,11 @@ def test_use_refuses_a_damaged_version(store: PolicyStore, ask: Callable[..., Re
     ],
 )
 def test_a_wrong_name_is_one_line_that_names_those_there_are(
-    store: PolicyStore, ask: Callable[..., Result], arguments: list[str], told: str
+    store: PolicyStore, ask: Callable[..., Result], arguments: list[str], message: str
 ) -> None:
     done = ask(*arguments)
     assert done.exit_code == 1
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 

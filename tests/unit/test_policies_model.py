@@ -48,10 +48,10 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "mine")
-    said: list[str] = []
-    found = resolve_model(str(folder), tmp_path / "home/models", said.append)
+    logged: list[str] = []
+    found = resolve_model(str(folder), tmp_path / "home/models", logged.append)
     assert (found.path, found.origin) == (folder, "folder")
-    assert "this folder" in said[-1]
+    assert "this folder" in logged[-1]
 
 
 def test_a_model_of_an_earlier_run_is_found_again(tmp_path: Path) -> None:

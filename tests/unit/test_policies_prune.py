@@ -28,8 +28,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyStore:
     store = store_with_base(tmp_path)
     for number in range(1, 9):
         folder = write_model(tmp_path / "training" / str(number), float(number))
-        told = Lineage(run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
-        assert store.publish(folder, told) == f"v{number:04d}"
+        lineage = Lineage(run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
+        assert store.publish(folder, lineage) == f"v{number:04d}"
     return store
 
 

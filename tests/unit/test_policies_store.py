@@ -69,13 +69,13 @@ def test_the_base_of_an_adapter_is_a_manifest_alone(tmp_path: Path) -> None:
 
 def test_publishing_moves_the_folder_and_keeps_the_lineage(store: PolicyStore, tmp_path: Path) -> None:
     folder = output(tmp_path)
-    told: dict[str, Any] = {
+    message: dict[str, Any] = {
         "metrics": {"loss": 0.5},
         "settings_digest": "s",
         "sequences": "derived/r/1/x",
         "sequences_digest": "q",
     }
-    version = store.publish(folder, lineage(parent="v0000", **told))
+    version = store.publish(folder, lineage(parent="v0000", **message))
     manifest = store.manifest(version)
     assert version == "v0001" == store.latest()
     assert not folder.exists()
@@ -83,7 +83,7 @@ def test_publishing_moves_the_folder_and_keeps_the_lineage(store: PolicyStore, t
         "config.json", "model.safetensors", "sub/notes.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert (manifest.parent, manifest.run, manifest.epoch) == ("v0000", "r", 1)
-    assert {name: getattr(manifest, name) for name in told} == told
+    assert {name: getattr(manifest, name) for name in message} == message
     assert manifest.size == sum(f.stat().st_size for f in store.path(version).rglob("*.*") if f.name != "manifest.json")
     assert store.checked(version) == store.path(version)
 
@@ -205,7 +205,7 @@ def test_a_disk_that_fills_up_while_the_base_is_copied_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("evil", "told"),
+    ("evil", "message"),
     [
         (lambda f: (f / "model.safetensors").unlink(), r"holds no \*\.safetensors"),
         (lambda f: os.truncate(f / "model.safetensors", 100), r"model\.safetensors .*(header|written to the end)"),
@@ -217,18 +217,18 @@ def test_a_disk_that_fills_up_while_the_base_is_copied_leaves_nothing(
     ],
 )
 def test_weights_that_do_not_fit_are_not_published_and_the_file_is_named(
-    store: PolicyStore, tmp_path: Path, evil: Callable[[Path], object], told: str
+    store: PolicyStore, tmp_path: Path, evil: Callable[[Path], object], message: str
 ) -> None:
     folder = output(tmp_path)
     evil(folder)
-    with pytest.raises(StoreError, match=told):
+    with pytest.raises(StoreError, match=message):
         store.publish(folder, lineage(parent="v0000"))
     assert store.versions() == ["v0000"]
     assert folder.exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"columns": 3, "hidden_size": 2}, r"embed\.weight has shape \[4, 3\] where the model has \[4, 2\]"),
         ({"dtype": "float16"}, r"embed\.weight is F16, its parent's F32"),
@@ -236,9 +236,9 @@ def test_weights_that_do_not_fit_are_not_published_and_the_file_is_named(
     ],
 )
 def test_another_shape_dtype_or_config_is_not_published(
-    store: PolicyStore, tmp_path: Path, changes: dict[str, Any], told: str
+    store: PolicyStore, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(StoreError, match=told):
+    with pytest.raises(StoreError, match=message):
         store.publish(output(tmp_path, **changes), lineage())
     assert store.versions() == ["v0000"]
 

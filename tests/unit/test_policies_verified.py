@@ -36,8 +36,8 @@ def test_verify_names_the_file_that_is_not_what_was_published(store: PolicyStore
         os.truncate(weights, weights.stat().st_size // 2)
     else:
         (store.path(version) / "more.bin").write_bytes(b"")
-    told = {"changed": "content", "missing": "missing", "half": "half written", "extra": "remove this file"}[damage]
-    with pytest.raises(StoreError, match=rf"{'more.bin' if damage == 'extra' else 'model.safetensors'}.*{told}"):
+    message = {"changed": "content", "missing": "missing", "half": "half written", "extra": "remove this file"}[damage]
+    with pytest.raises(StoreError, match=rf"{'more.bin' if damage == 'extra' else 'model.safetensors'}.*{message}"):
         store.checked(version)
 
 
@@ -97,7 +97,7 @@ def test_a_file_is_settled_when_a_change_of_it_could_not_go_unseen(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"version": "v0003"}, "it is the manifest of policy policy, v0003"),
         ({"policy": "other"}, "it is the manifest of policy other"),
@@ -110,12 +110,12 @@ def test_a_file_is_settled_when_a_change_of_it_could_not_go_unseen(
     ],
 )
 def test_a_manifest_that_lies_is_found_before_serving(
-    store: PolicyStore, tmp_path: Path, changes: dict[str, Any], told: str
+    store: PolicyStore, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     version = store.publish(output(tmp_path), lineage(parent="v0000"))
     file = store.path(version) / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    with pytest.raises(StoreError, match=rf"manifest\.json: .*{told}.*restore v0001"):
+    with pytest.raises(StoreError, match=rf"manifest\.json: .*{message}.*restore v0001"):
         store.checked(version)
 
 

@@ -24,7 +24,7 @@ class Server:
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "said"),
+    ("before", "now", "logged"),
     [
         ((0, 0), (0, 0), []),
         ((3, 2), (3, 2), []),
@@ -33,13 +33,13 @@ class Server:
     ],
 )
 def test_a_flow_warns_of_spans_that_were_refused_while_its_rollouts_ran(
-    before: tuple[int, int], now: tuple[int, int], said: list[str], caplog: Any, monkeypatch: pytest.MonkeyPatch
+    before: tuple[int, int], now: tuple[int, int], logged: list[str], caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollouts, "logger", lambda: logging.getLogger("flow"))
     server: Any = Server(refused_otlp=now[0], rejected_spans=now[1])
     rollouts._log_what_was_refused(server, {"refused_otlp": before[0], "rejected_spans": before[1]})
-    assert len(caplog.messages) == len(said)
-    assert all(message.startswith(start) for message, start in zip(caplog.messages, said, strict=True))
+    assert len(caplog.messages) == len(logged)
+    assert all(message.startswith(start) for message, start in zip(caplog.messages, logged, strict=True))
 
 
 def test_a_server_that_is_gone_is_no_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,19 +124,19 @@ def test_what_was_left_paused_or_with_weights_nobody_noted_is_started_anew(
 ) -> None:
     left = left_behind(settings)
     left.says = says
-    told: list[str] = []
-    with module.running(Run(settings), told.append) as services:
+    logged: list[str] = []
+    with module.running(Run(settings), logged.append) as services:
         assert left.stopped and services.fleet == Vllm.started
-    assert "in the middle of something" in told[0]
+    assert "in the middle of something" in logged[0]
 
 
 def test_what_was_left_with_other_settings_is_started_anew(settings: Settings) -> None:
     left = left_behind(settings)
     longer = settings.model_copy(update={"vllm": settings.vllm.model_copy(update={"max_model_len": 4096})})
-    told: list[str] = []
-    with module.running(Run(longer), told.append) as services:
+    logged: list[str] = []
+    with module.running(Run(longer), logged.append) as services:
         assert left.stopped and services.fleet == Vllm.started
-    assert "with other settings" in told[0]
+    assert "with other settings" in logged[0]
 
 
 def test_what_a_living_flow_looks_after_is_used_and_left_running(settings: Settings) -> None:

@@ -90,9 +90,9 @@ def test_what_the_training_process_warns_of_is_told_where_the_run_is_followed(
     of = settings(tmp_path, [])
     with caplog.at_level("INFO"):
         train.train_policy.fn(Epoch(of, EPOCH.model_copy(update={"versions": {"a": "v0000"}})), of.policies[0])
-    told = {record.getMessage(): record.levelname for record in caplog.records}
-    assert told["a: packing `tree` is not possible: a sliding window"] == "WARNING"
-    assert told["a: going on after step 2 of 6"] == "INFO"
+    levels = {record.getMessage(): record.levelname for record in caplog.records}
+    assert levels["a: packing `tree` is not possible: a sliding window"] == "WARNING"
+    assert levels["a: going on after step 2 of 6"] == "INFO"
 
 
 def test_only_the_named_policies_are_trained(tmp_path: Path) -> None:

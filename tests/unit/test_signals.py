@@ -101,11 +101,11 @@ def test_a_broken_signal_file_does_not_take_the_servers_metrics_down(tmp_path: P
 
 
 def test_the_console_has_a_line_a_policy_and_no_bookkeeping() -> None:
-    said: list[str] = []
+    lines: list[str] = []
     signals = [Signal(None, "seconds/sequences", 1.0), Signal("p", "kl", 0.123456), Signal("p", "tokens", 99.0)]
     signals += [Signal("p", "tokens_per_s", 512.34), Signal("p", "peak_rss_bytes", 2.5e9)]
-    Console(said.append).send(EpochManifest(run="a", epoch=3, opened_offset=0), signals)
-    assert said == ["train 3, p: kl 0.1235, tokens_per_s 512.3, peak_rss_bytes 2.5e+09"]
+    Console(lines.append).send(EpochManifest(run="a", epoch=3, opened_offset=0), signals)
+    assert lines == ["train 3, p: kl 0.1235, tokens_per_s 512.3, peak_rss_bytes 2.5e+09"]
 
 
 def backends_of(given: Settings) -> list[Backend]:

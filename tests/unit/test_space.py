@@ -1,4 +1,4 @@
-"""What is said that a run takes on disk is what it takes."""
+"""The space on disk that we report for a run is what it takes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PARAMETERS = 5 * COLUMNS  # of `write_model`
 
 
 def settings(home: Path, **more: Any) -> Settings:
-    told = {"run": "r", "home": home, "epochs": 10, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
-    return Settings.model_validate(told | {"policies": [{"model": str(home / "models/base")}]} | more)
+    given = {"run": "r", "home": home, "epochs": 10, "agent": {"command": "true"}, "tasks": {"train": "x:y"}}
+    return Settings.model_validate(given | {"policies": [{"model": str(home / "models/base")}]} | more)
 
 
 def estimated(home: Path, **more: Any) -> Estimate:

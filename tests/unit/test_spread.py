@@ -24,7 +24,7 @@ def settings(**more: Any) -> Settings:
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"workers": 2}, "`engine: threads` has no address"),
         ({"engine": "threads", "address": "tcp://head:8786"}, "set `engine: ray` or `engine: dask`"),
@@ -33,8 +33,8 @@ def settings(**more: Any) -> Settings:
         ({"engine": "ray", "address": "ray://10.0.0.2:10001"}, "set `gateway.host` to an address"),
     ],
 )
-def test_a_cluster_that_cannot_work_is_an_error_that_names_the_remedy(section: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_a_cluster_that_cannot_work_is_an_error_that_names_the_remedy(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         settings(cluster=section)
 
 
@@ -70,7 +70,7 @@ def test_a_rollout_is_granted_once_and_to_the_newest_collection_alone() -> None:
 
 
 class Runner:
-    """Loses what it is told to, a number of times."""
+    """Loses what it is asked to lose, a number of times."""
 
     def __init__(self, losses: dict[int, int]) -> None:
         self.losses = losses

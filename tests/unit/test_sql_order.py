@@ -65,7 +65,7 @@ def test_what_is_there_is_not_made_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "header", "said"),
+    ("name", "header", "message"),
     [
         ("unknown", "Inputs: nodes, no_such.", r"unknown\.sql: its header names the input 'no_such', which no file of"),
         ("silent", "Grain: one row.", r"silent\.sql: the header has no `Inputs:"),
@@ -73,10 +73,10 @@ def test_what_is_there_is_not_made_again() -> None:
     ],
 )
 def test_a_header_that_cannot_be_followed_is_an_error_that_names_the_file(
-    own_sql: Path, name: str, header: str, said: str
+    own_sql: Path, name: str, header: str, message: str
 ) -> None:
     (own_sql / "hierarchy" / f"{name}.sql").write_text(f"-- A planted file.\n-- {header}\nSELECT 1")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         sql.steps(name, there=GIVEN)
 
 

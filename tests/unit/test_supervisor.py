@@ -57,8 +57,8 @@ def version(tmp_path: Path) -> Path:
     return store.path("v0001")
 
 
-def watching(vllm: Remembered, told: Callable[[], None] = lambda: None) -> Supervisor:
-    return Supervisor(cast(VllmServer, vllm), told)
+def watching(vllm: Remembered, given_up: Callable[[], None] = lambda: None) -> Supervisor:
+    return Supervisor(cast(VllmServer, vllm), given_up)
 
 
 def wait_until(true: Callable[[], object]) -> None:
@@ -78,13 +78,13 @@ def test_what_is_gone_is_started_with_the_version_it_served(tmp_path: Path, vers
 
 
 def test_what_ends_again_and_again_is_given_up(tmp_path: Path, version: Path) -> None:
-    vllm, told = Remembered(tmp_path, version, lives=1), threading.Event()
-    with watching(vllm, told.set) as supervisor:
+    vllm, given_up = Remembered(tmp_path, version, lives=1), threading.Event()
+    with watching(vllm, given_up.set) as supervisor:
         vllm.running = False
         wait_until(lambda: supervisor.restarts)
         vllm.running = False
         wait_until(lambda: supervisor.gave_up)
-    assert len(vllm.restarted) == MOST_RESTARTS and told.is_set()
+    assert len(vllm.restarted) == MOST_RESTARTS and given_up.is_set()
     assert "ended 4 times within 30 minutes; see vllm.log" in str(supervisor.gave_up)
 
 

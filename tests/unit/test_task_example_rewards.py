@@ -122,7 +122,7 @@ def test_spiders_small_run_holds_out_queries_with_every_question_that_asks_for_t
 
 
 @pytest.mark.parametrize(
-    ("gold", "said", "reward"),
+    ("gold", "answer", "reward"),
     [
         ("SELECT id FROM owner", "SELECT id AS x FROM owner ORDER BY id DESC", 1.0),
         ("SELECT id FROM owner ORDER BY id", "SELECT id FROM owner ORDER BY id DESC", 0.0),
@@ -139,9 +139,9 @@ def test_spiders_small_run_holds_out_queries_with_every_question_that_asks_for_t
     ],
 )
 def test_spider_is_execution_match(
-    database: Path, monkeypatch: pytest.MonkeyPatch, gold: str, said: Any, reward: float
+    database: Path, monkeypatch: pytest.MonkeyPatch, gold: str, answer: Any, reward: float
 ) -> None:
     reward_module = module("spider", "reward")
     monkeypatch.setitem(reward_module.run.__globals__, "SECONDS", 0.2)
-    assert reward_module.grade({"database": str(database), "query": gold}, said, []) == reward
+    assert reward_module.grade({"database": str(database), "query": gold}, answer, []) == reward
     assert sqlite3.connect(database).execute("SELECT count(*) FROM owner").fetchone() == (24,)

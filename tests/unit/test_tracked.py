@@ -104,9 +104,9 @@ def test_data_sets_are_named_once_with_digest_rows_and_source(run: Settings, tmp
         made.dataset("tasks.train", "abc", str(file), 1, "training")
         made.dataset("tasks.evaluate", "def", "my_tasks:held_out", 2, "evaluation")
     found = made._client.get_run(made.run_id).inputs.dataset_inputs
-    told = {i.dataset.name: (i.dataset.digest, i.dataset.source, i.dataset.profile, i.tags[0].value) for i in found}
+    datasets = {i.dataset.name: (i.dataset.digest, i.dataset.source, i.dataset.profile, i.tags[0].value) for i in found}
     assert len(found) == 2
-    assert told == {
+    assert datasets == {
         "tasks.train": ("abc", f'{{"uri": "{file}"}}', '{"num_rows": 1}', "training"),
         "tasks.evaluate": ("def", '{"tags": {"function": "my_tasks:held_out"}}', '{"num_rows": 2}', "evaluation"),
     }

@@ -52,7 +52,7 @@ def test_a_retry_without_a_scope_counts_once_and_is_not_mixed_with_others(tmp_pa
 def test_the_model_of_a_call_is_what_was_asked_for_not_the_name_it_is_served_under(tmp_path: Path) -> None:
     attempt = simple(0)
     attempt.call([1], [2], model="base", attributes={"gen_ai.request.model": "critic"})
-    attempt.call([1], [2], model="gpt")  # both said the same: the decoder keeps one
+    attempt.call([1], [2], model="gpt")  # both are the same: the decoder keeps one
     lake, _ = derived(tmp_path, attempt.rows)
     calls = ask(lake, "SELECT model, served_model FROM calls WHERE model IS NOT NULL ORDER BY ALL")
     assert calls == [{"model": "critic", "served_model": "base"}, {"model": "gpt", "served_model": "gpt"}]
