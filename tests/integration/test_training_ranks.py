@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,28 +141,23 @@ def test_an_adapter_over_two_processes_is_what_one_trains(tmp_path: Path, files:
     assert_same(two, one)
 
 
-def by_ranks(job: Job, environment: dict[str, str], die_at: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Two of them; each ends when it says that it has taken the step."""
-    file = job.progress.with_name("job.json")
-    file.write_text(job.model_dump_json())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", sharded_training.__file__, str(file)]
-    command += [] if die_at is None else [str(die_at)]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[sharded_training.Ranks]:
+    with sharded_training.ranks() as started:
+        yield started
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "ddp"])
 def test_two_processes_killed_and_resumed_give_what_one_gives(
-    tmp_path: Path, files: tuple[Path, Path], alone: Job, kind: str
+    tmp_path: Path, files: tuple[Path, Path], alone: Job, ranks: sharded_training.Ranks, kind: str
 ) -> None:
     environment = sharded_training.FSDP2 if kind == "fsdp2" else {}
     job = job_in(tmp_path / "two", files)
-    killed = by_ranks(job, environment, die_at=3)
-    assert killed.returncode != 0 and not job.output.exists()
-    assert [p.name for p in (job.state / "unfinished").iterdir()] == ["step-0002"], killed.stderr
-    resumed = by_ranks(job, environment)
-    assert resumed.returncode == 0, resumed.stderr
+    codes, said = ranks.train(job, environment, die_at=3)
+    assert 9 in codes and not job.output.exists(), said
+    assert [p.name for p in (job.state / "unfinished").iterdir()] == ["step-0002"], said
+    codes, said = ranks.train(job, environment)
+    assert codes == [0, 0], said
     assert '"resumed_at": 2' in job.progress.read_text()
     for when in ("split", "scored"):
         split = int((tmp_path / "two" / when).read_text())
@@ -172,11 +165,13 @@ def test_two_processes_killed_and_resumed_give_what_one_gives(
     assert_same(job, alone)
 
 
-def test_fsdp2_in_bf16_rounds_no_logprobs(tmp_path: Path, files: tuple[Path, Path]) -> None:
+def test_fsdp2_in_bf16_rounds_no_logprobs(
+    tmp_path: Path, files: tuple[Path, Path], ranks: sharded_training.Ranks
+) -> None:
     one, two = (job_in(tmp_path / str(n), files, bf16=True) for n in (1, 2))
     run_job(one, Progress(one.progress))
-    ended = by_ranks(two, sharded_training.FSDP2)
-    assert ended.returncode == 0, ended.stderr
+    codes, said = ranks.train(two, sharded_training.FSDP2)
+    assert codes == [0, 0], said
     assert (tmp_path / "2" / "kind").read_text() == "torch.float32"
     alone, split = (json.loads((job.output / "training.json").read_text()) for job in (one, two))
     for name in ("loss", "grad_norm", "entropy", "mismatch"):
@@ -185,13 +180,13 @@ def test_fsdp2_in_bf16_rounds_no_logprobs(tmp_path: Path, files: tuple[Path, Pat
 
 @pytest.mark.parametrize("again", ["false", pytest.param("true", marks=pytest.mark.extra)])
 def test_fsdp2_gathers_of_an_adapters_model_the_adapter_alone(
-    tmp_path: Path, files: tuple[Path, Path], again: str
+    tmp_path: Path, files: tuple[Path, Path], ranks: sharded_training.Ranks, again: str
 ) -> None:
     """The base model, which may be too large for one process, stays in parts."""
     one, two = (job_in(tmp_path / str(n), files, lora={"rank": 4, "alpha": 8}) for n in (1, 2))
     run_job(one, Progress(one.progress))
-    ended = by_ranks(two, sharded_training.FSDP2 | {"FSDP_ACTIVATION_CHECKPOINTING": again})
-    assert ended.returncode == 0, ended.stderr
+    codes, said = ranks.train(two, sharded_training.FSDP2 | {"FSDP_ACTIVATION_CHECKPOINTING": again})
+    assert codes == [0, 0], said
     gathered = (tmp_path / "2" / "gathered").read_text().splitlines()
     assert gathered and all("lora_" in name and "_checkpoint" not in name for name in gathered)
     assert_same(two, one)
