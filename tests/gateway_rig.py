@@ -165,8 +165,8 @@ def left_quiet(running: Rig) -> Iterator[None]:
     wait_for(lambda: len(process.net_connections("tcp")) <= 5)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 20, every: float = 0.02) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
+        time.sleep(every)

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,13 @@ SETTINGS: dict[str, Any] = {
 }
 AGENT = "def run(task):\n    return '4'\n\n\ndef grade(task, output, spans):\n    return 1.0\n"
 SECONDS = 180
+# In which the server looks for schedules that were changed, and the worker for runs; else 5 and 10.
+OFTEN = {"PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1", "PREFECT_WORKER_QUERY_SECONDS": "2"}
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for it. Asked more often, the server would do little else."""
+    wait_for(condition, SECONDS, every=0.5)
 
 
 class Prefect:
@@ -80,12 +87,12 @@ class Prefect:
         return str(self.ask(f"deployments/{deployment['id']}/create_flow_run", **body)["id"])
 
     def ended(self, run: str) -> dict[str, Any]:
-        wait_for(lambda: self.ask(f"flow_runs/{run}")["state_type"] in ("FAILED", "COMPLETED", "CRASHED"), SECONDS)
+        until(lambda: self.ask(f"flow_runs/{run}")["state_type"] in ("FAILED", "COMPLETED", "CRASHED"))
         return dict(self.ask(f"flow_runs/{run}"))
 
     def log(self, run: str) -> str:
         lines = partial(self.ask, "logs/filter", logs={"flow_run_id": {"any_": [run]}}, limit=200)
-        wait_for(lambda: any("Finished in state" in line["message"] for line in lines()), SECONDS)
+        until(lambda: any("Finished in state" in line["message"] for line in lines()))
         return "\n".join(line["message"] for line in lines())
 
 
@@ -103,9 +110,11 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PREFECT_UI_API_URL", "http://127.0.0.1:4200/api")  # another server's
+        for name, value in OFTEN.items():
+            patch.setenv(name, value)
         stack.start(plan)
     try:
-        wait_for(lambda: all(stack.is_ready(part) for part in plan.parts), SECONDS)
+        until(lambda: all(stack.is_ready(part) for part in plan.parts))
         yield Prefect(plan, folder)
     finally:
         stack.stop(home)
@@ -152,11 +161,12 @@ def test_a_schedule_that_is_resumed_starts_a_run_in_the_users_folder(
     assert deploy(prefect, monkeypatch, gone, "--cron", "0 0 1 1 *").exit_code == 0
     tasks.unlink()
     prefect.change_schedule("nightly", active=False)
-    often = prefect.change_schedule("nightly", schedule={"cron": "* * * * * */10", "timezone": "UTC"})
+    # Less often than a run takes: several at once lock Prefect's SQLite for a minute.
+    often = prefect.change_schedule("nightly", schedule={"cron": "* * * * * */20", "timezone": "UTC"})
     resumed = prefect.command("prefect", "deployment", "schedule", "resume", "train/nightly", often)
     assert resumed.returncode == 0, resumed.stderr
     failed = {"state": {"type": {"any_": ["FAILED"]}}, "name": {"any_": ["nightly"]}}
-    wait_for(lambda: prefect.ask("flow_runs/filter", flow_runs=failed), SECONDS)
+    until(lambda: prefect.ask("flow_runs/filter", flow_runs=failed))
     prefect.change_schedule("nightly", active=False)
     [run, *_] = prefect.ask("flow_runs/filter", flow_runs=failed)
     assert run["auto_scheduled"] and run["start_time"]
