@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lightning_flows.flows.prefect_api import prefect_api
 from tests import examples, guard
 from tests.guard import pytest_runtest_protocol, pytest_runtest_teardown
 
@@ -26,6 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
         examples.times = 1 if "not slow" in left_out else 2
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Modules without a slow test are not imported where only slow ones are run: imports take as long as many tests."""
+    if not config.option.markexpr.startswith("slow") or collection_path.suffix != ".py":
+        return None
+    of_fast = collection_path.relative_to(_HERE).parts[0] in ("unit", "property")
+    return True if of_fast and "mark.slow" not in collection_path.read_text() else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(_HERE).parts[0] in ("integration", "e2e", "security"):
@@ -41,3 +51,13 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def with_prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of commands that use one Prefect server; each would start its own, which takes it ten seconds."""
+    before = dict(os.environ)
+    with prefect_api(tmp_path_factory.mktemp("prefect")):
+        yield dict(os.environ)
+    os.environ.clear()
+    os.environ.update(before)

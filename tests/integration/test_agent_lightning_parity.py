@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.oracle.cases import READY, ask_oracle, ask_sql
 from tests.oracle.compare import answers, assert_same, left_out
 from tests.oracle.faults import FAULTS
 from tests.oracle.well_formed import well_formed
+from tests.unit.test_oracle_records import answers_to_faults as answers_to_faults  # the fixture
 
 if not READY.exists():
     pytest.skip(
@@ -60,11 +62,12 @@ def test_the_random_rollouts_are_of_every_kind(oracle: Oracle) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_the_oracle_has_the_documented_better_answer(tmp_path: Path, name: str, oracle: Oracle) -> None:
+def test_a_fault_of_the_oracle_has_the_documented_better_answer(
+    answers_to_faults: dict[str, dict[str, Any]], name: str, oracle: Oracle
+) -> None:
     """Each is described where it is made: tests/oracle/faults.py."""
-    fault, theirs = FAULTS[name](), oracle.to_faults[name]
+    fault, theirs, ours = FAULTS[name](), oracle.to_faults[name], answers_to_faults[name]
     assert (answers(theirs), theirs.get("error")) == (fault.oracle, fault.raises)
-    [ours] = ask_sql(tmp_path, [fault.case])
     assert (answers(ours), left_out(ours)) == (fault.ours, fault.left_out)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import openai
 import pytest
-from transformers import AutoTokenizer
 
 from lightning_core import names
 from lightning_core.config import GatewaySettings, VllmSettings
@@ -106,6 +105,8 @@ def test_the_ids_of_a_tool_call_are_those_that_were_sampled(
     assert [name for name, _ in called] == ["calc"] * calls and finish == "tool_calls" and "Let me see." in text
     span = last_span(server)
     ids = int32(span[names.RESPONSE_TOKEN_IDS])
+    from transformers import AutoTokenizer
+
     raw = AutoTokenizer.from_pretrained(model).decode(ids, skip_special_tokens=True)
     sampled = [json.loads(part.split("</tool_call>")[0]) for part in raw.split("<tool_call>")[1:]]
     assert [(call["name"], call["arguments"]) for call in sampled] == [(n, json.loads(a)) for n, a in called]
@@ -120,6 +121,8 @@ def test_what_the_parser_finds_no_call_in_can_be_trained_on(server: GatewayHandl
     text, called, finish = ask(server, "train", stream)
     span = last_span(server)
     ids = int32(span[names.RESPONSE_TOKEN_IDS])
+    from transformers import AutoTokenizer
+
     raw = AutoTokenizer.from_pretrained(model).decode(ids, skip_special_tokens=True)
     assert called or raw == text
     assert finish in ("stop", "length", "tool_calls") and len(float32(span[names.RESPONSE_LOGPROBS])) == len(ids)

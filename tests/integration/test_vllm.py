@@ -18,7 +18,6 @@ import httpx
 import openai
 import psutil
 import pytest
-from transformers import AutoTokenizer
 
 from lightning_core import names
 from lightning_core.config import GatewaySettings, LoraSettings, PolicySettings, VllmSettings
@@ -126,6 +125,8 @@ def test_calls_come_with_token_ids_and_logprobs(vllm: VllmServer) -> None:
 
 
 def test_a_text_the_model_has_to_say_comes_in_the_tokenizers_own_tokens(vllm: VllmServer, models: list[Path]) -> None:
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(models[0])
     for text in ('{"name": "search", "arguments": {"query": "Who?"}}', "SELECT zip  FROM Places", "Zo\u00eb 1932"):
         ids, _ = answer(vllm, structured_outputs={"choice": [text]}, max_tokens=96, temperature=1, ignore_eos=False)
@@ -164,6 +165,8 @@ def test_ids_of_the_spans_decode_to_the_text_the_client_got(
     vllm: VllmServer, models: list[Path], tmp_path: Path
 ) -> None:
     """Whole and streamed, at temperature 1: the tiny model says bytes that are no UTF-8, and special tokens."""
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(models[0])
     server = GatewayHandle.start(tmp_path, GatewaySettings(grpc_port=None), tmp_path / "log")
     try:
