@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,42 @@ from tests.unit.test_rewards import FAILING_TOOL, attempt, emit, returns, tables
 
 pytestmark = pytest.mark.slow  # many lakes
 
+Case = tuple[Attempt, list[tuple[str, float]]]
+_nearest: list[Case] = []
 
-def test_nearest_gives_a_reward_to_the_latest_call_of_its_agent(tmp_path: Path) -> None:
-    made, solver, critic = two_agents()
+
+def nearest(make: Callable[[int], Case]) -> Callable[[dict[str, list[tuple[str, float]]]], None]:
+    """A test of what `assign: nearest` gives the calls of a rollout: (agent, return) of each. All are of one epoch."""
+    _nearest.append(make(len(_nearest)))
+    rollout, expected = f"r.{len(_nearest) - 1}", _nearest[-1][1]
+
+    def test(given: dict[str, list[tuple[str, float]]]) -> None:
+        assert given[rollout] == expected
+
+    return test
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, float]]]:
+    found: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for rollout, agent, value in returns(
+        tmp_path_factory.mktemp("nearest"), [made for made, _ in _nearest], assign="nearest"
+    ):
+        found[rollout].append((agent, value))
+    return found
+
+
+@nearest
+def test_nearest_gives_a_reward_to_the_latest_call_of_its_agent(number: int) -> Case:
+    made, solver, critic = two_agents(number)
     emit(made, 0.1, 0.36, solver)  # after the critic's call as well, which is later
     emit(made, 0.2, 0.6, solver)
     emit(made, 0.4, 0.6, critic)
-    assert returns(tmp_path, [made], assign="nearest") == [
-        ("r.0", "solver", 0.1),
-        ("r.0", "critic", 0),
-        ("r.0", "solver", 0.2),
-        ("r.0", "critic", 0.4),
+    return made, [
+        ("solver", 0.1),
+        ("critic", 0),
+        ("solver", 0.2),
+        ("critic", 0.4),
     ]
 
 
@@ -40,14 +67,15 @@ def test_a_second_late_reward_does_not_spill_onto_an_earlier_call(tmp_path: Path
     assert steps[-1]["span_id"] == second
 
 
-def test_agents_of_one_name_at_work_at_once_keep_their_rewards(tmp_path: Path) -> None:
-    made = attempt()
+@nearest
+def test_agents_of_one_name_at_work_at_once_keep_their_rewards(number: int) -> Case:
+    made = attempt(number)
     first, second = made.agent("worker"), made.agent("worker")
     made.call([1], [2], (0.2, 0.3), first)
     made.call([3], [4], (0.25, 0.4), second)
     emit(made, 0.1, 0.5, first)
     emit(made, 0.2, 0.6, second)
-    assert returns(tmp_path, [made], assign="nearest") == [("r.0", "worker", 0.1), ("r.0", "worker", 0.2)]
+    return made, [("worker", 0.1), ("worker", 0.2)]
 
 
 def test_a_reward_of_an_agent_without_calls_goes_to_nobody_elses(tmp_path: Path) -> None:
@@ -59,15 +87,16 @@ def test_a_reward_of_an_agent_without_calls_goes_to_nobody_elses(tmp_path: Path)
     assert [(s["policy"], s["left_out"]) for s in steps] == [(None, "no_call_of_agent")]
 
 
-def test_a_reward_from_outside_goes_to_the_last_call_of_every_agent(tmp_path: Path) -> None:
-    made, solver, _ = two_agents()
+@nearest
+def test_a_reward_from_outside_goes_to_the_last_call_of_every_agent(number: int) -> Case:
+    made, solver, _ = two_agents(number)
     emit(made, 0.25, 0.6, solver)
     made.reward(1.0)
-    assert returns(tmp_path, [made], assign="nearest") == [
-        ("r.0", "solver", 0),
-        ("r.0", "critic", 0),
-        ("r.0", "solver", 1.25),
-        ("r.0", "critic", 1),
+    return made, [
+        ("solver", 0),
+        ("critic", 0),
+        ("solver", 1.25),
+        ("critic", 1),
     ]
 
 
@@ -171,25 +200,27 @@ def test_clocks_of_hosts_that_differ_do_not_give_a_reward_to_the_call_before(
     assert [value for *_, value in returns(tmp_path, [made], **assign)] == [0.1, 0.2, 0.3]
 
 
-def test_a_reward_before_a_call_begins_is_not_for_that_call(tmp_path: Path) -> None:
+@nearest
+def test_a_reward_before_a_call_begins_is_not_for_that_call(number: int) -> Case:
     """Calls of a few milliseconds, one clock: the first one's reward came before the second began."""
-    made = attempt()
+    made = attempt(number)
     solver = made.agent("solver")
     made.call([1], [2], (0.200, 0.210), solver)
     emit(made, 0.1, 0.212, solver)
     made.call([3], [4], (0.213, 0.220), solver)
-    assert [value for *_, value in returns(tmp_path, [made], assign="nearest")] == [0.1, 0]
+    return made, [("solver", 0.1), ("solver", 0)]
 
 
-def test_of_calls_at_once_a_reward_is_for_one_that_had_ended(tmp_path: Path) -> None:
+@nearest
+def test_of_calls_at_once_a_reward_is_for_one_that_had_ended(number: int) -> Case:
     """An agent that calls twice at once can emit while it waits: that is no sign of clocks that differ."""
-    made = attempt()
+    made = attempt(number)
     solver = made.agent("solver")
     made.call([1], [2], (0.20, 0.30), solver)
     made.call([3], [4], (0.21, 0.34), solver)
     emit(made, 0.1, 0.31, solver)
     emit(made, 0.2, 0.35, solver)
-    assert [value for *_, value in returns(tmp_path, [made], assign="nearest")] == [0.1, 0.2]
+    return made, [("solver", 0.1), ("solver", 0.2)]
 
 
 def test_what_a_rule_gives_for_a_call_goes_to_that_call(tmp_path: Path) -> None:
@@ -260,33 +291,37 @@ def test_rewards_of_namesakes_at_work_at_once_go_to_nobody_where_their_calls_are
     assert [e["reason"] for e in exclusions] == ["ambiguous_reward"] * 2
 
 
-def test_a_namesakes_call_that_time_tells_apart_has_its_own_agents_reward(tmp_path: Path) -> None:
-    made = attempt()
+@nearest
+def test_a_namesakes_call_that_time_tells_apart_has_its_own_agents_reward(number: int) -> Case:
+    made = attempt(number)
     early, late = made.agent("worker", (0.1, 0.5)), made.agent("worker", (0.4, 0.9))
     made.call([1], [2], (0.2, 0.3))
     made.call([3], [4], (0.6, 0.7))
     emit(made, -1.0, 0.75, early)
     emit(made, 1.0, 0.8, late)
-    assert returns(tmp_path, [made], assign="nearest") == [("r.0", "worker", -1.0), ("r.0", "worker", 1.0)]
+    return made, [("worker", -1.0), ("worker", 1.0)]
 
 
-def test_a_reward_of_a_namesake_without_calls_is_not_the_others(tmp_path: Path) -> None:
-    made = attempt()
+@nearest
+def test_a_reward_of_a_namesake_without_calls_is_not_the_others(number: int) -> Case:
+    made = attempt(number)
     first, second = made.agent("worker"), made.agent("worker")
     made.call([1], [2], (0.2, 0.3), first)
     emit(made, -1.0, 0.5, second)
-    assert returns(tmp_path, [made], assign="nearest") == [("r.0", "worker", 0)]
+    return made, [("worker", 0)]
 
 
-def test_a_reward_of_an_agent_that_was_called_again_is_for_its_last_call_of_the_time_before(tmp_path: Path) -> None:
-    made = attempt()
+@nearest
+def test_a_reward_of_an_agent_that_was_called_again_is_for_its_last_call_of_the_time_before(number: int) -> Case:
+    made = attempt(number)
     made.call([1], [2], (0.2, 0.3), made.agent("worker", (0.1, 0.4)))
     emit(made, 1.0, 0.6, made.agent("worker", (0.5, 0.9)))
-    assert returns(tmp_path, [made], assign="nearest") == [("r.0", "worker", 1.0)]
+    return made, [("worker", 1.0)]
 
 
-def test_a_reward_right_under_a_calls_span_is_that_calls(tmp_path: Path) -> None:
-    made = attempt()
+@nearest
+def test_a_reward_right_under_a_calls_span_is_that_calls(number: int) -> Case:
+    made = attempt(number)
     solver = made.agent("solver")
     first = made.call([1], [2], (0.2, 0.3), solver)
     made.call([3], [4], (0.35, 0.5), solver)
@@ -295,7 +330,7 @@ def test_a_reward_right_under_a_calls_span_is_that_calls(tmp_path: Path) -> None
     made.call([5], [6], (0.55, 0.7), response_id="twice")
     made.call([7], [8], (0.72, 0.75), solver)
     emit(made, 0.5, 0.8, seen)
-    assert [value for *_, value in returns(tmp_path, [made], assign="nearest")] == [1.0, 0, 0.5, 0]
+    return made, [("solver", 1.0), ("solver", 0), ("solver", 0.5), ("solver", 0)]
 
 
 def test_rewards_of_an_agent_whose_calls_no_policy_answers_are_counted_as_going_nowhere(tmp_path: Path) -> None:
