@@ -188,24 +188,33 @@ def test_explain_tells_what_a_reward_is_to_a_policy_with_rewards_of_its_own(tmp_
     assert "no_weight; to planner: yes, weight 2" in shown
 
 
-@of_many(4)
+@of_many(2)
 @given(
-    values=st.lists(st.tuples(st.sampled_from(["plan", "style", "reward"]), st.integers(-4, 4)), max_size=6),
+    rewards=st.lists(
+        st.lists(st.tuples(st.sampled_from(["plan", "style", "reward"]), st.integers(-4, 4)), max_size=6),
+        min_size=1,
+        max_size=8,
+    ),
     plan=st.integers(-2, 2),
     style=st.integers(-2, 2),
 )
 def test_own_rewards_are_what_the_run_would_be_rewarded_with_by_the_same_weights(
-    tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, int]], plan: int, style: int
+    tmp_path_factory: pytest.TempPathFactory, rewards: list[list[tuple[str, int]]], plan: int, style: int
 ) -> None:
     weights = {"plan": float(plan), "style": float(style)}
-    made = rollout(0, PAIR, {})
-    for place, (name, value) in enumerate(values):
-        emit(made, value / 4, 0.5 + 0.01 * place, name=name)
+    made = [rollout(number, PAIR, {}) for number in range(len(rewards))]
+    for attempt, values in zip(made, rewards, strict=True):
+        for place, (name, value) in enumerate(values):
+            emit(attempt, value / 4, 0.5 + 0.01 * place, name=name)
     policies = [policy("planner", rewards=weights, advantages="reinforce"), policy("executor", advantages="reinforce")]
     home = tmp_path_factory.mktemp("own")
-    own = table(*derived(home / "a", rows_of([made]), policies=policies), "call_returns")
-    runs = table(*derived(home / "b", rows_of([made]), policies=policies[1:], weights=weights), "call_returns")
-    assert [r["reward"] for r in own if r["policy"] == "planner"] == [r["reward"] for r in runs]
+
+    def returned(to: str, **settings: Any) -> list[tuple[str, float | None]]:
+        found = table(*derived(home / to, rows_of(made), **settings), "call_returns")
+        return sorted((r["rollout_id"], r["reward"]) for r in found if r["policy"] == to)
+
+    own, runs = returned("planner", policies=policies), returned("executor", policies=policies[1:], weights=weights)
+    assert own == runs
 
 
 def test_a_policy_is_trained_in_its_epochs_alone(tmp_path: Path) -> None:
