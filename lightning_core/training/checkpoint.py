@@ -33,11 +33,10 @@ _ASIDE |= {"policy_settings": {"training": {"checkpoint_seconds": True}}}
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint: optimizer steps `done`, the metrics of each, what was measured before the first, and the folder."""
+    """A checkpoint: optimizer steps `done`, the metrics of each, and the folder."""
 
     done: int
     taken: list[dict[str, Any]]
-    measured: dict[str, float]
     entropy: list[float]
     folder: Path
 
@@ -77,7 +76,7 @@ class Checkpoints:
 
         try:
             noted = json.loads((folder / "checkpoint.json").read_text())
-            found = Found(noted["done"], noted["taken"], noted["measured"], noted["entropy"], folder)
+            found = Found(noted["done"], noted["taken"], noted["entropy"], folder)
             if noted["belongs_to"] != self.belongs_to or not 0 < found.done < self.parts:
                 return None
             found.tensors()
@@ -86,7 +85,7 @@ class Checkpoints:
             return None
         return found
 
-    def save(self, trainer: Any, done: int, taken: list[dict[str, Any]], measured: dict[str, float]) -> None:
+    def save(self, trainer: Any, done: int, taken: list[dict[str, Any]]) -> None:
         """Write the state after `done` steps. Every rank calls this; the first one writes."""
         from safetensors.torch import save_file
 
@@ -101,7 +100,7 @@ class Checkpoints:
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside / "weights.safetensors")
             save_tensors(optimizer, beside / "optimizer.pt")
             noted = {"belongs_to": self.belongs_to, "boot": boot(), "done": done}
-            noted |= {"taken": taken, "measured": measured, "entropy": trainer.entropy}
+            noted |= {"taken": taken, "entropy": trainer.entropy}
             (beside / "checkpoint.json").write_text(json.dumps(noted))
         for old in self.folder.glob("step-*"):
             if old != here:

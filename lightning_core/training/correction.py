@@ -1,16 +1,18 @@
-"""What is worked out once an epoch, from the log-probabilities of the weights it begins with.
+"""What the log-probabilities of the weights that an epoch begins with decide.
 
 Importance correction: the server that sampled and the trainer do not agree to the last digit (kernels, precision, or a
 version in between), so each token, or each whole rollout, is weighed by the trainer's probability over the server's,
 bounded. Entropy: which tokens are the uncertain ones, over a whole optimizer step and all ranks, however it is cut into
-micro-batches. Both, and the KL's reference, come of the same passes, packed as training is.
+micro-batches. The epoch's first step has these log-probabilities in its own pass. Passes of their own, packed as training
+is, are for the steps after it, and for what has to be known before a step: a whole rollout's ratio, the KL's reference,
+the entropy.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,26 +28,30 @@ Queue = list[tuple[Step, MicroBatch | None]]
 
 def look(
     trainer: Any, settings: TrainingSettings, reference: list[torch.Tensor] | None, adapter: bool
-) -> tuple[list[Start], dict[int, int], dict[str, float]]:
-    """A `Start` of each micro-batch, how many tokens of each step (by id) are informative, and what was measured.
+) -> tuple[list[Start], dict[int, int]]:
+    """A `Start` of each micro-batch, and how many tokens of each step (by id) are informative.
 
     `reference`: the base model's log-probabilities, where they are needed and the model is no adapter on it.
     """
-    queue = trainer._queue
+    queue, first = trainer._queue, trainer.planned[0]
     starts: dict[str, list[Any]] = {}
     counts: dict[int, int] = {}
-    measured: dict[str, float] = {}
-    correction = settings.importance_correction != "none"
+    of_rollouts = settings.importance_correction.startswith("rollout")
     previous = settings.beta > 0 and settings.kl_reference == "previous"
     quantile = settings.of_trl("top_entropy_quantile")
-    if correction or previous or quantile < 1:
-        scores = trainer.score_all()
+    before = of_rollouts or previous or quantile < 1
+    later = settings.importance_correction != "none" and queue[-1][0] is not first
+    if before or later:
+        scores = trainer.score_all(None if before else first)
         logps = [of_batch[0] for of_batch in scores]
         if previous:
             reference = logps
-        if correction:
-            starts["logps"] = logps
-            starts["ratio"], measured = importance_ratios(queue, logps, settings)
+        if later:
+            starts["logps"] = [
+                None if step is first else of_batch for (step, _), of_batch in zip(queue, logps, strict=True)
+            ]
+        if of_rollouts:
+            starts["log_ratio"] = rollout_log_ratios(queue, logps)
         if quantile < 1:
             entropies = [of_batch[1] for of_batch in scores]
             starts["informative"], counts = informative_tokens(queue, entropies, quantile)
@@ -56,51 +62,38 @@ def look(
     if reference is not None:
         starts["reference"] = reference
     names = list(starts)
-    return (
-        [Start(**{name: starts[name][n] for name in names}) for n in range(len(queue))],
-        counts,
-        measured,
-    )
+    return [Start(**{name: starts[name][n] for name in names}) for n in range(len(queue))], counts
 
 
-def importance_ratios(
-    queue: Queue, logps: list[torch.Tensor], settings: TrainingSettings
-) -> tuple[list[torch.Tensor], dict[str, float]]:
-    """Ratios `(B, T)` of each micro-batch, 1 where nothing is trained; and `importance_ratio` (the mean over trained
-    tokens) with `importance_bounded` (the share of them whose ratio was out of bounds)."""
-    level, bound = settings.importance_correction.split("_")
-    low = -np.inf if settings.importance_clip_min is None else settings.importance_clip_min
-    high = np.inf if settings.importance_clip_max is None else settings.importance_clip_max
-    differences = [[trained_part(s, row) - s.logprobs[s.loss_mask] for s, row in _rows(batch, scores)]
-                   for (_, batch), scores in zip(queue, logps, strict=True)]  # fmt: skip
+def rollout_log_ratios(queue: Queue, logps: list[torch.Tensor]) -> list[torch.Tensor]:
+    """`(B, 1)` of each micro-batch: by how much (nats) each row's whole rollout is more likely to the trainer than to the
+    server."""
     # Of a step each: a group that is trained on again (`max_passes`) has all its rollouts in another step, too.
     numbers = _numbers(queue)
-    of_rollout: defaultdict[tuple[int, tuple[str, str]], float] = defaultdict(float)
-    if level == "rollout":
-        local: defaultdict[tuple[int, tuple[str, str]], float] = defaultdict(float)
-        for (step, batch), parts in zip(queue, differences, strict=True):
-            for sequence, weight, part in zip(*_weighed(batch), parts, strict=True):
-                of_row = float(part.sum(dtype=np.float64)) if weight else 0.0
-                local[numbers[id(step)], sequence.rollout] += of_row
-        for share in from_all_ranks(dict(local)):
-            for rollout, total in share.items():
-                of_rollout[rollout] += total
-    ratios, total, bounded, count = [], 0.0, 0, 0
-    for (step, batch), scores, parts in zip(queue, logps, differences, strict=True):
-        ratio = torch.ones_like(scores)
-        for row, (sequence, weight, part) in enumerate(zip(*_weighed(batch), parts, strict=True)):
-            key = numbers[id(step)], sequence.rollout
-            logs = np.full(len(part), of_rollout[key]) if level == "rollout" else part
-            raw = np.exp(np.clip(logs, -50, 50))
-            kept = np.clip(raw, low, high) if bound == "truncate" else np.where((raw < low) | (raw > high), 0.0, raw)
-            places = np.flatnonzero(sequence.loss_mask) - sequence.prompt_length
-            ratio[row, places] = torch.from_numpy(kept.astype(np.float32))
+    local: defaultdict[tuple[int, tuple[str, str]], float] = defaultdict(float)
+    for (step, batch), scores in zip(queue, logps, strict=True):
+        for sequence, weight, row in zip(*_weighed(batch), scores, strict=True):
             if weight:
-                total, count = total + float(kept.sum()), count + len(kept)
-                bounded += int(((raw < low) | (raw > high)).sum())
-        ratios.append(ratio)
-    total, bounded, count = map(sum, zip(*from_all_ranks((total, bounded, count)), strict=True))
-    return ratios, {"importance_ratio": total / count, "importance_bounded": bounded / count}
+                difference = trained_part(sequence, row) - sequence.logprobs[sequence.loss_mask]
+                local[numbers[id(step)], sequence.rollout] += float(difference.sum(dtype=np.float64))
+    of_rollout: defaultdict[tuple[int, tuple[str, str]], float] = defaultdict(float)
+    for share in from_all_ranks(dict(local)):
+        for rollout, total in share.items():
+            of_rollout[rollout] += total
+    return [
+        torch.tensor([[of_rollout[numbers[id(step)], sequence.rollout]] for sequence in _weighed(batch)[0]])
+        for step, batch in queue
+    ]
+
+
+def bounded(log_ratio: torch.Tensor, settings: TrainingSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """The importance ratio within its bounds; and bool, where it was out of them."""
+    low, high = settings.importance_clip_min or 0.0, settings.importance_clip_max or math.inf
+    ratio = torch.exp(log_ratio.clamp(-50, 50))
+    outside = (ratio < low) | (ratio > high)
+    if settings.importance_correction.endswith("truncate"):
+        return ratio.clamp(low, high), outside
+    return ratio.masked_fill(outside, 0.0), outside
 
 
 def informative_tokens(
@@ -150,10 +143,6 @@ def from_all_ranks(what: Any) -> list[Any]:
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, what)
     return gathered
-
-
-def _rows(batch: MicroBatch | None, scores: torch.Tensor) -> Iterable[tuple[Sequence, torch.Tensor]]:
-    return zip(batch.sequences, scores, strict=True) if batch else ()
 
 
 def _weighed(batch: MicroBatch | None) -> tuple[list[Sequence], list[float]]:

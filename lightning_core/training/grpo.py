@@ -54,13 +54,10 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     if lora and job.weights is not None:
         model = load_adapter(model, job.weights)
 
-    def measure(trainer: SequenceTrainer) -> dict[str, float]:
-        if settings.beta or settings.importance_correction != "none" or settings.of_trl("top_entropy_quantile") < 1:
-            progress.phase("reference")
-        trainer.starts, trainer.informative, measured = look(trainer, settings, reference, bool(lora))
-        return measured
+    def begin(trainer: SequenceTrainer) -> None:
+        trainer.starts, trainer.informative = look(trainer, settings, reference, bool(lora))
 
-    trainer = steps.train(SequenceTrainer, model, tokenizer, planned, measure)
+    trainer = steps.train(SequenceTrainer, model, tokenizer, planned, begin)
     metrics = _summary(steps.taken) | _totals(planned, sequences) | {"packing": packing, "packing_why": why_not}
     return steps.leave(trainer, metrics, sequences.rows[0].token_ids.tolist())
 
@@ -101,7 +98,7 @@ def _summary(taken: list[dict[str, Any]]) -> dict[str, Any]:
         values = [line[name] for line in taken if line[name] is not None]
         return sum(values) / len(values) if values else None
 
-    means = ("loss", "grad_norm", "kl", "entropy", "clip_ratio", "ratio")
+    means = ("loss", "grad_norm", "kl", "entropy", "clip_ratio", "ratio", "importance_ratio", "importance_bounded")
     return {
         **{name: mean(name) for name in means},
         **{name: taken[0][name] for name in ("mismatch", "mismatch_kl")},

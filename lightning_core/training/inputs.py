@@ -16,7 +16,9 @@ class Start:
     """What the weights the epoch begins with say of one micro-batch, each `(B, T)` where it is asked for."""
 
     logps: torch.Tensor | None = None  # log-probabilities of the tokens
-    ratio: torch.Tensor | None = None  # importance correction: trainer's over server's probability, bounded
+    log_ratio: torch.Tensor | None = (
+        None  # (B, 1), importance correction: of the trainer's to the server's, of a rollout
+    )
     informative: torch.Tensor | None = None  # bool: tokens of high entropy
     reference: torch.Tensor | None = None  # log-probabilities by the KL's reference
 
@@ -26,8 +28,8 @@ def materialise(
 ) -> dict[str, Any]:
     """TRL's inputs of one micro-batch: `B` sequences, prompts padded left to `P`, the rest padded right to `T`.
 
-    `tool_mask` (B, T) carries the weights of the trained tokens, 0 elsewhere; `layout` is what is computed. With
-    `use_sampling_logps` the ratio is to the logprobs of sampling, or to `start.logps` where there is a correction.
+    `tool_mask` (B, T) carries the weights of the trained tokens, 0 elsewhere; `layout` is what is computed. The
+    ratio is to `start.logps`; with `use_sampling_logps` to the logprobs of sampling; else to those of the same pass.
     """
     sequences = batch.sequences
     prompt = max(s.prompt_length for s in sequences)
@@ -51,10 +53,11 @@ def materialise(
     inputs["layout"] = batch.layout()
     start = start or Start()
     if use_sampling_logps:
-        corrected = start.ratio is not None
-        inputs["old_per_token_logps"] = start.logps if corrected else inputs["sampling_per_token_logps"]
-    if start.ratio is not None:
-        inputs["importance_sampling_ratio"] = start.ratio
+        inputs["old_per_token_logps"] = inputs["sampling_per_token_logps"]
+    if start.logps is not None:
+        inputs["old_per_token_logps"] = start.logps
+    if start.log_ratio is not None:
+        inputs["log_ratio"] = start.log_ratio
     if start.reference is not None:
         inputs["ref_per_token_logps"] = start.reference
     if start.informative is not None:

@@ -40,6 +40,9 @@ class StepPlan:
     def begin(self, trainer: Any) -> None:
         """Called before the first step, when model and optimizer are what they will be."""
 
+    def on_scoring(self) -> None:
+        """Called then, before passes that only score."""
+
     def on_step(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Called with the metrics of each step."""
 
@@ -48,10 +51,7 @@ class StepPlan:
 
 
 class JobSteps(StepPlan):
-    """The `count` optimizer steps of a job.
-
-    `taken`: the metrics of each step, those before `first` too; `measured`: of the whole epoch, before its first step.
-    """
+    """The `count` optimizer steps of a job. `taken`: the metrics of each step, those before `first` too."""
 
     def __init__(self, job: Job, progress: Progress, count: int) -> None:
         self.job, self.progress, self.count = job, progress, count
@@ -59,12 +59,11 @@ class JobSteps(StepPlan):
         self.checkpoints = Checkpoints(job, parts=count)
         self.found = self.checkpoints.newest()
         self.taken: list[dict[str, Any]] = []
-        self.measured: dict[str, float] = {}
         if self.found is not None:
-            self.first, self.taken, self.measured = self.found.done, self.found.taken, self.found.measured
+            self.first, self.taken = self.found.done, self.found.taken
             logger.info("%s: going on after step %d of %d", job.state, self.first, count)
             progress.write({"resumed_at": self.first, "steps": count})
-        self._measure: Callable[[Any], dict[str, float]] = lambda trainer: {}
+        self._begin: Callable[[Any], None] = lambda trainer: None
 
     def train(
         self,
@@ -72,10 +71,10 @@ class JobSteps(StepPlan):
         model: Any,
         tokenizer: Any,
         planned: list[Step],
-        measure: Callable[[Any], dict[str, float]] | None = None,
+        begin: Callable[[Any], None] | None = None,
     ) -> Any:
-        """Take the steps with a trainer of the kind, which is returned. `measure(trainer)`: what is found before the first."""
-        self._measure = measure or self._measure
+        """Take the steps with a trainer of the kind, which is returned. `begin(trainer)` is called before the first."""
+        self._begin = begin or self._begin
         lora = self.job.policy_settings.lora
         self.progress.phase("preparing")
         state, self.noted = self._state()
@@ -115,18 +114,18 @@ class JobSteps(StepPlan):
         state = {"step": self.noted["step"] + self.count, "parameters": self.parameters}
         # Where this epoch has no use for it, a later one may.
         state["entropy"] = trainer.entropy or self.noted.get("entropy", [])
-        metrics = metrics | self.measured
         return leave(self.job, self.progress, trainer, metrics, taken=self.taken, state=state, probed=probed)
 
     def rate(self, step: int, settings: TrainingSettings) -> float:
         return rate(self.job, step, taken=self.noted["step"] + step)
 
     def begin(self, trainer: Any) -> None:
-        measured = self._measure(trainer)
-        if self.found is None:  # else it is of the steps that are left alone
-            self.measured = measured
+        self._begin(trainer)
         self.progress.phase("training")
         self.kept, self.took = monotonic(), 0.0
+
+    def on_scoring(self) -> None:
+        self.progress.phase("reference")
 
     def on_step(self, trainer: Any, metrics: dict[str, Any]) -> None:
         self.taken.append(metrics)
@@ -142,7 +141,7 @@ class JobSteps(StepPlan):
         began = monotonic()
         due = max(seconds, self.took / _SHARE) if seconds else 0.0
         if from_all_ranks(began - self.kept >= due)[0]:
-            self.checkpoints.save(trainer, done, self.taken, self.measured)
+            self.checkpoints.save(trainer, done, self.taken)
             self.kept = monotonic()
             self.took = self.kept - began
 

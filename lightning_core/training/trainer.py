@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lightning_core.config import PolicySettings
-from lightning_core.training.correction import from_all_ranks
+from lightning_core.training.correction import bounded, from_all_ranks
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.inputs import Start, materialise
 from lightning_core.training.plan import MicroBatch, Step, line_up
@@ -23,7 +23,10 @@ from lightning_core.training.trl_bridge import PlannedGRPOTrainer, grpo_argument
 
 _MOST_NATS = 20.0  # by which a token can be more likely in what is told: e^20, before numbers overflow
 # What is summed over a step's trained tokens: the metrics that are not TRL's.
-_SUMS = ("tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "sampled", "informative_entropy")
+_SUMS = (
+    "tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "sampled", "informative_entropy", "importance_ratio",
+    "importance_bounded",
+)  # fmt: skip
 
 
 class SequenceTrainer(Stepping, PlannedGRPOTrainer):
@@ -52,7 +55,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         self.bonus: EntropyBonus = EntropyBonus(settings, settings.of_trl("entropy_coef"))
         self.settings = settings
         # More than one step an epoch: from the second on, the weights are no longer those that sampled.
-        self.use_sampling_logps = settings.steps_per_epoch > 1
+        self.use_sampling_logps = settings.steps_per_epoch > 1 and settings.importance_correction == "none"
         self._queue = line_up(steps, step_plan.first)
         left = len(steps) - step_plan.first
         self._current: Any = None
@@ -95,9 +98,6 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         inputs = materialise(batch, step.normalizer, self.use_sampling_logps, start)
         layout = inputs.pop("layout").to(self.args.device)
         inputs = self._prepare_input(inputs)
-        if "importance_sampling_ratio" in inputs and self.loss_type != "vespo":
-            # TRL multiplies the token losses, which grow with the advantages alone; `vespo` wants the ratio itself.
-            inputs["advantages"] = inputs["advantages"] * inputs.pop("importance_sampling_ratio")
         self._current = layout, step, inputs
         return inputs
 
@@ -105,6 +105,8 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         layout, step, inputs = self._current
         with self.accelerator.autocast():
             logps, entropies = score(model, self.accelerator.unwrap_model(model), layout)
+        if self.settings.importance_correction != "none":
+            self._correct(inputs, logps.detach())
         self._current = layout, step, inputs | {"entropies": entropies}
         self._measure(logps.detach(), entropies.detach(), inputs)
         return logps, entropies
@@ -121,6 +123,20 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         count = self.informative.get(id(step), step.trained_tokens)
         total = (inputs["entropies"] * _rewarded(inputs)).sum()
         return loss - self.bonus.weight * total * self.accelerator.num_processes / count
+
+    def _correct(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:
+        """Weigh the loss by the importance ratio; `logps` are of the weights the epoch begins with where none were stored."""
+        log_ratio = inputs.pop("log_ratio", None)
+        if log_ratio is None:
+            log_ratio = inputs.get("old_per_token_logps", logps) - inputs["sampling_per_token_logps"]
+        ratio, outside = bounded(log_ratio, self.settings)
+        trained = inputs["tool_mask"] > 0
+        self._sums["importance_ratio"] += float((ratio * trained).sum())
+        self._sums["importance_bounded"] += float((outside * trained).sum())
+        if self.loss_type == "vespo":
+            inputs["importance_sampling_ratio"] = ratio
+        else:  # TRL multiplies the token losses, which grow with the advantages alone
+            inputs["advantages"] = inputs["advantages"] * ratio
 
     def _measure(self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]) -> None:
         weights = inputs["tool_mask"]
@@ -143,10 +159,13 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         for name, values in measured.items():
             self._sums[name] += float(values.sum())
 
-    def score_all(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Log-probabilities and entropies by the weights as they are, a micro-batch each, without gradients."""
+    def score_all(self, but: Step | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Log-probabilities and entropies by the weights as they are, a micro-batch each, without gradients; of the step
+        `but` none."""
+        self.step_plan.on_scoring()
         with self.accelerator.autocast():  # as in training, or what differs would count as a ratio
-            return score_queue(self.model, [batch for _, batch in self._queue], self.args.device)
+            batches = [None if step is but else batch for step, batch in self._queue]
+            return score_queue(self.model, batches, self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called once an optimizer step (and once at the end, with what is ignored here)."""
@@ -164,6 +183,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
             raise TrainingError(f"step {done - 1}: the gradient's norm is {grad_norm}; lower `training.learning_rate`")
         step = self.planned[done - 1]
         tokens = max(sums["tokens"], 1.0)
+        corrected = self.settings.importance_correction != "none"
         self.report(
             len(self.planned),
             {
@@ -176,6 +196,8 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
                 "ratio": sums["ratio"] / tokens,
                 "mismatch": sums["mismatch"] / tokens,
                 "mismatch_kl": sums["mismatch_kl"] / tokens,
+                "importance_ratio": sums["importance_ratio"] / tokens if corrected else None,
+                "importance_bounded": sums["importance_bounded"] / tokens if corrected else None,
                 "tokens": step.tokens,
                 "unique_tokens": step.unique_tokens,
                 "trained_tokens": step.trained_tokens,

@@ -87,7 +87,7 @@ class PlannedGRPOTrainer(GRPOTrainer):
     """GRPOTrainer on numbered micro-batches. Of its subclass it asks:
 
     `inputs_of(number)`: what TRL's loss reads of a micro-batch (inputs.py). Of the one it gave last: `score_inputs(model)`:
-    log-probabilities and entropies `(B, T)`; `high_entropy()`: bool `(B, T)`; `last_word(loss)`: its loss, from TRL's.
+    log-probabilities and entropies `(B, T)`, before the loss reads advantages and ratios; `high_entropy()`: bool `(B, T)`; `last_word(loss)`: its loss, from TRL's.
     """
 
     current_gradient_accumulation_steps: float  # of transformers' Trainer; TRL divides by it

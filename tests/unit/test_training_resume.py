@@ -98,7 +98,13 @@ def weights(folder: Path) -> bytes:
     "kind",
     [
         {"training": {"lr_schedule": "linear", "warmup_steps": 2, "normalization": "rollout"}},
-        {"lora": True, "training": {"trl": {"use_adaptive_entropy": True, "entropy_coef": 0.1, "entropy_target": 9.0}}},
+        {
+            "lora": True,
+            "training": {
+                "trl": {"use_adaptive_entropy": True, "entropy_coef": 0.1, "entropy_target": 9.0},
+                "importance_correction": "token_truncate",
+            },
+        },
         {"training": {"beta": 0.1, "kl_reference": "previous", "importance_correction": "rollout_truncate"}},
         {"training": {"min_groups_per_step": 2, "max_passes": 2, "importance_correction": "rollout_truncate"}},
         {"training": {"trl": {"top_entropy_quantile": 0.5}, "beta": 0.1, "packing": "none"}},

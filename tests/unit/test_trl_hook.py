@@ -107,7 +107,7 @@ def ours(folder: Path, tmp_path: Path, steps: list[Step], settings: PolicySettin
         assert why_not_packed(model, 100) is None
     trainer = SequenceTrainer(model, tokenizer, steps, settings, scratch=tmp_path, step_plan=StepPlan())
     reference = [logps - 0.3 for logps, _ in trainer.score_all()] if settings.training.beta else None
-    trainer.starts, trainer.informative, _ = look(trainer, settings.training, reference, False)
+    trainer.starts, trainer.informative = look(trainer, settings.training, reference, False)
     return trainer
 
 
@@ -302,11 +302,49 @@ def test_a_rollout_of_several_rows_weighs_as_much_as_one_of_a_single_row_even_wi
     assert accumulate(trainer) == pytest.approx((math.e - 2) / 2, abs=1e-5)
 
 
-def test_bf16_weighs_by_logprobs_of_bf16_so_that_the_first_ratio_is_one(
-    folder: Path, tmp_path: Path, near: list[Sequence]
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"importance_correction": "token_truncate", "importance_clip_max": 1.5},
+        {"importance_correction": "token_mask", "importance_clip_max": 1.5, "loss_type": "cispo"},
+        {"importance_correction": "token_mask", "importance_clip_max": 1.5, "loss_type": "vespo"},
+        {"importance_correction": "token_truncate", "importance_clip_max": 1.5, "bf16": True},
+    ],
+    ids=lambda training: "-".join(str(value) for value in training.values()),
+)
+def test_the_first_step_weighs_by_its_own_logprobs_as_by_those_of_a_pass_before_it(
+    folder: Path, tmp_path: Path, near: list[Sequence], monkeypatch: pytest.MonkeyPatch, training: dict[str, Any]
+) -> None:
+    from lightning_core.training import trainer as trainer_module
+    from lightning_core.training.inputs import Start
+
+    settings = policy(**training)
+
+    def gradients(trainer: Any) -> torch.Tensor:
+        return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+
+    before = ours(folder, tmp_path, plan(near, settings), settings)
+    before.starts = [Start(logps=logps) for logps, _ in before.score_all()]
+    expected = accumulate(before)
+    monkeypatch.setattr(trainer_module, "score_queue", lambda *_: pytest.fail("a pass of its own"))
+    within = ours(folder, tmp_path, plan(near, settings), settings)
+    assert accumulate(within) == pytest.approx(expected, abs=1e-6)
+    largest = float(gradients(before).abs().max())
+    assert largest > 1e-3
+    assert float((gradients(within) - gradients(before)).abs().max()) <= 1e-6 * largest
+    assert within._sums == pytest.approx(before._sums, rel=1e-6)
+    trained = sum(s.trained_tokens for s in near)
+    assert 0.5 < within._sums["importance_ratio"] / trained < 1.5
+    assert 0.05 < within._sums["importance_bounded"] / trained < 0.5
+
+
+def test_only_steps_after_the_first_have_stored_logprobs(
+    folder: Path, tmp_path: Path, near: list[Sequence], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = policy(bf16=True, importance_correction="token_truncate", steps_per_epoch=2)
     trainer = ours(folder, tmp_path, plan(near, settings, steps=2), settings)
+    stored = [start.logps is not None for start in trainer.starts]
+    assert stored == [step is not trainer.planned[0] for step, _ in trainer._queue]
     seen: list[torch.Tensor] = []
     measure = trainer._measure
 
@@ -315,15 +353,16 @@ def test_bf16_weighs_by_logprobs_of_bf16_so_that_the_first_ratio_is_one(
         measure(logps, *args)
 
     trainer._measure = measured
+    # As nothing is learned, the second step finds what was stored: in bf16 too.
+    monkeypatch.setattr(trainer.step_plan, "rate", lambda *_: 0.0)
     trainer.train()
-    at_first = [
+    later = [
         start.logps
-        for start, (step, _) in zip(trainer.starts, trainer._queue, strict=True)
-        if step is trainer.planned[0]
+        for start, (_, batch) in zip(trainer.starts, trainer._queue, strict=True)
+        if start.logps is not None and batch is not None
     ]
-    at_first = [logps for logps in at_first if logps.numel()]
-    assert at_first
-    for before, within in zip(at_first, seen[: len(at_first)], strict=True):
+    assert later
+    for before, within in zip(later, seen[-len(later) :], strict=True):
         torch.testing.assert_close(within, before, atol=1e-6, rtol=0)
 
 
