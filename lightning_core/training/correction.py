@@ -36,11 +36,11 @@ def look(
     queue, first = trainer._queue, trainer.planned[0]
     starts: dict[str, list[Any]] = {}
     counts: dict[int, int] = {}
-    of_rollouts = settings.importance_correction.startswith("rollout")
+    of_rollouts = str(settings.importance_correction).startswith("rollout")
     previous = settings.beta > 0 and settings.kl_reference == "previous"
     quantile = settings.of_trl("top_entropy_quantile")
     before = of_rollouts or previous or quantile < 1
-    later = settings.importance_correction != "none" and queue[-1][0] is not first
+    later = settings.corrected and queue[-1][0] is not first
     if before or later:
         scores = trainer.score_all(None if before else first)
         logps = [of_batch[0] for of_batch in scores]
@@ -91,7 +91,7 @@ def bounded(log_ratio: torch.Tensor, settings: TrainingSettings) -> tuple[torch.
     low, high = settings.importance_clip_min or 0.0, settings.importance_clip_max or math.inf
     ratio = torch.exp(log_ratio.clamp(-50, 50))
     outside = (ratio < low) | (ratio > high)
-    if settings.importance_correction.endswith("truncate"):
+    if str(settings.importance_correction).endswith("truncate"):
         return ratio.clamp(low, high), outside
     return ratio.masked_fill(outside, 0.0), outside
 

@@ -46,6 +46,17 @@ def computes_in_bf16(settings: TrainingSettings) -> bool:
     )
 
 
+def corrected(job: Job) -> Job:
+    """The job with an importance correction where the settings leave it open: of tokens, unless sampler and trainer both
+    computed in float32. With 16-bit numbers on either side they disagree before any update."""
+    training = job.policy_settings.training
+    if training.importance_correction is not None:
+        return job
+    same = job.sampled_in == "float32" and not computes_in_bf16(training)
+    training = training.model_copy(update={"importance_correction": "none" if same else "token_truncate"})
+    return job.model_copy(update={"policy_settings": job.policy_settings.model_copy(update={"training": training})})
+
+
 def weights_kind(job: Job) -> Literal["float32", "bfloat16"]:
     """What the model is loaded as. Weights that are trained are float32, of which bf16 would round small steps away; those that
     lie still under an adapter are what they are computed with. (FSDP2 takes one kind alone; DeepSpeed was not tried with two.)

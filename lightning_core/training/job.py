@@ -53,6 +53,10 @@ class Job(BaseModel):
         None,
         description="name of `weights`; a state that was left with another version is not gone on with; null: not looked at",
     )
+    sampled_in: str = Field(
+        "float32",
+        description="what vLLM computed in as it sampled: `float32`, `bfloat16`, `float16`, or `auto`, as it chose",
+    )
     sequences: Path = Field(description="Parquet file, see dataset.py")
     output: Path = Field(description="folder to write the new version into; there whole or not at all")
     state: Path = Field(description="folder of the optimizer's state, kept from epoch to epoch")

@@ -55,7 +55,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         self.bonus: EntropyBonus = EntropyBonus(settings, settings.of_trl("entropy_coef"))
         self.settings = settings
         # More than one step an epoch: from the second on, the weights are no longer those that sampled.
-        self.use_sampling_logps = settings.steps_per_epoch > 1 and settings.importance_correction == "none"
+        self.use_sampling_logps = settings.steps_per_epoch > 1 and not settings.corrected
         self._queue = line_up(steps, step_plan.first)
         left = len(steps) - step_plan.first
         self._current: Any = None
@@ -105,7 +105,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         layout, step, inputs = self._current
         with self.accelerator.autocast():
             logps, entropies = score(model, self.accelerator.unwrap_model(model), layout)
-        if self.settings.importance_correction != "none":
+        if self.settings.corrected:
             self._correct(inputs, logps.detach())
         self._current = layout, step, inputs | {"entropies": entropies}
         self._measure(logps.detach(), entropies.detach(), inputs)
@@ -183,7 +183,6 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
             raise TrainingError(f"step {done - 1}: the gradient's norm is {grad_norm}; lower `training.learning_rate`")
         step = self.planned[done - 1]
         tokens = max(sums["tokens"], 1.0)
-        corrected = self.settings.importance_correction != "none"
         self.report(
             len(self.planned),
             {
@@ -196,8 +195,8 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
                 "ratio": sums["ratio"] / tokens,
                 "mismatch": sums["mismatch"] / tokens,
                 "mismatch_kl": sums["mismatch_kl"] / tokens,
-                "importance_ratio": sums["importance_ratio"] / tokens if corrected else None,
-                "importance_bounded": sums["importance_bounded"] / tokens if corrected else None,
+                "importance_ratio": sums["importance_ratio"] / tokens if self.settings.corrected else None,
+                "importance_bounded": sums["importance_bounded"] / tokens if self.settings.corrected else None,
                 "tokens": step.tokens,
                 "unique_tokens": step.unique_tokens,
                 "trained_tokens": step.trained_tokens,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_core.config import TrainingSettings
-from lightning_core.training.hardware import computes_in_bf16, weights_kind
+from lightning_core.training.hardware import computes_in_bf16, corrected, weights_kind
 from lightning_core.training.job import Job
 
 SPLIT = {"ACCELERATE_USE_FSDP": "true"}
@@ -56,6 +56,33 @@ def test_only_weights_that_lie_still_are_loaded_in_bf16(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    job: dict[str, Any] = dict.fromkeys(("base_model", "sequences", "output", "state", "progress"), tmp_path)
-    job |= {"run": "r", "epoch": 0, "policy": "p", "policy_settings": {"lora": lora, "training": {"bf16": bf16}}}
-    assert weights_kind(Job.model_validate(job)) == expected
+    assert weights_kind(job_in(tmp_path, {"lora": lora, "training": {"bf16": bf16}})) == expected
+
+
+@pytest.mark.parametrize(
+    ("sampled_in", "bf16", "said", "expected"),
+    [
+        ("float32", False, None, "none"),
+        ("float32", True, None, "token_truncate"),
+        ("bfloat16", False, None, "token_truncate"),
+        ("bfloat16", True, None, "token_truncate"),  # alike, and yet not to the last digit
+        ("auto", False, None, "token_truncate"),  # on a GPU, where vLLM halves float32
+        ("bfloat16", True, "none", "none"),
+        ("float32", False, "rollout_mask", "rollout_mask"),
+    ],
+)
+def test_tokens_are_corrected_where_sampler_and_trainer_do_not_both_compute_in_float32(
+    sampled_in: str, bf16: bool, said: str | None, expected: str, tmp_path: Path
+) -> None:
+    training = {"bf16": bf16, "importance_correction": said}
+    job = job_in(tmp_path, {"training": training}, sampled_in=sampled_in)
+    settled = corrected(job).policy_settings.training
+    assert settled.importance_correction == expected and settled.corrected is (expected != "none")
+    assert settled.model_dump(exclude={"importance_correction"}) == job.policy_settings.training.model_dump(
+        exclude={"importance_correction"}
+    )
+
+
+def job_in(folder: Path, policy: dict[str, Any], **fields: Any) -> Job:
+    job: dict[str, Any] = dict.fromkeys(("base_model", "sequences", "output", "state", "progress"), folder)
+    return Job.model_validate(job | {"run": "r", "epoch": 0, "policy": "p", "policy_settings": policy} | fields)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from lightning_core.config.algorithms import ALGORITHMS
@@ -244,7 +245,10 @@ def test_the_base_under_an_adapter_lies_in_bf16_where_that_is_computed_in(
     monkeypatch.setattr(grpo, "load_model", noted)
     first, second = (
         make_job(
-            lora=True, training={"bf16": bf16, "beta": 0.1}, output=tmp_path / str(bf16), state=tmp_path / f"s{bf16}"
+            lora=True,
+            training={"bf16": bf16, "beta": 0.1, "importance_correction": "none"},
+            output=tmp_path / str(bf16),
+            state=tmp_path / f"s{bf16}",
         )
         for bf16 in (False, True)
     )
@@ -260,6 +264,34 @@ def test_the_base_under_an_adapter_lies_in_bf16_where_that_is_computed_in(
     assert (in_bf16["packing"], in_bf16["probe"]["dtype"]) == ("tree", "bfloat16")
     (adapter,) = (load_file(f) for f in second.output.glob("*.safetensors"))
     assert {str(tensor.dtype) for tensor in adapter.values()} == {"torch.float32"}
+
+
+def test_fifty_small_steps_in_bf16_are_found_in_the_weights(
+    make_job: Callable[..., Job], base: Path, tmp_path: Path
+) -> None:
+    """An epoch each, from the version before it. Weights in bf16 would have stayed as they were."""
+    epochs, rate = 50, 1e-6
+    training = {"bf16": True, "learning_rate": rate, "steps_per_epoch": 1, "checkpoint_seconds": None}
+    before = None
+    for epoch in range(epochs):
+        made = {"weights": before, "made_in": epoch - 1} if before else {}
+        job = make_job(
+            training=training | {"tokens_per_micro_batch": 2048},
+            epoch=epoch,
+            epochs=epochs,
+            output=tmp_path / f"v{epoch}",
+            **made,
+        )
+        result = run_job(job, Progress(job.progress))
+        before = job.output
+    assert result["importance_ratio"] > 0, "bf16 and what sampled in float32 differ before any update"
+    first, last = (load_file(next(folder.glob("*.safetensors"))) for folder in (base, job.output))
+    assert {str(tensor.dtype) for tensor in last.values()} == {"torch.float32"}
+    moved = torch.cat([(last[name] - first[name]).abs().flatten() for name in first])
+    assert epochs * rate / 4 < float(moved.mean()) < epochs * rate * 1.1
+    weights = torch.cat([tensor.flatten() for tensor in first.values()]).bfloat16()
+    rounded = (weights.float() + rate).bfloat16() == weights
+    assert float(rounded.float().mean()) > 0.9, "the test would see nothing"
 
 
 def test_the_reference_is_gone_before_the_weights_come(
