@@ -32,10 +32,12 @@ from typing import Any
 import numpy as np
 
 from bench.report import figure, say
+from bench.shapes import SHAPES, Shape
 from bench.training_sequences import VOCABULARY, calculator, long_calls, long_merged, real_calculator
 from lightning_core.config import PolicySettings
 from lightning_core.training.dataset import Sequence, read_sequences
 from lightning_core.training.job import Job, import_trainer
+from lightning_core.training.memory import ON_CPUS
 from lightning_core.training.outcome import throughput
 from lightning_core.training.plan import MicroBatch, plan_steps
 from lightning_core.training.steps import StepPlan
@@ -43,16 +45,6 @@ from tests.tiny_model import make_tiny_tokenizer
 from tests.training_data import write_parquet
 
 _LONG_BUDGET = 4096
-Shape = dict[str, int]
-# Of the models' config.json.
-SHAPES: dict[str, Shape] = {
-    "135M": {"vocab_size": VOCABULARY, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-             "num_attention_heads": 9, "num_key_value_heads": 3},
-    "0.5B": {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-             "num_attention_heads": 14, "num_key_value_heads": 2},
-    "1.5B": {"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-             "num_attention_heads": 12, "num_key_value_heads": 2},
-}  # fmt: skip
 _OVERHEAD_LIMIT, _START_LIMIT_S = 0.02, 20.0
 
 
@@ -100,7 +92,7 @@ class Ours(Side):
         file = write_parquet(sequences, scratch / "sequences.parquet")
         began = time.perf_counter()
         rows = read_sequences(file, policy="policy", vocabulary=VOCABULARY, max_tokens=8192).rows
-        budget = policy.training.tokens_per_micro_batch
+        budget = policy.training.tokens_per_micro_batch or ON_CPUS
         (step,) = plan_steps(
             rows, steps=1, seed=0, packing="tree", budget=budget, loss_type="dapo", completion_limit=64
         )
@@ -226,7 +218,7 @@ def make_model(shape: Shape) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(**shape, max_position_embeddings=8192, tie_word_embeddings=True, attn_implementation="sdpa")
+    config = LlamaConfig(**shape, max_position_embeddings=8192, attn_implementation="sdpa")
     return LlamaForCausalLM(config)
 
 

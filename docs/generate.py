@@ -1,4 +1,4 @@
-"""Writes docs/settings.md and docs/data.md from the code that declares them: `python -m docs.generate`.
+"""Writes docs/settings.md, docs/data.md and the table of docs/gpu.md from the code that declares them: `python -m docs.generate`.
 
 `python -m docs.generate analysis --home var/demo` writes docs/analysis.md from the lake of a run that has ended.
 """
@@ -20,10 +20,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from bench.shapes import SHAPES
 from docs.analysis_page import analysis_page
-from lightning_core.config import Settings
+from lightning_core.config import Settings, TrainingSettings
 from lightning_core.lake import ask, catalog, schema, sql
 from lightning_core.lake.lake import Lake
+from lightning_core.training.memory import Shape, need
 
 HERE = Path(__file__).parent
 
@@ -172,7 +174,33 @@ def _type(annotation: Any) -> str:
     }.get(annotation.__name__, annotation.__name__)
 
 
-PAGES = {"settings.md": settings_page, "data.md": data_page}
+def gpu_page() -> str:
+    """docs/gpu.md with its table worked out anew."""
+    before, mark, rest = (HERE / "gpu.md").read_text().partition("<!-- table -->\n")
+    _, end, after = rest.partition("<!-- end of the table -->\n")
+    return before + mark + "\n".join(_fits()) + "\n" + end + after
+
+
+_CARDS = (24, 48, 80, 141)  # GB
+_KINDS = {
+    "full": TrainingSettings(),
+    "full 8-bit": TrainingSettings(optimizer="adamw_8bit"),
+    "adapter": TrainingSettings(),
+}
+
+
+def _fits() -> Iterator[str]:
+    yield "| model | trained | " + " | ".join(f"{card} GB" for card in _CARDS) + " |"
+    yield "|---|---|" + "---|" * len(_CARDS)
+    for name in list(SHAPES)[1:]:  # the first is too small to ask
+        shape = Shape.of_config(SHAPES[name])
+        for kind, settings in _KINDS.items():
+            wanted = need(shape, 32 * shape.adapted if kind == "adapter" else None, settings)
+            tokens = [wanted.fits(0.94 * card * 2**30) for card in _CARDS]
+            yield f"| {name} | {kind} | " + " | ".join(f"{n:,}" if n >= 2048 else "–" for n in tokens) + " |"
+
+
+PAGES = {"settings.md": settings_page, "data.md": data_page, "gpu.md": gpu_page}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["analysis"]:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from lightning_core.agents.source import agent_digest
 from lightning_core.checks import machine
+from lightning_core.checks.cards import check_cards
 from lightning_core.checks.result import Check
 from lightning_core.checks.user_code import Patience, Say, check_agent, check_flow_imports, flow_imports
 from lightning_core.config import AgentSettings, Settings, SettingsError, TaskSettings
@@ -184,6 +185,7 @@ def _machine(settings: Settings, work: Work, parts: Sequence[str], api: str | No
         found.append(machine.check_cluster(settings.cluster, api))
     if "memory" in parts and all(each.level != "error" for each in found):
         found.append(machine.check_memory(settings, serves=work != "finetune", trains=work != "evaluate"))
+        found += [] if machine.on_cpu() else check_cards(settings, trains=work != "evaluate")
     if "disk" in parts:
         found.append(machine.check_disk(settings, trains=work in ("train", "learn", "finetune")))
     return found

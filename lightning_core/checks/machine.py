@@ -60,8 +60,8 @@ def check_memory(settings: Settings, serves: bool, trains: bool) -> Check:
     """Compare weights, KV cache and training with the memory of the machine, or of this process's container."""
     available, total = _memory()
     free = f"{available / _GB:.1f} of {total / _GB:.1f} GB are free"
-    if not _on_cpu():
-        return Check("ok", "memory", f"{free} here; GPU memory is not checked")
+    if not on_cpu():
+        return Check("ok", "memory", free)
     folder = model_folder(settings.policies[0].model, settings.models)
     size = 0 if folder is None else parameters(folder)
     bare = overhead = 0.0
@@ -126,7 +126,8 @@ def _check_devices(given: list[str]) -> Check:
     return Check("ok", "vllm", f"computes on {len(here)} GPU{'s' if len(here) > 1 else ''}")
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Whether vLLM computes on the CPU here."""
     try:
         return cpu_build()
     except VllmError:  # none is installed, which fine-tuning needs not

@@ -39,7 +39,7 @@ class Algorithm:
 
 _READ_BY_SFT = (
     "learning_rate", "lr_schedule", "warmup_steps", "steps_per_epoch", "min_groups_per_step", "tokens_per_micro_batch",
-    "max_sequence_tokens", "max_mismatch", "bf16", "gradient_checkpointing", "checkpoint_seconds", "processes",
+    "max_sequence_tokens", "max_mismatch", "bf16", "optimizer", "gradient_checkpointing", "checkpoint_seconds", "processes",
     "accelerate_config", "trl", *OF_THE_OPTIMIZER,
 )  # fmt: skip
 

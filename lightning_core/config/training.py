@@ -73,8 +73,11 @@ class TrainingSettings(Section):
         "tree",
         description="`tree`: tokens that sequences share are computed once; `concat`: sequences end to end, without padding; `none`: padded rows",
     )
-    tokens_per_micro_batch: int = Field(
-        2048, ge=64, description="number of tokens (unique ones, with `tree`) in one forward pass"
+    tokens_per_micro_batch: int | None = Field(
+        None,
+        ge=64,
+        description="number of tokens (unique ones, with `tree`) in one forward pass; null: on a GPU as many as fit into what is free "
+        "before the run's first training, on a CPU and with an accelerate file 2048",
     )
     max_sequence_tokens: int = Field(4096, ge=16, description="longer sequences are left out and counted")
     bf16: bool | None = Field(
@@ -82,7 +85,14 @@ class TrainingSettings(Section):
         description="compute in bf16, with weights and moments in float32 (the base model under an adapter in bf16 too, except with "
         "FSDP2 and DeepSpeed); null: on a GPU that has it (not with DeepSpeed), or if the accelerate file says `bf16`",
     )
-    gradient_checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description="`adamw_8bit`: AdamW with moments of one byte instead of four (torchao): 6 bytes a trained parameter less",
+    )
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="compute activations again in the backward pass instead of keeping them; null: on a GPU",
+    )
     checkpoint_seconds: float | None = Field(
         60.0,
         ge=0,
@@ -136,6 +146,8 @@ class TrainingSettings(Section):
             raise ValueError(
                 f"loss_type `{self.loss_type}` fixes the `normalization`; leave it out, or use loss_type `grpo` or `dapo`"
             )
+        if self.optimizer == "adamw_8bit" and self.accelerate_config is not None:
+            raise ValueError("`optimizer: adamw_8bit` was not tried with `accelerate_config`; leave one of the two out")
         self._ratio()
         self._kl()
         self._entropy()

@@ -19,6 +19,7 @@ from lightning_core.policies.vllm_command import dtype
 from lightning_core.training.checkpoint import clear
 from lightning_core.training.job import Job
 from lightning_core.training.launch import train
+from lightning_core.training.memory import sized
 from lightning_core.training.state import name_state
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def train_version(
         run=epoch.run,
         epoch=number,
         policy=policy.name,
-        policy_settings=policy,
+        policy_settings=sized(policy, base_model, device, state / "micro-batches.json"),
         seed=settings.seed,
         epochs=settings.epochs,
         weights=None if fresh_adapter else store.checked(parent),

@@ -37,11 +37,16 @@ def shares_gpu(settings: Settings) -> bool:
     """Whether vLLM and training have a GPU in common; never where vLLM computes on the CPU."""
     if cpu_build():
         return False
-    flags = [argument.partition("=")[0] for argument in settings.vllm.extra_args]
-    ours = _gpus(settings.vllm.devices, any("-parallel" in flag or flag in ("-tp", "-pp", "-dp") for flag in flags))
-    several = any(p.training.processes > 1 or p.training.accelerate_config is not None for p in settings.policies)
-    theirs = _gpus(settings.training_devices, several)
+    ours, theirs = gpus_of(settings)
     return ours is None or theirs is None or bool(ours & theirs)
+
+
+def gpus_of(settings: Settings) -> tuple[set[str] | None, set[str] | None]:
+    """The GPUs of vLLM and those of training."""
+    flags = [argument.partition("=")[0] for argument in settings.vllm.extra_args]
+    several = any("-parallel" in flag or flag in ("-tp", "-pp", "-dp") for flag in flags)
+    ranks = any(p.training.processes > 1 or p.training.accelerate_config is not None for p in settings.policies)
+    return _gpus(settings.vllm.devices, several), _gpus(settings.training_devices, ranks)
 
 
 def _gpus(given: list[str], several: bool) -> set[str] | None:

@@ -62,7 +62,7 @@ def estimate(settings: Settings, held_out: int = 0) -> Estimate | None:
     `held_out`: number of held-out tasks, where `evaluation.limit` does not bound it. Reads headers of weights only.
     """
     folder = model_folder(settings.policies[0].model, settings.models)
-    sizes = [_parameters(policy, folder) for policy in settings.policies]
+    sizes = [trained_parameters(policy, folder) for policy in settings.policies]
     base = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder else 4 * (sizes[0] or 0)
     versions = optimizer = 0.0
     meanwhile = []
@@ -134,7 +134,7 @@ def _kept(every: int | None, trained: int, evaluated: bool) -> int:
     return min(trained, len(numbers | {trained, trained - 1}) + evaluated)
 
 
-def _parameters(policy: PolicySettings, folder: Path | None) -> int | None:
+def trained_parameters(policy: PolicySettings, folder: Path | None) -> int | None:
     """How many are trained: all, or those of the adapter; None where neither the weights nor the model's name say so."""
     if folder is None:
         return None if policy.lora is not None else _size_in(policy.model)

@@ -4,6 +4,7 @@ From a flow (none of these pulls in torch):
     launch.py      that process: started, followed, ended job.py         what goes in, and what is looked over
     weights.py     folders of weights                     code.py        what the code of a training is
     export.py      a version as a folder of its own       errors.py      why one could not be
+    memory.py      what fits a GPU
 
 A job, start to end:
     grpo.py        of policy gradients                    sft.py         of examples

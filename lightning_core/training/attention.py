@@ -94,13 +94,14 @@ def attend(
     """transformers' attention function; `query` (1, heads, n, width) where there is a forest."""
     if forest is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # which knows PyTorch's attention, and these not in every version
+        lower = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(lower), key.to(lower), value.to(lower)
     if use_flex(query.device):
         return _flex_attention()(
             module, query, key, value, forest.block_mask, scaling, dropout=dropout, softcap=kwargs.get("softcap")
         )
-    if torch.is_autocast_enabled("cpu"):  # which knows PyTorch's attention, and not this one
-        lower = torch.get_autocast_dtype("cpu")
-        query, key, value = query.to(lower), key.to(lower), value.to(lower)
     output = _BySegments.apply(query, key, value, forest, scaling)
     return output.transpose(1, 2).contiguous(), None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from lightning_core.errors import LightningError
 
 LESS_MEMORY = (
-    "lower `training.tokens_per_micro_batch`, set `training.gradient_checkpointing: true`, or train an adapter (`lora`)"
+    "lower `training.tokens_per_micro_batch`, set `training.gradient_checkpointing: true` or `training.optimizer: adamw_8bit`, "
+    "or train an adapter (`lora`)"
 )
 
 

@@ -57,6 +57,16 @@ def corrected(job: Job) -> Job:
     return job.model_copy(update={"policy_settings": job.policy_settings.model_copy(update={"training": training})})
 
 
+def checkpoints_gradients(settings: TrainingSettings) -> bool:
+    """As the settings say; else on a GPU, unless the accelerate file has FSDP do that (`fsdp_activation_checkpointing`)."""
+    import torch
+
+    if settings.gradient_checkpointing is not None:
+        return settings.gradient_checkpointing
+    by_fsdp = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() == "true"
+    return torch.cuda.is_available() and not by_fsdp
+
+
 def weights_kind(job: Job) -> Literal["float32", "bfloat16"]:
     """What the model is loaded as. Weights that are trained are float32, of which bf16 would round small steps away; those that
     lie still under an adapter are what they are computed with. (FSDP2 takes one kind alone; DeepSpeed was not tried with two.)

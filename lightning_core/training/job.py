@@ -30,6 +30,7 @@ from lightning_core.training.weights import (
 # TRL and transformers import these where they find them, for features that are not used here.
 _NOT_NEEDED = (
     "vllm", "mlflow", "sklearn", "tensorboard", "torchvision", "ray", "dask", "matplotlib", "wandb", "boto3", "scipy",
+    "torchao",
 )  # fmt: skip
 
 

@@ -160,6 +160,9 @@ def _environment(job: Job) -> dict[str, str]:
         from lightning_core.cpu_demo.pages import KEEP_PAGES
 
         environment = KEEP_PAGES | environment
+    elif "PYTORCH_ALLOC_CONF" not in environment:
+        # Passes of uneven lengths leave holes in fixed segments. (torch and vLLM look for this older name of the variable.)
+        environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     training = job.policy_settings.training
     processes = training.processes
     if job.device is not None:

@@ -27,6 +27,7 @@ import numpy as np
 
 from lightning_core.config import PolicySettings
 from lightning_core.training.dataset import Sequence
+from lightning_core.training.memory import ON_CPUS
 from lightning_core.training.packing import (
     Layout,
     forest_layout,
@@ -87,7 +88,7 @@ def plan_epoch(policy: PolicySettings, sequences: Rows[Sequence], packing: Packi
         max_passes=settings.max_passes,
         seed=seed,
         packing=packing,
-        budget=settings.tokens_per_micro_batch,
+        budget=settings.tokens_per_micro_batch or ON_CPUS,
         loss_type=settings.loss_type,
         completion_limit=policy.sampling.max_tokens or settings.max_sequence_tokens,
         normalization=settings.normalization,

@@ -21,11 +21,13 @@ from lightning_core.training.weights import whole_folder
 BROKEN = (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
 
 
-def load_state(folder: Path, epoch: int, version: str | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def load_state(
+    folder: Path, epoch: int, version: str | None = None, optimizer: str = "adamw"
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """State of the optimizer after `epoch`, with what was noted beside it (`epoch`, `step`, `parameters`, `entropy`, `version`).
 
-    None where it is not kept any more, or was left with another `version`: the epoch was tried again. Raises WeightsError where
-    it cannot be read.
+    None where it is not kept any more, was left with another `version` (the epoch was tried again), or is another `optimizer`'s.
+    Raises WeightsError where it cannot be read.
     """
     import torch
 
@@ -35,6 +37,8 @@ def load_state(folder: Path, epoch: int, version: str | None = None) -> tuple[di
     try:
         noted = json.loads((here / "state.json").read_text())
         if version is not None and noted.get("version") != version:
+            return None
+        if noted.get("optimizer", "adamw") != optimizer:
             return None
         return torch.load(here / "optimizer.pt", map_location="cpu", weights_only=True), noted
     except BROKEN as error:

@@ -56,6 +56,8 @@ class JobSteps(StepPlan):
     def __init__(self, job: Job, progress: Progress, count: int) -> None:
         self.job, self.progress, self.count = job, progress, count
         self.seed = derive_seed(job.seed, job.epoch)
+        if job.policy_settings.training.optimizer == "adamw_8bit":
+            import torchao.optim  # noqa: F401 - its tensors are read from files only when it is there
         self.checkpoints = Checkpoints(job, parts=count)
         self.found = self.checkpoints.newest()
         self.taken: list[dict[str, Any]] = []
@@ -101,17 +103,19 @@ class JobSteps(StepPlan):
 
     def _state(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         made_in = self.job.made_in
-        kept = None if made_in is None else load_state(self.job.state, made_in, self.job.version)
+        optimizer = self.job.policy_settings.training.optimizer
+        kept = None if made_in is None else load_state(self.job.state, made_in, self.job.version, optimizer)
         if made_in is not None and kept is None:
-            why = f"{self.job.state}: the optimizer state that epoch {made_in} left with these weights is not kept any more: "
-            why += "AdamW starts afresh"
+            why = f"{self.job.state}: the optimizer state that epoch {made_in} left with these weights is not kept any more "
+            why += "(or is another optimizer's): AdamW starts afresh"
             logger.warning(why)
             self.progress.write({"warning": why})
         return kept or (None, {"step": 0})
 
     def leave(self, trainer: Any, metrics: dict[str, Any], probed: list[int]) -> dict[str, Any]:
         """Write what `outcome.leave` does. The last checkpoint stays until the version is published."""
-        state = {"step": self.noted["step"] + self.count, "parameters": self.parameters}
+        optimizer = self.job.policy_settings.training.optimizer
+        state = {"step": self.noted["step"] + self.count, "parameters": self.parameters, "optimizer": optimizer}
         # Where this epoch has no use for it, a later one may.
         state["entropy"] = trainer.entropy or self.noted.get("entropy", [])
         return leave(self.job, self.progress, trainer, metrics, taken=self.taken, state=state, probed=probed)
@@ -185,6 +189,18 @@ class Stepping:
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         reduce_in_float32(self.accelerator)
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+        """transformers' choice, but torchao's AdamW, which transformers did not see when it was imported (`import_trainer`)."""
+        from transformers import Trainer
+
+        if args.optim != "adamw_torch_8bit":
+            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        from torchao.optim import AdamW8bit
+
+        betas = (args.adam_beta1, args.adam_beta2)
+        return AdamW8bit, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
+
     def create_optimizer(self, *args: Any) -> Any:
         optimizer = super().create_optimizer(*args)  # type: ignore[misc]
         # DeepSpeed puts flat tensors in their place, and drops a group without any.
@@ -203,7 +219,10 @@ class Stepping:
         torch.manual_seed((plan.seed + 1_000_003 * step + 7919 * self.accelerator.process_index) % 2**63)
         if self.optimizer is not None:
             for group in self.optimizer.param_groups:
-                group["lr"] = plan.rate(step, self.settings)
+                if torch.is_tensor(group["lr"]):  # torchao's, which is compiled with it
+                    group["lr"].fill_(plan.rate(step, self.settings))
+                else:
+                    group["lr"] = plan.rate(step, self.settings)
         self.step_began = time.perf_counter()
 
     def report(self, steps: int, metrics: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer import utils as trl_utils
 
 from lightning_core.config import PolicySettings
-from lightning_core.training.hardware import computes_in_bf16
+from lightning_core.training.hardware import checkpoints_gradients, computes_in_bf16
 
 # TRL's LM head projects so many vocabulary entries at a time; its own 32,768 makes tiles of 128 KB a scored token, several
 # at once.
@@ -26,12 +26,14 @@ trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192
 # TRL takes each token's loss by the first, and its reduction by it too. Those that differ in the reduction alone are one
 # here: weights and normalizer, which `plan` works out, make the difference.
 _FORMULA = {"cispo": "cispo", "sapo": "sapo", "vespo": "vespo"}
+_OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_torch_8bit"}
 _CISPO_LIMIT = 5.0  # of the ratio, as its paper and TRL recommend; TRL's own default would be 0.2
 
 
 def _shared(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: int) -> dict[str, Any]:
     """Arguments of either trainer, for `steps` optimizer steps of `width` micro-batches."""
     settings = policy.training
+    again = checkpoints_gradients(settings)
     return settings.trl | {
         "output_dir": str(scratch),
         "seed": seed,
@@ -39,13 +41,13 @@ def _shared(policy: PolicySettings, steps: int, width: int, scratch: Path, seed:
         "gradient_accumulation_steps": width,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "constant",  # `begin_step` sets the rate
-        "optim": "adamw_torch_fused",
+        "optim": _OPTIMIZERS[settings.optimizer],
         "bf16": computes_in_bf16(settings),
         # Of mixtures of experts: it would be a mean over micro-batches, whatever they hold, and tries have no place for it.
         # Dense models have none, and TRL takes a 0 for either.
         "router_aux_loss_coef": 0.0,
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if settings.gradient_checkpointing else None,
+        "gradient_checkpointing": again,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if again else None,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_core.config import TrainingSettings
-from lightning_core.training.hardware import computes_in_bf16, corrected, weights_kind
+from lightning_core.training.hardware import checkpoints_gradients, computes_in_bf16, corrected, weights_kind
 from lightning_core.training.job import Job
 
 SPLIT = {"ACCELERATE_USE_FSDP": "true"}
@@ -39,6 +39,20 @@ def test_bf16_is_computed_in_where_a_gpu_has_it_unless_the_settings_say(
         monkeypatch.setenv(name, value)
     assert computes_in_bf16(TrainingSettings()) is expected
     assert [computes_in_bf16(TrainingSettings(bf16=said)) for said in (True, False)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "environment", "expected"),
+    [(False, {}, False), (True, {}, True), (True, {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, False)],
+)
+def test_on_a_gpu_activations_are_computed_again_unless_the_settings_say(
+    gpu: bool, environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert checkpoints_gradients(TrainingSettings()) is expected
+    assert [checkpoints_gradients(TrainingSettings(gradient_checkpointing=on)) for on in (True, False)] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lightning_core.training import launch
 from lightning_core.training.job import Job
 from lightning_core.training.launch import _environment
 from lightning_core.training.outcome import peak_flops
@@ -72,3 +73,16 @@ def test_processes_of_this_machine_alone_meet_on_its_loopback(monkeypatch: pytes
 def test_a_devices_peak_is_its_own_and_not_of_one_whose_name_begins_alike() -> None:
     names = ("NVIDIA L4", "NVIDIA L40", "NVIDIA L40S", "NVIDIA A10", "NVIDIA A100-SXM4-80GB", "NVIDIA T4")
     assert [peak_flops(name) for name in names] == [121e12, 181e12, 362e12, 125e12, 312e12, None]
+
+
+def test_on_a_gpu_a_trainers_memory_grows_in_place_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No GPU is at hand: that there is one is what is made believe."""
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment()
+    monkeypatch.setattr(launch, "_has_gpu", lambda: True)
+    assert environment()["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:512")
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment()

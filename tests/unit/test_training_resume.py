@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_core.config.algorithms import ALGORITHMS
-from lightning_core.policies.probe import Probe, difference
+from lightning_core.policies.probe import PROBE_LENGTH, Probe, difference
 from lightning_core.training import checkpoint as checkpoint_module
 from lightning_core.training import grpo, steps
 from lightning_core.training.checkpoint import Checkpoints, forget_other_boots
@@ -111,12 +111,24 @@ def weights(folder: Path) -> bytes:
         {"training": {"trl": {"top_entropy_quantile": 0.5}, "beta": 0.1, "packing": "none"}},
         {"sft": {"passes": 2}, "training": {"steps_per_epoch": 2, "lr_schedule": "cosine", "warmup_steps": 3}},
         {"sft": {}, "lora": True},
+        {"training": {"optimizer": "adamw_8bit"}},
     ],
-    ids=["full", "adapter-with-dropout", "corrected", "passes", "uncertain-tokens", "sft", "sft-adapter-with-dropout"],
+    ids=[
+        "full",
+        "adapter-with-dropout",
+        "corrected",
+        "passes",
+        "uncertain-tokens",
+        "sft",
+        "sft-adapter-with-dropout",
+        "8-bit",
+    ],
 )
 def test_an_epoch_ended_after_any_step_comes_to_the_same_weights_bit_for_bit(
-    make_job: Callable[..., Job], tmp_path: Path, kind: dict[str, Any]
+    make_job: Callable[..., Job], tmp_path: Path, kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # torchao compiles its step for each shape, nearly a minute on a CPU; the function itself is the same.
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     calm = make_job(**kind, output=tmp_path / "calm", state=tmp_path / "calm-state")
     expected = run_job(calm, Progress(calm.progress))
     job = make_job(**kind)
@@ -392,3 +404,22 @@ def test_an_adapter_of_another_model_is_refused(make_job: Callable[..., Job], tm
     with pytest.raises(TrainingError, match=r"peft cannot load the adapter|does not fit the base model"):
         run_job(job, Progress(job.progress))
     assert not job.output.exists()
+
+
+@pytest.mark.parametrize("kind", [{}, {"sft": {}}], ids=["policy-gradients", "examples"])
+def test_logits_are_never_whole(
+    make_job: Callable[..., Job], kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 150,000 words, those of a micro-batch of 16,000 tokens would be 10 GB."""
+    rows = []
+    forward = torch.nn.Linear.forward
+
+    def noted(module: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+        if module.out_features == 300:  # the vocabulary
+            rows.append(hidden.numel() // hidden.shape[-1])
+        return forward(module, hidden)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    job = make_job(**kind, training={"tokens_per_micro_batch": 4096, "steps_per_epoch": 1})
+    run_job(job, Progress(job.progress))
+    assert rows and max(rows) <= PROBE_LENGTH, "the probe alone"
