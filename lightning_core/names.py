@@ -42,11 +42,6 @@ API = "lightning.api"  # "chat" | "completions" | "responses" | "embeddings": wh
 UPSTREAM = "lightning.upstream"  # the configured upstream that answered, for a model that is not trained
 UPSTREAM_ID = "lightning.upstream_id"  # the reply's id upstream, where the client was given another
 UPSTREAM_REQUEST_ID = "lightning.upstream_request_id"  # of the upstream's answer, where it names one
-DRIFT_POSITION = (
-    "lightning.drift_position"  # first token of the prompt that is other than what was sampled or sent before
-)
-DRIFT_TOKENS = "lightning.drift_tokens"  # how many sampled tokens of the earlier reply came back as others
-DRIFT_FROM = "lightning.drift_from"  # the response id of that earlier reply
 GEN_AI_OPERATION = "gen_ai.operation.name"  # "chat"
 GEN_AI_REQUEST_MODEL = "gen_ai.request.model"
 GEN_AI_RESPONSE_MODEL = "gen_ai.response.model"

@@ -19,8 +19,7 @@ A call through the gateway:
     sampling.py     what of a request goes to vLLM      media.py        files that a message names
     upstream.py     which replica, and retries          http_client.py  HTTP to model servers
     reply.py        ids, logprobs and text of a reply   sse.py          server-sent events
-    drift.py        text that became other tokens       call_span.py    a call as a span
-    call_log.py     a call as a line of the log
+    call_span.py    a call as a span                    call_log.py     a call as a line of the log
 
 Other APIs:
     api_format.py         how a reply looks to a client   responses_request.py  Responses API → chat

@@ -11,7 +11,6 @@ from lightning_core.config import GatewaySettings
 from lightning_core.gateway.access import Access
 from lightning_core.gateway.admin import Admin
 from lightning_core.gateway.admission import Admission
-from lightning_core.gateway.drift import DriftMemory
 from lightning_core.gateway.files import services
 from lightning_core.gateway.gateway import Gateway
 from lightning_core.gateway.http import ClientGone, HttpError, Receive, Scope, Send
@@ -104,7 +103,6 @@ def make_app(
         upstreams=upstreams,
         admission=Admission(settings, stats),
         responses=responses,
-        drift=DriftMemory(),
         stats=stats,
         room=intake.room,
         max_body=intake.max_body,

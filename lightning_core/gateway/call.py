@@ -20,7 +20,6 @@ from lightning_core.gateway.access import Caller
 from lightning_core.gateway.api_format import ApiFormat
 from lightning_core.gateway.call_log import log_call
 from lightning_core.gateway.call_span import Outcome, encode_call
-from lightning_core.gateway.drift import Drift
 from lightning_core.gateway.http import HttpError, Scope, Send, declared_size, header, json_response, unavailable
 from lightning_core.gateway.http_client import Reply
 from lightning_core.gateway.reply import Collected, error_in, finishes, stamp, take_chunk, take_reply
@@ -268,7 +267,6 @@ class Call:
             response_id=asked.api_format.response_id,
             upstream_request_id=self._upstream_request_id,
             first_token_ms=self._first_token_ms,
-            drift=self._drift() if failure is None else None,
             failure=failure,
             aborted=outcome in ("aborted", "broken"),
         )
@@ -297,21 +295,6 @@ class Call:
         if self._attempt.unanswered and outcome in ("ok", "refused"):
             self._attempt.answered(self._question(), self._started)
         log_call(gateway.settings.log_calls, self._asked, collected, told, outcome)
-
-    def _drift(self) -> Drift | None:
-        """How the prompt departs from what was sampled; what was sampled now is remembered for the next call."""
-        asked, collected = self._asked, self._collected
-        caller, prompt, policy = asked.caller, collected.prompt_token_ids, asked.target.policy
-        if asked.prepared.kind != "chat" or not prompt or not (policy and caller.rollout_id and caller.attempt_id):
-            return None
-        key, messages = (caller.rollout_id, caller.attempt_id, policy), asked.request.get("messages")
-        drift = self._gateway.drift.compare(key, messages, prompt)
-        replies = [(choice.message, choice.token_ids) for choice in collected.ordered() if choice.token_ids]
-        response_id = asked.api_format.response_id or collected.response_id
-        self._gateway.drift.remember(key, messages, replies, prompt, response_id)
-        if drift is not None:
-            self._counters.drifted.inc()
-        return drift
 
     async def _leave(self, failure: str, outcome: str) -> None:
         """The span of a call that failed; that it cannot be stored is logged and counted, the failure stays."""

@@ -13,7 +13,6 @@ import orjson
 
 from lightning_core import names
 from lightning_core.gateway.access import Caller
-from lightning_core.gateway.drift import Drift
 from lightning_core.gateway.reply import Collected
 from lightning_core.gateway.sampling import Kind, Prepared
 from lightning_core.gateway.targets import Target
@@ -58,7 +57,6 @@ class Outcome:
     response_id: str | None = None  # the client's, where it is not the upstream's
     upstream_request_id: str | None = None
     first_token_ms: float | None = None
-    drift: Drift | None = None
     failure: str | None = None
     aborted: bool = False
 
@@ -78,7 +76,6 @@ def encode_call(
     for choice in choices:
         ids += choice.token_ids
         logprobs += choice.logprobs
-    drift = outcome.drift
     attributes: dict[str, Any] = {
         names.POLICY: target.policy,
         names.POLICY_VERSION: outcome.versions,
@@ -104,9 +101,6 @@ def encode_call(
         names.REQUESTED_SAMPLING: _json(prepared.requested),
         names.UNTRAINABLE: _untrainable(prepared, collected, outcome),
         names.FIRST_TOKEN_MS: outcome.first_token_ms,
-        names.DRIFT_POSITION: drift.position if drift else None,
-        names.DRIFT_TOKENS: drift.tokens if drift else None,
-        names.DRIFT_FROM: drift.response_id if drift else None,
     }
     times = (outcome.start_ns, outcome.end_ns)
     return encode(caller, prepared.kind, target.policy or target.asked, traceparent, times, attributes, outcome.failure)

@@ -16,7 +16,6 @@ from lightning_core.gateway.access import Access, Caller
 from lightning_core.gateway.admission import Admission
 from lightning_core.gateway.api_format import ApiFormat, PlainFormat
 from lightning_core.gateway.call import Asked, Call
-from lightning_core.gateway.drift import DriftMemory
 from lightning_core.gateway.http import (
     UNAVAILABLE,
     HttpError,
@@ -54,7 +53,6 @@ class Gateway:
     upstreams: Upstreams
     admission: Admission
     responses: ResponseStore
-    drift: DriftMemory
     stats: Stats
     room: Room
     max_body: int

@@ -50,7 +50,6 @@ class PolicyStats:
         self.tokens = {kind: stats.tokens.labels(label, kind) for kind in ("prompt", "completion")}
         self.seconds = stats.seconds.labels(label)
         self.first_token = stats.first_token.labels(label)
-        self.drifted = stats.drifted.labels(label)
 
     def ended(self, outcome: str) -> None:
         counter = self._outcomes.get(outcome)
@@ -90,12 +89,6 @@ class Stats:
             "lightning_calls_turned_away",
             "calls refused before they began",
             ["policy", "reason"],
-            registry=self.registry,
-        )
-        self.drifted = Counter(
-            "lightning_drifted_calls",
-            "calls that send a reply back as other tokens",
-            ["policy"],
             registry=self.registry,
         )
         spooled = Counter("lightning_spooled_bytes", "bytes of span requests kept", ["source"], registry=self.registry)

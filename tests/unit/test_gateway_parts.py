@@ -1,4 +1,4 @@
-"""Parts of the gateway that need no process: drift, replicas, targets, the queue, stored responses, media."""
+"""Parts of the gateway that need no process: replicas, targets, the queue, stored responses, media."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from lightning_core.config import GatewaySettings, Settings, UpstreamSettings
 from lightning_core.gateway import gateway
 from lightning_core.gateway.access import Caller
 from lightning_core.gateway.admission import Admission
-from lightning_core.gateway.drift import Drift, DriftMemory
 from lightning_core.gateway.http import HttpError
 from lightning_core.gateway.media import check_media, media_urls
 from lightning_core.gateway.responses_store import ResponseStore, Turn
@@ -25,7 +24,6 @@ from lightning_core.gateway.stats import Stats
 from lightning_core.gateway.targets import NoKey, Targets
 from lightning_core.gateway.upstream import Replicas
 
-KEY = ("r", "a", "policy")
 CALLER = Caller("r", "a", "train", "path")
 USER = {"role": "user", "content": "hi"}
 ROUTE = Route(upstream="http://127.0.0.1:1", model="m", version="v0003")
@@ -33,51 +31,6 @@ ROUTE = Route(upstream="http://127.0.0.1:1", model="m", version="v0003")
 
 def said(text: str, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text} | more
-
-
-@pytest.mark.parametrize(
-    ("later", "drift"),
-    [
-        ([1, 2, 10, 11, 12, 3], None),
-        ([1, 2, 10, 99, 12, 3], Drift(3, 1, "x")),
-        ([1, 2, 99, 98, 97, 12, 3], Drift(2, 2, "x")),
-        ([1, 2, 10, 11], Drift(4, 1, "x")),  # its end is missing
-        ([1, 2], Drift(2, 3, "x")),
-        ([1, 7, 10, 11, 12], None),  # the prompt itself is another: no sampled token came otherwise
-    ],
-)
-def test_drift_is_the_first_token_that_came_otherwise_and_how_many_did(later: list[int], drift: Drift | None) -> None:
-    memory = DriftMemory()
-    memory.remember(KEY, [USER], [(said("yes"), [10, 11, 12])], [1, 2], "x")
-    assert memory.compare(KEY, [USER, said("yes"), USER], later) == drift
-
-
-def test_a_reply_is_known_however_a_client_writes_it_down_and_only_where_it_was_said() -> None:
-    memory = DriftMemory()
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    memory.remember(KEY, [USER], [(said("a"), [5]), (said("", tool_calls=[call]), [6])], [1], "x")
-    parts: Any = [{"type": "text", "text": "a"}]
-    for back, token in (
-        (said("a"), 5),
-        (said("a", refusal=None, tool_calls=None), 5),
-        ({"role": "assistant", "content": parts}, 5),
-        ({"role": "assistant", "tool_calls": [call | {"id": "another"}]}, 6),
-    ):
-        assert memory.compare(KEY, [USER, back], [1, token]) is None
-        assert memory.compare(KEY, [USER, back], [1, 9]) == Drift(1, 1, "x")
-    assert memory.compare(KEY, [USER, said("b")], [1, 9]) is None
-    assert memory.compare(("r", "other", "policy"), [USER, said("a")], [1, 9]) is None
-    assert memory.compare(KEY, [said("a")], [1, 9]) is None and memory.compare(KEY, "junk", [1]) is None
-
-
-def test_the_memory_of_replies_is_bounded_and_forgets_the_longest_unused_attempt() -> None:
-    memory = DriftMemory(most_tokens=1000)
-    for attempt in range(50):
-        memory.remember(("r", str(attempt), "p"), [USER], [(said("a"), [5] * 100)], [1] * 100, None)
-    again = [USER, said("a")]
-    assert memory.compare(("r", "49", "p"), again, [1] * 100 + [6]) is not None
-    assert memory.compare(("r", "0", "p"), again, [1] * 100 + [6]) is None
-    assert memory._size <= 1000
 
 
 def test_the_least_loaded_replica_is_first_and_a_rollouts_policy_goes_home() -> None:
