@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lightning_core.config import Settings, SettingsError
 from lightning_core.epoch.stages import STAGES
-from lightning_core.errors import Missing
 from lightning_core.settings_file import load_settings, read_yaml
-from lightning_flows.flows.display import shown
+from lightning_flows.flows.display import shown, verbose_option
 from lightning_flows.flows.prefect_api import prefect_api
 
 if TYPE_CHECKING:
@@ -35,10 +35,21 @@ from_option = click.option(
 )
 
 
-def require_received(home: Path) -> None:
-    """Raise Missing if `home` has neither a spool nor a lake: it never received anything."""
-    if not (home / "spool").is_dir() and not (home / "lake").is_dir():
-        raise Missing(f"{home}: no spool and no lake there; name the folder of a run with --home")
+def settings_command(
+    name: str | None = None, *, verbose: bool = True
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Return the decorator of a command over a settings file: its function gets the settings, with `--set` on top, and its own options."""
+
+    def declare(function: Callable[..., None]) -> click.Command:
+        @functools.wraps(function)
+        def command(settings_file: Path, assignments: tuple[str, ...], **options: Any) -> None:
+            function(load(settings_file, assignments), **options)
+
+        for option in (*([verbose_option] if verbose else []), set_option, settings_argument):
+            option(command)
+        return click.command(name)(command)
+
+    return declare
 
 
 def load(path: Path, assignments: tuple[str, ...]) -> Settings:

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from lightning_core.config import Settings
@@ -19,6 +17,7 @@ from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import epoch_rows
 from lightning_core.files import write_atomic
 from lightning_core.process.monitor import PeakMemory
+from lightning_flows.flows.tables import as_table, cell
 from lightning_flows.flows.train import train
 
 _STAGES = {"rollouts": "rollout", "rewards": "rollout", "sequences": "sql", "train": "train", "evaluate": "evaluate"}
@@ -52,12 +51,6 @@ def demo(settings: Settings, report: Path) -> str:
     )
 
 
-def report_console() -> Console:
-    """The terminal; where there is none (a log), wide enough for the table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
-
-
 def table(rows: list[dict[str, Any]], title: str, width: int = 140) -> Table:
     """The epochs of a run as a table for the terminal; in a narrow one the seconds of all stages are one column."""
     repeated = any(row.get("reward_repeated") is not None for row in rows)
@@ -68,34 +61,31 @@ def table(rows: list[dict[str, Any]], title: str, width: int = 140) -> Table:
             "fresh: reward of the tasks tried for the first time; repeated: of those tried again, since not all of their rollouts "
             "had solved them. These are the hard ones, so the reward may fall while right rises. " + caption
         )
-    shown = Table(title=title, caption=caption + ("seconds by stage" if wide else "seconds of all stages"), box=SIMPLE)
     stages = tuple(dict.fromkeys(_STAGES.values()))
     rewards = ("reward", "fresh", "repeated") if repeated else ("reward",)
     counts = ("rollouts", "calls", "sequences", "tokens", "version") if wide else ("rollouts", "version")
-    for column in ("epoch", *rewards, "right", *counts, *(stages if wide else ("seconds",))):
-        shown.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        seconds: dict[str, float] = {}
-        for stage, took in row["seconds"].items():
-            name = _STAGES.get(stage.split(" ")[0], "")
-            seconds[name] = seconds.get(name, 0.0) + took
-        tokens = None if row["prompt_tokens"] is None else row["prompt_tokens"] + row["response_tokens"]
-        cells = {
-            "epoch": "before" if row["epoch"] < 0 else str(row["epoch"]),
-            "reward": _number(row["mean_reward"], ".3f"),
-            "fresh": _number(row.get("reward_fresh"), ".3f"),
-            "repeated": _number(row.get("reward_repeated"), ".3f"),
-            "right": _number(row["held_out_right"], ".1%"),
-            "rollouts": _number(row["rollouts"]),
-            "calls": _number(row["calls"]),
-            "sequences": _number(row["sequences"]),
-            "tokens": _number(tokens, ","),
-            "version": ", ".join(row["versions"].values()),
-            "seconds": _number(sum(seconds.values()), ".1f"),
-        } | {stage: _number(seconds.get(stage), ".1f") for stage in stages}
-        shown.add_row(*(cells[str(column.header)] for column in shown.columns))
-    return shown
+    columns = ("epoch", *rewards, "right", *counts, *(stages if wide else ("seconds",)))
+    caption += "seconds by stage" if wide else "seconds of all stages"
+    return as_table(({name: _cells(row)[name] for name in columns} for row in rows), title, caption)
 
 
-def _number(value: Any, form: str = "") -> str:
-    return "" if value is None else format(value, form)
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    """What the table may show of an epoch, by column."""
+    seconds = dict.fromkeys(_STAGES.values(), 0.0)
+    for stage, took in row["seconds"].items():
+        if name := _STAGES.get(stage.split(" ")[0]):
+            seconds[name] += took
+    tokens = None if row["prompt_tokens"] is None else row["prompt_tokens"] + row["response_tokens"]
+    return {
+        "epoch": "before" if row["epoch"] < 0 else str(row["epoch"]),
+        "reward": cell(row["mean_reward"], ".3f"),
+        "fresh": cell(row.get("reward_fresh"), ".3f"),
+        "repeated": cell(row.get("reward_repeated"), ".3f"),
+        "right": cell(row["held_out_right"], ".1%"),
+        "rollouts": cell(row["rollouts"]),
+        "calls": cell(row["calls"]),
+        "sequences": cell(row["sequences"]),
+        "tokens": cell(tokens, ","),
+        "version": ", ".join(row["versions"].values()),
+        "seconds": cell(sum(row["seconds"].values()), ".1f"),
+    } | {stage: cell(took or None, ".1f") for stage, took in seconds.items()}

@@ -22,7 +22,8 @@ from lightning_core.events import when
 from lightning_core.policies.space import taken_line
 from lightning_core.policies.store import BASE_VERSION
 from lightning_core.tracking.mlflow_backend import tracking_uri
-from lightning_flows.flows.demo import report_console, table
+from lightning_flows.flows.demo import table
+from lightning_flows.flows.tables import report_console
 
 _LONGEST = 160  # characters of a task or an answer
 _FEW = 10  # held-out tasks: with fewer the interval, a normal one, means nothing

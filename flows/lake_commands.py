@@ -1,30 +1,24 @@
-"""`lightning-flows ingest` and `lake`: decoding, compaction and retention by hand. No Prefect in here."""
+"""`lightning-flows ingest`, `lake`, `sql` and `explain`: what is in the lake, and its upkeep by hand. No Prefect in here."""
 
 from __future__ import annotations
 
+import functools
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lightning_core.config import Settings, SettingsError
 from lightning_core.errors import Missing
 from lightning_core.settings_file import load_settings
-from lightning_flows.flows.command import require_received
+from lightning_flows.flows.command import home_option
 
 if TYPE_CHECKING:
     from lightning_core.lake.lake import Ingested
 
-_home_option = click.option(
-    "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of the settings, or var."
-)
-_settings_option = click.option(
-    "--settings",
-    "settings_file",
-    type=click.Path(path_type=Path),
-    help="Settings file, read for `home` and the `lake:` section.",
-)
 _grace_option = click.option(
     "--grace",
     "grace_min",
@@ -36,20 +30,39 @@ _grace_option = click.option(
 )
 
 
+def _of_a_home(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options `--home` and `--settings`: its function gets the folder, and the settings or None."""
+
+    @click.option(
+        "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of the settings, or var."
+    )
+    @click.option(
+        "--settings",
+        "settings_file",
+        type=click.Path(path_type=Path),
+        help="Settings file, read for `home` and the `lake:` section.",
+    )
+    @functools.wraps(function)
+    def command(home: Path | None, settings_file: Path | None, **options: Any) -> None:
+        settings = load_settings(settings_file) if settings_file is not None else None
+        function(home or (settings.home if settings is not None else Path("var")), settings, **options)
+
+    return command
+
+
 @click.group()
 def lake() -> None:
     """Compact, clean and publish the lake of spans."""
 
 
 @click.command()
-@_home_option
-@_settings_option
+@_of_a_home
 @click.option("--follow", is_flag=True, help="Repeat until Ctrl-C.")
 @click.option("--every", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECONDS")
 @click.option(
     "--unredacted", is_flag=True, help="From now on store spans as they came, although they were redacted until now."
 )
-def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: float, unredacted: bool) -> None:
+def ingest(home: Path, settings: Settings | None, follow: bool, every: float, unredacted: bool) -> None:
     """Decode what the gateway has received into the lake, merge small files, renew the catalog; flows do it themselves."""
     from lightning_core.epoch.decoding import decode_spool
     from lightning_core.epoch.decoding import ingest as ingest_spool
@@ -57,11 +70,9 @@ def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: f
     from lightning_core.lake.redact import Redaction
     from lightning_core.lake.storage import publish as put
 
-    settings = _settings(settings_file)
-    home = _home(home, settings)
-    require_received(home)
+    _existing(home, "spool", "lake")
     if unredacted and settings is not None and Redaction.of(settings.lake) is not None:
-        raise SettingsError(f"--unredacted, but {settings_file} has rules to redact by; leave one of the two out")
+        raise SettingsError("--unredacted, but the settings have rules to redact by; leave one of the two out")
     redaction = Redaction() if unredacted else Redaction.of(settings.lake) if settings is not None else None
     found, storage = Lake(home), settings.lake.storage if settings is not None else None
     if follow:
@@ -82,15 +93,14 @@ def ingest(home: Path | None, settings_file: Path | None, follow: bool, every: f
 
 
 @lake.command()
-@_home_option
-@_settings_option
+@_of_a_home
 @_grace_option
-def compact(home: Path | None, settings_file: Path | None, grace_min: float) -> None:
+def compact(home: Path, settings: Settings | None, grace_min: float) -> None:
     """Merge small files into large ones sorted by rollout, and remove what no longer counts."""
     from lightning_core.lake import compact as compaction
     from lightning_core.lake.lake import Lake
 
-    found = Lake(_existing(_home(home, _settings(settings_file))))
+    found = Lake(_existing(home))
     done = compaction.compact(found, everything=True)
     freed = compaction.tidy(found, grace_min * 60)
     if done.before:
@@ -104,8 +114,7 @@ def compact(home: Path | None, settings_file: Path | None, grace_min: float) -> 
 
 
 @lake.command()
-@_home_option
-@_settings_option
+@_of_a_home
 @click.option(
     "--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Default: `lake.keep_days` of the settings."
 )
@@ -115,8 +124,8 @@ def compact(home: Path | None, settings_file: Path | None, grace_min: float) -> 
 @click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 @_grace_option
 def retain(
-    home: Path | None,
-    settings_file: Path | None,
+    home: Path,
+    settings: Settings | None,
     older_than: float | None,
     runs: tuple[str, ...],
     dry_run: bool,
@@ -127,12 +136,11 @@ def retain(
     from lightning_core.lake.lake import Lake
     from lightning_core.lake.retain import retain as remove
 
-    settings = _settings(settings_file)
     if older_than is None and not runs and settings is not None:
         older_than = settings.lake.keep_days
     if older_than is None and not runs:
         raise SettingsError("say what goes: --older-than DAYS, --run NAME, or --settings with `lake.keep_days`")
-    found = Lake(_existing(_home(home, settings)))
+    found = Lake(_existing(home))
     leaving = remove(found, older_than, runs, dry_run)
     click.echo("would remove " if dry_run else "removed ", nl=False)
     click.echo("\n".join(leaving.lines()))
@@ -142,20 +150,98 @@ def retain(
 
 
 @lake.command()
-@_home_option
-@_settings_option
+@_of_a_home
 @click.option("--to", "url", metavar="URL", help="Default: `lake.storage` of the settings.")
-def publish(home: Path | None, settings_file: Path | None, url: str | None) -> None:
+def publish(home: Path, settings: Settings | None, url: str | None) -> None:
     """Publish what is new in the lake to object storage, for readers elsewhere; `lightning-flows sql --lake URL` queries it."""
     from lightning_core.lake.lake import Lake
     from lightning_core.lake.storage import publish as put
 
-    settings = _settings(settings_file)
     url = url or (settings.lake.storage if settings is not None else None)
     if url is None:
         raise SettingsError("say where to: --to s3://bucket/prefix, or --settings with `lake.storage`")
-    done = put(Lake(_existing(_home(home, settings))), url)
+    done = put(Lake(_existing(home)), url)
     click.echo(f"{done.files} files put there, {done.bytes / 1e6:,.1f} MB; {done.removed} removed that no longer count")
+
+
+@click.command()
+@click.argument("question", required=False)
+@home_option
+@click.option("--lake", "url", metavar="URL", help="A lake published on object storage, in place of --home.")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option("--limit", type=click.IntRange(min=0), help="Number of rows. Default: 50 in a table, all in csv or json.")
+@click.option(
+    "--read-from",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="A folder whose files the SQL may read; by default it reads the lake alone.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Computing time.",
+)
+@click.option("--show", is_flag=True, help="Print the SQL of a question, view or derived table instead of running it.")
+@click.option("--python", is_flag=True, help="Print Python that runs the question from any folder, with DataFrames.")
+def sql(
+    question: str | None,
+    home: Path,
+    url: str | None,
+    form: str,
+    limit: int | None,
+    read_from: tuple[str, ...],
+    timeout: float,
+    show: bool,
+    python: bool,
+) -> None:
+    """Query the catalog. QUESTION is SQL (one SELECT), the name of a question of sql/analysis ("epoch_report(p_run := 'first-try')"), a
+    view or a table. Without it: list what there is."""
+    from lightning_core.lake import ask
+
+    if python and url is not None:
+        raise click.UsageError(
+            "--python is for a lake in --home; docs/scale.md has the lines for one on object storage"
+        )
+    if python:
+        click.echo(ask.python(home / "lake", question))
+    elif question is None:
+        click.echo(ask.overview(url or home / "lake"))
+    elif show:
+        click.echo(ask.show(question))
+    else:
+        try:
+            lake = url or home / "lake"
+            for line in ask.lines(lake, question, form, limit, read_from=read_from, timeout_s=timeout):
+                click.echo(line)
+        except BrokenPipeError:  # `| head` has seen enough
+            sys.stderr.close()
+
+
+@click.command()
+@click.argument("rollout")
+@home_option
+@click.option("--lake", "url", metavar="URL", help="A lake published on object storage, in place of --home.")
+@click.option("--run", help="Default: any run.")
+@click.option("--epoch", type=int, help="Default: the newest epoch that has the rollout.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def explain(rollout: str, home: Path, url: str | None, run: str | None, epoch: int | None, form: str) -> None:
+    """Explain how a ROLLOUT was trained on: its tree as found and as repaired, the agent of each call, reward → advantage."""
+    from lightning_core.lake.explain import as_json
+    from lightning_core.lake.explain import explain as find
+
+    found = find(url or home / "lake", rollout, run, epoch)
+    if form == "json":
+        click.echo(as_json(found))
+        return
+    from rich.console import Console
+
+    from lightning_core.lake.explain_view import view
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(view(found), width=max(console.width, 150))
 
 
 def _counts(done: Ingested) -> str:
@@ -169,15 +255,9 @@ def _counts(done: Ingested) -> str:
     return line
 
 
-def _settings(path: Path | None) -> Settings | None:
-    return load_settings(path) if path is not None else None
-
-
-def _home(home: Path | None, settings: Settings | None) -> Path:
-    return home or (settings.home if settings is not None else Path("var"))
-
-
-def _existing(home: Path) -> Path:
-    if not (home / "lake").is_dir():
-        raise Missing(f"{home}: no lake there; name the folder of a run with --home")
+def _existing(home: Path, *parts: str) -> Path:
+    """`home`, where any of these folders is in it (default: the lake); raises Missing."""
+    parts = parts or ("lake",)
+    if not any((home / part).is_dir() for part in parts):
+        raise Missing(f"{home}: no {' and no '.join(parts)} there; name the folder of a run with --home")
     return home

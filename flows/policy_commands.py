@@ -11,12 +11,14 @@ import click
 
 from lightning_core.policies.removed import removals
 from lightning_core.policies.store import PolicyStore, StoreError
+from lightning_flows.flows.tables import as_table, cell, report_console
 
 _home_option = click.option(
     "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of `policies`, or var."
 )
 _tracking_option = click.option("--tracking", metavar="URI", help="MLflow's address; default: mlflow.db in the home.")
 _MISSING = "-"
+_TEXTS, _NUMBERS = ("policy", "version", "parent", "run", "is", "ok"), ("epoch", "right", "MB")
 
 
 @click.group(invoke_without_command=True)
@@ -34,27 +36,8 @@ def policies(context: click.Context, home: Path | None, wanted: str | None, veri
     if form == "json":
         click.echo(json.dumps(rows, indent=1))
         return
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"policies in {_home(None)}", caption="right: share of the held-out tasks", box=SIMPLE)
-    for column in ("policy", "version", "parent", "run", "epoch", "right", "MB", "is", "ok"):
-        table.add_column(column, justify="right" if column in ("epoch", "right", "MB") else "left")
-    for row in rows:
-        table.add_row(
-            row["policy"],
-            row["version"],
-            row["parent"] or _MISSING,
-            row["run"] or _MISSING,
-            _MISSING if row["epoch"] is None else str(row["epoch"]),
-            _MISSING if row["right"] is None else f"{row['right']:.1%}",
-            f"{row['bytes'] / 1e6:,.1f}",
-            ", ".join(row["is"]),
-            "yes" if row["problem"] is None else "NO",
-        )
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
+    table = as_table(map(_cells, rows), f"policies in {_home(None)}", "right: share of the held-out tasks", _TEXTS)
+    report_console().print(table)
     for name in dict.fromkeys(row["policy"] for row in rows):
         if gone := removals(_home(None) / "policies" / name):
             click.echo(f"{name}: {len(gone)} versions were removed, as nothing needed them: {', '.join(sorted(gone))}")
@@ -185,6 +168,18 @@ def _rows(home: Path, wanted: str | None, verify: bool) -> Iterator[dict[str, An
 def _row(policy: str, version: str, named: list[str], problem: str | None = None) -> dict[str, Any]:
     unknown = {"parent": None, "run": None, "epoch": None, "right": None, "bytes": 0}
     return {"policy": policy, "version": version, **unknown, "is": named, "problem": problem}
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    shown = row | {
+        "right": cell(row["right"], ".1%") or None,
+        "MB": f"{row['bytes'] / 1e6:,.1f}",
+        "is": ", ".join(row["is"]),
+        "ok": "yes" if row["problem"] is None else "NO",
+    }
+    return {
+        name: _MISSING if shown[name] is None else str(shown[name]) for name in (*_TEXTS[:4], *_NUMBERS, *_TEXTS[4:])
+    }
 
 
 def _store(home: Path | None, policy: str) -> PolicyStore:

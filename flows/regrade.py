@@ -9,7 +9,6 @@ from typing import Any
 
 import duckdb
 from prefect import flow
-from rich.table import Table
 
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.services import gateway_running
@@ -64,12 +63,3 @@ def _mean_reward(epoch: Epoch) -> float | None:
         return None
     row = duckdb.execute("SELECT avg(reward) FROM read_parquet(?)", [epoch.table("rollout_rewards")]).fetchone()
     return None if row is None else row[0]
-
-
-def table(rows: list[dict[str, Any]], title: str) -> Table:
-    """The rows of `regrade` for a terminal."""
-    shown = Table("epoch", "mode", "graded", "invalid", "mean reward before", "after", title=title)
-    for row in rows:
-        means = ("–" if row[key] is None else f"{row[key]:.3f}" for key in ("before", "after"))
-        shown.add_row(str(row["epoch"]), row["mode"], str(row["graded"]), str(row["invalid"]), *means)
-    return shown

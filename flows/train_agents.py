@@ -9,12 +9,12 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from rich.box import SIMPLE
 from rich.table import Table
 
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import policy_rows
 from lightning_flows.flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, resolve, run_name
+from lightning_flows.flows.tables import as_table, cell
 from lightning_flows.flows.train import train
 
 
@@ -39,33 +39,19 @@ def train_agents(
 
 def table(rows: list[dict[str, Any]], title: str) -> Table:
     """Return the results of the policies as a table for the terminal."""
-    shown = Table(title=title, caption="return: mean of what the policy's calls were rewarded with", box=SIMPLE)
-    for column in (
-        "epoch",
-        "policy",
-        "sampled from",
-        "trained",
-        "calls",
-        "trained on",
-        "sequences",
-        "return",
-        "lag",
-        "why not",
-    ):
-        shown.add_column(
-            column, justify="left" if column in ("policy", "why not") else "right", no_wrap=column != "why not"
-        )
-    for row in rows:
-        shown.add_row(
-            str(row["epoch"]),
-            row["policy"],
-            row["version"],
-            row["trained_version"] or "",
-            str(row["calls"]),
-            str(row["trained_calls"]),
-            str(row["sequences"]),
-            "" if row["mean_return"] is None else f"{row['mean_return']:.3f}",
-            "" if row["lag"] is None else str(row["lag"]),
-            row["skipped"] or "",
-        )
-    return shown
+    cells = [
+        {
+            "epoch": row["epoch"],
+            "policy": row["policy"],
+            "sampled from": row["version"],
+            "trained": row["trained_version"],
+            "calls": row["calls"],
+            "trained on": row["trained_calls"],
+            "sequences": row["sequences"],
+            "return": cell(row["mean_return"], ".3f"),
+            "lag": row["lag"],
+            "why not": row["skipped"],
+        }
+        for row in rows
+    ]
+    return as_table(cells, title, "return: mean of what the policy's calls were rewarded with", ("policy", "why not"))
