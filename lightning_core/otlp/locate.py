@@ -1,22 +1,17 @@
 """Requests of the spool → the bytes of each span, and where it comes from.
 
-Lenient where protobuf is not: a request that is cut off, or broken somewhere, still gives the spans before that place,
-and the bytes behind it are rejected with the reason.
+The gateway refuses a request whose envelope is broken, and the spool notices bytes that change: what is broken here is a span.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count, repeat
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
-from lightning_core.otlp.messages import Envelope, why_unconverted
+from lightning_core.otlp.messages import OtlpError, parse_envelope, why_unconverted
 from lightning_core.otlp.scopes import SHORT, Origin, read_origin
-from lightning_core.otlp.wire import BYTES, CutOff, WireError, walk
 from lightning_core.spool.spool_format import Record
 
 # Rejections of one record that are listed one by one; what a hostile request holds beyond them is one more entry.
@@ -25,8 +20,6 @@ _LISTED = 1000
 # characters are copied: Arrow's columns end at 2 GB.
 _READ = 256 << 20
 _COPIED = 256 << 20
-
-Unread = tuple[str, bytes]  # reason, bytes
 
 # A span as it was sent: its bytes, which of the records it is in, its position there (rejected ones counted), and which of
 # the origins it has.
@@ -105,78 +98,22 @@ def locate(records: list[tuple[int, Record]], secret: str | None = None) -> Loca
 
 
 def _request(found: Located, record: int, data: bytes) -> None:
-    index = 0  # of the next span, or of what was rejected in its place
-    for key, spans, unread in _groups(data):
-        origin = found.origin(key) if spans else 0
-        if origin is not None:
-            found.spans.extend(zip(spans, repeat(record), count(index), repeat(origin)))
-        else:
-            unread = [(f"its resource: more than {_READ} bytes of such are named", raw) for raw in spans] + unread
-            spans = []
-        index += len(spans)
-        for reason, raw in unread:
-            found.reject(record, index, reason, raw)
-            index += 1
-    if data and not index and not _is_empty_request(data):
-        found.reject(record, None, "no OTLP request: there is no span in it", data)
-
-
-def _groups(data: bytes) -> Iterator[tuple[tuple[bytes, ...], list[bytes], list[Unread]]]:
-    """(resource, scope and their schema URLs; spans below them; what follows and cannot be read) of a request."""
     try:
-        envelope = Envelope.FromString(data)
-    except DecodeError:
-        yield from _salvaged(data)
+        envelope = parse_envelope(data)
+    except OtlpError as error:
+        found.reject(record, None, error.message, data)
         return
+    index = 0  # of the next span, or of what was rejected in its place
     for above in envelope.resource_spans:
         for group in above.scope_spans:
-            yield (above.resource, above.schema_url, group.scope, group.schema_url), group.spans[:], []
-
-
-def _salvaged(data: bytes) -> Iterator[tuple[tuple[bytes, ...], list[bytes], list[Unread]]]:
-    """The same of a request that is broken somewhere."""
-    unread: list[Unread] = []
-    for resource_spans in _parts(data, 1, {}, unread):
-        above: dict[int, bytes] = {}
-        unread_above: list[Unread] = []
-        # All scopes first: what follows them may be the resource.
-        for scope_spans in list(_parts(resource_spans, 2, above, unread_above)):
-            group: dict[int, bytes] = {}
-            unread_group: list[Unread] = []
-            spans = list(_parts(scope_spans, 2, group, unread_group, whole=True))
-            yield tuple(part.get(field, b"") for part in (above, group) for field in (1, 3)), spans, unread_group
-        yield (), [], unread_above
-    yield (), [], unread
-
-
-def _parts(
-    data: bytes, wanted: int, others: dict[int, bytes], unread: list[Unread], whole: bool = False
-) -> Iterator[bytes]:
-    """The fields `wanted` of a message; the last of each other goes into `others`.
-
-    One that is cut off ends where the message ends, or is left `unread` if it has to be `whole`.
-    """
-    try:
-        for number, wire, begin, end in walk(data, 0, len(data)):
-            if wire == BYTES and number == wanted:
-                yield data[begin:end]
-            elif wire == BYTES:
-                others[number] = data[begin:end]
-    except CutOff as error:
-        if error.number == wanted and not whole:
-            yield data[error.at :]
-        else:
-            unread.append((str(error), data[error.at :]))
-    except WireError as error:
-        unread.append((str(error), data[error.at :]))
-
-
-def _is_empty_request(data: bytes) -> bool:
-    """Whether there is nothing but resources and scopes without spans (an exporter may send that)."""
-    try:
-        return all((number, wire) == (1, BYTES) for number, wire, *_ in walk(data, 0, len(data)))
-    except WireError:
-        return False
+            spans = group.spans[:]
+            origin = found.origin((above.resource, above.schema_url, group.scope, group.schema_url)) if spans else 0
+            if origin is None:
+                for place, raw in enumerate(spans, index):
+                    found.reject(record, place, f"its resource: more than {_READ} bytes of such are named", raw)
+            else:
+                found.spans.extend(zip(spans, repeat(record), count(index), repeat(origin)))
+            index += len(spans)
 
 
 def _shorten(found: Located) -> None:

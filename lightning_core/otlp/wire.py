@@ -1,4 +1,4 @@
-"""The protobuf wire format, read field by field: what is left where protobuf refuses a message, and why it does.
+"""The protobuf wire format, read field by field: how many fields there are, and why protobuf refuses a message.
 
 The standard library alone: an agent reads a gateway's answers with it.
 """
@@ -11,19 +11,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 class WireError(ValueError):
-    """A message that is broken: `at` is where."""
-
-    def __init__(self, reason: str, at: int = 0) -> None:
-        super().__init__(reason)
-        self.at = at
-
-
-class CutOff(WireError):
-    """Field `number` says it is longer than the message that holds it; its bytes begin at `at`."""
-
-    def __init__(self, number: int, at: int) -> None:
-        super().__init__(f"field {number} is longer than the message that holds it", at)
-        self.number = number
+    """A message that is broken."""
 
 
 def walk(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
@@ -38,20 +26,20 @@ def walk(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
             tag, start = varint(data, at, end)
         number, wire = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
-            raise WireError(f"no field can have number {number}", at)
+            raise WireError(f"no field can have number {number}")
         if wire == BYTES:
             length, start = varint(data, start, end)
             at = start + length
             if at > end:
-                raise CutOff(number, start)
+                raise WireError(f"field {number} is longer than the message that holds it")
         elif wire == VARINT:
             _, at = varint(data, start, end)
         elif wire in (FIXED64, FIXED32):
             at = start + (8 if wire == FIXED64 else 4)
             if at > end:
-                raise WireError(f"field {number} is cut off", start)
+                raise WireError(f"field {number} is cut off")
         else:
-            raise WireError(f"field {number} has wire type {wire}", at)
+            raise WireError(f"field {number} has wire type {wire}")
         yield number, wire, start, at
 
 
@@ -64,4 +52,4 @@ def varint(data: bytes, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value & 0xFFFFFFFFFFFFFFFF, position + 1
         shift += 7
-    raise WireError("a number does not end", at)
+    raise WireError("a number does not end")
