@@ -91,11 +91,8 @@ class Call:
         serving, model = self._gateway.stats.serving, self._asked.target.model
         serving[model] = serving.get(model, 0) + 1
         try:
-            await admission.enter(self._asked.caller)
-            try:
+            async with admission.place(self._asked.caller):
                 return await self._forward()
-            finally:
-                admission.leave(self._asked.caller)
         except asyncio.CancelledError:
             if self._waits:
                 self._attempt.failed("the client left while the model server was waited for", self._question())

@@ -122,14 +122,13 @@ def test_however_calls_leave_the_queue_every_place_comes_back() -> None:
 
         async def call(n: int) -> None:
             nonlocal running, most
-            await admission.enter(CALLER)
-            running += 1
-            most = max(most, running)
-            try:
-                await asyncio.sleep(0.001 * (n % 3))
-            finally:
-                running -= 1
-                admission.leave(CALLER)
+            async with admission.place(CALLER):
+                running += 1
+                most = max(most, running)
+                try:
+                    await asyncio.sleep(0.001 * (n % 3))
+                finally:
+                    running -= 1
 
         for round_ in range(20):
             tasks = [asyncio.create_task(call(n)) for n in range(12)]
@@ -138,7 +137,7 @@ def test_however_calls_leave_the_queue_every_place_comes_back() -> None:
                     await asyncio.sleep(0.0005)
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        assert admission._lanes == {} and admission._calls == 0
+        assert not admission._lanes and not admission._calls and not admission._in_all
         return most
 
     assert asyncio.run(main()) == 2
