@@ -80,10 +80,6 @@ class GatewayHandle:
         handle._process = process
         return handle
 
-    @property
-    def started_here(self) -> bool:
-        return self._process is not None
-
     def stop(self) -> None:
         """End the gateway, if this handle started it: SIGTERM, and SIGKILL when it has not drained in time."""
         process, self._process = self._process, None

@@ -37,6 +37,8 @@ _ECHOED: dict[str, Any] = {  # what the response repeats of the request, and Ope
     "truncation": "disabled",
     "user": None,
 }
+_PREFIXES = {"message": "msg_", "function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_"}
+_STREAMED = {"message": "output_text", "reasoning": "reasoning_text", "function_call": "function_call_arguments"}
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
@@ -48,11 +50,8 @@ def as_items(given: Any) -> list[Item]:
     """The items of a request's `input`, each with an id."""
     if isinstance(given, str):
         given = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}]
-    prefixes = {"message": "msg_", "function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_"}
     items = [{"type": "message"} | item for item in given]
-    return [
-        _with_parts(item) | {"id": item.get("id") or prefixes[item["type"]] + secrets.token_hex(24)} for item in items
-    ]
+    return [_with_parts(item) | {"id": item.get("id") or _new_id(item["type"])} for item in items]
 
 
 def _with_parts(item: Item) -> Item:
@@ -161,58 +160,40 @@ class ResponsesFormat:
 
     def _add(self, kind: str, number: int, more: dict[str, Any], delta: str, logprobs: list[Any]) -> bytes:
         """Put a delta to the open item, which is a new one where the kind or the number of the call changes."""
-        events = b""
-        if self._open is None or (self._open.kind, self._open.number) != (kind, number):
-            events += self._close()
-            self._open = _OpenItem(kind, number, _new(kind) | more, len(self._output))
-            events += self._events(
-                "response.output_item.added", output_index=self._open.index, item=self._open.item
-            ) + self._part("added", "")
-        if not delta and kind != "message":
-            return events
-        item = self._open
-        item.text += delta
-        item.logprobs += logprobs
-        where = {"item_id": item.item["id"], "output_index": item.index}
-        if kind == "function_call":
-            return events + self._events("response.function_call_arguments.delta", **where, delta=delta)
-        if kind == "reasoning":
-            return events + self._events("response.reasoning_text.delta", **where, content_index=0, delta=delta)
+        events, item = b"", self._open
+        if item is None or (item.kind, item.number) != (kind, number):
+            events = self._close()
+            self._open = item = _OpenItem(kind, number, _new(kind) | more, len(self._output))
+            events += self._events("response.output_item.added", output_index=item.index, item=item.item)
+            events += self._part(item, "added")
         if not delta:
             return events
+        item.text += delta
+        item.logprobs += logprobs
         shown = [{key: entry.get(key) for key in ("token", "logprob", "top_logprobs")} for entry in logprobs]
-        return events + self._events(
-            "response.output_text.delta", **where, content_index=0, delta=delta, logprobs=shown
-        )
+        with_them = {"logprobs": shown} if kind == "message" else {}
+        return events + self._events(f"response.{_STREAMED[kind]}.delta", **item.where, delta=delta, **with_them)
 
     def _close(self) -> bytes:
         """The events that end the open item."""
-        item, text = self._open, self._open.text if self._open else ""
+        item, self._open = self._open, None
         if item is None:
             return b""
-        where = {"item_id": item.item["id"], "output_index": item.index}
+        whole: dict[str, Any] = {"text": item.text}
         if item.kind == "function_call":
-            name = item.item["name"]
-            events = self._events("response.function_call_arguments.done", **where, name=name, arguments=text)
-        elif item.kind == "reasoning":
-            events = self._events("response.reasoning_text.done", **where, content_index=0, text=text)
-        else:
-            events = self._events(
-                "response.output_text.done", **where, content_index=0, text=text, logprobs=item.logprobs
-            )
-        events += self._part("done", text)
-        done = _finish(item.item, text, item.logprobs)
+            whole = {"name": item.item["name"], "arguments": item.text}
+        elif item.kind == "message":
+            whole["logprobs"] = item.logprobs
+        events = self._events(f"response.{_STREAMED[item.kind]}.done", **item.where, **whole) + self._part(item, "done")
+        done = _finish(item.item, item.text, item.logprobs)
         self._output.append(done)
-        self._open = None
         return events + self._events("response.output_item.done", output_index=item.index, item=done)
 
-    def _part(self, what: str, text: str) -> bytes:
-        item = self._open
-        if item is None or item.kind == "function_call":
+    def _part(self, item: _OpenItem, what: str) -> bytes:
+        if item.kind == "function_call":
             return b""
-        part = _text_part(item.kind, text, item.logprobs)
-        where = {"item_id": item.item["id"], "output_index": item.index}
-        return self._events(f"response.content_part.{what}", **where, content_index=0, part=part)
+        part = _text_part(item.kind, item.text, item.logprobs)
+        return self._events(f"response.content_part.{what}", **item.where, part=part)
 
 
 class _OpenItem:
@@ -222,6 +203,9 @@ class _OpenItem:
         self.kind, self.number, self.item, self.index = kind, number, item, index
         self.text = ""
         self.logprobs: list[Any] = []
+        self.where = {"item_id": item["id"], "output_index": index}
+        if kind != "function_call":
+            self.where["content_index"] = 0
 
 
 class _Events:
@@ -236,15 +220,14 @@ class _Events:
 
 def _new(kind: str) -> Item:
     """An item that has nothing in it yet."""
+    item = {"id": _new_id(kind), "type": kind, "status": "in_progress"}
     if kind == "message":
-        return _item("msg_", kind) | {"role": "assistant", "content": []}
-    if kind == "reasoning":
-        return _item("rs_", kind) | {"summary": [], "content": []}
-    return _item("fc_", kind) | {"arguments": ""}
+        return item | {"role": "assistant", "content": []}
+    return item | ({"summary": [], "content": []} if kind == "reasoning" else {"arguments": ""})
 
 
-def _item(prefix: str, kind: str) -> Item:
-    return {"id": prefix + secrets.token_hex(24), "type": kind, "status": "in_progress"}
+def _new_id(kind: str) -> str:
+    return _PREFIXES[kind] + secrets.token_hex(24)
 
 
 def _finish(item: Item, text: str, logprobs: list[Any] | None = None) -> Item:

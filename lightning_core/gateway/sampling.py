@@ -73,9 +73,7 @@ def check_choices(request: dict[str, Any]) -> None:
 
 def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model: str | None = None) -> Prepared:
     """Rewrite a request of the OpenAI API for the policy's vLLM, which serves it as `model` (default: the route's)."""
-    body = {key: value for key, value in request.items() if key not in _NEVER}
-    body["model"] = model or route.model
-    stream = bool(request.get("stream"))
+    body = _forwarded(request, model or route.model)
     if mode == "train":
         for key in _DROPPED_IN_TRAINING:
             body.pop(key, None)
@@ -84,59 +82,59 @@ def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model
             body["tools"] = [_without_strict(tool) for tool in body["tools"]]
     limit = route.sampling.max_tokens if mode == "train" else route.evaluate_max_tokens
     _limit_tokens(body, kind, limit)
-    wants_logprobs = _wants_logprobs(request, kind)
     if kind == "chat":
         body["logprobs"] = True
     elif request.get("logprobs") is None:
         body["logprobs"] = 0  # the sampled token's only
     # With ids vLLM leaves the echoed prompt out of the text, which the client would notice.
-    with_ids = not (kind == "completion" and request.get("echo"))
-    if with_ids:
+    if not (kind == "completion" and request.get("echo")):
         body["return_token_ids"] = True
-    options = request.get("stream_options")
-    options = options if isinstance(options, dict) else {}
-    if stream:
-        body["stream_options"] = options | {"include_usage": True}
     untrainable = _untrainable(request, body, kind)
     hides_reasoning = _hides_reasoning(request, kind, untrainable)
     if hides_reasoning:
         body["include_reasoning"] = True
-    return Prepared(
-        body=body,
-        kind=kind,
-        stream=stream,
-        choices=_choices_in_all(request, kind),
-        requested={key: request[key] for key in SAMPLING_KEYS if request.get(key) is not None},
-        used={key: body[key] for key in SAMPLING_KEYS if body.get(key) is not None},
+    return _prepared(
+        request,
+        body,
+        kind,
         untrainable=untrainable,
-        wants_logprobs=wants_logprobs,
+        wants_logprobs=_wants_logprobs(request, kind),
         wants_token_ids=bool(request.get("return_token_ids")),
-        wants_usage=bool(options.get("include_usage")),
         hides_reasoning=hides_reasoning,
     )
 
 
 def prepare_plain(request: dict[str, Any], kind: Kind, model: str) -> Prepared:
     """A request as an upstream that is not ours gets it: as it is, except that usage of a stream is always asked for."""
-    body = {key: value for key, value in request.items() if key not in _NEVER} | {"model": model}
+    # Whatever comes was asked for.
+    facts = {"untrainable": "other_model", "wants_logprobs": True, "wants_token_ids": True}
+    return _prepared(request, _forwarded(request, model), kind, **facts)
+
+
+def _forwarded(request: dict[str, Any], model: str) -> dict[str, Any]:
+    return {key: value for key, value in request.items() if key not in _NEVER} | {"model": model}
+
+
+def _prepared(request: dict[str, Any], body: dict[str, Any], kind: Kind, **facts: Any) -> Prepared:
     stream = bool(request.get("stream")) and kind != "embeddings"
     options = request.get("stream_options")
     options = options if isinstance(options, dict) else {}
     if stream:
         body["stream_options"] = options | {"include_usage": True}
-    sampling = {key: request[key] for key in SAMPLING_KEYS if request.get(key) is not None}
     return Prepared(
         body=body,
         kind=kind,
         stream=stream,
         choices=_choices_in_all(request, kind),
-        requested=sampling,
-        used=sampling,
-        untrainable="other_model",
-        wants_logprobs=True,  # whatever comes was asked for
-        wants_token_ids=True,
+        requested=_sampling(request),
+        used=_sampling(body),
         wants_usage=bool(options.get("include_usage")),
+        **facts,
     )
+
+
+def _sampling(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: body[key] for key in SAMPLING_KEYS if body.get(key) is not None}
 
 
 def _choices(request: dict[str, Any]) -> int:

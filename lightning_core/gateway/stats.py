@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 UNREAD = 0  # stands for what a call asked whose body was not read: any later answer is taken for its own
 _ATTEMPTS_KEPT = 20_000
+_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+_FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
 
 
 @dataclass(slots=True)
@@ -63,45 +66,30 @@ class Stats:
         self._began = time.monotonic()
         self.serving: dict[str, int] = {}  # calls now, by the name they were sent upstream with
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "lightning_requests", "requests answered, HTTP and gRPC", ["route", "status"], registry=self.registry
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.requests = counter("lightning_requests", "requests answered, HTTP and gRPC", ["route", "status"])
+        self.calls = counter("lightning_calls", "LLM calls by outcome", ["policy", "outcome"])
+        self.retries = counter("lightning_upstream_retries", "tries repeated", ["policy"])
+        self.in_flight = gauge("lightning_calls_in_flight", "LLM calls now", ["policy"])
+        self.tokens = counter("lightning_tokens", "tokens of calls", ["policy", "kind"])
+        self.seconds = histogram("lightning_call_seconds", "duration of LLM calls", ["policy"], buckets=_SECONDS)
+        self.first_token = histogram(
+            "lightning_first_token_seconds", "time to the first token of streams", ["policy"], buckets=_FIRST_TOKEN
         )
-        self.calls = Counter("lightning_calls", "LLM calls by outcome", ["policy", "outcome"], registry=self.registry)
-        self.retries = Counter("lightning_upstream_retries", "tries repeated", ["policy"], registry=self.registry)
-        self.in_flight = Gauge("lightning_calls_in_flight", "LLM calls now", ["policy"], registry=self.registry)
-        self.tokens = Counter("lightning_tokens", "tokens of calls", ["policy", "kind"], registry=self.registry)
-        self.seconds = Histogram(
-            "lightning_call_seconds",
-            "duration of LLM calls",
-            ["policy"],
-            registry=self.registry,
-            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250),
+        self.waiting = gauge("lightning_calls_waiting", "calls behind others of their rollout")
+        self.turned_away = counter(
+            "lightning_calls_turned_away", "calls refused before they began", ["policy", "reason"]
         )
-        self.first_token = Histogram(
-            "lightning_first_token_seconds",
-            "time to the first token of streams",
-            ["policy"],
-            registry=self.registry,
-            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25),
-        )
-        self.waiting = Gauge("lightning_calls_waiting", "calls behind others of their rollout", registry=self.registry)
-        self.turned_away = Counter(
-            "lightning_calls_turned_away",
-            "calls refused before they began",
-            ["policy", "reason"],
-            registry=self.registry,
-        )
-        spooled = Counter("lightning_spooled_bytes", "bytes of span requests kept", ["source"], registry=self.registry)
+        spooled = counter("lightning_spooled_bytes", "bytes of span requests kept", ["source"])
         self.spooled_calls, self.spooled_otlp = spooled.labels("gateway"), spooled.labels("otlp")
-        self.received = Counter("lightning_otlp_spans", "spans stored by the receivers", registry=self.registry)
-        self.refused = Counter("lightning_spool_refusals", "OTLP requests answered 503", registry=self.registry)
-        self.rejected = Counter("lightning_otlp_rejected_spans", "spans set aside as they came", registry=self.registry)
+        self.received = counter("lightning_otlp_spans", "spans stored by the receivers")
+        self.refused = counter("lightning_spool_refusals", "OTLP requests answered 503")
+        self.rejected = counter("lightning_otlp_rejected_spans", "spans set aside as they came")
         self.all = AttemptStats()  # of `refused_otlp` and `rejected_spans`, the sums over all that was sent
-        self.dropped = Counter(
-            "lightning_otlp_dropped", "metrics and logs sent here", ["signal"], registry=self.registry
-        )
-        self.spool_offset = Gauge("lightning_spool_offset_bytes", "durable end of the spool", registry=self.registry)
-        self.spool_kept = Gauge("lightning_spool_kept_bytes", "bytes not yet decoded", registry=self.registry)
+        self.dropped = counter("lightning_otlp_dropped", "metrics and logs sent here", ["signal"])
+        self.spool_offset = gauge("lightning_spool_offset_bytes", "durable end of the spool")
+        self.spool_kept = gauge("lightning_spool_kept_bytes", "bytes not yet decoded")
         self._attempts: OrderedDict[tuple[str, str], AttemptStats] = OrderedDict()
         self._policies: dict[str, PolicyStats] = {}
         self._answered: dict[tuple[str, int], Counter] = {}

@@ -35,7 +35,7 @@ def handle(tmp_path: Path) -> Iterator[GatewayHandle]:
 
 def test_a_running_server_is_found_and_only_its_starter_stops_it(tmp_path: Path, handle: GatewayHandle) -> None:
     found = GatewayHandle.find(tmp_path)
-    assert found is not None and found.url == handle.url and not found.started_here
+    assert found is not None and found.url == handle.url and found._process is None
     found.stop()
     assert GatewayHandle.find(tmp_path) is not None
     where = json.loads((tmp_path / "services" / "gateway.json").read_text())
