@@ -220,7 +220,7 @@ class _Events:
 
 def _new(kind: str) -> Item:
     """An item that has nothing in it yet."""
-    item = {"id": _new_id(kind), "type": kind, "status": "in_progress"}
+    item: Item = {"id": _new_id(kind), "type": kind, "status": "in_progress"}
     if kind == "message":
         return item | {"role": "assistant", "content": []}
     return item | ({"summary": [], "content": []} if kind == "reasoning" else {"arguments": ""})
