@@ -223,7 +223,8 @@ def _new(kind: str) -> Item:
     item: Item = {"id": _new_id(kind), "type": kind, "status": "in_progress"}
     if kind == "message":
         return item | {"role": "assistant", "content": []}
-    return item | ({"summary": [], "content": []} if kind == "reasoning" else {"arguments": ""})
+    empty: Item = {"summary": [], "content": []} if kind == "reasoning" else {"arguments": ""}
+    return item | empty
 
 
 def _new_id(kind: str) -> str:
