@@ -26,13 +26,14 @@ pytestmark = [pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with the base and three versions in the store: the next removal takes v0001."""
+    """A home with the base and three versions in the store: the next removal takes v0001. MLflow's database is empty."""
     home = tmp_path_factory.mktemp("published") / "home"
     store = store_with_base(home)
     for number in (1, 2, 3):
         lineage = Lineage(run="r", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
         store.publish(write_model(home / "training" / str(number), float(number)), lineage)
     store.set_current("v0003")
+    connect(f"sqlite:///{home / 'mlflow.db'}").search_experiments()  # makes it, which takes seconds
     return home
 
 
