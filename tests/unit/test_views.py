@@ -108,26 +108,26 @@ def attempts_of_all_kinds() -> Rows:
 STATES = {"a0": "counts", "b": "infrastructure", "c": "counts", "d": "superseded", "e": "unfinished", "f": "late"}
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_attempts_say_what_became_of_every_execution(tmp_path: Path, live: bool) -> None:
+def test_attempts_say_what_became_of_every_execution(tmp_path: Path) -> None:
     rows = attempts_of_all_kinds()
     lake, epoch = derived(tmp_path, rows)
     epoch.sealed_offset = 500
     derive(Epoch(settings(tmp_path), epoch), "sealed")
     put(lake, epoch)
-    if live:
-        underived(lake, epoch)
-    found = ask(lake, "FROM attempts")
-    assert {row["attempt_id"]: row["state"] for row in found} == STATES
-    assert {row["attempt_id"]: row["seconds"] for row in found} == dict.fromkeys(STATES, 1.0) | {"e": None}
-    (counting,) = ask(lake, "FROM rollouts WHERE rollout_id = 'r.1'")
-    assert (counting["attempt_id"], counting["attempts"], counting["error"]) == ("c", 3, "c failed")
-    assert [(r["rollout_id"], r["state"]) for r in ask(lake, "FROM rollouts ORDER BY rollout_id")] == [
-        ("r.0", "counts"),
-        ("r.1", "counts"),
-        ("r.2", "unfinished"),
-        ("r.3", "late"),
-    ]
+    for live in (False, True):
+        if live:
+            underived(lake, epoch)
+        found = ask(lake, "FROM attempts")
+        assert {row["attempt_id"]: row["state"] for row in found} == STATES
+        assert {row["attempt_id"]: row["seconds"] for row in found} == dict.fromkeys(STATES, 1.0) | {"e": None}
+        (counting,) = ask(lake, "FROM rollouts WHERE rollout_id = 'r.1'")
+        assert (counting["attempt_id"], counting["attempts"], counting["error"]) == ("c", 3, "c failed")
+        assert [(r["rollout_id"], r["state"]) for r in ask(lake, "FROM rollouts ORDER BY rollout_id")] == [
+            ("r.0", "counts"),
+            ("r.1", "counts"),
+            ("r.2", "unfinished"),
+            ("r.3", "late"),
+        ]
 
 
 def test_an_attempt_of_a_plan_that_was_given_up_is_outside(tmp_path: Path) -> None:
@@ -157,8 +157,7 @@ def test_rollouts_have_the_reward_that_was_derived_and_before_that_the_last_emit
     assert ask(lake, columns) == [{"reward": 0.75, "success": None, "outcome": "timeout"}]
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_a_call_seen_twice_is_one_call_and_the_gateways_stands_for_it(tmp_path: Path, live: bool) -> None:
+def test_a_call_seen_twice_is_one_call_and_the_gateways_stands_for_it(tmp_path: Path) -> None:
     attempt = Attempt(rollout="r.0", attempt="a")
     root = attempt.root()
     agent = attempt.agent("planner", parent=root)
@@ -167,20 +166,21 @@ def test_a_call_seen_twice_is_one_call_and_the_gateways_stands_for_it(tmp_path: 
     other = attempt.span("ChatCompletion", (0.4, 0.5), agent, op="llm", response_id="x-1", model="gpt", output_tokens=5)
     attempt.reward(1.0)
     lake, epoch = derived(tmp_path, attempt.rows)
-    if live:
-        underived(lake, epoch)
-    found = {r["span_id"]: r for r in ask(lake, "FROM calls")}
-    assert {i: r["twin_of"] for i, r in found.items()} == {seen: call, call: None, other: None}
-    assert found[call]["recorded_by"] == "gateway"
-    assert found[other]["recorded_by"] == "instrumentation"
-    assert [(r["calls"], r["response_tokens"]) for r in ask(lake, "FROM rollouts")] == [(2, 7)]
-    if not live:
-        assert {r["agent"] for r in found.values()} == {"planner"}
-    usage = ask(lake, "SELECT policy, model, calls, response_tokens, share FROM token_usage")
-    assert usage == [
-        {"policy": None, "model": "gpt", "calls": 1, "response_tokens": 5, "share": 5 / 7},
-        {"policy": "policy", "model": None, "calls": 1, "response_tokens": 2, "share": 2 / 7},
-    ]
+    for live in (False, True):
+        if live:
+            underived(lake, epoch)
+        found = {r["span_id"]: r for r in ask(lake, "FROM calls")}
+        assert {i: r["twin_of"] for i, r in found.items()} == {seen: call, call: None, other: None}
+        assert found[call]["recorded_by"] == "gateway"
+        assert found[other]["recorded_by"] == "instrumentation"
+        assert [(r["calls"], r["response_tokens"]) for r in ask(lake, "FROM rollouts")] == [(2, 7)]
+        if not live:
+            assert {r["agent"] for r in found.values()} == {"planner"}
+        usage = ask(lake, "SELECT policy, model, calls, response_tokens, share FROM token_usage")
+        assert usage == [
+            {"policy": None, "model": "gpt", "calls": 1, "response_tokens": 5, "share": 5 / 7},
+            {"policy": "policy", "model": None, "calls": 1, "response_tokens": 2, "share": 2 / 7},
+        ]
 
 
 def test_of_two_instrumentations_the_earlier_record_stands_for_the_call(tmp_path: Path) -> None:
