@@ -112,10 +112,12 @@ def trainer_is_there(epoch: Epoch) -> bool:
 
 
 def a_step_is_done(epoch: Epoch) -> bool:
-    """Its trainer is looked for before that, since looking takes longer than what is left of training."""
-    epoch.trainers = epoch.trainers or trainer(epoch, 0)
+    """Its trainer is looked for as soon as it says anything: looking takes longer than what is left after a step."""
     file = epoch.home / "training/tiny/policy/progress-0000.jsonl"
-    return bool(epoch.trainers) and file.exists() and '"step"' in file.read_text()
+    if not file.exists():
+        return False
+    epoch.trainers = epoch.trainers or trainer(epoch, 0)
+    return bool(epoch.trainers) and '"step"' in file.read_text()
 
 
 def weights_are_written(epoch: Epoch) -> bool:

@@ -17,7 +17,6 @@ import pytest
 
 from tests.e2e import kills
 from tests.e2e.kills import Epoch
-from tests.e2e.test_kills import environment as environment  # the fixture
 from tests.e2e.test_two_epochs import HERE, write_settings
 from tests.ports import free_port
 from tests.spool_maker import store_rollout
@@ -37,7 +36,7 @@ def worker(epoch: Epoch, pid: int) -> list[int]:
 
 @pytest.mark.parametrize("engine", ["ray", "dask"])
 def test_a_worker_killed_in_mid_epoch_costs_no_finished_rollout(
-    tmp_path: Path, environment: dict[str, str], engine: str
+    tmp_path: Path, with_prefect: dict[str, str], engine: str
 ) -> None:
     pytest.importorskip(f"prefect_{engine}")
     settings = write_settings(
@@ -52,7 +51,7 @@ def test_a_worker_killed_in_mid_epoch_costs_no_finished_rollout(
         rollout={"tasks_per_epoch": 4, "group_size": 6, "concurrency": 4, "shards": 4},
         cluster={"engine": engine, "workers": 2},
     )
-    epoch = Epoch(settings, tmp_path / "home", environment, program="tests.e2e.without_vllm")
+    epoch = Epoch(settings, tmp_path / "home", with_prefect, program="tests.e2e.without_vllm")
     assert epoch.end_at(kills.rolling_out, worker) == 0, epoch.log.read_text()[-5000:]
     assert "rollouts are begun again" in epoch.log.read_text()
     assert epoch.rollouts_that_ran_twice() == []
@@ -65,7 +64,7 @@ def test_a_worker_killed_in_mid_epoch_costs_no_finished_rollout(
 
 @pytest.mark.parametrize("engine", ["ray", "dask"])
 def test_spans_and_derived_tables_are_the_same_bytes_on_a_cluster(
-    tmp_path: Path, environment: dict[str, str], engine: str
+    tmp_path: Path, with_prefect: dict[str, str], engine: str
 ) -> None:
     pytest.importorskip(f"prefect_{engine}")
     digests, said = [], ""
@@ -74,7 +73,7 @@ def test_spans_and_derived_tables_are_the_same_bytes_on_a_cluster(
         for number in range(12):
             store_rollout(home, f"r.{number}", reward=float(number % 2))
         command = [sys.executable, "-m", "tests.e2e.on_a_cluster", where, str(home)]
-        debug = environment | {"PREFECT_LOGGING_LEVEL": "DEBUG"}
+        debug = with_prefect | {"PREFECT_LOGGING_LEVEL": "DEBUG"}
         done = subprocess.run(command, cwd=kills.ROOT, env=debug, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-5000:]
         digests.append(json.loads((home / "digests.json").read_text()))
@@ -86,11 +85,11 @@ def test_spans_and_derived_tables_are_the_same_bytes_on_a_cluster(
 
 @pytest.mark.parametrize("engine", ["ray", "dask"])
 def test_an_epoch_on_a_cluster_that_runs_already_leaves_it_running(
-    tmp_path: Path, environment: dict[str, str], engine: str
+    tmp_path: Path, with_prefect: dict[str, str], engine: str
 ) -> None:
     pytest.importorskip(f"prefect_{engine}")
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environment = environment | secret | {"RAY_USAGE_STATS_ENABLED": "0"}
+    environment = with_prefect | secret | {"RAY_USAGE_STATS_ENABLED": "0"}
     start = ray_cluster if engine == "ray" else dask_cluster
     with start(tmp_path, environment) as (address, is_there):
         settings = write_settings(

@@ -9,14 +9,12 @@ import shutil
 import signal
 import sqlite3
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lightning_core.policies.store import PolicyStore
-from lightning_flows.flows.prefect_api import prefect_api
 from tests.e2e import kills
 from tests.e2e.kills import Epoch
 from tests.e2e.test_two_epochs import HERE, write_settings
@@ -26,17 +24,7 @@ from tests.tiny_model import make_tiny_llama
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """One Prefect server for all starts."""
-    before = dict(os.environ)
-    with prefect_api(tmp_path_factory.mktemp("prefect")):
-        yield dict(os.environ)
-    os.environ.clear()
-    os.environ.update(before)
-
-
-def new_epoch(folder: Path, environment: dict[str, str], epochs: int = 1, **more: Any) -> Epoch:
+def new_epoch(folder: Path, with_prefect: dict[str, str], epochs: int = 1, **more: Any) -> Epoch:
     agent = {"callable": f"{HERE / 'letter_agent.py'}:run", "timeout_s": 60, "environment": {"LETTER_PAUSE": "1"}}
     rollout = {"tasks_per_epoch": 4, "group_size": 6, "concurrency": 4, "shards": 2}
     training = {"learning_rate": 1e-3, "steps_per_epoch": 4, "checkpoint_seconds": 0}
@@ -49,40 +37,33 @@ def new_epoch(folder: Path, environment: dict[str, str], epochs: int = 1, **more
         rollout=rollout,
         reward={"grader": f"{HERE / 'slow_grader.py'}:grade"},
     )
-    return Epoch(settings, folder / "home", environment, **more)
+    return Epoch(settings, folder / "home", with_prefect, **more)
 
 
-def check(epoch: Epoch, folder: Path) -> None:
+def check(epoch: Epoch, folder: Path, *later: str) -> None:
+    """`later`: the versions of epochs after this one."""
     store = PolicyStore(epoch.home, "policy")
     assert kills.mentioning(epoch.home) == [], "what a killed flow left running was taken over, and stopped"
     assert epoch.rollouts_that_ran_twice() == []
     assert epoch.manifest is not None and epoch.manifest.stages["rollouts"].output["unfinished"] == 0
     trained, different = kills.triplets(epoch)
     assert trained == different > 0
-    assert store.versions() == ["v0000", "v0001"]
+    assert store.versions() == ["v0000", "v0001", *later]
     assert kills.weights(store, "v0001") == kills.undisturbed(epoch, folder / "undisturbed")
 
 
-def test_killed_where_no_vllm_is_needed_an_epoch_comes_to_the_same_policy(
-    tmp_path: Path, environment: dict[str, str]
+def test_killed_where_no_vllm_is_needed_a_run_comes_to_the_same_policy_and_mlflow_says_how_each_start_ended(
+    tmp_path: Path, with_prefect: dict[str, str]
 ) -> None:
-    epoch = new_epoch(tmp_path, environment, program="tests.e2e.without_vllm")
-    epoch.end_at(kills.rolling_out, kills.flow)
-    epoch.end_at(kills.after("rollouts"), kills.tree)  # it grades
-    assert epoch.end_at(kills.a_step_is_done, kills.trainer) != 0
-    epoch.finish()
-    check(epoch, tmp_path)
-
-
-def test_mlflow_says_how_a_run_ended_also_after_a_kill_and_a_resume(
-    tmp_path: Path, environment: dict[str, str]
-) -> None:
-    epoch = new_epoch(tmp_path, environment, program="tests.e2e.without_vllm", flow=("train",), epochs=2)
+    epoch = new_epoch(tmp_path, with_prefect, program="tests.e2e.without_vllm", flow=("train",), epochs=2)
 
     def status() -> str:
         with sqlite3.connect(epoch.home / "mlflow.db") as record:
             return str(record.execute("SELECT status FROM runs").fetchone()[0])
 
+    epoch.end_at(kills.rolling_out, kills.flow)
+    epoch.end_at(kills.after("rollouts"), kills.tree)  # it grades
+    assert epoch.end_at(kills.a_step_is_done, kills.trainer) != 0
     epoch.end_at(kills.after("record"), kills.flow)
     assert status() == "RUNNING", "nobody was left to say otherwise"
     with epoch.started() as process:
@@ -94,13 +75,14 @@ def test_mlflow_says_how_a_run_ended_also_after_a_kill_and_a_resume(
         wait_for(lambda: status() == "RUNNING", kills.WAIT_S)
         assert process.wait(kills.WAIT_S) == 0, epoch.log.read_text()[-3000:]
     assert status() == "FINISHED"
-    assert _artifacts(environment, "/latest") == {("epochs-tiny", "table"), ("report-tiny", "markdown")}
-    assert (None, "progress") in _artifacts(environment), "on the pages of flow runs"
+    check(epoch, tmp_path, "v0002")
+    assert _artifacts(with_prefect, "/latest") == {("epochs-tiny", "table"), ("report-tiny", "markdown")}
+    assert (None, "progress") in _artifacts(with_prefect), "on the pages of flow runs"
 
 
-def _artifacts(environment: dict[str, str], which: str = "") -> set[tuple[str | None, str]]:
+def _artifacts(with_prefect: dict[str, str], which: str = "") -> set[tuple[str | None, str]]:
     """(key, type) of Prefect's artifacts; `/latest` are those of its Artifacts page."""
-    url = f"{environment['PREFECT_API_URL']}/artifacts{which}/filter"
+    url = f"{with_prefect['PREFECT_API_URL']}/artifacts{which}/filter"
     request = urllib.request.Request(url, b'{"limit": 200}', {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         return {(artifact["key"], artifact["type"]) for artifact in json.load(answer)}
@@ -110,7 +92,7 @@ AN_EARLIER_HOME = Path(__file__).parents[1] / "data" / "home_amid_rollouts"
 
 
 def test_an_epoch_that_an_earlier_commit_began_goes_on_and_rolls_out_nothing_twice(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, with_prefect: dict[str, str]
 ) -> None:
     """The home is one of commit 913891b, killed when 8 of 16 rollouts had ended; keys.json has the keys that it gave the stages."""
     shutil.copy(AN_EARLIER_HOME / "settings.yaml", tmp_path)
@@ -121,7 +103,7 @@ def test_an_epoch_that_an_earlier_commit_began_goes_on_and_rolls_out_nothing_twi
     spool = gzip.decompress((AN_EARLIER_HOME / "spool.seg.gz").read_bytes())
     (home / "spool/00000000000000000000.seg").write_bytes(spool)
     make_tiny_llama(tmp_path / "tiny-llama")
-    epoch = Epoch(tmp_path / "settings.yaml", home, environment, program="tests.e2e.without_vllm", folder=tmp_path)
+    epoch = Epoch(tmp_path / "settings.yaml", home, with_prefect, program="tests.e2e.without_vllm", folder=tmp_path)
     epoch.finish()
     assert epoch.manifest is not None
     stages = epoch.manifest.stages
@@ -152,9 +134,9 @@ MOMENTS = [
 @pytest.mark.extra
 @pytest.mark.parametrize("program", ["lightning_flows.flows.cli", "tests.e2e.without_vllm"])
 def test_killed_at_every_stage_one_after_another_an_epoch_comes_to_the_same_policy(
-    tmp_path: Path, environment: dict[str, str], program: str
+    tmp_path: Path, with_prefect: dict[str, str], program: str
 ) -> None:
-    epoch = new_epoch(tmp_path, environment, program=program)
+    epoch = new_epoch(tmp_path, with_prefect, program=program)
     for moment, victim in MOMENTS:
         if program == "lightning_flows.flows.cli" or (
             victim is not kills.vllm_then_flow and moment is not kills.vllm_is_starting

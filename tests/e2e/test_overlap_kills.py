@@ -10,14 +10,13 @@ import pytest
 from lightning_core.policies.store import PolicyStore
 from tests.e2e import kills
 from tests.e2e.kills import Epoch
-from tests.e2e.test_kills import environment as environment  # the fixture
 from tests.e2e.test_two_epochs import HERE, ask, write_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(params=["tests.e2e.without_vllm", "lightning_flows.flows.cli"])
-def run(request: pytest.FixtureRequest, tmp_path: Path, environment: dict[str, str]) -> Iterator[Epoch]:
+def run(request: pytest.FixtureRequest, tmp_path: Path, with_prefect: dict[str, str]) -> Iterator[Epoch]:
     settings = write_settings(
         tmp_path,
         epochs=3,
@@ -40,7 +39,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, environment: dict[str, s
             }
         ],
     )
-    yield Epoch(settings, tmp_path / "home", environment, program=request.param, flow=("train",))
+    yield Epoch(settings, tmp_path / "home", with_prefect, program=request.param, flow=("train",))
 
 
 def beside_training(epoch: int) -> Callable[[Epoch], bool]:

@@ -39,6 +39,9 @@ def only_even(task, output, spans):
 """
 
 
+pytestmark = pytest.mark.usefixtures("with_prefect")
+
+
 @pytest.fixture(scope="module")
 def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Settings of a run with one collected epoch: two tasks, two rollouts each, no reward yet."""
