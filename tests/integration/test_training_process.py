@@ -213,7 +213,6 @@ def test_a_job_killed_at_any_time_and_started_again_gives_the_weights_of_one_tha
 
     aside = {"output": tmp_path / "calm", "state": tmp_path / "calm-state", "progress": tmp_path / "calm.jsonl"}
     calm = make_job(policy_settings=policy, **aside)
-    train(calm, lambda line: None, tmp_path / "log")
     job = make_job(policy_settings=policy)
     seen: list[dict[str, Any]] = []
     with contextlib.ExitStack() as later:
@@ -230,6 +229,7 @@ def test_a_job_killed_at_any_time_and_started_again_gives_the_weights_of_one_tha
             if moment == {"step": 1}:
                 later.enter_context(launch.forking())  # afresh or forked, the weights are the same
         train(job, seen.append, tmp_path / "log")
+        train(calm, lambda line: None, tmp_path / "log")
     assert {"resumed_at": 2, "steps": 3} in seen
     assert [line["step"] for line in seen if "step" in line] == [3]
     assert weights(job.output) == weights(calm.output)
