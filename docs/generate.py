@@ -78,6 +78,7 @@ def data_page() -> str:
         ("finetune", "Which recorded rollouts a finetuning reads"),
         ("explain", "What `lightning-flows explain` queries"),
         ("page", "What the page (`lightning-flows ui`) queries"),
+        ("what_if", "What `lightning-flows what-if` compares"),
         ("outcome", "What a run prints at its end"),
     ):
         lines += ["", f"## sql/{folder}", "", f"{meaning}.", ""]

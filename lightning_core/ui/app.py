@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from lightning_core.epoch.what_if import kept
 from lightning_core.errors import LightningError, Missing
 from lightning_core.files import locked
 from lightning_core.lake import ask, catalog, user_sql
@@ -117,6 +118,7 @@ class _Page:
             across={"trained_on": "training rollouts", "minutes": "minutes", "epoch": "epoch"}[across],
             stages=self.figures.ask("stages", run=run),
             calls=self.figures.ask("where_calls_went", run=run, epoch=None),
+            what_ifs=kept(self.home, run),
         )
 
     def tasks(self, request: Request) -> Response:

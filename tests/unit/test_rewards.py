@@ -89,6 +89,7 @@ def test_rewards_that_cannot_be_used_are_named_by_rollout_and_span(tmp_path: Pat
     infinite = emit(only_bad, math.inf, 0.5)
     nothing = emit(only_bad, None, 0.6)
     lost = stray.reward(1.0)
+    stray.reward(0.5, 0.96, sender="secret")  # of another epoch of the run, graded again after this one
     bad, rewards, exclusions = tables(
         tmp_path, [made, only_bad, stray], "bad_rewards", "rollout_rewards", "exclusions", advantages="reinforce"
     )
