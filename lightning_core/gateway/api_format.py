@@ -5,7 +5,7 @@ An `ApiFormat` is made for one call. It gets what `reply.py` has cleaned, and gi
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -14,51 +14,33 @@ from lightning_core.gateway.reply import Collected
 from lightning_core.gateway.sse import DONE, event
 
 
-class ApiFormat(Protocol):
-    api: str
-    response_id: str | None  # where it is not the upstream's
+class ApiFormat:
+    """Chat completions and completions, as vLLM answers them; another API says what is different."""
+
+    def __init__(self, api: str, response_id: str | None = None) -> None:
+        self.api = api
+        self.response_id = response_id  # where it is not the upstream's
 
     def reply(self, reply: dict[str, Any], collected: Collected) -> Any:
         """The body of a whole reply."""
-
-    def begin(self) -> bytes:
-        """Events that come before the first chunk."""
-
-    def chunk(self, chunk: dict[str, Any]) -> bytes:
-        """The events of a chunk."""
-
-    def end(self, collected: Collected) -> bytes:
-        """Events that complete the stream; they are sent once the span is durable."""
-
-    def broken(self, error: HttpError) -> bytes:
-        """What tells the client that the stream is not complete: too late for a status."""
-
-    def kept(self, collected: Collected) -> None:
-        """Called once the span is durable, after `reply` or `end`, before what they gave is sent."""
-
-
-class PlainFormat:
-    """Chat completions and completions, as vLLM answers them."""
-
-    def __init__(self, api: str) -> None:
-        self.api = api
-        self.response_id: str | None = None
-
-    def reply(self, reply: dict[str, Any], collected: Collected) -> Any:
         return reply
 
     def begin(self) -> bytes:
+        """Events that come before the first chunk."""
         return b""
 
     def chunk(self, chunk: dict[str, Any]) -> bytes:
+        """The events of a chunk."""
         return event(orjson.dumps(chunk))
 
     def end(self, collected: Collected) -> bytes:
+        """Events that complete the stream; they are sent once the span is durable."""
         return event(DONE)
 
     def broken(self, error: HttpError) -> bytes:
+        """What tells the client that the stream is not complete: too late for a status."""
         # No [DONE]: OpenAI's clients raise an APIError.
         return event(orjson.dumps(error.body))
 
     def kept(self, collected: Collected) -> None:
-        pass
+        """Called once the span is durable, after `reply` or `end`, before what they gave is sent."""

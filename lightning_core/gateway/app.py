@@ -16,8 +16,7 @@ from lightning_core.gateway.gateway import Gateway
 from lightning_core.gateway.http import ClientGone, HttpError, Receive, Scope, Send
 from lightning_core.gateway.intake import Intake
 from lightning_core.gateway.otlp_http import Receiver
-from lightning_core.gateway.responses_store import ResponseStore
-from lightning_core.gateway.responses_stored import StoredResponses
+from lightning_core.gateway.responses_store import ResponseStore, StoredResponses
 from lightning_core.gateway.router import Router
 from lightning_core.gateway.routes import RouteTable
 from lightning_core.gateway.stats import Stats
@@ -122,9 +121,9 @@ def make_app(
         app.add(prefix + "/v1/embeddings", "POST", "embeddings", gateway.embeddings)
         app.add(prefix + "/v1/models", "GET", "models", gateway.models)
         app.add(prefix + "/v1/models/{model:path}", "GET", "models", gateway.model)
-        app.add(prefix + "/v1/traces", "POST", "traces", receiver.traces)
-        app.add(prefix + "/v1/metrics", "POST", "otlp_metrics", receiver.metrics)
-        app.add(prefix + "/v1/logs", "POST", "otlp_logs", receiver.logs)
+        app.add(prefix + "/v1/traces", "POST", "traces", receiver.endpoint("traces"))
+        app.add(prefix + "/v1/metrics", "POST", "otlp_metrics", receiver.endpoint("metrics"))
+        app.add(prefix + "/v1/logs", "POST", "otlp_logs", receiver.endpoint("logs"))
     app.add("/admin/seal", "POST", "seal", admin.seal)
     app.add("/admin/routes", "GET", "routes", admin.get_routes)
     app.add("/admin/routes", "PUT", "routes", admin.put_routes)

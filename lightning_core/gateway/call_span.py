@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from array import array
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import orjson
 
 from lightning_core import names
 from lightning_core.gateway.access import Caller
+from lightning_core.gateway.http import HttpError
 from lightning_core.gateway.reply import Collected
 from lightning_core.gateway.sampling import Kind, Prepared
 from lightning_core.gateway.targets import Target
@@ -103,10 +105,32 @@ def encode_call(
         names.FIRST_TOKEN_MS: outcome.first_token_ms,
     }
     times = (outcome.start_ns, outcome.end_ns)
-    return encode(caller, prepared.kind, target.policy or target.asked, traceparent, times, attributes, outcome.failure)
+    return _encode(
+        caller, prepared.kind, target.policy or target.asked, traceparent, times, attributes, outcome.failure
+    )
 
 
-def encode(
+def encode_refusal(
+    caller: Caller,
+    kind: Kind,
+    request: Mapping[str, Any],
+    policy: str | None,
+    traceparent: str | None,
+    error: HttpError,
+) -> bytes:
+    """The OTLP request that holds the span of a call that was refused before it began."""
+    now, model = time.time_ns(), request.get("model")  # of a request that was not read nobody knows it
+    attributes = {
+        names.GEN_AI_OPERATION: OPERATIONS[kind],
+        names.GEN_AI_REQUEST_MODEL: model,
+        names.POLICY: policy,
+        names.UNTRAINABLE: "refused",
+        names.ERROR_TYPE: str(error.code or error.status),
+    }
+    return _encode(caller, kind, policy or model or "unread", traceparent, (now, now), attributes, error.message)
+
+
+def _encode(
     caller: Caller,
     kind: Kind,
     whom: str,

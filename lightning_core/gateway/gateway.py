@@ -7,6 +7,8 @@ Left out on purpose: everything administrative, which answers 404.
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +16,9 @@ from typing import Any
 from lightning_core.config import GatewaySettings
 from lightning_core.gateway.access import Access, Caller
 from lightning_core.gateway.admission import Admission
-from lightning_core.gateway.api_format import ApiFormat, PlainFormat
+from lightning_core.gateway.api_format import ApiFormat
 from lightning_core.gateway.call import Asked, Call
+from lightning_core.gateway.call_span import encode_refusal
 from lightning_core.gateway.http import (
     UNAVAILABLE,
     HttpError,
@@ -24,13 +27,13 @@ from lightning_core.gateway.http import (
     Send,
     Take,
     declared_size,
+    header,
     json_response,
     read_body,
     until_gone,
 )
 from lightning_core.gateway.json_body import AT_ONCE, read_object, read_value
 from lightning_core.gateway.media import check_media
-from lightning_core.gateway.refusal import note_refusal
 from lightning_core.gateway.responses_reply import ResponsesFormat, as_items, new_response_id
 from lightning_core.gateway.responses_request import to_chat
 from lightning_core.gateway.responses_store import ResponseStore, Turn
@@ -39,7 +42,9 @@ from lightning_core.gateway.sampling import Kind, check_choices, prepare, prepar
 from lightning_core.gateway.stats import UNREAD, Stats
 from lightning_core.gateway.targets import Target, Targets
 from lightning_core.gateway.upstream import Upstreams
-from lightning_core.spool.spool import SpoolWriter
+from lightning_core.spool.spool import Record, SpoolError, SpoolWriter
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +74,15 @@ class Gateway:
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> int:
         async with self._request(scope, receive, "chat", "messages") as (caller, request, _):
-            return await self._serve(caller, "chat", request, PlainFormat("chat"), scope, send)
+            return await self._serve(caller, "chat", request, ApiFormat("chat"), scope, send)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> int:
         async with self._request(scope, receive, "completion", "prompt") as (caller, request, _):
-            return await self._serve(caller, "completion", request, PlainFormat("completions"), scope, send)
+            return await self._serve(caller, "completion", request, ApiFormat("completions"), scope, send)
 
     async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> int:
         async with self._request(scope, receive, "embeddings", "input") as (caller, request, _):
-            return await self._serve(caller, "embeddings", request, PlainFormat("embeddings"), scope, send)
+            return await self._serve(caller, "embeddings", request, ApiFormat("embeddings"), scope, send)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> int:
         """`POST /v1/responses`: chat upstream, whichever policy or upstream serves it."""
@@ -114,8 +119,22 @@ class Gateway:
         scope: Scope,
         error: HttpError,
     ) -> None:
-        """Note a call that does not begin."""
-        await note_refusal(self.spool, self.stats, caller, kind, request, policy, scope, error)
+        """Count a call that does not begin for its attempt, and make the first of its code a durable span."""
+        if caller.rollout_id is None or caller.attempt_id is None:
+            return
+        code = str(error.code or error.status)
+        seen = self.stats.attempt(caller.rollout_id, caller.attempt_id).refused
+        seen[code] = seen.get(code, 0) + 1
+        if seen[code] > 1:  # an agent that runs against a limit for ever must not fill the spool
+            return
+        now, body = time.time_ns(), encode_refusal(caller, kind, request, policy, header(scope, b"traceparent"), error)
+        try:
+            await self.spool.append(Record(caller.rollout_id, caller.attempt_id, caller.scope, now, "gateway", body))
+        except SpoolError as problem:
+            self.stats.refused.inc()
+            log.warning("a refusal (%s) of rollout %s was not stored: %s", code, caller.rollout_id, problem)
+        else:
+            self.stats.spooled_calls.inc(len(body))
 
     @contextlib.asynccontextmanager
     async def _request(

@@ -136,7 +136,7 @@ class GatewayHandle:
         post_request(self.url, {"Authorization": f"Bearer {self.secret}"}, b"".join(bodies))
 
     def begin_round(self, name: str, round_id: str) -> None:
-        """Grant claims of this round of that name alone from now on; see lightning_core.gateway.claims."""
+        """Grant claims of this round of that name alone from now on; see lightning_core.gateway.admin.Claims."""
         self._ask("POST", "/admin/rounds", {"name": name, "round": round_id})
 
     def claim(self, name: str, round_id: str, rollout_id: str) -> bool:

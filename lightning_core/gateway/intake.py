@@ -34,7 +34,7 @@ from lightning_core.spool.spool import Record, SpoolError, SpoolWriter
 RETRY_AFTER_S = 2
 GRPC_CODES = {400: 3, 401: 16, 408: 4, 413: 3, 415: 3, 503: 14}  # HTTP status → google.rpc.Code; 2 (unknown) for others
 
-Signal = Literal["metrics", "logs"]
+Signal = Literal["traces", "metrics", "logs"]
 
 _REFUSED_BYTES = 4 << 20  # of a request that is thrown away, inflated
 _JSON_AT_ONCE = 4 * 1024  # bytes; they take up to 10 µs each
@@ -64,11 +64,23 @@ class Intake:
                     attempt.last_error = error.message
                 raise
 
-    async def traces(self, caller: Caller, body: bytes, content_type: str, encoding: str | None, take: Take) -> Any:
-        """Store a trace request: the ExportTraceServiceResponse, once the spans are on disk.
+    async def answer(
+        self, signal: Signal, caller: Caller, body: bytes, content_type: str, encoding: str | None, take: Take
+    ) -> Any:
+        """The response to a request, once its spans are on disk; of metrics and logs it rejects every item, and they are counted.
 
-        Raises OtlpError for what is no trace request, HttpError 503 where it cannot be taken now.
+        Raises OtlpError for what is no request of this signal, HttpError 503 where spans cannot be taken now.
         """
+        if signal == "traces":
+            return await self._traces(caller, body, content_type, encoding, take)
+        if len(body) < _JSON_AT_ONCE and not encoding:  # all of it is read, of protobuf, too
+            response, rejected = _refused(signal, body, content_type, encoding)
+        else:
+            response, rejected = await asyncio.to_thread(_refused, signal, body, content_type, encoding)
+        self.stats.dropped.labels(signal).inc(rejected)
+        return response
+
+    async def _traces(self, caller: Caller, body: bytes, content_type: str, encoding: str | None, take: Take) -> Any:
         arguments = (body, content_type, encoding, self.max_body)
         if _at_once(body, content_type, encoding):
             request = parse_request(*arguments)
@@ -96,15 +108,6 @@ class Intake:
             headers = {"Retry-After": str(RETRY_AFTER_S)}
             raise HttpError(503, str(error), "server_error", headers=headers) from None
         self.stats.spooled_otlp.inc(len(body))
-
-    async def refuse(self, signal: Signal, body: bytes, content_type: str, encoding: str | None) -> Any:
-        """The response that rejects every item of a metrics or logs request, which are counted; raises OtlpError."""
-        if len(body) < _JSON_AT_ONCE and not encoding:  # all of it is read, of protobuf, too
-            response, rejected = _refused(signal, body, content_type, encoding)
-        else:
-            response, rejected = await asyncio.to_thread(_refused, signal, body, content_type, encoding)
-        self.stats.dropped.labels(signal).inc(rejected)
-        return response
 
 
 def _at_once(body: bytes, content_type: str, encoding: str | None) -> bool:

@@ -19,7 +19,8 @@ import resource
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,8 @@ from lightning_core.spool.spool import SpoolError, SpoolWriter
 if TYPE_CHECKING:
     from lightning_core.gateway.otlp_grpc import GrpcReceiver
 
+    StartGrpc = Callable[[], Awaitable[tuple[GrpcReceiver, str]]]
+
 log = logging.getLogger(__name__)
 
 _DRAIN_S = 20
@@ -59,18 +62,18 @@ class Server(uvicorn.Server):
     """uvicorn's, with the gRPC receiver on the same event loop; says where both listen for as long as they do."""
 
     def __init__(
-        self, config: uvicorn.Config, app: App, home: Path, host: str, port: int, grpc: GrpcSettings | None
+        self, config: uvicorn.Config, app: App, home: Path, host: str, port: int, start_grpc: StartGrpc | None
     ) -> None:
         super().__init__(config)
         self._app = app
         self._file = services(home) / "gateway.json"
         self._where = {"pid": os.getpid(), "host": host, "port": port, "url": url(host, port), "grpc_url": None}
-        self._grpc_settings = grpc
+        self._start_grpc = start_grpc
         self._grpc: GrpcReceiver | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._grpc_settings is not None:
-            self._grpc, self._where["grpc_url"] = await self._grpc_settings.start()
+        if self._start_grpc is not None:
+            self._grpc, self._where["grpc_url"] = await self._start_grpc()
         await super().startup(sockets)
         if self.started:
             write_atomic(self._file, json.dumps(self._where).encode(), mode=PRIVATE)
@@ -85,25 +88,16 @@ class Server(uvicorn.Server):
         self._app.close()
 
 
-@dataclass(frozen=True)
-class GrpcSettings:
-    """Where the gRPC receiver listens, and what it hands requests to."""
+async def start_grpc(access: Access, intake: Intake, host: str, port: int) -> tuple[GrpcReceiver, str]:
+    """(the receiver, its URL); CannotStart where the address is taken or not ours."""
+    from lightning_core.gateway.otlp_grpc import GrpcReceiver  # not needed where gRPC is off
 
-    access: Access
-    intake: Intake
-    host: str
-    port: int
-
-    async def start(self) -> tuple[GrpcReceiver, str]:
-        """(the receiver, its URL); CannotStart where the address is taken or not ours."""
-        from lightning_core.gateway.otlp_grpc import GrpcReceiver  # not needed where gRPC is off
-
-        receiver = GrpcReceiver(self.access, self.intake)
-        try:
-            bound = await receiver.start(self.host, self.port)
-        except OSError as error:
-            raise CannotStart(f"gRPC: {error}; see `gateway.host` and `gateway.grpc_port`") from None
-        return receiver, url(self.host, bound)
+    receiver = GrpcReceiver(access, intake)
+    try:
+        bound = await receiver.start(host, port)
+    except OSError as error:
+        raise CannotStart(f"gRPC: {error}; see `gateway.host` and `gateway.grpc_port`") from None
+    return receiver, url(host, bound)
 
 
 def url(host: str, port: int) -> str:
@@ -159,7 +153,7 @@ def serve(home: Path, settings: GatewaySettings) -> None:
         max_body = int(settings.max_body_mb * 1e6)
         intake = Intake(spool, Stats(), max_body, Room(max(_BODIES_IN_MEMORY, 4 * max_body)))
         app = make_app(home, access, spool, RouteTable(home), intake, settings)
-        grpc = None if grpc_port is None else GrpcSettings(access, intake, host, grpc_port)
+        grpc = None if grpc_port is None else partial(start_grpc, access, intake, host, grpc_port)
         config = uvicorn.Config(
             app,
             loop="uvloop",

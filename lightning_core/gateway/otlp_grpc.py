@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 _STREAMS = 64  # of a connection at one time
 _READ_BYTES, _LEAST_TURNS = 512_000_000, 4  # of messages that are being read
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-_SERVICES = {
+_SERVICES: dict[Signal, str] = {
     "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
     "metrics": "opentelemetry.proto.collector.metrics.v1.MetricsService",
     "logs": "opentelemetry.proto.collector.logs.v1.LogsService",
@@ -78,7 +78,7 @@ class GrpcReceiver:
         """Take no more requests, and finish those under way within `grace_s` seconds."""
         await self._server.stop(grace_s)
 
-    def _handler(self, signal: str) -> Any:
+    def _handler(self, signal: Signal) -> Any:
         async def export(_: Any, context: Any) -> bytes:
             try:
                 metadata = dict(context.invocation_metadata() or ())
@@ -87,10 +87,7 @@ class GrpcReceiver:
                 with self._intake.admitted(caller) as take:
                     request = await self._read(caller, context, take)
                     how = (request, PROTOBUF, sniff_encoding(request))
-                    if signal == "traces":
-                        answer = await self._intake.traces(caller, *how, take)
-                    else:
-                        answer = await self._intake.refuse(_signal(signal), *how)
+                    answer = await self._intake.answer(signal, caller, *how, take)
             except (HttpError, OtlpError) as error:
                 # Its traceback would keep the message for as long as the client takes to hear of it.
                 await self._abort(signal, context, error.with_traceback(None))
@@ -124,10 +121,6 @@ class GrpcReceiver:
 
     def _count(self, signal: str, code: grpc.StatusCode) -> None:
         self._intake.stats.requests.labels(f"grpc_{signal}", code.name).inc()
-
-
-def _signal(name: str) -> Signal:
-    return "metrics" if name == "metrics" else "logs"
 
 
 def _retry_metadata(message: str) -> tuple[tuple[str, bytes], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,48 +25,34 @@ class Receiver:
     access: Access
     intake: Intake
 
-    async def traces(self, scope: Scope, receive: Receive, send: Send) -> int:
-        try:
-            caller = self.access.identify_spans(scope)
-            with self.intake.admitted(caller) as take:
-                body = await read_body(scope, receive, self.intake.max_body, take)
-                answer = await self.intake.traces(caller, body, *_how(scope), take)
-            response = _message(answer, scope)
-        except (HttpError, OtlpError) as error:
-            response = _error(error, scope)
-        return await response.send(send)
+    def endpoint(self, signal: Signal) -> Callable[[Scope, Receive, Send], Awaitable[int]]:
+        """The handler of a signal's requests."""
 
-    async def metrics(self, scope: Scope, receive: Receive, send: Send) -> int:
-        return await self._refuse("metrics", scope, receive, send)
+        async def handle(scope: Scope, receive: Receive, send: Send) -> int:
+            media, encoding = header(scope, b"content-type") or "", header(scope, b"content-encoding")
+            try:
+                caller = self.access.identify_spans(scope)
+                with self.intake.admitted(caller) as take:
+                    body = await read_body(scope, receive, self.intake.max_body, take)
+                    answer = await self.intake.answer(signal, caller, body, media, encoding, take)
+                response = _message(answer, media)
+            except (HttpError, OtlpError) as error:
+                response = _error(error, media)
+            return await response.send(send)
 
-    async def logs(self, scope: Scope, receive: Receive, send: Send) -> int:
-        return await self._refuse("logs", scope, receive, send)
-
-    async def _refuse(self, signal: Signal, scope: Scope, receive: Receive, send: Send) -> int:
-        try:
-            caller = self.access.identify_spans(scope)
-            with self.intake.admitted(caller) as take:
-                body = await read_body(scope, receive, self.intake.max_body, take)
-                response = _message(await self.intake.refuse(signal, body, *_how(scope)), scope)
-        except (HttpError, OtlpError) as error:
-            response = _error(error, scope)
-        return await response.send(send)
+        return handle
 
 
-def _how(scope: Scope) -> tuple[str, str | None]:
-    return header(scope, b"content-type") or "", header(scope, b"content-encoding")
-
-
-def _message(message: Any, scope: Scope, status: int = 200, extra: dict[str, str] | None = None) -> Response:
+def _message(message: Any, media: str, status: int = 200, extra: dict[str, str] | None = None) -> Response:
     """A reply in the request's encoding, as OTLP/HTTP wants it."""
-    if media_type(_how(scope)[0]) == JSON:
+    if media_type(media) == JSON:
         return Response(json_format.MessageToJson(message, indent=None).encode(), status, JSON, extra or {})
     return Response(message.SerializeToString(), status, PROTOBUF, extra or {})
 
 
-def _error(error: HttpError | OtlpError, scope: Scope) -> Response:
+def _error(error: HttpError | OtlpError, media: str) -> Response:
     if isinstance(error, HttpError) and error.status == 401:
         return error.response()  # one shape for a missing key, whatever was asked for
     log.warning("OTLP request refused with %d: %s", error.status, error.message)
     extra = error.headers if isinstance(error, HttpError) else None
-    return _message(Status(code=GRPC_CODES.get(error.status, 2), message=error.message), scope, error.status, extra)
+    return _message(Status(code=GRPC_CODES.get(error.status, 2), message=error.message), media, error.status, extra)

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from lightning_core.gateway.api_format import ApiFormat
 from lightning_core.gateway.http import HttpError
 from lightning_core.gateway.reply import Collected
 from lightning_core.gateway.responses_store import ResponseStore, Turn
@@ -63,13 +64,11 @@ def _with_parts(item: Item) -> Item:
     return item | {"content": [{"type": "input_text", "text": item["content"]}]}
 
 
-class ResponsesFormat:
+class ResponsesFormat(ApiFormat):
     """One response. `store` keeps it for `previous_response_id`, where the client did not say `store: false`."""
 
-    api = "responses"
-
     def __init__(self, request: dict[str, Any], store: ResponseStore, turn: Turn) -> None:
-        self.response_id: str | None = turn.response_id
+        super().__init__("responses", turn.response_id)
         self._store = store if request.get("store") is not False else None
         self._turn = turn
         self._events = _Events()
@@ -223,8 +222,7 @@ def _new(kind: str) -> Item:
     item: Item = {"id": _new_id(kind), "type": kind, "status": "in_progress"}
     if kind == "message":
         return item | {"role": "assistant", "content": []}
-    empty: Item = {"summary": [], "content": []} if kind == "reasoning" else {"arguments": ""}
-    return item | empty
+    return item | {"summary": [], "content": []} if kind == "reasoning" else item | {"arguments": ""}
 
 
 def _new_id(kind: str) -> str:

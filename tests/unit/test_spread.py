@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from bench import scale
 from lightning_core.checks import machine
 from lightning_core.config import ClusterSettings, Settings
-from lightning_core.gateway.claims import Claims
+from lightning_core.gateway.admin import Claims
 from lightning_core.policies.vllm_command import environment
 from lightning_flows.tasks import cluster
 
