@@ -39,7 +39,7 @@ def overview(root: Path | str) -> str:
         lines.append(
             f"Spans that came after their epoch was sealed: {int(lost['late']):,} (question late_and_rejected)"
         )
-    views = [name for name in catalog.VIEWS if name not in DERIVED]
+    views = sorted({*catalog.VIEWS} - {*DERIVED})
     lines += ["", "Views:"] + [f"  {name:<20} {sql.title(f'views/{name}')}" for name in views]
     asked = {name: call(name) for name in questions()}
     width = max(map(len, asked.values()))

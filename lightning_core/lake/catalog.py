@@ -29,45 +29,7 @@ from lightning_core.lake import schema, sql
 from lightning_core.lake.derived_tables import COLUMNS, DERIVED, EMPTY
 from lightning_core.lake.manifest import Manifests, SpanFile
 
-# Views of stored tables, where they say something otherwise; then the others, in the order they build on one another.
-VIEWS = (
-    "scored_attempts",
-    "span_tree",
-    "rewards_given",
-    "policy_rewards",
-    "bad_rewards",
-    "policy_calls",
-    "reward_steps",
-    "call_returns",
-    "merges",
-    "advantages",
-    "sequences",
-    "exclusions",
-    "finetune_rollouts",
-    "trained_calls",
-    "attempts",
-    "span_places",
-    "call_twins",
-    "calls",
-    "tool_calls",
-    "rewards",
-    "refused_claims",
-    "rollouts",
-    "errors",
-    "epochs",
-    "agents",
-    "exclusion_reasons",
-    "latency",
-    "token_usage",
-    "staleness",
-    "drift",
-    "policy_epochs",
-    "signals",
-    "triplets",
-    "meanings",
-    "columns",
-)
-
+VIEWS = sql.views()
 _TABLES = """
 CREATE TABLE epoch_manifests (
     run VARCHAR, epoch BIGINT, mode VARCHAR, opened_offset BIGINT, sealed_offset BIGINT,

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -121,7 +120,9 @@ def rewrite(lake: Lake, files: list[SpanFile], leaving: pa.Table | None = None) 
         if leaving is not None:
             con.register("leaving", leaving)
             con.execute("INSERT INTO gone SELECT record_offset, record_index FROM leaving")
-        groups = _row_groups(_sorted(con, _bounds(con, lake.root, files)))
+        spans = schema.arrow_schema(schema.SPANS)
+        weighed = parquet.row_groups(_sorted(con, _bounds(con, lake.root, files)))
+        groups = (group.drop_columns("weight").cast(spans) for group in weighed)
         recipe = "\n".join([*paths, str(con.execute("SELECT bit_xor(hash(gone)) FROM gone").fetchall())])
         digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
         first, last = min(f.start for f in files), max(f.end for f in files)
@@ -174,31 +175,6 @@ def _from(key: tuple[Any, ...]) -> tuple[list[str], list[Any]]:
         "rollout_id >= ? OR rollout_id IS NULL",
         "rollout_id > ? OR rollout_id IS NULL OR start_ns >= ? OR start_ns IS NULL",
     ], [rollout, rollout, start]
-
-
-def _row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Rows in groups cut by their number and weight alone, however the batches fell."""
-    spans = schema.arrow_schema(schema.SPANS)
-
-    def group() -> pa.Table:
-        return pa.Table.from_batches(held).drop_columns("weight").cast(spans).combine_chunks()
-
-    held: list[pa.RecordBatch] = []
-    rows = size = 0
-    for batch in batches:
-        running = np.cumsum(batch.column("weight").to_numpy())
-        start = 0
-        while start < batch.num_rows:
-            before = int(running[start - 1]) if start else 0
-            heavy = int(np.searchsorted(running, before + parquet.BYTES_A_GROUP - size)) + 1
-            stop = min(batch.num_rows, start + parquet.ROWS_A_GROUP - rows, heavy)
-            held.append(batch.slice(start, stop - start))
-            rows, size, start = rows + stop - start, size + int(running[stop - 1]) - before, stop
-            if rows == parquet.ROWS_A_GROUP or size >= parquet.BYTES_A_GROUP:
-                yield group()
-                held, rows, size = [], 0, 0
-    if held:
-        yield group()
 
 
 def _write(root: Path, name: str, groups: Iterator[pa.Table]) -> list[SpanFile]:

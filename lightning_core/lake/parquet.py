@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -59,24 +60,32 @@ def write_table(path: Path, table: pa.Table) -> int:
 def write_stream(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Write batches as they come, for tables larger than memory; returns the number of rows. Raises NotWritten."""
     count = 0
-    with (
-        replacing(path) as beside,
-        pq.ParquetWriter(beside, columns, **_encoding(columns)) as writer,
-    ):
-        held: list[pa.RecordBatch] = []
-        rows = 0
-        for batch in batches:
-            while batch.num_rows:
-                part = batch.slice(0, ROWS_A_GROUP - rows)
-                held.append(part)
-                rows += part.num_rows
-                batch = batch.slice(part.num_rows)
-                if rows == ROWS_A_GROUP:
-                    writer.write_table(pa.Table.from_batches(held).combine_chunks(), row_group_size=rows)
-                    held, rows, count = [], 0, count + rows
-        if held:
-            writer.write_table(pa.Table.from_batches(held).combine_chunks(), row_group_size=rows)
-    return count + rows
+    with replacing(path) as beside, pq.ParquetWriter(beside, columns, **_encoding(columns)) as writer:
+        for group in row_groups(batches):
+            writer.write_table(group, row_group_size=group.num_rows)
+            count += group.num_rows
+    return count
+
+
+def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Rows in groups cut by their number, and by the bytes in a column `weight` where there is one, however the batches fell."""
+    held: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        weighed = "weight" in batch.schema.names
+        running = np.cumsum(batch.column("weight").to_numpy() if weighed else np.zeros(batch.num_rows, np.int64))
+        start = 0
+        while start < batch.num_rows:
+            before = int(running[start - 1]) if start else 0
+            heavy = int(np.searchsorted(running, before + BYTES_A_GROUP - size)) + 1
+            stop = min(batch.num_rows, start + ROWS_A_GROUP - rows, heavy)
+            held.append(batch.slice(start, stop - start))
+            rows, size, start = rows + stop - start, size + int(running[stop - 1]) - before, stop
+            if rows == ROWS_A_GROUP or size >= BYTES_A_GROUP:
+                yield pa.Table.from_batches(held).combine_chunks()
+                held, rows, size = [], 0, 0
+    if held:
+        yield pa.Table.from_batches(held).combine_chunks()
 
 
 def span_writer(path: Path) -> pq.ParquetWriter:

@@ -72,13 +72,22 @@ def inputs(name: str) -> tuple[str, ...]:
     Raises ValueError for a header without that line.
     """
     comments = itertools.takewhile(lambda line: line.startswith("--"), text(name).splitlines())
-    header = re.sub(r"\([^()]*\)", "", " ".join(line.removeprefix("--").strip() for line in comments))
+    header = re.sub(r"\([^()]*\)|\bstored\.", "", " ".join(line.removeprefix("--").strip() for line in comments))
     found = re.search(r"Inputs: ([\w\s,]+)[.;]", header)
     if found is None:
         raise ValueError(
             f"sql/{name}.sql: the header has no `Inputs: table, table.`; for a file without any write `none`"
         )
     return tuple(table for table in re.findall(r"\w+", found[1]) if table != "none")
+
+
+def views() -> tuple[str, ...]:
+    """Names of the files of sql/views, each after those that it reads. Where one has the name of a stored table, it reads that."""
+    known = {name.removeprefix("views/"): name for name in names("views")}
+    graph = {
+        view: [table for table in inputs(name) if table in known and table != view] for view, name in known.items()
+    }
+    return tuple(TopologicalSorter(graph).static_order())
 
 
 def steps(*tables: str, there: Collection[str]) -> tuple[str, ...]:
