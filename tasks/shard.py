@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import Any
 
-from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.agents.shared import shared_runner
 from lightning_core.epoch.epoch import Epoch
@@ -38,12 +38,7 @@ def rollout_shard(
     were begun already are `claimed_before`, and left alone.
     """
 
-    def attempts(runner: Runner, rollout: PlannedRollout) -> AttemptResult | None:
-        if round_id is not None and not _claimed(gateway, name, round_id, rollout.rollout_id):
-            return None
-        return _rollout(runner, gateway, epoch, rollout)
-
-    name = f"{epoch.run}/{epoch.mode}/{epoch.number}"
+    name, settings = f"{epoch.run}/{epoch.mode}/{epoch.number}", epoch.settings
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     claimed_before = 0
@@ -57,17 +52,18 @@ def rollout_shard(
     def work(runner: Runner) -> None:
         nonlocal claimed_before
         while (rollout := next(waiting, None)) is not None:
-            result = attempts(runner, rollout)
-            with counting:
-                if result is None:
+            if round_id is not None and not _claimed(gateway, name, round_id, rollout.rollout_id):
+                with counting:
                     claimed_before += 1
-                    continue
+                continue
+            spec = partial(attempt_of, epoch, rollout, gateway=gateway)
+            result = run_rollout(runner, spec, settings.rollout.retries)
+            with counting:
                 statuses[result.status] += 1
                 if result.error is not None:
                     errors[result.error[:300]] += 1
             progress.add(note="" if result.status == "ok" else f"last failure: {result.status}")
 
-    settings = epoch.settings
     workers = min(max(1, settings.rollout.concurrency // of), len(rollouts))
     with (
         shared_runner(settings.agent, settings.policies[0].name, epoch.home, gateway) as runner,
@@ -90,10 +86,3 @@ def _claimed(gateway: GatewayHandle, name: str, round_id: str, rollout_id: str) 
     except GatewayError as error:  # the flow finds out, and begins again what was not begun
         logger().warning("rollout %s is not begun: %s", rollout_id, error)
         return False
-
-
-def _rollout(runner: Runner, gateway: GatewayHandle, epoch: Epoch, rollout: PlannedRollout) -> AttemptResult:
-    def spec(attempt_id: str) -> AttemptSpec:
-        return attempt_of(epoch, rollout, attempt_id, gateway)
-
-    return run_rollout(runner, spec, epoch.settings.rollout.retries)

@@ -139,7 +139,10 @@ class Runner:
         lost = False
         began = time.monotonic_ns()  # a clock that jumps meanwhile makes the attempt no longer, and no shorter
         try:
-            ended = self._execute(kind, spec, folder.path, self._settings.timeout_s)
+            task_file = folder.path / TASK_FILE
+            task_file.write_text(json.dumps(dict(spec.task), ensure_ascii=False), encoding="utf-8", errors="replace")
+            environment = attempt_environment(self._environment, spec, task_file, self._model)
+            ended = self._pool.run(kind, folder.path, task_file, environment, self._settings.timeout_s)
         except (ForkServerError, OSError) as error:
             lost = isinstance(error, ServerLostError)
             if lost and alone:
@@ -160,12 +163,6 @@ class Runner:
         if broken is None:
             return result
         return replace(result, status="infrastructure", error=f"{broken} (the agent then: {problem or 'ended well'})")
-
-    def _execute(self, kind: str, spec: AttemptSpec, folder: Path, timeout_s: float) -> Ended:
-        task_file = folder / TASK_FILE
-        task_file.write_text(json.dumps(dict(spec.task), ensure_ascii=False), encoding="utf-8", errors="replace")
-        environment = attempt_environment(self._environment, spec, task_file, self._model)
-        return self._pool.run(kind, folder, task_file, environment, timeout_s)
 
     def failed_behind(self, result: AttemptResult) -> str | None:
         """What failed behind an attempt, by `infrastructure_errors`."""

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake import compact
 from lightning_core.lake.lake import Decode, Ingested, Lake
 from lightning_core.lake.redact import Redaction
 
 
-def decode_spool(
-    lake: Lake,
-    redaction: Redaction | None,
-    on_progress: Callable[[int, int], None] | None = None,
-    decode: Decode | None = None,
-) -> Ingested:
+def decode_spool(lake: Lake, redaction: Redaction | None, decode: Decode | None = None) -> Ingested:
     """Decode what is acknowledged, and renew the catalog where there is anything new.
 
     While a gateway runs it says how far that is: what lies behind, it may still take back.
     """
-    done = lake.ingest(_acknowledged(lake), on_progress, redaction, decode)
+    done = lake.ingest(_acknowledged(lake), redaction, decode)
     if done.spans or done.rejected or not (lake.root / "catalog.duckdb").is_file():
         lake.rebuild_catalog()
     return done
@@ -28,7 +21,7 @@ def decode_spool(
 
 def ingest(lake: Lake, redaction: Redaction | None) -> Ingested:
     """Decode what came, merge small files where there are many, and rebuild the catalog, also where nothing is new."""
-    done = lake.ingest(_acknowledged(lake), redaction=redaction)
+    done = lake.ingest(_acknowledged(lake), redaction)
     if compact.due(lake.manifests.spans().files):
         compact.compact(lake)
     lake.rebuild_catalog()  # it may be of another version

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from lightning_core.gateway.access import Access
-from lightning_core.gateway.http import HttpError, Receive, Response, Scope, Send, json_response, read_body
+from lightning_core.gateway.http import Handle, HttpError, Receive, Response, Scope, Send, json_response, read_body
 from lightning_core.gateway.json_body import read_value
 from lightning_core.gateway.routes import RoutesError, RouteTable, parse_routes
 from lightning_core.gateway.stats import Stats
@@ -53,57 +55,55 @@ class Admin:
     max_body: int
     claims: Claims = field(default_factory=Claims)
 
-    async def seal(self, scope: Scope, receive: Receive, send: Send) -> int:
+    def answers(self, work: Callable[[Scope, Receive], Awaitable[Any]]) -> Handle:
+        """A handler for the administrator alone, who gets what `work` returns as JSON."""
+
+        async def handle(scope: Scope, receive: Receive, send: Send) -> int:
+            self.access.require_admin(scope)
+            return await json_response(await work(scope, receive)).send(send)
+
+        return handle
+
+    async def seal(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """`{"offset": n}`: everything acknowledged so far lies below n."""
-        self.access.require_admin(scope)
-        return await json_response({"offset": self.spool.end()}).send(send)
+        return {"offset": self.spool.end()}
 
-    async def get_routes(self, scope: Scope, receive: Receive, send: Send) -> int:
-        self.access.require_admin(scope)
-        return await json_response(self.routes.current.model_dump(mode="json")).send(send)
+    async def get_routes(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+        return self.routes.current.model_dump(mode="json")
 
-    async def put_routes(self, scope: Scope, receive: Receive, send: Send) -> int:
-        self.access.require_admin(scope)
-        body = await read_body(scope, receive, self.max_body)
+    async def put_routes(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         try:
-            routes = parse_routes(body)
+            routes = parse_routes(await read_body(scope, receive, self.max_body))
+            self.routes.replace(routes)
         except RoutesError as error:
             raise HttpError(400, f"routes: {error}") from None
-        try:
-            self.routes.replace(routes)
         except OSError as error:
             raise HttpError(503, f"the routes could not be stored: {error}", "server_error") from None
-        return await json_response(routes.model_dump(mode="json")).send(send)
+        return routes.model_dump(mode="json")
 
-    async def attempt(self, scope: Scope, receive: Receive, send: Send) -> int:
-        self.access.require_admin(scope)
+    async def attempt(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         parts = scope["path_params"]
-        found = self.stats.peek(parts["rollout_id"], parts["attempt_id"])
-        return await json_response(found).send(send)
+        return self.stats.peek(parts["rollout_id"], parts["attempt_id"])
 
-    async def revoke(self, scope: Scope, receive: Receive, send: Send) -> int:
+    async def revoke(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """Refuse the attempt's tokens from now on."""
-        self.access.require_admin(scope)
         parts = scope["path_params"]
         try:
             self.access.revoked.add(parts["rollout_id"], parts["attempt_id"])
         except OSError as error:
             raise HttpError(503, f"it could not be stored: {error}", "server_error") from None
-        return await json_response({}).send(send)
+        return {}
 
-    async def begin_round(self, scope: Scope, receive: Receive, send: Send) -> int:
+    async def begin_round(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """`{"name", "round"}`: claims of this round are granted, those of others of that name no more."""
-        name, round_id = await self._texts(scope, receive, "name", "round")
-        self.claims.begin(name, round_id)
-        return await json_response({}).send(send)
+        self.claims.begin(*await self._texts(scope, receive, "name", "round"))
+        return {}
 
-    async def claim(self, scope: Scope, receive: Receive, send: Send) -> int:
+    async def claim(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """`{"name", "round", "rollout_id"}`: `{"granted": …}`, whether the rollout may be begun."""
-        asked = await self._texts(scope, receive, "name", "round", "rollout_id")
-        return await json_response({"granted": self.claims.grant(*asked)}).send(send)
+        return {"granted": self.claims.grant(*await self._texts(scope, receive, "name", "round", "rollout_id"))}
 
     async def _texts(self, scope: Scope, receive: Receive, *keys: str) -> list[str]:
-        self.access.require_admin(scope)
         try:
             body = await read_value(await read_body(scope, receive, self.max_body))
             return [str(body[key]) for key in keys]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from lightning_core.gateway.admin import Admin
 from lightning_core.gateway.admission import Admission
 from lightning_core.gateway.files import services
 from lightning_core.gateway.gateway import Gateway
-from lightning_core.gateway.http import ClientGone, HttpError, Receive, Scope, Send
+from lightning_core.gateway.http import ClientGone, Handle, HttpError, Receive, Scope, Send
 from lightning_core.gateway.intake import Intake
 from lightning_core.gateway.otlp_http import Receiver
 from lightning_core.gateway.responses_store import ResponseStore, StoredResponses
@@ -26,8 +25,6 @@ from lightning_core.spool.spool import SpoolWriter
 from lightning_core.tracking.prometheus import SignalFiles
 
 log = logging.getLogger(__name__)
-
-Handle = Callable[[Scope, Receive, Send], Awaitable[int]]
 
 
 class Endpoint:
@@ -111,26 +108,28 @@ def make_app(
     admin = Admin(access, spool, routes, stats, intake.max_body)
     app = App(stats, upstreams, responses)
     for prefix in ("/rollouts/{rollout_id}/attempts/{attempt_id}", ""):
-        app.add(prefix + "/v1/chat/completions", "POST", "chat", gateway.chat)
-        app.add(prefix + "/v1/completions", "POST", "completions", gateway.completion)
+        app.add(prefix + "/v1/chat/completions", "POST", "chat", gateway.serves("chat", "chat", "messages"))
+        app.add(
+            prefix + "/v1/completions", "POST", "completions", gateway.serves("completions", "completion", "prompt")
+        )
         app.add(prefix + "/v1/responses", "POST", "responses", gateway.respond)
         app.add(prefix + "/v1/responses/{response_id}", "GET", "response", stored.get)
         app.add(prefix + "/v1/responses/{response_id}", "DELETE", "response", stored.delete)
         app.add(prefix + "/v1/responses/{response_id}/input_items", "GET", "response", stored.input_items)
         app.add(prefix + "/v1/responses/{response_id}/cancel", "POST", "response", stored.cancel)
-        app.add(prefix + "/v1/embeddings", "POST", "embeddings", gateway.embeddings)
+        app.add(prefix + "/v1/embeddings", "POST", "embeddings", gateway.serves("embeddings", "embeddings", "input"))
         app.add(prefix + "/v1/models", "GET", "models", gateway.models)
         app.add(prefix + "/v1/models/{model:path}", "GET", "models", gateway.model)
         app.add(prefix + "/v1/traces", "POST", "traces", receiver.endpoint("traces"))
         app.add(prefix + "/v1/metrics", "POST", "otlp_metrics", receiver.endpoint("metrics"))
         app.add(prefix + "/v1/logs", "POST", "otlp_logs", receiver.endpoint("logs"))
-    app.add("/admin/seal", "POST", "seal", admin.seal)
-    app.add("/admin/routes", "GET", "routes", admin.get_routes)
-    app.add("/admin/routes", "PUT", "routes", admin.put_routes)
-    app.add("/admin/attempts/{rollout_id}/{attempt_id}", "GET", "attempt", admin.attempt)
-    app.add("/admin/attempts/{rollout_id}/{attempt_id}", "DELETE", "revoke", admin.revoke)
-    app.add("/admin/rounds", "POST", "rounds", admin.begin_round)
-    app.add("/admin/claims", "POST", "claims", admin.claim)
+    app.add("/admin/seal", "POST", "seal", admin.answers(admin.seal))
+    app.add("/admin/routes", "GET", "routes", admin.answers(admin.get_routes))
+    app.add("/admin/routes", "PUT", "routes", admin.answers(admin.put_routes))
+    app.add("/admin/attempts/{rollout_id}/{attempt_id}", "GET", "attempt", admin.answers(admin.attempt))
+    app.add("/admin/attempts/{rollout_id}/{attempt_id}", "DELETE", "revoke", admin.answers(admin.revoke))
+    app.add("/admin/rounds", "POST", "rounds", admin.answers(admin.begin_round))
+    app.add("/admin/claims", "POST", "claims", admin.answers(admin.claim))
     app.add("/health", "GET", "health", admin.health)
     app.add("/metrics", "GET", "metrics", admin.metrics)
     return app

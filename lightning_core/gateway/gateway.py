@@ -21,6 +21,7 @@ from lightning_core.gateway.call import Asked, Call
 from lightning_core.gateway.call_span import encode_refusal
 from lightning_core.gateway.http import (
     UNAVAILABLE,
+    Handle,
     HttpError,
     Receive,
     Scope,
@@ -72,17 +73,14 @@ class Gateway:
         target = self.targets.resolve(scope["path_params"]["model"], caller)
         return await json_response(_model(target.asked)).send(send)
 
-    async def chat(self, scope: Scope, receive: Receive, send: Send) -> int:
-        async with self._request(scope, receive, "chat", "messages") as (caller, request, _):
-            return await self._serve(caller, "chat", request, ApiFormat("chat"), scope, send)
+    def serves(self, api: str, kind: Kind, needed: str) -> Handle:
+        """The handler of an API that upstreams answer as they are asked; a request has to have the field that is `needed`."""
 
-    async def completion(self, scope: Scope, receive: Receive, send: Send) -> int:
-        async with self._request(scope, receive, "completion", "prompt") as (caller, request, _):
-            return await self._serve(caller, "completion", request, ApiFormat("completions"), scope, send)
+        async def handle(scope: Scope, receive: Receive, send: Send) -> int:
+            async with self._request(scope, receive, kind, needed) as (caller, request, _):
+                return await self._serve(caller, kind, request, ApiFormat(api), scope, send)
 
-    async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> int:
-        async with self._request(scope, receive, "embeddings", "input") as (caller, request, _):
-            return await self._serve(caller, "embeddings", request, ApiFormat("embeddings"), scope, send)
+        return handle
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> int:
         """`POST /v1/responses`: chat upstream, whichever policy or upstream serves it."""

@@ -14,6 +14,7 @@ Scope = dict[str, Any]  # ASGI's
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Handle = Callable[[Scope, Receive, Send], Awaitable[int]]  # returns the status
 
 JSON = "application/json"
 UNAVAILABLE = "service_unavailable"  # the code of what is not the client's doing
@@ -86,8 +87,8 @@ def invalid(param: str, message: str) -> HttpError:
     return HttpError(400, message, code="invalid_value", param=param)
 
 
-def unavailable(message: str, retry_after_s: int = 1, code: str = UNAVAILABLE) -> HttpError:
-    return HttpError(503, message, "server_error", code, headers={"Retry-After": str(retry_after_s)})
+def unavailable(message: str, code: str = UNAVAILABLE) -> HttpError:
+    return HttpError(503, message, "server_error", code, headers={"Retry-After": "1"})
 
 
 def whole_number(text: str, param: str, least: int, most: int) -> int:

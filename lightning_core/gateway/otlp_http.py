@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from google.protobuf import json_format
 from google.rpc.status_pb2 import Status
 
 from lightning_core.gateway.access import Access
-from lightning_core.gateway.http import HttpError, Receive, Response, Scope, Send, header, read_body
+from lightning_core.gateway.http import Handle, HttpError, Receive, Response, Scope, Send, header, read_body
 from lightning_core.gateway.intake import GRPC_CODES, Intake, Signal
 from lightning_core.otlp.messages import OtlpError
 from lightning_core.otlp.receive import JSON, media_type
@@ -25,7 +24,7 @@ class Receiver:
     access: Access
     intake: Intake
 
-    def endpoint(self, signal: Signal) -> Callable[[Scope, Receive, Send], Awaitable[int]]:
+    def endpoint(self, signal: Signal) -> Handle:
         """The handler of a signal's requests."""
 
         async def handle(scope: Scope, receive: Receive, send: Send) -> int:

@@ -65,15 +65,13 @@ class Lake:
     def ingest(
         self,
         until: int | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
         redaction: Redaction | None = None,
         decode: Decode | None = None,
     ) -> Ingested:
         """Decode the spool up to offset `until` (its durable end by default) into Parquet, free it, merge small files.
 
-        on_progress: called with (bytes decoded, bytes in all). decode: how batches become spans, in their order; by
-        default here, one after another. Raises LakeError where the lake was redacted and no rules
-        are given, and where the disk is full; what was decoded before stays, the next call goes on from there.
+        decode: how batches become spans, in their order; by default here, one after another. Raises LakeError where the lake was
+        redacted and no rules are given, and where the disk is full; what was decoded before stays, the next call goes on from there.
         """
         with locked(self.root / "lock"):
             manifest = self.manifests.spans()
@@ -102,8 +100,6 @@ class Lake:
                     ) from error
                 spans, rejected, repeated = spans + stored, rejected + bad, repeated + again
                 refused += claims
-                if on_progress is not None:
-                    on_progress(manifest.decoded_offset - start, end - start)
         self._merge_small_files()
         return Ingested(spans, rejected, repeated, manifest.decoded_offset, refused)
 
@@ -263,7 +259,7 @@ class Lake:
 
 
 def _write_labelled(path: Path, table: pa.Table | pa.RecordBatchReader, epoch: EpochManifest) -> int:
-    """Write rows with the columns `run` and `epoch` before their own; returns how many there are."""
+    """Write rows with the columns `run` and `epoch` before their own, batch by batch; returns how many there are."""
     columns = pa.schema([("run", pa.string()), ("epoch", pa.int64()), *table.schema])
 
     def labelled(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -271,11 +267,8 @@ def _write_labelled(path: Path, table: pa.Table | pa.RecordBatchReader, epoch: E
         number = pa.array([epoch.epoch] * batch.num_rows, pa.int64())
         return pa.RecordBatch.from_arrays([run, number, *batch.columns], schema=columns)
 
-    if isinstance(table, pa.Table):
-        whole = pa.Table.from_batches([labelled(batch) for batch in table.to_batches()], columns)
-        parquet.write_table(path, whole)
-        return table.num_rows
-    return parquet.write_stream(path, columns, (labelled(batch) for batch in table))
+    batches = table.to_batches() if isinstance(table, pa.Table) else table
+    return parquet.write_stream(path, columns, map(labelled, batches))
 
 
 def decode_batch(batch: Batch, decoder: Decoder | None = None) -> Decoded:

@@ -33,29 +33,27 @@ def misfit(folder: Path, like: Path | None) -> str | None:
         return _adapter(folder, like)
     if not (folder / "config.json").is_file():
         return f"{folder / 'config.json'} is missing"
-    return None if like is None else _config(folder, like) or _tokenizer(folder, like) or _tensors(folder, like)
+    return (
+        None
+        if like is None
+        else _differs("config.json", folder, like) or _tokenizer(folder, like) or _tensors(folder, like)
+    )
 
 
 def _adapter(folder: Path, like: Path | None) -> str | None:
-    have, problem = _json(folder / "adapter_config.json")
-    if problem or like is None:
-        return problem
-    want, problem = _json(like / "adapter_config.json")
-    for key in _ADAPTER:
-        mine, theirs = (sorted(v) if isinstance(v, list) else v for v in (have.get(key), want.get(key)))
-        if mine != theirs and problem is None:
-            problem = f"{folder / 'adapter_config.json'}: `{key}` is {mine}, its parent's {theirs}"
-    return problem or _tensors(folder, like)
+    if like is None:
+        return _json(folder / "adapter_config.json")[1]
+    return _differs("adapter_config.json", folder, like, set(_ADAPTER)) or _tensors(folder, like)
 
 
-def _config(folder: Path, like: Path) -> str | None:
-    (have, problem), (want, other) = _json(folder / "config.json"), _json(like / "config.json")
-    if problem or other:
-        return problem or other
-    for key in sorted((have.keys() | want.keys()) - _INCIDENTAL):
-        if have.get(key) != want.get(key):
-            return f"{folder / 'config.json'}: `{key}` is {have.get(key)}, its parent's {want.get(key)}"
-    return None
+def _differs(name: str, folder: Path, like: Path, keys: set[str] | None = None) -> str | None:
+    """Which of these keys (None: all that matter) of a JSON file has another value than the parent's; lists are sets."""
+    (have, problem), (want, other) = _json(folder / name), _json(like / name)
+    for key in sorted(keys if keys is not None else (have.keys() | want.keys()) - _INCIDENTAL):
+        mine, theirs = (sorted(v) if keys and isinstance(v, list) else v for v in (have.get(key), want.get(key)))
+        if mine != theirs and not (problem or other):
+            return f"{folder / name}: `{key}` is {mine}, its parent's {theirs}"
+    return problem or other
 
 
 def _tokenizer(folder: Path, like: Path) -> str | None:
