@@ -34,7 +34,7 @@ def shard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             yield runner
 
         monkeypatch.setattr(module, "shared_runner", shared)
-        monkeypatch.setattr(module, "_rollout", lambda runner, gateway, epoch, planned: attempt(planned))
+        monkeypatch.setattr(module, "run_rollout", lambda runner, spec, retries: attempt(spec.args[1]))
         place: dict[str, Any] = {"number": 1, "of": 4, "total": len(planned)}
         return module.rollout_shard.fn(epoch, cast(Any, SimpleNamespace()), planned, **place)
 
