@@ -26,6 +26,7 @@ from typing import Literal
 from lightning_core.errors import LightningError
 from lightning_core.files import locked
 from lightning_core.policies.removed import removals, why_gone
+from lightning_core.policies.weights import read_header
 from lightning_core.process.spawn import Process, child_environment
 
 log = logging.getLogger(__name__)
@@ -178,21 +179,16 @@ def check_model_folder(folder: Path) -> None:
 def safetensors_problem(file: Path) -> str | None:
     """What is wrong with the layout of a safetensors file, or None. The format: u64 length, JSON header, tensors."""
     size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        if len(start) < 8:
-            return f"has {size} bytes, too few for a header"
-        (length,) = struct.unpack("<Q", start)
-        if length > size - 8:
-            return f"ends inside its header ({size} bytes)"
-        try:
-            header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, IndexError, AttributeError, TypeError):
-            return "has no readable header"
+    try:
+        header, start = read_header(file)
+        ends = [entry["data_offsets"][1] for entry in header.values()]
+    except struct.error:
+        return f"has {size} bytes, too few for a header"
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError):
+        return f"has no readable header ({size} bytes)"
     if not ends:
         return "holds no tensors"
-    expected = 8 + length + max(ends)
+    expected = start + max(ends)
     if size != expected:
         return f"has {size} bytes where its header asks for {expected}: it was not written to the end"
     return None

@@ -29,9 +29,11 @@ OPTIONAL_TENSORS = {"lm_head.weight"}
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The tensors of a safetensors file, by name, and where their bytes begin in it."""
+    """The tensors of a safetensors file, by name, and where their bytes begin in it. Raises struct.error or ValueError."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
+        if length > file.stat().st_size:
+            raise ValueError(f"{file} ends inside its header")
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
     return header, 8 + length
