@@ -57,7 +57,7 @@ class Endpoint:
                 raise
             internal = HttpError(500, "internal error; the server's log has the details", "server_error")
             await internal.response().send(send)
-        self._stats.answered(self._name, status)
+        self._stats.answered(self._name, status).inc()
 
 
 class App:
@@ -74,7 +74,7 @@ class App:
         try:
             endpoint = self._router.find(scope)
         except HttpError as error:
-            self._stats.answered("unknown", await error.response().send(send))
+            self._stats.answered("unknown", await error.response().send(send)).inc()
         else:
             await endpoint(scope, receive, send)
 

@@ -274,7 +274,7 @@ class Call:
             await gateway.spool.append(record)
         except SpoolError as error:
             stats.refused.inc()
-            counters.ended("not_stored")
+            counters.ended("not_stored").inc()
             raise self._broken(f"the call's span could not be stored: {error}") from None
         except asyncio.CancelledError:
             self._count(told, outcome, len(body))  # it is written all the same
@@ -284,7 +284,7 @@ class Call:
     def _count(self, told: Outcome, outcome: str, size: int) -> None:
         gateway, collected, counters = self._gateway, self._collected, self._counters
         gateway.stats.spooled_calls.inc(size)
-        counters.ended(outcome)
+        counters.ended(outcome).inc()
         for kind, counter in counters.tokens.items():
             used = collected.tokens(kind)
             counter.inc(used)

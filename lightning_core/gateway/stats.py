@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -46,19 +46,12 @@ class PolicyStats:
     """The counters of one policy or upstream: finding them by its name each time costs more than counting."""
 
     def __init__(self, stats: Stats, label: str) -> None:
-        self._calls, self._label = stats.calls, label
-        self._outcomes: dict[str, Counter] = {}
+        self.ended = cache(partial(stats.calls.labels, label))  # by outcome
         self.retries = stats.retries.labels(label)
         self.in_flight = stats.in_flight.labels(label)
         self.tokens = {kind: stats.tokens.labels(label, kind) for kind in ("prompt", "completion")}
         self.seconds = stats.seconds.labels(label)
         self.first_token = stats.first_token.labels(label)
-
-    def ended(self, outcome: str) -> None:
-        counter = self._outcomes.get(outcome)
-        if counter is None:
-            counter = self._outcomes[outcome] = self._calls.labels(self._label, outcome)
-        counter.inc()
 
 
 class Stats:
@@ -91,20 +84,8 @@ class Stats:
         self.spool_offset = gauge("lightning_spool_offset_bytes", "durable end of the spool")
         self.spool_kept = gauge("lightning_spool_kept_bytes", "bytes not yet decoded")
         self._attempts: OrderedDict[tuple[str, str], AttemptStats] = OrderedDict()
-        self._policies: dict[str, PolicyStats] = {}
-        self._answered: dict[tuple[str, int], Counter] = {}
-
-    def policy(self, label: str) -> PolicyStats:
-        found = self._policies.get(label)
-        if found is None:
-            found = self._policies[label] = PolicyStats(self, label)
-        return found
-
-    def answered(self, route: str, status: int) -> None:
-        counter = self._answered.get((route, status))
-        if counter is None:
-            counter = self._answered[route, status] = self.requests.labels(route, str(status))
-        counter.inc()
+        self.policy = cache(partial(PolicyStats, self))  # or an upstream's, by its name
+        self.answered = cache(self.requests.labels)  # by route and status
 
     def attempt(self, rollout_id: str | None, attempt_id: str | None) -> AttemptStats:
         """The attempt's record, made where there is none; the ones longest unused are forgotten."""
