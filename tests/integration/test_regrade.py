@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import duckdb
 import pytest
 import yaml
 
-from lightning_core.agents.runner import Runner
+from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.epoch.decoding import decode_spool
 from lightning_core.epoch.epoch import Epoch, Run
-from lightning_core.epoch.plan import plan_training
+from lightning_core.epoch.plan import attempt_of, plan_training
 from lightning_core.epoch.services import gateway_running
 from lightning_core.epoch.task_file import load_tasks
 from lightning_core.lake.lake import Lake
 from lightning_core.settings_file import load_settings
-from lightning_flows.tasks.shard import _rollout
 
 ROOT = Path(__file__).parents[2]
 AGENT = """
@@ -65,7 +65,8 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     epoch.planned = [rollout.rollout_id for rollout in planned]
     with gateway_running(Run(settings)) as server, Runner(settings.agent, model="policy") as runner:
         for rollout in planned:
-            assert _rollout(runner, server, Epoch(settings, epoch), rollout).status == "ok"
+            spec = partial(attempt_of, Epoch(settings, epoch), rollout, gateway=server)
+            assert run_rollout(runner, spec, settings.rollout.retries).status == "ok"
         epoch.sealed_offset = decode_spool(Lake(settings.home), None).decoded_offset
     lake.manifests.put_epoch(epoch)
     return file
