@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import AsyncIterator
-from weakref import WeakValueDictionary
 
 from lightning_core.config import GatewaySettings
 from lightning_core.gateway.access import Caller
 from lightning_core.gateway.http import HttpError, unavailable
+from lightning_core.gateway.room import Lanes
 from lightning_core.gateway.stats import Stats
 
 _RETRY_AFTER_S = 1
-_Attempt = tuple[str | None, str | None]
 
 
 class Admission:
@@ -24,8 +21,7 @@ class Admission:
         self._settings = settings
         self._stats = stats
         self._in_all = 0
-        self._calls: Counter[_Attempt] = Counter()  # that run or wait
-        self._lanes: WeakValueDictionary[_Attempt, asyncio.Semaphore] = WeakValueDictionary()
+        self._lanes = Lanes(settings.concurrent_per_rollout)
 
     def check(self, caller: Caller, label: str) -> None:
         """Raises HttpError 429 for an attempt that has used up its budget or queue, 503 where the gateway is full."""
@@ -51,7 +47,7 @@ class Admission:
                     headers={"x-should-retry": "false"},  # OpenAI's clients would try again and again
                 )
         most = settings.concurrent_per_rollout
-        waiting = self._calls[caller.rollout_id, caller.attempt_id] - most
+        waiting = self._lanes.inside[caller.rollout_id, caller.attempt_id] - most
         if waiting >= settings.waiting_per_rollout:
             self._stats.turned_away.labels(label, "queue").inc()
             raise HttpError(
@@ -66,22 +62,14 @@ class Admission:
     @contextlib.asynccontextmanager
     async def place(self, caller: Caller) -> AsyncIterator[None]:
         """Round a call: it waits until the attempt's earlier calls leave room; first come, first served."""
-        attempt = (caller.rollout_id, caller.attempt_id)
         self._in_all += 1
-        self._calls[attempt] += 1
+        attempt = (caller.rollout_id, caller.attempt_id)
         try:
-            if caller.rollout_id is None:
+            async with contextlib.AsyncExitStack() as stack:
+                if caller.rollout_id is not None:
+                    waits = self._lanes.inside[attempt] >= self._lanes.each
+                    with self._stats.waiting.track_inprogress() if waits else contextlib.nullcontext():
+                        await stack.enter_async_context(self._lanes.place(attempt))
                 yield
-                return
-            lane = self._lanes.setdefault(attempt, asyncio.Semaphore(self._settings.concurrent_per_rollout))
-            with self._stats.waiting.track_inprogress() if lane.locked() else contextlib.nullcontext():
-                await lane.acquire()
-            try:
-                yield
-            finally:
-                lane.release()
         finally:
             self._in_all -= 1
-            self._calls[attempt] -= 1
-            if not self._calls[attempt]:
-                del self._calls[attempt]

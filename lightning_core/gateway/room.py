@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Hashable, Iterator
 from weakref import WeakValueDictionary
 
 from lightning_core.gateway.access import Caller
@@ -57,6 +58,27 @@ class Room:
                 self._held[whose] = kept
 
 
+class Lanes:
+    """Places, of which each sender has some; first come, first served. For one event loop."""
+
+    def __init__(self, each: int) -> None:
+        self.each = each
+        self.inside: Counter[Hashable] = Counter()  # who is in, or waits
+        self._lanes: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
+
+    @contextlib.asynccontextmanager
+    async def place(self, whose: Hashable) -> AsyncIterator[None]:
+        lane = self._lanes.setdefault(whose, asyncio.Semaphore(self.each))
+        self.inside[whose] += 1
+        try:
+            async with lane:
+                yield
+        finally:
+            self.inside[whose] -= 1
+            if not self.inside[whose]:
+                del self.inside[whose]
+
+
 class Turns:
     """Who may be read now, of messages of which nobody knows the size before: `most` at a time, and of one sender a quarter.
 
@@ -65,30 +87,16 @@ class Turns:
 
     def __init__(self, most: int) -> None:
         self._all = asyncio.Semaphore(most)
-        self._each = max(1, most // _SHARES)
-        self._lanes: WeakValueDictionary[_Whose, _Lane] = WeakValueDictionary()
+        self._lanes = Lanes(max(1, most // _SHARES))
 
     @contextlib.asynccontextmanager
     async def turn(self, caller: Caller) -> AsyncIterator[None]:
         """Raises HttpError 503 where too many of the sender's wait already."""
-        lane = self._lanes.setdefault(_whose(caller), _Lane(self._each))
-        if lane.waiting >= _MOST_WAITING:
-            message = f"{lane.waiting} of your requests wait to be read; send it again"
-            raise unavailable(message, code=OWN_SHARE)
-        lane.waiting += 1
-        try:
-            async with lane.turns, self._all:
-                yield
-        finally:
-            lane.waiting -= 1
-
-
-class _Lane:
-    """The turns of one sender."""
-
-    def __init__(self, most: int) -> None:
-        self.turns = asyncio.Semaphore(most)
-        self.waiting = 0  # or being read
+        whose = _whose(caller)
+        if (waiting := self._lanes.inside[whose]) >= _MOST_WAITING:
+            raise unavailable(f"{waiting} of your requests wait to be read; send it again", code=OWN_SHARE)
+        async with self._lanes.place(whose), self._all:
+            yield
 
 
 def _whose(caller: Caller) -> _Whose:

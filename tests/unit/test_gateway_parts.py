@@ -137,7 +137,7 @@ def test_however_calls_leave_the_queue_every_place_comes_back() -> None:
                     await asyncio.sleep(0.0005)
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        assert not admission._lanes and not admission._calls and not admission._in_all
+        assert not admission._lanes.inside and not admission._lanes._lanes and not admission._in_all
         return most
 
     assert asyncio.run(main()) == 2
