@@ -136,7 +136,7 @@ def _write(store: PolicyStore, base: Path, rounds: int) -> list[tuple[float, flo
         os.close(descriptor)
         bare = time.perf_counter() - began
         bare_file.unlink()
-        probe = take_probe(model, PROMPT_IDS)
+        probe = take_probe(model, PROMPT_IDS, len(PROMPT_IDS) - 1)
         os.sync()
         began = time.perf_counter()
         with whole_folder(store.folder / "output") as beside:
@@ -165,7 +165,7 @@ def _adapter(base: Path, output: Path, number: int) -> tuple[Path, Lineage]:
                 parameter.normal_(std=1e-2)
     with whole_folder(output) as beside:
         save_weights(model, base, beside)
-    probe = Probe.model_validate(take_probe(model, PROMPT_IDS))
+    probe = Probe.model_validate(take_probe(model, PROMPT_IDS, len(PROMPT_IDS) - 1))
     return output, Lineage(base_model="base", kind="lora", run="bench", epoch=number, probe=probe)
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from lightning_core.config import PolicySettings
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.manifest import stage_key
+from lightning_core.policies.probe import Probe
 from lightning_core.policies.store import BASE_VERSION, Lineage, PolicyStore, PublishConflict
 from lightning_core.policies.vllm_command import dtype
 from lightning_core.training.checkpoint import clear
@@ -71,6 +72,7 @@ def train_version(
     metrics = train(job, on_progress, epoch.home / "logs" / f"train-{policy.name}-{number:04d}.log")
     metrics |= {f"left_out/{reason}": rows for reason, rows in metrics["left_out"].items()}
     numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    probe = Probe.model_validate(metrics["probe"]) if metrics.get("probe") else None
     lineage = Lineage(
         run=epoch.run,
         epoch=number,
@@ -81,7 +83,7 @@ def train_version(
         sequences=made_of["sequences"].path,
         sequences_digest=made_of["sequences"].digest,
         metrics=numbers,
-        probe=metrics.get("probe"),
+        probe=probe and probe.measured(made.probe, metrics.get("mismatch"), job.sampled_in),
     )
     (output / "training.json").unlink()  # seconds and memory differ each time; the lineage has the metrics
     version = _publish(store, output, lineage)

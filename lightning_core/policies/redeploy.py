@@ -147,13 +147,13 @@ def agreement(logprobs: list[float], probe: Probe | None, dtype: str) -> str:
     """How far the server's logprobs are from the trainer's, in words. Raises VllmError where that is too far."""
     if probe is None:
         return "answers are finite (the version has no logprobs of a trainer)"
-    off, allowed = difference(logprobs, probe.logprobs), tolerance(dtype, probe.dtype)
+    off, allowed = difference(logprobs[-len(probe.logprobs) :], probe.logprobs), tolerance(probe, dtype)
     if off > allowed:
         raise VllmError(
-            f"vLLM's logprobs of the check prompt are {off:.2g} nats off the trainer's, more than {allowed:g}: "
+            f"vLLM's logprobs of the check prompt are {off:.2g} nats off the trainer's, more than {allowed:.2g}: "
             "it does not compute what was trained"
         )
-    return f"logprobs {off:.1e} nats off the trainer's"
+    return f"logprobs {off:.1e} nats off the trainer's (at most {allowed:.1e})"
 
 
 @dataclass(frozen=True)

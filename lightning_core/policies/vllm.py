@@ -222,7 +222,9 @@ class VllmServer:
         _doorstep(self.socket).unlink(missing_ok=True)
         if log_file.exists():
             log_file.replace(log_file.with_suffix(".log.1"))
-        self._process = Process(self.state.command, log_file, environment(self.state.lora_rank, self.state.device))
+        self._process = Process(
+            self.state.command, log_file, environment(self.state.lora_rank, self.state.device, self.dtype)
+        )
         self.state = replace(self.state, pid=self._process.pid, started=self._process.started)
         self._note(self.state)
         self._wait_until_ready(self.state.start_timeout_s, on_progress)

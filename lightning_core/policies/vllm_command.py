@@ -82,8 +82,8 @@ def without_weights(arguments: list[str]) -> list[str]:
     return found
 
 
-def environment(lora_rank: int | None, device: str | None = None) -> dict[str, str]:
-    """Of the process, made of ours. device: value of CUDA_VISIBLE_DEVICES."""
+def environment(lora_rank: int | None, device: str | None = None, dtype: str = "auto") -> dict[str, str]:
+    """Of the process, made of ours. device: value of CUDA_VISIBLE_DEVICES; dtype: what it computes in."""
     found = child_environment()
     # It would win over --kv-cache-memory-bytes, and knows whole GiB only.
     found.pop("VLLM_CPU_KVCACHE_SPACE", None)
@@ -100,6 +100,8 @@ def environment(lora_rank: int | None, device: str | None = None) -> dict[str, s
         # All cores, bound to none: vLLM by itself leaves one idle, and here others want the cores between calls.
         found.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
         found = SHORT_SPINS | found
+    elif dtype == "float32":
+        found["TRITON_F32_DEFAULT"] = "ieee"  # Triton's attention would multiply in TF32
     if device is not None:
         found["CUDA_VISIBLE_DEVICES"] = device
     if lora_rank is not None:

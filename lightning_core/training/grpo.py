@@ -60,7 +60,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 
     trainer = steps.train(SequenceTrainer, model, tokenizer, planned, begin)
     metrics = _summary(steps.taken) | _totals(planned, sequences) | {"packing": packing, "packing_why": why_not}
-    return steps.leave(trainer, metrics, sequences.rows[0].token_ids.tolist())
+    return steps.leave(trainer, metrics, sequences.rows)
 
 
 def _packing(model: Any, wanted: Packing, longest: int) -> tuple[Packing, str | None]:

@@ -6,11 +6,13 @@ Measured are the logprobs of a few tokens, for the server to be compared with, a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from lightning_core.policies.probe import PROBE_LENGTH
+import numpy as np
+
+from lightning_core.policies.probe import ASKED, CONTEXT
+from lightning_core.training.dataset import Sequence
 from lightning_core.training.job import Job, Progress, derive_seed, peak_rss
 from lightning_core.training.state import save_state
 from lightning_core.training.weights import save_weights, whole_folder
@@ -30,12 +32,12 @@ def leave(
     *,
     taken: list[dict[str, Any]],
     state: dict[str, Any],
-    probed: list[int],
+    rows: list[Sequence],
 ) -> dict[str, Any]:
     """Write the state after the epoch, then the version, each whole or not at all; return what is in its training.json.
 
-    `taken`: the metrics of each step; `state`: what is noted beside the optimizer's (`step`, `parameters`); `probed`: tokens
-    to try the new weights on. Every rank calls this; the first one writes.
+    `taken`: the metrics of each step; `state`: what is noted beside the optimizer's (`step`, `parameters`); `rows`: what was
+    trained on, of which a few tokens try the new weights. Every rank calls this; the first one writes.
     """
     from lightning_core.training.gather import optimizer_state, state_dict, unwrap_checkpointed
 
@@ -60,30 +62,47 @@ def leave(
                 "seed": derive_seed(job.seed, job.epoch),
             }
             result |= throughput(trained, taken)
-            result["probe"] = take_probe(trained, probed)
+            result["probe"] = take_probe(trained, *probed(rows))
             (beside / "training.json").write_text(json.dumps(result, indent=2))
     trainer.accelerator.wait_for_everyone()
     told: dict[str, Any] = json.loads((job.output / "training.json").read_text())
     return told
 
 
-def take_probe(model: Any, ids: Sequence[int]) -> dict[str, Any] | None:
-    """Token ids and their logprobs as `Probe` has them; None where this process does not hold all weights.
+def probed(rows: list[Sequence]) -> tuple[list[int], int]:
+    """Token ids to try weights on: those that were sampled first in a sequence, and what came before them; and how many of
+    them were sampled. The most that a sequence has, after the shortest prompt."""
 
-    Computed without autocast and dropout, in what the weights are, on the first ids of a sequence (two at least).
+    def first(row: Sequence) -> tuple[int, int]:
+        start = int(row.loss_mask.argmax())
+        run = int(np.append(row.loss_mask[start:], False).argmin())
+        return start, min(
+            ASKED, max(1, run - 1)
+        )  # a server that scores them samples one more, and has to have room for it
+
+    row = max(rows, key=lambda row: (first(row)[1], -first(row)[0]))
+    start, asked = first(row)
+    return row.token_ids[max(0, start - CONTEXT) : start + asked].tolist(), asked
+
+
+def take_probe(model: Any, token_ids: list[int], asked: int) -> dict[str, Any] | None:
+    """Token ids and the logprobs of the last `asked` as `Probe` has them; None where this process does not hold all weights.
+
+    Computed without autocast and dropout, in what the weights are.
     """
     import torch
 
-    token_ids = [int(i) for i in ids[:PROBE_LENGTH]]
-    if len(token_ids) < 2 or any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters()):
+    if any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters()):
         return None
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             inputs = torch.tensor([token_ids], device=model.device)
-            logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits[0, :-1]
-            logprobs = torch.log_softmax(logits.float(), -1).gather(-1, inputs[0, 1:, None])[:, 0].tolist()
+            logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits[
+                0, -asked - 1 : -1
+            ]
+            logprobs = torch.log_softmax(logits.float(), -1).gather(-1, inputs[0, -asked:, None])[:, 0].tolist()
     finally:
         model.train(was_training)
     kind = str(next(model.parameters()).dtype).removeprefix("torch.")

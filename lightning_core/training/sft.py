@@ -41,7 +41,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     steps = JobSteps(job, progress, len(planned))
     trainer = steps.train(ExampleTrainer, model, tokenizer, planned)
     metrics = summary(steps.taken, planned, len(sequences.rows), sequences.left_out)
-    return steps.leave(trainer, metrics, sequences.rows[0].token_ids.tolist())
+    return steps.leave(trainer, metrics, sequences.rows)
 
 
 def plan_passes(job: Job, sequences: list[Sequence], seed: int) -> list[Step]:

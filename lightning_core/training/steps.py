@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning_core.config import TrainingSettings
 from lightning_core.training.checkpoint import Checkpoints, Found
+from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError
 from lightning_core.training.job import Job, Progress, derive_seed
 from lightning_core.training.outcome import leave
@@ -112,13 +113,13 @@ class JobSteps(StepPlan):
             self.progress.write({"warning": why})
         return kept or (None, {"step": 0})
 
-    def leave(self, trainer: Any, metrics: dict[str, Any], probed: list[int]) -> dict[str, Any]:
+    def leave(self, trainer: Any, metrics: dict[str, Any], rows: list[Sequence]) -> dict[str, Any]:
         """Write what `outcome.leave` does. The last checkpoint stays until the version is published."""
         optimizer = self.job.policy_settings.training.optimizer
         state = {"step": self.noted["step"] + self.count, "parameters": self.parameters, "optimizer": optimizer}
         # Where this epoch has no use for it, a later one may.
         state["entropy"] = trainer.entropy or self.noted.get("entropy", [])
-        return leave(self.job, self.progress, trainer, metrics, taken=self.taken, state=state, probed=probed)
+        return leave(self.job, self.progress, trainer, metrics, taken=self.taken, state=state, rows=rows)
 
     def rate(self, step: int, settings: TrainingSettings) -> float:
         return rate(self.job, step, taken=self.noted["step"] + step)

@@ -150,7 +150,7 @@ def trained(model: Path) -> Probe:
 
     from lightning_core.training.outcome import take_probe
 
-    return Probe.model_validate(take_probe(AutoModelForCausalLM.from_pretrained(model), CHECK_TOKENS))
+    return Probe.model_validate(take_probe(AutoModelForCausalLM.from_pretrained(model), CHECK_TOKENS, 7))
 
 
 @pytest.fixture(scope="module")

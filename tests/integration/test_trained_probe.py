@@ -42,10 +42,15 @@ def test_the_trainers_logprobs_are_those_of_the_weights_it_wrote(lora: bool, tmp
     }
     probe = Probe.model_validate(train(Job.model_validate(fields), lambda _: None, tmp_path / "log")["probe"])
 
+    assert any(probe.token_ids == row.token_ids[: len(probe.token_ids)].tolist() for row in rows)
+    assert len(probe.token_ids) - len(probe.logprobs) == 20  # the prompt's: it asks for what was sampled
+
     def logprobs(model: Any) -> list[float]:
         ids = torch.tensor([probe.token_ids])
         with torch.no_grad():
-            found = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])
+            found = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])[
+                -len(probe.logprobs) :
+            ]
         return [float(value) for value in found[:, 0]]
 
     before = AutoModelForCausalLM.from_pretrained(base)

@@ -150,7 +150,7 @@ def stock_loss(trainer: Any, sequences: list[Sequence], training: Any) -> torch.
     inputs = materialise(whole, sum(s.trained_tokens for s in sequences), training.steps_per_epoch > 1)
     del inputs["layout"]
     sampled = inputs["sampling_per_token_logps"]
-    if training.beta or training.importance_correction != "none":
+    if training.beta or training.corrected:
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
         with torch.no_grad():
@@ -158,7 +158,7 @@ def stock_loss(trainer: Any, sequences: list[Sequence], training: Any) -> torch.
                 trainer.model, ids, mask, inputs["completion_ids"].size(1)
             )
         inputs["ref_per_token_logps"] = logps - (0.3 if training.kl_reference == "base" else 0.0)
-        if training.importance_correction != "none":
+        if training.corrected:
             level, bound = training.importance_correction.split("_")
             difference = (logps - sampled) * inputs["tool_mask"]
             ratio = torch.exp(difference.sum(-1, keepdim=True) if level == "rollout" else difference)

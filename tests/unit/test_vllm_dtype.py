@@ -20,6 +20,12 @@ def test_auto_is_settled_on_a_cpu_only(cpu: bool, asked: str, dtype: str, monkey
     assert arguments[arguments.index("--dtype") + 1] == dtype
 
 
+def test_float32_on_a_gpu_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_command, "cpu_build", lambda: False)
+    assert vllm_command.environment(None, None, "float32")["TRITON_F32_DEFAULT"] == "ieee"
+    assert "TRITON_F32_DEFAULT" not in vllm_command.environment(None, None, "auto")
+
+
 def test_no_settings_that_a_gpu_runs_too_name_float32() -> None:
     """`auto` is the same on a CPU, and on a GPU what vLLM and the trainer share."""
     root = Path(__file__).parents[2]
