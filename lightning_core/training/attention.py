@@ -25,6 +25,9 @@ NAME = "lightning"
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 BLOCK = 128  # queries and keys of a block of FlexAttention's mask
+# Of the keywords that models give their attention, those that change nothing here: of a window, `why_not_packed` knows whether
+# it is long enough. Another one (soft-caps, sinks) would be a part of the attention, and dropped.
+_NOT_READ = {"sliding_window", "position_ids", "use_cache", "output_attentions", "is_causal"}
 
 
 class Forest:
@@ -91,17 +94,21 @@ def attend(
     forest: Forest | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, Any]:
-    """transformers' attention function; `query` (1, heads, n, width) where there is a forest."""
+    """transformers' attention function; `query` (1, heads, n, width) where there is a forest.
+
+    Raises ValueError for a keyword that would change a forest's attention and is not known.
+    """
     if forest is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _NOT_READ)
+    if unknown:
+        raise ValueError(f"the attention of tries does not know its {', '.join(f'`{name}`' for name in unknown)}")
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # which knows PyTorch's attention, and these not in every version
         lower = torch.get_autocast_dtype(kind)
         query, key, value = query.to(lower), key.to(lower), value.to(lower)
     if use_flex(query.device):
-        return _flex_attention()(
-            module, query, key, value, forest.block_mask, scaling, dropout=dropout, softcap=kwargs.get("softcap")
-        )
+        return _flex_attention()(module, query, key, value, forest.block_mask, scaling, dropout=dropout)
     output = _BySegments.apply(query, key, value, forest, scaling)
     return output.transpose(1, 2).contiguous(), None
 

@@ -65,8 +65,8 @@ def _spread(scores: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
 def why_not_packed(model: Any, longest: int) -> str | None:
     """Why this model cannot take forests, or None where it can; then it attends by them from here on.
 
-    Runs two sequences that branch, packed and padded, through the backbone and compares the hidden states: an
-    architecture that brings its own attention, or ignores explicit positions (state spaces, linear attention, some
+    Runs two sequences that branch through the backbone, packed and (by the model's own, eager attention) padded, and compares
+    the hidden states: an architecture that brings its own attention, or ignores explicit positions (state spaces, linear attention, some
     sliding windows), shows there. In float32 whatever the model will be trained in: the question is the architecture, and
     bf16's rounding in trained weights is as large as what a wrong mask does. `longest` is the longest sequence in tokens,
     for windows the probe is too short to see.
@@ -93,6 +93,7 @@ def why_not_packed(model: Any, longest: int) -> str | None:
     reason = None
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False), _float32_weights(base.base_model):
+            base.set_attn_implementation("eager")
             padded = _hidden(base.base_model, padded_layout(sequences).to(device))
             base.set_attn_implementation(NAME)
             packed = _hidden(base.base_model, forest_layout([sequences]).to(device))

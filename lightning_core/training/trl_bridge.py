@@ -19,9 +19,10 @@ from trl.trainer import utils as trl_utils
 from lightning_core.config import PolicySettings
 from lightning_core.training.hardware import checkpoints_gradients, computes_in_bf16
 
-# TRL's LM head projects so many vocabulary entries at a time; its own 32,768 makes tiles of 128 KB a scored token, several
-# at once.
-trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192
+# TRL's LM head projects so many vocabulary entries at a time; on a CPU its own 32,768 makes tiles of 128 KB a scored token,
+# several at once.
+if not torch.accelerator.is_available():
+    trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192
 
 # TRL takes each token's loss by the first, and its reduction by it too. Those that differ in the reduction alone are one
 # here: weights and normalizer, which `plan` works out, make the difference.

@@ -135,11 +135,14 @@ def load_model(folder: Path, kind: Literal["float32", "bfloat16"] = "float32") -
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
     try:
-        architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(folder, local_files_only=True))]
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        # transformers' SDPA has no soft-caps, and drops them.
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, kind),
-            attn_implementation="sdpa" if architecture._supports_sdpa else "eager",
+            attn_implementation="sdpa" if architecture._supports_sdpa and not capped else "eager",
             output_loading_info=True,
             local_files_only=True,
         )

@@ -153,14 +153,38 @@ def _bloom() -> Any:
     return BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=2))
 
 
+def _gemma() -> Any:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    return Gemma2ForCausalLM(Gemma2Config(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, attn_logit_softcapping=0.1, query_pre_attn_scalar=16, initializer_range=0.3,
+    ))  # fmt: skip
+
+
+def _gpt_oss() -> Any:
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    return GptOssForCausalLM(GptOssConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, num_local_experts=2, num_experts_per_tok=1, sliding_window=512,
+    ))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
-    [(_mamba, "layers that mix neighbours whatever the mask says"), (_bloom, "not follow the attention mask")],
+    [
+        (_mamba, "layers that mix neighbours whatever the mask says"),
+        (_bloom, "not follow the attention mask"),
+        (_gemma, "does not know its `softcap`"),
+        (_gpt_oss, "does not know its `s_aux`"),
+    ],
 )
 def test_architectures_without_an_attention_that_can_be_told_are_trained_with_padded_rows(
     make_job: Any, base: Path, tmp_path: Path, make: Any, why: str
 ) -> None:
     import torch
+    from transformers import AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
     from lightning_core.training.plan import MicroBatch
@@ -170,12 +194,14 @@ def test_architectures_without_an_attention_that_can_be_told_are_trained_with_pa
     folder = saved(make(), tmp_path, base)
     result = run(make_job(0, base_model=folder))
     assert result["packing"] == "none" and why in result["packing_why"]
-    model = load_model(folder)
+    model, eager = load_model(folder), AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     add_fused_lm_head(model)
+    add_fused_lm_head(eager)
     rows = random_group("a", 3, np.random.default_rng(1))
     batches: list[Any] = [
         MicroBatch([[s] for s in some], [1.0] * len(some), "none", 0) for some in (rows, *([s] for s in rows))
     ]
     (together, _), *alone = score_queue(model, batches, torch.device("cpu"))
+    torch.testing.assert_close(together, score_queue(eager, batches[:1], torch.device("cpu"))[0][0])
     for row, (scores, _) in zip(together, alone, strict=True):
         torch.testing.assert_close(row[: scores.shape[1]], scores[0], atol=1e-5, rtol=1e-5)

@@ -69,6 +69,57 @@ def test_flex_attention_with_the_forests_mask_gives_what_segments_give() -> None
     torch.testing.assert_close(segments, flex.transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
+def test_flex_attentions_gradients_with_the_forests_mask_are_those_of_the_whole_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it is traced on a GPU (aot_eager); of its kernels a CPU has none. Lengths that fill no block."""
+    import torch
+    from torch.nn.attention import flex_attention as flex
+
+    from lightning_core.training.attention import Forest
+
+    trie = branching([129, 1, 40, 200])
+    trees, n = Forest(trie.depth, trie.end, torch.device("cpu")), len(trie)
+    assert n % 128
+    torch.manual_seed(0)
+    query, key, value, toward = (torch.randn(1, heads, n, 16) for heads in (6, 2, 2, 6))
+    for tensor in (query, key, value):
+        tensor.requires_grad_()
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)  # which lets no gradient on a CPU through
+    compiled = torch.compile(flex.flex_attention, backend="aot_eager")
+    found = compiled(query, key, value, block_mask=trees.block_mask, scale=0.3, enable_gqa=True)
+    whole = whole_attention(query, key, value, trie)
+    gradients, expected = (torch.autograd.grad(of, (query, key, value), toward) for of in (found, whole))
+    for one, other in zip((found, *gradients), (whole, *expected), strict=True):
+        assert float((one - other).detach().abs().max()) <= 2e-6 * float(other.detach().abs().max())
+
+
+def whole_attention(query: Any, key: Any, value: Any, trie: Any) -> Any:
+    """By the (n, n) mask; three heads to a key."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    at, end = torch.arange(len(trie)), torch.from_numpy(trie.end)
+    mask = (at[None, :] <= at[:, None]) & (at[:, None] < end[None, :])
+    groups = [tensor.repeat_interleave(3, 1) for tensor in (key, value)]
+    return scaled_dot_product_attention(query, *groups, attn_mask=mask, scale=0.3)
+
+
+@pytest.mark.parametrize("name", ["softcap", "s_aux", "something_new"])
+def test_what_a_model_asks_of_its_attention_beyond_a_mask_is_refused_and_not_dropped(name: str) -> None:
+    import torch
+
+    from lightning_core.training.attention import attend
+
+    trees = forest()
+    query = torch.randn(1, 2, len(trees), 16)
+    module: Any = SimpleNamespace(training=False)
+    with pytest.raises(ValueError, match=f"does not know its `{name}`"):
+        attend(module, query, query, query, None, forest=trees, sliding_window=4096, **{name: 30.0})
+    absent: dict[str, Any] = {name: None}
+    attend(module, query, query, query, None, forest=trees, sliding_window=4096, **absent)
+
+
 @pytest.mark.parametrize(
     ("kind", "autocast", "tolerance"),
     [("float64", False, 1e-12), ("float32", False, 1e-5), ("bfloat16", False, 0.03), ("float32", True, 0.03)],
@@ -78,7 +129,6 @@ def test_outputs_and_gradients_by_segments_are_those_of_the_whole_mask(
     lengths: list[int], kind: str, autocast: bool, tolerance: float
 ) -> None:
     import torch
-    from torch.nn.functional import scaled_dot_product_attention
 
     from lightning_core.training.attention import Forest, attend
 
@@ -93,10 +143,7 @@ def test_outputs_and_gradients_by_segments_are_those_of_the_whole_mask(
     module: Any = SimpleNamespace(training=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         ours, _ = attend(module, query, key, value, None, scaling=0.3, forest=trees)
-    at, end = torch.arange(n), torch.from_numpy(trie.end)
-    mask = (at[None, :] <= at[:, None]) & (at[:, None] < end[None, :])
-    groups = [tensor.double().repeat_interleave(3, 1) for tensor in (key, value)]
-    whole = scaled_dot_product_attention(query.double(), *groups, attn_mask=mask, scale=0.3)
+    whole = whole_attention(query.double(), key.double(), value.double(), trie)
     assert ours.dtype == (torch.bfloat16 if autocast else query.dtype)
     found, expected = ours.transpose(1, 2), (whole, *torch.autograd.grad(whole, (query, key, value), toward.double()))
     gradients = torch.autograd.grad(found, (query, key, value), toward.to(found.dtype))
