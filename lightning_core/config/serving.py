@@ -86,7 +86,8 @@ class VllmSettings(Section):
     max_model_len: int = Field(2048, ge=64)
     max_num_seqs: int = Field(64, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="`auto`: float32 on a CPU, on a GPU as vLLM chooses"
+        "auto",
+        description="`auto`: float32 on a CPU, on a GPU as vLLM chooses; `bfloat16` on a CPU that multiplies it: the trainer computes in it, too",
     )
     colocated: bool | None = Field(
         None,

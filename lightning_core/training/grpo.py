@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_core.config import PolicySettings
 from lightning_core.training.dataset import Sequences
-from lightning_core.training.hardware import computes_in_bf16, corrected, is_split, own_device, weights_kind
+from lightning_core.training.hardware import computes_in_bf16, is_split, own_device, settled, weights_kind
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
 from lightning_core.training.plan import Packing, Step, line_up, plan_epoch
 from lightning_core.training.steps import JobSteps, check_schedule
@@ -26,7 +26,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     check_schedule(job)
     progress.phase("importing")
     import_trainer()
-    job = corrected(job)
+    job = settled(job)
     settings, lora = job.policy_settings.training, job.policy_settings.lora
     from lightning_core.training.correction import look
     from lightning_core.training.trainer import SequenceTrainer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_core.config import TrainingSettings
@@ -32,29 +34,39 @@ def _accelerate_uses(what: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{what}", "").lower() == "true"
 
 
-def computes_in_bf16(settings: TrainingSettings) -> bool:
-    """As the settings say; else where the accelerate file says `bf16`, and on a GPU that has it (not by itself with DeepSpeed,
-    whose was not tried)."""
+def computes_in_bf16(settings: TrainingSettings, sampled_in: str = "float32") -> bool:
+    """As the settings say; else where the accelerate file says `bf16`, on a GPU that has it (not by itself with DeepSpeed,
+    whose was not tried), and on a CPU that has it if the server sampled in it too."""
     import torch
 
     if settings.bf16 is not None:
         return settings.bf16
-    return os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" or (
-        not _accelerate_uses("DEEPSPEED")
-        and torch.cuda.is_available()
-        and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
+    by_file = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+    if by_file or _accelerate_uses("DEEPSPEED"):
+        return by_file
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return sampled_in == "bfloat16" and not torch.accelerator.is_available() and multiplies_bf16()
 
 
-def corrected(job: Job) -> Job:
-    """The job with an importance correction where the settings leave it open: of tokens, unless sampler and trainer both
-    computed in float32. With 16-bit numbers on either side they disagree before any update."""
+def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor multiplies bf16 (AVX-512 BF16, AMX, Arm's BF16); one that does not is slower in it."""
+    try:
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)", cpuinfo.read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[1].split())
+
+
+def settled(job: Job) -> Job:
+    """The job with what the settings leave open: whether it computes in bf16, and whether tokens are corrected. They are
+    unless sampler and trainer both computed in float32: with 16-bit numbers on either side they disagree before any update."""
     training = job.policy_settings.training
-    if training.importance_correction is not None:
-        return job
-    same = job.sampled_in == "float32" and not computes_in_bf16(training)
-    training = training.model_copy(update={"importance_correction": "none" if same else "token_truncate"})
-    return job.model_copy(update={"policy_settings": job.policy_settings.model_copy(update={"training": training})})
+    bf16 = computes_in_bf16(training, job.sampled_in)
+    correction = "token_truncate" if bf16 or job.sampled_in != "float32" else "none"
+    update = {"bf16": bf16, "importance_correction": training.importance_correction or correction}
+    policy = job.policy_settings.model_copy(update={"training": training.model_copy(update=update)})
+    return job.model_copy(update={"policy_settings": policy})
 
 
 def checkpoints_gradients(settings: TrainingSettings) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lightning_core.training.dataset import Sequence
-from lightning_core.training.hardware import weights_kind
+from lightning_core.training.hardware import settled, weights_kind
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
 from lightning_core.training.plan import MicroBatch, Step, line_up, plan_epoch
 from lightning_core.training.steps import JobSteps, check_schedule
@@ -31,6 +31,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     import_trainer("lightning_core.training.sft_trainer")
     from lightning_core.training.sft_trainer import ExampleTrainer
 
+    job = settled(job)
     progress.phase("loading")
     tokenizer = load_tokenizer(job.source, facts.vocabulary)
     model = load_model(job.source, weights_kind(job))

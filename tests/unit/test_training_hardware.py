@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from lightning_core.config import TrainingSettings
-from lightning_core.training.hardware import checkpoints_gradients, computes_in_bf16, corrected, weights_kind
+from lightning_core.training import hardware
+from lightning_core.training.hardware import (
+    checkpoints_gradients,
+    computes_in_bf16,
+    multiplies_bf16,
+    settled,
+    weights_kind,
+)
 from lightning_core.training.job import Job
 
 SPLIT = {"ACCELERATE_USE_FSDP": "true"}
@@ -88,13 +95,38 @@ def test_only_weights_that_lie_still_are_loaded_in_bf16(
 def test_tokens_are_corrected_where_sampler_and_trainer_do_not_both_compute_in_float32(
     sampled_in: str, bf16: bool, said: str | None, expected: str, tmp_path: Path
 ) -> None:
-    training = {"bf16": bf16, "importance_correction": said}
-    job = job_in(tmp_path, {"training": training}, sampled_in=sampled_in)
-    settled = corrected(job).policy_settings.training
-    assert settled.importance_correction == expected and settled.corrected is (expected != "none")
-    assert settled.model_dump(exclude={"importance_correction"}) == job.policy_settings.training.model_dump(
-        exclude={"importance_correction"}
-    )
+    job = job_in(tmp_path, {"training": {"bf16": bf16, "importance_correction": said}}, sampled_in=sampled_in)
+    training = settled(job).policy_settings.training
+    assert training.importance_correction == expected and training.corrected is (expected != "none")
+    assert training == job.policy_settings.training.model_copy(update={"importance_correction": expected})
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 avx512_fp16", True),
+        ("flags\t\t: fpu avx512f amx_bf16 amx_tile", True),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\nbugs\t\t: bf16", False),
+        ("model name\t: avx512_bf16", False),
+    ],
+)
+def test_a_cpu_that_multiplies_bf16_trains_in_it_where_vllm_sampled_in_it(
+    flags: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\npower management:\n")
+    assert multiplies_bf16(tmp_path / "cpuinfo") is expected
+    assert not multiplies_bf16(tmp_path / "none")
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda: expected)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for sampled_in, said, bf16 in (
+        ("bfloat16", None, expected),
+        ("bfloat16", False, False),
+        ("float32", None, False),
+        ("float32", True, True),
+    ):
+        job = job_in(tmp_path, {"training": {"bf16": said}}, sampled_in=sampled_in)
+        assert settled(job).policy_settings.training.bf16 is bf16
 
 
 def job_in(folder: Path, policy: dict[str, Any], **fields: Any) -> Job:
