@@ -89,6 +89,10 @@ class VllmSettings(Section):
         "auto",
         description="`auto`: float32 on a CPU, on a GPU as vLLM chooses; `bfloat16` on a CPU that multiplies it: the trainer computes in it, too",
     )
+    head_in_float32: bool = Field(
+        False,
+        description="the LM head computes in float32, in vLLM and in training by policy gradients: with all else in bf16, their logprobs differ less (slow on a CPU)",
+    )
     colocated: bool | None = Field(
         None,
         description="vLLM releases its GPU's memory while a policy is trained (sleep mode); needs CUDA; null: only if "

@@ -52,6 +52,7 @@ def rollouts_key(epoch: Epoch, planned: list[PlannedRollout]) -> str:
         settings.frozen,
         settings.aliases,
         settings.vllm.model_dump(mode="json", include={"max_model_len", "dtype", "extra_args"}),
+        *(["head_in_float32"] if settings.vllm.head_in_float32 else []),
     )
 
 

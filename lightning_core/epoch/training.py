@@ -61,6 +61,7 @@ def train_version(
         made_in=made.epoch if made.run == epoch.run else None,
         version=parent,
         sampled_in=dtype(settings.vllm),
+        head_in_float32=settings.vllm.head_in_float32,
         base_model=base_model,
         sequences=sequences,
         output=output,

@@ -49,6 +49,8 @@ def command(
         "--dtype": dtype(settings),
         "--worker-extension-cls": "lightning_core.policies.vllm_worker.ReloadExtension",
     }
+    if settings.head_in_float32:
+        arguments["--hf-overrides"] = '{"head_dtype": "float32"}'
     flags = ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
     if settings.colocated:
         if cpu_build():

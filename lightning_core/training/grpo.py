@@ -84,7 +84,7 @@ def _base_scores(model: Any, steps: list[Step], first: int, policy: PolicySettin
     from lightning_core.training.trainer import score_queue
     from lightning_core.training.trl_bridge import add_head
 
-    add_head(model, policy.sampling.temperature)
+    add_head(model, policy)
     device = own_device()
     with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(policy.training)):
         return [

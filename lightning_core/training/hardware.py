@@ -59,12 +59,15 @@ def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def settled(job: Job) -> Job:
-    """The job with what the settings leave open: whether it computes in bf16, and whether tokens are corrected. They are
-    unless sampler and trainer both computed in float32: with 16-bit numbers on either side they disagree before any update."""
+    """The job with what the settings leave open: whether it computes in bf16, and its LM head in float32 as the sampler's, and
+    whether tokens are corrected. They are unless sampler and trainer both computed in float32: with 16-bit numbers on either
+    side they disagree before any update."""
     training = job.policy_settings.training
     bf16 = computes_in_bf16(training, job.sampled_in)
     correction = "token_truncate" if bf16 or job.sampled_in != "float32" else "none"
-    update = {"bf16": bf16, "importance_correction": training.importance_correction or correction}
+    update: dict[str, Any] = {"bf16": bf16, "importance_correction": training.importance_correction or correction}
+    if job.head_in_float32 and not job.policy_settings.imitates:
+        update["trl"] = training.trl | {"cast_lm_head_to_fp32": True}
     policy = job.policy_settings.model_copy(update={"training": training.model_copy(update=update)})
     return job.model_copy(update={"policy_settings": policy})
 

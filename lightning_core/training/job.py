@@ -58,6 +58,9 @@ class Job(BaseModel):
         "float32",
         description="what vLLM computed in as it sampled: `float32`, `bfloat16`, `float16`, or `auto`, as it chose",
     )
+    head_in_float32: bool = Field(
+        False, description="whether vLLM's LM head computed in float32; the trainer's does too"
+    )
     sequences: Path = Field(description="Parquet file, see dataset.py")
     output: Path = Field(description="folder to write the new version into; there whole or not at all")
     state: Path = Field(description="folder of the optimizer's state, kept from epoch to epoch")

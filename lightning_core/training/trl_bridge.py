@@ -192,9 +192,10 @@ class PlannedSFTTrainer(SFTTrainer):
         return {name: list(self._metrics["train"].get(name, [])) for name in ("entropy", "mean_token_accuracy")}
 
 
-def add_head(model: Any, temperature: float) -> None:
+def add_head(model: Any, policy: PolicySettings) -> None:
     """Make a model without a trainer score as `fused_scores` asks: TRL's trainer does this to its own."""
-    trl_utils.add_fused_lm_head(model, temperature=temperature)
+    in_float32 = policy.training.of_trl("cast_lm_head_to_fp32")
+    trl_utils.add_fused_lm_head(model, temperature=policy.sampling.temperature, cast_lm_head_to_fp32=in_float32)
 
 
 def fused_scores(model: Any, inputs: dict[str, Any], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

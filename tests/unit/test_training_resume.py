@@ -327,10 +327,11 @@ def test_the_reference_is_gone_before_the_weights_come(
     assert len(before) == 2
 
 
+@pytest.mark.parametrize("head_in_float32", [False, True])
 def test_what_a_server_is_compared_with_is_what_the_saved_weights_make_of_it_in_bf16_too(
-    make_job: Callable[..., Job],
+    make_job: Callable[..., Job], head_in_float32: bool
 ) -> None:
-    job = make_job(training={"bf16": True})
+    job = make_job(training={"bf16": True}, sampled_in="bfloat16", head_in_float32=head_in_float32)
     probe = Probe.model_validate(run_job(job, Progress(job.progress))["probe"])
     saved = Probe.model_validate(take_probe(load_model(job.output), probe.token_ids, len(probe.logprobs)))
     assert difference(probe.logprobs, saved.logprobs) < 1e-5

@@ -26,6 +26,12 @@ def test_float32_on_a_gpu_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "TRITON_F32_DEFAULT" not in vllm_command.environment(None, None, "auto")
 
 
+def test_the_head_is_float32_where_that_is_asked_for() -> None:
+    for asked in (False, True):
+        arguments = vllm_command.command(VllmSettings(head_in_float32=asked), Path("m"), "p", Path("s"), None, 0)
+        assert ('{"head_dtype": "float32"}' in arguments) is asked
+
+
 def test_no_settings_that_a_gpu_runs_too_name_float32() -> None:
     """`auto` is the same on a CPU, and on a GPU what vLLM and the trainer share."""
     root = Path(__file__).parents[2]
