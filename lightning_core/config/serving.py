@@ -84,7 +84,11 @@ class GatewaySettings(Section):
 class VllmSettings(Section):
     kv_cache_gb: float = Field(0.5, gt=0, description="memory for the KV cache (CPU build)")
     max_model_len: int = Field(2048, ge=64)
-    max_num_seqs: int = Field(64, ge=1)
+    max_num_seqs: int | None = Field(
+        None,
+        ge=1,
+        description="calls that are computed at the same time; null: 64 on a CPU, on a GPU as many as vLLM takes a card of its size for",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="`auto`: float32 on a CPU, on a GPU as vLLM chooses; `bfloat16` on a CPU that multiplies it: the trainer computes in it, too",

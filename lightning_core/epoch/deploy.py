@@ -18,7 +18,8 @@ from lightning_core.epoch.epoch import Run
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.policies.adapters import load_lora, route, unload_older
 from lightning_core.policies.redeploy import Redeployed, RedeployFailed, hot_swap, restart_with
-from lightning_core.policies.store import BASE_VERSION, Manifest
+from lightning_core.policies.sleep import wake
+from lightning_core.policies.store import BASE_VERSION, Manifest, StoreError
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import VllmError
 
@@ -39,11 +40,16 @@ def deploy(run: Run, services: Services, versions: dict[str, str]) -> dict[str, 
     has the version is taken out of the routes; the next deploy tries it again.
     """
     settings, stores = run.settings, run.policies
-    folders = {name: store.checked(versions[name]) for name, store in stores.items()}
+    try:
+        folders = {name: store.checked(versions[name]) for name, store in stores.items()}
+    except StoreError:
+        _wake(services.fleet)
+        raise
     seconds = {}
     with contextlib.ExitStack() as held:
         for vllm in services.fleet:
             held.enter_context(vllm.exclusive())
+            held.callback(wake, vllm)  # one that no version was swapped into
         routes = _Routes(run, services.gateway, services.fleet, versions)
         try:
             for policy in settings.policies:
@@ -236,6 +242,13 @@ class _Routes:
         base = {"upstream": (whole or self._fleet)[0].upstream, "model": self._base_name}
         frozen = dict.fromkeys(self._frozen, base)
         self._server.set_routes({"policies": self._now, "frozen": frozen, "aliases": self._aliases})
+
+
+def _wake(fleet: Fleet) -> None:
+    for vllm in fleet:
+        if vllm.asleep:
+            with vllm.exclusive():
+                wake(vllm)
 
 
 def _models(vllm: VllmServer) -> set[str]:

@@ -65,7 +65,7 @@ def running(run: Run, say: Say = logger.info) -> Iterator[Services]:
 
 @contextlib.contextmanager
 def vllm_asleep(run: Run, services: Services) -> Iterator[None]:
-    """Round training: where it shares a card with vLLM, vLLM sleeps meanwhile."""
+    """Round training: where it shares a card with vLLM, vLLM sleeps meanwhile, under full weights until `deploy`."""
     level: Level = 1 if any(policy.lora for policy in run.settings.policies) else 2
     with contextlib.ExitStack() as stack:
         for vllm in services.fleet if takes_turns(run.settings) else ():

@@ -2,7 +2,7 @@
 
 Look at the files → pause → reload → compare with the files → reset the prefix cache → set the version and read it back →
 resume → ask a fixed prompt, and compare with what the trainer computed. A failure at any step puts the former version
-back, and says so.
+back, and says so. One that sleeps (sleep.py) wakes up in place of the pause, and its KV cache in place of the resume.
 """
 
 from __future__ import annotations
@@ -85,26 +85,31 @@ def hot_swap(
     with vllm.client() as client:
         try:
             with done.step("check"):
-                before = client.logprobs(vllm.state.served_name, tokens)
+                before = None if vllm.asleep else client.logprobs(vllm.state.served_name, tokens)
         except VllmError as error:
             raise RedeployFailed(
                 f"{version} was not loaded, {former_version} was not touched: {error}", restored=vllm.alive()
             ) from error
         try:
             paused = time.monotonic()
-            with done.step("drain"):
-                done.drained = _pause(client, drain_s)
+            if vllm.asleep:
+                with done.step("wake"):
+                    client.wake_up("weights")
+            else:
+                with done.step("drain"):
+                    done.drained = _pause(client, drain_s)
             equal = _load(client, weights_path, version, done)
             with done.step("resume"):
                 before_resume(version)
-                client.resume()
+                _resume(vllm, client)
             done.paused_s = time.monotonic() - paused
             with done.step("check"):
                 after = client.logprobs(vllm.state.served_name, tokens)
                 agrees = agreement(after, probe, vllm.dtype)
             vllm.serves(weights_path, version)
         except BaseException as error:  # noqa: BLE001 - an interrupt too must not leave vLLM paused, or between versions
-            former = Former(former_path, former_version, Probe(token_ids=tokens, logprobs=before))
+            answers = None if before is None else Probe(token_ids=tokens, logprobs=before)
+            former = Former(former_path, former_version, answers)
             _restore(vllm, client, former, version, error, before_resume)
     done.changed, done.verified = after != before, f"{equal} tensors as in the files; {agrees}"
     if not done.changed:
@@ -191,6 +196,14 @@ def _pause(client: VllmClient, drain_s: float) -> bool:
     return False
 
 
+def _resume(vllm: VllmServer, client: VllmClient) -> None:
+    if vllm.asleep:
+        client.wake_up("kv_cache")  # by which vLLM resumes too
+        vllm.asleep = False
+    else:
+        client.resume()
+
+
 def _load(client: VllmClient, weights: Path, version: str, done: Redeployed | None = None) -> int:
     """Reload, compare, forget what the old weights cached, set the version and read it back. vLLM is paused.
 
@@ -229,10 +242,11 @@ def _restore(
         try:
             if isinstance(error, _HalfLoaded):
                 raise error
-            client.pause("keep")
+            if not vllm.asleep:
+                client.pause("keep")
             _load(client, former.weights, former.version)
             _announce(before_resume, former.version)
-            client.resume()
+            _resume(vllm, client)
             if former.answers is not None:
                 answers = client.logprobs(vllm.state.served_name, former.answers.token_ids)
                 agreement(answers, former.answers, vllm.dtype)

@@ -60,6 +60,7 @@ class VllmServer:
     def __init__(self, state: VllmState, home: Path, process: Process | None = None) -> None:
         self.state = state
         self.home = home
+        self.asleep = False  # since this process sent it to sleep, and until a swap or `sleep.wake`
         self._process = process
 
     @classmethod
@@ -120,6 +121,7 @@ class VllmServer:
         Calls in flight are lost; those that come before it is ready find no socket. Raises VllmError as `start` does.
         """
         self._end()
+        self.asleep = False
         arguments = list(self.state.command)
         arguments[arguments.index("--model") + 1] = str(weights)
         self.socket.unlink(missing_ok=True)

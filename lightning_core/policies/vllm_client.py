@@ -88,6 +88,14 @@ class VllmClient:
     def resume(self) -> None:
         self.request("POST", "/resume")
 
+    def sleep(self, level: int) -> None:
+        """Give the card's memory back when the calls in flight are done; new calls queue."""
+        self.request("POST", "/sleep", params={"level": str(level), "mode": "wait"})
+
+    def wake_up(self, what: Literal["weights", "kv_cache"] | None = None) -> None:
+        """Take memory for all, or for one of the two alone. With the last of them vLLM resumes."""
+        self.request("POST", "/wake_up", params={"tags": what} if what else None)
+
     def reload_weights(self, folder: Path) -> None:
         """Load the safetensors of `folder` in place of the weights being served."""
         body = {"method": "lightning_reload", "kwargs": {"weights_path": str(folder)}}

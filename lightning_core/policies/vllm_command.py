@@ -11,6 +11,7 @@ from lightning_core.config import VllmSettings
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.process.spawn import SHORT_SPINS, child_environment
 
+_ON_CPUS = 64  # calls at a time
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 
 
@@ -43,7 +44,6 @@ def command(
         "--served-model-name": served_name,
         "--uds": str(socket),
         "--max-model-len": str(settings.max_model_len),
-        "--max-num-seqs": str(settings.max_num_seqs),
         # The logprobs of the distribution that was sampled from: what an importance ratio has to be taken against.
         "--logprobs-mode": "processed_logprobs",
         "--dtype": dtype(settings),
@@ -52,6 +52,9 @@ def command(
     if settings.head_in_float32:
         arguments["--hf-overrides"] = '{"head_dtype": "float32"}'
     flags = ["--enable-prefix-caching", "--disable-uvicorn-access-log"]
+    most = settings.max_num_seqs or (_ON_CPUS if cpu_build() else None)
+    if most is not None:
+        arguments["--max-num-seqs"] = str(most)
     if settings.colocated:
         if cpu_build():
             raise VllmError("vllm.colocated: only a vLLM for CUDA can sleep while a policy is trained; take it out")

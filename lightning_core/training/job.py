@@ -163,7 +163,20 @@ def import_trainer(module: str = "lightning_core.training.trainer") -> None:
         import_module(module)
     finally:
         for name in hidden:
-            del sys.modules[name]
+            if name != "torchao":  # which peft looks for when it makes an adapter; `use_torchao` brings it back
+                del sys.modules[name]
+
+
+def use_torchao() -> None:
+    """Import what `optimizer: adamw_8bit` needs; its tensors are read from files only when it is there."""
+    if sys.modules.get("torchao", "") is None:
+        del sys.modules["torchao"]
+    try:
+        import_module("torchao.optim")
+    except ImportError as error:
+        raise TrainingError(
+            f"`training.optimizer: adamw_8bit` needs torchao, which is not installed here: {error}"
+        ) from error
 
 
 def derive_seed(seed: int, epoch: int) -> int:

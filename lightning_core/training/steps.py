@@ -14,7 +14,7 @@ from lightning_core.config import TrainingSettings
 from lightning_core.training.checkpoint import Checkpoints, Found
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError
-from lightning_core.training.job import Job, Progress, derive_seed
+from lightning_core.training.job import Job, Progress, derive_seed, use_torchao
 from lightning_core.training.outcome import leave
 from lightning_core.training.plan import Step
 from lightning_core.training.schedule import EntropyBonus, learning_rate
@@ -58,7 +58,7 @@ class JobSteps(StepPlan):
         self.job, self.progress, self.count = job, progress, count
         self.seed = derive_seed(job.seed, job.epoch)
         if job.policy_settings.training.optimizer == "adamw_8bit":
-            import torchao.optim  # noqa: F401 - its tensors are read from files only when it is there
+            use_torchao()
         self.checkpoints = Checkpoints(job, parts=count)
         self.found = self.checkpoints.newest()
         self.taken: list[dict[str, Any]] = []

@@ -21,7 +21,9 @@ NOTHING: Any = None  # where nothing may come so far as to use it
 
 
 class Untouched:
-    """Stands for a running service; whoever asks it for anything has gone too far."""
+    """Stands for a running service; whoever asks it for more than whether it sleeps has gone too far."""
+
+    asleep = False
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AssertionError(f"asked for {name}")

@@ -40,6 +40,8 @@ class Vllm:
         self.routed = "v0001"
         self.fails: dict[str, BaseException] = {}
         self.restarts = 0
+        self.asleep = False
+        self.read: list[Path] = []
 
     def step(self, name: str) -> None:
         if (error := self.fails.pop(name, None)) is not None:
@@ -64,7 +66,15 @@ class Vllm:
     def reload_weights(self, folder: Path) -> None:
         assert self.paused
         self.step("reload")
+        self.read.append(folder)
         self.holds = folder
+
+    def wake_up(self, what: str) -> None:
+        assert self.paused and self.asleep
+        self.step(f"wake {what}")
+        if what == "kv_cache":
+            assert self.cached == self.holds and self.named == self.routed
+            self.paused = False
 
     def compare(self, folder: Path) -> int:
         self.step("compare")
@@ -91,7 +101,7 @@ class Vllm:
     def restart(self, weights: Path, version: str) -> None:
         self.restarts += 1
         self.holds = self.cached = weights
-        self.named, self.paused = version, False
+        self.named, self.paused, self.asleep = version, False, False
 
     def serves(self, weights: Path, version: str) -> None:
         self.step("note")
@@ -122,6 +132,24 @@ def test_a_swap_changes_all_of_it(vllm: Vllm, tmp_path: Path) -> None:
     assert swap(vllm, tmp_path / "v2").changed
     serves(vllm, tmp_path / "v2", "v0002")
     assert vllm.restarts == 0
+
+
+def test_one_that_sleeps_wakes_up_straight_into_the_new_version(vllm: Vllm, tmp_path: Path) -> None:
+    vllm.asleep = vllm.paused = True
+    done = swap(vllm, tmp_path / "v2")
+    serves(vllm, tmp_path / "v2", "v0002")
+    assert vllm.read == [tmp_path / "v2"] and not vllm.asleep
+    assert {"wake", "reload", "resume"} <= done.seconds.keys()
+
+
+@pytest.mark.parametrize("step", ["wake weights", *STEPS[2:8], "wake kv_cache", "again", "note"])
+def test_one_that_fails_to_wake_into_the_new_version_serves_the_former(vllm: Vllm, tmp_path: Path, step: str) -> None:
+    vllm.asleep = vllm.paused = True
+    vllm.fails[step] = OSError("no space left") if step in ("note", "routes") else VllmError("no")
+    with pytest.raises(RedeployFailed) as failed:
+        swap(vllm, tmp_path / "v2")
+    assert failed.value.restored and not vllm.asleep
+    serves(vllm, tmp_path / "v1", "v0001")
 
 
 @pytest.mark.parametrize("step", STEPS)

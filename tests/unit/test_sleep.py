@@ -15,7 +15,7 @@ from lightning_core.config import Settings, SettingsError, VllmSettings
 from lightning_core.epoch import services
 from lightning_core.epoch.epoch import Run
 from lightning_core.policies import sharing, vllm_command
-from lightning_core.policies.sleep import SLEEP_FLAG, asleep
+from lightning_core.policies.sleep import SLEEP_FLAG, asleep, wake
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import VllmError
 
@@ -24,16 +24,20 @@ class Noted:
     def __init__(self, *flags: str) -> None:
         self.state = SimpleNamespace(command=["vllm", *flags], weights="/w/v0003", version="v0003", served_name="p")
         self.asked: list[Any] = []
-        self.refuses: str | None = None
+        self.asleep = False
+        self.refuses = False
 
     @contextmanager
     def client(self) -> Iterator[Noted]:
         yield self
 
-    def request(self, method: str, path: str, params: dict[str, str] | None = None) -> None:
-        self.asked.append((path, *(params or {}).values()))
-        if path == self.refuses:
-            raise VllmError(f"no {path}")
+    def sleep(self, level: int) -> None:
+        self.asked.append(("sleep", level))
+
+    def wake_up(self, what: str | None = None) -> None:
+        self.asked.append(("wake", what))
+        if self.refuses:
+            raise VllmError("no")
 
     def reload_weights(self, folder: Path) -> None:
         self.asked.append(("reload", str(folder)))
@@ -51,29 +55,40 @@ class Noted:
         return cast(VllmServer, self)
 
 
-def test_full_weights_are_forgotten_and_loaded_again_before_the_cache() -> None:
+def test_full_weights_are_forgotten_and_not_read_again_before_there_are_new_ones() -> None:
     vllm = Noted(SLEEP_FLAG)
     with asleep(vllm.as_vllm(), 2):
         vllm.asked.append("training")
-    assert vllm.asked == [
-        ("/sleep", "2", "wait"), "training", ("/wake_up", "weights"), ("reload", "/w/v0003"), ("/wake_up", "kv_cache"),
-        "reset", "probe",
-    ]  # fmt: skip
+    assert vllm.asked == [("sleep", 2), "training"] and vllm.asleep
 
 
-def test_under_adapters_the_base_model_waits_in_memory_and_a_failed_training_wakes_it() -> None:
+def test_full_weights_come_back_before_the_cache_where_training_failed_or_made_nothing() -> None:
     vllm = Noted(SLEEP_FLAG)
-    with pytest.raises(ZeroDivisionError), asleep(vllm.as_vllm(), 1):
+    with pytest.raises(ZeroDivisionError), asleep(vllm.as_vllm(), 2):
         raise ZeroDivisionError
-    assert vllm.asked == [("/sleep", "1", "wait"), ("/wake_up",), "probe"]
+    woken = [("wake", "weights"), ("reload", "/w/v0003"), ("wake", "kv_cache"), "reset", "probe"]
+    assert vllm.asked == [("sleep", 2), *woken] and not vllm.asleep
+    wake(vllm.as_vllm())
+    assert vllm.asked == [("sleep", 2), *woken], "it is awake"
+    with asleep(vllm.as_vllm(), 2):
+        pass
+    wake(vllm.as_vllm())
+    assert vllm.asked[6:] == [("sleep", 2), *woken]
+
+
+def test_under_adapters_the_base_model_waits_in_memory_and_comes_back_at_once() -> None:
+    vllm = Noted(SLEEP_FLAG)
+    with asleep(vllm.as_vllm(), 1):
+        pass
+    assert vllm.asked == [("sleep", 1), ("wake", None), "probe"] and not vllm.asleep
 
 
 def test_one_that_does_not_wake_up_is_started_anew() -> None:
     vllm = Noted(SLEEP_FLAG)
-    vllm.refuses = "/wake_up"
-    with asleep(vllm.as_vllm(), 2):
+    vllm.refuses = True
+    with asleep(vllm.as_vllm(), 1):
         pass
-    assert vllm.asked[-1] == ("restart", "v0003")
+    assert vllm.asked[-1] == ("restart", "v0003") and not vllm.asleep
 
 
 def test_one_that_cannot_sleep_is_not_asked_to() -> None:
