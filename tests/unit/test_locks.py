@@ -72,8 +72,8 @@ TOOLKIT = ("cuda-bindings", "cuda-python", "cuda-toolkit", *(f"nvidia-{name}" fo
 def test_what_compiles_kernels_on_a_gpu_is_of_the_cuda_that_torch_was_built_for() -> None:
     """A kernel that a newer nvcc made does not load into an older runtime. torch decides which CUDA it is (`cuda-toolkit`)."""
     lock = (ROOT / "requirements/gpu.txt").read_text()
-    x86 = [line for line in lock.splitlines() if "platform_machine == 's390x'" not in line]
-    pinned = dict(re.match(r"([a-z0-9-]+)==(\d+\.\d+)", line).groups() for line in x86 if line.startswith(TOOLKIT))  # type: ignore[union-attr]
+    x86 = [line for line in lock.splitlines() if "platform_machine == 's390x'" not in line and line.startswith(TOOLKIT)]
+    pinned = dict(re.findall(r"^([a-z0-9-]+)==(\d+\.\d+)", "\n".join(x86), re.MULTILINE))
     assert set(TOOLKIT) <= pinned.keys(), "a package has another name, or nobody asks for it any more"
     assert set(pinned.values()) == {pinned["cuda-toolkit"]}, pinned
     assert pinned["cuda-toolkit"].startswith("13."), (

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_core.config.algorithms import ALGORITHMS
-from lightning_core.policies.probe import PROBE_LENGTH, Probe, difference
+from lightning_core.policies.probe import ASKED, CONTEXT, Probe, difference
 from lightning_core.training import checkpoint as checkpoint_module
 from lightning_core.training import grpo, steps
 from lightning_core.training.checkpoint import Checkpoints, forget_other_boots
@@ -423,4 +423,4 @@ def test_logits_are_never_whole(
     monkeypatch.setattr(torch.nn.Linear, "forward", noted)
     job = make_job(**kind, training={"tokens_per_micro_batch": 4096, "steps_per_epoch": 1})
     run_job(job, Progress(job.progress))
-    assert rows and max(rows) <= PROBE_LENGTH, "the probe alone"
+    assert rows and max(rows) <= CONTEXT + ASKED, "the probe alone"
