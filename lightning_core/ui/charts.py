@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560.0, 220.0, 44.0, 12.0, 10.0, 30.0
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560.0, 228.0, 46.0, 18.0, 10.0, 38.0
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def line_chart(lines: Sequence[Line], across: str, percent: bool = True) -> Mark
         )
         parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{said}</text>')
     for value in sorted({low_x, (low_x + high_x) / 2, high_x}):
-        parts.append(f'<text x="{x(value):.1f}" y="{_HEIGHT - 14}" text-anchor="middle">{value:.4g}</text>')
-    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 2}" text-anchor="end">{escape(across)}</text>')
+        parts.append(f'<text x="{x(value):.1f}" y="{_HEIGHT - 22}" text-anchor="middle">{value:.4g}</text>')
+    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{escape(across)}</text>')
     for number, line in enumerate(lines):
         upper = " ".join(f"{x(p[0]):.1f},{y(p[3]):.1f}" for p in line.points)
         lower = " ".join(f"{x(p[0]):.1f},{y(p[2]):.1f}" for p in reversed(line.points))
