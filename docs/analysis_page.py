@@ -56,14 +56,5 @@ def analysis_page(home: Path) -> str:
             table = text_table.render(columns, rows[:_ROWS], _WIDTH)
             more = [f"… {len(rows) - _ROWS} more"] if len(rows) > _ROWS else []
             shown = table + more if rows else ["(no rows: nothing of the kind happened)"]
-            lines += ["", f"## {name}", "", *_header(name), "", "```text", *shown, "```"]
+            lines += ["", f"## {name}", "", *sql.header(f"analysis/{name}"), "", "```text", *shown, "```"]
     return "\n".join(lines) + "\n"
-
-
-def _header(name: str) -> list[str]:
-    comments = []
-    for line in sql.text(f"analysis/{name}").splitlines():
-        if not line.startswith("--"):
-            break
-        comments.append(line.removeprefix("--").strip())
-    return comments

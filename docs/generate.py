@@ -1,4 +1,4 @@
-"""Writes docs/settings.md, docs/data.md and the table of docs/gpu.md from the code that declares them: `python -m docs.generate`.
+"""Writes docs/settings.md, docs/data.md, docs/why.md and the table of docs/gpu.md from the code that declares them: `python -m docs.generate`.
 
 `python -m docs.generate analysis --home var/demo` writes docs/analysis.md from the lake of a run that has ended.
 """
@@ -23,7 +23,7 @@ from pydantic_core import PydanticUndefined
 from bench.shapes import SHAPES
 from docs.analysis_page import analysis_page
 from lightning_core.config import Settings, TrainingSettings
-from lightning_core.lake import ask, catalog, schema, sql
+from lightning_core.lake import ask, catalog, schema, sql, why
 from lightning_core.lake.lake import Lake
 from lightning_core.training.memory import Shape, need
 
@@ -117,12 +117,7 @@ def _dictionary() -> Iterator[str]:
 
 
 def _header(name: str) -> str:
-    comments = []
-    for line in sql.text(name).splitlines():
-        if not line.startswith("--"):
-            break
-        comments.append(line.removeprefix("--").strip())
-    return " ".join(comments)
+    return " ".join(sql.header(name))
 
 
 def _default(field: FieldInfo) -> str:
@@ -175,6 +170,36 @@ def _type(annotation: Any) -> str:
     }.get(annotation.__name__, annotation.__name__)
 
 
+def why_page() -> str:
+    """Every rule of `sql/why`: what it finds, its remedy, and the SELECT that shows the rows."""
+    lines = [
+        "# Why",
+        "",
+        "`lightning-flows why RUN --home HOME` diagnoses a run, the newest by default; `--format json` prints it for programs. The same",
+        "findings stand on top of the run's page (`lightning-flows ui`), in the log after each epoch (warnings and errors), and in Prefect as",
+        "artifact `why-RUN`. An `error`: what is trained is wrong, or nothing is. A `warning`: it learns less than it could, or something else.",
+        "A `note`: worth knowing.",
+        "",
+        "A rule is a file of `sql/why`: one SELECT over the [views of the catalog](data.md) with the parameter `$run`, which gives",
+        "`epoch, mode, policy, severity, what`. Its limits are columns of its first CTE, `limits`. To add one, add a file; its header has `Grain:`,",
+        "`Parameters:`, `Inputs:`, `Remedy:` and `Evidence:`, and `tests/unit/test_why.py` wants a fault that it finds.",
+    ]
+    for rule in why.rules():
+        lines += [
+            "",
+            f"## {rule.name}",
+            "",
+            rule.finds,
+            "",
+            f"Remedy: {rule.remedy}",
+            "",
+            "```text",
+            rule.evidence,
+            "```",
+        ]
+    return "\n".join(lines) + "\n"
+
+
 def gpu_page() -> str:
     """docs/gpu.md with its table worked out anew."""
     before, mark, rest = (HERE / "gpu.md").read_text().partition("<!-- table -->\n")
@@ -201,7 +226,7 @@ def _fits() -> Iterator[str]:
             yield f"| {name} | {kind} | " + " | ".join(f"{n:,}" if n >= 2048 else "–" for n in tokens) + " |"
 
 
-PAGES = {"settings.md": settings_page, "data.md": data_page, "gpu.md": gpu_page}
+PAGES = {"settings.md": settings_page, "data.md": data_page, "why.md": why_page, "gpu.md": gpu_page}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["analysis"]:

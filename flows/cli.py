@@ -34,6 +34,7 @@ from lightning_flows.flows.stack_commands import deploy, down, up
 from lightning_flows.flows.tables import as_table, cell, report_console
 from lightning_flows.flows.ui_command import report, ui
 from lightning_flows.flows.what_if_command import what_if
+from lightning_flows.flows.why_command import why
 
 _ROOT = Path(__file__).resolve().parents[1]  # of the repository, or of what is installed: both have examples/
 _EXAMPLE = _ROOT / "examples" / "calculator" / "settings.yaml"
@@ -319,7 +320,7 @@ def _remove_former(home: Path) -> None:
 
 for _command in (
     *(check, deploy, doctor, down, evaluate, explain, finetune, ingest, init, lake, learn, policies, regrade, report),
-    *(roll_out, serve, settings, sql, train, train_agents, train_epoch, ui, up, what_if),
+    *(roll_out, serve, settings, sql, train, train_agents, train_epoch, ui, up, what_if, why),
 ):
     main.add_command(_command)
 

@@ -71,9 +71,8 @@ def inputs(name: str) -> tuple[str, ...]:
 
     Raises ValueError for a header without that line.
     """
-    comments = itertools.takewhile(lambda line: line.startswith("--"), text(name).splitlines())
-    header = re.sub(r"\([^()]*\)|\bstored\.", "", " ".join(line.removeprefix("--").strip() for line in comments))
-    found = re.search(r"Inputs: ([\w\s,]+)[.;]", header)
+    said = re.sub(r"\([^()]*\)|\bstored\.", "", " ".join(header(name)))
+    found = re.search(r"Inputs: ([\w\s,]+)[.;]", said)
     if found is None:
         raise ValueError(
             f"sql/{name}.sql: the header has no `Inputs: table, table.`; for a file without any write `none`"
@@ -127,7 +126,12 @@ def digest(*tables: str) -> str:
     return hashlib.sha256("\0".join(text(t) for t in tables).encode()).hexdigest()[:16]
 
 
+def header(name: str) -> list[str]:
+    """The comment lines that a file begins with."""
+    comments = itertools.takewhile(lambda line: line.startswith("--"), text(name).splitlines())
+    return [line.removeprefix("--").strip() for line in comments]
+
+
 def title(name: str) -> str:
     """The first comment line of a file: what it answers."""
-    first = text(name).split("\n", 1)[0]
-    return first.removeprefix("--").strip()
+    return header(name)[0]

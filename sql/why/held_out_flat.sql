@@ -1,0 +1,43 @@
+-- The reward rises in training, and that of the held-out tasks does not.
+-- Grain: one row per evaluation. Parameters: run. Inputs: rollouts.
+-- Rule: both since the first of their kind, with 95% intervals: training over groups of fresh tasks, held-out over tasks. Flat is less than
+-- a quarter of what training gained, and an interval that holds 0; below 0 is worse.
+-- Remedy: Train on more and other tasks, for fewer epochs; see whether the training tasks leak their answers, and whether the held-out ones are of the same kind.
+-- Evidence: FROM task_changes(p_run := $run)
+WITH limits AS (
+    SELECT 0.1 AS least_gain, 0.25 AS flat, 10 AS least_tasks
+),
+groups AS (
+    SELECT epoch, group_id, avg(reward) AS reward
+    FROM rollouts
+    WHERE run = $run AND mode = 'train' AND state = 'counts' AND reward IS NOT NULL AND repeated IS DISTINCT FROM true
+    GROUP BY ALL
+),
+epochs AS (
+    SELECT epoch, avg(reward) AS reward, coalesce(var_samp(reward), 0) / count(*) AS variance FROM groups GROUP BY ALL
+),
+trained AS (
+    SELECT epochs.epoch, first.reward AS before, epochs.reward AS after, after - before AS gained, 1.96 * sqrt(epochs.variance + first.variance) AS half
+    FROM epochs
+    CROSS JOIN (FROM epochs ORDER BY epoch LIMIT 1) AS first
+),
+held_out AS (
+    SELECT * FROM held_out_gains(p_run := $run) QUALIFY since = min(since) OVER ()
+)
+SELECT
+    held_out.epoch,
+    'evaluate' AS mode,
+    NULL::VARCHAR AS policy,
+    CASE WHEN held_out.high < 0 THEN 'error' ELSE 'warning' END AS severity,
+    format(
+        'reward in training {:.2f} → {:.2f}, of {} held-out tasks {:.2f} → {:.2f} ({:+.2f} a task, 95%: {:+.2f} to {:+.2f})',
+        trained.before, trained.after, tasks, held_out.before, held_out.after, held_out.gained, held_out.low, held_out.high
+    ) AS what
+FROM held_out
+JOIN trained ON trained.epoch = held_out.epoch - 1
+CROSS JOIN limits
+WHERE trained.gained > trained.half
+    AND trained.gained > least_gain
+    AND tasks >= least_tasks
+    AND held_out.low <= 0
+    AND held_out.gained < flat * trained.gained

@@ -1,0 +1,33 @@
+-- The policy talks more than at first and gets no more reward for it.
+-- Grain: one row per epoch. Parameters: run. Inputs: rollouts.
+-- Rule: against the run's first epoch, over groups, of fresh tasks where some are repeated; the reward rose if the change is above its 95% interval.
+-- Remedy: Take the length out of the reward's way: `advantages: dr_grpo` (no division by the deviation), a limit of tokens, or a reward that costs tokens (`reward.air`); question reward_by_length shows whether longer answers get more.
+-- Evidence: FROM reward_by_length(p_run := $run)
+WITH limits AS (
+    SELECT 1.5 AS least_growth
+),
+groups AS (
+    SELECT epoch, group_id, avg(response_tokens) AS tokens, avg(reward) AS reward
+    FROM rollouts
+    WHERE run = $run AND mode = 'train' AND state = 'counts' AND reward IS NOT NULL AND repeated IS DISTINCT FROM true
+    GROUP BY ALL
+),
+epochs AS (
+    SELECT epoch, avg(tokens) AS tokens, avg(reward) AS reward, coalesce(var_samp(reward), 0) / count(*) AS variance
+    FROM groups
+    GROUP BY ALL
+),
+compared AS (
+    SELECT epochs.*, first.tokens AS first_tokens, first.reward AS first_reward, 1.96 * sqrt(epochs.variance + first.variance) AS half
+    FROM epochs
+    CROSS JOIN (FROM epochs ORDER BY epoch LIMIT 1) AS first
+)
+SELECT
+    epoch,
+    'train' AS mode,
+    NULL::VARCHAR AS policy,
+    'warning' AS severity,
+    format('{:.0f} tokens a rollout where there were {:.0f}; the reward went from {:.2f} to {:.2f}', tokens, first_tokens, first_reward, reward) AS what
+FROM compared
+CROSS JOIN limits
+WHERE tokens > least_growth * first_tokens AND reward - first_reward <= half
