@@ -119,6 +119,7 @@ class _Page:
             stages=self.figures.ask("stages", run=run),
             calls=self.figures.ask("where_calls_went", run=run, epoch=None),
             what_ifs=kept(self.home, run),
+            findings=self.figures.findings(run),
         )
 
     def tasks(self, request: Request) -> Response:

@@ -12,6 +12,7 @@ import duckdb
 
 from lightning_core.errors import Missing
 from lightning_core.lake import catalog, sql
+from lightning_core.lake.why import Finding, diagnose
 
 Row = dict[str, Any]
 _PARAMETER = re.compile(r"\$([a-z_]+)\b")
@@ -38,6 +39,7 @@ class Figures:
         self._lock = threading.RLock()
         self._con: duckdb.DuckDBPyConnection | None = None
         self._built: int | None = None
+        self._diagnosed: dict[str, tuple[Any, list[Finding]]] = {}
 
     def ask(self, name: str, **parameters: Any) -> Figure:
         """Answer the file `name` of `sql/page`. Raises Missing before the first spans were decoded."""
@@ -47,6 +49,16 @@ class Figures:
             columns = [column[0] for column in found.description or []]
             rows = [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
         return Figure(rows, _PARAMETER.sub(lambda match: literal(parameters[match[1]]), text))
+
+    def findings(self, run: str) -> list[Finding]:
+        """The diagnosis of a run that has an epoch; kept until a further stage of its epochs is done."""
+        with self.catalog() as con:
+            done = con.execute(
+                "SELECT epoch, mode, hash(stages) FROM epoch_manifests WHERE run = ? ORDER BY ALL", [run]
+            ).fetchall()
+            if self._diagnosed.get(run, (None,))[0] != done:
+                self._diagnosed[run] = (done, diagnose(con, run) if done else [])
+            return self._diagnosed[run][1]
 
     def catalog(self) -> _Held:
         """Hold the newest catalog, in a `with`."""

@@ -94,6 +94,20 @@ def test_a_rollout_shows_whose_call_it_was_what_it_was_given_and_each_token(page
     assert "Group of 3" in said
 
 
+def test_a_runs_page_begins_with_what_is_wrong_and_leads_to_its_rows(tmp_path: Path) -> None:
+    rows = [row for number in range(8) for row in rollout(number, 0.0)]
+    for row in rows:
+        if row["group_id"]:
+            row |= {"group_id": f"g{row['rollout_id'][-1]}", "task_id": f"t{row['rollout_id'][-1]}"}
+    derived(tmp_path, rows)[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        first = page.get("/run/run").text
+        assert "error the grader gave reward 0 to all 8 rollouts of 8 tasks" in visible(first)
+        (link,) = [html.unescape(a) for a in re.findall(r'href="(/ask[?]q=[^"]+)"', first) if "rewards_given" in a]
+        assert "1 rows" in visible(page.get(link).text)
+        assert page.get("/run/run").text == first
+
+
 def test_what_a_span_holds_stays_text(tmp_path: Path) -> None:
     rows = [row for number in range(2) for row in rollout(number, float(number), HOSTILE, error=HOSTILE)]
     lake, _ = derived(tmp_path, rows)
