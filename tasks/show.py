@@ -10,19 +10,35 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from lightning_core.epoch.epoch import Run
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
+from lightning_core.lake.why import Finding
 from lightning_core.tracking.page import REPEATED, Points, page, repeats
 from lightning_flows.tasks.progress import logger
 
 
 def show_run(run: Run, rows: list[dict[str, Any]], record: str | None) -> None:
     """`rows`: those of epoch_rows; `record`: where MLflow has the run. A Prefect server that is away only goes without."""
-    name, dropped = run.run.lower().replace("_", "-"), _dropped(run.lake, run.run)
+    dropped = _dropped(run.lake, run.run)
     described = f"Epochs of run {run.run}" + (f"; {record}" if record else "")
     described += f". {REPEATED}" if repeats(rows) else ""
     table = _table(rows, dropped)
-    _create(lambda: create_table_artifact(key=f"epochs-{name}", table=table, description=described))
+    _create(lambda: create_table_artifact(key=_key("epochs", run), table=table, description=described))
     text = page(run.run, rows, dropped, _signals(run.lake, run.run), record)
-    _create(lambda: create_markdown_artifact(key=f"report-{name}", markdown=text, description=f"Run {run.run}"))
+    _create(lambda: create_markdown_artifact(key=_key("report", run), markdown=text, description=f"Run {run.run}"))
+
+
+def show_findings(run: Run, findings: list[Finding]) -> None:
+    """The diagnosis of a run as a table."""
+    lines = ["| | where | what | remedy | rows behind it |", "|---|---|---|---|---|"]
+    for found in findings:
+        cells = (found.severity, found.where, found.what, f"{found.finds} {found.remedy}", f"`{found.evidence}`")
+        lines.append(f"| {' | '.join(' '.join(cell.replace('|', chr(92) + '|').split()) for cell in cells)} |")
+    text = "\n".join(lines) if findings else "Nothing found."
+    described = f"Diagnosis of run {run.run}"
+    _create(lambda: create_markdown_artifact(key=_key("why", run), markdown=text, description=described))
+
+
+def _key(kind: str, run: Run) -> str:
+    return f"{kind}-{run.run.lower().replace('_', '-')}"
 
 
 def _table(rows: list[dict[str, Any]], dropped: dict[int, dict[str, int]]) -> list[dict[str, Any]]:

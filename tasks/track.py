@@ -1,4 +1,4 @@
-"""The record of an epoch: its signals to every backend, and artifacts in the Prefect UI; and how the run ends in MLflow."""
+"""The record of an epoch: its signals to every backend, and artifacts in the Prefect UI; its diagnosis; and how the run ends in MLflow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import duckdb
 from prefect.exceptions import CancelledRun
 from prefect.runtime import deployment, flow_run
 
@@ -20,12 +21,14 @@ from lightning_core.epoch.report import epoch_rows
 from lightning_core.epoch.stage_keys import record_key
 from lightning_core.epoch.stages import run_stage
 from lightning_core.events import Rows, shown, when
+from lightning_core.lake import catalog
 from lightning_core.lake.manifest import LakeError, stage_key
+from lightning_core.lake.why import diagnose
 from lightning_core.tracking.mlflow_backend import MlflowRun, Status, is_tracked
 from lightning_core.tracking.signals import Signal, backends, epoch_signals
 from lightning_flows.tasks.preflight import evaluation_tasks, training_tasks
 from lightning_flows.tasks.progress import logger
-from lightning_flows.tasks.show import show_run
+from lightning_flows.tasks.show import show_findings, show_run
 from lightning_flows.tasks.step import step
 from lightning_flows.tasks.versions import note_evaluation
 
@@ -87,7 +90,25 @@ def _record(epoch: Epoch) -> dict[str, Any]:
         backend.send(epoch.manifest, signals)
     noted = _to_mlflow(epoch, row, signals) if "mlflow" in tracking.backends else {}
     show_run(epoch, rows, noted.get("mlflow"))
+    tell_why(epoch)
     return noted
+
+
+def tell_why(epoch: Epoch) -> None:
+    """Log what the diagnosis finds of this epoch that is worse than a note, a line each, and show all of it in the Prefect UI.
+
+    A rule that fails ends no epoch. Reads the catalog as it is.
+    """
+    try:
+        with catalog.connect(epoch.lake.root) as con:
+            findings = diagnose(con, epoch.run)
+    except duckdb.Error as error:
+        logger().warning("no diagnosis of epoch %d: %s", epoch.number, error)
+        return
+    for found in findings:
+        if found.severity != "note" and (found.mode, found.epochs[-1]) == (epoch.mode, epoch.number):
+            logger().warning("%s: %s: %s", found.severity, found.where, found.what)
+    show_findings(epoch, findings)
 
 
 def _result(epoch: Epoch, row: dict[str, Any]) -> str:

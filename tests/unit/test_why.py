@@ -15,11 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from lightning_core.epoch.derive import derive
-from lightning_core.epoch.epoch import Epoch
+from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.errors import Missing
 from lightning_core.lake import catalog, sql, user_sql, why
 from lightning_core.lake.manifest import EpochManifest, Stage
 from lightning_flows.flows.cli import main
+from lightning_flows.tasks import show
+from lightning_flows.tasks.track import tell_why
 from tests.lake_maker import Attempt, derived, settings
 
 # Of the four rollouts of each of four training tasks, how many are right by epoch; of twelve held-out tasks likewise.
@@ -277,6 +279,29 @@ def test_the_command_says_what_it_found_its_remedy_and_what_to_ask(healthy: Path
     assert (
         "no run is called 'other'; there are: run" in CliRunner().invoke(main, ["why", "other", "--home", home]).output
     )
+
+
+def test_an_epochs_record_warns_of_what_is_wrong_with_it_and_shows_all_in_prefect(
+    healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(show, "create_markdown_artifact", made.update)
+    shutil.copytree(healthy, tmp_path / "home")
+    run = Run(settings(tmp_path / "home"))
+    manifests = {epoch.epoch: epoch for epoch in run.lake.manifests.epochs("run", "train")}
+    for number in (1, 2):
+        manifests[number].stages["train policy"].output["metrics"]["grad_norm"] = 0.0
+        run.lake.manifests.put_epoch(manifests[number])
+    run.lake.rebuild_catalog()
+    tell_why(run.at(manifests[1]))
+    assert "no_update" not in caplog.text, "it is said after the newest epoch that has it"
+    tell_why(run.at(manifests[2]))
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "error: no_update · policy · epochs 1 to 2: the norm of the gradient is 0: the new version is the former"
+    ]
+    assert made["key"] == "why-run"
+    head, line, first, *_ = made["markdown"].splitlines()
+    assert head.count("|") == line.count("|") == first.count("|") and first.startswith("| error | no_update · policy")
 
 
 def test_a_healthy_run_has_notes_at_most(healthy: Path) -> None:
