@@ -1,7 +1,8 @@
 -- The grader gives every rollout the same number.
 -- Grain: one row per (epoch, mode, reward name). Parameters: run. Inputs: rewards_given, rollouts.
--- Rule: over rollouts of several tasks, and of the whole run: an epoch in which a grader gives the lowest number that it ever gave is a
--- warning, the highest (all solved) is none. Before any training epoch it may be the tasks, and is a note.
+-- Rule: of the rewards that count, over rollouts of several tasks, and of the whole run: an epoch in which a grader gives the lowest
+-- number that it ever gave is a warning, the highest (all solved) is none. Before any training epoch it may be the tasks, and one of
+-- several rewards may well be constant: a note.
 -- Remedy: Try the grader on an answer that is right and on one that is wrong (`lightning-flows regrade` grades the recorded rollouts again); one that calls a judge or compares text often fails to its default.
 -- Evidence: SELECT epoch, reward_name, reward, count(*) AS rollouts FROM rewards_given WHERE run = $run AND source = 'grader' GROUP BY ALL ORDER BY ALL
 WITH limits AS (
@@ -11,10 +12,10 @@ graded AS (
     SELECT rollouts.epoch, rollouts.mode, given.reward_name, given.reward, rollouts.task_id
     FROM rewards_given AS given
     JOIN rollouts USING (run, epoch, rollout_id, attempt_id)
-    WHERE given.run = $run AND given.source = 'grader' AND given.reward IS NOT NULL AND given.left_out IS DISTINCT FROM 'former_grader'
+    WHERE given.run = $run AND given.source = 'grader' AND given.counts
 ),
 of_run AS (
-    SELECT reward_name, min(reward) AS lowest, max(reward) AS highest, bool_or(mode = 'train') AS trained FROM graded GROUP BY ALL
+    SELECT reward_name, min(reward) AS lowest, max(reward) AS highest, bool_or(mode = 'train') AS trained, count(*) OVER () AS names FROM graded GROUP BY ALL
 ),
 epochs AS (
     SELECT epoch, mode, reward_name, min(reward) AS reward, count(*) AS rollouts, count(DISTINCT task_id) AS tasks
@@ -26,7 +27,7 @@ SELECT
     epoch,
     mode,
     NULL::VARCHAR AS policy,
-    CASE WHEN NOT trained THEN 'note' WHEN lowest = highest THEN 'error' ELSE 'warning' END AS severity,
+    CASE WHEN NOT trained OR names > 1 THEN 'note' WHEN lowest = highest THEN 'error' ELSE 'warning' END AS severity,
     format(
         'the grader gave {} {:g} to all {} rollouts of {} tasks{}',
         reward_name, reward, rollouts, tasks, CASE WHEN lowest = highest THEN ', as in the whole run' ELSE '' END

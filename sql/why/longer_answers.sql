@@ -30,4 +30,4 @@ SELECT
     format('{:.0f} tokens a rollout where there were {:.0f}; the reward went from {:.2f} to {:.2f}', tokens, first_tokens, first_reward, reward) AS what
 FROM compared
 CROSS JOIN limits
-WHERE tokens > least_growth * first_tokens AND reward - first_reward <= half
+WHERE first_tokens > 0 AND tokens > least_growth * first_tokens AND reward - first_reward <= half

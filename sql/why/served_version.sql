@@ -3,8 +3,8 @@
 -- Rule: four signs. Sampled more than a version behind, or ahead (an evaluation: any other version). Answered under the name of
 -- another version, or under the base's while other calls of the policy have an adapter's. Begun with another version than the epoch
 -- before trained. Sampled with other logprobs than the trainer finds for the same version: equal weights differ by rounding alone
--- (bfloat16: 0.014 nats a token), so `mismatch` of calls that are on policy says what no label says.
--- Remedy: Stop and start vLLM, so that it loads the version from disk, and repeat the epoch with `train-epoch --from rollouts`; what was trained on these calls is not worth keeping.
+-- (bfloat16: 0.014 nats a token), so `mismatch` of calls that are on policy says what no label says. Constrained outputs differ as well.
+-- Remedy: Stop and start vLLM, so that it loads the version from disk, and repeat the epoch with `train-epoch --from rollouts`; what was trained on these calls is not worth keeping. Logprobs that differ are expected of structured outputs alone.
 -- Evidence: SELECT epoch, mode, policy, policy_version, served_model, count(*) AS calls FROM calls WHERE run = $run AND policy IS NOT NULL GROUP BY ALL ORDER BY ALL
 WITH limits AS (
     SELECT 1 AS most_lag, 0.2 AS most_mismatch
