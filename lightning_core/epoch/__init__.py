@@ -18,5 +18,5 @@ The SQL:
 
 After:
     held_out.py  the share right, with its interval     outcome.py     first evaluation against last
-    report.py    a run's epochs
+    report.py    a run's epochs                         what_if.py  the same rollouts by other settings
 """

@@ -1,5 +1,13 @@
 """The page of a lake: runs, tasks, groups, rollouts, calls and tokens in a browser. It reads, and changes nothing.
 
-In the order of reading: `figures` runs the SQL of sql/page over the catalog; `rollout`, `conversation` and `tokens` prepare one rollout;
-`charts` draws; `app` has an address for each page; `serve` listens; `report` writes one file. What a page looks like is in `templates`.
+What is shown:
+    figures.py       the SQL of sql/page over the catalog    rollout.py  one rollout, with its calls and its group
+    conversation.py  messages, each shown once               tokens.py   sampled tokens as text
+    charts.py        curves, bars, time lines as SVG
+
+Who shows it to whom:
+    app.py           an address for each page                serve.py    listens
+    guard.py         who is let in                           report.py   a run in one file
+
+What a page looks like is in `templates` and `static`.
 """
