@@ -32,15 +32,15 @@ polars or pandas, if that is installed (both are here: pandas comes with MLflow)
 
 def analysis_page(home: Path) -> str:
     """The page, from the lake of a run that has ended. Raises FileNotFoundError where there is none."""
-    folder = str((home / "lake").resolve())
-    with catalog.connect(home / "lake") as con:
+    lake = (home / "lake").resolve()
+    with catalog.connect(lake) as con:
         runs = con.execute(
             "SELECT run, count(*), count(*) FILTER (mode = 'train'), sum(calls)::BIGINT FROM epochs GROUP BY run ORDER BY run"
         ).fetchall()
         lines = [
             "# Questions to the catalog",
             "",
-            *_INTRODUCTION.replace("{python}", ask.python(Path(folder)).replace(folder, _ELSEWHERE)).splitlines(),
+            *_INTRODUCTION.replace("{python}", ask.python(lake).replace(str(lake), _ELSEWHERE)).splitlines(),
             "",
             "The answers below come from real runs, as `python -m docs.generate analysis --home HOME` found them:",
             *(

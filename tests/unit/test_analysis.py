@@ -79,8 +79,9 @@ def test_every_question_is_in_the_docs() -> None:
     )
 
 
-def test_the_page_is_written_from_a_lake(lake: Lake) -> None:
-    page = analysis_page.analysis_page(lake.root.parent)
+def test_the_page_is_written_from_a_lake(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lake.root.parent.parent)
+    page = analysis_page.analysis_page(Path(lake.root.parent.name))
     assert "`run`, 2 epochs and 2 evaluations" in page
     assert "no net" in page
     assert max(len(line) for line in page.splitlines() if not line.startswith("#")) <= 200
