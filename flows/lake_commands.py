@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -221,27 +222,54 @@ def sql(
 
 
 @click.command()
-@click.argument("rollout")
+@click.argument("rollout", metavar="[ROLLOUT|TASK]", required=False)
 @home_option
 @click.option("--lake", "url", metavar="URL", help="A lake published on object storage, in place of --home.")
-@click.option("--run", help="Default: any run.")
+@click.option("--run", help="Default: any run, the newest first.")
 @click.option("--epoch", type=int, help="Default: the newest epoch that has the rollout.")
+@click.option("--worst", is_flag=True, help="The rollout with the least reward.")
+@click.option("--failed", is_flag=True, help="A rollout that was not right.")
+@click.option(
+    "--tree", is_flag=True, help="Also the spans as found and as repaired, and all that each call was credited with."
+)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def explain(rollout: str, home: Path, url: str | None, run: str | None, epoch: int | None, form: str) -> None:
-    """Explain how a ROLLOUT was trained on: its tree as found and as repaired, the agent of each call, reward → advantage."""
-    from lightning_core.lake.explain import as_json
-    from lightning_core.lake.explain import explain as find
+def explain(
+    rollout: str | None,
+    home: Path,
+    url: str | None,
+    run: str | None,
+    epoch: int | None,
+    worst: bool,
+    failed: bool,
+    tree: bool,
+    form: str,
+) -> None:
+    """Explain a rollout: task, conversation, output, reward, and how much each call was pushed.
 
-    found = find(url or home / "lake", rollout, run, epoch)
-    if form == "json":
-        click.echo(as_json(found))
-        return
+    Names a ROLLOUT, or a TASK, of which the newest rollout is taken; or none, and --worst or --failed choose.
+    """
     from rich.console import Console
 
+    from lightning_core.lake.explain import as_json
     from lightning_core.lake.explain_view import view
+    from lightning_core.ui.figures import Figures
+    from lightning_core.ui.rollout import choose, see
+    from lightning_core.ui.terminal import story
 
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(view(found), width=max(console.width, 150))
+    if rollout is None and not (worst or failed):
+        raise click.UsageError("name a rollout or a task, or choose by --worst or --failed")
+    figures = Figures(url or home / "lake")
+    run, chosen, epoch = choose(figures, rollout, run, epoch, worst, failed)
+    seen = see(figures, None if url else home, run, chosen, epoch)
+    if form == "json":
+        click.echo(as_json(seen.found))
+        return
+    console = Console(highlight=False)
+    whole_lines = not console.is_terminal and "COLUMNS" not in os.environ  # a file has no width
+    console = Console(highlight=False, soft_wrap=whole_lines, width=150 if whole_lines else None)
+    console.print(story(seen))
+    if tree:
+        console.print(view(seen.found))
 
 
 def _counts(done: Ingested) -> str:

@@ -8,6 +8,7 @@ What is shown:
 Who shows it to whom:
     app.py           an address for each page                serve.py    listens
     guard.py         who is let in                           report.py   a run in one file
+    terminal.py      a rollout without a browser
 
 What a page looks like is in `templates` and `static`.
 """

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from lightning_core.ui.rollout import Span
+
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560.0, 228.0, 46.0, 18.0, 10.0, 38.0
 
 
@@ -71,18 +73,6 @@ def share_bar(parts: Sequence[tuple[str, float, str]]) -> Markup:
     return Markup(
         f'<svg class="bar" viewBox="0 0 1000 16" preserveAspectRatio="none" role="img">{"".join(drawn)}</svg>'
     )
-
-
-@dataclass(frozen=True)
-class Span:
-    """A span on a time line: `starts_s` and `seconds` from the rollout's begin."""
-
-    name: str
-    kind: str
-    starts_s: float
-    seconds: float
-    agent: int  # its colour
-    href: str | None = None
 
 
 def time_line(spans: Sequence[Span]) -> Markup:

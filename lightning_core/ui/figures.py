@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any
 
 import duckdb
 
-from lightning_core.errors import Missing
 from lightning_core.lake import catalog, sql
 from lightning_core.lake.why import Finding, diagnose
 
@@ -32,16 +32,17 @@ class Figure:
 
 
 class Figures:
-    """The figures of the lake in `root`. Safe from threads, which wait for one another."""
+    """The figures of the lake in `root`, a folder or a URL. Safe from threads, which wait for one another."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | str) -> None:
         self.root = root
         self._lock = threading.RLock()
         self._con: duckdb.DuckDBPyConnection | None = None
         self._built: int | None = None
+        self._opened = contextlib.ExitStack()
         self._diagnosed: dict[str, tuple[Any, list[Finding]]] = {}
 
-    def ask(self, name: str, **parameters: Any) -> Figure:
+    def ask(self, name: str, /, **parameters: Any) -> Figure:
         """Answer the file `name` of `sql/page`. Raises Missing before the first spans were decoded."""
         text = sql.text(f"page/{name}")
         with self.catalog() as con:
@@ -66,17 +67,14 @@ class Figures:
 
     def close(self) -> None:
         with self._lock:
-            if self._con is not None:
-                self._con.close()
-                self._con = None
+            self._opened.close()
+            self._con = None
 
     def _newest(self) -> duckdb.DuckDBPyConnection:
-        built = catalog.built_ns(self.root)
-        if built is None:
-            raise Missing(f"{self.root}: no catalog yet; it is made when the first spans are decoded (run an epoch)")
+        built = None if isinstance(self.root, str) else catalog.built_ns(self.root)
         if self._con is None or built != self._built:
             self.close()  # first: a second connection to the path would be one to the former file
-            self._con, self._built = catalog.opened(self.root / "catalog.duckdb", self.root), built
+            self._con, self._built = self._opened.enter_context(catalog.connect(self.root)), built
         return self._con
 
 

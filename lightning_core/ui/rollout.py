@@ -8,13 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.lake.explain import explain, repaired_tree, why_not
-from lightning_core.ui.charts import Span
+from lightning_core.lake.manifest import LakeError
 from lightning_core.ui.conversation import Message, messages_of, new_messages
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.tokens import Token, tokenizer_of, tokens_of
 
 _EXPECTED = ("answer", "expected", "target", "solution", "gold", "label")
 _GOT = ("answer", "output", "result", "reply", "text")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A span on a time line: `starts_s` and `seconds` from the rollout's begin."""
+
+    name: str
+    kind: str
+    starts_s: float
+    seconds: float
+    agent: int  # its colour
+    href: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +66,8 @@ class Seen:
         return max(with_one, key=lambda call: abs(call.row["advantage"]), default=None)
 
 
-def see(figures: Figures, home: Path, run: str, rollout_id: str, epoch: int | None) -> Seen:
-    """Collect what is known of a rollout. Raises LakeError for one that is unknown, or not derived yet."""
+def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: int | None) -> Seen:
+    """Collect what is known of a rollout; `home`: where its policies are, None: no tokenizer. Raises LakeError for one that is unknown, or not derived yet."""
     with figures.catalog():
         found = explain(figures.root, rollout_id, run, epoch)
     rollout = figures.ask("rollout", run=run, rollout_id=rollout_id, epoch=found["epoch"]).first
@@ -84,7 +96,23 @@ def see(figures: Figures, home: Path, run: str, rollout_id: str, epoch: int | No
     )
 
 
-def _calls(home: Path, found: Row, texts: dict[str, Row], agents: list[str]) -> list[Call]:
+def choose(
+    figures: Figures, name: str | None, run: str | None, epoch: int | None, worst: bool = False, failed: bool = False
+) -> tuple[str, str, int]:
+    """Run, id and epoch of the rollout that is meant by the name of a rollout or a task, or by what became of it.
+
+    Raises LakeError where there is none, with names like it.
+    """
+    found = figures.ask("choose", name=name, run=run, epoch=epoch, worst=worst, failed=failed).rows
+    if found:
+        return found[0]["run"], found[0]["rollout_id"], found[0]["epoch"]
+    if name is not None:
+        with figures.catalog():
+            explain(figures.root, name, run, epoch)  # which says what there is
+    raise LakeError("no rollout of that kind: " + ("none failed" if failed else "there is none yet"))
+
+
+def _calls(home: Path | None, found: Row, texts: dict[str, Row], agents: list[str]) -> list[Call]:
     calls: list[Call] = []
     shown: dict[str | None, list[Message]] = {}  # of each agent's last call
     for number, row in enumerate(found["calls"], 1):
@@ -92,7 +120,7 @@ def _calls(home: Path, found: Row, texts: dict[str, Row], agents: list[str]) -> 
         messages, replies = messages_of(text.get("input_messages")), messages_of(text.get("output_messages"))
         earlier, new = new_messages(messages, shown.get(row["agent"], []))
         shown[row["agent"]] = [*messages, *replies]
-        tokenizer = tokenizer_of(home, row["policy"]) if row["policy"] else None
+        tokenizer = tokenizer_of(home, row["policy"]) if home is not None and row["policy"] else None
         ids, logprobs = text.get("response_ids"), text.get("response_logprobs")
         choices, at = [], 0
         for length in text.get("choice_lengths") or [len(ids or [])]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _BEFORE = 4  # tokens that decide how the next one is written
 _LIKELY = (0.05, 0.2, 0.5, 0.8, 0.95)  # bounds between the classes of a token's probability
@@ -55,4 +58,8 @@ def _loaded(file: Path) -> Any | None:
         from tokenizers import Tokenizer
     except ImportError:  # of the `train` extra
         return None
-    return Tokenizer.from_file(str(file))
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+        logger.warning("%s: not read, so token ids are shown: %s", file, error)
+        return None

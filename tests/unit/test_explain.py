@@ -147,12 +147,31 @@ def ask(*arguments: str) -> Result:
 
 
 def test_the_command_prints_text_or_json(home: Path) -> None:
-    assert "Tree as repaired" in ask("task.0", "--home", str(home)).output
+    told = ask("task.0", "--home", str(home)).output
+    assert "call 1, solver: policy v0000" in told and "Tree as repaired" not in told
+    assert "Tree as repaired" in ask("task.0", "--home", str(home), "--tree").output
     found = json.loads(ask("task.0", "--home", str(home), "--format", "json").output)
     assert (found["rollout_id"], found["epoch"], len(found["calls"])) == ("task.0", 0, 3)
     assert [(r["reward"], r["left_out"]) for r in found["rewards"]][-1] == ("nan", "not_finite")
     wrong = ask("tsk.0", "--home", str(home))
     assert wrong.exit_code == 1 and "did you mean" in wrong.output
+
+
+def test_a_rollout_is_chosen_by_its_task_or_by_what_became_of_it(home: Path) -> None:
+    def first(*arguments: str) -> str:
+        return ask(*arguments, "--home", str(home)).output.splitlines()[1]
+
+    assert first("g").startswith("task.0, run run, epoch 0"), "g is the task"
+    assert first("g", "--worst").startswith("task.0"), "its tool failed, which costs a tenth"
+    assert first("--failed", "--epoch", "0").startswith("task.")
+    assert "no rollout of that kind" in ask("--worst", "--epoch", "7", "--home", str(home)).output
+    assert "choose by --worst or --failed" in ask("--home", str(home)).output
+
+
+def test_it_is_no_wider_than_the_terminal(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "72")
+    told = ask("task.1", "--home", str(home), "--tree").output
+    assert max(map(len, told.splitlines())) <= 72
 
 
 def test_without_a_lake_it_says_so(tmp_path: Path) -> None:
