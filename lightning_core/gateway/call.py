@@ -71,17 +71,7 @@ class Call:
 
     async def run(self) -> int:
         """Serve the call; returns the status that was sent. Raises HttpError while nothing has been sent."""
-        counters, admission = self._counters, self._gateway.admission
-        try:
-            admission.check(self._asked.caller, self._asked.target.label)
-        except HttpError as error:
-            asked = self._asked
-            if error.status == 503:  # an agent that gives up on it did not fail by itself
-                self._attempt.failed(str(error), self._question())
-            await self._gateway.refused(
-                asked.caller, asked.prepared.kind, asked.request, asked.target.policy, self._scope, error
-            )
-            raise
+        counters = self._counters
         if self._gateway.spool.is_full(declared_size(self._scope) + _BESIDE_REQUEST):
             # Refused before any token is sampled: without room for the span the reply could not be given.
             self._gateway.stats.turned_away.labels(self._asked.target.label, "spool").inc()
@@ -91,11 +81,13 @@ class Call:
         serving, model = self._gateway.stats.serving, self._asked.target.model
         serving[model] = serving.get(model, 0) + 1
         try:
-            async with admission.place(self._asked.caller):
+            async with self._gateway.admission.place(self._asked.caller):
                 return await self._forward()
         except asyncio.CancelledError:
             if self._waits:
-                self._attempt.failed("the client left while the model server was waited for", self._question())
+                self._attempt.failed(
+                    "the client left while the model server was waited for", question(self._asked.request)
+                )
             gone = self._scope["lightning.connection"].is_gone()
             await asyncio.shield(self._leave("the client disconnected" if gone else "the gateway stopped", "aborted"))
             raise
@@ -240,14 +232,9 @@ class Call:
     def _broken(self, message: str) -> HttpError:
         """Count a failure of the infrastructure for the attempt; returns what the client is told."""
         caller = self._asked.caller
-        self._attempt.failed(message, self._question())
+        self._attempt.failed(message, question(self._asked.request))
         log.warning("call to %s for rollout %s failed: %s", self._asked.target.label, caller.rollout_id, message[:300])
         return unavailable(message)
-
-    def _question(self) -> int:
-        """What is asked, so that it is known again when the client asks it once more."""
-        request = self._asked.request
-        return hash(orjson.dumps([request.get(key) for key in ("model", "messages", "prompt", "input")]))
 
     async def _store(self, failure: str | None, outcome: str) -> None:
         """Make the span durable; HttpError 503 where that cannot be."""
@@ -290,10 +277,15 @@ class Call:
             counter.inc(used)
             self._attempt.tokens += used
         if self._attempt.unanswered and outcome in ("ok", "refused"):
-            self._attempt.answered(self._question(), self._started)
+            self._attempt.answered(question(self._asked.request), self._started)
         log_call(gateway.settings.log_calls, self._asked, collected, told, outcome)
 
     async def _leave(self, failure: str, outcome: str) -> None:
         """The span of a call that failed; that it cannot be stored is logged and counted, the failure stays."""
         with contextlib.suppress(HttpError):
             await self._store(failure, outcome)
+
+
+def question(request: dict[str, Any]) -> int:
+    """What is asked, so that it is known again when the client asks it once more."""
+    return hash(orjson.dumps([request.get(key) for key in ("model", "messages", "prompt", "input")]))

@@ -17,7 +17,7 @@ from lightning_core.config import GatewaySettings
 from lightning_core.gateway.access import Access, Caller
 from lightning_core.gateway.admission import Admission
 from lightning_core.gateway.api_format import ApiFormat
-from lightning_core.gateway.call import Asked, Call
+from lightning_core.gateway.call import Asked, Call, question
 from lightning_core.gateway.call_span import encode_refusal
 from lightning_core.gateway.http import (
     UNAVAILABLE,
@@ -88,7 +88,7 @@ class Gateway:
             try:
                 chat, turn = await self._as_chat(request, caller, take)
             except HttpError as error:
-                await self.refused(caller, "chat", request, None, scope, error)
+                await self._refused(caller, "chat", request, scope, error)
                 raise
             api_format = ResponsesFormat(request, self.responses, turn)
             return await self._serve(caller, "chat", chat, api_format, scope, send)
@@ -108,24 +108,25 @@ class Gateway:
         chat, added = to_chat(request, [message for turn in turns for message in turn])
         return chat, Turn(new_response_id(), caller, previous, added, as_items(request["input"]))
 
-    async def refused(
-        self,
-        caller: Caller,
-        kind: Kind,
-        request: dict[str, Any],
-        policy: str | None,
-        scope: Scope,
-        error: HttpError,
+    async def _refused(
+        self, caller: Caller, kind: Kind, request: dict[str, Any], scope: Scope, error: HttpError
     ) -> None:
-        """Count a call that does not begin for its attempt, and make the first of its code a durable span."""
+        """Count a call that does not begin for its attempt, and make the first of its code a durable span.
+
+        `request` is empty where it was not read.
+        """
         if caller.rollout_id is None or caller.attempt_id is None:
             return
+        attempt = self.stats.attempt(caller.rollout_id, caller.attempt_id)
+        if error.code == UNAVAILABLE:  # an agent that gives up on it did not fail by itself
+            attempt.failed(error.message, question(request) if request else UNREAD)
         code = str(error.code or error.status)
-        seen = self.stats.attempt(caller.rollout_id, caller.attempt_id).refused
-        seen[code] = seen.get(code, 0) + 1
-        if seen[code] > 1:  # an agent that runs against a limit for ever must not fill the spool
+        attempt.refused[code] = attempt.refused.get(code, 0) + 1
+        if attempt.refused[code] > 1:  # an agent that runs against a limit for ever must not fill the spool
             return
-        now, body = time.time_ns(), encode_refusal(caller, kind, request, policy, header(scope, b"traceparent"), error)
+        policy = self.targets.policy_of(request["model"]) if request else None
+        traceparent = header(scope, b"traceparent")
+        now, body = time.time_ns(), encode_refusal(caller, kind, request, policy, traceparent, error)
         try:
             await self.spool.append(Record(caller.rollout_id, caller.attempt_id, caller.scope, now, "gateway", body))
         except SpoolError as problem:
@@ -149,7 +150,8 @@ class Gateway:
                     self.admission.check(caller, "unread")
                 body = await read_body(scope, receive, self.max_body, take)
             except HttpError as error:
-                await self._unread(caller, kind, scope, error)
+                if error.status in (429, 503):
+                    await self._refused(caller, kind, {}, scope, error)
                 raise
             request = await read_object(body)
             del body
@@ -158,13 +160,6 @@ class Gateway:
             if needed not in request:
                 raise HttpError(400, f"you must provide `{needed}`", param=needed)
             yield caller, request, take
-
-    async def _unread(self, caller: Caller, kind: Kind, scope: Scope, error: HttpError) -> None:
-        """Note a request that was refused before its body had come."""
-        if error.status in (429, 503):
-            if error.code == UNAVAILABLE:  # an agent that gives up on it did not fail by itself
-                self.stats.attempt(caller.rollout_id, caller.attempt_id).failed(error.message, UNREAD)
-            await self.refused(caller, kind, {}, None, scope, error)
 
     async def _target(self, caller: Caller, kind: Kind, request: dict[str, Any]) -> Target:
         """Where the call goes; HttpError where it may not go anywhere.
@@ -195,9 +190,9 @@ class Gateway:
     ) -> int:
         try:
             target = await self._target(caller, kind, request)
+            self.admission.check(caller, target.label)
         except HttpError as error:
-            policy = self.targets.policy_of(request["model"])
-            await self.refused(caller, kind, request, policy, scope, error)
+            await self._refused(caller, kind, request, scope, error)
             raise
         prepared = (
             prepare_plain(request, kind, target.model)

@@ -152,7 +152,7 @@ def test_what_is_refused_before_it_begins_is_a_span_of_the_attempt(server: Rig) 
     assert codes == [
         ("model_not_found", "gpt-4", None),
         ("invalid_image_url", "policy", "policy"),
-        ("previous_response_not_found", "policy", None),
+        ("previous_response_not_found", "policy", "policy"),
     ]
     assert {span.parent_span_id for span in server.spans()[before:]} == {bytes.fromhex("cd" * 8)}
     counts = {"model_not_found": 4, "invalid_image_url": 2, "previous_response_not_found": 2}
