@@ -79,6 +79,7 @@ def data_page() -> str:
         ("explain", "What `lightning-flows explain` queries"),
         ("page", "What the page (`lightning-flows ui`) queries"),
         ("what_if", "What `lightning-flows what-if` compares"),
+        ("tracking", "What MLflow gets as traces"),
         ("outcome", "What a run prints at its end"),
     ):
         lines += ["", f"## sql/{folder}", "", f"{meaning}.", ""]

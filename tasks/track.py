@@ -140,7 +140,11 @@ def _to_mlflow(epoch: Epoch, row: dict[str, Any], signals: list[Signal]) -> dict
         f"{label}/dataset.json",
     )
     _versions(epoch, run)
-    logger().info("MLflow run %s has %s %d", run.run_id, epoch.mode, epoch.number)
+    with catalog.connect(epoch.lake.root) as con:
+        sent = run.traces(con, epoch.manifest)
+    logger().info(
+        "MLflow run %s has %s %d, and %d of its rollouts as traces", run.run_id, epoch.mode, epoch.number, sent
+    )
     return {"mlflow_run_id": run.run_id, "mlflow": run.link()}
 
 

@@ -55,6 +55,11 @@ class TrackingSettings(Section):
         description="where the signals of each epoch are reported; Prometheus reads them from the gateway's `/metrics`",
     )
     mlflow_uri: str | None = Field(None, description="default: a SQLite file in `home`")
+    traces: int = Field(
+        20,
+        ge=0,
+        description="rollouts of an epoch that MLflow gets as traces, with messages and rewards: a third of the worst, a third of the best, others at random; 0: none",
+    )
 
 
 class Settings(Section):

@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import duckdb
+
 from lightning_core.config import Settings, TrackingSettings
 from lightning_core.files import write_atomic
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import PolicyStore
-from lightning_core.tracking import registry
+from lightning_core.tracking import registry, traces
 from lightning_core.tracking.page import REPEATED
 from lightning_core.tracking.signals import Signal
 
@@ -97,6 +99,16 @@ class MlflowRun:
     def document(self, content: dict[str, Any], path: str) -> None:
         """A JSON artifact, such as the settings and the dataset of an epoch."""
         self._client.log_dict(self.run_id, content, path)
+
+    def traces(self, con: duckdb.DuckDBPyConnection, epoch: EpochManifest) -> int:
+        """Log rollouts of an epoch as traces, as many as the settings say; returns how many. `con`: the catalog."""
+        tracking = self._settings.tracking
+        if not tracking.traces:
+            return 0
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        return traces.send(
+            tracking_uri(tracking, self._settings.home), experiment, self.run_id, con, epoch, tracking.traces
+        )
 
     def version(self, store: PolicyStore, version: str) -> None:
         """Register a policy's version with its files and lineage; once, however often it is asked."""
