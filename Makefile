@@ -83,6 +83,10 @@ results: $(READY) ## bench/RESULTS.md from bench/results/figures.jsonl
 bench-training: $(READY) ## a training step against stock TRL, its data path and its start
 	$(BIN)/python -m bench.training $(ARGS)
 
+.PHONY: gpu-check
+gpu-check: $(READY) ## a GPU in ten minutes, with HARDWARE=gpu: attention, steps, vLLM asleep and awake; one JSON line a check
+	$(BIN)/python -m bench.gpu $(ARGS)
+
 .PHONY: framework-dumps
 framework-dumps: $(READY) ## run the real agent frameworks again and keep the spans they emit (tests/data/frameworks)
 	$(BIN)/python -m tests.frameworks.dump $(ARGS)

@@ -60,18 +60,18 @@ class Side:
 
     def run(self) -> None:
         self.model.zero_grad()
-        _forget_peak()
+        forget_peak()
         took, cpu = [], []
         for one in self.passes:
             began, cpu_began = time.perf_counter(), time.process_time()
             one()
-            _wait()
+            wait()
             took.append(time.perf_counter() - began)
             cpu.append(time.process_time() - cpu_began)
         self.seconds.append(took)
         self.cpu.append(cpu)
-        self.peak = max(self.peak, _peak())
-        self.norms = [float(p.grad.norm()) for p in self.model.parameters()]
+        self.peak = max(self.peak, peak())
+        self.norms = [float(p.grad.norm()) for p in self.model.parameters() if p.grad is not None]
 
     @property
     def best(self) -> float:
@@ -122,7 +122,15 @@ class Ours(Side):
 class Stock(Side):
     """TRL's own trainer, padded batches of 8 rows."""
 
-    def __init__(self, model: Any, sequences: list[Sequence], scratch: Path, bf16: bool | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        sequences: list[Sequence],
+        scratch: Path,
+        bf16: bool | None,
+        again: bool = False,
+        peft_config: Any = None,
+    ) -> None:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
@@ -130,12 +138,13 @@ class Stock(Side):
 
         arguments = GRPOConfig(
             output_dir=str(scratch), per_device_train_batch_size=8, num_generations=8, gradient_accumulation_steps=1,
-            bf16=bf16, gradient_checkpointing=False, report_to="none", use_cpu=not _on_gpu(),
+            bf16=bf16, gradient_checkpointing=again, report_to="none", use_cpu=not _on_gpu(),
         )  # fmt: skip
         trainer = GRPOTrainer(
             model, reward_funcs=lambda **_: [], args=arguments, train_dataset=Dataset.from_dict({"prompt": ["a"] * 8}),
-            processing_class=make_tiny_tokenizer(),
+            processing_class=make_tiny_tokenizer(), peft_config=peft_config,
         )  # fmt: skip
+        model = trainer.model
         trainer.current_gradient_accumulation_steps = 1
         trained = sum(s.trained_tokens for s in sequences)
 
@@ -228,7 +237,7 @@ def _on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _wait() -> None:
+def wait() -> None:
     """A GPU is handed work; this returns when it has done it."""
     import torch
 
@@ -236,15 +245,16 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     import torch
 
-    Path("/proc/self/clear_refs").write_text("5")
     if _on_gpu():
         torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak() -> int:
+def peak() -> int:
     import torch
 
     if _on_gpu():

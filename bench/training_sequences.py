@@ -81,6 +81,13 @@ def long_merged(rng: np.random.Generator, history: int) -> list[Sequence]:
     return rows
 
 
+def unshared(rng: np.random.Generator, rows: int, tokens: int, words: int = VOCABULARY) -> list[Sequence]:
+    """Rows of so many tokens each that share nothing: a quarter is the prompt, the rest was sampled."""
+    prompt = tokens // 4
+    ids = rng.integers(0, words, (rows, tokens))
+    return [_row(str(n), str(n), ids[n, :prompt], [ids[n, prompt:]], rng) for n in range(rows)]
+
+
 def _draw(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.integers(0, VOCABULARY, n)
 
