@@ -38,6 +38,7 @@ class Names:
         self.upstream = made.upstream
         self.state = SimpleNamespace(served_name="base", lora_rank=4, lora_slots=5, adapters={})
         self.dtype = "float32"
+        self.asleep = False
 
     @contextmanager
     def client(self) -> Iterator[Names]:

@@ -17,7 +17,7 @@ from lightning_core.epoch.deploy import deploy
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.services import Services
 from lightning_core.policies.redeploy import Redeployed, RedeployFailed
-from lightning_core.policies.store import PolicyStore
+from lightning_core.policies.store import PolicyStore, StoreError
 from tests.gateway_rig import Rig, rig
 
 
@@ -27,6 +27,7 @@ class Replica:
     def __init__(self, number: int, upstream: str, canned: Any) -> None:
         self.upstream, self.canned = upstream, canned
         self.state = SimpleNamespace(served_name="policy", version="v0001", weights="v0001", replica=number)
+        self.asleep = False
 
     @contextmanager
     def client(self) -> Iterator[Replica]:
@@ -107,6 +108,31 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
         monkeypatch.setattr(module, "hot_swap", found.swap)
         found.bring("v0001")
         yield found
+
+
+def test_one_that_sleeps_is_woken_by_a_deploy_that_has_no_version_for_it(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken = []
+
+    def wake(vllm: Any) -> None:
+        if vllm.asleep:
+            vllm.asleep = False
+            woken.append(vllm.state.replica)
+
+    monkeypatch.setattr(module, "wake", wake)
+    fleet.replicas[1].asleep = True
+    fleet.bring("v0001")
+    assert woken == [1], "it has that version: nothing was trained"
+
+    def damaged(store: PolicyStore, version: str) -> Path:
+        raise StoreError("its content is not what was published")
+
+    monkeypatch.setattr(PolicyStore, "checked", damaged)
+    fleet.replicas[2].asleep = True
+    with pytest.raises(StoreError):
+        fleet.bring("v0002")
+    assert woken == [1, 2]
 
 
 def test_a_replica_that_is_swapped_gets_no_calls_and_each_rollout_sees_one_version(fleet: Fleet) -> None:
