@@ -99,10 +99,11 @@ def take_probe(model: Any, token_ids: list[int], asked: int) -> dict[str, Any] |
     try:
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             inputs = torch.tensor([token_ids], device=model.device)
-            logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits[
-                0, -asked - 1 : -1
-            ]
-            logprobs = torch.log_softmax(logits.float(), -1).gather(-1, inputs[0, -asked:, None])[:, 0].tolist()
+            mask, kept = torch.ones_like(inputs), asked + 1
+            logits = model(input_ids=inputs, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
+            logprobs = (
+                torch.log_softmax(logits[0, -kept:-1].float(), -1).gather(-1, inputs[0, -asked:, None])[:, 0].tolist()
+            )
     finally:
         model.train(was_training)
     kind = str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -146,9 +146,9 @@ def test_the_trainer_notes_what_its_weights_make_of_the_tokens_that_were_sampled
 
         device = torch.device("cpu")
 
-        def forward(self, input_ids: Any, attention_mask: Any, use_cache: bool) -> SimpleNamespace:
+        def forward(self, input_ids: Any, logits_to_keep: int, use_cache: bool, **_: Any) -> SimpleNamespace:
             assert not self.training and not use_cache
-            return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8))
+            return SimpleNamespace(logits=torch.zeros(*input_ids[:, -logits_to_keep:].shape, 8))
 
     model = Uniform(1, 1)
     taken = Probe.model_validate(take_probe(model, [1, 2, 3, 4], 2))

@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_core.config.algorithms import ALGORITHMS
-from lightning_core.policies.probe import ASKED, CONTEXT, Probe, difference
+from lightning_core.policies.probe import ASKED, Probe, difference
 from lightning_core.training import checkpoint as checkpoint_module
 from lightning_core.training import grpo, steps
 from lightning_core.training.checkpoint import Checkpoints, forget_other_boots
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
+from lightning_core.training.hardware import settled
 from lightning_core.training.job import Job, Progress
 from lightning_core.training.outcome import take_probe
 from lightning_core.training.weights import load_model
@@ -188,7 +189,7 @@ def test_a_checkpoint_from_before_the_machine_was_started_is_not_trusted(
     forget_other_boots(job.state)
     assert checkpoint.exists()
     monkeypatch.setattr(checkpoint_module, "boot", lambda: "another")
-    assert Checkpoints(job, 4).newest() is not None, "ranks on several machines all go on from it"
+    assert Checkpoints(settled(job), 4).newest() is not None, "ranks on several machines all go on from it"
     forget_other_boots(job.state)
     assert not checkpoint.exists() and "from before this machine was started" in caplog.text
 
@@ -221,7 +222,7 @@ def test_what_a_kill_within_a_checkpoint_left_behind_is_removed(make_job: Callab
     job = make_job()
     half = job.state / "unfinished" / ".step-0002.dead.partial"
     half.mkdir(parents=True)
-    assert Checkpoints(job, 4).newest() is None
+    assert Checkpoints(settled(job), 4).newest() is None
     assert not half.exists()
 
 
@@ -423,4 +424,4 @@ def test_logits_are_never_whole(
     monkeypatch.setattr(torch.nn.Linear, "forward", noted)
     job = make_job(**kind, training={"tokens_per_micro_batch": 4096, "steps_per_epoch": 1})
     run_job(job, Progress(job.progress))
-    assert rows and max(rows) <= CONTEXT + ASKED, "the probe alone"
+    assert rows and max(rows) <= ASKED + 1, "the probe alone"
