@@ -1,6 +1,6 @@
 -- Each span's place in the repaired tree of its attempt, and the agent it belongs to; `span_tree` says it with ids.
 -- Grain: one row per span, and one (negative `node`) per declared parent that never came.
--- Inputs: span_agents, evidence, llm_twins, methods.
+-- Inputs: span_agents, evidence, llm_twins, tool_twins, methods.
 SELECT
     this.node,
     this.parent_node,
@@ -11,8 +11,9 @@ SELECT
     this.agent,
     this.agent_path,
     this.ambiguous,
-    llm_twins.kept AS twin_of
+    coalesce(llm_twins.kept, tool_twins.kept) AS twin_of
 FROM span_agents AS this
 LEFT JOIN evidence ON evidence.node = this.node
 LEFT JOIN llm_twins ON llm_twins.node = this.node
+LEFT JOIN tool_twins ON tool_twins.node = this.node
 JOIN methods ON methods.method = coalesce(this.placed_by, evidence.method, 'declared')

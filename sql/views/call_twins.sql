@@ -1,9 +1,10 @@
--- Second records of an LLM call: the agent's instrumentation saw what the gateway recorded, or it saw a call twice.
--- Grain: one row per LLM span that another record represents (`twin_of`, a span_id). Inputs: stored.span_tree,
+-- Second records of an LLM or tool call: the agent's instrumentation saw what the gateway recorded, or it saw a call twice.
+-- Grain: one row per span that another record represents (`twin_of`, a span_id). Inputs: stored.span_tree,
 -- stored.scored_attempts, spans.
 -- `start_ns` distinguishes calls that share their ids (an agent seeds `random`).
 -- Rule: as the epoch was derived. In attempts of no derived epoch, records with one response id are one call; the
--- gateway's represents it, else the earliest. Spans without a scope are not compared.
+-- gateway's represents it, else the earliest. So are tools with one call id and no two names that begin before the first ends.
+-- Spans without a scope are not compared.
 WITH derived AS (
     SELECT
         twin.rollout_id,
@@ -20,25 +21,38 @@ WITH derived AS (
 ),
 records AS (
     SELECT DISTINCT
-        spans.rollout_id, attempt_id, trace_id, span_id, response_id, spans.start_ns, policy IS NULL AS instrumented
+        spans.rollout_id,
+        attempt_id,
+        trace_id,
+        span_id,
+        op,
+        CASE op WHEN 'llm' THEN response_id ELSE tool_call_id END AS id,
+        tool_name,
+        spans.start_ns,
+        end_ns,
+        policy IS NULL AS instrumented
     FROM spans
     LEFT JOIN (SELECT rollout_id, attempt_id, counts FROM stored.scored_attempts WHERE counts) AS derived_attempts
         USING (rollout_id, attempt_id)
-    WHERE op = 'llm' AND response_id IS NOT NULL AND spans.rollout_id IS NOT NULL AND derived_attempts.counts IS NULL
+    WHERE ((op = 'llm' AND response_id IS NOT NULL) OR (op = 'tool' AND tool_call_id IS NOT NULL))
+        AND spans.rollout_id IS NOT NULL
+        AND derived_attempts.counts IS NULL
 ),
 ranked AS (
     SELECT
         *,
         first_value(span_id) OVER calls AS kept,
-        row_number() OVER calls AS place
+        row_number() OVER calls AS place,
+        op = 'llm'
+        OR (coalesce(start_ns <= first_value(end_ns) OVER calls, true) AND coalesce(tool_name = first_value(tool_name) OVER calls, true)) AS same
     FROM records
     WINDOW calls AS (
-        PARTITION BY rollout_id, attempt_id, response_id ORDER BY instrumented, start_ns, trace_id, span_id
+        PARTITION BY rollout_id, attempt_id, op, id ORDER BY instrumented, start_ns, trace_id, span_id
     )
 )
 SELECT rollout_id, attempt_id, trace_id, span_id, start_ns, twin_of FROM derived
 UNION ALL
 SELECT rollout_id, attempt_id, trace_id, span_id, start_ns, min(kept)
 FROM ranked
-WHERE place > 1
+WHERE place > 1 AND same
 GROUP BY rollout_id, attempt_id, trace_id, span_id, start_ns

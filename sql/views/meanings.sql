@@ -109,7 +109,7 @@ SELECT * FROM (VALUES
     (NULL, 'failed_rollouts', 'those of them whose outcome is not ok'),
     (NULL, 'unfinished', 'rollouts without a result (yet)'),
     (NULL, 'calls', 'number of LLM calls, each once'),
-    (NULL, 'tool_calls', 'number of tool spans'),
+    (NULL, 'tool_calls', 'number of tool calls, each once'),
     (NULL, 'errors', 'number of spans with status error'),
     (NULL, 'ambiguous_calls', 'calls that could be another agent''s'),
     (NULL, 'trainable_calls', 'calls that nothing of their own leaves out'),

@@ -183,6 +183,27 @@ def test_a_call_seen_twice_is_one_call_and_the_gateways_stands_for_it(tmp_path: 
         ]
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_a_tool_call_seen_twice_is_one_and_failed_if_either_record_says_so(tmp_path: Path, live: bool) -> None:
+    attempt = Attempt(rollout="r.0", attempt="a")
+    agent = attempt.agent("planner", parent=attempt.root())
+    said = {"op": "tool", "tool_name": "search", "tool_call_id": "c1"}
+    outer = attempt.span("execute_tool", (0.2, 0.5), agent, **said)
+    attempt.span("search.run", (0.25, 0.45), outer, status="error", error="no net", tool_result="nothing", **said)
+    attempt.span("search", (0.6, 0.7), agent, **(said | {"tool_call_id": "c2"}))
+    lake, epoch = derived(tmp_path, attempt.rows)
+    if not live:
+        assert [row["tool_calls"] for row in ask(lake, "FROM agents WHERE agent = 'planner'")] == [2]
+    else:
+        underived(lake, epoch)
+    found = ask(lake, "FROM tool_calls ORDER BY started")
+    assert [(row["tool_call_id"], row["failed"], row["error"]) for row in found] == [
+        ("c1", True, "no net"),
+        ("c2", False, None),
+    ]
+    assert (found[0]["span_id"], found[0]["tool_result"]) == (outer, "nothing")
+
+
 def test_of_two_instrumentations_the_earlier_record_stands_for_the_call(tmp_path: Path) -> None:
     attempt = Attempt(rollout="r.0", attempt="a")
     attempt.root()

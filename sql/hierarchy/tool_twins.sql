@@ -1,6 +1,5 @@
--- Tool calls that were seen twice, by two instrumentations, say: a rule counts each once.
--- Grain: one row per span that is a further record of a tool call; `kept` is the first. Empty without rules (`reward.air`).
--- Inputs: nodes, declared, air_rules.
+-- Tool calls that were seen twice, by two instrumentations, say.
+-- Grain: one row per span that is a further record of a tool call; `kept` is the first. Inputs: nodes, declared.
 -- Rule: a tool span in a tool span (another span between them or not) is the same call, unless both have a name, or an
 -- id, and not the same; of several in one the first is. So are spans with one tool call id and no two names that begin
 -- before the first of them ends.
@@ -8,7 +7,7 @@ WITH RECURSIVE
 tools AS MATERIALIZED (
     SELECT node, attempt, tool_name, tool_call_id, start_ns, coalesce(end_ns, start_ns) AS end_ns
     FROM nodes
-    WHERE op = 'tool' AND EXISTS (FROM air_rules)
+    WHERE op = 'tool'
 ),
 parents AS MATERIALIZED (
     -- Of tools alone: without any, nothing else is looked through.
