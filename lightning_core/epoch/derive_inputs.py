@@ -39,7 +39,7 @@ GIVEN = frozenset(
 KEPT_REWARDS = ("rewards_given", "rollout_rewards")
 KEPT_TRIPLETS = (
     *("policy_rewards", "policy_calls", "silent_rollouts", "reward_steps", "call_returns", "merges"),
-    "agent_prompts",
+    *("agent_prompts", "candidate_agents"),
 )
 # Narrow as well, and needed again for `sequences`, but not kept: the lake moves rows when it compacts.
 GATHERED = ("call_rows",)

@@ -32,6 +32,7 @@ _COLUMNS = {
     "merges": "call_id BIGINT, choice BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, policy VARCHAR, "
     "sequence_id VARCHAR, place INTEGER, prompt_tokens INTEGER, tokens INTEGER, reason VARCHAR, drift_position INTEGER, drift_tokens INTEGER",
     "agent_prompts": "rollout_id VARCHAR, attempt_id VARCHAR, prompt_key UBIGINT, agent VARCHAR, by_ids BOOLEAN, calls BIGINT",
+    "candidate_agents": "call_id BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, agent VARCHAR",
     "bad_rewards": "rollout_id VARCHAR, attempt_id VARCHAR, span_id VARCHAR, name VARCHAR, value DOUBLE, reason VARCHAR",
     "unmatched_settings": "setting VARCHAR, given VARCHAR, meaning VARCHAR",
     "policy_overlaps": "agent VARCHAR, policy VARCHAR, agent_match VARCHAR, other_policy VARCHAR, other_match VARCHAR",

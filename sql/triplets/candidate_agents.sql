@@ -1,8 +1,7 @@
 -- The agents that could have made a call of which it is not known whose it is.
--- Grain: one row per (call, agent name), of ambiguous calls that somebody asks about: where a policy chooses agents; where it
--- drops ambiguous ones, and an agent of the attempt was given rewards for its calls (`reward_steps`). `agent` is '' for one that
--- nobody knows: a span was lost, or the prompt is none of the others'.
--- Inputs: rewards_given, policy_rewards, bucket, reward_settings, nodes, span_agents, components, placements, evidence, enclosing_agent, evident_agent, waiting, calls_at_once, agent_times, agent_spans, lossy_attempts, policies.
+-- Grain: one row per (call of a policy, agent name). `agent` is '' for one that nobody knows: a span was lost, or the prompt is none
+-- of the others'.
+-- Inputs: bucket, nodes, span_agents, components, placements, evidence, enclosing_agent, evident_agent, waiting, calls_at_once, agent_times, agent_spans, lossy_attempts.
 -- Rule: what is ambiguous is the call, or what it lies under: from the call upwards to the first tree that several agents
 -- hold. Candidates are the agents that were open when that began (as in `enclosing_agent`), without those around another of
 -- them: of nested agents the inner one has the span, unless the outer one works meanwhile, the span outlives the inner one, or is one of two calls at once.
@@ -14,30 +13,12 @@ doubtful AS MATERIALIZED (
     JOIN evident_agent ON evident_agent.node = coalesce(evidence.beside, placements.node)
     WHERE evident_agent.method = 'ambiguous'
 ),
-rewarded AS (
-    -- By the run's names, or those that a policy has of its own.
-    SELECT DISTINCT bucket.attempt
-    FROM (
-        SELECT rollout_id, attempt_id FROM rewards_given WHERE left_out IS NULL AND agent IS NOT NULL
-        UNION
-        SELECT rollout_id, attempt_id FROM policy_rewards WHERE agent IS NOT NULL
-    )
-    JOIN bucket USING (rollout_id, attempt_id)
-    SEMI JOIN reward_settings ON assign <> 'final'
-),
 asked AS MATERIALIZED (
     SELECT nodes.node AS call_id, components.top
     FROM nodes
     JOIN span_agents USING (node)
     JOIN components USING (node)
-    JOIN policies ON policies.policy = nodes.policy
-    WHERE span_agents.ambiguous
-        AND nodes.op = 'llm'
-        AND (
-            policies.agent_match <> ''
-            OR policies.agent_exclude IS NOT NULL
-            OR (policies.ambiguous = 'drop' AND nodes.attempt IN (SELECT attempt FROM rewarded))
-        )
+    WHERE span_agents.ambiguous AND nodes.op = 'llm' AND nodes.policy IS NOT NULL
 ),
 climbed AS (
     FROM asked
@@ -84,14 +65,20 @@ holding AS (
 ),
 nearest AS (
     SELECT * FROM holding QUALIFY tier = min(tier) OVER (PARTITION BY call_id)
+),
+named AS (
+    SELECT nearest.call_id, agent_spans.agent
+    FROM nearest
+    JOIN agent_spans ON agent_spans.node = nearest.id
+    ANTI JOIN nearest AS inner_one ON inner_one.call_id = nearest.call_id AND inner_one.up = nearest.id AND inner_one.has_it
+    UNION
+    SELECT spans_held.call_id, ''
+    FROM spans_held
+    LEFT JOIN enclosing_agent ON enclosing_agent.node = spans_held.node
+    WHERE enclosing_agent.method IS DISTINCT FROM 'ambiguous' OR spans_held.attempt IN (FROM lossy_attempts)
 )
-SELECT nearest.call_id, agent_spans.agent
-FROM nearest
-JOIN agent_spans ON agent_spans.node = nearest.id
-ANTI JOIN nearest AS inner_one ON inner_one.call_id = nearest.call_id AND inner_one.up = nearest.id AND inner_one.has_it
-UNION
-SELECT spans_held.call_id, ''
-FROM spans_held
-LEFT JOIN enclosing_agent ON enclosing_agent.node = spans_held.node
-WHERE enclosing_agent.method IS DISTINCT FROM 'ambiguous' OR spans_held.attempt IN (FROM lossy_attempts)
+SELECT named.call_id, bucket.rollout_id, bucket.attempt_id, named.agent
+FROM named
+JOIN nodes ON nodes.node = named.call_id
+JOIN bucket USING (attempt)
 ORDER BY ALL

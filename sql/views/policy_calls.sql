@@ -1,40 +1,7 @@
 -- Every LLM call of the training rollouts that count, its agent, and whether it trains a policy.
--- Grain: one row per call_id (a call seen twice is one). Inputs: stored.policy_calls, stored.span_tree.
+-- Grain: one row per call_id (a call seen twice is one). Inputs: stored.policy_calls, stored.span_tree, stored.candidate_agents.
 -- Rule: `left_out` is NULL where the call could be trained on; what became of it, triplets says. `ambiguous`: several agents could
--- have made it. `candidates` are as many as are known, `candidate_agents` their names: those whose spans were open when it began (50 ms
--- forgiven), of nested ones the inner ones, unless that leaves one alone. An agent whose span is lost is none of them.
-WITH doubtful AS (
-    SELECT run, epoch, rollout_id, attempt_id, node, start_ns
-    FROM stored.span_tree
-    WHERE ambiguous AND op = 'llm' AND twin_of IS NULL
-),
-open_agents AS (
-    SELECT
-        doubtful.run,
-        doubtful.epoch,
-        doubtful.node,
-        agents.rollout_id,
-        list(DISTINCT {'name': agents.agent, 'path': agents.agent_path}) AS agents
-    FROM doubtful
-    JOIN stored.span_tree AS agents
-        ON agents.run = doubtful.run
-        AND agents.epoch = doubtful.epoch
-        AND agents.rollout_id = doubtful.rollout_id
-        AND agents.attempt_id = doubtful.attempt_id
-        AND agents.start_ns <= doubtful.start_ns + clock_tolerance_ns()
-        AND coalesce(agents.end_ns, never_ns()) >= doubtful.start_ns - clock_tolerance_ns()
-    WHERE agents.agent IS NOT NULL AND agents.op NOT IN ('llm', 'tool', 'reward')
-    GROUP BY ALL
-),
-candidates AS (
-    SELECT
-        * EXCLUDE (agents),
-        list_sort(list_distinct([a.name FOR a IN agents])) AS all_agents,
-        list_sort(list_distinct([
-            a.name FOR a IN agents IF len([b FOR b IN agents IF starts_with(b.path, a.path || '/')]) = 0
-        ])) AS inner_agents
-    FROM open_agents
-)
+-- have made it. `candidates` are as many as are known, `candidate_agents` their names. An agent whose span is lost is none of them.
 SELECT
     calls.run,
     calls.epoch,
@@ -50,8 +17,8 @@ SELECT
     calls.agent_path,
     calls.method,
     tree.ambiguous,
-    CASE WHEN len(candidates.inner_agents) > 1 THEN candidates.inner_agents ELSE candidates.all_agents END AS candidate_agents,
-    CASE WHEN tree.ambiguous THEN coalesce(len(candidate_agents), 0) END AS candidates,
+    candidates.agents AS candidate_agents,
+    CASE WHEN tree.ambiguous THEN coalesce(len(candidates.agents), 0) END AS candidates,
     calls.policy,
     calls.policy_version,
     calls.prompt_tokens,
@@ -64,8 +31,13 @@ LEFT JOIN stored.span_tree AS tree
     AND tree.epoch = calls.epoch
     AND tree.node = calls.call_id
     AND tree.rollout_id = calls.rollout_id
-LEFT JOIN candidates
+LEFT JOIN (
+    SELECT run, epoch, rollout_id, call_id, list(agent ORDER BY agent) AS agents
+    FROM stored.candidate_agents
+    WHERE agent <> ''
+    GROUP BY run, epoch, rollout_id, call_id
+) AS candidates
     ON candidates.run = calls.run
     AND candidates.epoch = calls.epoch
-    AND candidates.node = calls.call_id
+    AND candidates.call_id = calls.call_id
     AND candidates.rollout_id = calls.rollout_id
