@@ -119,3 +119,63 @@ def test_the_records_of_one_call_are_those_that_pairs_find(con: duckdb.DuckDBPyC
     assert differences(con, "llm_twins") == []
     methods = con.execute("SELECT DISTINCT method FROM llm_twins ORDER BY ALL").fetchall()
     assert methods == [("content",), ("nested",), ("response_id",)]
+
+
+def trees(con: duckdb.DuckDBPyConnection, seed: int) -> None:
+    """Spans of some attempts in trees, which agents are in, hang on each other or on a parent that never came, or which are broken."""
+    draw = random.Random(seed)
+    rows: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("nodes", "components", "hooks", "names", "agents", "missing")
+    }
+    evidence: list[dict[str, Any]] = []
+    for attempt in range(1, 80):
+        tops: list[int] = []
+        depths: dict[int, tuple[int, int]] = {}  # node → its top, its depth
+        for node in range(100 * attempt, 100 * attempt + draw.randint(2, 14)):
+            missing = bool(tops) and draw.random() < 0.1
+            above = draw.choice([*depths, None]) if depths and not missing else None
+            top, depth = (node, 0) if above is None else (depths[above][0], depths[above][1] + 1)
+            depths[node] = top, depth
+            start = draw.choice([None, *range(9)])
+            row = {"node": node, "attempt": attempt, "start_ns": start, "policy": draw.choice([None, "policy"])}
+            row |= {
+                "end_ns": draw.choice([None, start, 9]),
+                "op": draw.choice(["llm", "llm", "other", "agent", "tool"]),
+            }
+            named = draw.random() < 0.1
+            broken = above is None and bool(tops) and draw.random() < 0.1
+            agent = node if draw.random() < 0.1 else None
+            rows["components"].append(
+                row | {"parent": above, "top": top, "depth": depth, "agent_node": agent, "broken": broken}
+            )
+            rows["missing" if missing else "nodes"].append(row | {"named": named})
+            if named and not missing:
+                rows["names"].append(row)
+            if agent:
+                rows["agents"].append(row | {"top": top, "runs": draw.random() < 0.8})
+            if above is None:
+                if tops and draw.random() < 0.3:
+                    rows["hooks"].append({"top": node, "onto": draw.choice(tops)})
+                if not missing:
+                    method = draw.choice([None, None, "missing_parent", "tool_call"]) if tops else "root"
+                    evidence.append({"node": node, "method": method})
+                tops.append(node)
+    spans = "node BIGINT, attempt BIGINT, start_ns BIGINT, end_ns BIGINT"
+    sql_rig.put(con, "nodes", f"{spans}, op VARCHAR, policy VARCHAR", rows["nodes"])
+    sql_rig.put(con, "missing_parents", f"{spans}, named BOOLEAN", rows["missing"])
+    columns = "node BIGINT, parent BIGINT, top BIGINT, depth INTEGER, agent_node BIGINT, broken BOOLEAN"
+    sql_rig.put(con, "components", columns, rows["components"])
+    sql_rig.put(con, "hooks", "top BIGINT, onto BIGINT", rows["hooks"])
+    sql_rig.put(con, "names", "node BIGINT", rows["names"])
+    sql_rig.put(con, "agent_spans", "node BIGINT, attempt BIGINT, top BIGINT, runs BOOLEAN", rows["agents"])
+    sql_rig.put(con, "evidence", "node BIGINT, method VARCHAR", evidence)
+    clocks = [{"attempt": attempt, "ahead_ns": draw.randint(-3, 3)} for attempt in range(1, 80, 2)]
+    sql_rig.put(con, "clocks", "attempt BIGINT, ahead_ns BIGINT", clocks)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_spans_that_wait_for_an_agent_are_those_that_pairs_find(con: duckdb.DuckDBPyConnection, seed: int) -> None:
+    trees(con, seed)
+    assert differences(con, "waiting") == []
+    waits = "SELECT op = 'llm' AND parent IS NOT NULL FROM waiting JOIN components USING (node) LEFT JOIN nodes USING (node)"
+    assert set(con.execute(waits).fetchall()) >= {(True,), (False,)}  # right under a root, and tops
