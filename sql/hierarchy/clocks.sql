@@ -1,10 +1,14 @@
 -- How far the gateway's clock is ahead of the agents', as far as an attempt shows it.
 -- Grain: one row per attempt whose calls of a policy need it (some declare no parent). `ahead_ns` is the shift nearest to 0 that
 -- fits, 0 where equal clocks fit or nothing can be told; `low_ns`, `high_ns` are its bounds, NULL where there is none.
--- Inputs: nodes, orphans, llm_twins, declared.
+-- Inputs: nodes, orphans, llm_twins, declared, spans.
 -- Rule: what the gateway recorded of a call lies inside what the agent's process recorded of it: its other record, or the
 -- client's span that it declares. Without such pairs, all calls lie between the start of the first agent and the end of the
--- last, if there is room for them, and no further off than 2 s.
+-- last, if there is room for them, and no further off than 2 s. Nor is the gateway's clock further ahead than the time from the end
+-- of a span to when the gateway received it: of each process the shortest, of several processes (by their resources) the longest,
+-- since one may have a clock of its own; where that contradicts the others, or is more than 2 s off, it tells nothing.
+-- `unknown`: no shift puts all calls between those agents, and some begin outside (50 ms are forgiven): an agent's span is lost, or the
+-- clock is off, and which of the two is not known.
 WITH asked AS MATERIALIZED (
     SELECT DISTINCT nodes.attempt
     FROM orphans
@@ -37,8 +41,25 @@ agents AS (
     GROUP BY nodes.attempt
     HAVING count(*) = count(nodes.start_ns) AND count(*) = count(nodes.end_ns)
 ),
+sent AS (
+    SELECT attempt, max(high_ns) AS high_ns
+    FROM (
+        SELECT nodes.attempt, min(spans.received_ns - nodes.end_ns) AS high_ns
+        FROM nodes
+        SEMI JOIN asked USING (attempt)
+        JOIN spans USING (record_offset, record_index)
+        WHERE nodes.policy IS NULL AND nodes.op NOT IN ('rollout', 'reward')
+        GROUP BY nodes.attempt, spans.resource
+    )
+    GROUP BY attempt
+    HAVING max(high_ns) > -2_000_000_000
+),
 hulls AS (
-    SELECT calls.attempt, max(calls.end_ns) - any_value(agents.end_ns) AS low_ns, min(calls.start_ns) - any_value(agents.start_ns) AS high_ns
+    SELECT
+        calls.attempt,
+        max(calls.end_ns) - any_value(agents.end_ns) AS low_ns,
+        min(calls.start_ns) - any_value(agents.start_ns) AS high_ns,
+        greatest(-high_ns, max(calls.start_ns) - any_value(agents.end_ns)) > clock_tolerance_ns() AS outside
     FROM calls
     JOIN agents USING (attempt)
     GROUP BY calls.attempt
@@ -47,10 +68,16 @@ bounds AS (
     SELECT
         asked.attempt,
         coalesce(pairs.low_ns, hulls.low_ns) AS low_ns,
-        coalesce(pairs.high_ns, hulls.high_ns) AS high_ns
+        least(
+            coalesce(pairs.high_ns, hulls.high_ns),
+            CASE WHEN coalesce(sent.high_ns >= coalesce(pairs.low_ns, hulls.low_ns), true) THEN sent.high_ns END
+        ) AS high_ns,
+        coalesce(held.outside, false) AND pairs.low_ns IS NULL AND hulls.low_ns IS NULL AS unknown
     FROM asked
     LEFT JOIN (FROM pairs WHERE low_ns <= high_ns) AS pairs USING (attempt)
     LEFT JOIN (FROM hulls WHERE low_ns <= high_ns AND low_ns < 2_000_000_000 AND high_ns > -2_000_000_000) AS hulls USING (attempt)
+    LEFT JOIN (SELECT attempt, outside FROM hulls) AS held USING (attempt)
+    LEFT JOIN sent USING (attempt)
 )
-SELECT attempt, CASE WHEN high_ns < 0 THEN high_ns WHEN low_ns > 0 THEN low_ns ELSE 0 END AS ahead_ns, low_ns, high_ns
+SELECT attempt, CASE WHEN high_ns < 0 THEN high_ns WHEN low_ns > 0 THEN low_ns ELSE 0 END AS ahead_ns, low_ns, high_ns, unknown
 FROM bounds
