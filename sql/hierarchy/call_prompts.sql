@@ -1,6 +1,6 @@
 -- What each call was prompted with, as far as it tells agents apart.
 -- Grain: one row per call (twins merged) of attempts in which spans wait for a place. `system`: its leading system messages.
--- `tools`: the names of its tools. `said`: hash of its tools and of all messages up to the last reply among them, NULL without one.
+-- `tools`: the names of its tools. `asks`: of those that its reply asks for. `said`: hash of its tools and of all messages up to the last reply among them, NULL without one.
 -- `replies`: one a choice, the same hash of all its messages and the reply to them. Inputs: nodes, spans, waiting, llm_twins.
 -- Rule: messages are the same where role, content, and the tool calls' names and arguments are.
 WITH read AS (
@@ -40,6 +40,7 @@ SELECT
         chr(10)
     ) AS system,
     tools,
+    list_distinct([t.function.name FOR t IN flatten([m.tool_calls FOR m IN answered])]) AS asks,
     CASE WHEN last_reply IS NOT NULL THEN hash(tools, hashes[1:last_reply]) END AS said,
     CASE WHEN len(hashes) > 0 THEN [hash(tools, list_append(hashes, r)) FOR r IN reply_hashes] END AS replies
 FROM marked

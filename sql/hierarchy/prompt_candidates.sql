@@ -1,40 +1,78 @@
 -- Whose each prompt may be of which ids tell nothing.
--- Grain: one row per (attempt, prompt, agent name). Inputs: waiting_calls, prompt_agents, enclosing_agent, open_agents,
--- agent_spans.
--- Rule: the agents by whose time calls with it are placed; where time places none of them, those that were open at every one: where
--- none of them was the innermost one each time, those around others too.
+-- Grain: one row per (attempt, prompt, agent name). Inputs: waiting_calls, prompt_agents, enclosing_agent, open_agents, agent_spans,
+-- tool_runners.
+-- Rule: `open`: the agents that were open at every call with it, less those who did not run what it asked for where another one did. `likely`:
+-- of them, those by whose time a call is placed; else those that called in each of their several runs (one that was open all the while
+-- would have done so by chance); else those that were the innermost one each time. `by_time`: as
+-- it looks by time alone: those by whose time a call is placed, open at the others or not; else the likely ones.
 WITH open_keys AS MATERIALIZED (
-    SELECT waiting_calls.attempt, prompt_key, waiting_calls.node
+    SELECT attempt, prompt_key, node, count(*) OVER (PARTITION BY attempt, prompt_key) AS calls
     FROM waiting_calls
     ANTI JOIN prompt_agents USING (attempt, prompt_key)
     WHERE prompt_key IS NOT NULL
 ),
-votes AS MATERIALIZED (
+idle AS (
+    -- Others ran what the call asked for.
+    SELECT open_agents.node, open_agents.agent
+    FROM (SELECT DISTINCT node, tool_name FROM tool_runners) AS asked
+    JOIN open_agents USING (node)
+    ANTI JOIN tool_runners
+        ON tool_runners.node = asked.node AND tool_runners.tool_name = asked.tool_name AND tool_runners.agent = open_agents.agent
+),
+runs AS (
+    SELECT attempt, agent, count(*) AS runs FROM agent_spans WHERE runs GROUP BY ALL
+),
+held AS (
+    SELECT
+        open_keys.*,
+        open_agents.* EXCLUDE (node, attempt),
+        count(*) OVER (PARTITION BY open_keys.attempt, prompt_key, agent_node) = calls AS in_one_run
+    FROM open_keys
+    JOIN open_agents USING (node)
+),
+possible AS MATERIALIZED (
+    SELECT
+        attempt,
+        prompt_key,
+        agent,
+        count(DISTINCT node) FILTER (NOT around) = any_value(calls) AS innermost,
+        count(DISTINCT agent_node) AS called_in,
+        bool_or(in_one_run) AS in_one_run
+    FROM held
+    ANTI JOIN idle USING (node, agent)
+    GROUP BY attempt, prompt_key, agent
+    HAVING count(DISTINCT node) = any_value(calls)
+),
+votes AS (
     SELECT DISTINCT open_keys.attempt, open_keys.prompt_key, coalesce(enclosing_agent.agent, agent_spans.agent) AS agent
     FROM open_keys
     JOIN enclosing_agent USING (node)
     LEFT JOIN agent_spans ON agent_spans.node = enclosing_agent.parent
     WHERE enclosing_agent.method <> 'ambiguous'
 ),
-unplaced AS MATERIALIZED (
-    SELECT open_keys.*, count(*) OVER (PARTITION BY attempt, prompt_key) AS calls
-    FROM open_keys
-    JOIN enclosing_agent USING (node)
-    ANTI JOIN votes USING (attempt, prompt_key)
-),
-always_open AS (
+ranked AS (
     SELECT
-        unplaced.attempt,
-        unplaced.prompt_key,
-        open_agents.agent,
-        count(DISTINCT unplaced.node) FILTER (NOT open_agents.around) = unplaced.calls AS innermost
-    FROM unplaced
-    JOIN open_agents USING (node)
-    GROUP BY unplaced.attempt, unplaced.prompt_key, open_agents.agent, unplaced.calls
-    HAVING count(DISTINCT unplaced.node) = unplaced.calls
+        attempt,
+        prompt_key,
+        agent,
+        possible.agent IS NOT NULL AS open,
+        votes.agent IS NOT NULL AS placed,
+        CASE
+            WHEN votes.agent IS NOT NULL THEN 1
+            WHEN possible.called_in = runs.runs AND NOT possible.in_one_run THEN 2
+            WHEN possible.innermost THEN 3
+            ELSE 4
+        END AS rank
+    FROM possible
+    JOIN runs USING (attempt, agent)
+    FULL JOIN votes USING (attempt, prompt_key, agent)
 )
-FROM votes
-UNION ALL
-SELECT attempt, prompt_key, agent
-FROM always_open
-QUALIFY innermost OR NOT bool_or(innermost) OVER (PARTITION BY attempt, prompt_key)
+SELECT
+    attempt,
+    prompt_key,
+    agent,
+    open,
+    open AND rank = min(rank) FILTER (open) OVER same_prompt AS likely,
+    CASE WHEN bool_or(placed) OVER same_prompt THEN placed ELSE likely END AS by_time
+FROM ranked
+WINDOW same_prompt AS (PARTITION BY attempt, prompt_key)

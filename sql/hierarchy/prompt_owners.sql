@@ -1,9 +1,11 @@
 -- The one agent that a prompt is taken to be of, within an attempt.
 -- Grain: one row per (attempt, prompt) with such an agent. `known`: the run's earlier epochs tell so.
--- Inputs: prompt_keys, prompt_agents, prompt_candidates, known_prompts (prompt_key, agent: of earlier epochs of the run).
+-- Inputs: prompt_keys, prompt_agents, prompt_candidates, clocks, known_prompts (prompt_key, agent: of earlier epochs of the run).
 -- Rule: of the one agent whose calls have it by ids; else of the one that the run has known it of; else of the one that is
--- left. An agent has one prompt unless ids say otherwise, so those who have one are no candidates for another. Where two
--- prompts have one candidate left, the same, neither is its. Of the only prompt of an attempt nothing is concluded there: its
+-- left, or the only likely one. An agent has one prompt unless ids say otherwise, so those who have one are no candidates for another.
+-- Where two prompts have one candidate left, the same, neither is its; nor has one an owner while time
+-- places a call with it in an agent that was not open at another and has no other prompt. Nothing is left to conclude where
+-- the clocks are unknown. Of the only prompt of an attempt nothing is concluded there: its
 -- agents share it, or the one that it is of may be lost.
 WITH RECURSIVE
 known AS MATERIALIZED (
@@ -15,7 +17,7 @@ several AS MATERIALIZED (
     SELECT attempt FROM prompt_keys GROUP BY attempt HAVING count(DISTINCT prompt_key) > 1
 ),
 possible AS MATERIALIZED (
-    FROM prompt_candidates SEMI JOIN several USING (attempt)
+    FROM prompt_candidates SEMI JOIN several USING (attempt) ANTI JOIN (FROM clocks WHERE unknown) AS clocks USING (attempt)
 ),
 owners(attempt, prompt_key, agent) USING KEY (attempt, prompt_key, agent) AS (
     SELECT attempt, prompt_key, agent FROM prompt_agents SEMI JOIN several USING (attempt)
@@ -26,15 +28,20 @@ owners(attempt, prompt_key, agent) USING KEY (attempt, prompt_key, agent) AS (
     UNION
     SELECT attempt, prompt_key, agent
     FROM (
-        SELECT possible.attempt, possible.prompt_key, any_value(possible.agent) AS agent
+        SELECT
+            possible.attempt,
+            possible.prompt_key,
+            count(*) = 1 AS alone,
+            CASE WHEN alone THEN any_value(possible.agent) ELSE any_value(possible.agent) FILTER (likely) END AS agent
         FROM possible
         SEMI JOIN owners USING (attempt)
         ANTI JOIN recurring.owners AS taken ON taken.attempt = possible.attempt AND taken.agent = possible.agent
         ANTI JOIN recurring.owners AS placed ON placed.attempt = possible.attempt AND placed.prompt_key = possible.prompt_key
         GROUP BY possible.attempt, possible.prompt_key
-        HAVING count(*) = 1
+        HAVING bool_and(open) AND (count(*) = 1 OR count(*) FILTER (likely) = 1)
     )
-    QUALIFY count(*) OVER (PARTITION BY attempt, agent) = 1
+    -- What is likely waits until nothing more is certain.
+    QUALIFY (alone OR NOT bool_or(alone) OVER (PARTITION BY attempt)) AND count(*) OVER (PARTITION BY attempt, agent, alone) = 1
 )
 SELECT owners.attempt, owners.prompt_key, any_value(owners.agent) AS agent, any_value(known.agent) IS NOT NULL AS known
 FROM owners

@@ -30,7 +30,7 @@ prompted AS MATERIALIZED (
         UNION
         SELECT attempt, agent, prompt_key FROM prompt_owners
         UNION
-        SELECT attempt, agent, prompt_key FROM prompt_candidates ANTI JOIN prompt_owners USING (attempt, prompt_key)
+        SELECT attempt, agent, prompt_key FROM prompt_candidates ANTI JOIN prompt_owners USING (attempt, prompt_key) WHERE by_time
     )
     GROUP BY ALL
 ),

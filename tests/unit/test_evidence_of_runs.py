@@ -1,0 +1,108 @@
+"""Whose call it is by the tools that ran after it, and by when its agents' spans came."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.lake_maker import SECOND, Attempt
+from tests.tree_scenarios import Scenarios, Tree, ask, gateway, place
+
+pytestmark = pytest.mark.slow  # a lake
+
+scenario = Scenarios()
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tree]:
+    return scenario.trees(tmp_path_factory.mktemp("lake"))
+
+
+def asks(a: Attempt, span_id: str, at: tuple[float, float], system: str, tool: str | None) -> None:
+    """A call under a system message that asks for a tool, whose id nothing else bears."""
+    said: dict[str, Any] = {"input_messages": json.dumps([{"role": "system", "content": system}])}
+    gateway(a, span_id, at, **said | ({"output_messages": ask(f"id of {span_id}", tool)} if tool else {}))
+
+
+def runs(a: Attempt, agent: str, at: float) -> None:
+    a.span("search", (at, at + 0.1), agent, op="tool", tool_name="search")
+
+
+def side_by_side(a: Attempt) -> None:
+    for agent in ("writer", "critic"):
+        a.agent(agent, (0.0, 5.0), "root", span_id=agent)
+    asks(a, "writes", (1.0, 2.0), "You write.", "search")
+    asks(a, "judges", (1.0, 2.5), "You judge.", None)
+
+
+@scenario
+def one_ran_it(a: Attempt) -> None:
+    side_by_side(a)
+    runs(a, "writer", 2.1)
+
+
+def test_a_call_is_of_the_agent_that_ran_the_tool_it_asked_for(trees: dict[str, Tree]) -> None:
+    tree = trees["one_ran_it"]
+    assert place(tree, "writes") == ("writer", "content", "writer")
+    assert place(tree, "judges") == ("critic", "content", "critic")  # as the other one has a prompt
+
+
+@scenario
+def one_inside_ran_it(a: Attempt) -> None:
+    side_by_side(a)
+    a.agent("tools", (2.05, 2.3), "writer", span_id="tools")
+    runs(a, "tools", 2.1)
+
+
+def test_an_agent_inside_that_runs_tools_runs_them_for_the_one_around_it(trees: dict[str, Tree]) -> None:
+    assert place(trees["one_inside_ran_it"], "writes") == ("writer", "content", "writer")
+
+
+@scenario
+def one_beside_ran_it(a: Attempt) -> None:
+    side_by_side(a)
+    a.agent("tools", (2.05, 2.3), "root", span_id="tools")
+    runs(a, "tools", 2.1)
+    runs(a, "critic", 2.7)
+
+
+@scenario
+def ran_before(a: Attempt) -> None:
+    side_by_side(a)
+    runs(a, "writer", 0.5)
+
+
+@pytest.mark.parametrize("name", ["one_beside_ran_it", "ran_before"])
+def test_a_tool_that_another_may_have_run_or_that_ran_before_tells_nothing(trees: dict[str, Tree], name: str) -> None:
+    assert place(trees[name], "writes") == place(trees[name], "judges") == ("root", "ambiguous", None)
+
+
+@scenario
+def gateway_behind(a: Attempt) -> None:
+    """By 200 ms; equal clocks would fit the agents' times as well."""
+    a.agent("writer", (0.0, 2.0), "root", span_id="writer")
+    a.agent("critic", (2.05, 6.0), "root", span_id="critic")
+    for row in a.rows[1:]:
+        row["received_ns"] = row["end_ns"] + SECOND // 100 - SECOND // 5
+    gateway(a, "judges", (1.9, 3.0))
+
+
+def test_spans_that_came_before_they_ended_tell_that_the_gateways_clock_is_behind(trees: dict[str, Tree]) -> None:
+    assert place(trees["gateway_behind"], "judges") == ("critic", "time", "critic")
+
+
+@scenario
+def another_process_ahead(a: Attempt) -> None:
+    """Only a helper's clock is off: the gateway's is its agents'."""
+    a.agent("writer", (0.0, 2.0), "root", span_id="writer")
+    a.agent("critic", (2.05, 6.0), "root", span_id="critic")
+    for row in a.rows[1:]:
+        row |= {"received_ns": row["end_ns"] + SECOND // 100, "resource": [("process", "1")]}
+    a.span("work", (0.5, 1.0), "writer", resource=[("process", "2")], received_ns=int(100.8 * SECOND))
+    gateway(a, "writes", (1.9, 3.0))
+
+
+def test_a_helpers_clock_is_not_taken_for_the_agents(trees: dict[str, Tree]) -> None:
+    assert place(trees["another_process_ahead"], "writes")[2] == "writer"
