@@ -11,7 +11,7 @@ SELECT * FROM (VALUES
     ('own_identity',   0.98, 'under the root; the span names its agent itself'),
     ('link',           0.80, 'under the one span of the attempt that it links to'),
     ('missing_parent', 0.80, 'under a node made for the declared parent, which never came; its other children are there too'),
-    ('content',        0.92, 'whose prompt it is: of the agents that could have made it, or of one whose span is lost'),
+    ('content',        0.97, 'whose prompt it is: of the agents that could have made it, or of one whose span is lost'),
     ('time',           0.95, 'in the time of exactly one agent, or of one inside the others'),
     ('same_name',      0.95, 'in the time of several spans of one agent: which agent is certain, which span is not'),
     ('synthesised',    0.50, 'a declared parent that never came; placed by the time that its children cover'),
