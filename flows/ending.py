@@ -108,6 +108,7 @@ def next_commands(run: Run, file: Path, assignments: tuple[str, ...]) -> Iterato
     given = " ".join(["", *(f"--set {shlex.quote(assignment)}" for assignment in assignments)])
     yield "The newest versions behind the gateway, until Ctrl-C:", f"{flows} serve {shlex.quote(str(file))}{given}"
     yield "The page of the run: tasks, rollouts, tokens:", f"{flows} ui --home {home}"
+    yield "What may be wrong with it, and what to do:", f"{flows} why {run.run} --home {home}"
     yield "The tables in SQL, and what can be asked:", f"{flows} sql --home {home}"
     if rollout := _trained_rollout(run):
         where = f"--run {run.run} --home {home}"

@@ -118,7 +118,7 @@ def test_every_command_works_as_it_is_printed(run: tuple[Path, Settings], monkey
     commands = [c for _, c in ending.next_commands(Run(settings), file, (f"home={settings.home}",))]
     words = [shlex.split(command) for command in commands]
     ours = [arguments for tool, *arguments in words if tool.endswith("/lightning-flows")]
-    assert [arguments[0] for arguments in ours] == ["policies", "serve", "ui", "sql", "explain"]
+    assert [arguments[0] for arguments in ours] == ["policies", "serve", "ui", "why", "sql", "explain"]
     for arguments in ours:
         if arguments[0] == "serve":  # runs until Ctrl-C: its options and its settings are looked at
             given = main.commands["serve"].make_context("serve", arguments[1:]).params
