@@ -225,13 +225,13 @@ def test_a_clock_that_jumps_makes_an_attempt_neither_long_nor_the_infrastructure
         AgentSettings(command="true"), infrastructure_errors=lambda r: lengths.append(r.end_ns - r.start_ns)
     )
 
-    def execute(kind: str, spec: AttemptSpec, folder: Path, timeout_s: float) -> Ended:
+    def execute(*_: object) -> Ended:
         now[0] += jump_s * 1_000_000_000
         time.sleep(0.05)
         return Ended(code=0, timed_out=False, left=0, stdout=Capture(), stderr=Capture())
 
-    monkeypatch.setattr(runner, "_execute", execute)
     monkeypatch.setattr(runner, "_post", lambda *_: None)
     with runner:
+        monkeypatch.setattr(runner._pool, "run", execute)
         runner.run(AttemptSpec("r", 0, "train", "r.0", "a", "g", "t", {}, "http://127.0.0.1:9", "token", "secret"))
     assert 50_000_000 <= lengths[0] < 10_000_000_000

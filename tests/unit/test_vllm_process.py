@@ -38,7 +38,7 @@ def test_what_a_dead_vllm_left_is_ended_before_the_next_is_started(
     tmp_path: Path, dead: VllmState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert VllmServer.known(tmp_path) and len(group_members(dead.pid, dead.started)) == 1
-    monkeypatch.setattr(module, "command", lambda *_: ["/no/such/program"])
+    monkeypatch.setattr(module, "command", lambda *_: ["/no/such/program", "--dtype", "float32"])
     began = time.monotonic()
     with pytest.raises(FileNotFoundError):
         VllmServer.start(VllmSettings.model_validate({}), tmp_path, "policy", home=tmp_path)
