@@ -25,6 +25,7 @@ def row(epochs: int, reward: float, gained: list[float] | None, since_shown: lis
     return common | {"reward": reward, "interval": [0.0, 1.0], "gained": gained, "since_shown": since_shown}
 
 
+@pytest.mark.slow
 def test_every_evaluation_that_has_ended_is_a_row_with_what_was_gained_since_the_first(tmp_path: Path) -> None:
     spans = []
     for epoch, rewards in enumerate(REWARDS):

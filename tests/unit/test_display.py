@@ -104,6 +104,7 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
+@pytest.mark.slow
 def test_a_terminal_has_one_live_display_with_warnings_above_and_only_the_result_stays(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, 1)
     text = terminal.read_until(None)
@@ -124,6 +125,7 @@ def test_a_terminal_has_one_live_display_with_warnings_above_and_only_the_result
         assert line in log
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, 100)
     terminal.read_until("epoch 1 (2 of 2)")
@@ -135,6 +137,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
     assert termios.tcgetattr(terminal._inner) == terminal.before
 
 
+@pytest.mark.slow
 def test_where_there_is_no_terminal_no_line_is_there_twice_but_warnings(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FLOW, str(tmp_path), "0"],

@@ -14,9 +14,10 @@ from lightning_core.lake import catalog
 from tests.lake_maker import Attempt, derived, settings
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two groups of two rollouts: a planner and a worker; in the second group both rollouts do equally well, nearly."""
+    folder = tmp_path_factory.mktemp("home")
     rows = []
     for group, rewards in (("far", (1.0, 0.0)), ("near", (0.5, 0.45))):
         for number, reward in enumerate(rewards):
@@ -27,9 +28,9 @@ def home(tmp_path: Path) -> Path:
             made.call([4], [5, 6, 7, 8], (0.6, 0.7), worker)
             made.reward(reward)
             rows += made.rows
-    lake, _ = derived(tmp_path, rows)
+    lake, _ = derived(folder, rows)
     lake.rebuild_catalog()
-    return tmp_path
+    return folder
 
 
 def asked(home: Path, **changes: object) -> WhatIf:
