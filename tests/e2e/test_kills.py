@@ -76,7 +76,9 @@ def test_killed_where_no_vllm_is_needed_a_run_comes_to_the_same_policy_and_mlflo
         assert process.wait(kills.WAIT_S) == 0, epoch.log.read_text()[-3000:]
     assert status() == "FINISHED"
     check(epoch, tmp_path, "v0002")
-    assert _artifacts(with_prefect, "/latest") == {("epochs-tiny", "table"), ("report-tiny", "markdown")}
+    assert _artifacts(with_prefect, "/latest") == {
+        *(("epochs-tiny", "table"), ("report-tiny", "markdown"), ("why-tiny", "markdown"))
+    }
     assert (None, "progress") in _artifacts(with_prefect), "on the pages of flow runs"
 
 
