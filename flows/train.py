@@ -14,7 +14,7 @@ from lightning_core.epoch.report import epoch_rows
 from lightning_core.epoch.services import running
 from lightning_core.events import Rows, shown
 from lightning_core.policies.space import taken_line
-from lightning_core.training.launch import forking
+from lightning_core.training.launch import staying
 from lightning_flows.flows.evaluate import evaluate
 from lightning_flows.flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, run_name
 from lightning_flows.flows.run import begin_run
@@ -42,7 +42,7 @@ def train(settings: GivenSettings, overrides: Overrides = NO_OVERRIDES) -> list[
     with tracked(run):
         if done < settings.epochs or to_evaluate:
             pool = shared_runner(settings.agent, settings.policies[0].name, run.home)
-            with running(run, say("services")), pool, forking():  # for all epochs
+            with running(run, say("services")), pool, staying():  # for all epochs
                 if to_evaluate:
                     evaluate(settings, done)
                 for number in range(done, settings.epochs):

@@ -15,6 +15,7 @@ from lightning_core.config import PolicySettings
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.manifest import stage_key
 from lightning_core.policies.probe import Probe
+from lightning_core.policies.sharing import takes_turns
 from lightning_core.policies.store import BASE_VERSION, Lineage, PolicyStore, PublishConflict
 from lightning_core.policies.vllm_command import dtype
 from lightning_core.training.checkpoint import clear
@@ -70,7 +71,9 @@ def train_version(
         device=device,
         beside=min(max(len(settings.training_devices), 1), len(settings.policies)),
     )
-    metrics = train(job, on_progress, epoch.home / "logs" / f"train-{policy.name}-{number:04d}.log")
+    metrics = train(
+        job, on_progress, epoch.home / "logs" / f"train-{policy.name}-{number:04d}.log", stays=not takes_turns(settings)
+    )
     metrics |= {f"left_out/{reason}": rows for reason, rows in metrics["left_out"].items()}
     numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     probe = Probe.model_validate(metrics["probe"]) if metrics.get("probe") else None

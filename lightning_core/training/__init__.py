@@ -2,6 +2,7 @@
 
 From a flow (none of these pulls in torch):
     launch.py      that process: started, followed, ended job.py         what goes in, and what is looked over
+    resident.py    what stays in it for the next job
     weights.py     folders of weights                     code.py        what the code of a training is
     export.py      a version as a folder of its own       errors.py      why one could not be
     memory.py      what fits a GPU

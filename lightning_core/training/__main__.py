@@ -1,5 +1,8 @@
 """`python -m lightning_core.training job.json`: train one policy on one epoch's sequences, then exit.
 
+`--jobs FD` in place of the file: do the jobs that are named on that descriptor, `{"job": file, "log": file}` a line, until it
+ends. Each that is done adds `{"done": true}` to its progress file; one that fails ends the process.
+
 Exit codes: 0 with `training.json` in the job's output folder; 3 where data, weights or the job cannot be trained on, or
 memory is short, with `{"error": …}` as the progress file's last line; 1 for anything unforeseen, with a traceback (in the
 progress file too, where it is one of several processes). `--with-parent PID` ends the process when that one is gone.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -22,6 +26,7 @@ from pydantic import ValidationError
 
 from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.settings_file import explain_validation
+from lightning_core.training import resident
 from lightning_core.training.errors import LESS_MEMORY, TrainingError
 from lightning_core.training.job import Job, Progress
 
@@ -32,19 +37,41 @@ EXIT_UNTRAINABLE = 3
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lightning_core.training", description="train one policy once")
-    parser.add_argument("job", type=Path, help="JSON file of a training job")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("job", nargs="?", type=Path, help="JSON file of a training job")
+    what.add_argument("--jobs", type=int, metavar="FD", help="descriptor that names one job after another")
     parser.add_argument("--with-parent", type=int, metavar="PID", help="end when this process is gone")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if options.with_parent is not None:
         threading.Thread(target=_end_with, args=(options.with_parent, os.getppid()), daemon=True).start()
+    return run_job_file(options.job) if options.jobs is None else _run_jobs(options.jobs)
+
+
+def _run_jobs(descriptor: int) -> int:
+    resident.stays = True
+    with open(descriptor) as jobs:
+        for line in jobs:
+            given = json.loads(line)
+            with open(given["log"], "ab") as log:
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()
+                    os.dup2(log.fileno(), stream.fileno())
+            code = run_job_file(Path(given["job"]))
+            if code:
+                return code
+    return 0
+
+
+def run_job_file(file: Path) -> int:
+    """Train as the file says; returns the exit code."""
     try:
-        job = Job.model_validate_json(options.job.read_text())
+        job = Job.model_validate_json(file.read_text())
     except OSError as error:
-        logger.error("%s: cannot read the job: %s", options.job, error.strerror)
+        logger.error("%s: cannot read the job: %s", file, error.strerror)
         return EXIT_UNTRAINABLE
     except ValidationError as error:
-        logger.error("%s: %s", options.job, explain_validation(error))
+        logger.error("%s: %s", file, explain_validation(error))
         return EXIT_UNTRAINABLE
     job.progress.parent.mkdir(parents=True, exist_ok=True)
     progress = Progress(job.progress)
@@ -64,6 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
         logger.exception("a fault of the trainer")
         return 1
     logger.info("trained %s on %d sequences: %s", job.output, result["sequences"], result["seconds"])
+    if resident.stays:
+        progress.write({"done": True})
     return 0
 
 
@@ -79,7 +108,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _end_with(flow: int, parent: int) -> None:
     """A trainer whose flow was killed would train on for nobody, beside the one that resumes the epoch.
 
-    `parent` is the flow itself or, for several processes and for one that was forked, the one in between.
+    `parent` is the flow itself or, for several processes, the launcher in between.
     """
     with contextlib.suppress(ProcessLookupError):
         while os.getppid() == parent:

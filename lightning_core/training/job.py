@@ -1,7 +1,7 @@
 """One epoch's training of one policy: what goes in, how it tells its progress, and what every algorithm does first.
 
-Runs in a process of its own, which returns its memory when done. Nothing heavy is imported before the sequences and the
-weights were looked over (but by what it may be forked from), so bad input is told within a second or two.
+Runs in a process of its own. Nothing heavy is imported before the sequences and the weights were looked over, so bad input
+is told within a second or two.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Start a training process, follow its progress, hand back its result. Light: imports no torch.
 
-A training is a process of its own: started afresh or, within `forking`, forked from one that has the imports (cpu_demo).
+A training is a process of its own, which ends with it or, within `staying`, is given the next one too (resident.py).
 """
 
 from __future__ import annotations
@@ -18,29 +18,57 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.files import write_atomic
-from lightning_core.process.forks import Fork, ForkServer
 from lightning_core.process.spawn import SHORT_SPINS, Process, child_environment
 from lightning_core.training.checkpoint import forget_other_boots
 from lightning_core.training.errors import LESS_MEMORY, TrainingFailed
 from lightning_core.training.job import Job
 
 _POLL_S = 0.1
-_running: set[Process | Fork] = set()
+_running: set[Process] = set()
 _GRACE_S = 5.0
 _LOG_LINES = 20
+_MODULE = ("-m", "lightning_core.training")
 _GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of CUDA, CUDA under WSL, ROCm
-_forking = threading.Lock()
-_runs = 0  # under way within `forking`
-_preloaded: dict[frozenset[tuple[str, str]], ForkServer] = {}  # environment → what trainings are forked from
+_lock = threading.Lock()
+_runs = 0  # under way within `staying`
+_waiting: list[_Resident] = []  # trainers without a job
 
 
-def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Path) -> dict[str, Any]:
+class _Resident(Process):
+    """A trainer that does one job after another, all in the same environment."""
+
+    def __init__(self, environment: dict[str, str], device: str | None, log_path: Path) -> None:
+        self.environment, self.device, self.jobs = environment, device, 0
+        theirs, self._pipe = os.pipe()
+        try:
+            command = [sys.executable, *_MODULE, "--jobs", str(theirs), "--with-parent", str(os.getpid())]
+            super().__init__(command, log_path, environment, descriptors=[theirs])
+        finally:
+            os.close(theirs)
+
+    def give(self, job_file: Path, log_path: Path) -> None:
+        self.jobs += 1
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log_path.touch()
+        with contextlib.suppress(BrokenPipeError):  # it was killed, which its exit code tells
+            os.write(self._pipe, json.dumps({"job": str(job_file), "log": str(log_path)}).encode() + b"\n")
+
+    def end(self, grace_s: float) -> int:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+        return super().end(grace_s)
+
+
+def train(
+    job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Path, stays: bool = True
+) -> dict[str, Any]:
     """Run `job` in a process of its own and return what its `output/training.json` holds.
 
     `on_progress` gets each line of the job's progress file as it appears: `{"phase": …}`, then one dict an optimizer
-    step. The process's output is appended to `log_path`. Interrupted (any exception, KeyboardInterrupt too), it ends
-    the process and all its children first. Raises TrainingFailed with the process's own message, or the last lines
-    of its log.
+    step. The process's output is appended to `log_path`. Within `staying` the process stays for the next job, unless `stays`
+    is false. Interrupted (any exception, KeyboardInterrupt too), it ends the process and all its children first. Raises
+    TrainingFailed with the process's own message, or the last lines of its log.
     """
     configuration = job.policy_settings.training.accelerate_config
     if configuration is not None and not configuration.is_file():
@@ -51,23 +79,30 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
     job_file = job.progress.with_suffix(".job.json")
     write_atomic(job_file, job.model_dump_json(indent=2).encode())
     lines = _Tail(job.progress)
-    process = _start(job, job_file, log_path)
+    process = _start(job, job_file, log_path, stays)
     _running.add(process)
     error: str | None = None
+    begun = done = False
     try:
         while True:
             ended = process.poll() is not None
             for line in lines.read():
+                begun = True
                 error = error or line.get("error")  # of several ranks the first: the others lost their peer
-                on_progress(line)
-            if ended:
+                if "done" in line:
+                    done = True
+                else:
+                    on_progress(line)
+            if ended or done:
                 break
             time.sleep(_POLL_S)
     finally:
         _running.discard(process)
-        code = process.end(_GRACE_S)
-    if code == 0:
+        code = 0 if done and _stays(process) else process.end(_GRACE_S)
+    if done or code == 0:
         return json.loads((job.output / "training.json").read_text())
+    if not begun and isinstance(process, _Resident) and process.jobs > 1:  # it was lost as it waited
+        return train(job, on_progress, log_path)
     raise TrainingFailed(_why(job, code, error, log_path))
 
 
@@ -78,64 +113,67 @@ def end_all() -> None:
 
 
 @contextlib.contextmanager
-def forking() -> Iterator[None]:
-    """Round the epochs of a run: its trainings need not all import what takes seconds; what they are forked from ends with this.
+def staying() -> Iterator[None]:
+    """Round the epochs of a run: its trainers stay, with what they imported and made, and end with this.
 
-    Several processes a training have their launcher, and on a machine with a GPU each starts afresh: a fork cannot use what
-    its parent may have begun there.
+    Where a training takes several processes, they start afresh each time.
     """
     global _runs
-    if sys.platform != "linux" or _has_gpu():
-        yield
-        return
-    with _forking:
+    with _lock:
         _runs += 1
     try:
         yield
     finally:
-        with _forking:
+        with _lock:
             _runs -= 1
-            while not _runs and _preloaded:
-                _preloaded.popitem()[1].end()
+            while not _runs and _waiting:
+                _waiting.pop().end(_GRACE_S)
 
 
-def _start(job: Job, job_file: Path, log_path: Path) -> Process | Fork:
+def _start(job: Job, job_file: Path, log_path: Path, stays: bool) -> Process:
     environment, training = _environment(job), job.policy_settings.training
-    if training.processes == 1 and training.accelerate_config is None:
-        shared = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
-        kind = frozenset(shared.items())
-        with _forking:
-            if _runs:
-                server = _preloaded.get(kind)
-                if server is None or not server.alive:
-                    if server is not None:
-                        server.end()
-                    _preloaded[kind] = server = ForkServer(
-                        "lightning_core.cpu_demo.forked_trainings", {}, log_path, shared
-                    )
-                return fork(server, _arguments(job_file), log_path)
-    return Process(command(job, job_file), log_path, environment)
+    alone = training.processes == 1 and training.accelerate_config is None
+    if not (stays and alone and _runs):
+        _end_waiting(job.device)
+        return Process(command(job, job_file), log_path, environment)
+    with _lock:
+        found = next((one for one in _waiting if one.environment == environment and one.poll() is None), None)
+        if found is not None:
+            _waiting.remove(found)
+    if found is None:
+        _end_waiting(job.device)
+        found = _Resident(environment, job.device, log_path)
+    found.give(job_file, log_path)
+    return found
 
 
-def fork(server: ForkServer, arguments: list[str], log_path: Path) -> Fork:
-    """Begin a training, `python -m lightning_core.training` with these arguments; not before the imports are done."""
-    with Path(os.devnull).open("rb") as nothing, log_path.open("ab") as log:
-        streams = (nothing.fileno(), log.fileno(), log.fileno())
-        return server.fork({"arguments": arguments}, {}, streams)
+def _stays(process: Process) -> bool:
+    """Whether a trainer whose job is done may wait for another."""
+    with _lock:
+        if _runs and isinstance(process, _Resident):
+            _waiting.append(process)
+            return True
+    return False
+
+
+def _end_waiting(device: str | None) -> None:
+    """A trainer that waits on a device gives its memory back to one of another kind."""
+    with _lock:
+        ended = [one for one in _waiting if one.device == device]
+        for one in ended:
+            _waiting.remove(one)
+    for one in ended:
+        one.end(_GRACE_S)
 
 
 def _has_gpu() -> bool:
     return any(map(os.path.exists, _GPUS))
 
 
-def _arguments(job_file: Path) -> list[str]:
-    return [str(job_file), "--with-parent", str(os.getpid())]
-
-
 def command(job: Job, job_file: Path) -> list[str]:
     """The command line of a job: plain Python for one process, `accelerate launch` where the job names its settings,
     else torch's launcher (accelerate's would start a single process on CPUs)."""
-    module = ["-m", "lightning_core.training", *_arguments(job_file)]
+    module = [*_MODULE, str(job_file), "--with-parent", str(os.getpid())]
     if job.policy_settings.training.accelerate_config is not None:
         launcher = [
             "-m",

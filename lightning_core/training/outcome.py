@@ -14,6 +14,7 @@ import numpy as np
 from lightning_core.policies.probe import ASKED, CONTEXT
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.job import Job, Progress, derive_seed, peak_rss
+from lightning_core.training.resident import Made, keep
 from lightning_core.training.state import save_state
 from lightning_core.training.weights import save_weights, whole_folder
 
@@ -64,6 +65,7 @@ def leave(
             result |= throughput(trained, taken)
             result["probe"] = take_probe(trained, *probed(rows))
             (beside / "training.json").write_text(json.dumps(result, indent=2))
+        keep(Made(job, trained, trainer.processing_class, optimizer, state | {"epoch": job.epoch}))
     trainer.accelerator.wait_for_everyone()
     told: dict[str, Any] = json.loads((job.output / "training.json").read_text())
     return told

@@ -15,6 +15,7 @@ from lightning_core.training.dataset import Sequence
 from lightning_core.training.hardware import settled, weights_kind
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
 from lightning_core.training.plan import MicroBatch, Step, line_up, plan_epoch
+from lightning_core.training.resident import take
 from lightning_core.training.steps import JobSteps, check_schedule
 from lightning_core.training.weights import load_adapter, load_model, load_tokenizer
 
@@ -33,13 +34,16 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 
     job = settled(job)
     progress.phase("loading")
-    tokenizer = load_tokenizer(job.source, facts.vocabulary)
-    model = load_model(job.source, weights_kind(job))
-    lora = job.policy_settings.lora
-    if lora and job.weights is not None:
-        model = load_adapter(model, job.weights)
+    made = take(job)
+    if made is None:
+        tokenizer = load_tokenizer(job.source, facts.vocabulary)
+        model = load_model(job.source, weights_kind(job))
+        if job.policy_settings.lora and job.weights is not None:
+            model = load_adapter(model, job.weights)
+    else:
+        tokenizer, model = made.tokenizer, made.model
     planned = plan_passes(job, sequences.rows, derive_seed(job.seed, job.epoch))
-    steps = JobSteps(job, progress, len(planned))
+    steps = JobSteps(job, progress, len(planned), made)
     trainer = steps.train(ExampleTrainer, model, tokenizer, planned)
     metrics = summary(steps.taken, planned, len(sequences.rows), sequences.left_out)
     return steps.leave(trainer, metrics, sequences.rows)

@@ -47,6 +47,15 @@ def load_state(
         ) from error
 
 
+def noted_version(folder: Path, epoch: int) -> str | None:
+    """As which version the weights were published that the state after `epoch` was left with; None where it is not kept."""
+    try:
+        noted: dict[str, Any] = json.loads((_of(folder, epoch) / "state.json").read_text())
+    except BROKEN:
+        return None
+    return noted.get("version")
+
+
 def save_state(folder: Path, epoch: int, optimizer: dict[str, Any], noted: dict[str, Any]) -> None:
     """Write the state after `epoch`, whole or not at all, and remove those no retry can need."""
     with whole_folder(_of(folder, epoch)) as beside:

@@ -17,6 +17,7 @@ from lightning_core.training.errors import TrainingDataError, TrainingError
 from lightning_core.training.job import Job, Progress, derive_seed, use_torchao
 from lightning_core.training.outcome import leave
 from lightning_core.training.plan import Step
+from lightning_core.training.resident import Made
 from lightning_core.training.schedule import EntropyBonus, learning_rate
 from lightning_core.training.state import load_state, parameters_of
 from lightning_core.training.weights import lora_config
@@ -52,10 +53,13 @@ class StepPlan:
 
 
 class JobSteps(StepPlan):
-    """The `count` optimizer steps of a job. `taken`: the metrics of each step, those before `first` too."""
+    """The `count` optimizer steps of a job. `taken`: the metrics of each step, those before `first` too.
 
-    def __init__(self, job: Job, progress: Progress, count: int) -> None:
-        self.job, self.progress, self.count = job, progress, count
+    `made`: what the job before left in this process, where this one goes on from it.
+    """
+
+    def __init__(self, job: Job, progress: Progress, count: int, made: Made | None = None) -> None:
+        self.job, self.progress, self.count, self.made = job, progress, count, made
         self.seed = derive_seed(job.seed, job.epoch)
         if job.policy_settings.training.optimizer == "adamw_8bit":
             use_torchao()
@@ -103,6 +107,8 @@ class JobSteps(StepPlan):
         return trainer
 
     def _state(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        if self.made is not None:
+            return self.made.optimizer, self.made.noted
         made_in = self.job.made_in
         optimizer = self.job.policy_settings.training.optimizer
         kept = None if made_in is None else load_state(self.job.state, made_in, self.job.version, optimizer)

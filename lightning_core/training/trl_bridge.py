@@ -198,6 +198,12 @@ def add_head(model: Any, policy: PolicySettings) -> None:
     trl_utils.add_fused_lm_head(model, temperature=policy.sampling.temperature, cast_lm_head_to_fp32=in_float32)
 
 
+def remove_head(model: Any) -> None:
+    """Take TRL's LM head and accelerate's autocast off a model: TRL's next trainer would put another around them."""
+    for part in (model, model.get_base_model() if hasattr(model, "get_base_model") else model):
+        part.__dict__.pop("forward", None)
+
+
 def fused_scores(model: Any, inputs: dict[str, Any], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities of `targets` `(N,)` by TRL's LM head, which never makes whole logits; entropies where it was asked for them.
 

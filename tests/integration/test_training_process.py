@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from lightning_core.training.__main__ import main
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.job import Job
 from lightning_core.training.launch import command, train
+from lightning_core.training.state import name_state
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import random_group, write_parquet
 
@@ -66,15 +66,14 @@ def alive(pid: int) -> bool:
 
 
 def trainer() -> int:
-    """The process that trains: a fork has no name of its own."""
+    """The process that trains."""
     (process,) = launch._running
-    assert process.pid is not None
     return process.pid
 
 
-@pytest.fixture(params=["afresh", "forked"])
+@pytest.fixture(params=["afresh", "staying"])
 def started(request: pytest.FixtureRequest) -> Iterator[str]:
-    with launch.forking() if request.param == "forked" else contextlib.nullcontext():
+    with launch.staying() if request.param == "staying" else contextlib.nullcontext():
         yield request.param
 
 
@@ -92,7 +91,10 @@ def test_progress_arrives_line_by_line_and_the_result_is_what_lies_beside_the_we
             pids.add(trainer())
 
     result = train(job, follow, tmp_path / "logs" / "training.log")
-    assert pids and not any(map(alive, pids)), "its memory is returned with it"
+    assert pids
+    assert all(map(alive, pids)) if started == "staying" else not any(map(alive, pids)), (
+        "its memory is returned with it"
+    )
     assert seen[0] == {"phase": "checking"}
     assert [line["step"] for line in seen if "step" in line] == [1, 2, 3]
     assert result["steps"] == 3 and (job.output / "model.safetensors").exists()
@@ -172,13 +174,13 @@ def test_a_process_that_was_killed_is_told_with_the_likely_reason(make_job: Any,
     assert not job.output.exists()
 
 
-@pytest.mark.parametrize("context", ["nullcontext", "forking"])
+@pytest.mark.parametrize("context", ["nullcontext", "staying"])
 def test_the_process_ends_when_the_one_that_started_it_is_killed(make_job: Any, tmp_path: Path, context: str) -> None:
     job = make_job()
     (tmp_path / "given.json").write_text(job.model_dump_json())
     starter = (
         "import sys; from contextlib import nullcontext; from pathlib import Path\n"
-        "from lightning_core.training.launch import _running, forking, train\n"
+        "from lightning_core.training.launch import _running, staying, train\n"
         "from lightning_core.training.job import Job\n"
         "tell = lambda line: print(*(p.pid for p in _running), flush=True)\n"
         f"with {context}():\n"
@@ -227,7 +229,7 @@ def test_a_job_killed_at_any_time_and_started_again_gives_the_weights_of_one_tha
                 raise AssertionError("ended before it could be killed")
             assert not job.output.exists() or (job.output / "training.json").exists()
             if moment == {"step": 1}:
-                later.enter_context(launch.forking())  # afresh or forked, the weights are the same
+                later.enter_context(launch.staying())  # the weights are the same
         train(job, seen.append, tmp_path / "log")
         train(calm, lambda line: None, tmp_path / "log")
     assert {"resumed_at": 2, "steps": 3} in seen
@@ -236,75 +238,59 @@ def test_a_job_killed_at_any_time_and_started_again_gives_the_weights_of_one_tha
     assert not list(tmp_path.glob(".*.partial"))
 
 
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
+
+
 @pytest.mark.slow
-def test_trainings_are_forked_from_one_process_which_is_started_again_where_it_was_lost(
-    make_job: Any, tmp_path: Path
+@pytest.mark.parametrize(
+    "kind", ["full", pytest.param("lora", marks=pytest.mark.extra), pytest.param("sft", marks=pytest.mark.extra)]
+)
+def test_a_trainer_that_stays_goes_on_from_its_memory_to_the_bits_that_files_would_give(
+    make_job: Any, tmp_path: Path, kind: str
 ) -> None:
-    parents: list[int] = []
-    log = tmp_path / "log"
-    with launch.forking():
+    policy: dict[str, Any] = {"training": {"steps_per_epoch": 2, "learning_rate": 1e-3}}
+    policy |= {"lora": LORA} if kind == "lora" else {"algorithm": "sft"} if kind == "sft" else {}
+
+    def epochs(here: Path, lost_after: int | None = None) -> list[str]:
+        digests, pids, read = [], [], []
         for epoch in range(3):
-            train(make_job(epoch=epoch, output=tmp_path / f"v{epoch}"), lambda line: None, log)
-            (preloaded,) = launch._preloaded.values()
-            parents.append(preloaded._process.pid)
-            assert preloaded.alive
-            if epoch == 1:
-                preloaded._process.kill()
-                preloaded._process.wait()
-    assert parents[0] == parents[1] != parents[2] and not alive(parents[2])
-    assert log.read_text().count("INFO lightning_core.training: trained") == 3
+            before = {} if epoch == 0 else {"weights": here / f"v{epoch}", "made_in": epoch - 1, "version": f"v{epoch}"}
+            job = make_job(
+                epoch=epoch, policy_settings=policy, output=here / f"v{epoch + 1}", state=here / "state",
+                progress=here / "progress.jsonl", **before,
+            )  # fmt: skip
+            result = train(job, lambda line: pids.append(trainer()), here / f"log-{epoch}")
+            read.append(result["seconds"]["loading"])
+            name_state(job.state, epoch, f"v{epoch + 1}")
+            file = "adapter_model" if kind == "lora" else "model"
+            digests.append(hashlib.sha256((job.output / f"{file}.safetensors").read_bytes()).hexdigest())
+            assert "trained" in (here / f"log-{epoch}").read_text()
+            if epoch == lost_after:
+                os.kill(pids[-1], signal.SIGKILL)
+        digests.append(str(len(set(pids))))
+        return digests
+
+    afresh = epochs(tmp_path / "afresh")
+    with launch.staying():
+        stayed = epochs(tmp_path / "stayed")
+        (waiting,) = launch._waiting
+        lost = epochs(tmp_path / "lost", lost_after=1)
+    assert not alive(waiting.pid)
+    assert (afresh[-1], stayed[-1], lost[-1]) == ("3", "1", "2")
+    assert stayed[:-1] == afresh[:-1] == lost[:-1]
+    assert len(set(afresh[:-1])) == 3
 
 
-def test_what_forks_trainings_and_cannot_start_is_told_with_its_traceback(
-    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "peft.py").write_text("raise ImportError('not that one')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    with launch.forking(), pytest.raises(TrainingFailed, match=r"ended with 1; (.|\n)*not that one"):
-        train(make_job(), lambda line: None, tmp_path / "log")
-
-
-def test_whoever_ends_a_fork_or_what_waits_for_it_ends_its_training(make_job: Any, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with launch.forking():
-        seen: list[int] = []
-
-        def kill(line: dict[str, Any]) -> None:
-            if not seen:
-                seen.append(trainer())
-                assert "progress.job.json" in Path(f"/proc/{seen[0]}/cmdline").read_text(), "`ps` tells it by its job"
-                (server,) = launch._preloaded.values()
-                # Its exit code is its own where its last words find no place, too.
-                assert launch.fork(server, [str(tmp_path / "none.json")], Path("/dev/full")).wait() == 3
-                # Nobody listens to this one any more: it is not left to itself.
-                other = launch.fork(server, [str(tmp_path / "progress.job.json")], log)
-                while other.pid is None:
-                    other.poll()
-                seen.append(other.pid)
-                os.kill(server.pid, signal.SIGKILL)
-
-        with pytest.raises(TrainingFailed, match="ended with -9"):
-            train(make_job(), kill, log)
-        while any(map(alive, seen)):
-            time.sleep(0.01)
-
-
-def test_a_training_that_is_ended_while_its_imports_are_under_way_never_begins(make_job: Any, tmp_path: Path) -> None:
-    job = make_job()
-    with launch.forking(), ThreadPoolExecutor(1) as threads:
-        future = threads.submit(train, job, lambda line: None, tmp_path / "log")
-        while not launch._running:
-            assert not future.done()
-        launch.end_all()
-        with pytest.raises(TrainingFailed, match="ended with -15"):
-            future.result(5)
-        # What was asked for before comes first: by its end the other would have begun.
-        again = threads.submit(train, make_job(), lambda line: None, tmp_path / "log")
-        while not (job.progress.exists() and job.progress.read_text()):  # the file is there before its first line
-            assert not again.done()
-            time.sleep(0.01)
-        launch.end_all()
-    assert job.progress.read_text().count('"checking"') == 1
+def test_a_trainer_that_stays_reads_what_another_process_made_meanwhile(make_job: Any, tmp_path: Path) -> None:
+    with launch.staying():
+        first = make_job(output=tmp_path / "v1")
+        train(first, lambda line: None, tmp_path / "log")
+        name_state(first.state, 0, "v0001")
+        # The epoch was tried again elsewhere: its version is another than the one in memory.
+        job = make_job(epoch=1, weights=tmp_path / "v1", made_in=0, version="v0002", output=tmp_path / "v2")
+        seen: list[dict[str, Any]] = []
+        train(job, seen.append, tmp_path / "log")
+    assert any("not kept any more" in line.get("warning", "") for line in seen)
 
 
 @pytest.mark.slow
