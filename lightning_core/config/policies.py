@@ -68,6 +68,10 @@ class PolicySettings(Section):
         "drop",
         description="calls not sampled as `sampling` says (temperature, top_p, penalties, …): left out and counted, or trained on nevertheless, flagged in `policy_calls`; `algorithm: sft` always trains on them",
     )
+    truncated: Literal["train", "drop"] = Field(
+        "train",
+        description="calls whose reply ended at its limit of tokens: trained on, or left out and counted, while their rollout's reward stays in its group (DAPO's overlong filtering)",
+    )
     algorithm: str = Field(
         "grpo",
         description="`grpo`: policy gradients on `advantages`, with the losses of `training.loss_type`; `sft`: maximum likelihood on the rollouts that `sft` chooses",

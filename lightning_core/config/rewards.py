@@ -27,6 +27,11 @@ class AirRule(Section):
         None, description="an attribute of the span, or a column of `spans`; `pattern` is searched in it"
     )
     pattern: str | None = Field(None, description="regex (RE2); without `attribute`: searched in the tool's result")
+    before_limit: int | None = Field(
+        None,
+        ge=1,
+        description="tokens; only LLM calls match, and are given the value by degrees: nothing up to so many tokens before their limit (`max_tokens`), all of it at the limit (with `value: -1` DAPO's soft overlong punishment)",
+    )
     per: Literal["match", "rollout"] = Field(
         "match", description="`match`: for every span that matches; `rollout`: once, however many match"
     )
@@ -36,7 +41,11 @@ class AirRule(Section):
 
     @model_validator(mode="after")
     def _conditions(self) -> AirRule:
-        if not any((self.op, self.tool, self.status, self.attribute, self.pattern)):
+        if self.before_limit and self.op not in (None, "llm"):
+            raise ValueError(
+                f"rule {self.name!r} has `before_limit`, which only LLM calls have; remove `op: {self.op}`"
+            )
+        if not any((self.op, self.tool, self.status, self.attribute, self.pattern, self.before_limit)):
             raise ValueError(f"rule {self.name!r} has no condition, so every span would match; set op, tool, status, …")
         return self
 

@@ -183,6 +183,7 @@ def make_inputs(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
             # An example is one however it was sampled; a policy gradient is of the distribution it was sampled from.
             "imitates": (pa.bool_(), [p.imitates for p in policies]),
             "other_sampling": (pa.string(), [p.other_sampling for p in policies]),
+            "truncated": (pa.string(), [p.truncated for p in policies]),
             "merge": (pa.string(), [p.merge for p in policies]),
             "too_long": (pa.string(), [p.too_long for p in policies]),
             "max_sequence_tokens": (pa.int64(), [p.training.max_sequence_tokens for p in policies]),
@@ -288,13 +289,15 @@ def _air_rules(con: duckdb.DuckDBPyConnection, air: str | list[AirRule]) -> None
         rules = air if isinstance(air, list) else []
         text = ("name", "op", "tool", "status", "attribute", "pattern", "per")
         columns = {name: (pa.string(), [getattr(rule, name) for rule in rules]) for name in text}
-        numbers = {name: (pa.float64(), [getattr(rule, name) for rule in rules]) for name in ("value", "cap")}
+        of_numbers = ("value", "cap", "before_limit")
+        numbers = {name: (pa.float64(), [getattr(rule, name) for rule in rules]) for name in of_numbers}
         _table(con, "rules", columns | numbers)
     con.execute(
         f"""
         CREATE TABLE air_rules AS
         SELECT
-            name, value::DOUBLE AS value, op, tool, status, attribute, pattern, per, cap::DOUBLE AS cap, looked_at AS column_name,
+            name, value::DOUBLE AS value, CASE WHEN before_limit IS NULL THEN op ELSE 'llm' END AS op, tool, status, attribute, pattern, per, cap::DOUBLE AS cap, before_limit::DOUBLE AS before_limit,
+            looked_at AS column_name,
             CASE
                 WHEN attribute IS NULL AND pattern IS NULL THEN NULL
                 WHEN list_contains($texts, looked_at) THEN 'text'

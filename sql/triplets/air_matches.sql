@@ -1,8 +1,9 @@
 -- What the rules of automatic intermediate rewarding (AIR) give: a failing tool call costs 0.1, say.
 -- Grain: one row per (rule, span) that is given something.
--- Inputs: air_candidates (of the rule: name, value, attribute, column_name, found_in, pattern, per, cap), spans.
+-- Inputs: air_candidates (of the rule: name, value, attribute, column_name, found_in, pattern, per, cap, before_limit), spans.
 -- Rule: a span matches where every condition of the rule holds. An LLM or tool call that was seen twice counts once, if
--- any of its records matches. `per: rollout` gives the value for the first match only; `cap`
+-- any of its records matches. With `before_limit` an LLM call is given a share of the value: 0 up to so many tokens before its
+-- limit, 1 at the limit, growing evenly between (Yu et al. 2025, DAPO, arXiv:2503.14476, eq. 13). `per: rollout` gives the value for the first match only; `cap`
 -- bounds what a rule gives an attempt, in absolute value.
 WITH
 -- Three times from `spans`, so that texts and the map of attributes are read only where a rule asks for them.
@@ -95,22 +96,50 @@ matches AS (
     JOIN found USING (node, name)
     WHERE found.text IS NOT NULL AND CASE WHEN found.pattern IS NULL THEN true ELSE regexp_matches(found.text, found.pattern) END
 ),
+shared AS (
+    SELECT * FROM matches WHERE before_limit IS NULL
+    UNION ALL
+    SELECT matches.* REPLACE (value * least((tokens - (token_limit - before_limit)) / before_limit, 1) AS value)
+    FROM matches
+    JOIN (
+        SELECT
+            record_offset,
+            record_index,
+            coalesce(list_max(choice_lengths), response_id_count, output_tokens) AS tokens,
+            -- The limit in force; what an agent's own instrumentation saw is what it asked for.
+            coalesce(
+                TRY_CAST(sampling ->> '$.max_tokens' AS BIGINT),
+                TRY_CAST(sampling ->> '$.max_completion_tokens' AS BIGINT),
+                request_max_tokens
+            ) AS token_limit
+        FROM spans
+        SEMI JOIN matches USING (record_offset, record_index)
+    ) AS lengths USING (record_offset, record_index)
+    WHERE before_limit IS NOT NULL AND tokens > token_limit - before_limit
+),
 once AS (
-    SELECT * FROM matches QUALIFY row_number() OVER (PARTITION BY name, call ORDER BY emitted_ns, node) = 1
+    SELECT * FROM shared QUALIFY row_number() OVER (PARTITION BY name, call ORDER BY emitted_ns, node) = 1
 ),
 counted AS (
-    SELECT *, row_number() OVER (PARTITION BY rollout_id, attempt_id, name ORDER BY emitted_ns, call) AS place FROM once
+    -- `before`: what the rule has given by then, in absolute value, were there no cap. n equal values are n times the value.
+    SELECT
+        *,
+        row_number() OVER earlier AS place,
+        CASE
+            WHEN before_limit IS NULL THEN (row_number() OVER earlier - 1) * abs(value)
+            ELSE sum(abs(value)) OVER earlier - abs(value)
+        END AS before,
+        CASE WHEN before_limit IS NULL THEN row_number() OVER earlier * abs(value) ELSE sum(abs(value)) OVER earlier END AS until
+    FROM once
+    WINDOW earlier AS (PARTITION BY rollout_id, attempt_id, name ORDER BY emitted_ns, call ROWS UNBOUNDED PRECEDING)
 )
 SELECT
     rollout_id,
     attempt_id,
     call AS node,
     name,
-    CASE
-        WHEN cap IS NULL THEN value
-        ELSE sign(value) * (least(place * abs(value), cap) - least((place - 1) * abs(value), cap))
-    END AS given,
+    CASE WHEN cap IS NULL THEN value ELSE sign(value) * (least(until, cap) - least(before, cap)) END AS given,
     emitted_ns
 FROM counted
-WHERE (per = 'match' OR place = 1) AND (cap IS NULL OR (place - 1) * abs(value) < cap)
+WHERE (per = 'match' OR place = 1) AND (cap IS NULL OR before < cap)
 ORDER BY node, name

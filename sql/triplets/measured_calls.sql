@@ -10,6 +10,7 @@ SELECT
     spans.choice_lengths,
     spans.sampling,
     spans.untrainable,
+    CASE WHEN policies.truncated = 'drop' THEN spans.finish_reasons END AS finish_reasons,
     spans.prompt_id_count AS prompt_tokens,
     spans.response_id_count AS response_tokens,
     spans.logprob_count AS logprobs,

@@ -2,6 +2,7 @@
 -- Grain: one row per call of call_rows. `flaw` says why not: `no_token_ids` (also: as many
 -- logprobs or choices as there are not), `empty_response`, `bad_token_ids` (negative, or past the vocabulary where that is
 -- known), `bad_logprobs` (above 0 by more than rounding, infinite, NaN).
+-- `finish_reasons`: a JSON list, one a choice, where the policy leaves out what was truncated.
 -- Inputs: measured_calls, spans.
 WITH read AS (
     -- None, as a rule; then DuckDB reads no tokens.
@@ -27,6 +28,7 @@ SELECT
     choice_lengths,
     sampling,
     untrainable,
+    finish_reasons,
     CASE
         WHEN prompt_tokens IS NULL OR response_tokens IS NULL OR logprobs IS NULL THEN 'no_token_ids'
         WHEN response_tokens = 0 THEN 'empty_response'

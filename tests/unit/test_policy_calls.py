@@ -191,6 +191,26 @@ def test_an_ambiguous_call_trains_a_policy_that_takes_every_agent_that_could_hav
     assert found(7, ambiguous="train") == [None] * 3
 
 
+def test_a_truncated_reply_is_not_trained_where_the_policy_says_so_and_its_reward_counts(tmp_path: Path) -> None:
+    attempts = []
+    for number, (cut, reward) in enumerate([(True, 0.0), (False, 1.0)]):
+        made = attempt(number)
+        solver = made.agent("solver")
+        made.call([1], [2, 3], parent=solver, finish_reasons='["length"]' if cut else '["stop"]')
+        made.call([1], [4, 5], (0.4, 0.5), solver, choice_lengths=[1, 1], finish_reasons='["stop", "length"]')
+        made.reward(reward)
+        attempts.append(made)
+    for truncated, left_out in (("train", []), ("drop", [(0, 0), (1, 1), (3, 1)])):
+        exclusions, sequences, calls = tables(
+            tmp_path / truncated, attempts, "exclusions", "sequences", "policy_calls", truncated=truncated
+        )
+        ids = sorted(c["call_id"] for c in calls)
+        assert [(ids.index(e["call_id"]), e["choice"]) for e in exclusions] == left_out
+        assert {e["reason"] for e in exclusions} <= {"truncated"}
+        assert len(sequences) == 6 - len(left_out)
+        assert {round(s["advantage"], 2) for s in sequences} == {-0.71, 0.71}, "the group has both rollouts"
+
+
 def test_every_choice_that_is_not_trained_has_its_reason(tmp_path: Path) -> None:
     made = attempt()
     solver = made.agent("solver")

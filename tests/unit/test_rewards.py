@@ -241,6 +241,23 @@ def test_a_rule_is_bounded_by_its_cap_or_given_once(tmp_path: Path) -> None:
     assert [g["value"] for g in given if g["name"] == "once"] == [-0.1]
 
 
+def test_a_rule_before_the_limit_is_given_by_degrees(tmp_path: Path) -> None:
+    made = attempt()
+    limits = [('{"max_tokens": 10}', None), (None, 10), ('{"max_completion_tokens": 10}', 99)]
+    for at, (tokens, (used, asked)) in enumerate(zip((5, 6, 8, 10), [*limits, limits[0]], strict=True)):
+        span = (0.1 * at + 0.1, 0.1 * at + 0.15)
+        made.call([at], [1] * tokens, span, sampling=used, request_max_tokens=asked)
+    tool(made, "ok", made.agent("solver"))
+    rule: dict[str, Any] = {"name": "long", "value": -1.0, "before_limit": 5}
+    given, rewards = tables(tmp_path / "1", [made], "rewards_given", "rollout_rewards", air=[rule])
+    assert [g["value"] for g in given] == pytest.approx([-0.2, -0.6, -1.0])
+    assert rewards[0]["air"] == pytest.approx(-1.8)
+    (given,) = tables(tmp_path / "2", [made], "rewards_given", air=[rule | {"cap": 1.0}])
+    assert [g["value"] for g in given] == pytest.approx([-0.2, -0.6, -0.2])
+    with pytest.raises(ValueError, match="only LLM calls have"):
+        AirRule(**rule, op="tool")
+
+
 def test_the_rules_that_are_shipped(tmp_path: Path) -> None:
     made = with_tools(0, *["error"] * 9, reward=1.0)
     made.call([1], [5], (0.6, 0.7), finish_reasons='["length"]')
