@@ -21,6 +21,8 @@ _LISTED = 1000
 _READ = 256 << 20
 _COPIED = 256 << 20
 
+DAMAGED = "acknowledged, and damaged on the disk since"  # sql/why/damaged_spool.sql asks for it
+
 # A span as it was sent: its bytes, which of the records it is in, its position there (rejected ones counted), and which of
 # the origins it has.
 Sent = tuple[bytes, int, int, int]
@@ -98,6 +100,9 @@ def locate(records: list[tuple[int, Record]], secret: str | None = None) -> Loca
 
 
 def _request(found: Located, record: int, data: bytes) -> None:
+    if found.records[record][1].source == "damaged":
+        found.reject(record, None, DAMAGED, data)
+        return
     try:
         envelope = parse_envelope(data)
     except OtlpError as error:

@@ -3,8 +3,9 @@
 One process writes (`SpoolWriter`; an flock says so), any number read. Writing is a group commit in one thread, so
 that many requests share one synchronous write: an append is resolved after its bytes and, for a new segment, the folder's
 entry are on disk. Segments grow by zeros in front of what comes, so that a small write need not wait for the file system's journal
-(half of the time, a third of the processor's); no record begins with zeros. Whatever was written but not acknowledged is cut off again when writing fails, and when the spool is
-opened after a crash. `spool_format` has the layout. Imports the standard library only.
+(half of the time, a third of the processor's); no record begins with zeros. Whatever was written but not acknowledged is cut off again
+when writing fails, and moved aside (`torn/`) when the spool is opened after a crash. `spool_format` has the layout. Imports the
+standard library only.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
-from lightning_core.files import fsync
+from lightning_core.files import fsync, write_atomic
 from lightning_core.spool.spool_format import (
+    DURABLE,
     MAX_HEADER,
     Record,
     Scope,
-    SpoolCorrupt,
     SpoolError,
+    SpoolFreed,
     SpoolFull,
     SpoolLocked,
-    corrupt,
+    behind_damage,
+    encode_durable,
     encode_head,
     encoded_size,
+    read_durable,
     read_record,
     segment_path,
     segments,
@@ -43,8 +47,8 @@ from lightning_core.spool.spool_format import (
 __all__ = [
     "Record",
     "Scope",
-    "SpoolCorrupt",
     "SpoolError",
+    "SpoolFreed",
     "SpoolFull",
     "SpoolLocked",
     "SpoolWriter",
@@ -60,6 +64,7 @@ _BATCH_BYTES = 32 * 1024 * 1024  # of requests that share a write: a disk takes 
 _AHEAD = bytes(256 * 1024)  # zeros that are written behind a batch, where the next would make the file longer
 _RECOUNT_S = 0.2
 _MOST_BUFFERS = 1024  # in one system call
+_MARK_IDLE_S, _MARK_BUSY_S = 0.2, 1.0  # after which file `durable` is written
 
 # Each write is on disk when it returns: of write and fsync, each gives up the interpreter's lock and waits for it again.
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_DSYNC
@@ -71,15 +76,15 @@ def read(directory: Path | str, start: int, stop: int | None = None) -> Iterator
     """Yield (offset, next offset, record) from the record that begins at `start` up to `stop` or the torn tail.
 
     Offsets are global bytes; `start` and `stop` must be record boundaries (0, or an offset the spool has named).
-    Bytes below the gateway's `end()` are never torn, so compare the last next offset with `stop` if in doubt.
-    Raises SpoolCorrupt, naming segment and offset, for a damaged record, a gap between segments, or a `start` that
-    `drop_before` has freed.
+    Bytes below the gateway's `end()` are never torn, so compare the last next offset with `stop` if in doubt. What was
+    acknowledged and cannot be read back (a damaged record, a gap between segments) is one record of the source `damaged`, with what
+    is left of its bytes. Raises SpoolFreed for a `start` that `drop_before` has freed.
     """
     found = segments(directory)
     if not found or (stop is not None and start >= stop):
         return
     if start < found[0][0]:
-        raise SpoolCorrupt(
+        raise SpoolFreed(
             f"{directory}: offset {start} is gone, the first one kept is {found[0][0]}; "
             "was the spool freed before it was decoded?"
         )
@@ -89,17 +94,34 @@ def read(directory: Path | str, start: int, stop: int | None = None) -> Iterator
         follows = found[i + 1][0] if i + 1 < len(found) else None
         at = max(start - offset, 0)
         with path.open("rb") as file:
-            file.seek(at)
-            while (stop is None or offset + at < stop) and (found_record := read_record(file)) is not None:
-                size, record = found_record
-                yield offset + at, offset + at + size, record
-                at += size
-        if stop is not None and offset + at >= stop:
-            return
-        if follows is None:
-            sound_end(offset, path, path.read_bytes(), at)
-        elif offset + at != follows:
-            raise corrupt(path, offset + at)
+            while True:
+                file.seek(at)
+                while (stop is None or offset + at < stop) and (found_record := read_record(file)) is not None:
+                    size, record = found_record
+                    yield offset + at, offset + at + size, record
+                    at += size
+                if stop is not None and offset + at >= stop:
+                    return
+                if offset + at == follows:
+                    break
+                damaged = _damaged(directory, offset, path, at, follows, stop)
+                if damaged is None:
+                    return
+                yield damaged
+                at = damaged[1] - offset
+
+
+def _damaged(
+    directory: Path | str, offset: int, path: Path, at: int, follows: int | None, stop: int | None
+) -> tuple[int, int, Record] | None:
+    """What `read` yields of the bad record at position `at` of a segment; None for a torn tail."""
+    data = path.read_bytes()
+    goes_on = behind_damage(offset, data, read_durable(directory), at, None if follows is None else follows - offset)
+    if goes_on is None:
+        return None
+    goes_on = goes_on if stop is None else min(goes_on, stop - offset)
+    record = Record(None, None, "none", path.stat().st_mtime_ns, "damaged", data[at:goes_on])
+    return offset + at, offset + goes_on, record
 
 
 def durable_end(directory: Path | str) -> int:
@@ -112,7 +134,7 @@ def durable_end(directory: Path | str) -> int:
         return 0
     offset, path = found[-1]
     fsync(path)  # without a gateway what was written last may not be on disk, and is about to be built upon
-    return offset + sound_end(offset, path, path.read_bytes())
+    return offset + sound_end(offset, path.read_bytes(), read_durable(directory))[0]
 
 
 def drop_before(directory: Path | str, offset: int) -> int:
@@ -134,7 +156,8 @@ class SpoolWriter:
     by default 64 MiB, less where `max_bytes` is small, so that there is always something to free.
     `begin` is what a lake has decoded: where there is no spool yet, or an older one (a backup, put back) that ends before it,
     the next record begins there, and is not taken for one that was decoded.
-    `torn_bytes` says how much of an unacknowledged tail was cut off on opening, but for zeros at its end.
+    `torn_bytes` says how much of an unacknowledged tail was moved aside on opening, but for zeros at its end; `damaged_bytes` how
+    much of the last segment was acknowledged and cannot be read back: reading goes on behind it.
     """
 
     def __init__(self, directory: Path | str, max_bytes: int, segment_bytes: int | None = None, begin: int = 0) -> None:
@@ -162,10 +185,16 @@ class SpoolWriter:
         self._begin, path = found[-1] if found else (begin, segment_path(self._directory, begin))
         self._fd = os.open(path, _OPEN, 0o600)
         data = path.read_bytes()
-        good = sound_end(self._begin, path, data)
-        self.torn_bytes = len(data[good:].rstrip(b"\0"))
-        if self.torn_bytes:
-            log.warning("%s: cut off a torn tail of %d bytes at offset %d", path, self.torn_bytes, self._begin + good)
+        good, self.damaged_bytes = sound_end(self._begin, data, read_durable(self._directory))
+        if self.damaged_bytes:
+            log.error("%s: %d bytes that were acknowledged cannot be read back", path, self.damaged_bytes)
+        tail = data[good:].rstrip(b"\0")
+        self.torn_bytes = len(tail)
+        if tail:
+            aside = self._directory / "torn" / f"{self._begin + good:020d}.bin"
+            aside.parent.mkdir(exist_ok=True)
+            write_atomic(aside, tail, 0o600)
+            log.warning("%s: its last %d bytes were never acknowledged; moved to %s", path, len(tail), aside)
         os.ftruncate(self._fd, good)
         os.fsync(self._fd)
         fsync(self._directory)
@@ -176,6 +205,9 @@ class SpoolWriter:
             self._begin = self._end = begin
             self._fd = os.open(segment_path(self._directory, begin), _OPEN, 0o600)
             fsync(self._directory)
+        self._durable = os.open(self._directory / DURABLE, _OPEN, 0o600)
+        self._marked, self._marked_at = -1, 0.0  # what file `durable` says, and since when
+        self._mark()
         self._size = self._end - self._begin  # of the segment's file, its zeros too
         self._tainted = False  # bytes past _end may be on disk and have to go before the next write
         self._finished: Path | None = None  # the segment before this one
@@ -247,15 +279,32 @@ class SpoolWriter:
         self._closed = True
         self._more.put(False)
         self._thread.join()
+        self._mark()
         self._close_segment()
+        os.close(self._durable)
         os.close(self._lock)
 
     def _run(self) -> None:
         goes_on = True
         while goes_on:
-            goes_on = self._more.get()
+            try:
+                goes_on = self._more.get(timeout=_MARK_IDLE_S if self._marked < self._end else None)
+            except Empty:
+                self._mark()
             while batch := self._batch():
                 self._commit(batch)
+                if time.monotonic() - self._marked_at > _MARK_BUSY_S:
+                    self._mark()
+
+    def _mark(self) -> None:
+        """Note what is acknowledged: of the last records nothing else on the disk says it."""
+        if self._marked == self._end:
+            return
+        self._marked, self._marked_at = self._end, time.monotonic()
+        try:
+            os.pwrite(self._durable, encode_durable(self._end), 0)
+        except OSError as error:
+            log.warning("%s: %s", self._directory / DURABLE, error)
 
     def _batch(self) -> list[_Waiter]:
         batch: list[_Waiter] = []

@@ -7,9 +7,10 @@ segment begins where the one before it ends. A record is
 
 little-endian; the crc covers everything but the magic and itself. `durable` is the offset that had been
 acknowledged when the record was written. It tells a torn tail from damage: a record behind a bad one that knows the
-bad one as acknowledged proves that kept data was lost; without such a record the bad one was never acknowledged.
+bad one as acknowledged proves that kept data was lost. Of the last records the file `durable` proves it, which is written
+when the writer is idle: offset u64 | crc32 u32. Without a proof a bad record was never acknowledged.
 
-`lake.spool` writes and reads them. Imports the standard library only.
+`spool.py` writes and reads them. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ MAGIC = b"LFs1"
 _FIXED = struct.Struct("<4sIIQI")
 _CHECKED = struct.Struct("<IIQ")
 MAX_HEADER = 64 * 1024
+DURABLE = "durable"
+_DURABLE = struct.Struct("<QI")
 
 Scope = Literal["path", "token", "none"]
 # Who sent a request: the gateway itself, one who holds the gateway's secret (the runner, a grader, an importer), an attempt, or
 # nobody that is known. `otlp`: a client of which that was not written down yet.
-Source = Literal["gateway", "secret", "attempt", "nobody", "otlp"]
+# `damaged`: no request but the bytes of one, or of several, that cannot be read back.
+Source = Literal["gateway", "secret", "attempt", "nobody", "otlp", "damaged"]
 
 
 class SpoolError(LightningError):
@@ -47,8 +51,8 @@ class SpoolLocked(SpoolError):
     """Another process writes to this spool."""
 
 
-class SpoolCorrupt(SpoolError):
-    """An acknowledged record cannot be read back, or bytes that were asked for are gone."""
+class SpoolFreed(SpoolError):
+    """Bytes that were asked for are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,24 +134,64 @@ def segments(directory: Path | str) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def sound_end(offset: int, path: Path, data: bytes, at: int = 0) -> int:
-    """Position in `data` where the sound records of the last segment end.
+def sound_end(offset: int, data: bytes, durable: int, at: int = 0) -> tuple[int, int]:
+    """Position in `data` (the last segment, of that offset) behind all that was acknowledged, and bytes of it that are damaged."""
+    damaged = 0
+    while True:
+        while (found := _sound(data, at)) is not None:
+            at += found[0]
+        goes_on = behind_damage(offset, data, durable, at)
+        if goes_on is None:
+            return at, damaged
+        damaged += goes_on - at
+        at = goes_on
 
-    Raises SpoolCorrupt when what follows shows that the record there had been acknowledged.
+
+def behind_damage(offset: int, data: bytes, durable: int, at: int, until: int | None = None) -> int | None:
+    """Position where records go on behind the bad one at `at`; None where nothing shows that it had been acknowledged.
+
+    `until`: where the segment ends that the next one follows; then all of it was acknowledged.
     """
-    while (found := _sound(data, at)) is not None:
-        at += found[0]
-    later = data.find(MAGIC, at + 1)
-    while later != -1:
-        beyond = _sound(data, later)
-        if beyond is not None and beyond[1] > offset + at:
-            raise corrupt(path, offset + at)
-        later = data.find(MAGIC, later + 1)
-    return at
+    acknowledged = until if until is not None else durable - offset
+    sound = _next_sound(data, at)
+    first = sound
+    while acknowledged <= at and sound is not None:  # does any record behind it know it as acknowledged?
+        size, known = _sound(data, sound) or (1, 0)
+        acknowledged = known - offset
+        sound = sound + size if _sound(data, sound + size) else _search(data, sound + 1)
+    if acknowledged <= at:
+        return None
+    return first if first is not None and (until is None or first < until) else acknowledged
 
 
-def corrupt(path: Path, offset: int) -> SpoolCorrupt:
-    return SpoolCorrupt(
-        f"{path}: the record at offset {offset} is damaged (an acknowledged one); restore the file from a copy, "
-        f"or begin reading behind it"
-    )
+def _next_sound(data: bytes, at: int) -> int | None:
+    """Where the next sound record behind the bad one at `at` begins: right behind it as its own lengths say, else anywhere."""
+    if len(data) - at >= _FIXED.size:
+        magic, header_len, body_len, _, _ = _FIXED.unpack_from(data, at)
+        behind = at + _FIXED.size + header_len + body_len
+        if magic == MAGIC and header_len <= MAX_HEADER and _sound(data, behind) is not None:
+            return behind
+    return _search(data, at + 1)
+
+
+def _search(data: bytes, at: int) -> int | None:
+    while (at := data.find(MAGIC, at)) != -1:
+        if _sound(data, at) is not None:
+            return at
+        at += 1
+    return None
+
+
+def read_durable(directory: Path | str) -> int:
+    """The offset that file `durable` has; 0 where there is none, or a damaged one."""
+    try:
+        content = (Path(directory) / DURABLE).read_bytes()
+        offset, crc = _DURABLE.unpack(content)
+    except (FileNotFoundError, struct.error):
+        return 0
+    return int(offset) if zlib.crc32(content[:8]) == crc else 0
+
+
+def encode_durable(offset: int) -> bytes:
+    content = struct.pack("<Q", offset)
+    return content + struct.pack("<I", zlib.crc32(content))

@@ -16,6 +16,7 @@ from lightning_core.lake import catalog
 from lightning_core.lake import decode as decoding
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
+from lightning_core.otlp.locate import DAMAGED
 from lightning_core.otlp.messages import OtlpError
 from lightning_core.otlp.receive import JSON, parse_request
 from lightning_core.otlp.spans import SpanData, encode_request
@@ -63,6 +64,22 @@ def test_a_record_on_which_the_decoder_fails_is_set_aside_and_the_others_are_sto
     (entry,) = [json.loads(line) for line in file.read_text().splitlines()]
     assert entry["reason"] == "the decoder failed on the whole request: TypeError: Recursion limit reached"
     assert bytes.fromhex(entry["span"]) == poison
+
+
+def test_a_record_that_the_disk_damaged_is_counted_and_the_others_are_stored(tmp_path: Path) -> None:
+    fill(tmp_path, [body(1), body(2), body(3)])
+    (path,) = (tmp_path / "spool").glob("*.seg")
+    data = bytearray(path.read_bytes())
+    data[data.index(body(2)) + 3] ^= 1
+    path.write_bytes(data)
+    lake = Lake(tmp_path)
+    done = lake.ingest()
+    assert (done.spans, done.rejected, names_in(lake)) == (2, 1, 2)
+    lake.rebuild_catalog()
+    with catalog.connect(lake.root) as con:
+        assert con.execute("SELECT reason, spans FROM rejections").fetchall() == [(DAMAGED, 1)]
+    fill(tmp_path, [body(4)])
+    assert (lake.ingest().spans, names_in(lake)) == (1, 3)
 
 
 def test_half_a_surrogate_pair_in_a_json_number_is_a_reason_and_no_obstacle(tmp_path: Path) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import errno
 import fcntl
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from lightning_core.spool import spool
-from lightning_core.spool.spool import Record, SpoolCorrupt, SpoolError, SpoolFull, SpoolLocked, SpoolWriter
-from lightning_core.spool.spool_format import segments
+from lightning_core.spool.spool import Record, SpoolError, SpoolFreed, SpoolFull, SpoolLocked, SpoolWriter
+from lightning_core.spool.spool_format import read_durable, segments
 
 
 def record(body: bytes = b"body", rollout: str | None = "r.1") -> Record:
@@ -105,7 +109,7 @@ def test_a_full_spool_refuses_until_segments_are_dropped(tmp_path: Path) -> None
     assert freed > 10_000
     asyncio.run(asyncio.sleep(0.25))  # the writer looks at the folder a few times a second
     append_all(writer, [b"y"])
-    with pytest.raises(SpoolCorrupt, match="gone"):
+    with pytest.raises(SpoolFreed, match="gone"):
         list(spool.read(tmp_path, 0))
     writer.close()
 
@@ -122,34 +126,68 @@ def test_dropping_keeps_the_segment_that_holds_the_offset_and_the_last(tmp_path:
     assert len(segments(tmp_path)) == 1
 
 
-def damage(path: Path, at: int) -> None:
+def flip(path: Path, at: int, bit: int = 0xFF) -> None:
     data = bytearray(path.read_bytes())
-    data[at] ^= 0xFF
+    data[at] ^= bit
     path.write_bytes(data)
 
 
-def test_damage_to_an_acknowledged_record_is_an_error_that_names_it(tmp_path: Path) -> None:
-    ends = written(tmp_path, [b"a" * 50])
-    written(tmp_path, [b"b" * 50])
-    [(_, path)] = segments(tmp_path)
-    damage(path, ends[0] - 5)
-    with pytest.raises(SpoolCorrupt, match=r"0\.seg.*offset 0"):
-        list(spool.read(tmp_path, 0))
-    with pytest.raises(SpoolCorrupt):
-        SpoolWriter(tmp_path, 1 << 20)
+def test_a_flipped_bit_of_the_last_commit_costs_the_record_it_is_in_alone(tmp_path: Path) -> None:
+    bodies = [f"{number}.".encode() * 20 for number in range(128)]
+    ends = written(tmp_path / "sound", bodies)
+    [(_, path)] = segments(tmp_path / "sound")
+    starts = [0, *ends[:-1]]
+    random.seed(7)
+    for at in [*range(24), *(random.randrange(ends[-1]) for _ in range(60)), starts[127] + 5, ends[-1] - 1]:
+        shutil.rmtree(tmp_path / "spool", ignore_errors=True)
+        shutil.copytree(path.parent, tmp_path / "spool")
+        flip(segments(tmp_path / "spool")[0][1], at, 1 << random.randrange(8))
+        hit = bisect.bisect_right(starts, at) - 1
+        for opened in (False, True):
+            rows = list(spool.read(tmp_path / "spool", 0))
+            bad = [(begin, end, len(row.body)) for begin, end, row in rows if row.source == "damaged"]
+            assert bad == [(starts[hit], ends[hit], ends[hit] - starts[hit])], (at, opened)
+            assert [row.body for _, _, row in rows if row.source != "damaged"] == bodies[:hit] + bodies[hit + 1 :]
+            if not opened:
+                writer = SpoolWriter(tmp_path / "spool", 1 << 30)
+                assert (writer.end(), writer.torn_bytes) == (ends[-1], 0)
+                assert writer.damaged_bytes == ends[hit] - starts[hit]
+                writer.close()
+        assert spool.durable_end(tmp_path / "spool") == ends[-1]
 
 
-def test_damage_in_a_segment_before_the_last_is_an_error(tmp_path: Path) -> None:
-    writer = SpoolWriter(tmp_path, 1 << 30, segment_bytes=500)
-    for _ in range(4):
-        append_all(writer, [b"z" * 500])
+def test_a_killed_writer_has_noted_what_was_acknowledged_a_moment_before(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30)
+    first, second = append_all(writer, [b"a" * 50, b"b" * 50])
+    while read_durable(tmp_path) < second:
+        time.sleep(0.01)
+    shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("copy"))  # as a kill leaves it
     writer.close()
-    damage(segments(tmp_path)[1][1], 200)
-    rows = []
-    with pytest.raises(SpoolCorrupt, match=segments(tmp_path)[1][1].name):
-        for row in spool.read(tmp_path, 0):
-            rows.append(row)
-    assert len(rows) == 1
+    flip(tmp_path / "copy" / segments(tmp_path)[0][1].name, second - 3)
+    rows = list(spool.read(tmp_path / "copy", 0))
+    assert [(begin, end, row.source) for begin, end, row in rows] == [(0, first, "otlp"), (first, second, "damaged")]
+
+
+def test_damage_in_a_segment_before_the_last_and_a_segment_that_is_gone_hold_nothing_up(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30, segment_bytes=500)
+    ends = [end for number in range(5) for end in append_all(writer, [bytes([number]) * 600])]
+    writer.close()
+    flip(segments(tmp_path)[1][1], 200)
+    segments(tmp_path)[3][1].unlink()
+    rows = list(spool.read(tmp_path, 0))
+    assert [end for _, end, _ in rows] == ends
+    assert [row.source for _, _, row in rows] == ["otlp", "damaged", "otlp", "damaged", "otlp"]
+    assert [row.source for _, _, row in spool.read(tmp_path, ends[0], ends[1])] == ["damaged"]
+
+
+def test_a_tail_that_nobody_was_told_of_is_moved_aside(tmp_path: Path) -> None:
+    end = written(tmp_path, [b"x" * 600])[0]
+    path = segments(tmp_path)[0][1]
+    path.write_bytes(path.read_bytes() + b"LFs2 of another version")
+    writer = SpoolWriter(tmp_path, 1 << 30)
+    writer.close()
+    assert (writer.end(), writer.torn_bytes) == (end, 23)
+    assert (tmp_path / "torn" / f"{end:020d}.bin").read_bytes() == b"LFs2 of another version"
 
 
 def test_what_was_appended_is_on_disk_when_it_is_written(tmp_path: Path) -> None:

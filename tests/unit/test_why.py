@@ -19,6 +19,7 @@ from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.errors import Missing
 from lightning_core.lake import catalog, sql, user_sql, why
 from lightning_core.lake.manifest import EpochManifest, Stage
+from lightning_core.otlp.locate import DAMAGED
 from lightning_flows.flows.cli import main
 from lightning_flows.tasks import show
 from lightning_flows.tasks.track import tell_why
@@ -235,6 +236,13 @@ FAULTS = [
             f"UPDATE stored.spans SET record_offset = 1::BIGINT << 41 WHERE op = 'agent' AND {OF_2} AND rollout_id LIKE '%.0.0'",
             "INSERT INTO rejections VALUES (1, 0, 3, 'no ids', 0, 'train.2.0.0', 'a.train.2.0.0')",
         ],
+    ),
+    Fault(
+        "damaged_spool", "error", r"^1 requests of spans were damaged on the disk",
+        [
+            f"INSERT INTO rejections VALUES ((SELECT max(opened_offset) FROM epoch_manifests), NULL, 1, '{DAMAGED}', 0, NULL, NULL)",
+        ],
+        also={"lost_spans"},
     ),
     Fault(
         "unfinished", "warning", r"^8 of 24 planned rollouts have no result$",
