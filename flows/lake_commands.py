@@ -53,7 +53,7 @@ def _of_a_home(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def lake() -> None:
-    """Compact, clean and publish the lake of spans."""
+    """Compact, clean, check and publish the lake of spans."""
 
 
 @click.command()
@@ -148,6 +148,42 @@ def retain(
     if not dry_run:
         freed = compaction.tidy(found, grace_min * 60)
         click.echo(f"{freed / 1e6:,.1f} MB freed; removed files stay {grace_min:g} minutes for those who read them")
+
+
+@lake.command()
+@_of_a_home
+def verify(home: Path, settings: Settings | None) -> None:
+    """Compare all files of the lake with what was written; exit with 1 where one differs or is gone."""
+    from lightning_core.lake.lake import Lake
+    from lightning_core.lake.verify import unsound
+
+    found = list(unsound(Lake(_existing(home))))
+    for one in found:
+        remedy = (
+            f"`lightning-flows lake repair` sets it aside, and its {one.spans:,} spans count as lost"
+            if one.epoch is None
+            else f"derive {one.epoch} again (`--from sequences`)"
+        )
+        click.echo(f"{one.path}: {one.what}; put it back from a copy, or {remedy}")
+    if found:
+        sys.exit(1)
+    click.echo("all files are what was written")
+
+
+@lake.command()
+@_of_a_home
+def repair(home: Path, settings: Settings | None) -> None:
+    """Set aside span files that are not what was written, so that the others can be read; their spans count as lost."""
+    from lightning_core.lake.lake import Lake
+    from lightning_core.lake.verify import repair as set_aside
+
+    found = Lake(_existing(home))
+    gone = set_aside(found)
+    for one in gone:
+        click.echo(
+            f"{one.path}: {one.what}; {one.spans:,} spans lost, what is left of it is in {found.root / 'damaged'}"
+        )
+    click.echo(f"{len(gone)} files set aside" if gone else "all span files are what was written")
 
 
 @lake.command()

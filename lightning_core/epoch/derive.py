@@ -34,6 +34,7 @@ from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import sql
 from lightning_core.lake.retain import require_spans
 from lightning_core.lake.unique_places import require_unique
+from lightning_core.lake.verify import require_sound
 
 # Made of an epoch before it is cut into buckets, with what they are made of: scored_attempts.
 _OF_THE_EPOCH = ("counted_attempts", "methods", "attribute_aliases")
@@ -169,10 +170,11 @@ def _make_known(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
 def opened(epoch: Epoch) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with what is known of the whole epoch: its scope, its attempts, the rules.
 
-    Raises LakeError where retention took spans of the epoch, KeyboardInterrupt for Ctrl-C at any moment.
+    Raises LakeError where retention took spans of the epoch, or a file of them is not what was written; KeyboardInterrupt for Ctrl-C at any moment.
     """
     manifest = epoch.manifest
     require_spans(epoch.lake, manifest)
+    require_sound(epoch.lake.root, epoch.lake.files_between(*manifest.span_range))
     with _interruptible(), epoch.lake.connect(manifest.span_range, MEMORY_GB) as con:
         con.execute("CREATE TABLE epoch_scope (run VARCHAR, epoch BIGINT, mode VARCHAR)")
         con.executemany("INSERT INTO epoch_scope VALUES (?, ?, ?)", manifest.scope)

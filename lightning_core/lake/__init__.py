@@ -10,6 +10,7 @@ Files:
     compact.py   small files → large ones     retain.py    how long what is kept
     storage.py   the lake on object storage   sql.py       the files of `sql/`, in order
     derived_tables.py  the tables of an epoch       unique_places.py  one place a span
+    verify.py    files are what was written
 
 Asking:
     catalog.py       `catalog.duckdb`                ask.py           questions, by name or SQL

@@ -27,7 +27,8 @@ import duckdb
 from lightning_core.errors import Missing
 from lightning_core.lake import schema, sql
 from lightning_core.lake.derived_tables import COLUMNS, DERIVED, EMPTY
-from lightning_core.lake.manifest import Manifests, SpanFile
+from lightning_core.lake.manifest import Manifests, SpanFile, SpanManifest
+from lightning_core.spool.spool_format import DAMAGED
 
 VIEWS = sql.views()
 _TABLES = """
@@ -110,7 +111,7 @@ def build(
                 rows = " UNION ALL BY NAME ".join(parts)
                 con.execute(f"CREATE OR REPLACE VIEW stored.{name} AS SELECT {_columns(name)} FROM ({rows})")
             _epoch_manifests(con, manifests)
-            _rejections(con, rejected, manifests.spans().decoded_offset)
+            _rejections(con, rejected, manifests.spans())
         os.utime(beside, ns=(began, began))  # when it read the manifests: see `built_ns`
         beside.replace(folder / "catalog.duckdb")
     finally:
@@ -174,10 +175,12 @@ def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> No
         )
 
 
-def _rejections(con: duckdb.DuckDBPyConnection, rejected: Path, decoded_offset: int) -> None:
-    """What could not be decoded; one row may stand for several `spans`."""
+def _rejections(con: duckdb.DuckDBPyConnection, rejected: Path, manifest: SpanManifest) -> None:
+    """What could not be decoded, or was lost since; one row may stand for several `spans`."""
+    for file in manifest.lost:
+        con.execute("INSERT INTO rejections VALUES (?, NULL, ?, ?, 0, NULL, NULL)", [file.start, file.rows, DAMAGED])
     # A file is named after the range of the spool that it is about; one behind the manifest's is a decoding that did not come to its end.
-    files = [str(path) for path in sorted(rejected.glob("*.jsonl")) if int(path.name[:20]) < decoded_offset]
+    files = [str(path) for path in sorted(rejected.glob("*.jsonl")) if int(path.name[:20]) < manifest.decoded_offset]
     if files:
         con.execute(
             """

@@ -21,9 +21,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lightning_core.digests import digest
 from lightning_core.files import locked
 from lightning_core.lake import catalog, parquet, retries, schema, sql
 from lightning_core.lake.manifest import LakeError, SpanFile, SpanManifest
+from lightning_core.lake.verify import require_sound
 
 if TYPE_CHECKING:
     from lightning_core.lake.lake import Lake
@@ -110,6 +112,7 @@ def rewrite(lake: Lake, files: list[SpanFile], leaving: pa.Table | None = None) 
 
     The files depend on the set of rows and nothing else, but for their names. The manifest does not name them yet.
     """
+    require_sound(lake.root, files)
     paths = [f.path for f in files]
     others = [f for f in lake.manifests.spans().files if f.path not in set(paths)]
     with lake.engine(_MEMORY_GB) as con:
@@ -194,7 +197,11 @@ def _write(root: Path, name: str, groups: Iterator[pa.Table]) -> list[SpanFile]:
                     last.append(int(offsets.max()))
                     group = next(groups, None)
             size = (root / path).stat().st_size
-            files.append(SpanFile(path=path, rows=rows, bytes=size, start=min(first), end=max(last) + 1))
+            files.append(
+                SpanFile(
+                    path=path, rows=rows, bytes=size, start=min(first), end=max(last) + 1, digest=digest(root / path)
+                )
+            )
     except BaseException:
         for file in files:
             (root / file.path).unlink(missing_ok=True)

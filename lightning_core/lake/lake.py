@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from lightning_core.digests import digest
 from lightning_core.files import locked
 from lightning_core.lake import catalog, compact, parquet, retries, sql
 from lightning_core.lake.decode import Decoder, Placed, sweep_rejected, write_rejected
@@ -118,7 +119,11 @@ class Lake:
         if table.num_rows:
             path = f"spans/{name}.parquet"
             size = parquet.write_table(self.root / path, table)
-            manifest.files.append(SpanFile(path=path, rows=table.num_rows, bytes=size, start=first, end=last))
+            manifest.files.append(
+                SpanFile(
+                    path=path, rows=table.num_rows, bytes=size, start=first, end=last, digest=digest(self.root / path)
+                )
+            )
         write_rejected(self.spool / "rejected", name, bad)
         again = decoded.num_rows - table.num_rows
         rejected = sum(r["count"] for r in bad)

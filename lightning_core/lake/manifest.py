@@ -46,6 +46,7 @@ class SpanFile(_Manifest):
     bytes: int
     start: int  # spool offsets that the file decodes
     end: int
+    digest: str | None = None  # of its bytes (digests.py); null: written before there were digests
     columns: str = Field(default_factory=schema.columns_digest)  # schema.SPANS as it was when the file was written
 
 
@@ -75,6 +76,7 @@ class SpanManifest(_Manifest):
     files: list[SpanFile] = []
     retired: list[Retired] = []
     removed: list[Removed] = []
+    lost: list[SpanFile] = []  # that were not what was written (verify.py)
 
     def swap(self, gone: list[SpanFile], new: list[SpanFile], now_ns: int) -> None:
         """Replace files by others and retire them. Raises LakeError where one of them is not in the manifest."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_core.otlp.messages import OtlpError, parse_envelope, why_unconverted
 from lightning_core.otlp.scopes import SHORT, Origin, read_origin
-from lightning_core.spool.spool_format import Record
+from lightning_core.spool.spool_format import DAMAGED, Record
 
 # Rejections of one record that are listed one by one; what a hostile request holds beyond them is one more entry.
 _LISTED = 1000
@@ -20,8 +20,6 @@ _LISTED = 1000
 # characters are copied: Arrow's columns end at 2 GB.
 _READ = 256 << 20
 _COPIED = 256 << 20
-
-DAMAGED = "acknowledged, and damaged on the disk since"  # sql/why/damaged_spool.sql asks for it
 
 # A span as it was sent: its bytes, which of the records it is in, its position there (rejected ones counted), and which of
 # the origins it has.

@@ -9,14 +9,12 @@ from typing import Literal
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lightning_core.digests import digest
 from lightning_core.errors import LightningError
 from lightning_core.policies.probe import Probe
-from lightning_core.policies.weights import FileKey, settled_key
 
 MANIFEST = "manifest.json"
 _VERSION = re.compile(r"v[0-9]{4,}")
-
-_hashed: dict[FileKey, str] = {}  # what this process has hashed
 
 
 class StoreError(LightningError):
@@ -153,14 +151,7 @@ def digest_files(folder: Path) -> dict[str, FileDigest]:
 
 
 def _digest(file: Path) -> FileDigest:
-    key, size = settled_key(file), file.stat().st_size
-    if key in _hashed:
-        return FileDigest(size=size, blake3=_hashed[key])
-    hasher = blake3(max_threads=blake3.AUTO)
-    hasher.update_mmap(file)
-    if key is not None:
-        _hashed[key] = hasher.hexdigest()
-    return FileDigest(size=size, blake3=hasher.hexdigest())
+    return FileDigest(size=file.stat().st_size, blake3=digest(file))
 
 
 def _remedy(folder: Path) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import struct
-import time
 from pathlib import Path
 from typing import Any
+
+from lightning_core.digests import FileKey, settled_key
 
 # dtype in the header → (unsigned integer of that width, the bits of its exponent: all set means inf or NaN)
 _EXPONENTS = {
@@ -17,11 +18,6 @@ _EXPONENTS = {
     "BF16": ("uint16", 0x7F80),
 }
 _CHUNK = 1 << 18  # numbers looked at together: what a core's cache holds
-# A file this old when it is read cannot change later and keep its time of change: a few ticks of the clock that stamps it.
-_SETTLED_NS = 50_000_000
-_SETTLED_COARSE_NS = 2_000_000_000  # where that clock has whole seconds
-
-FileKey = tuple[int, int, int, int]
 _finite: set[FileKey] = set()  # files that this process has looked through
 
 # A tied output layer is written by some and left out by others.
@@ -66,17 +62,6 @@ def shape_mismatch(folder: Path, like: Path) -> str | None:
         if have[name] != want[name]:
             return f"tensor {name} has shape {have[name]} where the model has {want[name]}"
     return None
-
-
-def settled_key(file: Path) -> FileKey | None:
-    """What identifies a file's content to this process; None for one that was written just now.
-
-    With it a file that is published, served and trained from is read once. Take it before reading.
-    """
-    facts = file.stat()
-    key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_ctime_ns)
-    settled = _SETTLED_NS if facts.st_ctime_ns % 1_000_000_000 else _SETTLED_COARSE_NS
-    return key if time.time_ns() - facts.st_ctime_ns > settled else None
 
 
 def nonfinite_tensor(folder: Path) -> str | None:

@@ -30,6 +30,7 @@ _FIXED = struct.Struct("<4sIIQI")
 _CHECKED = struct.Struct("<IIQ")
 MAX_HEADER = 64 * 1024
 DURABLE = "durable"
+DAMAGED = "acknowledged, and damaged on the disk since"  # why it is rejected; sql/why/damaged_spool.sql asks for it
 _DURABLE = struct.Struct("<QI")
 
 Scope = Literal["path", "token", "none"]

@@ -18,6 +18,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
 from lightning_core.lake.retain import require_spans, retain
 from lightning_core.otlp.spans import encode_request
+from lightning_core.spool.spool_format import DAMAGED
 from lightning_flows.flows.cli import main
 from tests.lake_maker import settings
 from tests.spool_maker import record, rollout_spans, span, store, store_rollout
@@ -109,7 +110,9 @@ def test_compaction_drops_what_two_files_hold(tmp_path: Path) -> None:
         table.schema.get_field_index("record_offset"), table.schema.field("record_offset"), [[second.end + 1] * 4]
     )
     parquet.write_table(lake.root / "spans/again.parquet", moved)  # as a lake of an older version may have it
-    manifest.files.append(second.model_copy(update={"path": "spans/again.parquet", "end": second.end + 2}))
+    manifest.files.append(
+        second.model_copy(update={"path": "spans/again.parquet", "end": second.end + 2, "digest": None})
+    )
     lake.manifests.put_spans(manifest)
     assert len(spans(lake)) == 12
     assert compact.compact(lake, everything=True).retries == 4
@@ -332,7 +335,7 @@ def test_files_of_a_version_with_other_columns_are_read_and_compacted_to_todays(
     old = lake.root / manifest.files[0].path
     table = pq.read_table(old).drop_columns(["kind"])
     parquet.write_table(old, table.append_column("of_old", [["x"] * 4]))
-    manifest.files[0].columns = "another"
+    manifest.files[0].columns, manifest.files[0].digest = "another", None
     lake.manifests.put_spans(manifest)
     with lake.connect() as con:
         assert con.execute("SELECT count(*), count(kind) FROM spans").fetchall() == [(8, 4)]
@@ -341,3 +344,32 @@ def test_files_of_a_version_with_other_columns_are_read_and_compacted_to_todays(
     (file,) = lake.manifests.spans().files
     assert pq.read_schema(lake.root / file.path).equals(schema.arrow_schema(schema.SPANS))
     assert len(spans(lake)) == 8
+
+
+def test_a_span_file_that_is_not_what_was_written_is_named_and_set_aside(tmp_path: Path) -> None:
+    lake = rollouts(tmp_path, "a", "b", "c")
+    before = spans(lake)
+    assert CliRunner().invoke(main, ["lake", "verify", "--home", str(tmp_path)]).exit_code == 0
+    files = lake.manifests.spans().files
+    for number in range(20):  # wherever the bit is
+        path = lake.root / files[1].path
+        sound = path.read_bytes()
+        at = number * len(sound) // 20
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << number % 8]) + sound[at + 1 :])
+        with pytest.raises(LakeError, match=rf"{path.name}: its bytes are not those.*lake repair"):
+            compact.compact(lake, everything=True)
+        path.write_bytes(sound)
+    path.write_bytes(sound[:-1])
+    (lake.root / files[2].path).unlink()
+    with pytest.raises(LakeError, match=path.name):
+        derive(Epoch(settings(tmp_path), EpochManifest(run="run", epoch=0, mode="train", opened_offset=0)), "key")
+    told = CliRunner().invoke(main, ["lake", "verify", "--home", str(tmp_path)])
+    assert told.exit_code == 1 and told.output.count("lake repair") == 2 and "No such file" in told.output
+    told = CliRunner().invoke(main, ["lake", "repair", "--home", str(tmp_path)])
+    assert told.exit_code == 0 and "2 files set aside" in told.output
+    assert len(spans(lake)) == len(before) - files[1].rows - files[2].rows
+    assert (lake.root / "damaged" / path.name).read_bytes() == sound[:-1]
+    with catalog.connect(lake.root) as con:
+        lost = con.execute("SELECT reason, sum(spans)::INTEGER FROM rejections GROUP BY ALL").fetchall()
+    assert lost == [(DAMAGED, files[1].rows + files[2].rows)]
+    assert "are what was written" in CliRunner().invoke(main, ["lake", "repair", "--home", str(tmp_path)]).output

@@ -16,12 +16,12 @@ from lightning_core.lake import catalog
 from lightning_core.lake import decode as decoding
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
-from lightning_core.otlp.locate import DAMAGED
 from lightning_core.otlp.messages import OtlpError
 from lightning_core.otlp.receive import JSON, parse_request
 from lightning_core.otlp.spans import SpanData, encode_request
 from lightning_core.spool import spool
 from lightning_core.spool.spool import Record, SpoolWriter
+from lightning_core.spool.spool_format import DAMAGED
 
 
 def body(number: int) -> bytes:

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from lightning_core.policies import manifest as manifest_module
-from lightning_core.policies import weights as weights_module
+from lightning_core import digests
 from lightning_core.policies.manifest import digest_files
 from lightning_core.policies.store import PolicyStore, StoreError
 from tests.policy_files import lineage, output, store_with_base, write_model
@@ -45,10 +44,10 @@ def test_a_file_is_hashed_once_until_it_changes(
     store: PolicyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr(weights_module, "_SETTLED_NS", -(10**18))  # every file counts as old
+    monkeypatch.setattr(digests, "_SETTLED_NS", -(10**18))  # every file counts as old
     version = store.publish(output(tmp_path), lineage())
     hashed = []
-    real = manifest_module.blake3
+    real = digests.blake3
 
     class Counting:
         AUTO = real.AUTO
@@ -57,7 +56,7 @@ def test_a_file_is_hashed_once_until_it_changes(
             hashed.append(options)
             return real(**options)
 
-    monkeypatch.setattr(manifest_module, "blake3", Counting)
+    monkeypatch.setattr(digests, "blake3", Counting)
     store.verify(version)
     assert hashed == []
     weights = store.path(version) / "model.safetensors"
@@ -74,10 +73,10 @@ def test_a_file_just_written_is_never_taken_as_hashed(
     store: PolicyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr(weights_module, "_SETTLED_NS", 10**18)  # every file counts as new
+    monkeypatch.setattr(digests, "_SETTLED_NS", 10**18)  # every file counts as new
     store.publish(output(tmp_path), lineage())
     inodes = {file.stat().st_ino for file in store.path("v0001").rglob("*") if file.is_file()}
-    assert not inodes & {key[1] for key in manifest_module._hashed}
+    assert not inodes & {key[1] for key in digests._hashed}
 
 
 @pytest.mark.parametrize(
@@ -91,9 +90,9 @@ def test_a_file_is_settled_when_a_change_of_it_could_not_go_unseen(
 
     changed = 1_700_000_000 * 10**9 + stamp_ns
     facts = SimpleNamespace(st_dev=1, st_ino=1, st_size=7, st_ctime_ns=changed)
-    monkeypatch.setattr(weights_module.time, "time_ns", lambda: changed + after_ms * 10**6)
+    monkeypatch.setattr(digests.time, "time_ns", lambda: changed + after_ms * 10**6)
     file: Any = SimpleNamespace(stat=lambda: facts)
-    assert (weights_module.settled_key(file) is not None) == settled
+    assert (digests.settled_key(file) is not None) == settled
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.errors import Missing
 from lightning_core.lake import catalog, sql, user_sql, why
 from lightning_core.lake.manifest import EpochManifest, Stage
-from lightning_core.otlp.locate import DAMAGED
+from lightning_core.spool.spool_format import DAMAGED
 from lightning_flows.flows.cli import main
 from lightning_flows.tasks import show
 from lightning_flows.tasks.track import tell_why

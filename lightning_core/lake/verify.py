@@ -1,0 +1,90 @@
+"""Whether the files of a lake are what was written: their digests are in the manifests."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_core.digests import digest
+from lightning_core.files import locked
+from lightning_core.lake.manifest import LakeError, SpanFile
+
+if TYPE_CHECKING:
+    from lightning_core.lake.lake import Lake
+
+
+@dataclass(frozen=True)
+class Unsound:
+    """A file that is not what was written, or gone."""
+
+    path: str
+    what: str
+    spans: int | None = None  # in a span file
+    epoch: str | None = None  # whose derived table it is
+
+
+def require_sound(root: Path, files: Iterable[SpanFile]) -> None:
+    """Raise LakeError for the first span file that is not what was written. A process reads each file once for this."""
+    for file in files:
+        what = _wrong(root, file)
+        if what is not None:
+            raise LakeError(
+                f"{root / file.path}: {what}; put it back from a copy, or `lightning-flows lake repair --home {root.parent}` sets it "
+                f"aside and counts its {file.rows:,} spans as lost"
+            )
+
+
+def unsound(lake: Lake) -> Iterator[Unsound]:
+    """The span files and derived tables of a lake that are not what was written."""
+    for file in lake.manifests.spans().files:
+        what = _wrong(lake.root, file)
+        if what is not None:
+            yield Unsound(file.path, what, spans=file.rows)
+    for epoch in lake.manifests.epochs():
+        for table in epoch.tables.values():
+            try:
+                with (lake.root / table.path).open("rb") as opened:
+                    sound = hashlib.file_digest(opened, "sha256").hexdigest()[:16] == table.digest
+                what = None if sound else "its bytes are not those that were written"
+            except OSError as error:
+                what = str(error.strerror)
+            if what is not None:
+                yield Unsound(table.path, what, epoch=f"{epoch.mode} {epoch.epoch} of run {epoch.run}")
+
+
+def repair(lake: Lake) -> list[Unsound]:
+    """Set aside the span files that are not what was written, in `damaged/`; returns them.
+
+    Their spans count as lost from then on: table `rejections`, and an error of `lightning-flows why`.
+    """
+    with locked(lake.root / "compact.lock"), locked(lake.root / "lock"):
+        manifest = lake.manifests.spans()
+        found = {file.path: what for file in manifest.files if (what := _wrong(lake.root, file)) is not None}
+        if not found:
+            return []
+        gone = [file for file in manifest.files if file.path in found]
+        manifest.swap(gone, [], time.time_ns())
+        manifest.retired = [one for one in manifest.retired if one.path not in found]  # nobody may remove it
+        manifest.lost += gone
+        lake.manifests.put_spans(manifest)
+        for file in gone:
+            aside = lake.root / "damaged" / Path(file.path).name
+            aside.parent.mkdir(exist_ok=True)
+            if (lake.root / file.path).exists():
+                (lake.root / file.path).rename(aside)
+    lake.rebuild_catalog()
+    return [Unsound(file.path, found[file.path], spans=file.rows) for file in gone]
+
+
+def _wrong(root: Path, file: SpanFile) -> str | None:
+    try:
+        found = digest(root / file.path)
+    except OSError as error:
+        return str(error.strerror)
+    if file.digest is None or found == file.digest:  # of files from before there were digests nothing is known
+        return None
+    return "its bytes are not those that were written"
