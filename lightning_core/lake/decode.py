@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from lightning_core.files import write_atomic
 from lightning_core.lake import schema, sql
+from lightning_core.lake.manifest import LakeError
 from lightning_core.lake.number_facts import number_facts
 from lightning_core.otlp.columns import Alias, span_columns
 from lightning_core.otlp.locate import Sent, locate, rejection
@@ -35,6 +36,7 @@ _SPANS_AT_ONCE = 1 << 17  # and spans,
 _SPAN_BYTES_AT_ONCE = 8 << 20  # and what these hold: empty events or maps take 200 times their bytes
 _CONCLUDED_AT_ONCE = 1 << 18  # spans of which SQL concludes together; a file with more is sorted in as many parts
 
+_PASSING = (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InterruptException)  # not the spans' doing
 Placed = tuple[int, int, Record]  # offset, next offset, record: as `spool.read` yields them
 
 
@@ -65,13 +67,20 @@ class Decoder:
 
         Each rejected: `offset` and `index` (place in the request; None for the whole of it), `count` (1, or more where
         one entry stands for several), `reason`, `received_ns`, `rollout_id`, `attempt_id`, `span` (its bytes in hex).
-        A record on which the decoder itself fails is rejected whole: it must not come back for ever and hold up the rest.
+        A record on which the decoder itself fails is rejected whole: it must not come back for ever and hold up the rest. What may
+        pass is no reason to: where memory is short, fewer records are decoded at once; LakeError where that does not help.
         """
         placed = list(records)
         try:
             return self._decode(placed)
         except (OSError, MemoryError):
             raise
+        except _PASSING as error:
+            if len(placed) <= 1 or not isinstance(error, duckdb.OutOfMemoryException):
+                raise LakeError(
+                    f"spans cannot be decoded for now; the spool keeps them, and the next decoding goes on there: {error}"
+                ) from error
+            logger.warning("not enough memory for %d records at once, trying with half of them: %s", len(placed), error)
         except Exception as error:
             if len(placed) <= 1:
                 return schema.arrow_schema(schema.SPANS).empty_table(), [_failed(*placed[0], error)]

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from lightning_core.gateway import intake
@@ -64,6 +65,34 @@ def test_a_record_on_which_the_decoder_fails_is_set_aside_and_the_others_are_sto
     (entry,) = [json.loads(line) for line in file.read_text().splitlines()]
     assert entry["reason"] == "the decoder failed on the whole request: TypeError: Recursion limit reached"
     assert bytes.fromhex(entry["span"]) == poison
+
+
+def test_where_memory_is_short_spans_wait_or_fewer_are_decoded_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, [body(number) for number in range(1, 9)])
+    lake = Lake(tmp_path)
+    real, conclude = decoding.Decoder.__init__, decoding._conclude
+
+    def with_one_megabyte(self: decoding.Decoder, secret: str | None = None) -> None:
+        real(self, secret)
+        self._engine[0].execute("SET memory_limit = '1MB'; SET temp_directory = ''")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding.Decoder, "__init__", with_one_megabyte)
+        with pytest.raises(LakeError, match="cannot be decoded for now; the spool keeps them"):
+            lake.ingest()
+    assert not (tmp_path / "spool" / "rejected").exists()
+
+    def enough_for_three(con: duckdb.DuckDBPyConnection, decoded: Any) -> Any:
+        if decoded.num_rows > 3:
+            raise duckdb.OutOfMemoryException("could not allocate block")
+        return conclude(con, decoded)
+
+    monkeypatch.setattr(decoding, "_conclude", enough_for_three)
+    done = lake.ingest()
+    assert (done.spans, done.rejected, names_in(lake)) == (8, 0, 8)
+    assert "trying with half of them" in caplog.text
 
 
 def test_a_record_that_the_disk_damaged_is_counted_and_the_others_are_stored(tmp_path: Path) -> None:
