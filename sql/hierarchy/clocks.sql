@@ -13,7 +13,7 @@ WITH asked AS MATERIALIZED (
     SELECT DISTINCT nodes.attempt
     FROM orphans
     JOIN nodes USING (node)
-    WHERE nodes.policy IS NOT NULL AND nodes.op = 'llm'
+    WHERE nodes.policy IS NOT NULL AND orphans.op = 'llm'
 ),
 calls AS MATERIALIZED (
     SELECT nodes.node, nodes.attempt, nodes.start_ns, nodes.end_ns

@@ -11,17 +11,9 @@
 -- the innermost, and a chain it is if the one of that id is as deep as there are. Likewise `kin`: its sum says whether all
 -- but a chain are siblings of one name.
 WITH asked AS MATERIALIZED (
-    SELECT waiting.node, attempt, levels.level, probes.probe, probes.x, probes.y, coalesce(end_ns, start_ns) AS end_ns
+    SELECT node, attempt, level, start_ns, coalesce(end_ns, start_ns) AS end_ns
     FROM waiting
-    JOIN (SELECT DISTINCT attempt, level FROM agent_times WHERE level > 0) AS levels USING (attempt),
-    LATERAL (
-        SELECT 0 AS probe, start_ns AS x, start_ns AS y
-        UNION ALL
-        SELECT 1, start_ns + clock_tolerance_ns(), start_ns
-        UNION ALL
-        SELECT 2, start_ns + clock_tolerance_ns(), start_ns - clock_tolerance_ns()
-        WHERE coalesce(end_ns, start_ns) - start_ns < clock_tolerance_ns()
-    ) AS probes
+    JOIN (SELECT DISTINCT attempt, level FROM agent_times WHERE level > 0) AS levels USING (attempt)
 ),
 weights AS MATERIALIZED (
     SELECT
@@ -59,30 +51,41 @@ closed AS MATERIALIZED (
     FROM weights
     WINDOW earlier AS (PARTITION BY attempt, level ORDER BY end_ns)
 ),
-totals AS MATERIALIZED (
-    SELECT
-        asked.*,
-        (coalesce(opened.n, 0) - coalesce(closed.n, 0))::BIGINT AS n,
-        (coalesce(opened.w, 0) - coalesce(closed.w, 0))::BIGINT AS w,
-        coalesce(opened.k, 0) - coalesce(closed.k, 0) AS k,
-        (coalesce(opened.innermost, 0) - coalesce(closed.innermost, 0))::BIGINT AS innermost
+near AS MATERIALIZED (
+    SELECT asked.*, opened AS begun, closed AS over
     FROM asked
-    ASOF LEFT JOIN opened ON opened.attempt = asked.attempt AND opened.level = asked.level AND asked.x >= opened.start_ns
-    ASOF LEFT JOIN closed ON closed.attempt = asked.attempt AND closed.level = asked.level AND asked.y > closed.end_ns
+    ASOF JOIN opened
+        ON opened.attempt = asked.attempt
+        AND opened.level = asked.level
+        AND opened.start_ns <= asked.start_ns + clock_tolerance_ns()
+    ASOF LEFT JOIN closed ON closed.attempt = asked.attempt AND closed.level = asked.level AND closed.end_ns < asked.start_ns
 ),
 tiers AS MATERIALIZED (
-    SELECT totals.*, chosen.opens_soon
-    FROM totals
-    JOIN (
-        SELECT
-            node,
-            CASE WHEN max(n) FILTER (probe = 1) > 0 THEN 1 ELSE 2 END AS probe,
-            max(n) FILTER (probe = 0) > 0 AND max(n) FILTER (probe = 1) > max(n) FILTER (probe = 0) AS opens_soon
-        FROM totals
-        WHERE level = 1
-        GROUP BY node
-        HAVING max(n) > 0
-    ) AS chosen USING (node, probe)
+    SELECT
+        * EXCLUDE (begun, over),
+        begun.start_ns > start_ns AS more_soon,
+        (begun.n - coalesce(over.n, 0))::BIGINT AS n,
+        (begun.w - coalesce(over.w, 0))::BIGINT AS w,
+        begun.k - coalesce(over.k, 0) AS k,
+        (begun.innermost - coalesce(over.innermost, 0))::BIGINT AS innermost
+    FROM (
+        SELECT *, start_ns AS y FROM near WHERE begun.n > coalesce(over.n, 0)
+        UNION ALL BY NAME
+        SELECT near.* REPLACE (closed AS over), near.start_ns - clock_tolerance_ns() AS y
+        FROM near
+        ASOF LEFT JOIN closed
+            ON closed.attempt = near.attempt AND closed.level = near.level AND closed.end_ns < near.start_ns - clock_tolerance_ns()
+        WHERE near.begun.n = near.over.n AND near.end_ns - near.start_ns < clock_tolerance_ns()
+    )
+    WHERE begun.n > coalesce(over.n, 0)
+),
+open_soon AS (
+    -- Some were open, and more opened within the 50 ms after.
+    SELECT tiers.node
+    FROM tiers
+    ASOF JOIN opened ON opened.attempt = tiers.attempt AND opened.level = tiers.level AND opened.start_ns <= tiers.start_ns
+    ASOF LEFT JOIN closed ON closed.attempt = tiers.attempt AND closed.level = tiers.level AND closed.end_ns < tiers.start_ns
+    WHERE tiers.level = 1 AND tiers.more_soon AND opened.n > coalesce(closed.n, 0)
 ),
 chains AS MATERIALIZED (
     SELECT
@@ -101,15 +104,15 @@ chains AS MATERIALIZED (
         AND times.level = tiers.level
         AND times.id = tiers.w
         AND times.depth = tiers.n
-        AND times.start_ns <= tiers.x
+        AND times.start_ns <= tiers.start_ns + clock_tolerance_ns()
         AND times.end_ns >= tiers.y
 ),
 certain AS (
     -- Of a chain the innermost, if nothing speaks for those around it.
     SELECT chains.node, chains.id
     FROM chains
-    JOIN tiers ON tiers.node = chains.node AND tiers.level = 1
-    WHERE chains.level = 1 AND NOT tiers.opens_soon AND NOT chains.contested AND NOT (chains.outlives AND chains.depth > 1)
+    ANTI JOIN open_soon ON open_soon.node = chains.node
+    WHERE chains.level = 1 AND NOT chains.contested AND NOT (chains.outlives AND chains.depth > 1)
 ),
 same_name AS (
     SELECT chains.node, first_one.up AS parent, chains.depth - 1 AS outer_ones, agent_spans.agent, agent_spans.agent_path

@@ -3,8 +3,8 @@
 -- record_index), or the view `epoch_spans`.
 -- Inputs: spans, node_keys.
 -- Rule: `prompt_tokens` and `response_tokens` are the lengths of the lists of token ids; NULL where there are none.
--- `attempt` is that of `bucket`, which has its rollout and attempt id. `span_key`, `parent_key` and
--- `response_key` stand for (attempt, id) in 64 bits: joins of a million spans want one number. Texts that few spans are
+-- `attempt` is that of `bucket`, which has its rollout and attempt id. `span_key`, `parent_key`, `response_key` and
+-- `tool_call_key` stand for (attempt, id) in 64 bits: joins of a million spans want one number. Texts that few spans are
 -- asked for (trace, links, the parent's id) are read of these. Times are at most 2^62 ns from 1970 (the year 2116), so that what adds to them cannot
 -- overflow; `spans` has them as sent.
 SELECT
@@ -24,7 +24,7 @@ SELECT
     spans.policy_version,
     CASE WHEN spans.response_id IS NOT NULL THEN hash(keys.attempt, spans.response_id) END AS response_key,
     spans.tool_name,
-    spans.tool_call_id,
+    CASE WHEN spans.tool_call_id IS NOT NULL THEN hash(keys.attempt, spans.tool_call_id) END AS tool_call_key,
     spans.reward,
     spans.reward_name,
     spans.reward_source,

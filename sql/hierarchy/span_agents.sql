@@ -2,10 +2,9 @@
 -- Grain: one row per span, and one (negative `node`) per declared parent that never came. A view: calls and rewards ask for
 -- some spans alone. `placed_by`: the method, for the top of a tree. `agent_node`: the agent's span; NULL where it is not known
 -- which of several. `confidence`: of the weakest step up to the agent.
--- Inputs: components, placements, agent_spans, evident_agent, methods.
+-- Inputs: components, placements, agent_spans, root_calls.
 -- Rule: a span belongs to the nearest named ancestor-or-self. What lies under an `ambiguous` span is ambiguous too, until
--- a span names its agent. What is declared is not put elsewhere, but a call right under a root (AgentOps hangs calls under its
--- session) may be of an agent that time or its prompt tells.
+-- a span names its agent. A call right under a root keeps its parent, but may be of an agent that time or its prompt tells.
 SELECT
     components.node,
     coalesce(components.parent, placements.parent) AS parent_node,
@@ -30,16 +29,4 @@ SELECT
 FROM components
 JOIN placements ON placements.node = components.top
 LEFT JOIN agent_spans AS agents ON agents.node = components.agent_node
-LEFT JOIN (
-    SELECT
-        evident_agent.node,
-        evident_agent.method,
-        evident_agent.candidates,
-        methods.confidence::DOUBLE AS confidence,
-        coalesce(evident_agent.agent, agent_spans.agent) AS agent,
-        CASE WHEN coalesce(evident_agent.agent = agent_spans.agent, evident_agent.agent IS NULL) THEN evident_agent.parent END AS agent_node,
-        coalesce(evident_agent.agent_path, agent_spans.agent_path) AS agent_path
-    FROM evident_agent
-    JOIN methods USING (method)
-    LEFT JOIN agent_spans ON agent_spans.node = evident_agent.parent
-) AS told ON told.node = components.node AND components.node <> components.top
+LEFT JOIN root_calls AS told ON told.node = components.node

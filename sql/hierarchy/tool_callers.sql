@@ -1,7 +1,7 @@
 -- Which call asked for which tool run, where either has lost its parent: then one tells where the other belongs.
 -- Grain: one row per tool span that exactly one LLM call of its attempt (twins are one) asked for, by its tool call id. `call_lost`:
 -- no record of the call declares a parent that is there; `tool_lost`: the tool does not.
--- Inputs: nodes, spans, user_names, declared, orphans, llm_twins, clocks.
+-- Inputs: nodes, spans, user_names, declared, tool_requests, llm_twins, clocks.
 -- Rule: who runs a tool need not be who asked for it: that agent has to have begun before the call (50 ms are forgiven,
 -- but not the whole call).
 -- Some models count their ids from 0 in every conversation. So a tool of another name, or with other arguments, than the call asked
@@ -14,108 +14,46 @@ records AS MATERIALIZED (
     UNION
     SELECT kept, kept FROM llm_twins
 ),
-lost AS (
-    SELECT DISTINCT attempt
-    FROM orphans
-    ANTI JOIN llm_twins USING (node)
-    WHERE op = 'llm' OR (op = 'tool' AND has_tool_call)
-),
 tools AS MATERIALIZED (
     SELECT
         nodes.node,
         nodes.attempt,
-        nodes.tool_call_id,
+        nodes.tool_call_key,
         nodes.tool_name,
         nodes.start_ns,
         coalesce(user_names.agent_name, nodes.agent_name) AS agent_name,
         declared.parent,
         CASE WHEN json_valid(spans.tool_arguments) THEN json(spans.tool_arguments) END AS arguments
     FROM nodes
-    SEMI JOIN lost USING (attempt)
+    SEMI JOIN tool_requests USING (tool_call_key)
     JOIN spans USING (record_offset, record_index)
     LEFT JOIN user_names USING (node)
     LEFT JOIN declared USING (node)
-    WHERE nodes.op = 'tool' AND nodes.tool_call_id IS NOT NULL
-),
-outputs AS (
-    SELECT
-        nodes.attempt,
-        coalesce(llm_twins.kept, nodes.node) AS call,
-        CASE WHEN json_valid(spans.output_messages) THEN spans.output_messages END AS messages,
-        concat_ws(
-            chr(10),
-            spans.output_messages,
-            spans.attributes['output.value'],
-            -- OpenInference's numbered attributes hold the bare id.
-            list_aggregate(
-                ['"id":"' || entry.value || '"' FOR entry IN map_entries(spans.attributes) IF ends_with(entry.key, 'tool_call.id')],
-                'string_agg', chr(10)
-            )
-        ) AS text
-    FROM nodes
-    SEMI JOIN tools USING (attempt)
-    JOIN spans USING (record_offset, record_index)
-    LEFT JOIN llm_twins USING (node)
-    WHERE nodes.op = 'llm'
-),
-ids AS (
-    SELECT DISTINCT
-        attempt,
-        call,
-        unnest(regexp_extract_all(text, '\\*"(?:id|call_id|tool_call_id)\\*"\s*:\s*\\*"([^"\\]+)', 1)) AS tool_call_id
-    FROM outputs
-),
-requests AS (
-    -- What was asked for under the id, as OpenAI and the GenAI conventions write it.
-    SELECT
-        call,
-        coalesce(request ->> '$.call_id', request ->> '$.id') AS tool_call_id,
-        min(coalesce(request ->> '$.function.name', request ->> '$.name')) AS tool_name,
-        min(coalesce(request ->> '$.function.arguments', request ->> '$.arguments')) AS arguments
-    FROM (
-        SELECT
-            call,
-            unnest(list_concat(json_extract(messages, '$..tool_calls[*]'), json_extract(messages, '$..parts[*]'))) AS request
-        FROM outputs
-        WHERE messages IS NOT NULL
-    )
-    GROUP BY call, coalesce(request ->> '$.call_id', request ->> '$.id')
-),
-asked AS MATERIALIZED (
-    SELECT
-        ids.attempt,
-        ids.tool_call_id,
-        ids.call,
-        requests.tool_name,
-        CASE WHEN json_valid(requests.arguments) THEN json(requests.arguments) END AS arguments,
-        count(*) OVER (PARTITION BY ids.attempt, ids.tool_call_id) AS calls
-    FROM ids
-    SEMI JOIN tools USING (attempt, tool_call_id)
-    LEFT JOIN requests ON requests.call = ids.call AND requests.tool_call_id = ids.tool_call_id
+    WHERE nodes.op = 'tool'
 ),
 runs AS MATERIALIZED (
-    SELECT tools.* EXCLUDE (arguments), asked.call
+    SELECT tools.* EXCLUDE (arguments), tool_requests.call
     FROM tools
-    JOIN asked USING (attempt, tool_call_id)
-    WHERE asked.calls = 1
-        AND coalesce(asked.tool_name = tools.tool_name, true)
+    JOIN tool_requests USING (tool_call_key)
+    WHERE tool_requests.calls = 1
+        AND coalesce(tool_requests.tool_name = tools.tool_name, true)
         -- A framework may add arguments, or write them in a way of its own: then nothing is known.
         AND NOT coalesce(
-            len(json_keys(asked.arguments)) > 0
-                AND list_has_all(json_keys(tools.arguments), json_keys(asked.arguments))
-                AND NOT json_contains(tools.arguments, asked.arguments),
+            len(json_keys(tool_requests.arguments)) > 0
+                AND list_has_all(json_keys(tools.arguments), json_keys(tool_requests.arguments))
+                AND NOT json_contains(tools.arguments, tool_requests.arguments),
             false
         )
     UNION ALL
     SELECT tools.* EXCLUDE (arguments), alike.call
     FROM tools
     JOIN (
-        SELECT attempt, tool_call_id, tool_name, arguments, min(call) AS call
-        FROM asked
+        SELECT tool_call_key, tool_name, arguments, min(call) AS call
+        FROM tool_requests
         WHERE calls > 1
         GROUP BY ALL
         HAVING count(*) = 1
-    ) AS alike USING (attempt, tool_call_id, tool_name, arguments)
+    ) AS alike USING (tool_call_key, tool_name, arguments)
 ),
 named AS MATERIALIZED (
     SELECT nodes.node, coalesce(user_names.agent_name, nodes.agent_name) AS agent_name
@@ -154,11 +92,11 @@ agents AS MATERIALIZED (
 ),
 shared AS (
     -- Of two records of one run, one in the other, the outer one says whose it is.
-    SELECT runs.call, runs.tool_call_id
+    SELECT runs.call, runs.tool_call_key
     FROM runs
     LEFT JOIN agents ON agents.start = runs.parent
-    ANTI JOIN runs AS outer_one ON outer_one.node = runs.parent AND outer_one.tool_call_id = runs.tool_call_id
-    GROUP BY runs.call, runs.tool_call_id
+    ANTI JOIN runs AS outer_one ON outer_one.node = runs.parent AND outer_one.tool_call_key = runs.tool_call_key
+    GROUP BY runs.call, runs.tool_call_key
     HAVING count(DISTINCT coalesce(runs.agent_name, agents.agent_name)) > 1
 ),
 callers AS MATERIALIZED (
@@ -185,7 +123,7 @@ began AS (
 )
 SELECT runs.node, runs.call, placed.node IS NULL AS call_lost, runs.parent IS NULL AS tool_lost
 FROM runs
-ANTI JOIN shared USING (call, tool_call_id)
+ANTI JOIN shared USING (call, tool_call_key)
 JOIN began USING (call)
 LEFT JOIN agents ON agents.start = runs.parent
 LEFT JOIN (SELECT DISTINCT node FROM placed) AS placed ON placed.node = runs.call

@@ -5,40 +5,42 @@
 -- before the first of them ends.
 WITH RECURSIVE
 tools AS MATERIALIZED (
-    SELECT node, attempt, tool_name, tool_call_id, start_ns, coalesce(end_ns, start_ns) AS end_ns
+    SELECT node, tool_name, tool_call_key, start_ns, coalesce(end_ns, start_ns) AS end_ns
     FROM nodes
     WHERE op = 'tool'
 ),
-parents AS MATERIALIZED (
-    -- Of tools alone: without any, nothing else is looked through.
-    SELECT declared.node, declared.parent FROM tools JOIN declared USING (node)
+inner_ones AS MATERIALIZED (
+    -- Few spans lie in such spans: theirs are the parents looked at, not everybody's.
+    SELECT declared.node, declared.parent, above.op
+    FROM declared
+    JOIN nodes AS above ON above.node = declared.parent AND above.op IN ('tool', 'other')
 ),
-enclosing AS (
-    SELECT node, parent AS outer_node FROM parents
+enclosing AS MATERIALIZED (
+    SELECT node, parent AS outer_node FROM inner_ones WHERE op = 'tool'
     UNION ALL
-    SELECT parents.node, higher.parent
-    FROM parents
-    JOIN nodes AS between_them ON between_them.node = parents.parent AND between_them.op = 'other'
-    JOIN declared AS higher ON higher.node = between_them.node
+    SELECT inner_ones.node, higher.parent
+    FROM inner_ones
+    JOIN declared AS higher ON higher.node = inner_ones.parent
+    WHERE inner_ones.op = 'other'
 ),
 nested AS (
     SELECT min(inside.node) AS node, outside.node AS other
     FROM enclosing
     JOIN tools AS inside ON inside.node = enclosing.node
     JOIN tools AS outside ON outside.node = enclosing.outer_node
-    WHERE coalesce(inside.tool_name = outside.tool_name, true) AND coalesce(inside.tool_call_id = outside.tool_call_id, true)
+    WHERE coalesce(inside.tool_name = outside.tool_name, true) AND coalesce(inside.tool_call_key = outside.tool_call_key, true)
     GROUP BY outside.node
 ),
 same_id AS (
     SELECT tools.node, first_one.node AS other
     FROM tools
     JOIN (
-        SELECT min(node) AS node, attempt, tool_call_id
+        SELECT tool_call_key, min(node) AS node
         FROM tools
-        WHERE tool_call_id IS NOT NULL
-        GROUP BY attempt, tool_call_id
+        WHERE tool_call_key IS NOT NULL
+        GROUP BY tool_call_key
         HAVING count(*) > 1
-    ) AS shared USING (attempt, tool_call_id)
+    ) AS shared USING (tool_call_key)
     JOIN tools AS first_one ON first_one.node = shared.node
     WHERE tools.node <> first_one.node
         AND tools.start_ns <= first_one.end_ns

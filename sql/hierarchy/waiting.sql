@@ -32,10 +32,10 @@ tops AS (
     SEMI JOIN (SELECT node FROM components WHERE node = top AND NOT broken) AS tops USING (node)
     ANTI JOIN holding ON holding.top = candidates.node
 ),
-unowned AS MATERIALIZED (
-    SELECT components.node, components.parent, components.top
+clients AS MATERIALIZED (
+    SELECT components.node, components.parent, components.top, nodes.op
     FROM components
-    JOIN nodes ON nodes.node = components.node AND nodes.op = 'llm'
+    JOIN nodes ON nodes.node = components.node AND nodes.op IN ('llm', 'other')
     JOIN (
         SELECT top FROM holding
         UNION
@@ -45,13 +45,11 @@ unowned AS MATERIALIZED (
 ),
 above AS (
     -- Up to the first span that is no client's.
-    SELECT node, parent AS above, top FROM unowned
+    SELECT node, parent AS above, top FROM clients WHERE op = 'llm'
     UNION ALL
-    SELECT above.node, components.parent, above.top
+    SELECT above.node, clients.parent, above.top
     FROM above
-    JOIN components ON components.node = above.above
-    JOIN nodes ON nodes.node = above.above
-    WHERE nodes.op IN ('llm', 'other') AND components.parent IS NOT NULL
+    JOIN clients ON clients.node = above.above
 ),
 under_a_root AS (
     SELECT node FROM above WHERE above = top

@@ -4,9 +4,9 @@
 -- Inputs: waiting, components, evidence, missing_parents, nodes, llm_twins, prompt_keys.
 WITH members AS (
     SELECT waiting.node, components.node AS call FROM waiting JOIN components ON components.top = waiting.node
-    UNION
-    SELECT node, node FROM waiting WHERE node > 0
-    UNION
+    UNION ALL
+    SELECT waiting.node, waiting.node FROM waiting JOIN components USING (node) WHERE components.node <> components.top
+    UNION ALL
     -- What lost its parent goes where that goes.
     SELECT missing_parents.node, components.node
     FROM evidence
@@ -19,7 +19,7 @@ SELECT
     members.node,
     nodes.attempt,
     CASE WHEN count(*) = 1 THEN min(members.call) END AS call,
-    CASE WHEN count(DISTINCT prompt_keys.prompt_key) = 1 THEN min(prompt_keys.prompt_key) END AS prompt_key
+    CASE WHEN min(prompt_keys.prompt_key) = max(prompt_keys.prompt_key) THEN min(prompt_keys.prompt_key) END AS prompt_key
 FROM members
 JOIN nodes ON nodes.node = members.call AND nodes.op = 'llm'
 ANTI JOIN llm_twins ON llm_twins.node = members.call

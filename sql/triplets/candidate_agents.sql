@@ -1,21 +1,33 @@
 -- The agents that could have made a call of which it is not known whose it is.
 -- Grain: one row per (call of a policy, agent name). `agent` is '' for one that nobody knows: a span was lost, or the prompt is none
 -- of the others'.
--- Inputs: bucket, nodes, span_agents, components, placements, evidence, enclosing_agent, evident_agent, waiting, calls_at_once, agent_times, agent_spans, lossy_attempts.
+-- Inputs: bucket, nodes, span_agents, components, placements, root_calls, evidence, enclosing_agent, evident_agent, waiting, calls_at_once, agent_times, agent_spans, lossy_attempts.
 -- Rule: what is ambiguous is the call, or what it lies under: from the call upwards to the first tree that several agents
 -- hold. Candidates are the agents that were open when that began (as in `enclosing_agent`), without those around another of
 -- them: of nested agents the inner one has the span, unless the outer one works meanwhile, the span outlives the inner one, or is one of two calls at once.
 WITH RECURSIVE
-doubtful AS MATERIALIZED (
-    SELECT placements.node AS top, evident_agent.node AS held
+unclear AS MATERIALIZED (
+    -- As a rule none: then nothing more is looked at.
+    SELECT placements.node AS top, above.top AS onto
     FROM placements
-    LEFT JOIN evidence ON evidence.node = placements.node
-    JOIN evident_agent ON evident_agent.node = coalesce(evidence.beside, placements.node)
+    JOIN components AS above ON above.node = placements.parent
+    WHERE placements.ambiguous
+),
+doubtful AS MATERIALIZED (
+    SELECT unclear.top, evident_agent.node AS held
+    FROM unclear
+    LEFT JOIN evidence ON evidence.node = unclear.top
+    JOIN evident_agent ON evident_agent.node = coalesce(evidence.beside, unclear.top)
     WHERE evident_agent.method = 'ambiguous'
 ),
 asked AS MATERIALIZED (
     SELECT nodes.node AS call_id, components.top
-    FROM nodes
+    FROM (
+        SELECT components.node FROM components SEMI JOIN unclear USING (top)
+        UNION
+        SELECT node FROM root_calls WHERE method = 'ambiguous'
+    ) AS found
+    JOIN nodes USING (node)
     JOIN span_agents USING (node)
     JOIN components USING (node)
     WHERE span_agents.ambiguous AND nodes.op = 'llm' AND nodes.policy IS NOT NULL
@@ -23,11 +35,10 @@ asked AS MATERIALIZED (
 climbed AS (
     FROM asked
     UNION
-    SELECT climbed.call_id, above.top
+    SELECT climbed.call_id, unclear.onto
     FROM climbed
-    JOIN placements ON placements.node = climbed.top
-    JOIN components AS above ON above.node = placements.parent
-    ANTI JOIN doubtful ON doubtful.top = climbed.top
+    JOIN unclear USING (top)
+    ANTI JOIN doubtful USING (top)
 ),
 spans_held AS MATERIALIZED (
     SELECT

@@ -1,7 +1,7 @@
 -- Which LLM calls of the epoch's rollouts train a policy, and why the others do not: the narrow part of `policy_calls`,
 -- which is all that rewards and triplets need of it.
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
--- Inputs: nodes, span_agents, llm_twins, agent_spans, candidate_agents, reward_operation_calls, sampled_calls,
+-- Inputs: nodes, span_agents, llm_twins, agent_spans, candidate_agents, reward_operation_spans, sampled_calls,
 -- rollout_rewards, policy_totals, bucket, policies, reward_settings.
 -- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
 -- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
@@ -114,7 +114,7 @@ SELECT
         WHEN distorted.other_sampling AND policies.other_sampling = 'drop' AND NOT policies.imitates THEN 'other_sampling'
         WHEN policies.max_version_lag IS NOT NULL AND (versions.oldest IS NULL OR policies.version IS NULL) THEN 'unknown_version'
         WHEN policies.version - versions.oldest > policies.max_version_lag THEN 'stale'
-        WHEN reward_operation_calls.call_id IS NOT NULL THEN 'reward_operation'
+        WHEN reward_operation_spans.node IS NOT NULL THEN 'reward_operation'
         WHEN calls.ambiguous
             AND policies.ambiguous = 'drop'
             AND coalesce(candidates.taken, true)
@@ -133,7 +133,7 @@ FROM calls
 JOIN rewards USING (attempt)
 CROSS JOIN reward_settings AS settings
 LEFT JOIN policies ON policies.policy = calls.policy
-LEFT JOIN reward_operation_calls ON reward_operation_calls.call_id = calls.node
+LEFT JOIN reward_operation_spans ON reward_operation_spans.node = calls.node
 LEFT JOIN policy_totals AS own ON own.policy = calls.policy AND own.attempt = calls.attempt
 LEFT JOIN remarked AS sampled ON sampled.call_id = calls.node
 LEFT JOIN chosen_otherwise ON chosen_otherwise.untrainable = sampled.untrainable AND policies.imitates

@@ -130,12 +130,15 @@ def trees(con: duckdb.DuckDBPyConnection, seed: int) -> None:
     evidence: list[dict[str, Any]] = []
     for attempt in range(1, 80):
         tops: list[int] = []
-        depths: dict[int, tuple[int, int]] = {}  # node → its top, its depth
+        depths: dict[int, tuple[int, int, int | None]] = {}  # node → its top, its depth, its agent
         for node in range(100 * attempt, 100 * attempt + draw.randint(2, 14)):
             missing = bool(tops) and draw.random() < 0.1
             above = draw.choice([*depths, None]) if depths and not missing else None
-            top, depth = (node, 0) if above is None else (depths[above][0], depths[above][1] + 1)
-            depths[node] = top, depth
+            top, depth, agent = (node, -1, None) if above is None else depths[above]
+            depth += 1
+            begins = draw.random() < 0.1
+            agent = node if begins else agent
+            depths[node] = top, depth, agent
             start = draw.choice([None, *range(9)])
             row = {"node": node, "attempt": attempt, "start_ns": start, "policy": draw.choice([None, "policy"])}
             row |= {
@@ -144,14 +147,13 @@ def trees(con: duckdb.DuckDBPyConnection, seed: int) -> None:
             }
             named = draw.random() < 0.1
             broken = above is None and bool(tops) and draw.random() < 0.1
-            agent = node if draw.random() < 0.1 else None
             rows["components"].append(
                 row | {"parent": above, "top": top, "depth": depth, "agent_node": agent, "broken": broken}
             )
             rows["missing" if missing else "nodes"].append(row | {"named": named})
             if named and not missing:
                 rows["names"].append(row)
-            if agent:
+            if begins:
                 rows["agents"].append(row | {"top": top, "runs": draw.random() < 0.8})
             if above is None:
                 if tops and draw.random() < 0.3:

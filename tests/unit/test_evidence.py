@@ -344,9 +344,13 @@ def test_calls_inside_a_reward_operation_are_a_judges(tmp_path: Path) -> None:
     made.call([3], [4], (0.45, 0.5), inside)
     reward = made.span("judge", (0.7, 0.9), agent, op="reward", reward=1.0, reward_name="reward")
     made.call([5], [6], (0.75, 0.8), reward)
+    # In a circle of parents too.
+    made.span("judge", (0.9, 0.99), "c2", op="reward", reward=1.0, reward_name="reward", span_id="c1")
+    made.span("step", (0.91, 0.99), "c1", span_id="c2")
+    made.call([7], [8], (0.92, 0.93), "c2")
     lake, epoch = derived(tmp_path, made.rows)
     left_out = [call["left_out"] for call in table(lake, epoch, "policy_calls")]
-    assert left_out == [None, "reward_operation", "reward_operation"]
+    assert left_out == [None, "reward_operation", "reward_operation", "reward_operation"]
 
 
 @scenario
