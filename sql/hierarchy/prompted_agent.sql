@@ -35,15 +35,17 @@ prompted AS MATERIALIZED (
     GROUP BY ALL
 ),
 owner_open AS MATERIALIZED (
+    -- Asked only where it decides.
     SELECT DISTINCT timed.node
     FROM timed
+    ANTI JOIN lossy_attempts ON lossy_attempts.attempt = timed.attempt
     JOIN waiting USING (node)
     JOIN agent_spans ON agent_spans.attempt = timed.attempt AND agent_spans.agent = timed.owner
     JOIN agent_times AS times
         ON times.level = 1
         AND times.id = agent_spans.node
         AND open_at(times.start_ns, times.end_ns, waiting.start_ns)
-    WHERE timed.owner IS DISTINCT FROM timed.time_agent OR timed.method = 'ambiguous'
+    WHERE (timed.owner IS DISTINCT FROM timed.time_agent OR timed.method = 'ambiguous') AND NOT timed.known
 ),
 sharing AS (
     -- Who else may have been prompted so.
