@@ -35,10 +35,10 @@ _waiting: list[_Resident] = []  # trainers without a job
 
 
 class _Resident(Process):
-    """A trainer that does one job after another, all in the same environment."""
+    """A trainer that does one job after another, all in the environment of the first."""
 
-    def __init__(self, environment: dict[str, str], device: str | None, log_path: Path) -> None:
-        self.environment, self.device, self.jobs = environment, device, 0
+    def __init__(self, job: Job, environment: dict[str, str], log_path: Path) -> None:
+        self.device, self.beside, self.jobs = job.device, job.beside, 0
         theirs, self._pipe = os.pipe()
         try:
             command = [sys.executable, *_MODULE, "--jobs", str(theirs), "--with-parent", str(os.getpid())]
@@ -137,12 +137,13 @@ def _start(job: Job, job_file: Path, log_path: Path, stays: bool) -> Process:
         _end_waiting(job.device)
         return Process(command(job, job_file), log_path, environment)
     with _lock:
-        found = next((one for one in _waiting if one.environment == environment and one.poll() is None), None)
+        alike = (one for one in _waiting if (one.device, one.beside) == (job.device, job.beside))
+        found = next((one for one in alike if one.poll() is None), None)
         if found is not None:
             _waiting.remove(found)
     if found is None:
         _end_waiting(job.device)
-        found = _Resident(environment, job.device, log_path)
+        found = _Resident(job, environment, log_path)
     found.give(job_file, log_path)
     return found
 
