@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,9 +50,37 @@ def test_one_of_them_is_run_by_its_name_and_what_needs_vllm_can_be_left_out(
 
 @pytest.mark.parametrize("nodes", [1, 2, 12, 200, 1000])
 def test_a_forest_has_the_nodes_that_were_asked_for(nodes: int) -> None:
-    depth, end = attention.forest(nodes, np.random.default_rng(0))
-    assert len(depth) == len(end) == nodes
-    assert end.max() == nodes and (nodes < 12 or depth.max() < nodes - 1), "it branches"
+    trie = attention.forest(nodes, np.random.default_rng(0))
+    assert len(trie.depth) == len(trie.end) == nodes
+    assert trie.end.max() == nodes and (nodes < 12 or trie.depth.max() < nodes - 1), "it branches"
+
+
+def flash(
+    query: Any, key: Any, value: Any, asking: Any, seen: Any, *_: Any, softmax_scale: Any, causal: bool, **__: Any
+) -> Any:
+    """What FlashAttention's `flash_attn_varlen_func` computes: the last query of a segment sees all of its keys."""
+    import torch
+
+    parts = []
+    for (q, q_end), (k, k_end) in zip(pairwise(asking.tolist()), pairwise(seen.tolist()), strict=True):
+        mask = torch.ones(q_end - q, k_end - k, dtype=torch.bool)
+        mask = mask.tril(k_end - k - q_end + q) if causal else mask
+        of = (query[q:q_end], key[k:k_end], value[k:k_end])
+        q_, k_, v_ = (tensor.transpose(0, 1)[None] for tensor in of)
+        part = torch.nn.functional.scaled_dot_product_attention(q_, k_, v_, mask, scale=softmax_scale, enable_gqa=True)
+        parts.append(part[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def test_trls_trie_is_compared_where_its_kernel_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By TRL's own code; the kernel, which needs a Hopper, is computed by PyTorch."""
+    assert "no FlashAttention 3" in attention._fa3(small=True)["skipped"]
+    for causal in (True, False):
+        kernel = SimpleNamespace(flash_attn_varlen_func=lambda *a, causal, c=causal, **k: flash(*a, causal=c, **k))
+        monkeypatch.setitem(sys.modules, "flash_attn_interface", kernel)
+        found = attention._fa3(small=True)
+        assert found["ok"] is causal, found
+        assert found["nodes"] == 400 and found["times_ours"] > 0
 
 
 def test_the_share_of_a_cards_peak_counts_unique_tokens_and_what_each_of_them_sees() -> None:
