@@ -1,17 +1,20 @@
 """vLLM on the card: its probe against the trainer's, and turns on one card: sleep, train, wake up into the new version, swap.
 
-All by the product's own code, on random weights. A vLLM for CPUs cannot sleep: there the turns are train and swap.
+By the product's own code, on random weights. A vLLM for CPUs cannot sleep: there the turns are train and swap. Beside it
+vLLM's own way, weights handed over by CUDA IPC from a trainer's memory on the same card.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -26,6 +29,7 @@ from lightning_core.policies.probe import ASKED, Probe, difference, tolerance
 from lightning_core.policies.redeploy import hot_swap
 from lightning_core.policies.sleep import asleep
 from lightning_core.policies.vllm import VllmServer
+from lightning_core.policies.vllm_client import VllmClient
 from lightning_core.policies.vllm_command import cpu_build
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.job import Job
@@ -40,6 +44,7 @@ def checks() -> list[Check]:
         Check("probe-fp32", partial(_probe, "float32"), vllm=True),
         Check("turns-full", partial(_turns, False), vllm=True),
         Check("turns-lora", partial(_turns, True), vllm=True),
+        Check("swap-ipc", _handed_over, vllm=True),
     ]
 
 
@@ -104,6 +109,67 @@ def _bring(vllm: VllmServer, folder: Path, version: str, taken: Any, adapter: bo
     return hot_swap(vllm, folder, version, probe=probe)
 
 
+def _handed_over(small: bool) -> Found:
+    """Seconds without an answer: full weights from a file, and from a trainer's memory by CUDA IPC, where that has expandable
+    segments (as trainings have) and where not."""
+    if cpu_build():
+        return {"ok": True, "skipped": "CUDA IPC hands over memory of a card; this vLLM computes on the CPU"}
+    import torch
+
+    from lightning_core.training.hardware import own_device
+    from lightning_core.training.weights import load_model
+
+    # vLLM gets its arguments pickled; only we can reach its socket.
+    unpickles = mock.patch.dict(os.environ, VLLM_ALLOW_INSECURE_SERIALIZATION="1")
+    shares = ["--weight-transfer-config", '{"backend": "ipc"}', "--gpu-memory-utilization", "0.5"]
+    seconds: dict[str, float] = {}
+    with unpickles, _base(small) as (base, home), _serving(base, home, extra_args=shares) as vllm:
+        for number, way in enumerate(("file", "ipc", "ipc expandable"), 1):
+            torch._C._accelerator_setAllocatorSettings(f"expandable_segments:{way == 'ipc expandable'}")
+            model = load_model(base).to(own_device())
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1 + 0.01 * number)
+            folder = home / f"v000{number}"
+            model.save_pretrained(folder)
+            if way == "file":
+                seconds[way] = hot_swap(vllm, folder, folder.name).paused_s
+            else:
+                with vllm.client() as client:
+                    began = time.monotonic()
+                    client.pause("keep")
+                    hand_over(model, client)
+                    client.reset_prefix_cache()
+                    client.resume()
+                    seconds[way] = time.monotonic() - began
+                    equal = client.compare(folder)
+            del model
+            _free()
+    return {
+        "ok": small or seconds["ipc"] <= _SWAP_S,
+        "asked": {"ipc": _SWAP_S},
+        "seconds": seconds,
+        "tensors_equal": equal,
+    }
+
+
+def hand_over(model: Any, client: VllmClient) -> None:
+    """Have a vLLM that was started with `--weight-transfer-config` read the weights of `model` where they are."""
+    from vllm.distributed.weight_transfer.base import ModuleSource
+    from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+    class OverSocket(HTTPVLLMWeightSyncClient):
+        def _post(self, path: str, json: dict[str, Any] | None = None) -> None:
+            client.request("POST", f"/{path}", json=json)
+
+    sender = IPCTrainerInitInfo(rank=0)
+    WeightTransferTrainerFactory.trainer_init(
+        sender, client=OverSocket("http://vllm"), source=ModuleSource(model)
+    ).send_weights()
+
+
 def _job(policy: PolicySettings, base: Path, home: Path, number: int, small: bool) -> Job:
     from tests.training_data import write_parquet
 
@@ -133,12 +199,10 @@ def _base(small: bool) -> Iterator[tuple[Path, Path]]:
 
 
 @contextlib.contextmanager
-def _serving(
-    base: Path, home: Path, dtype: Any = "auto", colocated: bool | None = None, lora_rank: int | None = None
-) -> Iterator[VllmServer]:
-    settings = VllmSettings(dtype=dtype, colocated=colocated, max_model_len=1024, kv_cache_gb=0.1)
+def _serving(base: Path, home: Path, *, lora_rank: int | None = None, **settings: Any) -> Iterator[VllmServer]:
+    given = VllmSettings.model_validate({"max_model_len": 1024, "kv_cache_gb": 0.1} | settings)
     began = time.monotonic()
-    vllm = VllmServer.start(settings, base, "policy", home=home, lora_rank=lora_rank, on_progress=lambda _: None)
+    vllm = VllmServer.start(given, base, "policy", home=home, lora_rank=lora_rank, on_progress=lambda _: None)
     say(f"vLLM: ready after {time.monotonic() - began:.0f} s")
     try:
         yield vllm

@@ -8,13 +8,16 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import lightning_core.policies.vllm_worker as extension
+from bench.gpu.serving import hand_over
 from lightning_core.config import VllmSettings
 from lightning_core.policies import vllm_command
+from lightning_core.policies.vllm_client import VllmClient
 from lightning_core.policies.vllm_worker import ReloadExtension
 
 pytestmark = pytest.mark.slow  # it imports vLLM
@@ -89,3 +92,66 @@ def test_on_cuda_graphs_are_on_and_a_card_is_filled(monkeypatch: pytest.MonkeyPa
     assert "--enforce-eager" in lines[True] and "--enforce-eager" not in lines[False]
     at = lines[True].index("--max-num-seqs") + 1
     assert lines[True][at] == "64" and "--max-num-seqs" not in lines[False], "vLLM knows how many a card takes"
+
+
+def test_weights_that_the_kit_hands_over_reach_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of vLLM's way but the card's memory: sender, requests, routes, the worker's engine."""
+    import torch
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+    from vllm.distributed.weight_transfer import ipc_engine
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.entrypoints.rl.online.api_router import router
+    from vllm.model_executor.model_loader import reload
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.worker.gpu_worker import Worker
+
+    memory: list[Any] = []
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="card"))
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
+    shared = lambda tensor: memory.append(tensor) or (None, (len(memory) - 1, *[0] * 6))  # noqa: E731
+    monkeypatch.setattr(ipc_engine, "reduce_tensor", shared)
+    monkeypatch.setattr(ipc_engine, "rebuild_cuda_tensor", lambda at, *_: memory[at])
+    steps: list[str] = []
+    monkeypatch.setattr(reload, "initialize_layerwise_reload", lambda model: steps.append("start"))
+    monkeypatch.setattr(reload, "finalize_layerwise_reload", lambda model, config: steps.append("finish"))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda *_: None)
+
+    line = ["--model", "m", "--weight-transfer-config", '{"backend": "ipc"}', "--gpu-memory-utilization", "0.5"]
+    parsed = EngineArgs.from_cli_args(EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(line))
+    assert parsed.weight_transfer_config.backend == "ipc"
+    trained, received = torch.nn.Linear(3, 2), {}
+    served = SimpleNamespace(load_weights=lambda weights: received.update(weights))
+    config = SimpleNamespace(parallel_config=None, model_config=None)
+    engine = ipc_engine.IPCWeightTransferEngine(parsed.weight_transfer_config, config, torch.device("cuda", 0), served)
+    worker = Worker.__new__(Worker)
+    worker.__dict__ |= {
+        "weight_transfer_engine": engine, "vllm_config": config, "_weight_update_active": False, "device": engine.device,
+        "model_runner": SimpleNamespace(reset_lora_state=lambda: None),
+    }  # fmt: skip
+
+    class Engine:
+        async def init_weight_transfer_engine(self, request: Any) -> None:
+            worker.init_weight_transfer_engine(request.init_info)
+
+        async def start_weight_update(self) -> None:
+            worker.start_weight_update()
+
+        async def update_weights(self, request: Any) -> None:
+            worker.update_weights(request.update_info)
+
+        async def finish_weight_update(self, version: str | None) -> None:
+            worker.finish_weight_update()
+
+    app = FastAPI()
+    app.include_router(router)
+    app.state.engine_client = Engine()
+    client = VllmClient(Path("none"))
+    client._http = TestClient(app)  # type: ignore[assignment]
+    hand_over(trained, client)
+    assert steps == ["start", "finish"] and callable(torch._C._accelerator_setAllocatorSettings)
+    assert {name: value.tolist() for name, value in received.items()} == {
+        name: value.tolist() for name, value in trained.named_parameters()
+    }
