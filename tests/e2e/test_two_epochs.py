@@ -114,7 +114,12 @@ def test_each_epoch_publishes_a_version_that_descends_from_the_last(trained: Pat
     weights = {store.manifest(v).files["model.safetensors"].blake3 for v in store.versions()}
     assert len(weights) == 3, "training changed the weights each time"
     assert [store.manifest(v).parent for v in ("v0001", "v0002")] == ["v0000", "v0001"]
-    assert [store.manifest(v).epoch for v in ("v0001", "v0002")] == [0, 1]
+    first, second = (store.manifest(v) for v in ("v0001", "v0002"))
+    assert [first.epoch, second.epoch] == [0, 1]
+    assert first.probe is not None and second.probe is not None
+    assert first.probe.noise == second.probe.noise == first.metrics["mismatch"], "measured once, with equal weights"
+    assert 0 < first.metrics["mismatch"] < 1e-4
+    assert first.probe.token_ids != second.probe.token_ids
 
 
 def test_every_rollout_has_one_result_and_its_calls_token_ids(trained: Path) -> None:
