@@ -29,8 +29,8 @@ def cpu_build() -> bool:
 def dtype(settings: VllmSettings) -> str:
     """What vLLM computes in: `float32`, `bfloat16`, `float16`, or `auto`, as it chooses on a GPU."""
     if settings.dtype == "auto" and cpu_build():
-        # As the trainer computes. vLLM would take bf16: four times slower on CPUs without it, and where it is a third
-        # faster the calculator learned less by the same rollouts (bench/RESULTS.md).
+        # As the trainer computes. vLLM would take bf16: four times slower on CPUs without it, and where it is faster the
+        # two differ by thousands of times more (examples/calculator/README.md).
         return "float32"
     return settings.dtype
 
