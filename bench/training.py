@@ -4,6 +4,7 @@
     train_step_long         8 rollouts of 4 turns on 1,000 tokens of history, each call a sequence
     train_step_long_merged  the same, each rollout one sequence
     train_data_overhead     reading, checking, planning and laying out, as a share of the step's time
+    train_rows_overhead     what is measured of each token for table `training_rows`, as a share of the step's time
     train_start_s           from the start of the training process to its first step
 
 The model has SmolLM2-135M's shape and random weights; the long ones take `--long-layers` of its 30 layers, since stock
@@ -14,9 +15,9 @@ of its norms, tensor by tensor, as a share of the largest); AdamW is left out, b
 is that of the processor time, which a busy machine leaves alone (with OMP_NUM_THREADS=1: threads that wait for each other
 count too).
 
-    .venv/bin/python -m bench.training [calculator long long_merged start] [--groups 2] [--rounds 2] [--drawn] [--bf16]
+    .venv/bin/python -m bench.training [calculator rows long long_merged start] [--groups 2] [--rounds 2] [--drawn] [--bf16]
 
-Each of the four stands for itself: `make bench-training ARGS=long`.
+Each of the five stands for itself: `make bench-training ARGS=long`.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ from lightning_core.training.memory import ON_CPUS
 from lightning_core.training.outcome import throughput
 from lightning_core.training.plan import MicroBatch, plan_steps
 from lightning_core.training.steps import StepPlan
+from lightning_core.training.token_rows import TokenRows
 from tests.tiny_model import make_tiny_tokenizer
 from tests.training_data import write_parquet
 
 _LONG_BUDGET = 4096
-_OVERHEAD_LIMIT, _START_LIMIT_S = 0.02, 20.0
+_OVERHEAD_LIMIT, _ROWS_LIMIT, _START_LIMIT_S = 0.02, 0.03, 20.0
 
 
 class Side:
@@ -98,7 +100,9 @@ class Ours(Side):
         )
         self.computed = step.unique_tokens
         self.before = time.perf_counter() - began
-        trainer = SequenceTrainer(model, make_tiny_tokenizer(), [step], policy, scratch=scratch, step_plan=StepPlan())
+        plan = StepPlan()
+        plan.rows = self.rows = TokenRows(scratch, "policy")
+        trainer = SequenceTrainer(model, make_tiny_tokenizer(), [step], policy, scratch=scratch, step_plan=plan)
         width = len(step.micro_batches)
         trainer.current_gradient_accumulation_steps = width
         trainer.accelerator.gradient_accumulation_steps = 1
@@ -113,10 +117,26 @@ class Ours(Side):
             return inputs
 
         trainer._prepare_inputs = timed  # type: ignore[method-assign, assignment]
+        self.measuring: list[float] = []
+        add = self.rows.add
+
+        def measured(*arguments: Any) -> None:
+            wait()
+            began = time.perf_counter()
+            add(*arguments)
+            self.measuring.append(time.perf_counter() - began)
+
+        self.rows.add = measured  # type: ignore[method-assign, assignment]
         passes: list[Callable[[], Any]] = [
             partial(trainer.training_step, model, {"number": n}, None) for n in range(width)
         ]
         super().__init__(model, passes)
+
+    def run(self) -> None:
+        super().run()
+        began = time.perf_counter()
+        self.rows.write(1)
+        self.measuring.append(time.perf_counter() - began)
 
 
 class Stock(Side):
@@ -193,6 +213,16 @@ def overhead(ours: Ours, n: int) -> None:
     figure("train_data_overhead", share, "of a step", _OVERHEAD_LIMIT, n=n, smaller_is_better=True)
 
 
+def rows(sequences: list[Sequence], shape: Shape, rounds: int, policy: PolicySettings) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        ours = Ours(make_model(shape), sequences, Path(scratch), policy)
+        ours.passes[0]()  # to warm up
+        for _ in range(rounds):
+            ours.run()
+    share = sum(ours.measuring[1:]) / sum(map(sum, ours.seconds))
+    figure("train_rows_overhead", share, "of a step", _ROWS_LIMIT, n=len(sequences), smaller_is_better=True)
+
+
 def start(sequences: list[Sequence], shape: Shape) -> None:
     from lightning_core.training.launch import train
 
@@ -265,7 +295,7 @@ def peak() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("calculator", "long", "long_merged", "start")
+    names = ("calculator", "rows", "long", "long_merged", "start")
     parser.add_argument("what", nargs="*", default=names, help=f"of {', '.join(names)}")
     parser.add_argument("--groups", type=int, default=2)
     parser.add_argument(
@@ -281,7 +311,7 @@ def main() -> None:
     options = parser.parse_args()
     import_trainer()
     rng = np.random.default_rng(0)
-    if options.drawn or not {"calculator", "start"} & set(options.what):
+    if options.drawn or not {"calculator", "rows", "start"} & set(options.what):
         sequences = calculator(options.groups, rng)
     else:
         sequences = real_calculator(options.home.absolute(), options.groups)
@@ -296,6 +326,8 @@ def main() -> None:
         source = "its shape" if options.drawn else "an epoch of the example"
         ours = compare("train_step_calculator", sequences, cut(options.layers), options.rounds, usual, source)
         overhead(ours, len(sequences))
+    if "rows" in options.what:
+        rows(sequences, cut(options.layers), options.rounds, usual)
     long = PolicySettings.model_validate({"training": {"tokens_per_micro_batch": _LONG_BUDGET, **both}})
     for what, make in (("long", long_calls), ("long_merged", long_merged)):
         if what in options.what:

@@ -21,3 +21,6 @@ CREATE OR REPLACE MACRO message_hash(message, said_by) AS
 -- The place of the first message, by these roles, that is neither a system's nor a developer's; of the last reply. NULL: none.
 CREATE OR REPLACE MACRO first_other(roles) AS list_position([r NOT IN ('system', 'developer') FOR r IN roles], true);
 CREATE OR REPLACE MACRO last_reply(roles) AS len(roles) + 1 - list_position([r = 'assistant' FOR r IN list_reverse(roles)], true);
+-- What kind of task it is, where the task says so in one of these fields; NULL: it does not.
+CREATE OR REPLACE MACRO task_kind(task) AS
+    TRY(list_any_value(json_extract_string(task, ['$.kind', '$.type', '$.category', '$.level', '$.difficulty', '$.db_id'])));

@@ -2,8 +2,8 @@
 
     python examples/calculator/tasks.py 5      # look at a few
 
-Each task: `id`, `question`, `answer` (an integer), `expression` (how it is computed; for analysts, the agent does not
-read it). No calculation of the held-out tasks occurs among those to train on.
+Each task: `id`, `question`, `answer` (an integer), `expression` (how it is computed) and `kind` (its operation; both for
+analysts, the agent does not read them). No calculation of the held-out tasks occurs among those to train on.
 """
 
 import random
@@ -80,7 +80,9 @@ def _generate(rng: random.Random, prefix: str, count: int, reserved: set[str]) -
             continue
         seen.add(question)
         task_id = f"{prefix}-{len(tasks):04d}"
-        tasks.append({"id": task_id, "question": question, "answer": answer, "expression": expression})
+        tasks.append(
+            {"id": task_id, "question": question, "answer": answer, "expression": expression, "kind": operation}
+        )
     return tasks
 
 

@@ -23,6 +23,7 @@ from lightning_core.training.job import Job
 from lightning_core.training.launch import train
 from lightning_core.training.memory import sized
 from lightning_core.training.state import name_state
+from lightning_core.training.token_rows import training_rows
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ def train_version(
     Raises training.launch.TrainingFailed, and StoreError where the parent is damaged or the result no child of it; nothing is published then.
     """
     settings, number, made_of = epoch.settings, epoch.number, epoch.manifest.tables
+    table = f"training_rows {policy.name}"  # a table is put whole, and policies may be trained side by side
+    made_of.pop(table, None)
     parent = epoch.manifest.versions[policy.name]
     state = epoch.home / "training" / epoch.run / policy.name
     state.mkdir(parents=True, exist_ok=True)
@@ -93,6 +96,9 @@ def train_version(
     version = _publish(store, output, lineage)
     name_state(job.state, number, version)
     shutil.rmtree(output, ignore_errors=True)
+    rows = training_rows(job.state)
+    if rows is not None:
+        epoch.lake.put_table(epoch.manifest, table, rows, version)
     clear(job.state)
     sequences.unlink()
     return {"version": version, "metrics": numbers, "sequences": made_of["sequences"].digest}

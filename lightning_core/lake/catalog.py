@@ -103,7 +103,7 @@ def build(
             tables: dict[str, list[str]] = {name: [] for name in DERIVED}
             for epoch in manifests.epochs():
                 for name, table in epoch.tables.items():
-                    tables.setdefault(name, []).append(placed(table.path))
+                    tables.setdefault(name.partition(" ")[0], []).append(placed(table.path))
             for name, files in tables.items():
                 parts = [f"SELECT {EMPTY[name]} WHERE false"] if name in EMPTY else []
                 if files:

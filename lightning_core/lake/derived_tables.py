@@ -1,4 +1,4 @@
-"""The tables that an epoch's derivation keeps, with the columns that views and questions may rely on.
+"""The tables that an epoch's derivation and training keep, with the columns that views and questions may rely on.
 
 Where nothing was derived yet these are there and empty; where an older version derived a table without a column, the
 column is there and NULL.
@@ -42,6 +42,8 @@ _COLUMNS = {
     "sequences": "sequence_id VARCHAR, policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, "
     "call_ids VARCHAR[], policy_version VARCHAR, prompt_length INTEGER, token_ids INTEGER[], loss_mask UTINYINT[], "
     "logprobs FLOAT[], reward DOUBLE, advantage DOUBLE, advantages FLOAT[]",
+    "training_rows": "policy VARCHAR, step INTEGER, sequence_id VARCHAR, logprobs FLOAT[], entropies FLOAT[], ratios FLOAT[], "
+    "loss_weights FLOAT[], clipped BOOLEAN[]",
     "finetune_rollouts": "source_run VARCHAR, source_epoch BIGINT, rollout_id VARCHAR, began_ns BIGINT, left_out VARCHAR",
     "exclusions": "call_id BIGINT, choice BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, span_id VARCHAR, policy VARCHAR, "
     "agent VARCHAR, reason VARCHAR",

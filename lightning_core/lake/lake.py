@@ -244,10 +244,11 @@ class Lake:
     ) -> DerivedTable:
         """Write a derived table of an epoch under a name that holds its key, and enter it in the epoch's manifest.
 
-        table: whole, or as a reader of batches where it may be larger than memory.
+        table: whole, or as a reader of batches where it may be larger than memory. name: a table of the catalog; where each
+        policy has a part of it, followed by a space and the policy.
         """
         label = f"{epoch.epoch:04d}" if epoch.mode == "train" else f"{epoch.epoch:04d}-{epoch.mode}"
-        path = f"derived/{epoch.run}/{label}/{name}-{key}.parquet"
+        path = f"derived/{epoch.run}/{label}/{name.replace(' ', '-')}-{key}.parquet"
         rows = _write_labelled(self.root / path, table, epoch)
         with (self.root / path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]

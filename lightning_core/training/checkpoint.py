@@ -26,6 +26,7 @@ from lightning_core.training.weights import whole_folder
 logger = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished"
+ROWS = "rows"  # of token_rows.py, for the steps so far
 # Where and how a job runs, not what it computes.
 _ASIDE: dict[str, Any] = dict.fromkeys(("output", "progress", "sequences", "state", "device", "beside"), True)
 _ASIDE |= {"policy_settings": {"training": {"checkpoint_seconds": True}}}
@@ -118,8 +119,9 @@ def forget_other_boots(state: Path) -> None:
 
 
 def clear(state: Path) -> None:
-    """No checkpoint of the job is needed any more."""
-    shutil.rmtree(state / UNFINISHED, ignore_errors=True)
+    """No checkpoint of the job is needed any more, and what was measured is in the lake."""
+    for folder in (UNFINISHED, ROWS):
+        shutil.rmtree(state / folder, ignore_errors=True)
 
 
 def boot() -> str:

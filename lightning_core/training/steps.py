@@ -20,6 +20,7 @@ from lightning_core.training.plan import Step
 from lightning_core.training.resident import Made
 from lightning_core.training.schedule import EntropyBonus, learning_rate
 from lightning_core.training.state import load_state, parameters_of
+from lightning_core.training.token_rows import TokenRows
 from lightning_core.training.weights import lora_config
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class StepPlan:
     first = 0  # steps that a killed try took
     optimizer_state: dict[str, Any] | None = None  # that the epoch before left
     found: Found | None = None  # the killed try's checkpoint; put into place after `begin`
+    rows: TokenRows | None = None  # gets what is known of each trained token
 
     def rate(self, step: int, settings: TrainingSettings) -> float:
         """Learning rate of a step of the epoch."""
@@ -70,6 +72,7 @@ class JobSteps(StepPlan):
             self.first, self.taken = self.found.done, self.found.taken
             logger.info("%s: going on after step %d of %d", job.state, self.first, count)
             progress.write({"resumed_at": self.first, "steps": count})
+        self.rows = TokenRows(job.state, job.policy, self.first)
         self._begin: Callable[[Any], None] = lambda trainer: None
 
     def train(
@@ -145,6 +148,8 @@ class JobSteps(StepPlan):
     def on_done(self, trainer: Any, done: int) -> None:
         from lightning_core.training.correction import from_all_ranks
 
+        if self.rows is not None:
+            self.rows.write(done)
         seconds = self.job.policy_settings.training.checkpoint_seconds
         if seconds is None or done == self.count:
             return

@@ -59,6 +59,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         self._queue = line_up(steps, step_plan.first)
         left = len(steps) - step_plan.first
         self._current: Any = None
+        self._batch: MicroBatch | None = None
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._weights: list[float] = []  # of each micro-batch of this step, in TRL's metrics
         super().__init__(
@@ -98,6 +99,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         inputs = materialise(batch, step.normalizer, self.use_sampling_logps, start)
         layout = inputs.pop("layout").to(self.args.device)
         inputs = self._prepare_input(inputs)
+        self._batch = batch
         self._current = layout, step, inputs
         return inputs
 
@@ -130,6 +132,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         if log_ratio is None:
             log_ratio = inputs.get("old_per_token_logps", logps) - inputs["sampling_per_token_logps"]
         ratio, outside = bounded(log_ratio, self.settings)
+        inputs["importance"] = ratio
         trained = inputs["tool_mask"] > 0
         self._sums["importance_ratio"] += float((ratio * trained).sum())
         self._sums["importance_bounded"] += float((outside * trained).sum())
@@ -139,6 +142,8 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
             inputs["advantages"] = inputs["advantages"] * ratio
 
     def _measure(self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]) -> None:
+        if self.step_plan.rows is not None and self._batch is not None:
+            self.step_plan.rows.add(self._batch, logps, entropies, inputs, self)
         weights = inputs["tool_mask"]
         trained = (weights > 0).float()
         self._weights.append(float(weights.sum()))

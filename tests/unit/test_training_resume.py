@@ -25,6 +25,7 @@ from lightning_core.training.errors import TrainingDataError, TrainingError, Wei
 from lightning_core.training.hardware import settled
 from lightning_core.training.job import Job, Progress
 from lightning_core.training.outcome import take_probe
+from lightning_core.training.token_rows import training_rows
 from lightning_core.training.weights import load_model
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group, write_parquet
@@ -143,6 +144,8 @@ def test_an_epoch_ended_after_any_step_comes_to_the_same_weights_bit_for_bit(
     result = run_job(job, last)
     assert last.resumed == 3
     assert weights(job.output) == weights(calm.output)
+    rows, of_calm = training_rows(job.state), training_rows(calm.state)
+    assert rows == of_calm and (rows is None) == ("sft" in kind)
     same: tuple[str, ...] = (
         "loss",
         "grad_norm",
