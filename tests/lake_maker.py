@@ -15,7 +15,7 @@ from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import retries, schema
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest
+from lightning_core.lake.manifest import EpochManifest, SpanFile, SpanManifest, Stage
 from lightning_core.lake.number_facts import measured
 
 SECOND = 1_000_000_000
@@ -159,3 +159,28 @@ def _content_hash(row: dict[str, Any]) -> int:
 def table(lake: Lake, epoch: EpochManifest, name: str) -> list[dict[str, Any]]:
     """Rows of a derived table."""
     return pq.read_table(lake.path(epoch.tables[name])).to_pylist()
+
+
+def trained(lake: Lake) -> None:
+    """As if epoch 0 of run `run` had been trained on in one step, with the tokens clipped that were to become likelier."""
+    epoch = lake.manifests.epoch("run", 0)
+    assert epoch is not None
+    found = table(lake, epoch, "sequences")
+    lengths = [sum(row["loss_mask"]) for row in found]
+    up = [max(row["advantages"]) > 0 for row in found]
+    rows = {
+        "policy": ["policy"] * len(found),
+        "step": pa.array([1] * len(found), pa.int32()),
+        "sequence_id": [row["sequence_id"] for row in found],
+        "logprobs": [[-1.0] * n for n in lengths],
+        "entropies": [[0.5] * n for n in lengths],
+        "ratios": [[1.1] * n for n in lengths],
+        "loss_weights": [[0.1] * n for n in lengths],
+        "clipped": [[is_up] * n for is_up, n in zip(up, lengths, strict=True)],
+    }
+    lake.put_table(epoch, "training_rows policy", pa.table(rows), "v0001")
+    epoch.stages["train policy"] = Stage(
+        key="key", seconds=1.0, finished_ns=0, output={"version": "v0001", "metrics": {}}
+    )
+    lake.manifests.put_epoch(epoch)
+    lake.rebuild_catalog()

@@ -136,7 +136,8 @@ class _Page:
         if not epochs.rows:
             raise Missing(f"run {run!r} has no rollout of task {task!r}")
         rollouts = self._rollouts(run, {"task": task})
-        return self.shown(request, "task.html", task=task, epochs=epochs, rollouts=rollouts)
+        learned = self.figures.ask("learned_from", run=run, task_id=task)
+        return self.shown(request, "task.html", task=task, epochs=epochs, rollouts=rollouts, learned=learned)
 
     def rollouts(self, request: Request) -> Response:
         run, asked = request.path_params["run"], {k: v for k, v in request.query_params.items() if v}

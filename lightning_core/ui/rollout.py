@@ -73,6 +73,8 @@ def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: i
     rollout = figures.ask("rollout", run=run, rollout_id=rollout_id, epoch=found["epoch"]).first
     scope = {"rollout_id": rollout_id, "attempt_id": found["attempt_id"]}
     texts = {row["span_id"]: row for row in figures.ask("call_texts", **scope).rows}
+    rows = figures.ask("trained_tokens", run=run, epoch=found["epoch"], rollout_id=rollout_id).rows
+    trained = {(row["span_id"], row["choice"]): row for row in rows}
     # Of two records of one call, that of the agent's instrumentation is left out.
     above = {row["parent_node"] for row in found["spans"]}
     tree = [(d, row) for d, row in repaired_tree(found["spans"]) if row["twin_node"] is None or row["node"] in above]
@@ -87,7 +89,7 @@ def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: i
             for _, row in tree
             if None not in (row["starts_s"], row["seconds"]) and row["op"] != "reward"
         ],
-        calls=_calls(home, found, texts, agents),
+        calls=_calls(home, found, texts, trained, agents),
         tools=figures.ask("tools", **scope).rows,
         agents=agents,
         got=got(rollout["output"]),
@@ -112,7 +114,13 @@ def choose(
     raise LakeError("no rollout of that kind: " + ("none failed" if failed else "there is none yet"))
 
 
-def _calls(home: Path | None, found: Row, texts: dict[str, Row], agents: list[str]) -> list[Call]:
+def _calls(
+    home: Path | None,
+    found: Row,
+    texts: dict[str, Row],
+    trained: dict[tuple[str, int], Row],
+    agents: list[str],
+) -> list[Call]:
     calls: list[Call] = []
     shown: dict[str | None, list[Message]] = {}  # of each agent's last call
     for number, row in enumerate(found["calls"], 1):
@@ -123,9 +131,9 @@ def _calls(home: Path | None, found: Row, texts: dict[str, Row], agents: list[st
         tokenizer = tokenizer_of(home, row["policy"]) if home is not None and row["policy"] else None
         ids, logprobs = text.get("response_ids"), text.get("response_logprobs")
         choices, at = [], 0
-        for length in text.get("choice_lengths") or [len(ids or [])]:
-            part = slice(at, at + length)
-            choices.append(tokens_of(tokenizer, (ids or [])[part], (logprobs or [])[part]))
+        for choice, length in enumerate(text.get("choice_lengths") or [len(ids or [])]):
+            part, measured = slice(at, at + length), trained.get((row["span_id"], choice))
+            choices.append(tokens_of(tokenizer, (ids or [])[part], (logprobs or [])[part], measured))
             at += length
         calls.append(
             Call(

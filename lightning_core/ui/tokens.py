@@ -12,27 +12,50 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _BEFORE = 4  # tokens that decide how the next one is written
-_LIKELY = (0.05, 0.2, 0.5, 0.8, 0.95)  # bounds between the classes of a token's probability
+# Bounds between the classes of a token's probability, entropy (nats) and ratio.
+_LIKELY, _OPEN, _MOVED = (0.05, 0.2, 0.5, 0.8, 0.95), (0.05, 0.2, 0.5, 1.0, 2.0), (0.8, 0.95, 1.05, 1.25)
 
 
 @dataclass(frozen=True)
 class Token:
-    """A sampled token. `likely`: from 0, hardly, to 5, nearly certain; None where no probability was recorded."""
+    """A sampled token. `likely`: from 0, hardly, to 5, nearly certain; None where no probability was recorded.
+
+    `entropy`, `ratio` and `clipped` are what the trainer measured, where it trained it.
+    """
 
     text: str
     probability: float | None
     likely: int | None
+    entropy: float | None = None
+    ratio: float | None = None
+    clipped: bool = False
+
+    @property
+    def classes(self) -> str:
+        """Those of the style sheet: by probability `px`, `p0` to `p5`, by entropy `e0` to `e5`, by ratio `m0` to `m4`, `clipped`."""
+        found = ["px" if self.likely is None else f"p{self.likely}"]
+        if self.entropy is not None and self.ratio is not None:
+            found += [f"e{_class(self.entropy, _OPEN)}", f"m{_class(self.ratio, _MOVED)}"]
+        return " ".join(found + ["clipped"] * self.clipped)
 
 
-def tokens_of(tokenizer: Any | None, ids: list[int] | None, logprobs: list[float] | None) -> list[Token]:
-    """The tokens of a reply; without a tokenizer their ids stand for them."""
+def tokens_of(
+    tokenizer: Any | None, ids: list[int] | None, logprobs: list[float] | None, trained: dict[str, Any] | None = None
+) -> list[Token]:
+    """The tokens of a reply; without a tokenizer their ids stand for them. `trained`: its row of `sql/page/trained_tokens`."""
     found = []
     for place in range(len(ids or [])):
         logprob = logprobs[place] if logprobs and place < len(logprobs) else None
         probability = None if logprob is None or math.isnan(logprob) else math.exp(min(logprob, 0.0))
-        likely = None if probability is None else sum(probability >= bound for bound in _LIKELY)
-        found.append(Token(_added(tokenizer, ids or [], place), probability, likely))
+        likely = None if probability is None else _class(probability, _LIKELY)
+        measured = trained if trained is not None and place < len(trained["ratios"]) else {}
+        of_training = [measured[name][place] for name in ("entropies", "ratios", "clipped") if name in measured]
+        found.append(Token(_added(tokenizer, ids or [], place), probability, likely, *of_training))
     return found
+
+
+def _class(value: float, bounds: tuple[float, ...]) -> int:
+    return sum(value >= bound for bound in bounds)
 
 
 def _added(tokenizer: Any | None, ids: list[int], place: int) -> str:

@@ -20,7 +20,7 @@ from lightning_core.ui.app import app
 from lightning_core.ui.guard import Allowed
 from lightning_core.ui.serve import LOOPBACK
 from lightning_flows.flows.cli import main
-from tests.lake_maker import Attempt, derived
+from tests.lake_maker import Attempt, derived, trained
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}javascript:alert(3)'
 PAGES = (
@@ -65,7 +65,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     rows = [row for number, reward in enumerate((1.0, 0.0, 1.0)) for row in rollout(number, reward)]
     lake, _ = derived(folder, rows, agent_match="worker")
-    lake.rebuild_catalog()
+    trained(lake)
     return folder
 
 
@@ -88,8 +88,10 @@ def test_a_rollout_shows_whose_call_it_was_what_it_was_given_and_each_token(page
     assert re.search(r"call 1 worker · policy v0000 · 2\+2 tokens · 0\.1 s advantage -1\.\d\d trained", said), said
     assert "call 2 judge" in said and "not trained: agent_not_matched" in said
     assert re.search(r"return 0 − group mean 0\.667 ÷ standard deviation 0\.\d+ = -1\.\d+", said), said
-    likely, unlikely = re.findall(r'<span class="p(\d)" title="p = ([\d.]+), advantage -1', answer)[:2]
+    likely, unlikely = re.findall(r'<span class="p(\d) e3 m3" title="p = ([\d.]+), advantage -1', answer)[:2]
     assert likely == ("5", "0.990") and unlikely == ("0", "0.018")
+    assert answer.count("ratio 1.100, entropy 0.500") == 2, "of the worker's two tokens alone"
+    assert page.get("/run/run/rollout/r.0").text.count("ratio 1.100, clipped, entropy 0.500") == 2
     assert "six times seven" not in said, "what was sampled is shown by its tokens, once"
     assert "Group of 3" in said
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.integration.test_ui import HOSTILE, rollout
-from tests.lake_maker import derived
+from tests.lake_maker import derived, trained
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
@@ -103,7 +103,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("home")
     rows = [row for number, reward in enumerate((1.0, 0.0, 1.0)) for row in rollout(number, reward, HOSTILE)]
     lake, _ = derived(home, rows)
-    lake.rebuild_catalog()
+    trained(lake)
     command = [sys.executable, "-m", "lightning_flows.flows.cli", "ui", "--home", str(home), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
         assert served.stdout is not None
@@ -132,7 +132,11 @@ def test_from_the_run_to_a_token_by_clicks_and_keys(browser: Browser, address: s
     tint = "getComputedStyle(document.querySelector('.call .tokens span.p0')).backgroundColor"
     before = browser.ask(tint)
     browser.ask("document.querySelector('input[value=advantage]').click()")
-    assert browser.ask(tint) not in (before, "rgba(0, 0, 0, 0)"), "the style sheet is applied, and the choice too"
+    advantage = browser.ask(tint)
+    browser.ask("document.querySelector('input[value=ratio]').click()")
+    assert len({before, advantage, browser.ask(tint), "rgba(0, 0, 0, 0)"}) == 4, (
+        "the style sheet is applied, and the choice too"
+    )
     browser.key("j")
     assert browser.ask("location.pathname").endswith("/rollout/r.2")
     browser.key("k")

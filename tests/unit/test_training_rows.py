@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest, Stage
 from lightning_core.training.dataset import read_sequences
 from lightning_core.training.grpo import run_job
 from lightning_core.training.job import Job, Progress
 from lightning_core.training.token_rows import training_rows
 from tests import analysis_lake
 from tests.analysis_lake import rollout
-from tests.lake_maker import derived, table
+from tests.integration.test_ui import open_page, visible
+from tests.lake_maker import derived, trained
 from tests.training_data import one_thread
 from tests.unit.test_training_job import base, lines, make_job, sequences
 from tests.view_rig import ask
@@ -119,31 +117,11 @@ def test_a_held_out_task_that_flipped_has_what_was_trained_in_between_and_how_su
     # Two sampled tokens of each of two rollouts, 0.5 above and below the mean, the deviation is √0.5; the better is clipped.
     assert by["a", "planner"]["tokens"] == 4
     assert by["a", "planner"]["push"] == pytest.approx(2 * -(0.5**0.5) * 1.1 * 0.1, rel=1e-3)
+    with open_page(tmp_path) as page:
+        said = visible(page.get("/run/run/task/one").text)
+    assert "learned between the evaluations after 0 and 1 epochs 0.0% → 100.0% right" in said
+    assert "66.7% are more than chance explains" in said and "Of its kind, +, 2 were learned and 0 forgotten" in said
+    assert said.index("+ policy planner") < said.index("Rollouts"), said
 
 
 KIND = {"a": '{"question": "1 + 1", "kind": "+"}', "b": '{"question": "2 * 2", "kind": "*"}'}
-
-
-def trained(lake: Lake) -> None:
-    """As if epoch 0 had been trained on in one step, with the tokens clipped that were to become likelier."""
-    epoch = lake.manifests.epoch("run", 0)
-    assert isinstance(epoch, EpochManifest)
-    found = table(lake, epoch, "sequences")
-    lengths = [sum(row["loss_mask"]) for row in found]
-    up = [max(row["advantages"]) > 0 for row in found]
-    rows = {
-        "policy": ["policy"] * len(found),
-        "step": pa.array([1] * len(found), pa.int32()),
-        "sequence_id": [row["sequence_id"] for row in found],
-        "logprobs": [[-1.0] * n for n in lengths],
-        "entropies": [[0.5] * n for n in lengths],
-        "ratios": [[1.1] * n for n in lengths],
-        "loss_weights": [[0.1] * n for n in lengths],
-        "clipped": [[is_up] * n for is_up, n in zip(up, lengths, strict=True)],
-    }
-    lake.put_table(epoch, "training_rows policy", pa.table(rows), "v0001")
-    epoch.stages["train policy"] = Stage(
-        key="key", seconds=1.0, finished_ns=0, output={"version": "v0001", "metrics": {}}
-    )
-    lake.manifests.put_epoch(epoch)
-    (lake.root / "catalog.duckdb").unlink()

@@ -18,7 +18,7 @@ document.addEventListener("click", async (event) => {
   if (event.target.id === "keys") document.getElementById("help").showModal();
 });
 document.addEventListener("change", (event) => {
-  if (event.target.name === "colour") document.body.classList.toggle("by-advantage", event.target.value === "advantage");
+  if (event.target.name === "colour") document.body.className = "by-" + event.target.value;
 });
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea, select")) return;
