@@ -5,9 +5,9 @@
     make bench-curves ARGS="--minutes 0"                              # only the figures, plots and tables of what there is
 
 Each runs the commands that its README gives, in `var/curves/<task>`. Every evaluation is a row of bench/results/curves.jsonl:
-`epochs` trained, `rollouts` for it, mean reward of the held-out tasks with its 95% interval, and what was `gained` since the
-first evaluation and since the model was `shown`, task by task (sql/analysis/held_out_gains.sql). A run's rows replace those of
-the run before.
+`epochs` trained, `rollouts` for it, mean reward of the held-out tasks with its 95% interval, what was `gained` since the
+first evaluation and since the model was `shown`, task by task (sql/analysis/held_out_gains.sql), and what `lightning-flows why`
+finds of the last epoch. A run's rows replace those of the run before.
 Prints `curve_<task>`: the last evaluation's reward beside the first one's; draws docs/curve-<task>.svg and docs/tasks.md.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from bench.learning import read_rows
 from bench.plot import Line, plot
 from bench.report import figure, say
-from bench.runs import flow_command, run_for
+from bench.runs import findings, flow_command, run_for
 from docs.marks import between
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
@@ -66,7 +66,7 @@ def rows_of(task: str, settings: Settings) -> list[dict[str, Any]]:
     lake = Lake(settings.home)
     run = Run(settings)
     epochs = lake.manifests.epochs(settings.run)
-    lake.rebuild_catalog()
+    diagnosed = findings(lake, settings.run)
     with catalog.connect(lake.root) as con:
         asked = con.sql("FROM held_out_gains(p_run := $run)", params={"run": settings.run})
         gains = {(row["since"], row["epoch"]): row for row in asked.to_arrow_table().to_pylist()}
@@ -80,6 +80,7 @@ def rows_of(task: str, settings: Settings) -> list[dict[str, Any]]:
                 {"task": task, "epochs": epoch, "rollouts": rollouts, "held_out_tasks": result.tasks}
                 | {"right": result.right, "reward": result.reward, "interval": result.reward_interval}
                 | {"gained": _gain(gains.get((0, epoch))), "since_shown": _gain(gains.get((1, epoch)))}
+                | {"findings": diagnosed.get(epoch, [])}
             )
     return found
 

@@ -10,8 +10,8 @@
                  call only repeats a number, and what counts as right is decided by the first
 
 Each arm (of `--arms`) runs with the seeds `--seeds`, as many epochs as the settings say, in `var/learning/<key>/<arm>-<seed>`; an epoch that ends is a row
-of bench/results/learning.jsonl, and what has a row is not run again. Rows of other settings (`key`) stay, and count for
-nothing. Prints `learning_final` and `learning_rollouts_to_match`; draws docs/learning.svg and the table in docs/learning.md.
+of bench/results/learning.jsonl, with what `lightning-flows why` finds of it, and what has a row is not run again. Rows of other
+settings (`key`) stay, and count for nothing. Prints `learning_final` and `learning_rollouts_to_match`; draws docs/learning.svg and the table in docs/learning.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 from bench.learning_page import write_page
 from bench.report import figure, say
-from bench.runs import ROOT, flow_command, run_for
+from bench.runs import ROOT, findings, flow_command, run_for
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import epoch_rows
@@ -101,13 +101,15 @@ def rows_of(arm: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     if arm == "stock":
         file = settings.home / "evaluations.jsonl"
         return [common | row for row in read_rows(file)]
+    run = Run(settings)
+    rows = [row for row in epoch_rows(run) if row["held_out_right"] is not None]
+    diagnosed = findings(run.lake, run.run)
     per_epoch = settings.rollout.tasks_per_epoch * settings.rollout.group_size
     return [
         common
         | {"epochs": row["epoch"] + 1, "rollouts": (row["epoch"] + 1) * per_epoch, "right": row["held_out_right"]}
-        | {"tasks": row["held_out_tasks"]}
-        for row in epoch_rows(Run(settings))
-        if row["held_out_right"] is not None
+        | {"tasks": row["held_out_tasks"], "findings": diagnosed.get(row["epoch"] + 1, [])}
+        for row in rows
     ]
 
 

@@ -8,8 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from lightning_core.lake import catalog
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.why import diagnose
 
 ROOT = Path(__file__).parents[1]
 _TO_STOP_S = 120.0
@@ -40,6 +45,18 @@ def run_for(command: list[str], log: Path, until: float, name: str) -> bool:
         tail = log.read_text(errors="replace").splitlines()[-5:]
         raise RuntimeError(f"{name} ended with {ended}: " + "\n".join(tail))
     return ended == 0
+
+
+def findings(lake: Lake, run: str) -> dict[int, list[str]]:
+    """What `lightning-flows why` finds: number of epochs trained → `severity rule` of those that are about the last of them."""
+    lake.rebuild_catalog()
+    with catalog.connect(lake.root) as con:
+        diagnosed = diagnose(con, run) if lake.manifests.epochs(run) else []
+    found: defaultdict[int, set[str]] = defaultdict(set)
+    for one in diagnosed:
+        for epoch in one.epochs:
+            found[epoch if one.mode == "evaluate" else epoch + 1].add(f"{one.severity} {one.rule}")
+    return {epochs: sorted(those) for epochs, those in found.items()}
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int | None:

@@ -54,6 +54,7 @@ def test_every_evaluation_that_has_ended_is_a_row_with_what_was_gained_since_the
     gained, low, high = rows[2]["gained"]
     assert gained == pytest.approx(0.825) and 0.6 < low < 0.825 < high < 1.05
     assert rows[2]["since_shown"][0] == pytest.approx(0.475)
+    assert rows[2]["findings"] == ["error no_call", "warning few_held_out"], "these attempts call no model"
     assert all(r["interval"][0] < r["reward"] < r["interval"][1] for r in rows)
 
 
