@@ -153,3 +153,17 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), Settings)
     return "known here: " + ", ".join(model.model_fields)
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested settings by their keys: `rollout.group_size`, `policies.0.name`."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = {str(i): v for i, v in enumerate(value)}.items()
+    else:
+        return {prefix: str(value)[:6000]}
+    found: dict[str, str] = {}
+    for key, inner in items:
+        found |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found

@@ -7,11 +7,16 @@ section takes that section instead. Sent to another process or machine it reads 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, Mode
 from lightning_core.policies.store import BASE_VERSION, PolicyStore, StoreError
+from lightning_core.settings_file import flat
+
+# Where it is, not what it is; and what may be a secret.
+_NOT_KEPT: dict[str, Any] = {"home": True, "run": True, "agent": {"environment": True}}
 
 
 class Run:
@@ -74,7 +79,8 @@ class Epoch(Run):
         return self.manifest.mode
 
     def save(self) -> None:
-        """Write the manifest as it is now."""
+        """Write the manifest as it is now, with the settings."""
+        self.manifest.settings = flat(self.settings.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_KEPT))
         self.lake.manifests.put_epoch(self.manifest)
 
     def table(self, name: str) -> str:

@@ -34,7 +34,8 @@ VIEWS = sql.views()
 _TABLES = """
 CREATE TABLE epoch_manifests (
     run VARCHAR, epoch BIGINT, mode VARCHAR, opened_offset BIGINT, sealed_offset BIGINT,
-    versions MAP(VARCHAR, VARCHAR), trained MAP(VARCHAR, VARCHAR), planned_rollouts INTEGER, repeated VARCHAR[], stages JSON
+    versions MAP(VARCHAR, VARCHAR), trained MAP(VARCHAR, VARCHAR), planned_rollouts INTEGER, repeated VARCHAR[], stages JSON,
+    settings MAP(VARCHAR, VARCHAR)
 );
 CREATE TABLE rejections (
     record_offset BIGINT, record_index INTEGER, spans BIGINT, reason VARCHAR, received_ns BIGINT,
@@ -157,7 +158,7 @@ def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> No
     for m in manifests.epochs():
         stages = json.dumps({name: stage.model_dump() for name, stage in m.stages.items()}, default=str)
         con.execute(
-            "INSERT INTO epoch_manifests VALUES (?, ?, ?, ?, ?, map(?::VARCHAR[], ?::VARCHAR[]), map(?::VARCHAR[], ?::VARCHAR[]), ?, ?, ?)",
+            "INSERT INTO epoch_manifests VALUES (?, ?, ?, ?, ?, map(?::VARCHAR[], ?::VARCHAR[]), map(?::VARCHAR[], ?::VARCHAR[]), ?, ?, ?, map(?::VARCHAR[], ?::VARCHAR[]))",
             [
                 m.run,
                 m.epoch,
@@ -171,6 +172,8 @@ def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> No
                 len(m.planned),
                 m.repeated,
                 stages,
+                list(m.settings),
+                list(m.settings.values()),
             ],
         )
 

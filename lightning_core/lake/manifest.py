@@ -149,6 +149,7 @@ class EpochManifest(_Manifest):
     sources: list[Source] = []  # of a finetuning; others have rollouts of their own
     patterns: dict[str, ComputedPattern] = {}  # policy → its computed agent_match
     prompts: dict[str, str] | None = None  # prompt → agent, of earlier epochs; None where that was not settled yet
+    settings: dict[str, str] = {}  # by their keys, those not at their default, with which it was last worked on
     tables: dict[str, DerivedTable] = {}
     stages: dict[str, Stage] = {}
 

@@ -17,6 +17,7 @@ from lightning_core.config import Settings, TrackingSettings
 from lightning_core.files import write_atomic
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import PolicyStore
+from lightning_core.settings_file import flat
 from lightning_core.tracking import registry, traces
 from lightning_core.tracking.page import REPEATED
 from lightning_core.tracking.signals import Signal
@@ -162,21 +163,7 @@ class MlflowRun:
         note = {"mlflow.note.content": _NOTE}  # the run's description in the UI
         run = self._client.create_run(experiment, int(began * 1000), run_name=self._settings.run, tags=note)
         run_id: str = run.info.run_id
-        for key, value in _flat(self._settings.model_dump(mode="json")).items():
+        for key, value in flat(self._settings.model_dump(mode="json")).items():
             self._client.log_param(run_id, key, value)
         write_atomic(self._kept, run_id.encode())
         return run_id
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow's flat parameters: `rollout.group_size`, `policies.0.name`."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        items = {str(i): v for i, v in enumerate(value)}.items()
-    else:
-        return {prefix: str(value)[:6000]}
-    flat: dict[str, str] = {}
-    for key, inner in items:
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -12,7 +12,7 @@ A job, start to end:
     dataset.py     reading and checking sequences         plan.py        steps, micro-batches, weights of the loss
     steps.py       taking the steps, resuming after one   schedule.py    what changes over a run
     checkpoint.py  the state within an epoch              state.py       the optimizer's state between epochs
-    outcome.py     what a job leaves behind
+    outcome.py     what a job leaves behind               token_rows.py what a step did with each token
 
 The trainers:
     trl_bridge.py  every private hook of TRL

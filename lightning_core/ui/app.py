@@ -106,6 +106,8 @@ class _Page:
         curve = self.figures.ask("curve", run=run)
         if not curve.rows:
             raise Missing(f"run {run!r} has no rollout yet, or is no run of {self.home}")
+        others = [row["run"] for row in self.figures.ask("runs").rows if row["run"] != run]
+        other = request.query_params.get("beside") or next(iter(others), None)
         across = {"rollouts": "trained_on", "time": "minutes", "epochs": "epoch"}.get(by, "trained_on")
         return self.shown(
             request,
@@ -120,6 +122,9 @@ class _Page:
             calls=self.figures.ask("where_calls_went", run=run, epoch=None),
             what_ifs=kept(self.home, run),
             findings=self.figures.findings(run),
+            others=others,
+            other=other,
+            settings=self.figures.ask("settings", run=run, other=other),
         )
 
     def tasks(self, request: Request) -> Response:

@@ -187,6 +187,8 @@ SELECT * FROM (VALUES
     (NULL, 'planned_rollouts', 'number of rollouts that the epoch plans'),
     (NULL, 'stages', 'stages that are done, with what they returned, as JSON'),
     ('epoch_manifests', 'repeated', 'group ids of tasks repeated from the epoch before; NULL: the run repeats none'),
+    (NULL, 'settings', 'settings that are not at their default, by their keys'),
+    ('run_settings', 'setting', 'its key, `rollout.group_size`; of a list with the place in it, `policies.0.name`'),
     ('epoch_manifests', 'trained', 'policy → version that was trained on the epoch''s sequences'),
     (NULL, 'signal', 'name of the figure'),
     (NULL, 'value', 'the figure'),

@@ -14,13 +14,15 @@ import pytest
 from click.testing import CliRunner
 from starlette.testclient import TestClient
 
+from lightning_core.config import RolloutSettings
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.files import locked
 from lightning_core.lake import catalog, user_sql
 from lightning_core.ui.app import app
 from lightning_core.ui.guard import Allowed
 from lightning_core.ui.serve import LOOPBACK
 from lightning_flows.flows.cli import main
-from tests.lake_maker import Attempt, derived, trained
+from tests.lake_maker import Attempt, derived, settings, trained
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}javascript:alert(3)'
 PAGES = (
@@ -64,7 +66,8 @@ def visible(page: str) -> str:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     rows = [row for number, reward in enumerate((1.0, 0.0, 1.0)) for row in rollout(number, reward)]
-    lake, _ = derived(folder, rows, agent_match="worker")
+    lake, epoch = derived(folder, rows, agent_match="worker")
+    Epoch(settings(folder), epoch).save()
     trained(lake)
     return folder
 
@@ -108,6 +111,19 @@ def test_a_runs_page_begins_with_what_is_wrong_and_leads_to_its_rows(tmp_path: P
         (link,) = [html.unescape(a) for a in re.findall(r'href="(/ask[?]q=[^"]+)"', first) if "rewards_given" in a]
         assert "1 rows" in visible(page.get(link).text)
         assert page.get("/run/run").text == first
+
+
+def test_a_runs_page_has_its_settings_and_first_what_differs_from_another_runs(tmp_path: Path) -> None:
+    lake, epoch = derived(tmp_path, rollout(0, 1.0))
+    for run, size in (("run", 4), ("other", 6)):
+        of_run = settings(tmp_path, rollout=RolloutSettings(group_size=size, concurrency=3))
+        of_run.agent.environment["KEY"] = "hidden"
+        Epoch(of_run.model_copy(update={"run": run}), epoch.model_copy(update={"run": run})).save()
+    lake.rebuild_catalog()
+    with open_page(tmp_path) as page:
+        said = visible(page.get("/run/run?beside=other").text)
+    assert "setting run other rollout.group_size 4 6 agent.callable agent:run agent:run" in said, said
+    assert "rollout.concurrency 3 3" in said and "hidden" not in said
 
 
 def test_what_a_span_holds_stays_text(tmp_path: Path) -> None:
