@@ -65,7 +65,7 @@ def test_a_file_written_before_there_were_facts_gives_the_same_flaws(spans: list
 def _flaws(table: pa.Table) -> list[dict[str, Any]]:
     with duckdb.connect(config={"threads": 1}) as con:
         con.register("spans", table)
-        con.execute("CREATE TABLE policies AS SELECT 'policy' AS policy, 30 AS vocabulary")
+        con.execute("CREATE TABLE policies AS SELECT 'policy' AS policy, 30 AS vocabulary, 'train' AS truncated")
         con.execute(
             "CREATE TABLE call_rows AS SELECT record_offset AS call_id, record_offset, record_index, policy FROM spans"
         )

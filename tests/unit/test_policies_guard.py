@@ -87,7 +87,7 @@ def test_what_was_trained_gets_the_next_number_where_another_run_took_one(
     store, publish = store_with_base(tmp_path), PolicyStore._publish
     taken: list[Path] = []
 
-    def train(job: Job, *_: object) -> dict[str, Any]:
+    def train(job: Job, *_: object, **__: object) -> dict[str, Any]:
         write_model(job.output, 2.0)
         (job.output / "training.json").write_text("{}")
         (job.state / "epoch-0000").mkdir(parents=True)

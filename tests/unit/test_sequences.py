@@ -87,6 +87,7 @@ class Calls:
             for row in calls
         ]
         sql_rig.put(con, "call_returns", sql_rig.RETURNS, returns)
+        con.execute("CREATE TABLE sampled_calls AS SELECT call_id, NULL::VARCHAR AS finish_reasons FROM call_returns")
         reasons = left_out or {}
         advantages = [
             row
