@@ -15,6 +15,8 @@ from lightning_core.lake import catalog, sql
 from lightning_core.lake.why import Finding, diagnose
 
 Row = dict[str, Any]
+# Views that nearly every figure reads: each is computed once, until the catalog is another one.
+_HELD = ("rollouts", "epochs")
 _PARAMETER = re.compile(r"\$([a-z_]+)\b")
 
 
@@ -74,7 +76,10 @@ class Figures:
         built = None if isinstance(self.root, str) else catalog.built_ns(self.root)
         if self._con is None or built != self._built:
             self.close()  # first: a second connection to the path would be one to the former file
-            self._con, self._built = self._opened.enter_context(catalog.connect(self.root)), built
+            con = self._opened.enter_context(catalog.connect(self.root))
+            for view in _HELD:
+                con.execute(f"CREATE TEMP TABLE {view} AS FROM {view}")
+            self._con, self._built = con, built
         return self._con
 
 
