@@ -27,11 +27,6 @@ def grade(task: dict[str, Any], output: Any, spans: list[dict[str, Any]]) -> flo
     return sum(c.islower() for c in text) / max(len(text), 1)
 
 
-def constant(task: dict[str, Any], output: Any, spans: list[dict[str, Any]]) -> float:
-    """A grader that looks at nothing."""
-    return 0.5
-
-
 def train_tasks() -> list[dict[str, Any]]:
     return [{"id": f"t{i}", "question": f"Say {i}", "crash": i == 3} for i in range(8)]
 

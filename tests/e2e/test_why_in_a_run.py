@@ -52,7 +52,7 @@ def test_weights_that_were_not_swapped_and_an_adapter_nobody_asks_for_are_found(
 
 
 def test_a_grader_that_gives_all_the_same_is_found(settings: Path) -> None:
-    constant = f"reward.grader={HERE / 'letter_agent.py'}:constant"
+    constant = f"reward.grader={HERE / 'stale_run.py'}:constant"
     graded = flow("regrade", str(settings), "--set", constant)
     assert graded.returncode == 0, graded.stderr[-2000:]
     finding = found(settings)["constant_grader"]
