@@ -1,6 +1,6 @@
 -- How a run went, epoch by epoch: reward of its rollouts and share of held-out tasks right, each with a 95% interval.
 -- Grain: one row per (epoch, mode). Parameters: run. Inputs: rollouts.
--- Rule: `trained_on`: training rollouts of the run up to then; `minutes`: since its first rollout began. The interval of a share is Wilson's
+-- Rule: `trained_on`: training rollouts of the run up to then (an evaluation's epoch is the number of those trained); `minutes`: since its first rollout began. The interval of a share is Wilson's
 -- (1927), that of a mean reward normal over the groups' means, since rollouts of a group have the task in common.
 WITH counted AS (
     SELECT epoch, mode, group_id, reward, success, started, ended, count(*) FILTER (mode = 'train') OVER () AS all_of_run
@@ -39,7 +39,7 @@ SELECT
     ((share_right + 1.9208 / judged) - 1.96 * sqrt(share_right * (1 - share_right) / judged + 0.9604 / judged ** 2)) / (1 + 3.8416 / judged) AS right_low,
     ((share_right + 1.9208 / judged) + 1.96 * sqrt(share_right * (1 - share_right) / judged + 0.9604 / judged ** 2)) / (1 + 3.8416 / judged) AS right_high,
     coalesce(
-        sum(rollouts) FILTER (mode = 'train') OVER (ORDER BY epoch + (mode = 'train')::INTEGER, mode RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW),
+        sum(rollouts) FILTER (mode = 'train') OVER (ORDER BY epoch + (mode = 'train')::INTEGER RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW),
         0
     )::BIGINT AS trained_on,
     epoch_ns(ended - (SELECT min(started) FROM counted)) / 6e10 AS minutes

@@ -1,12 +1,12 @@
 -- The rollouts of a group, side by side: what each was given, and how much better than the others it did.
 -- Grain: one row per rollout. Parameters: run, group_id. Inputs: rollouts, advantages.
--- Rule: with several agents or policies the advantage is the largest in size.
+-- Rule: with several agents or policies the advantage is the largest in size. A group that is left out has a mean and a spread too.
 WITH pushed AS (
     SELECT
         rollout_id,
         arg_max(advantage, abs(advantage)) AS advantage,
-        arg_max(group_mean, abs(advantage)) AS group_mean,
-        arg_max(group_std, abs(advantage)) AS group_std,
+        coalesce(arg_max(group_mean, abs(advantage)), any_value(group_mean)) AS group_mean,
+        coalesce(arg_max(group_std, abs(advantage)), any_value(group_std)) AS group_std,
         any_value(left_out) AS left_out
     FROM advantages
     WHERE run = $run AND group_id = $group_id

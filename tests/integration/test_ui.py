@@ -15,9 +15,11 @@ from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from lightning_core.config import RolloutSettings
+from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.files import locked
-from lightning_core.lake import catalog, user_sql
+from lightning_core.lake import catalog, sql, user_sql
+from lightning_core.lake.manifest import EpochManifest
 from lightning_core.ui.app import app
 from lightning_core.ui.guard import Allowed
 from lightning_core.ui.serve import LOOPBACK
@@ -97,6 +99,35 @@ def test_a_rollout_shows_whose_call_it_was_what_it_was_given_and_each_token(page
     assert page.get("/run/run/rollout/r.0").text.count("ratio 1.100, clipped, entropy 0.500") == 2
     assert "six times seven" not in said, "what was sampled is shown by its tokens, once"
     assert "Group of 3" in said
+
+
+def test_a_group_that_taught_nothing_has_its_mean_and_why(tmp_path: Path) -> None:
+    lake, epoch = derived(tmp_path, [row for number in range(2) for row in rollout(number, 1.0)])
+    Epoch(settings(tmp_path), epoch).save()
+    lake.rebuild_catalog()
+    with open_page(tmp_path) as page:
+        said = visible(page.get("/run/run/group/g").text)
+    assert "mean 1, standard deviation 0" in said and "no_spread" in said and "not derived" not in said, said
+
+
+def test_an_evaluation_stands_behind_the_rollouts_that_were_trained_on_before_it(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for mode, epoch in (("evaluate", 0), ("train", 0), ("train", 1), ("evaluate", 2)):
+        made = Attempt(f"{mode}.{epoch}", "a", f"{mode}.{epoch}", start=100.0 + 10 * epoch)
+        made.root(mode=mode, epoch=epoch, task_id="t")
+        made.reward(1.0)
+        rows += made.rows
+    lake, _ = derived(tmp_path, rows)
+    for mode, epoch in (("evaluate", 0), ("train", 1), ("evaluate", 2)):
+        opened = EpochManifest(run="run", epoch=epoch, mode=mode, opened_offset=0, sealed_offset=1 << 40)
+        derive(Epoch(settings(tmp_path), opened), "key")
+        Epoch(settings(tmp_path), opened).save()
+    lake.rebuild_catalog()
+    with catalog.connect(lake.root) as con:
+        found = con.execute(
+            f"SELECT mode, epoch, trained_on FROM ({sql.text('page/curve')})", {"run": "run"}
+        ).fetchall()
+    assert sorted(found) == [("evaluate", 0, 0), ("evaluate", 2, 2), ("train", 0, 1), ("train", 1, 2)]
 
 
 def test_a_runs_page_begins_with_what_is_wrong_and_leads_to_its_rows(tmp_path: Path) -> None:
