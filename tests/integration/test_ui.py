@@ -98,7 +98,7 @@ def test_a_rollout_shows_whose_call_it_was_what_it_was_given_and_each_token(page
     assert answer.count("ratio 1.100, entropy 0.500") == 2, "of the worker's two tokens alone"
     assert page.get("/run/run/rollout/r.0").text.count("ratio 1.100, clipped, entropy 0.500") == 2
     assert "six times seven" not in said, "what was sampled is shown by its tokens, once"
-    assert "Group of 3" in said
+    assert "Group of 3" in said and "grader, for the whole rollout" in said
 
 
 def test_a_group_that_taught_nothing_has_its_mean_and_why(tmp_path: Path) -> None:
