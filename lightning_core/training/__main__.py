@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("job", nargs="?", type=Path, help="JSON file of a training job")
     what.add_argument("--jobs", type=int, metavar="FD", help="descriptor that names one job after another")
+    parser.add_argument("--of", metavar="FOLDER", help="whose jobs they are, for the list of processes")
     parser.add_argument("--with-parent", type=int, metavar="PID", help="end when this process is gone")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

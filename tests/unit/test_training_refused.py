@@ -120,7 +120,7 @@ def test_the_optimizers_state_is_that_of_the_epoch_that_made_the_weights(
     class Asked(Exception):
         pass
 
-    def asked(job: Job, *_: Any) -> dict[str, Any]:
+    def asked(job: Job, *_: Any, **__: Any) -> dict[str, Any]:
         assert job.made_in == state_of
         raise Asked
 
@@ -162,7 +162,7 @@ def test_weights_go_on_with_the_optimizers_state_of_the_try_that_made_them(
     lines: list[dict[str, Any]] = []
     jobs: list[Job] = []
 
-    def train_here(job: Job, *_: Any) -> dict[str, Any]:
+    def train_here(job: Job, *_: Any, **__: Any) -> dict[str, Any]:
         jobs.append(job)
         return in_this_process(lines)(job)
 
@@ -178,7 +178,7 @@ def test_weights_go_on_with_the_optimizers_state_of_the_try_that_made_them(
 
 
 def in_this_process(lines: list[dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    def train_here(job: Job, *_: Any) -> dict[str, Any]:
+    def train_here(job: Job, *_: Any, **__: Any) -> dict[str, Any]:
         progress = Progress(job.progress)
         progress.write = lines.append  # type: ignore[method-assign, assignment]
         return ALGORITHMS[job.policy_settings.algorithm].load()(job, progress)
