@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -33,3 +34,9 @@ def digest(file: Path) -> str:
     if key is not None:
         _hashed[key] = hasher.hexdigest()
     return hasher.hexdigest()
+
+
+def table_digest(file: Path) -> str:
+    """The digest that a derived table has in its epoch's manifest. Raises OSError."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]

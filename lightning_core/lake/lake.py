@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from lightning_core.digests import digest
+from lightning_core.digests import digest, table_digest
 from lightning_core.files import locked
 from lightning_core.lake import catalog, compact, parquet, retries, sql
 from lightning_core.lake.decode import Decoder, Placed, sweep_rejected, write_rejected
@@ -250,9 +249,7 @@ class Lake:
         label = f"{epoch.epoch:04d}" if epoch.mode == "train" else f"{epoch.epoch:04d}-{epoch.mode}"
         path = f"derived/{epoch.run}/{label}/{name.replace(' ', '-')}-{key}.parquet"
         rows = _write_labelled(self.root / path, table, epoch)
-        with (self.root / path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        epoch.tables[name] = DerivedTable(path=path, rows=rows, digest=digest)
+        epoch.tables[name] = DerivedTable(path=path, rows=rows, digest=table_digest(self.root / path))
         return epoch.tables[name]
 
     def path(self, table: DerivedTable) -> Path:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_core.digests import digest
+from lightning_core.digests import digest, table_digest
 from lightning_core.files import locked
 from lightning_core.lake.manifest import LakeError, SpanFile
 
 if TYPE_CHECKING:
     from lightning_core.lake.lake import Lake
+
+_CHANGED = "its bytes are not those that were written"
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ def unsound(lake: Lake) -> Iterator[Unsound]:
     for epoch in lake.manifests.epochs():
         for table in epoch.tables.values():
             try:
-                with (lake.root / table.path).open("rb") as opened:
-                    sound = hashlib.file_digest(opened, "sha256").hexdigest()[:16] == table.digest
-                what = None if sound else "its bytes are not those that were written"
+                what = None if table_digest(lake.root / table.path) == table.digest else _CHANGED
             except OSError as error:
                 what = str(error.strerror)
             if what is not None:
@@ -67,8 +65,7 @@ def repair(lake: Lake) -> list[Unsound]:
         if not found:
             return []
         gone = [file for file in manifest.files if file.path in found]
-        manifest.swap(gone, [], time.time_ns())
-        manifest.retired = [one for one in manifest.retired if one.path not in found]  # nobody may remove it
+        manifest.files = [file for file in manifest.files if file.path not in found]
         manifest.lost += gone
         lake.manifests.put_spans(manifest)
         for file in gone:
@@ -87,4 +84,4 @@ def _wrong(root: Path, file: SpanFile) -> str | None:
         return str(error.strerror)
     if file.digest is None or found == file.digest:  # of files from before there were digests nothing is known
         return None
-    return "its bytes are not those that were written"
+    return _CHANGED

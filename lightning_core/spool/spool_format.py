@@ -19,6 +19,7 @@ import json
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -135,9 +136,9 @@ def segments(directory: Path | str) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def sound_end(offset: int, data: bytes, durable: int, at: int = 0) -> tuple[int, int]:
+def sound_end(offset: int, data: bytes, durable: int) -> tuple[int, int]:
     """Position in `data` (the last segment, of that offset) behind all that was acknowledged, and bytes of it that are damaged."""
-    damaged = 0
+    at = damaged = 0
     while True:
         while (found := _sound(data, at)) is not None:
             at += found[0]
@@ -153,34 +154,36 @@ def behind_damage(offset: int, data: bytes, durable: int, at: int, until: int | 
 
     `until`: where the segment ends that the next one follows; then all of it was acknowledged.
     """
-    acknowledged = until if until is not None else durable - offset
-    sound = _next_sound(data, at)
-    first = sound
-    while acknowledged <= at and sound is not None:  # does any record behind it know it as acknowledged?
-        size, known = _sound(data, sound) or (1, 0)
-        acknowledged = known - offset
-        sound = sound + size if _sound(data, sound + size) else _search(data, sound + 1)
+    acknowledged, first = (durable - offset if until is None else until), None
+    for position, known in _sound_behind(data, at):
+        first = position if first is None else first
+        if acknowledged > at:
+            break
+        acknowledged = known - offset  # does it know the bad one as acknowledged?
     if acknowledged <= at:
         return None
     return first if first is not None and (until is None or first < until) else acknowledged
 
 
-def _next_sound(data: bytes, at: int) -> int | None:
-    """Where the next sound record behind the bad one at `at` begins: right behind it as its own lengths say, else anywhere."""
-    if len(data) - at >= _FIXED.size:
-        magic, header_len, body_len, _, _ = _FIXED.unpack_from(data, at)
-        behind = at + _FIXED.size + header_len + body_len
-        if magic == MAGIC and header_len <= MAX_HEADER and _sound(data, behind) is not None:
-            return behind
-    return _search(data, at + 1)
+def _sound_behind(data: bytes, at: int) -> Iterator[tuple[int, int]]:
+    """(position, durable) of the sound records behind the bad one at `at`: each where the lengths before it say, else anywhere."""
+    behind = at + _claimed_size(data, at)
+    while True:
+        found = _sound(data, behind)
+        while found is None:
+            if (behind := data.find(MAGIC, at + 1)) == -1:
+                return
+            at, found = behind, _sound(data, behind)
+        yield behind, found[1]
+        at, behind = behind, behind + found[0]
 
 
-def _search(data: bytes, at: int) -> int | None:
-    while (at := data.find(MAGIC, at)) != -1:
-        if _sound(data, at) is not None:
-            return at
-        at += 1
-    return None
+def _claimed_size(data: bytes, at: int) -> int:
+    """The size that a record has by its own lengths; 0 where they cannot be."""
+    if len(data) - at < _FIXED.size:
+        return 0
+    magic, header_len, body_len, _, _ = _FIXED.unpack_from(data, at)
+    return _FIXED.size + header_len + body_len if magic == MAGIC and header_len <= MAX_HEADER else 0
 
 
 def read_durable(directory: Path | str) -> int:

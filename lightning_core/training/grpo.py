@@ -10,9 +10,9 @@ from lightning_core.training.dataset import Sequences
 from lightning_core.training.hardware import computes_in_bf16, is_split, own_device, settled, weights_kind
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
 from lightning_core.training.plan import Packing, Step, line_up, plan_epoch
-from lightning_core.training.resident import take
+from lightning_core.training.resident import model_of
 from lightning_core.training.steps import JobSteps, check_schedule
-from lightning_core.training.weights import free_memory, load_adapter, load_model, load_tokenizer
+from lightning_core.training.weights import free_memory, load_model
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +34,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 
     progress.phase("loading")
     # Reference first and gone before the trained weights come: the two never share the memory.
-    other_reference = settings.beta > 0 and settings.kl_reference == "base" and lora is None
-    made = None if other_reference else take(job)
-    if made is None:
-        tokenizer = load_tokenizer(job.source, facts.vocabulary)
-        model = load_model(job.base_model if other_reference else job.source, weights_kind(job))
-    else:
-        tokenizer, model = made.tokenizer, made.model
+    tokenizer, model, made = model_of(job, facts.vocabulary)
     progress.phase("packing")
     longest = max(len(s) for s in sequences.rows)
     packing, why_not = _packing(model, settings.packing, longest)
@@ -49,7 +43,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     planned = plan_epoch(job.policy_settings, sequences.rows, packing, derive_seed(job.seed, job.epoch))
     steps = JobSteps(job, progress, len(planned), made)
     reference = None
-    if other_reference:
+    if job.other_reference:
         progress.phase("reference")
         reference = _base_scores(model, planned, steps.first, job.policy_settings)
         del model
@@ -57,8 +51,6 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         progress.phase("loading")
         model = load_model(job.source, weights_kind(job))
         _packing(model, packing, longest)
-    if lora and job.weights is not None and made is None:
-        model = load_adapter(model, job.weights)
 
     def begin(trainer: SequenceTrainer) -> None:
         trainer.starts, trainer.informative = look(trainer, settings, reference, bool(lora))

@@ -1,7 +1,7 @@
 """One epoch's training of one policy: what goes in, how it tells its progress, and what every algorithm does first.
 
-Runs in a process of its own. Nothing heavy is imported before the sequences and the weights were looked over, so bad input
-is told within a second or two.
+Runs in a process of its own. Nothing heavy is imported before the sequences and the weights were looked over, so an error
+in them is reported within a second or two.
 """
 
 from __future__ import annotations
@@ -76,6 +76,12 @@ class Job(BaseModel):
     def source(self) -> Path:
         """The folder of full weights that training starts from (for an adapter: that lie under it)."""
         return self.base_model if self.policy_settings.lora or self.weights is None else self.weights
+
+    @property
+    def other_reference(self) -> bool:
+        """Whether the KL's reference is a model of its own: other weights than those that are trained, and none under an adapter."""
+        training = self.policy_settings.training
+        return training.beta > 0 and training.kl_reference == "base" and self.policy_settings.lora is None
 
     @property
     def base_model_name(self) -> str:

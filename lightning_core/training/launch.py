@@ -133,18 +133,18 @@ def staying() -> Iterator[None]:
 
 def _start(job: Job, job_file: Path, log_path: Path, stays: bool) -> Process:
     environment, training = _environment(job), job.policy_settings.training
-    alone = training.processes == 1 and training.accelerate_config is None
-    if not (stays and alone and _runs):
-        _end_waiting(job.device)
-        return Process(command(job, job_file), log_path, environment)
+    stays = bool(stays and _runs and training.processes == 1 and training.accelerate_config is None)
     with _lock:
-        alike = (one for one in _waiting if (one.device, one.beside) == (job.device, job.beside))
-        found = next((one for one in alike if one.poll() is None), None)
-        if found is not None:
-            _waiting.remove(found)
-    if found is None:
-        _end_waiting(job.device)
-        found = _Resident(job, environment, log_path)
+        here = [one for one in _waiting if one.device == job.device]
+        _waiting[:] = [one for one in _waiting if one not in here]
+    alike = (one for one in here if stays and one.beside == job.beside and one.poll() is None)
+    found = next(alike, None)
+    for one in here:  # of another kind: its memory is given back
+        if one is not found:
+            one.end(_GRACE_S)
+    if not stays:
+        return Process(command(job, job_file), log_path, environment)
+    found = found or _Resident(job, environment, log_path)
     found.give(job_file, log_path)
     return found
 
@@ -156,16 +156,6 @@ def _stays(process: Process) -> bool:
             _waiting.append(process)
             return True
     return False
-
-
-def _end_waiting(device: str | None) -> None:
-    """A trainer that waits on a device gives its memory back to one of another kind."""
-    with _lock:
-        ended = [one for one in _waiting if one.device == device]
-        for one in ended:
-            _waiting.remove(one)
-    for one in ended:
-        one.end(_GRACE_S)
 
 
 def _has_gpu() -> bool:

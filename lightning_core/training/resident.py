@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_core.training.hardware import weights_kind
 from lightning_core.training.job import Job
 from lightning_core.training.state import noted_version
-from lightning_core.training.weights import free_memory
+from lightning_core.training.weights import free_memory, load_adapter, load_model, load_tokenizer
 
 # What differs from epoch to epoch; with anything else that differs, the next job reads its weights.
 _OF_AN_EPOCH = ("epoch", "weights", "made_in", "version", "sequences", "output", "progress")
@@ -42,18 +43,31 @@ def keep(made: Made) -> None:
         _made = made
 
 
-def take(job: Job) -> Made | None:
-    """Hand over what the last job made, where `job` goes on from exactly that; else its memory is given back."""
+def model_of(job: Job, vocabulary: int) -> tuple[Any, Any, Made | None]:
+    """The tokenizer and the model that `job` begins with, and what the last job made where it goes on from exactly that.
+
+    Else the memory of that is given back, and both are read; where the KL's reference is a model of its own, the model is
+    that. Raises WeightsError.
+    """
     global _made
     made, _made = _made, None
-    if made is None:
-        return None
-    if not _goes_on(job, made.job):
-        made = None
-    free_memory()  # of the last trainer, too
-    return made
+    if made is not None:
+        made = made if _goes_on(job, made.job) else None
+        free_memory()  # of the last trainer, too
+    if made is not None:
+        return made.tokenizer, made.model, made
+    tokenizer = load_tokenizer(job.source, vocabulary)
+    model = load_model(job.base_model if job.other_reference else job.source, weights_kind(job))
+    if job.policy_settings.lora and job.weights is not None:
+        model = load_adapter(model, job.weights)
+    return tokenizer, model, None
 
 
 def _goes_on(job: Job, last: Job) -> bool:
     same = job.model_dump(exclude=set(_OF_AN_EPOCH)) == last.model_dump(exclude=set(_OF_AN_EPOCH))
-    return same and job.made_in == last.epoch and job.version == noted_version(job.state, last.epoch)
+    return (
+        same
+        and not job.other_reference
+        and job.made_in == last.epoch
+        and job.version == noted_version(job.state, last.epoch)
+    )

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from lightning_core.training.dataset import Sequence
-from lightning_core.training.hardware import settled, weights_kind
+from lightning_core.training.hardware import settled
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
 from lightning_core.training.plan import MicroBatch, Step, line_up, plan_epoch
-from lightning_core.training.resident import take
+from lightning_core.training.resident import model_of
 from lightning_core.training.steps import JobSteps, check_schedule
-from lightning_core.training.weights import load_adapter, load_model, load_tokenizer
 
 
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:
@@ -34,14 +33,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 
     job = settled(job)
     progress.phase("loading")
-    made = take(job)
-    if made is None:
-        tokenizer = load_tokenizer(job.source, facts.vocabulary)
-        model = load_model(job.source, weights_kind(job))
-        if job.policy_settings.lora and job.weights is not None:
-            model = load_adapter(model, job.weights)
-    else:
-        tokenizer, model = made.tokenizer, made.model
+    tokenizer, model, made = model_of(job, facts.vocabulary)
     planned = plan_passes(job, sequences.rows, derive_seed(job.seed, job.epoch))
     steps = JobSteps(job, progress, len(planned), made)
     trainer = steps.train(ExampleTrainer, model, tokenizer, planned)

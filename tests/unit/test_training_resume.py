@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.policies.probe import ASKED, Probe, difference
 from lightning_core.training import checkpoint as checkpoint_module
-from lightning_core.training import grpo, steps
+from lightning_core.training import grpo, resident, steps
 from lightning_core.training.checkpoint import Checkpoints, forget_other_boots
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
@@ -258,7 +258,7 @@ def test_the_base_under_an_adapter_lies_in_bf16_where_that_is_computed_in(
         loaded.append(load_model(*arguments))
         return loaded[-1]
 
-    monkeypatch.setattr(grpo, "load_model", noted)
+    monkeypatch.setattr(resident, "load_model", noted)
     first, second = (
         make_job(
             lora=True,
@@ -321,7 +321,8 @@ def test_the_reference_is_gone_before_the_weights_come(
         before.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(grpo, "load_model", alone)
+    for module in (resident, grpo):
+        monkeypatch.setattr(module, "load_model", alone)
     gc.disable()
     try:
         job = make_job(training={"beta": 0.1})
