@@ -91,7 +91,7 @@ class VllmSettings(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="`auto`: float32 on a CPU, on a GPU as vLLM chooses; `bfloat16` on a CPU that multiplies it: the trainer computes in it, too",
+        description="`auto`: on a GPU as vLLM chooses, on a CPU bfloat16 if it multiplies it, else float32; the trainer computes in the same (`training.bf16`)",
     )
     head_in_float32: bool = Field(
         False,

@@ -83,7 +83,7 @@ class TrainingSettings(Section):
     bf16: bool | None = Field(
         None,
         description="compute in bf16, with weights and moments in float32 (the base model under an adapter in bf16 too, except with "
-        "FSDP2 and DeepSpeed); null: on a GPU that has it (not with DeepSpeed), on a CPU that has it if `vllm.dtype` is `bfloat16`, or if the accelerate file says `bf16`",
+        "FSDP2 and DeepSpeed); null: on a GPU that has it (not with DeepSpeed), on a CPU that has it if vLLM samples in it, or if the accelerate file says `bf16`",
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw",

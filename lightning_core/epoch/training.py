@@ -90,7 +90,7 @@ def train_version(
         sequences=made_of["sequences"].path,
         sequences_digest=made_of["sequences"].digest,
         metrics=numbers,
-        probe=probe and probe.measured(made.probe, metrics.get("mismatch"), job.sampled_in),
+        probe=probe and probe.measured(made.probe, numbers, job.sampled_in),
     )
     (output / "training.json").unlink()  # seconds and memory differ each time; the lineage has the metrics
     version = _publish(store, output, lineage)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
 # Tokens that are asked for, and those before them that are sent along: enough to tell two versions apart, and no longer than
 # a server scores at once.
 ASKED, CONTEXT = 64, 448
-# Two programs compute with the same weights if their logprobs differ no more than this many times what they did on the tokens
-# of the first version, by which both had the same weights. Right versions differed by up to 4 times that in TF32 (ten of them),
-# and 5.7 in bf16 (thirteen): after large updates, what was sampled before is unlikely, and less exact.
-_TIMES = 8
+# An error of a logit moves the logprob of a token of probability p by 1 - p of itself, so the error of the logits is what two
+# programs that compute with the same weights have in common from version to version. They may differ by this many times what they
+# did on the tokens of the first version, by which both had the same weights.
+_TIMES = 5
 _LEAST = 3e-4  # nats; of float32 on both sides, where that difference is 1e-5 or so
 _MOST = 0.1  # nats; a larger difference is no rounding: other weights sampled
 # Where it was not measured. Smaller updates show in the tensors.
@@ -23,27 +24,31 @@ _UNMEASURED_HALF = 0.1  # of 16-bit numbers
 class Probe(BaseModel):
     """`logprobs` (nats, at temperature 1) of the last of `token_ids`, as many as there are, each after all those before it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="ignore"
+    )  # lineages of older versions have the error by another measure
     token_ids: list[int] = Field(min_length=2)
     logprobs: list[float]
     dtype: str = "float32"  # computed in
-    noise: float | None = (
-        None  # by which the server's logprobs of the tokens it sampled differed from the trainer's, on average
-    )
+    logit_error: float | None = None  # nats, of the server that sampled the first version's tokens
     served_in: str | None = None  # what that server computed in
 
-    def measured(self, before: Probe | None, mismatch: float | None, served_in: str) -> Probe:
-        """With the noise that the version before has, if both programs compute as they did then; else with the `mismatch` of
-        the tokens that this training began with."""
-        kept = before is not None and (before.dtype, before.served_in) == (self.dtype, served_in)
-        noise = before.noise if before is not None and kept else mismatch
-        return self.model_copy(update={"noise": noise, "served_in": served_in})
+    def measured(self, before: Probe | None, metrics: Mapping[str, float], served_in: str) -> Probe:
+        """With the error of logits that the version before has, if both programs compute as they did then; else with that of
+        the tokens that this training began with: `mismatch`, the mean difference of their logprobs, over `unlikely`, the mean of 1 - p."""
+        if before is not None and (before.dtype, before.served_in) == (self.dtype, served_in):
+            error = before.logit_error
+        else:
+            mismatch, unlikely = metrics.get("mismatch"), metrics.get("unlikely")
+            error = mismatch / unlikely if mismatch is not None and mismatch <= _MOST and unlikely else None
+        return self.model_copy(update={"logit_error": error, "served_in": served_in})
 
 
 def tolerance(probe: Probe, served_in: str) -> float:
     """Mean difference of logprobs (nats) up to which a server computes what the trainer did."""
-    if probe.noise is not None and probe.noise <= _MOST and probe.served_in == served_in:
-        return max(_LEAST, _TIMES * probe.noise)
+    if probe.logit_error is not None and probe.served_in == served_in:
+        unlikely = sum(-math.expm1(logprob) for logprob in probe.logprobs) / len(probe.logprobs)
+        return max(_LEAST, _TIMES * probe.logit_error * unlikely)
     return max(_UNMEASURED.get(dtype, _UNMEASURED_HALF) for dtype in (probe.dtype, served_in))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning_core.config import VllmSettings
 from lightning_core.policies.vllm_client import VllmError
+from lightning_core.process.linux import multiplies_bf16
 from lightning_core.process.spawn import SHORT_SPINS, child_environment
 
 _ON_CPUS = 64  # calls at a time
@@ -28,10 +29,8 @@ def cpu_build() -> bool:
 
 def dtype(settings: VllmSettings) -> str:
     """What vLLM computes in: `float32`, `bfloat16`, `float16`, or `auto`, as it chooses on a GPU."""
-    if settings.dtype == "auto" and cpu_build():
-        # As the trainer computes. vLLM would take bf16: four times slower on CPUs without it, and where it is faster the
-        # two differ by thousands of times more (examples/calculator/README.md).
-        return "float32"
+    if settings.dtype == "auto" and cpu_build():  # vLLM would take bf16, four times slower on a CPU without it
+        return "bfloat16" if multiplies_bf16() else "float32"
     return settings.dtype
 
 

@@ -1,4 +1,5 @@
-"""Processes as Linux shows them: whether one runs, and ending all of a group, or all below this one. Standard library alone.
+"""Processes as Linux shows them: whether one runs, and ending all of a group, or all below this one; and what the processor
+can. Standard library alone.
 
 A process is known by its pid and its creation time, since a pid alone may be another's by now.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import time
 from collections.abc import Collection, Iterable
@@ -180,3 +182,12 @@ def _threads(pid: int) -> list[str]:
 
 def _every_process() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor multiplies bf16 (AVX-512 BF16, AMX, Arm's BF16); one that does not is slower in it."""
+    try:
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)", cpuinfo.read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[1].split())

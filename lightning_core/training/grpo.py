@@ -90,7 +90,7 @@ def _base_scores(model: Any, steps: list[Step], first: int, policy: PolicySettin
 
 
 def _summary(taken: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the steps; the mismatch is the first step's, before the weights moved."""
+    """Means over the steps; the mismatch, and how unlikely its tokens were, are the first step's, before the weights moved."""
 
     def mean(name: str) -> float | None:
         values = [line[name] for line in taken if line[name] is not None]
@@ -99,7 +99,7 @@ def _summary(taken: list[dict[str, Any]]) -> dict[str, Any]:
     means = ("loss", "grad_norm", "kl", "entropy", "clip_ratio", "ratio", "importance_ratio", "importance_bounded")
     return {
         **{name: mean(name) for name in means},
-        **{name: taken[0][name] for name in ("mismatch", "mismatch_kl")},
+        **{name: taken[0][name] for name in ("mismatch", "mismatch_kl", "unlikely")},
         **{name: taken[-1][name] for name in ("learning_rate", "entropy_coef")},
     }
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_core.config import TrainingSettings
+from lightning_core.process.linux import multiplies_bf16
 
 if TYPE_CHECKING:
     from lightning_core.training.job import Job
@@ -47,15 +46,6 @@ def computes_in_bf16(settings: TrainingSettings, sampled_in: str = "float32") ->
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return sampled_in == "bfloat16" and not torch.accelerator.is_available() and multiplies_bf16()
-
-
-def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor multiplies bf16 (AVX-512 BF16, AMX, Arm's BF16); one that does not is slower in it."""
-    try:
-        flags = re.search(r"^(?:flags|Features)\s*:(.*)", cpuinfo.read_text(), re.MULTILINE)
-    except OSError:
-        return False
-    return flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[1].split())
 
 
 def settled(job: Job) -> Job:

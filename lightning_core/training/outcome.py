@@ -43,7 +43,6 @@ def leave(
     from lightning_core.training.gather import optimizer_state, state_dict, unwrap_checkpointed
 
     progress.phase("saving")
-    # Without the autocast of `bf16`: the server's logprobs are compared with those of the weights as they are saved.
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     unwrap_checkpointed(trained)
     weights, optimizer = state_dict(trained), optimizer_state(trainer)
@@ -63,7 +62,7 @@ def leave(
                 "seed": derive_seed(job.seed, job.epoch),
             }
             result |= throughput(trained, taken)
-            result["probe"] = take_probe(trained, *probed(rows))
+            result["probe"] = take_probe(trained, *probed(rows), bool(job.policy_settings.training.bf16))
             (beside / "training.json").write_text(json.dumps(result, indent=2))
         keep(Made(job, trained, trainer.processing_class, optimizer, state | {"epoch": job.epoch}))
     trainer.accelerator.wait_for_everyone()
@@ -87,10 +86,11 @@ def probed(rows: list[Sequence]) -> tuple[list[int], int]:
     return row.token_ids[max(0, start - CONTEXT) : start + asked].tolist(), asked
 
 
-def take_probe(model: Any, token_ids: list[int], asked: int) -> dict[str, Any] | None:
+def take_probe(model: Any, token_ids: list[int], asked: int, bf16: bool = False) -> dict[str, Any] | None:
     """Token ids and the logprobs of the last `asked` as `Probe` has them; None where this process does not hold all weights.
 
-    Computed without autocast and dropout, in what the weights are.
+    Computed without dropout, and as training computes (in bf16, or in what the weights are): so were the logprobs by which the
+    error is measured that a server may have.
     """
     import torch
 
@@ -99,7 +99,7 @@ def take_probe(model: Any, token_ids: list[int], asked: int) -> dict[str, Any] |
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             inputs = torch.tensor([token_ids], device=model.device)
             mask, kept = torch.ones_like(inputs), asked + 1
             logits = model(input_ids=inputs, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
@@ -108,7 +108,7 @@ def take_probe(model: Any, token_ids: list[int], asked: int) -> dict[str, Any] |
             )
     finally:
         model.train(was_training)
-    kind = str(next(model.parameters()).dtype).removeprefix("torch.")
+    kind = "bfloat16" if bf16 else str(next(model.parameters()).dtype).removeprefix("torch.")
     return {"token_ids": token_ids, "logprobs": [round(value, 6) for value in logprobs], "dtype": kind}
 
 

@@ -25,7 +25,7 @@ _MOST_NATS = 20.0  # by which a token can be more likely in what is told: e^20, 
 # What is summed over a step's trained tokens: the metrics that are not TRL's.
 _SUMS = (
     "tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "sampled", "informative_entropy", "importance_ratio",
-    "importance_bounded",
+    "importance_bounded", "unlikely",
 )  # fmt: skip
 
 
@@ -152,6 +152,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
             "tokens": trained,
             "entropy": entropies * trained,
             "mismatch": difference.abs(),
+            "unlikely": -torch.expm1(logps) * trained,
             "sampled": -difference,
             # http://joschu.net/blog/kl-approx.html, k3: never negative, and of little variance
             "mismatch_kl": torch.expm1(difference.clamp(max=_MOST_NATS)) - difference,
@@ -200,6 +201,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
                 "ratio": sums["ratio"] / tokens,
                 "mismatch": sums["mismatch"] / tokens,
                 "mismatch_kl": sums["mismatch_kl"] / tokens,
+                "unlikely": sums["unlikely"] / tokens,
                 "importance_ratio": sums["importance_ratio"] / tokens if self.settings.corrected else None,
                 "importance_bounded": sums["importance_bounded"] / tokens if self.settings.corrected else None,
                 "tokens": step.tokens,

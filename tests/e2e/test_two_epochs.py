@@ -117,7 +117,8 @@ def test_each_epoch_publishes_a_version_that_descends_from_the_last(trained: Pat
     first, second = (store.manifest(v) for v in ("v0001", "v0002"))
     assert [first.epoch, second.epoch] == [0, 1]
     assert first.probe is not None and second.probe is not None
-    assert first.probe.noise == second.probe.noise == first.metrics["mismatch"], "measured once, with equal weights"
+    error = first.metrics["mismatch"] / first.metrics["unlikely"]
+    assert first.probe.logit_error == second.probe.logit_error == error, "measured once, with equal weights"
     assert 0 < first.metrics["mismatch"] < 1e-4
     assert first.probe.token_ids != second.probe.token_ids
 

@@ -38,20 +38,31 @@ def test_a_difference_is_the_mean_of_the_absolute_ones() -> None:
     assert difference([-1.0, -2.0], [-1.5, -1.0]) == 0.75
 
 
-def test_the_noise_is_that_of_the_first_version_while_both_compute_as_then() -> None:
-    def probe(**fields: Any) -> Probe:
-        return Probe(token_ids=[1, 2, 3], logprobs=[-1.0, -2.0], **fields)
+def test_the_error_of_logits_is_that_of_the_first_version_while_both_compute_as_then() -> None:
+    def probe(logprobs: tuple[float, ...] = (-1.0, -2.0), **fields: Any) -> Probe:
+        return Probe(token_ids=[1, 2, 3], logprobs=list(logprobs), **fields)
 
-    first = probe().measured(None, 2e-3, "auto")
-    assert (first.noise, tolerance(first, "auto")) == (2e-3, 8 * 2e-3)
-    assert probe().measured(first, 7e-3, "auto").noise == 2e-3
-    assert probe().measured(first, 1e-5, "float32").noise == 1e-5, "vLLM was started with another dtype"
-    assert probe(dtype="bfloat16").measured(first, 1e-2, "auto").noise == 1e-2
+    def differed(mismatch: float | None) -> dict[str, float]:
+        return {"unlikely": 0.5} | ({} if mismatch is None else {"mismatch": mismatch})
+
+    first = probe().measured(None, differed(1e-3), "auto")
+    assert first.logit_error == 2e-3
+    assert probe().measured(first, differed(7e-3), "auto").logit_error == 2e-3
+    assert probe().measured(first, differed(1e-5), "float32").logit_error == 2e-5, "vLLM was started with another dtype"
+    assert probe(dtype="bfloat16").measured(first, differed(1e-2), "auto").logit_error == 2e-2
     assert tolerance(first, "float32") == tolerance(probe(), "float32") == 1e-3  # restarted since
-    assert tolerance(probe().measured(None, 1e-6, "float32"), "float32") == 3e-4
+    assert tolerance(probe().measured(None, differed(1e-6), "float32"), "float32") == 3e-4
     # Other weights sampled what was trained on, or nothing was sampled.
     for unknown in (0.5, None):
-        assert tolerance(probe().measured(None, unknown, "float32"), "float32") == 1e-3
+        assert tolerance(probe().measured(None, differed(unknown), "float32"), "float32") == 1e-3
+    # What a token's logprob is off by grows with how unlikely it is, up to the whole of the logit's error.
+    likely, unlikely = (probe((p, p), logit_error=2e-2, served_in="auto") for p in (-0.1, -5.0))
+    assert tolerance(likely, "auto") == pytest.approx(5 * 2e-2 * 0.0952, rel=1e-3)
+    assert tolerance(unlikely, "auto") == pytest.approx(5 * 2e-2 * 0.9933, rel=1e-3)
+
+
+def test_a_lineage_of_an_older_version_is_read_without_its_measure() -> None:
+    assert Probe.model_validate({"token_ids": [1, 2], "logprobs": [-1.0], "noise": 1e-5}).logit_error is None
 
 
 def cut(tensor: Any, bits: int = 10) -> Any:
@@ -100,7 +111,7 @@ def test_what_a_server_rounds_is_let_through_and_the_version_before_is_not(
         return list(map(int, ids[0]))
 
     def noted(model: Any, ids: list[int]) -> Probe:
-        return Probe.model_validate(take_probe(model, ids, ASKED))
+        return Probe.model_validate(take_probe(model, ids, ASKED, bf16=kind == "bf16"))
 
     def off(model: Any, probe: Probe) -> float:
         return difference(served(model, probe.token_ids)[-ASKED:], probe.logprobs)
@@ -111,14 +122,18 @@ def test_what_a_server_rounds_is_let_through_and_the_version_before_is_not(
         for weight in model.parameters():
             weight *= sure if weight.dim() > 1 else 1
     dtype = {"tf32": "auto", "bf16": "bfloat16"}[kind]
-    noise = float(np.mean([off(model, noted(model, sampled(model))) for _ in range(3)]))
+    first = [noted(model, sampled(model)) for _ in range(3)]
+    measured = {
+        "mismatch": float(np.mean([off(model, probe) for probe in first])),
+        "unlikely": float(np.mean([1 - np.exp(probe.logprobs) for probe in first])),
+    }
     before, right, stale = None, [], []
     for _ in range(3):
         former = copy.deepcopy(model)
         with torch.no_grad():
             for weight in model.parameters():
                 weight += step * torch.randn_like(weight).sign()
-        before = probe = noted(model, sampled(former)).measured(before, noise, dtype)
+        before = probe = noted(model, sampled(former)).measured(before, measured, dtype)
         agreement(served(model, probe.token_ids), probe, dtype)
         with pytest.raises(VllmError, match="does not compute what was trained"):
             agreement(served(former, probe.token_ids), probe, dtype)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from lightning_core.config import TrainingSettings
+from lightning_core.process.linux import multiplies_bf16
 from lightning_core.training import hardware
 from lightning_core.training.hardware import (
     checkpoints_gradients,
     computes_in_bf16,
-    multiplies_bf16,
     settled,
     weights_kind,
 )

@@ -338,7 +338,7 @@ def test_what_a_server_is_compared_with_is_what_the_saved_weights_make_of_it_in_
 ) -> None:
     job = make_job(training={"bf16": True}, sampled_in="bfloat16", head_in_float32=head_in_float32)
     probe = Probe.model_validate(run_job(job, Progress(job.progress))["probe"])
-    saved = Probe.model_validate(take_probe(load_model(job.output), probe.token_ids, len(probe.logprobs)))
+    saved = Probe.model_validate(take_probe(load_model(job.output), probe.token_ids, len(probe.logprobs), bf16=True))
     assert difference(probe.logprobs, saved.logprobs) < 1e-5
 
 

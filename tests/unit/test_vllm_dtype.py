@@ -1,4 +1,4 @@
-"""What vLLM computes in where the settings leave it open: as the trainer on a CPU, as vLLM chooses on a GPU."""
+"""What vLLM computes in where the settings leave it open: bf16 on a CPU that multiplies it, on a GPU as vLLM chooses."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from lightning_core.policies import vllm_command
 
 
 @pytest.mark.parametrize(
-    ("cpu", "asked", "dtype"), [(True, "auto", "float32"), (True, "bfloat16", "bfloat16"), (False, "auto", "auto")]
+    ("cpu", "bf16", "asked", "dtype"),
+    [
+        (True, True, "auto", "bfloat16"),
+        (True, False, "auto", "float32"),
+        (True, True, "float32", "float32"),
+        (True, False, "bfloat16", "bfloat16"),
+        (False, False, "auto", "auto"),
+    ],
 )
-def test_auto_is_settled_on_a_cpu_only(cpu: bool, asked: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_settled_on_a_cpu_only(
+    cpu: bool, bf16: bool, asked: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(vllm_command, "cpu_build", lambda: cpu)
+    monkeypatch.setattr(vllm_command, "multiplies_bf16", lambda: bf16)
     settings = VllmSettings.model_validate({"dtype": asked})
     arguments = vllm_command.command(settings, Path("m"), "p", Path("s"), None, 0)
     assert arguments[arguments.index("--dtype") + 1] == dtype
