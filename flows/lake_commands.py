@@ -201,6 +201,21 @@ def publish(home: Path, settings: Settings | None, url: str | None) -> None:
     click.echo(f"{done.files} files put there, {done.bytes / 1e6:,.1f} MB; {done.removed} removed that no longer count")
 
 
+@lake.command()
+@home_option
+@click.option("--from", "url", metavar="URL", required=True, help="Where the lake was published.")
+def fetch(home: Path, url: str) -> None:
+    """Bring a published lake into an empty home, which publishes it from then on: the former home is refused.
+
+    Policies are not in it: copy `policies/` too, to go on with the training of its runs.
+    """
+    from lightning_core.lake.lake import Lake
+    from lightning_core.lake.storage import fetch as get
+
+    done = get(Lake(home), url)
+    click.echo(f"{done.files} files fetched, {done.bytes / 1e6:,.1f} MB")
+
+
 @click.command()
 @click.argument("question", required=False)
 @home_option

@@ -24,6 +24,7 @@ from lightning_core.policies.vllm import VllmServer
 from lightning_flows.tasks.cluster import WorkerLost, outcome, settled, submit, task_runner
 from lightning_flows.tasks.ingest import ingest_spans, reward
 from lightning_flows.tasks.progress import logger
+from lightning_flows.tasks.publish import publish_lake
 from lightning_flows.tasks.shard import rollout_shard, split
 
 _DECODE_EVERY_S = 15.0
@@ -80,7 +81,9 @@ def roll_out(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
         return {"planned": len(planned), "tried_again": len(again), "unfinished": unfinished, **counts}
 
     done = run_stage(epoch, "rollouts", key, rollouts)
-    return done | {"grades": run_stage(epoch, "rewards", rewards_key(epoch, planned), partial(reward, epoch))}
+    grades = run_stage(epoch, "rewards", rewards_key(epoch, planned), partial(reward, epoch))
+    publish_lake(epoch.lake, epoch.settings.lake)
+    return done | {"grades": grades}
 
 
 def _gone(epoch: Epoch) -> str | None:

@@ -46,7 +46,7 @@ class LakeSettings(Section):
     storage: str | None = Field(
         None,
         pattern=r"^[a-z][a-z0-9+.-]*://[^\s?#]+$",
-        description="URL (`s3://bucket/prefix`) to which the lake is published after every epoch; docs/scale.md",
+        description="URL (`s3://bucket/prefix`) to which the lake is published, after an epoch's rollouts and at its end; from there another machine reads it, or goes on with it; docs/scale.md",
     )
 
 

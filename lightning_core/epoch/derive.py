@@ -154,7 +154,14 @@ def derive(
 
 
 def work_bucket(epoch: Epoch, job: buckets.Job) -> dict[str, pa.Table]:
-    """What `derive` has done elsewhere: the work of one bucket of the epoch; returns the tables it asks for."""
+    """What `derive` has done elsewhere: the work of one bucket of the epoch; returns the tables it asks for.
+
+    On a machine that does not share the home, spans come from `lake.storage`.
+    """
+    if epoch.settings.lake.storage is not None:
+        from lightning_core.lake.storage import bring_spans  # brings fsspec
+
+        bring_spans(epoch.lake, epoch.settings.lake.storage, epoch.manifest.span_range)
     with opened(epoch) as con:
         _make_known(con, epoch)
         return buckets.work_alone(con, job)

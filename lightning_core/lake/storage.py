@@ -7,13 +7,15 @@
     s3://bucket/prefix/catalog.duckdb        views over these files by their URLs: put last, as one object
 
 Whoever reads begins with the catalog, so sees one publication or the next. The spool and what is being written stay local.
-Keys and endpoint come from the environment, as fsspec's file system of that URL reads them (`AWS_ACCESS_KEY_ID`,
+One home at a time publishes there: its id is in published.json, which is replaced only as it was read (S3's conditional writes).
+Another home takes the lake over by `fetch`; from then on the former one is refused. Keys and endpoint come from the environment, as fsspec's file system of that URL reads them (`AWS_ACCESS_KEY_ID`,
 `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, … for s3).
 """
 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import tempfile
 import time
@@ -28,13 +30,15 @@ import fsspec
 from fsspec.spec import AbstractFileSystem
 from pydantic import BaseModel, ConfigDict
 
-from lightning_core.files import locked
+from lightning_core.digests import digest, table_digest
+from lightning_core.files import locked, write_atomic
 from lightning_core.lake import catalog
 from lightning_core.lake.compact import GRACE_S
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError, Manifests, Retired
 
 _PUBLISHED = "published.json"
+_HOME_ID = "home-id"  # in the lake's folder, of a home that publishes
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,13 @@ class _Listing(BaseModel):
 
     files: dict[str, int] = {}  # path → bytes
     retired: list[Retired] = []
+    home: str | None = None  # that publishes there; null: of an older version
 
 
 def publish(lake: Lake, url: str, grace_s: float = GRACE_S) -> Publication:
     """Put there what the lake has and the URL has not, then the catalog; remove what has not counted for `grace_s`.
 
-    One publication of a lake at a time. Raises LakeError, and what was published before stays.
+    One publication of a lake at a time. Raises LakeError, also where another home has the lake there; what was published before stays.
     """
     url = url.rstrip("/")
     with (
@@ -74,29 +79,97 @@ def publish(lake: Lake, url: str, grace_s: float = GRACE_S) -> Publication:
         named |= {t.path for epoch in manifests.epochs() for t in epoch.tables.values()}
         files = {path: (lake.root / path).stat().st_size for path in sorted(named)}
         with _opened(url) as (store, prefix):
-            return _put(store, prefix, lake.root, folder, files, grace_s)
+            listing = _ListingFile(store, f"{prefix}/{_PUBLISHED}")
+            if listing.read().home not in (None, _home_id(lake)):
+                raise LakeError(
+                    f"{url} has the lake of another home, which would be lost: publish to another URL, or go on with that lake in an "
+                    f"empty home: `lightning-flows lake fetch --from {url} --home NEW`"
+                )
+            return _put(store, prefix, lake, folder, files, grace_s, listing)
+
+
+def fetch(lake: Lake, url: str) -> Publication:
+    """Bring a published lake into a home that has none, file by file as it was published; this home publishes it from then on.
+
+    Policies and what was not published yet are not there. Raises LakeError: a home with a lake, a file that is not what its manifest says.
+    """
+    url = url.rstrip("/")
+    if lake.manifests.spans().decoded_offset or lake.manifests.epochs():
+        raise LakeError(f"{lake.root}: this home has a lake already; fetch into an empty one (--home)")
+    with _opened(url) as (store, prefix):
+        listing = _ListingFile(store, f"{prefix}/{_PUBLISHED}")
+        if not listing.read().files:
+            raise _nothing(url)
+        # First, so that what the former home publishes meanwhile is refused, or is a whole publication before this.
+        listing.replace(listing.content.model_copy(update={"home": _home_id(lake)}))
+        made = lake.root / "fetching" / "manifests"
+        for path in store.find(f"{prefix}/manifests"):
+            write_atomic(made / path.removeprefix(f"{prefix}/manifests/"), store.cat_file(path))
+        manifests = Manifests(made.parent)
+        spans = {file.path: file.digest for file in manifests.spans().files}
+        tables = {table.path: table.digest for epoch in manifests.epochs() for table in epoch.tables.values()}
+        size = 0
+        for path in [*spans, *tables]:
+            size += _bring(store, f"{prefix}/{path}", lake.root / path)
+            is_of, expected = (digest, spans[path]) if path in spans else (table_digest, tables[path])
+            if expected is not None and is_of(lake.root / path) != expected:
+                raise LakeError(f"{url}/{path} is not what was written: its digest is not that of its manifest")
+        shutil.copytree(made, lake.root / "manifests", dirs_exist_ok=True)
+        shutil.rmtree(made.parent)
+    lake.rebuild_catalog()
+    return Publication(len(spans) + len(tables), size)
+
+
+def bring_spans(lake: Lake, url: str, span_range: tuple[int, int | None]) -> None:
+    """Have the span files of a range of the spool in a folder that is no home: a worker's, on a machine that does not share the home.
+
+    In the home itself, where the spool is, nothing is done. Raises LakeError.
+    """
+    if lake.spool.exists():
+        return
+    with _opened(url.rstrip("/")) as (store, prefix):
+        write_atomic(lake.root / "manifests" / "spans.json", store.cat_file(f"{prefix}/manifests/spans.json"))
+        for file in lake.files_between(*span_range):
+            if not (lake.root / file.path).exists():
+                _bring(store, f"{prefix}/{file.path}", lake.root / file.path)
+
+
+def _bring(store: AbstractFileSystem, there: str, here: Path) -> int:
+    here.parent.mkdir(parents=True, exist_ok=True)
+    beside = here.with_name(f".{here.name}.{secrets.token_hex(4)}")
+    store.get_file(there, str(beside))
+    beside.replace(here)
+    return here.stat().st_size
+
+
+def _home_id(lake: Lake) -> str:
+    path = lake.root / _HOME_ID
+    if not path.exists():
+        write_atomic(path, secrets.token_hex(8).encode())
+    return path.read_text()
 
 
 def _put(
-    store: AbstractFileSystem, prefix: str, root: Path, folder: Path, files: dict[str, int], grace_s: float
-) -> Publication:
-    """Files of the lake in `root`, manifests, then the catalog in `folder`; and away with what is long retired."""
-    listing, now_ns = f"{prefix}/{_PUBLISHED}", time.time_ns()
-    before = _listing(store, listing)
+    store: AbstractFileSystem, prefix: str, lake: Lake, folder: Path, files: dict[str, int], grace_s: float,
+    listing: _ListingFile,
+) -> Publication:  # fmt: skip
+    """Files of the lake, manifests, then the catalog in `folder`; and away with what is long retired."""
+    now_ns, before = time.time_ns(), listing.content.model_copy(update={"home": _home_id(lake)})
+    listing.replace(before)
     new = [path for path, size in files.items() if before.files.get(path) != size]
     for name in new:
-        store.put_file(str(root / name), f"{prefix}/{name}")
+        store.put_file(str(lake.root / name), f"{prefix}/{name}")
+    retired = {path: Retired(path=path, since_ns=now_ns) for path in before.files}
+    retired |= {entry.path: entry for entry in before.retired}
+    left = [entry for entry in retired.values() if entry.path not in files]
+    # Listed before the catalog changes, so that a process killed in between leaves no file that is in no list.
+    listing.replace(_Listing(files=files, retired=sorted(left, key=lambda entry: entry.path), home=before.home))
     manifests = {f"{prefix}/{path.relative_to(folder)}": path for path in (folder / "manifests").rglob("*.json")}
     for there in store.find(f"{prefix}/manifests"):
         if there not in manifests:  # of a run that was removed
             store.rm_file(there)
     for there, path in sorted(manifests.items()):
         store.put_file(str(path), there)
-    retired = {path: Retired(path=path, since_ns=now_ns) for path in before.files}
-    retired |= {entry.path: entry for entry in before.retired}
-    left = [entry for path, entry in sorted(retired.items()) if path not in files]
-    # Listed before the catalog changes, so that a process killed in between leaves no file that is in no list.
-    store.pipe_file(listing, _Listing(files=files, retired=left).model_dump_json(indent=1).encode())
     store.put_file(str(folder / "catalog.duckdb"), f"{prefix}/catalog.duckdb")
     gone = [entry for entry in left if entry.since_ns <= now_ns - grace_s * 1e9]
     for entry in gone:
@@ -104,7 +177,7 @@ def _put(
             store.rm_file(f"{prefix}/{entry.path}")
     if gone:
         left = [entry for entry in left if entry not in gone]
-        store.pipe_file(listing, _Listing(files=files, retired=left).model_dump_json(indent=1).encode())
+        listing.replace(_Listing(files=files, retired=sorted(left, key=lambda entry: entry.path), home=before.home))
     return Publication(len(new), sum(files[path] for path in new), len(gone))
 
 
@@ -116,9 +189,7 @@ def connect(url: str) -> Iterator[duckdb.DuckDBPyConnection]:
         file = Path(folder) / "catalog.duckdb"
         with _opened(url) as (store, prefix):
             if not store.exists(f"{prefix}/catalog.duckdb"):
-                raise LakeError(
-                    f"{url}: no lake was published there (`lake.storage`, `lightning-flows lake publish`), or it may not be read"
-                )
+                raise _nothing(url)
             store.get_file(f"{prefix}/catalog.duckdb", str(file))
         with catalog.opened(file, Path(folder)) as con:
             con.register_filesystem(store)
@@ -167,8 +238,39 @@ def _opened(url: str) -> Iterator[tuple[AbstractFileSystem, str]]:
         ) from error
 
 
-def _listing(store: AbstractFileSystem, path: str) -> _Listing:
-    try:
-        return _Listing.model_validate_json(store.cat_file(path))
-    except FileNotFoundError:
-        return _Listing()
+def _nothing(url: str) -> LakeError:
+    return LakeError(
+        f"{url}: no lake was published there (`lake.storage`, `lightning-flows lake publish`), or it may not be read"
+    )
+
+
+class _ListingFile:
+    """published.json, replaced only as it was read: where another home wrote it meanwhile, LakeError."""
+
+    def __init__(self, store: AbstractFileSystem, path: str) -> None:
+        self._store, self._path = store, path
+        self.content = _Listing()
+        self._tag: str | None = None  # of the content that was read; None where there is none, or the store has no tags
+
+    def read(self) -> _Listing:
+        self._store.invalidate_cache()
+        try:
+            self._tag = self._store.info(self._path).get("ETag")
+            self.content = _Listing.model_validate_json(self._store.cat_file(self._path))
+        except FileNotFoundError:
+            self._tag, self.content = None, _Listing()
+        return self.content
+
+    def replace(self, listing: _Listing) -> None:
+        only = {}
+        if "s3" in self._store.protocol:
+            only = {"IfMatch": self._tag} if self._tag else {"IfNoneMatch": "*"}
+        try:
+            self._store.pipe_file(self._path, listing.model_dump_json(indent=1).encode(), **only)
+            taken = self.read().home != listing.home
+        except OSError as error:
+            if "pre-condition" not in str(error):
+                raise
+            taken = True
+        if taken:
+            raise LakeError(f"{self._path}: another home publishes there since; nothing of it was changed")

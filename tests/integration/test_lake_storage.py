@@ -163,3 +163,68 @@ def test_what_is_missing_is_an_error(
 def test_where_nothing_was_published_the_error_names_it(bucket: str) -> None:
     with pytest.raises(LakeError, match="no lake was published there"):
         ask.answer(bucket, COUNT)
+
+
+def test_another_home_is_refused_until_it_takes_the_lake_over(lake: Lake, bucket: str, tmp_path: Path) -> None:
+    lake.open_epoch("one", 0, "train", {})
+    storage.publish(lake, bucket)
+    other = Lake(tmp_path / "other")
+    more(other, "x.1")
+    with pytest.raises(LakeError, match="the lake of another home, which would be lost"):
+        storage.publish(other, bucket)
+    with pytest.raises(LakeError, match="has a lake already"):
+        storage.fetch(other, bucket)
+    heir = Lake(tmp_path / "heir")
+    done = CliRunner().invoke(main, ["lake", "fetch", "--home", str(tmp_path / "heir"), "--from", bucket])
+    assert done.exit_code == 0 and "2 files fetched" in done.output
+    assert ask.answer(heir.root, COUNT, "csv") == ask.answer(lake.root, COUNT, "csv")
+    assert heir.manifests.spans().files == lake.manifests.spans().files
+    assert heir.manifests.epochs() == lake.manifests.epochs()
+    more(lake, "r.3")
+    with pytest.raises(LakeError, match="another home"):
+        storage.publish(lake, bucket)
+    assert "r.3" not in ask.answer(bucket, COUNT, "csv")
+
+
+def test_of_two_homes_that_publish_at_once_one_is_refused(
+    lake: Lake, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Lake(tmp_path / "other")
+    more(other, "x.1")
+    put = s3fs.S3FileSystem._pipe_file
+    once = iter([True])
+
+    async def while_the_other_does(self: object, path: str, data: bytes, **more: object) -> None:
+        if next(once, False):
+            await put(self, path, storage._Listing(home="another").model_dump_json().encode())
+        await put(self, path, data, **more)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_pipe_file", while_the_other_does)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(LakeError, match="another home publishes there since"):
+        storage.publish(lake, bucket)
+    assert {path.rpartition("/")[2] for path in there(bucket)} == {"published.json"}
+
+
+def test_a_file_that_is_not_what_was_written_is_not_fetched(lake: Lake, bucket: str, tmp_path: Path) -> None:
+    storage.publish(lake, bucket)
+    store = s3fs.S3FileSystem(use_listings_cache=False)
+    path = next(path for path in store.find(bucket) if path.endswith(".parquet"))
+    content = bytearray(store.cat_file(path))
+    content[len(content) // 2] ^= 1
+    store.pipe_file(path, bytes(content))
+    with pytest.raises(LakeError, match="its digest is not that of its manifest"):
+        storage.fetch(Lake(tmp_path / "heir"), bucket)
+    assert not Lake(tmp_path / "heir").manifests.spans().files
+
+
+def test_a_worker_that_does_not_share_the_home_reads_the_spans_there(lake: Lake, bucket: str, tmp_path: Path) -> None:
+    storage.publish(lake, bucket)
+    worker = Lake(tmp_path / "worker")
+    second = lake.manifests.spans().files[1]
+    for span_range in ((second.start, None), (0, None)):
+        storage.bring_spans(worker, bucket, span_range)
+        with worker.connect(span_range) as there, lake.connect(span_range) as here:
+            assert there.sql(COUNT).fetchall() == here.sql(COUNT).fetchall()
+        assert len(list((worker.root / "spans").iterdir())) == (1 if span_range[0] else 2)
+    storage.bring_spans(lake, "s3://no-such-bucket/x", (0, None))  # the home itself has its own
