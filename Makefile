@@ -50,6 +50,10 @@ test-all: lint $(READY) oracle-env ## every test but those of test-frameworks (u
 test-frameworks: $(READY) ## every agent framework, each in its own environment; writes the table of docs/frameworks.md
 	$(BIN)/pytest tests/integration/test_frameworks.py tests/integration/test_frameworks_vllm.py $(ARGS)
 
+.PHONY: soak
+soak: $(READY) ## ten minutes of all faults at once, with an account at the end; `make soak ARGS="--minutes 1"`
+	$(BIN)/python -m tests.soak $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## ruff (format and lint) and mypy
 	$(BIN)/ruff format --check .

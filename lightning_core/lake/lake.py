@@ -84,7 +84,8 @@ class Lake:
             start = manifest.decoded_offset
             sweep_rejected(self.spool / "rejected", start)
             end = spool.durable_end(self.spool) if until is None else until
-            if 0 < end < start:
+            # Another decoder may have passed `until` since it was asked for.
+            if 0 < end < start and (until is None or spool.durable_end(self.spool) < start):
                 raise LakeError(
                     f"{self.spool} ends at offset {end}, and the lake was decoded up to {start}: the spool was removed, or is "
                     "another lake's. Put it back; a gateway started in this home begins a new one behind what is decoded"
@@ -256,9 +257,12 @@ class Lake:
         return self.root / table.path
 
     def rebuild_catalog(self) -> Path:
-        """Replace `catalog.duckdb` by one over the newest manifests."""
-        with locked(self.root / "catalog.lock"):
-            return catalog.build(self.root, self.manifests, self.spool / "rejected")
+        """Replace `catalog.duckdb` by one over the newest manifests. Raises LakeError; the former one stays then."""
+        try:
+            with locked(self.root / "catalog.lock"):
+                return catalog.build(self.root, self.manifests, self.spool / "rejected")
+        except (OSError, duckdb.IOException) as error:
+            raise LakeError(f"{self.root / 'catalog.duckdb'} was not made anew: {error}; free some space and run again") from error
 
 
 def _write_labelled(path: Path, table: pa.Table | pa.RecordBatchReader, epoch: EpochManifest) -> int:

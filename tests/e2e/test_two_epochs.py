@@ -23,6 +23,7 @@ import yaml
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_core.policies.store import PolicyStore
+from lightning_core.process.linux import multiplies_bf16
 from lightning_core.tracking.prometheus import SignalFiles
 from tests.tiny_model import make_tiny_llama
 
@@ -119,7 +120,7 @@ def test_each_epoch_publishes_a_version_that_descends_from_the_last(trained: Pat
     assert first.probe is not None and second.probe is not None
     error = first.metrics["mismatch"] / first.metrics["unlikely"]
     assert first.probe.logit_error == second.probe.logit_error == error, "measured once, with equal weights"
-    assert 0 < first.metrics["mismatch"] < 1e-4
+    assert 0 < first.metrics["mismatch"] < (0.05 if multiplies_bf16() else 1e-4)
     assert first.probe.token_ids != second.probe.token_ids
 
 

@@ -1,7 +1,7 @@
 """Agents that send spans without end, for test_durability.py: `python -m tests.integration.agents_that_send http …`.
 
 Arguments: kind (http, grpc or client), endpoint, a file for what was acknowledged, a file that says stop once it is
-there. Each span has a name of its own; a line of the first file is the name of a span that the server took.
+there. $SEND_PAUSE_S slows them down. Each span has a name of its own; a line of the first file is the name of a span that the server took.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from lightning_core.client import emit_event
+
+PAUSE_S = float(os.environ.get("SEND_PAUSE_S", "0"))
 
 
 class Noting(SpanExporter):
@@ -60,7 +62,7 @@ def with_the_sdk(kind: str, endpoint: str, notes: TextIO, stop: Path) -> None:
     for number in itertools.count():
         tracer.start_span(f"{kind} {number}", attributes={"text": "x" * 2_000}).end()
         if number % 10 == 0:
-            time.sleep(0.01)
+            time.sleep(0.01 + PAUSE_S)
             if stop.exists():
                 break
     processor.force_flush(60_000)
@@ -73,6 +75,7 @@ def with_our_client(endpoint: str, notes: TextIO, stop: Path) -> None:
     for number in itertools.count():
         emit_event(f"client {number}", text="x" * 2_000)
         notes.write(f"client {number}\n")
+        time.sleep(PAUSE_S)
         if stop.exists():
             break
 

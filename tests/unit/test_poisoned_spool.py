@@ -182,6 +182,17 @@ def test_a_spool_that_is_not_the_lakes_is_an_error_and_not_nothing_to_do(tmp_pat
         lake.ingest()
 
 
+def test_a_decoder_that_another_one_has_passed_has_nothing_to_do(tmp_path: Path) -> None:
+    fill(tmp_path, [body(1)])
+    asked_for = spool.durable_end(tmp_path / "spool")
+    fill(tmp_path, [body(2)])
+    lake = Lake(tmp_path)
+    decoded = lake.ingest().decoded_offset
+    assert decoded > asked_for
+    done = lake.ingest(until=asked_for)
+    assert (done.spans, done.decoded_offset) == (0, decoded)
+
+
 def test_what_is_thrown_away_is_not_inflated_without_a_limit() -> None:
     with pytest.raises(OtlpError) as refused:
         intake._refused("metrics", b'{"resourceMetrics":[' + b"{}," * 2_000_000 + b"{}]}", JSON, None)
