@@ -38,7 +38,7 @@ from lightning_core.config import GatewaySettings
 from lightning_core.epoch.services import claim_services
 from lightning_core.files import locked
 from lightning_core.gateway.handle import GatewayHandle
-from lightning_core.lake import ask
+from lightning_core.lake import ask, catalog
 from lightning_core.lake.decode import Decoder
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.storage import publish
@@ -280,16 +280,15 @@ def account(running: Soak, url: str, starts: int) -> dict[str, object]:
     assert "forged" not in found, "forged spans are in the lake"
     lake.rebuild_catalog()
     publish(lake, url)
-    damaged = json.loads(
-        ask.answer(lake.root, f"SELECT count(*) AS n FROM rejections WHERE reason = '{DAMAGED}'", "json")
-    )
+    with catalog.connect(lake.root) as con:
+        [damaged] = con.execute("SELECT count(*) FROM rejections WHERE reason = ?", [DAMAGED]).fetchone() or (0,)
     assert ask.answer(url, COUNT, "csv") == ask.answer(lake.root, COUNT, "csv"), "the store has another lake"
     epochs = [epoch for epoch in lake.manifests.epochs("tiny", "train") if epoch.recorded]
     files = [str(lake.root / file.path) for file in lake.manifests.spans().files]
     repeated = duckdb.execute(MULTIPLE, [files]).fetchall()
     assert not repeated, f"rollouts ran twice: {repeated[:3]}"
     return {
-        "acknowledged": len(sent), "missing_of_flipped": len(missing), "damaged_records": damaged[0]["n"],
+        "acknowledged": len(sent), "missing_of_flipped": len(missing), "damaged_records": damaged,
         "epochs": len(epochs), "flow_starts": starts,
     }  # fmt: skip
 

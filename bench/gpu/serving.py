@@ -49,14 +49,16 @@ def checks() -> list[Check]:
 
 
 def _probe(kind: str, small: bool) -> Found:
-    """The base model's logprobs by vLLM, against the trainer's in float32."""
+    """The base model's logprobs by vLLM, against the trainer's, which computes in the same."""
     from lightning_core.training.hardware import own_device
     from lightning_core.training.outcome import take_probe
     from lightning_core.training.weights import load_model
 
     with _base(small) as (base, home):
         model = load_model(base).to(own_device())
-        taken = take_probe(model, np.random.default_rng(0).integers(0, 250, 2 * ASKED).tolist(), ASKED)
+        taken = take_probe(
+            model, np.random.default_rng(0).integers(0, 250, 2 * ASKED).tolist(), ASKED, kind == "bfloat16"
+        )
         assert taken is not None
         probe = Probe.model_validate(taken)
         del model

@@ -63,7 +63,7 @@ def _spread(scores: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
 
 
 def why_not_packed(model: Any, longest: int) -> str | None:
-    """Why this model cannot take forests, or None where it can; then it attends by them from here on.
+    """Why this model cannot take forests, or None where it can; then it attends by them from here on, and is not asked again.
 
     Runs two sequences that branch through the backbone, packed and (by the model's own, eager attention) padded, and compares
     the hidden states: an architecture that brings its own attention, or ignores explicit positions (state spaces, linear attention, some
@@ -86,6 +86,8 @@ def why_not_packed(model: Any, longest: int) -> str | None:
         return (
             f"{type(base).__name__} has an attention dropout of {dropout:g}, which the attention of tries does not know"
         )
+    if base.config._attn_implementation == NAME:  # it was asked before; the model stays from epoch to epoch
+        return None
     device = next(base.parameters()).device
     sequences = _probe_sequences(int(config.vocab_size))
     before, was_training = base.config._attn_implementation, base.training
