@@ -1,4 +1,4 @@
-"""A run in the Prefect UI: the table of its epochs, and a page with plots and a curve for every signal."""
+"""A run in the Prefect UI: the table of its epochs, and a page with a curve for every signal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def show_run(run: Run, rows: list[dict[str, Any]], record: str | None) -> None:
     described += f". {REPEATED}" if repeats(rows) else ""
     table = _table(rows, dropped)
     _create(lambda: create_table_artifact(key=_key("epochs", run), table=table, description=described))
-    text = page(run.run, rows, dropped, _signals(run.lake, run.run), record)
+    text = page(run.run, rows, _signals(run.lake, run.run), record)
     _create(lambda: create_markdown_artifact(key=_key("report", run), markdown=text, description=f"Run {run.run}"))
 
 

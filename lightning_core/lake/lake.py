@@ -262,7 +262,9 @@ class Lake:
             with locked(self.root / "catalog.lock"):
                 return catalog.build(self.root, self.manifests, self.spool / "rejected")
         except (OSError, duckdb.IOException) as error:
-            raise LakeError(f"{self.root / 'catalog.duckdb'} was not made anew: {error}; free some space and run again") from error
+            raise LakeError(
+                f"{self.root / 'catalog.duckdb'} was not made anew: {error}; free some space and run again"
+            ) from error
 
 
 def _write_labelled(path: Path, table: pa.Table | pa.RecordBatchReader, epoch: EpochManifest) -> int:

@@ -1,15 +1,13 @@
-"""The page of a run: Markdown with plots."""
+"""The report of a run in the Prefect UI, as Markdown."""
 
 from __future__ import annotations
 
-import base64
 import re
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
-from lightning_core.tracking.page import curve, page, plots
+from lightning_core.tracking.page import curve, page
 
 SIGNALS: Any = {
     ("policy", "reward"): [(0, 0.25), (1, 0.75)],
@@ -34,7 +32,6 @@ ROWS: Any = [
         "versions": {"policy": "v0002"},
     },
 ]
-DROPPED = {0: {"other_policy": 2}, 1: {"other_policy": 1, "no_spread": 3}}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +50,7 @@ def test_a_curve_goes_from_the_least_to_the_greatest_value(values: list[float], 
 
 
 def test_a_page_says_how_it_goes_and_has_a_line_a_signal_below_its_policy() -> None:
-    text = page("mine", ROWS, DROPPED, SIGNALS, "[MLflow](http://x)")
+    text = page("mine", ROWS, SIGNALS, "[MLflow](http://x)")
     assert "[MLflow](http://x)" in text
     assert (
         "**epoch 1, mean reward 0.750 (0.875 of fresh tasks, 0.500 of repeated ones), 1,920 rollouts, 72 of 290 calls "
@@ -72,32 +69,13 @@ def test_a_page_says_how_it_goes_and_has_a_line_a_signal_below_its_policy() -> N
     ]
 
 
-def test_its_plots_are_a_picture_that_needs_no_other_file_and_say_what_they_show() -> None:
-    text = page("mine", ROWS, DROPPED, SIGNALS, None)
-    found = re.search(r"!\[plots of run mine\]\(data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)\)", text)
-    assert found is not None
-    svg = base64.b64decode(found[1]).decode()
-    texts = {element.text for element in ElementTree.fromstring(svg).iter() if element.text}
-    assert {
-        "reward",
-        "reward, fresh tasks",
-        "reward, repeated tasks",
-        "held_out_right",
-        "policy kl",
-        "no_spread",
-        "other_policy",
-        "tokens a response",
-    } <= texts
-    assert svg == plots(ROWS, DROPPED, SIGNALS), "the same run, the same bytes"
-
-
 def test_a_run_that_repeats_no_task_has_one_reward_and_no_word_on_it() -> None:
     row = ROWS[1] | {"reward_fresh": None, "reward_repeated": None, "failed_rollouts": 3}
-    text = page("mine", [row], DROPPED, SIGNALS, None)
+    text = page("mine", [row], SIGNALS, None)
     assert "mean reward 0.750, 1,920 rollouts (3 failed)" in text
-    assert "fresh" not in text and "fresh tasks" not in plots([row], DROPPED, SIGNALS)
+    assert "fresh" not in text
 
 
 def test_a_run_without_anything_yet_has_a_page() -> None:
-    assert page("mine", [], {}, {}, None) == "# Run mine\n"
-    assert "before training, 25.0% right on 64 held-out tasks" in page("mine", ROWS[:1], {}, {}, None)
+    assert page("mine", [], {}, None) == "# Run mine\n"
+    assert "before training, 25.0% right on 64 held-out tasks" in page("mine", ROWS[:1], {}, None)
