@@ -37,7 +37,7 @@ from tests.tiny_model import make_tiny_llama
 pytestmark = pytest.mark.slow
 
 GUIDANCE = ["--structured-outputs-config", '{"backend": "guidance"}']
-SETTINGS = VllmSettings(kv_cache_gb=0.05, max_model_len=512, max_num_seqs=8, extra_args=GUIDANCE)
+SETTINGS = VllmSettings(dtype="float32", kv_cache_gb=0.05, max_model_len=512, max_num_seqs=8, extra_args=GUIDANCE)
 PROMPT = {"model": "policy", "messages": [{"role": "user", "content": "12*7"}]}
 
 
