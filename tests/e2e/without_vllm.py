@@ -18,10 +18,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from lightning_core.epoch.epoch import Run
+from lightning_core.epoch import epoch
 from lightning_core.epoch.production import Choice
 from lightning_core.epoch.services import Services, base_model, gateway_running
 from lightning_core.settings_file import load_settings
+from lightning_flows import Run
 
 _PARTS = (
     "lightning_flows.flows.train_epoch",
@@ -56,7 +57,7 @@ class _Model(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def running(run: Run, say: Callable[[str], None]) -> Iterator[Services]:
+def running(run: epoch.Run, say: Callable[[str], None]) -> Iterator[Services]:
     model = ThreadingHTTPServer(("127.0.0.1", 0), _Model)
     threading.Thread(target=model.serve_forever, daemon=True).start()
     folder = base_model(run, say)
@@ -68,7 +69,7 @@ def running(run: Run, say: Callable[[str], None]) -> Iterator[Services]:
     model.shutdown()
 
 
-def deploy(run: Run, services: Services, versions: dict[str, str]) -> None:
+def deploy(run: epoch.Run, services: Services, versions: dict[str, str]) -> None:
     routes = services.gateway.routes()
     routes["policies"]["policy"]["version"] = versions["policy"]
     services.gateway.set_routes(routes)
@@ -90,7 +91,7 @@ def main(flow: str, settings_file: str) -> None:
         beside = module.evaluate(settings, policy_versions={"policy": "v0000"}, tasks=settings.tasks.train)
         sys.stdout.write(json.dumps([before, beside]))
     elif flow == "train":
-        module.train(settings)
+        Run(settings).train()
     else:
         module.train_epoch(settings, 0)
 

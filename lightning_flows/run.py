@@ -1,0 +1,90 @@
+"""A run in Python, for notebooks and scripts: train it, and read its tables."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from lightning_core.config import Settings
+from lightning_core.lake import catalog
+from lightning_core.settings_file import load_settings
+
+
+class Run:
+    """One run of a settings file.
+
+        run = lightning_flows.Run("settings.yaml", {"epochs": 2})
+        run.train()
+        run.rollouts.df()  # pandas; .pl() polars, .pl(lazy=True) its LazyFrame, .to_arrow_table() Arrow
+        run.sql("SELECT agent, avg(reward) FROM triplets GROUP BY ALL")
+
+    Every view and table of the catalog is an attribute, with the rows of this run: `lightning-flows sql` lists them.
+    """
+
+    def __init__(self, settings: Path | str | Settings, overrides: Mapping[str, Any] | None = None) -> None:
+        """Read a settings file; `overrides` maps dotted keys to values. Raises SettingsError, naming file and key."""
+        self.settings = settings if isinstance(settings, Settings) else load_settings(settings, dict(overrides or {}))
+        self._opened: tuple[int | None, duckdb.DuckDBPyConnection] | None = None
+
+    def train(self) -> list[dict[str, Any]]:
+        """Train the epochs that are left, as `lightning-flows train`; returns a dict an epoch.
+
+        Raises SettingsError, before anything starts, with all that the work would end by.
+        """
+        with self._flows():
+            from lightning_flows.flows.train import train
+
+            return train(self.settings)
+
+    def evaluate(self, epoch: int | None = None) -> dict[str, Any]:
+        """Try the held-out tasks with the versions after so many epochs (null: after all that were trained)."""
+        with self._flows():
+            from lightning_flows.flows.evaluate import evaluate
+
+            return evaluate(self.settings, epoch)
+
+    def sql(self, query: str, **parameters: Any) -> duckdb.DuckDBPyRelation:
+        """Ask the catalog, over all runs of the home; `$name` in the query is a parameter. Raises FileNotFoundError before the
+        first rollouts."""
+        return self._catalog().sql(query, params=parameters)
+
+    def __getattr__(self, name: str) -> duckdb.DuckDBPyRelation:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            table = self._catalog().table(name)
+        except duckdb.CatalogException:
+            raise AttributeError(
+                f"the catalog has no table or view {name!r}; `lightning-flows sql` lists them"
+            ) from None
+        return table.filter(f"run = '{self.settings.run}'") if "run" in table.columns else table
+
+    def __dir__(self) -> list[str]:
+        names: list[str] = [*super().__dir__()]
+        with contextlib.suppress(FileNotFoundError):
+            names += [name for (name,) in self.sql("SELECT DISTINCT table_name FROM columns").fetchall()]
+        return names
+
+    def _catalog(self) -> duckdb.DuckDBPyConnection:
+        """The newest catalog; what was asked of an older one stays with that."""
+        root = self.settings.home / "lake"
+        built = catalog.built_ns(root)
+        if self._opened is None or self._opened[0] != built:
+            opened = contextlib.ExitStack()
+            self._opened = built, opened.enter_context(catalog.connect_alone(root))
+            weakref.finalize(self, opened.close)
+        return self._opened[1]
+
+    @contextlib.contextmanager
+    def _flows(self) -> Iterator[None]:
+        from lightning_core.checks.check import require
+        from lightning_flows.flows.prefect_api import prefect_api
+
+        require(self.settings, "train")
+        with prefect_api(self.settings.home):
+            yield
