@@ -6,13 +6,18 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
+from lightning_core.epoch.buckets import Job
+from lightning_core.epoch.derive import derive, work_bucket
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import ask, compact, storage
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import LakeError
 from lightning_flows.flows.cli import main
+from tests.lake_maker import Attempt, derived, settings
 from tests.spool_maker import store_rollout
 
 pytestmark = pytest.mark.extra  # HTTP to a server in the same interpreter
@@ -228,3 +233,29 @@ def test_a_worker_that_does_not_share_the_home_reads_the_spans_there(lake: Lake,
             assert there.sql(COUNT).fetchall() == here.sql(COUNT).fetchall()
         assert len(list((worker.root / "spans").iterdir())) == (1 if span_range[0] else 2)
     storage.bring_spans(lake, "s3://no-such-bucket/x", (0, None))  # the home itself has its own
+
+
+def test_an_epoch_derived_on_workers_with_the_spans_from_there_comes_to_the_same_bytes(
+    bucket: str, tmp_path: Path
+) -> None:
+    rows = []
+    for number in range(8):
+        attempt = Attempt(f"r.{number}", group=f"g.{number % 2}")
+        attempt.root()
+        attempt.call([1, 2], [3 + number, 4], parent=attempt.agent("writer"))
+        attempt.reward(float(number % 3))
+        rows += [row | {"record_offset": 100 * number + place} for place, row in enumerate(attempt.rows)]
+    lake, epoch = derived(tmp_path / "home", rows, spans_a_bucket=8)
+    (lake.spool).mkdir()
+    storage.publish(lake, bucket)
+    kept = {"storage": bucket}
+    here = Epoch(settings(lake.root.parent, lake=kept), epoch.model_copy(update={"tables": {}}))
+    worker = Epoch(settings(tmp_path / "worker", lake=kept), here.manifest)
+    before = {name: table.digest for name, table in epoch.tables.items()}
+
+    def elsewhere(jobs: Iterator[Job]) -> Iterator[dict[str, pa.Table]]:
+        return (work_bucket(worker, job) for job in jobs)
+
+    derive(here, "key", spans_a_bucket=8, elsewhere=elsewhere)
+    assert (worker.lake.root / "spans" / "0.parquet").exists()
+    assert {name: table.digest for name, table in here.manifest.tables.items()} == before
