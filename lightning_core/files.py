@@ -38,6 +38,13 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make a folder durable with all that is in it, but its own name: that is an entry of its parent."""
+    for path in folder.rglob("*"):
+        fsync(path)
+    fsync(folder)
+
+
 def is_full_disk(error: BaseException) -> TypeGuard[OSError]:
     """Whether the system refused a write because the disk, or the user's share of it, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

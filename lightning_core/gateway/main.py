@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from pydantic import ValidationError
 
+from lightning_core import home_format
 from lightning_core.config import GatewaySettings
 from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
@@ -137,6 +138,10 @@ def _decoded_offset(home: Path) -> int:
 
 def serve(home: Path, settings: GatewaySettings) -> None:
     """Run until SIGTERM or SIGINT; then drain, flush and leave. No gRPC where `settings.grpc_port` is None."""
+    try:
+        home_format.begin(home)
+    except (home_format.HomeError, OSError) as error:
+        raise CannotStart(str(error)) from None
     _allow_many_files()
     host, grpc_port = settings.host, settings.grpc_port
     sock = listen(host, settings.port)

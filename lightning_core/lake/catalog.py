@@ -25,6 +25,7 @@ from typing import Protocol
 import duckdb
 
 from lightning_core.errors import Missing
+from lightning_core.home_format import require_readable
 from lightning_core.lake import schema, sql
 from lightning_core.lake.derived_tables import COLUMNS, DERIVED, EMPTY
 from lightning_core.lake.manifest import Manifests, SpanFile, SpanManifest
@@ -209,12 +210,13 @@ def built_ns(root: Path) -> int | None:
 def connect(root: Path | str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
     """The catalog of a lake's folder, or of the URL that one was published to (a str), read-only.
 
-    Raises FileNotFoundError before the first ingest, LakeError where nothing was published.
+    Raises FileNotFoundError before the first ingest, HomeError where a newer version wrote it, LakeError where nothing was published.
     """
     if isinstance(root, str):
         from lightning_core.lake import storage  # few need it, and it brings fsspec
 
         return storage.connect(root)
+    require_readable(root.parent)
     path = root / "catalog.duckdb"
     if not path.is_file():
         raise Missing(f"{path}: no catalog yet; it is made when the first spans are decoded (run an epoch)")

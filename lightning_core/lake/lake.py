@@ -18,6 +18,7 @@ from lightning_core.files import locked
 from lightning_core.lake import catalog, compact, parquet, retries, sql
 from lightning_core.lake.decode import Decoder, Placed, sweep_rejected, write_rejected
 from lightning_core.lake.manifest import DerivedTable, EpochManifest, LakeError, Manifests, Mode, SpanFile, SpanManifest
+from lightning_core.lake.migrate import migrate
 from lightning_core.lake.redact import Redaction
 from lightning_core.spool import spool
 
@@ -58,6 +59,8 @@ class Lake:
     """`home/lake`: Parquet files, manifests, catalog. Any number of readers; one decoder at a time (a lock sees to it)."""
 
     def __init__(self, home: Path) -> None:
+        """Opens a home: HomeError for one of a newer version; the manifests of an older one are migrated."""
+        migrate(home)
         self.root = home / "lake"
         self.spool = home / "spool"
         self.manifests = Manifests(self.root)

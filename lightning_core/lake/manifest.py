@@ -2,7 +2,8 @@
 
 `lake/manifests/spans.json` names the files of `spans`; `lake/manifests/<run>/<epoch>.json` the derived tables of an
 epoch and the stages that made them. A manifest is replaced as one small file, so a reader sees the old list or the new.
-Paths in it are relative to the lake.
+Paths in it are relative to the lake. It begins with a digest of its bytes, and `lake/copies/` has each a second time: repair.py puts
+a damaged one back.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from blake3 import blake3
+from pydantic import BaseModel, ConfigDict, Field
 
+from lightning_core import home_format
 from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
 from lightning_core.lake import schema
 
 Mode = Literal["train", "evaluate"]
-# Stages as manifests called them until November 2026.
-_FORMER_STAGES = {"collect": "rollouts", "grade": "rewards", "derive": "sequences"}
+_DIGEST = b'{\n "digest": "'  # how a manifest begins: the digest of what follows it
+_DIGITS = 64
 
 
 class LakeError(LightningError):
@@ -153,11 +156,6 @@ class EpochManifest(_Manifest):
     tables: dict[str, DerivedTable] = {}
     stages: dict[str, Stage] = {}
 
-    @field_validator("stages", mode="before")
-    @classmethod
-    def _of_today(cls, stages: dict[str, Any]) -> dict[str, Any]:
-        return {_FORMER_STAGES.get(name, name): stage for name, stage in stages.items()}
-
     @property
     def span_range(self) -> tuple[int, int | None]:
         """Where in the spool the epoch's spans lie: [opened, sealed); open-ended while it is not sealed."""
@@ -215,23 +213,29 @@ class Manifests:
     """Reads and replaces the manifests of a lake."""
 
     def __init__(self, lake: Path) -> None:
+        self._lake = lake
         self._directory = lake / "manifests"
 
     def spans(self) -> SpanManifest:
-        return self._read(self._directory / "spans.json", SpanManifest) or SpanManifest()
+        return self._read(self.spans_path, SpanManifest) or SpanManifest()
 
     def put_spans(self, manifest: SpanManifest) -> None:
-        write_atomic(self._directory / "spans.json", manifest.model_dump_json(indent=1).encode())
+        self._put(self.spans_path, manifest)
+
+    @property
+    def spans_path(self) -> Path:
+        return self._directory / "spans.json"
 
     def epoch(self, run: str, epoch: int, mode: str = "train") -> EpochManifest | None:
         return self._read(self._path(run, epoch, mode), EpochManifest)
 
     def put_epoch(self, manifest: EpochManifest) -> None:
-        path = self._path(manifest.run, manifest.epoch, manifest.mode)
-        write_atomic(path, manifest.model_dump_json(indent=1).encode())
+        self._put(self._path(manifest.run, manifest.epoch, manifest.mode), manifest)
 
     def drop_epoch(self, manifest: EpochManifest) -> None:
-        self._path(manifest.run, manifest.epoch, manifest.mode).unlink(missing_ok=True)
+        path = self._path(manifest.run, manifest.epoch, manifest.mode)
+        self.copy_of(path).unlink(missing_ok=True)  # first: else a repair would bring it back
+        path.unlink(missing_ok=True)
 
     def epochs(self, run: str | None = None, mode: str | None = None) -> list[EpochManifest]:
         """All epochs and evaluations (of a run, of a mode), in order of run and epoch."""
@@ -244,16 +248,42 @@ class Manifests:
         epochs = self.epochs(run, "train")
         return next((e.epoch for e in epochs if not e.recorded), epochs[-1].epoch + 1 if epochs else 0)
 
+    def copy_of(self, path: Path) -> Path:
+        """Where the copy of a manifest lies."""
+        return self._lake / "copies" / path.relative_to(self._directory)
+
     def _path(self, run: str, epoch: int, mode: str) -> Path:
         return self._directory / run / (f"{epoch:04d}.json" if mode == "train" else f"{epoch:04d}-{mode}.json")
 
-    @staticmethod
-    def _read(path: Path, kind: type[Any]) -> Any:
+    def _put(self, path: Path, manifest: _Manifest) -> None:
+        home_format.begin(self._lake.parent)
+        content = encode_manifest(manifest)
+        # The copy first: what it names is on disk, so it may be newer than the manifest, never older.
+        write_atomic(self.copy_of(path), content)
+        write_atomic(path, content)
+
+    def _read(self, path: Path, kind: type[Any]) -> Any:
         try:
-            return kind.model_validate_json(path.read_bytes())
+            return kind.model_validate_json(checked(path.read_bytes()))
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise LakeError(
-                f"{path}: not a manifest this version can read ({error}); move it away to decode the spool anew"
+                f"{path}: cannot be read ({error}); `lightning-flows lake repair --home {self._lake.parent}` puts its copy back"
             ) from None
+
+
+def encode_manifest(manifest: BaseModel) -> bytes:
+    """The bytes of a manifest's file."""
+    content = manifest.model_dump_json(indent=1).encode().removeprefix(b"{\n")
+    return _DIGEST + blake3(content).hexdigest().encode() + b'",\n' + content
+
+
+def checked(data: bytes) -> bytes:
+    """The JSON of a manifest's file. Raises ValueError where it is not what was written."""
+    if not data.startswith(_DIGEST):  # from before they had a digest
+        return data
+    end = len(_DIGEST) + _DIGITS
+    if blake3(data[end + 3 :]).hexdigest().encode() != data[len(_DIGEST) : end]:
+        raise ValueError("its bytes are not those that were written")
+    return b"{\n" + data[end + 3 :]

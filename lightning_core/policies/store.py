@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_core.files import fsync, is_full_disk, locked, write_atomic
+from lightning_core.home_format import require_readable
 from lightning_core.policies.fit import misfit
 from lightning_core.policies.manifest import (
     MANIFEST,
@@ -52,6 +53,8 @@ class PolicyStore:
     """The versions of the policy `name` under `home/policies/<name>`."""
 
     def __init__(self, home: Path, name: str) -> None:
+        """Raises HomeError for a home of a newer version."""
+        require_readable(home)
         self.name = name
         self.folder = home / "policies" / name
 

@@ -117,9 +117,9 @@ class SpoolWriter:
     def _open_last(self, begin: int) -> None:
         found = segments(self._directory)
         self._begin, path = found[-1] if found else (begin, segment_path(self._directory, begin))
-        self._fd = os.open(path, _OPEN, 0o600)
-        data = path.read_bytes()
+        data = path.read_bytes() if found else b""
         good, self.damaged_bytes = sound_end(self._begin, data, read_durable(self._directory))
+        self._fd = os.open(path, _OPEN, 0o600)
         if self.damaged_bytes:
             log.error("%s: %d bytes that were acknowledged cannot be read back", path, self.damaged_bytes)
         tail = data[good:].rstrip(b"\0")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ from lightning_core.errors import LightningError
 MAGIC = b"LFs1"
 _FIXED = struct.Struct("<4sIIQI")
 _CHECKED = struct.Struct("<IIQ")
+_OTHER_LAYOUT = re.compile(
+    rb"LFs[2-9].{20}", re.DOTALL
+)  # a bit of MAGIC flipped is one record's damage: sound ones follow, or its crc holds
 MAX_HEADER = 64 * 1024
 DURABLE = "durable"
 DAMAGED = "acknowledged, and damaged on the disk since"  # why it is rejected; sql/why/damaged_spool.sql asks for it
@@ -152,7 +156,8 @@ def sound_end(offset: int, data: bytes, durable: int) -> tuple[int, int]:
 def behind_damage(offset: int, data: bytes, durable: int, at: int, until: int | None = None) -> int | None:
     """Position where records go on behind the bad one at `at`; None where nothing shows that it had been acknowledged.
 
-    `until`: where the segment ends that the next one follows; then all of it was acknowledged.
+    `until`: where the segment ends that the next one follows; then all of it was acknowledged. Raises SpoolError for a record of
+    another layout than this version knows.
     """
     acknowledged, first = (durable - offset if until is None else until), None
     for position, known in _sound_behind(data, at):
@@ -160,6 +165,12 @@ def behind_damage(offset: int, data: bytes, durable: int, at: int, until: int | 
         if acknowledged > at:
             break
         acknowledged = known - offset  # does it know the bad one as acknowledged?
+    if first is None and _OTHER_LAYOUT.match(data, at) and _sound(MAGIC + data[at + 4 :], 0) is None:
+        raise SpoolError(
+            f"{offset:020d}.seg of the spool has records {data[at : at + 4].decode()} from offset {offset + at} on, which a newer version "
+            f"of lightning-flows wrote; this one reads {MAGIC.decode()}. Nothing was changed: install that version, or give "
+            "another `home`"
+        )
     if acknowledged <= at:
         return None
     return first if first is not None and (until is None or first < until) else acknowledged

@@ -22,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 from lightning_core.epoch.what_if import kept
 from lightning_core.errors import LightningError, Missing
 from lightning_core.files import locked
+from lightning_core.home_format import require_readable
 from lightning_core.lake import ask, catalog, user_sql
 from lightning_core.lake.manifest import LakeError
 from lightning_core.policies.store import PolicyStore, StoreError
@@ -76,6 +77,7 @@ def templates() -> jinja2.Environment:
 
 class _Page:
     def __init__(self, home: Path) -> None:
+        require_readable(home)
         self.home, self.figures, self.templates = home, Figures(home / "lake"), templates()
 
     def shown(self, request: Request, template: str, **context: Any) -> HTMLResponse:

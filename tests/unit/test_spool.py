@@ -183,11 +183,11 @@ def test_damage_in_a_segment_before_the_last_and_a_segment_that_is_gone_hold_not
 def test_a_tail_that_nobody_was_told_of_is_moved_aside(tmp_path: Path) -> None:
     end = written(tmp_path, [b"x" * 600])[0]
     path = segments(tmp_path)[0][1]
-    path.write_bytes(path.read_bytes() + b"LFs2 of another version")
+    path.write_bytes(path.read_bytes() + b"LFs1 of a killed writer")
     writer = SpoolWriter(tmp_path, 1 << 30)
     writer.close()
     assert (writer.end(), writer.torn_bytes) == (end, 23)
-    assert (tmp_path / "torn" / f"{end:020d}.bin").read_bytes() == b"LFs2 of another version"
+    assert (tmp_path / "torn" / f"{end:020d}.bin").read_bytes() == b"LFs1 of a killed writer"
 
 
 def test_what_was_appended_is_on_disk_when_it_is_written(tmp_path: Path) -> None:
