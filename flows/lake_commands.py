@@ -173,17 +173,20 @@ def verify(home: Path, settings: Settings | None) -> None:
 @lake.command()
 @_of_a_home
 def repair(home: Path, settings: Settings | None) -> None:
-    """Set aside span files that are not what was written, so that the others can be read; their spans count as lost."""
-    from lightning_core.lake.lake import Lake
-    from lightning_core.lake.verify import repair as set_aside
+    """Put damaged manifests back, set aside span files that are not what was written, decode rejected spans anew.
 
-    found = Lake(_existing(home))
-    gone = set_aside(found)
-    for one in gone:
-        click.echo(
-            f"{one.path}: {one.what}; {one.spans:,} spans lost, what is left of it is in {found.root / 'damaged'}"
-        )
-    click.echo(f"{len(gone)} files set aside" if gone else "all span files are what was written")
+    Spans of a file that is set aside count as lost; all others can be read again.
+    """
+    from lightning_core.lake.lake import Lake
+    from lightning_core.lake.redact import Redaction
+    from lightning_core.lake.repair import repair as mend
+
+    done = False
+    for line in mend(Lake(_existing(home)), Redaction.of(settings.lake) if settings is not None else None):
+        click.echo(line)
+        done = True
+    if not done:
+        click.echo("nothing to repair")
 
 
 @lake.command()

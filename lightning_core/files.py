@@ -38,6 +38,14 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def move(path: Path, to: Path) -> None:
+    """Rename a file into another folder of the disk, which is made if missing."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(to)
+    fsync(to.parent)
+    fsync(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a folder durable with all that is in it, but its own name: that is an entry of its parent."""
     for path in folder.rglob("*"):

@@ -81,7 +81,8 @@ class Lake:
             if redaction is None and manifest.redaction is not None:
                 raise LakeError(
                     f"{self.root.parent}: spans of this lake are redacted; give the settings with their rules "
-                    "(`lightning-flows ingest --settings FILE`), so that none is stored as it came"
+                    "(`lightning-flows ingest --settings FILE`), so that none is stored as it came; where there shall be no rules, "
+                    "`lightning-flows ingest --unredacted` once"
                 )
             compact.sweep(self, manifest)
             start = manifest.decoded_offset
@@ -139,10 +140,7 @@ class Lake:
         return table.num_rows, rejected, again, table.num_rows - table["refused"].null_count
 
     def _batches(self, start: int, end: int) -> Iterator[Batch]:
-        try:
-            secret = (self.root.parent / "services" / "secret").read_text().strip()
-        except FileNotFoundError:  # no gateway made one, so there is no proof either
-            secret = None
+        secret = self.secret()
         records: list[Placed] = []
         size = 0
         for entry in spool.read(self.spool, start, end):
@@ -153,6 +151,13 @@ class Lake:
                 records, size = [], 0
         if records:
             yield Batch(records, secret)
+
+    def secret(self) -> str | None:
+        """The gateway's, to check proofs by."""
+        try:
+            return (self.root.parent / "services" / "secret").read_text().strip()
+        except FileNotFoundError:  # no gateway made one, so there is no proof either
+            return None
 
     def _merge_small_files(self) -> None:
         if not compact.due(self.manifests.spans().files):

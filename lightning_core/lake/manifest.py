@@ -268,8 +268,9 @@ class Manifests:
         except FileNotFoundError:
             return None
         except ValueError as error:
+            why = " ".join(str(error).split())[:200]
             raise LakeError(
-                f"{path}: cannot be read ({error}); `lightning-flows lake repair --home {self._lake.parent}` puts its copy back"
+                f"{path}: cannot be read ({why}); `lightning-flows lake repair --home {self._lake.parent}` puts its copy back"
             ) from None
 
 
@@ -284,6 +285,7 @@ def checked(data: bytes) -> bytes:
     if not data.startswith(_DIGEST):  # from before they had a digest
         return data
     end = len(_DIGEST) + _DIGITS
-    if blake3(data[end + 3 :]).hexdigest().encode() != data[len(_DIGEST) : end]:
+    written = _DIGEST + blake3(data[end + 3 :]).hexdigest().encode() + b'",\n'
+    if data[: end + 3] != written:
         raise ValueError("its bytes are not those that were written")
     return b"{\n" + data[end + 3 :]

@@ -84,7 +84,8 @@ class Redaction:
             return found
         new = self._rewritten({r["reason"] for r in found})
         return [
-            {k: v for k, v in r.items() if k != "span"} | {"reason": new.get(r["reason"], r["reason"])} for r in found
+            {k: v for k, v in r.items() if k not in ("span", "request")} | {"reason": new.get(r["reason"], r["reason"])}
+            for r in found
         ]
 
     def _slice(self, table: pa.Table) -> pa.Table:

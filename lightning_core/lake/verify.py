@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_core.digests import digest, table_digest
-from lightning_core.files import locked
 from lightning_core.lake.manifest import LakeError, SpanFile
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Unsound:
 def require_sound(root: Path, files: Iterable[SpanFile]) -> None:
     """Raise LakeError for the first span file that is not what was written. A process reads each file once for this."""
     for file in files:
-        what = _wrong(root, file)
+        what = what_is_wrong(root, file)
         if what is not None:
             raise LakeError(
                 f"{root / file.path}: {what}; put it back from a copy, or `lightning-flows lake repair --home {root.parent}` sets it "
@@ -41,7 +40,7 @@ def require_sound(root: Path, files: Iterable[SpanFile]) -> None:
 def unsound(lake: Lake) -> Iterator[Unsound]:
     """The span files and derived tables of a lake that are not what was written."""
     for file in lake.manifests.spans().files:
-        what = _wrong(lake.root, file)
+        what = what_is_wrong(lake.root, file)
         if what is not None:
             yield Unsound(file.path, what, spans=file.rows)
     for epoch in lake.manifests.epochs():
@@ -54,30 +53,8 @@ def unsound(lake: Lake) -> Iterator[Unsound]:
                 yield Unsound(table.path, what, epoch=f"{epoch.mode} {epoch.epoch} of run {epoch.run}")
 
 
-def repair(lake: Lake) -> list[Unsound]:
-    """Set aside the span files that are not what was written, in `damaged/`; returns them.
-
-    Their spans count as lost from then on: table `rejections`, and an error of `lightning-flows why`.
-    """
-    with locked(lake.root / "compact.lock"), locked(lake.root / "lock"):
-        manifest = lake.manifests.spans()
-        found = {file.path: what for file in manifest.files if (what := _wrong(lake.root, file)) is not None}
-        if not found:
-            return []
-        gone = [file for file in manifest.files if file.path in found]
-        manifest.files = [file for file in manifest.files if file.path not in found]
-        manifest.lost += gone
-        lake.manifests.put_spans(manifest)
-        for file in gone:
-            aside = lake.root / "damaged" / Path(file.path).name
-            aside.parent.mkdir(exist_ok=True)
-            if (lake.root / file.path).exists():
-                (lake.root / file.path).rename(aside)
-    lake.rebuild_catalog()
-    return [Unsound(file.path, found[file.path], spans=file.rows) for file in gone]
-
-
-def _wrong(root: Path, file: SpanFile) -> str | None:
+def what_is_wrong(root: Path, file: SpanFile) -> str | None:
+    """Why a span file is not what was written; None where it is."""
     try:
         found = digest(root / file.path)
     except OSError as error:

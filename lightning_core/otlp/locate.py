@@ -56,7 +56,13 @@ class Located:
         for record, (index, more, raw) in self._more.items():
             self._reject(record, index, more, f"{more} more of this request cannot be decoded", "".join(raw))
         self._more.clear()
-        return sorted(self.rejected, key=lambda r: (r["offset"], -1 if r["index"] is None else r["index"]))
+        rejected = sorted(self.rejected, key=lambda r: (r["offset"], -1 if r["index"] is None else r["index"]))
+        bodies = {offset: record.body for offset, record in self.records}
+        for entry in rejected:  # the request once, whole: a span alone does not say whose it was
+            body = bodies.pop(entry["offset"], None)
+            if body is not None and entry["index"] is not None:
+                entry["request"] = body.hex()
+        return rejected
 
     def _reject(self, record: int, index: int | None, count: int, reason: str, raw: str) -> None:
         offset, source = self.records[record]
@@ -75,7 +81,7 @@ class Located:
 
 
 def rejection(offset: int, index: int | None, count: int, reason: str, source: Record, raw: str) -> dict[str, Any]:
-    """A line of a file of rejected spans."""
+    """A line of a file of rejected spans. The first of a request has it as `request` too, where `span` is not the whole."""
     return {
         "offset": offset,
         "index": index,
@@ -84,6 +90,8 @@ def rejection(offset: int, index: int | None, count: int, reason: str, source: R
         "received_ns": source.received_ns,
         "rollout_id": source.rollout_id,
         "attempt_id": source.attempt_id,
+        "scope": source.scope,
+        "source": source.source,
         "span": raw,
     }
 

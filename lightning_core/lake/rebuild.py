@@ -1,0 +1,116 @@
+"""The manifest of the spans, made anew from their files where it is lost and its copy too.
+
+A row is named by its place in the spool, so a place stands once, whatever lies about: files that a compaction replaced, or one that was
+never named. The catalog still names the files that were in use when it was built. One that is older and not among them was replaced, and
+stays away: what retention removed does not come back.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lightning_core.digests import digest
+from lightning_core.files import move
+from lightning_core.lake import catalog, compact, schema
+from lightning_core.lake.manifest import Retired, SpanFile, SpanManifest
+from lightning_core.spool import spool
+from lightning_core.spool.spool_format import segments
+
+if TYPE_CHECKING:
+    from lightning_core.lake.lake import Lake
+
+UNKNOWN_RULES = "unknown"  # may have been redacted: no decoding without rules, or `--unredacted`
+
+
+def span_manifest(lake: Lake) -> Iterator[str]:
+    """Put a manifest that names the files there are; yields what was done. The caller holds the lake's locks."""
+    found = sorted(path for path in (lake.root / "spans").glob("*.parquet") if not path.name.startswith("."))
+    if not found:
+        return
+    manifest = SpanManifest(redaction=UNKNOWN_RULES)
+    in_use = _in_use(lake.root, found)
+    with duckdb.connect() as con:
+        con.execute("CREATE TABLE known (record_offset BIGINT, record_index INTEGER)")
+        partly: list[tuple[SpanFile, pa.Table]] = []
+        for path in sorted(found, key=lambda path: (path not in in_use, path.name)):
+            file = _file(lake.root, path)
+            if isinstance(file, str):
+                move(path, lake.root / "damaged" / path.name)
+                manifest.lost.append(SpanFile(path=f"spans/{path.name}", rows=0, bytes=0, start=0, end=0))
+                yield f"spans/{path.name}: cannot be read ({file}); moved to {lake.root / 'damaged'}, its spans are lost"
+                continue
+            con.register("places", pq.read_table(path, columns=["record_offset", "record_index"]))
+            again = con.sql("FROM places SEMI JOIN known USING (record_offset, record_index)").to_arrow_table()
+            if path not in in_use or again.num_rows == file.rows:
+                manifest.retired.append(Retired(path=file.path, since_ns=time.time_ns()))
+                continue
+            con.execute("INSERT INTO known FROM places")
+            manifest.files.append(file)
+            if again.num_rows:
+                partly.append((file, again))
+    manifest.files.sort(key=lambda f: (f.start, f.end, f.path))
+    manifest.decoded_offset = _decoded_offset(lake, found)
+    lake.manifests.put_spans(manifest)
+    for file, again in partly:
+        new = compact.rewrite(lake, [file], again)
+        manifest.swap([file], new, time.time_ns())
+        lake.manifests.put_spans(manifest)
+    rows = sum(file.rows for file in manifest.files)
+    yield (
+        f"manifests/spans.json: made anew from {len(manifest.files)} files, {rows:,} spans; {len(manifest.retired)} other files are not "
+        "used. Whether spans were redacted is not known: give the settings with the rules to the next `lightning-flows ingest`, or "
+        "`--unredacted` where there were none"
+    )
+
+
+def _in_use(root: Path, found: list[Path]) -> set[Path]:
+    """Files that the catalog names, and those written since it was built; all where there is no catalog that can be read."""
+    built = catalog.built_ns(root)
+    try:
+        with catalog.connect(root) as con:
+            ((ddl,),) = con.execute(
+                "SELECT sql FROM duckdb_views() WHERE schema_name = 'stored' AND view_name = 'spans'"
+            ).fetchall()
+    except (OSError, duckdb.Error, ValueError):
+        return set(found)
+    named = {root / path for path in re.findall(r"'(spans/[^']*)'", ddl)}
+    return {path for path in found if path in named or built is None or path.stat().st_mtime_ns >= built}
+
+
+def _file(root: Path, path: Path) -> SpanFile | str:
+    """The entry of a span file; a text where it cannot be read."""
+    try:
+        table = pq.read_table(path)
+        bounds = pc.min_max(table["record_offset"]).as_py()
+        columns = schema.columns_digest() if table.schema.equals(schema.arrow_schema(schema.SPANS)) else "another"
+        return SpanFile(
+            path=str(path.relative_to(root)),
+            rows=table.num_rows,
+            bytes=path.stat().st_size,
+            start=bounds["min"],
+            end=bounds["max"] + 1,
+            digest=digest(path),
+            columns=columns,
+        )
+    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+        return str(error).partition("\n")[0][:200]
+
+
+def _decoded_offset(lake: Lake, found: list[Path]) -> int:
+    """How far the spool is decoded, as files of spans and of rejected spans are named; the end of a record of the spool."""
+    rejected = [path.name for path in (lake.spool / "rejected").glob("*.jsonl")]
+    names = [re.match(r"\d{20}-(\d{20})", name) for name in [*(path.name for path in found), *rejected]]
+    reached = max((int(name[1]) for name in names if name is not None), default=0)
+    kept = segments(lake.spool)
+    if not kept or kept[0][0] >= reached:
+        return max(reached, kept[0][0] if kept else 0)
+    return next((behind for _, behind, _ in spool.read(lake.spool, kept[0][0]) if behind >= reached), reached)
