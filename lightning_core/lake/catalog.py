@@ -28,7 +28,7 @@ from lightning_core.errors import Missing
 from lightning_core.home_format import require_readable
 from lightning_core.lake import schema, sql
 from lightning_core.lake.derived_tables import COLUMNS, DERIVED, EMPTY
-from lightning_core.lake.manifest import Manifests, SpanFile, SpanManifest
+from lightning_core.lake.manifest import LakeError, Manifests, SpanFile, SpanManifest
 from lightning_core.spool.spool_format import DAMAGED
 
 VIEWS = sql.views()
@@ -224,8 +224,13 @@ def connect(root: Path | str) -> AbstractContextManager[duckdb.DuckDBPyConnectio
 
 
 def opened(path: Path, root: Path) -> duckdb.DuckDBPyConnection:
-    """A catalog's file, read-only; its relative paths are those in `root`."""
-    return duckdb.connect(str(path), read_only=True, config={"file_search_path": str(root)})
+    """A catalog's file, read-only; its relative paths are those in `root`. Raises LakeError for a damaged one."""
+    try:
+        return duckdb.connect(str(path), read_only=True, config={"file_search_path": str(root)})
+    except duckdb.Error as error:
+        raise LakeError(
+            f"{path}: the catalog cannot be read ({error}); `lightning-flows ingest` makes it anew"
+        ) from None
 
 
 @contextlib.contextmanager

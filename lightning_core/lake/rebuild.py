@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from lightning_core.digests import digest
 from lightning_core.files import move
 from lightning_core.lake import catalog, compact, schema
-from lightning_core.lake.manifest import Retired, SpanFile, SpanManifest
+from lightning_core.lake.manifest import LakeError, Retired, SpanFile, SpanManifest
 from lightning_core.spool import spool
 from lightning_core.spool.spool_format import segments
 
@@ -38,38 +38,59 @@ def span_manifest(lake: Lake) -> Iterator[str]:
         return
     manifest = SpanManifest(redaction=UNKNOWN_RULES)
     in_use = _in_use(lake.root, found)
-    with duckdb.connect() as con:
-        con.execute("CREATE TABLE known (record_offset BIGINT, record_index INTEGER)")
-        partly: list[tuple[SpanFile, pa.Table]] = []
-        for path in sorted(found, key=lambda path: (path not in in_use, path.name)):
-            file = _file(lake.root, path)
-            if isinstance(file, str):
-                move(path, lake.root / "damaged" / path.name)
-                manifest.lost.append(SpanFile(path=f"spans/{path.name}", rows=0, bytes=0, start=0, end=0))
-                yield f"spans/{path.name}: cannot be read ({file}); moved to {lake.root / 'damaged'}, its spans are lost"
-                continue
-            con.register("places", pq.read_table(path, columns=["record_offset", "record_index"]))
-            again = con.sql("FROM places SEMI JOIN known USING (record_offset, record_index)").to_arrow_table()
-            if path not in in_use or again.num_rows == file.rows:
-                manifest.retired.append(Retired(path=file.path, since_ns=time.time_ns()))
-                continue
-            con.execute("INSERT INTO known FROM places")
+    for path in found:
+        file = _file(lake.root, path)
+        if isinstance(file, str):
+            move(path, lake.root / "damaged" / path.name)
+            manifest.lost.append(SpanFile(path=f"spans/{path.name}", rows=0, bytes=0, start=0, end=0))
+            yield f"spans/{path.name}: cannot be read ({file}); moved to {lake.root / 'damaged'}, its spans are lost"
+        elif path in in_use:
             manifest.files.append(file)
-            if again.num_rows:
-                partly.append((file, again))
-    manifest.files.sort(key=lambda f: (f.start, f.end, f.path))
+        else:
+            manifest.retired.append(Retired(path=file.path, since_ns=time.time_ns()))
     manifest.decoded_offset = _decoded_offset(lake, found)
     lake.manifests.put_spans(manifest)
-    for file, again in partly:
-        new = compact.rewrite(lake, [file], again)
-        manifest.swap([file], new, time.time_ns())
-        lake.manifests.put_spans(manifest)
     rows = sum(file.rows for file in manifest.files)
     yield (
         f"manifests/spans.json: made anew from {len(manifest.files)} files, {rows:,} spans; {len(manifest.retired)} other files are not "
         "used. Whether spans were redacted is not known: give the settings with the rules to the next `lightning-flows ingest`, or "
         "`--unredacted` where there were none"
     )
+
+
+def each_place_once(lake: Lake) -> Iterator[str]:
+    """Move files away, or what they have of others, so that a place stands once; yields what was done. The caller holds the locks."""
+    manifest = lake.manifests.spans()
+    named = {file.path: file for file in manifest.files}
+    if len(named) < len(manifest.files):
+        manifest.files = [*named.values()]
+        lake.manifests.put_spans(manifest)
+        yield "manifests/spans.json: named a file twice"
+    with lake.engine() as con:
+        rows = f"SELECT record_offset, record_index, filename FROM ({catalog.span_rows(manifest.files, lake.root)})"
+        twice = f"SELECT record_offset, record_index FROM ({rows}) GROUP BY ALL HAVING count(*) > 1"
+        places = "SELECT count(*), count(DISTINCT (record_offset, record_index))"
+        ((stored, distinct),) = con.execute(f"{places} FROM ({rows})").fetchall()
+        if stored == distinct:
+            return
+        con.execute(
+            f"CREATE TABLE suspect AS SELECT * FROM ({rows}) SEMI JOIN ({twice}) USING (record_offset, record_index)"
+        )
+        con.execute(
+            "CREATE TABLE first AS SELECT record_offset, record_index, min(filename) AS filename FROM suspect GROUP BY ALL"
+        )
+        again = con.sql("FROM suspect ANTI JOIN first USING (record_offset, record_index, filename)").to_arrow_table()
+    for file in manifest.files[:]:
+        here = pc.equal(again["filename"], str(lake.root.resolve() / file.path))
+        gone = again.filter(here).drop_columns("filename")
+        if not gone.num_rows:
+            continue
+        new = compact.rewrite(lake, [file], gone) if gone.num_rows < file.rows else []
+        manifest.swap([file], new, time.time_ns())
+        manifest.retired = [entry for entry in manifest.retired if entry.path != file.path]
+        lake.manifests.put_spans(manifest)
+        move(lake.root / file.path, lake.root / "damaged" / file.path.removeprefix("spans/"))
+        yield f"{file.path}: its {gone.num_rows:,} places are those of other files (moved to {lake.root / 'damaged'})"
 
 
 def _in_use(root: Path, found: list[Path]) -> set[Path]:
@@ -80,7 +101,7 @@ def _in_use(root: Path, found: list[Path]) -> set[Path]:
             ((ddl,),) = con.execute(
                 "SELECT sql FROM duckdb_views() WHERE schema_name = 'stored' AND view_name = 'spans'"
             ).fetchall()
-    except (OSError, duckdb.Error, ValueError):
+    except (OSError, duckdb.Error, ValueError, LakeError):
         return set(found)
     named = {root / path for path in re.findall(r"'(spans/[^']*)'", ddl)}
     return {path for path in found if path in named or built is None or path.stat().st_mtime_ns >= built}

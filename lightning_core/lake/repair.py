@@ -22,6 +22,7 @@ from lightning_core.lake.manifest import EpochManifest, LakeError, SpanFile, Spa
 from lightning_core.lake.redact import Redaction
 from lightning_core.lake.verify import what_is_wrong
 from lightning_core.spool.spool import Record
+from lightning_core.spool.spool_format import segments
 
 
 def repair(lake: Lake, redaction: Redaction | None = None) -> Iterator[str]:
@@ -32,6 +33,8 @@ def repair(lake: Lake, redaction: Redaction | None = None) -> Iterator[str]:
     with locked(lake.root / "compact.lock"), locked(lake.root / "lock"):
         yield from _manifests(lake)
         yield from _set_aside(lake)
+        yield from rebuild.each_place_once(lake)
+        yield from _behind_what_is_gone(lake)
         yield from _rejected(lake, redaction)
     lake.rebuild_catalog()
 
@@ -83,6 +86,18 @@ def _set_aside(lake: Lake) -> Iterator[str]:
         if (lake.root / file.path).exists():
             move(lake.root / file.path, lake.root / "damaged" / Path(file.path).name)
         yield f"{file.path}: {found[file.path]}; {file.rows:,} spans lost, what is left of it is in {lake.root / 'damaged'}"
+
+
+def _behind_what_is_gone(lake: Lake) -> Iterator[str]:
+    """Where the spool begins behind what is decoded (one of the two was put back from a copy), decoding goes on there."""
+    manifest, kept = lake.manifests.spans(), segments(lake.spool)
+    if not kept or kept[0][0] <= manifest.decoded_offset:
+        return
+    first, last = manifest.decoded_offset, kept[0][0]
+    manifest.lost.append(SpanFile(path="spool", rows=0, bytes=last - first, start=first, end=last))
+    manifest.decoded_offset = last
+    lake.manifests.put_spans(manifest)
+    yield f"spool: it begins at offset {last}, and the lake was decoded up to {first}; {last - first:,} bytes of requests lay between and are lost"
 
 
 def _rejected(lake: Lake, redaction: Redaction | None) -> Iterator[str]:

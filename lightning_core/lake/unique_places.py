@@ -30,6 +30,6 @@ def require_unique(con: duckdb.DuckDBPyConnection, lake: Lake, epoch: EpochManif
     ).fetchall()[0]
     raise LakeError(
         f"{lake.root / 'spans'}: {rows} rows stand at record_offset {offset}, record_index {index} (in {names}), and a place "
-        "names one span: a file is in the manifest twice, or comes from another lake. Take it out of manifests/spans.json, "
-        "then derive again"
+        "names one span: a file is in the manifest twice, or comes from another lake. "
+        f"`lightning-flows lake repair --home {lake.root.parent}` moves it away; then derive again"
     )

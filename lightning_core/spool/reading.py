@@ -30,8 +30,8 @@ def read(directory: Path | str, start: int, stop: int | None = None) -> Iterator
         return
     if start < found[0][0]:
         raise SpoolFreed(
-            f"{directory}: offset {start} is gone, the first one kept is {found[0][0]}; "
-            "was the spool freed before it was decoded?"
+            f"{directory}: offset {start} is gone, the first one kept is {found[0][0]}; spool and lake are not of one time. Put back "
+            "what belongs together, or `lightning-flows lake repair` goes on behind it and counts what lay between as lost"
         )
     first = max(i for i, (offset, _) in enumerate(found) if offset <= start)
     for i in range(first, len(found)):

@@ -179,8 +179,8 @@ class SpoolWriter:
             raise SpoolError(f"{self._directory}: the spool is closed, the gateway is stopping")
         if self.is_full(size):
             raise SpoolFull(
-                f"{self._directory}: {self._max_bytes} bytes of spans wait to be decoded; run the ingestion, "
-                "or raise gateway.spool_max_gb"
+                f"{self._directory}: {self._max_bytes} bytes of spans wait to be decoded; decode them (`lightning-flows "
+                f"ingest --home {self._directory.parent}`), or raise gateway.spool_max_gb"
             )
         try:
             head = encode_head(record, self._end)

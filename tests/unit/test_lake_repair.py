@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,20 @@ from click.testing import CliRunner
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 import lightning_core.lake.decode as decoding
+from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import catalog, compact
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
 from lightning_core.lake.retain import retain
+from lightning_core.lake.verify import unsound
 from lightning_core.otlp.spans import encode_request
-from lightning_core.spool.spool import Record
+from lightning_core.spool.spool import Record, SpoolFreed, SpoolFull, SpoolWriter
+from lightning_core.spool.spool_format import DAMAGED
 from lightning_flows.flows.cli import main
+from tests.lake_maker import derived, settings
 from tests.spool_maker import record, span, store, store_rollout
+from tests.unit.test_rewards import two_agents
 
 pytestmark = pytest.mark.slow  # many lakes
 
@@ -176,3 +185,83 @@ def test_what_an_older_decoder_rejected_is_decoded_anew_exactly_once(
     repaired(tmp_path)
     assert places(lake) == again and lake.manifests.spans().rejected_spans == 2
     assert compact.compact(lake, everything=True).after == 1 and places(lake) == again
+
+
+def test_a_lake_put_back_from_an_older_copy_goes_on_behind_what_the_spool_has_freed(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "spool", 1 << 30, segment_bytes=200)
+
+    def more(name: str) -> None:
+        asyncio.run(_append(writer, record(encode_request({}, [span(name, len(places(lake)) + 1)]))))
+
+    lake = Lake(tmp_path)
+    lake.root.mkdir()
+    more("one")
+    lake.ingest()
+    shutil.copytree(lake.root, tmp_path / "copy")
+    for name in ("two", "three", "four"):
+        more(name)
+        lake.ingest()
+    more("five")
+    shutil.rmtree(lake.root)
+    (tmp_path / "copy").rename(lake.root)
+    with pytest.raises(SpoolFreed, match="lake repair"):
+        lake.ingest()
+    assert "bytes of requests lay between and are lost" in repaired(tmp_path)
+    assert lake.ingest().spans >= 1 and {row[3] for row in places(lake)} >= {"one", "five"}
+    lake.rebuild_catalog()
+    with catalog.connect(lake.root) as con:
+        assert con.execute("SELECT reason FROM rejections").fetchall() == [(DAMAGED,)]
+    writer.close()
+
+
+async def _append(writer: SpoolWriter, what: Record) -> int:
+    return await writer.append(what)
+
+
+def test_a_full_spool_takes_more_once_the_command_that_it_names_has_run(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "spool", 20_000, segment_bytes=2_000)
+    one = record(encode_request({}, [span("x" * 500)]))
+    with pytest.raises(SpoolFull, match=f"lightning-flows ingest --home {tmp_path}"):
+        for _ in range(100):
+            asyncio.run(_append(writer, one))
+    assert CliRunner().invoke(main, ["ingest", "--home", str(tmp_path)]).exit_code == 0
+    time.sleep(0.3)  # it looks at its folder so often
+    asyncio.run(_append(writer, one))
+    writer.close()
+
+
+@pytest.mark.parametrize("damage", ["first", "cut", "empty", "middle"])
+def test_a_damaged_catalog_is_made_anew_by_the_command_that_its_error_names(tmp_path: Path, damage: str) -> None:
+    lake = rollouts(tmp_path, "a")
+    path = lake.rebuild_catalog()
+    sound = path.read_bytes()
+    bad = {
+        "first": bytes(100) + sound[100:],
+        "cut": sound[:5000],
+        "empty": b"",
+        "middle": sound[:20_000] + bytes(3000) + sound[23_000:],
+    }
+    path.write_bytes(bad[damage])
+    for command in (["sql", "FROM spans"], ["sql"], ["why"], ["explain", "a"]):
+        done = CliRunner().invoke(main, [*command, "--home", str(tmp_path)])
+        assert done.exit_code == 1 and "`lightning-flows ingest` makes it anew" in done.output, (
+            command,
+            done.output,
+            done.exception,
+        )
+    assert CliRunner().invoke(main, ["ingest", "--home", str(tmp_path)]).exit_code == 0
+    done = CliRunner().invoke(
+        main, ["sql", "SELECT count(*) AS n FROM spans", "--home", str(tmp_path), "--format", "csv"]
+    )
+    assert done.output == "n\n4\n"
+
+
+def test_a_damaged_table_of_an_epoch_is_derived_again(tmp_path: Path) -> None:
+    lake, epoch = derived(tmp_path, two_agents(0)[0].rows)
+    table = lake.path(epoch.tables["sequences"])
+    sound = table.read_bytes()
+    table.write_bytes(sound[:50] + b"?" + sound[51:])
+    done = CliRunner().invoke(main, ["lake", "verify", "--home", str(tmp_path)])
+    assert done.exit_code == 1 and "derive train 0 of run run again (`--from sequences`)" in done.output
+    derive(Epoch(settings(tmp_path), epoch), "key")
+    assert table.read_bytes() == sound and [*unsound(lake)] == []

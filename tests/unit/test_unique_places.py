@@ -13,6 +13,7 @@ from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
+from lightning_core.lake.repair import repair
 from tests import lake_maker
 from tests.lake_maker import derived
 from tests.unit.test_rewards import two_agents
@@ -42,14 +43,23 @@ def with_another_file(home: Path, moved: int, rollout: str | None = None) -> tup
 def test_two_spans_in_one_place_are_an_error_that_names_it_and_the_files(
     tmp_path: Path, rollout: str | None, spans_a_bucket: int
 ) -> None:
-    _, epoch = with_another_file(tmp_path, 0, rollout)
+    lake, epoch = with_another_file(tmp_path, 0, rollout)
     settings = lake_maker.settings(tmp_path)
     if rollout is not None and spans_a_bucket == 7:
         # Of another bucket's rollouts, or none's: nothing is joined with them.
         derive(Epoch(settings, epoch), "again", spans_a_bucket=spans_a_bucket)
         return
-    with pytest.raises(LakeError, match=r"record_offset 0, record_index 0 \(in 0\.parquet, 1\.parquet\).*spans\.json"):
+    with pytest.raises(LakeError, match=r"record_offset 0, record_index 0 \(in 0\.parquet, 1\.parquet\).*lake repair"):
         derive(Epoch(settings, epoch), "again", spans_a_bucket=spans_a_bucket)
+    (said,) = repair(lake)
+    assert said.startswith("spans/1.parquet: its 21 places are those of other files")
+    assert (lake.root / "damaged" / "1.parquet").is_file()
+    assert [file.path for file in lake.manifests.spans().files] == ["spans/0.parquet"]
+    manifest = lake.manifests.spans()
+    manifest.files *= 2
+    lake.manifests.put_spans(manifest)
+    assert [*repair(lake)] == ["manifests/spans.json: named a file twice"]
+    derive(Epoch(settings, epoch), "again", spans_a_bucket=spans_a_bucket)
 
 
 def test_the_same_spans_in_other_places_are_none(tmp_path: Path) -> None:
