@@ -1,4 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, also after a power cut: all durable writes go through here.
+
+A file is durable once its bytes are synced and the folder that has its name; a folder, once the one above it is. So what is new is
+written beside, synced, renamed, and then its folder is synced.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +15,75 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeGuard
 
+# Each write is on disk when it returns: of write and fsync, each gives up the interpreter's lock and waits for it again.
+_SYNCED = os.O_RDWR | os.O_CREAT | os.O_DSYNC
+_MOST_BUFFERS = 1024  # in one system call
+
 
 def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write beside `path`, fsync, rename over it. `path`'s folder is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        put_in_place(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    fsync(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, durably."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        fsync(each.parent)
+
+
+def put_in_place(beside: Path, path: Path) -> None:
+    """Rename a file, or a folder with all that is in it, to `path`, durably: it is there whole, or what was there before.
+
+    Raises OSError where `path` is a folder with something in it: of two that put one there, one wins.
+    """
+    if beside.is_dir():
+        for inner in beside.rglob("*"):
+            fsync(inner)
+    fsync(beside)
+    rename(beside, path)
+
+
+def rename(path: Path, to: Path) -> None:
+    """Rename what is durable already, and its new name is durable too. The folder of `to` is made if missing."""
+    make_folder(to.parent)
+    os.rename(path, to)
+    fsync(to.parent)
+    if path.parent != to.parent:
+        fsync(path.parent)
+
+
+def open_synced(path: Path, mode: int = 0o600) -> int:
+    """A descriptor of a file, made if missing, whose writes are on disk when they return; its name is not: see `fsync`."""
+    return os.open(path, _SYNCED, mode)
+
+
+def write_at(descriptor: int, buffers: list[bytes], at: int) -> None:
+    """Write the buffers one after another from `at` on, without making one of them."""
+    for first in range(0, len(buffers), _MOST_BUFFERS):
+        some = buffers[first : first + _MOST_BUFFERS]
+        size = sum(map(len, some))
+        written = os.pwritev(descriptor, some, at)
+        while written < size:
+            rest = memoryview(b"".join(some))[written:]
+            written += os.pwritev(descriptor, [rest], at + written)
+        at += size
+
+
+def cut(descriptor: int, size: int) -> None:
+    """Cut a file off at `size`, durably."""
+    os.ftruncate(descriptor, size)
+    os.fsync(descriptor)
 
 
 def fsync(path: Path) -> None:
@@ -36,21 +93,6 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def move(path: Path, to: Path) -> None:
-    """Rename a file into another folder of the disk, which is made if missing."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    path.replace(to)
-    fsync(to.parent)
-    fsync(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder durable with all that is in it, but its own name: that is an entry of its parent."""
-    for path in folder.rglob("*"):
-        fsync(path)
-    fsync(folder)
 
 
 def is_full_disk(error: BaseException) -> TypeGuard[OSError]:
@@ -64,7 +106,7 @@ def locked(path: Path, wait: bool = True, shared: bool = False) -> Iterator[bool
 
     The lock excludes all others, or those that are not `shared`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("a") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

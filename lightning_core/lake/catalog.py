@@ -25,6 +25,7 @@ from typing import Protocol
 import duckdb
 
 from lightning_core.errors import Missing
+from lightning_core.files import make_folder, put_in_place
 from lightning_core.home_format import require_readable
 from lightning_core.lake import schema, sql
 from lightning_core.lake.derived_tables import COLUMNS, DERIVED, EMPTY
@@ -88,7 +89,7 @@ def build(
     folder: where it is put; default: `root`. at: its views name the files by URL, which this file system resolves.
     """
     folder = folder or root
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     began = time.time_ns()
     beside = folder / f".catalog-{secrets.token_hex(4)}.duckdb"
 
@@ -115,7 +116,7 @@ def build(
             _epoch_manifests(con, manifests)
             _rejections(con, rejected, manifests.spans())
         os.utime(beside, ns=(began, began))  # when it read the manifests: see `built_ns`
-        beside.replace(folder / "catalog.duckdb")
+        put_in_place(beside, folder / "catalog.duckdb")
     finally:
         beside.unlink(missing_ok=True)
         beside.with_suffix(".duckdb.wal").unlink(missing_ok=True)

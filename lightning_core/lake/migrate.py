@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lightning_core.files import locked, sync_folder
+from lightning_core.files import locked, put_in_place
 from lightning_core.home_format import FORMAT, require_readable, write_number
 from lightning_core.lake.manifest import EpochManifest, Manifests, SpanManifest
 
@@ -34,8 +34,7 @@ def migrate(home: Path) -> None:
             beside = lake / f".{kept.name}"
             shutil.rmtree(beside, ignore_errors=True)
             shutil.copytree(lake / "manifests", beside, ignore=shutil.ignore_patterns("lock", ".*"))
-            sync_folder(beside)
-            beside.rename(kept)
+            put_in_place(beside, kept)
         manifests = Manifests(lake)
         for path in sorted((lake / "manifests").rglob("*.json")):
             _rewrite(manifests, path)

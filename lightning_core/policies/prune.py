@@ -9,7 +9,6 @@ epoch and of those that are not finished.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import shutil
 import time
@@ -19,7 +18,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
-from lightning_core.files import fsync
+from lightning_core.files import rename
 from lightning_core.lake.manifest import EpochManifest, Manifests
 from lightning_core.policies.removed import Removal, note_removals
 from lightning_core.policies.store import BASE_VERSION, Manifest, PolicyStore, StoreError, best_of
@@ -168,6 +167,5 @@ def _begun_with(policy: str, epochs: list[EpochManifest]) -> list[tuple[str, str
 
 def _remove(folder: Path) -> None:
     gone = folder.with_name(f".gone-{folder.name}-{secrets.token_hex(4)}")
-    os.rename(folder, gone)
-    fsync(folder.parent)
+    rename(folder, gone)
     shutil.rmtree(gone)

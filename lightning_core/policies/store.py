@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
-from lightning_core.files import fsync, is_full_disk, locked, write_atomic
+from lightning_core.files import fsync, is_full_disk, locked, make_folder, rename, write_atomic
 from lightning_core.home_format import require_readable
 from lightning_core.policies.fit import misfit
 from lightning_core.policies.manifest import (
@@ -179,7 +179,7 @@ class PolicyStore:
                     f"the settings ask for {base_model} ({kind}); give the policy another name, or another `home`"
                 )
             return BASE_VERSION
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         work = self.folder / f".base-{secrets.token_hex(4)}"
         work.mkdir()
         try:
@@ -271,7 +271,7 @@ class PolicyStore:
                 fsync(inner)
             fsync(folder)
             # Refused by the system where the target is a folder with something in it: of two publishers one wins.
-            os.rename(folder, target)
+            rename(folder, target)
         except OSError as error:
             (folder / MANIFEST).unlink(missing_ok=True)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
@@ -285,7 +285,6 @@ class PolicyStore:
             if is_full_disk(error):
                 raise StoreError(full_disk(self.name, version, folder)) from error
             raise
-        fsync(self.folder)
         log.info("policy %s: published %s (%s, parent %s)", self.name, version, lineage.kind, lineage.parent)
         return version
 

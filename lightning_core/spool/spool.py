@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from lightning_core.files import fsync, write_atomic
+from lightning_core.files import cut, fsync, make_folder, open_synced, write_at, write_atomic
 from lightning_core.spool.reading import durable_end, read
 from lightning_core.spool.spool_format import (
     DURABLE,
@@ -62,11 +62,7 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 _BATCH_BYTES = 32 * 1024 * 1024  # of requests that share a write: a disk takes few large ones faster than many
 _AHEAD = bytes(256 * 1024)  # zeros that are written behind a batch, where the next would make the file longer
 _RECOUNT_S = 0.2
-_MOST_BUFFERS = 1024  # in one system call
 _MARK_IDLE_S, _MARK_BUSY_S = 0.2, 1.0  # after which file `durable` is written
-
-# Each write is on disk when it returns: of write and fsync, each gives up the interpreter's lock and waits for it again.
-_OPEN = os.O_RDWR | os.O_CREAT | os.O_DSYNC
 
 _Waiter = tuple[bytes, bytes, asyncio.AbstractEventLoop, "asyncio.Future[int]"]  # head, body, and who waits
 
@@ -98,7 +94,7 @@ class SpoolWriter:
         self._directory = Path(directory)
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes or min(SEGMENT_BYTES, max(max_bytes // 8, 4096))
-        self._directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self._directory)
         self._lock = _lock(self._directory / ".lock")
         try:
             self._open_last(begin)
@@ -119,27 +115,25 @@ class SpoolWriter:
         self._begin, path = found[-1] if found else (begin, segment_path(self._directory, begin))
         data = path.read_bytes() if found else b""
         good, self.damaged_bytes = sound_end(self._begin, data, read_durable(self._directory))
-        self._fd = os.open(path, _OPEN, 0o600)
+        self._fd = open_synced(path)
         if self.damaged_bytes:
             log.error("%s: %d bytes that were acknowledged cannot be read back", path, self.damaged_bytes)
         tail = data[good:].rstrip(b"\0")
         self.torn_bytes = len(tail)
         if tail:
             aside = self._directory / "torn" / f"{self._begin + good:020d}.bin"
-            aside.parent.mkdir(exist_ok=True)
             write_atomic(aside, tail, 0o600)
             log.warning("%s: its last %d bytes were never acknowledged; moved to %s", path, len(tail), aside)
-        os.ftruncate(self._fd, good)
-        os.fsync(self._fd)
+        cut(self._fd, good)
         fsync(self._directory)
         self._end = self._begin + good
         if self._end < begin:
             log.warning("%s ends at %d, and up to %d was decoded: the next begins there", path, self._end, begin)
             os.close(self._fd)
             self._begin = self._end = begin
-            self._fd = os.open(segment_path(self._directory, begin), _OPEN, 0o600)
+            self._fd = open_synced(segment_path(self._directory, begin))
             fsync(self._directory)
-        self._durable = os.open(self._directory / DURABLE, _OPEN, 0o600)
+        self._durable = open_synced(self._directory / DURABLE)
         self._marked, self._marked_at = -1, 0.0  # what file `durable` says, and since when
         self._mark()
         self._size = self._end - self._begin  # of the segment's file, its zeros too
@@ -236,7 +230,7 @@ class SpoolWriter:
             return
         self._marked, self._marked_at = self._end, time.monotonic()
         try:
-            os.pwrite(self._durable, encode_durable(self._end), 0)
+            write_at(self._durable, [encode_durable(self._end)], 0)
         except OSError as error:
             log.warning("%s: %s", self._directory / DURABLE, error)
 
@@ -276,7 +270,7 @@ class SpoolWriter:
             buffers = [*buffers, _AHEAD]
             size += len(_AHEAD)
         try:
-            _write_all(self._fd, buffers, at)
+            write_at(self._fd, buffers, at)
         except OSError:
             try:
                 self._cut_back()
@@ -287,8 +281,7 @@ class SpoolWriter:
         self._tainted = False
 
     def _cut_back(self) -> None:
-        os.ftruncate(self._fd, self._end - self._begin)
-        os.fsync(self._fd)
+        cut(self._fd, self._end - self._begin)
         self._size = self._end - self._begin
         self._tainted = False
 
@@ -298,7 +291,7 @@ class SpoolWriter:
         os.close(self._fd)
 
     def _roll(self) -> None:
-        fd = os.open(segment_path(self._directory, self._end), _OPEN, 0o600)
+        fd = open_synced(segment_path(self._directory, self._end))
         try:
             fsync(self._directory)
         except OSError:
@@ -325,18 +318,6 @@ def _forget(path: Path) -> None:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
-
-
-def _write_all(fd: int, buffers: list[bytes], at: int) -> None:
-    """Write the buffers one after another from `at` on, without making one of them."""
-    for first in range(0, len(buffers), _MOST_BUFFERS):
-        some = buffers[first : first + _MOST_BUFFERS]
-        size = sum(map(len, some))
-        written = os.pwritev(fd, some, at)
-        while written < size:
-            rest = memoryview(b"".join(some))[written:]
-            written += os.pwritev(fd, [rest], at + written)
-        at += size
 
 
 def _resolve(batch: list[_Waiter], outcome: Callable[[int], int | Exception]) -> None:
@@ -372,5 +353,5 @@ def _lock(path: Path) -> int:
             f"{path.parent}: process {holder} already writes to this spool; stop that gateway, or use another `home`"
         ) from None
     os.ftruncate(fd, 0)
-    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    os.write(fd, str(os.getpid()).encode())
     return fd

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from lightning_core.files import put_in_place, rename
 from lightning_core.policies.manifest import (
     MANIFEST,
     Manifest,
@@ -130,7 +131,7 @@ def load(uri: str, name: str, version: str, into: Path) -> Path:
         check_files(work / target.name, manifest)
         if manifest.digest != tags.get("digest"):
             raise StoreError(f"{source}: other files than those registered as {tags['version']} of {name}")
-        os.rename(work / target.name, target)
+        put_in_place(work / target.name, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
@@ -255,7 +256,7 @@ def _link_folder(source: Path, target: Path) -> None:
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         shutil.copytree(source, beside, copy_function=_link)
-        os.rename(beside, target)
+        put_in_place(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -277,7 +278,7 @@ def _download(uri: str, source: str, target: Path) -> None:
         from mlflow.artifacts import download_artifacts
 
         fetched = download_artifacts(artifact_uri=source, dst_path=str(target.parent / "download"), tracking_uri=uri)
-        os.rename(fetched, target)
+        rename(Path(fetched), target)
         return
     if not local.is_dir() and uri.startswith("sqlite:///") and ARTIFACTS in local.parts:
         inside = local.parts[local.parts.index(ARTIFACTS) :]

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lightning_core.files import make_folder, put_in_place
 from lightning_core.training.checkpoint import ROWS
 from lightning_core.training.plan import MicroBatch
 
@@ -78,10 +79,10 @@ class TokenRows:
         ]
         owners = [pa.array([self._policy] * len(names)), pa.array([step] * len(names), pa.int32()), pa.array(names)]
         table = pa.table([*owners, *lists], ["policy", "step", "sequence_id", *_LISTS])
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         beside = self._folder / f".step-{step:04d}.tmp"
         pq.write_table(table.sort_by("sequence_id"), beside, use_dictionary=False, compression="none")
-        beside.replace(self._folder / f"step-{step:04d}.parquet")
+        put_in_place(beside, self._folder / f"step-{step:04d}.parquet")
 
 
 def training_rows(state: Path) -> pa.Table | None:

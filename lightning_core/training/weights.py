@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_core.config import LoraSettings
-from lightning_core.files import fsync, is_full_disk
+from lightning_core.files import is_full_disk, make_folder, put_in_place, rename
 from lightning_core.policies.model import safetensors_problem
 from lightning_core.training.errors import WeightsError
 
@@ -236,24 +236,19 @@ def whole_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
     Without `durable` it outlives every process, but a machine that goes down may leave it half written. Raises
     WeightsError where the disk is full, whatever the writer made of it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     for left_behind in folder.parent.glob(f".{folder.name}.*.partial"):
         shutil.rmtree(left_behind, ignore_errors=True)
     beside = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
     beside.mkdir()
     try:
         yield beside
-        for file in beside.rglob("*") if durable else ():
-            fsync(file)
-        if folder.exists():
-            old = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
-            folder.rename(old)
-            beside.rename(folder)
+        old = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial" if folder.exists() else None
+        if old is not None:
+            rename(folder, old)
+        (put_in_place if durable else rename)(beside, folder)
+        if old is not None:
             shutil.rmtree(old)
-        else:
-            beside.rename(folder)
-        if durable:
-            fsync(folder.parent)
     except BaseException as error:
         # torch and safetensors raise errors of their own, so what is left there decides.
         full = is_full_disk(error) or (isinstance(error, Exception) and shutil.disk_usage(folder.parent).free < 2**14)

@@ -185,7 +185,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_lake_whole(
         def no_space(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        full.setattr(parquet, "fsync", no_space)
+        full.setattr(parquet, "put_in_place", no_space)
         with pytest.raises(LakeError, match="No space left"):
             if name == "write_table":
                 lake.ingest()

@@ -97,3 +97,23 @@ def test_an_analysts_light_base_can_ask_the_catalog() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# Of the agent's own process, which imports nothing of ours; of files that nobody needs after a crash (a log, a socket).
+_BY_THEMSELVES = {"client/fallback.py", "agents/child.py", "policies/vllm.py", "files.py"}
+_BY_THEMSELVES |= {"gateway/admin.py"}  # replaces routes, not a file
+
+
+def test_what_has_to_survive_a_power_cut_is_written_by_one_module() -> None:
+    """tests/property/test_power_loss.py cuts the power at its calls; whoever syncs or renames by themselves does it half."""
+    found = set()
+    for file in (ROOT / "lightning_core").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            of_os = isinstance(node.func.value, ast.Name) and node.func.value.id == "os"
+            name = node.func.attr
+            syncs = of_os and name in ("fsync", "fdatasync", "rename", "replace", "pwrite", "pwritev")
+            if syncs or (not of_os and name in ("rename", "replace") and len(node.args) == 1 and not node.keywords):
+                found.add(str(file.relative_to(ROOT / "lightning_core")))
+    assert found - _BY_THEMSELVES == set()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_core import files
 from lightning_core.training import weights
 
 
@@ -15,6 +16,6 @@ def test_an_error_after_the_rename_is_the_one_that_is_raised(tmp_path: Path, mon
         if path == tmp_path:
             raise OSError(errno.EIO, "the disk does not answer")
 
-    monkeypatch.setattr(weights, "fsync", failing)
+    monkeypatch.setattr(files, "fsync", failing)
     with pytest.raises(OSError, match="does not answer"), weights.whole_folder(tmp_path / "folder") as beside:
         (beside / "file").write_text("whole")
