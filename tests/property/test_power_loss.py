@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import sys
@@ -127,7 +128,7 @@ async def _append(writer: SpoolWriter) -> None:
 
 def try_cuts(cuts: int, seed: int = 7) -> int:
     """Try so many cuts; returns how many calls there were to cut at."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         home = Path(folder) / "disk" / "home"
         home.parent.mkdir()
         with recorded(home.parent) as disk:
@@ -149,7 +150,7 @@ def try_cuts(cuts: int, seed: int = 7) -> int:
 
 
 def test_a_cut_anywhere_loses_nothing_acknowledged_and_serves_nothing_half() -> None:
-    assert try_cuts(cuts=40 * examples.times) > 300
+    assert try_cuts(cuts=20 * examples.times) > 300
 
 
 if __name__ == "__main__":
