@@ -7,6 +7,7 @@ are bytes too: each is parsed by itself, so that a broken one loses no other, no
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,9 @@ _SHADOWED = {
     "AnyValue.array_value", "AnyValue.kvlist_value",
 }  # fmt: skip
 _MOST_FIELDS = 1 << 17  # of one message: one of two bytes becomes an object
-MOST_PARTS = 1 << 18  # of a request
+MOST_PARTS = 1 << 18  # resources, scopes and spans of a request,
+LEAST_BYTES = 24  # that these have on average: a span's two ids take 28
+_FEW_PARTS = 256  # that may be empty
 _TO_SCOPE_SPANS = (1, 2)  # fields
 _LABELS = {"attributes": "an attribute", "value": "a value", "status": "the status"}
 _UNCONVERTED = b"\x00"
@@ -115,13 +118,28 @@ def parse_envelope(body: bytes) -> Any:
     return envelope
 
 
-def has_too_many_parts(body: bytes) -> bool:
-    """Whether a request has more than `MOST_PARTS` fields down to its spans: one of two bytes becomes an object, all at once."""
+def require_few_parts(body: bytes) -> None:
+    """Raise OtlpError for a request of more fields down to its spans than are parsed: one of two bytes becomes an object, all at once."""
+    most = _most_parts(len(body))
     parts = _parts(body, 0, len(body), _TO_SCOPE_SPANS)
     try:
-        return any(count == MOST_PARTS for count, _ in enumerate(parts))
+        if any(count == most for count, _ in enumerate(parts)):
+            raise _too_many(most, len(body))
     except WireError:
-        return False  # parsing says what is wrong
+        return  # parsing says what is wrong
+
+
+def _most_parts(size: int) -> int:
+    return min(MOST_PARTS, max(_FEW_PARTS, size // LEAST_BYTES))
+
+
+def _too_many(most: int, size: int) -> OtlpError:
+    if most == MOST_PARTS:
+        return OtlpError(413, f"the body has more than {most} resources, scopes and spans; send smaller batches")
+    return OtlpError(
+        413,
+        f"the body has more than {most} resources, scopes and spans in {size} bytes, less than {LEAST_BYTES} each; leave the empty ones out",
+    )
 
 
 def _parts(body: bytes, at: int, end: int, inner: tuple[int, ...]) -> Iterator[None]:
@@ -131,8 +149,21 @@ def _parts(body: bytes, at: int, end: int, inner: tuple[int, ...]) -> Iterator[N
             yield from _parts(body, start, stop, inner[1:])
 
 
-def count_spans(envelope: Any) -> int:
-    return sum(len(scope.spans) for resource in envelope.resource_spans for scope in resource.scope_spans)
+def count_spans(envelope: Any, size: int | None = None) -> int:
+    """How many spans a request has. Raises OtlpError where they are too many parts for its `size`: mostly empty ones, each of which
+    costs what a span does.
+    """
+    most = sys.maxsize if size is None else _most_parts(size)
+    spans, parts = 0, len(envelope.resource_spans)
+    for resource in envelope.resource_spans if parts <= most else ():
+        parts += len(resource.scope_spans)
+        if parts > most:
+            break
+        for scope in resource.scope_spans:
+            spans += len(scope.spans)
+    if size is not None and parts + spans > most:
+        raise _too_many(most, size)
+    return spans
 
 
 def unconverted(value: Any, reason: str) -> bytes:

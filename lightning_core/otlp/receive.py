@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 
 from lightning_core.otlp.from_json import read_json, trace_envelope
-from lightning_core.otlp.messages import MOST_PARTS, OtlpError, count_spans, has_too_many_parts, parse_envelope
+from lightning_core.otlp.messages import MOST_PARTS, OtlpError, count_spans, parse_envelope, require_few_parts
 from lightning_core.otlp.spans import PROTOBUF
 
 JSON = "application/json"
@@ -41,11 +41,9 @@ def parse_request(body: bytes, content_type: str, content_encoding: str | None, 
     """
     media, plain = plain_body(body, content_type, content_encoding, max_bytes)
     if media == PROTOBUF:
-        if len(plain) > 2 * MOST_PARTS and has_too_many_parts(plain):
-            raise OtlpError(
-                413, f"the body has more than {MOST_PARTS} resources, scopes and spans; send smaller batches"
-            )
-        spans = count_spans(parse_envelope(plain))
+        if len(plain) > 2 * MOST_PARTS:
+            require_few_parts(plain)
+        spans = count_spans(parse_envelope(plain), len(plain))
         return TraceRequest(plain if spans else b"", spans)
     envelope, reasons = trace_envelope(read_json(plain))
     spans = count_spans(envelope)

@@ -40,6 +40,13 @@ def parse_json(body: Any) -> Any:
     return ExportTraceServiceRequest.FromString(request.body).resource_spans[0].scope_spans[0].spans[0]
 
 
+def field(number: int, content: bytes) -> bytes:
+    size, length = b"", len(content)
+    while length >= 128:
+        size, length = size + bytes([length & 127 | 128]), length >> 7
+    return bytes([number << 3 | 2]) + size + bytes([length]) + content
+
+
 def parts(body: bytes) -> list[bytes]:
     """The spans of a request as the bytes they are."""
     return [span for r in parse_envelope(body).resource_spans for s in r.scope_spans for span in s.spans]
@@ -295,3 +302,23 @@ def test_arrays_of_numbers_are_little_endian() -> None:
     assert float32_bytes([-0.5, -math.inf]) == struct.pack("<2f", -0.5, -math.inf)
     with pytest.raises(OverflowError):
         int32_bytes([1 << 31])
+
+
+@pytest.mark.parametrize("shape", ["resources", "scopes", "spans"])
+@pytest.mark.parametrize("times", [1_000, 400_000])
+def test_a_request_of_little_but_empty_parts_is_refused_before_it_costs_what_spans_do(shape: str, times: int) -> None:
+    sound = spans()
+    empty = {
+        "resources": b"\x0a\x00" * times,
+        "scopes": field(1, b"\x12\x00" * times),
+        "spans": field(1, field(2, b"\x12\x00" * times)),
+    }
+    with pytest.raises(OtlpError, match="resources, scopes and spans") as refused:
+        parse_request(sound + empty[shape], PROTOBUF, None, MAX * 100)
+    assert refused.value.status == 413
+    few = {
+        "resources": b"\x0a\x00" * 200,
+        "scopes": field(1, b"\x12\x00" * 200),
+        "spans": field(1, field(2, b"\x12\x00" * 200)),
+    }
+    assert parse_request(sound + few[shape], PROTOBUF, None, MAX).spans == 1 + 200 * (shape == "spans")
