@@ -10,7 +10,8 @@ Files:
     compact.py   small files → large ones     retain.py    how long what is kept
     storage.py   the lake on object storage   sql.py       the files of `sql/`, in order
     derived_tables.py  the tables of an epoch       unique_places.py  one place a span
-    verify.py    files are what was written
+    verify.py    files are what was written   repair.py   what is not, put right or away
+    rebuild.py   a manifest from the files    migrate.py  an older home to today's format
 
 Asking:
     catalog.py       `catalog.duckdb`                ask.py           questions, by name or SQL

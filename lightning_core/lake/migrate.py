@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_core.files import locked, put_in_place
 from lightning_core.home_format import FORMAT, require_readable, write_number
-from lightning_core.lake.manifest import EpochManifest, Manifests, SpanManifest
+from lightning_core.lake.manifest import EpochManifest, Manifests, SpanManifest, checked
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,9 @@ def migrate(home: Path) -> None:
 
 def _rewrite(manifests: Manifests, path: Path) -> None:
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        found.pop("digest", None)  # a migration that was killed has written it
+        found: dict[str, Any] = json.loads(
+            checked(path.read_bytes())
+        )  # a migration that was killed has written a digest
         if path == manifests.spans_path:
             manifests.put_spans(SpanManifest.model_validate(found))
         else:

@@ -12,7 +12,7 @@ from lightning_core.config import GatewaySettings
 from lightning_core.gateway.main import CannotStart, serve
 from lightning_core.home_format import FORMAT, HomeError
 from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.manifest import EpochManifest, LakeError
 from lightning_core.policies.store import PolicyStore
 from lightning_core.spool import spool
 from lightning_core.spool.spool import SpoolError, SpoolWriter
@@ -105,6 +105,15 @@ def test_an_older_home_is_migrated_once_with_a_copy_of_its_manifests(tmp_path: P
     Lake(tmp_path)
     assert state(tmp_path) == after
     assert lake.ingest().spans == 4
+
+    # Killed before it gave the home its number; and one manifest is damaged, which migrating must not seal with a new digest.
+    (tmp_path / "format").unlink()
+    damaged = lake.manifests.spans_path.read_bytes().replace(b'"retries": 0', b'"retries": 9')
+    lake.manifests.spans_path.write_bytes(damaged)
+    lake = Lake(tmp_path)
+    assert all(content == before[name][0] for name, (content, _) in state(kept).items())
+    with pytest.raises(LakeError, match="its bytes are not those that were written"):
+        lake.manifests.spans()
 
 
 def test_a_spool_of_another_layout_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
