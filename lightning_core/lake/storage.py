@@ -30,8 +30,9 @@ import fsspec
 from fsspec.spec import AbstractFileSystem
 from pydantic import BaseModel, ConfigDict
 
+from lightning_core import home_format
 from lightning_core.digests import digest, table_digest
-from lightning_core.files import locked, write_atomic
+from lightning_core.files import locked, make_folder, put_in_place, write_atomic
 from lightning_core.lake import catalog
 from lightning_core.lake.compact import GRACE_S
 from lightning_core.lake.lake import Lake
@@ -101,7 +102,7 @@ def fetch(lake: Lake, url: str) -> Publication:
         if not listing.read().files:
             raise _nothing(url)
         # First, so that what the former home publishes meanwhile is refused, or is a whole publication before this.
-        listing.replace(listing.content.model_copy(update={"home": _home_id(lake)}))
+        listing.put(listing.content.model_copy(update={"home": _home_id(lake)}))
         made = lake.root / "fetching" / "manifests"
         for path in store.find(f"{prefix}/manifests"):
             write_atomic(made / path.removeprefix(f"{prefix}/manifests/"), store.cat_file(path))
@@ -114,7 +115,9 @@ def fetch(lake: Lake, url: str) -> Publication:
             is_of, expected = (digest, spans[path]) if path in spans else (table_digest, tables[path])
             if expected is not None and is_of(lake.root / path) != expected:
                 raise LakeError(f"{url}/{path} is not what was written: its digest is not that of its manifest")
-        shutil.copytree(made, lake.root / "manifests", dirs_exist_ok=True)
+        for epoch in manifests.epochs():
+            lake.manifests.put_epoch(epoch)
+        lake.manifests.put_spans(manifests.spans())  # last: with it there is a lake
         shutil.rmtree(made.parent)
     lake.rebuild_catalog()
     return Publication(len(spans) + len(tables), size)
@@ -128,17 +131,18 @@ def bring_spans(lake: Lake, url: str, span_range: tuple[int, int | None]) -> Non
     if lake.spool.exists():
         return
     with _opened(url.rstrip("/")) as (store, prefix):
-        write_atomic(lake.root / "manifests" / "spans.json", store.cat_file(f"{prefix}/manifests/spans.json"))
+        home_format.begin(lake.root.parent)
+        write_atomic(lake.manifests.spans_path, store.cat_file(f"{prefix}/manifests/spans.json"))
         for file in lake.files_between(*span_range):
             if not (lake.root / file.path).exists():
                 _bring(store, f"{prefix}/{file.path}", lake.root / file.path)
 
 
 def _bring(store: AbstractFileSystem, there: str, here: Path) -> int:
-    here.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(here.parent)
     beside = here.with_name(f".{here.name}.{secrets.token_hex(4)}")
     store.get_file(there, str(beside))
-    beside.replace(here)
+    put_in_place(beside, here)
     return here.stat().st_size
 
 
@@ -155,7 +159,7 @@ def _put(
 ) -> Publication:  # fmt: skip
     """Files of the lake, manifests, then the catalog in `folder`; and away with what is long retired."""
     now_ns, before = time.time_ns(), listing.content.model_copy(update={"home": _home_id(lake)})
-    listing.replace(before)
+    listing.put(before)
     new = [path for path, size in files.items() if before.files.get(path) != size]
     for name in new:
         store.put_file(str(lake.root / name), f"{prefix}/{name}")
@@ -163,7 +167,7 @@ def _put(
     retired |= {entry.path: entry for entry in before.retired}
     left = [entry for entry in retired.values() if entry.path not in files]
     # Listed before the catalog changes, so that a process killed in between leaves no file that is in no list.
-    listing.replace(_Listing(files=files, retired=sorted(left, key=lambda entry: entry.path), home=before.home))
+    listing.put(_Listing(files=files, retired=sorted(left, key=lambda entry: entry.path), home=before.home))
     manifests = {f"{prefix}/{path.relative_to(folder)}": path for path in (folder / "manifests").rglob("*.json")}
     for there in store.find(f"{prefix}/manifests"):
         if there not in manifests:  # of a run that was removed
@@ -177,7 +181,7 @@ def _put(
             store.rm_file(f"{prefix}/{entry.path}")
     if gone:
         left = [entry for entry in left if entry not in gone]
-        listing.replace(_Listing(files=files, retired=sorted(left, key=lambda entry: entry.path), home=before.home))
+        listing.put(_Listing(files=files, retired=sorted(left, key=lambda entry: entry.path), home=before.home))
     return Publication(len(new), sum(files[path] for path in new), len(gone))
 
 
@@ -261,7 +265,7 @@ class _ListingFile:
             self._tag, self.content = None, _Listing()
         return self.content
 
-    def replace(self, listing: _Listing) -> None:
+    def put(self, listing: _Listing) -> None:
         only = {}
         if "s3" in self._store.protocol:
             only = {"IfMatch": self._tag} if self._tag else {"IfNoneMatch": "*"}
