@@ -53,7 +53,7 @@ def test_a_record_that_cannot_be_written_is_not_taken_for_true(
         raise OSError("no space left")
 
     server = VllmServer(dead, tmp_path)
-    monkeypatch.setattr(module.os, "replace", full)
+    monkeypatch.setattr(module.os, "rename", full)
     with pytest.raises(OSError, match="no space"):
         server.serves(Path("other"), "v0002")
     assert server.state == dead and [f.name for f in (tmp_path / "services").iterdir()] == ["vllm.json"]
