@@ -183,7 +183,11 @@ def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> No
 def _rejections(con: duckdb.DuckDBPyConnection, rejected: Path, manifest: SpanManifest) -> None:
     """What could not be decoded, or was lost since; one row may stand for several `spans`."""
     for file in manifest.lost:
-        con.execute("INSERT INTO rejections VALUES (?, NULL, ?, ?, 0, NULL, NULL)", [file.start, file.rows, DAMAGED])
+        begun = "SELECT DISTINCT opened_offset FROM epoch_manifests WHERE opened_offset > ? AND opened_offset < ?"
+        opened = con.execute(begun, [file.start, file.end]).fetchall()
+        # Its spans are counted once; epochs that began within it have a row too, so that they know.
+        for offset, spans in [(file.start, file.rows), *((offset, 0) for (offset,) in opened)]:
+            con.execute("INSERT INTO rejections VALUES (?, NULL, ?, ?, 0, NULL, NULL)", [offset, spans, DAMAGED])
     # A file is named after the range of the spool that it is about; one behind the manifest's is a decoding that did not come to its end.
     files = [str(path) for path in sorted(rejected.glob("*.jsonl")) if int(path.name[:20]) < manifest.decoded_offset]
     if files:

@@ -42,7 +42,9 @@ def span_manifest(lake: Lake) -> Iterator[str]:
         file = _file(lake.root, path)
         if isinstance(file, str):
             rename(path, lake.root / "damaged" / path.name)
-            manifest.lost.append(SpanFile(path=f"spans/{path.name}", rows=0, bytes=0, start=0, end=0))
+            named = re.match(r"(\d{20})-(\d{20})", path.name)
+            start, end = (int(named[1]), int(named[2])) if named is not None else (0, 0)
+            manifest.lost.append(SpanFile(path=f"spans/{path.name}", rows=0, bytes=0, start=start, end=end))
             yield f"spans/{path.name}: cannot be read ({file}); moved to {lake.root / 'damaged'}, its spans are lost"
         elif path in in_use:
             manifest.files.append(file)

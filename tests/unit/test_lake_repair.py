@@ -21,6 +21,7 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError
 from lightning_core.lake.retain import retain
 from lightning_core.lake.verify import unsound
+from lightning_core.lake.why import diagnose
 from lightning_core.otlp.spans import encode_request
 from lightning_core.spool.spool import Record, SpoolFreed, SpoolFull, SpoolWriter
 from lightning_core.spool.spool_format import DAMAGED
@@ -265,3 +266,22 @@ def test_a_damaged_table_of_an_epoch_is_derived_again(tmp_path: Path) -> None:
     assert done.exit_code == 1 and "derive train 0 of run run again (`--from sequences`)" in done.output
     derive(Epoch(settings(tmp_path), epoch), "key")
     assert table.read_bytes() == sound and [*unsound(lake)] == []
+
+
+def test_a_lost_file_is_an_error_of_every_epoch_whose_spans_it_had(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    for number in range(3):
+        lake.manifests.put_epoch(EpochManifest(run="run", epoch=number, opened_offset=lake.end()))
+        rollouts(tmp_path, f"r.{number}", epoch=number)
+        epoch = lake.manifests.epoch("run", number)
+        assert epoch is not None
+        lake.manifests.put_epoch(epoch.model_copy(update={"sealed_offset": lake.end()}))
+    rollouts(tmp_path, "of nobody")
+    compact.compact(lake, everything=True)
+    (file,) = lake.manifests.spans().files
+    (lake.root / file.path).unlink()
+    repaired(tmp_path)
+    with catalog.connect(lake.root) as con:
+        found = diagnose(con, "run")
+        assert [one.epochs for one in found if one.rule == "damaged_spool"] == [[0, 1, 2]]
+        assert con.execute("SELECT sum(spans)::INTEGER FROM rejections").fetchall() == [(16,)]
