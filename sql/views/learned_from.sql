@@ -120,7 +120,7 @@ SELECT
     moved.rollouts,
     moved.tokens,
     moved.push,
-    moved.size / sum(moved.size) OVER (PARTITION BY moved.run, moved.task_id, moved.epoch) AS size_share
+    moved.size / sum(moved.size) OVER (PARTITION BY flips.run, flips.task_id, flips.epoch) AS size_share
 FROM flips
 JOIN moved ON moved.run = flips.run AND moved.task_id = flips.task_id AND moved.epoch = flips.epoch
 ORDER BY flips.run, flips.epoch, flips.task_id, size_share DESC, moved.trained_task_id, moved.policy, moved.agent
