@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
@@ -17,13 +18,20 @@ Row = dict[str, Any]
 _NEAR = 5
 
 
-def explain(root: Path | str, rollout: str, run: str | None = None, epoch: int | None = None) -> Row:
-    """All that the catalog of the lake at `root` knows of a rollout: in its newest epoch, or in the one that is given.
+def explain(
+    root: Path | str,
+    rollout: str,
+    run: str | None = None,
+    epoch: int | None = None,
+    on: duckdb.DuckDBPyConnection | None = None,
+) -> Row:
+    """All that the catalog of the lake at `root` knows of a rollout: in its newest epoch, or in the one that is given; `on`: one of
+    its connections, default: a new one.
 
     Keys: rollout_id, run, epoch, mode, attempts (one row an execution), attempt_id (the one that counts, or else the first),
     spans, calls, rewards, refused: the columns of sql/explain/. Raises LakeError for a rollout that is in none, with names like it.
     """
-    with catalog.connect(root) as con:
+    with contextlib.nullcontext(on) if on is not None else catalog.connect(root) as con:
         try:
             attempts = _rows(con, "attempts", rollout_id=rollout, run=run, epoch=epoch)
             if not attempts:

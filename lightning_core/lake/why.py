@@ -6,7 +6,9 @@ something; its header has what it finds, the remedy, and a SELECT that shows the
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import groupby
@@ -16,11 +18,13 @@ import duckdb
 
 from lightning_core.errors import Missing
 from lightning_core.lake import sql
+from lightning_core.lake.held import held, hold
 
 SEVERITIES = ("error", "warning", "note")
 _HEADER = re.compile(r"(?P<finds>.+?) Grain: .+? Remedy: (?P<remedy>.+?) Evidence: (?P<evidence>.+)")
 # Views that several rules read, in the order they build on one another: each is computed once, without its largest columns.
 _SHARED = {
+    "attempts": "",
     "rollouts": "task, task_text",
     "calls": "input_messages, output_messages, prompt_ids, response_ids, response_logprobs, sampling, requested_sampling",
     "policy_calls": "started, ended",
@@ -93,17 +97,27 @@ def diagnose(con: duckdb.DuckDBPyConnection, run: str) -> list[Finding]:
     if run not in runs:
         raise Missing(f"no run is called {run!r}; there are: {', '.join(runs) or 'none'}")
     found = []
-    with con.cursor() as own:  # whose temporary tables nobody else sees
-        for view, left_out in _SHARED.items():
-            columns = f"* EXCLUDE ({left_out})" if left_out else "*"
-            own.execute(f"CREATE TEMP TABLE {view} AS SELECT {columns} FROM {view} WHERE run = $run", {"run": run})
+    with _computed(con, run):
         for rule in rules():
-            rows = own.execute(
+            rows = con.execute(
                 f"SELECT mode, policy, epoch, severity, what FROM ({sql.text(f'why/{rule.name}')}) ORDER BY ALL",
                 {"run": run},
             ).fetchall()
             found += [_finding(rule, run, list(of)) for _, of in groupby(rows, key=lambda row: row[:2])]
     return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -f.epochs[-1], f.rule, f.policy or ""))
+
+
+@contextlib.contextmanager
+def _computed(con: duckdb.DuckDBPyConnection, run: str) -> Iterator[None]:
+    """Hold what several rules read, but for what is held already."""
+    own = [view for view in _SHARED if view not in held(con)]
+    try:
+        for view in own:
+            hold(con, view, _SHARED[view], run)
+        yield
+    finally:
+        for view in own:
+            con.execute(f"DROP TABLE IF EXISTS temp.{view}")
 
 
 def _finding(rule: Rule, run: str, rows: list[tuple[Any, ...]]) -> Finding:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
+import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -30,6 +33,7 @@ from lightning_core.ui import charts, guard
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.rollout import got, see
 
+PREPARES = "prepare the page"  # a thread's name
 _HERE = Path(__file__).parent
 _A_PAGE = 100  # rollouts
 _ANSWER_ROWS, _ANSWER_S = 1000, 60.0
@@ -54,6 +58,7 @@ def app(home: Path, allowed: guard.Allowed) -> Starlette:
             Mount("/static", StaticFiles(directory=_HERE / "static")),
         ],
         middleware=guard.middleware(allowed),
+        lifespan=page.life,
         exception_handlers={LightningError: page.failed, HTTPException: page.failed, duckdb.Error: page.failed},
     )
 
@@ -79,6 +84,13 @@ class _Page:
     def __init__(self, home: Path) -> None:
         require_readable(home)
         self.home, self.figures, self.templates = home, Figures(home / "lake"), templates()
+
+    @contextlib.asynccontextmanager
+    async def life(self, _: Starlette) -> AsyncIterator[None]:
+        """Open the catalog before anybody asks, close it at the end."""
+        threading.Thread(target=self.figures.prepare, name=PREPARES, daemon=True).start()
+        yield
+        self.figures.close()
 
     def shown(self, request: Request, template: str, **context: Any) -> HTMLResponse:
         given = {"path": request.url.path, "query": dict(request.query_params), "run": request.path_params.get("run")}
@@ -143,7 +155,8 @@ class _Page:
         if not epochs.rows:
             raise Missing(f"run {run!r} has no rollout of task {task!r}")
         rollouts = self._rollouts(run, {"task": task})
-        learned = self.figures.ask("learned_from", run=run, task_id=task)
+        held_out = any(row["mode"] == "evaluate" for row in epochs.rows)  # others are in no row of it
+        learned = self.figures.ask("learned_from", run=run, task_id=task) if held_out else None
         return self.shown(request, "task.html", task=task, epochs=epochs, rollouts=rollouts, learned=learned)
 
     def rollouts(self, request: Request) -> Response:

@@ -1,8 +1,13 @@
-"""Run the SQL of `sql/page` over the catalog, which is opened anew when it was rebuilt."""
+"""Run the SQL of `sql/page` over the catalog.
+
+Where the catalog was rebuilt, the new one is opened beside the one that is held, and takes its place once it can be asked: nobody
+waits for it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import threading
 from dataclasses import dataclass
@@ -11,12 +16,16 @@ from typing import Any
 
 import duckdb
 
+from lightning_core.errors import LightningError
 from lightning_core.lake import catalog, sql
-from lightning_core.lake.why import Finding, diagnose
+from lightning_core.lake.held import hold, renew
+from lightning_core.lake.why import Finding, diagnose, newest_run
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-# Views that nearly every figure reads: each is computed once, until the catalog is another one.
-_HELD = ("rollouts", "epochs")
+# Views that nearly every figure reads, in the order they build on one another: each is computed once a catalog. And views over them.
+_HELD, _OVER = ("attempts", "call_twins", "rollouts", "epochs"), ("tool_calls", "learned_from")
 _PARAMETER = re.compile(r"\$([a-z_]+)\b")
 
 
@@ -39,10 +48,8 @@ class Figures:
     def __init__(self, root: Path | str) -> None:
         self.root = root
         self._lock = threading.RLock()
-        self._con: duckdb.DuckDBPyConnection | None = None
-        self._built: int | None = None
-        self._opened = contextlib.ExitStack()
-        self._diagnosed: dict[str, tuple[Any, list[Finding]]] = {}
+        self._open: _Open | None = None
+        self._opening: threading.Thread | None = None
 
     def ask(self, name: str, /, **parameters: Any) -> Figure:
         """Answer the file `name` of `sql/page`. Raises Missing before the first spans were decoded."""
@@ -54,33 +61,81 @@ class Figures:
         return Figure(rows, _PARAMETER.sub(lambda match: literal(parameters[match[1]]), text))
 
     def findings(self, run: str) -> list[Finding]:
-        """The diagnosis of a run that has an epoch; kept until a further stage of its epochs is done."""
-        with self.catalog() as con:
-            done = con.execute(
-                "SELECT epoch, mode, hash(stages) FROM epoch_manifests WHERE run = ? ORDER BY ALL", [run]
-            ).fetchall()
-            if self._diagnosed.get(run, (None,))[0] != done:
-                self._diagnosed[run] = (done, diagnose(con, run) if done else [])
-            return self._diagnosed[run][1]
+        """The diagnosis of a run; kept until a further stage of its epochs is done."""
+        with self.catalog():
+            assert self._open is not None
+            return self._open.findings(run)
+
+    def prepare(self) -> None:
+        """Open the catalog and diagnose the newest run, so that the first who asks need not wait. What fails here fails again for them."""
+        with contextlib.suppress(duckdb.Error, LightningError), self.catalog() as con:
+            self.findings(newest_run(con))
 
     def catalog(self) -> _Held:
-        """Hold the newest catalog, in a `with`."""
+        """Hold the newest catalog that can be asked, in a `with`."""
         return _Held(self)
 
     def close(self) -> None:
         with self._lock:
-            self._opened.close()
-            self._con = None
+            if self._open is not None:
+                self._open.close()
+            self._open = None
 
     def _newest(self) -> duckdb.DuckDBPyConnection:
-        built = None if isinstance(self.root, str) else catalog.built_ns(self.root)
-        if self._con is None or built != self._built:
-            self.close()  # first: a second connection to the path would be one to the former file
-            con = self._opened.enter_context(catalog.connect(self.root))
+        if self._open is None:
+            self._open = _Open(self.root, {})
+        elif self._opening is None and self._open.built != _built(self.root):
+            self._opening = threading.Thread(target=self._renew, args=(self._open,), daemon=True)
+            self._opening.start()
+        return self._open.con
+
+    def _renew(self, former: _Open) -> None:
+        newer = None
+        try:
+            newer = _Open(self.root, former.diagnosed)
+            for run in list(newer.diagnosed):
+                newer.findings(run)
+        except (duckdb.Error, LightningError) as error:
+            logger.warning("%s: %s", self.root, error)
+            if newer is not None:
+                newer.close()
+            newer = None  # whoever asks next opens it, and is told
+        with self._lock:
+            if self._open is former:
+                former.close()
+                self._open = newer
+            elif newer is not None:
+                newer.close()
+            self._opening = None
+
+
+class _Open:
+    """A catalog that is open, with what is computed once; of its own, so that one may be opened beside another."""
+
+    def __init__(self, root: Path | str, diagnosed: dict[str, tuple[Any, list[Finding]]]) -> None:
+        self.built, self.diagnosed = _built(root), dict(diagnosed)
+        with contextlib.ExitStack() as stack:
+            self.con = stack.enter_context(catalog.connect_alone(root))
             for view in _HELD:
-                con.execute(f"CREATE TEMP TABLE {view} AS FROM {view}")
-            self._con, self._built = con, built
-        return self._con
+                hold(self.con, view)
+            for view in _OVER:
+                renew(self.con, view)
+            self._stack = stack.pop_all()
+
+    def findings(self, run: str) -> list[Finding]:
+        done = self.con.execute(
+            "SELECT epoch, mode, hash(stages) FROM epoch_manifests WHERE run = ? ORDER BY ALL", [run]
+        ).fetchall()
+        if self.diagnosed.get(run, (None,))[0] != done:
+            self.diagnosed[run] = (done, diagnose(self.con, run) if done else [])
+        return self.diagnosed[run][1]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def _built(root: Path | str) -> int | None:
+    return None if isinstance(root, str) else catalog.built_ns(root)
 
 
 class _Held:

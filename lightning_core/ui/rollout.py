@@ -68,8 +68,8 @@ class Seen:
 
 def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: int | None) -> Seen:
     """Collect what is known of a rollout; `home`: where its policies are, None: no tokenizer. Raises LakeError for one that is unknown, or not derived yet."""
-    with figures.catalog():
-        found = explain(figures.root, rollout_id, run, epoch)
+    with figures.catalog() as con:
+        found = explain(figures.root, rollout_id, run, epoch, con)
     rollout = figures.ask("rollout", run=run, rollout_id=rollout_id, epoch=found["epoch"]).first
     scope = {"rollout_id": rollout_id, "attempt_id": found["attempt_id"]}
     texts = {row["span_id"]: row for row in figures.ask("call_texts", **scope).rows}
@@ -109,8 +109,8 @@ def choose(
     if found:
         return found[0]["run"], found[0]["rollout_id"], found[0]["epoch"]
     if name is not None:
-        with figures.catalog():
-            explain(figures.root, name, run, epoch)  # which says what there is
+        with figures.catalog() as con:
+            explain(figures.root, name, run, epoch, con)  # which says what there is
     raise LakeError("no rollout of that kind: " + ("none failed" if failed else "there is none yet"))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,14 @@ def open_page(home: Path, allowed: Allowed = OWN, host: str = "127.0.0.1") -> Te
 def visible(page: str) -> str:
     """The text of a page, without its tags."""
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+def until(true: Callable[[], bool], else_: str) -> None:
+    """Wait for what another thread does; a minute at most."""
+    ends = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < ends, else_
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +237,22 @@ def test_a_rollout_that_is_not_derived_yet_says_so_and_the_page_follows(tmp_path
         assert "not yet derived" in visible(page.get("/run/run/rollout/r.0").text)
         derived(tmp_path, rollout(0, 1.0) + rollout(1, 0.0))
         lake.rebuild_catalog()
-        assert "call 1" in visible(page.get("/run/run/rollout/r.0").text), "the new catalog was not opened"
+        until(lambda: "call 1" in visible(page.get("/run/run/rollout/r.0").text), "the new catalog was not opened")
+
+
+def test_nobody_waits_while_a_new_catalog_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake, _ = derived(tmp_path, rollout(0, 1.0))
+    lake.rebuild_catalog()
+    may_open, opened = threading.Event(), catalog.connect_alone
+    with open_page(tmp_path) as page:
+        assert "1 rollouts" in visible(page.get("/run/run/rollouts").text)
+        monkeypatch.setattr(catalog, "connect_alone", lambda root: may_open.wait(60) and opened(root))
+        derived(tmp_path, rollout(0, 1.0) + rollout(1, 0.0))
+        lake.rebuild_catalog()
+        for _ in range(2):
+            assert "1 rollouts" in visible(page.get("/run/run/rollouts").text), "the former one is shown"
+        may_open.set()
+        until(lambda: "2 rollouts" in visible(page.get("/run/run/rollouts").text), "the new catalog was not opened")
 
 
 def test_two_evaluations_are_compared_task_by_task(tmp_path: Path) -> None:
