@@ -131,6 +131,10 @@ bench-agents: $(READY) ## planner and executor: both, either, none trained; goes
 bench-query: $(READY) ## a rollout's tree and an agent's spans out of ten million, one JSON line
 	$(BIN)/python -m bench.query $(ARGS)
 
+.PHONY: bench-page
+bench-page: $(READY) ## every page of `lightning-flows ui` over 10,000 rollouts, one JSON line a figure
+	$(BIN)/python -m bench.page $(ARGS)
+
 .PHONY: bench-orchestration
 bench-orchestration: $(READY) ## rollouts a second, cost of orchestration, memory, resume, overlap; one JSON line a figure
 	$(BIN)/python -m bench.orchestration $(ARGS)

@@ -161,9 +161,9 @@ def table(lake: Lake, epoch: EpochManifest, name: str) -> list[dict[str, Any]]:
     return pq.read_table(lake.path(epoch.tables[name])).to_pylist()
 
 
-def trained(lake: Lake) -> None:
-    """As if epoch 0 of run `run` had been trained on in one step, with the tokens clipped that were to become likelier."""
-    epoch = lake.manifests.epoch("run", 0)
+def trained(lake: Lake, number: int = 0) -> None:
+    """As if an epoch of run `run` had been trained on in one step, with the tokens clipped that were to become likelier."""
+    epoch = lake.manifests.epoch("run", number)
     assert epoch is not None
     found = table(lake, epoch, "sequences")
     lengths = [sum(row["loss_mask"]) for row in found]

@@ -49,6 +49,17 @@ def test_the_query_bench_fills_compacts_and_asks(tmp_path: Path) -> None:
 
 
 @pytest.mark.extra  # likewise
+def test_the_page_bench_makes_a_home_and_asks_every_page_of_it() -> None:
+    found = figures("bench.page", "--quick", "--rounds", "1")
+    assert set(found) == {"page_warm_ms", "page_cold_ms", "page_open_ms"}
+    for name in ("page_warm_ms", "page_cold_ms"):
+        assert found[name]["n"] == 178 and found[name]["value"] == pytest.approx(
+            max(found[name]["pages"].values()), 0.1
+        )
+        assert {"run", "held-out task", "rollout", "compare", "ask"} <= set(found[name]["pages"])
+
+
+@pytest.mark.extra  # likewise
 def test_the_evidence_bench_judges_every_call() -> None:
     found = figures("bench.evidence", "evidence_lost_20", "evidence_dumps_lost", "--quick")
     assert set(found) == {"evidence_lost_20", "evidence_dumps_lost"}
