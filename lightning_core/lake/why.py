@@ -62,9 +62,17 @@ class Finding:
     @property
     def where(self) -> str:
         """Its rule, policy and epochs in one line."""
+        return " · ".join([self.rule, *([self.policy] if self.policy else []), self._epochs])
+
+    @property
+    def when(self) -> str:
+        """Its epochs, and which of them `what` is about."""
+        return self._epochs + (", in the last of them" if len(self.epochs) > 1 else "")
+
+    @property
+    def _epochs(self) -> str:
         kind = "epoch" if self.mode == "train" else "evaluation"
-        some = f"{kind}s" if len(self.epochs) > 1 else kind
-        return " · ".join([self.rule, *([self.policy] if self.policy else []), f"{some} {_ranges(self.epochs)}"])
+        return f"{kind}{'s' * (len(self.epochs) > 1)} {_ranges(self.epochs)}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import math
 import threading
 from collections.abc import AsyncIterator
@@ -28,10 +27,12 @@ from lightning_core.files import locked
 from lightning_core.home_format import require_readable
 from lightning_core.lake import ask, catalog, user_sql
 from lightning_core.lake.manifest import LakeError
+from lightning_core.policies.removed import removals
 from lightning_core.policies.store import PolicyStore, StoreError
 from lightning_core.ui import charts, guard
 from lightning_core.ui.figures import Figures, Row
-from lightning_core.ui.rollout import got, see
+from lightning_core.ui.rollout import expected, got, see
+from lightning_core.ui.words import meaning, number, percent, place, pretty, reward_rule, seconds, short
 
 PREPARES = "prepare the page"  # a thread's name
 _HERE = Path(__file__).parent
@@ -75,6 +76,7 @@ def templates() -> jinja2.Environment:
         "short": short,
         "got": got,
         "pretty": pretty,
+        "meaning": meaning,
     }
     found.globals |= {"place": place, "charts": charts}
     return found
@@ -136,9 +138,12 @@ class _Page:
             calls=self.figures.ask("where_calls_went", run=run, epoch=None),
             what_ifs=kept(self.home, run),
             findings=self.figures.findings(run),
+            gain=self.figures.ask("gain", run=run),
+            reasons=self._reasons(run),
             others=others,
             other=other,
             settings=self.figures.ask("settings", run=run, other=other),
+            rule=self._rule(run),
         )
 
     def tasks(self, request: Request) -> Response:
@@ -157,7 +162,17 @@ class _Page:
         rollouts = self._rollouts(run, {"task": task})
         held_out = any(row["mode"] == "evaluate" for row in epochs.rows)  # others are in no row of it
         learned = self.figures.ask("learned_from", run=run, task_id=task) if held_out else None
-        return self.shown(request, "task.html", task=task, epochs=epochs, rollouts=rollouts, learned=learned)
+        return self.shown(
+            request,
+            "task.html",
+            task=task,
+            epochs=epochs,
+            rollouts=rollouts,
+            learned=learned,
+            answers=self.figures.ask("task_answers", run=run, task_id=task),
+            expected=expected(rollouts.first["task"]),
+            rule=self._rule(run),
+        )
 
     def rollouts(self, request: Request) -> Response:
         run, asked = request.path_params["run"], {k: v for k, v in request.query_params.items() if v}
@@ -181,6 +196,7 @@ class _Page:
             filters=self.figures.ask("filters", run=run).first,
             asked=asked,
             sorts=_SORTS,
+            reasons=self._reasons(run),
         )
 
     def group(self, request: Request) -> Response:
@@ -188,7 +204,9 @@ class _Page:
         found = self.figures.ask("group", run=run, group_id=group)
         if not found.rows:
             raise Missing(f"run {run!r} has no group {group!r}")
-        return self.shown(request, "group.html", group=group, rollouts=found)
+        return self.shown(
+            request, "group.html", group=group, rollouts=found, reasons=self._reasons(run), rule=self._rule(run)
+        )
 
     def rollout(self, request: Request) -> Response:
         run, rollout = request.path_params["run"], request.path_params["rollout"]
@@ -213,6 +231,8 @@ class _Page:
             row=row,
             sql=known.sql,
             group=group,
+            reasons=self._reasons(run),
+            rule=self._rule(run),
             former=names[at - 1] if at > 0 else None,
             following=names[at + 1] if at + 1 < len(names) else None,
             epochs=self.figures.ask("task_epochs", run=run, task_id=row["task_id"]),
@@ -235,11 +255,12 @@ class _Page:
         for name in sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []:
             store = PolicyStore(self.home, name)
             named = {"served": store.current(), "best": store.best()}
-            rows = [
+            rows: list[Row] = [
                 {"version": v, "named": [k for k, at in named.items() if at == v], "manifest": store.manifest(v)}
                 for v in store.versions()
             ]
-            found.append((name, rows))
+            rows += [{"version": v, "removed": str(why)} for v, why in removals(folder / name).items()]
+            found.append((name, sorted(rows, key=lambda row: int(row["version"][1:]))))
         return self.shown(request, "policies.html", policies=found)
 
     def ask(self, request: Request) -> Response:
@@ -267,6 +288,12 @@ class _Page:
             text = ask.resolve(con, question)
             with user_sql.asked(con, text, timeout_s=_ANSWER_S) as answer:
                 return answer.columns, list(answer.rows(_ANSWER_ROWS))
+
+    def _reasons(self, run: str) -> dict[str, Row]:
+        return {row["reason"]: row for row in self.figures.ask("reasons", run=run).rows}
+
+    def _rule(self, run: str) -> list[str]:
+        return reward_rule(self.figures.ask("settings", run=run, other=None).rows)
 
     def _rollouts(self, run: str, asked: dict[str, str]) -> Any:
         texts = {key: asked.get(key) for key in ("mode", "task", "agent", "version", "reason", "words", "sort")}
@@ -340,47 +367,3 @@ def _csv(columns: list[str], rows: list[tuple[Any, ...]]) -> Response:
     csv.writer(written).writerows([columns, *rows])
     name = {"content-disposition": 'attachment; filename="answer.csv"'}
     return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=name)
-
-
-def place(kind: str, run: str, name: str = "", **more: Any) -> str:
-    """The address of a page: `place("rollout", run, rollout_id)`."""
-    from urllib.parse import quote
-
-    address = f"/run/{quote(run, safe='')}" + (f"/{kind}" if kind else "") + (f"/{quote(name)}" if name else "")
-    given = {key: value for key, value in more.items() if value is not None}
-    return f"{address}?{urlencode(given)}" if given else address
-
-
-def number(value: Any) -> str:
-    """A number with three places, without trailing zeros; a dash for none."""
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.3f}".rstrip("0").rstrip(".") if math.isfinite(value) else str(value)
-
-
-def percent(value: Any) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def seconds(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.1f} s" if value < 120 else f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
-
-
-def short(value: Any, length: int = 120) -> str:
-    """A text in one line, cut with an ellipsis."""
-    text = " ".join(str(value if value is not None else "–").split())
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def pretty(value: Any) -> str:
-    """JSON with indents, other text as it is."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return str(value)
-    return json.dumps(value, indent=1, ensure_ascii=False, default=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from lightning_core.lake.manifest import LakeError
 from lightning_core.ui.conversation import Message, messages_of, new_messages
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.tokens import Token, tokenizer_of, tokens_of
+from lightning_core.ui.words import number
 
 _EXPECTED = ("answer", "expected", "target", "solution", "gold", "label")
+_SMOOTHS = 0.0001  # what GRPO and REINFORCE++ add to a deviation (sql/advantages)
 _GOT = ("answer", "output", "result", "reply", "text")
 
 
@@ -65,6 +68,22 @@ class Seen:
         with_one = [call for call in self.calls if call.row["advantage"] is not None]
         return max(with_one, key=lambda call: abs(call.row["advantage"]), default=None)
 
+    @property
+    def way(self) -> list[str]:
+        """From the return to the advantage, a step each; empty where there is no advantage."""
+        if self.advantage is None:
+            return []
+        of = self.advantage.row
+        steps = [f"return {number(of['return'])}"]
+        if of["group_mean"] is not None:
+            steps[0] += f" − group mean {number(of['group_mean'])}"
+        if of["group_std"] is not None:
+            smoothed = (of["return"] - (of["group_mean"] or 0)) / (of["group_std"] + _SMOOTHS)
+            exact = math.isclose(smoothed, of["advantage"], rel_tol=1e-6, abs_tol=1e-9)
+            std = f"standard deviation {number(of['group_std'])}"
+            steps.append(f"÷ ({std} + {_SMOOTHS})" if exact else f"÷ {std}")
+        return steps
+
 
 def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: int | None) -> Seen:
     """Collect what is known of a rollout; `home`: where its policies are, None: no tokenizer. Raises LakeError for one that is unknown, or not derived yet."""
@@ -79,7 +98,7 @@ def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: i
     above = {row["parent_node"] for row in found["spans"]}
     tree = [(d, row) for d, row in repaired_tree(found["spans"]) if row["twin_node"] is None or row["node"] in above]
     agents = list(dict.fromkeys(row["agent"] for _, row in tree if row["agent"]))
-    task, expected = _task(rollout)
+    task, answer = _task(rollout["task"])
     return Seen(
         rollout=rollout,
         found=found,
@@ -93,8 +112,8 @@ def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: i
         tools=figures.ask("tools", **scope).rows,
         agents=agents,
         got=got(rollout["output"]),
-        expected=expected,
-        task=task,
+        expected=answer,
+        task=[(key, value) for key, value in task if value != rollout["task_text"]],
     )
 
 
@@ -123,7 +142,7 @@ def _calls(
 ) -> list[Call]:
     calls: list[Call] = []
     shown: dict[str | None, list[Message]] = {}  # of each agent's last call
-    for number, row in enumerate(found["calls"], 1):
+    for nth, row in enumerate(found["calls"], 1):
         text = texts.get(row["span_id"], {})
         messages, replies = messages_of(text.get("input_messages")), messages_of(text.get("output_messages"))
         earlier, new = new_messages(messages, shown.get(row["agent"], []))
@@ -137,7 +156,7 @@ def _calls(
             at += length
         calls.append(
             Call(
-                number=number,
+                number=nth,
                 row=row,
                 text=text,
                 earlier=earlier,
@@ -161,15 +180,20 @@ def _colour(agent: str | None, agents: list[str]) -> int:
     return agents.index(agent) % 6 + 1 if agent in agents else 0
 
 
-def _task(rollout: Row) -> tuple[list[tuple[str, str]], str | None]:
-    """The task's fields but the one that is its text, and the answer it expects, where a field is called so."""
+def expected(task: str | None) -> str | None:
+    """The answer that a recorded task expects, where a field is called so."""
+    return _task(task)[1]
+
+
+def _task(recorded: str | None) -> tuple[list[tuple[str, str]], str | None]:
+    """The task's fields, and the answer it expects, where a field is called so."""
     try:
-        task = json.loads(rollout["task"] or "")
+        task = json.loads(recorded or "")
     except ValueError:
         return [], None
     if not isinstance(task, dict):
         return [], None
-    fields = [(str(key), _plain(value)) for key, value in task.items() if _plain(value) != rollout["task_text"]]
+    fields = [(str(key), _plain(value)) for key, value in task.items()]
     return fields, next((value for key, value in fields if key in _EXPECTED), None)
 
 

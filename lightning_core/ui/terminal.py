@@ -79,14 +79,9 @@ def _result(seen: Seen) -> Iterator[RenderableType]:
     yield Text.assemble(
         "reward ", ("none" if row["reward"] is None else f"{row['reward']:.3g}", f"bold {colour}"), f" ({given})"
     )
-    pushed = seen.advantage
-    if pushed is not None:
-        of = pushed.row
-        mean = "" if of["group_mean"] is None else f" - group mean {of['group_mean']:.3g}"
-        spread = "" if of["group_std"] is None else f", standard deviation {of['group_std']:.3g}"
-        yield Text(
-            f"return {of['return']:.3g}{mean} over {of['group_rollouts']} rollouts{spread}: advantage {of['advantage']:+.3f}"
-        )
+    if seen.advantage is not None:
+        of = seen.advantage.row
+        yield Text(f"{' '.join(seen.way)} = advantage {of['advantage']:+.3f}, over {of['group_rollouts']} rollouts")
 
 
 def _cut(text: str) -> str:

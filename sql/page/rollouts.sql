@@ -8,6 +8,7 @@ SELECT
     rollout_id,
     group_id,
     task_id,
+    task,
     task_text,
     output,
     state,

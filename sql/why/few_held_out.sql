@@ -1,6 +1,7 @@
 -- There are too few held-out tasks to tell the gain that is hoped for from chance.
 -- Grain: one row per evaluation but the first. Parameters: run. Inputs: rollouts.
--- Rule: so many tasks are needed that the 95% interval of the mean difference to the first evaluation is narrower than the gain.
+-- Rule: so many tasks are needed that the 95% interval of the mean difference to the first evaluation is narrower than the gain. A gain that is
+-- sure all the same, with its interval above 0, needs no more; of fewer than ten tasks none is sure.
 -- Remedy: Hold out more tasks (`tasks.evaluate`, `evaluation.limit`), or try each several times (`evaluation.rollouts_per_task`).
 -- Evidence: FROM held_out_gains(p_run := $run)
 WITH limits AS (
@@ -13,14 +14,23 @@ tasks AS (
     GROUP BY ALL
 ),
 compared AS (
-    SELECT later.epoch, count(*) AS tasks, coalesce(stddev_samp(later.reward - first.reward), 0) AS deviation
+    SELECT
+        later.epoch,
+        count(*) AS tasks,
+        avg(later.reward - first.reward) AS gained,
+        coalesce(stddev_samp(later.reward - first.reward), 0) AS deviation
     FROM tasks AS later
     JOIN (FROM tasks QUALIFY epoch = min(epoch) OVER ()) AS first USING (task_id)
     WHERE later.epoch > first.epoch
     GROUP BY ALL
 ),
 judged AS (
-    SELECT *, ceil((1.96 * deviation / hoped_gain) ** 2)::BIGINT AS needed FROM compared CROSS JOIN limits
+    SELECT
+        *,
+        ceil((1.96 * deviation / hoped_gain) ** 2)::BIGINT AS needed,
+        tasks >= least_tasks AND gained > 1.96 * deviation / sqrt(tasks) AS sure
+    FROM compared
+    CROSS JOIN limits
 )
 SELECT
     epoch,
@@ -29,4 +39,4 @@ SELECT
     CASE WHEN tasks < least_tasks THEN 'warning' ELSE 'note' END AS severity,
     format('{} held-out tasks; about {} are needed to see {:.0f} points', tasks, greatest(needed, least_tasks), 100 * hoped_gain) AS what
 FROM judged
-WHERE tasks < greatest(needed, least_tasks)
+WHERE tasks < greatest(needed, least_tasks) AND NOT sure

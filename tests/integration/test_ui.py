@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +23,15 @@ from lightning_core.epoch.epoch import Epoch
 from lightning_core.files import locked
 from lightning_core.lake import catalog, sql, user_sql
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.policies.manifest import Evaluation
+from lightning_core.policies.removed import Removal, note_removals
+from lightning_core.policies.store import Lineage
 from lightning_core.ui.app import app
 from lightning_core.ui.guard import Allowed
 from lightning_core.ui.serve import LOOPBACK
 from lightning_flows.flows.cli import main
 from tests.lake_maker import Attempt, derived, settings, trained
+from tests.policy_files import store_with_base, write_model
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}javascript:alert(3)'
 PAGES = (
@@ -102,7 +107,7 @@ def test_a_rollout_shows_whose_call_it_was_what_it_was_given_and_each_token(page
     assert "expected 42 · got 0.0" in said
     assert re.search(r"call 1 worker · policy v0000 · 2\+2 tokens · 0\.1 s advantage -1\.\d\d trained", said), said
     assert "call 2 judge" in said and "not trained: agent_not_matched" in said
-    assert re.search(r"return 0 − group mean 0\.667 ÷ standard deviation 0\.\d+ = -1\.\d+", said), said
+    assert re.search(r"return 0 − group mean 0\.667 ÷ \(standard deviation 0\.\d+ \+ 0\.0001\) = -1\.\d+", said), said
     likely, unlikely = re.findall(r'<span class="p(\d) e3 m3" title="p = ([\d.]+), advantage -1', answer)[:2]
     assert likely == ("5", "0.990") and unlikely == ("0", "0.018")
     assert answer.count("ratio 1.100, entropy 0.500") == 2, "of the worker's two tokens alone"
@@ -117,7 +122,55 @@ def test_a_group_that_taught_nothing_has_its_mean_and_why(tmp_path: Path) -> Non
     lake.rebuild_catalog()
     with open_page(tmp_path) as page:
         said = visible(page.get("/run/run/group/g").text)
-    assert "mean 1, standard deviation 0" in said and "no_spread" in said and "not derived" not in said, said
+        task = visible(page.get("/run/run/task/g").text)
+    assert "mean 1, standard deviation 0" in said and "not derived" not in said, said
+    assert (
+        "no_spread : nothing is learned from this group, since every rollout of the group got the same return" in said
+    )
+    assert "right: a reward of at least 1 (evaluation.success_reward) · rewarded by what the agent emits" in said, said
+    assert "right in 2 of 2 rollouts; the best got a reward of 1; 1 different answer answer, or error" in task, task
+
+
+def test_each_reason_of_the_docs_is_explained() -> None:
+    rows = (
+        (Path(__file__).parents[2] / "docs/credit.md").read_text().rpartition("| `reason` | |")[2].partition("\n## ")[0]
+    )
+    named = {reason for row in rows.splitlines() for reason in re.findall(r"`([a-z_]+)(?:: …)?`", row.split(" | ")[0])}
+    assert len(named) > 25
+    assert named == set(re.findall(r"^    \('([a-z_]+)'", sql.text("page/reasons"), re.MULTILINE))
+
+
+def test_a_task_says_why_it_was_never_solved(tmp_path: Path) -> None:
+    rows = [row for number in range(2) for row in rollout(number, 0.0)]
+    rows += rollout(2, 0.0, outcome="error", error="no such tool")
+    for row in rows:
+        if row["op"] == "llm" and row["rollout_id"] == "r.1":
+            row["finish_reasons"] = '["length"]'
+    derived(tmp_path, rows, min_spread=0.3)[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        said = visible(page.get("/run/run/task/g").text)
+    assert (
+        "Why it was never solved never right of 3 rollouts; the best got a reward of 0; 2 different answers; 1 rollout with a"
+        in said
+    ), said
+    assert "expected 42" in said and re.search(r"0\.0 2 0 1 r\.1 error no such tool 1 0 r\.2", said), said
+
+
+def test_the_versions_of_a_policy_have_their_evaluation_and_those_that_are_gone_why(tmp_path: Path) -> None:
+    derived(tmp_path, rollout(0, 1.0))[0].rebuild_catalog()
+    store = store_with_base(tmp_path)
+    for number in range(3):
+        lineage = Lineage(run="run", epoch=number, base_model="base", parent=f"v{number:04d}")
+        made = store.publish(write_model(tmp_path / f"out{number}", number + 1.0), lineage)
+        store.evaluated(made, Evaluation(run="run", epoch=number + 1, tasks=64, right=0.5, reward=0.6, held_out="d"))
+    store.set_current("v0003")
+    gone = Removal(at="2026-11-25 10:00 UTC", by="run run", keep_every=None, digest=None)
+    note_removals(store.path("v0001").parent, {"v0001": gone})
+    shutil.rmtree(store.path("v0001"))
+    with open_page(tmp_path) as page:
+        said = visible(page.get("/policies").text)
+    assert "50.0% of 64 tasks right, reward 0.6 after 3 epochs of run" in said, said
+    assert re.search(r"v0002 .*v0001 removed on 2026-11-25 10:00 UTC by run run .*v0000", said), said
 
 
 def test_an_evaluation_stands_behind_the_rollouts_that_were_trained_on_before_it(tmp_path: Path) -> None:
@@ -148,7 +201,7 @@ def test_a_runs_page_begins_with_what_is_wrong_and_leads_to_its_rows(tmp_path: P
     derived(tmp_path, rows)[0].rebuild_catalog()
     with open_page(tmp_path) as page:
         first = page.get("/run/run").text
-        assert "error the grader gave reward 0 to all 8 rollouts of 8 tasks" in visible(first)
+        assert "error epoch 0: the grader gave reward 0 to all 8 rollouts of 8 tasks" in visible(first)
         (link,) = [html.unescape(a) for a in re.findall(r'href="(/ask[?]q=[^"]+)"', first) if "rewards_given" in a]
         assert "1 rows" in visible(page.get(link).text)
         assert page.get("/run/run").text == first
@@ -270,6 +323,10 @@ def test_two_evaluations_are_compared_task_by_task(tmp_path: Path) -> None:
         first = re.search(r"<tbody>\s*<tr class=\"(\w*)\">(.*?)</tr>", compared, re.DOTALL)
         assert first and first[1] == "rose" and re.search("0 → 1 .* out 0 out 1", visible(first[2]))
         assert "task 1" in visible(first[2]), "what changed most comes first"
+        learned = visible(page.get("/run/run").text)
+        assert (
+            "not certain yet : a held-out task gained +0.333 in reward (95%: -0.320 to +0.987), 0 → 0.333" in learned
+        ), learned
         assert "fell" in page.get("/run/run/compare?before=1&after=0").text
 
 

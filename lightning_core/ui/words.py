@@ -1,0 +1,87 @@
+"""What the page writes in one way everywhere: addresses, numbers, short texts, the rule of a reward."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from lightning_core.config import EvaluationSettings, RewardSettings
+
+Row = dict[str, Any]
+
+
+def place(kind: str, run: str, name: str = "", **more: Any) -> str:
+    """The address of a page: `place("rollout", run, rollout_id)`."""
+    address = f"/run/{quote(run, safe='')}" + (f"/{kind}" if kind else "") + (f"/{quote(name)}" if name else "")
+    given = {key: value for key, value in more.items() if value is not None}
+    return f"{address}?{urlencode(given)}" if given else address
+
+
+def number(value: Any) -> str:
+    """A number with three places, without trailing zeros; a dash for none."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}".rstrip("0").rstrip(".") if math.isfinite(value) else str(value)
+
+
+def percent(value: Any) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def seconds(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def short(value: Any, length: int = 120) -> str:
+    """A text in one line, cut with an ellipsis."""
+    text = " ".join(str(value if value is not None else "–").split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def pretty(value: Any) -> str:
+    """JSON with indents, other text as it is."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return str(value)
+    return json.dumps(value, indent=1, ensure_ascii=False, default=str)
+
+
+def meaning(reason: str | None, reasons: dict[str, Row]) -> str:
+    """What a reason for not being trained on means, with its limit; empty for one that is not known (`sql/page/reasons`)."""
+    row = reasons.get((reason or "").partition(":")[0])
+    return "" if row is None else row["meaning"] + (f" ({row['limit']})" if row["limit"] is not None else "")
+
+
+def reward_rule(settings: list[Row]) -> list[str]:
+    """What counts as right and how a rollout is rewarded, in words; of the rows of `sql/page/settings`, nothing where none is kept."""
+    given = {row["setting"]: row["given"] for row in settings if row["given"] is not None}
+    if not given:
+        return []
+
+    def of(section: type[EvaluationSettings | RewardSettings], name: str) -> Any:
+        default = section.model_fields[name].get_default(call_default_factory=True)
+        return given.get(f"{'reward' if section is RewardSettings else 'evaluation'}.{name}", default)
+
+    grader, failure, assign = (of(RewardSettings, name) for name in ("grader", "failure_reward", "assign"))
+    weights = [f"{setting[15:]} × {value}" for setting, value in given.items() if setting.startswith("reward.weights.")]
+    return [
+        f"right: a reward of at least {number(float(of(EvaluationSettings, 'success_reward')))} (evaluation.success_reward)",
+        f"graded by {grader}" if grader else "rewarded by what the agent emits",
+        *([f"the sum of {', '.join(weights)}"] if weights else []),
+        "a failed rollout is left out"
+        if failure in (None, "None")
+        else f"a failed rollout gets {number(float(failure))}",
+        {
+            "final": "every call gets the rollout's reward",
+            "nearest": "a reward goes to the latest call of its agent",
+            "discounted": f"a call gets its agent's rewards from then on, discounted by {given.get('reward.gamma')}",
+        }[assign],
+    ]

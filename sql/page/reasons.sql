@@ -1,0 +1,49 @@
+-- What each reason for which a call trains nothing means, with the run's own limit where there is one.
+-- Grain: one row per reason. Parameters: run. Inputs: run_settings.
+-- Rule: `limit` is as the run's settings give it, of several policies each; NULL: at its default, or the reason has none. docs/credit.md has the same list.
+WITH meanings (reason, meaning, setting) AS (
+    VALUES
+    ('superseded', 'an earlier execution of the rollout counts', NULL),
+    ('infrastructure', 'the infrastructure broke this execution, not the agent', NULL),
+    ('unfinished', 'the execution has no root span: it never ended', NULL),
+    ('no_outcome', 'its root span does not say how it ended', NULL),
+    ('no_attempt', 'its spans name no attempt', NULL),
+    ('failed_call', 'the call has no reply', NULL),
+    ('other_policy', 'no policy of the settings sampled it', NULL),
+    ('untrainable', 'the gateway marked it: its tokens were not drawn from the policy''s own distribution', NULL),
+    ('no_token_ids', 'token ids or logprobs are missing, or do not fit each other', NULL),
+    ('empty_response', 'nothing was sampled', NULL),
+    ('bad_token_ids', 'token ids are negative, or past the vocabulary', NULL),
+    ('bad_logprobs', 'logprobs are above 0 or not finite', NULL),
+    ('other_sampling', 'temperature or top_p are not the policy''s, or a penalty bent the distribution', 'other_sampling'),
+    ('stale', 'it was sampled by a version that is too old for the epoch', 'max_version_lag'),
+    ('unknown_version', 'which version sampled it is not known', NULL),
+    ('ambiguous_agent', 'several agents could have made it', 'ambiguous'),
+    ('agent_not_matched', 'agent_match does not take its agent', 'agent_match'),
+    ('agent_excluded', 'agent_exclude takes its agent out', 'agent_exclude'),
+    ('not_scheduled', 'the policy is not trained in this epoch', 'train_every'),
+    ('failed_attempt', 'the attempt failed, and failures are left out', NULL),
+    ('no_reward', 'there is no reward', NULL),
+    ('ambiguous_reward', 'it is not known whose reward it is', NULL),
+    ('no_group', 'its root span names no group', NULL),
+    ('group_of_one', 'no other rollout of its group is left to compare it with', NULL),
+    ('no_spread', 'every rollout of the group got the same return, so none is better than another', NULL),
+    ('little_spread', 'the highest and the lowest return of the group differ by less than min_spread', 'min_spread'),
+    ('below_min_reward', 'its reward is too low for an example', 'sft.min_reward'),
+    ('not_best_of_group', 'another rollout of its group is the better example', 'sft.best_of_group'),
+    ('no_advantage', 'the estimator gave no advantage', NULL),
+    ('advantage_not_finite', 'rewards are so large that the advantage is not finite', NULL),
+    ('rollout_too_long', 'a sequence of the rollout is longer than training.max_sequence_tokens', 'training.max_sequence_tokens'),
+    ('sequence_too_long', 'its sequence would be longer than training.max_sequence_tokens', 'training.max_sequence_tokens'),
+    ('truncated', 'the reply was cut off at its limit of tokens', 'truncated')
+),
+limits AS (
+    SELECT regexp_replace(setting, '^policies\.\d+\.', '') AS setting, string_agg(DISTINCT given, ', ' ORDER BY given) AS given
+    FROM run_settings
+    WHERE run = $run AND starts_with(setting, 'policies.')
+    GROUP BY ALL
+)
+SELECT meanings.reason, meanings.meaning, limits.given AS "limit"
+FROM meanings
+LEFT JOIN limits ON limits.setting = meanings.setting
+ORDER BY meanings.reason

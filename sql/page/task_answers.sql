@@ -1,0 +1,56 @@
+-- What came of the rollouts of a task: each answer, and each way to fail, with the reward it got.
+-- Grain: one row per (outcome, answer or error). Parameters: run, task_id. Inputs: rollouts, spans.
+-- Rule: the most frequent first, eight at most; what ends with `_in_all` is over all of them. `answer`: of a JSON object its first key of answer,
+-- output, result, reply, text that has something. `cut_off`: rollouts with a reply that ended at its limit of tokens; `uncalled`: those that
+-- ended before their first call. `rollout_id` is the newest of them, of `epoch`.
+WITH ended AS (
+    SELECT
+        rollout_id,
+        attempt_id,
+        epoch,
+        mode,
+        outcome,
+        CASE
+            WHEN outcome <> 'ok' THEN error
+            WHEN json_valid(output) THEN
+                list_any_value(json_extract_string(output, ['$.answer', '$.output', '$.result', '$.reply', '$.text', '$']))
+            ELSE output
+        END AS answer,
+        reward,
+        success,
+        calls
+    FROM rollouts
+    WHERE run = $run AND task_id = $task_id AND state = 'counts'
+),
+cut_off AS (
+    SELECT DISTINCT rollout_id, attempt_id
+    FROM spans
+    WHERE op = 'llm' AND contains(finish_reasons, '"length"') AND rollout_id IN (SELECT rollout_id FROM ended)
+),
+answers AS (
+    SELECT
+        outcome,
+        answer,
+        count(*) AS rollouts,
+        count(*) FILTER (success) AS solved,
+        count(*) FILTER (cut_off.rollout_id IS NOT NULL) AS cut_off,
+        count(*) FILTER (calls = 0) AS uncalled,
+        avg(reward) AS reward,
+        max(reward) AS best,
+        arg_max(rollout_id, (epoch, mode, rollout_id)) AS rollout_id,
+        arg_max(epoch, (epoch, mode, rollout_id)) AS epoch
+    FROM ended
+    LEFT JOIN cut_off USING (rollout_id, attempt_id)
+    GROUP BY ALL
+)
+SELECT
+    *,
+    sum(rollouts) OVER ()::BIGINT AS rollouts_in_all,
+    sum(solved) OVER ()::BIGINT AS solved_in_all,
+    sum(cut_off) OVER ()::BIGINT AS cut_off_in_all,
+    sum(uncalled) OVER ()::BIGINT AS uncalled_in_all,
+    max(best) OVER () AS best_in_all,
+    count(*) OVER () AS answers_in_all
+FROM answers
+ORDER BY rollouts DESC, reward DESC NULLS LAST, answer
+LIMIT 8
