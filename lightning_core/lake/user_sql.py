@@ -66,9 +66,14 @@ class Answer:
                 return
             left = None if left is None else left - len(batch)
 
-    def table(self) -> pa.Table:
-        """All of it, in place of its rows."""
-        return self._timed(lambda: self._con.sql(self._query).to_arrow_table())
+    def table(self, limit: int | None = None) -> pa.Table:
+        """All of it, or its first rows, in place of its rows."""
+
+        def computed() -> pa.Table:
+            found = self._con.sql(self._query)
+            return (found if limit is None else found.limit(limit)).to_arrow_table()
+
+        return self._timed(computed)
 
     def _timed(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Wait here while another thread computes, so that Ctrl-C and the time end it: DuckDB itself looks too seldom."""

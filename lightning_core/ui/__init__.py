@@ -3,7 +3,8 @@
 What is shown:
     figures.py       the SQL of sql/page over the catalog    rollout.py  one rollout, with its calls and its group
     conversation.py  messages, each shown once               tokens.py   sampled tokens as text
-    charts.py        curves, bars, time lines as SVG
+    charts.py        curves, bars, time lines as SVG         words.py    addresses, numbers, the rule of a reward
+    asking.py        SQL and saved questions
 
 Who shows it to whom:
     app.py           an address for each page                serve.py    listens

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import math
 import threading
 from collections.abc import AsyncIterator
@@ -25,11 +23,11 @@ from lightning_core.epoch.what_if import kept
 from lightning_core.errors import LightningError, Missing
 from lightning_core.files import locked
 from lightning_core.home_format import require_readable
-from lightning_core.lake import ask, catalog, user_sql
+from lightning_core.lake import ask, user_sql
 from lightning_core.lake.manifest import LakeError
 from lightning_core.policies.removed import removals
 from lightning_core.policies.store import PolicyStore, StoreError
-from lightning_core.ui import charts, guard
+from lightning_core.ui import asking, charts, guard
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.rollout import expected, got, see
 from lightning_core.ui.words import meaning, number, percent, place, pretty, reward_rule, seconds, short
@@ -37,7 +35,6 @@ from lightning_core.ui.words import meaning, number, percent, place, pretty, rew
 PREPARES = "prepare the page"  # a thread's name
 _HERE = Path(__file__).parent
 _A_PAGE = 100  # rollouts
-_ANSWER_ROWS, _ANSWER_S = 1000, 60.0
 _SORTS = ("worst", "best", "longest", "slowest")
 
 
@@ -264,30 +261,23 @@ class _Page:
         return self.shown(request, "policies.html", policies=found)
 
     def ask(self, request: Request) -> Response:
-        question = request.query_params.get("q", "").strip()
-        context: dict[str, Any] = {"question": question, "columns": [], "rows": [], "error": None, "dictionary": []}
-        with self.figures.catalog() as con:
-            context["dictionary"] = con.execute(
-                "SELECT table_name, list({name: column_name, meaning: meaning}) FROM columns GROUP BY ALL ORDER BY ALL"
-            ).fetchall()
-        context["questions"] = [(ask.call(name), name) for name in ask.questions()]
+        question, form = asking.asked_for(request.query_params), request.query_params.get("form")
+        context: dict[str, Any] = {"question": question, "columns": [], "rows": [], "error": None}
         if question:
             try:
-                columns, rows = self._answered(question)
+                if form in ("csv", "parquet"):
+                    return asking.file(self.home / "lake", question, form)
+                columns, rows = asking.answered(self.home / "lake", question)
+                context |= {"columns": columns, "rows": rows, "chart": asking.chart_of(columns, rows)}
             except user_sql.QueryError as error:
                 context["error"] = str(error)
-            else:
-                form = request.query_params.get("form")
-                if form == "csv":
-                    return _csv(columns, rows)
-                context |= {"columns": columns, "rows": rows, "chart": _chart_of(columns, rows)}
-        return self.shown(request, "ask.html", limit=_ANSWER_ROWS, **context)
-
-    def _answered(self, question: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-        with catalog.connect_alone(self.home / "lake") as con:
-            text = ask.resolve(con, question)
-            with user_sql.asked(con, text, timeout_s=_ANSWER_S) as answer:
-                return answer.columns, list(answer.rows(_ANSWER_ROWS))
+        with self.figures.catalog() as con:
+            context["dictionary"] = con.execute(
+                "SELECT table_name, list({name: column_name, type: type, meaning: meaning} ORDER BY position) FROM columns GROUP BY ALL ORDER BY ALL"
+            ).fetchall()
+        runs = [row["run"] for row in self.figures.ask("runs").rows]
+        limits = {"shown": asking.SHOWN_ROWS, "file": asking.FILE_ROWS}
+        return self.shown(request, "ask.html", questions=asking.questions(), runs=runs, limits=limits, **context)
 
     def _reasons(self, run: str) -> dict[str, Row]:
         return {row["reason"]: row for row in self.figures.ask("reasons", run=run).rows}
@@ -344,26 +334,3 @@ def _number(asked: dict[str, str], key: str) -> float | None:
     if not math.isfinite(found) or abs(found) > 2**53:
         raise HTTPException(400, f"{key}={given[:50]}: write a number")
     return found
-
-
-def _chart_of(columns: list[str], rows: list[tuple[Any, ...]]) -> Any:
-    """A chart of the answer where its first column is a number and another one too; else nothing."""
-
-    def numbers(at: int) -> bool:
-        return all(isinstance(row[at], int | float) and not isinstance(row[at], bool) for row in rows)
-
-    if len(rows) < 2 or not columns or not numbers(0):
-        return None
-    lines = [
-        charts.Line(name, sorted((float(row[0]), float(row[at]), float(row[at]), float(row[at])) for row in rows))
-        for at, name in enumerate(columns)
-        if at and numbers(at)
-    ]
-    return charts.line_chart(lines[:4], columns[0], percent=False) if lines else None
-
-
-def _csv(columns: list[str], rows: list[tuple[Any, ...]]) -> Response:
-    written = io.StringIO()
-    csv.writer(written).writerows([columns, *rows])
-    name = {"content-disposition": 'attachment; filename="answer.csv"'}
-    return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=name)

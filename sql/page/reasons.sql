@@ -30,7 +30,7 @@ WITH meanings (reason, meaning, setting) AS (
     ('no_spread', 'every rollout of the group got the same return, so none is better than another', NULL),
     ('little_spread', 'the highest and the lowest return of the group differ by less than min_spread', 'min_spread'),
     ('below_min_reward', 'its reward is too low for an example', 'sft.min_reward'),
-    ('not_best_of_group', 'another rollout of its group is the better example', 'sft.best_of_group'),
+    ('not_best_of_group', 'another rollout of its group is the better example', 'sft.best'),
     ('no_advantage', 'the estimator gave no advantage', NULL),
     ('advantage_not_finite', 'rewards are so large that the advantage is not finite', NULL),
     ('rollout_too_long', 'a sequence of the rollout is longer than training.max_sequence_tokens', 'training.max_sequence_tokens'),

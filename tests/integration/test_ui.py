@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from starlette.testclient import TestClient
@@ -333,6 +335,12 @@ def test_two_evaluations_are_compared_task_by_task(tmp_path: Path) -> None:
 def test_ask_answers_one_query_and_changes_nothing(page: TestClient, home: Path) -> None:
     answered = page.get("/ask", params={"q": "SELECT rollout_id, reward FROM rollouts ORDER BY ALL", "form": "csv"})
     assert answered.text.splitlines() == ["rollout_id,reward", "r.0,1.0", "r.1,0.0", "r.2,1.0"]
+    as_parquet = page.get(
+        "/ask", params={"q": "SELECT rollout_id, reward FROM rollouts ORDER BY ALL", "form": "parquet"}
+    )
+    table = pq.read_table(io.BytesIO(as_parquet.content))
+    assert table.to_pydict() == {"rollout_id": ["r.0", "r.1", "r.2"], "reward": [1.0, 0.0, 1.0]}
+    assert 'filename="answer.parquet"' in as_parquet.headers["content-disposition"]
     manifest = (home / "lake/manifests/run").rglob("*.json")
     before = {path: path.read_bytes() for path in manifest}
     for question in (
@@ -340,10 +348,24 @@ def test_ask_answers_one_query_and_changes_nothing(page: TestClient, home: Path)
         "SELECT * FROM read_text('/etc/passwd')",
         "DROP VIEW spans",
     ):
-        answer = page.get("/ask", params={"q": question})
-        assert answer.status_code == 200 and 'class="bad"' in answer.text, question
-        assert "root:" not in answer.text
+        for form in ("", "csv", "parquet"):
+            answer = page.get("/ask", params={"q": question, "form": form})
+            assert answer.status_code == 200 and 'class="bad"' in answer.text, question
+            assert "root:" not in answer.text
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_saved_question_says_what_it_answers_and_takes_parameters(page: TestClient) -> None:
+    listed = page.get("/ask").text
+    assert "How much the held-out tasks gained between any two evaluations of a run, task by task." in visible(listed)
+    assert re.search(
+        r'name="question" value="reward_by_agent".*?<option>run</option>.*?name="p_epoch"', listed, re.DOTALL
+    )
+    asked = {"question": "reward_by_agent", "p_run": "run", "p_epoch": ""}
+    assert "FROM reward_by_agent(p_run := 'run') " in visible(page.get("/ask", params=asked).text)
+    assert "0 rows" in visible(page.get("/ask", params=asked | {"p_epoch": "7"}).text)
+    hostile = page.get("/ask", params=asked | {"p_run": "x') UNION ALL FROM read_text('/etc/passwd') --"}).text
+    assert "0 rows" in visible(hostile) and "root:" not in hostile
 
 
 def test_only_its_own_user_is_let_in(home: Path) -> None:
