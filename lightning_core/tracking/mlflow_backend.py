@@ -107,9 +107,10 @@ class MlflowRun:
         if not tracking.traces:
             return 0
         experiment = self._client.get_run(self.run_id).info.experiment_id
-        return traces.send(
-            tracking_uri(tracking, self._settings.home), experiment, self.run_id, con, epoch, tracking.traces
-        )
+        home = self._settings.home
+        sent = traces.send(tracking_uri(tracking, home), experiment, self.run_id, con, epoch, tracking.traces)
+        traces.keep(home, self._settings.run, f"{self._ui()}/#/experiments/{experiment}", sent)
+        return len(sent)
 
     def version(self, store: PolicyStore, version: str) -> None:
         """Register a policy's version with its files and lineage; once, however often it is asked."""
@@ -122,11 +123,14 @@ class MlflowRun:
     def link(self) -> str:
         """Markdown that leads to the run: by the tracking server's address, else by that of the stack's MLflow UI."""
         uri, run = tracking_uri(self._settings.tracking, self._settings.home), self._client.get_run(self.run_id).info
-        shown = ""
-        if not uri.startswith(("http://", "https://")):
-            shown = f" (while `lightning-flows up` runs, or `mlflow ui --backend-store-uri {uri}`)"
-            uri = "http://127.0.0.1:5000"
-        return f"[MLflow run {run.run_name}]({uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{self.run_id}){shown}"
+        local = not uri.startswith(("http://", "https://"))
+        shown = f" (while `lightning-flows up` runs, or `mlflow ui --backend-store-uri {uri}`)" if local else ""
+        return f"[MLflow run {run.run_name}]({self._ui()}/#/experiments/{run.experiment_id}/runs/{self.run_id}){shown}"
+
+    def _ui(self) -> str:
+        """The address of MLflow's UI: that of the tracking server, else that of the stack's."""
+        uri = tracking_uri(self._settings.tracking, self._settings.home)
+        return uri.rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
 
     def _model(self, store: PolicyStore) -> str:
         return f"{self._settings.run}.{store.name}"

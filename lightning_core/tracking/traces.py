@@ -9,10 +9,12 @@ import hashlib
 import itertools
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from lightning_core.files import write_atomic
 from lightning_core.lake import sql
 from lightning_core.lake.manifest import EpochManifest
 
@@ -20,27 +22,50 @@ Row = dict[str, Any]
 _KINDS = {"llm": "CHAT_MODEL", "tool": "TOOL", "agent": "AGENT", "embedding": "EMBEDDING", "retriever": "RETRIEVER"}
 
 
-def trace_id(run: str, epoch: EpochManifest, rollout: str) -> str:
+def trace_id(run: str, mode: str, epoch: int, rollout: str) -> str:
     """The id that MLflow has for a rollout of an epoch."""
-    name = f"{run}/{epoch.mode}/{epoch.epoch}/{rollout}"
-    return f"tr-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return f"tr-{hashlib.sha256(f'{run}/{mode}/{epoch}/{rollout}'.encode()).hexdigest()[:32]}"
+
+
+def address(home: Path, run: str, mode: str, epoch: int, rollout: str) -> str | None:
+    """Where MLflow's UI shows the trace of a rollout; None where it is none. Imports no MLflow."""
+    try:
+        kept = json.loads(_kept(home, run).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    name = trace_id(run, mode, epoch, rollout)
+    return f"{kept['experiment']}/traces?selectedEvaluationId={name}" if name in kept["traces"] else None
+
+
+def keep(home: Path, run: str, experiment: str, traces: list[str]) -> None:
+    """Note which traces of a run there are, and the address of their experiment, for `address`."""
+    try:
+        known = json.loads(_kept(home, run).read_text())["traces"]
+    except (FileNotFoundError, ValueError):
+        known = []
+    content = {"experiment": experiment, "traces": sorted({*known, *traces})}
+    write_atomic(_kept(home, run), json.dumps(content, indent=1).encode())
+
+
+def _kept(home: Path, run: str) -> Path:
+    return home / "training" / run / "mlflow_traces.json"
 
 
 def send(
     tracking_uri: str, experiment: str, run_id: str, con: duckdb.DuckDBPyConnection, epoch: EpochManifest, traces: int
-) -> int:
-    """Log so many of an epoch's rollouts as traces of an MLflow run, once each; returns how many are there. `con`: the catalog."""
+) -> list[str]:
+    """Log so many of an epoch's rollouts as traces of an MLflow run, once each; returns their ids. `con`: the catalog."""
     from mlflow.tracing.client import TracingClient
 
     scope = {"run": epoch.run, "epoch": epoch.epoch, "mode": epoch.mode, "traces": traces}
     relation = con.execute(sql.text("tracking/traced_spans"), scope)
     columns = [column[0] for column in relation.description or []]
     rows = [dict(zip(columns, row, strict=True)) for row in relation.fetchall()]
-    client, count = TracingClient(tracking_uri), 0
+    client, names = TracingClient(tracking_uri), []
     for rollout, spans in itertools.groupby(rows, key=lambda row: row["rollout_id"]):
-        _send(client, experiment, run_id, trace_id(epoch.run, epoch, rollout), epoch, list(spans))
-        count += 1
-    return count
+        names.append(trace_id(epoch.run, epoch.mode, epoch.epoch, rollout))
+        _send(client, experiment, run_id, names[-1], epoch, list(spans))
+    return names
 
 
 def _send(client: Any, experiment: str, run_id: str, name: str, epoch: EpochManifest, spans: list[Row]) -> None:

@@ -27,6 +27,7 @@ from lightning_core.lake import ask, user_sql
 from lightning_core.lake.manifest import LakeError
 from lightning_core.policies.removed import removals
 from lightning_core.policies.store import PolicyStore, StoreError
+from lightning_core.tracking import traces
 from lightning_core.ui import asking, charts, guard
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.rollout import expected, got, see
@@ -230,6 +231,7 @@ class _Page:
             group=group,
             reasons=self._reasons(run),
             rule=self._rule(run),
+            mlflow=traces.address(self.home, run, row["mode"], row["epoch"], rollout),
             former=names[at - 1] if at > 0 else None,
             following=names[at + 1] if at + 1 < len(names) else None,
             epochs=self.figures.ask("task_epochs", run=run, task_id=row["task_id"]),

@@ -30,6 +30,8 @@ def report(home: Path, run: str) -> str:
     names = {address: f"page-{number}" for number, address in enumerate(pages)}
 
     def within(found: re.Match[str]) -> str:
+        if found[2].startswith("http"):  # MLflow's: what the page links elsewhere is never of a span
+            return found[0]
         address, _, part = html.unescape(found[2]).partition("#")
         name = names.get(address)
         return f'href="#{part or name}"' if name else 'class="gone"'

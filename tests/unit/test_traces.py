@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ from typing import Any
 import pytest
 from mlflow.entities import Trace
 from mlflow.tracking.client import MlflowClient
+from starlette.testclient import TestClient
 
 from lightning_core.lake import catalog
 from lightning_core.tracking.mlflow_backend import MlflowRun, tracking_uri
-from lightning_core.tracking.traces import trace_id
+from lightning_core.tracking.traces import address, trace_id
+from lightning_core.ui.app import app
+from lightning_core.ui.guard import Allowed
+from lightning_core.ui.report import report
+from lightning_core.ui.serve import LOOPBACK
 from tests.lake_maker import Attempt, derived, settings
 
 pytestmark = pytest.mark.slow  # an MLflow database
@@ -38,7 +44,7 @@ def test_some_rollouts_are_traces_of_the_run_and_twice_adds_nothing(tmp_path: Pa
     given = given.model_copy(update={"tracking": given.tracking.model_copy(update={"traces": 3})})
     run = MlflowRun(given)
     client = MlflowClient(tracking_uri(given.tracking, tmp_path))
-    names = {trace_id("run", epoch, f"r.{number}"): number for number in range(len(REWARDS))}
+    names = {trace_id("run", "train", 0, f"r.{number}"): number for number in range(len(REWARDS))}
 
     def sent() -> dict[int, Trace]:
         with catalog.connect(lake.root) as con:
@@ -49,7 +55,7 @@ def test_some_rollouts_are_traces_of_the_run_and_twice_adds_nothing(tmp_path: Pa
     first = sent()
     assert {1, 2} < first.keys() and len(first) == 3, "the best, the worst, and another one"
     assert sent().keys() == first.keys()
-    trace = client.get_trace(trace_id("run", epoch, "r.1"))
+    trace = client.get_trace(trace_id("run", "train", 0, "r.1"))
     assert (trace.info.request_preview, trace.info.response_preview) == ("6 times 7?", '"42"')
     assert trace.info.trace_metadata["mlflow.sourceRun"] == run.run_id
     assert [(a.name, a.value, a.source.source_id) for a in trace.info.assessments] == [("reward", 1.0, "grader")]
@@ -60,6 +66,16 @@ def test_some_rollouts_are_traces_of_the_run_and_twice_adds_nothing(tmp_path: Pa
     spans = {span.name: span for span in trace.data.spans}
     assert spans["chat policy"].inputs == [{"role": "user", "content": "6 times 7?"}]
     assert (spans["search"].status.status_code, spans["search"].outputs) == ("ERROR", 42)
+
+    shown = address(tmp_path, "run", "train", 0, "r.1")
+    assert (
+        shown
+        == f"http://127.0.0.1:5000/#/experiments/{trace.info.experiment_id}/traces?selectedEvaluationId={trace.info.trace_id}"
+    )
+    assert address(tmp_path, "run", "evaluate", 0, "r.1") is address(tmp_path, "other", "train", 0, "r.1") is None
+    with TestClient(app(tmp_path, Allowed(LOOPBACK)), base_url="http://127.0.0.1") as page:
+        assert f'href="{shown}"' in html.unescape(page.get("/run/run/rollout/r.1").text)
+    assert f'href="{shown}"' in html.unescape(report(tmp_path, "run")), "it stays a link in a report"
 
     none = MlflowRun(given.model_copy(update={"tracking": given.tracking.model_copy(update={"traces": 0})}))
     with catalog.connect(lake.root) as con:
