@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def explain(
         except (duckdb.CatalogException, duckdb.BinderException) as error:
             raise LakeError(ask.of_another_version(root, error)) from None
     return scope | {"mode": newest["mode"], "attempts": attempts} | parts
+
+
+@cache
+def query(name: str) -> str:
+    """The SQL of a file of `sql/explain`, with the methods of the hierarchy, which no catalog has, in it."""
+    methods = "\n".join(line for line in sql.text("hierarchy/methods").splitlines() if not line.startswith("--"))
+    return sql.text(f"explain/{name}").replace("JOIN methods ", f"JOIN ({methods}) AS methods ")
 
 
 def as_json(found: Row) -> str:
@@ -115,10 +123,7 @@ def why_not(call: Row, mode: str) -> str | None:
 
 
 def _rows(con: duckdb.DuckDBPyConnection, name: str, **parameters: Any) -> list[Row]:
-    text = sql.text(f"explain/{name}")
-    if "methods" in text:
-        con.execute(f"CREATE OR REPLACE TEMP VIEW methods AS {sql.text('hierarchy/methods')}")
-    relation = con.execute(text, parameters)
+    relation = con.execute(query(name), parameters)
     columns = [column[0] for column in relation.description or []]
     return [dict(zip(columns, row, strict=True)) for row in relation.fetchall()]
 

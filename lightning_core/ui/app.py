@@ -278,8 +278,11 @@ class _Page:
                 "SELECT table_name, list({name: column_name, type: type, meaning: meaning} ORDER BY position) FROM columns GROUP BY ALL ORDER BY ALL"
             ).fetchall()
         runs = [row["run"] for row in self.figures.ask("runs").rows]
+        titles = asking.view_titles()
         limits = {"shown": asking.SHOWN_ROWS, "file": asking.FILE_ROWS}
-        return self.shown(request, "ask.html", questions=asking.questions(), runs=runs, limits=limits, **context)
+        return self.shown(
+            request, "ask.html", questions=asking.questions(), runs=runs, limits=limits, titles=titles, **context
+        )
 
     def _reasons(self, run: str) -> dict[str, Row]:
         return {row["reason"]: row for row in self.figures.ask("reasons", run=run).rows}

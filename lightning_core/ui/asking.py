@@ -27,6 +27,11 @@ def questions() -> list[dict[str, Any]]:
     ]
 
 
+def view_titles() -> dict[str, str]:
+    """What each view has, by its name."""
+    return {name: sql.title(f"views/{name}") for name in catalog.VIEWS}
+
+
 def asked_for(query: Mapping[str, str]) -> str:
     """What an address asks: `q`, or the saved question `question` with the parameters that are given."""
     name = query.get("question")

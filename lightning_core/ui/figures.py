@@ -58,7 +58,7 @@ class Figures:
             found = con.execute(text, {key: parameters[key] for key in set(_PARAMETER.findall(text))})
             columns = [column[0] for column in found.description or []]
             rows = [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
-        return Figure(rows, _PARAMETER.sub(lambda match: literal(parameters[match[1]]), text))
+        return Figure(rows, filled(text, parameters))
 
     def findings(self, run: str) -> list[Finding]:
         """The diagnosis of a run; kept until a further stage of its epochs is done."""
@@ -152,6 +152,11 @@ class _Held:
 
     def __exit__(self, *_: object) -> None:
         self._figures._lock.release()
+
+
+def filled(text: str, parameters: dict[str, Any]) -> str:
+    """A query with its parameters in it, to be asked elsewhere."""
+    return _PARAMETER.sub(lambda match: literal(parameters[match[1]]), text)
 
 
 def literal(value: Any) -> str:

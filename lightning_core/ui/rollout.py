@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_core.lake.explain import explain, repaired_tree, why_not
+from lightning_core.lake.explain import explain, query, repaired_tree, why_not
 from lightning_core.lake.manifest import LakeError
 from lightning_core.ui.conversation import Message, messages_of, new_messages
-from lightning_core.ui.figures import Figures, Row
+from lightning_core.ui.figures import Figures, Row, filled
 from lightning_core.ui.tokens import Token, tokenizer_of, tokens_of
 from lightning_core.ui.words import number
 
@@ -61,6 +61,7 @@ class Seen:
     got: str
     expected: str | None
     task: list[tuple[str, str]]  # the fields of the task but its text
+    sql: dict[str, str]  # of spans, calls, texts, tokens, tools, rewards
 
     @property
     def advantage(self) -> Call | None:
@@ -91,9 +92,10 @@ def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: i
         found = explain(figures.root, rollout_id, run, epoch, con)
     rollout = figures.ask("rollout", run=run, rollout_id=rollout_id, epoch=found["epoch"]).first
     scope = {"rollout_id": rollout_id, "attempt_id": found["attempt_id"]}
-    texts = {row["span_id"]: row for row in figures.ask("call_texts", **scope).rows}
-    rows = figures.ask("trained_tokens", run=run, epoch=found["epoch"], rollout_id=rollout_id).rows
-    trained = {(row["span_id"], row["choice"]): row for row in rows}
+    texts, tools = figures.ask("call_texts", **scope), figures.ask("tools", **scope)
+    tokens = figures.ask("trained_tokens", run=run, epoch=found["epoch"], rollout_id=rollout_id)
+    trained = {(row["span_id"], row["choice"]): row for row in tokens.rows}
+    of_epoch = scope | {"run": run, "epoch": found["epoch"]}
     # Of two records of one call, that of the agent's instrumentation is left out.
     above = {row["parent_node"] for row in found["spans"]}
     tree = [(d, row) for d, row in repaired_tree(found["spans"]) if row["twin_node"] is None or row["node"] in above]
@@ -108,8 +110,10 @@ def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: i
             for _, row in tree
             if None not in (row["starts_s"], row["seconds"]) and row["op"] != "reward"
         ],
-        calls=_calls(home, found, texts, trained, agents),
-        tools=figures.ask("tools", **scope).rows,
+        calls=_calls(home, found, {row["span_id"]: row for row in texts.rows}, trained, agents),
+        tools=tools.rows,
+        sql={name: filled(query(name), of_epoch) for name in ("spans", "calls", "rewards")}
+        | {"texts": texts.sql, "tokens": tokens.sql, "tools": tools.sql},
         agents=agents,
         got=got(rollout["output"]),
         expected=answer,
