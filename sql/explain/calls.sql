@@ -1,7 +1,40 @@
 -- The LLM calls of one attempt: whose, what they were credited with, and why they are trained on or not.
 -- Grain: one row per call; `triplets` one a choice. Parameters: run, epoch, rollout_id, attempt_id.
--- Inputs: policy_calls, span_tree, methods, call_returns, advantages, merges, exclusions
-WITH excluded AS (
+-- Inputs: policy_calls, scored_attempts, spans, span_tree, methods, call_returns, advantages, merges, exclusions
+-- Rule: those of an evaluation, of which policy_calls has none, are those of its tree, and nothing is said of training.
+WITH called AS (
+    SELECT
+        run, epoch, rollout_id, attempt_id, call_id, span_id, agent, agent_path, ambiguous, candidates, candidate_agents,
+        policy, policy_version, prompt_tokens, response_tokens
+    FROM policy_calls
+    WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id AND attempt_id = $attempt_id
+    UNION ALL
+    SELECT
+        tree.run, tree.epoch, tree.rollout_id, tree.attempt_id, tree.call_id, tree.span_id, tree.agent, tree.agent_path, tree.ambiguous,
+        tree.candidates, NULL, spans.policy, spans.policy_version, coalesce(spans.input_tokens, len(spans.prompt_ids)),
+        coalesce(spans.output_tokens, len(spans.response_ids))
+    FROM scored_attempts AS attempts
+    JOIN span_tree AS tree
+        ON tree.run = attempts.run
+        AND tree.epoch = attempts.epoch
+        AND tree.rollout_id = attempts.rollout_id
+        AND tree.attempt_id = attempts.attempt_id
+    JOIN spans
+        ON spans.rollout_id = tree.rollout_id
+        AND spans.attempt_id = tree.attempt_id
+        AND spans.trace_id = tree.trace_id
+        AND spans.span_id = tree.span_id
+    WHERE attempts.run = $run
+        AND attempts.epoch = $epoch
+        AND attempts.rollout_id = $rollout_id
+        AND attempts.attempt_id = $attempt_id
+        AND attempts.mode = 'evaluate'
+        AND spans.rollout_id = $rollout_id
+        AND tree.op = 'llm'
+        AND tree.twin_node IS NULL
+        AND NOT tree.repeated_id
+),
+excluded AS (
     SELECT call_id, choice, reason
     FROM exclusions
     WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id AND attempt_id = $attempt_id
@@ -46,7 +79,7 @@ SELECT
     advantages.advantage,
     merged.triplets,
     CASE WHEN merged.trained IS DISTINCT FROM true THEN left_out.reason END AS left_out
-FROM policy_calls AS calls
+FROM called AS calls
 LEFT JOIN span_tree AS tree
     ON tree.run = calls.run
     AND tree.epoch = calls.epoch
@@ -54,7 +87,7 @@ LEFT JOIN span_tree AS tree
     AND tree.call_id = calls.call_id
     AND tree.twin_node IS NULL
 LEFT JOIN methods ON methods.method = tree.method
-LEFT JOIN call_returns AS returns ON returns.call_id = calls.call_id
+LEFT JOIN call_returns AS returns ON returns.call_id = calls.call_id AND returns.rollout_id = calls.rollout_id
 LEFT JOIN advantages
     ON advantages.run = calls.run
     AND advantages.epoch = calls.epoch
@@ -65,5 +98,4 @@ LEFT JOIN advantages
     AND advantages.step IS NOT DISTINCT FROM returns.step
 LEFT JOIN merged ON merged.call_id = calls.call_id
 LEFT JOIN left_out ON left_out.call_id = calls.call_id
-WHERE calls.run = $run AND calls.epoch = $epoch AND calls.rollout_id = $rollout_id AND calls.attempt_id = $attempt_id
 ORDER BY tree.node

@@ -134,11 +134,22 @@ def test_a_rollout_that_is_not_derived_yet_says_so(tmp_path: Path) -> None:
 def test_an_evaluation_is_explained_and_trains_nothing(tmp_path: Path) -> None:
     made = Attempt("r.0", "a")
     made.root(mode="evaluate")
-    made.call([1], [2])
+    made.call([1], [2, 3], parent=made.agent("worker"))
     made.reward(1.0)
     derived(tmp_path, made.rows, mode="evaluate")[0].rebuild_catalog()
     found = explain(tmp_path / "lake", "r.0")
-    assert (found["mode"], found["calls"]) == ("evaluate", [])
+    (call,) = found["calls"]
+    assert (call["agent"], call["policy_version"], call["prompt_tokens"], call["response_tokens"]) == (
+        "worker",
+        "v0000",
+        1,
+        2,
+    )
+    assert (found["mode"], call["advantage"], why_not(call, "evaluate")) == (
+        "evaluate",
+        None,
+        "evaluation: nothing of it is trained on",
+    )
     assert "reward 1 (reward)" in text(found)
 
 
