@@ -133,6 +133,7 @@ class _Page:
             right=_line(curve.rows, "evaluate", "share_right", "right_low", "right_high", across, "held-out right"),
             across={"trained_on": "training rollouts", "minutes": "minutes", "epoch": "epoch"}[across],
             stages=self.figures.ask("stages", run=run),
+            fates=self.figures.ask("where_rollouts_went", run=run),
             calls=self.figures.ask("where_calls_went", run=run, epoch=None),
             what_ifs=kept(self.home, run),
             findings=self.figures.findings(run),
@@ -246,7 +247,13 @@ class _Page:
         before, after = _whole(asked, "before"), _whole(asked, "after")
         chosen = {"before": epochs[0] if before is None else before, "after": epochs[-1] if after is None else after}
         found = self.figures.ask("compare", run=run, **chosen)
-        return self.shown(request, "compare.html", epochs=epochs, tasks=found, **chosen)
+        row = next((row for row in found.rows if row["task_id"] == asked.get("task")), None)
+        rollouts = [] if row is None else [(row[f"rollout_{side}"], epoch) for side, epoch in chosen.items()]
+        sides = []
+        for rollout, epoch in rollouts:
+            with contextlib.suppress(LakeError):  # not derived yet
+                sides.append(see(self.figures, self.home, run, rollout, epoch))
+        return self.shown(request, "compare.html", epochs=epochs, tasks=found, sides=sides, **chosen)
 
     def policies(self, request: Request) -> Response:
         found = []

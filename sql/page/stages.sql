@@ -1,6 +1,17 @@
--- What the time of a run went into.
--- Grain: one row per (epoch, mode, stage). Parameters: run. Inputs: epoch_manifests.
-SELECT epoch, mode, stage.key AS stage, (stage.value ->> '$.seconds')::DOUBLE AS seconds
-FROM epoch_manifests, json_each(stages) AS stage
+-- What the time of a run went into, and the tokens of its stages.
+-- Grain: one row per (epoch, mode, stage). Parameters: run. Inputs: epoch_manifests, epochs.
+-- Rule: `tokens` are those that the rollouts sampled, and those that a training read, once each pass; NULL: the stage has none.
+SELECT
+    epoch,
+    mode,
+    stage.key AS stage,
+    (stage.value ->> '$.seconds')::DOUBLE AS seconds,
+    CASE
+        WHEN stage.key = 'rollouts' THEN epochs.response_tokens
+        ELSE (stage.value ->> '$.output.metrics.tokens')::DOUBLE::BIGINT
+    END AS tokens
+FROM epoch_manifests AS manifests
+CROSS JOIN json_each(manifests.stages) AS stage
+LEFT JOIN epochs USING (run, epoch, mode)
 WHERE run = $run AND stage.value ->> '$.seconds' IS NOT NULL
 ORDER BY epoch, mode, seconds DESC

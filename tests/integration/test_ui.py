@@ -209,6 +209,17 @@ def test_a_runs_page_begins_with_what_is_wrong_and_leads_to_its_rows(tmp_path: P
         assert page.get("/run/run").text == first
 
 
+def test_a_run_says_where_its_rollouts_went(page: TestClient, tmp_path: Path) -> None:
+    assert "3 sampled → 3 counted → 3 trained on" in visible(page.get("/run/run").text)
+    rows = [row for number in range(2) for row in rollout(number, 1.0)] + rollout(2, 1.0, outcome="infrastructure")
+    derived(tmp_path, rows)[0].rebuild_catalog()
+    with open_page(tmp_path) as other:
+        said = visible(other.get("/run/run").text)
+    assert re.search(
+        r"3 sampled → 2 counted → 0 trained on .*no_spread 2 66\.7% every rollout .*infrastructure 1 33\.3%", said
+    ), said
+
+
 def test_a_runs_page_has_its_settings_and_first_what_differs_from_another_runs(tmp_path: Path) -> None:
     lake, epoch = derived(tmp_path, rollout(0, 1.0))
     for run, size in (("run", 4), ("other", 6)):
@@ -316,15 +327,23 @@ def test_two_evaluations_are_compared_task_by_task(tmp_path: Path) -> None:
         for number in range(3):
             made = Attempt(f"e{epoch}.{number}", "a", f"g{epoch}.{number}", start=100.0 + 10 * epoch)
             made.root(mode="evaluate", epoch=epoch, task_id=f"t{number}", task=f"task {number}", output=f"out {epoch}")
+            made.call([1], [2], (0.2, 0.3))
             made.reward(float(number == 1 and epoch == 1))
             rows += made.rows
     lake, _ = derived(tmp_path, rows, mode="evaluate")
+    second = EpochManifest(run="run", epoch=1, mode="evaluate", opened_offset=0, sealed_offset=1 << 40)
+    derive(Epoch(settings(tmp_path), second), "key")
+    Epoch(settings(tmp_path), second).save()
     lake.rebuild_catalog()
     with open_page(tmp_path) as page:
         compared = page.get("/run/run/compare?before=0&after=1").text
         first = re.search(r"<tbody>\s*<tr class=\"(\w*)\">(.*?)</tr>", compared, re.DOTALL)
         assert first and first[1] == "rose" and re.search("0 → 1 .* out 0 out 1", visible(first[2]))
         assert "task 1" in visible(first[2]), "what changed most comes first"
+        both = visible(page.get("/run/run/compare?before=0&after=1&task=t1").text)
+        assert re.search(
+            r"after 0 epochs · got out 0 , reward 0 .*call 1 .*after 1 epochs · got out 1 , reward 1 .*call 1 ", both
+        ), both
         learned = visible(page.get("/run/run").text)
         assert (
             "not certain yet : a held-out task gained +0.333 in reward (95%: -0.320 to +0.987), 0 → 0.333" in learned
