@@ -39,7 +39,10 @@ def _call(call: Call) -> Iterator[RenderableType]:
     )
     if row["advantage"] is not None:
         head.append(f", advantage {row['advantage']:+.2f}", style="green" if row["advantage"] > 0 else "red")
-    yield head.append(f", not trained: {call.why_not}" if call.why_not else ", trained", style="dim")
+    why_not = call.why_not and (
+        call.why_not if call.why_not.startswith("evaluation") else f"not trained: {call.why_not}"
+    )
+    yield head.append(f", {why_not or 'trained'}", style="dim")
     hidden = call.earlier + max(len(call.messages) - _MESSAGES, 0)
     if hidden:
         yield Text(f"  … {hidden} messages before", style="dim")

@@ -1,6 +1,6 @@
 -- What the time of a run went into, and the tokens of its stages.
 -- Grain: one row per (epoch, mode, stage). Parameters: run. Inputs: epoch_manifests, epochs.
--- Rule: `tokens` are those that the rollouts sampled, and those that a training read, once each pass; NULL: the stage has none.
+-- Rule: `tokens` are those that the rollouts sampled, and those that the training read (its metric `tokens`); NULL: the stage has none.
 SELECT
     epoch,
     mode,

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.test_ui import HOSTILE, rollout
+from tests.integration.test_ui import HOSTILE, PAGES, rollout
 from tests.lake_maker import derived, trained
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -143,3 +143,34 @@ def test_from_the_run_to_a_token_by_clicks_and_keys(browser: Browser, address: s
     browser.key("g")
     assert browser.ask("location.pathname").endswith("/group/g")
     assert browser.ask("window.alerted") is None, "a span's text ran as a script"
+
+
+def test_every_page_runs_fits_and_is_light_or_dark(browser: Browser, address: str) -> None:
+    wrong = "window.wrong = []; for (const kind of ['error', 'securitypolicyviolation']) addEventListener(kind, (e) => wrong.push(e.message || e.violatedDirective));"
+    browser.send("Page.enable")
+    browser.send("Page.addScriptToEvaluateOnNewDocument", source=wrong)
+    browser.send("Emulation.setDeviceMetricsOverride", width=1200, height=900, deviceScaleFactor=1, mobile=False)
+    backs = set()
+    for scheme in ("light", "dark"):
+        browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        for page in PAGES:
+            browser.open(address + page)
+            assert browser.ask("wrong") == [], page
+            assert browser.ask("document.documentElement.scrollWidth - innerWidth") <= 0, (
+                f"{page} is wider than the window"
+            )
+            backs.add((scheme, browser.ask("getComputedStyle(document.body).backgroundColor")))
+    assert len(backs) == 2 and len({back for _, back in backs}) == 2, backs
+
+
+def test_a_figures_sql_is_copied(browser: Browser, address: str) -> None:
+    browser.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    browser.send("Page.bringToFront")
+    for gone in ("false", "true"):  # as it is over HTTP on another address
+        browser.open(f"{address}/run/run")
+        browser.ask("navigator.clipboard.writeText('nothing')")
+        browser.ask(f"if ({gone}) Object.defineProperty(navigator, 'clipboard', {{value: undefined}})")
+        browser.ask("document.querySelector('details.sql').open = true; document.querySelector('button.copy').click()")
+        browser.wait("document.querySelector('button.copy').textContent === 'copied'")
+        browser.open(f"{address}/ask")
+        assert browser.ask("navigator.clipboard.readText()").startswith("-- How a run went"), gone

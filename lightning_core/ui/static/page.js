@@ -12,7 +12,12 @@ if (main.dataset.live) {
 }
 document.addEventListener("click", async (event) => {
   if (event.target.matches("button.copy")) {
-    await navigator.clipboard.writeText(event.target.parentElement.querySelector("pre").textContent);
+    const pre = event.target.parentElement.querySelector("pre");
+    if (navigator.clipboard) await navigator.clipboard.writeText(pre.textContent);
+    else { // over HTTP on another address than loopback there is none
+      getSelection().selectAllChildren(pre);
+      document.execCommand("copy");
+    }
     event.target.textContent = "copied";
   }
   if (event.target.id === "keys") document.getElementById("help").showModal();
