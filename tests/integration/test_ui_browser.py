@@ -62,13 +62,16 @@ class Browser:
         return answer["result"]
 
     def ask(self, script: str) -> Any:
-        answer = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        answer = self.send(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def open(self, address: str) -> None:
+        self.ask("window.stale = true")
         self.send("Page.navigate", url=address)
-        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait("!window.stale && document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def wait(self, script: str) -> None:
         self._until(lambda: self.ask(script) or None)

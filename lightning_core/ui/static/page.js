@@ -13,12 +13,13 @@ if (main.dataset.live) {
 document.addEventListener("click", async (event) => {
   if (event.target.matches("button.copy")) {
     const pre = event.target.parentElement.querySelector("pre");
+    let copied = true;
     if (navigator.clipboard) await navigator.clipboard.writeText(pre.textContent);
     else { // over HTTP on another address than loopback there is none
       getSelection().selectAllChildren(pre);
-      document.execCommand("copy");
+      copied = document.execCommand("copy");
     }
-    event.target.textContent = "copied";
+    event.target.textContent = copied ? "copied" : "selected";
   }
   if (event.target.id === "keys") document.getElementById("help").showModal();
 });
