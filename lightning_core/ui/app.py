@@ -36,6 +36,7 @@ from lightning_core.ui.words import meaning, number, percent, place, pretty, rew
 PREPARES = "prepare the page"  # a thread's name
 _HERE = Path(__file__).parent
 _A_PAGE = 100  # rollouts
+_FOLLOWS_S = 4
 _SORTS = ("worst", "best", "longest", "slowest")
 
 
@@ -94,7 +95,8 @@ class _Page:
 
     def shown(self, request: Request, template: str, **context: Any) -> HTMLResponse:
         given = {"path": request.url.path, "query": dict(request.query_params), "run": request.path_params.get("run")}
-        return HTMLResponse(self.templates.get_template(template).render(given | context))
+        again = 1 if self.figures.renewing else _FOLLOWS_S
+        return HTMLResponse(self.templates.get_template(template).render(given | {"again": again} | context))
 
     async def failed(self, request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):

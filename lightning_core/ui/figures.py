@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 # Views that nearly every figure reads, in the order they build on one another: each is computed once a catalog. And views over them.
 _HELD, _OVER = ("attempts", "call_twins", "rollouts", "epochs"), ("tool_calls", "learned_from")
+_UNNOTICED_S = 0.1
 _PARAMETER = re.compile(r"\$([a-z_]+)\b")
 
 
@@ -84,10 +85,22 @@ class Figures:
     def _newest(self) -> duckdb.DuckDBPyConnection:
         if self._open is None:
             self._open = _Open(self.root, {})
-        elif self._opening is None and self._open.built != _built(self.root):
-            self._opening = threading.Thread(target=self._renew, args=(self._open,), daemon=True)
-            self._opening.start()
         return self._open.con
+
+    @property
+    def renewing(self) -> bool:
+        """Whether a newer catalog is being opened."""
+        return self._opening is not None
+
+    def _look(self) -> None:
+        """Open the catalog beside where it is another one; who finds it so waits no longer than a person notices."""
+        with self._lock:
+            held = self._open
+            if self._opening is not None or held is None or held.built == _built(self.root):
+                return
+            opening = self._opening = threading.Thread(target=self._renew, args=(held,), daemon=True)
+            opening.start()
+        opening.join(_UNNOTICED_S)
 
     def _renew(self, former: _Open) -> None:
         newer = None
@@ -143,6 +156,7 @@ class _Held:
         self._figures = figures
 
     def __enter__(self) -> duckdb.DuckDBPyConnection:
+        self._figures._look()
         self._figures._lock.acquire()
         try:
             return self._figures._newest()

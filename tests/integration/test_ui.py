@@ -298,7 +298,7 @@ def test_a_rollout_that_is_not_derived_yet_says_so_and_the_page_follows(tmp_path
     with open_page(tmp_path) as page:
         assert "data-live" not in page.get("/run/run").text
         with locked(lake.root / "manifests" / "run" / "lock"):
-            assert 'data-live="10"' in page.get("/run/run").text
+            assert 'data-live="4"' in page.get("/run/run").text
             assert "running" in visible(page.get("/").text)
         assert "not yet derived" in visible(page.get("/run/run/rollout/r.0").text)
         derived(tmp_path, rollout(0, 1.0) + rollout(1, 0.0))
@@ -315,8 +315,11 @@ def test_nobody_waits_while_a_new_catalog_is_opened(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(catalog, "connect_alone", lambda root: may_open.wait(60) and opened(root))
         derived(tmp_path, rollout(0, 1.0) + rollout(1, 0.0))
         lake.rebuild_catalog()
-        for _ in range(2):
-            assert "1 rollouts" in visible(page.get("/run/run/rollouts").text), "the former one is shown"
+        with locked(lake.root / "manifests" / "run" / "lock"):
+            for _ in range(2):
+                shown = page.get("/run/run/rollouts").text
+                assert "1 rollouts" in visible(shown), "the former one is shown"
+                assert 'data-live="1"' in shown, "a page that follows asks again soon"
         may_open.set()
         until(lambda: "2 rollouts" in visible(page.get("/run/run/rollouts").text), "the new catalog was not opened")
 

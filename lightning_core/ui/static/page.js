@@ -1,15 +1,20 @@
 "use strict";
 // A run at work: the page is asked for again, and what it shows takes the old one's place.
 const main = document.querySelector("main");
-if (main.dataset.live) {
-  setInterval(async () => {
-    if (document.hidden || document.querySelector("details[open], input:focus, select:focus")) return;
-    const answer = await fetch(location.href);
-    if (!answer.ok) return;
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
-    main.replaceChildren(...fresh.childNodes);
+function follow() {
+  if (main.dataset.live) setTimeout(async () => {
+    if (!document.hidden && !document.querySelector("details[open], input:focus, select:focus")) {
+      const answer = await fetch(location.href).catch(() => null);
+      if (answer?.ok) {
+        const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
+        main.replaceChildren(...fresh.childNodes);
+        main.dataset.live = fresh.dataset.live ?? "";
+      }
+    }
+    follow();
   }, 1000 * main.dataset.live);
 }
+follow();
 document.addEventListener("click", async (event) => {
   if (event.target.matches("button.copy")) {
     const pre = event.target.parentElement.querySelector("pre");
