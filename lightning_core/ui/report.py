@@ -19,7 +19,8 @@ _HERE = Path(__file__).parent
 _MOST_BYTES = 5_000_000
 _MAIN = re.compile(r"<main[^>]*>(.*)</main>", re.DOTALL)
 _LINK = re.compile(r'(href=")([^"#][^"]*)(")')
-_FORM = re.compile(r"<form.*?</form>", re.DOTALL)
+# What needs a server or a script.
+_DEAD = re.compile(r'<form.*?</form>|<button.*?</button>|<p class="note">tokens coloured by.*?</p>', re.DOTALL)
 
 
 def report(home: Path, run: str) -> str:
@@ -37,7 +38,7 @@ def report(home: Path, run: str) -> str:
         return f'href="#{part or name}"' if name else 'class="gone"'
 
     body = "\n".join(
-        f'<article id="{names[a]}">{_LINK.sub(within, _FORM.sub("", page))}</article><hr>' for a, page in pages.items()
+        f'<article id="{names[a]}">{_LINK.sub(within, _DEAD.sub("", page))}</article><hr>' for a, page in pages.items()
     )
     title = html.escape(run)
     return (

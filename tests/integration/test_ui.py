@@ -115,6 +115,7 @@ def test_a_rollout_shows_whose_call_it_was_what_it_was_given_and_each_token(page
     assert answer.count("ratio 1.100, entropy 0.500") == 2, "of the worker's two tokens alone"
     assert page.get("/run/run/rollout/r.0").text.count("ratio 1.100, clipped, entropy 0.500") == 2
     assert "six times seven" not in said, "what was sampled is shown by its tokens, once"
+    assert "over 3 rollouts; 1 of 2 calls trained on, of worker" in said, said
     assert "Group of 3" in said and "grader, for the whole rollout" in said
 
 
@@ -418,7 +419,7 @@ def test_a_report_is_one_file_whose_links_lead_within_it(home: Path, tmp_path: P
     text = (tmp_path / "run.html").read_text()
     links = re.findall(r'href="([^"]*)"', text)
     assert links and all(link.startswith("#") and f'id="{link[1:]}"' in text for link in links)
-    assert "<script" not in text and "src=" not in text
+    assert "<script" not in text and "src=" not in text and "<button" not in text
     assert "call 1 worker" in visible(text), "the worst rollout is in it"
     refused = CliRunner().invoke(main, ["report", "other", "--home", str(home), "--into", str(tmp_path / "no.html")])
     assert refused.exit_code == 1 and "no rollout yet, or is no run" in refused.output
