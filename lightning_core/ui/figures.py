@@ -131,6 +131,8 @@ class _Open:
             self.con = stack.enter_context(catalog.connect_alone(root))
             for view in _HELD:
                 hold(self.con, view)
+            for column in ("task", "output"):  # the largest, which rollouts have too
+                self.con.execute(f"ALTER TABLE attempts DROP COLUMN {column}")
             for view in _OVER:
                 renew(self.con, view)
             self._stack = stack.pop_all()
