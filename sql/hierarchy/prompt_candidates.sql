@@ -1,9 +1,10 @@
 -- Whose each prompt may be of which ids tell nothing.
 -- Grain: one row per (attempt, prompt, agent name). Inputs: waiting_calls, prompt_agents, enclosing_agent, open_agents, agent_spans,
--- tool_runners.
+-- tool_runners, filled_runs.
 -- Rule: `open`: the agents that were open at every call with it, less those who did not run what it asked for where another one did. `likely`:
--- of them, those by whose time a call is placed; else those that called in each of their several runs (one that was open all the while
--- would have done so by chance); else those that were the innermost one each time. `by_time`: as
+-- of them, those by whose time a call is placed; else those each of whose runs its calls fill, within 50 ms, and others as nearly; else
+-- those that called in each of their several runs (one that was open all the while would have done so by chance); else those that were
+-- the innermost one each time. `by_time`: as
 -- it looks by time alone: those by whose time a call is placed, open at the others or not; else the likely ones.
 WITH open_keys AS MATERIALIZED (
     SELECT attempt, prompt_key, node, count(*) OVER (PARTITION BY attempt, prompt_key) AS calls
@@ -29,6 +30,13 @@ held AS (
         count(*) OVER (PARTITION BY open_keys.attempt, prompt_key, agent_node) = calls AS in_one_run
     FROM open_keys
     JOIN open_agents USING (node)
+),
+filled AS (
+    SELECT attempt, prompt_key, agent
+    FROM (SELECT attempt, prompt_key, agent, count(*) AS runs, max(off_ns) AS off_ns FROM filled_runs GROUP BY ALL)
+    JOIN runs USING (attempt, agent, runs)
+    WINDOW same_prompt AS (PARTITION BY attempt, prompt_key)
+    QUALIFY min(off_ns) OVER same_prompt <= clock_tolerance_ns() AND off_ns <= min(off_ns) OVER same_prompt + clock_tolerance_ns()
 ),
 possible AS MATERIALIZED (
     SELECT
@@ -59,12 +67,14 @@ ranked AS (
         votes.agent IS NOT NULL AS placed,
         CASE
             WHEN votes.agent IS NOT NULL THEN 1
-            WHEN possible.called_in = runs.runs AND NOT possible.in_one_run THEN 2
-            WHEN possible.innermost THEN 3
-            ELSE 4
+            WHEN filled.agent IS NOT NULL THEN 2
+            WHEN possible.called_in = runs.runs AND NOT possible.in_one_run THEN 3
+            WHEN possible.innermost THEN 4
+            ELSE 5
         END AS rank
     FROM possible
     JOIN runs USING (attempt, agent)
+    LEFT JOIN filled USING (attempt, prompt_key, agent)
     FULL JOIN votes USING (attempt, prompt_key, agent)
 )
 SELECT

@@ -1,11 +1,11 @@
 -- What time and prompts tell of each waiting span, before the conversations are looked at (`evident_agent`).
 -- Grain: one row per waiting span that has calls, or that an agent's time holds. `verdict` is a method, as in `evident_agent`; NULL
 -- where nothing tells. `said_agent` is the agent that it is then of. Inputs: enclosing_agent, waiting_calls, prompt_owners,
--- prompt_agents, prompt_candidates, open_agents, waiting, agent_times, agent_spans, lossy_attempts.
+-- prompt_agents, prompt_candidates, open_agents, filled_runs, waiting, agent_times, agent_spans, lossy_attempts.
 -- Rule: a prompt that is one agent's tells whose the call is, whoever's time holds it, unless an agent may share it: one
--- that was open, of which no other prompt is known, not even from earlier epochs. A prompt that is nobody's contradicts time
--- where that agent has another one, or another one in its time is nobody's either. Where an attempt has lost a span that may
--- have been an agent's, time alone tells nothing of its calls.
+-- that was open, of which no other prompt is known, not even from earlier epochs; but none that was open before the run of that agent
+-- began which the calls with the prompt fill. A prompt that is nobody's contradicts time where that agent has another one, or another
+-- one in its time is nobody's either. Where an attempt has lost a span that may have been an agent's, time alone tells nothing of its calls.
 WITH timed AS MATERIALIZED (
     SELECT
         coalesce(waiting_calls.node, enclosing_agent.node) AS node,
@@ -47,12 +47,24 @@ owner_open AS MATERIALIZED (
         AND open_at(times.start_ns, times.end_ns, waiting.start_ns)
     WHERE (timed.owner IS DISTINCT FROM timed.time_agent OR timed.method = 'ambiguous') AND NOT timed.known
 ),
+in_filled_runs AS (
+    SELECT timed.node, filled_runs.start_ns
+    FROM timed
+    JOIN open_agents ON open_agents.node = timed.node AND open_agents.agent = timed.owner
+    JOIN filled_runs
+        ON filled_runs.prompt_key = timed.prompt_key
+        AND filled_runs.agent_node = open_agents.agent_node
+        AND filled_runs.off_ns <= clock_tolerance_ns()
+),
 sharing AS (
     -- Who else may have been prompted so.
     SELECT timed.node, timed.attempt, timed.prompt_key, open_agents.agent
     FROM timed
     JOIN open_agents USING (node)
+    JOIN agent_times AS times ON times.level = 1 AND times.id = open_agents.agent_node
     ANTI JOIN prompt_agents ON prompt_agents.attempt = timed.attempt AND prompt_agents.prompt_key = timed.prompt_key
+    ANTI JOIN in_filled_runs
+        ON in_filled_runs.node = timed.node AND times.start_ns + clock_tolerance_ns() < in_filled_runs.start_ns
     WHERE open_agents.begun AND NOT open_agents.around AND timed.method = 'ambiguous' AND open_agents.agent <> timed.owner AND NOT timed.known
     UNION ALL
     SELECT node, attempt, prompt_key, time_agent FROM timed WHERE time_agent <> owner AND NOT known

@@ -1,4 +1,4 @@
-"""Whose call it is by the tools that ran after it, and by when its agents' spans came."""
+"""Whose call it is by the tools that ran after it, by which agent's run it begins and ends, and by when its agents' spans came."""
 
 from __future__ import annotations
 
@@ -106,3 +106,68 @@ def another_process_ahead(a: Attempt) -> None:
 
 def test_a_helpers_clock_is_not_taken_for_the_agents(trees: dict[str, Tree]) -> None:
     assert place(trees["another_process_ahead"], "writes")[2] == "writer"
+
+
+def chat(a: Attempt) -> None:
+    """Two that take turns, and one beside them that makes no call."""
+    a.agent("manager", (0.0, 9.0), "root", span_id="manager")
+    a.agent("writer", (1.0, 3.0), "root", span_id="writer")
+    asks(a, "begins", (1.01, 1.5), "You write.", None)
+    asks(a, "ends", (2.0, 2.98), "You write.", None)
+    a.agent("critic", (3.1, 5.0), "root", span_id="critic")
+    asks(a, "judges", (3.12, 4.98), "You judge.", None)
+
+
+@scenario
+def take_turns(a: Attempt) -> None:
+    chat(a)
+
+
+@scenario
+def take_turns_where_a_span_is_lost(a: Attempt) -> None:
+    chat(a)
+    for at in (5.5, 6.0):
+        a.span("step", (at, at + 0.1), "gone", op="other")
+
+
+def test_calls_that_begin_and_end_an_agents_run_are_its(trees: dict[str, Tree]) -> None:
+    tree = trees["take_turns"]
+    assert place(tree, "begins") == place(tree, "ends") == ("writer", "content", "writer")
+    assert place(tree, "judges") == ("critic", "content", "critic")
+
+
+def test_they_may_be_another_ones_where_an_agents_span_may_be_lost(trees: dict[str, Tree]) -> None:
+    tree = trees["take_turns_where_a_span_is_lost"]
+    assert place(tree, "begins") == place(tree, "judges") == ("root", "ambiguous", None)
+
+
+@scenario
+def begin_and_end_together(a: Attempt) -> None:
+    a.agent("writer", (1.0, 3.0), "root", span_id="writer")
+    a.agent("critic", (1.04, 3.04), "root", span_id="critic")
+    asks(a, "writes", (1.06, 2.98), "You write.", None)
+    asks(a, "judges", (1.07, 2.99), "You judge.", None)
+
+
+def test_calls_that_begin_and_end_two_runs_are_nobodys(trees: dict[str, Tree]) -> None:
+    tree = trees["begin_and_end_together"]
+    assert place(tree, "writes") == place(tree, "judges") == ("root", "ambiguous", None)
+
+
+@scenario
+def one_inside_shares_the_prompt(a: Attempt) -> None:
+    a.agent("manager", (0.0, 9.5), "root", span_id="manager")
+    a.agent("lead", (1.0, 9.0), "root", span_id="lead")
+    asks(a, "begins", (1.01, 2.0), "You help.", None)
+    a.agent("helper", (3.0, 6.0), "lead", span_id="helper")
+    a.span("step", (3.5, 3.6), "lead", op="other")
+    asks(a, "inside", (4.0, 5.0), "You help.", None)
+    asks(a, "ends", (8.0, 8.98), "You help.", None)
+    a.agent("critic", (9.1, 9.4), "root", span_id="critic")
+    asks(a, "judges", (9.11, 9.39), "You judge.", None)
+
+
+def test_what_begins_and_ends_a_run_is_of_none_around_it_but_may_be_of_one_inside(trees: dict[str, Tree]) -> None:
+    tree = trees["one_inside_shares_the_prompt"]
+    assert place(tree, "begins") == place(tree, "ends") == ("lead", "content", "lead")
+    assert place(tree, "inside") == ("root", "ambiguous", None)
