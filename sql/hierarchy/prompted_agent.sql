@@ -62,7 +62,6 @@ sharing AS (
     FROM timed
     JOIN open_agents USING (node)
     JOIN agent_times AS times ON times.level = 1 AND times.id = open_agents.agent_node
-    ANTI JOIN prompt_agents ON prompt_agents.attempt = timed.attempt AND prompt_agents.prompt_key = timed.prompt_key
     ANTI JOIN in_filled_runs
         ON in_filled_runs.node = timed.node AND times.start_ns + clock_tolerance_ns() < in_filled_runs.start_ns
     WHERE open_agents.begun AND NOT open_agents.around AND timed.method = 'ambiguous' AND open_agents.agent <> timed.owner AND NOT timed.known

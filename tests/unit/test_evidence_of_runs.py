@@ -171,3 +171,32 @@ def test_what_begins_and_ends_a_run_is_of_none_around_it_but_may_be_of_one_insid
     tree = trees["one_inside_shares_the_prompt"]
     assert place(tree, "begins") == place(tree, "ends") == ("lead", "content", "lead")
     assert place(tree, "inside") == ("root", "ambiguous", None)
+
+
+def one_declares(a: Attempt, first: tuple[float, float], second: tuple[float, float]) -> None:
+    """A call of the writer's by its parent, and one with the same prompt; the manager's prompt is not known."""
+    a.agent("manager", (0.0, 9.0), "root", span_id="manager")
+    a.agent("writer", (1.0, 3.0), "root", span_id="writer")
+    gateway(
+        a, "declared", first, parent="writer", input_messages=json.dumps([{"role": "system", "content": "You write."}])
+    )
+    asks(a, "waits", second, "You write.", None)
+    a.agent("critic", (3.1, 5.0), "root", span_id="critic")
+    asks(a, "judges", (3.12, 4.98), "You judge.", None)
+
+
+@scenario
+def declared_at_the_start(a: Attempt) -> None:
+    one_declares(a, (1.01, 1.5), (2.0, 2.98))
+
+
+@scenario
+def declared_in_between(a: Attempt) -> None:
+    one_declares(a, (1.3, 1.5), (2.0, 2.5))
+
+
+def test_an_agent_without_a_known_prompt_may_share_one_but_for_calls_that_begin_and_end_a_run(
+    trees: dict[str, Tree],
+) -> None:
+    assert place(trees["declared_at_the_start"], "waits") == ("writer", "content", "writer")
+    assert place(trees["declared_in_between"], "waits") == ("root", "ambiguous", None)
