@@ -1,5 +1,5 @@
 -- What each call was prompted with, as far as it tells agents apart.
--- Grain: one row per call (twins merged) of attempts in which spans wait for a place. `system`: its leading system messages.
+-- Grain: one row per call (twins merged) with messages or tools, of attempts in which spans wait for a place. `system`: its leading system messages.
 -- `tools`: the names of its tools. `asks`: of those that its reply asks for. `said`: hash of its tools and of all messages up to the last reply among them, NULL without one.
 -- `replies`: one a choice, the same hash of all its messages and the reply to them. Inputs: nodes, spans, waiting, llm_twins.
 -- Rule: messages are the same where role, content, and the tool calls' names and arguments are.
@@ -16,6 +16,11 @@ WITH read AS (
     ANTI JOIN llm_twins USING (node)
     JOIN spans USING (record_offset, record_index)
     WHERE nodes.op = 'llm'
+        AND (
+            spans.input_messages IS NOT NULL
+            OR spans.output_messages IS NOT NULL
+            OR spans.attributes['gen_ai.tool.definitions'] IS NOT NULL
+        )
 ),
 hashed AS (
     SELECT

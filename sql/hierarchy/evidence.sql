@@ -67,11 +67,14 @@ rungs AS (
     FROM orphans
     ANTI JOIN nodes ON nodes.span_key = orphans.parent_key
     WHERE parent_key IS NOT NULL
-    UNION ALL
-    SELECT 7, node, NULL, NULL, NULL, NULL FROM calls
-    UNION ALL
-    SELECT 8, node, NULL, NULL, NULL, NULL FROM orphans
+),
+known AS MATERIALIZED (
+    SELECT node, parent, beside, method, missing_key
+    FROM rungs
+    QUALIFY row_number() OVER (PARTITION BY node ORDER BY rung) = 1
 )
-SELECT node, parent, beside, method, missing_key
-FROM rungs
-QUALIFY row_number() OVER (PARTITION BY node ORDER BY rung) = 1
+FROM known
+UNION ALL
+SELECT node, NULL, NULL, NULL, NULL
+FROM (SELECT node FROM calls UNION SELECT node FROM orphans)
+ANTI JOIN known USING (node)

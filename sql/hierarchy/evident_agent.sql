@@ -16,22 +16,27 @@ WITH judged AS MATERIALIZED (
     FROM prompted_agent
     LEFT JOIN conversation_agents USING (node)
 ),
+content AS MATERIALIZED (
+    -- First, so that DuckDB knows how few there are.
+    SELECT judged.node, judged.attempt, judged.owner, waiting.start_ns
+    FROM judged
+    JOIN waiting USING (node)
+    WHERE judged.verdict = 'content'
+),
 owners_open AS (
     -- The spans of that agent that were open when the call began.
     SELECT
-        judged.node,
+        content.node,
         count(*) AS spans,
         any_value(times.id) AS span,
         CASE WHEN count(DISTINCT agent_spans.agent_path) = 1 THEN any_value(agent_spans.agent_path) END AS agent_path
-    FROM judged
-    JOIN waiting ON waiting.node = judged.node
-    JOIN agent_spans ON agent_spans.attempt = judged.attempt AND agent_spans.agent = judged.owner
+    FROM content
+    JOIN agent_spans ON agent_spans.attempt = content.attempt AND agent_spans.agent = content.owner
     JOIN agent_times AS times
         ON times.level = 1
         AND times.id = agent_spans.node
-        AND open_at(times.start_ns, times.end_ns, waiting.start_ns)
-    WHERE judged.verdict = 'content'
-    GROUP BY judged.node
+        AND open_at(times.start_ns, times.end_ns, content.start_ns)
+    GROUP BY content.node
 )
 SELECT
     judged.node,

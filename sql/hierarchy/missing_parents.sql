@@ -8,17 +8,20 @@ WITH children AS MATERIALIZED (
     FROM evidence
     JOIN nodes USING (node)
     WHERE evidence.method = 'missing_parent'
+),
+texts AS MATERIALIZED (
+    SELECT children.node, spans.parent_span_id, spans.trace_id FROM children JOIN spans USING (record_offset, record_index)
 )
 SELECT
     -min(children.node) AS node,
     children.attempt,
     children.missing_key AS span_key,
-    min(spans.parent_span_id) AS span_id,
-    min(spans.trace_id) AS trace_id,
+    min(texts.parent_span_id) AS span_id,
+    min(texts.trace_id) AS trace_id,
     min(children.start_ns) AS start_ns,
     max(coalesce(children.end_ns, children.start_ns)) AS end_ns,
     bool_or(names.node IS NOT NULL) AS named
 FROM children
-JOIN spans USING (record_offset, record_index)
+JOIN texts USING (node)
 LEFT JOIN names USING (node)
 GROUP BY children.attempt, children.missing_key

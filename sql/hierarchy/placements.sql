@@ -17,6 +17,10 @@ tops AS MATERIALIZED (
 roots AS MATERIALIZED (
     SELECT nodes.attempt, evidence.node FROM evidence JOIN nodes USING (node) WHERE evidence.method = 'root'
 ),
+beside AS MATERIALIZED (
+    -- Few: where the call is that a span shares its place with.
+    SELECT evidence.node, components.parent FROM evidence JOIN components ON components.node = evidence.beside
+),
 placed AS (
     SELECT
         tops.node,
@@ -33,7 +37,7 @@ placed AS (
     JOIN roots USING (attempt)
     LEFT JOIN evidence ON evidence.node = tops.node
     LEFT JOIN names ON names.node = tops.node
-    LEFT JOIN components AS beside ON beside.node = evidence.beside
+    LEFT JOIN beside ON beside.node = evidence.node
     LEFT JOIN missing_parents ON missing_parents.span_key = evidence.missing_key
     LEFT JOIN evident_agent AS of_missing ON of_missing.node = missing_parents.node
     LEFT JOIN evident_agent

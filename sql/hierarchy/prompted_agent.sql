@@ -75,7 +75,7 @@ shared AS (
     WHERE prompted.prompts IS NULL OR (prompted.prompts = 1 AND prompted.prompt_key = sharing.prompt_key)
 )
 SELECT
-    timed.*,
+    timed.* EXCLUDE (method, prompt_key, has_calls, time_agent, known),
     CASE
         WHEN NOT has_calls THEN method
         WHEN shared.node IS NOT NULL THEN 'ambiguous'
