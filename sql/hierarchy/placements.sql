@@ -120,6 +120,6 @@ walk AS (
 )
 FROM walk
 UNION ALL
-SELECT node, root, 'cycle', 0, 1, NULL, NULL, NULL, false, 0.3
+SELECT node, root, CASE WHEN node < 0 THEN 'synthesised' ELSE 'cycle' END, 0, 1, NULL, NULL, NULL, false, 0.3
 FROM hung
 ANTI JOIN walk USING (node)

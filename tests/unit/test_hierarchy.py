@@ -118,6 +118,25 @@ def test_children_of_a_parent_that_never_came_share_a_node_made_for_it(trees: di
 
 
 @scenario
+def circle_over_a_missing_parent(a: Attempt) -> None:
+    """The call's tool hangs on the call, the call on the tool that it asked for, and both on what is linked below a lost span."""
+    asked = {"output_messages": '[{"content": "yes", "tool_calls": [{"id": "t1"}]}]', "response_id": None}
+    linked = {"links": '[{"span_id": "same"}]', "end_ns": None, "trace_id": "1" * 32}
+    untimed = linked | {"span_id": "same", "start_ns": None}
+    a.span(op="tool", span_id="tool", tool_call_id="t1", **linked)
+    a.span(op="agent", span_id="same", parent="gone", **linked)
+    a.call([1, 2], [3], **(untimed | asked))
+    a.span(op="tool", parent="tool", tool_call_id="t1", agent_name="x", **untimed)
+    a.span(op="agent", **untimed)
+
+
+def test_a_missing_parent_in_a_circle_of_guesses_stays_a_missing_parent(trees: dict[str, Tree]) -> None:
+    tree = trees["circle_over_a_missing_parent"]
+    assert place(tree, "gone") == ("root", "synthesised", None)
+    assert place(tree, "tool")[:2] == ("root", "cycle")
+
+
+@scenario
 def missing_parent_of_two_agents(a: Attempt) -> None:
     a.agent("planner", (0.1, 0.4), "root", span_id="planner")
     gateway(a, "one", (0.2, 0.3), parent="gone")
