@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.lake_maker import Attempt
@@ -120,9 +122,12 @@ def test_children_of_a_parent_that_never_came_share_a_node_made_for_it(trees: di
 @scenario
 def circle_over_a_missing_parent(a: Attempt) -> None:
     """The call's tool hangs on the call, the call on the tool that it asked for, and both on what is linked below a lost span."""
-    asked = {"output_messages": '[{"content": "yes", "tool_calls": [{"id": "t1"}]}]', "response_id": None}
-    linked = {"links": '[{"span_id": "same"}]', "end_ns": None, "trace_id": "1" * 32}
-    untimed = linked | {"span_id": "same", "start_ns": None}
+    asked: dict[str, Any] = {
+        "output_messages": '[{"content": "yes", "tool_calls": [{"id": "t1"}]}]',
+        "response_id": None,
+    }
+    linked: dict[str, Any] = {"links": '[{"span_id": "same"}]', "end_ns": None, "trace_id": "1" * 32}
+    untimed: dict[str, Any] = linked | {"span_id": "same", "start_ns": None}
     a.span(op="tool", span_id="tool", tool_call_id="t1", **linked)
     a.span(op="agent", span_id="same", parent="gone", **linked)
     a.call([1, 2], [3], **(untimed | asked))
