@@ -21,7 +21,6 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lightning_core.digests import digest
 from lightning_core.files import locked
 from lightning_core.lake import catalog, parquet, retries, schema, sql
 from lightning_core.lake.manifest import LakeError, SpanFile, SpanManifest
@@ -196,12 +195,7 @@ def _write(root: Path, name: str, groups: Iterator[pa.Table]) -> list[SpanFile]:
                     first.append(int(offsets.min()))
                     last.append(int(offsets.max()))
                     group = next(groups, None)
-            size = (root / path).stat().st_size
-            files.append(
-                SpanFile(
-                    path=path, rows=rows, bytes=size, start=min(first), end=max(last) + 1, digest=digest(root / path)
-                )
-            )
+            files.append(SpanFile.at(root, path, rows, min(first), max(last) + 1))
     except BaseException:
         for file in files:
             (root / file.path).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from lightning_core.digests import digest, table_digest
+from lightning_core.digests import table_digest
 from lightning_core.files import locked
 from lightning_core.lake import catalog, compact, parquet, retries, sql
 from lightning_core.lake.decode import Decoder, Placed, sweep_rejected, write_rejected
@@ -122,12 +122,8 @@ class Lake:
         name = f"{first:020d}-{last:020d}"
         if table.num_rows:
             path = f"spans/{name}.parquet"
-            size = parquet.write_table(self.root / path, table)
-            manifest.files.append(
-                SpanFile(
-                    path=path, rows=table.num_rows, bytes=size, start=first, end=last, digest=digest(self.root / path)
-                )
-            )
+            parquet.write_table(self.root / path, table)
+            manifest.files.append(SpanFile.at(self.root, path, table.num_rows, first, last))
         write_rejected(self.spool / "rejected", name, bad)
         again = decoded.num_rows - table.num_rows
         rejected = sum(r["count"] for r in bad)

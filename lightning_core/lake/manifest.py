@@ -18,6 +18,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field
 
 from lightning_core import home_format
+from lightning_core.digests import digest
 from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
 from lightning_core.lake import schema
@@ -51,6 +52,12 @@ class SpanFile(_Manifest):
     end: int
     digest: str | None = None  # of its bytes (digests.py); null: written before there were digests
     columns: str = Field(default_factory=schema.columns_digest)  # schema.SPANS as it was when the file was written
+
+    @classmethod
+    def at(cls, lake: Path, path: str, rows: int, start: int, end: int, **more: str) -> SpanFile:
+        """Return the entry of a file that lies at `path` in the folder `lake`."""
+        file = lake / path
+        return cls(path=path, rows=rows, bytes=file.stat().st_size, start=start, end=end, digest=digest(file), **more)
 
 
 class Retired(_Manifest):

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lightning_core.digests import digest
 from lightning_core.files import rename
 from lightning_core.lake import catalog, compact, schema
 from lightning_core.lake.manifest import LakeError, Retired, SpanFile, SpanManifest
@@ -115,15 +114,8 @@ def _file(root: Path, path: Path) -> SpanFile | str:
         table = pq.read_table(path)
         bounds = pc.min_max(table["record_offset"]).as_py()
         columns = schema.columns_digest() if table.schema.equals(schema.arrow_schema(schema.SPANS)) else "another"
-        return SpanFile(
-            path=str(path.relative_to(root)),
-            rows=table.num_rows,
-            bytes=path.stat().st_size,
-            start=bounds["min"],
-            end=bounds["max"] + 1,
-            digest=digest(path),
-            columns=columns,
-        )
+        name = str(path.relative_to(root))
+        return SpanFile.at(root, name, table.num_rows, bounds["min"], bounds["max"] + 1, columns=columns)
     except (OSError, pa.ArrowException, KeyError, TypeError) as error:
         return str(error).partition("\n")[0][:200]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lightning_core.digests import digest
 from lightning_core.files import locked, rename, write_atomic
 from lightning_core.lake import parquet, rebuild, retries
 from lightning_core.lake.decode import Decoder, Placed
@@ -152,21 +152,12 @@ def _anew(
     if not tried and len(left) == len(entries):
         return 0, entries
     if table.num_rows:
-        which = hashlib.sha256(str(table.select(["record_offset", "record_index"]).to_pydict()).encode()).hexdigest()[
-            :12
-        ]
-        name = f"spans/{path.stem}-{which}.parquet"
-        size = parquet.write_table(lake.root / name, table)
+        which = str(table.select(["record_offset", "record_index"]).to_pydict())
+        name = f"spans/{path.stem}-{hashlib.sha256(which.encode()).hexdigest()[:12]}.parquet"
+        parquet.write_table(lake.root / name, table)
         offsets = table["record_offset"].to_numpy()
-        file = SpanFile(
-            path=name,
-            rows=table.num_rows,
-            bytes=size,
-            start=int(offsets.min()),
-            end=int(offsets.max()) + 1,
-            digest=digest(lake.root / name),
-        )
-        manifest.files = sorted([*manifest.files, file], key=lambda f: (f.start, f.end, f.path))
+        file = SpanFile.at(lake.root, name, table.num_rows, int(offsets.min()), int(offsets.max()) + 1)
+        manifest.swap([], [file], time.time_ns())
         manifest.rejected_spans -= table.num_rows
         lake.manifests.put_spans(manifest)
     if left:
