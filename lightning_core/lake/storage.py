@@ -8,8 +8,8 @@
 
 Whoever reads begins with the catalog, so sees one publication or the next. The spool and what is being written stay local.
 One home at a time publishes there: its id is in published.json, which is replaced only as it was read (S3's conditional writes).
-Another home takes the lake over by `fetch`; from then on the former one is refused. Keys and endpoint come from the environment, as fsspec's file system of that URL reads them (`AWS_ACCESS_KEY_ID`,
-`AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, … for s3).
+Another home takes the lake over by `fetch`; from then on the former one is refused. Keys and endpoint come from the environment,
+as fsspec's file system of that URL reads them (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, … for s3).
 """
 
 from __future__ import annotations
@@ -80,13 +80,15 @@ def publish(lake: Lake, url: str, grace_s: float = GRACE_S) -> Publication:
         named |= {t.path for epoch in manifests.epochs() for t in epoch.tables.values()}
         files = {path: (lake.root / path).stat().st_size for path in sorted(named)}
         with _opened(url) as (store, prefix):
-            listing = _ListingFile(store, f"{prefix}/{_PUBLISHED}")
-            if listing.read().home not in (None, _home_id(lake)):
+            listing = _ListingFile(store, f"{prefix}/{_PUBLISHED}", _home_id(lake))
+            if listing.read().home is None:
+                listing.put(listing.content)  # claimed, before anything else is put there
+            elif listing.content.home != listing.home:
                 raise LakeError(
                     f"{url} has the lake of another home, which would be lost: publish to another URL, or go on with that lake in an "
                     f"empty home: `lightning-flows lake fetch --from {url} --home NEW`"
                 )
-            return _put(store, prefix, lake, folder, files, grace_s, listing)
+            return _put(store, prefix, lake.root, folder, files, grace_s, listing)
 
 
 def fetch(lake: Lake, url: str) -> Publication:
@@ -98,11 +100,11 @@ def fetch(lake: Lake, url: str) -> Publication:
     if lake.manifests.spans().decoded_offset or lake.manifests.epochs():
         raise LakeError(f"{lake.root}: this home has a lake already; fetch into an empty one (--home)")
     with _opened(url) as (store, prefix):
-        listing = _ListingFile(store, f"{prefix}/{_PUBLISHED}")
+        listing = _ListingFile(store, f"{prefix}/{_PUBLISHED}", _home_id(lake))
         if not listing.read().files:
             raise _nothing(url)
         # First, so that what the former home publishes meanwhile is refused, or is a whole publication before this.
-        listing.put(listing.content.model_copy(update={"home": _home_id(lake)}))
+        listing.put(listing.content)
         made = lake.root / "fetching" / "manifests"
         for path in store.find(f"{prefix}/manifests"):
             write_atomic(made / path.removeprefix(f"{prefix}/manifests/"), store.cat_file(path))
@@ -154,20 +156,19 @@ def _home_id(lake: Lake) -> str:
 
 
 def _put(
-    store: AbstractFileSystem, prefix: str, lake: Lake, folder: Path, files: dict[str, int], grace_s: float,
+    store: AbstractFileSystem, prefix: str, root: Path, folder: Path, files: dict[str, int], grace_s: float,
     listing: _ListingFile,
 ) -> Publication:  # fmt: skip
-    """Files of the lake, manifests, then the catalog in `folder`; and away with what is long retired."""
-    now_ns, before = time.time_ns(), listing.content.model_copy(update={"home": _home_id(lake)})
-    listing.put(before)
+    """Files of the lake in `root`, manifests, then the catalog in `folder`; and away with what is long retired."""
+    now_ns, before = time.time_ns(), listing.content
     new = [path for path, size in files.items() if before.files.get(path) != size]
     for name in new:
-        store.put_file(str(lake.root / name), f"{prefix}/{name}")
+        store.put_file(str(root / name), f"{prefix}/{name}")
     retired = {path: Retired(path=path, since_ns=now_ns) for path in before.files}
     retired |= {entry.path: entry for entry in before.retired}
-    left = [entry for entry in retired.values() if entry.path not in files]
+    left = [entry for path, entry in sorted(retired.items()) if path not in files]
     # Listed before the catalog changes, so that a process killed in between leaves no file that is in no list.
-    listing.put(_Listing(files=files, retired=sorted(left, key=lambda entry: entry.path), home=before.home))
+    listing.put(_Listing(files=files, retired=left))
     manifests = {f"{prefix}/{path.relative_to(folder)}": path for path in (folder / "manifests").rglob("*.json")}
     for there in store.find(f"{prefix}/manifests"):
         if there not in manifests:  # of a run that was removed
@@ -181,7 +182,7 @@ def _put(
             store.rm_file(f"{prefix}/{entry.path}")
     if gone:
         left = [entry for entry in left if entry not in gone]
-        listing.put(_Listing(files=files, retired=sorted(left, key=lambda entry: entry.path), home=before.home))
+        listing.put(_Listing(files=files, retired=left))
     return Publication(len(new), sum(files[path] for path in new), len(gone))
 
 
@@ -249,10 +250,10 @@ def _nothing(url: str) -> LakeError:
 
 
 class _ListingFile:
-    """published.json, replaced only as it was read: where another home wrote it meanwhile, LakeError."""
+    """published.json, replaced only as it was read, in the name of `home`: where another one wrote it meanwhile, LakeError."""
 
-    def __init__(self, store: AbstractFileSystem, path: str) -> None:
-        self._store, self._path = store, path
+    def __init__(self, store: AbstractFileSystem, path: str, home: str) -> None:
+        self._store, self._path, self.home = store, path, home
         self.content = _Listing()
         self._tag: str | None = None  # of the content that was read; None where there is none, or the store has no tags
 
@@ -266,12 +267,13 @@ class _ListingFile:
         return self.content
 
     def put(self, listing: _Listing) -> None:
+        content = listing.model_copy(update={"home": self.home}).model_dump_json(indent=1).encode()
         only = {}
         if "s3" in self._store.protocol:
             only = {"IfMatch": self._tag} if self._tag else {"IfNoneMatch": "*"}
         try:
-            self._store.pipe_file(self._path, listing.model_dump_json(indent=1).encode(), **only)
-            taken = self.read().home != listing.home
+            self._store.pipe_file(self._path, content, **only)
+            taken = self.read().home != self.home
         except OSError as error:
             if "pre-condition" not in str(error):
                 raise
