@@ -82,7 +82,8 @@ def roll_out(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
 
     done = run_stage(epoch, "rollouts", key, rollouts)
     grades = run_stage(epoch, "rewards", rewards_key(epoch, planned), partial(reward, epoch))
-    publish_lake(epoch.lake, epoch.settings.lake)
+    if epoch.mode == "train":  # an evaluation ends, and is published, within seconds
+        publish_lake(epoch.lake, epoch.settings.lake)
     return done | {"grades": grades}
 
 
