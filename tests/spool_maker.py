@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core import names
+from lightning_core.lake.lake import Lake
 from lightning_core.otlp.spans import SpanData, encode_request, float32_bytes, int32_bytes
 from lightning_core.spool.spool import Record, SpoolWriter
 
@@ -58,3 +59,12 @@ def rollout_spans(
 
 def store_rollout(home: Path, rollout: str, received_ns: int = 5, **scope: Any) -> None:
     store(home, [record(encode_request({}, rollout_spans(rollout, **scope)), rollout, received_ns=received_ns)])
+
+
+def rollouts(home: Path, *names: str, **scope: Any) -> Lake:
+    """A lake with one file a rollout."""
+    lake = Lake(home)
+    for name in names:
+        store_rollout(home, name, **scope)
+        lake.ingest()
+    return lake

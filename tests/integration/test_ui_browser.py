@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.test_ui import HOSTILE, PAGES, rollout
 from tests.lake_maker import derived, trained
+from tests.page_rig import HOSTILE, PAGES, rollout
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [

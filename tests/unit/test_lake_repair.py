@@ -27,18 +27,10 @@ from lightning_core.spool.spool import Record, SpoolFreed, SpoolFull, SpoolWrite
 from lightning_core.spool.spool_format import DAMAGED
 from lightning_flows.flows.cli import main
 from tests.lake_maker import derived, settings
-from tests.spool_maker import record, span, store, store_rollout
+from tests.spool_maker import record, rollouts, span, store, store_rollout
 from tests.unit.test_rewards import two_agents
 
 pytestmark = pytest.mark.slow  # many lakes
-
-
-def rollouts(home: Path, *names: str, **scope: Any) -> Lake:
-    lake = Lake(home)
-    for name in names:
-        store_rollout(home, name, **scope)
-        lake.ingest()
-    return lake
 
 
 def places(lake: Lake) -> list[tuple[Any, ...]]:

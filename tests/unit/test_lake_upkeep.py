@@ -21,20 +21,11 @@ from lightning_core.otlp.spans import encode_request
 from lightning_core.spool.spool_format import DAMAGED
 from lightning_flows.flows.cli import main
 from tests.lake_maker import settings
-from tests.spool_maker import record, rollout_spans, span, store, store_rollout
+from tests.spool_maker import record, rollout_spans, rollouts, span, store, store_rollout
 
 pytestmark = pytest.mark.slow  # many lakes
 
 DAY_NS = 86_400_000_000_000
-
-
-def rollouts(home: Path, *names: str, **scope: Any) -> Lake:
-    """A lake with one file a rollout."""
-    lake = Lake(home)
-    for name in names:
-        store_rollout(home, name, **scope)
-        lake.ingest()
-    return lake
 
 
 def spans(lake: Lake) -> list[tuple[Any, ...]]:

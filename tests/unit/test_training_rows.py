@@ -15,8 +15,8 @@ from lightning_core.training.job import Job, Progress
 from lightning_core.training.token_rows import training_rows
 from tests import analysis_lake
 from tests.analysis_lake import rollout
-from tests.integration.test_ui import open_page, visible
 from tests.lake_maker import derived, trained
+from tests.page_rig import open_page, visible
 from tests.training_data import one_thread
 from tests.unit.test_training_job import base, lines, make_job, sequences
 from tests.view_rig import ask
