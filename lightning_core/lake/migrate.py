@@ -44,17 +44,13 @@ def migrate(home: Path) -> None:
 
 def _rewrite(manifests: Manifests, path: Path) -> None:
     try:
-        found: dict[str, Any] = json.loads(
-            checked(path.read_bytes())
-        )  # a migration that was killed has written a digest
+        content = checked(path.read_bytes())  # with a digest, where a migration was killed
+        found: dict[str, Any] = json.loads(content)
         if path == manifests.spans_path:
             manifests.put_spans(SpanManifest.model_validate(found))
         else:
             found["stages"] = {_STAGES.get(name, name): stage for name, stage in found.get("stages", {}).items()}
             manifests.put_epoch(EpochManifest.model_validate(found))
-    except (
-        ValueError,
-        AttributeError,
-        TypeError,
-    ) as error:  # whoever reads it says so, and `lake repair` sets it aside
+    except (ValueError, AttributeError, TypeError) as error:
+        # Whoever reads it says so, and `lake repair` sets it aside.
         logger.warning("%s: not migrated: %s", path, error)

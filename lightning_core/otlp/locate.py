@@ -57,7 +57,7 @@ class Located:
             self._reject(record, index, more, f"{more} more of this request cannot be decoded", "".join(raw))
         self._more.clear()
         rejected = sorted(self.rejected, key=lambda r: (r["offset"], -1 if r["index"] is None else r["index"]))
-        bodies = {offset: record.body for offset, record in self.records}
+        bodies = {offset: record.body for offset, record in self.records} if rejected else {}
         for entry in rejected:  # the request once, whole: a span alone does not say whose it was
             body = bodies.pop(entry["offset"], None)
             if body is not None and entry["index"] is not None:

@@ -24,9 +24,8 @@ _UNMEASURED_HALF = 0.1  # of 16-bit numbers
 class Probe(BaseModel):
     """`logprobs` (nats, at temperature 1) of the last of `token_ids`, as many as there are, each after all those before it."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="ignore"
-    )  # lineages of older versions have the error by another measure
+    # Lineages of older versions have the error by another measure.
+    model_config = ConfigDict(frozen=True, extra="ignore")
     token_ids: list[int] = Field(min_length=2)
     logprobs: list[float]
     dtype: str = "float32"  # computed in

@@ -30,9 +30,8 @@ from lightning_core.errors import LightningError
 MAGIC = b"LFs1"
 _FIXED = struct.Struct("<4sIIQI")
 _CHECKED = struct.Struct("<IIQ")
-_OTHER_LAYOUT = re.compile(
-    rb"LFs[2-9].{20}", re.DOTALL
-)  # a bit of MAGIC flipped is one record's damage: sound ones follow, or its crc holds
+# With a bit of MAGIC flipped it is one record's damage instead: sound ones follow, or its crc holds.
+_OTHER_LAYOUT = re.compile(rb"LFs[2-9].{20}", re.DOTALL)
 MAX_HEADER = 64 * 1024
 DURABLE = "durable"
 DAMAGED = "acknowledged, and damaged on the disk since"  # why it is rejected; sql/why/damaged_spool.sql asks for it

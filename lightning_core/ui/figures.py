@@ -112,7 +112,7 @@ class Figures:
             logger.warning("%s: %s", self.root, error)
             if newer is not None:
                 newer.close()
-            newer = None  # whoever asks next opens it, and is told
+            newer = None  # the next question opens the catalog again, and shows the error
         with self._lock:
             if self._open is former:
                 former.close()
