@@ -58,7 +58,8 @@ def settings_key() -> str:
     """Digest of what the settings say of learning; rows of another digest are another experiment's."""
     settings = load_settings(SETTINGS)
     policies = [p.model_dump(mode="json", exclude_defaults=True) for p in settings.policies]
-    sampled = settings.rollout.model_dump(mode="json", include={"tasks_per_epoch", "group_size", "shuffle"})
+    sampled = settings.rollout.model_dump(mode="json", include={"tasks_per_epoch", "group_size"})
+    sampled["shuffle"] = settings.tasks.sampler == "shuffled"  # under the name that it had when the first runs began
     evaluation = settings.evaluation.model_dump(mode="json", exclude={"every"}, exclude_defaults=True)
     return stage_key(policies, sampled, evaluation, settings.epochs)  # over which the learning rate falls
 

@@ -21,7 +21,7 @@ from lightning_flows.flows.tables import as_table, cell
 from lightning_flows.flows.train import train
 
 _STAGES = {"rollouts": "rollout", "rewards": "rollout", "sequences": "sql", "train": "train", "evaluate": "evaluate"}
-_WIDE, _WIDE_REPEATED = 110, 132  # characters that the whole table takes
+_WIDE, _WIDE_UNIFORM = 110, 122  # characters that the whole table takes
 
 
 def demo(settings: Settings, report: Path) -> str:
@@ -53,16 +53,16 @@ def demo(settings: Settings, report: Path) -> str:
 
 def table(rows: list[dict[str, Any]], title: str, width: int = 140) -> Table:
     """The epochs of a run as a table for the terminal; in a narrow one the seconds of all stages are one column."""
-    repeated = any(row.get("reward_repeated") is not None for row in rows)
-    wide = width >= (_WIDE_REPEATED if repeated else _WIDE)
+    uniform = any(row.get("reward_uniform") is not None for row in rows)
+    wide = width >= (_WIDE_UNIFORM if uniform else _WIDE)
     caption = "right: share of the held-out tasks after the epoch; "
-    if repeated:
+    if uniform:
         caption = (
-            "fresh: reward of the tasks tried for the first time; repeated: of those tried again, since not all of their rollouts "
-            "had solved them. These are the hard ones, so the reward may fall while right rises. " + caption
+            "uniform: the reward if all tasks had been drawn alike. Those not solved yet are drawn more often, so the reward may fall "
+            "while right rises. " + caption
         )
     stages = tuple(dict.fromkeys(_STAGES.values()))
-    rewards = ("reward", "fresh", "repeated") if repeated else ("reward",)
+    rewards = ("reward", "uniform") if uniform else ("reward",)
     counts = ("rollouts", "calls", "sequences", "tokens", "version") if wide else ("rollouts", "version")
     columns = ("epoch", *rewards, "right", *counts, *(stages if wide else ("seconds",)))
     caption += "seconds by stage" if wide else "seconds of all stages"
@@ -79,8 +79,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     return {
         "epoch": "before" if row["epoch"] < 0 else str(row["epoch"]),
         "reward": cell(row["mean_reward"], ".3f"),
-        "fresh": cell(row.get("reward_fresh"), ".3f"),
-        "repeated": cell(row.get("reward_repeated"), ".3f"),
+        "uniform": cell(row.get("reward_uniform"), ".3f"),
         "right": cell(row["held_out_right"], ".1%"),
         "rollouts": cell(row["rollouts"]),
         "calls": cell(row["calls"]),

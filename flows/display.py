@@ -236,13 +236,12 @@ class Display(logging.Handler):
             if mode == "train" and what.startswith("rollouts") and int(epoch) not in recorded:
                 rollouts += progress.done
         parts = [f"{rollouts} rollouts"] if rollouts else []
-        fresh = any(
-            row.get("reward_fresh") is not None for row in self._rows
-        )  # those of repeated tasks are another measure
-        rewards = [r for row in self._rows if (r := row.get("reward_fresh" if fresh else "mean_reward")) is not None]
+        uniform = any(row.get("reward_uniform") is not None for row in self._rows)  # the mean is over harder tasks then
+        rewards = [
+            r for row in self._rows if (r := row.get("reward_uniform" if uniform else "mean_reward")) is not None
+        ]
         right = [row["held_out_right"] for row in self._rows if row["held_out_right"] is not None]
-        what = "reward of fresh tasks" if fresh else "reward"
-        parts += [f"{what} {_course([f'{reward:.3f}' for reward in rewards])}"] if rewards else []
+        parts += [f"reward {_course([f'{reward:.3f}' for reward in rewards])}"] if rewards else []
         parts += [f"held-out right {_course([f'{share:.1%}' for share in right])}"] if right else []
         return ", ".join(parts)
 

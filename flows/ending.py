@@ -61,7 +61,7 @@ def came_of_it(found: Outcome | None, rows: list[dict[str, Any]]) -> Iterator[st
         )
         if found.gain is not None and before.reward is not None and after.reward is not None:
             yield f"  Held-out reward: {before.reward:.3f} → {after.reward:.3f}. {verdict(found.gain)}"
-    for key, name in (("mean_reward", "Reward in training"), ("reward_fresh", "Of it, of fresh tasks")):
+    for key, name in (("mean_reward", "Reward in training"), ("reward_uniform", "If all tasks were drawn alike")):
         means = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
         if len(means) > 1:
             (first, begun), (last, ended) = means[0], means[-1]

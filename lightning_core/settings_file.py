@@ -87,7 +87,7 @@ def make_settings(raw: Any, overrides: Any = None, folder: Path = Path()) -> Set
         except (TypeError, IndexError, ValueError, AttributeError):
             raise SettingsError(f"cannot set `{dotted}`: there is no such place in the settings") from None
     _require_shallow(raw)
-    _find_estimators(raw, folder)
+    _find_sql(raw, folder)
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
@@ -105,13 +105,14 @@ def _require_shallow(value: Any) -> None:
     raise SettingsError(_NESTED)
 
 
-def _find_estimators(raw: dict[str, Any], folder: Path) -> None:
-    """A .sql file of `policies[].advantages` is looked for where the flow is started, then beside the settings."""
+def _find_sql(raw: dict[str, Any], folder: Path) -> None:
+    """A .sql file of `policies[].advantages` or `tasks.sampler` is looked for where the flow is started, then beside the settings."""
     policies = raw.get("policies")
-    for policy in policies if isinstance(policies, list) else []:
-        name = policy.get("advantages") if isinstance(policy, dict) else None
+    sections = [(each, "advantages") for each in (policies if isinstance(policies, list) else [])]
+    for section, key in [*sections, (raw.get("tasks"), "sampler")]:
+        name = section.get(key) if isinstance(section, dict) else None
         if isinstance(name, str) and name.endswith(".sql") and not Path(name).is_file() and (folder / name).is_file():
-            policy["advantages"] = str(folder / name)
+            section[key] = str(folder / name)
 
 
 def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:

@@ -24,3 +24,6 @@ CREATE OR REPLACE MACRO last_reply(roles) AS len(roles) + 1 - list_position([r =
 -- What kind of task it is, where the task says so in one of these fields; NULL: it does not.
 CREATE OR REPLACE MACRO task_kind(task) AS
     TRY(list_any_value(json_extract_string(task, ['$.kind', '$.type', '$.category', '$.level', '$.difficulty', '$.db_id'])));
+-- The mean of `value` if tasks drawn more often counted less: each divided by the weight of its task in the draw. NULL: no weights.
+CREATE OR REPLACE MACRO uniform_mean(value, weight) AS
+    list_sum(list_sort(list(value / weight))) / list_sum(list_sort(list(1 / weight) FILTER (value IS NOT NULL)));

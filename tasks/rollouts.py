@@ -13,7 +13,7 @@ from prefect.task_runners import TaskRunner
 from lightning_core.agents.shared import close_runners
 from lightning_core.epoch.decoding import decode_spool
 from lightning_core.epoch.epoch import Epoch
-from lightning_core.epoch.plan import PlannedRollout, draw_again
+from lightning_core.epoch.plan import PlannedRollout
 from lightning_core.epoch.resume import finished, finished_with
 from lightning_core.epoch.stage_keys import rewards_key, rollouts_key
 from lightning_core.epoch.stages import run_stage
@@ -44,18 +44,9 @@ def roll_out(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
     manifest, logs = epoch.manifest, epoch.home / "logs"
     manifest.planned = [r.rollout_id for r in planned]
     key = rollouts_key(epoch, planned)
-    again = list(dict.fromkeys(r.group_id for r in planned if r.again))
-    if epoch.mode == "train":
-        manifest.again = draw_again(epoch, epoch.number)
-        if epoch.settings.rollout.unsolved_per_epoch:
-            manifest.repeated = again
+    manifest.draw = planned[0].draw
 
     def rollouts() -> dict[str, Any]:
-        if again:
-            logger().info(
-                "%d tasks of epoch %d, not solved by all of their rollouts, are tried again",
-                len(again), epoch.number - 1,
-            )  # fmt: skip
         manifest.sealed_offset = None
         ingest_spans(epoch)
         done = finished_with(epoch, key)
@@ -78,7 +69,7 @@ def roll_out(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
             )
         if unfinished:
             logger().warning("%d rollouts have no result (infrastructure); the epoch goes on without them", unfinished)
-        return {"planned": len(planned), "tried_again": len(again), "unfinished": unfinished, **counts}
+        return {"planned": len(planned), "unfinished": unfinished, **counts}
 
     done = run_stage(epoch, "rollouts", key, rollouts)
     grades = run_stage(epoch, "rewards", rewards_key(epoch, planned), partial(reward, epoch))

@@ -11,7 +11,7 @@ from lightning_core.epoch.epoch import Run
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.why import Finding
-from lightning_core.tracking.page import REPEATED, Points, page, repeats
+from lightning_core.tracking.page import WEIGHED, Points, page, weighs
 from lightning_flows.tasks.progress import logger
 
 
@@ -19,7 +19,7 @@ def show_run(run: Run, rows: list[dict[str, Any]], record: str | None) -> None:
     """`rows`: those of epoch_rows; `record`: where MLflow has the run. A Prefect server that is away only goes without."""
     dropped = _dropped(run.lake, run.run)
     described = f"Epochs of run {run.run}" + (f"; {record}" if record else "")
-    described += f". {REPEATED}" if repeats(rows) else ""
+    described += f". {WEIGHED}" if weighs(rows) else ""
     table = _table(rows, dropped)
     _create(lambda: create_table_artifact(key=_key("epochs", run), table=table, description=described))
     text = page(run.run, rows, _signals(run.lake, run.run), record)

@@ -19,6 +19,7 @@ from lightning_core.checks.result import Check
 from lightning_core.checks.user_code import Patience, Say, check_agent, check_flow_imports, flow_imports
 from lightning_core.config import AgentSettings, Settings, SettingsError, TaskSettings
 from lightning_core.epoch.derive_inputs import check_estimators, check_patterns
+from lightning_core.epoch.draw import check_sampler
 from lightning_core.epoch.task_file import load_tasks, summary
 from lightning_core.lake import user_sql
 from lightning_core.lake.manifest import stage_key
@@ -169,10 +170,11 @@ def _rules(settings: Settings, parts: Sequence[str]) -> list[Check]:
     looks: list[Callable[[], object]] = [
         lambda: check_patterns(settings),
         lambda: check_estimators(settings.policies),
+        lambda: check_sampler(settings),
         lambda: Redaction(settings.lake),
     ]
     wrong = [each for look in looks if (each := _try("rules", look)).level == "error"]
-    return found + (wrong or [Check("ok", "rules", "patterns, estimators of advantages, redaction")])
+    return found + (wrong or [Check("ok", "rules", "patterns, estimators of advantages, sampler of tasks, redaction")])
 
 
 def _machine(settings: Settings, work: Work, parts: Sequence[str], api: str | None) -> list[Check]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lightning_core.config.section import Section
+
+LAPS = ("shuffled", "in_order")  # samplers under which no task comes twice before all were seen
+SAMPLERS = (*LAPS, "unsolved")
 
 
 class LimitSettings(Section):
@@ -82,20 +85,22 @@ class TaskSettings(Section):
 
     train: str = Field(description="tasks to train on")
     evaluate: str | None = Field(None, description="held-out tasks; without them nothing is evaluated")
+    sampler: str = Field(
+        "shuffled",
+        description="how an epoch's tasks are drawn: `shuffled` (a seeded order, none twice before all were seen), `in_order` (as they are given), `unsolved` (kinds of tasks that are not solved yet come more often: sql/plan/unsolved.sql), or a .sql file of your own",
+    )
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler(cls, name: str) -> str:
+        if name not in SAMPLERS and not name.endswith(".sql"):
+            raise ValueError(f"{name!r} is neither one of {', '.join(SAMPLERS)} nor a .sql file")
+        return name
 
 
 class RolloutSettings(Section):
-    tasks_per_epoch: int = Field(8, ge=1, description="tasks drawn, without repeats until all were seen")
+    tasks_per_epoch: int = Field(8, ge=1, description="tasks of a training epoch, drawn as `tasks.sampler` says")
     group_size: int = Field(8, ge=1, description="rollouts of each task")
-    unsolved_per_epoch: int = Field(
-        0,
-        ge=0,
-        description="on top of `tasks_per_epoch`, at most this many tasks of the previous epoch that not all rollouts solved, drawn with the share that failed as weight (prioritized sampling)",
-    )
-    shuffle: bool = Field(
-        True,
-        description="tasks are drawn in a seeded order, a new one each time round; false: in the given order (if it mixes kinds of tasks evenly, so do the epochs)",
-    )
     concurrency: int = Field(16, ge=1, description="attempts that run at the same time, over all shards")
     shards: int = Field(4, ge=1, description="number of Prefect tasks that share the rollouts of an epoch")
     retries: int = Field(

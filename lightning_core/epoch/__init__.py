@@ -3,9 +3,10 @@
 epoch.py has the handles, `Run` and `Epoch`, that all of it takes.
 
 Before:
-    task_file.py  tasks, from a file or a function      plan.py        which of them an epoch rolls out
+    task_file.py  tasks, from a file or a function      draw.py        those that a sampler draws
+    plan.py       which of them an epoch rolls out      resume.py      rollouts that are finished
     patterns.py   `agent_match` that is computed        finetune.py    epochs of others' rollouts
-    resume.py     rollouts that are finished            production.py  rollouts of agents in production
+    production.py  rollouts of agents in production
 
 Stages:
     stages.py      each done once for what it reads     stage_keys.py  what each reads, as a key

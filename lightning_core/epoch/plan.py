@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_core.agents.attempt import AttemptSpec
+from lightning_core.epoch.draw import draw
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.task_file import Task
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.gateway.tokens import GRACE_S
-from lightning_core.lake import sql
-from lightning_core.lake.manifest import Again
+from lightning_core.lake.manifest import Draw
 
 
 @dataclass(frozen=True)
@@ -24,61 +24,30 @@ class PlannedRollout:
     rollout_id: str
     group_id: str
     task: Task
-    again: bool = False  # a task of the epoch before that not all of its rollouts solved
+    draw: Draw | None = None  # that its task came in; None where tasks come in laps
 
 
 def plan_training(run: Run, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
-    """Rollouts of a training epoch: a seeded order over all tasks, or the one given; none twice before all were seen.
+    """Plan the rollouts of a training epoch: of tasks that `tasks.sampler` draws, or in laps, none twice before all were seen.
 
-    With `rollout.unsolved_per_epoch`, tasks of the epoch before come on top: read from its rewards, so it is derived first.
+    A sampler reads the rewards of earlier epochs, so those are derived first. Where it draws fewer tasks than an epoch has, it
+    begins again with its first.
     """
-    rollout = run.settings.rollout
-    wanted = rollout.tasks_per_epoch
+    settings, wanted = run.settings, run.settings.rollout.tasks_per_epoch
+    drawn = draw(run, tasks, epoch)
+    if drawn is not None:
+        by_id = {task.id: task for task in tasks}
+        chosen = [by_id[name] for name in itertools.islice(itertools.cycle(drawn.weights), wanted)]
+        return _plan(run.run, f"{epoch:04d}", chosen, settings.rollout.group_size, drawn)
     start = epoch * wanted
-    chosen: list[Task] = []
+    chosen = []
     while len(chosen) < wanted:
         lap, place = divmod(start + len(chosen), len(tasks))
         order = list(tasks)
-        if rollout.shuffle:
-            random.Random(f"{run.settings.seed}/{lap}").shuffle(order)
+        if settings.tasks.sampler == "shuffled":
+            random.Random(f"{settings.seed}/{lap}").shuffle(order)
         chosen += order[place : place + wanted - len(chosen)]
-    drawn, by_id = draw_again(run, epoch), {task.id: task for task in tasks}
-    again = [by_id[name] for name in drawn.tasks if name in by_id] if drawn else []
-    again = again[: rollout.unsolved_per_epoch]
-    return _plan(run.run, f"{epoch:04d}", chosen, rollout.group_size, again)
-
-
-def draw_again(run: Run, epoch: int) -> Again | None:
-    """All tasks that not all rollouts of the epoch before solved, in the order in which they are tried again: drawn without
-    replacement, weighted by the share of rollouts that did not solve them. What was drawn stands, unless the epoch before began
-    anew. None where nothing is to be tried again, or the epoch before is not derived.
-
-    Each is given u^(1/weight), u uniform, and the highest are drawn (Efraimidis and Spirakis, 2006). The weights are those
-    of prioritized sampling, 1 - success rate (Kimi k1.5, 2025, arXiv 2501.12599).
-    """
-    before, own = run.known(epoch - 1), run.known(epoch)
-    if not run.settings.rollout.unsolved_per_epoch or before is None:
-        return None
-    if own is not None and own.again is not None and own.again.after == before.opened_offset:
-        return own.again
-    shares = unsolved_shares(run.at(before))
-    if shares is None:
-        return None
-    uniform = random.Random(f"{run.settings.seed}/unsolved/{epoch}").random
-    keys = {name: uniform() ** (1 / share) for name, share in shares.items()}
-    return Again(after=before.opened_offset, tasks=sorted(keys, key=lambda name: -keys[name]))
-
-
-def unsolved_shares(epoch: Epoch) -> dict[str, float] | None:
-    """Task id → share of its rollouts that did not solve it, above 0 to 1, in order of the ids.
-
-    Of a training epoch; None where it is not derived.
-    """
-    if "rollout_rewards" not in epoch.manifest.tables:
-        return None
-    with epoch.lake.engine() as con:
-        con.read_parquet(epoch.table("rollout_rewards")).create_view("rollout_rewards")
-        return dict(con.execute(sql.text("plan/unsolved_shares")).fetchall())
+    return _plan(run.run, f"{epoch:04d}", chosen, settings.rollout.group_size)
 
 
 def plan_evaluation(run: Run, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
@@ -87,14 +56,14 @@ def plan_evaluation(run: Run, tasks: list[Task], epoch: int) -> list[PlannedRoll
     return _plan(run.run, f"{epoch:04d}e", tasks[: evaluation.limit], evaluation.rollouts_per_task)
 
 
-def _plan(run: str, label: str, tasks: list[Task], group_size: int, again: Sequence[Task] = ()) -> list[PlannedRollout]:
+def _plan(run: str, label: str, tasks: list[Task], group_size: int, drawn: Draw | None = None) -> list[PlannedRollout]:
     planned = []
     seen: Counter[str] = Counter()
-    for number, task in enumerate([*tasks, *again]):
+    for task in tasks:
         # A task that comes round again within an epoch is a group of its own.
         seen[task.id] += 1
         group = f"{run}.{label}.{_safe(task.id)}" + (f".{seen[task.id]}" if seen[task.id] > 1 else "")
-        planned += [PlannedRollout(f"{group}.{k}", group, task, number >= len(tasks)) for k in range(group_size)]
+        planned += [PlannedRollout(f"{group}.{k}", group, task, drawn) for k in range(group_size)]
     return planned
 
 

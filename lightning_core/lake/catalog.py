@@ -36,7 +36,7 @@ VIEWS = sql.views()
 _TABLES = """
 CREATE TABLE epoch_manifests (
     run VARCHAR, epoch BIGINT, mode VARCHAR, opened_offset BIGINT, sealed_offset BIGINT,
-    versions MAP(VARCHAR, VARCHAR), trained MAP(VARCHAR, VARCHAR), planned_rollouts INTEGER, repeated VARCHAR[], stages JSON,
+    versions MAP(VARCHAR, VARCHAR), trained MAP(VARCHAR, VARCHAR), planned_rollouts INTEGER, weights MAP(VARCHAR, DOUBLE), stages JSON,
     settings MAP(VARCHAR, VARCHAR)
 );
 CREATE TABLE rejections (
@@ -160,7 +160,7 @@ def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> No
     for m in manifests.epochs():
         stages = json.dumps({name: stage.model_dump() for name, stage in m.stages.items()}, default=str)
         con.execute(
-            "INSERT INTO epoch_manifests VALUES (?, ?, ?, ?, ?, map(?::VARCHAR[], ?::VARCHAR[]), map(?::VARCHAR[], ?::VARCHAR[]), ?, ?, ?, map(?::VARCHAR[], ?::VARCHAR[]))",
+            "INSERT INTO epoch_manifests VALUES (?, ?, ?, ?, ?, map(?::VARCHAR[], ?::VARCHAR[]), map(?::VARCHAR[], ?::VARCHAR[]), ?, map(?::VARCHAR[], ?::DOUBLE[]), ?, map(?::VARCHAR[], ?::VARCHAR[]))",
             [
                 m.run,
                 m.epoch,
@@ -172,7 +172,8 @@ def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> No
                 list(m.trained),
                 list(m.trained.values()),
                 len(m.planned),
-                m.repeated,
+                list(m.draw.weights) if m.draw else None,
+                list(m.draw.weights.values()) if m.draw else None,
                 stages,
                 list(m.settings),
                 list(m.settings.values()),

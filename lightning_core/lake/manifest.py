@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lightning_core import home_format
 from lightning_core.digests import digest
@@ -125,13 +125,12 @@ class Source(_Manifest):
     epoch: int
 
 
-class Again(BaseModel):
-    """Tasks of the epoch before to try again, in the order in which they were drawn. `after`: where in the spool that epoch
-    was opened; begun anew, it has other rollouts, and the draw is made again."""
+class Draw(BaseModel):
+    """The tasks that a sampler drew for an epoch, with their weights, in the order of the draw. `key`: of all that it read but rewards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    after: int
-    tasks: list[str]
+    key: str
+    weights: dict[str, float]  # task id → how many times as often it is drawn as one of weight 1
 
 
 class EpochManifest(_Manifest):
@@ -151,10 +150,9 @@ class EpochManifest(_Manifest):
     sealed_offset: int | None = None
     planned: list[str] = []  # rollouts that belong to it; others of the same number are not counted
     rolled_out_with: str | None = None  # key of the rollouts since `opened_offset`; with another one they begin anew
-    again: Again | None = (
+    draw: Draw | None = (
         None  # kept, so that the plan stays what it was when the rewards it was drawn by are graded anew
     )
-    repeated: list[str] | None = None  # groups of `again` that were planned; None where the run repeats no task
     redone_for: str | None = None  # who last had stages forgotten: a retry of the same flow run does not again
     sources: list[Source] = []  # of a finetuning; others have rollouts of their own
     patterns: dict[str, ComputedPattern] = {}  # policy → its computed agent_match
@@ -162,6 +160,12 @@ class EpochManifest(_Manifest):
     settings: dict[str, str] = {}  # by their keys, those not at their default, with which it was last worked on
     tables: dict[str, DerivedTable] = {}
     stages: dict[str, Stage] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, found: Any) -> Any:
+        """Leave out what older versions kept of tasks that were tried again."""
+        return {k: v for k, v in found.items() if k not in ("again", "repeated")} if isinstance(found, dict) else found
 
     @property
     def span_range(self) -> tuple[int, int | None]:

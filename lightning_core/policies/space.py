@@ -157,7 +157,7 @@ def _size_in(name: str) -> int | None:
 
 def _rollouts(settings: Settings, held_out: int) -> int:
     rollout, evaluation = settings.rollout, settings.evaluation
-    trained = settings.epochs * (rollout.tasks_per_epoch + rollout.unsolved_per_epoch) * rollout.group_size
+    trained = settings.epochs * rollout.tasks_per_epoch * rollout.group_size
     if not settings.evaluates:
         return trained
     evaluations = 1 + math.ceil(settings.epochs / evaluation.every)

@@ -19,7 +19,7 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import PolicyStore
 from lightning_core.settings_file import flat
 from lightning_core.tracking import registry, traces
-from lightning_core.tracking.page import REPEATED
+from lightning_core.tracking.page import WEIGHED
 from lightning_core.tracking.signals import Signal
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -27,7 +27,7 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 _NOTE = f"""The step of a metric is the epoch, counted from 0. `held_out_*` at step n is measured after n epochs of training: step 0 is
 before training. The other metrics at step n are of epoch n, which begins with these versions. `<policy>/reward…` is over the rollouts in which
 the policy acted, `mean_reward` over all.
-`trained_calls` of the `calls` were trained on. {REPEATED}
+`trained_calls` of the `calls` were trained on. {WEIGHED}
 """
 
 

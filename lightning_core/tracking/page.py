@@ -10,10 +10,9 @@ Points = list[tuple[int, float]]
 Signals = Mapping[tuple[str | None, str], Points]  # (policy, signal) → (epoch, value)s, oldest first
 
 _BARS = "▁▂▃▄▅▆▇█"
-REPEATED = (
-    "Repeated tasks (`rollout.unsolved_per_epoch`) are tasks of the epoch before that at least one of their "
-    "rollouts did not solve. They are harder than fresh ones, so the mean reward over both can fall while the policy improves: "
-    "compare fresh tasks with fresh tasks."
+WEIGHED = (
+    "Tasks that the policy does not solve yet are drawn more often (`tasks.sampler`), so the mean reward can fall while the policy improves; "
+    "`reward_uniform` is what it would be if all tasks were drawn alike."
 )
 _COUNTED = (
     "`reward` is over the rollouts in which the policy acted. Held-out figures stand at the number of epochs trained before them: 0 is before "
@@ -22,8 +21,7 @@ _COUNTED = (
 )
 _FIRST = (
     "reward",
-    "reward_fresh",
-    "reward_repeated",
+    "reward_uniform",
     "held_out_right",
     "held_out_reward",
     "kl",
@@ -39,23 +37,25 @@ def page(run: str, rows: list[dict[str, Any]], signals: Signals, record: str | N
     if record:
         parts.append(record)
     if rows:
-        parts += [_newest(rows[-1]), *[REPEATED] * repeats(rows), _COUNTED]
+        parts += [_newest(rows[-1]), *[WEIGHED] * weighs(rows), _COUNTED]
     for policy in sorted({policy for policy, _ in signals}, key=lambda name: name or ""):
         parts += [f"## {policy or 'All policies'}", _table({s: p for (of, s), p in signals.items() if of == policy})]
     return "\n\n".join(parts) + "\n"
 
 
-def repeats(rows: list[dict[str, Any]]) -> bool:
-    """Whether any epoch (rows of epoch_rows) had tasks of the one before again."""
-    return any(row.get("reward_repeated") is not None for row in rows)
+def weighs(rows: list[dict[str, Any]]) -> bool:
+    """Whether any epoch (rows of epoch_rows) had some tasks drawn more often than others."""
+    return any(row.get("reward_uniform") is not None for row in rows)
 
 
 def _newest(row: Mapping[str, Any]) -> str:
     line = ["before training" if row["epoch"] < 0 else f"epoch {row['epoch']}"]
     if row.get("mean_reward") is not None:
-        parts = {"fresh tasks": row["reward_fresh"], "repeated ones": row["reward_repeated"]}
-        apart = "" if None in parts.values() else ", ".join(f"{reward:.3f} of {of}" for of, reward in parts.items())
-        line.append(f"mean reward {row['mean_reward']:.3f}" + (f" ({apart})" if apart else ""))
+        uniform = row.get("reward_uniform")
+        line.append(
+            f"mean reward {row['mean_reward']:.3f}"
+            + (f" ({uniform:.3f} if all tasks were drawn alike)" if uniform else "")
+        )
         line.append(
             f"{row['rollouts']:,} rollouts"
             + (f" ({row['failed_rollouts']:,} failed)" if row["failed_rollouts"] else "")

@@ -2,16 +2,15 @@
 -- Grain: one row per (run, epoch). `held_out_*` is the evaluation after the epoch; the one before any training is epoch -1.
 -- Inputs: rollout_rewards, epoch_manifests, policy_calls, policy_epochs, sequences.
 -- Parameters: p_run, p_epoch (default: all).
--- Rule: `reward_fresh` and `reward_repeated` are means over fresh tasks, and over tasks repeated from the epoch before because
--- not all rollouts solved them (`rollout.unsolved_per_epoch`). These are harder, so `mean_reward` can fall while the policy
--- improves. `calls` and their tokens are those of the run's policies; `trained_calls` of them were trained on.
+-- Rule: `reward_uniform` is what `mean_reward` would be if all tasks were drawn alike (`tasks.sampler`): each rollout is divided by
+-- the weight of its task in the draw; NULL if all were. `calls` and their tokens are those of the run's policies; `trained_calls` of
+-- them were trained on.
 WITH training AS (
     SELECT
         rewards.run,
         rewards.epoch,
         avg(reward) AS mean_reward,
-        avg(reward) FILTER (WHERE NOT list_contains(manifests.repeated, group_id)) AS reward_fresh,
-        avg(reward) FILTER (WHERE list_contains(manifests.repeated, group_id)) AS reward_repeated,
+        uniform_mean(reward, manifests.weights[task_id]) AS reward_uniform,
         count(*) AS rollouts,
         count(*) FILTER (WHERE outcome <> 'ok') AS failed_rollouts
     FROM rollout_rewards AS rewards
@@ -52,8 +51,7 @@ SELECT
     coalesce(training.run, held_out.run) AS run,
     coalesce(training.epoch, held_out.epoch) AS epoch,
     mean_reward,
-    reward_fresh,
-    reward_repeated,
+    reward_uniform,
     held_out_right,
     held_out_reward,
     held_out_tasks,

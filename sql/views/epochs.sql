@@ -2,8 +2,9 @@
 -- Grain: one row per (run, epoch, mode), from the moment it is opened. Inputs: rollouts, attempts, epoch_manifests,
 -- spans, rejections.
 -- Rule: `rollouts` have a result (`failed_rollouts`: error or timeout), `unfinished` have none (yet); `attempts` counts all their
--- attempts. `share_success` is of the rollouts that reached success_reward, once they are derived. `mean_reward` is over the rewards of view rollouts, `reward_fresh` and `reward_repeated` over those of
--- fresh tasks and of tasks repeated from the epoch before (rollouts.repeated; NULL if there are none). `late`: spans of the
+-- attempts. `share_success` is of the rollouts that reached success_reward, once they are derived. `mean_reward` is over the rewards of view rollouts.
+-- `reward_uniform` is what that mean would be if all tasks were drawn alike: each rollout is divided by the weight of its task in the
+-- draw (NULL if all were). `late`: spans of the
 -- epoch's attempts that arrived after it was sealed; they are kept, and nothing derived reads them. `rejected`: spans of its
 -- attempts that could not be decoded; those without a scope count for every epoch that was open then.
 WITH collected AS (
@@ -16,8 +17,7 @@ WITH collected AS (
         count(*) FILTER (state = 'counts' AND outcome <> 'ok') AS failed_rollouts,
         avg(success::INTEGER) FILTER (state = 'counts') AS share_success,
         list_avg(list_sort(list(reward) FILTER (state = 'counts'))) AS mean_reward,
-        list_avg(list_sort(list(reward) FILTER (state = 'counts' AND NOT repeated))) AS reward_fresh,
-        list_avg(list_sort(list(reward) FILTER (state = 'counts' AND repeated))) AS reward_repeated,
+        uniform_mean(reward, CASE WHEN state = 'counts' THEN weight END) AS reward_uniform,
         sum(calls) FILTER (state = 'counts')::BIGINT AS calls,
         sum(response_tokens) FILTER (state = 'counts')::BIGINT AS response_tokens,
         list_avg(list_sort(list(seconds) FILTER (state = 'counts'))) AS mean_seconds,
@@ -63,8 +63,7 @@ SELECT
     coalesce(collected.failed_rollouts, 0) AS failed_rollouts,
     collected.share_success,
     collected.mean_reward,
-    collected.reward_fresh,
-    collected.reward_repeated,
+    collected.reward_uniform,
     coalesce(collected.calls, 0) AS calls,
     coalesce(collected.response_tokens, 0) AS response_tokens,
     collected.mean_seconds,

@@ -4,8 +4,8 @@
 -- stored.rollout_rewards.
 -- Rule: `reward` and `success` as the epoch was derived (failure_reward, weights, former graders left out); before that,
 -- `reward` is the last finite one emitted, one named `reward` first, and `success` is not known. `calls` counts every call
--- once; `response_tokens` are theirs. `repeated`: its task was drawn from those that the epoch before did not solve
--- (`rollout.unsolved_per_epoch`); NULL if the run repeats none. `task_text` is the task's text: of a JSON object its first
+-- once; `response_tokens` are theirs. `weight`: how many times as often its task was drawn as one of weight 1
+-- (`tasks.sampler`); NULL if no task was drawn more often than another. `task_text` is the task's text: of a JSON object its first
 -- key of question, prompt, problem, instruction, task, text, query, input; else the task as it is.
 WITH results AS (
     SELECT *, count(*) OVER (PARTITION BY run, epoch, mode, rollout_id) AS attempts
@@ -41,7 +41,7 @@ SELECT
     results.mode,
     results.group_id,
     results.task_id,
-    list_contains(manifests.repeated, results.group_id) AS repeated,
+    manifests.weights[results.task_id] AS weight,
     results.rollout_id,
     results.attempt_id,
     results.state,

@@ -5,7 +5,7 @@
 -- Inputs: epoch_manifests, stored.advantages, trained_calls, stored.sequences, exclusion_reasons, staleness,
 -- stored.rollout_rewards.
 -- Rule: `reward` and `reward_spread` (standard deviation) are over the rollouts a policy acted in, each once;
--- `reward_fresh` and `reward_repeated` over those of fresh tasks, and of tasks repeated from the epoch before. `group_spread` is
+-- `reward_uniform` is the mean with each rollout divided by the weight of its task in the draw. `group_spread` is
 -- the mean deviation of a group's returns; `groups_kept` the share of groups in which any rollout trains;
 -- `advantage_spread` the deviation of the advantages trained on. `kept`: calls trained on; `dropped/…`: calls left out, by reason.
 -- `staleness`: mean lag of the calls. `version`: the number of the version that the epoch began with.
@@ -18,8 +18,9 @@ WITH rollouts AS (
         advantages.policy,
         advantages.rollout_id,
         min(advantages.reward) AS reward,
-        list_contains(manifests.repeated, advantages.group_id) AS repeated
+        manifests.weights[rewards.task_id] AS weight
     FROM stored.advantages AS advantages
+    LEFT JOIN stored.rollout_rewards AS rewards USING (run, epoch, rollout_id, attempt_id)
     LEFT JOIN epoch_manifests AS manifests
         ON manifests.run = advantages.run AND manifests.epoch = advantages.epoch AND manifests.mode = 'train'
     GROUP BY ALL
@@ -30,8 +31,7 @@ rewards AS (
         epoch,
         policy,
         list_avg(list_sort(list(reward))) AS reward,
-        list_avg(list_sort(list(reward) FILTER (NOT repeated))) AS reward_fresh,
-        list_avg(list_sort(list(reward) FILTER (repeated))) AS reward_repeated,
+        uniform_mean(reward, weight) AS reward_uniform,
         list_stddev_pop(list_sort(list(reward))) AS reward_spread
     FROM rollouts
     GROUP BY ALL
@@ -94,7 +94,7 @@ held_out AS (
     GROUP BY ALL
 )
 FROM (
-    SELECT run, epoch, 'train' AS mode, policy, signal, value FROM rewards UNPIVOT (value FOR signal IN (reward, reward_fresh, reward_repeated, reward_spread))
+    SELECT run, epoch, 'train' AS mode, policy, signal, value FROM rewards UNPIVOT (value FOR signal IN (reward, reward_uniform, reward_spread))
     UNION ALL
     SELECT run, epoch, 'train', policy, signal, value FROM spreads UNPIVOT (value FOR signal IN (group_spread, groups_kept))
     UNION ALL

@@ -1,6 +1,6 @@
 -- The reward rises in training, and that of the held-out tasks does not.
 -- Grain: one row per evaluation. Parameters: run. Inputs: rollouts.
--- Rule: both since the first of their kind, with 95% intervals: training over groups of fresh tasks, held-out over tasks. Flat is less than
+-- Rule: both since the first of their kind, with 95% intervals: training over groups, each divided by the weight of its task in the draw, held-out over tasks. Flat is less than
 -- a quarter of what training gained, and an interval that holds 0; below 0 is worse.
 -- Remedy: Train on more and other tasks, for fewer epochs; see whether the training tasks leak their answers, and whether the held-out ones are of the same kind.
 -- Evidence: FROM task_changes(p_run := $run)
@@ -8,13 +8,22 @@ WITH limits AS (
     SELECT 0.1 AS least_gain, 0.25 AS flat, 10 AS least_tasks
 ),
 groups AS (
-    SELECT epoch, group_id, avg(reward) AS reward
+    SELECT epoch, group_id, coalesce(any_value(weight), 1) AS weight, avg(reward) AS reward
     FROM rollouts
-    WHERE run = $run AND mode = 'train' AND state = 'counts' AND reward IS NOT NULL AND repeated IS DISTINCT FROM true
+    WHERE run = $run AND mode = 'train' AND state = 'counts' AND reward IS NOT NULL
     GROUP BY ALL
 ),
+means AS (
+    SELECT epoch, sum(reward / weight) / sum(1 / weight) AS reward FROM groups GROUP BY epoch
+),
 epochs AS (
-    SELECT epoch, avg(reward) AS reward, coalesce(var_samp(reward), 0) / count(*) AS variance FROM groups GROUP BY ALL
+    SELECT
+        epoch,
+        means.reward,
+        sum(((groups.reward - means.reward) / weight) ** 2) / sum(1 / weight) ** 2 * count(*) / greatest(count(*) - 1, 1) AS variance
+    FROM groups
+    JOIN means USING (epoch)
+    GROUP BY ALL
 ),
 trained AS (
     SELECT epochs.epoch, first.reward AS before, epochs.reward AS after, after - before AS gained, 1.96 * sqrt(epochs.variance + first.variance) AS half

@@ -1,20 +1,31 @@
 -- The policy talks more than at first and gets no more reward for it.
 -- Grain: one row per epoch. Parameters: run. Inputs: rollouts.
--- Rule: against the run's first epoch, over groups, of fresh tasks where some are repeated; the reward rose if the change is above its 95% interval.
+-- Rule: against the run's first epoch, over groups, each divided by the weight of its task in the draw; the reward rose if the change is above its 95% interval.
 -- Remedy: Take the length out of the reward's way: `advantages: dr_grpo` (no division by the deviation), a limit of tokens, or a reward that costs tokens (`reward.air`); question reward_by_length shows whether longer answers get more.
 -- Evidence: FROM reward_by_length(p_run := $run)
 WITH limits AS (
     SELECT 1.5 AS least_growth
 ),
 groups AS (
-    SELECT epoch, group_id, avg(response_tokens) AS tokens, avg(reward) AS reward
+    SELECT
+        epoch, group_id, coalesce(any_value(weight), 1) AS weight, avg(response_tokens) AS tokens, avg(reward) AS reward
     FROM rollouts
-    WHERE run = $run AND mode = 'train' AND state = 'counts' AND reward IS NOT NULL AND repeated IS DISTINCT FROM true
+    WHERE run = $run AND mode = 'train' AND state = 'counts' AND reward IS NOT NULL
     GROUP BY ALL
 ),
-epochs AS (
-    SELECT epoch, avg(tokens) AS tokens, avg(reward) AS reward, coalesce(var_samp(reward), 0) / count(*) AS variance
+means AS (
+    SELECT epoch, sum(reward / weight) / sum(1 / weight) AS reward, sum(tokens / weight) / sum(1 / weight) AS tokens
     FROM groups
+    GROUP BY epoch
+),
+epochs AS (
+    SELECT
+        epoch,
+        means.reward,
+        means.tokens,
+        sum(((groups.reward - means.reward) / weight) ** 2) / sum(1 / weight) ** 2 * count(*) / greatest(count(*) - 1, 1) AS variance
+    FROM groups
+    JOIN means USING (epoch)
     GROUP BY ALL
 ),
 compared AS (

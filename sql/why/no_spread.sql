@@ -1,7 +1,7 @@
 -- Groups whose rollouts all got about the same reward: nothing is learned from them.
 -- Grain: one row per (epoch, policy). Parameters: run. Inputs: advantages, rollouts.
 -- Rule: a group teaches where any of its rollouts has an advantage that is trained.
--- Remedy: Tasks that are always solved, or never, teach nothing: leave them out or make them easier (partial rewards, a hint, demonstrations first); a larger `rollout.group_size` finds the rare success; `rollout.unsolved_per_epoch` tries again what was nearly solved.
+-- Remedy: Tasks that are always solved, or never, teach nothing: leave them out or make them easier (partial rewards, a hint, demonstrations first); a larger `rollout.group_size` finds the rare success; `tasks.sampler: unsolved` draws more tasks of the kinds that are not solved yet.
 -- Evidence: SELECT epoch, policy, group_id, group_mean, group_std, left_out, count(*) AS rollouts FROM advantages WHERE run = $run AND left_out IS NOT NULL GROUP BY ALL ORDER BY ALL
 WITH limits AS (
     SELECT 0.5 AS many, 0.85 AS most, 3 AS tasks_named

@@ -10,7 +10,7 @@ import pytest
 from lightning_core.policies.store import PolicyStore
 from tests.e2e import kills
 from tests.e2e.kills import Epoch
-from tests.e2e.test_two_epochs import HERE, ask, write_settings
+from tests.e2e.test_two_epochs import HERE, UNSOLVED, ask, write_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(1500)]
 
@@ -21,11 +21,11 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, with_prefect: dict[str, 
         tmp_path,
         epochs=3,
         async_level=1,
+        **UNSOLVED,
         evaluation={"every": 3, "success_reward": 0.5},
         agent={"callable": f"{HERE / 'letter_agent.py'}:run", "timeout_s": 60, "environment": {"LETTER_PAUSE": "2"}},
         rollout={
             "tasks_per_epoch": 4,
-            "unsolved_per_epoch": 1,
             "group_size": 6,
             "concurrency": 4,
             "shards": 2,

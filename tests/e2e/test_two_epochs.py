@@ -30,6 +30,11 @@ from tests.tiny_model import make_tiny_llama
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 HERE = Path(__file__).parent
+TASKS = {
+    "train": f"{HERE / 'letter_agent.py'}:train_tasks",
+    "evaluate": f"{HERE / 'letter_agent.py'}:heldout_tasks",
+}
+UNSOLVED = {"seed": 1, "tasks": TASKS | {"sampler": "unsolved"}}  # by this seed t3, which fails, is among the first
 
 
 def write_settings(folder: Path, **changes: Any) -> Path:
@@ -41,10 +46,7 @@ def write_settings(folder: Path, **changes: Any) -> Path:
         "home": str(folder / "home"),
         "epochs": 2,
         "agent": {"callable": f"{HERE / 'letter_agent.py'}:run", "timeout_s": 60},
-        "tasks": {
-            "train": f"{HERE / 'letter_agent.py'}:train_tasks",
-            "evaluate": f"{HERE / 'letter_agent.py'}:heldout_tasks",
-        },
+        "tasks": TASKS,
         "rollout": {"tasks_per_epoch": 4, "group_size": 4, "concurrency": 8, "shards": 2},
         "reward": {"grader": f"{HERE / 'letter_agent.py'}:grade"},
         "policies": [{"model": str(model), "training": {"learning_rate": 1e-3}}],
@@ -70,8 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(folder: Path) -> Path:
     """The home of a run of two epochs, with a reader that looped through all of it."""
     home = folder / "home"
-    rollout = {"tasks_per_epoch": 4, "unsolved_per_epoch": 1, "group_size": 4, "concurrency": 8, "shards": 2}
-    settings = write_settings(folder, rollout=rollout, policies=[measured(folder)])
+    settings = write_settings(folder, policies=[measured(folder)], **UNSOLVED)
     command = [sys.executable, "-m", "lightning_flows.flows.cli", "train", str(settings)]
     with (folder / "flow.log").open("w") as log:
         process = subprocess.Popen(command, cwd=HERE.parents[1], stdout=log, stderr=subprocess.STDOUT, env=alone())
@@ -128,28 +129,26 @@ def test_every_rollout_has_one_result_and_its_calls_token_ids(trained: Path) -> 
     counts = ask(
         trained, "SELECT epoch, mode, count(*), count(DISTINCT rollout_id) FROM rollouts GROUP BY ALL ORDER BY ALL"
     )
-    assert counts == [(0, "evaluate", 4, 4), (0, "train", 16, 16), (1, "train", 20, 20), (2, "evaluate", 4, 4)]
+    assert counts == [(0, "evaluate", 4, 4), (0, "train", 16, 16), (1, "train", 16, 16), (2, "evaluate", 4, 4)]
     missing = ask(
         trained, "SELECT count(*) FROM calls WHERE prompt_ids IS NULL OR len(response_ids) <> len(response_logprobs)"
     )
     assert missing == [(0,)]
 
 
-def test_a_task_that_was_not_solved_each_time_is_tried_again_in_the_next_epoch(trained: Path) -> None:
-    again = ask(
-        trained,
-        """
-        WITH tasks AS (SELECT epoch, task_id, bool_and(success) AS solved FROM rollouts WHERE mode = 'train' GROUP BY ALL)
-        SELECT before.solved FROM tasks AS before JOIN tasks AS later USING (task_id) WHERE (before.epoch, later.epoch) = (0, 1)
-        """,
+def test_an_epoch_draws_tasks_by_what_the_one_before_did_not_solve(trained: Path) -> None:
+    first, second = (Lake(trained).manifests.epoch("tiny", epoch) for epoch in (0, 1))
+    assert first is not None and first.draw is not None and set(first.draw.weights.values()) == {1.0}
+    assert second is not None and second.draw is not None
+    solved = dict(
+        ask(trained, "SELECT task_id, sum(success::INT) FROM rollouts WHERE (mode, epoch) = ('train', 0) GROUP BY ALL")
     )
-    assert again == [(False,)]
-    drawn = Lake(trained).manifests.epoch("tiny", 1)
-    assert drawn is not None and drawn.again is not None and drawn.again.tasks
-    repeated = "SELECT epoch, count(*) FILTER (repeated) FROM rollouts WHERE mode = 'train' GROUP BY ALL ORDER BY ALL"
-    assert ask(trained, repeated) == [(0, 0), (1, 4)]
-    apart = "SELECT reward_fresh IS NULL, reward_repeated IS NULL FROM epochs WHERE mode = 'train' ORDER BY epoch"
-    assert ask(trained, apart) == [(False, True), (False, False)]
+    weights = {name: 1 - int(solved.get(name, 0)) / 5 for name in second.draw.weights}
+    assert second.draw.weights == pytest.approx(weights), "four tries of each, and one that failed"
+    told = "SELECT DISTINCT task_id, weight FROM rollouts WHERE (mode, epoch) = ('train', 1)"
+    assert dict(ask(trained, told)) == second.draw.weights
+    uniform = "SELECT count(reward_uniform) FROM epochs WHERE mode = 'train'"
+    assert ask(trained, uniform) == [(2,)]
 
 
 def test_rollouts_of_an_epoch_are_sampled_from_the_version_before_it(trained: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures of an epoch: what was trained on, and the rewards of fresh and of repeated tasks."""
+"""Figures of an epoch: what was trained on, and the reward if all tasks were drawn alike."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import epoch_rows, policy_rows
 from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import Draw
 from tests.lake_maker import Attempt, derived, settings
 from tests.view_rig import ask, put
 
-REWARDS = {"fresh": [1.0, 0.0], "easy": [1.0, 1.0], "repeated": [0.5, 0.25]}
+REWARDS = {"fresh": [1.0, 0.0], "easy": [1.0, 1.0], "hard": [0.5, 0.25]}
 
 pytestmark = pytest.mark.slow  # many lakes
 
@@ -72,46 +73,22 @@ def test_a_call_of_several_choices_was_trained_on_once(tmp_path: Path) -> None:
     assert trained(tmp_path) == (2, 2, 2.0)
 
 
-def test_rewards_of_fresh_and_of_repeated_tasks_are_apart(tmp_path: Path) -> None:
+def test_the_reward_if_all_tasks_were_drawn_alike_counts_a_task_less_that_is_drawn_more(tmp_path: Path) -> None:
     lake, epoch = epoch_of(tmp_path)
-    (row,) = epoch_rows(Run(settings(tmp_path)))
-    assert (row["reward_fresh"], row["reward_repeated"]) == (None, None), "this run repeats no task"
 
-    def parts(repeated: list[str]) -> tuple[float | None, float | None]:
-        epoch.repeated = repeated
-        put(lake, epoch)
+    def uniform() -> float | None:
         (row,) = epoch_rows(Run(settings(tmp_path)))
-        found = row["reward_fresh"], row["reward_repeated"]
-        (view,) = ask(lake, "SELECT reward_fresh, reward_repeated FROM epochs")
-        assert (view["reward_fresh"], view["reward_repeated"]) == found
-        signals = ask(
-            lake, "SELECT signal, value FROM signals WHERE signal LIKE 'reward_fresh' OR signal = 'reward_repeated'"
-        )
-        assert {s["signal"]: s["value"] for s in signals} == {
-            name: value
-            for name, value in zip(("reward_fresh", "reward_repeated"), found, strict=True)
-            if value is not None
-        }
+        assert row["mean_reward"] == pytest.approx(0.625)
+        (view,) = ask(lake, "SELECT reward_uniform FROM epochs")
+        signals = ask(lake, "SELECT value FROM signals WHERE signal = 'reward_uniform'")
+        found: float | None = row["reward_uniform"]
+        assert view["reward_uniform"] == pytest.approx(found) if found else view["reward_uniform"] is None
+        assert [s["value"] for s in signals] == ([pytest.approx(found)] if found else [])
         return found
 
-    assert row["mean_reward"] == pytest.approx(0.625)
-    assert parts(["repeated"]) == (0.75, 0.375)
-    assert ask(lake, "SELECT DISTINCT task_id FROM rollouts WHERE repeated") == [{"task_id": "repeated"}]
-    assert parts([]) == (0.625, None), "none in the first epoch"
-    assert parts(list(REWARDS)) == (None, 0.625)
-
-
-def test_the_seconds_of_an_evaluation_are_the_same_before_and_after_it_was_recorded(tmp_path: Path) -> None:
-    """The table in Prefect's UI is written while the evaluation is recorded."""
-    lake, _ = epoch_of(tmp_path)
-    evaluation = lake.open_epoch(settings(tmp_path).run, 1, "evaluate", {"policy": "v0000"})
-    evaluation.finish("rollouts", "key", {}, 2.0)
-    put(lake, evaluation)
-
-    def seconds() -> Any:
-        return epoch_rows(Run(settings(tmp_path)))[0]["seconds"]["evaluate"]
-
-    assert seconds() == 2.0
-    evaluation.finish("record", "key", {}, 5.0)
-    put(lake, evaluation)
-    assert seconds() == 2.0
+    assert uniform() is None, "no task is drawn more often than another"
+    epoch.draw = Draw(key="k", weights={"easy": 1.0, "fresh": 1.0, "hard": 2.0})
+    put(lake, epoch)
+    assert uniform() == pytest.approx((0.5 + 1 + 0.375 / 2) / 2.5)
+    weights = "SELECT DISTINCT task_id, weight FROM rollouts ORDER BY task_id"
+    assert [row["weight"] for row in ask(lake, weights)] == [1.0, 1.0, 2.0]

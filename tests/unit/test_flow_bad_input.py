@@ -176,7 +176,7 @@ def test_rollouts_of_a_task_set_that_changed_since_are_set_aside_and_that_is_sai
         assert con.execute("SELECT count(*) FROM spans").fetchone() == (1,), "they stay in the lake"
 
 
-def test_what_is_tried_again_is_kept_before_the_first_rollout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_drawn_is_kept_before_the_first_rollout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewards that are graded anew while the epoch is under way would draw others."""
 
     def killed(*_: Any) -> None:
@@ -187,17 +187,19 @@ def test_what_is_tried_again_is_kept_before_the_first_rollout(tmp_path: Path, mo
     attempt.reward(0.0)
     lake, _ = derived(tmp_path, attempt.rows)
     settings = settings_of(
-        tmp_path, run="run", rollout={"tasks_per_epoch": 1, "group_size": 2, "unsolved_per_epoch": 1}
+        tmp_path,
+        run="run",
+        tasks={"train": "t.jsonl", "sampler": "unsolved"},
+        rollout={"tasks_per_epoch": 1, "group_size": 2},
     )
     epoch = lake.open_epoch("run", 1, "train", {"policy": "v0000"})
     monkeypatch.setattr(rollouts, "ingest_spans", lambda _: 0)
     monkeypatch.setattr(rollouts, "_roll_out", killed)
     planned = plan_training(Run(settings), TASKS, 1)
-    assert [r.task.id for r in planned if r.again] == ["a", "a"]
     with pytest.raises(KeyboardInterrupt):
         rollouts.roll_out(Epoch(settings, epoch), planned)
     kept = lake.manifests.epoch("run", 1)
-    assert kept is not None and kept.again is not None and kept.again.tasks == ["a"]
+    assert kept is not None and kept.draw is not None and list(kept.draw.weights) == [planned[0].task.id]
 
 
 def test_two_processes_cannot_work_on_one_run_at_one_time(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ ROWS: Any = [
     {
         "epoch": 1,
         "mean_reward": 0.75,
-        "reward_fresh": 0.875,
-        "reward_repeated": 0.5,
+        "reward_uniform": 0.875,
         "rollouts": 1920,
         "failed_rollouts": 0,
         "held_out_right": 0.781,
@@ -53,10 +52,10 @@ def test_a_page_says_how_it_goes_and_has_a_line_a_signal_below_its_policy() -> N
     text = page("mine", ROWS, SIGNALS, "[MLflow](http://x)")
     assert "[MLflow](http://x)" in text
     assert (
-        "**epoch 1, mean reward 0.750 (0.875 of fresh tasks, 0.500 of repeated ones), 1,920 rollouts, 72 of 290 calls "
+        "**epoch 1, mean reward 0.750 (0.875 if all tasks were drawn alike), 1,920 rollouts, 72 of 290 calls "
         "trained, 78.1% right on 64 held-out tasks, policy v0002**" in text
     )
-    assert "compare fresh tasks with fresh tasks" in text
+    assert "`reward_uniform` is what it would be" in text
     assert "| reward | 0–1 | ▁█ | 0.25 | 0.75 | 0.25 | 0.75 |" in text
     headings = re.findall("^(## .*|\\| (?:reward|kl|advantage_spread|held_out_right) )", text, re.MULTILINE)
     assert headings == [
@@ -69,11 +68,11 @@ def test_a_page_says_how_it_goes_and_has_a_line_a_signal_below_its_policy() -> N
     ]
 
 
-def test_a_run_that_repeats_no_task_has_one_reward_and_no_word_on_it() -> None:
-    row = ROWS[1] | {"reward_fresh": None, "reward_repeated": None, "failed_rollouts": 3}
+def test_a_run_that_draws_all_tasks_alike_has_one_reward_and_no_word_on_it() -> None:
+    row = ROWS[1] | {"reward_uniform": None, "failed_rollouts": 3}
     text = page("mine", [row], SIGNALS, None)
     assert "mean reward 0.750, 1,920 rollouts (3 failed)" in text
-    assert "fresh" not in text
+    assert "alike" not in text
 
 
 def test_a_run_without_anything_yet_has_a_page() -> None:

@@ -16,16 +16,13 @@ from hypothesis import settings as hypothesis_settings
 from docs import generate
 from lightning_core.config import Settings, SettingsError
 from lightning_core.epoch.epoch import Run
-from lightning_core.epoch.plan import plan_evaluation, plan_training, unsolved_shares
+from lightning_core.epoch.plan import plan_evaluation, plan_training
 from lightning_core.epoch.task_file import Task, load_tasks
-from lightning_core.lake.lake import Lake
-from lightning_core.lake.manifest import Again, stage_key
+from lightning_core.lake.manifest import stage_key
 from lightning_core.loading import load_callable
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.cli import main
 from tests import deployed
-from tests.lake_maker import Attempt, derived
-from tests.lake_maker import settings as lake_settings
 
 MINIMAL: dict[str, Any] = {"agent": {"callable": "a:b"}, "tasks": {"train": "t.jsonl"}}
 
@@ -155,7 +152,7 @@ def test_no_task_comes_again_before_all_were_seen(count: int, wanted: int, epoch
 def test_without_shuffling_epochs_take_the_tasks_in_the_order_given_and_begin_again_at_its_end() -> None:
     tasks = [Task(str(i), {}) for i in range(5)]
     settings = settings_of(2, 2)
-    settings = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"shuffle": False})})
+    settings = settings.model_copy(update={"tasks": settings.tasks.model_copy(update={"sampler": "in_order"})})
     drawn = [[r.task.id for r in plan_training(Run(settings), tasks, epoch)[::2]] for epoch in range(4)]
     assert drawn == [["0", "1"], ["2", "3"], ["4", "0"], ["1", "2"]]
 
@@ -167,66 +164,6 @@ def test_a_plan_is_the_same_each_time_and_ids_are_unique_and_fit_a_url() -> None
     ids = [r.rollout_id for r in plan] + [r.rollout_id for r in plan_evaluation(Run(settings_of(8, 2)), tasks, 3)]
     assert len(set(ids)) == len(ids) == 16 + 6
     assert all(c.isascii() and (c.isalnum() or c in "-_.") for i in ids for c in i)
-
-
-def plan_after(
-    home: Path, shares: dict[str, float], again: int, seed: int = 0, tasks: int = 9
-) -> tuple[list[str], list[str]]:
-    """Ids of the fresh tasks and of those tried again, in epoch 1 after one that left `shares` of each task unsolved."""
-    rows = []
-    for name, share in shares.items():
-        for number in range(4):
-            attempt = Attempt(rollout=f"{name}.{number}", group=name)
-            attempt.reward(float(number >= 4 * share))
-            attempt.root(task_id=name)
-            rows += attempt.rows
-    if rows and not (home / "lake").exists():
-        derived(home, [row | {"record_offset": place} for place, row in enumerate(rows)])
-    rollout = {"tasks_per_epoch": 3, "group_size": 2, "unsolved_per_epoch": again, "shuffle": False}
-    settings = Settings.model_validate(MINIMAL | {"run": "run", "home": home, "rollout": rollout, "seed": seed})
-    plan = plan_training(Run(settings), [Task(str(i), {}) for i in range(tasks)], 1)[::2]
-    assert len({r.rollout_id for r in plan}) == len(plan)
-    return [r.task.id for r in plan if not r.again], [r.task.id for r in plan if r.again]
-
-
-def test_what_the_epoch_before_did_not_solve_is_tried_again_on_top_of_fresh_tasks(tmp_path: Path) -> None:
-    shares = {"0": 0.0, "1": 0.5, "2": 1.0, "4": 0.25, "gone": 1.0}
-    fresh, again = plan_after(tmp_path, shares, 9)
-    assert fresh == ["3", "4", "5"]
-    assert sorted(again) == ["1", "2", "4"], "not what all rollouts solved, and not what is no task any more"
-    assert plan_after(tmp_path, shares, 9) == (fresh, again), "resumed, it plans the same"
-    assert plan_after(tmp_path, shares, 2) == (fresh, again[:2])
-    assert plan_after(tmp_path, shares, 0) == (fresh, [])
-    assert plan_after(tmp_path / "new", {}, 9) == (fresh, []), "the epoch before is not derived"
-
-
-def test_what_an_epoch_has_drawn_stands_until_the_one_before_has_other_rollouts(tmp_path: Path) -> None:
-    _, again = plan_after(tmp_path, {"1": 0.5, "2": 1.0, "4": 0.25}, 9)
-    lake = Lake(tmp_path)
-    own, before = lake.open_epoch("run", 1, "train", {}), lake.manifests.epoch("run", 0)
-    assert before is not None
-    other = ["7", "0"]
-    own.again = Again(after=before.opened_offset, tasks=other)
-    lake.manifests.put_epoch(own)
-    assert plan_after(tmp_path, {"1": 0.5}, 9)[1] == other, "whatever the rewards have become"
-    own.again = Again(after=before.opened_offset - 1, tasks=other)
-    lake.manifests.put_epoch(own)
-    assert plan_after(tmp_path, {"1": 0.5}, 9)[1] == again
-
-
-@pytest.mark.slow  # it plans 300 epochs
-def test_tasks_are_tried_again_by_the_share_of_rollouts_that_did_not_solve_them(tmp_path: Path) -> None:
-    first = [plan_after(tmp_path, {"1": 0.25, "2": 0.75}, 1, seed)[1] for seed in range(300)]
-    assert 0.68 <= first.count(["2"]) / 300 <= 0.82, "three times as much, so three times as often"
-
-
-def test_a_rollout_without_a_reward_says_nothing_of_its_task(tmp_path: Path) -> None:
-    failed = Attempt(rollout="0.0", group="0")
-    failed.root(task_id="0", outcome="error")
-    derived(tmp_path, [row | {"record_offset": place} for place, row in enumerate(failed.rows)], failure_reward=None)
-    lake = Lake(tmp_path)
-    epoch = lake.manifests.epoch("run", 0)
-    assert epoch is not None and unsolved_shares(Run(lake_settings(tmp_path)).at(epoch)) == {}
 
 
 def test_a_stages_key_is_that_of_what_it_reads() -> None:

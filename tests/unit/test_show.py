@@ -19,9 +19,9 @@ def test_the_table_has_every_column_in_its_first_row_and_says_before(monkeypatch
     monkeypatch.setattr(show, "_signals", lambda *_: {})
     monkeypatch.setattr(show, "_dropped", lambda *_: {0: {"no_spread": 2}})
     figures: dict[str, Any] = dict.fromkeys(
-        ("reward_fresh", "reward_repeated", "rollouts", "failed_rollouts", "calls", "trained_calls"), 0
+        ("reward_uniform", "rollouts", "failed_rollouts", "calls", "trained_calls"), 0
     )
-    figures |= {"reward_fresh": None, "reward_repeated": None, "response_tokens": 0}
+    figures |= {"reward_uniform": None, "response_tokens": 0}
     before = figures | {"epoch": -1, "mean_reward": None, "seconds": {"evaluate": 9.0}, "versions": {"policy": "v0000"}}
     first = figures | {
         "epoch": 0,
@@ -29,7 +29,7 @@ def test_the_table_has_every_column_in_its_first_row_and_says_before(monkeypatch
         "seconds": {"rollouts": 1.0, "evaluate": 2.0},
         "versions": {"policy": "v0001"},
     }
-    again = first | {"epoch": 1, "reward_repeated": 0.25, "seconds": {"rollouts": 3.04}}
+    again = first | {"epoch": 1, "reward_uniform": 0.25, "seconds": {"rollouts": 3.04}}
     settings = Settings.model_validate({"agent": {"command": "true"}, "tasks": {"train": "t.jsonl"}})
     show.show_run(Run(settings), [before, first], None)
     assert [row["epoch"] for row in made["table"]] == ["before", 0]
@@ -38,7 +38,7 @@ def test_the_table_has_every_column_in_its_first_row_and_says_before(monkeypatch
     assert made["description"] == f"Epochs of run {settings.run}"
     show.show_run(Run(settings), [before, first, again], "[MLflow](http://x)")
     assert [list(row)[-2:] for row in made["table"]] == [["rollouts s", "evaluate s"]] * 3
-    assert "[MLflow](http://x)" in made["description"] and "compare fresh tasks with fresh" in made["description"]
+    assert "[MLflow](http://x)" in made["description"] and "if all tasks were drawn alike" in made["description"]
 
 
 def test_a_prefect_server_that_is_away_stops_nothing(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

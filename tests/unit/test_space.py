@@ -67,7 +67,7 @@ def test_the_demos_estimate_is_near_what_it_leaves() -> None:
     demo = settings(
         Path("var/demo"), models="/nowhere", policies=[{"model": "owner/SmolLM2-135M-Instruct"}],
         tasks={"train": "x:y", "evaluate": "x:z"}, evaluation={"every": 5, "limit": 64},
-        rollout={"tasks_per_epoch": 32, "unsolved_per_epoch": 24, "group_size": 4},
+        rollout={"tasks_per_epoch": 56, "group_size": 4},
     )  # fmt: skip
     found = estimate(demo)
     assert found is not None
