@@ -92,28 +92,16 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
 
 
 @settings_command()
-def train(settings: Settings) -> None:
-    """Train all epochs of a run, with evaluations; resumes where an earlier call stopped."""
-    with flow_of(settings, "train", whole_run=True):
-        from lightning_flows.flows.train import train as run
-
-        run(settings)
-    _end(settings)
-
-
-@settings_command("train-agents")
 @click.option(
     "--only", multiple=True, metavar="POLICY", help="Train this policy; the others stay as they are. May be repeated."
 )
-def train_agents(settings: Settings, only: tuple[str, ...]) -> None:
-    """Train all epochs of a run of several policies; prints a table of each policy in each epoch."""
+def train(settings: Settings, only: tuple[str, ...]) -> None:
+    """Train all epochs of a run, with evaluations; resumes where an earlier call stopped."""
     settings.training_only(only)  # which says what is no policy, before anything starts
     with flow_of(settings, "train", whole_run=True):
-        from lightning_flows.flows.train_agents import table
-        from lightning_flows.flows.train_agents import train_agents as run
+        from lightning_flows.flows.train import train as run
 
-        rows = run(settings, list(only) or None)
-    report_console().print(table(rows, f"policies of run {settings.run}"))
+        run(settings, list(only) or None)
     _end(settings)
 
 
@@ -320,7 +308,7 @@ def _remove_former(home: Path) -> None:
 
 for _command in (
     *(check, deploy, doctor, down, evaluate, explain, finetune, ingest, init, lake, learn, policies, regrade, report),
-    *(roll_out, serve, settings, sql, train, train_agents, train_epoch, ui, up, what_if, why),
+    *(roll_out, serve, settings, sql, train, train_epoch, ui, up, what_if, why),
 ):
     main.add_command(_command)
 

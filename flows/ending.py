@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from rich.table import Table
 
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.held_out import percents
 from lightning_core.epoch.outcome import Gain, Outcome, outcome
-from lightning_core.epoch.report import epoch_rows
+from lightning_core.epoch.report import epoch_rows, policy_rows
 from lightning_core.epoch.task_file import ID
 from lightning_core.events import when
 from lightning_core.policies.space import taken_line
 from lightning_core.policies.store import BASE_VERSION
 from lightning_core.tracking.mlflow_backend import tracking_uri
 from lightning_flows.flows.demo import table
-from lightning_flows.flows.tables import report_console
+from lightning_flows.flows.tables import as_table, cell, report_console
 
 _LONGEST = 160  # characters of a task or an answer
 _FEW = 10  # held-out tasks: with fewer the interval, a normal one, means nothing
@@ -36,6 +37,8 @@ def print_ending(settings: Settings, file: Path, assignments: tuple[str, ...], t
     run = Run(settings)
     rows, found, console = epoch_rows(run), outcome(run), report_console()
     console.print(table(rows, f"run {settings.run}", console.width))
+    if len(settings.policies) > 1:
+        console.print(policy_table(policy_rows(run), f"policies of run {settings.run}"))
     lines = [took] if took else []
     lines += [taken_line(settings.home), ""]
     lines += ["What came of it:", *came_of_it(found, rows)]
@@ -45,6 +48,26 @@ def print_ending(settings: Settings, file: Path, assignments: tuple[str, ...], t
     for what, command in next_commands(run, file, assignments):
         lines += [f"  {what}", f"    {command}"]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def policy_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """Return each policy in each epoch (rows of policy_rows) as a table for the terminal."""
+    cells = [
+        {
+            "epoch": row["epoch"],
+            "policy": row["policy"],
+            "sampled from": row["version"],
+            "trained": row["trained_version"],
+            "calls": row["calls"],
+            "trained on": row["trained_calls"],
+            "sequences": row["sequences"],
+            "return": cell(row["mean_return"], ".3f"),
+            "lag": row["lag"],
+            "why not": row["skipped"],
+        }
+        for row in rows
+    ]
+    return as_table(cells, title, "return: mean of what the policy's calls were rewarded with", ("policy", "why not"))
 
 
 def came_of_it(found: Outcome | None, rows: list[dict[str, Any]]) -> Iterator[str]:

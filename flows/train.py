@@ -16,7 +16,7 @@ from lightning_core.events import Rows, shown
 from lightning_core.policies.space import taken_line
 from lightning_core.training.launch import staying
 from lightning_flows.flows.evaluate import evaluate
-from lightning_flows.flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, run_name
+from lightning_flows.flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, resolve, run_name
 from lightning_flows.flows.run import begin_run
 from lightning_flows.flows.train_epoch import train_epoch
 from lightning_flows.tasks.alarm import watch
@@ -26,13 +26,15 @@ from lightning_flows.tasks.versions import prune_versions
 
 
 @flow(name="train", flow_run_name=run_name("{run}"), persist_result=False)
-def train(settings: GivenSettings, overrides: Overrides = NO_OVERRIDES) -> list[dict[str, Any]]:
+def train(
+    settings: GivenSettings, only: list[str] | None = None, overrides: Overrides = NO_OVERRIDES
+) -> list[dict[str, Any]]:
     """Train `settings.epochs` epochs; an interrupted run resumes with the first unfinished epoch.
 
-    It stops early by `evaluation.patience`; the best version is `best` in the store and is never removed.
+    `only` names the policies to train (null: all); the others stay as they are. It stops early by `evaluation.patience`; the best version is `best` in the store and is never removed.
     Returns one dict per epoch: see lightning_core.epoch.report.epoch_rows.
     """
-    run = begin_run(settings, overrides)
+    run = begin_run(resolve(settings, overrides).training_only(only or []), NO_OVERRIDES)
     settings, done = run.settings, run.next_epoch()
     if done:
         logger().info("run %s goes on with epoch %d", run.run, done, extra=shown(Rows(epoch_rows(run))))

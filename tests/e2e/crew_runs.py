@@ -37,11 +37,11 @@ def settings(home: Path, model: Path, example: str) -> Settings:
 def main(home: Path, model: Path) -> None:
     with prefect_api(home):
         from lightning_core.epoch.services import running
-        from lightning_flows.flows.train_agents import train_agents
+        from lightning_flows.flows.train import train
 
         with running(Run(settings(home, model, "two_algorithms"))):
             for example in RUNS:
-                train_agents(settings(home, model, example))
+                train(settings(home, model, example))
 
 
 if __name__ == "__main__":

@@ -78,9 +78,7 @@ def test_all_that_is_wrong_is_said_at_once_before_prefect_starts(tmp_path: Path)
     assert not (tmp_path / "var").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["train-epoch", "roll-out", "learn", "regrade", "evaluate", "finetune", "train-agents"]
-)
+@pytest.mark.parametrize("name", ["train-epoch", "roll-out", "learn", "regrade", "evaluate", "finetune"])
 def test_every_command_that_runs_a_flow_checks_what_it_needs_first(tmp_path: Path, name: str) -> None:
     grader = tmp_path / "my_grader.py"
     folder = project(tmp_path, reward={"grader": "my_grader.py:grade", "reward_match": None})

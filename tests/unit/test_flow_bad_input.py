@@ -36,13 +36,12 @@ from lightning_flows.flows.parameters import resolve
 from lightning_flows.flows.regrade import regrade
 from lightning_flows.flows.roll_out import roll_out as roll_out_flow
 from lightning_flows.flows.train import train
-from lightning_flows.flows.train_agents import train_agents
 from lightning_flows.flows.train_epoch import train_epoch
 from lightning_flows.tasks import rollouts
 from tests.lake_maker import Attempt, derived
 from tests.unit.test_stage_keys import TASKS, settings_of
 
-FLOWS = (train, train_epoch, evaluate, learn, roll_out_flow, finetune, regrade, train_agents)
+FLOWS = (train, train_epoch, evaluate, learn, roll_out_flow, finetune, regrade)
 GOOD: dict[str, Any] = {"agent": {"command": "true"}, "tasks": {"train": "tasks.jsonl"}}
 
 
@@ -51,7 +50,7 @@ GOOD: dict[str, Any] = {"agent": {"command": "true"}, "tasks": {"train": "tasks.
     [
         (train_epoch, {"epoch": "soon"}, "epoch: Input should be a valid integer"),
         (train_epoch, {"from_stage": "tripplets"}, "from_stage: Input should be 'rollouts', 'rewards', 'sequences'"),
-        (train_agents, {"only": "solver"}, "only: Input should be a valid list"),
+        (train, {"only": "solver"}, "only: Input should be a valid list"),
         (roll_out_flow, {"epoch": [1]}, "epoch: Input should be a valid integer"),
         (evaluate, {"policy_versions": "v0001"}, "policy_versions: Input should be a valid dictionary"),
         (finetune, {"evaluate_after": "perhaps"}, "evaluate_after: Input should be a valid boolean"),

@@ -14,7 +14,7 @@ from lightning_flows.flows.cli import main
 from tests.deployed import deployments
 
 ROOT = Path(__file__).parents[2]
-FLOWS = ("train-epoch", "train", "evaluate", "ingest", "finetune", "train-agents", "roll-out", "learn", "regrade")
+FLOWS = ("train-epoch", "train", "evaluate", "ingest", "finetune", "roll-out", "learn", "regrade")
 
 
 @pytest.mark.parametrize("name", FLOWS)
@@ -64,7 +64,7 @@ def test_a_policy_that_is_none_is_refused_before_anything_starts(tmp_path: Path)
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text('{"id": "1"}')
     file.write_text(yaml.safe_dump({"home": str(home), "agent": {"command": "true"}, "tasks": {"train": str(tasks)}}))
-    done = CliRunner().invoke(main, ["train-agents", str(file), "--only", "solver"])
+    done = CliRunner().invoke(main, ["train", str(file), "--only", "solver"])
     assert done.exit_code == 1
     assert done.output.splitlines()[-1] == "Error: there is no policy 'solver' to train; the settings have policy"
     assert not home.exists(), "nor Prefect's server, which keeps its record there"

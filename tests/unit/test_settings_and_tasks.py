@@ -185,7 +185,7 @@ def test_the_deployments_train_the_example_as_its_settings_file_says() -> None:
         "train_epoch",
         "train",
         "finetune",
-        "train_agents",
+        "train",
         "evaluate",
         "roll_out",
         "learn",
@@ -202,7 +202,7 @@ def test_the_deployments_train_the_example_as_its_settings_file_says() -> None:
         if "finetune" in deployment["entrypoint"]:
             assert settings.finetune.runs == [example.run] and settings.policies[0].algorithm == "sft"
             assert settings.model_dump(exclude=own) == example.model_dump(exclude=own)
-        elif "train_agents" in deployment["entrypoint"]:
+        elif deployment["name"] == "planner-executor":
             assert settings == load_settings(root / "examples/planner_executor/settings.yaml", {"home": "var"})
         else:
             assert settings == example
