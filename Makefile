@@ -23,7 +23,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 .PHONY: demo
-demo: $(READY) ## train a real LLM at the calculator example, ten epochs, and show that it got better
+demo: $(READY) ## train a real LLM at the calculator example, eight epochs, and show that it got better
 	@$(BIN)/lightning-flows demo $(ARGS)
 
 .PHONY: up

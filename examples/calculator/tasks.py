@@ -2,8 +2,8 @@
 
     python examples/calculator/tasks.py 5      # look at a few
 
-Each task: `id`, `question`, `answer` (an integer), `expression` (how it is computed) and `kind` (its operation; both for
-analysts, the agent does not read them). No calculation of the held-out tasks occurs among those to train on.
+Each task: `id`, `question`, `answer` (an integer), `expression` (how it is computed) and `kind` (its operation and its
+wording, `* 7`; both are not read by the agent). No calculation of the held-out tasks occurs among those to train on.
 """
 
 import random
@@ -61,7 +61,7 @@ def train_tasks(count: int = 4096) -> list[dict]:
     return _generate(random.Random(20_240_601), "train", count, reserved)
 
 
-def heldout_tasks(count: int = 96) -> list[dict]:
+def heldout_tasks(count: int = 192) -> list[dict]:
     """The tasks to evaluate on; every four of them hold one of each operation."""
     return _generate(random.Random(7), "heldout", count, set())
 
@@ -73,15 +73,21 @@ def _generate(rng: random.Random, prefix: str, count: int, reserved: set[str]) -
         operation = "+-*/"[len(tasks) % 4]
         a, b, answer = _numbers(rng, operation)
         name, other = _pick(rng, NAMES.split()), _pick(rng, NAMES.split())
-        template, thing = _pick(rng, TEMPLATES[operation]), _pick(rng, OBJECTS.split())
-        question = template.format(n=name, m=other, o=thing, a=a, b=b)
+        wording, thing = _between(rng, 0, len(TEMPLATES[operation]) - 1), _pick(rng, OBJECTS.split())
+        question = TEMPLATES[operation][wording].format(n=name, m=other, o=thing, a=a, b=b)
         expression = f"{a}{operation}{b}"
         if name == other or question in seen or expression in reserved:
             continue
         seen.add(question)
         task_id = f"{prefix}-{len(tasks):04d}"
         tasks.append(
-            {"id": task_id, "question": question, "answer": answer, "expression": expression, "kind": operation}
+            {
+                "id": task_id,
+                "question": question,
+                "answer": answer,
+                "expression": expression,
+                "kind": f"{operation} {wording + 1}",
+            }
         )
     return tasks
 

@@ -51,9 +51,9 @@ def example() -> Iterator[dict[str, ModuleType]]:
 
 def test_tasks_are_the_same_on_every_machine(example: dict[str, ModuleType]) -> None:
     train, heldout = example["tasks"].train_tasks(), example["tasks"].heldout_tasks()
-    assert (len(train), len(heldout)) == (4096, 96)
+    assert (len(train), len(heldout)) == (4096, 192)
     digest = hashlib.sha256(json.dumps([train, heldout]).encode()).hexdigest()
-    assert digest[:16] == "960d002e645ebdd4"
+    assert digest[:16] == "e64e94a8413a083a"
 
 
 def test_heldout_tasks_share_nothing_with_those_trained_on(example: dict[str, ModuleType]) -> None:
