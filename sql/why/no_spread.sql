@@ -1,6 +1,7 @@
 -- Groups whose rollouts all got about the same reward: nothing is learned from them.
 -- Grain: one row per (epoch, policy). Parameters: run. Inputs: advantages, rollouts.
--- Rule: a group teaches where any of its rollouts has an advantage that is trained.
+-- Rule: a group teaches where any of its rollouts has an advantage that is trained; one that does not counts under the first of its reasons by
+-- name. Right, or not, is of the group's rollouts: the task may be solved in another epoch.
 -- Remedy: Tasks that are always solved, or never, teach nothing: leave them out or make them easier (partial rewards, a hint, demonstrations first); a larger `rollout.group_size` finds the rare success; `tasks.sampler: unsolved` draws more tasks of the kinds that are not solved yet.
 -- Evidence: SELECT epoch, policy, group_id, group_mean, group_std, left_out, count(*) AS rollouts FROM advantages WHERE run = $run AND left_out IS NOT NULL GROUP BY ALL ORDER BY ALL
 WITH limits AS (
@@ -13,6 +14,7 @@ groups AS (
         advantages.group_id,
         any_value(rollouts.task_id) AS task_id,
         bool_or(advantages.left_out IS NULL) AS teaches,
+        min(advantages.left_out) AS reason,
         bool_and(coalesce(rollouts.success, false)) AS solved,
         bool_or(coalesce(rollouts.success, false)) AS once_solved
     FROM advantages
@@ -26,11 +28,14 @@ counted AS (
         policy,
         count(*) AS groups,
         count(*) FILTER (NOT teaches) AS idle,
-        count(*) FILTER (NOT teaches AND solved) AS solved,
-        count(*) FILTER (NOT teaches AND NOT once_solved) AS unsolved,
         list_sort(list(task_id) FILTER (NOT teaches AND NOT once_solved)) AS hard,
         list_sort(list(task_id) FILTER (NOT teaches AND solved)) AS easy
     FROM groups
+    GROUP BY ALL
+),
+reasons AS (
+    SELECT epoch, policy, string_agg(format('{} {}', groups, reason), ', ' ORDER BY reason) AS reasons
+    FROM (SELECT epoch, policy, reason, count(*) AS groups FROM groups WHERE NOT teaches GROUP BY ALL)
     GROUP BY ALL
 )
 SELECT
@@ -39,11 +44,12 @@ SELECT
     policy,
     CASE WHEN idle = groups THEN 'error' WHEN idle / groups > most THEN 'warning' ELSE 'note' END AS severity,
     format(
-        '{} of {} groups teach nothing ({:.0f}%): {} never solved{}, {} always solved{}',
-        idle, groups, 100 * idle / groups,
-        unsolved, CASE WHEN unsolved > 0 THEN format(' ({})', array_to_string(hard[:tasks_named], ', ')) ELSE '' END,
-        solved, CASE WHEN solved > 0 THEN format(' ({})', array_to_string(easy[:tasks_named], ', ')) ELSE '' END
+        '{} of {} groups teach nothing ({:.0f}%): {}{}{}',
+        idle, groups, 100 * idle / groups, reasons,
+        CASE WHEN len(hard) > 0 THEN format('; no rollout of the epoch was right in {} of them ({})', len(hard), array_to_string(hard[:tasks_named], ', ')) ELSE '' END,
+        CASE WHEN len(easy) > 0 THEN format('; all rollouts of the epoch were right in {} of them ({})', len(easy), array_to_string(easy[:tasks_named], ', ')) ELSE '' END
     ) AS what
 FROM counted
+JOIN reasons USING (epoch, policy)
 CROSS JOIN limits
 WHERE idle / groups > many

@@ -144,8 +144,12 @@ FAULTS = [
         [calls("policy = NULL, model = 'gpt-4o'")],
     ),
     Fault(
-        "no_spread", "error", r"^4 of 4 groups teach nothing \(100%\): 0 never solved, 4 always solved \(train-0, train-1, train-2\)$",
+        "no_spread", "error", r"^4 of 4 groups teach nothing \(100%\): 4 no_spread; all rollouts of the epoch were right in 4 of them \(train-0, train-1, train-2\)$",
         [NO_SPREAD, "UPDATE stored.rollout_rewards SET success = true WHERE " + OF_2],
+    ),
+    Fault(
+        "no_spread", "error", r"^4 of 4 groups teach nothing \(100%\): 1 little_spread, 3 no_spread; no rollout of the epoch was right in 1 of them \(train-3\)$",
+        [NO_SPREAD, f"UPDATE stored.advantages SET left_out = 'little_spread' WHERE {OF_2} AND rollout_id LIKE 'train.2.1.%'", f"UPDATE stored.rollout_rewards SET success = false WHERE {OF_2} AND rollout_id LIKE 'train.2.3.%'"],
     ),
     Fault(
         "constant_grader", "error", r"^the grader gave reward 0 to all 16 rollouts of 4 tasks, as in the whole run$",
