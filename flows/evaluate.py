@@ -89,7 +89,12 @@ def _beside(
 
 def _try(epoch: Epoch, services: Services) -> None:
     """Roll out the held-out tasks with the evaluation's versions, and reward them."""
-    planned = plan_evaluation(epoch, evaluation_tasks(epoch.settings.tasks), epoch.number)
+    tasks, limit = evaluation_tasks(epoch.settings.tasks), epoch.settings.evaluation.limit
+    planned = plan_evaluation(epoch, tasks, epoch.number)
+    if limit is not None:
+        logger().info(
+            "%d of %d held-out tasks (evaluation.limit: %d)", min(limit, len(tasks)), len(tasks), limit, extra=shown()
+        )
     deploy(epoch, services, epoch.manifest.versions)
     roll_out(epoch, planned)
     derive_tables(epoch)

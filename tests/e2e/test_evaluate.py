@@ -25,11 +25,12 @@ def run() -> None:
 
 
 def test_any_version_is_evaluated_on_any_tasks_and_the_runs_own_record_stays(tmp_path: Path) -> None:
-    file = write_settings(tmp_path, evaluation={"success_reward": 0.5, "rollouts_per_task": 4})
+    file = write_settings(tmp_path, evaluation={"success_reward": 0.5, "rollouts_per_task": 4, "limit": 192})
     home = tmp_path / "home"
     program = [sys.executable, "-c", "from tests.e2e.test_evaluate import run; run()", str(file)]
     done = subprocess.run(program, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "4 of 4 held-out tasks (evaluation.limit: 192)" in done.stderr, done.stderr[-3000:]
     own, beside = json.loads(done.stdout.splitlines()[-1])
     assert (own["epoch"], own["tasks"], own["rollouts"]) == (0, 4, 16)
     assert sorted(own["pass_at"]) == ["1", "2", "4"]
