@@ -31,7 +31,7 @@ from lightning_core.tracking import traces
 from lightning_core.ui import asking, charts, guard
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.rollout import expected, got, see
-from lightning_core.ui.words import meaning, number, percent, place, pretty, reward_rule, seconds, short
+from lightning_core.ui.words import colour, meaning, number, percent, place, pretty, reward_rule, seconds, short
 
 PREPARES = "prepare the page"  # a thread's name
 _HERE = Path(__file__).parent
@@ -77,6 +77,7 @@ def templates() -> jinja2.Environment:
         "pretty": pretty,
         "meaning": meaning,
     }
+        "colour": colour,
     found.globals |= {"place": place, "charts": charts}
     return found
 
@@ -300,7 +301,7 @@ class _Page:
         return reward_rule(self.figures.ask("settings", run=run, other=None).rows)
 
     def _rollouts(self, run: str, asked: dict[str, str]) -> Any:
-        texts = {key: asked.get(key) for key in ("mode", "task", "agent", "version", "reason", "words", "sort")}
+        texts = {key: asked.get(key) for key in ("mode", "task", "agent", "version", "fate", "reason", "words", "sort")}
         numbers = {key: _number(asked, key) for key in ("low", "high")}
         solved = {"yes": True, "no": False}.get(asked.get("solved", ""))
         return self.figures.ask(

@@ -61,13 +61,13 @@ def line_chart(lines: Sequence[Line], across: str, percent: bool = True) -> Mark
 
 
 def share_bar(parts: Sequence[tuple[str, float, str]]) -> Markup:
-    """Draw a bar in parts, each `(class, value, title)`, in their order."""
+    """Draw a bar in parts, each `(colour, value, title)`, in their order."""
     total = sum(value for _, value, _ in parts) or 1.0
     drawn, at = [], 0.0
-    for kind, value, title in parts:
+    for colour, value, title in parts:
         width = 1000 * value / total
         drawn.append(
-            f'<rect class="{escape(kind)}" x="{at:.2f}" y="0" width="{width:.2f}" height="16"><title>{escape(title)}</title></rect>'
+            f'<rect fill="{escape(colour)}" x="{at:.2f}" y="0" width="{width:.2f}" height="16"><title>{escape(title)}</title></rect>'
         )
         at += width
     return Markup(
@@ -86,6 +86,11 @@ def time_line(spans: Sequence[Span]) -> Markup:
         left, width = 1000 * span.starts_s / whole, max(1000 * span.seconds / whole, 2.0)
         bar = (
             f'<rect class="{escape(span.kind)} agent{span.agent}" x="{left:.1f}" y="{2 + row * number}" width="{width:.1f}" height="{row - 3}" rx="2">'
+def swatch(colour: str) -> Markup:
+    """Draw the colour of a bar's part, to stand before its name."""
+    return Markup(f'<svg class="swatch" viewBox="0 0 1 1"><rect fill="{escape(colour)}" width="1" height="1"/></svg>')
+
+
             f"<title>{escape(span.name)}: {span.starts_s:.2f} s to {span.starts_s + span.seconds:.2f} s</title></rect>"
         )
         drawn.append(f'<a href="{escape(span.href)}">{bar}</a>' if span.href else bar)

@@ -60,6 +60,18 @@ def meaning(reason: str | None, reasons: dict[str, Row]) -> str:
     return "" if row is None else row["meaning"] + (f" ({row['limit']})" if row["limit"] is not None else "")
 
 
+def colour(reason: str | None, reasons: dict[str, Row]) -> str:
+    """The colour of a reason in every bar; none is that of what was trained on, grey one that is not known. Neighbours by name are far apart."""
+    if reason is None:
+        return "#16a34a"
+    known = list(reasons)
+    name = reason.partition(":")[0]
+    if name not in known:
+        return "#9ca3af"
+    at = known.index(name)
+    return f"hsl({(190 + 280 * (0.618 * at % 1)) % 360:.0f} 70% {40 + 15 * (at % 3)}%)"  # no greens
+
+
 def reward_rule(settings: list[Row]) -> list[str]:
     """What counts as right and how a rollout is rewarded, in words; of the rows of `sql/page/settings`, nothing where none is kept."""
     given = {row["setting"]: row["given"] for row in settings if row["given"] is not None}

@@ -1,5 +1,5 @@
 -- What the rollouts of a run can be chosen by.
--- Grain: one row. Parameters: run. Inputs: rollouts, policy_calls, exclusions.
+-- Grain: one row. Parameters: run. Inputs: rollouts, policy_calls, exclusions, rollout_fates.
 WITH called AS (
     SELECT
         list(DISTINCT agent ORDER BY agent) FILTER (agent IS NOT NULL) AS agents,
@@ -11,5 +11,6 @@ SELECT
     (SELECT list(DISTINCT epoch ORDER BY epoch) FROM rollouts WHERE run = $run) AS epochs,
     called.agents,
     called.versions,
-    (SELECT list(DISTINCT reason ORDER BY reason) FROM exclusions WHERE run = $run) AS reasons
+    (SELECT list(DISTINCT reason ORDER BY reason) FROM exclusions WHERE run = $run) AS reasons,
+    (SELECT list(DISTINCT fate ORDER BY fate) FILTER (NOT trained) FROM rollout_fates WHERE run = $run) AS fates
 FROM called

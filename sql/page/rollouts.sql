@@ -1,6 +1,7 @@
 -- The rollouts of a run that meet what is asked for, the newest epoch first.
--- Grain: one row per rollout. Inputs: rollouts, policy_calls, exclusions. Parameters, NULL for any: run, epoch, mode, task, agent,
--- version, reason (why one of its calls was left out), solved, low, high (reward), words (in task or output); sort, limit, skip.
+-- Grain: one row per rollout. Inputs: rollouts, policy_calls, exclusions, rollout_fates. Parameters, NULL for any: run, epoch, mode, task,
+-- agent, version, fate (of rollout_fates, or `counted`), reason (why one of its calls was left out), solved, low, high (reward), words (in
+-- task or output); sort, limit, skip.
 SELECT
     run,
     epoch,
@@ -37,6 +38,12 @@ WHERE run = $run
         )
     )
     AND ($reason IS NULL OR rollout_id IN (SELECT rollout_id FROM exclusions WHERE run = $run AND reason = $reason))
+    AND (
+        $fate IS NULL
+        OR (mode = 'train' AND (epoch, rollout_id) IN (
+            SELECT (epoch, rollout_id) FROM rollout_fates WHERE run = $run AND (fate = $fate OR ($fate = 'counted' AND counted))
+        ))
+    )
 ORDER BY
     CASE $sort WHEN 'worst' THEN reward WHEN 'best' THEN -reward WHEN 'longest' THEN -response_tokens WHEN 'slowest' THEN -seconds END NULLS LAST,
     epoch DESC,
