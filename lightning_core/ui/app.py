@@ -127,6 +127,7 @@ class _Page:
         other = request.query_params.get("beside") or next(iter(others), None)
         across = {"rollouts": "trained_on", "time": "minutes", "epochs": "epoch"}.get(by, "trained_on")
         return self.shown(
+        settings = self.figures.ask("settings", run=run, other=other)
             request,
             "run.html",
             live=self._running(run),
@@ -135,6 +136,7 @@ class _Page:
             reward=_line(curve.rows, "train", "reward", "reward_low", "reward_high", across, "reward"),
             right=_line(curve.rows, "evaluate", "share_right", "right_low", "right_high", across, "held-out right"),
             across={"trained_on": "training rollouts", "minutes": "minutes", "epoch": "epoch"}[across],
+            domain=(0.0, max((row[across] or 0.0 for row in curve.rows), default=0.0)),
             stages=self.figures.ask("stages", run=run),
             fates=self.figures.ask("where_rollouts_went", run=run),
             calls=self.figures.ask("where_calls_went", run=run, epoch=None),
@@ -144,7 +146,8 @@ class _Page:
             reasons=self._reasons(run),
             others=others,
             other=other,
-            settings=self.figures.ask("settings", run=run, other=other),
+            settings=settings,
+            given={row["setting"]: row["given"] for row in settings.rows},
             rule=self._rule(run),
         )
 

@@ -66,7 +66,9 @@ def chart_of(columns: list[str], rows: list[tuple[Any, ...]]) -> Any:
     """A chart of the answer where its first column is a number and another one too; else nothing."""
 
     def numbers(at: int) -> bool:
-        return all(isinstance(row[at], int | float) and not isinstance(row[at], bool) for row in rows)
+        return all(
+            isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e300 for v in (row[at] for row in rows)
+        )
 
     if len(rows) < 2 or not columns or not numbers(0):
         return None

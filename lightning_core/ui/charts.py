@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,12 +21,23 @@ class Line:
     points: list[tuple[float, float, float, float]]
 
 
-def line_chart(lines: Sequence[Line], across: str, percent: bool = True) -> Markup:
-    """Draw lines with their bands over one axis; nothing where there is no point."""
+def ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Round numbers from `low` to `high`, about five; `whole`: no fractions."""
+    least = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * 0.999)
+    step = max(step, 1.0) if whole else step
+    return [at * step for at in range(math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6) + 1)]
+
+
+def line_chart(
+    lines: Sequence[Line], across: str, percent: bool = True, domain: tuple[float, float] | None = None
+) -> Markup:
+    """Draw lines with their bands over one axis, from and to `domain` (default: what the points span); nothing where there is no point."""
     points = [point for line in lines for point in line.points]
     if not points:
         return Markup("")
-    low_x, high_x = min(p[0] for p in points), max(p[0] for p in points)
+    low_x, high_x = domain or (min(p[0] for p in points), max(p[0] for p in points))
     low_y, high_y = min(0.0, *(p[2] for p in points)), max(1.0 if percent else 0.0, *(p[3] for p in points))
 
     def x(value: float) -> float:
@@ -35,15 +47,14 @@ def line_chart(lines: Sequence[Line], across: str, percent: bool = True) -> Mark
         return _HEIGHT - _BOTTOM - (value - low_y) / ((high_y - low_y) or 1) * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = []
-    for step in range(5):
-        value = low_y + (high_y - low_y) * step / 4
-        said = f"{value:.0%}" if percent else f"{value:.3g}"
+    for value in ticks(low_y, high_y):
+        said = f"{value:.0%}" if percent else f"{value:,.10g}"
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
         )
         parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{said}</text>')
-    for value in sorted({low_x, (low_x + high_x) / 2, high_x}):
-        parts.append(f'<text x="{x(value):.1f}" y="{_HEIGHT - 22}" text-anchor="middle">{value:.4g}</text>')
+    for value in ticks(low_x, high_x, all(p[0].is_integer() for p in points)):
+        parts.append(f'<text x="{x(value):.1f}" y="{_HEIGHT - 22}" text-anchor="middle">{value:,.10g}</text>')
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{escape(across)}</text>')
     for number, line in enumerate(lines):
         upper = " ".join(f"{x(p[0]):.1f},{y(p[3]):.1f}" for p in line.points)
@@ -75,6 +86,11 @@ def share_bar(parts: Sequence[tuple[str, float, str]]) -> Markup:
     )
 
 
+def swatch(colour: str) -> Markup:
+    """Draw the colour of a bar's part, to stand before its name."""
+    return Markup(f'<svg class="swatch" viewBox="0 0 1 1"><rect fill="{escape(colour)}" width="1" height="1"/></svg>')
+
+
 def time_line(spans: Sequence[Span]) -> Markup:
     """Draw spans as bars, one a row, in the order given; what overlaps stands below one another."""
     if not spans:
@@ -86,11 +102,6 @@ def time_line(spans: Sequence[Span]) -> Markup:
         left, width = 1000 * span.starts_s / whole, max(1000 * span.seconds / whole, 2.0)
         bar = (
             f'<rect class="{escape(span.kind)} agent{span.agent}" x="{left:.1f}" y="{2 + row * number}" width="{width:.1f}" height="{row - 3}" rx="2">'
-def swatch(colour: str) -> Markup:
-    """Draw the colour of a bar's part, to stand before its name."""
-    return Markup(f'<svg class="swatch" viewBox="0 0 1 1"><rect fill="{escape(colour)}" width="1" height="1"/></svg>')
-
-
             f"<title>{escape(span.name)}: {span.starts_s:.2f} s to {span.starts_s + span.seconds:.2f} s</title></rect>"
         )
         drawn.append(f'<a href="{escape(span.href)}">{bar}</a>' if span.href else bar)

@@ -8,7 +8,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from tests.lake_maker import derived, trained
+import pytest
+
+from lightning_core.config import EvaluationSettings, RolloutSettings
+from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
+from lightning_core.lake.manifest import EpochManifest
+from lightning_core.ui.charts import ticks
+from tests.lake_maker import Attempt, derived, settings, trained
 from tests.page_rig import open_page, rollout, visible
 
 Rows = list[dict[str, Any]]
@@ -18,6 +25,28 @@ def group(name: str, rewards: tuple[float, ...], first: int, **root: Any) -> Row
     """Rollouts of a group of its own, numbered from `first`."""
     rows = [row for number, reward in enumerate(rewards, first) for row in rollout(number, reward, **root)]
     return [row | {"group_id": name if row["group_id"] else None, "task_id": name} for row in rows]
+
+
+def curves(home: Path) -> None:
+    """A home with two epochs of three rollouts, evaluated before them and after."""
+    rows: Rows = []
+    for number, (mode, epoch, tasks) in enumerate(
+        (("evaluate", 0, 2), ("train", 0, 3), ("train", 1, 3), ("evaluate", 2, 2))
+    ):
+        for task in range(tasks):
+            made = Attempt(f"{mode}.{epoch}.{task}", "a", f"{mode}.{epoch}.{task}", start=100.0 + 60 * number)
+            made.root(mode=mode, epoch=epoch, task_id=f"t{task}")
+            made.reward(float(task == epoch))
+            rows += made.rows
+    lake, _ = derived(home, rows)
+    of_run = settings(
+        home, evaluation=EvaluationSettings(limit=192), rollout=RolloutSettings(unsolved_per_epoch=2, tasks_per_epoch=3)
+    )
+    for mode, epoch in (("evaluate", 0), ("train", 0), ("train", 1), ("evaluate", 2)):
+        opened = Epoch(of_run, EpochManifest(run="run", epoch=epoch, mode=mode, opened_offset=0, sealed_offset=1 << 40))
+        derive(opened, "key")
+        opened.save()
+    lake.rebuild_catalog()
 
 
 def test_each_step_and_each_reason_of_a_run_leads_to_its_rollouts(tmp_path: Path) -> None:
@@ -54,3 +83,49 @@ def test_a_reason_has_one_colour_in_every_bar(tmp_path: Path) -> None:
     }  # fmt: skip
     assert all(len(set(found)) == 1 for found in colours.values()), colours
     assert len({found[0] for found in colours.values()}) == 4, colours
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "whole", "at"),
+    [
+        (0, 352, False, [0, 100, 200, 300]),
+        (128, 352, False, [150, 200, 250, 300, 350]),
+        (0, 2, True, [0, 1, 2]),
+        (0, 0.482, False, [0, 0.1, 0.2, 0.3, 0.4]),
+        (0, 1, False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-0.3, 0.9, False, [0, 0.5]),
+        (3, 3, True, [3]),
+        (0, 1e-9, True, [0]),
+    ],
+)
+def test_an_axis_has_round_numbers(low: float, high: float, whole: bool, at: list[float]) -> None:
+    assert ticks(low, high, whole) == pytest.approx(at)
+
+
+def test_numbers_that_no_axis_can_hold_are_a_table_alone(tmp_path: Path) -> None:
+    derived(tmp_path, rollout(0, 1.0))[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        for value in ("'nan'", "'inf'", "1.7e308"):
+            query = f"SELECT 1 AS x, 2 AS y UNION ALL SELECT 2, -({value}::DOUBLE)"
+            answer = page.get("/ask", params={"q": query})
+            assert answer.status_code == 200 and "2 rows" in visible(answer.text), value
+            assert 'class="chart"' not in answer.text, value
+
+
+def test_the_two_curves_have_one_axis_and_say_why_they_differ(tmp_path: Path) -> None:
+    curves(tmp_path)
+    with open_page(tmp_path) as page:
+        for by, numbers in (("rollouts", "0 2 4 6"), ("epochs", "0 1 2"), ("time", "0 1 2 3")):
+            run = page.get(f"/run/run?by={by}").text
+            charts = re.findall(r'<svg class="chart".*?</svg>', run, re.DOTALL)
+            across = [" ".join(re.findall(r'text-anchor="middle">([^<]+)<', chart)) for chart in charts]
+            assert across == [numbers, numbers], by
+    said = visible(run)
+    assert "sampled at the policy's temperature by the version before they were trained on" in said
+    assert "up to 2 tasks an epoch that were not solved are tried again" in said
+
+
+def test_a_run_says_on_how_many_tasks_it_was_evaluated_and_what_the_limit_was(tmp_path: Path) -> None:
+    curves(tmp_path)
+    with open_page(tmp_path) as page:
+        assert "2 held-out tasks (evaluation.limit: 192)" in visible(page.get("/run/run").text)
