@@ -36,6 +36,7 @@ from lightning_core.ui.words import colour, meaning, number, percent, place, pre
 PREPARES = "prepare the page"  # a thread's name
 _HERE = Path(__file__).parent
 _A_PAGE = 100  # rollouts
+_ANSWERS = 8  # of a task, at first
 _FOLLOWS_S = 4
 _SORTS = ("worst", "best", "longest", "slowest")
 
@@ -76,8 +77,8 @@ def templates() -> jinja2.Environment:
         "got": got,
         "pretty": pretty,
         "meaning": meaning,
-    }
         "colour": colour,
+    }
     found.globals |= {"place": place, "charts": charts}
     return found
 
@@ -126,8 +127,8 @@ class _Page:
         others = [row["run"] for row in self.figures.ask("runs").rows if row["run"] != run]
         other = request.query_params.get("beside") or next(iter(others), None)
         across = {"rollouts": "trained_on", "time": "minutes", "epochs": "epoch"}.get(by, "trained_on")
-        return self.shown(
         settings = self.figures.ask("settings", run=run, other=other)
+        return self.shown(
             request,
             "run.html",
             live=self._running(run),
@@ -135,8 +136,8 @@ class _Page:
             curve=curve,
             reward=_line(curve.rows, "train", "reward", "reward_low", "reward_high", across, "reward"),
             right=_line(curve.rows, "evaluate", "share_right", "right_low", "right_high", across, "held-out right"),
-            across={"trained_on": "training rollouts", "minutes": "minutes", "epoch": "epoch"}[across],
             domain=(0.0, max((row[across] or 0.0 for row in curve.rows), default=0.0)),
+            across={"trained_on": "training rollouts", "minutes": "minutes", "epoch": "epoch"}[across],
             stages=self.figures.ask("stages", run=run),
             fates=self.figures.ask("where_rollouts_went", run=run),
             calls=self.figures.ask("where_calls_went", run=run, epoch=None),
@@ -165,6 +166,7 @@ class _Page:
         if not epochs.rows:
             raise Missing(f"run {run!r} has no rollout of task {task!r}")
         rollouts = self._rollouts(run, {"task": task})
+        limit = None if request.query_params.get("answers") == "all" else _ANSWERS
         held_out = any(row["mode"] == "evaluate" for row in epochs.rows)  # others are in no row of it
         learned = self.figures.ask("learned_from", run=run, task_id=task) if held_out else None
         return self.shown(
@@ -174,7 +176,7 @@ class _Page:
             epochs=epochs,
             rollouts=rollouts,
             learned=learned,
-            answers=self.figures.ask("task_answers", run=run, task_id=task),
+            answers=self.figures.ask("task_answers", run=run, task_id=task, limit=limit),
             expected=expected(rollouts.first["task"]),
             rule=self._rule(run),
         )

@@ -39,8 +39,8 @@ def seconds(value: Any) -> str:
 
 
 def short(value: Any, length: int = 120) -> str:
-    """A text in one line, cut with an ellipsis."""
-    text = " ".join(str(value if value is not None else "–").split())
+    """A text in one line, cut with an ellipsis; one without a letter is called empty."""
+    text = " ".join(str(value if value is not None else "–").split()) or "(empty)"
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

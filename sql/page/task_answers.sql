@@ -1,6 +1,6 @@
 -- What came of the rollouts of a task: each answer, and each way to fail, with the reward it got.
--- Grain: one row per (outcome, answer or error). Parameters: run, task_id. Inputs: rollouts, spans.
--- Rule: the most frequent first, eight at most; what ends with `_in_all` is over all of them. `answer`: of a JSON object its first key of answer,
+-- Grain: one row per (outcome, answer or error). Parameters: run, task_id; limit (NULL: all). Inputs: rollouts, spans.
+-- Rule: the most frequent first; what ends with `_in_all` is over all of them. `answer`: of a JSON object its first key of answer,
 -- output, result, reply, text that has something. `cut_off`: rollouts with a reply that ended at its limit of tokens; `uncalled`: those that
 -- ended before their first call. `rollout_id` is the newest of them, of `epoch`.
 WITH ended AS (
@@ -53,4 +53,4 @@ SELECT
     count(*) OVER () AS answers_in_all
 FROM answers
 ORDER BY rollouts DESC, reward DESC NULLS LAST, answer
-LIMIT 8
+LIMIT $limit

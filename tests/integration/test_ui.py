@@ -105,7 +105,7 @@ def test_a_task_says_why_it_was_never_solved(tmp_path: Path) -> None:
     with open_page(tmp_path) as page:
         said = visible(page.get("/run/run/task/g").text)
     assert (
-        "Why it was never solved never right in 3 rollouts; the best got a reward of 0; 2 different answers; 1 rollout with a"
+        "Why it was never solved in this run never right in 3 rollouts; the best got a reward of 0; 2 different answers; 1 rollout with a"
         in said
     ), said
     assert "expected 42" in said and re.search(r"0\.0 2 0 1 r\.1 error no such tool 1 0 r\.2", said), said

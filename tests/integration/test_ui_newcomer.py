@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -85,6 +86,34 @@ def test_a_reason_has_one_colour_in_every_bar(tmp_path: Path) -> None:
     assert len({found[0] for found in colours.values()}) == 4, colours
 
 
+def test_a_task_shows_eight_answers_says_of_how_many_and_leads_to_the_rest(tmp_path: Path) -> None:
+    derived(tmp_path, [row for number in range(11) for row in rollout(number, number / 10)])[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        first = page.get("/run/run/task/g").text
+        (link,) = re.findall(r'<a href="([^"]+)">all answers</a>', first)
+        everything = page.get(f"/run/run/task/g{link}").text
+    assert "8 of 11 answers" in visible(first)
+    assert "of 11 answers" not in visible(everything)
+
+    def answers(page: str) -> int:
+        return page.partition("answer, or error")[2].partition("</table>")[0].count("<tr><td>")
+
+    assert (answers(first), answers(everything)) == (8, 11)
+
+
+def test_an_answer_without_a_letter_is_called_empty(tmp_path: Path) -> None:
+    rows = [row for number in range(3) for row in rollout(number, float(number == 2))]
+    for row in rows:
+        if row["op"] == "rollout" and row["rollout_id"] != "r.2":
+            row["output"] = json.dumps({"answer": "" if row["rollout_id"] == "r.0" else " \n"})
+    derived(tmp_path, rows)[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        said = {at: visible(page.get(f"/run/run/{at}").text) for at in ("task/g", "rollouts", "group/g", "rollout/r.0")}
+    assert re.search(r"\(empty\) 1 0 r\.\d \(empty\) 1 0 r\.\d ", said["task/g"]), said["task/g"]
+    assert said["rollouts"].count("(empty)") == said["group/g"].count("(empty)") == 2
+    assert "got (empty)" in said["rollout/r.0"]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "whole", "at"),
     [
@@ -129,3 +158,20 @@ def test_a_run_says_on_how_many_tasks_it_was_evaluated_and_what_the_limit_was(tm
     curves(tmp_path)
     with open_page(tmp_path) as page:
         assert "2 held-out tasks (evaluation.limit: 192)" in visible(page.get("/run/run").text)
+
+
+def test_a_reason_is_given_once_a_call(tmp_path: Path) -> None:
+    rows = group("g", (1.0, 1.0), 0)
+    derived(tmp_path, rows, agent_match="worker")[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        shown = page.get("/run/run/rollout/r.0").text
+    for call, reason in zip(re.findall(r'<section class="call".*?</section>', shown, re.DOTALL), ("no_spread", "agent_not_matched"), strict=True):  # fmt: skip
+        assert call.count(reason) == 1 and call.count("not trained") == 1, call
+    assert shown.count("every rollout of the group got the same return") == 1
+
+
+def test_never_solved_says_in_what(tmp_path: Path) -> None:
+    derived(tmp_path, group("g", (0.0, 0.0), 0))[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        assert "1 of 1 never solved in the whole run" in visible(page.get("/run/run/tasks").text)
+        assert "Why it was never solved in this run" in visible(page.get("/run/run/task/g").text)
