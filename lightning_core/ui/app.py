@@ -31,7 +31,7 @@ from lightning_core.tracking import traces
 from lightning_core.ui import asking, charts, guard
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.rollout import expected, got, see
-from lightning_core.ui.words import colour, meaning, number, percent, place, pretty, reward_rule, seconds, short
+from lightning_core.ui.words import change, colour, meaning, number, percent, place, pretty, reward_rule, seconds, short
 
 PREPARES = "prepare the page"  # a thread's name
 _HERE = Path(__file__).parent
@@ -78,6 +78,7 @@ def templates() -> jinja2.Environment:
         "pretty": pretty,
         "meaning": meaning,
         "colour": colour,
+        "change": change,
     }
     found.globals |= {"place": place, "charts": charts}
     return found

@@ -60,6 +60,14 @@ def meaning(reason: str | None, reasons: dict[str, Row]) -> str:
     return "" if row is None else row["meaning"] + (f" ({row['limit']})" if row["limit"] is not None else "")
 
 
+def change(row: Row) -> str:
+    """Whether the reward of a compared task rose or fell; empty where it stayed, or one of the two has none."""
+    before, after = row["reward_before"], row["reward_after"]
+    if None in (before, after) or before == after:
+        return ""
+    return "rose" if after > before else "fell"
+
+
 def colour(reason: str | None, reasons: dict[str, Row]) -> str:
     """The colour of a reason in every bar; none is that of what was trained on, grey one that is not known. Neighbours by name are far apart."""
     if reason is None:

@@ -123,7 +123,10 @@ def test_the_versions_of_a_policy_have_their_evaluation_and_those_that_are_gone_
     note_removals(store.path("v0001").parent, {"v0001": gone})
     shutil.rmtree(store.path("v0001"))
     with open_page(tmp_path) as page:
-        said = visible(page.get("/policies").text)
+        shown = page.get("/policies").text
+    said = visible(shown)
+    for leads in ('<a href="/run/run">run</a>', 'href="/run/run/rollouts?epoch=3&amp;mode=evaluate"'):
+        assert leads in shown, "a version leads to the run and the evaluation that it is of"
     assert "50.0% of 64 tasks right, reward 0.6 after 3 epochs of run" in said, said
     assert re.search(r"v0002 .*v0001 removed on 2026-11-25 10:00 UTC by run run .*v0000", said), said
 
@@ -296,6 +299,7 @@ def test_two_evaluations_are_compared_task_by_task(tmp_path: Path) -> None:
         first = re.search(r"<tbody>\s*<tr class=\"(\w*)\">(.*?)</tr>", compared, re.DOTALL)
         assert first and first[1] == "rose" and re.search("0 → 1 .* out 0 out 1", visible(first[2]))
         assert "task 1" in visible(first[2]), "what changed most comes first"
+        assert "3 tasks: 1 rose in reward, 0 fell , 2 stayed" in visible(compared)
         both = visible(page.get("/run/run/compare?before=0&after=1&task=t1").text)
         assert re.search(
             r"after 0 epochs · got out 0 , reward 0 .*call 1 .*after 1 epochs · got out 1 , reward 1 .*call 1 ", both
