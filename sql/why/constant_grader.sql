@@ -1,8 +1,8 @@
 -- The grader gives every rollout the same number.
 -- Grain: one row per (epoch, mode, reward name). Parameters: run. Inputs: rewards_given, rollouts.
 -- Rule: of the rewards that count, over rollouts of several tasks, and of the whole run: an epoch in which a grader gives the lowest
--- number that it ever gave is a warning, the highest (all solved) is none. Before any training epoch it may be the tasks, and one of
--- several rewards may well be constant: a note.
+-- number that it ever gave is a warning, the highest (all solved) is none. Before it gave a higher one, the policy may be able to do nothing
+-- yet, before any training epoch it may be the tasks, and one of several rewards may well be constant: a note.
 -- Remedy: Try the grader on an answer that is right and on one that is wrong (`lightning-flows regrade` grades the recorded rollouts again); one that calls a judge or compares text often fails to its default.
 -- Evidence: SELECT epoch, reward_name, reward, count(*) AS rollouts FROM rewards_given WHERE run = $run AND source = 'grader' GROUP BY ALL ORDER BY ALL
 WITH limits AS (
@@ -18,16 +18,23 @@ of_run AS (
     SELECT reward_name, min(reward) AS lowest, max(reward) AS highest, bool_or(mode = 'train') AS trained, count(*) OVER () AS names FROM graded GROUP BY ALL
 ),
 epochs AS (
-    SELECT epoch, mode, reward_name, min(reward) AS reward, count(*) AS rollouts, count(DISTINCT task_id) AS tasks
+    SELECT
+        epoch,
+        mode,
+        reward_name,
+        min(reward) AS reward,
+        max(reward) AS highest_here,
+        max(max(reward)) OVER (PARTITION BY reward_name ORDER BY epoch, mode = 'train' ROWS UNBOUNDED PRECEDING) AS highest_yet,
+        count(*) AS rollouts,
+        count(DISTINCT task_id) AS tasks
     FROM graded
-    GROUP BY ALL
-    HAVING min(reward) = max(reward)
+    GROUP BY epoch, mode, reward_name
 )
 SELECT
     epoch,
     mode,
     NULL::VARCHAR AS policy,
-    CASE WHEN NOT trained OR names > 1 THEN 'note' WHEN lowest = highest THEN 'error' ELSE 'warning' END AS severity,
+    CASE WHEN NOT trained OR names > 1 THEN 'note' WHEN lowest = highest THEN 'error' WHEN highest_yet = reward THEN 'note' ELSE 'warning' END AS severity,
     format(
         'the grader gave {} {:g} to all {} rollouts of {} tasks{}',
         reward_name, reward, rollouts, tasks, CASE WHEN lowest = highest THEN ', as in the whole run' ELSE '' END
@@ -35,4 +42,4 @@ SELECT
 FROM epochs
 JOIN of_run USING (reward_name)
 CROSS JOIN limits
-WHERE rollouts >= least_rollouts AND tasks >= least_tasks AND (lowest = highest OR reward = lowest)
+WHERE reward = highest_here AND rollouts >= least_rollouts AND tasks >= least_tasks AND (lowest = highest OR reward = lowest)

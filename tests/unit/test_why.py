@@ -274,6 +274,12 @@ def test_a_gain_that_is_sure_needs_no_more_held_out_tasks(con: duckdb.DuckDBPyCo
     assert why.diagnose(con, "run") == []
 
 
+def test_a_grader_that_gave_nothing_else_yet_is_a_note(con: duckdb.DuckDBPyConnection) -> None:
+    con.execute("UPDATE stored.rewards_given SET value = 0 WHERE rollout_id LIKE 'evaluate.0.%'")
+    (found,) = [finding for finding in why.diagnose(con, "run") if finding.rule == "constant_grader"]
+    assert (found.severity, found.mode, found.epochs) == ("note", "evaluate", [0]), "the model can do nothing yet"
+
+
 def test_every_rule_has_a_fault_and_an_answer_that_may_be_asked() -> None:
     assert {rule.name for rule in why.rules()} == {fault.rule for fault in FAULTS}
     for rule in why.rules():
