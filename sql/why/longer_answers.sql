@@ -1,6 +1,7 @@
 -- The policy talks more than at first and gets no more reward for it.
--- Grain: one row per epoch. Parameters: run. Inputs: rollouts.
--- Rule: against the run's first epoch, over groups, each divided by the weight of its task in the draw; the reward rose if the change is above its 95% interval.
+-- Grain: one row per epoch. Parameters: run. Inputs: rollouts, epoch_manifests.
+-- Rule: against the run's first epoch of the same algorithms, since one of `algorithm: sft` may have shown the answers; over groups, each
+-- divided by the weight of its task in the draw; the reward rose if the change is above its 95% interval.
 -- Remedy: Take the length out of the reward's way: `advantages: dr_grpo` (no division by the deviation), a limit of tokens, or a reward that costs tokens (`reward.air`); question reward_by_length shows whether longer answers get more.
 -- Evidence: FROM reward_by_length(p_run := $run)
 WITH limits AS (
@@ -18,20 +19,28 @@ means AS (
     FROM groups
     GROUP BY epoch
 ),
+algorithms AS (
+    SELECT epoch, list_filter(map_entries(settings), lambda setting: ends_with(setting.key, '.algorithm')) AS algorithms
+    FROM epoch_manifests
+    WHERE run = $run AND mode = 'train'
+),
 epochs AS (
     SELECT
         epoch,
+        algorithms,
         means.reward,
         means.tokens,
         sum(((groups.reward - means.reward) / weight) ** 2) / sum(1 / weight) ** 2 * count(*) / greatest(count(*) - 1, 1) AS variance
     FROM groups
     JOIN means USING (epoch)
+    JOIN algorithms USING (epoch)
     GROUP BY ALL
 ),
 compared AS (
     SELECT epochs.*, first.tokens AS first_tokens, first.reward AS first_reward, 1.96 * sqrt(epochs.variance + first.variance) AS half
     FROM epochs
-    CROSS JOIN (FROM epochs ORDER BY epoch LIMIT 1) AS first
+    JOIN (FROM epochs QUALIFY epoch = min(epoch) OVER (PARTITION BY algorithms)) AS first
+        ON first.algorithms IS NOT DISTINCT FROM epochs.algorithms
 )
 SELECT
     epoch,

@@ -338,3 +338,20 @@ def test_a_healthy_run_has_notes_at_most(healthy: Path) -> None:
         assert con.execute("SELECT count(*) FROM rollouts").fetchone() == (72,), "nobody else sees what it has made"
         with pytest.raises(Missing, match="no run is called 'other'; there are: run"):
             why.diagnose(con, "other")
+
+
+def test_an_epoch_that_showed_the_answers_is_no_first_epoch_to_be_compared_with(con: duckdb.DuckDBPyConnection) -> None:
+    for plant in (
+        "UPDATE epoch_manifests SET settings = map(['policies.0.algorithm'], ['sft']) WHERE mode = 'train' AND epoch = 0",
+        "UPDATE stored.spans SET output_tokens = 2 WHERE op = 'llm' AND rollout_id LIKE 'train.0.%'",
+        "UPDATE stored.rollout_rewards SET reward = 1, success = true WHERE rollout_id LIKE 'train.0.%'",
+    ):
+        con.execute(plant)
+    assert {(f.rule, f.severity) for f in why.diagnose(con, "run")} == {("few_held_out", "note")}
+    for plant in (
+        calls("output_tokens = 24"),
+        f"UPDATE stored.rollout_rewards SET reward = rollout_id LIKE '%.0' OR rollout_id LIKE '%.1' WHERE {OF_2}",
+    ):
+        con.execute(plant)
+    (found,) = [f.what for f in why.diagnose(con, "run") if f.rule == "longer_answers"]
+    assert found.startswith("48 tokens a rollout where there were 16; the reward went from 0.50 to 0.50")
