@@ -173,6 +173,7 @@ def trees(con: duckdb.DuckDBPyConnection, seed: int) -> None:
     sql_rig.put(con, "evidence", "node BIGINT, method VARCHAR", evidence)
     clocks = [{"attempt": attempt, "ahead_ns": draw.randint(-3, 3)} for attempt in range(1, 80, 2)]
     sql_rig.put(con, "clocks", "attempt BIGINT, ahead_ns BIGINT", clocks)
+    sql_rig.run(con, "hierarchy/agent_trees", "hierarchy/calls_under_roots")
 
 
 @pytest.mark.parametrize("seed", range(6))
