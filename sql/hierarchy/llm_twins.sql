@@ -1,7 +1,7 @@
 -- LLM calls that were seen twice: by the gateway, which has the token ids, and by the agent's instrumentation, which
 -- knows whose call it was; or by two instrumentations at once.
 -- Grain: one row per span that is another's twin: `node` is dropped from training, `kept` stays and takes its place.
--- Inputs: nodes, declared, llm_content, repeated_responses, shared_ids, spans.
+-- Inputs: nodes, declared, outer_records, llm_content, repeated_responses, shared_ids, spans.
 -- Rule, by `method`: `response_id`: LLM spans of one attempt with the same response id are one call, unless token ids of
 -- several lengths or contents, or at several times, came under it (a mock's constant id is no identity). `nested`: an LLM span in an LLM span
 -- (an HTTP client's between them or not) that has no other id; a span around several calls is taken for the first.
@@ -9,7 +9,7 @@
 -- one model as far as both name it. The
 -- record with token ids stays; else the one that knows its policy; else the earliest.
 WITH RECURSIVE
-llm AS MATERIALIZED (
+llm AS NOT MATERIALIZED (
     SELECT
         node,
         attempt,
@@ -43,10 +43,9 @@ same_response AS MATERIALIZED (
     ANTI JOIN unlike USING (response_key)
 ),
 inside AS MATERIALIZED (
-    -- Few calls lie in such spans: theirs are the parents looked at, not everybody's.
     SELECT declared.node, declared.parent, above.op
     FROM declared
-    JOIN nodes AS above ON above.node = declared.parent AND above.op IN ('llm', 'other')
+    JOIN outer_records AS above ON above.node = declared.parent AND above.op <> 'tool'
     SEMI JOIN llm ON llm.node = declared.node
 ),
 enclosing AS MATERIALIZED (
@@ -129,12 +128,17 @@ told_alike AS (
     )
     QUALIFY count(*) OVER (PARTITION BY call) = 1 AND count(*) OVER (PARTITION BY other) = 1
 ),
+found AS (
+    FROM by_id
+    UNION ALL
+    SELECT node, node AS call
+    FROM (SELECT call AS node FROM told_alike UNION SELECT other FROM told_alike)
+    ANTI JOIN by_id USING (node)
+),
 members AS (
-    SELECT llm.node, coalesce(told_alike.call, by_id.call, llm.node) AS call
-    FROM llm
-    LEFT JOIN by_id USING (node)
-    LEFT JOIN told_alike ON told_alike.other = coalesce(by_id.call, llm.node)
-    WHERE by_id.node IS NOT NULL OR told_alike.call IS NOT NULL OR llm.node IN (SELECT call FROM told_alike)
+    SELECT found.node, coalesce(told_alike.call, found.call) AS call
+    FROM found
+    LEFT JOIN told_alike ON told_alike.other = found.call
 ),
 keepers AS (
     SELECT

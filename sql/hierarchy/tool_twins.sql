@@ -1,19 +1,18 @@
 -- Tool calls that were seen twice, by two instrumentations, say.
--- Grain: one row per span that is a further record of a tool call; `kept` is the first. Inputs: nodes, declared.
+-- Grain: one row per span that is a further record of a tool call; `kept` is the first. Inputs: nodes, declared, outer_records.
 -- Rule: a tool span in a tool span (another span between them or not) is the same call, unless both have a name, or an
 -- id, and not the same; of several in one the first is. So are spans with one tool call id and no two names that begin
 -- before the first of them ends.
 WITH RECURSIVE
-tools AS MATERIALIZED (
+tools AS NOT MATERIALIZED (
     SELECT node, tool_name, tool_call_key, start_ns, coalesce(end_ns, start_ns) AS end_ns
     FROM nodes
     WHERE op = 'tool'
 ),
 inner_ones AS MATERIALIZED (
-    -- Few spans lie in such spans: theirs are the parents looked at, not everybody's.
     SELECT declared.node, declared.parent, above.op
     FROM declared
-    JOIN nodes AS above ON above.node = declared.parent AND above.op IN ('tool', 'other')
+    JOIN outer_records AS above ON above.node = declared.parent AND above.op <> 'llm'
 ),
 enclosing AS MATERIALIZED (
     SELECT node, parent AS outer_node FROM inner_ones WHERE op = 'tool'
@@ -31,20 +30,19 @@ nested AS (
     WHERE coalesce(inside.tool_name = outside.tool_name, true) AND coalesce(inside.tool_call_key = outside.tool_call_key, true)
     GROUP BY outside.node
 ),
+shared AS MATERIALIZED (
+    SELECT tool_call_key FROM nodes WHERE tool_call_key IS NOT NULL GROUP BY tool_call_key HAVING count(*) > 1
+),
+of_one_id AS MATERIALIZED (
+    SELECT tools.*, min(node) OVER (PARTITION BY tool_call_key) AS first FROM tools SEMI JOIN shared USING (tool_call_key)
+),
 same_id AS (
-    SELECT tools.node, first_one.node AS other
-    FROM tools
-    JOIN (
-        SELECT tool_call_key, min(node) AS node
-        FROM tools
-        WHERE tool_call_key IS NOT NULL
-        GROUP BY tool_call_key
-        HAVING count(*) > 1
-    ) AS shared USING (tool_call_key)
-    JOIN tools AS first_one ON first_one.node = shared.node
-    WHERE tools.node <> first_one.node
-        AND tools.start_ns <= first_one.end_ns
-        AND coalesce(tools.tool_name = first_one.tool_name, true)
+    SELECT this.node, first_one.node AS other
+    FROM of_one_id AS this
+    JOIN of_one_id AS first_one ON first_one.node = this.first
+    WHERE this.node <> first_one.node
+        AND this.start_ns <= first_one.end_ns
+        AND coalesce(this.tool_name = first_one.tool_name, true)
 ),
 linked AS MATERIALIZED (
     FROM nested

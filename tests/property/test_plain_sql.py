@@ -110,7 +110,7 @@ def calls_and_records(con: duckdb.DuckDBPyConnection, seed: int) -> None:
     sql_rig.put(con, "spans", f"{place}, prompt_ids INTEGER[], response_ids INTEGER[]", spans)
     sql_rig.put(con, "declared", "node BIGINT, parent BIGINT", declared)
     sql_rig.put(con, "llm_content", "node BIGINT, attempt BIGINT, said VARCHAR, models VARCHAR[]", content)
-    sql_rig.run(con, "hierarchy/repeated_responses", "hierarchy/shared_ids")
+    sql_rig.run(con, "hierarchy/repeated_responses", "hierarchy/shared_ids", "hierarchy/outer_records")
 
 
 @pytest.mark.parametrize("seed", [*range(6), 53])  # 53: two calls that say two things alike
