@@ -1,15 +1,13 @@
 -- The trees that ids alone make of an attempt's spans, and where each span is in its own; cycles are in none.
 -- Grain: one row per span and per missing parent that a top of a tree is above, as in `components`.
--- Inputs: nodes, edges, missing_parents, names.
+-- Inputs: evidence, edges, missing_parents, names.
 WITH RECURSIVE
 hashed AS MATERIALIZED (
     SELECT node, hash(agent_name) AS name FROM names
 ),
-steps AS MATERIALIZED (
-    SELECT edges.node, edges.parent, edges.confidence, hashed.name FROM edges LEFT JOIN hashed USING (node)
-),
 tops AS (
-    SELECT node FROM nodes ANTI JOIN edges USING (node)
+    -- What is in no edge: such spans are all in `evidence`.
+    SELECT node FROM evidence WHERE parent IS NULL OR method = 'link'
     UNION ALL
     SELECT node FROM missing_parents
 ),
@@ -27,15 +25,16 @@ reached AS (
     LEFT JOIN hashed USING (node)
     UNION ALL
     SELECT
-        steps.node,
-        steps.parent,
+        edges.node,
+        edges.parent,
         reached.top,
         reached.depth + 1,
-        CASE WHEN coalesce(steps.name = reached.name, steps.name IS NULL) THEN reached.agent_node ELSE steps.node END,
-        CASE WHEN coalesce(steps.name = reached.name, steps.name IS NULL) THEN reached.outer_node ELSE reached.agent_node END,
-        coalesce(steps.name, reached.name),
-        CASE WHEN coalesce(steps.name = reached.name, steps.name IS NULL) THEN least(steps.confidence, reached.confidence) ELSE 1.0 END
+        CASE WHEN coalesce(hashed.name = reached.name, hashed.name IS NULL) THEN reached.agent_node ELSE edges.node END,
+        CASE WHEN coalesce(hashed.name = reached.name, hashed.name IS NULL) THEN reached.outer_node ELSE reached.agent_node END,
+        coalesce(hashed.name, reached.name),
+        CASE WHEN coalesce(hashed.name = reached.name, hashed.name IS NULL) THEN least(edges.confidence, reached.confidence) ELSE 1.0 END
     FROM reached
-    JOIN steps ON steps.parent = reached.node
+    JOIN edges ON edges.parent = reached.node
+    LEFT JOIN hashed ON hashed.node = edges.node
 )
 SELECT node, parent, top, depth, agent_node, outer_node, confidence, false AS broken FROM reached
