@@ -16,11 +16,12 @@ WITH read AS (
     ANTI JOIN llm_twins USING (node)
     JOIN spans USING (record_offset, record_index)
     WHERE nodes.op = 'llm'
-        AND (
-            spans.input_messages IS NOT NULL
-            OR spans.output_messages IS NOT NULL
-            OR spans.attributes['gen_ai.tool.definitions'] IS NOT NULL
-        )
+        -- By a column of each side, so that DuckDB reads no texts where no call is asked for.
+        AND CASE nodes.op
+            WHEN 'llm' THEN spans.input_messages IS NOT NULL
+                OR spans.output_messages IS NOT NULL
+                OR spans.attributes['gen_ai.tool.definitions'] IS NOT NULL
+        END
 ),
 hashed AS (
     SELECT

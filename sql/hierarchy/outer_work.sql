@@ -1,5 +1,5 @@
 -- Agents during whose time the agent around them is known to work too: a call then may be either's.
--- Grain: one row per such agent span. Inputs: agent_spans, waiting, components, nodes, edges.
+-- Grain: one row per such agent span. Inputs: agent_spans, waiting, components, nodes.
 -- Rule: a span of the outer agent's own begins in the inner one's time (50 ms are forgiven), or a turn of it, or a namesake in
 -- it, is open then without being around the inner one. An agent that waits for the inner one emits nothing meanwhile.
 WITH RECURSIVE
@@ -9,23 +9,27 @@ inner_ones AS MATERIALIZED (
     SEMI JOIN waiting USING (attempt)
     WHERE outer_node IS NOT NULL AND runs
 ),
-own_spans AS MATERIALIZED (
-    -- What the outer agents did.
-    SELECT components.agent_node AS outer_node, nodes.node, nodes.op, nodes.start_ns, nodes.end_ns
+own AS MATERIALIZED (
+    SELECT components.node, components.parent, components.agent_node AS outer_node
     FROM components
     SEMI JOIN (SELECT DISTINCT outer_node FROM inner_ones) AS outer_ones ON outer_ones.outer_node = components.agent_node
-    JOIN nodes ON nodes.node = components.node
-    WHERE components.node <> components.agent_node AND nodes.op <> 'reward' AND nodes.start_ns IS NOT NULL
+),
+own_spans AS MATERIALIZED (
+    -- What the outer agents did.
+    SELECT own.outer_node, nodes.node, nodes.op, nodes.start_ns, nodes.end_ns
+    FROM own
+    JOIN nodes USING (node)
+    WHERE own.node <> own.outer_node AND nodes.op <> 'reward' AND nodes.start_ns IS NOT NULL
 ),
 around AS (
     -- The spans between an agent and the one around it.
-    SELECT inner_ones.node, inner_ones.outer_node, edges.parent AS above
+    SELECT inner_ones.node, inner_ones.outer_node, components.parent AS above
     FROM inner_ones
-    JOIN edges USING (node)
+    JOIN components USING (node)
     UNION ALL
-    SELECT around.node, around.outer_node, edges.parent
+    SELECT around.node, around.outer_node, own.parent
     FROM around
-    JOIN edges ON edges.node = around.above
+    JOIN own ON own.node = around.above
     WHERE around.above <> around.outer_node
 )
 SELECT inner_ones.node

@@ -23,13 +23,17 @@ single AS MATERIALIZED (
     GROUP BY links.node, links.attempt
     HAVING count(DISTINCT target.node) = 1
 ),
+parents AS MATERIALIZED (
+    -- Nobody's, where there is no such link.
+    FROM declared WHERE EXISTS (FROM single)
+),
 above AS (
     -- From each span linked to up to the first that has a name.
     SELECT parent AS start, parent AS node FROM single
     UNION
-    SELECT above.start, declared.parent
+    SELECT above.start, parents.parent
     FROM above
-    JOIN declared USING (node)
+    JOIN parents USING (node)
     ANTI JOIN names ON names.node = above.node
 ),
 agents AS MATERIALIZED (

@@ -62,6 +62,10 @@ named AS MATERIALIZED (
     LEFT JOIN user_names USING (node)
     WHERE nodes.agent_name IS NOT NULL OR user_names.agent_name IS NOT NULL
 ),
+parents AS MATERIALIZED (
+    -- Nobody's, where no tool was asked for.
+    FROM declared WHERE EXISTS (FROM runs)
+),
 above AS (
     -- From each tool's parent up to the first span that has a name, and on while the names are the same.
     SELECT runs.parent AS start, runs.parent AS node, named.agent_name, 0 AS unnamed
@@ -70,12 +74,12 @@ above AS (
     UNION
     SELECT
         above.start,
-        declared.parent,
+        parents.parent,
         coalesce(above.agent_name, named.agent_name),
         CASE WHEN above.agent_name IS NOT NULL AND named.node IS NULL THEN above.unnamed + 1 ELSE 0 END
     FROM above
-    JOIN declared USING (node)
-    LEFT JOIN named ON named.node = declared.parent
+    JOIN parents USING (node)
+    LEFT JOIN named ON named.node = parents.parent
     WHERE coalesce(named.agent_name = above.agent_name, true) AND above.unnamed < 8
 ),
 agents AS MATERIALIZED (

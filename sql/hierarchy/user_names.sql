@@ -2,7 +2,7 @@
 -- Grain: one row per span that a rule finds a name on. Inputs: nodes, spans, user_rules (rank, source, key, pattern, span_name:
 -- regex that the span's name has to match), attribute_aliases.
 -- Rule: the first rule that gives a name wins. An attribute that became a column of spans is looked up there.
-WITH texts AS MATERIALIZED (
+WITH texts AS (
     -- Of spans alone: without rules nothing is read.
     SELECT
         spans.record_offset,
@@ -27,9 +27,13 @@ WITH texts AS MATERIALIZED (
     FROM spans
     JOIN user_rules ON regexp_matches(spans.name, user_rules.span_name)
     LEFT JOIN attribute_aliases AS aliases ON aliases.key = user_rules.key
+),
+named AS (
+    SELECT record_offset, record_index, min_by(regexp_extract(text, pattern, 1), rank) AS agent_name, min(rank) AS rank
+    FROM texts
+    WHERE regexp_extract(text, pattern, 1) <> ''
+    GROUP BY record_offset, record_index
 )
-SELECT node, min_by(regexp_extract(text, pattern, 1), rank) AS agent_name, min(rank) AS rank
-FROM texts
+SELECT nodes.node, named.agent_name, named.rank
+FROM named
 JOIN nodes USING (record_offset, record_index)
-WHERE regexp_extract(text, pattern, 1) <> ''
-GROUP BY node

@@ -11,7 +11,9 @@ WITH choices AS (
         choice,
         tokens_before(choice_lengths, choice),
         choice_lengths[choice + 1]
-    FROM (SELECT call_id, choice_lengths, unnest(range(len(choice_lengths))) AS choice FROM sampled_calls)
+    FROM (
+        SELECT call_id, choice_lengths, unnest(range(len(choice_lengths))) AS choice FROM sampled_calls WHERE choice_lengths IS NOT NULL
+    )
 )
 SELECT
     call_returns.call_id,
