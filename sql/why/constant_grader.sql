@@ -1,8 +1,9 @@
 -- The grader gives every rollout the same number.
--- Grain: one row per (epoch, mode, reward name). Parameters: run. Inputs: rewards_given, rollouts.
+-- Grain: one row per (epoch, mode, reward name). Parameters: run. Inputs: rewards_given, rollouts, epoch_manifests.
 -- Rule: of the rewards that count, over rollouts of several tasks, and of the whole run: an epoch in which a grader gives the lowest
 -- number that it ever gave is a warning, the highest (all solved) is none. Before it gave a higher one, the policy may be able to do nothing
--- yet, before any training epoch it may be the tasks, and one of several rewards may well be constant: a note.
+-- yet; before any epoch that compares rollouts (not `algorithm: sft`, which may show the answers) it may be the tasks; and one of several
+-- rewards may well be constant: a note.
 -- Remedy: Try the grader on an answer that is right and on one that is wrong (`lightning-flows regrade` grades the recorded rollouts again); one that calls a judge or compares text often fails to its default.
 -- Evidence: SELECT epoch, reward_name, reward, count(*) AS rollouts FROM rewards_given WHERE run = $run AND source = 'grader' GROUP BY ALL ORDER BY ALL
 WITH limits AS (
@@ -14,8 +15,23 @@ graded AS (
     JOIN rollouts USING (run, epoch, rollout_id, attempt_id)
     WHERE given.run = $run AND given.source = 'grader' AND given.counts
 ),
+comparing AS (
+    SELECT epoch, mode
+    FROM epoch_manifests
+    WHERE run = $run
+        AND mode = 'train'
+        AND len(list_filter(map_entries(settings), lambda setting: ends_with(setting.key, '.algorithm') AND setting.value = 'sft')) < cardinality(versions)
+),
 of_run AS (
-    SELECT reward_name, min(reward) AS lowest, max(reward) AS highest, bool_or(mode = 'train') AS trained, count(*) OVER () AS names FROM graded GROUP BY ALL
+    SELECT
+        reward_name,
+        min(reward) AS lowest,
+        max(reward) AS highest,
+        bool_or(comparing.epoch IS NOT NULL) AS compared,
+        count(*) OVER () AS names
+    FROM graded
+    LEFT JOIN comparing USING (epoch, mode)
+    GROUP BY ALL
 ),
 epochs AS (
     SELECT
@@ -34,7 +50,7 @@ SELECT
     epoch,
     mode,
     NULL::VARCHAR AS policy,
-    CASE WHEN NOT trained OR names > 1 THEN 'note' WHEN lowest = highest THEN 'error' WHEN highest_yet = reward THEN 'note' ELSE 'warning' END AS severity,
+    CASE WHEN NOT compared OR names > 1 THEN 'note' WHEN lowest = highest THEN 'error' WHEN highest_yet = reward THEN 'note' ELSE 'warning' END AS severity,
     format(
         'the grader gave {} {:g} to all {} rollouts of {} tasks{}',
         reward_name, reward, rollouts, tasks, CASE WHEN lowest = highest THEN ', as in the whole run' ELSE '' END

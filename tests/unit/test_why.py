@@ -280,6 +280,22 @@ def test_a_grader_that_gave_nothing_else_yet_is_a_note(con: duckdb.DuckDBPyConne
     assert (found.severity, found.mode, found.epochs) == ("note", "evaluate", [0]), "the model can do nothing yet"
 
 
+def test_an_epoch_that_is_being_graded_has_lost_nothing(con: duckdb.DuckDBPyConnection) -> None:
+    graded = "UPDATE epoch_manifests SET stages = json_merge_patch(stages, '{}') WHERE mode = 'train' AND epoch = 2"
+    con.execute(f"UPDATE stored.spans SET record_offset = 1::BIGINT << 41 WHERE op = 'reward' AND {OF_2}")
+    con.execute(graded.replace("{}", '{"rollouts": {"seconds": 1}}'))
+    assert "lost_spans" not in {finding.rule for finding in why.diagnose(con, "run")}
+    con.execute(graded.replace("{}", '{"rewards": {"seconds": 1}}'))
+    assert "lost_spans" in {finding.rule for finding in why.diagnose(con, "run")}
+
+
+def test_a_grader_is_not_constant_where_only_answers_were_shown(con: duckdb.DuckDBPyConnection) -> None:
+    con.execute("UPDATE stored.rewards_given SET value = 1")
+    assert [f.severity for f in why.diagnose(con, "run") if f.rule == "constant_grader"] == ["error", "error"]
+    con.execute("UPDATE epoch_manifests SET settings = map(['policies.0.algorithm'], ['sft']) WHERE mode = 'train'")
+    assert [f.severity for f in why.diagnose(con, "run") if f.rule == "constant_grader"] == ["note", "note"]
+
+
 def test_every_rule_has_a_fault_and_an_answer_that_may_be_asked() -> None:
     assert {rule.name for rule in why.rules()} == {fault.rule for fault in FAULTS}
     for rule in why.rules():
