@@ -308,6 +308,7 @@ def test_two_evaluations_are_compared_task_by_task(tmp_path: Path) -> None:
         assert (
             "not certain yet : a held-out task gained +0.333 in reward (95%: -0.320 to +0.987), 0 → 0.333" in learned
         ), learned
+        assert "the same 3 tasks before training and after 1 epochs" in learned
         assert "fell" in page.get("/run/run/compare?before=1&after=0").text
 
 

@@ -28,11 +28,11 @@ def group(name: str, rewards: tuple[float, ...], first: int, **root: Any) -> Row
     return [row | {"group_id": name if row["group_id"] else None, "task_id": name} for row in rows]
 
 
-def curves(home: Path) -> None:
-    """A home with two epochs of three rollouts, evaluated before them and after."""
+def curves(home: Path, first: int = 0) -> None:
+    """A home with two epochs of three rollouts, evaluated after `first` of them and after both."""
     rows: Rows = []
     for number, (mode, epoch, tasks) in enumerate(
-        (("evaluate", 0, 2), ("train", 0, 3), ("train", 1, 3), ("evaluate", 2, 2))
+        (("evaluate", first, 2), ("train", 0, 3), ("train", 1, 3), ("evaluate", 2, 2))
     ):
         for task in range(tasks):
             made = Attempt(f"{mode}.{epoch}.{task}", "a", f"{mode}.{epoch}.{task}", start=100.0 + 60 * number)
@@ -43,7 +43,7 @@ def curves(home: Path) -> None:
     of_run = settings(
         home, evaluation=EvaluationSettings(limit=192), rollout=RolloutSettings(unsolved_per_epoch=2, tasks_per_epoch=3)
     )
-    for mode, epoch in (("evaluate", 0), ("train", 0), ("train", 1), ("evaluate", 2)):
+    for mode, epoch in (("evaluate", first), ("train", 0), ("train", 1), ("evaluate", 2)):
         opened = Epoch(of_run, EpochManifest(run="run", epoch=epoch, mode=mode, opened_offset=0, sealed_offset=1 << 40))
         derive(opened, "key")
         opened.save()
@@ -163,6 +163,12 @@ def test_a_run_says_on_how_many_tasks_it_was_evaluated_and_what_the_limit_was(tm
 def test_a_reason_is_given_once_a_call(tmp_path: Path) -> None:
     rows = group("g", (1.0, 1.0), 0)
     derived(tmp_path, rows, agent_match="worker")[0].rebuild_catalog()
+def test_a_run_that_was_first_evaluated_later_says_since_when(tmp_path: Path) -> None:
+    curves(tmp_path, first=1)
+    with open_page(tmp_path) as page:
+        assert "the same 2 tasks after 1 epochs and after 2 epochs;" in visible(page.get("/run/run").text)
+
+
     with open_page(tmp_path) as page:
         shown = page.get("/run/run/rollout/r.0").text
     for call, reason in zip(re.findall(r'<section class="call".*?</section>', shown, re.DOTALL), ("no_spread", "agent_not_matched"), strict=True):  # fmt: skip
