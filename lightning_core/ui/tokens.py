@@ -9,6 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lightning_core.policies.model import config_files
+from lightning_core.policies.store import PolicyStore, StoreError
+
 logger = logging.getLogger(__name__)
 
 _BEFORE = 4  # tokens that decide how the next one is written
@@ -68,11 +71,26 @@ def _added(tokenizer: Any | None, ids: list[int], place: int) -> str:
 
 
 def tokenizer_of(home: Path, policy: str) -> Any | None:
-    """The tokenizer of a policy's model, from the first of its versions that has one; None where none is there."""
-    for folder in sorted((home / "policies" / policy).glob("v[0-9]*")):
+    """The tokenizer of a policy's model: of the first of its versions that has one, of adapters that of their base, if this machine
+    has it; None where none is there."""
+    versions = sorted((home / "policies" / policy).glob("v[0-9]*"))
+    for folder in versions:
         if (folder / "tokenizer.json").is_file():
             return _loaded(folder / "tokenizer.json")
-    return None
+    try:
+        return _of_base(PolicyStore(home, policy).manifest(versions[0].name).base_model) if versions else None
+    except StoreError as error:
+        logger.warning("%s, so token ids are shown", error)
+        return None
+
+
+@cache
+def _of_base(model: str) -> Any | None:
+    try:
+        files = [file.with_name("tokenizer.json") for file in config_files(model)]
+    except ImportError:  # of the `train` extra
+        return None
+    return next((_loaded(file) for file in files if file.is_file()), None)
 
 
 @cache

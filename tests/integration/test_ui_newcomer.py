@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from lightning_core.config import EvaluationSettings, RolloutSettings
 from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.policies.store import PolicyStore
 from lightning_core.ui.charts import ticks
 from tests.lake_maker import Attempt, derived, settings, trained
 from tests.page_rig import open_page, rollout, visible
@@ -160,20 +163,41 @@ def test_a_run_says_on_how_many_tasks_it_was_evaluated_and_what_the_limit_was(tm
         assert "2 held-out tasks (evaluation.limit: 192)" in visible(page.get("/run/run").text)
 
 
-def test_a_reason_is_given_once_a_call(tmp_path: Path) -> None:
-    rows = group("g", (1.0, 1.0), 0)
-    derived(tmp_path, rows, agent_match="worker")[0].rebuild_catalog()
 def test_a_run_that_was_first_evaluated_later_says_since_when(tmp_path: Path) -> None:
     curves(tmp_path, first=1)
     with open_page(tmp_path) as page:
         assert "the same 2 tasks after 1 epochs and after 2 epochs;" in visible(page.get("/run/run").text)
 
 
+def test_a_reason_is_given_once_a_call(tmp_path: Path) -> None:
+    rows = group("g", (1.0, 1.0), 0)
+    derived(tmp_path, rows, agent_match="worker")[0].rebuild_catalog()
     with open_page(tmp_path) as page:
         shown = page.get("/run/run/rollout/r.0").text
     for call, reason in zip(re.findall(r'<section class="call".*?</section>', shown, re.DOTALL), ("no_spread", "agent_not_matched"), strict=True):  # fmt: skip
         assert call.count(reason) == 1 and call.count("not trained") == 1, call
     assert shown.count("every rollout of the group got the same return") == 1
+
+
+def test_calls_of_no_policy_have_a_bar_of_their_own(tmp_path: Path) -> None:
+    rows = group("g", (1.0, 0.0), 0)
+    for row in rows:
+        if row["op"] == "llm" and row["parent_span_id"] and row["response_ids"] == [6]:
+            row |= {"policy": None, "policy_version": None, "model": "judge"}
+    trained(derived(tmp_path, rows, agent_match="worker")[0])
+    with open_page(tmp_path) as page:
+        card = page.get("/run/run").text.partition("Where their calls went")[2]
+    assert re.search(r"^ ?policy .*trained on 2 100.* no policy .*other_policy 2 100", visible(card)), visible(card)
+
+
+def test_tokens_of_an_adapter_are_read_with_the_tokenizer_of_its_base(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    Tokenizer(WordLevel({"?": 0, "forty": 3, "two": 4}, "?")).save(str(base / "tokenizer.json"))
+    PolicyStore(tmp_path, "policy").publish_base(base, str(base), "lora")
+    derived(tmp_path, rollout(0, 1.0))[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        assert "sampled forty two" in visible(page.get("/run/run/rollout/r.0").text)
 
 
 def test_never_solved_says_in_what(tmp_path: Path) -> None:
