@@ -1,14 +1,21 @@
 -- The policy nearly always says the same before it has solved its tasks: it tries nothing new.
--- Grain: one row per (epoch, policy). Parameters: run. Inputs: signals, epochs.
--- Rule: `entropy` (nats a trained token) against the first epoch's. Where nearly all rollouts succeed there is nothing left to try.
+-- Grain: one row per (epoch, policy). Parameters: run. Inputs: signals, epochs, epoch_manifests.
+-- Rule: `entropy` (nats a trained token) against that of the first epoch of the same algorithms: one of `algorithm: sft` may have shown the
+-- answers, and measures what it was shown. Where nearly all rollouts succeed there is nothing left to try.
 -- Remedy: Sample with `temperature: 1`, lower the learning rate, or pay for entropy (`training.trl: {entropy_coef: …}`); `alarm.entropy_below` stops such a run.
 -- Evidence: SELECT epoch, policy, value AS entropy FROM signals WHERE run = $run AND signal = 'entropy' ORDER BY ALL
 WITH limits AS (
     SELECT 0.05 AS low, 0.2 AS share_of_first, 0.9 AS solved
 ),
+algorithms AS (
+    SELECT epoch, list_filter(map_entries(settings), lambda setting: ends_with(setting.key, '.algorithm')) AS algorithms
+    FROM epoch_manifests
+    WHERE run = $run AND mode = 'train'
+),
 course AS (
-    SELECT epoch, policy, value AS entropy, first_value(value) OVER (PARTITION BY policy ORDER BY epoch) AS first_entropy
+    SELECT epoch, policy, value AS entropy, first_value(value) OVER (PARTITION BY policy, algorithms ORDER BY epoch) AS first_entropy
     FROM signals
+    JOIN algorithms USING (epoch)
     WHERE run = $run AND mode = 'train' AND signal = 'entropy'
 )
 SELECT

@@ -363,7 +363,10 @@ def test_an_epoch_that_showed_the_answers_is_no_first_epoch_to_be_compared_with(
         "UPDATE stored.rollout_rewards SET reward = 1, success = true WHERE rollout_id LIKE 'train.0.%'",
     ):
         con.execute(plant)
+    con.execute(metric(1, entropy=0.03) + "; " + metric(2, entropy=0.03))
     assert {(f.rule, f.severity) for f in why.diagnose(con, "run")} == {("few_held_out", "note")}
+    con.execute(metric(2, entropy=0.005))
+    assert {f.rule for f in why.diagnose(con, "run") if f.severity != "note"} == {"entropy_collapse"}
     for plant in (
         calls("output_tokens = 24"),
         f"UPDATE stored.rollout_rewards SET reward = rollout_id LIKE '%.0' OR rollout_id LIKE '%.1' WHERE {OF_2}",
