@@ -1,6 +1,6 @@
 -- How a run went, epoch by epoch: reward of its rollouts and share of held-out tasks right, each with a 95% interval.
--- Grain: one row per (epoch, mode). Parameters: run. Inputs: rollouts.
--- Rule: `trained_on`: training rollouts of the run up to then (an evaluation's epoch is the number of those trained); `minutes`: since its first rollout began. The interval of a share is Wilson's
+-- Grain: one row per (epoch, mode). Parameters: run. Inputs: rollouts, epoch_manifests.
+-- Rule: `algorithms`: those of the epoch's policies that are not the default. `trained_on`: training rollouts of the run up to then (an evaluation's epoch is the number of those trained); `minutes`: since its first rollout began. The interval of a share is Wilson's
 -- (1927), that of a mean reward normal over the groups' means, since rollouts of a group have the task in common.
 WITH counted AS (
     SELECT epoch, mode, group_id, reward, success, started, ended, count(*) FILTER (mode = 'train') OVER () AS all_of_run
@@ -26,10 +26,17 @@ sums AS (
         max(ended) AS ended
     FROM counted
     GROUP BY ALL
+),
+algorithms AS (
+    SELECT epoch, mode, string_agg(DISTINCT setting.value, ', ' ORDER BY setting.value) AS algorithms
+    FROM (SELECT epoch, mode, unnest(map_entries(settings)) AS setting FROM epoch_manifests WHERE run = $run AND mode = 'train')
+    WHERE ends_with(setting.key, '.algorithm')
+    GROUP BY ALL
 )
 SELECT
     epoch,
     mode,
+    algorithms.algorithms,
     rollouts,
     tasks,
     means.reward,
@@ -45,4 +52,5 @@ SELECT
     epoch_ns(ended - (SELECT min(started) FROM counted)) / 6e10 AS minutes
 FROM sums
 JOIN means USING (epoch, mode)
+LEFT JOIN algorithms USING (epoch, mode)
 ORDER BY epoch, mode

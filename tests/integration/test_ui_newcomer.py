@@ -32,7 +32,7 @@ def group(name: str, rewards: tuple[float, ...], first: int, **root: Any) -> Row
 
 
 def curves(home: Path, first: int = 0) -> None:
-    """A home with two epochs of three rollouts, evaluated after `first` of them and after both."""
+    """A home with two epochs of three rollouts, the first of sft, evaluated after `first` of them and after both."""
     rows: Rows = []
     for number, (mode, epoch, tasks) in enumerate(
         (("evaluate", first, 2), ("train", 0, 3), ("train", 1, 3), ("evaluate", 2, 2))
@@ -47,7 +47,10 @@ def curves(home: Path, first: int = 0) -> None:
         home, evaluation=EvaluationSettings(limit=192), rollout=RolloutSettings(unsolved_per_epoch=2, tasks_per_epoch=3)
     )
     for mode, epoch in (("evaluate", first), ("train", 0), ("train", 1), ("evaluate", 2)):
-        opened = Epoch(of_run, EpochManifest(run="run", epoch=epoch, mode=mode, opened_offset=0, sealed_offset=1 << 40))
+        of_epoch = settings(home, algorithm="sft") if (mode, epoch) == ("train", 0) else of_run
+        opened = Epoch(
+            of_epoch, EpochManifest(run="run", epoch=epoch, mode=mode, opened_offset=0, sealed_offset=1 << 40)
+        )
         derive(opened, "key")
         opened.save()
     lake.rebuild_catalog()
@@ -155,6 +158,8 @@ def test_the_two_curves_have_one_axis_and_say_why_they_differ(tmp_path: Path) ->
     said = visible(run)
     assert "sampled at the policy's temperature by the version before they were trained on" in said
     assert "up to 2 tasks an epoch that were not solved are tried again" in said
+    assert "Of epochs by sft (0) it is the reward of what was imitated" in said
+    assert re.search(r"0 training, sft 3 .* 1 training 3 ", said), said
 
 
 def test_a_run_says_on_how_many_tasks_it_was_evaluated_and_what_the_limit_was(tmp_path: Path) -> None:
