@@ -15,12 +15,17 @@ graded AS (
     JOIN rollouts USING (run, epoch, rollout_id, attempt_id)
     WHERE given.run = $run AND given.source = 'grader' AND given.counts
 ),
-comparing AS (
-    SELECT epoch, mode
+policies AS (
+    SELECT
+        epoch,
+        mode,
+        cardinality(versions) AS policies,
+        coalesce(len(list_filter(map_entries(settings), lambda setting: ends_with(setting.key, '.algorithm') AND setting.value = 'sft')), 0) AS imitating
     FROM epoch_manifests
-    WHERE run = $run
-        AND mode = 'train'
-        AND len(list_filter(map_entries(settings), lambda setting: ends_with(setting.key, '.algorithm') AND setting.value = 'sft')) < cardinality(versions)
+    WHERE run = $run AND mode = 'train'
+),
+comparing AS (
+    SELECT epoch, mode FROM policies WHERE imitating = 0 OR imitating < policies
 ),
 of_run AS (
     SELECT
