@@ -1,7 +1,8 @@
 -- Groups whose rollouts all got about the same reward: nothing is learned from them.
 -- Grain: one row per (epoch, policy). Parameters: run. Inputs: advantages, rollouts.
 -- Rule: a group teaches where any of its rollouts has an advantage that is trained; one that does not counts under the first of its reasons by
--- name. Right, or not, is of the group's rollouts: the task may be solved in another epoch.
+-- name. Groups that are all right are the aim: it warns where nearly all of the others teach nothing.
+-- Right, or not, is of the group's rollouts: the task may be solved in another epoch.
 -- Remedy: Tasks that are always solved, or never, teach nothing: leave them out or make them easier (partial rewards, a hint, demonstrations first); a larger `rollout.group_size` finds the rare success; `tasks.sampler: unsolved` draws more tasks of the kinds that are not solved yet.
 -- Evidence: SELECT epoch, policy, group_id, group_mean, group_std, left_out, count(*) AS rollouts FROM advantages WHERE run = $run AND left_out IS NOT NULL GROUP BY ALL ORDER BY ALL
 WITH limits AS (
@@ -28,6 +29,7 @@ counted AS (
         policy,
         count(*) AS groups,
         count(*) FILTER (NOT teaches) AS idle,
+        count(*) FILTER (NOT teaches AND solved) AS solved,
         list_sort(list(task_id) FILTER (NOT teaches AND NOT once_solved)) AS hard,
         list_sort(list(task_id) FILTER (NOT teaches AND solved)) AS easy
     FROM groups
@@ -42,7 +44,7 @@ SELECT
     epoch,
     'train' AS mode,
     policy,
-    CASE WHEN idle = groups THEN 'error' WHEN idle / groups > most THEN 'warning' ELSE 'note' END AS severity,
+    CASE WHEN idle = groups THEN 'error' WHEN idle - solved > most * (groups - solved) THEN 'warning' ELSE 'note' END AS severity,
     format(
         '{} of {} groups teach nothing ({:.0f}%): {}{}{}',
         idle, groups, 100 * idle / groups, reasons,

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from lightning_core.config import EvaluationSettings, RolloutSettings
+from lightning_core.config import EvaluationSettings, RolloutSettings, TaskSettings
 from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.manifest import EpochManifest
@@ -44,7 +44,10 @@ def curves(home: Path, first: int = 0) -> None:
             rows += made.rows
     lake, _ = derived(home, rows)
     of_run = settings(
-        home, evaluation=EvaluationSettings(limit=192), rollout=RolloutSettings(unsolved_per_epoch=2, tasks_per_epoch=3)
+        home,
+        evaluation=EvaluationSettings(limit=192),
+        rollout=RolloutSettings(tasks_per_epoch=3),
+        tasks=TaskSettings(train="tasks.jsonl", sampler="unsolved"),
     )
     for mode, epoch in (("evaluate", first), ("train", 0), ("train", 1), ("evaluate", 2)):
         of_epoch = settings(home, algorithm="sft") if (mode, epoch) == ("train", 0) else of_run
@@ -157,7 +160,7 @@ def test_the_two_curves_have_one_axis_and_say_why_they_differ(tmp_path: Path) ->
             assert across == [numbers, numbers], by
     said = visible(run)
     assert "sampled at the policy's temperature by the version before they were trained on" in said
-    assert "up to 2 tasks an epoch that were not solved are tried again" in said
+    assert "tasks of kinds that are not solved yet are drawn more often" in said
     assert "Of epochs by sft (0) it is the reward of what was imitated" in said
     assert re.search(r"0 training, sft 3 .* 1 training 3 ", said), said
 

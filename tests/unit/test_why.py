@@ -374,3 +374,19 @@ def test_an_epoch_that_showed_the_answers_is_no_first_epoch_to_be_compared_with(
         con.execute(plant)
     (found,) = [f.what for f in why.diagnose(con, "run") if f.rule == "longer_answers"]
     assert found.startswith("48 tokens a rollout where there were 16; the reward went from 0.50 to 0.50")
+
+
+@pytest.mark.parametrize(("right", "severity"), [("true", "note"), ("false", "warning")])
+def test_groups_that_are_all_right_are_no_reason_to_warn(
+    con: duckdb.DuckDBPyConnection, right: str, severity: str
+) -> None:
+    for plant in (
+        f"UPDATE stored.advantages SET advantage = NULL, left_out = 'no_spread' WHERE {OF_2} AND rollout_id NOT LIKE 'train.2.3.%'",
+        f"UPDATE stored.rollout_rewards SET success = {right} WHERE {OF_2} AND rollout_id NOT LIKE 'train.2.3.%'",
+        "INSERT INTO stored.advantages SELECT given.* REPLACE (group_id || n AS group_id) FROM stored.advantages AS given, range(3) AS copies(n) "
+        f"WHERE {OF_2} AND left_out = 'no_spread'",
+    ):
+        con.execute(plant)
+    (found,) = [f for f in why.diagnose(con, "run") if f.rule == "no_spread"]
+    assert found.what.startswith("12 of 13 groups teach nothing (92%)")
+    assert found.severity == severity
