@@ -25,6 +25,11 @@ ERROR = "lightning.error"  # what went wrong, for people
 # `ok`: ran to its end. `error`, `timeout`: the agent's own failure, final. `infrastructure`: ours, retried.
 STATUSES = ("ok", "error", "timeout", "infrastructure")
 
+# The two spans of a rollout that an agent elsewhere has opened at the gateway, which writes them: lightning_core/gateway/opened.py.
+SPAN_ROLLOUT_OPENED = "rollout.opened"  # with TASK, TASK_ID, GROUP_ID where they were given
+SPAN_ROLLOUT_ENDED = "rollout.ended"  # with OUTPUT, STATUS, ERROR; of several the first counts
+OPENER = "lightning.opener"  # who opened it: the id of an opener key, or "secret"
+
 # One LLM call, written by the gateway as a span named `chat <policy>`.
 SPAN_CALL_PREFIX = "chat "
 POLICY = "lightning.policy"
@@ -59,6 +64,10 @@ REWARD = "lightning.reward"  # float
 REWARD_NAME = "lightning.reward.name"
 REWARD_SOURCE = "lightning.reward.source"  # "agent" | "grader"
 REWARD_GRADER = "lightning.reward.grader"  # digest of the grader's code: another grader grades again
+
+# Where an agent elsewhere finds the gateway: lightning_core/client/rollout.py.
+ENV_GATEWAY_URL = "LIGHTNING_GATEWAY_URL"
+ENV_GATEWAY_KEY = "LIGHTNING_GATEWAY_KEY"  # an opener key
 
 # The environment of an attempt.
 ENV_TASK = "LIGHTNING_TASK"  # path of a JSON file that holds the task

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from lightning_core.config.section import Name, Section
 
-# What sql/ingest/spans.sql makes of spans, but for `rollout.start`, which is in no tree.
+# What sql/ingest/spans.sql makes of spans, but for `rollout.start`, `rollout.opened` and `rollout.ended`, which are in no tree.
 SpanOp = Literal[
     "llm", "tool", "agent", "embedding", "retriever", "reranker", "guardrail", "evaluator", "chain", "workflow", "task",
     "reward", "rollout", "other",

@@ -10,6 +10,7 @@ The process:
     admin.py     what flows and operators ask       json_body.py the JSON of a request
     stats.py     counters                           files.py     its small files
     revoked.py   tokens that were taken back        room.py      memory for what is sent
+    opened.py    rollouts of agents elsewhere
 
 A call through the gateway:
     gateway.py      the endpoints                       call.py         from request to durable span

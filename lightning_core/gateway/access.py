@@ -1,4 +1,4 @@
-"""Who may do what: an attempt with its token, the administrator with the secret, loopback for bare OTLP."""
+"""Who may do what: an attempt with its token, an opener with its key, the administrator with the secret, loopback for bare OTLP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from lightning_core.gateway.http import HttpError, Scope, header
 from lightning_core.gateway.revoked import Revoked
-from lightning_core.gateway.tokens import AttemptScope, Mode, is_secret, verify
+from lightning_core.gateway.tokens import OPENER_PREFIX, AttemptScope, Mode, is_secret, verify, verify_opener
 from lightning_core.spool.spool import Scope as ScopeName
 
 _NAME_AND_PORT = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
@@ -28,6 +28,7 @@ class Caller:
     mode: Mode
     scope: ScopeName
     sender: Sender = "attempt"
+    opened: bool = False  # its rollout, by POST /v1/rollouts
 
 
 def _unauthorized(message: str) -> HttpError:
@@ -80,6 +81,19 @@ class Access:
             return self._by_token(token)
         return Caller(None, None, "evaluate", "none", "attempt" if self.trust_loopback else "nobody")
 
+    def identify_opener(self, scope: Scope) -> Caller:
+        """Who may open a rollout: the administrator, or who has an opener key, whose id `attempt_id` is then. Raises HttpError 401."""
+        token = bearer(scope)
+        if token and is_secret(self.secret, token):
+            return Caller(None, None, "evaluate", "none", "secret")
+        key_id = verify_opener(self.secret, token) if token else None
+        if key_id is None or self.revoked.has_opener(key_id):
+            raise _unauthorized(
+                "this needs an opener key (`lightning-flows token --opener` makes one), or the gateway's secret, as "
+                "`Authorization: Bearer …`; a key ends, and can be revoked"
+            )
+        return Caller(None, key_id, "evaluate", "none")
+
     def require_admin(self, scope: Scope) -> None:
         """Raises HttpError 401."""
         token = bearer(scope)
@@ -116,12 +130,13 @@ class Access:
     def _by_path(self, scope: Scope, token: str | None) -> Caller:
         attempt, named = self._verify(token), _named(scope)
         if attempt is None or (attempt.rollout_id, attempt.attempt_id) != named:
+            _refuse_opener(token)
             rollout_id, attempt_id = named or ("", "")
             raise _unauthorized(
                 f"this needs the token of rollout {rollout_id!r}, attempt {attempt_id!r}: send it as "
                 "`Authorization: Bearer lf-…` (the attempt finds it in OPENAI_API_KEY; it ends some time after the attempt)"
             )
-        return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "path")
+        return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "path", opened=attempt.opened)
 
     def _by_token(self, token: str | None) -> Caller:
         attempt = self._verify(token)
@@ -129,6 +144,7 @@ class Access:
             return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "token")
         if token and is_secret(self.secret, token):
             return Caller(None, None, "evaluate", "none", "secret")
+        _refuse_opener(token)
         raise _unauthorized(
             "no valid API key: send an attempt's token, or the gateway's secret, as `Authorization: Bearer …`"
         )
@@ -136,6 +152,13 @@ class Access:
     def _verify(self, token: str | None) -> AttemptScope | None:
         attempt = verify(self.secret, token) if token else None
         return None if attempt is None or self.revoked.has(attempt.rollout_id, attempt.attempt_id) else attempt
+
+
+def _refuse_opener(token: str | None) -> None:
+    if token and token.startswith(OPENER_PREFIX):
+        raise _unauthorized(
+            "this is an opener key: it opens rollouts (`POST /v1/rollouts`) and nothing else; use the token that opening one gives"
+        )
 
 
 def _named(scope: Scope) -> tuple[str, str] | None:

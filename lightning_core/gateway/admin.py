@@ -88,8 +88,15 @@ class Admin:
     async def revoke(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """Refuse the attempt's tokens from now on."""
         parts = scope["path_params"]
+        return self._stored(lambda: self.access.revoked.add(parts["rollout_id"], parts["attempt_id"]))
+
+    async def revoke_opener(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+        """Refuse the opener key of this id from now on; what it opened stays open."""
+        return self._stored(lambda: self.access.revoked.add_opener(scope["path_params"]["key_id"]))
+
+    def _stored(self, add: Callable[[], None]) -> dict[str, Any]:
         try:
-            self.access.revoked.add(parts["rollout_id"], parts["attempt_id"])
+            add()
         except OSError as error:
             raise HttpError(503, f"it could not be stored: {error}", "server_error") from None
         return {}

@@ -14,6 +14,7 @@ from lightning_core.gateway.files import services
 from lightning_core.gateway.gateway import Gateway
 from lightning_core.gateway.http import ClientGone, Handle, HttpError, Receive, Scope, Send
 from lightning_core.gateway.intake import Intake
+from lightning_core.gateway.opened import OpenedRollouts
 from lightning_core.gateway.otlp_http import Receiver
 from lightning_core.gateway.responses_store import ResponseStore, StoredResponses
 from lightning_core.gateway.router import Router
@@ -106,6 +107,7 @@ def make_app(
     stored = StoredResponses(access, responses)
     receiver = Receiver(access, intake)
     admin = Admin(access, spool, routes, stats, intake.max_body)
+    opened = OpenedRollouts(access, intake)
     app = App(stats, upstreams, responses)
     for prefix in ("/rollouts/{rollout_id}/attempts/{attempt_id}", ""):
         app.add(prefix + "/v1/chat/completions", "POST", "chat", gateway.serves("chat", "chat", "messages"))
@@ -123,11 +125,14 @@ def make_app(
         app.add(prefix + "/v1/traces", "POST", "traces", receiver.endpoint("traces"))
         app.add(prefix + "/v1/metrics", "POST", "otlp_metrics", receiver.endpoint("metrics"))
         app.add(prefix + "/v1/logs", "POST", "otlp_logs", receiver.endpoint("logs"))
+    app.add("/v1/rollouts", "POST", "open", opened.open)
+    app.add("/rollouts/{rollout_id}/attempts/{attempt_id}/end", "POST", "end", opened.end)
     app.add("/admin/seal", "POST", "seal", admin.answers(admin.seal))
     app.add("/admin/routes", "GET", "routes", admin.answers(admin.get_routes))
     app.add("/admin/routes", "PUT", "routes", admin.answers(admin.put_routes))
     app.add("/admin/attempts/{rollout_id}/{attempt_id}", "GET", "attempt", admin.answers(admin.attempt))
     app.add("/admin/attempts/{rollout_id}/{attempt_id}", "DELETE", "revoke", admin.answers(admin.revoke))
+    app.add("/admin/openers/{key_id}", "DELETE", "revoke", admin.answers(admin.revoke_opener))
     app.add("/admin/rounds", "POST", "rounds", admin.answers(admin.begin_round))
     app.add("/admin/claims", "POST", "claims", admin.answers(admin.claim))
     app.add("/health", "GET", "health", admin.health)

@@ -153,9 +153,14 @@ def _encode(
         status="error" if failure else "ok",
         status_message=failure or "",
     )
+    return encode_own(caller.rollout_id, caller.attempt_id, span)
+
+
+def encode_own(rollout_id: str | None, attempt_id: str | None, span: SpanData) -> bytes:
+    """The OTLP request that holds a span of the gateway's, of this attempt or of none."""
     resource: dict[str, Any] = {"service.name": "lightning-gateway"}
-    if caller.rollout_id is not None and caller.attempt_id is not None:
-        resource |= {names.ROLLOUT_ID: caller.rollout_id, names.ATTEMPT_ID: caller.attempt_id}
+    if rollout_id is not None and attempt_id is not None:
+        resource |= {names.ROLLOUT_ID: rollout_id, names.ATTEMPT_ID: attempt_id}
     return encode_request(resource, [span], "lightning_core.gateway")
 
 

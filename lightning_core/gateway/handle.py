@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from lightning_core.client.wire import post_request
 from lightning_core.config import GatewaySettings
 from lightning_core.errors import LightningError
 from lightning_core.gateway.files import load_secret, services
-from lightning_core.gateway.tokens import LIFETIME_S, Mode, mint
+from lightning_core.gateway.tokens import LIFETIME_S, Mode, mint, mint_opener, verify_opener
 from lightning_core.otlp.proof import prove
 from lightning_core.otlp.spans import SpanData, encode_request
 from lightning_core.process.spawn import Process, StartError, child_environment
@@ -98,9 +99,20 @@ class GatewayHandle:
         """The proof, for so many seconds, that spans are this attempt's, as a resource attribute (`names.PROOF`)."""
         return prove(self.secret, rollout_id, attempt_id, time.time() + lasts_s)
 
+    def mint_opener(self, lasts_s: float = LIFETIME_S) -> str:
+        """A key that may open rollouts (`POST /v1/rollouts`) for so many seconds, and do nothing else."""
+        return mint_opener(self.secret, secrets.token_hex(8), time.time() + lasts_s)
+
     def revoke(self, rollout_id: str, attempt_id: str) -> None:
         """Refuse the attempt's tokens from now on, whenever they end. There is no way back: others would be the same."""
         self._ask("DELETE", f"/admin/attempts/{quote(rollout_id, safe='')}/{quote(attempt_id, safe='')}")
+
+    def revoke_opener(self, key: str) -> None:
+        """Refuse this opener key from now on; rollouts that it opened go on. ValueError where it is none, or has ended."""
+        key_id = verify_opener(self.secret, key)
+        if key_id is None:
+            raise ValueError("this is no opener key of this gateway, or it has ended")
+        self._ask("DELETE", f"/admin/openers/{key_id}")
 
     def health(self) -> dict[str, Any]:
         return self._ask("GET", "/health", timeout_s=5)

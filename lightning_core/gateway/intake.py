@@ -89,7 +89,10 @@ class Intake:
         if request.body:  # an empty request is valid, and nothing to keep
             if request.body is not body:
                 take(len(request.body))
-            await self._store(caller, request.body)
+            now = time.time_ns()
+            await self.store(
+                Record(caller.rollout_id, caller.attempt_id, caller.scope, now, caller.sender, request.body)
+            )
             self.stats.received.inc(request.spans)
         response = ExportTraceServiceResponse()
         if request.rejected:
@@ -100,14 +103,15 @@ class Intake:
             response.partial_success.error_message = request.reason
         return response
 
-    async def _store(self, caller: Caller, body: bytes) -> None:
-        record = Record(caller.rollout_id, caller.attempt_id, caller.scope, time.time_ns(), caller.sender, body)
+    async def store(self, record: Record) -> None:
+        """Return once the record is on disk. Raises HttpError 503 where it cannot be taken now."""
         try:
             await self.spool.append(record)
         except SpoolError as error:
             headers = {"Retry-After": str(RETRY_AFTER_S)}
             raise HttpError(503, str(error), "server_error", headers=headers) from None
-        self.stats.spooled_otlp.inc(len(body))
+        own = record.source == "gateway"
+        (self.stats.spooled_calls if own else self.stats.spooled_otlp).inc(len(record.body))
 
 
 def _at_once(body: bytes, content_type: str, encoding: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""Attempts whose tokens open nothing any more, before they end by themselves."""
+"""Attempts and openers whose tokens and keys open nothing any more, before they end by themselves."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from lightning_core.files import write_atomic
 from lightning_core.gateway.files import PRIVATE, services
 
+_OPENER = ""  # in a rollout's place: no rollout has an empty id
+
 
 class Revoked:
-    """The attempts, kept in a file of the home. An entry stays: the file has those that somebody took out by hand."""
+    """The attempts and openers, kept in a file of the home. An entry stays: the file has those that somebody took out by hand."""
 
     def __init__(self, home: Path) -> None:
         self._path = services(home) / "revoked.json"
@@ -25,6 +27,14 @@ class Revoked:
         attempts = self._attempts | {(rollout_id, attempt_id)}
         write_atomic(self._path, json.dumps(sorted(attempts)).encode(), mode=PRIVATE)
         self._attempts = attempts
+
+    def has_opener(self, key_id: str) -> bool:
+        """Whether this opener key is refused."""
+        return self.has(_OPENER, key_id)
+
+    def add_opener(self, key_id: str) -> None:
+        """Refuse the key from now on; OSError where that cannot be stored."""
+        self.add(_OPENER, key_id)
 
     def _read(self) -> list[list[str]]:
         try:

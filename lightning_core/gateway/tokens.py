@@ -2,6 +2,9 @@
 
 `lf-<base64url of [rollout_id, attempt_id, mode, expires]>.<base64url of HMAC-SHA256>`, usable as an `OPENAI_API_KEY`; `expires`
 is a Unix time in seconds. Those of before tokens ended have three parts, and are taken for as long as the secret is the same.
+A fifth part says that the rollout was opened over HTTP (lightning_core/gateway/opened.py), so that its agent ends it.
+
+Opener keys: what opens such rollouts and does nothing else, for a while. `lfo-<base64url of [key id, expires]>.<HMAC>`.
 """
 
 from __future__ import annotations
@@ -12,13 +15,15 @@ import hmac
 import json
 import time
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Mode = Literal["train", "evaluate"]
 PREFIX = "lf-"
+OPENER_PREFIX = "lfo-"
 LIFETIME_S = 30 * 86_400.0  # of a token that is made by hand, for an agent in production
 GRACE_S = 3_600.0  # that an attempt's token outlives the longest it may run: exporters send again, queues wait
 _REMEMBERED = 4096
+_ATTEMPT, _OPENER = b"lightning-attempt\0", b"lightning-opener\0"  # what a signature is of: none is taken for the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +31,20 @@ class AttemptScope:
     rollout_id: str
     attempt_id: str
     mode: Mode
+    opened: bool = False  # by POST /v1/rollouts: its agent says how it ended
 
 
 _verified: dict[tuple[str, str], tuple[AttemptScope, float]] = {}  # good tokens and their end, by secret and token
 
 
-def mint(secret: str, rollout_id: str, attempt_id: str, mode: Mode, expires: float | None = None) -> str:
-    """A token for one attempt, until `expires` (Unix time; default: LIFETIME_S from now); ValueError for an unknown mode."""
+def mint(
+    secret: str, rollout_id: str, attempt_id: str, mode: Mode, expires: float | None = None, opened: bool = False
+) -> str:
+    """Make a token for one attempt, until `expires` (Unix time; default: LIFETIME_S from now); ValueError for an unknown mode."""
     if mode not in get_args(Mode):
         raise ValueError(f"mode {mode!r}: use one of {', '.join(get_args(Mode))}")
-    until = int(time.time() + LIFETIME_S if expires is None else expires)
-    payload = json.dumps([rollout_id, attempt_id, mode, until], separators=(",", ":")).encode()
-    return f"{PREFIX}{_encode(payload)}.{_encode(_mac(secret, payload))}"
+    parts = [rollout_id, attempt_id, mode, _until(expires)]
+    return _sealed(secret, PREFIX, _ATTEMPT, [*parts, "opened"] if opened else parts)
 
 
 def verify(secret: str, token: str) -> AttemptScope | None:
@@ -47,21 +54,30 @@ def verify(secret: str, token: str) -> AttemptScope | None:
     return scope if time.time() < expires else None
 
 
+def mint_opener(secret: str, key_id: str, expires: float | None = None) -> str:
+    """Make a key that may open rollouts, until `expires` (Unix time; default: LIFETIME_S from now). `key_id` names it to revoke it."""
+    return _sealed(secret, OPENER_PREFIX, _OPENER, [key_id, _until(expires)])
+
+
+def verify_opener(secret: str, key: str) -> str | None:
+    """The id of an opener key; None for anything else, and after its end. Constant time in the signature."""
+    parts = _unsealed(secret, OPENER_PREFIX, _OPENER, key)
+    if parts is None:
+        return None
+    key_id, until = parts
+    return str(key_id) if time.time() < until else None
+
+
 def _read(secret: str, token: str) -> tuple[AttemptScope | None, float]:
     """What a token opens, and when it ends."""
-    if not token.startswith(PREFIX):
-        return None, 0.0
-    first, _, second = token[len(PREFIX) :].partition(".")
-    try:
-        payload, signature = _decode(first), _decode(second)
-    except (binascii.Error, ValueError):
-        return None, 0.0
-    if not hmac.compare_digest(signature, _mac(secret, payload)):
+    parts = _unsealed(secret, PREFIX, _ATTEMPT, token)
+    if parts is None:
         return None, 0.0
     if len(_verified) >= _REMEMBERED:
         _verified.clear()
-    rollout_id, attempt_id, mode, *until = json.loads(payload)
-    found = AttemptScope(rollout_id, attempt_id, mode), float(until[0]) if until else float("inf")
+    rollout_id, attempt_id, mode, *more = parts
+    scope = AttemptScope(rollout_id, attempt_id, mode, opened=len(more) > 1)
+    found = scope, float(more[0]) if more else float("inf")
     _verified[secret, token] = found
     return found
 
@@ -70,8 +86,31 @@ def is_secret(secret: str, presented: str) -> bool:
     return hmac.compare_digest(secret.encode(), presented.encode("utf-8", "replace"))
 
 
-def _mac(secret: str, payload: bytes) -> bytes:
-    return hmac.digest(secret.encode(), b"lightning-attempt\0" + payload, "sha256")
+def _until(expires: float | None) -> int:
+    return int(time.time() + LIFETIME_S if expires is None else expires)
+
+
+def _sealed(secret: str, prefix: str, label: bytes, parts: list[Any]) -> str:
+    payload = json.dumps(parts, separators=(",", ":")).encode()
+    return f"{prefix}{_encode(payload)}.{_encode(_mac(secret, label, payload))}"
+
+
+def _unsealed(secret: str, prefix: str, label: bytes, text: str) -> list[Any] | None:
+    """The parts of what was sealed with this label; None for any other text."""
+    if not text.startswith(prefix):
+        return None
+    first, _, second = text[len(prefix) :].partition(".")
+    try:
+        payload, signature = _decode(first), _decode(second)
+    except (binascii.Error, ValueError):
+        return None
+    if not hmac.compare_digest(signature, _mac(secret, label, payload)):
+        return None
+    return list(json.loads(payload))
+
+
+def _mac(secret: str, label: bytes, payload: bytes) -> bytes:
+    return hmac.digest(secret.encode(), label + payload, "sha256")
 
 
 def _encode(data: bytes) -> str:

@@ -35,7 +35,7 @@ _MAX_NS = 2**63 - 1
 _MOST = 10_000  # events, links, unknown fields and keys that come again, of a span: each costs many times its bytes
 # The column that names what a sender may not say: of several attributes, the first of whose these are.
 _REFUSED = "refused"
-_SERIOUS: list[str | None] = ["secret", "gateway"]
+_SERIOUS: list[str | None] = ["secret", "gateway, secret", "gateway"]
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
 _READERS: dict[str, Callable[[Any], Any]] = {
     "int": values.integer,
@@ -50,7 +50,7 @@ _MAP = pa.map_(pa.string(), pa.string())
 class Alias:
     """Where an attribute goes: a column, its rank among those that go there, and the type to be read as.
 
-    `sender`: who alone may say it; None: anybody.
+    `sender`: who alone may say it, several with commas between them; None: anybody.
     """
 
     column: str
@@ -217,7 +217,7 @@ class _Block:
         name = notes.decode(key)
         entry: _Key = name, "", None, None, 0
         if (alias := self._aliases.get(name)) is not None:
-            refused = alias.sender not in (None, sender) and sender != UNKNOWN
+            refused = alias.sender is not None and sender not in (*alias.sender.split(", "), UNKNOWN)
             column = _REFUSED if refused else alias.column
             cells = self._cells.setdefault(column, [None] * self._size)
             read = (lambda _: key) if refused else _READERS.get(alias.type)

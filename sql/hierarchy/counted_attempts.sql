@@ -7,7 +7,7 @@ WITH sizes AS (
     SELECT
         rollout_id,
         attempt_id,
-        count(*) FILTER (WHERE op <> 'rollout.start') AS spans,
+        count(*) FILTER (WHERE op NOT IN ('rollout.start', 'rollout.opened', 'rollout.ended')) AS spans,
         -- 250 tokens of a call (ids, logprobs) fill the memory of about one span.
         -- What an agent says of a call's tokens can be any number.
         sum(least(greatest(coalesce(input_tokens, 0), 0), 10_000_000) + least(greatest(coalesce(output_tokens, 0), 0), 10_000_000)) // 250 AS tokens

@@ -2,8 +2,8 @@
 -- Grain: one row per (attribute key). Inputs: none; this file is the table.
 -- Where several keys of one column are on a span, the lowest `rank` whose value can be read as `type` wins. The others stay
 -- in `attributes` unless they say the same; so does what cannot be read. docs/ingest.md has the rules in full.
--- `sender`: who alone may say it, `gateway` or `secret` (who holds the gateway's secret); NULL: anybody. What somebody else says
--- there stays in `attributes` and is named in `refused`. Spans of which the sender is not known may say everything.
+-- `sender`: who alone may say it, `gateway`, `secret` (who holds the gateway's secret) or either; NULL: anybody. What somebody else
+-- says there stays in `attributes` and is named in `refused`. Spans of which the sender is not known may say everything.
 -- `type`: text, int, float, int32s (token ids), float32s (logprobs). Arrays come as bytes, as arrays, or as JSON text.
 -- What a name means by the kind of its span (`input.value`, `traceloop.entity.name`, `reward`, …) is decided in ingest/spans.sql.
 SELECT * FROM (VALUES
@@ -15,11 +15,11 @@ SELECT * FROM (VALUES
     ('lightning.run',                               'run',                        1, 'text', 'secret'),
     ('lightning.epoch',                             'epoch',                      1, 'int', 'secret'),
     ('lightning.mode',                              'mode',                       1, 'text', 'secret'),
-    ('lightning.task_id',                           'task_id',                    1, 'text', 'secret'),
-    ('lightning.group_id',                          'group_id',                   1, 'text', 'secret'),
-    ('lightning.task',                              'task',                       1, 'text', 'secret'),
-    ('lightning.output',                            'output',                     1, 'text', 'secret'),
-    ('lightning.status',                            'outcome',                    1, 'text', 'secret'),
+    ('lightning.task_id',                           'task_id',                    1, 'text', 'gateway, secret'),
+    ('lightning.group_id',                          'group_id',                   1, 'text', 'gateway, secret'),
+    ('lightning.task',                              'task',                       1, 'text', 'gateway, secret'),
+    ('lightning.output',                            'output',                     1, 'text', 'gateway, secret'),
+    ('lightning.status',                            'outcome',                    1, 'text', 'gateway, secret'),
     ('lightning.error',                             'error',                      1, 'text', NULL),
     ('exception.message',                           'error',                      2, 'text', NULL),
 

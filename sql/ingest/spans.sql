@@ -3,8 +3,9 @@
 -- Inputs: decoded_spans (one row per span of the spool, attributes read by `attribute_aliases`; `row` numbers them),
 -- agent_rules.
 -- Rule: the scope that the server authenticated, or a proof, wins over what the agent wrote; what nobody sent (neither token
--- nor proof nor secret) is of no rollout, whatever it names. An attempt is no grader. What a generic attribute (`input.value`,
--- `output.value`, entity names) means is decided by the kind of the span; what is not known stays NULL. An attribute `reward` is one
+-- nor proof nor secret) is of no rollout, whatever it names. An attempt is no grader, and the gateway alone opens and ends rollouts.
+-- What a generic attribute (`input.value`, `output.value`, entity names) means is decided by the kind of the span; what is not known
+-- stays NULL. An attribute `reward` is one
 -- (Agent Lightning 0.2's) on a span that says nothing else of what it is; on a tool or a call it is whatever its author meant.
 -- AgentOps' operations return theirs.
 WITH said AS (
@@ -12,6 +13,7 @@ WITH said AS (
         *,
         CASE
             WHEN name IN ('rollout', 'rollout.start') AND run IS NOT NULL THEN name
+            WHEN name IN ('rollout.opened', 'rollout.ended') AND sender = 'gateway' THEN name
             WHEN name = 'reward' THEN 'reward'
             WHEN policy IS NOT NULL THEN 'llm'
             WHEN lower(operation) IN ('chat', 'text_completion', 'generate_content', 'completion', 'responses') THEN 'llm'
