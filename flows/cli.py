@@ -142,14 +142,17 @@ def roll_out(settings: Settings, epoch: int | None, from_stage: Any) -> None:
     help="Select rollouts by an attribute of one of their spans, or of its resource.",
 )
 @click.option("--where", help="SQL condition on the columns of `spans` that one of the rollout's spans has to meet.")
-@click.option("--group-by", help="Attribute whose value names the group. Default: each rollout is its own group.")
+@click.option(
+    "--group-by",
+    help="Attribute whose value names the group. Default: the group it was opened with, else one of its own.",
+)
 @click.option(
     "--silent",
     "silent_s",
     type=float,
     default=60.0,
     show_default=True,
-    help="A rollout is over after this many seconds without a span.",
+    help="A rollout that did not end is over after this many seconds without a span.",
 )
 def learn(
     settings: Settings,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from lightning_core import names
-from lightning_core.client import STATUS_OK, SpanData, new_span_id, new_trace_id
+from lightning_core.client import STATUS_ERROR, STATUS_OK, SpanData, new_span_id, new_trace_id
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.plan import PlannedRollout, Task, attempt_of
 from lightning_core.epoch.production import Choice, Chosen, take
@@ -49,11 +49,17 @@ def _post_roots(epoch: Epoch, chosen: Chosen) -> None:
     progress = Progress(f"learn {epoch.number} rollouts", len(chosen.rollouts))
 
     def post(row: dict[str, Any]) -> None:
-        planned = PlannedRollout(row["rollout_id"], row["group_id"], Task(row["group_id"], {}))
+        planned = PlannedRollout(row["rollout_id"], row["group_id"], Task(row["task_id"] or row["group_id"], {}))
         spec = attempt_of(epoch, planned, row["attempt_id"], gateway)
         root = SpanData(names.SPAN_ROLLOUT, row["start_ns"], row["end_ns"], new_trace_id(), new_span_id())
-        root.attributes = spec.labels() | {names.OUTPUT: json.dumps(row["output"]), names.STATUS: "ok"}
-        root.status = STATUS_OK
+        root.attributes = spec.labels() | {
+            names.TASK: row["task"],
+            names.OUTPUT: json.dumps(row["reply"]) if row["output"] is None else row["output"],
+            names.STATUS: row["outcome"],
+            names.ERROR: row["error"],
+        }
+        root.status = STATUS_OK if row["outcome"] == "ok" else STATUS_ERROR
+        root.status_message = row["error"] or ""
         gateway.store([(spec.rollout_id, spec.attempt_id, [root])])
         progress.add()
 

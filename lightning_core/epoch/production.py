@@ -36,9 +36,12 @@ class Choice(Section):
         None, description="SQL condition on the columns of `spans`; it holds for one of its spans"
     )
     group_by: str | None = Field(
-        None, description="attribute whose value names the group; default: each rollout is a group of its own"
+        None,
+        description="attribute whose value names the group; default: the group that the rollout was opened with, else one of its own",
     )
-    silent_s: float = Field(60, ge=0, description="seconds without a new span after which a rollout is over")
+    silent_s: float = Field(
+        60, ge=0, description="seconds without a new span after which a rollout that did not end is over"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,28 @@
 -- What agents in production did, rollout by rollout, and whether this epoch learns from it.
 -- Grain: one row per (rollout_id, attempt_id) that sent spans and that no run rolled out. `group_id`: the rollouts whose
--- rewards are compared. `left_out` says why the epoch does not learn from it; NULL: it does.
+-- rewards are compared. `task`, `output`: JSON, as they were given where the rollout was opened and ended at the gateway (NULL:
+-- not given). `reply`: the last that a model answered, JSON. `left_out` says why the epoch does not learn from it; NULL: it does.
 -- Inputs: spans, learn_choice (one row: run, epoch, since_ns, until_ns, ended_before_ns, group_by), learn_attributes
 -- (key, value), learn_filtered (rollout_id, attempt_id).
--- Rule: a rollout is over when it has been silent for a while. It is learned from once: a root span says by which epoch.
+-- Rule: a rollout is over when its agent has ended it, or when it has been silent for a while; of several ends the first counts.
+-- A failure is learned from also where it came before the first call. A rollout is learned from once: a root span says by which
+-- epoch.
 WITH executions AS (
     SELECT
         rollout_id,
         attempt_id,
-        min(start_ns) FILTER (op <> 'rollout') AS start_ns,
-        max(coalesce(end_ns, start_ns)) FILTER (op <> 'rollout') AS end_ns,
+        coalesce(min(start_ns) FILTER (op = 'rollout.opened'), min(start_ns) FILTER (op <> 'rollout')) AS start_ns,
+        arg_min(start_ns, record_offset) FILTER (op = 'rollout.ended') AS ended_ns,
+        coalesce(ended_ns, max(coalesce(end_ns, start_ns)) FILTER (op <> 'rollout')) AS end_ns,
         min(record_offset) AS first_offset,
         count(*) FILTER (op = 'llm' AND response_id_count > 0) AS sampled_calls,
-        arg_max(output_messages, (start_ns, span_id)) FILTER (op = 'llm' AND coalesce(sender, 'gateway') = 'gateway') AS output,
+        any_value(group_id) FILTER (op = 'rollout.opened') AS opened_group,
+        any_value(task_id) FILTER (op = 'rollout.opened') AS task_id,
+        any_value(task) FILTER (op = 'rollout.opened') AS task,
+        arg_min(outcome, record_offset) FILTER (op = 'rollout.ended') AS outcome,
+        -- Where the first end says nothing of one, that of a later end does not count either.
+        arg_min({'output': output, 'error': error}, record_offset) FILTER (op = 'rollout.ended') AS ended_with,
+        arg_max(output_messages, (start_ns, span_id)) FILTER (op = 'llm' AND coalesce(sender, 'gateway') = 'gateway') AS reply,
         bool_or(op = 'rollout.start') AS rolled_out,
         min(run) FILTER (op = 'rollout') AS run,
         min(epoch) FILTER (op = 'rollout') AS epoch
@@ -37,17 +47,22 @@ grouped AS (
 SELECT
     executions.rollout_id,
     executions.attempt_id,
-    coalesce(grouped.value, executions.rollout_id) AS group_id,
+    coalesce(CASE WHEN choice.group_by IS NULL THEN opened_group ELSE grouped.value END, executions.rollout_id) AS group_id,
+    executions.task_id,
+    executions.task,
+    coalesce(executions.outcome, 'ok') AS outcome,
+    executions.ended_with.error AS error,
     executions.start_ns,
     executions.end_ns,
     executions.first_offset,
-    executions.output,
+    executions.ended_with.output AS output,
+    executions.reply,
     executions.run IS NOT NULL AS adopted,
     CASE
         WHEN executions.run IS NOT NULL AND (executions.run, executions.epoch) <> (choice.run, choice.epoch) THEN 'learned_from'
-        WHEN executions.sampled_calls = 0 THEN 'no_sampled_call'
+        WHEN executions.sampled_calls = 0 AND coalesce(executions.outcome, 'ok') = 'ok' THEN 'no_sampled_call'
         WHEN executions.start_ns < choice.since_ns OR executions.start_ns >= choice.until_ns THEN 'time'
-        WHEN executions.end_ns >= choice.ended_before_ns THEN 'not_over'
+        WHEN executions.ended_ns IS NULL AND executions.end_ns >= choice.ended_before_ns THEN 'not_over'
         WHEN coalesce(labelled.found, 0) < (SELECT count(*) FROM learn_attributes) THEN 'attributes'
         WHEN filtered.rollout_id IS NULL THEN 'filter'
     END AS left_out

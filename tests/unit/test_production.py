@@ -103,3 +103,49 @@ def test_a_condition_that_is_no_sql_is_an_error_that_names_it(tmp_path: Path) ->
 def test_an_empty_lake_has_nothing_to_learn_from(tmp_path: Path) -> None:
     Lake(tmp_path).root.mkdir()
     assert choose(learning(tmp_path), Choice(), 0) == Chosen([], {})  # type: ignore[arg-type]
+
+
+def opened(name: str, sampled: bool = True, **columns: Any) -> Attempt:
+    """A rollout that its agent opened at the gateway at 100 s."""
+    attempt = Attempt(rollout=name, attempt="1", start=100.0)
+    attempt.span("rollout.opened", (0, 0), op="rollout.opened", sender="gateway", **columns)
+    if sampled:
+        attempt.call([1, 2], [3], output_messages="[]")
+    return attempt
+
+
+def ended(attempt: Attempt, at: float, outcome: str = "ok", **columns: Any) -> Attempt:
+    attempt.span("rollout.ended", (at, at), op="rollout.ended", sender="gateway", outcome=outcome, **columns)
+    return attempt
+
+
+def test_what_it_was_opened_and_ended_with_is_the_rollouts_and_the_first_end_counts(tmp_path: Path) -> None:
+    task: dict[str, Any] = {"group_id": "g", "task_id": "t1", "task": '{"q":1}'}
+    twice = ended(opened("twice", **task), 5, outcome="error", error="broke")
+    ended(twice, 9, output='"other"')
+    twice.reward(1.0, at=60.0)
+    found = chosen(tmp_path, [twice, ended(opened("once", group_id="g"), 5, output='"mine"'), opened("left")], Choice())
+    keys = ("rollout_id", "group_id", "task_id", "task", "outcome", "error", "output", "reply")
+    assert [tuple(row[key] for key in keys) for row in found.rollouts] == [
+        ("left", "left", None, None, "ok", None, None, "[]"),
+        ("once", "g", None, None, "ok", None, '"mine"', "[]"),
+        ("twice", "g", "t1", '{"q":1}', "error", "broke", None, "[]"),
+    ]
+    times = {row["rollout_id"]: (row["start_ns"] // SECOND, row["end_ns"] // SECOND) for row in found.rollouts}
+    assert times == {"left": (100, 100), "once": (100, 105), "twice": (100, 105)}
+
+
+def test_an_attribute_makes_the_groups_also_of_rollouts_that_were_opened_with_one(tmp_path: Path) -> None:
+    found = chosen(tmp_path, [opened("a", group_id="g"), sent("b1")], Choice(group_by="ticket"))
+    assert [row["group_id"] for row in found.rollouts] == ["a", "b"]
+
+
+def test_a_rollout_that_ended_is_over_at_once_and_one_that_is_open_once_it_is_silent(tmp_path: Path) -> None:
+    found = chosen(tmp_path, [ended(opened("done"), 5), opened("open")], Choice(), now_s=110.0)
+    assert (names(found), found.left_out) == (["done"], {"not_over": 1})
+
+
+def test_a_failure_before_the_first_call_is_learned_from_and_a_success_without_a_call_is_not(tmp_path: Path) -> None:
+    made = [ended(opened(o, sampled=False), 5, outcome=o) for o in ("ok", "error", "timeout")]
+    found = chosen(tmp_path, [*made, opened("open", sampled=False)], Choice())
+    assert (names(found), found.left_out) == (["error", "timeout"], {"no_sampled_call": 2})
