@@ -65,7 +65,7 @@ REWARD_NAME = "lightning.reward.name"
 REWARD_SOURCE = "lightning.reward.source"  # "agent" | "grader"
 REWARD_GRADER = "lightning.reward.grader"  # digest of the grader's code: another grader grades again
 
-# Where an agent elsewhere finds the gateway: lightning_core/client/rollout.py.
+# Where an agent elsewhere finds the gateway: lightning_core/client/opened.py.
 ENV_GATEWAY_URL = "LIGHTNING_GATEWAY_URL"
 ENV_GATEWAY_KEY = "LIGHTNING_GATEWAY_KEY"  # an opener key
 

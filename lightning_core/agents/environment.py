@@ -25,10 +25,10 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote
 
 from lightning_core import names
 from lightning_core.agents.attempt import AttemptSpec
+from lightning_core.client.destination import resource_text, variables
 from lightning_core.config import AgentSettings, SettingsError
 
 _INHERITED = frozenset(
@@ -143,14 +143,9 @@ def attempt_environment(base: Mapping[str, str], spec: AttemptSpec, task_file: P
     own = spec.resource() | {names.PROOF: spec.proof}
     resource = [item for item in base.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",") if item]
     resource = [item for item in resource if item.split("=", 1)[0].strip() not in own]
-    resource += [f"{key}={quote(value, safe='')}" for key, value in own.items() if value]
+    resource.append(resource_text(own))
     environment = {
-        "OPENAI_BASE_URL": f"{url}/v1",
-        "OPENAI_API_BASE": f"{url}/v1",
-        "OPENAI_API_KEY": spec.token,
-        "OTEL_EXPORTER_OTLP_ENDPOINT": url,
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{quote(spec.token, safe='')}",
+        **variables(url, spec.token),
         "OTEL_RESOURCE_ATTRIBUTES": ",".join(resource),
         names.ENV_TASK: str(task_file),
         names.ENV_ROLLOUT_ID: spec.rollout_id,

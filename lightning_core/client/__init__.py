@@ -1,4 +1,6 @@
-"""What an agent process may import to give rewards: standard library only, of this project `names` and `otlp.spans` alone.
+"""What an agent process may import to give rewards, and to open a rollout by itself.
+
+It needs the standard library only, and of this project `names` and `otlp.spans` alone.
 
     from lightning_core.client import emit_reward, span
     with span("plan", **{"gen_ai.agent.name": "planner"}):
@@ -7,12 +9,14 @@
 An agent that wants none of it needs none of it: rewards can also come from `reward:` in the settings.
 
 Rooms:
-    emit.py      what an agent calls              wire.py  how spans leave a process
-    fallback.py  spans that wait for the gateway   http.py  one HTTP request
+    emit.py      what an agent calls               wire.py         how spans leave a process
+    opened.py    a rollout of an agent elsewhere    destination.py  where they go
+    fallback.py  spans that wait for the gateway    http.py         one HTTP request
     otel.py      through OpenTelemetry's own exporter
 """
 
 from lightning_core.client.emit import Span, emit_event, emit_reward, span
+from lightning_core.client.opened import Rollout, open_rollout, rollout
 from lightning_core.client.wire import DeliveryError, post_spans
 from lightning_core.otlp.spans import STATUS_ERROR, STATUS_OK, STATUS_UNSET, SpanData, new_span_id, new_trace_id
 
@@ -21,12 +25,15 @@ __all__ = [
     "STATUS_OK",
     "STATUS_UNSET",
     "DeliveryError",
+    "Rollout",
     "Span",
     "SpanData",
     "emit_event",
     "emit_reward",
     "new_span_id",
     "new_trace_id",
+    "open_rollout",
     "post_spans",
+    "rollout",
     "span",
 ]

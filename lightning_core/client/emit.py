@@ -4,8 +4,8 @@ Each sends its span at once and waits for the acknowledgement (a millisecond or 
 is safe before the agent goes on. Where the gateway does not answer, spans wait in a file (fallback.py) for the next
 emit or for the end of the process, and the agent goes on. Nothing here raises but a reward that is no number.
 
-The scope comes from the environment of the attempt: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_HEADERS`,
-`OTEL_RESOURCE_ATTRIBUTES`. Without an endpoint (the agent runs by itself) they become spans of OpenTelemetry, where the
+The scope is the rollout of the block that is current (opened.py), else it comes from the environment of the attempt:
+`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_RESOURCE_ATTRIBUTES`. Without an endpoint (the agent runs by itself) they become spans of OpenTelemetry, where the
 process has set that up (otel.py); where it has not, nothing is sent, and the log says so once.
 """
 
@@ -16,28 +16,27 @@ import contextlib
 import contextvars
 import logging
 import math
-import os
 import sys
 import time
 import traceback
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_core import names
 from lightning_core.client import fallback, otel
+from lightning_core.client.destination import Destination, current_rollout, destination, of_environment
 from lightning_core.client.wire import DeliveryError, post_request
 from lightning_core.otlp.spans import STATUS_ERROR, SpanData, encode_request, new_span_id, new_trace_id
 
 log = logging.getLogger(__name__)
 
 _Context = tuple[str, str]  # trace id, span id
-_current: contextvars.ContextVar[tuple[_Context, _Context | None] | None] = contextvars.ContextVar(
+current_span: contextvars.ContextVar[tuple[_Context, _Context | None] | None] = contextvars.ContextVar(
     "lightning_current_span", default=None
 )
 _warned: set[str] = set()
-_at_exit = False
+_at_exit: set[Path] = set()  # what waits there is sent at the end of the process
 
 
 def emit_reward(value: float, name: str = "reward", **attributes: Any) -> None:
@@ -87,7 +86,7 @@ class Span:
 def span(name: str, **attributes: Any) -> Iterator[Span]:
     """A span round a block; rewards, events and spans inside become its children. An exception marks it and goes on."""
     now = time.time_ns()
-    tracer = otel.tracer()
+    tracer = _tracer()
     if tracer is not None:
         with tracer.start_as_current_span(name, attributes=otel.attributes(attributes)) as theirs:
             context = theirs.get_span_context()
@@ -97,7 +96,7 @@ def span(name: str, **attributes: Any) -> Iterator[Span]:
     trace_id, parent_id = _parent()
     data = SpanData(name, now, now, trace_id, new_span_id(), parent_id, attributes)
     handle = Span(data)
-    token = _current.set(((trace_id, data.span_id), _opentelemetry_context()))
+    token = current_span.set(((trace_id, data.span_id), _opentelemetry_context()))
     try:
         yield handle
     except BaseException as error:
@@ -111,7 +110,7 @@ def span(name: str, **attributes: Any) -> Iterator[Span]:
         raise
     finally:
         with contextlib.suppress(ValueError):  # a generator closed elsewhere leaves its context
-            _current.reset(token)
+            current_span.reset(token)
         data.end_ns = max(time.time_ns(), data.start_ns)
         _send(data)
 
@@ -130,7 +129,7 @@ def _finite(value: Any) -> float:
 
 
 def _emit(name: str, attributes: Mapping[str, Any]) -> None:
-    tracer = otel.tracer()
+    tracer = _tracer()
     if tracer is not None:
         theirs = tracer.start_span(name, attributes=otel.attributes(attributes))
         if not theirs.is_recording():
@@ -145,7 +144,7 @@ def _emit(name: str, attributes: Mapping[str, Any]) -> None:
 def _parent() -> _Context:
     """The innermost current span, ours or OpenTelemetry's; else a new trace."""
     theirs = _opentelemetry_context()
-    ours = _current.get()
+    ours = current_span.get()
     if ours is not None and ours[1] == theirs:
         return ours[0]  # entered inside what OpenTelemetry still calls current
     return theirs or (new_trace_id(), "")
@@ -162,37 +161,41 @@ def _opentelemetry_context() -> _Context | None:
     return format(context.trace_id, "032x"), format(context.span_id, "016x")
 
 
+def _tracer() -> Any | None:
+    """OpenTelemetry's tracer where spans go through it; None where they are posted from here."""
+    return None if current_rollout.get() is not None else otel.tracer()
+
+
 def _send(data: SpanData) -> None:
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    if not endpoint:
+    to = destination()
+    if to is None:
         _warn_once("no-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT is not set: rewards and spans are not recorded")
         return
-    path = fallback.fallback_path(endpoint)
-    body = encode_request(_resource(), [data])
+    body = encode_request(to.resource, [data])
     try:
         # While others wait the gateway was away a moment ago: one try is enough to see whether it still is.
-        waiting = path.exists() and path.stat().st_size > 0
-        post_request(endpoint, _headers(), body, retries=0 if waiting else 3)
+        waiting = to.waiting.exists() and to.waiting.stat().st_size > 0
+        post_request(to.endpoint, to.headers, body, retries=0 if waiting else 3)
     except DeliveryError as error:
         if error.permanent:
             log.error("a span named %r was refused and is lost: %s", data.name, error)
             return
-        _keep(path, body, error)
+        _keep(to, body, error)
         return
-    _deliver_waiting(retries=0)
+    deliver_waiting(to, retries=0)
 
 
-def _keep(path: Path, body: bytes, reason: DeliveryError) -> None:
+def _keep(to: Destination, body: bytes, reason: DeliveryError) -> None:
     try:
-        kept = fallback.keep(path, body)
+        kept = fallback.keep(to.waiting, body)
     except OSError as error:
-        log.error("a span is lost: %s, and %s cannot be written: %s", reason, path, error)
+        log.error("a span is lost: %s, and %s cannot be written: %s", reason, to.waiting, error)
         return
     if not kept:
-        log.error("a span is lost: %s, and %s is full", reason, path)
+        log.error("a span is lost: %s, and %s is full", reason, to.waiting)
         return
-    _warn_once("kept", f"{reason}; spans wait in {path} and are sent later")
-    _deliver_at_exit()
+    _warn_once("kept", f"{reason}; spans wait in {to.waiting} and are sent later")
+    _deliver_at_exit(to)
 
 
 def send_waiting(retries: int = 2) -> int:
@@ -201,19 +204,18 @@ def send_waiting(retries: int = 2) -> int:
     Every emit that succeeds does this, and the end of a process that could not deliver. Raises DeliveryError or OSError
     where some of them stay or were refused.
     """
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    if not endpoint:
+    to = of_environment()
+    if to is None:
         raise DeliveryError(
             "OTEL_EXPORTER_OTLP_ENDPOINT is not set: it names the gateway to send them to", permanent=True
         )
-    return fallback.deliver(fallback.fallback_path(endpoint), endpoint, _headers(), retries=retries)
+    return fallback.deliver(to.waiting, to.endpoint, to.headers, retries=retries)
 
 
-def _deliver_waiting(retries: int) -> None:
-    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-        return
+def deliver_waiting(to: Destination, retries: int) -> None:
+    """Send the spans that wait there; what is not taken is logged, and stays unless it was refused for good."""
     try:
-        sent = send_waiting(retries)
+        sent = fallback.deliver(to.waiting, to.endpoint, to.headers, retries=retries)
     except (DeliveryError, OSError) as error:
         log.warning("not all waiting spans were delivered: %s", error)
         return
@@ -221,27 +223,10 @@ def _deliver_waiting(retries: int) -> None:
         log.info("sent %d requests that had waited", sent)
 
 
-def _deliver_at_exit() -> None:
-    global _at_exit
-    if not _at_exit:
-        _at_exit = True
-        atexit.register(_deliver_waiting, retries=2)
-
-
-def _headers() -> dict[str, str]:
-    return _pairs(os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""))
-
-
-def _resource() -> dict[str, str]:
-    resource = _pairs(os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
-    service = os.environ.get("OTEL_SERVICE_NAME")
-    return {**resource, "service.name": service} if service else resource
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """`k=v,k=v` with both sides URL-decoded, as OpenTelemetry writes headers and resource attributes."""
-    pairs = (item.split("=", 1) for item in text.split(",") if "=" in item)
-    return {urllib.parse.unquote(key.strip()): urllib.parse.unquote(value.strip()) for key, value in pairs}
+def _deliver_at_exit(to: Destination) -> None:
+    if to.waiting not in _at_exit:
+        _at_exit.add(to.waiting)
+        atexit.register(deliver_waiting, to, retries=2)
 
 
 def _warn_once(key: str, message: str) -> None:

@@ -33,6 +33,11 @@ def fallback_path(endpoint: str) -> Path:
     task = os.environ.get(names.ENV_TASK)
     if task and Path(task).parent.is_dir():
         return Path(task).parent / FILE_NAME
+    return own_path(endpoint)
+
+
+def own_path(endpoint: str) -> Path:
+    """The file of this user and endpoint in the temporary folder, whatever attempt this process is."""
     digest = hashlib.sha256(endpoint.encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"lightning-{os.getuid()}-{digest}-{FILE_NAME}"
 

@@ -187,17 +187,19 @@ def test_what_a_server_says_in_protobuf_is_read() -> None:
         http.Answer(503, headers, Status(code=14, message="the spool is full").SerializeToString()),
         http.Answer(500, headers, b"\xff"),
     ]
-    printed = []
+    printed: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wire, "ask", lambda *_: answers.pop(0))
         for _ in range(4):
-            failure, _ = wire._post_once("http://x", {}, b"", 1)
-            printed.append(failure and (str(failure), failure.permanent))
+            try:
+                printed.append(wire.post_request("http://x", {}, b"", retries=0))
+            except client.DeliveryError as failure:
+                printed.append((str(failure), failure.permanent))
     assert printed == [
         None,
-        ("http://x refused 300 spans: no id", True),
-        ("http://x answered 503: the spool is full", False),
-        ("http://x answered 500: \ufffd", True),
+        ("http://x/v1/traces refused 300 spans: no id", True),
+        ("http://x/v1/traces answered 503: the spool is full", False),
+        ("http://x/v1/traces answered 500: \ufffd", True),
     ]
 
 
