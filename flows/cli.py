@@ -32,6 +32,7 @@ from lightning_flows.flows.lake_commands import explain, ingest, lake, sql
 from lightning_flows.flows.policy_commands import policies
 from lightning_flows.flows.stack_commands import deploy, down, up
 from lightning_flows.flows.tables import as_table, cell, report_console
+from lightning_flows.flows.token_command import token
 from lightning_flows.flows.ui_command import report, ui
 from lightning_flows.flows.what_if_command import what_if
 from lightning_flows.flows.why_command import why
@@ -311,7 +312,7 @@ def _remove_former(home: Path) -> None:
 
 for _command in (
     *(check, deploy, doctor, down, evaluate, explain, finetune, ingest, init, lake, learn, policies, regrade, report),
-    *(roll_out, serve, settings, sql, train, train_epoch, ui, up, what_if, why),
+    *(roll_out, serve, settings, sql, token, train, train_epoch, ui, up, what_if, why),
 ):
     main.add_command(_command)
 

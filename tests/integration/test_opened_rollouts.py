@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import openai
 import pytest
+from click.testing import CliRunner
 
 from lightning_core import names
 from lightning_core.client import SpanData, new_span_id, new_trace_id, post_spans
@@ -15,6 +20,7 @@ from lightning_core.epoch.decoding import ingest
 from lightning_core.gateway.tokens import LIFETIME_S
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
+from lightning_flows.flows.cli import main
 from tests.gateway_rig import Rig, client, rig
 
 TASK = {"question": "1 + 1", "more": [None, 2.5]}
@@ -171,3 +177,59 @@ def test_a_body_past_the_limit_is_refused(tmp_path: Any) -> None:
         assert post(small, "/v1/rollouts", key, {"task": "x" * 1_100_000}).status_code == 413
         mine = opened(small, key, task="x" * 900_000)
         assert post(small, mine["path"] + "/end", mine["token"], {"output": "x" * 1_100_000}).status_code == 413
+
+
+def command(server: Rig, *arguments: str) -> str:
+    """What `lightning-flows token` prints, on stdout and stderr."""
+    done = CliRunner().invoke(main, ["token", "--home", str(server.home), *arguments])
+    assert done.exit_code == 0, done.output
+    return done.output.strip()
+
+
+def test_the_command_prints_an_environment_in_which_an_agent_works(server: Rig) -> None:
+    printed = command(server, "--task", '{"q": 1}', "--group", "g", "--ttl", "60")
+    environment = dict(line.split("=", 1) for line in printed.splitlines())
+    calls = openai.OpenAI(base_url=environment["OPENAI_BASE_URL"], api_key=environment["OPENAI_API_KEY"])
+    assert calls.models.list().data
+    code = "from lightning_core.client import emit_reward; emit_reward(0.5)"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | environment, check=True, timeout=60)
+    rollout = environment["OPENAI_BASE_URL"].split("/")[4]
+    question = "SELECT op, sender, task, group_id, reward FROM spans WHERE rollout_id = ? ORDER BY record_offset"
+    assert asked_of(server, question, rollout) == [
+        ("rollout.opened", "gateway", '{"q":1}', "g", None),
+        ("reward", "attempt", None, None, 0.5),
+    ]
+    assert command(server, "--revoke", environment["OPENAI_API_KEY"]) == f"revoked: rollout {rollout}, attempt 1"
+    with pytest.raises(openai.AuthenticationError):
+        calls.models.list()
+
+
+def test_the_command_names_the_address_that_it_is_given(server: Rig) -> None:
+    lines = command(server, "--url", "https://gw.example.com/lf/").splitlines()
+    assert lines[0].startswith("OPENAI_BASE_URL=https://gw.example.com/lf/rollouts/opened-")
+    assert lines[0].endswith("/attempts/1/v1")
+
+
+def test_the_command_makes_and_revokes_opener_keys(server: Rig) -> None:
+    key = command(server, "--opener")
+    assert post(server, "/v1/rollouts", key, {}).status_code == 200
+    command(server, "--revoke", key)
+    assert post(server, "/v1/rollouts", key, {}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--task", "{a"], "--task: no JSON"),
+        (["--group", ""], "`group` has to be a text"),
+        (["--ttl", "2592001"], "`ttl_s` has to be a number of seconds above 0"),
+        (["--revoke", "lf-x"], "no token of this gateway"),
+        (["--revoke", "lfo-x"], "no opener key of this gateway"),
+        (["--opener", "--group", "g"], "exclude each other"),
+        (["--home", "/nowhere"], "/nowhere: no gateway runs there; start one with `lightning-flows serve"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_line_with_the_remedy(server: Rig, arguments: list[str], says: str) -> None:
+    done = CliRunner().invoke(main, ["token", "--home", str(server.home), *arguments])
+    assert done.exit_code != 0
+    assert says in done.output.splitlines()[-1]
