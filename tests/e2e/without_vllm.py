@@ -85,7 +85,7 @@ def main(flow: str, settings_file: str) -> None:
         patched.running, patched.deploy = running, deploy  # type: ignore[attr-defined]
     settings = load_settings(Path(settings_file), {})
     if flow == "learn":
-        module.learn(settings, Choice(silent_s=0, group_by="ticket"))
+        module.learn(settings, Choice(silent_s=0))
     elif flow == "evaluate":
         before = module.evaluate(settings)
         beside = module.evaluate(settings, policy_versions={"policy": "v0000"}, tasks=settings.tasks.train)

@@ -157,7 +157,9 @@ def read_what_runs(task: dict[str, Any]) -> None:
 
 def export_with_resource_attributes_alone(task: dict[str, Any]) -> None:
     """What an exporter does that knows no header: OpenTelemetry's resource, and the address of the server."""
-    from lightning_core.client.emit import _resource
+    from lightning_core.client.destination import of_environment
 
+    own = of_environment()
+    assert own is not None
     root = os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"].partition("/rollouts/")[0]
-    post_spans(root, {}, _resource(), [span(names.SPAN_REWARD, {names.REWARD: task["earned"]})])
+    post_spans(root, {}, own.resource, [span(names.SPAN_REWARD, {names.REWARD: task["earned"]})])
