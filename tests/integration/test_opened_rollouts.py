@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from lightning_core.gateway.tokens import LIFETIME_S
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_flows.flows.cli import main
+from tests.docs_blocks import ROOT, blocks
 from tests.gateway_rig import Rig, client, rig
 
 TASK = {"question": "1 + 1", "more": [None, 2.5]}
@@ -177,6 +179,29 @@ def test_a_body_past_the_limit_is_refused(tmp_path: Any) -> None:
         assert post(small, "/v1/rollouts", key, {"task": "x" * 1_100_000}).status_code == 413
         mine = opened(small, key, task="x" * 900_000)
         assert post(small, mine["path"] + "/end", mine["token"], {"output": "x" * 1_100_000}).status_code == 413
+
+
+@pytest.mark.skipif(shutil.which("curl") is None or shutil.which("openssl") is None, reason="the page uses both")
+def test_the_commands_of_the_page_work(server: Rig, key: str) -> None:
+    page = [block.text for block in blocks(ROOT / "docs" / "production.md") if block.language == "sh"]
+    opening, ending, reward = (text for text in page if "curl" in text)
+    names_them = 'path=$(echo "$said" | grep -o "/rollouts/[^\\"]*") && token=$(echo "$said" | grep -o "lf-[^\\"]*")'
+    lines = ["set -e", f"said=$({opening.strip()})", names_them, ending, reward, "echo $path"]
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)],
+        env=os.environ | {"GATEWAY": server.handle.url, "KEY": key},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    rollout = done.stdout.splitlines()[-1].split("/")[2]
+    question = "SELECT op, task, output, reward FROM spans WHERE rollout_id = ? ORDER BY record_offset"
+    assert asked_of(server, question, rollout) == [
+        ("rollout.opened", '{"text":"…"}', None, None),
+        ("rollout.ended", None, '{"answer":"…"}', None),
+        ("reward", None, None, 1.0),
+    ]
 
 
 def command(server: Rig, *arguments: str) -> str:
