@@ -2,14 +2,14 @@
 -- Grain: one row per reward span. `reason`: no_number, not_finite, unknown_rollout, no_authority (also of a span that names a
 -- rollout and comes from nobody: it has no rollout).
 -- Inputs: spans, rewards_given.
--- Rule: a rollout is known where an execution of it begins or ends in the epoch's range of the spool. What a grader gave is of
--- another epoch of the run then, which was graded again after this one, and no fault.
+-- Rule: a rollout is known where an execution of it begins or ends, or is opened, in the epoch's range of the spool. What a grader
+-- gave is of another epoch of the run then, which was graded again after this one, and no fault.
 WITH unknown AS (
     SELECT DISTINCT rollout_id, attempt_id, span_id, coalesce(reward_name, 'reward') AS name, reward AS value,
         CASE WHEN refused IS NOT NULL THEN 'no_authority' ELSE 'unknown_rollout' END AS reason
     FROM spans
     ANTI JOIN (
-        SELECT DISTINCT rollout_id FROM spans WHERE op IN ('rollout', 'rollout.start') AND rollout_id IS NOT NULL
+        SELECT DISTINCT rollout_id FROM spans WHERE op IN ('rollout', 'rollout.start', 'rollout.opened') AND rollout_id IS NOT NULL
     ) AS known USING (rollout_id)
     WHERE (op = 'reward' OR reward IS NOT NULL) AND (sender = 'secret' AND reward_source = 'grader') IS DISTINCT FROM true
 )

@@ -1,6 +1,7 @@
 -- What went wrong: failed attempts, calls, tools and other spans, and graders that gave no reward.
 -- Grain: one row per span with an error. Inputs: spans, attempts, span_places.
--- Rule: status `error`; an attempt whose outcome is not `ok`; a reward span that says why there is no reward.
+-- Rule: status `error`; an attempt whose outcome is not `ok`; a reward span that says why there is no reward. The end of an opened
+-- rollout speaks for it until an epoch has given it a root.
 SELECT
     attempts.run,
     attempts.epoch,
@@ -22,6 +23,6 @@ LEFT JOIN span_places AS places
     AND places.attempt_id = failed.attempt_id
     AND places.trace_id = failed.trace_id
     AND places.span_id = failed.span_id
-WHERE failed.status = 'error'
+WHERE (failed.status = 'error' AND (failed.op <> 'rollout.ended' OR attempts.run IS NULL))
     OR (failed.op = 'rollout' AND failed.outcome <> 'ok')
     OR (failed.op = 'reward' AND failed.error IS NOT NULL)

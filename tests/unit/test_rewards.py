@@ -90,8 +90,16 @@ def test_rewards_that_cannot_be_used_are_named_by_rollout_and_span(tmp_path: Pat
     nothing = emit(only_bad, None, 0.6)
     lost = stray.reward(1.0)
     stray.reward(0.5, 0.96, sender="secret")  # of another epoch of the run, graded again after this one
+    elsewhere = Attempt("r.opened", "1")  # by an agent that lives elsewhere, which no epoch has learned from
+    elsewhere.span("rollout.opened", (0, 0), op="rollout.opened", sender="gateway")
+    elsewhere.reward(1.0, reward_source="agent")
     bad, rewards, exclusions = tables(
-        tmp_path, [made, only_bad, stray], "bad_rewards", "rollout_rewards", "exclusions", advantages="reinforce"
+        tmp_path,
+        [made, only_bad, stray, elsewhere],
+        "bad_rewards",
+        "rollout_rewards",
+        "exclusions",
+        advantages="reinforce",
     )
     assert [(b["rollout_id"], b["span_id"], b["reason"]) for b in bad] == [
         ("r.0", nan, "not_finite"),

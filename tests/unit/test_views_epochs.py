@@ -49,6 +49,25 @@ def test_an_evaluation_has_agents_and_no_training(tmp_path: Path) -> None:
     assert (agent["mode"], agent["agent"], agent["calls"], agent["trained_calls"]) == ("evaluate", "solo", 1, None)
 
 
+def test_a_failure_of_an_agent_elsewhere_is_one_error_before_an_epoch_learns_from_it_and_after(tmp_path: Path) -> None:
+    rows = []
+    for name in ("learned", "open"):
+        attempt = Attempt(rollout=name, attempt="1")
+        attempt.span("rollout.opened", (0, 0), op="rollout.opened", sender="gateway")
+        end = {"op": "rollout.ended", "outcome": "error", "error": "broke", "status": "error", "sender": "gateway"}
+        attempt.span("rollout.ended", (0.5, 0.5), **end)
+        if name == "learned":
+            attempt.root(outcome="error", error="broke", status="error")
+        rows += attempt.rows
+    lake, _ = derived(tmp_path, rows)
+    found = ask(lake, "SELECT rollout_id, op, outcome, message, run FROM errors ORDER BY rollout_id")
+    assert [tuple(row.values()) for row in found] == [
+        ("learned", "rollout", "error", "broke", "run"),
+        ("open", "rollout.ended", "error", "broke", None),
+    ]
+    assert ask(lake, "SELECT op FROM span_tree") == [{"op": "rollout"}]
+
+
 def test_errors_have_run_agent_and_message(tmp_path: Path) -> None:
     rows = team(0).rows + simple(3, outcome="error", error="ValueError: x").rows
     lake, _ = derived(tmp_path, rows)
