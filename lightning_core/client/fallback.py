@@ -37,7 +37,7 @@ def fallback_path(endpoint: str) -> Path:
 
 
 def own_path(endpoint: str) -> Path:
-    """The file of this user and endpoint in the temporary folder, whatever attempt this process is."""
+    """Return the file of this user and endpoint in the temporary folder, whatever attempt this process is."""
     digest = hashlib.sha256(endpoint.encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"lightning-{os.getuid()}-{digest}-{FILE_NAME}"
 

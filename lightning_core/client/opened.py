@@ -45,22 +45,22 @@ class Rollout:
 
     @property
     def base_url(self) -> str:
-        """Where its calls go: `OPENAI_BASE_URL`."""
+        """Return where its calls go: `OPENAI_BASE_URL`."""
         return f"{self.otlp_endpoint}/v1"
 
     @property
     def otlp_headers(self) -> dict[str, str]:
-        """The headers of an exporter of its spans."""
+        """Return the headers of an exporter of its spans."""
         return {"authorization": f"Bearer {self.token}"}
 
     @property
     def resource(self) -> dict[str, str]:
-        """The resource attributes of its spans, for an exporter that sends no token."""
+        """Return the resource attributes of its spans, for an exporter that sends no token."""
         return {names.ROLLOUT_ID: self.rollout_id, names.ATTEMPT_ID: self.attempt_id, names.PROOF: self.proof}
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which another process is in this rollout: `subprocess.run(…, env=os.environ | r.environment)`."""
+        """Return the variables by which another process is in this rollout: `subprocess.run(…, env=os.environ | r.environment)`."""
         return variables(self.otlp_endpoint, self.token) | {"OTEL_RESOURCE_ATTRIBUTES": resource_text(self.resource)}
 
 

@@ -82,7 +82,7 @@ class Access:
         return Caller(None, None, "evaluate", "none", "attempt" if self.trust_loopback else "nobody")
 
     def identify_opener(self, scope: Scope) -> Caller:
-        """Who may open a rollout: the administrator, or who has an opener key, whose id `attempt_id` is then. Raises HttpError 401."""
+        """Tell who opens a rollout: the administrator, or who has an opener key, whose id `attempt_id` is then. Raises HttpError 401."""
         token = bearer(scope)
         if token and is_secret(self.secret, token):
             return Caller(None, None, "evaluate", "none", "secret")

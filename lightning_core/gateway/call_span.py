@@ -157,7 +157,7 @@ def _encode(
 
 
 def encode_own(rollout_id: str | None, attempt_id: str | None, span: SpanData) -> bytes:
-    """The OTLP request that holds a span of the gateway's, of this attempt or of none."""
+    """Return the OTLP request that holds a span of the gateway's, of this attempt or of none."""
     resource: dict[str, Any] = {"service.name": "lightning-gateway"}
     if rollout_id is not None and attempt_id is not None:
         resource |= {names.ROLLOUT_ID: rollout_id, names.ATTEMPT_ID: attempt_id}

@@ -100,7 +100,7 @@ class GatewayHandle:
         return prove(self.secret, rollout_id, attempt_id, time.time() + lasts_s)
 
     def mint_opener(self, lasts_s: float = LIFETIME_S) -> str:
-        """A key that may open rollouts (`POST /v1/rollouts`) for so many seconds, and do nothing else."""
+        """Make a key that may open rollouts (`POST /v1/rollouts`) for so many seconds, and do nothing else."""
         return mint_opener(self.secret, secrets.token_hex(8), time.time() + lasts_s)
 
     def revoke(self, rollout_id: str, attempt_id: str) -> None:

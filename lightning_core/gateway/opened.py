@@ -37,7 +37,7 @@ class OpenedRollouts:
     intake: Intake
 
     async def open(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """`{"task", "task_id", "group", "ttl_s"}`, all optional: open a rollout; it is on disk before the answer.
+        """Open a rollout, by `{"task", "task_id", "group", "ttl_s"}`, all optional; it is on disk before the answer.
 
         Answers `{"rollout_id", "attempt_id", "path", "token", "proof", "expires"}`; `expires` is a Unix time in seconds.
         """
@@ -66,7 +66,7 @@ class OpenedRollouts:
         return await json_response(answer).send(send)
 
     async def end(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """`{"output", "status", "error"}`, all optional: say how the rollout ended; it is on disk before the answer, `{}`."""
+        """End the rollout, by `{"output", "status", "error"}`, all optional; it is on disk before the answer, `{}`."""
         caller = self.access.identify(scope)
         if not caller.opened or caller.rollout_id is None or caller.attempt_id is None:
             raise HttpError(

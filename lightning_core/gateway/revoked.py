@@ -29,7 +29,7 @@ class Revoked:
         self._attempts = attempts
 
     def has_opener(self, key_id: str) -> bool:
-        """Whether this opener key is refused."""
+        """Tell whether this opener key is refused."""
         return self.has(_OPENER, key_id)
 
     def add_opener(self, key_id: str) -> None:

@@ -60,7 +60,7 @@ def mint_opener(secret: str, key_id: str, expires: float | None = None) -> str:
 
 
 def verify_opener(secret: str, key: str) -> str | None:
-    """The id of an opener key; None for anything else, and after its end. Constant time in the signature."""
+    """Return the id of an opener key; None for anything else, and after its end. Constant time in the signature."""
     parts = _unsealed(secret, OPENER_PREFIX, _OPENER, key)
     if parts is None:
         return None
