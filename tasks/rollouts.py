@@ -27,7 +27,7 @@ from lightning_flows.tasks.progress import logger
 from lightning_flows.tasks.publish import publish_lake
 from lightning_flows.tasks.shard import rollout_shard, split
 
-_DECODE_EVERY_S = 12.0  # so that the page has a span within 20 s, also on a busy machine
+_DECODE_EVERY_S = 10.0  # so that the page, which asks every 4 s, has a span within 20 s
 _LOOKS_WITHOUT_GATEWAY = 3  # a supervised one is back by the second
 
 
