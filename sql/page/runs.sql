@@ -1,6 +1,7 @@
 -- The runs of the lake, the newest first.
 -- Grain: one row per run. Inputs: epochs, rollouts. Parameters: none.
--- Rule: `right_first` and `right_last` are the shares of held-out rollouts that were right in the first and in the last evaluation.
+-- Rule: `right_first` and `right_last` are the shares of held-out rollouts that were right in the first and in the last evaluation;
+-- `right_low` and `right_high` are the last one's 95% interval (Wilson's).
 WITH held_out AS (
     SELECT
         run,
@@ -10,6 +11,14 @@ WITH held_out AS (
     FROM epochs
     WHERE mode = 'evaluate' AND share_success IS NOT NULL
     GROUP BY run
+),
+intervals AS (
+    SELECT
+        run,
+        right_last + 1.9208 / held_out_rollouts AS middle,
+        1.96 * sqrt(right_last * (1 - right_last) / held_out_rollouts + 0.9604 / held_out_rollouts ** 2) AS half,
+        1 + 3.8416 / held_out_rollouts AS divisor
+    FROM held_out
 ),
 activity AS (
     SELECT run, min(started) AS started, max(coalesce(ended, started)) AS last_seen FROM rollouts GROUP BY run
@@ -22,11 +31,14 @@ SELECT
     arg_max(epochs.mean_reward, epochs.epoch) FILTER (epochs.mode = 'train') AS reward,
     any_value(held_out.right_first) AS right_first,
     any_value(held_out.right_last) AS right_last,
+    any_value((middle - half) / divisor) AS right_low,
+    any_value((middle + half) / divisor) AS right_high,
     any_value(held_out.held_out_rollouts) AS held_out_rollouts,
     any_value(activity.started) AS started,
     any_value(activity.last_seen) AS last_seen
 FROM epochs
 LEFT JOIN held_out USING (run)
+LEFT JOIN intervals USING (run)
 LEFT JOIN activity USING (run)
 WHERE epochs.run IS NOT NULL
 GROUP BY epochs.run

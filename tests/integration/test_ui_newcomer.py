@@ -165,6 +165,12 @@ def test_the_two_curves_have_one_axis_and_say_why_they_differ(tmp_path: Path) ->
     assert re.search(r"0 training, sft 3 .* 1 training 3 ", said), said
 
 
+def test_the_list_of_runs_says_how_sure_the_held_out_share_is(tmp_path: Path) -> None:
+    curves(tmp_path)
+    with open_page(tmp_path) as page:
+        assert "50.0% → 0.0% of 2 (95%: 0.0% to 65.8%)" in visible(page.get("/").text)
+
+
 def test_a_run_says_on_how_many_tasks_it_was_evaluated_and_what_the_limit_was(tmp_path: Path) -> None:
     curves(tmp_path)
     with open_page(tmp_path) as page:
