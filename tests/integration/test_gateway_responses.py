@@ -143,9 +143,8 @@ def test_a_conversation_opens_for_its_own_attempt_only_and_survives_a_restart(tm
         wanted = [("system", "new"), ("user", "one"), ("assistant", TEXT), ("user", "two"), ("assistant", TEXT)]
         assert roles == [*wanted, ("user", "three")]
         assert talk.responses.retrieve(first.id).output_text == TEXT
-        for other in (client(made, attempt="b9"), client(made)):
+        for other, wrong in ((client(made, attempt="b9"), first.id), (talk, "resp_x")):
             with pytest.raises(openai.NotFoundError) as caught:
-                wrong = first.id if other is not talk and other.api_key != talk.api_key else "resp_x"
                 other.responses.create(model="policy", input="x", previous_response_id=wrong)
             assert caught.value.code == "previous_response_not_found" and caught.value.param == "previous_response_id"
         talk.responses.delete(first.id)
