@@ -27,3 +27,12 @@ CREATE OR REPLACE MACRO task_kind(task) AS
 -- The mean of `value` if tasks drawn more often counted less: each divided by the weight of its task in the draw. NULL: no weights.
 CREATE OR REPLACE MACRO uniform_mean(value, weight) AS
     list_sum(list_sort(list(value / weight))) / list_sum(list_sort(list(1 / weight) FILTER (value IS NOT NULL)));
+-- The variance of that mean (`mean`), of groups drawn independently of each other; 0 for one group.
+CREATE OR REPLACE MACRO uniform_variance(value, weight, mean) AS
+    sum(((value - mean) / weight) ** 2) / sum(1 / weight) ** 2 * count(*) / greatest(count(*) - 1, 1);
+-- Wilson's 95% interval (1927) of a share of `n`: its lower end with `side` -1, its upper with 1.
+CREATE OR REPLACE MACRO share_bound(share, n, side) AS
+    ((share + 1.9208 / n) + side * 1.96 * sqrt(share * (1 - share) / n + 0.9604 / n ** 2)) / (1 + 3.8416 / n);
+-- The algorithms of an epoch's policies that are not the default, as entries (key, value) of its settings.
+CREATE OR REPLACE MACRO algorithms_of(settings) AS
+    list_filter(map_entries(settings), lambda setting: ends_with(setting.key, '.algorithm'));

@@ -28,10 +28,9 @@ sums AS (
     GROUP BY ALL
 ),
 algorithms AS (
-    SELECT epoch, mode, string_agg(DISTINCT setting.value, ', ' ORDER BY setting.value) AS algorithms
-    FROM (SELECT epoch, mode, unnest(map_entries(settings)) AS setting FROM epoch_manifests WHERE run = $run AND mode = 'train')
-    WHERE ends_with(setting.key, '.algorithm')
-    GROUP BY ALL
+    SELECT epoch, mode, nullif(array_to_string(list_sort(list_distinct([a.value FOR a IN algorithms_of(settings)])), ', '), '') AS algorithms
+    FROM epoch_manifests
+    WHERE run = $run AND mode = 'train'
 )
 SELECT
     epoch,
@@ -43,8 +42,8 @@ SELECT
     means.reward - half AS reward_low,
     means.reward + half AS reward_high,
     share_right,
-    ((share_right + 1.9208 / judged) - 1.96 * sqrt(share_right * (1 - share_right) / judged + 0.9604 / judged ** 2)) / (1 + 3.8416 / judged) AS right_low,
-    ((share_right + 1.9208 / judged) + 1.96 * sqrt(share_right * (1 - share_right) / judged + 0.9604 / judged ** 2)) / (1 + 3.8416 / judged) AS right_high,
+    share_bound(share_right, judged, -1) AS right_low,
+    share_bound(share_right, judged, 1) AS right_high,
     coalesce(
         sum(rollouts) FILTER (mode = 'train') OVER (ORDER BY epoch + (mode = 'train')::INTEGER RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW),
         0

@@ -12,14 +12,6 @@ WITH held_out AS (
     WHERE mode = 'evaluate' AND share_success IS NOT NULL
     GROUP BY run
 ),
-intervals AS (
-    SELECT
-        run,
-        right_last + 1.9208 / held_out_rollouts AS middle,
-        1.96 * sqrt(right_last * (1 - right_last) / held_out_rollouts + 0.9604 / held_out_rollouts ** 2) AS half,
-        1 + 3.8416 / held_out_rollouts AS divisor
-    FROM held_out
-),
 activity AS (
     SELECT run, min(started) AS started, max(coalesce(ended, started)) AS last_seen FROM rollouts GROUP BY run
 )
@@ -31,14 +23,13 @@ SELECT
     arg_max(epochs.mean_reward, epochs.epoch) FILTER (epochs.mode = 'train') AS reward,
     any_value(held_out.right_first) AS right_first,
     any_value(held_out.right_last) AS right_last,
-    any_value((middle - half) / divisor) AS right_low,
-    any_value((middle + half) / divisor) AS right_high,
+    any_value(share_bound(right_last, held_out_rollouts, -1)) AS right_low,
+    any_value(share_bound(right_last, held_out_rollouts, 1)) AS right_high,
     any_value(held_out.held_out_rollouts) AS held_out_rollouts,
     any_value(activity.started) AS started,
     any_value(activity.last_seen) AS last_seen
 FROM epochs
 LEFT JOIN held_out USING (run)
-LEFT JOIN intervals USING (run)
 LEFT JOIN activity USING (run)
 WHERE epochs.run IS NOT NULL
 GROUP BY epochs.run

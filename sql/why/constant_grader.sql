@@ -20,7 +20,7 @@ policies AS (
         epoch,
         mode,
         cardinality(versions) AS policies,
-        coalesce(len(list_filter(map_entries(settings), lambda setting: ends_with(setting.key, '.algorithm') AND setting.value = 'sft')), 0) AS imitating
+        coalesce(len([1 FOR a IN algorithms_of(settings) IF a.value = 'sft']), 0) AS imitating
     FROM epoch_manifests
     WHERE run = $run AND mode = 'train'
 ),

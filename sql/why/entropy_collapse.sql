@@ -8,7 +8,7 @@ WITH limits AS (
     SELECT 0.05 AS low, 0.2 AS share_of_first, 0.9 AS solved
 ),
 algorithms AS (
-    SELECT epoch, list_filter(map_entries(settings), lambda setting: ends_with(setting.key, '.algorithm')) AS algorithms
+    SELECT epoch, algorithms_of(settings) AS algorithms
     FROM epoch_manifests
     WHERE run = $run AND mode = 'train'
 ),

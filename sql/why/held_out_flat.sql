@@ -14,13 +14,13 @@ groups AS (
     GROUP BY ALL
 ),
 means AS (
-    SELECT epoch, sum(reward / weight) / sum(1 / weight) AS reward FROM groups GROUP BY epoch
+    SELECT epoch, uniform_mean(reward, weight) AS reward FROM groups GROUP BY epoch
 ),
 epochs AS (
     SELECT
         epoch,
         means.reward,
-        sum(((groups.reward - means.reward) / weight) ** 2) / sum(1 / weight) ** 2 * count(*) / greatest(count(*) - 1, 1) AS variance
+        uniform_variance(groups.reward, weight, means.reward) AS variance
     FROM groups
     JOIN means USING (epoch)
     GROUP BY ALL

@@ -15,12 +15,12 @@ groups AS (
     GROUP BY ALL
 ),
 means AS (
-    SELECT epoch, sum(reward / weight) / sum(1 / weight) AS reward, sum(tokens / weight) / sum(1 / weight) AS tokens
+    SELECT epoch, uniform_mean(reward, weight) AS reward, uniform_mean(tokens, weight) AS tokens
     FROM groups
     GROUP BY epoch
 ),
 algorithms AS (
-    SELECT epoch, list_filter(map_entries(settings), lambda setting: ends_with(setting.key, '.algorithm')) AS algorithms
+    SELECT epoch, algorithms_of(settings) AS algorithms
     FROM epoch_manifests
     WHERE run = $run AND mode = 'train'
 ),
@@ -30,7 +30,7 @@ epochs AS (
         algorithms,
         means.reward,
         means.tokens,
-        sum(((groups.reward - means.reward) / weight) ** 2) / sum(1 / weight) ** 2 * count(*) / greatest(count(*) - 1, 1) AS variance
+        uniform_variance(groups.reward, weight, means.reward) AS variance
     FROM groups
     JOIN means USING (epoch)
     JOIN algorithms USING (epoch)
