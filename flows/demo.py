@@ -17,6 +17,7 @@ from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import epoch_rows
 from lightning_core.files import write_atomic
 from lightning_core.process.monitor import PeakMemory
+from lightning_core.tracking.page import weighs
 from lightning_flows.flows.tables import as_table, cell
 from lightning_flows.flows.train import train
 
@@ -53,7 +54,7 @@ def demo(settings: Settings, report: Path) -> str:
 
 def table(rows: list[dict[str, Any]], title: str, width: int = 140) -> Table:
     """The epochs of a run as a table for the terminal; in a narrow one the seconds of all stages are one column."""
-    uniform = any(row.get("reward_uniform") is not None for row in rows)
+    uniform = weighs(rows)
     wide = width >= (_WIDE_UNIFORM if uniform else _WIDE)
     caption = "right: share of the held-out tasks after the epoch; "
     if uniform:

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from lightning_core.config import Settings
 from lightning_core.events import At, Rows, Stage, Worth, event_of, when
+from lightning_core.tracking.page import weighs
 
 _SIGN_OF_LIFE_S = 30.0  # between lines of one stage where there is no terminal
 _LINE, _TIME = "%(asctime)s %(message)s", "%H:%M:%S"
@@ -236,10 +237,8 @@ class Display(logging.Handler):
             if mode == "train" and what.startswith("rollouts") and int(epoch) not in recorded:
                 rollouts += progress.done
         parts = [f"{rollouts} rollouts"] if rollouts else []
-        uniform = any(row.get("reward_uniform") is not None for row in self._rows)  # the mean is over harder tasks then
-        rewards = [
-            r for row in self._rows if (r := row.get("reward_uniform" if uniform else "mean_reward")) is not None
-        ]
+        reward = "reward_uniform" if weighs(self._rows) else "mean_reward"
+        rewards = [row[reward] for row in self._rows if row.get(reward) is not None]
         right = [row["held_out_right"] for row in self._rows if row["held_out_right"] is not None]
         parts += [f"reward {_course([f'{reward:.3f}' for reward in rewards])}"] if rewards else []
         parts += [f"held-out right {_course([f'{share:.1%}' for share in right])}"] if right else []

@@ -106,7 +106,7 @@ def _require_shallow(value: Any) -> None:
 
 
 def _find_sql(raw: dict[str, Any], folder: Path) -> None:
-    """A .sql file of `policies[].advantages` or `tasks.sampler` is looked for where the flow is started, then beside the settings."""
+    """Find the .sql files of `policies[].advantages` and `tasks.sampler`: in the working directory, else beside the settings."""
     policies = raw.get("policies")
     sections = [(each, "advantages") for each in (policies if isinstance(policies, list) else [])]
     for section, key in [*sections, (raw.get("tasks"), "sampler")]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from lightning_core.config.section import Section
+from lightning_core.config.section import Section, known_or_sql
 
 LAPS = ("shuffled", "in_order")  # samplers under which no task comes twice before all were seen
 SAMPLERS = (*LAPS, "unsolved")
@@ -93,9 +93,7 @@ class TaskSettings(Section):
     @field_validator("sampler")
     @classmethod
     def _sampler(cls, name: str) -> str:
-        if name not in SAMPLERS and not name.endswith(".sql"):
-            raise ValueError(f"{name!r} is neither one of {', '.join(SAMPLERS)} nor a .sql file")
-        return name
+        return known_or_sql(name, SAMPLERS)
 
 
 class RolloutSettings(Section):

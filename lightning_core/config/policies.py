@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lightning_core.config.algorithms import ALGORITHMS
-from lightning_core.config.section import Name, Section
+from lightning_core.config.section import Name, Section, known_or_sql
 from lightning_core.config.training import TrainingSettings
 
 NEEDS_GROUPS = ("grpo", "dr_grpo", "rloo")
@@ -125,9 +125,7 @@ class PolicySettings(Section):
     @field_validator("advantages")
     @classmethod
     def _estimator(cls, name: str) -> str:
-        if name not in ESTIMATORS and not name.endswith(".sql"):
-            raise ValueError(f"{name!r} is neither one of {', '.join(ESTIMATORS)} nor a .sql file")
-        return name
+        return known_or_sql(name, ESTIMATORS)
 
     @model_validator(mode="after")
     def _schedule(self) -> PolicySettings:

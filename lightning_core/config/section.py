@@ -11,6 +11,13 @@ from lightning_core.errors import LightningError
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
 
+def known_or_sql(name: str, known: tuple[str, ...]) -> str:
+    """Return the name. Raises ValueError where it is neither one of `known` nor that of a .sql file."""
+    if name not in known and not name.endswith(".sql"):
+        raise ValueError(f"{name!r} is neither one of {', '.join(known)} nor a .sql file")
+    return name
+
+
 class SettingsError(LightningError, ValueError):
     """A settings file that cannot be used: the message names the file, the key and the remedy."""
 

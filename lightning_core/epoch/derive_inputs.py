@@ -55,6 +55,7 @@ _FILLED_IN = (
     *("temperature", "top_p", "top_k", "min_p"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty"),
 )
+_ADVANTAGES = "policies.advantages"
 _ESTIMATOR_KEYS = ("policy", "group_id", "agent", "step", "rollout_id", "attempt_id")
 _ESTIMATES = {"group_rollouts": "BIGINT", "group_mean": "DOUBLE", "group_std": "DOUBLE", "left_out": "VARCHAR"}
 
@@ -79,7 +80,7 @@ def settings_read(settings: Settings) -> list[Any]:
         ],
         [p.training.max_sequence_tokens for p in settings.policies],
         [rule.model_dump(mode="json", exclude_defaults=True) for rule in settings.agent_rules],
-        {e: _own_estimator(e) for e in _estimators(settings.policies) if e.endswith(".sql")},
+        {e: user_sql.read(e, _ADVANTAGES) for e in _estimators(settings.policies) if e.endswith(".sql")},
     ]
 
 
@@ -233,20 +234,16 @@ def _estimators(policies: list[PolicySettings]) -> list[str]:
     return sorted({p.estimator for p in policies})
 
 
-def _own_estimator(file: str) -> str:
-    try:
-        return Path(file).read_text().rstrip().removesuffix(";")
-    except OSError as error:
-        raise SettingsError(f"policies.advantages: {file}: cannot be read ({error.strerror})") from None
-
-
 def _estimate(con: duckdb.DuckDBPyConnection, estimator: str) -> list[str]:
     """Create `estimated` by one estimator; returns its columns."""
     needed = (*_ESTIMATOR_KEYS, "advantage")
     contract = f"it reads the table `returns` and returns the columns {', '.join(needed)}, one row per row that acted"
     try:
         if estimator.endswith(".sql"):
-            with user_sql.alone(con, ["returns"]) as own, user_sql.asked(own, _own_estimator(estimator)) as answer:
+            with (
+                user_sql.alone(con, ["returns"]) as own,
+                user_sql.asked(own, user_sql.read(estimator, _ADVANTAGES)) as answer,
+            ):
                 con.register("estimated_arrow", answer.table())
             con.execute("CREATE OR REPLACE TABLE estimated AS FROM estimated_arrow")
             con.unregister("estimated_arrow")

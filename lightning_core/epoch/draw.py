@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -103,10 +102,7 @@ def _checked(sampler: str, found: pa.Table, tasks: dict[str, str]) -> list[tuple
 def _text(sampler: str) -> str:
     if not sampler.endswith(".sql"):
         return sql.text(f"plan/{sampler}")
-    try:
-        return Path(sampler).read_text().rstrip().removesuffix(";")
-    except OSError as error:
-        raise SettingsError(f"tasks.sampler: {sampler}: cannot be read ({error.strerror})") from None
+    return user_sql.read(sampler, "tasks.sampler")
 
 
 def _wrong(sampler: str, what: str) -> SettingsError:

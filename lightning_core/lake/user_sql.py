@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 import duckdb
 import pyarrow as pa
 
+from lightning_core.config import SettingsError
 from lightning_core.errors import LightningError
 from lightning_core.lake.catalog import file_list
 
@@ -118,6 +119,14 @@ def alone(con: duckdb.DuckDBPyConnection, tables: Sequence[str]) -> Iterator[duc
             own.execute(f"CREATE TABLE {name} AS FROM given")
             own.unregister("given")
         yield own
+
+
+def read(file: str, setting: str) -> str:
+    """Return the query of a .sql file that a setting names. Raises SettingsError where it cannot be read."""
+    try:
+        return Path(file).read_text().rstrip().removesuffix(";")
+    except OSError as error:
+        raise SettingsError(f"{setting}: {file}: cannot be read ({error.strerror})") from None
 
 
 def checked(text: str) -> str:
