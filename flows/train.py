@@ -51,8 +51,9 @@ def train(
                     if waited_enough(epoch_rows(run), settings.evaluation.patience):
                         logger().warning("stopped after %d epochs: evaluation.patience is used up", number)
                         break
-                    train_epoch(settings, number)
-                    if settings.evaluates_after(number + 1):
+                    evaluates = settings.evaluates_after(number + 1)
+                    train_epoch(settings, number, goes_on=not evaluates)
+                    if evaluates:
                         evaluate(settings, number + 1)
             prune_versions(run)  # the last evaluation may have found a better one than the former best
     logger().info("%s", taken_line(run.home))

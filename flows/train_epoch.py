@@ -23,7 +23,7 @@ from lightning_flows.flows.run import SHARDS, at_work, begin_run, close, redo
 from lightning_flows.tasks.alarm import watch
 from lightning_flows.tasks.deploy import deploy
 from lightning_flows.tasks.derive import derive_tables
-from lightning_flows.tasks.overlap import next_rollouts
+from lightning_flows.tasks.overlap import rolling_out_next
 from lightning_flows.tasks.preflight import training_tasks
 from lightning_flows.tasks.progress import logger, say
 from lightning_flows.tasks.rollouts import roll_out
@@ -42,11 +42,13 @@ def train_epoch(
     settings: GivenSettings,
     epoch: int | None = None,
     from_stage: Stage | None = None,
+    goes_on: bool = False,
     overrides: Overrides = NO_OVERRIDES,
 ) -> dict[str, Any]:
     """Train one epoch of a run; `epoch: null` is the first unfinished one.
 
-    With `async_level: 1` the rollouts of the next epoch, if there is one, run during the training.
+    goes_on: the next epoch follows at once, so its rollouts begin when the new version is served, while this epoch is
+    written and recorded. With `async_level: 1` they run, if there is one, during the training already.
     An interrupted epoch resumes where it stopped: finished rollouts and stages are not repeated, unless what
     they read has changed, or `from_stage` names the stage to repeat from.
     """
@@ -71,24 +73,32 @@ def train_epoch(
             settle(opened)
             deploy(run, services, starts_from(opened, planned))
             roll_out(opened, planned)
-            learn_from(opened, services, ahead=True)
+            learn_from(opened, services, ahead=opened.settings.async_level == 1, goes_on=goes_on)
     return {"epoch": number} | manifest.outputs
 
 
-def learn_from(epoch: Epoch, services: Services | None, ahead: bool = False) -> dict[str, Any]:
+def learn_from(
+    epoch: Epoch, services: Services | None, ahead: bool = False, goes_on: bool = False
+) -> dict[str, dict[str, Any]]:
     """Take an epoch from its rollouts to its end: sequences, train, deploy (where services run), record.
 
-    Returns policy → version and metrics. ahead: the rollouts of the epoch after it run while it trains, with `async_level: 1`.
+    Returns policy → version and metrics. The rollouts of the epoch after it run while it trains (`ahead`) or is written (`goes_on`).
     """
     derive_tables(epoch)
     with contextlib.ExitStack() as beside:
         if services is not None:
             beside.enter_context(vllm_asleep(epoch, services))
             if ahead:
-                beside.enter_context(next_rollouts(epoch, services))
+                beside.enter_context(rolling_out_next(epoch, services, epoch.manifest.versions))
         trained = train_policies(epoch)
-    if services is not None:
-        deploy(epoch, services, epoch.manifest.ended_with)
-    close(epoch, epoch.number + 1, services)
-    prune_versions(epoch)
-    return trained
+    with contextlib.ExitStack() as beside:
+        try:
+            if services is not None:
+                deploy(epoch, services, epoch.manifest.ended_with)
+                if goes_on and not ahead:
+                    beside.enter_context(rolling_out_next(epoch, services, epoch.manifest.ended_with))
+        finally:  # what was trained is kept
+            trained.write()
+        close(epoch, epoch.number + 1, services)
+        prune_versions(epoch)
+    return trained.outputs

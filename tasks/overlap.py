@@ -1,7 +1,7 @@
-"""Overlap (`async_level: 1`): the rollouts of the next epoch run while this one is trained.
+"""The rollouts of the next epoch run while this one is written and recorded or, with `async_level: 1`, already while it is trained.
 
-They are sampled from the version that this epoch trains, so they are one version old when their own epoch trains on them.
-No weights are swapped under them: the flow redeploys when both sides have come to their end.
+In the first case they are sampled from the version that this epoch made; in the second from the one that it trains, so they
+are one version old when their own epoch trains on them. No weights are swapped under them.
 """
 
 from __future__ import annotations
@@ -24,25 +24,24 @@ from lightning_flows.tasks.rollouts import roll_out
 
 
 @contextlib.contextmanager
-def next_rollouts(epoch: Epoch, services: Services) -> Iterator[None]:
-    """Round training: the next epoch's rollouts are run and graded beside it, with `async_level: 1` where the run has one.
+def rolling_out_next(epoch: Epoch, services: Services, versions: dict[str, str]) -> Iterator[None]:
+    """Run and grade the next epoch's rollouts, if there is one, beside what is done within; sampled from `versions`, policy → version.
 
     Where a side fails, it is logged at once, and raised when the other has come to its end, which is kept; of two failures
-    training's is raised. An interrupt ends both.
+    this epoch's is raised. An interrupt ends both.
     """
-    following = _opened(epoch)
+    following = _opened(epoch, versions)
     if following is None:
         yield
         return
     planned = plan_training(epoch, training_tasks(epoch.settings.tasks), following.number)
-    versions = epoch.manifest.versions
     if any(store.current() != versions.get(name) for name, store in epoch.policies.items()):
         deploy(epoch, services, versions)
     with ThreadPoolExecutor(1, thread_name_prefix="next-rollouts") as thread:
         # With this context: Prefect finds the flow run in it.
         rollouts = thread.submit(copy_context().run, _roll_out, following, planned)
         try:
-            with _kept_when_training_fails(following, rollouts):
+            with _kept_when_this_fails(epoch, rollouts):
                 yield
             rollouts.result()
         except BaseException:
@@ -52,11 +51,11 @@ def next_rollouts(epoch: Epoch, services: Services) -> Iterator[None]:
             raise
 
 
-def _opened(epoch: Epoch) -> Epoch | None:
+def _opened(epoch: Epoch, versions: dict[str, str]) -> Epoch | None:
     number = epoch.number + 1
-    if epoch.settings.async_level == 0 or number >= epoch.settings.epochs:
+    if number >= epoch.settings.epochs:
         return None
-    following = epoch.lake.open_ahead(epoch.run, number, epoch.manifest.versions)
+    following = epoch.lake.open_ahead(epoch.run, number, versions)
     if following is None:
         logger().info("the rollouts of epoch %d are not run ahead: it was begun after this one already", number)
         return None
@@ -68,19 +67,20 @@ def _roll_out(following: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]
         return roll_out(following, planned)
     except Exception as error:
         logger().error(
-            "the rollouts of epoch %d failed: %s; the training beside them comes to its end", following.number, error
+            "the rollouts of epoch %d failed: %s; what runs beside them comes to its end", following.number, error
         )
         raise
 
 
 @contextlib.contextmanager
-def _kept_when_training_fails(following: Epoch, rollouts: Future[Any]) -> Iterator[None]:
+def _kept_when_this_fails(epoch: Epoch, rollouts: Future[Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if not rollouts.done():
             logger().error(
-                "training failed: %s; the rollouts of epoch %d beside it come to their end", error, following.number
-            )
+                "epoch %d failed: %s; the rollouts of epoch %d beside it come to their end",
+                epoch.number, error, epoch.number + 1,
+            )  # fmt: skip
         wait([rollouts])
         raise

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import cache, partial
 from queue import SimpleQueue
 from typing import Any
@@ -21,8 +23,16 @@ from lightning_flows.tasks.progress import Progress, logger
 from lightning_flows.tasks.step import step
 
 
-def train_policies(epoch: Epoch) -> dict[str, dict[str, Any]]:
-    """Train the policies; returns policy → what `train_policy` returns: one after another, or so many at one time as there are `training_devices`.
+@dataclass(frozen=True)
+class Trained:
+    """Policies that were trained: policy → version and metrics. `write` returns when all of it is on the disk, and noted as done."""
+
+    outputs: dict[str, dict[str, Any]]
+    write: Callable[[], None] = lambda: None
+
+
+def train_policies(epoch: Epoch) -> Trained:
+    """Train the policies: one after another, or so many at one time as there are `training_devices`.
 
     Where one fails, those that are under way come to their end (what they publish is not trained again), then it is raised.
     """
@@ -33,21 +43,26 @@ def train_policies(epoch: Epoch) -> dict[str, dict[str, Any]]:
     if devices.empty():
         devices.put(None)
 
-    def train(policy: PolicySettings) -> dict[str, Any]:
+    def train(policy: PolicySettings) -> Trained:
         device = devices.get()
         try:
             wait_for_api()
-            return train_policy(epoch, policy, device)
+            trained = train_policy(epoch, policy, device)
+            if len(settings.policies) > 1:  # what follows may take long, or fail
+                trained.write()
+            return trained
         finally:
             devices.put(device)
 
+    if len(settings.policies) == 1:
+        return train(settings.policies[0])
     if devices.qsize() == 1:
-        return {policy.name: train(policy) for policy in settings.policies}
+        return _together([train(policy) for policy in settings.policies])
     with ThreadPoolExecutor(devices.qsize(), thread_name_prefix="train") as threads:
         # A context each: Prefect finds the flow run in it.
         futures = {p.name: threads.submit(copy_context().run, train, p) for p in settings.policies}
         try:
-            return {name: future.result() for name, future in futures.items()}
+            return _together([future.result() for future in futures.values()])
         except BaseException as error:
             for future in futures.values():
                 future.cancel()
@@ -56,9 +71,13 @@ def train_policies(epoch: Epoch) -> dict[str, dict[str, Any]]:
             raise
 
 
+def _together(trained: list[Trained]) -> Trained:
+    return Trained({name: output for one in trained for name, output in one.outputs.items()})
+
+
 @step("train {policy.name} epoch {epoch.number}", "trainer")
-def train_policy(epoch: Epoch, policy: PolicySettings, device: str | None = None) -> dict[str, Any]:
-    """Train a policy (on `device`, a value of CUDA_VISIBLE_DEVICES) and publish its next version; returns the version and the metrics of training.
+def train_policy(epoch: Epoch, policy: PolicySettings, device: str | None = None) -> Trained:
+    """Train a policy (on `device`, a value of CUDA_VISIBLE_DEVICES) and publish its next version.
 
     Where it is not this epoch's turn, or no sequence is left to train on, the version stays what it was, and the log says why.
     """
@@ -82,13 +101,22 @@ def train_policy(epoch: Epoch, policy: PolicySettings, device: str | None = None
         elif "resumed_at" in event:
             log.info("%s: going on after step %d of %d", policy.name, event["resumed_at"], event["steps"])
 
+    to_write: list[Callable[[], None]] = []
+
     def work() -> dict[str, Any]:
         if not policy.trains_in(epoch.number):
             return {"version": parent, "metrics": {}, "skipped": f"not trained in epoch {epoch.number} (train_every)"}
         base = resolve_model(policy.model, epoch.settings.models, log.debug)
-        return train_version(epoch, policy, base.path, on_progress, device)
+        made = train_version(epoch, policy, base.path, on_progress, device)
+        to_write.append(made.write)
+        return made.output
 
-    output = run_stage(epoch, f"train {policy.name}", key, work)
+    def write() -> None:
+        for one in to_write:
+            one()
+        epoch.save()
+
+    output = run_stage(epoch, f"train {policy.name}", key, work, save=False)
     if output["version"] == parent:
         log.warning("%s: %s", policy.name, output["skipped"])
-    return output
+    return Trained({policy.name: output}, write)

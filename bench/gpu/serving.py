@@ -87,7 +87,7 @@ def _turns(adapter: bool, small: bool) -> Found:
                 seconds["sleep"] = time.monotonic() - began
                 free.append(_gb_free())
                 began = time.monotonic()
-                made = [train(job, lambda line: None, home / "train.log")["probe"] for job in jobs]
+                made = [train(job, lambda line: None, home / "train.log").result["probe"] for job in jobs]
                 seconds["train"] = (time.monotonic() - began) / len(jobs)
                 began = time.monotonic()
             seconds["wake"] = time.monotonic() - began  # an adapter's base; full weights wake up with the first version

@@ -21,7 +21,7 @@ from lightning_core.lake.manifest import LakeError
 from lightning_core.policies.model import ModelFolder, resolve_model
 from lightning_core.policies.sharing import serving, takes_turns
 from lightning_core.policies.sleep import Level, asleep
-from lightning_core.policies.store import BASE_VERSION
+from lightning_core.policies.store import BASE_VERSION, PolicyStore, StoreError
 from lightning_core.policies.supervisor import Supervisor
 from lightning_core.policies.vllm import START_TIMEOUT_S, VllmServer
 from lightning_core.policies.vllm_client import VllmError
@@ -195,6 +195,10 @@ def _start_vllm(run: Run, model: ModelFolder, replica: int, say: Say) -> VllmSer
     rank, slots = _adapters(settings.policies, settings.vllm)
     store = run.policies[first.name]
     version = BASE_VERSION if rank is not None else store.current() or BASE_VERSION
+    if rank is None and _damaged(
+        store, version
+    ):  # by a power cut, before it was written; the flow deploys what it wants
+        version = BASE_VERSION
     folder = model.path if rank is not None else store.checked(version)
     return VllmServer.start(
         serving(settings),
@@ -207,6 +211,15 @@ def _start_vllm(run: Run, model: ModelFolder, replica: int, say: Say) -> VllmSer
         replica=replica,
         on_progress=say,
     )
+
+
+def _damaged(store: PolicyStore, version: str) -> bool:
+    try:
+        store.verify(version)
+    except StoreError as error:
+        logger.warning("vLLM starts with %s: %s", BASE_VERSION, error)
+        return True
+    return False
 
 
 def _is_as_started(vllm: VllmServer, run: Run, model: ModelFolder) -> bool:

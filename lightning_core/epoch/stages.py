@@ -22,8 +22,13 @@ Stage = Literal["rollouts", "rewards", "sequences", "train", "record"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
-def run_stage(epoch: Epoch, stage: str, key: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Output of a stage: from the manifest where it has run with this key, else of `work`, then kept there."""
+def run_stage(
+    epoch: Epoch, stage: str, key: str, work: Callable[[], dict[str, Any]], save: bool = True
+) -> dict[str, Any]:
+    """Output of a stage: from the manifest where it has run with this key, else of `work`, then kept there.
+
+    Without `save` the manifest is not written: whoever calls saves it when all that `work` made is on the disk.
+    """
     found = epoch.manifest.done(stage, key)
     if found is not None:
         logger.info("%s of %s epoch %d is done already (key %s)", stage, epoch.run, epoch.number, key)
@@ -34,7 +39,8 @@ def run_stage(epoch: Epoch, stage: str, key: str, work: Callable[[], dict[str, A
     took = time.monotonic() - began
     with _finishing:
         epoch.manifest.finish(stage, key, output, took)
-        epoch.save()
+        if save:
+            epoch.save()
     done = StageEvent(epoch.mode, epoch.number, stage, took)
     logger.info("%s %d: %s took %.1f s", epoch.mode, epoch.number, stage, took, extra=shown(done))
     return output

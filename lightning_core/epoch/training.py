@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,26 @@ from lightning_core.training.token_rows import training_rows
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Made:
+    """What training a policy came to, as the manifest keeps it, served from now on; `write` returns when it is on the disk."""
+
+    output: dict[str, Any]
+    write: Callable[[], None] = lambda: None
+
+
 def train_version(
     epoch: Epoch,
     policy: PolicySettings,
     base_model: Path,
     on_progress: Callable[[dict[str, Any]], None],
     device: str | None = None,
-) -> dict[str, Any]:
+) -> Made:
     """Train `policy` on its sequences of the epoch and publish the result.
 
     Returns `{"version", "metrics", "sequences"}` (their digest); with nothing to train on the version is the parent and `skipped` says why.
-    Raises training.launch.TrainingFailed, and StoreError where the parent is damaged or the result no child of it; nothing is published then.
+    Raises training.launch.TrainingFailed, and StoreError where the parent is damaged or the result no child of it; nothing is published
+    then. The version can be served at once. Until `write` was called it may not outlive the machine, and the epoch does not count as trained.
     """
     settings, number, made_of = epoch.settings, epoch.number, epoch.manifest.tables
     table = f"training_rows {policy.name}"  # a table is put whole, and policies may be trained side by side
@@ -49,7 +59,7 @@ def train_version(
     sequences = state / f"sequences-{number:04d}.parquet"
     if not _select(epoch, policy.name, sequences):
         sequences.unlink()
-        return {"version": parent, "metrics": {}, "skipped": _why_nothing(epoch, policy.name)}
+        return Made({"version": parent, "metrics": {}, "skipped": _why_nothing(epoch, policy.name)})
     store = epoch.policies[policy.name]
     output = state / f"output-{number:04d}"
     fresh_adapter = policy.lora is not None and parent == BASE_VERSION
@@ -74,9 +84,10 @@ def train_version(
         device=device,
         beside=min(max(len(settings.training_devices), 1), len(settings.policies)),
     )
-    metrics = train(
+    trained = train(
         job, on_progress, epoch.home / "logs" / f"train-{policy.name}-{number:04d}.log", stays=not takes_turns(settings)
     )
+    metrics = trained.result
     metrics |= {f"left_out/{reason}": rows for reason, rows in metrics["left_out"].items()}
     numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     probe = Probe.model_validate(metrics["probe"]) if metrics.get("probe") else None
@@ -94,21 +105,26 @@ def train_version(
     )
     (output / "training.json").unlink()  # seconds and memory differ each time; the lineage has the metrics
     version = _publish(store, output, lineage)
-    name_state(job.state, number, version)
     shutil.rmtree(output, ignore_errors=True)
-    rows = training_rows(job.state)
-    if rows is not None:
-        epoch.lake.put_table(epoch.manifest, table, rows, version)
-    clear(job.state)
-    sequences.unlink()
-    return {"version": version, "metrics": numbers, "sequences": made_of["sequences"].digest}
+
+    def write() -> None:
+        trained.kept()
+        store.sync(version)
+        name_state(job.state, number, version)
+        rows = training_rows(job.state)
+        if rows is not None:
+            epoch.lake.put_table(epoch.manifest, table, rows, version)
+        clear(job.state)
+        sequences.unlink()
+
+    return Made({"version": version, "metrics": numbers, "sequences": made_of["sequences"].digest}, write)
 
 
 def _publish(store: PolicyStore, output: Path, lineage: Lineage) -> str:
     """Publish, under the next number where another run took one meanwhile: what was trained is not lost by that."""
     while True:
         try:
-            return store.publish(output, lineage)
+            return store.publish(output, lineage, synced=False)
         except PublishConflict as error:
             logger.info("%s", error)
 

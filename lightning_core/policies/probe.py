@@ -46,8 +46,9 @@ class Probe(BaseModel):
 def tolerance(probe: Probe, served_in: str) -> float:
     """Mean difference of logprobs (nats) up to which a server computes what the trainer did."""
     if probe.logit_error is not None and probe.served_in == served_in:
-        unlikely = sum(-math.expm1(logprob) for logprob in probe.logprobs) / len(probe.logprobs)
-        return max(_LEAST, _TIMES * probe.logit_error * unlikely)
+        unlikely = sum(-math.expm1(logprob) for logprob in probe.logprobs)
+        # Of few such tokens one may be off by much, as of few draws: their number's own spread is its root.
+        return max(_LEAST, _TIMES * probe.logit_error * (unlikely + math.sqrt(unlikely)) / len(probe.logprobs))
     return max(_UNMEASURED.get(dtype, _UNMEASURED_HALF) for dtype in (probe.dtype, served_in))
 
 

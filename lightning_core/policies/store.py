@@ -187,6 +187,7 @@ class PolicyStore:
                 for file in sorted(model_folder.iterdir()):
                     if file.is_file() and not file.name.startswith(".") and file.name != MANIFEST:
                         _link_or_copy(file.resolve(), work / file.name)
+            _write_out(work)
             return self._publish(work, Lineage(base_model=base_model, kind=kind), BASE_VERSION, _look_through(work))
         except PublishConflict:
             return BASE_VERSION
@@ -197,11 +198,13 @@ class PolicyStore:
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
-    def publish(self, folder: Path, lineage: Lineage) -> str:
+    def publish(self, folder: Path, lineage: Lineage, synced: bool = True) -> str:
         """Turn a finished output folder into the next version and return its name; `folder` is moved, not copied.
 
+        Without `synced` the weights may be lost with the machine until `sync` has been called; every process sees them.
         `folder` must be on the file system of the store. Where (run, epoch) published identical files already – a
-        resumed epoch – that version is returned and nothing is replaced (nor is `folder` touched). Raises
+        resumed epoch – that version is returned (nor is `folder` touched), unless a power cut damaged it: then it is
+        replaced. Raises
         PublishConflict where another publisher won the number; StoreError for an empty folder, another file system, a
         full disk, numbers that are not finite, or weights that are no child of the parent's. Nothing is published then.
         """
@@ -218,6 +221,8 @@ class PolicyStore:
             )
         try:
             files = _look_through(folder)
+            if synced:
+                _write_out(folder)
         except OSError as error:
             if is_full_disk(error):
                 raise StoreError(full_disk(self.name, f"v{_number(latest) + 1:04d}", folder)) from error
@@ -225,11 +230,32 @@ class PolicyStore:
         if lineage.run is not None and lineage.epoch is not None:
             for version in self.published(lineage.run, lineage.epoch):
                 if self.manifest(version).files == files:
-                    return version
+                    return self._repaired(version, folder, lineage, files)
                 log.warning(
                     "epoch %s of run %s was published as %s with other weights", lineage.epoch, lineage.run, version
                 )
         return self._publish(folder, lineage, f"v{_number(latest) + 1:04d}", files)
+
+    def sync(self, version: str) -> None:
+        """Return when a version is on the disk. Raises StoreError where the disk is full."""
+        try:
+            _write_out(self.path(version))
+        except OSError as error:
+            if is_full_disk(error):
+                raise StoreError(full_disk(self.name, version, self.folder)) from error
+            raise
+
+    def _repaired(self, version: str, folder: Path, lineage: Lineage, files: dict[str, FileDigest]) -> str:
+        """The version, which had the same files when it was published; those of `folder` where it is damaged now."""
+        try:
+            self.verify(version)
+        except StoreError as error:
+            log.warning("policy %s: %s is replaced by the same weights, trained again: %s", self.name, version, error)
+            aside = self.folder / f".damaged-{secrets.token_hex(4)}"
+            rename(self.path(version), aside)
+            self._publish(folder, lineage, version, files)
+            shutil.rmtree(aside, ignore_errors=True)
+        return version
 
     def _pointer(self, name: str) -> str | None:
         """The version that a small file names. Raises StoreError where it names none; that it exists is not checked."""
@@ -259,7 +285,7 @@ class PolicyStore:
         return misfit(folder, None)
 
     def _publish(self, folder: Path, lineage: Lineage, version: str, files: dict[str, FileDigest]) -> str:
-        """`files` are in `folder`, and on the disk."""
+        """`files` are in `folder`. What they should be is on the disk before they have the version's name."""
         manifest = Manifest(
             **lineage.model_dump(), policy=self.name, version=version, files=files, created_ns=time.time_ns()
         )
@@ -267,8 +293,6 @@ class PolicyStore:
         try:
             (folder / MANIFEST).write_bytes(_json(manifest))
             fsync(folder / MANIFEST)
-            for inner in [entry for entry in folder.rglob("*") if entry.is_dir()]:
-                fsync(inner)
             fsync(folder)
             # Refused by the system where the target is a folder with something in it: of two publishers one wins.
             rename(folder, target)
@@ -290,23 +314,23 @@ class PolicyStore:
 
 
 def _look_through(folder: Path) -> dict[str, FileDigest]:
-    """Digests of all files, taken while the system writes them to the disk. Raises StoreError for weights with inf or NaN."""
-
-    def write_out() -> None:
-        for file in folder.rglob("*"):
-            if file.is_file():
-                fsync(file)
-
-    with ThreadPoolExecutor(2) as pool:
-        written, broken = pool.submit(write_out), pool.submit(nonfinite_tensor, folder)
+    """Digests of all files. Raises StoreError for weights with inf or NaN."""
+    with ThreadPoolExecutor(1) as pool:
+        broken = pool.submit(nonfinite_tensor, folder)
         files = digest_files(folder)
         if found := broken.result():
             raise StoreError(
                 f"{folder}: not published, it holds numbers that are not finite ({found}); where training diverged, "
                 "lower `learning_rate`"
             )
-        written.result()
     return files
+
+
+def _write_out(folder: Path) -> None:
+    """Return when all that is in `folder` is on the disk."""
+    for inner in sorted(folder.rglob("*"), key=Path.is_dir):  # a folder's entries after what they name
+        fsync(inner)
+    fsync(folder)
 
 
 def full_disk(policy: str, version: str, folder: Path) -> str:

@@ -1,7 +1,8 @@
 """`python -m lightning_core.training job.json`: train one policy on one epoch's sequences, then exit.
 
 `--jobs FD` in place of the file: do the jobs that are named on that descriptor, `{"job": file, "log": file}` a line, until it
-ends. Each that is done adds `{"done": true}` to its progress file; one that fails ends the process.
+ends. Each that is done adds `{"done": true}` to its progress file, and `{"kept": true}` when the optimizer's state is written; one
+that fails ends the process.
 
 Exit codes: 0 with `training.json` in the job's output folder; 3 where data, weights or the job cannot be trained on, or
 memory is short, with `{"error": …}` as the progress file's last line; 1 for anything unforeseen, with a traceback (in the
@@ -78,6 +79,11 @@ def run_job_file(file: Path) -> int:
     progress = Progress(job.progress)
     try:
         result = ALGORITHMS[job.policy_settings.algorithm].load()(job, progress)
+        logger.info("trained %s on %d sequences: %s", job.output, result["sequences"], result["seconds"])
+        if resident.stays:
+            progress.write({"done": True})
+            resident.finish()
+            progress.write({"kept": True})
     except TrainingError as error:
         logger.error("%s", error, exc_info=error.__cause__)
         progress.fail(str(error))
@@ -91,9 +97,6 @@ def run_job_file(file: Path) -> int:
             progress.fail(traceback.format_exc())
         logger.exception("a fault of the trainer")
         return 1
-    logger.info("trained %s on %d sequences: %s", job.output, result["sequences"], result["seconds"])
-    if resident.stays:
-        progress.write({"done": True})
     return 0
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,20 @@ class _Resident(Process):
         return super().end(grace_s)
 
 
-def train(
-    job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Path, stays: bool = True
-) -> dict[str, Any]:
-    """Run `job` in a process of its own and return what its `output/training.json` holds.
+@dataclass(frozen=True)
+class Trained:
+    """A job that is done: what its `output/training.json` holds.
+
+    `kept()` returns when the optimizer's state is written too, which a process that stays does meanwhile, and raises
+    TrainingFailed where it is not.
+    """
+
+    result: dict[str, Any]
+    kept: Callable[[], None] = lambda: None
+
+
+def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Path, stays: bool = True) -> Trained:
+    """Run `job` in a process of its own.
 
     `on_progress` gets each line of the job's progress file as it appears: `{"phase": …}`, then one dict an optimizer
     step. The process's output is appended to `log_path`. Within `staying` the process stays for the next job, unless `stays`
@@ -87,13 +98,13 @@ def train(
     try:
         while True:
             ended = process.poll() is not None
-            for line in lines.read():
+            read = iter(lines.read())
+            for line in read:
                 begun = True
                 error = error or line.get("error")  # of several ranks the first: the others lost their peer
-                if "done" in line:
-                    done = True
-                else:
-                    on_progress(line)
+                if done := "done" in line:
+                    break
+                on_progress(line)
             if ended or done:
                 break
             time.sleep(_POLL_S)
@@ -101,10 +112,27 @@ def train(
         _running.discard(process)
         code = 0 if done and _stays(process) else process.end(_GRACE_S)
     if done or code == 0:
-        return json.loads((job.output / "training.json").read_text())
+        result = json.loads((job.output / "training.json").read_text())
+        if not done:
+            return Trained(result)
+        left = [*read]
+        return Trained(result, lambda: _wait_until_kept(job, process, left, lines, log_path))
     if not begun and isinstance(process, _Resident) and process.jobs > 1:  # it was lost as it waited
         return train(job, on_progress, log_path)
     raise TrainingFailed(_why(job, code, error, log_path))
+
+
+def _wait_until_kept(job: Job, process: Process, read: list[dict[str, Any]], lines: _Tail, log_path: Path) -> None:
+    while True:
+        code = process.poll()
+        for line in [*read, *lines.read()]:
+            if "kept" in line:
+                return
+            if "error" in line:
+                raise TrainingFailed(_why(job, process.end(_GRACE_S), line["error"], log_path))
+        if code is not None:
+            raise TrainingFailed(_why(job, code, None, log_path))
+        time.sleep(_POLL_S)
 
 
 def end_all() -> None:

@@ -6,7 +6,7 @@ Measured are the logprobs of a few tokens, for the server to be compared with, a
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from lightning_core.policies.probe import ASKED, CONTEXT
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.job import Job, Progress, derive_seed, peak_rss
-from lightning_core.training.resident import Made, keep
+from lightning_core.training.resident import Made, keep, write_behind
 from lightning_core.training.state import save_state
 from lightning_core.training.weights import save_weights, whole_folder
 
@@ -35,7 +35,9 @@ def leave(
     state: dict[str, Any],
     rows: list[Sequence],
 ) -> dict[str, Any]:
-    """Write the state after the epoch, then the version, each whole or not at all; return what is in its training.json.
+    """Write the version and the state after the epoch, each whole or not at all; return what is in the version's training.json.
+
+    A process that stays writes the state when the job is said to be done (resident.py): nobody waits for that.
 
     `taken`: the metrics of each step; `state`: what is noted beside the optimizer's (`step`, `parameters`); `rows`: what was
     trained on, of which a few tokens try the new weights. Every rank calls this; the first one writes.
@@ -47,13 +49,10 @@ def leave(
     unwrap_checkpointed(trained)
     weights, optimizer = state_dict(trained), optimizer_state(trainer)
     if trainer.accelerator.is_main_process:
-        # Side by side: the one computes while the other waits for the disk.
-        with ThreadPoolExecutor(1) as threads, whole_folder(job.output) as beside:
-            saved = threads.submit(save_state, job.state, job.epoch, optimizer, state)
-            try:
-                save_weights(trained, job.source, beside, weights, job.base_model_name)
-            finally:
-                saved.result()  # before there is a version
+        write_behind(partial(save_state, job.state, job.epoch, optimizer, state))
+        # Not forced to the disk, which publishing sees to: no later job reads this folder.
+        with whole_folder(job.output, durable=False) as beside:
+            save_weights(trained, job.source, beside, weights, job.base_model_name)
             progress.phase(None)
             result = metrics | {"run": job.run, "epoch": job.epoch, "policy": job.policy, "step": state["step"]}
             result |= {

@@ -6,6 +6,7 @@ each training starts afresh. What is kept gives the bits that reading the publis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ class Made:
 
 stays = False  # whether this process is given other jobs after this one
 _made: Made | None = None
+_left: list[Callable[[], None]] = []  # to be written when the job is said to be done
 
 
 def keep(made: Made) -> None:
@@ -41,6 +43,20 @@ def keep(made: Made) -> None:
 
         remove_head(made.model)
         _made = made
+
+
+def write_behind(write: Callable[[], None]) -> None:
+    """Write something at once or, where this process stays, when its job was said to be done (`finish`): nobody waits for it."""
+    if stays:
+        _left.append(write)
+    else:
+        write()
+
+
+def finish() -> None:
+    """Write what the last job left to be written. Raises WeightsError."""
+    while _left:
+        _left.pop(0)()
 
 
 def model_of(job: Job, vocabulary: int) -> tuple[Any, Any, Made | None]:

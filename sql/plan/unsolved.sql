@@ -2,7 +2,8 @@
 -- Grain: one row per task_id. `weight`: how many times as often a task is drawn as one of weight 1.
 -- Inputs: tasks (task_id, task, kind, place), tried (epoch, task_id, kind, rollout_id, success, reward), draw (seed, epoch).
 -- Rule: a task's kind is task_kind(task), or the task itself. The weight of a kind is the share of its tries that failed: a try
--- counts half as much with every epoch since, and one failed try from before the run is added, so no kind is left out for good.
+-- counts half as much with every later epoch that tried its kind, and one failed try from before the run is added, so no kind is
+-- left out for good.
 -- The n-th task of a kind stands at (n - 1 + u) / (weight * tasks of the kind), u drawn from 0 to 1 for each kind: kinds take
 -- turns by their weight. Where each task is its own kind, this is sequential Poisson sampling (Ohlsson 1998). Within a kind,
 -- tasks tried least often come first.
@@ -15,13 +16,13 @@ WITH kinds AS (
     CROSS JOIN draw
     GROUP BY kind
 ),
-solved AS (
-    SELECT
-        kind,
-        sum(tried.success::INTEGER * 0.5 ** (draw.epoch - tried.epoch - 1)) AS solved,
-        sum(0.5 ** (draw.epoch - tried.epoch - 1)) AS tries
+weighed_tries AS (
+    SELECT kind, success, 0.5 ** (dense_rank() OVER (PARTITION BY kind ORDER BY epoch DESC) - 1) AS counts
     FROM tried
-    CROSS JOIN draw
+),
+solved AS (
+    SELECT kind, sum(success::INTEGER * counts) AS solved, sum(counts) AS tries
+    FROM weighed_tries
     GROUP BY kind
 ),
 weighed AS (

@@ -203,8 +203,8 @@ def undisturbed(epoch: Epoch, folder: Path) -> str:
     copied = Run(settings).at(manifest)
     derive(copied, "undisturbed")
     policy = settings.policies[0]
-    output = train_version(copied, policy, Path(policy.model), lambda _: None)
-    return weights(PolicyStore(folder, "policy"), output["version"])
+    made = train_version(copied, policy, Path(policy.model), lambda _: None)
+    return weights(PolicyStore(folder, "policy"), made.output["version"])
 
 
 def weights(store: PolicyStore, version: str) -> str:

@@ -77,7 +77,7 @@ def test_killed_on_both_sides_a_run_keeps_what_either_finished_and_mixes_nothing
 
     assert run.end_at(beside_training(1), kills.trainer) != 0
     assert stages(run, 2) == {"rollouts", "rewards"}, "the rollouts came to their end when training could not"
-    assert "training failed" in run.log.read_text()
+    assert "epoch 1 failed" in run.log.read_text()
 
     run.finish()
     assert kills.mentioning(run.home) == []

@@ -40,7 +40,7 @@ def test_the_trainers_logprobs_are_those_of_the_weights_it_wrote(lora: bool, tmp
         "state": tmp_path / "state",
         "progress": tmp_path / "progress.jsonl",
     }
-    probe = Probe.model_validate(train(Job.model_validate(fields), lambda _: None, tmp_path / "log")["probe"])
+    probe = Probe.model_validate(train(Job.model_validate(fields), lambda _: None, tmp_path / "log").result["probe"])
 
     assert any(probe.token_ids == row.token_ids[: len(probe.token_ids)].tolist() for row in rows)
     assert len(probe.token_ids) - len(probe.logprobs) == 20  # the prompt's: it asks for what was sampled

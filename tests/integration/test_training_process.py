@@ -90,7 +90,7 @@ def test_progress_arrives_line_by_line_and_the_result_is_what_lies_beside_the_we
         if not pids:
             pids.add(trainer())
 
-    result = train(job, follow, tmp_path / "logs" / "training.log")
+    result = train(job, follow, tmp_path / "logs" / "training.log").result
     assert pids
     assert all(map(alive, pids)) if started == "staying" else not any(map(alive, pids)), (
         "its memory is returned with it"
@@ -260,8 +260,9 @@ def test_a_trainer_that_stays_goes_on_from_its_memory_to_the_bits_that_files_wou
                 epoch=epoch, policy_settings=policy, output=here / f"v{epoch + 1}", state=here / "state",
                 progress=here / "progress.jsonl", **before,
             )  # fmt: skip
-            result = train(job, lambda line: pids.append(trainer()), here / f"log-{epoch}")
-            read.append(result["seconds"]["loading"])
+            trained = train(job, lambda line: pids.append(trainer()), here / f"log-{epoch}")
+            read.append(trained.result["seconds"]["loading"])
+            trained.kept()
             name_state(job.state, epoch, f"v{epoch + 1}")
             file = "adapter_model" if kind == "lora" else "model"
             digests.append(hashlib.sha256((job.output / f"{file}.safetensors").read_bytes()).hexdigest())
@@ -285,13 +286,30 @@ def test_a_trainer_that_stays_goes_on_from_its_memory_to_the_bits_that_files_wou
 def test_a_trainer_that_stays_reads_what_another_process_made_meanwhile(make_job: Any, tmp_path: Path) -> None:
     with launch.staying():
         first = make_job(output=tmp_path / "v1")
-        train(first, lambda line: None, tmp_path / "log")
+        train(first, lambda line: None, tmp_path / "log").kept()
         name_state(first.state, 0, "v0001")
         # The epoch was tried again elsewhere: its version is another than the one in memory.
         job = make_job(epoch=1, weights=tmp_path / "v1", made_in=0, version="v0002", output=tmp_path / "v2")
         seen: list[dict[str, Any]] = []
         train(job, seen.append, tmp_path / "log")
     assert any("not kept any more" in line.get("warning", "") for line in seen)
+
+
+def test_a_version_is_made_before_the_state_that_goes_with_it_and_a_state_that_is_not_kept_is_told(
+    make_job: Any, tmp_path: Path
+) -> None:
+    job = make_job()
+    with launch.staying():
+        trained = train(job, lambda line: None, tmp_path / "log")
+        assert (job.output / "model.safetensors").exists()
+        trained.kept()
+        assert (job.state / "epoch-0000" / "state.json").exists()
+        in_the_way = make_job(epoch=1, output=tmp_path / "v2", state=tmp_path / "state-2")
+        (tmp_path / "state-2").mkdir()
+        (tmp_path / "state-2" / "epoch-0001").write_text("a file, where a folder has to be")
+        trained = train(in_the_way, lambda line: None, tmp_path / "log")
+        with pytest.raises(TrainingFailed, match="epoch-0001"):
+            trained.kept()
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from lightning_flows.flows import learn as learn_flow
 from lightning_flows.flows import run as ending
 from lightning_flows.flows import train_epoch as recipe
 from lightning_flows.tasks.alarm import watch
+from lightning_flows.tasks.train import Trained
 from tests.lake_maker import Attempt, derived, settings
 from tests.policy_files import store_with_base, write_model
 
@@ -81,15 +82,15 @@ def test_a_collapse_of_the_held_out_reward_stops_the_run_and_the_best_version_is
         watch.fn(Run(given), 2)  # started again, it stays stopped
 
 
-def training_that_collapses(began: list[int]) -> Callable[[Epoch], dict[str, Any]]:
+def training_that_collapses(began: list[int]) -> Callable[[Epoch], Trained]:
     """In place of a flow's stage: notes the epoch, whose entropy ends at 0.2."""
 
-    def trains(epoch: Epoch) -> dict[str, Any]:
+    def trains(epoch: Epoch) -> Trained:
         began.append(epoch.number)
         output = {"version": "v0001", "metrics": {"entropy": 0.2}}
         epoch.manifest.finish("train policy", "k", output, 1.0)
         epoch.save()
-        return {"policy": output}
+        return Trained({"policy": output})
 
     return trains
 

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from lightning_core.config import Settings, SettingsError
@@ -13,6 +14,7 @@ from lightning_core.epoch.draw import check_sampler
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.plan import PlannedRollout, plan_training
 from lightning_core.epoch.task_file import Task
+from lightning_core.lake import sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import Draw
 from tests.lake_maker import Attempt, derived
@@ -76,14 +78,18 @@ def test_within_a_kind_tasks_that_were_tried_come_last(tmp_path: Path) -> None:
     assert set(of_a[-5:]) == set(names)
 
 
-def test_what_was_solved_comes_back_as_epochs_go_by(tmp_path: Path) -> None:
-    tried(tmp_path, {"a0": 4})
-    weights = []
-    for epoch in (1, 2, 5):
-        draw = plan(tmp_path, KINDS, 60, epoch=epoch)[0].draw
-        assert draw is not None
-        weights.append(draw.weights["a1"])
-    assert weights == pytest.approx([1 - 4 / 5, 1 - 2 / 3, 1 - 0.25 / 1.25])
+def test_a_try_counts_half_with_every_later_epoch_that_tried_its_kind() -> None:
+    with duckdb.connect() as con:
+        con.execute(
+            "CREATE TABLE tasks AS SELECT kind AS task_id, kind, 0 AS place FROM range(1), unnest(['a', 'b']) AS t(kind)"
+        )
+        con.execute("CREATE TABLE draw AS SELECT 0 AS seed, 9 AS epoch")
+        con.execute(
+            "CREATE TABLE tried AS SELECT * FROM (VALUES ('a', 0, true), ('b', 0, true), ('b', 1, false), ('b', 8, false)) AS t(kind, epoch, success)"
+        )
+        con.execute("ALTER TABLE tried ADD COLUMN task_id VARCHAR DEFAULT 'a'")
+        weights = {name: weight for name, weight in con.execute(sql.text("plan/unsolved")).fetchall()}
+    assert weights == pytest.approx({"a": 1 - 1 / 2, "b": 1 - 0.25 / 2.75}), "eight epochs without a try change nothing"
 
 
 def test_a_task_without_a_kind_is_a_kind_of_its_own(tmp_path: Path) -> None:

@@ -79,7 +79,6 @@ def test_without_the_setting_nothing_overlaps_and_stages_have_the_keys_they_had(
     settings = Settings.model_validate(BASE)
     assert settings.async_level == 0
     epoch = EpochManifest(run="r", epoch=0, versions=V0, opened_offset=0)
-    assert overlap._opened(Epoch(settings, epoch)) is None
     assert epoch.sampled_from == V0
     planned = plan_training(Run(settings), TASKS, 0)
     assert starts_from(Epoch(settings, epoch), planned) == V0
@@ -175,7 +174,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
         monkeypatch.setattr(overlap, "deploy", lambda *a: deployed.append(a[2]))
         monkeypatch.setattr(PolicyStore, "current", lambda self: served)
         epoch = EpochManifest(run="r", epoch=number, versions=V0, opened_offset=0)
-        with overlap.next_rollouts(Epoch(settings_of(tmp_path), epoch), None):  # type: ignore[arg-type]
+        with overlap.rolling_out_next(Epoch(settings_of(tmp_path), epoch), None, V0):  # type: ignore[arg-type]
             body(side)
         return side, deployed
 
@@ -208,7 +207,7 @@ def test_where_training_fails_the_rollouts_beside_it_come_to_their_end(train: An
     with pytest.raises(ValueError, match="out of memory"):
         train(training, side)
     assert side.ended.is_set()
-    assert "training failed: out of memory; the rollouts of epoch 1" in caplog.text
+    assert "epoch 0 failed: out of memory; the rollouts of epoch 1" in caplog.text
 
 
 def test_where_rollouts_fail_training_comes_to_its_end_and_the_failure_is_raised(train: Any, caplog: Any) -> None:

@@ -98,6 +98,17 @@ def test_a_resumed_epoch_gets_the_version_it_published(store: PolicyStore, tmp_p
     assert again.exists()
 
 
+def test_what_a_power_cut_left_of_a_version_is_replaced_where_it_is_trained_again(
+    store: PolicyStore, tmp_path: Path
+) -> None:
+    first = store.publish(output(tmp_path, "a"), lineage(), synced=False)
+    (store.path(first) / "model.safetensors").write_bytes(b"")
+    assert store.publish(output(tmp_path, "b"), lineage()) == first
+    store.verify(first)
+    assert not [*store.folder.glob(".damaged-*")]
+    store.sync(first)
+
+
 def test_a_resumed_epoch_with_other_weights_becomes_a_version_of_its_own(store: PolicyStore, tmp_path: Path) -> None:
     store.publish(output(tmp_path, "a"), lineage())
     assert store.publish(output(tmp_path, "b", 2.0), lineage()) == "v0002"

@@ -13,6 +13,7 @@ import pytest
 
 from lightning_core.config import PolicySettings, Settings, SettingsError
 from lightning_core.epoch.epoch import Epoch
+from lightning_core.epoch.training import Made
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.training import launch
 from lightning_core.training.errors import TrainingFailed
@@ -31,16 +32,18 @@ def settings(home: Path, devices: list[str]) -> Settings:
 
 
 def test_as_many_are_trained_at_one_time_as_there_are_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both, used = threading.Barrier(2), []
+    both, used, written = threading.Barrier(2), list[str | None](), list[str]()
 
-    def one(_: Epoch, policy: PolicySettings, device: str | None) -> dict[str, Any]:
+    def one(_: Epoch, policy: PolicySettings, device: str | None) -> train.Trained:
         used.append(device)
         if policy.name in ("a", "b"):
             both.wait(20)  # goes on only where the other one is under way too
-        return {"version": policy.name, "device": device}
+        output = {"version": policy.name, "device": device}
+        return train.Trained({policy.name: output}, lambda: written.append(policy.name))
 
     monkeypatch.setattr(train, "train_policy", one)
-    done = train.train_policies(Epoch(settings(tmp_path, ["0", "1"]), EPOCH))
+    done = train.train_policies(Epoch(settings(tmp_path, ["0", "1"]), EPOCH)).outputs
+    assert sorted(written) == ["a", "b", "c"], "what follows may take long, or fail"
     assert {name: output["version"] for name, output in done.items()} == {"a": "a", "b": "b", "c": "c"}
     assert {done["a"]["device"], done["b"]["device"]} == {"0", "1"}
     assert len(used) == 3 and set(used) == {"0", "1"}
@@ -48,7 +51,7 @@ def test_as_many_are_trained_at_one_time_as_there_are_devices(tmp_path: Path, mo
 
 def test_without_devices_one_is_trained_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[tuple[str, str | None]] = []
-    monkeypatch.setattr(train, "train_policy", lambda _, p, device: order.append((p.name, device)) or {})
+    monkeypatch.setattr(train, "train_policy", lambda _, p, device: order.append((p.name, device)) or train.Trained({}))
     train.train_policies(Epoch(settings(tmp_path, []), EPOCH))
     assert order == [("a", None), ("b", None), ("c", None)]
     train.train_policies(Epoch(settings(tmp_path, ["1"]), EPOCH))
@@ -60,13 +63,13 @@ def test_where_one_fails_the_other_comes_to_its_end_and_the_failure_is_told(
 ) -> None:
     failed, ended = threading.Event(), []
 
-    def one(_: Epoch, policy: PolicySettings, __: str | None) -> dict[str, Any]:
+    def one(_: Epoch, policy: PolicySettings, __: str | None) -> train.Trained:
         if policy.name == "a":
             failed.set()
             raise ValueError("diverged")
         failed.wait(20)
         ended.append(policy.name)
-        return {}
+        return train.Trained({})
 
     monkeypatch.setattr(train, "train_policy", one)
     with pytest.raises(ValueError, match="diverged"):
@@ -77,16 +80,16 @@ def test_where_one_fails_the_other_comes_to_its_end_and_the_failure_is_told(
 def test_what_the_training_process_warns_of_is_told_where_the_run_is_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def trained(*given: Any) -> dict[str, Any]:
+    def trained(*given: Any) -> Made:
         tell = next(one for one in given if callable(one))
         tell({"warning": "packing `tree` is not possible: a sliding window"})
         tell({"resumed_at": 2, "steps": 6})
-        return {"version": "v0001", "metrics": {}}
+        return Made({"version": "v0001", "metrics": {}})
 
     monkeypatch.setattr(train, "train_version", trained)
     monkeypatch.setattr(train, "train_key", lambda *_: "key")
     monkeypatch.setattr(train, "resolve_model", lambda *_: SimpleNamespace(path=tmp_path))
-    monkeypatch.setattr(train, "run_stage", lambda epoch, stage, key, work: work())
+    monkeypatch.setattr(train, "run_stage", lambda epoch, stage, key, work, save: work())
     of = settings(tmp_path, [])
     with caplog.at_level("INFO"):
         train.train_policy.fn(Epoch(of, EPOCH.model_copy(update={"versions": {"a": "v0000"}})), of.policies[0])

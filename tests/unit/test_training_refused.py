@@ -21,6 +21,7 @@ from lightning_core.policies.manifest import Lineage, StoreError
 from lightning_core.policies.store import PolicyStore
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.job import Job, Progress
+from lightning_core.training.launch import Trained
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, write_parquet
 
@@ -140,7 +141,7 @@ def test_what_was_killed_between_training_and_publishing_goes_on_with_the_last_c
     class Killed(BaseException):
         pass
 
-    def killed(*_: Any) -> str:
+    def killed(*_: Any, **__: Any) -> str:
         raise Killed
 
     monkeypatch.setattr(training, "train", in_this_process(lines))
@@ -162,7 +163,7 @@ def test_weights_go_on_with_the_optimizers_state_of_the_try_that_made_them(
     lines: list[dict[str, Any]] = []
     jobs: list[Job] = []
 
-    def train_here(job: Job, *_: Any, **__: Any) -> dict[str, Any]:
+    def train_here(job: Job, *_: Any, **__: Any) -> Trained:
         jobs.append(job)
         return in_this_process(lines)(job)
 
@@ -177,11 +178,11 @@ def test_weights_go_on_with_the_optimizers_state_of_the_try_that_made_them(
     assert "the optimizer state that epoch 1 left with these weights is not kept any more" in line["warning"]
 
 
-def in_this_process(lines: list[dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    def train_here(job: Job, *_: Any, **__: Any) -> dict[str, Any]:
+def in_this_process(lines: list[dict[str, Any]]) -> Callable[..., Trained]:
+    def train_here(job: Job, *_: Any, **__: Any) -> Trained:
         progress = Progress(job.progress)
         progress.write = lines.append  # type: ignore[method-assign, assignment]
-        return ALGORITHMS[job.policy_settings.algorithm].load()(job, progress)
+        return Trained(ALGORITHMS[job.policy_settings.algorithm].load()(job, progress))
 
     return train_here
 
@@ -217,6 +218,8 @@ def epoch_of(
     def train() -> dict[str, Any]:
         other = home / "other"
         epoch.versions["policy"] = store.versions()[-1]
-        return training.train_version(handle, policy, other if other.exists() else base, print)
+        made = training.train_version(handle, policy, other if other.exists() else base, print)
+        made.write()
+        return made.output
 
     return store, train
