@@ -100,6 +100,18 @@ def test_an_epoch_that_is_rolled_out_ahead_keeps_its_rollouts_when_its_versions_
     assert starts_from(Epoch(settings_of(tmp_path, seed=5), begun), plan_training(Run(settings), TASKS, 2)) == V0
 
 
+def test_rollouts_that_begin_while_their_version_is_written_are_those_of_an_epoch_that_waited(tmp_path: Path) -> None:
+    lake, settings = Lake(tmp_path), settings_of(tmp_path, async_level=0)
+    planned = plan_training(Run(settings), TASKS, 1)
+    waited = EpochManifest(run="r", epoch=1, versions=V1, opened_offset=0)
+    ahead = lake.open_ahead("r", 1, V1)
+    assert ahead is not None
+    key = rollouts_key(Epoch(settings, ahead), planned)
+    begun = lake.open_epoch("r", 1, "train", V1)
+    assert key == rollouts_key(Epoch(settings, begun), planned) == rollouts_key(Epoch(settings, waited), planned)
+    assert begun.sampled_from == begun.versions == V1
+
+
 def test_a_resumed_epoch_finds_what_it_rolled_out_ahead_and_leaves_alone_what_was_begun_after_it(
     tmp_path: Path,
 ) -> None:
