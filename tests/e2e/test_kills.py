@@ -64,7 +64,8 @@ def test_killed_where_no_vllm_is_needed_a_run_comes_to_the_same_policy_and_mlflo
     epoch.end_at(kills.rolling_out, kills.flow)
     epoch.end_at(kills.after("rollouts"), kills.tree)  # it grades
     assert epoch.end_at(kills.a_step_is_done, kills.trainer) != 0
-    epoch.end_at(kills.after("record"), kills.flow)
+    epoch.end_at(kills.weights_are_written, kills.tree)
+    epoch.end_at(kills.mlflow_has_the_run, kills.flow)  # it records, and rolls out epoch 1
     assert status() == "RUNNING", "nobody was left to say otherwise"
     with epoch.started() as process:
         wait_for(lambda: kills.rolling_out(epoch), kills.WAIT_S)
