@@ -91,14 +91,17 @@ def learn_from(
             if ahead:
                 beside.enter_context(rolling_out_next(epoch, services, epoch.manifest.versions))
         trained = train_policies(epoch)
+        if ahead:  # kept, whatever comes of the rollouts beside it
+            trained.write()
     with contextlib.ExitStack() as beside:
         try:
             if services is not None:
                 deploy(epoch, services, epoch.manifest.ended_with)
                 if goes_on and not ahead:
                     beside.enter_context(rolling_out_next(epoch, services, epoch.manifest.ended_with))
-        finally:  # what was trained is kept
-            trained.write()
+        finally:  # kept, also where it cannot be served
+            if not ahead:
+                trained.write()
         close(epoch, epoch.number + 1, services)
         prune_versions(epoch)
     return trained.outputs

@@ -101,7 +101,7 @@ def test_killed_on_both_sides_a_run_keeps_what_either_finished_and_mixes_nothing
     ]
     assert ask(run.home, "SELECT epoch, rollouts, unfinished FROM epochs WHERE mode = 'train' ORDER BY 1") == [
         (0, 24, 0),
-        (1, 30, 0),
-        (2, 30, 0),
+        (1, 24, 0),
+        (2, 24, 0),
     ]
     assert ask(run.home, "SELECT count(*) FROM policy_calls WHERE left_out = 'stale'") == [(0,)]
