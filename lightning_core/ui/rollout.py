@@ -161,7 +161,7 @@ def _calls(
         calls.append(
             Call(
                 number=nth,
-                row=row,
+                row=row | {name: text.get(name) for name in ("prompt_tokens", "response_tokens") if row[name] is None},
                 text=text,
                 earlier=earlier,
                 messages=new,

@@ -1,10 +1,10 @@
 -- What the rollouts of a run can be chosen by.
--- Grain: one row. Parameters: run. Inputs: rollouts, policy_calls, exclusions, rollout_fates.
+-- Grain: one row. Parameters: run. Inputs: rollouts, calls, exclusions, rollout_fates.
 WITH called AS (
     SELECT
         list(DISTINCT agent ORDER BY agent) FILTER (agent IS NOT NULL) AS agents,
         list(DISTINCT policy_version ORDER BY policy_version) FILTER (policy_version IS NOT NULL) AS versions
-    FROM policy_calls
+    FROM calls
     WHERE run = $run
 )
 SELECT

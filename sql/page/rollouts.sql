@@ -1,6 +1,6 @@
 -- The rollouts of a run that meet what is asked for, the newest epoch first.
--- Grain: one row per rollout. Inputs: rollouts, policy_calls, exclusions, rollout_fates. Parameters, NULL for any: run, epoch, mode, task,
--- agent, version, fate (of rollout_fates, or `counted`), reason (why one of its calls was left out), solved, low, high (reward), words (in
+-- Grain: one row per rollout. Inputs: rollouts, calls, exclusions, rollout_fates. Parameters, NULL for any: run, epoch, mode, task,
+-- agent, version (of one of its calls), fate (of rollout_fates, or `counted`), reason (why one of its calls was left out), solved, low, high (reward), words (in
 -- task or output); sort, limit, skip.
 SELECT
     run,
@@ -31,9 +31,9 @@ WHERE run = $run
     AND ($words IS NULL OR contains(lower(concat_ws(' ', task, output)), lower($words)))
     AND (
         ($agent IS NULL AND $version IS NULL)
-        OR rollout_id IN (
-            SELECT rollout_id
-            FROM policy_calls
+        OR (rollout_id, attempt_id) IN (
+            SELECT (rollout_id, attempt_id)
+            FROM calls
             WHERE run = $run AND ($agent IS NULL OR agent = $agent) AND ($version IS NULL OR policy_version = $version)
         )
     )
