@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ def address(home: Path, run: str, mode: str, epoch: int, rollout: str) -> str | 
         return None
     name = trace_id(run, mode, epoch, rollout)
     return f"{kept['experiment']}/traces?selectedEvaluationId={name}" if name in kept["traces"] else None
+
+
+def opened_by(uri: str) -> str | None:
+    """The command that has to run for `address` to open, with MLflow's record at `uri`; None where a tracking server of the user's has it."""
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else None
 
 
 def keep(home: Path, run: str, experiment: str, traces: list[str]) -> None:

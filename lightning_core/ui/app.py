@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from lightning_core.config import TrackingSettings
 from lightning_core.epoch.what_if import kept
 from lightning_core.errors import LightningError, Missing
 from lightning_core.files import locked
@@ -28,6 +29,7 @@ from lightning_core.lake.manifest import LakeError
 from lightning_core.policies.removed import removals
 from lightning_core.policies.store import PolicyStore, StoreError
 from lightning_core.tracking import traces
+from lightning_core.tracking.mlflow_backend import tracking_uri
 from lightning_core.ui import asking, charts, guard
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.rollout import expected, got, see
@@ -242,6 +244,7 @@ class _Page:
             reasons=self._reasons(run),
             rule=self._rule(run),
             mlflow=traces.address(self.home, run, row["mode"], row["epoch"], rollout),
+            opened_by=traces.opened_by(self._mlflow(run)),
             former=names[at - 1] if at > 0 else None,
             following=names[at + 1] if at + 1 < len(names) else None,
             epochs=self.figures.ask("task_epochs", run=run, task_id=row["task_id"]),
@@ -302,6 +305,10 @@ class _Page:
 
     def _reasons(self, run: str) -> dict[str, Row]:
         return {row["reason"]: row for row in self.figures.ask("reasons", run=run).rows}
+
+    def _mlflow(self, run: str) -> str:
+        given = {row["setting"]: row["given"] for row in self.figures.ask("settings", run=run, other=None).rows}
+        return tracking_uri(TrackingSettings(mlflow_uri=given.get("tracking.mlflow_uri")), self.home)
 
     def _rule(self, run: str) -> list[str]:
         return reward_rule(self.figures.ask("settings", run=run, other=None).rows)

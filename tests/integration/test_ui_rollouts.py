@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from lightning_core.config import TrackingSettings
 from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.tracking import traces
 from tests.lake_maker import Attempt, derived, settings
 from tests.page_rig import open_page, visible
 
@@ -80,3 +82,13 @@ def test_a_frozen_models_call_is_in_the_comparison_of_evaluations(tmp_path: Path
     with open_page(tmp_path) as page:
         said = visible(page.get("/run/run/compare?before=0&after=1&task=t").text)
     assert said.count("is it right?") == said.count("RIGHT it is") == 2, said
+
+
+@pytest.mark.parametrize("uri", [None, "https://mlflow.example"])
+def test_the_link_to_mlflow_says_what_has_to_run(tmp_path: Path, uri: str | None) -> None:
+    home_of(tmp_path, checked("r.0"), ("train", 0), tracking=TrackingSettings(mlflow_uri=uri))
+    traces.keep(tmp_path, "run", "http://127.0.0.1:5000/#/experiments/1", [traces.trace_id("run", "train", 0, "r.0")])
+    with open_page(tmp_path) as page:
+        said = visible(page.get("/run/run/rollout/r.0").text)
+    runs = f"page runs: mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db , or lightning-flows up )"
+    assert f"MLflow's trace (opens only while MLflow's {'server of the setting tracking.mlflow_uri runs' if uri else runs}" in said, said  # fmt: skip
