@@ -36,3 +36,8 @@ CREATE OR REPLACE MACRO share_bound(share, n, side) AS
 -- The algorithms of an epoch's policies that are not the default, as entries (key, value) of its settings.
 CREATE OR REPLACE MACRO algorithms_of(settings) AS
     list_filter(map_entries(settings), lambda setting: ends_with(setting.key, '.algorithm'));
+-- The names of an epoch's policies that imitate examples (sft), from its settings.
+CREATE OR REPLACE MACRO imitating_policies(settings) AS
+    [coalesce(settings[replace(a.key, '.algorithm', '.name')], 'policy') FOR a IN algorithms_of(settings) IF a.value = 'sft'];
+-- Whether a text or a form that the agent gave, not the policy, chose the tokens of a reply (`untrainable` of its span).
+CREATE OR REPLACE MACRO is_given(untrainable) AS coalesce(untrainable IN ('guided', 'prefilled'), false);

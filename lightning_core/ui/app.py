@@ -180,7 +180,7 @@ class _Page:
             rollouts=rollouts,
             learned=learned,
             answers=self.figures.ask("task_answers", run=run, task_id=task, limit=limit),
-            expected=expected(rollouts.first["task"]),
+            expected=expected(rollouts.first["task"], rollouts.first["task_text"]),
             rule=self._rule(run),
         )
 
@@ -215,7 +215,13 @@ class _Page:
         if not found.rows:
             raise Missing(f"run {run!r} has no group {group!r}")
         return self.shown(
-            request, "group.html", group=group, rollouts=found, reasons=self._reasons(run), rule=self._rule(run)
+            request,
+            "group.html",
+            group=group,
+            rollouts=found,
+            expected=expected(found.first["task"], found.first["task_text"]),
+            reasons=self._reasons(run),
+            rule=self._rule(run),
         )
 
     def rollout(self, request: Request) -> Response:

@@ -15,7 +15,20 @@ from lightning_core.ui.figures import Figures, Row, filled
 from lightning_core.ui.tokens import Token, tokenizer_of, tokens_of
 from lightning_core.ui.words import number
 
-_EXPECTED = ("answer", "expected", "target", "solution", "gold", "label")
+# Fields of a task that hold what is expected of it, the likeliest first.
+_EXPECTED = (
+    "answer",
+    "answers",
+    "expected",
+    "expected_output",
+    "target",
+    "solution",
+    "gold",
+    "reference",
+    "label",
+    "query",
+    "sql",
+)
 _SMOOTHS = 0.0001  # what GRPO and REINFORCE++ add to a deviation (sql/advantages)
 _GOT = ("answer", "output", "result", "reply", "text")
 
@@ -60,6 +73,7 @@ class Seen:
     agents: list[str]
     got: str
     expected: str | None
+    expected_field: str | None  # of the task, which holds it
     task: list[tuple[str, str]]  # the fields of the task but its text
     sql: dict[str, str]  # of spans, calls, texts, tokens, tools, rewards
 
@@ -100,7 +114,8 @@ def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: i
     above = {row["parent_node"] for row in found["spans"]}
     tree = [(d, row) for d, row in repaired_tree(found["spans"]) if row["twin_node"] is None or row["node"] in above]
     agents = list(dict.fromkeys(row["agent"] for _, row in tree if row["agent"]))
-    task, answer = _task(rollout["task"])
+    task = _task(rollout["task"])
+    answer = _expected(task, rollout["task_text"])
     return Seen(
         rollout=rollout,
         found=found,
@@ -116,7 +131,8 @@ def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: i
         | {"texts": texts.sql, "tokens": tokens.sql, "tools": tools.sql},
         agents=agents,
         got=got(rollout["output"]),
-        expected=answer,
+        expected=answer and answer[1],
+        expected_field=answer and answer[0],
         task=[(key, value) for key, value in task if value != rollout["task_text"]],
     )
 
@@ -184,21 +200,24 @@ def _colour(agent: str | None, agents: list[str]) -> int:
     return agents.index(agent) % 6 + 1 if agent in agents else 0
 
 
-def expected(task: str | None) -> str | None:
-    """The answer that a recorded task expects, where a field is called so."""
-    return _task(task)[1]
+def expected(task: str | None, text: str | None) -> str | None:
+    """The answer that a recorded task expects, where a field of it that is not its text is called so."""
+    found = _expected(_task(task), text)
+    return found and found[1]
 
 
-def _task(recorded: str | None) -> tuple[list[tuple[str, str]], str | None]:
-    """The task's fields, and the answer it expects, where a field is called so."""
+def _expected(task: list[tuple[str, str]], text: str | None) -> tuple[str, str] | None:
+    fields = dict(task)
+    return next(((name, fields[name]) for name in _EXPECTED if fields.get(name) not in (None, text)), None)
+
+
+def _task(recorded: str | None) -> list[tuple[str, str]]:
+    """The task's fields; none where it is a text."""
     try:
         task = json.loads(recorded or "")
     except ValueError:
-        return [], None
-    if not isinstance(task, dict):
-        return [], None
-    fields = [(str(key), _plain(value)) for key, value in task.items()]
-    return fields, next((value for key, value in fields if key in _EXPECTED), None)
+        return []
+    return [(str(key), _plain(value)) for key, value in task.items()] if isinstance(task, dict) else []
 
 
 def got(output: str | None) -> str:

@@ -71,8 +71,10 @@ def _message(message: Message) -> RenderableType:
 def _result(seen: Seen) -> Iterator[RenderableType]:
     row = seen.rollout
     expected = f", expected {_cut(seen.expected)}" if seen.expected else ""
-    colour = "green" if row["success"] else "red"
-    yield Text.assemble("got ", (_cut(seen.got), f"bold {colour}"), expected)
+    colour = "default" if row["demonstration"] else "green" if row["success"] else "red"
+    if row["demonstration"]:
+        yield Text("a demonstration: its reply was given to the policy, to be imitated", style="dim")
+    yield Text.assemble("given " if row["demonstration"] else "got ", (_cut(seen.got), f"bold {colour}"), expected)
     if row["error"]:
         yield Text(f"{row['outcome']}: {_cut(row['error'])}", style="red")
     given = (

@@ -1,6 +1,6 @@
 -- The rollouts of a run that meet what is asked for, the newest epoch first.
 -- Grain: one row per rollout. Inputs: rollouts, calls, exclusions, rollout_fates. Parameters, NULL for any: run, epoch, mode, task,
--- agent, version (of one of its calls), fate (of rollout_fates, or `counted`), reason (why one of its calls was left out), solved, low, high (reward), words (in
+-- agent, version (of one of its calls), fate (of rollout_fates, or `counted`), reason (why one of its calls was left out), solved (not by a demonstration), low, high (reward), words (in
 -- task or output); sort, limit, skip.
 SELECT
     run,
@@ -16,6 +16,7 @@ SELECT
     outcome,
     reward,
     success,
+    demonstration,
     calls,
     response_tokens,
     seconds,
@@ -25,7 +26,7 @@ WHERE run = $run
     AND ($epoch IS NULL OR epoch = $epoch)
     AND ($mode IS NULL OR mode = $mode)
     AND ($task IS NULL OR task_id = $task)
-    AND ($solved IS NULL OR success = $solved)
+    AND ($solved IS NULL OR (success = $solved AND NOT demonstration))
     AND ($low IS NULL OR reward >= $low)
     AND ($high IS NULL OR reward <= $high)
     AND ($words IS NULL OR contains(lower(concat_ws(' ', task, output)), lower($words)))

@@ -1,6 +1,7 @@
 -- What came of the rollouts of a task: each answer, and each way to fail, with the reward it got.
--- Grain: one row per (outcome, answer or error). Parameters: run, task_id; limit (NULL: all). Inputs: rollouts, spans.
--- Rule: the most frequent first; what ends with `_in_all` is over all of them. `answer`: of a JSON object its first key of answer,
+-- Grain: one row per (demonstration, outcome, answer or error). Parameters: run, task_id; limit (NULL: all). Inputs: rollouts, spans.
+-- Rule: the most frequent first; what ends with `_in_all` is over all of them but demonstrations, whose answers were given to the policy:
+-- these are counted apart, and solve nothing. `answer`: of a JSON object its first key of answer,
 -- output, result, reply, text that has something. `cut_off`: rollouts with a reply that ended at its limit of tokens; `uncalled`: those that
 -- ended before their first call. `rollout_id` is the newest of them, of `epoch`.
 WITH ended AS (
@@ -17,7 +18,8 @@ WITH ended AS (
             ELSE output
         END AS answer,
         reward,
-        success,
+        success AND NOT demonstration AS success,
+        demonstration,
         calls
     FROM rollouts
     WHERE run = $run AND task_id = $task_id AND state = 'counts'
@@ -29,6 +31,7 @@ cut_off AS (
 ),
 answers AS (
     SELECT
+        demonstration,
         outcome,
         answer,
         count(*) AS rollouts,
@@ -45,12 +48,14 @@ answers AS (
 )
 SELECT
     *,
-    sum(rollouts) OVER ()::BIGINT AS rollouts_in_all,
+    coalesce(sum(rollouts) FILTER (NOT demonstration) OVER (), 0)::BIGINT AS rollouts_in_all,
+    coalesce(sum(rollouts) FILTER (demonstration) OVER (), 0)::BIGINT AS demonstrations_in_all,
     sum(solved) OVER ()::BIGINT AS solved_in_all,
     sum(cut_off) OVER ()::BIGINT AS cut_off_in_all,
     sum(uncalled) OVER ()::BIGINT AS uncalled_in_all,
-    max(best) OVER () AS best_in_all,
-    count(*) OVER () AS answers_in_all
+    max(best) FILTER (NOT demonstration) OVER () AS best_in_all,
+    count(*) FILTER (NOT demonstration) OVER () AS answers_in_all,
+    count(*) OVER () AS rows_in_all
 FROM answers
 ORDER BY rollouts DESC, reward DESC NULLS LAST, answer
 LIMIT $limit

@@ -1,11 +1,12 @@
 -- Every rollout, with the result that counts; a rollout appears as soon as its spans are decoded.
 -- Grain: one row per (run, epoch, mode, rollout_id). If no attempt counts (yet), the latest represents the rollout and `state`
 -- is its state. Inputs: attempts, epoch_manifests, spans, call_twins,
--- stored.rollout_rewards.
+-- stored.rollout_rewards, stored.policy_calls.
 -- Rule: `reward` and `success` as the epoch was derived (failure_reward, weights, former graders left out); before that,
 -- `reward` is the last finite one emitted, one named `reward` first, and `success` is not known. `calls` counts every call
 -- once; `response_tokens` are theirs. `weight`: how many times as often its task was drawn as one of weight 1
--- (`tasks.sampler`); NULL if no task was drawn more often than another. `task_text` is the task's text: of a JSON object its first
+-- (`tasks.sampler`); NULL if no task was drawn more often than another. `demonstration`: a policy that imitates (sft) took a reply of it
+-- that was given (structured outputs, a prefilled text): its output is no achievement of the policy, whatever its reward. `task_text` is the task's text: of a JSON object its first
 -- key of question, prompt, problem, instruction, task, text, query, input; else the task as it is.
 WITH results AS (
     SELECT *, count(*) OVER (PARTITION BY run, epoch, mode, rollout_id) AS attempts
@@ -34,6 +35,19 @@ called AS (
         AND twins.start_ns IS NOT DISTINCT FROM spans.start_ns
     WHERE spans.op = 'llm' AND twins.twin_of IS NULL
     GROUP BY spans.rollout_id, spans.attempt_id
+),
+shown AS (
+    -- One that does not imitate leaves such calls out as untrainable.
+    SELECT DISTINCT calls.rollout_id, calls.attempt_id
+    FROM stored.policy_calls AS calls
+    JOIN spans
+        ON spans.rollout_id = calls.rollout_id
+        AND spans.attempt_id = calls.attempt_id
+        AND spans.span_id = calls.span_id
+        AND spans.start_ns IS NOT DISTINCT FROM calls.start_ns
+    WHERE calls.other_sampling
+        AND is_given(spans.untrainable)
+        AND coalesce(calls.left_out <> 'failed_call' AND NOT starts_with(calls.left_out, 'untrainable'), true)
 )
 SELECT
     results.run,
@@ -50,6 +64,7 @@ SELECT
     results.error,
     CASE WHEN derived.rollout_id IS NULL THEN emitted.reward ELSE derived.reward END AS reward,
     derived.success,
+    shown.rollout_id IS NOT NULL AS demonstration,
     coalesce(called.calls, 0) AS calls,
     coalesce(called.response_tokens, 0)::BIGINT AS response_tokens,
     results.seconds,
@@ -71,5 +86,6 @@ FROM results
 LEFT JOIN epoch_manifests AS manifests USING (run, epoch, mode)
 LEFT JOIN emitted USING (rollout_id, attempt_id)
 LEFT JOIN called USING (rollout_id, attempt_id)
+LEFT JOIN shown USING (rollout_id, attempt_id)
 LEFT JOIN stored.rollout_rewards AS derived
     ON derived.rollout_id = results.rollout_id AND derived.attempt_id = results.attempt_id

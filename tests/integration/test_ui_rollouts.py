@@ -92,3 +92,63 @@ def test_the_link_to_mlflow_says_what_has_to_run(tmp_path: Path, uri: str | None
         said = visible(page.get("/run/run/rollout/r.0").text)
     runs = f"page runs: mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db , or lightning-flows up )"
     assert f"MLflow's trace (opens only while MLflow's {'server of the setting tracking.mlflow_uri runs' if uri else runs}" in said, said  # fmt: skip
+
+
+def shown_and_tried(home: Path) -> None:
+    """A task that was demonstrated in epoch 0, and tried in epoch 1: wrongly, and with an error."""
+    rows: Rows = []
+    for name, epoch, output in (("shown", 0, "42"), ("tried", 1, "41"), ("broke", 1, None)):
+        made = Attempt(name, "a", f"g{epoch}", start=100.0 + 10 * epoch)
+        failed = {"outcome": "error", "error": "no such tool"} if output is None else {}
+        task = json.dumps({"question": "6 times 7?", "query": "42", "base": "ten"})
+        made.root(epoch=epoch, task_id="t", task=task, output=output, **failed)
+        untrainable = "guided" if epoch == 0 else None
+        made.call([1], [2], (0.2, 0.3), made.agent("writer"), untrainable=untrainable)
+        made.reward(float(output == "42"))
+        rows += made.rows
+    lake, _ = derived(home, rows)
+    for epoch, algorithm in ((0, "sft"), (1, "grpo")):
+        manifest = EpochManifest(run="run", epoch=epoch, mode="train", opened_offset=0, sealed_offset=1 << 40)
+        opened = Epoch(settings(home, algorithm=algorithm), manifest)
+        derive(opened, "key")
+        opened.save()
+    lake.rebuild_catalog()
+
+
+def test_a_demonstration_is_no_answer_of_the_agents_own(tmp_path: Path) -> None:
+    shown_and_tried(tmp_path)
+    with open_page(tmp_path) as page:
+        rollout, group, task, listed, tried = (
+            page.get(f"/run/run/{at}").text
+            for at in ("rollout/shown", "group/g0", "task/t", "rollouts", "rollout/tried")
+        )
+        solved = {answer: page.get(f"/run/run/rollouts?solved={answer}").text for answer in ("yes", "no")}
+    for shown in (rollout, group, task):
+        assert "not counted as solved" in visible(shown)
+    assert "given 42 1 reward demonstration" in visible(rollout), visible(rollout)
+    assert "assistant · given, to be imitated" in rollout and "trained: imitated" in rollout
+    assert "imitated: its policy is trained to say the same (sft)" in visible(rollout)
+    assert not re.search(r'class="(card|reward) good', rollout + group)
+    assert "e0 shown" in visible(task) and "e1 0/2" in visible(task)
+    assert "never right in 2 rollouts; the best got a reward of 0; 2 different answers 1 demonstration beside" in visible(task), visible(task)  # fmt: skip
+    assert "demonstration" in visible(listed)
+    assert "shown</a>" not in solved["yes"] and "shown</a>" not in solved["no"]
+    assert (
+        "demonstration" not in visible(tried).partition("This task over the epochs")[0]
+        and "assistant · sampled" in tried
+    )
+
+
+def test_expected_stands_beside_what_came_out_and_an_error_is_shown(tmp_path: Path) -> None:
+    shown_and_tried(tmp_path)
+    with open_page(tmp_path) as page:
+        rollout, broke, group, task = (
+            visible(page.get(f"/run/run/{at}").text) for at in ("rollout/tried", "rollout/broke", "group/g1", "task/t")
+        )
+    assert "expected 42 · got 41" in rollout, "the task's gold query"
+    assert re.search(r"What the task says fields of the task .*; nothing here is the agent's output query expected 42 base ten", rollout), rollout  # fmt: skip
+    assert "Output what the agent returned 41" in rollout
+    assert "expected 42" in group and "got 41" in group and re.search(r"error .*no such tool", group), group
+    assert "no such tool" in broke and "expected 42" in broke
+    assert "no such tool" in rollout, "of another of its group"
+    assert re.search(r"error no such tool 1 0 broke", task), task
