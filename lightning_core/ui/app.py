@@ -33,7 +33,20 @@ from lightning_core.tracking.mlflow_backend import tracking_uri
 from lightning_core.ui import asking, charts, guard
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.rollout import expected, got, see
-from lightning_core.ui.words import change, colour, meaning, number, percent, place, pretty, reward_rule, seconds, short
+from lightning_core.ui.words import (
+    change,
+    colour,
+    meaning,
+    number,
+    percent,
+    place,
+    pretty,
+    reward_rule,
+    seconds,
+    sent,
+    short,
+    sureness,
+)
 
 PREPARES = "prepare the page"  # a thread's name
 _HERE = Path(__file__).parent
@@ -81,6 +94,8 @@ def templates() -> jinja2.Environment:
         "meaning": meaning,
         "colour": colour,
         "change": change,
+        "sent": sent,
+        "sureness": sureness,
     }
     found.globals |= {"place": place, "charts": charts}
     return found
@@ -250,6 +265,7 @@ class _Page:
             reasons=self._reasons(run),
             rule=self._rule(run),
             mlflow=traces.address(self.home, run, row["mode"], row["epoch"], rollout),
+            earned=self.figures.ask("earned", run=run, epoch=row["epoch"], **raw) if row["mode"] == "train" else None,
             opened_by=traces.opened_by(self._mlflow(run)),
             former=names[at - 1] if at > 0 else None,
             following=names[at + 1] if at + 1 < len(names) else None,

@@ -84,6 +84,18 @@ class Seen:
         return max(with_one, key=lambda call: abs(call.row["advantage"]), default=None)
 
     @property
+    def colour(self) -> str:
+        """What tokens are coloured by at first: whether they were pushed up or down, where any was."""
+        pushed = any(call.row["advantage"] is not None and not call.why_not for call in self.calls)
+        return "advantage" if pushed else "probability"
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each token that was measured in training: its probability then by that when it was sampled."""
+        tokens = (token for call in self.calls for choice in call.choices for token in choice)
+        return [token.ratio for token in tokens if token.ratio is not None]
+
+    @property
     def way(self) -> list[str]:
         """From the return to the advantage, a step each; empty where there is no advantage."""
         if self.advantage is None:

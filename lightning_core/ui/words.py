@@ -60,6 +60,34 @@ def meaning(reason: str | None, reasons: dict[str, Row]) -> str:
     return "" if row is None else row["meaning"] + (f" ({row['limit']})" if row["limit"] is not None else "")
 
 
+def sureness(confidence: float, method: str) -> str:
+    """How sure the place of a span is, in words (`sql/hierarchy/methods`): what 1, 0.95 and 0.5 mean."""
+    if confidence >= 1:
+        return "certain (1 of 1): no span that was placed so ever stood wrong"
+    if method in ("root", "declared", "twin"):
+        return f"{number(confidence)} of 1: no surer than the span above it, whose own place had to be found"
+    if confidence >= 0.95:
+        return (
+            f"{number(confidence)} of 1: of 100 calls placed so, {confidence * 100:.0f} were right when it was measured"
+        )
+    return f"{number(confidence)} of 1: " + (
+        "a guess, that nothing measures" if confidence > 0 else "not known, several agents fit"
+    )
+
+
+_SENDERS = {
+    "gateway": "recorded by the gateway, which passes the agent's calls on to the model",
+    "attempt": "sent by the agent's own process, which may speak for this execution of its rollout alone",
+    "secret": "sent by what runs the agent or grades it, which holds the gateway's secret",
+    "nobody": "sent by a process that did not prove who it is, so it speaks for no rollout",
+}
+
+
+def sent(sender: str | None) -> str:
+    """Who sent a span, in words; as it is written down where it is none of ours."""
+    return _SENDERS.get(sender or "", sender or "who sent it is not written down")
+
+
 def change(row: Row) -> str:
     """Whether the reward of a compared task rose or fell; empty where it stayed, or one of the two has none."""
     before, after = row["reward_before"], row["reward_after"]

@@ -133,13 +133,15 @@ def test_from_the_run_to_a_token_by_clicks_and_keys(browser: Browser, address: s
     browser.click("a.card.bad")
     assert browser.ask("document.querySelector('.call .tokens span.p0').title").startswith("p = 0.018, advantage -1.")
     tint = "getComputedStyle(document.querySelector('.call .tokens span.p0')).backgroundColor"
-    before = browser.ask(tint)
-    browser.ask("document.querySelector('input[value=advantage]').click()")
-    advantage = browser.ask(tint)
-    browser.ask("document.querySelector('input[value=ratio]').click()")
-    assert len({before, advantage, browser.ask(tint), "rgba(0, 0, 0, 0)"}) == 4, (
-        "the style sheet is applied, and the choice too"
-    )
+    legend = "[...document.querySelectorAll('.legend > span')].filter((s) => s.checkVisibility()).map((s) => s.className).join()"
+    pushed, explained = browser.ask(tint), [browser.ask(legend)]
+    tints = {pushed}
+    for name in ("probability", "ratio"):
+        browser.ask(f"document.querySelector('input[value={name}]').click()")
+        tints.add(browser.ask(tint))
+        explained.append(browser.ask(legend))
+    assert len(tints | {"rgba(0, 0, 0, 0)"}) == 4, "the style sheet is applied, and the choice too"
+    assert explained == ["of-advantage", "of-probability tokens", "of-ratio tokens"], "advantage first; one legend each"
     browser.key("j")
     assert browser.ask("location.pathname").endswith("/rollout/r.2")
     browser.key("k")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lightning_core.config import TrackingSettings
@@ -14,8 +17,8 @@ from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.tracking import traces
-from tests.lake_maker import Attempt, derived, settings
-from tests.page_rig import open_page, visible
+from tests.lake_maker import Attempt, derived, settings, trained
+from tests.page_rig import open_page, rollout, visible
 
 Rows = list[dict[str, Any]]
 ASKED, SAID = ({"role": "user", "content": "is it right?"},), ({"role": "assistant", "content": "RIGHT it is"},)
@@ -152,3 +155,92 @@ def test_expected_stands_beside_what_came_out_and_an_error_is_shown(tmp_path: Pa
     assert "no such tool" in broke and "expected 42" in broke
     assert "no such tool" in rollout, "of another of its group"
     assert re.search(r"error no such tool 1 0 broke", task), task
+
+
+def test_how_a_span_came_to_its_place_is_said_in_words(tmp_path: Path) -> None:
+    made = Attempt("r.0", "a", "g")
+    made.root(task="q")
+    made.agent("writer", (0.1, 0.4))
+    made.call([1], [2], (0.2, 0.3))
+    made.call([3], [4], (0.6, 0.7))
+    made.reward(1.0)
+    home_of(tmp_path, made.rows, ("train", 0))
+    with open_page(tmp_path) as page:
+        shown = page.get("/run/run/rollout/r.0").text
+    titles = [html.unescape(title) for title in re.findall(r'title="([^"]*How it came to this place[^"]*)"', shown)]
+    for said in (
+        "in the time of exactly one agent, or of one inside the others.\nHow sure that is: 0.95 of 1: of 100 calls placed so, 95 were right when it was measured.",
+        "under the root: no agent's time holds it.\nHow sure that is: 0.5 of 1: a guess, that nothing measures.",
+        "the root span of the attempt.\nHow sure that is: certain (1 of 1): no span that was placed so ever stood wrong.",
+    ):
+        assert any(said in title for title in titles), (said, titles)
+    assert "unplaced 0.5" not in shown and "sure 0.95" in visible(shown) and "0.5 is a guess" in visible(shown)
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(1.0, True), (1.1, False)])
+def test_tokens_are_coloured_by_what_training_did_and_each_colour_is_explained(
+    tmp_path: Path, ratio: float, said: bool
+) -> None:
+    rows = [row for number, reward in enumerate((1.0, 0.0)) for row in rollout(number, reward)]
+    lake, _ = derived(tmp_path, rows + checked("e.0", "evaluate"))
+    opened = EpochManifest(run="run", epoch=0, mode="evaluate", opened_offset=0, sealed_offset=1 << 40)
+    derive(Epoch(settings(tmp_path), opened), "key")
+    Epoch(settings(tmp_path), opened).save()
+    trained(lake)
+    (file,) = (tmp_path / "lake").rglob("*training_rows*.parquet")
+    found = pq.read_table(file)
+    ratios = [[ratio] * len(row) for row in found["ratios"].to_pylist()]
+    at = found.schema.get_field_index("ratios")
+    pq.write_table(found.set_column(at, "ratios", pa.array(ratios, found.schema.field(at).type)), file)
+    with open_page(tmp_path) as page:
+        train, evaluation = page.get("/run/run/rollout/r.1").text, page.get("/run/run/rollout/e.0").text
+    assert 'coloured by-advantage"' in train and 'value="advantage" checked' in train
+    assert 'coloured by-probability"' in evaluation and 'value="probability" checked' in evaluation
+    for words in ("training made likelier what is green", "how likely the policy found each token", "how open the choice was"):  # fmt: skip
+        assert words in visible(train)
+    assert ("here every ratio is 1" in visible(train)) == said
+    assert "no ratio was measured" in visible(evaluation) and "no ratio was measured" not in visible(train)
+
+
+def test_a_rollout_says_whose_calls_earned_its_reward(tmp_path: Path) -> None:
+    rows: Rows = []
+    for number, reward in enumerate((1.0, 0.0)):
+        made = Attempt(f"r.{number}", "a", "g")
+        made.root(task="q")
+        for name, at, tokens in (("planner", 0.1, 1), ("writer", 0.3, 3), ("judge", 0.5, 5)):
+            made.call([1], [2] * tokens, (at + 0.05, at + 0.1), made.agent(name, (at, at + 0.15)))
+        made.reward(reward)
+        rows += made.rows
+    home_of(tmp_path, rows, ("train", 0), agent_match="planner|writer")
+    with open_page(tmp_path) as page:
+        said = visible(page.get("/run/run/rollout/r.0").text)
+    card = said.partition("Who earned it")[2]
+    assert card.startswith(" writer 75.0%, planner 25.0% of what this rollout teaches "), card
+    assert re.search(r"writer 1 of 1 1 \+0\.707 planner 1 of 1 1 \+0\.707 judge 0 of 1 agent_not_matched", card), card
+
+
+def test_a_newcomer_reads_what_the_words_mean(tmp_path: Path) -> None:
+    rows = [row for number, reward in enumerate((1.0, 0.0)) for row in rollout(number, reward)]
+    rows += rollout(2, 1.0, outcome="infrastructure")
+    for row in rows:
+        row["sender"] = "secret" if row["op"] == "rollout" else "attempt"
+    derived(tmp_path, rows, agent_match="worker")[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        shown = {at: page.get(f"/run/run/{at}").text for at in ("rollouts", "rollout/r.0?raw=1", "group/g")}
+    listed, one, group = shown.values()
+    assert 'title="what became of a training rollout. counted: it ended with a result, right or wrong' in listed
+    assert 'title="the infrastructure broke this execution, not the agent">infrastructure' in listed
+    assert "the return is what a call is credited with (here the rollout's reward)" in visible(one)
+    assert "each is compared with the others" in visible(one) and "which are compared with each other" in visible(group)
+    assert "attempt (sent by the agent's own process" in visible(one) and "secret (sent by what runs the agent or grades it" in visible(one)  # fmt: skip
+
+
+def test_one_or_two_more_answers_are_not_hidden(tmp_path: Path) -> None:
+    for number in (8, 10, 11):
+        rows = [row for nth in range(number) for row in rollout(nth, nth / 16)]
+        derived(tmp_path / str(number), rows)[0].rebuild_catalog()
+        with open_page(tmp_path / str(number)) as page:
+            shown = page.get("/run/run/task/g").text
+        assert ("3 more: these are 8 of 11 answers" in visible(shown)) == (number == 11)
+        answers = shown.partition("answer, or error")[2].partition("</table>")[0].count("<tr><td>")
+        assert answers == (8 if number == 11 else number)

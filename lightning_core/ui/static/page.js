@@ -9,12 +9,20 @@ function follow() {
         const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
         main.replaceChildren(...fresh.childNodes);
         main.dataset.live = fresh.dataset.live ?? "";
+        paint();
       }
     }
     follow();
   }, 1000 * main.dataset.live);
 }
 follow();
+let colour = null; // that was chosen for tokens
+function paint() {
+  const coloured = document.querySelector(".coloured");
+  if (!coloured || !colour) return;
+  coloured.className = coloured.className.replace(/by-\w+/, "by-" + colour);
+  coloured.querySelector(`input[value="${colour}"]`).checked = true;
+}
 document.addEventListener("click", async (event) => {
   if (event.target.matches("button.copy")) {
     const pre = event.target.parentElement.querySelector("pre");
@@ -29,7 +37,9 @@ document.addEventListener("click", async (event) => {
   if (event.target.id === "keys") document.getElementById("help").showModal();
 });
 document.addEventListener("change", (event) => {
-  if (event.target.name === "colour") document.body.className = "by-" + event.target.value;
+  if (event.target.name !== "colour") return;
+  colour = event.target.value;
+  paint();
 });
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea, select")) return;
