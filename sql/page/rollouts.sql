@@ -14,6 +14,7 @@ SELECT
     output,
     state,
     outcome,
+    error,
     reward,
     success,
     demonstration,

@@ -97,8 +97,8 @@ def test_the_link_to_mlflow_says_what_has_to_run(tmp_path: Path, uri: str | None
     assert f"MLflow's trace (opens only while MLflow's {'server of the setting tracking.mlflow_uri runs' if uri else runs}" in said, said  # fmt: skip
 
 
-def shown_and_tried(home: Path) -> None:
-    """A task that was demonstrated in epoch 0, and tried in epoch 1: wrongly, and with an error."""
+def shown_and_tried(home: Path, first: str = "sft") -> None:
+    """A task that was demonstrated in epoch 0 (by `sft`), and tried in epoch 1: wrongly, and with an error."""
     rows: Rows = []
     for name, epoch, output in (("shown", 0, "42"), ("tried", 1, "41"), ("broke", 1, None)):
         made = Attempt(name, "a", f"g{epoch}", start=100.0 + 10 * epoch)
@@ -110,7 +110,7 @@ def shown_and_tried(home: Path) -> None:
         made.reward(float(output == "42"))
         rows += made.rows
     lake, _ = derived(home, rows)
-    for epoch, algorithm in ((0, "sft"), (1, "grpo")):
+    for epoch, algorithm in ((0, first), (1, "grpo")):
         manifest = EpochManifest(run="run", epoch=epoch, mode="train", opened_offset=0, sealed_offset=1 << 40)
         opened = Epoch(settings(home, algorithm=algorithm), manifest)
         derive(opened, "key")
@@ -142,19 +142,28 @@ def test_a_demonstration_is_no_answer_of_the_agents_own(tmp_path: Path) -> None:
     )
 
 
+def test_a_reply_within_a_given_form_is_a_demonstration_only_where_it_is_imitated(tmp_path: Path) -> None:
+    shown_and_tried(tmp_path, "grpo")
+    with open_page(tmp_path) as page:
+        said = visible(page.get("/run/run/rollout/shown").text)
+    assert "got 42 1 reward right" in said and "A demonstration" not in said
+    assert "assistant · sampled within a form that was given" in said and "not trained: untrainable: guided" in said
+
+
 def test_expected_stands_beside_what_came_out_and_an_error_is_shown(tmp_path: Path) -> None:
     shown_and_tried(tmp_path)
     with open_page(tmp_path) as page:
         rollout, broke, group, task = (
             visible(page.get(f"/run/run/{at}").text) for at in ("rollout/tried", "rollout/broke", "group/g1", "task/t")
         )
-    assert "expected 42 · got 41" in rollout, "the task's gold query"
+    assert "expected 42 the task's query · got 41" in rollout, "the gold one"
     assert re.search(r"What the task says fields of the task .*; nothing here is the agent's output query expected 42 base ten", rollout), rollout  # fmt: skip
     assert "Output what the agent returned 41" in rollout
     assert "expected 42" in group and "got 41" in group and re.search(r"error .*no such tool", group), group
     assert "no such tool" in broke and "expected 42" in broke
     assert "no such tool" in rollout, "of another of its group"
     assert re.search(r"error no such tool 1 0 broke", task), task
+    assert re.search(r"broke no such tool 0 error", task.partition("Rollouts epoch")[2]), task
 
 
 def test_how_a_span_came_to_its_place_is_said_in_words(tmp_path: Path) -> None:
