@@ -247,7 +247,7 @@ class _Page:
             raise Missing(f"run {run!r} has no rollout {rollout!r}")
         row = known.first
         try:
-            seen = see(self.figures, self.home, run, rollout, epoch)
+            seen = see(self.figures, self.home, run, rollout, row["epoch"])  # a finetuning may have taken it too
         except LakeError as error:
             live = self._running(run)
             return self.shown(request, "not_derived.html", live=live, row=row, why=str(error), sql=known.sql)

@@ -14,7 +14,8 @@ import pytest
 
 from lightning_core.config import TrackingSettings
 from lightning_core.epoch.derive import derive
-from lightning_core.epoch.epoch import Epoch
+from lightning_core.epoch.epoch import Epoch, Run
+from lightning_core.epoch.finetune import open_finetune
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.tracking import traces
 from tests.lake_maker import Attempt, derived, settings, trained
@@ -253,3 +254,15 @@ def test_one_or_two_more_answers_are_not_hidden(tmp_path: Path) -> None:
         assert ("3 more: these are 8 of 11 answers" in visible(shown)) == (number == 11)
         answers = shown.partition("answer, or error")[2].partition("</table>")[0].count("<tr><td>")
         assert answers == (8 if number == 11 else number)
+
+
+def test_a_rollout_that_a_finetuning_of_its_run_took_too_is_shown_as_it_was_rolled_out(tmp_path: Path) -> None:
+    rows = [row for number, reward in enumerate((1.0, 0.0)) for row in rollout(number, reward)]
+    Epoch(settings(tmp_path), derived(tmp_path, rows, planned=["r.0", "r.1"])[1]).save()
+    finetuning = open_finetune(Run(settings(tmp_path, algorithm="sft", finetune={})), 1, {"policy": "v0001"})
+    derive(finetuning, "key")
+    finetuning.save()
+    finetuning.lake.rebuild_catalog()
+    with open_page(tmp_path) as page:
+        answer = page.get("/run/run/rollout/r.0")
+    assert answer.status_code == 200 and "epoch 0 · 1.0 s" in visible(answer.text), visible(answer.text)
