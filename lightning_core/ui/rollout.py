@@ -96,6 +96,11 @@ class Seen:
         return [token.ratio for token in tokens if token.ratio is not None]
 
     @property
+    def imitated(self) -> bool:
+        """Whether that advantage is of a policy that is trained to say the same, and compares nothing."""
+        return self.advantage is not None and self.advantage.row["policy"] in self.rollout["imitating"]
+
+    @property
     def way(self) -> list[str]:
         """From the return to the advantage, a step each; empty where there is no advantage."""
         if self.advantage is None:

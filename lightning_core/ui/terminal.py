@@ -35,7 +35,7 @@ def _call(call: Call) -> Iterator[RenderableType]:
     agent = row["agent"] or " or ".join(row["candidate_agents"] or ["no named agent"])
     tokens = f", {row['prompt_tokens']}+{row['response_tokens']} tokens" if row["prompt_tokens"] is not None else ""
     head = Text(f"call {call.number}, {agent}", style="bold").append(
-        f": {row['policy']} {row['policy_version'] or ''}{tokens}", style="not bold"
+        f": {row['policy'] or call.text.get('model')} {row['policy_version'] or ''}{tokens}", style="not bold"
     )
     if row["advantage"] is not None:
         head.append(f", advantage {row['advantage']:+.2f}", style="green" if row["advantage"] > 0 else "red")
@@ -84,7 +84,9 @@ def _result(seen: Seen) -> Iterator[RenderableType]:
     yield Text.assemble(
         "reward ", ("none" if row["reward"] is None else f"{row['reward']:.3g}", f"bold {colour}"), f" ({given})"
     )
-    if seen.advantage is not None:
+    if seen.imitated:
+        yield Text("imitated: its policy is trained to say the same (sft), and nothing is compared")
+    elif seen.advantage is not None:
         of = seen.advantage.row
         yield Text(f"{' '.join(seen.way)} = advantage {of['advantage']:+.3f}, over {of['group_rollouts']} rollouts")
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from lightning_core.config import TrackingSettings
 from lightning_core.epoch.derive import derive
@@ -18,6 +19,7 @@ from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.finetune import open_finetune
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.tracking import traces
+from lightning_flows.flows.cli import main
 from tests.lake_maker import Attempt, derived, settings, trained
 from tests.page_rig import open_page, rollout, visible
 
@@ -127,6 +129,8 @@ def test_a_demonstration_is_no_answer_of_the_agents_own(tmp_path: Path) -> None:
             for at in ("rollout/shown", "group/g0", "task/t", "rollouts", "rollout/tried")
         )
         solved = {answer: page.get(f"/run/run/rollouts?solved={answer}").text for answer in ("yes", "no")}
+    told = CliRunner().invoke(main, ["explain", "shown", "--run", "run", "--home", str(tmp_path)]).output
+    assert "a demonstration: its reply was given" in told and "imitated: its policy is trained" in told, told
     for shown in (rollout, group, task):
         assert "not counted as solved" in visible(shown)
     assert "given 42 1 reward demonstration" in visible(rollout), visible(rollout)
