@@ -186,6 +186,8 @@ def _calls(
         shown[row["agent"]] = [*messages, *replies]
         tokenizer = tokenizer_of(home, row["policy"]) if home is not None and row["policy"] else None
         ids, logprobs = text.get("response_ids"), text.get("response_logprobs")
+        if row["policy"] is None and replies:
+            ids = None  # of a model whose tokenizer is not known, and of which no token is trained
         choices, at = [], 0
         for choice, length in enumerate(text.get("choice_lengths") or [len(ids or [])]):
             part, measured = slice(at, at + length), trained.get((row["span_id"], choice))

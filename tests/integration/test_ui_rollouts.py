@@ -28,7 +28,9 @@ ASKED, SAID = ({"role": "user", "content": "is it right?"},), ({"role": "assista
 CHECKED: dict[str, Any] = {"input_messages": json.dumps(ASKED), "output_messages": json.dumps(SAID), "input_tokens": 7, "output_tokens": 2}  # fmt: skip
 
 
-def checked(name: str, mode: str = "train", epoch: int = 0, version: str = "v0000", twin: bool = False) -> Rows:
+def checked(
+    name: str, mode: str = "train", epoch: int = 0, version: str = "v0000", twin: bool = False, **checker_call: Any
+) -> Rows:
     """A rollout of a writer, whom the policy answers, and a checker, whom a frozen model does; `twin`: the agent's instrumentation saw
     the checker's call too, without its messages."""
     made = Attempt(name, "a", f"{name}.g", start=100.0 + 10 * epoch)
@@ -36,7 +38,16 @@ def checked(name: str, mode: str = "train", epoch: int = 0, version: str = "v000
     writer, checker = made.agent("writer", (0.1, 0.4)), made.agent("checker", (0.5, 0.9))
     made.call([1], [2], (0.2, 0.3), writer, policy_version=version)
     above = made.span("ChatOpenAI", (0.59, 0.66), checker, op="llm", model="checker") if twin else checker
-    made.span("chat checker", (0.6, 0.65), above, op="llm", response_id="x", model="base", sender="gateway", **CHECKED)
+    made.span(
+        "chat checker",
+        (0.6, 0.65),
+        above,
+        op="llm",
+        response_id="x",
+        model="base",
+        sender="gateway",
+        **(CHECKED | checker_call),
+    )
     made.reward(1.0)
     return made.rows
 
@@ -72,9 +83,14 @@ def test_evaluations_are_found_by_agent_version_and_kind(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
-@pytest.mark.parametrize("twin", [False, True], ids=["gateway", "twice"])
-def test_a_frozen_models_call_has_its_messages_and_tokens(tmp_path: Path, mode: str, twin: bool) -> None:
-    home_of(tmp_path, checked("r.0", mode, twin=twin), (mode, 0), agent_match="writer")
+@pytest.mark.parametrize(
+    ("twin", "ids"), [(False, None), (True, None), (False, [8, 9])], ids=["gateway", "twice", "with ids"]
+)
+def test_a_frozen_models_call_has_its_messages_and_tokens(
+    tmp_path: Path, mode: str, twin: bool, ids: list[int] | None
+) -> None:
+    rows = checked("r.0", mode, twin=twin, response_ids=ids)
+    home_of(tmp_path, rows, (mode, 0), agent_match="writer")
     with open_page(tmp_path) as page:
         said = visible(page.get("/run/run/rollout/r.0").text)
     call = re.search(r"call 2 checker .*?RIGHT it is", said)
