@@ -114,7 +114,7 @@ def asked(trial: Trial, question: str) -> list[tuple[Any, ...]]:
 
 
 REWARD = "SELECT reward FROM rollouts WHERE run = ?"
-CALLS = "SELECT agent, policy, left_out FROM policy_calls WHERE run = ? ORDER BY start_ns"
+CALLS = "SELECT agent, policy, left_out FROM policy_calls WHERE run = ? ORDER BY started"
 
 
 def problems(folder: Path) -> None:
