@@ -1,30 +1,30 @@
 -- Who earned the reward of a rollout: what each agent's calls were credited with, and its share of what the rollout teaches.
 -- Grain: one row per (agent, policy), who teaches most first. Parameters: run, epoch, rollout_id, attempt_id.
--- Inputs: policy_calls, call_returns, advantages, merges, exclusions.
+-- Inputs: span_tree, call_returns, advantages, merges, exclusions.
 -- Rule: `return` is the mean of its calls that are trained on, `advantage` of their tokens; `share` is of the sum of tokens × size of the
 -- advantage over all agents. `reason`: the first by name why calls of it are not trained on.
 WITH excluded AS (
-    SELECT call_id, choice, reason
+    SELECT call_id, choice, policy, reason
     FROM exclusions
     WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id AND attempt_id = $attempt_id
 ),
 trained AS (
-    SELECT merges.call_id, sum(merges.tokens - merges.prompt_tokens)::BIGINT AS tokens
+    SELECT merges.call_id, merges.policy, sum(merges.tokens - merges.prompt_tokens)::BIGINT AS tokens
     FROM merges
     ANTI JOIN excluded USING (call_id, choice)
     WHERE merges.run = $run AND merges.epoch = $epoch AND merges.rollout_id = $rollout_id AND merges.attempt_id = $attempt_id
-    GROUP BY merges.call_id
+    GROUP BY merges.call_id, merges.policy
 ),
 called AS (
     SELECT
         calls.agent,
-        calls.policy,
+        coalesce(trained.policy, reasons.policy) AS policy,
         trained.tokens,
         CASE WHEN trained.tokens IS NOT NULL THEN returns.return END AS return,
         CASE WHEN trained.tokens IS NOT NULL THEN advantages.advantage END AS advantage,
         CASE WHEN trained.tokens IS NULL THEN reasons.reason END AS reason
-    FROM policy_calls AS calls
-    LEFT JOIN trained USING (call_id)
+    FROM span_tree AS calls
+    LEFT JOIN trained ON trained.call_id = calls.call_id
     LEFT JOIN (FROM call_returns WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id) AS returns ON returns.call_id = calls.call_id
     LEFT JOIN (FROM advantages WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id) AS advantages
         ON advantages.policy = returns.policy
@@ -32,8 +32,13 @@ called AS (
         AND advantages.attempt_id = returns.attempt_id
         AND advantages.agent IS NOT DISTINCT FROM returns.agent
         AND advantages.step IS NOT DISTINCT FROM returns.step
-    LEFT JOIN (SELECT call_id, min(reason) AS reason FROM excluded GROUP BY call_id) AS reasons ON reasons.call_id = calls.call_id
-    WHERE calls.run = $run AND calls.epoch = $epoch AND calls.rollout_id = $rollout_id AND calls.attempt_id = $attempt_id
+    LEFT JOIN (SELECT call_id, min(policy) AS policy, min(reason) AS reason FROM excluded GROUP BY call_id) AS reasons ON reasons.call_id = calls.call_id
+    WHERE calls.run = $run
+        AND calls.epoch = $epoch
+        AND calls.rollout_id = $rollout_id
+        AND calls.attempt_id = $attempt_id
+        AND calls.op = 'llm'
+        AND calls.twin_node IS NULL
 )
 SELECT
     agent,

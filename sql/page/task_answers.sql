@@ -1,9 +1,10 @@
 -- What came of the rollouts of a task: each answer, and each way to fail, with the reward it got.
--- Grain: one row per (demonstration, outcome, answer or error). Parameters: run, task_id; limit (NULL: all; one or two more are not hidden). Inputs: rollouts, spans.
+-- Grain: one row per (demonstration, outcome, answer or error). Inputs: rollouts, spans. Parameters: run, task_id; limit (NULL: all; one or
+-- two more are not hidden).
 -- Rule: the most frequent first; what ends with `_in_all` is over all of them but demonstrations, whose answers were given to the policy:
--- these are counted apart, and solve nothing. `answer`: of a JSON object its first key of answer,
--- output, result, reply, text that has something. `cut_off`: rollouts with a reply that ended at its limit of tokens; `uncalled`: those that
--- ended before their first call. `rollout_id` is the newest of them, of `epoch`.
+-- these are counted apart, and solve nothing. `answer`: of a JSON object its first key of answer, output, result, reply, text that has
+-- something. `cut_off`: rollouts with a reply that ended at its limit of tokens; `uncalled`: those that ended before their first call.
+-- `rollout_id` is the newest of them, of `epoch`.
 WITH ended AS (
     SELECT
         rollout_id,
@@ -57,7 +58,7 @@ SELECT
     count(*) FILTER (NOT demonstration) OVER () AS answers_in_all,
     count(*) OVER () AS rows_in_all
 FROM answers
-QUALIFY coalesce(
-    row_number() OVER (ORDER BY rollouts DESC, reward DESC NULLS LAST, answer) <= CASE WHEN count(*) OVER () <= $limit + 2 THEN $limit + 2 ELSE $limit END, true
-)
+QUALIFY $limit IS NULL
+    OR count(*) OVER () <= $limit + 2
+    OR row_number() OVER (ORDER BY rollouts DESC, reward DESC NULLS LAST, answer) <= $limit
 ORDER BY rollouts DESC, reward DESC NULLS LAST, answer

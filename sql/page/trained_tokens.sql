@@ -1,6 +1,6 @@
 -- What the trainer measured of the sampled tokens of one rollout, in the last optimizer step that trained them.
 -- Grain: one row per call and choice that was trained. Parameters: run, epoch, rollout_id.
--- Inputs: sequences, merges, policy_calls, training_rows.
+-- Inputs: sequences, merges, span_tree, training_rows.
 -- Rule: the trained tokens of a sequence are the responses of its call_ids, one after the other; every list has one entry a token.
 WITH chosen AS (
     SELECT sequences.call_ids, sequences.choices, measured.*
@@ -37,5 +37,10 @@ SELECT
     parts.loss_weights[before + 1:before + tokens] AS loss_weights,
     parts.clipped[before + 1:before + tokens] AS clipped
 FROM parts
-JOIN policy_calls AS calls ON calls.run = $run AND calls.epoch = $epoch AND calls.call_id = parts.call_id
+JOIN span_tree AS calls
+    ON calls.run = $run
+    AND calls.epoch = $epoch
+    AND calls.rollout_id = $rollout_id
+    AND calls.call_id = parts.call_id
+    AND calls.twin_node IS NULL
 ORDER BY calls.call_id, parts.choice
