@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_core.config import Settings
-from lightning_core.events import At, Rows, Stage, Worth, event_of, when
+from lightning_core.events import At, Rows, Stage, Worth, event_of, named
 from lightning_core.tracking.page import weighs
 
 _SIGN_OF_LIFE_S = 30.0  # between lines of one stage where there is no terminal
@@ -206,13 +206,13 @@ class Display(logging.Handler):
         for progress in counted:
             left = _left(progress)
             bars.add_row(
-                progress.what.split(" ", 2)[2],
+                progress.what,
                 ProgressBar(total=progress.total, completed=progress.done),
                 f"{progress.done}/{progress.total}",
                 "" if left is None else f"{_clock(left)} left",
             )
         for (mode, epoch, stage), began in list(self._stages.items()):
-            if not any(progress.what.startswith(f"{mode} {epoch} ") for progress in counted):
+            if named(mode, epoch) not in {progress.of for progress in counted}:
                 bars.add_row(stage, ProgressBar(total=None, pulse=True), "", _clock(time.monotonic() - began))
         if not self._stages:
             bars.add_row("getting ready", ProgressBar(total=None, pulse=True), "", "")
@@ -226,15 +226,15 @@ class Display(logging.Handler):
         return counts()
 
     def _under_way(self) -> list[Any]:
-        begins = tuple({f"{mode} {epoch} " for mode, epoch, _ in list(self._stages)})
-        return [progress for progress in self._counts() if not progress.finished and progress.what.startswith(begins)]
+        at_work = {named(mode, epoch) for mode, epoch, _ in list(self._stages)}
+        return [progress for progress in self._counts() if not progress.finished and progress.of in at_work]
 
     def _so_far(self) -> str:
         rollouts = sum(row["rollouts"] or 0 for row in self._rows)
-        recorded = {row["epoch"] for row in self._rows if row["rollouts"]}
+        recorded = {named("train", row["epoch"]) for row in self._rows if row["rollouts"]}
         for progress in self._counts():
-            mode, epoch, what = progress.what.split(" ", 2)
-            if mode == "train" and what.startswith("rollouts") and int(epoch) not in recorded:
+            is_training = progress.of.startswith("epoch ")
+            if is_training and progress.what.startswith("rollouts") and progress.of not in recorded:
                 rollouts += progress.done
         parts = [f"{rollouts} rollouts"] if rollouts else []
         reward = "reward_uniform" if weighs(self._rows) else "mean_reward"
@@ -276,8 +276,8 @@ def _left(progress: Any) -> float | None:
 
 def _title(epochs: int, mode: str, epoch: int) -> str:
     if mode == "train":
-        return f"epoch {epoch} ({epoch + 1} of {max(epochs, epoch + 1)})"
-    return f"evaluation {when(epoch)}"
+        return f"{named(mode, epoch)} ({epoch + 1} of {max(epochs, epoch + 1)})"
+    return named(mode, epoch)
 
 
 def _course(values: list[str]) -> str:

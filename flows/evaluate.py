@@ -15,7 +15,7 @@ from lightning_core.epoch.held_out import held_out
 from lightning_core.epoch.plan import plan_evaluation
 from lightning_core.epoch.services import Services, running
 from lightning_core.epoch.stages import Stage
-from lightning_core.events import shown
+from lightning_core.events import named, shown
 from lightning_core.lake.manifest import stage_key
 from lightning_flows.flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, resolve, run_name
 from lightning_flows.flows.run import SHARDS, at_work, begin_run, close, redo
@@ -28,7 +28,7 @@ from lightning_flows.tasks.rollouts import roll_out
 
 @flow(
     name="evaluate",
-    flow_run_name=run_name("{run} evaluation after {epoch} epochs"),
+    flow_run_name=run_name("{run} {evaluation}"),
     task_runner=SHARDS,
     persist_result=False,
 )
@@ -52,7 +52,7 @@ def evaluate(
     run = begin_run(settings, overrides, "evaluate")
     number = run.next_epoch() if epoch is None else epoch
     evaluated = run.versions(number)
-    run.require_versions(evaluated, f"the evaluation after {number} epochs of run {run.run}")
+    run.require_versions(evaluated, f"the {named('evaluate', number)} of run {run.run}")
     with at_work(run), running(run, say("services")) as services:
         opened = run.open(number, "evaluate", evaluated)
         redo(opened, from_stage)

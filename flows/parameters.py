@@ -16,6 +16,7 @@ from pydantic import SkipValidation
 
 from lightning_core.config import Settings, SettingsError
 from lightning_core.epoch.epoch import Run
+from lightning_core.events import named
 from lightning_core.settings_file import make_settings
 
 # Parameters of a deployment are plain values, those of a caller in Python are Settings; `resolve` takes both.
@@ -32,7 +33,8 @@ def resolve(settings: Settings, overrides: dict[str, Any] | None = None) -> Sett
 
 
 def run_name(pattern: str) -> Callable[[], str]:
-    """A flow run's name: the pattern, where `{run}` is the settings' run and `{epoch}` the epoch, also where it is left to the flow.
+    """A flow run's name: the pattern, where `{run}` is the settings' run, and `{epoch}` the epoch or `{evaluation}` what the evaluation is called,
+    also where the number is left to the flow.
 
     With wrong settings it keeps Prefect's own.
     """
@@ -41,9 +43,10 @@ def run_name(pattern: str) -> Callable[[], str]:
         given = flow_run.parameters
         with contextlib.suppress(SettingsError):
             settings, epoch = resolve(given["settings"], given.get("overrides")), given.get("epoch")
-            if epoch is None and "{epoch}" in pattern:
-                epoch = Run(settings).next_epoch()
-            return pattern.format(run=settings.run, epoch=epoch)
+            if "{epoch}" in pattern or "{evaluation}" in pattern:
+                epoch = Run(settings).next_epoch() if epoch is None else epoch
+                return pattern.format(run=settings.run, epoch=epoch, evaluation=named("evaluate", epoch))
+            return pattern.format(run=settings.run)
         return str(flow_run.name)
 
     return name

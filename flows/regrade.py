@@ -38,7 +38,7 @@ def _sealed(run: Run, epoch: int | None) -> list[Epoch]:
     sealed = [m for m in run.lake.manifests.epochs(run.run) if m.sealed_offset is not None]
     chosen = [m for m in sealed if epoch in (None, m.epoch)]
     if not chosen:
-        known = ", ".join(f"{m.mode} {m.epoch}" for m in sealed) or "none"
+        known = ", ".join(m.named for m in sealed) or "none"
         wanted = "an epoch" if epoch is None else f"epoch {epoch}"
         raise LakeError(f"run {run.run!r} in {run.home} has not rolled out {wanted} yet; rolled out are: {known}")
     return [run.at(m) for m in chosen]

@@ -52,5 +52,10 @@ def when(epochs: int) -> str:
     return f"after epoch {epochs - 1}" if epochs else "before training"
 
 
+def named(mode: str, epoch: int) -> str:
+    """Return what an epoch or an evaluation is called wherever a person reads of it: `epoch 4`, `evaluation after epoch 3`."""
+    return f"epoch {epoch}" if mode == "train" else f"evaluation {when(epoch)}"
+
+
 def event_of(record: logging.LogRecord) -> Event | None:
     return getattr(record, "event", None)

@@ -21,6 +21,10 @@ CREATE OR REPLACE MACRO message_hash(message, said_by) AS
 -- The place of the first message, by these roles, that is neither a system's nor a developer's; of the last reply. NULL: none.
 CREATE OR REPLACE MACRO first_other(roles) AS list_position([r NOT IN ('system', 'developer') FOR r IN roles], true);
 CREATE OR REPLACE MACRO last_reply(roles) AS len(roles) + 1 - list_position([r = 'assistant' FOR r IN list_reverse(roles)], true);
+-- What an epoch or evaluation is called wherever a person reads of it; an evaluation's number is how many epochs were trained before it.
+CREATE OR REPLACE MACRO evaluated(epochs) AS CASE WHEN epochs = 0 THEN 'before training' ELSE 'after epoch ' || (epochs - 1) END;
+CREATE OR REPLACE MACRO name_of(of_mode, of_epoch) AS
+    CASE WHEN of_mode = 'train' THEN 'epoch ' || of_epoch ELSE 'evaluation ' || evaluated(of_epoch) END;
 -- What kind of task it is, where the task says so in one of these fields; NULL: it does not.
 CREATE OR REPLACE MACRO task_kind(task) AS
     TRY(list_any_value(json_extract_string(task, ['$.kind', '$.type', '$.category', '$.level', '$.difficulty', '$.db_id'])));

@@ -46,7 +46,7 @@ def adopt(epoch: Epoch, choice: Choice) -> dict[str, Any]:
 def _post_roots(epoch: Epoch, chosen: Chosen) -> None:
     gateway = GatewayHandle.find(epoch.home)
     assert gateway is not None, "the epoch's services hold a gateway open"
-    progress = Progress(f"learn {epoch.number} rollouts", len(chosen.rollouts))
+    progress = Progress("rollouts", len(chosen.rollouts), epoch.named)
 
     def post(row: dict[str, Any]) -> None:
         planned = PlannedRollout(row["rollout_id"], row["group_id"], Task(row["task_id"] or row["group_id"], {}))

@@ -24,7 +24,7 @@ for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
 
 _EVERY_S, _LAST_S = 5.0, 5.0
 _all: WeakSet[Progress] = WeakSet()
-_shared: dict[str, Progress] = {}
+_shared: dict[tuple[str, str], Progress] = {}
 _shared_lock, _all_lock = threading.Lock(), threading.Lock()
 
 
@@ -49,10 +49,14 @@ def counts() -> list[Progress]:
 
 
 class Progress:
-    """Counts towards a total, from any thread. Artifact updates never fail the work they report on."""
+    """Counts towards a total, from any thread. Artifact updates never fail the work they report on.
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what = what
+    `of`: the epoch or evaluation that it is of, as people read of it.
+    """
+
+    def __init__(self, what: str, total: int, of: str = "") -> None:
+        self.what, self.of = what, of
+        self._title = f"{of}, {what}" if of else what
         self.total = max(total, 1)
         self.done = 0
         self.note = ""
@@ -64,15 +68,15 @@ class Progress:
         self._showing: threading.Thread | None = None
         with _all_lock:
             _all.add(self)
-        self._show(0.0, what)
+        self._show(0.0, self._title)
 
     @classmethod
-    def shared(cls, what: str, total: int) -> Progress:
+    def shared(cls, what: str, total: int, of: str) -> Progress:
         """The one progress of this name in this process: several shards count towards it."""
         with _shared_lock:
-            if what not in _shared or _shared[what].finished:
-                _shared[what] = cls(what, total)
-            return _shared[what]
+            if (of, what) not in _shared or _shared[of, what].finished:
+                _shared[of, what] = cls(what, total, of)
+            return _shared[of, what]
 
     @property
     def finished(self) -> bool:
@@ -94,7 +98,7 @@ class Progress:
             if now - self._said < _EVERY_S and not self.finished:
                 return
             self._said = now
-            line = f"{self.what}: {self.done}/{self.total} in {now - self.began:.0f} s"
+            line = f"{self._title}: {self.done}/{self.total} in {now - self.began:.0f} s"
             self._logger.info(line + (f", {self.note}" if self.note else ""), extra=shown(At(counted=True)))
             self._show(min(100.0, 100.0 * self.done / self.total), line, last=self.finished)
 
@@ -120,4 +124,4 @@ class Progress:
             else:
                 update_progress_artifact(artifact_id=self._artifact, progress=share, description=line)
         except Exception as error:  # noqa: BLE001 - a Prefect server that is away must not stop an epoch
-            self._logger.debug("no progress artifact for %s: %s", self.what, error)
+            self._logger.debug("no progress artifact for %s: %s", self._title, error)

@@ -64,7 +64,7 @@ def roll_out(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
         if unfinished > len(planned) // 2:
             first = next(iter(counts["errors"]), "no attempt says why")
             raise RolloutsFailed(
-                f"{unfinished} of {len(planned)} rollouts of {epoch.mode} {epoch.number} failed for reasons of the "
+                f"{unfinished} of {len(planned)} rollouts of {epoch.named} failed for reasons of the "
                 f"infrastructure ({first}); see {logs} and run the epoch again: finished ones are kept"
             )
         if unfinished:
@@ -105,7 +105,7 @@ def _roll_out(epoch: Epoch, missing: list[PlannedRollout]) -> dict[str, Any]:
             missing = still
     _log_what_was_refused(gateway, before)
     if statuses:
-        log.info("%s %d: rollouts %s", epoch.mode, epoch.number, dict(statuses))
+        log.info("%s: rollouts %s", epoch.named, dict(statuses))
     for error, count in errors.most_common(5):
         log.warning("%d attempts: %s", count, error)
     return {"statuses": dict(statuses), "errors": dict(errors.most_common(5))}

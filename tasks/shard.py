@@ -42,11 +42,10 @@ def rollout_shard(
     statuses: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     claimed_before = 0
-    what = f"{epoch.mode} {epoch.number} rollouts"
     if round_id is None:
-        progress = Progress.shared(what, total)
+        progress = Progress.shared("rollouts", total, epoch.named)
     else:  # other shards are in other processes
-        progress = Progress(f"{what}, shard {number}/{of}", len(rollouts))
+        progress = Progress(f"rollouts, shard {number}/{of}", len(rollouts), epoch.named)
     waiting, counting = iter(rollouts), threading.Lock()
 
     def work(runner: Runner) -> None:

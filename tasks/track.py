@@ -69,7 +69,7 @@ def _status(run: Run, status: Status) -> None:
             logger().warning("MLflow does not know that run %s is %s: %s", run.run, status, error)
 
 
-@step("record {epoch.mode} {epoch.number}")
+@step("record {epoch.named}")
 def record(epoch: Epoch) -> None:
     """Send every backend the signals of an epoch or evaluation, show the run's table in the Prefect UI; its last stage."""
     run_stage(epoch, "record", record_key(epoch.manifest), lambda: _record(epoch))
@@ -103,7 +103,7 @@ def tell_why(epoch: Epoch) -> None:
         with catalog.connect(epoch.lake.root) as con:
             findings = diagnose(con, epoch.run)
     except duckdb.Error as error:
-        logger().warning("no diagnosis of epoch %d: %s", epoch.number, error)
+        logger().warning("no diagnosis of %s: %s", epoch.named, error)
         return
     for found in findings:
         if found.severity != "note" and (found.mode, found.epochs[-1]) == (epoch.mode, epoch.number):

@@ -84,7 +84,7 @@ def train_policy(epoch: Epoch, policy: PolicySettings, device: str | None = None
     parent = epoch.manifest.versions[policy.name]
     key = train_key(epoch, policy)
     log = logger()
-    progress = cache(partial(Progress, f"train {epoch.number} steps of {policy.name}"))
+    progress = cache(partial(Progress, f"steps of {policy.name}", of=epoch.named))
 
     def on_progress(event: dict[str, Any]) -> None:
         if "step" in event:

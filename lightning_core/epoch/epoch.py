@@ -78,6 +78,10 @@ class Epoch(Run):
     def mode(self) -> Mode:
         return self.manifest.mode
 
+    @property
+    def named(self) -> str:
+        return self.manifest.named
+
     def save(self) -> None:
         """Write the manifest as it is now, with the settings."""
         self.manifest.settings = flat(self.settings.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_KEPT))

@@ -56,8 +56,8 @@ def pattern(epoch: EpochManifest, policy: PolicySettings) -> str:
     found = epoch.patterns.get(policy.name)
     if found is None or found.setting != policy.agent_match:
         raise SettingsError(
-            f"policies.{policy.name}.agent_match: {policy.agent_match!r} was not computed when {epoch.mode} epoch "
-            f"{epoch.epoch} began; run the epoch with these settings"
+            f"policies.{policy.name}.agent_match: {policy.agent_match!r} was not computed when {epoch.named} "
+            f"began; run the epoch with these settings"
         )
     return found.pattern
 

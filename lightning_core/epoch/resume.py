@@ -27,9 +27,9 @@ def finished_with(epoch: Epoch, key: str) -> set[str]:
         begin_anew(epoch)
         if found:
             logger.warning(
-                "%s %d begins anew: its tasks, agent, sampling or versions are not those that %d finished rollouts ran "
+                "%s begins anew: its tasks, agent, sampling or versions are not those that %d finished rollouts ran "
                 "with; these stay in the lake, outside of the epoch",
-                epoch.mode, epoch.number, len(found),
+                epoch.named, len(found),
             )  # fmt: skip
         found = set()
     manifest.rolled_out_with = key

@@ -31,9 +31,9 @@ def run_stage(
     """
     found = epoch.manifest.done(stage, key)
     if found is not None:
-        logger.info("%s of %s epoch %d is done already (key %s)", stage, epoch.run, epoch.number, key)
+        logger.info("%s of run %s, %s is done already (key %s)", stage, epoch.run, epoch.named, key)
         return found
-    logger.info("%s %d: %s", epoch.mode, epoch.number, stage, extra=shown(StageEvent(epoch.mode, epoch.number, stage)))
+    logger.info("%s: %s", epoch.named, stage, extra=shown(StageEvent(epoch.mode, epoch.number, stage)))
     began = time.monotonic()
     output = work()
     took = time.monotonic() - began
@@ -42,7 +42,7 @@ def run_stage(
         if save:
             epoch.save()
     done = StageEvent(epoch.mode, epoch.number, stage, took)
-    logger.info("%s %d: %s took %.1f s", epoch.mode, epoch.number, stage, took, extra=shown(done))
+    logger.info("%s: %s took %.1f s", epoch.named, stage, took, extra=shown(done))
     return output
 
 

@@ -179,7 +179,7 @@ class Lake:
             self.manifests.put_epoch(found)
         if found is not None and found.versions != versions and found.stages:
             raise LakeError(
-                f"{mode} epoch {epoch} of run {run!r} was made with {found.versions}, but the epochs before it now come to "
+                f"{found.named} of run {run!r} was made with {found.versions}, but the epochs before it now come to "
                 f"{versions}: an earlier epoch was trained again. Give the settings another `run`"
             )
         if found is not None and found.versions != versions:

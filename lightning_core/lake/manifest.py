@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from lightning_core import home_format
 from lightning_core.digests import digest
 from lightning_core.errors import LightningError
+from lightning_core.events import named
 from lightning_core.files import write_atomic
 from lightning_core.lake import schema
 
@@ -166,6 +167,11 @@ class EpochManifest(_Manifest):
     def _read_older(cls, found: Any) -> Any:
         """Leave out what older versions kept of tasks that were tried again."""
         return {k: v for k, v in found.items() if k not in ("again", "repeated")} if isinstance(found, dict) else found
+
+    @property
+    def named(self) -> str:
+        """What people read of it: `epoch 4`, `evaluation after epoch 3`."""
+        return named(self.mode, self.epoch)
 
     @property
     def span_range(self) -> tuple[int, int | None]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import duckdb
 import pyarrow as pa
 
+from lightning_core.events import named
 from lightning_core.files import write_atomic
 from lightning_core.lake import catalog, compact, sql
 from lightning_core.lake.manifest import EpochManifest, LakeError, Removed, Retired, SpanFile
@@ -57,14 +58,18 @@ class Leaving:
             f"{self.spans:,} spans in {len(self.files)} files and {tables} tables, about {self.bytes / 1e6:,.1f} MB",
         ]
         for (run, epoch, mode), rows in sorted(self.rows.items(), key=str):
-            owner = f"run {run}, {mode} epoch {epoch}" if run is not None else "of no rollout that is known"
+            owner = (
+                f"run {run}, {named(mode, epoch)}"
+                if run and mode and epoch is not None
+                else "of no rollout that is known"
+            )
             found.append(f"  {rows:>12,} spans {owner}")
         for name in sorted({e.run for e in self.epochs}):
             found.append(f"  {sum(e.run == name for e in self.epochs):>12,} epochs of run {name}, with their tables")
         if self.rejected:
             found.append(f"  {sum(gone for _, gone, _ in self.rejected):>12,} spans that could not be decoded")
         for e in self.unfinished:
-            found.append(f"  kept: spans of run {e.run}, {e.mode} epoch {e.epoch}, which is not finished")
+            found.append(f"  kept: spans of run {e.run}, {e.named}, which is not finished")
         return found
 
 
@@ -96,7 +101,7 @@ def require_spans(lake: Lake, epoch: EpochManifest) -> None:
                 continue
             day = datetime.fromtimestamp(gone.at_ns / 1e9, UTC).date()
             raise LakeError(
-                f"{gone.mode} epoch {gone.epoch} of run {gone.run!r}: {gone.spans} of its spans were removed by "
+                f"{named(epoch.mode, gone.epoch or 0)} of run {gone.run!r}: {gone.spans} of its spans were removed by "
                 f"`lake retain` on {day}, so it cannot be derived or graded again; the tables it has stay as they are"
             )
 

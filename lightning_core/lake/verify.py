@@ -50,7 +50,7 @@ def unsound(lake: Lake) -> Iterator[Unsound]:
             except OSError as error:
                 what = str(error.strerror)
             if what is not None:
-                yield Unsound(table.path, what, epoch=f"{epoch.mode} {epoch.epoch} of run {epoch.run}")
+                yield Unsound(table.path, what, epoch=f"{epoch.named} of run {epoch.run}")
 
 
 def what_is_wrong(root: Path, file: SpanFile) -> str | None:

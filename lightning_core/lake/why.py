@@ -17,6 +17,7 @@ from typing import Any
 import duckdb
 
 from lightning_core.errors import Missing
+from lightning_core.events import when
 from lightning_core.lake import sql
 from lightning_core.lake.held import held, hold
 
@@ -71,8 +72,12 @@ class Finding:
 
     @property
     def _epochs(self) -> str:
-        kind = "epoch" if self.mode == "train" else "evaluation"
-        return f"{kind}{'s' * (len(self.epochs) > 1)} {_ranges(self.epochs)}"
+        trained = self.epochs if self.mode == "train" else [epoch - 1 for epoch in self.epochs if epoch]
+        said = [f"epoch{'s' * (len(trained) > 1)} {_ranges(trained)}"] if trained else []
+        if self.mode == "train":
+            return said[0]
+        said = [when(0)] * (0 in self.epochs) + [f"after {one}" for one in said]
+        return f"evaluation{'s' * (len(self.epochs) > 1)} {', '.join(said)}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_core.events import when
+
 Points = list[tuple[int, float]]
 Signals = Mapping[tuple[str | None, str], Points]  # (policy, signal) → (epoch, value)s, oldest first
 
@@ -15,8 +17,8 @@ WEIGHED = (
     "`reward_uniform` is what it would be if all tasks were drawn alike."
 )
 _COUNTED = (
-    "`reward` is over the rollouts in which the policy acted. Held-out figures stand at the number of epochs trained before them: 0 is before "
-    "training, 5 is after epoch 4. `kept` counts the calls trained, `dropped/…` those left out, by reason. Tasks, rollouts and tokens: "
+    "`reward` is over the rollouts in which the policy acted. Held-out figures are of evaluations before training and after epochs. `kept` "
+    "counts the calls trained, `dropped/…` those left out, by reason. Tasks, rollouts and tokens: "
     "`lightning-flows ui`."
 )
 _FIRST = (
@@ -73,7 +75,9 @@ def _table(signals: Mapping[str, Points]) -> str:
         points = signals[name]
         values = [value for _, value in points]
         line = " | ".join(f"{value:.4g}" for value in (values[0], values[-1], min(values), max(values)))
-        lines.append(f"| {name} | {points[0][0]}–{points[-1][0]} | {curve(values)} | {line} |")
+        said = when if name.startswith("held_out_") else str
+        epochs = "–".join(dict.fromkeys(said(epoch) for epoch, _ in (points[0], points[-1])))
+        lines.append(f"| {name} | {epochs} | {curve(values)} | {line} |")
     return "\n".join(lines)
 
 

@@ -69,4 +69,4 @@ class Console:
             shown = [s for s in signals if s.policy == policy]
             if shown:
                 values = ", ".join(f"{s.name} {s.value:.4g}" for s in shown)
-                self._say(f"{epoch.mode} {epoch.epoch}{f', {policy}' if policy else ''}: {values}")
+                self._say(f"{epoch.named}{f', {policy}' if policy else ''}: {values}")

@@ -22,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 from lightning_core.config import TrackingSettings
 from lightning_core.epoch.what_if import kept
 from lightning_core.errors import LightningError, Missing
+from lightning_core.events import named, when
 from lightning_core.files import locked
 from lightning_core.home_format import require_readable
 from lightning_core.lake import ask, user_sql
@@ -96,8 +97,9 @@ def templates() -> jinja2.Environment:
         "change": change,
         "sent": sent,
         "sureness": sureness,
+        "when": when,
     }
-    found.globals |= {"place": place, "charts": charts}
+    found.globals |= {"place": place, "charts": charts, "named": named}
     return found
 
 
@@ -155,7 +157,7 @@ class _Page:
             reward=_line(curve.rows, "train", "reward", "reward_low", "reward_high", across, "reward"),
             right=_line(curve.rows, "evaluate", "share_right", "right_low", "right_high", across, "held-out right"),
             domain=(0.0, max((row[across] or 0.0 for row in curve.rows), default=0.0)),
-            across={"trained_on": "training rollouts", "minutes": "minutes", "epoch": "epoch"}[across],
+            across={"trained_on": "training rollouts", "minutes": "minutes", "epoch": "epochs trained before"}[across],
             stages=self.figures.ask("stages", run=run),
             fates=self.figures.ask("where_rollouts_went", run=run),
             calls=self.figures.ask("where_calls_went", run=run, epoch=None),
@@ -360,12 +362,10 @@ class _Page:
 
 
 def _line(rows: list[Row], mode: str, value: str, low: str, high: str, across: str, name: str) -> charts.Line:
-    points = [
-        (float(row[across]), row[value], row[low], row[high])
-        for row in rows
-        if row["mode"] == mode and row[value] is not None and row[low] is not None and row[across] is not None
-    ]
-    return charts.Line(name, sorted(points))
+    shown = [r for r in rows if r["mode"] == mode and None not in (r[value], r[low], r[across])]
+    shown.sort(key=lambda row: row[across])
+    points = [(float(row[across]), row[value], row[low], row[high]) for row in shown]
+    return charts.Line(name, points, [row["name"] for row in shown])
 
 
 def _whole(asked: dict[str, str], key: str) -> int | None:

@@ -15,10 +15,11 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560.0, 228.0, 46.0, 18.0, 10.0, 
 
 @dataclass(frozen=True)
 class Line:
-    """Points from left to right, each `(x, y, low, high)`; `low` and `high` bound its band."""
+    """Points from left to right, each `(x, y, low, high)`; `low` and `high` bound its band. `names`: what each point is of."""
 
     name: str
     points: list[tuple[float, float, float, float]]
+    names: Sequence[str] = ()
 
 
 def ticks(low: float, high: float, whole: bool = False) -> list[float]:
@@ -62,11 +63,12 @@ def line_chart(
         middle = " ".join(f"{x(p[0]):.1f},{y(p[1]):.1f}" for p in line.points)
         parts.append(f'<polygon class="band line{number}" points="{upper} {lower}"/>')
         parts.append(f'<polyline class="line line{number}" points="{middle}"/>')
-        for place, value, low, high in line.points:
+        for at, (place, value, low, high) in enumerate(line.points):
+            of = f"{line.names[at]}, " if line.names else ""
             said = f"{value:.1%} ({low:.1%} to {high:.1%})" if percent else f"{value:.4g} ({low:.4g} to {high:.4g})"
             parts.append(
                 f'<circle class="line{number}" cx="{x(place):.1f}" cy="{y(value):.1f}" r="3.5">'
-                f"<title>{escape(line.name)}, {escape(across)} {place:.4g}: {said}</title></circle>"
+                f"<title>{escape(line.name)}, {escape(of)}{escape(across)} {place:.4g}: {said}</title></circle>"
             )
     return Markup(f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img">{"".join(parts)}</svg>')
 

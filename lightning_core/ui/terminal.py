@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from lightning_core.events import named
 from lightning_core.ui.conversation import Message
 from lightning_core.ui.rollout import Call, Seen
 
@@ -20,10 +21,9 @@ _COLOURS = {"user": "green", "assistant": "blue", "tool": "magenta"}
 def story(seen: Seen) -> RenderableType:
     """What happened in a rollout, as a person would tell it."""
     row = seen.rollout
-    kind = "evaluation after epoch" if row["mode"] == "evaluate" else "epoch"
     lines: list[RenderableType] = [
         Text(_cut(row["task_text"] or row["task_id"]), style="bold"),
-        Text(f"{row['rollout_id']}, run {row['run']}, {kind} {row['epoch']}", style="dim"),
+        Text(f"{row['rollout_id']}, run {row['run']}, {named(row['mode'], row['epoch'])}", style="dim"),
     ]
     for call in seen.calls:
         lines += ["", *_call(call)]

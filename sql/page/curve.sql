@@ -35,6 +35,7 @@ algorithms AS (
 SELECT
     epoch,
     mode,
+    name_of(mode, epoch) AS name,
     algorithms.algorithms,
     rollouts,
     tasks,

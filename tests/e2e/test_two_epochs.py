@@ -229,8 +229,8 @@ def test_mlflow_the_console_and_prometheus_are_told_the_signals_of_each_epoch(tr
     for epoch in (0, 1):
         assert signals <= {key.removeprefix("policy/") for key, step in logged if step == epoch}
     said = (trained / "logs" / "run-tiny.log").read_text()
-    (line,) = [line for line in said.splitlines() if "train 1, policy: " in line]
-    assert signals <= {told.split()[0] for told in line.split("train 1, policy: ")[1].split(", ")}
+    (line,) = [line for line in said.splitlines() if "epoch 1, policy: " in line]
+    assert signals <= {told.split()[0] for told in line.split("epoch 1, policy: ")[1].split(", ")}
     exposed = {(f.name, s.labels["policy"]) for f in SignalFiles(trained).collect() for s in f.samples}
     assert {(f"lightning_train_{name}", "policy") for name in signals} <= exposed
 
@@ -243,7 +243,7 @@ def test_what_it_said_is_a_line_a_stage_none_twice_and_what_came_of_it(trained: 
     assert {f"train {epoch}: {stage} took" for epoch in (0, 1) for stage in ("rollouts", "train policy", "record")} <= {
         " ".join(line.split()[:-2]) for line in lines
     }
-    assert not any("train 1, policy: " in line for line in lines), "the signals are in the log alone"
+    assert not any("epoch 1, policy: " in line for line in lines), "the signals are in the log alone"
     assert all(line in log for line in lines)
     end = (folder / "flow.log").read_text().split("What came of it:")[1]
     assert "Held-out tasks right: " in end and "What next:" in end

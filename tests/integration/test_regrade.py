@@ -109,4 +109,4 @@ def test_rewards_follow_the_grader_and_no_rollout_runs_again(settings_file: Path
 def test_a_run_without_a_collected_epoch_says_so(settings_file: Path) -> None:
     wrong = regrade(settings_file, "--epoch", "7")
     assert wrong.returncode == 1
-    assert "has not rolled out epoch 7 yet; rolled out are: train 0" in wrong.stderr
+    assert "has not rolled out epoch 7 yet; rolled out are: epoch 0" in wrong.stderr

@@ -127,7 +127,7 @@ def test_the_versions_of_a_policy_have_their_evaluation_and_those_that_are_gone_
     said = visible(shown)
     for leads in ('<a href="/run/run">run</a>', 'href="/run/run/rollouts?epoch=3&amp;mode=evaluate"'):
         assert leads in shown, "a version leads to the run and the evaluation that it is of"
-    assert "50.0% of 64 tasks right, reward 0.6 after 3 epochs of run" in said, said
+    assert "50.0% of 64 tasks right, reward 0.6 after epoch 2 of run" in said, said
     assert re.search(r"v0002 .*v0001 removed on 2026-11-25 10:00 UTC by run run .*v0000", said), said
 
 
@@ -302,13 +302,13 @@ def test_two_evaluations_are_compared_task_by_task(tmp_path: Path) -> None:
         assert "3 tasks: 1 rose in reward, 0 fell , 2 stayed" in visible(compared)
         both = visible(page.get("/run/run/compare?before=0&after=1&task=t1").text)
         assert re.search(
-            r"after 0 epochs · got out 0 , reward 0 .*call 1 .*after 1 epochs · got out 1 , reward 1 .*call 1 ", both
+            r"before training · got out 0 , reward 0 .*call 1 .*after epoch 0 · got out 1 , reward 1 .*call 1 ", both
         ), both
         learned = visible(page.get("/run/run").text)
         assert (
             "not certain yet : a held-out task gained +0.333 in reward (95%: -0.320 to +0.987), 0 → 0.333" in learned
         ), learned
-        assert "the same 3 tasks before training and after 1 epochs" in learned
+        assert "the same 3 tasks before training and after epoch 0" in learned
         assert "fell" in page.get("/run/run/compare?before=1&after=0").text
 
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -16,7 +17,10 @@ from tokenizers.models import WordLevel
 from lightning_core.config import EvaluationSettings, RolloutSettings, TaskSettings
 from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
+from lightning_core.events import named
+from lightning_core.lake import sql
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.lake.why import Finding
 from lightning_core.policies.store import PolicyStore
 from lightning_core.ui.charts import ticks
 from tests.lake_maker import Attempt, derived, settings, trained
@@ -162,7 +166,46 @@ def test_the_two_curves_have_one_axis_and_say_why_they_differ(tmp_path: Path) ->
     assert "sampled at the policy's temperature by the version before they were trained on" in said
     assert "tasks of kinds that are not solved yet are drawn more often" in said
     assert "Of epochs by sft (0) it is the reward of what was imitated" in said
-    assert re.search(r"0 training, sft 3 .* 1 training 3 ", said), said
+    assert re.search(r"epoch 0, sft 3 .* epoch 1 3 ", said), said
+
+
+def test_an_evaluation_is_named_by_what_it_comes_after(tmp_path: Path) -> None:
+    curves(tmp_path)
+    pages = (
+        "",
+        "?by=epochs",
+        "/rollouts",
+        "/tasks?mode=evaluate",
+        "/compare",
+        "/task/t0",
+        "/rollout/evaluate.2.0",
+        "/group/evaluate.2.0",
+    )
+    with open_page(tmp_path) as page:
+        shown = {at: page.get(f"/run/run{at}").text for at in pages}
+    for at, text in shown.items():
+        said = visible(re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
+        assert "after epoch 1" in said, at
+        assert not re.search(r"after \d|evaluation \d|\d epochs|held-out \d|\be\d\b", said), (at, said)
+    assert "held-out right, evaluation after epoch 1, epochs trained before 2:" in shown["?by=epochs"]
+    assert "reward, epoch 1, training rollouts 6:" in shown[""]
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_sql_and_python_name_an_epoch_alike(mode: str) -> None:
+    con = duckdb.connect()
+    con.execute(sql.text("macros"))
+    for number in (0, 1, 12):
+        assert con.execute("SELECT name_of(?, ?)", [mode, number]).fetchall() == [(named(mode, number),)]
+
+
+def test_findings_of_evaluations_say_after_which_epochs() -> None:
+    def of(mode: str, epochs: list[int]) -> str:
+        return Finding("r", "note", mode, None, epochs, "", "", "", "").where.removeprefix("r · ")
+
+    assert of("evaluate", [0]) == "evaluation before training"
+    assert of("evaluate", [0, 2, 3]) == "evaluations before training, after epochs 1 to 2"
+    assert (of("evaluate", [3]), of("train", [0, 2])) == ("evaluation after epoch 2", "epochs 0, 2")
 
 
 def test_the_list_of_runs_says_how_sure_the_held_out_share_is(tmp_path: Path) -> None:
@@ -180,7 +223,7 @@ def test_a_run_says_on_how_many_tasks_it_was_evaluated_and_what_the_limit_was(tm
 def test_a_run_that_was_first_evaluated_later_says_since_when(tmp_path: Path) -> None:
     curves(tmp_path, first=1)
     with open_page(tmp_path) as page:
-        assert "the same 2 tasks after 1 epochs and after 2 epochs;" in visible(page.get("/run/run").text)
+        assert "the same 2 tasks after epoch 0 and after epoch 1;" in visible(page.get("/run/run").text)
 
 
 def test_a_reason_is_given_once_a_call(tmp_path: Path) -> None:

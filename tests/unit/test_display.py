@@ -42,7 +42,7 @@ log = logging.getLogger("lightning_flows")
 with interruptible(), shown(settings, whole_run=True):
     from lightning_flows.tasks.progress import Progress
     log.info("train 0: rollouts", extra=event(Stage("train", 0, "rollouts")))
-    rollouts = Progress("train 0 rollouts", 16)
+    rollouts = Progress("rollouts", 16, "epoch 0")
     for done in range(16):
         rollouts.add()
         time.sleep(0.1)

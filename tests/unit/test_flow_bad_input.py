@@ -168,7 +168,7 @@ def test_rollouts_of_a_task_set_that_changed_since_are_set_aside_and_that_is_sai
     assert begin(changed) == set()
     [message] = caplog.messages
     assert (
-        "train 0 begins anew: its tasks, agent, sampling or versions are not those that 1 finished rollouts" in message
+        "epoch 0 begins anew: its tasks, agent, sampling or versions are not those that 1 finished rollouts" in message
     )
     assert begin(changed) == set() and len(caplog.messages) == 1
     with lake.connect() as con:

@@ -255,7 +255,7 @@ def test_a_damaged_table_of_an_epoch_is_derived_again(tmp_path: Path) -> None:
     sound = table.read_bytes()
     table.write_bytes(sound[:50] + b"?" + sound[51:])
     done = CliRunner().invoke(main, ["lake", "verify", "--home", str(tmp_path)])
-    assert done.exit_code == 1 and "derive train 0 of run run again (`--from sequences`)" in done.output
+    assert done.exit_code == 1 and "derive epoch 0 of run run again (`--from sequences`)" in done.output
     derive(Epoch(settings(tmp_path), epoch), "key")
     assert table.read_bytes() == sound and [*unsound(lake)] == []
 

@@ -57,6 +57,7 @@ def test_a_page_says_how_it_goes_and_has_a_line_a_signal_below_its_policy() -> N
     )
     assert "`reward_uniform` is what it would be" in text
     assert "| reward | 0–1 | ▁█ | 0.25 | 0.75 | 0.25 | 0.75 |" in text
+    assert "| held_out_right | before training–after epoch 1 | ▁▄█ | 0.25 | 0.781 | 0.25 | 0.781 |" in text
     headings = re.findall("^(## .*|\\| (?:reward|kl|advantage_spread|held_out_right) )", text, re.MULTILINE)
     assert headings == [
         "## All policies",

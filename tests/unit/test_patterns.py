@@ -118,5 +118,5 @@ def test_an_epoch_without_its_pattern_is_not_derived(lake: Lake) -> None:
     settings = lake_maker.settings(lake.root.parent, policies=[PolicySettings(agent_match=_MOST_CALLS)])
     epoch = lake.manifests.epoch("run", 0)
     assert epoch is not None
-    with pytest.raises(SettingsError, match="was not computed when train epoch 0 began"):
+    with pytest.raises(SettingsError, match="was not computed when epoch 0 began"):
         derive(Epoch(settings, epoch), "key")

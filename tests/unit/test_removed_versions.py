@@ -48,7 +48,7 @@ def trained(tmp_path: Path) -> Settings:
     ("ask", "message"),
     [
         (lambda s: evaluate.fn(s, policy_versions={"policy": "v0001"}), f"^the evaluation beside run r: .*{GONE}"),
-        (lambda s: evaluate.fn(s, epoch=1), f"^the evaluation after 1 epochs of run r: .*{GONE}"),
+        (lambda s: evaluate.fn(s, epoch=1), f"^the evaluation after epoch 0 of run r: .*{GONE}"),
         (lambda s: evaluate.fn(s, epoch=1, tasks="tasks.jsonl"), f"^the evaluation beside run r: .*{GONE}"),
         (lambda s: train_epoch.fn(s, 1, "train"), f"^epoch 1 of run r: .*{GONE}"),
         (lambda s: train_epoch.fn(s, 0, "record"), f"^epoch 0 of run r: .*{GONE}"),

@@ -105,7 +105,7 @@ def test_the_console_has_a_line_a_policy_and_no_bookkeeping() -> None:
     signals = [Signal(None, "seconds/sequences", 1.0), Signal("p", "kl", 0.123456), Signal("p", "tokens", 99.0)]
     signals += [Signal("p", "tokens_per_s", 512.34), Signal("p", "peak_rss_bytes", 2.5e9)]
     Console(lines.append).send(EpochManifest(run="a", epoch=3, opened_offset=0), signals)
-    assert lines == ["train 3, p: kl 0.1235, tokens_per_s 512.3, peak_rss_bytes 2.5e+09"]
+    assert lines == ["epoch 3, p: kl 0.1235, tokens_per_s 512.3, peak_rss_bytes 2.5e+09"]
 
 
 def backends_of(given: Settings) -> list[Backend]:

@@ -313,7 +313,9 @@ def test_every_rule_has_a_fault_and_an_answer_that_may_be_asked() -> None:
 def test_the_command_says_what_it_found_its_remedy_and_what_to_ask(healthy: Path) -> None:
     home = str(healthy)
     said = CliRunner().invoke(main, ["why", "--home", home]).output
-    assert said.startswith("run run: 1 found\n\nnote few_held_out · evaluation 3\n  12 held-out tasks; about 315 are")
+    assert said.startswith(
+        "run run: 1 found\n\nnote few_held_out · evaluation after epoch 2\n  12 held-out tasks; about 315 are"
+    )
     assert f"""\n  lightning-flows sql "FROM held_out_gains(p_run := 'run')" --home {home}\n""" in said
     found = json.loads(CliRunner().invoke(main, ["why", "run", "--home", home, "--format", "json"]).output)
     assert [(f["rule"], f["epochs"]) for f in found["findings"]] == [("few_held_out", [3])]
