@@ -45,3 +45,9 @@ CREATE OR REPLACE MACRO imitating_policies(settings) AS
     [coalesce(settings[replace(a.key, '.algorithm', '.name')], 'policy') FOR a IN algorithms_of(settings) IF a.value = 'sft'];
 -- Whether a text or a form that the agent gave, not the policy, chose the tokens of a reply (`untrainable` of its span).
 CREATE OR REPLACE MACRO is_given(untrainable) AS coalesce(untrainable IN ('guided', 'prefilled'), false);
+-- Whether an epoch trained all its policies on examples (sft): its reward is that of what was imitated.
+CREATE OR REPLACE MACRO imitates(settings, versions) AS
+    coalesce(len(imitating_policies(settings)), 0) >= greatest(coalesce(cardinality(versions), 0), 1);
+-- Whether a mean difference over so many tasks, with this 95% interval, is more than chance explains: rose or fell; else chance, or few tasks.
+CREATE OR REPLACE MACRO more_than_chance(tasks, low, high) AS
+    CASE WHEN tasks < 10 OR low IS NULL THEN 'few' WHEN low > 0 THEN 'rose' WHEN high < 0 THEN 'fell' ELSE 'chance' END;

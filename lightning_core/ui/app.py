@@ -35,12 +35,14 @@ from lightning_core.ui import asking, charts, guard
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.rollout import expected, got, see
 from lightning_core.ui.words import (
+    chance,
     change,
     colour,
     meaning,
     number,
     percent,
     place,
+    points,
     pretty,
     reward_rule,
     seconds,
@@ -98,6 +100,8 @@ def templates() -> jinja2.Environment:
         "sent": sent,
         "sureness": sureness,
         "when": when,
+        "points": points,
+        "chance": chance,
     }
     found.globals |= {"place": place, "charts": charts, "named": named}
     return found

@@ -32,6 +32,21 @@ def percent(value: Any) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
+def points(share: Any) -> str:
+    """A difference of shares in points of a percent, with its sign; a dash for none."""
+    return "–" if share is None else f"{100 * share:+.1f} points"
+
+
+def chance(became: str | None) -> str:
+    """Whether a difference is more than chance, in words; of the macro more_than_chance."""
+    return {
+        "rose": "more than chance explains",
+        "fell": "more than chance explains",
+        "chance": "may be chance: its interval holds 0",
+        "few": "too few tasks to tell from chance",
+    }.get(became or "", "")
+
+
 def seconds(value: Any) -> str:
     if value is None:
         return "–"

@@ -15,17 +15,8 @@ graded AS (
     JOIN rollouts USING (run, epoch, rollout_id, attempt_id)
     WHERE given.run = $run AND given.source = 'grader' AND given.counts
 ),
-policies AS (
-    SELECT
-        epoch,
-        mode,
-        cardinality(versions) AS policies,
-        coalesce(len([1 FOR a IN algorithms_of(settings) IF a.value = 'sft']), 0) AS imitating
-    FROM epoch_manifests
-    WHERE run = $run AND mode = 'train'
-),
 comparing AS (
-    SELECT epoch, mode FROM policies WHERE imitating = 0 OR imitating < policies
+    SELECT epoch, mode FROM epoch_manifests WHERE run = $run AND mode = 'train' AND NOT imitates(settings, versions)
 ),
 of_run AS (
     SELECT

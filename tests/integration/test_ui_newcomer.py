@@ -19,6 +19,7 @@ from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.events import named
 from lightning_core.lake import sql
+from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.why import Finding
 from lightning_core.policies.store import PolicyStore
@@ -211,7 +212,23 @@ def test_findings_of_evaluations_say_after_which_epochs() -> None:
 def test_the_list_of_runs_says_how_sure_the_held_out_share_is(tmp_path: Path) -> None:
     curves(tmp_path)
     with open_page(tmp_path) as page:
-        assert "50.0% → 0.0% of 2 (95%: 0.0% to 65.8%)" in visible(page.get("/").text)
+        said = visible(page.get("/").text)
+    assert "50.0% before training 0.0% after epoch 1, of 2 (95%: 0.0% to 65.8%)" in said, said
+    assert "-50.0 points too few tasks to tell from chance" in said
+
+
+def test_the_list_of_runs_says_when_each_began_how_long_it_took_and_of_what_its_reward_is(tmp_path: Path) -> None:
+    curves(tmp_path)
+    with open_page(tmp_path) as page:
+        said = visible(page.get("/").text)
+    assert "run at rest 1970-01-01 00:01 3 min 2 10 0 50.0% before training" in said, said
+    assert "Training reward: of the tasks that the last epoch drew, answered by the version before" in said
+    assert "of what was imitated" not in said, "the last epoch is not by sft"
+    imitating = EpochManifest(run="run", epoch=1, opened_offset=0, sealed_offset=1 << 40)
+    Epoch(settings(tmp_path, algorithm="sft"), imitating).save()
+    Lake(tmp_path).rebuild_catalog()
+    with open_page(tmp_path) as page:
+        assert "of what was imitated" in visible(page.get("/").text)
 
 
 def test_a_run_says_on_how_many_tasks_it_was_evaluated_and_what_the_limit_was(tmp_path: Path) -> None:
