@@ -20,7 +20,7 @@ from tests.lake_maker import Attempt
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}javascript:alert(3)'
 PAGES = (
     "/", "/run/run", "/run/run?by=time", "/run/run/tasks", "/run/run/tasks?mode=evaluate", "/run/run/rollouts", "/policies",
-    "/run/run/group/g", "/run/run/task/g", "/run/run/rollout/r.0", "/run/run/rollout/r.0?raw=1", "/ask", "/ask?q=rollouts",
+    "/run/run/group/g", "/run/run/task/g", "/run/run/rollout/r.0", "/run/run/rollout/r.0?raw=1", "/ask", "/ask?q=rollouts", "/search?q=r.",
     "/ask?q=SELECT+epoch%2C+reward+FROM+rollouts",
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ import jinja2
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -67,6 +67,8 @@ def app(home: Path, allowed: guard.Allowed) -> Starlette:
             Route("/", page.runs),
             Route("/policies", page.policies),
             Route("/ask", page.ask),
+            Route("/search", page.search),
+            Route("/favicon.ico", lambda _: FileResponse(_HERE / "static" / "icon.svg")),
             Route("/run/{run}", page.run),
             Route("/run/{run}/tasks", page.tasks),
             Route("/run/{run}/rollouts", page.rollouts),
@@ -308,6 +310,18 @@ class _Page:
             rows += [{"version": v, "removed": str(why)} for v, why in removals(folder / name).items()]
             found.append((name, sorted(rows, key=lambda row: int(row["version"][1:]))))
         return self.shown(request, "policies.html", policies=found)
+
+    def search(self, request: Request) -> Response:
+        words, run = request.query_params.get("q", "").strip(), request.query_params.get("run")
+        if not words:
+            return RedirectResponse(place("", run) if run else "/", 303)
+        found = self.figures.ask("search", words=words, run=run)
+        for row in found.rows:
+            at = ("", row["run"]) if row["kind"] == "run" else (row["kind"], row["run"], row["id"])
+            row["place"] = place(*at, epoch=row["epoch"])
+        if found.rows and found.first["exact"]:
+            return RedirectResponse(found.first["place"], 303)
+        return self.shown(request, "search.html", words=words, found=found, run=run)
 
     def ask(self, request: Request) -> Response:
         question, form = asking.asked_for(request.query_params), request.query_params.get("form")

@@ -231,6 +231,38 @@ def test_the_list_of_runs_says_when_each_began_how_long_it_took_and_of_what_its_
         assert "of what was imitated" in visible(page.get("/").text)
 
 
+def test_the_search_of_every_page_leads_to_a_rollout_or_a_task_by_its_id(tmp_path: Path) -> None:
+    rows = group("task/7", (1.0, 0.0), 0) + group("task/70", (1.0,), 2)
+    derived(tmp_path, rows)[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        for address in ("/", "/run/run", "/run/run/tasks", "/policies", "/ask"):
+            assert 'action="/search"' in page.get(address).text, address
+        led = {
+            words: page.get("/search", params={"q": words, "run": "run"}, follow_redirects=False).headers.get(
+                "location"
+            )
+            for words in ("r.1", " task/7 ", "run", "", "task", "nothing")
+        }
+        several = page.get("/search", params={"q": "TASK/7"}).text
+        assert "no id is exactly that; 4 that have it" in visible(several)
+        assert 'href="/run/run/task/task/70"' in several
+        by_text = visible(page.get("/search", params={"q": "6 times"}).text)
+        assert "task task/7 run What is 6 times 7?" in by_text and "rollout r." not in by_text
+        assert "no run, task, group or rollout" in visible(page.get("/search", params={"q": "%"}).text)
+    assert led == {
+        "r.1": "/run/run/rollout/r.1?epoch=0", " task/7 ": "/run/run/task/task/7", "run": "/run/run", "": "/run/run",
+        "task": None, "nothing": None,
+    }  # fmt: skip
+
+
+def test_the_page_has_an_icon(tmp_path: Path) -> None:
+    derived(tmp_path, rollout(0, 1.0))[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        assert '<link rel="icon" href="/favicon.ico">' in page.get("/").text
+        icon = page.get("/favicon.ico")
+        assert (icon.status_code, icon.headers["content-type"]) == (200, "image/svg+xml")
+
+
 def test_a_run_says_on_how_many_tasks_it_was_evaluated_and_what_the_limit_was(tmp_path: Path) -> None:
     curves(tmp_path)
     with open_page(tmp_path) as page:

@@ -3,7 +3,7 @@
 const main = document.querySelector("main");
 function follow() {
   if (main.dataset.live) setTimeout(async () => {
-    if (!document.hidden && !document.querySelector("details[open], input:focus, select:focus")) {
+    if (!document.hidden && !main.querySelector("details[open], input:focus, select:focus")) {
       const answer = await fetch(location.href).catch(() => null);
       if (answer?.ok) {
         const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
@@ -44,7 +44,7 @@ document.addEventListener("change", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea, select")) return;
   if (event.key === "?") document.getElementById("help").showModal();
-  else if (event.key === "/") { event.preventDefault(); document.querySelector("form input, form select, form textarea")?.focus(); }
+  else if (event.key === "/") { event.preventDefault(); document.querySelector("nav input").focus(); }
   else if (event.key === "r") document.querySelector('nav a[href$="/rollouts"]')?.click();
   else document.querySelector(`[data-key="${CSS.escape(event.key)}"]`)?.click();
 });
