@@ -308,7 +308,7 @@ class _Page:
                 for v in store.versions()
             ]
             rows += [{"version": v, "removed": str(why)} for v, why in removals(folder / name).items()]
-            found.append((name, sorted(rows, key=lambda row: int(row["version"][1:]))))
+            found.append((name, named["best"], named["served"], sorted(rows, key=lambda row: int(row["version"][1:]))))
         return self.shown(request, "policies.html", policies=found)
 
     def search(self, request: Request) -> Response:

@@ -117,7 +117,8 @@ def test_the_versions_of_a_policy_have_their_evaluation_and_those_that_are_gone_
     for number in range(3):
         lineage = Lineage(run="run", epoch=number, base_model="base", parent=f"v{number:04d}")
         made = store.publish(write_model(tmp_path / f"out{number}", number + 1.0), lineage)
-        store.evaluated(made, Evaluation(run="run", epoch=number + 1, tasks=64, right=0.5, reward=0.6, held_out="d"))
+        right = 0.5 + 0.1 * (number == 1)
+        store.evaluated(made, Evaluation(run="run", epoch=number + 1, tasks=64, right=right, reward=0.6, held_out="d"))
     store.set_current("v0003")
     gone = Removal(at="2026-11-25 10:00 UTC", by="run run", keep_every=None, digest=None)
     note_removals(store.path("v0001").parent, {"v0001": gone})
@@ -127,6 +128,8 @@ def test_the_versions_of_a_policy_have_their_evaluation_and_those_that_are_gone_
     said = visible(shown)
     for leads in ('<a href="/run/run">run</a>', 'href="/run/run/rollouts?epoch=3&amp;mode=evaluate"'):
         assert leads in shown, "a version leads to the run and the evaluation that it is of"
+    assert "served : what vLLM was last told to serve" in said and "the highest share right" in said
+    assert "v0003 is served, v0002 is best: a run serves the version that it trains or evaluates next" in said, said
     assert "50.0% of 64 tasks right, reward 0.6 after epoch 2 of run" in said, said
     assert re.search(r"v0002 .*v0001 removed on 2026-11-25 10:00 UTC by run run .*v0000", said), said
 
