@@ -150,6 +150,7 @@ class _Page:
         curve = self.figures.ask("curve", run=run)
         if not curve.rows:
             raise Missing(f"run {run!r} has no rollout yet, or is no run of {self.home}")
+        own, examples = ([row for row in curve.rows if row["imitated"] is is_it] for is_it in (False, True))
         others = [row["run"] for row in self.figures.ask("runs").rows if row["run"] != run]
         other = request.query_params.get("beside") or next(iter(others), None)
         across = {"rollouts": "trained_on", "time": "minutes", "epochs": "epoch"}.get(by, "trained_on")
@@ -160,7 +161,8 @@ class _Page:
             live=self._running(run),
             by=by,
             curve=curve,
-            reward=_line(curve.rows, "train", "reward", "reward_low", "reward_high", across, "reward"),
+            reward=_line(own, "train", "reward", "reward_low", "reward_high", across, "reward"),
+            imitated=_line(examples, "train", "reward", "reward_low", "reward_high", across, "reward of examples"),
             right=_line(curve.rows, "evaluate", "share_right", "right_low", "right_high", across, "held-out right"),
             domain=(0.0, max((row[across] or 0.0 for row in curve.rows), default=0.0)),
             across={"trained_on": "training rollouts", "minutes": "minutes", "epoch": "epochs trained before"}[across],

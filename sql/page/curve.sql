@@ -1,9 +1,11 @@
 -- How a run went, epoch by epoch: reward of its rollouts and share of held-out tasks right, each with a 95% interval.
 -- Grain: one row per (epoch, mode). Parameters: run. Inputs: rollouts, epoch_manifests.
--- Rule: `algorithms`: those of the epoch's policies that are not the default. `trained_on`: training rollouts of the run up to then (an evaluation's epoch is the number of those trained); `minutes`: since its first rollout began. The interval of a share is Wilson's
--- (1927), that of a mean reward normal over the groups' means, since rollouts of a group have the task in common.
+-- Rule: `algorithms`: those of the epoch's policies that are not the default. An epoch is `imitated` if all its policies trained on examples
+-- (sft): its reward is theirs; `demonstrations` are rollouts whose replies were given. `trained_on`: training rollouts of the run up to then (an
+-- evaluation's epoch is the number of those trained); `minutes`: since its first rollout began. The interval of a share is Wilson's (1927),
+-- that of a mean reward normal over the groups' means, since rollouts of a group have the task in common.
 WITH counted AS (
-    SELECT epoch, mode, group_id, reward, success, started, ended, count(*) FILTER (mode = 'train') OVER () AS all_of_run
+    SELECT epoch, mode, group_id, reward, success, demonstration, started, ended
     FROM rollouts
     WHERE run = $run AND state = 'counts'
 ),
@@ -22,13 +24,18 @@ sums AS (
         count(*) AS rollouts,
         count(DISTINCT group_id) AS tasks,
         count(success) AS judged,
+        count(*) FILTER (demonstration) AS demonstrations,
         avg(success::INTEGER) AS share_right,
         max(ended) AS ended
     FROM counted
     GROUP BY ALL
 ),
 algorithms AS (
-    SELECT epoch, mode, nullif(array_to_string(list_sort(list_distinct([a.value FOR a IN algorithms_of(settings)])), ', '), '') AS algorithms
+    SELECT
+        epoch,
+        mode,
+        imitates(settings, versions) AS imitated,
+        nullif(array_to_string(list_sort(list_distinct([a.value FOR a IN algorithms_of(settings)])), ', '), '') AS algorithms
     FROM epoch_manifests
     WHERE run = $run AND mode = 'train'
 )
@@ -37,6 +44,8 @@ SELECT
     mode,
     name_of(mode, epoch) AS name,
     algorithms.algorithms,
+    coalesce(algorithms.imitated, false) AS imitated,
+    demonstrations,
     rollouts,
     tasks,
     means.reward,

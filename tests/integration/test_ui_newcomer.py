@@ -166,8 +166,20 @@ def test_the_two_curves_have_one_axis_and_say_why_they_differ(tmp_path: Path) ->
     said = visible(run)
     assert "sampled at the policy's temperature by the version before they were trained on" in said
     assert "tasks of kinds that are not solved yet are drawn more often" in said
-    assert "Of epochs by sft (0) it is the reward of what was imitated" in said
-    assert re.search(r"epoch 0, sft 3 .* epoch 1 3 ", said), said
+    assert re.search(r"epoch 0, imitation \(sft\) 3 3 0\.333 of examples .* epoch 1 3 3 0\.333 \d", said), said
+
+
+def test_the_reward_of_what_was_imitated_is_no_part_of_the_agents_curve(tmp_path: Path) -> None:
+    curves(tmp_path)
+    with open_page(tmp_path) as page:
+        run = page.get("/run/run").text
+    chart = re.findall(r'<svg class="chart".*?</svg>', run, re.DOTALL)[1]
+    points = re.findall(r'<circle class="line(\d)"[^>]*><title>([^,]*), ([^,]*),', chart)
+    assert points == [("0", "reward", "epoch 1"), ("1", "reward of examples", "epoch 0")]
+    assert (
+        "epochs of imitation (sft): the reward of the examples, not of the agent. What comes after is no fall"
+        in visible(run)
+    )
 
 
 def test_an_evaluation_is_named_by_what_it_comes_after(tmp_path: Path) -> None:
@@ -304,6 +316,30 @@ def test_tokens_of_an_adapter_are_read_with_the_tokenizer_of_its_base(tmp_path: 
     derived(tmp_path, rollout(0, 1.0))[0].rebuild_catalog()
     with open_page(tmp_path) as page:
         assert "sampled forty two" in visible(page.get("/run/run/rollout/r.0").text)
+
+
+def test_a_task_that_was_right_only_where_it_was_shown_was_never_solved(tmp_path: Path) -> None:
+    told = group("told", (1.0,), 0, epoch=0) + group("both", (1.0,), 1, epoch=0)
+    for row in told:
+        if row["op"] == "llm":
+            row["untrainable"] = "guided"
+    own = group("told", (0.0, 0.0), 2, epoch=1) + group("both", (1.0, 0.0), 4, epoch=1)
+    lake, _ = derived(tmp_path, told + own)
+    for number, algorithm in ((0, "sft"), (1, "grpo")):
+        opened = EpochManifest(run="run", epoch=number, opened_offset=0, sealed_offset=1 << 40)
+        of_epoch = Epoch(settings(tmp_path, algorithm=algorithm), opened)
+        derive(of_epoch, "key")
+        of_epoch.save()
+    lake.rebuild_catalog()
+    with open_page(tmp_path) as page:
+        shown = page.get("/run/run/tasks").text
+        run = visible(page.get("/run/run").text)
+    said = visible(shown)
+    assert "1 of 2 never solved in the whole run" in said
+    assert "1 of them were right only in a demonstration" in said
+    rows = [visible(row) for row in re.findall(r"<tr>(.*?)</tr>", shown.partition("<tbody>")[2], re.DOTALL)]
+    assert rows == ["What is 6 times 7? told shown 0/2 never only shown", "What is 6 times 7? both shown 1/2 50.0%"]
+    assert "not of the agent; 2 of them are demonstrations, whose replies were given" in run
 
 
 def test_never_solved_says_in_what(tmp_path: Path) -> None:

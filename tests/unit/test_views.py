@@ -157,6 +157,20 @@ def test_rollouts_have_the_reward_that_was_derived_and_before_that_the_last_emit
     assert ask(lake, columns) == [{"reward": 0.75, "success": None, "outcome": "timeout"}]
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "untrainable", "demonstration"),
+    [("sft", "guided", True), ("sft", "greedy", False), ("sft", None, False), ("grpo", "guided", False)],
+)
+def test_a_demonstration_is_a_rollout_of_sft_with_a_call_that_was_held_to_a_text(
+    tmp_path: Path, algorithm: str, untrainable: str | None, demonstration: bool
+) -> None:
+    attempt = Attempt()
+    attempt.root()
+    attempt.call([1], [2], untrainable=untrainable)
+    lake, _ = derived(tmp_path, attempt.rows, algorithm=algorithm)
+    assert ask(lake, "SELECT demonstration FROM rollouts") == [{"demonstration": demonstration}]
+
+
 def test_a_call_seen_twice_is_one_call_and_the_gateways_stands_for_it(tmp_path: Path) -> None:
     attempt = Attempt(rollout="r.0", attempt="a")
     root = attempt.root()
