@@ -169,6 +169,7 @@ class _Page:
             stages=self.figures.ask("stages", run=run),
             fates=self.figures.ask("where_rollouts_went", run=run),
             calls=self.figures.ask("where_calls_went", run=run, epoch=None),
+            agents=self.figures.ask("trained_agents", run=run),
             what_ifs=kept(self.home, run),
             findings=self.figures.findings(run),
             gain=self.figures.ask("gain", run=run),

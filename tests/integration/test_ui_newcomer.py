@@ -267,6 +267,15 @@ def test_the_search_of_every_page_leads_to_a_rollout_or_a_task_by_its_id(tmp_pat
     }  # fmt: skip
 
 
+def test_the_help_has_the_keys_and_the_words_in_ten_lines(tmp_path: Path) -> None:
+    derived(tmp_path, rollout(0, 1.0))[0].rebuild_catalog()
+    with open_page(tmp_path) as page:
+        dialog = page.get("/").text.partition("<dialog")[2].partition("</dialog>")[0]
+    terms = [visible(term) for term in re.findall(r"<dt>.*?</dt>", dialog)]
+    assert terms[2:] == ["epoch", "version", "reward", "group", "advantage", "held-out"]
+    assert len(terms) <= 10 and set(" · ".join(terms[:2]).split(" · ")) >= {"g", "t", "/", "?"}
+
+
 def test_the_page_has_an_icon(tmp_path: Path) -> None:
     derived(tmp_path, rollout(0, 1.0))[0].rebuild_catalog()
     with open_page(tmp_path) as page:
@@ -285,6 +294,53 @@ def test_a_run_that_was_first_evaluated_later_says_since_when(tmp_path: Path) ->
     curves(tmp_path, first=1)
     with open_page(tmp_path) as page:
         assert "the same 2 tasks after epoch 0 and after epoch 1;" in visible(page.get("/run/run").text)
+
+
+def test_a_run_says_whose_calls_were_trained_on_beside_the_pattern(tmp_path: Path) -> None:
+    rows = group("g", (1.0, 0.0), 0)
+    for row in rows:
+        if row["agent_name"] == "judge":
+            row["agent_name"] = "reworker"
+    lake, epoch = derived(tmp_path, rows, agent_match="worker")
+    Epoch(settings(tmp_path, agent_match="worker"), epoch).save()
+    trained(lake)
+    with open_page(tmp_path) as page:
+        said = visible(page.get("/run/run").text)
+    assert "policy trained on calls of reworker (2), worker (2)" in said, said
+    assert "policies.0.agent_match worker trained on calls of reworker (2), worker (2); a pattern may stand" in said
+
+
+def test_the_gain_is_more_than_chance_or_may_be_chance_and_leads_to_the_answers(tmp_path: Path) -> None:
+    for home, rose, said_so in (
+        ("sure", 12, "yes :"),
+        ("chance", 1, "not certain yet :"),
+        ("few", 0, "not certain yet :"),
+    ):
+        rows: Rows = []
+        for epoch, right in ((0, 0), (1, 12), (2, rose)):
+            for task in range(12 if rose else 3):
+                made = Attempt(f"{epoch}.{task}", "a", f"{epoch}.{task}", start=100.0 + 60 * epoch)
+                made.root(mode="evaluate", epoch=epoch, task_id=f"t{task}")
+                made.reward(float(task < right))
+                rows += made.rows
+        lake, _ = derived(tmp_path / home, rows, mode="evaluate")
+        for epoch in (1, 2):
+            opened = EpochManifest(run="run", epoch=epoch, mode="evaluate", opened_offset=0, sealed_offset=1 << 40)
+            derive(Epoch(settings(tmp_path / home), opened), "key")
+            Epoch(settings(tmp_path / home), opened).save()
+        lake.rebuild_catalog()
+        with open_page(tmp_path / home) as page:
+            run = page.get("/run/run").text
+            runs = visible(page.get("/").text)
+        words = {
+            "sure": "more than chance explains",
+            "chance": "may be chance: its interval holds 0",
+            "few": "too few tasks to tell from chance",
+        }[home]
+        shown = visible(run)
+        assert f"Is it learning? {said_so}" in shown and shown.count(words) == 2 and words in runs, (home, shown)
+        links = [html.unescape(link) for link in re.findall(r'href="([^"]*compare[?][^"]*)"', run)]
+        assert links == ["/run/run/compare?before=0&after=2"] + ["/run/run/compare?before=0&after=1"] * (home != "sure")
 
 
 def test_a_reason_is_given_once_a_call(tmp_path: Path) -> None:
