@@ -153,7 +153,7 @@ def test_a_demonstration_is_no_answer_of_the_agents_own(tmp_path: Path) -> None:
     assert "assistant · given, to be imitated" in rollout and "trained: imitated" in rollout
     assert "imitated: its policy is trained to say the same (sft)" in visible(rollout)
     assert not re.search(r'class="(card|reward) good', rollout + group)
-    assert "e0 shown" in visible(task) and "e1 0/2" in visible(task)
+    assert "epoch 0 shown" in visible(task) and "epoch 1 0/2" in visible(task)
     assert "never right in 2 rollouts; the best got a reward of 0; 2 different answers 1 demonstration beside" in visible(task), visible(task)  # fmt: skip
     assert "demonstration" in visible(listed)
     assert "shown</a>" not in solved["yes"] and "shown</a>" not in solved["no"]
