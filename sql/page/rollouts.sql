@@ -49,6 +49,6 @@ WHERE run = $run
 ORDER BY
     CASE $sort WHEN 'worst' THEN reward WHEN 'best' THEN -reward WHEN 'longest' THEN -response_tokens WHEN 'slowest' THEN -seconds END NULLS LAST,
     epoch DESC,
-    mode,
+    mode DESC,
     rollout_id
 LIMIT $limit OFFSET $skip

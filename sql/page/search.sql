@@ -28,6 +28,6 @@ ORDER BY
     run IS NOT DISTINCT FROM $run DESC,
     by_id DESC,
     list_position(['rollout', 'task', 'group', 'run'], kind),
-    started DESC NULLS LAST,
+    max(started) OVER (PARTITION BY run) DESC NULLS LAST,
     id
 LIMIT 20

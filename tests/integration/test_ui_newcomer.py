@@ -199,7 +199,15 @@ def test_an_evaluation_is_named_by_what_it_comes_after(tmp_path: Path) -> None:
     for at, text in shown.items():
         said = visible(re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
         assert "after epoch 1" in said, at
+        assert at != "/rollouts" or "epoch 2, or evaluation after epoch 1" in said
         assert not re.search(r"after \d|(?<!this )evaluation \d|\d epochs|held-out \d|\be\d\b", said), (at, said)
+    listed = re.findall(r'<td class="n">((?:epoch|evaluation)[^<]*)<', shown["/rollouts"])
+    assert list(dict.fromkeys(listed)) == [
+        "evaluation after epoch 1",
+        "epoch 1",
+        "epoch 0",
+        "evaluation before training",
+    ]
     assert "held-out right, evaluation after epoch 1, epochs trained before 2:" in shown["?by=epochs"]
     assert "reward, epoch 1, training rollouts 6:" in shown[""]
 
