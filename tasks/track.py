@@ -142,9 +142,7 @@ def _to_mlflow(epoch: Epoch, row: dict[str, Any], signals: list[Signal]) -> dict
     _versions(epoch, run)
     with catalog.connect(epoch.lake.root) as con:
         sent = run.traces(con, epoch.manifest)
-    logger().info(
-        "MLflow run %s has %s %d, and %d of its rollouts as traces", run.run_id, epoch.mode, epoch.number, sent
-    )
+    logger().info("MLflow run %s has %s, and %d of its rollouts as traces", run.run_id, epoch.named, sent)
     return {"mlflow_run_id": run.run_id, "mlflow": run.link()}
 
 

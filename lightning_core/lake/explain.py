@@ -12,6 +12,7 @@ from typing import Any
 
 import duckdb
 
+from lightning_core.events import named
 from lightning_core.lake import ask, catalog, sql
 from lightning_core.lake.manifest import LakeError
 
@@ -132,7 +133,7 @@ def _unknown(con: duckdb.DuckDBPyConnection, rollout: str, run: str | None, epoc
     """The message for a rollout that no epoch has: where it is instead, or what is called much the same."""
     elsewhere = _rows(con, "attempts", rollout_id=rollout, run=None, epoch=None)
     if elsewhere:
-        places = sorted({f"run {row['run']} epoch {row['epoch']}" for row in elsewhere})
+        places = sorted({f"run {row['run']} {named(row['mode'], row['epoch'])}" for row in elsewhere})
         return f"rollout {rollout!r} is not in {_asked(run, epoch)}; it is in {', '.join(places)}"
     spans = con.execute("SELECT count(*) FROM spans WHERE rollout_id = ?", [rollout]).fetchall()[0][0]
     if spans:

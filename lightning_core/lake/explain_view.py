@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lightning_core.events import named
 from lightning_core.lake.explain import Row, found_tree, repaired_tree, why_not
 
 _PLAIN = ("declared", "root")  # methods that changed nothing
@@ -36,7 +37,7 @@ def view(found: Row) -> RenderableType:
 
 def _headline(found: Row) -> str:
     first = found["attempts"][0]
-    return f"rollout {found['rollout_id']}: {found['mode']}, run {found['run']}, epoch {found['epoch']}, group {first['group_id']}"
+    return f"rollout {found['rollout_id']}: {named(found['mode'], found['epoch'])}, run {found['run']}, group {first['group_id']}"
 
 
 def _attempt(row: Row, own_rewards: bool) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lightning_core.config import AlarmSettings
 from lightning_core.errors import LightningError
+from lightning_core.events import when
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 
@@ -42,7 +43,7 @@ def alarms(lake: Lake, run: str, limits: AlarmSettings, epochs: int) -> list[str
         now, best = rewards[epochs], max(rewards.values())
         if best - now > limits.reward_drop:
             found.append(
-                f"after epoch {epochs - 1}: mean held-out reward {now:.4g} is {best - now:.4g} below the best, {best:.4g}; "
+                f"{when(epochs)}: mean held-out reward {now:.4g} is {best - now:.4g} below the best, {best:.4g}; "
                 f"alarm.reward_drop is {limits.reward_drop:g}"
             )
     return found

@@ -51,7 +51,7 @@ def weighs(rows: list[dict[str, Any]]) -> bool:
 
 
 def _newest(row: Mapping[str, Any]) -> str:
-    line = ["before training" if row["epoch"] < 0 else f"epoch {row['epoch']}"]
+    line = [when(0) if row["epoch"] < 0 else f"epoch {row['epoch']}"]
     if row.get("mean_reward") is not None:
         uniform = row.get("reward_uniform")
         line.append(
