@@ -12,10 +12,16 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
+from lightning_core.config import EvaluationSettings, RolloutSettings, TaskSettings
+from lightning_core.epoch.derive import derive
+from lightning_core.epoch.epoch import Epoch
+from lightning_core.lake.manifest import EpochManifest
 from lightning_core.ui.app import app
 from lightning_core.ui.guard import Allowed
 from lightning_core.ui.serve import LOOPBACK
-from tests.lake_maker import Attempt
+from tests.lake_maker import Attempt, derived, settings
+
+Rows = list[dict[str, Any]]
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}javascript:alert(3)'
 PAGES = (
@@ -41,6 +47,40 @@ def rollout(number: int, reward: float, text: str = "", **root: Any) -> list[dic
     made.call([5], [6], (0.6, 0.65), judge)
     made.reward(reward)
     return made.rows
+
+
+def group(name: str, rewards: tuple[float, ...], first: int, **root: Any) -> Rows:
+    """Rollouts of a group of its own, numbered from `first`."""
+    rows = [row for number, reward in enumerate(rewards, first) for row in rollout(number, reward, **root)]
+    return [row | {"group_id": name if row["group_id"] else None, "task_id": name} for row in rows]
+
+
+def curves(home: Path, first: int = 0) -> None:
+    """A home with two epochs of three rollouts, the first of sft, evaluated after `first` of them and after both."""
+    rows: Rows = []
+    for number, (mode, epoch, tasks) in enumerate(
+        (("evaluate", first, 2), ("train", 0, 3), ("train", 1, 3), ("evaluate", 2, 2))
+    ):
+        for task in range(tasks):
+            made = Attempt(f"{mode}.{epoch}.{task}", "a", f"{mode}.{epoch}.{task}", start=100.0 + 60 * number)
+            made.root(mode=mode, epoch=epoch, task_id=f"t{task}")
+            made.reward(float(task == epoch))
+            rows += made.rows
+    lake, _ = derived(home, rows)
+    of_run = settings(
+        home,
+        evaluation=EvaluationSettings(limit=192),
+        rollout=RolloutSettings(tasks_per_epoch=3),
+        tasks=TaskSettings(train="tasks.jsonl", sampler="unsolved"),
+    )
+    for mode, epoch in (("evaluate", first), ("train", 0), ("train", 1), ("evaluate", 2)):
+        of_epoch = settings(home, algorithm="sft") if (mode, epoch) == ("train", 0) else of_run
+        opened = Epoch(
+            of_epoch, EpochManifest(run="run", epoch=epoch, mode=mode, opened_offset=0, sealed_offset=1 << 40)
+        )
+        derive(opened, "key")
+        opened.save()
+    lake.rebuild_catalog()
 
 
 OWN = Allowed(LOOPBACK)

@@ -31,25 +31,10 @@ from lightning_core.policies.removed import removals
 from lightning_core.policies.store import PolicyStore, StoreError
 from lightning_core.tracking import traces
 from lightning_core.tracking.mlflow_backend import tracking_uri
-from lightning_core.ui import asking, charts, guard
+from lightning_core.ui import asking, charts, guard, words
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.rollout import expected, got, see
-from lightning_core.ui.words import (
-    chance,
-    change,
-    colour,
-    meaning,
-    number,
-    percent,
-    place,
-    points,
-    pretty,
-    reward_rule,
-    seconds,
-    sent,
-    short,
-    sureness,
-)
+from lightning_core.ui.words import place, reward_rule
 
 PREPARES = "prepare the page"  # a thread's name
 _HERE = Path(__file__).parent
@@ -89,22 +74,7 @@ def templates() -> jinja2.Environment:
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters |= {
-        "number": number,
-        "percent": percent,
-        "seconds": seconds,
-        "short": short,
-        "got": got,
-        "pretty": pretty,
-        "meaning": meaning,
-        "colour": colour,
-        "change": change,
-        "sent": sent,
-        "sureness": sureness,
-        "when": when,
-        "points": points,
-        "chance": chance,
-    }
+    found.filters |= {word.__name__: word for word in (got, when, *words.FILTERS)}
     found.globals |= {"place": place, "charts": charts, "named": named}
     return found
 
@@ -315,16 +285,16 @@ class _Page:
         return self.shown(request, "policies.html", policies=found)
 
     def search(self, request: Request) -> Response:
-        words, run = request.query_params.get("q", "").strip(), request.query_params.get("run")
-        if not words:
+        asked, run = request.query_params.get("q", "").strip(), request.query_params.get("run")
+        if not asked:
             return RedirectResponse(place("", run) if run else "/", 303)
-        found = self.figures.ask("search", words=words, run=run)
+        found = self.figures.ask("search", words=asked, run=run)
         for row in found.rows:
             at = ("", row["run"]) if row["kind"] == "run" else (row["kind"], row["run"], row["id"])
             row["place"] = place(*at, epoch=row["epoch"])
         if found.rows and found.first["exact"]:
             return RedirectResponse(found.first["place"], 303)
-        return self.shown(request, "search.html", words=words, found=found, run=run)
+        return self.shown(request, "search.html", words=asked, found=found, run=run)
 
     def ask(self, request: Request) -> Response:
         question, form = asking.asked_for(request.query_params), request.query_params.get("form")

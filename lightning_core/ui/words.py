@@ -148,3 +148,7 @@ def reward_rule(settings: list[Row]) -> list[str]:
             "discounted": f"a call gets its agent's rewards from then on, discounted by {given.get('reward.gamma')}",
         }[assign],
     ]
+
+
+# What templates write values with.
+FILTERS = (chance, change, colour, meaning, number, percent, points, pretty, seconds, sent, short, sureness)
