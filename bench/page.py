@@ -132,6 +132,7 @@ def addresses(home: Path) -> dict[str, str]:
             "rollout": place("rollout", run, rollout, epoch=epoch),
             "raw spans": place("rollout", run, rollout, epoch=epoch, raw=1),
             "policies": "/policies",
+            "search": f"/search?q={task[:-1]}",
             "ask": "/ask",
         }
         | held_out

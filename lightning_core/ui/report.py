@@ -72,11 +72,13 @@ async def _pages(home: Path, run: str) -> dict[str, str]:
             pages[address] = found[1]
             return found[1]
 
-        if await add(place("", run)) is None:
+        first = await add(place("", run))
+        if first is None:
             raise Missing(f"run {run!r} has no rollout yet, or is no run of {home}")
         await add(place("tasks", run))
         await add(place("tasks", run, mode="evaluate"))
-        listed = [await add(place("compare", run)), await add(place("rollouts", run, sort="worst"))]
+        compared = [html.unescape(link[1]) for link in _LINK.findall(first) if "/compare?" in link[1]]
+        listed = [await add(address) for address in (*compared, place("rollouts", run, sort="worst"))]
         for page in listed:
             for link in _LINK.findall(page or "")[:60]:
                 address = html.unescape(link[1])

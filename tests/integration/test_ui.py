@@ -208,7 +208,12 @@ def test_what_a_span_holds_stays_text(tmp_path: Path) -> None:
                 assert dict(attributes).get("src") == "/static/page.js"
 
     with open_page(tmp_path) as page:
-        for address in (*PAGES, "/run/run/rollouts?words=%22%3E%3Cscript%3E", "/ask?q=%3Cscript%3E"):
+        for address in (
+            *PAGES,
+            "/run/run/rollouts?words=%22%3E%3Cscript%3E",
+            "/ask?q=%3Cscript%3E",
+            "/search?q=%3Cscript%3E&run=%3Cscript%3E",
+        ):
             answer = page.get(address)
             assert answer.status_code == 200, address
             Elements().feed(answer.text)
