@@ -240,7 +240,7 @@ def test_what_it_said_is_a_line_a_stage_none_twice_and_what_came_of_it(trained: 
     said = [line[9:] for line in (folder / "flow.log").read_text().splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
     lines = [line for line in said if not re.search(rf"WARNING [^:]*: {re.escape(line)}$", log, re.MULTILINE)]
     assert len(lines) == len(set(lines)), lines
-    assert {f"train {epoch}: {stage} took" for epoch in (0, 1) for stage in ("rollouts", "train policy", "record")} <= {
+    assert {f"epoch {epoch}: {stage} took" for epoch in (0, 1) for stage in ("rollouts", "train policy", "record")} <= {
         " ".join(line.split()[:-2]) for line in lines
     }
     assert not any("epoch 1, policy: " in line for line in lines), "the signals are in the log alone"
