@@ -229,7 +229,7 @@ def test_mlflow_the_console_and_prometheus_are_told_the_signals_of_each_epoch(tr
     for epoch in (0, 1):
         assert signals <= {key.removeprefix("policy/") for key, step in logged if step == epoch}
     said = (trained / "logs" / "run-tiny.log").read_text()
-    (line,) = [line for line in said.splitlines() if "epoch 1, policy: " in line]
+    (line,) = [line for line in said.splitlines() if ": epoch 1, policy: " in line]
     assert signals <= {told.split()[0] for told in line.split("epoch 1, policy: ")[1].split(", ")}
     exposed = {(f.name, s.labels["policy"]) for f in SignalFiles(trained).collect() for s in f.samples}
     assert {(f"lightning_train_{name}", "policy") for name in signals} <= exposed
