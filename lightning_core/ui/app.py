@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -282,7 +283,7 @@ class _Page:
             ]
             rows += [{"version": v, "removed": str(why)} for v, why in removals(folder / name).items()]
             found.append((name, named["best"], named["served"], sorted(rows, key=lambda row: int(row["version"][1:]))))
-        return self.shown(request, "policies.html", policies=found)
+        return self.shown(request, "policies.html", policies=found, home=shlex.quote(str(self.home)))
 
     def search(self, request: Request) -> Response:
         asked, run = request.query_params.get("q", "").strip(), request.query_params.get("run")

@@ -130,6 +130,7 @@ def test_the_versions_of_a_policy_have_their_evaluation_and_those_that_are_gone_
         assert leads in shown, "a version leads to the run and the evaluation that it is of"
     assert "served : what vLLM was last told to serve" in said and "the highest share right" in said
     assert "v0003 is served, v0002 is best: a run serves the version that it trains or evaluates next" in said, said
+    assert f"lightning-flows policies use policy v0002 --home {tmp_path} makes" in said, said
     assert "50.0% of 64 tasks right, reward 0.6 after epoch 2 of run" in said, said
     assert re.search(r"v0002 .*v0001 removed on 2026-11-25 10:00 UTC by run run .*v0000", said), said
 
