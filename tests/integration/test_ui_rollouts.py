@@ -121,7 +121,7 @@ def shown_and_tried(home: Path, first: str = "sft") -> None:
     rows: Rows = []
     for name, epoch, output in (("shown", 0, "42"), ("tried", 1, "41"), ("broke", 1, None)):
         made = Attempt(name, "a", f"g{epoch}", start=100.0 + 10 * epoch)
-        failed = {"outcome": "error", "error": "no such tool"} if output is None else {}
+        failed: dict[str, Any] = {"outcome": "error", "error": "no such tool"} if output is None else {}
         task = json.dumps({"question": "6 times 7?", "query": "42", "base": "ten"})
         made.root(epoch=epoch, task_id="t", task=task, output=output, **failed)
         untrainable = "guided" if epoch == 0 else None
