@@ -166,7 +166,9 @@ def _watch(pid: int, most_threads: int | None, *descriptors: int) -> int | None:
     """Wait for one of the descriptors, or until there are too many threads below this process: their number."""
     while not _wait(*descriptors, timeout_ms=None if most_threads is None else _LOOK_MS):
         linux.reap_orphans(but=pid)
-        if (threads := linux.threads_below()) > (most_threads or 0):
+        threads = linux.threads_below()
+        # Orphans of a fork that ends meanwhile are reaped with it, not counted against it.
+        if threads > (most_threads or 0) and not _wait(*descriptors, timeout_ms=0):
             return threads
     return None
 

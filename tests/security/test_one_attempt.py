@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from lightning_core.config import AgentSettings, Settings
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.plan import Task, plan_training
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.process import fork_server, linux
 from lightning_flows.tasks.shard import rollout_shard
 from tests.gateway_rig import attributes, rig
 from tests.integration.test_attempts_callable import spec_for
@@ -230,6 +233,24 @@ def test_an_attempt_that_takes_more_than_it_may_fails_by_itself(
 
 def test_processes_that_have_ended_do_not_count(fight: Callable[..., Fight]) -> None:
     assert fight("end_many_one_after_another", limits={"processes": 40}).attacker.output == "honest"
+
+
+def test_an_agent_that_ends_amid_the_count_of_its_processes_is_not_ended_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it leaves is reaped after it only, so at that moment all of them are there to be counted."""
+    agent = subprocess.Popen(["sleep", "600"])
+    ended = os.pidfd_open(agent.pid)
+
+    def count() -> int:
+        agent.kill()
+        os.waitid(os.P_PIDFD, ended, os.WEXITED | os.WNOWAIT)
+        return 41
+
+    monkeypatch.setattr(linux, "threads_below", count)
+    assert fork_server._watch(agent.pid, 40, ended) is None
+    os.close(ended)
+    agent.wait()
 
 
 def test_an_attempt_has_the_limits_of_the_settings_and_goes_first_where_memory_ends(
