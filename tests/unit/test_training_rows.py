@@ -119,7 +119,7 @@ def test_a_held_out_task_that_flipped_has_what_was_trained_in_between_and_how_su
     assert by["a", "planner"]["push"] == pytest.approx(2 * -(0.5**0.5) * 1.1 * 0.1, rel=1e-3)
     with open_page(tmp_path) as page:
         said = visible(page.get("/run/run/task/one").text)
-    assert "learned between the evaluations after 0 and 1 epochs 0.0% → 100.0% right" in said
+    assert "learned between the evaluations before training and after epoch 0 0.0% → 100.0% right" in said
     assert "66.7% are more than chance explains" in said and "Of its kind, +, 2 were learned and 0 forgotten" in said
     assert said.index("+ policy planner") < said.index("Rollouts"), said
 
