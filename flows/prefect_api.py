@@ -23,6 +23,7 @@ from lightning_core.process.spawn import Process
 logger = logging.getLogger(__name__)
 
 _START_S = 180.0
+_KEEPALIVE_S = 60  # Prefect's client goes on with connections idle for 25 s; one that was closed costs it a retry after 2 s
 
 
 @contextlib.contextmanager
@@ -57,7 +58,7 @@ def prefect_api(home: Path) -> Iterator[None]:
 def server_command(*listen: str) -> list[str]:
     """Return the command line of a Prefect server. `listen`: uvicorn's options that say where it listens."""
     app = ["uvicorn", "--factory", "prefect.server.api.server:create_app", *listen]
-    return [sys.executable, "-m", *app, "--log-level", "warning"]
+    return [sys.executable, "-m", *app, "--log-level", "warning", "--timeout-keep-alive", str(_KEEPALIVE_S)]
 
 
 def answers(url: str) -> bool:

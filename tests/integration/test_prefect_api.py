@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROBE = """
-import logging, os, socket, sys
+import http.client, logging, os, socket, sys, time
 from pathlib import Path
 from urllib.parse import urlsplit
 from lightning_flows.flows.prefect_api import prefect_api
@@ -35,12 +35,18 @@ with prefect_api(Path(sys.argv[1])):
         print("a flow ran")
 
     probe()
+    connection = http.client.HTTPConnection(urlsplit(os.environ["PREFECT_API_URL"]).netloc)
+    for idle_s in (0, 7):  # uvicorn's default is 5 s
+        time.sleep(idle_s)
+        connection.request("GET", "/api/health")
+        print(connection.getresponse().read().decode(), "after", idle_s)
+        connection.auto_open = 0  # it is this connection or none
 """
 
 
-def test_its_port_is_its_own_from_the_moment_it_is_chosen(tmp_path: Path) -> None:
+def test_its_port_is_its_own_and_it_keeps_idle_connections(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     command = [sys.executable, "-c", PROBE, str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines() == ["nobody else gets its port", "a flow ran"]
+    assert ran.stdout.splitlines() == ["nobody else gets its port", "a flow ran", "true after 0", "true after 7"]
