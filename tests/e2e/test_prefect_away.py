@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from lightning_core.policies.store import PolicyStore
-from lightning_flows.flows.prefect_api import prefect_api
+from lightning_flows.flows.prefect_api import answers, server_command
 from tests.e2e import kills
 from tests.e2e.test_kills import new_epoch
+from tests.gateway_rig import wait_for
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(900)]
 
 AWAY_S = 8.0
 
 
-def api_server() -> psutil.Process:
-    """Prefect's server, which this process started."""
-    [found] = [p for p in psutil.Process().children() if "prefect.server.api.server:create_app" in p.cmdline()]
-    return found
+@contextlib.contextmanager
+def api_server(home: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Prefect's server on this port, like one that a user started; ended after."""
+    home.mkdir(exist_ok=True)
+    environment = os.environ | {"PREFECT_HOME": str(home)}
+    with (home / "server.log").open("ab") as log:
+        command = server_command("--host", "127.0.0.1", "--port", str(port))
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield server
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def flow_runs() -> list[dict[str, Any]]:
@@ -38,12 +50,13 @@ def flow_runs() -> list[dict[str, Any]]:
 
 
 def test_an_epoch_outlives_a_prefect_server_that_is_killed_and_started_again(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with prefect_api(tmp_path / "prefect"):
+    home, port = tmp_path / "prefect", free_port()
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+    with api_server(home, port) as server:
+        wait_for(lambda: answers(f"{os.environ['PREFECT_API_URL']}/health"), 120)
         epoch = new_epoch(tmp_path, dict(os.environ), program="tests.e2e.without_vllm")
-        server = api_server()
-        command, environment = server.cmdline(), server.environ()
         with epoch.started() as process:
             while not kills.rolling_out(epoch):
                 assert process.poll() is None, epoch.log.read_text()[-3000:]
@@ -51,14 +64,9 @@ def test_an_epoch_outlives_a_prefect_server_that_is_killed_and_started_again(
             server.kill()
             server.wait()
             time.sleep(AWAY_S)
-            with (tmp_path / "again.log").open("wb") as log:
-                again = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-            try:
+            with api_server(home, port):
                 code = process.wait(kills.WAIT_S)
                 assert code == 0, epoch.log.read_text()[-5000:]
                 assert [run["state_type"] for run in flow_runs()] == ["COMPLETED"]
-            finally:
-                again.terminate()
-                again.wait(30)
     assert epoch.rollouts_that_ran_twice() == []
     assert PolicyStore(epoch.home, "policy").versions() == ["v0000", "v0001"]
