@@ -23,7 +23,9 @@ from lightning_core.process.spawn import Process
 logger = logging.getLogger(__name__)
 
 _START_S = 180.0
-_KEEPALIVE_S = 60  # Prefect's client goes on with connections idle for 25 s; one that was closed costs it a retry after 2 s
+_KEEPALIVE_S = (
+    60  # Prefect's client goes on with connections idle for 25 s; one that was closed costs it a retry after 2 s
+)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ def train(
     """
     run = begin_run(resolve(settings, overrides).training_only(only or []), NO_OVERRIDES)
     settings, done = run.settings, run.next_epoch()
+    patience = settings.evaluation.patience
     if done:
         logger().info("run %s goes on with epoch %d", run.run, done, extra=shown(Rows(epoch_rows(run))))
     watch(run, done)
@@ -48,7 +49,7 @@ def train(
                 if to_evaluate:
                     evaluate(settings, done)
                 for number in range(done, settings.epochs):
-                    if waited_enough(epoch_rows(run), settings.evaluation.patience):
+                    if patience is not None and waited_enough(epoch_rows(run), patience):
                         logger().warning("stopped after %d epochs: evaluation.patience is used up", number)
                         break
                     evaluates = settings.evaluates_after(number + 1)
@@ -60,7 +61,7 @@ def train(
     return epoch_rows(run)
 
 
-def waited_enough(rows: list[dict[str, Any]], patience: int | None) -> bool:
+def waited_enough(rows: list[dict[str, Any]], patience: int) -> bool:
     """Whether the last `patience` evaluations (rows of epoch_rows) were all no better than the best before them."""
     shares = [row["held_out_right"] for row in rows if row["held_out_right"] is not None]
-    return patience is not None and len(shares) > patience and max(shares[-patience:]) <= max(shares[:-patience])
+    return len(shares) > patience and max(shares[-patience:]) <= max(shares[:-patience])

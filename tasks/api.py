@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 
+from prefect import tags
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from lightning_core.errors import LightningError
@@ -38,6 +43,28 @@ def wait_for_api(patience_s: float = _PATIENCE_S) -> None:
             logger().warning("Prefect's server at %s does not answer; waiting for it", url)
             said = away
         time.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def limited(tag: str) -> Iterator[None]:
+    """Give the tasks within the tag, if Prefect's server has a limit for it.
+
+    A task with a tag asks for a slot also where there is no limit. With SQLite below the server, that is refused when it meets
+    another write, and Prefect's client tries again 2 s later.
+    """
+    with contextlib.ExitStack() as stack:
+        if PREFECT_API_URL.value() is None or _has_limit(tag):
+            stack.enter_context(tags(tag))
+        yield
+
+
+def _has_limit(tag: str) -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(f"tag:{tag}")
+        except ObjectNotFound:
+            return False
+    return True
 
 
 def _answers(url: str) -> bool:

@@ -15,6 +15,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def step(name: str, *tags: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Return the decorator. `name`: of its runs, with the function's arguments in braces. `tags`: limits on how many run at once."""
-    return task(task_run_name=name, tags=tags, cache_policy=NO_CACHE, persist_result=False)
+def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Return the decorator. `name`: of its runs, with the function's arguments in braces."""
+    return task(task_run_name=name, cache_policy=NO_CACHE, persist_result=False)

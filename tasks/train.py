@@ -18,9 +18,11 @@ from lightning_core.epoch.training import train_version
 from lightning_core.events import At, shown
 from lightning_core.policies.model import resolve_model
 from lightning_core.training.launch import end_all
-from lightning_flows.tasks.api import wait_for_api
+from lightning_flows.tasks.api import limited, wait_for_api
 from lightning_flows.tasks.progress import Progress, logger
 from lightning_flows.tasks.step import step
+
+TRAINER = "trainer"  # tag of the task, for a limit on how many train at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def train_policies(epoch: Epoch) -> Trained:
         device = devices.get()
         try:
             wait_for_api()
-            trained = train_policy(epoch, policy, device)
+            with limited(TRAINER):
+                trained = train_policy(epoch, policy, device)
             if len(settings.policies) > 1:  # what follows may take long, or fail
                 trained.write()
             return trained
@@ -75,7 +78,7 @@ def _together(trained: list[Trained]) -> Trained:
     return Trained({name: output for one in trained for name, output in one.outputs.items()})
 
 
-@step("train {policy.name} epoch {epoch.number}", "trainer")
+@step("train {policy.name} epoch {epoch.number}")
 def train_policy(epoch: Epoch, policy: PolicySettings, device: str | None = None) -> Trained:
     """Train a policy (on `device`, a value of CUDA_VISIBLE_DEVICES) and publish its next version.
 

@@ -28,11 +28,22 @@ class TakesItsPort(logging.Handler):
 taken = socket.socket()
 logging.basicConfig(level=logging.INFO, handlers=[TakesItsPort()])
 with prefect_api(Path(sys.argv[1])):
-    from prefect import flow
+    from prefect import flow, get_client, task
+    from prefect.context import TaskRunContext
+    from lightning_flows.tasks.api import limited
+
+    @task(persist_result=False)
+    def tagged():
+        return sorted(TaskRunContext.get().task_run.tags)
 
     @flow(name="probe", persist_result=False)
     def probe():
-        print("a flow ran")
+        with limited("trainer"):
+            print("without a limit:", *tagged())
+        with get_client(sync_client=True) as client:
+            client.create_concurrency_limit("trainer", 1)
+        with limited("trainer"):
+            print("with a limit:", *tagged())
 
     probe()
     connection = http.client.HTTPConnection(urlsplit(os.environ["PREFECT_API_URL"]).netloc)
@@ -44,9 +55,11 @@ with prefect_api(Path(sys.argv[1])):
 """
 
 
-def test_its_port_is_its_own_and_it_keeps_idle_connections(tmp_path: Path) -> None:
+def test_its_port_is_its_own_it_keeps_idle_connections_and_limits_only_what_has_a_limit(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     command = [sys.executable, "-c", PROBE, str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines() == ["nobody else gets its port", "a flow ran", "true after 0", "true after 7"]
+    assert ran.stdout.splitlines() == [
+        "nobody else gets its port", "without a limit:", "with a limit: trainer", "true after 0", "true after 7"
+    ]  # fmt: skip

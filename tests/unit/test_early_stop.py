@@ -10,7 +10,6 @@ from lightning_flows.flows.train import waited_enough
 @pytest.mark.parametrize(
     ("shares", "patience", "stops"),
     [
-        ([0.1, 0.1, 0.1], None, False),
         ([], 1, False),
         ([0.5], 1, False),
         ([0.5, 0.5], 1, True),
@@ -22,6 +21,6 @@ from lightning_flows.flows.train import waited_enough
     ],
 )
 def test_training_stops_after_so_many_evaluations_without_a_better_one(
-    shares: list[float | None], patience: int | None, stops: bool
+    shares: list[float | None], patience: int, stops: bool
 ) -> None:
     assert waited_enough([{"held_out_right": share} for share in shares], patience) == stops
