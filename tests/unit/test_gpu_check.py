@@ -72,6 +72,7 @@ def flash(
     return torch.cat(parts)
 
 
+@pytest.mark.slow  # it imports TRL's trainers
 def test_trls_trie_is_compared_where_its_kernel_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """By TRL's own code; the kernel, which needs a Hopper, is computed by PyTorch."""
     assert "no FlashAttention 3" in attention._fa3(small=True)["skipped"]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +49,7 @@ def run_bad_tests(folder: Path, text: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow  # it starts pytest
 def test_a_process_left_behind_fails_its_module_and_is_ended(tmp_path: Path) -> None:
     printed = run_bad_tests(tmp_path, LEAVES)
     assert "test_bad.py left behind:" in printed and "test_that_leaves_an_orphan" in printed and "1 error" in printed
@@ -55,6 +57,7 @@ def test_a_process_left_behind_fails_its_module_and_is_ended(tmp_path: Path) -> 
     assert not psutil.pid_exists(orphan) or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow  # it starts pytest
 def test_a_test_that_takes_too_much_memory_is_ended_by_name(tmp_path: Path) -> None:
     printed = run_bad_tests(tmp_path, GROWS)
     assert (

@@ -18,6 +18,8 @@ from tests import lake_maker
 from tests.lake_maker import derived
 from tests.unit.test_rewards import two_agents
 
+pytestmark = pytest.mark.slow  # many lakes
+
 
 def with_another_file(home: Path, moved: int, rollout: str | None = None) -> tuple[Lake, EpochManifest]:
     """A derived epoch whose lake then gets its span file again, `moved` places on (as spans of `rollout`)."""
