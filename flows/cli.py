@@ -30,6 +30,7 @@ from lightning_flows.flows.doctor import doctor
 from lightning_flows.flows.init_command import init
 from lightning_flows.flows.lake_commands import explain, ingest, lake, sql
 from lightning_flows.flows.policy_commands import policies
+from lightning_flows.flows.prompt_commands import prompts
 from lightning_flows.flows.stack_commands import deploy, down, up
 from lightning_flows.flows.tables import as_table, cell, report_console
 from lightning_flows.flows.token_command import token
@@ -311,7 +312,23 @@ def _remove_former(home: Path) -> None:
 
 
 for _command in (
-    *(check, deploy, doctor, down, evaluate, explain, finetune, ingest, init, lake, learn, policies, regrade, report),
+    *(
+        check,
+        deploy,
+        doctor,
+        down,
+        evaluate,
+        explain,
+        finetune,
+        ingest,
+        init,
+        lake,
+        learn,
+        policies,
+        prompts,
+        regrade,
+        report,
+    ),
     *(roll_out, serve, settings, sql, token, train, train_epoch, ui, up, what_if, why),
 ):
     main.add_command(_command)

@@ -87,7 +87,7 @@ def make_settings(raw: Any, overrides: Any = None, folder: Path = Path()) -> Set
         except (TypeError, IndexError, ValueError, AttributeError):
             raise SettingsError(f"cannot set `{dotted}`: there is no such place in the settings") from None
     _require_shallow(raw)
-    _find_sql(raw, folder)
+    _find_files(raw, folder)
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
@@ -105,13 +105,16 @@ def _require_shallow(value: Any) -> None:
     raise SettingsError(_NESTED)
 
 
-def _find_sql(raw: dict[str, Any], folder: Path) -> None:
-    """Find the .sql files of `policies[].advantages` and `tasks.sampler`: in the working directory, else beside the settings."""
-    policies = raw.get("policies")
-    sections = [(each, "advantages") for each in (policies if isinstance(policies, list) else [])]
-    for section, key in [*sections, (raw.get("tasks"), "sampler")]:
+def _find_files(raw: dict[str, Any], folder: Path) -> None:
+    """Find the files of `prompts`, and the .sql files of `policies[].advantages` and `tasks.sampler`: in the working directory, else
+    beside the settings.
+    """
+    policies, prompts = raw.get("policies"), raw.get("prompts")
+    sections = [(each, "advantages", ".sql") for each in (policies if isinstance(policies, list) else [])]
+    sections += [(each, "file", "") for each in (prompts.values() if isinstance(prompts, dict) else [])]
+    for section, key, ending in [*sections, (raw.get("tasks"), "sampler", ".sql")]:
         name = section.get(key) if isinstance(section, dict) else None
-        if isinstance(name, str) and name.endswith(".sql") and not Path(name).is_file() and (folder / name).is_file():
+        if isinstance(name, str) and name.endswith(ending) and not Path(name).is_file() and (folder / name).is_file():
             section[key] = str(folder / name)
 
 

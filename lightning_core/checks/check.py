@@ -25,18 +25,19 @@ from lightning_core.lake import user_sql
 from lightning_core.lake.manifest import stage_key
 from lightning_core.lake.redact import Redaction
 from lightning_core.loading import grader_digest
+from lightning_core.prompts.seeds import read_seeds
 
 logger = logging.getLogger(__name__)
 
 Work = Literal["train", "evaluate", "learn", "finetune", "regrade", "deploy", "doctor"]
 _PARTS: dict[Work, tuple[str, ...]] = {
-    "train": ("tasks", "held_out", "agent", "grader", "rules", "vllm", "cluster", "memory", "disk"),
-    "evaluate": ("held_out", "agent", "grader", "rules", "vllm", "cluster", "memory", "disk"),
+    "train": ("tasks", "held_out", "agent", "prompts", "grader", "rules", "vllm", "cluster", "memory", "disk"),
+    "evaluate": ("held_out", "agent", "prompts", "grader", "rules", "vllm", "cluster", "memory", "disk"),
     "learn": ("grader", "rules", "vllm", "memory", "disk"),
     "finetune": ("examples", "rules", "memory", "disk"),
     "regrade": ("grader", "rules", "disk"),
-    "deploy": ("tasks", "held_out", "agent", "grader", "rules"),  # what runs it may be another machine
-    "doctor": ("agent", "grader", "rules"),
+    "deploy": ("tasks", "held_out", "agent", "prompts", "grader", "rules"),  # what runs it may be another machine
+    "doctor": ("agent", "prompts", "grader", "rules"),
 }
 _TASKS = {"tasks": "tasks.train", "held_out": "tasks.evaluate"}
 _passed: dict[str, set[str]] = {}  # digest of settings and code → parts that were in order in this process
@@ -70,8 +71,9 @@ def check(
             others = [*_rules(settings, parts), *_machine(settings, work, parts, api)]
             imported = {each.name: each for each in imports.result()}
             tasks = [_tasks(settings.tasks, work, name, imported) for part, name in _TASKS.items() if part in parts]
+            prompts = [_prompts(settings)] if "prompts" in parts and settings.prompts else []
             grader = [_grader(settings.reward.grader, imported)] if "grader" in parts else []
-            return [*tasks, *(each.result() for each in agent), *grader, *imported.values(), *others]
+            return [*tasks, *(each.result() for each in agent), *prompts, *grader, *imported.values(), *others]
         except BaseException:
             patience.stopped.set()
             raise
@@ -139,6 +141,10 @@ def _tasks(tasks: TaskSettings, work: Work, name: str, imported: dict[str, Check
         found = "tasks.evaluate is not set: set it to held-out tasks"
         return Check("error", name, found) if work == "evaluate" else Check("ok", name, "not set: nothing is evaluated")
     return _try(name, lambda: summary(load_tasks(reference, name)))
+
+
+def _prompts(settings: Settings) -> Check:
+    return _try("prompts", lambda: ", ".join(read_seeds(settings.prompts)))
 
 
 def _grader(grader: str | None, imported: dict[str, Check]) -> Check:

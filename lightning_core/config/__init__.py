@@ -6,7 +6,7 @@ Sections:
     algorithms.py  where an algorithm plugs in       learning.py    production, finetuning, alarm
     serving.py     gateway, receivers, vLLM          storage.py     what is kept of spans and policies
     cluster.py     where rollouts and SQL run        section.py     what every section is
-    trl.py         settings that only TRL reads
+    trl.py         settings that only TRL reads      prompts.py    prompts of the agent
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from lightning_core.config.policies import (
     PolicySettings,
     SamplingSettings,
 )
+from lightning_core.config.prompts import PromptSettings
 from lightning_core.config.rewards import AirRule, RewardSettings
 from lightning_core.config.section import Name, Section, SettingsError
 from lightning_core.config.serving import GatewaySettings, UpstreamSettings, VllmSettings
@@ -79,6 +80,9 @@ class Settings(Section):
     )
     agent: AgentSettings
     tasks: TaskSettings
+    prompts: dict[Name, PromptSettings] = Field(
+        default_factory=dict, description="prompts of the agent, by name: versioned like weights (docs/prompts.md)"
+    )
     rollout: RolloutSettings = RolloutSettings()
     cluster: ClusterSettings = ClusterSettings()
     reward: RewardSettings = RewardSettings()
@@ -287,6 +291,7 @@ __all__ = [
     "LoraSettings",
     "Name",
     "PolicySettings",
+    "PromptSettings",
     "RedactionPattern",
     "RewardSettings",
     "SamplingSettings",
