@@ -13,6 +13,7 @@ from lightning_core.config import SettingsError
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.held_out import held_out
 from lightning_core.epoch.plan import plan_evaluation
+from lightning_core.epoch.prompts import current_prompts
 from lightning_core.epoch.services import Services, running
 from lightning_core.epoch.stages import Stage
 from lightning_core.events import named, shown
@@ -71,7 +72,8 @@ def _beside(
     wanted |= chosen
     run.require_versions(wanted, f"the evaluation beside run {run.run}")
     evaluated = run.settings.tasks.model_copy(update={"evaluate": tasks or run.settings.tasks.evaluate})
-    label = stage_key(wanted, evaluated.evaluate)[:8]
+    prompts = current_prompts(run.settings)
+    label = stage_key(wanted, evaluated.evaluate, *([prompts] if prompts else []))[:8]
     own = Run(run.settings.model_copy(update={"run": f"{run.run[:50]}-on-{label}", "tasks": evaluated}))
     begin(own.settings, "evaluate")
     with run.lake.working_on(run.run), own.lake.working_on(own.run), running(own, say("services")) as services:

@@ -16,6 +16,7 @@ EPOCH = "lightning.epoch"  # int
 MODE = "lightning.mode"  # "train" | "evaluate"
 TASK_ID = "lightning.task_id"
 GROUP_ID = "lightning.group_id"
+PROMPTS = "lightning.prompts"  # JSON: prompt → version that the rollout is served
 TASK = "lightning.task"  # the task as JSON
 OUTPUT = "lightning.output"  # what the agent returned or printed last, as JSON
 OUTPUT_NOTE = "lightning.output_note"  # how `lightning.output` differs from what the agent gave, where it does
@@ -55,6 +56,9 @@ GEN_AI_FINISH_REASONS = "gen_ai.response.finish_reasons"
 GEN_AI_INPUT_TOKENS = "gen_ai.usage.input_tokens"
 GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 GEN_AI_INPUT_MESSAGES = "gen_ai.input.messages"  # JSON, as the client sent them
+PROMPTS_SERVED = (
+    "lightning.prompts_served"  # JSON: where the model got another message than was sent: its number, content, prompts
+)
 GEN_AI_TOOLS = "gen_ai.tool.definitions"  # JSON, likewise
 GEN_AI_OUTPUT_MESSAGES = "gen_ai.output.messages"  # JSON list, one message a choice
 
@@ -71,6 +75,7 @@ ENV_GATEWAY_KEY = "LIGHTNING_GATEWAY_KEY"  # an opener key
 
 # The environment of an attempt.
 ENV_TASK = "LIGHTNING_TASK"  # path of a JSON file that holds the task
+ENV_PROMPTS = "LIGHTNING_PROMPTS"  # path of a JSON file with the prompts: `{"writer": {"version": "p0001", "text": …}}`
 ENV_ROLLOUT_ID = "LIGHTNING_ROLLOUT_ID"
 ENV_ATTEMPT_ID = "LIGHTNING_ATTEMPT_ID"
 ENV_MODEL = "LIGHTNING_MODEL"  # the first policy's name, for agents that read their model from the environment

@@ -14,6 +14,7 @@ from lightning_core.agents.shared import close_runners
 from lightning_core.epoch.decoding import decode_spool
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.plan import PlannedRollout
+from lightning_core.epoch.prompts import with_prompts
 from lightning_core.epoch.resume import finished, finished_with
 from lightning_core.epoch.stage_keys import rewards_key, rollouts_key
 from lightning_core.epoch.stages import run_stage
@@ -42,6 +43,7 @@ def roll_out(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
     rollouts of other settings (another agent, other tasks, other sampling) are set aside, and that is logged.
     """
     manifest, logs = epoch.manifest, epoch.home / "logs"
+    planned = with_prompts(epoch, planned)
     manifest.planned = [r.rollout_id for r in planned]
     key = rollouts_key(epoch, planned)
     manifest.draw = planned[0].draw

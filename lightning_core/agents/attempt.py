@@ -33,6 +33,7 @@ class AttemptSpec:
     secret: str = field(repr=False)
     proof: str = field(default="", repr=False)  # for exporters that send no token: lightning_core/otlp/proof.py
     attributes: Mapping[str, Any] = field(default_factory=dict)  # further ones for the two durable spans
+    prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # name → `version` and `text`
 
     def resource(self) -> dict[str, str]:
         """The resource attributes that give a span its scope."""
@@ -40,8 +41,10 @@ class AttemptSpec:
 
     def labels(self) -> dict[str, Any]:
         """The attributes both durable spans carry."""
+        versions = {name: prompt["version"] for name, prompt in self.prompts.items()}
         return {
             **self.attributes,
+            **({names.PROMPTS: json.dumps(versions, sort_keys=True)} if versions else {}),
             names.RUN: self.run,
             names.EPOCH: self.epoch,
             names.MODE: self.mode,

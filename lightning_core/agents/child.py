@@ -33,6 +33,7 @@ from lightning_core.user_code import describe
 RESULT_FILE = "result.json"
 RESULT_BYTES = 8_000_000  # more than an output of attempt.OUTPUT_LIMIT characters and an error have
 TASK_FILE = "task.json"
+PROMPTS_FILE = "prompts.json"
 _ERROR_LIMIT = 4000
 _FLUSH_MS = 10_000
 _ENDED_FIRST = 500  # of 1,000

@@ -15,6 +15,7 @@ everything that begins with PYTHON, and what `agent.pass_environment` names. An 
 | OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT | 4096 unless set (128 would drop an agent's name) |
 | OTEL_SERVICE_NAME | `agent` unless set, here or as `service.name` above |
 | LIGHTNING_TASK | path of a file that holds the task as JSON |
+| LIGHTNING_PROMPTS | path of a file with the prompts as JSON, where the settings have `prompts` |
 | LIGHTNING_ROLLOUT_ID, LIGHTNING_ATTEMPT_ID, LIGHTNING_MODEL | ids, and the name of the policy |
 | NO_PROXY, no_proxy | what was there, with loopback |
 """
@@ -76,6 +77,7 @@ _PER_ATTEMPT = frozenset(
         "OTEL_EXPORTER_OTLP_PROTOCOL",
         "OTEL_EXPORTER_OTLP_HEADERS",
         names.ENV_TASK,
+        names.ENV_PROMPTS,
         names.ENV_ROLLOUT_ID,
         names.ENV_ATTEMPT_ID,
     }
@@ -137,7 +139,9 @@ def import_folder(inside: Path) -> Path:
     return folder
 
 
-def attempt_environment(base: Mapping[str, str], spec: AttemptSpec, task_file: Path, model: str) -> dict[str, str]:
+def attempt_environment(
+    base: Mapping[str, str], spec: AttemptSpec, task_file: Path, model: str, prompts_file: Path | None = None
+) -> dict[str, str]:
     """What one attempt has beyond `base` (`base_environment`); the table at the top of this file."""
     url = spec.base_url.rstrip("/")
     own = spec.resource() | {names.PROOF: spec.proof}
@@ -151,6 +155,8 @@ def attempt_environment(base: Mapping[str, str], spec: AttemptSpec, task_file: P
         names.ENV_ROLLOUT_ID: spec.rollout_id,
         names.ENV_ATTEMPT_ID: spec.attempt_id,
     }
+    if prompts_file is not None:
+        environment[names.ENV_PROMPTS] = str(prompts_file)
     if names.ENV_MODEL not in base:
         environment[names.ENV_MODEL] = model
     return environment

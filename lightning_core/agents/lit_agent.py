@@ -2,8 +2,8 @@
 
 Runs in the agent's own process and Python (`agent.python`), where `agentlightning` is installed; nothing of it is imported
 before an agent turns out to be its. What its runner would do is done: its default tracer is set up (so `emit_reward`,
-`operation` and its instrumentations work), the agent gets the endpoint as its `llm` resource, and a number it returns is its
-reward. Spans go where all spans of the attempt go.
+`operation` and its instrumentations work), the agent gets the endpoint as its `llm` resource and each prompt of the settings as a
+`prompt_template` by its name, and a number it returns is its reward. Spans go where all spans of the attempt go.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ async def _run(agent: Any, task: Any) -> Any:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from lightning_core.client.prompts import prompts
+
     rollout_id, attempt_id = os.environ[names.ENV_ROLLOUT_ID], os.environ[names.ENV_ATTEMPT_ID]
     attempt = Attempt(rollout_id=rollout_id, attempt_id=attempt_id, sequence_id=1, start_time=time.time())
     rollout = AttemptedRollout(
@@ -46,15 +48,18 @@ async def _run(agent: Any, task: Any) -> Any:
         model=os.environ[names.ENV_MODEL],
         api_key=os.environ["OPENAI_API_KEY"],
     )
+    resources: dict[str, Any] = {"main_llm": llm}
+    for name, prompt in prompts().items():
+        resources[name] = agentlightning.PromptTemplate(template=prompt["text"], engine="f-string")
     tracer = agentlightning.AgentOpsTracer()
     tracer.init_worker(0)
     provider: Any = trace.get_tracer_provider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     async with tracer.trace_context(rollout_id):
         if agent.is_async():
-            result = await agent.training_rollout_async(task, {"main_llm": llm}, rollout)
+            result = await agent.training_rollout_async(task, resources, rollout)
         else:
-            result = agent.training_rollout(task, {"main_llm": llm}, rollout)
+            result = agent.training_rollout(task, resources, rollout)
         if isinstance(result, (bool, int, float)):
             agentlightning.emit_reward(float(result))
     return result

@@ -25,7 +25,7 @@ from lightning_core import names
 from lightning_core.agents import program
 from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.attempt_folder import AttemptFolder, LeftBehindError
-from lightning_core.agents.child import TASK_FILE
+from lightning_core.agents.child import PROMPTS_FILE, TASK_FILE
 from lightning_core.agents.environment import attempt_environment, base_environment
 from lightning_core.agents.outcome import outcome
 from lightning_core.agents.pool import Ended, Pool, ServerLostError
@@ -141,7 +141,11 @@ class Runner:
         try:
             task_file = folder.path / TASK_FILE
             task_file.write_text(json.dumps(dict(spec.task), ensure_ascii=False), encoding="utf-8", errors="replace")
-            environment = attempt_environment(self._environment, spec, task_file, self._model)
+            prompts_file = None
+            if spec.prompts:
+                prompts_file = folder.path / PROMPTS_FILE
+                prompts_file.write_text(json.dumps(spec.prompts, ensure_ascii=False), encoding="utf-8")
+            environment = attempt_environment(self._environment, spec, task_file, self._model, prompts_file)
             ended = self._pool.run(kind, folder.path, task_file, environment, self._settings.timeout_s)
         except (ForkServerError, OSError) as error:
             lost = isinstance(error, ServerLostError)

@@ -2,9 +2,11 @@
 
 It needs the standard library only, and of this project `names` and `otlp.spans` alone.
 
-    from lightning_core.client import emit_reward, span
+    from lightning_core.client import emit_reward, prompt, span
     with span("plan", **{"gen_ai.agent.name": "planner"}):
         emit_reward(0.5, name="plan-is-valid")
+
+    prompt("writer", customer="ACME")  # its current version: docs/prompts.md
 
 An agent that wants none of it needs none of it: rewards can also come from `reward:` in the settings.
 
@@ -12,11 +14,12 @@ Rooms:
     emit.py      what an agent calls               wire.py         how spans leave a process
     opened.py    a rollout of an agent elsewhere    destination.py  where they go
     fallback.py  spans that wait for the gateway    http.py         one HTTP request
-    otel.py      through OpenTelemetry's own exporter
+    otel.py      through OpenTelemetry's own exporter    prompts.py  the prompts that it is served
 """
 
 from lightning_core.client.emit import Span, emit_event, emit_reward, span
 from lightning_core.client.opened import Rollout, open_rollout, rollout
+from lightning_core.client.prompts import prompt
 from lightning_core.client.wire import DeliveryError, post_spans
 from lightning_core.otlp.spans import STATUS_ERROR, STATUS_OK, STATUS_UNSET, SpanData, new_span_id, new_trace_id
 
@@ -34,6 +37,7 @@ __all__ = [
     "new_trace_id",
     "open_rollout",
     "post_spans",
+    "prompt",
     "rollout",
     "span",
 ]

@@ -16,6 +16,7 @@ from lightning_core.epoch.decoding import decode_spool
 from lightning_core.epoch.derive import attempts, derive
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.plan import PlannedRollout, Task, attempt_of
+from lightning_core.epoch.prompts import with_prompts
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.redact import Redaction
 
@@ -42,7 +43,7 @@ def try_agent(server: GatewayHandle, settings: Settings, tasks: Mapping[str, Map
     results = {}
     with Runner(settings.agent, model=settings.policies[0].name, logs=server.home / "logs" / "attempts") as runner:
         for name, content in tasks.items():
-            planned = PlannedRollout(f"{run.run}.{name}", name, Task(name, dict(content)))
+            (planned,) = with_prompts(epoch, [PlannedRollout(f"{run.run}.{name}", name, Task(name, dict(content)))])
             spec = partial(attempt_of, epoch, planned, gateway=server)
             results[name] = run_rollout(runner, spec, settings.rollout.retries)
     decode_spool(run.lake, redaction)

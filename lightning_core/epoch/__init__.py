@@ -6,7 +6,7 @@ Before:
     task_file.py  tasks, from a file or a function      draw.py        those that a sampler draws
     plan.py       which of them an epoch rolls out      resume.py      rollouts that are finished
     patterns.py   `agent_match` that is computed        finetune.py    epochs of others' rollouts
-    production.py  rollouts of agents in production
+    production.py  rollouts of agents in production     prompts.py     versions of prompts that they are served
 
 Stages:
     stages.py      each done once for what it reads     stage_keys.py  what each reads, as a key

@@ -15,6 +15,7 @@ from lightning_core.epoch.task_file import Task
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.gateway.tokens import GRACE_S
 from lightning_core.lake.manifest import Draw
+from lightning_core.prompts.served import PromptSet
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class PlannedRollout:
     group_id: str
     task: Task
     draw: Draw | None = None  # that its task came in; None where tasks come in laps
+    prompts: PromptSet | None = None  # that it is served; None: the epoch's, see `with_prompts`
 
 
 def plan_training(run: Run, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
@@ -76,17 +78,25 @@ def _safe(task_id: str) -> str:
 def attempt_of(epoch: Epoch, rollout: PlannedRollout, attempt_id: str, gateway: GatewayHandle) -> AttemptSpec:
     """Return what an attempt at a planned rollout is given, with an address and a token of its own at the gateway."""
     name, lasts_s = rollout.rollout_id, epoch.settings.agent.timeout_s + GRACE_S
+    prompts = rollout.prompts
     return AttemptSpec(
         run=epoch.run,
         epoch=epoch.number,
         mode=epoch.mode,
         rollout_id=name,
         attempt_id=attempt_id,
-        group_id=rollout.group_id,
+        group_id=rollout.group_id + "".join(f".{prompt}-{version}" for prompt, version in own_prompts(epoch, rollout)),
         task_id=rollout.task.id,
         task=rollout.task.content,
         base_url=gateway.attempt_url(name, attempt_id),
-        token=gateway.mint(name, attempt_id, epoch.mode, lasts_s),
+        token=gateway.mint(name, attempt_id, epoch.mode, lasts_s, prompts.digest if prompts is not None else None),
         secret=gateway.secret,
         proof=gateway.prove(name, attempt_id, lasts_s),
+        prompts=prompts.delivered() if prompts is not None else {},
     )
+
+
+def own_prompts(epoch: Epoch, rollout: PlannedRollout) -> list[tuple[str, str]]:
+    """Return the (prompt, version) that a rollout has and its epoch has not: its group is another than the others'."""
+    versions = rollout.prompts.versions if rollout.prompts is not None else {}
+    return [(n, v) for n, v in sorted(versions.items()) if epoch.manifest.prompt_versions.get(n) != v]

@@ -2,7 +2,8 @@
 
 The stages in their order, under the names that `--from` takes, and what is in the key of each:
 
-rollouts  the plan with its tasks, the versions sampled from, the agent (settings, source, packages), sampling, the gateway
+rollouts  the plan with its tasks, the versions sampled from, the agent (settings, source, packages), sampling, the gateway,
+          the versions of prompts where the settings have some
 rewards   the key of the rollouts, and the grader (name and source)
 sequences the epoch's range of the spool, what the SQL reads of the settings, the SQL, and the code that runs it
 train     the epoch's sequences, the policy's settings, the seed, the parent version, the trainer's code
@@ -24,7 +25,7 @@ from lightning_core.config import PolicySettings
 from lightning_core.epoch.derive import derive_code, sql_digest
 from lightning_core.epoch.derive_inputs import settings_read
 from lightning_core.epoch.epoch import Epoch, Run
-from lightning_core.epoch.plan import PlannedRollout, plan_training
+from lightning_core.epoch.plan import PlannedRollout, own_prompts, plan_training
 from lightning_core.epoch.task_file import load_tasks
 from lightning_core.lake.manifest import EpochManifest, stage_key
 from lightning_core.loading import grader_digest
@@ -53,7 +54,15 @@ def rollouts_key(epoch: Epoch, planned: list[PlannedRollout]) -> str:
         settings.aliases,
         settings.vllm.model_dump(mode="json", include={"max_model_len", "dtype", "extra_args"}),
         *(["head_in_float32"] if settings.vllm.head_in_float32 else []),
+        *([_prompts(epoch, planned)] if settings.prompts else []),
     )
+
+
+def _prompts(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
+    """What rollouts are served: prompt → its version and the pattern that it takes the place of; and what single ones have instead."""
+    versions = epoch.manifest.prompt_versions
+    served = {name: (versions.get(name), prompt.match) for name, prompt in epoch.settings.prompts.items()}
+    return {"served": served, "own": [(r.rollout_id, own) for r in planned if (own := own_prompts(epoch, r))]}
 
 
 def rewards_key(epoch: Epoch, planned: list[PlannedRollout]) -> str:

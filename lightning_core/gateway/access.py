@@ -29,6 +29,7 @@ class Caller:
     scope: ScopeName
     sender: Sender = "attempt"
     opened: bool = False  # its rollout, by POST /v1/rollouts
+    prompts: str | None = None  # digest of those that its calls are served
 
 
 def _unauthorized(message: str) -> HttpError:
@@ -136,12 +137,12 @@ class Access:
                 f"this needs the token of rollout {rollout_id!r}, attempt {attempt_id!r}: send it as "
                 "`Authorization: Bearer lf-…` (the attempt finds it in OPENAI_API_KEY; it ends some time after the attempt)"
             )
-        return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "path", opened=attempt.opened)
+        return _caller(attempt, "path")
 
     def _by_token(self, token: str | None) -> Caller:
         attempt = self._verify(token)
         if attempt is not None:
-            return Caller(attempt.rollout_id, attempt.attempt_id, attempt.mode, "token")
+            return _caller(attempt, "token")
         if token and is_secret(self.secret, token):
             return Caller(None, None, "evaluate", "none", "secret")
         _refuse_opener(token)
@@ -152,6 +153,12 @@ class Access:
     def _verify(self, token: str | None) -> AttemptScope | None:
         attempt = verify(self.secret, token) if token else None
         return None if attempt is None or self.revoked.has(attempt.rollout_id, attempt.attempt_id) else attempt
+
+
+def _caller(attempt: AttemptScope, scope: ScopeName) -> Caller:
+    return Caller(
+        attempt.rollout_id, attempt.attempt_id, attempt.mode, scope, opened=attempt.opened, prompts=attempt.prompts
+    )
 
 
 def _refuse_opener(token: str | None) -> None:

@@ -91,9 +91,14 @@ class GatewayHandle:
         """Root of an attempt's scope: append `/v1` for `OPENAI_BASE_URL`, nothing for the OTLP endpoint."""
         return f"{self.url}/rollouts/{quote(rollout_id, safe='')}/attempts/{quote(attempt_id, safe='')}"
 
-    def mint(self, rollout_id: str, attempt_id: str, mode: Mode, lasts_s: float = LIFETIME_S) -> str:
-        """The token that opens this attempt's scope for so many seconds: `OPENAI_API_KEY`, and the bearer token for OTLP."""
-        return mint(self.secret, rollout_id, attempt_id, mode, time.time() + lasts_s)
+    def mint(
+        self, rollout_id: str, attempt_id: str, mode: Mode, lasts_s: float = LIFETIME_S, prompts: str | None = None
+    ) -> str:
+        """The token that opens this attempt's scope for so many seconds: `OPENAI_API_KEY`, and the bearer token for OTLP.
+
+        `prompts`: digest of the prompts that its calls are served.
+        """
+        return mint(self.secret, rollout_id, attempt_id, mode, time.time() + lasts_s, prompts=prompts)
 
     def prove(self, rollout_id: str, attempt_id: str, lasts_s: float = LIFETIME_S) -> str:
         """The proof, for so many seconds, that spans are this attempt's, as a resource attribute (`names.PROOF`)."""

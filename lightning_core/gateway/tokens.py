@@ -2,7 +2,8 @@
 
 `lf-<base64url of [rollout_id, attempt_id, mode, expires]>.<base64url of HMAC-SHA256>`, usable as an `OPENAI_API_KEY`; `expires`
 is a Unix time in seconds. Those of before tokens ended have three parts, and are taken for as long as the secret is the same.
-A fifth part says that the rollout was opened over HTTP (lightning_core/gateway/opened.py), so that its agent ends it.
+A fifth part, "opened", says that the rollout was opened over HTTP (lightning_core/gateway/opened.py), so that its agent ends it; a
+sixth is the digest of the prompts that its calls are served (lightning_core/prompts/served.py).
 
 Opener keys: what opens such rollouts and does nothing else, for a while. `lfo-<base64url of [key id, expires]>.<HMAC>`.
 """
@@ -32,19 +33,27 @@ class AttemptScope:
     attempt_id: str
     mode: Mode
     opened: bool = False  # by POST /v1/rollouts: its agent says how it ended
+    prompts: str | None = None  # digest of those that its calls are served; None: as the agent sends them
 
 
 _verified: dict[tuple[str, str], tuple[AttemptScope, float]] = {}  # good tokens and their end, by secret and token
 
 
 def mint(
-    secret: str, rollout_id: str, attempt_id: str, mode: Mode, expires: float | None = None, opened: bool = False
+    secret: str,
+    rollout_id: str,
+    attempt_id: str,
+    mode: Mode,
+    expires: float | None = None,
+    opened: bool = False,
+    prompts: str | None = None,
 ) -> str:
     """Make a token for one attempt, until `expires` (Unix time; default: LIFETIME_S from now); ValueError for an unknown mode."""
     if mode not in get_args(Mode):
         raise ValueError(f"mode {mode!r}: use one of {', '.join(get_args(Mode))}")
     parts = [rollout_id, attempt_id, mode, _until(expires)]
-    return _sealed(secret, PREFIX, _ATTEMPT, [*parts, "opened"] if opened else parts)
+    more = ["opened" if opened else "", *([prompts] if prompts else [])]
+    return _sealed(secret, PREFIX, _ATTEMPT, parts + more if any(more) else parts)
 
 
 def verify(secret: str, token: str) -> AttemptScope | None:
@@ -76,7 +85,7 @@ def _read(secret: str, token: str) -> tuple[AttemptScope | None, float]:
     if len(_verified) >= _REMEMBERED:
         _verified.clear()
     rollout_id, attempt_id, mode, *more = parts
-    scope = AttemptScope(rollout_id, attempt_id, mode, opened=len(more) > 1)
+    scope = AttemptScope(rollout_id, attempt_id, mode, more[1:2] == ["opened"], more[2] if len(more) > 2 else None)
     found = scope, float(more[0]) if more else float("inf")
     _verified[secret, token] = found
     return found

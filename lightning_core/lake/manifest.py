@@ -147,6 +147,7 @@ class EpochManifest(_Manifest):
         str, str
     ] = {}  # policy → version that is trained, and sampled from; none yet while it is `sampled` ahead
     sampled: dict[str, str] = {}  # policy → version sampled from while the epoch before was trained; empty: `versions`
+    prompt_versions: dict[str, str] = {}  # name of a prompt → version that the rollouts are served
     opened_offset: int
     sealed_offset: int | None = None
     planned: list[str] = []  # rollouts that belong to it; others of the same number are not counted

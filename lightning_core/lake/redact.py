@@ -22,7 +22,7 @@ from lightning_core.lake.number_facts import FACTS
 # Names and ids that rows are found, joined and counted by; every other text is rewritten, also of columns to come.
 _IDENTIFIERS = {
     *("rollout_id", "attempt_id", "declared_rollout_id", "declared_attempt_id", "scope", "sender", "refused"),
-    *("run", "mode", "outcome"),
+    *("run", "mode", "outcome", "prompts"),
     *("trace_id", "span_id", "parent_span_id", "kind", "op", "operation", "span_role", "status", "instrumentation"),
     *("group_id", "task_id", "agent_name_source", "policy", "policy_version", "model", "response_id"),
     *("finish_reasons", "untrainable", "tool_call_id", "reward_name", "reward_source"),

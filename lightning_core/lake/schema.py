@@ -73,6 +73,9 @@ _PROMOTED = (
         "group_id", "VARCHAR", "rollouts of one task in one epoch (on `rollout`, `rollout.start`, `rollout.opened`)"
     ),
     Column("task_id", "VARCHAR", "task (on `rollout`, `rollout.start`, `rollout.opened`)"),
+    Column(
+        "prompts", "VARCHAR", "prompt → version that the rollout is served, as JSON (on `rollout` and `rollout.start`)"
+    ),
     Column("task", "VARCHAR", "the task as JSON (on `rollout` and `rollout.opened`)"),
     Column("output", "VARCHAR", "what the agent returned, as JSON (on `rollout` and `rollout.ended`)"),
     Column("outcome", "VARCHAR", "ok, error, timeout or infrastructure (on `rollout` and `rollout.ended`)"),

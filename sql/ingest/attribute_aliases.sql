@@ -17,6 +17,7 @@ SELECT * FROM (VALUES
     ('lightning.mode',                              'mode',                       1, 'text', 'secret'),
     ('lightning.task_id',                           'task_id',                    1, 'text', 'gateway, secret'),
     ('lightning.group_id',                          'group_id',                   1, 'text', 'gateway, secret'),
+    ('lightning.prompts',                           'prompts',                    1, 'text', 'secret'),
     ('lightning.task',                              'task',                       1, 'text', 'gateway, secret'),
     ('lightning.output',                            'output',                     1, 'text', 'gateway, secret'),
     ('lightning.status',                            'outcome',                    1, 'text', 'gateway, secret'),

@@ -21,7 +21,8 @@ WITH executions AS (
         min(end_ns) FILTER (op = 'rollout') AS end_ns,
         min(record_offset) FILTER (op = 'rollout') AS ended_offset,
         min(task) AS task,
-        min(output) AS output
+        min(output) AS output,
+        min(prompts) AS prompts
     FROM spans
     WHERE op IN ('rollout', 'rollout.start')
     GROUP BY rollout_id, attempt_id
@@ -68,5 +69,6 @@ SELECT
     make_timestamp_ns(start_ns) AS started,
     make_timestamp_ns(end_ns) AS ended,
     task,
-    output
+    output,
+    prompts
 FROM judged

@@ -94,6 +94,7 @@ SELECT * FROM (VALUES
     ('token_usage', 'model', 'model that was asked for; NULL: a policy sampled'),
     (NULL, 'served_model', 'name under which the model server answered'),
     ('rollouts', 'demonstration', 'its replies were given to be imitated (sft), not chosen by the policy'),
+    (NULL, 'prompts', 'prompt → version that the rollout was served, as JSON; NULL: the settings had no prompts'),
     ('rollouts', 'weight', 'how many times as often its task was drawn as one of weight 1; NULL: all tasks were drawn alike'),
     (NULL, 'task', 'the task as JSON'),
     (NULL, 'task_text', 'the task''s text'),

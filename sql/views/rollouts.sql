@@ -81,7 +81,8 @@ SELECT
             )
         ELSE results.task
     END AS task_text,
-    results.output
+    results.output,
+    results.prompts
 FROM results
 LEFT JOIN epoch_manifests AS manifests USING (run, epoch, mode)
 LEFT JOIN emitted USING (rollout_id, attempt_id)

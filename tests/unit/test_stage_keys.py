@@ -59,6 +59,7 @@ def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict
         ("rollouts", {"policies": [{"aliases": ["gpt-4o"]}]}),
         ("rollouts", {"vllm": {"max_model_len": 64}}),
         ("rollouts", {"gateway": {"calls_per_rollout": 3}}),
+        ("rollouts", {"prompts": {"writer": {"file": "writer.md"}}}),
         ("rewards", {"reward": {"grader": "tests/e2e/letter_agent.py:grade"}}),
         ("sequences", {"reward": {"failure_reward": 0.5}}),
         ("sequences", {"policies": [{"agent_match": "planner"}]}),
@@ -105,6 +106,16 @@ def test_a_setting_at_its_default_is_in_no_key_of_what_comes_after_the_rollouts(
     written = {"min_spread": 0.0, "too_long": "drop_calls", "training": {"max_passes": 1, "trl": {}}}
     assert keys(settings_of(tmp_path, policies=[written], reward={"weights": {}})) == keys(settings_of(tmp_path))
     assert stage_keys.settings_read(settings_of(tmp_path))[0] == {}
+
+
+def test_a_version_of_a_prompt_or_the_pattern_that_it_replaces_makes_other_rollouts(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, prompts={"writer": {"file": "writer.md"}})
+    before = keys(settings, prompt_versions={"writer": "p0000"})
+    assert keys(settings, prompt_versions={"writer": "p0001"})["rollouts"] != before["rollouts"]
+    matched = settings_of(tmp_path, prompts={"writer": {"file": "elsewhere.md", "match": "You .*"}})
+    assert keys(matched, prompt_versions={"writer": "p0000"})["rollouts"] != before["rollouts"]
+    moved = settings_of(tmp_path, prompts={"writer": {"file": "elsewhere.md"}})
+    assert keys(moved, prompt_versions={"writer": "p0000"})["rollouts"] == before["rollouts"]
 
 
 def test_a_task_that_is_another_under_the_same_id_makes_other_rollouts(tmp_path: Path) -> None:
