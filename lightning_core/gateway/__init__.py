@@ -16,7 +16,7 @@ A call through the gateway:
     gateway.py      the endpoints                       call.py         from request to durable span
     admission.py    which calls may begin now           media.py        files that a message names
     routes.py       which policy a model name means     targets.py      what else it may mean
-    sampling.py     what of a request goes to vLLM
+    sampling.py     what of a request goes to vLLM      prompts.py      the prompts that it is served
     upstream.py     which replica, and retries          http_client.py  HTTP to model servers
     reply.py        ids, logprobs and text of a reply   sse.py          server-sent events
     call_span.py    a call as a span                    call_log.py     a call as a line of the log

@@ -16,6 +16,7 @@ from lightning_core.gateway.http import ClientGone, Handle, HttpError, Receive, 
 from lightning_core.gateway.intake import Intake
 from lightning_core.gateway.opened import OpenedRollouts
 from lightning_core.gateway.otlp_http import Receiver
+from lightning_core.gateway.prompts import Prompts
 from lightning_core.gateway.responses_store import ResponseStore, StoredResponses
 from lightning_core.gateway.router import Router
 from lightning_core.gateway.routes import RouteTable
@@ -100,6 +101,7 @@ def make_app(
         upstreams=upstreams,
         admission=Admission(settings, stats),
         responses=responses,
+        prompts=Prompts(home),
         stats=stats,
         room=intake.room,
         max_body=intake.max_body,

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -49,6 +49,7 @@ class Asked:
     request: dict[str, Any]
     prepared: Prepared
     api_format: ApiFormat
+    replaced: list[dict[str, Any]] = field(default_factory=list)  # messages in which a prompt was
 
 
 class Call:
@@ -252,6 +253,7 @@ class Call:
             upstream_request_id=self._upstream_request_id,
             first_token_ms=self._first_token_ms,
             failure=failure,
+            replaced=asked.replaced,
             aborted=outcome in ("aborted", "broken"),
         )
         traceparent = header(self._scope, b"traceparent")

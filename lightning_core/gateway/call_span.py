@@ -6,7 +6,7 @@ import os
 import re
 import time
 from array import array
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,7 @@ class Outcome:
     first_token_ms: float | None = None
     failure: str | None = None
     aborted: bool = False
+    replaced: Sequence[Mapping[str, Any]] = ()  # messages that were served otherwise than they were sent
 
 
 def encode_call(
@@ -93,6 +94,7 @@ def encode_call(
         names.GEN_AI_INPUT_TOKENS: _count(collected.usage.get("prompt_tokens"), collected.prompt_token_ids),
         names.GEN_AI_OUTPUT_TOKENS: _count(collected.usage.get("completion_tokens"), ids),
         names.GEN_AI_INPUT_MESSAGES: _json(_input_messages(request, prepared)),
+        names.PROMPTS_SERVED: _json(outcome.replaced) if outcome.replaced else None,
         names.GEN_AI_TOOLS: _json(request["tools"]) if request.get("tools") else None,
         names.GEN_AI_OUTPUT_MESSAGES: _json([choice.message for choice in choices]) if choices else None,
         names.PROMPT_TOKEN_IDS: int32_bytes(collected.prompt_token_ids) if collected.prompt_token_ids else None,

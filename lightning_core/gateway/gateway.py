@@ -35,6 +35,7 @@ from lightning_core.gateway.http import (
 )
 from lightning_core.gateway.json_body import AT_ONCE, read_object, read_value
 from lightning_core.gateway.media import check_media
+from lightning_core.gateway.prompts import Prompts
 from lightning_core.gateway.responses_reply import ResponsesFormat, as_items, new_response_id
 from lightning_core.gateway.responses_request import to_chat
 from lightning_core.gateway.responses_store import ResponseStore, Turn
@@ -59,6 +60,7 @@ class Gateway:
     upstreams: Upstreams
     admission: Admission
     responses: ResponseStore
+    prompts: Prompts
     stats: Stats
     room: Room
     max_body: int
@@ -191,15 +193,16 @@ class Gateway:
         try:
             target = await self._target(caller, kind, request)
             self.admission.check(caller, target.label)
+            served = self.prompts.serve(request, caller.prompts)
         except HttpError as error:
             await self._refused(caller, kind, request, scope, error)
             raise
         prepared = (
-            prepare_plain(request, kind, target.model)
+            prepare_plain(served.request, kind, target.model)
             if target.route is None
-            else prepare(request, kind, target.route, caller.mode, target.model)
+            else prepare(served.request, kind, target.route, caller.mode, target.model)
         )
-        call = Call(self, Asked(caller, target, request, prepared, api_format), scope, send)
+        call = Call(self, Asked(caller, target, request, prepared, api_format, served.replaced), scope, send)
         return await until_gone(scope, call.run())
 
 

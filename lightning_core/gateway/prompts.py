@@ -1,0 +1,108 @@
+"""The versions of prompts that a rollout is served take the place of those that its agent sends; the agent stays as it is.
+
+They are looked for in system and developer messages, which calls of every API are by now: a text that begins with a prompt's seed has
+the version instead of it, and what its regex finds is replaced. A longer text is looked for first, the served version itself among
+them: what begins with that, its fields filled in or not, is left alone. White space at a seed's ends does not matter.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lightning_core.gateway.http import unavailable
+from lightning_core.prompts.served import PromptSet, read_set
+from lightning_core.prompts.store import PromptError
+
+_ROLES = ("system", "developer")
+_FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_REMEMBERED = 256  # sets; an epoch has one, or one a candidate
+
+
+@dataclass(frozen=True)
+class Served:
+    """A request with the prompts that it is served. `replaced`: for each message that changed, which and how, for its span."""
+
+    request: dict[str, Any]
+    replaced: list[dict[str, Any]]
+
+
+class Prompts:
+    """Replaces prompts in requests, by the sets of a home."""
+
+    def __init__(self, home: Path) -> None:
+        self._find = lru_cache(_REMEMBERED)(lambda digest: _Replacer(read_set(home, digest)))
+
+    def serve(self, request: dict[str, Any], digest: str | None) -> Served:
+        """Return the request as it goes on; the very same where nothing is replaced. HttpError 503 where the set cannot be read."""
+        messages = request.get("messages")
+        if digest is None or not isinstance(messages, list):
+            return Served(request, [])
+        try:
+            replacer = self._find(digest)
+        except PromptError as error:
+            raise unavailable(str(error)) from None
+        served, replaced = list(messages), []
+        for number, message in enumerate(messages):
+            if not isinstance(message, dict) or message.get("role") not in _ROLES:
+                continue
+            content, by = replacer.content(message.get("content"))
+            if by:
+                served[number] = message | {"content": content}
+                replaced.append({"message": number, "prompts": by, "content": content})
+        return Served(request | {"messages": served}, replaced) if replaced else Served(request, [])
+
+
+class _Replacer:
+    def __init__(self, prompts: PromptSet) -> None:
+        self._texts = {name: prompt.text for name, prompt in prompts.prompts.items()}
+        self._versions = prompts.versions
+        known = [(text.strip(), name) for name, p in prompts.prompts.items() for text in (p.text, *p.seeds)]
+        self._known = sorted(known, key=lambda one: -len(one[0]))
+        self._filled = [re.compile(_with_fields(text.strip())) for text in self._texts.values() if _FIELD.search(text)]
+        self._patterns = [(re.compile(p.match), name) for name, p in prompts.prompts.items() if p.match is not None]
+
+    def content(self, content: Any) -> tuple[Any, dict[str, str]]:
+        """What is served in place of a message's content, and prompt → version that is in it now."""
+        if isinstance(content, str):
+            return self._text(content)
+        if not isinstance(content, list):
+            return content, {}
+        parts: list[Any] = []
+        by: dict[str, str] = {}
+        for part in content:
+            text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+            served, names = self._text(text) if isinstance(text, str) else (None, {})
+            parts.append(part | {"text": served} if names else part)
+            by |= names
+        return parts, by
+
+    def _text(self, text: str) -> tuple[str, dict[str, str]]:
+        begins = len(text) - len(text.lstrip())
+        for known, name in self._known:
+            if text.startswith(known, begins):
+                current = self._texts[name].strip()
+                if known == current:
+                    return text, {}
+                return text[:begins] + current + text[begins + len(known) :], {name: self._versions[name]}
+        if any(current.match(text, begins) for current in self._filled):
+            return text, {}
+        for pattern, name in self._patterns:
+            if (found := pattern.search(text)) is not None:
+                current = _filled(self._texts[name].strip(), found.groupdict())
+                if found[0] == current:
+                    return text, {}
+                return text[: found.start()] + current + text[found.end() :], {name: self._versions[name]}
+        return text, {}
+
+
+def _with_fields(text: str) -> str:
+    """A regex of the text with anything in its fields."""
+    return "(?s:.*?)".join(map(re.escape, _FIELD.split(text)[::2]))
+
+
+def _filled(text: str, fields: dict[str, str | None]) -> str:
+    return _FIELD.sub(lambda field: fields.get(field[1]) or field[0], text)
