@@ -48,9 +48,11 @@ async def _run(agent: Any, task: Any) -> Any:
         model=os.environ[names.ENV_MODEL],
         api_key=os.environ["OPENAI_API_KEY"],
     )
-    resources: dict[str, Any] = {"main_llm": llm}
-    for name, prompt in prompts().items():
-        resources[name] = agentlightning.PromptTemplate(template=prompt["text"], engine="f-string")
+    templates = {
+        name: agentlightning.PromptTemplate(template=found["text"], engine="f-string")
+        for name, found in prompts().items()
+    }
+    resources: dict[str, Any] = {**templates, "main_llm": llm}
     tracer = agentlightning.AgentOpsTracer()
     tracer.init_worker(0)
     provider: Any = trace.get_tracer_provider()

@@ -38,5 +38,19 @@ class Classic(agl.LitAgent[dict[str, Any]]):
 
 
 @agl.rollout
+def prompted(task: dict[str, Any], prompt_template: agl.PromptTemplate) -> float:
+    messages: list[Any] = [{"role": "system", "content": prompt_template.format(who="Ann")}, *_messages(task)]
+    reply = OpenAI().chat.completions.create(model="policy", messages=messages)
+    return float(reply.choices[0].message.content is not None)
+
+
+class Templated(agl.LitAgent[dict[str, Any]]):
+    def training_rollout(self, task: dict[str, Any], resources: agl.NamedResources, rollout: agl.Rollout) -> float:
+        template = resources["writer"]
+        assert isinstance(template, agl.PromptTemplate) and isinstance(resources["main_llm"], agl.LLM)
+        return float(template.format(who="Ann") == "Stories for Ann.")
+
+
+@agl.rollout
 def failing(task: dict[str, Any], llm: agl.LLM) -> float:
     raise ValueError("as agents do")

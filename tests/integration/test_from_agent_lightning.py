@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lightning_core.config import AgentSettings, Settings, TaskSettings
+from lightning_core.config import AgentSettings, PromptSettings, Settings, TaskSettings
 from lightning_core.doctor.canned import canned_model
 from lightning_core.doctor.trial import Trial, try_agent
 from lightning_core.lake import catalog
@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield made
 
 
-def run(server: Rig, agent: str) -> Trial:
+def run(server: Rig, agent: str, **prompts: dict[str, Any]) -> Trial:
     settings = Settings(
         run=agent,
         agent=AgentSettings(
@@ -44,6 +44,7 @@ def run(server: Rig, agent: str) -> Trial:
             environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # it would wait for a download
         ),
         tasks=TaskSettings(train="(none)"),
+        prompts={name: PromptSettings(**prompt) for name, prompt in prompts.items()},
     )
     return try_agent(server.handle, settings, {"task": {"question": "What is 2 + 3?"}})
 
@@ -78,6 +79,21 @@ def test_coroutines_and_classes_too(server: Rig, agent: str, reward: float) -> N
     trial = run(server, agent)
     assert trial.results["task"].status == "ok", trial.results["task"].error
     assert ask(trial, "SELECT reward, calls FROM rollouts WHERE run = ?") == [(reward, 1)]
+
+
+@pytest.mark.parametrize("agent", ["prompted", "Templated"])
+def test_prompts_are_resources(server: Rig, agent: str) -> None:
+    file = server.home / "writer.md"
+    file.write_text("Stories for {who}.")
+    trial = run(server, agent, writer={"file": file})
+    assert trial.results["task"].status == "ok", trial.results["task"].error
+    (found,) = ask(trial, "SELECT reward, prompts FROM rollouts WHERE run = ?")
+    assert found == (1.0, '{"writer": "p0000"}')
+    sent = """
+        SELECT json_extract_string(input_messages, '$[0].content') FROM spans
+        SEMI JOIN (FROM attempts WHERE run = ?) USING (rollout_id, attempt_id) WHERE policy IS NOT NULL
+    """
+    assert ask(trial, sent) == ([("Stories for Ann.",)] if agent == "prompted" else [])
 
 
 def test_what_it_raises_is_the_agents_failure(server: Rig) -> None:
