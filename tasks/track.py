@@ -24,6 +24,7 @@ from lightning_core.events import Rows, shown, when
 from lightning_core.lake import catalog
 from lightning_core.lake.manifest import LakeError, stage_key
 from lightning_core.lake.why import diagnose
+from lightning_core.prompts.store import PromptStore
 from lightning_core.tracking.mlflow_backend import MlflowRun, Status, is_tracked
 from lightning_core.tracking.signals import Signal, backends, epoch_signals
 from lightning_flows.tasks.preflight import evaluation_tasks, training_tasks
@@ -187,3 +188,8 @@ def _versions(epoch: Epoch, run: MlflowRun) -> None:
         if done is not None and done.output["version"] != epoch.manifest.versions[name]:
             run.version(store, done.output["version"])
         run.aliases(store)
+    for name in epoch.manifest.prompt_versions:
+        try:
+            run.prompts(PromptStore(epoch.home, name))
+        except Exception as error:  # noqa: BLE001 - a registry of prompts that MLflow's server lacks ends no run
+            logger().warning("MLflow's registry has no new versions of prompt %s: %s", name, error)

@@ -5,4 +5,5 @@ Rooms:
     mlflow_backend.py  MLflow's record of a run                registry.py        MLflow's registry of versions
     prune.py           versions that go from both              prometheus.py      signals for `/metrics`
     page.py            a run on one page, for Prefect's UI   traces.py  rollouts as MLflow's traces
+    prompts.py         MLflow's registry of prompts
 """

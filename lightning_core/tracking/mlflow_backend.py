@@ -17,9 +17,11 @@ from lightning_core.config import Settings, TrackingSettings
 from lightning_core.files import write_atomic
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import PolicyStore
+from lightning_core.prompts.store import PromptStore
 from lightning_core.settings_file import flat
 from lightning_core.tracking import registry, traces
 from lightning_core.tracking.page import WEIGHED
+from lightning_core.tracking.prompts import register_prompts
 from lightning_core.tracking.signals import Signal
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -119,6 +121,10 @@ class MlflowRun:
     def aliases(self, store: PolicyStore) -> dict[str, str]:
         """Let `current` and `champion` name what the store calls current and best; returns alias → version."""
         return registry.point(self._client, self.run_id, self._model(store), store)
+
+    def prompts(self, store: PromptStore) -> dict[str, str]:
+        """Register a prompt's versions, each once, and let `current` and `champion` name those that the store does."""
+        return register_prompts(self._client, f"{self._settings.run}.prompts.{store.name}", store)
 
     def link(self) -> str:
         """Markdown that leads to the run: by the tracking server's address, else by that of the stack's MLflow UI."""
