@@ -4,7 +4,8 @@
 -- Rule: `recorded_by` is the gateway (with token ids for a policy's calls; calls to frozen models and upstreams have no policy) or
 -- the agent's own instrumentation (calls past the gateway, and production agents).
 -- `twin_of` is the span_id of the record that represents the call. `model` is what the agent asked for, `served_model` the
--- name under which the model server answered: a policy that is still its base, and a frozen model, may share one.
+-- name under which the model server answered: a policy that is still its base, and a frozen model, may share one. `input_messages` are
+-- as the agent sent them, `prompts_served` what the model got in the place of some.
 SELECT
     attempts.run,
     attempts.epoch,
@@ -40,6 +41,7 @@ SELECT
     calls.sampling,
     calls.requested_sampling,
     calls.input_messages,
+    calls.attributes['lightning.prompts_served'] AS prompts_served,
     calls.output_messages,
     calls.prompt_ids,
     calls.response_ids,

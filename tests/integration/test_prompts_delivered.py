@@ -81,10 +81,8 @@ def test_an_agent_stays_as_it_is_and_its_rollouts_say_what_they_were_served(serv
     )  # fmt: skip
     # The record has what was sent and what was served, and agents are told by what they sent.
     calls = """
-        SELECT DISTINCT json_extract_string(input_messages, '$[0].content'),
-            attributes['lightning.prompts_served']::JSON->>'$[0].content'
-        FROM spans SEMI JOIN (FROM attempts WHERE run = ?) USING (rollout_id, attempt_id)
-        WHERE op = 'llm'
+        SELECT DISTINCT json_extract_string(input_messages, '$[0].content'), json_extract_string(prompts_served, '$[0].content')
+        FROM calls WHERE run = ?
     """
     assert (ask(seed, calls), ask(other, calls)) == ([(SEED, None)], [(SEED, BETTER)])
     # What is trained on are the tokens of what was served: the canned model's are of the text.
@@ -102,8 +100,7 @@ def test_prompts_reach_a_callable_that_asks_for_them(server: Rig) -> None:
     assert output["text"] == "Very short stories for Ann {what}."
     assert "there is no such prompt; the settings' `prompts` have writer" in output["unknown"]
     # It had the version already.
-    served = "SELECT count(*) FROM spans SEMI JOIN (FROM attempts WHERE run = ?) USING (rollout_id, attempt_id) WHERE attributes['lightning.prompts_served'] IS NOT NULL"
-    assert ask(trial, served) == [(0,)]
+    assert ask(trial, "SELECT prompts_served FROM calls WHERE run = ?") == [(None,)]
 
 
 def test_prompts_reach_a_command_by_its_environment(server: Rig) -> None:
