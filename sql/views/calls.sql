@@ -41,7 +41,7 @@ SELECT
     calls.sampling,
     calls.requested_sampling,
     calls.input_messages,
-    calls.attributes['lightning.prompts_served'] AS prompts_served,
+    CASE WHEN calls.sender = 'gateway' THEN calls.attributes['lightning.prompts_served'] END AS prompts_served,
     calls.output_messages,
     calls.prompt_ids,
     calls.response_ids,

@@ -23,6 +23,7 @@ from lightning_core.config import SettingsError
 from lightning_core.lake import catalog
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import Lineage
+from lightning_core.prompts.store import PromptStore
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.cli import main
 from tests.docs_blocks import ALL, PAGES, ROOT, Block, outside, write_readme
@@ -53,6 +54,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lineage = Lineage(run="demo", epoch=number - 1, base_model="base", parent=f"v{number - 1:04d}")
         store.publish(write_model(folder / f"out{number}", float(number)), lineage)
     store.set_current("v0003")
+    prompts = PromptStore(folder / "home", "writer")
+    for text in ("You write for {customer}. Be brief.\n", "Write two lines for {customer}.\n"):
+        prompts.read_file(text, Path("prompts/writer.md"))
+    (folder / "better.md").write_text("Write one line for {customer}.\n")
     shutil.copytree(folder / "home", folder / "var")
     (folder / "home").rename(folder / "var/demo")
     return folder
