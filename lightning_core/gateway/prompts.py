@@ -2,7 +2,8 @@
 
 They are looked for in system and developer messages, which calls of every API are by now: a text that begins with a prompt's seed has
 the version instead of it, and what its regex finds is replaced. A longer text is looked for first, the served version itself among
-them: what begins with that, its fields filled in or not, is left alone. White space at a seed's ends does not matter.
+them: what begins with that, its fields filled in or not, is left alone. White space at a seed's ends does not matter. A regex is not
+looked for where the file's only text is served: the agent has it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class _Replacer:
         known = [(text.strip(), name) for name, p in prompts.prompts.items() for text in (p.text, *p.seeds)]
         self._known = sorted(known, key=lambda one: -len(one[0]))
         self._filled = [re.compile(_with_fields(text.strip())) for text in self._texts.values() if _FIELD.search(text)]
-        self._patterns = [(re.compile(p.match), name) for name, p in prompts.prompts.items() if p.match is not None]
+        replaced = {name: p.match for name, p in prompts.prompts.items() if p.seeds != (p.text,)}
+        self._patterns = [(re.compile(match), name) for name, match in replaced.items() if match is not None]
 
     def content(self, content: Any) -> tuple[Any, dict[str, str]]:
         """What is served in place of a message's content, and prompt → version that is in it now."""
@@ -105,4 +107,5 @@ def _with_fields(text: str) -> str:
 
 
 def _filled(text: str, fields: dict[str, str | None]) -> str:
-    return _FIELD.sub(lambda field: fields.get(field[1]) or field[0], text)
+    known = {name: value for name, value in fields.items() if value is not None}
+    return _FIELD.sub(lambda field: known.get(field[1], field[0]), text)

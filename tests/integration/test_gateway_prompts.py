@@ -98,6 +98,19 @@ def test_what_a_regex_finds_is_replaced_and_its_groups_fill_the_fields(server: R
     assert asked(server, wide, "You write for Ann. Well.") == "You write for Ann. Well."
 
 
+def test_a_pattern_replaces_nothing_where_the_agents_own_text_is_what_is_served(server: Rig) -> None:
+    # The file's only text is served, so the agent has it; the pattern finds more of it than its groups fill again.
+    seed = served(SEED, match="You write for .*", version="p0000")
+    for content in ("Hello. You write for Ann. Bye.", "You write for Ann, who is old."):
+        assert asked(server, seed, content) == content
+        assert names.PROMPTS_SERVED not in last(server)
+
+
+def test_a_group_that_found_an_empty_text_fills_its_field_with_it(server: Rig) -> None:
+    prompts = served("Stories{who}, {never}.", match=r"Write(?P<who>( for \w+)?)(?P<never>x)?\.")
+    assert asked(server, prompts, "Write.") == "Stories, {never}."
+
+
 def test_each_prompt_has_its_place(server: Rig) -> None:
     longer = ServedPrompt(version="p0002", text="Judge.", seeds=("You write stories. You judge them.",), match=None)
     assert asked(server, served(critic=longer), "You write stories. You judge them. Now.") == "Judge. Now."
