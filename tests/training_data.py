@@ -73,6 +73,7 @@ def write_parquet(sequences: list[Sequence], path: Path, owner: str = "policy", 
         "prompt_length": pa.array([s.prompt_length for s in sequences], pa.int32()),
         "loss_mask": pa.array([s.loss_mask.astype(int).tolist() for s in sequences], pa.list_(pa.uint8())),
         "logprobs": pa.array([s.logprobs.tolist() for s in sequences], pa.list_(pa.float32())),
+        "tokenized": pa.array([s.tokenized for s in sequences], pa.bool_()),
         "advantages": pa.array([s.advantages.tolist() for s in sequences], pa.list_(pa.float32())),
     }
     for name, values in replaced.items():

@@ -42,6 +42,10 @@ class SftSettings(Section):
     passes: int = Field(
         1, ge=1, description="how often the examples are trained on, each time in `steps_per_epoch` steps"
     )
+    without_ids: Literal["drop", "tokenize"] = Field(
+        "drop",
+        description="calls without token ids, of models elsewhere: left out and counted, or tokenized by the policy's chat template and flagged in `sequences`; imported chats always are",
+    )
 
 
 class PolicySettings(Section):

@@ -190,7 +190,7 @@ def _share(con: duckdb.DuckDBPyConnection, name: str, bucket: Bucket) -> pa.Tabl
 
 def _create(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
     con.register("arrived", table)
-    con.execute(f"CREATE TABLE {name} AS FROM arrived")
+    con.execute(f"CREATE OR REPLACE TABLE {name} AS FROM arrived")
     con.unregister("arrived")
 
 

@@ -31,6 +31,7 @@ from lightning_core.epoch.derive_inputs import (
     sql_files,
 )
 from lightning_core.epoch.epoch import Epoch
+from lightning_core.epoch.tokenize import make_tokenized
 from lightning_core.lake import sql
 from lightning_core.lake.retain import require_spans
 from lightning_core.lake.unique_places import require_unique
@@ -62,7 +63,10 @@ def sql_digest(policies: list[PolicySettings]) -> str:
 @cache
 def derive_code() -> str:
     """Digest of what runs the SQL: derived by other code, an epoch is derived again."""
-    files = [Path(__file__).with_name(name) for name in ("derive.py", "derive_inputs.py", "buckets.py", "patterns.py")]
+    files = [
+        Path(__file__).with_name(name)
+        for name in ("derive.py", "derive_inputs.py", "buckets.py", "patterns.py", "tokenize.py")
+    ]
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
@@ -91,7 +95,9 @@ def derive(
     train = epoch.mode == "train"
     with opened(epoch) as con:
         _make_known(con, epoch)
-        known = buckets.tables(con)
+        known = buckets.tables(con) - {"tokenized_calls"}
+        if train:
+            make_tokenized(con, epoch)
         parts = buckets.cut(con, MEMORY_GB, spans_a_bucket)
         narrow = KEPT_REWARDS + (KEPT_TRIPLETS if train else ())
         gathered = narrow + (GATHERED if train else ())

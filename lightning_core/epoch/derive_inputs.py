@@ -31,6 +31,8 @@ GIVEN = frozenset(
             "examples",
             "estimates",
             "known_prompts",
+            "tokenizing",
+            "tokenized_calls",
         ),
         *("reward_settings", "reward_weights", "policy_weights", "air_rules"),
     )
@@ -60,11 +62,25 @@ _ESTIMATOR_KEYS = ("policy", "group_id", "agent", "step", "rollout_id", "attempt
 _ESTIMATES = {"group_rollouts": "BIGINT", "group_mean": "DOUBLE", "group_std": "DOUBLE", "left_out": "VARCHAR"}
 
 
+# `tokenized_calls`: what epoch/tokenize.py makes of the text of calls without token ids.
+TOKENIZED = pa.schema(
+    [
+        *((name, pa.string()) for name in ("rollout_id", "attempt_id")),
+        ("record_offset", pa.int64()),
+        ("record_index", pa.int32()),
+        ("policy", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("flaw", pa.string()),
+    ]
+)
+
+
 def sql_files(policies: list[PolicySettings]) -> tuple[str, ...]:
     """Return the names of the SQL files that run for these policies: their text is in the stage's key."""
     own = (f"advantages/{e}" for e in _estimators(policies) if not e.endswith(".sql"))
     kept = (*KEPT_REWARDS, *KEPT_TRIPLETS, *CHECKS, *CHECKS_OF_TRAINING, *KEPT_ADVANTAGES, "sequences")
-    run = sql.steps("span_tree", "epoch_spans", *kept, there=GIVEN)
+    run = sql.steps("span_tree", "epoch_spans", "foreign_calls", *kept, there=GIVEN)
     return tuple(sorted({*run, *own, "triplets/air_defaults", "macros"}))
 
 
@@ -165,6 +181,18 @@ def make_inputs(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
     _table(con, "policy_weights", {key: (kind, [row[i] for row in own]) for i, (key, kind) in enumerate(kinds.items())})
     _air_rules(con, reward.air)
     _examples(con, policies)
+    taker = tokenizing_policy(policies)
+    _table(
+        con,
+        "tokenizing",
+        {
+            "policy": (pa.string(), [taker.name] if taker else []),
+            "every": (pa.bool_(), [taker.examples.without_ids == "tokenize"] if taker else []),
+        },
+    )
+    con.register("tokenized_arrow", TOKENIZED.empty_table())
+    con.execute("CREATE TABLE tokenized_calls AS FROM tokenized_arrow")
+    con.unregister("tokenized_arrow")
     prompts = manifest.prompts or {}
     _table(
         con,
@@ -228,6 +256,12 @@ def make_advantages(con: duckdb.DuckDBPyConnection, policies: list[PolicySetting
             [estimator],
         )
     sql.create(con, "advantages/advantages")
+
+
+def tokenizing_policy(policies: list[PolicySettings]) -> PolicySettings | None:
+    """The policy that takes what has no token ids as examples: of those that imitate the first that says so, else the first."""
+    imitating = [policy for policy in policies if policy.imitates]
+    return next((p for p in imitating if p.examples.without_ids == "tokenize"), next(iter(imitating), None))
 
 
 def _estimators(policies: list[PolicySettings]) -> list[str]:
@@ -327,8 +361,8 @@ def _version(epoch: EpochManifest, policy: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def _model_files(epoch: Epoch, policy: PolicySettings) -> list[Path]:
-    """Where the config.json of the version that is trained may be: an adapter's is its base model's."""
+def model_files(epoch: Epoch, policy: PolicySettings) -> list[Path]:
+    """Where config.json and tokenizer of the version that is trained may be: an adapter's are its base model's."""
     version = epoch.manifest.versions.get(policy.name, "-")
     files = [epoch.policies[policy.name].folder / version / "config.json"]
     return files if policy.lora is None else files + config_files(policy.model, epoch.settings.models)
@@ -336,7 +370,7 @@ def _model_files(epoch: Epoch, policy: PolicySettings) -> list[Path]:
 
 def _vocabulary(epoch: Epoch, policy: PolicySettings) -> int | None:
     """Number of token ids of the version that is trained, where a config.json says so."""
-    for file in _model_files(epoch, policy):
+    for file in model_files(epoch, policy):
         with contextlib.suppress(OSError, ValueError):
             config = json.loads(file.read_text())
             size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
@@ -347,7 +381,7 @@ def _vocabulary(epoch: Epoch, policy: PolicySettings) -> int | None:
 
 def _generation_defaults(epoch: Epoch, policy: PolicySettings) -> dict[str, float]:
     """What vLLM samples with where a request says nothing, as far as the model's generation_config.json says it."""
-    for file in _model_files(epoch, policy):
+    for file in model_files(epoch, policy):
         with contextlib.suppress(OSError, ValueError):
             config = json.loads(file.with_name("generation_config.json").read_text())
             return {key: config[key] for key in _FILLED_IN if isinstance(config.get(key), int | float)}

@@ -41,7 +41,7 @@ _COLUMNS = {
     "left_out VARCHAR",
     "sequences": "sequence_id VARCHAR, policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, "
     "call_ids VARCHAR[], policy_version VARCHAR, prompt_length INTEGER, token_ids INTEGER[], loss_mask UTINYINT[], "
-    "logprobs FLOAT[], reward DOUBLE, advantage DOUBLE, advantages FLOAT[]",
+    "logprobs FLOAT[], reward DOUBLE, advantage DOUBLE, advantages FLOAT[], tokenized BOOLEAN",
     "training_rows": "policy VARCHAR, step INTEGER, sequence_id VARCHAR, logprobs FLOAT[], entropies FLOAT[], ratios FLOAT[], "
     "loss_weights FLOAT[], clipped BOOLEAN[]",
     "finetune_rollouts": "source_run VARCHAR, source_epoch BIGINT, rollout_id VARCHAR, began_ns BIGINT, left_out VARCHAR",

@@ -45,6 +45,7 @@ class Sequence:
     loss_mask: np.ndarray  # bool, True where the token was sampled and is trained
     logprobs: np.ndarray  # float32, of sampling; 0 where not trained
     advantages: np.ndarray  # float32; 0 where not trained
+    tokenized: bool = False  # its trained tokens are of a text, not sampled: their logprobs say nothing
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -81,7 +82,7 @@ def read_sequences(path: Path, *, policy: str, vocabulary: int, max_tokens: int)
     rows: list[Sequence] = []
     left_out: Counter[str] = Counter()
     seen: set[str] = set()
-    for number, named in enumerate(table.select([*_TEXT, "prompt_length"]).to_pylist()):
+    for number, named in enumerate(table.select([*_TEXT, "prompt_length", "tokenized"]).to_pylist()):
         where = f"{path}: sequence {named['sequence_id']!r} of rollout {named['rollout_id']!r}"
         missing = [name for name, value in named.items() if value is None]
         if missing:
@@ -118,7 +119,7 @@ def _read_table(path: Path) -> pa.Table:
         raise TrainingDataError(f"{path}: no such file of sequences") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise TrainingDataError(f"{path}: not a readable Parquet file: {error}") from None
-    missing = [name for name in (*_TEXT, *_LISTS, "prompt_length") if name not in table.column_names]
+    missing = [name for name in (*_TEXT, *_LISTS, "prompt_length", "tokenized") if name not in table.column_names]
     if missing:
         raise TrainingDataError(f"{path}: columns missing: {', '.join(missing)}")
     return table

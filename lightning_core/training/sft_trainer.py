@@ -60,6 +60,8 @@ class ExampleTrainer(Stepping, PlannedSFTTrainer):
 
     def _compare_with_sampling(self) -> None:
         step = self.planned[0]
+        if any(s.tokenized for batch in step.micro_batches for s in batch.sequences):
+            return  # a text was tokenized by these weights' own tokenizer, and nothing says how likely it was
         likely = sum(
             float(s.logprobs[s.loss_mask].sum())
             for batch in step.micro_batches

@@ -3,13 +3,14 @@
 -- Inputs: kept_triplets, triplets.
 -- Rule: the tokens are those of the last call's prompt and response; what was sampled on the way is trained
 -- (loss_mask 1), what came between (tool results, user turns, calls that are left out) is context. Every list has one
--- entry a token. `reward` is the rollout's, as this policy is rewarded, `advantage` the mean over the trained calls.
+-- entry a token. `tokenized`: any of what is trained was not sampled, but is text that the policy's chat template was given. `reward` is the rollout's, as this policy is rewarded, `advantage` the mean over the trained calls.
 WITH joined AS (
     SELECT
         kept.sequence_id,
         list(call_id || '.' || choice ORDER BY place) FILTER (trained) AS call_ids,
         min(triplets.policy_version) FILTER (trained) AS policy_version,
         min(kept.prompt_tokens) FILTER (trained) AS prompt_length,
+        bool_or(triplets.tokenized) FILTER (trained) AS tokenized,
         list_avg(list(advantage ORDER BY place) FILTER (trained)) AS advantage,
         list({
             'context': context_tokens,
@@ -37,7 +38,8 @@ SELECT
     flatten([list_concat(list_resize([]::FLOAT[], p.context, 0), p.logprobs) FOR p IN joined.parts]) AS logprobs,
     ends.reward,
     joined.advantage,
-    flatten([list_resize(list_resize([]::FLOAT[], p.context, 0), p.tokens, p.advantage) FOR p IN joined.parts]) AS advantages
+    flatten([list_resize(list_resize([]::FLOAT[], p.context, 0), p.tokens, p.advantage) FOR p IN joined.parts]) AS advantages,
+    joined.tokenized
 FROM kept_triplets AS ends
 JOIN triplets USING (call_id, choice)
 JOIN joined ON joined.sequence_id = ends.sequence_id

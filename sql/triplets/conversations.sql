@@ -2,7 +2,7 @@
 -- Grain: one row per call of an attempt in which a call that is not the first goes on from none.
 -- `prompt`: hash of the prompt. `opening`: hash of the leading system messages and the first other one. `said`: hash of all messages up to the last
 -- reply among them. `replies`: one a choice, hash of all messages and the reply to them.
--- Inputs: triplet_ends, followed_calls, call_rows, spans.
+-- Inputs: triplet_ends, followed_calls, call_rows, spans, tokenized_calls.
 -- Rule: messages are the same where role, content, and the tool calls' names and arguments are. Where no messages were
 -- recorded, the first 64 tokens of the prompt stand for the opening.
 WITH calls AS (
@@ -21,14 +21,15 @@ texts AS (
         calls.rollout_id,
         calls.attempt_id,
         calls.policy,
-        hash(spans.prompt_ids) AS prompt,
-        hash(spans.prompt_ids[1:64]) AS beginning,
+        hash(coalesce(spans.prompt_ids, tokenized.prompt_ids)) AS prompt,
+        hash(coalesce(spans.prompt_ids, tokenized.prompt_ids)[1:64]) AS beginning,
         messages_of(spans.input_messages) AS asked,
         messages_of(spans.output_messages) AS answered
     FROM calls
     SEMI JOIN asked USING (rollout_id, attempt_id, policy)
     JOIN call_rows USING (call_id)
     JOIN spans USING (record_offset, record_index)
+    LEFT JOIN tokenized_calls AS tokenized USING (record_offset, record_index)
 ),
 hashed AS (
     SELECT

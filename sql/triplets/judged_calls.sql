@@ -1,9 +1,9 @@
 -- Which LLM calls of the epoch's rollouts train a policy, and why the others do not: the narrow part of `policy_calls`,
 -- which is all that rewards and triplets need of it.
 -- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
--- Inputs: nodes, span_agents, llm_twins, agent_spans, candidate_agents, reward_operation_spans, sampled_calls,
+-- Inputs: nodes, span_agents, llm_twins, call_rows, agent_spans, candidate_agents, reward_operation_spans, sampled_calls,
 -- rollout_rewards, policy_totals, bucket, policies, reward_settings.
--- Rule: a call trains the policy that sampled it, as that policy samples, if the policy's agent_match takes the call's
+-- Rule: a call trains the policy that sampled it (or that tokenized its text: only one that `imitates` does), as that policy samples, if the policy's agent_match takes the call's
 -- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
 -- before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the
 -- policy's temperature and top_p alone, where what the request left open is what the model's generation_config.json says
@@ -17,13 +17,15 @@ WITH calls AS (
         nodes.node,
         nodes.attempt,
         nodes.status,
-        nodes.policy,
+        coalesce(nodes.policy, call_rows.policy) AS policy,
         nodes.policy_version,
+        coalesce(call_rows.tokenized, false) AS tokenized,
         tree.agent,
         tree.ambiguous
     FROM nodes
     JOIN span_agents AS tree USING (node)
     ANTI JOIN llm_twins ON llm_twins.node = nodes.node
+    LEFT JOIN call_rows ON call_rows.call_id = nodes.node
     WHERE nodes.op = 'llm'
 ),
 rewards AS (
@@ -112,7 +114,7 @@ SELECT
         WHEN sampled.untrainable IS NOT NULL AND chosen_otherwise.untrainable IS NULL THEN 'untrainable: ' || sampled.untrainable
         WHEN sampled.flaw IS NOT NULL THEN sampled.flaw
         WHEN distorted.other_sampling AND policies.other_sampling = 'drop' AND NOT policies.imitates THEN 'other_sampling'
-        WHEN policies.max_version_lag IS NOT NULL AND (versions.oldest IS NULL OR policies.version IS NULL) THEN 'unknown_version'
+        WHEN policies.max_version_lag IS NOT NULL AND NOT calls.tokenized AND (versions.oldest IS NULL OR policies.version IS NULL) THEN 'unknown_version'
         WHEN policies.version - versions.oldest > policies.max_version_lag THEN 'stale'
         WHEN reward_operation_spans.node IS NOT NULL THEN 'reward_operation'
         WHEN calls.ambiguous

@@ -1,7 +1,8 @@
 -- What is known of the calls that policies of the settings sampled without reading their tokens.
 -- Grain: one row per call of call_rows. `unmeasured`: its tokens have to be read, since its file was written before spans had
 -- their extremes. `highest_logprob` is NaN where any is.
--- Inputs: call_rows, spans, policies.
+-- What was tokenized has no logprobs (0 each) and may have a flaw already.
+-- Inputs: call_rows, spans, policies, tokenized_calls.
 SELECT
     call_rows.call_id,
     call_rows.record_offset,
@@ -9,18 +10,24 @@ SELECT
     policies.vocabulary,
     spans.choice_lengths,
     spans.sampling,
-    spans.untrainable,
+    CASE WHEN NOT call_rows.tokenized THEN spans.untrainable END AS untrainable,
     CASE WHEN policies.truncated = 'drop' THEN spans.finish_reasons END AS finish_reasons,
-    spans.prompt_id_count AS prompt_tokens,
-    spans.response_id_count AS response_tokens,
-    spans.logprob_count AS logprobs,
-    spans.lowest_token_id,
-    spans.highest_token_id,
+    tokenized.flaw,
+    call_rows.prompt_tokens,
+    call_rows.response_tokens,
+    CASE WHEN call_rows.tokenized THEN call_rows.response_tokens ELSE spans.logprob_count END AS logprobs,
+    CASE WHEN call_rows.tokenized THEN 0 ELSE spans.lowest_token_id END AS lowest_token_id,
+    CASE
+        WHEN call_rows.tokenized THEN greatest(list_max(tokenized.prompt_ids), list_max(tokenized.response_ids))
+        ELSE spans.highest_token_id
+    END AS highest_token_id,
     spans.lowest_logprob,
-    spans.highest_logprob,
-    coalesce(spans.prompt_id_count, spans.response_id_count) IS NOT NULL
+    CASE WHEN call_rows.tokenized THEN 0 ELSE spans.highest_logprob END AS highest_logprob,
+    NOT call_rows.tokenized
+        AND coalesce(spans.prompt_id_count, spans.response_id_count) IS NOT NULL
         AND spans.logprob_count IS NULL
         AND spans.lowest_token_id IS NULL AS unmeasured
 FROM call_rows
 JOIN spans USING (record_offset, record_index)
+LEFT JOIN tokenized_calls AS tokenized USING (record_offset, record_index)
 JOIN policies ON policies.policy = call_rows.policy

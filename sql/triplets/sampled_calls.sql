@@ -1,7 +1,7 @@
 -- What was sampled, and whether its token ids and logprobs can be trained on; they themselves stay in `spans`.
 -- Grain: one row per call of call_rows. `flaw` says why not: `no_token_ids` (also: as many
 -- logprobs or choices as there are not), `empty_response`, `bad_token_ids` (negative, or past the vocabulary where that is
--- known), `bad_logprobs` (above 0 by more than rounding, infinite, NaN).
+-- known), `bad_logprobs` (above 0 by more than rounding, infinite, NaN); or why its text could not be tokenized.
 -- `finish_reasons`: a JSON list, one a choice, where the policy leaves out what was truncated.
 -- Inputs: measured_calls, spans.
 WITH read AS (
@@ -30,6 +30,7 @@ SELECT
     untrainable,
     finish_reasons,
     CASE
+        WHEN flaw IS NOT NULL THEN flaw
         WHEN prompt_tokens IS NULL OR response_tokens IS NULL OR logprobs IS NULL THEN 'no_token_ids'
         WHEN response_tokens = 0 THEN 'empty_response'
         WHEN prompt_tokens = 0

@@ -26,6 +26,7 @@ SELECT
     call_rows.prompt_tokens,
     choices.tokens_before,
     coalesce(choices.response_tokens, call_rows.response_tokens) AS response_tokens,
+    call_rows.tokenized,
     call_rows.record_offset,
     call_rows.record_index
 FROM call_returns

@@ -1,7 +1,7 @@
 -- (prompt ids, response ids, reward): what a policy can learn from.
 -- Grain: one row per choice of a call that trains, as in triplet_rows. A view: tokens are read from `spans` where they are
 -- asked for.
--- Inputs: triplet_rows, spans.
+-- Inputs: triplet_rows, spans, tokenized_calls. Rule: nothing was sampled of what was `tokenized`: its logprobs are 0.
 SELECT
     this.call_id,
     this.choice,
@@ -12,10 +12,18 @@ SELECT
     this.reward,
     this.prompt_tokens,
     this.response_tokens,
-    spans.prompt_ids,
-    CASE WHEN len(spans.response_ids) = this.response_tokens THEN spans.response_ids
-        ELSE spans.response_ids[this.tokens_before + 1:this.tokens_before + this.response_tokens] END AS response_ids,
-    CASE WHEN len(spans.response_ids) = this.response_tokens THEN spans.response_logprobs
-        ELSE spans.response_logprobs[this.tokens_before + 1:this.tokens_before + this.response_tokens] END AS response_logprobs
+    coalesce(spans.prompt_ids, tokenized.prompt_ids) AS prompt_ids,
+    CASE
+        WHEN this.tokenized THEN tokenized.response_ids
+        WHEN len(spans.response_ids) = this.response_tokens THEN spans.response_ids
+        ELSE spans.response_ids[this.tokens_before + 1:this.tokens_before + this.response_tokens]
+    END AS response_ids,
+    CASE
+        WHEN this.tokenized THEN list_resize([]::FLOAT[], this.response_tokens, 0)
+        WHEN len(spans.response_ids) = this.response_tokens THEN spans.response_logprobs
+        ELSE spans.response_logprobs[this.tokens_before + 1:this.tokens_before + this.response_tokens]
+    END AS response_logprobs,
+    this.tokenized
 FROM triplet_rows AS this
 JOIN spans USING (record_offset, record_index)
+LEFT JOIN tokenized_calls AS tokenized USING (record_offset, record_index)
