@@ -27,6 +27,7 @@ from lightning_flows.flows.command import (
 )
 from lightning_flows.flows.display import says_more_than_prefect, verbose_option
 from lightning_flows.flows.doctor import doctor
+from lightning_flows.flows.import_command import import_
 from lightning_flows.flows.init_command import init
 from lightning_flows.flows.lake_commands import explain, ingest, lake, sql
 from lightning_flows.flows.policy_commands import policies
@@ -312,24 +313,9 @@ def _remove_former(home: Path) -> None:
 
 
 for _command in (
-    *(
-        check,
-        deploy,
-        doctor,
-        down,
-        evaluate,
-        explain,
-        finetune,
-        ingest,
-        init,
-        lake,
-        learn,
-        policies,
-        prompts,
-        regrade,
-        report,
-    ),
-    *(roll_out, serve, settings, sql, token, train, train_epoch, ui, up, what_if, why),
+    *(check, deploy, doctor, down, evaluate, explain, finetune, import_, ingest, init, lake, learn),
+    *(policies, prompts, regrade, report, roll_out, serve, settings, sql, token, train, train_epoch, ui),
+    *(up, what_if, why),
 ):
     main.add_command(_command)
 

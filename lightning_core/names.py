@@ -8,6 +8,8 @@ ROLLOUT_ID = "lightning.rollout_id"
 ATTEMPT_ID = "lightning.attempt_id"
 PROOF = "lightning.proof"  # resource attribute, for exporters that send no token: see otlp/proof.py; it is not stored
 
+IMPORTED = "lightning.imported"  # resource attribute: what `lightning-flows import` read it from (`chat`, …)
+
 # The two spans every execution leaves: `rollout.start` when it begins, the root `rollout` after its process has exited.
 SPAN_ROLLOUT_START = "rollout.start"
 SPAN_ROLLOUT = "rollout"

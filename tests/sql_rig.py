@@ -19,7 +19,7 @@ RETURNS = (
 )
 TRIPLETS = (
     "call_id BIGINT, choice BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, group_id VARCHAR, policy VARCHAR, "
-    "policy_version VARCHAR, agent VARCHAR, prompt_tokens INTEGER, response_tokens INTEGER, prompt_ids INTEGER[], response_ids INTEGER[], response_logprobs FLOAT[], "
+    "policy_version VARCHAR, agent VARCHAR, prompt_tokens INTEGER, response_tokens INTEGER, prompt_ids INTEGER[], response_ids INTEGER[], response_logprobs FLOAT[], tokenized BOOLEAN, "
     "reward DOUBLE"
 )
 ROWS = "call_id BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, record_offset BIGINT, record_index INTEGER"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_core.config import PolicySettings, VllmSettings
+from lightning_core.config import GatewaySettings, PolicySettings, VllmSettings
 from lightning_core.epoch.epoch import Run
 from lightning_core.gateway.handle import GatewayError, GatewayHandle
 from lightning_core.lake.manifest import LakeError
@@ -77,15 +77,22 @@ def vllm_asleep(run: Run, services: Services) -> Iterator[None]:
 @contextlib.contextmanager
 def gateway_running(run: Run, say: Say = logger.info) -> Iterator[GatewayHandle]:
     """The gateway alone: for work on rollouts that are there, which samples nothing."""
+    with gateway_of(run.home, run.settings.gateway, say) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def gateway_of(home: Path, settings: GatewaySettings, say: Say = logger.info) -> Iterator[GatewayHandle]:
+    """The gateway of a home: the one that runs, or one that is started, and stopped in the end."""
     with contextlib.ExitStack() as stack:
-        owner = _owner(run.home)
+        owner = _owner(home)
         ours = owner.claim()
         if ours:
             stack.callback(owner.release)
-        server = GatewayHandle.find(run.home)
+        server = GatewayHandle.find(home)
         if server is None:
             say("starting the gateway")
-            server = GatewayHandle.start(run.home, run.settings.gateway, run.home / "logs" / "gateway.log")
+            server = GatewayHandle.start(home, settings, home / "logs" / "gateway.log")
             stack.callback(server.stop)
         elif ours:
             stack.callback(end_group, server.pid, created(server.pid), 30)

@@ -149,8 +149,11 @@ class GatewayHandle:
         Raises DeliveryError with what the gateway said.
         """
         bodies = (encode_request({names.ROLLOUT_ID: r, names.ATTEMPT_ID: a}, found) for r, a, found in spans)
-        # Messages of protobuf one after another are one message, with the resources of all.
-        post_request(self.url, {"Authorization": f"Bearer {self.secret}"}, b"".join(bodies))
+        self.post(b"".join(bodies))
+
+    def post(self, body: bytes) -> None:
+        """An OTLP request of several: messages of protobuf one after another are one message, with the resources of all."""
+        post_request(self.url, {"Authorization": f"Bearer {self.secret}"}, body)
 
     def begin_round(self, name: str, round_id: str) -> None:
         """Grant claims of this round of that name alone from now on; see lightning_core.gateway.admin.Claims."""

@@ -1,0 +1,64 @@
+"""`lightning-flows import`: what ran elsewhere becomes rollouts of the lake, for `finetune`. No Prefect in here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from lightning_core.config import GatewaySettings, SettingsError
+from lightning_core.settings_file import load_settings
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")  # of a run, as in the settings
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--from", "source", type=click.Choice(["chat"]), required=True, help="What the file holds.")
+@click.option("--run", help="Run that it becomes an epoch of; `finetune.runs` names it. Default: the name of the file.")
+@click.option(
+    "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of the settings, or var."
+)
+@click.option(
+    "--settings",
+    "settings_file",
+    type=click.Path(path_type=Path),
+    help="Settings file, read for `home` and the sections `lake:` and `gateway:`.",
+)
+def import_(file: Path, source: str, run: str | None, home: Path | None, settings_file: Path | None) -> None:
+    """Import demonstrations into the lake, each once, for `finetune` (policies with `algorithm: sft`).
+
+    chat: OpenAI's JSONL for finetuning, a chat a line: {"messages": […], "tools": […]}.
+    """
+    from lightning_core.epoch.chat_file import read_chats
+    from lightning_core.epoch.imported import Imports, import_rollouts
+    from lightning_core.epoch.services import gateway_of
+    from lightning_core.lake.lake import Lake
+    from lightning_core.lake.redact import Redaction
+
+    settings = load_settings(settings_file) if settings_file is not None else None
+    home = home or (settings.home if settings is not None else Path("var"))
+    run = run or file.name.split(".")[0]
+    if not _NAME.fullmatch(run):
+        raise SettingsError(f"{run!r} is no name for a run (letters, digits, _ -); give one with --run")
+
+    def shown(done: Imports) -> None:
+        click.echo(f"{done.rollouts:,} rollouts, {done.spans:,} calls …", err=True)
+
+    redaction = Redaction.of(settings.lake) if settings is not None else None
+    with gateway_of(home, settings.gateway if settings is not None else GatewaySettings()) as gateway:
+        done = import_rollouts(
+            Lake(home), gateway, run, source, lambda now_ns: read_chats(file, now_ns), redaction, shown
+        )
+    for bad in done.bad:
+        click.echo(f"{bad.where}: {bad.why}", err=True)
+    if done.dropped > len(done.bad):
+        click.echo(f"… and {done.dropped - len(done.bad):,} more", err=True)
+    counts = f"{done.rollouts:,} rollouts with {done.spans:,} spans"
+    counts += f"; {done.known:,} were there already" if done.known else ""
+    counts += f"; {done.dropped:,} dropped (see above)" if done.dropped else ""
+    if done.epoch is None and not done.known:
+        raise SettingsError(f"{file}: nothing of it can be imported ({counts})")
+    where = f"epoch {done.epoch} of run {run}" if done.epoch is not None else "nothing new"
+    click.echo(f"{where}: {counts}")

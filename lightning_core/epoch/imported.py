@@ -1,0 +1,170 @@
+"""Rollouts that ran elsewhere, read from a file: they become an epoch of a run of their own, which `finetune.runs` names.
+
+Each is there once: its id is made of its content, and what an epoch of the home has planned already does not come again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from lightning_core import names
+from lightning_core.epoch.decoding import decode_spool, ingest
+from lightning_core.gateway.handle import GatewayHandle
+from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest, LakeError, Source
+from lightning_core.lake.redact import Redaction
+from lightning_core.otlp.spans import STATUS_ERROR, STATUS_OK, SpanData, encode_request
+
+logger = logging.getLogger(__name__)
+
+_POST_BYTES = 4 << 20  # of one request
+_DECODE_BYTES = 256 << 20  # sent, after which the spool is decoded and freed
+_SHOWN = 10  # bad parts that are named each
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A rollout of a file."""
+
+    rollout_id: str
+    spans: list[SpanData]
+    task: str | None = None  # JSON
+    output: str | None = None  # JSON
+    outcome: str = "ok"
+    error: str | None = None
+    reward: float | None = 1.0  # of an example that somebody chose; None: its spans say it
+
+
+@dataclass(frozen=True)
+class BadPart:
+    """What no rollout can be made of: where, and why, with the remedy."""
+
+    where: str
+    why: str
+
+
+@dataclass
+class Imports:
+    """What an import did."""
+
+    run: str
+    epoch: int | None = None  # None: nothing was new
+    rollouts: int = 0
+    spans: int = 0
+    known: int = 0  # were there already, or came twice in the file
+    bad: list[BadPart] = field(default_factory=list)  # the first of them
+    dropped: int = 0
+
+
+OnProgress = Callable[[Imports], None]
+
+
+def import_rollouts(
+    lake: Lake,
+    gateway: GatewayHandle,
+    run: str,
+    source: str,
+    found: Callable[[int], Iterable[Imported | BadPart]],
+    redaction: Redaction | None,
+    on_progress: OnProgress,
+) -> Imports:
+    """Put the rollouts that `found` yields (given the time at which they count as imported) into the next epoch of `run`.
+
+    An import that was killed begins anew: the rollouts of its try lie before its epoch, and count for nothing. Raises LakeError
+    where the run is in the middle of an epoch, or its lake takes no spans.
+    """
+    done = Imports(run)
+    with lake.working_on(run):
+        decode_spool(lake, redaction)
+        epoch = _opened(lake, run)
+        known = {rollout for other in lake.manifests.epochs(mode="train") for rollout in other.planned}
+        body: list[bytes] = []
+        size = sent = 0
+        for one in _new(found(time.time_ns()), known, done):
+            made = _encoded(one, epoch, source)
+            body.append(made)
+            size, done.rollouts = size + len(made), done.rollouts + 1
+            done.spans += len(one.spans)
+            epoch.planned.append(one.rollout_id)
+            if size >= _POST_BYTES:
+                gateway.post(b"".join(body))
+                body, size, sent = [], 0, sent + size
+                on_progress(done)
+            if sent >= _DECODE_BYTES:
+                decode_spool(lake, redaction)
+                sent = 0
+        if not epoch.planned:
+            lake.manifests.drop_epoch(epoch)
+            ingest(lake, redaction)
+            return done
+        gateway.post(b"".join(body))
+        epoch.sealed_offset = ingest(lake, redaction).decoded_offset
+        counts = {"rollouts": done.rollouts, "known": done.known, "dropped": done.dropped}
+        for stage in ("rollouts", "record"):  # so that the run's next epoch is another
+            epoch.finish(stage, source, counts, 0.0)
+        lake.manifests.put_epoch(epoch)
+        lake.rebuild_catalog()
+        done.epoch = epoch.epoch
+    return done
+
+
+def _opened(lake: Lake, run: str) -> EpochManifest:
+    """The run's next epoch, behind all that was received."""
+    number = lake.manifests.next_epoch(run)
+    before = lake.manifests.epoch(run, number)
+    if before is not None and (before.stages or before.versions):
+        raise LakeError(
+            f"epoch {number} of run {run!r} is not finished; finish it, or import under another name (--run NAME)"
+        )
+    epoch = EpochManifest(run=run, epoch=number, opened_offset=lake.end(), sources=[Source(run=run, epoch=number)])
+    lake.manifests.put_epoch(epoch)
+    return epoch
+
+
+def _new(found: Iterable[Imported | BadPart], known: set[str], done: Imports) -> Iterator[Imported]:
+    for one in found:
+        if isinstance(one, BadPart):
+            done.dropped += 1
+            if len(done.bad) < _SHOWN:
+                done.bad.append(one)
+        elif one.rollout_id in known:
+            done.known += 1
+        else:
+            known.add(one.rollout_id)
+            yield one
+
+
+def _encoded(one: Imported, epoch: EpochManifest, source: str) -> bytes:
+    """The OTLP request of a rollout: its spans, its reward, and the root that says which epoch it is of."""
+    attempt_id = f"{epoch.opened_offset:x}"  # of this try
+    start, end = min(s.start_ns for s in one.spans), max(s.end_ns for s in one.spans)
+    trace_id = one.spans[0].trace_id
+    root = SpanData(names.SPAN_ROLLOUT, start, end, trace_id, _own_id(one, 1))
+    root.attributes = {
+        names.ROLLOUT_ID: one.rollout_id,
+        names.ATTEMPT_ID: attempt_id,
+        names.RUN: epoch.run,
+        names.EPOCH: epoch.epoch,
+        names.MODE: "train",
+        names.TASK_ID: one.rollout_id,
+        names.GROUP_ID: one.rollout_id,
+        names.TASK: one.task,
+        names.OUTPUT: one.output,
+        names.STATUS: one.outcome,
+        names.ERROR: one.error,
+    }
+    root.status, root.status_message = STATUS_OK if one.outcome == "ok" else STATUS_ERROR, one.error or ""
+    spans = [*one.spans, root]
+    if one.reward is not None:
+        attributes = {names.REWARD: one.reward, names.REWARD_NAME: "reward", names.REWARD_SOURCE: "agent"}
+        spans.append(SpanData(names.SPAN_REWARD, end, end, trace_id, _own_id(one, 2), attributes=attributes))
+    resource = {names.ROLLOUT_ID: one.rollout_id, names.ATTEMPT_ID: attempt_id, names.IMPORTED: source}
+    return encode_request(resource, spans)
+
+
+def _own_id(one: Imported, number: int) -> str:
+    return hashlib.sha256(f"{one.rollout_id}#{number}".encode()).hexdigest()[:16]
