@@ -7,8 +7,8 @@ SELECT
     nodes.attempt,
     policies.policy,
     nodes.policy_version,
-    coalesce(nodes.prompt_tokens, len(tokenized.prompt_ids)) AS prompt_tokens,
-    coalesce(nodes.response_tokens, len(tokenized.response_ids)) AS response_tokens,
+    coalesce(nodes.prompt_tokens, len(tokenized.prompt_ids)::INTEGER) AS prompt_tokens,
+    coalesce(nodes.response_tokens, len(tokenized.response_ids)::INTEGER) AS response_tokens,
     tokenized.policy IS NOT NULL AS tokenized,
     nodes.record_offset,
     nodes.record_index
