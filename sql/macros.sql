@@ -15,6 +15,28 @@ CREATE OR REPLACE MACRO call_id_of(of_run, of_epoch, number) AS of_run || '/' ||
 -- Messages of a recorded prompt or reply, read from their JSON; NULL where they are none.
 CREATE OR REPLACE MACRO messages_of(text) AS
     TRY(from_json(text, '[{"role": "VARCHAR", "content": "VARCHAR", "tool_calls": [{"function": {"name": "VARCHAR", "arguments": "VARCHAR"}}]}]'));
+-- A message, and a tool call in one, as OpenAI writes them in JSON.
+CREATE OR REPLACE MACRO openai_message(role, content, tool_calls, answers) AS
+    json_object('role', role, 'content', content, 'tool_calls', tool_calls, 'tool_call_id', answers);
+CREATE OR REPLACE MACRO openai_call(id, name, arguments) AS
+    json_object('id', id, 'type', 'function', 'function', json_object('name', name, 'arguments', coalesce(arguments, '{}')));
+-- JSON as a text: of a JSON string what it says.
+CREATE OR REPLACE MACRO said_in(value) AS CASE WHEN json_type(value) = 'VARCHAR' THEN value ->> '$' ELSE value::VARCHAR END;
+-- OpenAI's messages of GenAI's, whose parts are texts, tool calls and their responses (and thoughts, which are left out); NULL where
+-- one has another part.
+CREATE OR REPLACE MACRO openai_messages(text) AS
+    list_transform(
+        from_json(text, '[{"role": "VARCHAR", "parts": [{"type": "VARCHAR", "content": "JSON", "id": "VARCHAR", "name": "VARCHAR", "arguments": "JSON", "response": "JSON", "result": "JSON"}]}]'),
+        lambda m: CASE
+            WHEN NOT list_has_all(['text', 'tool_call', 'tool_call_response', 'reasoning'], [p.type FOR p IN m.parts]) THEN NULL
+            ELSE openai_message(
+                m.role,
+                array_to_string([said_in(coalesce(p.content, p.response, p.result)) FOR p IN m.parts IF p.type IN ('text', 'tool_call_response')], chr(10)),
+                nullif([openai_call(p.id, p.name, said_in(p.arguments)) FOR p IN m.parts IF p.type = 'tool_call'], []),
+                list_any_value([p.id FOR p IN m.parts IF p.type = 'tool_call_response'])
+            )
+        END
+    );
 -- Hash of a message, said by `said_by`: equal where role, content, and the tool calls' names and arguments are.
 CREATE OR REPLACE MACRO message_hash(message, said_by) AS
     hash(said_by, coalesce(message.content, ''), coalesce([(t.function.name, t.function.arguments) FOR t IN message.tool_calls], []));

@@ -59,7 +59,7 @@ def choose(epoch: Epoch, choice: Choice, now_ns: int) -> Chosen:
             """
             CREATE TABLE learn_choice AS
             SELECT ?::VARCHAR AS run, ?::BIGINT AS epoch, ?::BIGINT AS since_ns, ?::BIGINT AS until_ns,
-                ?::BIGINT AS ended_before_ns, ?::VARCHAR AS group_by
+                ?::BIGINT AS ended_before_ns, ?::VARCHAR AS group_by, ?::BOOLEAN AS without_ids
             """,
             [
                 epoch.run,
@@ -68,6 +68,7 @@ def choose(epoch: Epoch, choice: Choice, now_ns: int) -> Chosen:
                 _ns(choice.until),
                 now_ns - int(choice.silent_s * 1e9),
                 choice.group_by,
+                any(p.imitates and p.examples.without_ids == "tokenize" for p in epoch.settings.policies),
             ],
         )
         wanted = choice.attributes

@@ -69,6 +69,8 @@ class Template:
 
 def make_tokenized(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
     """Fill `tokenized_calls`. Raises SettingsError where the policy's tokenizer is not there."""
+    if tokenizing_policy(epoch.settings.policies) is None:
+        return
     sql.create(con, "triplets/foreign_calls", "VIEW")
     calls = con.cursor().sql("FROM foreign_calls ORDER BY record_offset, record_index").to_arrow_reader(_AT_ONCE)
     template: Template | None = None
@@ -109,7 +111,7 @@ def _tokenized(template: Template, rows: list[dict[str, Any]]) -> pa.Table:
     prompts = template.ids([prompt for prompt, _ in texts.values()])
     replies = template.ids([reply for _, reply in texts.values()])
     made = {
-        place: (prompt, template.turn(reply, rows[place]["cut_off"]))
+        place: (prompt, template.turn(reply, bool(rows[place]["cut_off"])))
         for place, prompt, reply in zip(texts, prompts, replies, strict=True)
     }
     return pa.Table.from_pylist(
@@ -128,7 +130,7 @@ def openai_message(message: Any) -> dict[str, Any]:
 
     Raises ValueError for what is no message, or has parts that are no text.
     """
-    if not isinstance(message, dict):
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError("no message")
     found = {key: value for key, value in message.items() if value is not None}
     if isinstance(found.get("content"), list):

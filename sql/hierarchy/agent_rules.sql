@@ -33,6 +33,8 @@ SELECT * FROM (VALUES
     (15, 'attribute', 'operation.name',        NULL,                         '^(.+)$',     ['agent'],             'operation.name'),
     (16, 'attribute', 'traceloop.entity.name', NULL,                         '^(.+)$',     ['agent'],             'traceloop.entity.name'),
     -- AgentOps in LangChain: a chain's name
-    (17, 'attribute', 'langchain.chain.type',  NULL,                         '^(.+)$',     ['chain', 'workflow', 'task', 'other'], 'langchain.chain.type')
+    (17, 'attribute', 'langchain.chain.type',  NULL,                         '^(.+)$',     ['chain', 'workflow', 'task', 'other'], 'langchain.chain.type'),
+    -- MLflow, which writes JSON: a traced function
+    (18, 'attribute', 'mlflow.spanFunctionName', NULL,                       '^"?(.+?)"?$', ['agent'],            'mlflow.spanFunctionName')
 ) AS rules (rank, source, key, path, pattern, ops, says)
 ORDER BY rank

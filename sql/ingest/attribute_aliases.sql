@@ -30,6 +30,7 @@ SELECT * FROM (VALUES
     ('openinference.span.kind',                     'span_role',                  1, 'text', NULL),
     ('traceloop.span.kind',                         'span_role',                  2, 'text', NULL),
     ('agentops.span.kind',                          'span_role',                  3, 'text', NULL),
+    ('mlflow.spanType',                             'span_role',                  4, 'text', NULL),
     ('gen_ai.conversation.id',                      'conversation_id',            1, 'text', NULL),
     ('session.id',                                  'conversation_id',            2, 'text', NULL),
     ('traceloop.association.properties.session_id', 'conversation_id',            3, 'text', NULL),

@@ -21,9 +21,11 @@ WITH said AS (
             WHEN lower(operation) IN ('invoke_agent', 'create_agent') THEN 'agent'
             WHEN lower(operation) = 'embeddings' THEN 'embedding'
             WHEN lower(operation) = 'invoke_workflow' THEN 'workflow'
-            WHEN lower(span_role) IN (
+            -- MLflow writes JSON
+            WHEN lower(trim(span_role, '"')) = 'chat_model' THEN 'llm'
+            WHEN lower(trim(span_role, '"')) IN (
                 'llm', 'tool', 'agent', 'embedding', 'retriever', 'reranker', 'guardrail', 'evaluator', 'chain', 'workflow', 'task'
-            ) THEN lower(span_role)
+            ) THEN lower(trim(span_role, '"'))
             ELSE 'other'
         END AS meant,
         CASE
@@ -82,15 +84,15 @@ concluded AS MATERIALIZED (
                 json_extract_string(attributes['output.value'], '$.generations[0][0].message.kwargs.response_metadata.id')
             )
         END AS response_id,
-        CASE WHEN op = 'tool' THEN coalesce(tool_name, attributes['traceloop.entity.name']) ELSE tool_name END AS tool_name,
+        CASE WHEN op = 'tool' THEN coalesce(tool_name, attributes['traceloop.entity.name'], trim(attributes['mlflow.spanFunctionName'], '"')) ELSE tool_name END AS tool_name,
         CASE
             WHEN op = 'tool' AND tool_arguments IS NULL
-                THEN coalesce(attributes['input.value'], attributes['traceloop.entity.input'], attributes['agentops.entity.input'])
+                THEN coalesce(attributes['input.value'], attributes['traceloop.entity.input'], attributes['agentops.entity.input'], attributes['mlflow.spanInputs'])
             ELSE tool_arguments
         END AS tool_arguments,
         CASE
             WHEN op = 'tool' AND tool_result IS NULL
-                THEN coalesce(attributes['output.value'], attributes['traceloop.entity.output'], attributes['agentops.entity.output'])
+                THEN coalesce(attributes['output.value'], attributes['traceloop.entity.output'], attributes['agentops.entity.output'], attributes['mlflow.spanOutputs'])
             ELSE tool_result
         END AS tool_result,
         reward,

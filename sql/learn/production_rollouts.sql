@@ -2,7 +2,7 @@
 -- Grain: one row per (rollout_id, attempt_id) that sent spans and that no run rolled out. `group_id`: the rollouts whose
 -- rewards are compared. `task`, `output`: JSON, as they were given where the rollout was opened and ended at the gateway (NULL:
 -- not given). `reply`: the last that a model answered, JSON. `left_out` says why the epoch does not learn from it; NULL: it does.
--- Inputs: spans, learn_choice (one row: run, epoch, since_ns, until_ns, ended_before_ns, group_by), learn_attributes
+-- Inputs: spans, learn_choice (one row: run, epoch, since_ns, until_ns, ended_before_ns, group_by, without_ids: calls without token ids are learned from too), learn_attributes
 -- (key, value), learn_filtered (rollout_id, attempt_id).
 -- Rule: a rollout is over when its agent has ended it, or when it has been silent for a while; of several ends the first counts.
 -- A failure is learned from also where it came before the first call. A rollout is learned from once: a root span says by which
@@ -15,7 +15,7 @@ WITH executions AS (
         arg_min(start_ns, record_offset) FILTER (op = 'rollout.ended') AS ended_ns,
         coalesce(ended_ns, max(coalesce(end_ns, start_ns)) FILTER (op <> 'rollout')) AS end_ns,
         min(record_offset) AS first_offset,
-        count(*) FILTER (op = 'llm' AND response_id_count > 0) AS sampled_calls,
+        count(*) FILTER (op = 'llm' AND (response_id_count > 0 OR (SELECT without_ids FROM learn_choice))) AS sampled_calls,
         any_value(group_id) FILTER (op = 'rollout.opened') AS opened_group,
         any_value(task_id) FILTER (op = 'rollout.opened') AS task_id,
         any_value(task) FILTER (op = 'rollout.opened') AS task,
