@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,7 +16,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")  # of a run, as in the set
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--from", "source", type=click.Choice(["chat"]), required=True, help="What the file holds.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Choice(["chat", "otlp", "openinference", "mlflow"]),
+    required=True,
+    help="What the file holds.",
+)
 @click.option("--run", help="Run that it becomes an epoch of; `finetune.runs` names it. Default: the name of the file.")
 @click.option(
     "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of the settings, or var."
@@ -29,11 +36,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")  # of a run, as in the set
 def import_(file: Path, source: str, run: str | None, home: Path | None, settings_file: Path | None) -> None:
     """Import demonstrations into the lake, each once, for `finetune` (policies with `algorithm: sft`).
 
-    chat: OpenAI's JSONL for finetuning, a chat a line: {"messages": […], "tools": […]}.
+    chat: OpenAI's JSONL for finetuning, a chat a line: {"messages": […], "tools": […]}. otlp: traces in OTLP/JSON, whole or a
+    request a line, or in protobuf (.pb). openinference: spans as Phoenix exports them. mlflow: traces as MLflow writes them in JSON.
+    `policies[].sft.without_ids: tokenize` trains on traces.
     """
     from lightning_core.epoch.chat_file import read_chats
-    from lightning_core.epoch.imported import Imports, import_rollouts
+    from lightning_core.epoch.imported import BadPart, Imported, Imports, import_rollouts
     from lightning_core.epoch.services import gateway_of
+    from lightning_core.epoch.trace_file import read_traces
     from lightning_core.lake.lake import Lake
     from lightning_core.lake.redact import Redaction
 
@@ -47,10 +57,12 @@ def import_(file: Path, source: str, run: str | None, home: Path | None, setting
         click.echo(f"{done.rollouts:,} rollouts, {done.spans:,} calls …", err=True)
 
     redaction = Redaction.of(settings.lake) if settings is not None else None
+
+    def found(now_ns: int) -> Iterator[Imported | BadPart]:
+        return read_chats(file, now_ns) if source == "chat" else read_traces(file, source)
+
     with gateway_of(home, settings.gateway if settings is not None else GatewaySettings()) as gateway:
-        done = import_rollouts(
-            Lake(home), gateway, run, source, lambda now_ns: read_chats(file, now_ns), redaction, shown
-        )
+        done = import_rollouts(Lake(home), gateway, run, source, found, redaction, shown)
     for bad in done.bad:
         click.echo(f"{bad.where}: {bad.why}", err=True)
     if done.dropped > len(done.bad):

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from lightning_core import names
-from lightning_core.epoch.imported import BadPart, Imported
+from lightning_core.epoch.imported import BadPart, Imported, group_of
 from lightning_core.otlp.spans import SpanData
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -54,7 +54,16 @@ def _chat(line: bytes, now_ns: int) -> Imported:
     digest = hashlib.sha256(content).hexdigest()
     spans = [_call(digest, now_ns + i * _CALL_NS, said[:n], said[n], tools) for i, n in enumerate(trained)]
     question = next((one.get("content") for one in said if one["role"] == "user"), None)
-    return Imported(f"chat-{digest[:32]}", spans, task=json.dumps({"prompt": question}), output=json.dumps(said[-1]))
+    end_ns, groups = spans[-1].end_ns, [group_of(spans)]
+    return Imported(
+        f"chat-{digest[:32]}",
+        digest[:32],
+        now_ns,
+        end_ns,
+        groups,
+        task=json.dumps({"prompt": question}),
+        output=json.dumps(said[-1]),
+    )
 
 
 def _message(number: int, message: Any) -> dict[str, Any]:

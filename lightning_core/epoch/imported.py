@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from lightning_core import names
 from lightning_core.epoch.decoding import decode_spool, ingest
@@ -17,7 +18,8 @@ from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest, LakeError, Source
 from lightning_core.lake.redact import Redaction
-from lightning_core.otlp.spans import STATUS_ERROR, STATUS_OK, SpanData, encode_request
+from lightning_core.otlp.messages import Envelope, parse_envelope
+from lightning_core.otlp.spans import SCOPE, STATUS_ERROR, STATUS_OK, SpanData, encode_request
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +29,32 @@ _SHOWN = 10  # bad parts that are named each
 
 
 @dataclass(frozen=True)
+class Group:
+    """Spans of one resource and scope, as OTLP's bytes of each."""
+
+    resource: bytes
+    scope: bytes
+    spans: list[bytes]
+
+
+@dataclass(frozen=True)
 class Imported:
-    """A rollout of a file."""
+    """A rollout of a file. `task`, `output`: JSON; `rewards`: by their names, where its spans do not say them."""
 
     rollout_id: str
-    spans: list[SpanData]
-    task: str | None = None  # JSON
-    output: str | None = None  # JSON
+    trace_id: str
+    start_ns: int
+    end_ns: int
+    groups: list[Group]
+    task: str | None = None
+    output: str | None = None
     outcome: str = "ok"
     error: str | None = None
-    reward: float | None = 1.0  # of an example that somebody chose; None: its spans say it
+    rewards: Mapping[str, float] = field(default_factory=lambda: {"reward": 1.0})  # somebody chose it as an example
+
+    @property
+    def spans(self) -> int:
+        return sum(len(group.spans) for group in self.groups)
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,7 @@ def import_rollouts(
             made = _encoded(one, epoch, source)
             body.append(made)
             size, done.rollouts = size + len(made), done.rollouts + 1
-            done.spans += len(one.spans)
+            done.spans += one.spans
             epoch.planned.append(one.rollout_id)
             if size >= _POST_BYTES:
                 gateway.post(b"".join(body))
@@ -138,15 +156,18 @@ def _new(found: Iterable[Imported | BadPart], known: set[str], done: Imports) ->
             yield one
 
 
+def group_of(spans: list[SpanData], resource: Mapping[str, Any] | None = None, scope: str = SCOPE) -> Group:
+    """Spans of ours as a group."""
+    above = parse_envelope(encode_request(resource or {}, spans, scope)).resource_spans[0]
+    return Group(above.resource, above.scope_spans[0].scope, list(above.scope_spans[0].spans))
+
+
 def _encoded(one: Imported, epoch: EpochManifest, source: str) -> bytes:
-    """The OTLP request of a rollout: its spans, its reward, and the root that says which epoch it is of."""
+    """The OTLP request of a rollout: its spans, its rewards, and the root that says which epoch it is of."""
     attempt_id = f"{epoch.opened_offset:x}"  # of this try
-    start, end = min(s.start_ns for s in one.spans), max(s.end_ns for s in one.spans)
-    trace_id = one.spans[0].trace_id
-    root = SpanData(names.SPAN_ROLLOUT, start, end, trace_id, _own_id(one, 1))
-    root.attributes = {
-        names.ROLLOUT_ID: one.rollout_id,
-        names.ATTEMPT_ID: attempt_id,
+    whose = {names.ROLLOUT_ID: one.rollout_id, names.ATTEMPT_ID: attempt_id}
+    root = SpanData(names.SPAN_ROLLOUT, one.start_ns, one.end_ns, one.trace_id, _own_id(one, 0))
+    root.attributes = whose | {
         names.RUN: epoch.run,
         names.EPOCH: epoch.epoch,
         names.MODE: "train",
@@ -158,12 +179,19 @@ def _encoded(one: Imported, epoch: EpochManifest, source: str) -> bytes:
         names.ERROR: one.error,
     }
     root.status, root.status_message = STATUS_OK if one.outcome == "ok" else STATUS_ERROR, one.error or ""
-    spans = [*one.spans, root]
-    if one.reward is not None:
-        attributes = {names.REWARD: one.reward, names.REWARD_NAME: "reward", names.REWARD_SOURCE: "agent"}
-        spans.append(SpanData(names.SPAN_REWARD, end, end, trace_id, _own_id(one, 2), attributes=attributes))
-    resource = {names.ROLLOUT_ID: one.rollout_id, names.ATTEMPT_ID: attempt_id, names.IMPORTED: source}
-    return encode_request(resource, spans)
+    own = [root]
+    for number, (name, value) in enumerate(one.rewards.items(), 1):
+        attributes = {names.REWARD: value, names.REWARD_NAME: name, names.REWARD_SOURCE: "agent"}
+        times = (one.end_ns, one.end_ns)
+        own.append(SpanData(names.SPAN_REWARD, *times, one.trace_id, _own_id(one, number), attributes=attributes))
+    ours = group_of(own, whose | {names.IMPORTED: source})
+    envelope = Envelope()
+    for group in (*one.groups, ours):
+        # Messages of protobuf one after another are one message; of an attribute that is there twice the last counts.
+        above = envelope.resource_spans.add(resource=group.resource + ours.resource)
+        above.scope_spans.add(scope=group.scope, spans=group.spans)
+    body: bytes = envelope.SerializeToString()
+    return body
 
 
 def _own_id(one: Imported, number: int) -> str:

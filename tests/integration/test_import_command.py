@@ -105,3 +105,16 @@ def test_chats_become_rollouts_once_and_a_version_is_trained_on_them(tmp_path: P
     assert trained(found[0]) == "4<|im_end|>"
     assert trained(found[1]) == "<call>calc 12*7<|im_end|>84<|im_end|>", "a reply of weight 0 is context"
     assert "wrong" in tokenizer.decode(found[1][2]) and '"name": "calc"' in tokenizer.decode(found[1][2])
+
+
+def test_traces_of_mlflow_and_phoenix_are_trained_on_where_the_settings_say_so(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for source, file in (("mlflow", "mlflow.json"), ("openinference", "phoenix.json")):
+        done = imported(ROOT / "tests" / "data" / "imports" / file, home, source, "--run", source)
+        assert done.stdout == f"epoch 0 of run {source}: 1 rollouts with 4 spans\n", done.stderr
+    printed = finetuned(tmp_path, ["mlflow", "openinference"], without_ids="tokenize")
+    assert printed["rollouts"] == 2 and printed["trained"]["policy"]["metrics"]["steps"] == 1
+    with connect(home / "lake") as con:
+        found = con.execute("SELECT tokenized, len(call_ids) FROM sequences WHERE run = 'taught'").fetchall()
+        assert found == [(True, 2)] * 2, "both calls of a trace are one sequence"
+        assert con.execute("SELECT count(*) FROM exclusions WHERE run = 'taught'").fetchall() == [(0,)]
