@@ -114,6 +114,11 @@ class Settings(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two policies are called {name!r}; routing is by name, so give each its own")
+        taking = [p.name for p in policies if p.examples.without_ids == "tokenize"]
+        if len(taking) > 1:
+            raise ValueError(
+                f"`sft.without_ids: tokenize` of {' and '.join(taking)}: a call without token ids can train one; leave it to one policy"
+            )
         if len(policies) > 1:
             full = [p.name for p in policies if p.lora is None]
             if full:

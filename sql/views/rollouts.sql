@@ -6,7 +6,7 @@
 -- `reward` is the last finite one emitted, one named `reward` first, and `success` is not known. `calls` counts every call
 -- once; `response_tokens` are theirs. `weight`: how many times as often its task was drawn as one of weight 1
 -- (`tasks.sampler`); NULL if no task was drawn more often than another. `demonstration`: a policy that imitates (sft) took a reply of it
--- that was given (structured outputs, a prefilled text): its output is no achievement of the policy, whatever its reward. `task_text` is the task's text: of a JSON object its first
+-- that was given (structured outputs, a prefilled text), or it was imported: its output is no achievement of the policy, whatever its reward. `task_text` is the task's text: of a JSON object its first
 -- key of question, prompt, problem, instruction, task, text, query, input; else the task as it is.
 WITH results AS (
     SELECT *, count(*) OVER (PARTITION BY run, epoch, mode, rollout_id) AS attempts
@@ -48,6 +48,8 @@ shown AS (
     WHERE calls.other_sampling
         AND is_given(spans.untrainable)
         AND coalesce(calls.left_out <> 'failed_call' AND NOT starts_with(calls.left_out, 'untrainable'), true)
+    UNION
+    SELECT DISTINCT rollout_id, attempt_id FROM spans WHERE op = 'rollout' AND resource['lightning.imported'] IS NOT NULL
 )
 SELECT
     results.run,

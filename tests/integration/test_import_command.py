@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,23 +15,6 @@ from tests.tiny_model import make_tiny_llama
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
-TOOL = {"type": "function", "function": {"name": "calc", "parameters": {"type": "object", "properties": {}}}}
-CALL = {"id": "c1", "type": "function", "function": {"name": "calc", "arguments": '{"expression": "12*7"}'}}
-CHATS: list[Any] = [
-    {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]},
-    {
-        "messages": [
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "12*7?"},
-            {"role": "assistant", "content": "wrong", "weight": 0},
-            {"role": "user", "content": "Use the tool."},
-            {"role": "assistant", "content": None, "tool_calls": [CALL]},
-            {"role": "tool", "tool_call_id": "c1", "content": "84"},
-            {"role": "assistant", "content": "84"},
-        ],
-        "tools": [TOOL],
-    },
-]
 # The tiny model's template does not write tool calls; models for tools do.
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
@@ -73,7 +55,7 @@ def finetuned(tmp_path: Path, runs: list[str], **sft: Any) -> Any:
 
 def test_chats_become_rollouts_once_and_a_version_is_trained_on_them(tmp_path: Path) -> None:
     home, file = tmp_path / "home", tmp_path / "demos.jsonl"
-    lines = [json.dumps(chat) for chat in CHATS]
+    lines = (ROOT / "tests" / "data" / "imports" / "demonstrations.jsonl").read_text().splitlines()
     file.write_text("\n".join([lines[0], "{broken", lines[1], lines[0], '{"messages": [{"role": "user"}]}']) + "\n")
     first = imported(file, home)
     assert first.returncode == 0, first.stderr
@@ -92,8 +74,10 @@ def test_chats_become_rollouts_once_and_a_version_is_trained_on_them(tmp_path: P
             "SELECT tokenized, len(call_ids), token_ids, loss_mask FROM sequences WHERE run = 'taught' ORDER BY len(call_ids)"
         ).fetchall()
         calls = con.execute("SELECT count(*) FROM spans WHERE op = 'llm'").fetchall()
-        fates = con.execute("SELECT run, epoch, reward, state FROM rollouts WHERE run = 'demos'").fetchall()
-    assert calls == [(3,)] and fates == [("demos", 0, 1.0, "counts")] * 2
+        fates = con.execute(
+            "SELECT run, epoch, reward, state, demonstration FROM rollouts WHERE run = 'demos'"
+        ).fetchall()
+    assert calls == [(3,)] and fates == [("demos", 0, 1.0, "counts", True)] * 2
     assert [row[:2] for row in found] == [(True, 1), (True, 2)]
     from transformers import AutoTokenizer
 

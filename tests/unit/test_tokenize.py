@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from lightning_core.config import PolicySettings
 from lightning_core.epoch.production import Choice, choose
 from tests.lake_maker import SECOND, Attempt, derived, settings, table
 from tests.tiny_model import make_tiny_tokenizer
@@ -86,6 +88,13 @@ def test_only_sft_trains_on_it_and_only_where_the_settings_say_so(tmp_path: Path
     for row in chat.rows:
         row["sender"] = "attempt"
     assert made(tmp_path / "posed", chat.rows, algorithm="sft") == ([], ["other_policy"]), "an agent says it is a chat"
+
+
+def test_two_policies_that_take_it_are_an_error(tmp_path: Path) -> None:
+    lora = {"rank": 2}
+    taking = [PolicySettings.model_validate({"name": name, "lora": lora} | TAKING) for name in ("a", "b")]
+    with pytest.raises(ValidationError, match="of a and b: a call without token ids can train one"):
+        settings(tmp_path, policies=taking)
 
 
 def test_a_sampled_sequence_beside_it_is_not_flagged(tmp_path: Path) -> None:
