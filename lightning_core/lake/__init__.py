@@ -18,4 +18,5 @@ Asking:
     text_table.py    rows as text                    explain.py       why a rollout was trained on
     explain_view.py  the same, for a terminal        user_sql.py      SQL of a user: it only reads, and ends
     why.py           what is wrong with a run        held.py          views that are computed once
+    conversation.py  messages of a call as text
 """

@@ -2,7 +2,7 @@
 
 What is shown:
     figures.py       the SQL of sql/page over the catalog    rollout.py  one rollout, with its calls and its group
-    conversation.py  messages, each shown once               tokens.py   sampled tokens as text
+    tokens.py        sampled tokens as text
     charts.py        curves, bars, time lines as SVG         words.py    addresses, numbers, the rule of a reward
     asking.py        SQL and saved questions
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_core.lake.conversation import Message, messages_of, new_messages
 from lightning_core.lake.explain import explain, query, repaired_tree, why_not
 from lightning_core.lake.manifest import LakeError
-from lightning_core.ui.conversation import Message, messages_of, new_messages
 from lightning_core.ui.figures import Figures, Row, filled
 from lightning_core.ui.tokens import Token, tokenizer_of, tokens_of
 from lightning_core.ui.words import number

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from lightning_core.events import named
-from lightning_core.ui.conversation import Message
+from lightning_core.lake.conversation import Message
 from lightning_core.ui.rollout import Call, Seen
 
 _MESSAGES = 4  # of a call that are shown; the others are counted
