@@ -28,6 +28,8 @@ PROMPT = [
     {"role": "user", "content": "Result: 6. What is the answer?"},
     {"role": "assistant", "content": "6"},
 ]
+if os.environ.get("CALCULATOR_EXAMPLES") == "no":
+    PROMPT = PROMPT[:1]
 
 provider = TracerProvider()
 if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
