@@ -76,6 +76,7 @@ def data_page() -> str:
         ("plan", "Which tasks an epoch tries again"),
         ("learn", "What production agents sent, and what of it is trained on"),
         ("finetune", "Which recorded rollouts a finetuning reads"),
+        ("prompts", "What a search for prompts reads of its rollouts"),
         ("explain", "What `lightning-flows explain` queries"),
         ("page", "What the page (`lightning-flows ui`) queries"),
         ("what_if", "What `lightning-flows what-if` compares"),

@@ -220,6 +220,16 @@ def evaluate(
     _print(result)
 
 
+@settings_command("optimize-prompts")
+def optimize_prompts(settings: Settings) -> None:
+    """Search for better versions of the agent's prompts (`prompt_search`); no weights change. Resumes where an earlier call stopped."""
+    with flow_of(settings, "evaluate"):
+        from lightning_flows.flows.optimize_prompts import optimize_prompts as run
+
+        result = run(settings)
+    _print(result)
+
+
 @settings_command()
 @click.option("--epoch", type=int, help="Only this epoch. Default: every epoch and evaluation with finished rollouts.")
 def regrade(settings: Settings, epoch: int | None) -> None:
@@ -314,8 +324,8 @@ def _remove_former(home: Path) -> None:
 
 for _command in (
     *(check, deploy, doctor, down, evaluate, explain, finetune, import_, ingest, init, lake, learn),
-    *(policies, prompts, regrade, report, roll_out, serve, settings, sql, token, train, train_epoch, ui),
-    *(up, what_if, why),
+    *(optimize_prompts, policies, prompts, regrade, report, roll_out, serve, settings, sql, token, train, train_epoch),
+    *(ui, up, what_if, why),
 ):
     main.add_command(_command)
 

@@ -23,10 +23,11 @@ from lightning_core.config import Name, Settings, SettingsError
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.evaluate import evaluate
 from lightning_flows.flows.learn import learn
+from lightning_flows.flows.optimize_prompts import optimize_prompts
 from lightning_flows.flows.train import train
 from lightning_flows.flows.train_epoch import train_epoch
 
-_FLOWS: tuple[Flow[..., Any], ...] = (train, train_epoch, evaluate, learn)
+_FLOWS: tuple[Flow[..., Any], ...] = (train, train_epoch, evaluate, learn, optimize_prompts)
 _SLUG = "cron"
 
 
@@ -37,7 +38,7 @@ def settings_of(file: str, home: str, changes: dict[str, Any] | None = None) -> 
 
 
 def register(settings: Settings, name: str, pool: str, cron: str | None = None) -> dict[str, list[str]]:
-    """Register deployments of `train`, `train-epoch`, `evaluate` and `learn`, or update them.
+    """Register deployments of `train`, `train-epoch`, `evaluate`, `learn` and, with `prompt_search`, `optimize-prompts`, or update them.
 
     Returns their names, each with its schedules in words.
 
@@ -56,6 +57,7 @@ def register(settings: Settings, name: str, pool: str, cron: str | None = None) 
         return {
             f"{flow.name}/{name}": _register(client, flow, settings, name, pool, schedule if flow is train else None)
             for flow in _FLOWS
+            if flow is not optimize_prompts or settings.prompt_search is not None
         }
 
 

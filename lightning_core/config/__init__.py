@@ -27,6 +27,7 @@ from lightning_core.config.policies import (
     PolicySettings,
     SamplingSettings,
 )
+from lightning_core.config.prompt_search import PromptSearchSettings
 from lightning_core.config.prompts import PromptSettings
 from lightning_core.config.rewards import AirRule, RewardSettings
 from lightning_core.config.section import Name, Section, SettingsError
@@ -98,6 +99,9 @@ class Settings(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     alarm: AlarmSettings = AlarmSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    prompt_search: PromptSearchSettings | None = Field(
+        None, description="how `optimize-prompts` searches for better versions of `prompts`; null: it does not"
+    )
     agent_rules: list[AgentRule] = Field(
         default_factory=list, description="where spans hold agents' names; used before the built-in conventions"
     )

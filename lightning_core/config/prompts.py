@@ -16,6 +16,10 @@ class PromptSettings(Section):
     file: Path = Field(
         description="the prompt as the agent has it, its first version; looked for in the working directory, then beside the settings"
     )
+    agent_match: str | None = Field(
+        None,
+        description="regex searched in agents' names: the calls of these agents are what `optimize-prompts` improves the prompt by; null: all calls",
+    )
     match: str | None = Field(
         None,
         description="for agents that fill the prompt in: a regex (Python's `re`); the gateway replaces what it finds in a call's system message, and fills `{NAME}` with the group `(?P<NAME>…)`",

@@ -55,7 +55,12 @@ def plan_training(run: Run, tasks: list[Task], epoch: int) -> list[PlannedRollou
 def plan_evaluation(run: Run, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
     """The rollouts of each held-out task, after `epoch` epochs of training."""
     evaluation = run.settings.evaluation
-    return _plan(run.run, f"{epoch:04d}e", tasks[: evaluation.limit], evaluation.rollouts_per_task)
+    return plan_batch(run, tasks[: evaluation.limit], epoch, evaluation.rollouts_per_task)
+
+
+def plan_batch(run: Run, tasks: list[Task], number: int, rollouts_per_task: int) -> list[PlannedRollout]:
+    """Plan the rollouts of given tasks, as evaluation `number` of a run."""
+    return _plan(run.run, f"{number:04d}e", tasks, rollouts_per_task)
 
 
 def _plan(run: str, label: str, tasks: list[Task], group_size: int, drawn: Draw | None = None) -> list[PlannedRollout]:

@@ -157,6 +157,7 @@ class EpochManifest(_Manifest):
     )
     redone_for: str | None = None  # who last had stages forgotten: a retry of the same flow run does not again
     sources: list[Source] = []  # of a finetuning; others have rollouts of their own
+    of_search: bool = False  # an evaluation that is a batch of a search for prompts, and its number that of the batch
     patterns: dict[str, ComputedPattern] = {}  # policy → its computed agent_match
     prompts: dict[str, str] | None = None  # prompt → agent, of earlier epochs; None where that was not settled yet
     settings: dict[str, str] = {}  # by their keys, those not at their default, with which it was last worked on
@@ -171,8 +172,8 @@ class EpochManifest(_Manifest):
 
     @property
     def named(self) -> str:
-        """What people read of it: `epoch 4`, `evaluation after epoch 3`."""
-        return named(self.mode, self.epoch)
+        """What people read of it: `epoch 4`, `evaluation after epoch 3`, `batch 2`."""
+        return f"batch {self.epoch}" if self.of_search else named(self.mode, self.epoch)
 
     @property
     def span_range(self) -> tuple[int, int | None]:

@@ -32,12 +32,15 @@ _PARTS = (
 LOGPROB = -5.6  # about that of any of the tiny model's tokens
 
 
-class _Model(BaseHTTPRequestHandler):
+class Model(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def text(self, asked: dict[str, Any]) -> str:
+        """What it says to a request of /v1/chat/completions."""
+        return "".join(random.choice("abcDEF") for _ in range(8))
+
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        text = "".join(random.choice("abcDEF") for _ in range(8))
+        text = self.text(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         ids = [random.randrange(10, 250) for _ in text]
         content = [{"token": c, "logprob": LOGPROB, "bytes": [ord(c)], "top_logprobs": []} for c in text]
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
@@ -56,9 +59,12 @@ class _Model(BaseHTTPRequestHandler):
         return
 
 
+MODELS: list[type[Model]] = [Model]  # the last of them answers
+
+
 @contextlib.contextmanager
 def running(run: epoch.Run, say: Callable[[str], None]) -> Iterator[Services]:
-    model = ThreadingHTTPServer(("127.0.0.1", 0), _Model)
+    model = ThreadingHTTPServer(("127.0.0.1", 0), MODELS[-1])
     threading.Thread(target=model.serve_forever, daemon=True).start()
     folder = base_model(run, say)
     with gateway_running(run, say) as server:
@@ -90,6 +96,8 @@ def main(flow: str, settings_file: str) -> None:
         before = module.evaluate(settings)
         beside = module.evaluate(settings, policy_versions={"policy": "v0000"}, tasks=settings.tasks.train)
         sys.stdout.write(json.dumps([before, beside]))
+    elif flow == "optimize-prompts":
+        sys.stdout.write(json.dumps(module.optimize_prompts(settings)))
     elif flow == "train":
         Run(settings).train()
     else:

@@ -1,0 +1,43 @@
+-- The rollouts of a batch, as a reflecting model reads them: what was asked, what the agent's calls said, what it got for it and why.
+-- Grain: one row per rollout that counts. Parameters: run, epoch. Inputs: rollouts, calls, rewards.
+-- Rule: `said` has every call once, in the order in which they began, with its agent. `rewards` has each reward in words, with the error of a grader that gave
+-- none.
+WITH said AS (
+    SELECT
+        rollout_id,
+        attempt_id,
+        list(
+            struct_pack(agent := agent, path := agent_path, asked := input_messages, answered := output_messages, error := error)
+            ORDER BY started, span_id
+        ) AS said
+    FROM calls
+    WHERE run = $run AND epoch = $epoch AND mode = 'evaluate' AND twin_of IS NULL
+    GROUP BY rollout_id, attempt_id
+),
+given AS (
+    SELECT
+        rollout_id,
+        attempt_id,
+        string_agg(
+            concat(reward_name, ': ', coalesce(round(reward, 4)::VARCHAR, 'none'), ', ' || error), '; ' ORDER BY emitted, span_id
+        ) AS rewards
+    FROM rewards
+    WHERE run = $run AND epoch = $epoch AND mode = 'evaluate'
+    GROUP BY rollout_id, attempt_id
+)
+SELECT
+    rollouts.rollout_id,
+    rollouts.task_text,
+    rollouts.task,
+    rollouts.output,
+    rollouts.outcome,
+    rollouts.error,
+    rollouts.reward,
+    rollouts.success,
+    given.rewards,
+    coalesce(said.said, []) AS said
+FROM rollouts
+LEFT JOIN said USING (rollout_id, attempt_id)
+LEFT JOIN given USING (rollout_id, attempt_id)
+WHERE rollouts.run = $run AND rollouts.epoch = $epoch AND rollouts.mode = 'evaluate' AND rollouts.state = 'counts'
+ORDER BY rollouts.rollout_id

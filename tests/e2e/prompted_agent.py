@@ -1,0 +1,26 @@
+"""An agent with a system message of its own, for tests of prompts: one question, one answer. Imports nothing of ours."""
+
+import os
+from typing import Any
+
+from openai import OpenAI
+
+SYSTEM = "You are a helpful assistant."
+
+
+def run(task: dict[str, Any]) -> str:
+    messages: Any = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": task["question"]}]
+    reply = OpenAI().chat.completions.create(model=os.environ["LIGHTNING_MODEL"], messages=messages, max_tokens=8)
+    return reply.choices[0].message.content or ""
+
+
+def grade(task: dict[str, Any], output: Any, spans: Any) -> float:
+    return float(str(output).startswith("Sir"))
+
+
+def train_tasks() -> list[dict[str, Any]]:
+    return [{"id": f"t{i}", "question": f"Say {i}"} for i in range(12)]
+
+
+def heldout_tasks() -> list[dict[str, Any]]:
+    return [{"id": f"h{i}", "question": f"Tell {i}"} for i in range(12)]
