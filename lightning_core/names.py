@@ -69,6 +69,7 @@ SPAN_REWARD = "reward"
 REWARD = "lightning.reward"  # float
 REWARD_NAME = "lightning.reward.name"
 REWARD_SOURCE = "lightning.reward.source"  # "agent" | "grader"
+REWARD_WORDS = "lightning.reward.words"  # why, for people and for a model that reflects
 REWARD_GRADER = "lightning.reward.grader"  # digest of the grader's code: another grader grades again
 
 # Where an agent elsewhere finds the gateway: lightning_core/client/opened.py.

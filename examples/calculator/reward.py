@@ -33,6 +33,23 @@ def grade(task: dict[str, Any], output: Any, spans: Any) -> float:
     return (1.0 if alone else 0.8) - (0.0 if _states(output.get("answer"), result) else 0.05)
 
 
+def grade_in_words(task: dict[str, Any], output: Any, spans: Any) -> dict[str, Any]:
+    """The same reward, and why in words: for a model that writes the prompt anew (prompts.yaml)."""
+    reward = grade(task, output, spans)
+    reply = output.get("reply") if isinstance(output, dict) else output
+    if reward == 0:
+        words = f"the first reply has no calc(EXPRESSION) that can be computed, such as calc({task['expression']}): {reply!r}"
+    elif reward <= 0.1:
+        words = f"{reply!r} is not this problem's calculation; calc({task['expression']}) is, and nothing is computed beforehand"
+    elif reward < 0.9:
+        words = f"right, but the first reply is to be calc(...) alone, not {reply!r}"
+    else:
+        words = (
+            "right" if reward == 1 else f"right, but the last reply is to be the result alone, not {output['answer']!r}"
+        )
+    return {"reward": reward, "words": words}
+
+
 def _states(answer: Any, result: float) -> bool:
     """Whether the one number in the answer is the result."""
     numbers = re.findall(r"-?\d+(?:\.\d+)?", str(answer).replace(",", ""))

@@ -1,6 +1,6 @@
 """Rewards for agents that give none: `reward.grader` of the settings, run over what the attempts left behind.
 
-A grader is a callable `(task, output, spans) → float | dict of floats` or a SQL file. It runs after the attempts, over
+A grader is a callable `(task, output, spans) → float | dict of floats`, whose key `words` may say why, or a SQL file. It runs after the attempts, over
 recorded spans, so the same code grades a fresh epoch and regrades an old one. Its rewards are spans like any other.
 """
 
@@ -153,7 +153,8 @@ def _from_sql(reference: str, con: duckdb.DuckDBPyConnection, waiting: list[tupl
 
 def _reward_spans(result: Any, grader: str) -> tuple[list[SpanData], str | None]:
     """Spans of one grader's result; where it cannot be used, one span that says so."""
-    values = result if isinstance(result, dict) else {"reward": result}
+    values = dict(result) if isinstance(result, dict) else {"reward": result}
+    words = values.pop("words") if isinstance(values.get("words"), str) else None
     bad = next((n for n, v in values.items() if not _is_number(v)), None)
     error, name = None, "reward"
     if isinstance(result, Exception):
@@ -164,7 +165,10 @@ def _reward_spans(result: Any, grader: str) -> tuple[list[SpanData], str | None]
         error, name = f"{bad} is {values[bad]!r:.80}, not a finite number", str(bad)
     if error is not None:
         return [_span({names.REWARD_NAME: name, names.ERROR: error}, grader, error)], error
-    return [_span({names.REWARD: float(v), names.REWARD_NAME: str(n)}, grader) for n, v in values.items()], None
+    told = {"reward": {names.REWARD_WORDS: words}} if words else {}
+    return [
+        _span({names.REWARD: float(v), names.REWARD_NAME: str(n), **told.get(n, {})}, grader) for n, v in values.items()
+    ], None
 
 
 def _is_number(value: Any) -> bool:

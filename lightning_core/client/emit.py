@@ -39,14 +39,16 @@ _warned: set[str] = set()
 _at_exit: set[Path] = set()  # what waits there is sent at the end of the process
 
 
-def emit_reward(value: float, name: str = "reward", **attributes: Any) -> None:
-    """Give the current rollout a reward. `name` tells several kinds apart; `attributes` go onto the reward's span.
+def emit_reward(value: float, name: str = "reward", *, words: str | None = None, **attributes: Any) -> None:
+    """Give the current rollout a reward. `name` tells several kinds apart, `words` say why; `attributes` go onto the reward's span.
 
     Its parent is the span that is current: OpenTelemetry's, where that is set up in this process, or one of `span`.
     Raises ValueError where `value` is not a finite number.
     """
     number = _finite(value)
     own = {names.REWARD: number, names.REWARD_NAME: name, names.REWARD_SOURCE: "agent"}
+    if words is not None:
+        own[names.REWARD_WORDS] = words
     _emit(names.SPAN_REWARD, {**attributes, **own})
 
 

@@ -1,7 +1,7 @@
 -- The rollouts of a batch, as a reflecting model reads them: what was asked, what the agent's calls said, what it got for it and why.
 -- Grain: one row per rollout that counts. Parameters: run, epoch. Inputs: rollouts, calls, rewards.
--- Rule: `said` has every call once, in the order in which they began, with its agent. `rewards` has each reward in words, with the error of a grader that gave
--- none.
+-- Rule: `said` has every call once, in the order in which they began, with its agent. `rewards` has each reward with its words, or the error of a
+-- grader that gave none.
 WITH said AS (
     SELECT
         rollout_id,
@@ -19,7 +19,7 @@ given AS (
         rollout_id,
         attempt_id,
         string_agg(
-            concat(reward_name, ': ', coalesce(round(reward, 4)::VARCHAR, 'none'), ', ' || error), '; ' ORDER BY emitted, span_id
+            concat(reward_name, ': ', coalesce(round(reward, 4)::VARCHAR, 'none'), ', ' || coalesce(words, error)), '; ' ORDER BY emitted, span_id
         ) AS rewards
     FROM rewards
     WHERE run = $run AND epoch = $epoch AND mode = 'evaluate'

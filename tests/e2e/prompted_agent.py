@@ -14,8 +14,9 @@ def run(task: dict[str, Any]) -> str:
     return reply.choices[0].message.content or ""
 
 
-def grade(task: dict[str, Any], output: Any, spans: Any) -> float:
-    return float(str(output).startswith("Sir"))
+def grade(task: dict[str, Any], output: Any, spans: Any) -> dict[str, Any]:
+    polite = str(output).startswith("Sir")
+    return {"reward": float(polite), "words": "polite" if polite else "it does not say Sir"}
 
 
 def train_tasks() -> list[dict[str, Any]]:

@@ -31,7 +31,11 @@ class Polite(without_vllm.Model):
     def text(self, asked: dict[str, Any]) -> str:
         texts = [str(message["content"]) for message in asked["messages"]]
         if "write a new instruction" in texts[-1]:
-            assert "You are a helpful assistant." in texts[-1] and "Say " in texts[-1] and "reward 0.0" in texts[-1]
+            assert (
+                "You are a helpful assistant." in texts[-1]
+                and "Say " in texts[-1]
+                and "it does not say Sir" in texts[-1]
+            )
             return f"They want to be addressed.\n```\n{BETTER}\n```"
         return "Sir, yes" if texts[0] == BETTER else "yes"
 

@@ -38,7 +38,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Standin]
 
 
 def test_a_reward_arrives_with_its_scope_and_credentials(server: Standin) -> None:
-    client.emit_reward(0.25, name="style", judge="me", tries=3)
+    client.emit_reward(0.25, name="style", words="too long", judge="me", tries=3)
     (span,) = server.spans
     assert span.path == "/rollouts/r1/attempts/a1/v1/traces"
     assert server.headers[0]["Authorization"] == "Bearer to,ken"
@@ -48,6 +48,7 @@ def test_a_reward_arrives_with_its_scope_and_credentials(server: Standin) -> Non
         names.REWARD: 0.25,
         names.REWARD_NAME: "style",
         names.REWARD_SOURCE: "agent",
+        names.REWARD_WORDS: "too long",
         "judge": "me",
         "tries": 3,
     }

@@ -30,6 +30,8 @@ def by_spans(task, output, spans):
     return float(len([s for s in spans if s["op"] == "llm"]))
 def several(task, output, spans):
     return {"reward": 0.5, "style": 0.25}
+def in_words(task, output, spans):
+    return {"reward": 0.5, "style": 0.25, "words": "a start"}
 def no_reward(task, output, spans):
     return {"style": 0.25}
 def nan(task, output, spans):
@@ -81,6 +83,12 @@ def test_a_dict_gives_several_named_rewards(posted: Posted) -> None:
     sent, _ = posted("several")
     found = {s.attributes[names.REWARD_NAME]: s.attributes[names.REWARD] for s in sent["r.0"]}
     assert found == {"reward": 0.5, "style": 0.25}
+
+
+def test_a_dict_may_say_why_in_words(posted: Posted) -> None:
+    sent, grades = posted("in_words")
+    found = {s.attributes[names.REWARD_NAME]: s.attributes.get(names.REWARD_WORDS) for s in sent["r.0"]}
+    assert (found, grades.invalid) == ({"reward": "a start", "style": None}, 0)
 
 
 @pytest.mark.parametrize(
