@@ -18,7 +18,7 @@ from tests.gateway_rig import Rig, int32, last, rig
 
 SEED = "You write stories.\n"
 BETTER = "You write very short stories.\n"
-USER = {"role": "user", "content": "hi"}
+USER: Any = {"role": "user", "content": "hi"}
 
 
 @pytest.fixture(scope="module")

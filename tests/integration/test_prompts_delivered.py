@@ -20,6 +20,7 @@ from lightning_core.epoch.plan import Task, attempt_of, plan_training
 from lightning_core.epoch.prompts import with_prompts
 from lightning_core.epoch.stage_keys import rollouts_key
 from lightning_core.lake import catalog
+from lightning_core.lake.manifest import Mode
 from lightning_core.prompts.served import PromptSet
 from lightning_core.prompts.store import PromptStore
 from tests.gateway_rig import Rig, rig
@@ -132,8 +133,9 @@ def test_an_epoch_keeps_the_versions_that_it_began_with(server: Rig) -> None:
     assert with_prompts(again, planned)[0].prompts == first.prompts
     assert rollouts_key(again, planned) == began
     # The next one uses what is current, and so does an evaluation.
-    for mode in ("train", "evaluate"):
-        after = Run(settings).open(1, mode, {"policy": "v0000"})  # type: ignore[arg-type]
+    modes: tuple[Mode, ...] = ("train", "evaluate")
+    for mode in modes:
+        after = Run(settings).open(1, mode, {"policy": "v0000"})
         with_prompts(after, planned)
         assert after.manifest.prompt_versions == {"kept": "p0001"}
         assert rollouts_key(after, planned) != began
