@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from lightning_core.config import GatewaySettings, SettingsError
 from lightning_core.settings_file import load_settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")  # of a run, as in the settings
+_SHOWN_EVERY_S = 5.0
 
 
 @click.command("import")
@@ -53,8 +55,13 @@ def import_(file: Path, source: str, run: str | None, home: Path | None, setting
     if not _NAME.fullmatch(run):
         raise SettingsError(f"{run!r} is no name for a run (letters, digits, _ -); give one with --run")
 
+    last = time.monotonic()
+
     def shown(done: Imports) -> None:
-        click.echo(f"{done.rollouts:,} rollouts, {done.spans:,} calls …", err=True)
+        nonlocal last
+        if time.monotonic() - last > _SHOWN_EVERY_S:
+            last = time.monotonic()
+            click.echo(f"{done.rollouts:,} rollouts …", err=True)
 
     redaction = Redaction.of(settings.lake) if settings is not None else None
 
