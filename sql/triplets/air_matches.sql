@@ -55,6 +55,7 @@ found AS (
             WHEN 'reward_source' THEN spans.reward_source
             WHEN 'task_id' THEN spans.task_id
             WHEN 'group_id' THEN spans.group_id
+            WHEN 'prompts' THEN spans.prompts
             WHEN 'mode' THEN spans.mode
             WHEN 'run' THEN spans.run
             WHEN 'epoch' THEN spans.epoch::VARCHAR
