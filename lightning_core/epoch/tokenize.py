@@ -72,7 +72,7 @@ def make_tokenized(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
     if tokenizing_policy(epoch.settings.policies) is None:
         return
     sql.create(con, "triplets/foreign_calls", "VIEW")
-    calls = con.cursor().sql("FROM foreign_calls ORDER BY record_offset, record_index").to_arrow_reader(_AT_ONCE)
+    calls = con.cursor().sql("FROM foreign_calls").to_arrow_reader(_AT_ONCE)
     template: Template | None = None
     done = flawed = 0
     for batch in calls:
