@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from lightning_core.config import GatewaySettings, SettingsError
+from lightning_core.errors import Missing
 from lightning_core.settings_file import load_settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")  # of a run, as in the settings
@@ -17,7 +18,7 @@ _SHOWN_EVERY_S = 5.0
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--from",
     "source",
@@ -51,6 +52,8 @@ def import_(file: Path, source: str, run: str | None, home: Path | None, setting
 
     settings = load_settings(settings_file) if settings_file is not None else None
     home = home or (settings.home if settings is not None else Path("var"))
+    if not file.is_file():
+        raise Missing(f"{file}: no such file")
     run = run or file.name.split(".")[0]
     if not _NAME.fullmatch(run):
         raise SettingsError(f"{run!r} is no name for a run (letters, digits, _ -); give one with --run")
