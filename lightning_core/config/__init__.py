@@ -7,6 +7,7 @@ Sections:
     serving.py     gateway, receivers, vLLM          storage.py     what is kept of spans and policies
     cluster.py     where rollouts and SQL run        section.py     what every section is
     trl.py         settings that only TRL reads      prompts.py    prompts of the agent
+    prompt_search.py  the search for better ones
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ Before:
     plan.py       which of them an epoch rolls out      resume.py      rollouts that are finished
     patterns.py   `agent_match` that is computed        finetune.py    epochs of others' rollouts
     production.py  rollouts of agents in production     prompts.py     versions of prompts that they are served
+    imported.py   rollouts that were run elsewhere, of  chat_file.py   chats, or
+                                                        trace_file.py  traces
 
 Stages:
     stages.py      each done once for what it reads     stage_keys.py  what each reads, as a key
@@ -15,9 +17,10 @@ Stages:
 
 The SQL:
     derive.py   spans → sequences                       derive_inputs.py  what settings give to the SQL
-    buckets.py  whole rollouts at a time
+    buckets.py  whole rollouts at a time                tokenize.py       token ids of calls that have none
 
 After:
     held_out.py  the share right, with its interval     outcome.py     first evaluation against last
     report.py    a run's epochs                         what_if.py  the same rollouts by other settings
+    prompt_search.py  better prompts, by such rollouts
 """
