@@ -287,7 +287,8 @@ def test_what_was_declared_stays(trees: dict[str, Tree]) -> None:
 
 def test_every_row_says_how_it_was_found_and_how_sure_that_is(trees: dict[str, Tree]) -> None:
     rows = [row for tree in trees.values() for row in tree.values()]
-    assert {row["method"] for row in rows} == {
+    # Of spans with one id a tree here has one, and which of them hangs on hashes of all their columns.
+    assert {row["method"] for row in rows if not row["repeated_id"]} == {
         "root", "declared", "own_identity", "missing_parent", "time", "synthesised", "unplaced", "cycle", "ambiguous",
     }  # fmt: skip
     assert all(0 <= row["confidence"] <= 1 and row["candidates"] >= 0 for row in rows)
