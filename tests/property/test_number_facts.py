@@ -67,7 +67,7 @@ def _flaws(table: pa.Table) -> list[dict[str, Any]]:
         con.register("spans", table)
         con.execute("CREATE TABLE policies AS SELECT 'policy' AS policy, 30 AS vocabulary, 'train' AS truncated")
         con.execute(
-            "CREATE TABLE call_rows AS SELECT record_offset AS call_id, record_offset, record_index, policy, false AS tokenized FROM spans"
+            "CREATE TABLE call_rows AS SELECT record_offset AS call_id, record_offset, record_index, policy, false AS tokenized, prompt_id_count AS prompt_tokens, response_id_count AS response_tokens FROM spans"
         )
         con.execute(
             "CREATE TABLE tokenized_calls (record_offset BIGINT, record_index INTEGER, prompt_ids INTEGER[], response_ids INTEGER[], flaw VARCHAR)"

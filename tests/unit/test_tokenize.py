@@ -122,7 +122,8 @@ def test_a_reply_that_was_cut_off_is_not_taught_to_end_there(tmp_path: Path) -> 
 
 def test_learn_takes_rollouts_of_models_elsewhere_where_the_settings_say_so(tmp_path: Path) -> None:
     attempt = Attempt(rollout="p", attempt="1")
-    attempt.call([], [], policy=None, prompt_ids=None, response_ids=None, response_logprobs=None, **OPENAI)
+    none: dict[str, Any] = {"policy": None, "prompt_ids": None, "response_ids": None, "response_logprobs": None}
+    attempt.call([], [], **none, **OPENAI)  # type: ignore[arg-type]
     derived(tmp_path, attempt.rows)
     epoch = learning(tmp_path)
     assert choose(epoch, Choice(), 10_000 * SECOND).left_out == {"no_sampled_call": 1}

@@ -12,12 +12,12 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "calc", "arguments"
 TOOL = {"type": "function", "function": {"name": "calc", "parameters": {"type": "object", "properties": {}}}}
 
 
-@mlflow.trace(span_type=SpanType.TOOL)
+@mlflow.trace(span_type=SpanType.TOOL)  # type: ignore[untyped-decorator]
 def calc(expression: str) -> int:
     return 84
 
 
-@mlflow.trace(name="solver", span_type=SpanType.AGENT)
+@mlflow.trace(name="solver", span_type=SpanType.AGENT)  # type: ignore[untyped-decorator]
 def agent(question: str) -> str:
     messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
     for number, reply in enumerate(
@@ -30,7 +30,7 @@ def agent(question: str) -> str:
             choice = {"index": 0, "finish_reason": "stop", "message": reply}
             span.set_outputs({"id": f"chatcmpl-{number}", "object": "chat.completion", "choices": [choice]})
         if number == 1:
-            messages = [*messages, reply, {"role": "tool", "tool_call_id": "c1", "content": str(calc("12*7"))}]
+            messages = [*messages, reply, {"role": "tool", "tool_call_id": "c1", "content": str(calc("12*7"))}]  # type: ignore[list-item]
     return "84"
 
 
