@@ -18,6 +18,7 @@ from lightning_core.epoch.imported import BadPart, Imported, group_of
 from lightning_core.otlp.spans import SpanData
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_LONGEST = 4 << 20  # bytes of a line, about a million tokens; each of its calls repeats what came before
 _CALL_NS = 1_000_000  # a chat has no times: its calls follow each other
 
 
@@ -28,6 +29,10 @@ def read_chats(file: Path, now_ns: int) -> Iterator[Imported | BadPart]:
             if not line.strip():
                 continue
             try:
+                if len(line) > _LONGEST:
+                    raise ValueError(
+                        f"longer than {_LONGEST >> 20} MiB; no policy reads such a chat: cut it, or leave it out"
+                    )
                 yield _chat(line, now_ns)
             except ValueError as error:
                 yield BadPart(f"{file}:{number}", str(error))
@@ -76,6 +81,8 @@ def _message(number: int, message: Any) -> dict[str, Any]:
             f"{where}: `function_call` is the older format; write `tool_calls`, and `role: tool` for the result"
         )
     calls = message.get("tool_calls")
+    if not isinstance(calls, list | None):
+        raise ValueError(f"{where}: `tool_calls` is no list")
     if message.get("content") is None and not calls:
         raise ValueError(f"{where}: neither `content` nor `tool_calls`")
     if not isinstance(message.get("content"), str | list | None):

@@ -103,15 +103,15 @@ def import_rollouts(
         body: list[bytes] = []
         size = sent = 0
         for one in _new(found(time.time_ns()), known, done):
-            made = _encoded(one, epoch, source)
-            body.append(made)
-            size, done.rollouts = size + len(made), done.rollouts + 1
-            done.spans += one.spans
+            for made in _encoded(one, epoch, source):
+                body.append(made)
+                size += len(made)
+                if size >= _POST_BYTES:
+                    gateway.post(b"".join(body))
+                    body, size, sent = [], 0, sent + size
+                    on_progress(done)
+            done.rollouts, done.spans = done.rollouts + 1, done.spans + one.spans
             epoch.planned.append(one.rollout_id)
-            if size >= _POST_BYTES:
-                gateway.post(b"".join(body))
-                body, size, sent = [], 0, sent + size
-                on_progress(done)
             if sent >= _DECODE_BYTES:
                 decode_spool(lake, redaction)
                 sent = 0
@@ -119,7 +119,8 @@ def import_rollouts(
             lake.manifests.drop_epoch(epoch)
             ingest(lake, redaction)
             return done
-        gateway.post(b"".join(body))
+        if body:
+            gateway.post(b"".join(body))
         epoch.sealed_offset = ingest(lake, redaction).decoded_offset
         counts = {"rollouts": done.rollouts, "known": done.known, "dropped": done.dropped}
         for stage in ("rollouts", "record"):  # so that the run's next epoch is another
@@ -162,8 +163,11 @@ def group_of(spans: list[SpanData], resource: Mapping[str, Any] | None = None, s
     return Group(above.resource, above.scope_spans[0].scope, list(above.scope_spans[0].spans))
 
 
-def _encoded(one: Imported, epoch: EpochManifest, source: str) -> bytes:
-    """The OTLP request of a rollout: its spans, its rewards, and the root that says which epoch it is of."""
+def _encoded(one: Imported, epoch: EpochManifest, source: str) -> Iterator[bytes]:
+    """OTLP requests of a rollout: its spans, its rewards, and the root that says which epoch it is of.
+
+    Several, since a chat of many turns has its beginning once a turn: as one they would be more than the gateway takes.
+    """
     attempt_id = f"{epoch.opened_offset:x}"  # of this try
     whose = {names.ROLLOUT_ID: one.rollout_id, names.ATTEMPT_ID: attempt_id}
     root = SpanData(names.SPAN_ROLLOUT, one.start_ns, one.end_ns, one.trace_id, _own_id(one, 0))
@@ -185,13 +189,25 @@ def _encoded(one: Imported, epoch: EpochManifest, source: str) -> bytes:
         times = (one.end_ns, one.end_ns)
         own.append(SpanData(names.SPAN_REWARD, *times, one.trace_id, _own_id(one, number), attributes=attributes))
     ours = group_of(own, whose | {names.IMPORTED: source})
-    envelope = Envelope()
     for group in (*one.groups, ours):
         # Messages of protobuf one after another are one message; of an attribute that is there twice the last counts.
-        above = envelope.resource_spans.add(resource=group.resource + ours.resource)
-        above.scope_spans.add(scope=group.scope, spans=group.spans)
-    body: bytes = envelope.SerializeToString()
-    return body
+        for spans in _portions(group.spans):
+            envelope = Envelope()
+            above = envelope.resource_spans.add(resource=group.resource + ours.resource)
+            above.scope_spans.add(scope=group.scope, spans=spans)
+            yield envelope.SerializeToString()
+
+
+def _portions(spans: list[bytes]) -> Iterator[list[bytes]]:
+    """The spans, as many at a time as fill a request."""
+    first = size = 0
+    for place, span in enumerate(spans):
+        size += len(span)
+        if size >= _POST_BYTES:
+            yield spans[first : place + 1]
+            first, size = place + 1, 0
+    if spans[first:]:
+        yield spans[first:]
 
 
 def _own_id(one: Imported, number: int) -> str:

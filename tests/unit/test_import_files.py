@@ -214,3 +214,40 @@ def test_what_is_new_becomes_another_epoch_and_a_run_at_work_is_refused(tmp_path
     Lake(home).open_epoch("busy", 0, "train", {"policy": "v0000"})
     with pytest.raises(LakeError, match="epoch 0 of run 'busy' is not finished"):
         imported(home, file, "chat", run="busy")
+
+
+def test_a_chat_of_many_turns_is_sent_in_requests_that_the_gateway_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = [{"role": "user", "content": "x" * 30_000}, {"role": "assistant", "content": "y"}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": turn * 40}) + "\n")
+    sizes: list[int] = []
+    post = Gateway.post
+
+    def noted(gateway: Gateway, body: bytes) -> None:
+        sizes.append(len(body))
+        post(gateway, body)
+
+    monkeypatch.setattr(Gateway, "post", noted)
+    done = imported(tmp_path, tmp_path / "chats.jsonl", "chat")
+    assert (done.rollouts, done.spans) == (1, 40)
+    assert sum(sizes) > 20 << 20 and max(sizes) < 10 << 20
+    assert asked(tmp_path, "SELECT op, count(*) FROM spans GROUP BY ALL ORDER BY ALL") == [
+        ("llm", 40), ("reward", 1), ("rollout", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("calls", [5, "x", {"a": 1}, True])
+def test_tool_calls_that_are_no_list_are_a_bad_line(tmp_path: Path, calls: Any) -> None:
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": calls}]}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(chat) + "\n")
+    [bad] = read_chats(tmp_path / "chats.jsonl", 0)
+    assert isinstance(bad, BadPart) and "`tool_calls` is no list" in bad.why
+
+
+def test_a_chat_that_no_policy_could_read_is_left_out_and_the_next_is_read(tmp_path: Path) -> None:
+    chats = [[{"role": "user", "content": "x" * size}, {"role": "assistant", "content": "y"}] for size in (5 << 20, 3)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    bad, good = read_chats(tmp_path / "chats.jsonl", 0)
+    assert isinstance(bad, BadPart) and bad.where.endswith(":1") and "longer than 4 MiB" in bad.why
+    assert isinstance(good, Imported)
