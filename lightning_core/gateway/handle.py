@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from lightning_core import names
 from lightning_core.client.http import ask
-from lightning_core.client.wire import post_request
+from lightning_core.client.wire import DeliveryError, post_request
 from lightning_core.config import GatewaySettings
 from lightning_core.errors import LightningError
 from lightning_core.gateway.files import load_secret, services
@@ -146,14 +146,20 @@ class GatewayHandle:
     def store(self, spans: Iterable[tuple[str, str, Sequence[SpanData]]]) -> None:
         """Spans of any attempts (rollout id, attempt id, spans) in one request: durable when it returns.
 
-        Raises DeliveryError with what the gateway said.
+        Raises GatewayError with what the gateway said.
         """
         bodies = (encode_request({names.ROLLOUT_ID: r, names.ATTEMPT_ID: a}, found) for r, a, found in spans)
         self.post(b"".join(bodies))
 
     def post(self, body: bytes) -> None:
-        """An OTLP request of several: messages of protobuf one after another are one message, with the resources of all."""
-        post_request(self.url, {"Authorization": f"Bearer {self.secret}"}, body)
+        """An OTLP request of several: messages of protobuf one after another are one message, with the resources of all.
+
+        Raises GatewayError with what the gateway said.
+        """
+        try:
+            post_request(self.url, {"Authorization": f"Bearer {self.secret}"}, body)
+        except DeliveryError as error:
+            raise GatewayError(f"the gateway at {self.url} took no spans: {error}; its log says why") from error
 
     def begin_round(self, name: str, round_id: str) -> None:
         """Grant claims of this round of that name alone from now on; see lightning_core.gateway.admin.Claims."""

@@ -14,6 +14,7 @@ from lightning_core import names
 from lightning_core.gateway.access import Caller
 from lightning_core.gateway.call_span import Outcome, encode_call, new_id, parse_traceparent
 from lightning_core.gateway.files import load_secret
+from lightning_core.gateway.handle import GatewayError, GatewayHandle
 from lightning_core.gateway.http import HttpError, read_body
 from lightning_core.gateway.reply import Collected, take_chunk, take_reply
 from lightning_core.gateway.room import OWN_SHARE, Room, Turns
@@ -22,6 +23,7 @@ from lightning_core.gateway.sampling import Kind, Prepared, prepare
 from lightning_core.gateway.targets import Target
 from lightning_core.gateway.tokens import AttemptScope, mint, verify
 from tests.gateway_rig import attributes, spans_of
+from tests.standin_server import standin
 
 ROUTE = Route(upstream="http://127.0.0.1:1", model="served", version="v0003")
 CHAT: dict[str, Any] = {"model": "policy", "messages": [{"role": "user", "content": "hi"}]}
@@ -46,6 +48,14 @@ def test_a_token_of_another_server_or_changed_by_a_letter_opens_nothing(tmp_path
         assert verify(secret, changed) is None
     for junk in ("", "lf-", "lf-.", "lf-é.é", "sk-x", token.replace(".", "")):
         assert verify(secret, junk) is None
+
+
+def test_spans_that_the_gateway_refuses_are_an_error_for_people(tmp_path: Path) -> None:
+    load_secret(tmp_path)
+    with standin() as server:
+        server.fail = [(413, {})]
+        with pytest.raises(GatewayError, match=r"the gateway at .* took no spans: .*413"):
+            GatewayHandle(tmp_path, server.url, 1).post(b"")
 
 
 def test_an_empty_secret_file_is_an_error_with_a_remedy(tmp_path: Path) -> None:
