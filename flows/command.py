@@ -35,6 +35,43 @@ from_option = click.option(
 )
 
 
+def of_a_home(sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the decorator for the options `--home` and `--settings`: its function gets the folder, and the settings or None.
+
+    sections: what is read of the settings beside `home`, for `--help`.
+    """
+
+    def declare(function: Callable[..., None]) -> Callable[..., None]:
+        @click.option(
+            "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of the settings, or var."
+        )
+        @click.option(
+            "--settings",
+            "settings_file",
+            type=click.Path(path_type=Path),
+            help=f"Settings file, read for `home` and {sections}.",
+        )
+        @functools.wraps(function)
+        def command(home: Path | None, settings_file: Path | None, **options: Any) -> None:
+            settings = load_settings(settings_file) if settings_file is not None else None
+            function(home or (settings.home if settings is not None else Path("var")), settings, **options)
+
+        return command
+
+    return declare
+
+
+def group_home_option(group: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option `--home` of a group of commands and of each of them; `home_of` says which holds."""
+    text = f"Folder of the runs; default: that of `{group}`, or var."
+    return click.option("--home", type=click.Path(path_type=Path), help=text)
+
+
+def home_of(home: Path | None) -> Path:
+    """Return the folder that a command was given, else its group, else `var`."""
+    return home or click.get_current_context().find_object(Path) or Path("var")
+
+
 def settings_command(
     name: str | None = None, *, verbose: bool = True
 ) -> Callable[[Callable[..., None]], click.Command]:

@@ -17,9 +17,10 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import parameter_schema
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from lightning_core.config import Name, Settings, SettingsError
+from lightning_core.config import Settings, SettingsError
+from lightning_core.config.section import is_name
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.evaluate import evaluate
 from lightning_flows.flows.learn import learn
@@ -45,10 +46,8 @@ def register(settings: Settings, name: str, pool: str, cron: str | None = None) 
     `cron` (UTC) is the schedule of `train`, active at once. Without it, schedules that are there stay.
     Raises SettingsError for a name or a cron expression that is none, and where there is no server or no such pool.
     """
-    try:
-        TypeAdapter(Name).validate_python(name)
-    except ValidationError:
-        raise SettingsError(f"--name {name!r}: write it with letters, digits, - and _ alone") from None
+    if not is_name(name):
+        raise SettingsError(f"--name {name!r}: write it with letters, digits, - and _ alone")
     schedule = None if cron is None else _schedule(cron)
     if PREFECT_API_URL.value() is None:  # Prefect would start a server that ends with this command
         raise SettingsError("PREFECT_API_URL is not set; `make up` starts a Prefect server and prints it; export that")

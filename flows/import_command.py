@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from lightning_core.config import GatewaySettings, SettingsError
+from lightning_core.config import GatewaySettings, Settings, SettingsError
+from lightning_core.config.section import is_name
 from lightning_core.errors import Missing
-from lightning_core.settings_file import load_settings
+from lightning_flows.flows.command import of_a_home
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")  # of a run, as in the settings
 _SHOWN_EVERY_S = 5.0
 
 
@@ -27,16 +26,8 @@ _SHOWN_EVERY_S = 5.0
     help="What the file holds.",
 )
 @click.option("--run", help="Run that it becomes an epoch of; `finetune.runs` names it. Default: the name of the file.")
-@click.option(
-    "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of the settings, or var."
-)
-@click.option(
-    "--settings",
-    "settings_file",
-    type=click.Path(path_type=Path),
-    help="Settings file, read for `home` and the sections `lake:` and `gateway:`.",
-)
-def import_(file: Path, source: str, run: str | None, home: Path | None, settings_file: Path | None) -> None:
+@of_a_home("the sections `lake:` and `gateway:`")
+def import_(home: Path, settings: Settings | None, file: Path, source: str, run: str | None) -> None:
     """Import demonstrations into the lake, each once, for `finetune` (policies with `algorithm: sft`).
 
     chat: OpenAI's JSONL for finetuning, a chat a line: {"messages": […], "tools": […]}. otlp: traces in OTLP/JSON, whole or a
@@ -50,12 +41,10 @@ def import_(file: Path, source: str, run: str | None, home: Path | None, setting
     from lightning_core.lake.lake import Lake
     from lightning_core.lake.redact import Redaction
 
-    settings = load_settings(settings_file) if settings_file is not None else None
-    home = home or (settings.home if settings is not None else Path("var"))
     if not file.is_file():
         raise Missing(f"{file}: no such file")
     run = run or file.name.split(".")[0]
-    if not _NAME.fullmatch(run):
+    if not is_name(run):
         raise SettingsError(f"{run!r} is no name for a run (letters, digits, _ -); give one with --run")
 
     last = time.monotonic()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from lightning_core.config import Settings, SettingsError
 from lightning_core.errors import Missing
-from lightning_core.settings_file import load_settings
-from lightning_flows.flows.command import home_option
+from lightning_flows.flows.command import home_option, of_a_home
 
 if TYPE_CHECKING:
     from lightning_core.lake.lake import Ingested
@@ -31,24 +28,7 @@ _grace_option = click.option(
 )
 
 
-def _of_a_home(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options `--home` and `--settings`: its function gets the folder, and the settings or None."""
-
-    @click.option(
-        "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of the settings, or var."
-    )
-    @click.option(
-        "--settings",
-        "settings_file",
-        type=click.Path(path_type=Path),
-        help="Settings file, read for `home` and the `lake:` section.",
-    )
-    @functools.wraps(function)
-    def command(home: Path | None, settings_file: Path | None, **options: Any) -> None:
-        settings = load_settings(settings_file) if settings_file is not None else None
-        function(home or (settings.home if settings is not None else Path("var")), settings, **options)
-
-    return command
+_of_a_home = of_a_home("the `lake:` section")
 
 
 @click.group()

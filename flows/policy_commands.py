@@ -11,11 +11,10 @@ import click
 
 from lightning_core.policies.removed import removals
 from lightning_core.policies.store import PolicyStore, StoreError
+from lightning_flows.flows.command import group_home_option, home_of
 from lightning_flows.flows.tables import as_table, cell, report_console
 
-_home_option = click.option(
-    "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of `policies`, or var."
-)
+_home_option = group_home_option("policies")
 _tracking_option = click.option("--tracking", metavar="URI", help="MLflow's address; default: mlflow.db in the home.")
 _MISSING = "-"
 _TEXTS, _NUMBERS = ("policy", "version", "parent", "run", "is", "ok"), ("epoch", "right", "MB")
@@ -32,14 +31,14 @@ def policies(context: click.Context, home: Path | None, wanted: str | None, veri
     context.obj = home
     if context.invoked_subcommand is not None:
         return
-    rows = list(_rows(_home(None), wanted, verify))
+    rows = list(_rows(home_of(None), wanted, verify))
     if form == "json":
         click.echo(json.dumps(rows, indent=1))
         return
-    table = as_table(map(_cells, rows), f"policies in {_home(None)}", "right: share of the held-out tasks", _TEXTS)
+    table = as_table(map(_cells, rows), f"policies in {home_of(None)}", "right: share of the held-out tasks", _TEXTS)
     report_console().print(table)
     for name in dict.fromkeys(row["policy"] for row in rows):
-        if gone := removals(_home(None) / "policies" / name):
+        if gone := removals(home_of(None) / "policies" / name):
             click.echo(f"{name}: {len(gone)} versions were removed, as nothing needed them: {', '.join(sorted(gone))}")
     for row in rows:
         if row["problem"] is not None:
@@ -88,7 +87,7 @@ def prune(home: Path | None, wanted: str | None, keep_every: int, dry_run: bool,
     from lightning_core.policies.prune import policies as names
     from lightning_core.tracking.prune import prune_everywhere
 
-    home = _home(home)
+    home = home_of(home)
     uri = _tracking(tracking, home) if tracking or (home / "mlflow.db").is_file() else None
     for name in [wanted] if wanted else names(home):
         by = "`lightning-flows policies prune`"
@@ -111,7 +110,7 @@ def fetch(model: str, version: str, into: Path, home: Path | None, tracking: str
     """Fetch VERSION (`v0007`, `champion`, `current`) of MODEL (`<run>.<policy>`) from MLflow's registry, and verify it."""
     from lightning_core.tracking.registry import load
 
-    click.echo(load(_tracking(tracking, _home(home)), model, version, into))
+    click.echo(load(_tracking(tracking, home_of(home)), model, version, into))
 
 
 @policies.command()
@@ -185,11 +184,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
 def _store(home: Path | None, policy: str) -> PolicyStore:
     from lightning_core.policies.prune import policies as names
 
-    home = _home(home)
+    home = home_of(home)
     if policy not in names(home):
         raise StoreError(f"no policy {policy!r} in {home / 'policies'}; there are {names(home) or 'none'}")
     return PolicyStore(home, policy)
-
-
-def _home(home: Path | None) -> Path:
-    return home or click.get_current_context().obj or Path("var")

@@ -11,11 +11,10 @@ from typing import Any
 import click
 
 from lightning_core.prompts.store import Mark, PromptError, PromptStore, prompt_names
+from lightning_flows.flows.command import group_home_option, home_of
 from lightning_flows.flows.tables import as_table, report_console
 
-_home_option = click.option(
-    "--home", type=click.Path(path_type=Path), help="Folder of the runs; default: that of `prompts`, or var."
-)
+_home_option = group_home_option("prompts")
 _MARKS: tuple[Mark, ...] = ("current", "best", "pinned")
 _TEXTS = ("prompt", "version", "parent", "is", "made by", "made at")
 
@@ -35,7 +34,7 @@ def prompts(context: click.Context, home: Path | None) -> None:
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def list_versions(home: Path | None = None, form: str = "table") -> None:
     """List the versions of every prompt."""
-    home = _home(home)
+    home = home_of(home)
     rows = [row for name in prompt_names(home) for row in _rows(PromptStore(home, name))]
     if form == "json":
         click.echo(json.dumps(rows, indent=1))
@@ -123,14 +122,10 @@ def _current(store: PromptStore) -> str:
 
 
 def _store(home: Path | None, prompt: str) -> PromptStore:
-    home = _home(home)
+    home = home_of(home)
     if prompt not in prompt_names(home):
         there = ", ".join(prompt_names(home)) or "none"
         raise PromptError(
             f"no prompt {prompt!r} in {home / 'prompts'}; there are {there}: a run's first epoch makes them"
         )
     return PromptStore(home, prompt)
-
-
-def _home(home: Path | None) -> Path:
-    return home or click.get_current_context().find_object(Path) or Path("var")

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lightning_core.errors import LightningError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+def is_name(text: str) -> bool:
+    """Whether the text may name a run, or what else the settings name."""
+    try:
+        _NAME.validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def known_or_sql(name: str, known: tuple[str, ...]) -> str:
