@@ -12,7 +12,7 @@ from prefect import flow
 
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.plan import PlannedRollout
-from lightning_core.epoch.prompt_search import Search, find_champion, in_words, reflecting, search_of
+from lightning_core.epoch.prompt_search import find_champion, in_words, reflecting, search_of
 from lightning_core.epoch.services import running
 from lightning_core.events import shown
 from lightning_flows.flows.parameters import NO_OVERRIDES, GivenSettings, Overrides, run_name
@@ -32,17 +32,14 @@ def optimize_prompts(settings: GivenSettings, overrides: Overrides = NO_OVERRIDE
     Returns lightning_core.epoch.prompt_search.Champion as a dict, with `used`: whether it is in use now.
     """
     run = begin_run(settings, overrides)
-    own, search = search_of(run)
-    versions = run.versions(run.next_epoch())
-    run.require_versions(versions, f"the search for prompts of run {run.run}")
 
     def tried(epoch: Epoch, planned: list[PlannedRollout]) -> None:
         roll_out(epoch, planned)
         derive_tables(epoch)
 
-    at = Search(own, search, versions, tried, lambda text: logger().info("%s", text, extra=shown()))
-    with run.lake.working_on(run.run), at_work(own), running(own, say("services")) as services:
-        deploy(own, services, versions)
+    at = search_of(run, tried, lambda text: logger().info("%s", text, extra=shown()))
+    with run.lake.working_on(run.run), at_work(at.own), running(at.own, say("services")) as services:
+        deploy(at.own, services, at.policies_at)
         tasks, held_out = training_tasks(run.settings.tasks), evaluation_tasks(run.settings.tasks)
         found = find_champion(at, tasks, held_out, reflecting(services.gateway, at))
     if found.is_better:

@@ -268,5 +268,5 @@ def first_rows(epoch: Epoch, table: str, columns: str) -> str:
     """Return the first five rows of a derived table in words, to show what is wrong."""
     with epoch.lake.engine() as con:
         relation = con.read_parquet(epoch.table(table)).select(columns).limit(5)
-        rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+        rows = sql.rows(relation)
     return "; ".join(", ".join(f"{k} {v}" for k, v in row.items() if k not in ("run", "epoch")) for row in rows)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import duckdb
+
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.held_out import HeldOut, held_out
 from lightning_core.lake import catalog, sql
@@ -46,6 +48,15 @@ class Outcome:
     answers: list[Answer]
 
 
+def gained(con: duckdb.DuckDBPyConnection, run: str, since: int, epoch: int) -> Gain | None:
+    """Return the gain from one evaluation of a run to another, in its catalog; None where they have no task in common."""
+    question = (
+        "SELECT tasks, gained, low, high FROM held_out_gains(p_run := $run, p_since := $since, p_epoch := $epoch)"
+    )
+    found = con.execute(question, {"run": run, "since": since, "epoch": epoch}).fetchone()
+    return None if found is None else Gain(*found)
+
+
 def outcome(run: Run) -> Outcome | None:
     """None before the run's first evaluation. Rebuilds the catalog, which the gain and the answers are asked of."""
     found = [m for m in run.lake.manifests.epochs(run.run, "evaluate") if "rollout_rewards" in m.tables]
@@ -55,16 +66,13 @@ def outcome(run: Run) -> Outcome | None:
     asked = {"run": run.run, "since": first.epoch, "epoch": last.epoch}
     run.lake.rebuild_catalog()
     with catalog.connect(run.lake.root) as con:
-        gain = con.execute(
-            "SELECT tasks, gained, low, high FROM held_out_gains(p_run := $run, p_since := $since, p_epoch := $epoch)",
-            asked,
-        ).fetchone()
+        gain = gained(con, run.run, first.epoch, last.epoch)
         answers = con.execute(sql.text("outcome/answers"), asked).fetchall() if gain is not None else []
     return Outcome(
         since=first.epoch,
         epoch=last.epoch,
         before=held_out(run.at(first)),
         after=held_out(run.at(last)),
-        gain=None if gain is None else Gain(*gain),
+        gain=gain,
         answers=[Answer(*row) for row in answers],
     )

@@ -101,7 +101,7 @@ def agents_before(epoch: Epoch) -> list[dict[str, Any]]:
             """,
             params={"run": epoch.run, "epoch": epoch.number},
         )
-        return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+        return sql.rows(relation)
 
 
 def _compute(epoch: Epoch, policy: PolicySettings) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +23,10 @@ from gepa.core.result import GEPAResult
 from lightning_core.config import SettingsError
 from lightning_core.config.prompt_search import PromptSearchSettings
 from lightning_core.epoch.epoch import Epoch, Run
-from lightning_core.epoch.outcome import Gain
+from lightning_core.epoch.outcome import Gain, gained
 from lightning_core.epoch.plan import PlannedRollout, plan_batch
 from lightning_core.epoch.prompts import current_prompts
+from lightning_core.epoch.report import asked
 from lightning_core.epoch.services import Say
 from lightning_core.epoch.task_file import Task
 from lightning_core.errors import LightningError
@@ -67,8 +67,8 @@ class Champion:
         return self.gain is not None and self.gain.low is not None and self.gain.low > 0
 
 
-def search_of(run: Run) -> tuple[Run, PromptSearchSettings]:
-    """Return the run of a search's rollouts, and its settings. Raises SettingsError where something is missing."""
+def search_of(run: Run, roll_out: RollOut, say: Say) -> Search:
+    """Begin the search of a run's settings, or go on with it. Raises SettingsError where something is missing."""
     settings, search = run.settings, run.settings.prompt_search
     if search is None or not settings.prompts:
         missing = "prompts" if not settings.prompts else "prompt_search"
@@ -78,8 +78,11 @@ def search_of(run: Run) -> tuple[Run, PromptSearchSettings]:
             "tasks.evaluate: a search for prompts needs held-out tasks, which say whether one is better"
         )
     how = search.model_dump(exclude={"rollouts"})  # with a larger budget a search goes on
-    label = stage_key(current_prompts(settings), how, settings.tasks, settings.seed, run.versions(run.next_epoch()))[:8]
-    return Run(settings.model_copy(update={"run": f"{run.run[:45]}-prompts-{label}"})), search
+    before, policies_at = current_prompts(settings), run.versions(run.next_epoch())
+    run.require_versions(policies_at, f"the search for prompts of run {run.run}")
+    label = stage_key(before, how, settings.tasks, settings.seed, policies_at)[:8]
+    own = Run(settings.model_copy(update={"run": f"{run.run[:45]}-prompts-{label}"}))
+    return Search(own, search, before, policies_at, roll_out, say)
 
 
 class Search(GEPAAdapter[Task, Row, Row]):
@@ -88,10 +91,17 @@ class Search(GEPAAdapter[Task, Row, Row]):
     propose_new_texts = None  # GEPA's own: the reflecting model is asked for one prompt at a time
 
     def __init__(
-        self, own: Run, search: PromptSearchSettings, versions: Mapping[str, str], roll_out: RollOut, say: Say
+        self,
+        own: Run,
+        search: PromptSearchSettings,
+        before: dict[str, str],
+        policies_at: dict[str, str],
+        roll_out: RollOut,
+        say: Say,
     ) -> None:
-        """own: the run of the search. versions: policy → version that samples."""
-        self.own, self.search, self.policies_at, self.roll_out, self.say = own, search, dict(versions), roll_out, say
+        """own: the run of the search. before: prompt → version in use. policies_at: policy → version that samples."""
+        self.own, self.search, self.before, self.policies_at = own, search, before, policies_at
+        self.roll_out, self.say = roll_out, say
         self.stores = {name: PromptStore(own.home, name) for name in own.settings.prompts}
         self.batches = self.rollouts = 0
         self._parent: dict[str, str] = {}  # the candidate that the next new texts are made from
@@ -115,10 +125,7 @@ class Search(GEPAAdapter[Task, Row, Row]):
     ) -> dict[str, list[Row]]:
         """Return what the reflecting model reads of each rollout, for each prompt the calls of its agents alone."""
         self._parent = dict(candidate)
-        return {
-            name: [_record(row, self.own.settings.prompts[name].agent_match) for row in tried.outputs]
-            for name in components_to_update
-        }
+        return {name: [_record(row, name) for row in tried.outputs] for name in components_to_update}
 
     def try_on(self, tasks: Sequence[Task], versions: Mapping[str, str], rollouts_per_task: int) -> Epoch:
         """Roll out tasks with versions of the prompts (prompt → version), as the next batch."""
@@ -132,10 +139,9 @@ class Search(GEPAAdapter[Task, Row, Row]):
 
     def tried(self, epoch: Epoch) -> list[Row]:
         """Return a row of sql/prompts/tried.sql for each rollout of a batch, in its order; `{}` for one without a result."""
-        self.own.lake.rebuild_catalog()
-        with catalog.connect(self.own.lake.root) as con:
-            relation = con.sql(sql.text("prompts/tried"), params={"run": epoch.run, "epoch": epoch.number})
-            rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+        patterns = {name: prompt.agent_match or "" for name, prompt in self.own.settings.prompts.items()}
+        names = {"prompts": list(patterns), "patterns": list(patterns.values())}
+        rows = asked(self.own.lake, sql.text("prompts/tried"), run=epoch.run, epoch=epoch.number, **names)
         found = {row["rollout_id"]: row for row in rows}
         return [found.get(rollout_id, {}) for rollout_id in epoch.manifest.planned]
 
@@ -161,7 +167,7 @@ def find_champion(at: Search, tasks: list[Task], held_out: list[Task], reflect: 
         raise SettingsError(
             f"prompt_search: {len(tasks)} training tasks are fewer than compare ({search.compare}) and tries ({search.tries}) ask for"
         )
-    before = current_prompts(own.settings)
+    before = at.before
     seed = {name: at.stores[name].version(version).text for name, version in before.items()}
     found: GEPAResult[Row, int] = gepa.optimize(
         seed_candidate=seed,
@@ -190,18 +196,18 @@ def reflecting(gateway: GatewayHandle, at: Search) -> Callable[[str], str]:
     kept = own.home / "prompts" / ".reflections"
 
     def reflect(question: str) -> str:
-        asked = hashlib.sha256(json.dumps([own.run, search.reflection_model, question]).encode()).hexdigest()[:16]
-        file = kept / f"{asked}.txt"
+        question_id = hashlib.sha256(json.dumps([own.run, search.reflection_model, question]).encode()).hexdigest()[:16]
+        file = kept / f"{question_id}.txt"
         if file.is_file():
             return file.read_text()
-        began, rollout_id = time.monotonic(), f"{own.run}.reflect.{asked}"
+        began, rollout_id = time.monotonic(), f"{own.run}.reflect.{question_id}"
         body = {
             "model": search.reflection_model,
             "messages": [{"role": "user", "content": question}],
             "max_tokens": search.reflection_tokens,
         }
-        url = f"{gateway.attempt_url(rollout_id, asked)}/v1/chat/completions"
-        headers = {"Authorization": f"Bearer {gateway.mint(rollout_id, asked, 'evaluate')}"}
+        url = f"{gateway.attempt_url(rollout_id, question_id)}/v1/chat/completions"
+        headers = {"Authorization": f"Bearer {gateway.mint(rollout_id, question_id, 'evaluate')}"}
         try:
             answer = httpx.post(url, json=body, headers=headers, timeout=_REFLECTION_S)
             answer.raise_for_status()
@@ -224,24 +230,21 @@ def in_words(versions: Mapping[str, str]) -> str:
 def _gain(own: Run, since: int, epoch: int) -> Gain:
     own.lake.rebuild_catalog()
     with catalog.connect(own.lake.root) as con:
-        question = (
-            "SELECT tasks, gained, low, high FROM held_out_gains(p_run := $run, p_since := $since, p_epoch := $epoch)"
-        )
-        row = con.execute(question, {"run": own.run, "since": since, "epoch": epoch}).fetchone()
-    if row is None:
+        gain = gained(con, own.run, since, epoch)
+    if gain is None:
         raise LightningError(
             f"run {own.run}: no held-out task has a reward with both prompts, so nothing says which is better"
         )
-    return Gain(*row)
+    return gain
 
 
-def _record(row: Row, agent_match: str | None) -> Row:
+def _record(row: Row, prompt: str) -> Row:
     """Return what the reflecting model reads of a rollout: the prompt itself, which it has beside, is left out."""
     if not row:
         return {"Task": "?", "Feedback": "the rollout has no result, for reasons of the infrastructure"}
     lines = []
     for call in row["said"]:
-        if agent_match is None or (call["agent"] and re.search(agent_match, call["agent"])):
+        if prompt in call["prompts"]:
             who = call["path"] or call["agent"] or "agent"
             said = [message for message in messages_of(call["asked"]) if message.role not in ("system", "developer")]
             lines.append(f"[{who}] " + "\n".join(map(_line, [*said, *messages_of(call["answered"])])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_core.epoch.epoch import Run
-from lightning_core.lake import catalog
+from lightning_core.lake import catalog, sql
 from lightning_core.lake.lake import Lake
 
 
@@ -16,7 +16,7 @@ def epoch_rows(run: Run) -> list[dict[str, Any]]:
     trained), `seconds` (stage → seconds; `evaluate` is the evaluation after the epoch,
     without its record, which is written from these rows).
     """
-    rows = _ask(run.lake, "FROM epoch_report(p_run := $run) ORDER BY epoch", run=run.run)
+    rows = asked(run.lake, "FROM epoch_report(p_run := $run) ORDER BY epoch", run=run.run)
     epochs = run.lake.manifests.epochs(run.run)
     for row in rows:
         row["versions"], row["seconds"] = {}, {}
@@ -36,11 +36,11 @@ def epoch_rows(run: Run) -> list[dict[str, Any]]:
 def policy_rows(run: Run, epoch: int | None = None) -> list[dict[str, Any]]:
     """One dict per epoch (or of one epoch) and policy of the run: rows of sql/views/policy_epochs.sql."""
     question = "FROM policy_epochs WHERE run = $run AND epoch = coalesce($epoch, epoch) ORDER BY epoch, policy"
-    return _ask(run.lake, question, run=run.run, epoch=epoch)
+    return asked(run.lake, question, run=run.run, epoch=epoch)
 
 
-def _ask(lake: Lake, question: str, **params: Any) -> list[dict[str, Any]]:
+def asked(lake: Lake, question: str, **params: Any) -> list[dict[str, Any]]:
+    """Return the rows of a question to the catalog, which is made anew where the lake has changed."""
     lake.rebuild_catalog()
     with catalog.connect(lake.root) as con:
-        relation = con.sql(question, params=params)
-        return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+        return sql.rows(con.sql(question, params=params))

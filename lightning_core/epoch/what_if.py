@@ -92,7 +92,7 @@ def _pushed(root: Path, run: str) -> pa.Table:
 
 def _rows(con: duckdb.DuckDBPyConnection, part: str) -> list[Row]:
     relation = con.sql(sql.text(f"what_if/{part}"))
-    return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+    return sql.rows(relation)
 
 
 def _link(file: Path, there: Path) -> None:

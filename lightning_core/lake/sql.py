@@ -10,6 +10,7 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -44,6 +45,11 @@ def create_macro(con: duckdb.DuckDBPyConnection, name: str) -> None:
 def create_shared(con: duckdb.DuckDBPyConnection) -> None:
     """Create the macros of `sql/macros.sql`: numbers that several files share."""
     con.execute(text("macros"))
+
+
+def rows(relation: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
+    """Return the rows of a relation, each as column → value."""
+    return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
 
 
 def macro(name: str) -> str:

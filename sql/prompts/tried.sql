@@ -1,13 +1,24 @@
 -- The rollouts of a batch, as a reflecting model reads them: what was asked, what the agent's calls said, what it got for it and why.
--- Grain: one row per rollout that counts. Parameters: run, epoch. Inputs: rollouts, calls, rewards.
--- Rule: `said` has every call once, in the order in which they began, with its agent. `rewards` has each reward with its words, or the error of a
+-- Grain: one row per rollout that counts. Inputs: rollouts, calls, rewards.
+-- Parameters: run, epoch; prompts and patterns, the prompts and, in the same order, the regex (RE2) on the agents that each is of ('': all calls).
+-- Rule: `said` has every call once, in the order in which they began, with its agent and the prompts that are its agent's. `rewards` has each reward with its words, or the error of a
 -- grader that gave none.
 WITH said AS (
     SELECT
         rollout_id,
         attempt_id,
         list(
-            struct_pack(agent := agent, path := agent_path, asked := input_messages, answered := output_messages, error := error)
+            struct_pack(
+                agent := agent,
+                path := agent_path,
+                asked := input_messages,
+                answered := output_messages,
+                error := error,
+                prompts := [
+                    one[1] FOR one IN list_zip($prompts::VARCHAR[], $patterns::VARCHAR[])
+                    IF one[2] = '' OR coalesce(regexp_matches(agent, one[2]), false)
+                ]
+            )
             ORDER BY started, span_id
         ) AS said
     FROM calls
