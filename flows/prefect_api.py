@@ -23,9 +23,8 @@ from lightning_core.process.spawn import Process
 logger = logging.getLogger(__name__)
 
 _START_S = 180.0
-_KEEPALIVE_S = (
-    60  # Prefect's client goes on with connections idle for 25 s; one that was closed costs it a retry after 2 s
-)
+# Prefect's client keeps a connection for 25 idle seconds; one that the server has closed costs it a retry after 2 s.
+_KEEPALIVE_S = 60
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Rewards for agents that give none: `reward.grader` of the settings, run over what the attempts left behind.
 
-A grader is a callable `(task, output, spans) → float | dict of floats`, whose key `words` may say why, or a SQL file. It runs after the attempts, over
-recorded spans, so the same code grades a fresh epoch and regrades an old one. Its rewards are spans like any other.
+A grader is a callable `(task, output, spans) → float | dict of floats`, or a SQL file. The dict may have the key `words`, a text that
+says why. It runs after the attempts, over recorded spans, so the same code grades a fresh epoch and regrades an old one. Its rewards
+are spans like any other.
 """
 
 from __future__ import annotations
@@ -165,9 +166,10 @@ def _reward_spans(result: Any, grader: str) -> tuple[list[SpanData], str | None]
         error, name = f"{bad} is {values[bad]!r:.80}, not a finite number", str(bad)
     if error is not None:
         return [_span({names.REWARD_NAME: name, names.ERROR: error}, grader, error)], error
-    told = {"reward": {names.REWARD_WORDS: words}} if words else {}
+    told = {"reward": words}
     return [
-        _span({names.REWARD: float(v), names.REWARD_NAME: str(n), **told.get(n, {})}, grader) for n, v in values.items()
+        _span({names.REWARD: float(v), names.REWARD_NAME: str(n), names.REWARD_WORDS: told.get(n)}, grader)
+        for n, v in values.items()
     ], None
 
 

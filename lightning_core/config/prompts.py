@@ -14,7 +14,7 @@ class PromptSettings(Section):
     """A prompt of the agent: versioned in the home, recorded with every rollout, delivered to the agent (docs/prompts.md)."""
 
     file: Path = Field(
-        description="the prompt as the agent has it, its first version; looked for in the working directory, then beside the settings"
+        description="file of the prompt that the agent has; its text is the first version. A relative path is tried from the working directory, then from the settings' folder"
     )
     agent_match: str | None = Field(
         None,

@@ -1,9 +1,9 @@
 """The versions of prompts that a rollout is served take the place of those that its agent sends; the agent stays as it is.
 
-They are looked for in system and developer messages, which calls of every API are by now: a text that begins with a prompt's seed has
-the version instead of it, and what its regex finds is replaced. A longer text is looked for first, the served version itself among
-them: what begins with that, its fields filled in or not, is left alone. White space at a seed's ends does not matter. A regex is not
-looked for where the file's only text is served: the agent has it.
+Only system and developer messages are searched; requests of every API have been converted to such messages by then. If a message begins
+with a seed, the version replaces the seed; if a prompt's regex matches, the version replaces the match. Longer texts are tried first. The
+served version is one of these texts: a message that begins with it, with its fields filled in or not, stays as it is. White space at
+the ends of a seed does not matter. A regex is not tried if the file has had one text only and that is served: the agent has it already.
 """
 
 from __future__ import annotations
