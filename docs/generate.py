@@ -73,6 +73,7 @@ def data_page() -> str:
         ("hierarchy", "Which attempt counts, the repaired tree, the agent of every span"),
         ("triplets", "Rewards, calls, (prompt, response, reward), merging into sequences"),
         ("advantages", "From rewards to the rows that are trained on"),
+        ("tokens", "From what an algorithm scored of each token to its advantage"),
         ("plan", "Which tasks an epoch tries again"),
         ("learn", "What production agents sent, and what of it is trained on"),
         ("finetune", "Which recorded rollouts a finetuning reads"),

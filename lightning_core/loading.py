@@ -57,8 +57,8 @@ def _from_file(path: Path, setting: str) -> Any:
     return module
 
 
-def grader_digest(reference: str | None) -> str:
-    """Digest of a grader: its name, and the source it is in where that can be found without importing it."""
+def code_digest(reference: str | None) -> str:
+    """Return a digest of a grader or an algorithm: its name, and the file that it is in where that can be found without importing it."""
     if reference is None:
         return ""
     place = reference.rpartition(":")[0] or reference

@@ -16,7 +16,7 @@ from lightning_core.epoch.production import Choice, Chosen, take
 from lightning_core.epoch.stages import run_stage
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.manifest import stage_key
-from lightning_core.loading import grader_digest
+from lightning_core.loading import code_digest
 from lightning_flows.tasks.ingest import ingest_spans, reward
 from lightning_flows.tasks.progress import Progress, logger
 from lightning_flows.tasks.step import step
@@ -39,7 +39,7 @@ def adopt(epoch: Epoch, choice: Choice) -> dict[str, Any]:
         return {"rollouts": len(chosen.rollouts), "left_out": dict(chosen.left_out)}
 
     counts = run_stage(epoch, "rollouts", key, rollouts)
-    graded = stage_key(key, grader_digest(epoch.settings.reward.grader))
+    graded = stage_key(key, code_digest(epoch.settings.reward.grader))
     return counts | run_stage(epoch, "rewards", graded, partial(reward, epoch))
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lightning_core.training.dataset import Sequence
+from lightning_core.config import PolicySettings
+from lightning_core.training.dataset import Sequence, read_sequences
+from lightning_core.training.job import Job
 
 
 def make_sequence(
@@ -80,6 +82,30 @@ def write_parquet(sequences: list[Sequence], path: Path, owner: str = "policy", 
         columns[name] = pa.array(values, columns[name].type)
     pq.write_table(pa.table(columns), path)
     return path
+
+
+def with_critic(job: Job, algorithm: str = "ppo", options: dict[str, Any] | None = None) -> Job:
+    """The job by an algorithm that scores tokens: each sequence is one call, rewarded with 1 where its first token is an even one."""
+    rows = read_sequences(job.sequences, policy=job.policy, vocabulary=300, max_tokens=512).rows
+    calls = {
+        "policy": [job.policy] * len(rows),
+        "sequence_id": [s.sequence_id for s in rows],
+        "place": [1] * len(rows),
+        "attempt": [s.rollout_id for s in rows],
+        "call_id": list(range(len(rows))),
+        "choice": [0] * len(rows),
+        "tokens": [s.trained_tokens for s in rows],
+        "next_call": pa.array([None] * len(rows), pa.int64()),
+        "discount": [0.0] * len(rows),
+        "reward": [float(s.token_ids[s.prompt_length] % 2 == 0) for s in rows],
+    }
+    file = job.progress.with_name("calls.parquet")
+    pq.write_table(pa.table(calls), file)
+    settings = job.policy_settings.model_dump(exclude_defaults=True) | {
+        "algorithm": algorithm,
+        "options": options or {},
+    }
+    return job.model_copy(update={"policy_settings": PolicySettings.model_validate(settings), "calls": file})
 
 
 @contextlib.contextmanager

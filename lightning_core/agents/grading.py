@@ -22,7 +22,7 @@ from lightning_core import names
 from lightning_core.client import STATUS_ERROR, STATUS_OK, SpanData, new_span_id, new_trace_id
 from lightning_core.config import SettingsError
 from lightning_core.lake import user_sql
-from lightning_core.loading import grader_digest, load_callable
+from lightning_core.loading import code_digest, load_callable
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def grade(
     con: has the tables `scored_attempts` and `epoch_spans`; a SQL grader sees these two and returns the columns
     rollout_id, attempt_id, reward.
     """
-    digest = grader_digest(reference)
+    digest = code_digest(reference)
     waiting = find_ungraded(con, digest)
     if reference.endswith(".sql"):
         results: Iterable[Any] = _from_sql(reference, con, waiting)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning_core.agents import venv
 from lightning_core.config import AgentSettings
-from lightning_core.loading import grader_digest
+from lightning_core.loading import code_digest
 
 _ASIDE = {
     "preload",
@@ -33,7 +33,7 @@ def agent_digest(settings: AgentSettings) -> str:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     if not files:
-        digest.update(grader_digest(settings.callable).encode())
+        digest.update(code_digest(settings.callable).encode())
     return digest.hexdigest()[:16]
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,15 +18,18 @@ from lightning_core.checks import machine
 from lightning_core.checks.cards import check_cards
 from lightning_core.checks.result import Check
 from lightning_core.checks.user_code import Patience, Say, check_agent, check_flow_imports, flow_imports
-from lightning_core.config import AgentSettings, Settings, SettingsError, TaskSettings
+from lightning_core.config import AgentSettings, PolicySettings, Settings, SettingsError, TaskSettings
+from lightning_core.config.policies import NEEDS_GROUPS
 from lightning_core.epoch.derive_inputs import check_estimators, check_patterns
 from lightning_core.epoch.draw import check_sampler
 from lightning_core.epoch.task_file import load_tasks, summary
 from lightning_core.lake import user_sql
 from lightning_core.lake.manifest import stage_key
 from lightning_core.lake.redact import Redaction
-from lightning_core.loading import grader_digest
+from lightning_core.loading import code_digest
 from lightning_core.prompts.seeds import read_seeds
+from lightning_core.training.errors import TrainingError
+from lightning_core.training.weighing import weighing_sql
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +121,7 @@ def _key(settings: Settings) -> str:
         agent = agent_digest(settings.agent)
     except SettingsError:  # which the check reports
         agent = ""
-    return stage_key(str(Path.cwd()), settings, agent, grader_digest(settings.reward.grader))
+    return stage_key(str(Path.cwd()), settings, agent, code_digest(settings.reward.grader))
 
 
 def _together(wrong: list[Check]) -> str:
@@ -163,7 +167,12 @@ def _grader(grader: str | None, imported: dict[str, Check]) -> Check:
 
 
 def _rules(settings: Settings, parts: Sequence[str]) -> list[Check]:
-    found = []
+    if not {"rules", "examples"} & set(parts):
+        return []
+    made = [_try("algorithm", partial(_algorithm, policy, settings.rollout.group_size)) for policy in settings.policies]
+    found = [each for each in made if each.level == "error"]
+    if found:
+        return found
     others = [policy for policy in settings.policies if not policy.imitates]
     if "examples" in parts and others:
         problem = (
@@ -181,6 +190,25 @@ def _rules(settings: Settings, parts: Sequence[str]) -> list[Check]:
     ]
     wrong = [each for look in looks if (each := _try("rules", look)).level == "error"]
     return found + (wrong or [Check("ok", "rules", "patterns, estimators of advantages, sampler of tasks, redaction")])
+
+
+def _algorithm(policy: PolicySettings, group_size: int) -> None:
+    """Raise SettingsError for an algorithm that cannot be made, or whose SQL is not there."""
+    try:
+        algorithm = policy.made_algorithm
+    except ValueError as error:
+        raise SettingsError(f"policies.{policy.name}.algorithm: {error}") from None
+    estimator, weighing = algorithm.select(), algorithm.weigh()
+    if estimator in NEEDS_GROUPS and group_size < 2:
+        raise SettingsError(
+            f"rollout.group_size is 1, but `{estimator}`, which `algorithm: {policy.algorithm}` selects by, compares the rollouts "
+            "of a group; make it 2 or more"
+        )
+    if weighing is not None:
+        try:
+            weighing_sql(weighing)
+        except TrainingError as error:
+            raise SettingsError(f"policies.{policy.name}.algorithm: {error}") from None
 
 
 def _machine(settings: Settings, work: Work, parts: Sequence[str], api: str | None) -> list[Check]:

@@ -3,11 +3,10 @@
 Sections:
     agents.py      agent, tasks, rollouts            rewards.py     rewards, and the calls they go to
     policies.py    what is trained, on which calls   training.py    how one policy is trained
-    algorithms.py  where an algorithm plugs in       learning.py    production, finetuning, alarm
+    learning.py    production, finetuning, alarm      cluster.py     where rollouts and SQL run
     serving.py     gateway, receivers, vLLM          storage.py     what is kept of spans and policies
-    cluster.py     where rollouts and SQL run        section.py     what every section is
-    trl.py         settings that only TRL reads      prompts.py    prompts of the agent
-    prompt_search.py  the search for better ones
+    trl.py         settings that only TRL reads      section.py     what every section is
+    prompts.py     prompts of the agent              prompt_search.py  the search for better ones
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lightning_core import algorithms
 from lightning_core.config.agents import AgentSettings, LimitSettings, RolloutSettings, TaskSettings
 from lightning_core.config.cluster import ClusterSettings, loopback
 from lightning_core.config.learning import AlarmSettings, FinetuneSettings
@@ -53,9 +53,9 @@ class EvaluationSettings(Section):
 
 
 class TrackingSettings(Section):
-    backends: list[Literal["mlflow", "console", "prometheus"]] = Field(
+    backends: list[str] = Field(
         ["mlflow", "console", "prometheus"],
-        description="where the signals of each epoch are reported; Prometheus reads them from the gateway's `/metrics`",
+        description="where the signals of each epoch are reported: `mlflow`, `console`, `prometheus` (reads them from the gateway's `/metrics`), or a function of your own, as `module:function` or `file.py:function` (docs/algorithms.md)",
     )
     mlflow_uri: str | None = Field(None, description="default: a SQLite file in `home`")
     traces: int = Field(
@@ -63,6 +63,21 @@ class TrackingSettings(Section):
         ge=0,
         description="rollouts of an epoch that MLflow gets as traces, with messages and rewards: a third of the worst, a third of the best, others at random; 0: none",
     )
+
+    @field_validator("backends")
+    @classmethod
+    def _known_backends(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in ("mlflow", "console", "prometheus") and ":" not in name:
+                raise ValueError(
+                    f"{name!r} is none of mlflow, console, prometheus, and no function of your own, which is written as `module:function`"
+                )
+        return names
+
+    @property
+    def own_backends(self) -> list[str]:
+        """Those that are functions of the user's."""
+        return [name for name in self.backends if ":" in name]
 
 
 class Settings(Section):
@@ -231,7 +246,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _rates_fall(self) -> Settings:
         for policy in self.policies:
-            training, steps = policy.training, self.epochs * policy.training.steps_per_epoch * policy.passes
+            passes = 1 if algorithms.is_own(policy.algorithm) else policy.passes
+            training, steps = policy.training, self.epochs * policy.training.steps_per_epoch * passes
             if training.lr_schedule != "constant" and training.warmup_steps >= steps:
                 raise ValueError(
                     f"policy {policy.name!r} warms up for {training.warmup_steps} of the run's {steps} optimizer steps, so "
@@ -268,7 +284,7 @@ class Settings(Section):
                 )
             training = policy.training
             corrected = training.corrected or training.steps_per_epoch > 1
-            if not policy.imitates and not corrected:
+            if not corrected and (algorithms.is_own(policy.algorithm) or not policy.imitates):
                 raise ValueError(
                     f"`async_level: 1` trains policy {policy.name!r} on calls of an older version, and with one step an epoch "
                     "nothing corrects for that; set `training.importance_correction`, for example to `token_truncate`, or use "
@@ -279,6 +295,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _groups(self) -> Settings:
         for policy in self.policies:
+            if algorithms.is_own(policy.algorithm):
+                continue  # it is imported where it is used
             if policy.estimator in NEEDS_GROUPS and self.rollout.group_size < 2:
                 raise ValueError(
                     f"rollout.group_size is 1, but `{policy.estimator}` compares the rollouts of a group; make it 2 or "

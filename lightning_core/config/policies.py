@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lightning_core.config.algorithms import ALGORITHMS
+from lightning_core import algorithms
 from lightning_core.config.section import Name, Section, known_or_sql
 from lightning_core.config.training import TrainingSettings
+from lightning_core.config.trl import OF_THE_OPTIMIZER
+
+if TYPE_CHECKING:
+    from lightning_core.algorithms import Algorithm
 
 NEEDS_GROUPS = ("grpo", "dr_grpo", "rloo")
 ESTIMATORS = (*NEEDS_GROUPS, "reinforce", "reinforce_pp")
@@ -78,7 +82,10 @@ class PolicySettings(Section):
     )
     algorithm: str = Field(
         "grpo",
-        description="`grpo`: policy gradients on `advantages`, with the losses of `training.loss_type`; `sft`: maximum likelihood on the rollouts that `sft` chooses",
+        description="`grpo`: policy gradients on `advantages`, with the losses of `training.loss_type`; `ppo`: the same on the advantages of a critic; `sft`: maximum likelihood on the rollouts that `sft` chooses; or a class of your own, as `package.module:Name` or `file.py:Name` (docs/algorithms.md)",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the algorithm's own; it checks them (docs/algorithms.md)"
     )
     sft: SftSettings | None = Field(None, description="for `algorithm: sft`; null means the defaults there")
     advantages: str = Field(
@@ -122,8 +129,10 @@ class PolicySettings(Section):
     @field_validator("algorithm")
     @classmethod
     def _algorithm(cls, name: str) -> str:
-        if name not in ALGORITHMS:
-            raise ValueError(f"{name!r} is none of {', '.join(ALGORITHMS)}")
+        if name not in algorithms.BUILT_IN and not algorithms.is_own(name):
+            raise ValueError(
+                f"{name!r} is none of {', '.join(algorithms.BUILT_IN)}, and no class of your own, which is written as `module:Name`"
+            )
         return name
 
     @field_validator("advantages")
@@ -142,6 +151,8 @@ class PolicySettings(Section):
     @model_validator(mode="after")
     def _ratios_are_of_one_distribution(self) -> PolicySettings:
         """The logprobs that come back are of the truncated distribution, those of the trainer of the whole one."""
+        if algorithms.is_own(self.algorithm):
+            return self  # it is imported where it is used
         if self.sampling.top_p < 1 and self.train_every > 0 and not self.imitates:
             raise ValueError(
                 f"sampling.top_p {self.sampling.top_p} cuts off tokens that the trainer counts, so every importance ratio of "
@@ -157,17 +168,24 @@ class PolicySettings(Section):
     def _read_by_the_algorithm(self) -> PolicySettings:
         """Raise ValueError for settings that the algorithm would ignore. It compares values, not what was written:
         settings travel between processes with all defaults filled in."""
-        algorithm = ALGORITHMS[self.algorithm]
+        if algorithms.is_own(self.algorithm):
+            return self
+        algorithm = self.made_algorithm
         if self.sft is not None and not algorithm.imitates:
             raise ValueError("only `algorithm: sft` reads `sft:`; set that, or remove `sft:`")
-        ignored = [name for name in ("advantages", "min_spread") if algorithm.estimator and self.differs(name)]
+        ignored = ["advantages"] if self.differs("advantages") and algorithm.select() != self.advantages else []
+        ignored += ["min_spread"] if self.differs("min_spread") and algorithm.imitates else []
         ignored += [
             f"training.{name}"
             for name in TrainingSettings.model_fields
             if algorithm.reads is not None and name not in algorithm.reads and self.training.differs(name)
         ]
         if algorithm.reads is not None:
-            ignored += [f"training.trl.{name}" for name in self.training.trl if name not in algorithm.reads]
+            ignored += [
+                f"training.trl.{name}"
+                for name in self.training.trl
+                if name not in (*algorithm.reads, *OF_THE_OPTIMIZER)
+            ]
         if ignored:
             raise ValueError(
                 f"`algorithm: {self.algorithm}` ignores {', '.join(ignored)}; remove it, or use another algorithm"
@@ -175,14 +193,19 @@ class PolicySettings(Section):
         return self
 
     @property
+    def made_algorithm(self) -> Algorithm:
+        """The algorithm, made anew. Raises ValueError for options that it does not know, SettingsError where it cannot be imported."""
+        return algorithms.load(self.algorithm)(self)
+
+    @property
     def estimator(self) -> str:
         """The file of sql/advantages (or of the user's) that says which rollouts train, and how strongly."""
-        return ALGORITHMS[self.algorithm].estimator or self.advantages
+        return self.made_algorithm.select()
 
     @property
     def imitates(self) -> bool:
         """Whether its rows are examples, however they were sampled."""
-        return ALGORITHMS[self.algorithm].imitates
+        return algorithms.load(self.algorithm).imitates
 
     @property
     def examples(self) -> SftSettings:

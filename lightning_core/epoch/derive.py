@@ -33,6 +33,7 @@ from lightning_core.epoch.derive_inputs import (
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.tokenize import make_tokenized
 from lightning_core.lake import sql
+from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.retain import require_spans
 from lightning_core.lake.unique_places import require_unique
 from lightning_core.lake.verify import require_sound
@@ -151,7 +152,10 @@ def derive(
         kept = ["scored_attempts", *narrow, *checks]
         if train:
             make_advantages(con, epoch.settings.policies)
+            before = epoch.manifest.tables.get("sequences")
             _put(epoch, "sequences", sequences(), key)
+            if before is None or before.digest != epoch.manifest.tables["sequences"].digest:
+                _forget_scores(epoch.manifest)
             run(con, sql.steps("exclusions", there=KNOWN | {"call_exclusions"}))
             kept += KEPT_ADVANTAGES
         for name in kept:
@@ -217,6 +221,12 @@ def make_user_rules(con: duckdb.DuckDBPyConnection, rules: list[AgentRule]) -> N
             "INSERT INTO user_rules VALUES (?, ?, ?, ?, ?)",
             [rank, rule.source, rule.key, rule.pattern, rule.when or ""],
         )
+
+
+def _forget_scores(manifest: EpochManifest) -> None:
+    """What algorithms scored of the tokens is of the sequences as they were."""
+    for name in [name for name in manifest.tables if name.startswith("token_scores ")]:
+        del manifest.tables[name]
 
 
 def _tables(files: Iterable[str]) -> set[str]:

@@ -10,12 +10,13 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from lightning_core import algorithms
 from lightning_core.config import AirRule, PolicySettings, Settings, SettingsError
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.patterns import BY_SQL, COMPUTED, pattern
 from lightning_core.lake import schema, sql, user_sql
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.loading import grader_digest
+from lightning_core.loading import code_digest
 from lightning_core.policies.model import config_files
 
 # Tables that no SQL file makes: those of the settings, of the epoch's opening and of a bucket.
@@ -88,7 +89,7 @@ def settings_read(settings: Settings) -> list[Any]:
     """All that the SQL reads of the settings, less what is at its default, as it goes into the stage's key."""
     return [
         settings.reward.model_dump(mode="json", exclude_defaults=True),
-        grader_digest(settings.reward.grader),
+        code_digest(settings.reward.grader),
         settings.evaluation.success_reward,
         [
             p.model_dump(mode="json", exclude={"model", "aliases", "lora", "training"}, exclude_defaults=True)
@@ -97,6 +98,7 @@ def settings_read(settings: Settings) -> list[Any]:
         [p.training.max_sequence_tokens for p in settings.policies],
         [rule.model_dump(mode="json", exclude_defaults=True) for rule in settings.agent_rules],
         {e: user_sql.read(e, _ADVANTAGES) for e in _estimators(settings.policies) if e.endswith(".sql")},
+        *(code_digest(p.algorithm) for p in settings.policies if algorithms.is_own(p.algorithm)),
     ]
 
 
@@ -164,7 +166,7 @@ def make_inputs(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
             reward.failure_reward,
             reward.reward_match,
             epoch.settings.evaluation.success_reward,
-            grader_digest(reward.grader),
+            code_digest(reward.grader),
             reward.assign,
             reward.gamma,
             bool(reward.weights),
@@ -357,7 +359,7 @@ def _table(con: duckdb.DuckDBPyConnection, name: str, columns: dict[str, tuple[p
 
 def _version(epoch: EpochManifest, policy: str) -> int | None:
     """7 of `v0007`; None where the epoch has no version of it."""
-    digits = epoch.versions.get(policy, "").removeprefix("v")
+    digits = (epoch.versions or epoch.sampled).get(policy, "").removeprefix("v")
     return int(digits) if digits.isdigit() else None
 
 

@@ -6,7 +6,8 @@ rollouts  the plan with its tasks, the versions sampled from, the agent (setting
           the versions of prompts where the settings have some
 rewards   the key of the rollouts, and the grader (name and source)
 sequences the epoch's range of the spool, what the SQL reads of the settings, the SQL, and the code that runs it
-train     the epoch's sequences, the policy's settings, the seed, the parent version, the trainer's code
+train     the epoch's sequences, the policy's settings, the seed, the parent version, the trainer's code, and the source of an
+          algorithm of one's own and of SQL that weighs tokens
 record    the keys of all the others
 
 Left out: what changes only how fast a stage is (concurrency, shards, retries, sizes of caches). How a policy is packed and
@@ -20,6 +21,7 @@ import hashlib
 import json
 from typing import Any
 
+from lightning_core import algorithms
 from lightning_core.agents.source import agent_digest
 from lightning_core.config import PolicySettings
 from lightning_core.epoch.derive import derive_code, sql_digest
@@ -27,9 +29,11 @@ from lightning_core.epoch.derive_inputs import settings_read
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.plan import PlannedRollout, own_prompts, plan_training
 from lightning_core.epoch.task_file import load_tasks
+from lightning_core.lake import sql
 from lightning_core.lake.manifest import EpochManifest, stage_key
-from lightning_core.loading import grader_digest
+from lightning_core.loading import code_digest
 from lightning_core.training.code import training_code
+from lightning_core.training.weighing import weighing_sql
 
 # What decides how a call is answered, not when.
 _OF_THE_GATEWAY = {"upstreams", "version_change", "media_urls", "calls_per_rollout", "tokens_per_rollout"}
@@ -38,7 +42,8 @@ _OF_THE_GATEWAY = {"upstreams", "version_change", "media_urls", "calls_per_rollo
 def rollouts_key(epoch: Epoch, planned: list[PlannedRollout]) -> str:
     """Key of the epoch's rollouts: under another one, what was rolled out is not the same experiment's."""
     settings = epoch.settings
-    plan = [(r.rollout_id, r.group_id, r.task.content) for r in planned]
+    # Which groups are replaced follows from the others' rewards.
+    plan = [(r.rollout_id, r.group_id, r.task.content) for r in planned if not r.spare]
     sampled = (
         [(p.name, p.model, p.sampling.model_dump(mode="json")) for p in settings.policies]
         if epoch.mode == "train"
@@ -55,6 +60,11 @@ def rollouts_key(epoch: Epoch, planned: list[PlannedRollout]) -> str:
         settings.vllm.model_dump(mode="json", include={"max_model_len", "dtype", "extra_args"}),
         *(["head_in_float32"] if settings.vllm.head_in_float32 else []),
         *([_prompts(epoch, planned)] if settings.prompts else []),
+        *(
+            [["replaced_groups", budget]]
+            if epoch.mode == "train" and (budget := settings.rollout.replaced_groups)
+            else []
+        ),
     )
 
 
@@ -66,7 +76,7 @@ def _prompts(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
 
 
 def rewards_key(epoch: Epoch, planned: list[PlannedRollout]) -> str:
-    return stage_key(rollouts_key(epoch, planned), grader_digest(epoch.settings.reward.grader))
+    return stage_key(rollouts_key(epoch, planned), code_digest(epoch.settings.reward.grader))
 
 
 def sequences_key(epoch: Epoch) -> str:
@@ -89,7 +99,10 @@ def train_key(epoch: Epoch, policy: PolicySettings) -> str:
     sequences, parent = epoch.manifest.tables["sequences"].digest, epoch.manifest.versions[policy.name]
     aside: dict[str, Any] = {"aliases": True, "training": {"checkpoint_seconds"}}
     read = policy.model_dump(mode="json", exclude=aside, exclude_defaults=True)
-    return stage_key(sequences, read, epoch.settings.seed, scheduled_over, parent, training_code())
+    weighing = policy.made_algorithm.weigh()
+    algorithm = [code_digest(policy.algorithm)] if algorithms.is_own(policy.algorithm) else []
+    algorithm += [weighing_sql(weighing), sql.text("tokens/sequence_calls")] if weighing is not None else []
+    return stage_key(sequences, read, epoch.settings.seed, scheduled_over, parent, training_code(), *algorithm)
 
 
 def record_key(epoch: EpochManifest) -> str:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from lightning_core.config import PolicySettings
 from lightning_core.epoch.epoch import Epoch
+from lightning_core.lake import sql
 from lightning_core.lake.manifest import stage_key
 from lightning_core.policies.probe import Probe
 from lightning_core.policies.sharing import takes_turns
@@ -24,7 +25,7 @@ from lightning_core.training.job import Job
 from lightning_core.training.launch import train
 from lightning_core.training.memory import sized
 from lightning_core.training.state import name_state
-from lightning_core.training.token_rows import training_rows
+from lightning_core.training.token_rows import token_scores, training_rows
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +52,21 @@ def train_version(
     then. The version can be served at once. Until `write` was called it may not outlive the machine, and the epoch does not count as trained.
     """
     settings, number, made_of = epoch.settings, epoch.number, epoch.manifest.tables
-    table = f"training_rows {policy.name}"  # a table is put whole, and policies may be trained side by side
-    made_of.pop(table, None)
+    # A table is put whole, and policies may be trained side by side.
+    tables = {f"training_rows {policy.name}": training_rows, f"token_scores {policy.name}": token_scores}
+    for table in tables:
+        made_of.pop(table, None)
     parent = epoch.manifest.versions[policy.name]
     state = epoch.home / "training" / epoch.run / policy.name
     state.mkdir(parents=True, exist_ok=True)
     sequences = state / f"sequences-{number:04d}.parquet"
-    if not _select(epoch, policy.name, sequences):
+    if not write_sequences(epoch, policy.name, sequences):
         sequences.unlink()
         return Made({"version": parent, "metrics": {}, "skipped": _why_nothing(epoch, policy.name)})
     store = epoch.policies[policy.name]
+    calls = state / f"calls-{number:04d}.parquet" if policy.made_algorithm.weigh() is not None else None
+    if calls is not None:
+        write_sequence_calls(epoch, policy.name, calls)
     output = state / f"output-{number:04d}"
     fresh_adapter = policy.lora is not None and parent == BASE_VERSION
     made = store.manifest(parent)
@@ -78,6 +84,7 @@ def train_version(
         head_in_float32=settings.vllm.head_in_float32,
         base_model=base_model,
         sequences=sequences,
+        calls=calls,
         output=output,
         state=state / "optimizer",
         progress=state / f"progress-{number:04d}.jsonl",
@@ -111,11 +118,14 @@ def train_version(
         trained.kept()
         store.sync(version)
         name_state(job.state, number, version)
-        rows = training_rows(job.state)
-        if rows is not None:
-            epoch.lake.put_table(epoch.manifest, table, rows, version)
+        for table, read in tables.items():
+            rows = read(job.state)
+            if rows is not None:
+                epoch.lake.put_table(epoch.manifest, table, rows, version)
         clear(job.state)
         sequences.unlink()
+        if calls is not None:
+            calls.unlink()
 
     return Made({"version": version, "metrics": numbers, "sequences": made_of["sequences"].digest}, write)
 
@@ -129,11 +139,24 @@ def _publish(store: PolicyStore, output: Path, lineage: Lineage) -> str:
             logger.info("%s", error)
 
 
-def _select(epoch: Epoch, policy: str, target: Path) -> int:
+def write_sequences(epoch: Epoch, policy: str, target: Path) -> int:
     """Write the policy's sequences of the epoch to a file of their own; returns how many."""
     table = pq.read_table(epoch.table("sequences"), filters=[("policy", "=", policy)])
     pq.write_table(table, target, compression="zstd")
     return int(table.num_rows)
+
+
+def write_sequence_calls(epoch: Epoch, policy: str, target: Path) -> None:
+    """Write the rows of sql/tokens/sequence_calls.sql for a policy's sequences of the epoch."""
+    reward = epoch.settings.reward
+    with duckdb.connect() as con:
+        for table in ("sequences", "merges", "call_returns"):
+            con.read_parquet(epoch.table(table)).filter(f"policy = '{policy}'").create_view(table)
+        con.execute(
+            "CREATE TABLE reward_settings AS SELECT $1::VARCHAR AS assign, $2::DOUBLE AS gamma",
+            [reward.assign, reward.gamma],
+        )
+        con.sql(sql.text("tokens/sequence_calls")).write_parquet(str(target), compression="zstd")
 
 
 def _why_nothing(epoch: Epoch, policy: str) -> str:

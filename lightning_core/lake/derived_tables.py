@@ -44,6 +44,7 @@ _COLUMNS = {
     "logprobs FLOAT[], reward DOUBLE, advantage DOUBLE, advantages FLOAT[], tokenized BOOLEAN",
     "training_rows": "policy VARCHAR, step INTEGER, sequence_id VARCHAR, logprobs FLOAT[], entropies FLOAT[], ratios FLOAT[], "
     "loss_weights FLOAT[], clipped BOOLEAN[]",
+    "token_scores": "policy VARCHAR, name VARCHAR, by_sql BOOLEAN, sequence_id VARCHAR, numbers FLOAT[]",
     "finetune_rollouts": "source_run VARCHAR, source_epoch BIGINT, rollout_id VARCHAR, began_ns BIGINT, left_out VARCHAR",
     "exclusions": "call_id BIGINT, choice BIGINT, rollout_id VARCHAR, attempt_id VARCHAR, span_id VARCHAR, policy VARCHAR, "
     "agent VARCHAR, reason VARCHAR",

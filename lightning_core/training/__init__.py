@@ -8,19 +8,20 @@ From a flow (none of these pulls in torch):
     memory.py      what fits a GPU
 
 A job, start to end:
-    grpo.py        of policy gradients                    sft.py         of examples
+    run.py         all of it                              inputs.py      a micro-batch as TRL takes it
     dataset.py     reading and checking sequences         plan.py        steps, micro-batches, weights of the loss
     steps.py       taking the steps, resuming after one   schedule.py    what changes over a run
     checkpoint.py  the state within an epoch              state.py       the optimizer's state between epochs
     outcome.py     what a job leaves behind               token_rows.py what a step did with each token
 
-The trainers:
-    trl_bridge.py  every private hook of TRL
-    trainer.py     policy gradients on planned steps      sft_trainer.py examples on planned steps
+The trainer:
+    trl_bridge.py  every private hook of TRL              trainer.py     any algorithm on planned steps
     packing.py     prefix tries, layouts of a pass        attention.py   attention along a trie
-    inputs.py      a micro-batch as TRL takes it          scoring.py     log-probabilities of a layout
-    correction.py  what the weights say before a step     hardware.py    device and precision
-    gather.py      whole tensors of split models          zero.py        the same, of DeepSpeed's
+    scoring.py     log-probabilities of a layout          correction.py  what the weights say before a step
+    hardware.py    device and precision                   gather.py      whole tensors of split models
+    zero.py        the same, of DeepSpeed's
+    token_scores.py what an algorithm makes of each token first
+    weighing.py    SQL from that to advantages
 
-Where an algorithm plugs in: lightning_core/config/algorithms.py. Left out: sampling and rewards, which happen elsewhere.
+The algorithms themselves: lightning_core/algorithms. Left out: sampling and rewards, which happen elsewhere.
 """

@@ -25,11 +25,11 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
-from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.settings_file import explain_validation
 from lightning_core.training import resident
 from lightning_core.training.errors import LESS_MEMORY, TrainingError
 from lightning_core.training.job import Job, Progress
+from lightning_core.training.run import run_job
 
 logger = logging.getLogger("lightning_core.training")
 
@@ -78,7 +78,7 @@ def run_job_file(file: Path) -> int:
     job.progress.parent.mkdir(parents=True, exist_ok=True)
     progress = Progress(job.progress)
     try:
-        result = ALGORITHMS[job.policy_settings.algorithm].load()(job, progress)
+        result = run_job(job, progress)
         logger.info("trained %s on %d sequences: %s", job.output, result["sequences"], result["seconds"])
         if resident.stays:
             progress.write({"done": True})

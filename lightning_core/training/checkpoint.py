@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 UNFINISHED = "unfinished"
 ROWS = "rows"  # of token_rows.py, for the steps so far
 # Where and how a job runs, not what it computes.
-_ASIDE: dict[str, Any] = dict.fromkeys(("output", "progress", "sequences", "state", "device", "beside"), True)
+_ASIDE: dict[str, Any] = dict.fromkeys(("output", "progress", "sequences", "calls", "state", "device", "beside"), True)
 _ASIDE |= {"policy_settings": {"training": {"checkpoint_seconds": True}}}
 
 

@@ -54,9 +54,10 @@ def settled(job: Job) -> Job:
     side they disagree before any update."""
     training = job.policy_settings.training
     bf16 = computes_in_bf16(training, job.sampled_in)
-    correction = "token_truncate" if bf16 or job.sampled_in != "float32" else "none"
+    uneven = bf16 or job.sampled_in != "float32"
+    correction = "token_truncate" if uneven and not job.policy_settings.imitates else "none"
     update: dict[str, Any] = {"bf16": bf16, "importance_correction": training.importance_correction or correction}
-    if job.head_in_float32 and not job.policy_settings.imitates:
+    if job.head_in_float32:
         update["trl"] = training.trl | {"cast_lm_head_to_fp32": True}
     policy = job.policy_settings.model_copy(update={"training": training.model_copy(update=update)})
     return job.model_copy(update={"policy_settings": policy})

@@ -62,6 +62,9 @@ class Job(BaseModel):
         False, description="whether vLLM's LM head computed in float32; the trainer's does too"
     )
     sequences: Path = Field(description="Parquet file, see dataset.py")
+    calls: Path | None = Field(
+        None, description="Parquet file of sql/tokens/sequence_calls.sql, for an algorithm that weighs tokens"
+    )
     output: Path = Field(description="folder to write the new version into; there whole or not at all")
     state: Path = Field(description="folder of the optimizer's state, kept from epoch to epoch")
     progress: Path = Field(description="JSONL file that progress is appended to")

@@ -18,6 +18,7 @@ from lightning_core.training.resident import Made, keep, write_behind
 from lightning_core.training.state import save_state
 from lightning_core.training.weights import save_weights, whole_folder
 
+PART = "algorithm_part"  # of the model: what an algorithm trains beside the policy
 # Dense bf16 FLOP/s of the makers' data sheets, by a part of the device's name; the first that occurs.
 _PEAK_FLOPS = {
     "H200": 989e12, "H100": 989e12, "H800": 989e12, "B200": 2250e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12,
@@ -47,9 +48,12 @@ def leave(
     progress.phase("saving")
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     unwrap_checkpointed(trained)
-    weights, optimizer = state_dict(trained), optimizer_state(trainer)
+    optimizer = optimizer_state(trainer)
+    part = trained._modules.pop(PART, None)  # it is not served
+    weights = state_dict(trained)
     if trainer.accelerator.is_main_process:
-        write_behind(partial(save_state, job.state, job.epoch, optimizer, state))
+        of_part = None if part is None else {name: t.detach().cpu() for name, t in part.state_dict().items()}
+        write_behind(partial(save_state, job.state, job.epoch, optimizer, state, of_part))
         # Not forced to the disk, which publishing sees to: no later job reads this folder.
         with whole_folder(job.output, durable=False) as beside:
             save_weights(trained, job.source, beside, weights, job.base_model_name)
@@ -63,6 +67,8 @@ def leave(
             result |= throughput(trained, taken)
             result["probe"] = take_probe(trained, *probed(rows), bool(job.policy_settings.training.bf16))
             (beside / "training.json").write_text(json.dumps(result, indent=2))
+        if part is not None:
+            trained.add_module(PART, part)
         keep(Made(job, trained, trainer.processing_class, optimizer, state | {"epoch": job.epoch}))
     trainer.accelerator.wait_for_everyone()
     told: dict[str, Any] = json.loads((job.output / "training.json").read_text())

@@ -16,7 +16,7 @@ from lightning_core.training.state import noted_version
 from lightning_core.training.weights import free_memory, load_adapter, load_model, load_tokenizer
 
 # What differs from epoch to epoch; with anything else that differs, the next job reads its weights.
-_OF_AN_EPOCH = ("epoch", "weights", "made_in", "version", "sequences", "output", "progress")
+_OF_AN_EPOCH = ("epoch", "weights", "made_in", "version", "sequences", "calls", "output", "progress")
 
 
 @dataclass

@@ -7,17 +7,19 @@ scores those alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from lightning_core.config import PolicySettings
 from lightning_core.training.attention import NAME, Forest
 from lightning_core.training.dataset import Sequence
+from lightning_core.training.errors import TrainingError
 from lightning_core.training.packing import Layout, forest_layout, padded_layout
-from lightning_core.training.trl_bridge import fused_scores
+from lightning_core.training.trl_bridge import add_head, fused_scores
 
 # Of the largest hidden state: float32's rounding stays far below (2e-4 was seen), a mask that is ignored far above (0.8).
 _PROBE_TOLERANCE = 1e-2
@@ -30,24 +32,45 @@ def causal_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
-def score(model: Any, unwrapped: Any, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+def score(
+    model: Any, unwrapped: Any, layout: Layout, on_hidden: Callable[[torch.Tensor], None] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy of each trained token, both `(B, T)` and 0 elsewhere.
 
     `model` is what is called (possibly wrapped for several processes), `unwrapped` what lies in it. It has TRL's fused LM head;
-    where that was not asked for entropies they are zeros.
+    where that was not asked for entropies they are zeros. `on_hidden` is given the hidden states that predict the tokens, `(N, width)`.
     """
-    with _only(causal_model(unwrapped).base_model, layout.positions):
+    with _only(causal_model(unwrapped).base_model, layout.positions, on_hidden):
         scores, entropies = fused_scores(model, _inputs(layout), layout.targets)
-    logps = _spread(scores, layout.gather)
-    return logps, torch.zeros_like(logps) if entropies is None else _spread(entropies, layout.gather)
+    logps = spread(scores, layout.gather)
+    return logps, torch.zeros_like(logps) if entropies is None else spread(entropies, layout.gather)
+
+
+def scores_by(model: Any, layout: Layout, policy: PolicySettings) -> torch.Tensor:
+    """Log-probabilities `(B, T)` that another model with the same tokenizer gives the tokens, without gradients.
+
+    Raises TrainingError where it cannot take them as they are packed.
+    """
+    if "forward" not in causal_model(model).__dict__:
+        add_head(model, policy)
+    reason = None if layout.depth is None else why_not_packed(model, int(layout.position_ids.max()) + 1)
+    if reason is not None:
+        raise TrainingError(f"{reason}; set `training.packing: none`")
+    with torch.no_grad():
+        return score(model, model, layout)[0]
 
 
 @contextlib.contextmanager
-def _only(backbone: torch.nn.Module, positions: torch.Tensor) -> Iterator[None]:
+def _only(
+    backbone: torch.nn.Module, positions: torch.Tensor, on_hidden: Callable[[torch.Tensor], None] | None
+) -> Iterator[None]:
     """Within, the backbone returns the hidden states of `positions` alone, as one row: `(1, N, hidden)`."""
 
     def keep(module: torch.nn.Module, args: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state.flatten(0, 1).index_select(0, positions).unsqueeze(0)
+        hidden = output.last_hidden_state.flatten(0, 1).index_select(0, positions)
+        if on_hidden is not None:
+            on_hidden(hidden)
+        output.last_hidden_state = hidden.unsqueeze(0)
         return output
 
     handle = backbone.register_forward_hook(keep)
@@ -57,7 +80,8 @@ def _only(backbone: torch.nn.Module, positions: torch.Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _spread(scores: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
+def spread(scores: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
+    """Scores `(N,)` at their places `(B, T)`."""
     flat = torch.nn.functional.pad(scores.flatten(), (0, 1))  # the appended zero is what untrained tokens read
     return flat.index_select(0, gather.flatten()).view(gather.shape)
 

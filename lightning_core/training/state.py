@@ -1,6 +1,6 @@
 """Optimizer state from epoch to epoch.
 
-`epoch-0007/` holds the state that epoch 7 left with the weights it made. What goes on from those weights goes on from it,
+`epoch-0007/` holds the state (and what an algorithm trains beside the policy) that epoch 7 left with the weights it made. What goes on from those weights goes on from it,
 never from a newer one, so an epoch that is tried again starts where it started the first time. The two newest are kept.
 Seeds derive from (seed, epoch) and the learning rate from the epoch and the number of steps, which is noted beside it.
 """
@@ -19,6 +19,9 @@ from lightning_core.training.weights import whole_folder
 
 # What reading half a file raises.
 BROKEN = (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
+
+
+_PART = "part.safetensors"  # of the algorithm's part
 
 
 def load_state(
@@ -56,10 +59,28 @@ def noted_version(folder: Path, epoch: int) -> str | None:
     return noted.get("version")
 
 
-def save_state(folder: Path, epoch: int, optimizer: dict[str, Any], noted: dict[str, Any]) -> None:
+def load_part(folder: Path, epoch: int) -> dict[str, Any] | None:
+    """Tensors of the algorithm's part after `epoch`; None where it had none. Raises WeightsError where they cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = _of(folder, epoch) / _PART
+    try:
+        return load_file(file) if file.exists() else None
+    except (*BROKEN, SafetensorError) as error:
+        raise WeightsError(f"{file}: cannot be read: {error}; remove its folder to start afresh") from error
+
+
+def save_state(
+    folder: Path, epoch: int, optimizer: dict[str, Any], noted: dict[str, Any], part: dict[str, Any] | None = None
+) -> None:
     """Write the state after `epoch`, whole or not at all, and remove those no retry can need."""
     with whole_folder(_of(folder, epoch)) as beside:
         save_tensors(optimizer, beside / "optimizer.pt")
+        if part is not None:
+            from safetensors.torch import save_file
+
+            save_file(part, beside / _PART)
         (beside / "state.json").write_text(json.dumps(noted | {"epoch": epoch}))
     keep = sorted(e for e in _epochs(folder) if e <= epoch)[-2:]
     for old in _epochs(folder):

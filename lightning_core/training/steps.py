@@ -10,16 +10,18 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from lightning_core.algorithms import Algorithm
 from lightning_core.config import TrainingSettings
 from lightning_core.training.checkpoint import Checkpoints, Found
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError
+from lightning_core.training.hardware import is_split
 from lightning_core.training.job import Job, Progress, derive_seed, use_torchao
-from lightning_core.training.outcome import leave
+from lightning_core.training.outcome import PART, leave
 from lightning_core.training.plan import Step
 from lightning_core.training.resident import Made
 from lightning_core.training.schedule import EntropyBonus, learning_rate
-from lightning_core.training.state import load_state, parameters_of
+from lightning_core.training.state import load_part, load_state, parameters_of
 from lightning_core.training.token_rows import TokenRows
 from lightning_core.training.weights import lora_config
 
@@ -33,7 +35,9 @@ class StepPlan:
 
     seed = 0  # of dropout, together with the step's number
     first = 0  # steps that a killed try took
+    taken_before = 0  # optimizer steps of the run before this epoch
     optimizer_state: dict[str, Any] | None = None  # that the epoch before left
+    part: dict[str, Any] | None = None  # tensors of the algorithm's part, that the epoch before left
     found: Found | None = None  # the killed try's checkpoint; put into place after `begin`
     rows: TokenRows | None = None  # gets what is known of each trained token
 
@@ -72,7 +76,8 @@ class JobSteps(StepPlan):
             self.first, self.taken = self.found.done, self.found.taken
             logger.info("%s: going on after step %d of %d", job.state, self.first, count)
             progress.write({"resumed_at": self.first, "steps": count})
-        self.rows = TokenRows(job.state, job.policy, self.first)
+        # An example has neither ratio nor clipping.
+        self.rows = None if job.policy_settings.imitates else TokenRows(job.state, job.policy, self.first)
         self._begin: Callable[[Any], None] = lambda trainer: None
 
     def train(
@@ -88,6 +93,7 @@ class JobSteps(StepPlan):
         lora = self.job.policy_settings.lora
         self.progress.phase("preparing")
         state, self.noted = self._state()
+        self.taken_before = self.noted["step"]
         # A checkpoint brings its own; memory holds one of them.
         self.optimizer_state = None if self.found else state
         with tempfile.TemporaryDirectory(prefix="lightning-training-") as scratch:
@@ -120,6 +126,8 @@ class JobSteps(StepPlan):
             why += "(or is another optimizer's): AdamW starts afresh"
             logger.warning(why)
             self.progress.write({"warning": why})
+        if kept is not None and made_in is not None:
+            self.part = load_part(self.job.state, made_in)
         return kept or (None, {"step": 0})
 
     def leave(self, trainer: Any, metrics: dict[str, Any], rows: list[Sequence]) -> dict[str, Any]:
@@ -169,6 +177,8 @@ class Stepping:
     settings: TrainingSettings
     bonus: EntropyBonus | None = None
     optimized: list[list[Any]]  # parameters, in the groups the optimizer was made with
+    part: Any = None  # what the algorithm trains beside the policy
+    part_scale = 1.0  # of its learning rate to the policy's
     # Of transformers' Trainer:
     accelerator: Any
     args: Any
@@ -213,8 +223,52 @@ class Stepping:
         betas = (args.adam_beta1, args.adam_beta2)
         return AdamW8bit, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
 
+    def make_part(self, algorithm: Algorithm) -> None:
+        """Make what the algorithm trains beside the policy, or take the one of the job before, as a module of the model: the
+        optimizer and checkpoints find it there. Raises TrainingError where the weights are split over processes."""
+        import torch
+
+        self.part = getattr(self.model, PART, None)
+        if self.part is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.step_plan.seed)
+                self.part = algorithm.part(self.model)
+            if self.part is None:
+                return
+            if is_split():
+                raise TrainingError(
+                    f"`algorithm: {algorithm.policy.algorithm}` trains a part beside the policy, which was not tried with "
+                    "weights that are split over processes; use an accelerate file without FSDP and DeepSpeed"
+                )
+            if self.step_plan.part is not None:
+                self.part.load_state_dict(self.step_plan.part)
+            self.model.add_module(PART, self.part.to(self.args.device))
+        # It is called beside the model, where DDP looks for no gradients: `reduce_part` averages them.
+        ignored = [f"{PART}.{name}" for name, _ in self.part.named_parameters()]
+        torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ignored)
+        rate = algorithm.part_learning_rate
+        self.part_scale = 1.0 if rate is None else rate / self.settings.learning_rate
+
+    def reduce_part(self) -> None:
+        """At the end of a step's passes: average the part's gradients over the ranks. Every rank calls this."""
+        import torch
+
+        if self.part is None or self.accelerator.num_processes == 1:
+            return
+        for parameter in self.part.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= self.accelerator.num_processes
+
     def create_optimizer(self, *args: Any) -> Any:
         optimizer = super().create_optimizer(*args)  # type: ignore[misc]
+        if self.part is not None and "scale" not in optimizer.param_groups[-1]:
+            own = {id(p) for p in self.part.parameters()}
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+            optimizer.add_param_group({"params": list(self.part.parameters()), "weight_decay": 0.0})
+            optimizer.param_groups[-1]["scale"] = self.part_scale
         # DeepSpeed puts flat tensors in their place, and drops a group without any.
         self.optimized = [list(group["params"]) for group in optimizer.param_groups if group["params"]]
         return optimizer
@@ -231,10 +285,11 @@ class Stepping:
         torch.manual_seed((plan.seed + 1_000_003 * step + 7919 * self.accelerator.process_index) % 2**63)
         if self.optimizer is not None:
             for group in self.optimizer.param_groups:
+                rate = plan.rate(step, self.settings) * group.get("scale", 1.0)
                 if torch.is_tensor(group["lr"]):  # torchao's, which is compiled with it
-                    group["lr"].fill_(plan.rate(step, self.settings))
+                    group["lr"].fill_(rate)
                 else:
-                    group["lr"] = plan.rate(step, self.settings)
+                    group["lr"] = rate
         self.step_began = time.perf_counter()
 
     def report(self, steps: int, metrics: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What each optimizer step did with each token that it trained: the rows of table `training_rows`.
 
 A file a step, so that a training that was killed and resumed has those of all its steps in the end. Left out: SFT,
-whose loss has neither ratio nor clipping.
+whose loss has neither ratio nor clipping. And what the algorithm made of each token before the first step: those of `token_scores`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from lightning_core.files import make_folder, put_in_place
 from lightning_core.training.checkpoint import ROWS
 from lightning_core.training.plan import MicroBatch
+from lightning_core.training.weighing import Scores
 
+_SCORES = "scores.parquet"
 _LISTS = ("logprobs", "entropies", "ratios", "loss_weights", "clipped")
 _TWO_SIDED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # of TRL's losses, those that clip on both sides
 
@@ -89,6 +91,33 @@ def training_rows(state: Path) -> pa.Table | None:
     """The rows of all steps of the job in a state folder; None where its training writes none."""
     files = [file for _, file in _files(state)]
     return pa.concat_tables([pq.read_table(file) for file in files]) if files else None
+
+
+def write_scores(state: Path, policy: str, scored: Scores, weighed: Scores) -> None:
+    """Write `score_rows` beside those of the steps."""
+    file = state / ROWS / _SCORES
+    make_folder(file.parent)
+    pq.write_table(score_rows(policy, scored, weighed), file.with_suffix(".tmp"), compression="none")
+    put_in_place(file.with_suffix(".tmp"), file)
+
+
+def score_rows(policy: str, scored: Scores, weighed: Scores) -> pa.Table:
+    """Return the rows of table `token_scores`: what the algorithm's `score` and its SQL made of each trained token."""
+    rows = [
+        (policy, name, of is weighed, sequence, values)
+        for of in (scored, weighed)
+        for name, of_sequences in sorted(of.items())
+        for sequence, values in sorted(of_sequences.items())
+    ]
+    kinds = [pa.string(), pa.string(), pa.bool_(), pa.string(), pa.list_(pa.float32())]
+    columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
+    return pa.table(columns, ["policy", "name", "by_sql", "sequence_id", "numbers"])
+
+
+def token_scores(state: Path) -> pa.Table | None:
+    """The rows of table `token_scores` of the job in a state folder; None where its algorithm weighs nothing."""
+    file = state / ROWS / _SCORES
+    return pq.read_table(file) if file.exists() else None
 
 
 def _files(state: Path) -> list[tuple[int, Path]]:

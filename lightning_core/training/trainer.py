@@ -6,19 +6,24 @@ What is fed to TRL, and how that is measured. How TRL is made to take it: trl_br
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from lightning_core.algorithms import Tokens
 from lightning_core.config import PolicySettings
 from lightning_core.training.correction import bounded, from_all_ranks
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.inputs import Start, materialise
+from lightning_core.training.packing import Layout
 from lightning_core.training.plan import MicroBatch, Step, line_up
 from lightning_core.training.schedule import EntropyBonus
-from lightning_core.training.scoring import score
+from lightning_core.training.scoring import score, spread
 from lightning_core.training.steps import Stepping, StepPlan
+from lightning_core.training.token_scores import put_trained
 from lightning_core.training.trl_bridge import PlannedGRPOTrainer, grpo_arguments
 
 _MOST_NATS = 20.0  # by which a token can be more likely in what is told: e^20, before numbers overflow
@@ -33,7 +38,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
     """Trains `model` on planned steps, one optimizer step each, as `step_plan` says.
 
     `starts`: what `correction.look` found of each micro-batch before the first step; `informative`: tokens of high entropy
-    of each step, by its id. Raises TrainingError where loss or gradient stop being finite; nothing has been saved then.
+    of each step, by its id; `scores`: what `token_scores.weigh` made of each trained token, by name and sequence. Raises TrainingError where loss or gradient stop being finite; nothing has been saved then.
     """
 
     def __init__(
@@ -52,15 +57,19 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         self.step_plan = step_plan
         self.starts: list[Start] | None = None
         self.informative: dict[int, int] = {}
+        self.scores: dict[str, dict[str, np.ndarray]] = {}
+        self.algorithm = policy.made_algorithm
         self.bonus: EntropyBonus = EntropyBonus(settings, settings.of_trl("entropy_coef"))
         self.settings = settings
         # More than one step an epoch: from the second on, the weights are no longer those that sampled.
-        self.use_sampling_logps = settings.steps_per_epoch > 1 and not settings.corrected
+        self.use_sampling_logps = settings.steps_per_epoch > 1 and not settings.corrected and not policy.imitates
         self._queue = line_up(steps, step_plan.first)
         left = len(steps) - step_plan.first
         self._current: Any = None
         self._batch: MicroBatch | None = None
+        self._hidden: list[torch.Tensor] = []  # of the micro-batch under way
         self._sums = dict.fromkeys(_SUMS, 0.0)
+        self._measured: dict[str, float] = {}  # what the algorithm sums over the step's trained tokens
         self._weights: list[float] = []  # of each micro-batch of this step, in TRL's metrics
         super().__init__(
             model,
@@ -70,6 +79,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
             beta=settings.beta,
             peft_config=peft_config,
         )
+        self.make_part(self.algorithm)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
         step, at = divmod(inputs["number"], self.args.gradient_accumulation_steps)
@@ -84,10 +94,16 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
                 f"step {self.done}: the loss is {loss.item()}; lower "
                 "`training.learning_rate`, or look at the advantages and logprobs of this epoch's sequences"
             )
-        if self.step_plan.first + step == 0 and at == self.args.gradient_accumulation_steps - 1:  # no rank's is None
-            shares = from_all_ranks((self._sums["sampled"], self._sums["tokens"]))
-            sampled, tokens = (sum(of_ranks) for of_ranks in zip(*shares, strict=True))
-            self.check_mismatch(sampled / tokens)
+        is_last = at == self.args.gradient_accumulation_steps - 1  # no rank's is None
+        if is_last:
+            self.reduce_part()
+        if self.step_plan.first + step == 0 and is_last:
+            # A text was tokenized by these weights' own tokenizer, and nothing says how likely it was.
+            tokenized = any(s.tokenized for batch in self.planned[0].micro_batches for s in batch.sequences)
+            shares = from_all_ranks((self._sums["sampled"], self._sums["tokens"], tokenized))
+            sampled, tokens, tokenized = (sum(of_ranks) for of_ranks in zip(*shares, strict=True))
+            if not tokenized:
+                self.check_mismatch(sampled / tokens)
         return loss
 
     def inputs_of(self, number: int) -> dict[str, Any]:
@@ -97,6 +113,10 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         if self.beta != 0.0 and start.reference is None:
             raise TrainingError("beta > 0 needs `reference` log-probabilities")
         inputs = materialise(batch, step.normalizer, self.use_sampling_logps, start)
+        for name, of_sequences in self.scores.items():
+            target = torch.zeros_like(inputs["advantages"])
+            put_trained(batch, of_sequences, target)
+            inputs[_place(name)] = target
         layout = inputs.pop("layout").to(self.args.device)
         inputs = self._prepare_input(inputs)
         self._batch = batch
@@ -106,10 +126,11 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
     def score_inputs(self, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
         layout, step, inputs = self._current
         with self.accelerator.autocast():
-            logps, entropies = score(model, self.accelerator.unwrap_model(model), layout)
+            self._hidden.clear()
+            logps, entropies = score(model, self.accelerator.unwrap_model(model), layout, self._hidden.append)
         if self.settings.corrected:
             self._correct(inputs, logps.detach())
-        self._current = layout, step, inputs | {"entropies": entropies}
+        self._current = layout, step, inputs | {"logprobs": logps, "entropies": entropies}
         self._measure(logps.detach(), entropies.detach(), inputs)
         return logps, entropies
 
@@ -118,13 +139,35 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         return informative
 
     def last_word(self, loss: torch.Tensor) -> torch.Tensor:
-        """Less the entropy bonus: the mean over the step's tokens, so far as they are in this micro-batch."""
+        """As the algorithm has it, less the entropy bonus: the mean over the step's tokens, so far as they are in this micro-batch."""
+        layout, step, inputs = self._current
+        tokens = self._tokens(layout, inputs)
+        tokens.policy_loss = loss
+        loss = self.algorithm.loss(tokens)
+        trained = inputs["tool_mask"] > 0
+        for name, values in tokens.measured.items():
+            self._measured[name] = self._measured.get(name, 0.0) + float((values * trained).sum())
         if not self.bonus.weight:
             return loss
-        _, step, inputs = self._current
         count = self.informative.get(id(step), step.trained_tokens)
         total = (inputs["entropies"] * _rewarded(inputs)).sum()
         return loss - self.bonus.weight * total * self.accelerator.num_processes / count
+
+    def _tokens(self, layout: Layout, inputs: dict[str, Any]) -> Tokens:
+        assert self._batch is not None
+        return Tokens(
+            sequences=self._batch.sequences,
+            logprobs=inputs["logprobs"],
+            entropies=inputs["entropies"],
+            hidden=self._hidden.pop(),
+            spread=partial(spread, gather=layout.gather),
+            part=self.part,
+            advantages=inputs["advantages"],
+            weights=inputs["tool_mask"],
+            total=float(inputs["num_items_in_batch"]) / self.accelerator.num_processes,
+            scores={name: inputs[_place(name)] for name in self.scores},
+            step=self.step_plan.taken_before + self.done,
+        )
 
     def _correct(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:
         """Weigh the loss by the importance ratio; `logps` are of the weights the epoch begins with where none were stored."""
@@ -175,12 +218,13 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called once an optimizer step (and once at the end, with what is ignored here)."""
-        shares = from_all_ranks((self._sums, self._weights))
-        sums = {name: sum(share[name] for share, _ in shares) for name in _SUMS}
+        shares = from_all_ranks((self._sums | self._measured, self._weights))
+        sums = {name: sum(share.get(name, 0.0) for share, _ in shares) for name in self._sums | self._measured}
         weights = [sum(of_ranks) for of_ranks in zip(*(share for _, share in shares), strict=True)]
         clipped = self.take_clip_ratios()
         clip_ratio = _mean(clipped, weights) if clipped else None
-        self._sums, self._weights = dict.fromkeys(_SUMS, 0.0), []
+        measured = list(self._measured)
+        self._sums, self._measured, self._weights = dict.fromkeys(_SUMS, 0.0), {}, []
         if "grad_norm" not in logs:
             return
         done = self.done
@@ -207,10 +251,16 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
                 "tokens": step.tokens,
                 "unique_tokens": step.unique_tokens,
                 "trained_tokens": step.trained_tokens,
+                **{name: sums[name] / tokens for name in measured},
             },
         )
         self.bonus.update(sums["informative_entropy"] / self.informative.get(id(step), step.trained_tokens))
         self.step_plan.on_done(self, done)
+
+
+def _place(score: str) -> str:
+    """Where TRL's inputs have a score: the advantages where TRL's loss reads them."""
+    return score if score == "advantages" else f"score {score}"
 
 
 def score_queue(

@@ -1,6 +1,6 @@
 """Every private hook of TRL that the trainers stand on; tests/unit/test_trl_hook.py fails when TRL moves one.
 
-TRL's trainers sample, reward and shuffle. Here they get planned micro-batches instead (trainer.py, sft_trainer.py). Each loss
+TRL's trainer samples, rewards and shuffles. Here it gets planned micro-batches instead (trainer.py). Each loss
 with its clipping and its KL stays TRL's; the optimizer, the clipping of the gradient and the loop over steps transformers'.
 (One hook lies elsewhere, as it comes before the import: `job.import_trainer` hides packages that TRL only tries out.)
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import utils as trl_utils
 
 from lightning_core.config import PolicySettings
@@ -31,11 +31,11 @@ _OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_torch_8bit"}
 _CISPO_LIMIT = 5.0  # of the ratio, as its paper and TRL recommend; TRL's own default would be 0.2
 
 
-def _shared(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: int) -> dict[str, Any]:
-    """Arguments of either trainer, for `steps` optimizer steps of `width` micro-batches."""
+def grpo_arguments(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: int) -> GRPOConfig:
+    """For `steps` optimizer steps of `width` micro-batches. Beta stays 0 until the trainer is made."""
     settings = policy.training
     again = checkpoints_gradients(settings)
-    return settings.trl | {
+    given = settings.trl | {
         "output_dir": str(scratch),
         "seed": seed,
         "max_steps": steps,
@@ -59,12 +59,6 @@ def _shared(policy: PolicySettings, steps: int, width: int, scratch: Path, seed:
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": False,
     }
-
-
-def grpo_arguments(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: int) -> GRPOConfig:
-    """For `steps` optimizer steps of `width` micro-batches. Beta stays 0 until the trainer is made."""
-    settings = policy.training
-    given = _shared(policy, steps, width, scratch, seed)
     if settings.loss_type == "cispo":
         given["epsilon_high"] = given.get("epsilon_high") or _CISPO_LIMIT
     return GRPOConfig(
@@ -75,15 +69,10 @@ def grpo_arguments(policy: PolicySettings, steps: int, width: int, scratch: Path
             "num_generations": 2,
             "loss_type": _FORMULA.get(settings.loss_type, "dapo"),
             "importance_sampling_level": settings.ratio_level,
-            "temperature": policy.sampling.temperature,
+            # Examples were sampled at any temperature, or at none.
+            "temperature": 1.0 if policy.imitates else policy.sampling.temperature,
         }
     )
-
-
-def sft_arguments(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: int) -> SFTConfig:
-    """For `steps` optimizer steps of `width` micro-batches. What is too long was left out before; TRL would tokenize again."""
-    ours = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    return SFTConfig(**_shared(policy, steps, width, scratch, seed) | ours)
 
 
 class PlannedGRPOTrainer(GRPOTrainer):
@@ -166,30 +155,6 @@ class PlannedGRPOTrainer(GRPOTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # transformers would look for input ids in what the loader yields
-
-
-class PlannedSFTTrainer(SFTTrainer):
-    """SFTTrainer on micro-batches of exact tokens, each a list of rows with `input_ids` and `labels`."""
-
-    def __init__(
-        self, model: Any, tokenizer: Any, args: SFTConfig, batches: list[list[dict[str, Any]]], peft_config: Any = None
-    ) -> None:
-        self._batches = batches
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=Dataset.from_list(batches[0]),  # which the data loader does not read
-            processing_class=tokenizer,
-            peft_config=peft_config,
-        )
-
-    def get_train_dataloader(self) -> Any:
-        """The micro-batches in order, through TRL's own collator: its sampler would shuffle rows and cut them anew."""
-        return DataLoader(self._batches, batch_size=1, collate_fn=lambda batch: self.data_collator(batch[0]))
-
-    def measured(self) -> dict[str, list[float]]:
-        """TRL's `entropy` and `mean_token_accuracy` of each micro-batch since the last `log`, each a mean over all ranks."""
-        return {name: list(self._metrics["train"].get(name, [])) for name in ("entropy", "mean_token_accuracy")}
 
 
 def add_head(model: Any, policy: PolicySettings) -> None:

@@ -48,7 +48,7 @@ def test_two_processes_train_to_the_same_weights_as_one(tmp_path: Path, groups: 
     assert len(alone) == steps
     for one, two in zip(alone, shared, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
-        for name in ("grad_norm", "entropy", "token_accuracy"):
+        for name in ("grad_norm", "entropy"):
             assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
     ours, theirs = (load_file(tmp_path / f"v{n}/model.safetensors") for n in (1, 2))
     for name, tensor in ours.items():

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from safetensors.torch import load_file
 
 from lightning_core.training import launch
 from lightning_core.training.errors import TrainingFailed
-from lightning_core.training.grpo import run_job
 from lightning_core.training.job import Job, Progress, check_job, derive_seed
 from lightning_core.training.launch import train
 from lightning_core.training.plan import plan_epoch
+from lightning_core.training.run import run_job
+from lightning_core.training.token_rows import token_scores
 from tests import sharded_training
 from tests.tiny_model import make_tiny_llama
-from tests.training_data import random_group, write_parquet
+from tests.training_data import random_group, with_critic, write_parquet
 
 pytestmark = pytest.mark.slow
 
@@ -92,8 +94,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory, files: tuple[Path, Path]) ->
 
 
 def assert_same(job: Job, alone: Job) -> None:
-    from safetensors.torch import load_file
-
     ours, theirs = (load_file(next(j.output.glob("*.safetensors"))) for j in (job, alone))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -163,6 +163,26 @@ def test_two_processes_killed_and_resumed_give_what_one_gives(
         split = int((tmp_path / "two" / when).read_text())
         assert split > 10 if kind == "fsdp2" else split == 0
     assert_same(job, alone)
+
+
+def test_a_critic_over_two_processes_is_what_one_trains_and_is_refused_where_weights_are_split(
+    tmp_path: Path, files: tuple[Path, Path], ranks: sharded_training.Ranks
+) -> None:
+    jobs = [with_critic(job_in(tmp_path / str(n), files)) for n in range(3)]
+    run_job(jobs[0], Progress(jobs[0].progress))
+    codes, said = ranks.train(jobs[1], {})
+    assert codes == [0, 0], said
+    assert_same(jobs[1], jobs[0])
+    one, two = (token_scores(job.state) for job in jobs[:2])
+    assert one is not None and two is not None and one.column("sequence_id") == two.column("sequence_id")
+    for ours, theirs in zip(two.column("numbers").to_pylist(), one.column("numbers").to_pylist(), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    critics = [load_file(job.state / "epoch-0000/part.safetensors") for job in jobs[:2]]
+    for name, tensor in critics[0].items():
+        assert float((tensor - critics[1][name]).abs().max()) < 1e-3, name
+    codes, said = ranks.train(jobs[2], sharded_training.FSDP2)
+    assert codes != [0, 0]
+    assert "trains a part beside the policy, which was not tried with weights that are split" in said
 
 
 def test_fsdp2_in_bf16_rounds_no_logprobs(

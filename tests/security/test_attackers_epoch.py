@@ -18,7 +18,7 @@ from lightning_core.epoch.derive import attempts, derive
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.plan import Task, plan_training
 from lightning_core.lake import catalog
-from lightning_core.loading import grader_digest
+from lightning_core.loading import code_digest
 from lightning_flows.tasks.shard import rollout_shard
 from tests.gateway_rig import Rig, rig
 from tests.security.attackers import INVENTED, MODEL_SAYS
@@ -88,7 +88,7 @@ def run_epoch(server: Rig, folder: Path, attacks: dict[str, dict[str, Any]]) -> 
         "orphan": str(folder / "orphan"),
         "attackers": GROUP * len(attacks),
         "grpc": server.handle.grpc_url,
-        "grader": grader_digest(GRADER),
+        "grader": code_digest(GRADER),
     }
     tasks = [Task(name, known | content | {"attacks": False}) for name, content in HONEST.items()]
     tasks += [Task(name, known | content | {"attacks": True}) for name, content in attacks.items()]

@@ -23,7 +23,7 @@ from lightning_core.lake import catalog
 from lightning_core.lake.explain import explain
 from lightning_core.lake.explain_view import view
 from lightning_core.lake.lake import Lake
-from lightning_core.loading import grader_digest
+from lightning_core.loading import code_digest
 from tests.gateway_rig import Rig, rig
 from tests.security.attackers import INVENTED
 
@@ -79,7 +79,7 @@ def epoch(server: Rig, tasks: dict[str, list[str]], grader: str | None = None) -
         "answer": "mine",
         "victims": str(server.home / f"{run}.victims"),
         "grpc": server.handle.grpc_url,
-        "grader": grader_digest(grader),
+        "grader": code_digest(grader),
         "earned": 0.25,
         "seen": str(server.home / f"{run}.seen"),
     }

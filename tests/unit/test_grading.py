@@ -16,7 +16,7 @@ from lightning_core.client import SpanData
 from lightning_core.config import SettingsError
 from lightning_core.epoch.derive import attempts
 from lightning_core.epoch.epoch import Epoch
-from lightning_core.loading import grader_digest
+from lightning_core.loading import code_digest
 from tests.lake_maker import Attempt, derived, settings
 
 pytestmark = pytest.mark.slow  # it starts graders
@@ -133,7 +133,7 @@ def test_an_attempt_is_graded_once_by_each_grader(tmp_path: Path) -> None:
     reference = f"{tmp_path / 'graders.py'}:right"
     attempt = Attempt("r.0", "a0")
     attempt.root(task=json.dumps({"answer": "7"}), output=json.dumps("7"))
-    attempt.reward(1.0, attributes=[("lightning.reward.grader", grader_digest(reference))])
+    attempt.reward(1.0, attributes=[("lightning.reward.grader", code_digest(reference))])
     lake, epoch = derived(tmp_path, attempt.rows)
     with attempts(Epoch(settings(lake.root.parent), epoch)) as con:
         assert grade(reference, con, lambda *_: None).graded == 0

@@ -21,7 +21,19 @@ FORBIDDEN = {
 # The rooms of lightning_core, each importing those before it alone. `cpu_demo` stands beside them: it takes the place of parts of
 # `policies` and `training` where two cores have to suffice.
 ROOMS = (
-    *("config", "process", "spool", "otlp", "client", "lake", "policies", "prompts", "tracking", "gateway"),
+    *(
+        "algorithms",
+        "config",
+        "process",
+        "spool",
+        "otlp",
+        "client",
+        "lake",
+        "policies",
+        "prompts",
+        "tracking",
+        "gateway",
+    ),
     *("agents", "training", "epoch", "checks", "doctor", "ui"),
 )
 FORBIDDEN |= {

@@ -13,7 +13,7 @@ import pytest
 from lightning_core.config import AirRule, SettingsError
 from lightning_core.epoch.derive_inputs import check_patterns
 from lightning_core.lake import schema, sql
-from lightning_core.loading import grader_digest
+from lightning_core.loading import code_digest
 from tests import lake_maker
 from tests.lake_maker import Attempt, derived, table
 
@@ -310,6 +310,6 @@ def test_a_graders_reward_is_the_last_whatever_the_clocks_say(tmp_path: Path) ->
     made = attempt()
     made.call([1], [2])
     emit(made, 0.25, 0.6)
-    made.reward(1.0, 0.5, attributes=[("lightning.reward.grader", grader_digest(grader))])
+    made.reward(1.0, 0.5, attributes=[("lightning.reward.grader", code_digest(grader))])
     (rewards,) = tables(tmp_path, [made], "rollout_rewards", grader=grader)
     assert [(r["reward"], r["source"]) for r in rewards] == [(1.0, "reward")]

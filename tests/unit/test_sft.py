@@ -12,14 +12,13 @@ import pytest
 from pydantic import ValidationError
 
 from lightning_core.config import PolicySettings
-from lightning_core.config.algorithms import ALGORITHMS, Algorithm
 from lightning_core.epoch.derive_inputs import make_advantages
 from lightning_core.training.job import Job, Progress
-from lightning_core.training.sft import example, plan_passes, queue, run_job
+from lightning_core.training.run import run_job
 from tests import sql_rig
 from tests.lake_maker import settings
 from tests.tiny_model import make_tiny_llama
-from tests.training_data import make_sequence, one_thread, random_group, write_parquet
+from tests.training_data import one_thread, random_group, write_parquet
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -104,7 +103,6 @@ def test_a_group_without_spread_gives_an_example_too(tmp_path: Path) -> None:
             {"algorithm": "sft", "training": {"loss_type": "grpo", "trl": {"epsilon": 0.1}, "steps_per_epoch": 2}},
             "training.loss_type, training.trl.epsilon",
         ),
-        ({"algorithm": "sft", "training": {"packing": "none"}}, "training.packing"),
         ({"sft": {}}, "only `algorithm: sft` reads `sft:`"),
     ],
 )
@@ -120,21 +118,16 @@ def test_settings_of_sft_survive_a_journey_as_json() -> None:
     assert PolicySettings.model_validate_json(policy.model_dump_json()) == policy
 
 
-def test_labels_are_the_sampled_tokens_and_nothing_else() -> None:
-    sequence = make_sequence("a", "g", [([1, 2], [3, 4]), ([5], [6])])
-    assert example(sequence) == {"input_ids": [1, 2, 3, 4, 5, 6], "labels": [-100, -100, 3, 4, -100, 6]}
-
-
-def test_every_sampled_token_is_a_label_once_a_pass(tmp_path: Path, base: Path) -> None:
+def test_every_sampled_token_is_trained_once_a_pass(tmp_path: Path, base: Path) -> None:
     rows = [s for name in "abcde" for s in random_group(name, 3, np.random.default_rng(ord(name)))]
-    job = make_job(
-        tmp_path, base, rows, sft={"passes": 2}, training={"steps_per_epoch": 2, "tokens_per_micro_batch": 64}
+    training = {"steps_per_epoch": 2, "tokens_per_micro_batch": 64}
+    result = run_job(
+        job := make_job(tmp_path, base, rows, sft={"passes": 2}, training=training), Progress(job.progress)
     )
-    steps = plan_passes(job, rows, seed=3)
-    batches = queue(steps)
-    assert len(batches) % len(steps) == 0, "every step has equally many micro-batches"
-    labels = [label for batch in batches for row in batch for label in row["labels"] if label != -100]
-    assert sorted(labels) == sorted(2 * [int(t) for s in rows for t in s.token_ids[s.loss_mask]])
+    lines = [json.loads(line) for line in job.progress.read_text().splitlines()]
+    steps = [line for line in lines if "step" in line]
+    assert len(steps) == result["steps"] == 4
+    assert sum(line["trained_tokens"] for line in steps) == 2 * sum(s.trained_tokens for s in rows)
 
 
 def test_the_loss_is_the_mean_negative_log_likelihood_of_the_sampled_tokens(tmp_path: Path, base: Path) -> None:
@@ -186,17 +179,3 @@ def test_a_setting_of_today_wins_over_the_one_that_was_saved_with_the_moments(tm
         run_job(job, Progress(job.progress))
         made.append((job.output / "model.safetensors").read_bytes())
     assert made[0] != made[1]
-
-
-def test_an_algorithm_plugs_in_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ALGORITHMS:
-        assert callable(ALGORITHMS[PolicySettings(algorithm=name).algorithm].load())
-    with pytest.raises(ValidationError, match="'dpo' is none of grpo, sft"):
-        PolicySettings(algorithm="dpo")
-    mine = Algorithm("lightning_core.training.sft:run_job", estimator="mine.sql", reads=("learning_rate",))
-    monkeypatch.setitem(ALGORITHMS, "dpo", mine)
-    policy = PolicySettings(algorithm="dpo")
-    assert (policy.estimator, policy.imitates, policy.passes) == ("mine.sql", False, 1)
-    assert ALGORITHMS[policy.algorithm].load() is run_job
-    with pytest.raises(ValidationError, match=r"`algorithm: dpo` ignores advantages, training\.beta"):
-        PolicySettings.model_validate({"algorithm": "dpo", "advantages": "rloo", "training": {"beta": 0.1}})

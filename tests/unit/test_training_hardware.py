@@ -132,14 +132,12 @@ def test_a_cpu_that_multiplies_bf16_trains_in_it_where_vllm_sampled_in_it(
 @pytest.mark.slow  # it imports TRL
 def test_the_trainers_head_is_float32_where_the_servers_was(tmp_path: Path) -> None:
     import_trainer()
-    from lightning_core.training.trl_bridge import grpo_arguments, sft_arguments
+    from lightning_core.training.trl_bridge import grpo_arguments
 
     policy = {"training": {"trl": {"epsilon": 0.1}, "steps_per_epoch": 2}}
     trained = settled(job_in(tmp_path, policy, head_in_float32=True)).policy_settings
     arguments = grpo_arguments(trained, 2, 1, tmp_path, 0)
     assert arguments.cast_lm_head_to_fp32 and arguments.epsilon == 0.1
-    examples = settled(job_in(tmp_path, {"algorithm": "sft"}, head_in_float32=True)).policy_settings
-    sft_arguments(examples, 1, 1, tmp_path, 0)  # TRL's has no such argument
 
 
 def job_in(folder: Path, policy: dict[str, Any], **fields: Any) -> Job:

@@ -14,8 +14,8 @@ import pytest
 
 from lightning_core.training import outcome
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
-from lightning_core.training.grpo import run_job
 from lightning_core.training.job import Job, Progress
+from lightning_core.training.run import run_job
 from lightning_core.training.weights import check_model_folder
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group, write_parquet

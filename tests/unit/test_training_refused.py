@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from lightning_core.config import Settings
-from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.epoch import training
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
@@ -22,6 +21,7 @@ from lightning_core.policies.store import PolicyStore
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.job import Job, Progress
 from lightning_core.training.launch import Trained
+from lightning_core.training.run import run_job
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, write_parquet
 
@@ -182,7 +182,7 @@ def in_this_process(lines: list[dict[str, Any]]) -> Callable[..., Trained]:
     def train_here(job: Job, *_: Any, **__: Any) -> Trained:
         progress = Progress(job.progress)
         progress.write = lines.append  # type: ignore[method-assign, assignment]
-        return Trained(ALGORITHMS[job.policy_settings.algorithm].load()(job, progress))
+        return Trained(run_job(job, progress))
 
     return train_here
 

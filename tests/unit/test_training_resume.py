@@ -15,16 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_core.config.algorithms import ALGORITHMS
 from lightning_core.policies.probe import ASKED, Probe, difference
 from lightning_core.training import checkpoint as checkpoint_module
-from lightning_core.training import grpo, resident, steps
+from lightning_core.training import resident, run, steps
 from lightning_core.training.checkpoint import Checkpoints, forget_other_boots
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
 from lightning_core.training.hardware import settled
 from lightning_core.training.job import Job, Progress
 from lightning_core.training.outcome import take_probe
+from lightning_core.training.run import run_job
 from lightning_core.training.token_rows import training_rows
 from lightning_core.training.weights import load_model
 from tests.tiny_model import make_tiny_llama
@@ -86,10 +86,6 @@ class Dying(Progress):
         if line.get("step") == self.at:
             raise Killed
         super().write(line)
-
-
-def run_job(job: Job, progress: Progress) -> dict[str, Any]:
-    return ALGORITHMS[job.policy_settings.algorithm].load()(job, progress)
 
 
 def weights(folder: Path) -> bytes:
@@ -321,7 +317,7 @@ def test_the_reference_is_gone_before_the_weights_come(
         before.append(weakref.ref(model))
         return model
 
-    for module in (resident, grpo):
+    for module in (resident, run):
         monkeypatch.setattr(module, "load_model", alone)
     gc.disable()
     try:

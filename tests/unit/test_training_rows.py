@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lightning_core.training.dataset import read_sequences
-from lightning_core.training.grpo import run_job
 from lightning_core.training.job import Job, Progress
+from lightning_core.training.run import run_job
 from lightning_core.training.token_rows import training_rows
 from tests import analysis_lake
 from tests.analysis_lake import rollout

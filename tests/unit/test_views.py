@@ -28,7 +28,11 @@ def test_every_view_is_there_and_empty_before_the_first_epoch(tmp_path: Path) ->
 
 def test_the_declared_columns_of_derived_tables_are_those_that_are_derived(tmp_path: Path) -> None:
     lake, epoch = derived(tmp_path, simple(0).rows + simple(1).rows)
-    others = {"finetune_rollouts", "training_rows"}  # tests/unit/test_finetune.py, tests/unit/test_training_rows.py
+    others = {
+        "finetune_rollouts",
+        "training_rows",
+        "token_scores",
+    }  # test_finetune.py, test_training_rows.py, test_token_scores.py
     assert set(epoch.tables) == set(COLUMNS) - others
     with duckdb.connect() as con:
         for name, columns in COLUMNS.items():

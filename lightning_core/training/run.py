@@ -1,4 +1,4 @@
-"""Policy gradients on one epoch's sequences, start to end: TRL's GRPOTrainer on forests, resumable within."""
+"""One epoch's training of a policy, start to end, whatever the algorithm: TRL's GRPOTrainer on forests, resumable within."""
 
 from __future__ import annotations
 
@@ -16,6 +16,25 @@ from lightning_core.training.weights import free_memory, load_model
 
 logger = logging.getLogger(__name__)
 
+# Of a step's metrics; others are the algorithm's.
+_KNOWN = {
+    *(
+        "step",
+        "steps",
+        "learning_rate",
+        "seconds",
+        "loss",
+        "grad_norm",
+        "kl",
+        "entropy",
+        "entropy_coef",
+        "clip_ratio",
+        "ratio",
+    ),
+    *("mismatch", "mismatch_kl", "unlikely", "importance_ratio", "importance_bounded"),
+    *("tokens", "unique_tokens", "trained_tokens"),
+}
+
 
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     """Train; write the new version and the optimizer's state; return what `output/training.json` holds.
@@ -30,6 +49,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     job = settled(job)
     settings, lora = job.policy_settings.training, job.policy_settings.lora
     from lightning_core.training.correction import look
+    from lightning_core.training.token_scores import weigh
     from lightning_core.training.trainer import SequenceTrainer
 
     progress.phase("loading")
@@ -40,7 +60,10 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     packing, why_not = _packing(model, settings.packing, longest)
     if why_not is not None:
         progress.write({"warning": why_not})
-    planned = plan_epoch(job.policy_settings, sequences.rows, packing, derive_seed(job.seed, job.epoch))
+    seed, policy = derive_seed(job.seed, job.epoch), job.policy_settings
+    # Each pass over examples in an order of its own.
+    passes = [plan_epoch(policy, sequences.rows, packing, seed + n) for n in range(policy.passes)]
+    planned = [step for of_pass in passes for step in of_pass]
     steps = JobSteps(job, progress, len(planned), made)
     reference = None
     if job.other_reference:
@@ -52,11 +75,16 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         model = load_model(job.source, weights_kind(job))
         _packing(model, packing, longest)
 
+    of_algorithm: dict[str, float] = {}
+
     def begin(trainer: SequenceTrainer) -> None:
         trainer.starts, trainer.informative = look(trainer, settings, reference, bool(lora))
+        trainer.scores, found = weigh(trainer, job)
+        of_algorithm.update(found)
 
     trainer = steps.train(SequenceTrainer, model, tokenizer, planned, begin)
-    metrics = _summary(steps.taken) | _totals(planned, sequences) | {"packing": packing, "packing_why": why_not}
+    metrics = _summary(steps.taken, policy.imitates) | of_algorithm | _totals(planned, sequences)
+    metrics |= {"packing": packing, "packing_why": why_not}
     return steps.leave(trainer, metrics, sequences.rows)
 
 
@@ -89,14 +117,18 @@ def _base_scores(model: Any, steps: list[Step], first: int, policy: PolicySettin
         ]
 
 
-def _summary(taken: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the steps; the mismatch, and how unlikely its tokens were, are the first step's, before the weights moved."""
+def _summary(taken: list[dict[str, Any]], imitates: bool) -> dict[str, Any]:
+    """Means over the steps; the mismatch, and how unlikely its tokens were, are the first step's, before the weights moved. Of
+    examples nothing is compared with how they were sampled."""
 
     def mean(name: str) -> float | None:
         values = [line[name] for line in taken if line[name] is not None]
         return sum(values) / len(values) if values else None
 
-    means = ("loss", "grad_norm", "kl", "entropy", "clip_ratio", "ratio", "importance_ratio", "importance_bounded")
+    means = ["loss", "grad_norm", "entropy", *(name for name in taken[0] if name not in _KNOWN)]
+    if imitates:
+        return {name: mean(name) for name in means} | {"learning_rate": taken[-1]["learning_rate"]}
+    means += ["kl", "clip_ratio", "ratio", "importance_ratio", "importance_bounded"]
     return {
         **{name: mean(name) for name in means},
         **{name: taken[0][name] for name in ("mismatch", "mismatch_kl", "unlikely")},

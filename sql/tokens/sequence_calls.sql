@@ -1,0 +1,47 @@
+-- The calls of each sequence, in their order in time, and what each was rewarded with: what advantages of single tokens are made of.
+-- Grain: one row per trained call and choice. `place` counts the sequence's trained calls from 1; `tokens` are those sampled in it.
+-- Inputs: sequences, merges, call_returns, reward_settings.
+-- Rule: `next_call` is the call that the same rollout (and, where rewards are given to calls, the same agent) trained next, NULL
+-- behind the last; what comes then counts times `discount`. `reward` is what the call itself was given, so that these
+-- sums are the call's return. final: the rollout's reward, to its last call. discounted: its return less the discounted one of
+-- the next. nearest: its return, and nothing that comes then counts.
+WITH trained AS (
+    SELECT policy, sequence_id, generate_subscripts(call_ids, 1) AS place, unnest(call_ids) AS id FROM sequences
+),
+calls AS (
+    SELECT DISTINCT call_returns.* FROM call_returns JOIN trained ON split_part(trained.id, '.', 1)::BIGINT = call_returns.call_id
+),
+ordered AS (
+    SELECT
+        calls.*,
+        settings.assign,
+        lead(calls.call_id) OVER next AS next_call,
+        lead(calls.return) OVER next AS next_return,
+        CASE settings.assign
+            WHEN 'final' THEN 1
+            WHEN 'nearest' THEN 0
+            ELSE settings.gamma ** (lead(calls.step) OVER next - calls.step)
+        END AS discount
+    FROM calls
+    CROSS JOIN reward_settings AS settings
+    WINDOW next AS (PARTITION BY calls.policy, calls.rollout_id, calls.attempt_id, calls.agent ORDER BY calls.step, calls.call_id)
+)
+SELECT
+    trained.policy,
+    trained.sequence_id,
+    trained.place,
+    ordered.rollout_id || '/' || ordered.attempt_id AS attempt,
+    ordered.call_id,
+    merges.choice,
+    merges.tokens - merges.prompt_tokens AS tokens,
+    ordered.next_call,
+    coalesce(ordered.discount, 0)::DOUBLE AS discount,
+    CASE ordered.assign
+        WHEN 'final' THEN CASE WHEN ordered.next_call IS NULL THEN ordered.return ELSE 0 END
+        WHEN 'nearest' THEN ordered.return
+        ELSE ordered.return - coalesce(ordered.discount * ordered.next_return, 0)
+    END::DOUBLE AS reward
+FROM trained
+JOIN merges ON merges.call_id || '.' || merges.choice = trained.id
+JOIN ordered ON ordered.call_id = merges.call_id AND ordered.policy = trained.policy
+ORDER BY trained.sequence_id, trained.place
