@@ -10,18 +10,24 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lightning_core.config import Settings, SettingsError
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.patterns import settle
+from lightning_core.epoch.training import write_sequence_calls, write_sequences
 from lightning_core.files import write_atomic
 from lightning_core.lake import catalog, sql
+from lightning_core.training.token_rows import score_rows
+from lightning_core.training.weighing import Scores, run_weighing
 
 RESULT = "what-if.json"
 Row = dict[str, Any]
@@ -64,7 +70,11 @@ def beside(settings: Settings, name: str) -> Settings:
 
 
 def compare(settings: Settings, home: Path, name: str, changed: list[str]) -> WhatIf:
-    """Compare the run with what was derived in the home beside, and keep the result there."""
+    """Compare the run with what was derived in the home beside, and keep the result there.
+
+    Raises SettingsError where an algorithm would make its advantages of what was never scored in the run.
+    """
+    _weigh(Run(settings), Run(settings.model_copy(update={"home": home})))
     with duckdb.connect() as con:
         for side, root in (("before", settings.home / "lake"), ("after", home / "lake")):
             con.register(f"pushed_{side}", _pushed(root, settings.run))
@@ -74,6 +84,50 @@ def compare(settings: Settings, home: Path, name: str, changed: list[str]) -> Wh
         )
     write_atomic(home / RESULT, json.dumps(asdict(found), indent=1).encode())
     return found
+
+
+def _weigh(run: Run, other: Run) -> None:
+    """Make advantages of single tokens anew, of what the run's own training scored, where an algorithm has SQL for that."""
+    for policy in other.settings.policies:
+        algorithm = policy.made_algorithm
+        if algorithm.weigh() is None:
+            continue
+        for manifest in other.lake.manifests.epochs(other.run, "train"):
+            own = run.known(manifest.epoch)
+            if own is None or policy.name not in own.trained:
+                continue
+            table, epoch = f"token_scores {policy.name}", other.at(manifest)
+            with tempfile.TemporaryDirectory() as folder:
+                sequences, calls = Path(folder) / "sequences.parquet", Path(folder) / "calls.parquet"
+                if not write_sequences(epoch, policy.name, sequences):
+                    continue
+                write_sequence_calls(epoch, policy.name, calls)
+                scored = _scored(run.at(own).table(table) if table in own.tables else None, sequences)
+                if not scored:
+                    raise SettingsError(
+                        f"epoch {manifest.epoch}: `algorithm: {policy.algorithm}` makes advantages of what it scores of each token in the "
+                        f"training, and of some sequences that policy {policy.name!r} would have the run scored nothing; keep to "
+                        "settings that leave its algorithm and the sequences as they are"
+                    )
+                weighed, _ = run_weighing(algorithm, scored, str(sequences), str(calls))
+            other.lake.put_table(manifest, table, score_rows(policy.name, scored, weighed), "what-if")
+            epoch.save()
+    other.lake.rebuild_catalog()
+
+
+def _scored(file: str | None, sequences: Path) -> Scores:
+    """What was scored of these sequences; empty where something is missing."""
+    if file is None:
+        return {}
+    wanted = {
+        s["sequence_id"]: sum(s["loss_mask"])
+        for s in pq.read_table(sequences, columns=["sequence_id", "loss_mask"]).to_pylist()
+    }
+    found: Scores = {}
+    for row in pq.read_table(file, filters=[("by_sql", "=", False)]).to_pylist():
+        if len(row["numbers"]) == wanted.get(row["sequence_id"]):
+            found.setdefault(row["name"], {})[row["sequence_id"]] = np.array(row["numbers"], np.float32)
+    return found if all(of_name.keys() == wanted.keys() for of_name in found.values()) else {}
 
 
 def kept(home: Path, run: str) -> list[WhatIf]:

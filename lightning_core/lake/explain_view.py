@@ -124,7 +124,13 @@ def _why(call: Row, mode: str) -> list[RenderableType]:
         if triplet["drift_position"] is not None:
             where += f" at token {triplet['drift_position']}, {triplet['drift_tokens']} tokens came back otherwise"
         lines.append(f"   {choice} {where}")
-    if why_not(call, mode) is None and call["group_rollouts"] is not None:
+    if why_not(call, mode) is None and call["by_token"]:
+        numbers = [number for triplet in call["triplets"] for number in triplet["advantages"] or []]
+        lines.append(
+            f"    return {_number(call['return'])}; each of the {len(numbers)} tokens has an advantage of its own, from "
+            f"{_number(min(numbers))} to {_number(max(numbers))}: mean {_number(call['advantage'])}"
+        )
+    elif why_not(call, mode) is None and call["group_rollouts"] is not None:
         spread = f", deviation {_number(call['group_std'])}" if call["group_std"] is not None else ""
         mean = f"against a mean of {_number(call['group_mean'])} over" if call["group_mean"] is not None else "among"
         lines.append(

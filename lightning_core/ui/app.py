@@ -35,6 +35,7 @@ from lightning_core.tracking.mlflow_backend import tracking_uri
 from lightning_core.ui import asking, charts, guard, words
 from lightning_core.ui.figures import Figures, Row
 from lightning_core.ui.rollout import expected, got, see
+from lightning_core.ui.tokens import pushed
 from lightning_core.ui.words import place, reward_rule
 
 PREPARES = "prepare the page"  # a thread's name
@@ -75,7 +76,7 @@ def templates() -> jinja2.Environment:
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters |= {word.__name__: word for word in (got, when, *words.FILTERS)}
+    found.filters |= {word.__name__: word for word in (got, pushed, when, *words.FILTERS)}
     found.globals |= {"place": place, "charts": charts, "named": named}
     return found
 

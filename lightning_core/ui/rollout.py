@@ -106,6 +106,8 @@ class Seen:
         if self.advantage is None:
             return []
         of = self.advantage.row
+        if of["by_token"]:
+            return ["each token has an advantage of its own", "mean of the call's tokens"]
         steps = [f"return {number(of['return'])}"]
         if of["group_mean"] is not None:
             steps[0] += f" − group mean {number(of['group_mean'])}"
@@ -189,9 +191,10 @@ def _calls(
         if row["policy"] is None and replies:
             ids = None  # of a model whose tokenizer is not known, and of which no token is trained
         choices, at = [], 0
+        own = {triplet["choice"]: triplet["advantages"] for triplet in row["triplets"] or []}
         for choice, length in enumerate(text.get("choice_lengths") or [len(ids or [])]):
             part, measured = slice(at, at + length), trained.get((row["span_id"], choice))
-            choices.append(tokens_of(tokenizer, (ids or [])[part], (logprobs or [])[part], measured))
+            choices.append(tokens_of(tokenizer, (ids or [])[part], (logprobs or [])[part], measured, own.get(choice)))
             at += length
         calls.append(
             Call(

@@ -19,11 +19,14 @@ _BEFORE = 4  # tokens that decide how the next one is written
 _LIKELY, _OPEN, _MOVED = (0.05, 0.2, 0.5, 0.8, 0.95), (0.05, 0.2, 0.5, 1.0, 2.0), (0.8, 0.95, 1.05, 1.25)
 
 
+_MEASURED = {"entropies": "entropy", "ratios": "ratio", "clipped": "clipped"}  # by the trainer; column → field
+
+
 @dataclass(frozen=True)
 class Token:
     """A sampled token. `likely`: from 0, hardly, to 5, nearly certain; None where no probability was recorded.
 
-    `entropy`, `ratio` and `clipped` are what the trainer measured, where it trained it.
+    `entropy`, `ratio` and `clipped` are what the trainer measured, where it trained it; `advantage` is its own, where it has one.
     """
 
     text: str
@@ -32,28 +35,43 @@ class Token:
     entropy: float | None = None
     ratio: float | None = None
     clipped: bool = False
+    advantage: float | None = None
 
     @property
     def classes(self) -> str:
-        """Those of the style sheet: by probability `px`, `p0` to `p5`, by entropy `e0` to `e5`, by ratio `m0` to `m4`, `clipped`."""
+        """Those of the style sheet: by probability `px`, `p0` to `p5`, by entropy `e0` to `e5`, by ratio `m0` to `m4`, `clipped`, by its own
+        advantage `up0` to `up4` and `down1` to `down4`."""
         found = ["px" if self.likely is None else f"p{self.likely}"]
         if self.entropy is not None and self.ratio is not None:
             found += [f"e{_class(self.entropy, _OPEN)}", f"m{_class(self.ratio, _MOVED)}"]
+        if self.advantage is not None:
+            found.append(pushed(self.advantage))
         return " ".join(found + ["clipped"] * self.clipped)
 
 
+def pushed(advantage: float) -> str:
+    """Return the class of an advantage: `up1` (up to 0.5) to `up4`, `down1` to `down4`, and `up0` for 0."""
+    return f"{'down' if advantage < 0 else 'up'}{min(math.ceil(abs(advantage) * 2), 4)}"
+
+
 def tokens_of(
-    tokenizer: Any | None, ids: list[int] | None, logprobs: list[float] | None, trained: dict[str, Any] | None = None
+    tokenizer: Any | None,
+    ids: list[int] | None,
+    logprobs: list[float] | None,
+    trained: dict[str, Any] | None = None,
+    advantages: list[float] | None = None,
 ) -> list[Token]:
-    """The tokens of a reply; without a tokenizer their ids stand for them. `trained`: its row of `sql/page/trained_tokens`."""
+    """The tokens of a reply; without a tokenizer their ids stand for them. `trained`: its row of `sql/page/trained_tokens`; `advantages`:
+    of each token, where it has one of its own."""
     found = []
     for place in range(len(ids or [])):
         logprob = logprobs[place] if logprobs and place < len(logprobs) else None
         probability = None if logprob is None or math.isnan(logprob) else math.exp(min(logprob, 0.0))
         likely = None if probability is None else _class(probability, _LIKELY)
         measured = trained if trained is not None and place < len(trained["ratios"]) else {}
-        of_training = [measured[name][place] for name in ("entropies", "ratios", "clipped") if name in measured]
-        found.append(Token(_added(tokenizer, ids or [], place), probability, likely, *of_training))
+        of_training = {of: measured[name][place] for name, of in _MEASURED.items() if name in measured}
+        own = advantages[place] if advantages and place < len(advantages) else None
+        found.append(Token(_added(tokenizer, ids or [], place), probability, likely, **of_training, advantage=own))
     return found
 
 

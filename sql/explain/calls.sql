@@ -1,7 +1,8 @@
 -- The LLM calls of one attempt: whose, what they were credited with, and why they are trained on or not.
 -- Grain: one row per call; `triplets` one a choice. Parameters: run, epoch, rollout_id, attempt_id.
--- Inputs: policy_calls, scored_attempts, spans, span_tree, methods, call_returns, advantages, merges, exclusions
--- Rule: those of an evaluation, of which policy_calls has none, are those of its tree, and nothing is said of training.
+-- Inputs: policy_calls, scored_attempts, spans, span_tree, methods, call_returns, advantages, call_advantages, merges, exclusions
+-- Rule: those of an evaluation, of which policy_calls has none, are those of its tree, and nothing is said of training. Where each token has an advantage of
+-- its own (`by_token`), `advantage` is the mean, and `advantages` of a triplet are all.
 WITH called AS (
     SELECT
         run, epoch, rollout_id, attempt_id, call_id, span_id, agent, agent_path, ambiguous, candidates, candidate_agents,
@@ -44,11 +45,15 @@ merged AS (
         call_id,
         list({
             'choice': choice, 'sequence': sequence_id, 'place': place, 'begins': merges.reason,
-            'drift_position': drift_position, 'drift_tokens': drift_tokens, 'left_out': excluded.reason
+            'drift_position': drift_position, 'drift_tokens': drift_tokens, 'left_out': excluded.reason, 'advantages': of_tokens.advantages
         } ORDER BY choice) AS triplets,
+        list_avg(flatten(list(of_tokens.advantages ORDER BY choice) FILTER (of_tokens.advantages IS NOT NULL))) AS advantage,
         bool_or(excluded.reason IS NULL) AS trained
     FROM merges
     LEFT JOIN excluded USING (call_id, choice)
+    LEFT JOIN (
+        SELECT call_id, choice, advantages FROM call_advantages WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id
+    ) AS of_tokens USING (call_id, choice)
     WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id AND attempt_id = $attempt_id
     GROUP BY call_id
 ),
@@ -76,7 +81,8 @@ SELECT
     advantages.group_rollouts,
     advantages.group_mean,
     advantages.group_std,
-    advantages.advantage,
+    coalesce(merged.advantage, advantages.advantage) AS advantage,
+    merged.advantage IS NOT NULL AS by_token,
     merged.triplets,
     CASE WHEN merged.trained IS DISTINCT FROM true THEN left_out.reason END AS left_out
 FROM called AS calls

@@ -1,6 +1,6 @@
 -- Who earned the reward of a rollout: what each agent's calls were credited with, and its share of what the rollout teaches.
 -- Grain: one row per (agent, policy), who teaches most first. Parameters: run, epoch, rollout_id, attempt_id.
--- Inputs: span_tree, call_returns, advantages, merges, exclusions.
+-- Inputs: span_tree, call_returns, advantages, call_advantages, merges, exclusions.
 -- Rule: `return` is the mean of its calls that are trained on, `advantage` of their tokens; `share` is of the sum of tokens × size of the
 -- advantage over all agents. `reason`: the first by name why calls of it are not trained on.
 WITH excluded AS (
@@ -21,7 +21,7 @@ called AS (
         coalesce(trained.policy, reasons.policy) AS policy,
         trained.tokens,
         CASE WHEN trained.tokens IS NOT NULL THEN returns.return END AS return,
-        CASE WHEN trained.tokens IS NOT NULL THEN advantages.advantage END AS advantage,
+        CASE WHEN trained.tokens IS NOT NULL THEN coalesce(of_tokens.advantage, advantages.advantage) END AS advantage,
         CASE WHEN trained.tokens IS NULL THEN reasons.reason END AS reason
     FROM span_tree AS calls
     LEFT JOIN trained ON trained.call_id = calls.call_id
@@ -32,6 +32,13 @@ called AS (
         AND advantages.attempt_id = returns.attempt_id
         AND advantages.agent IS NOT DISTINCT FROM returns.agent
         AND advantages.step IS NOT DISTINCT FROM returns.step
+    LEFT JOIN (
+        SELECT call_id, list_avg(flatten(list(advantages ORDER BY choice))) AS advantage
+        FROM call_advantages
+        WHERE run = $run AND epoch = $epoch AND rollout_id = $rollout_id
+        GROUP BY call_id
+    ) AS of_tokens
+        ON of_tokens.call_id = calls.call_id
     LEFT JOIN (SELECT call_id, min(policy) AS policy, min(reason) AS reason FROM excluded GROUP BY call_id) AS reasons ON reasons.call_id = calls.call_id
     WHERE calls.run = $run
         AND calls.epoch = $epoch

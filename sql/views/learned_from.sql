@@ -1,6 +1,6 @@
 -- What was trained between two evaluations, for each held-out task that flipped between them: which tasks, kinds and agents moved.
 -- Grain: one row per (run, task_id, epoch, policy, agent, trained_task_id).
--- Inputs: rollouts, training_rows, sequences, stored.policy_calls.
+-- Inputs: rollouts, training_rows, token_scores, sequences, stored.policy_calls.
 -- Rule: a held-out task flipped where the share of its rollouts that were right rose (`became` learned) or fell (forgotten) between
 -- two evaluations that follow each other; `since` and `epoch` are the epochs trained before each. `sure`: how many flips of
 -- its direction chance does not explain. What is chance flips back as often, so it is 1 - flips the other way / flips this way,
@@ -39,13 +39,15 @@ tokens AS (
         rows.policy,
         calls.agent,
         sequences.rollout_id,
-        unnest(list_where(sequences.advantages, sequences.loss_mask::BOOLEAN[])) AS advantage,
+        unnest(coalesce(scores.numbers, list_where(sequences.advantages, sequences.loss_mask::BOOLEAN[]))) AS advantage,
         unnest(rows.ratios) AS ratio,
         unnest(rows.loss_weights) AS loss_weight,
         unnest(rows.clipped) AS clipped
     FROM training_rows AS rows
     JOIN sequences
         ON sequences.run = rows.run AND sequences.epoch = rows.epoch AND sequences.sequence_id = rows.sequence_id
+    LEFT JOIN (FROM token_scores WHERE name = 'advantages') AS scores
+        ON scores.run = rows.run AND scores.epoch = rows.epoch AND scores.policy = rows.policy AND scores.sequence_id = rows.sequence_id
     LEFT JOIN (SELECT run, epoch, call_id_of(run, epoch, call_id) AS call_id, agent FROM stored.policy_calls) AS calls
         ON calls.run = rows.run AND calls.epoch = rows.epoch AND calls.call_id = sequences.call_ids[1]
 ),

@@ -67,6 +67,7 @@ SELECT * FROM (VALUES
     (NULL, 'air', 'part of the reward that rules gave'),
     (NULL, 'success', 'whether the reward reached success_reward; NULL before the epoch is derived'),
     (NULL, 'share_success', 'share of the rollouts whose reward reached success_reward, 0 to 1; NULL before the epoch is derived'),
+    (NULL, 'mean_response_tokens', 'mean tokens of a reply'),
     (NULL, 'mean_reward', 'mean reward of the rollouts that count'),
     (NULL, 'reward_uniform', 'what the mean reward would be if all tasks were drawn alike; NULL: they were'),
     (NULL, 'return', 'what the call, or the step, is credited with'),
@@ -149,6 +150,12 @@ SELECT * FROM (VALUES
     (NULL, 'drifted_tokens', 'sampled tokens that came back otherwise'),
     (NULL, 'first_position', 'smallest token position at which that happened'),
     (NULL, 'median_position', 'median token position at which that happened'),
+    -- token_scores, call_advantages
+    ('token_scores', 'name', 'what was scored, or a column of the algorithm''s SQL: values, returns, advantages, …'),
+    ('token_scores', 'by_sql', 'a column of the algorithm''s SQL; else scored by its class'),
+    ('token_scores', 'numbers', 'one per trained token'),
+    ('call_advantages', 'advantages', 'one per token of the reply: its own advantage'),
+    ('call_advantages', 'advantage', 'their mean'),
     -- training_rows: what the trainer measured before the step, one per trained token
     ('training_rows', 'step', 'optimizer step of the epoch, from 1'),
     ('training_rows', 'logprobs', 'one per trained token: logprob by the weights that the step began with'),

@@ -1,8 +1,9 @@
 -- What every call of the training rollouts said and got: (prompt, response, reward), and whether it was trained on or why not.
 -- Grain: one row per (call_id, choice); one choice unless the agent asked for `n` > 1.
--- Inputs: stored.policy_calls, stored.merges, stored.exclusions, stored.call_returns, stored.advantages, epoch_manifests, spans.
+-- Inputs: stored.policy_calls, stored.merges, stored.exclusions, stored.call_returns, stored.advantages, call_advantages,
+-- epoch_manifests, spans.
 -- Rule: `reward` is the rollout's, as this policy is rewarded; `return` what the call is credited with, `advantage` what its tokens are
--- trained with. `left_out` is NULL where it is in a sequence; `trained`: a version was trained on that. Tokens and messages are
+-- trained with (where each has its own, the mean). `left_out` is NULL where it is in a sequence; `trained`: a version was trained on that. Tokens and messages are
 -- those of the gateway's record; of a call without ids, `choice` is 0.
 WITH choices AS (
     SELECT run, epoch, rollout_id, call_id, choice FROM stored.merges
@@ -32,7 +33,7 @@ SELECT
     END AS output_messages,
     returns.reward,
     returns.return,
-    advantages.advantage,
+    coalesce(of_tokens.advantage, advantages.advantage) AS advantage,
     calls.rollout_id || '/' || calls.attempt_id || '/' || merges.sequence_id AS sequence_id,
     merges.place,
     excluded.reason IS NULL AND manifests.trained[calls.policy] IS NOT NULL AS trained,
@@ -68,6 +69,12 @@ LEFT JOIN stored.advantages AS advantages
     AND advantages.attempt_id = calls.attempt_id
     AND advantages.agent = returns.agent
     AND advantages.step = returns.step
+LEFT JOIN call_advantages AS of_tokens
+    ON of_tokens.run = calls.run
+    AND of_tokens.epoch = calls.epoch
+    AND of_tokens.rollout_id = calls.rollout_id
+    AND of_tokens.call_id = call_id_of(calls.run, calls.epoch, calls.call_id)
+    AND of_tokens.choice = choices.choice
 LEFT JOIN epoch_manifests AS manifests
     ON manifests.run = calls.run AND manifests.epoch = calls.epoch AND manifests.mode = 'train'
 LEFT JOIN spans
