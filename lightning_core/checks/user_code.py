@@ -62,6 +62,7 @@ def flow_imports(settings: Settings, parts: Sequence[str]) -> list[Import]:
     if "grader" in parts and grader is not None and not grader.endswith(".sql"):
         found.append(_function("reward.grader", grader, "task", "output", "spans"))
     if "rules" in parts:
+        found += [_function("tracking.backends", name, "epoch", "signals") for name in settings.tracking.own_backends]
         for policy in settings.policies:
             if policy.agent_match.startswith(COMPUTED[0]):
                 reference = policy.agent_match.removeprefix(COMPUTED[0])

@@ -1,7 +1,7 @@
 """The signals of an epoch, and who gets them: any number of backends of one small interface.
 
 What a signal is, is SQL: sql/views/signals.sql, which analysts ask too. A backend gets an epoch's signals once, after
-the epoch or evaluation has come to its end; to add one, write a class with `tell` and name it in `backends`.
+the epoch or evaluation has come to its end. One of a user's own is a function that `tracking.backends` names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from lightning_core.config import TrackingSettings
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
+from lightning_core.loading import load_callable
 from lightning_core.tracking.prometheus import PrometheusFile
+from lightning_core.user_code import describe
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,21 @@ def backends(tracking: TrackingSettings, home: Path, say: Callable[[str], None] 
         found.append(Console(say or logging.getLogger(__name__).info))
     if "prometheus" in tracking.backends:
         found.append(PrometheusFile(home))
-    return found
+    return found + [Function(reference) for reference in tracking.own_backends]
+
+
+class Function:
+    """A function of the user's, `(epoch, signals)`. One that fails ends no epoch."""
+
+    def __init__(self, reference: str) -> None:
+        self._reference = reference
+        self._send = load_callable(reference, "tracking.backends")
+
+    def send(self, epoch: EpochManifest, signals: list[Signal]) -> None:
+        try:
+            self._send(epoch, signals)
+        except Exception as error:  # noqa: BLE001 - the user's code
+            logging.getLogger(__name__).warning("%s: %s: %s", self._reference, epoch.named, describe(error))
 
 
 class Console:

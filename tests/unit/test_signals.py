@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from lightning_core.checks.check import check
 from lightning_core.config import Settings
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
@@ -115,6 +117,30 @@ def backends_of(given: Settings) -> list[Backend]:
 def test_only_the_backends_of_the_settings_are_told(tmp_path: Path) -> None:
     assert [type(b) for b in backends_of(settings(tmp_path))] == [Console, PrometheusFile]
     assert backends_of(settings(tmp_path, tracking={"backends": ["mlflow"]})) == []
+
+
+def test_a_function_of_ones_own_is_told_and_when_it_fails_no_epoch_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "def send(epoch, signals):\n"
+        "    with open('told.txt', 'a') as out:\n"
+        "        print(epoch.run, epoch.epoch, epoch.mode, *((s.policy, s.name, s.value) for s in signals), file=out)\n"
+        "    1 / (1 - epoch.epoch)\n"
+    )
+    (own,) = backends_of(settings(tmp_path, tracking={"backends": [f"{file}:send"]}))
+    with contextlib.chdir(tmp_path):
+        for number in (0, 1):
+            own.send(EpochManifest(run="run", epoch=number, opened_offset=0), [Signal("p", "kl", 0.5)])
+    assert (tmp_path / "told.txt").read_text() == "run 0 train ('p', 'kl', 0.5)\nrun 1 train ('p', 'kl', 0.5)\n"
+    assert "own.py:send: epoch 1: ZeroDivisionError" in caplog.text
+
+
+def test_a_function_that_is_not_there_is_found_before_the_run(tmp_path: Path) -> None:
+    given = settings(tmp_path, tracking={"backends": ["console", "no_such:send"]})
+    found = check(given, parts=["rules"])
+    assert ["no_such" in each.found for each in found if each.level == "error"] == [True]
 
 
 def test_mlflow_has_them_by_policy(tmp_path: Path) -> None:
