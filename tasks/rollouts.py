@@ -8,21 +8,25 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+import duckdb
 from prefect.task_runners import TaskRunner
 
 from lightning_core.agents.shared import close_runners
 from lightning_core.epoch.decoding import decode_spool
 from lightning_core.epoch.epoch import Epoch
-from lightning_core.epoch.plan import PlannedRollout
+from lightning_core.epoch.patterns import settle
+from lightning_core.epoch.plan import PlannedRollout, chosen
 from lightning_core.epoch.prompts import with_prompts
 from lightning_core.epoch.resume import finished, finished_with
 from lightning_core.epoch.stage_keys import rewards_key, rollouts_key
 from lightning_core.epoch.stages import run_stage
 from lightning_core.errors import LightningError
 from lightning_core.gateway.handle import GatewayError, GatewayHandle
+from lightning_core.lake import sql
 from lightning_core.lake.redact import Redaction
 from lightning_core.policies.vllm import VllmServer
 from lightning_flows.tasks.cluster import WorkerLost, outcome, settled, submit, task_runner
+from lightning_flows.tasks.derive import derive_tables
 from lightning_flows.tasks.ingest import ingest_spans, reward
 from lightning_flows.tasks.progress import logger
 from lightning_flows.tasks.publish import publish_lake
@@ -42,42 +46,75 @@ def roll_out(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
     Returns counts: rollouts by status and rewards graded. What was finished with the same keys is left alone; finished
     rollouts of other settings (another agent, other tasks, other sampling) are set aside, and that is logged.
     """
-    manifest, logs = epoch.manifest, epoch.home / "logs"
+    manifest = epoch.manifest
     planned = with_prompts(epoch, planned)
-    manifest.planned = [r.rollout_id for r in planned]
-    key = rollouts_key(epoch, planned)
+    manifest.planned = [r.rollout_id for r in chosen(epoch, planned)]
     manifest.draw = planned[0].draw
-
-    def rollouts() -> dict[str, Any]:
-        manifest.sealed_offset = None
-        ingest_spans(epoch)
-        done = finished_with(epoch, key)
-        missing = [r for r in planned if r.rollout_id not in done]
-        if done:
-            logger().info("%d of %d rollouts are finished already", len(planned) - len(missing), len(planned))
-        counts = _roll_out(epoch, missing)
-        manifest.sealed_offset = ingest_spans(epoch)
-        unfinished = len(planned) - len(finished(epoch) & {r.rollout_id for r in planned})
-        if unfinished and (gone := _gone(epoch)):
-            raise RolloutsFailed(
-                f"{gone} ended while rollouts ran, and {unfinished} of {len(planned)} have no result; see {logs} "
-                "and run the epoch again: it is started anew, and finished rollouts are kept"
-            )
-        if unfinished > len(planned) // 2:
-            first = next(iter(counts["errors"]), "no attempt says why")
-            raise RolloutsFailed(
-                f"{unfinished} of {len(planned)} rollouts of {epoch.named} failed for reasons of the "
-                f"infrastructure ({first}); see {logs} and run the epoch again: finished ones are kept"
-            )
-        if unfinished:
-            logger().warning("%d rollouts have no result (infrastructure); the epoch goes on without them", unfinished)
-        return {"planned": len(planned), "unfinished": unfinished, **counts}
-
-    done = run_stage(epoch, "rollouts", key, rollouts)
-    grades = run_stage(epoch, "rewards", rewards_key(epoch, planned), partial(reward, epoch))
+    graded = rewards_key(epoch, planned)
+    while True:
+        done = run_stage(epoch, "rollouts", rollouts_key(epoch, planned), partial(_finish, epoch, planned))
+        grades = run_stage(epoch, "rewards", graded, partial(reward, epoch))
+        if not (more := _to_replace(epoch, planned)):
+            break
+        manifest.replaced += more
+        del manifest.stages["rollouts"], manifest.stages["rewards"]
+        epoch.save()
     if epoch.mode == "train":  # an evaluation ends, and is published, within seconds
         publish_lake(epoch.lake, epoch.settings.lake)
     return done | {"grades": grades}
+
+
+def _finish(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
+    """Run what has no result yet of the plan, and seal the epoch."""
+    manifest, logs = epoch.manifest, epoch.home / "logs"
+    manifest.sealed_offset = None
+    ingest_spans(epoch)
+    done = finished_with(epoch, rollouts_key(epoch, planned))
+    planned = chosen(epoch, planned)
+    manifest.planned = [r.rollout_id for r in planned]
+    missing = [r for r in planned if r.rollout_id not in done]
+    if done:
+        logger().info("%d of %d rollouts are finished already", len(planned) - len(missing), len(planned))
+    counts = _roll_out(epoch, missing)
+    manifest.sealed_offset = ingest_spans(epoch)
+    unfinished = len(planned) - len(finished(epoch) & {r.rollout_id for r in planned})
+    if unfinished and (gone := _gone(epoch)):
+        raise RolloutsFailed(
+            f"{gone} ended while rollouts ran, and {unfinished} of {len(planned)} have no result; see {logs} "
+            "and run the epoch again: it is started anew, and finished rollouts are kept"
+        )
+    if unfinished > len(planned) // 2:
+        first = next(iter(counts["errors"]), "no attempt says why")
+        raise RolloutsFailed(
+            f"{unfinished} of {len(planned)} rollouts of {epoch.named} failed for reasons of the "
+            f"infrastructure ({first}); see {logs} and run the epoch again: finished ones are kept"
+        )
+    if unfinished:
+        logger().warning("%d rollouts have no result (infrastructure); the epoch goes on without them", unfinished)
+    return {"planned": len(planned), "unfinished": unfinished, "replaced": manifest.replaced, **counts}
+
+
+def _to_replace(epoch: Epoch, planned: list[PlannedRollout]) -> int:
+    """How many more groups are to come in the place of such that teach nothing; derives the epoch's rollouts to see that."""
+    spare = max(rollout.spare for rollout in planned) - epoch.manifest.replaced
+    if spare == 0 or any(stage.startswith("train ") for stage in epoch.manifest.stages):
+        return 0
+    settle(epoch)
+    derive_tables(epoch)
+    with duckdb.connect() as con:
+        con.read_parquet(epoch.table("advantages")).create_view("advantages")
+        (teaching,) = con.sql(sql.text("plan/teaching_groups")).fetchall()[0]
+    wanted = epoch.settings.rollout.tasks_per_epoch
+    more = max(min(wanted - teaching, spare), 0)
+    logger().info(
+        "%s: %d groups teach, of %d wanted; %d further tasks are rolled out, of %d",
+        epoch.named,
+        teaching,
+        wanted,
+        more,
+        spare,
+    )
+    return more
 
 
 def _gone(epoch: Epoch) -> str | None:

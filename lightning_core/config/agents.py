@@ -99,6 +99,11 @@ class TaskSettings(Section):
 class RolloutSettings(Section):
     tasks_per_epoch: int = Field(8, ge=1, description="tasks of a training epoch, drawn as `tasks.sampler` says")
     group_size: int = Field(8, ge=1, description="rollouts of each task")
+    replaced_groups: int = Field(
+        0,
+        ge=0,
+        description="groups that teach no policy (all their rollouts alike) are replaced by those of further tasks, so many in an epoch at most; 0: none",
+    )
     concurrency: int = Field(16, ge=1, description="attempts that run at the same time, over all shards")
     shards: int = Field(4, ge=1, description="number of Prefect tasks that share the rollouts of an epoch")
     retries: int = Field(

@@ -25,7 +25,7 @@ _CONTRACT = (
 
 
 def draw(run: Run, tasks: list[Task], epoch: int) -> Draw | None:
-    """Draw the tasks of a training epoch, the first `rollout.tasks_per_epoch` of what the sampler returns.
+    """Draw the tasks of a training epoch, the first of what the sampler returns: `rollout.tasks_per_epoch`, and `rollout.replaced_groups`.
 
     What an epoch has drawn stands, whatever the rewards become by another grader, until the tasks, the sampler, the seed or the
     rollouts of an earlier epoch are others. Returns None where tasks come in laps. Raises SettingsError for a sampler that fails.
@@ -34,7 +34,7 @@ def draw(run: Run, tasks: list[Task], epoch: int) -> Draw | None:
     if sampler in LAPS:
         return None
     earlier = [m for m in run.lake.manifests.epochs(run.run, "train") if m.epoch < epoch]
-    wanted, text = settings.rollout.tasks_per_epoch, _text(sampler)
+    wanted, text = settings.rollout.tasks_per_epoch + settings.rollout.replaced_groups, _text(sampler)
     contents = {task.id: json.dumps(task.content) for task in tasks}
     key = stage_key(text, settings.seed, wanted, contents, [(m.epoch, m.opened_offset) for m in earlier])
     own = run.known(epoch)

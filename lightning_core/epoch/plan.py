@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.epoch.draw import draw
@@ -27,29 +27,46 @@ class PlannedRollout:
     task: Task
     draw: Draw | None = None  # that its task came in; None where tasks come in laps
     prompts: PromptSet | None = None  # that it is served; None: the epoch's, see `with_prompts`
+    spare: int = 0  # not 0: of the nth group that is rolled out in the place of one that teaches nothing
 
 
 def plan_training(run: Run, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
     """Plan the rollouts of a training epoch: of tasks that `tasks.sampler` draws, or in laps, none twice before all were seen.
 
     A sampler reads the rewards of earlier epochs, so those are derived first. Where it draws fewer tasks than an epoch has, it
-    begins again with its first.
+    begins again with its first. Behind the epoch's own rollouts are those of spare groups, `rollout.replaced_groups` (see `chosen`).
     """
-    settings, wanted = run.settings, run.settings.rollout.tasks_per_epoch
+    rollout = run.settings.rollout
+    wanted = rollout.tasks_per_epoch + rollout.replaced_groups
     drawn = draw(run, tasks, epoch)
     if drawn is not None:
         by_id = {task.id: task for task in tasks}
-        chosen = [by_id[name] for name in itertools.islice(itertools.cycle(drawn.weights), wanted)]
-        return _plan(run.run, f"{epoch:04d}", chosen, settings.rollout.group_size, drawn)
-    start = epoch * wanted
-    chosen = []
-    while len(chosen) < wanted:
-        lap, place = divmod(start + len(chosen), len(tasks))
+        of_epoch = [by_id[name] for name in itertools.islice(itertools.cycle(drawn.weights), wanted)]
+    else:
+        of_epoch = _in_laps(run, tasks, epoch, wanted)
+    planned = _plan(run.run, f"{epoch:04d}", of_epoch, rollout.group_size, drawn)
+    own = rollout.tasks_per_epoch * rollout.group_size
+    return planned[:own] + [replace(r, spare=1 + n // rollout.group_size) for n, r in enumerate(planned[own:])]
+
+
+def chosen(epoch: Epoch, planned: list[PlannedRollout]) -> list[PlannedRollout]:
+    """Return what the epoch rolls out of its plan: of spare groups those that have come in the place of others so far."""
+    return [rollout for rollout in planned if rollout.spare <= epoch.manifest.replaced]
+
+
+def _in_laps(run: Run, tasks: list[Task], epoch: int, wanted: int) -> list[Task]:
+    """Go on with the lap where the epochs before ended, with what they replaced."""
+    settings = run.settings
+    replaced = sum(m.replaced for m in run.lake.manifests.epochs(run.run, "train") if m.epoch < epoch)
+    start = epoch * settings.rollout.tasks_per_epoch + replaced
+    found: list[Task] = []
+    while len(found) < wanted:
+        lap, place = divmod(start + len(found), len(tasks))
         order = list(tasks)
         if settings.tasks.sampler == "shuffled":
             random.Random(f"{settings.seed}/{lap}").shuffle(order)
-        chosen += order[place : place + wanted - len(chosen)]
-    return _plan(run.run, f"{epoch:04d}", chosen, settings.rollout.group_size)
+        found += order[place : place + wanted - len(found)]
+    return found
 
 
 def plan_evaluation(run: Run, tasks: list[Task], epoch: int) -> list[PlannedRollout]:

@@ -67,4 +67,4 @@ def redo_from(epoch: Epoch, stage: Stage, asked_by: str) -> None:
 def begin_anew(epoch: Epoch) -> None:
     """Leave behind the epoch's rollouts so far. The caller saves the manifest."""
     epoch.manifest.opened_offset, epoch.manifest.sealed_offset = epoch.lake.end(), None
-    epoch.manifest.rolled_out_with = None
+    epoch.manifest.rolled_out_with, epoch.manifest.replaced = None, 0

@@ -151,6 +151,7 @@ class EpochManifest(_Manifest):
     opened_offset: int
     sealed_offset: int | None = None
     planned: list[str] = []  # rollouts that belong to it; others of the same number are not counted
+    replaced: int = 0  # groups rolled out in the place of such that teach nothing
     rolled_out_with: str | None = None  # key of the rollouts since `opened_offset`; with another one they begin anew
     draw: Draw | None = (
         None  # kept, so that the plan stays what it was when the rewards it was drawn by are graded anew

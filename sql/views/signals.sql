@@ -112,6 +112,10 @@ FROM (
     UNION ALL
     SELECT run, epoch, mode, policy, signal, value FROM measured
     UNION ALL
+    SELECT run, epoch, mode, NULL, 'replaced_groups', (done ->> '$.output.replaced')::DOUBLE
+    FROM stages
+    WHERE stage = 'rollouts' AND (done ->> '$.output.replaced')::BIGINT > 0
+    UNION ALL
     SELECT run, epoch, mode, NULL, 'seconds/' || replace(stage, ' ', '_'), (done ->> '$.seconds')::DOUBLE FROM stages
     UNION ALL
     SELECT run, epoch, 'evaluate', NULL, signal, value
