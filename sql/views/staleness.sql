@@ -26,6 +26,7 @@ SELECT
         - list_min([try_cast(substr(trim(version), 2) AS INTEGER) FOR version IN string_split(sampled.policy_version, ',')]) AS lag,
     sampled.calls,
     sampled.response_tokens,
+    sampled.response_tokens / sampled.calls AS mean_response_tokens,
     sampled.calls / sum(sampled.calls) OVER (PARTITION BY sampled.run, sampled.epoch, sampled.mode, sampled.policy) AS share
 FROM sampled
 LEFT JOIN epoch_manifests AS manifests

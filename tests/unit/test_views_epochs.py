@@ -99,15 +99,16 @@ def test_staleness_is_the_epochs_version_less_the_calls_and_the_oldest_of_a_swap
     attempt = Attempt(rollout="r.0", attempt="a")
     attempt.root()
     for n, version in enumerate(("v0007", "v0007", "v0006,v0007", "v0004", None)):
-        attempt.call([n], [1], (n / 10, n / 10 + 0.05), policy_version=version, output_tokens=1)
+        attempt.call([n], [1], (n / 10, n / 10 + 0.05), policy_version=version, output_tokens=n + 1)
     lake, epoch = derived(tmp_path, attempt.rows)
     sealed_at(lake, epoch, 1000, versions={"policy": "v0007"})
-    found = {r["policy_version"]: (r["lag"], r["calls"], r["share"]) for r in ask(lake, "FROM staleness")}
+    columns = ("lag", "calls", "share", "mean_response_tokens")
+    found = {r["policy_version"]: tuple(r[name] for name in columns) for r in ask(lake, "FROM staleness")}
     assert found == {
-        "v0007": (0, 2, 0.4),
-        "v0006,v0007": (1, 1, 0.2),
-        "v0004": (3, 1, 0.2),
-        None: (None, 1, 0.2),
+        "v0007": (0, 2, 0.4, 1.5),
+        "v0006,v0007": (1, 1, 0.2, 3),
+        "v0004": (3, 1, 0.2, 4),
+        None: (None, 1, 0.2, 5),
     }
 
 
