@@ -40,8 +40,13 @@ def test_two_agents_are_trained_by_different_algorithms_on_the_same_rollouts(hom
         home, f"SELECT count(*) FROM (SELECT rollout_id {sequences} GROUP BY 1 HAVING count(DISTINCT policy) = 2)"
     )
     assert shared[0][0] > 0
-    assert ask(home, f"SELECT DISTINCT advantage {sequences} AND policy = 'worker'") == [(1.0,)], "sft: examples"
-    assert ask(home, f"SELECT count(DISTINCT advantage) > 1 {sequences} AND policy = 'lead'") == [(True,)]
+    scores = "FROM token_scores WHERE run = 'two-algorithms'"
+    assert ask(home, f"SELECT DISTINCT policy, name, by_sql {scores} ORDER BY ALL") == [
+        ("lead", "advantages", True), ("lead", "logprobs", False), ("lead", "returns", True), ("lead", "values", False),
+    ]  # fmt: skip
+    assert ask(home, f"SELECT count(DISTINCT advantage) > 1 {sequences} AND policy = 'worker'") == [(True,)]
+    signals = "SELECT DISTINCT policy FROM signals WHERE run = 'two-algorithms' AND signal = 'value_loss'"
+    assert ask(home, signals) == [("lead",)]
     changed = {p: before != after for (_, p), (before, after) in versions(home, "two-algorithms").items()}
     assert changed == {"lead": True, "worker": True}
 
