@@ -41,7 +41,7 @@ def agent(name: str) -> Any:
 
 def ask(client: OpenAI, model: str, text: str) -> str:
     messages: Any = [{"role": "user", "content": text}]
-    reply = client.chat.completions.create(model=model, messages=messages, max_tokens=8, temperature=0)
+    reply = client.chat.completions.create(model=model, messages=messages, max_tokens=24, temperature=0)
     return reply.choices[0].message.content or ""
 
 
