@@ -91,15 +91,18 @@ def settings_read(settings: Settings) -> list[Any]:
         settings.reward.model_dump(mode="json", exclude_defaults=True),
         code_digest(settings.reward.grader),
         settings.evaluation.success_reward,
-        [
-            p.model_dump(mode="json", exclude={"model", "aliases", "lora", "training"}, exclude_defaults=True)
-            for p in settings.policies
-        ],
+        [p.model_dump(mode="json", exclude=_not_read(p), exclude_defaults=True) for p in settings.policies],
         [p.training.max_sequence_tokens for p in settings.policies],
         [rule.model_dump(mode="json", exclude_defaults=True) for rule in settings.agent_rules],
         {e: user_sql.read(e, _ADVANTAGES) for e in _estimators(settings.policies) if e.endswith(".sql")},
         *(code_digest(p.algorithm) for p in settings.policies if algorithms.is_own(p.algorithm)),
     ]
+
+
+def _not_read(policy: PolicySettings) -> set[str]:
+    # What a class of one's own selects may depend on its options.
+    of_trainer = {"model", "aliases", "lora", "training"}
+    return of_trainer if algorithms.is_own(policy.algorithm) else {*of_trainer, "options"}
 
 
 def check_patterns(settings: Settings) -> None:

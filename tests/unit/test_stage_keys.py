@@ -55,6 +55,7 @@ def keys(settings: Settings, tasks: list[Task] = TASKS, **manifest: Any) -> dict
         ("rollouts", {"agent": {"command": "false"}}),
         ("rollouts", {"agent": {"command": "true", "timeout_s": 1}}),
         ("rollouts", {"rollout": {"tasks_per_epoch": 2, "group_size": 3}}),
+        ("rollouts", {"rollout": {"tasks_per_epoch": 2, "group_size": 2, "replaced_groups": 1}}),
         ("rollouts", {"policies": [{"sampling": {"temperature": 0.5}}]}),
         ("rollouts", {"policies": [{"aliases": ["gpt-4o"]}]}),
         ("rollouts", {"vllm": {"max_model_len": 64}}),
@@ -175,6 +176,31 @@ def test_what_a_stage_is_made_of_is_in_its_key(tmp_path: Path, monkeypatch: pyte
             patch.setattr(stage_keys, name, lambda *_: "other code")
             after = keys(settings)
         assert [s for s in before if before[s] != after[s]] == [stage]
+
+
+def test_an_algorithms_options_and_sql_and_the_source_of_ones_own_are_in_the_keys_of_what_reads_them(
+    tmp_path: Path,
+) -> None:
+    def of(**policy: Any) -> dict[str, str]:
+        return keys(settings_of(tmp_path, policies=[policy]))
+
+    def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
+        return [stage for stage in before if before[stage] != after[stage]]
+
+    assert changed(of(algorithm="ppo"), of(algorithm="ppo", options={"gae_lambda": 0.9})) == ["train"]
+    code, query = tmp_path / "own.py", tmp_path / "own.sql"
+    code.write_text(
+        "from pathlib import Path\nfrom lightning_core.algorithms import Algorithm\n"
+        "class Own(Algorithm):\n    def weigh(self):\n        return Path(__file__).with_name('own.sql')\n"
+    )
+    query.write_text("SELECT 1")
+    own = {"algorithm": f"{code}:Own"}
+    first = of(**own)
+    query.write_text("SELECT 2")
+    second = of(**own)
+    assert changed(first, second) == ["train"]
+    code.write_text(code.read_text() + "# changed\n")
+    assert changed(second, of(**own)) == ["sequences", "train"]
 
 
 def epoch_with_all_stages(lake: Lake, settings: Settings) -> EpochManifest:
