@@ -6,8 +6,9 @@
 -- reward_settings.
 -- Rule: a reward on a call, or right under its span, is that call's. Any other goes to the latest call of the agent it was emitted
 -- under that had ended by then (of several agents of one name to its own agent's span's; of those at work at once to no other
--- one's); one that was emitted outside every agent to the latest such call of each name. Clocks of hosts differ: a reward within the
--- last 50 ms of a call is for that call, unless the agent had several calls under way and may have emitted while it
+-- one's). One on or right under a step, which is a span of no call and no agent, counts as emitted by the step's end, and goes to a
+-- call in the step before any other, where ids tell of one. One that was emitted outside every agent goes to the latest such call of
+-- each name. Clocks of hosts differ: a reward within the last 50 ms of a call is for that call, unless the agent had several calls under way and may have emitted while it
 -- waited; and one up to 50 ms before the end of the agent's first call is for that. What is given after the attempt (a
 -- grader's, the failure reward) is for the last call, whatever its time. With `nearest` a call takes the first reward of a
 -- name from its agent and the first from outside; a later one is left out and counted, it does not go to an earlier call.
@@ -15,34 +16,7 @@
 -- A reward emitted under an agent goes to nobody (`ambiguous_call`) where a call that may be this agent's, and is left out
 -- for that, ended between the call it would go to and the reward. Nor does one of an agent among namesakes at work at once, where
 -- a call may be any of theirs and that changes what a call is credited with: one that ended between (nearest), any before (discounted).
-WITH asked AS (
-    -- Of the agent, whichever of its spans (`agent_span` 0); and of each of its spans.
-    SELECT *, 0 AS agent_span FROM call_steps
-    UNION ALL
-    SELECT *, agent_node FROM call_steps WHERE agent_node IS NOT NULL
-),
-counted AS (
-    SELECT
-        *,
-        CASE
-            WHEN lag(ended_ns) OVER calls IS NULL THEN ended_ns - clock_tolerance_ns()
-            WHEN lag(ended_ns) OVER calls > began_ns THEN ended_ns
-            ELSE greatest(ended_ns - clock_tolerance_ns(), least(began_ns + 1, ended_ns))
-        END AS from_ns
-    FROM asked
-    WINDOW calls AS (PARTITION BY policy, rollout_id, attempt_id, agent, agent_span ORDER BY step)
-),
-moments AS (
-    -- Of calls that ended at the same time the last is the latest.
-    SELECT policy, rollout_id, attempt_id, agent, agent_span, from_ns, max_by(call_id, step) AS call_id
-    FROM counted
-    GROUP BY ALL
-),
-agents AS (
-    SELECT DISTINCT steps.policy, steps.rollout_id, steps.attempt_id, steps.agent, policies.own_rewards
-    FROM call_steps AS steps
-    JOIN policies USING (policy)
-),
+WITH RECURSIVE
 valued AS (
     -- `for_policy`: that of a policy which names rewards of its own; NULL: of all that do not.
     SELECT * EXCLUDE (counts, left_out), NULL AS for_policy
@@ -55,7 +29,8 @@ rewards AS (
     SELECT
         given.*,
         coalesce(llm_twins.kept, calls.node, given.node) AS on_node,
-        CASE WHEN given.source IN ('grader', 'failure') THEN never_ns() ELSE given.emitted_ns END AS at_ns,
+        step.node AS step_node,
+        CASE WHEN given.source IN ('grader', 'failure') THEN never_ns() ELSE least(given.emitted_ns, step.end_ns) END AS at_ns,
         CASE WHEN given.agent IS NOT NULL THEN tree.agent_node END AS agent_node,
         agent_runs.crew,
         row_number() OVER (ORDER BY given.rollout_id, given.attempt_id, emitted_ns, given.node, source, name, for_policy) AS reward_id
@@ -65,8 +40,56 @@ rewards AS (
     LEFT JOIN agent_runs ON agent_runs.node = tree.agent_node AND given.agent IS NOT NULL
     LEFT JOIN edges ON edges.node = given.node AND given.source = 'emitted'
     LEFT JOIN nodes AS calls ON calls.node = edges.parent AND calls.op = 'llm'
+    LEFT JOIN nodes AS itself ON itself.node = given.node AND itself.op <> 'reward'
+    LEFT JOIN nodes AS step
+        ON step.node = coalesce(itself.node, edges.parent)
+        AND step.op <> 'llm'
+        AND step.node IS DISTINCT FROM tree.agent_node
+        AND given.source = 'emitted'
     LEFT JOIN llm_twins ON llm_twins.node = coalesce(calls.node, given.node)
     WHERE settings.assign <> 'final'
+),
+climbed AS (
+    -- What each call lies in, up to the top, in attempts with rewards of steps.
+    SELECT calls.call_id, edges.parent AS node
+    FROM call_steps AS calls
+    SEMI JOIN (FROM rewards WHERE step_node IS NOT NULL) AS named USING (rollout_id, attempt_id)
+    JOIN edges ON edges.node = calls.call_id
+    UNION
+    SELECT climbed.call_id, edges.parent FROM climbed JOIN edges USING (node)
+),
+asked AS (
+    -- Of the agent, whichever of its spans (`within` 0); of each of its spans; and of each step that has a reward.
+    SELECT *, 0 AS within FROM call_steps
+    UNION ALL
+    SELECT *, agent_node FROM call_steps WHERE agent_node IS NOT NULL
+    UNION ALL
+    SELECT calls.*, climbed.node
+    FROM climbed
+    SEMI JOIN rewards ON rewards.step_node = climbed.node
+    JOIN call_steps AS calls USING (call_id)
+),
+counted AS (
+    SELECT
+        *,
+        CASE
+            WHEN lag(ended_ns) OVER calls IS NULL THEN ended_ns - clock_tolerance_ns()
+            WHEN lag(ended_ns) OVER calls > began_ns THEN ended_ns
+            ELSE greatest(ended_ns - clock_tolerance_ns(), least(began_ns + 1, ended_ns))
+        END AS from_ns
+    FROM asked
+    WINDOW calls AS (PARTITION BY policy, rollout_id, attempt_id, agent, within ORDER BY step)
+),
+moments AS (
+    -- Of calls that ended at the same time the last is the latest.
+    SELECT policy, rollout_id, attempt_id, agent, within, from_ns, max_by(call_id, step) AS call_id
+    FROM counted
+    GROUP BY ALL
+),
+agents AS (
+    SELECT DISTINCT steps.policy, steps.rollout_id, steps.attempt_id, steps.agent, policies.own_rewards
+    FROM call_steps AS steps
+    JOIN policies USING (policy)
 ),
 pairs AS (
     SELECT rewards.*, agents.policy, agents.agent AS receiver
@@ -81,24 +104,31 @@ found AS (
     SELECT
         pairs.*,
         itself.call_id AS own_call,
-        coalesce(itself.call_id, own_moments.call_id) AS certain_call,
+        coalesce(itself.call_id, step_moments.call_id, own_moments.call_id) AS certain_call,
         moments.call_id AS named_call
     FROM pairs
     LEFT JOIN call_steps AS itself
         ON itself.call_id = pairs.on_node AND itself.policy = pairs.policy AND itself.agent = pairs.receiver
+    ASOF LEFT JOIN moments AS step_moments
+        ON step_moments.policy = pairs.policy
+        AND step_moments.rollout_id = pairs.rollout_id
+        AND step_moments.attempt_id = pairs.attempt_id
+        AND step_moments.agent = pairs.receiver
+        AND step_moments.within = pairs.step_node
+        AND step_moments.from_ns <= pairs.at_ns
     ASOF LEFT JOIN moments AS own_moments
         ON own_moments.policy = pairs.policy
         AND own_moments.rollout_id = pairs.rollout_id
         AND own_moments.attempt_id = pairs.attempt_id
         AND own_moments.agent = pairs.receiver
-        AND own_moments.agent_span = pairs.agent_node
+        AND own_moments.within = pairs.agent_node
         AND own_moments.from_ns <= pairs.at_ns
     ASOF LEFT JOIN moments
         ON moments.policy = pairs.policy
         AND moments.rollout_id = pairs.rollout_id
         AND moments.attempt_id = pairs.attempt_id
         AND moments.agent = pairs.receiver
-        AND moments.agent_span = 0
+        AND moments.within = 0
         AND moments.from_ns <= pairs.at_ns
 ),
 placed AS MATERIALIZED (

@@ -333,6 +333,58 @@ def test_a_reward_right_under_a_calls_span_is_that_calls(number: int) -> Case:
     return made, [("solver", 1.0), ("solver", 0), ("solver", 0.5), ("solver", 0)]
 
 
+@nearest
+def test_a_reward_that_names_a_step_is_for_the_last_call_before_its_end(number: int) -> Case:
+    """The calls are not known to lie in the steps, as where an agent's client is not instrumented."""
+    made = attempt(number)
+    solver = made.agent("solver")
+    made.call([1], [2], (0.2, 0.28), solver)
+    made.call([3], [4], (0.4, 0.48), solver)
+    first = made.span("step", (0.15, 0.3), solver)
+    second = made.span("step", (0.35, 0.5), solver)
+    emit(made, 0.2, 0.6, second)
+    emit(made, 0.1, 0.7, first)
+    return made, [("solver", 0.1), ("solver", 0.2)]
+
+
+@nearest
+def test_a_reward_that_names_one_of_two_steps_at_once_is_for_the_call_below_it(number: int) -> Case:
+    made = attempt(number)
+    solver = made.agent("solver")
+    slow, quick = made.span("step", (0.2, 0.6), solver), made.span("step", (0.2, 0.59), solver)
+    deeper = made.span("try", (0.2, 0.5), slow)
+    made.call([1], [2], (0.24, 0.4), deeper)
+    made.call([3], [4], (0.25, 0.5), quick)
+    emit(made, 0.1, 0.7, slow)
+    emit(made, 0.2, 0.7, quick)
+    graded = made.span("step", (0.61, 0.9), solver, reward=0.4)
+    made.call([5], [6], (0.62, 0.7), graded)
+    made.call([7], [8], (0.65, 0.8), solver)
+    return made, [("solver", 0.1), ("solver", 0.2), ("solver", 0.4), ("solver", 0)]
+
+
+@nearest
+def test_a_reward_that_names_a_tool_is_for_the_call_that_asked_for_it(number: int) -> Case:
+    made = attempt(number)
+    solver = made.agent("solver")
+    made.call([1], [2], (0.2, 0.3), solver)
+    ran = tool(made, "ok", solver, 0.35)
+    made.call([3], [4], (0.4, 0.5), solver)
+    emit(made, 1.0, 0.6, ran)
+    return made, [("solver", 1.0), ("solver", 0)]
+
+
+@nearest
+def test_a_reward_that_names_an_agent_that_has_ended_is_for_its_last_call(number: int) -> Case:
+    """Its last call outlives it by the gateway's clock."""
+    made = attempt(number)
+    first, second = made.agent("worker", (0.1, 0.4)), made.agent("worker", (0.5, 0.9))
+    made.call([1], [2], (0.2, 0.48), first)
+    made.call([3], [4], (0.6, 0.7), second)
+    emit(made, 1.0, 0.8, first)
+    return made, [("worker", 1.0), ("worker", 0)]
+
+
 def test_rewards_of_an_agent_whose_calls_no_policy_answers_are_counted_as_going_nowhere(tmp_path: Path) -> None:
     made, solver, _ = two_agents()
     judge = made.agent("judge")
