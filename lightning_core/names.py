@@ -72,6 +72,11 @@ REWARD_SOURCE = "lightning.reward.source"  # "agent" | "grader"
 REWARD_WORDS = "lightning.reward.words"  # why, for people and for a model that reflects
 REWARD_GRADER = "lightning.reward.grader"  # digest of the grader's code: another grader grades again
 
+# What an agent records beside rewards: spans of no length.
+SPAN_MESSAGE, SPAN_OBJECT, SPAN_EXCEPTION = "message", "object", "exception"
+MESSAGE = "lightning.message"  # a text
+OBJECT = "lightning.object"  # JSON
+
 # Where an agent elsewhere finds the gateway: lightning_core/client/opened.py.
 ENV_GATEWAY_URL = "LIGHTNING_GATEWAY_URL"
 ENV_GATEWAY_KEY = "LIGHTNING_GATEWAY_KEY"  # an opener key

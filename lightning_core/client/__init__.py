@@ -17,7 +17,15 @@ Rooms:
     otel.py      through OpenTelemetry's own exporter    prompts.py  the prompts that it is served
 """
 
-from lightning_core.client.emit import Span, emit_event, emit_reward, span
+from lightning_core.client.emit import (
+    Span,
+    emit_event,
+    emit_exception,
+    emit_message,
+    emit_object,
+    emit_reward,
+    span,
+)
 from lightning_core.client.opened import Rollout, open_rollout, rollout
 from lightning_core.client.prompts import prompt
 from lightning_core.client.wire import DeliveryError, post_spans
@@ -32,6 +40,9 @@ __all__ = [
     "Span",
     "SpanData",
     "emit_event",
+    "emit_exception",
+    "emit_message",
+    "emit_object",
     "emit_reward",
     "new_span_id",
     "new_trace_id",

@@ -1,8 +1,8 @@
-"""What an agent calls: `emit_reward`, `emit_event`, `span`.
+"""What an agent calls: `emit_reward`, `emit_message`, `emit_object`, `emit_exception`, `emit_event`, `span`.
 
 Each sends its span at once and waits for the acknowledgement (a millisecond or two on one machine), so that a reward
 is safe before the agent goes on. Where the gateway does not answer, spans wait in a file (fallback.py) for the next
-emit or for the end of the process, and the agent goes on. Nothing here raises but a reward that is no number.
+emit or for the end of the process, and the agent goes on. Nothing here raises but a reward that is no number, or that names no span.
 
 The scope is the rollout of the block that is current (opened.py), else it comes from the environment of the attempt:
 `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_RESOURCE_ATTRIBUTES`. Without an endpoint (the agent runs by itself) they become spans of OpenTelemetry, where the
@@ -14,8 +14,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import contextvars
+import json
 import logging
 import math
+import re
 import sys
 import time
 import traceback
@@ -27,11 +29,12 @@ from lightning_core import names
 from lightning_core.client import fallback, otel
 from lightning_core.client.destination import Destination, current_rollout, destination, of_environment
 from lightning_core.client.wire import DeliveryError, post_request
-from lightning_core.otlp.spans import STATUS_ERROR, SpanData, encode_request, new_span_id, new_trace_id
+from lightning_core.otlp.spans import STATUS_ERROR, STATUS_UNSET, SpanData, encode_request, new_span_id, new_trace_id
 
 log = logging.getLogger(__name__)
 
 _Context = tuple[str, str]  # trace id, span id
+_SPAN_ID = re.compile(r"[0-9a-fA-F]{16}")
 current_span: contextvars.ContextVar[tuple[_Context, _Context | None] | None] = contextvars.ContextVar(
     "lightning_current_span", default=None
 )
@@ -39,17 +42,42 @@ _warned: set[str] = set()
 _at_exit: set[Path] = set()  # what waits there is sent at the end of the process
 
 
-def emit_reward(value: float, name: str = "reward", *, words: str | None = None, **attributes: Any) -> None:
+def emit_reward(
+    value: float, name: str = "reward", *, span: Any = None, words: str | None = None, **attributes: Any
+) -> None:
     """Give the current rollout a reward. `name` tells several kinds apart, `words` say why; `attributes` go onto the reward's span.
 
-    Its parent is the span that is current: OpenTelemetry's, where that is set up in this process, or one of `span`.
-    Raises ValueError where `value` is not a finite number.
+    `span`: what the reward is for, also after its end: a span of `span(...)` or of OpenTelemetry, its context, or a span id of this
+    rollout (16 hex digits). Default: the span that is current, of OpenTelemetry, where that is set up in this process, or one of `span`.
+    Raises ValueError where `value` is not a finite number, and where `span` is none of these.
     """
     number = _finite(value)
     own = {names.REWARD: number, names.REWARD_NAME: name, names.REWARD_SOURCE: "agent"}
     if words is not None:
         own[names.REWARD_WORDS] = words
-    _emit(names.SPAN_REWARD, {**attributes, **own})
+    _emit(names.SPAN_REWARD, {**attributes, **own}, below=None if span is None else _context_of(span))
+
+
+def emit_message(text: str, **attributes: Any) -> None:
+    """Record a text: a span `message` of no length below the current one, with the attribute `lightning.message`."""
+    _emit(names.SPAN_MESSAGE, {**attributes, names.MESSAGE: str(text)})
+
+
+def emit_object(value: Any, **attributes: Any) -> None:
+    """Record a value as JSON: a span `object` of no length below the current one, with the attribute `lightning.object`.
+
+    What JSON does not know is kept as its `str`; a value that still is no JSON (NaN, a list that holds itself) as its `repr`.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = json.dumps(repr(value), ensure_ascii=False)
+    _emit(names.SPAN_OBJECT, {**attributes, names.OBJECT: text})
+
+
+def emit_exception(error: BaseException, **attributes: Any) -> None:
+    """Record an exception that the agent has caught: a failed span `exception` of no length below the current one (view `errors`)."""
+    _emit(names.SPAN_EXCEPTION, {**attributes, **_details(error)}, failure=_failure(error))
 
 
 def emit_event(name: str, **attributes: Any) -> None:
@@ -102,13 +130,8 @@ def span(name: str, **attributes: Any) -> Iterator[Span]:
     try:
         yield handle
     except BaseException as error:
-        data.status, data.status_message = STATUS_ERROR, f"{type(error).__name__}: {error}"
-        details = {
-            "exception.type": type(error).__qualname__,
-            "exception.message": str(error),
-            "exception.stacktrace": traceback.format_exc(),
-        }
-        data.events = [(time.time_ns(), "exception", details)]
+        data.status, data.status_message = STATUS_ERROR, _failure(error)
+        data.events = [(time.time_ns(), names.SPAN_EXCEPTION, _details(error))]
         raise
     finally:
         with contextlib.suppress(ValueError):  # a generator closed elsewhere leaves its context
@@ -130,17 +153,47 @@ def _finite(value: Any) -> float:
     return number
 
 
-def _emit(name: str, attributes: Mapping[str, Any]) -> None:
+def _context_of(named: Any) -> _Context | None:
+    """The context of a span that was named; None for OpenTelemetry's span that stands for none."""
+    if isinstance(named, Span):
+        return named.trace_id, named.span_id
+    if isinstance(named, str) and _SPAN_ID.fullmatch(named):
+        return _parent()[0], named.lower()  # the lake looks for an id in all of the attempt
+    context = named.get_span_context() if hasattr(named, "get_span_context") else named
+    if not (hasattr(context, "is_valid") and hasattr(context, "span_id")):
+        raise ValueError(
+            f"emit_reward: span={named!r:.80} names no span; give a span, its context, or its id (16 hex digits)"
+        )
+    return _hex(context)
+
+
+def _failure(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _details(error: BaseException) -> dict[str, str]:
+    """An exception by OpenTelemetry's names."""
+    return {
+        "exception.type": type(error).__qualname__,
+        "exception.message": str(error),
+        "exception.stacktrace": "".join(traceback.format_exception(error)),
+    }
+
+
+def _emit(name: str, attributes: Mapping[str, Any], below: _Context | None = None, failure: str | None = None) -> None:
+    """A span of no length, below the given one, else below the current one; `failure`: it failed by that."""
     tracer = _tracer()
     if tracer is not None:
-        theirs = tracer.start_span(name, attributes=otel.attributes(attributes))
+        theirs = tracer.start_span(name, otel.below(*below) if below else None, attributes=otel.attributes(attributes))
         if not theirs.is_recording():
             _warn_once("sampled", f"OpenTelemetry's sampler leaves out spans: {name!r} is not recorded")
+        if failure is not None:
+            otel.fail(theirs, failure)
         theirs.end()
         return
-    trace_id, parent_id = _parent()
-    now = time.time_ns()
-    _send(SpanData(name, now, now, trace_id, new_span_id(), parent_id, attributes))
+    trace_id, parent_id = below or _parent()
+    now, status = time.time_ns(), STATUS_UNSET if failure is None else STATUS_ERROR
+    _send(SpanData(name, now, now, trace_id, new_span_id(), parent_id, attributes, status, failure or ""))
 
 
 def _parent() -> _Context:
@@ -157,7 +210,11 @@ def _opentelemetry_context() -> _Context | None:
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None or not hasattr(trace, "get_current_span"):
         return None
-    context = trace.get_current_span().get_span_context()
+    return _hex(trace.get_current_span().get_span_context())
+
+
+def _hex(context: Any) -> _Context | None:
+    """OpenTelemetry's context in hex digits; None where it is of no span."""
     if not context.is_valid:
         return None
     return format(context.trace_id, "032x"), format(context.span_id, "016x")

@@ -25,6 +25,20 @@ def tracer() -> Any | None:
     return None if type(provider).__name__ in _NOT_SET_UP else provider.get_tracer("lightning-flows")
 
 
+def below(trace_id: str, span_id: str) -> Any:
+    """A context in which the span of these ids is current."""
+    trace = sys.modules["opentelemetry.trace"]
+    flags = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+    context = trace.SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=flags)
+    return trace.set_span_in_context(trace.NonRecordingSpan(context))
+
+
+def fail(span: Any, message: str) -> None:
+    """Mark a span of OpenTelemetry as failed by this."""
+    trace = sys.modules["opentelemetry.trace"]
+    span.set_status(trace.Status(trace.StatusCode.ERROR, message))
+
+
 def attributes(values: Mapping[str, Any]) -> dict[str, Any]:
     """As OpenTelemetry takes them: `None` is left out; what is no text, number or list of them becomes JSON."""
     return {str(key): _value(value) for key, value in values.items() if value is not None}

@@ -73,6 +73,48 @@ def test_numbers_of_other_libraries_are_rewards(server: Standin) -> None:
     assert [span.attributes[names.REWARD] for span in server.spans] == [0.5, 1.0, 2.0]
 
 
+def test_a_reward_hangs_below_the_span_it_names_however_that_is_named(server: Standin) -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import INVALID_SPAN
+
+    with client.span("ours") as ours:
+        pass
+    theirs = TracerProvider(shutdown_on_exit=False).get_tracer("agent").start_span("theirs")
+    context = theirs.get_span_context()
+    their_id = format(context.span_id, "016x")
+    with client.span("current") as current:
+        for named in (ours, theirs, context, ours.span_id, ours.span_id.upper(), INVALID_SPAN):
+            client.emit_reward(1, span=named)
+    rewards = [span for span in server.spans if span.name == "reward"]
+    assert [span.raw["parentSpanId"] for span in rewards] == [
+        *(ours.span_id, their_id, their_id, ours.span_id, ours.span_id),
+        current.span_id,  # that of OpenTelemetry's for where there is none
+    ]
+    assert [rewards[0].raw["traceId"], rewards[1].raw["traceId"]] == [ours.trace_id, format(context.trace_id, "032x")]
+
+
+@pytest.mark.parametrize("named", ["planner", "0x12", 7, {"span_id": "1"}, object()])
+def test_what_names_no_span_is_refused_where_the_reward_is_given(server: Standin, named: object) -> None:
+    with pytest.raises(ValueError, match=r"emit_reward: span=.* names no span; give a span, its context, or its id"):
+        client.emit_reward(1, span=named)
+    assert server.spans == []
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ({"a": [1, None, "é"]}, '{"a": [1, null, "é"]}'),
+        (math.nan, '"nan"'),
+        (Path("x"), '"x"'),
+        ({(1, 2): 3}, '"{(1, 2): 3}"'),
+    ],
+)
+def test_an_object_is_kept_as_json_whatever_it_is(server: Standin, value: object, kept: str) -> None:
+    client.emit_object(value, step=1)
+    (span,) = server.spans
+    assert (span.name, span.attributes) == ("object", {names.OBJECT: kept, "step": 1})
+
+
 def test_what_happens_in_a_span_becomes_its_child(server: Standin) -> None:
     with client.span("plan", **{"gen_ai.agent.name": "planner"}) as outer:
         with client.span("step"):
@@ -282,36 +324,48 @@ with trace.get_tracer("theirs").start_as_current_span("turn"):
         client.emit_reward(0.5, name="style", judge={"me": 1}, nothing=None)
         span.set(ok=True)
     client.emit_event("done", steps=[1, 2])
+client.emit_reward(1, span=span)
+client.emit_message("hi")
+client.emit_exception(KeyError("x"))
 spans = kept.get_finished_spans()
 above = {s.context.span_id: s.name for s in spans}
-print(json.dumps([[s.name, s.parent and above[s.parent.span_id], dict(s.attributes)] for s in spans]))
+failed = [[s.name, s.status.description] for s in spans if not s.status.is_ok and not s.status.is_unset]
+kept = [[s.name, s.parent and above[s.parent.span_id], dict(s.attributes)] for s in spans]
+print(json.dumps([kept, failed]))
 """
 
 
-def run_through_opentelemetry(sampler: str = "") -> tuple[list[Any], str]:
+def run_through_opentelemetry(sampler: str = "") -> tuple[list[Any], list[Any], str]:
+    """(name, name of the parent, attributes) of the spans it exports, (name, what it says) of those that failed, and what it logs."""
     code = THROUGH_OPENTELEMETRY.replace("SAMPLER", sampler)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    return json.loads(run.stdout), run.stderr
+    exported, failed = json.loads(run.stdout)
+    return exported, failed, run.stderr
 
 
 def test_without_an_endpoint_rewards_are_spans_of_the_opentelemetry_that_is_set_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    spans, printed = run_through_opentelemetry()
+    spans, failed, printed = run_through_opentelemetry()
     reward = {"judge": '{"me": 1}', names.REWARD: 0.5, names.REWARD_NAME: "style", names.REWARD_SOURCE: "agent"}
     assert spans == [
         ["reward", "plan", reward],
         ["plan", "turn", {"gen_ai.agent.name": "planner", "ok": True}],
         ["done", "turn", {"steps": "[1, 2]"}],
         ["turn", None, {}],
+        ["reward", "plan", {names.REWARD: 1.0, names.REWARD_NAME: "reward", names.REWARD_SOURCE: "agent"}],
+        ["message", None, {names.MESSAGE: "hi"}],
+        ["exception", None, spans[-1][2]],
     ]
+    assert spans[-1][2]["exception.type"] == "KeyError"
+    assert failed == [["exception", "KeyError: 'x'"]]
     assert printed.count("OTEL_EXPORTER_OTLP_ENDPOINT is not set") == 1, "before it was set up, and only then"
 
 
 def test_a_reward_that_the_sampler_leaves_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    spans, printed = run_through_opentelemetry(
+    spans, _, printed = run_through_opentelemetry(
         "__import__('opentelemetry.sdk.trace.sampling', fromlist=['x']).ALWAYS_OFF"
     )
     assert spans == []
@@ -319,6 +373,7 @@ def test_a_reward_that_the_sampler_leaves_out_is_said(monkeypatch: pytest.Monkey
 
 
 def test_with_an_endpoint_rewards_are_posted_at_once_and_not_left_to_their_exporter(server: Standin) -> None:
-    spans, _ = run_through_opentelemetry()
+    spans, *_ = run_through_opentelemetry()
     assert [name for name, *_ in spans] == ["turn"]
-    assert [span.name for span in server.spans] == ["reward", "reward", "plan", "done"]
+    posted = ["reward", "reward", "plan", "done", "reward", "message", "exception"]
+    assert [span.name for span in server.spans] == posted
