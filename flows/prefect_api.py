@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +28,46 @@ _START_S = 180.0
 _KEEPALIVE_S = 60
 
 
+_lock = threading.Lock()
+_users = 0  # of this process's own server
+_running = contextlib.ExitStack()  # it
+
+
 @contextlib.contextmanager
 def prefect_api(home: Path) -> Iterator[None]:
-    """`PREFECT_API_URL` for the context: the user's own, else of a server on a free port that keeps its record in `home`."""
+    """`PREFECT_API_URL` for the context: the user's own, else of a server on a free port that keeps its record in `home`.
+
+    Contexts of several threads share one server, in the home of the first; it ends with the last of them.
+    """
+    global _users
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    if "PREFECT_API_URL" in os.environ:
+    with _lock:
+        ours = _users > 0 or "PREFECT_API_URL" not in os.environ
+        if ours and not _users:
+            _running.enter_context(_server(home))
+        _users += ours
+    try:
+        with _known_to_prefect() if ours else contextlib.nullcontext():
+            yield
+    finally:
+        with _lock:
+            _users -= ours
+            if ours and not _users:
+                _running.close()
+
+
+@contextlib.contextmanager
+def _known_to_prefect() -> Iterator[None]:
+    """Prefect reads its environment once: of this process's second server it would not know."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
         yield
-        return
+
+
+@contextlib.contextmanager
+def _server(home: Path) -> Iterator[None]:
     folder = (home / "prefect").resolve()
     folder.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder of a path only
     os.environ.setdefault("PREFECT_HOME", str(folder))
@@ -51,7 +84,10 @@ def prefect_api(home: Path) -> Iterator[None]:
         logger.info("Prefect's UI, while this runs: http://127.0.0.1:%d", port, extra=shown())
         yield
     finally:
-        _send_what_waits()
+        # In a thread: it would wait for nothing where an event loop runs, as in a notebook.
+        sending = threading.Thread(target=_send_what_waits)
+        sending.start()
+        sending.join()
         del os.environ["PREFECT_API_URL"]
         process.end(10)
 

@@ -12,14 +12,14 @@ import duckdb
 
 from lightning_core.config import Settings
 from lightning_core.lake import catalog
-from lightning_core.settings_file import load_settings
+from lightning_core.settings_file import load_settings, make_settings
 
 
 class Run:
     """One run of a settings file.
 
-        run = lightning_flows.Run("settings.yaml", {"epochs": 2})
-        run.train()
+        run = lightning_flows.Run("settings.yaml")
+        run.train(epochs=2)
         run.rollouts.df()  # pandas; .pl() polars, .pl(lazy=True) its LazyFrame, .to_arrow_table() Arrow
         run.sql("SELECT agent, avg(reward) FROM triplets GROUP BY ALL")
 
@@ -31,19 +31,23 @@ class Run:
         self.settings = settings if isinstance(settings, Settings) else load_settings(settings, dict(overrides or {}))
         self._opened: tuple[int | None, duckdb.DuckDBPyConnection] | None = None
 
-    def train(self) -> list[dict[str, Any]]:
-        """Train the epochs that are left, as `lightning-flows train`; returns a dict an epoch.
+    def train(self, epochs: int | None = None) -> list[dict[str, Any]]:
+        """Train the epochs that are left of so many (default: of the settings'), as `lightning-flows train`; returns a dict an epoch.
 
+        Runs of several homes train side by side: `await asyncio.gather(asyncio.to_thread(a.train), asyncio.to_thread(b.train))`.
         Raises SettingsError, before anything starts, with all that the work would end by.
         """
-        with self._flows():
+        settings = self.settings
+        if epochs is not None:
+            settings = make_settings(settings.model_dump(exclude_unset=True), {"epochs": epochs})
+        with _flows(settings):
             from lightning_flows.flows.train import train
 
-            return train(self.settings)
+            return train(settings)
 
     def evaluate(self, epoch: int | None = None) -> dict[str, Any]:
         """Try the held-out tasks with the versions after so many epochs (null: after all that were trained)."""
-        with self._flows():
+        with _flows(self.settings):
             from lightning_flows.flows.evaluate import evaluate
 
             return evaluate(self.settings, epoch)
@@ -80,11 +84,12 @@ class Run:
             weakref.finalize(self, opened.close)
         return self._opened[1]
 
-    @contextlib.contextmanager
-    def _flows(self) -> Iterator[None]:
-        from lightning_core.checks.check import require
-        from lightning_flows.flows.prefect_api import prefect_api
 
-        require(self.settings, "train")
-        with prefect_api(self.settings.home):
-            yield
+@contextlib.contextmanager
+def _flows(settings: Settings) -> Iterator[None]:
+    from lightning_core.checks.check import require
+    from lightning_flows.flows.prefect_api import prefect_api
+
+    require(settings, "train")
+    with prefect_api(settings.home):
+        yield

@@ -24,7 +24,7 @@ for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
 
 _EVERY_S, _LAST_S = 5.0, 5.0
 _all: WeakSet[Progress] = WeakSet()
-_shared: dict[tuple[str, str], Progress] = {}
+_shared: dict[tuple[str, ...], Progress] = {}
 _shared_lock, _all_lock = threading.Lock(), threading.Lock()
 
 
@@ -71,12 +71,13 @@ class Progress:
         self._show(0.0, self._title)
 
     @classmethod
-    def shared(cls, what: str, total: int, of: str) -> Progress:
-        """The one progress of this name in this process: several shards count towards it."""
+    def shared(cls, what: str, total: int, of: str, run: str) -> Progress:
+        """The one progress of this name of a run in this process: several shards count towards it."""
+        key = (run, of, what)
         with _shared_lock:
-            if (of, what) not in _shared or _shared[of, what].finished:
-                _shared[of, what] = cls(what, total, of)
-            return _shared[of, what]
+            if key not in _shared or _shared[key].finished:
+                _shared[key] = cls(what, total, of)
+            return _shared[key]
 
     @property
     def finished(self) -> bool:

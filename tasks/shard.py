@@ -43,7 +43,7 @@ def rollout_shard(
     errors: Counter[str] = Counter()
     claimed_before = 0
     if round_id is None:
-        progress = Progress.shared("rollouts", total, epoch.named)
+        progress = Progress.shared("rollouts", total, epoch.named, f"{epoch.home}/{epoch.run}")
     else:  # other shards are in other processes
         progress = Progress(f"rollouts, shard {number}/{of}", len(rollouts), epoch.named)
     waiting, counting = iter(rollouts), threading.Lock()

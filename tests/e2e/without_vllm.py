@@ -82,13 +82,18 @@ def deploy(run: epoch.Run, services: Services, versions: dict[str, str]) -> None
     run.policies["policy"].set_current(versions["policy"])
 
 
-def main(flow: str, settings_file: str) -> None:
-    # Not before: Prefect reads its settings when it is imported.
+def patched(flow: str) -> Any:
+    """The module of a flow, which asks the canned model from now on."""
     module, *parts = (
         importlib.import_module(name) for name in (f"lightning_flows.flows.{flow.replace('-', '_')}", *_PARTS)
     )
-    for patched in (module, *parts):
-        patched.running, patched.deploy = running, deploy  # type: ignore[attr-defined]
+    for each in (module, *parts):
+        each.running, each.deploy = running, deploy  # type: ignore[attr-defined]
+    return module
+
+
+def main(flow: str, settings_file: str) -> None:
+    module = patched(flow)
     settings = load_settings(Path(settings_file), {})
     if flow == "learn":
         module.learn(settings, Choice(silent_s=0))

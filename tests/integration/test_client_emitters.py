@@ -106,9 +106,13 @@ def test_messages_objects_and_exceptions_are_spans_of_their_agent(asked: duckdb.
     assert rows("SELECT attributes['lightning.message'], attributes['tries'] FROM spans WHERE name = 'message'") == [
         ("is it 5?", "2")
     ]
-    assert rows("SELECT attributes['lightning.object'] ->> '$.plan[1]' FROM spans WHERE name = 'object'") == [("check",)]
+    assert rows("SELECT attributes['lightning.object'] ->> '$.plan[1]' FROM spans WHERE name = 'object'") == [
+        ("check",)
+    ]
     assert rows("SELECT agent, name, message FROM errors") == [
         ("solver", "exception", "invalid literal for int() with base 10: 'five'")
     ]
     assert "ValueError" in rows("SELECT attributes['exception.stacktrace'] FROM spans WHERE name = 'exception'")[0][0]
-    assert rows("SELECT DISTINCT agent FROM span_tree WHERE name IN ('message', 'object', 'exception')") == [("solver",)]
+    assert rows("SELECT DISTINCT agent FROM span_tree WHERE name IN ('message', 'object', 'exception')") == [
+        ("solver",)
+    ]

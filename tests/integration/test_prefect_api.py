@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -63,3 +64,39 @@ def test_its_port_is_its_own_it_keeps_idle_connections_and_limits_only_what_has_
     assert ran.stdout.splitlines() == [
         "nobody else gets its port", "without a limit:", "with a limit: trainer", "true after 0", "true after 7"
     ]  # fmt: skip
+
+
+SEVERAL = """
+import asyncio, json, os, sys
+from pathlib import Path
+from lightning_flows.flows.prefect_api import answers, prefect_api
+
+def probe(number):
+    with prefect_api(Path(sys.argv[1])):
+        from prefect import flow, get_client
+        url = os.environ["PREFECT_API_URL"]
+        flow(name=f"probe-{number}", persist_result=False)(lambda: barrier.wait(60) if number else None)()
+        with get_client(sync_client=True) as client:
+            names = sorted(each.name for each in client.read_flows())
+    return url, names, answers(f"{url}/health")
+
+async def main():
+    return [probe(0), *await asyncio.gather(*(asyncio.to_thread(probe, number) for number in (1, 2)))]
+
+from threading import Barrier
+barrier = Barrier(2)
+print(json.dumps(asyncio.run(main())))
+"""
+
+
+def test_threads_share_a_server_and_a_process_may_have_one_after_another(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", SEVERAL, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+    first, *both = json.loads(ran.stdout.splitlines()[-1])
+    assert first[1:] == [["probe-0"], False], "it ends with its context"
+    assert both[0][0] == both[1][0]
+    assert sorted(len(names) for _, names, _ in both)[-1] == 3
+    assert [there for *_, there in both].count(False) >= 1, "it ends with the last of its threads"
+    assert "never awaited" not in ran.stderr
