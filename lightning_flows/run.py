@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
 from lightning_core.config import Settings
 from lightning_core.lake import catalog
 from lightning_core.settings_file import load_settings, make_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lightning_core.ui.rollout import Seen
 
 
 class Run:
@@ -51,6 +58,15 @@ class Run:
             from lightning_flows.flows.evaluate import evaluate
 
             return evaluate(self.settings, epoch)
+
+    def rollout(self, name: str, epoch: int | None = None) -> Rollout:
+        """Tell a rollout, or the newest one of a task, of its newest epoch or of this one. Raises LakeError with names like it."""
+        from lightning_core.ui.figures import Figures
+        from lightning_core.ui.rollout import choose, see
+
+        home = self.settings.home
+        with contextlib.closing(Figures(home / "lake")) as figures:
+            return Rollout(see(figures, home, *choose(figures, name, self.settings.run, epoch)))
 
     def sql(self, query: str, **parameters: Any) -> duckdb.DuckDBPyRelation:
         """Ask the catalog, over all runs of the home; `$name` in the query is a parameter. Raises FileNotFoundError before the
@@ -93,3 +109,27 @@ def _flows(settings: Settings) -> Iterator[None]:
     require(settings, "train")
     with prefect_api(settings.home):
         yield
+
+
+@dataclass(frozen=True, repr=False)
+class Rollout:
+    """A rollout as `lightning-flows explain` tells it: its calls, replies, reward and advantages; a notebook shows it in colours."""
+
+    seen: Seen
+
+    def __repr__(self) -> str:
+        return self._told().export_text()
+
+    def _repr_html_(self) -> str:
+        return self._told().export_html(
+            inline_styles=True, code_format='<pre style="white-space: pre-wrap">{code}</pre>'
+        )
+
+    def _told(self) -> Console:
+        from rich.console import Console
+
+        from lightning_core.ui.terminal import story
+
+        console = Console(record=True, file=io.StringIO(), width=120, highlight=False)
+        console.print(story(self.seen))
+        return console

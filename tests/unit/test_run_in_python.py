@@ -11,6 +11,9 @@ import pytest
 import lightning_flows
 from lightning_core.config import SettingsError
 from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import LakeError
+from tests.lake_maker import derived, settings
+from tests.scenarios import group, rows
 from tests.spool_maker import store_rollout
 
 
@@ -67,6 +70,27 @@ def test_what_is_not_there_is_an_error_that_names_it(run: lightning_flows.Run, t
         run.train()
     with pytest.raises(SettingsError, match=r"rollout\.group_sise"):
         lightning_flows.Run(tmp_path / "settings.yaml", {"rollout.group_sise": 1})
+
+
+def test_a_rollout_is_told_with_its_calls_reward_and_advantage_and_a_notebook_shows_it(tmp_path: Path) -> None:
+    attempts = group([1.0, 0.0], input_messages='[{"role": "user", "content": "1 < 2?"}]')
+    lake, _ = derived(tmp_path, rows(attempts))
+    lake.rebuild_catalog()
+    run = lightning_flows.Run(settings(tmp_path))
+    told = run.rollout("r.0")
+    for part in (
+        "r.0, run run, epoch 0",
+        "call 1, solver: policy v0000",
+        "user  1 < 2?",
+        "reward 1 (reward 1.0 from grader)",
+    ):
+        assert part in repr(told)
+    assert "= advantage +0.707, over 2 rollouts" in repr(told)
+    shown = told._repr_html_()
+    assert "1 &lt; 2?" in shown and "1 < 2?" not in shown
+    assert told.seen.advantage is not None and told.seen.advantage.row["advantage"] == pytest.approx(0.707, abs=1e-3)
+    with pytest.raises(LakeError, match=r"no rollout 'r\.9'; did you mean"):
+        run.rollout("r.9")
 
 
 def test_the_package_alone_imports_neither_duckdb_nor_prefect() -> None:
