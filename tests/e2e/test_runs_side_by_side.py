@@ -1,7 +1,8 @@
-"""Runs of two homes that train side by side in one process, and what is done in it afterwards. No vLLM is needed."""
+"""The Python of the README, as it stands there: a run that trains, its tables, two runs side by side. No vLLM is needed."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import os
@@ -13,44 +14,39 @@ from typing import Any
 
 import pytest
 
-import lightning_flows
+from tests.docs_blocks import ALL, ROOT
 from tests.e2e import without_vllm
 from tests.e2e.test_two_epochs import write_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(600)]
 
 
-async def main(*files: str) -> None:
+def main() -> None:
+    """Run the block as a notebook does, in an event loop; then print what its runs have."""
     for flow in ("train", "evaluate"):
         without_vllm.patched(flow)
-    a, b = (lightning_flows.Run(file) for file in files)
-    trained = await asyncio.gather(asyncio.to_thread(a.train, epochs=1), asyncio.to_thread(b.train, 2))
-    evaluated = a.evaluate()  # in the loop's own thread, as a cell of a notebook
-    said: list[Any] = [[row["epoch"] for row in rows] for rows in trained]
-    rollouts = [run.rollouts.aggregate("epoch, mode, count(*)").order("ALL").fetchall() for run in (a, b)]
-    sys.stdout.write(json.dumps([said, evaluated["epoch"], evaluated["tasks"], rollouts]))
+    (block,) = (each for each in ALL if each.language == "python" and "import lightning_flows" in each.text)
+    code = block.text.replace("TASK", "t0")  # all tasks are in two epochs
+    made: dict[str, Any] = {}
+    asyncio.run(eval(compile(code, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), made))
+    run, other = made["run"], made["other"]
+    rollouts = [each.rollouts.aggregate("epoch, mode, count(*)").order("ALL").fetchall() for each in (run, other)]
+    sys.stdout.write("\n" + json.dumps([rollouts, run.rollout("t0")._repr_html_().count("<pre")]))
 
 
-def test_two_runs_train_side_by_side_and_the_process_goes_on_with_them(tmp_path: Path) -> None:
-    files = []
-    for name in ("a", "b"):
-        folder = tmp_path / name
-        folder.mkdir()
-        files.append(write_settings(folder, run=name, evaluation={"every": 0, "success_reward": 0.5}))
-    program = (
-        "import sys, asyncio; from tests.e2e import test_runs_side_by_side as t; asyncio.run(t.main(*sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", program, *map(str, files)]
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    alone["PREFECT_HOME"] = str(tmp_path / "prefect")  # flows are imported here before a home is known
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=alone, capture_output=True, text=True, timeout=500)
+def test_the_readmes_python_trains_reads_and_trains_two_runs_side_by_side(tmp_path: Path) -> None:
+    other = write_settings(tmp_path, run="other", epochs=1, evaluation={"every": 0, "success_reward": 0.5})
+    other.rename(tmp_path / "other_settings.yaml")
+    mine = write_settings(tmp_path, run="mine", epochs=3, evaluation={"every": 0, "success_reward": 0.5})
+    mine.rename(tmp_path / "my_settings.yaml")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment["PREFECT_HOME"] = str(tmp_path / "prefect")  # flows are imported before a home is known
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-c", "from tests.e2e.test_runs_side_by_side import main; main()"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-5000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [
-        [[0], [0, 1]],
-        1,
-        4,
-        [[[0, "train", 16], [1, "evaluate", 4]], [[0, "train", 16], [1, "train", 16]]],
-    ]
+    rollouts, shown = json.loads(done.stdout.splitlines()[-1])
+    assert rollouts == [[[0, "train", 16], [1, "train", 16], [2, "train", 16]], [[0, "train", 16]]]
+    assert shown == 1
     counted = [int(number) for number in re.findall(r"rollouts: (\d+)/16 in", done.stderr)]
-    assert (max(counted), counted.count(16)) == (16, 3), "each run counts its own"
+    assert (max(counted), counted.count(16)) == (16, 4), "each run counts its own"
