@@ -117,6 +117,7 @@ def check_patterns(settings: Settings) -> None:
             except user_sql.QueryError as error:
                 raise SettingsError(f"policies.{i}.agent_match: {error}") from None
         patterns[f"policies.{i}.agent_exclude"] = policy.agent_exclude
+    patterns |= {f"prompts.{name}.agent_match": prompt.agent_match for name, prompt in settings.prompts.items()}
     if isinstance(settings.reward.air, list):
         for i, rule in enumerate(settings.reward.air):
             patterns[f"reward.air.{i}.tool"] = rule.tool
@@ -134,7 +135,8 @@ def check_patterns(settings: Settings) -> None:
                 con.execute("SELECT regexp_matches('', ?)", [pattern])
             except duckdb.Error as error:
                 reason = str(error).split("\n", 1)[0]
-                remedy = ": say what to leave out with agent_exclude" if key.endswith("agent_match") else ""
+                excludes = key.startswith("policies.") and key.endswith("agent_match")
+                remedy = ": say what to leave out with agent_exclude" if excludes else ""
                 raise SettingsError(
                     f"{key}: {pattern!r} is no pattern RE2 can take ({reason}); RE2 has no look-around and no "
                     f"back-references{remedy}"

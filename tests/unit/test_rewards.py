@@ -288,6 +288,7 @@ def test_a_rules_pattern_that_re2_refuses_names_the_rule(tmp_path: Path, key: st
         ({"lake": {"redact": [{"pattern": r"(a)\1"}]}}, r"lake\.redact\.0\.pattern"),
         ({"agent_exclude": "["}, r"policies\.0\.agent_exclude"),
         ({"reward_match": "*"}, r"reward\.reward_match"),
+        ({"prompts": {"writer": {"file": "writer.md", "agent_match": "(?=a)"}}}, r"prompts\.writer\.agent_match"),
     ],
 )
 def test_every_pattern_of_the_settings_is_checked(tmp_path: Path, changes: dict[str, Any], key: str) -> None:

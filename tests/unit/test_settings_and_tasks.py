@@ -50,12 +50,21 @@ def write(folder: Path, **changes: Any) -> Path:
         ),
         ({"policies": [{"name": "a"}, {"name": "b"}]}, "give every policy a `lora:` section"),
         ({"tasks": {}}, r"`tasks\.train` is missing"),
+        ({"prompt_search": {"reflection_model": ""}}, r"`prompt_search\.reflection_model`"),
     ],
 )
 def test_settings_that_cannot_work_name_the_key_and_the_remedy(tmp_path: Path, changes: Any, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as error:
         load_settings(write(tmp_path, **changes))
     assert "settings.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("model", ["gpt-4.1", "openai/gpt-4o", "Qwen/Qwen3-8B:free"])
+def test_the_reflecting_model_has_any_name_that_an_upstream_gives_it(tmp_path: Path, model: str) -> None:
+    upstream = {"name": "openai", "base_url": "http://127.0.0.1:9/v1", "models": [model]}
+    changes = {"prompt_search": {"reflection_model": model}, "gateway": {"upstreams": [upstream]}}
+    search = load_settings(write(tmp_path, **changes)).prompt_search
+    assert search is not None and search.reflection_model == model
 
 
 @pytest.mark.parametrize("policy", [{"algorithm": "sft"}, {"train_every": 0}])
