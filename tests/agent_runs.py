@@ -252,8 +252,8 @@ class Emitter:
             top = self.span(main, None, "chain", "Crew", 150, self.run.end - 20)
         for agent in sorted(self.run.agents, key=lambda a: a.begin):
             self.emit_agent(agent, top, main)
-        for tool in self.run.tools:
-            self.emit_tool(tool)
+        for tool in self.run.tools if self.spans_of_tools else ():
+            self.span_of_tool(tool)
         for response_id, call in truth(self.run, self.number):
             self.emit_call(call, response_id)
         self.degrade()
@@ -316,10 +316,6 @@ class Emitter:
                 trace, parent, "tool", tool.name, tool.begin, tool.end, process, tool_name=tool.name, **columns
             )
         return self.spans.get(id(tool))
-
-    def emit_tool(self, tool: Tool) -> None:
-        if self.spans_of_tools:
-            self.span_of_tool(tool)
 
     def emit_call(self, call: Call, response_id: str) -> None:
         agent = call.agent
