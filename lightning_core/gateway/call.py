@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -22,6 +22,7 @@ from lightning_core.gateway.call_log import log_call
 from lightning_core.gateway.call_span import Outcome, encode_call
 from lightning_core.gateway.http import HttpError, Scope, Send, declared_size, header, json_response, unavailable
 from lightning_core.gateway.http_client import Reply
+from lightning_core.gateway.prompts import Served
 from lightning_core.gateway.reply import Collected, error_in, finishes, stamp, take_chunk, take_reply
 from lightning_core.gateway.sampling import Kind, Prepared
 from lightning_core.gateway.sse import DONE, SseParser
@@ -49,7 +50,7 @@ class Asked:
     request: dict[str, Any]
     prepared: Prepared
     api_format: ApiFormat
-    replaced: list[dict[str, Any]] = field(default_factory=list)  # messages in which a prompt was
+    served: Served
 
 
 class Call:
@@ -253,7 +254,7 @@ class Call:
             upstream_request_id=self._upstream_request_id,
             first_token_ms=self._first_token_ms,
             failure=failure,
-            replaced=asked.replaced,
+            prompts=asked.served,
             aborted=outcome in ("aborted", "broken"),
         )
         traceparent = header(self._scope, b"traceparent")

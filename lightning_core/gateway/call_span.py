@@ -6,7 +6,7 @@ import os
 import re
 import time
 from array import array
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import orjson
 from lightning_core import names
 from lightning_core.gateway.access import Caller
 from lightning_core.gateway.http import HttpError
+from lightning_core.gateway.prompts import Served
 from lightning_core.gateway.reply import Collected
 from lightning_core.gateway.sampling import Kind, Prepared
 from lightning_core.gateway.targets import Target
@@ -61,7 +62,7 @@ class Outcome:
     first_token_ms: float | None = None
     failure: str | None = None
     aborted: bool = False
-    replaced: Sequence[Mapping[str, Any]] = ()  # messages that were served otherwise than they were sent
+    prompts: Served | None = None  # what it was served
 
 
 def encode_call(
@@ -75,7 +76,7 @@ def encode_call(
 ) -> bytes:
     """The OTLP request that holds the call's span."""
     choices = collected.ordered()
-    ids, logprobs = array("i"), array("f")
+    ids, logprobs, prompts = array("i"), array("f"), outcome.prompts
     for choice in choices:
         ids += choice.token_ids
         logprobs += choice.logprobs
@@ -94,7 +95,8 @@ def encode_call(
         names.GEN_AI_INPUT_TOKENS: _count(collected.usage.get("prompt_tokens"), collected.prompt_token_ids),
         names.GEN_AI_OUTPUT_TOKENS: _count(collected.usage.get("completion_tokens"), ids),
         names.GEN_AI_INPUT_MESSAGES: _json(_input_messages(request, prepared)),
-        names.PROMPTS_SERVED: _json(outcome.replaced) if outcome.replaced else None,
+        names.PROMPTS_SERVED: _json(prompts.replaced) if prompts and prompts.replaced else None,
+        names.PROMPTS_FOUND: _json(prompts.found) if prompts and prompts.found is not None else None,
         names.GEN_AI_TOOLS: _json(request["tools"]) if request.get("tools") else None,
         names.GEN_AI_OUTPUT_MESSAGES: _json([choice.message for choice in choices]) if choices else None,
         names.PROMPT_TOKEN_IDS: int32_bytes(collected.prompt_token_ids) if collected.prompt_token_ids else None,

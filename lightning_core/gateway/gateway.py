@@ -202,7 +202,7 @@ class Gateway:
             if target.route is None
             else prepare(served.request, kind, target.route, caller.mode, target.model)
         )
-        call = Call(self, Asked(caller, target, request, prepared, api_format, served.replaced), scope, send)
+        call = Call(self, Asked(caller, target, request, prepared, api_format, served), scope, send)
         return await until_gone(scope, call.run())
 
 

@@ -25,10 +25,12 @@ _REMEMBERED = 256  # sets; an epoch has one, or one a candidate
 
 @dataclass(frozen=True)
 class Served:
-    """A request with the prompts that it is served. `replaced`: for each message that changed, which and how, for its span."""
+    """A request with the prompts that it is served. For its span: `replaced`, for each message that changed, which and how; `found`: the
+    prompts that it has now, None where its rollout is served none."""
 
     request: dict[str, Any]
     replaced: list[dict[str, Any]]
+    found: list[str] | None = None
 
 
 class Prompts:
@@ -46,15 +48,16 @@ class Prompts:
             replacer = self._find(digest)
         except PromptError as error:
             raise unavailable(str(error)) from None
-        served, replaced = list(messages), []
+        served, replaced, found = list(messages), [], set[str]()
         for number, message in enumerate(messages):
             if not isinstance(message, dict) or message.get("role") not in _ROLES:
                 continue
             content, by = replacer.content(message.get("content"))
+            found |= replacer.found(message.get("content")) | by.keys()
             if by:
                 served[number] = message | {"content": content}
                 replaced.append({"message": number, "prompts": by, "content": content})
-        return Served(request | {"messages": served}, replaced) if replaced else Served(request, [])
+        return Served(request | {"messages": served} if replaced else request, replaced, sorted(found))
 
 
 class _Replacer:
@@ -63,7 +66,8 @@ class _Replacer:
         self._versions = prompts.versions
         known = [(text.strip(), name) for name, p in prompts.prompts.items() for text in (p.text, *p.seeds)]
         self._known = sorted(known, key=lambda one: -len(one[0]))
-        self._filled = [re.compile(_with_fields(text.strip())) for text in self._texts.values() if _FIELD.search(text)]
+        self._filled = {name: re.compile(_with_fields(text.strip())) for name, text in self._texts.items()}
+        self._matches = {name: re.compile(p.match) for name, p in prompts.prompts.items() if p.match is not None}
         replaced = {name: p.match for name, p in prompts.prompts.items() if p.seeds != (p.text,)}
         self._patterns = [(re.compile(match), name) for name, match in replaced.items() if match is not None]
 
@@ -82,6 +86,14 @@ class _Replacer:
             by |= names
         return parts, by
 
+    def found(self, content: Any) -> set[str]:
+        """The prompts of which a message's content has the served version, or what their regex finds."""
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        given = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [text for text in given if isinstance(text, str)]
+        served = {name for name, current in self._filled.items() if any(current.match(text.lstrip()) for text in texts)}
+        return served | {name for name, match in self._matches.items() if any(map(match.search, texts))}
+
     def _text(self, text: str) -> tuple[str, dict[str, str]]:
         begins = len(text) - len(text.lstrip())
         for known, name in self._known:
@@ -90,7 +102,7 @@ class _Replacer:
                 if known == current:
                     return text, {}
                 return text[:begins] + current + text[begins + len(known) :], {name: self._versions[name]}
-        if any(current.match(text, begins) for current in self._filled):
+        if any(current.match(text, begins) for current in self._filled.values()):
             return text, {}
         for pattern, name in self._patterns:
             if (found := pattern.search(text)) is not None:

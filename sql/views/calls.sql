@@ -42,6 +42,7 @@ SELECT
     calls.requested_sampling,
     calls.input_messages,
     CASE WHEN calls.sender = 'gateway' THEN calls.attributes['lightning.prompts_served'] END AS prompts_served,
+    CASE WHEN calls.sender = 'gateway' THEN calls.attributes['lightning.prompts_found'] END AS prompts_found,
     calls.output_messages,
     calls.prompt_ids,
     calls.response_ids,

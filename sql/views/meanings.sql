@@ -97,6 +97,7 @@ SELECT * FROM (VALUES
     ('rollouts', 'demonstration', 'its replies were given to be imitated (sft), not chosen by the policy'),
     (NULL, 'prompts', 'prompt → version that the rollout was served, as JSON; NULL: the settings had no prompts'),
     ('calls', 'prompts_served', 'messages in which the gateway put a version of a prompt, as JSON: number of the message, prompt → version, content as the model got it; NULL: none'),
+    (NULL, 'prompts_found', 'names of the prompts that the gateway found in the call, or put there, as JSON; NULL: its rollout is served none, or it is older than this column'),
     ('rollouts', 'weight', 'how many times as often its task was drawn as one of weight 1; NULL: all tasks were drawn alike'),
     (NULL, 'task', 'the task as JSON'),
     (NULL, 'task_text', 'the task''s text'),

@@ -136,7 +136,33 @@ def test_where_the_seed_is_what_is_served_nothing_changes(server: Rig) -> None:
             bodies.append(json.dumps(server.canned.requests[-1]))
             spans.append(last(server))
         assert bodies[0] == bodies[1]
-        assert spans[0].keys() == spans[1].keys()
+        assert spans[0].keys() == spans[1].keys() - {names.PROMPTS_FOUND}
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (SEED, ["writer"]),  # and replaced
+        (BETTER + "More.", ["writer"]),  # the agent has it
+        ([{"type": "text", "text": "First."}, {"type": "text", "text": BETTER}], ["writer"]),
+        ("Said: " + SEED, []),
+        (None, []),
+    ],
+)
+def test_the_span_says_which_prompts_a_call_had(server: Rig, content: Any, found: list[str]) -> None:
+    asked(server, served(), content)
+    assert json.loads(last(server)[names.PROMPTS_FOUND]) == found
+
+
+def test_a_prompt_that_an_agent_fills_in_is_found_by_its_fields_or_its_regex(server: Rig) -> None:
+    fields = served("You write for {who}. Well.")
+    asked(server, fields, "You write for Ann. Well. Now.")
+    assert json.loads(last(server)[names.PROMPTS_FOUND]) == ["writer"]
+    seed = served(SEED, match="You write for .*", version="p0000")
+    asked(server, seed, "Hello. You write for Ann.")
+    assert json.loads(last(server)[names.PROMPTS_FOUND]) == ["writer"]
+    asked(server, None, SEED)
+    assert names.PROMPTS_FOUND not in last(server), "this rollout is served none"
 
 
 def test_the_responses_api_is_served_too(server: Rig) -> None:

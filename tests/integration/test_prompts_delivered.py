@@ -19,7 +19,7 @@ from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.plan import Task, attempt_of, plan_training
 from lightning_core.epoch.prompts import with_prompts
 from lightning_core.epoch.stage_keys import rollouts_key
-from lightning_core.lake import catalog
+from lightning_core.lake import catalog, why
 from lightning_core.lake.manifest import Mode
 from lightning_core.prompts.served import PromptSet
 from lightning_core.prompts.store import PromptStore
@@ -38,10 +38,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield made
 
 
-def settings_of(server: Rig, run: str, agent: dict[str, Any], prompt: str | None = None) -> Settings:
-    """With a prompt of this name, whose file has the text that the agents have."""
+def settings_of(server: Rig, run: str, agent: dict[str, Any], prompt: str | None = None, text: str = SEED) -> Settings:
+    """With a prompt of this name, whose file has the text that the agents have, or another."""
     file = server.home / "writer.md"
-    file.write_text(SEED + "\n")
+    file.write_text(text + "\n")
     return Settings.model_validate(
         {
             "run": run,
@@ -101,7 +101,20 @@ def test_prompts_reach_a_callable_that_asks_for_them(server: Rig) -> None:
     assert output["text"] == "Very short stories for Ann {what}."
     assert "there is no such prompt; the settings' `prompts` have writer" in output["unknown"]
     # It had the version already.
-    assert ask(trial, "SELECT prompts_served FROM calls WHERE run = ?") == [(None,)]
+    assert ask(trial, "SELECT prompts_served, prompts_found FROM calls WHERE run = ?") == [(None, '["writer"]')]
+
+
+def test_a_prompt_that_the_agent_does_not_send_is_diagnosed(server: Rig) -> None:
+    agent = {"callable": f"{AGENTS}:unmodified"}
+    for run, text, said in (
+        ("own", SEED, []),
+        ("strange", "You read.", ["none of 3 calls had strange in a system message"]),
+    ):
+        trial = try_agent(server.handle, settings_of(server, run, agent, run, text), TASKS)
+        with catalog.connect(trial.epoch.lake.root) as con:
+            found = [finding for finding in why.diagnose(con, run) if finding.rule == "prompt_not_found"]
+            assert [finding.what for finding in found] == said
+            assert all(con.execute(finding.evidence).fetchall() for finding in found)
 
 
 def test_prompts_reach_a_command_by_its_environment(server: Rig) -> None:
