@@ -28,7 +28,8 @@ class Run:
         run = lightning_flows.Run("settings.yaml")
         run.train(epochs=2)
         run.rollouts.df()  # pandas; .pl() polars, .pl(lazy=True) its LazyFrame, .to_arrow_table() Arrow
-        run.sql("SELECT agent, avg(reward) FROM triplets GROUP BY ALL")
+        run.sql("SELECT agent, avg(reward) FROM triplets GROUP BY ALL").show()
+        run.rollout(run.sql("FROM rollouts SELECT rollout_id").fetchall()[0][0])  # a notebook shows it in colours
 
     Every view and table of the catalog is an attribute, with the rows of this run: `lightning-flows sql` lists them.
     """
@@ -41,8 +42,8 @@ class Run:
     def train(self, epochs: int | None = None) -> list[dict[str, Any]]:
         """Train the epochs that are left of so many (default: of the settings'), as `lightning-flows train`; returns a dict an epoch.
 
-        Runs of several homes train side by side: `await asyncio.gather(asyncio.to_thread(a.train), asyncio.to_thread(b.train))`.
-        Raises SettingsError, before anything starts, with all that the work would end by.
+        Runs of several homes train side by side: `await asyncio.gather(asyncio.to_thread(a.train), asyncio.to_thread(b.train))`;
+        those of one home share its policies and vLLM, and train one after another. Raises SettingsError, before anything starts, with all that the work would end by.
         """
         settings = self.settings
         if epochs is not None:

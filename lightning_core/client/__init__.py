@@ -2,9 +2,10 @@
 
 It needs the standard library only, and of this project `names` and `otlp.spans` alone.
 
-    from lightning_core.client import emit_reward, prompt, span
-    with span("plan", **{"gen_ai.agent.name": "planner"}):
-        emit_reward(0.5, name="plan-is-valid")
+    from lightning_core.client import emit_message, emit_reward, prompt, span
+    with span("plan", **{"gen_ai.agent.name": "planner"}) as plan:
+        emit_message("two of three sources agree")
+    emit_reward(0.5, name="plan-is-valid", span=plan)
 
     prompt("writer", customer="ACME")  # its current version: docs/prompts.md
 

@@ -9,11 +9,14 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
 
+import lightning_flows
 from tests.docs_blocks import ALL, ROOT
 from tests.e2e import without_vllm
 from tests.e2e.test_two_epochs import write_settings
@@ -22,14 +25,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(600)]
 
 
 def main() -> None:
-    """Run the block as a notebook does, in an event loop; then print what its runs have."""
+    """Run the block as a notebook does, in an event loop, and the example of `Run`; then print what its runs have."""
     for flow in ("train", "evaluate"):
         without_vllm.patched(flow)
     (block,) = (each for each in ALL if each.language == "python" and "import lightning_flows" in each.text)
     code = block.text.replace("TASK", "t0")  # all tasks are in two epochs
     made: dict[str, Any] = {}
-    asyncio.run(eval(compile(code, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), made))
+    cell = compile(code, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    asyncio.run(FunctionType(cell, made)())
     run, other = made["run"], made["other"]
+    example = "\n".join(line for line in (lightning_flows.Run.__doc__ or "").splitlines() if line.startswith(" " * 8))
+    exec(textwrap.dedent(example).replace("settings.yaml", "my_settings.yaml"), {"lightning_flows": lightning_flows})
     rollouts = [each.rollouts.aggregate("epoch, mode, count(*)").order("ALL").fetchall() for each in (run, other)]
     sys.stdout.write("\n" + json.dumps([rollouts, run.rollout("t0")._repr_html_().count("<pre")]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -106,7 +107,8 @@ def wrong(block: Block | Path, message: str) -> NoReturn:
 
 
 def python(block: Block, folder: Path) -> None:
-    compile(block.text, str(block), "exec")
+    # A block that is imported waits for nothing; one that is not may be of a notebook.
+    compile(block.text, str(block), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if block.left_out else 0)
     if not block.left_out:
         (folder / "block.py").write_text(block.text)  # imported: what it does as a command is another test's
         done = subprocess.run([sys.executable, "-c", "import block"], capture_output=True, text=True)
