@@ -25,12 +25,18 @@ valued AS (
     UNION ALL BY NAME
     SELECT * EXCLUDE (policy, counts), policy AS for_policy FROM policy_rewards
 ),
-rewards AS (
+rewards AS MATERIALIZED (
+    -- `place`: what was rewarded, as the reward itself or the span right above it says.
     SELECT
         given.*,
-        coalesce(llm_twins.kept, calls.node, given.node) AS on_node,
-        step.node AS step_node,
-        CASE WHEN given.source IN ('grader', 'failure') THEN never_ns() ELSE least(given.emitted_ns, step.end_ns) END AS at_ns,
+        coalesce(llm_twins.kept, CASE WHEN place.op = 'llm' THEN place.node END, given.node) AS on_node,
+        place.op <> 'llm' AND place.node IS DISTINCT FROM tree.agent_node AS in_step,
+        CASE WHEN in_step THEN place.node END AS step_node,
+        CASE
+            WHEN given.source IN ('grader', 'failure') THEN never_ns()
+            WHEN in_step THEN least(given.emitted_ns, place.end_ns)
+            ELSE given.emitted_ns
+        END AS at_ns,
         CASE WHEN given.agent IS NOT NULL THEN tree.agent_node END AS agent_node,
         agent_runs.crew,
         row_number() OVER (ORDER BY given.rollout_id, given.attempt_id, emitted_ns, given.node, source, name, for_policy) AS reward_id
@@ -39,17 +45,12 @@ rewards AS (
     LEFT JOIN span_agents AS tree ON tree.node = given.node
     LEFT JOIN agent_runs ON agent_runs.node = tree.agent_node AND given.agent IS NOT NULL
     LEFT JOIN edges ON edges.node = given.node AND given.source = 'emitted'
-    LEFT JOIN nodes AS calls ON calls.node = edges.parent AND calls.op = 'llm'
     LEFT JOIN nodes AS itself ON itself.node = given.node AND itself.op <> 'reward'
-    LEFT JOIN nodes AS step
-        ON step.node = coalesce(itself.node, edges.parent)
-        AND step.op <> 'llm'
-        AND step.node IS DISTINCT FROM tree.agent_node
-        AND given.source = 'emitted'
-    LEFT JOIN llm_twins ON llm_twins.node = coalesce(calls.node, given.node)
+    LEFT JOIN nodes AS place ON place.node = coalesce(itself.node, edges.parent) AND given.source = 'emitted'
+    LEFT JOIN llm_twins ON llm_twins.node = coalesce(CASE WHEN place.op = 'llm' THEN place.node END, given.node)
     WHERE settings.assign <> 'final'
 ),
-climbed AS (
+climbed AS MATERIALIZED (
     -- What each call lies in, up to the top, in attempts with rewards of steps.
     SELECT calls.call_id, edges.parent AS node
     FROM call_steps AS calls
@@ -80,7 +81,7 @@ counted AS (
     FROM asked
     WINDOW calls AS (PARTITION BY policy, rollout_id, attempt_id, agent, within ORDER BY step)
 ),
-moments AS (
+moments AS MATERIALIZED (
     -- Of calls that ended at the same time the last is the latest.
     SELECT policy, rollout_id, attempt_id, agent, within, from_ns, max_by(call_id, step) AS call_id
     FROM counted
