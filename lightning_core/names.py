@@ -61,7 +61,7 @@ GEN_AI_INPUT_MESSAGES = "gen_ai.input.messages"  # JSON, as the client sent them
 PROMPTS_SERVED = (
     "lightning.prompts_served"  # JSON: where the model got another message than was sent: its number, content, prompts
 )
-PROMPTS_FOUND = "lightning.prompts_found"  # JSON list: of the prompts that the rollout is served, those that the model got
+PROMPTS_FOUND = "lightning.prompts_found"  # JSON list: those that it got, of its rollout's
 GEN_AI_TOOLS = "gen_ai.tool.definitions"  # JSON, likewise
 GEN_AI_OUTPUT_MESSAGES = "gen_ai.output.messages"  # JSON list, one message a choice
 

@@ -145,11 +145,8 @@ FAULTS = [
     ),
     Fault(
         "prompt_not_found", "error", r"^none of 32 calls had critic, writer in a system message$",
-        [
-            f"""UPDATE stored.spans SET prompts = '{{"critic":"p0001","solver":"p0000","writer":"p0000"}}' WHERE op = 'rollout' AND {OF_2}""",
-            calls("attributes = map(['lightning.prompts_found'], ['[]'])"),
-            calls("""attributes = map(['lightning.prompts_found'], ['["solver"]'])""", "rollout_id LIKE '%.0'"),
-        ],
+        [f"""UPDATE stored.spans SET prompts = '{{"critic":"p1","solver":"p0","writer":"p0"}}' WHERE op = 'rollout' AND {OF_2}""",
+         calls("""attributes = map(['lightning.prompts_found'], [if(rollout_id LIKE '%.0', '["solver"]', '[]')])""")],
     ),
     Fault(
         "no_spread", "error", r"^4 of 4 groups teach nothing \(100%\): 4 no_spread; all rollouts of the epoch were right in 4 of them \(train-0, train-1, train-2\)$",
