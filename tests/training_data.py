@@ -97,6 +97,7 @@ def with_critic(job: Job, algorithm: str = "ppo", options: dict[str, Any] | None
         "tokens": [s.trained_tokens for s in rows],
         "next_call": pa.array([None] * len(rows), pa.int64()),
         "discount": [0.0] * len(rows),
+        "others": [0.0] * len(rows),
         "reward": [float(s.token_ids[s.prompt_length] % 2 == 0) for s in rows],
     }
     file = job.progress.with_name("calls.parquet")

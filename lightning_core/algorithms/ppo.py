@@ -1,6 +1,6 @@
 """PPO: advantages by a critic, and the critic's loss beside the policy's.
 
-The policy's loss is TRL's clipped one (`training.loss_type`; Schulman et al. 2017, Proximal Policy Optimization Algorithms,
+A token is worth what the group's other rollouts got (RLOO's baseline) and how much more the critic says. The policy's loss is TRL's clipped one (`training.loss_type`; Schulman et al. 2017, Proximal Policy Optimization Algorithms,
 arXiv:1707.06347, equation 7). Advantages are those of GAE (Schulman et al. 2016, arXiv:1506.02438, equation 16), in
 sql/tokens/gae.sql. The critic is a linear head on the hidden states that predict a token, which it reads and does not change.
 """
@@ -26,7 +26,7 @@ class PpoOptions(Options):
         1.0,
         ge=0,
         le=1,
-        description="1: a token's advantage is what the rollout got, less the critic's value; below, later values stand for later rewards",
+        description="1: a token's advantage is what the rollout got, less what it was worth; below, later values stand for later rewards",
     )
     value_clip: float | None = Field(
         0.2,
@@ -50,7 +50,7 @@ class Ppo(Algorithm):
         self.part_learning_rate = self.options.value_learning_rate
 
     def select(self) -> str:
-        """Every rollout trains: the critic takes the place of the group's mean."""
+        """Every rollout trains, less those of groups below `min_spread`."""
         return "reinforce"
 
     def part(self, model: Any) -> torch.nn.Module:

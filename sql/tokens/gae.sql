@@ -1,10 +1,11 @@
 -- Advantages of single tokens by a critic: GAE over the trained tokens of a rollout, through all its calls.
 -- Grain: one row per sequence; every list has one entry a trained token. `returns` is what the critic should have said.
 -- Inputs: token_scores (`values`: the critic's of each token), sequence_calls, options (gae_lambda, normalize).
--- Rule: A(t) = d(t) + lambda * g * A(next), d(t) = r(t) + g * V(next) - V(t) (Schulman et al. 2016, arXiv:1506.02438, equation 16), and
--- A(t) + V(t) is the return. The next token is that of the same call or, behind its last, the first of the rollout's next call: prompts
+-- Rule: A(t) = d(t) + lambda * g * A(next), d(t) = r(t) + g * V(next) - V(t) (Schulman et al. 2016, arXiv:1506.02438, equation 16).
+-- V is what the group's other rollouts got at this step (`others` of its call), and how much more the critic says; so `returns` is
+-- A + V less the former. The next token is that of the same call or, behind its last, the first of the rollout's next call: prompts
 -- and tool results in between are no steps. g is 1 within a call, the call's `discount` behind it; r is the call's
--- reward, at its last token. `explained_variance`: the share of the returns' variance that the values have.
+-- reward, at its last token. `explained_variance`: the share of the variance of `returns` that the critic's values have.
 -- Of n tokens: a sum over the first 2k is that over k and, times its weight, that over the k behind them; so log n rounds.
 WITH RECURSIVE tokens AS MATERIALIZED (
     -- `token`: a number of its own, in the order of sequence and place.
@@ -22,7 +23,8 @@ calls AS MATERIALIZED (
 ),
 placed AS MATERIALIZED (
     SELECT
-        tokens.*,
+        tokens.* REPLACE (tokens.value + calls.others AS value),
+        tokens.value AS said,
         calls.call_id,
         calls.choice,
         calls.longest,
@@ -58,7 +60,7 @@ sums AS (
         steps.reward + coalesce(steps.discount * following.value, 0) - steps.value AS total
     FROM steps
     CROSS JOIN options
-    LEFT JOIN tokens AS following ON following.token = steps.next
+    LEFT JOIN placed AS following ON following.token = steps.next
     UNION ALL
     SELECT
         this.token,
@@ -72,7 +74,7 @@ sums AS (
     WHERE this.summed < this.longest
 ),
 summed AS (
-    SELECT steps.sequence_id, steps.number, steps.value, sums.total AS advantage, sums.total + steps.value AS return
+    SELECT steps.sequence_id, steps.number, steps.said, sums.total AS advantage, sums.total + steps.said AS return
     FROM sums
     JOIN steps USING (token)
     WHERE sums.summed >= sums.longest
@@ -82,7 +84,7 @@ moments AS (
     SELECT
         list_avg(list_sort(list(advantage))) AS mean,
         list_stddev_pop(list_sort(list(advantage))) AS deviation,
-        1 - list_var_pop(list_sort(list(return - value))) / nullif(list_var_pop(list_sort(list(return))), 0) AS explained_variance
+        1 - list_var_pop(list_sort(list(return - said))) / nullif(list_var_pop(list_sort(list(return))), 0) AS explained_variance
     FROM summed
 )
 SELECT

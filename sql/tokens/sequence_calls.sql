@@ -4,17 +4,40 @@
 -- Rule: `next_call` is the call that the same rollout (and, where rewards are given to calls, the same agent) trained next, NULL
 -- behind the last; what comes then counts times `discount`. `reward` is what the call itself was given, so that these
 -- sums are the call's return. final: the rollout's reward, to its last call. discounted: its return less the discounted one of
--- the next. nearest: its return, and nothing that comes then counts.
+-- the next. nearest: its return, and nothing that comes then counts. `others`: the mean return of the group's other rollouts at
+-- the same step of the same agent, each once; 0 where there is none.
 WITH trained AS (
     SELECT policy, sequence_id, generate_subscripts(call_ids, 1) AS place, unnest(call_ids) AS id FROM sequences
 ),
 calls AS (
     SELECT DISTINCT call_returns.* FROM call_returns JOIN trained ON split_part(trained.id, '.', 1)::BIGINT = call_returns.call_id
 ),
+compared AS (
+    SELECT
+        policy,
+        group_id,
+        rollout_id,
+        attempt_id,
+        agent,
+        step,
+        avg(return) AS return
+    FROM call_returns
+    WHERE left_out IS NULL
+    GROUP BY ALL
+),
+others AS (
+    -- Sorted lists: a sum must not depend on the order of its input.
+    SELECT
+        * EXCLUDE (return),
+        (list_sum(list_sort(list(return) OVER same_step)) - return) / nullif(count(*) OVER same_step - 1, 0) AS others
+    FROM compared
+    WINDOW same_step AS (PARTITION BY policy, group_id, agent, step)
+),
 ordered AS (
     SELECT
         calls.*,
         settings.assign,
+        coalesce(others.others, 0) AS others,
         lead(calls.call_id) OVER next AS next_call,
         lead(calls.return) OVER next AS next_return,
         CASE settings.assign
@@ -24,6 +47,7 @@ ordered AS (
         END AS discount
     FROM calls
     CROSS JOIN reward_settings AS settings
+    LEFT JOIN others USING (policy, group_id, rollout_id, attempt_id, agent, step)
     WINDOW next AS (PARTITION BY calls.policy, calls.rollout_id, calls.attempt_id, calls.agent ORDER BY calls.step, calls.call_id)
 )
 SELECT
@@ -36,6 +60,7 @@ SELECT
     merges.tokens - merges.prompt_tokens AS tokens,
     ordered.next_call,
     coalesce(ordered.discount, 0)::DOUBLE AS discount,
+    ordered.others::DOUBLE AS others,
     CASE ordered.assign
         WHEN 'final' THEN CASE WHEN ordered.next_call IS NULL THEN ordered.return ELSE 0 END
         WHEN 'nearest' THEN ordered.return

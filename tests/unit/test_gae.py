@@ -21,7 +21,7 @@ _SETTINGS = "assign VARCHAR, gamma DOUBLE"
 class Rollouts:
     """Rollouts of one to five calls, each of one to four tokens in one or two choices, some of them left out of training.
 
-    Calls are merged to sequences by chance. With `final` each has the rollout's reward; else each has rewards of its own,
+    Four are a group. Calls are merged to sequences by chance. With `final` each has the rollout's reward; else each has rewards of its own,
     and two agents take turns.
     """
 
@@ -53,6 +53,7 @@ class Rollouts:
                 if self.assign == "final":
                     returned[c] = total
                 of_call = {"call_id": c, "policy": "p", "rollout_id": name, "attempt_id": "0", "agent": agent}
+                of_call["group_id"] = f"g{int(name[1:]) // 4}"
                 self.returns.append(of_call | {"step": 0 if self.assign == "final" else at, "return": returned[c]})
             chain = [c for c in mine if c in trained]
             if self.assign == "nearest":
@@ -88,6 +89,14 @@ class Rollouts:
                         {"call_id": c, "choice": choice, "policy": "p", "prompt_tokens": 3, "tokens": 3 + tokens}
                     )
 
+    def others(self, call: int) -> float:
+        """Mean return of the group's other rollouts at the same step of the same agent; 0 where there are none."""
+        (own,) = (row for row in self.returns if row["call_id"] == call)
+        place = ("group_id", "agent", "step")
+        alike = [row for row in self.returns if all(row[name] == own[name] for name in place)]
+        by_rollout = {row["rollout_id"]: row["return"] for row in alike if row["rollout_id"] != own["rollout_id"]}
+        return sum(by_rollout.values()) / len(by_rollout) if by_rollout else 0.0
+
     def discount(self, call: int, behind: int) -> float:
         steps = {row["call_id"]: row["step"] for row in self.returns}
         return float(1.0 if self.assign == "final" else self.gamma ** (steps[behind] - steps[call]))
@@ -104,7 +113,7 @@ class Rollouts:
                     discount = 0.0 if behind is None else self.discount(c, behind)
                     reward = self.given[c]
                     numbers = []
-                    for v in reversed(self.values[c, choice].astype(float)):
+                    for v in reversed(self.values[c, choice].astype(float) + self.others(c)):
                         advantage = reward + discount * value - v + gae_lambda * discount * advantage
                         value, discount, reward = float(v), 1.0, 0.0
                         numbers.append(advantage)

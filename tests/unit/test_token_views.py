@@ -25,7 +25,7 @@ from tests.unit.test_what_if import asked
 from tests.view_rig import ask
 
 PPO: dict[str, Any] = {"algorithm": "ppo", "options": {"normalize": False}}
-# Reward less value: the value of the nth token of a sequence is n / 10.
+# Reward, less that of the other rollout (0), less the critic's value: that of the nth token of a sequence is n / 10.
 OF_ONE = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
 
 
@@ -66,7 +66,7 @@ def test_views_have_the_mean_of_a_calls_tokens_and_all_of_them(home: Path) -> No
     lake = Run(settings(home, **PPO)).lake
     rows = ask(lake, "SELECT rollout_id, agent, advantage FROM triplets ORDER BY rollout_id, agent")
     assert [(row["rollout_id"], row["agent"], pytest.approx(row["advantage"])) for row in rows] == [
-        ("right", "planner", 0.95), ("right", "worker", 0.65), ("wrong", "planner", -0.05), ("wrong", "worker", -0.35),
+        ("right", "planner", 0.95), ("right", "worker", 0.65), ("wrong", "planner", -1.05), ("wrong", "worker", -1.35),
     ]  # fmt: skip
     (row,) = ask(
         lake, "SELECT list(advantages ORDER BY call_id) AS all FROM call_advantages WHERE rollout_id = 'right'"
