@@ -304,6 +304,17 @@ class Settings(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _agents_are_compared(self) -> Settings:
+        for policy in self.policies:
+            if policy.estimator == "counterfactual" and self.reward.assign == "final":
+                raise ValueError(
+                    f"policy {policy.name!r}: `advantages: counterfactual` compares agents, and with `reward.assign: final` whole "
+                    "rollouts are compared; set `assign: discounted` with `gamma: 1`, which gives an agent's calls what the "
+                    "rollout got, or use `rloo`"
+                )
+        return self
+
 
 __all__ = [
     "ANY_NAME",

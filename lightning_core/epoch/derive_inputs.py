@@ -60,7 +60,12 @@ _FILLED_IN = (
 )
 _ADVANTAGES = "policies.advantages"
 _ESTIMATOR_KEYS = ("policy", "group_id", "agent", "step", "rollout_id", "attempt_id")
-_ESTIMATES = {"group_rollouts": "BIGINT", "group_mean": "DOUBLE", "group_std": "DOUBLE", "left_out": "VARCHAR"}
+_ESTIMATES = {
+    **{"group_rollouts": "BIGINT", "group_mean": "DOUBLE", "group_std": "DOUBLE"},
+    **{"left_out": "VARCHAR", "fell_back": "BOOLEAN"},
+}
+# What is there when advantages are made, so that estimators may read it.
+_FOR_ESTIMATORS = frozenset(("returns", "examples", "call_returns", "policy_calls", "spans"))
 
 
 # `tokenized_calls`: what epoch/tokenize.py makes of the text of calls without token ids.
@@ -79,7 +84,7 @@ TOKENIZED = pa.schema(
 
 def sql_files(policies: list[PolicySettings]) -> tuple[str, ...]:
     """Return the names of the SQL files that run for these policies: their text is in the stage's key."""
-    own = (f"advantages/{e}" for e in _estimators(policies) if not e.endswith(".sql"))
+    own = sql.steps(*_built_in(policies), there=_FOR_ESTIMATORS)
     kept = (*KEPT_REWARDS, *KEPT_TRIPLETS, *CHECKS, *CHECKS_OF_TRAINING, *KEPT_ADVANTAGES, "sequences")
     run = sql.steps("span_tree", "epoch_spans", "foreign_calls", *kept, there=GIVEN)
     return tuple(sorted({*run, *own, "triplets/air_defaults", "macros"}))
@@ -152,9 +157,9 @@ def check_estimators(policies: list[PolicySettings]) -> None:
                 attempt_id VARCHAR, reward DOUBLE, return DOUBLE, acted BOOLEAN)
             """
         )
-        _examples(con, policies)
         for estimator in _estimators(policies):
-            _estimate(con, estimator)
+            if estimator.endswith(".sql"):
+                _estimate(con, estimator)
 
 
 def make_inputs(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
@@ -251,6 +256,9 @@ def make_advantages(con: duckdb.DuckDBPyConnection, policies: list[PolicySetting
             attempt_id VARCHAR, {columns}, advantage DOUBLE)
         """
     )
+    for name in sql.steps(*_built_in(policies), there=_FOR_ESTIMATORS):
+        if name.removeprefix("advantages/") not in _built_in(policies):
+            sql.create(con, name)
     for estimator in _estimators(policies):
         found = _estimate(con, estimator)
         wanted = [*_ESTIMATOR_KEYS, "advantage", *(name for name in _ESTIMATES if name in found)]
@@ -273,6 +281,10 @@ def tokenizing_policy(policies: list[PolicySettings]) -> PolicySettings | None:
 
 def _estimators(policies: list[PolicySettings]) -> list[str]:
     return sorted({p.estimator for p in policies})
+
+
+def _built_in(policies: list[PolicySettings]) -> list[str]:
+    return [estimator for estimator in _estimators(policies) if not estimator.endswith(".sql")]
 
 
 def _estimate(con: duckdb.DuckDBPyConnection, estimator: str) -> list[str]:

@@ -37,8 +37,8 @@ _COLUMNS = {
     "unmatched_settings": "setting VARCHAR, given VARCHAR, meaning VARCHAR",
     "policy_overlaps": "agent VARCHAR, policy VARCHAR, agent_match VARCHAR, other_policy VARCHAR, other_match VARCHAR",
     "advantages": "policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, agent VARCHAR, step BIGINT, "
-    "reward DOUBLE, return DOUBLE, group_rollouts BIGINT, group_mean DOUBLE, group_std DOUBLE, advantage DOUBLE, "
-    "left_out VARCHAR",
+    "reward DOUBLE, return DOUBLE, group_rollouts BIGINT, group_mean DOUBLE, group_std DOUBLE, fell_back BOOLEAN, "
+    "advantage DOUBLE, left_out VARCHAR",
     "sequences": "sequence_id VARCHAR, policy VARCHAR, group_id VARCHAR, rollout_id VARCHAR, attempt_id VARCHAR, "
     "call_ids VARCHAR[], policy_version VARCHAR, prompt_length INTEGER, token_ids INTEGER[], loss_mask UTINYINT[], "
     "logprobs FLOAT[], reward DOUBLE, advantage DOUBLE, advantages FLOAT[], tokenized BOOLEAN",

@@ -22,6 +22,7 @@ judged AS (
         estimates.group_rollouts,
         estimates.group_mean,
         estimates.group_std,
+        estimates.fell_back,
         estimates.advantage,
         CASE
             WHEN compared.group_id IS NULL THEN 'no_group'

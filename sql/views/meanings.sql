@@ -78,6 +78,7 @@ SELECT * FROM (VALUES
     (NULL, 'group_rollouts', 'rollouts that it is compared with, itself among them'),
     (NULL, 'group_mean', 'mean of their returns'),
     (NULL, 'group_std', 'standard deviation of their returns'),
+    (NULL, 'fell_back', 'in no other rollout had the other agents said the same, so it is compared with its group; NULL: its estimator always is'),
     (NULL, 'counts', 'it is the one that counts'),
     ('rewards_given', 'counts', 'it is part of the rollout''s reward'),
     ('policy_rewards', 'counts', 'it is part of what the policy is rewarded with'),

@@ -7,7 +7,7 @@
 -- Rule: `reward` and `reward_spread` (standard deviation) are over the rollouts a policy acted in, each once;
 -- `reward_uniform` is the mean with each rollout divided by the weight of its task in the draw. `group_spread` is
 -- the mean deviation of a group's returns; `groups_kept` the share of groups in which any rollout trains;
--- `advantage_spread` the deviation of the advantages trained on. `kept`: calls trained on; `dropped/…`: calls left out, by reason.
+-- `advantage_spread` the deviation of the advantages trained on; `fell_back` the share of `counterfactual`'s that are the group's. `kept`: calls trained on; `dropped/…`: calls left out, by reason.
 -- `staleness`: mean lag of the calls. `version`: the number of the version that the epoch began with.
 -- What the trainer measured has its own names (`kl`, `entropy`, `clip_ratio`, …).
 -- Sorted lists: no number may depend on the order of the input.
@@ -57,6 +57,9 @@ trained AS (
     WHERE left_out IS NULL
     GROUP BY ALL
 ),
+alike AS (
+    SELECT run, epoch, policy, avg(fell_back::INTEGER) AS fell_back FROM stored.advantages AS advantages GROUP BY ALL
+),
 kept AS (
     SELECT run, epoch, policy, count(*)::DOUBLE AS kept FROM trained_calls GROUP BY ALL
 ),
@@ -99,6 +102,8 @@ FROM (
     SELECT run, epoch, 'train', policy, signal, value FROM spreads UNPIVOT (value FOR signal IN (group_spread, groups_kept))
     UNION ALL
     SELECT run, epoch, 'train', policy, 'advantage_spread', advantage_spread FROM trained
+    UNION ALL
+    SELECT run, epoch, 'train', policy, 'fell_back', fell_back FROM alike
     UNION ALL
     SELECT run, epoch, 'train', policy, 'kept', kept FROM kept
     UNION ALL
