@@ -107,6 +107,10 @@ bench-hierarchy: $(READY) oracle-env ## spans to triplets against Agent Lightnin
 bench-evidence: $(READY) ## whose call it is, of runs of which that is known, undisturbed and not; one JSON line a row
 	$(BIN)/python -m bench.evidence $(ARGS)
 
+.PHONY: bench-credit
+bench-credit: $(READY) ## advantages of four agents beside what each is known to have added, one JSON line a case
+	$(BIN)/python -m bench.credit $(ARGS)
+
 .PHONY: bench-gateway
 bench-gateway: $(READY) oracle-env ## the gateway against LiteLLM's proxy and direct calls, one JSON line a figure
 	$(BIN)/python -m bench.gateway $(ARGS)

@@ -64,3 +64,13 @@ def test_the_evidence_bench_judges_every_call() -> None:
     found = figures("bench.evidence", "evidence_lost_20", "evidence_dumps_lost", "--quick")
     assert set(found) == {"evidence_lost_20", "evidence_dumps_lost"}
     assert all(0 <= line["value"] + line["left_out"] <= 1 and line["n"] >= 300 for line in found.values())
+
+
+@pytest.mark.extra  # likewise
+def test_the_credit_bench_compares_every_estimator_with_what_was_planted() -> None:
+    line = figures("bench.credit", "credit_shares_own", "--quick")["credit_shares_own"]
+    estimators = {"reinforce", "reinforce_pp", "grpo", "dr_grpo", "rloo"}
+    wanted = {f"{assign}/{e}" for assign in ("final", "nearest", "discounted") for e in estimators}
+    assert set(line["by"]) == wanted | {"nearest/counterfactual", "discounted/counterfactual", "discounted/all_others"}
+    assert line["by"]["nearest/rloo"][0] > 0.8, "each call's own share, with little noise"
+    assert 0 < line["fell_back"] < 1 and line["n"] == 3 * 16 * 6
