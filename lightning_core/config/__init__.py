@@ -235,6 +235,24 @@ class Settings(Section):
         """Whether `train` tries them after so many epochs: before any training, every so many, and at the end."""
         return self.evaluates and (epochs % self.evaluation.every == 0 or epochs == self.epochs)
 
+    def searches_before(self, epoch: int) -> bool:
+        """Whether `train` searches for better prompts before this epoch."""
+        return self.prompt_search is not None and self.prompt_search.searches_before(epoch)
+
+    @model_validator(mode="after")
+    def _can_search(self) -> Settings:
+        if self.prompt_search is None or self.prompt_search.train_every == 0:
+            return self
+        missing = "prompts" if not self.prompts else "tasks.evaluate" if self.tasks.evaluate is None else None
+        if missing is not None:
+            raise ValueError(f"prompt_search.train_every needs `{missing}`; docs/prompts.md says what for")
+        if self.async_level > 0:
+            raise ValueError(
+                "`async_level: 1` rolls out an epoch while the one before is trained, so a search between them would come too "
+                "late; use `async_level: 0`, or `prompt_search.train_every: 0`"
+            )
+        return self
+
     @model_validator(mode="after")
     def _what_needs_evaluations_has_some(self) -> Settings:
         needing = {"alarm.reward_drop": self.alarm.reward_drop, "evaluation.patience": self.evaluation.patience}

@@ -1,10 +1,10 @@
-"""The search for better prompts: `lightning-flows optimize-prompts`."""
+"""The search for better prompts: `lightning-flows optimize-prompts`, and between the epochs of `train`."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from lightning_core.config.section import Section
+from lightning_core.config.section import Section, SettingsError
 
 
 class PromptSearchSettings(Section):
@@ -22,3 +22,31 @@ class PromptSearchSettings(Section):
     compare: int = Field(
         32, ge=2, description="further training tasks, on which versions that did are compared with one another"
     )
+    train_every: int = Field(
+        0,
+        ge=0,
+        description="`train` searches before every N-th epoch, each time with this budget; in the others, and always with 0, prompts stay as they are",
+    )
+    train_offset: int = Field(
+        0,
+        ge=0,
+        description="first epoch that it searches before: `train_every: 2` alone searches before even epochs, with 1 before odd ones",
+    )
+
+    @model_validator(mode="after")
+    def _schedule(self) -> PromptSearchSettings:
+        if self.train_offset and self.train_offset >= self.train_every:
+            raise ValueError(
+                f"train_offset {self.train_offset} is not below train_every {self.train_every}, so `train` would never search; make it smaller"
+            )
+        return self
+
+    def searches_before(self, epoch: int) -> bool:
+        return self.train_every > 0 and epoch % self.train_every == self.train_offset
+
+    def require_enough(self, tasks: int) -> None:
+        """Raise SettingsError where there are fewer training tasks than a search asks for."""
+        if tasks < self.compare + self.tries:
+            raise SettingsError(
+                f"prompt_search: {tasks} training tasks are fewer than compare ({self.compare}) and tries ({self.tries}) ask for"
+            )

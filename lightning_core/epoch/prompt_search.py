@@ -67,8 +67,12 @@ class Champion:
         return self.gain is not None and self.gain.low is not None and self.gain.low > 0
 
 
-def search_of(run: Run, roll_out: RollOut, say: Say) -> Search:
-    """Begin the search of a run's settings, or go on with it. Raises SettingsError where something is missing."""
+def search_of(run: Run, roll_out: RollOut, say: Say, epoch: Epoch | None = None) -> Search:
+    """Begin the search of a run's settings, or go on with it. Raises SettingsError where something is missing.
+
+    epoch: of `train`, before which it is made. Its manifest has the versions that the search began with, until it has those that were
+    found: so an interrupted search goes on, whatever it has put in use by then.
+    """
     settings, search = run.settings, run.settings.prompt_search
     if search is None or not settings.prompts:
         missing = "prompts" if not settings.prompts else "prompt_search"
@@ -77,10 +81,17 @@ def search_of(run: Run, roll_out: RollOut, say: Say) -> Search:
         raise SettingsError(
             "tasks.evaluate: a search for prompts needs held-out tasks, which say whether one is better"
         )
-    how = search.model_dump(exclude={"rollouts"})  # with a larger budget a search goes on
+    # With a larger budget a search goes on.
+    how = search.model_dump(exclude={"rollouts", "train_every", "train_offset"})
     before, policies_at = current_prompts(settings), run.versions(run.next_epoch())
+    if epoch is not None:
+        if epoch.manifest.prompt_versions.keys() != before.keys():
+            epoch.manifest.prompt_versions = before
+            epoch.save()
+        before, policies_at = epoch.manifest.prompt_versions, epoch.manifest.versions
     run.require_versions(policies_at, f"the search for prompts of run {run.run}")
-    label = stage_key(before, how, settings.tasks, settings.seed, policies_at)[:8]
+    of_epoch = [] if epoch is None else [epoch.number]
+    label = stage_key(before, how, settings.tasks, settings.seed, policies_at, *of_epoch)[:8]
     own = Run(settings.model_copy(update={"run": f"{run.run[:45]}-prompts-{label}"}))
     return Search(own, search, before, policies_at, roll_out, say)
 
@@ -163,10 +174,7 @@ def find_champion(at: Search, tasks: list[Task], held_out: list[Task], reflect: 
     tasks: training tasks, of which the first `compare` compare candidates; the others are what they are made from.
     """
     own, search = at.own, at.search
-    if len(tasks) < search.compare + search.tries:
-        raise SettingsError(
-            f"prompt_search: {len(tasks)} training tasks are fewer than compare ({search.compare}) and tries ({search.tries}) ask for"
-        )
+    search.require_enough(len(tasks))
     before = at.before
     seed = {name: at.stores[name].version(version).text for name, version in before.items()}
     found: GEPAResult[Row, int] = gepa.optimize(
@@ -188,6 +196,16 @@ def find_champion(at: Search, tasks: list[Task], held_out: list[Task], reflect: 
         since, epoch = (at.try_on(held_out[:limit], tried, per_task) for tried in (before, versions))
         gain = _gain(own, since.number, epoch.number)
     return Champion(own.run, before, versions, at.rollouts, len(found.candidates), gain)
+
+
+def put_in_use(at: Search, found: Champion) -> bool:
+    """Make the versions of a champion that is better `best`, and `current` where none is pinned; return whether all are in use now."""
+    if found.is_better:
+        for name, version in found.versions.items():
+            at.stores[name].put("best", version)
+            if at.stores[name].marked("pinned") is None:
+                at.stores[name].put("current", version)
+    return found.is_better and all(at.stores[name].marked("current") == v for name, v in found.versions.items())
 
 
 def reflecting(gateway: GatewayHandle, at: Search) -> Callable[[str], str]:

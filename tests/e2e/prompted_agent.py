@@ -19,6 +19,12 @@ def grade(task: dict[str, Any], output: Any, spans: Any) -> dict[str, Any]:
     return {"reward": float(polite), "words": "polite" if polite else "it does not say Sir"}
 
 
+def grade_with_form(task: dict[str, Any], output: Any, spans: Any) -> dict[str, Any]:
+    """Likewise, with a tenth more for an exclamation mark, so that rollouts of one prompt differ."""
+    graded = grade(task, output, spans)
+    return graded | {"reward": graded["reward"] + 0.1 * str(output).endswith("!")}
+
+
 def train_tasks() -> list[dict[str, Any]]:
     return [{"id": f"t{i}", "question": f"Say {i}"} for i in range(12)]
 

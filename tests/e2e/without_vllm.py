@@ -27,6 +27,7 @@ from lightning_flows import Run
 _PARTS = (
     "lightning_flows.flows.train_epoch",
     "lightning_flows.flows.evaluate",
+    "lightning_flows.flows.optimize_prompts",
     "lightning_flows.tasks.overlap",
 )  # what other flows are made of
 LOGPROB = -5.6  # about that of any of the tiny model's tokens

@@ -12,6 +12,10 @@ from click.testing import CliRunner
 
 from lightning_core.checks.check import check
 from lightning_core.config import Settings, SettingsError
+from lightning_core.config.prompt_search import PromptSearchSettings
+from lightning_core.epoch.epoch import Run
+from lightning_core.epoch.outcome import Gain
+from lightning_core.epoch.prompt_search import Champion, Search, put_in_use, search_of
 from lightning_core.prompts.seeds import read_seeds
 from lightning_core.prompts.store import PromptError, PromptStore, digest
 from lightning_core.settings_file import load_settings
@@ -169,3 +173,77 @@ def test_the_commands_say_what_there_is(tmp_path: Path) -> None:
     assert "no prompt 'writer'" in refused(tmp_path, "show", "writer")
     store_of(tmp_path)
     assert "nowhere.md: neither a file of text" in refused(tmp_path, "set", "writer", "nowhere.md")
+
+
+SEARCH = {"reflection_model": "policy", "train_every": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"prompt_search": SEARCH | {"train_offset": 2}},
+            r"train_offset 2 is not below train_every 2, so `train` would never",
+        ),
+        ({"prompts": {}}, r"prompt_search\.train_every needs `prompts`"),
+        ({"tasks": {"train": "t"}}, r"prompt_search\.train_every needs `tasks\.evaluate`"),
+        (
+            {"async_level": 1, "policies": [{"training": {"steps_per_epoch": 2}}]},
+            r"`async_level: 1` rolls out an epoch while .* `prompt_search\.train_every: 0`",
+        ),
+    ],
+)
+def test_a_search_between_epochs_that_could_not_be_made_is_refused(changes: dict[str, Any], message: str) -> None:
+    given = {"agent": {"command": "true"}, "tasks": {"train": "t", "evaluate": "e"}, "prompt_search": SEARCH}
+    with pytest.raises(ValueError, match=message):
+        Settings.model_validate(given | {"prompts": {"writer": {"file": str(FILE)}}} | changes)
+
+
+def test_prompts_are_searched_before_every_nth_epoch_and_by_default_never(tmp_path: Path) -> None:
+    def due(**search: Any) -> list[int]:
+        settings = settings_of(tmp_path, {"writer": {"file": str(FILE)}})
+        found = PromptSearchSettings.model_validate({"reflection_model": "policy"} | search)
+        settings = settings.model_copy(update={"prompt_search": found})
+        return [epoch for epoch in range(6) if settings.searches_before(epoch)]
+
+    assert (due(), due(train_every=1), due(train_every=3, train_offset=1)) == ([], [0, 1, 2, 3, 4, 5], [1, 4])
+
+
+def searching(folder: Path) -> Run:
+    """A run with a prompt whose search is made before every epoch."""
+    (folder / "prompts").mkdir(exist_ok=True)
+    file = folder / FILE
+    if not file.exists():
+        file.write_text("Write.\n")
+    given = {"agent": {"command": "true"}, "tasks": {"train": "t", "evaluate": "e"}, "home": str(folder / "home")}
+    search = {"prompt_search": SEARCH | {"train_every": 1}, "prompts": {"writer": {"file": str(file)}}}
+    return Run(Settings.model_validate(given | search))
+
+
+def test_a_search_that_was_killed_when_its_version_was_in_use_is_the_same_search(tmp_path: Path) -> None:
+    run = searching(tmp_path)
+
+    def search(number: int) -> Search:
+        return search_of(run, lambda epoch, planned: None, print, run.open(number, "train", run.versions(number)))
+
+    began = search(1)
+    better = began.stores["writer"].add("Write well.\n", "search", "p0000")
+    began.stores["writer"].put("current", better)
+    again = search(1)
+    assert (again.own.run, again.before) == (began.own.run, {"writer": "p0000"})
+    following = search(2)
+    assert following.before == {"writer": better} and following.own.run != began.own.run
+    alone = search_of(run, lambda epoch, planned: None, print)
+    assert alone.before == {"writer": better} and alone.own.run != following.own.run
+
+
+def test_a_version_that_was_found_is_not_put_in_place_of_one_that_is_pinned(tmp_path: Path) -> None:
+    at = search_of(searching(tmp_path), lambda epoch, planned: None, print)
+    store = at.stores["writer"]
+    better = store.add("Write well.\n", "search", "p0000")
+    found = Champion("r", {"writer": "p0000"}, {"writer": better}, 8, 2, Gain(tasks=12, gained=1.0, low=0.5, high=1.5))
+    store.put("pinned", "p0000")
+    assert not put_in_use(at, found)
+    assert (store.marked("best"), store.marked("current")) == (better, "p0000")
+    store.put("pinned", None)
+    assert put_in_use(at, found) and store.marked("current") == better
