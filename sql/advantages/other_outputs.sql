@@ -5,7 +5,7 @@
 -- that began later may have been asked because of what was said here, and a baseline from its output would take away what
 -- was done by it. Outputs are the same where their texts and tool calls are; without texts, their token ids. A failed call said
 -- nothing, and a judge (`reward_operation`) is no agent of the task. Unknown: an earlier call whose agent is not known may be
--- the agent's own; one of which nothing was recorded may have said anything.
+-- the agent's own; one of which nothing was recorded may have said anything, and one without a time may have been earlier.
 -- A sum of hashes, each with agent and place: that of all earlier calls less that of the agent's own, in one pass.
 WITH calls AS (
     SELECT call_id, rollout_id, attempt_id, span_id, response_id, start_ns, coalesce(agent, '') AS agent
@@ -43,19 +43,21 @@ said AS (
     SELECT
         calls.*,
         hash(agent, row_number() OVER (PARTITION BY rollout_id, attempt_id, agent ORDER BY start_ns, call_id), said)::HUGEINT AS said,
-        (agent = '' OR said IS NULL)::INTEGER AS unknown
+        coalesce(start_ns, 0) AS began_ns,
+        (agent = '' OR said IS NULL OR start_ns IS NULL)::INTEGER AS unknown
     FROM calls
     LEFT JOIN outputs USING (call_id)
 ),
 earlier AS (
     SELECT
         call_id,
+        start_ns,
         coalesce(sum(said) OVER all_before, 0) - coalesce(sum(said) OVER own_before, 0) AS others,
         coalesce(sum(unknown) OVER all_before, 0) - coalesce(sum(unknown) OVER own_before, 0) AS unknown
     FROM said
     WINDOW
-        all_before AS (PARTITION BY rollout_id, attempt_id ORDER BY start_ns RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING),
-        own_before AS (PARTITION BY rollout_id, attempt_id, agent ORDER BY start_ns RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+        all_before AS (PARTITION BY rollout_id, attempt_id ORDER BY began_ns RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING),
+        own_before AS (PARTITION BY rollout_id, attempt_id, agent ORDER BY began_ns RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 )
 SELECT
     policy,
@@ -63,7 +65,7 @@ SELECT
     attempt_id,
     agent,
     step,
-    min(others) FILTER (unknown = 0 AND agent <> '') AS others
+    min(others) FILTER (unknown = 0 AND agent <> '' AND start_ns IS NOT NULL) AS others
 FROM call_returns
 LEFT JOIN earlier USING (call_id)
 WHERE left_out IS NULL

@@ -103,6 +103,15 @@ def test_calls_of_frozen_models_count_and_those_of_which_nothing_was_recorded_le
     assert found == [(-2.0, True), (pytest.approx(-2 / 3), True), (-1.0, False), (1.0, False)]
 
 
+def test_a_call_of_which_no_time_is_known_may_have_come_before_any_other(tmp_path: Path) -> None:
+    attempts = [rollout(number, float(number), [("planner", "a"), ("worker", "x")]) for number in range(4)]
+    for attempt in attempts[:2]:
+        attempt.rows[3]["start_ns"] = attempt.rows[3]["end_ns"] = None
+    found = advantages(tmp_path, attempts)
+    for agent in ("planner", "worker"):
+        assert [fell_back for _, fell_back in of_agent(found, agent)] == [True, True, False, False], agent
+
+
 def test_the_same_text_of_other_tokens_is_the_same_and_a_failed_call_says_nothing(tmp_path: Path) -> None:
     attempts = [rollout(number, float(number), [("planner", "a"), ("worker", "x")]) for number in range(2)]
     attempts[0].rows[3]["response_ids"] = [7]
