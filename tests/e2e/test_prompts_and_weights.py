@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lightning_core.lake import catalog
+from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import Manifests
 from lightning_core.prompts.store import PromptStore
 from tests.e2e import without_vllm
@@ -42,36 +43,42 @@ def run() -> None:
         without_vllm.main("train", sys.argv[1])
 
 
-def started(file: Path, log: Path) -> subprocess.Popen[str]:
-    program = [sys.executable, "-c", "from tests.e2e.test_prompts_and_weights import run; run()", str(file)]
+def search_before_the_first_epoch() -> None:
+    from lightning_flows.flows.prefect_api import prefect_api
+
+    with prefect_api(Path(sys.argv[1]).parent / "home"):
+        from lightning_core.settings_file import load_settings
+        from lightning_flows.flows.optimize_prompts import optimize_prompts
+
+        assert optimize_prompts(load_settings(Path(sys.argv[1]), {}), 0) == {}
+
+
+def started(file: Path, log: Path, function: str = "run") -> subprocess.Popen[str]:
+    program = [sys.executable, "-c", f"from tests.e2e.test_prompts_and_weights import {function} as f; f()", str(file)]
     with log.open("w") as said:
         return subprocess.Popen(
             program, cwd=Path(__file__).parents[2], stdout=said, stderr=said, text=True, start_new_session=True
         )
 
 
-def test_prompts_alternate_with_weights_and_a_killed_search_goes_on(tmp_path: Path) -> None:
-    seed, home = tmp_path / "prompt.md", tmp_path / "home"
+def settings_file(folder: Path) -> Path:
+    seed = folder / "prompt.md"
     seed.write_text("You are a helpful assistant.\n")
-    file = write_settings(
-        tmp_path,
+    search = {"reflection_model": "policy", "rollouts": 16, "tries": 2, "compare": 4}
+    return write_settings(
+        folder,
         epochs=4,
         agent={"callable": f"{AGENT}:run", "timeout_s": 60},
         tasks={"train": f"{AGENT}:train_tasks", "evaluate": f"{AGENT}:heldout_tasks"},
         reward={"grader": f"{AGENT}:grade_with_form"},
-        policies=[
-            {"model": str(tmp_path / "tiny-llama"), "train_every": 2, "training": {"learning_rate": 1e-3}},
-        ],
+        policies=[{"model": str(folder / "tiny-llama"), "train_every": 2, "training": {"learning_rate": 1e-3}}],
         prompts={"helper": {"file": str(seed)}},
-        prompt_search={
-            "reflection_model": "policy",
-            "rollouts": 16,
-            "tries": 2,
-            "compare": 4,
-            "train_every": 2,
-            "train_offset": 1,
-        },
+        prompt_search=search | {"train_every": 2, "train_offset": 1},
     )
+
+
+def test_prompts_alternate_with_weights_and_a_killed_search_goes_on(tmp_path: Path) -> None:
+    file, home = settings_file(tmp_path), tmp_path / "home"
     killed = started(file, tmp_path / "1.log")
     while "batch 1" not in (tmp_path / "1.log").read_text():
         assert killed.poll() is None, (tmp_path / "1.log").read_text()[-3000:]
@@ -117,3 +124,18 @@ def test_prompts_alternate_with_weights_and_a_killed_search_goes_on(tmp_path: Pa
     third = started(file, tmp_path / "3.log")
     third.wait(timeout=300)
     assert third.returncode == 0 and "batch" not in (tmp_path / "3.log").read_text(), "a finished run searches no more"
+
+
+def test_an_epoch_whose_rollouts_have_begun_keeps_its_prompts(tmp_path: Path) -> None:
+    """As where `train_every` is set in the middle of a run."""
+    file, lake = settings_file(tmp_path), Lake(tmp_path / "home")
+    epoch = lake.open_epoch("tiny", 0, "train", {"policy": "v0000"})
+    epoch.rolled_out_with = "key"
+    lake.manifests.put_epoch(epoch)
+    search = started(file, tmp_path / "log", "search_before_the_first_epoch")
+    search.wait(timeout=300)
+    said = (tmp_path / "log").read_text()
+    assert search.returncode == 0 and "no search for prompts before epoch 0, whose rollouts have begun" in said, said[
+        -3000:
+    ]
+    assert not (tmp_path / "home" / "prompts").exists()
