@@ -161,8 +161,7 @@ def spans(sampled: Sampled, number: int, rewarded: str, estimator: str) -> list[
 def advantages(lake: Lake, home: Path, assign: str, rewarded: str, rollouts: int) -> dict[str, dict[str, np.ndarray]]:
     """Derive the epoch; return estimator → column → its value for each call (N, 6)."""
     taken = [e for e in ESTIMATORS if not (assign == "final" and e == "counterfactual")]
-    # By `model_copy`, as what the settings refuse is not looked at.
-    policies = [PolicySettings(name=e, lora={"rank": 1}).model_copy(update={"advantages": e}) for e in taken]
+    policies = [PolicySettings(name=e, lora={"rank": 1}, advantages=e) for e in taken]
     weights = {f"call{place}": 1.0 for place in range(len(CALLS))} if rewarded == "own" else {}
     epoch = EpochManifest(run="run", epoch=0, mode="train", opened_offset=0, sealed_offset=lake.end())
     derive(Epoch(settings(home, policies=policies, weights=weights, **ASSIGN[assign]), epoch), "key")

@@ -14,7 +14,7 @@ from lightning_core.config.trl import OF_THE_OPTIMIZER
 if TYPE_CHECKING:
     from lightning_core.algorithms import Algorithm
 
-NEEDS_GROUPS = ("grpo", "dr_grpo", "rloo")
+NEEDS_GROUPS = ("grpo", "dr_grpo", "rloo", "counterfactual")
 ESTIMATORS = (*NEEDS_GROUPS, "reinforce", "reinforce_pp")
 
 Alias = Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=256)]
@@ -90,7 +90,7 @@ class PolicySettings(Section):
     sft: SftSettings | None = Field(None, description="for `algorithm: sft`; null means the defaults there")
     advantages: str = Field(
         "grpo",
-        description="how rewards become advantages: grpo, dr_grpo, rloo, reinforce, reinforce_pp (files of sql/advantages/), or a .sql file of your own",
+        description="how rewards become advantages: grpo, dr_grpo, rloo, counterfactual, reinforce, reinforce_pp (files of sql/advantages/), or a .sql file of your own",
     )
     min_spread: float = Field(
         0.0,

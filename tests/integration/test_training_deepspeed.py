@@ -101,15 +101,13 @@ def test_zero_gives_what_one_process_gives_interrupted_resumed_and_in_the_epoch_
 def test_examples_are_trained_on_by_zero_as_by_one_process(
     tmp_path: Path, files: tuple[Path, Path], configuration: str
 ) -> None:
-    from lightning_core.training import sft
-
     def examples(name: str, **training: Any) -> Job:
         settings = {"algorithm": "sft", "training": {"steps_per_epoch": 3, "tokens_per_micro_batch": 64, **training}}
         job = job_in(tmp_path / name, files)
         return Job.model_validate(job.model_dump() | {"policy_settings": settings})
 
     alone, two = examples("alone"), examples("two", processes=2, accelerate_config=configuration)
-    sft.run_job(alone, Progress(alone.progress))
+    run_job(alone, Progress(alone.progress))
     train(two, lambda line: None, tmp_path / "log")
     one, both = (json.loads((job.output / "training.json").read_text()) for job in (alone, two))
     for name in ("loss", "grad_norm", "entropy"):

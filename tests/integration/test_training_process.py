@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_core.training import grpo, launch
+from lightning_core.training import __main__ as program
+from lightning_core.training import launch
 from lightning_core.training.__main__ import main
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.job import Job
@@ -144,7 +145,7 @@ def test_memory_that_is_not_there_is_told_with_what_takes_less(
         torch.empty(1 << 60)
         raise AssertionError
 
-    monkeypatch.setattr(grpo, "run_job", hungry)
+    monkeypatch.setattr(program, "run_job", hungry)
     job = make_job()
     file = tmp_path / "job.json"
     file.write_text(job.model_dump_json())

@@ -76,8 +76,10 @@ def random_epoch(draw: random.Random) -> list[dict[str, Any]]:
 
 
 def random_settings(draw: random.Random) -> dict[str, Any]:
-    return draw.choice(ASSIGN) | {
-        "advantages": draw.choice(["grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp"]),
+    assign = draw.choice(ASSIGN)
+    estimators = ["grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp"]
+    return assign | {
+        "advantages": draw.choice(estimators + ["counterfactual"] * (assign["assign"] != "final")),
         "merge": draw.choice(["prefix", "prefix", "per_call"]),
         "too_long": draw.choice(["drop_calls", "drop_rollout"]),
         "ambiguous": draw.choice(["drop", "train"]),

@@ -17,7 +17,7 @@ from lightning_core.lake import catalog
 from tests.examples import of_many
 from tests.lake_maker import Attempt, derived, settings, table
 
-POLICY = PolicySettings().model_copy(update={"advantages": "counterfactual"})
+POLICY = PolicySettings(advantages="counterfactual")
 GIVEN: dict[str, Any] = {"policies": [POLICY], "assign": "discounted", "gamma": 1.0}
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from lightning_core.training.errors import WeightsError
-from lightning_core.training.job import Progress
 from lightning_core.training.weights import ModelFacts, check_model_folder, load_tokenizer
 from tests.training_data import random_group, write_parquet
 from tests.unit.test_training_job import _trl, base, lines, make_job, run, sequences
@@ -85,8 +84,6 @@ def test_a_mixture_of_experts_is_trained_on_tries_and_by_examples(make_job: Any,
     """Its load-balancing loss stays out: the two packings come to one loss."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    from lightning_core.training import sft
-
     config = MixtralConfig(
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2, sliding_window=None, tie_word_embeddings=True,
@@ -102,7 +99,7 @@ def test_a_mixture_of_experts_is_trained_on_tries_and_by_examples(make_job: Any,
     examples = {"algorithm": "sft", "training": {"steps_per_epoch": 2}}
     aside = {"output": tmp_path / "examples", "state": tmp_path / "examples-state"}
     job = make_job(0, base_model=folder, policy_settings=examples, **aside)
-    assert sft.run_job(job, Progress(job.progress))["loss"] == pytest.approx(np.log(300), rel=0.05)
+    assert run(job)["loss"] == pytest.approx(np.log(300), rel=0.05)
 
 
 def test_an_attention_dropout_keeps_a_model_from_tries() -> None:
