@@ -20,8 +20,9 @@ from lightning_core.checks.result import Check
 from lightning_core.checks.user_code import Patience, Say, check_agent, check_flow_imports, flow_imports
 from lightning_core.config import AgentSettings, PolicySettings, Settings, SettingsError, TaskSettings
 from lightning_core.config.policies import NEEDS_GROUPS
-from lightning_core.epoch.derive_inputs import check_estimators, check_patterns
+from lightning_core.epoch.derive_inputs import check_estimators
 from lightning_core.epoch.draw import check_sampler
+from lightning_core.epoch.patterns import check_patterns
 from lightning_core.epoch.task_file import load_tasks, summary
 from lightning_core.lake import user_sql
 from lightning_core.lake.manifest import stage_key

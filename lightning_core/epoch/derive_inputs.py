@@ -13,7 +13,7 @@ import pyarrow as pa
 from lightning_core import algorithms
 from lightning_core.config import AirRule, PolicySettings, Settings, SettingsError
 from lightning_core.epoch.epoch import Epoch
-from lightning_core.epoch.patterns import BY_SQL, COMPUTED, pattern
+from lightning_core.epoch.patterns import pattern
 from lightning_core.lake import schema, sql, user_sql
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.loading import code_digest
@@ -108,44 +108,6 @@ def _not_read(policy: PolicySettings) -> set[str]:
     # What a class of one's own selects may depend on its options.
     of_trainer = {"model", "aliases", "lora", "training"}
     return of_trainer if algorithms.is_own(policy.algorithm) else {*of_trainer, "options"}
-
-
-def check_patterns(settings: Settings) -> None:
-    """Raise SettingsError for a pattern RE2 cannot take, naming the setting; called before the first rollout."""
-    patterns = {"reward.reward_match": settings.reward.reward_match}
-    for i, policy in enumerate(settings.policies):
-        if not policy.agent_match.startswith(COMPUTED):
-            patterns[f"policies.{i}.agent_match"] = policy.agent_match
-        elif policy.agent_match.startswith(BY_SQL):
-            try:
-                user_sql.checked(policy.agent_match.removeprefix(BY_SQL))
-            except user_sql.QueryError as error:
-                raise SettingsError(f"policies.{i}.agent_match: {error}") from None
-        patterns[f"policies.{i}.agent_exclude"] = policy.agent_exclude
-    patterns |= {f"prompts.{name}.agent_match": prompt.agent_match for name, prompt in settings.prompts.items()}
-    if isinstance(settings.reward.air, list):
-        for i, rule in enumerate(settings.reward.air):
-            patterns[f"reward.air.{i}.tool"] = rule.tool
-            patterns[f"reward.air.{i}.pattern"] = rule.pattern
-    for i, agent_rule in enumerate(settings.agent_rules):
-        patterns[f"agent_rules.{i}.pattern"] = agent_rule.pattern
-        patterns[f"agent_rules.{i}.when"] = agent_rule.when
-    for i, redaction in enumerate(settings.lake.redact):
-        patterns[f"lake.redact.{i}.pattern"] = redaction.pattern
-    with duckdb.connect() as con:
-        for key, pattern in patterns.items():
-            if pattern is None:
-                continue
-            try:
-                con.execute("SELECT regexp_matches('', ?)", [pattern])
-            except duckdb.Error as error:
-                reason = str(error).split("\n", 1)[0]
-                excludes = key.startswith("policies.") and key.endswith("agent_match")
-                remedy = ": say what to leave out with agent_exclude" if excludes else ""
-                raise SettingsError(
-                    f"{key}: {pattern!r} is no pattern RE2 can take ({reason}); RE2 has no look-around and no "
-                    f"back-references{remedy}"
-                ) from None
 
 
 def check_estimators(policies: list[PolicySettings]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
-from lightning_core.config import PolicySettings, SettingsError
+from lightning_core.config import PolicySettings, Settings, SettingsError
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake import catalog, sql, user_sql
 from lightning_core.lake.lake import Lake
@@ -144,3 +144,41 @@ def _ask(lake: Lake, query: str, setting: str) -> Any:
             "has to give one text, say '^(' || string_agg(regexp_escape(agent), '|') || ')$'"
         )
     return rows[0][0] if rows else None
+
+
+def check_patterns(settings: Settings) -> None:
+    """Raise SettingsError for a pattern RE2 cannot take, naming the setting; called before the first rollout."""
+    patterns = {"reward.reward_match": settings.reward.reward_match}
+    for i, policy in enumerate(settings.policies):
+        if not policy.agent_match.startswith(COMPUTED):
+            patterns[f"policies.{i}.agent_match"] = policy.agent_match
+        elif policy.agent_match.startswith(BY_SQL):
+            try:
+                user_sql.checked(policy.agent_match.removeprefix(BY_SQL))
+            except user_sql.QueryError as error:
+                raise SettingsError(f"policies.{i}.agent_match: {error}") from None
+        patterns[f"policies.{i}.agent_exclude"] = policy.agent_exclude
+    patterns |= {f"prompts.{name}.agent_match": prompt.agent_match for name, prompt in settings.prompts.items()}
+    if isinstance(settings.reward.air, list):
+        for i, rule in enumerate(settings.reward.air):
+            patterns[f"reward.air.{i}.tool"] = rule.tool
+            patterns[f"reward.air.{i}.pattern"] = rule.pattern
+    for i, agent_rule in enumerate(settings.agent_rules):
+        patterns[f"agent_rules.{i}.pattern"] = agent_rule.pattern
+        patterns[f"agent_rules.{i}.when"] = agent_rule.when
+    for i, redaction in enumerate(settings.lake.redact):
+        patterns[f"lake.redact.{i}.pattern"] = redaction.pattern
+    with duckdb.connect() as con:
+        for key, given in patterns.items():
+            if given is None:
+                continue
+            try:
+                con.execute("SELECT regexp_matches('', ?)", [given])
+            except duckdb.Error as error:
+                reason = str(error).split("\n", 1)[0]
+                excludes = key.startswith("policies.") and key.endswith("agent_match")
+                remedy = ": say what to leave out with agent_exclude" if excludes else ""
+                raise SettingsError(
+                    f"{key}: {given!r} is no pattern RE2 can take ({reason}); RE2 has no look-around and no "
+                    f"back-references{remedy}"
+                ) from None

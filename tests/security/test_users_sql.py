@@ -15,9 +15,9 @@ from lightning_core.agents.grading import grade
 from lightning_core.checks.check import check
 from lightning_core.config import SettingsError
 from lightning_core.epoch.derive import attempts
-from lightning_core.epoch.derive_inputs import check_estimators, check_patterns
+from lightning_core.epoch.derive_inputs import check_estimators
 from lightning_core.epoch.epoch import Epoch
-from lightning_core.epoch.patterns import settle
+from lightning_core.epoch.patterns import check_patterns, settle
 from lightning_core.lake import ask, catalog, sql, user_sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest

@@ -70,7 +70,7 @@ def test_vllm_is_not_started_on_a_damaged_version(
 def test_nothing_is_trained_from_a_damaged_version(
     damaged: PolicyStore, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_select", lambda *_: 1)
+    monkeypatch.setattr(training, "write_sequences", lambda *_: 1)
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("it was trained from"))
     epoch = EpochManifest(
         run="r", epoch=1, opened_offset=0, versions={"policy": "v0001"},
@@ -100,7 +100,7 @@ def test_what_was_trained_gets_the_next_number_where_another_run_took_one(
             publish(self, taken[0], Lineage(run="other", epoch=0, base_model="base"), version, {})
         return publish(self, folder, lineage, version, files)
 
-    monkeypatch.setattr(training, "_select", lambda epoch, policy, target: target.write_text("x"))
+    monkeypatch.setattr(training, "write_sequences", lambda epoch, policy, target: target.write_text("x"))
     monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(PolicyStore, "_publish", beaten)
     epoch = EpochManifest(

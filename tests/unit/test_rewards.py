@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from lightning_core.config import AirRule, SettingsError
-from lightning_core.epoch.derive_inputs import check_patterns
+from lightning_core.epoch.patterns import check_patterns
 from lightning_core.lake import schema, sql
 from lightning_core.loading import code_digest
 from tests import lake_maker

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lightning_core.config import PolicySettings, SettingsError
-from lightning_core.epoch.derive_inputs import check_patterns
+from lightning_core.epoch.patterns import check_patterns
 from tests import lake_maker
 from tests.lake_maker import Attempt, derived, table
 from tests.scenarios import Epoch, Scenarios, group, reasons, rows
