@@ -325,6 +325,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _agents_are_compared(self) -> Settings:
         for policy in self.policies:
+            if algorithms.is_own(policy.algorithm):
+                continue
             if policy.estimator == "counterfactual" and self.reward.assign == "final":
                 raise ValueError(
                     f"policy {policy.name!r}: `advantages: counterfactual` compares agents, and with `reward.assign: final` whole "
