@@ -131,6 +131,6 @@ class Rollout:
 
         from lightning_core.ui.terminal import story
 
-        console = Console(record=True, file=io.StringIO(), width=120, highlight=False)
+        console = Console(record=True, file=io.StringIO(), width=120, highlight=False, force_jupyter=False)
         console.print(story(self.seen))
         return console

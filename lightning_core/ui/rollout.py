@@ -107,7 +107,7 @@ class Seen:
             return []
         of = self.advantage.row
         if of["by_token"]:
-            return ["each token has an advantage of its own", "mean of the call's tokens"]
+            return ["each token has an advantage of its own;", "the mean of this call's"]
         steps = [f"return {number(of['return'])}"]
         if of["group_mean"] is not None:
             steps[0] += f" − group mean {number(of['group_mean'])}"

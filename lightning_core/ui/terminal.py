@@ -88,7 +88,8 @@ def _result(seen: Seen) -> Iterator[RenderableType]:
         yield Text("imitated: its policy is trained to say the same (sft), and nothing is compared")
     elif seen.advantage is not None:
         of = seen.advantage.row
-        yield Text(f"{' '.join(seen.way)} = advantage {of['advantage']:+.3f}, over {of['group_rollouts']} rollouts")
+        over = "" if of["by_token"] else f", over {of['group_rollouts']} rollouts"
+        yield Text(f"{' '.join(seen.way)} = advantage {of['advantage']:+.3f}{over}")
 
 
 def _cut(text: str) -> str:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+import lightning_flows
 from lightning_core.config import SettingsError
 from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Run
@@ -88,6 +89,8 @@ def test_the_page_colours_each_token_by_its_own_and_says_who_earned_it(home: Pat
     with open_page(home) as page:
         shown = page.get("/run/run/rollout/right").text
     assert "advantage +0.90" in shown
+    told = lightning_flows.Run(settings(home, **PPO)).rollout("right")
+    assert "each token has an advantage of its own; the mean of this call's = advantage +0.950\n" in repr(told)
     assert "each token has an advantage of its own" in visible(shown)
     assert "+0.650" in visible(shown), "of the worker"
     assert [f"up{n}" in shown for n in (1, 2)] == [True, True]
