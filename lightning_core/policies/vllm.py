@@ -259,16 +259,16 @@ class VllmServer:
                 code = self._process.wait() if self._process is not None else None
                 raise VllmError(explain_exit(log_file.read_text(errors="replace"), code, log_file))
             with VllmClient(_doorstep(self.socket)) as client:
-                if client.healthy():
-                    on_progress(f"vLLM: ready after {seconds:.0f} s")
-                    return
-            if seconds > timeout_s:
-                reached = phase(log_file.read_text(errors="replace"))
-                raise VllmError(f"vLLM was not ready after {timeout_s:.0f} s (it was {reached}): {log_file} says why")
+                ready = client.healthy()  # it may wait for the answer through all phases that are left
             reached = phase(log_file.read_text(errors="replace"))
             if reached != reported[0] or seconds - reported[1] >= REPORT_EVERY_S:
                 on_progress(f"vLLM: {reached} ({seconds:.0f} s)")
                 reported = (reached, seconds)
+            if ready:
+                on_progress(f"vLLM: ready after {time.monotonic() - began:.0f} s")
+                return
+            if seconds > timeout_s:
+                raise VllmError(f"vLLM was not ready after {timeout_s:.0f} s (it was {reached}): {log_file} says why")
             time.sleep(0.25)
 
     def _note(self, state: VllmState) -> None:
