@@ -19,7 +19,6 @@ from lightning_core.checks.cards import check_cards
 from lightning_core.checks.result import Check
 from lightning_core.checks.user_code import Patience, Say, check_agent, check_flow_imports, flow_imports
 from lightning_core.config import AgentSettings, PolicySettings, Settings, SettingsError, TaskSettings
-from lightning_core.config.policies import NEEDS_GROUPS
 from lightning_core.epoch.derive_inputs import check_estimators
 from lightning_core.epoch.draw import check_sampler
 from lightning_core.epoch.patterns import check_patterns
@@ -170,7 +169,7 @@ def _grader(grader: str | None, imported: dict[str, Check]) -> Check:
 def _rules(settings: Settings, parts: Sequence[str]) -> list[Check]:
     if not {"rules", "examples"} & set(parts):
         return []
-    made = [_try("algorithm", partial(_algorithm, policy, settings.rollout.group_size)) for policy in settings.policies]
+    made = [_try("algorithm", partial(_algorithm, policy, settings)) for policy in settings.policies]
     found = [each for each in made if each.level == "error"]
     if found:
         return found
@@ -193,23 +192,15 @@ def _rules(settings: Settings, parts: Sequence[str]) -> list[Check]:
     return found + (wrong or [Check("ok", "rules", "patterns, estimators of advantages, sampler of tasks, redaction")])
 
 
-def _algorithm(policy: PolicySettings, group_size: int) -> None:
-    """Raise SettingsError for an algorithm that cannot be made, or whose SQL is not there."""
+def _algorithm(policy: PolicySettings, settings: Settings) -> None:
+    """Raise SettingsError for an algorithm that cannot be made or has nothing to compare, or whose SQL is not there."""
     try:
-        algorithm = policy.made_algorithm
-    except ValueError as error:
-        raise SettingsError(f"policies.{policy.name}.algorithm: {error}") from None
-    estimator, weighing = algorithm.select(), algorithm.weigh()
-    if estimator in NEEDS_GROUPS and group_size < 2:
-        raise SettingsError(
-            f"rollout.group_size is 1, but `{estimator}`, which `algorithm: {policy.algorithm}` selects by, compares the rollouts "
-            "of a group; make it 2 or more"
-        )
-    if weighing is not None:
-        try:
+        weighing = policy.made_algorithm.weigh()
+        policy.require_comparable(settings.rollout.group_size, settings.reward.assign)
+        if weighing is not None:
             weighing_sql(weighing)
-        except TrainingError as error:
-            raise SettingsError(f"policies.{policy.name}.algorithm: {error}") from None
+    except (ValueError, TrainingError) as error:
+        raise SettingsError(f"policies.{policy.name}.algorithm: {error}") from None
 
 
 def _machine(settings: Settings, work: Work, parts: Sequence[str], api: str | None) -> list[Check]:

@@ -23,7 +23,6 @@ from lightning_core.config.cluster import ClusterSettings, loopback
 from lightning_core.config.learning import AlarmSettings, FinetuneSettings
 from lightning_core.config.policies import (
     ANY_NAME,
-    NEEDS_GROUPS,
     LoraSettings,
     PolicySettings,
     SamplingSettings,
@@ -311,28 +310,10 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _groups(self) -> Settings:
+    def _comparable(self) -> Settings:
         for policy in self.policies:
-            if algorithms.is_own(policy.algorithm):
-                continue  # it is imported where it is used
-            if policy.estimator in NEEDS_GROUPS and self.rollout.group_size < 2:
-                raise ValueError(
-                    f"rollout.group_size is 1, but `{policy.estimator}` compares the rollouts of a group; make it 2 or "
-                    "more, or use `reinforce` or `reinforce_pp`"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _agents_are_compared(self) -> Settings:
-        for policy in self.policies:
-            if algorithms.is_own(policy.algorithm):
-                continue
-            if policy.estimator == "counterfactual" and self.reward.assign == "final":
-                raise ValueError(
-                    f"policy {policy.name!r}: `advantages: counterfactual` compares agents, and with `reward.assign: final` whole "
-                    "rollouts are compared; set `assign: discounted` with `gamma: 1`, which gives an agent's calls what the "
-                    "rollout got, or use `rloo`"
-                )
+            if not algorithms.is_own(policy.algorithm):  # which is imported where it is used
+                policy.require_comparable(self.rollout.group_size, self.reward.assign)
         return self
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lightning_core import algorithms
-from lightning_core.config.section import Name, Section, known_or_sql
+from lightning_core.config.section import Name, Section, is_due, known_or_sql, require_due
 from lightning_core.config.training import TrainingSettings
 from lightning_core.config.trl import OF_THE_OPTIMIZER
 
@@ -142,10 +142,7 @@ class PolicySettings(Section):
 
     @model_validator(mode="after")
     def _schedule(self) -> PolicySettings:
-        if self.train_offset and self.train_offset >= self.train_every:
-            raise ValueError(
-                f"train_offset {self.train_offset} is not below train_every {self.train_every}, so no epoch would train the policy; make it smaller"
-            )
+        require_due(self.train_every, self.train_offset, "no epoch would train the policy")
         return self
 
     @model_validator(mode="after")
@@ -162,7 +159,7 @@ class PolicySettings(Section):
         return self
 
     def trains_in(self, epoch: int) -> bool:
-        return self.train_every > 0 and epoch % self.train_every == self.train_offset
+        return is_due(epoch, self.train_every, self.train_offset)
 
     @model_validator(mode="after")
     def _read_by_the_algorithm(self) -> PolicySettings:
@@ -201,6 +198,21 @@ class PolicySettings(Section):
     def estimator(self) -> str:
         """The file of sql/advantages (or of the user's) that says which rollouts train, and how strongly."""
         return self.made_algorithm.select()
+
+    def require_comparable(self, group_size: int, assign: str) -> None:
+        """Raise ValueError where the estimator compares what groups of this size, or rewards given so, do not have."""
+        estimator = self.estimator
+        if estimator in NEEDS_GROUPS and group_size < 2:
+            raise ValueError(
+                f"rollout.group_size is 1, but `{estimator}` compares the rollouts of a group; make it 2 or "
+                "more, or use `reinforce` or `reinforce_pp`"
+            )
+        if estimator == "counterfactual" and assign == "final":
+            raise ValueError(
+                f"policy {self.name!r}: `advantages: counterfactual` compares agents, and with `reward.assign: final` whole "
+                "rollouts are compared; set `assign: discounted` with `gamma: 1`, which gives an agent's calls what the "
+                "rollout got, or use `rloo`"
+            )
 
     @property
     def imitates(self) -> bool:

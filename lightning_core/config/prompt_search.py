@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from lightning_core.config.section import Section, SettingsError
+from lightning_core.config.section import Section, SettingsError, is_due, require_due
 
 
 class PromptSearchSettings(Section):
@@ -35,14 +35,11 @@ class PromptSearchSettings(Section):
 
     @model_validator(mode="after")
     def _schedule(self) -> PromptSearchSettings:
-        if self.train_offset and self.train_offset >= self.train_every:
-            raise ValueError(
-                f"train_offset {self.train_offset} is not below train_every {self.train_every}, so `train` would never search; make it smaller"
-            )
+        require_due(self.train_every, self.train_offset, "`train` would never search")
         return self
 
     def searches_before(self, epoch: int) -> bool:
-        return self.train_every > 0 and epoch % self.train_every == self.train_offset
+        return is_due(epoch, self.train_every, self.train_offset)
 
     def require_enough(self, tasks: int) -> None:
         """Raise SettingsError where there are fewer training tasks than a search asks for."""

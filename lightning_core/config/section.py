@@ -29,6 +29,17 @@ def known_or_sql(name: str, known: tuple[str, ...]) -> str:
     return name
 
 
+def is_due(epoch: int, every: int, offset: int) -> bool:
+    """Whether an epoch is every N-th from `offset` on; none is with 0."""
+    return every > 0 and epoch % every == offset
+
+
+def require_due(every: int, offset: int, otherwise: str) -> None:
+    """Raise ValueError where no epoch would ever be due; `otherwise` says what would not happen."""
+    if offset and offset >= every:
+        raise ValueError(f"train_offset {offset} is not below train_every {every}, so {otherwise}; make it smaller")
+
+
 class SettingsError(LightningError, ValueError):
     """A settings file that cannot be used: the message names the file, the key and the remedy."""
 
