@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(CALCULATOR))
     settings = load_settings(SETTINGS, {"seed": options.seed})
-    import_trainer("lightning_core.training.trainer")
+    import_trainer()
     done = evaluations(options.folder)
     for epoch in range(len(done) - 1, settings.epochs):
         folder = train_epoch(settings, options.folder, epoch) if epoch >= 0 else base(settings)

@@ -8,15 +8,11 @@ No module here imports torch before it trains, so settings stay quick to read.
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from lightning_core.algorithms.algorithm import Algorithm, Options, Tokens
+from lightning_core.algorithms.ppo import Ppo
+from lightning_core.algorithms.sft import Sft
 
-BUILT_IN = {
-    "grpo": "lightning_core.algorithms.algorithm:Algorithm",
-    "ppo": "lightning_core.algorithms.ppo:Ppo",
-    "sft": "lightning_core.algorithms.sft:Sft",
-}
+BUILT_IN: dict[str, type[Algorithm]] = {"grpo": Algorithm, "ppo": Ppo, "sft": Sft}
 
 
 def is_own(name: str) -> bool:
@@ -27,9 +23,7 @@ def is_own(name: str) -> bool:
 def load(name: str) -> type[Algorithm]:
     """Return the class. Raises ValueError where one of the user's cannot be imported or is no Algorithm."""
     if not is_own(name):
-        module, _, of_module = BUILT_IN[name].partition(":")
-        built_in: type[Algorithm] = getattr(import_module(module), of_module)
-        return built_in
+        return BUILT_IN[name]
     from lightning_core.loading import load_callable
 
     found = load_callable(name, "policies.algorithm")

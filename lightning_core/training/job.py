@@ -156,8 +156,8 @@ def _check_precision(settings: TrainingSettings) -> None:
         )
 
 
-def import_trainer(module: str = "lightning_core.training.trainer") -> None:
-    """Import a trainer's module with TRL and what it needs, in two thirds of the time: packages it would only try out are hidden meanwhile."""
+def import_trainer() -> None:
+    """Import the trainer's module with TRL and what it needs, in two thirds of the time: packages it would only try out are hidden meanwhile."""
     # Weights are folders and nothing is asked of a hub; transformers, peft and TRL's telemetry would look there.
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
@@ -169,7 +169,7 @@ def import_trainer(module: str = "lightning_core.training.trainer") -> None:
     # None makes both `import` and `find_spec` say that the package is not there.
     sys.modules.update(dict.fromkeys(hidden, None))  # type: ignore[arg-type]
     try:
-        import_module(module)
+        import_module("lightning_core.training.trainer")
     finally:
         for name in hidden:
             if name != "torchao":  # which peft looks for when it makes an adapter; `use_torchao` brings it back

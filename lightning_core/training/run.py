@@ -16,25 +16,6 @@ from lightning_core.training.weights import free_memory, load_model
 
 logger = logging.getLogger(__name__)
 
-# Of a step's metrics; others are the algorithm's.
-_KNOWN = {
-    *(
-        "step",
-        "steps",
-        "learning_rate",
-        "seconds",
-        "loss",
-        "grad_norm",
-        "kl",
-        "entropy",
-        "entropy_coef",
-        "clip_ratio",
-        "ratio",
-    ),
-    *("mismatch", "mismatch_kl", "unlikely", "importance_ratio", "importance_bounded"),
-    *("tokens", "unique_tokens", "trained_tokens"),
-}
-
 
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     """Train; write the new version and the optimizer's state; return what `output/training.json` holds.
@@ -83,7 +64,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         of_algorithm.update(found)
 
     trainer = steps.train(SequenceTrainer, model, tokenizer, planned, begin)
-    metrics = _summary(steps.taken, policy.imitates) | of_algorithm | _totals(planned, sequences)
+    metrics = _summary(steps.taken, trainer.of_algorithm, policy.imitates) | of_algorithm | _totals(planned, sequences)
     metrics |= {"packing": packing, "packing_why": why_not}
     return steps.leave(trainer, metrics, sequences.rows)
 
@@ -117,7 +98,7 @@ def _base_scores(model: Any, steps: list[Step], first: int, policy: PolicySettin
         ]
 
 
-def _summary(taken: list[dict[str, Any]], imitates: bool) -> dict[str, Any]:
+def _summary(taken: list[dict[str, Any]], of_algorithm: list[str], imitates: bool) -> dict[str, Any]:
     """Means over the steps; the mismatch, and how unlikely its tokens were, are the first step's, before the weights moved. Of
     examples nothing is compared with how they were sampled."""
 
@@ -125,7 +106,7 @@ def _summary(taken: list[dict[str, Any]], imitates: bool) -> dict[str, Any]:
         values = [line[name] for line in taken if line[name] is not None]
         return sum(values) / len(values) if values else None
 
-    means = ["loss", "grad_norm", "entropy", *(name for name in taken[0] if name not in _KNOWN)]
+    means = ["loss", "grad_norm", "entropy", *of_algorithm]
     if imitates:
         return {name: mean(name) for name in means} | {"learning_rate": taken[-1]["learning_rate"]}
     means += ["kl", "clip_ratio", "ratio", "importance_ratio", "importance_bounded"]

@@ -70,6 +70,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         self._hidden: list[torch.Tensor] = []  # of the micro-batch under way
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._measured: dict[str, float] = {}  # what the algorithm sums over the step's trained tokens
+        self.of_algorithm: list[str] = []  # names of what it measured in the step before
         self._weights: list[float] = []  # of each micro-batch of this step, in TRL's metrics
         super().__init__(
             model,
@@ -227,6 +228,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         self._sums, self._measured, self._weights = dict.fromkeys(_SUMS, 0.0), {}, []
         if "grad_norm" not in logs:
             return
+        self.of_algorithm = measured
         done = self.done
         grad_norm = float(logs["grad_norm"])
         if not math.isfinite(grad_norm):
@@ -251,7 +253,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
                 "tokens": step.tokens,
                 "unique_tokens": step.unique_tokens,
                 "trained_tokens": step.trained_tokens,
-                **{name: sums[name] / tokens for name in measured},
+                **{name: sums[name] / tokens for name in self.of_algorithm},
             },
         )
         self.bonus.update(sums["informative_entropy"] / self.informative.get(id(step), step.trained_tokens))
