@@ -12,38 +12,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lightning_core.lake import catalog
 from lightning_core.prompts.store import PromptStore
 from tests.e2e import without_vllm
+from tests.e2e.polite import AGENT, BETTER, Polite
 from tests.e2e.test_two_epochs import write_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-AGENT = Path(__file__).parent / "prompted_agent.py"
-BETTER = "Be polite."
 
-
-class Polite(without_vllm.Model):
-    def text(self, asked: dict[str, Any]) -> str:
-        texts = [str(message["content"]) for message in asked["messages"]]
-        if "write a new instruction" in texts[-1]:
-            assert (
-                "You are a helpful assistant." in texts[-1]
-                and "Say " in texts[-1]
-                and "it does not say Sir" in texts[-1]
-            )
-            return f"They want to be addressed.\n```\n{BETTER}\n```"
-        return "Sir, yes" if texts[0] == BETTER else "yes"
+class Shown(Polite):
+    def instruction(self, asked: str) -> str:
+        assert "You are a helpful assistant." in asked and "Say " in asked and "it does not say Sir" in asked
+        return super().instruction(asked)
 
 
 def run() -> None:
     from lightning_flows.flows.prefect_api import prefect_api
 
-    without_vllm.MODELS.append(Polite)
+    without_vllm.MODELS.append(Shown)
     with prefect_api(Path(sys.argv[1]).parent / "home"):
         without_vllm.main("optimize-prompts", sys.argv[1])
 

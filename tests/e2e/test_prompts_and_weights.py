@@ -17,28 +17,23 @@ from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import Manifests
 from lightning_core.prompts.store import PromptStore
 from tests.e2e import without_vllm
+from tests.e2e.polite import AGENT, Polite
 from tests.e2e.test_two_epochs import write_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-AGENT = Path(__file__).parent / "prompted_agent.py"
-BETTER = "Be polite."
 
+class Varied(Polite):
+    """Now and then with an exclamation mark, so that rollouts differ."""
 
-class Polite(without_vllm.Model):
-    """Says Sir where its system message asks for politeness, now and then with an exclamation mark; writes that system message."""
-
-    def text(self, asked: dict[str, Any]) -> str:
-        texts = [str(message["content"]) for message in asked["messages"]]
-        if "write a new instruction" in texts[-1]:
-            return f"They want to be addressed.\n```\n{BETTER}\n```"
-        return ("Sir, yes" if texts[0] == BETTER else "yes") + random.choice(["", "!"])
+    def answer(self, polite: bool) -> str:
+        return super().answer(polite) + random.choice(["", "!"])
 
 
 def run() -> None:
     from lightning_flows.flows.prefect_api import prefect_api
 
-    without_vllm.MODELS.append(Polite)
+    without_vllm.MODELS.append(Varied)
     with prefect_api(Path(sys.argv[1]).parent / "home"):
         without_vllm.main("train", sys.argv[1])
 
