@@ -91,6 +91,9 @@ def environment(lora_rank: int | None, device: str | None = None, dtype: str = "
     found = child_environment()
     # It would win over --kv-cache-memory-bytes, and knows whole GiB only.
     found.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    # Whoever imports TRL has ERROR from then on; phases of the start and causes of its end are lines of INFO.
+    if found.get("VLLM_LOGGING_LEVEL") != "DEBUG":
+        found["VLLM_LOGGING_LEVEL"] = "INFO"
     found |= {
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",

@@ -54,9 +54,11 @@ def progress() -> list[str]:
 
 @pytest.fixture(scope="module")
 def vllm(models: list[Path], progress: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    server = VllmServer.start(
-        SETTINGS, models[0], "policy", home=tmp_path_factory.mktemp("home"), on_progress=progress.append
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")  # as in a process that has imported TRL
+        server = VllmServer.start(
+            SETTINGS, models[0], "policy", home=tmp_path_factory.mktemp("home"), on_progress=progress.append
+        )
     yield server
     server.stop()
 
