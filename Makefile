@@ -127,6 +127,10 @@ bench-algorithms: $(READY) ## the calculator trained by each algorithm, seed by 
 bench-curves: $(READY) ## held-out reward by epoch of calc_x, spider and musique; hours, resumes, ARGS="spider --minutes 60"
 	$(BIN)/python -m bench.curves $(ARGS)
 
+.PHONY: bench-spider
+bench-spider: $(READY) ## Qwen2.5-Coder-0.5B on databases of Spider that it never saw, three folds and a control; hours, ARGS="--model FOLDER"
+	$(BIN)/python -m bench.spider $(ARGS)
+
 .PHONY: bench-redeploy
 bench-redeploy: $(READY) ## "training done" to the first token of the new version, one JSON line a figure
 	$(BIN)/python -m bench.redeploy $(ARGS)

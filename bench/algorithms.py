@@ -22,12 +22,11 @@ from typing import Any
 
 from bench.learning import read_rows
 from bench.report import figure, say
-from bench.runs import ROOT, flow_command, run_for
+from bench.runs import ROOT, flow_command, run_for, settings_key
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
 from lightning_core.files import write_atomic
 from lightning_core.lake import catalog
-from lightning_core.lake.manifest import stage_key
 from lightning_core.settings_file import load_settings
 
 SETTINGS = ROOT / "examples/calculator/settings.yaml"
@@ -42,13 +41,11 @@ _LAST = """
 
 def settings_of(algorithm: str, seed: int, folder: Path) -> tuple[Settings, dict[str, Any]]:
     """Settings of a run, and what they differ in from the example's."""
-    changes = ALGORITHMS[algorithm] | {"home": str(folder / key() / f"{algorithm}-{seed}"), "seed": seed}
+    changes = ALGORITHMS[algorithm] | {
+        "home": str(folder / settings_key(SETTINGS) / f"{algorithm}-{seed}"),
+        "seed": seed,
+    }
     return load_settings(SETTINGS, changes), changes
-
-
-def key() -> str:
-    """Digest of the example's settings; rows of another digest are another experiment's."""
-    return stage_key(load_settings(SETTINGS).model_dump(mode="json", exclude={"home"}, exclude_defaults=True))
 
 
 def run(algorithm: str, seed: int, folder: Path, until: float) -> bool:
@@ -64,7 +61,7 @@ def run(algorithm: str, seed: int, folder: Path, until: float) -> bool:
     with catalog.connect(lake.root) as con:
         right = dict(con.execute(_LAST, {"run": settings.run, "epoch": settings.epochs}).fetchall())
     row = {
-        "key": key(),
+        "key": settings_key(SETTINGS),
         "algorithm": algorithm,
         "seed": seed,
         "epochs": settings.epochs,
@@ -116,7 +113,7 @@ def main() -> None:
 
 
 def _current() -> list[dict[str, Any]]:
-    return [row for row in read_rows(RESULTS) if row["key"] == key()]
+    return [row for row in read_rows(RESULTS) if row["key"] == settings_key(SETTINGS)]
 
 
 if __name__ == "__main__":

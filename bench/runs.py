@@ -14,7 +14,9 @@ from typing import Any
 
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import stage_key
 from lightning_core.lake.why import diagnose
+from lightning_core.settings_file import load_settings
 
 ROOT = Path(__file__).parents[1]
 _TO_STOP_S = 120.0
@@ -24,6 +26,11 @@ def flow_command(flow: str, settings: Path, changes: dict[str, Any]) -> list[str
     """The command line of a flow on a settings file, with other values for some of them."""
     command = [sys.executable, "-m", "lightning_flows.flows.cli", flow, str(settings)]
     return command + [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+def settings_key(settings: Path) -> str:
+    """Digest of a settings file; rows of another digest are another experiment's."""
+    return stage_key(load_settings(settings).model_dump(mode="json", exclude={"home"}, exclude_defaults=True))
 
 
 def run_for(command: list[str], log: Path, until: float, name: str) -> bool:
