@@ -29,6 +29,7 @@ SHAPES = {
     "1.5B": _shape(151936, 1536, 8960, 28, 12, 2),  # Qwen2.5, Coder too
     "1.7B": _shape(151936, 2048, 6144, 28, 16, 8, 128),  # Qwen3
     "3B": _shape(151936, 2048, 11008, 36, 16, 2),  # Qwen2.5, Coder too
+    "Llama-3.2-3B": _shape(128256, 3072, 8192, 28, 24, 8, 128),
     "4B": _shape(151936, 2560, 9728, 36, 32, 8, 128),  # Qwen3
     "7B": _shape(152064, 3584, 18944, 28, 28, 4) | {"tie_word_embeddings": False},  # Qwen2.5, Coder too
     "8B": _shape(151936, 4096, 12288, 36, 32, 8, 128) | {"tie_word_embeddings": False},  # Qwen3

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightning_core.settings_file import load_settings
 from lightning_core.training.errors import WeightsError
 from lightning_core.training.weights import ModelFacts, check_model_folder, load_tokenizer
 from tests.training_data import random_group, write_parquet
 from tests.unit.test_training_job import _trl, base, lines, make_job, run, sequences
+
+ROOT = Path(__file__).parents[2]
 
 __all__ = ["_trl", "base", "make_job", "sequences"]  # fixtures
 
@@ -100,6 +103,27 @@ def test_a_mixture_of_experts_is_trained_on_tries_and_by_examples(make_job: Any,
     aside = {"output": tmp_path / "examples", "state": tmp_path / "examples-state"}
     job = make_job(0, base_model=folder, policy_settings=examples, **aside)
     assert run(job)["loss"] == pytest.approx(np.log(300), rel=0.05)
+
+
+@pytest.mark.parametrize("example", ["calc_x", "spider"])
+def test_a_small_copy_of_llama_3_2_is_trained_as_the_examples_settings_for_a_gpu_say(
+    make_job: Any, base: Path, tmp_path: Path, example: str
+) -> None:
+    """Full weights and an adapter; the shape and the scaled rotations of Llama-3.2-3B, an eighth as wide, four layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=384, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=12, num_key_value_heads=4,
+        head_dim=32, max_position_embeddings=131072, tie_word_embeddings=True, rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+    )  # fmt: skip
+    folder = saved(LlamaForCausalLM(config), tmp_path, base)
+    (policy,) = load_settings(ROOT / "examples" / example / "gpu.yaml").policies
+    given = policy.model_dump(include={"training", "lora"}, exclude_defaults=True)
+    result = run(make_job(0, base_model=folder, policy_settings=given))
+    assert result["packing"] == "tree" and 0 < result["steps"] <= policy.training.steps_per_epoch
+    assert result["grad_norm"] > 0
 
 
 def test_an_attention_dropout_keeps_a_model_from_tries() -> None:

@@ -152,16 +152,27 @@ def test_what_is_worked_out_is_the_peak_of_the_real_model_and_not_much_more(
     assert found + moments <= said.fixed + tokens * said.token < 1.35 * (found + moments) + 1e9
 
 
+ADAPTER = {"policies.0.lora": {"rank": 32, "alpha": 64}, "policies.0.training.learning_rate": 2e-5}
+
+
 @pytest.mark.parametrize(
-    ("example", "model", "card"),
-    [("calc_x", "1.5B", 80), ("musique", "1.5B", 80), ("spider", "1.5B", 24)],
+    ("example", "card", "changes"),
+    [
+        ("calc_x", 80, {}),
+        ("musique", 80, {}),
+        ("spider", 24, {}),
+        ("calc_x", 24, ADAPTER),
+        ("musique", 24, ADAPTER),
+    ],
 )
-def test_each_examples_settings_fit_the_card_that_they_name(example: str, model: str, card: int) -> None:
+def test_each_examples_settings_fit_the_cards_that_they_name(example: str, card: int, changes: dict[str, Any]) -> None:
     file = ROOT / "examples" / example / "gpu.yaml"
-    assert f"one card of {card} GB" in file.read_text()
-    (policy,) = load_settings(file).policies
-    assert model in policy.model
-    shape = Shape.of_config(SHAPES[model])
+    assert f"{card} GB" in file.read_text()
+    for name, value in changes.items():
+        assert f"{name}={json.dumps(value)}" in file.read_text().replace("'", "").replace("2e-5", "2e-05")
+    (policy,) = load_settings(file, changes).policies
+    assert policy.model == "meta-llama/Llama-3.2-3B-Instruct"
+    shape = Shape.of_config(SHAPES["Llama-3.2-3B"])
     trained = None if policy.lora is None else policy.lora.rank * shape.adapted
     said = need(shape, trained, policy.training)
     tokens = policy.training.tokens_per_micro_batch or said.fits(0.95 * card * 1e9)
