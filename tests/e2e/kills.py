@@ -125,6 +125,14 @@ def weights_are_written(epoch: Epoch) -> bool:
     return done or (epoch.home / "policies/policy/v0001").is_dir()
 
 
+def served_and_not_kept(epoch: Epoch) -> bool:
+    """v0001 answers rollouts of the next epoch, and nothing says yet that it was trained."""
+    manifest = epoch.manifest
+    rollouts = 0 if manifest is None else len(manifest.planned)
+    is_noted = manifest is not None and "train policy" in manifest.stages
+    return not is_noted and PolicyStore(epoch.home, "policy").current() == "v0001" and epoch.attempts() > rollouts
+
+
 def mlflow_has_the_run(epoch: Epoch) -> bool:
     return (epoch.home / "training/tiny/mlflow_run_id").is_file()
 

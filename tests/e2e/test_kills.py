@@ -84,6 +84,24 @@ def test_killed_where_no_vllm_is_needed_a_run_comes_to_the_same_policy_and_mlflo
     assert (None, "progress") in _artifacts(with_prefect), "on the pages of flow runs"
 
 
+@pytest.mark.parametrize(
+    "victim",
+    [kills.tree, *(pytest.param(other, marks=pytest.mark.extra) for other in (kills.flow, kills.trainer))],
+)
+def test_killed_while_a_version_is_served_and_not_yet_kept_the_run_comes_to_the_same_policy(
+    tmp_path: Path, with_prefect: dict[str, str], victim: Any
+) -> None:
+    """Its weights are written beside the next epoch's rollouts, which it already answers."""
+    epoch = new_epoch(tmp_path, with_prefect, program="tests.e2e.written_late", flow=("train",), epochs=2)
+    ended = epoch.end_at(kills.served_and_not_kept, victim)
+    assert ended != 0 or victim is kills.trainer
+    answered = epoch.attempts()
+    assert answered > 24, "some of the next epoch's"
+    epoch.finish()
+    check(epoch, tmp_path, "v0002")
+    assert epoch.attempts() < 24 + 24 + 12, "those that had ended did not run again"
+
+
 def _artifacts(with_prefect: dict[str, str], which: str = "") -> set[tuple[str | None, str]]:
     """(key, type) of Prefect's artifacts; `/latest` are those of its Artifacts page."""
     url = f"{with_prefect['PREFECT_API_URL']}/artifacts{which}/filter"
