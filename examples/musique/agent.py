@@ -4,12 +4,12 @@ import asyncio
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 from agents import Agent, ModelSettings, Runner, function_tool, set_default_openai_api
 from agents.exceptions import MaxTurnsExceeded
-from index import Passages
 
 SAYS = (
     "Answer the question. Search the passages first; one search finds one fact, so search again for the next.\n"
@@ -17,18 +17,23 @@ SAYS = (
 )
 MOST_TURNS = 6
 PASSAGES = int(os.environ.get("MUSIQUE_PASSAGES", "4"))  # a search finds so many
-
-passages = Passages(Path(os.environ["LIGHTNING_DATA"]) / "musique_corpus.json")
+SEARCH = os.environ.get("MUSIQUE_SEARCH", "http://127.0.0.1:8899/search")  # serve.py
 
 
 @function_tool
-def search(query: str) -> str:
+async def search(query: str) -> str:
     """Search the passages.
 
     Args:
         query: what to look for, in a few words
     """
-    return "\n".join(f"{found['title']}: {found['text'][:600]}" for found in passages.search(query, PASSAGES))
+    found = await asyncio.to_thread(passages, query)
+    return "\n".join(f"{one['title']}: {one['text'][:600]}" for one in found)
+
+
+def passages(query: str) -> list[dict[str, str]]:
+    with urlopen(f"{SEARCH}?{urlencode({'query': query, 'most': PASSAGES})}", timeout=60) as reply:
+        return json.load(reply)  # type: ignore[no-any-return]
 
 
 def researcher() -> Agent:

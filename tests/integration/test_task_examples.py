@@ -5,6 +5,7 @@ Data are a few lines of the same shape as the real ones, made here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from aiohttp import web
 
@@ -20,6 +22,7 @@ from lightning_core.config import SettingsError
 from lightning_core.doctor.trial import Trial, try_agent
 from lightning_core.epoch.task_file import load_tasks
 from lightning_core.lake import catalog
+from lightning_core.process.spawn import Process
 from lightning_core.settings_file import load_settings
 from tests.canned_vllm import CannedVllm
 from tests.gateway_rig import Rig, rig
@@ -207,6 +210,25 @@ def test_spiders_demonstration_says_the_gold_query_and_ends(run: Callable[..., T
     assert [(agent, left_out) for agent, policy, left_out in calls if policy == "policy"] == [("writer", None)]
 
 
+@contextlib.contextmanager
+def searching(corpus: Path) -> Iterator[str]:
+    """The address of MuSiQue's search over a corpus."""
+    example = ROOT / "examples/musique"
+    try:
+        python = interpreter(example / "requirements-search.txt", ROOT / "var/environments")
+    except SettingsError as error:
+        pytest.skip(f"its environment cannot be made here: {error}")
+    log = corpus.parent / "search.log"
+    arguments = [str(corpus), "--folder", str(corpus.parent / "index"), "--port", "0"]
+    process = Process([str(python), str(example / "serve.py"), *arguments], log, dies_with_us=True)
+    try:
+        yield process.wait_until(
+            lambda: next(iter(re.findall(r"http://\S+", log.read_text())), None), 300, "the search"
+        )
+    finally:
+        process.end(5)
+
+
 def test_musiques_demonstration_searches_for_every_hop_and_answers(run: Callable[..., Trial], tmp_path: Path) -> None:
     passages = [{"title": "Hall", "text": "G. Stanley Hall was a president."}, {"title": "Cats", "text": "Cats sleep."}]
     (tmp_path / "musique_corpus.json").write_text(json.dumps(passages))
@@ -221,7 +243,8 @@ def test_musiques_demonstration_searches_for_every_hop_and_answers(run: Callable
         "question_decomposition": steps,
     }
     (tmp_path / "musique_questions.jsonl").write_text("\n".join(json.dumps(row | {"id": f"q{n}"}) for n in range(3)))
-    trial = run("musique", constrained, name="demonstrate.yaml", MUSIQUE_INDEX=str(tmp_path / "index"))
+    with searching(tmp_path / "musique_corpus.json") as address:
+        trial = run("musique", constrained, name="demonstrate.yaml", MUSIQUE_SEARCH=address)
     assert asked(trial, REWARD) == [(1.0,)]
     assert asked(trial, CALLS) == [("researcher", "policy", None)] * 3
     searches = asked(trial, "SELECT tool_arguments FROM tool_calls WHERE run = ? ORDER BY started")
@@ -247,7 +270,24 @@ def test_musique_searches_and_answers(run: Callable[..., Trial], tmp_path: Path)
             return "<answer>Stanley Hall</answer>"
         return "search", {"query": "first president psychological association"}
 
-    trial = run("musique", says, MUSIQUE_INDEX=str(tmp_path / "index"))
+    with searching(tmp_path / "musique_corpus.json") as address:
+        trial = run("musique", says, MUSIQUE_SEARCH=address)
     assert asked(trial, REWARD) == [(pytest.approx(0.9 * 2 * 2 / 5 + 0.1),)]
     assert asked(trial, CALLS) == [("researcher", "policy", None)] * 2
-    assert len(list((tmp_path / "index").glob("*.faiss"))) == 1
+
+
+def test_many_passages_are_searched_in_cells_and_are_found(tmp_path: Path) -> None:
+    """Beyond 20,000 the index is an approximate one; a passage's own words find it, and a bad question is told how to ask."""
+    words = ["amber", "birch", "cedar", "delta", "ember", "fern", "grove", "haven", "iris", "maple", "north", "ocean"]
+    corpus = tmp_path / "corpus.jsonl"
+    with corpus.open("w") as file:
+        for number in range(20_736):
+            four = [words[number // 12**place % 12] for place in range(4)]
+            file.write(json.dumps({"title": f"{number}", "text": " ".join(four)}) + "\n")
+    with searching(corpus) as address, httpx.Client(timeout=60) as client:
+        found = client.get(address, params={"query": "ocean amber birch iris", "most": "5"}).json()
+        assert any(set(row["text"].split()) == {"ocean", "amber", "birch", "iris"} for row in found)
+        refused = client.get(address, params={"query": "ocean", "most": "0"})
+    assert (refused.status_code, refused.json()) == (400, {"error": "ask for /search?query=…&most=4 (1 to 100)"})
+    (index,) = tmp_path.glob("index/*/index.faiss")
+    assert index.stat().st_size < 20_736 * 256, "a quarter of the vectors"
