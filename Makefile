@@ -127,9 +127,13 @@ bench-algorithms: $(READY) ## the calculator trained by each algorithm, seed by 
 bench-curves: $(READY) ## held-out reward by epoch of calc_x, spider and musique; hours, resumes, ARGS="spider --minutes 60"
 	$(BIN)/python -m bench.curves $(ARGS)
 
-.PHONY: bench-spider
-bench-spider: $(READY) ## Qwen2.5-Coder-0.5B on databases of Spider that it never saw, three folds and a control; hours, ARGS="--model FOLDER"
-	$(BIN)/python -m bench.spider $(ARGS)
+.PHONY: bench-gains
+bench-gains: $(READY) ## what Qwen2.5-Coder gains by RL on held-out tasks, with a control; hours, resumes, ARGS="spider --model FOLDER"
+	$(BIN)/python -m bench.gains $(ARGS)
+
+.PHONY: bench-retrieval
+bench-retrieval: $(READY) ## the search of examples/musique at 100,000 vectors against exact search, one JSON line a figure
+	$(BIN)/python -m bench.retrieval
 
 .PHONY: bench-redeploy
 bench-redeploy: $(READY) ## "training done" to the first token of the new version, one JSON line a figure

@@ -4,6 +4,7 @@
 |---|---|---|
 | `word_problems`, `word_problems_heldout` | calc_word_problems.jsonl | MU-NLPC/Calc-X, its one-step sets |
 | `gsm8k`, `gsm8k_heldout` | gsm8k_train.jsonl | openai/gsm8k |
+| `steps`, `steps_heldout` | both: all one-step problems, and of GSM8K what takes several; 300 of the latter are held out | |
 """
 
 import hashlib
@@ -11,6 +12,8 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+STEPS_HELD_OUT = 300
 
 
 def word_problems() -> list[dict[str, Any]]:
@@ -29,6 +32,21 @@ def gsm8k_heldout() -> list[dict[str, Any]]:
     return [task for task in _gsm8k() if _held_out(task)]
 
 
+def steps() -> list[dict[str, Any]]:
+    return [*_word_problems(), *_several_steps()[STEPS_HELD_OUT:]]
+
+
+def steps_heldout() -> list[dict[str, Any]]:
+    return _several_steps()[:STEPS_HELD_OUT]
+
+
+def _several_steps() -> list[dict[str, Any]]:
+    """GSM8K's problems of two calculations or more, in the order of a hash: the same are held out on every machine."""
+    rows = [row | {"steps": row["answer"].count("<<")} for row in _rows("gsm8k_train.jsonl")]
+    tasks = [_gsm8k_task(row) | {"steps": row["steps"]} for row in rows if row["steps"] > 1]
+    return sorted(tasks, key=lambda task: task["id"])
+
+
 def _word_problems() -> list[dict[str, Any]]:
     """With the gold `expression`, which the agent does not get."""
     rows = _rows("calc_word_problems.jsonl")
@@ -36,7 +54,11 @@ def _word_problems() -> list[dict[str, Any]]:
 
 
 def _gsm8k() -> list[dict[str, Any]]:
-    return [_task(row["question"], row["answer"].rpartition("####")[2]) for row in _rows("gsm8k_train.jsonl")]
+    return [_gsm8k_task(row) for row in _rows("gsm8k_train.jsonl")]
+
+
+def _gsm8k_task(row: dict[str, Any]) -> dict[str, Any]:
+    return _task(row["question"], row["answer"].rpartition("####")[2])
 
 
 def _rows(name: str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 -- What became of each held-out question in each evaluation of a run, and how hard the question is.
 -- Grain: one row per rollout of an evaluation that counts. Inputs: rollouts, rewards. Parameter: run.
+-- `unit` is the database: what an interval is over.
 -- Rule: the grader's words say whether the query ran (reward.py). `kind` is of the gold query: `join`; else `nested`, with more
 -- than one SELECT; else `one table`. `epoch` is the number of epochs trained before.
 WITH asked AS (
@@ -12,7 +13,7 @@ told AS (
 )
 SELECT
     asked.epoch,
-    asked.db_id,
+    asked.db_id AS unit,
     asked.id,
     CASE
         WHEN contains(gold, ' JOIN ') THEN 'join'
@@ -27,4 +28,4 @@ SELECT
     END AS outcome
 FROM asked
 LEFT JOIN told USING (attempt_id)
-ORDER BY epoch, db_id, id
+ORDER BY epoch, unit, id

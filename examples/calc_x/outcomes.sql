@@ -1,0 +1,39 @@
+-- What became of each held-out problem in each evaluation of a run, and whether the calculator was used.
+-- Grain: one row per rollout of an evaluation that counts. Inputs: rollouts, calls, tool_calls. Parameter: run.
+-- `unit` is the problem: what an interval is over. `kind` is how many calculations its solution has.
+-- Rule: a call that means to use the calculator names it in its reply; it is well formed where its reply has a tool call and
+-- the tool did not fail. `uses_result`: the answer is what one of the rollout's tool calls gave; NULL without an answer.
+WITH asked AS (
+    SELECT
+        epoch, rollout_id, attempt_id, reward, task ->> 'id' AS id, (task ->> 'steps')::INTEGER AS steps,
+        regexp_extract_all(output, '###\s*ANSWER:\s*\$?(-?[\d,]+(?:\.\d+)?)', 1, 'i')[-1] AS answer
+    FROM rollouts
+    WHERE run = $run AND mode = 'evaluate' AND state = 'counts'
+),
+meant AS (
+    SELECT attempt_id, count(*) AS calls
+    FROM calls
+    WHERE twin_of IS NULL AND (contains(output_messages, 'tool_call') OR contains(output_messages, 'calculate'))
+    GROUP BY attempt_id
+),
+computed AS (
+    SELECT
+        attempt_id,
+        count(*) FILTER (NOT failed AND NOT contains(lower(tool_result), 'error')) AS well,
+        list(try_cast(regexp_extract(tool_result, '-?\d+(?:\.\d+)?') AS DOUBLE)) AS results
+    FROM tool_calls
+    GROUP BY attempt_id
+)
+SELECT
+    asked.epoch,
+    asked.id AS unit,
+    asked.id,
+    CASE WHEN steps > 3 THEN 'problems of 4 calculations or more' ELSE format('problems of {} calculations', steps) END AS kind,
+    CASE WHEN reward >= 1 THEN 'right' WHEN answer IS NULL THEN 'no answer' ELSE 'wrong' END AS outcome,
+    meant.calls IS NOT NULL AS means_to_calculate,
+    least(1, coalesce(computed.well, 0) / meant.calls) AS well_formed,
+    CASE WHEN answer IS NOT NULL THEN coalesce(list_contains(results, try_cast(replace(answer, ',', '') AS DOUBLE)), false) END AS uses_result
+FROM asked
+LEFT JOIN meant USING (attempt_id)
+LEFT JOIN computed USING (attempt_id)
+ORDER BY epoch, id
