@@ -2,7 +2,7 @@
 
 The folder of an index holds `passages.jsonl` (where the corpus is a JSON array; else the corpus stays where it is), `offsets.npy`
 (where each passage begins), `index.faiss`, and `about.json`, which is written last. Up to `MOST_EXACT` passages are compared one
-by one; more go into the cells of an inverted file, as product-quantised codes of a byte for four dimensions.
+by one; more go into the cells of an inverted file, with a byte for each dimension.
 """
 
 import json
@@ -92,7 +92,7 @@ def made(count: int, vectors: Callable[[set[int] | None], Iterable[np.ndarray]])
     sample = np.concatenate(list(vectors(wanted)))
     say(f"{count:,} passages: {cells:,} cells are found by {len(sample):,} of them")
     width = sample.shape[1]
-    index = faiss.index_factory(width, f"IVF{cells},PQ{width // 4}", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(width, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.train(sample)
     began, told = time.monotonic(), time.monotonic()
     for batch in vectors(None):
@@ -110,9 +110,9 @@ def cells_of(count: int) -> int:
 
 
 def look_into(index: Any) -> None:
-    """Have a search look into a 32nd of the cells, if it has any."""
+    """Have a search look into a 32nd of the cells, if it has any, and into 64 at most."""
     if hasattr(index, "nprobe"):
-        index.nprobe = max(1, index.nlist // 32)
+        index.nprobe = min(64, max(1, index.nlist // 32))
 
 
 def say(text: str) -> None:
