@@ -173,7 +173,7 @@ def print_figures(name: str, rows: list[dict[str, Any]]) -> None:
             interval=interval(tasks), seeds=[row["seed"] for row in runs], by_seed=[gain(row["tasks"]) for row in runs],
             by_kind={kind: [right(own, when) for when in ("before", "after")] for kind, own in by_kind.items()},
             before=Counter(task["before"]["outcome"] for task in tasks), after=Counter(task["after"]["outcome"] for task in tasks),
-            **facts(tasks),
+            facts=facts(tasks),
         )  # fmt: skip
 
 

@@ -66,8 +66,13 @@ def test_figures_and_table_show_what_was_run(capsys: pytest.CaptureFixture[str])
     rows += [row("shuffled", 0, task("db0", "right", "right", calls=None))]
     gains.print_figures("spider", rows)
     both, shuffled = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (both["name"], both["gained"], both["by_seed"], both["calls"]) == ("spider_both", 1, [1, 1], [0.5, 0.5])
-    assert (shuffled["value"], shuffled["baseline"], shuffled["calls"]) == (1, 1, [0, 0])
+    assert (both["name"], both["gained"], both["by_seed"], both["facts"]["calls"]) == (
+        "spider_both",
+        1,
+        [1, 1],
+        [0.5, 0.5],
+    )
+    assert (shuffled["value"], shuffled["baseline"], shuffled["facts"]["calls"]) == (1, 1, [0, 0])
     lines = gains.table("spider", rows).splitlines()
     assert lines[2] == "| both | 0 | 1 | 0.0% | 100.0% | +1.000 (+1.000 to +1.000) | 8 | abc1234 |"
     assert [line.split("|")[1:3] for line in lines[2:6]] == [
