@@ -122,26 +122,27 @@ def test_spiders_small_run_holds_out_queries_with_every_question_that_asks_for_t
 
 
 @pytest.mark.parametrize(
-    ("gold", "answer", "reward"),
+    ("gold", "answer", "words"),
     [
-        ("SELECT id FROM owner", "SELECT id AS x FROM owner ORDER BY id DESC", 1.0),
-        ("SELECT id FROM owner ORDER BY id", "SELECT id FROM owner ORDER BY id DESC", 0.0),
-        ("SELECT id FROM owner", "SELECT id FROM owner LIMIT 3", 0.0),
-        ("SELECT id FROM owner", "SELECT FROM", 0.0),
-        ("SELECT id FROM owner", "DROP TABLE owner", 0.0),
-        ("SELECT id FROM owner", "SELECT 1; SELECT 2", 0.0),
-        ("SELECT id FROM owner", None, 0.0),
+        ("SELECT id FROM owner", "SELECT id AS x FROM owner ORDER BY id DESC", "right"),
+        ("SELECT id FROM owner ORDER BY id", "SELECT id FROM owner ORDER BY id DESC", "wrong: 24 rows [(24,)"),
+        ("SELECT id FROM owner", "SELECT id FROM owner LIMIT 3", "wrong: 3 rows [(1,), (2,), (3,)], not 24 rows"),
+        ("SELECT id FROM owner", "SELECT FROM", "does not run: near"),
+        ("SELECT id FROM owner", "DROP TABLE owner", "does not run: attempt to write"),
+        ("SELECT id FROM owner", "SELECT 1; SELECT 2", "does not run: You can only execute one statement"),
+        ("SELECT id FROM owner", None, "does not run: "),
         (
             "SELECT id FROM owner",
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n",
-            0.0,
+            "does not run: interrupted",
         ),
     ],
 )
-def test_spider_is_execution_match(
-    database: Path, monkeypatch: pytest.MonkeyPatch, gold: str, answer: Any, reward: float
+def test_spider_is_execution_match_and_says_what_was_wrong(
+    database: Path, monkeypatch: pytest.MonkeyPatch, gold: str, answer: Any, words: str
 ) -> None:
     reward_module = module("spider", "reward")
     monkeypatch.setitem(reward_module.run.__globals__, "SECONDS", 0.2)
-    assert reward_module.grade({"database": str(database), "query": gold}, answer, []) == reward
+    graded = reward_module.grade({"database": str(database), "query": gold}, answer, [])
+    assert graded["words"].startswith(words) and graded["reward"] == (1.0 if words == "right" else 0.0)
     assert sqlite3.connect(database).execute("SELECT count(*) FROM owner").fetchone() == (24,)
