@@ -73,6 +73,9 @@ def test_segments_of_a_forest_cover_it_and_see_exactly_what_the_trie_says(
             np.testing.assert_array_equal(np.flatnonzero(expected[node]), seen)
 
 
+EPSILON = float(torch.finfo(torch.float32).eps)
+
+
 @functools.cache
 def _model() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -111,6 +114,7 @@ def _loss_and_gradients(
 @of_many(examples=12)
 @given(_groups)
 @example([[[([0, 1], [2, 2])], [([0, 1], [2, 2])]]])  # equal sequences
+@example([[[([0], [0, 0])]]])  # all keys alike: their gradients are 0, but for rounding
 @example([[[([0, 1], [2])], [([0, 1], [2, 0, 1])], [([0], [1, 2, 0])]]])  # prefixes, and prompts of unequal length
 @example([[[([0], [1]), ([2, 2], [0, 1])], [([0], [1]), ([2, 1], [0])]], [[([1], [1])]]])  # merged turns, two rows
 def test_packed_and_padded_scores_and_gradients_agree(drawn: list[list[list[tuple[list[int], list[int]]]]]) -> None:
@@ -125,6 +129,8 @@ def _agree(groups: list[list[Sequence]]) -> None:
         packed = _loss_and_gradients(flat, forest_layout(rows))
         torch.testing.assert_close(packed[0], padded[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(packed[1], padded[1], atol=1e-5, rtol=1e-5)
+        largest = max(float(reference.abs().max()) for reference in padded[2])
         for ours, reference in zip(packed[2], padded[2], strict=True):
+            # Where a gradient is 0 by its formula, it is what rounding leaves of the others.
             scale = float(reference.abs().max().clamp(min=1e-3))
-            assert float((ours - reference).abs().max()) <= 1e-5 * scale + 1e-6
+            assert float((ours - reference).abs().max()) <= 1e-5 * scale + 1e-6 + EPSILON * largest
