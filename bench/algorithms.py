@@ -11,8 +11,6 @@ with its 95% interval over tasks (a task's seeds are averaged first), and `by_se
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
 import time
@@ -22,10 +20,9 @@ from typing import Any
 
 from bench.learning import read_rows
 from bench.report import figure, say
-from bench.runs import ROOT, flow_command, run_for, settings_key
+from bench.runs import ROOT, add_row, flow_command, hours_parser, run_for, settings_key
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
-from lightning_core.files import write_atomic
 from lightning_core.lake import catalog
 from lightning_core.settings_file import load_settings
 
@@ -68,7 +65,7 @@ def run(algorithm: str, seed: int, folder: Path, until: float) -> bool:
         "share": mean(right.values()),
         "right": right,
     }
-    write_atomic(RESULTS, "".join(json.dumps(each) + "\n" for each in [*read_rows(RESULTS), row]).encode())
+    add_row(row, RESULTS)
     return True
 
 
@@ -92,13 +89,11 @@ def print_figures(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the next call goes on")
+    parser = hours_parser(__doc__, "var/algorithms")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS, help="those to run now"
     )
-    parser.add_argument("--folder", type=Path, default=ROOT / "var/algorithms")
     options = parser.parse_args()
     os.chdir(ROOT)
     until = time.monotonic() + 60 * options.minutes
@@ -113,7 +108,8 @@ def main() -> None:
 
 
 def _current() -> list[dict[str, Any]]:
-    return [row for row in read_rows(RESULTS) if row["key"] == settings_key(SETTINGS)]
+    key = settings_key(SETTINGS)
+    return [row for row in read_rows(RESULTS) if row["key"] == key]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Prints `curve_<task>`: the last evaluation's reward beside the first one's; draw
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -23,7 +22,7 @@ from typing import Any
 from bench.learning import read_rows
 from bench.plot import Line, plot
 from bench.report import figure, say
-from bench.runs import findings, flow_command, run_for
+from bench.runs import findings, flow_command, hours_parser, run_for
 from docs.marks import between
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
@@ -146,10 +145,8 @@ def write_page(rows: list[dict[str, Any]], page: Path = PAGE) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = hours_parser(__doc__, "var/curves")
     parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], help="default: all three")
-    parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the next call goes on")
-    parser.add_argument("--folder", type=Path, default=ROOT / "var/curves")
     options = parser.parse_args()
     os.chdir(ROOT)
     until = time.monotonic() + 60 * options.minutes

@@ -13,8 +13,6 @@ Prints `<experiment>_<arm>`: the share right after training beside that before, 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import subprocess
@@ -29,10 +27,9 @@ import duckdb
 
 from bench.learning import read_rows
 from bench.report import figure, say
-from bench.runs import ROOT, flow_command, run_for, settings_key
+from bench.runs import ROOT, add_row, flow_command, hours_parser, run_for, settings_key
 from docs.marks import between
 from lightning_core.epoch.epoch import Run
-from lightning_core.files import write_atomic
 from lightning_core.lake import catalog
 from lightning_core.settings_file import load_settings
 
@@ -51,9 +48,6 @@ class Experiment:
     runs: list[tuple[str, int]]  # (arm, seed), in their order
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)  # what an arm changes in the settings
     seed_variable: str | None = None
-
-    def key(self) -> str:
-        return settings_key(self.settings)
 
 
 EXAMPLES = ROOT / "examples"
@@ -97,9 +91,15 @@ def run(name: str, arm: str, seed: int, model: Path, folder: Path, until: float)
     lake.rebuild_catalog()
     with catalog.connect(lake.root) as con:
         tasks = before_and_after(con, experiment.outcomes, settings.run, settings.epochs)
-    row = {"key": experiment.key(), "experiment": name, "arm": arm, "seed": seed, "commit": begun.read_text()}
+    row = {
+        "key": settings_key(experiment.settings),
+        "experiment": name,
+        "arm": arm,
+        "seed": seed,
+        "commit": begun.read_text(),
+    }
     row |= {"epochs": settings.epochs, "rollouts": sum(len(each.planned) for each in trained), "tasks": tasks}
-    write_atomic(RESULTS, "".join(json.dumps(each) + "\n" for each in [*read_rows(RESULTS), row]).encode())
+    add_row(row, RESULTS)
     return True
 
 
@@ -210,11 +210,9 @@ def _line(arm: str, seed: str, tasks: list[Task], rollouts: str, commit: str) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = hours_parser(__doc__, "var/gains")
     parser.add_argument("experiments", nargs="*", choices=[*EXPERIMENTS, []], help="default: all, one after another")
     parser.add_argument("--model", type=Path, help="folder of Qwen2.5-Coder-0.5B-Instruct")
-    parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the next call goes on")
-    parser.add_argument("--folder", type=Path, default=ROOT / "var/gains")
     options = parser.parse_args()
     os.chdir(ROOT)
     until = time.monotonic() + 60 * options.minutes
@@ -233,7 +231,8 @@ def main() -> None:
 
 
 def _current(name: str) -> list[dict[str, Any]]:
-    return [row for row in read_rows(RESULTS) if row["experiment"] == name and row["key"] == EXPERIMENTS[name].key()]
+    key = settings_key(EXPERIMENTS[name].settings)
+    return [row for row in read_rows(RESULTS) if (row["experiment"], row["key"]) == (name, key)]
 
 
 if __name__ == "__main__":

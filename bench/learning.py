@@ -16,7 +16,6 @@ settings (`key`) stay, and count for nothing. Prints `learning_final` and `learn
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -28,7 +27,7 @@ from typing import Any
 
 from bench.learning_page import write_page
 from bench.report import figure, say
-from bench.runs import ROOT, findings, flow_command, run_for
+from bench.runs import ROOT, findings, flow_command, hours_parser, run_for
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import epoch_rows
@@ -176,11 +175,9 @@ def missing(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the next call goes on")
+    parser = hours_parser(__doc__, "var/learning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help="those to run now")
-    parser.add_argument("--folder", type=Path, default=ROOT / "var/learning")
     options = parser.parse_args()
     os.chdir(ROOT)
     until = time.monotonic() + 60 * options.minutes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from lightning_core.files import write_atomic
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import stage_key
@@ -26,6 +28,20 @@ def flow_command(flow: str, settings: Path, changes: dict[str, Any]) -> list[str
     """The command line of a flow on a settings file, with other values for some of them."""
     command = [sys.executable, "-m", "lightning_flows.flows.cli", flow, str(settings)]
     return command + [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+def hours_parser(doc: str | None, folder: str) -> argparse.ArgumentParser:
+    """Arguments of a bench that runs for hours: `--minutes`, and `--folder` for what its runs write (default: in the repository)."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the next call goes on")
+    parser.add_argument("--folder", type=Path, default=ROOT / folder)
+    return parser
+
+
+def add_row(row: dict[str, Any], path: Path) -> None:
+    """Write a row behind those of a file of JSON lines."""
+    before = path.read_bytes() if path.is_file() else b""
+    write_atomic(path, before + json.dumps(row).encode() + b"\n")
 
 
 def settings_key(settings: Path) -> str:

@@ -70,6 +70,18 @@ def make_tiny_llama(
     return folder
 
 
+def make_tiny_adapter(model: Path, folder: Path, seed: int) -> Path:
+    """Write a LoRA adapter of `model`, drawn from `seed` (its matrices are not 0), and return its folder."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
+    return folder
+
+
 def make_tiny_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with ChatML turns: any text round-trips, `<|im_end|>` ends a reply."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

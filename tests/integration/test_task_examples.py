@@ -66,6 +66,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield made
 
 
+def python_for(requirements: Path, environments: Path) -> Path:
+    """The Python with these packages; the test is skipped where they cannot be had."""
+    try:
+        return interpreter(requirements, environments)
+    except SettingsError as error:
+        pytest.skip(f"its environment cannot be made here: {error}")
+
+
 @pytest.fixture
 def run(server: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trial]:
     """Runs an example's first training task; the folder of its data is the test's own."""
@@ -86,10 +94,7 @@ def run(server: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         if name == "settings.yaml":
             assert load_settings(file.with_name("gpu.yaml")).agent.callable == settings.agent.callable
         assert settings.agent.python is not None
-        try:
-            interpreter(settings.agent.python, settings.agent.environments)
-        except SettingsError as error:
-            pytest.skip(f"its environment cannot be made here: {error}")
+        python_for(settings.agent.python, settings.agent.environments)
         upstream = Scripted()
         upstream.says = says
         upstream.prompt_ids = [1, 5, 9]
@@ -214,10 +219,7 @@ def test_spiders_demonstration_says_the_gold_query_and_ends(run: Callable[..., T
 def searching(corpus: Path) -> Iterator[str]:
     """The address of MuSiQue's search over a corpus."""
     example = ROOT / "examples/musique"
-    try:
-        python = interpreter(example / "requirements-search.txt", ROOT / "var/environments")
-    except SettingsError as error:
-        pytest.skip(f"its environment cannot be made here: {error}")
+    python = python_for(example / "requirements-search.txt", ROOT / "var/environments")
     log = corpus.parent / "search.log"
     arguments = [str(corpus), "--folder", str(corpus.parent / "index"), "--port", "0"]
     process = Process([str(python), str(example / "serve.py"), *arguments], log, dies_with_us=True)
@@ -274,10 +276,11 @@ def test_musique_searches_and_answers(run: Callable[..., Trial], tmp_path: Path)
         trial = run("musique", says, MUSIQUE_SEARCH=address)
     assert asked(trial, REWARD) == [(pytest.approx(0.9 * 2 * 2 / 5 + 0.1),)]
     assert asked(trial, CALLS) == [("researcher", "policy", None)] * 2
+    assert len(list((tmp_path / "index").glob("*/*.faiss"))) == 1
 
 
 def test_many_passages_are_searched_in_cells_and_are_found(tmp_path: Path) -> None:
-    """Beyond 20,000 the index is an approximate one; a passage's own words find it, and a bad question is told how to ask."""
+    """More than 20,000 passages are not compared one by one. The words of a passage find it. A bad request is answered with how to ask."""
     words = ["amber", "birch", "cedar", "delta", "ember", "fern", "grove", "haven", "iris", "maple", "north", "ocean"]
     corpus = tmp_path / "corpus.jsonl"
     with corpus.open("w") as file:

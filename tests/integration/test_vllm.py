@@ -32,7 +32,7 @@ from lightning_core.process.linux import group_members
 from lightning_core.spool import spool
 from tests.gateway_rig import attributes, float32, int32, spans_of
 from tests.replies import plain
-from tests.tiny_model import make_tiny_llama
+from tests.tiny_model import make_tiny_adapter, make_tiny_llama
 
 pytestmark = pytest.mark.slow
 
@@ -329,7 +329,7 @@ def test_weights_broken_only_in_use_are_taken_back(
 
 
 def test_adapters_are_served_side_by_side_and_old_ones_go(models: list[Path], tmp_path: Path) -> None:
-    adapters = [make_adapter(models[0], tmp_path / f"adapter{seed}", seed) for seed in (1, 2, 3)]
+    adapters = [make_tiny_adapter(models[0], tmp_path / f"adapter{seed}", seed) for seed in (1, 2, 3)]
     policy = PolicySettings(name="math", lora=LoraSettings(rank=4))
     vllm = VllmServer.start(SETTINGS, models[0], "base", home=tmp_path / "home", lora_rank=4)
     try:
@@ -389,14 +389,3 @@ def transformers_logprobs(model: Path) -> list[float]:
     with torch.no_grad():
         logprobs = torch.log_softmax(AutoModelForCausalLM.from_pretrained(model)(ids).logits[0, :-1], -1)
     return logprobs.gather(-1, ids[0, 1:, None])[:, 0].tolist()
-
-
-def make_adapter(model: Path, folder: Path, seed: int) -> Path:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
-    return folder

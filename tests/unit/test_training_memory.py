@@ -167,7 +167,7 @@ ADAPTER = {"policies.0.lora": {"rank": 32, "alpha": 64}, "policies.0.training.le
 )
 def test_each_examples_settings_fit_the_cards_that_they_name(example: str, card: int, changes: dict[str, Any]) -> None:
     file = ROOT / "examples" / example / "gpu.yaml"
-    assert f"{card} GB" in file.read_text()
+    assert f"{'24 GB: --set' if changes else f'one card of {card} GB'}" in file.read_text()
     for name, value in changes.items():
         assert f"{name}={json.dumps(value)}" in file.read_text().replace("'", "").replace("2e-5", "2e-05")
     (policy,) = load_settings(file, changes).policies
