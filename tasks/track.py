@@ -24,6 +24,7 @@ from lightning_core.events import Rows, shown, when
 from lightning_core.lake import catalog
 from lightning_core.lake.manifest import LakeError, stage_key
 from lightning_core.lake.why import diagnose
+from lightning_core.process.interrupts import held, watched
 from lightning_core.prompts.store import PromptStore
 from lightning_core.tracking.mlflow_backend import MlflowRun, Status, is_tracked
 from lightning_core.tracking.signals import Signal, backends, epoch_signals
@@ -41,29 +42,32 @@ def tracked(run: Run) -> Iterator[None]:
     """Round a flow: in MLflow the run is RUNNING, then FINISHED, FAILED (an error) or KILLED (Ctrl-C, SIGTERM, cancelled).
 
     Of flows within one another the outermost counts. A process that was killed outright says nothing: the run is RUNNING
-    there until somebody resumes it.
+    there until somebody resumes it. An error that comes of an interrupt is raised as KeyboardInterrupt.
     """
     key = (run.home.resolve(), run.run)
     if key in _tracked:
         yield
         return
     _tracked[key] = time.time()
-    try:
-        _status(run, "RUNNING")
-        yield
-        _status(run, "FINISHED")
-    except BaseException as error:
-        failed = isinstance(error, Exception) and not isinstance(error, CancelledRun)
-        _status(run, "FAILED" if failed else "KILLED")
-        raise
-    finally:
-        del _tracked[key]
+    with watched() as interrupts:
+        try:
+            _status(run, "RUNNING")
+            yield
+            _status(run, "FINISHED")
+        except BaseException as error:
+            failed = isinstance(error, Exception) and not isinstance(error, CancelledRun)
+            _status(run, "FAILED" if failed and not interrupts.came else "KILLED")
+            if failed and interrupts.came:
+                raise KeyboardInterrupt from error
+            raise
+        finally:
+            del _tracked[key]
 
 
 def _status(run: Run, status: Status) -> None:
     if not is_tracked(run.settings.tracking, run.home, run.run):  # before the first record; a new MLflow run is RUNNING
         return
-    with contextlib.suppress(LakeError), run.lake.working_on(run.run):  # else another process says it
+    with contextlib.suppress(LakeError), run.lake.working_on(run.run), held():  # else another process says it
         try:
             MlflowRun(run.settings).status(status)
         except Exception as error:  # noqa: BLE001 - an MLflow server that is away ends no run, and hides no error
@@ -89,7 +93,10 @@ def _record(epoch: Epoch) -> dict[str, Any]:
     signals = epoch_signals(epoch.lake, epoch.manifest)
     for backend in backends(tracking, epoch.home, logger().info):
         backend.send(epoch.manifest, signals)
-    noted = _to_mlflow(epoch, row, signals) if "mlflow" in tracking.backends else {}
+    noted = {}
+    if "mlflow" in tracking.backends:
+        with held():  # a write that an interrupt breaks off leaves its database locked, and nobody could say KILLED
+            noted = _to_mlflow(epoch, row, signals)
     show_run(epoch, rows, noted.get("mlflow"))
     tell_why(epoch)
     return noted

@@ -7,6 +7,7 @@ from typing import Any
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.lake.manifest import stage_key
 from lightning_core.policies.store import Evaluation
+from lightning_core.process.interrupts import held
 from lightning_core.tracking.mlflow_backend import tracking_uri
 from lightning_core.tracking.prune import RegistryAway, prune_everywhere
 from lightning_flows.tasks.progress import logger
@@ -46,13 +47,14 @@ def prune_versions(run: Run) -> dict[str, list[str]]:
     gone = {}
     for policy in settings.policies:
         try:
-            done = prune_everywhere(
-                settings.home,
-                policy.name,
-                settings.store.keep_every,
-                by=f"run {settings.run}",
-                tracking=tracking_uri(settings.tracking, run.home) if there else None,
-            )
+            with held():
+                done = prune_everywhere(
+                    settings.home,
+                    policy.name,
+                    settings.store.keep_every,
+                    by=f"run {settings.run}",
+                    tracking=tracking_uri(settings.tracking, run.home) if there else None,
+                )
         except RegistryAway as error:
             logger().warning("%s", error)
             continue

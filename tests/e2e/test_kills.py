@@ -58,8 +58,7 @@ def test_killed_where_no_vllm_is_needed_a_run_comes_to_the_same_policy_and_mlflo
     epoch = new_epoch(tmp_path, with_prefect, program="tests.e2e.without_vllm", flow=("train",), epochs=2)
 
     def status() -> str:
-        with sqlite3.connect(epoch.home / "mlflow.db") as record:
-            return str(record.execute("SELECT status FROM runs").fetchone()[0])
+        return status_in_mlflow(epoch)
 
     epoch.end_at(kills.rolling_out, kills.flow)
     epoch.end_at(kills.after("rollouts"), kills.tree)  # it grades
@@ -100,6 +99,22 @@ def test_killed_while_a_version_is_served_and_not_yet_kept_the_run_comes_to_the_
     epoch.finish()
     check(epoch, tmp_path, "v0002")
     assert epoch.attempts() < 24 + 24 + 12, "those that had ended did not run again"
+
+
+def test_ctrl_c_amid_a_write_to_mlflow_comes_after_it(tmp_path: Path, with_prefect: dict[str, str]) -> None:
+    """What an interrupt breaks off there keeps the database locked: nobody could say that the run was ended."""
+    epoch = new_epoch(tmp_path, with_prefect, program="tests.e2e.interrupted_amid_a_write")
+    with epoch.started() as process:
+        assert process.wait(kills.WAIT_S) == -signal.SIGINT, epoch.log.read_text()[-3000:]
+    assert status_in_mlflow(epoch) == "KILLED"
+    assert "database is locked" not in epoch.log.read_text()
+    with sqlite3.connect(epoch.home / "mlflow.db") as record:
+        assert record.execute("SELECT count(*) FROM model_versions").fetchone()[0] > 0, "it came to its end"
+
+
+def status_in_mlflow(epoch: Epoch) -> str:
+    with sqlite3.connect(epoch.home / "mlflow.db") as record:
+        return str(record.execute("SELECT status FROM runs").fetchone()[0])
 
 
 def _artifacts(with_prefect: dict[str, str], which: str = "") -> set[tuple[str | None, str]]:

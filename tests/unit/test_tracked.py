@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -56,6 +59,20 @@ def test_a_run_that_is_ended_says_by_what(run: Settings, error: BaseException, e
     with pytest.raises(type(error)), tracked(Run(run)):
         raise error
     assert status(run) == ended
+
+
+def test_a_run_whose_interrupt_became_an_error_is_killed_and_says_so(run: Settings) -> None:
+    """DuckDB raises a RuntimeError where Ctrl-C comes amid a query."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as raised, tracked(Run(run)):
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("Query interrupted")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert str(raised.value.__cause__) == "Query interrupted"
+    assert status(run) == "KILLED"
 
 
 def test_a_link_says_what_has_to_run_for_it(run: Settings) -> None:
