@@ -55,7 +55,7 @@ EXPERIMENTS = {
     "spider": Experiment(
         EXAMPLES / "spider/folds.yaml",
         EXAMPLES / "spider/outcomes.sql",
-        [("both", 0), ("both", 1), ("both", 2), ("shuffled", 0), ("writer", 0)],
+        [("both", 0), ("shuffled", 0), ("both", 1), ("both", 2), ("writer", 0)],
         {
             "shuffled": {"policies.0.advantages": "examples/spider/shuffled.sql"},
             "writer": {"policies.0.agent_match": "^writer$"},
