@@ -20,6 +20,7 @@ from lightning_core.epoch.outcome import Gain, Outcome, outcome
 from lightning_core.epoch.report import epoch_rows, policy_rows
 from lightning_core.epoch.task_file import ID
 from lightning_core.events import when
+from lightning_core.lake.conversation import json_or_text
 from lightning_core.policies.space import taken_line
 from lightning_core.policies.store import BASE_VERSION
 from lightning_core.tracking.mlflow_backend import tracking_uri
@@ -177,7 +178,7 @@ def _share(share: float, interval: tuple[float, float]) -> str:
 
 def _task(text: str | None) -> str:
     """The longest text of a task, which is the question in most; all of one that has none."""
-    task = _read(text)
+    task = json_or_text(text)
     if isinstance(task, dict):
         task = {key: value for key, value in task.items() if key != ID}
         texts = [value for value in task.values() if isinstance(value, str)]
@@ -186,14 +187,7 @@ def _task(text: str | None) -> str:
 
 
 def _answer(output: str | None, error: str | None) -> str:
-    return f"failed: {_short(error)}" if error else _short(_read(output))
-
-
-def _read(text: str | None) -> Any:
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError:
-        return text
+    return f"failed: {_short(error)}" if error else _short(json_or_text(output))
 
 
 def _short(value: Any) -> str:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeGuard
+
+logger = logging.getLogger(__name__)
 
 # Each write is on disk when it returns: of write and fsync, each gives up the interpreter's lock and waits for it again.
 _SYNCED = os.O_RDWR | os.O_CREAT | os.O_DSYNC
@@ -52,6 +56,15 @@ def put_in_place(beside: Path, path: Path) -> None:
             fsync(inner)
     fsync(beside)
     rename(beside, path)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Link a file, so that both names have one place on the disk; a copy where the disk is another."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        logger.debug("%s: cannot be linked (%s), copying", source, error)
+        shutil.copyfile(source, target)
 
 
 def rename(path: Path, to: Path) -> None:

@@ -7,7 +7,6 @@ are spans like any other.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -22,6 +21,7 @@ from lightning_core import names
 from lightning_core.client import STATUS_ERROR, STATUS_OK, SpanData, new_span_id, new_trace_id
 from lightning_core.config import SettingsError
 from lightning_core.lake import user_sql
+from lightning_core.lake.conversation import json_or_text
 from lightning_core.loading import code_digest, load_callable
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def read_ungraded(con: duckdb.DuckDBPyConnection, count: int) -> Iterator[Ungrad
         for row in relation.to_arrow_table().to_pylist(maps_as_pydicts="lossy"):
             by_attempt.setdefault((row["rollout_id"], row["attempt_id"]), []).append(row)
         for r, a, task, output in attempts:
-            yield Ungraded(r, a, _load(task), _load(output), by_attempt.get((r, a), []))
+            yield Ungraded(r, a, json_or_text(task), json_or_text(output), by_attempt.get((r, a), []))
 
 
 def grade(
@@ -192,12 +192,3 @@ def _span(attributes: dict[str, Any], grader: str, error: str | None = None) -> 
         status=STATUS_ERROR if error else STATUS_OK,
         status_message=error or "",
     )
-
-
-def _load(text: str | None) -> Any:
-    if text is None:
-        return None
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from lightning_core.config import Settings, SettingsError
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.patterns import settle
 from lightning_core.epoch.training import write_sequence_calls, write_sequences
-from lightning_core.files import write_atomic
+from lightning_core.files import link_or_copy, write_atomic
 from lightning_core.lake import catalog, sql
 from lightning_core.training.token_rows import score_rows
 from lightning_core.training.weighing import Scores, run_weighing
@@ -60,7 +59,7 @@ def beside(settings: Settings, name: str) -> Settings:
     for file in spans.files:
         there = other.lake.root / file.path
         there.parent.mkdir(parents=True, exist_ok=True)
-        _link(run.lake.root / file.path, there)
+        link_or_copy(run.lake.root / file.path, there)  # so that it stays where compaction removes the file
     other.lake.manifests.put_spans(spans.model_copy(update={"retired": []}))
     for manifest in derived:
         other.lake.manifests.put_epoch(manifest.model_copy(update={"tables": {}, "stages": {}, "patterns": {}}))
@@ -147,11 +146,3 @@ def _pushed(root: Path, run: str) -> pa.Table:
 def _rows(con: duckdb.DuckDBPyConnection, part: str) -> list[Row]:
     relation = con.sql(sql.text(f"what_if/{part}"))
     return sql.rows(relation)
-
-
-def _link(file: Path, there: Path) -> None:
-    """A hard link, so that it stays where compaction removes the file; a copy on another disk."""
-    try:
-        os.link(file, there)
-    except OSError:
-        shutil.copyfile(file, there)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_core.gateway.http import HttpError, Scope, header
-from lightning_core.gateway.revoked import Revoked
+from lightning_core.gateway.revoked import OPENER, Revoked
 from lightning_core.gateway.tokens import OPENER_PREFIX, AttemptScope, Mode, is_secret, verify, verify_opener
 from lightning_core.spool.spool import Scope as ScopeName
 
@@ -88,7 +88,7 @@ class Access:
         if token and is_secret(self.secret, token):
             return Caller(None, None, "evaluate", "none", "secret")
         key_id = verify_opener(self.secret, token) if token else None
-        if key_id is None or self.revoked.has_opener(key_id):
+        if key_id is None or self.revoked.has(OPENER, key_id):
             raise _unauthorized(
                 "this needs an opener key (`lightning-flows token --opener` makes one), or the gateway's secret, as "
                 "`Authorization: Bearer …`; a key ends, and can be revoked"

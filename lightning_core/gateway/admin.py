@@ -12,6 +12,7 @@ from typing import Any
 from lightning_core.gateway.access import Access
 from lightning_core.gateway.http import Handle, HttpError, Receive, Response, Scope, Send, json_response, read_body
 from lightning_core.gateway.json_body import read_value
+from lightning_core.gateway.revoked import OPENER
 from lightning_core.gateway.routes import RoutesError, RouteTable, parse_routes
 from lightning_core.gateway.stats import Stats
 from lightning_core.spool.spool import SpoolWriter
@@ -92,7 +93,7 @@ class Admin:
 
     async def revoke_opener(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """Refuse the opener key of this id from now on; what it opened stays open."""
-        return self._stored(lambda: self.access.revoked.add_opener(scope["path_params"]["key_id"]))
+        return self._stored(lambda: self.access.revoked.add(OPENER, scope["path_params"]["key_id"]))
 
     def _stored(self, add: Callable[[], None]) -> dict[str, Any]:
         try:

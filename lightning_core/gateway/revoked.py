@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning_core.files import write_atomic
 from lightning_core.gateway.files import PRIVATE, services
 
-_OPENER = ""  # in a rollout's place: no rollout has an empty id
+OPENER = ""  # in a rollout's place: no rollout has an empty id
 
 
 class Revoked:
@@ -19,22 +19,14 @@ class Revoked:
         self._attempts = {(rollout, attempt) for rollout, attempt in self._read()}
 
     def has(self, rollout_id: str, attempt_id: str) -> bool:
-        """Whether tokens of this attempt are refused."""
+        """Whether tokens of this attempt, or of OPENER the key of this id, are refused."""
         return (rollout_id, attempt_id) in self._attempts
 
     def add(self, rollout_id: str, attempt_id: str) -> None:
-        """Refuse its tokens from now on; OSError where that cannot be stored."""
+        """Refuse these from now on; OSError where that cannot be stored."""
         attempts = self._attempts | {(rollout_id, attempt_id)}
         write_atomic(self._path, json.dumps(sorted(attempts)).encode(), mode=PRIVATE)
         self._attempts = attempts
-
-    def has_opener(self, key_id: str) -> bool:
-        """Tell whether this opener key is refused."""
-        return self.has(_OPENER, key_id)
-
-    def add_opener(self, key_id: str) -> None:
-        """Refuse the key from now on; OSError where that cannot be stored."""
-        self.add(_OPENER, key_id)
 
     def _read(self) -> list[list[str]]:
         try:

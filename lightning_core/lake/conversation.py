@@ -15,6 +15,14 @@ class Message:
     name: str | None = None  # of the tool that answers
 
 
+def json_or_text(recorded: str | None) -> Any:
+    """Read JSON as what it says, other text as it is."""
+    try:
+        return None if recorded is None else json.loads(recorded)
+    except ValueError:
+        return recorded
+
+
 def messages_of(recorded: str | None) -> list[Message]:
     """Read recorded messages; what is no list of messages is shown as it is."""
     if not recorded:

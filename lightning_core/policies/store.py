@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import secrets
 import shutil
 import time
@@ -20,7 +19,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
-from lightning_core.files import fsync, is_full_disk, locked, make_folder, rename, write_atomic
+from lightning_core.files import fsync, is_full_disk, link_or_copy, locked, make_folder, rename, write_atomic
 from lightning_core.home_format import require_readable
 from lightning_core.policies.fit import misfit
 from lightning_core.policies.manifest import (
@@ -186,7 +185,7 @@ class PolicyStore:
             if kind == "full":
                 for file in sorted(model_folder.iterdir()):
                     if file.is_file() and not file.name.startswith(".") and file.name != MANIFEST:
-                        _link_or_copy(file.resolve(), work / file.name)
+                        link_or_copy(file.resolve(), work / file.name)
             _write_out(work)
             return self._publish(work, Lineage(base_model=base_model, kind=kind), BASE_VERSION, _look_through(work))
         except PublishConflict:
@@ -347,14 +346,6 @@ def _json(manifest: Manifest) -> bytes:
 
 def _number(version: str) -> int:
     return int(version[1:])
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError as error:
-        log.debug("%s: cannot be linked (%s), copying", source, error)
-        shutil.copyfile(source, target)
 
 
 def best_of(evaluations: dict[str, Evaluation], run: str) -> str | None:

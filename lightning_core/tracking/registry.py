@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from lightning_core.files import put_in_place, rename
+from lightning_core.files import link_or_copy, put_in_place, rename
 from lightning_core.policies.manifest import (
     MANIFEST,
     Manifest,
@@ -264,12 +264,8 @@ def _link_folder(source: Path, target: Path) -> None:
 def _link(source: str, target: str) -> None:
     if Path(source).name == MANIFEST:  # rewritten when the version is evaluated
         shutil.copyfile(source, target)
-        return
-    try:
-        os.link(source, target)
-    except OSError as error:
-        logger.debug("%s: cannot be linked (%s), copying", source, error)
-        shutil.copyfile(source, target)
+    else:
+        link_or_copy(source, target)
 
 
 def _download(uri: str, source: str, target: Path) -> None:

@@ -17,6 +17,7 @@ import duckdb
 
 from lightning_core.files import write_atomic
 from lightning_core.lake import sql
+from lightning_core.lake.conversation import json_or_text
 from lightning_core.lake.manifest import EpochManifest
 
 Row = dict[str, Any]
@@ -126,8 +127,8 @@ def _spans(name: str, rows: list[Row]) -> list[Any]:
         attributes = {
             "mlflow.traceRequestId": name,
             "mlflow.spanType": _KINDS.get(row["op"], "UNKNOWN"),
-            "mlflow.spanInputs": _read(row["inputs"]),
-            "mlflow.spanOutputs": _read(row["outputs"]),
+            "mlflow.spanInputs": json_or_text(row["inputs"]),
+            "mlflow.spanOutputs": json_or_text(row["outputs"]),
             "lightning.agent": row["agent"],
             "lightning.placed_by": f"{row['method']} {row['confidence']:.2f}",
             "lightning.reward": row["reward"],
@@ -160,11 +161,3 @@ def _assessments(rows: list[Row]) -> list[Any]:
         for row in rows
         if row["reward"] is not None and math.isfinite(row["reward"]) and row["reward_source"] != "refused"
     ]
-
-
-def _read(text: str | None) -> Any:
-    """JSON as what it says, other text as it is."""
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError:
-        return text

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,12 @@ class Figures:
         with contextlib.suppress(duckdb.Error, LightningError), self.catalog() as con:
             self.findings(newest_run(con))
 
-    def catalog(self) -> _Held:
-        """Hold the newest catalog that can be asked, in a `with`."""
-        return _Held(self)
+    @contextlib.contextmanager
+    def catalog(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Hold the newest catalog that can be asked."""
+        self._look()
+        with self._lock:
+            yield self._newest()
 
     def close(self) -> None:
         with self._lock:
@@ -151,23 +155,6 @@ class _Open:
 
 def _built(root: Path | str) -> int | None:
     return None if isinstance(root, str) else catalog.built_ns(root)
-
-
-class _Held:
-    def __init__(self, figures: Figures) -> None:
-        self._figures = figures
-
-    def __enter__(self) -> duckdb.DuckDBPyConnection:
-        self._figures._look()
-        self._figures._lock.acquire()
-        try:
-            return self._figures._newest()
-        except BaseException:
-            self._figures._lock.release()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._figures._lock.release()
 
 
 def filled(text: str, parameters: dict[str, Any]) -> str:
