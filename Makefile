@@ -119,9 +119,9 @@ bench-gateway: $(READY) oracle-env ## the gateway against LiteLLM's proxy and di
 bench-learning: $(READY) ## held-out share by rollouts: ours, call-level grouping, stock TRL; hours, resumes, ARGS="--minutes 60"
 	$(BIN)/python -m bench.learning $(ARGS)
 
-.PHONY: bench-algorithms
-bench-algorithms: $(READY) ## the calculator trained by each algorithm, seed by seed, on 192 held-out tasks; hours, resumes, ARGS="--minutes 60"
-	$(BIN)/python -m bench.algorithms $(ARGS)
+.PHONY: bench-arms
+bench-arms: $(READY) ## the calculator trained with one thing different, seed by seed, on 192 held-out tasks; hours, resumes, ARGS="--minutes 60"
+	$(BIN)/python -m bench.arms $(ARGS)
 
 .PHONY: bench-curves
 bench-curves: $(READY) ## held-out reward by epoch of calc_x, spider and musique; hours, resumes, ARGS="spider --minutes 60"

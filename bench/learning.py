@@ -38,6 +38,14 @@ from lightning_core.settings_file import load_settings
 SETTINGS = ROOT / "bench/learning.yaml"
 RESULTS = ROOT / "bench/results/learning.jsonl"
 ARMS = ("ours", "transitions", "stock")
+# What makes Agent Lightning's scheme of a run's settings.
+TRANSITIONS: dict[str, Any] = {
+    "policies.0.advantages": "bench/transition_grpo.sql",
+    "policies.0.merge": "per_call",
+    "policies.0.min_spread": 0.0,
+    "reward.assign": "discounted",
+    "reward.gamma": 1.0,
+}
 
 
 def settings_of(arm: str, seed: int, folder: Path) -> tuple[Settings, dict[str, Any]]:
@@ -47,9 +55,7 @@ def settings_of(arm: str, seed: int, folder: Path) -> tuple[Settings, dict[str, 
         "seed": seed,
     }
     if arm == "transitions":
-        policy = load_settings(SETTINGS).policies[0].model_dump(mode="json", exclude_defaults=True)
-        policy |= {"advantages": "bench/transition_grpo.sql", "merge": "per_call", "min_spread": 0.0}
-        changes |= {"policies": [policy], "reward.assign": "discounted", "reward.gamma": 1.0}
+        changes |= TRANSITIONS
     return load_settings(SETTINGS, changes), changes
 
 
