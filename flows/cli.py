@@ -126,7 +126,7 @@ def train_epoch(settings: Settings, epoch: int | None, from_stage: Any) -> None:
 @click.option("--epoch", type=int, help="Default: the first that is not finished.")
 @from_option
 def roll_out(settings: Settings, epoch: int | None, from_stage: Any) -> None:
-    """Run only the rollouts of an epoch, graded and derived; `train-epoch` continues from there."""
+    """Run only the rollouts, rewards and sequences of an epoch; `train-epoch` continues from there."""
     with flow_of(settings, "train"):
         from lightning_flows.flows.roll_out import roll_out as run
 

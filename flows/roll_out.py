@@ -1,4 +1,4 @@
-"""The rollouts of an epoch and nothing more: graded and derived, to look at them before anything is trained.
+"""The rollouts, rewards and sequences of an epoch and nothing more, to look at them before anything is trained.
 
 prefect deployment run roll-out/local
 """

@@ -31,7 +31,7 @@ def wait_for_api(patience_s: float = _PATIENCE_S) -> None:
     url = PREFECT_API_URL.value()
     if url is None:  # one of Prefect's own, inside this process
         return
-    began, said = time.monotonic(), -_SAY_EVERY_S
+    began, reported = time.monotonic(), -_SAY_EVERY_S
     while not _answers(url):
         away = time.monotonic() - began
         if away > patience_s:
@@ -39,9 +39,9 @@ def wait_for_api(patience_s: float = _PATIENCE_S) -> None:
                 f"Prefect's server at {url} has not answered for {away:.0f} s; start it, and run the flow again: what is "
                 "finished is kept"
             )
-        if away - said > _SAY_EVERY_S:
+        if away - reported > _SAY_EVERY_S:
             logger().warning("Prefect's server at %s does not answer; waiting for it", url)
-            said = away
+            reported = away
         time.sleep(_POLL_S)
 
 

@@ -21,7 +21,7 @@ from lightning_flows.tasks.progress import Progress, logger
 from lightning_flows.tasks.step import step
 
 
-@step("derive {epoch.named}")
+@step("sequences of {epoch.named}")
 def derive_tables(epoch: Epoch) -> dict[str, int]:
     """Run the SQL of the epoch; returns rows by table. Raises SettingsError where policies' patterns overlap on an agent."""
     key = sequences_key(epoch)
@@ -56,7 +56,7 @@ def derive_bucket(epoch: Epoch, job: Job) -> dict[str, pa.Table]:
 
 def _shown(epoch: Epoch) -> Callable[[str, int], None]:
     """Progress of the SQL: of its statements, or of its buckets where there are several."""
-    progress = cache(partial(Progress, "SQL", of=epoch.named))
+    progress = cache(partial(Progress, "sequences", of=epoch.named))
 
     def tell(what: str, of: int) -> None:
         progress(of).add(note=what)

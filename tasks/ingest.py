@@ -68,12 +68,12 @@ def _on(cluster: ClusterSettings) -> Decode:
     return decode
 
 
-@step("grade {epoch.named}")
+@step("rewards of {epoch.named}")
 def grade_rollouts(epoch: Epoch, grader: str) -> dict[str, Any]:
     """Run a grader over the attempts of the epoch that it has not graded yet; rewards are durable on return."""
     gateway = GatewayHandle.find(epoch.home)
     assert gateway is not None, "the epoch's services hold a gateway open"
-    progress = cache(partial(Progress, "grading", of=epoch.named))
+    progress = cache(partial(Progress, "rewards", of=epoch.named))
 
     def on_progress(done: int, total: int) -> None:
         progress(total).at(done)

@@ -166,9 +166,9 @@ def _reward_spans(result: Any, grader: str) -> tuple[list[SpanData], str | None]
         error, name = f"{bad} is {values[bad]!r:.80}, not a finite number", str(bad)
     if error is not None:
         return [_span({names.REWARD_NAME: name, names.ERROR: error}, grader, error)], error
-    told = {"reward": words}
+    reasons = {"reward": words}
     return [
-        _span({names.REWARD: float(v), names.REWARD_NAME: str(n), names.REWARD_WORDS: told.get(n)}, grader)
+        _span({names.REWARD: float(v), names.REWARD_NAME: str(n), names.REWARD_WORDS: reasons.get(n)}, grader)
         for n, v in values.items()
     ], None
 

@@ -88,10 +88,10 @@ class Algorithm:
         try:
             self.options: Any = self.Options.model_validate(policy.options)
         except ValidationError as error:
-            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             known = ", ".join(self.Options.model_fields) or "none"
             raise ValueError(
-                f"`options` of `algorithm: {policy.algorithm}`: {told}; it knows the options: {known}"
+                f"`options` of `algorithm: {policy.algorithm}`: {problems}; it knows the options: {known}"
             ) from None
 
     def select(self) -> str:

@@ -86,11 +86,13 @@ def open_rollout(
         )
     asked = {"task": task, "task_id": task_id, "group": group, "ttl_s": ttl_s}
     try:
-        said = post_json(f"{url}/v1/rollouts", key, {k: v for k, v in asked.items() if v is not None})
+        answer = post_json(f"{url}/v1/rollouts", key, {k: v for k, v in asked.items() if v is not None})
     except (TypeError, ValueError) as error:
         raise ValueError(f"rollout: the task is no JSON: {error}") from None
-    where = f"{url}{said['path']}"
-    return Rollout(said["rollout_id"], said["attempt_id"], where, said["token"], said["proof"], said["expires"])
+    where = f"{url}{answer['path']}"
+    return Rollout(
+        answer["rollout_id"], answer["attempt_id"], where, answer["token"], answer["proof"], answer["expires"]
+    )
 
 
 @contextlib.contextmanager
@@ -129,9 +131,9 @@ def rollout(
 
 
 def _end(opened: Rollout) -> None:
-    said = {"output": _jsonable(opened), "status": opened.status, "error": opened.error}
+    body = {"output": _jsonable(opened), "status": opened.status, "error": opened.error}
     try:
-        post_json(f"{opened.otlp_endpoint}/end", opened.token, {k: v for k, v in said.items() if v is not None})
+        post_json(f"{opened.otlp_endpoint}/end", opened.token, {k: v for k, v in body.items() if v is not None})
     except DeliveryError as error:
         log.error("rollout %s could not be ended: %s", opened.rollout_id, error)
 

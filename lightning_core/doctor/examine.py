@@ -53,10 +53,10 @@ def examine(settings: Settings, task: Mapping[str, Any]) -> Examination:
             model = f"a canned reply ({ANSWER!r}), which calls no tools; where `lightning-flows serve` runs, its model answers"
         # A name that nobody has is answered all the same, so that one run finds everything; `unknown_model` says so.
         routes["aliases"] = {ANY_NAME: settings.policies[0].name} | settings.aliases
-        server = GatewayHandle.start(
+        gateway = GatewayHandle.start(
             home, settings.gateway.model_copy(update={"port": 0, "grpc_port": 0}), home / "log"
         )
-        stack.callback(server.stop)
-        server.set_routes(routes)
-        trial = try_agent(server, settings.model_copy(update={"run": "doctor"}), {"doctor": task})
+        stack.callback(gateway.stop)
+        gateway.set_routes(routes)
+        trial = try_agent(gateway, settings.model_copy(update={"run": "doctor"}), {"doctor": task})
         return Examination(model, trial.results, trial.printed, findings(trial))

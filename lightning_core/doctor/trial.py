@@ -30,31 +30,31 @@ class Trial:
     epoch: Epoch
 
 
-def try_agent(server: GatewayHandle, settings: Settings, tasks: Mapping[str, Mapping[str, Any]]) -> Trial:
+def try_agent(gateway: GatewayHandle, settings: Settings, tasks: Mapping[str, Mapping[str, Any]]) -> Trial:
     """Run the tasks (name → content) one after another, grade them, and derive them as epoch 0 of `settings.run`.
 
     Everything goes into the home of the gateway, whose routes say what model answers. Raises SettingsError for an agent that
     cannot be run at all.
     """
-    settings = settings.model_copy(update={"home": Path(server.home)})  # not what a run of that name left at home
+    settings = settings.model_copy(update={"home": Path(gateway.home)})  # not what a run of that name left at home
     run, redaction = Run(settings), Redaction.of(settings.lake)
     decode_spool(run.lake, None)
     epoch = run.open(0, "train", run.versions(0))
     results = {}
-    with Runner(settings.agent, model=settings.policies[0].name, logs=server.home / "logs" / "attempts") as runner:
+    with Runner(settings.agent, model=settings.policies[0].name, logs=gateway.home / "logs" / "attempts") as runner:
         for name, content in tasks.items():
             (planned,) = with_prompts(epoch, [PlannedRollout(f"{run.run}.{name}", name, Task(name, dict(content)))])
-            spec = partial(attempt_of, epoch, planned, gateway=server)
+            spec = partial(attempt_of, epoch, planned, gateway=gateway)
             results[name] = run_rollout(runner, spec, settings.rollout.retries)
     decode_spool(run.lake, redaction)
     if settings.reward.grader is not None:
         with attempts(epoch) as con:
-            grade(settings.reward.grader, con, server.store)
+            grade(settings.reward.grader, con, gateway.store)
         decode_spool(run.lake, redaction)
     derive(epoch, "trial")
     epoch.save()
     run.lake.rebuild_catalog()
-    printed = _printed(server.home / "logs" / "attempts", [result.rollout_id for result in results.values()])
+    printed = _printed(gateway.home / "logs" / "attempts", [result.rollout_id for result in results.values()])
     return Trial(results, printed, epoch)
 
 

@@ -159,14 +159,14 @@ def _say_missed(vllm: VllmServer, error: RedeployFailed) -> None:
 class _Routes:
     """The gateway's routes while a deploy goes on: those in force, those before it, and those it is to end with."""
 
-    def __init__(self, run: Run, server: GatewayHandle, fleet: Fleet, versions: dict[str, str]) -> None:
+    def __init__(self, run: Run, gateway: GatewayHandle, fleet: Fleet, versions: dict[str, str]) -> None:
         settings = run.settings
         limit = settings.evaluation.max_tokens
         self.served: dict[str, Fleet] = {p.name: fleet for p in settings.policies}  # who has the new version
-        self._server, self._fleet, self._base_name = server, fleet, fleet[0].state.served_name
+        self._gateway, self._fleet, self._base_name = gateway, fleet, fleet[0].state.served_name
         self._policies = {p.name: p for p in settings.policies}
         self._frozen, self._aliases = settings.frozen, settings.aliases
-        self._former = server.routes()
+        self._former = gateway.routes()
         self._now = dict(self._former["policies"])
         self._new: Callable[[str, Fleet], dict[str, Any]] = lambda name, on: route(
             self._policies[name], on, versions[name], evaluate_max_tokens=limit, restart_wait_s=_RESTART_WAIT_S
@@ -223,7 +223,7 @@ class _Routes:
                     logger.warning("what vLLM still serves is not known: %s", error)
         for entry in self._former["policies"].values():
             entry["loaded"] = {v: o for v, o in entry["loaded"].items() if o["upstream"] or o["model"] in served}
-        self._server.set_routes(self._former)
+        self._gateway.set_routes(self._former)
 
     def _with_loaded(self, name: str) -> dict[str, Any]:
         """The new route, with the other versions that stay loaded: rollouts that began with them go on with them."""
@@ -241,7 +241,7 @@ class _Routes:
         whole = [vllm for vllm in self._fleet if all(vllm in served for served in self.served.values())]
         base = {"upstream": (whole or self._fleet)[0].upstream, "model": self._base_name}
         frozen = dict.fromkeys(self._frozen, base)
-        self._server.set_routes({"policies": self._now, "frozen": frozen, "aliases": self._aliases})
+        self._gateway.set_routes({"policies": self._now, "frozen": frozen, "aliases": self._aliases})
 
 
 def _wake(fleet: Fleet) -> None:

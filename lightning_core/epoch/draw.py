@@ -1,4 +1,4 @@
-"""The draw of an epoch's tasks by a sampler: SQL over what earlier epochs of the run came to."""
+"""The draw of an epoch's tasks by a sampler: SQL over the outcomes of its earlier epochs."""
 
 from __future__ import annotations
 

@@ -50,17 +50,17 @@ def running(run: Run, say: Say = logger.info) -> Iterator[Services]:
     """Server and vLLM, on the versions last deployed; a flow deploys those it wants. Leaves running what ran before."""
     settings, model = run.settings, base_model(run, say)
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(gateway_running(run, say))
+        gateway = stack.enter_context(gateway_running(run, say))
         fleet = []
         for replica in range(settings.vllm.replicas):
             vllm = stack.enter_context(_others(run.home, replica, say))
             if vllm is None:
                 vllm = _left_behind(run, model, replica, say) or _start_vllm(run, model, replica, say)
                 stack.callback(vllm.stop)
-                stack.callback(_let_calls_fail, server)
-                stack.enter_context(Supervisor(vllm, on_giving_up=lambda: _let_calls_fail(server)))
+                stack.callback(_let_calls_fail, gateway)
+                stack.enter_context(Supervisor(vllm, on_giving_up=lambda: _let_calls_fail(gateway)))
             fleet.append(vllm)
-        yield Services(server, fleet, model)
+        yield Services(gateway, fleet, model)
 
 
 @contextlib.contextmanager
@@ -77,8 +77,8 @@ def vllm_asleep(run: Run, services: Services) -> Iterator[None]:
 @contextlib.contextmanager
 def gateway_running(run: Run, say: Say = logger.info) -> Iterator[GatewayHandle]:
     """The gateway alone: for work on rollouts that are there, which samples nothing."""
-    with gateway_of(run.home, run.settings.gateway, say) as server:
-        yield server
+    with gateway_of(run.home, run.settings.gateway, say) as gateway:
+        yield gateway
 
 
 @contextlib.contextmanager
@@ -89,23 +89,23 @@ def gateway_of(home: Path, settings: GatewaySettings, say: Say = logger.info) ->
         ours = owner.claim()
         if ours:
             stack.callback(owner.release)
-        server = GatewayHandle.find(home)
-        if server is None:
+        gateway = GatewayHandle.find(home)
+        if gateway is None:
             say("starting the gateway")
-            server = GatewayHandle.start(home, settings, home / "logs" / "gateway.log")
-            stack.callback(server.stop)
+            gateway = GatewayHandle.start(home, settings, home / "logs" / "gateway.log")
+            stack.callback(gateway.stop)
         elif ours:
-            stack.callback(end_group, server.pid, created(server.pid), 30)
-        yield server
+            stack.callback(end_group, gateway.pid, created(gateway.pid), 30)
+        yield gateway
 
 
-def _let_calls_fail(server: GatewayHandle) -> None:
+def _let_calls_fail(gateway: GatewayHandle) -> None:
     """Nobody starts vLLM again from now on: calls need not wait for it."""
     try:
-        routes = server.routes()
+        routes = gateway.routes()
         for route in routes["policies"].values():
             route["restart_wait_s"] = 0
-        server.set_routes(routes)
+        gateway.set_routes(routes)
     except GatewayError as error:
         logger.warning("calls to vLLM wait in vain for a while: %s", error)
 
@@ -158,9 +158,9 @@ def stop_orphans(home: Path) -> None:
     """Stop what a killed flow left running for `home`. Raises LakeError where a living flow owns it."""
     if not _owner(home).claim():
         raise LakeError(f"a flow is at work in {home}; stop it first")
-    server = GatewayHandle.find(home)
-    if server is not None:
-        end_group(server.pid, created(server.pid), 30)
+    gateway = GatewayHandle.find(home)
+    if gateway is not None:
+        end_group(gateway.pid, created(gateway.pid), 30)
     replica = 0
     while (vllm := VllmServer.known(home, replica)) is not None:
         vllm.stop()  # of one that is gone, what it left

@@ -124,7 +124,7 @@ def _rollout(trace_id: str, trace: _Trace) -> Imported:
     ids = {span.span_id for span in trace.spans}
     root = min(trace.spans, key=lambda s: (s.parent_span_id in ids, s.start_time_unix_nano))
     failed = root.status.code == 2
-    said = {a.key for span in trace.spans for a in span.attributes}
+    keys = {a.key for span in trace.spans for a in span.attributes}
     return Imported(
         rollout_id=f"trace-{trace_id}",
         trace_id=trace_id,
@@ -135,7 +135,7 @@ def _rollout(trace_id: str, trace: _Trace) -> Imported:
         output=_json_of(root, _ANSWERED),
         outcome="error" if failed else "ok",
         error=root.status.message.decode("utf-8", "replace") or "the trace failed" if failed else None,
-        rewards=trace.rewards or ({} if names.REWARD.encode() in said else {"reward": 1.0}),
+        rewards=trace.rewards or ({} if names.REWARD.encode() in keys else {"reward": 1.0}),
     )
 
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Made:
-    """What training a policy came to, as the manifest keeps it, served from now on; `write` returns when it is on the disk."""
+    """The outcome of training a policy, as the manifest keeps it, served from now on; `write` returns when it is on the disk."""
 
     output: dict[str, Any]
     write: Callable[[], None] = lambda: None

@@ -57,7 +57,7 @@ class Endpoint:
             status = 500
             if started:
                 raise
-            internal = HttpError(500, "internal error; the server's log has the details", "server_error")
+            internal = HttpError(500, "internal error; the gateway's log has the details", "server_error")
             await internal.response().send(send)
         self._stats.answered(self._name, status).inc()
 

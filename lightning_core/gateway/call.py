@@ -232,7 +232,7 @@ class Call:
         )
 
     def _broken(self, message: str) -> HttpError:
-        """Count a failure of the infrastructure for the attempt; returns what the client is told."""
+        """Count a failure of the infrastructure for the attempt; returns what the client gets."""
         caller = self._asked.caller
         self._attempt.failed(message, question(self._asked.request))
         log.warning("call to %s for rollout %s failed: %s", self._asked.target.label, caller.rollout_id, message[:300])
@@ -245,7 +245,7 @@ class Call:
         self._stored = True
         gateway, asked, collected = self._gateway, self._asked, self._collected
         stats, counters, caller = gateway.stats, self._counters, asked.caller
-        told = Outcome(
+        result = Outcome(
             versions=gateway.targets.versions(asked.target),
             start_ns=self._start_ns,
             end_ns=max(time.time_ns(), self._start_ns),
@@ -258,7 +258,7 @@ class Call:
             aborted=outcome in ("aborted", "broken"),
         )
         traceparent = header(self._scope, b"traceparent")
-        body = encode_call(caller, asked.target, asked.request, asked.prepared, collected, traceparent, told)
+        body = encode_call(caller, asked.target, asked.request, asked.prepared, collected, traceparent, result)
         record = Record(caller.rollout_id, caller.attempt_id, caller.scope, time.time_ns(), "gateway", body)
         try:
             await gateway.spool.append(record)
@@ -267,11 +267,11 @@ class Call:
             counters.ended("not_stored").inc()
             raise self._broken(f"the call's span could not be stored: {error}") from None
         except asyncio.CancelledError:
-            self._count(told, outcome, len(body))  # it is written all the same
+            self._count(result, outcome, len(body))  # it is written all the same
             raise
-        self._count(told, outcome, len(body))
+        self._count(result, outcome, len(body))
 
-    def _count(self, told: Outcome, outcome: str, size: int) -> None:
+    def _count(self, result: Outcome, outcome: str, size: int) -> None:
         gateway, collected, counters = self._gateway, self._collected, self._counters
         gateway.stats.spooled_calls.inc(size)
         counters.ended(outcome).inc()
@@ -281,7 +281,7 @@ class Call:
             self._attempt.tokens += used
         if self._attempt.unanswered and outcome in ("ok", "refused"):
             self._attempt.answered(question(self._asked.request), self._started)
-        log_call(gateway.settings.log_calls, self._asked, collected, told, outcome)
+        log_call(gateway.settings.log_calls, self._asked, collected, result, outcome)
 
     async def _leave(self, failure: str, outcome: str) -> None:
         """The span of a call that failed; that it cannot be stored is logged and counted, the failure stays."""

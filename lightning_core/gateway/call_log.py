@@ -17,28 +17,28 @@ log = logging.getLogger("lightning_core.gateway.calls")
 
 
 def log_call(
-    how: Literal["off", "facts", "text"], asked: Asked, collected: Collected, told: Outcome, outcome: str
+    how: Literal["off", "facts", "text"], asked: Asked, collected: Collected, result: Outcome, outcome: str
 ) -> None:
     if how == "off" or not log.isEnabledFor(logging.INFO):
         return
     line = {
         "rollout": asked.caller.rollout_id,
         "attempt": asked.caller.attempt_id,
-        "api": told.api,
+        "api": result.api,
         "model": asked.target.asked,
         "served_by": asked.target.label,
-        "version": told.versions,
+        "version": result.versions,
         "outcome": outcome,
-        "response_id": told.response_id or collected.response_id,
+        "response_id": result.response_id or collected.response_id,
         "finish": [choice.finish_reason for choice in collected.ordered()],
         "prompt_tokens": collected.usage.get("prompt_tokens"),
         "completion_tokens": collected.usage.get("completion_tokens"),
-        "first_token_ms": told.first_token_ms,
-        "ms": (told.end_ns - told.start_ns) / 1e6,
+        "first_token_ms": result.first_token_ms,
+        "ms": (result.end_ns - result.start_ns) / 1e6,
     }
     if how == "text":
         request = asked.request
         line["input"] = request.get("messages") or request.get("prompt") or request.get("input")
         line["output"] = [choice.message for choice in collected.ordered()]
-        line["failure"] = told.failure
+        line["failure"] = result.failure
     log.info("%s", orjson.dumps(line).decode())

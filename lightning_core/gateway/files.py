@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
 
 PRIVATE = 0o600
@@ -24,7 +25,7 @@ def load_secret(home: Path) -> str:
     path = services(home) / "secret"
     secret = made_once(path, lambda: secrets.token_hex(32))
     if len(secret) < 32:
-        raise ValueError(f"{path}: holds no secret of at least 32 characters; remove the file to have one made")
+        raise LightningError(f"{path}: holds no secret of at least 32 characters; remove the file to have one made")
     return secret
 
 

@@ -38,7 +38,7 @@ from lightning_core.gateway.intake import Intake
 from lightning_core.gateway.protocol import bounded_http
 from lightning_core.gateway.revoked import Revoked
 from lightning_core.gateway.room import Room
-from lightning_core.gateway.routes import RoutesError, RouteTable
+from lightning_core.gateway.routes import RouteTable
 from lightning_core.gateway.stats import Stats
 from lightning_core.settings_file import explain_validation
 from lightning_core.spool.spool import SpoolError, SpoolWriter
@@ -178,7 +178,7 @@ def serve(home: Path, settings: GatewaySettings) -> None:
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         _rarely_collect()
         server.run(sockets=[sock])
-    except (RoutesError, ValueError, OSError) as error:
+    except (LightningError, ValueError, OSError) as error:
         raise CannotStart(str(error)) from None
     finally:
         spool.close()

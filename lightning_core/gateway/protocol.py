@@ -68,9 +68,9 @@ class BoundedHttp(HttpToolsProtocol):
             self.loop.call_soon(self._tell_gone)
 
     def _tell_gone(self) -> None:
-        told, self._on_gone = self._on_gone, None
-        if told is not None:
-            told()
+        on_gone, self._on_gone = self._on_gone, None
+        if on_gone is not None:
+            on_gone()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

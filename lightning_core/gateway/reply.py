@@ -21,7 +21,7 @@ _LEAST_CHOICES = 128  # that are taken, whatever was asked for: some APIs count 
 
 @dataclass(slots=True)
 class Choice:
-    """What one choice of the reply came to."""
+    """One choice of the reply, as far as it has come."""
 
     token_ids: array[int] = field(default_factory=lambda: array("i"))
     logprobs: array[float] = field(default_factory=lambda: array("f"))

@@ -131,19 +131,19 @@ class ResponsesFormat(ApiFormat):
     def broken(self, error: HttpError) -> bytes:
         # Both forms in use: the event's own fields, and `error`, at which OpenAI's client raises an APIError.
         shape = error.body["error"]
-        told = {"code": shape["code"], "message": shape["message"], "param": shape["param"]}
-        return self._events("error", **told, **error.body)
+        fields = {"code": shape["code"], "message": shape["message"], "param": shape["param"]}
+        return self._events("error", **fields, **error.body)
 
     def kept(self, collected: Collected) -> None:
         """Store the response, and the messages it adds to the conversation as they were sampled."""
         if self._store is None:
             return
         choices = collected.ordered()
-        said = choices[0].message if choices else {}
+        answered = choices[0].message if choices else {}
         # A stream's first chunk has an empty text, a whole reply of tool calls none: as a client would send it back.
-        content = said.get("content") or (None if said.get("tool_calls") else "")
+        content = answered.get("content") or (None if answered.get("tool_calls") else "")
         message: dict[str, Any] = {"role": "assistant", "content": content}
-        message |= {key: said[key] for key in ("reasoning", "tool_calls") if said.get(key)}
+        message |= {key: answered[key] for key in ("reasoning", "tool_calls") if answered.get(key)}
         self._store.put(self._turn, message, self._whole)
 
     def _completed(self, collected: Collected) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class ResponseStore:
 
     def put(self, turn: Turn, reply: dict[str, Any], response: dict[str, Any]) -> None:
         kept = [orjson.dumps(part) for part in ([*turn.messages, reply], response, turn.items)]
-        with _told():
+        with _or_unavailable():
             self._put(turn, kept)
 
     def _put(self, turn: Turn, kept: list[bytes]) -> None:
@@ -125,7 +125,7 @@ class ResponseStore:
     def delete(self, response_id: str, caller: Caller) -> None:
         row = self._row(response_id, caller)
         if row is not None:
-            with _told():
+            with _or_unavailable():
                 self._db.execute("DELETE FROM responses_2 WHERE id = ?", (response_id,))
             self._size -= sum(map(len, row[1:]))
 
@@ -133,7 +133,7 @@ class ResponseStore:
         self._db.close()
 
     def _row(self, response_id: str, caller: Caller) -> tuple[str | None, bytes, bytes, bytes] | None:
-        with _told():
+        with _or_unavailable():
             found: tuple[str | None, bytes, bytes, bytes] | None = self._db.execute(
                 "SELECT previous, messages, response, items FROM responses_2 WHERE id = ? AND rollout = ? AND attempt = ?",
                 (response_id, *_owner(caller)),
@@ -191,7 +191,7 @@ def _query(scope: Scope) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _or_unavailable() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:

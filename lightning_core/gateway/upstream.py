@@ -105,8 +105,8 @@ class Upstreams:
             on_retry()
             # Another replica is not given time to recover.
             await asyncio.sleep(0 if len(set(tried)) < len(target.addresses) else delay or _GONE_DELAY_S)
-        told = without_key(problem, target)
-        raise UpstreamDown(f"the model server at {tried[-1]} {told} ({len(tried)} tries)")
+        reason = without_key(problem, target)
+        raise UpstreamDown(f"the model server at {tried[-1]} {reason} ({len(tried)} tries)")
 
     async def _try(self, address: str, target: Target, path: str, data: bytes) -> Reply:
         connections = self._connections.get(address)
@@ -128,7 +128,7 @@ class Upstreams:
 
 
 def without_key(text: str, target: Target) -> str:
-    """`text` as it may be told, stored and logged: some APIs repeat the key they were sent."""
+    """`text` as it may be shown, stored and logged: some APIs repeat the key they were sent."""
     return text.replace(target.api_key, "…") if target.api_key else text
 
 

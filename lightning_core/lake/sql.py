@@ -77,8 +77,8 @@ def inputs(name: str) -> tuple[str, ...]:
 
     Raises ValueError for a header without that line.
     """
-    said = re.sub(r"\([^()]*\)|\bstored\.", "", " ".join(header(name)))
-    found = re.search(r"Inputs: ([\w\s,]+)[.;]", said)
+    headed = re.sub(r"\([^()]*\)|\bstored\.", "", " ".join(header(name)))
+    found = re.search(r"Inputs: ([\w\s,]+)[.;]", headed)
     if found is None:
         raise ValueError(
             f"sql/{name}.sql: the header has no `Inputs: table, table.`; for a file without any write `none`"

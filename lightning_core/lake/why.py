@@ -73,11 +73,11 @@ class Finding:
     @property
     def _epochs(self) -> str:
         trained = self.epochs if self.mode == "train" else [epoch - 1 for epoch in self.epochs if epoch]
-        said = [f"epoch{'s' * (len(trained) > 1)} {_ranges(trained)}"] if trained else []
+        parts = [f"epoch{'s' * (len(trained) > 1)} {_ranges(trained)}"] if trained else []
         if self.mode == "train":
-            return said[0]
-        said = [when(0)] * (0 in self.epochs) + [f"after {one}" for one in said]
-        return f"evaluation{'s' * (len(self.epochs) > 1)} {', '.join(said)}"
+            return parts[0]
+        parts = [when(0)] * (0 in self.epochs) + [f"after {one}" for one in parts]
+        return f"evaluation{'s' * (len(self.epochs) > 1)} {', '.join(parts)}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

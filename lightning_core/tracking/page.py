@@ -75,8 +75,8 @@ def _table(signals: Mapping[str, Points]) -> str:
         points = signals[name]
         values = [value for _, value in points]
         line = " | ".join(f"{value:.4g}" for value in (values[0], values[-1], min(values), max(values)))
-        said = when if name.startswith("held_out_") else str
-        epochs = "–".join(dict.fromkeys(said(epoch) for epoch, _ in (points[0], points[-1])))
+        shown = when if name.startswith("held_out_") else str
+        epochs = "–".join(dict.fromkeys(shown(epoch) for epoch, _ in (points[0], points[-1])))
         lines.append(f"| {name} | {epochs} | {curve(values)} | {line} |")
     return "\n".join(lines)
 

@@ -54,8 +54,8 @@ class Checkpoints:
     def __init__(self, job: Job, parts: int) -> None:
         self.folder = job.state / UNFINISHED
         constant = job.policy_settings.training.lr_schedule == "constant"
-        told = job.model_dump_json(exclude=_ASIDE | ({"epochs": True} if constant else {})) + training_code()
-        self.belongs_to = hashlib.sha256(told.encode() + job.sequences.read_bytes()).hexdigest()
+        identity = job.model_dump_json(exclude=_ASIDE | ({"epochs": True} if constant else {})) + training_code()
+        self.belongs_to = hashlib.sha256(identity.encode() + job.sequences.read_bytes()).hexdigest()
         self.parts = parts
 
     def newest(self) -> Found | None:

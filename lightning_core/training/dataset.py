@@ -169,8 +169,8 @@ def _check(row: Sequence, vocabulary: int, where: str) -> None:
     for name in ("logprobs", "advantages"):
         wrong = np.flatnonzero(trained & ~np.isfinite(getattr(row, name)))
         if len(wrong):
-            told = f"`{name}` is {getattr(row, name)[wrong[0]]} at token {wrong[0]}"
-            raise TrainingDataError(f"{where}: {told}; {_REMEDY[name]}")
+            found = f"`{name}` is {getattr(row, name)[wrong[0]]} at token {wrong[0]}"
+            raise TrainingDataError(f"{where}: {found}; {_REMEDY[name]}")
     if trained.any() and row.logprobs[trained].max() > _LOGPROB_SLACK:
         raise TrainingDataError(
             f"{where}: `logprobs` holds {row.logprobs[trained].max():.4g}; a log-probability is ≤ 0"

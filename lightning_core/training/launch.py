@@ -42,8 +42,8 @@ class _Resident(Process):
         self.device, self.beside, self.jobs = job.device, job.beside, 0
         theirs, self._pipe = os.pipe()
         try:
-            told = ["--of", str(job.state), "--with-parent", str(os.getpid())]
-            command = [sys.executable, *_MODULE, "--jobs", str(theirs), *told]
+            arguments = ["--of", str(job.state), "--with-parent", str(os.getpid())]
+            command = [sys.executable, *_MODULE, "--jobs", str(theirs), *arguments]
             super().__init__(command, log_path, environment, descriptors=[theirs])
         finally:
             os.close(theirs)

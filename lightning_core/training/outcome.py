@@ -71,8 +71,8 @@ def leave(
             trained.add_module(PART, part)
         keep(Made(job, trained, trainer.processing_class, optimizer, state | {"epoch": job.epoch}))
     trainer.accelerator.wait_for_everyone()
-    told: dict[str, Any] = json.loads((job.output / "training.json").read_text())
-    return told
+    results: dict[str, Any] = json.loads((job.output / "training.json").read_text())
+    return results
 
 
 def probed(rows: list[Sequence]) -> tuple[list[int], int]:

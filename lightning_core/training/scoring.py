@@ -127,8 +127,8 @@ def why_not_packed(model: Any, longest: int) -> str | None:
         if not difference < _PROBE_TOLERANCE:
             reason = f"{type(base).__name__} does not follow the attention mask (hidden states off by {difference:.2g})"
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        told = str(error).splitlines()[0] if str(error) else repr(error)
-        reason = f"{type(base).__name__} does not follow the attention mask: {told}"
+        first_line = str(error).splitlines()[0] if str(error) else repr(error)
+        reason = f"{type(base).__name__} does not follow the attention mask: {first_line}"
     finally:
         base.train(was_training)
     if reason is not None:

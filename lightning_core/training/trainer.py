@@ -26,7 +26,7 @@ from lightning_core.training.steps import Stepping, StepPlan
 from lightning_core.training.token_scores import put_trained
 from lightning_core.training.trl_bridge import PlannedGRPOTrainer, grpo_arguments
 
-_MOST_NATS = 20.0  # by which a token can be more likely in what is told: e^20, before numbers overflow
+_MOST_NATS = 20.0  # by which a token can be more likely in what is logged: e^20, before numbers overflow
 # What is summed over a step's trained tokens: the metrics that are not TRL's.
 _SUMS = (
     "tokens", "entropy", "mismatch", "mismatch_kl", "kl", "ratio", "sampled", "informative_entropy", "importance_ratio",

@@ -49,11 +49,11 @@ def line_chart(
 
     parts = []
     for value in ticks(low_y, high_y):
-        said = f"{value:.0%}" if percent else f"{value:,.10g}"
+        label = f"{value:.0%}" if percent else f"{value:,.10g}"
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
         )
-        parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{said}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>')
     for value in ticks(low_x, high_x, all(p[0].is_integer() for p in points)):
         parts.append(f'<text x="{x(value):.1f}" y="{_HEIGHT - 22}" text-anchor="middle">{value:,.10g}</text>')
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}" text-anchor="end">{escape(across)}</text>')
@@ -65,10 +65,10 @@ def line_chart(
         parts.append(f'<polyline class="line line{number}" points="{middle}"/>')
         for at, (place, value, low, high) in enumerate(line.points):
             of = f"{line.names[at]}, " if line.names else ""
-            said = f"{value:.1%} ({low:.1%} to {high:.1%})" if percent else f"{value:.4g} ({low:.4g} to {high:.4g})"
+            label = f"{value:.1%} ({low:.1%} to {high:.1%})" if percent else f"{value:.4g} ({low:.4g} to {high:.4g})"
             parts.append(
                 f'<circle class="line{number}" cx="{x(place):.1f}" cy="{y(value):.1f}" r="3.5">'
-                f"<title>{escape(line.name)}, {escape(of)}{escape(across)} {place:.4g}: {said}</title></circle>"
+                f"<title>{escape(line.name)}, {escape(of)}{escape(across)} {place:.4g}: {label}</title></circle>"
             )
     return Markup(f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img">{"".join(parts)}</svg>')
 

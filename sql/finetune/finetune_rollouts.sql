@@ -1,4 +1,4 @@
--- Which collected rollouts a finetuning looks at, and why it does not look at the others.
+-- Which recorded rollouts a finetuning looks at, and why it does not look at the others.
 -- Grain: one row per rollout of the chosen epochs that ended; `left_out` is NULL where its attempts are scored for examples
 -- (what becomes of those is in advantages and exclusions).
 -- Inputs: spans, chosen_epochs (run, epoch, opened_offset, sealed_offset), chosen_plans (rollout_id), time_window (since_ns,

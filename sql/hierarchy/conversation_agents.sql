@@ -61,22 +61,22 @@ forward AS (
         AND at_work.start_ns <= calls.start_ns
         AND at_work.end_ns >= calls.start_ns
 ),
-told AS MATERIALIZED (
+followed AS MATERIALIZED (
     SELECT calls.*, forward.agent AS forward_agent FROM calls JOIN forward USING (node)
 ),
 of_one AS (
     SELECT opening, min(forward_agent) AS agent
-    FROM told
+    FROM followed
     WHERE forward_agent IS NOT NULL
     GROUP BY opening
     HAVING count(DISTINCT forward_agent) = 1
 )
-SELECT told.waits_as AS node, coalesce(told.forward_agent, at_work.agent) AS agent
-FROM told
-LEFT JOIN of_one ON of_one.opening = told.opening AND told.forward_agent IS NULL
+SELECT followed.waits_as AS node, coalesce(followed.forward_agent, at_work.agent) AS agent
+FROM followed
+LEFT JOIN of_one ON of_one.opening = followed.opening AND followed.forward_agent IS NULL
 LEFT JOIN at_work
-    ON at_work.attempt = told.attempt
+    ON at_work.attempt = followed.attempt
     AND at_work.agent = of_one.agent
-    AND at_work.start_ns <= told.start_ns
-    AND at_work.end_ns >= told.start_ns
-WHERE told.waits_as IS NOT NULL AND NOT told.by_ids AND coalesce(told.forward_agent, at_work.agent) IS NOT NULL
+    AND at_work.start_ns <= followed.start_ns
+    AND at_work.end_ns >= followed.start_ns
+WHERE followed.waits_as IS NOT NULL AND NOT followed.by_ids AND coalesce(followed.forward_agent, at_work.agent) IS NOT NULL

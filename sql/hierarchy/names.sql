@@ -10,7 +10,7 @@ WITH own AS MATERIALIZED (
     LEFT JOIN user_names USING (node)
     WHERE nodes.agent_name IS NOT NULL OR user_names.agent_name IS NOT NULL
 ),
-told AS (
+by_others AS (
     SELECT 1 AS rank, llm_twins.kept AS node, own.node AS by_node, own.agent_name
     FROM llm_twins
     JOIN own USING (node)
@@ -23,10 +23,10 @@ told AS (
 calls AS MATERIALIZED (
     FROM own
     UNION ALL
-    SELECT told.node, min_by(told.agent_name, (told.rank, told.by_node))
-    FROM told
+    SELECT by_others.node, min_by(by_others.agent_name, (by_others.rank, by_others.by_node))
+    FROM by_others
     ANTI JOIN own USING (node)
-    GROUP BY told.node
+    GROUP BY by_others.node
 )
 FROM calls
 UNION ALL

@@ -7,7 +7,7 @@
 -- draw (NULL if all were). `late`: spans of the
 -- epoch's attempts that arrived after it was sealed; they are kept, and nothing derived reads them. `rejected`: spans of its
 -- attempts that could not be decoded; those without a scope count for every epoch that was open then.
-WITH collected AS (
+WITH finished AS (
     SELECT
         run,
         epoch,
@@ -57,21 +57,21 @@ SELECT
     mode,
     manifests.versions,
     manifests.sealed_offset IS NOT NULL AS sealed,
-    coalesce(collected.rollouts, 0) AS rollouts,
-    greatest(manifests.planned_rollouts - coalesce(collected.rollouts, 0), coalesce(collected.unfinished, 0)) AS unfinished,
+    coalesce(finished.rollouts, 0) AS rollouts,
+    greatest(manifests.planned_rollouts - coalesce(finished.rollouts, 0), coalesce(finished.unfinished, 0)) AS unfinished,
     coalesce(executed.attempts, 0) AS attempts,
-    coalesce(collected.failed_rollouts, 0) AS failed_rollouts,
-    collected.share_success,
-    collected.mean_reward,
-    collected.reward_uniform,
-    coalesce(collected.calls, 0) AS calls,
-    coalesce(collected.response_tokens, 0) AS response_tokens,
-    collected.mean_seconds,
-    collected.started,
+    coalesce(finished.failed_rollouts, 0) AS failed_rollouts,
+    finished.share_success,
+    finished.mean_reward,
+    finished.reward_uniform,
+    coalesce(finished.calls, 0) AS calls,
+    coalesce(finished.response_tokens, 0) AS response_tokens,
+    finished.mean_seconds,
+    finished.started,
     coalesce(late.late, 0) AS late,
     coalesce(rejected.rejected, 0) AS rejected
 FROM epoch_manifests AS manifests
-FULL JOIN collected USING (run, epoch, mode)
+FULL JOIN finished USING (run, epoch, mode)
 LEFT JOIN executed USING (run, epoch, mode)
 LEFT JOIN late USING (run, epoch, mode)
 LEFT JOIN rejected USING (run, epoch, mode)

@@ -203,7 +203,7 @@ SELECT * FROM (VALUES
     ('run_settings', 'setting', 'its key, `rollout.group_size`; of a list with the place in it, `policies.0.name`'),
     ('rollout_fates', 'trained', 'a version was trained on one of its calls'),
     (NULL, 'counted', 'it has a result that counts'),
-    ('rewards', 'words', 'why the reward is what it is, as the grader or the agent told; NULL: they did not'),
+    ('rewards', 'words', 'why the reward is what it is, as the grader or the agent wrote; NULL: they did not'),
     (NULL, 'fate', '`trained on`, or the reason why not; of a rollout that does not count, its state'),
     ('epoch_manifests', 'trained', 'policy → version that was trained on the epoch''s sequences'),
     (NULL, 'signal', 'name of the figure'),

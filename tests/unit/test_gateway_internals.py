@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lightning_core import names
+from lightning_core.errors import LightningError
 from lightning_core.gateway.access import Caller
 from lightning_core.gateway.call_span import Outcome, encode_call, new_id, parse_traceparent
 from lightning_core.gateway.files import load_secret
@@ -61,7 +62,7 @@ def test_spans_that_the_gateway_refuses_are_an_error_for_people(tmp_path: Path) 
 def test_an_empty_secret_file_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     load_secret(tmp_path)
     (tmp_path / "services" / "secret").write_text("")
-    with pytest.raises(ValueError, match="remove the file"):
+    with pytest.raises(LightningError, match="remove the file"):
         load_secret(tmp_path)
 
 
