@@ -2,7 +2,9 @@
 
 TRL's trainer samples, rewards and shuffles. Here it gets planned micro-batches instead (trainer.py). Each loss
 with its clipping and its KL stays TRL's; the optimizer, the clipping of the gradient and the loop over steps transformers'.
-(One hook lies elsewhere, as it comes before the import: `job.import_trainer` hides packages that TRL only tries out.)
+(One hook lies elsewhere, as it comes before the import: `job.import_trainer` hides packages that TRL only tries out. What trainer.py
+and steps.py override are transformers' own documented hooks: `training_step`, `log`, `create_accelerator_and_postprocess` and
+`get_optimizer_cls_and_kwargs`.)
 """
 
 from __future__ import annotations

@@ -310,7 +310,7 @@ def test_the_hooks_have_the_signatures_they_are_overridden_with() -> None:
     import trl
     from trl import GRPOTrainer
 
-    assert trl.__version__ == "1.16.0", "look at every override in trainer.py and scoring.py, then move this pin"
+    assert trl.__version__ == "1.16.0", "look at every override in trl_bridge.py, trainer.py and steps.py, then move this pin"
     scoring = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
     assert scoring[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
     assert list(inspect.signature(GRPOTrainer._prepare_inputs).parameters) == ["self", "generation_batch"]
@@ -322,7 +322,19 @@ def test_the_hooks_have_the_signatures_they_are_overridden_with() -> None:
         "num_items_in_batch",
     ]
     assert list(inspect.signature(GRPOTrainer.log).parameters) == ["self", "logs", "start_time"]
+    assert list(inspect.signature(GRPOTrainer.create_accelerator_and_postprocess).parameters) == ["self"]
+    assert list(inspect.signature(GRPOTrainer.get_optimizer_cls_and_kwargs).parameters) == ["args", "model"]
+    assert list(inspect.signature(GRPOTrainer.get_high_entropy_mask).parameters) == [
+        "self",
+        "entropies",
+        "mask",
+        "threshold",
+    ]
+    for weighed in (GRPOTrainer.get_off_policy_mask, GRPOTrainer.get_gamma_weights):
+        assert "mask" in inspect.signature(weighed).parameters
+    assert "_entropy_bonus_enabled" in inspect.getsource(GRPOTrainer)
     assert hasattr(trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE")
+    assert hasattr(trl.trainer.utils, "add_fused_lm_head")
 
 
 def test_trl_reads_no_input_that_the_trainer_does_not_give(
