@@ -31,7 +31,6 @@ from lightning_flows.tasks.rollouts import roll_out
     name="evaluate",
     flow_run_name=run_name("{run} {evaluation}"),
     task_runner=SHARDS,
-    persist_result=False,
 )
 def evaluate(
     settings: GivenSettings,

@@ -22,7 +22,7 @@ from lightning_flows.tasks.preflight import begin
 from lightning_flows.tasks.progress import logger, say
 
 
-@flow(name="finetune", flow_run_name=run_name("{run} finetune"), validate_parameters=True, persist_result=False)
+@flow(name="finetune", flow_run_name=run_name("{run} finetune"), validate_parameters=True)
 def finetune(
     settings: GivenSettings, evaluate_after: bool = False, overrides: Overrides = NO_OVERRIDES
 ) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lightning_flows.tasks.ingest import ingest_home
 from lightning_flows.tasks.publish import publish_lake
 
 
-@flow(name="ingest", flow_run_name="ingest {home}", persist_result=False)
+@flow(name="ingest", flow_run_name="ingest {home}")
 def ingest(home: Path = Path("var"), lake: LakeSettings = LakeSettings()) -> dict[str, Any]:  # noqa: B008 - frozen
     """Decode what the gateway of `home` has received, merge small files, rebuild the catalog; returns counts.
 

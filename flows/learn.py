@@ -20,7 +20,7 @@ from lightning_flows.tasks.alarm import watch
 from lightning_flows.tasks.progress import say
 
 
-@flow(name="learn", flow_run_name=run_name("{run} learn"), persist_result=False)
+@flow(name="learn", flow_run_name=run_name("{run} learn"))
 def learn(
     settings: GivenSettings,
     choice: Choice = Choice(),  # noqa: B008 - frozen

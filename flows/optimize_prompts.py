@@ -29,7 +29,7 @@ from lightning_flows.tasks.rollouts import roll_out
 STAGE = "prompts"  # of an epoch before which `train` searched
 
 
-@flow(name="optimize-prompts", flow_run_name=run_name("{run} prompts"), task_runner=SHARDS, persist_result=False)
+@flow(name="optimize-prompts", flow_run_name=run_name("{run} prompts"), task_runner=SHARDS)
 def optimize_prompts(
     settings: GivenSettings, epoch: int | None = None, overrides: Overrides = NO_OVERRIDES
 ) -> dict[str, Any]:

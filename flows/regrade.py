@@ -20,7 +20,7 @@ from lightning_flows.tasks.ingest import reward
 from lightning_flows.tasks.progress import say
 
 
-@flow(name="regrade", flow_run_name=run_name("{run} regrade"), persist_result=False)
+@flow(name="regrade", flow_run_name=run_name("{run} regrade"))
 def regrade(
     settings: GivenSettings, epoch: int | None = None, overrides: Overrides = NO_OVERRIDES
 ) -> list[dict[str, Any]]:
@@ -61,5 +61,5 @@ def _mean_reward(epoch: Epoch) -> float | None:
     """Of the rollouts that have a reward; None where none has, or nothing is derived."""
     if "rollout_rewards" not in epoch.manifest.tables:
         return None
-    row = duckdb.execute("SELECT avg(reward) FROM read_parquet(?)", [epoch.table("rollout_rewards")]).fetchone()
+    row = duckdb.read_parquet(epoch.table("rollout_rewards")).mean("reward").fetchone()
     return None if row is None else row[0]

@@ -27,7 +27,6 @@ from lightning_flows.tasks.rollouts import roll_out as run_rollouts
     name="roll-out",
     flow_run_name=run_name("{run} rollouts"),
     task_runner=SHARDS,
-    persist_result=False,
 )
 def roll_out(
     settings: GivenSettings,

@@ -27,7 +27,7 @@ from lightning_flows.tasks.track import tracked
 from lightning_flows.tasks.versions import prune_versions
 
 
-@flow(name="train", flow_run_name=run_name("{run}"), persist_result=False)
+@flow(name="train", flow_run_name=run_name("{run}"))
 def train(
     settings: GivenSettings, only: list[str] | None = None, overrides: Overrides = NO_OVERRIDES
 ) -> list[dict[str, Any]]:

@@ -36,7 +36,6 @@ from lightning_flows.tasks.versions import prune_versions
     flow_run_name=run_name("{run} epoch {epoch}"),
     task_runner=SHARDS,
     validate_parameters=True,
-    persist_result=False,
 )
 def train_epoch(
     settings: GivenSettings,

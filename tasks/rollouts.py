@@ -8,21 +8,19 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-import duckdb
 from prefect.task_runners import TaskRunner
 
 from lightning_core.agents.shared import close_runners
 from lightning_core.epoch.decoding import decode_spool
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.patterns import settle
-from lightning_core.epoch.plan import PlannedRollout, chosen
+from lightning_core.epoch.plan import PlannedRollout, chosen, missing_groups, spare_groups
 from lightning_core.epoch.prompts import with_prompts
 from lightning_core.epoch.resume import finished, finished_with
 from lightning_core.epoch.stage_keys import rewards_key, rollouts_key
 from lightning_core.epoch.stages import run_stage
 from lightning_core.errors import LightningError
 from lightning_core.gateway.handle import GatewayError, GatewayHandle
-from lightning_core.lake import sql
 from lightning_core.lake.redact import Redaction
 from lightning_core.policies.vllm import VllmServer
 from lightning_flows.tasks.cluster import WorkerLost, outcome, settled, submit, task_runner
@@ -95,26 +93,21 @@ def _finish(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
 
 
 def _to_replace(epoch: Epoch, planned: list[PlannedRollout]) -> int:
-    """How many more groups are to come in the place of such that teach nothing; derives the epoch's rollouts to see that."""
-    spare = max(rollout.spare for rollout in planned) - epoch.manifest.replaced
-    if spare == 0 or any(stage.startswith("train ") for stage in epoch.manifest.stages):
+    """Return how many further groups to roll out; derives the epoch's rollouts to see which groups teach nothing."""
+    if (spare := spare_groups(epoch, planned)) == 0:
         return 0
     settle(epoch)
     derive_tables(epoch)
-    with duckdb.connect() as con:
-        con.read_parquet(epoch.table("advantages")).create_view("advantages")
-        (teaching,) = con.sql(sql.text("plan/teaching_groups")).fetchall()[0]
-    wanted = epoch.settings.rollout.tasks_per_epoch
-    more = max(min(wanted - teaching, spare), 0)
+    teaching, missing = missing_groups(epoch, spare)
     logger().info(
         "%s: %d groups teach, of %d wanted; %d further tasks are rolled out, of %d",
         epoch.named,
         teaching,
-        wanted,
-        more,
+        epoch.settings.rollout.tasks_per_epoch,
+        missing,
         spare,
     )
-    return more
+    return missing
 
 
 def _gone(epoch: Epoch) -> str | None:

@@ -8,21 +8,19 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from lightning_core.epoch.epoch import Run
-from lightning_core.lake import catalog
-from lightning_core.lake.lake import Lake
+from lightning_core.epoch.report import dropped_calls, run_signals
 from lightning_core.lake.why import Finding
-from lightning_core.tracking.page import WEIGHED, Points, page, weighs
+from lightning_core.tracking.page import WEIGHED, page, weighs
 from lightning_flows.tasks.progress import logger
 
 
 def show_run(run: Run, rows: list[dict[str, Any]], record: str | None) -> None:
     """`rows`: those of epoch_rows; `record`: where MLflow has the run. A Prefect server that is away only goes without."""
-    dropped = _dropped(run.lake, run.run)
     described = f"Epochs of run {run.run}" + (f"; {record}" if record else "")
     described += f". {WEIGHED}" if weighs(rows) else ""
-    table = _table(rows, dropped)
+    table = _table(rows, dropped_calls(run))
     _create(lambda: create_table_artifact(key=_key("epochs", run), table=table, description=described))
-    text = page(run.run, rows, _signals(run.lake, run.run), record)
+    text = page(run.run, rows, run_signals(run), record)
     _create(lambda: create_markdown_artifact(key=_key("report", run), markdown=text, description=f"Run {run.run}"))
 
 
@@ -51,33 +49,6 @@ def _table(rows: list[dict[str, Any]], dropped: dict[int, dict[str, int]]) -> li
         | {f"{s} s": round(row["seconds"][s], 1) if s in row["seconds"] else None for s in stages}
         for row in rows
     ]
-
-
-def _signals(lake: Lake, run: str) -> dict[tuple[str | None, str], Points]:
-    found: dict[tuple[str | None, str], Points] = {}
-    with catalog.connect(lake.root) as con:
-        rows = con.execute(
-            """
-            SELECT policy, signal, epoch, value FROM signals
-            WHERE run = ? AND value IS NOT NULL AND signal NOT LIKE 'seconds/%' AND signal <> 'version' ORDER BY ALL
-            """,
-            [run],
-        ).fetchall()
-    for policy, signal, epoch, value in rows:
-        found.setdefault((policy, signal), []).append((epoch, value))
-    return found
-
-
-def _dropped(lake: Lake, run: str) -> dict[int, dict[str, int]]:
-    """Epoch → reason → calls left out of training."""
-    found: dict[int, dict[str, int]] = {}
-    with catalog.connect(lake.root) as con:
-        query = (
-            "SELECT epoch, reason, sum(calls)::BIGINT FROM exclusion_reasons WHERE run = ? GROUP BY ALL ORDER BY ALL"
-        )
-        for epoch, reason, calls in con.execute(query, [run]).fetchall():
-            found.setdefault(epoch, {})[reason] = calls
-    return found
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -8,12 +8,15 @@ import random
 from collections import Counter
 from dataclasses import dataclass, replace
 
+import duckdb
+
 from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.epoch.draw import draw
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.task_file import Task
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.gateway.tokens import GRACE_S
+from lightning_core.lake import sql
 from lightning_core.lake.manifest import Draw
 from lightning_core.prompts.served import PromptSet
 
@@ -52,6 +55,21 @@ def plan_training(run: Run, tasks: list[Task], epoch: int) -> list[PlannedRollou
 def chosen(epoch: Epoch, planned: list[PlannedRollout]) -> list[PlannedRollout]:
     """Return what the epoch rolls out of its plan: of spare groups those that have come in the place of others so far."""
     return [rollout for rollout in planned if rollout.spare <= epoch.manifest.replaced]
+
+
+def spare_groups(epoch: Epoch, planned: list[PlannedRollout]) -> int:
+    """Return how many groups of the plan may still be added to the epoch; none once its training has begun."""
+    if any(stage.startswith("train ") for stage in epoch.manifest.stages):
+        return 0
+    return max(rollout.spare for rollout in planned) - epoch.manifest.replaced
+
+
+def missing_groups(epoch: Epoch, spare: int) -> tuple[int, int]:
+    """Return how many groups of the derived epoch teach, and how many of `spare` further ones are to be added."""
+    wanted = epoch.settings.rollout.tasks_per_epoch
+    with duckdb.connect() as con:
+        con.read_parquet(epoch.table("advantages")).create_view("advantages")
+        return con.execute(sql.text("plan/missing_groups"), {"wanted": wanted, "spare": spare}).fetchall()[0]
 
 
 def _in_laps(run: Run, tasks: list[Task], epoch: int, wanted: int) -> list[Task]:

@@ -39,6 +39,22 @@ def policy_rows(run: Run, epoch: int | None = None) -> list[dict[str, Any]]:
     return asked(run.lake, question, run=run.run, epoch=epoch)
 
 
+def run_signals(run: Run) -> dict[tuple[str | None, str], list[tuple[int, float]]]:
+    """Return (policy, signal) → (epoch, value) pairs, oldest first: sql/tracking/run_signals.sql."""
+    found: dict[tuple[str | None, str], list[tuple[int, float]]] = {}
+    for row in asked(run.lake, sql.text("tracking/run_signals"), run=run.run):
+        found.setdefault((row["policy"], row["signal"]), []).append((row["epoch"], row["value"]))
+    return found
+
+
+def dropped_calls(run: Run) -> dict[int, dict[str, int]]:
+    """Return epoch → reason → calls left out of training: sql/tracking/dropped_calls.sql."""
+    found: dict[int, dict[str, int]] = {}
+    for row in asked(run.lake, sql.text("tracking/dropped_calls"), run=run.run):
+        found.setdefault(row["epoch"], {})[row["reason"]] = row["calls"]
+    return found
+
+
 def asked(lake: Lake, question: str, **params: Any) -> list[dict[str, Any]]:
     """Return the rows of a question to the catalog, which is made anew where the lake has changed."""
     lake.rebuild_catalog()
