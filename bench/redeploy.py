@@ -39,7 +39,7 @@ from lightning_core.policies.probe import Probe
 from lightning_core.policies.redeploy import Redeployed, restart_with
 from lightning_core.policies.store import Lineage, PolicyStore
 from lightning_core.policies.vllm import VllmServer
-from lightning_core.training.outcome import take_probe
+from lightning_core.training.new_version import take_probe
 from lightning_core.training.weights import load_model, lora_config, save_weights, whole_folder
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -39,8 +39,8 @@ from lightning_core.config import PolicySettings
 from lightning_core.training.dataset import Sequence, read_sequences
 from lightning_core.training.job import Job, import_trainer
 from lightning_core.training.memory import ON_CPUS
-from lightning_core.training.outcome import throughput
-from lightning_core.training.plan import MicroBatch, plan_steps
+from lightning_core.training.micro_batches import MicroBatch, plan_steps
+from lightning_core.training.new_version import throughput
 from lightning_core.training.steps import StepPlan
 from lightning_core.training.token_rows import TokenRows
 from tests.tiny_model import make_tiny_tokenizer

@@ -30,7 +30,7 @@ def check(settings_file: Path, assignments: tuple[str, ...], deadline_s: float) 
     """
     from lightning_core.checks.check import check as look
     from lightning_core.checks.result import Check
-    from lightning_core.checks.user_code import Patience
+    from lightning_core.checks.user_imports import Patience
 
     try:
         settings = load(settings_file, assignments)

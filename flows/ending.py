@@ -15,8 +15,8 @@ from rich.table import Table
 
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
+from lightning_core.epoch.gain import Gain, Outcome, outcome
 from lightning_core.epoch.held_out import percents
-from lightning_core.epoch.outcome import Gain, Outcome, outcome
 from lightning_core.epoch.report import epoch_rows, policy_rows
 from lightning_core.epoch.task_file import ID
 from lightning_core.events import when

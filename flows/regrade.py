@@ -61,5 +61,5 @@ def _mean_reward(epoch: Epoch) -> float | None:
     """Of the rollouts that have a reward; None where none has, or nothing is derived."""
     if "rollout_rewards" not in epoch.manifest.tables:
         return None
-    row = duckdb.read_parquet(epoch.table("rollout_rewards")).mean("reward").fetchone()
+    row = duckdb.execute("SELECT avg(reward) FROM read_parquet(?)", [epoch.table("rollout_rewards")]).fetchone()
     return None if row is None else row[0]

@@ -25,8 +25,8 @@ from pydantic import BaseModel
 from lightning_core.config import GatewaySettings, SettingsError
 from lightning_core.epoch.services import claim_services, stop_orphans
 from lightning_core.files import write_atomic
-from lightning_core.gateway.files import PRIVATE, made_once
 from lightning_core.gateway.handle import gateway_command
+from lightning_core.gateway.service_files import PRIVATE, made_once
 from lightning_core.process.linux import created, end_group, group_members, is_running, kill
 from lightning_core.process.spawn import Process, StartError
 from lightning_core.process.supervise import Supervised

@@ -11,8 +11,8 @@ import click
 from lightning_core.client import DeliveryError, open_rollout
 from lightning_core.config import SettingsError
 from lightning_core.errors import Missing
+from lightning_core.gateway.attempt_tokens import LIFETIME_S, OPENER_PREFIX, verify
 from lightning_core.gateway.handle import GatewayError, GatewayHandle
-from lightning_core.gateway.tokens import LIFETIME_S, OPENER_PREFIX, verify
 from lightning_flows.flows.command import home_option
 
 

@@ -29,7 +29,7 @@ def ui(home: Path, host: str, port: int) -> None:
 @click.option("--into", type=click.Path(path_type=Path), default=Path("run.html"), show_default=True)
 def report(run: str, home: Path, into: Path) -> None:
     """Write a RUN into one HTML file, without a server: curves, tasks, and the rollouts that changed most or were worst."""
-    from lightning_core.ui.report import write
+    from lightning_core.ui.one_file import write
 
     size = write(home, run, into)
     click.echo(f"{into}: {size / 1e6:.1f} MB")

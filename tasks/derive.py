@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from prefect.task_runners import TaskRunner
 
-from lightning_core.epoch.buckets import SPANS_WORTH_A_BUCKET, Job, Run
+from lightning_core.epoch.buckets import SPANS_WORTH_A_BUCKET, Job, RunBuckets
 from lightning_core.epoch.derive import derive, first_rows, work_bucket
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.epoch.patterns import require_apart
@@ -66,7 +66,7 @@ def _shown(epoch: Epoch) -> Callable[[str, int], None]:
 
 
 @contextlib.contextmanager
-def _elsewhere(epoch: Epoch) -> Iterator[tuple[Run | None, int | None]]:
+def _elsewhere(epoch: Epoch) -> Iterator[tuple[RunBuckets | None, int | None]]:
     """How buckets are worked on in a cluster, and of how many spans they are; (None, None) for threads."""
     if epoch.settings.cluster.engine == "threads":
         yield None, None

@@ -137,7 +137,7 @@ def prepare() -> None:
 
 def train(file: Path, die_at: int | None) -> None:
     from lightning_core.training.__main__ import leave
-    from lightning_core.training.run import run_job
+    from lightning_core.training.train_job import run_job
 
     class Dying(Progress):
         def write(self, line: dict[str, Any]) -> None:

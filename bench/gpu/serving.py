@@ -51,7 +51,7 @@ def checks() -> list[Check]:
 def _probe(kind: str, small: bool) -> Found:
     """The base model's logprobs by vLLM, against the trainer's, which computes in the same."""
     from lightning_core.training.hardware import own_device
-    from lightning_core.training.outcome import take_probe
+    from lightning_core.training.new_version import take_probe
     from lightning_core.training.weights import load_model
 
     with _base(small) as (base, home):

@@ -22,7 +22,7 @@ from lightning_core.config import PolicySettings
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.memory import Shape as Sizes
 from lightning_core.training.memory import need
-from lightning_core.training.plan import Step, plan_steps
+from lightning_core.training.micro_batches import Step, plan_steps
 from lightning_core.training.steps import StepPlan
 
 _ROUNDS = 4  # the first compiles
@@ -82,7 +82,7 @@ class _Timed(StepPlan):
 
 def _ours(shape: Shape, sequences: list[Sequence], policy: PolicySettings, scratch: Path, rounds: int) -> Found:
     from bench.training import forget_peak, peak
-    from lightning_core.training.outcome import peak_flops
+    from lightning_core.training.new_version import peak_flops
     from lightning_core.training.scoring import why_not_packed
     from lightning_core.training.trainer import SequenceTrainer
     from lightning_core.training.weights import lora_config

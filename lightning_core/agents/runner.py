@@ -25,9 +25,9 @@ from lightning_core import names
 from lightning_core.agents import program
 from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.attempt_folder import AttemptFolder, LeftBehindError
+from lightning_core.agents.attempt_outcome import outcome
 from lightning_core.agents.child import PROMPTS_FILE, TASK_FILE
 from lightning_core.agents.environment import attempt_environment, base_environment
-from lightning_core.agents.outcome import outcome
 from lightning_core.agents.pool import Ended, Pool, ServerLostError
 from lightning_core.agents.secrets import Secrets
 from lightning_core.agents.turns import Turns

@@ -17,7 +17,7 @@ from lightning_core.agents.source import agent_digest
 from lightning_core.checks import machine
 from lightning_core.checks.cards import check_cards
 from lightning_core.checks.result import Check
-from lightning_core.checks.user_code import Patience, Say, check_agent, check_flow_imports, flow_imports
+from lightning_core.checks.user_imports import Patience, Say, check_agent, check_flow_imports, flow_imports
 from lightning_core.config import AgentSettings, PolicySettings, Settings, SettingsError, TaskSettings
 from lightning_core.epoch.derive_inputs import check_estimators
 from lightning_core.epoch.draw import check_sampler

@@ -15,9 +15,9 @@ from lightning_core.config.cluster import loopback
 from lightning_core.policies.model import ModelError, check_model_folder, is_hub_id
 from lightning_core.policies.sharing import check_gpus, serving
 from lightning_core.policies.space import estimate, existing, free, gb, model_folder
+from lightning_core.policies.tensor_files import parameters
 from lightning_core.policies.vllm_client import VllmError
 from lightning_core.policies.vllm_command import command, cpu_build
-from lightning_core.policies.weights import parameters
 
 _GB = 1e9
 _LITTLE_DISK = 2 * _GB  # a version of the smallest model, its moments and a lake

@@ -12,12 +12,13 @@ It needs the standard library only, and of this project `names` and `otlp.spans`
 An agent that wants none of it needs none of it: rewards can also come from `reward:` in the settings.
 
 Rooms:
-    emit.py      what an agent calls               wire.py         how spans leave a process
+    emit.py      what an agent calls               delivery.py     how spans leave a process
     opened.py    a rollout of an agent elsewhere    destination.py  where they go
     fallback.py  spans that wait for the gateway    http.py         one HTTP request
     otel.py      through OpenTelemetry's own exporter    prompts.py  the prompts that it is served
 """
 
+from lightning_core.client.delivery import DeliveryError, post_spans
 from lightning_core.client.emit import (
     Span,
     emit_event,
@@ -29,7 +30,6 @@ from lightning_core.client.emit import (
 )
 from lightning_core.client.opened import Rollout, open_rollout, rollout
 from lightning_core.client.prompts import prompt
-from lightning_core.client.wire import DeliveryError, post_spans
 from lightning_core.otlp.spans import STATUS_ERROR, STATUS_OK, STATUS_UNSET, SpanData, new_span_id, new_trace_id
 
 __all__ = [

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
+from lightning_core.client.delivery import DeliveryError
 from lightning_core.client.emit import send_waiting
-from lightning_core.client.wire import DeliveryError
 
 if __name__ == "__main__":
     try:

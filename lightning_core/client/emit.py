@@ -27,8 +27,8 @@ from typing import Any
 
 from lightning_core import names
 from lightning_core.client import fallback, otel
+from lightning_core.client.delivery import DeliveryError, post_request
 from lightning_core.client.destination import Destination, current_rollout, destination, of_environment
-from lightning_core.client.wire import DeliveryError, post_request
 from lightning_core.otlp.spans import STATUS_ERROR, STATUS_UNSET, SpanData, encode_request, new_span_id, new_trace_id
 
 log = logging.getLogger(__name__)

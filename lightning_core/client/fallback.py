@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from lightning_core import names
-from lightning_core.client.wire import DeliveryError, post_request
+from lightning_core.client.delivery import DeliveryError, post_request
 
 FILE_NAME = "undelivered-spans"
 LIMIT_BYTES = 16 * 1024 * 1024

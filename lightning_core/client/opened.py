@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_core import names
+from lightning_core.client.delivery import DeliveryError, post_json
 from lightning_core.client.destination import Destination, current_rollout, resource_text, variables
 from lightning_core.client.emit import current_span, deliver_waiting
 from lightning_core.client.fallback import own_path
-from lightning_core.client.wire import DeliveryError, post_json
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ The SQL:
     buckets.py  whole rollouts at a time                tokenize.py       token ids of calls that have none
 
 After:
-    held_out.py  the share right, with its interval     outcome.py     first evaluation against last
+    held_out.py  the share right, with its interval     gain.py        first evaluation against last
     report.py    a run's epochs                         what_if.py  the same rollouts by other settings
     prompt_search.py  better prompts, by such rollouts
 """

@@ -45,14 +45,14 @@ class Job:
     wanted: dict[str, str]  # name → query
 
 
-Run = Callable[[Iterator[Job]], Iterator[dict[str, pa.Table]]]
+RunBuckets = Callable[[Iterator[Job]], Iterator[dict[str, pa.Table]]]
 
 
 @dataclass(frozen=True)
 class Spread:
     """How buckets are worked on elsewhere. `run` gives what the jobs made, in their order."""
 
-    run: Run
+    run: RunBuckets
     known: set[str]  # tables that are there too
     wanted: dict[str, str]
 

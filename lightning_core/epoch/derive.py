@@ -85,7 +85,7 @@ def derive(
     key: str,
     on_progress: OnProgress | None = None,
     spans_a_bucket: int | None = None,
-    elsewhere: buckets.Run | None = None,
+    elsewhere: buckets.RunBuckets | None = None,
 ) -> dict[str, int]:
     """Build the derived tables of an epoch from its spans; returns rows by table. The caller saves the manifest.
 

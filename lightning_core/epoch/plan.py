@@ -14,8 +14,8 @@ from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.epoch.draw import draw
 from lightning_core.epoch.epoch import Epoch, Run
 from lightning_core.epoch.task_file import Task
+from lightning_core.gateway.attempt_tokens import GRACE_S
 from lightning_core.gateway.handle import GatewayHandle
-from lightning_core.gateway.tokens import GRACE_S
 from lightning_core.lake import sql
 from lightning_core.lake.manifest import Draw
 from lightning_core.prompts.served import PromptSet

@@ -23,7 +23,7 @@ from gepa.core.result import GEPAResult
 from lightning_core.config import SettingsError
 from lightning_core.config.prompt_search import PromptSearchSettings
 from lightning_core.epoch.epoch import Epoch, Run
-from lightning_core.epoch.outcome import Gain, gained
+from lightning_core.epoch.gain import Gain, gained
 from lightning_core.epoch.plan import PlannedRollout, plan_batch
 from lightning_core.epoch.prompts import current_prompts
 from lightning_core.epoch.report import asked

@@ -3,14 +3,14 @@
     python -m lightning_core.gateway --home var --port 8080
 
 The process:
-    main.py      starts it                          app.py       puts the parts together
-    handle.py    the gateway as flows see it         router.py    which endpoint a path means
-    http.py      bodies, answers, errors            protocol.py  bounds of a request's head
-    access.py    who may do what                    tokens.py    what opens one attempt's scope
-    admin.py     what flows and operators ask       json_body.py the JSON of a request
-    stats.py     counters                           files.py     its small files
-    revoked.py   tokens that were taken back        room.py      memory for what is sent
-    opened.py    rollouts of agents elsewhere
+    main.py     starts it                     app.py             puts the parts together
+    handle.py   the gateway as flows see it   router.py          which endpoint a path means
+    http.py     bodies, answers, errors       protocol.py        bounds of a request's head
+    access.py   who may do what               attempt_tokens.py  what opens one attempt's scope
+    admin.py    what flows and operators ask  json_body.py       the JSON of a request
+    stats.py    counters                      service_files.py   its small files
+    revoked.py  tokens that were taken back   room.py            memory for what is sent
+    opened.py   rollouts of agents elsewhere
 
 A call through the gateway:
     gateway.py      the endpoints                       call.py         from request to durable span

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lightning_core.gateway.attempt_tokens import OPENER_PREFIX, AttemptScope, Mode, is_secret, verify, verify_opener
 from lightning_core.gateway.http import HttpError, Scope, header
 from lightning_core.gateway.revoked import OPENER, Revoked
-from lightning_core.gateway.tokens import OPENER_PREFIX, AttemptScope, Mode, is_secret, verify, verify_opener
 from lightning_core.spool.spool import Scope as ScopeName
 
 _NAME_AND_PORT = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")

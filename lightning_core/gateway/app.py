@@ -10,7 +10,6 @@ from lightning_core.config import GatewaySettings
 from lightning_core.gateway.access import Access
 from lightning_core.gateway.admin import Admin
 from lightning_core.gateway.admission import Admission
-from lightning_core.gateway.files import services
 from lightning_core.gateway.gateway import Gateway
 from lightning_core.gateway.http import ClientGone, Handle, HttpError, Receive, Scope, Send
 from lightning_core.gateway.intake import Intake
@@ -20,6 +19,7 @@ from lightning_core.gateway.prompts import Prompts
 from lightning_core.gateway.responses_store import ResponseStore, StoredResponses
 from lightning_core.gateway.router import Router
 from lightning_core.gateway.routes import RouteTable
+from lightning_core.gateway.service_files import services
 from lightning_core.gateway.stats import Stats
 from lightning_core.gateway.targets import Targets
 from lightning_core.gateway.upstream import Upstreams

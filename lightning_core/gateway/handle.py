@@ -16,12 +16,12 @@ from typing import Any, cast
 from urllib.parse import quote
 
 from lightning_core import names
+from lightning_core.client.delivery import DeliveryError, post_request
 from lightning_core.client.http import ask
-from lightning_core.client.wire import DeliveryError, post_request
 from lightning_core.config import GatewaySettings
 from lightning_core.errors import LightningError
-from lightning_core.gateway.files import load_secret, services
-from lightning_core.gateway.tokens import LIFETIME_S, Mode, mint, mint_opener, verify_opener
+from lightning_core.gateway.attempt_tokens import LIFETIME_S, Mode, mint, mint_opener, verify_opener
+from lightning_core.gateway.service_files import load_secret, services
 from lightning_core.otlp.proof import prove
 from lightning_core.otlp.spans import SpanData, encode_request
 from lightning_core.process.spawn import Process, StartError, child_environment

@@ -33,12 +33,12 @@ from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
 from lightning_core.gateway.access import Access
 from lightning_core.gateway.app import App, make_app
-from lightning_core.gateway.files import PRIVATE, load_secret, services
 from lightning_core.gateway.intake import Intake
 from lightning_core.gateway.protocol import bounded_http
 from lightning_core.gateway.revoked import Revoked
 from lightning_core.gateway.room import Room
 from lightning_core.gateway.routes import RouteTable
+from lightning_core.gateway.service_files import PRIVATE, load_secret, services
 from lightning_core.gateway.stats import Stats
 from lightning_core.settings_file import explain_validation
 from lightning_core.spool.spool import SpoolError, SpoolWriter

@@ -17,11 +17,11 @@ import orjson
 
 from lightning_core import names
 from lightning_core.gateway.access import Access
+from lightning_core.gateway.attempt_tokens import LIFETIME_S, mint
 from lightning_core.gateway.call_span import encode_own, new_id
 from lightning_core.gateway.http import HttpError, Receive, Scope, Send, invalid, json_response, read_body
 from lightning_core.gateway.intake import Intake
 from lightning_core.gateway.json_body import read_object
-from lightning_core.gateway.tokens import LIFETIME_S, mint
 from lightning_core.otlp.proof import prove
 from lightning_core.otlp.spans import STATUS_ERROR, STATUS_OK, SpanData
 from lightning_core.spool.spool import Record

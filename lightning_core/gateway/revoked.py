@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from lightning_core.files import write_atomic
-from lightning_core.gateway.files import PRIVATE, services
+from lightning_core.gateway.service_files import PRIVATE, services
 
 OPENER = ""  # in a rollout's place: no rollout has an empty id
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from lightning_core.config import ANY_NAME, Name, SamplingSettings
 from lightning_core.errors import LightningError
 from lightning_core.files import write_atomic
-from lightning_core.gateway.files import PRIVATE, services
+from lightning_core.gateway.service_files import PRIVATE, services
 
 log = logging.getLogger(__name__)
 

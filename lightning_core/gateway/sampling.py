@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from lightning_core.gateway.attempt_tokens import Mode
 from lightning_core.gateway.http import HttpError
 from lightning_core.gateway.routes import Route
-from lightning_core.gateway.tokens import Mode
 
 Kind = Literal["chat", "completion", "embeddings"]
 

@@ -1,10 +1,10 @@
 """Policies: where their weights come from, their versions on disk, the vLLM that serves them, and redeploying.
 
 Weights:
-    model.py         finds or fetches the base weights   store.py         versions of a policy on disk
-    manifest.py      what a version says of itself       fit.py           does a version fit its parent
-    weights.py       safetensors without torch           space.py         the disk that a run takes
-    prune.py         versions that nothing needs         removed.py       which were removed, and when
+    model.py                 finds or fetches the base weights   store.py         versions of a policy on disk
+    version_manifest.py      what a version says of itself       fit.py           does a version fit its parent
+    tensor_files.py          safetensors without torch           space.py         the disk that a run takes
+    prune.py                 versions that nothing needs         removed.py       which were removed, and when
 
 vLLM:
     vllm.py          starts, finds, watches, stops it   vllm_command.py  its command line and environment

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.policies.model import safetensors_problem
-from lightning_core.policies.weights import OPTIONAL_TENSORS, read_header, shape_mismatch
+from lightning_core.policies.tensor_files import OPTIONAL_TENSORS, read_header, shape_mismatch
 
 # What makes token ids mean the same text. Chat templates belong to it: prompts are rendered with them.
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")

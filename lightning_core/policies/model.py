@@ -26,7 +26,7 @@ from typing import Literal
 from lightning_core.errors import LightningError
 from lightning_core.files import locked, put_in_place
 from lightning_core.policies.removed import removals, why_gone
-from lightning_core.policies.weights import read_header
+from lightning_core.policies.tensor_files import read_header
 from lightning_core.process.spawn import Process, child_environment
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from pathlib import Path
 from lightning_core.errors import LightningError
 from lightning_core.policies.model import safetensors_problem
 from lightning_core.policies.probe import Probe, difference, tolerance
+from lightning_core.policies.tensor_files import nonfinite_tensor, shape_mismatch
 from lightning_core.policies.vllm import VllmServer
 from lightning_core.policies.vllm_client import CHECK_TOKENS, VllmClient, VllmError, VllmTimeout
-from lightning_core.policies.weights import nonfinite_tensor, shape_mismatch
 
 log = logging.getLogger(__name__)
 

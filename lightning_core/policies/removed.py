@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from lightning_core.files import write_atomic
-from lightning_core.policies.manifest import StoreError
+from lightning_core.policies.version_manifest import StoreError
 
 _FILE = "removed.json"
 

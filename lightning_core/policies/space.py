@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lightning_core.config import PolicySettings, Settings
 from lightning_core.policies.model import config_files, models_folder
-from lightning_core.policies.weights import parameters, tensor_shapes
+from lightning_core.policies.tensor_files import parameters, tensor_shapes
 
 _VERSION, _MOMENTS = 4, 8  # bytes a trained parameter
 _ROLLOUT = 35_000  # bytes in the lake: 10,000 rollouts of 14 spans are 0.35 GB

@@ -22,7 +22,9 @@ from typing import Literal
 from lightning_core.files import fsync, is_full_disk, link_or_copy, locked, make_folder, rename, write_atomic
 from lightning_core.home_format import require_readable
 from lightning_core.policies.fit import misfit
-from lightning_core.policies.manifest import (
+from lightning_core.policies.removed import removals, why_gone
+from lightning_core.policies.tensor_files import nonfinite_tensor
+from lightning_core.policies.version_manifest import (
     MANIFEST,
     Evaluation,
     FileDigest,
@@ -34,8 +36,6 @@ from lightning_core.policies.manifest import (
     is_version,
     read_manifest,
 )
-from lightning_core.policies.removed import removals, why_gone
-from lightning_core.policies.weights import nonfinite_tensor
 
 __all__ = ["BASE_VERSION", "Evaluation", "Lineage", "Manifest", "PolicyStore", "PublishConflict", "StoreError"]
 

@@ -20,7 +20,9 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from lightning_core.files import link_or_copy, put_in_place, rename
-from lightning_core.policies.manifest import (
+from lightning_core.policies.removed import nearest
+from lightning_core.policies.store import PolicyStore
+from lightning_core.policies.version_manifest import (
     MANIFEST,
     Manifest,
     StoreError,
@@ -28,8 +30,6 @@ from lightning_core.policies.manifest import (
     is_version,
     read_manifest,
 )
-from lightning_core.policies.removed import nearest
-from lightning_core.policies.store import PolicyStore
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ From a flow (none of these pulls in torch):
     memory.py      what fits a GPU
 
 A job, start to end:
-    run.py         all of it                              inputs.py      a micro-batch as TRL takes it
-    dataset.py     reading and checking sequences         plan.py        steps, micro-batches, weights of the loss
-    steps.py       taking the steps, resuming after one   schedule.py    what changes over a run
-    checkpoint.py  the state within an epoch              state.py       the optimizer's state between epochs
-    outcome.py     what a job leaves behind               token_rows.py what a step did with each token
+    train_job.py    all of it                             inputs.py         a micro-batch as TRL takes it
+    dataset.py      reading and checking sequences        micro_batches.py  steps, micro-batches, weights of the loss
+    steps.py        taking the steps, resuming after one  schedule.py       what changes over a run
+    checkpoint.py   the state within an epoch             state.py          the optimizer's state between epochs
+    new_version.py  what a job leaves behind              token_rows.py     what a step did with each token
 
 The trainer:
     trl_bridge.py  every private hook of TRL              trainer.py     any algorithm on planned steps

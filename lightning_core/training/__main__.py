@@ -29,7 +29,7 @@ from lightning_core.settings_file import explain_validation
 from lightning_core.training import resident
 from lightning_core.training.errors import LESS_MEMORY, TrainingError
 from lightning_core.training.job import Job, Progress
-from lightning_core.training.run import run_job
+from lightning_core.training.train_job import run_job
 
 logger = logging.getLogger("lightning_core.training")
 

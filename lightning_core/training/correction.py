@@ -21,7 +21,7 @@ import torch
 from lightning_core.config import TrainingSettings
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.inputs import Start
-from lightning_core.training.plan import MicroBatch, Step
+from lightning_core.training.micro_batches import MicroBatch, Step
 
 Queue = list[tuple[Step, MicroBatch | None]]
 

@@ -6,9 +6,9 @@ import logging
 import shutil
 from pathlib import Path
 
-from lightning_core.policies.manifest import MANIFEST
 from lightning_core.policies.model import Progress, check_model_folder, resolve_model
 from lightning_core.policies.store import PolicyStore, StoreError
+from lightning_core.policies.version_manifest import MANIFEST
 
 log = logging.getLogger(__name__)
 

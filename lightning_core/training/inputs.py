@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_core.training.plan import MicroBatch
+from lightning_core.training.micro_batches import MicroBatch
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lightning_core.config import PolicySettings, TrainingSettings
 from lightning_core.files import write_atomic
 from lightning_core.gpus import cards, seen
 from lightning_core.policies.space import trained_parameters
-from lightning_core.policies.weights import parameters
+from lightning_core.policies.tensor_files import parameters
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError
 from lightning_core.training.hardware import is_split
 from lightning_core.training.job import Job, Progress, derive_seed, use_torchao
-from lightning_core.training.outcome import PART, leave
-from lightning_core.training.plan import Step
+from lightning_core.training.micro_batches import Step
+from lightning_core.training.new_version import PART, leave
 from lightning_core.training.resident import Made
 from lightning_core.training.schedule import EntropyBonus, learning_rate
 from lightning_core.training.state import load_part, load_state, parameters_of

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from lightning_core.files import make_folder, put_in_place
 from lightning_core.training.checkpoint import ROWS
-from lightning_core.training.plan import MicroBatch
+from lightning_core.training.micro_batches import MicroBatch
 from lightning_core.training.weighing import Scores
 
 _SCORES = "scores.parquet"

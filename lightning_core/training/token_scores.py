@@ -14,7 +14,7 @@ import torch
 from lightning_core.algorithms import Algorithm, Tokens
 from lightning_core.training.correction import from_all_ranks, trained_part
 from lightning_core.training.job import Job
-from lightning_core.training.plan import MicroBatch
+from lightning_core.training.micro_batches import MicroBatch
 from lightning_core.training.scoring import score, scores_by, spread
 from lightning_core.training.token_rows import write_scores
 from lightning_core.training.weighing import Scores, run_weighing

@@ -18,8 +18,8 @@ from lightning_core.config import PolicySettings
 from lightning_core.training.correction import bounded, from_all_ranks
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.inputs import Start, materialise
+from lightning_core.training.micro_batches import MicroBatch, Step, line_up
 from lightning_core.training.packing import Layout
-from lightning_core.training.plan import MicroBatch, Step, line_up
 from lightning_core.training.schedule import EntropyBonus
 from lightning_core.training.scoring import score, spread
 from lightning_core.training.steps import Stepping, StepPlan

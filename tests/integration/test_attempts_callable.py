@@ -15,7 +15,7 @@ import pytest
 from lightning_core import names
 from lightning_core.agents.attempt import AttemptResult, AttemptSpec
 from lightning_core.agents.runner import Runner, new_attempt_id, run_rollout
-from lightning_core.checks.user_code import check_agent
+from lightning_core.checks.user_imports import check_agent
 from lightning_core.config import AgentSettings
 from tests.standin_server import Standin, standin
 

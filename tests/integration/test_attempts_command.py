@@ -168,8 +168,8 @@ def test_a_working_directory_is_where_the_command_runs(run: Command, tmp_path: P
 def test_a_reward_given_while_the_server_was_busy_arrives_before_the_root_span(run: Command, server: Standin) -> None:
     # The agent's process can deliver nothing at all: its reward stays in the file beside its task.
     code = (
-        "from lightning_core.client import emit, wire;"
-        "wire._post_once = lambda *_: (wire.DeliveryError('away'), None); wire.time.sleep = lambda _: None;"
+        "from lightning_core.client import emit, delivery;"
+        "delivery._post_once = lambda *_: (delivery.DeliveryError('away'), None); delivery.time.sleep = lambda _: None;"
         "emit.emit_reward(0.5)"
     )
     result = run(python(code))

@@ -19,7 +19,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from lightning_core import names
-from lightning_core.client import DeliveryError, Rollout, emit_event, emit_reward, open_rollout, rollout, span, wire
+from lightning_core.client import DeliveryError, Rollout, delivery, emit_event, emit_reward, open_rollout, rollout, span
 from tests.gateway_rig import Rig, attributes, rig, spans_of
 
 SIDE_BY_SIDE = 8
@@ -169,10 +169,10 @@ def test_another_process_works_in_a_rollout_by_its_environment(server: Rig) -> N
 def test_spans_that_could_not_be_sent_in_the_block_are_sent_at_its_end(
     server: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire.time, "sleep", lambda _: None)
+    monkeypatch.setattr(delivery.time, "sleep", lambda _: None)
     with rollout() as mine:
         with monkeypatch.context() as away:
-            away.setattr(wire, "_post_once", lambda *_: (DeliveryError("away"), None))
+            away.setattr(delivery, "_post_once", lambda *_: (DeliveryError("away"), None))
             emit_reward(1)
         assert [name for name, _ in recorded(server, mine)] == ["rollout.opened"]
     assert [name for name, _ in recorded(server, mine)] == ["rollout.opened", "reward", "rollout.ended"]
@@ -181,9 +181,9 @@ def test_spans_that_could_not_be_sent_in_the_block_are_sent_at_its_end(
 def test_an_end_that_is_not_taken_is_logged_and_breaks_nothing(
     server: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(wire.time, "sleep", lambda _: None)
+    monkeypatch.setattr(delivery.time, "sleep", lambda _: None)
     with caplog.at_level(logging.ERROR), rollout() as mine:
-        monkeypatch.setattr(wire, "_post_once", lambda *_: (DeliveryError("away"), None))
+        monkeypatch.setattr(delivery, "_post_once", lambda *_: (DeliveryError("away"), None))
     assert f"rollout {mine.rollout_id} could not be ended: away" in caplog.text
 
 

@@ -202,12 +202,14 @@ def test_prompts_that_cannot_be_read_are_the_infrastructures_failure(server: Rig
 
 
 def test_a_token_says_whether_its_rollout_was_opened_and_what_it_is_served() -> None:
-    from lightning_core.gateway import tokens
+    from lightning_core.gateway import attempt_tokens
 
     for opened in (False, True):
         for prompts in (None, "0123456789abcdef"):
-            scope = tokens.verify("s", tokens.mint("s", "r", "a", "train", opened=opened, prompts=prompts))
-            assert scope == tokens.AttemptScope("r", "a", "train", opened, prompts)
+            scope = attempt_tokens.verify(
+                "s", attempt_tokens.mint("s", "r", "a", "train", opened=opened, prompts=prompts)
+            )
+            assert scope == attempt_tokens.AttemptScope("r", "a", "train", opened, prompts)
 
 
 def test_the_set_is_found_by_its_digest_alone(tmp_path: Path) -> None:

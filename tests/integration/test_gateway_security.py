@@ -13,8 +13,8 @@ import httpx
 import openai
 import pytest
 
-from lightning_core.gateway import tokens
-from lightning_core.gateway.files import load_secret
+from lightning_core.gateway import attempt_tokens
+from lightning_core.gateway.service_files import load_secret
 from tests.gateway_rig import Rig, rig
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
@@ -106,11 +106,11 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
         return hmac_compare(a, b)
 
     hmac_compare = hmac.compare_digest
-    monkeypatch.setattr(tokens.hmac, "compare_digest", compare)
-    token = tokens.mint("secret", "r", "a", "train")
-    assert tokens.verify("secret", token) == tokens.AttemptScope("r", "a", "train")
-    assert tokens.verify("secret", token[:-2] + ("A" if token[-2] != "A" else "B") + token[-1]) is None
-    assert tokens.is_secret("secret", "secret") and not tokens.is_secret("secret", "secreT")
+    monkeypatch.setattr(attempt_tokens.hmac, "compare_digest", compare)
+    token = attempt_tokens.mint("secret", "r", "a", "train")
+    assert attempt_tokens.verify("secret", token) == attempt_tokens.AttemptScope("r", "a", "train")
+    assert attempt_tokens.verify("secret", token[:-2] + ("A" if token[-2] != "A" else "B") + token[-1]) is None
+    assert attempt_tokens.is_secret("secret", "secret") and not attempt_tokens.is_secret("secret", "secreT")
     assert len(compared) == 4
 
 

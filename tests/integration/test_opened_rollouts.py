@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from lightning_core import names
 from lightning_core.client import SpanData, new_span_id, new_trace_id, post_spans
 from lightning_core.epoch.decoding import ingest
-from lightning_core.gateway.tokens import LIFETIME_S
+from lightning_core.gateway.attempt_tokens import LIFETIME_S
 from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_flows.flows.cli import main

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lightning_core.config import LoraSettings
-from lightning_core.policies.manifest import digest_files
 from lightning_core.policies.store import Lineage, PolicyStore
+from lightning_core.policies.version_manifest import digest_files
 from lightning_core.training.weights import load_adapter, load_model, lora_config, save_weights
 from lightning_flows.flows.cli import main
 from tests.policy_files import store_with_base

@@ -148,7 +148,7 @@ def trained(model: Path) -> Probe:
     """What a trainer would note of these weights."""
     from transformers import AutoModelForCausalLM
 
-    from lightning_core.training.outcome import take_probe
+    from lightning_core.training.new_version import take_probe
 
     return Probe.model_validate(take_probe(AutoModelForCausalLM.from_pretrained(model), CHECK_TOKENS, 7))
 

@@ -15,9 +15,9 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
-from lightning_core.policies.manifest import digest_files
 from lightning_core.policies.prune import prune
 from lightning_core.policies.store import Evaluation, Lineage, PolicyStore, StoreError
+from lightning_core.policies.version_manifest import digest_files
 from lightning_core.tracking.mlflow_backend import MlflowRun, tracking_uri
 from lightning_core.tracking.prune import prune_everywhere
 from lightning_core.tracking.registry import connect, forget, load

@@ -14,7 +14,7 @@ import pytest
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.job import Job, Progress
 from lightning_core.training.launch import train
-from lightning_core.training.run import run_job
+from lightning_core.training.train_job import run_job
 from tests.integration.test_training_ranks import assert_same, files, job_in
 
 __all__ = ["files"]  # a fixture

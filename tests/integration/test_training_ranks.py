@@ -16,9 +16,9 @@ from lightning_core.training import launch
 from lightning_core.training.errors import TrainingFailed
 from lightning_core.training.job import Job, Progress, check_job, derive_seed
 from lightning_core.training.launch import train
-from lightning_core.training.plan import plan_epoch
-from lightning_core.training.run import run_job
+from lightning_core.training.micro_batches import plan_epoch
 from lightning_core.training.token_rows import token_scores
+from lightning_core.training.train_job import run_job
 from tests import sharded_training
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import random_group, with_critic, write_parquet

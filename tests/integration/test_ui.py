@@ -23,9 +23,9 @@ from lightning_core.epoch.epoch import Epoch
 from lightning_core.files import locked
 from lightning_core.lake import catalog, sql, user_sql
 from lightning_core.lake.manifest import EpochManifest
-from lightning_core.policies.manifest import Evaluation
 from lightning_core.policies.removed import Removal, note_removals
 from lightning_core.policies.store import Lineage
+from lightning_core.policies.version_manifest import Evaluation
 from lightning_core.ui.guard import Allowed
 from lightning_flows.flows.cli import main
 from tests.lake_maker import Attempt, derived, settings, trained

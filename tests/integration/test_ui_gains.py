@@ -16,7 +16,7 @@ from lightning_core.lake import sql
 from lightning_core.lake.lake import Lake
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.lake.why import Finding
-from lightning_core.ui.report import report
+from lightning_core.ui.one_file import report
 from tests.lake_maker import Attempt, derived, settings
 from tests.page_rig import Rows, curves, open_page, visible
 

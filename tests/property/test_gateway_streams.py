@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from lightning_core.gateway.attempt_tokens import AttemptScope, mint, verify
 from lightning_core.gateway.reply import Collected, take_chunk
 from lightning_core.gateway.routes import Route
 from lightning_core.gateway.sampling import prepare
 from lightning_core.gateway.sse import SseParser
-from lightning_core.gateway.tokens import AttemptScope, mint, verify
 from lightning_core.otlp.spans import SpanData, encode_request
 from tests.decoding import pair
 

@@ -21,11 +21,11 @@ import pytest
 from lightning_core import names
 from lightning_core.gateway import otlp_grpc
 from lightning_core.gateway.access import Access
-from lightning_core.gateway.files import load_secret
 from lightning_core.gateway.intake import Intake
 from lightning_core.gateway.otlp_grpc import GrpcReceiver
 from lightning_core.gateway.revoked import Revoked
 from lightning_core.gateway.room import Room
+from lightning_core.gateway.service_files import load_secret
 from lightning_core.gateway.stats import Stats
 from lightning_core.otlp.json_values import MOST_VALUES, has_too_many_values
 from lightning_core.otlp.spans import SpanData, encode_request

@@ -13,9 +13,9 @@ import grpc
 import httpx
 import pytest
 
-from lightning_core.gateway import tokens
-from lightning_core.gateway.files import load_secret
+from lightning_core.gateway import attempt_tokens
 from lightning_core.gateway.handle import GatewayHandle
+from lightning_core.gateway.service_files import load_secret
 from lightning_core.otlp.proof import prove, proves
 from lightning_core.otlp.spans import SpanData, encode_request
 from tests.gateway_rig import Rig, client, rig
@@ -54,18 +54,18 @@ def test_a_token_opens_nothing_after_its_end(server: Rig) -> None:
 
 
 def test_the_end_of_a_token_that_was_taken_before_is_looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    token = tokens.mint("s" * 32, "r", "a", "train", expires=time.time() + 100)
-    assert tokens.verify("s" * 32, token) is not None
+    token = attempt_tokens.mint("s" * 32, "r", "a", "train", expires=time.time() + 100)
+    assert attempt_tokens.verify("s" * 32, token) is not None
     later = time.time() + 101
-    monkeypatch.setattr(tokens.time, "time", lambda: later)
-    assert tokens.verify("s" * 32, token) is None
+    monkeypatch.setattr(attempt_tokens.time, "time", lambda: later)
+    assert attempt_tokens.verify("s" * 32, token) is None
 
 
 def test_tokens_of_before_they_ended_are_taken() -> None:
     payload = json.dumps(["r", "a", "train"], separators=(",", ":")).encode()
     mac = hmac.digest(b"s" * 32, b"lightning-attempt\0" + payload, "sha256")
     parts = (base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (payload, mac))
-    assert tokens.verify("s" * 32, "lf-" + ".".join(parts)) == tokens.AttemptScope("r", "a", "train")
+    assert attempt_tokens.verify("s" * 32, "lf-" + ".".join(parts)) == attempt_tokens.AttemptScope("r", "a", "train")
 
 
 def test_a_token_that_was_taken_back_opens_nothing_also_after_a_restart(tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_a_token_is_written_in_one_way(server: Rig) -> None:
     for end in (token.index("."), len(token)):
         written = token[end - 1]
         others = [token[: end - 1] + digit + token[end:] for digit in digits if digit != written]
-        assert [other for other in others if tokens.verify(secret, other) is not None] == []
+        assert [other for other in others if attempt_tokens.verify(secret, other) is not None] == []
     for other in (token + "=", token + "\n", token.replace(".", "=."), token.replace("-", "+"), token[:-1]):
-        assert other == token or tokens.verify(secret, other) is None
+        assert other == token or attempt_tokens.verify(secret, other) is None
     assert opens(server.handle, token) == [True] * 4
 
 

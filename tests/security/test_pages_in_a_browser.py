@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from lightning_core.gateway.files import load_secret
 from lightning_core.gateway.handle import GatewayHandle
+from lightning_core.gateway.service_files import load_secret
 from lightning_core.otlp.spans import SpanData, encode_request
 from tests.gateway_rig import Rig, rig
 

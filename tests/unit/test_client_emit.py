@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_core import client, names
-from lightning_core.client import http, wire
+from lightning_core.client import delivery, http
 from lightning_core.otlp.spans import SpanData, encode_request, plain_attributes
 from tests.examples import of_many
 from tests.standin_server import Standin, standin
@@ -32,7 +32,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Standin]
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20to%2Cken,x-more=1")
         monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "lightning.rollout_id=r%201,lightning.attempt_id=a1")
         monkeypatch.setenv(names.ENV_TASK, str(tmp_path / "task.json"))
-        monkeypatch.setattr(wire.time, "sleep", lambda _: None)
+        monkeypatch.setattr(delivery.time, "sleep", lambda _: None)
         monkeypatch.setattr("lightning_core.client.emit._warned", set())
         yield running
 
@@ -179,7 +179,7 @@ def test_an_answer_that_comes_before_all_is_sent_is_heard(tmp_path: Path) -> Non
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         with pytest.raises(client.DeliveryError, match="413") as caught:
-            wire.post_request(url, {}, bytes(30_000_000), retries=0)
+            delivery.post_request(url, {}, bytes(30_000_000), retries=0)
         thread.join()
     assert caught.value.permanent
 
@@ -197,7 +197,7 @@ def test_a_connection_that_the_server_closed_meanwhile_costs_no_request() -> Non
         thread = threading.Thread(target=answer_once_each)
         thread.start()
         for _ in range(2):
-            wire.post_request(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, b"", retries=0)
+            delivery.post_request(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, b"", retries=0)
         thread.join()
 
 
@@ -223,7 +223,7 @@ def test_what_a_server_says_in_protobuf_is_read() -> None:
     partial = ExportTraceServiceResponse()
     partial.partial_success.rejected_spans, partial.partial_success.error_message = 300, "no id"
     headers = Message()
-    headers["Content-Type"] = wire.PROTOBUF
+    headers["Content-Type"] = delivery.PROTOBUF
     answers = [
         http.Answer(200, headers, b""),
         http.Answer(200, headers, partial.SerializeToString()),
@@ -232,10 +232,10 @@ def test_what_a_server_says_in_protobuf_is_read() -> None:
     ]
     printed: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wire, "ask", lambda *_: answers.pop(0))
+        patch.setattr(delivery, "ask", lambda *_: answers.pop(0))
         for _ in range(4):
             try:
-                printed.append(wire.post_request("http://x", {}, b"", retries=0))
+                printed.append(delivery.post_request("http://x", {}, b"", retries=0))
             except client.DeliveryError as failure:
                 printed.append((str(failure), failure.permanent))
     assert printed == [

@@ -90,9 +90,9 @@ def test_a_kill_while_waiting_requests_are_rewritten_loses_none(
 
 def test_waiting_spans_are_sent_when_the_process_ends(server: Standin, tmp_path: Path) -> None:
     code = (
-        "from lightning_core.client import emit, wire; wire.time.sleep = lambda _: None;"
-        "wire._post_once, real = (lambda *_: (wire.DeliveryError('away'), None)), wire._post_once;"
-        "emit.emit_reward(7); wire._post_once = real"
+        "from lightning_core.client import delivery, emit; delivery.time.sleep = lambda _: None;"
+        "delivery._post_once, real = (lambda *_: (delivery.DeliveryError('away'), None)), delivery._post_once;"
+        "emit.emit_reward(7); delivery._post_once = real"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=60)
     assert [span.attributes[names.REWARD] for span in server.spans] == [7.0]
@@ -109,8 +109,8 @@ def alone(server: Standin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> P
 
 def killed_before_it_could_send(value: int) -> None:
     code = (
-        "import os; from lightning_core.client import emit, wire; wire.time.sleep = lambda _: None;"
-        "wire._post_once = lambda *_: (wire.DeliveryError('away'), None);"
+        "import os; from lightning_core.client import delivery, emit; delivery.time.sleep = lambda _: None;"
+        "delivery._post_once = lambda *_: (delivery.DeliveryError('away'), None);"
         f"emit.emit_reward({value}); os._exit(9)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), timeout=60, check=False)

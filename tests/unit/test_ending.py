@@ -17,7 +17,7 @@ from rich.console import Console
 from lightning_core.config import Settings
 from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch, Run
-from lightning_core.epoch.outcome import Gain, outcome
+from lightning_core.epoch.gain import Gain, outcome
 from lightning_core.epoch.report import epoch_rows
 from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.store import Evaluation, Lineage

@@ -13,16 +13,16 @@ import pytest
 from lightning_core import names
 from lightning_core.errors import LightningError
 from lightning_core.gateway.access import Caller
+from lightning_core.gateway.attempt_tokens import AttemptScope, mint, verify
 from lightning_core.gateway.call_span import Outcome, encode_call, new_id, parse_traceparent
-from lightning_core.gateway.files import load_secret
 from lightning_core.gateway.handle import GatewayError, GatewayHandle
 from lightning_core.gateway.http import HttpError, read_body
 from lightning_core.gateway.reply import Collected, take_chunk, take_reply
 from lightning_core.gateway.room import OWN_SHARE, Room, Turns
 from lightning_core.gateway.routes import Route, RoutesError, RouteTable, parse_routes
 from lightning_core.gateway.sampling import Kind, Prepared, prepare
+from lightning_core.gateway.service_files import load_secret
 from lightning_core.gateway.targets import Target
-from lightning_core.gateway.tokens import AttemptScope, mint, verify
 from tests.gateway_rig import attributes, spans_of
 from tests.standin_server import standin
 

@@ -16,7 +16,7 @@ from bench.gpu.__main__ import main
 from bench.gpu.check import Check, Found, run
 from bench.shapes import SHAPES
 from bench.training_sequences import long_merged, unshared
-from lightning_core.training.plan import plan_steps
+from lightning_core.training.micro_batches import plan_steps
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

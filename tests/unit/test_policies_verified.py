@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from lightning_core import digests
-from lightning_core.policies.manifest import digest_files
 from lightning_core.policies.store import PolicyStore, StoreError
+from lightning_core.policies.version_manifest import digest_files
 from tests.policy_files import lineage, output, store_with_base, write_model
 
 

@@ -15,12 +15,12 @@ from lightning_core.config import PolicySettings
 from lightning_core.training import resident
 from lightning_core.training.dataset import Sequence, read_sequences
 from lightning_core.training.job import Job, Progress
-from lightning_core.training.plan import plan_steps
-from lightning_core.training.run import run_job
+from lightning_core.training.micro_batches import plan_steps
 from lightning_core.training.state import name_state
 from lightning_core.training.steps import StepPlan
 from lightning_core.training.token_rows import token_scores
 from lightning_core.training.token_scores import put_trained
+from lightning_core.training.train_job import run_job
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import one_thread, random_group, with_critic
 from tests.unit.test_training_resume import Dying, Killed, base, make_job, weights

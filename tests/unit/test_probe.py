@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from lightning_core.policies.probe import ASKED, CONTEXT, Probe, difference, tolerance
 from lightning_core.policies.redeploy import agreement
 from lightning_core.policies.store import Lineage, PolicyStore, StoreError
+from lightning_core.policies.tensor_files import nonfinite_tensor
 from lightning_core.policies.vllm_client import VllmError
-from lightning_core.policies.weights import nonfinite_tensor
 from tests.policy_files import store_with_base, write_model
 from tests.training_data import make_sequence
 
@@ -85,7 +85,7 @@ def test_what_a_server_rounds_is_let_through_and_the_version_before_is_not(
     from torch.overrides import TorchFunctionMode
     from transformers import AutoModelForCausalLM
 
-    from lightning_core.training.outcome import take_probe
+    from lightning_core.training.new_version import take_probe
     from tests.tiny_model import make_tiny_llama
 
     class Tf32(TorchFunctionMode):
@@ -147,7 +147,7 @@ def test_the_trainer_notes_what_its_weights_make_of_the_tokens_that_were_sampled
     pytest.importorskip("torch")
     import torch
 
-    from lightning_core.training.outcome import probed, take_probe
+    from lightning_core.training.new_version import probed, take_probe
 
     long = make_sequence("long", "g", [(list(range(600)), [7] * 9)])
     turns = make_sequence("turns", "g", [([1, 2], [3, 4, 5]), ([6], [7] * 50)])

@@ -14,7 +14,7 @@ from lightning_core.checks.check import check
 from lightning_core.config import Settings, SettingsError
 from lightning_core.config.prompt_search import PromptSearchSettings
 from lightning_core.epoch.epoch import Run
-from lightning_core.epoch.outcome import Gain
+from lightning_core.epoch.gain import Gain
 from lightning_core.epoch.prompt_search import Champion, Search, put_in_use, search_of
 from lightning_core.prompts.seeds import read_seeds
 from lightning_core.prompts.store import PromptError, PromptStore, digest

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from lightning_core.config import PolicySettings
 from lightning_core.epoch.derive_inputs import make_advantages
 from lightning_core.training.job import Job, Progress
-from lightning_core.training.run import run_job
+from lightning_core.training.train_job import run_job
 from tests import sql_rig
 from tests.lake_maker import settings
 from tests.tiny_model import make_tiny_llama

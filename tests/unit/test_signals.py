@@ -15,7 +15,7 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.settings_file import load_settings
 from lightning_core.tracking.prometheus import PrometheusFile, SignalFiles
 from lightning_core.tracking.signals import Backend, Console, Signal, backends, epoch_signals
-from lightning_core.training.outcome import peak_flops, throughput
+from lightning_core.training.new_version import peak_flops, throughput
 from tests.lake_maker import Attempt, derived, settings
 
 pytestmark = pytest.mark.slow  # many lakes

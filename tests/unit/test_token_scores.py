@@ -16,8 +16,8 @@ from lightning_core.checks.check import check
 from lightning_core.config import Settings
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.job import Job, Progress
-from lightning_core.training.run import run_job
 from lightning_core.training.token_rows import token_scores
+from lightning_core.training.train_job import run_job
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import one_thread
 from tests.unit.test_ppo import base, make_job, make_ppo

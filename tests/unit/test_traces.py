@@ -17,7 +17,7 @@ from lightning_core.tracking.mlflow_backend import MlflowRun, tracking_uri
 from lightning_core.tracking.traces import address, trace_id
 from lightning_core.ui.app import app
 from lightning_core.ui.guard import Allowed
-from lightning_core.ui.report import report
+from lightning_core.ui.one_file import report
 from lightning_core.ui.serve import LOOPBACK
 from tests.lake_maker import Attempt, derived, settings
 

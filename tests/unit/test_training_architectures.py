@@ -208,7 +208,7 @@ def test_architectures_without_an_attention_that_can_be_told_are_trained_with_pa
     from transformers import AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
-    from lightning_core.training.plan import MicroBatch
+    from lightning_core.training.micro_batches import MicroBatch
     from lightning_core.training.trainer import score_queue
     from lightning_core.training.weights import load_model
 

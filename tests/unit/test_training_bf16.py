@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from lightning_core.policies.probe import Probe, difference
 from lightning_core.training import resident
 from lightning_core.training.job import Job, Progress
-from lightning_core.training.outcome import take_probe
-from lightning_core.training.run import run_job
+from lightning_core.training.new_version import take_probe
+from lightning_core.training.train_job import run_job
 from lightning_core.training.weights import load_model
 from tests.unit.test_training_resume import _trl, base, make_job
 

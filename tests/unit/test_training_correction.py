@@ -12,7 +12,7 @@ import torch
 from lightning_core.config import TrainingSettings
 from lightning_core.training.correction import Queue, bounded, rollout_log_ratios
 from lightning_core.training.dataset import Sequence
-from lightning_core.training.plan import MicroBatch, Step
+from lightning_core.training.micro_batches import MicroBatch, Step
 from tests.training_data import make_sequence
 
 # Rows of two sampled tokens; the trainer finds them more likely than the server by so much (nats).

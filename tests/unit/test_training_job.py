@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_core.training import outcome
+from lightning_core.training import new_version
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
 from lightning_core.training.job import Job, Progress
-from lightning_core.training.run import run_job
+from lightning_core.training.train_job import run_job
 from lightning_core.training.weights import check_model_folder
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group, write_parquet
@@ -205,7 +205,7 @@ def test_a_save_that_fails_leaves_nothing_under_the_final_name(make_job: Any, tm
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(outcome, "save_weights", broken)
+    monkeypatch.setattr(new_version, "save_weights", broken)
     with pytest.raises(OSError, match="disk full"):
         run(make_job(0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["progress.jsonl", "state"]

@@ -13,7 +13,7 @@ import pytest
 from lightning_core.training import launch
 from lightning_core.training.job import Job
 from lightning_core.training.launch import _environment
-from lightning_core.training.outcome import peak_flops
+from lightning_core.training.new_version import peak_flops
 
 glibc = pytest.mark.skipif("linux-gnu" not in sysconfig.get_config_var("HOST_GNU_TYPE"), reason="glibc's settings")
 

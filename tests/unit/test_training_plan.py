@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lightning_core.training.dataset import Sequence
-from lightning_core.training.plan import Step, line_up, plan_steps
+from lightning_core.training.micro_batches import Step, line_up, plan_steps
 from tests.training_data import make_sequence, random_group
 
 

@@ -16,12 +16,12 @@ from lightning_core.config import Settings
 from lightning_core.epoch import training
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.manifest import DerivedTable, EpochManifest
-from lightning_core.policies.manifest import Lineage, StoreError
 from lightning_core.policies.store import PolicyStore
+from lightning_core.policies.version_manifest import Lineage, StoreError
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.job import Job, Progress
 from lightning_core.training.launch import Trained
-from lightning_core.training.run import run_job
+from lightning_core.training.train_job import run_job
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, write_parquet
 

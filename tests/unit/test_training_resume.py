@@ -16,14 +16,14 @@ import torch
 
 from lightning_core.policies.probe import ASKED
 from lightning_core.training import checkpoint as checkpoint_module
-from lightning_core.training import resident, run, steps
+from lightning_core.training import resident, steps, train_job
 from lightning_core.training.checkpoint import Checkpoints, forget_other_boots
 from lightning_core.training.dataset import Sequence
 from lightning_core.training.errors import TrainingDataError, TrainingError, WeightsError
 from lightning_core.training.hardware import settled
 from lightning_core.training.job import Job, Progress
-from lightning_core.training.run import run_job
 from lightning_core.training.token_rows import training_rows
+from lightning_core.training.train_job import run_job
 from lightning_core.training.weights import load_model
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import make_sequence, one_thread, random_group, write_parquet
@@ -254,7 +254,7 @@ def test_the_reference_is_gone_before_the_weights_come(
         before.append(weakref.ref(model))
         return model
 
-    for module in (resident, run):
+    for module in (resident, train_job):
         monkeypatch.setattr(module, "load_model", alone)
     gc.disable()
     try:

@@ -11,8 +11,8 @@ import pytest
 
 from lightning_core.training.dataset import read_sequences
 from lightning_core.training.job import Job, Progress
-from lightning_core.training.run import run_job
 from lightning_core.training.token_rows import training_rows
+from lightning_core.training.train_job import run_job
 from tests import analysis_lake
 from tests.analysis_lake import rollout
 from tests.lake_maker import derived, trained

@@ -18,7 +18,7 @@ import torch
 from lightning_core.config import PolicySettings
 from lightning_core.config.trl import PASSED
 from lightning_core.training.dataset import Sequence
-from lightning_core.training.plan import MicroBatch, Step, plan_steps
+from lightning_core.training.micro_batches import MicroBatch, Step, plan_steps
 from lightning_core.training.steps import StepPlan
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import one_thread, random_group
@@ -310,7 +310,9 @@ def test_the_hooks_have_the_signatures_they_are_overridden_with() -> None:
     import trl
     from trl import GRPOTrainer
 
-    assert trl.__version__ == "1.16.0", "look at every override in trl_bridge.py, trainer.py and steps.py, then move this pin"
+    assert trl.__version__ == "1.16.0", (
+        "look at every override in trl_bridge.py, trainer.py and steps.py, then move this pin"
+    )
     scoring = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
     assert scoring[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
     assert list(inspect.signature(GRPOTrainer._prepare_inputs).parameters) == ["self", "generation_batch"]

@@ -9,7 +9,7 @@ from lightning_core.config import PolicySettings
 from lightning_core.training.dataset import Sequences
 from lightning_core.training.hardware import computes_in_bf16, is_split, own_device, settled, weights_kind
 from lightning_core.training.job import Job, Progress, check_job, derive_seed, import_trainer
-from lightning_core.training.plan import Packing, Step, line_up, plan_epoch
+from lightning_core.training.micro_batches import Packing, Step, line_up, plan_epoch
 from lightning_core.training.resident import model_of
 from lightning_core.training.steps import JobSteps, check_schedule
 from lightning_core.training.weights import free_memory, load_model
