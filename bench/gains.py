@@ -13,6 +13,7 @@ Prints `<experiment>_<arm>`: the share right after training beside that before, 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -26,16 +27,19 @@ from typing import Any
 import duckdb
 
 from bench.learning import read_rows
+from bench.plot import Line, plot
 from bench.report import figure, say
 from bench.runs import ROOT, add_row, flow_command, hours_parser, run_for, settings_key
 from docs.marks import between
 from lightning_core.epoch.epoch import Run
-from lightning_core.lake import catalog
+from lightning_core.lake import catalog, sql
 from lightning_core.settings_file import load_settings
 
 RESULTS = ROOT / "bench/results/gains.jsonl"
 PAGE = ROOT / "docs/tasks.md"
+CURVE = Path(__file__).with_name("gains_curve.sql")
 RESAMPLES = 10_000
+COLOURS = ("#1a66b8", "#c05020", "#2a8a4a", "#8040a0", "#888888")
 Task = dict[str, Any]
 
 
@@ -91,6 +95,8 @@ def run(name: str, arm: str, seed: int, model: Path, folder: Path, until: float)
     lake.rebuild_catalog()
     with catalog.connect(lake.root) as con:
         tasks = before_and_after(con, experiment.outcomes, settings.run, settings.epochs)
+        curve = con.execute(CURVE.read_text(), {"run": settings.run}).fetchall()
+        answers = some_answers(con, settings.run, settings.epochs)
     row = {
         "key": settings_key(experiment.settings),
         "experiment": name,
@@ -99,6 +105,7 @@ def run(name: str, arm: str, seed: int, model: Path, folder: Path, until: float)
         "commit": begun.read_text(),
     }
     row |= {"epochs": settings.epochs, "rollouts": sum(len(each.planned) for each in trained), "tasks": tasks}
+    row |= {"curve": curve, "answers": answers}
     add_row(row, RESULTS)
     return True
 
@@ -114,6 +121,13 @@ def before_and_after(con: duckdb.DuckDBPyConnection, outcomes: Path, run: str, l
         if epoch in (0, last):
             found[task["id"]] |= task | {"before" if epoch == 0 else "after": row}
     return [task for task in found.values() if "before" in task and "after" in task]
+
+
+def some_answers(con: duckdb.DuckDBPyConnection, run: str, last: int) -> list[dict[str, Any]]:
+    """Return five held-out tasks with what the agent answered before and after: what sql/outcome/answers.sql chooses."""
+    asked = con.execute(sql.text("outcome/answers"), {"run": run, "since": 0, "epoch": last, "most": 5})
+    names = [column[0] for column in asked.description]
+    return [dict(zip(names, values, strict=True)) for values in asked.fetchall()]
 
 
 def is_right(outcome: dict[str, Any]) -> bool:
@@ -203,6 +217,44 @@ def table(name: str, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def draw(name: str, rows: list[dict[str, Any]]) -> str:
+    """Draw docs/gain-<name>.svg, a line a run; returns the Markdown that shows it, empty where no row has a curve."""
+    runs = [run for own in arms_of(name, rows).values() for run in own if run.get("curve")]
+    if not runs:
+        return ""
+    lines = [
+        Line(f"{run['arm']} {run['seed']}", colour, [tuple(point) for point in run["curve"]])
+        for run, colour in zip(runs, COLOURS, strict=False)
+    ]
+    (PAGE.parent / f"gain-{name}.svg").write_text(plot(lines, "rollouts"))
+    return f"![Reward of the training rollouts, four epochs a point, with a 95% band over groups](gain-{name}.svg)\n\n"
+
+
+def answers(name: str, rows: list[dict[str, Any]]) -> str:
+    """Return Markdown: five held-out tasks before and after, of the newest run of the first arm that has some."""
+    runs = [run for run in next(iter(arms_of(name, rows).values())) if run.get("answers")]
+    if not runs:
+        return ""
+    lines = [
+        f"Five held-out tasks of `{runs[-1]['arm']}`, seed {runs[-1]['seed']}, chosen by sql/outcome/answers.sql:",
+        "",
+    ]
+    for answer in runs[-1]["answers"]:
+        task = json.loads(answer["task"])
+        asked = task.get("question") or task.get("problem") or answer["task"]
+        lines.append(f"- {asked} ({task['db_id']})" if "db_id" in task else f"- {asked}")
+        for when in ("before", "after"):
+            said = _cell(answer[f"output_{when}"] or answer[f"error_{when}"] or "")
+            lines.append(f"  - {when}, reward {answer[f'reward_{when}']:g}: `{said}`")
+    return "\n\n" + "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Return the text in one line of 200 characters at most, without what would end Markdown's code."""
+    line = " ".join(text.replace("`", "'").split())
+    return line if len(line) <= 200 else line[:199] + "…"
+
+
 def _line(arm: str, seed: str, tasks: list[Task], rollouts: str, commit: str) -> str:
     low, high = interval(tasks)
     shares = f"{right(tasks, 'before'):.1%} | {right(tasks, 'after'):.1%}"
@@ -226,7 +278,7 @@ def main() -> None:
                     break
         if rows := _current(name):
             print_figures(name, rows)
-            shown = table(name, rows)
+            shown = draw(name, rows) + table(name, rows) + answers(name, rows)
             PAGE.write_text(between(PAGE.read_text(), f"<!-- gains: {name} -->", "<!-- end of the gains -->", shown))
 
 

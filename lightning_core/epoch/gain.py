@@ -10,6 +10,8 @@ from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.held_out import HeldOut, held_out
 from lightning_core.lake import catalog, sql
 
+_ANSWERS = 3  # that a run's end shows
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -67,7 +69,7 @@ def outcome(run: Run) -> Outcome | None:
     run.lake.rebuild_catalog()
     with catalog.connect(run.lake.root) as con:
         gain = gained(con, run.run, first.epoch, last.epoch)
-        answers = con.execute(sql.text("outcome/answers"), asked).fetchall() if gain is not None else []
+        answers = con.execute(sql.text("outcome/answers"), asked | {"most": _ANSWERS}).fetchall() if gain is not None else []
     return Outcome(
         since=first.epoch,
         epoch=last.epoch,

@@ -1,8 +1,8 @@
 -- A few held-out tasks with the agent's answer in an earlier and in a later evaluation, for a person to read.
--- Grain: at most three rows, one per task, better ones first. Inputs: rollouts.
--- Parameters: $run; $since and $epoch, the two evaluations, each after so many epochs of training.
--- Rule: one rollout a task stands for each evaluation, the first by its id. Of the three, two became better and one worse
--- where there are such; what changed most comes first, and tasks that did not change fill up.
+-- Grain: at most `$most` rows, one per task, better ones first. Inputs: rollouts.
+-- Parameters: $run; $since and $epoch, the two evaluations, each after so many epochs of training; $most.
+-- Rule: one rollout a task stands for each evaluation, the first by its id. Of three, two became better and one worse
+-- where there are such, of five three and two; what changed most comes first, and tasks that did not change fill up.
 WITH answers AS (
     SELECT epoch, task_id, rollout_id, task, output, error, reward
     FROM rollouts
@@ -34,7 +34,7 @@ ranked AS (
 chosen AS (
     FROM ranked
     ORDER BY CASE direction WHEN 1 THEN 2 * rank WHEN -1 THEN 2 * rank + 3 ELSE 1000 + rank END, task_id
-    LIMIT 3
+    LIMIT $most
 )
 SELECT task_id, task, rollout_id, output_before, output_after, error_before, error_after, reward_before, reward_after
 FROM chosen

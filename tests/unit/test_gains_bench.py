@@ -102,3 +102,35 @@ def test_the_folds_hold_out_each_database_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SPIDER_FOLD", "3")
     with pytest.raises(ValueError, match="set it to 0, 1 or 2"):
         tasks.fold_train()
+
+
+def test_the_curve_has_a_band_over_groups_and_counts_rollouts() -> None:
+    con = duckdb.connect()
+    con.execute("""CREATE TABLE rollouts AS
+        SELECT 'r' AS run, epoch, 'train' AS mode, 'counts' AS state, format('{}-{}', epoch, task) AS group_id,
+            (task = 0)::DOUBLE AS reward
+        FROM range(5) AS epochs (epoch), range(2) AS tasks (task), range(3)""")
+    curve = con.execute(gains.CURVE.read_text(), {"run": "r"}).fetchall()
+    assert [(point[0], point[1]) for point in curve] == [(24, 0.5), (30, 0.5)]
+    assert curve[0][2] == pytest.approx(0.5 - 1.96 * (8 / 28) ** 0.5 / 8**0.5)
+    assert curve[1][2:] == (0.0, 1.0), "two groups say little"
+
+
+def test_the_page_shows_answers_of_the_newest_run_in_one_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gains, "PAGE", tmp_path / "tasks.md")
+    answer = {
+        "task": json.dumps({"question": "How many?", "db_id": "zoo"}),
+        "output_before": None,
+        "error_before": "no `x`",
+    }
+    answer |= {"output_after": "SELECT\n1 " + "x" * 300, "reward_before": 0.0, "reward_after": 1.0}
+    rows = [row("both", 0), row("both", 1) | {"answers": [answer], "curve": [[8, 0.2, 0.1, 0.3], [16, 0.4, 0.3, 0.5]]}]
+    shown = gains.answers("spider", rows)
+    assert "- How many? (zoo)\n  - before, reward 0: `no 'x'`\n  - after, reward 1: `SELECT 1 xxx" in shown
+    assert all(len(line) < 240 for line in shown.splitlines())
+    assert (
+        "gain-spider.svg" in gains.draw("spider", rows) and "both 1 40%" in (tmp_path / "gain-spider.svg").read_text()
+    )
+    assert gains.draw("spider", rows[:1]) == gains.answers("spider", rows[:1]) == ""
