@@ -25,7 +25,7 @@ _DERIVING = ("hierarchy", "triplets", "advantages")
 
 
 def overview(root: Path | str) -> str:
-    """What can be asked: stored tables with their rows, views, named questions; and what was late or rejected."""
+    """Return what can be asked: stored tables with their rows, views, named questions; what was late or rejected."""
     with catalog.connect(root) as con:
         try:
             stored = [(name, _count(con, f"SELECT count(*) FROM stored.{name}")) for name in ("spans", *DERIVED)]
@@ -58,7 +58,10 @@ def overview(root: Path | str) -> str:
 
 
 def python(root: Path, question: str | None = None) -> str:
-    """Lines of Python that ask the same, from any folder. Raises as `catalog.connect`; LakeError for an unknown name."""
+    """Return Python code that asks a question from any folder; by default `epoch_report`.
+
+    Raises what `catalog.connect` raises; LakeError for an unknown name.
+    """
     with catalog.connect(root) as con:
         text = resolve(con, question or "epoch_report")
     return f"""\
@@ -73,23 +76,26 @@ print(answer.df())  # of pandas, likewise"""
 
 
 def _literal(text: str) -> str:
-    """A string of Python in double quotes, as JSON writes it too."""
+    """Return a text as a Python string in double quotes, as JSON writes it too."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def questions() -> list[str]:
-    """Names of the files of sql/analysis."""
+    """Return the names of the files of sql/analysis."""
     return [name.removeprefix("analysis/") for name in sql.names("analysis")]
 
 
 def call(name: str) -> str:
-    """A question with its parameters: `epoch_report(p_run, p_epoch)`."""
+    """Return a question with its parameters: `epoch_report(p_run, p_epoch)`."""
     return f"{name}({', '.join(sql.parameters(f'analysis/{name}'))})"
 
 
 def show(name: str) -> str:
-    """The SQL of a question, of a view, of the step that makes a derived table: of both, where a view shows that table. Raises
-    LakeError for other names. A question's parameters stand in it as `NULL /* p_run */`, to be replaced."""
+    """Return the SQL of a question, of a view, or of the step that makes a derived table.
+
+    Where a view shows that table, return the SQL of both. Raises LakeError for other names. A question's parameters
+    stand in it as `NULL /* p_run */`, to be replaced.
+    """
     if name in questions():
         return _with_parameters_to_fill_in(sql.text(f"analysis/{name}")) + ";"
     files = [f"{folder}/{name}" for folder in ("views", *_DERIVING) if f"{folder}/{name}" in sql.names(folder)]
@@ -107,7 +113,7 @@ def _with_parameters_to_fill_in(text: str) -> str:
 
 
 def answer(root: Path | str, question: str, form: str = "table", limit: int | None = None, **more: Any) -> str:
-    """The result of a question as text; see `lines`."""
+    """Return the result of a question as text; see `lines`."""
     return "\n".join(lines(root, question, form, limit, **more))
 
 
@@ -120,10 +126,11 @@ def lines(
     read_from: Sequence[str] = (),
     timeout_s: float = user_sql.TIMEOUT_S,
 ) -> Iterator[str]:
-    """The result of a question, line by line, as table, csv, or json (one object a row).
+    """Yield the result of a question, line by line, as table, csv, or json (one object a row).
 
-    A table fits the terminal; where stdout is none, its cells are whole. limit: rows; by default 50 of a table, and all as
-    csv or json. read_from: folders, beside the lake, whose files it may read. Raises LakeError, one line, for what cannot be asked.
+    A table fits the terminal; where stdout is none, its cells are whole. limit: rows; by default 50 of a table, and all
+    as csv or json. read_from: folders, beside the lake, whose files it may read. Raises LakeError, one line, for what
+    cannot be asked.
     """
     also = [*([root] if isinstance(root, str) else []), *(str(Path(folder).resolve()) for folder in read_from)]
     with catalog.connect_alone(root) as con:
@@ -139,7 +146,7 @@ def lines(
 
 
 def resolve(con: duckdb.DuckDBPyConnection, question: str) -> str:
-    """The SQL of a question; a single word is a name."""
+    """Return the SQL of a question; a single word is a name."""
     name = question.strip().removesuffix(";")
     if name in questions():
         return f"FROM {name}()"
@@ -206,7 +213,7 @@ def _remedy(root: Path | str, message: str) -> str:
 
 
 def of_another_version(root: Path | str, error: duckdb.Error) -> str:
-    """The message where a catalog lacks what this version asks it for."""
+    """Return the message for a catalog that lacks what this version asks it for."""
     return _of_another_version(root, user_sql.one_line(error))
 
 

@@ -57,7 +57,10 @@ EMPTY_SPANS = f"SELECT {', '.join(f'NULL::{c.type} AS {c.name}' for c in schema.
 
 
 def span_rows(files: list[SpanFile], root: Path | None = None) -> str:
-    """SELECT of the rows of span files; paths relative to the lake, or with `root` absolute, and a column `filename`."""
+    """Return a SELECT of the rows of span files, whose paths are relative to the lake.
+
+    With `root` the paths are absolute, and the rows have a column `filename`.
+    """
     named = root is not None
     if not files:
         return EMPTY_SPANS.replace(" WHERE", ", '' AS filename WHERE") if named else EMPTY_SPANS
@@ -72,7 +75,7 @@ def span_rows(files: list[SpanFile], root: Path | None = None) -> str:
 
 
 def spans_view(files: list[SpanFile], span_range: tuple[int, int | None] = (0, None), name: str = "spans") -> str:
-    """DDL of a view, `spans`, over a range of the spool in some files; an empty table where there is no file."""
+    """Return the DDL of the view `name` over a range of the spool in some files; it is empty where there is no file."""
     start, end = span_range
     bounds = [f"record_offset >= {start}"] * (start > 0) + [f"record_offset < {end}"] * (end is not None)
     rows = span_rows(files)
@@ -124,16 +127,16 @@ def build(
 
 
 def _columns(table: str) -> str:
-    """Those that views may rely on; all, of a table that this version does not know."""
+    """Return the columns of a table that views may rely on; all of them for a table that this version does not know."""
     return ", ".join(column for column, _ in COLUMNS[table]) if table in COLUMNS else "*"
 
 
 @cache
 def _over_nothing() -> bytes:
-    """The file of a catalog without spans and epochs, with every view and question.
+    """Return the file of a catalog without spans and epochs, with every view and question.
 
-    DuckDB binds what it creates, down to the Parquet files, and binds it anew when it is asked: so views and questions are
-    made once a process, where there are no files, and see what `build` puts below them.
+    DuckDB binds what it creates, down to the Parquet files, and binds it anew when it is asked: so views and questions
+    are made once a process, where there are no files, and see what `build` puts below them.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "catalog.duckdb"
@@ -156,7 +159,7 @@ def _over_nothing() -> bytes:
 
 
 def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> None:
-    """What views count `late` and `rejected` by."""
+    """Fill the table `epoch_manifests`, by which views count `late` and `rejected`."""
     for m in manifests.epochs():
         stages = json.dumps({name: stage.model_dump() for name, stage in m.stages.items()}, default=str)
         con.execute(
@@ -182,7 +185,7 @@ def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> No
 
 
 def _rejections(con: duckdb.DuckDBPyConnection, rejected: Path, manifest: SpanManifest) -> None:
-    """What could not be decoded, or was lost since; one row may stand for several `spans`."""
+    """Fill `rejections`: what could not be decoded, or was lost since; one row may stand for several `spans`."""
     for file in manifest.lost:
         begun = "SELECT DISTINCT opened_offset FROM epoch_manifests WHERE opened_offset > ? AND opened_offset < ?"
         opened = con.execute(begun, [file.start, file.end]).fetchall()
@@ -206,7 +209,10 @@ def _rejections(con: duckdb.DuckDBPyConnection, rejected: Path, manifest: SpanMa
 
 
 def built_ns(root: Path) -> int | None:
-    """When the catalog read the manifests, ns since 1970: files retired after that may be in it. None: there is none."""
+    """Return when the catalog read the manifests, ns since 1970; None where there is no catalog.
+
+    Files retired after that may be in it.
+    """
     try:
         return (root / "catalog.duckdb").stat().st_mtime_ns
     except FileNotFoundError:
@@ -214,9 +220,10 @@ def built_ns(root: Path) -> int | None:
 
 
 def connect(root: Path | str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-    """The catalog of a lake's folder, or of the URL that one was published to (a str), read-only.
+    """Open the catalog of a lake's folder, or of the URL that one was published to (a str), read-only.
 
-    Raises FileNotFoundError before the first ingest, HomeError where a newer version wrote it, LakeError where nothing was published.
+    Raises FileNotFoundError before the first ingest, HomeError where a newer version wrote it, LakeError where nothing
+    was published.
     """
     if isinstance(root, str):
         from lightning_core.lake import storage  # few need it, and it brings fsspec
@@ -230,7 +237,7 @@ def connect(root: Path | str) -> AbstractContextManager[duckdb.DuckDBPyConnectio
 
 
 def opened(path: Path, root: Path) -> duckdb.DuckDBPyConnection:
-    """A catalog's file, read-only; its relative paths are those in `root`. Raises LakeError for a damaged one."""
+    """Open a catalog's file, read-only; its relative paths are those in `root`. Raises LakeError for a damaged one."""
     try:
         return duckdb.connect(str(path), read_only=True, config={"file_search_path": str(root)})
     except duckdb.Error as error:
@@ -241,7 +248,10 @@ def opened(path: Path, root: Path) -> duckdb.DuckDBPyConnection:
 
 @contextlib.contextmanager
 def connect_alone(root: Path | str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """As `connect`, to a database of its own: connections of a process to one file share their configuration."""
+    """Connect as `connect` does, to a database of its own.
+
+    The reason: connections of a process to one file share their configuration.
+    """
     with contextlib.ExitStack() as stack:
         con = stack.enter_context(connect(root))
         if not isinstance(root, str):
@@ -255,7 +265,7 @@ def connect_alone(root: Path | str) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _spill(root: Path) -> Path | None:
-    """The lake's folder for what queries spill; None, the system's, where it may not be written."""
+    """Return the lake's folder for what queries spill; None, for the system's, where it may not be written."""
     folder = root / "tmp"
     try:
         folder.mkdir(exist_ok=True)
@@ -265,5 +275,5 @@ def _spill(root: Path) -> Path | None:
 
 
 def file_list(files: list[str]) -> str:
-    """A list of paths as SQL; for DDL, which takes no parameters."""
+    """Return a list of paths as SQL; for DDL, which takes no parameters."""
     return "[" + ", ".join("'" + f.replace("'", "''") + "'" for f in files) + "]"

@@ -56,7 +56,7 @@ class Compacted:
 
 
 def due(files: list[SpanFile]) -> list[SpanFile]:
-    """The files to merge now: the smallest size of which there are enough; empty where there is none."""
+    """Return the files to merge now: those of the smallest size of which there are enough; else an empty list."""
     bound = _SMALLEST
     while bound <= FULL_BYTES:
         tier = [f for f in files if f.bytes < bound and (bound == _SMALLEST or f.bytes >= bound // _FAN)]
@@ -88,7 +88,7 @@ def compact(lake: Lake, everything: bool = False) -> Compacted:
 
 @contextmanager
 def rewriting(lake: Lake) -> Iterator[None]:
-    """Only who holds this replaces span files; errors of the engine and of the disk come out as LakeError."""
+    """Hold the lock that replacing span files requires; errors of the engine and of the disk come out as LakeError."""
     try:
         with locked(lake.root / "compact.lock"):
             yield
@@ -98,7 +98,7 @@ def rewriting(lake: Lake) -> Iterator[None]:
 
 @contextmanager
 def swapping(lake: Lake, gone: list[SpanFile], new: list[SpanFile]) -> Iterator[SpanManifest]:
-    """The manifest with `gone` replaced by `new`, saved at the end; the caller renews the catalog then."""
+    """Replace `gone` by `new` in the manifest, yield it, and save it at the end; the caller renews the catalog then."""
     with locked(lake.root / "lock"):
         manifest = lake.manifests.spans()
         manifest.swap(gone, new, time.time_ns())
@@ -132,7 +132,7 @@ def rewrite(lake: Lake, files: list[SpanFile], leaving: pa.Table | None = None) 
 
 
 def _bounds(con: duckdb.DuckDBPyConnection, root: Path, files: list[SpanFile]) -> list[tuple[Any, ...]]:
-    """Keys that cut the rows into ranges small enough to sort in memory."""
+    """Return keys that cut the rows into ranges small enough to sort in memory."""
     rows = sum(f.rows for f in files)
     size = 0
     for file in files:
@@ -150,7 +150,7 @@ def _bounds(con: duckdb.DuckDBPyConnection, root: Path, files: list[SpanFile]) -
 
 
 def _sorted(con: duckdb.DuckDBPyConnection, bounds: list[tuple[Any, ...]]) -> Iterator[pa.RecordBatch]:
-    """The rows of `merged` that stay, in order, with their `weight`, range by range."""
+    """Yield the rows of `merged` that stay, in order, with their `weight`, range by range."""
     for low, high in zip([None, *bounds], [*bounds, None], strict=True):
         where, values = _from(low) if low is not None else (["true"], [])
         if high is not None:
@@ -169,7 +169,7 @@ def _sorted(con: duckdb.DuckDBPyConnection, bounds: list[tuple[Any, ...]]) -> It
 
 
 def _from(key: tuple[Any, ...]) -> tuple[list[str], list[Any]]:
-    """Conditions (never NULL) that hold from a key (rollout_id, start_ns) on, NULL being last, and their values."""
+    """Return conditions (never NULL) that hold from a key (rollout_id, start_ns) on, NULL last, and their values."""
     rollout, start = key
     if rollout is None:
         return ["rollout_id IS NULL", "start_ns >= ? OR start_ns IS NULL"], [start]
@@ -180,7 +180,7 @@ def _from(key: tuple[Any, ...]) -> tuple[list[str], list[Any]]:
 
 
 def _write(root: Path, name: str, groups: Iterator[pa.Table]) -> list[SpanFile]:
-    """Row groups to files, a new one where one is full. What was written is removed again if anything fails."""
+    """Write row groups to files, a new one where one is full. What was written is removed again if anything fails."""
     files: list[SpanFile] = []
     try:
         group = next(groups, None)
@@ -235,7 +235,10 @@ def sweep(lake: Lake, manifest: SpanManifest, grace_s: float = GRACE_S) -> int:
 
 
 def tidy(lake: Lake, grace_s: float = GRACE_S) -> int:
-    """`sweep`, and what killed processes left: files no manifest names, spilled data; returns the bytes freed."""
+    """Remove what `sweep` removes, and what killed processes left: files no manifest names, spilled data.
+
+    Returns the bytes freed, without those of spilled data.
+    """
     with locked(lake.root / "compact.lock"), locked(lake.root / "lock"):
         manifest = lake.manifests.spans()
         freed = sweep(lake, manifest, grace_s)

@@ -37,7 +37,7 @@ def messages_of(recorded: str | None) -> list[Message]:
 
 
 def new_messages(messages: list[Message], shown: list[Message]) -> tuple[int, list[Message]]:
-    """How many messages at the begin are those of an earlier call, and the others."""
+    """Return how many messages at the beginning are those of an earlier call, and the others (at least the last)."""
     same = 0
     for one, other in zip(messages, shown, strict=False):
         if one != other:

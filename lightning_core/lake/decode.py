@@ -42,7 +42,7 @@ Placed = tuple[int, int, Record]  # offset, next offset, record: as `spool.read`
 
 @cache
 def aliases() -> dict[str, Alias]:
-    """Attribute key → column, as `sql/ingest/attribute_aliases.sql` says."""
+    """Return attribute key → column, as `sql/ingest/attribute_aliases.sql` defines it."""
     with duckdb.connect() as con:
         rows = con.execute(sql.text("ingest/attribute_aliases")).fetchall()
     return {key: Alias(*alias) for key, *alias in rows}
@@ -63,12 +63,13 @@ class Decoder:
         weakref.finalize(self, self._engine.clear)
 
     def decode(self, records: Iterable[Placed]) -> tuple[pa.Table, list[dict[str, Any]]]:
-        """Typed spans (schema.SPANS), and what was rejected.
+        """Return typed spans (schema.SPANS), and what was rejected.
 
         Each rejected: `offset` and `index` (place in the request; None for the whole of it), `count` (1, or more where
         one entry stands for several), `reason`, `received_ns`, `rollout_id`, `attempt_id`, `span` (its bytes in hex).
-        A record on which the decoder itself fails is rejected whole: it must not come back for ever and hold up the rest. What may
-        pass is no reason to: where memory is short, fewer records are decoded at once; LakeError where that does not help.
+        A record on which the decoder itself fails is rejected whole: it must not come back for ever and hold up the
+        rest. What may pass is no reason to: where memory is short, fewer records are decoded at once; LakeError where
+        that does not help.
         """
         placed = list(records)
         try:
@@ -104,7 +105,7 @@ class Decoder:
 
 
 def _failed(offset: int, _: int, record: Record, error: Exception) -> dict[str, Any]:
-    """The entry of a record that the decoder failed on."""
+    """Return the entry of a record that the decoder failed on, and log the error."""
     logger.error("the decoder failed on the record at offset %d; it is set aside", offset, exc_info=error)
     try:
         count = max(count_spans(parse_envelope(record.body)), 1)
@@ -134,18 +135,18 @@ def _decode(records: list[tuple[int, Record]], secret: str | None = None) -> tup
 
 
 def _table(columns: dict[str, pa.Array]) -> pa.Table:
-    """A column that no span has is of Arrow's type null."""
+    """Return the columns of schema.DECODED as a table; a column that no span has is of Arrow's type null."""
     nothing = pa.nulls(len(next(iter(columns.values()))))
     return pa.table({c.name: columns.get(c.name, nothing) for c in schema.DECODED})
 
 
 def _concatenated(tables: list[pa.Table]) -> pa.Table:
-    """One table; a column that none of them has stays of type null, which takes no memory."""
+    """Join tables into one; a column that none of them has stays of type null, which takes no memory."""
     return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _blocks(spans: list[Sent]) -> Iterator[list[Sent]]:
-    """All spans, cut by their number and their bytes."""
+    """Yield all spans in blocks, cut by their number and their bytes."""
     first = size = 0
     for i, (raw, *_) in enumerate(spans):
         size += len(raw)
@@ -157,7 +158,7 @@ def _blocks(spans: list[Sent]) -> Iterator[list[Sent]]:
 
 
 def _conclude(con: duckdb.DuckDBPyConnection, decoded: pa.Table) -> pa.Table:
-    """schema.SPANS: `decoded`, and what sql/ingest/spans.sql concludes of it, in its order.
+    """Return rows of schema.SPANS: `decoded`, and what sql/ingest/spans.sql concludes from it, in the SQL's order.
 
     Only what the SQL reads and says goes through DuckDB, so long texts and token ids are copied once, in Arrow.
     """
@@ -179,7 +180,7 @@ def _conclude(con: duckdb.DuckDBPyConnection, decoded: pa.Table) -> pa.Table:
 
 
 def whole(decoded: pa.Table) -> pa.Table:
-    """The same as schema.DECODED: typed where no span has a value, and with a resource of its own for each span."""
+    """Return the same as schema.DECODED: typed where no span has a value, and with its own resource for each span."""
     wanted = schema.arrow_schema(schema.DECODED)
     nothing = {kind: pa.nulls(decoded.num_rows, kind) for kind in set(wanted.types)}  # one array a type
     columns = []

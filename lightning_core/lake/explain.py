@@ -27,11 +27,12 @@ def explain(
     epoch: int | None = None,
     on: duckdb.DuckDBPyConnection | None = None,
 ) -> Row:
-    """All that the catalog of the lake at `root` knows of a rollout: in its newest epoch, or in the one that is given; `on`: one of
-    its connections, default: a new one.
+    """Return all that the catalog of the lake at `root` knows of a rollout: in its newest epoch, or in the one that is
+    given; `on`: one of its connections, default: a new one.
 
-    Keys: rollout_id, run, epoch, mode, attempts (one row an execution), attempt_id (the one that counts, or else the first),
-    spans, calls, rewards, refused: the columns of sql/explain/. Raises LakeError for a rollout that is in none, with names like it.
+    Keys: rollout_id, run, epoch, mode, attempts (one row an execution), attempt_id (the one that counts, or else the
+    first), spans, calls, rewards, refused: the columns of sql/explain/. Raises LakeError for a rollout that is in none,
+    with names like it.
     """
     with contextlib.nullcontext(on) if on is not None else catalog.connect(root) as con:
         try:
@@ -55,13 +56,13 @@ def explain(
 
 @cache
 def query(name: str) -> str:
-    """The SQL of a file of `sql/explain`, with the methods of the hierarchy, which no catalog has, in it."""
+    """Return the SQL of a file of `sql/explain`, with the methods of the hierarchy, which no catalog has, in it."""
     methods = "\n".join(line for line in sql.text("hierarchy/methods").splitlines() if not line.startswith("--"))
     return sql.text(f"explain/{name}").replace("JOIN methods ", f"JOIN ({methods}) AS methods ")
 
 
 def as_json(found: Row) -> str:
-    """What `explain` found as JSON; a reward that is no finite number is text there."""
+    """Return what `explain` found as JSON; a reward that is no finite number is text there."""
     return json.dumps(_plain(found), default=str, indent=1)
 
 
@@ -74,8 +75,10 @@ def _plain(value: Any) -> Any:
 
 
 def found_tree(spans: list[Row]) -> list[tuple[int, Row]]:
-    """The spans as they declared one another: (depth, span), parents before children. Roots are those whose parent is
-    none or never came; a circle of parents is entered at its earliest span."""
+    """Return the spans as they declared one another: (depth, span), parents before children.
+
+    Roots are those whose parent is none or never came; a circle of parents is entered at its earliest span.
+    """
     by_id: dict[tuple[str | None, str], Row] = {}
     real = [row for row in spans if row["op"] != "missing"]
     for row in real:
@@ -94,7 +97,7 @@ def found_tree(spans: list[Row]) -> list[tuple[int, Row]]:
 
 
 def repaired_tree(spans: list[Row]) -> list[tuple[int, Row]]:
-    """The spans as repaired: (depth, span), parents before children."""
+    """Return the spans as repaired: (depth, span), parents before children."""
     children: dict[int, list[Row]] = {}
     for row in spans:
         if row["parent_node"] is not None:
@@ -117,7 +120,7 @@ def _walk(roots: list[Row], children: dict[int, list[Row]]) -> list[tuple[int, R
 
 
 def why_not(call: Row, mode: str) -> str | None:
-    """Why a call is not trained on; None where it is."""
+    """Return why a call is not trained on; None where it is."""
     if mode != "train":
         return "evaluation: nothing of it is trained on"
     return call["left_out"]
@@ -130,7 +133,7 @@ def _rows(con: duckdb.DuckDBPyConnection, name: str, **parameters: Any) -> list[
 
 
 def _unknown(con: duckdb.DuckDBPyConnection, rollout: str, run: str | None, epoch: int | None) -> str:
-    """The message for a rollout that no epoch has: where it is instead, or what is called much the same."""
+    """Return the message for a rollout that was not found: where it is instead, or what is called much the same."""
     elsewhere = _rows(con, "attempts", rollout_id=rollout, run=None, epoch=None)
     if elsewhere:
         places = sorted({f"run {row['run']} {named(row['mode'], row['epoch'])}" for row in elsewhere})

@@ -15,7 +15,7 @@ _PLAIN = ("declared", "root")  # methods that changed nothing
 
 
 def view(found: Row) -> RenderableType:
-    """Attempts, the tree as found and as repaired, calls, rewards, and how one led to the other."""
+    """Return attempts, the tree as found and as repaired, calls, rewards, and how one led to the other."""
     parts: list[RenderableType] = [Text(_headline(found), style="bold")]
     own = any(row["policies"] for row in found["rewards"])
     parts += [Text(f"  attempt {_attempt(row, own)}") for row in found["attempts"]]
@@ -62,7 +62,7 @@ def _span(depth: int, row: Row) -> str:
 
 
 def _place(row: Row) -> str:
-    """The agent, and how the place was found where the span did not declare it."""
+    """Return the agent, and how the place was found where the span did not declare it."""
     agent = f"  agent {row['agent_path'] or row['agent']}" if row["agent"] else ""
     if row["ambiguous"]:
         agent = "  agent ambiguous"

@@ -12,7 +12,7 @@ from lightning_core.lake import sql
 
 
 def hold(con: duckdb.DuckDBPyConnection, view: str, left_out: str = "", run: str | None = None) -> None:
-    """Hold a view of `sql/views` as a temporary table, without the columns `left_out`; of one run alone where it is given."""
+    """Hold a view of `sql/views` as a temporary table, without the columns `left_out`; of `run` alone where given."""
     columns = f"* EXCLUDE ({left_out})" if left_out else "*"
     rows, given = ("WHERE run = $run", {"run": run}) if run is not None else ("", {})
     con.execute(f"CREATE TEMP TABLE {view} AS SELECT {columns} FROM ({sql.text(f'views/{view}')}) {rows}", given)
@@ -24,5 +24,5 @@ def renew(con: duckdb.DuckDBPyConnection, view: str) -> None:
 
 
 def held(con: duckdb.DuckDBPyConnection) -> set[str]:
-    """What is held on the connection."""
+    """Return the names of what is held on the connection."""
     return {name for (name,) in con.execute("SELECT table_name FROM duckdb_tables() WHERE temporary").fetchall()}

@@ -36,7 +36,7 @@ class Batch:
 
     @property
     def first(self) -> int:
-        """Offset of the first of them."""
+        """Return the offset of the first record."""
         return self.records[0][0]
 
 
@@ -59,7 +59,7 @@ class Lake:
     """`home/lake`: Parquet files, manifests, catalog. Any number of readers; one decoder at a time (a lock sees to it)."""
 
     def __init__(self, home: Path) -> None:
-        """Opens a home: HomeError for one of a newer version; the manifests of an older one are migrated."""
+        """Open a home. Raises HomeError for one of a newer version; migrates the manifests of an older one."""
         migrate(home)
         self.root = home / "lake"
         self.spool = home / "spool"
@@ -73,8 +73,9 @@ class Lake:
     ) -> Ingested:
         """Decode the spool up to offset `until` (its durable end by default) into Parquet, free it, merge small files.
 
-        decode: how batches become spans, in their order; by default here, one after another. Raises LakeError where the lake was
-        redacted and no rules are given, and where the disk is full; what was decoded before stays, the next call goes on from there.
+        decode: how batches become spans, in their order; by default here, one after another. Raises LakeError where the
+        lake was redacted and no rules are given, and where the disk is full; what was decoded before stays, the next
+        call goes on from there.
         """
         with locked(self.root / "lock"):
             manifest = self.manifests.spans()
@@ -114,7 +115,10 @@ class Lake:
         batch: Decoded,
         redaction: Redaction | None,
     ) -> tuple[int, int, int, int]:
-        """One batch to one file, the manifest, and out of the spool; returns (spans, rejected, retries, refused)."""
+        """Write one batch to one file and to the manifest, then drop it from the spool.
+
+        Returns (spans, rejected, retries, refused).
+        """
         first, last, decoded, bad = batch
         if redaction is not None:
             decoded, bad = redaction.spans(decoded), redaction.rejected(bad)
@@ -149,7 +153,7 @@ class Lake:
             yield Batch(records, secret)
 
     def secret(self) -> str | None:
-        """The gateway's, to check proofs by."""
+        """Return the gateway's secret, to check proofs by; None where no gateway made one."""
         try:
             return (self.root.parent / "services" / "secret").read_text().strip()
         except FileNotFoundError:  # no gateway made one, so there is no proof either
@@ -165,12 +169,16 @@ class Lake:
             logger.warning("%s; `lightning-flows lake compact` tries again", error)
 
     def end(self) -> int:
-        """Offset behind all that was received, decoded or not: a killed epoch's last rollouts wait in the spool."""
+        """Return the offset behind all that was received, decoded or not.
+
+        A killed epoch's last rollouts wait in the spool.
+        """
         return max(self.manifests.spans().decoded_offset, spool.durable_end(self.spool))
 
     def open_epoch(self, run: str, epoch: int, mode: Mode, versions: dict[str, str]) -> EpochManifest:
-        """The manifest of an epoch; a new one begins behind all that was received, and remembers the policies' versions.
+        """Return the manifest of an epoch.
 
+        A new one begins behind all that was received, and remembers the policies' versions.
         Raises LakeError for a training epoch that others were built on since, with other versions now before it.
         """
         found = self.manifests.epoch(run, epoch, mode)
@@ -190,7 +198,7 @@ class Lake:
         return found
 
     def open_ahead(self, run: str, epoch: int, sampled: dict[str, str]) -> EpochManifest | None:
-        """The manifest of a training epoch whose rollouts run before its versions are known, from `sampled`.
+        """Return the manifest of a training epoch whose rollouts run, from `sampled`, before its versions are known.
 
         None where it was opened with its versions already: those rollouts are not run ahead.
         """
@@ -205,23 +213,23 @@ class Lake:
 
     @contextlib.contextmanager
     def working_on(self, run: str) -> Iterator[None]:
-        """One process at a time works on a run. Raises LakeError where another does."""
+        """Hold the lock of a run: one process at a time works on it. Raises LakeError where another does."""
         with locked(self.root / "manifests" / run / "lock", wait=False) as got:
             if not got:
                 raise LakeError(f"another process works on run {run!r} of {self.root.parent}; wait for it, or stop it")
             yield
 
     def files_between(self, start: int, end: int | None) -> list[SpanFile]:
-        """Span files that hold any of the spool's range [start, end); `end` None: all there is."""
+        """Return the span files that hold any of the spool's range [start, end); `end` None: all from `start` on."""
         return [f for f in self.manifests.spans().files if f.end > start and (end is None or f.start < end)]
 
     @contextlib.contextmanager
     def connect(
         self, span_range: tuple[int, int | None] = (0, None), memory_gb: float = 2.0
     ) -> Iterator[duckdb.DuckDBPyConnection]:
-        """An in-memory DuckDB with `spans` as a view over a range of the spool (all by default); spills into the lake.
+        """Open an in-memory DuckDB with `spans` as a view over a range of the spool (all by default).
 
-        Its files stay until it is closed, also where they are compacted or removed meanwhile.
+        It spills into the lake. Its files stay until it is closed, also where they are compacted or removed meanwhile.
         """
         with locked(self.root / "reading.lock", shared=True), self.engine(memory_gb) as con:
             con.execute(catalog.spans_view(self.files_between(*span_range), span_range))
@@ -229,7 +237,7 @@ class Lake:
 
     @contextlib.contextmanager
     def engine(self, memory_gb: float = 2.0) -> Iterator[duckdb.DuckDBPyConnection]:
-        """An in-memory DuckDB that resolves the lake's paths and spills into a folder of its own."""
+        """Open an in-memory DuckDB that resolves the lake's paths and spills into a folder of its own."""
         spill = self.root / "tmp"
         spill.mkdir(parents=True, exist_ok=True)
         with (
@@ -248,8 +256,8 @@ class Lake:
     ) -> DerivedTable:
         """Write a derived table of an epoch under a name that holds its key, and enter it in the epoch's manifest.
 
-        table: whole, or as a reader of batches where it may be larger than memory. name: a table of the catalog; where each
-        policy has a part of it, followed by a space and the policy.
+        table: whole, or as a reader of batches where it may be larger than memory. name: a table of the catalog; where
+        each policy has a part of it, followed by a space and the policy.
         """
         label = f"{epoch.epoch:04d}" if epoch.mode == "train" else f"{epoch.epoch:04d}-{epoch.mode}"
         path = f"derived/{epoch.run}/{label}/{name.replace(' ', '-')}-{key}.parquet"

@@ -34,7 +34,7 @@ class LakeError(LightningError):
 
 
 def stage_key(*parts: Any) -> str:
-    """Digest of everything a stage reads: settings sections, digests of tables and of SQL, versions of code."""
+    """Return the digest of all that a stage reads: settings sections, digests of tables and SQL, versions of code."""
     text = json.dumps(
         [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts], sort_keys=True, default=str
     )
@@ -173,33 +173,39 @@ class EpochManifest(_Manifest):
 
     @property
     def named(self) -> str:
-        """What people read of it: `epoch 4`, `evaluation after epoch 3`, `batch 2`."""
+        """Return the name that people read: `epoch 4`, `evaluation after epoch 3`, `batch 2`."""
         return f"batch {self.epoch}" if self.of_search else named(self.mode, self.epoch)
 
     @property
     def span_range(self) -> tuple[int, int | None]:
-        """Where in the spool the epoch's spans lie: [opened, sealed); open-ended while it is not sealed."""
+        """Return where in the spool the epoch's spans lie: [opened, sealed); open-ended while it is not sealed."""
         return self.opened_offset, self.sealed_offset
 
     @property
     def sampled_from(self) -> dict[str, str]:
-        """Policy → version that the rollouts are sampled from."""
+        """Return policy → version that the rollouts are sampled from."""
         return self.sampled or self.versions
 
     @property
     def ended_with(self) -> dict[str, str]:
-        """Policy → version after its training of this epoch, of those that are done; where it was skipped, the one before."""
+        """Return policy → version after its training in this epoch, for the policies whose training is done.
+
+        Where the training was skipped, this is the version before.
+        """
         stages = self.stages.items()
         return {name.removeprefix("train "): s.output["version"] for name, s in stages if name.startswith("train ")}
 
     @property
     def scope(self) -> list[tuple[str, int, str]]:
-        """(run, epoch, mode) of the rollouts it is made of."""
+        """Return (run, epoch, mode) of each epoch that its rollouts come from."""
         return [(s.run, s.epoch, self.mode) for s in self.sources] or [(self.run, self.epoch, self.mode)]
 
     @property
     def trained(self) -> dict[str, str]:
-        """Policy → version that was trained on `sequences` as they are now; without those whose training was skipped."""
+        """Return policy → version that was trained on `sequences` as they are now.
+
+        Policies whose training was skipped are not in it.
+        """
         sequences = self.tables.get("sequences")
         done = {n.removeprefix("train "): s.output for n, s in self.stages.items() if n.startswith("train ")}
         return {
@@ -212,16 +218,16 @@ class EpochManifest(_Manifest):
 
     @property
     def outputs(self) -> dict[str, dict[str, Any]]:
-        """What each stage that is done returned, by its name."""
+        """Return what each stage that is done returned, by its name."""
         return {name: stage.output for name, stage in self.stages.items()}
 
     @property
     def recorded(self) -> bool:
-        """Whether it has come to its end: its last stage is done."""
+        """Return whether the epoch is complete: its last stage is done."""
         return "record" in self.stages
 
     def done(self, stage: str, key: str) -> dict[str, Any] | None:
-        """Output of a stage that has run with this key already, else None."""
+        """Return the output of a stage that has run with this key already, else None."""
         found = self.stages.get(stage)
         return found.output if found is not None and found.key == key else None
 
@@ -258,18 +264,18 @@ class Manifests:
         path.unlink(missing_ok=True)
 
     def epochs(self, run: str | None = None, mode: str | None = None) -> list[EpochManifest]:
-        """All epochs and evaluations (of a run, of a mode), in order of run and epoch."""
+        """Return all epochs and evaluations (of a run, of a mode), in order of run and epoch."""
         paths = sorted(self._directory.glob(f"{run or '*'}/*.json"))
         found = [m for p in paths if (m := self._read(p, EpochManifest)) is not None]
         return [m for m in found if mode in (None, m.mode)]
 
     def next_epoch(self, run: str) -> int:
-        """The first training epoch of a run that has not come to its end."""
+        """Return the number of a run's first training epoch that is not complete; the next number where all are."""
         epochs = self.epochs(run, "train")
         return next((e.epoch for e in epochs if not e.recorded), epochs[-1].epoch + 1 if epochs else 0)
 
     def copy_of(self, path: Path) -> Path:
-        """Where the copy of a manifest lies."""
+        """Return where the copy of a manifest lies."""
         return self._lake / "copies" / path.relative_to(self._directory)
 
     def _path(self, run: str, epoch: int, mode: str) -> Path:
@@ -295,13 +301,13 @@ class Manifests:
 
 
 def encode_manifest(manifest: BaseModel) -> bytes:
-    """The bytes of a manifest's file."""
+    """Return the bytes of a manifest's file."""
     content = manifest.model_dump_json(indent=1).encode().removeprefix(b"{\n")
     return _DIGEST + blake3(content).hexdigest().encode() + b'",\n' + content
 
 
 def checked(data: bytes) -> bytes:
-    """The JSON of a manifest's file. Raises ValueError where it is not what was written."""
+    """Return the JSON of a manifest's file. Raises ValueError where it is not what was written."""
     if not data.startswith(_DIGEST):  # from before they had a digest
         return data
     end = len(_DIGEST) + _DIGITS

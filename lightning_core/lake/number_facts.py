@@ -22,7 +22,7 @@ FACTS = (
 
 
 def number_facts(spans: pa.Table) -> dict[str, pa.Array | pa.ChunkedArray]:
-    """The columns FACTS of spans with `prompt_ids`, `response_ids` and `response_logprobs`, one row a span."""
+    """Return the columns FACTS of spans with `prompt_ids`, `response_ids` and `response_logprobs`, one row a span."""
     prompt, response, logprobs = (_whole(spans[n]) for n in ("prompt_ids", "response_ids", "response_logprobs"))
     counts = [pc.list_value_length(lists) for lists in (prompt, response, logprobs)]
     least, most = ([_of_each(lists, of) for lists in (prompt, response, logprobs)] for of in (np.minimum, np.maximum))
@@ -36,14 +36,14 @@ def number_facts(spans: pa.Table) -> dict[str, pa.Array | pa.ChunkedArray]:
 
 
 def measured(spans: pa.Table) -> pa.Table:
-    """Rows of schema.SPANS with their FACTS, whatever was there."""
+    """Return rows of schema.SPANS with their FACTS computed, whatever was there before."""
     for name, column in number_facts(spans).items():
         spans = spans.set_column(spans.schema.get_field_index(name), spans.schema.field(name), column)
     return spans
 
 
 def _of_each(lists: pa.ListArray, of: np.ufunc) -> pa.Array:
-    """`np.minimum` or `np.maximum` of each list; NULL for one that is NULL or empty, NaN where one is in it."""
+    """Return `np.minimum` or `np.maximum` of each list; NULL for one that is NULL or empty, NaN where one is in it."""
     length = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     filled: npt.NDArray[np.bool_] = length > 0
     numbers = lists.flatten().to_numpy()

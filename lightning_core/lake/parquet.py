@@ -32,7 +32,10 @@ class NotWritten(LightningError, OSError):
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; made durable and renamed over it at the end, removed where that fails."""
+    """Give a path beside `path` to write to; at the end make it durable and rename it to `path`.
+
+    Where that or the block fails, remove it.
+    """
     make_folder(path.parent)
     beside = path.with_name(f".{path.name}.tmp")
     try:
@@ -66,7 +69,7 @@ def write_stream(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatc
 
 
 def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Rows in groups cut by their number, and by the bytes in a column `weight` where there is one, however the batches fell."""
+    """Yield rows in groups cut by number, and by the bytes in a column `weight` if any, however the batches fell."""
     held: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:
@@ -87,13 +90,13 @@ def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def span_writer(path: Path) -> pq.ParquetWriter:
-    """A writer of rows of schema.SPANS; every `write_table` of it is one row group."""
+    """Return a writer of rows of schema.SPANS; every `write_table` of it is one row group."""
     spans = schema.arrow_schema(schema.SPANS)
     return pq.ParquetWriter(path, spans, **_encoding(spans))
 
 
 def weight() -> str:
-    """SQL: bytes of a row of `spans` before compression, a function of its content alone."""
+    """Return SQL that computes the bytes of a row of `spans` before compression, a function of its content alone."""
     parts = ["256"]
     for column in schema.SPANS:
         if column.type == "VARCHAR":
@@ -107,7 +110,7 @@ def weight() -> str:
 
 
 def _encoding(columns: pa.Schema) -> dict[str, Any]:
-    """How the writer stores these columns.
+    """Return the options by which the writer stores these columns.
 
     Dictionaries for what repeats. Token ids and logprobs byte by byte, the high bytes of all numbers one after another:
     half as long to compress as with a dictionary, and no larger.

@@ -60,7 +60,10 @@ def span_manifest(lake: Lake) -> Iterator[str]:
 
 
 def each_place_once(lake: Lake) -> Iterator[str]:
-    """Move files away, or what they have of others, so that a place stands once; yields what was done. The caller holds the locks."""
+    """Move files away, or what they have of others, so that a place stands once; yields what was done.
+
+    The caller holds the locks.
+    """
     manifest = lake.manifests.spans()
     named = {file.path: file for file in manifest.files}
     if len(named) < len(manifest.files):
@@ -95,7 +98,7 @@ def each_place_once(lake: Lake) -> Iterator[str]:
 
 
 def _in_use(root: Path, found: list[Path]) -> set[Path]:
-    """Files that the catalog names, and those written since it was built; all where there is no catalog that can be read."""
+    """Return files that the catalog names, and those written since it was built; all where no catalog can be read."""
     built = catalog.built_ns(root)
     try:
         with catalog.connect(root) as con:
@@ -109,7 +112,7 @@ def _in_use(root: Path, found: list[Path]) -> set[Path]:
 
 
 def _file(root: Path, path: Path) -> SpanFile | str:
-    """The entry of a span file; a text where it cannot be read."""
+    """Return the entry of a span file; the error as text where it cannot be read."""
     try:
         table = pq.read_table(path)
         bounds = pc.min_max(table["record_offset"]).as_py()
@@ -121,7 +124,10 @@ def _file(root: Path, path: Path) -> SpanFile | str:
 
 
 def _decoded_offset(lake: Lake, found: list[Path]) -> int:
-    """How far the spool is decoded, as files of spans and of rejected spans are named; the end of a record of the spool."""
+    """Return how far the spool is decoded, as the names of files of spans and of rejected spans show.
+
+    It is the end of a record of the spool.
+    """
     rejected = [path.name for path in (lake.spool / "rejected").glob("*.jsonl")]
     names = [re.match(r"\d{20}-(\d{20})", name) for name in [*(path.name for path in found), *rejected]]
     reached = max((int(name[1]) for name in names if name is not None), default=0)

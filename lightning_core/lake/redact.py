@@ -53,7 +53,7 @@ class Redaction:
     """The patterns of a lake. Without any it leaves everything as it is."""
 
     def __init__(self, settings: LakeSettings | None = None) -> None:
-        """Raises SettingsError for a pattern or replacement that RE2 cannot take."""
+        """Take the patterns of settings. Raises SettingsError for a pattern or replacement that RE2 cannot take."""
         self._patterns = [(p.pattern, p.replacement) for p in settings.redact] if settings is not None else []
         for number, (pattern, replacement) in enumerate(self._patterns):
             try:
@@ -63,12 +63,12 @@ class Redaction:
 
     @classmethod
     def of(cls, settings: LakeSettings) -> Redaction | None:
-        """The patterns that settings give; None where they give none."""
+        """Return the patterns that settings give; None where they give none."""
         return cls(settings) if settings.redact else None
 
     @property
     def digest(self) -> str | None:
-        """Digest of the patterns; None where there are none."""
+        """Return the digest of the patterns; None where there are none."""
         return hashlib.sha256(json.dumps(self._patterns).encode()).hexdigest()[:16] if self._patterns else None
 
     def spans(self, table: pa.Table) -> pa.Table:
@@ -118,7 +118,7 @@ class Redaction:
         return table
 
     def _rewritten(self, cells: set[str]) -> dict[str, str]:
-        """Cell → what is kept of it: the texts in its JSON are rewritten, then the JSON as it is written."""
+        """Return cell → what is kept of it: the texts in its JSON are rewritten, then the JSON as it is written."""
         texts: set[str] = set()
         for cell in cells:
             _each_text(lambda text: texts.add(text) or text, cell)  # type: ignore[func-returns-value]
@@ -131,7 +131,7 @@ class Redaction:
         }
 
     def _matched(self, texts: set[str]) -> dict[str, str]:
-        """Text → the same rewritten, for each that a pattern matches."""
+        """Return text → rewritten text, for each text that a pattern changes."""
         ordered = list(texts)
         before = column = pa.array([_ESCAPED.sub(_unescaped, text) for text in ordered], pa.large_string())
         for pattern, replacement in (*self._patterns, _UNREAD_JSON):
@@ -161,7 +161,7 @@ def _each_text(rewrite: Callable[[str], str], text: str) -> str:
 
 
 def _json(text: str) -> Any:
-    """Return the object, list or text that a text holds as JSON, None where it holds none; half a character becomes `?`."""
+    """Return the object, list or text that a text holds as JSON, else None; half a character becomes `?`."""
     try:
         value = json.loads(text, strict=False) if text[:1] in ("{", "[", '"') else None
         if value is not None and _SURROGATE.search(text):
@@ -181,7 +181,7 @@ def _unescaped(escapes: re.Match[str]) -> str:
 
 
 def _readable(name: str, value: Any, tokenless: bool) -> Any:
-    """Return a cell without bytes that the decoder could not read and, where `tokenless`, without token ids and logprobs."""
+    """Return a cell without bytes the decoder could not read, and without token ids and logprobs if `tokenless`."""
     if value is None:
         return None
     if name not in _MAPS:

@@ -28,7 +28,8 @@ from lightning_core.spool.spool_format import segments
 def repair(lake: Lake, redaction: Redaction | None = None) -> Iterator[str]:
     """Repair a lake; yields what was done, a line each.
 
-    redaction: rules for what is decoded anew. Raises LakeError where the lake is redacted and rejected spans wait without them.
+    redaction: rules for what is decoded anew. Raises LakeError where the lake is redacted and rejected spans wait
+    without them.
     """
     with locked(lake.root / "compact.lock"), locked(lake.root / "lock"):
         yield from _manifests(lake)
@@ -73,7 +74,10 @@ def _readable(path: Path, kind: type[SpanManifest | EpochManifest]) -> bytes | N
 
 
 def _set_aside(lake: Lake) -> Iterator[str]:
-    """Span files that are not what was written: their spans count as lost from now on, and the others can be read."""
+    """Move away span files that are not what was written; yields what was done.
+
+    Their spans count as lost from now on, and the others can be read.
+    """
     manifest = lake.manifests.spans()
     found = {file.path: what for file in manifest.files if (what := what_is_wrong(lake.root, file)) is not None}
     if not found:
@@ -89,7 +93,10 @@ def _set_aside(lake: Lake) -> Iterator[str]:
 
 
 def _behind_what_is_gone(lake: Lake) -> Iterator[str]:
-    """Where the spool begins behind what is decoded (one of the two was put back from a copy), decoding goes on there."""
+    """Let decoding go on where the spool begins, if that is behind what is decoded; yields what was done.
+
+    It is so where one of the two was put back from a copy.
+    """
     manifest, kept = lake.manifests.spans(), segments(lake.spool)
     if not kept or kept[0][0] <= manifest.decoded_offset:
         return
@@ -131,8 +138,9 @@ def _anew(
 ) -> tuple[int, list[dict[str, Any]]]:
     """Decode what one file of rejected spans has; returns how many spans came of it, and what stays rejected.
 
-    A span is stored at the place at which it was rejected, where the lake has no other; so what a killed repair stored is not
-    stored again. Of a request only the rejected spans are taken: the others are in the lake, or were removed from it.
+    A span is stored at the place at which it was rejected, where the lake has no other; so what a killed repair stored
+    is not stored again. Of a request only the rejected spans are taken: the others are in the lake, or were removed
+    from it.
     """
     requests = {entry["offset"]: request for entry in entries if (request := _request(entry)) is not None}
     placed: list[Placed] = [(offset, offset + 1, record) for offset, record in sorted(requests.items())]
@@ -168,7 +176,7 @@ def _anew(
 
 
 def _request(entry: dict[str, Any]) -> Record | None:
-    """The request that an entry was of; None where its bytes were not kept, or are damaged."""
+    """Return the request that an entry came from; None where its bytes were not kept, or are damaged."""
     body = entry.get("span") if entry["index"] is None else entry.get("request")
     if body is None or entry.get("source") == "damaged":
         return None
@@ -192,7 +200,7 @@ def _was_rejected(entries: list[dict[str, Any]], offset: int, index: int) -> boo
 
 
 def _not_stored(lake: Lake, table: pa.Table, files: list[SpanFile]) -> pa.Table:
-    """The rows of places at which the lake has no span."""
+    """Return the rows at whose places the lake has no span."""
     if not table.num_rows:
         return table
     offsets = table["record_offset"].to_numpy()

@@ -48,11 +48,11 @@ class Leaving:
 
     @property
     def bytes(self) -> int:
-        """About what is freed on disk."""
+        """Return about how many bytes are freed on disk."""
         return self.table_bytes + sum(f.bytes * gone // max(f.rows, 1) for f, gone in self.files)
 
     def lines(self) -> list[str]:
-        """For people: the whole, then epoch by epoch."""
+        """Return lines for people: the whole, then epoch by epoch."""
         tables = sum(len(e.tables) for e in self.epochs)
         found = [
             f"{self.spans:,} spans in {len(self.files)} files and {tables} tables, about {self.bytes / 1e6:,.1f} MB",
@@ -78,7 +78,8 @@ def retain(
 ) -> Leaving:
     """Remove spans older than so many days, and everything of some runs but their policies; returns what went.
 
-    Raises LakeError where a run is not known or a process works on it, ValueError where neither is given. The spans of an unfinished epoch do not age.
+    Raises LakeError where a run is not known or a process works on it, ValueError where neither is given. The spans of
+    an unfinished epoch do not age.
     """
     if older_than_days is None and not runs:
         raise ValueError("neither an age nor a run is given")
@@ -94,7 +95,7 @@ def retain(
 
 
 def require_spans(lake: Lake, epoch: EpochManifest) -> None:
-    """Raise LakeError where retention took spans of this epoch: what is left would be derived from as if it were all."""
+    """Raise LakeError where retention took spans of the epoch: what is left would be derived from as if it were all."""
     for gone in lake.manifests.spans().removed:
         if (gone.run, gone.epoch, gone.mode) in epoch.scope:
             if epoch.opened_offset >= gone.until_offset:
@@ -147,7 +148,7 @@ def _plan(lake: Lake, older_than_days: float | None, runs: Sequence[str]) -> Lea
 
 
 def _finished(epoch: EpochManifest) -> bool:
-    """Whether an epoch has its tables, so that its spans are not needed to go on."""
+    """Return whether an epoch has its tables, so that its spans are not needed to go on."""
     return epoch.sealed_offset is not None and "sequences" in epoch.stages
 
 
@@ -156,7 +157,7 @@ def _absolute(lake: Lake, file: SpanFile) -> str:
 
 
 def _rejected(lake: Lake, rollouts: set[str], before_ns: int | None) -> Iterator[tuple[Path, int, list[str]]]:
-    """Files of spans that could not be decoded, of which some are old enough or of a rollout that goes."""
+    """Yield files of spans that could not be decoded, where some are old enough or of a rollout that goes."""
     for path in sorted((lake.spool / "rejected").glob("*.jsonl")):
         gone, kept = 0, []
         for line in path.read_bytes().decode().split("\n")[:-1]:
@@ -182,7 +183,10 @@ def _unfinished(con: duckdb.DuckDBPyConnection, epochs: list[EpochManifest]) -> 
 
 
 def _remove(lake: Lake, leaving: Leaving) -> None:
-    """The manifest first: a file it no longer names can wait. Then the epochs; a second call ends what a killed one began."""
+    """Remove `leaving`: from the manifest first, as a file that it no longer names can wait; then the epochs.
+
+    A second call ends what a killed one began.
+    """
     gone = [f for f, _ in leaving.files]
     new: list[SpanFile] = []
     for file, rows in leaving.files:

@@ -32,7 +32,7 @@ _START = [column.name for column in schema.SPANS].index("start_ns")
 
 
 def without(table: pa.Table, root: Path, files: list[SpanFile]) -> pa.Table:
-    """`table` without the rows that repeat one before them, in it or in the span files (relative to `root`)."""
+    """Return `table` without the rows that repeat one before them, in it or in the span files (relative to `root`)."""
     if not table.num_rows or not _any_again(table, root, files):
         return table
     with duckdb.connect(config={"file_search_path": str(root)}) as con:
@@ -51,7 +51,10 @@ def without(table: pa.Table, root: Path, files: list[SpanFile]) -> pa.Table:
 
 
 def _any_again(table: pa.Table, root: Path, files: list[SpanFile]) -> bool:
-    """Whether a hash of `table` is in it twice, or in a row group about its time. Mostly none is, and this is quick."""
+    """Return whether a hash of `table` is in it twice, or in a row group about its time.
+
+    Mostly none is, and this is quick.
+    """
     hashes, starts = table["content_hash"].to_numpy(), table["start_ns"]
     if len(np.unique(hashes)) < len(hashes):
         return True
@@ -66,7 +69,7 @@ def _any_again(table: pa.Table, root: Path, files: list[SpanFile]) -> bool:
 
 
 def _about(group: pq.RowGroupMetaData, bounds: dict[str, int] | None) -> bool:
-    """Whether a row group may hold a span that starts within these bounds."""
+    """Return whether a row group may hold a span that starts within these bounds."""
     column = group.column(_START)
     if bounds is None or column.path_in_schema != "start_ns" or not column.is_stats_set:
         return True
@@ -75,6 +78,6 @@ def _about(group: pq.RowGroupMetaData, bounds: dict[str, int] | None) -> bool:
 
 
 def view(name: str, files: list[SpanFile], where: str = "true") -> str:
-    """DDL of a view of the columns that identify a retry, over span files."""
+    """Return the DDL of a view of the columns that identify a retry, over span files."""
     columns = ", ".join(IDENTITY)
     return f"CREATE VIEW {name} AS SELECT {columns} FROM ({catalog.span_rows(files)}) WHERE {where}"

@@ -183,11 +183,11 @@ def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
 
 @cache
 def columns_digest() -> str:
-    """Digest of the columns of `spans`: files of another one were written by another version."""
+    """Return the digest of the columns of `spans`: files of another one were written by another version."""
     return hashlib.sha256(repr([(c.name, c.type) for c in SPANS]).encode()).hexdigest()[:12]
 
 
 def data_dictionary() -> str:
-    """The columns of `spans` as a Markdown table."""
+    """Return the columns of `spans` as a Markdown table."""
     rows = "\n".join(f"| `{c.name}` | `{c.type}` | {c.meaning} |" for c in SPANS)
     return f"| column | type | meaning |\n|---|---|---|\n{rows}\n"

@@ -23,7 +23,7 @@ _parsed: dict[str, duckdb.Statement] = {}
 
 @cache
 def text(name: str) -> str:
-    """The SQL of `hierarchy/span_tree` or the like. Raises FileNotFoundError that names the folder looked in."""
+    """Return the SQL of `hierarchy/span_tree` or the like. Raises FileNotFoundError that names the folder looked in."""
     path = ROOT / f"{name}.sql"
     if not path.is_file():
         raise FileNotFoundError(f"no {name}.sql under {ROOT}; known: {', '.join(names())}")
@@ -53,7 +53,7 @@ def rows(relation: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
 
 
 def macro(name: str) -> str:
-    """What follows CREATE to make a table macro of a file; a parameter that is not given is NULL."""
+    """Return what follows CREATE to make a table macro of a file; a parameter that is not given is NULL."""
     signature = ", ".join(f"{parameter} := NULL" for parameter in parameters(name))
     return f"MACRO {name.rsplit('/', 1)[-1]}({signature}) AS TABLE\n{text(name)}"
 
@@ -67,7 +67,7 @@ def _run(con: duckdb.DuckDBPyConnection, ddl: str) -> None:
 
 @cache
 def parameters(name: str) -> tuple[str, ...]:
-    """What a file leaves open, in the order of its header: every word that begins with `p_`, as no column does."""
+    """Return a file's parameters in the order of its header: every word that begins with `p_`, as no column does."""
     return tuple(dict.fromkeys(PARAMETER.findall(text(name))))
 
 
@@ -87,7 +87,10 @@ def inputs(name: str) -> tuple[str, ...]:
 
 
 def views() -> tuple[str, ...]:
-    """Names of the files of sql/views, each after those that it reads. Where one has the name of a stored table, it reads that."""
+    """Return the names of the files of sql/views, each after those that it reads.
+
+    Where one has the name of a stored table, it reads that.
+    """
     known = {name.removeprefix("views/"): name for name in names("views")}
     graph = {
         view: [table for table in inputs(name) if table in known and table != view] for view, name in known.items()
@@ -98,8 +101,8 @@ def views() -> tuple[str, ...]:
 def steps(*tables: str, there: Collection[str]) -> tuple[str, ...]:
     """Return the files to run for these tables, those of their inputs first.
 
-    there: tables that need no file. Raises ValueError naming the file for an input that is neither there nor a file's, and
-    for inputs in a circle.
+    there: tables that need no file. Raises ValueError naming the file for an input that is neither there nor a file's,
+    and for inputs in a circle.
     """
     by_table = {name.rsplit("/", 1)[-1]: name for folder in _OF_AN_EPOCH for name in names(folder)}
     graph: dict[str, list[str]] = {}
@@ -123,21 +126,21 @@ def steps(*tables: str, there: Collection[str]) -> tuple[str, ...]:
 
 
 def names(folder: str = "") -> list[str]:
-    """All names under a folder of `sql/`, sorted."""
+    """Return all names under a folder of `sql/`, sorted."""
     return sorted(str(p.relative_to(ROOT).with_suffix("")) for p in (ROOT / folder).rglob("*.sql"))
 
 
 def digest(*tables: str) -> str:
-    """Digest of the text of some SQL files: part of the key of the stage that runs them."""
+    """Return the digest of the text of some SQL files: part of the key of the stage that runs them."""
     return hashlib.sha256("\0".join(text(t) for t in tables).encode()).hexdigest()[:16]
 
 
 def header(name: str) -> list[str]:
-    """The comment lines that a file begins with."""
+    """Return the comment lines that a file begins with."""
     comments = itertools.takewhile(lambda line: line.startswith("--"), text(name).splitlines())
     return [line.removeprefix("--").strip() for line in comments]
 
 
 def title(name: str) -> str:
-    """The first comment line of a file: what it answers."""
+    """Return the first comment line of a file: what it answers."""
     return header(name)[0]

@@ -62,9 +62,10 @@ class _Listing(BaseModel):
 
 
 def publish(lake: Lake, url: str, grace_s: float = GRACE_S) -> Publication:
-    """Put there what the lake has and the URL has not, then the catalog; remove what has not counted for `grace_s`.
+    """Put at `url` what the lake has and the URL has not, then the catalog; remove what has not counted for `grace_s`.
 
-    One publication of a lake at a time. Raises LakeError, also where another home has the lake there; what was published before stays.
+    One publication of a lake at a time. Raises LakeError, also where another home has the lake there; what was
+    published before stays.
     """
     url = url.rstrip("/")
     with (
@@ -92,9 +93,10 @@ def publish(lake: Lake, url: str, grace_s: float = GRACE_S) -> Publication:
 
 
 def fetch(lake: Lake, url: str) -> Publication:
-    """Bring a published lake into a home that has none, file by file as it was published; this home publishes it from then on.
+    """Bring a published lake into a home that has none, file by file as it was published.
 
-    Policies and what was not published yet are not there. Raises LakeError: a home with a lake, a file that is not what its manifest says.
+    This home publishes it from then on. Policies and what was not published yet are not there. Raises LakeError: a home
+    with a lake, a file that is not what its manifest says.
     """
     url = url.rstrip("/")
     if lake.manifests.spans().decoded_offset or lake.manifests.epochs():
@@ -126,8 +128,9 @@ def fetch(lake: Lake, url: str) -> Publication:
 
 
 def bring_spans(lake: Lake, url: str, span_range: tuple[int, int | None]) -> None:
-    """Have the span files of a range of the spool in a folder that is no home: a worker's, on a machine that does not share the home.
+    """Bring the span files of a range of the spool into a folder that is no home.
 
+    Such a folder is a worker's, on a machine that does not share the home.
     In the home itself, where the spool is, nothing is done. Raises LakeError.
     """
     if lake.spool.exists():
@@ -159,7 +162,7 @@ def _put(
     store: AbstractFileSystem, prefix: str, root: Path, folder: Path, files: dict[str, int], grace_s: float,
     listing: _ListingFile,
 ) -> Publication:  # fmt: skip
-    """Files of the lake in `root`, manifests, then the catalog in `folder`; and away with what is long retired."""
+    """Put files of the lake in `root`, manifests, then the catalog in `folder`; remove what was retired long ago."""
     now_ns, before = time.time_ns(), listing.content
     new = [path for path, size in files.items() if before.files.get(path) != size]
     for name in new:
@@ -188,7 +191,7 @@ def _put(
 
 @contextlib.contextmanager
 def connect(url: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The catalog published there, read-only: views read their files through fsspec. Raises LakeError."""
+    """Open the catalog published at `url`, read-only: views read their files through fsspec. Raises LakeError."""
     url = url.rstrip("/")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "catalog.duckdb"
@@ -227,7 +230,7 @@ class _Here(AbstractFileSystem):
 
 @contextlib.contextmanager
 def _opened(url: str) -> Iterator[tuple[AbstractFileSystem, str]]:
-    """The file system of a URL, and the path in it; what it raises comes out as LakeError."""
+    """Give the file system of a URL, and the path in it; what the block raises comes out as LakeError."""
     try:
         store, prefix = fsspec.core.url_to_fs(url)
         store.invalidate_cache()

@@ -22,9 +22,10 @@ _ANY = 10**6
 
 
 def render(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int | None) -> list[str]:
-    """Lines of a table of at most `width` characters; long text ends in `…`, numbers are whole. Empty cells are NULL.
+    """Return lines of a table of at most `width` characters; long text ends in `…`, numbers are whole.
 
-    Names of columns are broken at `_` where that makes it fit; where nothing does, each row is a block of its own.
+    Empty cells are NULL. Names of columns are broken at `_` where that makes it fit; where nothing does, each row is a
+    block of its own.
     width: None for a pipe or a file, where lines are as long as their cells.
     """
     cells = [[cell(value) for value in row] for row in rows]
@@ -49,7 +50,7 @@ def render(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int | N
 
 
 def cell(value: Any) -> str:
-    """One value on one line: floats to four digits, times to the second, what is nested as JSON."""
+    """Return one value on one line: floats to four digits, times to the second, nested values as JSON."""
     if value is None:
         return ""
     if isinstance(value, Decimal):
@@ -68,7 +69,7 @@ def cell(value: Any) -> str:
 
 
 def _text(text: str) -> Text:
-    """Text whose lines are cut and never wrapped, while its column may shrink."""
+    """Return text whose lines are cut and never wrapped, while its column may shrink."""
     return Text(text, no_wrap=True, overflow="ellipsis")
 
 

@@ -58,7 +58,7 @@ class Answer:
         return [column[0] for column in self._con.description or []]
 
     def rows(self, limit: int | None = None) -> Iterator[tuple[Any, ...]]:
-        """Its rows, `limit` at most."""
+        """Yield the rows of the result, `limit` at most."""
         left = limit if self.columns else 0
         while left is None or left > 0:
             batch = self._timed(self._con.fetchmany, _FETCH if left is None else min(_FETCH, left))
@@ -68,7 +68,7 @@ class Answer:
             left = None if left is None else left - len(batch)
 
     def table(self, limit: int | None = None) -> pa.Table:
-        """All of it, or its first rows, in place of its rows."""
+        """Return the result, or its first `limit` rows, as a table; for use in place of `rows`."""
 
         def computed() -> pa.Table:
             found = self._con.sql(self._query)
@@ -77,7 +77,7 @@ class Answer:
         return self._timed(computed)
 
     def _timed(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Wait here while another thread computes, so that Ctrl-C and the time end it: DuckDB itself looks too seldom."""
+        """Wait here while another thread computes, so that Ctrl-C and the time end it: DuckDB looks too seldom."""
         began = time.monotonic()
         doing = self._thread.submit(work, *args, **kwargs)
         try:
@@ -100,8 +100,8 @@ def asked(
 ) -> Iterator[Answer]:
     """Run the one query of `text` and give its answer; `con` stays confined.
 
-    It reads the tables of `con`, and files of the lake (the connection's `file_search_path`) and of the folders or URLs `also`. Raises
-    QueryError for what is not admitted, fails, or computes for longer than `timeout_s`.
+    It reads the tables of `con`, and files of the lake (the connection's `file_search_path`) and of the folders or URLs
+    `also`. Raises QueryError for what is not admitted, fails, or computes for longer than `timeout_s`.
     """
     query = checked(text)
     _confine(con, also)
@@ -111,7 +111,7 @@ def asked(
 
 @contextlib.contextmanager
 def alone(con: duckdb.DuckDBPyConnection, tables: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection of its own, with copies of some tables of `con`, for work that must not confine `con` itself."""
+    """Open a new connection, with copies of some tables of `con`, for work that must not confine `con` itself."""
     lake, spill = _setting(con, "file_search_path"), _setting(con, "temp_directory")
     with duckdb.connect(config={"file_search_path": lake, "temp_directory": f"{spill}/alone"}) as own:
         for name in tables:
@@ -130,7 +130,7 @@ def read(file: str, setting: str) -> str:
 
 
 def checked(text: str) -> str:
-    """The one query of `text`. Raises QueryError where it is none, or several, or does more than read."""
+    """Return the one query of `text`. Raises QueryError where it is none, or several, or does more than read."""
     try:
         statements = duckdb.extract_statements(text)
         if len(statements) != 1:
@@ -159,7 +159,7 @@ def checked(text: str) -> str:
 
 
 def one_line(error: duckdb.Error) -> str:
-    """DuckDB's message without its drawing of the place; what it suggests stays."""
+    """Return DuckDB's message without its drawing of the place; what it suggests stays."""
     lines = (line.strip() for line in str(error).splitlines())
     return " ".join(line for line in lines if line and not line.startswith("LINE ") and line.strip("^~ "))
 

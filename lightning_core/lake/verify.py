@@ -38,7 +38,7 @@ def require_sound(root: Path, files: Iterable[SpanFile]) -> None:
 
 
 def unsound(lake: Lake) -> Iterator[Unsound]:
-    """The span files and derived tables of a lake that are not what was written."""
+    """Yield the span files and derived tables of a lake that are not what was written."""
     for file in lake.manifests.spans().files:
         what = what_is_wrong(lake.root, file)
         if what is not None:
@@ -54,7 +54,7 @@ def unsound(lake: Lake) -> Iterator[Unsound]:
 
 
 def what_is_wrong(root: Path, file: SpanFile) -> str | None:
-    """Why a span file is not what was written; None where it is."""
+    """Return why a span file is not what was written; None where it is."""
     try:
         found = digest(root / file.path)
     except OSError as error:

@@ -62,12 +62,12 @@ class Finding:
 
     @property
     def where(self) -> str:
-        """Its rule, policy and epochs in one line."""
+        """Return its rule, policy and epochs in one line."""
         return " · ".join([self.rule, *([self.policy] if self.policy else []), self._epochs])
 
     @property
     def when(self) -> str:
-        """Its epochs, and which of them `what` is about."""
+        """Return its epochs, and which of them `what` is about."""
         return self._epochs + (", in the last of them" if len(self.epochs) > 1 else "")
 
     @property
@@ -85,7 +85,7 @@ class Finding:
 
 @cache
 def rules() -> list[Rule]:
-    """Every rule. Raises ValueError for a file whose header lacks a part."""
+    """Return every rule. Raises ValueError for a file whose header lacks a part."""
     found = []
     for name in sql.names("why"):
         header = " ".join(sql.header(name))
@@ -97,7 +97,7 @@ def rules() -> list[Rule]:
 
 
 def newest_run(con: duckdb.DuckDBPyConnection) -> str:
-    """The run whose epoch was opened last. Raises Missing where there is none."""
+    """Return the run whose epoch was opened last. Raises Missing where there is none."""
     row = con.execute("SELECT run FROM epoch_manifests ORDER BY opened_offset DESC, epoch DESC LIMIT 1").fetchone()
     if row is None:
         raise Missing("no epoch of any run is in the catalog yet; there is nothing to diagnose")
@@ -105,7 +105,7 @@ def newest_run(con: duckdb.DuckDBPyConnection) -> str:
 
 
 def diagnose(con: duckdb.DuckDBPyConnection, run: str) -> list[Finding]:
-    """Ask every rule about a run of a catalog; worst first, then the newest. Raises Missing for a run that is not there."""
+    """Ask every rule about a run of a catalog; worst first, then the newest. Raises Missing for an unknown run."""
     runs = [row[0] for row in con.execute("SELECT DISTINCT run FROM epoch_manifests ORDER BY run").fetchall()]
     if run not in runs:
         raise Missing(f"no run is called {run!r}; there are: {', '.join(runs) or 'none'}")
@@ -150,7 +150,7 @@ def _finding(rule: Rule, run: str, rows: list[tuple[Any, ...]]) -> Finding:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """`0, 2 to 4` of 0, 2, 3, 4."""
+    """Return `0, 2 to 4` for 0, 2, 3, 4."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and parts[-1][-1] == number - 1:
