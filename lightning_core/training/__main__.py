@@ -66,7 +66,7 @@ def _run_jobs(descriptor: int) -> int:
 
 
 def run_job_file(file: Path) -> int:
-    """Train as the file says; returns the exit code."""
+    """Train as the file says; return the exit code."""
     try:
         job = Job.model_validate_json(file.read_text())
     except OSError as error:
@@ -110,7 +110,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _end_with(flow: int, parent: int) -> None:
-    """A trainer whose flow was killed would train on for nobody, beside the one that resumes the epoch.
+    """End the process once flow or parent is gone: it would train on for nobody, beside the one that resumes the epoch.
 
     `parent` is the flow itself or, for several processes, the launcher in between.
     """
@@ -124,8 +124,9 @@ def _end_with(flow: int, parent: int) -> None:
 def leave(code: int) -> NoReturn:
     """End the process with an exit code; all is written and synced by then.
 
-    Python's own end would take torch apart module by module, for two seconds. With several ranks it could abort: gloo's threads
-    still hold tensors then, and want the interpreter's lock to release them (https://github.com/pytorch/pytorch/pull/179291).
+    Python's own end would take torch apart module by module, for two seconds. With several ranks it could abort: gloo's
+    threads still hold tensors then, and want the interpreter's lock to release them
+    (https://github.com/pytorch/pytorch/pull/179291).
     """
     logging.shutdown()
     if code == 0 and "WORLD_SIZE" in os.environ:  # after an error the others may wait for this rank for ever

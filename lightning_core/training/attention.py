@@ -46,14 +46,16 @@ class Forest:
 
     @cached_property
     def blocks(self) -> list[tuple[slice, slice, bool]]:
-        """(queries, keys, causal): each segment with itself, then each segment's keys with all that descends from it."""
+        """Return the blocks (queries, keys, causal): each segment with itself, then each segment's keys with all that
+        descends from it."""
         segments = segments_of(self.depth, self.end)
         own = [(slice(s.start, s.stop), slice(s.start, s.stop), True) for s in segments]
         return own + [(slice(s.stop, s.end), slice(s.start, s.stop), False) for s in segments if s.end > s.stop]
 
     @cached_property
     def block_mask(self) -> Any:
-        """FlexAttention's `BlockMask`, from the ends alone: the (n, n) mask that PyTorch's own way asks for is never made."""
+        """Return FlexAttention's `BlockMask`, made from the ends alone: the (n, n) mask that PyTorch's own way asks for
+        is never made."""
         from torch.nn.attention.flex_attention import BlockMask
 
         end = torch.from_numpy(self.end).to(self.device)
@@ -77,7 +79,8 @@ class Forest:
 
 
 def _in_order(blocks: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of a bool (queries, keys): each row's count, int32 (1, 1, queries), and its columns, the true ones first."""
+    """Return, for each row of the bool `blocks` (queries, keys), how many are true, int32 (1, 1, queries), and the
+    columns, the true ones first."""
     columns = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
     counts = blocks.sum(1, dtype=np.int32)
     return torch.from_numpy(counts)[None, None].to(device), torch.from_numpy(columns)[None, None].to(device)
@@ -94,7 +97,7 @@ def attend(
     forest: Forest | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, Any]:
-    """transformers' attention function; `query` (1, heads, n, width) where there is a forest.
+    """Compute attention as transformers asks for it; `query` is (1, heads, n, width) where there is a forest.
 
     Raises ValueError for a keyword that would change a forest's attention and is not known.
     """
@@ -187,7 +190,7 @@ class _BySegments(torch.autograd.Function):
 
 
 def use_flex(device: torch.device) -> bool:
-    """FlexAttention has no backward pass on CPUs."""
+    """Return whether to attend by FlexAttention, on GPUs alone: it has no backward pass on CPUs."""
     return device.type == "cuda"
 
 

@@ -42,7 +42,7 @@ class Found:
     folder: Path
 
     def tensors(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What was trained, and the optimizer's state."""
+        """Return what was trained, and the optimizer's state."""
         import torch
         from safetensors.torch import load_file
 
@@ -59,7 +59,8 @@ class Checkpoints:
         self.parts = parts
 
     def newest(self) -> Found | None:
-        """The last whole checkpoint of this job, for every rank the same. Others of the folder are removed."""
+        """Return the last whole checkpoint of this job, for every rank the same. Those half written or of another job
+        are removed."""
         for half in self.folder.glob(".step-*.partial"):  # a kill while it was written
             shutil.rmtree(half, ignore_errors=True)
         found: Found | None = None
@@ -119,13 +120,13 @@ def forget_other_boots(state: Path) -> None:
 
 
 def clear(state: Path) -> None:
-    """No checkpoint of the job is needed any more, and what was measured is in the lake."""
+    """Remove a job's checkpoints and rows: it needs no checkpoint any more, and what was measured is in the lake."""
     for folder in (UNFINISHED, ROWS):
         shutil.rmtree(state / folder, ignore_errors=True)
 
 
 def boot() -> str:
-    """What the kernel calls this run of the machine; empty where it has no name for it."""
+    """Return the kernel's name for this run of the machine; empty where it has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @cache
 def training_code() -> str:
-    """Digest of the source of trainer and algorithms: a version trained by other code is another version."""
+    """Return a digest of the source of trainer and algorithms: a version trained by other code is another version."""
     here = Path(__file__).parent
     files = sorted([*here.glob("*.py"), *(here.parent / "algorithms").glob("*.py")])
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]

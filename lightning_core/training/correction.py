@@ -29,7 +29,7 @@ Queue = list[tuple[Step, MicroBatch | None]]
 def look(
     trainer: Any, settings: TrainingSettings, reference: list[torch.Tensor] | None, adapter: bool
 ) -> tuple[list[Start], dict[int, int]]:
-    """A `Start` of each micro-batch, and how many tokens of each step (by id) are informative.
+    """Return a `Start` for each micro-batch, and how many tokens of each step (by id) are informative.
 
     `reference`: the base model's log-probabilities, where they are needed and the model is no adapter on it.
     """
@@ -66,8 +66,8 @@ def look(
 
 
 def rollout_log_ratios(queue: Queue, logps: list[torch.Tensor]) -> list[torch.Tensor]:
-    """`(B, 1)` of each micro-batch: by how much (nats) each row's whole rollout is more likely to the trainer than to the
-    server."""
+    """Return `(B, 1)` for each micro-batch: by how much (nats) each row's whole rollout is more likely to the trainer
+    than to the server."""
     # Of a step each: a group that is trained on again (`max_passes`) has all its rollouts in another step, too.
     numbers = _numbers(queue)
     local: defaultdict[tuple[int, tuple[str, str]], float] = defaultdict(float)
@@ -87,7 +87,7 @@ def rollout_log_ratios(queue: Queue, logps: list[torch.Tensor]) -> list[torch.Te
 
 
 def bounded(log_ratio: torch.Tensor, settings: TrainingSettings) -> tuple[torch.Tensor, torch.Tensor]:
-    """The importance ratio within its bounds; and bool, where it was out of them."""
+    """Return the importance ratio within its bounds, and a bool tensor, true where it was out of them."""
     low, high = settings.importance_clip_min or 0.0, settings.importance_clip_max or math.inf
     ratio = torch.exp(log_ratio.clamp(-50, 50))
     outside = (ratio < low) | (ratio > high)
@@ -99,8 +99,8 @@ def bounded(log_ratio: torch.Tensor, settings: TrainingSettings) -> tuple[torch.
 def informative_tokens(
     queue: Queue, entropies: list[torch.Tensor], quantile: float
 ) -> tuple[list[torch.Tensor], dict[int, int]]:
-    """Bool `(B, T)` of each micro-batch: the trained tokens in the top `quantile` of their step by entropy; and how many
-    those are of each step (by id) over all ranks."""
+    """Return bool `(B, T)` for each micro-batch, the trained tokens in the top `quantile` of their step by entropy, and
+    how many those are of each step (by id) over all ranks."""
     values: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
     numbers = _numbers(queue)
     trained = [trained_mask(batch, e) for (_, batch), e in zip(queue, entropies, strict=True)]
@@ -120,12 +120,12 @@ def informative_tokens(
 
 
 def _numbers(queue: Queue) -> dict[int, int]:
-    """The place of each step (by id), the same on all ranks."""
+    """Return the place of each step (by id), the same on all ranks."""
     return {id(step): n for n, step in enumerate(dict.fromkeys(step for step, _ in queue))}
 
 
 def trained_mask(batch: MicroBatch | None, like: torch.Tensor) -> torch.Tensor:
-    """Bool, of the shape of `like` `(B, T)`: what is trained, nothing in a pass that only keeps ranks even."""
+    """Return what is trained, bool of the shape of `like` `(B, T)`: nothing in a pass that only keeps ranks even."""
     mask = torch.zeros(like.shape, dtype=torch.bool)
     for row, (sequence, weight) in enumerate(zip(*_weighed(batch), strict=True)):
         mask[row, np.flatnonzero(sequence.loss_mask) - sequence.prompt_length] = weight > 0
@@ -137,7 +137,7 @@ def trained_part(sequence: Sequence, row: torch.Tensor) -> np.ndarray:
 
 
 def from_all_ranks(what: Any) -> list[Any]:
-    """`what` of every rank, in their order."""
+    """Return `what` of every rank, in their order."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [what]
     gathered: list[Any] = [None] * torch.distributed.get_world_size()

@@ -56,7 +56,7 @@ class Sequence:
 
     @property
     def rollout(self) -> tuple[str, str]:
-        """What owns the sequence: a rollout can have become several."""
+        """Return the ids of what owns the sequence, (rollout, attempt): a rollout can have become several sequences."""
         return self.rollout_id, self.attempt_id
 
 
@@ -126,7 +126,7 @@ def _read_table(path: Path) -> pa.Table:
 
 
 def _split(column: pa.ChunkedArray, dtype: Any, name: str, path: Path) -> list[np.ndarray]:
-    """A list column as one array a row. Views of one buffer: a large epoch is held once."""
+    """Split a list column into one array a row. They are views of one buffer: a large epoch is held once."""
     whole = pa.concat_arrays(column.chunks)
     if not (pa.types.is_list(whole.type) or pa.types.is_large_list(whole.type)):
         raise TrainingDataError(f"{path}: column `{name}` is {whole.type}, expected a list")

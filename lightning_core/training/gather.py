@@ -18,7 +18,8 @@ from lightning_core.training import zero
 
 
 def state_dict(model: Any) -> dict[str, torch.Tensor] | None:
-    """The model's whole tensors, of an adapter's model the adapter's, where it is split; else None, to save it as it is."""
+    """Return the model's whole tensors, of an adapter's model the adapter's, where it is split; else None, to save it
+    as it is."""
     if not any(isinstance(p, DTensor) or zero.holds(p) for p in model.parameters()):
         return None
     if hasattr(model, "peft_config"):
@@ -30,7 +31,7 @@ def state_dict(model: Any) -> dict[str, torch.Tensor] | None:
 
 
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """What is trained, by name; tied tensors once."""
+    """Return what is trained, by name; tied tensors once."""
     return {_own_name(name): _whole(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -50,7 +51,7 @@ def put_trained_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def unwrap_checkpointed(model: Any) -> None:
-    """Take out what FSDP's `activation_checkpointing` put between the layers: peft finds an adapter's by their names."""
+    """Take out what FSDP's `activation_checkpointing` put between the layers: peft finds an adapter's by name."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, CheckpointWrapper):
@@ -58,14 +59,14 @@ def unwrap_checkpointed(model: Any) -> None:
 
 
 def _own_name(name: str) -> str:
-    """Without what FSDP's `activation_checkpointing` puts between."""
+    """Return the name without what FSDP's `activation_checkpointing` puts between."""
     return name.replace(_CHECKPOINT_PREFIX, "")
 
 
 def reduce_in_float32(accelerator: Any) -> None:
-    """Under FSDP2 and bf16, as under DDP: gradients are added up in float32, and log-probabilities are not rounded to bf16.
+    """Make FSDP2 with bf16 add up gradients in float32 and not round log-probabilities to bf16, as DDP does.
 
-    To be called before the model is split.
+    Call this before the model is split.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
@@ -75,7 +76,7 @@ def reduce_in_float32(accelerator: Any) -> None:
 
 
 def optimizer_state(trainer: Any) -> dict[str, Any]:
-    """State of the trainer's optimizer, as torch's `state_dict` has it."""
+    """Return the state of the trainer's optimizer, as torch's `state_dict` has it."""
     if _by_zero(trainer):
         return zero.optimizer_state(trainer.optimizer.optimizer, trainer.optimized)
     state = trainer.optimizer.state_dict()

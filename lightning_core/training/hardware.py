@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def own_device() -> Any:
-    """This rank's torch.device, made the current one: TRL's kernels are launched there, wherever their tensors are."""
+    """Return this rank's torch.device, made current: TRL's kernels are launched there, wherever their tensors are."""
     import torch
 
     kind = torch.accelerator.current_accelerator(check_available=True)
@@ -25,7 +25,7 @@ def own_device() -> Any:
 
 
 def is_split() -> bool:
-    """Whether accelerate splits the weights over the ranks, so that none need have room for all of them."""
+    """Return whether accelerate splits the weights over the ranks, so that none need have room for all of them."""
     return _accelerate_uses("FSDP") or _accelerate_uses("DEEPSPEED")
 
 
@@ -34,8 +34,9 @@ def _accelerate_uses(what: str) -> bool:
 
 
 def computes_in_bf16(settings: TrainingSettings, sampled_in: str = "float32") -> bool:
-    """As the settings say; else where the accelerate file says `bf16`, on a GPU that has it (not by itself with DeepSpeed,
-    whose was not tried), and on a CPU that has it if the server sampled in it too."""
+    """Return whether to compute in bf16: as the settings say; else where the accelerate file says `bf16`, on a GPU that
+    has it (not by itself with DeepSpeed, whose was not tried), and on a CPU that has it if the server sampled in it
+    too."""
     import torch
 
     if settings.bf16 is not None:
@@ -49,9 +50,9 @@ def computes_in_bf16(settings: TrainingSettings, sampled_in: str = "float32") ->
 
 
 def settled(job: Job) -> Job:
-    """The job with what the settings leave open: whether it computes in bf16, and its LM head in float32 as the sampler's, and
-    whether tokens are corrected. They are unless sampler and trainer both computed in float32: with 16-bit numbers on either
-    side they disagree before any update."""
+    """Return the job with what the settings leave open: whether it computes in bf16, and its LM head in float32 as the
+    sampler's, and whether tokens are corrected. Tokens of examples are not; others are unless sampler and trainer both
+    computed in float32: with 16-bit numbers on either side they disagree before any update."""
     training = job.policy_settings.training
     bf16 = computes_in_bf16(training, job.sampled_in)
     uneven = bf16 or job.sampled_in != "float32"
@@ -64,7 +65,8 @@ def settled(job: Job) -> Job:
 
 
 def checkpoints_gradients(settings: TrainingSettings) -> bool:
-    """As the settings say; else on a GPU, unless the accelerate file has FSDP do that (`fsdp_activation_checkpointing`)."""
+    """Return whether to checkpoint gradients: as the settings say; else on a GPU, unless the accelerate file has FSDP
+    do that (`fsdp_activation_checkpointing`)."""
     import torch
 
     if settings.gradient_checkpointing is not None:
@@ -74,8 +76,8 @@ def checkpoints_gradients(settings: TrainingSettings) -> bool:
 
 
 def weights_kind(job: Job) -> Literal["float32", "bfloat16"]:
-    """What the model is loaded as. Weights that are trained are float32, of which bf16 would round small steps away; those that
-    lie still under an adapter are what they are computed with. (FSDP2 takes one kind alone; DeepSpeed was not tried with two.)
-    """
+    """Return the dtype that the model is loaded in. Weights that are trained are float32, of which bf16 would round
+    small steps away; those that lie still under an adapter are what they are computed with. (FSDP2 takes one kind
+    alone; DeepSpeed was not tried with two.)"""
     frozen = job.policy_settings.lora is not None and not is_split()
     return "bfloat16" if frozen and computes_in_bf16(job.policy_settings.training) else "float32"

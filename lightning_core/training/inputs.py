@@ -26,7 +26,7 @@ class Start:
 def materialise(
     batch: MicroBatch, normalizer: float, use_sampling_logps: bool, start: Start | None = None
 ) -> dict[str, Any]:
-    """TRL's inputs of one micro-batch: `B` sequences, prompts padded left to `P`, the rest padded right to `T`.
+    """Return TRL's inputs of one micro-batch: `B` sequences, prompts padded left to `P`, the rest padded right to `T`.
 
     `tool_mask` (B, T) carries the weights of the trained tokens, 0 elsewhere; `layout` is what is computed. The
     ratio is to `start.logps`; with `use_sampling_logps` to the logprobs of sampling; else to those of the same pass.

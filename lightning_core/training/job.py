@@ -77,18 +77,19 @@ class Job(BaseModel):
 
     @property
     def source(self) -> Path:
-        """The folder of full weights that training starts from (for an adapter: that lie under it)."""
+        """Return the folder of full weights that training starts from (for an adapter: that lie under it)."""
         return self.base_model if self.policy_settings.lora or self.weights is None else self.weights
 
     @property
     def other_reference(self) -> bool:
-        """Whether the KL's reference is a model of its own: other weights than those that are trained, and none under an adapter."""
+        """Return whether the KL's reference is a model of its own: other weights than those that are trained, and none
+        under an adapter."""
         training = self.policy_settings.training
         return training.beta > 0 and training.kl_reference == "base" and self.policy_settings.lora is None
 
     @property
     def base_model_name(self) -> str:
-        """The base by the hub id that the settings have for it, which holds on other machines too; else its folder."""
+        """Return the hub id that the settings have for the base, which holds on other machines too; else its folder."""
         name = self.policy_settings.model
         return str(self.base_model) if Path(name).expanduser().exists() else name
 
@@ -108,7 +109,7 @@ class Progress:
                 file.write(json.dumps(line) + "\n")
 
     def fail(self, why: str) -> None:
-        """Say why the job ended; from any rank, since it may be the only one that knows."""
+        """Report why the job ended; from any rank, since it may be the only one that knows."""
         self._silent = False
         self.write({"error": why})
 
@@ -124,7 +125,7 @@ class Progress:
 
 
 def check_job(job: Job) -> tuple[ModelFacts, Sequences]:
-    """Look weights and sequences over, before anything heavy is imported.
+    """Check weights and sequences, before anything heavy is imported.
 
     Raises TrainingError where the settings and the launcher's are at odds, TrainingDataError, WeightsError.
     """
@@ -143,7 +144,8 @@ def check_job(job: Job) -> tuple[ModelFacts, Sequences]:
 
 
 def _check_precision(settings: TrainingSettings) -> None:
-    """transformers would take the accelerate file's word for it, and what is scored before the training ours."""
+    """Check that the launcher's precision fits the settings': transformers would follow the accelerate file, while what
+    is scored before the training follows the settings."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", "bf16") or (launched == "bf16" and settings.bf16 is False):
         said = (
@@ -157,7 +159,8 @@ def _check_precision(settings: TrainingSettings) -> None:
 
 
 def import_trainer() -> None:
-    """Import the trainer's module with TRL and what it needs, in two thirds of the time: packages it would only try out are hidden meanwhile."""
+    """Import the trainer's module with TRL and what it needs, in two thirds of the time: packages it would only try out
+    are hidden meanwhile."""
     # Weights are folders and nothing is asked of a hub; transformers, peft and TRL's telemetry would look there.
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
@@ -189,13 +192,13 @@ def use_torchao() -> None:
 
 
 def derive_seed(seed: int, epoch: int) -> int:
-    """A seed of its own for each epoch, the same whenever that epoch is tried again."""
+    """Derive a seed of its own for each epoch, the same whenever that epoch is tried again."""
     import numpy as np
 
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0] >> 1)
 
 
 def peak_rss() -> int:
-    """Most memory this process has held so far, bytes."""
+    """Return the most memory this process has held so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

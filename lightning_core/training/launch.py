@@ -78,9 +78,9 @@ def train(job: Job, on_progress: Callable[[dict[str, Any]], None], log_path: Pat
     """Run `job` in a process of its own.
 
     `on_progress` gets each line of the job's progress file as it appears: `{"phase": …}`, then one dict an optimizer
-    step. The process's output is appended to `log_path`. Within `staying` the process stays for the next job, unless `stays`
-    is false. Interrupted (any exception, KeyboardInterrupt too), it ends the process and all its children first. Raises
-    TrainingFailed with the process's own message, or the last lines of its log.
+    step. The process's output is appended to `log_path`. Within `staying` the process stays for the next job, unless
+    `stays` is false. Interrupted (any exception, KeyboardInterrupt too), it ends the process and all its children
+    first. Raises TrainingFailed with the process's own message, or the last lines of its log.
     """
     configuration = job.policy_settings.training.accelerate_config
     if configuration is not None and not configuration.is_file():
@@ -136,14 +136,15 @@ def _wait_until_kept(job: Job, process: Process, read: list[dict[str, Any]], lin
 
 
 def end_all() -> None:
-    """End every training process that this one started: where several are trained side by side, an interrupt reaches one thread alone."""
+    """End every training process that this one started: where several are trained side by side, an interrupt reaches
+    one thread alone."""
     for process in list(_running):
         process.end(_GRACE_S)
 
 
 @contextlib.contextmanager
 def staying() -> Iterator[None]:
-    """Round the epochs of a run: its trainers stay, with what they imported and made, and end with this.
+    """Keep a run's trainers from epoch to epoch, with what they imported and made; end them with the block.
 
     Where a training takes several processes, they start afresh each time.
     """
@@ -178,7 +179,7 @@ def _start(job: Job, job_file: Path, log_path: Path, stays: bool) -> Process:
 
 
 def _stays(process: Process) -> bool:
-    """Whether a trainer whose job is done may wait for another."""
+    """Return whether a trainer whose job is done may wait for another, and put it with those that wait."""
     with _lock:
         if _runs and isinstance(process, _Resident):
             _waiting.append(process)
@@ -191,8 +192,8 @@ def _has_gpu() -> bool:
 
 
 def command(job: Job, job_file: Path) -> list[str]:
-    """The command line of a job: plain Python for one process, `accelerate launch` where the job names its settings,
-    else torch's launcher (accelerate's would start a single process on CPUs)."""
+    """Return the command line of a job: plain Python for one process, `accelerate launch` where the job names its
+    settings, else torch's launcher (accelerate's would start a single process on CPUs)."""
     module = [*_MODULE, str(job_file), "--with-parent", str(os.getpid())]
     if job.policy_settings.training.accelerate_config is not None:
         launcher = [

@@ -49,7 +49,8 @@ class Shape:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], parameters: int | None = None) -> Shape:
-        """From the fields of a `config.json` (of its text part); without `parameters` they are counted as Llama's."""
+        """Return the shape by the fields of a `config.json` (of its text part); without `parameters` they are counted
+        as Llama's."""
         config = config.get("text_config") or config
         layers, hidden, between = (
             int(config[name]) for name in ("num_hidden_layers", "hidden_size", "intermediate_size")
@@ -65,7 +66,7 @@ class Shape:
 
     @property
     def adapted(self) -> int:
-        """Numbers that an adapter on every linear layer trains for each unit of its rank."""
+        """Return how many numbers an adapter on every linear layer trains for each unit of its rank."""
         return self.layers * (7 * self.hidden + 3 * self.intermediate + 2 * self.queries + 2 * self.keys)
 
 
@@ -77,17 +78,18 @@ class Need:
     token: float
 
     def at(self, tokens: int) -> float:
-        """With the rest of a process on the card: what has to be free before it starts."""
+        """Return what has to be free on the card before a process starts, with what the rest of it takes."""
         return (self.fixed + tokens * self.token) / _USABLE + _CONTEXT
 
     def fits(self, free: float) -> int:
-        """Tokens of a micro-batch for which so much free memory is enough, at most `MOST`; 0 where not even the weights fit."""
+        """Return the tokens of a micro-batch for which so much free memory is enough, at most `MOST`; 0 where there is
+        no room for `_STEP` of them beside the weights."""
         room = (free - _CONTEXT) * _USABLE - self.fixed
         return max(0, min(MOST, int(room / self.token) // _STEP * _STEP))
 
 
 def need(shape: Shape, trained: int | None, settings: TrainingSettings) -> Need:
-    """What a training on one card takes. trained: parameters of the adapter; None: all are trained."""
+    """Return what a training on one card takes. trained: parameters of the adapter; None: all are trained."""
     of_trained = 4 + 4 + _MOMENTS[settings.optimizer]  # weights, gradients, moments
     table = (
         shape.vocabulary * shape.hidden
@@ -103,7 +105,8 @@ def need(shape: Shape, trained: int | None, settings: TrainingSettings) -> Need:
 
 
 def need_of(policy: PolicySettings, folder: Path) -> Need | None:
-    """What training a policy on the weights in `folder` takes; None where its config has other names for its widths."""
+    """Return what training a policy on the weights in `folder` takes; None where its config cannot be read or has other
+    names for its widths."""
     try:
         shape = Shape.of_config(json.loads((folder / "config.json").read_text()), parameters(folder))
     except (OSError, KeyError, ValueError):
@@ -112,10 +115,11 @@ def need_of(policy: PolicySettings, folder: Path) -> Need | None:
 
 
 def sized(policy: PolicySettings, folder: Path, device: str | None, kept: Path) -> PolicySettings:
-    """The policy with `tokens_per_micro_batch` decided: on a GPU where the settings leave it open, by what is free there.
+    """Return the policy with `tokens_per_micro_batch` decided: on a GPU where the settings leave it open, by what is
+    free there.
 
-    Decided once for a run and noted in the file `kept`, so that a training that is resumed has the micro-batches it began
-    with, whatever is free by then. Other settings or another card are decided anew.
+    Decided once for a run and noted in the file `kept`, so that a training that is resumed has the micro-batches it
+    began with, whatever is free by then. Other settings or another card are decided anew.
     """
     training = policy.training
     if training.tokens_per_micro_batch is not None or training.accelerate_config is not None:

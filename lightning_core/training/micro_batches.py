@@ -79,7 +79,7 @@ class Step:
 
 
 def plan_epoch(policy: PolicySettings, sequences: Rows[Sequence], packing: Packing, seed: int) -> list[Step]:
-    """The optimizer steps of an epoch, as the policy's settings and this rank's place ask for them."""
+    """Plan the optimizer steps of an epoch, as the policy's settings and this rank's place ask for them."""
     settings = policy.training
     return plan_steps(
         sequences,
@@ -112,10 +112,10 @@ def plan_steps(
     rank: int = 0,
     ranks: int = 1,
 ) -> list[Step]:
-    """Spread whole groups over `steps` optimizer steps and cut each in micro-batches of at most `budget` tokens.
+    """Divide whole groups among `steps` optimizer steps and cut each in micro-batches of at most `budget` tokens.
 
-    The order of groups is drawn from `seed`, and depends on the ids alone, not on the order of `sequences`. Where
-    steps would have fewer than `min_groups` groups, the groups are gone through again, each pass in an order of its own,
+    The order of groups is drawn from `seed`, and depends on the ids alone, not on the order of `sequences`. Where steps
+    would have fewer than `min_groups` groups, the groups are gone through again, each pass in an order of its own,
     `max_passes` times at most: the last pass ends with the last step, and what is still missing are fewer steps. Ranks
     get equally many micro-batches of a step.
     """
@@ -180,7 +180,7 @@ def _weigh(
 def _batches(
     groups: list[list[Sequence]], packing: Packing, budget: int, ranks: int
 ) -> list[tuple[list[list[Sequence]], int]]:
-    """Rows that go through the model at once, and the tokens computed there (padding not counted)."""
+    """Return rows that go through the model at once, and the tokens computed there (padding not counted)."""
     if packing == "tree":
         return [([row], size) for row, size in _tries(groups, budget, ranks)]
     # The longest first, so that equal lengths meet.
@@ -197,7 +197,7 @@ def _batches(
 
 
 def _tries(groups: list[list[Sequence]], budget: int, ranks: int) -> list[tuple[list[Sequence], int]]:
-    """Groups in the order of their tokens, several to a trie where they fit: what they share is computed once too.
+    """Put groups in the order of their tokens, several to a trie where they fit: what they share is computed once too.
 
     A group that fits is not cut. Where ranks would stay without work, groups are not put together.
     """
@@ -220,7 +220,7 @@ def _tries(groups: list[list[Sequence]], budget: int, ranks: int) -> list[tuple[
 
 
 def _share(batches: list[MicroBatch], rank: int, ranks: int) -> list[MicroBatch]:
-    """This rank's micro-batches: the largest first, each to the rank with least to do.
+    """Return this rank's micro-batches: the largest first, each to the rank with least to do.
 
     Ranks meet in collectives in every pass, so all get equally many: a rank with less to do repeats a small pass
     that weighs nothing.
@@ -239,7 +239,8 @@ def _share(batches: list[MicroBatch], rank: int, ranks: int) -> list[MicroBatch]
 
 
 def line_up(steps: Rows[Step], first: int = 0) -> list[tuple[Step, MicroBatch | None]]:
-    """All micro-batches from step `first` on, in order, with None so that every step of the epoch has equally many (transformers counts on it).
+    """Return all micro-batches from step `first` on, in order, with None so that every step of the epoch has equally
+    many (transformers counts on it).
 
     A shorter step begins with its Nones: the last pass of a step is the one after which the optimizer moves.
     """

@@ -36,12 +36,13 @@ def leave(
     state: dict[str, Any],
     rows: list[Sequence],
 ) -> dict[str, Any]:
-    """Write the version and the state after the epoch, each whole or not at all; return what is in the version's training.json.
+    """Write the version and the state after the epoch, each whole or not at all; return what is in the version's
+    training.json.
 
-    A process that stays writes the state when the job is said to be done (resident.py): nobody waits for that.
+    A process that stays writes the state when the job is reported done (resident.py): nobody waits for that.
 
-    `taken`: the metrics of each step; `state`: what is noted beside the optimizer's (`step`, `parameters`); `rows`: what was
-    trained on, of which a few tokens try the new weights. Every rank calls this; the first one writes.
+    `taken`: the metrics of each step; `state`: what is noted beside the optimizer's (`step`, `parameters`); `rows`:
+    what was trained on, of which a few tokens try the new weights. Every rank calls this; the first one writes.
     """
     from lightning_core.training.gather import optimizer_state, state_dict, unwrap_checkpointed
 
@@ -76,8 +77,8 @@ def leave(
 
 
 def probed(rows: list[Sequence]) -> tuple[list[int], int]:
-    """Token ids to try weights on: those that were sampled first in a sequence, and what came before them; and how many of
-    them were sampled. The most that a sequence has, after the shortest prompt."""
+    """Return token ids to try weights on, those that were sampled first in a sequence and what came before them, and
+    how many of them were sampled. The sequence is the one with the most of those, after the shortest prompt."""
 
     def first(row: Sequence) -> tuple[int, int]:
         start = int(row.loss_mask.argmax())
@@ -92,10 +93,11 @@ def probed(rows: list[Sequence]) -> tuple[list[int], int]:
 
 
 def take_probe(model: Any, token_ids: list[int], asked: int, bf16: bool = False) -> dict[str, Any] | None:
-    """Token ids and the logprobs of the last `asked` as `Probe` has them; None where this process does not hold all weights.
+    """Return token ids and the logprobs of the last `asked` as `Probe` has them; None where this process does not hold
+    all weights.
 
-    Computed without dropout, and as training computes (in bf16, or in what the weights are): so were the logprobs by which the
-    error is measured that a server may have.
+    Computed without dropout, and as training computes (in bf16, or in what the weights are): so were the logprobs by
+    which the error is measured that a server may have.
     """
     import torch
 
@@ -118,11 +120,12 @@ def take_probe(model: Any, token_ids: list[int], asked: int, bf16: bool = False)
 
 
 def throughput(model: Any, steps: list[dict[str, Any]]) -> dict[str, float]:
-    """Of the optimizer steps' `tokens`, `unique_tokens`, `seconds`: tokens/s; on a GPU its peak memory and, where the
-    device is known, the share of its bf16 peak (MFU).
+    """Return tokens/s by the optimizer steps' `tokens`, `unique_tokens`, `seconds`; on a GPU its peak memory too and,
+    where the device is known, the share of its bf16 peak (MFU).
 
-    MFU counts 6 FLOP a parameter and computed token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1: forward and backward, attention
-    left out; LoRA saves a part of that, which counts as used), so it is a lower bound for long sequences.
+    MFU counts 6 FLOP a parameter and computed token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1: forward and
+    backward, attention left out; LoRA saves a part of that, which counts as used), so it is a lower bound for long
+    sequences.
     """
     import torch
 
@@ -143,5 +146,5 @@ def throughput(model: Any, steps: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def peak_flops(device: str) -> float | None:
-    """Dense bf16 FLOP/s of a device by its name; None where it is not known."""
+    """Return the dense bf16 FLOP/s of a device by its name; None where it is not known."""
     return next((flops for name, flops in _PEAK_FLOPS.items() if name in device), None)

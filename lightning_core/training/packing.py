@@ -36,7 +36,7 @@ class Trie:
 
 
 def build_trie(token_ids: Rows[np.ndarray]) -> Trie:
-    """The trie of some sequences. Equal ones share every node."""
+    """Build the trie of some sequences. Equal ones share every node."""
     paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(token_ids)
     tokens: list[np.ndarray] = []
     depths: list[np.ndarray] = []
@@ -59,13 +59,13 @@ def build_trie(token_ids: Rows[np.ndarray]) -> Trie:
 
 
 def sort_by_prefix(token_ids: Rows[np.ndarray]) -> list[int]:
-    """Indices in lexicographic order, where sequences with a common prefix stand side by side."""
+    """Return indices in lexicographic order, where sequences with a common prefix stand side by side."""
     keys = [prefix_key(ids) for ids in token_ids]
     return sorted(range(len(keys)), key=lambda i: (keys[i], i))
 
 
 def prefix_key(token_ids: np.ndarray) -> bytes:
-    """Bytes that order as the tokens do, one after the other."""
+    """Return bytes that order as the tokens do, one after the other."""
     return token_ids.astype(">u4").tobytes()
 
 
@@ -109,7 +109,7 @@ class Segment:
 
 
 def segments_of(depth: np.ndarray, end: np.ndarray) -> list[Segment]:
-    """Of a forest whose nodes have these depths and ends, in their order."""
+    """Return the segments of a forest whose nodes have these depths and ends, in their order."""
     begins = np.ones(len(depth), bool)
     begins[1:] = (depth[1:] != depth[:-1] + 1) | (end[1:] != end[:-1])
     starts = np.flatnonzero(begins)
@@ -136,7 +136,7 @@ class Layout:
 
 
 def forest_layout(rows: Rows[Rows[Sequence]]) -> Layout:
-    """Tries end to end in one row, without padding; `B` counts the sequences of all of them, in order.
+    """Put tries end to end in one row, without padding; `B` counts the sequences of all of them, in order.
 
     A sequence that has a trie of its own shares nothing: that is `concat`.
     """
@@ -163,7 +163,7 @@ def forest_layout(rows: Rows[Rows[Sequence]]) -> Layout:
 
 
 def padded_layout(sequences: Rows[Sequence]) -> Layout:
-    """One sequence a row, padded on the right."""
+    """Put one sequence in each row, padded on the right."""
     import torch
 
     width = max(len(s) for s in sequences)

@@ -46,7 +46,8 @@ def keep(made: Made) -> None:
 
 
 def write_behind(write: Callable[[], None]) -> None:
-    """Write something at once or, where this process stays, when its job was said to be done (`finish`): nobody waits for it."""
+    """Write something at once or, where this process stays, after its job is reported done (`finish`), when nobody
+    waits for it."""
     if stays:
         _left.append(write)
     else:
@@ -60,10 +61,11 @@ def finish() -> None:
 
 
 def model_of(job: Job, vocabulary: int) -> tuple[Any, Any, Made | None]:
-    """The tokenizer and the model that `job` begins with, and what the last job made where it goes on from exactly that.
+    """Return the tokenizer and the model that `job` begins with, and what the last job made where it goes on from
+    exactly that.
 
-    Else the memory of that is given back, and both are read; where the KL's reference is a model of its own, the model is
-    that. Raises WeightsError.
+    Else the memory of that is given back, and both are read; where the KL's reference is a model of its own, the model
+    is that. Raises WeightsError.
     """
     global _made
     made, _made = _made, None

@@ -11,7 +11,7 @@ DECAY = 1 / 3  # of the steps after the warm-up, in which `wsd` falls
 
 
 def learning_rate(settings: TrainingSettings, at: int, whole: int, taken: int) -> float:
-    """Of a step whose place is `at` (from 0) among the run's `whole`, after `taken` optimizer steps.
+    """Return the rate of a step whose place is `at` (from 0) among the run's `whole`, after `taken` optimizer steps.
 
     The two differ where epochs were skipped: AdamW warms up by the steps it took, the schedule ends with the run.
     """
@@ -37,7 +37,7 @@ class EntropyBonus:
         return 0.0 if of("use_adaptive_entropy") and self.last > of("entropy_target") else self.coef
 
     def update(self, entropy: float) -> None:
-        """After a step whose tokens had this mean entropy."""
+        """Move the weight after a step whose tokens had this mean entropy."""
         of = self.settings.of_trl
         if not of("use_adaptive_entropy"):
             return

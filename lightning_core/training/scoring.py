@@ -28,17 +28,18 @@ _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def causal_model(model: Any) -> Any:
-    """The transformers model under a peft adapter, or the model itself."""
+    """Return the transformers model under a peft adapter, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 def score(
     model: Any, unwrapped: Any, layout: Layout, on_hidden: Callable[[torch.Tensor], None] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability and entropy of each trained token, both `(B, T)` and 0 elsewhere.
+    """Return the log-probability and entropy of each trained token, both `(B, T)` and 0 elsewhere.
 
-    `model` is what is called (possibly wrapped for several processes), `unwrapped` what lies in it. It has TRL's fused LM head;
-    where that was not asked for entropies they are zeros. `on_hidden` is given the hidden states that predict the tokens, `(N, width)`.
+    `model` is what is called (possibly wrapped for several processes), `unwrapped` what lies in it. It has TRL's fused
+    LM head; where that was not asked for entropies they are zeros. `on_hidden` is given the hidden states that predict
+    the tokens, `(N, width)`.
     """
     with _only(causal_model(unwrapped).base_model, layout.positions, on_hidden):
         scores, entropies = fused_scores(model, _inputs(layout), layout.targets)
@@ -47,7 +48,8 @@ def score(
 
 
 def scores_by(model: Any, layout: Layout, policy: PolicySettings) -> torch.Tensor:
-    """Log-probabilities `(B, T)` that another model with the same tokenizer gives the tokens, without gradients.
+    """Return the log-probabilities `(B, T)` that another model with the same tokenizer gives the tokens, without
+    gradients.
 
     Raises TrainingError where it cannot take them as they are packed.
     """
@@ -64,7 +66,8 @@ def scores_by(model: Any, layout: Layout, policy: PolicySettings) -> torch.Tenso
 def _only(
     backbone: torch.nn.Module, positions: torch.Tensor, on_hidden: Callable[[torch.Tensor], None] | None
 ) -> Iterator[None]:
-    """Within, the backbone returns the hidden states of `positions` alone, as one row: `(1, N, hidden)`."""
+    """Make the backbone return the hidden states of `positions` alone, as one row: `(1, N, hidden)`, within the
+    block."""
 
     def keep(module: torch.nn.Module, args: Any, output: Any) -> Any:
         hidden = output.last_hidden_state.flatten(0, 1).index_select(0, positions)
@@ -81,19 +84,20 @@ def _only(
 
 
 def spread(scores: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
-    """Scores `(N,)` at their places `(B, T)`."""
+    """Put scores `(N,)` at their places `(B, T)`."""
     flat = torch.nn.functional.pad(scores.flatten(), (0, 1))  # the appended zero is what untrained tokens read
     return flat.index_select(0, gather.flatten()).view(gather.shape)
 
 
 def why_not_packed(model: Any, longest: int) -> str | None:
-    """Why this model cannot take forests, or None where it can; then it attends by them from here on, and is not asked again.
+    """Return why this model cannot take forests, or None where it can; then it attends by them from here on, and the
+    probe is not run again.
 
-    Runs two sequences that branch through the backbone, packed and (by the model's own, eager attention) padded, and compares
-    the hidden states: an architecture that brings its own attention, or ignores explicit positions (state spaces, linear attention, some
-    sliding windows), shows there. In float32 whatever the model will be trained in: the question is the architecture, and
-    bf16's rounding in trained weights is as large as what a wrong mask does. `longest` is the longest sequence in tokens,
-    for windows the probe is too short to see.
+    Runs two sequences that branch through the backbone, packed and (by the model's own, eager attention) padded, and
+    compares the hidden states: an architecture that brings its own attention, or ignores explicit positions (state
+    spaces, linear attention, some sliding windows), shows there. In float32 whatever the model will be trained in: the
+    question is the architecture, and bf16's rounding in trained weights is as large as what a wrong mask does.
+    `longest` is the longest sequence in tokens, for windows the probe is too short to see.
     """
     base = causal_model(model)
     config = base.config.get_text_config()
@@ -138,8 +142,8 @@ def why_not_packed(model: Any, longest: int) -> str | None:
 
 @contextlib.contextmanager
 def _float32_weights(model: torch.nn.Module) -> Iterator[None]:
-    """Within, each module has float32 weights while it computes, and no longer: the memory of one module more. From bf16 and
-    back no bit changes."""
+    """Give each module float32 weights while it computes, and no longer, as long as the block runs: that takes the
+    memory of one module more. From bf16 and back no bit changes."""
     handles = []
 
     def widen(module: torch.nn.Module, _: Any) -> None:
@@ -172,7 +176,7 @@ def _probe_sequences(vocabulary: int) -> list[Sequence]:
 
 
 def _hidden(backbone: torch.nn.Module, layout: Layout) -> torch.Tensor:
-    """The hidden states that predict the trained tokens, `(B, T, hidden)`."""
+    """Return the hidden states that predict the trained tokens, `(B, T, hidden)`."""
     out = backbone(**_inputs(layout), use_cache=False)
     picked = out.last_hidden_state.flatten(0, 1).index_select(0, layout.positions).float()
     return picked.index_select(0, layout.gather.flatten()).view(*layout.gather.shape, -1)

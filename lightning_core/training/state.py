@@ -27,10 +27,11 @@ _PART = "part.safetensors"  # of the algorithm's part
 def load_state(
     folder: Path, epoch: int, version: str | None = None, optimizer: str = "adamw"
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """State of the optimizer after `epoch`, with what was noted beside it (`epoch`, `step`, `parameters`, `entropy`, `version`).
+    """Return the state of the optimizer after `epoch`, with what was noted beside it (`epoch`, `step`, `parameters`,
+    `entropy`, `version`).
 
-    None where it is not kept any more, was left with another `version` (the epoch was tried again), or is another `optimizer`'s.
-    Raises WeightsError where it cannot be read.
+    Returns None where it is not kept any more, was left with another `version` (the epoch was tried again), or is
+    another `optimizer`'s. Raises WeightsError where it cannot be read.
     """
     import torch
 
@@ -51,7 +52,8 @@ def load_state(
 
 
 def noted_version(folder: Path, epoch: int) -> str | None:
-    """As which version the weights were published that the state after `epoch` was left with; None where it is not kept."""
+    """Return the version under which the weights left with the state after `epoch` were published; None where none is
+    noted."""
     try:
         noted: dict[str, Any] = json.loads((_of(folder, epoch) / "state.json").read_text())
     except BROKEN:
@@ -60,7 +62,8 @@ def noted_version(folder: Path, epoch: int) -> str | None:
 
 
 def load_part(folder: Path, epoch: int) -> dict[str, Any] | None:
-    """Tensors of the algorithm's part after `epoch`; None where it had none. Raises WeightsError where they cannot be read."""
+    """Return the tensors of the algorithm's part after `epoch`; None where it had none. Raises WeightsError where they
+    cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -89,13 +92,13 @@ def save_state(
 
 
 def name_state(folder: Path, epoch: int, version: str) -> None:
-    """Note as which version the weights were published that the state after `epoch` was left with."""
+    """Note the version under which the weights left with the state after `epoch` were published."""
     file = _of(folder, epoch) / "state.json"
     write_atomic(file, json.dumps(json.loads(file.read_text()) | {"version": version}).encode())
 
 
 def save_tensors(tensors: dict[str, Any], file: Path) -> None:
-    """torch.save without the checksum, which nothing reads and which takes nearly as long as the rest."""
+    """Call torch.save without the checksum, which nothing reads and which takes nearly as long as the rest."""
     import torch
 
     torch.serialization.set_crc32_options(False)
@@ -103,8 +106,8 @@ def save_tensors(tensors: dict[str, Any], file: Path) -> None:
 
 
 def parameters_of(model: Any, folder: Path, noted: dict[str, Any]) -> list[list[Any]]:
-    """Names and shapes of what is trained, in the optimizer's order. Raises WeightsError where the state that was loaded
-    from `folder`, of which this was `noted`, belongs to others."""
+    """Return the names and shapes of what is trained, in the optimizer's order. Raises WeightsError where the state
+    that was loaded from `folder`, of which this was `noted`, belongs to others."""
     parameters = [
         [name, list(getattr(p, "ds_shape", p.shape))] for name, p in model.named_parameters() if p.requires_grad
     ]

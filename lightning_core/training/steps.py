@@ -42,20 +42,20 @@ class StepPlan:
     rows: TokenRows | None = None  # gets what is known of each trained token
 
     def rate(self, step: int, settings: TrainingSettings) -> float:
-        """Learning rate of a step of the epoch."""
+        """Return the learning rate of a step of the epoch."""
         return settings.learning_rate
 
     def begin(self, trainer: Any) -> None:
-        """Called before the first step, when model and optimizer are what they will be."""
+        """Prepare for the first step; called before it, when model and optimizer are what they will be."""
 
     def on_scoring(self) -> None:
-        """Called then, before passes that only score."""
+        """Handle the start of scoring; called before passes that only score."""
 
     def on_step(self, trainer: Any, metrics: dict[str, Any]) -> None:
-        """Called with the metrics of each step."""
+        """Handle the metrics of each step."""
 
     def on_done(self, trainer: Any, done: int) -> None:
-        """Called then, with how many steps of the epoch are done."""
+        """Handle the end of a step; called then, with how many steps of the epoch are done."""
 
 
 class JobSteps(StepPlan):
@@ -188,12 +188,12 @@ class Stepping:
 
     @property
     def done(self) -> int:
-        """Optimizer steps of the epoch, with those a killed try took."""
+        """Return how many optimizer steps of the epoch are done, with those a killed try took."""
         return self.step_plan.first + int(self.state.global_step)
 
     @property
     def entropy(self) -> list[float]:
-        """What the next step depends on beside weights and moments: where an adaptive entropy bonus has come to."""
+        """Return what the next step depends on beside weights and moments: the state of an adaptive entropy bonus."""
         return [] if self._adaptive is None else [self._adaptive.coef, self._adaptive.last]
 
     @entropy.setter
@@ -213,7 +213,8 @@ class Stepping:
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
-        """transformers' choice, but torchao's AdamW, which transformers did not see when it was imported (`import_trainer`)."""
+        """Return transformers' choice, but torchao's AdamW, which transformers did not see when it was imported
+        (`import_trainer`)."""
         from transformers import Trainer
 
         if args.optim != "adamw_torch_8bit":
@@ -224,8 +225,9 @@ class Stepping:
         return AdamW8bit, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
 
     def make_part(self, algorithm: Algorithm) -> None:
-        """Make what the algorithm trains beside the policy, or take the one of the job before, as a module of the model: the
-        optimizer and checkpoints find it there. Raises TrainingError where the weights are split over processes."""
+        """Make what the algorithm trains beside the policy, or take the one of the job before, as a module of the
+        model: the optimizer and checkpoints find it there. Raises TrainingError where the weights are split over
+        processes."""
         import torch
 
         self.part = getattr(self.model, PART, None)
@@ -250,7 +252,7 @@ class Stepping:
         self.part_scale = 1.0 if rate is None else rate / self.settings.learning_rate
 
     def reduce_part(self) -> None:
-        """At the end of a step's passes: average the part's gradients over the ranks. Every rank calls this."""
+        """Replace the part's gradients by their mean over the ranks at the end of a step. Every rank calls this."""
         import torch
 
         if self.part is None or self.accelerator.num_processes == 1:
@@ -274,7 +276,7 @@ class Stepping:
         return optimizer
 
     def begin_step(self, step: int) -> None:
-        """Before the first pass of step `step` of the epoch."""
+        """Prepare step `step` of the epoch, before its first pass."""
         import torch
 
         plan = self.step_plan
@@ -293,7 +295,7 @@ class Stepping:
         self.step_began = time.perf_counter()
 
     def report(self, steps: int, metrics: dict[str, Any]) -> None:
-        """At the end of a step, the last of `steps` that is done: pass on its metrics, and what every trainer says of it."""
+        """Report the last of `steps` that is done, at its end: its metrics, and what every trainer reports of it."""
         done = self.done
         shared = {
             "step": done,
@@ -304,7 +306,8 @@ class Stepping:
         self.step_plan.on_step(self, shared | metrics)
 
     def check_mismatch(self, less_likely: float) -> None:
-        """Before the epoch's first optimizer step, when the weights are still those that sampled, or close to them."""
+        """Check the mismatch before the epoch's first optimizer step, when the weights are still those that sampled, or
+        close to them."""
         limit = self.settings.max_mismatch
         if limit is not None and less_likely > limit:
             raise TrainingDataError(
@@ -327,9 +330,10 @@ class Stepping:
 
 
 def rate(job: Job, step: int, taken: int) -> float:
-    """The learning rate of a step of the job's epoch, `taken` optimizer steps into the run.
+    """Return the learning rate of a step of the job's epoch, `taken` optimizer steps into the run.
 
-    What is left of the schedule depends on the place in the run alone, so an epoch that is tried again has the same rates.
+    What is left of the schedule depends on the place in the run alone, so an epoch that is tried again has the same
+    rates.
     """
     policy = job.policy_settings
     of_epoch = policy.training.steps_per_epoch * policy.passes
@@ -337,7 +341,7 @@ def rate(job: Job, step: int, taken: int) -> float:
 
 
 def check_schedule(job: Job) -> None:
-    """Raises TrainingError where the job's epoch lies past the end of the learning rate's schedule."""
+    """Raise TrainingError where the job's epoch lies past the end of the learning rate's schedule."""
     if rate(job, 0, taken=0) == 0:
         raise TrainingError(
             f"`lr_schedule: {job.policy_settings.training.lr_schedule}` has fallen to 0 at the end of `epochs` {job.epochs}, "

@@ -39,7 +39,8 @@ class TokenRows:
                 file.unlink()
 
     def add(self, batch: MicroBatch, logps: Any, entropies: Any, inputs: dict[str, Any], trainer: Any) -> None:
-        """The tokens of a micro-batch, each tensor `(B, T)`, before its loss: ratio and clipping as TRL works them out."""
+        """Add the tokens of a micro-batch, each tensor `(B, T)`, before its loss: ratio and clipping as TRL computes
+        them."""
         import torch
 
         weights = inputs["tool_mask"]
@@ -88,7 +89,7 @@ class TokenRows:
 
 
 def training_rows(state: Path) -> pa.Table | None:
-    """The rows of all steps of the job in a state folder; None where its training writes none."""
+    """Return the rows of all steps of the job in a state folder; None where its training writes none."""
     files = [file for _, file in _files(state)]
     return pa.concat_tables([pq.read_table(file) for file in files]) if files else None
 
@@ -115,12 +116,12 @@ def score_rows(policy: str, scored: Scores, weighed: Scores) -> pa.Table:
 
 
 def token_scores(state: Path) -> pa.Table | None:
-    """The rows of table `token_scores` of the job in a state folder; None where its algorithm weighs nothing."""
+    """Return the rows of table `token_scores` of the job in a state folder; None where its algorithm weighs nothing."""
     file = state / ROWS / _SCORES
     return pq.read_table(file) if file.exists() else None
 
 
 def _files(state: Path) -> list[tuple[int, Path]]:
-    """Step and file, in the order of the steps."""
+    """Return the number and the file of each step, in the order of the steps."""
     files = sorted((state / ROWS).glob("step-*.parquet"))
     return [(int(file.stem.removeprefix("step-")), file) for file in files]

@@ -21,10 +21,12 @@ from lightning_core.training.weighing import Scores, run_weighing
 
 
 def weigh(trainer: Any, job: Job) -> tuple[Scores, dict[str, float]]:
-    """Score every sequence of the epoch, and run the algorithm's SQL on that; returns all numbers of the tokens and the metrics.
+    """Score every sequence of the epoch, and run the algorithm's SQL on that; return all numbers of the tokens and the
+    metrics.
 
-    Empty where the algorithm weighs nothing. A training that is resumed comes to the same numbers: its model is still the one
-    that the epoch began with. Every rank calls this. Raises TrainingError for SQL that does not run, or misses a token.
+    Empty where the algorithm weighs nothing. A training that is resumed gets the same numbers: its model is still the
+    one that the epoch began with. Every rank calls this. Raises TrainingError for SQL that does not run, or misses a
+    token.
     """
     algorithm: Algorithm = trainer.algorithm
     if algorithm.weigh() is None:

@@ -70,7 +70,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def _packing(model: Any, wanted: Packing, longest: int) -> tuple[Packing, str | None]:
-    """What is possible of what is wanted, and why not all of it."""
+    """Return the wanted packing, or `none` and why the wanted one is not possible."""
     if wanted == "none":
         return "none", None
     from lightning_core.training.scoring import why_not_packed
@@ -99,8 +99,8 @@ def _base_scores(model: Any, steps: list[Step], first: int, policy: PolicySettin
 
 
 def _summary(taken: list[dict[str, Any]], of_algorithm: list[str], imitates: bool) -> dict[str, Any]:
-    """Means over the steps; the mismatch, and how unlikely its tokens were, are the first step's, before the weights moved. Of
-    examples nothing is compared with how they were sampled."""
+    """Return means over the steps; the mismatch, and how unlikely its tokens were, are the first step's, before the
+    weights moved. Of examples nothing is compared with how they were sampled."""
 
     def mean(name: str) -> float | None:
         values = [line[name] for line in taken if line[name] is not None]

@@ -140,7 +140,8 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         return informative
 
     def last_word(self, loss: torch.Tensor) -> torch.Tensor:
-        """As the algorithm has it, less the entropy bonus: the mean over the step's tokens, so far as they are in this micro-batch."""
+        """Return the loss as the algorithm has it, less the entropy bonus: the mean over the step's tokens, so far as
+        they are in this micro-batch."""
         layout, step, inputs = self._current
         tokens = self._tokens(layout, inputs)
         tokens.policy_loss = loss
@@ -171,7 +172,8 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         )
 
     def _correct(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:
-        """Weigh the loss by the importance ratio; `logps` are of the weights the epoch begins with where none were stored."""
+        """Weigh the loss by the importance ratio; `logps` are of the weights the epoch begins with where none were
+        stored."""
         log_ratio = inputs.pop("log_ratio", None)
         if log_ratio is None:
             log_ratio = inputs.get("old_per_token_logps", logps) - inputs["sampling_per_token_logps"]
@@ -210,15 +212,15 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
             self._sums[name] += float(values.sum())
 
     def score_all(self, but: Step | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Log-probabilities and entropies by the weights as they are, a micro-batch each, without gradients; of the step
-        `but` none."""
+        """Return log-probabilities and entropies by the weights as they are, a micro-batch each, without gradients; of
+        the step `but` none."""
         self.step_plan.on_scoring()
         with self.accelerator.autocast():  # as in training, or what differs would count as a ratio
             batches = [None if step is but else batch for step, batch in self._queue]
             return score_queue(self.model, batches, self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Called once an optimizer step (and once at the end, with what is ignored here)."""
+        """Report an optimizer step; called once a step (and once at the end, with what is ignored here)."""
         shares = from_all_ranks((self._sums | self._measured, self._weights))
         sums = {name: sum(share.get(name, 0.0) for share, _ in shares) for name in self._sums | self._measured}
         weights = [sum(of_ranks) for of_ranks in zip(*(share for _, share in shares), strict=True)]
@@ -261,14 +263,14 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
 
 
 def _place(score: str) -> str:
-    """Where TRL's inputs have a score: the advantages where TRL's loss reads them."""
+    """Return the name of a score in TRL's inputs: the advantages lie where TRL's loss reads them."""
     return score if score == "advantages" else f"score {score}"
 
 
 def score_queue(
     model: Any, batches: list[MicroBatch | None], device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Log-probabilities and entropies of micro-batches, `(B, T)` each on the CPU (empty for None), without dropout."""
+    """Score micro-batches without dropout: log-probabilities, entropies, `(B, T)` each on the CPU (empty for None)."""
     was_training = model.training
     model.eval()
     nothing = torch.empty(0), torch.empty(0)
@@ -282,13 +284,13 @@ def score_queue(
 
 
 def _rewarded(inputs: dict[str, Any]) -> torch.Tensor:
-    """Float (B, T): the tokens whose entropy counts, all that are trained or those of high entropy."""
+    """Return, as float (B, T), the tokens whose entropy counts: all that are trained or those of high entropy."""
     informative = inputs.get("informative")
     return (inputs["tool_mask"] > 0 if informative is None else informative).float()
 
 
 def _mean(values: list[float], weights: list[float]) -> float | None:
-    """Weighted mean of the micro-batches' values; those that hold nothing are NaN with weight 0."""
+    """Return the weighted mean of the micro-batches' values; those that hold nothing are NaN with weight 0."""
     pairs = [(v, w) for v, w in zip(values, weights, strict=True) if w > 0 and math.isfinite(v)]
     total = sum(w for _, w in pairs)
     return sum(v * w for v, w in pairs) / total if total else None

@@ -34,7 +34,8 @@ _CISPO_LIMIT = 5.0  # of the ratio, as its paper and TRL recommend; TRL's own de
 
 
 def grpo_arguments(policy: PolicySettings, steps: int, width: int, scratch: Path, seed: int) -> GRPOConfig:
-    """For `steps` optimizer steps of `width` micro-batches. Beta stays 0 until the trainer is made."""
+    """Return TRL's arguments for `steps` optimizer steps of `width` micro-batches. Beta stays 0 until the trainer is
+    made."""
     settings = policy.training
     again = checkpoints_gradients(settings)
     given = settings.trl | {
@@ -105,21 +106,21 @@ class PlannedGRPOTrainer(GRPOTrainer):
         self._entropy_bonus_enabled = False
 
     def get_train_dataloader(self) -> Any:
-        """The micro-batches in order, by number: TRL's sampler would shuffle and repeat them."""
+        """Return the micro-batches in order, by number: TRL's sampler would shuffle and repeat them."""
         return DataLoader(range(self._micro_batches), batch_size=1, collate_fn=lambda numbers: {"number": numbers[0]})
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
-        """TRL would sample completions here, reward them and work out advantages."""
+        """Return the inputs planned: TRL would sample completions here, reward them and work out advantages."""
         return self.inputs_of(generation_batch["number"])
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL would run padded rows through the model, and score prompts too."""
+        """Return the scores by `score_inputs`: TRL would run padded rows through the model, and score prompts too."""
         return *self.score_inputs(model), None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """TRL's loss of a micro-batch, as its share of the step's."""
+        """Compute TRL's loss of a micro-batch, as its share of the step's, and return what `last_word` makes of it."""
         width, ranks = self.current_gradient_accumulation_steps, self.accelerator.num_processes
         if self.loss_type == "sapo":
             # Its mean over the rows of a micro-batch becomes their weighted sum, divided by the step's normalizer.
@@ -135,21 +136,22 @@ class PlannedGRPOTrainer(GRPOTrainer):
         return self.last_word(loss)
 
     def get_high_entropy_mask(self, entropies: Any, mask: Any, threshold: float) -> torch.Tensor:
-        """TRL takes the quantile of a micro-batch; it was taken of the whole step."""
+        """Return the tokens of high entropy in the whole step: TRL would take the quantile of a micro-batch."""
         return self.high_entropy()
 
     @staticmethod
     def get_off_policy_mask(*args: Any, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """TRL's, with weights as the mask they are made from."""
+        """Return TRL's off-policy mask; the weights in `mask` are made a mask of 0 and 1 first."""
         return GRPOTrainer.get_off_policy_mask(*args, mask=(mask > 0).float(), **kwargs)
 
     @staticmethod
     def get_gamma_weights(*args: Any, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """TRL's, with weights as the mask they are made from."""
+        """Return TRL's gamma weights; the weights in `mask` are made a mask of 0 and 1 first."""
         return GRPOTrainer.get_gamma_weights(*args, mask=(mask > 0).float(), **kwargs)
 
     def take_clip_ratios(self) -> list[float] | None:
-        """Share of clipped tokens of each micro-batch since the last call, where the loss clips; TRL's metrics are emptied."""
+        """Return the share of clipped tokens of each micro-batch since the last call, where the loss clips; TRL's
+        metrics are emptied."""
         metrics = self._metrics["train"]
         clipped: list[float] | None = metrics.get("clip_ratio/region_mean") or metrics.get("cispo_clip_ratio")
         metrics.clear()
@@ -172,7 +174,8 @@ def remove_head(model: Any) -> None:
 
 
 def fused_scores(model: Any, inputs: dict[str, Any], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probabilities of `targets` `(N,)` by TRL's LM head, which never makes whole logits; entropies where it was asked for them.
+    """Return log-probabilities of `targets` `(N,)` by TRL's LM head, which never makes whole logits; entropies where it
+    was asked for them.
 
     Soft-capping, logit scale, temperature and the head's dtype stay TRL's business.
     """

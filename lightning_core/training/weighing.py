@@ -16,10 +16,10 @@ Scores = dict[str, dict[str, np.ndarray]]  # name → sequence id → one number
 
 
 def run_weighing(algorithm: Algorithm, scored: Scores, sequences: str, calls: str) -> tuple[Scores, dict[str, float]]:
-    """Run the file that `algorithm.weigh()` names; returns its lists of the tokens, by column, and its metrics.
+    """Run the file that `algorithm.weigh()` names; return its lists of the tokens, by column, and its metrics.
 
-    sequences: Parquet file of the sequences that were scored. calls: one of sql/tokens/sequence_calls.sql. Raises TrainingError
-    for SQL that does not run, has no column `advantages`, or misses a token.
+    sequences: Parquet file of the sequences that were scored. calls: one of sql/tokens/sequence_calls.sql. Raises
+    TrainingError for SQL that does not run, has no column `advantages`, or misses a token.
     """
     source = algorithm.weigh()
     assert source is not None

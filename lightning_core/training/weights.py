@@ -38,7 +38,7 @@ class ModelFacts:
 
 
 def check_model_folder(folder: Path) -> ModelFacts:
-    """Look a folder of full weights over without loading it. Raises WeightsError naming the file at fault."""
+    """Check a folder of full weights without loading it. Raises WeightsError naming the file at fault."""
     config = _text_config(folder)
     if config["vocab_size"] is None:
         raise WeightsError(f"{folder / 'config.json'}: no `vocab_size`; not the config of a language model")
@@ -56,7 +56,7 @@ def check_model_folder(folder: Path) -> ModelFacts:
 
 
 def _text_config(folder: Path) -> dict[str, Any]:
-    """What the model's config says of its text part: `_SHAPE` and `max_position_embeddings`, None where it has none."""
+    """Return what the config says of the text part: `_SHAPE` and `max_position_embeddings`, None where it has none."""
     config = _read_json(folder / "config.json", folder)
     inner = config.get("text_config") or config
     names = (*_SHAPE, "max_position_embeddings")
@@ -73,7 +73,8 @@ def _text_config(folder: Path) -> dict[str, Any]:
 
 
 def check_adapter_folder(folder: Path, lora: LoraSettings) -> None:
-    """Look a peft adapter over: complete, and as the settings ask for, since its own would be kept. Raises WeightsError."""
+    """Check that a peft adapter is complete and as the settings ask for, since its own would be kept. Raises
+    WeightsError."""
     config = _read_json(folder / "adapter_config.json", folder)
     for theirs, ours in _OF_PEFT.items():
         found, asked = (_last_names(value) for value in (config.get(theirs), getattr(lora, ours)))
@@ -87,12 +88,12 @@ def check_adapter_folder(folder: Path, lora: LoraSettings) -> None:
 
 
 def _last_names(value: Any) -> Any:
-    """Of modules, which may be whole paths, their own names; anything else as it is."""
+    """Return the own names of modules, which may be whole paths; anything else as it is."""
     return sorted({module.rsplit(".", 1)[-1] for module in value}) if isinstance(value, list) else value
 
 
 def check_same_model(folder: Path, base: Path) -> None:
-    """Raises WeightsError where the model in `folder` is of another shape than the run's base model."""
+    """Raise WeightsError where the model in `folder` is of another shape than the run's base model."""
     here, there = _text_config(folder), _text_config(base)
     for name in _SHAPE:
         ours, theirs = here[name], there[name]
@@ -126,7 +127,7 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def load_model(folder: Path, kind: Literal["float32", "bfloat16"] = "float32") -> Any:
-    """The model, on the CPU. What is trained is kept in float32 from version to version.
+    """Load the model, on the CPU. What is trained is kept in float32 from version to version.
 
     Raises WeightsError where tensors are missing, which transformers would fill with random numbers.
     """
@@ -164,7 +165,7 @@ def free_memory() -> None:
 
 
 def load_tokenizer(folder: Path, vocabulary: int) -> Any:
-    """The tokenizer. Raises WeightsError where it knows more tokens, without added ones, than the model does."""
+    """Load the tokenizer. Raises WeightsError where it knows more tokens, without added ones, than the model does."""
     from transformers import AutoTokenizer
 
     try:
@@ -179,7 +180,7 @@ def load_tokenizer(folder: Path, vocabulary: int) -> Any:
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """`model` with the adapter in `folder`, trainable. Raises WeightsError where the two do not fit."""
+    """Return `model` with the adapter in `folder`, trainable. Raises WeightsError where the two do not fit."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
@@ -197,7 +198,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
 
 def lora_config(lora: LoraSettings) -> Any:
-    """peft's configuration of a fresh adapter, such as vLLM can serve (no bias, no LM head)."""
+    """Return peft's configuration of a fresh adapter, such as vLLM can serve (no bias, no LM head)."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -210,8 +211,8 @@ def save_weights(
 ) -> None:
     """Write a trained model into an empty `folder`: full weights with all small files of `source`, or an adapter.
 
-    `whole`: its tensors, where the model itself holds parts of them. `base_model`: what an adapter says it belongs to, for
-    peft to find elsewhere too.
+    `whole`: its tensors, where the model itself holds parts of them. `base_model`: what an adapter says it belongs to,
+    for peft to find elsewhere too.
 
     Config, generation config, tokenizer and chat template are copied as they are, so that nothing drifts from version
     to version. Tensors are float32 whatever the config's dtype, which is what the server loads them as.
@@ -231,7 +232,7 @@ def save_weights(
 
 @contextlib.contextmanager
 def whole_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
-    """A folder beside `folder` to write into; renamed to it at the end, replacing what was there, or removed.
+    """Yield a folder beside `folder` to write into; renamed to it at the end, replacing what was there, or removed.
 
     Without `durable` it outlives every process, but a machine that goes down may leave it half written. Raises
     WeightsError where the disk is full, whatever the writer made of it.

@@ -11,12 +11,12 @@ import torch
 
 
 def holds(parameter: Any) -> bool:
-    """Whether ZeRO keeps the parameter itself in parts (stage 3), or what the optimizer moves in its place (1 and 2)."""
+    """Return whether ZeRO keeps the parameter in parts (stage 3), or what the optimizer moves in its place (1, 2)."""
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
 def whole(parameter: Any) -> torch.Tensor:
-    """The parameter in float32 where it is trained (whatever it is computed in), in the first rank's memory."""
+    """Return the parameter in float32 where it is trained (whatever it is computed in), in the first rank's memory."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -41,7 +41,8 @@ def put(parameter: Any, tensor: torch.Tensor) -> None:
 
 
 def optimizer_state(zero: Any, groups: list[list[Any]]) -> dict[str, Any]:
-    """State of the optimizer in torch's form. `zero`: DeepSpeed's; `groups`: the parameters as AdamW was given them."""
+    """Return the state of the optimizer in torch's form. `zero`: DeepSpeed's; `groups`: the parameters as AdamW was
+    given them."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     _link(zero)
@@ -83,21 +84,21 @@ def put_optimizer_state(zero: Any, groups: list[list[Any]], state: dict[str, Any
 
 
 def _link(zero: Any) -> None:
-    """Stages 1 and 2: let parameters know where their moments are. DeepSpeed does it once, after the first group's first
-    step, when the other groups have none yet."""
+    """Let parameters know where their moments are, in stages 1 and 2. DeepSpeed does it once, after the first group's
+    first step, when the other groups have none yet."""
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state") and zero.optimizer.state:
         zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()
 
 
 def _flat(zero: Any) -> list[torch.Tensor]:
-    """This rank's part of each group, which is what AdamW really moves."""
+    """Return this rank's part of each group, which is what AdamW really moves."""
     parts = getattr(zero, "fp32_partitioned_groups_flat", None)
     return list(zero.single_partition_of_fp32_groups if parts is None else parts)
 
 
 def _part(parameter: Any, tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a whole tensor: equal parts, the last one filled up with zeros."""
+    """Return this rank's part of a whole tensor: equal parts, the last one filled up with zeros."""
     size = parameter.ds_tensor.numel()
     begin = size * torch.distributed.get_rank()
     part = tensor.flatten()[begin : begin + size].float()
