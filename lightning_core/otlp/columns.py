@@ -86,7 +86,10 @@ class Notes(Seen):
 
 
 def span_columns(found: Located, sent: list[Sent], aliases: Mapping[str, Alias]) -> dict[str, pa.Array]:
-    """The columns of these spans, by name. Those that are broken are rejected, and those that none has are left out."""
+    """Return the columns of these spans by name.
+
+    Broken spans are rejected; columns of attributes that no span has are left out.
+    """
     block = _Block(len(sent), aliases)
     senders = [record.source for _, record in found.records]
     kept: list[Sent] = []
@@ -227,7 +230,7 @@ class _Block:
         return entry
 
     def arrays(self) -> dict[str, pa.Array]:
-        """The columns, by name."""
+        """Return the columns by name."""
         columns = zip(*self._fixed, strict=True) if self._fixed else [()] * len(_FIXED)
         made = {name: _column(column, kind) for (name, kind), column in zip(_FIXED.items(), columns, strict=True)}
         types = {alias.column: alias.type for alias in self._aliases.values()}
@@ -262,7 +265,7 @@ def _column(cells: Sequence[Any], kind: str) -> pa.Array:
 
 
 def _no_id(trace_id: bytes, span_id: bytes) -> WireError:
-    """What is wrong with the ids of a span."""
+    """Return a WireError that says what is wrong with the ids of a span."""
     for raw, size, label in ((trace_id, 16, "trace id"), (span_id, 8, "span id")):
         if not raw:
             return WireError(f"the span is without {label}")
@@ -278,7 +281,7 @@ def _text(raw: bytes, notes: Notes) -> bytes:
 
 
 def _note_unknown(unknown: Any, raw: bytes, notes: Notes) -> None:
-    """Fields of a span that this OTLP does not have are kept as bytes."""
+    """Keep the fields of a span that this OTLP does not have, as bytes."""
     _refuse_many(unknown, "unknown fields")
     known = {(field.field_number, field.wire_type) for field in unknown}
     listed = [
@@ -295,7 +298,7 @@ def _refuse_many(sent: Any, label: str) -> None:
 
 
 def _last(pairs: Sequence[Any], notes: Notes) -> list[Any]:
-    """Of each key the last attribute; the others are noted. A key that is a number gets its name."""
+    """Return the last attribute of each key; the others are noted. A key that is a number gets its name."""
     for pair in pairs:
         if pair.key_strindex and not pair.key:
             pair.key = values.key_of(pair, Seen()).encode()
@@ -315,7 +318,7 @@ def _text_of(pairs: Sequence[Any], name: str) -> bytes | None:
 
 
 def _list(sent: Any, label: str, one: Callable[[bytes, Seen], dict[str, Any]], notes: Notes) -> bytes | None:
-    """Events or links as a JSON list; those that hold nothing are counted."""
+    """Return events or links as a JSON list; those that hold nothing are counted."""
     _refuse_many(sent, label)
     filled = [raw for raw in sent if raw]
     if len(filled) < len(sent):
@@ -356,7 +359,7 @@ def _link(raw: bytes, seen: Seen) -> dict[str, Any]:
 
 
 def _origin(found: Located, spans: list[Sent]) -> dict[str, pa.Array]:
-    """What is known of spans from their record, resource and scope."""
+    """Return the columns of what is known of spans from their record, resource and scope."""
     digest, seeds = xxhash.xxh3_64_intdigest, [origin.seed for origin in found.origins]
     hashes = pa.array([digest(raw, seeds[origin]) for raw, _, _, origin in spans], pa.uint64())
     record = pa.array([record for _, record, _, _ in spans], pa.int32())

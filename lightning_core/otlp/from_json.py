@@ -30,7 +30,7 @@ _ID_KEYS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id"
 
 
 def read_json(plain: bytes) -> dict[str, Any]:
-    """The object that the body is; OtlpError 400 where it is none, 413 where it has too many values."""
+    """Return the object that the body is; raise OtlpError 400 where it is none, 413 where it has too many values."""
     if has_too_many_values(plain):
         raise OtlpError(413, f"the body has more than {MOST_VALUES} texts, lists and objects; send smaller batches")
     try:
@@ -43,7 +43,7 @@ def read_json(plain: bytes) -> dict[str, Any]:
 
 
 def _read_leniently(plain: bytes) -> Any:
-    """What orjson refuses and an exporter may send all the same: NaN, invalid UTF-8, half a surrogate pair."""
+    """Read what orjson refuses and an exporter may send all the same: NaN, invalid UTF-8, half a surrogate pair."""
     try:
         return json.loads(plain.decode("utf-8-sig", "replace"))
     except RecursionError:
@@ -53,7 +53,7 @@ def _read_leniently(plain: bytes) -> Any:
 
 
 def trace_envelope(raw: dict[str, Any]) -> tuple[Any, list[str]]:
-    """(Envelope, the reason of each span that could not be converted) of an OTLP/JSON trace request.
+    """Return (Envelope, the reason of each span that could not be converted) of an OTLP/JSON trace request.
 
     Raises OtlpError 400 where the lists that hold the spans are none, 413 for too many spans.
     """
@@ -84,7 +84,7 @@ def trace_envelope(raw: dict[str, Any]) -> tuple[Any, list[str]]:
 
 
 def objects(holder: dict[str, Any], *keys: str) -> list[dict[str, Any]]:
-    """The list of objects under the first of these keys that is there; OtlpError 400 for anything else there."""
+    """Return the list of objects under the first of these keys that is there; OtlpError 400 for anything else there."""
     items = _items(holder, *keys)
     for item in items:
         if not isinstance(item, dict):
@@ -109,7 +109,7 @@ def _schema_url(holder: dict[str, Any]) -> bytes:
 
 
 def _part(kind: type[Any], value: Any) -> tuple[bytes, str | None]:
-    """(protobuf bytes, None) of a part of the request, or its stand-in and the reason."""
+    """Return (protobuf bytes, None) of a part of the request, or its stand-in and the reason."""
     try:
         return _convert(kind, value), None
     except Exception as first:  # noqa: BLE001 - json_format raises whatever its input leads to, and the rest goes on
@@ -140,13 +140,13 @@ def _convert(kind: type[Any], value: Any) -> bytes:
 
 
 def _keep_unknown_name(span: Any, key: str, sent: Any, became: int, enum: Any) -> None:
-    """A name that this OTLP does not have counts as none, by protobuf's mapping: an attribute keeps what was sent."""
+    """Keep a name that this OTLP does not have in an attribute: protobuf's mapping counts it as none."""
     if isinstance(sent, str) and became == 0 and sent.strip() != "0" and sent not in enum.keys():  # noqa: SIM118
         span.attributes.add(key=key).value.string_value = sent
 
 
 def _numbers(value: Any) -> Any:
-    """A copy with numbers as protobuf takes them.
+    """Return a copy with numbers as protobuf takes them.
 
     An `intValue` beyond 64 bits is a double: so JavaScript's exporters write a large number. A double that is no finite
     number is in quotes: so protobuf wants NaN, Infinity, and 1e400 which is infinite.
@@ -167,7 +167,7 @@ def _numbers(value: Any) -> Any:
 
 
 def _beyond_int64(value: Any) -> float | None:
-    """An integer that int64 cannot hold, and a double can; None for another value."""
+    """Return an integer that int64 cannot hold, and a double can, as a double; None for another value."""
     try:
         number = float(value) if isinstance(value, int | float) or _INTEGER.fullmatch(value) else 0.0
     except (OverflowError, TypeError):
@@ -176,12 +176,12 @@ def _beyond_int64(value: Any) -> float | None:
 
 
 def _whole_text(value: Any) -> Any:
-    """The same with half surrogate pairs replaced: they have no UTF-8 form."""
+    """Return the same value with half surrogate pairs replaced: they have no UTF-8 form."""
     return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _hex_ids(holder: dict[str, Any]) -> dict[str, Any]:
-    """A copy with ids in base64, which is what protobuf's own JSON mapping expects."""
+    """Return a copy with ids in base64, which is what protobuf's own JSON mapping expects."""
     return {key: _base64_id(key, value) if key in _ID_KEYS else value for key, value in holder.items()}
 
 

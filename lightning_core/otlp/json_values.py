@@ -20,7 +20,7 @@ _WHOLE_TEXTS = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)  # a
 
 
 def has_too_many_values(body: bytes) -> bool:
-    """Whether JSON has more than `MOST_VALUES`."""
+    """Return whether JSON has more than `MOST_VALUES` values."""
     found, at = 0, 0
     while at < len(body):
         end = _end(_WHOLE_TEXTS, body, at)
@@ -36,7 +36,7 @@ def has_too_many_values(body: bytes) -> bool:
 
 
 def _behind_text(body: bytes, at: int) -> int:
-    """Where the text that has begun before `at` has ended; the body's end where it has none."""
+    """Return the position behind the text that began before `at`; the body's end where the text has no end."""
     while at < len(body):
         end = _end(_IN_TEXT, body, at)
         if end < len(body) and body[end] == _QUOTE:

@@ -52,7 +52,10 @@ class Located:
             self._reject(record, index, 1, unconverted[0] if unconverted else reason, raw.hex())
 
     def all_rejected(self) -> list[dict[str, Any]]:
-        """What was rejected, by offset and index. Of one record, all beyond the first so many are one entry."""
+        """Return what was rejected, by offset and index.
+
+        Of one record, all beyond the first `_LISTED` are one entry.
+        """
         for record, (index, more, raw) in self._more.items():
             self._reject(record, index, more, f"{more} more of this request cannot be decoded", "".join(raw))
         self._more.clear()
@@ -69,7 +72,10 @@ class Located:
         self.rejected.append(rejection(offset, index, count, reason, source, raw))
 
     def origin(self, key: tuple[bytes, ...]) -> int | None:
-        """Which of `origins` this is; None where too much was read already. A resource is read anew for each scope below it."""
+        """Return the index of this resource and scope in `origins`; None where too much was read already.
+
+        A resource is read anew for each scope below it.
+        """
         known = self._known.get(key)
         if known is None:
             self._read += sum(map(len, key))
@@ -81,7 +87,10 @@ class Located:
 
 
 def rejection(offset: int, index: int | None, count: int, reason: str, source: Record, raw: str) -> dict[str, Any]:
-    """A line of a file of rejected spans. The first of a request has it as `request` too, where `span` is not the whole."""
+    """Return a line of a file of rejected spans.
+
+    The first line of a request has the whole request too, as `request`, where `span` is only a part of it.
+    """
     return {
         "offset": offset,
         "index": index,
@@ -97,7 +106,10 @@ def rejection(offset: int, index: int | None, count: int, reason: str, source: R
 
 
 def locate(records: list[tuple[int, Record]], secret: str | None = None) -> Located:
-    """The spans of these records (offset in the spool, record), unread. `secret`: of the home, to check proofs by."""
+    """Return the spans of these records (offset in the spool, record), unread.
+
+    `secret`: of the home, to check proofs by.
+    """
     found = Located(records, secret)
     for number, (_, record) in enumerate(records):
         _request(found, number, record.body)
@@ -128,7 +140,7 @@ def _request(found: Located, record: int, data: bytes) -> None:
 
 
 def _shorten(found: Located) -> None:
-    """Where too much would be copied, the largest resources are whole at their first span only, until it fits."""
+    """Shorten the largest resources at all but their first span, until it fits, where too much would be copied."""
     sizes = [origin.size for origin in found.origins]
     copies = Counter(origin for *_, origin in found.spans)
     total = sum(copies[number] * size for number, size in enumerate(sizes))

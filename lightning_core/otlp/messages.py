@@ -43,7 +43,7 @@ class OtlpError(ValueError):
 
 
 def _shadow() -> dict[str, Any]:
-    """OTLP's message classes by name."""
+    """Return OTLP's message classes by name."""
     pool = descriptor_pool.DescriptorPool()
     names: list[str] = []
     for module in (common_pb2, resource_pb2, trace_pb2, trace_service_pb2):
@@ -84,7 +84,10 @@ Numbers: Any = _CLASSES["Numbers"]
 
 
 def parse(kind: Any, raw: bytes, most: int | None = None) -> Any:
-    """The message of this class; WireError, with the reason, where it is broken or has too many fields for the memory."""
+    """Parse a message of this class.
+
+    Raises WireError, with the reason, where it is broken or has too many fields for the memory.
+    """
     most = most or _MOST_FIELDS
     if len(raw) > 2 * most and any(count == most for count, _ in enumerate(walk(raw, 0, len(raw)))):
         raise WireError(f"it has more than {most} fields")
@@ -96,7 +99,7 @@ def parse(kind: Any, raw: bytes, most: int | None = None) -> Any:
 
 
 def _explain(message: Any, raw: bytes) -> None:
-    """Raises WireError with what is wrong with a message, if it is found."""
+    """Raise WireError with what is wrong with a message, if it is found."""
     for number, wire, begin, end in walk(raw, 0, len(raw)):
         field = message.fields_by_number.get(number)
         if wire == BYTES and field is not None and field.message_type is not None:
@@ -107,7 +110,7 @@ def _explain(message: Any, raw: bytes) -> None:
 
 
 def parse_envelope(body: bytes) -> Any:
-    """The Envelope of a protobuf body; OtlpError 400 where it has none."""
+    """Return the Envelope of a protobuf body; raise OtlpError 400 where it has none."""
     try:
         envelope = Envelope.FromString(body)
     except DecodeError:
@@ -119,7 +122,10 @@ def parse_envelope(body: bytes) -> Any:
 
 
 def require_few_parts(body: bytes) -> None:
-    """Raise OtlpError for a request of more fields down to its spans than are parsed: one of two bytes becomes an object, all at once."""
+    """Raise OtlpError for a request of more fields down to its spans than are parsed.
+
+    A field of two bytes becomes an object, and all of them do at once.
+    """
     most = _most_parts(len(body))
     parts = _parts(body, 0, len(body), _TO_SCOPE_SPANS)
     try:
@@ -150,8 +156,10 @@ def _parts(body: bytes, at: int, end: int, inner: tuple[int, ...]) -> Iterator[N
 
 
 def count_spans(envelope: Any, size: int | None = None) -> int:
-    """How many spans a request has. Raises OtlpError where they are too many parts for its `size`: mostly empty ones, each of which
-    costs what a span does.
+    """Return how many spans a request has.
+
+    Raises OtlpError where its parts are too many for its `size`: mostly empty ones, each of which costs what a span
+    does.
     """
     most = sys.maxsize if size is None else _most_parts(size)
     spans, parts = 0, len(envelope.resource_spans)
@@ -167,7 +175,7 @@ def count_spans(envelope: Any, size: int | None = None) -> int:
 
 
 def unconverted(value: Any, reason: str) -> bytes:
-    """What stands in a request for a JSON span (or resource, or scope) that has no protobuf form.
+    """Return what stands in a request for a JSON span (or resource, or scope) that has no protobuf form.
 
     No protobuf parser accepts it: it begins with field number 0.
     """
@@ -175,7 +183,7 @@ def unconverted(value: Any, reason: str) -> bytes:
 
 
 def why_unconverted(part: bytes) -> tuple[str, Any] | None:
-    """(reason, JSON value) of a part that `unconverted` made; None for any other."""
+    """Return (reason, JSON value) of a part that `unconverted` made; None for any other."""
     if not part.startswith(_UNCONVERTED):
         return None
     try:

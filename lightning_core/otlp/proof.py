@@ -11,7 +11,7 @@ import json
 
 
 def prove(secret: str, rollout_id: str, attempt_id: str, expires: float) -> str:
-    """The proof for an attempt, until then."""
+    """Return the proof for an attempt; it holds until `expires`."""
     until = int(expires)
     payload = json.dumps([rollout_id, attempt_id, until], separators=(",", ":")).encode()
     mac = hmac.digest(secret.encode(), b"lightning-proof\0" + payload, "sha256")
@@ -19,7 +19,7 @@ def prove(secret: str, rollout_id: str, attempt_id: str, expires: float) -> str:
 
 
 def proves(secret: str, proof: str, rollout_id: str, attempt_id: str, at: float) -> bool:
-    """Whether it proves that spans received at `at` (Unix time) are this attempt's."""
+    """Return whether `proof` proves that spans received at `at` (Unix time) are this attempt's."""
     until = proof.partition(".")[0]
     if not (until.isascii() and until.isdigit() and len(until) < 16 and at < int(until)):
         return False

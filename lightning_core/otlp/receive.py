@@ -34,10 +34,11 @@ class TraceRequest:
 
 
 def parse_request(body: bytes, content_type: str, content_encoding: str | None, max_bytes: int) -> TraceRequest:
-    """What a trace request holds; `max_bytes` bounds the uncompressed body.
+    """Return what a trace request holds; `max_bytes` bounds the uncompressed body.
 
     Only the envelope is checked: a span that cannot be decoded does not lose the others, it is found later. Raises
-    OtlpError: 400 for what is no OTLP trace request, 413 for too large a body, 415 for another content type or encoding.
+    OtlpError: 400 for what is no OTLP trace request, 413 for too large a body, 415 for another content type or
+    encoding.
     """
     media, plain = plain_body(body, content_type, content_encoding, max_bytes)
     if media == PROTOBUF:
@@ -53,7 +54,7 @@ def parse_request(body: bytes, content_type: str, content_encoding: str | None, 
 
 
 def plain_body(body: bytes, content_type: str, content_encoding: str | None, max_bytes: int) -> tuple[str, bytes]:
-    """(PROTOBUF or JSON, the uncompressed body); OtlpError 413 or 415, or 400 for a damaged compression."""
+    """Return (PROTOBUF or JSON, the uncompressed body); OtlpError 413 or 415, or 400 for a damaged compression."""
     media = media_type(content_type)
     if media not in (PROTOBUF, JSON):
         raise OtlpError(415, f"content type {content_type!r:.80} is not supported; send {PROTOBUF} or {JSON}")
@@ -99,7 +100,10 @@ def uncompress(body: bytes, content_encoding: str | None, max_bytes: int) -> byt
 
 
 def sniff_encoding(body: bytes) -> str | None:
-    """`gzip` or `deflate` by the first two bytes; no trace request begins like either (its first byte is 0x0a)."""
+    """Return `gzip` or `deflate` by the first two bytes, else None.
+
+    No trace request begins like either (its first byte is 0x0a).
+    """
     if body[:2] == b"\x1f\x8b":
         return "gzip"
     zlib_header = len(body) >= 2 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0

@@ -29,7 +29,7 @@ class Origin:
     proof: str | None = None  # that its spans are those of the attempt that the resource names
 
     def proven(self, secret: str | None, received_ns: int) -> tuple[str, str] | None:
-        """The rollout and the attempt whose spans these are, as the proof says; None without one that holds."""
+        """Return the rollout and the attempt whose spans these are, as the proof says; None without one that holds."""
         if self.proof is None or secret is None:
             return None
         named = dict(self.resource)
@@ -39,11 +39,11 @@ class Origin:
 
     @property
     def size(self) -> int:
-        """Characters that each span has a copy of."""
+        """Return how many characters each span has a copy of."""
         return sum(len(key) + len(value or "") for key, value in self.resource)
 
     def shortened(self) -> Origin:
-        """With the short attributes of its resource only, and `otlp.resource.shortened`: how much is not there."""
+        """Return it with only its resource's short attributes, and `otlp.resource.shortened`: how much is not there."""
         kept: list[tuple[str, str | None]] = []
         room = SHORT
         for key, value in sorted(self.resource, key=lambda pair: pair[0] not in _WHOSE):
@@ -57,7 +57,7 @@ class Origin:
 
 
 def read_origin(resource: bytes, resource_schema: bytes, scope: bytes, scope_schema: bytes) -> Origin:
-    """A resource and a scope with the schema URLs of both. What has no place of its own is under `otlp.*`."""
+    """Read a resource and a scope with the schema URLs of both. What has no place of its own is under `otlp.*`."""
     seen = Seen()
     extra: dict[str, str] = {}
     read_resource, sent = _read("resource", Resource, resource, seen, extra)
@@ -88,14 +88,14 @@ def read_origin(resource: bytes, resource_schema: bytes, scope: bytes, scope_sch
 
 
 def free_key(key: str, taken: Container[str]) -> str:
-    """The key under which the decoder writes `key`: an attribute that was sent under that name keeps it."""
+    """Return the key under which the decoder writes `key`: an attribute that was sent under that name keeps it."""
     while key in taken:
         key += "_"
     return key
 
 
 def repeated(sent: list[tuple[str, str | None]]) -> list[dict[str, str | None]]:
-    """The attributes whose key comes again later."""
+    """Return the attributes whose key comes again later."""
     last = {key: i for i, (key, _) in enumerate(sent)}
     return [{"key": key, "value": value} for i, (key, value) in enumerate(sent) if last[key] != i]
 
@@ -103,7 +103,7 @@ def repeated(sent: list[tuple[str, str | None]]) -> list[dict[str, str | None]]:
 def _read(
     label: str, kind: Any, raw: bytes, seen: Seen, extra: dict[str, str]
 ) -> tuple[Any, list[tuple[str, str | None]]]:
-    """(the message, its attributes); an empty one where it is broken."""
+    """Return (the message, its attributes); an empty message where it is broken."""
     try:
         message = parse(kind, raw)
         sent = texts(message.attributes, seen)

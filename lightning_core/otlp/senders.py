@@ -10,9 +10,10 @@ UNKNOWN = "otlp"  # a record's source of before senders were written down: they 
 
 
 def scopes(found: Located, spans: list[Sent]) -> dict[str, pa.Array]:
-    """The columns `scoped_rollout_id`, `scoped_attempt_id`, `scope` and `sender` of these spans.
+    """Return the columns `scoped_rollout_id`, `scoped_attempt_id`, `scope` and `sender` of these spans.
 
-    Those that nobody sent are an attempt's where their resource proves it; others are as the gateway authenticated them.
+    Those that nobody sent are an attempt's where their resource proves it; others are as the gateway authenticated
+    them.
     """
     records = [record for _, record in found.records]
     known: list[tuple[str | None, ...]] = [

@@ -46,22 +46,25 @@ class SpanData:
 
 
 def new_trace_id() -> str:
-    """32 hex digits from the operating system: an agent that seeds `random` still gets ids of its own."""
+    """Return 32 hex digits from the operating system: an agent that seeds `random` still gets ids of its own."""
     return os.urandom(16).hex()
 
 
 def new_span_id() -> str:
-    """16 hex digits from the operating system."""
+    """Return 16 hex digits from the operating system."""
     return os.urandom(8).hex()
 
 
 def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as OTLP knows them. `None` is left out, a mapping becomes JSON text, anything unknown its `str`."""
+    """Return attributes as OTLP knows them.
+
+    `None` is left out, a mapping becomes JSON text, anything unknown its `str`.
+    """
     return {str(key): _plain(value) for key, value in attributes.items() if value is not None}
 
 
 def encode_request(resource: Mapping[str, Any], spans: Iterable[SpanData], scope: str = SCOPE) -> bytes:
-    """The body of an export request (`ExportTraceServiceRequest`) of one resource."""
+    """Return the body of an export request (`ExportTraceServiceRequest`) of one resource."""
     parts = [_field(b"\x0a", _field(b"\x0a", _utf8(scope)))]
     parts += [_field(b"\x12", _span(span)) for span in spans]
     described = _attributes(b"\x0a", resource)
@@ -69,12 +72,12 @@ def encode_request(resource: Mapping[str, Any], spans: Iterable[SpanData], scope
 
 
 def int32_bytes(ids: Iterable[int]) -> bytes:
-    """Token ids as an attribute: little-endian int32. OverflowError where one does not fit."""
+    """Return token ids as an attribute: little-endian int32. Raises OverflowError where one does not fit."""
     return _little_endian(array("i", ids))
 
 
 def float32_bytes(values: Iterable[float]) -> bytes:
-    """Logprobs as an attribute: little-endian float32."""
+    """Return logprobs as an attribute: little-endian float32."""
     return _little_endian(array("f", values))
 
 
@@ -135,7 +138,7 @@ def _key_value(key: str, value: Any) -> bytes:
 
 @lru_cache(maxsize=256)
 def _key(key: str) -> bytes:
-    """The key's field, and the tag of the value's."""
+    """Return the key's field, and the tag of the value's."""
     return _field(b"\x0a", _utf8(key)) + b"\x12"
 
 
@@ -158,7 +161,7 @@ def _utf8(text: str) -> bytes:
 
 
 def _field(tag: bytes, data: bytes) -> bytes:
-    """A length-delimited field."""
+    """Return a length-delimited field."""
     return b"".join((tag, _size(data), data))
 
 

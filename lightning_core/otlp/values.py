@@ -44,13 +44,13 @@ class Seen:
         self.values = 0
 
     def count(self) -> None:
-        """One value more; raises WireError where it is one too many."""
+        """Count one value more; raises WireError where it is one too many."""
         self.values += 1
         if self.values > _MOST_VALUES:
             raise WireError(f"more than {_MOST_VALUES} values are in one")
 
     def decode(self, raw: bytes) -> str:
-        """A text; replacement characters stand for what is no UTF-8."""
+        """Decode a text; replacement characters stand for what is no UTF-8."""
         try:
             return raw.decode()
         except UnicodeDecodeError:
@@ -59,7 +59,7 @@ class Seen:
 
 
 def text(value: Any, seen: Seen) -> bytes | None:
-    """The text of an AnyValue, in UTF-8; raises WireError."""
+    """Return the text of an AnyValue, in UTF-8; raises WireError."""
     kind = value.WhichOneof("value")
     if kind == "int_value":
         return b"%d" % value.int_value
@@ -73,7 +73,7 @@ def text(value: Any, seen: Seen) -> bytes | None:
 
 
 def as_text(found: Any) -> bytes | None:
-    """A plain value as text, in UTF-8; raises WireError where it has no JSON."""
+    """Return a plain value as text, in UTF-8; raises WireError where it has no JSON."""
     if found is None or isinstance(found, str):
         return None if found is None else found.encode()
     try:
@@ -83,7 +83,7 @@ def as_text(found: Any) -> bytes | None:
 
 
 def plain(value: Any, seen: Seen, depth: int = 0) -> Any:
-    """An AnyValue as what JSON knows; raises WireError."""
+    """Return an AnyValue as what JSON knows; raises WireError."""
     seen.count()
     if depth > _MAX_DEPTH:
         return {"otlp.too_deep": value.SerializeToString().hex()}
@@ -106,7 +106,7 @@ def plain(value: Any, seen: Seen, depth: int = 0) -> Any:
 
 
 def pairs(sent: Iterable[Any], seen: Seen, depth: int = 0) -> list[tuple[str, Any]]:
-    """(key, plain value) of KeyValues; raises WireError."""
+    """Return (key, plain value) of KeyValues; raises WireError."""
     found = []
     for pair in sent:
         seen.count()
@@ -115,23 +115,26 @@ def pairs(sent: Iterable[Any], seen: Seen, depth: int = 0) -> list[tuple[str, An
 
 
 def key_of(pair: Any, seen: Seen) -> str:
-    """The key of a KeyValue. One that has a number only names it: such a table exists for profiles, not for traces."""
+    """Return the key of a KeyValue.
+
+    A key that is only a number becomes a name with it: the table of such keys exists for profiles, not for traces.
+    """
     return seen.decode(pair.key) or (f"otlp.key_strindex.{pair.key_strindex}" if pair.key_strindex else "")
 
 
 def joined(items: list[tuple[str, Any]]) -> Any:
-    """Keys and values as an object, or as a list of objects where a key comes twice."""
+    """Return keys and values as an object, or as a list of objects where a key comes twice."""
     found = dict(items)
     return found if len(found) == len(items) else [{"key": key, "value": value} for key, value in items]
 
 
 def texts(sent: Iterable[Any], seen: Seen) -> list[tuple[str, str | None]]:
-    """(key, text) of KeyValues; raises WireError."""
+    """Return (key, text) of KeyValues; raises WireError."""
     return [(key, None if (raw := as_text(found)) is None else raw.decode()) for key, found in pairs(sent, seen)]
 
 
 def integer(value: Any) -> int | None:
-    """An int64: of an integer, a whole double, a boolean, or digits; None for another value."""
+    """Return the int64 of an integer, a whole double, a boolean, or digits; None for another value."""
     kind = value.WhichOneof("value")
     if kind == "int_value":
         return int(value.int_value)
@@ -146,7 +149,7 @@ def integer(value: Any) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """A double: of a number, a boolean, or a decimal number as text; None for another value."""
+    """Return the double of a number, a boolean, or a decimal number as text; None for another value."""
     kind = value.WhichOneof("value")
     if kind in ("double_value", "int_value", "bool_value"):
         return float(getattr(value, kind))
@@ -154,12 +157,12 @@ def number(value: Any) -> float | None:
 
 
 def int32s(value: Any) -> bytes | None:
-    """Token ids, as int32 one after another; None for what is no list of integers that fit."""
+    """Return token ids, as int32 one after another; None for what is no list of integers that fit."""
     return _list(value, np.int32)
 
 
 def float32s(value: Any) -> bytes | None:
-    """Logprobs, as float32 one after another; integers may be among them."""
+    """Return logprobs, as float32 one after another; integers may be among them."""
     return _list(value, np.float32)
 
 
@@ -182,7 +185,7 @@ def _list(value: Any, kind: type) -> bytes | None:
 
 
 def _wide(found: Any) -> array[Any] | None:
-    """Numbers with all their bits; None for what is no list of numbers."""
+    """Return numbers with all their bits; None for what is no list of numbers."""
     kinds: set[type] = set(map(type, found)) if isinstance(found, list) else {list}
     if str in kinds and all(n in _NAMES for n in found if type(n) is str):
         found, kinds = [float(n) for n in found], {float}
@@ -195,14 +198,14 @@ def _wide(found: Any) -> array[Any] | None:
 
 
 def elements(raw: bytes, seen: Seen, depth: int = 0) -> list[Any]:
-    """The elements of an ArrayValue, as `plain` gives them; raises WireError."""
+    """Return the elements of an ArrayValue, as `plain` gives them; raises WireError."""
     if len(raw) >= _LONG and (found := numbers(raw)):
         return [n if math.isfinite(n) else str(n) for n in found] if found.typecode == "d" else found.tolist()
     return [plain(item, seen, depth) for item in parse(ArrayValue, raw, _MOST_VALUES).values]
 
 
 def numbers(raw: bytes) -> array[Any] | None:
-    """An ArrayValue of nothing but integers, or of nothing but doubles; None for another.
+    """Return an ArrayValue of nothing but integers, or of nothing but doubles, as an array; None for another.
 
     Elements one after another are one message, so that thousands of numbers are parsed as one list.
     """

@@ -15,10 +15,10 @@ class WireError(ValueError):
 
 
 def walk(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(number, wire type, start, stop) of each field of the message data[at:end]; raises WireError.
+    """Yield (number, wire type, start, stop) of each field of the message data[at:end]; raises WireError.
 
-    start and stop are those of the content. What was yielded before an error is sound. Groups are errors: no OTLP message
-    has one.
+    start and stop are those of the content. What was yielded before an error is sound. Groups are errors: no OTLP
+    message has one.
     """
     while at < end:
         tag, start = data[at], at + 1
@@ -44,7 +44,7 @@ def walk(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """(value modulo 2^64, position behind it); raises WireError."""
+    """Return (value modulo 2^64, position behind it) of the number at `at`; raises WireError."""
     value = shift = 0
     for position in range(at, min(end, at + 10)):
         byte = data[position]
