@@ -59,7 +59,7 @@ def post_request(
 
 
 def post_json(url: str, token: str, value: Any, *, retries: int = 4, timeout_s: float = 10.0) -> Any:
-    """Send a value as JSON with a bearer token, and return what is answered; tried again and raises as `post_spans` does.
+    """Send a value as JSON with a bearer token, and return the answer; tries again and raises as `post_spans` does.
 
     Raises ValueError where it cannot be written as JSON.
     """
@@ -72,7 +72,7 @@ def post_json(url: str, token: str, value: Any, *, retries: int = 4, timeout_s: 
 
 
 def _post(url: str, headers: Mapping[str, str], body: bytes, retries: int, timeout_s: float) -> Answer:
-    """The answer with status 200; DeliveryError where there is none after `retries` more tries."""
+    """Return the answer with status 200; raise DeliveryError where there is none after `retries` more tries."""
     for attempt in range(retries + 1):
         answer, wait_s = _post_once(url, headers, body, timeout_s)
         if isinstance(answer, Answer):
@@ -89,7 +89,7 @@ def _post(url: str, headers: Mapping[str, str], body: bytes, retries: int, timeo
 def _post_once(
     url: str, headers: Mapping[str, str], body: bytes, timeout_s: float
 ) -> tuple[Answer | DeliveryError, float | None]:
-    """One try: the answer, or the failure and the seconds the gateway asked to wait before the next."""
+    """Try once: return the answer, or the failure and the seconds the gateway asked to wait before the next try."""
     try:
         answer = ask("POST", url, headers, body, timeout_s)
     except ValueError as error:
@@ -104,7 +104,7 @@ def _post_once(
 
 
 def _said(answer: Answer) -> str:
-    """What an answer that is an error says: the message of a `google.rpc.Status` or of OpenAI's shape, else its text."""
+    """Return the message of an error answer: that of a `google.rpc.Status` or of OpenAI's shape, else its text."""
     message = _of_protobuf(answer).get(2, answer.body[:2000])
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else ""
     try:
@@ -114,12 +114,12 @@ def _said(answer: Answer) -> str:
 
 
 def _of_protobuf(answer: Answer) -> dict[int, int | bytes]:
-    """The fields of an answer in protobuf; nothing of another, as others answer in their own way."""
+    """Return the fields of an answer in protobuf; nothing of another, as others answer in their own way."""
     return _fields(answer.body) if answer.headers.get_content_type() == PROTOBUF else {}
 
 
 def _fields(message: bytes) -> dict[int, int | bytes]:
-    """Field number → value (of several the last) of a message; nothing where it is none."""
+    """Return the values of a message by field number (of several the last); nothing where it is no message."""
     try:
         return {
             number: varint(message, begin, end)[0] if kind == VARINT else message[begin:end]

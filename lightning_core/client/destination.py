@@ -43,7 +43,7 @@ def of_environment() -> Destination | None:
 
 
 def variables(url: str, token: str) -> dict[str, str]:
-    """Return the environment by which an agent reaches its attempt at this address, with this token: calls and spans."""
+    """Return the environment by which an agent reaches its attempt at this address with this token: calls and spans."""
     return {
         "OPENAI_BASE_URL": f"{url}/v1",
         "OPENAI_API_BASE": f"{url}/v1",
@@ -60,6 +60,6 @@ def resource_text(resource: Mapping[str, str]) -> str:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """`k=v,k=v` with both sides URL-decoded, as OpenTelemetry writes headers and resource attributes."""
+    """Parse `k=v,k=v` and URL-decode both sides, as OpenTelemetry writes headers and resource attributes."""
     pairs = (item.split("=", 1) for item in text.split(",") if "=" in item)
     return {urllib.parse.unquote(key.strip()): urllib.parse.unquote(value.strip()) for key, value in pairs}

@@ -45,10 +45,13 @@ _at_exit: set[Path] = set()  # what waits there is sent at the end of the proces
 def emit_reward(
     value: float, name: str = "reward", *, span: Any = None, words: str | None = None, **attributes: Any
 ) -> None:
-    """Give the current rollout a reward. `name` tells several kinds apart, `words` say why; `attributes` go onto the reward's span.
+    """Give the current rollout a reward.
 
-    `span`: what the reward is for, also after its end: a span of `span(...)` or of OpenTelemetry, its context, or a span id of this
-    rollout (16 hex digits). Default: the span that is current, of OpenTelemetry, where that is set up in this process, or one of `span`.
+    `name` tells several kinds apart, `words` say why; `attributes` go onto the reward's span.
+
+    `span`: what the reward is for, also after its end: a span of `span(...)` or of OpenTelemetry, its context, or a
+    span id of this rollout (16 hex digits). Default: the span that is current, of OpenTelemetry, where that is set up
+    in this process, or one of `span`.
     Raises ValueError where `value` is not a finite number, and where `span` is none of these.
     """
     number = _finite(value)
@@ -64,9 +67,10 @@ def emit_message(text: str, **attributes: Any) -> None:
 
 
 def emit_object(value: Any, **attributes: Any) -> None:
-    """Record a value as JSON: a span `object` of no length below the current one, with the attribute `lightning.object`.
+    """Record a value as JSON: a span `object` of no length below the current one, with attribute `lightning.object`.
 
-    What JSON does not know is kept as its `str`; a value that still is no JSON (NaN, a list that holds itself) as its `repr`.
+    What JSON does not know is kept as its `str`; a value that still is no JSON (NaN, a list that holds itself) as its
+    `repr`.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
@@ -76,7 +80,10 @@ def emit_object(value: Any, **attributes: Any) -> None:
 
 
 def emit_exception(error: BaseException, **attributes: Any) -> None:
-    """Record an exception that the agent has caught: a failed span `exception` of no length below the current one (view `errors`)."""
+    """Record an exception that the agent has caught.
+
+    It becomes a failed span `exception` of no length below the current one (view `errors`).
+    """
     _emit(names.SPAN_EXCEPTION, {**attributes, **_details(error)}, failure=_failure(error))
 
 
@@ -96,12 +103,12 @@ class Span:
 
     @property
     def trace_id(self) -> str:
-        """32 hex digits."""
+        """Return the trace id: 32 hex digits."""
         return self._data.trace_id
 
     @property
     def span_id(self) -> str:
-        """16 hex digits."""
+        """Return the span id: 16 hex digits."""
         return self._data.span_id
 
     def set(self, attributes: Mapping[str, Any] | None = None, **more: Any) -> None:
@@ -114,7 +121,10 @@ class Span:
 
 @contextlib.contextmanager
 def span(name: str, **attributes: Any) -> Iterator[Span]:
-    """A span round a block; rewards, events and spans inside become its children. An exception marks it and goes on."""
+    """Open a span for a block; rewards, events and spans inside become its children.
+
+    An exception marks it as failed and goes on.
+    """
     now = time.time_ns()
     tracer = _tracer()
     if tracer is not None:
@@ -154,7 +164,7 @@ def _finite(value: Any) -> float:
 
 
 def _context_of(named: Any) -> _Context | None:
-    """The context of a span that was named; None for OpenTelemetry's span that stands for none."""
+    """Return the context of a span that was named; None for OpenTelemetry's span that stands for none."""
     if isinstance(named, Span):
         return named.trace_id, named.span_id
     if isinstance(named, str) and _SPAN_ID.fullmatch(named):
@@ -172,7 +182,7 @@ def _failure(error: BaseException) -> str:
 
 
 def _details(error: BaseException) -> dict[str, str]:
-    """An exception by OpenTelemetry's names."""
+    """Return an exception's details by OpenTelemetry's names."""
     return {
         "exception.type": type(error).__qualname__,
         "exception.message": str(error),
@@ -181,7 +191,7 @@ def _details(error: BaseException) -> dict[str, str]:
 
 
 def _emit(name: str, attributes: Mapping[str, Any], below: _Context | None = None, failure: str | None = None) -> None:
-    """A span of no length, below the given one, else below the current one; `failure`: it failed by that."""
+    """Record a span of no length, below the given one, else below the current one; `failure`: why it failed."""
     tracer = _tracer()
     if tracer is not None:
         theirs = tracer.start_span(name, otel.below(*below) if below else None, attributes=otel.attributes(attributes))
@@ -197,7 +207,7 @@ def _emit(name: str, attributes: Mapping[str, Any], below: _Context | None = Non
 
 
 def _parent() -> _Context:
-    """The innermost current span, ours or OpenTelemetry's; else a new trace."""
+    """Return the innermost current span, ours or OpenTelemetry's; else a new trace."""
     theirs = _opentelemetry_context()
     ours = current_span.get()
     if ours is not None and ours[1] == theirs:
@@ -206,7 +216,7 @@ def _parent() -> _Context:
 
 
 def _opentelemetry_context() -> _Context | None:
-    """The current OpenTelemetry span, if this process uses OpenTelemetry; it is never imported from here."""
+    """Return the current OpenTelemetry span, if this process uses OpenTelemetry; it is never imported from here."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None or not hasattr(trace, "get_current_span"):
         return None
@@ -214,14 +224,14 @@ def _opentelemetry_context() -> _Context | None:
 
 
 def _hex(context: Any) -> _Context | None:
-    """OpenTelemetry's context in hex digits; None where it is of no span."""
+    """Return OpenTelemetry's context in hex digits; None where it is of no span."""
     if not context.is_valid:
         return None
     return format(context.trace_id, "032x"), format(context.span_id, "016x")
 
 
 def _tracer() -> Any | None:
-    """OpenTelemetry's tracer where spans go through it; None where they are posted from here."""
+    """Return OpenTelemetry's tracer where spans go through it; None where they are posted from here."""
     return None if current_rollout.get() is not None else otel.tracer()
 
 
@@ -258,7 +268,7 @@ def _keep(to: Destination, body: bytes, reason: DeliveryError) -> None:
 
 
 def send_waiting(retries: int = 2) -> int:
-    """Send the spans that wait for the gateway of this environment: the number of requests sent.
+    """Send the spans that wait for the gateway of this environment, and return the number of requests sent.
 
     Every emit that succeeds does this, and the end of a process that could not deliver. Raises DeliveryError or OSError
     where some of them stay or were refused.

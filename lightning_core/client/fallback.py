@@ -29,7 +29,7 @@ LIMIT_REQUESTS = 10_000  # that are sent for an attempt
 
 
 def fallback_path(endpoint: str) -> Path:
-    """The file of this attempt; without an attempt, one of this user and endpoint in the temporary folder."""
+    """Return the file of this attempt; without an attempt, one of this user and endpoint in the temporary folder."""
     task = os.environ.get(names.ENV_TASK)
     if task and Path(task).parent.is_dir():
         return Path(task).parent / FILE_NAME
@@ -43,7 +43,7 @@ def own_path(endpoint: str) -> Path:
 
 
 def keep(path: Path, body: bytes) -> bool:
-    """Add one request to the file. False where that would go past 16 MB: then the caller says so."""
+    """Add one request to the file. Returns False where that would go past 16 MB: then the caller reports it."""
     line = base64.b64encode(body) + b"\n"
     with _locked(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -64,7 +64,7 @@ def keep(path: Path, body: bytes) -> bool:
 
 
 def deliver(path: Path, endpoint: str, headers: Mapping[str, str], *, retries: int = 0) -> int:
-    """Send what waits in the file and empty it: the number of requests sent.
+    """Send what waits in the file and empty it; return the number of requests sent.
 
     Raises DeliveryError at the first request the gateway does not take for now; that one and those after it stay.
     Requests the gateway refuses for good are dropped and named in the error, after the rest was sent.
@@ -80,7 +80,7 @@ def deliver(path: Path, endpoint: str, headers: Mapping[str, str], *, retries: i
 
 
 def send(lines: list[bytes], endpoint: str, headers: Mapping[str, str], *, retries: int = 0) -> int:
-    """Send the requests of these lines, and take each from the list that has been: the number that were sent.
+    """Send the requests of these lines, take each that was sent from the list, and return the number that were sent.
 
     Raises DeliveryError as `deliver` does.
     """
@@ -103,7 +103,10 @@ def send(lines: list[bytes], endpoint: str, headers: Mapping[str, str], *, retri
 
 
 def lines_left(content: bytes) -> list[bytes]:
-    """The lines of a file that an attempt left. Raises ValueError where that is none of ours, or has more than are sent."""
+    """Return the lines of a file that an attempt left.
+
+    Raises ValueError where that is none of ours, or has more than are sent.
+    """
     lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
     if len(lines) > LIMIT_REQUESTS:
         raise ValueError(f"it has {len(lines)} requests, more than {LIMIT_REQUESTS}")
@@ -117,7 +120,10 @@ def _decode(line: bytes) -> bytes:
 
 
 def _whole_lines(file: IO[bytes]) -> list[bytes]:
-    """Each with its end; a line that a killed process wrote half of is left out; nobody was promised that it is kept."""
+    """Return the lines, each with its end.
+
+    A line that a killed process wrote half of is left out; nobody was promised that it is kept.
+    """
     file.seek(0)
     return [line for line in file.readlines() if line.endswith(b"\n")]
 

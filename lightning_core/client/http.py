@@ -22,7 +22,9 @@ class Answer(NamedTuple):
 def ask(
     method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout_s: float, direct: bool = False
 ) -> Answer:
-    """The answer, whatever its status; raises OSError or http.client.HTTPException without one, ValueError for no URL.
+    """Send a request and return the answer, whatever its status.
+
+    Raises OSError or http.client.HTTPException without an answer, ValueError for no URL.
 
     A proxy that is set for the machine does not see what goes to this machine itself, nor anything that is `direct`. A
     request that meets a connection which has gone meanwhile is sent again, and may have been heard the first time.

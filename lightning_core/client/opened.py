@@ -60,7 +60,10 @@ class Rollout:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the variables by which another process is in this rollout: `subprocess.run(…, env=os.environ | r.environment)`."""
+        """Return the variables by which another process is in this rollout.
+
+        For example: `subprocess.run(…, env=os.environ | r.environment)`.
+        """
         return variables(self.otlp_endpoint, self.token) | {"OTEL_RESOURCE_ATTRIBUTES": resource_text(self.resource)}
 
 
@@ -105,14 +108,16 @@ def rollout(
     group: str | None = None,
     ttl_s: float | None = None,
 ) -> Iterator[Rollout]:
-    """Open a rollout at the gateway, and end it with the block: with `output`, or with status error where the block raises.
+    """Open a rollout at the gateway, and end it with the block.
+
+    It ends with `output`, or with status error where the block raises.
 
     url, key: the gateway's address and an opener key (default: `LIGHTNING_GATEWAY_URL`, `LIGHTNING_GATEWAY_KEY`).
-    task: any JSON, which graders see. task_id: its name. group: rollouts of one group are compared. ttl_s: seconds that the token
-    opens it (default: 30 days, the most there is).
+    task: any JSON, which graders see. task_id: its name. group: rollouts of one group are compared. ttl_s: seconds that
+    the token opens it (default: 30 days, the most there is).
 
-    Raises ValueError without url or key and for a task that is no JSON, DeliveryError where the gateway does not open it. That it
-    cannot be ended is logged: then it is over when it has been silent for a while.
+    Raises ValueError without url or key and for a task that is no JSON, DeliveryError where the gateway does not open
+    it. That it cannot be ended is logged: then it is over when it has been silent for a while.
     """
     opened = open_rollout(url, key, task=task, task_id=task_id, group=group, ttl_s=ttl_s)
     to = Destination(opened.otlp_endpoint, opened.otlp_headers, opened.resource, own_path(opened.otlp_endpoint))

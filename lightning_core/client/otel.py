@@ -17,7 +17,10 @@ _NOT_SET_UP = ("ProxyTracerProvider", "NoOpTracerProvider", "_DefaultTracerProvi
 
 
 def tracer() -> Any | None:
-    """OpenTelemetry's tracer, where this process has a provider and `OTEL_EXPORTER_OTLP_ENDPOINT` is not set; else None."""
+    """Return OpenTelemetry's tracer.
+
+    None where this process has no provider, or where `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+    """
     trace = sys.modules.get("opentelemetry.trace")
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or trace is None or not hasattr(trace, "get_tracer_provider"):
         return None
@@ -26,7 +29,7 @@ def tracer() -> Any | None:
 
 
 def below(trace_id: str, span_id: str) -> Any:
-    """A context in which the span of these ids is current."""
+    """Return a context in which the span of these ids is current."""
     trace = sys.modules["opentelemetry.trace"]
     flags = trace.TraceFlags(trace.TraceFlags.SAMPLED)
     context = trace.SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=flags)
@@ -40,7 +43,10 @@ def fail(span: Any, message: str) -> None:
 
 
 def attributes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As OpenTelemetry takes them: `None` is left out; what is no text, number or list of them becomes JSON."""
+    """Return attributes as OpenTelemetry takes them.
+
+    `None` is left out; what is no text, bytes, number, boolean or list of texts becomes JSON.
+    """
     return {str(key): _value(value) for key, value in values.items() if value is not None}
 
 

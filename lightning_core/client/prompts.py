@@ -10,7 +10,7 @@ from lightning_core import names
 
 
 def prompt(name: str, /, **fields: object) -> str:
-    """Return the text of a prompt, with `{field}` filled in for each field that is given; other braces stay as they are.
+    """Return the text of a prompt with `{field}` filled in for each field that is given; other braces stay as they are.
 
     Raises LookupError for a prompt that the run has not, and where the agent is run by itself.
     """
