@@ -75,7 +75,7 @@ class TrackingSettings(Section):
 
     @property
     def own_backends(self) -> list[str]:
-        """Those that are functions of the user's."""
+        """Return the backends that are functions of the user's."""
         return [name for name in self.backends if ":" in name]
 
 
@@ -194,7 +194,10 @@ class Settings(Section):
                 seen[alias] = place
 
     def training_only(self, names: Sequence[str]) -> Settings:
-        """Return the settings with all other policies never trained; without names unchanged. Raises SettingsError for an unknown name."""
+        """Return the settings with all other policies never trained; without names unchanged.
+
+        Raises SettingsError for an unknown name.
+        """
         there = [policy.name for policy in self.policies]
         for name in names:
             if name not in there:
@@ -205,7 +208,7 @@ class Settings(Section):
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Alias → the policy that answers under it."""
+        """Return by alias the policy that answers under it."""
         return {alias: policy.name for policy in self.policies for alias in policy.aliases}
 
     @model_validator(mode="after")
@@ -227,15 +230,15 @@ class Settings(Section):
 
     @property
     def evaluates(self) -> bool:
-        """Whether `train` tries held-out tasks."""
+        """Return whether `train` tries held-out tasks."""
         return self.tasks.evaluate is not None and self.evaluation.every > 0
 
     def evaluates_after(self, epochs: int) -> bool:
-        """Whether `train` tries them after so many epochs: before any training, every so many, and at the end."""
+        """Return whether `train` tries them after so many epochs: before training, every so many, and at the end."""
         return self.evaluates and (epochs % self.evaluation.every == 0 or epochs == self.epochs)
 
     def searches_before(self, epoch: int) -> bool:
-        """Whether `train` searches for better prompts before this epoch."""
+        """Return whether `train` searches for better prompts before this epoch."""
         return self.prompt_search is not None and self.prompt_search.searches_before(epoch)
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from lightning_core.config.section import Section
 
 
 def loopback(url: str) -> bool:
-    """Whether only this machine reaches a server at that address."""
+    """Return whether only this machine reaches a server by that address."""
     host = urlsplit(url if "//" in url else f"//{url}").hostname or ""
     return host in ("localhost", "::1", "::", "0.0.0.0", "auto") or host.startswith("127.")
 
@@ -32,7 +32,7 @@ class ClusterSettings(Section):
 
     @property
     def elsewhere(self) -> bool:
-        """Whether its workers are on other machines."""
+        """Return whether its workers are on other machines."""
         return self.address is not None and not loopback(self.address)
 
     @model_validator(mode="after")

@@ -147,7 +147,10 @@ class PolicySettings(Section):
 
     @model_validator(mode="after")
     def _ratios_are_of_one_distribution(self) -> PolicySettings:
-        """The logprobs that come back are of the truncated distribution, those of the trainer of the whole one."""
+        """Raise ValueError where `sampling.top_p` would make the importance ratios wrong.
+
+        The logprobs that come back are of the truncated distribution, those of the trainer of the whole one.
+        """
         if algorithms.is_own(self.algorithm):
             return self  # it is imported where it is used
         if self.sampling.top_p < 1 and self.train_every > 0 and not self.imitates:
@@ -191,12 +194,15 @@ class PolicySettings(Section):
 
     @property
     def made_algorithm(self) -> Algorithm:
-        """The algorithm, made anew. Raises ValueError for options that it does not know, SettingsError where it cannot be imported."""
+        """Return the algorithm, made anew.
+
+        Raises ValueError for options that it does not know, SettingsError where it cannot be imported.
+        """
         return algorithms.load(self.algorithm)(self)
 
     @property
     def estimator(self) -> str:
-        """The file of sql/advantages (or of the user's) that says which rollouts train, and how strongly."""
+        """Return the file of sql/advantages (or of the user's) that decides which rollouts train, and how strongly."""
         return self.made_algorithm.select()
 
     def require_comparable(self, group_size: int, assign: str) -> None:
@@ -216,7 +222,7 @@ class PolicySettings(Section):
 
     @property
     def imitates(self) -> bool:
-        """Whether its rows are examples, however they were sampled."""
+        """Return whether its rows are examples, however they were sampled."""
         return algorithms.load(self.algorithm).imitates
 
     @property
@@ -225,5 +231,5 @@ class PolicySettings(Section):
 
     @property
     def passes(self) -> int:
-        """Times an epoch's sequences are trained on, each of `steps_per_epoch` steps."""
+        """Return how many times an epoch's sequences are trained on, each of `steps_per_epoch` steps."""
         return self.examples.passes if self.imitates else 1

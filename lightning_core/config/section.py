@@ -14,7 +14,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 def is_name(text: str) -> bool:
-    """Whether the text may name a run, or what else the settings name."""
+    """Return whether the text may name a run, or what else the settings name."""
     try:
         _NAME.validate_python(text)
     except ValidationError:
@@ -30,7 +30,7 @@ def known_or_sql(name: str, known: tuple[str, ...]) -> str:
 
 
 def is_due(epoch: int, every: int, offset: int) -> bool:
-    """Whether an epoch is every N-th from `offset` on; none is with 0."""
+    """Return whether an epoch is every N-th from `offset` on; none is where `every` is 0."""
     return every > 0 and epoch % every == offset
 
 
@@ -48,5 +48,5 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, title=None, allow_inf_nan=False)
 
     def differs(self, name: str) -> bool:
-        """Whether a setting's value differs from its default; writing the default out changes nothing."""
+        """Return whether a setting's value differs from its default; writing the default out changes nothing."""
         return bool(getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True))

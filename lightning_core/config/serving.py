@@ -127,5 +127,5 @@ class VllmSettings(Section):
         return self
 
     def device(self, replica: int) -> str | None:
-        """The CUDA_VISIBLE_DEVICES of a replica; None: that of the flow."""
+        """Return the CUDA_VISIBLE_DEVICES of a replica; None: that of the flow."""
         return self.devices[replica] if replica < len(self.devices) else None

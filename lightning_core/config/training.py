@@ -110,7 +110,7 @@ class TrainingSettings(Section):
 
     @property
     def corrected(self) -> bool:
-        """Whether an importance correction was chosen."""
+        """Return whether an importance correction was chosen."""
         return self.importance_correction not in (None, "none")
 
     @property
@@ -119,7 +119,7 @@ class TrainingSettings(Section):
         return level or ("sequence" if self.loss_type == "luspo" else "token")
 
     def of_trl(self, name: str) -> Any:
-        """A setting of TRL's: as `trl` says, else TRL's default."""
+        """Return the value of a setting of TRL's: as `trl` says, else TRL's default."""
         return self.trl[name] if name in self.trl else declared()[name][1]
 
     @model_validator(mode="before")

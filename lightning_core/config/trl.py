@@ -61,7 +61,7 @@ _SHARES = ("top_entropy_quantile", "adam_beta1", "adam_beta2")
 
 @cache
 def declared() -> dict[str, tuple[str, Any]]:
-    """Annotation and default of all settings of TRL's GRPOConfig, as its source and transformers' have them.
+    """Return annotation and default of all settings of TRL's GRPOConfig, as its source and transformers' have them.
 
     Empty where TRL is not installed.
     """
@@ -79,7 +79,7 @@ def declared() -> dict[str, tuple[str, Any]]:
 
 
 def _default(value: ast.expr | None) -> Any:
-    """Of `field(default=…)` or of the value itself, where it is a literal; else None."""
+    """Return the value of `field(default=…)` or the value itself, where it is a literal; else None."""
     if isinstance(value, ast.Call):
         value = next((keyword.value for keyword in value.keywords if keyword.arg == "default"), None)
     try:
@@ -89,7 +89,7 @@ def _default(value: ast.expr | None) -> Any:
 
 
 def checked(name: str, value: Any) -> Any:
-    """The value of a setting in `trl`, of the type that TRL declares. Raises ValueError with the remedy."""
+    """Return the value of a setting in `trl`, of the type that TRL declares. Raises ValueError with the remedy."""
     if name in _OURS:
         raise ValueError(f"`{_OURS[name]}` sets `{name}`; set that, and leave `{name}` out")
     if name not in PASSED:
