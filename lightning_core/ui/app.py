@@ -47,7 +47,7 @@ _SORTS = ("worst", "best", "longest", "slowest")
 
 
 def app(home: Path, allowed: guard.Allowed) -> Starlette:
-    """The page of the lake in a home; `allowed` says who is let in."""
+    """Return the app that serves the page of the lake in a home; `allowed` says who is let in."""
     page = _Page(home)
     return Starlette(
         routes=[
@@ -72,7 +72,7 @@ def app(home: Path, allowed: guard.Allowed) -> Starlette:
 
 
 def templates() -> jinja2.Environment:
-    """The templates, in which everything is text unless it says that it is markup."""
+    """Return the templates, in which everything is text unless it is marked as markup."""
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -346,7 +346,7 @@ class _Page:
         )
 
     def _running(self, run: str) -> bool:
-        """Whether a process works on the run just now."""
+        """Return whether a process works on the run just now."""
         lock = self.home / "lake" / "manifests" / run / "lock"
         if not lock.is_file():
             return False

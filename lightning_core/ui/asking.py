@@ -20,7 +20,7 @@ _MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.p
 
 
 def questions() -> list[dict[str, Any]]:
-    """The saved questions: name, what each answers, its parameters."""
+    """Return the saved questions: name, what each answers, its parameters."""
     return [
         {"name": name, "title": sql.title(f"analysis/{name}"), "parameters": sql.parameters(f"analysis/{name}")}
         for name in ask.questions()
@@ -28,12 +28,12 @@ def questions() -> list[dict[str, Any]]:
 
 
 def view_titles() -> dict[str, str]:
-    """What each view has, by its name."""
+    """Return what each view has, by its name."""
     return {name: sql.title(f"views/{name}") for name in catalog.VIEWS}
 
 
 def asked_for(query: Mapping[str, str]) -> str:
-    """What an address asks: `q`, or the saved question `question` with the parameters that are given."""
+    """Return what an address asks: `q`, or the saved question `question` with the parameters that are given."""
     name = query.get("question")
     if name not in ask.questions():
         return query.get("q", "").strip()
@@ -42,13 +42,13 @@ def asked_for(query: Mapping[str, str]) -> str:
 
 
 def answered(root: Path, question: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Columns and first rows of an answer. Raises QueryError for what cannot be asked."""
+    """Return columns and first rows of an answer. Raises QueryError for what cannot be asked."""
     with catalog.connect_alone(root) as con, _asked(con, question) as answer:
         return answer.columns, list(answer.rows(SHOWN_ROWS))
 
 
 def file(root: Path, question: str, form: str) -> Response:
-    """An answer as a file, `csv` or `parquet`. Raises QueryError for what cannot be asked."""
+    """Return an answer as a file, `csv` or `parquet`. Raises QueryError for what cannot be asked."""
     with catalog.connect_alone(root) as con, _asked(con, question) as answer:
         if form == "csv":
             text = io.StringIO()
@@ -63,7 +63,7 @@ def file(root: Path, question: str, form: str) -> Response:
 
 
 def chart_of(columns: list[str], rows: list[tuple[Any, ...]]) -> Any:
-    """A chart of the answer where its first column is a number and another one too; else nothing."""
+    """Draw a chart of the answer where its first column is a number and another one too; else return None."""
 
     def numbers(at: int) -> bool:
         return all(

@@ -23,7 +23,7 @@ class Line:
 
 
 def ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Round numbers from `low` to `high`, about five; `whole`: no fractions."""
+    """Return round numbers from `low` to `high`, about five; `whole`: no fractions."""
     least = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * 0.999)
@@ -34,7 +34,10 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
 def line_chart(
     lines: Sequence[Line], across: str, percent: bool = True, domain: tuple[float, float] | None = None
 ) -> Markup:
-    """Draw lines with their bands over one axis, from and to `domain` (default: what the points span); nothing where there is no point."""
+    """Draw lines with their bands over one axis; nothing where there is no point.
+
+    The axis goes from and to `domain` (default: what the points span).
+    """
     points = [point for line in lines for point in line.points]
     if not points:
         return Markup("")

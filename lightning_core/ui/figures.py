@@ -40,7 +40,7 @@ class Figure:
 
     @property
     def first(self) -> Row:
-        """Its first row. Raises IndexError where there is none."""
+        """Return its first row. Raises IndexError where there is none."""
         return self.rows[0]
 
 
@@ -63,13 +63,16 @@ class Figures:
         return Figure(rows, filled(text, parameters))
 
     def findings(self, run: str) -> list[Finding]:
-        """The diagnosis of a run; kept until a further stage of its epochs is done."""
+        """Return the diagnosis of a run; it is kept until a further stage of its epochs is done."""
         with self.catalog():
             assert self._open is not None
             return self._open.findings(run)
 
     def prepare(self) -> None:
-        """Open the catalog and diagnose the newest run, so that the first who asks need not wait. What fails here fails again for them."""
+        """Open the catalog and diagnose the newest run, so that the first who asks need not wait.
+
+        What fails here fails again for them.
+        """
         with contextlib.suppress(duckdb.Error, LightningError), self.catalog() as con:
             self.findings(newest_run(con))
 
@@ -93,11 +96,11 @@ class Figures:
 
     @property
     def renewing(self) -> bool:
-        """Whether a newer catalog is being opened."""
+        """Return whether a newer catalog is being opened."""
         return self._opening is not None
 
     def _look(self) -> None:
-        """Open the catalog beside where it is another one; who finds it so waits no longer than a person notices."""
+        """Open the catalog beside the held one where it was rebuilt; wait for it no longer than a person notices."""
         with self._lock:
             held = self._open
             if self._opening is not None or held is None or held.built == _built(self.root):
@@ -158,12 +161,12 @@ def _built(root: Path | str) -> int | None:
 
 
 def filled(text: str, parameters: dict[str, Any]) -> str:
-    """A query with its parameters in it, to be asked elsewhere."""
+    """Return a query with its parameters in it, to be asked elsewhere."""
     return _PARAMETER.sub(lambda match: literal(parameters[match[1]]), text)
 
 
 def literal(value: Any) -> str:
-    """The SQL literal of a parameter."""
+    """Return the SQL literal of a parameter."""
     if value is None:
         return "NULL"
     if isinstance(value, bool | int | float):

@@ -24,8 +24,11 @@ _DEAD = re.compile(r'<form.*?</form>|<button.*?</button>|<p class="note">tokens 
 
 
 def report(home: Path, run: str) -> str:
-    """Return the HTML of a report of a run: its curves, tasks and comparison, and the rollouts that changed most or were worst,
-    as many as fit into 5 MB. Raises Missing for a run that is not there."""
+    """Return the HTML of a report of a run.
+
+    It has the run's curves, tasks and comparison, and the rollouts that changed most or were worst, as many as fit into
+    5 MB. Raises Missing for a run that is not there.
+    """
     pages = asyncio.run(_pages(home, run))
     style = (_HERE / "static" / "page.css").read_text()
     names = {address: f"page-{number}" for number, address in enumerate(pages)}
@@ -56,7 +59,7 @@ def write(home: Path, run: str, into: Path) -> int:
 
 
 async def _pages(home: Path, run: str) -> dict[str, str]:
-    """The inner HTML of the pages by their addresses, in the order in which they are read."""
+    """Return the inner HTML of the pages by their addresses, in the order in which they are read."""
     pages: dict[str, str] = {}
     size = 0
     transport = httpx.ASGITransport(app(home, Allowed(frozenset({"page"}))))

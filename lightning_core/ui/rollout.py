@@ -79,30 +79,30 @@ class Seen:
 
     @property
     def advantage(self) -> Call | None:
-        """The call whose advantage stands for the rollout's: the largest in size."""
+        """Return the call whose advantage stands for the rollout's: the largest in size."""
         with_one = [call for call in self.calls if call.row["advantage"] is not None]
         return max(with_one, key=lambda call: abs(call.row["advantage"]), default=None)
 
     @property
     def colour(self) -> str:
-        """What tokens are coloured by at first: whether they were pushed up or down, where any was."""
+        """Return what colours tokens at first: `advantage` where any was pushed up or down, else `probability`."""
         pushed = any(call.row["advantage"] is not None and not call.why_not for call in self.calls)
         return "advantage" if pushed else "probability"
 
     @property
     def ratios(self) -> list[float]:
-        """Of each token that was measured in training: its probability then by that when it was sampled."""
+        """Return the ratio of each token measured in training: its probability then by that when it was sampled."""
         tokens = (token for call in self.calls for choice in call.choices for token in choice)
         return [token.ratio for token in tokens if token.ratio is not None]
 
     @property
     def imitated(self) -> bool:
-        """Whether that advantage is of a policy that is trained to say the same, and compares nothing."""
+        """Return whether that advantage is of a policy that is trained to say the same, and compares nothing."""
         return self.advantage is not None and self.advantage.row["policy"] in self.rollout["imitating"]
 
     @property
     def way(self) -> list[str]:
-        """From the return to the advantage, a step each; empty where there is no advantage."""
+        """Return the steps from the return to the advantage; none where there is no advantage."""
         if self.advantage is None:
             return []
         of = self.advantage.row
@@ -120,7 +120,10 @@ class Seen:
 
 
 def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: int | None) -> Seen:
-    """Collect what is known of a rollout; `home`: where its policies are, None: no tokenizer. Raises LakeError for one that is unknown, or not derived yet."""
+    """Return what is known of a rollout.
+
+    `home`: where its policies are, None: no tokenizer. Raises LakeError for one that is unknown, or not derived yet.
+    """
     with figures.catalog() as con:
         found = explain(figures.root, rollout_id, run, epoch, con)
     rollout = figures.ask("rollout", run=run, rollout_id=rollout_id, epoch=found["epoch"]).first
@@ -159,7 +162,7 @@ def see(figures: Figures, home: Path | None, run: str, rollout_id: str, epoch: i
 def choose(
     figures: Figures, name: str | None, run: str | None, epoch: int | None, worst: bool = False, failed: bool = False
 ) -> tuple[str, str, int]:
-    """Run, id and epoch of the rollout that is meant by the name of a rollout or a task, or by what became of it.
+    """Return run, id and epoch of the rollout that is chosen by its name, its task's name, or what became of it.
 
     Raises LakeError where there is none, with names like it.
     """
@@ -223,7 +226,7 @@ def _colour(agent: str | None, agents: list[str]) -> int:
 
 
 def expected(task: str | None, text: str | None) -> str | None:
-    """The answer that a recorded task expects, where a field of it that is not its text is called so."""
+    """Return the answer that a recorded task expects: its first field of `_EXPECTED` that is not its text."""
     found = _expected(_task(task), text)
     return found and found[1]
 
@@ -234,7 +237,7 @@ def _expected(task: list[tuple[str, str]], text: str | None) -> tuple[str, str] 
 
 
 def _task(recorded: str | None) -> list[tuple[str, str]]:
-    """The task's fields; none where it is a text."""
+    """Return the task's fields; none where it is a text."""
     try:
         task = json.loads(recorded or "")
     except ValueError:
@@ -243,7 +246,10 @@ def _task(recorded: str | None) -> list[tuple[str, str]]:
 
 
 def got(output: str | None) -> str:
-    """What an agent returned, in a few words: of a JSON object its first key of answer, output, result, reply, text that has something."""
+    """Return what an agent returned, in a few words.
+
+    Of a JSON object it is the value of the first key of answer, output, result, reply, text that has one.
+    """
     try:
         found = json.loads(output or "null")
     except ValueError:

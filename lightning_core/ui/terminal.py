@@ -19,7 +19,7 @@ _COLOURS = {"user": "green", "assistant": "blue", "tool": "magenta"}
 
 
 def story(seen: Seen) -> RenderableType:
-    """What happened in a rollout, as a person would tell it."""
+    """Return what happened in a rollout, as a person would tell it."""
     row = seen.rollout
     lines: list[RenderableType] = [
         Text(_cut(row["task_text"] or row["task_id"]), style="bold"),

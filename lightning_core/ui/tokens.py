@@ -39,8 +39,11 @@ class Token:
 
     @property
     def classes(self) -> str:
-        """Those of the style sheet: by probability `px`, `p0` to `p5`, by entropy `e0` to `e5`, by ratio `m0` to `m4`, `clipped`, by its own
-        advantage `up0` to `up4` and `down1` to `down4`."""
+        """Return the token's classes of the style sheet.
+
+        By probability `px`, `p0` to `p5`, by entropy `e0` to `e5`, by ratio `m0` to `m4`, `clipped`, by its own
+        advantage `up0` to `up4` and `down1` to `down4`.
+        """
         found = ["px" if self.likely is None else f"p{self.likely}"]
         if self.entropy is not None and self.ratio is not None:
             found += [f"e{_class(self.entropy, _OPEN)}", f"m{_class(self.ratio, _MOVED)}"]
@@ -61,8 +64,10 @@ def tokens_of(
     trained: dict[str, Any] | None = None,
     advantages: list[float] | None = None,
 ) -> list[Token]:
-    """The tokens of a reply; without a tokenizer their ids stand for them. `trained`: its row of `sql/page/trained_tokens`; `advantages`:
-    of each token, where it has one of its own."""
+    """Return the tokens of a reply; without a tokenizer their ids stand for them.
+
+    `trained`: its row of `sql/page/trained_tokens`; `advantages`: of each token, where it has one of its own.
+    """
     found = []
     for place in range(len(ids or [])):
         logprob = logprobs[place] if logprobs and place < len(logprobs) else None
@@ -89,8 +94,10 @@ def _added(tokenizer: Any | None, ids: list[int], place: int) -> str:
 
 
 def tokenizer_of(home: Path, policy: str) -> Any | None:
-    """The tokenizer of a policy's model: of the first of its versions that has one, of adapters that of their base, if this machine
-    has it; None where none is there."""
+    """Return the tokenizer of a policy's model; None where none is there.
+
+    It is that of the first of its versions that has one; for adapters, that of their base, if this machine has it.
+    """
     versions = sorted((home / "policies" / policy).glob("v[0-9]*"))
     for folder in versions:
         if (folder / "tokenizer.json").is_file():

@@ -13,14 +13,14 @@ Row = dict[str, Any]
 
 
 def place(kind: str, run: str, name: str = "", **more: Any) -> str:
-    """The address of a page: `place("rollout", run, rollout_id)`."""
+    """Return the address of a page: `place("rollout", run, rollout_id)`."""
     address = f"/run/{quote(run, safe='')}" + (f"/{kind}" if kind else "") + (f"/{quote(name)}" if name else "")
     given = {key: value for key, value in more.items() if value is not None}
     return f"{address}?{urlencode(given)}" if given else address
 
 
 def number(value: Any) -> str:
-    """A number with three places, without trailing zeros; a dash for none."""
+    """Return a number with three places, without trailing zeros; a dash for none."""
     if value is None:
         return "–"
     if isinstance(value, int):
@@ -33,12 +33,12 @@ def percent(value: Any) -> str:
 
 
 def points(share: Any) -> str:
-    """A difference of shares in points of a percent, with its sign; a dash for none."""
+    """Return a difference of shares in points of a percent, with its sign; a dash for none."""
     return "–" if share is None else f"{100 * share:+.1f} points"
 
 
 def chance(became: str | None) -> str:
-    """Whether a difference is more than chance, in words; of the macro more_than_chance."""
+    """Return in words whether a difference is more than chance; `became`: of the macro more_than_chance."""
     return {
         "rose": "more than chance explains",
         "fell": "more than chance explains",
@@ -54,13 +54,13 @@ def seconds(value: Any) -> str:
 
 
 def short(value: Any, length: int = 120) -> str:
-    """A text in one line, cut with an ellipsis; one without a letter is called empty."""
+    """Return a text in one line, cut with an ellipsis; one of spaces alone is called empty."""
     text = " ".join(str(value if value is not None else "–").split()) or "(empty)"
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def pretty(value: Any) -> str:
-    """JSON with indents, other text as it is."""
+    """Return JSON with indents, other text as it is."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -70,13 +70,16 @@ def pretty(value: Any) -> str:
 
 
 def meaning(reason: str | None, reasons: dict[str, Row]) -> str:
-    """What a reason for not being trained on means, with its limit; empty for one that is not known (`sql/page/reasons`)."""
+    """Return what a reason for not being trained on means, with its limit.
+
+    Empty for one that is not known (`sql/page/reasons`).
+    """
     row = reasons.get((reason or "").partition(":")[0])
     return "" if row is None else row["meaning"] + (f" ({row['limit']})" if row["limit"] is not None else "")
 
 
 def sureness(confidence: float, method: str) -> str:
-    """How sure the place of a span is, in words (`sql/hierarchy/methods`): what 1, 0.95 and 0.5 mean."""
+    """Return in words how sure the place of a span is (`sql/hierarchy/methods`): what 1, 0.95 and 0.5 mean."""
     if confidence >= 1:
         return "certain (1 of 1): no span that was placed so ever stood wrong"
     if method in ("root", "declared", "twin"):
@@ -99,12 +102,12 @@ _SENDERS = {
 
 
 def sent(sender: str | None) -> str:
-    """Who sent a span, in words; as it is written down where it is none of ours."""
+    """Return in words who sent a span; as it is written down where it is none of ours."""
     return _SENDERS.get(sender or "", sender or "who sent it is not written down")
 
 
 def change(row: Row) -> str:
-    """Whether the reward of a compared task rose or fell; empty where it stayed, or one of the two has none."""
+    """Return whether the reward of a compared task rose or fell; empty where it stayed, or one of the two has none."""
     before, after = row["reward_before"], row["reward_after"]
     if None in (before, after) or before == after:
         return ""
@@ -112,7 +115,10 @@ def change(row: Row) -> str:
 
 
 def colour(reason: str | None, reasons: dict[str, Row]) -> str:
-    """The colour of a reason in every bar; none is that of what was trained on, grey one that is not known. Neighbours by name are far apart."""
+    """Return the colour of a reason in every bar.
+
+    None has the colour of what was trained on; one that is not known is grey. Neighbours by name are far apart.
+    """
     if reason is None:
         return "#16a34a"
     known = list(reasons)
@@ -124,7 +130,10 @@ def colour(reason: str | None, reasons: dict[str, Row]) -> str:
 
 
 def reward_rule(settings: list[Row]) -> list[str]:
-    """What counts as right and how a rollout is rewarded, in words; of the rows of `sql/page/settings`, nothing where none is kept."""
+    """Return what counts as right and how a rollout is rewarded, in words.
+
+    `settings`: the rows of `sql/page/settings`; nothing where none is kept.
+    """
     given = {row["setting"]: row["given"] for row in settings if row["given"] is not None}
     if not given:
         return []
