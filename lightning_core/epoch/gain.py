@@ -65,11 +65,11 @@ def outcome(run: Run) -> Outcome | None:
     if not found:
         return None
     first, last = found[0], found[-1]
-    asked = {"run": run.run, "since": first.epoch, "epoch": last.epoch}
+    asked = {"run": run.run, "since": first.epoch, "epoch": last.epoch, "most": _ANSWERS}
     run.lake.rebuild_catalog()
     with catalog.connect(run.lake.root) as con:
         gain = gained(con, run.run, first.epoch, last.epoch)
-        answers = con.execute(sql.text("outcome/answers"), asked | {"most": _ANSWERS}).fetchall() if gain is not None else []
+        answers = con.execute(sql.text("outcome/answers"), asked).fetchall() if gain is not None else []
     return Outcome(
         since=first.epoch,
         epoch=last.epoch,
