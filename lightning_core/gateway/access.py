@@ -37,12 +37,12 @@ def _unauthorized(message: str) -> HttpError:
 
 
 def bearer(scope: Scope) -> str | None:
-    """The token of the Authorization header, or None where there is no such header."""
+    """Return the token of the Authorization header, or None where there is no such header."""
     return token_of(header(scope, b"authorization"))
 
 
 def token_of(header: str | None) -> str | None:
-    """The token in an Authorization header or metadata."""
+    """Return the token in an Authorization header or metadata."""
     if header is None:
         return None
     kind, _, token = header.partition(" ")
@@ -60,13 +60,16 @@ class Access:
     metrics_need_secret: bool = False  # /health and /metrics
 
     def identify(self, scope: Scope) -> Caller:
-        """Who asks for a model: an attempt by its token, or the administrator. Raises HttpError 401."""
+        """Return who asks for a model: an attempt by its token, or the administrator. Raises HttpError 401."""
         if _named(scope) is None:
             return self._by_token(bearer(scope))
         return self._by_path(scope, bearer(scope))
 
     def identify_spans(self, scope: Scope) -> Caller:
-        """Who sends spans over HTTP: also who holds the secret, for any attempt, and loopback. Raises HttpError 401."""
+        """Return who sends spans over HTTP: also the secret's holder, for any attempt, and loopback.
+
+        Raises HttpError 401, or 421 as `_check_host` does.
+        """
         token, named, client = bearer(scope), _named(scope), scope.get("client")
         if named is None:
             if not token:
@@ -77,13 +80,16 @@ class Access:
         return self._by_path(scope, token)
 
     def identify_sender(self, token: str | None, address: str) -> Caller:
-        """Who sends spans from this address, which names no attempt. Raises HttpError 401."""
+        """Return who sends spans from this address where no path names an attempt. Raises HttpError 401."""
         if token or not is_loopback(address):
             return self._by_token(token)
         return Caller(None, None, "evaluate", "none", "attempt" if self.trust_loopback else "nobody")
 
     def identify_opener(self, scope: Scope) -> Caller:
-        """Tell who opens a rollout: the administrator, or who has an opener key, whose id `attempt_id` is then. Raises HttpError 401."""
+        """Return who opens a rollout: the administrator, or the holder of an opener key, with its id as `attempt_id`.
+
+        Raises HttpError 401.
+        """
         token = bearer(scope)
         if token and is_secret(self.secret, token):
             return Caller(None, None, "evaluate", "none", "secret")
@@ -96,13 +102,13 @@ class Access:
         return Caller(None, key_id, "evaluate", "none")
 
     def require_admin(self, scope: Scope) -> None:
-        """Raises HttpError 401."""
+        """Raise HttpError 401 unless the bearer token is the gateway's secret."""
         token = bearer(scope)
         if not token or not is_secret(self.secret, token):
             raise _unauthorized("this needs the gateway's secret (`services/secret` in its home) as a bearer token")
 
     def require_watcher(self, scope: Scope) -> None:
-        """Of those who ask how the gateway is doing. Raises HttpError 401, or 421 as a browser's pages are refused."""
+        """Check who asks how the gateway is doing. Raises HttpError 401, or 421 as a browser's pages are refused."""
         token = bearer(scope)
         if self.metrics_need_secret or (token and is_secret(self.secret, token)):
             self.require_admin(scope)
@@ -110,7 +116,7 @@ class Access:
             self._check_host(scope)
 
     def _check_host(self, scope: Scope) -> None:
-        """Raises HttpError 421 for who comes without a key and by a name that may be anybody's.
+        """Raise HttpError 421 for a caller that comes without a key and by a name that may be anybody's.
 
         A page in a browser may have its own name point to this machine, and then read what is answered.
         """
@@ -169,7 +175,7 @@ def _refuse_opener(token: str | None) -> None:
 
 
 def _named(scope: Scope) -> tuple[str, str] | None:
-    """The rollout and the attempt in the request's path."""
+    """Return the rollout and the attempt in the request's path."""
     named = scope["path_params"]
     return (named["rollout_id"], named["attempt_id"]) if "rollout_id" in named else None
 

@@ -32,14 +32,14 @@ class Claims:
         self._begun: OrderedDict[str, tuple[str, set[str]]] = OrderedDict()
 
     def begin(self, name: str, round_id: str) -> None:
-        """From now on `round_id` is the one of that name: nothing is granted to those before it."""
+        """Make `round_id` the round of that name from now on: nothing is granted to those before it."""
         self._begun.pop(name, None)
         self._begun[name] = (round_id, set())
         if len(self._begun) > _ROUNDS_KEPT:
             self._begun.popitem(last=False)
 
     def grant(self, name: str, round_id: str, rollout_id: str) -> bool:
-        """Whether the rollout may be begun: once in a round, and only in the newest of that name."""
+        """Return whether the rollout may be begun: once in a round, and only in the newest round of that name."""
         newest, begun = self._begun.get(name, ("", set()))
         if newest != round_id or rollout_id in begun:
             return False
@@ -57,7 +57,7 @@ class Admin:
     claims: Claims = field(default_factory=Claims)
 
     def answers(self, work: Callable[[Scope, Receive], Awaitable[Any]]) -> Handle:
-        """A handler for the administrator alone, who gets what `work` returns as JSON."""
+        """Return a handler for the administrator alone, who gets what `work` returns as JSON."""
 
         async def handle(scope: Scope, receive: Receive, send: Send) -> int:
             self.access.require_admin(scope)
@@ -66,7 +66,7 @@ class Admin:
         return handle
 
     async def seal(self, scope: Scope, receive: Receive) -> dict[str, Any]:
-        """`{"offset": n}`: everything acknowledged so far lies below n."""
+        """Return `{"offset": n}`: everything acknowledged so far lies below n."""
         return {"offset": self.spool.end()}
 
     async def get_routes(self, scope: Scope, receive: Receive) -> dict[str, Any]:
@@ -103,12 +103,12 @@ class Admin:
         return {}
 
     async def begin_round(self, scope: Scope, receive: Receive) -> dict[str, Any]:
-        """`{"name", "round"}`: claims of this round are granted, those of others of that name no more."""
+        """Begin a round, by `{"name", "round"}`: its claims are granted, those of other rounds of that name no more."""
         self.claims.begin(*await self._texts(scope, receive, "name", "round"))
         return {}
 
     async def claim(self, scope: Scope, receive: Receive) -> dict[str, Any]:
-        """`{"name", "round", "rollout_id"}`: `{"granted": …}`, whether the rollout may be begun."""
+        """Answer `{"name", "round", "rollout_id"}` with `{"granted": …}`: whether the rollout may be begun."""
         return {"granted": self.claims.grant(*await self._texts(scope, receive, "name", "round", "rollout_id"))}
 
     async def _texts(self, scope: Scope, receive: Receive, *keys: str) -> list[str]:

@@ -24,7 +24,7 @@ class Admission:
         self._lanes = Lanes(settings.concurrent_per_rollout)
 
     def check(self, caller: Caller, label: str) -> None:
-        """Raises HttpError 429 for an attempt that has used up its budget or queue, 503 where the gateway is full."""
+        """Raise HttpError 429 for an attempt that has used up its budget or queue, 503 where the gateway is full."""
         settings = self._settings
         if self._in_all >= settings.most_calls:
             message = f"{self._in_all} calls are in flight, as many as gateway.most_calls allows"
@@ -61,7 +61,9 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def place(self, caller: Caller) -> AsyncIterator[None]:
-        """Round a call: it waits until the attempt's earlier calls leave room; first come, first served."""
+        """Hold a call's place while the block runs. It waits until the attempt's earlier calls leave room:
+        first come, first served.
+        """
         self._in_all += 1
         attempt = (caller.rollout_id, caller.attempt_id)
         try:

@@ -22,25 +22,25 @@ class ApiFormat:
         self.response_id = response_id  # where it is not the upstream's
 
     def reply(self, reply: dict[str, Any], collected: Collected) -> Any:
-        """The body of a whole reply."""
+        """Return the body of a whole reply."""
         return reply
 
     def begin(self) -> bytes:
-        """Events that come before the first chunk."""
+        """Return the events that come before the first chunk."""
         return b""
 
     def chunk(self, chunk: dict[str, Any]) -> bytes:
-        """The events of a chunk."""
+        """Return the events of a chunk."""
         return event(orjson.dumps(chunk))
 
     def end(self, collected: Collected) -> bytes:
-        """Events that complete the stream; they are sent once the span is durable."""
+        """Return the events that complete the stream; they are sent once the span is durable."""
         return event(DONE)
 
     def broken(self, error: HttpError) -> bytes:
-        """What tells the client that the stream is not complete: too late for a status."""
+        """Return the event that tells the client that the stream is not complete: it is too late for a status."""
         # No [DONE]: OpenAI's clients raise an APIError.
         return event(orjson.dumps(error.body))
 
     def kept(self, collected: Collected) -> None:
-        """Called once the span is durable, after `reply` or `end`, before what they gave is sent."""
+        """Do what is left once the span is durable: called after `reply` or `end`, before what they return is sent."""

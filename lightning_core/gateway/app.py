@@ -88,7 +88,7 @@ class App:
 def make_app(
     home: Path, access: Access, spool: SpoolWriter, routes: RouteTable, intake: Intake, settings: GatewaySettings
 ) -> App:
-    """The app, whose `close` is the caller's to call, as the spool's is. Raises NoKey."""
+    """Return the app; the caller has to call its `close`, and the spool's. Raises NoKey."""
     stats, upstreams = intake.stats, Upstreams()
     stats.registry.register(SignalFiles(home))
     targets = Targets(routes, settings.upstreams, settings.version_change)

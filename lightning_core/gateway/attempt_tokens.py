@@ -48,7 +48,10 @@ def mint(
     opened: bool = False,
     prompts: str | None = None,
 ) -> str:
-    """Make a token for one attempt, until `expires` (Unix time; default: LIFETIME_S from now); ValueError for an unknown mode."""
+    """Make a token for one attempt, until `expires` (Unix time; default: LIFETIME_S from now).
+
+    Raises ValueError for an unknown mode.
+    """
     if mode not in get_args(Mode):
         raise ValueError(f"mode {mode!r}: use one of {', '.join(get_args(Mode))}")
     parts = [rollout_id, attempt_id, mode, _until(expires)]
@@ -57,14 +60,20 @@ def mint(
 
 
 def verify(secret: str, token: str) -> AttemptScope | None:
-    """The attempt a token opens; None for anything this gateway did not mint, and after its end. Constant time in the signature."""
+    """Return the attempt a token opens; None for anything this gateway did not mint, and after its end.
+
+    Constant time in the signature.
+    """
     # Python's dicts find by a keyed hash, and compare only what has the same one: that tells nothing about a token.
     scope, expires = _verified.get((secret, token)) or _read(secret, token)
     return scope if time.time() < expires else None
 
 
 def mint_opener(secret: str, key_id: str, expires: float | None = None) -> str:
-    """Make a key that may open rollouts, until `expires` (Unix time; default: LIFETIME_S from now). `key_id` names it to revoke it."""
+    """Make a key that may open rollouts, until `expires` (Unix time; default: LIFETIME_S from now).
+
+    `key_id` names it to revoke it.
+    """
     return _sealed(secret, OPENER_PREFIX, _OPENER, [key_id, _until(expires)])
 
 
@@ -78,7 +87,7 @@ def verify_opener(secret: str, key: str) -> str | None:
 
 
 def _read(secret: str, token: str) -> tuple[AttemptScope | None, float]:
-    """What a token opens, and when it ends."""
+    """Return what a token opens, and when it ends."""
     parts = _unsealed(secret, PREFIX, _ATTEMPT, token)
     if parts is None:
         return None, 0.0
@@ -105,7 +114,7 @@ def _sealed(secret: str, prefix: str, label: bytes, parts: list[Any]) -> str:
 
 
 def _unsealed(secret: str, prefix: str, label: bytes, text: str) -> list[Any] | None:
-    """The parts of what was sealed with this label; None for any other text."""
+    """Return the parts of what was sealed with this label; None for any other text."""
     if not text.startswith(prefix):
         return None
     first, _, second = text[len(prefix) :].partition(".")
@@ -127,7 +136,10 @@ def _encode(data: bytes) -> str:
 
 
 def _decode(text: str) -> bytes:
-    """The bytes; ValueError for any but the one way to write them (the last digit may have bits that mean nothing)."""
+    """Return the bytes; ValueError for any but the one way to write them.
+
+    The last digit may have bits that mean nothing.
+    """
     data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     if _encode(data) != text:
         raise ValueError("not as it is written here")

@@ -72,7 +72,7 @@ class Call:
         self._attempt = gateway.stats.attempt(asked.caller.rollout_id, asked.caller.attempt_id)
 
     async def run(self) -> int:
-        """Serve the call; returns the status that was sent. Raises HttpError while nothing has been sent."""
+        """Serve the call, and return the status that was sent. Raises HttpError while nothing has been sent."""
         counters = self._counters
         if self._gateway.spool.is_full(declared_size(self._scope) + _BESIDE_REQUEST):
             # Refused before any token is sampled: without room for the span the reply could not be given.
@@ -205,7 +205,7 @@ class Call:
         return False
 
     async def _refused(self, reply: Reply) -> HttpError:
-        """The upstream's own error, in OpenAI's shape. What the agent cannot have caused becomes 503."""
+        """Return the upstream's own error, in OpenAI's shape. What the agent cannot have caused becomes 503."""
         target, status, body = self._asked.target, reply.status, b""
         with contextlib.suppress(OSError):
             body = await reply.read()
@@ -232,7 +232,7 @@ class Call:
         )
 
     def _broken(self, message: str) -> HttpError:
-        """Count a failure of the infrastructure for the attempt; returns what the client gets."""
+        """Count a failure of the infrastructure for the attempt, and return what the client gets."""
         caller = self._asked.caller
         self._attempt.failed(message, question(self._asked.request))
         log.warning("call to %s for rollout %s failed: %s", self._asked.target.label, caller.rollout_id, message[:300])
@@ -284,11 +284,11 @@ class Call:
         log_call(gateway.settings.log_calls, self._asked, collected, result, outcome)
 
     async def _leave(self, failure: str, outcome: str) -> None:
-        """The span of a call that failed; that it cannot be stored is logged and counted, the failure stays."""
+        """Store the span of a failed call. That it cannot be stored is logged and counted, and the failure stays."""
         with contextlib.suppress(HttpError):
             await self._store(failure, outcome)
 
 
 def question(request: dict[str, Any]) -> int:
-    """What is asked, so that it is known again when the client asks it once more."""
+    """Return a hash of what is asked, so that it is known again when the client asks it once more."""
     return hash(orjson.dumps([request.get(key) for key in ("model", "messages", "prompt", "input")]))

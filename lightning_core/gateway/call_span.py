@@ -30,7 +30,7 @@ _random = bytearray()
 
 
 def new_id(size: int) -> bytes:
-    """A random id that is not all zeros; from the operating system, because agents seed `random`."""
+    """Return a random id that is not all zeros; it is from the operating system, because agents seed `random`."""
     while True:
         if len(_random) < size:
             _random.extend(os.urandom(4096))
@@ -41,7 +41,7 @@ def new_id(size: int) -> bytes:
 
 
 def parse_traceparent(header: str | None) -> tuple[bytes, bytes] | None:
-    """(trace id, parent span id) of a W3C traceparent header; None where there is none that is valid."""
+    """Return (trace id, parent span id) of a W3C traceparent header; None where there is no valid one."""
     match = _TRACEPARENT.fullmatch((header or "").strip())
     if match is None or match[1] == "ff" or (match[1] == "00" and match[4]):
         return None
@@ -74,7 +74,7 @@ def encode_call(
     traceparent: str | None,
     outcome: Outcome,
 ) -> bytes:
-    """The OTLP request that holds the call's span."""
+    """Return the OTLP request that holds the call's span."""
     choices = collected.ordered()
     ids, logprobs, prompts = array("i"), array("f"), outcome.prompts
     for choice in choices:
@@ -122,7 +122,7 @@ def encode_refusal(
     traceparent: str | None,
     error: HttpError,
 ) -> bytes:
-    """The OTLP request that holds the span of a call that was refused before it began."""
+    """Return the OTLP request that holds the span of a call that was refused before it began."""
     now, model = time.time_ns(), request.get("model")  # of a request that was not read nobody knows it
     attributes = {
         names.GEN_AI_OPERATION: OPERATIONS[kind],
@@ -143,7 +143,10 @@ def _encode(
     attributes: Mapping[str, Any],
     failure: str | None,
 ) -> bytes:
-    """The OTLP request with a span of the gateway's: `whom` was called from the first of `times` to the second (ns)."""
+    """Return the OTLP request with a span of the gateway's.
+
+    `whom` was called from the first of `times` to the second (ns).
+    """
     parent = parse_traceparent(traceparent)
     span = SpanData(
         name=("embeddings " if kind == "embeddings" else names.SPAN_CALL_PREFIX) + whom,

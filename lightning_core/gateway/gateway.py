@@ -76,7 +76,7 @@ class Gateway:
         return await json_response(_model(target.asked)).send(send)
 
     def serves(self, api: str, kind: Kind, needed: str) -> Handle:
-        """The handler of an API that upstreams answer as they are asked; a request has to have the field that is `needed`."""
+        """Return the handler of an API that upstreams speak themselves; a request has to have the field `needed`."""
 
         async def handle(scope: Scope, receive: Receive, send: Send) -> int:
             async with self._request(scope, receive, kind, needed) as (caller, request, _):
@@ -85,7 +85,7 @@ class Gateway:
         return handle
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """`POST /v1/responses`: chat upstream, whichever policy or upstream serves it."""
+        """Serve `POST /v1/responses`: the upstream is asked for chat, whichever policy or upstream serves it."""
         async with self._request(scope, receive, "chat", "input") as (caller, request, take):
             try:
                 chat, turn = await self._as_chat(request, caller, take)
@@ -141,9 +141,9 @@ class Gateway:
     async def _request(
         self, scope: Scope, receive: Receive, kind: Kind, needed: str
     ) -> AsyncIterator[tuple[Caller, dict[str, Any], Take]]:
-        """Who asks, and what: the request has a model and the field that is needed. Its room is taken for the call's life.
+        """Read who asks, and what: a request with a model and the field `needed`. Its room is held for the call's life.
 
-        A large one is not read where the attempt may make no call.
+        A large request is not read where the attempt may make no call.
         """
         caller = self.access.identify(scope)
         with self.room.holding(caller) as take:
@@ -164,7 +164,7 @@ class Gateway:
             yield caller, request, take
 
     async def _target(self, caller: Caller, kind: Kind, request: dict[str, Any]) -> Target:
-        """Where the call goes; HttpError where it may not go anywhere.
+        """Return where the call goes; HttpError where it may not go anywhere.
 
         Nothing is awaited after it is known: a deploy unloads what no call that is under way goes to.
         """

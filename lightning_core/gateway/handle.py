@@ -49,7 +49,7 @@ class GatewayHandle:
 
     @classmethod
     def find(cls, home: Path | str) -> GatewayHandle | None:
-        """The gateway of this home, where one runs and answers /health under the pid it wrote down."""
+        """Return the gateway of this home if one runs and answers /health under the pid it wrote down, else None."""
         home = Path(home).resolve()
         try:
             where = json.loads((services(home) / "gateway.json").read_text())
@@ -88,20 +88,21 @@ class GatewayHandle:
             log.warning("the gateway (pid %d) did not stop within %.0f s and was killed", process.pid, _STOP_S)
 
     def attempt_url(self, rollout_id: str, attempt_id: str) -> str:
-        """Root of an attempt's scope: append `/v1` for `OPENAI_BASE_URL`, nothing for the OTLP endpoint."""
+        """Return the root of an attempt's scope: append `/v1` for `OPENAI_BASE_URL`, nothing for the OTLP endpoint."""
         return f"{self.url}/rollouts/{quote(rollout_id, safe='')}/attempts/{quote(attempt_id, safe='')}"
 
     def mint(
         self, rollout_id: str, attempt_id: str, mode: Mode, lasts_s: float = LIFETIME_S, prompts: str | None = None
     ) -> str:
-        """The token that opens this attempt's scope for so many seconds: `OPENAI_API_KEY`, and the bearer token for OTLP.
+        """Make the token that opens this attempt's scope for so many seconds.
 
+        It is its `OPENAI_API_KEY`, and the bearer token for OTLP.
         `prompts`: digest of the prompts that its calls are served.
         """
         return mint(self.secret, rollout_id, attempt_id, mode, time.time() + lasts_s, prompts=prompts)
 
     def prove(self, rollout_id: str, attempt_id: str, lasts_s: float = LIFETIME_S) -> str:
-        """The proof, for so many seconds, that spans are this attempt's, as a resource attribute (`names.PROOF`)."""
+        """Make the proof, for so many seconds, that spans are this attempt's: a resource attribute (`names.PROOF`)."""
         return prove(self.secret, rollout_id, attempt_id, time.time() + lasts_s)
 
     def mint_opener(self, lasts_s: float = LIFETIME_S) -> str:
@@ -109,11 +110,14 @@ class GatewayHandle:
         return mint_opener(self.secret, secrets.token_hex(8), time.time() + lasts_s)
 
     def revoke(self, rollout_id: str, attempt_id: str) -> None:
-        """Refuse the attempt's tokens from now on, whenever they end. There is no way back: others would be the same."""
+        """Refuse the attempt's tokens from now on, whenever they end. It cannot be undone: new ones are refused too."""
         self._ask("DELETE", f"/admin/attempts/{quote(rollout_id, safe='')}/{quote(attempt_id, safe='')}")
 
     def revoke_opener(self, key: str) -> None:
-        """Refuse this opener key from now on; rollouts that it opened go on. ValueError where it is none, or has ended."""
+        """Refuse this opener key from now on; rollouts that it opened go on.
+
+        Raises ValueError where it is none, or has ended.
+        """
         key_id = verify_opener(self.secret, key)
         if key_id is None:
             raise ValueError("this is no opener key of this gateway, or it has ended")
@@ -123,15 +127,17 @@ class GatewayHandle:
         return self._ask("GET", "/health", timeout_s=5)
 
     def serving(self) -> set[str]:
-        """The names that vLLM and other upstreams know, of which calls are in flight."""
+        """Return the names that vLLM and other upstreams know, of the models that have calls in flight."""
         return set(self.health()["serving"])
 
     def seal(self) -> int:
-        """Spool offset below which everything acknowledged so far lies."""
+        """Return the spool offset below which everything acknowledged so far lies."""
         return cast(int, self._ask("POST", "/admin/seal")["offset"])
 
     def set_routes(self, routes: dict[str, Any]) -> None:
-        """Replace all routes: `{"policies": {name: {"upstream": …, "model": …, "version": …, …}}, "frozen": {name: {…}},
+        """Replace all routes.
+
+        They are `{"policies": {name: {"upstream": …, "model": …, "version": …, …}}, "frozen": {name: {…}},
         "aliases": {alias: policy}}`.
         """
         self._ask("PUT", "/admin/routes", routes)
@@ -140,21 +146,24 @@ class GatewayHandle:
         return self._ask("GET", "/admin/routes")
 
     def attempt(self, rollout_id: str, attempt_id: str) -> dict[str, Any]:
-        """What the gateway saw of an attempt since it started, `up_s` seconds ago: lightning_core.gateway.stats.AttemptStats."""
+        """Return what the gateway saw of an attempt since it started, `up_s` seconds ago.
+
+        See lightning_core.gateway.stats.AttemptStats.
+        """
         return self._ask("GET", f"/admin/attempts/{quote(rollout_id, safe='')}/{quote(attempt_id, safe='')}")
 
     def store(self, spans: Iterable[tuple[str, str, Sequence[SpanData]]]) -> None:
-        """Spans of any attempts (rollout id, attempt id, spans) in one request: durable when it returns.
+        """Store spans of any attempts (rollout id, attempt id, spans) in one request: they are durable when it returns.
 
-        Raises GatewayError with what the gateway said.
+        Raises GatewayError with what the gateway answered.
         """
         bodies = (encode_request({names.ROLLOUT_ID: r, names.ATTEMPT_ID: a}, found) for r, a, found in spans)
         self.post(b"".join(bodies))
 
     def post(self, body: bytes) -> None:
-        """An OTLP request of several: messages of protobuf one after another are one message, with the resources of all.
+        """Send an OTLP request made of several: protobuf messages in a row are one message, with the resources of all.
 
-        Raises GatewayError with what the gateway said.
+        Raises GatewayError with what the gateway answered.
         """
         try:
             post_request(self.url, {"Authorization": f"Bearer {self.secret}"}, body)
@@ -166,7 +175,7 @@ class GatewayHandle:
         self._ask("POST", "/admin/rounds", {"name": name, "round": round_id})
 
     def claim(self, name: str, round_id: str, rollout_id: str) -> bool:
-        """Whether this rollout may be begun: nobody did in this round, and no flow began another since."""
+        """Return whether this rollout may be begun: nobody did in this round, and no flow began another round since."""
         asked = {"name": name, "round": round_id, "rollout_id": rollout_id}
         return cast(bool, self._ask("POST", "/admin/claims", asked)["granted"])
 

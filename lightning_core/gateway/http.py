@@ -27,7 +27,7 @@ _NUMBER = re.compile("[0-9]{1,18}")  # which any client may write without end: P
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """The first header of this name, which is given in lower case."""
+    """Return the first header of this name, which is given in lower case."""
     for key, value in scope["headers"]:
         if key == name:
             return str(value, "latin-1")
@@ -44,7 +44,7 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     async def send(self, send: Send) -> int:
-        """Returns the status."""
+        """Send the response, and return its status."""
         head = [
             (b"content-length", b"%d" % len(self.body)),
             (b"content-type", self.media_type.encode("latin-1")),
@@ -83,7 +83,7 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
 
 
 def invalid(param: str, message: str) -> HttpError:
-    """A field that has what it may not have; the message names it."""
+    """Return the error for a field that has what it may not have; the message names it."""
     return HttpError(400, message, code="invalid_value", param=param)
 
 
@@ -92,7 +92,7 @@ def unavailable(message: str, code: str = UNAVAILABLE) -> HttpError:
 
 
 def whole_number(text: str, param: str, least: int, most: int) -> int:
-    """The number that a query parameter is; HttpError 400 for any other text."""
+    """Return the number that a query parameter is; HttpError 400 where it is none of `least` to `most`."""
     if not _NUMBER.fullmatch(text) or not least <= int(text) <= most:
         raise invalid(param, f"`{param}` has to be {least} to {most}")
     return int(text)
@@ -105,8 +105,9 @@ class ClientGone(Exception):
 async def read_body(
     scope: Scope, receive: Receive, max_bytes: int, take: Take | None = None, within_s: float = BODY_S
 ) -> bytes:
-    """The whole body; HttpError 413 past `max_bytes`, 408 where it takes too long to come, ClientGone when the client goes.
+    """Return the whole body.
 
+    Raises HttpError 413 past `max_bytes`, 408 where it takes too long to come, ClientGone when the client goes.
     `take` gets the size of each part, and first the declared size of the whole.
 
     A body that is declared too large is refused before it is read: what the client sends of it all the same is thrown
@@ -149,7 +150,7 @@ async def _whole_body(receive: Receive, max_bytes: int, take: Take | None) -> by
 
 
 def declared_size(scope: Scope) -> int:
-    """Bytes that the body is said to have; 0 where nothing is said."""
+    """Return the bytes that the body is declared to have; 0 where nothing is declared."""
     declared = header(scope, b"content-length") or ""
     return int(declared) if _NUMBER.fullmatch(declared) else 0
 

@@ -81,7 +81,7 @@ class Reply(asyncio.Protocol):
         return True
 
     async def some(self) -> bytes:
-        """What has come of the body since, at least a byte of it; none at its end. Raises Broken."""
+        """Return what has come of the body since, at least a byte of it; nothing at its end. Raises Broken."""
         if not await self.begun():
             return b""
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -92,14 +92,14 @@ class Reply(asyncio.Protocol):
         return data
 
     async def read(self) -> bytes:
-        """All that is left of the body; raises Broken."""
+        """Return all that is left of the body; raises Broken."""
         parts = []
         while part := await self.some():
             parts.append(part)
         return b"".join(parts)
 
     def release(self) -> None:
-        """Done with this reply: the connection is kept where the reply is complete, else cut."""
+        """Release the connection of this reply: it is kept where the reply is complete, else cut."""
         transport = self._transport
         if transport is None:
             return
@@ -215,7 +215,10 @@ class Connections:
         self._sweeping: asyncio.TimerHandle | None = None
 
     async def post(self, path: str, api_key: str | None, body: bytes) -> Reply:
-        """The reply, of which the head has come; call its `release` in the end. OSError (Broken too) or TimeoutError."""
+        """Send a request and return the reply, of which the head has come; call its `release` in the end.
+
+        Raises OSError (Broken too) or TimeoutError.
+        """
         request = _head(*self._names, path, api_key) + b"%d\r\n\r\n" % len(body) + body
         reply = self._kept() or await self._connect()
         try:
@@ -233,7 +236,7 @@ class Connections:
         return None
 
     def keep(self, reply: Reply) -> None:
-        """For a later request, for a short while."""
+        """Keep the reply's connection for a later request, for a short while."""
         reply.idle_since = time.monotonic()
         self._idle.append(reply)
         if self._sweeping is None:
@@ -267,7 +270,10 @@ class Connections:
 
 
 def _head(host: str, base: str, path: str, api_key: str | None) -> bytes:
-    """All of a request's head but its length; ValueError where an address or a key has what would begin another header."""
+    """Return all of a request's head but its length.
+
+    Raises ValueError where an address or a key has what would begin another header.
+    """
     lines = [f"POST {base}{path} HTTP/1.1", f"Host: {host}", "Accept: */*", "Accept-Encoding: identity"]
     lines += ["Content-Type: application/json", *([f"Authorization: Bearer {api_key}"] if api_key else [])]
     if not all(map(str.isprintable, lines)):

@@ -51,7 +51,7 @@ class Intake:
 
     @contextlib.contextmanager
     def admitted(self, caller: Caller) -> Iterator[Take]:
-        """Round a request: gives what takes room for it, and counts it where it is put off with 503."""
+        """Yield what takes room for a request while the block runs; count the request where it is put off with 503."""
         with self.room.holding(caller) as take:
             try:
                 yield take
@@ -67,9 +67,10 @@ class Intake:
     async def answer(
         self, signal: Signal, caller: Caller, body: bytes, content_type: str, encoding: str | None, take: Take
     ) -> Any:
-        """The response to a request, once its spans are on disk; of metrics and logs it rejects every item, and they are counted.
+        """Return the response to a request, once its spans are on disk.
 
-        Raises OtlpError for what is no request of this signal, HttpError 503 where spans cannot be taken now.
+        Of metrics and logs it rejects every item, and they are counted. Raises OtlpError for what is no request of this
+        signal, HttpError 503 where spans cannot be taken now.
         """
         if signal == "traces":
             return await self._traces(caller, body, content_type, encoding, take)
@@ -115,8 +116,10 @@ class Intake:
 
 
 def _at_once(body: bytes, content_type: str, encoding: str | None) -> bool:
-    """Whether a trace request takes well under a millisecond. The rest would hold up every other request: a small
-    compressed body can be a large one."""
+    """Return whether a trace request takes well under a millisecond.
+
+    The rest would hold up every other request: a small compressed body can be a large one.
+    """
     most = _PROTOBUF_AT_ONCE if media_type(content_type) == PROTOBUF else _JSON_AT_ONCE
     return not encoding and len(body) < most
 

@@ -14,7 +14,7 @@ AT_ONCE = 65_536  # bytes; they take a few milliseconds at most
 
 
 async def read_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is; HttpError 400 where it is none, 413 where it has too many values."""
+    """Return the JSON object that a body is; HttpError 400 where it is none, 413 where it has too many values."""
     found = await read_value(body)
     if not isinstance(found, dict):
         raise HttpError(400, "the body is no JSON object")
@@ -22,7 +22,7 @@ async def read_object(body: bytes) -> dict[str, Any]:
 
 
 async def read_value(body: bytes) -> Any:
-    """What JSON of any size says; HttpError 400 where it is none, 413 where it has too many values."""
+    """Return the value of JSON of any size; HttpError 400 where it is no JSON, 413 where it has too many values."""
     return _value(body) if len(body) <= AT_ONCE else await asyncio.to_thread(_of_many_bytes, body)
 
 

@@ -90,7 +90,7 @@ class Server(uvicorn.Server):
 
 
 async def start_grpc(access: Access, intake: Intake, host: str, port: int) -> tuple[GrpcReceiver, str]:
-    """(the receiver, its URL); CannotStart where the address is taken or not ours."""
+    """Start gRPC and return (the receiver, its URL); CannotStart where the address is taken or not ours."""
     from lightning_core.gateway.otlp_grpc import GrpcReceiver  # not needed where gRPC is off
 
     receiver = GrpcReceiver(access, intake)
@@ -102,13 +102,13 @@ async def start_grpc(access: Access, intake: Intake, host: str, port: int) -> tu
 
 
 def url(host: str, port: int) -> str:
-    """Where a client on this machine reaches a gateway that listens on `host`."""
+    """Return the URL at which a client on this machine reaches a gateway that listens on `host`."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
 def listen(host: str, port: int, setting: str = "gateway.port") -> socket.socket:
-    """A bound socket; CannotStart, naming the setting, where the address is taken or not ours."""
+    """Return a socket that listens; CannotStart, naming the setting, where the address is taken or not ours."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -128,7 +128,10 @@ def listen(host: str, port: int, setting: str = "gateway.port") -> socket.socket
 
 
 def _decoded_offset(home: Path) -> int:
-    """What the lake has decoded: offsets name its rows, so none may come twice, also where the spool was removed."""
+    """Return the offset up to which the lake has decoded.
+
+    Offsets name its rows, so none may come twice, also where the spool was removed.
+    """
     try:
         offset = json.loads((home / "lake" / "manifests" / "spans.json").read_bytes())["decoded_offset"]
     except (FileNotFoundError, ValueError, KeyError):
@@ -185,14 +188,17 @@ def serve(home: Path, settings: GatewaySettings) -> None:
 
 
 def _rarely_collect() -> None:
-    """What was imported stays, and a call leaves hardly a cycle: looking for them takes a tenth of its time otherwise."""
+    """Let the garbage collector look for cycles rarely, which takes a tenth of a call's time otherwise.
+
+    What was imported stays, and a call leaves hardly a cycle.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
 
 
 def _allow_many_files() -> None:
-    """A stream takes two sockets, and many systems begin with 1,024 files a process."""
+    """Raise the limit of open files: a stream takes two sockets, and many systems begin with 1,024 files a process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

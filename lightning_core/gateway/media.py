@@ -19,7 +19,7 @@ _RESOLVE_S = 5.0
 
 
 def media_urls(messages: Any) -> Iterator[str]:
-    """Every URL that a message's parts name (`image_url`, `video_url`, …), in any of the shapes vLLM takes."""
+    """Yield every URL that a message's parts name (`image_url`, `video_url`, …), in any of the shapes vLLM takes."""
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
@@ -31,7 +31,7 @@ def media_urls(messages: Any) -> Iterator[str]:
 
 
 async def check_media(messages: Any, allowed: Literal["data", "public", "any"]) -> None:
-    """Raises HttpError 400 for a URL that must not be fetched."""
+    """Raise HttpError 400 for a URL that must not be fetched."""
     for url in media_urls(messages):
         scheme = url[:8].partition(":")[0].strip().lower()
         if scheme == "data" and url.startswith("data:"):

@@ -39,7 +39,7 @@ class OpenedRollouts:
     async def open(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Open a rollout, by `{"task", "task_id", "group", "ttl_s"}`, all optional; it is on disk before the answer.
 
-        Answers `{"rollout_id", "attempt_id", "path", "token", "proof", "expires"}`; `expires` is a Unix time in seconds.
+        Answers `{"rollout_id", "attempt_id", "path", "token", "proof", "expires"}`; `expires` is Unix time in seconds.
         """
         caller = self.access.identify_opener(scope)
         with self.intake.admitted(caller) as take:
@@ -101,7 +101,7 @@ class OpenedRollouts:
 
 
 async def _read(body: bytes, fields: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON object that a body is, `{}` where it is empty; HttpError 400 for another field than these."""
+    """Return the JSON object that a body is, `{}` where it is empty; HttpError 400 for another field than these."""
     asked = await read_object(body) if body.strip() else {}
     for field in asked:
         if field not in fields:

@@ -65,7 +65,7 @@ class GrpcReceiver:
             self._server.add_generic_rpc_handlers([generic])
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; the port that it is. Raises OSError where the address cannot be had."""
+        """Listen, and return the port. Raises OSError where the address cannot be had."""
         address = f"[{host}]" if ":" in host else host or "[::]"
         try:
             bound: int = self._server.add_insecure_port(f"{address}:{port}")
@@ -98,7 +98,7 @@ class GrpcReceiver:
         return export
 
     async def _read(self, caller: Caller, context: Any, take: Take) -> bytes:
-        """The sender's message; HttpError 408 where it takes too long to come, 503 where too many wait."""
+        """Return the sender's message; HttpError 408 where it takes too long to come, 503 where too many wait."""
         async with self._turns.turn(caller):
             try:
                 async with asyncio.timeout(BODY_S):
@@ -124,7 +124,7 @@ class GrpcReceiver:
 
 
 def _retry_metadata(message: str) -> tuple[tuple[str, bytes], ...]:
-    """When to come again: in the status's details, as the specification has it, and where the Python SDK looks."""
+    """Return when to come again: in the status's details, as the specification has it, and where Python's SDK looks."""
     retry = RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S))
     details = AnyMessage()
     details.Pack(retry)
@@ -136,6 +136,6 @@ def _retry_metadata(message: str) -> tuple[tuple[str, bytes], ...]:
 
 
 def _host(peer: str) -> str:
-    """The address in `ipv4:127.0.0.1:5` or `ipv6:%5B::1%5D:5`."""
+    """Return the address in `ipv4:127.0.0.1:5` or `ipv6:%5B::1%5D:5`."""
     _, _, address = unquote(peer).partition(":")
     return address.rpartition(":")[0].strip("[]")

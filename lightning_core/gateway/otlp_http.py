@@ -25,7 +25,7 @@ class Receiver:
     intake: Intake
 
     def endpoint(self, signal: Signal) -> Handle:
-        """The handler of a signal's requests."""
+        """Return the handler of a signal's requests."""
 
         async def handle(scope: Scope, receive: Receive, send: Send) -> int:
             media, encoding = header(scope, b"content-type") or "", header(scope, b"content-encoding")
@@ -43,7 +43,7 @@ class Receiver:
 
 
 def _message(message: Any, media: str, status: int = 200, extra: dict[str, str] | None = None) -> Response:
-    """A reply in the request's encoding, as OTLP/HTTP wants it."""
+    """Return a reply in the request's encoding, as OTLP/HTTP wants it."""
     if media_type(media) == JSON:
         return Response(json_format.MessageToJson(message, indent=None).encode(), status, JSON, extra or {})
     return Response(message.SerializeToString(), status, PROTOBUF, extra or {})

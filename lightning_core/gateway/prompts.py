@@ -40,7 +40,10 @@ class Prompts:
         self._find = lru_cache(_REMEMBERED)(lambda digest: _Replacer(read_set(home, digest)))
 
     def serve(self, request: dict[str, Any], digest: str | None) -> Served:
-        """Return the request as it goes on; the very same where nothing is replaced. HttpError 503 where the set cannot be read."""
+        """Return the request as it goes on; the very same where nothing is replaced.
+
+        Raises HttpError 503 where the set cannot be read.
+        """
         messages = request.get("messages")
         if digest is None or not isinstance(messages, list):
             return Served(request, [])
@@ -72,7 +75,7 @@ class _Replacer:
         self._patterns = [(re.compile(match), name) for name, match in replaced.items() if match is not None]
 
     def content(self, content: Any) -> tuple[Any, dict[str, str]]:
-        """What is served in place of a message's content, and prompt → version that is in it now."""
+        """Return what is served in place of a message's content, and prompt → version of those that were put in."""
         if isinstance(content, str):
             return self._text(content)
         if not isinstance(content, list):
@@ -87,7 +90,7 @@ class _Replacer:
         return parts, by
 
     def found(self, content: Any) -> set[str]:
-        """The prompts of which a message's content has the served version, or what their regex finds."""
+        """Return the prompts whose served version a message's content begins with, or whose regex matches in it."""
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         given = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
         texts = [text for text in given if isinstance(text, str)]
@@ -114,7 +117,7 @@ class _Replacer:
 
 
 def _with_fields(text: str) -> str:
-    """A regex of the text with anything in its fields."""
+    """Return a regex of the text with anything in its fields."""
     return "(?s:.*?)".join(map(re.escape, _FIELD.split(text)[::2]))
 
 

@@ -29,7 +29,7 @@ _PIPELINED = 4  # requests that may wait behind the one being answered, while th
 
 
 def _refusal(status: HTTPStatus, message: str) -> bytes:
-    """The whole answer to what is no request that a handler could see."""
+    """Return the whole answer to what is no request that a handler could see."""
     body = orjson.dumps(HttpError(status, message).body)
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: {JSON}\r\ncontent-length: {len(body)}\r\n"
     return head.encode() + b"connection: close\r\n\r\n" + body
@@ -55,14 +55,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._running: Any = None  # the request that is being answered
 
     def has_whole_body(self) -> bool:
-        """Whether the request that is being answered has come to its end."""
+        """Return whether the request that is being answered has come to its end."""
         return self._running is not None and not self._running.more_body
 
     def is_gone(self) -> bool:
         return self.transport.is_closing()
 
     def watch(self, on_gone: Callable[[], None] | None) -> None:
-        """Have it called once when the client is gone, soon where it is gone already; None: no more."""
+        """Call `on_gone` once when the client is gone, soon where it is gone already; None: no more."""
         self._on_gone = on_gone
         if on_gone is not None and self.transport.is_closing():
             self.loop.call_soon(self._tell_gone)
@@ -105,7 +105,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.close()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays open: the client sends no more, and waits for answers to all that it asked."""
+        """Return whether the connection stays open: the client sends no more, and waits for answers to all it asked."""
         last = self.cycle
         if self._in_head or last is None or last.more_body or last.response_complete:
             return False
@@ -177,5 +177,5 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def bounded_http(stalled_s: float) -> type[BoundedHttp]:
-    """The protocol with this bound on readers that stop."""
+    """Return the protocol with this bound on readers that stop."""
     return type("BoundedHttp", (BoundedHttp,), {"stalled_s": stalled_s})

@@ -48,11 +48,11 @@ class Collected:
         return [self.choices[index] for index in sorted(self.choices)]
 
     def begun(self) -> bool:
-        """Whether anything was sampled yet: a stream begins with a chunk that has the role alone."""
+        """Return whether anything was sampled yet: a stream begins with a chunk that has the role alone."""
         return any(choice.token_ids or len(choice.message) > 1 for choice in self.choices.values())
 
     def tokens(self, kind: str) -> int:
-        """`prompt` or `completion` tokens: as reported, else as collected."""
+        """Return how many `prompt` or `completion` tokens there are: as reported, else as collected."""
         reported = self.usage.get(f"{kind}_tokens")
         if isinstance(reported, int) and reported >= 0:
             return reported
@@ -65,7 +65,10 @@ class Collected:
 
 
 def error_in(reply: dict[str, Any]) -> str | None:
-    """What failed, where a reply or a chunk of one is an error although its status was 200; `"error": null` is none."""
+    """Return what failed, where a reply or a chunk of one is an error although its status was 200.
+
+    `"error": null` is none.
+    """
     error = reply.get("error")
     if error is None or reply.get("choices") or reply.get("data"):
         return None
@@ -115,12 +118,15 @@ def take_chunk(chunk: dict[str, Any], prepared: Prepared, name: str, into: Colle
 
 
 def finishes(chunk: dict[str, Any]) -> bool:
-    """Whether it is the last chunk of a choice."""
+    """Return whether it is the last chunk of a choice."""
     return any(choice.get("finish_reason") is not None for choice in _choices(chunk))
 
 
 def stamp(chunk: dict[str, Any], prepared: Prepared, collected: Collected) -> dict[str, Any]:
-    """A choice's last chunk with the fingerprint, which came with the usage: only that chunk has it if nobody asks for usage."""
+    """Return the chunk; if nobody asks for usage, a choice's last one gets the fingerprint, which came with the usage.
+
+    Only that chunk has it then.
+    """
     if collected.fingerprint is not None and not prepared.wants_usage and finishes(chunk):
         chunk.setdefault("system_fingerprint", collected.fingerprint)
     return chunk
@@ -132,14 +138,14 @@ def _choices(reply: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _of_type(value: Any, kind: type[T]) -> T | None:
-    """`value`, or TypeError: what goes into the span has to be what it is for."""
+    """Return `value`, or raise TypeError: what goes into the span has to be what it is for."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{str(value)[:50]!r} came where vLLM has a {kind.__name__}")
     return value
 
 
 def _place(index: Any, most: int, what: str) -> int:
-    """`index`, or ValueError: memory is taken for as many as it says."""
+    """Return `index`, or raise ValueError: memory is taken for as many as it says."""
     if not isinstance(index, int) or not 0 <= index < most:
         raise ValueError(f"a {what} has the index {str(index)[:50]}, of at most {most}")
     return index
@@ -155,7 +161,7 @@ def _take_head(reply: dict[str, Any], prepared: Prepared, name: str, into: Colle
 
 
 def _take_prompt(holder: dict[str, Any], prepared: Prepared, into: Collected) -> None:
-    """Prompt ids are on the reply (chat) or on each choice (completion)."""
+    """Take the prompt ids, which are on the reply (chat) or on each choice (completion)."""
     ids = holder.get("prompt_token_ids")
     if ids is not None and into.prompt_token_ids is None:
         into.prompt_token_ids = array("i", ids)
@@ -177,7 +183,7 @@ def _take_choice(raw: dict[str, Any], prepared: Prepared, choice: Choice, into: 
 
 
 def _sampled_logprobs(logprobs: Any) -> list[float]:
-    """The sampled tokens' logprobs, of the chat shape (`content`) or the completion shape (`token_logprobs`)."""
+    """Return the sampled tokens' logprobs, of the chat shape (`content`) or the completion shape (`token_logprobs`)."""
     if not isinstance(logprobs, dict):
         return []
     content = logprobs.get("content")

@@ -48,7 +48,7 @@ def new_response_id() -> str:
 
 
 def as_items(given: Any) -> list[Item]:
-    """The items of a request's `input`, each with an id."""
+    """Return the items of a request's `input`, each with an id."""
     if isinstance(given, str):
         given = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}]
     items = [{"type": "message"} | item for item in given]
@@ -56,7 +56,7 @@ def as_items(given: Any) -> list[Item]:
 
 
 def _with_parts(item: Item) -> Item:
-    """A message's text as the list of parts that stored messages have."""
+    """Return the item with a message's text as the list of parts that stored messages have."""
     if item["type"] != "message" or not isinstance(item["content"], str):
         return item
     if item["role"] == "assistant":
@@ -174,7 +174,7 @@ class ResponsesFormat(ApiFormat):
         return events + self._events(f"response.{_STREAMED[kind]}.delta", **item.where, delta=delta, **with_them)
 
     def _close(self) -> bytes:
-        """The events that end the open item."""
+        """Close the open item, and return the events that end it."""
         item, self._open = self._open, None
         if item is None:
             return b""
@@ -218,7 +218,7 @@ class _Events:
 
 
 def _new(kind: str) -> Item:
-    """An item that has nothing in it yet."""
+    """Return an item that has nothing in it yet."""
     item: Item = {"id": _new_id(kind), "type": kind, "status": "in_progress"}
     if kind == "message":
         return item | {"role": "assistant", "content": []}

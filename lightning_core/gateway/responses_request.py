@@ -28,7 +28,7 @@ _LOGPROBS = "message.output_text.logprobs"
 
 
 def to_chat(request: dict[str, Any], history: list[Message]) -> tuple[dict[str, Any], list[Message]]:
-    """(the chat request, the messages of it that this request adds to the history); HttpError 400."""
+    """Return (the chat request, the messages of it that this request adds to the history); HttpError 400."""
     for key in _UNSUPPORTED:
         if request.get(key):
             raise HttpError(400, f"`{key}` is not supported here", code="unsupported_parameter", param=key)
@@ -59,7 +59,7 @@ def to_chat(request: dict[str, Any], history: list[Message]) -> tuple[dict[str, 
 
 
 def to_messages(given: Any) -> list[Message]:
-    """Chat messages of `input`; HttpError 400 for what has no counterpart in chat."""
+    """Return the chat messages of `input`; HttpError 400 for what has no counterpart in chat."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     messages: list[Message] = []
@@ -87,7 +87,10 @@ def to_messages(given: Any) -> list[Message]:
 
 
 def _continues(message: Message, kind: str) -> bool:
-    """Whether an item of this kind can belong to what `message` was sampled with: reasoning, then text, then calls."""
+    """Return whether an item of this kind can belong to what `message` was sampled with.
+
+    The order is reasoning, then text, then calls.
+    """
     if kind == "reasoning":
         return False
     return kind == "function_call" or (message["content"] is None and "tool_calls" not in message)
@@ -106,7 +109,7 @@ def _extend(message: Message, item: dict[str, Any], kind: str, where: str) -> No
 
 
 def _joined(parts: Any, where: str) -> str:
-    """The text of what may be a string or a list of parts."""
+    """Return the text of what may be a string or a list of parts."""
     if isinstance(parts, str):
         return parts
     for i, part in enumerate(_list(parts, where)):
@@ -116,7 +119,7 @@ def _joined(parts: Any, where: str) -> str:
 
 
 def _content(content: Any, where: str) -> Any:
-    """The content of a message or a tool's output, with chat's parts."""
+    """Return the content of a message or a tool's output, with chat's parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

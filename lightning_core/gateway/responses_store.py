@@ -57,7 +57,7 @@ class ResponseStore:
     """For one thread. Its methods raise HttpError 503 where the file cannot be read or written."""
 
     def __init__(self, path: Path, most_bytes: int = _MOST_BYTES) -> None:
-        """Raises OSError."""
+        """Open the file, or begin it. Raises OSError."""
         self._most = most_bytes
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -102,9 +102,10 @@ class ResponseStore:
             self._size -= oldest[0] if oldest else self._size
 
     def history(self, response_id: str, caller: Caller, take: Take) -> bytes | None:
-        """The messages up to and with this response, as a JSON list of lists; None where any of it is not known (any more).
+        """Return the messages up to and with this response, as a JSON list of lists.
 
-        `take` gets the size of each part: together they may be many times as large as the request that names the response.
+        None where any of it is not known (any more). `take` gets the size of each part: together they may be many times
+        as large as the request that names the response.
         """
         turns: list[bytes] = []
         wanted: str | None = response_id
@@ -118,7 +119,7 @@ class ResponseStore:
         return b"[" + b",".join(reversed(turns)) + b"]"
 
     def response(self, response_id: str, caller: Caller) -> tuple[bytes, bytes] | None:
-        """(the response, the items of its request), as JSON."""
+        """Return (the response, the items of its request), as JSON."""
         row = self._row(response_id, caller)
         return None if row is None else row[2:]
 
@@ -154,7 +155,10 @@ class StoredResponses:
         return await Response(self._find(scope)[0]).send(send)
 
     async def input_items(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """The items of that request's `input`, without those of the responses before it; newest first unless `order=asc`."""
+        """Answer with the items of that request's `input`, newest first unless `order=asc`.
+
+        The items of the responses before it are left out.
+        """
         items, query = orjson.loads(self._find(scope)[1]), _query(scope)
         if query.get("order", "desc") != "asc":
             items.reverse()

@@ -19,7 +19,7 @@ class Revoked:
         self._attempts = {(rollout, attempt) for rollout, attempt in self._read()}
 
     def has(self, rollout_id: str, attempt_id: str) -> bool:
-        """Whether tokens of this attempt, or of OPENER the key of this id, are refused."""
+        """Return whether tokens of this attempt are refused; where the rollout is OPENER, the key of this id."""
         return (rollout_id, attempt_id) in self._attempts
 
     def add(self, rollout_id: str, attempt_id: str) -> None:

@@ -32,7 +32,7 @@ class Room:
 
     @contextlib.contextmanager
     def holding(self, caller: Caller) -> Iterator[Take]:
-        """Gives `take(size)`, which raises HttpError 503 where so much is not left; all is given back in the end."""
+        """Yield `take(size)`, which raises HttpError 503 where so much is not left; all is given back in the end."""
         held, whose = 0, _whose(caller)
         share = self._most if caller.sender == "secret" else self._most // _SHARES
 
@@ -91,7 +91,7 @@ class Turns:
 
     @contextlib.asynccontextmanager
     async def turn(self, caller: Caller) -> AsyncIterator[None]:
-        """Raises HttpError 503 where too many of the sender's wait already."""
+        """Hold a turn while the block runs. Raises HttpError 503 where too many of the sender's wait already."""
         whose = _whose(caller)
         if (waiting := self._lanes.inside[whose]) >= _MOST_WAITING:
             raise unavailable(f"{waiting} of your requests wait to be read; send it again", code=OWN_SHARE)

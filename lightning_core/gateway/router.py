@@ -31,7 +31,10 @@ class Router:
         self._root = _Node()
 
     def add(self, path: str, method: str, endpoint: Endpoint) -> None:
-        """`{name}` in the path takes any one part, `{name:path}` at its end all there are; `scope["path_params"]` has them."""
+        """Add an endpoint. `{name}` in the path takes any one part, `{name:path}` at its end all there are.
+
+        `scope["path_params"]` has them.
+        """
         node = self._root
         for part in path.removeprefix("/").split("/"):
             if part.startswith("{"):
@@ -45,7 +48,7 @@ class Router:
             node.methods["HEAD"] = endpoint
 
     def find(self, scope: Scope) -> Endpoint:
-        """Sets `path_params`; HttpError 404 or 405."""
+        """Return the endpoint of a request, and set the scope's `path_params`; HttpError 404 or 405."""
         raw, method = scope["raw_path"].decode("latin-1"), scope["method"]
         parts = raw.removeprefix("/").split("/")
         if "%" in raw:

@@ -22,7 +22,7 @@ class RoutesError(LightningError, ValueError):
 
 
 def checked_address(upstream: str) -> str:
-    """The address of a model server as calls take it; ValueError for what is none."""
+    """Return the address of a model server as calls take it; ValueError for what is none."""
     if upstream.startswith("unix:///"):
         return upstream.rstrip("/")
     if not upstream.startswith(("http://", "https://")):
@@ -68,7 +68,7 @@ class Route(_Model):
     api_key: str | None = None
 
     def addresses(self, version: str) -> tuple[str, ...]:
-        """Where this version is served; KeyError where it is not."""
+        """Return where this version is served; KeyError where it is not."""
         if version == self.version:
             return (self.upstream, *self.replicas)
         other = self.loaded[version].upstream
@@ -93,13 +93,13 @@ class Routes(_Model):
     )
 
     def aliased(self, name: str) -> str | None:
-        """The policy that answers under a name which is nobody's own; None where none does."""
+        """Return the policy that answers under a name which is nobody's own; None where none does."""
         policy = self.aliases.get(name, self.aliases.get(ANY_NAME))
         return policy if policy in self.policies else None
 
 
 def parse_routes(data: bytes) -> Routes:
-    """Raises RoutesError."""
+    """Parse the JSON of routes. Raises RoutesError."""
     try:
         return Routes.model_validate_json(data)
     except ValidationError as error:
@@ -143,9 +143,9 @@ class RouteTable:
                 seen.append((route.version, route.model))
 
     def mark(self, policy: str) -> int:
-        """Where the policy's history stands; give it to `versions_since` when the call ends."""
+        """Return where the policy's history stands; give it to `versions_since` when the call ends."""
         return len(self._history[policy]) - 1
 
     def versions_since(self, policy: str, mark: int, model: str) -> list[str]:
-        """The versions that `model` stood for meanwhile: one, or more where weights were swapped under its name."""
+        """Return the versions that `model` stood for meanwhile: several where weights were swapped under its name."""
         return list(dict.fromkeys(version for version, served in self._history[policy][mark:] if served == model))

@@ -105,7 +105,10 @@ def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model
 
 
 def prepare_plain(request: dict[str, Any], kind: Kind, model: str) -> Prepared:
-    """A request as an upstream that is not ours gets it: as it is, except that usage of a stream is always asked for."""
+    """Prepare a request for an upstream that is not ours: as it is, but for what `_forwarded` changes.
+
+    Usage of a stream is always asked for.
+    """
     # Whatever comes was asked for.
     facts = {"untrainable": "other_model", "wants_logprobs": True, "wants_token_ids": True}
     return _prepared(request, _forwarded(request, model), kind, **facts)
@@ -138,7 +141,7 @@ def _sampling(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _choices(request: dict[str, Any]) -> int:
-    """How many a prompt has; 1 also for what is no number, which vLLM refuses."""
+    """Return how many choices a prompt has; 1 also for what is no number, which vLLM refuses."""
     try:
         return max(1, int(request.get("n", 1)))
     except (TypeError, ValueError, OverflowError):
@@ -146,7 +149,7 @@ def _choices(request: dict[str, Any]) -> int:
 
 
 def _choices_in_all(request: dict[str, Any], kind: Kind) -> int:
-    """How many a reply has; a completion may have several prompts."""
+    """Return how many choices a reply has; a completion may have several prompts."""
     prompts = len(request["prompt"]) if kind == "completion" and _is_batch(request.get("prompt")) else 1
     return _choices(request) * prompts
 
@@ -174,10 +177,10 @@ def _wants_logprobs(request: dict[str, Any], kind: Kind) -> bool:
 
 
 def _hides_reasoning(request: dict[str, Any], kind: Kind, untrainable: str | None) -> bool:
-    """Whether the reasoning is to be taken off here.
+    """Return whether the reasoning is to be taken off here.
 
-    Not where a grammar is in force, since vLLM would apply it from another token on; nor where the client asks for ids or
-    logprobs, since whether vLLM would hide them depends on its parsers. Such a call lacks ids and says so.
+    Not where a grammar is in force, since vLLM would apply it from another token on; nor where the client asks for ids
+    or logprobs, since whether vLLM would hide them depends on its parsers. Such a call lacks ids and says so.
     """
     if kind != "chat" or request.get("include_reasoning") is not False:
         return False
@@ -186,12 +189,12 @@ def _hides_reasoning(request: dict[str, Any], kind: Kind, untrainable: str | Non
 
 
 def _is_batch(prompt: Any) -> bool:
-    """A list of prompts; a list of ints is one prompt."""
+    """Return whether it is a list of prompts; a list of ints is one prompt."""
     return isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
 
 
 def _untrainable(request: dict[str, Any], body: dict[str, Any], kind: Kind) -> str | None:
-    """Why the tokens will not be a plain sample of the policy; None where they will."""
+    """Return why the tokens will not be a plain sample of the policy; None where they will."""
     response_format = request.get("response_format")
     if isinstance(response_format, dict) and response_format.get("type", "text") != "text":
         return "guided"

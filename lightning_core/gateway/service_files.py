@@ -18,9 +18,9 @@ def services(home: Path) -> Path:
 
 
 def load_secret(home: Path) -> str:
-    """The gateway's secret (64 hex digits): key of the attempts' tokens and the administrator's password.
+    """Return the gateway's secret (64 hex digits): key of the attempts' tokens and the administrator's password.
 
-    Made on the first call, by whoever comes first.
+    It is made on the first call, by whoever comes first.
     """
     path = services(home) / "secret"
     secret = made_once(path, lambda: secrets.token_hex(32))
@@ -30,7 +30,7 @@ def load_secret(home: Path) -> str:
 
 
 def made_once(path: Path, make: Callable[[], str]) -> str:
-    """The text of a private file; where there is none, what `make` returns is written there, by whoever comes first."""
+    """Return the text of a private file; where there is none, whoever comes first writes there what `make` returns."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

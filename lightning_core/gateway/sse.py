@@ -17,7 +17,7 @@ class SseParser:
         self._size = 0  # of `_data`
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The data of the events that `data` completes; comments and other fields are skipped. Raises ValueError."""
+        """Yield the data of the events that `data` completes, without comments and other fields. Raises ValueError."""
         *lines, rest = data.split(b"\n")
         for line in lines:
             if self._rest:

@@ -30,13 +30,16 @@ class AttemptStats:
     rejected_spans: int = 0  # in OTLP/JSON, without a protobuf form; others are found when they are decoded
 
     def failed(self, message: str, asked: int) -> None:
-        """A call for `asked` (a digest) failed by the infrastructure."""
+        """Record that a call for `asked` (a digest) failed by the infrastructure."""
         self.infrastructure_errors += 1
         self.last_error = message
         self.unanswered[asked] = time.perf_counter()
 
     def answered(self, asked: int, began: float) -> None:
-        """A call for it was answered: where it began (time.perf_counter()) after another failed, the agent lost nothing."""
+        """Record that a call for `asked` was answered.
+
+        Where it began (time.perf_counter()) after another failed, the agent lost nothing.
+        """
         for what in (asked, UNREAD):
             if self.unanswered.get(what, began) < began:
                 del self.unanswered[what]
@@ -88,7 +91,7 @@ class Stats:
         self.answered = cache(self.requests.labels)  # by route and status
 
     def attempt(self, rollout_id: str | None, attempt_id: str | None) -> AttemptStats:
-        """The attempt's record, made where there is none; the ones longest unused are forgotten."""
+        """Return the attempt's record, made where there is none; the ones longest unused are forgotten."""
         if rollout_id is None or attempt_id is None:
             return AttemptStats()
         key = (rollout_id, attempt_id)

@@ -57,7 +57,7 @@ class Targets:
         version_change: Literal["follow", "refuse"],
         environment: Mapping[str, str] = os.environ,
     ) -> None:
-        """Raises NoKey, or ValueError for an upstream's address that is none."""
+        """Read the upstreams' keys. Raises NoKey, or ValueError for an upstream's address that is none."""
         self._routes = routes
         self._refuse = version_change == "refuse"
         self._external: dict[str, Target] = {}
@@ -76,7 +76,7 @@ class Targets:
                 self._external[model] = Target(model, upstream.name, model, (address,), key)
 
     def names(self) -> list[str]:
-        """Every name that can be asked for."""
+        """Return every name that can be asked for."""
         found = []
         for name, route in self._routes.current.policies.items():
             found += [name, *(f"{name}@{version}" for version in sorted({route.version, *route.loaded}))]
@@ -85,14 +85,17 @@ class Targets:
         return list(dict.fromkeys([*found, *routes.frozen, *self._external, *aliases]))
 
     def policy_of(self, name: str) -> str | None:
-        """The policy that a call to `name` is meant for, served or not; None for other models and unknown names."""
+        """Return the policy that a call to `name` is for, served or not; None for other models and unknown names."""
         routes, policy = self._routes.current, name.partition("@")[0]
         if policy in routes.policies:
             return policy
         return None if name in routes.frozen or name in self._external else routes.aliased(name)
 
     def resolve(self, name: str, caller: Caller) -> Target:
-        """Raises HttpError: 404 for a name or version that is not served, 409 for a rollout whose version went."""
+        """Return where a call to `name` goes.
+
+        Raises HttpError: 404 for a name or version that is not served, 409 for a rollout whose version went.
+        """
         routes = self._routes.current
         policy, at, version = name.partition("@")
         route = routes.policies.get(policy)
@@ -132,7 +135,10 @@ class Targets:
         return HttpError(404, message, code="model_not_found", param="model")
 
     def _frozen(self, name: str, frozen: Frozen) -> Target:
-        """It has no settings of its own: what holds for calls to the policies of its vLLM holds for it."""
+        """Return the target of a frozen model, which has no settings of its own.
+
+        What holds for calls to the policies of its vLLM holds for it.
+        """
         beside = [r for r in self._routes.current.policies.values() if frozen.upstream in (r.upstream, *r.replicas)]
         return Target(
             asked=name,
@@ -145,7 +151,7 @@ class Targets:
         )
 
     def versions(self, target: Target) -> str | None:
-        """`v0003`, or `v0003,v0004` where the weights behind the name changed since the target was resolved."""
+        """Return `v0003`, or `v0003,v0004` where the weights behind the name changed since the target was resolved."""
         if target.policy is None or target.version is None or target.route is None:
             return None
         if target.addresses[0] != target.route.upstream:

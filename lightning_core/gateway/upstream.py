@@ -38,7 +38,7 @@ class Replicas:
         self._homes: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def order(self, addresses: tuple[str, ...], whose: tuple[str, str] | None) -> list[str]:
-        """The addresses in the order in which they should be tried."""
+        """Return the addresses in the order in which they should be tried."""
         if len(addresses) == 1:
             return list(addresses)
         least = sorted(addresses, key=lambda address: self.load[address])
@@ -46,7 +46,7 @@ class Replicas:
         return least if home not in addresses else sorted(least, key=lambda address: address != home)
 
     def answered(self, address: str, whose: tuple[str, str] | None) -> None:
-        """From now on these calls go here."""
+        """Send these calls to `address` from now on."""
         if whose is None:
             return
         self._homes[whose] = address
@@ -66,10 +66,11 @@ class Upstreams:
     async def post(
         self, target: Target, path: str, body: dict[str, Any], rollout: str | None, on_retry: Callable[[], None]
     ) -> AsyncIterator[Reply]:
-        """The answer of the target; raises UpstreamDown after the last try. `path` is without /v1
+        """Send a request to the target and yield its reply; raises UpstreamDown after the last try.
 
-        A failure is tried again, at another replica first, until the first byte of a stream, or the head of a whole reply, is
-        here; never after that. Where a supervisor starts the target again, calls wait for it.
+        `path` is without /v1. A failure is tried again, at another replica first, until the first byte of a stream, or
+        the head of a whole reply, is here; never after that. Where a supervisor starts the target again, calls
+        wait for it.
         """
         data, problem = orjson.dumps(body), ""
         whose = (rollout, target.label) if rollout is not None and len(target.addresses) > 1 else None
@@ -128,7 +129,7 @@ class Upstreams:
 
 
 def without_key(text: str, target: Target) -> str:
-    """`text` as it may be shown, stored and logged: some APIs repeat the key they were sent."""
+    """Return `text` as it may be shown, stored and logged: some APIs repeat the key they were sent."""
     return text.replace(target.api_key, "…") if target.api_key else text
 
 
