@@ -120,7 +120,7 @@ def test_the_page_shows_answers_of_the_newest_run_in_one_line_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gains, "PAGE", tmp_path / "tasks.md")
-    answer = {
+    answer: dict[str, Any] = {
         "task": json.dumps({"question": "How many?", "db_id": "zoo"}),
         "output_before": None,
         "error_before": "no `x`",
