@@ -295,14 +295,17 @@ def _end(settings: Settings) -> None:
 
 
 def _on(settings: Settings, tasks: str | None) -> Settings:
-    """The settings with other held-out tasks, where some are given."""
+    """Return the settings with other held-out tasks, where some are given."""
     if tasks is None:
         return settings
     return settings.model_copy(update={"tasks": settings.tasks.model_copy(update={"evaluate": tasks})})
 
 
 def _is_done(settings: Settings, epoch: int) -> bool:
-    """Asked before Prefect's server is started, which takes longer than all that a finished epoch needs."""
+    """Return whether the epoch is done with these settings.
+
+    A command asks before it starts Prefect's server, which takes longer than all that a finished epoch needs.
+    """
     from lightning_core.epoch.epoch import Run
     from lightning_core.epoch.stage_keys import is_done
 

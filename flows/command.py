@@ -128,9 +128,9 @@ def checked(settings: Settings, work: Work) -> None:
 
 @contextlib.contextmanager
 def flow_of(settings: Settings, work: Work, whole_run: bool = False) -> Iterator[None]:
-    """Where a command runs its flow: with all checked that it needs, then shown (flows/display.py), with Prefect's API. Ctrl-C ends it in one line.
+    """Run a command's flow in the block: check all that it needs, show it (flows/display.py), provide Prefect's API.
 
-    Raises SettingsError with all that is wrong before Prefect is there.
+    Ctrl-C ends it in one line. Raises SettingsError with all that is wrong before Prefect starts.
     """
     with interruptible():
         checked(settings, work)

@@ -53,7 +53,7 @@ def demo(settings: Settings, report: Path) -> str:
 
 
 def table(rows: list[dict[str, Any]], title: str, width: int = 140) -> Table:
-    """The epochs of a run as a table for the terminal; in a narrow one the seconds of all stages are one column."""
+    """Return the epochs of a run as a table for the terminal; a narrow one has all stages' seconds in one column."""
     uniform = weighs(rows)
     wide = width >= (_WIDE_UNIFORM if uniform else _WIDE)
     caption = "right: share of the held-out tasks after the epoch; "
@@ -71,7 +71,7 @@ def table(rows: list[dict[str, Any]], title: str, width: int = 140) -> Table:
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
-    """What the table may show of an epoch, by column."""
+    """Return what the table may show of an epoch, by column."""
     seconds = dict.fromkeys(_STAGES.values(), 0.0)
     for stage, took in row["seconds"].items():
         if name := _STAGES.get(stage.split(" ")[0]):

@@ -86,7 +86,10 @@ def _register(
 
 
 def _kept(client: SyncPrefectClient, name: str, replaced: bool) -> list[DeploymentScheduleCreate]:
-    """The schedules of a deployment, which Prefect would remove: all, or all but the one that `--cron` replaces."""
+    """Return the schedules of a deployment that are to stay: all, or all but the one that `--cron` replaces.
+
+    By itself, Prefect would remove them.
+    """
     try:
         found = client.read_deployment_by_name(name).schedules
     except ObjectNotFound:

@@ -85,7 +85,10 @@ def shown(settings: Settings, whole_run: bool = False) -> Iterator[None]:
 
 
 def says_more_than_prefect(record: logging.LogRecord) -> bool:
-    """False for Prefect's words on the end of every task and flow, which our own lines say, or the error that it raises."""
+    """Return whether a record says more than Prefect's lines on the end of a task or flow.
+
+    Our own lines report that end, or the error that the command raises.
+    """
     if hasattr(record, "mendable"):  # lightning_core/errors.py; the command ends with it
         return False
     return not record.getMessage().startswith(
@@ -181,7 +184,7 @@ class Display(logging.Handler):
         self._now = ""
 
     def render(self) -> RenderableType:
-        """The display at this moment: no line is wider than the terminal."""
+        """Return the display at this moment: no line is wider than the terminal."""
         parts: list[RenderableType] = [_line(self._head(), "bold"), self._bars()]
         parts += [_line(text, "") for text in (self._so_far(),) if text]
         api = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
@@ -248,9 +251,10 @@ class Display(logging.Handler):
 def time_left(
     settings: Settings, rows: list[dict[str, Any]], unit: tuple[str, int, float] | None = None
 ) -> float | None:
-    """Seconds until the run's last epoch and evaluation are done, by those before (rows of epoch_rows); None before the first.
+    """Return the seconds until the run's last epoch and evaluation are done; None before the first epoch is done.
 
-    `unit`: what is under way, as mode, epoch and the moment (time.monotonic) of its begin.
+    They are estimated from the epochs before (`rows`: those of epoch_rows).
+    `unit`: what is under way, as mode, epoch and the moment (time.monotonic) when it began.
     """
     trained = {r["epoch"]: sum(s for n, s in r["seconds"].items() if n != "evaluate") for r in rows if r["epoch"] >= 0}
     tried = {r["epoch"] + 1: r["seconds"]["evaluate"] for r in rows if "evaluate" in r["seconds"]}

@@ -34,7 +34,7 @@ Command = tuple[str, str]  # what it is for, and the command
 
 
 def print_ending(settings: Settings, file: Path, assignments: tuple[str, ...], took: str = "") -> None:
-    """The end of a run to stdout, from its table on; `file` and `assignments` are what the command was given."""
+    """Print the end of a run to stdout, from its table on; `file` and `assignments` are what the command was given."""
     run = Run(settings)
     rows, found, console = epoch_rows(run), outcome(run), report_console()
     console.print(table(rows, f"run {settings.run}", console.width))
@@ -72,7 +72,10 @@ def policy_table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def came_of_it(found: Outcome | None, rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The held-out share and reward before and after, whether that may be chance, and the reward in training."""
+    """Yield lines on the held-out share and reward before and after, and on the reward in training.
+
+    They also report whether the change may be chance.
+    """
     if found is None:
         yield "  No held-out tasks were tried (tasks.evaluate), so nobody knows whether it helped."
     elif found.since == found.epoch:
@@ -93,7 +96,7 @@ def came_of_it(found: Outcome | None, rows: list[dict[str, Any]]) -> Iterator[st
 
 
 def verdict(gain: Gain) -> str:
-    """Whether a change of the held-out reward differs from chance."""
+    """Return a sentence on whether a change of the held-out reward differs from chance."""
     if gain.tasks < _FEW or gain.low is None or gain.high is None:
         return f"Tasks: {gain.tasks}, too few to tell a change from chance; try more (evaluation.limit)."
     change = f"{gain.gained:+.3f} a task (95%: {gain.low:+.3f} to {gain.high:+.3f})"
@@ -105,7 +108,7 @@ def verdict(gain: Gain) -> str:
 
 
 def answers(found: Outcome) -> Iterator[str]:
-    """Some held-out tasks, each with what the agent answered in the first evaluation and in the last."""
+    """Yield lines on some held-out tasks, each with what the agent answered in the first evaluation and in the last."""
     yield f"Held-out tasks, answered {when(found.since)} and {when(found.epoch)}:"
     for answer in found.answers:
         yield f"  {answer.task_id}: {_task(answer.task)}"
@@ -114,7 +117,10 @@ def answers(found: Outcome) -> Iterator[str]:
 
 
 def next_commands(run: Run, file: Path, assignments: tuple[str, ...]) -> Iterator[Command]:
-    """Export the model, serve it, look at it; each works as it is printed, in the folder that the run was started in."""
+    """Yield commands to export the model, serve it and look at it.
+
+    Each works as it is printed, in the folder that the run was started in.
+    """
     settings = run.settings
     home, tools = shlex.quote(str(settings.home)), Path(sys.executable).parent
     if tools.is_relative_to(Path.cwd()):
@@ -153,7 +159,7 @@ def _prefect_home(home: Path) -> str:
 
 
 def _versions(run: Run) -> Iterator[tuple[str, str, bool]]:
-    """Policy, its best trained version of this run, else its newest."""
+    """Yield each policy that was trained, its best version of this run, else its newest, and whether it is the best."""
     for name, store in run.policies.items():
         best, newest = store.best_of(run.run), store.latest()
         if best not in (None, BASE_VERSION):
@@ -177,7 +183,7 @@ def _share(share: float, interval: tuple[float, float]) -> str:
 
 
 def _task(text: str | None) -> str:
-    """The longest text of a task, which is the question in most; all of one that has none."""
+    """Return the longest text of a task, which is the question in most; all of a task that has none."""
     task = json_or_text(text)
     if isinstance(task, dict):
         task = {key: value for key, value in task.items() if key != ID}

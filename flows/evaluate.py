@@ -64,7 +64,7 @@ def evaluate(
 def _beside(
     run: Run, epoch: int | None, chosen: dict[str, str], tasks: str | None, from_stage: Stage | None
 ) -> dict[str, Any]:
-    """An evaluation of other versions or tasks: nothing of the run's own is touched."""
+    """Evaluate other versions or tasks in a run of their own: nothing of `run` itself is touched."""
     wanted = run.versions(run.next_epoch() if epoch is None else epoch)
     if unknown := [name for name in chosen if name not in wanted]:
         raise SettingsError(f"there is no policy {unknown[0]!r} to evaluate; the settings have {', '.join(wanted)}")

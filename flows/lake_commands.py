@@ -318,7 +318,7 @@ def _counts(done: Ingested) -> str:
 
 
 def _existing(home: Path, *parts: str) -> Path:
-    """`home`, where any of these folders is in it (default: the lake); raises Missing."""
+    """Return `home`, where any of these folders is in it (default: the lake); raises Missing."""
     parts = parts or ("lake",)
     if not any((home / part).is_dir() for part in parts):
         raise Missing(f"{home}: no {' and no '.join(parts)} there; name the folder of a run with --home")

@@ -26,17 +26,20 @@ NO_OVERRIDES: Overrides = {}
 
 
 def resolve(settings: Settings, overrides: dict[str, Any] | None = None) -> Settings:
-    """The settings with `overrides`, dotted keys to values, on top. Raises SettingsError for what cannot be used."""
+    """Return the settings with `overrides`, dotted keys to values, on top.
+
+    Raises SettingsError for what cannot be used.
+    """
     if not isinstance(settings, Settings):
         return make_settings(settings, overrides)
     return make_settings(settings.model_dump(exclude_unset=True), overrides) if overrides else settings
 
 
 def run_name(pattern: str) -> Callable[[], str]:
-    """A flow run's name: the pattern, where `{run}` is the settings' run, and `{epoch}` the epoch or `{evaluation}` what the evaluation is called,
-    also where the number is left to the flow.
+    """Return a function that names a flow run by the pattern.
 
-    With wrong settings it keeps Prefect's own.
+    In it, `{run}` is the settings' run, `{epoch}` the epoch, and `{evaluation}` what the evaluation is called, also
+    where the number is left to the flow. With wrong settings the flow run keeps Prefect's own name.
     """
 
     def name() -> str:

@@ -35,9 +35,10 @@ _running = contextlib.ExitStack()  # it
 
 @contextlib.contextmanager
 def prefect_api(home: Path) -> Iterator[None]:
-    """`PREFECT_API_URL` for the context: the user's own, else of a server on a free port that keeps its record in `home`.
+    """Set `PREFECT_API_URL` while the block runs, where the user has none.
 
-    Contexts of several threads share one server, in the home of the first; it ends with the last of them.
+    It is that of a server on a free port, which is started and keeps its record in `home`. Contexts of several
+    threads share one server, in the home of the first; it ends with the last of them.
     """
     global _users
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -59,7 +60,10 @@ def prefect_api(home: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _known_to_prefect() -> Iterator[None]:
-    """Prefect reads its environment once: of this process's second server it would not know."""
+    """Pass the server's address to Prefect.
+
+    Prefect reads its environment once, so it would not know the second server of this process.
+    """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
@@ -99,7 +103,7 @@ def server_command(*listen: str) -> list[str]:
 
 
 def answers(url: str) -> bool:
-    """Whether a server answers 200 there within two seconds."""
+    """Return whether a server answers 200 at `url` within two seconds."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
@@ -108,7 +112,7 @@ def answers(url: str) -> bool:
 
 
 def _send_what_waits() -> None:
-    """Logs and events that Prefect sends in the background: behind a server that is gone they would be retried for long."""
+    """Send the logs and events that Prefect sends in the background: without a server they are retried for long."""
     if "prefect" not in sys.modules:
         return
     from prefect.events.worker import EventsWorker
@@ -119,7 +123,7 @@ def _send_what_waits() -> None:
 
 
 def _bound_socket() -> socket.socket:
-    """A socket on a free port, which nobody else can take in the seconds until the server listens on it."""
+    """Return a socket on a free port, which nobody else can take in the seconds until the server listens on it."""
     bound = socket.socket()
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it only on sockets that it makes itself
     bound.bind(("127.0.0.1", 0))

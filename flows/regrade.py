@@ -58,7 +58,7 @@ def _again(epoch: Epoch) -> dict[str, Any]:
 
 
 def _mean_reward(epoch: Epoch) -> float | None:
-    """Of the rollouts that have a reward; None where none has, or nothing is derived."""
+    """Return the mean reward of the rollouts that have one; None where none has, or nothing is derived."""
     if "rollout_rewards" not in epoch.manifest.tables:
         return None
     row = duckdb.execute("SELECT avg(reward) FROM read_parquet(?)", [epoch.table("rollout_rewards")]).fetchone()

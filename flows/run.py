@@ -33,7 +33,7 @@ def begin_run(settings: Settings, overrides: dict[str, Any], work: Work = "train
 
 @contextlib.contextmanager
 def at_work(run: Run) -> Iterator[None]:
-    """One process at a time works on a run, and MLflow knows how it ends."""
+    """Hold the run while the block runs, so that one process at a time works on it; record in MLflow how it ends."""
     with tracked(run), run.lake.working_on(run.run):
         yield
 

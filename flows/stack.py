@@ -90,8 +90,9 @@ def make_plan(
     mlflow_db: str | None = None,
     auth: bool = False,
 ) -> Plan:
-    """What runs for a home. auth: Prefect and MLflow answer those alone who know what is in `stack/auth`.
+    """Return the plan of what runs for a home.
 
+    auth: Prefect and MLflow answer only those who know what is in `stack/auth`.
     Raises SettingsError for a port that is taken, naming the part and the option, and ModuleNotFoundError where the program of a part is
     not installed.
     """
@@ -176,12 +177,12 @@ def make_plan(
 
 
 def load_auth(folder: Path) -> str:
-    """`user:password` of Prefect's API and of MLflow, as `auth` in the stack's folder has it; made on the first call."""
+    """Return `user:password` of Prefect and MLflow from `auth` in the stack's folder; the first call makes it."""
     return made_once(folder / "auth", lambda: f"lightning:{secrets.token_urlsafe(32)}")
 
 
 def _mlflow_auth(folder: Path, user: str, password: str) -> dict[str, str]:
-    """The environment of an MLflow server with one user, whose settings are in `folder`."""
+    """Return the environment of an MLflow server with one user, and write its settings to `folder`."""
     config = folder / "mlflow-auth.ini"
     lines = ["[mlflow]", "default_permission = NO_PERMISSIONS", f"admin_username = {user}"]
     lines += [f"database_uri = sqlite:///{folder / 'mlflow-auth.db'}"]
@@ -195,7 +196,7 @@ def _mlflow_auth(folder: Path, user: str, password: str) -> dict[str, str]:
 
 
 def state_of(home: Path) -> State | None:
-    """What the supervisor of a home wrote last; None where there never was one."""
+    """Return what the supervisor of a home wrote last; None where there is nothing, or nothing that can be read."""
     try:
         return State.model_validate_json((home.resolve() / "stack" / "state.json").read_bytes())
     except (FileNotFoundError, ValueError):
@@ -222,7 +223,7 @@ def start(plan: Plan) -> None:
 
 
 def stop(home: Path) -> bool:
-    """End the stack of a home and all it left; whether there was anything."""
+    """End the stack of a home and all it left; returns whether there was anything."""
     state = state_of(home)
     if state is None:
         return False
@@ -270,7 +271,7 @@ class _Supervisor:
         self._ended = False
 
     def run(self) -> None:
-        """Until SIGTERM."""
+        """Run the parts until SIGTERM or SIGINT, then end them. Raises SettingsError where a flow is at work."""
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGINT, self._end)
         if not claim_services(self._plan.home):

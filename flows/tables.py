@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 def report_console() -> Console:
-    """The terminal; where there is none (a log), wide enough for the tables."""
+    """Return a console for the terminal; where there is none (a log), one that is wide enough for the tables."""
     console = Console()
     return console if console.is_terminal else Console(width=140)
 
@@ -28,5 +28,5 @@ def as_table(rows: Iterable[dict[str, Any]], title: str, caption: str = "", left
 
 
 def cell(value: Any, form: str = "") -> str:
-    """A value as `format` has it; nothing for None."""
+    """Return a value as `format` writes it; an empty text for None."""
     return "" if value is None else format(value, form)

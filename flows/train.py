@@ -70,6 +70,6 @@ def train(
 
 
 def waited_enough(rows: list[dict[str, Any]], patience: int) -> bool:
-    """Whether the last `patience` evaluations (rows of epoch_rows) were all no better than the best before them."""
+    """Return whether none of the last `patience` evaluations (rows of epoch_rows) was better than the best before."""
     shares = [row["held_out_right"] for row in rows if row["held_out_right"] is not None]
     return len(shares) > patience and max(shares[-patience:]) <= max(shares[:-patience])

@@ -49,5 +49,8 @@ def why(run: str | None, home: Path, form: str) -> None:
 
 
 def _quoted(text: str) -> str:
-    """For a shell; SQL is full of single quotes, so in double ones where nothing in it would mean anything there."""
+    """Quote a text for a shell.
+
+    SQL is full of single quotes, so the text is in double ones where nothing in it would mean anything there.
+    """
     return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'

@@ -17,7 +17,7 @@ _hashed: dict[FileKey, str] = {}
 
 
 def settled_key(file: Path) -> FileKey | None:
-    """What identifies a file's content to this process; None for one that was written just now. Take it before reading."""
+    """Return what identifies a file's content to this process; None for one just written. Call it before reading."""
     facts = file.stat()
     key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_ctime_ns)
     settled = _SETTLED_NS if facts.st_ctime_ns % 1_000_000_000 else _SETTLED_COARSE_NS
@@ -25,7 +25,7 @@ def settled_key(file: Path) -> FileKey | None:
 
 
 def digest(file: Path) -> str:
-    """BLAKE3 of a file's bytes, in hex. Raises OSError."""
+    """Return the BLAKE3 digest of a file's bytes, in hex. Raises OSError."""
     key = settled_key(file)
     if key in _hashed:
         return _hashed[key]
@@ -37,6 +37,6 @@ def digest(file: Path) -> str:
 
 
 def table_digest(file: Path) -> str:
-    """The digest that a derived table has in its epoch's manifest. Raises OSError."""
+    """Return the digest that a derived table has in its epoch's manifest. Raises OSError."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]

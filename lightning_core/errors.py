@@ -47,7 +47,7 @@ def without_traceback(record: logging.LogRecord) -> bool:
 
 
 def _extra_with(module: str) -> str | None:
-    """The extra of lightning-flows that brings a module, by the name of its package."""
+    """Return the extra of lightning-flows that brings a module, by the name of its package."""
     from importlib.metadata import PackageNotFoundError, requires  # slow to import, and seldom needed
 
     package = module.partition(".")[0].replace("_", "-")

@@ -43,7 +43,7 @@ Event = Worth | At | Stage | Rows
 
 
 def shown(event: Event | None = None) -> dict[str, Event]:
-    """The `extra` of a log call; without an event, the line itself is what is worth showing."""
+    """Return the `extra` of a log call; without an event, the line itself is what is worth showing."""
     return {"event": event or Worth()}
 
 

@@ -59,7 +59,7 @@ def put_in_place(beside: Path, path: Path) -> None:
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Link a file, so that both names have one place on the disk; a copy where the disk is another."""
+    """Link a file, so that both names have one place on the disk; copy it where that fails, as for another disk."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -68,7 +68,7 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 
 
 def rename(path: Path, to: Path) -> None:
-    """Rename what is durable already, and its new name is durable too. The folder of `to` is made if missing."""
+    """Rename what is durable already, and make its new name durable too. The folder of `to` is made if missing."""
     make_folder(to.parent)
     os.rename(path, to)
     fsync(to.parent)
@@ -77,7 +77,10 @@ def rename(path: Path, to: Path) -> None:
 
 
 def open_synced(path: Path, mode: int = 0o600) -> int:
-    """A descriptor of a file, made if missing, whose writes are on disk when they return; its name is not: see `fsync`."""
+    """Open a file, made if missing; returns a descriptor whose writes are on disk when they return.
+
+    The file's name is not on disk then: see `fsync`.
+    """
     return os.open(path, _SYNCED, mode)
 
 
@@ -109,13 +112,13 @@ def fsync(path: Path) -> None:
 
 
 def is_full_disk(error: BaseException) -> TypeGuard[OSError]:
-    """Whether the system refused a write because the disk, or the user's share of it, is full."""
+    """Return whether the system refused a write because the disk, or the user's share of it, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True, shared: bool = False) -> Iterator[bool]:
-    """Hold a lock on `path` (made if missing) over processes; True where it was got, always if `wait`.
+    """Hold a lock on `path` (made if missing) over processes; yields True where it holds it, always if `wait`.
 
     The lock excludes all others, or those that are not `shared`.
     """

@@ -24,7 +24,7 @@ class Card:
 
 
 def cards() -> list[Card]:
-    """The cards of this machine; none where `nvidia-smi` is missing or fails."""
+    """Return the cards of this machine; none where `nvidia-smi` is missing or fails."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
@@ -34,7 +34,7 @@ def cards() -> list[Card]:
 
 
 def parse(table: str) -> list[Card]:
-    """The rows of `cards`' question; a card that does not say its memory (MiB) is left out."""
+    """Parse the table that `cards` asks for; a card that does not report its memory (MiB) is left out."""
     found = []
     for line in table.splitlines():
         fields = [field.strip() for field in line.split(",")]
@@ -45,7 +45,10 @@ def parse(table: str) -> list[Card]:
 
 
 def seen(here: list[Card], devices: str | None, several: bool = False) -> list[Card]:
-    """The cards that a value of CUDA_VISIBLE_DEVICES names; None: that of this process, of which one process takes the first."""
+    """Return the cards that a value of CUDA_VISIBLE_DEVICES names.
+
+    None: that of this process, of which one process takes the first.
+    """
     if devices is None:
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = [card.index for card in here] if devices is None else devices.split(",")

@@ -16,7 +16,7 @@ from lightning_core.user_code import describe
 
 
 def load_callable(reference: str, setting: str) -> Callable[..., Any]:
-    """The function that a setting names. Raises SettingsError naming the setting and what was not found."""
+    """Return the function that a setting names. Raises SettingsError naming the setting and what was not found."""
     place, _, name = reference.partition(":")
     if not name:
         raise SettingsError(f"{setting}: {reference!r}: write it as `module:function` or `path/to/file.py:function`")

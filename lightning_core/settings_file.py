@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(text: str, name: str) -> Any:
-    """The value of a YAML (or JSON) text. Raises SettingsError that begins with `name`."""
+    """Return the value of a YAML (or JSON) text. Raises SettingsError that begins with `name`."""
     try:
         return yaml.load(text, _Loader)
     except _TooDeep as error:
@@ -70,7 +70,7 @@ def load_settings(path: Path | str, overrides: dict[str, Any] | None = None) -> 
 
 
 def make_settings(raw: Any, overrides: Any = None, folder: Path = Path()) -> Settings:
-    """Settings of plain values, with `overrides` on top of them, as in `load_settings`; neither is changed.
+    """Make settings of plain values, with `overrides` on top of them, as in `load_settings`; neither is changed.
 
     Raises SettingsError, naming the key, where one of the two is no mapping, has unknown keys, or holds wrong values.
     """
@@ -130,7 +130,7 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def explain_validation(error: ValidationError) -> str:
-    """The problems of a validation error, one a line, each with its key and what would be allowed there."""
+    """Return the problems of a validation error, joined by `; `, each with its key and what is allowed there."""
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"]) or "settings"
@@ -160,7 +160,7 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested settings by their keys: `rollout.group_size`, `policies.0.name`."""
+    """Return nested settings by their keys: `rollout.group_size`, `policies.0.name`."""
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list) and value and isinstance(value[0], dict):

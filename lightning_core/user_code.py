@@ -16,7 +16,7 @@ _FRAMES, _CHARS = 8, 4000
 
 
 def describe(error: BaseException) -> str:
-    """The exception and the frames it came through, without those of this project and of Python's import."""
+    """Return the exception and the frames it passed through, without those of this project and of Python's import."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_ours(f.filename)]
     message = "".join(traceback.format_exception_only(type(error), error)).strip()
     where = "".join(traceback.format_list(frames[-_FRAMES:])).rstrip()

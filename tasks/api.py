@@ -24,9 +24,9 @@ class ApiAway(LightningError):
 
 
 def wait_for_api(patience_s: float = _PATIENCE_S) -> None:
-    """Return once Prefect's server answers, whatever it says: a task with a concurrency limit fails at once where it does not.
+    """Wait until Prefect's server answers, whatever the answer.
 
-    Raises ApiAway after `patience_s`.
+    A task with a concurrency limit fails at once where it does not answer. Raises ApiAway after `patience_s`.
     """
     url = PREFECT_API_URL.value()
     if url is None:  # one of Prefect's own, inside this process

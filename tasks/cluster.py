@@ -35,7 +35,7 @@ class WorkerLost(LightningError):
 
 @contextlib.contextmanager
 def task_runner(cluster: ClusterSettings) -> Iterator[TaskRunner[Any]]:
-    """The runner, started; a cluster that is started for it ends with it. Called inside a flow."""
+    """Start the runner for the block; a cluster that is started for it ends with it. Called inside a flow."""
     if cluster.engine == "threads":
         flow = FlowRunContext.get()
         assert flow is not None, "stages are called inside a flow"
@@ -46,14 +46,14 @@ def task_runner(cluster: ClusterSettings) -> Iterator[TaskRunner[Any]]:
 
 
 def submit(runner: TaskRunner[Any], task: Task[Any, Any], **parameters: Any) -> Future[State[Any]]:
-    """Run a task there; its final state comes, or what the engine says."""
+    """Run a task on the runner; returns a future of its final state, or of the error that the engine raises."""
     wrapped = runner.submit(task, parameters).wrapped_future
     # Ray's references make a future of the standard library; Dask's have the two methods of it that are used.
     return wrapped.future() if hasattr(wrapped, "future") else wrapped
 
 
 def settled(futures: Sequence[Future[State[Any]]], timeout_s: float) -> bool:
-    """Whether all are done, at once or after so many seconds."""
+    """Wait until all are done, so many seconds at most; returns whether they are."""
     deadline = time.monotonic() + timeout_s
     while not all(future.done() for future in futures):
         if time.monotonic() > deadline:
@@ -63,7 +63,7 @@ def settled(futures: Sequence[Future[State[Any]]], timeout_s: float) -> bool:
 
 
 def outcome(future: Future[State[Any]]) -> Any:
-    """What the task returned, when it has; raises what it raised, and WorkerLost where it came to no end."""
+    """Wait for a task and return what it returned; raises what it raised, and WorkerLost where the engine lost it."""
     try:
         state = future.result()
     except Exception as error:
@@ -72,7 +72,7 @@ def outcome(future: Future[State[Any]]) -> Any:
 
 
 def in_order(runner: TaskRunner[Any], task: Task[Any, Any], parameters: Iterator[dict[str, Any]]) -> Iterator[Any]:
-    """What a task returns for each of these, in their order, a few ahead of the one that is read.
+    """Yield what a task returns for each of these parameters, in their order; a few run ahead of the one that is read.
 
     For tasks that only compute: what is lost with a worker is run again. Raises WorkerLost where that does not help.
     """

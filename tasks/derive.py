@@ -50,12 +50,12 @@ def derive_tables(epoch: Epoch) -> dict[str, int]:
 
 @step("sql, bucket {job.bucket.number}/{job.bucket.of}")
 def derive_bucket(epoch: Epoch, job: Job) -> dict[str, pa.Table]:
-    """One bucket's SQL, over the lake in `home` as this machine sees it."""
+    """Run one bucket's SQL, over the lake in `home` as this machine sees it."""
     return work_bucket(epoch, job)
 
 
 def _shown(epoch: Epoch) -> Callable[[str, int], None]:
-    """Progress of the SQL: of its statements, or of its buckets where there are several."""
+    """Return a function that shows the SQL's progress: its statements, or its buckets where there are several."""
     progress = cache(partial(Progress, "sequences", of=epoch.named))
 
     def tell(what: str, of: int) -> None:
@@ -67,7 +67,7 @@ def _shown(epoch: Epoch) -> Callable[[str, int], None]:
 
 @contextlib.contextmanager
 def _elsewhere(epoch: Epoch) -> Iterator[tuple[RunBuckets | None, int | None]]:
-    """How buckets are worked on in a cluster, and of how many spans they are; (None, None) for threads."""
+    """Yield what runs buckets on a cluster, and how many spans a bucket has; (None, None) for threads."""
     if epoch.settings.cluster.engine == "threads":
         yield None, None
         return

@@ -38,7 +38,7 @@ def ingest_home(lake: Lake, rules: LakeSettings) -> dict[str, int]:
 
 @step("decode from {first}")
 def decode_range(first: int, batch: Batch) -> Decoded:
-    """Spans of a part of the spool, from offset `first` on, which is handed over whole: the spool is on the gateway's machine."""
+    """Decode a part of the spool, from offset `first` on, handed over whole: the spool is on the gateway's machine."""
     return decode_batch(batch)
 
 
@@ -54,7 +54,7 @@ def _warned(lake: Lake, done: Ingested) -> Ingested:
 
 
 def _on(cluster: ClusterSettings) -> Decode:
-    """Decodes on a cluster what is more than one batch."""
+    """Return a function that decodes on a cluster what is more than one batch."""
 
     def decode(batches: Iterator[Batch]) -> Iterator[Decoded]:
         first = list(islice(batches, 2))

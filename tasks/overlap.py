@@ -27,7 +27,7 @@ from lightning_flows.tasks.rollouts import roll_out
 def rolling_out_next(epoch: Epoch, services: Services, versions: dict[str, str]) -> Iterator[None]:
     """Run and grade the next epoch's rollouts, if there is one, beside what is done within; sampled from `versions`, policy → version.
 
-    Where a side fails, it is logged at once, and raised when the other has come to its end, which is kept; of two failures
+    Where a side fails, it is logged at once, and raised when the other has ended, whose work is kept; of two failures
     this epoch's is raised. An interrupt ends both.
     """
     following = _opened(epoch, versions)

@@ -29,7 +29,7 @@ _shared_lock, _all_lock = threading.Lock(), threading.Lock()
 
 
 def logger() -> Any:
-    """The run's logger inside a flow or task, a plain one elsewhere."""
+    """Return the run's logger inside a flow or task, a plain one elsewhere."""
     try:
         return get_run_logger()
     except MissingContextError:
@@ -37,13 +37,13 @@ def logger() -> Any:
 
 
 def say(stage: str) -> Callable[[str], None]:
-    """A function that logs what a stage says of itself."""
+    """Return a function that logs what a stage reports of itself."""
     log = logger()
     return lambda text: log.info("%s: %s", stage, text, extra=shown())
 
 
 def counts() -> list[Progress]:
-    """What this process counts, or has counted and still knows of, oldest first."""
+    """Return what this process counts, or has counted and still knows of, oldest first."""
     with _all_lock:
         return sorted(_all, key=lambda progress: progress.began)
 
@@ -72,7 +72,7 @@ class Progress:
 
     @classmethod
     def shared(cls, what: str, total: int, of: str, run: str) -> Progress:
-        """The one progress of this name of a run in this process: several shards count towards it."""
+        """Return the one progress of this name of a run in this process: several shards count towards it."""
         key = (run, of, what)
         with _shared_lock:
             if key not in _shared or _shared[key].finished:
@@ -84,11 +84,11 @@ class Progress:
         return self.done >= self.total
 
     def add(self, count: int = 1, note: str = "") -> None:
-        """So many more are done."""
+        """Count so many more as done."""
         self._update(count, 0, note)
 
     def at(self, done: int, note: str = "") -> None:
-        """So many are done."""
+        """Set how many are done, unless more are done already."""
         self._update(0, done, note)
 
     def _update(self, count: int, done: int, note: str) -> None:
@@ -104,7 +104,10 @@ class Progress:
             self._show(min(100.0, 100.0 * self.done / self.total), line, last=self.finished)
 
     def _show(self, share: float, line: str, last: bool = False) -> None:
-        """In a thread of its own: Prefect's client waits a minute for a server that is away, and the work must not."""
+        """Update the artifact in a thread of its own.
+
+        Prefect's client waits a minute for a server that is away, and the work must not.
+        """
         if self._context is None:
             return
         if last and self._showing is not None:

@@ -111,7 +111,7 @@ def _to_replace(epoch: Epoch, planned: list[PlannedRollout]) -> int:
 
 
 def _gone(epoch: Epoch) -> str | None:
-    """Which of the services that the rollouts need is not there any more."""
+    """Return which of the services that the rollouts need is gone, if any."""
     if GatewayHandle.find(epoch.home) is None:
         return "the gateway"
     return "vLLM" if VllmServer.find(epoch.home) is None else None
@@ -180,7 +180,7 @@ def _round(
 
 
 def _log_what_was_refused(gateway: GatewayHandle | None, before: dict[str, Any]) -> None:
-    """Spans that the gateway did not take while rollouts ran: agents' exporters give up sooner or later, and quietly."""
+    """Warn of spans that the gateway refused while rollouts ran: agents' exporters give up in the end, and quietly."""
     if gateway is None:
         return
     try:

@@ -18,7 +18,7 @@ from lightning_flows.tasks.step import step
 
 
 def split(rollouts: list[PlannedRollout], shards: int) -> list[list[PlannedRollout]]:
-    """Rollouts dealt out over at most so many shards, none empty."""
+    """Divide rollouts among at most so many shards, none empty."""
     return [part for i in range(shards) if (part := rollouts[i::shards])]
 
 
@@ -32,9 +32,10 @@ def rollout_shard(
     total: int,
     round_id: str | None = None,
 ) -> dict[str, Any]:
-    """Run a shard's rollouts (`total`: those of all shards). What an attempt did is in its spans; returned are counts by status and the first errors.
+    """Run a shard's rollouts (`total`: those of all shards).
 
-    Failures of single attempts never fail the shard. round_id: on a cluster, the round in which rollouts are claimed; those that
+    What an attempt did is in its spans; returns counts by status and the five most frequent errors. Failures of
+    single attempts never fail the shard. round_id: on a cluster, the round in which rollouts are claimed; those that
     were begun already are `claimed_before`, and left alone.
     """
 

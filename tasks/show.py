@@ -15,7 +15,9 @@ from lightning_flows.tasks.progress import logger
 
 
 def show_run(run: Run, rows: list[dict[str, Any]], record: str | None) -> None:
-    """`rows`: those of epoch_rows; `record`: where MLflow has the run. A Prefect server that is away only goes without."""
+    """Show a run in Prefect's UI, if its server is there. `rows`: those of epoch_rows; `record`: where MLflow has the
+    run.
+    """
     described = f"Epochs of run {run.run}" + (f"; {record}" if record else "")
     described += f". {WEIGHED}" if weighs(rows) else ""
     table = _table(rows, dropped_calls(run))
@@ -25,7 +27,7 @@ def show_run(run: Run, rows: list[dict[str, Any]], record: str | None) -> None:
 
 
 def show_findings(run: Run, findings: list[Finding]) -> None:
-    """The diagnosis of a run as a table."""
+    """Show the diagnosis of a run as a table."""
     lines = ["| | where | what | remedy | rows behind it |", "|---|---|---|---|---|"]
     for found in findings:
         cells = (found.severity, found.where, found.what, f"{found.finds} {found.remedy}", f"`{found.evidence}`")
@@ -40,7 +42,7 @@ def _key(kind: str, run: Run) -> str:
 
 
 def _table(rows: list[dict[str, Any]], dropped: dict[int, dict[str, int]]) -> list[dict[str, Any]]:
-    """A row an epoch. Every row has every column: the UI shows those of the first."""
+    """Return a row an epoch. Every row has every column: the UI shows those of the first."""
     stages = dict.fromkeys(stage for row in reversed(rows) for stage in row["seconds"])
     return [
         {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k not in ("run", "seconds")}

@@ -39,10 +39,11 @@ _tracked: dict[tuple[Path, str], float] = {}  # (home, run) -> when its flow beg
 
 @contextlib.contextmanager
 def tracked(run: Run) -> Iterator[None]:
-    """Round a flow: in MLflow the run is RUNNING, then FINISHED, FAILED (an error) or KILLED (Ctrl-C, SIGTERM, cancelled).
+    """Record in MLflow how a run goes while the block runs.
 
-    Of flows within one another the outermost counts. A process that was killed outright says nothing: the run is RUNNING
-    there until somebody resumes it. An error that comes of an interrupt is raised as KeyboardInterrupt.
+    It is RUNNING, then FINISHED, FAILED (an error) or KILLED (Ctrl-C, SIGTERM, cancelled). Of flows within one another
+    the outermost counts. A process that was killed outright records nothing: the run is RUNNING there until somebody
+    resumes it. An error that an interrupt caused is raised as KeyboardInterrupt.
     """
     key = (run.home.resolve(), run.run)
     if key in _tracked:
@@ -155,7 +156,10 @@ def _to_mlflow(epoch: Epoch, row: dict[str, Any], signals: list[Signal]) -> dict
 
 
 def _flow_run_url(home: Path) -> str:
-    """Where the flow run is shown. The server of a command ends with it; its record is shown by Prefect's own on 4200."""
+    """Return where the flow run is shown.
+
+    The server of a command ends with it; its record is shown by Prefect's own on 4200.
+    """
     url = str(flow_run.get_flow_run_ui_url())
     ours = os.environ.get("PREFECT_HOME") == str((home / "prefect").resolve())
     if ours and not deployment.get_id():
@@ -164,7 +168,7 @@ def _flow_run_url(home: Path) -> str:
 
 
 def _datasets(epoch: Epoch, run: MlflowRun) -> None:
-    """Tasks that were rolled out, and the sequences that were trained on."""
+    """Log the tasks that were rolled out, and the sequences that were trained on, as data sets of the MLflow run."""
 
     settings, manifest = epoch.settings, epoch.manifest
 

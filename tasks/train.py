@@ -36,7 +36,7 @@ class Trained:
 def train_policies(epoch: Epoch) -> Trained:
     """Train the policies: one after another, or so many at one time as there are `training_devices`.
 
-    Where one fails, those that are under way come to their end (what they publish is not trained again), then it is raised.
+    Where one fails, those that are under way finish (what they publish is not trained again), then its error is raised.
     """
     settings = epoch.settings
     devices: SimpleQueue[str | None] = SimpleQueue()

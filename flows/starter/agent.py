@@ -20,7 +20,7 @@ EXAMPLES = [
 
 
 def run(task: dict) -> str:
-    """The calculation that the model writes for `task["question"]`."""
+    """Return the calculation that the model writes for `task["question"]`."""
     question = {"role": "user", "content": task["question"]}
     reply = OpenAI().chat.completions.create(model="policy", messages=[*EXAMPLES, question], max_tokens=16)
     return reply.choices[0].message.content or ""

@@ -6,7 +6,7 @@ OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b
 
 
 def grade(task: dict, output: object, spans: list) -> float:
-    """The reward of one attempt. `output` is what the agent returned, `spans` what it did on the way."""
+    """Return the reward of one attempt. `output` is what the agent returned, `spans` what it did on the way."""
     answer = str(output).strip()
     calculation = re.search(r"(\d+) ?([-+*]) ?(\d+)", answer)
     if calculation is None:

@@ -30,7 +30,7 @@ LORA = "lightning_core.cpu_demo.vllm_lora.ByAdapter"
 
 
 async def serve(args: Namespace) -> None:
-    """As `vllm.entrypoints.launchers.api_server.entry.run_server`, with the engine forked instead of spawned."""
+    """Serve as `vllm.entrypoints.launchers.api_server.entry.run_server` does, with the engine forked, not spawned."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.entry import build_and_serve
     from vllm.entrypoints.launchers.launcher import setup_server

@@ -25,7 +25,7 @@ class ByAdapter(PunicaWrapperCPU):
     _sampled: Groups  # the rows of the batch that a token is sampled from
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        """Before a batch whose adapters differ from those of the one before."""
+        """Group the rows by adapter; vLLM calls this before a batch with other adapters than the one before."""
         super().update_metadata(*args, **kwargs)
         self._tokens, self._sampled = _groups(self.token_lora_indices), _groups(self.sampler_indices)
 
@@ -39,7 +39,10 @@ class ByAdapter(PunicaWrapperCPU):
         output_slices: tuple[int, ...],
         **kwargs: Any,
     ) -> None:
-        """A linear layer; `y` is as wide as the sum of `output_slices`, each of which has a stack of either kind."""
+        """Add the adapters of a linear layer.
+
+        `y` is as wide as the sum of `output_slices`, each of which has a stack of either kind.
+        """
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         for part, a, b in zip(y.split(output_slices, 1), lora_a_stacked, lora_b_stacked, strict=True):
             _add(self._tokens, part, x, a, b, scale)
@@ -48,19 +51,22 @@ class ByAdapter(PunicaWrapperCPU):
         self, y: torch.Tensor, x: torch.Tensor, lora_a_stacked: torch.Tensor, lora_b_stacked: torch.Tensor, scale: float,
         **kwargs: Any,
     ) -> None:  # fmt: skip
-        """The LM head. vLLM asks for it under every adapter, with zeros for one that leaves it alone; `y` may be padded."""
+        """Add the adapters of the LM head; `y` may be padded.
+
+        vLLM calls it under every adapter, with zeros for one that leaves the head alone.
+        """
         width = min(y.shape[1], lora_b_stacked.shape[2])
         _add(self._sampled, y[:, :width], x, lora_a_stacked, lora_b_stacked[:, :, :width], scale)
 
     def add_lora_embedding(
         self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **kwargs: Any
     ) -> None:
-        """The embedding; `x` (rows, rank) is what its first matrix has for each token."""
+        """Add the adapters of the embedding; `x` (rows, rank) is what its first matrix has for each token."""
         _add(self._tokens, y, x, None, lora_b_stacked, 1.0)
 
 
 def _groups(slots: torch.Tensor) -> Groups:
-    """The rows of each slot; -1 is a row without an adapter."""
+    """Return the rows of each slot; -1 is a row without an adapter."""
     found = slots.unique().tolist()
     return [(s, None if len(found) == 1 else (slots == s).nonzero()[:, 0]) for s in found if s >= 0]
 

@@ -17,7 +17,10 @@ class Collapse(LightningError):
 
 
 def alarms(lake: Lake, run: str, limits: AlarmSettings, epochs: int) -> list[str]:
-    """Which limits the run has passed after `epochs` epochs: by the last one's training, and by the evaluation after it."""
+    """Return the limits that the run has passed after `epochs` epochs, in words.
+
+    They are about the last epoch's training, and about the evaluation after it.
+    """
     if not limits.on:
         return []
     lake.rebuild_catalog()

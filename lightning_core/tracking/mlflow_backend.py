@@ -34,12 +34,12 @@ the policy acted, `mean_reward` over all.
 
 
 def tracking_uri(tracking: TrackingSettings, home: Path) -> str:
-    """Where MLflow keeps its record: the settings' address, or a SQLite file in `home`."""
+    """Return where MLflow keeps its record: the settings' address, or a SQLite file in `home`."""
     return tracking.mlflow_uri or f"sqlite:///{(home / 'mlflow.db').resolve()}"
 
 
 def is_tracked(tracking: TrackingSettings, home: Path, run: str) -> bool:
-    """Whether the run has an MLflow run already; without importing MLflow."""
+    """Return whether the run has an MLflow run already; without importing MLflow."""
     return "mlflow" in tracking.backends and _kept(home, run).is_file()
 
 
@@ -57,12 +57,12 @@ class MlflowRun:
         self.run_id = self._find() or self._create(began or time.time())
 
     def tag(self, **tags: str) -> None:
-        """Tags of the run, for example the Prefect flow run that works on it."""
+        """Set tags of the run, for example the Prefect flow run that works on it."""
         for name, value in tags.items():
             self._client.set_tag(self.run_id, name, value)
 
     def metrics(self, values: dict[str, float], epoch: int) -> None:
-        """Metrics of an epoch; MLflow's step is the epoch."""
+        """Log metrics of an epoch; MLflow's step is the epoch."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -70,7 +70,7 @@ class MlflowRun:
         self._client.log_batch(self.run_id, metrics=entries)
 
     def send(self, epoch: EpochManifest, signals: list[Signal]) -> None:
-        """Signals as metrics `policy/signal`; seconds of an evaluation would stand for those of the epoch."""
+        """Send signals as metrics `policy/signal`; no seconds of an evaluation: they would stand for the epoch's."""
         self.metrics(
             {
                 f"{s.policy}/{s.name}" if s.policy else s.name: s.value
@@ -81,7 +81,7 @@ class MlflowRun:
         )
 
     def dataset(self, name: str, digest: str, source: str, rows: int, context: str) -> None:
-        """Name a data set that the run has read; once, however often it is asked. `source`: a path, or `module:function`."""
+        """Log a data set that the run has read, once over all calls. `source`: a path, or `module:function`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
         from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
@@ -93,14 +93,14 @@ class MlflowRun:
         self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)])])
 
     def status(self, status: Status) -> None:
-        """Say how the run goes, or how it ended."""
+        """Set the status of the run in MLflow: how it goes, or how it ended."""
         if status == "RUNNING":
             self._client.update_run(self.run_id, status)
         else:
             self._client.set_terminated(self.run_id, status)
 
     def document(self, content: dict[str, Any], path: str) -> None:
-        """A JSON artifact, such as the settings and the dataset of an epoch."""
+        """Log a JSON artifact, such as the settings and the dataset of an epoch."""
         self._client.log_dict(self.run_id, content, path)
 
     def traces(self, con: duckdb.DuckDBPyConnection, epoch: EpochManifest) -> int:
@@ -115,7 +115,7 @@ class MlflowRun:
         return len(sent)
 
     def version(self, store: PolicyStore, version: str) -> None:
-        """Register a policy's version with its files and lineage; once, however often it is asked."""
+        """Register a policy's version with its files and lineage; once, however often it is called."""
         registry.register(self._client, self.run_id, self._model(store), store, version)
 
     def aliases(self, store: PolicyStore) -> dict[str, str]:
@@ -127,14 +127,14 @@ class MlflowRun:
         return register_prompts(self._client, f"{self._settings.run}.prompts.{store.name}", store)
 
     def link(self) -> str:
-        """Markdown that leads to the run: by the tracking server's address, else by that of the stack's MLflow UI."""
+        """Return Markdown that links to the run: at the tracking server, else at the stack's MLflow UI."""
         uri, run = tracking_uri(self._settings.tracking, self._settings.home), self._client.get_run(self.run_id).info
         local = not uri.startswith(("http://", "https://"))
         shown = f" (while `lightning-flows up` runs, or `mlflow ui --backend-store-uri {uri}`)" if local else ""
         return f"[MLflow run {run.run_name}]({self._ui()}/#/experiments/{run.experiment_id}/runs/{self.run_id}){shown}"
 
     def _ui(self) -> str:
-        """The address of MLflow's UI: that of the tracking server, else that of the stack's."""
+        """Return the address of MLflow's UI: that of the tracking server, else that of the stack's."""
         uri = tracking_uri(self._settings.tracking, self._settings.home)
         return uri.rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
 

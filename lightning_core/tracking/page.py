@@ -34,7 +34,7 @@ _FIRST = (
 
 
 def page(run: str, rows: list[dict[str, Any]], signals: Signals, record: str | None) -> str:
-    """`rows` are those of epoch_rows; `record` links to the run elsewhere."""
+    """Return the page of a run in Markdown. `rows` are those of epoch_rows; `record` links to the run elsewhere."""
     parts = [f"# Run {run}"]
     if record:
         parts.append(record)
@@ -46,7 +46,7 @@ def page(run: str, rows: list[dict[str, Any]], signals: Signals, record: str | N
 
 
 def weighs(rows: list[dict[str, Any]]) -> bool:
-    """Whether any epoch (rows of epoch_rows) had some tasks drawn more often than others."""
+    """Return whether any epoch (rows of epoch_rows) had some tasks drawn more often than others."""
     return any(row.get("reward_uniform") is not None for row in rows)
 
 
@@ -82,7 +82,7 @@ def _table(signals: Mapping[str, Points]) -> str:
 
 
 def curve(values: list[float]) -> str:
-    """Bars between the least and the greatest value; flat where they print the same, a gap where there is no number."""
+    """Return bars between least and greatest value; flat where they print the same, a gap for what is no number."""
     numbers = [value for value in values if math.isfinite(value)]
     low = min(numbers, default=0.0)
     high = max(numbers, default=0.0)

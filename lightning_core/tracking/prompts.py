@@ -34,7 +34,7 @@ def register_prompts(client: Any, name: str, store: PromptStore) -> dict[str, st
 
 
 def _known(client: Any, name: str) -> dict[str, int]:
-    """Version → MLflow's number of it, of all pages."""
+    """Return version → MLflow's number of it, from all pages."""
     found: dict[str, int] = {}
     token = None
     while True:

@@ -43,7 +43,7 @@ ARTIFACTS = "mlflow-artifacts"  # the folder beside mlflow.db
 
 
 def connect(uri: str) -> Any:
-    """An MLflow client for tracking and registry at `uri`. Imports MLflow, which takes seconds."""
+    """Return an MLflow client for tracking and registry at `uri`. Imports MLflow, which takes seconds."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     from mlflow import MlflowClient
@@ -55,7 +55,7 @@ def connect(uri: str) -> Any:
 
 
 def register(client: Any, run_id: str, name: str, store: PolicyStore, version: str) -> Any:
-    """The model version of `version` in the registered model `name`; made once, however often it is asked.
+    """Register `version` in the registered model `name`; once, however often it is called. Returns the model version.
 
     Raises StoreError where the version is damaged: what is registered is what was published.
     """
@@ -80,7 +80,7 @@ def register(client: Any, run_id: str, name: str, store: PolicyStore, version: s
 
 
 def point(client: Any, run_id: str, name: str, store: PolicyStore) -> dict[str, str]:
-    """Set the aliases `current` and `champion` as the store has them, and tag held-out results; alias → version."""
+    """Set the aliases `current` and `champion` as in the store, and tag held-out results; returns alias → version."""
     pointed = {}
     for alias, version in (("current", store.current()), ("champion", store.best())):
         if version is None:
@@ -138,7 +138,10 @@ def load(uri: str, name: str, version: str, into: Path) -> Path:
 
 
 def named(client: Any, policy: str) -> dict[Weights, list[str]]:
-    """Weights that the registry needs → why: an alias names them, or a registered model of the user's own is made of them."""
+    """Return weights that the registry needs → why.
+
+    An alias names them, or a registered model of the user's own is made of them.
+    """
     models = list(_models(client))
     ours = {model.name: model.aliases for model in models if model.tags.get("policy") == policy}
     made = {name: _versions(client, name) for name in ours}
@@ -186,7 +189,7 @@ def _weights(found: Any) -> Weights:
 
 
 def _models(client: Any) -> Iterator[Any]:
-    """All registered models, page after page."""
+    """Yield all registered models, page after page."""
     token = None
     while True:
         page = client.search_registered_models(page_token=token)
@@ -202,12 +205,15 @@ def _versions(client: Any, name: str) -> list[Any]:
 
 
 def _place(policy: str, version: str) -> str:
-    """Where a version is among the artifacts of a run."""
+    """Return where a version is among the artifacts of a run."""
     return f"policies/{policy}/{version}"
 
 
 def _source(client: Any, found: Any) -> str:
-    """The address of a model version's files. Raises StoreError where it has no version's name, or is not where its run keeps that."""
+    """Return the address of a model version's files.
+
+    Raises StoreError where its tag is no version's name, or its files are not where its run keeps that version.
+    """
     from mlflow.exceptions import MlflowException
 
     name, version = f"{found.name} {found.version}", found.tags.get("version", "")
@@ -234,7 +240,7 @@ def _is_own(client: Any, found: Any) -> bool:
 
 
 def _tags(manifest: Manifest) -> dict[str, str]:
-    """The lineage, as tags of a model version."""
+    """Return the lineage, as tags of a model version."""
     facts = manifest.model_dump(
         include={
             "policy", "version", "parent", "run", "epoch", "kind", "base_model", "settings_digest", "sequences",
@@ -250,7 +256,7 @@ def _local(uri: str) -> Path | None:
 
 
 def _link_folder(source: Path, target: Path) -> None:
-    """`target` with the files of `source`, by links where that can be; there whole or not at all."""
+    """Make `target` with the files of `source`, by links where that can be; it is there whole or not at all."""
     if target.exists():  # of a registration that was cut off before the registry had it
         shutil.rmtree(target)
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")

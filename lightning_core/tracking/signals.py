@@ -37,7 +37,7 @@ class Backend(Protocol):
 
 
 def epoch_signals(lake: Lake, epoch: EpochManifest) -> list[Signal]:
-    """The signals of an epoch or evaluation whose stages are in its manifest; rebuilds the catalog to have them."""
+    """Return the signals of an epoch or evaluation whose stages are in its manifest; rebuilds the catalog for them."""
     lake.rebuild_catalog()
     with catalog.connect(lake.root) as con:
         rows = con.execute(
@@ -48,7 +48,10 @@ def epoch_signals(lake: Lake, epoch: EpochManifest) -> list[Signal]:
 
 
 def backends(tracking: TrackingSettings, home: Path, say: Callable[[str], None] | None = None) -> list[Backend]:
-    """The backends of `tracking.backends` that need no session of their own (MLflow's is its run: mlflow_backend)."""
+    """Return the backends of `tracking.backends` that need no session of their own.
+
+    MLflow's session is its run: mlflow_backend.
+    """
     found: list[Backend] = []
     if "console" in tracking.backends:
         found.append(Console(say or logging.getLogger(__name__).info))

@@ -25,12 +25,12 @@ _KINDS = {"llm": "CHAT_MODEL", "tool": "TOOL", "agent": "AGENT", "embedding": "E
 
 
 def trace_id(run: str, mode: str, epoch: int, rollout: str) -> str:
-    """The id that MLflow has for a rollout of an epoch."""
+    """Return the id that MLflow has for a rollout of an epoch."""
     return f"tr-{hashlib.sha256(f'{run}/{mode}/{epoch}/{rollout}'.encode()).hexdigest()[:32]}"
 
 
 def address(home: Path, run: str, mode: str, epoch: int, rollout: str) -> str | None:
-    """Where MLflow's UI shows the trace of a rollout; None where it is none. Imports no MLflow."""
+    """Return where MLflow's UI shows the trace of a rollout; None where there is none. Imports no MLflow."""
     try:
         kept = json.loads(_kept(home, run).read_text())
     except (FileNotFoundError, ValueError):
@@ -40,7 +40,10 @@ def address(home: Path, run: str, mode: str, epoch: int, rollout: str) -> str | 
 
 
 def opened_by(uri: str) -> str | None:
-    """The command that has to run for `address` to open, with MLflow's record at `uri`; None where a tracking server of the user's has it."""
+    """Return the command that has to run for `address` to open, with MLflow's record at `uri`.
+
+    None where a tracking server of the user's has it.
+    """
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else None
 
 
@@ -103,7 +106,10 @@ def _send(client: Any, experiment: str, run_id: str, name: str, epoch: EpochMani
 
 
 def _spans(name: str, rows: list[Row]) -> list[Any]:
-    """MLflow's spans of the tree. Of two records of one call that of the gateway is shown; what has no start is passed over."""
+    """Return MLflow's spans of the tree.
+
+    Of two records of one call, that of the gateway is shown; what has no start is left out.
+    """
     from mlflow.entities import Span
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
