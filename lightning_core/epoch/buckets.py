@@ -58,7 +58,7 @@ class Spread:
 
 
 def whole(con: duckdb.DuckDBPyConnection) -> Bucket:
-    """All attempts of the epoch as one bucket."""
+    """Return all attempts of the epoch as one bucket."""
     (last,) = con.execute("SELECT coalesce(max(attempt), 0) FROM counted_attempts").fetchall()[0]
     return Bucket(1, 1, 1, last)
 
@@ -90,7 +90,7 @@ def cut(con: duckdb.DuckDBPyConnection, memory_gb: float, spans_a_bucket: int | 
 
 
 def enter(con: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
-    """Begin a bucket: its schema holds its attempts, and `spans` is those of its rollouts. In it already, it goes on."""
+    """Begin a bucket, unless `con` is in it: its schema holds its attempts, and `spans` is those of its rollouts."""
     schema = bucket.schema
     if con.execute("SELECT current_schema()").fetchall()[0][0] == schema:
         return
@@ -111,7 +111,7 @@ def enter(con: duckdb.DuckDBPyConnection, bucket: Bucket) -> None:
 def worked(
     con: duckdb.DuckDBPyConnection, buckets: list[Bucket], work: Work, spread: Spread | None = None
 ) -> Iterator[tuple[Bucket, duckdb.DuckDBPyConnection]]:
-    """The buckets in order, each when `work` is done in it, with the connection that is in it.
+    """Yield the buckets in order, each when `work` is done in it, with the connection that is in it.
 
     One bucket alone is worked on by `con` itself, which stays in it. Of several, each has a connection and a thread of its
     own, which no others help (a core a bucket loses less than a query on all cores), and is dropped when the next is
@@ -146,13 +146,13 @@ def worked(
 
 
 def tables(con: duckdb.DuckDBPyConnection) -> set[str]:
-    """Names of the epoch's tables so far."""
+    """Return the names of the epoch's tables so far."""
     found = con.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main'").fetchall()
     return {name for (name,) in found}
 
 
 def share(con: duckdb.DuckDBPyConnection, name: str, attempts: str) -> str:
-    """SQL: the rows of a table of the epoch that are of some attempts; all, where rows are of no attempt."""
+    """Return SQL for the rows of a table of the epoch that are of some attempts; for all, where rows are of none."""
     columns = set(con.sql(f"FROM main.{name}").columns)
     for keys in ({"rollout_id", "attempt_id"}, {"attempt"}):
         if keys <= columns:
@@ -161,7 +161,8 @@ def share(con: duckdb.DuckDBPyConnection, name: str, attempts: str) -> str:
 
 
 def work_alone(con: duckdb.DuckDBPyConnection, job: Job) -> dict[str, pa.Table]:
-    """Elsewhere: one bucket, in a connection that has what is known of the epoch; returns the tables asked for."""
+    """Do the work of one bucket elsewhere, in a connection that has what is known of the epoch; return the tables that
+    are asked for."""
     con.execute("SET threads = 1")
     for name, table in job.given.items():
         _create(con, f"main.{name}", table)

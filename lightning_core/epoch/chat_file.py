@@ -23,7 +23,7 @@ _CALL_NS = 1_000_000  # a chat has no times: its calls follow each other
 
 
 def read_chats(file: Path, now_ns: int) -> Iterator[Imported | BadPart]:
-    """The chats of a file, line by line; in place of a line that is none, why not. They begin at `now_ns`."""
+    """Yield the chats of a file, line by line, or the reason why a line is no chat. Chats begin at `now_ns`."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -72,7 +72,8 @@ def _chat(line: bytes, now_ns: int) -> Imported:
 
 
 def _message(number: int, message: Any) -> dict[str, Any]:
-    """Raises ValueError, naming the message from 0 on, for what no chat template would take."""
+    """Check a message and return it. Raises ValueError, naming the message by its number from 0 on, for what no chat
+    template would take."""
     where = f"messages[{number}]"
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
         raise ValueError(f"{where}: its role is none of {', '.join(_ROLES)}")

@@ -74,7 +74,7 @@ def deploy(run: Run, services: Services, versions: dict[str, str]) -> dict[str, 
 def _roll(
     policy: PolicySettings, folder: Path, manifest: Manifest, services: Services, routes: _Routes
 ) -> list[Redeployed]:
-    """Full weights into one replica after another."""
+    """Put full weights into one replica after another."""
     version, fleet = manifest.version, services.fleet
     # The folder too: another policy of this home has a version of that number.
     wanted = (version, folder.resolve())
@@ -110,7 +110,7 @@ def _roll(
 def _load(
     policy: PolicySettings, folder: Path, manifest: Manifest, services: Services, routes: _Routes
 ) -> list[Redeployed]:
-    """An adapter into every replica, then the routes, then what is older away."""
+    """Load an adapter into every replica, then switch the routes, then unload what is older."""
     version = manifest.version
     routed, in_use = routes.name_before(policy.name), services.gateway.serving
     done, ready, failure = [], [], None
@@ -173,12 +173,13 @@ class _Routes:
         )
 
     def name_before(self, name: str) -> str:
-        """Under which name vLLM serves what a policy was routed to before the deploy."""
+        """Return the name under which vLLM serves what a policy was routed to before the deploy."""
         return str(self._former["policies"].get(name, {}).get("model", ""))
 
     def roll(self, name: str, ready: Fleet, left: Fleet) -> None:
-        """Full weights: `ready` have the new version, `left` come later and have the former one as far as it was routed to
-        them; who missed that too gets no calls, like whoever is in neither.
+        """Set the route of a policy of full weights. Replicas in `ready` have the new version. Those in `left` get it
+        later, and serve the former one if it was routed to them. A replica that missed the former one too gets no
+        calls, like one in neither list.
         """
         before = self._former["policies"].get(name)
         if before is not None:
@@ -194,12 +195,13 @@ class _Routes:
         self._set()
 
     def switch(self, name: str) -> None:
-        """Route a policy of adapters to its new version. The others wait for theirs, which is not loaded yet."""
+        """Change the route of a policy of adapters to its new version. The others wait for theirs, which is not loaded
+        yet."""
         self._now[name] = self._with_loaded(name)
         self._set()
 
     def retire(self, names: list[str]) -> None:
-        """These names of vLLM's are about to go: route nothing to them any more."""
+        """Take these names of vLLM's out of the routes: they are about to go."""
         for entry in (*self._now.values(), *self._former["policies"].values()):
             entry["loaded"] = {v: o for v, o in (entry.get("loaded") or {}).items() if o["model"] not in names}
         self._set()
@@ -212,7 +214,7 @@ class _Routes:
         self._set()
 
     def back(self) -> None:
-        """The routes before the deploy, less the versions that it unloaded."""
+        """Restore the routes from before the deploy, less the versions that it unloaded."""
         served: set[str] = set()
         for fleet in self.served.values():
             for vllm in fleet:
@@ -226,7 +228,8 @@ class _Routes:
         self._gateway.set_routes(self._former)
 
     def _with_loaded(self, name: str) -> dict[str, Any]:
-        """The new route, with the other versions that stay loaded: rollouts that began with them go on with them."""
+        """Return the new route, with the other versions that stay loaded: rollouts that began with them keep to
+        them."""
         fleet, before = self.served[name], self._former["policies"].get(name)
         now, others = self._new(name, fleet), {BASE_VERSION: self._base_name}
         if before is not None and {before["upstream"], *before["replicas"]} & {vllm.upstream for vllm in fleet}:

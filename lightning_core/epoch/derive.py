@@ -63,7 +63,7 @@ def sql_digest(policies: list[PolicySettings]) -> str:
 
 @cache
 def derive_code() -> str:
-    """Digest of what runs the SQL: derived by other code, an epoch is derived again."""
+    """Return a digest of the code that runs the SQL: an epoch that other code derived is derived again."""
     files = [
         Path(__file__).with_name(name)
         for name in ("derive.py", "derive_inputs.py", "buckets.py", "patterns.py", "tokenize.py")
@@ -73,7 +73,7 @@ def derive_code() -> str:
 
 @contextlib.contextmanager
 def attempts(epoch: Epoch) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with `scored_attempts` and `epoch_spans` of the epoch's spans: what a grader works on."""
+    """Open a connection with `scored_attempts` and `epoch_spans` of the epoch's spans: what a grader works on."""
     with opened(epoch) as con:
         buckets.enter(con, buckets.whole(con))
         run(con, sql.steps("epoch_spans", there=KNOWN))
@@ -164,7 +164,7 @@ def derive(
 
 
 def work_bucket(epoch: Epoch, job: buckets.Job) -> dict[str, pa.Table]:
-    """What `derive` has done elsewhere: the work of one bucket of the epoch; returns the tables it asks for.
+    """Do the work of one bucket in another process than `derive`'s; return the tables that `derive` asks for.
 
     On a machine that does not share the home, spans come from `lake.storage`.
     """
@@ -178,14 +178,15 @@ def work_bucket(epoch: Epoch, job: buckets.Job) -> dict[str, pa.Table]:
 
 
 def _make_known(con: duckdb.DuckDBPyConnection, epoch: Epoch) -> None:
-    """What is read of the settings; with `opened`, all that is known before the first bucket."""
+    """Create the tables of what is read of the settings. With those of `opened` they are all that is known before the
+    first bucket."""
     make_inputs(con, epoch)
     make_user_rules(con, epoch.settings.agent_rules)
 
 
 @contextlib.contextmanager
 def opened(epoch: Epoch) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with what is known of the whole epoch: its scope, its attempts, the rules.
+    """Open a connection with what is known of the whole epoch: its scope, its attempts, the rules.
 
     Raises LakeError where retention took spans of the epoch, or a file of them is not what was written; KeyboardInterrupt for Ctrl-C at any moment.
     """
@@ -202,7 +203,7 @@ def opened(epoch: Epoch) -> Iterator[duckdb.DuckDBPyConnection]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """DuckDB swallows a KeyboardInterrupt that comes while it runs a query, and raises its own error."""
+    """Raise KeyboardInterrupt where DuckDB swallows one that comes while it runs a query, and raises its own error."""
     try:
         yield
     except RuntimeError as error:
@@ -224,7 +225,7 @@ def make_user_rules(con: duckdb.DuckDBPyConnection, rules: list[AgentRule]) -> N
 
 
 def _forget_scores(manifest: EpochManifest) -> None:
-    """What algorithms scored of the tokens is of the sequences as they were."""
+    """Forget what algorithms scored of the tokens: it is of the sequences as they were."""
     for name in [name for name in manifest.tables if name.startswith("token_scores ")]:
         del manifest.tables[name]
 
@@ -251,7 +252,7 @@ def _gather(con: duckdb.DuckDBPyConnection, bucket: Bucket, names: Sequence[str]
 
 
 def _return_to(con: duckdb.DuckDBPyConnection, bucket: Bucket, narrow: Sequence[str]) -> None:
-    """In a bucket again, after the epoch's advantages: its share of the narrow tables."""
+    """Return to a bucket after the epoch's advantages are made: give it its share of the narrow tables."""
     for name in narrow:
         con.execute(f"CREATE VIEW {bucket.schema}.{name} AS {buckets.share(con, name, 'bucket')}")
 

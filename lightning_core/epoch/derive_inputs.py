@@ -91,7 +91,7 @@ def sql_files(policies: list[PolicySettings]) -> tuple[str, ...]:
 
 
 def settings_read(settings: Settings) -> list[Any]:
-    """All that the SQL reads of the settings, less what is at its default, as it goes into the stage's key."""
+    """Return all that the SQL reads of the settings, less what is at its default, as it goes into the stage's key."""
     return [
         settings.reward.model_dump(mode="json", exclude_defaults=True),
         code_digest(settings.reward.grader),
@@ -236,7 +236,8 @@ def make_advantages(con: duckdb.DuckDBPyConnection, policies: list[PolicySetting
 
 
 def tokenizing_policy(policies: list[PolicySettings]) -> PolicySettings | None:
-    """The policy that takes what has no token ids as examples: of those that imitate the first that says so, else the first."""
+    """Return the policy that takes what has no token ids as examples: the first that imitates and says so, else the
+    first that imitates."""
     imitating = [policy for policy in policies if policy.imitates]
     return next((p for p in imitating if p.examples.without_ids == "tokenize"), next(iter(imitating), None))
 
@@ -281,7 +282,7 @@ def _estimate(con: duckdb.DuckDBPyConnection, estimator: str) -> list[str]:
 
 
 def _examples(con: duckdb.DuckDBPyConnection, policies: list[PolicySettings]) -> None:
-    """`examples`: what each policy's `sft` section says; only sql/advantages/sft.sql reads it."""
+    """Create `examples`: what each policy's `sft` section says; only sql/advantages/sft.sql reads it."""
     _table(
         con,
         "examples",
@@ -294,7 +295,8 @@ def _examples(con: duckdb.DuckDBPyConnection, policies: list[PolicySettings]) ->
 
 
 def _air_rules(con: duckdb.DuckDBPyConnection, air: str | list[AirRule]) -> None:
-    """`air_rules`: the settings' rules, or those shipped. An attribute that is a column of spans is looked up there."""
+    """Create `air_rules`: the settings' rules, or those shipped. An attribute that is a column of spans is looked up
+    there."""
     if air == "default":
         con.execute(f"CREATE TABLE rules AS {sql.text('triplets/air_defaults')}")
     else:
@@ -337,20 +339,20 @@ def _table(con: duckdb.DuckDBPyConnection, name: str, columns: dict[str, tuple[p
 
 
 def _version(epoch: EpochManifest, policy: str) -> int | None:
-    """7 of `v0007`; None where the epoch has no version of it."""
+    """Return the number of the policy's version (7 of `v0007`); None where the epoch has no version of it."""
     digits = (epoch.versions or epoch.sampled).get(policy, "").removeprefix("v")
     return int(digits) if digits.isdigit() else None
 
 
 def model_files(epoch: Epoch, policy: PolicySettings) -> list[Path]:
-    """Where config.json and tokenizer of the version that is trained may be: an adapter's are its base model's."""
+    """Return where config.json and tokenizer of the trained version may be: an adapter's are its base model's."""
     version = epoch.manifest.versions.get(policy.name, "-")
     files = [epoch.policies[policy.name].folder / version / "config.json"]
     return files if policy.lora is None else files + config_files(policy.model, epoch.settings.models)
 
 
 def _vocabulary(epoch: Epoch, policy: PolicySettings) -> int | None:
-    """Number of token ids of the version that is trained, where a config.json says so."""
+    """Return the number of token ids of the version that is trained, where a config.json says so."""
     for file in model_files(epoch, policy):
         with contextlib.suppress(OSError, ValueError):
             config = json.loads(file.read_text())
@@ -361,7 +363,8 @@ def _vocabulary(epoch: Epoch, policy: PolicySettings) -> int | None:
 
 
 def _generation_defaults(epoch: Epoch, policy: PolicySettings) -> dict[str, float]:
-    """What vLLM samples with where a request says nothing, as far as the model's generation_config.json says it."""
+    """Return what vLLM samples with where a request says nothing, as far as generation_config.json of the model says
+    it."""
     for file in model_files(epoch, policy):
         with contextlib.suppress(OSError, ValueError):
             config = json.loads(file.with_name("generation_config.json").read_text())

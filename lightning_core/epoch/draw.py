@@ -83,7 +83,7 @@ def _ask(
 
 
 def _checked(sampler: str, found: pa.Table, tasks: dict[str, str]) -> list[tuple[str, float]]:
-    """Tasks and weights in the order of the draw. Raises SettingsError for what no epoch can be made of."""
+    """Return tasks and weights in the order of the draw. Raises SettingsError for what no epoch can be made of."""
     rows = list(zip(found["task_id"].to_pylist(), found["weight"].to_pylist(), strict=True))
     if not rows:
         raise _wrong(sampler, "it draws no task")

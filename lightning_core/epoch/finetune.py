@@ -18,7 +18,7 @@ from lightning_core.lake.manifest import EpochManifest, LakeError, Source, stage
 
 
 def open_finetune(run: Run, number: int, versions: dict[str, str]) -> Epoch:
-    """Epoch `number` of the run, made of what `settings.finetune` chooses; with the table `finetune_rollouts`.
+    """Open epoch `number` of the run, made of what `settings.finetune` chooses, with the table `finetune_rollouts`.
 
     `versions`: policy → what training goes on from. Raises SettingsError where nothing is chosen, LakeError where the
     run is in the middle of an epoch of its own.

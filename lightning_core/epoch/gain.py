@@ -60,7 +60,8 @@ def gained(con: duckdb.DuckDBPyConnection, run: str, since: int, epoch: int) -> 
 
 
 def outcome(run: Run) -> Outcome | None:
-    """None before the run's first evaluation. Rebuilds the catalog, which the gain and the answers are asked of."""
+    """Return the run's first and last evaluation, compared; None before the first. Rebuilds the catalog, which the gain
+    and the answers are asked of."""
     found = [m for m in run.lake.manifests.epochs(run.run, "evaluate") if "rollout_rewards" in m.tables]
     if not found:
         return None

@@ -40,7 +40,7 @@ def percents(interval: tuple[float, float]) -> str:
 
 
 def held_out(epoch: Epoch) -> HeldOut:
-    """Of a derived evaluation; a task's rollouts are a group."""
+    """Sum up a derived evaluation; a task's rollouts are a group."""
     rows = duckdb.execute(
         """
         SELECT count(*), count(*) FILTER (success), list_sum(list_sort(list(reward))), count(reward),
@@ -68,12 +68,13 @@ def held_out(epoch: Epoch) -> HeldOut:
 
 
 def pass_at(counts: list[tuple[int, int]], k: int) -> float:
-    """Mean over tasks of 1 - C(n-c, k) / C(n, k), n rollouts of which c are right: unbiased (Chen et al., 2021, eq. 1)."""
+    """Return the mean over tasks of 1 - C(n-c, k) / C(n, k), n rollouts of which c are right: unbiased (Chen et al.,
+    2021, eq. 1)."""
     return math.fsum(1 - math.comb(n - right, k) / math.comb(n, k) for n, right in counts) / len(counts)
 
 
 def interval(counts: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Wilson's 95% interval of the share right: (rollouts, how many of them right) by task.
+    """Return Wilson's 95% interval of the share right, from (rollouts, how many of them right) by task.
 
     Rollouts of a task are alike, so they count as fewer independent ones. Of rewards between 0 and 1, summed by task, it
     is an interval of their mean, and a wide one: none vary more than those that are 0 or 1.

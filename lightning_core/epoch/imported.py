@@ -132,7 +132,7 @@ def import_rollouts(
 
 
 def _opened(lake: Lake, run: str) -> EpochManifest:
-    """The run's next epoch, behind all that was received."""
+    """Open the run's next epoch, behind all that was received."""
     number = lake.manifests.next_epoch(run)
     before = lake.manifests.epoch(run, number)
     if before is not None and (before.stages or before.versions):
@@ -158,15 +158,16 @@ def _new(found: Iterable[Imported | BadPart], known: set[str], done: Imports) ->
 
 
 def group_of(spans: list[SpanData], resource: Mapping[str, Any] | None = None, scope: str = SCOPE) -> Group:
-    """Spans of ours as a group."""
+    """Return spans of ours as a group."""
     above = parse_envelope(encode_request(resource or {}, spans, scope)).resource_spans[0]
     return Group(above.resource, above.scope_spans[0].scope, list(above.scope_spans[0].spans))
 
 
 def _encoded(one: Imported, epoch: EpochManifest, source: str) -> Iterator[bytes]:
-    """OTLP requests of a rollout: its spans, its rewards, and the root that says which epoch it is of.
+    """Yield the OTLP requests of a rollout: its spans, its rewards, and the root that says which epoch it is of.
 
-    Several, since a chat of many turns has its beginning once a turn: as one they would be more than the gateway takes.
+    They are several, since a chat of many turns has its beginning once a turn: as one they would be more than the
+    gateway takes.
     """
     attempt_id = f"{epoch.opened_offset:x}"  # of this try
     whose = {names.ROLLOUT_ID: one.rollout_id, names.ATTEMPT_ID: attempt_id}
@@ -199,7 +200,7 @@ def _encoded(one: Imported, epoch: EpochManifest, source: str) -> Iterator[bytes
 
 
 def _portions(spans: list[bytes]) -> Iterator[list[bytes]]:
-    """The spans, as many at a time as fill a request."""
+    """Yield the spans, as many at a time as fill a request."""
     first = size = 0
     for place, span in enumerate(spans):
         size += len(span)

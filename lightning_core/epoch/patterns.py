@@ -45,7 +45,7 @@ def settle(epoch: Epoch) -> None:
 
 
 def pattern(epoch: EpochManifest, policy: PolicySettings) -> str:
-    """The regex in force. Raises SettingsError where a computed one was not settled for the epoch.
+    """Return the regex in force. Raises SettingsError where a computed one was not settled for the epoch.
 
     An evaluation selects nothing, so there a computed one matches all.
     """
@@ -63,7 +63,7 @@ def pattern(epoch: EpochManifest, policy: PolicySettings) -> str:
 
 
 def known_prompts(lake: Lake, epoch: EpochManifest) -> dict[str, str]:
-    """Prompt → agent, as the run's derived training epochs before this one tell it."""
+    """Return prompt → agent, as the run's derived training epochs before this one have it."""
     earlier = [e for e in lake.manifests.epochs(epoch.run, "train") if e.epoch < epoch.epoch and not e.sources]
     files = [str(lake.path(e.tables["agent_prompts"])) for e in earlier if "agent_prompts" in e.tables]
     if not files:
@@ -89,7 +89,8 @@ def require_apart(epoch: Epoch) -> None:
 
 
 def agents_before(epoch: Epoch) -> list[dict[str, Any]]:
-    """Rows of the view `agents` of the run's last derived training epoch before this one; empty where there is none."""
+    """Return the rows of the view `agents` of the run's last derived training epoch before this one; empty where there
+    is none."""
     epoch.lake.rebuild_catalog()
     with catalog.connect(epoch.lake.root) as con:
         relation = con.sql(

@@ -88,7 +88,7 @@ def _in_laps(run: Run, tasks: list[Task], epoch: int, wanted: int) -> list[Task]
 
 
 def plan_evaluation(run: Run, tasks: list[Task], epoch: int) -> list[PlannedRollout]:
-    """The rollouts of each held-out task, after `epoch` epochs of training."""
+    """Plan the rollouts of each held-out task, after `epoch` epochs of training."""
     evaluation = run.settings.evaluation
     return plan_batch(run, tasks[: evaluation.limit], epoch, evaluation.rollouts_per_task)
 
@@ -110,7 +110,8 @@ def _plan(run: str, label: str, tasks: list[Task], group_size: int, drawn: Draw 
 
 
 def _safe(task_id: str) -> str:
-    """The id as it may stand in a URL; ids that had to be changed carry a digest so that no two become one."""
+    """Return the id as it may stand in a URL; an id that had to be changed carries a digest so that no two ids become
+    one."""
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in task_id)[:40]
     return safe if safe == task_id else f"{safe}-{hashlib.sha256(task_id.encode()).hexdigest()[:8]}"
 

@@ -63,7 +63,7 @@ class Champion:
 
     @property
     def is_better(self) -> bool:
-        """Whether it is more than chance: the 95% interval of the gain lies above 0."""
+        """Return whether the gain is more than chance: its 95% interval lies above 0."""
         return self.gain is not None and self.gain.low is not None and self.gain.low > 0
 
 
@@ -110,7 +110,8 @@ class Search(GEPAAdapter[Task, Row, Row]):
         roll_out: RollOut,
         say: Say,
     ) -> None:
-        """own: the run of the search. before: prompt → version in use. policies_at: policy → version that samples."""
+        """Prepare a search. own: the run of the search. before: prompt → version in use. policies_at: policy → version
+        that samples."""
         self.own, self.search, self.before, self.policies_at = own, search, before, policies_at
         self.roll_out, self.say = roll_out, say
         self.stores = {name: PromptStore(own.home, name) for name in own.settings.prompts}
@@ -120,7 +121,8 @@ class Search(GEPAAdapter[Task, Row, Row]):
     def evaluate(
         self, batch: list[Task], candidate: dict[str, str], capture_traces: bool = False
     ) -> EvaluationBatch[Row, Row]:
-        """Try the candidate on tasks, a rollout each: rewards, and what happened (rows of sql/prompts/tried.sql)."""
+        """Try the candidate on tasks, a rollout each; return rewards, and what happened (rows of
+        sql/prompts/tried.sql)."""
         versions = self.versions(candidate)
         rows = self.tried(self.try_on(batch, versions, 1))
         self.rollouts += len(batch)

@@ -10,11 +10,11 @@ from lightning_core.lake.lake import Lake
 
 
 def epoch_rows(run: Run) -> list[dict[str, Any]]:
-    """One dict per epoch of the run, oldest first; epoch -1 is the evaluation before any training.
+    """Return one dict per epoch of the run, oldest first; epoch -1 is the evaluation before any training.
 
-    The columns of sql/analysis/epoch_report.sql, and from the manifests: `versions` (policy → the version that the epoch
-    trained), `seconds` (stage → seconds; `evaluate` is the evaluation after the epoch,
-    without its record, which is written from these rows).
+    Each has the columns of sql/analysis/epoch_report.sql, and from the manifests: `versions` (policy → the version that
+    the epoch trained), `seconds` (stage → seconds; `evaluate` is the evaluation after the epoch, without its record,
+    which is written from these rows).
     """
     rows = asked(run.lake, "FROM epoch_report(p_run := $run) ORDER BY epoch", run=run.run)
     epochs = run.lake.manifests.epochs(run.run)
@@ -34,7 +34,7 @@ def epoch_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def policy_rows(run: Run, epoch: int | None = None) -> list[dict[str, Any]]:
-    """One dict per epoch (or of one epoch) and policy of the run: rows of sql/views/policy_epochs.sql."""
+    """Return one dict per epoch (or of one epoch) and policy of the run: rows of sql/views/policy_epochs.sql."""
     question = "FROM policy_epochs WHERE run = $run AND epoch = coalesce($epoch, epoch) ORDER BY epoch, policy"
     return asked(run.lake, question, run=run.run, epoch=epoch)
 

@@ -47,7 +47,8 @@ class Services:
 
 @contextlib.contextmanager
 def running(run: Run, say: Say = logger.info) -> Iterator[Services]:
-    """Server and vLLM, on the versions last deployed; a flow deploys those it wants. Leaves running what ran before."""
+    """Run the gateway and vLLM while the block runs, on the versions last deployed; a flow deploys those it wants. What
+    a living process owns is left running."""
     settings, model = run.settings, base_model(run, say)
     with contextlib.ExitStack() as stack:
         gateway = stack.enter_context(gateway_running(run, say))
@@ -65,7 +66,7 @@ def running(run: Run, say: Say = logger.info) -> Iterator[Services]:
 
 @contextlib.contextmanager
 def vllm_asleep(run: Run, services: Services) -> Iterator[None]:
-    """Round training: where it shares a card with vLLM, vLLM sleeps meanwhile, under full weights until `deploy`."""
+    """Let vLLM sleep while the block trains, if the two share a card; under full weights it sleeps until `deploy`."""
     level: Level = 1 if any(policy.lora for policy in run.settings.policies) else 2
     with contextlib.ExitStack() as stack:
         for vllm in services.fleet if takes_turns(run.settings) else ():
@@ -76,14 +77,15 @@ def vllm_asleep(run: Run, services: Services) -> Iterator[None]:
 
 @contextlib.contextmanager
 def gateway_running(run: Run, say: Say = logger.info) -> Iterator[GatewayHandle]:
-    """The gateway alone: for work on rollouts that are there, which samples nothing."""
+    """Run the gateway alone: for work on rollouts that are there, which samples nothing."""
     with gateway_of(run.home, run.settings.gateway, say) as gateway:
         yield gateway
 
 
 @contextlib.contextmanager
 def gateway_of(home: Path, settings: GatewaySettings, say: Say = logger.info) -> Iterator[GatewayHandle]:
-    """The gateway of a home: the one that runs, or one that is started, and stopped in the end."""
+    """Give the gateway of a home: the one that runs, or one that is started. One that was started here, or that no
+    living process owns, is stopped in the end."""
     with contextlib.ExitStack() as stack:
         owner = _owner(home)
         ours = owner.claim()
@@ -100,7 +102,7 @@ def gateway_of(home: Path, settings: GatewaySettings, say: Say = logger.info) ->
 
 
 def _let_calls_fail(gateway: GatewayHandle) -> None:
-    """Nobody starts vLLM again from now on: calls need not wait for it."""
+    """Let calls to vLLM fail without a wait: nobody starts it again from now on."""
     try:
         routes = gateway.routes()
         for route in routes["policies"].values():
@@ -112,7 +114,8 @@ def _let_calls_fail(gateway: GatewayHandle) -> None:
 
 @contextlib.contextmanager
 def _others(home: Path, replica: int, say: Say) -> Iterator[VllmServer | None]:
-    """The vLLM that a living process looks after, ready; None where none does: it is ours then, also what a killed one left."""
+    """Give the vLLM that a living process looks after, once it is ready. Give None where no process does, or none gets
+    ready in time: it is ours then, also what a killed one left."""
     keeper, began = _owner(home, f"vllm-{replica}-keeper"), time.monotonic()
     while not keeper.claim():
         found = VllmServer.find(home, replica)
@@ -135,7 +138,7 @@ def _others(home: Path, replica: int, say: Say) -> Iterator[VllmServer | None]:
 
 
 def _left_behind(run: Run, model: ModelFolder, replica: int, say: Say) -> VllmServer | None:
-    """What a killed flow left running, where it still is what these settings ask for."""
+    """Return the vLLM that a killed flow left running, where it still is what these settings ask for; else stop it."""
     vllm = VllmServer.find(run.home, replica)
     if vllm is None:
         return None
@@ -150,7 +153,8 @@ def _left_behind(run: Run, model: ModelFolder, replica: int, say: Say) -> VllmSe
 
 
 def claim_services(home: Path) -> bool:
-    """Whether this process owns the services of a home now: they stay while it lives, whatever flows begin and end."""
+    """Take the services of a home where no living process owns them, and return whether that was so: they stay while
+    this process lives, whatever flows begin and end."""
     return _owner(home).claim()
 
 
@@ -168,8 +172,8 @@ def stop_orphans(home: Path) -> None:
 
 
 def _answers(vllm: VllmServer) -> bool:
-    """Whether a vLLM that a killed flow left computes, and with the recorded version: that flow may have died while starting it,
-    between pause and resume, or before it noted what it had loaded.
+    """Return whether a vLLM that a killed flow left computes, and with the recorded version: that flow may have died
+    while starting it, between pause and resume, or before it noted what it had loaded.
     """
     try:
         with vllm.client(timeout_s=30) as client:
@@ -180,12 +184,12 @@ def _answers(vllm: VllmServer) -> bool:
 
 
 def _owner(home: Path, name: str = "owner") -> Owner:
-    """Who stops the services of a home, or looks after one of them: the process that began to, while it lives."""
+    """Return who stops the services of a home, or looks after one: the process that began to, while it lives."""
     return Owner(home / "services" / f"{name}.json")
 
 
 def base_model(run: Run, say: Say = logger.info) -> ModelFolder:
-    """The weights that the policies begin with, on disk; every policy has its v0000 afterwards."""
+    """Return the weights that the policies begin with, on disk; every policy has its v0000 afterwards."""
     policies = run.settings.policies
     model = resolve_model(policies[0].model, run.settings.models, say)
     for policy in policies:
@@ -197,7 +201,7 @@ def base_model(run: Run, say: Say = logger.info) -> ModelFolder:
 
 
 def _start_vllm(run: Run, model: ModelFolder, replica: int, say: Say) -> VllmServer:
-    """vLLM on the current full weights, or on the base model where the policies are adapters."""
+    """Start vLLM on the current full weights, or on the base model where the policies are adapters."""
     settings, first = run.settings, run.settings.policies[0]
     rank, slots = _adapters(settings.policies, settings.vllm)
     store = run.policies[first.name]
@@ -230,7 +234,8 @@ def _damaged(store: PolicyStore, version: str) -> bool:
 
 
 def _is_as_started(vllm: VllmServer, run: Run, model: ModelFolder) -> bool:
-    """Whether `_start_vllm` would start it so. Full weights of a policy of this home have one base, whatever the version."""
+    """Return whether `_start_vllm` would start it so. Full weights of a policy of this home have one base, whatever the
+    version."""
     settings, first = run.settings, run.settings.policies[0]
     rank, slots = _adapters(settings.policies, settings.vllm)
     if rank is not None and vllm.state.weights != str(model.path):
@@ -242,7 +247,7 @@ def _is_as_started(vllm: VllmServer, run: Run, model: ModelFolder) -> bool:
 
 
 def _adapters(policies: list[PolicySettings], vllm: VllmSettings) -> tuple[int | None, int]:
-    """The highest rank of the policies' adapters, None for full weights, and how many are loaded at one time."""
+    """Return the highest rank of the policies' adapters (None: full weights), and how many are loaded at one time."""
     ranks = [p.lora.rank for p in policies if p.lora is not None]
     # A version and the one before it, and room for a next.
     return max(ranks, default=None), vllm.lora_slots or 2 * len(ranks) + 1

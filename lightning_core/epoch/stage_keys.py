@@ -40,7 +40,7 @@ _OF_THE_GATEWAY = {"upstreams", "version_change", "media_urls", "calls_per_rollo
 
 
 def rollouts_key(epoch: Epoch, planned: list[PlannedRollout]) -> str:
-    """Key of the epoch's rollouts: under another one, what was rolled out is not the same experiment's."""
+    """Return the key of the epoch's rollouts: what was rolled out under another key is not the same experiment's."""
     settings = epoch.settings
     # Which groups are replaced follows from the others' rewards.
     plan = [(r.rollout_id, r.group_id, r.task.content) for r in planned if not r.spare]
@@ -69,7 +69,8 @@ def rollouts_key(epoch: Epoch, planned: list[PlannedRollout]) -> str:
 
 
 def _prompts(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any]:
-    """What rollouts are served: prompt → its version and the pattern that it takes the place of; and what single ones have instead."""
+    """Return what rollouts are served: prompt → its version and the pattern that it takes the place of; and what single
+    ones have instead."""
     versions = epoch.manifest.prompt_versions
     served = {name: (versions.get(name), prompt.match) for name, prompt in epoch.settings.prompts.items()}
     return {"served": served, "own": [(r.rollout_id, own) for r in planned if (own := own_prompts(epoch, r))]}
@@ -94,7 +95,7 @@ def sequences_key(epoch: Epoch) -> str:
 
 
 def train_key(epoch: Epoch, policy: PolicySettings) -> str:
-    """Raises KeyError before the epoch's sequences are derived."""
+    """Return the key of a policy's training. Raises KeyError before the epoch's sequences are derived."""
     scheduled_over = epoch.settings.epochs if policy.training.lr_schedule != "constant" else None
     sequences, parent = epoch.manifest.tables["sequences"].digest, epoch.manifest.versions[policy.name]
     aside: dict[str, Any] = {"aliases": True, "training": {"checkpoint_seconds"}}
@@ -110,7 +111,7 @@ def record_key(epoch: EpochManifest) -> str:
 
 
 def outputs(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any] | None:
-    """Output of every stage, by the stage's name in the manifest, where all are done with their keys; else None."""
+    """Return the output of every stage, by its name in the manifest, where all are done with their keys; else None."""
     if not {"rollouts", "rewards", "sequences", "record"} <= epoch.manifest.stages.keys():
         return None
     keys = {
@@ -126,7 +127,7 @@ def outputs(epoch: Epoch, planned: list[PlannedRollout]) -> dict[str, Any] | Non
 
 
 def is_done(run: Run, number: int) -> bool:
-    """Whether a training epoch has all its outputs for these settings and for the versions before it; changes nothing."""
+    """Return whether a training epoch has all outputs for these settings and the versions before it; change nothing."""
     known = run.known(number)
     if known is None or known.sources or known.versions != run.versions(number):
         return False

@@ -25,7 +25,8 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 def run_stage(
     epoch: Epoch, stage: str, key: str, work: Callable[[], dict[str, Any]], save: bool = True
 ) -> dict[str, Any]:
-    """Output of a stage: from the manifest where it has run with this key, else of `work`, then kept there.
+    """Return the output of a stage: from the manifest where it has run with this key, else of `work`, which is then
+    kept there.
 
     Without `save` the manifest is not written: whoever calls saves it when all that `work` made is on the disk.
     """

@@ -24,7 +24,7 @@ class Task:
 
 
 def load_tasks(reference: str, setting: str) -> list[Task]:
-    """Tasks from `module:function`, .jsonl, .json or .parquet.
+    """Return the tasks from `module:function`, .jsonl, .json or .parquet.
 
     Raises SettingsError naming the setting, for what cannot be read, is empty, or has two tasks with one id.
     """
@@ -54,7 +54,7 @@ def load_tasks(reference: str, setting: str) -> list[Task]:
 
 
 def summary(tasks: list[Task]) -> str:
-    """How many there are, and how the first begins."""
+    """Return in words how many tasks there are, and how the first begins."""
     first = json.dumps(tasks[0].content, ensure_ascii=False)
     return f"{len(tasks)}, the first is {first if len(first) <= _SHOWN else first[:_SHOWN] + '…'}"
 

@@ -43,7 +43,8 @@ class Template:
         self._end = own
 
     def rendered(self, asked: list[Any], answered: Any, tools: list[Any] | None) -> tuple[str, str]:
-        """The text of the prompt, and what follows it with the reply. Raises ValueError where the template has no such form."""
+        """Return the text of the prompt, and what follows it with the reply. Raises ValueError where the template has
+        no such form."""
         prompt = self._text(asked, tools, True)
         whole = self._text([*asked, answered], tools, False)
         if not whole.startswith(prompt):
@@ -54,7 +55,7 @@ class Template:
         return self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def turn(self, ids: list[int], cut_off: bool) -> list[int]:
-        """Of the tokens behind a prompt those of the reply: with its end, and without where it was cut off."""
+        """Return, of the tokens behind a prompt, those of the reply: with its end, and without where it was cut off."""
         last = max((place for place, token in enumerate(ids) if token in self._ends), default=None)
         if last is None:
             return ids if cut_off or self._end is None else [*ids, self._end]
@@ -126,7 +127,7 @@ def _tokenized(template: Template, rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def openai_message(message: Any) -> dict[str, Any]:
-    """A message as vLLM gives it to a template: arguments of tool calls as objects, text parts as one text.
+    """Return a message as vLLM gives it to a template: arguments of tool calls as objects, text parts as one text.
 
     Raises ValueError for what is no message, or has parts that are no text.
     """
@@ -160,7 +161,7 @@ def _read(text: str | None) -> Any:
 
 
 def _folder(epoch: Epoch) -> Path:
-    """Where the tokenizer of the version that is trained lies; of an adapter, that of its base model."""
+    """Return where the tokenizer of the version that is trained lies; of an adapter, that of its base model."""
     policy = tokenizing_policy(epoch.settings.policies)
     assert policy is not None, "there are calls for it"
     folders = _with_tokenizer(model_files(epoch, policy))

@@ -42,7 +42,7 @@ class _Trace:
 
 
 def read_traces(file: Path, source: str) -> Iterator[Imported | BadPart]:
-    """The traces of a file (`otlp`, `openinference`, `mlflow`), first what of it is none."""
+    """Yield the traces of a file (`otlp`, `openinference`, `mlflow`), and before them the parts that are none."""
     traces: dict[bytes, _Trace] = {}
     for where, document in _documents(file):
         try:
@@ -60,7 +60,7 @@ def read_traces(file: Path, source: str) -> Iterator[Imported | BadPart]:
 
 
 def _documents(file: Path) -> Iterator[tuple[str, Any]]:
-    """(Place, JSON or bytes of protobuf): lines where the first is JSON by itself, else the whole file."""
+    """Yield (place, JSON or bytes of protobuf): lines where the first is JSON by itself, else the whole file."""
     if file.suffix in (".pb", ".binpb"):
         yield str(file), file.read_bytes()
         return
@@ -140,7 +140,7 @@ def _rollout(trace_id: str, trace: _Trace) -> Imported:
 
 
 def _json_of(span: Any, keys: Iterable[bytes]) -> str | None:
-    """The first of these attributes that it has, as JSON."""
+    """Return the first of these attributes that the span has, as JSON."""
     for key in keys:
         for attribute in span.attributes:
             if attribute.key == key and attribute.value.string_value:
@@ -196,7 +196,7 @@ def _mlflow_span(span: dict[str, Any]) -> SpanData:
 
 
 def _take_feedback(traces: dict[bytes, _Trace], document: Any) -> None:
-    """MLflow's feedback on a trace that is a number, or true or false, is a reward of that name."""
+    """Take MLflow's feedback on a trace that is a number, or true or false, as a reward of that name."""
     for trace in _mlflow_traces(document):
         for given in trace["info"].get("assessments") or []:
             value = (given.get("feedback") or {}).get("value")

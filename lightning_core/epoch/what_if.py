@@ -115,7 +115,7 @@ def _weigh(run: Run, other: Run) -> None:
 
 
 def _scored(file: str | None, sequences: Path) -> Scores:
-    """What was scored of these sequences; empty where something is missing."""
+    """Return what was scored of these sequences; empty where something is missing."""
     if file is None:
         return {}
     wanted = {
@@ -130,7 +130,7 @@ def _scored(file: str | None, sequences: Path) -> Scores:
 
 
 def kept(home: Path, run: str) -> list[WhatIf]:
-    """The results that are kept in a run's home, by name."""
+    """Return the results of a run that are kept in its home, ordered by name."""
     found = []
     for file in sorted((home / "what-if").glob(f"*/{RESULT}")):
         with contextlib.suppress(OSError, ValueError, TypeError):  # half removed, or of another version
