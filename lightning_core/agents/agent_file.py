@@ -15,8 +15,8 @@ class AgentFile:
         self._code: CodeType | None = None
 
     def code(self) -> CodeType | None:
-        """The file as it is now, compiled where it is another than before. None where that fails: an attempt that
-        imports the file raises the same, and its errors are shown."""
+        """Return the code of the file as it is now, compiled again where the file has changed. None where that fails:
+        an attempt that imports the file raises the same, and its errors are shown."""
         try:
             found = os.stat(self.path)
             seen = (found.st_mtime_ns, found.st_size, found.st_ino)

@@ -36,11 +36,11 @@ class AttemptSpec:
     prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # name → `version` and `text`
 
     def resource(self) -> dict[str, str]:
-        """The resource attributes that give a span its scope."""
+        """Return the resource attributes that give a span its scope."""
         return {names.ROLLOUT_ID: self.rollout_id, names.ATTEMPT_ID: self.attempt_id}
 
     def labels(self) -> dict[str, Any]:
-        """The attributes both durable spans carry."""
+        """Return the attributes that both durable spans carry."""
         versions = {name: prompt["version"] for name, prompt in self.prompts.items()}
         return {
             **self.attributes,
@@ -76,7 +76,7 @@ class AttemptResult:
 
 
 def jsonable(value: Any) -> tuple[Any, str | None]:
-    """`value` as it can be written to JSON, and a note where that is not the value itself."""
+    """Return `value` as it can be written to JSON, and a note where that is not the value itself."""
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:

@@ -61,7 +61,7 @@ class _Returned:
 
 
 def _read_result(folder: AttemptFolder, ended: Ended) -> _Returned:
-    """Raises LeftBehindError."""
+    """Read what the callable returned or raised. Raises LeftBehindError where what the attempt left is no result."""
     content = folder.read(RESULT_FILE, RESULT_BYTES)
     if content is None:
         how = f"the agent's process ended with {_exit_text(ended.code)} before the callable returned"

@@ -39,23 +39,23 @@ class Capture:
 
     @property
     def left_out(self) -> int:
-        """Bytes between the two parts."""
+        """Return the number of bytes between the two parts."""
         return self.total - len(self._head) - min(self._tail_size, TAIL_BYTES)
 
     def end(self) -> bytes:
-        """The last part of the stream: all of it where it was short, else `TAIL_BYTES`."""
+        """Return the last part of the stream: all of it where it was short, else `TAIL_BYTES`."""
         tail = b"".join(self._tail)[-TAIL_BYTES:]
         return tail if self.left_out else bytes(self._head) + tail
 
     def text(self) -> str:
-        """Both parts, with a line in between that says how much is missing."""
+        """Return both parts, with a line in between that says how much is missing."""
         if not self.left_out:
             return self.end().decode("utf-8", "replace")
         head, tail = bytes(self._head).decode("utf-8", "replace"), self.end().decode("utf-8", "replace")
         return f"{head}\n[… {self.left_out} bytes left out …]\n{tail}"
 
     def last_line(self) -> tuple[str, bool]:
-        """The last line that is not blank, and whether its beginning was left out."""
+        """Return the last line that is not blank, and whether its beginning was left out."""
         end = self.end().rstrip()
         start = max(end.rfind(b"\n"), end.rfind(b"\r")) + 1
         return end[start:].decode("utf-8", "replace").strip(), start == 0 and self.left_out > 0
@@ -94,7 +94,7 @@ class Stream(Capture):
             self.given = -1
 
     def read(self) -> bool:
-        """Take what is there; False at the end of it."""
+        """Take what is there; return False at the end of it."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._pipe, _AT_ONCE):
                 self.add(data)

@@ -41,7 +41,7 @@ _FOR_CONNECTIONS = "encodings.idna"  # the first connection to anywhere imports 
 
 
 def prepare(init: dict[str, Any]) -> Prepared:
-    """In the fork server: import what attempts share; of the agent's own file they share its code and nothing it made.
+    """Import what attempts share, in the fork server; of the agent's own file they share its code and nothing it made.
 
     Raises RefusedError where a module of `agent.preload` cannot be imported.
     """
@@ -83,7 +83,7 @@ def limit(limits: Mapping[str, int]) -> None:
 
 
 def preload(modules: list[str], optional: bool) -> str | None:
-    """Import modules for all attempts to share: what went wrong, if anything.
+    """Import modules for all attempts to share; return what went wrong, if anything.
 
     Optional ones (the settings' own defaults) may fail: an agent that needs one will say so itself.
     """
@@ -99,7 +99,7 @@ def preload(modules: list[str], optional: bool) -> str | None:
 
 
 def run_command(argv: list[str]) -> NoReturn:
-    """Replace this process by the command; 127 where it cannot be started, as a shell would say."""
+    """Replace this process by the command; exit with 127 where it cannot be started, as a shell would."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs expect the default
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -127,7 +127,8 @@ def run_callable(target: str, code: CodeType | None, folder: str) -> NoReturn:
 
 
 def load(target: str, code: CodeType | None = None) -> Callable[[Any], Any]:
-    """The function of `module:function` or `path/to/file.py:function`; its folder comes first on the import path.
+    """Return the function of `module:function` or `path/to/file.py:function`; its folder comes first on the import
+    path.
 
     `code`: of the file, where it is compiled already. What an attempt shares with others is that, not the module.
     Raises what the import raises, or LookupError / TypeError with what is wrong.
@@ -149,7 +150,7 @@ def load(target: str, code: CodeType | None = None) -> Callable[[Any], Any]:
 
 
 def write_result(folder: str, result: Mapping[str, Any]) -> None:
-    """All or nothing: a reader never sees half of it."""
+    """Write the result whole or not at all: a reader never sees half of it."""
     path = f"{folder}/{RESULT_FILE}"
     with open(path + ".part", "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(json.dumps(result, ensure_ascii=False))
@@ -220,7 +221,7 @@ def _finish() -> None:
 
 
 def _flush_spans() -> None:
-    """Spans an agent's OpenTelemetry provider still holds; one that nobody set up has nothing to flush."""
+    """Send the spans that an agent's OpenTelemetry provider still holds; one that nobody set up has none to send."""
     trace = sys.modules.get("opentelemetry.trace")
     provider: Any = getattr(trace, "_TRACER_PROVIDER", None)
     if hasattr(provider, "force_flush"):

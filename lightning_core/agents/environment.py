@@ -88,7 +88,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def base_environment(
     settings: AgentSettings, outer: Mapping[str, str] | None = None, python: Path | None = None
 ) -> dict[str, str]:
-    """What all attempts share, from `outer` (default: this process's environment) and the settings.
+    """Return what all attempts share, from `outer` (default: this process's environment) and the settings.
 
     `python`: the agent's own interpreter, where it has one.
 
@@ -142,7 +142,7 @@ def import_folder(inside: Path) -> Path:
 def attempt_environment(
     base: Mapping[str, str], spec: AttemptSpec, task_file: Path, model: str, prompts_file: Path | None = None
 ) -> dict[str, str]:
-    """What one attempt has beyond `base` (`base_environment`); the table at the top of this file."""
+    """Return what one attempt has beyond `base` (`base_environment`); the table at the top of this file lists it."""
     url = spec.base_url.rstrip("/")
     own = spec.resource() | {names.PROOF: spec.proof}
     resource = [item for item in base.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",") if item]

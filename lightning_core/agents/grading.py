@@ -54,7 +54,8 @@ class Grades:
 
 
 def find_ungraded(con: duckdb.DuckDBPyConnection, grader: str) -> list[tuple[str, str]]:
-    """(rollout id, attempt id) of attempts that this grader has not graded, in their order; made the table `ungraded`."""
+    """Return (rollout id, attempt id) of attempts that this grader has not graded, in their order, and make them the
+    table `ungraded`."""
     con.execute(
         """
         CREATE OR REPLACE TABLE ungraded AS
@@ -73,7 +74,7 @@ def find_ungraded(con: duckdb.DuckDBPyConnection, grader: str) -> list[tuple[str
 
 
 def read_ungraded(con: duckdb.DuckDBPyConnection, count: int) -> Iterator[Ungraded]:
-    """The attempts of the table `ungraded` with their spans, in order; some hundred at a time are in memory."""
+    """Yield the attempts of the table `ungraded` with their spans, in order; some hundred at a time are in memory."""
     for first in range(1, count + 1, _AT_A_TIME):
         here = f"(SELECT * FROM ungraded WHERE place BETWEEN {first} AND {first + _AT_A_TIME - 1})"
         attempts = con.execute(
@@ -153,7 +154,7 @@ def _from_sql(reference: str, con: duckdb.DuckDBPyConnection, waiting: list[tupl
 
 
 def _reward_spans(result: Any, grader: str) -> tuple[list[SpanData], str | None]:
-    """Spans of one grader's result; where it cannot be used, one span that says so."""
+    """Return the spans of one grader's result; where it cannot be used, one span that says so, and the error."""
     values = dict(result) if isinstance(result, dict) else {"reward": result}
     words = values.pop("words") if isinstance(values.get("words"), str) else None
     bad = next((n for n, v in values.items() if not _is_number(v)), None)

@@ -19,13 +19,13 @@ _PACKAGE = "agentlightning"
 
 
 def is_one(target: Any) -> bool:
-    """Whether the object, or the class, is an agent of Agent Lightning."""
+    """Return whether the object, or the class, is an agent of Agent Lightning."""
     bases = target.__mro__ if isinstance(target, type) else type(target).__mro__
     return any(base.__name__ == "LitAgent" and base.__module__.split(".")[0] == _PACKAGE for base in bases)
 
 
 def run(target: Any, task: Any) -> Any:
-    """What the agent returns for the task; a class is instantiated without arguments."""
+    """Return what the agent returns for the task; a class is instantiated without arguments."""
     return asyncio.run(_run(target() if isinstance(target, type) else target, task))
 
 

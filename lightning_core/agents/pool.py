@@ -71,7 +71,8 @@ class Pool:
         self.close()
 
     def start(self) -> None:
-        """Have a fork server that is ready. Raises ForkServerError, also where a module of `agent.preload` cannot be imported."""
+        """Make sure that a fork server is ready. Raises ForkServerError, also where a module of `agent.preload` cannot
+        be imported."""
         self._ready()
 
     def run(self, kind: str, folder: Path, stdin: Path, environment: Mapping[str, str], timeout_s: float) -> Ended:
@@ -152,7 +153,7 @@ class Pool:
 
 
 def _of_each_process(limits: LimitSettings) -> dict[str, int]:
-    """Name in module `resource` → value. Not RLIMIT_NPROC, which counts all processes of the user."""
+    """Return name in module `resource` → value. RLIMIT_NPROC is none of them: it counts all processes of the user."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "RLIMIT_DATA": machine // 2 if limits.memory_mb is None else limits.memory_mb * _MB,

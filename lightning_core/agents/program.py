@@ -32,7 +32,7 @@ _IMPORTED_LATER = [
 def resolve(
     settings: AgentSettings, environment: Mapping[str, str], grace_s: float, python: Path | None = None
 ) -> Program:
-    """The program of an agent, with absolute paths. Relative ones count from where the flow was started.
+    """Return the program of an agent, with absolute paths. Relative ones count from where the flow was started.
 
     `python`: the agent's own interpreter, where it has one; `python` and `python3` of a command mean that one.
 

@@ -88,7 +88,7 @@ class Runner:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called; what is run after that is an `infrastructure` failure."""
+        """Return whether `close` was called; what is run after that is an `infrastructure` failure."""
         return self._pool.closed
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class Runner:
         return replace(result, status="infrastructure", error=f"{broken} (the agent then: {problem or 'ended well'})")
 
     def failed_behind(self, result: AttemptResult) -> str | None:
-        """What failed behind an attempt, by `infrastructure_errors`."""
+        """Return what failed behind an attempt, by `infrastructure_errors`."""
         if self._infrastructure_errors is None:
             return None
         try:
@@ -239,12 +239,12 @@ def run_rollout(
 
 
 def new_attempt_id() -> str:
-    """16 hex digits that no other execution has."""
+    """Return 16 hex digits that no other execution has."""
     return os.urandom(8).hex()
 
 
 def _with_error(result: AttemptResult, problem: str) -> AttemptResult:
-    """The result of an attempt in which this went wrong, too."""
+    """Return the result of an attempt in which this went wrong, too."""
     if result.status == "ok":
         return replace(result, status="error", output=None, output_note=None, error=problem)
     return replace(result, error=f"{result.error}; {problem}")

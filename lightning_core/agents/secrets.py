@@ -16,7 +16,7 @@ class Secrets:
         self._found = sorted(found, key=lambda pair: -len(pair[0]))  # one may be part of another
 
     def hide(self, value: Any) -> Any:
-        """`value` (anything JSON can hold) without the secrets in its texts."""
+        """Return `value` (anything JSON can hold) without the secrets in its texts."""
         if not self._found:
             return value
         if isinstance(value, str):

@@ -40,7 +40,7 @@ def close_runners() -> None:
 def shared_runner(
     agent: AgentSettings, model: str, home: Path, gateway: GatewayHandle | None = None
 ) -> Iterator[Runner]:
-    """One preloaded pool for all that run the agent in this process, closed when the last of them is done.
+    """Keep one preloaded pool for all that run the agent in this process; close it when the last of them is done.
 
     A flow of many epochs keeps it from one to the next. Those that run attempts give the gateway that these call; where one
     of them has closed the pool, they all are to end, and who comes after them has another.

@@ -22,7 +22,7 @@ _ASIDE = {
 
 
 def agent_digest(settings: AgentSettings) -> str:
-    """Raises SettingsError where `agent.python` is a requirements.txt that is not there."""
+    """Return an agent's digest. Raises SettingsError where `agent.python` is a requirements.txt that is not there."""
     digest = hashlib.sha256(settings.model_dump_json(exclude=_ASIDE).encode())
     if settings.differs("limits"):
         digest.update(settings.limits.model_dump_json(exclude_defaults=True).encode())
@@ -38,7 +38,7 @@ def agent_digest(settings: AgentSettings) -> str:
 
 
 def _files(settings: AgentSettings) -> list[Path]:
-    """The agent's own files, found where the attempt will find them."""
+    """Return the agent's own files, found where the attempt will find them."""
     here = settings.working_directory or Path()
     if settings.callable is not None:
         module = settings.callable.rpartition(":")[0]

@@ -30,7 +30,8 @@ _PRINTED_CHARS = 2000
 
 
 def interpreter(python: Path, environments: Path) -> Path:
-    """Absolute path of the Python that `agent.python` means: a program, a virtual environment, or a requirements.txt.
+    """Return the absolute path of the Python that `agent.python` means: a program, a virtual environment, or a
+    requirements.txt.
 
     Raises SettingsError where there is no such file, it is none of the three, or its packages cannot be installed.
     """
@@ -48,7 +49,7 @@ def interpreter(python: Path, environments: Path) -> Path:
 
 
 def unbuilt(python: Path | None, environments: Path) -> Path | None:
-    """The folder that `interpreter` would first make an environment in; None where nothing has to be made."""
+    """Return the folder that `interpreter` would first make an environment in; None where nothing has to be made."""
     if python is None or python.suffix != ".txt" or not python.is_file():
         return None
     home = environments.absolute() / digest(python.absolute())
@@ -56,7 +57,8 @@ def unbuilt(python: Path | None, environments: Path) -> Path | None:
 
 
 def digest(requirements: Path) -> str:
-    """Of what the file and those it includes say, and of the Python that the environment is made with."""
+    """Return a digest of what the file and those it includes say, and of the Python that the environment is made
+    with."""
     hashed = hashlib.sha256(f"{platform.python_implementation()} {platform.python_version()}\n".encode())
     waiting, seen = [requirements], set()
     while waiting:
