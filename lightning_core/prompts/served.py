@@ -58,7 +58,7 @@ class PromptSet(BaseModel):
         return digest(self.model_dump_json())[:_DIGITS]
 
     def delivered(self) -> dict[str, dict[str, str]]:
-        """As the agent gets it: `{"writer": {"version": "p0001", "text": …}}`."""
+        """Return the set as the agent gets it: `{"writer": {"version": "p0001", "text": …}}`."""
         return {name: {"version": prompt.version, "text": prompt.text} for name, prompt in self.prompts.items()}
 
     def keep(self, home: Path) -> None:

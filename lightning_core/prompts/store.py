@@ -48,13 +48,13 @@ class PromptStore:
     """The versions of the prompt `name` under `home/prompts/<name>`."""
 
     def __init__(self, home: Path, name: str) -> None:
-        """Raises HomeError for a home of a newer version."""
+        """Raise HomeError for a home of a newer version."""
         require_readable(home)
         self.name = name
         self.folder = home / "prompts" / name
 
     def versions(self) -> list[str]:
-        """Its versions, oldest first."""
+        """Return the prompt's versions, oldest first."""
         found = [file.stem for file in self.folder.glob("p*.json") if _VERSION.fullmatch(file.stem)]
         return sorted(found, key=lambda version: int(version[1:]))
 
@@ -79,7 +79,7 @@ class PromptStore:
             return self._add(text, made_by, parent)
 
     def marked(self, mark: Mark) -> str | None:
-        """The version that a mark is on, or None where it is on none."""
+        """Return the version that a mark is on, or None where it is on none."""
         try:
             return (self.folder / mark).read_text().strip() or None
         except FileNotFoundError:
@@ -120,7 +120,7 @@ class PromptStore:
             return self.marked("current") or now
 
     def seeds(self) -> list[str]:
-        """Texts that the settings' file has had, the newest first: what an agent may have in it."""
+        """Return the texts that the settings' file has had, the newest first: what an agent may have in it."""
         found, own = [self.version(version) for version in reversed(self.versions())], (SEED, self.marked("file"))
         return [one.text for one in found if one.version in own or one.made_by.startswith(_EDIT)]
 
@@ -160,5 +160,5 @@ def digest(text: str) -> str:
 
 
 def prompt_names(home: Path) -> list[str]:
-    """Names of the prompts that a home has versions of."""
+    """Return the names of the prompts that a home has versions of."""
     return sorted(file.parent.name for file in (home / "prompts").glob(f"*/{SEED}.json"))
