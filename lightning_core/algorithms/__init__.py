@@ -16,7 +16,7 @@ BUILT_IN: dict[str, type[Algorithm]] = {"grpo": Algorithm, "ppo": Ppo, "sft": Sf
 
 
 def is_own(name: str) -> bool:
-    """Whether the name is that of a class of the user's: `package.module:Name` or `file.py:Name`."""
+    """Return whether the name is that of a class of the user's: `package.module:Name` or `file.py:Name`."""
     return ":" in name
 
 

@@ -50,7 +50,7 @@ class Ppo(Algorithm):
         self.part_learning_rate = self.options.value_learning_rate
 
     def select(self) -> str:
-        """Every rollout trains, less those of groups below `min_spread`."""
+        """Return `reinforce`: every rollout trains, less those of groups below `min_spread`."""
         return "reinforce"
 
     def part(self, model: Any) -> torch.nn.Module:
