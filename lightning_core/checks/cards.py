@@ -17,7 +17,7 @@ from lightning_core.training.memory import need_of
 
 
 def check_cards(settings: Settings, trains: bool) -> Iterator[Check]:
-    """One check a line; nothing where `nvidia-smi` shows no card."""
+    """Yield one check a line; nothing where `nvidia-smi` shows no card."""
     here = seen(cards(), None, several=True)
     if not here:
         return
@@ -37,7 +37,8 @@ def _driver(card: Card) -> Check:
 
 
 def _compiler() -> Check:
-    """Triton compiles a launcher for each kernel against this Python, when it first runs."""
+    """Look for a C compiler and Python.h: Triton compiles a launcher for each kernel against this Python, when it first
+    runs."""
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.is_file():
         found = f"{header} is missing, which Triton's kernels are compiled with; install python{sys.version_info[0]}.{sys.version_info[1]}-dev"

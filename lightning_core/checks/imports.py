@@ -44,7 +44,7 @@ class _Refused(Exception):
 
 
 def _agent(job: dict[str, Any]) -> str:
-    """As an attempt does: the agent's modules come before ours."""
+    """Import the agent as an attempt does: its modules come before ours."""
     from lightning_core.agents import child, lit_agent
 
     for module in job["preload"]:

@@ -127,7 +127,7 @@ def _check_devices(given: list[str]) -> Check:
 
 
 def on_cpu() -> bool:
-    """Whether vLLM computes on the CPU here."""
+    """Return whether vLLM computes on the CPU here."""
     try:
         return cpu_build()
     except VllmError:  # none is installed, which fine-tuning needs not
@@ -135,7 +135,7 @@ def on_cpu() -> bool:
 
 
 def _memory() -> tuple[float, float]:
-    """Available and total bytes: the machine's, or what the control group of this process allows."""
+    """Return available and total bytes: the machine's, or what the control group of this process allows."""
     machine = psutil.virtual_memory()
     limits = [(float(machine.available), float(machine.total)), *_groups()]
     return min(limit[0] for limit in limits), min(limit[1] for limit in limits)

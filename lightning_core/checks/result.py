@@ -17,7 +17,7 @@ class Check:
     found: str
 
     def line(self) -> str:
-        """`✓ tasks.train  512, the first is …`; further lines of what was found stand under it."""
+        """Return `✓ tasks.train  512, the first is …`; further lines of what was found stand under it."""
         return f"{_MARKS[self.level]} {self.name:<15} " + self.found.removeprefix(f"{self.name}: ").replace(
             "\n", "\n" + " " * 18
         )
