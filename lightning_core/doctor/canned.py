@@ -19,7 +19,7 @@ ANSWER = "The answer is 5."
 
 @contextmanager
 def canned_model() -> Iterator[str]:
-    """Its address, while the block runs."""
+    """Serve the canned model while the block runs; give its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     thread = threading.Thread(target=server.serve_forever, name="canned-model", daemon=True)
     thread.start()
@@ -59,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: the gateway has a log."""
+        """Log nothing: the gateway has a log."""
 
 
 def _reply(body: dict[str, Any], chat: bool) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _reply(body: dict[str, Any], chat: bool) -> dict[str, Any]:
 
 
 def _as_chunk(reply: dict[str, Any]) -> dict[str, Any]:
-    """The whole reply as the one chunk of a stream."""
+    """Return the whole reply as the one chunk of a stream."""
     choices = [{k: v for k, v in choice.items() if k != "message"} for choice in reply["choices"]]
     for chunk, choice in zip(choices, reply["choices"], strict=True):
         if "message" in choice:

@@ -28,7 +28,7 @@ class Examination:
 
     @property
     def trains(self) -> bool:
-        """Whether training would have anything to learn from."""
+        """Return whether training would have anything to learn from."""
         return all(finding.level != "fatal" for finding in self.findings)
 
 

@@ -33,7 +33,8 @@ def facts(trial: Trial) -> Facts:
 
 
 def findings(trial: Trial) -> list[Finding]:
-    """What is there and what is missing, in the order of a call's way: agent, calls, ids, spans, names, twins, rewards."""
+    """Return what is there and what is missing, in the order of a call's way: agent, calls, ids, spans, names, twins,
+    rewards."""
     seen, settings = facts(trial), trial.epoch.settings
     found = [*_outcome(trial), *_calls(trial, seen), *_refused(seen), *_unknown_model(seen, settings)]
     for judge in (_elsewhere, _ids, _spans, _claims, _names, _attributes, _twins, _tools):
@@ -85,7 +86,7 @@ def _refused(seen: Facts) -> Iterator[Finding]:
 
 
 def _unknown_model(seen: Facts, settings: Settings) -> Iterator[Finding]:
-    """Names that a policy has answered here for want of an owner: in training they are refused."""
+    """Report names that no policy has and the first policy answered to here: in training they are refused."""
     policies, asked = {policy.name for policy in settings.policies}, seen["asked_for"] or []
     unknown = [name for name in asked if name not in settings.aliases and name.partition("@")[0] not in policies]
     if unknown and ANY_NAME not in settings.aliases:
@@ -158,7 +159,8 @@ def _spans(seen: Facts) -> Iterator[Finding]:
 
 
 def _claims(seen: Facts) -> Iterator[Finding]:
-    """Spans that say what only others may: the gateway, the runner, a grader, or an attempt that proves who it is."""
+    """Report spans that say what only others may: the gateway, the runner, a grader, or an attempt that proves who it
+    is."""
     if not seen["claims"]:
         return
     remedy = (

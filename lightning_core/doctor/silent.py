@@ -10,7 +10,7 @@ from lightning_core.config import AgentSettings
 
 
 def remedy(agent: AgentSettings) -> str:
-    """The lines to add to the agent's file, and the setting that does without them."""
+    """Return the lines to add to the agent's file, and the setting that does without them."""
     file, function, is_async = _file_and_function(agent)
     call = f"{function}(json.load(sys.stdin))"
     call, modules = (f"asyncio.run({call})", "asyncio, json, sys") if is_async else (call, "json, sys")
@@ -24,7 +24,7 @@ def remedy(agent: AgentSettings) -> str:
 
 
 def _file_and_function(agent: AgentSettings) -> tuple[str, str, bool]:
-    """The command's Python file, the first function in it (`run` before others), and whether that is async.
+    """Return the command's Python file, the first function in it (`run` before others), and whether that is async.
 
     Where the command names no such file: what they are called in the README.
     """
