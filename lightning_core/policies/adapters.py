@@ -37,9 +37,10 @@ def load_lora(
 ) -> Redeployed:
     """Load the adapter in `path` as `<policy>-<version>` and verify it; the older ones stay, as far as there are slots.
 
-    `routed` is the name that the policy's calls go to now: it stays, whatever its number. `in_use` tells the names of which
-    calls are in flight; `retire` is called with those that are about to be unloaded: the time to change routes. A name is
-    never loaded twice, since vLLM's cache is keyed by it. Raises RedeployFailed; what was routed to is served on then.
+    `routed` is the name that the policy's calls go to now: it stays, whatever its number. `in_use` returns the names
+    that have calls in flight; `retire` is called with those that are about to be unloaded: the time to change routes. A
+    name is never loaded twice, since vLLM's cache is keyed by it. Raises RedeployFailed; what was routed to is served
+    on then.
     """
     name = lora_name(policy, version)
     done = Redeployed(version, name)
@@ -79,8 +80,9 @@ def unload_older(
     in_use: Callable[[], Collection[str]] = tuple,
     retire: Callable[[Names], None] = lambda names: None,
 ) -> Names:
-    """Of the policy's adapters but `version` all go but the last `keep` - 1 (`routed` is the last) and those in use; returns
-    their names.
+    """Unload the policy's older adapters, and return their names.
+
+    `version`, the last `keep` - 1 of the others (`routed` is the last of them), and those in use stay.
     """
     with vllm.client() as client:
         older = [name for name in _versions_of(policy, client.models(), routed) if name != lora_name(policy, version)]
@@ -90,7 +92,7 @@ def unload_older(
 
 
 def lora_name(policy: str, version: str) -> str:
-    """The name under which vLLM serves the adapter of a policy's version: `policy-v0007`."""
+    """Return the name under which vLLM serves the adapter of a policy's version: `policy-v0007`."""
     return f"{policy}-{version}"
 
 
@@ -102,7 +104,10 @@ def route(
     evaluate_max_tokens: int | None = None,
     restart_wait_s: float = 0.0,
 ) -> dict[str, Any]:
-    """What the gateway has to know of a policy: where it is served (one vLLM at least), under which name, how it samples."""
+    """Return what the gateway has to know of a policy: where it is served, under which name, how it samples.
+
+    `fleet` has one vLLM at least.
+    """
     adapter = policy.lora is not None and version != BASE_VERSION
     return {
         "upstream": fleet[0].upstream,
@@ -137,7 +142,7 @@ def _make_room(
     in_use: Callable[[], Collection[str]],
     retire: Callable[[Names], None],
 ) -> Names:
-    """Unload so many of the policy's adapters, the first of `mine`, that one more fits; returns their names. The last stays."""
+    """Unload so many adapters, the first of `mine`, that one more fits; return their names. The last stays."""
     adapters, busy = [name for name in loaded if name != vllm.state.served_name], set(in_use())
     too_many = max(0, len(adapters) + 1 - vllm.state.lora_slots)
     spare = [name for name in mine[:-1] if name not in busy]
@@ -160,7 +165,7 @@ def _unload(
     in_use: Callable[[], Collection[str]],
     retire: Callable[[Names], None],
 ) -> Names:
-    """Unload these, but for those that a call has begun on before none was routed there any more; returns their names."""
+    """Unload these, except those that a call began to use before their routes were changed; return the names."""
     if not names:
         return []
     retire(names)
@@ -183,7 +188,7 @@ def _forget(vllm: VllmServer, client: VllmClient, name: str) -> None:
 
 
 def _versions_of(policy: str, names: Names, routed: str = "") -> Names:
-    """The policy's adapters among these names, oldest first, but `routed` at the end: an older version can be the one in use."""
+    """Return the policy's adapters among `names`, oldest first, but `routed` last: an older version can be in use."""
     prefix = f"{policy}-v"
     mine = [name for name in names if name.startswith(prefix) and name[len(prefix) :].isdigit()]
     return sorted(mine, key=lambda name: (name == routed, int(name.rpartition("-v")[2])))

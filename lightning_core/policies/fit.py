@@ -18,7 +18,7 @@ _ADAPTER = ("r", "lora_alpha", "target_modules", "bias", "use_rslora", "use_dora
 
 
 def misfit(folder: Path, like: Path | None) -> str | None:
-    """Why the version in `folder` cannot follow the one in `like`, in words that name the file; None where it can.
+    """Return why the version in `folder` cannot follow the one in `like`, in words that name the file, or None.
 
     `like` is a folder of the same kind, or None for the first adapter: then only the files themselves are looked at.
     Tensors keep their dtype, or are float32, which training writes whatever it began with.
@@ -47,7 +47,10 @@ def _adapter(folder: Path, like: Path | None) -> str | None:
 
 
 def _differs(name: str, folder: Path, like: Path, keys: set[str] | None = None) -> str | None:
-    """Which of these keys (None: all that matter) of a JSON file has another value than the parent's; lists are sets."""
+    """Return in words which of these keys (None: all that matter) of a JSON file has another value than the parent's.
+
+    None where none has. A file that cannot be read is reported too. With `keys`, the order in a list does not matter.
+    """
     (have, problem), (want, other) = _json(folder / name), _json(like / name)
     for key in sorted(keys if keys is not None else (have.keys() | want.keys()) - _INCIDENTAL):
         mine, theirs = (sorted(v) if keys and isinstance(v, list) else v for v in (have.get(key), want.get(key)))

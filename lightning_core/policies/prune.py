@@ -45,7 +45,7 @@ class Pruned:
 
 
 def policies(home: Path) -> list[str]:
-    """Names of the policies that have a store in `home`."""
+    """Return the names of the policies that have a store in `home`."""
     return sorted(folder.name for folder in (home / "policies").glob("*") if PolicyStore(home, folder.name).versions())
 
 
@@ -58,11 +58,12 @@ def prune(
     by: str = "`lightning-flows policies prune`",
     named: dict[tuple[str, str], list[str]] | None = None,
 ) -> Pruned:
-    """Remove the versions of `policy` that nothing needs; with `dry_run` only say which those are.
+    """Remove the versions of `policy` that nothing needs; with `dry_run` only report which those are.
 
-    `keep_every` k: versions whose number k divides stay. `named`: (version, digest of its files) → why it
-    stays, as tracking.registry.named has it. `by` is who removes them, for those who ask later. A version goes by one rename, so none
-    is ever half there. Raises StoreError or LakeError, and removes nothing, where a manifest or pointer that says what is needed is unreadable.
+    `keep_every` k: versions whose number k divides stay. `named`: (version, digest of its files) → why it stays, as
+    tracking.registry.named has it. `by` is who removes them, for those who ask later. A version goes by one rename, so
+    none is ever half there. Raises StoreError or LakeError, and removes nothing, where a manifest or pointer that says
+    what is needed is unreadable.
     """
     store = PolicyStore(home, policy)
     if not store.versions():
@@ -140,7 +141,7 @@ def _manifest(store: PolicyStore, version: str) -> Manifest | None:
 
 
 def _loaded(store: PolicyStore, home: Path) -> Iterator[str]:
-    """Versions that a vLLM of this home holds: when it dies it is started again with them."""
+    """Yield the versions that a vLLM of this home holds: when it dies it is started again with them."""
     for replica in count():
         vllm = VllmServer.known(home, replica)
         if vllm is None:
@@ -151,9 +152,10 @@ def _loaded(store: PolicyStore, home: Path) -> Iterator[str]:
 
 
 def _begun_with(policy: str, epochs: list[EpochManifest]) -> list[tuple[str, str | None]]:
-    """(run, version): what every run's newest finished epoch, and epochs and evaluations not finished, sampled from and made.
+    """Return (run, version) for what epochs that are still needed began with, sampled from and made.
 
-    An evaluation is finished with its tables: one that stands beside a run (`evaluate --version`) is never recorded.
+    These are every run's newest finished epoch, and the epochs and evaluations that are not finished. An evaluation is
+    finished with its tables: one that stands beside a run (`evaluate --version`) is never recorded.
     """
     training = [e for e in epochs if e.mode == "train"]
     newest = {e.run: e.epoch for e in sorted(training, key=lambda e: e.epoch) if e.recorded}

@@ -70,8 +70,8 @@ def hot_swap(
     """Swap the full weights in `weights_path` into `vllm` as `version`.
 
     Calls in flight get `drain_s` seconds to end on the old weights; those that take longer are frozen, and go on with
-    the new ones (0 freezes all at once). `probe` is what the trainer computed with these weights. Without one the swap is
-    verified by the version, by the tensors that vLLM keeps as they are in the files, and by answers that are finite.
+    the new ones (0 freezes all at once). `probe` is what the trainer computed with these weights. Without one the swap
+    is verified by the version, by the tensors that vLLM keeps as they are in the files, and by answers that are finite.
     `changed` is False where these are what they were: right for equal weights, and for updates smaller than the served
     dtype resolves. `before_resume` is called with the version while no call is computed: the gateway learns there which
     comes next, also where that is the former one again. Raises RedeployFailed.
@@ -125,7 +125,7 @@ def restart_with(
     probe: Probe | None = None,
     before_resume: Callable[[str], None] = lambda version: None,
 ) -> Redeployed:
-    """Start vLLM anew with the weights: the last resort, some fifty times a swap, for one that is gone.
+    """Start vLLM anew with the weights: the last resort for one that is gone, some fifty times as long as a swap.
 
     Calls wait at the gateway meanwhile. Raises RedeployFailed.
     """
@@ -149,7 +149,7 @@ def restart_with(
 
 
 def agreement(logprobs: list[float], probe: Probe | None, dtype: str) -> str:
-    """How far the server's logprobs are from the trainer's, in words. Raises VllmError where that is too far."""
+    """Return how far the server's logprobs are from the trainer's, in words. Raises VllmError where that is too far."""
     if probe is None:
         return "answers are finite (the version has no logprobs of a trainer)"
     off, allowed = difference(logprobs[-len(probe.logprobs) :], probe.logprobs), tolerance(probe, dtype)
@@ -185,7 +185,7 @@ def _inspect(weights: Path, former: Path, version: str, former_version: str) -> 
 
 
 def _pause(client: VllmClient, drain_s: float) -> bool:
-    """Pause; True where every call in flight ended."""
+    """Pause vLLM; return True where every call in flight ended."""
     if drain_s > 0:
         try:
             client.pause("wait", timeout_s=drain_s)
@@ -266,7 +266,10 @@ def _restore(
 
 
 def _announce(before_resume: Callable[[str], None], version: str) -> None:
-    """What fails now must not keep the former version from being restored: the gateway names one version too many then."""
+    """Call `before_resume` and only log its failure, which must not keep the former version from being restored.
+
+    The gateway names one version too many then.
+    """
     try:
         before_resume(version)
     except Exception as error:  # noqa: BLE001 - whatever the caller's gateway raises

@@ -31,7 +31,7 @@ _Removals = TypeAdapter(dict[str, Removal])
 
 
 def removals(folder: Path) -> dict[str, Removal]:
-    """Version → its removal, of the policy in `folder`. Raises StoreError where the file is unreadable."""
+    """Return the removals of the policy in `folder`, by version. Raises StoreError where the file is unreadable."""
     file = folder / _FILE
     try:
         return _Removals.validate_json(file.read_bytes())
@@ -47,7 +47,7 @@ def note_removals(folder: Path, gone: dict[str, Removal]) -> None:
 
 
 def why_gone(policy: str, version: str, removal: Removal, kept: Iterable[str]) -> str:
-    """The message for whoever asks for a version that was removed."""
+    """Return the message for whoever asks for a version that was removed."""
     return (
         f"policy {policy}: {version} was {removal}; {nearest(version, kept)}. "
         "`store: {keep_every: 1}` in the settings keeps all that are trained from now on, "
@@ -56,7 +56,7 @@ def why_gone(policy: str, version: str, removal: Removal, kept: Iterable[str]) -
 
 
 def nearest(version: str, kept: Iterable[str]) -> str:
-    """The kept versions before and after `version`, in words."""
+    """Return the kept versions before and after `version`, in words."""
     number, numbers = int(version[1:]), {int(v[1:]): v for v in kept}
     around = [
         numbers[n]

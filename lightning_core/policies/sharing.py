@@ -9,14 +9,15 @@ from lightning_core.policies.vllm_command import cpu_build
 
 
 def serving(settings: Settings) -> VllmSettings:
-    """The settings of vLLM, with it decided whether it sleeps while a policy is trained (`colocated`)."""
+    """Return the settings of vLLM with `colocated` decided: whether it sleeps while a policy is trained."""
     return settings.vllm.model_copy(update={"colocated": takes_turns(settings)})
 
 
 def takes_turns(settings: Settings) -> bool:
-    """Whether vLLM gives its GPU's memory back while a policy is trained: as the settings say, else where the two share it.
+    """Return whether vLLM gives its GPU's memory back while a policy is trained.
 
-    Raises VllmError where no vLLM is installed.
+    The settings decide it; where they do not, it does if the two share a GPU and `async_level` is 0. Raises VllmError
+    where no vLLM is installed.
     """
     if settings.vllm.colocated is not None:
         return settings.vllm.colocated
@@ -24,7 +25,7 @@ def takes_turns(settings: Settings) -> bool:
 
 
 def check_gpus(settings: Settings) -> None:
-    """Raises SettingsError where vLLM and training would be at work on one GPU at one time, and nobody said that they may."""
+    """Raise SettingsError where vLLM and training would use one GPU at one time, and `vllm.colocated` is not given."""
     if settings.async_level and settings.vllm.colocated is None and shares_gpu(settings):
         raise SettingsError(
             "`async_level: 1` samples while a policy is trained, and vLLM and training have a GPU in common; give each its own by "
@@ -34,7 +35,7 @@ def check_gpus(settings: Settings) -> None:
 
 
 def shares_gpu(settings: Settings) -> bool:
-    """Whether vLLM and training have a GPU in common; never where vLLM computes on the CPU."""
+    """Return whether vLLM and training have a GPU in common; never where vLLM computes on the CPU."""
     if cpu_build():
         return False
     ours, theirs = gpus_of(settings)
@@ -42,7 +43,7 @@ def shares_gpu(settings: Settings) -> bool:
 
 
 def gpus_of(settings: Settings) -> tuple[set[str] | None, set[str] | None]:
-    """The GPUs of vLLM and those of training."""
+    """Return the GPUs of vLLM and those of training."""
     flags = [argument.partition("=")[0] for argument in settings.vllm.extra_args]
     several = any("-parallel" in flag or flag in ("-tp", "-pp", "-dp") for flag in flags)
     ranks = any(p.training.processes > 1 or p.training.accelerate_config is not None for p in settings.policies)
@@ -50,7 +51,10 @@ def gpus_of(settings: Settings) -> tuple[set[str] | None, set[str] | None]:
 
 
 def _gpus(given: list[str], several: bool) -> set[str] | None:
-    """GPUs as CUDA_VISIBLE_DEVICES names them; None: it may be any. Where none are given it is the first, or the first ones."""
+    """Return the GPUs as CUDA_VISIBLE_DEVICES names them; None: it may be any.
+
+    Where none are given it is the first, or the first ones (`several`), for which this returns None.
+    """
     if given:
         return {gpu for gpus in given for gpu in gpus.split(",")}
     return None if several else {os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}

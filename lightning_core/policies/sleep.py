@@ -24,8 +24,10 @@ SLEEP_FLAG = "--enable-sleep-mode"
 
 @contextlib.contextmanager
 def asleep(vllm: VllmServer, level: Level) -> Iterator[None]:
-    """Have `vllm` hold no memory of the card meanwhile; calls that come wait. Afterwards it serves what it served before, but
-    at level 2 it sleeps on (`vllm.asleep`) if the trainer did not fail: swap a version in, or call `wake`. Raises VllmError.
+    """Have `vllm` hold no memory of the card while the block runs; calls that come wait.
+
+    Afterwards it serves what it served before, but at level 2 it sleeps on (`vllm.asleep`) if the trainer did not fail:
+    swap a version in, or call `wake`. Raises VllmError.
     """
     if SLEEP_FLAG not in vllm.state.command:
         raise VllmError(

@@ -57,7 +57,7 @@ class Estimate:
 
 
 def estimate(settings: Settings, held_out: int = 0) -> Estimate | None:
-    """What all epochs of a run take, begun anew; None where the size of its model is not known before it is fetched.
+    """Return what all epochs of a run take, begun anew; None where its model's size is not known before it is fetched.
 
     `held_out`: number of held-out tasks, where `evaluation.limit` does not bound it. Reads headers of weights only.
     """
@@ -87,12 +87,12 @@ def estimate(settings: Settings, held_out: int = 0) -> Estimate | None:
 
 
 def free(home: Path) -> int:
-    """Bytes that are free where `home` is, or will be."""
+    """Return how many bytes are free where `home` is, or will be."""
     return shutil.disk_usage(existing(home)).free
 
 
 def space_taken(home: Path) -> dict[str, int]:
-    """Part of `home` → bytes on disk, the largest first: what `du` says, a file with several names counted once.
+    """Return bytes on disk by part of `home`, the largest first: as `du` counts, a file with several names once.
 
     `models` are the weights that the policies began with: links to the cache where that is on the same file system.
     """
@@ -114,13 +114,13 @@ def space_taken(home: Path) -> dict[str, int]:
 
 
 def taken_line(home: Path) -> str:
-    """`space_taken` in a line."""
+    """Return `space_taken` in a line."""
     taken = space_taken(home)
     return f"{gb(sum(taken.values()))} on disk in {home}: {_listed(taken)}"
 
 
 def gb(size: float) -> str:
-    """`1.6 GB`, `85 MB`."""
+    """Format a number of bytes: `1.6 GB`, `85 MB`."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
@@ -129,13 +129,16 @@ def _listed(parts: dict[str, float] | dict[str, int]) -> str:
 
 
 def _kept(every: int | None, trained: int, evaluated: bool) -> int:
-    """Versions that stay of so many: every k-th, the newest with its parent, and the best."""
+    """Return how many of `trained` versions stay: every k-th, the newest with its parent, and the best."""
     numbers = {n for n in range(1, trained + 1) if every and n % every == 0}
     return min(trained, len(numbers | {trained, trained - 1}) + evaluated)
 
 
 def trained_parameters(policy: PolicySettings, folder: Path | None) -> int | None:
-    """How many are trained: all, or those of the adapter; None where neither the weights nor the model's name say so."""
+    """Return how many parameters are trained: all, or those of the adapter.
+
+    None where neither the weights nor the model's name say so.
+    """
     if folder is None:
         return None if policy.lora is not None else _size_in(policy.model)
     if policy.lora is None:
@@ -150,7 +153,7 @@ def trained_parameters(policy: PolicySettings, folder: Path | None) -> int | Non
 
 
 def _size_in(name: str) -> int | None:
-    """Parameters, as models' names have them: `SmolLM2-135M-Instruct`, `Qwen2.5-0.5B`."""
+    """Return the number of parameters that a model's name has: `SmolLM2-135M-Instruct`, `Qwen2.5-0.5B`."""
     found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([MB])(?![A-Za-z0-9])", name.rsplit("/", 1)[-1], re.IGNORECASE)
     return found and int(float(found[1]) * {"M": 1e6, "B": 1e9}[found[2].upper()])
 
@@ -165,7 +168,7 @@ def _rollouts(settings: Settings, held_out: int) -> int:
 
 
 def model_folder(model: str, models: Path | None) -> Path | None:
-    """Where the weights are that the policies begin with; None where they have to be fetched."""
+    """Return the folder of the weights that the policies begin with; None where they have to be fetched."""
     files = config_files(model, models)
     return next((file.parent for file in files if file.is_file()), None)
 
@@ -175,5 +178,5 @@ def _device(folder: Path) -> int:
 
 
 def existing(folder: Path) -> Path:
-    """The folder itself, or the nearest above it that is there."""
+    """Return the folder itself, or the nearest above it that is there."""
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())

@@ -52,13 +52,13 @@ class PolicyStore:
     """The versions of the policy `name` under `home/policies/<name>`."""
 
     def __init__(self, home: Path, name: str) -> None:
-        """Raises HomeError for a home of a newer version."""
+        """Raise HomeError for a home of a newer version."""
         require_readable(home)
         self.name = name
         self.folder = home / "policies" / name
 
     def versions(self) -> list[str]:
-        """Published versions, oldest first."""
+        """Return the published versions, oldest first."""
         if not self.folder.is_dir():
             return []
         found = [
@@ -67,12 +67,12 @@ class PolicyStore:
         return sorted(found, key=_number)
 
     def latest(self) -> str | None:
-        """The newest version, or None before the base was published."""
+        """Return the newest version, or None before the base was published."""
         versions = self.versions()
         return versions[-1] if versions else None
 
     def path(self, version: str) -> Path:
-        """The folder of a published version (absolute). Raises StoreError where there is none."""
+        """Return the folder of a published version (absolute). Raises StoreError where there is none."""
         folder = self.folder / version
         if not is_version(version) or not (folder / MANIFEST).is_file():
             if (removal := removals(self.folder).get(version)) is not None:
@@ -87,12 +87,12 @@ class PolicyStore:
         return read_manifest(self.path(version), self.name)
 
     def checked(self, version: str) -> Path:
-        """The folder of a version, verified: what is served and what is trained from comes through here."""
+        """Verify a version and return its folder: what is served and what is trained from comes through here."""
         self.verify(version)
         return self.path(version)
 
     def verify(self, version: str, hashes: bool = True) -> None:
-        """Look a version over: manifest, sizes, digests, and whether it fits its parent. Raises StoreError.
+        """Check a version: manifest, sizes, digests, and whether it fits its parent. Raises StoreError.
 
         Without `hashes` no weights are read: changed bytes in a file of the right size go unnoticed.
         """
@@ -102,21 +102,24 @@ class PolicyStore:
             raise StoreError(f"policy {self.name}: {version} does not fit: {problem}; use another version")
 
     def current(self) -> str | None:
-        """The version being served, or None where none was set."""
+        """Return the version being served, or None where none was set."""
         return self._pointer("current")
 
     def set_current(self, version: str) -> None:
-        """Atomically say that `version` is being served. Raises StoreError for a version that was not published."""
+        """Record atomically that `version` is being served. Raises StoreError for a version that was not published."""
         with self.lock():
             self.path(version)
             write_atomic(self.folder / "current", f"{version}\n".encode())
 
     def best(self) -> str | None:
-        """The version with the highest share of held-out tasks right, or None before any evaluation."""
+        """Return the version with the highest share of held-out tasks right, or None before any evaluation."""
         return self._pointer("best")
 
     def best_of(self, run: str) -> str | None:
-        """The best of the versions that a run was the last to evaluate, by what its newest evaluation was on; or None."""
+        """Return the best version of those that `run` was the last to evaluate, or None.
+
+        Only those that were evaluated on what the run's newest evaluation was on are compared.
+        """
         return best_of(self._evaluations(), run)
 
     def evaluated(self, version: str, evaluation: Evaluation) -> str:
@@ -134,12 +137,12 @@ class PolicyStore:
         return best
 
     def _evaluations(self) -> dict[str, Evaluation]:
-        """The latest of each version that has one, oldest version first."""
+        """Return the latest evaluation of each version that has one, oldest version first."""
         found = {version: self.manifest(version).evaluation for version in self.versions()}
         return {version: evaluation for version, evaluation in found.items() if evaluation is not None}
 
     def pinned(self) -> list[str]:
-        """Versions that are never removed, whatever else holds."""
+        """Return the versions that are never removed, whatever else holds."""
         try:
             return (self.folder / "pinned").read_text().split()
         except FileNotFoundError:
@@ -153,11 +156,14 @@ class PolicyStore:
             write_atomic(self.folder / "pinned", "".join(f"{name}\n" for name in names).encode())
 
     def lock(self) -> AbstractContextManager[bool]:
-        """Held while small files are swapped or versions removed, over processes. Publishing needs none."""
+        """Return the lock, over processes, for swapping small files and removing versions. Publishing needs none."""
         return locked(self.folder / ".lock")
 
     def published(self, run: str, epoch: int) -> list[str]:
-        """Versions that (run, epoch) published, oldest first: one, unless a resumed epoch trained other weights."""
+        """Return the versions that (run, epoch) published, oldest first.
+
+        It is one, unless a resumed epoch trained other weights.
+        """
         found = []
         for version in self.versions():
             manifest = self.manifest(version)
@@ -245,7 +251,7 @@ class PolicyStore:
             raise
 
     def _repaired(self, version: str, folder: Path, lineage: Lineage, files: dict[str, FileDigest]) -> str:
-        """The version, which had the same files when it was published; those of `folder` where it is damaged now."""
+        """Replace `version`, published with the same files, by those of `folder` where it is damaged now; return it."""
         try:
             self.verify(version)
         except StoreError as error:
@@ -257,7 +263,10 @@ class PolicyStore:
         return version
 
     def _pointer(self, name: str) -> str | None:
-        """The version that a small file names. Raises StoreError where it names none; that it exists is not checked."""
+        """Return the version that a small file names, or None where there is no such file.
+
+        Raises StoreError where it names none; that the version exists is not checked.
+        """
         file = self.folder / name
         try:
             version = file.read_bytes().decode(errors="replace").strip()
@@ -284,7 +293,7 @@ class PolicyStore:
         return misfit(folder, None)
 
     def _publish(self, folder: Path, lineage: Lineage, version: str, files: dict[str, FileDigest]) -> str:
-        """`files` are in `folder`. What they should be is on the disk before they have the version's name."""
+        """Publish `folder`, which holds `files`. The manifest is on the disk before they have the version's name."""
         manifest = Manifest(
             **lineage.model_dump(), policy=self.name, version=version, files=files, created_ns=time.time_ns()
         )
@@ -313,7 +322,7 @@ class PolicyStore:
 
 
 def _look_through(folder: Path) -> dict[str, FileDigest]:
-    """Digests of all files. Raises StoreError for weights with inf or NaN."""
+    """Return the digests of all files. Raises StoreError for weights with inf or NaN."""
     with ThreadPoolExecutor(1) as pool:
         broken = pool.submit(nonfinite_tensor, folder)
         files = digest_files(folder)
@@ -333,7 +342,7 @@ def _write_out(folder: Path) -> None:
 
 
 def full_disk(policy: str, version: str, folder: Path) -> str:
-    """The message of a disk that filled up while a version was written."""
+    """Return the message for a disk that filled up while a version was written."""
     return (
         f"policy {policy}: {version} was not published, the disk of {folder} is full; free some "
         "(`lightning-flows policies prune` removes versions nothing needs) and run the same command again"
@@ -349,12 +358,12 @@ def _number(version: str) -> int:
 
 
 def best_of(evaluations: dict[str, Evaluation], run: str) -> str | None:
-    """See PolicyStore.best_of; of `evaluations` by version, oldest first."""
+    """Return what PolicyStore.best_of does, of `evaluations` by version, oldest first."""
     own = {version: evaluation for version, evaluation in evaluations.items() if evaluation.run == run}
     return _best(own, max(own.values(), key=lambda evaluation: evaluation.epoch).held_out) if own else None
 
 
 def _best(evaluations: dict[str, Evaluation], held_out: str) -> str:
-    """Of the versions evaluated on `held_out`, the one with the highest share right; of equals the first."""
+    """Return the version with the highest share right among those evaluated on `held_out`; of equals the first."""
     compared = [version for version, evaluation in evaluations.items() if evaluation.held_out == held_out]
     return max(compared, key=lambda version: evaluations[version].right)

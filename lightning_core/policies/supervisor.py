@@ -87,7 +87,7 @@ class Supervisor:
             log.warning("vLLM serves %s again after %.0f s", state.version, time.monotonic() - began)
 
     def _go_on(self, reached: str) -> None:
-        """Called while vLLM starts: who wants to stop need not wait until it serves."""
+        """Raise VllmError while vLLM starts if the supervisor stops: who stops it need not wait until vLLM serves."""
         log.debug(reached)
         if self._stopping.is_set():
             raise VllmError("it is not needed any more")

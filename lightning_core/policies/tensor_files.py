@@ -25,7 +25,7 @@ OPTIONAL_TENSORS = {"lm_head.weight"}
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The tensors of a safetensors file, by name, and where their bytes begin in it. Raises struct.error or ValueError."""
+    """Return a safetensors file's tensors, by name, and where their bytes begin. Raises struct.error or ValueError."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         if length > file.stat().st_size:
@@ -36,7 +36,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name → shape over all safetensors files of a folder."""
+    """Return name → shape over all safetensors files of a folder."""
     return {
         name: entry["shape"]
         for file in sorted(folder.glob("*.safetensors"))
@@ -45,12 +45,12 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def parameters(folder: Path) -> int:
-    """How many numbers all tensors of a folder hold."""
+    """Return how many numbers all tensors of a folder hold."""
     return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
 
 
 def shape_mismatch(folder: Path, like: Path) -> str | None:
-    """The first tensor by which `folder` differs from `like` in name or shape, in words, or None."""
+    """Return the first tensor by which `folder` differs from `like` in name or shape, in words, or None."""
     have, want = tensor_shapes(folder), tensor_shapes(like)
     for name in sorted(have.keys() | want.keys()):
         if name in OPTIONAL_TENSORS and (name not in have or name not in want):
@@ -65,7 +65,7 @@ def shape_mismatch(folder: Path, like: Path) -> str | None:
 
 
 def nonfinite_tensor(folder: Path) -> str | None:
-    """`file: tensor` of the first tensor with an inf or NaN in it, or None."""
+    """Return `file: tensor` of the first tensor with an inf or NaN in it, or None."""
     for file in sorted(folder.glob("*.safetensors")):
         key = settled_key(file)
         if key in _finite:

@@ -66,23 +66,23 @@ class Manifest(Lineage):
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Return the size of all files, in bytes."""
         return sum(file.size for file in self.files.values())
 
     @property
     def digest(self) -> str:
-        """Of names and contents of all files: equal for equal weights, whatever trained them."""
+        """Return a digest of names and contents of all files: equal for equal weights, whatever trained them."""
         listed = "".join(f"{name}\0{file.blake3}\n" for name, file in sorted(self.files.items()))
         return blake3(listed.encode()).hexdigest()
 
 
 def is_version(name: str) -> bool:
-    """Whether it is the name of a version: `v0007`. No other text becomes part of a path."""
+    """Return whether `name` is the name of a version: `v0007`. No other text becomes part of a path."""
     return _VERSION.fullmatch(name) is not None
 
 
 def read_manifest(folder: Path, policy: str) -> Manifest:
-    """The manifest of the version in `folder`. Raises StoreError where it is unreadable or of another version."""
+    """Return the manifest of the version in `folder`. Raises StoreError where it is unreadable, or of another one."""
     file = folder / MANIFEST
     try:
         manifest = Manifest.model_validate_json(file.read_bytes())
@@ -96,7 +96,7 @@ def read_manifest(folder: Path, policy: str) -> Manifest:
 
 
 def _lie(manifest: Manifest, policy: str, version: str) -> str | None:
-    """What the manifest says that cannot be so, whatever the files hold; or None."""
+    """Return what the manifest says that cannot be true, whatever the files hold; or None."""
     if (manifest.policy, manifest.version) != (policy, version):
         return (
             f"it is the manifest of policy {manifest.policy}, {manifest.version}, and stands in {version} of {policy}"
@@ -142,7 +142,7 @@ def check_files(folder: Path, manifest: Manifest, hashes: bool = True) -> None:
 
 
 def digest_files(folder: Path) -> dict[str, FileDigest]:
-    """Size and BLAKE3 of every file below `folder` but the manifest, by relative path, sorted."""
+    """Return size and BLAKE3 of every file below `folder` but the manifest, by relative path, sorted."""
     return {
         file.relative_to(folder).as_posix(): _digest(file)
         for file in (sorted(folder.rglob("*")) if folder.is_dir() else [])

@@ -79,8 +79,9 @@ class VllmServer:
     ) -> VllmServer:
         """Serve the weights in `model_dir` as `served_name` and return when vLLM answers.
 
-        `replica` numbers those of one home. With `lora_rank` adapters up to that rank can be loaded, `lora_slots` of them at once. Raises VllmError with
-        the cause where vLLM ends early or takes longer than START_TIMEOUT_S; nothing is left running then.
+        `replica` numbers those of one home. With `lora_rank` adapters up to that rank can be loaded, `lora_slots` of
+        them at once. Raises VllmError with the cause where vLLM ends early or takes longer than START_TIMEOUT_S;
+        nothing is left running then.
         """
         socket = _socket_path()
         state = VllmState(
@@ -134,18 +135,18 @@ class VllmServer:
 
     @classmethod
     def find(cls, home: Path, replica: int = 0) -> VllmServer | None:
-        """The vLLM that `services/vllm.json` names, if that very process still runs."""
+        """Return the vLLM that `services/vllm.json` names, if that very process still runs."""
         server = cls.known(home, replica)
         return server if server is not None and server.alive() else None
 
     @classmethod
     def known(cls, home: Path, replica: int = 0) -> VllmServer | None:
-        """The one that was started and not stopped, be it running or gone."""
+        """Return the vLLM that was started and not stopped, be it running or gone."""
         state = _read_state(home, replica)
         return None if state is None else cls(state, home)
 
     def refresh(self) -> bool:
-        """Take over what other handles did to it: swaps, adapters, a restart. False where it was stopped for good."""
+        """Take over what other handles did to it: swaps, adapters, a restart. False if it was stopped for good."""
         state = _read_state(self.home, self.state.replica)
         if state is None or state.socket != self.state.socket:
             return False
@@ -156,7 +157,7 @@ class VllmServer:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold it against other deploys and its supervisor, in this process and in others. Not to be nested."""
+        """Lock it against other deploys and its supervisor, in this process and in others. Not to be nested."""
         with locked(self._lock_file):
             self.refresh()
             yield
@@ -175,15 +176,15 @@ class VllmServer:
 
     @property
     def upstream(self) -> str:
-        """The address for the gateway: `unix://` and the path of the socket."""
+        """Return the address for the gateway: `unix://` and the path of the socket."""
         return f"unix://{self.state.socket}"
 
     def client(self, timeout_s: float = 120) -> VllmClient:
-        """A client of its administrative routes; close it, or use it in a `with`."""
+        """Return a client of its administrative routes; close it, or use it in a `with`."""
         return VllmClient(self.socket, timeout_s)
 
     def alive(self) -> bool:
-        """Whether the server process (this one, not another under its pid) still runs."""
+        """Return whether the server process (this one, not another under its pid) still runs."""
         if self._process is not None and self._process.poll() is not None:
             return False
         return is_running(self.state.pid, self.state.started)
@@ -205,7 +206,7 @@ class VllmServer:
 
     @property
     def dtype(self) -> str:
-        """What its weights are computed in, as it was started: `float32`, `bfloat16`, `float16` or `auto`."""
+        """Return what its weights are computed in, as it was started: `float32`, `bfloat16`, `float16` or `auto`."""
         return self.state.command[self.state.command.index("--dtype") + 1]
 
     def stop(self, timeout_s: float = 15) -> None:
@@ -272,13 +273,13 @@ class VllmServer:
             time.sleep(0.25)
 
     def _note(self, state: VllmState) -> None:
-        """Take `state` for true once it is in the file: other handles, and a later flow, go by that."""
+        """Write `state` to the file, then take it for true: other handles, and a later flow, go by the file."""
         write_atomic(self._state_file, json.dumps(asdict(state)).encode(), mode=0o600)
         self.state = state
 
 
 def _socket_path() -> Path:
-    """A path for the socket in a new folder with mode 0700, short enough for a Unix socket."""
+    """Return a path for the socket in a new folder with mode 0700, short enough for a Unix socket."""
     for base in (tempfile.gettempdir(), "/tmp"):
         if len(os.fsencode(base)) + len("/lf-vllm-12345678/new") <= SOCKET_PATH_LIMIT and os.access(base, os.W_OK):
             return Path(tempfile.mkdtemp(prefix="lf-vllm-", dir=base)) / "s"
@@ -288,7 +289,7 @@ def _socket_path() -> Path:
 
 
 def _doorstep(socket: Path) -> Path:
-    """Where it listens until it is ready."""
+    """Return the path where vLLM listens until it is ready."""
     return socket.with_name("new")
 
 

@@ -70,7 +70,7 @@ class VllmClient:
         return reply.json()
 
     def healthy(self) -> bool:
-        """True once vLLM answers and its engine lives."""
+        """Return whether vLLM answers and its engine lives."""
         try:
             self.request("GET", "/health", timeout_s=5)
         except VllmError:
@@ -78,11 +78,11 @@ class VllmClient:
         return True
 
     def models(self) -> list[str]:
-        """Names that `model` may have in a request: the base model's, then the loaded adapters'."""
+        """Return the names that `model` may have in a request: the base model's, then the loaded adapters'."""
         return [entry["id"] for entry in self.request("GET", "/v1/models")["data"]]
 
     def pause(self, mode: Literal["wait", "keep"], timeout_s: float | None = None) -> None:
-        """`wait` returns when the calls in flight are done, `keep` freezes them; new calls queue either way."""
+        """Pause vLLM; new calls queue. `wait` returns when the calls in flight are done, `keep` freezes them."""
         self.request("POST", "/pause", params={"mode": mode}, timeout_s=timeout_s)
 
     def resume(self) -> None:
@@ -124,7 +124,10 @@ class VllmClient:
         self.request("POST", "/v1/unload_lora_adapter", json={"lora_name": name})
 
     def compare(self, folder: Path) -> int:
-        """How many tensors the workers hold exactly as they are in `folder`; VllmError that names one they do not."""
+        """Return how many tensors the workers hold exactly as they are in `folder`.
+
+        Raises VllmError that names one that they do not.
+        """
         body = {"method": "lightning_compare", "kwargs": {"weights_path": str(folder)}}
         counts = []
         for equal, other in self.request("POST", "/collective_rpc", json=body)["results"]:
@@ -134,9 +137,9 @@ class VllmClient:
         return min(counts)
 
     def logprobs(self, model: str, token_ids: list[int] = CHECK_TOKENS) -> list[float]:
-        """Logprobs (nats) of `token_ids` from the second on; one token more is sampled. Equal weights give equal numbers.
+        """Return the logprobs (nats) of `token_ids` from the second on. Equal weights give equal numbers.
 
-        Raises VllmError where they are not finite.
+        One token more is sampled. Raises VllmError where the logprobs are not finite.
         """
         body = {"model": model, "prompt": token_ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
         reply = self.request("POST", "/v1/completions", json=body)

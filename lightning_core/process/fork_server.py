@@ -79,7 +79,7 @@ class _Keeper(NamedTuple):
 
 
 def _serve(control: socket.socket, prepared: Prepared) -> None:
-    """Fork keepers, and end what one leaves that was killed; return when the owner has gone."""
+    """Fork keepers, and end what a keeper that ended has left; return when the owner has gone."""
     server = os.getpid()
     keepers: dict[int, _Keeper] = {}
     poll = select.poll()
@@ -111,7 +111,7 @@ def _serve(control: socket.socket, prepared: Prepared) -> None:
 
 
 def _bury(keeper: _Keeper, others: set[int]) -> None:
-    """End what a keeper has left, which is below the server now, and tell the owner."""
+    """End what a keeper has left, which is below the server now, and report it to the owner."""
     _, status = os.waitpid(keeper.pid, 0)
     left = linux.end_children(others)
     if os.WIFSIGNALED(status):
@@ -122,7 +122,7 @@ def _bury(keeper: _Keeper, others: set[int]) -> None:
 
 
 def _keep(server: int, owner: socket.socket, prepared: Prepared) -> NoReturn:
-    """In the keeper: run one fork after another until the server or the owner has gone."""
+    """Run one fork after another, in the keeper, until the server or the owner has gone."""
     try:
         os.setsid()
         linux.become_subreaper()
@@ -163,7 +163,7 @@ def _keep(server: int, owner: socket.socket, prepared: Prepared) -> NoReturn:
 
 
 def _watch(pid: int, most_threads: int | None, *descriptors: int) -> int | None:
-    """Wait for one of the descriptors, or until there are too many threads below this process: their number."""
+    """Wait for one of the descriptors, or until too many threads are below this process; return their number then."""
     while not _wait(*descriptors, timeout_ms=None if most_threads is None else _LOOK_MS):
         linux.reap_orphans(but=pid)
         threads = linux.threads_below()
@@ -174,7 +174,7 @@ def _watch(pid: int, most_threads: int | None, *descriptors: int) -> int | None:
 
 
 def _become(keeper: int, streams: list[int], environment: dict[str, str], run: Callable[[], object]) -> NoReturn:
-    """In the child: a session, streams and an environment of its own; it dies with the keeper."""
+    """Run the fork, in the child, with a session, streams and an environment of its own; it dies with the keeper."""
     try:
         linux.end_with_parent(keeper)
         os.setsid()
@@ -192,7 +192,7 @@ def _become(keeper: int, streams: list[int], environment: dict[str, str], run: C
 
 
 def _wait(*descriptors: int, timeout_ms: int | None = None) -> bool:
-    """Whether one of the descriptors can be read, or its other end was closed."""
+    """Wait until one of the descriptors can be read, or its other end was closed; return False after `timeout_ms`."""
     poll = select.poll()
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)

@@ -55,14 +55,14 @@ class Fork:
         keeper.setblocking(False)
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal, once no process of it is left."""
+        """Return its exit code, negative for a signal, once no process of it is left; None before."""
         with self._lock:
             while self.returncode is None and self._hear():
                 pass
             return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """As `poll`, but waits. Raises subprocess.TimeoutExpired."""
+        """Wait, then return what `poll` does. Raises subprocess.TimeoutExpired."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (code := self.poll()) is None:
             left_s = None if deadline is None else deadline - time.monotonic()
@@ -86,7 +86,10 @@ class Fork:
         self._readers = [one for one in self._readers if one.fileno() not in found or one.read()]
 
     def end(self, grace_s: float) -> int:
-        """SIGTERM to its group, SIGKILL to all of it after `grace_s`; its exit code. One that has not begun never will."""
+        """Send SIGTERM to its group, and SIGKILL to all of it after `grace_s`; return its exit code.
+
+        One whose server is not ready yet never begins.
+        """
         if self.poll() is None and (self.pid is not None or self._server.ready):
             if self.pid is not None:
                 linux.signal_group(self.pid, signal.SIGTERM)
@@ -110,13 +113,13 @@ class Fork:
         return self.wait()
 
     def _wake(self) -> None:
-        """Have those go on that could be stopped, by what was forked or by anyone."""
+        """Send SIGCONT to the server and the keeper: the fork, or anyone, could have stopped them."""
         self._server.wake()
         if self._keeper_pid is not None:
             linux.kill([self._keeper_pid], signal.SIGCONT)
 
     def _hear(self) -> bool:
-        """Whether its keeper sent anything."""
+        """Handle a message of its keeper, or the end of the keeper's socket; return whether there was either."""
         try:
             packet = self._keeper.recv(PACKET)
         except BlockingIOError:
@@ -145,7 +148,7 @@ class Fork:
         return True
 
     def _ended(self, code: int) -> None:
-        """Without its keeper's word."""
+        """Record an exit code that its keeper did not report, and close the keeper's socket."""
         self.returncode = code
         with contextlib.suppress(OSError):
             self._keeper.shutdown(socket.SHUT_RDWR)  # also for who waits for it just now
@@ -190,11 +193,11 @@ class ForkServer:
 
     @property
     def ready(self) -> bool:
-        """Whether its imports are done."""
+        """Return whether its imports are done."""
         return self._answered(0) and "threads" in (self._answer or {})
 
     def wait_until_ready(self, timeout_s: float) -> int:
-        """How many threads it has, of which a fork gets one. Raises ForkServerError with what it printed."""
+        """Return how many threads it has, of which a fork gets one. Raises ForkServerError with what it printed."""
         answered = self._answered(timeout_s)
         answer = self._answer or {}
         if "refused" in answer:
@@ -254,7 +257,10 @@ class ForkServer:
         self._process.send_signal(signal.SIGCONT)
 
     def end(self) -> int:
-        """Close the socket, which makes the server end all it has; end it by force where it does not. Its exit code."""
+        """Close the socket, which makes the server end all it has; end it by force where it does not.
+
+        Returns its exit code.
+        """
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
         self.wake()
@@ -266,7 +272,7 @@ class ForkServer:
         return code
 
     def exit_code(self) -> int | None:
-        """Of a server whose sockets have closed."""
+        """Return the exit code of a server whose sockets have closed; None where it has not ended after END_S."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(END_S)
         return None

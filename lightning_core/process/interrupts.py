@@ -42,7 +42,7 @@ _watching: Interrupts | None = None
 
 @contextlib.contextmanager
 def watched() -> Iterator[Interrupts]:
-    """Note the interrupts of this process; in a thread that is not its first, where none comes, of nothing."""
+    """Note the interrupts of this process while the block runs; none comes in a thread that is not its first."""
     global _watching
     interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
@@ -64,7 +64,7 @@ def watched() -> Iterator[Interrupts]:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Let what is within come to its end: an interrupt meanwhile comes after it, and a second one at once."""
+    """Let the block come to its end: an interrupt meanwhile comes after it, and a second one at once."""
     interrupts = _watching
     if interrupts is None or threading.current_thread() is not threading.main_thread():
         yield

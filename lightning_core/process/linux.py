@@ -25,12 +25,12 @@ _lists_children = os.path.exists("/proc/thread-self/children")  # a choice of wh
 
 
 def become_subreaper() -> None:
-    """Orphans below this process become its children."""
+    """Make the orphans below this process its children."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_with_parent(parent: int) -> None:
-    """This process gets SIGKILL when the thread that forked it ends; at once where `parent` has gone already."""
+    """Have this process get SIGKILL when the thread that forked it ends; at once where `parent` has gone already."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
@@ -49,7 +49,7 @@ class _Stat(NamedTuple):
 
 
 def _stat(pid: int) -> _Stat | None:
-    """None where there is no such process."""
+    """Return what /proc says of a process; None where there is no such process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -59,7 +59,7 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def created(pid: int) -> float:
-    """When a process was created, in seconds since the machine started. Raises ProcessLookupError."""
+    """Return when a process was created, in seconds since the machine started. Raises ProcessLookupError."""
     found = _stat(pid)
     if found is None:
         raise ProcessLookupError(f"there is no process {pid}")
@@ -67,13 +67,13 @@ def created(pid: int) -> float:
 
 
 def is_running(pid: int, started: float) -> bool:
-    """Whether the process that was `created` at `started` still runs; a zombie does not."""
+    """Return whether the process that was `created` at `started` still runs; a zombie does not."""
     found = _stat(pid)
     return found is not None and found.runs and abs(found.created - started) < _SAME_S
 
 
 def group_members(leader: int, started: float) -> list[int]:
-    """Pids, zombies left out, of the session and group that `leader` opened, whether or not it lives itself."""
+    """Return the pids, zombies left out, of the session and group that `leader` opened, even where it has ended."""
     found = _stat(leader)
     if found is not None and abs(found.created - started) >= _SAME_S:
         return []  # the number went to a stranger, which it cannot while a member of our group is left
@@ -88,7 +88,7 @@ def group_members(leader: int, started: float) -> list[int]:
 
 
 def end_group(leader: int, started: float, grace_s: float) -> None:
-    """SIGTERM to the leader, SIGKILL to all that is left of its group after `grace_s`, and wait until all are gone."""
+    """Send SIGTERM to the leader, SIGKILL to what is left of its group after `grace_s`, and wait until all are gone."""
     if is_running(leader, started):
         kill([leader], signal.SIGTERM)
         deadline = time.monotonic() + grace_s
@@ -114,7 +114,7 @@ def kill(pids: Iterable[int], number: int) -> None:
 
 
 def end_children(but: Collection[int] = ()) -> int:
-    """End all below this process, which is a subreaper, except these children and what is below them: how many it reaped.
+    """End all below this process, a subreaper, except these children and what is below them; return how many it reaped.
 
     Waits for a few seconds at most.
     """
@@ -138,7 +138,7 @@ def reap_orphans(but: int) -> None:
 
 
 def threads_below() -> int:
-    """How many threads all processes below this one have; one that ended and was not waited for counts as one."""
+    """Return how many threads all processes below this one have; one that ended and was not reaped counts as one."""
     return sum(len(_threads(pid)) for pid in _below())
 
 
@@ -151,7 +151,7 @@ def _reap(pids: Iterable[int]) -> int:
 
 
 def _below(but: Collection[int] = ()) -> list[int]:
-    """Pids of all below this process, parents first."""
+    """Return the pids of all processes below this one, parents first."""
     found = dict.fromkeys(pid for pid in _children(os.getpid()) if pid not in but)
     for pid in (queue := list(found)):
         further = [child for child in _children(pid) if child not in found]
@@ -185,7 +185,7 @@ def _every_process() -> list[int]:
 
 
 def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor multiplies bf16 (AVX-512 BF16, AMX, Arm's BF16); one that does not is slower in it."""
+    """Return whether this processor multiplies bf16 (AVX-512 BF16, AMX, Arm's BF16); others are slower in it."""
     try:
         flags = re.search(r"^(?:flags|Features)\s*:(.*)", cpuinfo.read_text(), re.MULTILINE)
     except OSError:

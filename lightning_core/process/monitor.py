@@ -51,7 +51,7 @@ class PeakMemory:
 
 
 def _short(command: list[str]) -> str:
-    """The module or script of a Python command line, else the program."""
+    """Return the module or script of a Python command line, else the program."""
     if "-m" in command[:-1]:
         return command[command.index("-m") + 1]
     scripts = [part for part in command[:3] if part.endswith(".py") or "/bin/" in part]

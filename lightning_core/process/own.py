@@ -17,7 +17,7 @@ class Owner:
         self._file = file
 
     def claim(self) -> bool:
-        """True where no living process does; this one does from now on."""
+        """Make this process the owner and return True, or return False where a living process owns it."""
         with locked(self._file.with_suffix(".lock")):
             try:
                 held = json.loads(self._file.read_text())

@@ -59,12 +59,18 @@ class Process(subprocess.Popen[bytes]):
         self.started = created(self.pid)
 
     def end(self, grace_s: float) -> int:
-        """SIGTERM, and SIGKILL to all that is left of its session after `grace_s`; its exit code, negative for a signal."""
+        """Send SIGTERM, and SIGKILL to all that is left of its session after `grace_s`.
+
+        Returns its exit code, negative for a signal.
+        """
         end_group(self.pid, self.started, grace_s)
         return self.wait()
 
     def wait_until(self, ready: Callable[[], T | None], timeout_s: float, name: str) -> T:
-        """What `ready` returns once that is not None. Raises StartError where the process ends, or the time does."""
+        """Return what `ready` returns once that is not None.
+
+        Raises StartError where the process ends, or `timeout_s` has passed.
+        """
         deadline = time.monotonic() + timeout_s
         while (found := ready()) is None:
             code, late = self.poll(), time.monotonic() > deadline
@@ -76,14 +82,14 @@ class Process(subprocess.Popen[bytes]):
         return found
 
     def log_end(self, lines: int = 20) -> list[str]:
-        """The last lines that it wrote."""
+        """Return the last lines that it wrote."""
         with self.log.open("rb") as file:
             file.seek(self._log_begin)
             return file.read().decode(errors="replace").splitlines()[-lines:]
 
 
 def child_environment() -> dict[str, str]:
-    """This process's own, with the package importable from wherever it was started."""
+    """Return this process's environment, with the package importable from wherever it was started."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": path}

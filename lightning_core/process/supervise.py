@@ -24,7 +24,10 @@ class Supervised:
         self._began, self._due, self._wait_s = 0.0, 0.0, 0.0
 
     def look(self) -> Process | None:
-        """The process where it was started just now. `start` returns None as long as it cannot begin."""
+        """Start the process where none runs and it is time to; return it if it was started just now, else None.
+
+        `start` returns None as long as it cannot begin.
+        """
         now = time.monotonic()
         if self._process is not None and self._process.poll() is not None:
             ran_s = now - self._began

@@ -22,8 +22,8 @@ def read(directory: Path | str, start: int, stop: int | None = None) -> Iterator
 
     Offsets are global bytes; `start` and `stop` must be record boundaries (0, or an offset the spool has named).
     Bytes below the gateway's `end()` are never torn, so compare the last next offset with `stop` if in doubt. What was
-    acknowledged and cannot be read back (a damaged record, a gap between segments) is one record of the source `damaged`, with what
-    is left of its bytes. Raises SpoolFreed for a `start` that `drop_before` has freed.
+    acknowledged and cannot be read back (a damaged record, a gap between segments) is one record of the source
+    `damaged`, with what is left of its bytes. Raises SpoolFreed for a `start` that `drop_before` has freed.
     """
     found = segments(directory)
     if not found or (stop is not None and start >= stop):
@@ -59,7 +59,7 @@ def read(directory: Path | str, start: int, stop: int | None = None) -> Iterator
 def _damaged(
     directory: Path | str, offset: int, path: Path, at: int, follows: int | None, stop: int | None
 ) -> tuple[int, int, Record] | None:
-    """What `read` yields of the bad record at position `at` of a segment; None for a torn tail."""
+    """Return what `read` yields for the bad record at position `at` of a segment; None for a torn tail."""
     data = path.read_bytes()
     goes_on = behind_damage(offset, data, read_durable(directory), at, None if follows is None else follows - offset)
     if goes_on is None:
@@ -70,7 +70,7 @@ def _damaged(
 
 
 def durable_end(directory: Path | str) -> int:
-    """Offset behind the last sound record on disk; 0 where there is no spool.
+    """Return the offset behind the last sound record on disk; 0 where there is no spool.
 
     While a gateway runs, its own `end()` (`POST /admin/seal`) is the acknowledged one; this may be a few records more.
     """

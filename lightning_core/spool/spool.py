@@ -141,15 +141,15 @@ class SpoolWriter:
         self._finished: Path | None = None  # the segment before this one
 
     def end(self) -> int:
-        """Offset behind the last acknowledged record."""
+        """Return the offset behind the last acknowledged record."""
         return self._end
 
     def kept_bytes(self) -> int:
-        """Bytes on disk that nobody has freed."""
+        """Return how many bytes on disk nobody has freed."""
         return self._end - self._first_offset()
 
     def is_full(self, more: int = 0) -> bool:
-        """Whether `more` bytes would exceed the limit; looks at the folder only when it seems so."""
+        """Return whether `more` bytes would exceed the limit; looks at the folder only when it seems so."""
         if self._end + self._pending + more - self._first <= self._max_bytes:
             return False
         if time.monotonic() - self._counted > _RECOUNT_S:
@@ -225,7 +225,7 @@ class SpoolWriter:
                     self._mark()
 
     def _mark(self) -> None:
-        """Note what is acknowledged: of the last records nothing else on the disk says it."""
+        """Note in file `durable` what is acknowledged: of the last records nothing else on the disk says it."""
         if self._marked == self._end:
             return
         self._marked, self._marked_at = self._end, time.monotonic()
@@ -307,8 +307,8 @@ class SpoolWriter:
 def _forget(path: Path) -> None:
     """Take a finished segment out of the page cache: by now the decoder has read it, or is far behind.
 
-    Else a long run fills memory with bytes that are read once, and each write has to find fresh pages first: three times
-    slower on a virtual machine.
+    Else a long run fills memory with bytes that are read once, and each write has to find fresh pages first: three
+    times slower on a virtual machine.
     """
     if not hasattr(os, "posix_fadvise"):
         return

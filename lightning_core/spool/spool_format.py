@@ -73,7 +73,7 @@ class Record:
 
 
 def encode_head(record: Record, durable: int) -> bytes:
-    """What comes before the body of a record, `durable` being the offset acknowledged so far."""
+    """Return what comes before the body of a record; `durable` is the offset acknowledged so far."""
     fields = [record.rollout_id, record.attempt_id, record.scope, record.received_ns, record.source]
     header = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     crc = _crc(header, record.body, durable)
@@ -81,13 +81,13 @@ def encode_head(record: Record, durable: int) -> bytes:
 
 
 def encoded_size(record: Record) -> int:
-    """An upper bound of the bytes a record will take."""
+    """Return an upper bound of the bytes a record will take."""
     ids = len(record.rollout_id or "") + len(record.attempt_id or "")
     return _FIXED.size + len(record.body) + 6 * ids + 64
 
 
 def _sound(data: bytes, at: int) -> tuple[int, int] | None:
-    """(size, durable) of the record at position `at`; None where there is no whole, sound record."""
+    """Return (size, durable) of the record at position `at`; None where there is no whole, sound record."""
     view = memoryview(data)
     if len(view) - at < _FIXED.size:
         return None
@@ -106,7 +106,7 @@ def _crc(header: bytes | memoryview, body: bytes | memoryview, durable: int) -> 
 
 
 def read_record(file: BinaryIO) -> tuple[int, Record] | None:
-    """(size, record) of the record where `file` stands; None where there is no whole, sound record.
+    """Return (size, record) of the record where `file` stands; None where there is no whole, sound record.
 
     Its body is read into the bytes it stays in: large buffers cost more to come by than to fill.
     """
@@ -130,7 +130,7 @@ def segment_path(directory: Path, offset: int) -> Path:
 
 
 def segments(directory: Path | str) -> list[tuple[int, Path]]:
-    """(offset of its first byte, path) of every segment, in order; empty where there is no spool."""
+    """Return (offset of its first byte, path) of every segment, in order; empty where there is no spool."""
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
@@ -140,7 +140,10 @@ def segments(directory: Path | str) -> list[tuple[int, Path]]:
 
 
 def sound_end(offset: int, data: bytes, durable: int) -> tuple[int, int]:
-    """Position in `data` (the last segment, of that offset) behind all that was acknowledged, and bytes of it that are damaged."""
+    """Return the position in `data` behind all that was acknowledged, and how many bytes before it are damaged.
+
+    `data` is the last segment, which begins at `offset`.
+    """
     at = damaged = 0
     while True:
         while (found := _sound(data, at)) is not None:
@@ -153,10 +156,10 @@ def sound_end(offset: int, data: bytes, durable: int) -> tuple[int, int]:
 
 
 def behind_damage(offset: int, data: bytes, durable: int, at: int, until: int | None = None) -> int | None:
-    """Position where records go on behind the bad one at `at`; None where nothing shows that it had been acknowledged.
+    """Return where records go on behind the bad one at `at`; None where nothing shows that it had been acknowledged.
 
-    `until`: where the segment ends that the next one follows; then all of it was acknowledged. Raises SpoolError for a record of
-    another layout than this version knows.
+    `until`: where the segment ends that the next one follows; then all of it was acknowledged. Raises SpoolError for a
+    record of another layout than this version knows.
     """
     acknowledged, first = (durable - offset if until is None else until), None
     for position, known in _sound_behind(data, at):
@@ -176,7 +179,10 @@ def behind_damage(offset: int, data: bytes, durable: int, at: int, until: int | 
 
 
 def _sound_behind(data: bytes, at: int) -> Iterator[tuple[int, int]]:
-    """(position, durable) of the sound records behind the bad one at `at`: each where the lengths before it say, else anywhere."""
+    """Yield (position, durable) of the sound records behind the bad one at `at`.
+
+    Each is looked for where the lengths before it say, else anywhere.
+    """
     behind = at + _claimed_size(data, at)
     while True:
         found = _sound(data, behind)
@@ -189,7 +195,7 @@ def _sound_behind(data: bytes, at: int) -> Iterator[tuple[int, int]]:
 
 
 def _claimed_size(data: bytes, at: int) -> int:
-    """The size that a record has by its own lengths; 0 where they cannot be."""
+    """Return the size that a record has by its own lengths; 0 where they cannot be true."""
     if len(data) - at < _FIXED.size:
         return 0
     magic, header_len, body_len, _, _ = _FIXED.unpack_from(data, at)
@@ -197,7 +203,7 @@ def _claimed_size(data: bytes, at: int) -> int:
 
 
 def read_durable(directory: Path | str) -> int:
-    """The offset that file `durable` has; 0 where there is none, or a damaged one."""
+    """Return the offset that file `durable` has; 0 where there is none, or a damaged one."""
     try:
         content = (Path(directory) / DURABLE).read_bytes()
         offset, crc = _DURABLE.unpack(content)

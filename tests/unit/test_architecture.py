@@ -36,3 +36,22 @@ def test_a_package_names_its_files(package: str) -> None:
     named = set(re.findall(r"(?<![/\w])(\w+)\.py\b", docstring))
     there = {file.stem for file in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
     assert named == there, f"{package}/__init__.py: name these, or take them out: {sorted(named ^ there)}"
+
+
+_NO_VERB = re.compile(
+    "A|All|An|As|At|Before|Both|Each|Every|For|From|How|In|It|Its|No|None|Of|One|Only|Some|That|The|These|This|Those|True|False|Two|"
+    "Under|Until|What|When|Where|Whether|Which|Who|Why|With|Within|Without"
+)
+
+
+def test_docstrings_of_functions_begin_with_a_verb() -> None:
+    found = []
+    for file in (
+        file for folder in ("lightning_core", "flows", "tasks") for file in sorted((ROOT / folder).rglob("*.py"))
+    ):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (text := ast.get_docstring(node)):
+                word = text.split()[0].rstrip(".,:;")
+                if not word[0].isupper() or not word[1:].islower() or _NO_VERB.fullmatch(word):
+                    found.append(f"{file.relative_to(ROOT)}:{node.lineno}: {word}")
+    assert found == []
