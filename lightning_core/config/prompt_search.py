@@ -14,7 +14,6 @@ class PromptSearchSettings(Section):
         min_length=1,
         description="model that writes new versions, by the name that the gateway routes: of an upstream, a policy, or one of `frozen`",
     )
-    reflection_tokens: int = Field(2048, ge=64, description="limit of tokens of an answer of the reflecting model")
     rollouts: int = Field(300, ge=1, description="budget: rollouts of training tasks")
     tries: int = Field(
         4, ge=1, description="training tasks on which a new version has to beat the one it was made from"

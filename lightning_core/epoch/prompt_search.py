@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 RollOut = Callable[[Epoch, list[PlannedRollout]], None]  # runs an evaluation's rollouts, and derives its tables
-_REFLECTION_S = 1_200.0
+_REFLECTION_S, _REFLECTION_TOKENS = 1_200.0, 2_048  # of an answer of the reflecting model
 _MOST_TEXT = 4_000  # characters of a conversation that the reflecting model reads
 
 
@@ -224,7 +224,7 @@ def reflecting(gateway: GatewayHandle, at: Search) -> Callable[[str], str]:
         body = {
             "model": search.reflection_model,
             "messages": [{"role": "user", "content": question}],
-            "max_tokens": search.reflection_tokens,
+            "max_tokens": _REFLECTION_TOKENS,
         }
         url = f"{gateway.attempt_url(rollout_id, question_id)}/v1/chat/completions"
         headers = {"Authorization": f"Bearer {gateway.mint(rollout_id, question_id, 'evaluate')}"}
