@@ -13,7 +13,6 @@ Prints `<experiment>_<arm>`: the share right after training beside that before, 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
@@ -33,6 +32,7 @@ from bench.runs import ROOT, add_row, flow_command, hours_parser, run_for, setti
 from docs.marks import between
 from lightning_core.epoch.epoch import Run
 from lightning_core.lake import catalog, sql
+from lightning_core.lake.conversation import json_or_text
 from lightning_core.settings_file import load_settings
 
 RESULTS = ROOT / "bench/results/gains.jsonl"
@@ -240,12 +240,10 @@ def answers(name: str, rows: list[dict[str, Any]]) -> str:
         "",
     ]
     for answer in runs[-1]["answers"]:
-        task = json.loads(answer["task"])
-        asked = task.get("question") or task.get("problem") or answer["task"]
-        lines.append(f"- {asked} ({task['db_id']})" if "db_id" in task else f"- {asked}")
+        lines.append(f"- {_cell(answer['task'])}")
         for when in ("before", "after"):
-            said = _cell(answer[f"output_{when}"] or answer[f"error_{when}"] or "")
-            lines.append(f"  - {when}, reward {answer[f'reward_{when}']:g}: `{said}`")
+            answered = answer[f"error_{when}"] or json_or_text(answer[f"output_{when}"])
+            lines.append(f"  - {when}, reward {answer[f'reward_{when}']:g}: `{_cell(str(answered))}`")
     return "\n\n" + "\n".join(lines)
 
 

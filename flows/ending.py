@@ -18,7 +18,6 @@ from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.gain import Gain, Outcome, outcome
 from lightning_core.epoch.held_out import percents
 from lightning_core.epoch.report import epoch_rows, policy_rows
-from lightning_core.epoch.task_file import ID
 from lightning_core.events import when
 from lightning_core.lake.conversation import json_or_text
 from lightning_core.policies.space import taken_line
@@ -111,7 +110,7 @@ def answers(found: Outcome) -> Iterator[str]:
     """Yield lines on some held-out tasks, each with what the agent answered in the first evaluation and in the last."""
     yield f"Held-out tasks, answered {when(found.since)} and {when(found.epoch)}:"
     for answer in found.answers:
-        yield f"  {answer.task_id}: {_task(answer.task)}"
+        yield f"  {answer.task_id}: {_short(answer.task)}"
         yield f"    before, reward {answer.reward_before:.2f}: {_answer(answer.output_before, answer.error_before)}"
         yield f"    after,  reward {answer.reward_after:.2f}: {_answer(answer.output_after, answer.error_after)}"
 
@@ -180,16 +179,6 @@ def _trained_rollout(run: Run) -> str | None:
 
 def _share(share: float, interval: tuple[float, float]) -> str:
     return f"{share:.1%} {percents(interval)}"
-
-
-def _task(text: str | None) -> str:
-    """Return the longest text of a task, which is the question in most; all of a task that has none."""
-    task = json_or_text(text)
-    if isinstance(task, dict):
-        task = {key: value for key, value in task.items() if key != ID}
-        texts = [value for value in task.values() if isinstance(value, str)]
-        task = max(texts, key=len) if texts else task
-    return _short(task)
 
 
 def _answer(output: str | None, error: str | None) -> str:

@@ -4,7 +4,7 @@
 -- Rule: one rollout a task stands for each evaluation, the first by its id. Of three, two became better and one worse
 -- where there are such, of five three and two; what changed most comes first, and tasks that did not change fill up.
 WITH answers AS (
-    SELECT epoch, task_id, rollout_id, task, output, error, reward
+    SELECT epoch, task_id, rollout_id, task_text AS task, output, error, reward
     FROM rollouts
     WHERE run = $run AND mode = 'evaluate' AND state = 'counts' AND reward IS NOT NULL AND epoch IN ($since, $epoch)
     QUALIFY row_number() OVER (PARTITION BY epoch, task_id ORDER BY rollout_id) = 1

@@ -36,7 +36,12 @@ REWARDS = {f"h{n:02}": (0.0, 1.0) for n in range(12)} | {"h12": (1.0, 0.0), "h13
 
 def evaluation(number: int, epoch: int, task: str, reward: float) -> list[dict[str, Any]]:
     attempt = Attempt(rollout=f"{task}.{epoch}", attempt="a", group=f"{epoch}.{task}", start=1000.0 + number)
-    question = {"id": task, "question": f"How many of {task}?", "answer": "3"}
+    question = {
+        "id": task,
+        "question": f"How many of {task}?",
+        "answer": "3",
+        "schema": "a text longer than the question",
+    }
     answer = {"reply": f"{reward:.0f} it is", "result": None}
     attempt.root(
         mode="evaluate", epoch=epoch, task_id=task, task=json.dumps(question), output=json.dumps(answer)

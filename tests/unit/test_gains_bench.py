@@ -121,14 +121,15 @@ def test_the_page_shows_answers_of_the_newest_run_in_one_line_each(
 ) -> None:
     monkeypatch.setattr(gains, "PAGE", tmp_path / "tasks.md")
     answer: dict[str, Any] = {
-        "task": json.dumps({"question": "How many?", "db_id": "zoo"}),
+        "task": "How many?",
         "output_before": None,
         "error_before": "no `x`",
+        "error_after": None,
     }
     answer |= {"output_after": "SELECT\n1 " + "x" * 300, "reward_before": 0.0, "reward_after": 1.0}
     rows = [row("both", 0), row("both", 1) | {"answers": [answer], "curve": [[8, 0.2, 0.1, 0.3], [16, 0.4, 0.3, 0.5]]}]
     shown = gains.answers("spider", rows)
-    assert "- How many? (zoo)\n  - before, reward 0: `no 'x'`\n  - after, reward 1: `SELECT 1 xxx" in shown
+    assert "- How many?\n  - before, reward 0: `no 'x'`\n  - after, reward 1: `SELECT 1 xxx" in shown
     assert all(len(line) < 240 for line in shown.splitlines())
     assert (
         "gain-spider.svg" in gains.draw("spider", rows) and "both 1 40%" in (tmp_path / "gain-spider.svg").read_text()
