@@ -181,7 +181,7 @@ def serve(home: Path, settings: GatewaySettings) -> None:
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         _rarely_collect()
         server.run(sockets=[sock])
-    except (LightningError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise CannotStart(str(error)) from None
     finally:
         spool.close()

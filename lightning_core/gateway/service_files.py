@@ -13,6 +13,10 @@ from lightning_core.files import write_atomic
 PRIVATE = 0o600
 
 
+class SecretError(LightningError, ValueError):
+    """The home's secret is broken; the message names its file and the remedy."""
+
+
 def services(home: Path) -> Path:
     return home / "services"
 
@@ -20,12 +24,12 @@ def services(home: Path) -> Path:
 def load_secret(home: Path) -> str:
     """Return the gateway's secret (64 hex digits): key of the attempts' tokens and the administrator's password.
 
-    It is made on the first call, by whoever comes first.
+    It is made on the first call, by whoever comes first. Raises SecretError.
     """
     path = services(home) / "secret"
     secret = made_once(path, lambda: secrets.token_hex(32))
     if len(secret) < 32:
-        raise LightningError(f"{path}: holds no secret of at least 32 characters; remove the file to have one made")
+        raise SecretError(f"{path}: holds no secret of at least 32 characters; remove the file to have one made")
     return secret
 
 
