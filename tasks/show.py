@@ -8,9 +8,9 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from lightning_core.epoch.epoch import Run
-from lightning_core.epoch.report import dropped_calls, run_signals
+from lightning_core.epoch.report import run_signals
 from lightning_core.lake.why import Finding
-from lightning_core.tracking.page import WEIGHED, page, weighs
+from lightning_core.tracking.page import WEIGHED, Signals, page, weighs
 from lightning_flows.tasks.progress import logger
 
 
@@ -20,9 +20,10 @@ def show_run(run: Run, rows: list[dict[str, Any]], record: str | None) -> None:
     """
     described = f"Epochs of run {run.run}" + (f"; {record}" if record else "")
     described += f". {WEIGHED}" if weighs(rows) else ""
-    table = _table(rows, dropped_calls(run))
+    signals = run_signals(run)
+    table = _table(rows, _dropped(signals))
     _create(lambda: create_table_artifact(key=_key("epochs", run), table=table, description=described))
-    text = page(run.run, rows, run_signals(run), record)
+    text = page(run.run, rows, signals, record)
     _create(lambda: create_markdown_artifact(key=_key("report", run), markdown=text, description=f"Run {run.run}"))
 
 
@@ -51,6 +52,18 @@ def _table(rows: list[dict[str, Any]], dropped: dict[int, dict[str, int]]) -> li
         | {f"{s} s": round(row["seconds"][s], 1) if s in row["seconds"] else None for s in stages}
         for row in rows
     ]
+
+
+def _dropped(signals: Signals) -> dict[int, dict[str, int]]:
+    """Return epoch → reason → calls left out of training, of all policies."""
+    found: dict[int, dict[str, int]] = {}
+    for (_, signal), points in sorted(signals.items(), key=lambda item: item[0][1]):
+        if signal.startswith("dropped/"):
+            reason = signal.removeprefix("dropped/")
+            for epoch, calls in points:
+                of_epoch = found.setdefault(epoch, {})
+                of_epoch[reason] = of_epoch.get(reason, 0) + int(calls)
+    return found
 
 
 def _pairs(values: dict[str, Any]) -> str:

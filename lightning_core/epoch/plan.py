@@ -59,7 +59,7 @@ def chosen(epoch: Epoch, planned: list[PlannedRollout]) -> list[PlannedRollout]:
 
 def spare_groups(epoch: Epoch, planned: list[PlannedRollout]) -> int:
     """Return how many groups of the plan may still be added to the epoch; none once its training has begun."""
-    if any(stage.startswith("train ") for stage in epoch.manifest.stages):
+    if epoch.manifest.ended_with:
         return 0
     return max(rollout.spare for rollout in planned) - epoch.manifest.replaced
 

@@ -47,14 +47,6 @@ def run_signals(run: Run) -> dict[tuple[str | None, str], list[tuple[int, float]
     return found
 
 
-def dropped_calls(run: Run) -> dict[int, dict[str, int]]:
-    """Return epoch → reason → calls left out of training: sql/tracking/dropped_calls.sql."""
-    found: dict[int, dict[str, int]] = {}
-    for row in asked(run.lake, sql.text("tracking/dropped_calls"), run=run.run):
-        found.setdefault(row["epoch"], {})[row["reason"]] = row["calls"]
-    return found
-
-
 def asked(lake: Lake, question: str, **params: Any) -> list[dict[str, Any]]:
     """Return the rows of a question to the catalog, which is made anew where the lake has changed."""
     lake.rebuild_catalog()

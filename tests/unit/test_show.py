@@ -16,8 +16,7 @@ def test_the_table_has_every_column_in_its_first_row_and_says_before(monkeypatch
     made: dict[str, Any] = {}
     monkeypatch.setattr(show, "create_table_artifact", made.update)
     monkeypatch.setattr(show, "create_markdown_artifact", lambda **_: None)
-    monkeypatch.setattr(show, "run_signals", lambda *_: {})
-    monkeypatch.setattr(show, "dropped_calls", lambda *_: {0: {"no_spread": 2}})
+    monkeypatch.setattr(show, "run_signals", lambda *_: {("policy", "dropped/no_spread"): [(0, 2.0)]})
     figures: dict[str, Any] = dict.fromkeys(
         ("reward_uniform", "rollouts", "failed_rollouts", "calls", "trained_calls"), 0
     )
@@ -47,8 +46,7 @@ def test_a_prefect_server_that_is_away_stops_nothing(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(show, "create_table_artifact", away)
     monkeypatch.setattr(show, "create_markdown_artifact", away)
-    monkeypatch.setattr(show, "run_signals", lambda *_: {})
-    monkeypatch.setattr(show, "dropped_calls", lambda *_: {0: {"other_policy": 2}})
+    monkeypatch.setattr(show, "run_signals", lambda *_: {("policy", "dropped/other_policy"): [(0, 2.0)]})
     settings = Settings.model_validate({"agent": {"command": "true"}, "tasks": {"train": "t.jsonl"}})
     show.show_run(Run(settings), [{"epoch": 0, "seconds": {"rollouts": 1.0}, "versions": {"policy": "v0001"}}], None)
     assert caplog.text.count("no artifact in the Prefect UI: gone") == 2
