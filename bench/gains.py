@@ -18,7 +18,8 @@ import random
 import subprocess
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -31,9 +32,11 @@ from bench.report import figure, say
 from bench.runs import ROOT, add_row, flow_command, hours_parser, run_for, settings_key
 from docs.marks import between
 from lightning_core.epoch.epoch import Run
-from lightning_core.lake import catalog, sql
+from lightning_core.epoch.gain import some_answers
+from lightning_core.lake import catalog
 from lightning_core.lake.conversation import json_or_text
 from lightning_core.settings_file import load_settings
+from lightning_core.ui.words import short
 
 RESULTS = ROOT / "bench/results/gains.jsonl"
 PAGE = ROOT / "docs/tasks.md"
@@ -96,7 +99,7 @@ def run(name: str, arm: str, seed: int, model: Path, folder: Path, until: float)
     with catalog.connect(lake.root) as con:
         tasks = before_and_after(con, experiment.outcomes, settings.run, settings.epochs)
         curve = con.execute(CURVE.read_text(), {"run": settings.run}).fetchall()
-        answers = some_answers(con, settings.run, settings.epochs)
+        answers = some_answers(con, settings.run, 0, settings.epochs, most=5)
     row = {
         "key": settings_key(experiment.settings),
         "experiment": name,
@@ -105,7 +108,7 @@ def run(name: str, arm: str, seed: int, model: Path, folder: Path, until: float)
         "commit": begun.read_text(),
     }
     row |= {"epochs": settings.epochs, "rollouts": sum(len(each.planned) for each in trained), "tasks": tasks}
-    row |= {"curve": curve, "answers": answers}
+    row |= {"curve": curve, "answers": [asdict(answer) for answer in answers]}
     add_row(row, RESULTS)
     return True
 
@@ -121,13 +124,6 @@ def before_and_after(con: duckdb.DuckDBPyConnection, outcomes: Path, run: str, l
         if epoch in (0, last):
             found[task["id"]] |= task | {"before" if epoch == 0 else "after": row}
     return [task for task in found.values() if "before" in task and "after" in task]
-
-
-def some_answers(con: duckdb.DuckDBPyConnection, run: str, last: int) -> list[dict[str, Any]]:
-    """Return five held-out tasks with what the agent answered before and after: what sql/outcome/answers.sql chooses."""
-    asked = con.execute(sql.text("outcome/answers"), {"run": run, "since": 0, "epoch": last, "most": 5})
-    names = [column[0] for column in asked.description]
-    return [dict(zip(names, values, strict=True)) for values in asked.fetchall()]
 
 
 def is_right(outcome: dict[str, Any]) -> bool:
@@ -224,7 +220,7 @@ def draw(name: str, rows: list[dict[str, Any]]) -> str:
         return ""
     lines = [
         Line(f"{run['arm']} {run['seed']}", colour, [tuple(point) for point in run["curve"]])
-        for run, colour in zip(runs, COLOURS, strict=False)
+        for run, colour in zip(runs, cycle(COLOURS), strict=False)
     ]
     (PAGE.parent / f"gain-{name}.svg").write_text(plot(lines, "rollouts"))
     return f"![Reward of the training rollouts, four epochs a point, with a 95% band over groups](gain-{name}.svg)\n\n"
@@ -240,17 +236,12 @@ def answers(name: str, rows: list[dict[str, Any]]) -> str:
         "",
     ]
     for answer in runs[-1]["answers"]:
-        lines.append(f"- {_cell(answer['task'])}")
+        lines.append(f"- {short(answer['task'], 200)}")
         for when in ("before", "after"):
             answered = answer[f"error_{when}"] or json_or_text(answer[f"output_{when}"])
-            lines.append(f"  - {when}, reward {answer[f'reward_{when}']:g}: `{_cell(str(answered))}`")
+            shown = short(answered, 200).replace("`", "'")  # which would end Markdown's code
+            lines.append(f"  - {when}, reward {answer[f'reward_{when}']:g}: `{shown}`")
     return "\n\n" + "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    """Return the text in one line of 200 characters at most, without what would end Markdown's code."""
-    line = " ".join(text.replace("`", "'").split())
-    return line if len(line) <= 200 else line[:199] + "…"
 
 
 def _line(arm: str, seed: str, tasks: list[Task], rollouts: str, commit: str) -> str:

@@ -10,8 +10,6 @@ from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.held_out import HeldOut, held_out
 from lightning_core.lake import catalog, sql
 
-_ANSWERS = 3  # that a run's end shows
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -59,6 +57,12 @@ def gained(con: duckdb.DuckDBPyConnection, run: str, since: int, epoch: int) -> 
     return None if found is None else Gain(*found)
 
 
+def some_answers(con: duckdb.DuckDBPyConnection, run: str, since: int, epoch: int, most: int = 3) -> list[Answer]:
+    """Return a few tasks of both evaluations of a run, in its catalog, with what the agent answered in each."""
+    asked = {"run": run, "since": since, "epoch": epoch, "most": most}
+    return [Answer(*row) for row in con.execute(sql.text("outcome/answers"), asked).fetchall()]
+
+
 def outcome(run: Run) -> Outcome | None:
     """Return the run's first and last evaluation, compared; None before the first. Rebuilds the catalog, which the gain
     and the answers are asked of."""
@@ -66,16 +70,15 @@ def outcome(run: Run) -> Outcome | None:
     if not found:
         return None
     first, last = found[0], found[-1]
-    asked = {"run": run.run, "since": first.epoch, "epoch": last.epoch, "most": _ANSWERS}
     run.lake.rebuild_catalog()
     with catalog.connect(run.lake.root) as con:
         gain = gained(con, run.run, first.epoch, last.epoch)
-        answers = con.execute(sql.text("outcome/answers"), asked).fetchall() if gain is not None else []
+        answers = some_answers(con, run.run, first.epoch, last.epoch) if gain is not None else []
     return Outcome(
         since=first.epoch,
         epoch=last.epoch,
         before=held_out(run.at(first)),
         after=held_out(run.at(last)),
         gain=gain,
-        answers=[Answer(*row) for row in answers],
+        answers=answers,
     )

@@ -181,7 +181,7 @@ def behind_damage(offset: int, data: bytes, durable: int, at: int, until: int | 
 def _sound_behind(data: bytes, at: int) -> Iterator[tuple[int, int]]:
     """Yield (position, durable) of the sound records behind the bad one at `at`.
 
-    Each is looked for where the lengths before it say, else anywhere.
+    Look for each where the record before it ends by its own length; if none is there, search for the next one.
     """
     behind = at + _claimed_size(data, at)
     while True:
