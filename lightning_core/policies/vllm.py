@@ -21,7 +21,7 @@ from pathlib import Path
 from lightning_core.config import VllmSettings
 from lightning_core.files import locked, write_atomic
 from lightning_core.policies.vllm_client import VllmClient, VllmError
-from lightning_core.policies.vllm_command import command, environment
+from lightning_core.policies.vllm_command import command, environment, slow_dtype
 from lightning_core.policies.vllm_log import explain_exit, phase
 from lightning_core.process.linux import end_group, is_running
 from lightning_core.process.spawn import Process
@@ -101,6 +101,9 @@ class VllmServer:
             lora_slots=lora_slots if lora_rank is not None else 0,
         )
         server = cls(state, home)
+        slow = slow_dtype(settings)
+        if slow is not None:
+            on_progress(slow)
         try:
             with locked(server._lock_file):  # who finds it meanwhile, and wants it, waits until it is ready
                 before = cls.known(home, replica)

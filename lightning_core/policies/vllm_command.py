@@ -34,6 +34,13 @@ def dtype(settings: VllmSettings) -> str:
     return settings.dtype
 
 
+def slow_dtype(settings: VllmSettings) -> str | None:
+    """Return what to tell of a dtype that this processor does not multiply; None where it does, or on a GPU."""
+    if settings.dtype != "bfloat16" or not cpu_build() or multiplies_bf16():
+        return None
+    return "vllm.dtype: bfloat16 is several times slower than float32 here: this processor does not multiply it; take `auto`"
+
+
 def command(
     settings: VllmSettings, model_dir: Path, served_name: str, socket: Path, lora_rank: int | None, lora_slots: int
 ) -> list[str]:

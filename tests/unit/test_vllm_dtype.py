@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lightning_core.config import VllmSettings
-from lightning_core.policies import vllm_command
+from lightning_core.policies import vllm, vllm_command
+from lightning_core.policies.vllm import VllmServer
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,28 @@ def test_auto_is_settled_on_a_cpu_only(
     settings = VllmSettings.model_validate({"dtype": asked})
     arguments = vllm_command.command(settings, Path("m"), "p", Path("s"), None, 0)
     assert arguments[arguments.index("--dtype") + 1] == dtype
+
+
+@pytest.mark.parametrize(
+    ("cpu", "bf16", "asked", "said"),
+    [
+        (True, False, "bfloat16", True),
+        (True, True, "bfloat16", False),
+        (True, False, "auto", False),
+        (False, False, "bfloat16", False),
+    ],
+)
+def test_bf16_on_a_cpu_without_it_is_said_to_be_slow(
+    cpu: bool, bf16: bool, asked: str, said: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(vllm_command, "cpu_build", lambda: cpu)
+    monkeypatch.setattr(vllm_command, "multiplies_bf16", lambda: bf16)
+    heard: list[str] = []
+    monkeypatch.setattr(vllm, "command", lambda *_: ["/no/such/program", "--dtype", asked])
+    settings = VllmSettings.model_validate({"dtype": asked})
+    with pytest.raises(FileNotFoundError):
+        VllmServer.start(settings, tmp_path / "none", "p", home=tmp_path, on_progress=heard.append)
+    assert any("take `auto`" in line for line in heard) is said
 
 
 def test_float32_on_a_gpu_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
