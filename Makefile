@@ -186,11 +186,11 @@ $(UV):
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 
 # Nothing is resolved here: the lock is whole, and `--no-deps` keeps out what vLLM asks for and nothing uses.
-# Bytecode is compiled once, since some machines forbid to cache it later, and imports are most of every start.
+# Bytecode is compiled once (but that of packages' own tests), since some machines forbid to cache it later, and imports are most of every start.
 $(READY): requirements/$(HARDWARE).txt pyproject.toml | $(UV)
 	$(UV) pip sync --quiet $(TORCH_SOURCE) requirements/$(HARDWARE).txt requirements/tools.txt
 	$(UV) pip install --quiet --no-deps --editable .
 	@echo "compiling bytecode, once"
-	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
+	@$(BIN)/python -m compileall -q -j 0 -x '/tests/' $(VENV)/lib >/dev/null 2>&1 || true
 	@rm -f $(VENV)/ready-*
 	@touch $@
