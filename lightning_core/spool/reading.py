@@ -59,11 +59,15 @@ def read(directory: Path | str, start: int, stop: int | None = None) -> Iterator
 def _damaged(
     directory: Path | str, offset: int, path: Path, at: int, follows: int | None, stop: int | None
 ) -> tuple[int, int, Record] | None:
-    """Return what `read` yields for the bad record at position `at` of a segment; None for a torn tail."""
+    """Return what `read` yields for the bad record at position `at` of a segment; None for a tail that is torn, or was."""
     data = path.read_bytes()
     goes_on = behind_damage(offset, data, read_durable(directory), at, None if follows is None else follows - offset)
     if goes_on is None:
         return None
+    with path.open("rb") as again:  # a record that was being written at the first look is sound by now
+        again.seek(at)
+        if read_record(again) is not None:
+            return None
     goes_on = goes_on if stop is None else min(goes_on, stop - offset)
     record = Record(None, None, "none", path.stat().st_mtime_ns, "damaged", data[at:goes_on])
     return offset + at, offset + goes_on, record

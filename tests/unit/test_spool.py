@@ -15,10 +15,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from lightning_core.spool import spool
+from lightning_core.spool import reading, spool
 from lightning_core.spool.spool import Record, SpoolError, SpoolFreed, SpoolFull, SpoolLocked, SpoolWriter
 from lightning_core.spool.spool_format import read_durable, segments
 
@@ -178,6 +179,27 @@ def test_damage_in_a_segment_before_the_last_and_a_segment_that_is_gone_hold_not
     assert [end for _, end, _ in rows] == ends
     assert [row.source for _, _, row in rows] == ["otlp", "damaged", "otlp", "damaged", "otlp"]
     assert [row.source for _, _, row in spool.read(tmp_path, ends[0], ends[1])] == ["damaged"]
+
+
+def test_what_is_written_while_it_is_read_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = SpoolWriter(tmp_path, 1 << 30)
+    append_all(writer, [b"before"])
+    real = reading.read_record
+
+    def late(file: BinaryIO) -> tuple[int, Record] | None:
+        found = real(file)
+        if found is None:
+            monkeypatch.setattr(reading, "read_record", real)
+            append_all(writer, [b"first"])
+            append_all(writer, [b"second"])  # it says that the first was acknowledged
+        return found
+
+    monkeypatch.setattr(reading, "read_record", late)
+    assert [row.body for _, _, row in spool.read(tmp_path, 0)] == [b"before"]
+    assert [row.body for _, _, row in spool.read(tmp_path, 0)] == [b"before", b"first", b"second"]
+    writer.close()
 
 
 def test_a_tail_that_nobody_was_told_of_is_moved_aside(tmp_path: Path) -> None:
