@@ -11,6 +11,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import orjson
+
 from lightning_core.gateway.sampling import Prepared
 
 T = TypeVar("T")
@@ -82,7 +84,7 @@ def take_reply(reply: dict[str, Any], prepared: Prepared, name: str, into: Colle
         choice = into.choice(_place(raw.get("index") or 0, max(prepared.choices, _LEAST_CHOICES), "choice"))
         _take_choice(raw, prepared, choice, into)
         if prepared.kind == "chat":
-            choice.message = _of_type(raw.get("message"), dict) or {}
+            choice.message = _writable(_of_type(raw.get("message"), dict) or {})
             if prepared.hides_reasoning and "reasoning" in choice.message:
                 raw["message"] = choice.message | {"reasoning": None}
         else:
@@ -141,6 +143,12 @@ def _of_type(value: Any, kind: type[T]) -> T | None:
     """Return `value`, or raise TypeError: what goes into the span has to be what it is for."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{str(value)[:50]!r} came where vLLM has a {kind.__name__}")
+    return value
+
+
+def _writable(value: T) -> T:
+    """Return `value`, or raise TypeError where it is nested too deeply for the span: orjson reads deeper than it writes."""
+    orjson.dumps([[[[[value]]]]])  # so much is around it in a message, and in the lists of those
     return value
 
 
@@ -204,7 +212,7 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
         elif isinstance(value, str) and key != "role":
             message[key] = message.get(key, "") + value
         else:
-            message[key] = value
+            message[key] = _writable(value)
 
 
 def _add_tool_call(calls: list[dict[str, Any]], part: dict[str, Any]) -> None:
@@ -212,7 +220,8 @@ def _add_tool_call(calls: list[dict[str, Any]], part: dict[str, Any]) -> None:
     while len(calls) <= index:
         calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
     call = calls[index]
-    call |= {key: value for key, value in part.items() if key not in ("function", "index") and value is not None}
+    more = {key: value for key, value in part.items() if key not in ("function", "index") and value is not None}
+    call |= _writable(more)
     for key, value in (part.get("function") or {}).items():
         if value is not None:
             call["function"][key] = call["function"].get(key, "") + value

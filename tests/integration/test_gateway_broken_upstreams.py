@@ -63,7 +63,19 @@ replies = st.recursive(
 def test_no_reply_of_any_shape_is_a_fault_of_ours(
     server: Rig, http: httpx.Client, reply: dict[str, Any], choice: dict[str, Any], path: str, stream: bool
 ) -> None:
-    server.canned.instead = json.dumps({"choices": [choice]} | reply).encode()
+    answer = answered(server, http, json.dumps({"choices": [choice]} | reply), path, stream)
+    assert answer.status_code in (200, 503), answer.text
+    ends = (
+        b"[DONE]" in answer.content
+        or b"response.completed" in answer.content
+        or b"response.incomplete" in answer.content
+    )
+    assert not stream or ends or b'"error"' in answer.content
+
+
+def answered(server: Rig, http: httpx.Client, reply: str, path: str, stream: bool) -> httpx.Response:
+    """What the client gets for this reply of the model server's; the call has left its span."""
+    server.canned.instead = reply.encode()
     before = len(server.records())
     try:
         asked = {
@@ -76,14 +88,22 @@ def test_no_reply_of_any_shape_is_a_fault_of_ours(
         answer = http.post(f"{server.base_url()}/{path}", json=body, headers=headers)
     finally:
         server.canned.instead = None
-    assert answer.status_code in (200, 503), answer.text
     assert len(server.records()) == before + 1
-    ends = (
-        b"[DONE]" in answer.content
-        or b"response.completed" in answer.content
-        or b"response.incomplete" in answer.content
-    )
-    assert not stream or ends or b'"error"' in answer.content
+    return answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+@pytest.mark.parametrize("deep", [{"thoughts": "DEEP"}, {"tool_calls": [{"index": 0, "more": "DEEP"}]}])
+def test_a_reply_that_is_nested_too_deeply_to_be_written_is_a_broken_one(
+    server: Rig, http: httpx.Client, deep: dict[str, Any], path: str, stream: bool
+) -> None:
+    message = {"role": "assistant", "content": "x"} | deep
+    choice = {"index": 0, "delta" if stream else "message": message, "finish_reason": "stop"}
+    reply = json.dumps({"choices": [choice]}).replace('"DEEP"', "[" * 300 + "]" * 300)
+    answer = answered(server, http, reply, path, stream)
+    assert answer.status_code == (200 if stream else 503) and b"Recursion" in answer.content
+    assert attributes(server.spans()[-1])[names.UNTRAINABLE] == "aborted"
 
 
 @pytest.mark.parametrize(
