@@ -11,22 +11,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from lightning_core.gateway.access import Caller
-from lightning_core.gateway.api_format import ApiFormat
 from lightning_core.gateway.call_log import log_call
-from lightning_core.gateway.call_span import Outcome, encode_call
+from lightning_core.gateway.call_span import Asked, Outcome, encode_call
 from lightning_core.gateway.http import HttpError, Scope, Send, declared_size, header, json_response, unavailable
 from lightning_core.gateway.http_client import Reply
-from lightning_core.gateway.prompts import Served
 from lightning_core.gateway.reply import Collected, error_in, finishes, stamp, take_chunk, take_reply
-from lightning_core.gateway.sampling import Kind, Prepared
+from lightning_core.gateway.sampling import Kind
 from lightning_core.gateway.sse import DONE, SseParser
-from lightning_core.gateway.targets import Target
 from lightning_core.gateway.upstream import UpstreamDown, without_key
 from lightning_core.spool.spool import Record, SpoolError
 
@@ -39,18 +34,6 @@ _WHEN_AGAIN = ("retry-after", "retry-after-ms", "x-should-retry")  # what OpenAI
 _BESIDE_REQUEST = 16_384  # bytes that a span is taken to have, beside the request's messages
 _PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embeddings": "/embeddings"}
 _BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A call as it was understood: whose, what, where to, and how its reply is to look."""
-
-    caller: Caller
-    target: Target
-    request: dict[str, Any]
-    prepared: Prepared
-    api_format: ApiFormat
-    served: Served
 
 
 class Call:
@@ -249,16 +232,12 @@ class Call:
             versions=gateway.targets.versions(asked.target),
             start_ns=self._start_ns,
             end_ns=max(time.time_ns(), self._start_ns),
-            api=asked.api_format.api,
-            response_id=asked.api_format.response_id,
             upstream_request_id=self._upstream_request_id,
             first_token_ms=self._first_token_ms,
             failure=failure,
-            prompts=asked.served,
             aborted=outcome in ("aborted", "broken"),
         )
-        traceparent = header(self._scope, b"traceparent")
-        body = encode_call(caller, asked.target, asked.request, asked.prepared, collected, traceparent, result)
+        body = encode_call(asked, collected, header(self._scope, b"traceparent"), result)
         record = Record(caller.rollout_id, caller.attempt_id, caller.scope, time.time_ns(), "gateway", body)
         try:
             await gateway.spool.append(record)

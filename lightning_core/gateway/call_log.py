@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import orjson
 
-from lightning_core.gateway.call_span import Outcome
+from lightning_core.gateway.call_span import Asked, Outcome
 from lightning_core.gateway.reply import Collected
-
-if TYPE_CHECKING:
-    from lightning_core.gateway.call import Asked
 
 log = logging.getLogger("lightning_core.gateway.calls")
 
@@ -24,12 +21,12 @@ def log_call(
     line = {
         "rollout": asked.caller.rollout_id,
         "attempt": asked.caller.attempt_id,
-        "api": result.api,
+        "api": asked.api_format.api,
         "model": asked.target.asked,
         "served_by": asked.target.label,
         "version": result.versions,
         "outcome": outcome,
-        "response_id": result.response_id or collected.response_id,
+        "response_id": asked.api_format.response_id or collected.response_id,
         "finish": [choice.finish_reason for choice in collected.ordered()],
         "prompt_tokens": collected.usage.get("prompt_tokens"),
         "completion_tokens": collected.usage.get("completion_tokens"),

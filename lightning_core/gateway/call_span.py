@@ -14,6 +14,7 @@ import orjson
 
 from lightning_core import names
 from lightning_core.gateway.access import Caller
+from lightning_core.gateway.api_format import ApiFormat
 from lightning_core.gateway.http import HttpError
 from lightning_core.gateway.prompts import Served
 from lightning_core.gateway.reply import Collected
@@ -50,33 +51,36 @@ def parse_traceparent(header: str | None) -> tuple[bytes, bytes] | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A call as it was understood: whose, what, where to, and how its reply is to look."""
+
+    caller: Caller
+    target: Target
+    request: dict[str, Any]
+    prepared: Prepared
+    api_format: ApiFormat
+    served: Served
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of a call, beside what was collected of the reply. `failure` says why it failed, for people."""
 
     versions: str | None
     start_ns: int
     end_ns: int
-    api: str
-    response_id: str | None = None  # the client's, where it is not the upstream's
     upstream_request_id: str | None = None
     first_token_ms: float | None = None
     failure: str | None = None
     aborted: bool = False
-    prompts: Served | None = None  # what it was served
 
 
-def encode_call(
-    caller: Caller,
-    target: Target,
-    request: Mapping[str, Any],
-    prepared: Prepared,
-    collected: Collected,
-    traceparent: str | None,
-    outcome: Outcome,
-) -> bytes:
+def encode_call(asked: Asked, collected: Collected, traceparent: str | None, outcome: Outcome) -> bytes:
     """Return the OTLP request that holds the call's span."""
+    target, request, prepared, served = asked.target, asked.request, asked.prepared, asked.served
+    response_id = asked.api_format.response_id
     choices = collected.ordered()
-    ids, logprobs, prompts = array("i"), array("f"), outcome.prompts
+    ids, logprobs = array("i"), array("f")
     for choice in choices:
         ids += choice.token_ids
         logprobs += choice.logprobs
@@ -84,19 +88,19 @@ def encode_call(
         names.POLICY: target.policy,
         names.POLICY_VERSION: outcome.versions,
         names.UPSTREAM: None if target.policy else target.label,
-        names.API: outcome.api,
+        names.API: asked.api_format.api,
         names.GEN_AI_OPERATION: OPERATIONS[prepared.kind],
         names.GEN_AI_REQUEST_MODEL: target.asked,
         names.GEN_AI_RESPONSE_MODEL: collected.model,
-        names.GEN_AI_RESPONSE_ID: outcome.response_id or collected.response_id,
-        names.UPSTREAM_ID: collected.response_id if outcome.response_id else None,
+        names.GEN_AI_RESPONSE_ID: response_id or collected.response_id,
+        names.UPSTREAM_ID: collected.response_id if response_id else None,
         names.UPSTREAM_REQUEST_ID: outcome.upstream_request_id,
         names.GEN_AI_FINISH_REASONS: [choice.finish_reason or "" for choice in choices] or None,
         names.GEN_AI_INPUT_TOKENS: _count(collected.usage.get("prompt_tokens"), collected.prompt_token_ids),
         names.GEN_AI_OUTPUT_TOKENS: _count(collected.usage.get("completion_tokens"), ids),
         names.GEN_AI_INPUT_MESSAGES: _json(_input_messages(request, prepared)),
-        names.PROMPTS_SERVED: _json(prompts.replaced) if prompts and prompts.replaced else None,
-        names.PROMPTS_FOUND: _json(prompts.found) if prompts and prompts.found is not None else None,
+        names.PROMPTS_SERVED: _json(served.replaced) if served.replaced else None,
+        names.PROMPTS_FOUND: _json(served.found) if served.found is not None else None,
         names.GEN_AI_TOOLS: _json(request["tools"]) if request.get("tools") else None,
         names.GEN_AI_OUTPUT_MESSAGES: _json([choice.message for choice in choices]) if choices else None,
         names.PROMPT_TOKEN_IDS: int32_bytes(collected.prompt_token_ids) if collected.prompt_token_ids else None,
@@ -110,7 +114,7 @@ def encode_call(
     }
     times = (outcome.start_ns, outcome.end_ns)
     return _encode(
-        caller, prepared.kind, target.policy or target.asked, traceparent, times, attributes, outcome.failure
+        asked.caller, prepared.kind, target.policy or target.asked, traceparent, times, attributes, outcome.failure
     )
 
 

@@ -17,8 +17,8 @@ from lightning_core.config import GatewaySettings
 from lightning_core.gateway.access import Access, Caller
 from lightning_core.gateway.admission import Admission
 from lightning_core.gateway.api_format import ApiFormat
-from lightning_core.gateway.call import Asked, Call, question
-from lightning_core.gateway.call_span import encode_refusal
+from lightning_core.gateway.call import Call, question
+from lightning_core.gateway.call_span import Asked, encode_refusal
 from lightning_core.gateway.http import (
     UNAVAILABLE,
     Handle,

@@ -13,10 +13,12 @@ import pytest
 from lightning_core import names
 from lightning_core.errors import LightningError
 from lightning_core.gateway.access import Caller
+from lightning_core.gateway.api_format import ApiFormat
 from lightning_core.gateway.attempt_tokens import AttemptScope, mint, verify
-from lightning_core.gateway.call_span import Outcome, encode_call, new_id, parse_traceparent
+from lightning_core.gateway.call_span import Asked, Outcome, encode_call, new_id, parse_traceparent
 from lightning_core.gateway.handle import GatewayError, GatewayHandle
 from lightning_core.gateway.http import HttpError, read_body
+from lightning_core.gateway.prompts import Served
 from lightning_core.gateway.reply import Collected, take_chunk, take_reply
 from lightning_core.gateway.room import OWN_SHARE, Room, Turns
 from lightning_core.gateway.routes import Route, RoutesError, RouteTable, parse_routes
@@ -200,9 +202,10 @@ def test_an_error_in_a_stream_is_told_from_an_error_field_without_one(chunk: dic
 def encoded(kind: Kind, reply: dict[str, Any], **request: Any) -> dict[str, Any]:
     prepared, into = prepare(request, kind, ROUTE, "train"), Collected()
     take_reply(reply, prepared, "policy", into)
-    caller, outcome = Caller("r", "a", "train", "path"), Outcome("v0003", start_ns=1, end_ns=2, api="chat")
     target = Target("policy", "policy", "served", ("http://x",), None, "", ROUTE, "policy", "v0003")
-    body = encode_call(caller, target, request, prepared, into, None, outcome)
+    caller, served = Caller("r", "a", "train", "path"), Served(request, [])
+    asked = Asked(caller, target, request, prepared, ApiFormat("chat"), served)
+    body = encode_call(asked, into, None, Outcome("v0003", start_ns=1, end_ns=2))
     return attributes(spans_of(body)[0])
 
 
