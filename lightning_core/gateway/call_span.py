@@ -22,7 +22,7 @@ from lightning_core.gateway.sampling import Kind, Prepared
 from lightning_core.gateway.targets import Target
 from lightning_core.otlp.spans import KIND_CLIENT, SpanData, encode_request, float32_bytes, int32_bytes
 
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 OPERATIONS: dict[Kind, str] = {"chat": "chat", "completion": "text_completion", "embeddings": "embeddings"}
 
 
@@ -30,24 +30,19 @@ OPERATIONS: dict[Kind, str] = {"chat": "chat", "completion": "text_completion", 
 _random = bytearray()
 
 
-def new_id(size: int) -> bytes:
-    """Return a random id that is not all zeros; it is from the operating system, because agents seed `random`."""
-    while True:
-        if len(_random) < size:
-            _random.extend(os.urandom(4096))
-        made = bytes(_random[-size:])
-        del _random[-size:]
-        if any(made):
-            return made
+def new_id(size: int) -> str:
+    """Return a random id of `size` bytes in hex digits; from the operating system, because agents seed `random`."""
+    if len(_random) < size:
+        _random.extend(os.urandom(4096))
+    made = _random[-size:].hex()
+    del _random[-size:]
+    return made
 
 
-def parse_traceparent(header: str | None) -> tuple[bytes, bytes] | None:
+def parse_traceparent(header: str | None) -> tuple[str, str] | None:
     """Return (trace id, parent span id) of a W3C traceparent header; None where there is no valid one."""
     match = _TRACEPARENT.fullmatch((header or "").strip())
-    if match is None or match[1] == "ff" or (match[1] == "00" and match[4]):
-        return None
-    trace_id, span_id = bytes.fromhex(match[2]), bytes.fromhex(match[3])
-    return (trace_id, span_id) if any(trace_id) and any(span_id) else None
+    return None if match is None or (match[1] == "00" and match[4]) else (match[2], match[3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +146,12 @@ def _encode(
 
     `whom` was called from the first of `times` to the second (ns).
     """
-    parent = parse_traceparent(traceparent)
+    trace_id, parent_id = parse_traceparent(traceparent) or (new_id(16), "")
     span = SpanData(
         name=("embeddings " if kind == "embeddings" else names.SPAN_CALL_PREFIX) + whom,
-        trace_id=(parent[0] if parent else new_id(16)).hex(),
-        span_id=new_id(8).hex(),
-        parent_id=parent[1].hex() if parent else "",
+        trace_id=trace_id,
+        span_id=new_id(8),
+        parent_id=parent_id,
         kind=KIND_CLIENT,
         start_ns=times[0],
         end_ns=times[1],

@@ -94,7 +94,7 @@ class OpenedRollouts:
         """Return once the span is on disk. Raises HttpError 503 where it cannot be written now."""
         now = time.time_ns()
         failed = attributes.get(names.STATUS, "ok") != "ok"
-        span = SpanData(name, now, now, new_id(16).hex(), new_id(8).hex(), attributes=attributes)
+        span = SpanData(name, now, now, new_id(16), new_id(8), attributes=attributes)
         span.status, span.status_message = (STATUS_ERROR if failed else STATUS_OK), attributes.get(names.ERROR) or ""
         body = encode_own(rollout_id, attempt_id, span)
         await self.intake.store(Record(rollout_id, attempt_id, "path", now, "gateway", body))
