@@ -40,7 +40,7 @@ from lightning_core.gateway.responses_reply import ResponsesFormat, as_items, ne
 from lightning_core.gateway.responses_request import to_chat
 from lightning_core.gateway.responses_store import ResponseStore, Turn
 from lightning_core.gateway.room import Room
-from lightning_core.gateway.sampling import Kind, check_choices, prepare, prepare_plain
+from lightning_core.gateway.sampling import Kind, check_choices, prepare
 from lightning_core.gateway.stats import UNREAD, Stats
 from lightning_core.gateway.targets import Target, Targets
 from lightning_core.gateway.upstream import Upstreams
@@ -197,11 +197,7 @@ class Gateway:
         except HttpError as error:
             await self._refused(caller, kind, request, scope, error)
             raise
-        prepared = (
-            prepare_plain(served.request, kind, target.model)
-            if target.route is None
-            else prepare(served.request, kind, target.route, caller.mode, target.model)
-        )
+        prepared = prepare(served.request, kind, target.route, caller.mode, target.model)
         call = Call(self, Asked(caller, target, request, prepared, api_format, served), scope, send)
         return await until_gone(scope, call.run())
 

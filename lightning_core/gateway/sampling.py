@@ -71,9 +71,16 @@ def check_choices(request: dict[str, Any]) -> None:
         raise HttpError(400, f"`n` is {n}; a request may have at most {_MOST_CHOICES} choices", param="n")
 
 
-def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model: str | None = None) -> Prepared:
-    """Rewrite a request of the OpenAI API for the policy's vLLM, which serves it as `model` (default: the route's)."""
-    body = _forwarded(request, model or route.model)
+def prepare(request: dict[str, Any], kind: Kind, route: Route | None, mode: Mode, model: str) -> Prepared:
+    """Rewrite a request of the OpenAI API for the policy's vLLM, which serves it as `model`.
+
+    Where there is no route the upstream is not ours, and gets it as it is, but for what it may never have; usage of a
+    stream is always asked for.
+    """
+    body = {key: value for key, value in request.items() if key not in _NEVER} | {"model": model}
+    if route is None:  # whatever comes was asked for
+        facts = {"untrainable": "other_model", "wants_logprobs": True, "wants_token_ids": True}
+        return _prepared(request, body, kind, **facts)
     if mode == "train":
         for key in _DROPPED_IN_TRAINING:
             body.pop(key, None)
@@ -102,20 +109,6 @@ def prepare(request: dict[str, Any], kind: Kind, route: Route, mode: Mode, model
         wants_token_ids=bool(request.get("return_token_ids")),
         hides_reasoning=hides_reasoning,
     )
-
-
-def prepare_plain(request: dict[str, Any], kind: Kind, model: str) -> Prepared:
-    """Prepare a request for an upstream that is not ours: as it is, but for what `_forwarded` changes.
-
-    Usage of a stream is always asked for.
-    """
-    # Whatever comes was asked for.
-    facts = {"untrainable": "other_model", "wants_logprobs": True, "wants_token_ids": True}
-    return _prepared(request, _forwarded(request, model), kind, **facts)
-
-
-def _forwarded(request: dict[str, Any], model: str) -> dict[str, Any]:
-    return {key: value for key, value in request.items() if key not in _NEVER} | {"model": model}
 
 
 def _prepared(request: dict[str, Any], body: dict[str, Any], kind: Kind, **facts: Any) -> Prepared:

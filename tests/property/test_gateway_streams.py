@@ -45,7 +45,7 @@ def test_events_are_the_same_however_the_bytes_are_cut(
     wants=st.fixed_dictionaries({"logprobs": st.booleans(), "return_token_ids": st.booleans()}),
 )
 def test_a_stream_keeps_its_text_and_shows_only_what_was_asked(tokens: list[Any], wants: dict[str, bool]) -> None:
-    prepared = prepare({"model": "p", "messages": [], "stream": True} | wants, "chat", ROUTE, "train")
+    prepared = prepare({"model": "p", "messages": [], "stream": True} | wants, "chat", ROUTE, "train", "served")
     into, shown = Collected(), []
     for token, piece, logprob in tokens:
         choice = {"index": 0, "delta": {"content": piece} if piece else {}, "token_ids": [token]}
@@ -78,7 +78,7 @@ KEYS = [
 def test_any_request_is_rewritten_or_left_for_vllm_to_refuse(request: dict[str, Any]) -> None:
     for kind in ("chat", "completion"):
         for mode in ("train", "evaluate"):
-            prepared = prepare(request, kind, ROUTE, mode)
+            prepared = prepare(request, kind, ROUTE, mode, "served")
             json.dumps(prepared.body)
             assert mode == "evaluate" or prepared.body["temperature"] == 1.0
 

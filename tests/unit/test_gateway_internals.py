@@ -33,7 +33,7 @@ CHAT: dict[str, Any] = {"model": "policy", "messages": [{"role": "user", "conten
 
 
 def chat(mode: Any = "train", route: Route = ROUTE, **changes: Any) -> Prepared:
-    return prepare(CHAT | changes, "chat", route, mode)
+    return prepare(CHAT | changes, "chat", route, mode, "served")
 
 
 def test_a_token_opens_its_attempt_and_survives_a_restart(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_token_limit_is_lowered_never_raised(mode: str, asked: Any, limit: Any
 
 def test_a_completion_without_a_limit_keeps_its_sixteen_tokens() -> None:
     route = ROUTE.model_copy(update={"evaluate_max_tokens": 50})
-    assert prepare({"prompt": "x"}, "completion", route, "evaluate").body["max_tokens"] == 16
+    assert prepare({"prompt": "x"}, "completion", route, "evaluate", "served").body["max_tokens"] == 16
 
 
 def test_what_reaches_into_the_model_server_is_not_passed_on() -> None:
@@ -149,9 +149,9 @@ def test_strict_tools_are_not_held_to_a_grammar_in_training_only() -> None:
 
 
 def test_several_prompts_in_one_completion_cannot_be_trained_on() -> None:
-    prepared = prepare({"prompt": ["a", "b"], "n": 2}, "completion", ROUTE, "train")
+    prepared = prepare({"prompt": ["a", "b"], "n": 2}, "completion", ROUTE, "train", "served")
     assert (prepared.untrainable, prepared.choices) == ("several_prompts", 4)
-    assert prepare({"prompt": [1, 2]}, "completion", ROUTE, "train").choices == 1
+    assert prepare({"prompt": [1, 2]}, "completion", ROUTE, "train", "served").choices == 1
 
 
 def test_a_streamed_tool_call_is_put_together() -> None:
@@ -200,7 +200,7 @@ def test_an_error_in_a_stream_is_told_from_an_error_field_without_one(chunk: dic
 
 
 def encoded(kind: Kind, reply: dict[str, Any], **request: Any) -> dict[str, Any]:
-    prepared, into = prepare(request, kind, ROUTE, "train"), Collected()
+    prepared, into = prepare(request, kind, ROUTE, "train", "served"), Collected()
     take_reply(reply, prepared, "policy", into)
     target = Target("policy", "policy", "served", ("http://x",), None, "", ROUTE, "policy", "v0003")
     caller, served = Caller("r", "a", "train", "path"), Served(request, [])
