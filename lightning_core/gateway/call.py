@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _WHEN_AGAIN = ("retry-after", "retry-after-ms", "x-should-retry")  # what OpenAI's clients go by
 _BESIDE_REQUEST = 16_384  # bytes that a span is taken to have, beside the request's messages
-_PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completion": "/completions", "embeddings": "/embeddings"}
+_PATHS: dict[Kind, str] = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 _BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 

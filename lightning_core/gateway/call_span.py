@@ -23,7 +23,7 @@ from lightning_core.gateway.targets import Target
 from lightning_core.otlp.spans import KIND_CLIENT, SpanData, encode_request, float32_bytes, int32_bytes
 
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
-OPERATIONS: dict[Kind, str] = {"chat": "chat", "completion": "text_completion", "embeddings": "embeddings"}
+OPERATIONS: dict[Kind, str] = {"chat": "chat", "completions": "text_completion", "embeddings": "embeddings"}
 
 
 # Some hundred ids at a time: each time gives up the interpreter's lock, and waits for it.
@@ -195,7 +195,7 @@ def _count(reported: Any, ids: Sized | None) -> int | None:
 def _input_messages(request: Mapping[str, Any], prepared: Prepared) -> Any:
     if prepared.kind == "chat":
         return request.get("messages")
-    return [{"role": "user", "content": request.get("prompt" if prepared.kind == "completion" else "input")}]
+    return [{"role": "user", "content": request.get("prompt" if prepared.kind == "completions" else "input")}]
 
 
 def _json(value: Any) -> str:

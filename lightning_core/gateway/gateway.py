@@ -75,12 +75,12 @@ class Gateway:
         target = self.targets.resolve(scope["path_params"]["model"], caller)
         return await json_response(_model(target.asked)).send(send)
 
-    def serves(self, api: str, kind: Kind, needed: str) -> Handle:
+    def serves(self, kind: Kind, needed: str) -> Handle:
         """Return the handler of an API that upstreams speak themselves; a request has to have the field `needed`."""
 
         async def handle(scope: Scope, receive: Receive, send: Send) -> int:
             async with self._request(scope, receive, kind, needed) as (caller, request, _):
-                return await self._serve(caller, kind, request, ApiFormat(api), scope, send)
+                return await self._serve(caller, kind, request, ApiFormat(kind), scope, send)
 
         return handle
 

@@ -105,7 +105,7 @@ def take_chunk(chunk: dict[str, Any], prepared: Prepared, name: str, into: Colle
         choice = into.choice(_place(raw.get("index") or 0, max(prepared.choices, _LEAST_CHOICES), "choice"))
         had_ids = raw.get("token_ids") is not None
         _take_choice(raw, prepared, choice, into)
-        if prepared.kind == "completion":
+        if prepared.kind == "completions":
             choice.message.setdefault("role", "assistant")
             choice.message["content"] = choice.message.get("content", "") + (raw.get("text") or "")
             continue

@@ -19,7 +19,7 @@ from lightning_core.gateway.attempt_tokens import Mode
 from lightning_core.gateway.http import HttpError
 from lightning_core.gateway.routes import Route
 
-Kind = Literal["chat", "completion", "embeddings"]
+Kind = Literal["chat", "completions", "embeddings"]  # the API that the upstream is asked by
 
 # What counts as sampling, for the record of what was asked and used.
 SAMPLING_KEYS = (
@@ -94,7 +94,7 @@ def prepare(request: dict[str, Any], kind: Kind, route: Route | None, mode: Mode
     elif request.get("logprobs") is None:
         body["logprobs"] = 0  # the sampled token's only
     # With ids vLLM leaves the echoed prompt out of the text, which the client would notice.
-    if not (kind == "completion" and request.get("echo")):
+    if not (kind == "completions" and request.get("echo")):
         body["return_token_ids"] = True
     untrainable = _untrainable(request, body, kind)
     hides_reasoning = _hides_reasoning(request, kind, untrainable)
@@ -143,7 +143,7 @@ def _choices(request: dict[str, Any]) -> int:
 
 def _choices_in_all(request: dict[str, Any], kind: Kind) -> int:
     """Return how many choices a reply has; a completion may have several prompts."""
-    prompts = len(request["prompt"]) if kind == "completion" and _is_batch(request.get("prompt")) else 1
+    prompts = len(request["prompt"]) if kind == "completions" and _is_batch(request.get("prompt")) else 1
     return _choices(request) * prompts
 
 
@@ -208,7 +208,7 @@ def _untrainable(request: dict[str, Any], body: dict[str, Any], kind: Kind) -> s
     temperature = body.get("temperature")
     if isinstance(temperature, int | float) and temperature < _GREEDY_BELOW:
         return "greedy"
-    if kind == "completion" and _is_batch(request.get("prompt")) and len(request["prompt"]) > 1:
+    if kind == "completions" and _is_batch(request.get("prompt")) and len(request["prompt"]) > 1:
         return "several_prompts"
     return None
 

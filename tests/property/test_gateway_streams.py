@@ -76,7 +76,7 @@ KEYS = [
 
 @given(request=st.dictionaries(st.sampled_from(KEYS), values | st.dictionaries(text, values, max_size=3)))
 def test_any_request_is_rewritten_or_left_for_vllm_to_refuse(request: dict[str, Any]) -> None:
-    for kind in ("chat", "completion"):
+    for kind in ("chat", "completions"):
         for mode in ("train", "evaluate"):
             prepared = prepare(request, kind, ROUTE, mode, "served")
             json.dumps(prepared.body)

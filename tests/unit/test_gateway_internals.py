@@ -105,7 +105,7 @@ def test_a_token_limit_is_lowered_never_raised(mode: str, asked: Any, limit: Any
 
 def test_a_completion_without_a_limit_keeps_its_sixteen_tokens() -> None:
     route = ROUTE.model_copy(update={"evaluate_max_tokens": 50})
-    assert prepare({"prompt": "x"}, "completion", route, "evaluate", "served").body["max_tokens"] == 16
+    assert prepare({"prompt": "x"}, "completions", route, "evaluate", "served").body["max_tokens"] == 16
 
 
 def test_what_reaches_into_the_model_server_is_not_passed_on() -> None:
@@ -149,9 +149,9 @@ def test_strict_tools_are_not_held_to_a_grammar_in_training_only() -> None:
 
 
 def test_several_prompts_in_one_completion_cannot_be_trained_on() -> None:
-    prepared = prepare({"prompt": ["a", "b"], "n": 2}, "completion", ROUTE, "train", "served")
+    prepared = prepare({"prompt": ["a", "b"], "n": 2}, "completions", ROUTE, "train", "served")
     assert (prepared.untrainable, prepared.choices) == ("several_prompts", 4)
-    assert prepare({"prompt": [1, 2]}, "completion", ROUTE, "train", "served").choices == 1
+    assert prepare({"prompt": [1, 2]}, "completions", ROUTE, "train", "served").choices == 1
 
 
 def test_a_streamed_tool_call_is_put_together() -> None:
@@ -212,7 +212,7 @@ def encoded(kind: Kind, reply: dict[str, Any], **request: Any) -> dict[str, Any]
 def test_an_echoed_prompt_has_no_logprobs_among_the_responses() -> None:
     choice = {"index": 0, "text": "p r", "token_ids": [5, 6], "prompt_token_ids": [1], "finish_reason": "length"}
     choice["logprobs"] = {"token_logprobs": [None, -1.0, -2.0]}
-    span = encoded("completion", {"choices": [choice]}, prompt="p", logprobs=1)
+    span = encoded("completions", {"choices": [choice]}, prompt="p", logprobs=1)
     assert len(span[names.RESPONSE_LOGPROBS]) == 8 and names.UNTRAINABLE not in span
 
 
