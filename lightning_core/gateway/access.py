@@ -61,9 +61,8 @@ class Access:
 
     def identify(self, scope: Scope) -> Caller:
         """Return who asks for a model: an attempt by its token, or the administrator. Raises HttpError 401."""
-        if _named(scope) is None:
-            return self._by_token(bearer(scope))
-        return self._by_path(scope, bearer(scope))
+        token, named = bearer(scope), _named(scope)
+        return self._by_token(token) if named is None else self._by_path(named, token)
 
     def identify_spans(self, scope: Scope) -> Caller:
         """Return who sends spans over HTTP: also the secret's holder, for any attempt, and loopback.
@@ -77,7 +76,7 @@ class Access:
             return self.identify_sender(token, client[0] if client is not None else "")
         if token and is_secret(self.secret, token):
             return Caller(*named, "evaluate", "path", "secret")
-        return self._by_path(scope, token)
+        return self._by_path(named, token)
 
     def identify_sender(self, token: str | None, address: str) -> Caller:
         """Return who sends spans from this address where no path names an attempt. Raises HttpError 401."""
@@ -134,13 +133,12 @@ class Access:
                 code="unknown_host",
             ) from None
 
-    def _by_path(self, scope: Scope, token: str | None) -> Caller:
-        attempt, named = self._verify(token), _named(scope)
+    def _by_path(self, named: tuple[str, str], token: str | None) -> Caller:
+        attempt = self._verify(token)
         if attempt is None or (attempt.rollout_id, attempt.attempt_id) != named:
             _refuse_opener(token)
-            rollout_id, attempt_id = named or ("", "")
             raise _unauthorized(
-                f"this needs the token of rollout {rollout_id!r}, attempt {attempt_id!r}: send it as "
+                f"this needs the token of rollout {named[0]!r}, attempt {named[1]!r}: send it as "
                 "`Authorization: Bearer lf-…` (the attempt finds it in OPENAI_API_KEY; it ends some time after the attempt)"
             )
         return _caller(attempt, "path")

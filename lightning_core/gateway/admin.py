@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -89,15 +88,15 @@ class Admin:
     async def revoke(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """Refuse the attempt's tokens from now on."""
         parts = scope["path_params"]
-        return self._stored(lambda: self.access.revoked.add(parts["rollout_id"], parts["attempt_id"]))
+        return self._revoke(parts["rollout_id"], parts["attempt_id"])
 
     async def revoke_opener(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """Refuse the opener key of this id from now on; what it opened stays open."""
-        return self._stored(lambda: self.access.revoked.add(OPENER, scope["path_params"]["key_id"]))
+        return self._revoke(OPENER, scope["path_params"]["key_id"])
 
-    def _stored(self, add: Callable[[], None]) -> dict[str, Any]:
+    def _revoke(self, rollout_id: str, attempt_id: str) -> dict[str, Any]:
         try:
-            add()
+            self.access.revoked.add(rollout_id, attempt_id)
         except OSError as error:
             raise HttpError(503, f"it could not be stored: {error}", "server_error") from None
         return {}
@@ -120,12 +119,11 @@ class Admin:
 
     async def health(self, scope: Scope, receive: Receive, send: Send) -> int:
         self.access.require_watcher(scope)
-        kept = await asyncio.to_thread(self.spool.kept_bytes)
         body = {
             "status": "ok",
             "pid": os.getpid(),
             "spool_offset": self.spool.end(),
-            "spool_bytes": kept,
+            "spool_bytes": self.spool.kept_bytes(),
             "refused_otlp": self.stats.all.refused_otlp,
             "rejected_spans": self.stats.all.rejected_spans,
             "serving": {model: calls for model, calls in self.stats.serving.items() if calls},
