@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Hashable, Iterator
-from weakref import WeakValueDictionary
 
 from lightning_core.gateway.access import Caller
 from lightning_core.gateway.http import Take, unavailable
@@ -64,7 +63,7 @@ class Lanes:
     def __init__(self, each: int) -> None:
         self.each = each
         self.inside: Counter[Hashable] = Counter()  # who is in, or waits
-        self._lanes: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
+        self._lanes: dict[Hashable, asyncio.Semaphore] = {}
 
     @contextlib.asynccontextmanager
     async def place(self, whose: Hashable) -> AsyncIterator[None]:
@@ -76,7 +75,7 @@ class Lanes:
         finally:
             self.inside[whose] -= 1
             if not self.inside[whose]:
-                del self.inside[whose]
+                del self.inside[whose], self._lanes[whose]
 
 
 class Turns:
