@@ -88,16 +88,12 @@ def encoded_size(record: Record) -> int:
 
 def _sound(data: bytes, at: int) -> tuple[int, int] | None:
     """Return (size, durable) of the record at position `at`; None where there is no whole, sound record."""
-    view = memoryview(data)
-    if len(view) - at < _FIXED.size:
+    size = _claimed_size(data, at)
+    if not 0 < size <= len(data) - at:
         return None
-    magic, header_len, body_len, durable, crc = _FIXED.unpack_from(view, at)
-    size = _FIXED.size + header_len + body_len
-    if magic != MAGIC or header_len > MAX_HEADER or len(view) - at < size:
-        return None
-    header_at = at + _FIXED.size
-    header, body = view[header_at : header_at + header_len], view[header_at + header_len : at + size]
-    return (size, durable) if _crc(header, body, durable) == crc else None
+    _, header_len, _, durable, crc = _FIXED.unpack_from(data, at)
+    content = memoryview(data)[at + _FIXED.size : at + size]
+    return (size, durable) if _crc(content[:header_len], content[header_len:], durable) == crc else None
 
 
 def _crc(header: bytes | memoryview, body: bytes | memoryview, durable: int) -> int:
@@ -213,5 +209,4 @@ def read_durable(directory: Path | str) -> int:
 
 
 def encode_durable(offset: int) -> bytes:
-    content = struct.pack("<Q", offset)
-    return content + struct.pack("<I", zlib.crc32(content))
+    return _DURABLE.pack(offset, zlib.crc32(struct.pack("<Q", offset)))
