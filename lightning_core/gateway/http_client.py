@@ -164,9 +164,8 @@ class Reply(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = self._parser = (
-            None  # the parser refers to this: what waits here would stay until it is collected
-        )
+        # The parser refers to this: what waits here would stay until it is collected.
+        self._transport = self._parser = None
         self._connections.forget(self)
         until_closed = not {"content-length", "transfer-encoding"} & self.headers.keys()
         if self._started and until_closed and error is None:

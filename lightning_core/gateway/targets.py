@@ -37,9 +37,7 @@ class Target:
     model: str  # the name it is served under
     addresses: tuple[str, ...]
     api_key: str | None
-    base: str = (
-        ""  # before each path: a vLLM has all under /v1, what an upstream's address ends with is its own business
-    )
+    base: str = ""  # before each path: a vLLM has all under /v1, an upstream's address says what it has
     route: Route | None = None
     policy: str | None = None
     version: str | None = None
@@ -155,9 +153,8 @@ class Targets:
         if target.policy is None or target.version is None or target.route is None:
             return None
         if target.addresses[0] != target.route.upstream:
-            return (
-                target.version
-            )  # a replica of its own, which may serve it under the name that the others give the new one
+            # A replica of its own, which may serve it under the name that the others give the new one.
+            return target.version
         seen = self._routes.versions_since(target.policy, target.mark, target.model)
         return ",".join(dict.fromkeys([target.version, *seen]))
 

@@ -187,9 +187,8 @@ class SpoolWriter:
         self._pending += size
         try:
             self._queue.append((head, record.body, loop, future))
-            if (
-                not self._notified
-            ):  # once for all that this turn of the loop appends: the notified thread wants the lock
+            # Once for all that this turn of the loop appends: the notified thread wants the interpreter's lock.
+            if not self._notified:
                 self._notified = True
                 loop.call_soon(self._notify)
             return await future
