@@ -45,7 +45,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Served(_Model):
+class Loaded(_Model):
     """Another version of a policy that stays loaded: an adapter beside the newer one, or a replica of its own."""
 
     model: str = Field(min_length=1)
@@ -59,7 +59,7 @@ class Route(_Model):
     replicas: tuple[Address, ...] = Field((), description="further vLLMs that serve the same")
     model: str = Field(min_length=1, description="name vLLM serves it under; an adapter's has the version in it")
     version: Version
-    loaded: dict[Version, Served] = Field(default_factory=dict, description="other versions that can be asked for")
+    loaded: dict[Version, Loaded] = Field(default_factory=dict, description="other versions that can be asked for")
     restart_wait_s: float = Field(
         0, ge=0, description="seconds that calls wait for a vLLM which a supervisor starts again"
     )

@@ -25,7 +25,7 @@ from lightning_core.otlp import values
 from lightning_core.otlp.locate import Located, Sent
 from lightning_core.otlp.messages import Event, Link, Span, parse
 from lightning_core.otlp.scopes import free_key
-from lightning_core.otlp.senders import UNKNOWN, scopes
+from lightning_core.otlp.senders import UNKNOWN, sender_columns
 from lightning_core.otlp.values import Seen, joined, texts
 from lightning_core.otlp.wire import WireError, walk
 
@@ -365,7 +365,7 @@ def _origin(found: Located, spans: list[Sent]) -> dict[str, pa.Array]:
     record = pa.array([record for _, record, _, _ in spans], pa.int32())
     origin = pa.array([origin for _, _, _, origin in spans], pa.int32())
     records = [r for _, r in found.records]
-    return scopes(found, spans) | {
+    return sender_columns(found, spans) | {
         "received_ns": pa.array([r.received_ns for r in records], pa.int64()).take(record),
         "record_offset": pa.array([offset for offset, _ in found.records], pa.int64()).take(record),
         "record_index": pa.array([index for _, _, index, _ in spans], pa.int32()),

@@ -9,7 +9,7 @@ from lightning_core.otlp.locate import Located, Sent
 UNKNOWN = "otlp"  # a record's source of before senders were written down: they may say everything
 
 
-def scopes(found: Located, spans: list[Sent]) -> dict[str, pa.Array]:
+def sender_columns(found: Located, spans: list[Sent]) -> dict[str, pa.Array]:
     """Return the columns `scoped_rollout_id`, `scoped_attempt_id`, `scope` and `sender` of these spans.
 
     Those that nobody sent are an attempt's where their resource proves it; others are as the gateway authenticated
