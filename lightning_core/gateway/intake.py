@@ -125,7 +125,7 @@ def _at_once(body: bytes, content_type: str, encoding: str | None) -> bool:
 
 
 def _refused(signal: Signal, body: bytes, content_type: str, encoding: str | None) -> tuple[Any, int]:
-    media, plain = plain_body(body, content_type, encoding, _REFUSED_BYTES)
+    media, plain = plain_body(body, content_type, encoding, _REFUSED_BYTES, "send smaller batches")
     response: Any
     if signal == "metrics":
         rejected = _points(plain) if media == PROTOBUF else _json_points(read_json(plain))

@@ -40,7 +40,8 @@ def parse_request(body: bytes, content_type: str, content_encoding: str | None, 
     OtlpError: 400 for what is no OTLP trace request, 413 for too large a body, 415 for another content type or
     encoding.
     """
-    media, plain = plain_body(body, content_type, content_encoding, max_bytes)
+    remedy = "send smaller batches or raise gateway.max_body_mb"
+    media, plain = plain_body(body, content_type, content_encoding, max_bytes, remedy)
     if media == PROTOBUF:
         if len(plain) > 2 * MOST_PARTS:
             require_few_parts(plain)
@@ -53,20 +54,25 @@ def parse_request(body: bytes, content_type: str, content_encoding: str | None, 
     )
 
 
-def plain_body(body: bytes, content_type: str, content_encoding: str | None, max_bytes: int) -> tuple[str, bytes]:
-    """Return (PROTOBUF or JSON, the uncompressed body); OtlpError 413 or 415, or 400 for a damaged compression."""
+def plain_body(
+    body: bytes, content_type: str, content_encoding: str | None, max_bytes: int, remedy: str
+) -> tuple[str, bytes]:
+    """Return (PROTOBUF or JSON, the uncompressed body).
+
+    Raises OtlpError: 413 with the remedy past `max_bytes`, 415, or 400 for a damaged compression.
+    """
     media = media_type(content_type)
     if media not in (PROTOBUF, JSON):
         raise OtlpError(415, f"content type {content_type!r:.80} is not supported; send {PROTOBUF} or {JSON}")
-    return media, uncompress(body, content_encoding, max_bytes)
+    return media, uncompress(body, content_encoding, max_bytes, remedy)
 
 
-def uncompress(body: bytes, content_encoding: str | None, max_bytes: int) -> bytes:
+def uncompress(body: bytes, content_encoding: str | None, max_bytes: int, remedy: str) -> bytes:
     """Undo gzip or deflate without ever holding more than `max_bytes`; raises OtlpError."""
     encoding = (content_encoding or "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "deflate"):
         raise OtlpError(415, f"content encoding {encoding!r:.40} is not supported; send gzip, deflate or none")
-    too_large = OtlpError(413, f"the body exceeds {max_bytes} bytes; send smaller batches or raise gateway.max_body_mb")
+    too_large = OtlpError(413, f"the body exceeds {max_bytes} bytes; {remedy}")
     if len(body) > max_bytes:
         raise too_large
     if encoding in ("identity", ""):

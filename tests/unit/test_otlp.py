@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from lightning_core.gateway.intake import _refused
 from lightning_core.otlp.messages import OtlpError, parse_envelope, why_unconverted
 from lightning_core.otlp.receive import JSON, TraceRequest, parse_request, sniff_encoding
 from lightning_core.otlp.spans import PROTOBUF, SpanData, encode_request, float32_bytes, int32_bytes
@@ -85,6 +86,12 @@ def test_a_gzip_bomb_is_413_and_is_not_unpacked() -> None:
 def test_too_large_a_plain_body_is_413_that_names_the_setting() -> None:
     error = refusal(bytes(MAX + 1), PROTOBUF, None, MAX)
     assert error.status == 413 and "max_body_mb" in error.message
+
+
+def test_too_large_a_request_of_another_signal_names_no_setting_that_cannot_help() -> None:
+    with pytest.raises(OtlpError, match=r"exceeds 4194304 bytes; send smaller batches$") as caught:
+        _refused("logs", bytes(5 << 20), PROTOBUF, None)
+    assert caught.value.status == 413
 
 
 @pytest.mark.parametrize(
