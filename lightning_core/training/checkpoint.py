@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_core.training.code import training_code
+from lightning_core.training.code import algorithm_code, training_code
 from lightning_core.training.job import Job
 from lightning_core.training.state import BROKEN, save_tensors
 from lightning_core.training.weights import whole_folder
@@ -54,7 +54,8 @@ class Checkpoints:
     def __init__(self, job: Job, parts: int) -> None:
         self.folder = job.state / UNFINISHED
         constant = job.policy_settings.training.lr_schedule == "constant"
-        identity = job.model_dump_json(exclude=_ASIDE | ({"epochs": True} if constant else {})) + training_code()
+        settings = job.model_dump_json(exclude=_ASIDE | ({"epochs": True} if constant else {}))
+        identity = "".join([settings, training_code(), *algorithm_code(job.policy_settings)])
         self.belongs_to = hashlib.sha256(identity.encode() + job.sequences.read_bytes()).hexdigest()
         self.parts = parts
 

@@ -6,6 +6,11 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+from lightning_core import algorithms
+from lightning_core.config import PolicySettings
+from lightning_core.loading import code_digest
+from lightning_core.training.weighing import weighing_sql
+
 
 @cache
 def training_code() -> str:
@@ -13,3 +18,11 @@ def training_code() -> str:
     here = Path(__file__).parent
     files = sorted([*here.glob("*.py"), *(here.parent / "algorithms").glob("*.py")])
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+def algorithm_code(policy: PolicySettings) -> list[str]:
+    """Return what is read of a policy's algorithm beside that: a digest of a class of the user's own, and the SQL that
+    weighs tokens."""
+    weighing = policy.made_algorithm.weigh()
+    own = [code_digest(policy.algorithm)] if algorithms.is_own(policy.algorithm) else []
+    return own if weighing is None else [*own, weighing_sql(weighing)]

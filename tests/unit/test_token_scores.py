@@ -21,6 +21,7 @@ from lightning_core.training.train_job import run_job
 from tests.tiny_model import make_tiny_llama
 from tests.training_data import one_thread
 from tests.unit.test_ppo import base, make_job, make_ppo
+from tests.unit.test_training_resume import Dying, Killed
 
 __all__ = ["base", "make_job", "make_ppo"]  # fixtures
 
@@ -65,6 +66,22 @@ def test_a_policy_comes_nearer_to_its_teacher_with_a_class_and_a_query_of_ones_o
             if name == "advantages":
                 assert by[name, sequence] == pytest.approx(by["teacher", sequence] - by["logprobs", sequence], abs=1e-5)
     assert distances[0] == pytest.approx(distances[1], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("changed", "resumed"), [(None, 1), ("distillation.sql", None), ("distillation.py", None)])
+def test_a_killed_training_goes_on_unless_its_class_or_query_was_changed(
+    project: Path, make_ppo: Callable[..., Job], base: Path, changed: str | None, resumed: int | None
+) -> None:
+    job = make_ppo("distillation.py:Distillation", {"teacher": str(base)})
+    with pytest.raises(Killed):
+        run_job(job, Dying(job.progress, 2))
+    if changed is not None:
+        (project / changed).write_text((project / changed).read_text() + "\n")
+    progress = Dying(job.progress, 2)
+    with pytest.raises(Killed):
+        run_job(job, progress)
+    assert progress.resumed == resumed
 
 
 @pytest.mark.slow
