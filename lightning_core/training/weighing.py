@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import duckdb
@@ -53,7 +54,7 @@ def weighing_sql(source: str | Path) -> str:
 
 def _checked(source: str | Path, answer: pa.Table, scored: Scores, ids: list[str]) -> tuple[Scores, dict[str, float]]:
     found = answer.column("sequence_id").to_pylist() if "sequence_id" in answer.column_names else []
-    if sorted(found) != ids:
+    if Counter(found) != Counter(ids):
         raise TrainingError(
             f"{source}: it returns {len(found)} rows for {len(ids)} sequences; it has to return one for each `sequence_id`"
         )
@@ -62,17 +63,22 @@ def _checked(source: str | Path, answer: pa.Table, scored: Scores, ids: list[str
     lengths = {sequence: len(values) for sequence, values in next(iter(scored.values())).items()}
     for name in [name for name in answer.column_names if name != "sequence_id"]:
         column = answer.column(name)
-        if not pa.types.is_list(column.type):
-            value = column[0].as_py()
-            metrics |= {} if value is None else {name: float(value)}
-            continue
-        weighed[name] = {}
-        for sequence, values in zip(found, column, strict=True):
-            numbers = np.asarray(values.values, np.float32)
+        try:
+            if not pa.types.is_list(column.type):
+                value = column[0].as_py()
+                metrics |= {} if value is None else {name: float(value)}
+                continue
+            rows = [np.asarray([] if values.values is None else values.values, np.float32) for values in column]
+        except (TypeError, ValueError):
+            raise TrainingError(
+                f"{source}: column `{name}` is {column.type}; beside `sequence_id` it has to return lists of numbers, and "
+                "numbers as metrics"
+            ) from None
+        for sequence, numbers in zip(found, rows, strict=True):
             if len(numbers) != lengths[sequence] or not np.isfinite(numbers).all():
                 raise TrainingError(
                     f"{source}: `{name}` of sequence {sequence!r} has {len(numbers)} numbers, or one that is not finite; "
                     f"it has to have one for each of its {lengths[sequence]} trained tokens"
                 )
-            weighed[name][sequence] = numbers
+        weighed[name] = dict(zip(found, rows, strict=True))
     return weighed, metrics

@@ -93,6 +93,16 @@ def test_a_killed_training_goes_on_unless_its_class_or_query_was_changed(
         ("SELECT sequence_id, teacher[2:] AS advantages FROM token_scores", "one for each of its"),
         ("SELECT sequence_id, [1 / 0.0 FOR t IN teacher] AS advantages FROM token_scores", "one that is not finite"),
         ("SELECT no_such FROM token_scores", r"distillation\.sql: .*no_such"),
+        ("SELECT sequence_id, nullif(teacher, max(teacher) OVER ()) AS advantages FROM token_scores", "has 0 numbers"),
+        (
+            "SELECT nullif(sequence_id, max(sequence_id) OVER ()) AS sequence_id, teacher AS advantages FROM token_scores",
+            "it returns 14 rows for 14 sequences",
+        ),
+        ("SELECT sequence_id, teacher AS advantages, 'mine' AS note FROM token_scores", "column `note` is string"),
+        (
+            "SELECT sequence_id, ['mine' FOR t IN teacher] AS advantages FROM token_scores",
+            r"`advantages` is list<.*string>",
+        ),
     ],
 )
 def test_sql_that_misses_a_token_ends_the_training_with_an_error_that_says_so(
