@@ -22,7 +22,7 @@ from lightning_core.training.new_version import PART, leave
 from lightning_core.training.resident import Made
 from lightning_core.training.schedule import EntropyBonus, learning_rate
 from lightning_core.training.state import load_part, load_state, parameters_of
-from lightning_core.training.token_rows import TokenRows
+from lightning_core.training.token_rows import TokenRows, forget_rows
 from lightning_core.training.weights import lora_config
 
 logger = logging.getLogger(__name__)
@@ -76,8 +76,9 @@ class JobSteps(StepPlan):
             self.first, self.taken = self.found.done, self.found.taken
             logger.info("%s: going on after step %d of %d", job.state, self.first, count)
             progress.write({"resumed_at": self.first, "steps": count})
+        forget_rows(job.state, after=self.first)
         # An example has neither ratio nor clipping.
-        self.rows = None if job.policy_settings.imitates else TokenRows(job.state, job.policy, self.first)
+        self.rows = None if job.policy_settings.imitates else TokenRows(job.state, job.policy)
         self._begin: Callable[[Any], None] = lambda trainer: None
 
     def train(

@@ -25,18 +25,11 @@ _TWO_SIDED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # of TRL's losses, th
 
 
 class TokenRows:
-    """Holds the rows of the step under way and writes them when it is done; of several ranks the first writes those of all.
+    """Holds the rows of the step under way and writes them when it is done; of several ranks the first writes those of all."""
 
-    `first`: steps that a killed try took; what it wrote of later ones goes.
-    """
-
-    def __init__(self, state: Path, policy: str, first: int = 0) -> None:
+    def __init__(self, state: Path, policy: str) -> None:
         self._folder, self._policy = state / ROWS, policy
-        self._writes = int(os.environ.get("RANK", "0")) == 0
         self._held: list[tuple[list[str], list[int], np.ndarray]] = []  # sequence ids, tokens of each, (5, all tokens)
-        for step, file in _files(state):
-            if self._writes and step > first:
-                file.unlink()
 
     def add(self, batch: MicroBatch, logps: Any, entropies: Any, inputs: dict[str, Any], trainer: Any) -> None:
         """Add the tokens of a micro-batch, each tensor `(B, T)`, before its loss: ratio and clipping as TRL computes
@@ -69,7 +62,7 @@ class TokenRows:
 
         held = [micro_batch for of_rank in from_all_ranks(self._held) for micro_batch in of_rank]
         self._held = []
-        if not (held and self._writes):
+        if not (held and _writes()):
             return
         names = [name for ids, lengths, _ in held for name, n in zip(ids, lengths, strict=True) if n]
         sizes = [n for _, lengths, _ in held for n in lengths if n]
@@ -86,6 +79,15 @@ class TokenRows:
         beside = self._folder / f".step-{step:04d}.tmp"
         pq.write_table(table.sort_by("sequence_id"), beside, use_dictionary=False, compression="none")
         put_in_place(beside, self._folder / f"step-{step:04d}.parquet")
+
+
+def forget_rows(state: Path, after: int) -> None:
+    """Remove what a killed try wrote of the steps behind step `after`, and its scores: those are made again, or are another
+    algorithm's."""
+    if _writes():
+        later = [file for step, file in _files(state) if step > after]
+        for file in (*later, state / ROWS / _SCORES):
+            file.unlink(missing_ok=True)
 
 
 def training_rows(state: Path) -> pa.Table | None:
@@ -125,3 +127,8 @@ def _files(state: Path) -> list[tuple[int, Path]]:
     """Return the number and the file of each step, in the order of the steps."""
     files = sorted((state / ROWS).glob("step-*.parquet"))
     return [(int(file.stem.removeprefix("step-")), file) for file in files]
+
+
+def _writes() -> bool:
+    """Return whether this is the rank that writes."""
+    return int(os.environ.get("RANK", "0")) == 0

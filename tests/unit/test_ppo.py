@@ -18,7 +18,7 @@ from lightning_core.training.job import Job, Progress
 from lightning_core.training.micro_batches import plan_steps
 from lightning_core.training.state import name_state
 from lightning_core.training.steps import StepPlan
-from lightning_core.training.token_rows import token_scores
+from lightning_core.training.token_rows import token_scores, training_rows
 from lightning_core.training.token_scores import put_trained
 from lightning_core.training.train_job import run_job
 from tests.tiny_model import make_tiny_llama
@@ -159,6 +159,20 @@ def test_an_epoch_ended_after_any_step_comes_to_the_same_weights_critic_and_scor
     assert _critic(job) == _critic(calm)
     assert token_scores(job.state) == token_scores(calm.state)
     assert result["value_loss"] == expected["value_loss"] > 0
+
+
+def test_what_a_killed_try_wrote_is_no_row_of_a_training_by_another_algorithm(
+    make_ppo: Callable[..., Job], make_job: Callable[..., Job]
+) -> None:
+    for settings in ({}, {"sft": {}}):
+        job = make_ppo()
+        with pytest.raises(Killed):
+            run_job(job, Dying(job.progress, 3))
+        assert training_rows(job.state) is not None and token_scores(job.state) is not None
+        other = make_job(**settings)
+        run_job(other, Progress(other.progress))
+        assert token_scores(other.state) is None
+        assert (training_rows(other.state) is None) == ("sft" in settings)
 
 
 def test_the_critic_goes_on_from_epoch_to_epoch_and_is_in_no_version(
