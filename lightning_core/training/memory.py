@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,11 +106,11 @@ def need(shape: Shape, trained: int | None, settings: TrainingSettings) -> Need:
 
 
 def need_of(policy: PolicySettings, folder: Path) -> Need | None:
-    """Return what training a policy on the weights in `folder` takes; None where its config cannot be read or has other
-    names for its widths."""
+    """Return what training a policy on the weights in `folder` takes; None where its files cannot be read, or its config
+    has other names for its widths or several of a kind."""
     try:
         shape = Shape.of_config(json.loads((folder / "config.json").read_text()), parameters(folder))
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, TypeError, struct.error):
         return None
     return need(shape, None if policy.lora is None else trained_parameters(policy, folder), policy.training)
 

@@ -210,5 +210,16 @@ def test_the_size_is_decided_once_and_kept_whatever_is_free_later(
     assert json.loads(kept.read_text())["tokens"] == memory.MOST
 
 
+def test_nothing_is_worked_out_of_widths_of_each_layer_or_of_a_file_that_was_cut_off(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    assert memory.need_of(PolicySettings(), folder) is not None
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": [64, 128]}))  # as Gemma 3n has it
+    assert memory.need_of(PolicySettings(), folder) is None
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"half")
+    assert memory.need_of(PolicySettings(), folder) is None
+
+
 def test_nothing_fits_where_the_weights_alone_do_not() -> None:
     assert Need(fixed=10e9, token=1e5).fits(9e9) == 0
