@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_core.policies.model import safetensors_problem
-from lightning_core.policies.tensor_files import OPTIONAL_TENSORS, read_header, shape_mismatch
+from lightning_core.policies.tensor_files import OPTIONAL_TENSORS, shape_mismatch, tensors
 
 # What makes token ids mean the same text. Chat templates belong to it: prompts are rendered with them.
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
@@ -74,17 +74,12 @@ def _tokenizer(folder: Path, like: Path) -> str | None:
 def _tensors(folder: Path, like: Path) -> str | None:
     if problem := shape_mismatch(folder, like):
         return f"{folder}: {problem}"
-    had = _dtypes(like)
-    for name, dtype in _dtypes(folder).items():
-        if dtype not in ("F32", had.get(name)) and name not in OPTIONAL_TENSORS:
-            return f"{folder}: tensor {name} is {dtype}, its parent's {had.get(name)}"
+    had = tensors(like)
+    for name, entry in tensors(folder).items():
+        dtype, before = entry["dtype"], had.get(name, {}).get("dtype")
+        if dtype not in ("F32", before) and name not in OPTIONAL_TENSORS:
+            return f"{folder}: tensor {name} is {dtype}, its parent's {before}"
     return None
-
-
-def _dtypes(folder: Path) -> dict[str, str]:
-    return {
-        name: entry["dtype"] for file in folder.glob("*.safetensors") for name, entry in read_header(file)[0].items()
-    }
 
 
 def _json(file: Path) -> tuple[dict[str, Any], str | None]:

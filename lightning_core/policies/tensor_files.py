@@ -35,13 +35,22 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that are loaded from a folder: others may lie beside those that its index names, as
+    Mistral's `consolidated.safetensors` does."""
+    files, index = sorted(folder.glob("*.safetensors")), folder / "model.safetensors.index.json"
+    names = {*json.loads(index.read_bytes())["weight_map"].values()} if index.is_file() else {"model.safetensors"}
+    return [file for file in files if file.name in names] or files
+
+
+def tensors(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return name → entry in the header (`shape`, `dtype`) of all tensors of a folder."""
+    return {name: entry for file in weight_files(folder) for name, entry in read_header(file)[0].items()}
+
+
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Return name → shape over all safetensors files of a folder."""
-    return {
-        name: entry["shape"]
-        for file in sorted(folder.glob("*.safetensors"))
-        for name, entry in read_header(file)[0].items()
-    }
+    """Return name → shape of all tensors of a folder."""
+    return {name: entry["shape"] for name, entry in tensors(folder).items()}
 
 
 def parameters(folder: Path) -> int:
@@ -66,7 +75,7 @@ def shape_mismatch(folder: Path, like: Path) -> str | None:
 
 def nonfinite_tensor(folder: Path) -> str | None:
     """Return `file: tensor` of the first tensor with an inf or NaN in it, or None."""
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         key = settled_key(file)
         if key in _finite:
             continue

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from lightning_core.policies import store as store_module
 from lightning_core.policies.store import Evaluation, PolicyStore, PublishConflict, StoreError
+from lightning_core.policies.tensor_files import parameters
 from tests.policy_files import lineage, output, store_with_base, write_adapter, write_model
 
 
@@ -41,6 +45,20 @@ def test_the_base_costs_no_disk_and_can_be_published_again(store: PolicyStore, t
     assert linked.stat().st_ino == (tmp_path / "models/base/model.safetensors").stat().st_ino
     assert store.publish_base(tmp_path / "models/base", "base") == "v0000"
     assert store.versions() == ["v0000"]
+
+
+def test_the_weights_of_a_base_are_those_that_its_index_names(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "models/base")
+    # As Mistral publishes its models: the same weights once more, under its own names.
+    save_file({"layers.0.attention.wq.weight": np.ones((4, 2), "float32")}, base / "consolidated.safetensors")
+    assert parameters(base) == 10
+    index = {"weight_map": {"embed.weight": "model-00001-of-00002.safetensors", "norm.weight": "model.safetensors"}}
+    save_file({"embed.weight": np.zeros((4, 2), "float32")}, base / "model-00001-of-00002.safetensors")
+    save_file({"norm.weight": np.ones(2, "float32")}, base / "model.safetensors")
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert parameters(base) == 10
+    store = store_with_base(tmp_path)
+    assert store.publish(output(tmp_path), lineage()) == "v0001"
 
 
 def test_the_base_is_copied_where_links_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
