@@ -26,7 +26,8 @@ from lightning_core.policies.vllm import VllmServer
 
 log = logging.getLogger(__name__)
 
-_LEFT_BEHIND_S = 3600  # work folders this old belong to a process that was killed
+_WORK = ("gone", "base", "damaged")  # work folders of this file and of store.py
+_LEFT_BEHIND_S = 3600  # those that are so old belong to a process that was killed
 
 
 @dataclass
@@ -78,7 +79,7 @@ def prune(
             note_removals(store.folder, removed)
         for version in done.gone:
             _remove(store.folder / version)
-        for folder in (*store.folder.glob(".gone-*"), *store.folder.glob(".base-*")):
+        for folder in (f for name in _WORK for f in store.folder.glob(f".{name}-*")):
             if folder.is_dir() and time.time() - folder.stat().st_mtime > _LEFT_BEHIND_S:
                 shutil.rmtree(folder)
                 done.left_behind += 1

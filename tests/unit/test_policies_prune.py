@@ -198,6 +198,15 @@ def test_a_collection_that_is_killed_leaves_whole_versions_and_the_next_one_clea
     assert not list(store.folder.glob(".gone-*"))
 
 
+def test_a_damaged_version_that_was_about_to_be_replaced_by_a_process_that_was_killed_goes(
+    store: PolicyStore, tmp_path: Path
+) -> None:
+    folder = write_model(store.folder / ".damaged-1a2b3c4d")
+    os.utime(folder, (time.time() - 7200,) * 2)
+    assert prune(tmp_path, "policy").left_behind == 1
+    assert not folder.exists()
+
+
 def test_a_damaged_version_nothing_needs_goes_too(store: PolicyStore, tmp_path: Path) -> None:
     (store.path("v0003") / "manifest.json").write_text("{")
     assert "v0003" in prune(tmp_path, "policy").gone
