@@ -14,8 +14,9 @@ import logging
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -164,12 +165,8 @@ class PolicyStore:
 
         It is one, unless a resumed epoch trained other weights.
         """
-        found = []
-        for version in self.versions():
-            manifest = self.manifest(version)
-            if (manifest.run, manifest.epoch) == (run, epoch):
-                found.append(version)
-        return found
+        made = {version: self.manifest(version) for version in self.versions()}
+        return [version for version, manifest in made.items() if (manifest.run, manifest.epoch) == (run, epoch)]
 
     def publish_base(self, model_folder: Path, base_model: str, kind: Literal["full", "lora"] = "full") -> str:
         """Publish `v0000` from a model folder (kept as it is); returns at once where it exists.
@@ -188,18 +185,15 @@ class PolicyStore:
         work = self.folder / f".base-{secrets.token_hex(4)}"
         work.mkdir()
         try:
-            if kind == "full":
-                for file in sorted(model_folder.iterdir()):
-                    if file.is_file() and not file.name.startswith(".") and file.name != MANIFEST:
-                        link_or_copy(file.resolve(), work / file.name)
-            _write_out(work)
-            return self._publish(work, Lineage(base_model=base_model, kind=kind), BASE_VERSION, _look_through(work))
+            with self._told_if_full(BASE_VERSION, self.folder):
+                if kind == "full":
+                    for file in sorted(model_folder.iterdir()):
+                        if file.is_file() and not file.name.startswith(".") and file.name != MANIFEST:
+                            link_or_copy(file.resolve(), work / file.name)
+                _write_out(work)
+                return self._publish(work, Lineage(base_model=base_model, kind=kind), BASE_VERSION, _look_through(work))
         except PublishConflict:
             return BASE_VERSION
-        except OSError as error:
-            if is_full_disk(error):
-                raise StoreError(full_disk(self.name, BASE_VERSION, self.folder)) from error
-            raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -209,9 +203,9 @@ class PolicyStore:
         Without `synced` the weights may be lost with the machine until `sync` has been called; every process sees them.
         `folder` must be on the file system of the store. Where (run, epoch) published identical files already – a
         resumed epoch – that version is returned (nor is `folder` touched), unless a power cut damaged it: then it is
-        replaced. Raises
-        PublishConflict where another publisher won the number; StoreError for an empty folder, another file system, a
-        full disk, numbers that are not finite, or weights that are no child of the parent's. Nothing is published then.
+        replaced. Raises PublishConflict where another publisher won the number; StoreError for an empty folder, another
+        file system, a full disk, numbers that are not finite, or weights that are no child of the parent's. Nothing is
+        published then.
         """
         latest = self.latest()
         if latest is None:
@@ -220,18 +214,15 @@ class PolicyStore:
             raise StoreError(f"{folder}: nothing to publish, the folder is empty or missing; did training finish?")
         if lineage.parent is not None:
             self.path(lineage.parent)
-        if problem := self._misfit(folder, lineage, f"v{_number(latest) + 1:04d}"):
+        following = f"v{_number(latest) + 1:04d}"
+        if problem := self._misfit(folder, lineage, following):
             raise StoreError(
                 f"policy {self.name}: not published, it does not fit its parent: {problem}; train it again"
             )
-        try:
+        with self._told_if_full(following, folder):
             files = _look_through(folder)
             if synced:
                 _write_out(folder)
-        except OSError as error:
-            if is_full_disk(error):
-                raise StoreError(full_disk(self.name, f"v{_number(latest) + 1:04d}", folder)) from error
-            raise
         if lineage.run is not None and lineage.epoch is not None:
             for version in self.published(lineage.run, lineage.epoch):
                 if self.manifest(version).files == files:
@@ -239,16 +230,12 @@ class PolicyStore:
                 log.warning(
                     "epoch %s of run %s was published as %s with other weights", lineage.epoch, lineage.run, version
                 )
-        return self._publish(folder, lineage, f"v{_number(latest) + 1:04d}", files)
+        return self._publish(folder, lineage, following, files)
 
     def sync(self, version: str) -> None:
         """Return when a version is on the disk. Raises StoreError where the disk is full."""
-        try:
+        with self._told_if_full(version, self.folder):
             _write_out(self.path(version))
-        except OSError as error:
-            if is_full_disk(error):
-                raise StoreError(full_disk(self.name, version, self.folder)) from error
-            raise
 
     def _repaired(self, version: str, folder: Path, lineage: Lineage, files: dict[str, FileDigest]) -> str:
         """Replace `version`, published with the same files, by those of `folder` where it is damaged now; return it."""
@@ -298,27 +285,39 @@ class PolicyStore:
             **lineage.model_dump(), policy=self.name, version=version, files=files, created_ns=time.time_ns()
         )
         target = self.folder / version
-        try:
-            (folder / MANIFEST).write_bytes(_json(manifest))
-            fsync(folder / MANIFEST)
-            fsync(folder)
-            # Refused by the system where the target is a folder with something in it: of two publishers one wins.
-            rename(folder, target)
-        except OSError as error:
-            (folder / MANIFEST).unlink(missing_ok=True)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise PublishConflict(
-                    f"policy {self.name}: {version} was published by another process meanwhile; {folder} is untouched, publish it again"
-                ) from None
-            if error.errno == errno.EXDEV:
-                raise StoreError(
-                    f"{folder} is on another file system than {self.folder}; write training output under `home`"
-                ) from None
-            if is_full_disk(error):
-                raise StoreError(full_disk(self.name, version, folder)) from error
-            raise
+        with self._told_if_full(version, folder):
+            try:
+                (folder / MANIFEST).write_bytes(_json(manifest))
+                fsync(folder / MANIFEST)
+                fsync(folder)
+                # Refused by the system where the target is a folder with something in it: of two publishers one wins.
+                rename(folder, target)
+            except OSError as error:
+                (folder / MANIFEST).unlink(missing_ok=True)
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise PublishConflict(
+                        f"policy {self.name}: {version} was published by another process meanwhile; {folder} is untouched, publish it again"
+                    ) from None
+                if error.errno == errno.EXDEV:
+                    raise StoreError(
+                        f"{folder} is on another file system than {self.folder}; write training output under `home`"
+                    ) from None
+                raise
         log.info("policy %s: published %s (%s, parent %s)", self.name, version, lineage.kind, lineage.parent)
         return version
+
+    @contextmanager
+    def _told_if_full(self, version: str, folder: Path) -> Iterator[None]:
+        """Raise StoreError where the disk of `folder` fills up within the block, in which `version` is written."""
+        try:
+            yield
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            raise StoreError(
+                f"policy {self.name}: {version} was not published, the disk of {folder} is full; free some "
+                "(`lightning-flows policies prune` removes versions nothing needs) and run the same command again"
+            ) from error
 
 
 def _look_through(folder: Path) -> dict[str, FileDigest]:
@@ -339,14 +338,6 @@ def _write_out(folder: Path) -> None:
     for inner in sorted(folder.rglob("*"), key=Path.is_dir):  # a folder's entries after what they name
         fsync(inner)
     fsync(folder)
-
-
-def full_disk(policy: str, version: str, folder: Path) -> str:
-    """Return the message for a disk that filled up while a version was written."""
-    return (
-        f"policy {policy}: {version} was not published, the disk of {folder} is full; free some "
-        "(`lightning-flows policies prune` removes versions nothing needs) and run the same command again"
-    )
 
 
 def _json(manifest: Manifest) -> bytes:
