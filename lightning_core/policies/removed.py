@@ -57,13 +57,7 @@ def why_gone(policy: str, version: str, removal: Removal, kept: Iterable[str]) -
 
 def nearest(version: str, kept: Iterable[str]) -> str:
     """Return the kept versions before and after `version`, in words."""
-    number, numbers = int(version[1:]), {int(v[1:]): v for v in kept}
-    around = [
-        numbers[n]
-        for n in (
-            max((n for n in numbers if n < number), default=None),
-            min((n for n in numbers if n > number), default=None),
-        )
-        if n is not None
-    ]
-    return f"the nearest that are kept: {' and '.join(around) or 'none'}"
+    by_number = sorted((int(name[1:]), name) for name in kept)
+    older = [name for number, name in by_number if number < int(version[1:])]
+    newer = [name for number, name in by_number if number > int(version[1:])]
+    return f"the nearest that are kept: {' and '.join(older[-1:] + newer[:1]) or 'none'}"

@@ -119,11 +119,7 @@ def check_files(folder: Path, manifest: Manifest, hashes: bool = True) -> None:
 
     Raises StoreError that names the first file that is missing, half written, changed or too many.
     """
-    there = {
-        file.relative_to(folder).as_posix(): file.stat().st_size
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file != folder / MANIFEST
-    }
+    there = {name: file.stat().st_size for name, file in _files(folder).items()}
     for name, expected in manifest.files.items():
         if name not in there:
             raise StoreError(f"{folder / name}: missing, though the manifest lists it; {_remedy(folder)}")
@@ -143,9 +139,13 @@ def check_files(folder: Path, manifest: Manifest, hashes: bool = True) -> None:
 
 def digest_files(folder: Path) -> dict[str, FileDigest]:
     """Return size and BLAKE3 of every file below `folder` but the manifest, by relative path, sorted."""
+    return {name: _digest(file) for name, file in _files(folder).items()}
+
+
+def _files(folder: Path) -> dict[str, Path]:
     return {
-        file.relative_to(folder).as_posix(): _digest(file)
-        for file in (sorted(folder.rglob("*")) if folder.is_dir() else [])
+        file.relative_to(folder).as_posix(): file
+        for file in sorted(folder.rglob("*"))
         if file.is_file() and file != folder / MANIFEST
     }
 
