@@ -54,12 +54,10 @@ def materialise(
     start = start or Start()
     if use_sampling_logps:
         inputs["old_per_token_logps"] = inputs["sampling_per_token_logps"]
-    if start.logps is not None:
-        inputs["old_per_token_logps"] = start.logps
-    if start.log_ratio is not None:
-        inputs["log_ratio"] = start.log_ratio
-    if start.reference is not None:
-        inputs["ref_per_token_logps"] = start.reference
-    if start.informative is not None:
-        inputs["informative"] = start.informative
-    return inputs
+    of_start = {
+        "old_per_token_logps": start.logps,
+        "log_ratio": start.log_ratio,
+        "ref_per_token_logps": start.reference,
+        "informative": start.informative,
+    }
+    return inputs | {name: values for name, values in of_start.items() if values is not None}

@@ -21,7 +21,6 @@ from lightning_core.training.weighing import Scores
 
 _SCORES = "scores.parquet"
 _LISTS = ("logprobs", "entropies", "ratios", "loss_weights", "clipped")
-_TWO_SIDED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # of TRL's losses, those that clip on both sides
 
 
 class TokenRows:
@@ -43,7 +42,7 @@ class TokenRows:
             log_ratio = (log_ratio * weights).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True).clamp(min=1.0)
         ratio, advantages = torch.exp(log_ratio).expand_as(logps), inputs["advantages"]
         clipped = torch.zeros_like(trained)
-        if trainer.loss_type in _TWO_SIDED:
+        if trainer.loss_type == "dapo":  # as are all that clip on both sides (trl_bridge.py)
             clipped = (ratio < 1 - trainer.epsilon_low) & (advantages < 0)
             clipped |= (ratio > 1 + trainer.epsilon_high) & (advantages > 0)
         elif trainer.loss_type == "cispo":
@@ -75,10 +74,7 @@ class TokenRows:
         ]
         owners = [pa.array([self._policy] * len(names)), pa.array([step] * len(names), pa.int32()), pa.array(names)]
         table = pa.table([*owners, *lists], ["policy", "step", "sequence_id", *_LISTS])
-        make_folder(self._folder)
-        beside = self._folder / f".step-{step:04d}.tmp"
-        pq.write_table(table.sort_by("sequence_id"), beside, use_dictionary=False, compression="none")
-        put_in_place(beside, self._folder / f"step-{step:04d}.parquet")
+        _put(table.sort_by("sequence_id"), self._folder / f"step-{step:04d}.parquet")
 
 
 def forget_rows(state: Path, after: int) -> None:
@@ -98,10 +94,7 @@ def training_rows(state: Path) -> pa.Table | None:
 
 def write_scores(state: Path, policy: str, scored: Scores, weighed: Scores) -> None:
     """Write `score_rows` beside those of the steps."""
-    file = state / ROWS / _SCORES
-    make_folder(file.parent)
-    pq.write_table(score_rows(policy, scored, weighed), file.with_suffix(".tmp"), compression="none")
-    put_in_place(file.with_suffix(".tmp"), file)
+    _put(score_rows(policy, scored, weighed), state / ROWS / _SCORES)
 
 
 def score_rows(policy: str, scored: Scores, weighed: Scores) -> pa.Table:
@@ -121,6 +114,13 @@ def token_scores(state: Path) -> pa.Table | None:
     """Return the rows of table `token_scores` of the job in a state folder; None where its algorithm weighs nothing."""
     file = state / ROWS / _SCORES
     return pq.read_table(file) if file.exists() else None
+
+
+def _put(table: pa.Table, file: Path) -> None:
+    make_folder(file.parent)
+    beside = file.with_suffix(".tmp")
+    pq.write_table(table, beside, use_dictionary=False, compression="none")
+    put_in_place(beside, file)
 
 
 def _files(state: Path) -> list[tuple[int, Path]]:

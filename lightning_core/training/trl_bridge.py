@@ -26,9 +26,9 @@ from lightning_core.training.hardware import checkpoints_gradients, computes_in_
 if not torch.accelerator.is_available():
     trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 2048
 
-# TRL takes each token's loss by the first, and its reduction by it too. Those that differ in the reduction alone are one
-# here: weights and normalizer, which `plan` works out, make the difference.
-_FORMULA = {"cispo": "cispo", "sapo": "sapo", "vespo": "vespo"}
+# TRL takes each token's loss by the loss type, and its reduction too. Those that differ in the reduction alone, all that clip
+# on both sides, are one here, `dapo`: weights and normalizer, which micro_batches.py works out, make the difference.
+_OWN_FORMULA = ("cispo", "sapo", "vespo")
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_torch_8bit"}
 _CISPO_LIMIT = 5.0  # of the ratio, as its paper and TRL recommend; TRL's own default would be 0.2
 
@@ -70,7 +70,7 @@ def grpo_arguments(policy: PolicySettings, steps: int, width: int, scratch: Path
             # TRL checks these against each other; what is really in a micro-batch is the plan's decision.
             "per_device_train_batch_size": 2,
             "num_generations": 2,
-            "loss_type": _FORMULA.get(settings.loss_type, "dapo"),
+            "loss_type": settings.loss_type if settings.loss_type in _OWN_FORMULA else "dapo",
             "importance_sampling_level": settings.ratio_level,
             # Examples were sampled at any temperature, or at none.
             "temperature": 1.0 if policy.imitates else policy.sampling.temperature,
