@@ -1,11 +1,10 @@
-"""The optimizer steps of an epoch, whichever trainer takes them. A killed training resumes after the last finished step."""
+"""The optimizer steps of an epoch. A killed training resumes after the last finished step."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -79,18 +78,13 @@ class JobSteps(StepPlan):
         forget_rows(job.state, after=self.first)
         # An example has neither ratio nor clipping.
         self.rows = None if job.policy_settings.imitates else TokenRows(job.state, job.policy)
-        self._begin: Callable[[Any], None] = lambda trainer: None
+        self.reference: list[Any] | None = None  # the KL's log-probabilities, where a model of its own gives them
+        self.weighed: dict[str, float] = {}  # metrics of the algorithm's SQL
 
-    def train(
-        self,
-        kind: Callable[..., Any],
-        model: Any,
-        tokenizer: Any,
-        planned: list[Step],
-        begin: Callable[[Any], None] | None = None,
-    ) -> Any:
-        """Take the steps with a trainer of the kind, which is returned. `begin(trainer)` is called before the first."""
-        self._begin = begin or self._begin
+    def train(self, model: Any, tokenizer: Any, planned: list[Step]) -> Any:
+        """Take the steps; return the trainer that took them."""
+        from lightning_core.training.trainer import SequenceTrainer
+
         lora = self.job.policy_settings.lora
         self.progress.phase("preparing")
         state, self.noted = self._state()
@@ -98,7 +92,7 @@ class JobSteps(StepPlan):
         # A checkpoint brings its own; memory holds one of them.
         self.optimizer_state = None if self.found else state
         with tempfile.TemporaryDirectory(prefix="lightning-training-") as scratch:
-            trainer = kind(
+            trainer = SequenceTrainer(
                 model,
                 tokenizer,
                 planned,
@@ -132,7 +126,7 @@ class JobSteps(StepPlan):
         return kept or (None, {"step": 0})
 
     def leave(self, trainer: Any, metrics: dict[str, Any], rows: list[Sequence]) -> dict[str, Any]:
-        """Write what `outcome.leave` does. The last checkpoint stays until the version is published."""
+        """Write what `new_version.leave` does. The last checkpoint stays until the version is published."""
         optimizer = self.job.policy_settings.training.optimizer
         state = {"step": self.noted["step"] + self.count, "parameters": self.parameters, "optimizer": optimizer}
         # Where this epoch has no use for it, a later one may.
@@ -143,7 +137,12 @@ class JobSteps(StepPlan):
         return rate(self.job, step, taken=self.noted["step"] + step)
 
     def begin(self, trainer: Any) -> None:
-        self._begin(trainer)
+        from lightning_core.training.correction import look
+        from lightning_core.training.token_scores import weigh
+
+        adapter = self.job.policy_settings.lora is not None
+        trainer.starts, trainer.informative = look(trainer, trainer.settings, self.reference, adapter)
+        trainer.scores, self.weighed = weigh(trainer, self.job)
         self.progress.phase("training")
         self.kept, self.took = monotonic(), 0.0
 
@@ -176,7 +175,7 @@ class Stepping:
 
     step_plan: StepPlan
     settings: TrainingSettings
-    bonus: EntropyBonus | None = None
+    bonus: EntropyBonus
     optimized: list[list[Any]]  # parameters, in the groups the optimizer was made with
     part: Any = None  # what the algorithm trains beside the policy
     part_scale = 1.0  # of its learning rate to the policy's
@@ -195,16 +194,12 @@ class Stepping:
     @property
     def entropy(self) -> list[float]:
         """Return what the next step depends on beside weights and moments: the state of an adaptive entropy bonus."""
-        return [] if self._adaptive is None else [self._adaptive.coef, self._adaptive.last]
+        return [self.bonus.coef, self.bonus.last] if self.settings.of_trl("use_adaptive_entropy") else []
 
     @entropy.setter
     def entropy(self, was: list[float]) -> None:
-        if self._adaptive is not None and was:
-            self._adaptive.coef, self._adaptive.last = was
-
-    @property
-    def _adaptive(self) -> EntropyBonus | None:
-        return self.bonus if self.settings.of_trl("use_adaptive_entropy") else None
+        if was and self.settings.of_trl("use_adaptive_entropy"):
+            self.bonus.coef, self.bonus.last = was
 
     def create_accelerator_and_postprocess(self) -> None:
         from lightning_core.training.gather import reduce_in_float32
@@ -294,17 +289,6 @@ class Stepping:
                 else:
                     group["lr"] = rate
         self.step_began = time.perf_counter()
-
-    def report(self, steps: int, metrics: dict[str, Any]) -> None:
-        """Report the last of `steps` that is done, at its end: its metrics, and what every trainer reports of it."""
-        done = self.done
-        shared = {
-            "step": done,
-            "steps": steps,
-            "learning_rate": self.step_plan.rate(done - 1, self.settings),
-            "seconds": round(time.perf_counter() - self.step_began, 4),
-        }
-        self.step_plan.on_step(self, shared | metrics)
 
     def check_mismatch(self, less_likely: float) -> None:
         """Check the mismatch before the epoch's first optimizer step, when the weights are still those that sampled, or

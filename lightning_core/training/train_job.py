@@ -28,43 +28,29 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     progress.phase("importing")
     import_trainer()
     job = settled(job)
-    settings, lora = job.policy_settings.training, job.policy_settings.lora
-    from lightning_core.training.correction import look
-    from lightning_core.training.token_scores import weigh
-    from lightning_core.training.trainer import SequenceTrainer
-
     progress.phase("loading")
     # Reference first and gone before the trained weights come: the two never share the memory.
     tokenizer, model, made = model_of(job, facts.vocabulary)
     progress.phase("packing")
     longest = max(len(s) for s in sequences.rows)
-    packing, why_not = _packing(model, settings.packing, longest)
+    seed, policy = derive_seed(job.seed, job.epoch), job.policy_settings
+    packing, why_not = _packing(model, policy.training.packing, longest)
     if why_not is not None:
         progress.write({"warning": why_not})
-    seed, policy = derive_seed(job.seed, job.epoch), job.policy_settings
     # Each pass over examples in an order of its own.
     passes = [plan_epoch(policy, sequences.rows, packing, seed + n) for n in range(policy.passes)]
     planned = [step for of_pass in passes for step in of_pass]
     steps = JobSteps(job, progress, len(planned), made)
-    reference = None
     if job.other_reference:
         progress.phase("reference")
-        reference = _base_scores(model, planned, steps.first, job.policy_settings)
+        steps.reference = _base_scores(model, planned, steps.first, policy)
         del model
         free_memory()
         progress.phase("loading")
         model = load_model(job.source, weights_kind(job))
         _packing(model, packing, longest)
-
-    of_algorithm: dict[str, float] = {}
-
-    def begin(trainer: SequenceTrainer) -> None:
-        trainer.starts, trainer.informative = look(trainer, settings, reference, bool(lora))
-        trainer.scores, found = weigh(trainer, job)
-        of_algorithm.update(found)
-
-    trainer = steps.train(SequenceTrainer, model, tokenizer, planned, begin)
-    metrics = _summary(steps.taken, trainer.of_algorithm, policy.imitates) | of_algorithm | _totals(planned, sequences)
+    trainer = steps.train(model, tokenizer, planned)
+    metrics = _summary(steps.taken, trainer.of_algorithm, policy.imitates) | steps.weighed | _totals(planned, sequences)
     metrics |= {"packing": packing, "packing_why": why_not}
     return steps.leave(trainer, metrics, sequences.rows)
 

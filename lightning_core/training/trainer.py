@@ -6,6 +6,7 @@ What is fed to TRL, and how that is measured. How TRL is made to take it: trl_br
 from __future__ import annotations
 
 import math
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
         self.informative: dict[int, int] = {}
         self.scores: dict[str, dict[str, np.ndarray]] = {}
         self.algorithm = policy.made_algorithm
-        self.bonus: EntropyBonus = EntropyBonus(settings, settings.of_trl("entropy_coef"))
+        self.bonus = EntropyBonus(settings, settings.of_trl("entropy_coef"))
         self.settings = settings
         # More than one step an epoch: from the second on, the weights are no longer those that sampled.
         self.use_sampling_logps = settings.steps_per_epoch > 1 and not settings.corrected and not policy.imitates
@@ -237,9 +238,13 @@ class SequenceTrainer(Stepping, PlannedGRPOTrainer):
             raise TrainingError(f"step {done - 1}: the gradient's norm is {grad_norm}; lower `training.learning_rate`")
         step = self.planned[done - 1]
         tokens = max(sums["tokens"], 1.0)
-        self.report(
-            len(self.planned),
+        self.step_plan.on_step(
+            self,
             {
+                "step": done,
+                "steps": len(self.planned),
+                "learning_rate": self.step_plan.rate(done - 1, self.settings),
+                "seconds": round(time.perf_counter() - self.step_began, 4),
                 "loss": float(logs["loss"]),
                 "grad_norm": grad_norm,
                 "kl": sums["kl"] / tokens if self.beta else None,
