@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_core.policies.model import Progress, check_model_folder, resolve_model
 from lightning_core.policies.store import PolicyStore, StoreError
 from lightning_core.policies.version_manifest import MANIFEST
+from lightning_core.training.weights import load_adapter, load_model, save_weights, whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -32,24 +33,17 @@ def export(
     source, manifest = store.checked(version), store.manifest(version)
     if not manifest.files and not merged:
         raise StoreError(f"{version} of {store.name} is the base without an adapter; export it merged")
-    from lightning_core.training.weights import whole_folder
-
     if manifest.kind == "full" or not merged:
         with whole_folder(into) as beside:
             shutil.copytree(source, beside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         return into
-    _merge(resolve_model(manifest.base_model, models, on_progress).path, source if manifest.files else None, into)
-    return into
-
-
-def _merge(base: Path, adapter: Path | None, into: Path) -> None:
-    from lightning_core.training.weights import load_adapter, load_model, save_weights, whole_folder
-
+    base = resolve_model(manifest.base_model, models, on_progress).path
     model = load_model(base)
-    if adapter is not None:
-        model = load_adapter(model, adapter).merge_and_unload(safe_merge=True)
+    if manifest.files:
+        model = load_adapter(model, source).merge_and_unload(safe_merge=True)
         if hasattr(model, "peft_config"):  # else it would be written as an adapter again
             del model.peft_config
     with whole_folder(into) as beside:
         save_weights(model, base, beside)
         check_model_folder(beside)
+    return into
