@@ -26,14 +26,12 @@ from lightning_core.training.micro_batches import MicroBatch, Step
 Queue = list[tuple[Step, MicroBatch | None]]
 
 
-def look(
-    trainer: Any, settings: TrainingSettings, reference: list[torch.Tensor] | None, adapter: bool
-) -> tuple[list[Start], dict[int, int]]:
+def look(trainer: Any, reference: list[torch.Tensor] | None, adapter: bool) -> tuple[list[Start], dict[int, int]]:
     """Return a `Start` for each micro-batch, and how many tokens of each step (by id) are informative.
 
     `reference`: the base model's log-probabilities, where they are needed and the model is no adapter on it.
     """
-    queue, first = trainer._queue, trainer.planned[0]
+    settings, queue, first = trainer.settings, trainer._queue, trainer.planned[0]
     starts: dict[str, list[Any]] = {}
     counts: dict[int, int] = {}
     of_rollouts = str(settings.importance_correction).startswith("rollout")

@@ -194,20 +194,17 @@ def _has_gpu() -> bool:
 def command(job: Job, job_file: Path) -> list[str]:
     """Return the command line of a job: plain Python for one process, `accelerate launch` where the job names its
     settings, else torch's launcher (accelerate's would start a single process on CPUs)."""
+    training = job.policy_settings.training
     module = [*_MODULE, str(job_file), "--with-parent", str(os.getpid())]
-    if job.policy_settings.training.accelerate_config is not None:
-        launcher = [
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(job.policy_settings.training.accelerate_config),
-        ]
-        processes = job.policy_settings.training.processes
-        of_them = ["--num_processes", str(processes)] if processes > 1 else []  # else as many as the file says
+    if training.accelerate_config is not None:
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(training.accelerate_config)]
+        of_them = (
+            ["--num_processes", str(training.processes)] if training.processes > 1 else []
+        )  # else as many as the file says
         return [sys.executable, *launcher, *of_them, *module]
-    if job.policy_settings.training.processes > 1:
+    if training.processes > 1:
         meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(job.policy_settings.training.processes)]
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(training.processes)]
         return [sys.executable, *launcher, *meeting, *module]
     return [sys.executable, *module]
 

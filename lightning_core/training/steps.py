@@ -141,7 +141,7 @@ class JobSteps(StepPlan):
         from lightning_core.training.token_scores import weigh
 
         adapter = self.job.policy_settings.lora is not None
-        trainer.starts, trainer.informative = look(trainer, trainer.settings, self.reference, adapter)
+        trainer.starts, trainer.informative = look(trainer, self.reference, adapter)
         trainer.scores, self.weighed = weigh(trainer, self.job)
         self.progress.phase("training")
         self.kept, self.took = monotonic(), 0.0

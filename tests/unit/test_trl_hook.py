@@ -107,7 +107,7 @@ def ours(folder: Path, tmp_path: Path, steps: list[Step], settings: PolicySettin
         assert why_not_packed(model, 100) is None
     trainer = SequenceTrainer(model, tokenizer, steps, settings, scratch=tmp_path, step_plan=StepPlan())
     reference = [logps - 0.3 for logps, _ in trainer.score_all()] if settings.training.beta else None
-    trainer.starts, trainer.informative = look(trainer, settings.training, reference, False)
+    trainer.starts, trainer.informative = look(trainer, reference, False)
     return trainer
 
 
