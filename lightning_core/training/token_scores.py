@@ -13,6 +13,7 @@ import torch
 
 from lightning_core.algorithms import Algorithm, Tokens
 from lightning_core.training.correction import from_all_ranks, trained_part
+from lightning_core.training.hardware import is_split
 from lightning_core.training.job import Job
 from lightning_core.training.micro_batches import MicroBatch
 from lightning_core.training.scoring import score, scores_by, spread
@@ -49,8 +50,8 @@ def _score(trainer: Any, algorithm: Algorithm, job: Job) -> Scores:
     hidden: list[torch.Tensor] = []
     with torch.no_grad(), trainer.accelerator.autocast():
         for batch in (batch for step in trainer.planned for batch in step.micro_batches):
-            if seen.issuperset(s.sequence_id for s in batch.sequences):
-                continue  # in a pass before
+            if not is_split() and seen.issuperset(s.sequence_id for s in batch.sequences):
+                continue  # in a pass before; where weights are split, ranks meet in each pass
             layout = batch.layout().to(device)
             logprobs, entropies = score(model, model, layout, hidden.append)
             tokens = Tokens(

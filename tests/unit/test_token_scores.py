@@ -6,20 +6,25 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lightning_core.checks.check import check
-from lightning_core.config import Settings
+from lightning_core.config import PolicySettings, Settings
 from lightning_core.training.errors import TrainingError
 from lightning_core.training.job import Job, Progress
+from lightning_core.training.micro_batches import MicroBatch
+from lightning_core.training.steps import StepPlan
 from lightning_core.training.token_rows import token_scores
 from lightning_core.training.train_job import run_job
 from tests.tiny_model import make_tiny_llama
-from tests.training_data import one_thread
+from tests.training_data import make_sequence, one_thread
 from tests.unit.test_ppo import base, make_job, make_ppo
 from tests.unit.test_training_resume import Dying, Killed
 
@@ -112,6 +117,37 @@ def test_sql_that_misses_a_token_ends_the_training_with_an_error_that_says_so(
     job = make_ppo("distillation.py:Distillation", {"teacher": str(base)})
     with pytest.raises(TrainingError, match=message):
         run_job(job, Progress(job.progress))
+
+
+@pytest.mark.parametrize(("split", "passes"), [("false", 1), ("true", 2)])
+def test_ranks_that_hold_parts_of_the_weights_score_in_equally_many_passes(
+    monkeypatch: pytest.MonkeyPatch, split: str, passes: int
+) -> None:
+    """A rank with less to do repeats a small pass, which may be one of its own; alone in a pass, it would wait for ever."""
+    from lightning_core.training import token_scores as module
+
+    batch = MicroBatch([[make_sequence("s", "g", [([1, 2], [3, 4, 5])])]], [1.0], "none", 5)
+    seen = []
+
+    def score(model: Any, unwrapped: Any, layout: Any, on_hidden: Callable[[Any], None]) -> Any:
+        seen.append(layout)
+        on_hidden(None)
+        return torch.zeros(1, 3), torch.zeros(1, 3)
+
+    monkeypatch.setattr(module, "score", score)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", split)
+    trainer = SimpleNamespace(
+        step_plan=StepPlan(),
+        accelerator=SimpleNamespace(unwrap_model=lambda model: model, autocast=nullcontext),
+        model=torch.nn.Linear(1, 1),
+        args=SimpleNamespace(device="cpu"),
+        planned=[SimpleNamespace(micro_batches=[batch, batch])],
+        part=None,
+    )
+    policy = PolicySettings()
+    scored = module._score(trainer, policy.made_algorithm, SimpleNamespace(policy_settings=policy))  # type: ignore[arg-type]
+    assert len(seen) == passes
+    assert scored["logprobs"]["s"].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
