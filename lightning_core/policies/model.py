@@ -46,6 +46,7 @@ HUB_FILES = [
     "vocab.txt",
 ]
 HUB_TIMEOUT_S = 5.0
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # one of them is in a model's folder
 _FORMER = Path("var/models")  # of every working folder, before there was one cache; what is there is still found
 
 
@@ -159,7 +160,7 @@ def check_model_folder(folder: Path) -> None:
         raise refuse("config.json is missing") from None
     except ValueError as error:
         raise refuse(f"config.json is no JSON ({error})") from None
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+    if not any((folder / name).is_file() for name in TOKENIZERS):
         raise refuse("no tokenizer (tokenizer.json or tokenizer.model)")
     weights = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"

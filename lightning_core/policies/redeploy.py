@@ -204,12 +204,11 @@ def _resume(vllm: VllmServer, client: VllmClient) -> None:
         client.resume()
 
 
-def _load(client: VllmClient, weights: Path, version: str, done: Redeployed | None = None) -> int:
+def _load(client: VllmClient, weights: Path, version: str, done: Redeployed) -> int:
     """Reload, compare, forget what the old weights cached, set the version and read it back. vLLM is paused.
 
     Returns how many tensors were compared with the files.
     """
-    done = done or Redeployed(version, "")
     with done.step("reload"):
         try:
             client.reload_weights(weights)
@@ -244,7 +243,7 @@ def _restore(
                 raise error
             if not vllm.asleep:
                 client.pause("keep")
-            _load(client, former.weights, former.version)
+            _load(client, former.weights, former.version, Redeployed(former.version, vllm.state.served_name))
             _announce(before_resume, former.version)
             _resume(vllm, client)
             if former.answers is not None:

@@ -18,10 +18,9 @@ from typing import Any, Literal
 
 from lightning_core.config import LoraSettings
 from lightning_core.files import is_full_disk, make_folder, put_in_place, rename
-from lightning_core.policies.model import safetensors_problem
+from lightning_core.policies.model import TOKENIZERS, safetensors_problem
 from lightning_core.training.errors import WeightsError
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # Settings of an adapter by peft's names.
@@ -49,8 +48,8 @@ def check_model_folder(folder: Path) -> ModelFacts:
         shards = ["model.safetensors"]
     for shard in shards:
         check_safetensors(folder / shard)
-    if not any((folder / name).exists() for name in _TOKENIZERS):
-        raise WeightsError(f"{folder}: no tokenizer ({', '.join(_TOKENIZERS)}); copy the base model's files there")
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        raise WeightsError(f"{folder}: no tokenizer ({', '.join(TOKENIZERS)}); copy the base model's files there")
     positions = config["max_position_embeddings"]
     return ModelFacts(int(config["vocab_size"]), int(positions) if positions else None)
 
