@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from lightning_core.config import SettingsError
 from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.what_if import WhatIf, beside, compare, kept
 from lightning_core.lake import catalog
+from lightning_flows.flows import what_if_command
+from lightning_flows.flows.cli import main
 from tests.lake_maker import Attempt, derived, settings
 
 
@@ -80,3 +83,15 @@ def test_the_run_itself_stays_as_it_was_and_the_result_is_kept(home: Path) -> No
 def test_a_run_that_is_not_derived_is_an_error_that_says_so(home: Path) -> None:
     with pytest.raises(SettingsError, match="no training epoch that is derived"):
         beside(settings(home).model_copy(update={"run": "another"}), "other")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", ""])
+def test_a_name_that_leads_out_of_its_folder_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of that name is made anew: under `..` it would be the home, with all its runs."""
+    monkeypatch.setattr(what_if_command, "flow_of", lambda *_: pytest.fail("it went on"))
+    file = tmp_path / "settings.yaml"
+    file.write_text("agent: {command: 'true'}\ntasks: {train: t.jsonl}\n")
+    done = CliRunner().invoke(main, ["what-if", str(file), "--set", "reward.failure_reward=1", "--name", name])
+    assert done.exit_code == 1 and f"--name {name}: letters" in done.output
