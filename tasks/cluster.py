@@ -67,7 +67,8 @@ def outcome(future: Future[State[Any]]) -> Any:
     try:
         state = future.result()
     except Exception as error:
-        raise WorkerLost(f"{type(error).__name__}: {str(error).strip().splitlines()[0]:.300}") from error
+        said = str(error).strip().partition("\n")[0]  # some errors of an engine say nothing
+        raise WorkerLost(f"{type(error).__name__}: {said:.300}") from error
     return state.result(raise_on_failure=True, _sync=True)  # type: ignore[call-overload]
 
 

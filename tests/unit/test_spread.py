@@ -120,6 +120,14 @@ def test_what_is_lost_with_a_worker_is_run_again_and_comes_in_its_order(monkeypa
         list(cluster.in_order(runner, task, numbers(1)))
 
 
+@pytest.mark.parametrize(("error", "said"), [(TimeoutError(), "TimeoutError: "), (OSError("a\nb"), "OSError: a")])
+def test_whatever_an_engine_says_of_a_lost_worker_it_is_lost(error: Exception, said: str) -> None:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    with pytest.raises(cluster.WorkerLost, match=f"^{said}$"):
+        cluster.outcome(future)
+
+
 def test_no_more_than_a_few_are_under_way() -> None:
     runner: Any = Runner({})
     task: Any = Task()
