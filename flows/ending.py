@@ -126,7 +126,7 @@ def next_commands(run: Run, file: Path, assignments: tuple[str, ...]) -> Iterato
         tools = tools.relative_to(Path.cwd())
     if file.is_relative_to(Path.cwd()):
         file = file.relative_to(Path.cwd())
-    flows = shlex.quote(str(tools / "lightning-flows"))
+    flows, mlflow, prefect = (shlex.quote(str(tools / name)) for name in ("lightning-flows", "mlflow", "prefect"))
     for name, version, best in _versions(run):
         into = shlex.quote(str(settings.home / "exported" / f"{name}-{version}"))
         which = "best by held-out tasks" if best else "newest"
@@ -144,10 +144,10 @@ def next_commands(run: Run, file: Path, assignments: tuple[str, ...]) -> Iterato
         yield "One rollout: its tree, its reward, what was trained of it:", f"{flows} explain {rollout} {where}"
     if settings.tracking.mlflow_uri is None and "mlflow" in settings.tracking.backends:
         uri = shlex.quote(tracking_uri(settings.tracking, run.home))
-        yield "Metrics and versions in MLflow's UI:", f"{tools}/mlflow ui --backend-store-uri {uri}"
+        yield "Metrics and versions in MLflow's UI:", f"{mlflow} ui --backend-store-uri {uri}"
     if "PREFECT_API_URL" not in os.environ:  # else its record is where the user keeps it
-        prefect = f"PREFECT_HOME={_prefect_home(settings.home)} {tools}/prefect server start"
-        yield "Flow runs and the run's report in Prefect's UI:", prefect
+        started = f"PREFECT_HOME={_prefect_home(settings.home)} {prefect} server start"
+        yield "Flow runs and the run's report in Prefect's UI:", started
 
 
 def _prefect_home(home: Path) -> str:

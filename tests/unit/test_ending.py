@@ -6,6 +6,7 @@ import io
 import json
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,17 @@ def test_every_command_works_as_it_is_printed(run: tuple[Path, Settings], monkey
     assert [w[-1] for w in others] == [f"sqlite:///{settings.home.resolve()}/mlflow.db", "start"]
     (record,) = [w[0] for w in others if w[0].startswith("PREFECT_HOME=")]
     assert record == f"PREFECT_HOME={settings.home}/prefect"
+
+
+def test_programs_in_a_folder_with_a_space_are_quoted(
+    run: tuple[Path, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, settings = run
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(sys, "executable", "/a folder/bin/python")
+    commands = [shlex.split(c) for _, c in ending.next_commands(Run(settings), file, ())]
+    programs = {next(word for word in words if not word.startswith("PREFECT_HOME=")) for words in commands}
+    assert programs == {f"/a folder/bin/{name}" for name in ("lightning-flows", "mlflow", "prefect")}
 
 
 @pytest.mark.slow  # it starts them
