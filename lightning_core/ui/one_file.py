@@ -69,9 +69,12 @@ async def _pages(home: Path, run: str) -> dict[str, str]:
             nonlocal size
             answer = await client.get(address)
             found = _MAIN.search(answer.text)
-            if answer.status_code != 200 or found is None or size + len(found[1]) > _MOST_BYTES * 0.9:
+            if answer.status_code != 200 or found is None:
                 return None
-            size += len(found[1])
+            larger = size + len(found[1].encode())
+            if larger > _MOST_BYTES * 0.9:
+                return None
+            size = larger
             pages[address] = found[1]
             return found[1]
 

@@ -26,6 +26,7 @@ from lightning_core.lake.manifest import EpochManifest
 from lightning_core.policies.removed import Removal, note_removals
 from lightning_core.policies.store import Lineage
 from lightning_core.policies.version_manifest import Evaluation
+from lightning_core.ui import one_file
 from lightning_core.ui.guard import Allowed
 from lightning_flows.flows.cli import main
 from tests.lake_maker import Attempt, derived, settings, trained
@@ -390,3 +391,13 @@ def test_a_report_is_one_file_whose_links_lead_within_it(home: Path, tmp_path: P
     refused = CliRunner().invoke(main, ["report", "other", "--home", str(home), "--into", str(tmp_path / "no.html")])
     assert refused.exit_code == 1 and "no rollout yet, or is no run" in refused.output
     assert not (tmp_path / "no.html").exists()
+
+
+def test_a_report_is_no_larger_than_it_may_be_whatever_its_letters_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_file, "_MOST_BYTES", 400_000)
+    derived(tmp_path, [row for number in range(20) for row in rollout(number, 0.0, "あ" * 5000)])
+    text = one_file.report(tmp_path, "run")
+    assert "call 1 worker" in visible(text)
+    assert len(text.encode()) <= 400_000
