@@ -8,6 +8,7 @@ server that it finds and leaves it running.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -100,7 +101,7 @@ def make_plan(
         if find_spec(program) is None:
             raise ModuleNotFoundError(f"No module named {program!r}", name=program)
     home = home.resolve()
-    chosen = {name: _port(name, wanted) for name, wanted in ports.model_dump().items()}
+    chosen = _free_ports(ports.model_dump())
     url = {name: f"http://127.0.0.1:{port}" for name, port in chosen.items()}
     prefect = {
         "PREFECT_HOME": str(home / "prefect"),
@@ -251,16 +252,19 @@ def is_ready(part: Part) -> bool:
     return prefect_api.answers(part.ready)
 
 
-def _port(name: str, wanted: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError as error:
-            raise SettingsError(
-                f"port {wanted} for {name} is taken ({error.strerror}); give --{name}-port another, or 0"
-            ) from None
-        return int(probe.getsockname()[1])
+def _free_ports(wanted: dict[str, int]) -> dict[str, int]:
+    """Return part → port, of which no two are the same."""
+    found = {}
+    with contextlib.ExitStack() as probes:
+        for name, port in wanted.items():
+            try:  # all listen until the last is found: a port that is only bound can be had twice
+                probe = probes.enter_context(socket.create_server(("127.0.0.1", port)))
+            except OSError as error:
+                raise SettingsError(
+                    f"port {port} for {name} is taken ({os.strerror(error.errno or 0)}); give --{name}-port another, or 0"
+                ) from None
+            found[name] = int(probe.getsockname()[1])
+    return found
 
 
 class _Supervisor:

@@ -23,13 +23,14 @@ from lightning_core.gateway.handle import GatewayHandle
 from lightning_flows.flows import stack
 from lightning_flows.flows.stack import Part, Plan, Ports
 from tests.gateway_rig import wait_for
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 until = partial(wait_for, seconds=60)
 
 
 def a_part(home: Path, name: str, after: str | None = None) -> Part:
-    port = stack._port(name, 0)
+    port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(home)]
     return Part(name=name, command=command, ready=f"http://127.0.0.1:{port}/", shown=str(port), after=after)
 
@@ -95,6 +96,12 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_option(plan: Plan, tmp_
     taken = int(plan.parts[1].shown)
     with pytest.raises(SettingsError, match=f"port {taken} for mlflow is taken.*--mlflow-port"):
         stack.make_plan(tmp_path, GatewaySettings(), Ports(prefect=0, gateway=0, worker=0, page=0, mlflow=taken))
+
+
+def test_two_parts_on_one_port_are_an_error_that_names_the_option(tmp_path: Path) -> None:
+    one = free_port()
+    with pytest.raises(SettingsError, match=f"port {one} for page is taken.*--page-port"):
+        stack.make_plan(tmp_path, GatewaySettings(), Ports(prefect=0, gateway=one, worker=0, page=one, mlflow=0))
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
