@@ -36,7 +36,8 @@ from lightning_flows.flows import prefect_api
 WORK_POOL = "local"
 logger = logging.getLogger(__name__)
 
-_POLL_S, _GRACE_S, _START_S = 0.2, 20.0, 240.0
+START_S = 240.0
+_POLL_S, _GRACE_S = 0.2, 20.0
 
 
 class Part(BaseModel):
@@ -217,7 +218,7 @@ def start(plan: Plan) -> None:
         return True if state is not None and state.supervisor.pid == process.pid else None
 
     try:
-        process.wait_until(begun, _START_S, "the stack")
+        process.wait_until(begun, START_S, "the stack")
     except StartError as error:
         process.end(0)
         raise SettingsError(str(error)) from None

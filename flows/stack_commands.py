@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _ROOT = (
     Path(__file__).resolve().parents[1]
 )  # of the repository, or of what is installed: it has prefect.yaml and examples/
-_START_S = 240.0
 _port = click.IntRange(0, 65535)
 
 
@@ -128,16 +127,18 @@ def deploy(settings_file: Path, name: str | None, cron: str | None, pool: str) -
 def _wait_until_ready(plan: Plan) -> None:
     from lightning_flows.flows import stack
 
-    deadline, waiting = time.monotonic() + _START_S, list(plan.parts)
+    deadline, waiting = time.monotonic() + stack.START_S, list(plan.parts)
     while waiting:
         for part in [part for part in waiting if stack.is_ready(part)]:
             click.echo(f"{part.name} is ready")
             waiting.remove(part)
         state = stack.state_of(plan.home)
-        if time.monotonic() > deadline or state is None or not state.alive:
+        if state is None or not state.alive:
+            raise click.ClickException(f"the stack has ended; see {plan.folder / 'supervisor.log'}")
+        if waiting and time.monotonic() > deadline:
             names = ", ".join(part.name for part in waiting)
             logs = ", ".join(str(plan.folder / f"{part.name}.log") for part in waiting)
-            raise click.ClickException(f"not ready after {_START_S:.0f} s: {names}; see {logs}")
+            raise click.ClickException(f"not ready after {stack.START_S:.0f} s: {names}; see {logs}")
         time.sleep(0.2)
 
 

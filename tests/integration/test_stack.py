@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
 import pytest
 
@@ -22,6 +23,7 @@ from lightning_core.config import GatewaySettings, SettingsError
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_flows.flows import stack
 from lightning_flows.flows.stack import Part, Plan, Ports
+from lightning_flows.flows.stack_commands import _wait_until_ready
 from tests.gateway_rig import wait_for
 from tests.ports import free_port
 
@@ -96,6 +98,12 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_option(plan: Plan, tmp_
     taken = int(plan.parts[1].shown)
     with pytest.raises(SettingsError, match=f"port {taken} for mlflow is taken.*--mlflow-port"):
         stack.make_plan(tmp_path, GatewaySettings(), Ports(prefect=0, gateway=0, worker=0, page=0, mlflow=taken))
+
+
+def test_a_stack_that_ended_is_not_said_to_be_slow(tmp_path: Path) -> None:
+    made = Plan(home=tmp_path, parts=[a_part(tmp_path, "first")])
+    with pytest.raises(click.ClickException, match=r"the stack has ended; see .*/stack/supervisor\.log"):
+        _wait_until_ready(made)
 
 
 def test_two_parts_on_one_port_are_an_error_that_names_the_option(tmp_path: Path) -> None:
