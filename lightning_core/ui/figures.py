@@ -115,7 +115,7 @@ class Figures:
             newer = _Open(self.root, former.diagnosed)
             for run in list(newer.diagnosed):
                 newer.findings(run)
-        except (duckdb.Error, LightningError) as error:
+        except (duckdb.Error, LightningError, OSError) as error:  # a full disk, for one: the catalog is copied
             logger.warning("%s: %s", self.root, error)
             if newer is not None:
                 newer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import io
 import re
@@ -287,6 +288,25 @@ def test_nobody_waits_while_a_new_catalog_is_opened(tmp_path: Path, monkeypatch:
                 assert "1 rollouts" in visible(shown), "the former one is shown"
                 assert 'data-live="1"' in shown, "a page that follows asks again soon"
         may_open.set()
+        until(lambda: "2 rollouts" in visible(page.get("/run/run/rollouts").text), "the new catalog was not opened")
+
+
+def test_a_disk_that_was_full_keeps_no_page_at_the_former_catalog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, _ = derived(tmp_path, rollout(0, 1.0))
+    lake.rebuild_catalog()
+    opened = catalog.connect_alone
+
+    def full(root: Path) -> None:
+        monkeypatch.setattr(catalog, "connect_alone", opened)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with open_page(tmp_path) as page:
+        assert "1 rollouts" in visible(page.get("/run/run/rollouts").text)
+        monkeypatch.setattr(catalog, "connect_alone", full)
+        derived(tmp_path, rollout(0, 1.0) + rollout(1, 0.0))
+        lake.rebuild_catalog()
         until(lambda: "2 rollouts" in visible(page.get("/run/run/rollouts").text), "the new catalog was not opened")
 
 
