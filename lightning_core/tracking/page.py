@@ -56,7 +56,7 @@ def _newest(row: Mapping[str, Any]) -> str:
         uniform = row.get("reward_uniform")
         line.append(
             f"mean reward {row['mean_reward']:.3f}"
-            + (f" ({uniform:.3f} if all tasks were drawn alike)" if uniform else "")
+            + (f" ({uniform:.3f} if all tasks were drawn alike)" if uniform is not None else "")
         )
         line.append(
             f"{row['rollouts']:,} rollouts"

@@ -76,6 +76,11 @@ def test_a_run_that_draws_all_tasks_alike_has_one_reward_and_no_word_on_it() -> 
     assert "alike" not in text
 
 
+def test_a_reward_of_nothing_is_said_too() -> None:
+    row = ROWS[1] | {"mean_reward": 0.0, "reward_uniform": 0.0}
+    assert "mean reward 0.000 (0.000 if all tasks were drawn alike)" in page("mine", [row], SIGNALS, None)
+
+
 def test_a_run_without_anything_yet_has_a_page() -> None:
     assert page("mine", [], {}, None) == "# Run mine\n"
     assert "before training, 25.0% right on 64 held-out tasks" in page("mine", ROWS[:1], {}, None)
