@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,10 @@ class MlflowRun:
 
     def __init__(self, settings: Settings, began: float | None = None) -> None:
         self._settings = settings
-        self._client = registry.connect(tracking_uri(settings.tracking, settings.home))
+        self._uri = tracking_uri(settings.tracking, settings.home)
+        self._is_served = self._uri.startswith(("http://", "https://"))
+        self._ui = self._uri.rstrip("/") if self._is_served else "http://127.0.0.1:5000"  # else the stack's
+        self._client = registry.connect(self._uri)
         self._kept = _kept(settings.home, settings.run)
         self.run_id = self._find() or self._create(began or time.time())
 
@@ -105,13 +109,12 @@ class MlflowRun:
 
     def traces(self, con: duckdb.DuckDBPyConnection, epoch: EpochManifest) -> int:
         """Log rollouts of an epoch as traces, as many as the settings say; returns how many. `con`: the catalog."""
-        tracking = self._settings.tracking
-        if not tracking.traces:
+        many = self._settings.tracking.traces
+        if not many:
             return 0
         experiment = self._client.get_run(self.run_id).info.experiment_id
-        home = self._settings.home
-        sent = traces.send(tracking_uri(tracking, home), experiment, self.run_id, con, epoch, tracking.traces)
-        traces.keep(home, self._settings.run, f"{self._ui()}/#/experiments/{experiment}", sent)
+        sent = traces.send(self._uri, experiment, self.run_id, con, epoch, many)
+        traces.keep(self._settings.home, self._settings.run, f"{self._ui}/#/experiments/{experiment}", sent)
         return len(sent)
 
     def version(self, store: PolicyStore, version: str) -> None:
@@ -128,15 +131,9 @@ class MlflowRun:
 
     def link(self) -> str:
         """Return Markdown that links to the run: at the tracking server, else at the stack's MLflow UI."""
-        uri, run = tracking_uri(self._settings.tracking, self._settings.home), self._client.get_run(self.run_id).info
-        local = not uri.startswith(("http://", "https://"))
-        shown = f" (while `lightning-flows up` runs, or `mlflow ui --backend-store-uri {uri}`)" if local else ""
-        return f"[MLflow run {run.run_name}]({self._ui()}/#/experiments/{run.experiment_id}/runs/{self.run_id}){shown}"
-
-    def _ui(self) -> str:
-        """Return the address of MLflow's UI: that of the tracking server, else that of the stack's."""
-        uri = tracking_uri(self._settings.tracking, self._settings.home)
-        return uri.rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+        run, command = self._client.get_run(self.run_id).info, f"mlflow ui --backend-store-uri {shlex.quote(self._uri)}"
+        shown = "" if self._is_served else f" (while `lightning-flows up` runs, or `{command}`)"
+        return f"[MLflow run {run.run_name}]({self._ui}/#/experiments/{run.experiment_id}/runs/{self.run_id}){shown}"
 
     def _model(self, store: PolicyStore) -> str:
         return f"{self._settings.run}.{store.name}"
