@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_core.prompts.store import PromptStore
+from lightning_core.tracking.registry import pages
 
 
 def register_prompts(client: Any, name: str, store: PromptStore) -> dict[str, str]:
@@ -20,7 +21,8 @@ def register_prompts(client: Any, name: str, store: PromptStore) -> dict[str, st
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    known = _known(client, name)
+    versions = pages(client.search_prompt_versions, name=name)
+    known = {version.tags["version"]: version.version for version in versions if "version" in version.tags}
     for version in store.versions():
         if version not in known:
             found = store.version(version)
@@ -31,15 +33,3 @@ def register_prompts(client: Any, name: str, store: PromptStore) -> dict[str, st
     for alias, version in pointed.items():
         client.set_prompt_alias(name, alias, known[version])
     return pointed
-
-
-def _known(client: Any, name: str) -> dict[str, int]:
-    """Return version → MLflow's number of it, from all pages."""
-    found: dict[str, int] = {}
-    token = None
-    while True:
-        page = client.search_prompt_versions(name, page_token=token)
-        found |= {version.tags["version"]: version.version for version in page if "version" in version.tags}
-        token = page.token
-        if not token:
-            return found

@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -188,20 +188,24 @@ def _weights(found: Any) -> Weights:
     return found.tags.get("version", ""), found.tags.get("digest", "")
 
 
-def _models(client: Any) -> Iterator[Any]:
-    """Yield all registered models, page after page."""
+def pages(search: Callable[..., Any], **asked: str) -> Iterator[Any]:
+    """Yield all that a search of MLflow's client finds, page after page."""
     token = None
     while True:
-        page = client.search_registered_models(page_token=token)
+        page = search(**asked, page_token=token)
         yield from page
         token = page.token
         if not token:
             return
 
 
+def _models(client: Any) -> Iterator[Any]:
+    return pages(client.search_registered_models)
+
+
 def _versions(client: Any, name: str) -> list[Any]:
     quote = '"' if "'" in name else "'"
-    return list(client.search_model_versions(f"name = {quote}{name}{quote}"))
+    return list(pages(client.search_model_versions, filter_string=f"name = {quote}{name}{quote}"))
 
 
 def _place(policy: str, version: str) -> str:
