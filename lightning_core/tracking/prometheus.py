@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -24,23 +24,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FOLDER = "signals"
 _LABELS = ("run", "policy", "of")
-
-
-def folder(home: Path) -> Path:
-    return home / "signals"
 
 
 class PrometheusFile:
     """The newest epoch's (or evaluation's) signals of each run, for `SignalFiles` to show."""
 
     def __init__(self, home: Path) -> None:
-        self._folder = folder(home)
+        self._folder = home / _FOLDER
 
     def send(self, epoch: EpochManifest, signals: list[Signal]) -> None:
         rows = [{"policy": s.policy or "", "signal": s.name, "value": s.value} for s in signals]
         rows.append({"policy": "", "signal": "epoch", "value": epoch.epoch})
-        self._folder.mkdir(parents=True, exist_ok=True)
         content = {"run": epoch.run, "mode": epoch.mode, "signals": rows}
         write_atomic(self._folder / f"{epoch.run}.{epoch.mode}.json", json.dumps(content).encode())
 
@@ -49,7 +45,7 @@ class SignalFiles(Collector):
     """Gauges of the files as they are at that moment: `lightning_<mode>_<signal>{run, policy, of}`."""
 
     def __init__(self, home: Path) -> None:
-        self._folder = folder(home)
+        self._folder = home / _FOLDER
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         families: dict[str, GaugeMetricFamily] = {}
@@ -60,13 +56,10 @@ class SignalFiles(Collector):
                 logger.warning("%s: left out of /metrics: %s", path, error)
                 continue
             for row in kept["signals"]:
-                self._add(families, kept, row)
+                signal, _, of = row["signal"].partition("/")
+                name = re.sub(r"\W", "_", f"lightning_{kept['mode']}_{signal}")
+                if name not in families:
+                    about = f"{signal} of the newest {kept['mode']} epoch"
+                    families[name] = GaugeMetricFamily(name, about, labels=_LABELS)
+                families[name].add_metric([kept["run"], row["policy"], of], row["value"])
         yield from families.values()
-
-    @staticmethod
-    def _add(families: dict[str, GaugeMetricFamily], kept: dict[str, Any], row: dict[str, Any]) -> None:
-        signal, _, of = row["signal"].partition("/")
-        name = re.sub(r"\W", "_", f"lightning_{kept['mode']}_{signal}")
-        if name not in families:
-            families[name] = GaugeMetricFamily(name, f"{signal} of the newest {kept['mode']} epoch", labels=_LABELS)
-        families[name].add_metric([kept["run"], row["policy"], of], row["value"])

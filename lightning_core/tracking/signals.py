@@ -47,14 +47,14 @@ def epoch_signals(lake: Lake, epoch: EpochManifest) -> list[Signal]:
         return [Signal(*row) for row in rows.fetchall()]
 
 
-def backends(tracking: TrackingSettings, home: Path, say: Callable[[str], None] | None = None) -> list[Backend]:
+def backends(tracking: TrackingSettings, home: Path, say: Callable[[str], None]) -> list[Backend]:
     """Return the backends of `tracking.backends` that need no session of their own.
 
     MLflow's session is its run: mlflow_backend.
     """
     found: list[Backend] = []
     if "console" in tracking.backends:
-        found.append(Console(say or logging.getLogger(__name__).info))
+        found.append(Console(say))
     if "prometheus" in tracking.backends:
         found.append(PrometheusFile(home))
     return found + [Function(reference) for reference in tracking.own_backends]

@@ -111,7 +111,7 @@ def test_the_console_has_a_line_a_policy_and_no_bookkeeping() -> None:
 
 
 def backends_of(given: Settings) -> list[Backend]:
-    return backends(given.tracking, given.home)
+    return backends(given.tracking, given.home, print)
 
 
 def test_only_the_backends_of_the_settings_are_told(tmp_path: Path) -> None:
