@@ -99,18 +99,16 @@ def load(path: Path, assignments: tuple[str, ...]) -> Settings:
     return load_settings(path, overrides)
 
 
-class interruptible:
-    """Ctrl-C ends in one line: what was started is stopped by then, what is finished is kept."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            click.echo(
-                "\ninterrupted; everything that was started is stopped. The same command goes on from here.", err=True
-            )
-            sys.exit(130)
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """End with one line at Ctrl-C: what was started is stopped by then, what is finished is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(
+            "\ninterrupted; everything that was started is stopped. The same command goes on from here.", err=True
+        )
+        sys.exit(130)
 
 
 def checked(settings: Settings, work: Work) -> None:
