@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 import signal
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lightning_core.config import Settings, SettingsError
 from lightning_core.errors import in_words
 from lightning_flows.flows.check_command import check
 from lightning_flows.flows.command import (
+    ROOT,
     checked,
     flow_of,
     from_option,
@@ -39,8 +41,7 @@ from lightning_flows.flows.ui_command import report, ui
 from lightning_flows.flows.what_if_command import what_if
 from lightning_flows.flows.why_command import why
 
-_ROOT = Path(__file__).resolve().parents[1]  # of the repository, or of what is installed: both have examples/
-_EXAMPLE = _ROOT / "examples" / "calculator" / "settings.yaml"
+_EXAMPLE = ROOT / "examples" / "calculator" / "settings.yaml"
 
 
 class _Commands(click.Group):
@@ -81,7 +82,7 @@ def demo(assignments: tuple[str, ...], fresh: bool) -> None:
     settings = load(_EXAMPLE, given)
     at_work = settings.model_copy(update={"home": settings.home.absolute()})
     report = Path("var/demo.json").absolute()
-    with contextlib.chdir(_ROOT):  # from there the example's settings name its files
+    with contextlib.chdir(ROOT):  # from there the example's settings name its files
         checked(at_work, "train")
         if fresh or report.is_file():  # a finished one is begun anew, an interrupted one goes on
             _remove_former(at_work.home)
@@ -247,8 +248,6 @@ def regrade(settings: Settings, epoch: int | None) -> None:
 @settings_command(verbose=False)
 def serve(settings: Settings) -> None:
     """Run the gateway and vLLM until Ctrl-C, for flows and for trying agents."""
-    import time
-
     from lightning_core.epoch.deploy import deploy as deploy_versions
     from lightning_core.epoch.epoch import Run
     from lightning_core.epoch.services import running

@@ -20,6 +20,7 @@ from lightning_flows.flows.prefect_api import prefect_api
 if TYPE_CHECKING:
     from lightning_core.checks.check import Work
 
+ROOT = Path(__file__).resolve().parents[1]  # of the repository, or of what is installed: examples/, prefect.yaml
 settings_argument = click.argument("settings_file", type=click.Path(path_type=Path))
 set_option = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting: --set rollout.group_size=4."

@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING
 import click
 
 from lightning_core.config import GatewaySettings
-from lightning_flows.flows.command import home_option, load, settings_argument
+from lightning_flows.flows.command import ROOT, home_option, load, settings_argument
 
 if TYPE_CHECKING:
     from lightning_flows.flows.stack import Plan
 
-_ROOT = (
-    Path(__file__).resolve().parents[1]
-)  # of the repository, or of what is installed: it has prefect.yaml and examples/
 _port = click.IntRange(0, 65535)
 
 
@@ -146,8 +143,8 @@ def _deploy(plan: Plan, alert_webhook: str | None) -> None:
     """Create the deployments of prefect.yaml in the stack's home, the limit of one trainer at a time, and the automations."""
     deployments = plan.folder / "prefect.yaml"
     home = f"home: {json.dumps(str(plan.home))}"
-    deployments.write_text((_ROOT / "prefect.yaml").read_text().replace("home: var", home))
-    environment = os.environ | plan.parts[0].environment | {"PWD": str(_ROOT)}
+    deployments.write_text((ROOT / "prefect.yaml").read_text().replace("home: var", home))
+    environment = os.environ | plan.parts[0].environment | {"PWD": str(ROOT)}
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     commands = [
         [*prefect, "deploy", "--all", "--prefect-file", str(deployments)],
@@ -156,7 +153,7 @@ def _deploy(plan: Plan, alert_webhook: str | None) -> None:
     if alert_webhook is not None:
         commands.append([sys.executable, "-m", "lightning_flows.flows.automations", alert_webhook])
     for command in commands:
-        done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
             raise click.ClickException(f"{' '.join(command[2:])}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     if alert_webhook is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -45,8 +46,6 @@ def what_if(settings_file: Path, assignments: tuple[str, ...], name: str | None,
         regrade(other)
         found = compare(settings, other.home, name, changed)
     if form == "json":
-        import json
-
         click.echo(json.dumps(asdict(found), indent=1))
         return
     console = report_console()
