@@ -43,6 +43,12 @@ _HERE = Path(__file__).parent
 _A_PAGE = 100  # rollouts
 _ANSWERS = 8  # of a task, at first
 _FOLLOWS_S = 4
+# What the curves of a run go over: a column of `sql/page/curve`, and what its axis is called.
+_ACROSS = {
+    "rollouts": ("trained_on", "training rollouts"),
+    "time": ("minutes", "minutes"),
+    "epochs": ("epoch", "epochs trained before"),
+}
 _SORTS = ("worst", "best", "longest", "slowest")
 
 
@@ -125,7 +131,7 @@ class _Page:
         own, examples = ([row for row in curve.rows if row["imitated"] is is_it] for is_it in (False, True))
         others = [row["run"] for row in self.figures.ask("runs").rows if row["run"] != run]
         other = request.query_params.get("beside") or next(iter(others), None)
-        across = {"rollouts": "trained_on", "time": "minutes", "epochs": "epoch"}.get(by, "trained_on")
+        across, unit = _ACROSS.get(by, _ACROSS["rollouts"])
         settings = self.figures.ask("settings", run=run, other=other)
         return self.shown(
             request,
@@ -137,7 +143,7 @@ class _Page:
             imitated=_line(examples, "train", "reward", "reward_low", "reward_high", across, "reward of examples"),
             right=_line(curve.rows, "evaluate", "share_right", "right_low", "right_high", across, "held-out right"),
             domain=(0.0, max((row[across] or 0.0 for row in curve.rows), default=0.0)),
-            across={"trained_on": "training rollouts", "minutes": "minutes", "epoch": "epochs trained before"}[across],
+            across=unit,
             stages=self.figures.ask("stages", run=run),
             fates=self.figures.ask("where_rollouts_went", run=run),
             calls=self.figures.ask("where_calls_went", run=run, epoch=None),
@@ -150,7 +156,7 @@ class _Page:
             other=other,
             settings=settings,
             given={row["setting"]: row["given"] for row in settings.rows},
-            rule=self._rule(run),
+            rule=reward_rule(settings.rows),
         )
 
     def tasks(self, request: Request) -> Response:
