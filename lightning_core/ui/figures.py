@@ -81,18 +81,15 @@ class Figures:
         """Hold the newest catalog that can be asked."""
         self._look()
         with self._lock:
-            yield self._newest()
+            if self._open is None:
+                self._open = _Open(self.root, {})
+            yield self._open.con
 
     def close(self) -> None:
         with self._lock:
             if self._open is not None:
                 self._open.close()
             self._open = None
-
-    def _newest(self) -> duckdb.DuckDBPyConnection:
-        if self._open is None:
-            self._open = _Open(self.root, {})
-        return self._open.con
 
     @property
     def renewing(self) -> bool:
