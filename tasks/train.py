@@ -63,11 +63,11 @@ def train_policies(epoch: Epoch) -> Trained:
         return _together([train(policy) for policy in settings.policies])
     with ThreadPoolExecutor(devices.qsize(), thread_name_prefix="train") as threads:
         # A context each: Prefect finds the flow run in it.
-        futures = {p.name: threads.submit(copy_context().run, train, p) for p in settings.policies}
+        futures = [threads.submit(copy_context().run, train, policy) for policy in settings.policies]
         try:
-            return _together([future.result() for future in futures.values()])
+            return _together([future.result() for future in futures])
         except BaseException as error:
-            for future in futures.values():
+            for future in futures:
                 future.cancel()
             if not isinstance(error, Exception):
                 end_all()

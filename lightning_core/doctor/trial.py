@@ -20,6 +20,8 @@ from lightning_core.epoch.prompts import with_prompts
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_core.lake.redact import Redaction
 
+_PRINTED = 2000  # characters of each file that are shown
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -58,8 +60,8 @@ def try_agent(gateway: GatewayHandle, settings: Settings, tasks: Mapping[str, Ma
     return Trial(results, printed, epoch)
 
 
-def _printed(logs: Path, rollouts: list[str], most: int = 2000) -> str:
+def _printed(logs: Path, rollouts: list[str]) -> str:
     files = [
         file for rollout in rollouts for end in ("stderr", "stdout") for file in sorted(logs.glob(f"{rollout}/*.{end}"))
     ]
-    return "\n".join(text for file in files if (text := file.read_text(errors="replace")[-most:].strip()))
+    return "\n".join(text for file in files if (text := file.read_text(errors="replace")[-_PRINTED:].strip()))
