@@ -310,4 +310,7 @@ class _Supervisor:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    _Supervisor(Plan.model_validate_json((Path(sys.argv[1]) / "stack" / "plan.json").read_bytes())).run()
+    try:
+        _Supervisor(Plan.model_validate_json((Path(sys.argv[1]) / "stack" / "plan.json").read_bytes())).run()
+    except SettingsError as error:  # `start` shows the end of the log
+        sys.exit(str(error))

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from lightning_core.config import GatewaySettings, SettingsError
+from lightning_core.epoch.services import claim_services
 from lightning_core.gateway.handle import GatewayHandle
 from lightning_flows.flows import stack
 from lightning_flows.flows.stack import Part, Plan, Ports
@@ -104,6 +105,13 @@ def test_a_stack_that_ended_is_not_said_to_be_slow(tmp_path: Path) -> None:
     made = Plan(home=tmp_path, parts=[a_part(tmp_path, "first")])
     with pytest.raises(click.ClickException, match=r"the stack has ended; see .*/stack/supervisor\.log"):
         _wait_until_ready(made)
+
+
+def test_a_stack_beside_a_flow_is_refused_in_words(tmp_path: Path) -> None:
+    assert claim_services(tmp_path), "as a flow does"
+    with pytest.raises(SettingsError, match=r"a flow is at work in .*; wait for it") as refused:
+        stack.start(Plan(home=tmp_path, parts=[]))
+    assert "Traceback" not in str(refused.value)
 
 
 def test_two_parts_on_one_port_are_an_error_that_names_the_option(tmp_path: Path) -> None:
