@@ -256,7 +256,8 @@ def time_left(
     They are estimated from the epochs before (`rows`: those of epoch_rows).
     `unit`: what is under way, as mode, epoch and the moment (time.monotonic) when it began.
     """
-    trained = {r["epoch"]: sum(s for n, s in r["seconds"].items() if n != "evaluate") for r in rows if r["epoch"] >= 0}
+    done = [r for r in rows if r["epoch"] >= 0 and r["versions"]]  # of one ahead there may be the rollouts alone
+    trained = {r["epoch"]: sum(s for n, s in r["seconds"].items() if n != "evaluate") for r in done}
     tried = {r["epoch"] + 1: r["seconds"]["evaluate"] for r in rows if "evaluate" in r["seconds"]}
     trained = {epoch: seconds for epoch, seconds in trained.items() if seconds}
     if not trained:

@@ -38,8 +38,9 @@ def page(run: str, rows: list[dict[str, Any]], signals: Signals, record: str | N
     parts = [f"# Run {run}"]
     if record:
         parts.append(record)
-    if rows:
-        parts += [_newest(rows[-1]), *[WEIGHED] * weighs(rows), _COUNTED]
+    done = [row for row in rows if row["versions"]]  # of an epoch ahead there may be the rollouts alone
+    if done:
+        parts += [_newest(done[-1]), *[WEIGHED] * weighs(rows), _COUNTED]
     for policy in sorted({policy for policy, _ in signals}, key=lambda name: name or ""):
         parts += [f"## {policy or 'All policies'}", _table({s: p for (of, s), p in signals.items() if of == policy})]
     return "\n\n".join(parts) + "\n"

@@ -52,6 +52,7 @@ with interruptible(), shown(settings, whole_run=True):
     log.info("a detail, loss 0.5")
     log.info("train 0: rollouts took 1.6 s", extra=event(Stage("train", 0, "rollouts", 1.6)))
     row = {"epoch": 0, "rollouts": 16, "mean_reward": 0.5, "held_out_right": 0.25, "seconds": {"rollouts": 170.0}}
+    row |= {"versions": {"policy": "v0001"}}
     log.info("epoch 0: mean reward 0.5", extra=event(Rows([row])))
     log.info("train 1: train", extra=event(Stage("train", 1, "train")))
     time.sleep(float(sys.argv[2]))
@@ -227,8 +228,14 @@ def test_the_time_left_is_that_of_the_epochs_and_evaluations_to_come(tmp_path: P
     run = settings(tmp_path, evaluation={"every": 2})
     before: dict[str, Any] = {"epoch": -1, "seconds": {"evaluate": 20.0}}
     assert time_left(run, [before]) is None, "no epoch has been seen yet"
-    first: dict[str, Any] = {"epoch": 0, "seconds": {"rollouts": 30.0, "train policy": 30.0}}
+    first: dict[str, Any] = {
+        "epoch": 0,
+        "seconds": {"rollouts": 30.0, "train policy": 30.0},
+        "versions": {"p": "v0001"},
+    }
     assert time_left(run, [before, first]) == 3 * 60 + 2 * 20
+    ahead = {"epoch": 1, "seconds": {"rollouts": 30.0}, "versions": {}}
+    assert time_left(run, [before, first, ahead]) == 3 * 60 + 2 * 20, "its rollouts are there, no more"
     second = first | {"epoch": 1}
     under_way = ("evaluate", 2, time.monotonic() - 1000.0)
     assert time_left(run, [before, first, second], under_way) == pytest.approx(2 * 60 + 20)

@@ -76,6 +76,11 @@ def test_a_run_that_draws_all_tasks_alike_has_one_reward_and_no_word_on_it() -> 
     assert "alike" not in text
 
 
+def test_an_epoch_of_which_there_are_the_rollouts_alone_is_not_the_newest() -> None:
+    ahead = ROWS[1] | {"epoch": 2, "held_out_right": None, "trained_calls": 0, "versions": {}}
+    assert "**epoch 1, mean reward 0.750" in page("mine", [*ROWS, ahead], SIGNALS, None)
+
+
 def test_a_reward_of_nothing_is_said_too() -> None:
     row = ROWS[1] | {"mean_reward": 0.0, "reward_uniform": 0.0}
     assert "mean reward 0.000 (0.000 if all tasks were drawn alike)" in page("mine", [row], SIGNALS, None)
