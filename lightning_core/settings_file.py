@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -120,7 +119,7 @@ def _find_files(raw: dict[str, Any], folder: Path) -> None:
 
 def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
     here: Any = raw
-    *parents, last = re.split(r"\.", dotted)
+    *parents, last = dotted.split(".")
     for key in parents:
         here = here[int(key)] if isinstance(here, list) else here.setdefault(key, {})
     if isinstance(here, list):
@@ -129,34 +128,36 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
         here[last] = value
 
 
-def explain_validation(error: ValidationError) -> str:
-    """Return the problems of a validation error, joined by `; `, each with its key and what is allowed there."""
+def explain_validation(error: ValidationError, model: type[BaseModel] = Settings) -> str:
+    """Return the problems of a validation error of `model`, joined by `; `, each with its key and what is allowed there."""
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "settings"
+        # Without pydantic's words for the types it tried (`list[…]`) and for a mapping's key (`[key]`).
+        key = ".".join(str(part) for part in problem["loc"] if "[" not in str(part)) or "settings"
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key `{key}`; {_known_keys(problem['loc'][:-1])}")
+            lines.append(f"unknown key `{key}`; {_known_keys(problem['loc'][:-1], model)}")
         elif problem["type"] == "missing":
             lines.append(f"`{key}` is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(
-                f"`{key}`: {message} (got {problem['input']!r:.80})"
-                if problem["type"] != "value_error"
-                else f"`{key}`: {message}"
-            )
+            got = "" if problem["type"] == "value_error" else f" (got {problem['input']!r:.80})"
+            lines.append(f"`{key}`: {message}{got}")
     return "; ".join(lines)
 
 
-def _known_keys(location: tuple[int | str, ...]) -> str:
-    model: Any = Settings
+def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), Settings)
+        field = model.model_fields.get(str(part))
+        if field is not None:  # else a place in a list, a name in a mapping, or one of the types that were tried
+            model = _section_in(field.annotation) or model
     return "known here: " + ", ".join(model.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a setting holds, or holds several of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:

@@ -209,7 +209,7 @@ def _settings(text: str) -> GatewaySettings:
     try:
         return GatewaySettings.model_validate_json(text)
     except ValidationError as error:
-        raise argparse.ArgumentTypeError(explain_validation(error)) from None
+        raise argparse.ArgumentTypeError(explain_validation(error, GatewaySettings)) from None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -73,7 +73,7 @@ def run_job_file(file: Path) -> int:
         logger.error("%s: cannot read the job: %s", file, error.strerror)
         return EXIT_UNTRAINABLE
     except ValidationError as error:
-        logger.error("%s: %s", file, explain_validation(error))
+        logger.error("%s: %s", file, explain_validation(error, Job))
         return EXIT_UNTRAINABLE
     job.progress.parent.mkdir(parents=True, exist_ok=True)
     progress = Progress(job.progress)

@@ -18,6 +18,7 @@ from lightning_core.config import Settings, SettingsError
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.plan import plan_evaluation, plan_training
 from lightning_core.epoch.task_file import Task, load_tasks
+from lightning_core.gateway.main import main as gateway
 from lightning_core.lake.manifest import stage_key
 from lightning_core.loading import load_callable
 from lightning_core.settings_file import load_settings
@@ -38,6 +39,14 @@ def write(folder: Path, **changes: Any) -> Path:
     [
         ({"rollout": {"groupsize": 4}}, r"unknown key `rollout\.groupsize`; known here: tasks_per_epoch, group_size"),
         ({"policies": [{"trainin": {}}]}, r"unknown key `policies\.0\.trainin`; known here: name, model"),
+        (
+            {"prompts": {"writer": {"file": "writer.txt", "pattern": "x"}}},
+            r"unknown key `prompts\.writer\.pattern`; known here: file, agent_match, match",
+        ),
+        (
+            {"reward": {"air": [{"name": "slow", "value": -1, "op": "llm", "atribute": "x"}]}},
+            r"unknown key `reward\.air\.0\.atribute`; known here: name, value, op",
+        ),
         ({"agent": {}}, "exactly one of `callable` and `command`"),
         ({"agent": {"callable": "nothing"}}, "module:function"),
         ({"rollout": {"group_size": 0}}, r"`rollout\.group_size`.*got 0"),
@@ -57,6 +66,13 @@ def test_settings_that_cannot_work_name_the_key_and_the_remedy(tmp_path: Path, c
     with pytest.raises(SettingsError, match=message) as error:
         load_settings(write(tmp_path, **changes))
     assert "settings.yaml" in str(error.value)
+
+
+def test_the_gateways_own_settings_name_what_is_known_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = json.dumps({"upstreams": [{"name": "judge", "url": "http://127.0.0.1:9/v1"}]})
+    with pytest.raises(SystemExit):
+        gateway(["--home", str(tmp_path), "--settings", given])
+    assert "unknown key `upstreams.0.url`; known here: name, base_url" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["gpt-4.1", "openai/gpt-4o", "Qwen/Qwen3-8B:free"])
