@@ -12,8 +12,8 @@ from lightning_core.config.section import Section
 
 def loopback(url: str) -> bool:
     """Return whether only this machine reaches a server by that address."""
-    host = urlsplit(url if "//" in url else f"//{url}").hostname or ""
-    return host in ("localhost", "::1", "::", "0.0.0.0", "auto") or host.startswith("127.")
+    host = urlsplit(url if "//" in url else f"//{url}").hostname or url  # of a bare IPv6 address it finds no host
+    return host in ("localhost", "::1", "::", "0.0.0.0", "auto", "") or host.startswith("127.")
 
 
 class ClusterSettings(Section):

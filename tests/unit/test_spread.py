@@ -38,6 +38,12 @@ def test_a_cluster_that_cannot_work_is_an_error_that_names_the_remedy(section: d
         settings(cluster=section)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::", ""])
+def test_a_gateway_that_only_this_machine_finds_is_none_for_workers_elsewhere(host: str) -> None:
+    with pytest.raises(ValidationError, match=r"set `gateway\.host` to an address"):
+        settings(cluster={"engine": "dask", "address": "tcp://10.0.0.2:8786"}, gateway={"host": host})
+
+
 def test_a_cluster_on_this_machine_reaches_a_server_on_loopback() -> None:
     assert not settings(cluster={"engine": "dask", "address": "tcp://127.0.0.1:8786"}).cluster.elsewhere
     assert settings(cluster={"engine": "dask", "address": "head:8786"}, gateway={"host": "10.0.0.1"}).cluster.elsewhere
