@@ -39,7 +39,7 @@ def outcome(
         if ended.code == 0:
             return "ok", result.output, result.note, None
     if ended.code != 0:
-        return "error", None, None, _with_stderr(f"the agent ended with {_exit_text(ended.code)}", ended)
+        return "error", None, None, _with_stderr(f"the agent ended with {exit_text(ended.code)}", ended)
     line, cut = ended.stdout.last_line()
     if cut or len(line) > OUTPUT_LIMIT:
         return "ok", line[-OUTPUT_LIMIT:], "the last line printed was too long; its end is kept", None
@@ -64,7 +64,7 @@ def _read_result(folder: AttemptFolder, ended: Ended) -> _Returned:
     """Read what the callable returned or raised. Raises LeftBehindError where what the attempt left is no result."""
     content = folder.read(RESULT_FILE, RESULT_BYTES)
     if content is None:
-        how = f"the agent's process ended with {_exit_text(ended.code)} before the callable returned"
+        how = f"the agent's process ended with {exit_text(ended.code)} before the callable returned"
         return _Returned(error=_with_stderr(how, ended))
     try:
         found = json.loads(content.decode("utf-8", "surrogatepass"))
@@ -79,7 +79,8 @@ def _read_result(folder: AttemptFolder, ended: Ended) -> _Returned:
     return _Returned(output, note and note[:_NOTE_CHARS], problem and problem[:_ERROR_CHARS])
 
 
-def _exit_text(code: int) -> str:
+def exit_text(code: int) -> str:
+    """Return how a process ended, by its exit code (negative: the signal)."""
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 
 from lightning_core.agents import program
 from lightning_core.agents.attempt import AttemptSpec
+from lightning_core.agents.attempt_outcome import exit_text
 from lightning_core.agents.environment import attempt_environment, base_environment, import_folder
 from lightning_core.agents.pool import Program
 from lightning_core.agents.venv import interpreter, unbuilt
@@ -179,6 +179,4 @@ def _run(
                 return "it was interrupted"
     finally:
         process.end(0)
-    code = process.returncode
-    how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-    return f"its import ended the process ({how})"
+    return f"its import ended the process ({exit_text(process.returncode)})"

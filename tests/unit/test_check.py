@@ -103,6 +103,7 @@ def test_every_command_that_runs_a_flow_checks_what_it_needs_first(tmp_path: Pat
         ("import os\nos._exit(0)", "its import ended the process (exit code 0)"),
         ("import sys\nsys.exit('no GPU')", "it ends its process: sys.exit('no GPU')"),
         ("import os, signal\nprint('on my way')\nos.kill(os.getpid(), signal.SIGSEGV)", "(signal SIGSEGV)"),
+        ("import os\nos.kill(os.getpid(), 36)", "its import ended the process (signal 36)"),
         ("import time\ntime.sleep(1000)", "its import did not end within 2 s, so it was stopped"),
     ],
 )  # fmt: skip
