@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from lightning_core.checks import machine
 from lightning_core.checks.cards import check_cards
 from lightning_core.checks.result import Check
 from lightning_core.checks.user_imports import Patience, Say, check_agent, check_flow_imports, flow_imports
-from lightning_core.config import AgentSettings, PolicySettings, Settings, SettingsError, TaskSettings
+from lightning_core.config import PolicySettings, Settings, SettingsError, TaskSettings
 from lightning_core.epoch.derive_inputs import check_estimators
 from lightning_core.epoch.draw import check_sampler
 from lightning_core.epoch.patterns import check_patterns
@@ -66,11 +66,9 @@ def check(
     patience = patience or Patience()
     with ThreadPoolExecutor(2, thread_name_prefix="check") as children:
         try:
-            agent = (
-                [_agent(children, settings.agent, settings.policies[0].name, patience, build)]
-                if "agent" in parts
-                else []
-            )
+            agent = []
+            if "agent" in parts:
+                agent = [children.submit(check_agent, settings.agent, settings.policies[0].name, patience, build)]
             imports = children.submit(check_flow_imports, flow_imports(settings, parts), patience)
             others = [*_rules(settings, parts), *_machine(settings, work, parts, api)]
             imported = {each.name: each for each in imports.result()}
@@ -129,12 +127,6 @@ def _together(wrong: list[Check]) -> str:
         return wrong[0].found
     lines = ["\n      ".join(each.found.splitlines()) for each in wrong]
     return f"{len(wrong)} things are wrong:\n" + "\n".join(f"  ✗ {line}" for line in lines)
-
-
-def _agent(
-    children: ThreadPoolExecutor, agent: AgentSettings, model: str, patience: Patience, build: bool
-) -> Future[Check]:
-    return children.submit(check_agent, agent, model, patience, build)
 
 
 def _tasks(tasks: TaskSettings, work: Work, name: str, imported: dict[str, Check]) -> Check:
