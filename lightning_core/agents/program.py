@@ -42,9 +42,7 @@ def resolve(
     if not directory.is_dir():
         raise SettingsError(f"agent.working_directory: {directory} is no directory")
     if settings.callable is None:
-        argv = _argv(settings.command or [], directory, environment)
-        if python is not None and settings.command and _is_python(settings.command):
-            argv[0] = str(python)
+        argv = _argv(settings.command or [], directory, environment, python)
         return Program(directory, environment, settings.limits, argv=argv, grace_s=grace_s)
     default = list(settings.preload) == AgentSettings.model_fields["preload"].get_default(call_default_factory=True)
     return Program(
@@ -73,19 +71,17 @@ def _target(callable_: str) -> str:
     return f"{path}:{name}"
 
 
-def _argv(command: str | list[str], directory: Path, environment: Mapping[str, str]) -> list[str]:
+def _argv(command: str | list[str], directory: Path, environment: Mapping[str, str], python: Path | None) -> list[str]:
     argv = _split(command) if isinstance(command, str) else list(command)
     if not argv:
         raise SettingsError("agent.command is empty; give a program and its arguments")
+    if python is not None and argv[0] in ("python", "python3"):
+        return [str(python), *argv[1:]]
     found = _find(argv[0], directory, environment)
     if found is None:
         where = f"in {directory}" if "/" in argv[0] else f"on the PATH ({environment.get('PATH', '')})"
         raise SettingsError(f"agent.command: there is no program {argv[0]!r} {where}")
     return [found, *argv[1:]]
-
-
-def _is_python(command: str | list[str]) -> bool:
-    return (_split(command) if isinstance(command, str) else command)[0] in ("python", "python3")
 
 
 def _split(command: str) -> list[str]:
