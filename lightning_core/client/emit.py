@@ -243,8 +243,7 @@ def _send(data: SpanData) -> None:
     body = encode_request(to.resource, [data])
     try:
         # While others wait the gateway was away a moment ago: one try is enough to see whether it still is.
-        waiting = to.waiting.exists() and to.waiting.stat().st_size > 0
-        post_request(to.endpoint, to.headers, body, retries=0 if waiting else 3)
+        post_request(to.endpoint, to.headers, body, retries=0 if fallback.waits(to.waiting) else 3)
     except DeliveryError as error:
         if error.permanent:
             log.error("a span named %r was refused and is lost: %s", data.name, error)

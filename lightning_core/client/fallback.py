@@ -31,7 +31,7 @@ LIMIT_REQUESTS = 10_000  # that are sent for an attempt
 def fallback_path(endpoint: str) -> Path:
     """Return the file of this attempt; without an attempt, one of this user and endpoint in the temporary folder."""
     task = os.environ.get(names.ENV_TASK)
-    if task and Path(task).parent.is_dir():
+    if task and os.path.isdir(os.path.dirname(task)):  # False, too, where this process may not look
         return Path(task).parent / FILE_NAME
     return own_path(endpoint)
 
@@ -40,6 +40,14 @@ def own_path(endpoint: str) -> Path:
     """Return the file of this user and endpoint in the temporary folder, whatever attempt this process is."""
     digest = hashlib.sha256(endpoint.encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"lightning-{os.getuid()}-{digest}-{FILE_NAME}"
+
+
+def waits(path: Path) -> bool:
+    """Return whether something waits in the file; not where this process may not look."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def keep(path: Path, body: bytes) -> bool:
@@ -69,7 +77,7 @@ def deliver(path: Path, endpoint: str, headers: Mapping[str, str], *, retries: i
     Raises DeliveryError at the first request the gateway does not take for now; that one and those after it stay.
     Requests the gateway refuses for good are dropped and named in the error, after the rest was sent.
     """
-    if not path.exists() or path.stat().st_size == 0:
+    if not waits(path):
         return 0
     with _locked(path) as file:
         lines = _whole_lines(file)

@@ -126,6 +126,23 @@ def test_the_next_process_sends_what_the_last_one_left(server: Standin, alone: P
     assert alone.read_bytes() == b""
 
 
+def test_an_agent_that_gave_up_its_rights_to_the_attempts_folder_gives_rewards_all_the_same(
+    server: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = tmp_path / "runner" / "attempt"
+    attempt.mkdir(parents=True)
+    monkeypatch.setenv(names.ENV_TASK, str(attempt / "task.json"))
+    attempt.parent.chmod(0)
+    if os.getuid() == 0:  # whom no mode keeps out
+        os.seteuid(65534)
+    try:
+        client.emit_reward(1)
+    finally:
+        os.seteuid(os.getuid())
+        attempt.parent.chmod(0o700)
+    assert [span.attributes[names.REWARD] for span in server.spans] == [1.0]
+
+
 def test_a_command_sends_what_waits_and_says_where_the_server_does_not_take_it(server: Standin, alone: Path) -> None:
     killed_before_it_could_send(7)
     command = [sys.executable, "-m", "lightning_core.client"]
