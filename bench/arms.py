@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bench.learning import TRANSITIONS, read_rows
+from bench.learning import TRANSITIONS
 from bench.report import figure, say
-from bench.runs import ROOT, add_row, flow_command, hours_parser, run_for, settings_key
+from bench.runs import ROOT, add_row, flow_command, hours_parser, read_rows, run_for, settings_key
 from docs.marks import between
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run

@@ -19,10 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.learning import read_rows
 from bench.plot import Line, plot
 from bench.report import figure, say
-from bench.runs import findings, flow_command, hours_parser, run_for
+from bench.runs import ROOT, findings, flow_command, hours_parser, read_rows, run_for
 from docs.marks import between
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
@@ -31,7 +30,6 @@ from lightning_core.lake import catalog
 from lightning_core.lake.lake import Lake
 from lightning_core.settings_file import load_settings
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results/curves.jsonl"
 PAGE = ROOT / "docs/tasks.md"
 TASKS = ("calc_x", "spider", "musique")

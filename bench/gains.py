@@ -26,10 +26,9 @@ from typing import Any
 
 import duckdb
 
-from bench.learning import read_rows
 from bench.plot import Line, plot
 from bench.report import figure, say
-from bench.runs import ROOT, add_row, flow_command, hours_parser, run_for, settings_key
+from bench.runs import ROOT, add_row, flow_command, hours_parser, read_rows, run_for, settings_key
 from docs.marks import between
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.gain import some_answers

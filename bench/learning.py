@@ -27,7 +27,7 @@ from typing import Any
 
 from bench.learning_page import write_page
 from bench.report import figure, say
-from bench.runs import ROOT, findings, flow_command, hours_parser, run_for
+from bench.runs import ROOT, findings, flow_command, hours_parser, read_rows, run_for
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.report import epoch_rows
@@ -69,10 +69,6 @@ def settings_key() -> str:
     return stage_key(policies, sampled, evaluation, settings.epochs)  # over which the learning rate falls
 
 
-def read_rows(path: Path = RESULTS) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []
-
-
 def add_rows(new: list[dict[str, Any]], path: Path = RESULTS) -> None:
     """Store the rows of some runs in place of their older rows: a run that was begun again after its folder was lost has
     other rows, and halves of two runs are no run."""
@@ -105,8 +101,7 @@ def rows_of(arm: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     settings, _ = settings_of(arm, seed, folder)
     common = {"key": settings_key(), "arm": arm, "seed": seed}
     if arm == "stock":
-        file = settings.home / "evaluations.jsonl"
-        return [common | row for row in read_rows(file)]
+        return [common | row for row in read_rows(settings.home / "evaluations.jsonl")]
     run = Run(settings)
     rows = [row for row in epoch_rows(run) if row["held_out_right"] is not None]
     diagnosed = findings(run.lake, run.run)
@@ -202,7 +197,7 @@ def main() -> None:
 
 def _current() -> list[dict[str, Any]]:
     key = settings_key()
-    return [row for row in read_rows() if row["key"] == key]
+    return [row for row in read_rows(RESULTS) if row["key"] == key]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.learning import SETTINGS
-from bench.runs import ROOT
+from bench.runs import ROOT, read_rows
 from lightning_core.config import Settings, TrainingSettings
 from lightning_core.epoch.epoch import Run
 from lightning_core.epoch.plan import plan_training
@@ -40,12 +40,13 @@ def main() -> None:
     sys.path.insert(0, str(CALCULATOR))
     settings = load_settings(SETTINGS, {"seed": options.seed})
     import_trainer()
-    done = evaluations(options.folder)
+    evaluations = options.folder / "evaluations.jsonl"
+    done = read_rows(evaluations)
     for epoch in range(len(done) - 1, settings.epochs):
         folder = train_epoch(settings, options.folder, epoch) if epoch >= 0 else base(settings)
         share, tasks = evaluate(settings, folder)
         rollouts = (epoch + 1) * settings.rollout.tasks_per_epoch * settings.rollout.group_size
-        with (options.folder / "evaluations.jsonl").open("a") as file:
+        with evaluations.open("a") as file:
             file.write(json.dumps({"epochs": epoch + 1, "rollouts": rollouts, "right": share, "tasks": tasks}) + "\n")
 
 
@@ -56,11 +57,6 @@ def scheduled(training: TrainingSettings, steps: int) -> dict[str, Any]:
     falling = round((steps - training.warmup_steps) * DECAY)
     how = {"num_decay_steps": falling, "decay_type": "linear"}
     return {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": how}
-
-
-def evaluations(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "evaluations.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def base(settings: Settings) -> Path:

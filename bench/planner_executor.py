@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import say
+from bench.runs import ROOT, add_row, read_rows
 from docs.marks import between
 from lightning_core.config import Settings
 from lightning_core.epoch.epoch import Run
@@ -26,7 +27,6 @@ from lightning_core.epoch.report import epoch_rows
 from lightning_core.settings_file import load_settings
 from lightning_flows.flows.prefect_api import prefect_api
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = Path(__file__).with_name("results") / "planner_executor.jsonl"
 PAGE = ROOT / "docs" / "several-agents.md"
 VARIANTS: dict[str, list[str]] = {
@@ -50,7 +50,7 @@ def main() -> None:
     if missing := _missing(arguments.seeds):
         with prefect_api(arguments.home):
             _run(missing, arguments.home, deadline)
-    write_table(rows())
+    write_table(read_rows(ROWS))
     left = len(_missing(arguments.seeds))
     say("done" if not left else f"{left} runs are left; call it again")
 
@@ -58,7 +58,7 @@ def main() -> None:
 def _missing(seeds: int) -> list[tuple[int, str]]:
     """(seed, trained) without a row. The model as it is answers greedily: it has one run, whatever the seeds."""
     wanted = [(seed, trained) for seed in range(seeds) for trained in VARIANTS if seed == 0 or VARIANTS[trained]]
-    there = {(row["seed"], row["trained"]) for row in rows()}
+    there = {(row["seed"], row["trained"]) for row in read_rows(ROWS)}
     return [one for one in wanted if one not in there]
 
 
@@ -73,9 +73,7 @@ def _run(missing: list[tuple[int, str]], home: Path, deadline: float) -> None:
                     return
                 stage()
             row = _row(settings, trained, seed)
-            ROWS.parent.mkdir(exist_ok=True)
-            with ROWS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add_row(row, ROWS)
             say(json.dumps(row))
 
 
@@ -113,10 +111,6 @@ def _row(settings: Settings, trained: str, seed: int) -> dict[str, Any]:
         "versions": held_out["versions"],
         "seconds": round(sum(sum(e["seconds"].values()) for e in epochs)),
     }
-
-
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -38,6 +38,11 @@ def hours_parser(doc: str | None, folder: str) -> argparse.ArgumentParser:
     return parser
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []
+
+
 def add_row(row: dict[str, Any], path: Path) -> None:
     """Write a row behind those of a file of JSON lines."""
     before = path.read_bytes() if path.is_file() else b""

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import curves
-from bench.learning import read_rows
+from bench.runs import read_rows
 from lightning_core.epoch.derive import derive
 from lightning_core.epoch.epoch import Epoch
 from lightning_core.lake.lake import Lake

@@ -162,14 +162,14 @@ def test_the_stock_arm_trains_and_goes_on_where_it_stopped(tmp_path: Path, monke
     folder.mkdir()
     monkeypatch.setattr(sys, "argv", ["learning_trl", "--seed", "0", "--folder", str(folder)])
     learning_trl.main()
-    done = learning_trl.evaluations(folder)
+    done = learning.read_rows(folder / "evaluations.jsonl")
     assert [(row["epochs"], row["rollouts"], row["tasks"]) for row in done] == [(0, 0, 3), (1, 4, 3), (2, 8, 3)]
     assert sorted(p.name for p in (folder / "checkpoints").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
     state = json.loads((folder / "checkpoints/checkpoint-2/trainer_state.json").read_text())
     assert [line["learning_rate"] for line in state["log_history"] if "loss" in line] == [1e-3, 5e-4]
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in done[:2]))
     learning_trl.main()
-    assert len(learning_trl.evaluations(folder)) == 3
+    assert len(learning.read_rows(folder / "evaluations.jsonl")) == 3
     task = {"answer": 6, "question": "?"}
     assert [learning_trl.reward(task, reply) for reply in ("calc(2*3)", "so calc(2*3)", "calc(2+3)", "6")] == [
         1.0,
