@@ -20,10 +20,11 @@ def load_callable(reference: str, setting: str) -> Callable[..., Any]:
     place, _, name = reference.partition(":")
     if not name:
         raise SettingsError(f"{setting}: {reference!r}: write it as `module:function` or `path/to/file.py:function`")
+    file = Path(place).resolve() if place.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise SettingsError(f"{setting}: {file}: no such file")
     try:
-        module = _from_file(Path(place), setting) if place.endswith(".py") else importlib.import_module(place)
-    except SettingsError:
-        raise
+        module = importlib.import_module(place) if file is None else _from_file(file)
     except Exception as error:
         raise SettingsError(f"{setting}: {place!r} cannot be imported: {describe(error)}") from error
     found = getattr(module, name, None)
@@ -35,10 +36,7 @@ def load_callable(reference: str, setting: str) -> Callable[..., Any]:
     return found
 
 
-def _from_file(path: Path, setting: str) -> Any:
-    path = path.resolve()
-    if not path.is_file():
-        raise SettingsError(f"{setting}: {path}: no such file")
+def _from_file(path: Path) -> Any:
     name = f"_lightning_{path.stem}_{abs(hash(path))}"
     if name in sys.modules:
         return sys.modules[name]
