@@ -101,14 +101,11 @@ class Pool:
         return Ended(code, timed_out, fork.left, stdout, stderr, fork.threads)
 
     def close(self) -> None:
-        """End all attempts and the fork server; a second call does nothing."""
-        with self._lock:
-            if self.closed:
-                return
-            self.closed = True
-            if self._server is not None:
-                self._server.end()
-                self._server = None
+        """End all attempts and the fork server, also one that still imports; a second call changes nothing."""
+        self.closed = True
+        # Without the lock, which is held until a server is ready. One that is not there yet is ended by who starts it.
+        if (server := self._server) is not None:
+            server.end()
 
     def _ready(self) -> ForkServer:
         with self._lock:
@@ -118,7 +115,7 @@ class Pool:
                 if self._server is not None:
                     log.warning("the fork server has gone and is started again; its log is %s", self._log_file)
                     self._server.end()
-                self._server = self._start()
+                return self._start()
             return self._server
 
     def _start(self) -> ForkServer:
@@ -131,7 +128,7 @@ class Pool:
             "preload_optional": program.preload_optional,
             "limits": _of_each_process(program.limits),
         }
-        server = ForkServer(
+        self._server = server = ForkServer(
             "lightning_core.agents.child",
             init,
             self._log_file,
@@ -140,9 +137,12 @@ class Pool:
             directory=self._import_folder,
         )
         try:
+            if self.closed:
+                raise ForkServerError("the runner was closed")
             threads = server.wait_until_ready(_START_S)
         except BaseException:
             server.end()
+            self._server = None
             raise
         if threads > 1:
             log.warning(

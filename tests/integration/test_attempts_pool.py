@@ -19,6 +19,7 @@ from lightning_core.agents import child
 from lightning_core.agents.attempt import AttemptSpec
 from lightning_core.agents.runner import Runner, run_rollout
 from lightning_core.config import AgentSettings
+from lightning_core.process.forks import ForkServerError
 from tests.integration.test_attempts_callable import AGENTS, gone, spec_for
 from tests.integration.test_attempts_callable import server as server  # the fixture
 from tests.standin_server import Standin
@@ -98,6 +99,24 @@ def test_a_closed_runner_starts_nothing_and_can_be_closed_again(server: Standin,
     assert (result.status, len(specs)) == ("infrastructure", 1)
     assert "was closed" in (result.error or "")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_runner_is_closed_while_its_modules_are_still_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_core.process.forks.END_S", 0.2)
+    (tmp_path / "hangs.py").write_text(f"import time\nopen({str(tmp_path / 'begun')!r}, 'w')\ntime.sleep(1000)\n")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    settings = AgentSettings(callable=f"{AGENTS}:fine", preload=["hangs"], environment=environment)
+    with Runner(settings) as runner, ThreadPoolExecutor(1) as threads:
+        starting = threads.submit(runner._pool.start)
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.02)
+        began = time.monotonic()
+        runner.close()
+        assert time.monotonic() - began < 30
+        with pytest.raises(ForkServerError):
+            starting.result()
 
 
 def test_a_zygote_that_hangs_is_ended_and_its_attempt_made_again(
