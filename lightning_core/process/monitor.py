@@ -8,6 +8,7 @@ import time
 
 import psutil
 
+_EVERY_S = 2.0
 _SHARE = 0.02  # of the time that looking may take
 
 
@@ -18,10 +19,9 @@ class PeakMemory:
     takes, the less often it is asked.
     """
 
-    def __init__(self, every_s: float = 2.0) -> None:
+    def __init__(self) -> None:
         self.peak_bytes = 0
         self.at_peak: dict[str, int] = {}  # command → bytes
-        self._every_s = every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
 
@@ -36,7 +36,7 @@ class PeakMemory:
     def _sample(self) -> None:
         me = psutil.Process()
         took = 0.0
-        while not self._stop.wait(max(self._every_s, took / _SHARE)):
+        while not self._stop.wait(max(_EVERY_S, took / _SHARE)):
             began = time.monotonic()
             by_command: dict[str, int] = {}
             for process in [me, *me.children(recursive=True)]:
