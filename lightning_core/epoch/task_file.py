@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def load_tasks(reference: str, setting: str) -> list[Task]:
     Raises SettingsError naming the setting, for what cannot be read, is empty, or has two tasks with one id.
     """
     if ":" in reference and not Path(reference).exists():
-        rows: Any = _call(reference, setting)
+        rows = _call(reference, setting)
     else:
         rows = _read(Path(reference), setting)
     tasks = []
@@ -68,21 +67,25 @@ def _call(reference: str, setting: str) -> list[Any]:
         raise SettingsError(f"{setting}: {reference} gave no list of tasks: {describe(error)}") from error
 
 
-def _read(path: Path, setting: str) -> Iterable[Any]:
+def _read(path: Path, setting: str) -> list[Any]:
     if not path.is_file():
         raise SettingsError(
             f"{setting}: {path.absolute()}: no such file; give a .jsonl, .json or .parquet file, or `module:function`"
         )
-    if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        return parquet.ParquetFile(path).read().to_pylist(maps_as_pydicts="strict")
     try:
-        if path.suffix == ".json":
-            return json.loads(path.read_text())
-        return [_parse(line, number) for number, line in enumerate(path.read_text().split("\n"), 1) if line.strip()]
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            return parquet.ParquetFile(path).read().to_pylist(maps_as_pydicts="strict")
+        if path.suffix != ".json":
+            return [_parse(line, n) for n, line in enumerate(path.read_text().split("\n"), 1) if line.strip()]
+        rows = json.loads(path.read_text())
     except ValueError as error:
-        raise SettingsError(f"{setting}: {path}: not valid JSON: {error}") from None
+        kind = "Parquet" if path.suffix == ".parquet" else "JSON"
+        raise SettingsError(f"{setting}: {path}: not valid {kind}: {error}") from None
+    if not isinstance(rows, list):
+        raise SettingsError(f"{setting}: {path}: it holds a {type(rows).__name__}, not a list of tasks")
+    return rows
 
 
 def _parse(line: str, number: int) -> Any:

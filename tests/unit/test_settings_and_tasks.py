@@ -123,6 +123,9 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None
         ("empty.jsonl", "", "there is no task in it"),
         ("bad.jsonl", "{", "not valid JSON"),
         ("list.json", "[[1]]", "task 0 is a list"),
+        ("number.json", "5", "it holds a int, not a list of tasks"),
+        ("object.json", '{"id": 1}', "it holds a dict, not a list of tasks"),
+        ("text.parquet", "id", "not valid Parquet"),
         ("twice.jsonl", '{"id": 1}\n{"id": 1}\n', "1 ids occur more than once, the first is '1'"),
     ],
 )
