@@ -89,7 +89,7 @@ def _groups(document: Any, source: str) -> Iterator[Group]:
     if isinstance(document, bytes):
         envelope = parse_envelope(document)
     else:
-        if source == "openinference" and "context" in document["data"][0]:
+        if source == "openinference" and all("context" in span for span in document["data"]):
             yield group_of([_phoenix_span(span) for span in document["data"]], {"service.name": "phoenix"})
             return
         if "data" in document:  # Phoenix's spans in OTLP
@@ -198,11 +198,12 @@ def _mlflow_span(span: dict[str, Any]) -> SpanData:
 def _take_feedback(traces: dict[bytes, _Trace], document: Any) -> None:
     """Take MLflow's feedback on a trace that is a number, or true or false, as a reward of that name."""
     for trace in _mlflow_traces(document):
-        for given in trace["info"].get("assessments") or []:
-            value = (given.get("feedback") or {}).get("value")
-            if isinstance(value, int | float) and given.get("valid", True):
-                found = traces[base64.b64decode(trace["data"]["spans"][0]["trace_id"])]
-                found.rewards[given["assessment_name"]] = float(value)
+        ids = {base64.b64decode(span["trace_id"]) for span in trace["data"]["spans"]}
+        for found in [traces[trace_id] for trace_id in ids if trace_id in traces]:  # none where no span could be read
+            for given in trace["info"].get("assessments") or []:
+                value = (given.get("feedback") or {}).get("value")
+                if isinstance(value, int | float) and given.get("valid", True):
+                    found.rewards[given["assessment_name"]] = float(value)
 
 
 def _hex(text: str) -> str:

@@ -113,6 +113,18 @@ def test_otlp_comes_whole_a_request_a_line_or_in_protobuf(tmp_path: Path) -> Non
     assert rollout.spans == 4, "the spans of a trace are one rollout, whichever line they are on"
 
 
+def test_an_empty_page_of_spans_and_a_trace_without_spans_are_no_rollouts(tmp_path: Path) -> None:
+    page, lines = tmp_path / "page.json", tmp_path / "traces.jsonl"
+    page.write_text('{"data": [], "next_cursor": null}')
+    assert list(read_traces(page, "openinference")) == []
+    feedback = {"assessments": [{"assessment_name": "right", "feedback": {"value": 1}}]}
+    empty = {"info": feedback, "data": {"spans": []}}
+    whole = json.loads((EXPORTS / "mlflow.json").read_text())
+    lines.write_text(json.dumps(empty) + "\n" + json.dumps(whole) + "\n")
+    [rollout] = read_traces(lines, "mlflow")
+    assert isinstance(rollout, Imported) and rollout.spans == 4
+
+
 @pytest.mark.parametrize("source", ["otlp", "openinference", "mlflow"])
 def test_a_file_of_another_kind_is_named_with_what_is_read(tmp_path: Path, source: str) -> None:
     file = tmp_path / "chats.jsonl"
