@@ -27,10 +27,7 @@ def messages_of(recorded: str | None) -> list[Message]:
     """Read recorded messages; what is no list of messages is shown as it is."""
     if not recorded:
         return []
-    try:
-        found = json.loads(recorded)
-    except ValueError:
-        return [Message("text", recorded)]
+    found = json_or_text(recorded)
     if not isinstance(found, list):
         return [Message("text", recorded)]
     return [_message(one) for one in found]
@@ -50,12 +47,17 @@ def new_messages(messages: list[Message], shown: list[Message]) -> tuple[int, li
 def _message(one: Any) -> Message:
     if not isinstance(one, dict):
         return Message("text", _text(one))
-    calls = []
-    for call in one.get("tool_calls") or []:
-        function = call.get("function", call) if isinstance(call, dict) else {}
-        calls.append((str(function.get("name", "?")), _text(function.get("arguments", ""))))
+    asked = one.get("tool_calls")
+    functions = [_function(call) for call in asked] if isinstance(asked, list) else []
+    calls = [(str(function.get("name", "?")), _text(function.get("arguments", ""))) for function in functions]
     content = one.get("content", one.get("parts"))
     return Message(str(one.get("role", "text")), _text(content), calls, one.get("name") or one.get("tool_call_id"))
+
+
+def _function(call: Any) -> dict[str, Any]:
+    """Return what a tool call says of its function, in it or beside; nothing where it is none."""
+    found = call.get("function") or call if isinstance(call, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _text(content: Any) -> str:
