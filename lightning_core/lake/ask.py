@@ -193,8 +193,16 @@ def _csv(columns: list[str], rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
 
 def _json(columns: list[str], rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
     for row in rows:
-        values = (None if isinstance(v, float) and not math.isfinite(v) else v for v in row)
-        yield json.dumps(dict(zip(columns, values, strict=True)), default=_plain)
+        yield json.dumps(dict(zip(columns, map(_storable, row), strict=True)), default=_plain)
+
+
+def _storable(value: Any) -> Any:
+    """Return a value with null for each number that JSON does not have, and with text for keys that it cannot have."""
+    if isinstance(value, dict):
+        return {key if isinstance(key, str | int) else str(key): _storable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

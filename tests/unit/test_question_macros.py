@@ -112,6 +112,21 @@ def test_a_changed_question_can_be_asked_as_shown(lake: Lake) -> None:
     assert of_nobody != shown and list(ask.lines(lake.root, of_nobody, "json")) == []
 
 
+def test_what_json_does_not_have_is_null_or_text_in_it_however_deep(lake: Lake) -> None:
+    query = "SELECT 'nan'::FLOAT AS n, [1, 'inf'::FLOAT] AS l, {'a': ['nan'::DOUBLE]} AS s, map([DATE '2026-01-02'], [3]) AS m"
+    (line,) = ask.lines(lake.root, query, "json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(line, parse_constant=refuse) == {
+        "n": None,
+        "l": [1.0, None],
+        "s": {"a": [None]},
+        "m": {"2026-01-02": 3},
+    }
+
+
 @pytest.mark.parametrize("question", [None, "epoch_report(p_run := 'run')", "SELECT 'it''s \"run\"' AS run"])
 def test_the_python_that_is_printed_runs_as_it_is_in_any_folder(
     tmp_path: Path, question: str | None, monkeypatch: pytest.MonkeyPatch
