@@ -123,7 +123,7 @@ def rewrite(lake: Lake, files: list[SpanFile], leaving: pa.Table | None = None) 
             con.register("leaving", leaving)
             con.execute("INSERT INTO gone SELECT record_offset, record_index FROM leaving")
         spans = schema.arrow_schema(schema.SPANS)
-        weighed = parquet.row_groups(_sorted(con, _bounds(con, lake.root, files)))
+        weighed = parquet.row_groups(_sorted(con, _bounds(con, lake.root, files)), "weight")
         groups = (group.drop_columns("weight").cast(spans) for group in weighed)
         recipe = "\n".join([*paths, str(con.execute("SELECT bit_xor(hash(gone)) FROM gone").fetchall())])
         digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]

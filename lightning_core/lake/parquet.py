@@ -68,13 +68,12 @@ def write_stream(path: Path, columns: pa.Schema, batches: Iterable[pa.RecordBatc
     return count
 
 
-def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Yield rows in groups cut by number, and by the bytes in a column `weight` if any, however the batches fell."""
+def row_groups(batches: Iterable[pa.RecordBatch], weight: str | None = None) -> Iterator[pa.Table]:
+    """Yield rows in groups cut by number, and by the bytes in a column `weight` if given, however the batches fell."""
     held: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:
-        weighed = "weight" in batch.schema.names
-        running = np.cumsum(batch.column("weight").to_numpy() if weighed else np.zeros(batch.num_rows, np.int64))
+        running = np.cumsum(batch.column(weight).to_numpy() if weight else np.zeros(batch.num_rows, np.int64))
         start = 0
         while start < batch.num_rows:
             before = int(running[start - 1]) if start else 0

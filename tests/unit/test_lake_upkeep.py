@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -364,3 +365,11 @@ def test_a_span_file_that_is_not_what_was_written_is_named_and_set_aside(tmp_pat
         lost = con.execute("SELECT reason, sum(spans)::INTEGER FROM rejections GROUP BY ALL").fetchall()
     assert lost == [(DAMAGED, files[1].rows + files[2].rows)]
     assert "nothing to repair" in CliRunner().invoke(main, ["lake", "repair", "--home", str(tmp_path)]).output
+
+
+@pytest.mark.parametrize("weights", [[1e9] * 3, [1.0, None, 2.0], [1e308] * 3])
+def test_a_column_weight_of_a_derived_table_does_not_cut_its_row_groups(tmp_path: Path, weights: list[Any]) -> None:
+    table = pa.table({"name": ["reward"] * 3, "weight": weights})
+    assert parquet.write_stream(tmp_path / "rewards.parquet", table.schema, table.to_batches()) == 3
+    written = pq.ParquetFile(tmp_path / "rewards.parquet")
+    assert written.num_row_groups == 1 and written.read() == table
