@@ -265,9 +265,9 @@ class Manifests:
 
     def epochs(self, run: str | None = None, mode: str | None = None) -> list[EpochManifest]:
         """Return all epochs and evaluations (of a run, of a mode), in order of run and epoch."""
-        paths = sorted(self._directory.glob(f"{run or '*'}/*.json"))
-        found = [m for p in paths if (m := self._read(p, EpochManifest)) is not None]
-        return [m for m in found if mode in (None, m.mode)]
+        paths = self._directory.glob(f"{run or '*'}/*.json")
+        found = [m for p in paths if (m := self._read(p, EpochManifest)) is not None and mode in (None, m.mode)]
+        return sorted(found, key=lambda m: (m.run, m.epoch, m.mode))  # by name, 10000 is before 9999
 
     def next_epoch(self, run: str) -> int:
         """Return the number of a run's first training epoch that is not complete; the next number where all are."""

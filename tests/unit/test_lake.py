@@ -20,6 +20,7 @@ from lightning_core import names
 from lightning_core.lake import ask, catalog, schema
 from lightning_core.lake.decode import Decoder, aliases
 from lightning_core.lake.lake import Lake
+from lightning_core.lake.manifest import EpochManifest
 from lightning_core.otlp.spans import SpanData, encode_request, float32_bytes, int32_bytes
 from lightning_core.spool.spool import Record, SpoolWriter
 from tests.examples import of_many
@@ -236,3 +237,12 @@ def test_spans_are_sorted_by_rollout_in_their_file(tmp_path: Path) -> None:
     lake.ingest()
     (file,) = lake.manifests.spans().files
     assert pq.read_table(lake.root / file.path)["rollout_id"].to_pylist() == ["r.1", "r.2", "r.3"]
+
+
+def test_epochs_are_in_order_of_their_numbers_also_with_more_than_four_digits(tmp_path: Path) -> None:
+    manifests = Lake(tmp_path).manifests
+    for number in (10_000, 9_999):
+        epoch = EpochManifest(run="r", epoch=number, opened_offset=0)
+        epoch.finish("record", "key", {}, 0.0)
+        manifests.put_epoch(epoch)
+    assert [epoch.epoch for epoch in manifests.epochs("r")] == [9_999, 10_000] and manifests.next_epoch("r") == 10_001
