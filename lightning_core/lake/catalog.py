@@ -28,8 +28,8 @@ from lightning_core.errors import Missing
 from lightning_core.files import make_folder, put_in_place
 from lightning_core.home_format import require_readable
 from lightning_core.lake import schema, sql
-from lightning_core.lake.derived_tables import COLUMNS, DERIVED, EMPTY
-from lightning_core.lake.manifest import LakeError, Manifests, SpanFile, SpanManifest
+from lightning_core.lake.derived_tables import COLUMNS, EMPTY
+from lightning_core.lake.manifest import EpochManifest, LakeError, Manifests, SpanFile, SpanManifest
 from lightning_core.spool.spool_format import DAMAGED
 
 VIEWS = sql.views()
@@ -104,31 +104,27 @@ def build(
         with duckdb.connect(str(beside), config={"file_search_path": str(root)}) as con:
             if at is not None:
                 con.register_filesystem(at)
-            spans = [f.model_copy(update={"path": placed(f.path)}) for f in manifests.spans().files]
-            con.execute(spans_view(spans, name="stored.spans"))
-            tables: dict[str, list[str]] = {name: [] for name in DERIVED}
-            for epoch in manifests.epochs():
+            spans, epochs = manifests.spans(), manifests.epochs()
+            files = [f.model_copy(update={"path": placed(f.path)}) for f in spans.files]
+            con.execute(spans_view(files, name="stored.spans"))
+            tables: dict[str, list[str]] = {}
+            for epoch in epochs:
                 for name, table in epoch.tables.items():
                     tables.setdefault(name.partition(" ")[0], []).append(placed(table.path))
-            for name, files in tables.items():
-                parts = [f"SELECT {EMPTY[name]} WHERE false"] if name in EMPTY else []
-                if files:
-                    parts.insert(0, f"FROM read_parquet({file_list(files)}, union_by_name = true)")
-                rows = " UNION ALL BY NAME ".join(parts)
-                con.execute(f"CREATE OR REPLACE VIEW stored.{name} AS SELECT {_columns(name)} FROM ({rows})")
-            _epoch_manifests(con, manifests)
-            _rejections(con, rejected, manifests.spans())
+            for name, paths in tables.items():
+                columns, rows = "*", f"FROM read_parquet({file_list(paths)}, union_by_name = true)"
+                if name in COLUMNS:  # else a later version's: it is shown as it is
+                    columns = ", ".join(column for column, _ in COLUMNS[name])
+                    rows += f" UNION ALL BY NAME SELECT {EMPTY[name]} WHERE false"
+                con.execute(f"CREATE OR REPLACE VIEW stored.{name} AS SELECT {columns} FROM ({rows})")
+            _epoch_manifests(con, epochs)
+            _rejections(con, rejected, spans)
         os.utime(beside, ns=(began, began))  # when it read the manifests: see `built_ns`
         put_in_place(beside, folder / "catalog.duckdb")
     finally:
         beside.unlink(missing_ok=True)
         beside.with_suffix(".duckdb.wal").unlink(missing_ok=True)
     return folder / "catalog.duckdb"
-
-
-def _columns(table: str) -> str:
-    """Return the columns of a table that views may rely on; all of them for a table that this version does not know."""
-    return ", ".join(column for column, _ in COLUMNS[table]) if table in COLUMNS else "*"
 
 
 @cache
@@ -158,9 +154,9 @@ def _over_nothing() -> bytes:
         return file.read_bytes()
 
 
-def _epoch_manifests(con: duckdb.DuckDBPyConnection, manifests: Manifests) -> None:
+def _epoch_manifests(con: duckdb.DuckDBPyConnection, epochs: list[EpochManifest]) -> None:
     """Fill the table `epoch_manifests`, by which views count `late` and `rejected`."""
-    for m in manifests.epochs():
+    for m in epochs:
         stages = json.dumps({name: stage.model_dump() for name, stage in m.stages.items()}, default=str)
         con.execute(
             "INSERT INTO epoch_manifests VALUES (?, ?, ?, ?, ?, map(?::VARCHAR[], ?::VARCHAR[]), map(?::VARCHAR[], ?::VARCHAR[]), ?, map(?::VARCHAR[], ?::DOUBLE[]), ?, map(?::VARCHAR[], ?::VARCHAR[]))",
