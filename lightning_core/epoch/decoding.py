@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lightning_core.gateway.handle import GatewayHandle
-from lightning_core.lake import compact
 from lightning_core.lake.lake import Decode, Ingested, Lake
 from lightning_core.lake.redact import Redaction
 
@@ -20,10 +19,8 @@ def decode_spool(lake: Lake, redaction: Redaction | None, decode: Decode | None 
 
 
 def ingest(lake: Lake, redaction: Redaction | None) -> Ingested:
-    """Decode what came, merge small files where there are many, and rebuild the catalog, also where nothing is new."""
+    """Decode what is acknowledged, and rebuild the catalog also where nothing is new."""
     done = lake.ingest(_acknowledged(lake), redaction)
-    if compact.due(lake.manifests.spans().files):
-        compact.compact(lake)
     lake.rebuild_catalog()  # it may be of another version
     return done
 
