@@ -23,9 +23,7 @@ def epoch_rows(run: Run) -> list[dict[str, Any]]:
         for manifest in epochs:
             if manifest.mode == "train" and manifest.epoch == row["epoch"]:
                 row["seconds"] |= {name: stage.seconds for name, stage in manifest.stages.items()}
-                for name, stage in manifest.stages.items():
-                    if name.startswith("train "):
-                        row["versions"][name.removeprefix("train ")] = stage.output["version"]
+                row["versions"] |= manifest.ended_with
             elif manifest.mode == "evaluate" and manifest.epoch == row["epoch"] + 1:
                 done = [stage.seconds for name, stage in manifest.stages.items() if name != "record"]
                 row["seconds"]["evaluate"] = round(sum(done), 3)

@@ -192,8 +192,12 @@ class EpochManifest(_Manifest):
 
         Where the training was skipped, this is the version before.
         """
-        stages = self.stages.items()
-        return {name.removeprefix("train "): s.output["version"] for name, s in stages if name.startswith("train ")}
+        return {policy: output["version"] for policy, output in self._trainings.items()}
+
+    @property
+    def _trainings(self) -> dict[str, dict[str, Any]]:
+        """Return policy → the output of its training, for the policies whose training is done."""
+        return {n.removeprefix("train "): s.output for n, s in self.stages.items() if n.startswith("train ")}
 
     @property
     def scope(self) -> list[tuple[str, int, str]]:
@@ -207,10 +211,9 @@ class EpochManifest(_Manifest):
         Policies whose training was skipped are not in it.
         """
         sequences = self.tables.get("sequences")
-        done = {n.removeprefix("train "): s.output for n, s in self.stages.items() if n.startswith("train ")}
         return {
             policy: output["version"]
-            for policy, output in done.items()
+            for policy, output in self._trainings.items()
             # An older version did not record what it trained on.
             if "skipped" not in output
             and (sequences is None or output.get("sequences", sequences.digest) == sequences.digest)
