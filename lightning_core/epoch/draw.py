@@ -40,7 +40,7 @@ def draw(run: Run, tasks: list[Task], epoch: int) -> Draw | None:
     own = run.known(epoch)
     if own is not None and own.draw is not None and own.draw.key == key:
         return own.draw
-    rewards = [run.at(m).table("rollout_rewards") for m in earlier if "rollout_rewards" in m.tables]
+    rewards = [str(run.lake.path(m.tables["rollout_rewards"])) for m in earlier if "rollout_rewards" in m.tables]
     with run.lake.engine() as con:
         found = _ask(con, sampler, text, (settings.seed, epoch), contents, rewards)
     return Draw(key=key, weights=dict(itertools.islice(_checked(sampler, found, contents), wanted)))

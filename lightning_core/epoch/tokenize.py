@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,17 +163,10 @@ def _folder(epoch: Epoch) -> Path:
     """Return where the tokenizer of the version that is trained lies; of an adapter, that of its base model."""
     policy = tokenizing_policy(epoch.settings.policies)
     assert policy is not None, "there are calls for it"
-    folders = _with_tokenizer(model_files(epoch, policy))
-    folder = next(folders, None)
-    if folder is None:
-        raise SettingsError(
-            f"policies: {policy.name}: the tokenizer of its model {policy.model!r} is not on this machine, and calls without "
-            "token ids are to be trained on; `lightning-flows model` fetches it"
-        )
-    return folder
-
-
-def _with_tokenizer(files: list[Path]) -> Iterator[Path]:
-    for file in files:
+    for file in model_files(epoch, policy):
         if any((file.parent / name).is_file() for name in _TOKENIZERS):
-            yield file.parent
+            return file.parent
+    raise SettingsError(
+        f"policies: {policy.name}: the tokenizer of its model {policy.model!r} is not on this machine, and calls without "
+        "token ids are to be trained on; `lightning-flows model` fetches it"
+    )

@@ -78,9 +78,8 @@ def compare(settings: Settings, home: Path, name: str, changed: list[str]) -> Wh
         for side, root in (("before", settings.home / "lake"), ("after", home / "lake")):
             con.register(f"pushed_{side}", _pushed(root, settings.run))
         sql.create(con, "what_if/moved")
-        found = WhatIf(
-            settings.run, name, changed, **{part: _rows(con, part) for part in ("epochs", "agents", "tasks")}
-        )
+        parts = {part: sql.rows(con.sql(sql.text(f"what_if/{part}"))) for part in ("epochs", "agents", "tasks")}
+    found = WhatIf(settings.run, name, changed, **parts)
     write_atomic(home / RESULT, json.dumps(asdict(found), indent=1).encode())
     return found
 
@@ -141,8 +140,3 @@ def kept(home: Path, run: str) -> list[WhatIf]:
 def _pushed(root: Path, run: str) -> pa.Table:
     with catalog.connect(root) as con:
         return con.sql(sql.text("what_if/pushed"), params={"run": run}).to_arrow_table()
-
-
-def _rows(con: duckdb.DuckDBPyConnection, part: str) -> list[Row]:
-    relation = con.sql(sql.text(f"what_if/{part}"))
-    return sql.rows(relation)

@@ -127,9 +127,7 @@ def why_not(call: Row, mode: str) -> str | None:
 
 
 def _rows(con: duckdb.DuckDBPyConnection, name: str, **parameters: Any) -> list[Row]:
-    relation = con.execute(query(name), parameters)
-    columns = [column[0] for column in relation.description or []]
-    return [dict(zip(columns, row, strict=True)) for row in relation.fetchall()]
+    return sql.rows(con.sql(query(name), params=parameters))
 
 
 def _unknown(con: duckdb.DuckDBPyConnection, rollout: str, run: str | None, epoch: int | None) -> str:
