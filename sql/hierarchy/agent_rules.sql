@@ -1,9 +1,9 @@
 -- Where frameworks write the name of an agent.
--- Grain: one row per convention; the lowest `rank` that gives a name wins. Inputs: none; this file is the table. It is read
--- when spans enter the lake (sql/ingest/spans.sql); rows of the settings (`agent_rules`) come before it, when an epoch is
--- derived (sql/hierarchy/user_names.sql), so they hold for spans that are there already.
--- Rule: the text is an attribute or the span's name; where it is JSON, what lies at `path` in it. The name is the first
--- group of `pattern` (RE2). `ops`: only on spans of these kinds. `says` goes into `agent_name_source`.
+-- Grain: one row per convention; the lowest `rank` that gives a name wins. Inputs: none; this file is the table.
+-- Rule: the text is an attribute or the span's name; if it is JSON, what is at `path` in it. The name is the first group of
+-- `pattern` (RE2). `ops`: only on spans of these kinds. `says` goes into `agent_name_source`.
+-- It is read when spans enter the lake (sql/ingest/spans.sql). Rows of the settings (`agent_rules`) go before it; they are read
+-- when an epoch is derived (sql/hierarchy/user_names.sql), so they also apply to spans that are already in the lake.
 SELECT * FROM (VALUES
     -- GenAI conventions: pydantic-ai, Agent Framework, AutoGen, OpenAI Agents
     ( 1, 'attribute', 'gen_ai.agent.name',     NULL,                         '^(.+)$',     NULL,                  'gen_ai.agent.name'),

@@ -1,9 +1,9 @@
--- The spans at which an agent begins: named, where the nearest named span above has another name or there is none.
--- Grain: one row per such span. `outer_node` is the agent around it, by ids; `agent_path` goes from the outermost agent to
--- this one. `runs`: its time can hold spans that lost their parent (a call does not hold other calls).
+-- The spans at which an agent begins: named spans whose nearest named ancestor has another name, or that have none.
+-- Grain: one row per such span. `outer_node` is the agent around it, by ids; `agent_path` goes from the outermost agent to this
+-- one. `runs`: its time can hold spans that lost their parent (a call does not hold other calls).
 -- Inputs: components, names, nodes.
--- Rule: an unknown start is the attempt's, so that what the agent may have made is not given to another; a span without
--- any time holds nothing. A path has 32 names at most; of deeper ones (agents that call each other back and forth) the outer part is `…`.
+-- Rule: an unknown start counts as the attempt's, so that this agent's spans are not given to another agent; a span without any
+-- time holds nothing. A path has at most 32 names; if agents call each other more deeply, its outer part is `…`.
 WITH RECURSIVE
 attempts AS (
     SELECT attempt, min(start_ns) AS start_ns FROM nodes GROUP BY attempt

@@ -1,12 +1,12 @@
--- When agents ran, as intervals to look spans up in.
--- Grain: one row per (level, id). Level 1: an agent span. Level 2: spans of one name inside one agent that overlap, taken
--- together (`id` is the first of them), in attempts where some do. Level 0: the time that the agents inside one agent
--- cover; it is there to count how many innermost agents hold a span.
+-- When agents ran, as intervals in which to look for spans.
+-- Grain: one row per (level, id). Level 1: an agent span. Level 2: overlapping spans of one name inside one agent, taken together
+-- (`id` is the first of them), in attempts that have some. Level 0: the time that the agents inside one agent cover, used to count
+-- how many innermost agents hold a span.
 -- Inputs: agent_spans, waiting, outer_work.
--- Rule: an agent runs as long as the agents inside it; one without end runs on. So what holds a span is closed upwards:
--- with an agent all agents around it. `up` is the time around, `depth` the number of times up to the outermost; `kin` is
--- the same number for spans of one name inside one agent, `up_kin` that of the time around. `contested`: an agent around it
--- is known to work meanwhile.
+-- Rule: an agent runs as long as the agents inside it; one without end runs on. So an agent that holds a span is held, with it, by
+-- all agents around it. `up` is the time around this one, `depth` the number of times up to the outermost; `kin` is one number for
+-- all spans of one name inside one agent, `up_kin` that of the time around. `contested`: an agent around it is known to work at the
+-- same time.
 WITH RECURSIVE
 agents AS MATERIALIZED (
     SELECT inner_one.node, inner_one.attempt, outer_one.node AS up, inner_one.start_ns, inner_one.end_ns, hash(coalesce(outer_one.node, 0), inner_one.agent)::HUGEINT AS kin

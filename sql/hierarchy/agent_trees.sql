@@ -1,4 +1,4 @@
--- The trees of `components` that hold agents: in them, or in trees that hang on them.
+-- The trees of `components` that contain agents, themselves or in trees that hang on them.
 -- Grain: one row per such tree. Inputs: agent_spans, hooks.
 WITH RECURSIVE holding AS (
     SELECT top FROM agent_spans WHERE runs

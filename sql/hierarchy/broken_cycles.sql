@@ -1,7 +1,6 @@
--- The trees that hang on a cycle of parents, once it is broken.
--- Grain: one row per span that no top of a tree is above, as in `components`. Inputs: edges, names, nodes,
--- missing_parents, reached.
--- Rule: a cycle is broken at its earliest span, which then heads a tree (`broken`).
+-- The trees of spans whose declared parents form a circle, once the circle is broken.
+-- Grain: one row per span that is below no top of a tree, as in `components`. Inputs: edges, names, nodes, missing_parents, reached.
+-- Rule: a circle is broken at its earliest span, which then heads a tree (`broken`).
 WITH RECURSIVE
 hashed AS MATERIALIZED (
     SELECT node, hash(agent_name) AS name FROM names

@@ -1,8 +1,10 @@
--- What each call was prompted with, as far as it tells agents apart.
--- Grain: one row per call (twins merged) with messages or tools, of attempts in which spans wait for a place. `system`: its leading system messages.
--- `tools`: the names of its tools. `asks`: of those that its reply asks for. `said`: hash of its tools and of all messages up to the last reply among them, NULL without one.
--- `replies`: one a choice, the same hash of all its messages and the reply to them. Inputs: nodes, spans, waiting, llm_twins.
--- Rule: messages are the same where role, content, and the tool calls' names and arguments are.
+-- The prompt of each call, as far as it tells agents apart.
+-- Grain: one row per call (twins merged) with messages or tools, in attempts in which spans wait for a place.
+-- `system`: its leading system messages. `tools`: the names of its tools. `asks`: the tools that its reply asks for. `said`: hash of
+-- its tools and of all messages up to the last reply among them, NULL without a reply. `replies`: for each choice, the same hash
+-- over all its messages and the reply to them.
+-- Inputs: nodes, spans, waiting, llm_twins.
+-- Rule: messages are the same if role, content, and the names and arguments of their tool calls are.
 WITH read AS (
     SELECT
         nodes.node,

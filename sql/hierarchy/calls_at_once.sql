@@ -1,7 +1,8 @@
--- Calls that time gives to an agent inside another one while it has another call: one of them may be the outer agent's.
--- Grain: one row per waiting span of such a call. Inputs: holding_agent, waiting_calls, nodes, components, agent_spans, llm_twins.
--- Rule: an agent waits for its call, as a rule; so of calls under way at once somebody else makes one. Only the gateway's own
--- records count, by one clock: an agent's record of a call may be another of the same.
+-- Calls that time gives to an inner agent while this agent has another call: one of them may be the outer agent's.
+-- Grain: one row per waiting span of such a call.
+-- Inputs: holding_agent, waiting_calls, nodes, components, agent_spans, llm_twins.
+-- Rule: an agent normally waits for its call, so of two calls under way at once another agent makes one. Only the gateway's own
+-- records count, since they share one clock: an agent's record of a call may be a second record of the same call.
 WITH calls AS (
     SELECT holding_agent.node, holding_agent.parent AS agent_node, nodes.start_ns, nodes.end_ns, true AS waits
     FROM holding_agent

@@ -1,6 +1,7 @@
--- Calls right under a root that are of no agent by ids: under the top of a tree that holds agents (a session, a request), under the
--- attempt's root, or under a span right under that; clients' spans between them or not.
--- Grain: one row per such call. Inputs: components, agent_trees, evidence, nodes. A table of its own, so that DuckDB knows how few there are.
+-- Calls right under a root that have no agent by ids. Such a root is the top of a tree that contains agents (a session, a request),
+-- the attempt's root, or a span right under that. Clients' spans may lie between root and call.
+-- Grain: one row per such call. Inputs: components, agent_trees, evidence, nodes.
+-- A table of its own, so that DuckDB knows how few rows it has.
 WITH RECURSIVE
 outside AS MATERIALIZED (
     -- Few, as a rule; of them alone the kind is looked up.

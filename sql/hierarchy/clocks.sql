@@ -1,14 +1,17 @@
--- How far the gateway's clock is ahead of the agents', as far as an attempt shows it.
--- Grain: one row per attempt whose calls of a policy need it (some declare no parent). `ahead_ns` is the shift nearest to 0 that
--- fits, 0 where equal clocks fit or nothing can be told; `low_ns`, `high_ns` are its bounds, NULL where there is none.
+-- How far the gateway's clock is ahead of the agents' clocks, as far as an attempt shows it.
+-- Grain: one row per attempt that needs it: some of its calls of a policy declare no parent. `ahead_ns` is the shift nearest to 0 that
+-- fits; 0 if equal clocks fit or nothing can be told. `low_ns` and `high_ns` are its bounds, NULL if there is none.
 -- Inputs: nodes, orphans, llm_twins, declared, spans.
--- Rule: what the gateway recorded of a call lies inside what the agent's process recorded of it: its other record, or the
--- client's span that it declares. Without such pairs, all calls lie between the start of the first agent and the end of the
--- last, if there is room for them, and no further off than 2 s. Nor is the gateway's clock further ahead than the time from the end
--- of a span to when the gateway received it: of each process the shortest, of several processes (by their resources) the longest,
--- since one may have a clock of its own; where that contradicts the others, or is more than 2 s off, it tells nothing.
--- `unknown`: no shift puts all calls between those agents, and some begin outside (50 ms are forgiven): an agent's span is lost, or the
--- clock is off, and which of the two is not known.
+-- Rule: three facts bound the shift.
+-- 1. The gateway's record of a call lies inside what the agent's process recorded of it: its other record, or the client's span that
+--    it declares as parent.
+-- 2. Without such pairs, all calls lie between the start of the first agent and the end of the last, if they fit there, and the clocks
+--    differ by at most 2 s.
+-- 3. The gateway receives no span before it ends. For each process the shortest such delay counts; of several processes (by their
+--    resources) the longest of these, since one may have a clock of its own. If this contradicts the other facts, or is more than
+--    2 s off, it is ignored.
+-- `unknown`: no shift puts all calls between those agents, and some calls begin outside (50 ms are tolerated). Then either an agent's span
+-- was lost or the clock is off, and it is not known which.
 WITH asked AS MATERIALIZED (
     SELECT DISTINCT nodes.attempt
     FROM orphans

@@ -1,8 +1,9 @@
--- Whose conversation a call goes on with: its prompt repeats an earlier call's messages and its reply.
--- Grain: one row per such call of an attempt in which spans wait for a place; `earlier` is that call, `opening` the first of the
--- conversation. Inputs: call_prompts.
--- Rule: the same messages up to the last reply among them, hence the same leading system messages, and the same tools. Where several
--- calls said the same, none.
+-- Which conversation a call continues: its prompt repeats an earlier call's messages and its reply.
+-- Grain: one row per such call, in attempts in which spans wait for a place. `earlier` is the earlier call, `opening` the first call of
+-- the conversation.
+-- Inputs: call_prompts.
+-- Rule: both calls have the same tools and the same messages up to the last reply (so also the same leading system messages). If
+-- several earlier calls have the same messages and reply, there is no row.
 WITH RECURSIVE
 replies AS MATERIALIZED (
     SELECT attempt, said, min(node) AS node, min(start_ns) AS start_ns

@@ -1,8 +1,8 @@
--- Whose each waiting call is by the conversation that it goes on with.
--- Grain: one row per waiting span with one call of which that tells; `agent` is the name. Inputs: continued_calls, components,
--- agent_spans, prompted_agent, waiting, agent_times.
--- Rule: a call is of the agent of the call before it in its conversation, if that agent was open when it began; else, as after a
--- handoff, of the one that time and prompts tell. Where nothing tells of the calls before, of the one agent of those behind it.
+-- The agent of each waiting call, by the conversation that the call continues.
+-- Grain: one row per waiting span with exactly one call, if its conversation tells its agent; `agent` is the name.
+-- Inputs: continued_calls, components, agent_spans, prompted_agent, waiting, agent_times.
+-- Rule: the agent of the previous call in the conversation, if that agent was open when this call began. Otherwise (after a handoff) the
+-- agent that time and prompts tell. If nothing tells the agent of the previous calls, the one agent of the later ones.
 WITH RECURSIVE
 members AS MATERIALIZED (
     SELECT attempt, node, earlier, opening FROM continued_calls

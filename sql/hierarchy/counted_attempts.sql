@@ -1,8 +1,8 @@
 -- The attempts that count, numbered: a bucket is a range of `attempt`.
--- Grain: one row per attempt that counts. `weight` is what it takes of a bucket: its spans, and its tokens. Its spans are
--- numbered (`node`) from `first_node` on, exclusive.
+-- Grain: one row per attempt that counts. `weight` is its share of a bucket, from its spans and its tokens. Its spans have the numbers
+-- (`node`) after `first_node`.
 -- Inputs: scored_attempts, spans.
--- Rule: numbered in order of rollout and attempt, so that no result depends on how many make a bucket.
+-- Rule: numbered in order of rollout and attempt, so that no result depends on the number of buckets.
 WITH sizes AS (
     SELECT
         rollout_id,

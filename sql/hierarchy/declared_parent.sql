@@ -1,12 +1,12 @@
 -- The span that each span declares as its parent.
--- Grain: one row per span; `parent` is NULL where the declared one is not there or not known. Inputs: nodes, spans, id_bearers, user_names.
--- Rule: the parent may be anywhere in the attempt, since one run of an agent comes as many traces. Where several spans bear the id
--- (`random` was seeded): of the same trace first, then those that were open when the child began (an unknown start was
--- before all), and of them the earliest. Where these are of different agents, as far as declared parents and names tell, no
--- choice is made: later rungs place the child. A parent of the child's own id began before it.
--- No pairs are made of the spans and the children of one id: a child reads off sums over the spans that opened by its
--- start, less those that closed before. n spans are of one agent if n times the sum of its squared numbers is the sum
--- squared.
+-- Grain: one row per span; `parent` is NULL if the declared one is missing or uncertain.
+-- Inputs: nodes, spans, id_bearers, user_names.
+-- Rule: the parent may be anywhere in the attempt, since one run of an agent may come as many traces. If several spans have the declared
+-- id (an agent seeds `random`), those of the same trace go first, then those that were open when the child began (an unknown start counts
+-- as before everything), then the earliest. If the open ones belong to different agents, as far as declared parents and names tell, none is
+-- chosen: weaker evidence places the child. A parent with the child's own id has to begin before it.
+-- No pairs are made of spans and children with one id: a child reads off sums over the spans that opened by its start, less those that
+-- closed before. n spans belong to one agent if n times the sum of its squared numbers equals the squared sum.
 WITH RECURSIVE
 doubtful AS MATERIALIZED (
     SELECT child.node, child.attempt, spans.trace_id, id_bearers.span_key, child.start_ns, child.span_key = id_bearers.span_key AS own_id

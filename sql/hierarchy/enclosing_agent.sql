@@ -1,6 +1,6 @@
--- Which agent time tells each waiting span to be of.
--- Grain: one row per waiting span that at least one agent's time holds, as in `holding_agent`. Inputs: holding_agent, calls_at_once.
--- Rule: the agent whose time holds it; of calls at once inside another agent none is certain.
+-- The agent of each waiting span, by time.
+-- Grain: one row per waiting span that lies in the time of at least one agent, as in `holding_agent`. Inputs: holding_agent, calls_at_once.
+-- Rule: the agent whose time holds the span; for two calls at once inside another agent, neither is certain.
 SELECT
     holding_agent.* REPLACE (
         CASE WHEN calls_at_once.node IS NULL THEN method ELSE 'ambiguous' END AS method,

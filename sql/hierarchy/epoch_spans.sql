@@ -1,5 +1,5 @@
--- The spans that the epoch is made of, each once, with all their columns.
--- Grain: one row per span of an attempt that counts; `node` names it within the epoch.
+-- The spans that the epoch consists of, each once, with all their columns.
+-- Grain: one row per span of an attempt that counts; `node` is its number within the epoch.
 -- Inputs: spans, node_keys.
 SELECT keys.node, spans.*
 FROM spans

@@ -1,10 +1,9 @@
--- The spans whose place is not simply the parent they declare, and what is known of it by ids.
--- Grain: one row per span that heads an attempt, is a record of a call seen twice, or declares no parent that is there.
--- `parent` is NULL where ids do not tell it; `beside` is a call whose place the span shares.
+-- The spans whose place is not simply under their declared parent, and what ids tell of that place.
+-- Grain: one row per span that heads an attempt, is one of two records of a call, or declares no parent that is in the attempt.
+-- `parent` is NULL if ids do not tell it; `beside` is a call whose place the span shares.
 -- Inputs: nodes, declared, orphans, llm_twins, tool_callers, span_links.
--- Ladder: `twin` (the place of the outermost record of the same call) → `declared` → `tool_call` (a tool beside the call
--- that asked for it, a call beside the first tool it asked for) → `link` → `missing_parent` (`missing_key` says which) →
--- nothing yet.
+-- Rule: the first of these that applies: `twin` (the place of the outermost record of the same call), `declared`, `tool_call` (a tool beside the
+-- call that asked for it, or a call beside the first tool it asked for), `link`, `missing_parent` (`missing_key` says which), nothing yet.
 WITH roots AS (
     SELECT min(node) AS node FROM nodes WHERE op = 'rollout' GROUP BY attempt
 ),

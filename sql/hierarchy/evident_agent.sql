@@ -1,8 +1,9 @@
--- Which agent each waiting span is of, by time, by what its calls were prompted with, and by the conversations that they go on with.
--- Grain: one row per waiting span of which any tells, as in `enclosing_agent`. `method`: that of time where the others say the
--- same or nothing; `content` where they decide; `ambiguous`. `parent` is NULL where the agent's own span is lost, or several are
--- open. Inputs: prompted_agent, conversation_agents, waiting, agent_times, agent_spans.
--- Rule: what the conversation tells goes before what time and prompts do.
+-- The agent of each waiting span, by time, by the prompts of its calls, and by the conversations that these continue.
+-- Grain: one row per waiting span for which at least one of the three tells something, as in `enclosing_agent`. `method` is that of time if
+-- prompts and conversations agree or tell nothing, `content` if they decide, or `ambiguous`. `parent` is NULL if the agent's own span was
+-- lost or several are open.
+-- Inputs: prompted_agent, conversation_agents, waiting, agent_times, agent_spans.
+-- Rule: the conversation decides before time and prompts do.
 WITH judged AS MATERIALIZED (
     SELECT
         prompted_agent.* REPLACE (

@@ -1,10 +1,10 @@
 -- Agents' runs that the calls with one prompt fill: the first call begins when the run begins, the last one ends when it ends.
--- Grain: one row per (prompt, agent's span). `off_ns` is the larger of the two differences. Inputs: waiting_calls, waiting, open_agents,
--- agent_times, prompt_keys, components, agent_spans, nodes, clocks, lossy_attempts.
--- Rule: an agent begins with a call and ends after one. Calls that are the agent's by ids count, and those that began while it was open.
--- A run is filled if both ends differ by 50 ms at most. Runs that differ by up to 100 ms have a row too: clocks differ, so one of them
--- may be the run that the calls fill.
--- None by calls that time gives to an agent inside it, and none in an attempt in which a span was lost that may have been an agent's.
+-- Grain: one row per (prompt, agent's span). `off_ns` is the larger of the two differences.
+-- Inputs: waiting_calls, waiting, open_agents, agent_times, prompt_keys, components, agent_spans, nodes, clocks, lossy_attempts.
+-- Rule: an agent begins with a call and ends after one. The calls that count are the agent's by ids, and those that began while it was open.
+-- A run is filled if both ends differ by at most 50 ms. Runs that differ by up to 100 ms have a row too, because clocks differ and one of
+-- them may be the run that the calls fill. Calls that time gives to an agent inside this one do not count, and attempts in which a span
+-- that may have been an agent's was lost have no rows.
 WITH calls AS (
     SELECT waiting_calls.attempt, waiting_calls.prompt_key, open_agents.agent, open_agents.agent_node, open_agents.around, waiting.start_ns, waiting.end_ns
     FROM waiting_calls

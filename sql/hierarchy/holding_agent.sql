@@ -1,15 +1,15 @@
--- Which agent's time holds each waiting span.
--- Grain: one row per waiting span that at least one agent's time holds. `method`: `time` (one agent holds it, or one
--- inside the others), `same_name` (several of one name inside one agent: the agent is certain, which of its spans is
--- not), `ambiguous`.
+-- The agent whose time holds each waiting span.
+-- Grain: one row per waiting span that lies in the time of at least one agent. `method`: `time` (one agent holds it, or one inside the
+-- others), `same_name` (several of one name inside one agent: the name is certain, the agent's span is not), `ambiguous`.
 -- Inputs: waiting, agent_times, agent_spans.
--- Rule: an agent holds what begins in its time. Clocks differ: an agent that opens within 50 ms after the span may be meant
--- as well; where none was open, it is, and so is one that closed within the 50 ms before a span shorter than that. Of nested
--- agents the inner one has the span, unless the outer one is known to work meanwhile (`agent_times.contested`), or the span
--- outlives the inner one. No pairs are made: the agents' times that were open are those that opened before, less those that
--- closed before. Each carries its own id less that of the one around it, so the sum over a chain of nested ones is the id of
--- the innermost, and a chain it is if the one of that id is as deep as there are. Likewise `kin`: its sum says whether all
--- but a chain are siblings of one name.
+-- Rule: an agent holds what begins in its time. Clocks differ: if an agent opens within 50 ms after the span, it may hold the span too; if no
+-- agent was open, it does. The same applies to an agent that closed within 50 ms before a span that is shorter than that. Of nested agents
+-- the inner one has the span, unless the outer one is known to work at the same time (`agent_times.contested`), or the span outlives the
+-- inner one.
+-- No pairs of spans and agents are made. The times that were open are those that opened before, less those that closed before. Each time
+-- carries its own id less that of the time around it, so the sum over a chain of nested times is the id of the innermost; it is a chain if
+-- the time with that id is as deep as the number of open times. Likewise the sum of `kin` tells whether all but a chain are siblings of one
+-- name.
 WITH asked AS MATERIALIZED (
     SELECT node, attempt, level, start_ns, coalesce(end_ns, start_ns) AS end_ns
     FROM waiting

@@ -1,6 +1,6 @@
--- Where trees of `components` hang by ids that make no edge.
--- Grain: one row per such tree; `onto` is the top of the tree it hangs on. Inputs: components, evidence, missing_parents.
--- Rule: beside a call; by a link; under a parent that never came.
+-- The trees of `components` that ids attach to another tree without making an edge.
+-- Grain: one row per such tree; `onto` is the top of the tree that it hangs on. Inputs: components, evidence, missing_parents.
+-- Rule: it hangs beside a call, by a link, or under a parent that never came.
 SELECT evidence.node AS top, target.top AS onto
 FROM evidence
 JOIN components AS target ON target.node = coalesce(evidence.beside, evidence.parent)

@@ -1,9 +1,9 @@
--- What was said in the calls of attempts in which some call carries no response id.
+-- What was said in the calls of attempts in which some call has no response id.
 -- Grain: one row per LLM span of such an attempt that has any text. Inputs: nodes, spans.
--- Rule: the ids of the tool calls that the answer asks for, where it does; else the texts of messages and answer. Sorted,
--- so that they are the same whichever convention wrote them: OpenAI's messages, GenAI's parts, OpenInference's numbered
--- attributes. Equal `said` is equal content. `models` is what the record calls the model, however it is written (a provider
--- before it, a date behind it): the gateway's record has the policy, the name that the client sent, and the server's.
+-- Rule: `said` is made of the ids of the tool calls that the reply asks for, if it does; else of the texts of messages and reply. They are
+-- sorted, so that they are the same in every convention: OpenAI's messages, GenAI's parts, OpenInference's numbered attributes. Equal
+-- `said` is equal content. `models` has the names of the model in the record, without a provider before or a date after them: the gateway's
+-- record has the policy, the name that the client sent, and the server's.
 WITH asked AS (
     SELECT DISTINCT attempt FROM nodes WHERE op = 'llm' AND response_key IS NULL
 ),

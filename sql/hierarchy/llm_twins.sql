@@ -1,13 +1,15 @@
--- LLM calls that were seen twice: by the gateway, which has the token ids, and by the agent's instrumentation, which
--- knows whose call it was; or by two instrumentations at once.
--- Grain: one row per span that is another's twin: `node` is dropped from training, `kept` stays and takes its place.
+-- LLM calls that were recorded twice: by the gateway, which has the token ids, and by the agent's instrumentation, which knows whose
+-- call it was; or by two instrumentations at once.
+-- Grain: one row per second record: `node` is left out of training, `kept` is the record that stays and takes its place.
 -- Inputs: nodes, declared, outer_records, llm_content, repeated_responses, shared_ids, spans.
--- Rule, by `method`: `response_id`: LLM spans of one attempt with the same response id are one call, unless token ids of
--- several lengths or contents, or at several times, came under it (a mock's constant id is no identity). `nested`: an LLM span in an LLM span
--- (an HTTP client's between them or not) that has no other id; a span around several calls is taken for the first.
--- `content`: two records that say the same at the same time, and no third does, where one of them has no response id, of
--- one model as far as both name it. The
--- record with token ids stays; else the one that knows its policy; else the earliest.
+-- Rule: two records are one call by one of these `method`s. The record with token ids stays; else the one that knows its policy; else the
+-- earliest.
+-- `response_id`: LLM spans of one attempt with the same response id, unless token ids of several lengths or contents, or at several times,
+-- came under it (a mock's constant id identifies nothing).
+-- `nested`: an LLM span inside an LLM span that has no other id (an HTTP client's spans may lie between); a span around several calls is
+-- taken for the first.
+-- `content`: two records that say the same at the same time, if no third does, one of them has no response id, and both name one model, as
+-- far as they name one.
 WITH RECURSIVE
 llm AS NOT MATERIALIZED (
     SELECT

@@ -1,7 +1,7 @@
--- Attempts in which a span never came that may have been an agent's: whose time it was, nobody knows.
+-- Attempts that lost a span which may have been an agent's: that agent's time is not known.
 -- Grain: one row per such attempt. Inputs: orphans, nodes, names.
--- Rule: a parent that spans declare and nobody sent, unless one of them names its agent itself, or it is only the client's span
--- around one call to the gateway.
+-- Rule: spans declare a parent that nobody sent. It does not count if one of them names its agent itself, or if it is only the client's
+-- span around one call to the gateway.
 SELECT DISTINCT attempt
 FROM (
     SELECT orphans.attempt

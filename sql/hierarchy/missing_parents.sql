@@ -1,6 +1,6 @@
 -- Parents that spans declare and nobody sent.
--- Grain: one row per missing id of an attempt: a node is made for it, that its children share. Its number is that of its
--- first child, negative; its time is what its children cover. `named`: a child says whose it is.
+-- Grain: one row per missing id of an attempt: its children share a node that is made for it. Its number is that of its first child,
+-- negative; its time is what its children cover. `named`: a child names its agent.
 -- Inputs: nodes, evidence, names, spans.
 WITH children AS MATERIALIZED (
     -- First, so that DuckDB knows that there are none, as a rule, and reads no texts.

@@ -1,9 +1,9 @@
 -- The spans whose agent is named, and the name.
--- Grain: one row per such span. Inputs: nodes, llm_twins, tool_callers, user_names (node, agent_name: found by rules of the
--- settings).
--- Rule: a span's own name first (rules of the settings, then what ingest read by `agent_rules`). A call without one goes
--- by its twin's; one that no declared parent places, by that of the first tool it asked for; a tool without one that has lost
--- its parent, by that of the call that asked for it.
+-- Grain: one row per such span.
+-- Inputs: nodes, llm_twins, tool_callers, user_names (node, agent_name: found by rules of the settings).
+-- Rule: a span's own name goes first (by rules of the settings, then what ingest read by `agent_rules`). A call without a name takes that of
+-- its twin, or, if no declared parent places it, that of the first tool it asked for. A tool without a name that lost its parent takes
+-- that of the call that asked for it.
 WITH own AS MATERIALIZED (
     SELECT nodes.node, coalesce(user_names.agent_name, nodes.agent_name) AS agent_name
     FROM nodes

@@ -1,12 +1,11 @@
--- The spans that the epoch is made of, narrow: what placing them needs of every one.
--- Grain: one row per span of an attempt that counts. The wide columns are one join away: `spans` USING (record_offset,
--- record_index), or the view `epoch_spans`.
+-- The spans that the epoch consists of, with the few columns that placing every one of them needs.
+-- Grain: one row per span of an attempt that counts. The wide columns are one join away: `spans` USING (record_offset, record_index), or
+-- the view `epoch_spans`.
 -- Inputs: spans, node_keys.
--- Rule: `prompt_tokens` and `response_tokens` are the lengths of the lists of token ids; NULL where there are none.
--- `attempt` is that of `bucket`, which has its rollout and attempt id. `span_key`, `parent_key`, `response_key` and
--- `tool_call_key` stand for (attempt, id) in 64 bits: joins of a million spans want one number. Texts that few spans are
--- asked for (trace, links, the parent's id) are read of these. Times are at most 2^62 ns from 1970 (the year 2116), so that what adds to them cannot
--- overflow; `spans` has them as sent.
+-- Rule: `prompt_tokens` and `response_tokens` are the lengths of the lists of token ids, NULL if there are none. `attempt` is that of `bucket`,
+-- which has its rollout and attempt id. `span_key`, `parent_key`, `response_key` and `tool_call_key` stand for (attempt, id) in 64 bits, because
+-- joins of a million spans need one number. Texts that only few spans need (trace, links, the parent's id) are read for these. Times are
+-- at most 2^62 ns from 1970 (the year 2116), so that sums cannot overflow; `spans` has them as sent.
 SELECT
     keys.node,
     keys.attempt,

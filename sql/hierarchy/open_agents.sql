@@ -1,9 +1,8 @@
--- The agents that were open when a call began that time leaves to several, or to one whose prompt it is not.
--- Grain: one row per (waiting span, open agent's span). `begun` is false where it opened within the 50 ms after. Asked of calls
--- with a prompt alone. Inputs: waiting_calls, waiting, calls_at_once, agent_times,
--- agent_spans.
--- `around`: around another one that is open, and of nested agents the inner one has the call; not where it is
--- known that they work meanwhile, the call outlives the inner one, or is one of two at once.
+-- The agents that were open when a call began, for calls that time gives to several agents, or to one that has another prompt.
+-- Grain: one row per (waiting span, open agent's span), for spans that are calls with a prompt. `begun` is false if the agent opened
+-- within the 50 ms after. `around`: the agent is around another open one, and the inner one has the call; false if it is known to work at
+-- the same time, if the call outlives the inner one, or if the call is one of two at once.
+-- Inputs: waiting_calls, waiting, calls_at_once, agent_times, agent_spans.
 WITH held AS MATERIALIZED (
     SELECT
         waiting.node,

@@ -1,7 +1,7 @@
--- Agents during whose time the agent around them is known to work too: a call then may be either's.
--- Grain: one row per such agent span. Inputs: agent_spans, waiting, components, nodes.
--- Rule: a span of the outer agent's own begins in the inner one's time (50 ms are forgiven), or a turn of it, or a namesake in
--- it, is open then without being around the inner one. An agent that waits for the inner one emits nothing meanwhile.
+-- Agents during whose time the agent around them is known to work too: a call at that time may be made by either.
+-- Grain: one row per such inner agent's span. Inputs: agent_spans, waiting, components, nodes.
+-- Rule: an agent that waits for the inner one emits nothing. It works if a span of its own begins in the inner one's time (50 ms are
+-- tolerated), or if a turn of it, or a namesake inside it, is open then without being around the inner one.
 WITH RECURSIVE
 inner_ones AS MATERIALIZED (
     SELECT node, outer_node, start_ns, end_ns

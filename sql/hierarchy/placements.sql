@@ -1,11 +1,11 @@
 -- Where each tree of `components` hangs, and what its spans inherit there.
--- Grain: one row per tree. `parent` is NULL for the tree of the attempt's root; `agent`, `agent_path` and `ambiguous` hold
--- for its unnamed spans, `agent_node` is that agent's span (NULL: not known which of several), `confidence` that of the weakest
--- step from its top up to that agent.
+-- Grain: one row per tree. `parent` is NULL for the tree of the attempt's root. `agent`, `agent_path` and `ambiguous` apply to its unnamed spans;
+-- `agent_node` is that agent's span (NULL if it is not known which of several), `confidence` that of the weakest step from its top up to
+-- that agent.
 -- Inputs: components, evidence, nodes, missing_parents, names, evident_agent, agent_spans, methods.
--- Rule: `beside` a call is where the call is; by a link under the span linked to, whose agent unnamed spans then share,
--- but agents do not nest; under a parent that never came, unless time tells of another agent than that parent's; else by
--- time (`evident_agent`), else under the root. Trees that hang on each other in a circle go under the root.
+-- Rule: the first that applies. A tree `beside` a call hangs where the call does. By a link it hangs under the span linked to: unnamed
+-- spans take its agent, but agents do not nest. It hangs under a parent that never came, unless time tells another agent than that
+-- parent's. Else time decides (`evident_agent`), else it hangs under the root. Trees that hang on each other in a circle go under the root.
 WITH RECURSIVE
 tops AS MATERIALIZED (
     SELECT components.node, components.broken, coalesce(nodes.attempt, missing_parents.attempt) AS attempt

@@ -1,4 +1,4 @@
--- Each span's place in the repaired tree of its attempt, and the agent it belongs to; `span_tree` says it with ids.
+-- Each span's place in the repaired tree of its attempt, and its agent; `span_tree` has the same with ids.
 -- Grain: one row per span, and one (negative `node`) per declared parent that never came.
 -- Inputs: span_agents, evidence, llm_twins, tool_twins, methods.
 SELECT

@@ -1,11 +1,13 @@
--- Whose each prompt may be of which ids tell nothing.
--- Grain: one row per (attempt, prompt, agent name). Inputs: waiting_calls, prompt_agents, enclosing_agent, open_agents, agent_spans,
--- tool_runners, filled_runs.
--- Rule: `open`: the agents that were open at every call with it, less those who did not run what it asked for where another one did. `likely`:
--- of them, those by whose time a call is placed; else those each of whose runs its calls fill, within 50 ms, and others as nearly; else
--- those that called in each of their several runs (one that was open all the while would have done so by chance); else those that were
--- the innermost one each time. `by_time`: as
--- it looks by time alone: those by whose time a call is placed, open at the others or not; else the likely ones.
+-- The agents that may have a prompt for which ids tell no agent.
+-- Grain: one row per (attempt, prompt, agent name).
+-- Inputs: waiting_calls, prompt_agents, enclosing_agent, open_agents, agent_spans, tool_runners, filled_runs.
+-- Rule: `open`: the agents that were open at every call with the prompt. If at least one agent ran the tools that the calls asked for, those
+-- that did not are left out. `likely`: the first of these that any open agent meets:
+-- 1. its time places a call with the prompt;
+-- 2. the calls with the prompt fill each of its runs, within 50 ms or as nearly as others;
+-- 3. it called in each of its several runs (an agent that was open all the time would do so by chance);
+-- 4. it was the innermost one each time.
+-- `by_time`: how it looks by time alone: the agents by whose time a call is placed, whether open at the other calls or not; else the likely ones.
 WITH open_keys AS MATERIALIZED (
     SELECT attempt, prompt_key, node, count(*) OVER (PARTITION BY attempt, prompt_key) AS calls
     FROM waiting_calls

@@ -1,8 +1,9 @@
--- What a call's prompt tells of the agent that made it: its leading system messages and the names of its tools.
--- Grain: one row per call (twins merged) that has either, of attempts in which spans wait for a place; equal `prompt_key`,
--- equal prompts. Inputs: call_prompts.
--- Rule: numbers, dates and ids in the messages count as equal. Where that leaves prompts that begin alike and hardly ever come
--- twice in the attempt, as with retrieved text, their first hundred characters and the rest of that line stand for them.
+-- What a call's prompt tells of its agent: its leading system messages and the names of its tools.
+-- Grain: one row per call (twins merged) that has either, in attempts in which spans wait for a place. Calls with equal prompts have the
+-- same `prompt_key`.
+-- Inputs: call_prompts.
+-- Rule: numbers, dates and ids in the messages count as equal. If the prompts that remain begin alike and hardly ever repeat in the
+-- attempt, as with retrieved text, only their first hundred characters and the rest of that line count.
 WITH texts AS (
     SELECT
         node,

@@ -1,12 +1,11 @@
--- The one agent that a prompt is taken to be of, within an attempt.
--- Grain: one row per (attempt, prompt) with such an agent. `known`: the run's earlier epochs tell so.
+-- The one agent to which a prompt is attributed, within an attempt.
+-- Grain: one row per (attempt, prompt) with such an agent. `known`: the run's earlier epochs tell it.
 -- Inputs: prompt_keys, prompt_agents, prompt_candidates, clocks, known_prompts (prompt_key, agent: of earlier epochs of the run).
--- Rule: of the one agent whose calls have it by ids; else of the one that the run has known it of; else of the one that is
--- left, or the only likely one. An agent has one prompt unless ids say otherwise, so those who have one are no candidates for another.
--- Where two prompts have one candidate left, the same, neither is its; nor has one an owner while time
--- places a call with it in an agent that was not open at another and has no other prompt. Nothing is left to conclude where
--- the clocks are unknown. Of the only prompt of an attempt nothing is concluded there: its
--- agents share it, or the one that it is of may be lost.
+-- Rule: the first that applies: the one agent whose calls have the prompt by ids; the one that earlier epochs know it of; the only candidate
+-- that is left; the only likely one. An agent has one prompt unless ids say otherwise, so an agent that has one is no candidate for another.
+-- There is no owner in these cases: two prompts have the same single candidate left; time places a call with the prompt in an agent that
+-- was not open at another such call and has no other prompt; the attempt's clocks are unknown (then ids alone decide); the attempt has
+-- only one prompt (its agents share it, or its agent's span may be lost).
 WITH RECURSIVE
 known AS MATERIALIZED (
     SELECT DISTINCT prompt_keys.attempt, prompt_key, known_prompts.agent

@@ -1,11 +1,12 @@
--- What time and prompts tell of each waiting span, before the conversations are looked at (`evident_agent`).
--- Grain: one row per waiting span that has calls, or that an agent's time holds. `verdict` is a method, as in `evident_agent`; NULL
--- where nothing tells. `said_agent` is the agent that it is then of. Inputs: enclosing_agent, waiting_calls, prompt_owners,
--- prompt_agents, prompt_candidates, open_agents, filled_runs, waiting, agent_times, agent_spans, lossy_attempts.
--- Rule: a prompt that is one agent's tells whose the call is, whoever's time holds it, unless an agent may share it: one
--- that was open, of which no other prompt is known, not even from earlier epochs; but none that was open before the run of that agent
--- began which the calls with the prompt fill. A prompt that is nobody's contradicts time where that agent has another one, or another
--- one in its time is nobody's either. Where an attempt has lost a span that may have been an agent's, time alone tells nothing of its calls.
+-- The agent that time and prompts tell for each waiting span, before conversations are looked at (`evident_agent`).
+-- Grain: one row per waiting span that has calls, or that lies in an agent's time. `verdict` is a method, as in `evident_agent`; NULL if nothing
+-- tells. `said_agent` is the agent by that verdict.
+-- Inputs: enclosing_agent, waiting_calls, prompt_owners, prompt_agents, prompt_candidates, open_agents, filled_runs, waiting, agent_times,
+-- agent_spans, lossy_attempts.
+-- Rule: a prompt with one owner tells the agent, whoever's time holds the call, unless another agent may share the prompt: one that was open
+-- and has no other known prompt, not even from earlier epochs. Agents that were open before the owner's run began do not count if the calls
+-- with the prompt fill that run. A prompt without an owner contradicts time if the agent by time has another prompt, or if another prompt
+-- in its time has no owner either. If the attempt lost a span that may have been an agent's, time alone tells nothing of its calls.
 WITH timed AS MATERIALIZED (
     SELECT
         coalesce(waiting_calls.node, enclosing_agent.node) AS node,

@@ -1,5 +1,5 @@
--- The trees that ids alone make of an attempt's spans, and where each span is in its own; cycles are in none.
--- Grain: one row per span and per missing parent that a top of a tree is above, as in `components`.
+-- The trees that ids alone make of an attempt's spans, and the place of each span in its tree, without circles of parents.
+-- Grain: one row per span and per missing parent that is below a top of a tree, as in `components`.
 -- Inputs: evidence, edges, missing_parents, names.
 WITH RECURSIVE
 hashed AS MATERIALIZED (

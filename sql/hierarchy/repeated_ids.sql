@@ -1,4 +1,4 @@
--- Spans that share trace and span id with another of their attempt, which says something else: both are kept.
+-- Spans that share trace and span id with another span of their attempt that has other content: both are kept.
 -- Grain: one row per such span. Inputs: nodes, id_bearers, spans.
 SELECT nodes.node
 FROM nodes

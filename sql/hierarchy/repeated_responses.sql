@@ -1,4 +1,4 @@
--- Response ids that several LLM spans of an attempt bear: as a rule none.
+-- Response ids that several LLM spans of an attempt have; normally there are none.
 -- Grain: one row per (attempt, response id), by `response_key`. Inputs: nodes.
 SELECT response_key
 FROM nodes

@@ -1,6 +1,7 @@
--- The agents of calls that are right under a root: what is declared is not put elsewhere, but a session or a request is no agent.
--- Grain: one row per such call of which time or its prompt tells (`ambiguous` included). `agent_node`: the agent's span; NULL where
--- it is not known which of several. Inputs: evident_agent, placements, agent_spans, methods.
+-- The agents of calls right under a root. Such a call keeps its declared parent, but the parent (a session, a request) is no agent.
+-- Grain: one row per such call for which time or its prompt tells an agent (also `ambiguous`). `agent_node`: the agent's span; NULL if it is
+-- not known which of several.
+-- Inputs: evident_agent, placements, agent_spans, methods.
 SELECT
     evident_agent.node,
     evident_agent.method,

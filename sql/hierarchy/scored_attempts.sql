@@ -1,8 +1,8 @@
--- Which execution of each rollout counts.
+-- Which attempt of each rollout counts.
 -- Grain: one row per attempt of the epoch that ended (has a root span).
--- Inputs: spans, epoch_scope (run, epoch, mode; several rows where a finetuning takes several epochs), planned (rollout_id: what the epoch plans; empty: all).
--- Rule: what the infrastructure broke never counts; nor does what does not say how it ended; of the others the earliest to
--- end does.
+-- Inputs: spans, epoch_scope (run, epoch, mode; several rows if a finetuning takes several epochs), planned (rollout_id: what the epoch
+-- plans; empty: all).
+-- Rule: an attempt that the infrastructure broke, or that does not say how it ended, never counts. Of the others the first to end does.
 WITH roots AS (
     SELECT
         rollout_id,

@@ -1,7 +1,7 @@
--- Response ids under which several records with token ids of equal lengths came: one call, recorded twice, or a mock that
--- gives every call the same id.
+-- Response ids of several records with token ids of equal lengths: one call that was recorded twice, or a mock that gives every call the
+-- same id.
 -- Grain: one row per such record. Inputs: nodes, repeated_responses.
--- A table of its own, so that DuckDB knows how few there are (none, as a rule) before `llm_twins` reads token ids for them.
+-- A table of its own, so that DuckDB knows how few there are (normally none) before `llm_twins` reads token ids for them.
 SELECT node, record_offset, record_index
 FROM nodes
 SEMI JOIN repeated_responses USING (response_key)

@@ -1,10 +1,10 @@
--- The agent that each span belongs to; `places` says how its place was found.
--- Grain: one row per span, and one (negative `node`) per declared parent that never came. A view: calls and rewards ask for
--- some spans alone. `placed_by`: the method, for the top of a tree. `agent_node`: the agent's span; NULL where it is not known
--- which of several. `confidence`: of the weakest step up to the agent.
+-- The agent of each span; `places` says how its place was found.
+-- Grain: one row per span, and one (negative `node`) per declared parent that never came. `placed_by`: the method, for the top of a tree.
+-- `agent_node`: the agent's span; NULL if it is not known which of several. `confidence`: that of the weakest step up to the agent.
 -- Inputs: components, placements, agent_spans, root_calls.
--- Rule: a span belongs to the nearest named ancestor-or-self. What lies under an `ambiguous` span is ambiguous too, until
--- a span names its agent. A call right under a root keeps its parent, but may be of an agent that time or its prompt tells.
+-- Rule: a span belongs to its nearest named ancestor-or-self. What lies under an `ambiguous` span is ambiguous too, until a span names its
+-- agent. A call right under a root keeps its parent, but time or its prompt may tell its agent.
+-- A view, because calls and rewards read it for few spans.
 SELECT
     components.node,
     coalesce(components.parent, placements.parent) AS parent_node,

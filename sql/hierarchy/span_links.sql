@@ -1,8 +1,8 @@
 -- Spans without a parent that link to one other span of the attempt (messages between agents, as AutoGen sends them).
 -- Grain: one row per such span; `parent` is the span linked to. Inputs: nodes, spans, declared, orphans, names.
--- Rule: what links to a span takes its agent on, so the link counts only where that agent's time holds the span (50 ms are
--- forgiven), since the receiver of a message is often another agent; else time decides. Where the span linked to is of no
--- agent, it counts if none can come that way: under the attempt's root, or in an attempt without named agents.
+-- Rule: a span takes the agent of the span it links to. The receiver of a message is often another agent, so the link counts only if that
+-- agent's time holds the span (50 ms are tolerated); else time decides. If the span linked to has no agent, the link counts under the
+-- attempt's root, or in an attempt without named agents.
 WITH RECURSIVE
 links AS (
     SELECT nodes.node, nodes.attempt, nodes.start_ns, nodes.end_ns, unnest(json_extract_string(spans.links, '$[*].span_id')) AS span_id

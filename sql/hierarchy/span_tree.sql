@@ -1,7 +1,7 @@
--- The tree of every attempt as repaired: each span's place, how it was found, and the agent it belongs to.
+-- The repaired tree of every attempt: each span's place, how it was found, and the agent of the span.
 -- Grain: one row per span, and one per declared parent that never came (`method` synthesised, negative `node`).
 -- Inputs: places, nodes, spans, bucket, repeated_ids, missing_parents.
--- Rule: what was declared stays in `declared_parent_id`; `method` says where `parent_id` came from (table `methods`).
+-- Rule: the declared parent stays in `declared_parent_id`; `method` says how `parent_id` was found (table `methods`).
 WITH known AS (
     SELECT
         nodes.node,

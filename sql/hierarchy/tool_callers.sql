@@ -1,13 +1,13 @@
--- Which call asked for which tool run, where either has lost its parent: then one tells where the other belongs.
--- Grain: one row per tool span that exactly one LLM call of its attempt (twins are one) asked for, by its tool call id. `call_lost`:
--- no record of the call declares a parent that is there; `tool_lost`: the tool does not.
+-- Which call asked for which tool run. If either of the two lost its parent, the other tells its place.
+-- Grain: one row per tool span that exactly one LLM call of its attempt (twins are one) asked for, by its tool call id. `call_lost`: no record
+-- of the call declares a parent that is in the attempt; `tool_lost`: the tool does not.
 -- Inputs: nodes, spans, user_names, declared, tool_requests, llm_twins, clocks.
--- Rule: who runs a tool need not be who asked for it: that agent has to have begun before the call (50 ms are forgiven,
--- but not the whole call).
--- Some models count their ids from 0 in every conversation. So a tool of another name, or with other arguments, than the call asked
--- for was not asked for by it, as far as both say; where several calls asked under one id, both have to be the same. An id decides
--- nothing where tools of several agents bear it, nor of a tool that ran before the call. A tool that names another agent
--- than the one it runs in hands over to that agent, and says nothing of who asked.
+-- Rule: the agent that runs a tool need not have asked for it. So a tool tells the place of a call that lost its parent only if the agent that
+-- ran the tool began before the call (50 ms are tolerated, but not the whole call).
+-- Some models count their ids from 0 in every conversation. So a call did not ask for a tool with another name or other arguments, as far as
+-- both are recorded; if several calls asked under one id, both have to be equal. An id decides nothing if tools of several agents have it, or
+-- if the tool ran before the call. A tool that names another agent than the one it runs in hands over to that agent, and tells nothing of
+-- who asked.
 WITH RECURSIVE
 records AS MATERIALIZED (
     SELECT kept AS call, node FROM llm_twins

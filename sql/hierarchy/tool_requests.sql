@@ -1,7 +1,8 @@
--- What calls asked for under the ids that tools bear, in attempts in which a call or such a tool has lost its parent.
--- Grain: one row per (attempt, tool call id), by its `tool_call_key`, and call that asked under it (twins are one). `calls`: how many did.
--- `tool_name` and `arguments` are what was asked for, NULL where that is not said. Inputs: nodes, spans, orphans, llm_twins.
--- A table of its own, so that DuckDB knows how few there are before `tool_callers` reads what tools were given.
+-- What calls asked for under the tool call ids of tools, in attempts in which a call or such a tool lost its parent.
+-- Grain: one row per (attempt, tool call id), by its `tool_call_key`, and call that asked under it (twins are one). `calls`: how many calls did.
+-- `tool_name` and `arguments` are what the call asked for, NULL if that is not recorded.
+-- Inputs: nodes, spans, orphans, llm_twins.
+-- A table of its own, so that DuckDB knows how few there are before `tool_callers` reads the arguments of tools.
 WITH lost AS (
     SELECT DISTINCT attempt
     FROM orphans

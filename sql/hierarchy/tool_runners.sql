@@ -1,9 +1,9 @@
--- Which agents ran what a call asked for, by the tool's name.
--- Grain: one row per (waiting span of one call, name of a tool it asked for, agent's name); none of a tool that an agent ran
--- which was not open when the call began. Inputs: waiting_calls, waiting, call_prompts, continued_calls, open_agents, agent_times, nodes, components,
--- agent_spans.
--- Rule: a tool runs in the agent that asked for it, or in one right inside that, after the call (50 ms are forgiven), before its
--- conversation goes on, and while one of those agents is open.
+-- Which agents ran the tools that a call asked for, by the tool's name.
+-- Grain: one row per (waiting span of one call, name of a tool it asked for, agent's name). A tool has no row if an agent ran it that was
+-- not open when the call began.
+-- Inputs: waiting_calls, waiting, call_prompts, continued_calls, open_agents, agent_times, nodes, components, agent_spans.
+-- Rule: a tool runs in the agent that asked for it, or in one right inside that: after the call (50 ms are tolerated), before its conversation
+-- continues, and while one of those agents is open.
 WITH asked AS MATERIALIZED (
     SELECT
         waiting_calls.node,

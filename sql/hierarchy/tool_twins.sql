@@ -1,8 +1,8 @@
--- Tool calls that were seen twice, by two instrumentations, say.
+-- Tool calls that were recorded twice, for example by two instrumentations.
 -- Grain: one row per span that is a further record of a tool call; `kept` is the first. Inputs: nodes, declared, outer_records.
--- Rule: a tool span in a tool span (another span between them or not) is the same call, unless both have a name, or an
--- id, and not the same; of several in one the first is. So are spans with one tool call id and no two names that begin
--- before the first of them ends.
+-- Rule: a tool span inside a tool span (another span may lie between) is the same call, unless both have names, or ids, that differ; of
+-- several inside one, the first is. Spans with one tool call id, without two different names, are one call if they begin before the first
+-- of them ends.
 WITH RECURSIVE
 tools AS NOT MATERIALIZED (
     SELECT node, tool_name, tool_call_key, start_ns, coalesce(end_ns, start_ns) AS end_ns

@@ -1,7 +1,7 @@
 -- Names of agents by the rules of the settings (`agent_rules`), for conventions that ingest does not know.
--- Grain: one row per span that a rule finds a name on. Inputs: nodes, spans, user_rules (rank, source, key, pattern, span_name:
--- regex that the span's name has to match), attribute_aliases.
--- Rule: the first rule that gives a name wins. An attribute that became a column of spans is looked up there.
+-- Grain: one row per span on which a rule finds a name.
+-- Inputs: nodes, spans, user_rules (rank, source, key, pattern, span_name: regex that the span's name has to match), attribute_aliases.
+-- Rule: the first rule that gives a name wins. If an attribute became a column of spans, the column is read.
 WITH texts AS (
     -- Of spans alone: without rules nothing is read.
     SELECT

@@ -1,10 +1,8 @@
--- Spans of which no id tells the agent, and which time may therefore place: in attempts that have agents to place them
--- under.
+-- Spans that wait for a place: no id tells their agent, and time may. Only in attempts that have agents.
 -- Grain: one row per span or missing parent, with its time by the agents' clocks.
 -- Inputs: components, agent_trees, calls_under_roots, evidence, nodes, missing_parents, names, agent_spans, clocks.
--- Rule: what names its agent needs no guess; nor is a tree put under an agent by time if agents are in it or hang on it,
--- since parallel agents enclose each other by accident. But a call right under a root keeps its parent, and time may say which
--- agent it is of.
+-- Rule: a span that names its agent does not wait. Nor does a tree that contains agents, or on which such trees hang: parallel agents
+-- enclose each other by accident, so time does not nest them. A call right under a root keeps its parent, but time may tell its agent.
 WITH found AS (
     SELECT node
     FROM (

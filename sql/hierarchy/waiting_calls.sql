@@ -1,6 +1,6 @@
--- The calls in each tree that waits for a place, and their prompts: what is in one tree is one agent's.
--- Grain: one row per waiting span or missing parent with calls in it. `prompt_key` is NULL where they have none, or several; `call`
--- where it is not one call.
+-- The calls in each tree that waits for a place, and their prompts: all spans of one tree belong to one agent.
+-- Grain: one row per waiting span or missing parent with calls in it. `prompt_key` is NULL if they have none, or several; `call` is NULL if
+-- it is not exactly one call.
 -- Inputs: waiting, components, evidence, missing_parents, nodes, llm_twins, prompt_keys.
 WITH members AS (
     SELECT waiting.node, components.node AS call FROM waiting JOIN components ON components.top = waiting.node
