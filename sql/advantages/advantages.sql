@@ -1,9 +1,9 @@
--- How much better than expected each rollout did, by each policy's estimator: what its tokens are trained with.
--- Grain: one row per row of `returns` that acted: per (policy, rollout), or per (policy, agent, step, rollout) where rewards
--- are given to calls. `left_out` is NULL where it trains.
+-- How much better than expected each rollout did, by each policy's estimator: its tokens are trained with this.
+-- Grain: one row per row of `returns` that acted: per (policy, rollout), or per (policy, agent, step, rollout) if rewards are given to calls.
+-- `left_out` is NULL if it trains.
 -- Inputs: returns, estimates (what the estimators returned, each for the policies that name it), policies (min_spread).
--- Rule: a group whose returns at a step lie closer than the policy's `min_spread` is left out, whatever its estimator. Divided
--- by a small deviation, small differences of the reward would pull as hard as right and wrong do.
+-- Rule: a group whose returns at a step differ by less than the policy's `min_spread` is left out, whatever its estimator. Divided by a small
+-- deviation, small differences of the reward would count as much as right and wrong.
 WITH compared AS (
     SELECT *, max(return) OVER alike - min(return) OVER alike AS spread
     FROM returns

@@ -1,8 +1,7 @@
 -- Every call of the attempts that count that is not trained on, choice by choice, and why.
 -- Grain: one row per (call, choice) that is in no sequence.
 -- Inputs: policy_calls, sampled_calls, call_returns, kept_triplets.
--- Rule: the first that holds: what left out the call itself; that its return cannot be trusted; that the choice is empty;
--- its advantage; its length.
+-- Rule: the first reason that holds: the call itself was left out; its return cannot be trusted; the choice is empty; its advantage; its length.
 WITH choices AS (
     SELECT
         calls.*,

@@ -1,10 +1,9 @@
 -- Counterfactual: a return against those of the rollouts in which the other agents had said the same.
--- Grain: one row per row of `returns` that acted. `left_out` is NULL where it trains. `fell_back`: in no other rollout of the group
--- had they said the same, so it is compared with all of them.
+-- Grain: one row per row of `returns` that acted. `left_out` is NULL if it trains. `fell_back`: in no other rollout of the group had they said
+-- the same, so it is compared with all of them.
 -- Inputs: returns, other_outputs.
--- Rule: A = R - mean of the other n - 1 rollouts at that step whose `others` are the same, as if the agent alone had acted otherwise
--- (after COMA's baseline, Foerster et al. 2018, arXiv:1705.08926, section 4, with rollouts in place of its critic); where
--- there are none, of all others, as rloo.
+-- Rule: A = R - mean of the other n - 1 rollouts at that step whose `others` are the same, as if the agent alone had acted otherwise (after COMA's
+-- baseline, Foerster et al. 2018, arXiv:1705.08926, section 4, with rollouts in place of its critic); if there are none, of all others, as rloo.
 WITH keyed AS (
     SELECT returns.*, other_outputs.others
     FROM returns

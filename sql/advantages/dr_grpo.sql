@@ -1,8 +1,8 @@
 -- Dr. GRPO: a return against the mean of its group, not divided by the deviation.
--- Grain: one row per row of `returns` that acted. `left_out` is NULL where it trains.
+-- Grain: one row per row of `returns` that acted. `left_out` is NULL if it trains.
 -- Inputs: returns.
--- Rule: A = R - mean over the rollouts of the group at that step (Liu et al. 2025, Understanding R1-Zero-Like Training,
--- arXiv:2503.20783): dividing by the deviation favours tasks that are nearly always or nearly never solved.
+-- Rule: A = R - mean over the rollouts of the group at that step (Liu et al. 2025, Understanding R1-Zero-Like Training, arXiv:2503.20783): dividing
+-- by the deviation favours tasks that are nearly always or nearly never solved.
 WITH groups AS (
     SELECT policy, group_id, agent, step, list_sort(list(return)) AS returns FROM returns GROUP BY ALL
 ),

@@ -1,9 +1,8 @@
 -- GRPO: a return against the mean of its group, in standard deviations.
--- Grain: one row per row of `returns` that acted. `left_out` is NULL where it trains.
+-- Grain: one row per row of `returns` that acted. `left_out` is NULL if it trains.
 -- Inputs: returns.
--- Rule: A = (R - mean) / (std + 1e-4) over the rollouts of the group at that step (Shao et al. 2024, DeepSeekMath,
--- arXiv:2402.03300, section 4.1), with the sample standard deviation. Each rollout counts once. Without a second rollout, or
--- without spread, there is nothing to learn.
+-- Rule: A = (R - mean) / (std + 1e-4) over the rollouts of the group at that step (Shao et al. 2024, DeepSeekMath, arXiv:2402.03300, section 4.1),
+-- with the sample standard deviation. Each rollout counts once. Without a second rollout, or without spread, there is nothing to learn.
 -- Sorted lists: sums and deviations must not depend on the order of the input.
 WITH groups AS (
     SELECT policy, group_id, agent, step, list_sort(list(return)) AS returns FROM returns GROUP BY ALL

@@ -1,11 +1,10 @@
--- Which triplets are trained, and what is left of each sequence.
--- Grain: one row per triplet. `kept`: its tokens are in the sequence; `trained`: as more than context. `left_out`: why not.
--- `context_tokens`: those between the end of the call before and its first sampled one. `ends_sequence`: the last one kept.
+-- Which triplets are trained, and what remains of each sequence.
+-- Grain: one row per triplet. `kept`: its tokens are in the sequence. `trained`: they are trained, and not only context. `left_out`: why not.
+-- `context_tokens`: the tokens between the end of the previous call and its first sampled one. `ends_sequence`: the last one kept.
 -- Inputs: merges, call_returns, advantages, sampled_calls, policies (policy, max_sequence_tokens, too_long).
--- Rule: a sequence that is too long loses whole calls from its end until it fits (`sequence_too_long`), never a part of
--- one; with `too_long: drop_rollout` all calls of the rollout are left out (`rollout_too_long`). A reply that ended at its limit of
--- tokens is left out where the policy says so (`truncated`). A sequence ends with its last
--- trained call.
+-- Rule: a sequence that is too long loses whole calls from its end until it fits (`sequence_too_long`), never a part of one; with
+-- `too_long: drop_rollout` all calls of the rollout are left out (`rollout_too_long`). A reply that ended at its limit of tokens is left out if
+-- the policy says so (`truncated`). A sequence ends with its last trained call.
 WITH judged AS (
     SELECT
         merges.*,

@@ -1,12 +1,12 @@
--- What the other agents of a rollout had said when an agent's step began, as one number: equal where they had said the same.
--- Grain: one row per row of `returns` that acted. `others` is NULL where it is not known.
+-- What the other agents of a rollout had said when an agent's step began, as one number: equal if they had said the same.
+-- Grain: one row per row of `returns` that acted. `others` is NULL if it is not known.
 -- Inputs: call_returns, policy_calls, spans.
--- Rule: the outputs of every call, of any model, that another agent began before the step began; by agent, in their order. A call
--- that began later may have been asked because of what was said here, and a baseline from its output would take away what
--- was done by it. Outputs are the same where their texts and tool calls are; without texts, their token ids. A failed call said
--- nothing, and a judge (`reward_operation`) is no agent of the task. Unknown: an earlier call whose agent is not known may be
--- the agent's own; one of which nothing was recorded may have said anything, and one without a time may have been earlier.
--- A sum of hashes, each with agent and place: that of all earlier calls less that of the agent's own, in one pass.
+-- Rule: the outputs of all calls, of any model, that other agents began before the step began; by agent, in their order. Later calls do not count:
+-- they may have been made because of this step, and a baseline from their outputs would take away its effect. Outputs are the same if their
+-- texts and tool calls are; without texts, if their token ids are. A failed call said nothing, and a judge (`reward_operation`) is no agent of
+-- the task. `others` is not known in these cases: the agent of an earlier call is not known (it may be the agent's own); nothing was recorded
+-- of a call; a call has no time, so it may have been earlier.
+-- It is a sum of hashes, each with agent and place: that of all earlier calls less that of the agent's own, in one pass.
 WITH calls AS (
     SELECT call_id, rollout_id, attempt_id, span_id, response_id, start_ns, coalesce(agent, '') AS agent
     FROM policy_calls

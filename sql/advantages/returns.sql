@@ -1,9 +1,9 @@
 -- What the estimators compare: the return of every rollout at every step.
 -- Grain: one row per (policy, group, agent, step, rollout). With `assign: final` a rollout is one step, so one row.
--- `acted`: the rollout made a call there that could be trained on. With `assign: discounted` a rollout that had ended by
--- then stands with the return of its last step, so that late steps of long rollouts are compared with how short ones ended.
--- With `nearest` it does not: what its last call was given alone says nothing of steps it did not take.
 -- Inputs: call_returns, reward_settings.
+-- Rule: `acted`: the rollout made a call at this step that could be trained on. With `assign: discounted` a rollout that had ended by then is
+-- represented by the return of its last step, so that late steps of long rollouts are compared with how short ones ended. With `nearest` it is
+-- not: the reward of its last call alone says nothing of steps that it did not take.
 WITH acted AS (
     SELECT DISTINCT policy, group_id, agent, step, rollout_id, attempt_id, reward, return
     FROM call_returns

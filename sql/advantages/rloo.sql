@@ -1,8 +1,8 @@
 -- RLOO: a return against the mean of the others of its group.
--- Grain: one row per row of `returns` that acted. `left_out` is NULL where it trains.
+-- Grain: one row per row of `returns` that acted. `left_out` is NULL if it trains.
 -- Inputs: returns.
--- Rule: A = R - mean of the other n - 1 rollouts at that step (Ahmadian et al. 2024, Back to Basics, arXiv:2402.14740; Kool et
--- al. 2019), which is n / (n - 1) * (R - mean of all).
+-- Rule: A = R - mean of the other n - 1 rollouts at that step (Ahmadian et al. 2024, Back to Basics, arXiv:2402.14740; Kool et al. 2019), which is
+-- n / (n - 1) * (R - mean of all).
 WITH groups AS (
     SELECT policy, group_id, agent, step, list_sort(list(return)) AS returns FROM returns GROUP BY ALL
 ),

@@ -1,9 +1,10 @@
 -- The rows that are trained on.
--- Grain: one row per sequence: one or more calls of a rollout, merged where each prompt extends the last.
+-- Grain: one row per sequence: one or more calls of a rollout, merged if each prompt extends the last.
 -- Inputs: kept_triplets, triplets.
--- Rule: the tokens are those of the last call's prompt and response; what was sampled on the way is trained
--- (loss_mask 1), what came between (tool results, user turns, calls that are left out) is context. Every list has one
--- entry a token. `tokenized`: any of what is trained was not sampled, but is text that the policy's chat template was given. `reward` is the rollout's, as this policy is rewarded, `advantage` the mean over the trained calls.
+-- Rule: the tokens are those of the last call's prompt and response. Sampled tokens are trained (loss_mask 1); those between (tool results, user
+-- turns, calls that are left out) are context. Every list has one entry a token. `tokenized`: some of what is trained was not sampled, but is
+-- text that the policy's chat template turned into tokens. `reward` is the rollout's reward for this policy, `advantage` the mean over the
+-- trained calls.
 WITH joined AS (
     SELECT
         kept.sequence_id,

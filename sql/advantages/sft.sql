@@ -1,9 +1,8 @@
--- SFT: the best rollouts of each group, from a reward on, are examples; each trains with the same strength.
--- Grain: one row per row of `returns` that acted. `left_out` is NULL where it is an example.
+-- SFT: the best rollouts of each group, with at least a given reward, are examples; each trains with the same strength.
+-- Grain: one row per row of `returns` that acted. `left_out` is NULL if it is an example.
 -- Inputs: returns, examples (policy, best, min_reward: what the settings' `sft` says; NULL: no limit).
--- Rule: returns below min_reward are left out (`below_min_reward`), then all but the `best` highest of the group at that
--- step (`not_best_of_group`). Of equal returns the one whose rollout id comes first is taken, so a choice never depends on
--- the order of the input.
+-- Rule: returns below min_reward are left out (`below_min_reward`), then all but the `best` highest of the group at that step
+-- (`not_best_of_group`). Of equal returns the one whose rollout id comes first is taken, so that the order of the input does not matter.
 WITH ranked AS (
     SELECT
         returns.*,

@@ -1,8 +1,8 @@
--- Whose calls came with which prompt: what later epochs of the run may know an agent by.
--- Grain: one row per (attempt, prompt, agent). `by_ids`: ids alone tell whose these calls were. A prompt counts twice, whole and
--- by how it begins, since attempts differ in which of them tells agents apart (`prompt_keys`).
+-- Which agent's calls had which prompt: later epochs of the run may recognize an agent by it.
+-- Grain: one row per (attempt, prompt, agent). `by_ids`: ids alone tell the agent of these calls. A prompt counts twice, as a whole and by
+-- its beginning, since attempts differ in which of the two tells agents apart (`prompt_keys`).
 -- Inputs: prompt_keys, span_agents, components, evident_agent, bucket.
--- Rule: what was concluded from prompts is no evidence of prompts.
+-- Rule: agents that were concluded from prompts do not count as evidence of prompts.
 WITH calls AS (
     SELECT
         prompt_keys.attempt,

@@ -1,8 +1,9 @@
--- The runs of agents, and which were at work while another of their name was: each of those is an agent of its own, to which the
--- rewards under its span belong.
--- Grain: one row per agent span; `crew` is the first of the runs of that name that overlap it, or each other; NULL where none
--- does. Empty with `assign: final`. Inputs: agent_spans, nodes, reward_settings.
--- Rule: what else names an agent (a call, a tool, a client's request) is not its run.
+-- The runs of agents, and which of them overlap a run of the same name: each of those is an agent of its own, and gets the rewards under
+-- its own span.
+-- Grain: one row per agent span. `crew` is the first run of a set of overlapping runs of that name; NULL if none overlaps. Empty with
+-- `assign: final`.
+-- Inputs: agent_spans, nodes, reward_settings.
+-- Rule: only agent spans are runs; a call, a tool or a client's request that names an agent is none.
 WITH runs AS (
     SELECT agent_spans.node, agent_spans.attempt, agent_spans.agent, agent_spans.start_ns, agent_spans.end_ns
     FROM agent_spans

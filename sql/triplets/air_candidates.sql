@@ -1,8 +1,8 @@
--- The spans that a rule of automatic intermediate rewarding asks about: what it says of op, tool and status holds.
--- Grain: one row per (rule, span). `call` is the call that the span is a record of. Empty without rules (`reward.air`).
+-- The spans that may match a rule of automatic intermediate rewarding (`reward.air`): its conditions on op, tool and status hold.
+-- Grain: one row per (rule, span). `call` is the call that the span is a record of. Empty without rules.
 -- Inputs: nodes, bucket, llm_twins, tool_twins, air_rules.
--- Rule: an LLM or tool call that was seen twice failed if any of its records says so.
--- A table of its own, so that DuckDB knows how few there are (none, as a rule) before `air_matches` reads texts for them.
+-- Rule: an LLM or tool call that was recorded twice failed if any of its records says so.
+-- A table of its own, so that DuckDB knows how few there are (normally none) before `air_matches` reads texts for them.
 WITH asked AS MATERIALIZED (
     SELECT
         nodes.node,

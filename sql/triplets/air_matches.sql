@@ -1,10 +1,10 @@
--- What the rules of automatic intermediate rewarding (AIR) give: a failing tool call costs 0.1, say.
--- Grain: one row per (rule, span) that is given something.
+-- The rewards that rules of automatic intermediate rewarding (AIR) give, for example -0.1 for a failing tool call.
+-- Grain: one row per (rule, span) that gets a reward.
 -- Inputs: air_candidates (of the rule: name, value, attribute, column_name, found_in, pattern, per, cap, before_limit), spans.
--- Rule: a span matches where every condition of the rule holds. An LLM or tool call that was seen twice counts once, if
--- any of its records matches. With `before_limit` an LLM call is given a share of the value: 0 up to so many tokens before its
--- limit, 1 at the limit, growing evenly between (Yu et al. 2025, DAPO, arXiv:2503.14476, eq. 13). `per: rollout` gives the value for the first match only; `cap`
--- bounds what a rule gives an attempt, in absolute value.
+-- Rule: a span matches if every condition of the rule holds. An LLM or tool call that was recorded twice counts once, if any of its records
+-- matches. With `before_limit` an LLM call gets a share of the value: 0 up to that many tokens before its limit, 1 at the limit, growing evenly
+-- between (Yu et al. 2025, DAPO, arXiv:2503.14476, eq. 13). `per: rollout` gives the value for the first match only; `cap` limits the sum that
+-- a rule gives an attempt, in absolute value.
 WITH
 -- Three times from `spans`, so that texts and the map of attributes are read only where a rule asks for them.
 found AS (

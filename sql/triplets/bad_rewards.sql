@@ -1,9 +1,9 @@
--- Rewards that cannot be used: no finite number, for a rollout that nobody knows, or of one who may not give them.
--- Grain: one row per reward span. `reason`: no_number, not_finite, unknown_rollout, no_authority (also of a span that names a
--- rollout and comes from nobody: it has no rollout).
+-- Rewards that cannot be used: no finite number, for an unknown rollout, or from a sender that may not give them.
+-- Grain: one row per reward span. `reason`: no_number, not_finite, unknown_rollout, no_authority (also for a span that names a rollout and has
+-- no known sender: it belongs to no rollout).
 -- Inputs: spans, rewards_given.
--- Rule: a rollout is known where an execution of it begins or ends, or is opened, in the epoch's range of the spool. What a grader
--- gave is of another epoch of the run then, which was graded again after this one, and no fault.
+-- Rule: a rollout is known if an attempt of it begins or ends, or is opened, in the epoch's range of the spool. A grader's reward for another
+-- rollout belongs to another epoch of the run, which was graded again after this one, and is no fault.
 WITH unknown AS (
     SELECT DISTINCT rollout_id, attempt_id, span_id, coalesce(reward_name, 'reward') AS name, reward AS value,
         CASE WHEN refused IS NOT NULL THEN 'no_authority' ELSE 'unknown_rollout' END AS reason

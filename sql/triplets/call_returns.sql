@@ -1,15 +1,12 @@
--- What each call that could be trained on is credited with.
--- Grain: one row per call of judged_calls that is not left out. `agent` and `step` say what it is compared with: the same
--- step of the same agent in the other rollouts of its group; with `assign: final` all of a rollout is one step.
--- Inputs: judged_calls, call_steps, rollout_rewards, bucket, policy_totals, reward_steps, agent_runs, span_agents, reward_settings,
--- policies.
--- Rule: final: the rollout's reward, to this policy where it names rewards of its own. nearest: the sum of the rewards the call was given. discounted: the sum of those
--- that it and the agent's later calls were given, times gamma a call in between; what one of several namesakes at work at once was
--- given goes to its own calls alone. Where a reward's agent is ambiguous,
--- no call of the attempt has a return that could be trusted (`ambiguous_reward`); where an agent's call is that a reward may
--- be for, none of this agent's.
--- Of n calls: a sum over the first 2k is that over k and, times gamma to the k, that over the k behind them; so log n
--- rounds, not n² pairs.
+-- The return of each call that could be trained on: what the call is credited with.
+-- Grain: one row per call of judged_calls that is not left out. `agent` and `step` say what it is compared with: the same step of the same agent
+-- in the other rollouts of its group. With `assign: final` a whole rollout is one step.
+-- Inputs: judged_calls, call_steps, rollout_rewards, bucket, policy_totals, reward_steps, agent_runs, span_agents, reward_settings, policies.
+-- Rule: by `assign`. final: the rollout's reward, or this policy's own sum if it names rewards of its own. nearest: the sum of the rewards that the
+-- call got. discounted: the sum of the rewards that it and the agent's later calls got, times gamma for each call in between; rewards of one of
+-- several overlapping agents of one name go to its own calls alone. If a reward's agent is ambiguous, no call of the attempt has a return
+-- (`ambiguous_reward`). If an ambiguous call may be the one that an agent's reward is for, no call of this agent has one.
+-- Of n calls: a sum over the first 2k is that over k and, times gamma to the k, that over the k behind them; so log n rounds, not n² pairs.
 WITH RECURSIVE trainable AS (
     SELECT
         calls.call_id,

@@ -1,5 +1,4 @@
--- The calls that policies of the settings sampled, and where in the lake they lie: their token ids and messages are one
--- join away.
+-- The calls that policies of the settings sampled, and where in the lake they are: token ids and messages are one join away.
 -- Grain: one row per such call (twins merged). `tokenized`: another model answered it; its tokens are those of `tokenized_calls`.
 -- Inputs: nodes, llm_twins, policies, tokenized_calls (record_offset, record_index, policy, prompt_ids, response_ids, flaw).
 SELECT

@@ -1,8 +1,8 @@
--- The calls of each agent in the order they ended: what a reward is given to, and what gamma counts.
--- Grain: one row per call that a policy of the settings sampled and that did not fail; `step` counts from 1 within
--- (policy, attempt, agent). `agent` is '' where there is no name; `agent_node` the agent's span, NULL where it is not known which
--- of several. `crew`: the agents of that name that were at work at once (`agent_runs`), of which it is one's; NULL where there are none.
--- Empty with `assign: final`. Inputs: judged_calls, policies, nodes, span_agents, bucket, agent_runs, reward_settings.
+-- The calls of each agent in the order in which they ended: rewards are given to them, and gamma counts them.
+-- Grain: one row per call that a policy of the settings sampled and that did not fail; `step` counts from 1 within (policy, attempt, agent).
+-- `agent` is '' if it has no name; `agent_node` is the agent's span, NULL if it is not known which of several. `crew`: the set of overlapping
+-- agents of that name (`agent_runs`) to which the agent belongs; NULL if there is none. Empty with `assign: final`.
+-- Inputs: judged_calls, policies, nodes, span_agents, bucket, agent_runs, reward_settings.
 WITH calls AS MATERIALIZED (
     SELECT
         judged_calls.call_id,

@@ -1,10 +1,10 @@
--- The agents that could have made a call of which it is not known whose it is.
--- Grain: one row per (call of a policy, agent name). `agent` is '' for one that nobody knows: a span was lost, or the prompt is none
--- of the others'.
--- Inputs: bucket, nodes, span_agents, components, placements, root_calls, evidence, enclosing_agent, evident_agent, waiting, calls_at_once, agent_times, agent_spans, lossy_attempts.
--- Rule: what is ambiguous is the call, or what it lies under: from the call upwards to the first tree that several agents
--- hold. Candidates are the agents that were open when that began (as in `enclosing_agent`), without those around another of
--- them: of nested agents the inner one has the span, unless the outer one works meanwhile, the span outlives the inner one, or is one of two calls at once.
+-- The agents that could have made a call whose agent is ambiguous.
+-- Grain: one row per (call of a policy, agent name). `agent` is '' for an unknown agent: a span was lost, or no other agent has the prompt.
+-- Inputs: bucket, nodes, span_agents, components, placements, root_calls, evidence, enclosing_agent, evident_agent, waiting, calls_at_once,
+-- agent_times, agent_spans, lossy_attempts.
+-- Rule: the call itself is ambiguous, or something above it: from the call upwards, the first tree that several agents hold counts. Candidates
+-- are the agents that were open when that tree began (as in `enclosing_agent`), without those around another candidate: of nested agents the
+-- inner one has the span, unless the outer one works at the same time, the span outlives the inner one, or it is one of two calls at once.
 WITH RECURSIVE
 unclear AS MATERIALIZED (
     -- As a rule none: then nothing more is looked at.

@@ -1,10 +1,10 @@
--- What the messages say of calls whose tokens go on from no earlier call: is the text another, or only its tokens?
--- Grain: one row per call of an attempt in which a call that is not the first goes on from none.
--- `prompt`: hash of the prompt. `opening`: hash of the leading system messages and the first other one. `said`: hash of all messages up to the last
--- reply among them. `replies`: one a choice, hash of all messages and the reply to them.
+-- The messages of calls whose tokens continue no earlier call: is the text different, or only its tokens?
+-- Grain: one row per call of an attempt in which a call that is not the first continues none.
+-- `prompt`: hash of the prompt. `opening`: hash of the leading system messages and the first other one. `said`: hash of all messages up to the
+-- last reply among them. `replies`: for each choice, hash of all messages and the reply to them.
 -- Inputs: triplet_ends, followed_calls, call_rows, spans, tokenized_calls.
--- Rule: messages are the same where role, content, and the tool calls' names and arguments are. Where no messages were
--- recorded, the first 64 tokens of the prompt stand for the opening.
+-- Rule: messages are the same if role, content, and the names and arguments of their tool calls are. If no messages were recorded, the first
+-- 64 tokens of the prompt are the opening.
 WITH calls AS (
     SELECT DISTINCT call_id, rollout_id, attempt_id, policy FROM triplet_ends WHERE merge = 'prefix'
 ),

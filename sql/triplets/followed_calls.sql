@@ -1,11 +1,10 @@
--- Which earlier triplet's tokens a later prompt goes on from, token for token.
--- Grain: one row per triplet that goes on from another.
+-- Which earlier triplet a later prompt continues, token for token.
+-- Grain: one row per triplet that continues another.
 -- Inputs: triplets, triplet_ends.
--- Rule: within an attempt and policy, the longest earlier prompt + response that the later prompt begins with; of equal ones
--- the latest. No pairs are made: a prompt is asked for five tokens at each length that any triplet of the attempt has, and
--- joined with the triplets of that length that have the same five there. The longest that is left is then looked up by a
--- hash of all its tokens; the shorter ones only where that one was wrong. So n calls cost n comparisons of whole prompts,
--- whether they share much, little or nothing.
+-- Rule: within an attempt and policy, the longest earlier prompt + response that the later prompt begins with; of equally long ones the latest.
+-- No pairs are made: a prompt's five tokens at each length that any triplet of the attempt has are joined with the triplets of that length that
+-- have the same five tokens there. The longest that remains is then compared by a hash of all its tokens; shorter ones only if that one was
+-- wrong. So n calls cost n comparisons of whole prompts, whether they share much, little or nothing.
 WITH attempts AS MATERIALIZED (
     SELECT rollout_id, attempt_id, policy, min(call_id) AS scope, list_sort(list(DISTINCT tokens)) AS lengths
     FROM triplet_ends

@@ -1,10 +1,10 @@
--- Calls without token ids, of models elsewhere, that a policy which imitates takes as examples: what was said in them.
--- Grain: one row per LLM span of attempts that count. `asked`, `answered`, `tools`: JSON, OpenAI's messages and tools, whichever
--- convention the span follows; NULL: not recorded, or more than text. `cut_off`: the reply ended at its limit of tokens.
+-- Calls without token ids, of models elsewhere, that an imitating policy (`sft`) takes as examples: their texts.
+-- Grain: one row per LLM span of attempts that count. `asked`, `answered`, `tools`: messages and tools as OpenAI's JSON, whatever convention the
+-- span follows; NULL: not recorded, or not only text. `cut_off`: the reply ended at its limit of tokens.
 -- Inputs: spans, counted_attempts, tokenizing (policy, every; no row: no policy imitates).
--- Rule: what was imported as chats (which who holds the secret alone can say) always is; the others where the policy's settings say
--- so (`every`). OpenAI's messages, GenAI's parts, OpenInference's numbered attributes, MLflow's inputs and outputs; of several
--- the first. Of several choices the first.
+-- Rule: imported chats (which only a holder of the secret can send) are always taken; other calls if the policy's settings say so (`every`). The
+-- first of these forms that the span has is read: OpenAI's messages, GenAI's parts, OpenInference's numbered attributes, MLflow's inputs and
+-- outputs. Of several choices the first is read.
 WITH calls AS (
     SELECT spans.*, tokenizing.policy AS taker
     FROM spans

@@ -1,17 +1,18 @@
--- Which LLM calls of the epoch's rollouts train a policy, and why the others do not: the narrow part of `policy_calls`,
--- which is all that rewards and triplets need of it.
--- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
--- Inputs: nodes, span_agents, llm_twins, call_rows, agent_spans, candidate_agents, reward_operation_spans, sampled_calls,
--- rollout_rewards, policy_totals, bucket, policies, reward_settings.
--- Rule: a call trains the policy that sampled it (or that tokenized its text: only one that `imitates` does), as that policy samples, if the policy's agent_match takes the call's
--- agent; the first reason that holds is given for those left out. `stale`: sampled by a version more than max_version_lag
--- before the epoch's (`unknown_version`: where a limit is set and that cannot be told). `other_sampling`: not with the
--- policy's temperature and top_p alone, where what the request left open is what the model's generation_config.json says
--- (`left_open`); flagged also where it trains. A policy that `imitates` (sft) takes tokens however
--- they were chosen, also greedily or by a grammar, if they are whole. An ambiguous call trains if the policy takes every agent
--- that could have made it, and the same reward goes to all of them (`assign: final`, or `ambiguous: train`). `reward_operation`:
--- a judge's. `bad_token_ids`: negative, or past the vocabulary where that is known.
--- `bad_logprobs`: above 0 by more than rounding, infinite, or NaN. `not_scheduled`: the policy is not trained in this epoch.
+-- Which LLM calls of the epoch's rollouts train a policy, and why the others do not: the few columns of `policy_calls` that rewards and triplets
+-- need.
+-- Grain: one row per call (twins merged). `left_out` is NULL if the call trains `policy`.
+-- Inputs: nodes, span_agents, llm_twins, call_rows, agent_spans, candidate_agents, reward_operation_spans, sampled_calls, rollout_rewards,
+-- policy_totals, bucket, policies, reward_settings.
+-- Rule: a call trains the policy that sampled it, if it was sampled as that policy samples, and if the policy's agent_match matches the call's
+-- agent. (A policy that `imitates` may also train on a call whose text it tokenized.) `left_out` is the first reason that holds:
+-- `stale`: sampled by a version more than max_version_lag before the epoch's; `unknown_version`: there is a limit, and the version is not known.
+-- `other_sampling`: other settings than the policy's temperature and top_p changed the distribution; for what the request left open
+-- (`left_open`), the model's generation_config.json counts. The flag is also set on calls that train.
+-- An ambiguous call trains if the policy takes every agent that could have made it, and all of them get the same reward (`assign: final`, or
+-- `ambiguous: train`). `reward_operation`: a judge made the call.
+-- `bad_token_ids`: negative, or past the vocabulary if that is known. `bad_logprobs`: above 0 by more than rounding, infinite, or NaN.
+-- `not_scheduled`: the policy is not trained in this epoch.
+-- A policy that `imitates` (sft) takes whole tokens however they were chosen, also greedily or by a grammar.
 WITH calls AS (
     SELECT
         nodes.node,

@@ -1,7 +1,6 @@
--- What is known of the calls that policies of the settings sampled without reading their tokens.
--- Grain: one row per call of call_rows. `unmeasured`: its tokens have to be read, since its file was written before spans had
--- their extremes. `highest_logprob` is NaN where any is.
--- What was tokenized has no logprobs (0 each) and may have a flaw already.
+-- What is known, without reading tokens, of the calls that policies of the settings sampled.
+-- Grain: one row per call of call_rows. `unmeasured`: its tokens have to be read, because its file was written before spans had columns for the
+-- extremes of ids and logprobs. `highest_logprob` is NaN if any logprob is. Tokenized calls have logprobs of 0, and may have a flaw already.
 -- Inputs: call_rows, spans, policies, tokenized_calls.
 SELECT
     call_rows.call_id,

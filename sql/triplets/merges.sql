@@ -1,12 +1,12 @@
--- Which triplets make one sequence, and why a sequence begins where it does.
--- Grain: one row per triplet; `sequence_id` is the id of the sequence's first triplet, `place` counts from 1;
--- `tokens` are those of prompt and response.
+-- Which triplets form one sequence, and why a sequence begins.
+-- Grain: one row per triplet; `sequence_id` is the id of the sequence's first triplet, `place` counts from 1; `tokens` are those of prompt and
+-- response.
 -- Inputs: triplet_ends, followed_calls, token_drifts, conversations.
--- Rule: a call continues the sequence that it goes on from. Of several that go on from the same call the first continues
--- it; the others begin sequences of their own, `branch`, and so do further choices and the same prompt sampled again.
--- `first_call`: of the policy in the attempt. `token_drift`: it goes on from an earlier reply as text, but the reply's
--- tokens came back others than sampled (drift_position, drift_tokens). `prompt_rewritten`: it shares the opening message
--- with an earlier call, and not all that came after. `new_conversation`: not even that. `per_call`: nothing is merged.
+-- Rule: a call continues the sequence of the call that its prompt continues. If several continue the same call, only the first does; the others,
+-- further choices, and the same prompt sampled again begin sequences of their own (`branch`). Other reasons to begin one:
+-- `first_call`: the policy's first call in the attempt. `token_drift`: the text continues an earlier reply, but the reply came back as other tokens
+-- than were sampled (drift_position, drift_tokens). `prompt_rewritten`: the opening is that of an earlier call, something after it is not.
+-- `new_conversation`: not even the opening is. `per_call`: the settings merge nothing.
 WITH RECURSIVE
 ends AS MATERIALIZED (
     SELECT

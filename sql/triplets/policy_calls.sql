@@ -1,7 +1,7 @@
 -- Every LLM call of the epoch's rollouts, its agent, and whether it trains a policy.
--- Grain: one row per call (twins merged). `left_out` is NULL where the call trains `policy`.
+-- Grain: one row per call (twins merged). `left_out` is NULL if the call trains `policy`.
 -- Inputs: judged_calls, nodes, places, spans, bucket, rollout_rewards.
--- Rule: that of judged_calls. Wide and for analysts, hence made behind the triplets, which need none of it.
+-- Rule: that of judged_calls, with more columns for analysts. It is made after the triplets, which do not need it.
 SELECT
     calls.call_id,
     bucket.rollout_id,

@@ -1,7 +1,6 @@
--- Agents that two policies both select: the settings do not say which of them such an agent's calls are to train.
+-- Agents that two policies both select: the settings do not say which of the two such an agent's calls are to train.
 -- Grain: one row per (agent, pair of policies). Inputs: policy_calls, policies.
--- Rule: of the agents that called a policy. A policy without agent_match selects no agents (`model` alone says what is its),
--- so it overlaps with none.
+-- Rule: only agents that called a policy count. A policy without agent_match selects no agents (`model` alone decides), so it overlaps with none.
 WITH agents AS (
     SELECT DISTINCT agent FROM policy_calls SEMI JOIN policies USING (policy) WHERE agent IS NOT NULL
 ),

@@ -1,8 +1,8 @@
 -- What the rewards are worth to the policies that name rewards of their own (`policies[].rewards`).
--- Grain: one row per (policy, reward) that such a policy looks at; none of policies that are rewarded as `reward` says.
+-- Grain: one row per (policy, reward) that such a policy counts; none for policies that `reward` rewards.
 -- Inputs: rewards_given, policy_weights (policy, name, weight).
--- Rule: of each name the last counts. Whether the run weighs a name too does not matter; what cannot be used at all (no
--- number, a failed attempt, reward_match) stays out. What rules give (AIR), and the failure reward, are every policy's.
+-- Rule: the last reward of each name counts, whether or not the run weighs the name too. Rewards that cannot be used at all (no number, a failed
+-- attempt, reward_match) do not count. Rewards of rules (AIR) and the failure reward count for every policy.
 WITH named AS (
     SELECT own.policy, given.* REPLACE (own.weight AS weight)
     FROM rewards_given AS given

@@ -1,8 +1,7 @@
 -- The reward of every rollout that counts, for the policies that name rewards of their own.
--- Grain: one row per (policy, rollout), of such policies alone. `reward` is NULL where the rollout trains it on nothing;
--- `left_out` says why.
+-- Grain: one row per (policy, rollout), for such policies alone. `reward` is NULL if the rollout has none for this policy; `left_out` says why.
 -- Inputs: policy_rewards, policy_weights, rollout_rewards, bucket.
--- Rule: the weighted sum of the rewards that count. Without one of the names, and without a failure reward, there is none.
+-- Rule: the weighted sum of the rewards that count; NULL without any of the policy's names and without a failure reward.
 WITH sums AS (
     -- Sorted lists: a sum must not depend on the order of its input.
     SELECT

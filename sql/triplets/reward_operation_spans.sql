@@ -1,8 +1,8 @@
--- Spans inside a reward operation: calls among them are a judge's, no agent's.
--- Grain: one row per such span; of a call that was seen twice the record that stays. Inputs: nodes, spans, components, llm_twins.
--- Rule: inside by declared parents, of any record of the call. Operations are spans that emit a reward as such, and Agent
--- Lightning's `agentlightning.operation` by the name of `agentlightning.reward`. As a rule nothing is inside: DuckDB knows of groups
--- how few they are, and then looks for no more.
+-- Spans inside a reward operation: calls among them are a judge's, not an agent's.
+-- Grain: one row per such span; for a call that was recorded twice, the record that stays. Inputs: nodes, spans, components, llm_twins.
+-- Rule: inside by declared parents, of any record of the call. Reward operations are spans that are themselves rewards, and Agent Lightning's
+-- `agentlightning.operation` with the name `agentlightning.reward`. Normally nothing is inside: DuckDB knows the sizes of groups, and then looks
+-- for no more.
 WITH RECURSIVE
 operations AS MATERIALIZED (
     SELECT node FROM nodes WHERE op = 'reward'

@@ -1,21 +1,22 @@
--- Which call each reward goes to, where rewards are given to calls (`assign: nearest` or `discounted`).
--- Grain: one row per (reward, policy, agent) whose calls it can go to. `call_id` is NULL where it goes to none, `left_out`
--- says why: no_call_of_agent, before_every_call, call_has_reward (nearest), ambiguous_agent (the policy drops those),
--- ambiguous_call.
+-- Which call each reward goes to, if rewards are given to calls (`assign: nearest` or `discounted`).
+-- Grain: one row per (reward, policy, agent) to whose calls it can go. `call_id` is NULL if it goes to no call. `left_out` says why:
+-- no_call_of_agent, before_every_call, call_has_reward (nearest), ambiguous_agent (the policy drops those), ambiguous_call.
 -- Inputs: rewards_given, policy_rewards, call_steps, agent_runs, candidate_agents, span_agents, edges, nodes, llm_twins, policies,
 -- reward_settings.
--- Rule: a reward on a call, or right under its span, is that call's. Any other goes to the latest call of the agent it was emitted
--- under that had ended by then (of several agents of one name to its own agent's span's; of those at work at once to no other
--- one's). One on or right under a step, which is a span of no call and no agent, counts as emitted by the step's end, and goes to a
--- call in the step before any other, where ids tell of one. One that was emitted outside every agent goes to the latest such call of
--- each name. Clocks of hosts differ: a reward within the last 50 ms of a call is for that call, unless the agent had several calls under way and may have emitted while it
--- waited; and one up to 50 ms before the end of the agent's first call is for that. What is given after the attempt (a
--- grader's, the failure reward) is for the last call, whatever its time. With `nearest` a call takes the first reward of a
--- name from its agent and the first from outside; a later one is left out and counted, it does not go to an earlier call.
--- What rules give (AIR) always adds up.
--- A reward emitted under an agent goes to nobody (`ambiguous_call`) where a call that may be this agent's, and is left out
--- for that, ended between the call it would go to and the reward. Nor does one of an agent among namesakes at work at once, where
--- a call may be any of theirs and that changes what a call is credited with: one that ended between (nearest), any before (discounted).
+-- Rule: docs/credit.md has it at length.
+-- A reward on a call, or right under its span, is that call's.
+-- A reward under an agent goes to the agent's latest call that had ended by then: of several agents of one name to its own span's calls, and of
+-- overlapping ones to no other's. A reward on or right under a step (a span of no call and no agent) counts as given at the step's end, and goes
+-- first to a call inside the step, if ids show one.
+-- A reward outside every agent goes to the latest such call of each agent name. A reward after the attempt (a grader's, the failure reward)
+-- goes to the last call, whatever its time.
+-- Clocks differ: a reward in the last 50 ms of a call is for that call, unless the agent had several calls under way and may have emitted it
+-- while it waited. A reward up to 50 ms before the end of the agent's first call is for that call.
+-- `nearest`: a call takes the first reward of a name from its agent and the first from outside. A later one is left out and counted; it does
+-- not move to an earlier call. Rewards of rules (AIR) always add up.
+-- `ambiguous_call`: a call that may be the agent's, and is left out for that, ended between the call that the reward would go to and the reward.
+-- Likewise for one of several overlapping agents of one name, if a call may be made by any of them and that changes what a call is credited
+-- with: one that ended between (nearest), or any before (discounted).
 WITH RECURSIVE
 valued AS (
     -- `for_policy`: that of a policy which names rewards of its own; NULL: of all that do not.

@@ -1,12 +1,12 @@
--- Every reward of the attempts that count, and why those that do not count do not.
+-- Every reward of the attempts that count, and why some of them do not count.
 -- Grain: one row per reward. `source`: emitted (by the agent), grader, air (a rule), failure (of the attempt).
--- `agent`: whose span it was emitted under; NULL outside every agent. `counts`: it is part of the rollout's reward.
+-- `agent`: the agent under whose span it was emitted; NULL outside every agent. `counts`: it is part of the rollout's reward.
 -- Inputs: nodes, span_agents, spans, scored_attempts, bucket, air_matches, reward_settings, reward_weights (name, weight).
--- Rule: with weights, the last of each weighted name counts; without, the last one named `reward`, or the last of any
--- name where none is so named. A grader's is written after the attempt: it is later than any other, whatever the clocks say.
--- `no_authority`: an attempt's that poses as a grader. `grader_failed`: the settings' grader gave this attempt no number, and then the
--- agent's own word does not stand for it: an agent may make a grader fail.
--- An attempt that the agent failed gets failure_reward instead of these. What AIR gives is added to either.
+-- Rule: with weights, the last reward of each weighted name counts; without, the last one named `reward`, or the last of any name if none is.
+-- A grader's reward, written after the attempt, is later than any other, whatever the clocks say.
+-- `no_authority`: an attempt gave it in a grader's name. `grader_failed`: the settings' grader gave this attempt no number; then the agent's own
+-- reward does not replace it, because an agent may make a grader fail.
+-- A failed attempt gets failure_reward instead of these. Rewards of rules (AIR) are added in both cases.
 WITH graders AS (
     SELECT nodes.node, spans.attributes['lightning.reward.grader'] AS grader
     FROM nodes

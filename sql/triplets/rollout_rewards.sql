@@ -1,9 +1,8 @@
 -- The reward of every rollout that counts.
--- Grain: one row per rollout. `reward` is NULL where the rollout is left out of training; `left_out` says why.
+-- Grain: one row per rollout. `reward` is NULL if the rollout is left out of training; `left_out` says why.
 -- Inputs: scored_attempts, bucket, rewards_given, reward_settings (one row: success_reward, failure_reward, grader, air).
--- Rule: the weighted sum of the rewards that count, `air` among it what rules gave. Rules alone are a reward only where
--- nobody else was to give one: no grader, and no reward emitted, not even a bad one. `success` looks at the reward
--- without `air`.
+-- Rule: the weighted sum of the rewards that count, including those of rules (`air`). Rules alone make a reward only if nothing else could give
+-- one: no grader, and no emitted reward, not even a bad one. `success` is decided by the reward without `air`.
 WITH totals AS (
     -- Sorted lists: a sum must not depend on the order of its input.
     SELECT

@@ -1,8 +1,8 @@
--- What was sampled, and whether its token ids and logprobs can be trained on; they themselves stay in `spans`.
--- Grain: one row per call of call_rows. `flaw` says why not: `no_token_ids` (also: as many
--- logprobs or choices as there are not), `empty_response`, `bad_token_ids` (negative, or past the vocabulary where that is
--- known), `bad_logprobs` (above 0 by more than rounding, infinite, NaN); or why its text could not be tokenized.
--- `finish_reasons`: a JSON list, one a choice, where the policy leaves out what was truncated.
+-- Whether the token ids and logprobs of each sampled call can be trained on; they themselves stay in `spans`.
+-- Grain: one row per call of call_rows. `flaw` says why not: `no_token_ids` (also if their number does not fit logprobs or choices),
+-- `empty_response`, `bad_token_ids` (negative, or past the vocabulary if that is known), `bad_logprobs` (above 0 by more than rounding,
+-- infinite, NaN); or why its text could not be tokenized. `finish_reasons`: a JSON list, one a choice, if the policy leaves out truncated
+-- replies.
 -- Inputs: measured_calls, spans.
 WITH read AS (
     -- None, as a rule; then DuckDB reads no tokens.

@@ -1,4 +1,4 @@
--- Rollouts that ended without one call that a policy of the settings sampled: there is nothing of them to train on.
+-- Rollouts that ended without any call that a policy of the settings sampled: there is nothing to train on.
 -- Grain: one row per such rollout; `calls` counts its calls to other models.
 -- Inputs: rollout_rewards, judged_calls, policies, bucket.
 WITH counted AS (

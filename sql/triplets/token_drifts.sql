@@ -1,11 +1,11 @@
--- Calls that go on from an earlier reply as text, but not as the tokens that were sampled.
--- Grain: one row per call. `earlier_call`, `earlier_choice`: whose reply. `drift_position`: first token, counted from 0 as in
--- token_ids, at which the later prompt departs from the earlier prompt + response. `in_reply`: whether that is a sampled
--- one. `drift_tokens`: how many sampled ones came otherwise.
+-- Calls that continue an earlier reply as text, but with other tokens than were sampled.
+-- Grain: one row per call. `earlier_call`, `earlier_choice`: the reply. `drift_position`: the first token, counted from 0 as in token_ids, at which
+-- the later prompt differs from the earlier prompt + response. `in_reply`: whether that is a sampled token. `drift_tokens`: the number of
+-- sampled tokens that came back differently.
 -- Inputs: triplets, conversations.
--- Rule: the later call's messages up to the last reply among them are the earlier call's messages and its reply. Of the
--- reply's tokens those before the departure came as sampled, and those that end it alike: the later prompt's reply is
--- taken to end where the earlier's last token next stands.
+-- Rule: the later call's messages, up to the last reply among them, are the earlier call's messages and its reply. The reply's tokens before the
+-- first difference, and those at its end that are alike, came back as sampled; the later prompt's reply is taken to end where the earlier
+-- reply's last token next occurs.
 WITH replies AS (
     SELECT call_id, rollout_id, attempt_id, policy, unnest(replies) AS said, unnest(range(len(replies))) AS choice
     FROM conversations

@@ -1,4 +1,4 @@
--- How long the triplets are: what merging asks before it looks at whole prompts.
+-- The lengths of the triplets: what merging needs before it looks at whole prompts.
 -- Grain: one row per triplet. `tokens` are those of prompt and response.
 -- Inputs: triplets, policies (policy, merge).
 SELECT

@@ -1,6 +1,6 @@
--- What there is of the triplets but their tokens, and where in the lake those lie.
--- Grain: one row per choice of a call that trains (one choice unless the agent asked for `n` > 1). `reward` is what the
--- call is credited with. Of the call's sampled tokens those of the choice begin behind the first `tokens_before`.
+-- The triplets without their tokens, and where in the lake these are.
+-- Grain: one row per choice of a call that trains (one choice unless the agent asked for `n` > 1). `reward` is what the call is credited with.
+-- Of the call's sampled tokens those of the choice begin after the first `tokens_before`.
 -- Inputs: sampled_calls, call_returns, call_rows.
 -- Rule: the response of a call is that of its choices one after another; `choice_lengths` says how many tokens each has.
 WITH choices AS (

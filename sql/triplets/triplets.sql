@@ -1,7 +1,7 @@
 -- (prompt ids, response ids, reward): what a policy can learn from.
--- Grain: one row per choice of a call that trains, as in triplet_rows. A view: tokens are read from `spans` where they are
--- asked for.
--- Inputs: triplet_rows, spans, tokenized_calls. Rule: nothing was sampled of what was `tokenized`: its logprobs are 0.
+-- Grain: one row per choice of a call that trains, as in triplet_rows.
+-- Inputs: triplet_rows, spans, tokenized_calls.
+-- Rule: `tokenized` calls were not sampled, so their logprobs are 0. A view: tokens are read from `spans` when they are needed.
 SELECT
     this.call_id,
     this.choice,

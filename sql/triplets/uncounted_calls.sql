@@ -1,9 +1,9 @@
--- LLM calls of the epoch's rollouts in attempts that do not count: nothing of them is trained on.
--- Grain: one row per (call, choice); such calls have no place in a tree, so no `call_id`. `reason`: why the attempt does
--- not count (`superseded`, `infrastructure`, `no_outcome`), `unfinished` (it has no root span), `no_attempt` (the span
--- names none). `agent` as the span itself names it.
+-- LLM calls of the epoch's rollouts in attempts that do not count: they train nothing.
+-- Grain: one row per (call, choice); such calls are in no tree, so they have no `call_id`. `reason`: why the attempt does not count
+-- (`superseded`, `infrastructure`, `no_outcome`), `unfinished` (it has no root span), `no_attempt` (the span names none). `agent` is the name
+-- in the span itself.
 -- Inputs: spans, scored_attempts, epoch_scope, planned.
--- Rule: a record without token ids is no further call where another has its response id.
+-- Rule: a record without token ids is not counted if another record has its response id.
 WITH rollouts AS (
     SELECT DISTINCT rollout_id
     FROM spans

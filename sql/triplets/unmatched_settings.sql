@@ -1,7 +1,7 @@
--- Settings that should have matched something in the epoch and matched nothing: likely misspelt.
--- Grain: one row per such setting; of `reward.assign` one per agent whose rewards all went to no call, since no policy answers its
--- calls. Inputs: rewards_given, reward_steps, policy_calls, air_rules, reward_weights, policy_weights, reward_settings, policies,
--- user_rules, rule_matches.
+-- Settings that should have matched something in the epoch and matched nothing: they are probably misspelt.
+-- Grain: one row per such setting; for `reward.assign` one per agent whose rewards all went to no call, because no policy answers its calls.
+-- Inputs: rewards_given, reward_steps, policy_calls, air_rules, reward_weights, policy_weights, reward_settings, policies, user_rules,
+-- rule_matches.
 SELECT 'reward.air' AS setting, name AS given, 'no span matched this rule' AS meaning
 FROM air_rules
 WHERE name NOT IN (SELECT name FROM rewards_given WHERE source = 'air')
