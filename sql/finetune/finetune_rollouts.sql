@@ -1,10 +1,10 @@
--- Which recorded rollouts a finetuning looks at, and why it does not look at the others.
--- Grain: one row per rollout of the chosen epochs that ended; `left_out` is NULL where its attempts are scored for examples
--- (what becomes of those is in advantages and exclusions).
--- Inputs: spans, chosen_epochs (run, epoch, opened_offset, sealed_offset), chosen_plans (rollout_id), time_window (since_ns,
--- until_ns; NULL: no limit).
--- Rule: the first that holds: what came after its epoch was sealed; what its epoch did not plan; what began outside of
--- the window [since, until). A rollout began when its first attempt did.
+-- Which recorded rollouts a finetuning selects from, and why it does not take the others.
+-- Grain: one row per rollout of the chosen epochs that ended; `left_out` is NULL if its attempts are scored for examples (advantages and
+-- exclusions have what becomes of those).
+-- Inputs: spans, chosen_epochs (run, epoch, opened_offset, sealed_offset), chosen_plans (rollout_id), time_window (since_ns, until_ns; NULL: no
+-- limit).
+-- Rule: the first reason that holds: it came after its epoch was sealed; its epoch did not plan it; it began outside the window [since, until).
+-- A rollout began when its first attempt did.
 WITH rollouts AS (
     SELECT
         chosen_epochs.run AS source_run,

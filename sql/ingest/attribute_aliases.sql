@@ -1,11 +1,11 @@
 -- Which attribute names are read into which column of `spans`.
 -- Grain: one row per (attribute key). Inputs: none; this file is the table.
--- Where several keys of one column are on a span, the lowest `rank` whose value can be read as `type` wins. The others stay
--- in `attributes` unless they say the same; so does what cannot be read. docs/ingest.md has the rules in full.
--- `sender`: who alone may say it, `gateway`, `secret` (who holds the gateway's secret) or either; NULL: anybody. What somebody else
--- says there stays in `attributes` and is named in `refused`. Spans of which the sender is not known may say everything.
+-- Rule: if a span has several keys of one column, the lowest `rank` whose value can be read as `type` wins. The others stay in `attributes` unless
+-- they have the same value, and so do values that cannot be read. docs/ingest.md has the rules in full.
+-- `sender`: who alone may set it, `gateway`, `secret` (a holder of the gateway's secret) or either; NULL: anybody. What another sender sets stays in
+-- `attributes` and is named in `refused`. Spans with an unknown sender may set everything.
 -- `type`: text, int, float, int32s (token ids), float32s (logprobs). Arrays come as bytes, as arrays, or as JSON text.
--- What a name means by the kind of its span (`input.value`, `traceloop.entity.name`, `reward`, …) is decided in ingest/spans.sql.
+-- Names whose meaning depends on the kind of the span (`input.value`, `traceloop.entity.name`, `reward`, …) are decided in ingest/spans.sql.
 SELECT * FROM (VALUES
     ('lightning.rollout_id',                        'declared_rollout_id',        1, 'text', NULL),
     ('agentlightning.rollout_id',                   'declared_rollout_id',        2, 'text', NULL),

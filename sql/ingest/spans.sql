@@ -1,13 +1,11 @@
--- What is concluded of spans when they enter the lake; all their other columns are as the decoder read them.
+-- What is concluded about spans when they enter the lake; all their other columns are as the decoder read them.
 -- Grain: one row per span received, in the order of the lake's files.
--- Inputs: decoded_spans (one row per span of the spool, attributes read by `attribute_aliases`; `row` numbers them),
--- agent_rules.
--- Rule: the scope that the server authenticated, or a proof, wins over what the agent wrote; what nobody sent (neither token
--- nor proof nor secret) is of no rollout, whatever it names. An attempt is no grader, and the gateway alone opens and ends rollouts.
--- What a generic attribute (`input.value`, `output.value`, entity names) means is decided by the kind of the span; what is not known
--- stays NULL. An attribute `reward` is one
--- (Agent Lightning 0.2's) on a span that says nothing else of what it is; on a tool or a call it is whatever its author meant.
--- AgentOps' operations return theirs.
+-- Inputs: decoded_spans (one row per span of the spool, attributes read by `attribute_aliases`; `row` numbers them), agent_rules.
+-- Rule: the scope that the server authenticated, or a proof, wins over what the agent wrote. A span without token, proof or secret belongs to no
+-- rollout, whatever it names. An attempt cannot be a grader, and only the gateway opens and ends rollouts.
+-- The kind of the span decides what a generic attribute (`input.value`, `output.value`, entity names) means; what is not known stays NULL. An
+-- attribute `reward` (Agent Lightning 0.2) is a reward if nothing else says of which kind the span is; on a tool or a call it may mean anything.
+-- AgentOps' operations return their rewards.
 WITH said AS (
     SELECT
         *,

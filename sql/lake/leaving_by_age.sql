@@ -1,9 +1,8 @@
 -- Spans that are older than retention allows.
--- Grain: one row per row of `stored` that goes; run, epoch and mode are those of its rollout (NULL: of none).
--- Inputs: stored (spans, with filename), limits (one row: before_ns), unfinished (run, epoch, mode, rollout_id: NULL
--- where all its rollouts are meant).
--- Rule: an execution goes as a whole, once its newest span is old enough; a span without a rollout goes by its own age.
--- Rollouts of an epoch that is not finished stay.
+-- Grain: one row per row of `stored` that is removed; run, epoch and mode are those of its rollout (NULL: no rollout).
+-- Inputs: stored (spans, with filename), limits (one row: before_ns), unfinished (run, epoch, mode, rollout_id: NULL means all its rollouts).
+-- Rule: an attempt is removed as a whole, once its newest span is old enough; a span without a rollout by its own age. Rollouts of an epoch that
+-- is not finished stay.
 WITH owners AS (
     SELECT rollout_id, min(run) AS run, min(epoch) AS epoch, min(mode) AS mode
     FROM stored

@@ -1,7 +1,7 @@
 -- Spans of the rollouts of some runs.
--- Grain: one row per row of `stored` that goes.
+-- Grain: one row per row of `stored` that is removed.
 -- Inputs: stored (spans, with filename), leaving_runs (run).
--- Rule: a rollout belongs to the run that its `rollout` or `rollout.start` span names; all its spans go with it.
+-- Rule: a rollout belongs to the run that its `rollout` or `rollout.start` span names; all its spans are removed with it.
 WITH owners AS (
     SELECT rollout_id, min(run) AS run, min(epoch) AS epoch, min(mode) AS mode
     FROM stored

@@ -1,10 +1,10 @@
--- Rows that repeat a row before them: the same span sent again.
+-- Rows that repeat an earlier row: the same span sent again.
 -- Grain: one row per row of `arriving` that is not the first of its kind.
 -- Inputs: arriving, stored (rollout_id, attempt_id, trace_id, span_id, content_hash, sender, record_offset, record_index).
--- Rule: same identity (NULL is a value like others), same content and same sender; the first by (record_offset,
--- record_index) stays, wherever it lies. A copy that another sent is another span: it may say less, or more. Where the first
--- was stored before senders were written down (NULL), its retry has one. A hash that stands once is settled without looking at identities. Two rows of one place, which no
--- lake should have, both stay: a place names what goes.
+-- Rule: a row repeats another if it has the same identity (NULL equals NULL), the same content and the same sender. The first by (record_offset,
+-- record_index) stays, in whichever table it is. A copy from another sender is another span, since senders may set different attributes. If the
+-- first row was stored before senders were recorded (NULL), its retry may have one. A hash that occurs once is decided without a look at
+-- identities. Two rows of one place, which no lake should have, both stay: places name the rows that are removed.
 WITH again AS (
     SELECT content_hash FROM arriving GROUP BY content_hash HAVING count(*) > 1
     UNION

@@ -1,6 +1,7 @@
--- Prompts that the run knows an agent by: what its next epoch takes for certain.
+-- Prompts by which the run knows an agent: its next epoch takes them for certain.
 -- Grain: one row per prompt. Input: agent_prompts, of earlier epochs of the run.
--- Rule: in at least three rollouts, nine of ten of them the same agent's; ids alone tell, where they tell of three.
+-- Rule: the prompt was in at least three rollouts, in nine of ten of them of the same agent. If ids tell the agents of three rollouts, only these
+-- count.
 WITH rollouts AS (
     SELECT
         prompt_key,

@@ -1,4 +1,4 @@
--- How many further groups an epoch rolls out in the place of those that teach nothing.
+-- How many more groups an epoch rolls out in place of groups that teach nothing.
 -- Grain: one row. Parameters: wanted (groups that are to teach), spare (groups that may still be added). Inputs: advantages.
 -- Rule: a group teaches if any rollout of it trains a policy.
 SELECT

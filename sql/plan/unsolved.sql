@@ -1,12 +1,10 @@
 -- Tasks of a training epoch in the order of the draw: tasks of a kind that the policy does not solve yet come more often.
 -- Grain: one row per task_id. `weight`: how many times as often a task is drawn as one of weight 1.
 -- Inputs: tasks (task_id, task, kind, place), tried (epoch, task_id, kind, rollout_id, success, reward), draw (seed, epoch).
--- Rule: a task's kind is task_kind(task), or the task itself. The weight of a kind is the share of its tries that failed: a try
--- counts half as much with every later epoch that tried its kind, and one failed try from before the run is added, so no kind is
--- left out for good.
--- The n-th task of a kind stands at (n - 1 + u) / (weight * tasks of the kind), u drawn from 0 to 1 for each kind: kinds take
--- turns by their weight. Where each task is its own kind, this is sequential Poisson sampling (Ohlsson 1998). Within a kind,
--- tasks tried least often come first.
+-- Rule: a task's kind is task_kind(task), or the task itself. The weight of a kind is the share of its tries that failed. A try counts half as much
+-- with every later epoch that tried its kind; one failed try from before the run is added, so that no kind is left out for good.
+-- The n-th task of a kind is at (n - 1 + u) / (weight * tasks of the kind), with u drawn from 0 to 1 for each kind: kinds take turns by their
+-- weight. If each task is its own kind, this is sequential Poisson sampling (Ohlsson 1998). Within a kind, tasks tried least often come first.
 WITH kinds AS (
     SELECT
         kind,

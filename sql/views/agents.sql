@@ -1,10 +1,10 @@
 -- Which agents ran, what they did, and which policies their calls train.
 -- Grain: one row per (run, epoch, mode, agent, agent_path) of a derived epoch.
 -- Inputs: stored.span_tree, stored.scored_attempts, spans, stored.policy_calls, trained_calls.
--- Rule: over the attempts that count; a call seen twice is one. `policies` sampled its calls; `matched` are those of them
--- whose agent_match and agent_exclude select one of its calls. `ambiguous_calls` could be another agent's. `trained_calls` are
--- those that a version was trained on; `left_out_calls` could not be, for reasons of their own (all reasons: exclusion_reasons).
--- Evaluations train nothing and have no such numbers.
+-- Rule: only attempts that count; a call that was recorded twice is one. `policies` sampled its calls; `matched` are those of them whose
+-- agent_match and agent_exclude select one of its calls. `ambiguous_calls` may be another agent's. `trained_calls` are those that a version was
+-- trained on; `left_out_calls` have a reason of their own not to be (all reasons: exclusion_reasons). Evaluations train nothing and have no such
+-- numbers.
 WITH facts AS (
     SELECT
         rollout_id,

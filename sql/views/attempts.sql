@@ -1,10 +1,9 @@
 -- Every attempt of a rollout, also those that never ended, and which of them counts.
 -- Grain: one row per (rollout_id, attempt_id) that left a `rollout.start` or a `rollout` span.
 -- Inputs: spans, epoch_manifests, stored.scored_attempts.
--- Rule for `state`: as the epoch was derived (`counts`, `superseded`, `infrastructure`); before that, the earliest to end counts
--- among those that the infrastructure did not break. `unfinished`: no root span. `no_outcome`: its root span does not
--- say how it ended. `late`: ended after the epoch was sealed. `outside`: of a plan that the epoch gave up. `seconds` is NULL
--- while it runs.
+-- Rule for `state`: as the epoch was derived (`counts`, `superseded`, `infrastructure`). Before that, of the attempts that the infrastructure did
+-- not break the first to end counts. `unfinished`: no root span. `no_outcome`: its root span does not say how it ended. `late`: it ended after
+-- the epoch was sealed. `outside`: of a plan that the epoch gave up. `seconds` is NULL while it runs.
 WITH executions AS (
     SELECT
         rollout_id,

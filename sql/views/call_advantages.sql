@@ -1,5 +1,5 @@
--- What each token of a call was trained with, where the algorithm's SQL made an advantage of each (`ppo`; docs/algorithms.md).
--- Grain: one row per (run, epoch, rollout_id, call_id, choice) of such a policy that was trained on.
+-- What each token of a call was trained with, if the algorithm's SQL made an advantage for each token (`ppo`; docs/algorithms.md).
+-- Grain: one row per (run, epoch, rollout_id, call_id, choice) that was trained on, of such a policy.
 -- Inputs: token_scores, stored.sequences, stored.merges.
 -- Rule: the trained tokens of a sequence are the responses of its call_ids, one after the other. `advantage` is the mean.
 WITH parts AS (

@@ -1,9 +1,9 @@
--- Second records of an LLM or tool call: the agent's instrumentation saw what the gateway recorded, or it saw a call twice.
--- Grain: one row per span that another record represents (`twin_of`, a span_id). Inputs: stored.span_tree,
--- stored.scored_attempts, spans.
--- `start_ns` distinguishes calls that share their ids (an agent seeds `random`).
--- Rule: as the epoch was derived. In attempts of no derived epoch, records with one response id are one call; the
--- gateway's represents it, else the earliest. So are tools with one call id and no two names that begin before the first ends.
+-- Second records of an LLM or tool call: the agent's instrumentation recorded a call of the gateway, or recorded a call twice.
+-- Grain: one row per span that another record represents (`twin_of`, a span_id). `start_ns` distinguishes calls that share their ids (an agent
+-- seeds `random`).
+-- Inputs: stored.span_tree, stored.scored_attempts, spans.
+-- Rule: as the epoch was derived. In attempts of no derived epoch, records with one response id are one call, which the gateway's record
+-- represents, else the earliest. Tools with one call id and without two different names are one if they begin before the first of them ends.
 -- Spans without a scope are not compared.
 WITH derived AS (
     SELECT

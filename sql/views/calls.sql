@@ -1,11 +1,11 @@
 -- Every LLM call, with its messages, token ids and the agent that made it.
--- Grain: one row per record of a call. A call through the gateway that the agent's instrumentation also saw has two: count
--- and sum with `WHERE twin_of IS NULL`. Inputs: spans, attempts, span_places, call_twins.
--- Rule: `recorded_by` is the gateway (with token ids for a policy's calls; calls to frozen models and upstreams have no policy) or
--- the agent's own instrumentation (calls past the gateway, and production agents).
--- `twin_of` is the span_id of the record that represents the call. `model` is what the agent asked for, `served_model` the
--- name under which the model server answered: a policy that is still its base, and a frozen model, may share one. `input_messages` are
--- as the agent sent them, `prompts_served` what the model got in the place of some.
+-- Grain: one row per record of a call. A call through the gateway that the agent's instrumentation also recorded has two rows: count and sum
+-- with `WHERE twin_of IS NULL`.
+-- Inputs: spans, attempts, span_places, call_twins.
+-- Rule: `recorded_by` is the gateway (with token ids for a policy's calls; calls to frozen models and upstreams have no policy) or the agent's
+-- own instrumentation (calls past the gateway, and production agents). `twin_of` is the span_id of the record that represents the call.
+-- `model` is what the agent asked for, `served_model` the name under which the model server answered: a policy that is still its base, and a
+-- frozen model, may share one. `input_messages` are as the agent sent them; `prompts_served` is what the model got in place of some of them.
 SELECT
     attempts.run,
     attempts.epoch,

@@ -1,6 +1,6 @@
 -- The columns of every table and view, with type and meaning: the dictionary of the catalog.
 -- Grain: one row per (table_name, column_name). Inputs: meanings, span_columns.
--- Rule: what a column means in its table, else wherever it is, else what the column of that name in `spans` means.
+-- Rule: the meaning of the column in its table, else in any table, else that of the column of the same name in `spans`.
 SELECT
     there.table_name,
     there.column_index AS position,

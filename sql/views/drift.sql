@@ -1,8 +1,8 @@
 -- Where the text of a call, sent back as history, was tokenized differently than it was sampled.
 -- Grain: one row per (run, epoch, policy, agent) with a call that has a history. Inputs: stored.merges, stored.policy_calls.
--- Rule: of the calls that come after another of their policy in an attempt, `drifted` repeat its text with other token ids
--- (`token_drift`), so a new sequence begins. `first_position`: the smallest token position at which that happened;
--- `drifted_tokens`: sampled tokens that came back differently. Empty if no epoch was derived.
+-- Rule: of the calls that come after another of their policy in an attempt, `drifted` repeat its text with other token ids (`token_drift`), so a
+-- new sequence begins. `first_position`: the smallest token position at which that happened; `drifted_tokens`: sampled tokens that came back
+-- differently. Empty if no epoch was derived.
 SELECT
     merges.run,
     merges.epoch,

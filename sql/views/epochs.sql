@@ -1,12 +1,11 @@
 -- How each epoch went: over the attempts that count, and what arrived too late or could not be read.
--- Grain: one row per (run, epoch, mode), from the moment it is opened. Inputs: rollouts, attempts, epoch_manifests,
--- spans, rejections.
--- Rule: `rollouts` have a result (`failed_rollouts`: error or timeout), `unfinished` have none (yet); `attempts` counts all their
--- attempts. `share_success` is of the rollouts that reached success_reward, once they are derived. `mean_reward` is over the rewards of view rollouts.
--- `reward_uniform` is what that mean would be if all tasks were drawn alike: each rollout is divided by the weight of its task in the
--- draw (NULL if all were). `late`: spans of the
--- epoch's attempts that arrived after it was sealed; they are kept, and nothing derived reads them. `rejected`: spans of its
--- attempts that could not be decoded; those without a scope count for every epoch that was open then.
+-- Grain: one row per (run, epoch, mode), from the moment it is opened.
+-- Inputs: rollouts, attempts, epoch_manifests, spans, rejections.
+-- Rule: `rollouts` have a result (`failed_rollouts`: error or timeout), `unfinished` have none (yet); `attempts` counts all their attempts.
+-- `share_success` is the share of rollouts that reached success_reward, once they are derived. `mean_reward` is over the rewards of view
+-- rollouts. `reward_uniform` is what that mean would be if all tasks were drawn alike: each rollout is divided by the weight of its task in the
+-- draw (NULL if all were). `late`: spans of the epoch's attempts that arrived after it was sealed; they are kept, and nothing derived reads
+-- them. `rejected`: spans of its attempts that could not be decoded; those without a scope count for every epoch that was open then.
 WITH finished AS (
     SELECT
         run,

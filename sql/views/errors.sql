@@ -1,7 +1,7 @@
 -- What went wrong: failed attempts, calls, tools and other spans, and graders that gave no reward.
 -- Grain: one row per span with an error. Inputs: spans, attempts, span_places.
--- Rule: status `error`; an attempt whose outcome is not `ok`; a reward span that says why there is no reward. The end of an opened
--- rollout speaks for it until an epoch has given it a root.
+-- Rule: status `error`; an attempt whose outcome is not `ok`; a reward span with a reason why there is no reward. An opened rollout has no root
+-- until an epoch gives it one; until then the span that ends it counts.
 SELECT
     attempts.run,
     attempts.epoch,

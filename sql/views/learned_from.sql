@@ -1,13 +1,13 @@
 -- What was trained between two evaluations, for each held-out task that flipped between them: which tasks, kinds and agents moved.
 -- Grain: one row per (run, task_id, epoch, policy, agent, trained_task_id).
 -- Inputs: rollouts, training_rows, token_scores, sequences, stored.policy_calls.
--- Rule: a held-out task flipped where the share of its rollouts that were right rose (`became` learned) or fell (forgotten) between
--- two evaluations that follow each other; `since` and `epoch` are the epochs trained before each. `sure`: how many flips of
--- its direction chance does not explain. What is chance flips back as often, so it is 1 - flips the other way / flips this way,
--- of all held-out tasks of the two evaluations, and at least 0. `push`: what the trained task's tokens add to the gradient, the
--- sum of advantage × ratio × loss weight over those that are not clipped; above 0, what was sampled became likelier. `size_share`: its
--- size, of all that were trained in between. An agent is that of the sequence's first call. It says what moved together, not
--- what was the cause: that many tasks of the kind flipped one way (`kind_learned`, `kind_forgotten`) speaks for it.
+-- Rule: a held-out task flipped if the share of its rollouts that were right rose (`became` learned) or fell (forgotten) between two successive
+-- evaluations; `since` and `epoch` are the epochs trained before each. `sure`: the share of the flips of its direction that chance does not
+-- explain. Chance flips as many back, so it is 1 - flips the other way / flips this way, over all held-out tasks of the two evaluations, and at
+-- least 0. `push`: what the trained task's tokens add to the gradient, the sum of advantage × ratio × loss weight over tokens that are not
+-- clipped; above 0, the sampled tokens became likelier. `size_share`: its size as a share of all that was trained in between. The agent is that of
+-- the sequence's first call.
+-- This shows what moved together, not the cause. Many tasks of the kind that flipped one way (`kind_learned`, `kind_forgotten`) support it.
 WITH results AS (
     SELECT run, epoch, task_id, any_value(task_kind(task)) AS kind, avg(success::INTEGER) AS share_right
     FROM rollouts

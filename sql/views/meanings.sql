@@ -1,6 +1,6 @@
 -- What the columns of tables and views mean, with their units. Times are TIMESTAMP_NS in UTC; ids are text.
--- Grain: one row per (of_table, column_name); `of_table` NULL: wherever the column is. Inputs: none; this file is the table.
--- Rule: `columns` says which holds. What is missing here means what it does in `spans` (lightning_core/lake/schema.py).
+-- Grain: one row per (of_table, column_name); `of_table` NULL: in every table. Inputs: none; this file is the table.
+-- Rule: view `columns` says which meaning applies. A column that is missing here means what it does in `spans` (lightning_core/lake/schema.py).
 SELECT * FROM (VALUES
     -- ids, and what joins what
     (NULL, 'run', 'run'),

@@ -1,7 +1,7 @@
 -- Every LLM call of the training rollouts that count, its agent, and whether it trains a policy.
--- Grain: one row per call_id (a call seen twice is one). Inputs: stored.policy_calls, stored.span_tree, stored.candidate_agents.
--- Rule: `left_out` is NULL where the call could be trained on; what became of it, triplets says. `ambiguous`: several agents could
--- have made it. `candidates` are as many as are known, `candidate_agents` their names. An agent whose span is lost is none of them.
+-- Grain: one row per call_id (a call that was recorded twice is one). Inputs: stored.policy_calls, stored.span_tree, stored.candidate_agents.
+-- Rule: `left_out` is NULL if the call could be trained on; view triplets has what became of it. `ambiguous`: several agents could have made it.
+-- `candidates` is the number of known ones, `candidate_agents` their names; an agent whose span was lost is not among them.
 SELECT
     calls.run,
     calls.epoch,

@@ -1,11 +1,10 @@
 -- Each policy in each training epoch: its versions, what was sampled and trained on, and how old it was.
 -- Grain: one row per (run, epoch, policy).
 -- Inputs: epoch_manifests, stored.policy_calls, stored.call_returns, trained_calls, stored.sequences, staleness.
--- Rule: `version` is what the epoch began with, `trained_version` what its training made of it (the same if nothing was
--- trained; `skipped` has the reason), NULL before that. `trainable_calls` have no reason of their own to be left out;
--- `trained_calls` are those of them that it was trained on (the others: exclusion_reasons). `mean_return` is over the calls
--- that could be trained on: what this policy is rewarded with. `lag` is the largest of view staleness, `share_stale` the share
--- of calls sampled by an older version.
+-- Rule: `version` is what the epoch began with; `trained_version` is what its training made of it (the same if nothing was trained; `skipped` has
+-- the reason), NULL before that. `trainable_calls` have no reason of their own to be left out; `trained_calls` are those of them that it was
+-- trained on (the others: exclusion_reasons). `mean_return` is over the calls that could be trained on, by this policy's rewards. `lag` is the
+-- largest of view staleness, `share_stale` the share of calls that an older version sampled.
 WITH versions AS (
     SELECT run, epoch, unnest(map_entries(versions)) AS entry, stages
     FROM epoch_manifests

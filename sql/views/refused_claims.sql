@@ -1,9 +1,8 @@
--- What spans claim and their senders may not say: it counts for nothing, and this is where it is seen.
--- Grain: one row per span with such a claim. Inputs: spans, attempts.
--- Rule: `refused` is the attribute: of the gateway's (`lightning.policy`, token ids, …) or the runner's (`lightning.run`,
--- `lightning.output`, …), `lightning.reward.source` where an attempt poses as a grader, `lightning.rollout_id` where nobody (no
--- token, no proof, not the secret) names a rollout. `rollout_id` and `attempt_id` are whose the span is, or in that last case whose
--- it says it is; `reward` is what it would have given.
+-- Attributes that a span's sender may not set: they count for nothing, and this view shows them.
+-- Grain: one row per span with such an attribute. Inputs: spans, attempts.
+-- Rule: `refused` is the attribute: the gateway's (`lightning.policy`, token ids, …), the runner's (`lightning.run`, `lightning.output`, …),
+-- `lightning.reward.source` if an attempt poses as a grader, or `lightning.rollout_id` if a sender without token, proof and secret names a
+-- rollout. `rollout_id` and `attempt_id` are those of the span, in the last case those that it names; `reward` is what it would have given.
 WITH refused AS (
     SELECT
         coalesce(rollout_id, resource['lightning.rollout_id'], resource['agentlightning.rollout_id'], declared_rollout_id) AS rollout_id,

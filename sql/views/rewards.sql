@@ -1,6 +1,6 @@
--- Every reward as it was emitted, by the agent or by the grader; `rollout_rewards` has the rollout's resulting reward.
+-- Every reward as the agent or the grader emitted it; `rollout_rewards` has the resulting reward of each rollout.
 -- Grain: one row per span that carries a reward, or is one. Inputs: spans, attempts, span_places.
--- Rule: `agent` is the agent that emitted it; NULL for a grader's. `words` say why it is what it is, as who gave it wrote; `error` why a grader gave none.
+-- Rule: `agent` is the agent that emitted it; NULL for a grader's. `words` is the giver's reason for it; `error` says why a grader gave none.
 SELECT
     attempts.run,
     attempts.epoch,

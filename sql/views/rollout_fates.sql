@@ -1,7 +1,8 @@
 -- What became of each training rollout: trained on, or left out and why.
--- Grain: one row per (run, epoch, rollout_id) of a training epoch. Inputs: rollouts, trained_calls, policy_calls, stored.advantages, exclusions.
--- Rule: `counted` where the rollout has a result that counts. It is trained on where any of its calls is; else the fate is why its group
--- is left out, else the first reason of its calls by name. Of an epoch that is not derived yet it is `not derived yet`; other fates are a state.
+-- Grain: one row per (run, epoch, rollout_id) of a training epoch.
+-- Inputs: rollouts, trained_calls, policy_calls, stored.advantages, exclusions.
+-- Rule: `counted`: the rollout has a result that counts. It was trained on if any of its calls was; else `fate` is why its group is left out, else the
+-- first reason of its calls by name. Before the epoch is derived it is `not derived yet`; other fates are a state.
 WITH trained AS (
     SELECT DISTINCT calls.run, calls.epoch, calls.rollout_id
     FROM trained_calls AS trained

@@ -1,13 +1,12 @@
 -- Every rollout, with the result that counts; a rollout appears as soon as its spans are decoded.
--- Grain: one row per (run, epoch, mode, rollout_id). If no attempt counts (yet), the latest represents the rollout and `state`
--- is its state. Inputs: attempts, epoch_manifests, spans, call_twins,
--- stored.rollout_rewards, stored.policy_calls.
--- Rule: `reward` and `success` as the epoch was derived (failure_reward, weights, former graders left out); before that,
--- `reward` is the last finite one emitted, one named `reward` first, and `success` is not known. `calls` counts every call
--- once; `response_tokens` are theirs. `weight`: how many times as often its task was drawn as one of weight 1
--- (`tasks.sampler`); NULL if no task was drawn more often than another. `demonstration`: a policy that imitates (sft) took a reply of it
--- that was given (structured outputs, a prefilled text), or it was imported: its output is no achievement of the policy, whatever its reward. `task_text` is the task's text: of a JSON object its first
--- key of question, prompt, problem, instruction, task, text, query, input; else the task as it is.
+-- Grain: one row per (run, epoch, mode, rollout_id). If no attempt counts (yet), the latest one represents the rollout, with its `state`.
+-- Inputs: attempts, epoch_manifests, spans, call_twins, stored.rollout_rewards, stored.policy_calls.
+-- Rule: `reward` and `success` are as the epoch was derived (failure_reward, weights, former graders left out). Before that, `reward` is the last
+-- finite one emitted, one named `reward` first, and `success` is not known. `calls` counts every call once; `response_tokens` are theirs.
+-- `weight`: how many times as often its task was drawn as a task of weight 1 (`tasks.sampler`); NULL if all were drawn alike.
+-- `demonstration`: a policy that imitates (sft) trained on a given reply of it (structured outputs, a prefilled text), or it was imported: its
+-- output is no achievement of the policy, whatever its reward. `task_text` is the task's text: of a JSON object its first key of question,
+-- prompt, problem, instruction, task, text, query, input; else the task as it is.
 WITH results AS (
     SELECT *, count(*) OVER (PARTITION BY run, epoch, mode, rollout_id) AS attempts
     FROM attempts

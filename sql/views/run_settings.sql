@@ -1,7 +1,7 @@
 -- The settings of each run that are not at their default, as its newest epoch read them.
 -- Grain: one row per (run, setting). Inputs: epoch_manifests.
--- Rule: of training epochs and evaluations the one with the highest number, of two the training. `home`, `run` and the values in
--- `agent.environment` are not kept. A run of an older version has none.
+-- Rule: of training epochs and evaluations the one with the highest number counts; of two with the same number, the training epoch. `home`,
+-- `run` and the values in `agent.environment` are not kept. A run of an older version has no rows.
 WITH newest AS (
     SELECT run, arg_max(settings, (epoch, mode = 'train')) AS settings
     FROM epoch_manifests

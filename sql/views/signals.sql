@@ -1,15 +1,13 @@
 -- How training goes, one number a row: what MLflow, the console and Prometheus show.
--- Grain: one row per (run, epoch, mode, policy, signal). `policy` is NULL for a signal of no single policy. An evaluation's epoch
--- is the number of epochs trained before it. Signals of several kinds are named `dropped/<reason>`, `left_out/<reason>`,
--- `seconds/<stage>`.
--- Inputs: epoch_manifests, stored.advantages, trained_calls, stored.sequences, exclusion_reasons, staleness,
--- stored.rollout_rewards.
--- Rule: `reward` and `reward_spread` (standard deviation) are over the rollouts a policy acted in, each once;
--- `reward_uniform` is the mean with each rollout divided by the weight of its task in the draw. `group_spread` is
--- the mean deviation of a group's returns; `groups_kept` the share of groups in which any rollout trains;
--- `advantage_spread` the deviation of the advantages trained on; `fell_back` the share of `counterfactual`'s that are the group's. `kept`: calls trained on; `dropped/…`: calls left out, by reason.
--- `staleness`: mean lag of the calls. `version`: the number of the version that the epoch began with.
--- What the trainer measured has its own names (`kl`, `entropy`, `clip_ratio`, …).
+-- Grain: one row per (run, epoch, mode, policy, signal). `policy` is NULL for a signal of no single policy. An evaluation's epoch is the number
+-- of epochs trained before it. Signals of several kinds are named `dropped/<reason>`, `left_out/<reason>`, `seconds/<stage>`.
+-- Inputs: epoch_manifests, stored.advantages, trained_calls, stored.sequences, exclusion_reasons, staleness, stored.rollout_rewards.
+-- Rule: docs/algorithms.md has all signals. `reward` and `reward_spread` (standard deviation) are over the rollouts that a policy acted in, each
+-- once; `reward_uniform` is the mean with each rollout divided by the weight of its task in the draw. `group_spread` is the mean deviation of a
+-- group's returns; `groups_kept` the share of groups in which any rollout trains; `advantage_spread` the deviation of the advantages that are
+-- trained; `fell_back` the share of advantages of `counterfactual` that compare with the whole group. `kept`: calls trained on; `dropped/…`: calls
+-- left out, by reason. `staleness`: mean lag of the calls. `version`: the number of the version that the epoch began with. Measurements of the
+-- trainer have its own names (`kl`, `entropy`, `clip_ratio`, …).
 -- Sorted lists: no number may depend on the order of the input.
 WITH rollouts AS (
     SELECT

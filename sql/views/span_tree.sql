@@ -1,8 +1,8 @@
--- The tree of every attempt as repaired: each span's place, how it was found, and the agent it belongs to.
+-- The repaired tree of every attempt: each span's place, how it was found, and the agent of the span.
 -- Grain: one row per (run, epoch, node): a span, or a declared parent that never came (`method` synthesised, negative `node`).
 -- Inputs: stored.span_tree.
--- Rule: `node` numbers the spans of an epoch; `parent_node` and `twin_node` are such numbers, of the same epoch. `call_id` is that of
--- the call that the span is, or is another record of.
+-- Rule: `node` numbers the spans of an epoch; `parent_node` and `twin_node` are such numbers of the same epoch. `call_id` is the call that the span
+-- is, or is another record of.
 SELECT
     * EXCLUDE (twin_of, start_ns, end_ns),
     twin_of AS twin_node,

@@ -1,7 +1,7 @@
 -- Who used how many tokens.
 -- Grain: one row per (run, epoch, mode, agent, policy, policy_version, model). Inputs: calls.
--- Rule: as counted by the gateway, or by the instrumentation for calls that did not come through it; a call seen twice is
--- counted once. `uncounted` calls do not report their tokens. `share` is of the response tokens of the epoch and mode.
+-- Rule: the gateway's counts, or the instrumentation's for calls that did not come through it; a call that was recorded twice is counted once.
+-- `uncounted` calls do not report their tokens. `share` is of the response tokens of the epoch and mode.
 WITH used AS (
     SELECT
         run,

@@ -1,6 +1,6 @@
 -- Every tool call, with arguments, result, whether it failed, and the agent that made it.
--- Grain: one row per tool call; one that was seen twice is one. Inputs: spans, attempts, span_places, call_twins.
--- Rule: it failed if any of its records says so; what the record that represents it does not say, the others do.
+-- Grain: one row per tool call; one that was recorded twice is one. Inputs: spans, attempts, span_places, call_twins.
+-- Rule: it failed if any of its records says so. Other columns are filled from the record that represents it, else from its other records.
 WITH records AS NOT MATERIALIZED (
     SELECT
         tools.*,

@@ -1,8 +1,7 @@
 -- The calls that a version was trained on.
 -- Grain: one row per call_id. Inputs: stored.sequences, epoch_manifests.
--- Rule: those in the epoch's sequences, if the policy was trained on these sequences. So there is none before its training
--- ended, if it was skipped, or if the sequences were derived anew since (`regrade`). A call of several choices
--- (`n` > 1) counts once.
+-- Rule: the calls in the epoch's sequences, if the policy was trained on these sequences. So there is none before the training ended, if it was
+-- skipped, or if the sequences were derived again since (`regrade`). A call of several choices (`n` > 1) counts once.
 SELECT DISTINCT
     calls.run,
     calls.epoch,

@@ -1,10 +1,10 @@
 -- What every call of the training rollouts said and got: (prompt, response, reward), and whether it was trained on or why not.
 -- Grain: one row per (call_id, choice); one choice unless the agent asked for `n` > 1.
--- Inputs: stored.policy_calls, stored.merges, stored.exclusions, stored.call_returns, stored.advantages, call_advantages,
--- epoch_manifests, spans.
--- Rule: `reward` is the rollout's, as this policy is rewarded; `return` what the call is credited with, `advantage` what its tokens are
--- trained with (where each has its own, the mean). `left_out` is NULL where it is in a sequence; `trained`: a version was trained on that. Tokens and messages are
--- those of the gateway's record; of a call without ids, `choice` is 0.
+-- Inputs: stored.policy_calls, stored.merges, stored.exclusions, stored.call_returns, stored.advantages, call_advantages, epoch_manifests,
+-- spans.
+-- Rule: `reward` is the rollout's reward for this policy; `return` is what the call is credited with; `advantage` is what its tokens are trained with
+-- (the mean, if each token has its own). `left_out` is NULL if it is in a sequence; `trained`: a version was trained on that. Tokens and messages
+-- are those of the gateway's record; `choice` is 0 for a call without ids.
 WITH choices AS (
     SELECT run, epoch, rollout_id, call_id, choice FROM stored.merges
     UNION
